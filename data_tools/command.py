@@ -1,0 +1,128 @@
+"""The command line's habits, the same in every room: subcommands, overrides, exit codes, one-line errors."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from data_tools.config import parse_override
+
+EXIT_CONFIG = 2
+EXIT_DATA = 3
+EXIT_CHECKPOINT = 4
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+log = logging.getLogger("kinemae")
+
+
+class DataError(Exception):
+    """Something is wrong with videos, shards or labels; the message says what, where and how to mend it."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint or an exported encoder cannot be used; the message says why and what to do."""
+
+
+class Stopped(Exception):
+    """The run stopped on a signal after saving a checkpoint."""
+
+    def __init__(self, exit_code: int, message: str):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One subcommand: its positional arguments come first, overrides after them.
+
+    Attributes:
+        run: gets the parsed arguments; whatever it raises is turned into a line and an exit code.
+        positionals: (name, help) pairs.
+        options: (flag, help) pairs of on/off switches.
+        more: name of a last positional that takes one or more values in place of overrides.
+    """
+
+    name: str
+    help: str
+    example: str
+    run: Callable[[argparse.Namespace], None]
+    positionals: Sequence[tuple[str, str]] = ()
+    options: Sequence[tuple[str, str]] = ()
+    more: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A room's command line. A program with one unnamed command has no subcommands."""
+
+    name: str
+    about: str
+    commands: Sequence[Command] = field(default_factory=tuple)
+
+
+def run_program(program: Program, argv: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn every expected failure into one line and the design's exit code."""
+    configure_logging()
+    try:
+        arguments = _parse(program, sys.argv[1:] if argv is None else list(argv))
+        arguments.run(arguments)
+        return 0
+    except Stopped as stopped:
+        log.warning("%s", stopped)
+        return stopped.exit_code
+    except ValueError as error:
+        return _fail(error, EXIT_CONFIG)
+    except DataError as error:
+        return _fail(error, EXIT_DATA)
+    except CheckpointError as error:
+        return _fail(error, EXIT_CHECKPOINT)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+
+
+def configure_logging() -> None:
+    """Plain lines on standard error: time, level, message; the rank too where there are several."""
+    rank = f" rank {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s{rank} %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _parse(program: Program, argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"python -m {program.name}", description=program.about)
+    if len(program.commands) == 1 and not program.commands[0].name:
+        _describe(parser, program.commands[0], program.name)
+    else:
+        choices = parser.add_subparsers(required=True, metavar="COMMAND")
+        for command in program.commands:
+            _describe(choices.add_parser(command.name, help=command.help, description=command.help), command, "")
+    arguments, unknown = parser.parse_known_args(argv)
+    for stray in unknown:
+        parse_override(stray)  # names the mistake: an override written with dashes
+        arguments.overrides.append(stray)
+    return arguments
+
+
+def _describe(parser: argparse.ArgumentParser, command: Command, prog: str) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"example:\n  {command.example}"
+    parser.set_defaults(run=command.run)
+    for name, text in command.positionals:
+        parser.add_argument(name, help=text)
+    for flag, text in command.options:
+        parser.add_argument(flag, help=text, action="store_true")
+    if command.more:
+        parser.add_argument(command.more[0], help=command.more[1], nargs="+")
+        parser.set_defaults(overrides=[])
+    else:
+        parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="config overrides, read as YAML")
+
+
+def _fail(error: object, exit_code: int) -> int:
+    log.error("%s", error)
+    return exit_code

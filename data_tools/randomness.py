@@ -1,0 +1,78 @@
+"""Randomness as a function of (seed, purpose, step, sample), never of history.
+
+Whoever needs chance names its purpose and its place in the run. A resumed run, or one on another
+number of processes, asks with the same words and gets the same draws.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_MASK_32 = 0xFFFFFFFF
+
+
+def derived_seed(seed: int, *, purpose: str, step: int = 0, sample: int = 0) -> int:
+    """A 63-bit seed for one place in the run; different places give unrelated seeds."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{step}/{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(seed: int, *, purpose: str, step: int = 0, sample: int = 0) -> torch.Generator:
+    """A fresh CPU generator for one place in the run.
+
+    Args:
+        seed: the run's seed.
+        purpose: what is drawn, for example "masking".
+        step: the optimiser step, where the draw belongs to a step.
+        sample: the clip's index in the run, where the draw belongs to a clip.
+    """
+    fresh = torch.Generator()
+    fresh.manual_seed(derived_seed(seed, purpose=purpose, step=step, sample=sample))
+    return fresh
+
+
+class ClipRandom:
+    """Draws for a batch of clips, on the device, one row a clip and each row a function of its clip alone.
+
+    A counter is hashed for every value (murmur3's finaliser, 32 bit), so that one vectorised call gives
+    what a generator per clip would give, without a loop, a host sync or a dependence on the batch.
+    """
+
+    def __init__(self, seed: int, clip_index_B: Tensor):
+        self.seed = seed
+        self.clip_index_B = clip_index_B
+
+    def uniform(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Uniform values in the open interval (0, 1), float32 of shape (B, *shape)."""
+        bits_BX = self._bits(purpose, math.prod(shape))
+        values_BX = ((bits_BX >> 8).float() + 0.5) * (1.0 / (1 << 24))
+        return values_BX.view(len(bits_BX), *shape)
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal values, float32 of shape (B, *shape), by the Box-Muller transform."""
+        count = math.prod(shape)
+        radius_BX = self.uniform(f"{purpose}/radius", (count,)).log().mul(-2.0).sqrt()
+        angle_BX = self.uniform(f"{purpose}/angle", (count,)).mul(2.0 * math.pi)
+        return (radius_BX * angle_BX.cos()).view(-1, *shape)
+
+    def _bits(self, purpose: str, count: int) -> Tensor:
+        """Hashed counters, int64 of shape (B, count) with 32 random bits each."""
+        clip_B = self.clip_index_B
+        key = derived_seed(self.seed, purpose=purpose)
+        low_B = _mix((clip_B & _MASK_32) ^ (key & _MASK_32))
+        row_B = _mix(low_B ^ (clip_B >> 32) ^ (key >> 32))
+        column_X = torch.arange(count, dtype=torch.int64, device=clip_B.device)
+        # Two rounds: one alone leaves rows whose keys differ by little visibly alike.
+        return _mix(_mix(row_B[:, None] + column_X * 0x9E3779B9 & _MASK_32) ^ row_B[:, None])
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """Murmur3's 32-bit finaliser on int64 tensors that hold 32-bit values."""
+    bits = bits ^ (bits >> 16)
+    bits = bits * 0x85EBCA6B & _MASK_32
+    bits = bits ^ (bits >> 13)
+    bits = bits * 0xC2B2AE35 & _MASK_32
+    return bits ^ (bits >> 16)
