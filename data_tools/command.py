@@ -3,9 +3,12 @@
 import argparse
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from data_tools.config import parse_override
 
@@ -32,6 +35,17 @@ class Stopped(Exception):
     def __init__(self, exit_code: int, message: str):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn a disk that is full or cannot be written into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {folder}: {error.strerror or error}; mend that and run the same command again"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +101,9 @@ def configure_logging() -> None:
     """Plain lines on standard error: time, level, message; the rank too where there are several."""
     rank = f" rank {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"%(asctime)s{rank} %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s{rank} %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    )
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -100,9 +116,13 @@ def _parse(program: Program, argv: list[str]) -> argparse.Namespace:
     else:
         choices = parser.add_subparsers(required=True, metavar="COMMAND")
         for command in program.commands:
-            _describe(choices.add_parser(command.name, help=command.help, description=command.help), command, "")
+            _describe(
+                choices.add_parser(command.name, help=command.help, description=command.help), command, ""
+            )
     arguments, unknown = parser.parse_known_args(argv)
     for stray in unknown:
+        if re.fullmatch(r"--local[-_]rank=\d+", stray):
+            continue  # the deepspeed launcher adds it; LOCAL_RANK says the same
         parse_override(stray)  # names the mistake: an override written with dashes
         arguments.overrides.append(stray)
     return arguments

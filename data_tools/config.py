@@ -56,7 +56,9 @@ def load_config(schema: type[Config], path: str | Path | None, overrides: list[s
         OmegaConf.resolve(merged)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
-            raise ValueError(f"no value for {', '.join(missing)}: set it in the config or as {missing[0]}=...")
+            raise ValueError(
+                f"no value for {', '.join(missing)}: set it in the config or as {missing[0]}=..."
+            )
         _refuse_non_finite(OmegaConf.to_container(merged), "")
         return cast(Config, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:
@@ -70,14 +72,24 @@ def parse_override(text: str) -> str:
     """Check the shape of one `a.b=c` override and return it unchanged.
 
     Raises:
-        ValueError: it begins with dashes, has no `=`, or holds a number that YAML 1.1 misreads.
+        ValueError: it begins with dashes, has no `=`, is no YAML, or holds a number that YAML 1.1 misreads.
     """
     key, equals, value = text.partition("=")
     if text.startswith("-"):
-        raise ValueError(f"an override is written key=value without dashes: {text.lstrip('-')!r}, not {text!r}")
+        raise ValueError(
+            f"an override is written key=value without dashes: {text.lstrip('-')!r}, not {text!r}"
+        )
     if not equals or not key.strip():
         raise ValueError(f"expected an override of the form key=value, got {text!r}")
-    _refuse_surprising_number(value.strip(), key)
+    try:
+        yaml.safe_load(value)  # refuses tags, which name code
+        scalars = _plain_scalars(yaml.compose(value, Loader=yaml.SafeLoader), key)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"{key}: {value!r} is not valid YAML ({_yaml_problem(error)}); quote it if it is text"
+        ) from error
+    for scalar_key, scalar in scalars:
+        _refuse_surprising_number(scalar, scalar_key)
     return text
 
 
@@ -94,7 +106,9 @@ def _read_file(path: Path) -> DictConfig:
         loaded = OmegaConf.create(text)
     except FileNotFoundError as error:
         raise ValueError(f"no config file at {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
+        raise ValueError(f"cannot read the config file {path}: {_yaml_problem(error)}") from error
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the config file {path}: {_first_line(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise ValueError(f"the config file {path} must hold a mapping of keys to values")
@@ -123,11 +137,18 @@ def _refuse_non_finite(value: Any, key: str) -> None:
     if isinstance(value, dict):
         for name, child in value.items():
             _refuse_non_finite(child, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for index, child in enumerate(value):
             _refuse_non_finite(child, f"{key}[{index}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{key} must be a finite number, got {value}")
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong and in which line, of an error that spreads both over several lines."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,9 +1,10 @@
 """The shard schema: what a data set on disk is, in one place.
 
     FOLDER/
-      shard-000000.tar ...   WebDataset tars; a sample is KEY.json (name, label, ...) then KEY.mp4 (or its own ending)
+      shard-000000.tar ...   WebDataset tars; a sample is KEY.json (name, label, ...), KEY.mp4
       index.arrow            one row a sample (`COLUMNS`), an uncompressed Arrow file that is memory-mapped
-      dataset.json           format, classes, shards (name, samples, bytes, sha256), fingerprint, how it was made
+      dataset.json           format, classes, shards (name, samples, bytes, sha256), fingerprint, how it
+      was made
 
 The index is what makes a read one `pread`: shard, offset and length of the video bytes inside the tar.
 """
@@ -116,23 +117,31 @@ def open_index(folder: str | Path) -> ShardIndex:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"no folder of shards at {folder}: make one with `python -m data_tools shard SOURCE OUT`")
+        raise DataError(
+            f"no folder of shards at {folder}: make one with `python -m data_tools shard SOURCE OUT`"
+        )
     try:
         description = json.loads((folder / DATASET_NAME).read_text(encoding="utf-8"))
         table = pa.ipc.open_file(pa.memory_map(str(folder / INDEX_NAME))).read_all()
     except FileNotFoundError as error:
         splits = sorted(path.parent.name for path in folder.glob(f"*/{DATASET_NAME}"))
         hint = f"; did you mean {folder / splits[0]}?" if splits else ""
-        raise DataError(f"{folder} holds no {Path(error.filename or INDEX_NAME).name}, so it is no data set{hint}") from error
+        raise DataError(
+            f"{folder} holds no {Path(error.filename or INDEX_NAME).name}, so it is no data set{hint}"
+        ) from error
     except (json.JSONDecodeError, pa.ArrowInvalid) as error:
         raise DataError(f"the index in {folder} is damaged ({error}): shard the source again") from error
     if description.get("format") != FORMAT:
         raise DataError(f"{folder} has index format {description.get('format')}, this version reads {FORMAT}")
     if not table.schema.equals(COLUMNS):
-        raise DataError(f"{folder / INDEX_NAME} does not have the columns of format {FORMAT}: shard the source again")
+        raise DataError(
+            f"{folder / INDEX_NAME} does not have the columns of format {FORMAT}: shard the source again"
+        )
     index = ShardIndex(folder, table, description)
     if len(index) == 0:
-        raise DataError(f"{folder} holds no samples: check the source and the rejected files in {folder}/rejected.jsonl")
+        raise DataError(
+            f"{folder} holds no samples: check the source and the rejected files in {folder}/rejected.jsonl"
+        )
     missing = [shard.name for shard in index.shards if not (folder / shard.name).is_file()]
     if missing:
         raise DataError(f"{folder} lacks {len(missing)} of its shards, first {missing[0]}")
@@ -140,7 +149,11 @@ def open_index(folder: str | Path) -> ShardIndex:
 
 
 def write_index(
-    folder: Path, samples: Sequence[Sample], shards: Sequence[Shard], classes: Sequence[str], made_by: dict[str, Any]
+    folder: Path,
+    samples: Sequence[Sample],
+    shards: Sequence[Shard],
+    classes: Sequence[str],
+    made_by: dict[str, Any],
 ) -> None:
     """Write `index.arrow`, then `dataset.json`, whose presence says that the data set is complete."""
     rows = [asdict(sample) for sample in samples]

@@ -39,7 +39,7 @@ def build_part(folder: str, part: Part, interface: type[Interface]) -> Interface
     Raises:
         ValueError: no such part, an unknown or missing argument, or an argument the part refuses.
     """
-    kind = folder.rpartition(".")[2]
+    kind = folder.rpartition(".")[2].removesuffix("s")  # the config key is `head`, the folder heads/
     names = part_names(folder)
     if part.name not in names:
         raise ValueError(f"{kind}.name: no {kind} named {part.name!r}{_suggest(part.name, names)}")
@@ -63,7 +63,9 @@ def _check_arguments(part_class: type, part: Part, key: str) -> None:
     parameters = inspect.signature(part_class).parameters
     for argument in part.args:
         if argument not in parameters:
-            raise ValueError(f"{key}: {part.name} has no argument {argument!r}{_suggest(argument, list(parameters))}")
+            raise ValueError(
+                f"{key}: {part.name} has no argument {argument!r}{_suggest(argument, list(parameters))}"
+            )
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in part.args:
             raise ValueError(f"{key}: {part.name} needs {name}; set {key}.{name}=...")

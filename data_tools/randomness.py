@@ -48,7 +48,8 @@ class ClipRandom:
     def uniform(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Uniform values in the open interval (0, 1), float32 of shape (B, *shape)."""
         bits_BX = self._bits(purpose, math.prod(shape))
-        values_BX = ((bits_BX >> 8).float() + 0.5) * (1.0 / (1 << 24))
+        # 23 bits: with 24, float32 would round the largest value up to 1.
+        values_BX = ((bits_BX >> 9).float() + 0.5) * (1.0 / (1 << 23))
         return values_BX.view(len(bits_BX), *shape)
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:

@@ -1,0 +1,97 @@
+"""Which sample stands where in the run: a pure function of (seed, epoch, place), without any list.
+
+The run is one line of clips, 0, 1, 2, ... A step takes the next `global_clips` of them, whatever the number
+of processes, workers or accumulation steps; those only decide who reads which. So the whole state of the
+data stream is the number of the step.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from data_tools.randomness import derived_seed
+
+_ROUNDS = 8
+_MASK_32 = 0xFFFFFFFF
+
+
+def sample_at(seed: int, epoch: int, i: int, samples: int) -> int:
+    """The i-th sample of an epoch.
+
+    For each (seed, epoch) this is a permutation of range(samples): a Feistel network over the next even
+    power of two, walked until it lands inside (Black and Rogaway 2002, https://doi.org/10.1007/3-540-45760-7_9,
+    section 4). Costs the same whatever `samples` is, about two walks on average and no memory.
+
+    Raises:
+        ValueError: `i` is not a place of the epoch.
+    """
+    if not 0 <= i < samples:
+        raise ValueError(f"an epoch of {samples} samples has the places 0 to {samples - 1}, asked for {i}")
+    half = ((samples - 1).bit_length() + 1) // 2
+    keys = _round_keys(seed, epoch)
+    place = _feistel(i, half, keys)
+    while place >= samples:
+        place = _feistel(place, half, keys)
+    return place
+
+
+def clip_place(clip_index: int, samples: int, views: int) -> tuple[int, int, int]:
+    """(epoch, place in the epoch, view) of a clip of the run; the views of one video stand side by side."""
+    position, view = divmod(clip_index, views)
+    epoch, i = divmod(position, samples)
+    return epoch, i, view
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """How a global batch is cut: `global_clips = world * accumulation * micro_clips`."""
+
+    global_clips: int
+    world: int
+    micro_clips: int
+    accumulation: int
+
+    def clip_range(self, step: int, accumulation_index: int, rank: int) -> range:
+        """The clips of the run that a process takes in one micro-batch of a step."""
+        begin = step * self.global_clips + (accumulation_index * self.world + rank) * self.micro_clips
+        return range(begin, begin + self.micro_clips)
+
+
+def plan_batch(global_clips: int, clips_per_device: int, world: int, views: int) -> BatchPlan:
+    """Cut the global batch into the fewest micro-batches that fit a device and keep a video's views together.
+
+    Raises:
+        ValueError: the numbers do not divide; the message names all of them.
+    """
+    share, rest = divmod(global_clips, world)
+    if rest == 0 and share > 0:
+        for accumulation in range(-(-share // clips_per_device), share + 1):
+            if share % accumulation == 0 and (share // accumulation) % views == 0:
+                micro_clips = share // accumulation
+                return BatchPlan(
+                    global_clips=global_clips, world=world, micro_clips=micro_clips, accumulation=accumulation
+                )
+    raise ValueError(
+        f"batch.global_clips={global_clips} cannot be shared by {world} processes in equal micro-batches "
+        f"of at most batch.clips_per_device={clips_per_device} clips "
+        f"that are multiples of data.views_per_video={views}: "
+        f"choose batch.global_clips as a multiple of {world} x {views} = {world * views} "
+        f"and batch.clips_per_device as at least {views}"
+    )
+
+
+@lru_cache(maxsize=16)
+def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
+    return tuple(
+        derived_seed(seed, purpose="order", step=epoch, sample=number) & _MASK_32 for number in range(_ROUNDS)
+    )
+
+
+def _feistel(place: int, half: int, keys: tuple[int, ...]) -> int:
+    """A keyed permutation of the numbers below 4 ** half, each half of at most 32 bits."""
+    mask = (1 << half) - 1
+    left, right = place >> half, place & mask
+    for key in keys:
+        mixed = (right ^ key) * 0x9E3779B1 & _MASK_32
+        mixed = (mixed ^ (mixed >> 15)) * 0x85EBCA77 & _MASK_32
+        left, right = right, left ^ (mixed ^ (mixed >> 13)) & mask
+    return left << half | right

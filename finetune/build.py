@@ -1,0 +1,123 @@
+"""From the config to a classifier: which encoder, which clip, and that the two fit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from data_tools.command import CheckpointError
+from data_tools.randomness import derived_seed
+from data_tools.stream.loader import ClipConfig
+from finetune.classifier import Classifier
+from finetune.config import FinetuneConfig
+from finetune.heads.base import build_head
+from pretrain.encoder_file import EncoderDescription, load_description, load_encoder
+from pretrain.model.encoder import Encoder
+from pretrain.model.sizes import ModelConfig
+from pretrain.model.tokens import TokenGrid
+
+
+def describe_encoder(config: FinetuneConfig) -> EncoderDescription:
+    """What the run's encoder is and which clips it sees, with the stride that the run uses.
+
+    Raises:
+        CheckpointError: no exported encoder there, or the config asks for another than it is.
+        ValueError: from scratch, and the config does not say what to build.
+    """
+    if config.encoder is None:
+        return _describe_from_scratch(config)
+    description = load_description(Path(config.encoder))
+    _refuse_another_encoder(config, description)
+    return replace(description, stride=config.clip.stride or description.stride)
+
+
+def clip_config(config: FinetuneConfig, description: EncoderDescription) -> ClipConfig:
+    """The clips to cut for this encoder."""
+    return ClipConfig(
+        frames=description.frames,
+        stride=description.stride,
+        size=description.size,
+        short_video=config.clip.short_video,
+    )
+
+
+def build_classifier(config: FinetuneConfig, description: EncoderDescription, *, classes: int) -> Classifier:
+    """Build the model to train: the weights of a new part are a function of the seed.
+
+    Raises:
+        CheckpointError: the encoder's weights are not what its description says.
+        ValueError: the head is not one that this encoder can have.
+    """
+    torch.manual_seed(derived_seed(config.seed, purpose="weights"))
+    if config.encoder is None:
+        encoder = Encoder(description.shape, description.grid, drop_path=config.drop_path)
+    else:
+        encoder, _ = load_encoder(Path(config.encoder), drop_path=config.drop_path)
+    return Classifier(
+        encoder,
+        build_head(config.head, width=description.shape.width, classes=classes),
+        freeze=config.freeze,
+        label_smoothing=config.label_smoothing,
+        mean=description.mean,
+        std=description.std,
+    )
+
+
+def _describe_from_scratch(config: FinetuneConfig) -> EncoderDescription:
+    clip, model = config.clip, config.model
+    wanted = {
+        "model.size": model.size,
+        "clip.frames": clip.frames,
+        "clip.stride": clip.stride,
+        "clip.size": clip.size,
+    }
+    unset = [key for key, value in wanted.items() if value is None]
+    if unset:
+        raise ValueError(
+            f"encoder is null, so training starts from scratch and needs {', '.join(unset)}: set them"
+        )
+    assert model.size and clip.frames and clip.stride and clip.size
+    shape = _bent(model.size, config).shape().encoder
+    return EncoderDescription(
+        shape=shape,
+        grid=TokenGrid.of(clip.frames, clip.size, shape.patch),
+        frames=clip.frames,
+        stride=clip.stride,
+        size=clip.size,
+    )
+
+
+def _bent(size: str, config: FinetuneConfig) -> ModelConfig:
+    model = config.model
+    return ModelConfig(
+        size=size,
+        patch_frames=model.patch_frames,
+        patch_size=model.patch_size,
+        width=model.width,
+        depth=model.depth,
+    )
+
+
+def _refuse_another_encoder(config: FinetuneConfig, description: EncoderDescription) -> None:
+    shape = description.shape
+    model = config.model
+    pairs = {
+        "clip.frames": (config.clip.frames, description.frames),
+        "clip.size": (config.clip.size, description.size),
+        "model.patch_frames": (model.patch_frames, shape.patch[0]),
+        "model.patch_size": (model.patch_size, shape.patch[1]),
+        "model.width": (model.width, shape.width),
+        "model.depth": (model.depth, shape.depth),
+    }
+    if model.size is not None:
+        named = _bent(model.size, config).shape().encoder
+        pairs[f"model.size={model.size}, that is width"] = (named.width, shape.width)
+        pairs[f"model.size={model.size}, that is depth"] = (named.depth, shape.depth)
+    differ = [
+        f"{key} {given}, encoder {own}" for key, (given, own) in pairs.items() if given not in (None, own)
+    ]
+    if differ:
+        raise CheckpointError(
+            f"the encoder in {config.encoder} is not the one of the config ({'; '.join(differ)}): "
+            "leave these keys null to take the encoder's own, or give another encoder"
+        )

@@ -1,0 +1,72 @@
+"""The table that sets runs side by side, made from their `result.json` alone."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_tools.command import CheckpointError
+
+RESULT_NAME = "result.json"
+
+_HEADINGS = ("run", "encoder", "frozen", "head", "lr", "videos", "top-1 %", "95 % interval", "difference")
+_NUMBERS_FROM = 4  # columns from here on are flush right
+
+
+def read_results(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """The results of runs, each with its folder as "folder", its "name" and its "difference" to the first.
+
+    Raises:
+        CheckpointError: a folder holds no result, or not one of ours.
+    """
+    results = [_read(Path(folder)) for folder in folders]
+    for result in results:
+        result["difference"] = result["top1"] - results[0]["top1"]
+    return results
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """A plain aligned table with one line a run."""
+    rows = [_HEADINGS, *(_row(result) for result in results)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / RESULT_NAME
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        _row({**result, "name": "", "difference": 0.0})
+    except OSError as error:
+        raise CheckpointError(
+            f"no result at {path}: finish the run, or score it with `python -m finetune evaluate {folder}`"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is no result of this version: run `python -m finetune evaluate {folder}`"
+        ) from error
+    return {"name": folder.name, "folder": str(folder), **result}
+
+
+def _row(result: dict[str, Any]) -> tuple[str, ...]:
+    low, high = result["top1_interval"]
+    run = result["run"]
+    return (
+        result["name"],
+        run["encoder"] or "from scratch",
+        "yes" if run["freeze"] else "no",
+        run["head"],
+        f"{run['lr']:g}",
+        str(result["videos"]),
+        f"{100 * result['top1']:.1f}",
+        f"{100 * low:.1f} - {100 * high:.1f}",
+        f"{100 * result['difference']:+.1f}",
+    )
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [
+        text.rjust(width) if column >= _NUMBERS_FROM else text.ljust(width)
+        for column, (text, width) in enumerate(zip(row, widths, strict=True))
+    ]

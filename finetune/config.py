@@ -1,0 +1,175 @@
+"""The config of a fine-tuning run: what a YAML in configs/finetune may say."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data_tools.config import MISSING, require
+from data_tools.parts import Part
+from data_tools.stream.loader import AugmentConfig
+from pretrain.runtime.settings import BatchConfig, EngineConfig, LogConfig, OptimConfig, RunSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneData:
+    """Where the videos are.
+
+    Attributes:
+        train: a folder of shards with labels.
+        validation: another one with the same classes; it is scored at the end.
+        workers: decoding processes for each training process; -1 takes the cores that are there.
+        views_per_video: clips cut from one decoded video, side by side in the batch.
+        max_bad_fraction: share of unreadable clips above which the run stops.
+    """
+
+    train: str = MISSING
+    validation: str = MISSING
+    workers: int = -1
+    views_per_video: int = 1
+    max_bad_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(self.workers >= -1, "data.workers", "be -1 (automatic), 0 or more", self.workers)
+        require(self.views_per_video >= 1, "data.views_per_video", "be at least 1", self.views_per_video)
+        share = self.max_bad_fraction
+        require(0 <= share <= 1, "data.max_bad_fraction", "lie in [0, 1]", share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneClip:
+    """The clip that the encoder sees. Null takes what the encoder was pretrained on.
+
+    Attributes:
+        frames: per clip.
+        stride: video frames from one clip frame to the next. May differ from the encoder's.
+        size: height and width in pixels.
+        short_video: what fills a clip longer than its video: "hold" or "loop".
+    """
+
+    frames: int | None = None
+    stride: int | None = None
+    size: int | None = None
+    short_video: Literal["hold", "loop"] = "hold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneModel:
+    """The encoder to build where none is given. With an encoder, every key here is its own, or null.
+
+    Attributes:
+        size: tiny, small, base, large, huge or giant.
+        patch_frames: frames in one patch.
+        patch_size: height and width of a patch in pixels.
+        width: values per token, in place of the size's.
+        depth: blocks, in place of the size's.
+    """
+
+    size: str | None = None
+    patch_frames: int | None = None
+    patch_size: int | None = None
+    width: int | None = None
+    depth: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptim(OptimConfig):
+    """The shared optimiser settings with fine-tuning's defaults and one key more.
+
+    Attributes:
+        layer_decay: factor on the learning rate from each layer to the one below; 1 for none.
+    """
+
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    layer_decay: float = 0.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.layer_decay <= 1, "optim.layer_decay", "lie in (0, 1]", self.layer_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """The views of each validation video: their class probabilities are averaged.
+
+    Attributes:
+        temporal_clips: clips spread evenly over the video.
+        spatial_crops: 1 (the centre) or 3 (both ends and the centre of the longer side).
+    """
+
+    temporal_clips: int = 1
+    spatial_crops: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.temporal_clips >= 1, "evaluate.temporal_clips", "be at least 1", self.temporal_clips)
+        require(self.spatial_crops in (1, 3), "evaluate.spatial_crops", "be 1 or 3", self.spatial_crops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Everything a fine-tuning run depends on.
+
+    Attributes:
+        run_dir: the run's folder; the same command again continues the run in it.
+        seed: of the head's weights, the order of clips, crops and drop path.
+        encoder: folder of an exported encoder; null trains from scratch, with `model` and `clip`.
+        head: file name in finetune/heads and its arguments.
+        freeze: train the head alone; the encoder stays as it is.
+        epochs: passes over the training videos; each pass takes `data.views_per_video` clips of each.
+        drop_path: largest share of clips for which a block is skipped; grows with depth.
+        label_smoothing: share of the target spread over all classes.
+        save_every_steps: optimiser steps between checkpoints.
+        keep_checkpoints: how many of the newest ones stay.
+    """
+
+    run_dir: str = MISSING
+    seed: int = 0
+    encoder: str | None = None
+    head: Part = field(default_factory=lambda: Part(name="linear"))
+    freeze: bool = False
+    epochs: float = MISSING
+    drop_path: float = 0.0
+    label_smoothing: float = 0.0
+    save_every_steps: int = 500
+    keep_checkpoints: int = 2
+    data: FinetuneData = field(default_factory=FinetuneData)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    clip: FinetuneClip = field(default_factory=FinetuneClip)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: FinetuneModel = field(default_factory=FinetuneModel)
+    optim: FinetuneOptim = field(default_factory=FinetuneOptim)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        require(self.run_dir != "", "run_dir", "name a folder", self.run_dir)
+        require(self.encoder != "", "encoder", "name a folder, or be null for from scratch", self.encoder)
+        require(self.epochs > 0, "epochs", "be above 0", self.epochs)
+        require(0 <= self.drop_path < 1, "drop_path", "lie in [0, 1)", self.drop_path)
+        require(0 <= self.label_smoothing < 1, "label_smoothing", "lie in [0, 1)", self.label_smoothing)
+        require(self.save_every_steps >= 1, "save_every_steps", "be at least 1", self.save_every_steps)
+        require(self.keep_checkpoints >= 1, "keep_checkpoints", "be at least 1", self.keep_checkpoints)
+
+
+def steps_of(config: FinetuneConfig, samples: int) -> int:
+    """Optimiser steps that make the configured epochs, rounded up."""
+    clips = config.epochs * samples * config.data.views_per_video
+    # The product of a decimal and a whole number may miss the whole number by one bit: 0.1 * 30 > 3.
+    return max(1, math.ceil(round(clips / config.batch.global_clips, 9)))
+
+
+def run_settings(config: FinetuneConfig, samples: int, *, workers: int) -> RunSettings:
+    """The part of the config that the training loop needs; `workers` is the resolved number."""
+    return RunSettings(
+        run_dir=config.run_dir,
+        seed=config.seed,
+        steps=steps_of(config, samples),
+        save_every_steps=config.save_every_steps,
+        keep_checkpoints=config.keep_checkpoints,
+        workers=workers,
+        max_bad_fraction=config.data.max_bad_fraction,
+        batch=config.batch,
+        optim=config.optim,
+        engine=config.engine,
+        log=config.log,
+    )

@@ -1,0 +1,189 @@
+"""Scoring a fine-tuned model: several clips and crops of each video, each video counted once."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data_tools.command import CheckpointError, log
+from data_tools.config import load_config
+from data_tools.index import ShardIndex, open_index
+from data_tools.stream.loader import EvaluationItem, evaluation_loader
+from data_tools.stream.workers import worker_count
+from finetune.build import clip_config
+from finetune.compare import RESULT_NAME
+from finetune.config import FinetuneConfig, run_settings
+from finetune.data_checks import check_validation
+from finetune.model_file import FinetunedModel, load_model
+from finetune.scoring import Vote, average_views, score
+from pretrain.runtime.loop import set_cpu_threads
+from pretrain.runtime.processes import Processes, find_processes, join_group, leave_group
+from pretrain.runtime.run_folder import write_whole
+
+MODEL_FOLDER = "model"
+
+# What may differ from the run's own config: the rest is settled by the model.
+_OVERRIDABLE = (
+    "evaluate.",
+    "data.validation",
+    "data.workers",
+    "batch.clips_per_device",
+    "engine.",
+    "clip.short_video",
+)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    """`python -m finetune evaluate RUN [a.b=c]`."""
+    run_dir = Path(arguments.run_dir)
+    config = _stored_config(run_dir, arguments.overrides)
+    model = load_model(run_dir / MODEL_FOLDER)
+    index = open_index(config.data.validation)
+    check_validation(index, model.classes, folder=config.data.validation)
+    processes = find_processes(config.engine.device)
+    if arguments.dry_run:
+        log.info("would score %d videos of %s with %s", len(index), config.data.validation, _views(config))
+        return
+    workers = worker_count(config.data.workers, processes.local_world)
+    set_cpu_threads(run_settings(config, len(index), workers=workers), processes)
+    model.classifier.to(processes.device)
+    try:
+        join_group(processes)
+        publish(evaluate(model, index, config, processes), run_dir, processes, as_json=arguments.json)
+    finally:
+        leave_group()
+
+
+def evaluate(
+    model: FinetunedModel, index: ShardIndex, config: FinetuneConfig, processes: Processes
+) -> dict[str, Any]:
+    """Score a model on every video of an index; all processes share the work and get the same result.
+
+    Raises:
+        DataError: not one video could be read.
+    """
+    items = evaluation_loader(
+        index,
+        clip=clip_config(config, model.description),
+        temporal_clips=config.evaluate.temporal_clips,
+        spatial_crops=config.evaluate.spatial_crops,
+        rank=processes.rank,
+        world=processes.world,
+        workers=worker_count(config.data.workers, processes.local_world),
+    )
+    share = len(range(processes.rank, len(index), processes.world))
+    # disable=None: a bar on a terminal only.
+    bar = tqdm(items, total=share, unit="video", desc="scoring", disable=None if processes.is_first else True)
+    votes = list(_votes(model, bar, config, processes.device))
+    gathered = [vote for part in processes.gather(votes) for vote in part]
+    views = config.evaluate.temporal_clips * config.evaluate.spatial_crops
+    return {
+        **score(gathered, model.classes, validation=config.data.validation),
+        "views": {
+            "temporal_clips": config.evaluate.temporal_clips,
+            "spatial_crops": config.evaluate.spatial_crops,
+            "total": views,
+        },
+        "data": {"validation": config.data.validation, "fingerprint": index.fingerprint},
+        "run": {
+            "encoder": config.encoder,
+            "freeze": config.freeze,
+            "head": config.head.name,
+            "lr": config.optim.lr,
+            "epochs": config.epochs,
+            "seed": config.seed,
+        },
+    }
+
+
+def publish(result: dict[str, Any], run_dir: Path, processes: Processes, *, as_json: bool) -> None:
+    """Write `result.json`, log the score, print the json where asked for: the first process alone."""
+    if not processes.is_first:
+        return
+    # One key a line: a confusion matrix indented number by number would bury the rest.
+    lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in result.items()]
+    write_whole(run_dir / RESULT_NAME, "{\n" + ",\n".join(lines) + "\n}\n")
+    low, high = result["top1_interval"]
+    log.info(
+        "top-1 %.1f %% (95 %% interval %.1f - %.1f), top-5 %.1f %%, %d videos, %d views each: %s",
+        100 * result["top1"],
+        100 * low,
+        100 * high,
+        100 * result["top5"],
+        result["videos"],
+        result["views"]["total"],
+        run_dir / RESULT_NAME,
+    )
+    if as_json:
+        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+
+
+def _votes(
+    model: FinetunedModel, items: Iterable[EvaluationItem], config: FinetuneConfig, device: torch.device
+) -> Iterator[Vote]:
+    """One vote an item, in the items' order."""
+    limit = config.batch.clips_per_device
+    is_half = config.engine.precision == "bf16"
+    model.classifier.eval()
+    for group in _grouped(items, limit):
+        views = [item.views_VCTHW for item in group if item.skipped is None]
+        with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_half):
+            logits = iter(_logits(model, views, limit=limit, device=device))
+        for item in group:
+            if item.skipped is not None:
+                log.warning("%s cannot be scored: %s", item.key, item.skipped.reason)
+            yield Vote(
+                position=item.position,
+                key=item.key,
+                label=item.label,
+                probability_Y=average_views(next(logits)) if item.skipped is None else None,
+                reason=item.skipped.reason if item.skipped else "",
+            )
+
+
+def _logits(
+    model: FinetunedModel, views: list[Tensor], *, limit: int, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Scores of each video's views, computed on at most `limit` views at once whichever video they are of."""
+    if not views:
+        return ()
+    parts = [model.classifier.logits(part.to(device)) for part in torch.cat(views).split(limit)]
+    return torch.cat(parts).float().cpu().split([len(views_VCTHW) for views_VCTHW in views])
+
+
+def _grouped(items: Iterable[EvaluationItem], limit: int) -> Iterator[list[EvaluationItem]]:
+    """Gather neighbouring videos until they make `limit` views together, so that small ones share a batch."""
+    group: list[EvaluationItem] = []
+    held = 0
+    for item in items:
+        group.append(item)
+        held += len(item.views_VCTHW)
+        if held >= limit:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
+
+
+def _stored_config(run_dir: Path, overrides: list[str]) -> FinetuneConfig:
+    for override in overrides:
+        if not override.startswith(_OVERRIDABLE):
+            key = override.partition("=")[0]
+            free = ", ".join(name.rstrip(".") for name in _OVERRIDABLE)
+            raise ValueError(f"{key} is settled by the run: evaluate takes overrides of {free}")
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise CheckpointError(
+            f"no run in {run_dir} (it lacks config.yaml): give the run_dir of a `finetune train`"
+        )
+    return load_config(FinetuneConfig, path, overrides)
+
+
+def _views(config: FinetuneConfig) -> str:
+    return f"{config.evaluate.temporal_clips} x {config.evaluate.spatial_crops} views each"

@@ -1,0 +1,40 @@
+"""Heads: what turns an encoder's tokens into class scores."""
+
+from torch import Tensor, nn
+
+from data_tools.parts import Part, build_part
+from data_tools.randomness import ClipRandom
+
+# Given by the data and the encoder, so a config must not set them.
+_GIVEN = ("width", "classes")
+
+
+class Head(nn.Module):
+    """A head is built with `width` (of the encoder's tokens), `classes` and its own `head.args`."""
+
+    def forward(self, tokens_BND: Tensor, draws: ClipRandom | None) -> Tensor:
+        """Score the classes.
+
+        Args:
+            tokens_BND: every token of each clip, after the encoder's last norm.
+            draws: chance for dropout, one row a clip; None in evaluation.
+
+        Returns:
+            logits_BY
+        """
+        raise NotImplementedError
+
+
+def build_head(part: Part, *, width: int, classes: int) -> Head:
+    """Build the head that a config names, for an encoder and a set of classes.
+
+    Raises:
+        ValueError: no such head, or arguments it refuses.
+    """
+    for name in _GIVEN:
+        if name in part.args:
+            raise ValueError(
+                f"head.args.{name} comes from the encoder and the data: remove it from the config"
+            )
+    complete = Part(name=part.name, args={**part.args, "width": width, "classes": classes})
+    return build_part("finetune.heads", complete, Head)

@@ -1,0 +1,104 @@
+"""A fine-tuned model on disk: an exported encoder like any other, and the head beside it.
+
+    FOLDER/encoder.safetensors, encoder.json    what `pretrain.encoder_file` writes
+    FOLDER/head.safetensors                     the head's weights
+    FOLDER/head.json                            format, the head's config, the classes; written last
+
+Since the encoder keeps its own two files, the folder also serves as `encoder` of a further fine-tuning.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from data_tools.command import CheckpointError
+from data_tools.parts import Part
+from finetune.classifier import Classifier
+from finetune.heads.base import Head, build_head
+from pretrain.encoder_file import EncoderDescription, load_encoder, save_encoder
+from pretrain.runtime.run_folder import write_whole
+
+FORMAT = 1
+WEIGHTS = "head.safetensors"
+DESCRIPTION = "head.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunedModel:
+    """A model that can score clips: the classifier, the clips it wants, and the names of its classes."""
+
+    classifier: Classifier
+    description: EncoderDescription
+    classes: tuple[str, ...]
+
+
+def save_model(
+    folder: Path,
+    classifier: Classifier,
+    *,
+    description: EncoderDescription,
+    head: Part,
+    classes: Sequence[str],
+) -> None:
+    """Write encoder, head and classes in float32. `head.json` comes last and says that all is there."""
+    (folder / DESCRIPTION).unlink(missing_ok=True)
+    save_encoder(folder, classifier.encoder, description)
+    weights = {
+        name: value.detach().float().cpu().contiguous()
+        for name, value in classifier.head.state_dict().items()
+    }
+    partial = folder / f"{WEIGHTS}.partial"
+    save_file(weights, partial)
+    partial.replace(folder / WEIGHTS)
+    content = {"format": FORMAT, "head": asdict(head), "classes": list(classes)}
+    write_whole(folder / DESCRIPTION, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def load_model(folder: Path) -> FinetunedModel:
+    """Rebuild a fine-tuned model for scoring.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another format, or does not fit the others.
+    """
+    content = _read_description(folder / DESCRIPTION)
+    encoder, description = load_encoder(folder)
+    try:
+        classes = tuple(map(str, content["classes"]))
+        part = Part(name=content["head"]["name"], args=content["head"]["args"])
+        head = build_head(part, width=description.shape.width, classes=len(classes))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION} describes no head that can be built: {error}"
+        ) from error
+    _load_weights(head, folder / WEIGHTS)
+    classifier = Classifier(encoder, head, freeze=True, mean=description.mean, std=description.std)
+    return FinetunedModel(classifier=classifier.eval(), description=description, classes=classes)
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"no fine-tuned model in {path.parent} (it lacks {path.name}): let `finetune train` end first"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; repeat `python -m finetune train`") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        given = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{path} is of format {given!r}, this version reads format {FORMAT}")
+    return content
+
+
+def _load_weights(head: Head, path: Path) -> None:
+    try:
+        head.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; repeat `python -m finetune train`") from error
+    except RuntimeError as error:  # PyTorch's list of missing, unexpected and mis-shaped tensors
+        raise CheckpointError(f"{path} does not fit {DESCRIPTION}: {' '.join(str(error).split())}") from error

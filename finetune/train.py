@@ -1,0 +1,157 @@
+"""`python -m finetune train CONFIG`: an encoder and a head learn the classes of labelled videos."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from data_tools.config import load_config, to_yaml
+from data_tools.index import ShardIndex, open_index
+from data_tools.stream.loader import TrainingClips
+from data_tools.stream.order import BatchPlan, plan_batch
+from data_tools.stream.workers import worker_count
+from finetune.build import build_classifier, clip_config, describe_encoder
+from finetune.classifier import Classifier
+from finetune.config import FinetuneConfig, run_settings, steps_of
+from finetune.data_checks import check_data
+from finetune.evaluate import MODEL_FOLDER, evaluate, publish
+from finetune.layer_decay import layer_scale
+from finetune.model_file import FinetunedModel, save_model
+from pretrain.encoder_file import EncoderDescription
+from pretrain.runtime.loop import Training
+from pretrain.runtime.optimiser import parameter_groups
+from pretrain.runtime.processes import Processes, find_processes, leave_group
+from pretrain.runtime.run_folder import check_run_dir, open_run_dir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run whose every check has passed; no process group has been started."""
+
+    config: FinetuneConfig
+    train: ShardIndex
+    validation: ShardIndex
+    description: EncoderDescription
+    classifier: Classifier
+    plan: BatchPlan
+    processes: Processes
+    continues: bool
+
+
+def run_train(arguments: argparse.Namespace) -> None:
+    """Check, train, save the model, score it."""
+    prepared = prepare(load_config(FinetuneConfig, arguments.config, arguments.overrides))
+    if arguments.dry_run:
+        _show_plan(prepared, as_json=arguments.json)
+        return
+    config, processes = prepared.config, prepared.processes
+    run_dir = Path(config.run_dir)
+    if processes.is_first:
+        open_run_dir(run_dir, config)
+    try:
+        training(prepared).run()
+        model = FinetunedModel(
+            classifier=prepared.classifier, description=prepared.description, classes=prepared.train.classes
+        )
+        if processes.is_first:
+            _save(model, config)
+        result = evaluate(model, prepared.validation, config, processes)
+        publish(result, run_dir, processes, as_json=arguments.json)
+    finally:
+        leave_group()
+
+
+def prepare(config: FinetuneConfig) -> Prepared:
+    """Open, check and build everything that can go wrong before processes meet.
+
+    Raises:
+        ValueError: the config cannot work.
+        DataError: the shards or their labels cannot be used.
+        CheckpointError: the encoder cannot be used.
+    """
+    processes = find_processes(config.engine.device)
+    plan = plan_batch(
+        config.batch.global_clips, config.batch.clips_per_device, processes.world, config.data.views_per_video
+    )
+    continues = check_run_dir(Path(config.run_dir), config)
+    train, validation = open_index(config.data.train), open_index(config.data.validation)
+    check_data(config, train, validation)
+    description = describe_encoder(config)
+    return Prepared(
+        config=config,
+        train=train,
+        validation=validation,
+        description=description,
+        classifier=build_classifier(config, description, classes=len(train.classes)),
+        plan=plan,
+        processes=processes,
+        continues=continues,
+    )
+
+
+def training(prepared: Prepared) -> Training:
+    """The run as the loop takes it."""
+    config = prepared.config
+    clips = TrainingClips(
+        prepared.train,
+        clip=clip_config(config, prepared.description),
+        augment=config.augment,
+        seed=config.seed,
+        views=config.data.views_per_video,
+        annotate=None,
+    )
+    workers = worker_count(config.data.workers, prepared.processes.local_world)
+    scale = layer_scale(config.optim.layer_decay, prepared.description.shape.depth)
+    return Training(
+        module=prepared.classifier,
+        groups=parameter_groups(prepared.classifier, config.optim.weight_decay, scale),
+        clips=clips,
+        plan=prepared.plan,
+        settings=run_settings(config, len(prepared.train), workers=workers),
+        processes=prepared.processes,
+    )
+
+
+def _save(model: FinetunedModel, config: FinetuneConfig) -> None:
+    trained_by = {
+        "task": "finetune",
+        "config": asdict(config),
+        "encoder_trained_by": model.description.trained_by,
+    }
+    save_model(
+        Path(config.run_dir) / MODEL_FOLDER,
+        model.classifier,
+        description=replace(model.description, trained_by=trained_by),
+        head=config.head,
+        classes=model.classes,
+    )
+
+
+def _show_plan(prepared: Prepared, *, as_json: bool) -> None:
+    """What `--dry-run` prints: the resolved config and the counts, or the counts alone."""
+    text = json.dumps(_summary(prepared), indent=1, ensure_ascii=False)
+    sys.stdout.write(f"{text}\n" if as_json else f"{to_yaml(prepared.config)}\n{text}\n")
+
+
+def _summary(prepared: Prepared) -> dict[str, object]:
+    config, plan = prepared.config, prepared.plan
+    parameters = list(prepared.classifier.parameters())
+    return {
+        "run_dir": config.run_dir,
+        "continues": prepared.continues,
+        "encoder": config.encoder,
+        "training_videos": len(prepared.train),
+        "validation_videos": len(prepared.validation),
+        "classes": len(prepared.train.classes),
+        "steps": steps_of(config, len(prepared.train)),
+        "global_clips": plan.global_clips,
+        "processes": plan.world,
+        "clips_per_process_at_once": plan.micro_clips,
+        "accumulation": plan.accumulation,
+        "tokens": prepared.description.grid.tokens,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "parameters_that_learn": sum(
+            parameter.numel() for parameter in parameters if parameter.requires_grad
+        ),
+    }

@@ -1,0 +1,48 @@
+"""`python -m pretrain CONFIG [a.b=c]`: pretrain an encoder, or go on with the run in its run_dir."""
+
+import argparse
+import json
+import sys
+
+from data_tools.command import Command, Program, run_program
+from data_tools.config import load_config, to_yaml
+from pretrain.config import PretrainConfig
+from pretrain.runtime.processes import leave_group
+from pretrain.training import make_plan, run_pretraining
+
+
+def pretrain(arguments: argparse.Namespace) -> None:
+    """The command: check everything, then train unless only asked what would happen."""
+    config = load_config(PretrainConfig, arguments.config, arguments.overrides)
+    plan = make_plan(config)
+    if arguments.dry_run:
+        text = json.dumps(plan.summary(), indent=1)
+        sys.stdout.write(text if arguments.json else f"{to_yaml(config)}\n{text}")
+        sys.stdout.write("\n")
+        return
+    try:
+        run_pretraining(plan)
+    finally:
+        leave_group()
+
+
+PROGRAM = Program(
+    name="pretrain",
+    about="Pretrain a video encoder on shards of video. The same command goes on with a stopped run.",
+    commands=[
+        Command(
+            name="",
+            help="",
+            example="python -m pretrain configs/pretrain/demo.yaml data.shards=SHARDS/train run_dir=RUN",
+            run=pretrain,
+            positionals=[("config", "a YAML file, as in configs/pretrain")],
+            options=[
+                ("--dry-run", "resolve, check, count and print; start nothing"),
+                ("--json", "with --dry-run: print the counts alone, as JSON"),
+            ],
+        )
+    ],
+)
+
+if __name__ == "__main__":
+    sys.exit(run_program(PROGRAM))

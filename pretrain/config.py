@@ -1,0 +1,94 @@
+"""The config of a pretraining run: `python -m pretrain CONFIG [a.b=c]`."""
+
+from dataclasses import dataclass, field
+
+from data_tools.config import MISSING, require
+from data_tools.parts import Part
+from data_tools.stream.loader import AugmentConfig, ClipConfig
+from pretrain.model.sizes import ModelConfig
+from pretrain.runtime.settings import BatchConfig, EngineConfig, LogConfig, OptimConfig, RunSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to stream.
+
+    Attributes:
+        shards: a folder that `data_tools shard` made.
+        workers: loader processes for each training process; -1 takes the cores that training leaves over.
+        views_per_video: crops made from one decoded video; they stand side by side in a batch.
+        max_bad_fraction: the share of clips that may be unreadable before the run stops.
+    """
+
+    shards: str = MISSING
+    workers: int = -1
+    views_per_video: int = 1
+    max_bad_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(self.workers >= -1, "data.workers", "be 0 or more, or -1 (automatic)", self.workers)
+        require(self.views_per_video >= 1, "data.views_per_video", "be at least 1", self.views_per_video)
+        is_share = 0 <= self.max_bad_fraction <= 1
+        require(is_share, "data.max_bad_fraction", "lie between 0 and 1", self.max_bad_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PicturesConfig:
+    """Pictures of what the model sees and predicts, in TensorBoard and in `RUN/pictures`.
+
+    Attributes:
+        every_steps: how often they are drawn, besides the last step; 0 for never.
+        clips: how many clips, the first of the run's order.
+    """
+
+    every_steps: int = 1000
+    clips: int = 4
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 0, "pictures.every_steps", "be 0 (never) or more", self.every_steps)
+        require(self.clips >= 1, "pictures.clips", "be at least 1", self.clips)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Everything that fixes a run. The file's keys come over these defaults, overrides over the file's."""
+
+    run_dir: str = MISSING
+    seed: int = 0
+    steps: int = MISSING
+    save_every_steps: int = 1000
+    keep_checkpoints: int = 2
+    data: DataConfig = field(default_factory=DataConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    # No default arguments: they would stay behind when only the name is overridden.
+    masking: Part = field(default_factory=lambda: Part(name="tube"))
+    noise: Part = field(default_factory=lambda: Part(name="none"))
+    target: Part = field(default_factory=lambda: Part(name="pixels"))
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "steps", "be at least 1", self.steps)
+        require(self.save_every_steps >= 1, "save_every_steps", "be at least 1", self.save_every_steps)
+        require(self.keep_checkpoints >= 1, "keep_checkpoints", "be at least 1", self.keep_checkpoints)
+
+    def run_settings(self, workers: int) -> RunSettings:
+        """What the loop needs; `workers` is the resolved number."""
+        return RunSettings(
+            run_dir=self.run_dir,
+            seed=self.seed,
+            steps=self.steps,
+            save_every_steps=self.save_every_steps,
+            keep_checkpoints=self.keep_checkpoints,
+            workers=workers,
+            max_bad_fraction=self.data.max_bad_fraction,
+            batch=self.batch,
+            optim=self.optim,
+            engine=self.engine,
+            log=self.log,
+        )

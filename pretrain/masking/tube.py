@@ -1,0 +1,34 @@
+"""Tube masking: the same places are hidden in every time slice (arXiv 2203.12602, section 3.3)."""
+
+import torch
+from torch import Tensor
+
+from pretrain.masking.base import Masking, check_ratio, check_split
+from pretrain.model.tokens import TokenGrid
+
+
+class TubeMasking(Masking):
+    """Hides whole tubes in time, so that a still patch cannot be copied from a neighbouring slice.
+
+    Args:
+        ratio: share of a slice's places to hide, rounded down as VideoMAE does: 0.9 of 14x14 hides 176.
+    """
+
+    def __init__(self, *, ratio: float = 0.9):
+        check_ratio(ratio)
+        self.ratio = ratio
+
+    def counts(self, grid: TokenGrid) -> tuple[int, int]:
+        """See `Masking.counts`."""
+        hidden = int(self.ratio * grid.per_slice)
+        check_split(grid.per_slice - hidden, hidden, ratio=self.ratio, grid=grid)
+        return grid.t * (grid.per_slice - hidden), grid.t * hidden
+
+    def split(self, grid: TokenGrid, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `Masking.split`."""
+        hidden = self.counts(grid)[1] // grid.t
+        order_S = torch.randperm(grid.per_slice, generator=generator)
+        start_t1 = torch.arange(grid.t)[:, None] * grid.per_slice
+        visible_K = (start_t1 + order_S[hidden:].sort().values).flatten()
+        hidden_M = (start_t1 + order_S[:hidden]).flatten()
+        return visible_K, hidden_M[torch.randperm(len(hidden_M), generator=generator)]

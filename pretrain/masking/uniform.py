@@ -1,0 +1,31 @@
+"""Uniform masking: any token of the clip is hidden with the same chance (arXiv 2205.09113)."""
+
+import torch
+from torch import Tensor
+
+from pretrain.masking.base import Masking, check_ratio, check_split
+from pretrain.model.tokens import TokenGrid
+
+
+class UniformMasking(Masking):
+    """Hides tokens anywhere in space and time, a fixed number of them.
+
+    Args:
+        ratio: share of the clip's tokens to hide, rounded down.
+    """
+
+    def __init__(self, *, ratio: float = 0.9):
+        check_ratio(ratio)
+        self.ratio = ratio
+
+    def counts(self, grid: TokenGrid) -> tuple[int, int]:
+        """See `Masking.counts`."""
+        hidden = int(self.ratio * grid.tokens)
+        check_split(grid.tokens - hidden, hidden, ratio=self.ratio, grid=grid)
+        return grid.tokens - hidden, hidden
+
+    def split(self, grid: TokenGrid, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """See `Masking.split`."""
+        hidden = self.counts(grid)[1]
+        order_N = torch.randperm(grid.tokens, generator=generator)
+        return order_N[hidden:].sort().values, order_N[:hidden]

@@ -1,0 +1,59 @@
+"""The optimiser's parameter groups and the learning rate, a function of the step."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pretrain.runtime.settings import OptimConfig
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, layer_scale: Callable[[str], float] = lambda name: 1.0
+) -> list[dict[str, Any]]:
+    """Group the trainable parameters by weight decay and learning-rate scale.
+
+    Norms, biases and single tokens (everything with at most one axis longer than 1) do not decay.
+
+    Args:
+        layer_scale: factor on the learning rate by parameter name, for layer-wise decay.
+
+    Returns:
+        AdamW groups that also carry "lr_scale", in an order that depends on the module alone.
+    """
+    grouped: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            is_vector = sum(size > 1 for size in parameter.shape) <= 1
+            grouped[0.0 if is_vector else weight_decay, layer_scale(name)].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in grouped.items()
+    ]
+
+
+def build_optimiser(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.AdamW:
+    """PyTorch's fused AdamW. DeepSpeed's own would compile an op for minutes at first use."""
+    betas = (optim.betas[0], optim.betas[1])
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=1e-8, fused=True)
+
+
+def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
+    """The rate of a step: linear from 0 over the warm-up, then a half cosine from the peak to the end.
+
+    Args:
+        step: 0-based, before the update.
+    """
+    warmup_steps = round(optim.warmup_share * steps)
+    if step < warmup_steps:
+        return optim.lr * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return optim.final_lr + (optim.lr - optim.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["lr_scale"]

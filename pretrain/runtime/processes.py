@@ -1,0 +1,106 @@
+"""The processes of a run: who am I, how many are we, and what we agree on.
+
+Started plainly, a run is one process. Under torchrun, the deepspeed launcher or a scheduler that sets the
+usual variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) it is one of many.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data_tools.config import require
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """This process among all: its rank, the same on its own machine, and its device."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum a tensor over all processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def wait_for_all(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def gather(self, value: Value) -> list[Value]:
+        """Everybody's value, by rank, on every process."""
+        if self.world == 1:
+            return [value]
+        gathered: list[Value | None] = [None] * self.world
+        dist.all_gather_object(gathered, value)
+        return gathered  # type: ignore[return-value]
+
+    def from_first(self, value: Value) -> Value:
+        """The first process's value on every process."""
+        box = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def find_processes(device: str = "auto") -> Processes:
+    """Read the launcher's variables. Starts nothing: no process group yet.
+
+    Raises:
+        ValueError: CUDA was asked for and there is none, or the variables are incomplete.
+    """
+    has_cuda = torch.cuda.is_available()
+    require(
+        device != "cuda" or has_cuda, "engine.device", "be cpu or auto where there is no CUDA device", device
+    )
+    if "RANK" in os.environ:
+        lacking = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if lacking:
+            raise ValueError(
+                f"RANK is set but {', '.join(lacking)} is not: start with torchrun, or unset RANK"
+            )
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    on_cuda = has_cuda and device != "cpu"
+    return Processes(
+        rank=int(os.environ.get("RANK", "0")),
+        world=int(os.environ.get("WORLD_SIZE", "1")),
+        local_rank=local_rank,
+        local_world=int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"),
+        device=torch.device("cuda", local_rank) if on_cuda else torch.device("cpu"),
+    )
+
+
+def join_group(processes: Processes) -> None:
+    """Let the processes talk to each other; does nothing where they already do.
+
+    A single process meets itself in memory, without a port that another run could hold.
+    """
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it, launcher or not
+    if processes.device.type == "cuda":
+        torch.cuda.set_device(processes.device)
+    if dist.is_initialized():
+        return
+    backend = "nccl" if processes.device.type == "cuda" else "gloo"
+    if processes.world == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend)
+
+
+def leave_group() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

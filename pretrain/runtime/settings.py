@@ -1,0 +1,110 @@
+"""Settings that pretraining and fine-tuning share: batch, optimiser, engine, logging."""
+
+from dataclasses import dataclass, field
+
+from data_tools.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """The batch is global: the micro-batch and the accumulation follow from the number of processes.
+
+    Attributes:
+        global_clips: clips in one optimiser step, over all processes.
+        clips_per_device: the most clips that one process holds at once.
+    """
+
+    global_clips: int = 256
+    clips_per_device: int = 64
+
+    def __post_init__(self) -> None:
+        require(self.global_clips >= 1, "batch.global_clips", "be at least 1", self.global_clips)
+        require(self.clips_per_device >= 1, "batch.clips_per_device", "be at least 1", self.clips_per_device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with a linear warm-up and a cosine decay, both functions of the step.
+
+    Attributes:
+        lr: the peak learning rate itself, not one to be scaled by the batch.
+        final_lr: where the cosine ends.
+        warmup_share: share of all steps that the warm-up takes.
+        betas: AdamW's two decay rates.
+        clip_norm: largest norm of the gradient; 0 for no clipping.
+    """
+
+    lr: float = 3e-4
+    final_lr: float = 1e-6
+    warmup_share: float = 0.05
+    weight_decay: float = 0.05
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optim.lr", "be above 0", self.lr)
+        require(0 <= self.final_lr <= self.lr, "optim.final_lr", "lie between 0 and optim.lr", self.final_lr)
+        require(0 <= self.warmup_share < 1, "optim.warmup_share", "lie in [0, 1)", self.warmup_share)
+        require(self.weight_decay >= 0, "optim.weight_decay", "be 0 or more", self.weight_decay)
+        good_betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(good_betas, "optim.betas", "be two numbers in [0, 1)", self.betas)
+        require(self.clip_norm >= 0, "optim.clip_norm", "be 0 (off) or more", self.clip_norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How DeepSpeed runs.
+
+    Attributes:
+        zero_stage: 0 keeps everything on every process; 1 shards the optimiser's state; 2 the gradients too.
+        precision: "fp32", or "bf16" for fp32 weights with bf16 compute where that is safe (autocast).
+        device: "auto" takes CUDA where there is one.
+        bucket_mb: size of the pieces in which gradients are exchanged.
+        cpu_threads: threads of one process on the CPU; 0 shares the cores out, less the loader's workers.
+    """
+
+    zero_stage: int = 0
+    precision: str = "fp32"
+    device: str = "auto"
+    bucket_mb: int = 200
+    cpu_threads: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.zero_stage in (0, 1, 2), "engine.zero_stage", "be 0, 1 or 2", self.zero_stage)
+        require(self.precision in ("fp32", "bf16"), "engine.precision", "be fp32 or bf16", self.precision)
+        require(self.device in ("auto", "cpu", "cuda"), "engine.device", "be auto, cpu or cuda", self.device)
+        require(self.bucket_mb >= 1, "engine.bucket_mb", "be at least 1", self.bucket_mb)
+        require(self.cpu_threads >= 0, "engine.cpu_threads", "be 0 (automatic) or more", self.cpu_threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What the run writes besides checkpoints.
+
+    Attributes:
+        every_steps: how often the metrics of all steps since the last time are fetched and written.
+        samples: also write every clip's key, per step, to `samples/rank-00000.jsonl`.
+    """
+
+    every_steps: int = 10
+    samples: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 1, "log.every_steps", "be at least 1", self.every_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What the loop needs to know of a run, whichever room it comes from."""
+
+    run_dir: str
+    seed: int
+    steps: int
+    save_every_steps: int
+    keep_checkpoints: int
+    workers: int
+    max_bad_fraction: float
+    batch: BatchConfig
+    optim: OptimConfig
+    engine: EngineConfig
+    log: LogConfig

@@ -1,0 +1,284 @@
+"""Exact frames: golden ones, random access equal to sequential decoding, clear words for the rest."""
+
+import io
+import json
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from data_tools.stream import decode
+from data_tools.stream.decode import BadVideo, decode_at, probe
+from data_tools.stream.times import last_frame_s
+
+FORMATS = Path(__file__).resolve().parents[4] / "shared" / "videos" / "formats"
+ENDINGS = {".mp4", ".mkv", ".webm", ".avi", ".gif"}
+GOLDEN = [
+    *(("nasa_13013.mp4", 3, frame) for frame in (0, 15, 35, 180, 389)),
+    ("av1_video.mkv", 0, 10),
+    ("h265_video.mp4", 0, 5),
+]
+
+
+def files():
+    found = sorted(path.name for path in FORMATS.glob("*") if path.suffix in ENDINGS)
+    return found or [pytest.param("", marks=pytest.mark.skip(reason=f"no real videos at {FORMATS}"))]
+
+
+def middle_s(video, *frames):
+    info = probe(video)
+    return [(frame + 0.5) * info.duration_s / info.frames for frame in frames]
+
+
+def sequential(video):
+    """All frames by PyAV's plainest loop."""
+    with av.open(io.BytesIO(video)) as container:
+        stream = container.streams.best("video")
+        frames = [(frame.pts, frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
+        times = [float((ticks - frames[0][0]) * stream.time_base) for ticks, _ in frames]
+    return times, torch.from_numpy(np.stack([pixels for _, pixels in frames])).permute(0, 3, 1, 2)
+
+
+def scene(frames, height=48, width=64):
+    texture = np.random.default_rng(0).integers(0, 256, (height * 2, width * 2, 3), dtype=np.uint8)
+    return [
+        np.ascontiguousarray(texture[n % height : n % height + height, n % width : n % width + width])
+        for n in range(frames)
+    ]
+
+
+def encoded(pictures, *, ticks=None, container="mp4", **options):
+    """An H.264 video of the pictures; `ticks` are their time stamps in 1/25 s."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream("libx264", rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 25)
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number if ticks is None else ticks[number], Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", files())
+def test_every_real_file_gives_the_frames_of_a_sequential_decode(name):
+    video = (FORMATS / name).read_bytes()
+    info = probe(video)
+    times, frames_TCHW = sequential(video)
+    assert info.frames == len(times)
+    chosen = sorted({0, info.frames // 3, info.frames // 2, info.frames - 1})
+    got = decode_at(video, middle_s(video, *chosen), last_frame_s=last_frame_s(info.frames, info.duration_s))
+    assert got.dtype == torch.uint8 and got.shape == (len(chosen), 3, info.height, info.width)
+    if "rotated" not in name:
+        assert torch.equal(got, frames_TCHW[chosen])
+    one = torch.cat([decode_at(video, [instant]) for instant in middle_s(video, *chosen)])
+    assert torch.equal(one, got)
+
+
+@pytest.mark.parametrize("name, stream, frame", GOLDEN)
+def test_golden_frames_match_and_their_neighbours_do_not(videos, name, stream, frame):
+    video = (videos / "formats" / name).read_bytes()
+    golden_HWC = torch.load(FORMATS / f"{name}.stream{stream}.frame{frame:06d}.pt", weights_only=True)
+    last = probe(video).frames - 1
+    near = [n for n in (frame - 1, frame, frame + 1) if 0 <= n <= last]
+    frames_TCHW = decode_at(video, middle_s(video, *near))
+    errors = (frames_TCHW.float() - golden_HWC.permute(2, 0, 1).float()).abs().mean(dim=(1, 2, 3)).tolist()
+    assert errors[near.index(frame)] < 1
+    assert all(error > errors[near.index(frame)] for n, error in zip(near, errors, strict=True) if n != frame)
+
+
+def test_a_frame_is_on_screen_from_its_own_time_stamp_on(videos):
+    video = (videos / "formats" / "nasa_13013.mp4").read_bytes()
+    listed = json.loads((FORMATS / "nasa_13013.mp4.stream3.all_frames_info.json").read_text())
+    assert probe(video).frames == len(listed)
+    chosen = [0, 1, 100, 249, 250, 389]
+    starts = decode_at(video, [float(listed[frame]["pts_time"]) for frame in chosen])
+    assert torch.equal(starts, decode_at(video, middle_s(video, *chosen)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"g": "12"},
+        {"g": "12", "bf": "3", "x264-params": "open-gop=1:b-adapt=0:scenecut=0"},
+        {"x264-params": "intra-refresh=1:keyint=12"},
+        {"g": "250", "container": "matroska"},
+        {"g": "10", "container": "matroska"},
+        {"g": "10", "bf": "2", "container": "mpegts"},
+        {"g": "10", "bf": "0", "container": "avi"},
+    ],
+)
+def test_random_access_equals_sequential_decoding(options):
+    video = encoded(scene(70), **options)
+    times, frames_TCHW = sequential(video)
+    period = times[-1] / (len(times) - 1)
+    for frame in range(0, len(times), 3):
+        assert torch.equal(decode_at(video, [times[frame] + period / 2])[0], frames_TCHW[frame])
+
+
+def test_frames_of_a_variable_rate_stay_until_the_next_one():
+    ticks = [0, 1, 5, 6, 20, 21]
+    video = encoded(scene(6), ticks=ticks)
+    _, frames_TCHW = sequential(video)
+    got = decode_at(video, [tick / 25 + 0.001 for tick in (0, 3, 4, 5, 19, 20)])
+    assert torch.equal(got, frames_TCHW[[0, 1, 1, 2, 3, 4]])
+
+
+def test_instants_may_come_in_any_order_and_repeat():
+    video = encoded(scene(20))
+    _, frames_TCHW = sequential(video)
+    chosen = [7, 3, 3, 19, 0]
+    assert torch.equal(decode_at(video, middle_s(video, *chosen)), frames_TCHW[chosen])
+
+
+def test_a_rotated_video_is_upright(videos):
+    turned = videos / "formats" / "nasa_13013_rotated.mp4"
+    info = probe(turned)
+    assert (info.width, info.height) == (270, 480)
+    _, stored_TCHW = sequential(turned.read_bytes())
+    upright = decode_at(turned.read_bytes(), middle_s(turned.read_bytes(), 4))
+    assert torch.equal(upright[0], torch.rot90(stored_TCHW[4], dims=(1, 2)))
+
+
+@pytest.mark.parametrize("angle", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_display_matrices_turn_and_mirror(angle, mirrored):
+    file, source = io.BytesIO(), io.BytesIO(encoded(scene(3)))
+    with av.open(source) as given, av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        stream.set_display_rotation(angle, hflip=mirrored)
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                output.mux(packet)
+    stored = sequential(source.getvalue())[1][0]
+    turned = torch.rot90(stored, k=angle // 90, dims=(1, 2))
+    expected = turned.flip(2) if mirrored else turned
+    assert torch.equal(decode_at(file.getvalue(), [0.0])[0], expected)
+
+
+@pytest.mark.parametrize(
+    "video, reason",
+    [
+        (b"", "FFmpeg cannot read it: Invalid data"),
+        (b"no video at all\n" * 1000, "FFmpeg cannot read it: Invalid data"),
+        (b"ffconcat version 1.0\nfile /etc/hostname\n", "FFmpeg cannot read it"),
+        (b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nt=0 0\nm=video 5004 RTP/AVP 96\n", "FFmpeg cannot read it"),
+        (b"#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1:1/a.ts\n#EXT-X-ENDLIST\n", "FFmpeg cannot read it"),
+    ],
+)
+def test_what_is_no_video_is_refused_in_a_line(video, reason):
+    for read in (probe, lambda video: decode_at(video, [0.0])):
+        with pytest.raises(BadVideo, match=reason) as refused:
+            read(video)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_truncated_video_is_refused():
+    video = encoded(scene(30))
+    with pytest.raises(BadVideo, match="FFmpeg cannot read it"):
+        probe(video[: len(video) // 2])
+
+
+def test_a_video_damaged_in_the_middle_is_refused():
+    video = bytearray(encoded(scene(40), g="10"))
+    middle = len(video) // 2
+    video[middle : middle + 4096] = np.random.default_rng(1).bytes(4096)
+    with pytest.raises(BadVideo, match="FFmpeg cannot read it|is damaged"):
+        probe(bytes(video))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(BadVideo, match="No such file"):
+        probe(tmp_path / "gone.mp4")
+
+
+def test_sound_alone_is_no_video():
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("aac", rate=16000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 16000
+        output.mux(stream.encode(sound))
+        output.mux(stream.encode())
+    with pytest.raises(BadVideo, match="holds no video stream"):
+        probe(file.getvalue())
+
+
+def test_a_video_shorter_than_the_index_says_is_refused():
+    video = encoded(scene(10))
+    with pytest.raises(BadVideo, match="last frame comes at 0.360 s, the index promises one at 0.760 s"):
+        decode_at(video, [0.1, 0.78], last_frame_s=0.76)
+    assert len(decode_at(video, [0.1, 0.2], last_frame_s=0.76)) == 2
+
+
+def test_the_header_alone_tells_the_same_of_a_plain_video():
+    video = encoded(scene(30))
+    assert probe(video, full=False) == probe(video)
+
+
+def test_a_frame_of_too_many_pixels_is_refused(monkeypatch):
+    video = encoded(scene(3))
+    monkeypatch.setattr(decode, "MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(BadVideo, match="frames of 64x48 are larger than 3071 pixels"):
+        probe(video)
+
+
+def test_a_frame_that_grows_too_large_on_the_way_is_refused(monkeypatch):
+    small, large = encoded(scene(8), container="h264"), encoded(scene(8, 240, 320), container="h264")
+    file = io.BytesIO()
+    with (
+        av.open(io.BytesIO(small + large), format="h264") as given,
+        av.open(file, "w", format="mpegts") as output,
+    ):
+        stream = output.add_stream_from_template(given.streams.video[0])
+        for number, packet in enumerate(packet for packet in given.demux(video=0) if packet.size):
+            packet.stream, packet.pts, packet.dts = stream, number, number
+            packet.time_base = Fraction(1, 25)
+            output.mux(packet)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 320 * 240 - 1)
+    with pytest.raises(BadVideo, match="FFmpeg cannot read it"):
+        probe(file.getvalue())
+
+
+def test_a_small_file_of_many_large_frames_stays_small_in_memory(repo):
+    program = """
+import io, resource, sys, av, numpy as np
+from fractions import Fraction
+from data_tools.stream.decode import decode_at, probe
+small, large = io.BytesIO(), io.BytesIO()
+with av.open(small, "w", format="mp4") as output:
+    stream = output.add_stream("libx264", rate=25, options={"preset": "ultrafast", "bf": "0"})
+    stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
+    stream.thread_count = 1
+    for _ in range(6):
+        black = av.VideoFrame(1920, 1080, "yuv420p")
+        [plane.update(bytes(plane.buffer_size)) for plane in black.planes]
+        output.mux(stream.encode(black))
+    output.mux(stream.encode())
+with av.open(io.BytesIO(small.getvalue())) as given, av.open(large, "w", format="mp4") as output:
+    stream = output.add_stream_from_template(given.streams.video[0])
+    packets = [packet for packet in given.demux(video=0) if packet.dts is not None]
+    data = [(bytes(packet), packet.is_keyframe) for packet in packets]
+    for number in range(600):
+        content, is_key = data[number % 6]
+        packet = av.Packet(content)
+        packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, number, number, is_key
+        packet.time_base = Fraction(1, 25)
+        output.mux(packet)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+info = probe(large.getvalue())
+assert (info.frames, info.width) == (600, 1920), info
+assert decode_at(large.getvalue(), [0.5, 23.0]).shape == (2, 3, 1080, 1920)
+sys.stdout.write(str((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=repo, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 200  # MiB; the frames together are 3,500 as RGB

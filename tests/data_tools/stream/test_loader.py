@@ -1,0 +1,284 @@
+"""Batches: a function of the seed and the clip's place, whoever reads them."""
+
+import os
+import pickle
+import shutil
+import signal
+
+import pytest
+import torch
+
+from data_tools.index import open_index
+from data_tools.stream import workers as workers_module
+from data_tools.stream.loader import (
+    AugmentConfig,
+    ClipConfig,
+    TrainingClips,
+    evaluation_loader,
+    training_loader,
+)
+from data_tools.stream.order import clip_place, plan_batch, sample_at
+from data_tools.stream.workers import available_cores, worker_count
+
+CLIP = ClipConfig(frames=4, stride=2, size=24)
+
+
+def row_numbers(clip_CTHW, clip_index):
+    """An `annotate` whose result tells which clip it was called for and what it saw."""
+    return {"seen": torch.tensor([clip_index, int(clip_CTHW.long().sum())])}
+
+
+def failing_annotate(clip_CTHW, clip_index):
+    raise OSError("the disk is on fire")
+
+
+def process_state(clip_CTHW, clip_index):
+    blocked = next(line for line in open("/proc/self/status") if line.startswith("SigBlk"))
+    return {
+        "blocked": torch.tensor(int(blocked.split()[1], 16)),
+        "threads": torch.tensor(torch.get_num_threads()),
+    }
+
+
+def clips_of(folder, *, views=2, seed=5, annotate=row_numbers, augment=None):
+    index = open_index(folder)
+    augment = augment or AugmentConfig()
+    return TrainingClips(index, clip=CLIP, augment=augment, seed=seed, views=views, annotate=annotate)
+
+
+def load(clips, plan, *, rank=0, first_step=0, last_step=4, workers=0):
+    return list(
+        training_loader(
+            clips, plan, rank=rank, first_step=first_step, last_step=last_step, workers=workers, pin=False
+        )
+    )
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert one.keys == other.keys and one.skipped == other.skipped
+        for name in ("clip_BCTHW", "clip_index_B", "label_B", "weight_B"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+        assert one.tokens.keys() == other.tokens.keys()
+        assert all(torch.equal(one.tokens[name], other.tokens[name]) for name in one.tokens)
+
+
+@pytest.fixture
+def damaged(synth_shards, tmp_path):
+    """A copy of the train part whose sample 2 has a flipped bit, and that sample's key."""
+    folder = shutil.copytree(synth_shards / "train", tmp_path / "damaged")
+    index = open_index(folder)
+    sample = index.sample(2)
+    with index.shard_path(sample).open("r+b") as file:
+        file.seek(sample.offset + 100)
+        value = file.read(1)[0]
+        file.seek(sample.offset + 100)
+        file.write(bytes([value ^ 16]))
+    return folder, sample.key
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_the_batches(synth_shards, workers):
+    plan = plan_batch(8, 4, 1, 2)
+    assert_same(
+        load(clips_of(synth_shards / "train"), plan, workers=workers),
+        load(clips_of(synth_shards / "train"), plan),
+    )
+
+
+@pytest.mark.parametrize("world, clips_per_device", [(1, 2), (2, 4), (2, 2), (4, 8)])
+def test_processes_share_the_same_clips_of_every_step(synth_shards, world, clips_per_device):
+    clips = clips_of(synth_shards / "train")
+    whole = load(clips, plan_batch(8, 8, 1, 2))
+    plan = plan_batch(8, clips_per_device, world, 2)
+    ranks = [load(clips, plan, rank=rank) for rank in range(world)]
+    for step, expected in enumerate(whole):
+        begin = step * plan.accumulation
+        parts = [part for rank in ranks for part in rank[begin : begin + plan.accumulation]]
+        rows = torch.cat([part.clip_index_B for part in parts]).argsort()
+        for name in ("clip_BCTHW", "clip_index_B", "label_B"):
+            assert torch.equal(
+                torch.cat([getattr(part, name) for part in parts])[rows], getattr(expected, name)
+            )
+
+
+def test_a_run_that_starts_later_continues_the_unbroken_one(synth_shards):
+    clips, plan = clips_of(synth_shards / "train"), plan_batch(8, 4, 1, 2)
+    assert_same(load(clips, plan, first_step=2), load(clips, plan)[2 * plan.accumulation :])
+
+
+def test_an_epoch_shows_every_sample_once_with_its_label(synth_shards):
+    clips = clips_of(synth_shards / "train", views=1)
+    samples = len(clips.index)
+    batch = clips.batch(range(samples, 2 * samples))
+    labels = {
+        clips.index.sample(position).key: clips.index.sample(position).label for position in range(samples)
+    }
+    assert sorted(batch.keys) == sorted(labels)
+    assert batch.label_B.tolist() == [labels[key] for key in batch.keys]
+    epoch, i, _ = clip_place(samples + 3, samples, 1)
+    assert batch.keys[3] == clips.index.sample(sample_at(5, epoch, i, samples)).key
+
+
+def test_views_of_a_video_share_their_frames_and_differ_in_crop(synth_shards):
+    whole = AugmentConfig(min_scale=1.0, min_aspect=1.0, max_aspect=1.0, flip=False)
+    same = clips_of(synth_shards / "train", views=3, augment=whole).batch(range(6)).clip_BCTHW
+    assert (
+        torch.equal(same[0], same[1]) and torch.equal(same[0], same[2]) and not torch.equal(same[0], same[3])
+    )
+    cropped = clips_of(synth_shards / "train", views=3).batch(range(6))
+    assert not torch.equal(cropped.clip_BCTHW[0], cropped.clip_BCTHW[1])
+    assert cropped.keys[0] == cropped.keys[2] != cropped.keys[3]
+
+
+def test_a_video_looks_different_in_the_next_epoch_and_under_another_seed(synth_shards):
+    clips = clips_of(synth_shards / "train", views=1)
+    samples = len(clips.index)
+    batch = clips.batch(range(2 * samples))
+    first, second = [row for row, key in enumerate(batch.keys) if key == batch.keys[0]]
+    assert not torch.equal(batch.clip_BCTHW[first], batch.clip_BCTHW[second])
+    assert (
+        clips_of(synth_shards / "train", views=1, seed=6).batch(range(samples)).keys != batch.keys[:samples]
+    )
+
+
+def test_annotations_belong_to_their_clips(synth_shards):
+    batch = clips_of(synth_shards / "train").batch(range(6, 10))
+    sums = batch.clip_BCTHW.flatten(1).long().sum(dim=1)
+    assert torch.equal(batch.tokens["seen"], torch.stack([batch.clip_index_B, sums], dim=1))
+    assert clips_of(synth_shards / "train", annotate=None).batch(range(2)).tokens == {}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_video_is_skipped_named_and_counts_for_nothing(synth_shards, damaged, workers):
+    folder, key = damaged
+    plan = plan_batch(32, 32, 1, 2)
+    [good, bad] = [load(clips_of(path), plan, last_step=2) for path in (synth_shards / "train", folder)]
+    bad = load(clips_of(folder), plan, last_step=2, workers=workers)
+    rows = [
+        (step, row) for step, batch in enumerate(bad) for row, name in enumerate(batch.keys) if name == key
+    ]
+    assert len(rows) == 2 and sum((batch.weight_B == 0).sum() for batch in bad) == 2
+    for step, row in rows:
+        assert not bad[step].clip_BCTHW[row].any() and bad[step].tokens["seen"][row, 1] == 0
+    reasons = [skipped for batch in bad for skipped in batch.skipped]
+    assert [skipped.key for skipped in reasons] == [key, key] and "checksum differs" in reasons[0].reason
+    for with_bad, without in zip(bad, good, strict=True):
+        kept = with_bad.weight_B == 1
+        assert torch.equal(with_bad.clip_BCTHW[kept], without.clip_BCTHW[kept])
+
+
+class BrokenIndex:
+    """An index whose rows are wrong in a way that only a bug makes."""
+
+    def __init__(self, index):
+        self.index, self.folder, self.shards = index, index.folder, ()
+
+    def __len__(self):
+        return len(self.index)
+
+    def sample(self, position):
+        return self.index.sample(position)
+
+
+def test_what_is_no_bad_video_stops_the_run_and_names_the_sample(synth_shards):
+    clips = clips_of(synth_shards / "train")
+    clips.index = BrokenIndex(clips.index)
+    key = clips.index.sample(sample_at(5, 0, 0, len(clips.index))).key
+    with pytest.raises(RuntimeError, match=f"sample {key} .* cannot be read: IndexError"):
+        clips.batch(range(2))
+
+
+def test_an_error_in_a_worker_reaches_the_main_process(synth_shards):
+    clips = clips_of(synth_shards / "train", annotate=failing_annotate)
+    with pytest.raises(OSError, match="the disk is on fire"):
+        load(clips, plan_batch(4, 4, 1, 2), last_step=1, workers=1)
+
+
+def test_workers_take_no_signals_and_one_thread(synth_shards):
+    clips = clips_of(synth_shards / "train", annotate=process_state)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    [batch] = load(clips, plan_batch(2, 2, 1, 2), last_step=1, workers=1)
+    blocked = batch.tokens["blocked"][0].item()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        assert blocked & 1 << (number - 1)
+    assert batch.tokens["threads"][0] == 1
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_a_pickled_stream_takes_no_index_along(synth_shards):
+    clips = clips_of(synth_shards / "train")
+    pickled = pickle.dumps(clips)
+    assert len(pickled) < 2000
+    assert_same([pickle.loads(pickled).batch(range(4))], [clips.batch(range(4))])
+
+
+def test_views_below_one_are_refused(synth_shards):
+    with pytest.raises(ValueError, match="data.views_per_video must be at least 1, got 0"):
+        clips_of(synth_shards / "train", views=0)
+
+
+def evaluate(folder, *, rank=0, world=1, workers=0, samples=None, crops=3):
+    return list(
+        evaluation_loader(
+            open_index(folder), clip=CLIP, temporal_clips=2, spatial_crops=crops,
+            rank=rank, world=world, workers=workers, samples=samples,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("world, workers", [(1, 1), (3, 0), (100, 0)])
+def test_evaluation_shows_every_video_once(synth_shards, world, workers):
+    folder = synth_shards / "validation"
+    items = [
+        item for rank in range(world) for item in evaluate(folder, rank=rank, world=world, workers=workers)
+    ]
+    items.sort(key=lambda item: item.position)
+    alone = evaluate(folder)
+    assert [item.position for item in items] == list(range(len(open_index(folder))))
+    for item, expected in zip(items, alone, strict=True):
+        assert item.views_VCTHW.shape == (6, 3, 4, 24, 24)
+        assert torch.equal(item.views_VCTHW, expected.views_VCTHW)
+        assert (item.key, item.label) == (expected.key, expected.label)
+
+
+def test_evaluation_can_take_a_part_of_the_videos(synth_shards):
+    items = evaluate(synth_shards / "validation", samples=[5, 1], crops=1)
+    assert [item.position for item in items] == [5, 1] and items[0].views_VCTHW.shape[0] == 2
+
+
+def test_evaluation_reports_a_bad_video(damaged):
+    folder, key = damaged
+    [bad] = [item for item in evaluate(folder) if item.skipped]
+    assert (bad.key, bad.skipped.key, bad.position) == (key, key, 2) and not bad.views_VCTHW.any()
+
+
+@pytest.mark.parametrize("clips, crops", [(0, 1), (1, 2)])
+def test_wrong_views_are_refused(synth_shards, clips, crops):
+    index = open_index(synth_shards / "validation")
+    with pytest.raises(ValueError, match=f"1 or 3 spatial crops, got {clips} and {crops}"):
+        evaluation_loader(
+            index, clip=CLIP, temporal_clips=clips, spatial_crops=crops, rank=0, world=1, workers=0
+        )
+
+
+def test_workers_never_oversubscribe_the_cores(caplog):
+    cores = available_cores()
+    assert cores <= len(os.sched_getaffinity(0))
+    assert worker_count(-1, 1) == cores - 1 and worker_count(-1, 10 * cores) == 0
+    assert worker_count(0, 4) == 0 and worker_count(1, 10 * cores) == 1
+    workers_module.log.propagate = True
+    assert worker_count(10 * cores, 1) == cores
+    assert f"data.workers={10 * cores} is more than the {cores} cores" in caplog.text
+    with pytest.raises(ValueError, match=r"data.workers must be -1 .* got -2"):
+        worker_count(-2)
+
+
+@pytest.mark.parametrize(
+    "quota, cores", [("150000 100000", 1), ("50000 100000", 1), ("max 100000", None), ("", None)]
+)
+def test_a_containers_quota_counts(monkeypatch, tmp_path, quota, cores):
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(workers_module, "_CPU_QUOTA", tmp_path / "cpu.max")
+    assert available_cores() == (cores or len(os.sched_getaffinity(0)))

@@ -1,0 +1,125 @@
+"""The command line keeps the same habits everywhere: one line an error, one exit code a kind."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from data_tools.command import (
+    CheckpointError,
+    Command,
+    DataError,
+    Program,
+    Stopped,
+    log,
+    run_program,
+    writing_to,
+)
+
+seen: list[argparse.Namespace] = []
+
+
+def remember(arguments: argparse.Namespace) -> None:
+    seen.append(arguments)
+
+
+def program(run=remember, **more: object) -> Program:  # type: ignore[no-untyped-def]
+    command = Command(
+        name="make",
+        help="make things",
+        example="python -m tool make here size=3",
+        run=run,
+        positionals=(("out", "folder to make"),),
+        options=(("--dry-run", "start nothing"),),
+        **more,  # type: ignore[arg-type]
+    )
+    return Program(name="tool", about="Makes things.", commands=(command,))
+
+
+def raising(error: BaseException) -> Program:
+    def fail(arguments: argparse.Namespace) -> None:
+        raise error
+
+    return program(run=fail)
+
+
+def test_positionals_options_and_overrides_reach_the_command():
+    assert run_program(program(), ["make", "here", "a.b=1", "--dry-run", "c=2"]) == 0
+    assert (seen[-1].out, seen[-1].dry_run, seen[-1].overrides) == ("here", True, ["a.b=1", "c=2"])
+
+
+def test_a_program_of_one_unnamed_command_has_no_subcommand():
+    only = Command(name="", help="run", example="x", run=remember, positionals=(("config", "a file"),))
+    assert run_program(Program(name="tool", about="Runs.", commands=(only,)), ["demo.yaml", "steps=3"]) == 0
+    assert (seen[-1].config, seen[-1].overrides) == ("demo.yaml", ["steps=3"])
+
+
+def test_a_command_may_take_a_list_in_place_of_overrides():
+    assert run_program(program(more=("files", "some files")), ["make", "here", "one", "two"]) == 0
+    assert (seen[-1].files, seen[-1].overrides) == (["one", "two"], [])
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (ValueError("steps must be above 0"), 2),
+        (DataError("no folder of shards"), 3),
+        (CheckpointError("a tensor is missing"), 4),
+        (KeyboardInterrupt(), 130),
+        (Stopped(143, "stopped on a signal"), 143),
+    ],
+)
+def test_a_failure_is_one_line_and_its_exit_code(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+):
+    assert run_program(raising(error), ["make", "here"]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert str(error) in lines[0]
+
+
+def test_a_bug_is_not_dressed_up_as_an_error_of_the_user():
+    with pytest.raises(ZeroDivisionError):
+        run_program(raising(ZeroDivisionError()), ["make", "here"])
+
+
+def test_an_override_with_dashes_is_explained(capsys: pytest.CaptureFixture[str]):
+    assert run_program(program(), ["make", "here", "--steps=3"]) == 2
+    assert "written key=value without dashes: 'steps=3', not '--steps=3'" in capsys.readouterr().err
+
+
+def test_a_missing_positional_is_wrong_usage(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        run_program(program(), ["make"])
+    assert caught.value.code == 2
+    assert "out" in capsys.readouterr().err
+
+
+def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        run_program(program(), ["make", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "python -m tool make here size=3" in text and "folder to make" in text
+
+
+def test_a_line_names_its_rank_where_there_are_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def say(arguments: argparse.Namespace) -> None:
+        log.info("hello")
+
+    run_program(program(run=say), ["make", "here"])
+    assert "rank" not in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "2")
+    run_program(program(run=say), ["make", "here"])
+    assert " rank 2 INFO hello" in capsys.readouterr().err
+
+
+def test_a_disk_that_cannot_be_written_becomes_one_line():
+    with (
+        pytest.raises(DataError, match="cannot write to out: No space left on device; mend that and run"),
+        writing_to(Path("out")),
+    ):
+        raise OSError(28, "No space left on device")

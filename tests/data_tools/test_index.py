@@ -1,0 +1,91 @@
+"""An index that is missing, damaged or of another version is named before anything is read."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_tools.command import DataError
+from data_tools.index import Sample, Shard, open_index, write_index
+
+SAMPLE = Sample(
+    key="a",
+    shard=0,
+    offset=512,
+    length=3,
+    crc32=2**32 - 1,
+    frames=2,
+    duration_s=0.25,
+    width=4,
+    height=6,
+    codec="h264",
+    label=1,
+    name="\u00e9/a.mp4",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "shard-000000.tar").write_bytes(b"tar")
+    shards = [Shard(name="shard-000000.tar", samples=1, bytes=3, sha256="00")]
+    write_index(tmp_path, [SAMPLE], shards, ["x", "\u6253"], {"by": "a test"})
+    return tmp_path
+
+
+def test_what_is_written_is_what_is_read(folder: Path):
+    index = open_index(folder)
+    assert index.sample(0) == SAMPLE
+    assert index.classes == ("x", "\u6253")
+    assert index.column("crc32").tolist() == [2**32 - 1]
+    assert index.shard_path(SAMPLE) == folder / "shard-000000.tar"
+    assert not list(folder.glob("*.partial"))
+
+
+def test_the_fingerprint_names_the_content_and_not_the_place(folder: Path, tmp_path: Path):
+    shutil.copytree(folder, tmp_path / "moved")
+    assert open_index(tmp_path / "moved").fingerprint == open_index(folder).fingerprint
+    write_index(folder, [SAMPLE], [Shard(name="shard-000000.tar", samples=1, bytes=3, sha256="01")], [], {})
+    assert open_index(tmp_path / "moved").fingerprint != open_index(folder).fingerprint
+
+
+def test_a_missing_folder_is_named(tmp_path: Path):
+    with pytest.raises(DataError, match=r"no folder of shards at .*: make one with"):
+        open_index(tmp_path / "nothing")
+
+
+def test_a_folder_without_index_is_named_and_its_splits_are_offered(folder: Path, tmp_path: Path):
+    shutil.copytree(folder, tmp_path / "sets" / "train")
+    with pytest.raises(
+        DataError, match=r"holds no dataset.json, so it is no data set; did you mean .*train\?"
+    ):
+        open_index(tmp_path / "sets")
+    (folder / "index.arrow").unlink()
+    with pytest.raises(DataError, match=r"holds no index.arrow"):
+        open_index(folder)
+
+
+@pytest.mark.parametrize("name, data", [("index.arrow", b"garbage"), ("dataset.json", b"{")])
+def test_a_damaged_index_is_named(folder: Path, name: str, data: bytes):
+    (folder / name).write_bytes(data)
+    with pytest.raises(DataError, match=r"is damaged .*: shard the source again"):
+        open_index(folder)
+
+
+def test_another_format_is_named(folder: Path):
+    description = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**description, "format": 99}))
+    with pytest.raises(DataError, match="has index format 99, this version reads 1"):
+        open_index(folder)
+
+
+def test_a_missing_shard_is_named(folder: Path):
+    (folder / "shard-000000.tar").unlink()
+    with pytest.raises(DataError, match=r"lacks 1 of its shards, first shard-000000.tar"):
+        open_index(folder)
+
+
+def test_an_empty_data_set_is_named(folder: Path):
+    write_index(folder, [], [], [], {})
+    with pytest.raises(DataError, match="holds no samples"):
+        open_index(folder)

@@ -1,0 +1,41 @@
+"""`show` tells what a data set holds."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_tools.__main__ import PROGRAM
+from data_tools.command import run_program
+from data_tools.index import open_index
+from data_tools.show import summarise
+from data_tools.synth import SynthConfig
+
+
+def test_show_counts_what_is_there(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
+    assert run_program(PROGRAM, ["show", str(synth_shards / "train"), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary == summarise(open_index(synth_shards / "train"))
+    assert summary["classes"] == dict.fromkeys(sorted(SynthConfig().kinds), 4)
+    assert (summary["samples"], summary["shards"], summary["without_label"]) == (32, 2, 0)
+    assert summary["frames"] == {"least": 24, "median": 24.0, "most": 24}
+    assert (summary["codecs"], summary["sizes"]) == ({"h264": 32}, {"48x48": 32})
+    assert summary["hours"] == pytest.approx(32 * 3 / 3600)
+
+
+def test_show_prints_a_screen_of_text(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
+    assert run_program(PROGRAM, ["show", str(synth_shards / "unlabelled")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "samples      40 in 3 shards" in lines[0]
+    assert "no label     40" in lines
+    assert len(lines) < 40
+
+
+def test_show_leads_to_the_splits(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
+    assert run_program(PROGRAM, ["show", str(synth_shards)]) == 3
+    assert f"did you mean {synth_shards / 'train'}?" in capsys.readouterr().err
+
+
+def test_show_takes_no_overrides(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
+    assert run_program(PROGRAM, ["show", str(synth_shards / "train"), "a=1"]) == 2
+    assert "show takes no overrides, got 'a=1'" in capsys.readouterr().err

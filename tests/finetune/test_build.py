@@ -1,0 +1,124 @@
+"""Which encoder and which clip: an exported encoder's own, or all of it from the config."""
+
+import pytest
+import torch
+
+from data_tools.command import CheckpointError
+from data_tools.config import load_config
+from finetune.build import build_classifier, clip_config, describe_encoder
+from finetune.config import FinetuneConfig
+from pretrain.encoder_file import EncoderDescription, save_encoder
+from pretrain.model.encoder import Encoder
+from pretrain.model.sizes import EncoderShape
+from pretrain.model.tokens import TokenGrid
+
+SHAPE = EncoderShape(width=24, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8))
+SCRATCH = ["model.size=tiny", "clip.frames=4", "clip.stride=2", "clip.size=16", "model.patch_size=8"]
+
+
+def load(*overrides):
+    needed = [
+        "run_dir=r",
+        "epochs=1",
+        "data.train=t",
+        "data.validation=v",
+        "batch.global_clips=8",
+        "optim.lr=1",
+    ]
+    return load_config(FinetuneConfig, None, [*needed, *overrides])
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    grid = TokenGrid.of(4, 16, SHAPE.patch)
+    description = EncoderDescription(
+        shape=SHAPE, grid=grid, frames=4, stride=3, size=16, mean=(0.45,) * 3, std=(0.225,) * 3
+    )
+    torch.manual_seed(7)
+    save_encoder(folder, Encoder(SHAPE, grid), description)
+    return folder
+
+
+def test_the_clip_is_the_encoders(encoder):
+    config = load(f"encoder={encoder}", "clip.short_video=loop")
+
+    clip = clip_config(config, describe_encoder(config))
+
+    assert (clip.frames, clip.stride, clip.size, clip.short_video) == (4, 3, 16, "loop")
+
+
+def test_the_stride_may_be_another(encoder):
+    assert describe_encoder(load(f"encoder={encoder}", "clip.stride=5")).stride == 5
+
+
+def test_the_classifier_starts_from_the_encoders_weights_and_colours(encoder):
+    config = load(f"encoder={encoder}")
+
+    classifier = build_classifier(config, describe_encoder(config), classes=3)
+
+    torch.manual_seed(7)
+    exported = Encoder(SHAPE, TokenGrid.of(4, 16, SHAPE.patch)).state_dict()
+    assert all(torch.equal(value, exported[name]) for name, value in classifier.encoder.state_dict().items())
+    assert classifier.mean == (0.45,) * 3
+
+
+def test_keys_that_repeat_what_the_encoder_is_are_welcome(encoder):
+    describe_encoder(load(f"encoder={encoder}", "clip.frames=4", "clip.size=16", "model.width=24"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("clip.frames=8", "clip.frames 8, encoder 4"),
+        ("clip.size=32", "clip.size 32, encoder 16"),
+        ("model.patch_size=16", "model.patch_size 16, encoder 8"),
+        ("model.patch_frames=1", "model.patch_frames 1, encoder 2"),
+        ("model.depth=12", "model.depth 12, encoder 2"),
+        ("model.size=tiny", "model.size=tiny, that is width 96, encoder 24.*depth 4, encoder 2"),
+    ],
+)
+def test_another_encoder_than_the_given_one_is_refused_with_both_numbers(encoder, override, message):
+    with pytest.raises(CheckpointError, match=message):
+        describe_encoder(load(f"encoder={encoder}", override))
+
+
+def test_a_missing_encoder_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        describe_encoder(load(f"encoder={tmp_path}"))
+
+
+def test_from_scratch_everything_comes_from_the_config():
+    config = load(*SCRATCH, "model.width=48", "model.depth=1")
+
+    description = describe_encoder(config)
+
+    assert (description.shape.width, description.shape.depth, description.shape.patch) == (48, 1, (2, 8, 8))
+    assert description.grid == TokenGrid(2, 2, 2)
+
+
+@pytest.mark.parametrize("lacking", ["model.size", "clip.frames", "clip.stride", "clip.size"])
+def test_from_scratch_a_missing_key_is_named(lacking):
+    given = [override for override in SCRATCH if not override.startswith(f"{lacking}=")]
+
+    with pytest.raises(ValueError, match=f"from scratch and needs {lacking}: set"):
+        describe_encoder(load(*given))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("clip.frames=3", "clip.frames must be a multiple"), ("model.size=vast", "model.size must be one of")],
+)
+def test_from_scratch_an_impossible_encoder_is_refused(override, message):
+    with pytest.raises(ValueError, match=message):
+        describe_encoder(load(*SCRATCH, override))
+
+
+def test_new_weights_are_a_function_of_the_seed():
+    def weights(seed):
+        config = load(*SCRATCH, f"seed={seed}", "head.name=attentive")
+        classifier = build_classifier(config, describe_encoder(config), classes=3)
+        return torch.cat([parameter.flatten() for parameter in classifier.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))

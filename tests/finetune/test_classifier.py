@@ -1,0 +1,98 @@
+"""The classifier: plain arithmetic around an encoder and a head."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from data_tools.parts import Part
+from data_tools.randomness import ClipRandom
+from data_tools.stream.batch import ClipBatch
+from finetune.classifier import Classifier
+from finetune.heads.base import build_head
+from pretrain.model.encoder import Encoder
+from pretrain.model.sizes import EncoderShape
+from pretrain.model.tokens import TokenGrid
+
+SHAPE = EncoderShape(width=24, depth=3, heads=2, mlp_width=48, patch=(2, 8, 8))
+GRID = TokenGrid.of(4, 16, SHAPE.patch)
+
+
+def make(*, drop_path=0.0, head="attentive", **settings):
+    torch.manual_seed(0)
+    encoder = Encoder(SHAPE, GRID, drop_path=drop_path)
+    args = {"head_width": 8} if head == "attentive" else {"init_std": 0.5}
+    return Classifier(encoder, build_head(Part(name=head, args=args), width=24, classes=5), **settings)
+
+
+def make_batch(clips=6):
+    fresh = torch.Generator().manual_seed(1)
+    return ClipBatch(
+        clip_BCTHW=torch.randint(256, (clips, 3, 4, 16, 16), generator=fresh, dtype=torch.uint8),
+        clip_index_B=torch.arange(clips),
+        label_B=torch.arange(clips) % 5,
+        weight_B=torch.ones(clips),
+    )
+
+
+def draws_for(batch):
+    return ClipRandom(0, batch.clip_index_B)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_the_smoothed_cross_entropy_of_each_clip(smoothing):
+    classifier, batch = make(label_smoothing=smoothing), make_batch()
+
+    values = classifier(batch, draws_for(batch))
+
+    log_chance_BY = torch.log_softmax(classifier.logits(batch.clip_BCTHW), dim=1)
+    target_BY = functional.one_hot(batch.label_B, 5) * (1 - smoothing) + smoothing / 5
+    assert torch.allclose(values["loss"], -(target_BY * log_chance_BY).sum(1), atol=1e-6)
+    assert torch.equal(values["correct"], (log_chance_BY.argmax(1) == batch.label_B).float())
+
+
+def test_pixels_are_normalised_as_the_encoder_was_trained():
+    classifier, batch = make(mean=(0.45, 0.4, 0.5), std=(0.2, 0.25, 0.3)), make_batch(2)
+    clip_BCTHW = batch.clip_BCTHW.float() / 255
+    mean_C, std_C = torch.tensor(classifier.mean), torch.tensor(classifier.std)
+    clip_BCTHW = (clip_BCTHW - mean_C[:, None, None, None]) / std_C[:, None, None, None]
+    # (B, C, t, 2, h, 8, w, 8) -> (B, N, frame row column channel)
+    windows = clip_BCTHW.view(2, 3, 2, 2, 2, 8, 2, 8).permute(0, 2, 4, 6, 3, 5, 7, 1)
+    patches_BNP = windows.reshape(2, 8, -1)
+
+    logits_BY = classifier.head(classifier.encoder(patches_BNP, None, None), None)
+
+    assert torch.allclose(classifier.logits(batch.clip_BCTHW), logits_BY, atol=1e-5)
+
+
+def test_a_frozen_encoder_gets_no_gradient_and_the_head_does():
+    classifier, batch = make(freeze=True), make_batch()
+
+    classifier(batch, draws_for(batch))["loss"].mean().backward()
+
+    assert all(parameter.grad is None for parameter in classifier.encoder.parameters())
+    assert all(parameter.grad is not None for parameter in classifier.head.parameters())
+
+
+def test_a_frozen_encoder_drops_no_path_in_training():
+    classifier, batch = make(freeze=True, drop_path=0.9).train(), make_batch()
+
+    in_training = classifier(batch, draws_for(batch))["loss"]
+
+    assert torch.equal(in_training, classifier.eval()(batch, draws_for(batch))["loss"])
+
+
+def test_drop_path_acts_in_training_and_is_a_function_of_the_clip():
+    classifier, batch = make(drop_path=0.8, head="linear").train(), make_batch()
+
+    first_B = classifier(batch, draws_for(batch))["loss"]
+
+    assert torch.equal(first_B, classifier(batch, draws_for(batch))["loss"])
+    assert not torch.allclose(first_B, classifier.eval()(batch, draws_for(batch))["loss"])
+
+
+def test_an_unfrozen_encoder_learns_everywhere():
+    classifier, batch = make(), make_batch()
+
+    classifier(batch, draws_for(batch))["loss"].mean().backward()
+
+    assert all(parameter.grad.abs().sum() > 0 for parameter in classifier.encoder.parameters())

@@ -1,0 +1,58 @@
+"""The comparison table: aligned, complete, and clear about what is missing."""
+
+import json
+
+import pytest
+
+from data_tools.command import CheckpointError
+from finetune.compare import read_results, table
+
+
+def write_result(folder, *, top1, encoder=None, freeze=False, lr=1e-3):
+    folder.mkdir()
+    result = {
+        "top1": top1,
+        "top1_interval": [top1 - 0.05, top1 + 0.05],
+        "videos": 200,
+        "run": {"encoder": encoder, "freeze": freeze, "head": "linear", "lr": lr},
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def test_the_table_sets_each_run_against_the_first(tmp_path):
+    scratch = write_result(tmp_path / "scratch", top1=0.21)
+    tuned = write_result(tmp_path / "tuned", top1=0.575, encoder="runs/demo/encoder", freeze=True, lr=3e-4)
+
+    lines = table(read_results([scratch, tuned])).splitlines()
+
+    words = [" ".join(line.split()) for line in lines[2:]]
+    assert words == [
+        "scratch from scratch no linear 0.001 200 21.0 16.0 - 26.0 +0.0",
+        "tuned runs/demo/encoder yes linear 0.0003 200 57.5 52.5 - 62.5 +36.5",
+    ]
+
+
+def test_the_columns_are_aligned(tmp_path):
+    folders = [
+        write_result(tmp_path / "a", top1=1.0, encoder="a/long/path/to/an/encoder"),
+        write_result(tmp_path / "a-long-name", top1=0.05),
+    ]
+
+    lines = table(read_results(folders)).splitlines()
+
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].index("encoder") == lines[2].index("a/long") == lines[3].index("from scratch")
+
+
+def test_a_run_without_a_result_is_named_with_the_command_that_makes_one(tmp_path):
+    with pytest.raises(CheckpointError, match=rf"no result at .*finetune evaluate {tmp_path}"):
+        read_results([tmp_path])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"top1": 0.5}'])
+def test_a_foreign_result_is_refused(tmp_path, text):
+    (tmp_path / "result.json").write_text(text)
+
+    with pytest.raises(CheckpointError, match="is no result of this version"):
+        read_results([tmp_path])

@@ -1,0 +1,114 @@
+"""Labels are checked before anything starts: each mistake has its own line."""
+
+import logging
+
+import pytest
+
+from data_tools.command import DataError
+from data_tools.config import load_config
+from data_tools.index import Sample, Shard, open_index, write_index
+from finetune.config import FinetuneConfig
+from finetune.data_checks import check_data, check_validation
+
+
+def write_data(folder, labels, classes=("left", "right")):
+    """An index as the sharding writes it, over an empty tar: nothing here reads a video."""
+    folder.mkdir(exist_ok=True)
+    (folder / "shard-000000.tar").touch()
+    samples = [
+        Sample(
+            key=f"key-{number}",
+            shard=0,
+            offset=0,
+            length=1,
+            crc32=0,
+            frames=8,
+            duration_s=1.0,
+            width=16,
+            height=16,
+            codec="h264",
+            label=label,
+            name=f"{number}.mp4",
+        )
+        for number, label in enumerate(labels)
+    ]
+    shard = Shard(name="shard-000000.tar", samples=len(samples), bytes=0, sha256="0" * 64)
+    write_index(folder, samples, [shard], classes, {})
+    return open_index(folder)
+
+
+def load(tmp_path, *overrides):
+    needed = [
+        "run_dir=r",
+        "epochs=1",
+        f"data.train={tmp_path / 'train'}",
+        f"data.validation={tmp_path / 'validation'}",
+        "batch.global_clips=4",
+        "optim.lr=1",
+    ]
+    return load_config(FinetuneConfig, None, [*needed, *overrides])
+
+
+def test_good_data_pass_in_silence(tmp_path, caplog):
+    logging.getLogger("kinemae").propagate = True
+    train = write_data(tmp_path / "train", [0, 1, 0, 1])
+    validation = write_data(tmp_path / "validation", [0, 1])
+
+    check_data(load(tmp_path), train, validation)
+
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        ([-1, -1, -1, -1], (), "data.train=.*has no labels: shard a source with one folder a class"),
+        (
+            [0, 1, -1, 0],
+            ("left", "right"),
+            r"1 of 4 videos are in none of the 2 classes, first key-2 \(2.mp4\)",
+        ),
+        ([0, 1, 2, 0], ("left", "right"), "first key-2 .* with label 2: label it or leave it out"),
+        ([0, 1, 0], ("left", "right"), "gives 3 clips .3 videos .*fewer than batch.global_clips=4: lower it"),
+    ],
+)
+def test_training_data_that_cannot_teach_are_refused(tmp_path, labels, classes, message):
+    train = write_data(tmp_path / "train", labels, classes)
+    validation = write_data(tmp_path / "validation", [0, 1])
+
+    with pytest.raises(DataError, match=message):
+        check_data(load(tmp_path), train, validation)
+
+
+def test_views_count_as_clips(tmp_path):
+    train = write_data(tmp_path / "train", [0, 1])
+    validation = write_data(tmp_path / "validation", [0, 1])
+
+    check_data(load(tmp_path, "data.views_per_video=2"), train, validation)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("left", "up"), "data.validation=the-folder has other classes: 'up' is not among the 2 classes"),
+        (("left",), "it lacks 'right', one of the 2 classes trained on"),
+        (("right", "left"), "the same classes stand in another order"),
+        ((), "data.validation=the-folder has no labels"),
+    ],
+)
+def test_validation_data_with_other_classes_are_refused(tmp_path, classes, message):
+    validation = write_data(tmp_path / "validation", [0], classes)
+
+    with pytest.raises(DataError, match=message):
+        check_validation(validation, ("left", "right"), folder="the-folder")
+
+
+def test_a_class_without_training_videos_is_warned_of(tmp_path, caplog):
+    logging.getLogger("kinemae").propagate = True
+    train = write_data(tmp_path / "train", [0, 0, 0, 0])
+    validation = write_data(tmp_path / "validation", [0, 1])
+
+    check_data(load(tmp_path), train, validation)
+
+    assert "1 classes have no training video, first right" in caplog.text
+    assert "every training video has the same label, left" in caplog.text

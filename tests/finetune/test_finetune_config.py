@@ -1,0 +1,67 @@
+"""The config: every wrong value is refused by name, and epochs become steps."""
+
+import pytest
+
+from data_tools.config import load_config
+from finetune.config import FinetuneConfig, run_settings, steps_of
+
+NEEDED = [
+    "run_dir=run",
+    "epochs=2",
+    "data.train=train",
+    "data.validation=validation",
+    "batch.global_clips=8",
+    "optim.lr=1e-3",
+]
+
+
+def load(*overrides):
+    return load_config(FinetuneConfig, None, [*NEEDED, *overrides])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs=0", "epochs must be above 0, got 0"),
+        ("run_dir=''", "run_dir must name a folder"),
+        ("encoder=''", "encoder must name a folder, or be null"),
+        ("drop_path=1", r"drop_path must lie in \[0, 1\), got 1"),
+        ("label_smoothing=-0.1", r"label_smoothing must lie in \[0, 1\), got -0.1"),
+        ("save_every_steps=0", "save_every_steps must be at least 1"),
+        ("keep_checkpoints=0", "keep_checkpoints must be at least 1"),
+        ("data.workers=-2", "data.workers must be -1 .automatic., 0 or more, got -2"),
+        ("data.views_per_video=0", "data.views_per_video must be at least 1"),
+        ("data.max_bad_fraction=2", r"data.max_bad_fraction must lie in \[0, 1\], got 2"),
+        ("optim.layer_decay=0", r"optim.layer_decay must lie in \(0, 1\], got 0"),
+        ("optim.lr=0", "optim.lr must be above 0"),
+        ("evaluate.temporal_clips=0", "evaluate.temporal_clips must be at least 1"),
+        ("evaluate.spatial_crops=2", "evaluate.spatial_crops must be 1 or 3, got 2"),
+        ("clip.short_video=cut", "clip.short_video"),
+        ("frezee=true", "frezee"),
+        ("freeze=perhaps", "freeze"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key(override, message):
+    with pytest.raises(ValueError, match=message):
+        load(override)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "views", "samples", "steps"),
+    [(2, 1, 30, 8), (2, 2, 30, 15), (0.1, 1, 240, 3), (0.1, 1, 241, 4), (0.001, 1, 8, 1)],
+)
+def test_steps_are_the_epochs_clips_over_the_batch_rounded_up(epochs, views, samples, steps):
+    assert steps_of(load(f"epochs={epochs}", f"data.views_per_video={views}"), samples) == steps
+
+
+def test_the_loops_settings_are_the_configs():
+    config = load("seed=5", "optim.layer_decay=0.5")
+
+    settings = run_settings(config, 40, workers=3)
+
+    assert (settings.seed, settings.steps, settings.workers) == (5, 10, 3)
+    assert settings.optim is config.optim
+
+
+def test_only_fine_tunings_defaults_differ_from_pretrainings():
+    assert load().optim.betas == [0.9, 0.999]

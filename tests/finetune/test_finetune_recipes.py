@@ -1,0 +1,57 @@
+"""Every shipped recipe in configs/finetune loads, says what it needs, and builds its model."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_tools.config import load_config
+from data_tools.stream.order import plan_batch
+from finetune.build import build_classifier, clip_config, describe_encoder
+from finetune.config import FinetuneConfig
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs" / "finetune").glob("*.yaml"))
+DEMO_CLIP = ["clip.frames=8", "clip.stride=1", "clip.size=32", "model.size=tiny", "model.patch_size=8"]
+USUAL_CLIP = ["clip.frames=16", "clip.stride=4", "clip.size=224"]
+
+
+def load_from_scratch(path):
+    size = re.match(r"vit_(\w+?)_", path.name)
+    model = [*USUAL_CLIP, f"model.size={size.group(1)}"] if size else DEMO_CLIP
+    return load_config(FinetuneConfig, path, ["encoder=null", *model])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_builds_its_model(path):
+    config = load_from_scratch(path)
+    description = describe_encoder(config)
+
+    with torch.device("meta"):
+        classifier = build_classifier(config, description, classes=400)
+
+    assert next(classifier.parameters()).is_meta
+    assert clip_config(config, description).frames == description.frames
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("world", [1, 2, 8])
+def test_a_recipes_batch_can_be_shared(path, world):
+    config = load_config(FinetuneConfig, path, [])
+
+    plan = plan_batch(
+        config.batch.global_clips, config.batch.clips_per_device, world, config.data.views_per_video
+    )
+
+    assert plan.micro_clips * plan.accumulation * world == config.batch.global_clips
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipes_header_says_command_hardware_time_and_score(path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+
+    for word in ("command", "hardware", "takes", "score"):
+        assert any(line.startswith(f"# {word} ") for line in header), word
+    assert any(
+        str(path).endswith(found) for found in re.findall(r"configs/finetune/\w+\.yaml", "".join(header))
+    )

@@ -1,0 +1,242 @@
+"""Fine-tuning from the command line, on real videos: train, evaluate, compare."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_tools.command import run_program
+from data_tools.index import open_index
+from finetune.__main__ import PROGRAM
+from pretrain.encoder_file import EncoderDescription, save_encoder
+from pretrain.model.encoder import Encoder
+from pretrain.model.sizes import EncoderShape
+from pretrain.model.tokens import TokenGrid
+
+SHAPE = EncoderShape(width=32, depth=2, heads=2, mlp_width=64, patch=(2, 8, 8))
+SMALL = ["clip.frames=4", "clip.stride=2", "clip.size=16", "model.size=tiny", "model.patch_size=8"]
+SCRATCH = ["encoder=null", *SMALL, "model.width=32", "model.depth=2"]
+
+
+def finetune(*arguments):
+    """The command in this process: for everything that starts no engine, which a process can do but once."""
+    return run_program(PROGRAM, [str(argument) for argument in arguments])
+
+
+def start(*arguments, repo, launcher=()):
+    """The command as a user starts it."""
+    subprocess.run(
+        [sys.executable, "-m", *launcher, "finetune", *map(str, arguments)],
+        check=True,
+        cwd=repo,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def common(synth_shards, repo):
+    """What every run here shares: the shipped demo config on small shards, few steps."""
+    return [
+        repo / "configs/finetune/demo.yaml",
+        f"data.train={synth_shards / 'train'}",
+        f"data.validation={synth_shards / 'validation'}",
+        "data.workers=0",
+        "batch.global_clips=8",
+        "epochs=0.5",
+        "engine.device=cpu",
+        "engine.cpu_threads=1",
+        "log.every_steps=1",
+    ]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "encoder"
+    grid = TokenGrid.of(4, 16, SHAPE.patch)
+    description = EncoderDescription(shape=SHAPE, grid=grid, frames=4, stride=2, size=16)
+    save_encoder(folder, Encoder(SHAPE, grid), description)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scratch_run(common, repo, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "scratch"
+    start("train", *common, *SCRATCH, f"run_dir={run_dir}", repo=repo)
+    return run_dir
+
+
+def read_result(run_dir):
+    return json.loads((run_dir / "result.json").read_text())
+
+
+def test_a_run_scores_every_validation_video_once(scratch_run, synth_shards):
+    validation = open_index(synth_shards / "validation")
+
+    result = read_result(scratch_run)
+
+    assert result["videos"] == len(validation)
+    assert sum(map(sum, result["confusion"])) == len(validation)
+    assert result["top1_interval"][0] <= result["top1"] <= result["top1_interval"][1]
+    assert result["views"] == {"temporal_clips": 3, "spatial_crops": 1, "total": 3}
+    assert list(result["per_class"]) == list(validation.classes)
+
+
+def test_metrics_hold_loss_and_accuracy_of_each_step(scratch_run):
+    lines = [json.loads(line) for line in (scratch_run / "metrics.jsonl").read_text().splitlines()]
+
+    assert [line["step"] for line in lines] == [0, 1]
+    assert all(0 <= line["correct"] <= 1 and line["loss"] > 0 for line in lines)
+
+
+def test_evaluating_the_saved_model_gives_the_runs_own_score(scratch_run, capsys):
+    own = read_result(scratch_run)
+
+    assert finetune("evaluate", scratch_run, "--json", "batch.clips_per_device=2") == 0
+
+    assert read_result(scratch_run) == own
+    assert json.loads(capsys.readouterr().out) == own
+
+
+@pytest.mark.processes
+def test_two_processes_score_as_one(scratch_run, repo):
+    own = read_result(scratch_run)
+    (scratch_run / "result.json").unlink()
+
+    launcher = ["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
+    start("evaluate", scratch_run, repo=repo, launcher=launcher)
+
+    assert read_result(scratch_run) == own
+
+
+def test_more_views_are_averaged(scratch_run, tmp_path):
+    before = (scratch_run / "result.json").read_text()
+
+    assert finetune("evaluate", scratch_run, "evaluate.temporal_clips=2", "evaluate.spatial_crops=3") == 0
+
+    assert read_result(scratch_run)["views"]["total"] == 6
+    (scratch_run / "result.json").write_text(before)
+
+
+def test_freezing_leaves_the_encoder_as_it_was_and_trains_the_head(common, encoder, repo, tmp_path):
+    run_dir = tmp_path / "frozen"
+
+    start("train", *common, f"encoder={encoder}", "freeze=true", f"run_dir={run_dir}", repo=repo)
+
+    given, kept = (load_file(folder / "encoder.safetensors") for folder in (encoder, run_dir / "model"))
+    assert all(torch.equal(kept[name], value) for name, value in given.items())
+    bias_Y = load_file(run_dir / "model" / "head.safetensors")["linear.bias"]
+    assert bias_Y.abs().min() > 0
+
+
+def test_whole_fine_tuning_changes_the_encoder_and_its_model_can_be_tuned_again(
+    common, encoder, repo, tmp_path
+):
+    run_dir = tmp_path / "whole"
+    attentive = ["head.name=attentive", "engine.zero_stage=1"]
+
+    start("train", *common, f"encoder={encoder}", *attentive, f"run_dir={run_dir}", repo=repo)
+
+    given, tuned = (load_file(folder / "encoder.safetensors") for folder in (encoder, run_dir / "model"))
+    assert not any(torch.equal(tuned[name], value) for name, value in given.items() if "weight" in name)
+    again = ["--dry-run", f"encoder={run_dir / 'model'}", f"run_dir={tmp_path / 'again'}"]
+    assert finetune("train", *common, *again) == 0
+    assert not (tmp_path / "again").exists()
+
+
+def test_compare_prints_the_runs(scratch_run, capsys):
+    assert finetune("compare", scratch_run, scratch_run) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[2] == lines[3]
+    assert finetune("compare", "--json", scratch_run) == 0
+    assert json.loads(capsys.readouterr().out)[0]["difference"] == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "exit_code", "message"),
+    [
+        (["encoder=null"], 2, "from scratch and needs model.size, clip.frames"),
+        (["encoder=/nowhere"], 4, "no exported encoder in /nowhere"),
+        ([*SCRATCH, "clip.size=20"], 2, "clip.size of model.patch_size"),
+        ([*SCRATCH, "head.name=liner"], 2, "did you mean 'linear'"),
+        ([*SCRATCH, "batch.global_clips=1000"], 3, "fewer than batch.global_clips=1000"),
+        ([*SCRATCH, "batch.global_clips=9", "data.views_per_video=2"], 2, "batch.global_clips=9"),
+        ([*SCRATCH, "data.train=/nowhere"], 3, "no folder of shards at /nowhere"),
+        ([*SCRATCH, "--epochs=2"], 2, "without dashes"),
+    ],
+)
+def test_a_run_that_cannot_work_is_refused_in_one_line(
+    common, tmp_path, capsys, overrides, exit_code, message
+):
+    run_dir = tmp_path / "run"
+
+    assert finetune("train", *common, f"run_dir={run_dir}", *overrides) == exit_code
+
+    lines = capsys.readouterr().err.splitlines()
+    assert message in lines[-1]
+    assert not run_dir.exists()
+
+
+def test_data_without_labels_are_refused(common, synth_shards, tmp_path, capsys):
+    unlabelled = f"data.train={synth_shards / 'unlabelled'}"
+
+    assert finetune("train", *common, *SCRATCH, unlabelled, f"run_dir={tmp_path / 'run'}") == 3
+
+    assert "has no labels" in capsys.readouterr().err
+
+
+def test_the_run_folder_of_another_config_is_refused(common, scratch_run, capsys):
+    assert finetune("train", *common, *SCRATCH, f"run_dir={scratch_run}", "optim.lr=5e-4") == 2
+
+    assert "optim.lr: 0.001 there, 0.0005 here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "optim.lr=1",
+            "optim.lr is settled by the run: evaluate takes overrides of evaluate, data.validation",
+        ),
+        ("evaluate.spatial_crops=2", "evaluate.spatial_crops must be 1 or 3"),
+    ],
+)
+def test_evaluate_refuses_what_it_cannot_change(scratch_run, override, message, capsys):
+    assert finetune("evaluate", scratch_run, override) == 2
+
+    assert message in capsys.readouterr().err
+
+
+def test_evaluate_needs_a_finished_run(scratch_run, tmp_path, capsys):
+    assert finetune("evaluate", tmp_path) == 4
+    assert "lacks config.yaml" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text((scratch_run / "config.yaml").read_text())
+
+    assert finetune("evaluate", tmp_path) == 4
+
+    assert "no fine-tuned model in" in capsys.readouterr().err
+
+
+def test_a_damaged_video_is_named_in_the_result_and_does_not_count(scratch_run, synth_shards, tmp_path):
+    before = (scratch_run / "result.json").read_text()
+    shutil.copytree(synth_shards / "validation", tmp_path / "validation")
+    index = open_index(tmp_path / "validation")
+    victim = index.sample(2)
+    with index.shard_path(victim).open("r+b") as tar:
+        tar.seek(victim.offset + victim.length // 2)
+        tar.write(b"\xff\x00\xff\x00")
+
+    assert finetune("evaluate", scratch_run, f"data.validation={tmp_path / 'validation'}") == 0
+
+    result = read_result(scratch_run)
+    assert [skipped["key"] for skipped in result["skipped"]] == [victim.key]
+    assert result["skipped"][0]["reason"]
+    assert result["videos"] == len(index) - 1
+    (scratch_run / "result.json").write_text(before)

@@ -1,0 +1,134 @@
+"""The contract that every head in finetune/heads keeps, and what is particular to each."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from data_tools.parts import Part, part_names
+from data_tools.randomness import ClipRandom
+from finetune.heads.base import build_head
+
+HEADS = part_names("finetune.heads")
+
+
+def clip_random(clips):
+    return ClipRandom(3, torch.arange(clips))
+
+
+def test_the_folder_holds_heads():
+    assert {"linear", "attentive"} <= set(HEADS)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("classes", [1, 7])
+def test_a_head_scores_every_class_of_every_clip(name, classes):
+    head = build_head(Part(name=name), width=32, classes=classes)
+
+    logits_BY = head(torch.randn(3, 20, 32), clip_random(3))
+
+    assert logits_BY.shape == (3, classes)
+    assert torch.isfinite(logits_BY).all()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_parameter_of_a_head_learns(name):
+    torch.manual_seed(0)
+    head = build_head(Part(name=name), width=32, classes=5)
+    # A second step: a head that starts at zero weights passes nothing down in the first.
+    optimiser = torch.optim.SGD(head.parameters(), lr=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        functional.cross_entropy(head(torch.randn(8, 20, 32), None), torch.arange(8) % 5).backward()
+        optimiser.step()
+
+    assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_clips_score_does_not_depend_on_its_neighbours(name):
+    head = build_head(Part(name=name), width=32, classes=5)
+    tokens_BND = torch.randn(4, 20, 32)
+
+    together_BY = head(tokens_BND, clip_random(4))
+
+    alone_BY = head(tokens_BND[2:3], ClipRandom(3, torch.tensor([2])))
+    assert torch.allclose(together_BY[2:3], alone_BY, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_evaluation_draws_nothing(name):
+    head = build_head(Part(name=name), width=32, classes=5)
+    tokens_BND = torch.randn(2, 20, 32)
+
+    assert torch.equal(head(tokens_BND, None), head(tokens_BND, None))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_builds_on_the_meta_device(name):
+    with torch.device("meta"):
+        head = build_head(Part(name=name), width=1408, classes=400)
+
+    assert all(parameter.is_meta for parameter in head.parameters())
+
+
+def test_the_linear_head_is_a_norm_and_a_layer_on_the_mean():
+    head = build_head(Part(name="linear", args={"init_std": 0.02}), width=16, classes=3)
+    tokens_BND = torch.randn(2, 10, 16)
+
+    mean_BD = functional.layer_norm(tokens_BND.mean(1), (16,), eps=1e-6)
+
+    assert torch.allclose(head(tokens_BND, None), mean_BD @ head.linear.weight.T, atol=1e-6)
+
+
+def test_dropout_zeroes_the_share_it_says_and_keeps_the_mean():
+    head = build_head(Part(name="linear", args={"dropout": 0.5}), width=4096, classes=4096)
+    with torch.no_grad():
+        head.linear.weight.copy_(torch.eye(4096))
+    tokens_BND = torch.full((1, 2, 4096), 1.0)
+    head.norm = torch.nn.Identity()
+
+    dropped_D = head(tokens_BND, clip_random(1))[0]
+
+    assert 0.45 < (dropped_D == 0).float().mean() < 0.55
+    assert set(dropped_D.tolist()) == {0.0, 2.0}
+
+
+def test_the_attentive_head_equals_attention_written_out():
+    torch.manual_seed(0)
+    head = build_head(Part(name="attentive", args={"head_width": 8}), width=16, classes=3)
+    tokens_ND = torch.randn(10, 16)
+
+    key_value_NX = head.to_key_value(head.norm_tokens(tokens_ND))
+    query_D = head.to_query(head.query_D)
+    seen = []
+    for first in (0, 8):
+        key_NF, value_NF = key_value_NX[:, first : first + 8], key_value_NX[:, 16 + first : 24 + first]
+        weight_N = torch.softmax(key_NF @ query_D[first : first + 8] / 8**0.5, dim=0)
+        seen.append(weight_N @ value_NF)
+    pooled_D = head.query_D + head.project(torch.cat(seen))
+    pooled_D = pooled_D + head.mlp(head.norm_mlp(pooled_D))
+
+    assert torch.allclose(head(tokens_ND[None], None)[0], head.linear(head.norm(pooled_D)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (Part(name="liner"), "head.name: no head named 'liner'; did you mean 'linear'"),
+        (
+            Part(name="linear", args={"dropuot": 0.1}),
+            "head.args: linear has no argument 'dropuot'; did you mean 'dropout'",
+        ),
+        (Part(name="linear", args={"dropout": 1.0}), r"head.args.dropout must lie in \[0, 1\), got 1.0"),
+        (Part(name="linear", args={"init_std": -1.0}), "head.args.init_std must be 0 or more"),
+        (Part(name="linear", args={"classes": 3}), "head.args.classes comes from the encoder and the data"),
+        (
+            Part(name="attentive", args={"head_width": 24}),
+            "head_width must divide the encoder's width 32, got 24",
+        ),
+        (Part(name="attentive", args={"mlp_ratio": 0}), "head.args.mlp_ratio must be above 0"),
+    ],
+)
+def test_a_wrong_head_says_what_to_fix(part, message):
+    with pytest.raises(ValueError, match=message):
+        build_head(part, width=32, classes=3)

@@ -1,0 +1,115 @@
+"""The fine-tuned model on disk: it comes back as it was, or says why not."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from data_tools.command import CheckpointError
+from data_tools.parts import Part, part_names
+from finetune.classifier import Classifier
+from finetune.heads.base import build_head
+from finetune.model_file import load_model, save_model
+from pretrain.encoder_file import EncoderDescription, load_encoder
+from pretrain.model.encoder import Encoder
+from pretrain.model.sizes import EncoderShape
+from pretrain.model.tokens import TokenGrid
+
+SHAPE = EncoderShape(width=32, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8))
+CLASSES = ("walk", "run", "sch\u00f6n")
+
+
+def saved(folder, head="linear"):
+    grid = TokenGrid.of(4, 16, SHAPE.patch)
+    part = Part(name=head)
+    classifier = Classifier(
+        Encoder(SHAPE, grid), build_head(part, width=32, classes=3), mean=(0.4,) * 3, std=(0.3,) * 3
+    )
+    description = EncoderDescription(
+        shape=SHAPE, grid=grid, frames=4, stride=2, size=16, mean=(0.4,) * 3, std=(0.3,) * 3
+    )
+    save_model(folder, classifier, description=description, head=part, classes=CLASSES)
+    return classifier.eval()
+
+
+@pytest.mark.parametrize("head", part_names("finetune.heads"))
+def test_a_loaded_model_scores_as_the_saved_one(tmp_path, head):
+    classifier = saved(tmp_path, head)
+    clip_BCTHW = torch.randint(256, (2, 3, 4, 16, 16), dtype=torch.uint8)
+
+    model = load_model(tmp_path)
+
+    assert torch.equal(model.classifier.logits(clip_BCTHW), classifier.logits(clip_BCTHW))
+    assert model.classes == CLASSES
+    assert model.description.stride == 2
+
+
+def test_the_folder_is_an_encoder_for_further_fine_tuning(tmp_path):
+    classifier = saved(tmp_path)
+
+    encoder, _ = load_encoder(tmp_path)
+
+    assert torch.equal(encoder.embed.weight, classifier.encoder.embed.weight)
+
+
+def test_nothing_in_the_folder_is_a_pickle(tmp_path):
+    saved(tmp_path)
+
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"encoder.safetensors", "encoder.json", "head.safetensors", "head.json"}
+
+
+def test_a_save_that_never_ended_is_no_model(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "head.json").unlink()
+
+    with pytest.raises(CheckpointError, match=r"no fine-tuned model in .*lacks head.json"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 9}, "is of format 9, this version reads format 1"),
+        ({"head": {"name": "os.system", "args": {}}}, "no head named 'os.system'"),
+        ({"head": {"name": "linear", "args": {"command": "x"}}}, "no argument 'command'"),
+        ({"head": None}, "describes no head that can be built"),
+        ({"classes": ["one"]}, "head.safetensors does not fit head.json.*size mismatch"),
+    ],
+)
+def test_a_changed_description_is_refused(tmp_path, change, message):
+    saved(tmp_path)
+    path = tmp_path / "head.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_an_unreadable_description_is_refused(tmp_path, text):
+    saved(tmp_path)
+    (tmp_path / "head.json").write_text(text)
+
+    with pytest.raises(CheckpointError, match=r"head\.json"):
+        load_model(tmp_path)
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / "head.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+    with pytest.raises(CheckpointError, match=r"cannot read .*head\.safetensors"):
+        load_model(tmp_path)
+
+
+def test_missing_tensors_are_named(tmp_path):
+    saved(tmp_path)
+    weights = load_file(tmp_path / "head.safetensors")
+    del weights["linear.bias"]
+    save_file(weights, tmp_path / "head.safetensors")
+
+    with pytest.raises(CheckpointError, match=r"linear\.bias"):
+        load_model(tmp_path)

@@ -1,0 +1,128 @@
+"""One process or two, any launcher, any ZeRO stage: the samples and losses of a plain PyTorch loop."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_tools.randomness import ClipRandom
+from data_tools.stream.loader import TrainingClips
+from pretrain.config import PretrainConfig
+from pretrain.runtime.metrics import read_metrics
+from pretrain.training import make_plan
+
+STEPS = 6
+TOLERANCE = 1e-5
+BIN = Path(sys.executable).parent
+
+
+def plain_losses(config: PretrainConfig) -> list[float]:
+    """The reference: the same run as a plain loop, without DeepSpeed, loader, accumulation or ranks."""
+    plan = make_plan(config)
+    model = plan.model
+    clips = TrainingClips(
+        plan.index, clip=config.clip, augment=config.augment, seed=config.seed, annotate=plan.split
+    )
+    decayed = [p for p in model.parameters() if sum(size > 1 for size in p.shape) > 1]
+    others = [p for p in model.parameters() if sum(size > 1 for size in p.shape) <= 1]
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": config.optim.weight_decay},
+            {"params": others, "weight_decay": 0},
+        ],
+        betas=(0.9, 0.95),
+    )
+    peak, final, losses = config.optim.lr, config.optim.final_lr, []
+    for step in range(config.steps):
+        for group in optimiser.param_groups:
+            half_cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / config.steps)).item())
+            group["lr"] = final + (peak - final) * half_cosine
+        start = step * config.batch.global_clips
+        batch = clips.batch(range(start, start + config.batch.global_clips))
+        loss = model(batch, ClipRandom(config.seed, batch.clip_index_B))["loss"].mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
+        optimiser.step()
+        losses.append(loss.item())
+    return losses
+
+
+def plain_keys(config: PretrainConfig) -> dict[int, list[str]]:
+    clips = TrainingClips(make_plan(config).index, clip=config.clip, augment=config.augment, seed=config.seed)
+    size = config.batch.global_clips
+    return {
+        step: sorted(clips.batch(range(step * size, (step + 1) * size)).keys) for step in range(config.steps)
+    }
+
+
+def keys_by_step(run_dir: Path) -> dict[int, list[str]]:
+    keys = defaultdict(list)
+    for path in (run_dir / "samples").glob("rank-*.jsonl"):
+        for line in path.read_text().splitlines():
+            keys[json.loads(line)["step"]] += json.loads(line)["keys"]
+    return {step: sorted(found) for step, found in keys.items()}
+
+
+ONE = ["-m", "pretrain"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pretrain"]
+DEEPSPEED = [
+    str(BIN / "deepspeed"),
+    "--num_accelerators",
+    "2",
+    "--master_port",
+    "29517",
+    "--module",
+    "pretrain",
+]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("launcher", "overrides"),
+    [
+        pytest.param(ONE, ["engine.zero_stage=0"], id="one process, ZeRO 0"),
+        pytest.param(ONE, ["engine.zero_stage=1", "batch.clips_per_device=1"], id="ZeRO 1, 4 accumulated"),
+        pytest.param(TORCHRUN, ["engine.zero_stage=0"], id="torchrun 2, ZeRO 0"),
+        pytest.param(TORCHRUN, ["engine.zero_stage=1"], id="torchrun 2, ZeRO 1"),
+        pytest.param(
+            DEEPSPEED, ["engine.zero_stage=2", "batch.clips_per_device=1"], id="deepspeed 2, ZeRO 2"
+        ),
+    ],
+)
+def test_every_topology_sees_the_samples_and_losses_of_a_plain_loop(
+    launcher: list[str],
+    overrides: list[str],
+    small_run: Path,
+    small_config: Callable[..., PretrainConfig],
+    repo: Path,
+) -> None:
+    if launcher is DEEPSPEED and shutil.which(launcher[0]) is None:
+        pytest.skip("the deepspeed launcher is not installed beside this python")
+    config = small_config()
+    command = [
+        *([sys.executable] if launcher is not DEEPSPEED else []),
+        *launcher,
+        str(small_run),
+        *overrides,
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
+    ran = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    run_dir = Path(config.run_dir)
+    metrics = read_metrics(run_dir / "metrics.jsonl")
+    shutil.move(run_dir, run_dir.with_name("done"))  # the reference must not find a run to continue
+    assert [line["loss"] for line in metrics] == pytest.approx(plain_losses(config), abs=TOLERANCE)
+    assert keys_by_step(run_dir.with_name("done")) == plain_keys(config)

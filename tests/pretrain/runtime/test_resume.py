@@ -1,0 +1,143 @@
+"""A run that was stopped, killed or damaged goes on as if nothing had happened, or says why not."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_tools.command import CheckpointError
+from pretrain.config import PretrainConfig
+from pretrain.runtime.metrics import read_metrics
+from pretrain.training import make_plan, run_pretraining
+from tests.conftest import run_module
+
+STEPS = 24
+
+
+def losses(run_dir: Path) -> list[tuple[int, float, int]]:
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    return [(line["step"], line["loss"], line["samples"]) for line in lines]
+
+
+def run(config: PretrainConfig) -> None:
+    run_pretraining(make_plan(config))
+
+
+def start(small_run: Path, repo: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pretrain", str(small_run), *overrides],
+        cwd=repo,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def wait_for_step(process: subprocess.Popen[bytes], run_dir: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(line["step"] >= step for line in read_metrics(run_dir / "metrics.jsonl")):
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.processes
+def test_a_run_killed_at_random_moments_repeats_the_unbroken_one_to_the_last_bit(
+    small_run: Path, small_config: Callable[..., PretrainConfig], repo: Path, tmp_path: Path
+) -> None:
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    run(small_config(f"run_dir={unbroken}", f"steps={STEPS}"))
+    chance = random.Random(5)
+    for moment in sorted(chance.sample(range(1, STEPS - 2), 3)):
+        process = start(small_run, repo, f"run_dir={killed}", f"steps={STEPS}")
+        wait_for_step(process, killed, moment)
+        time.sleep(chance.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run_module("pretrain", str(small_run), f"run_dir={killed}", f"steps={STEPS}")
+    assert losses(killed) == losses(unbroken)
+    assert len(losses(unbroken)) == STEPS
+
+
+@pytest.mark.processes
+def test_sigterm_saves_a_checkpoint_and_leaves_with_143(
+    small_run: Path, small_config: Callable[..., PretrainConfig], repo: Path
+) -> None:
+    run_dir = Path(small_config().run_dir)
+    process = start(small_run, repo, "steps=100000", "save_every_steps=100000")
+    wait_for_step(process, run_dir, 3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    (checkpoint,) = (run_dir / "checkpoints").iterdir()
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert state["step"] == len(read_metrics(run_dir / "metrics.jsonl"))
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
+    small_config: Callable[..., PretrainConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unbroken = tmp_path / "unbroken"
+    run(small_config(f"run_dir={unbroken}"))
+    damaged = tmp_path / "damaged"
+    shutil.copytree(unbroken, damaged)
+    newest = max((damaged / "checkpoints").iterdir())
+    victim = max(newest.rglob("*.pt"), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    run(small_config(f"run_dir={damaged}"))
+    assert losses(damaged) == losses(unbroken)
+
+
+def test_only_damaged_checkpoints_stop_the_run(small_config: Callable[..., PretrainConfig]) -> None:
+    config = small_config()
+    run(config)
+    for manifest in Path(config.run_dir).glob("checkpoints/*/manifest.json"):
+        manifest.unlink()
+    with pytest.raises(CheckpointError, match="all 2 checkpoints .* are damaged"):
+        run(config)
+
+
+def test_the_rest_of_a_save_that_never_ended_is_ignored_and_removed(
+    small_config: Callable[..., PretrainConfig],
+) -> None:
+    config = small_config("steps=2")
+    leftover = Path(config.run_dir) / "checkpoints" / "step-00000009.partial"
+    plan = make_plan(config)
+    leftover.mkdir(parents=True)
+    run_pretraining(plan)
+    assert sorted(path.name for path in leftover.parent.iterdir()) == ["step-00000002"]
+
+
+def test_another_zero_stage_is_refused_by_name(small_config: Callable[..., PretrainConfig]) -> None:
+    config = small_config("steps=2")
+    run(config)
+    state = next(Path(config.run_dir).glob("checkpoints/*/state.json"))
+    assert json.loads(state.read_text())["zero_stage"] == 0
+    with pytest.raises(ValueError, match=r"engine\.zero_stage: 0 there, 1 here"):
+        make_plan(small_config("steps=2", "engine.zero_stage=1"))
+
+
+def test_a_run_dir_of_another_config_is_refused_before_anything_starts(
+    small_config: Callable[..., PretrainConfig],
+) -> None:
+    run(small_config("steps=2"))
+    with pytest.raises(
+        ValueError, match=r"holds a run of another config \(optim\.lr: 0\.001 there, 0\.002 here\)"
+    ):
+        make_plan(small_config("steps=2", "optim.lr=2e-3"))
+
+
+def test_a_finished_run_is_left_as_it_is(small_config: Callable[..., PretrainConfig]) -> None:
+    config = small_config("steps=2")
+    run(config)
+    before = losses(Path(config.run_dir))
+    run(config)
+    assert losses(Path(config.run_dir)) == before

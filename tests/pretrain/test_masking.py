@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from data_tools.parts import Part, build_part, part_names
+from data_tools.randomness import generator
+from pretrain.masking.base import Masking, TokenSplit, wanted_count
+from pretrain.masking.tube import TubeMasking
+from pretrain.masking.uniform import UniformMasking
+from pretrain.model.tokens import TokenGrid
+
+FOLDER = "pretrain.masking"
+GRID = TokenGrid(4, 6, 5)
+
+
+def chance(sample=0):
+    return generator(7, purpose="masking", sample=sample)
+
+
+@pytest.mark.parametrize("name", part_names(FOLDER))
+class TestContract:
+    """What every masking promises; a new file in the folder is tested without a line here."""
+
+    def test_visible_and_hidden_make_up_the_grid_in_the_promised_numbers(self, name):
+        masking = build_part(FOLDER, Part(name=name), Masking)
+        visible_K, hidden_M = masking.split(GRID, chance())
+        assert (len(visible_K), len(hidden_M)) == masking.counts(GRID)
+        assert torch.equal(torch.cat([visible_K, hidden_M]).sort().values, torch.arange(GRID.tokens))
+        assert visible_K.dtype == hidden_M.dtype == torch.int64
+
+    def test_visible_tokens_ascend_and_hidden_ones_come_in_random_order(self, name):
+        visible_K, hidden_M = build_part(FOLDER, Part(name=name), Masking).split(GRID, chance())
+        assert (visible_K.diff() > 0).all()
+        assert not (hidden_M.diff() > 0).all()
+
+    def test_chance_comes_from_the_generator_alone(self, name):
+        masking = build_part(FOLDER, Part(name=name), Masking)
+        torch.manual_seed(0)
+        first = torch.cat(masking.split(GRID, chance()))
+        torch.manual_seed(1)
+        assert torch.equal(first, torch.cat(masking.split(GRID, chance())))
+        assert not torch.equal(first, torch.cat(masking.split(GRID, chance(sample=1))))
+
+
+def test_a_tube_hides_the_same_places_in_every_slice():
+    visible_K, hidden_M = TubeMasking(ratio=0.7).split(GRID, chance())
+    for index, count in ((visible_K, 30 - 21), (hidden_M, 21)):
+        places = index.sort().values.view(GRID.t, count) % GRID.per_slice
+        assert (places == places[0]).all()
+
+
+def test_uniform_masking_treats_slices_unlike():
+    visible_K, _ = UniformMasking(ratio=0.7).split(GRID, chance())
+    assert len((visible_K // GRID.per_slice).bincount(minlength=GRID.t).unique()) > 1
+
+
+def test_a_tube_of_0_9_leaves_videomaes_160_tokens():
+    assert TubeMasking(ratio=0.9).counts(TokenGrid(8, 14, 14)) == (160, 1408)
+
+
+@pytest.mark.parametrize("kind", [TubeMasking, UniformMasking])
+@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, float("nan")])
+def test_a_ratio_that_hides_nothing_or_everything_is_refused(kind, ratio):
+    with pytest.raises(ValueError, match=f"masking.args.ratio must lie strictly between 0 and 1, got {ratio}"):
+        kind(ratio=ratio)
+
+
+@pytest.mark.parametrize("kind", [TubeMasking, UniformMasking])
+@pytest.mark.parametrize("ratio, visible, hidden", [(0.1, 1, 0), (1 - 2**-53, 0, 1)])
+def test_a_grid_too_small_for_the_ratio_is_refused(kind, ratio, visible, hidden):
+    grid = TokenGrid(1, 1, 1) if hidden == 0 else TokenGrid(1, 2, 2)
+    message = f"masking.args.ratio={ratio} leaves {visible} tokens visible and {hidden * 4} hidden on a grid"
+    with pytest.raises(ValueError, match=message):
+        kind(ratio=ratio).counts(grid)
+
+
+def test_the_wanted_tokens_are_a_share_of_the_hidden_ones_and_never_none():
+    assert [wanted_count(10, share) for share in (1.0, 0.5, 0.01)] == [10, 5, 1]
+
+
+def test_a_clips_split_is_a_function_of_the_seed_and_its_place_in_the_run():
+    split = TokenSplit(masking=UniformMasking(ratio=0.5), grid=GRID, seed=3, predict_share=0.5)
+    black, white = torch.zeros(3, 8, 24, 20), torch.ones(3, 8, 24, 20)
+    first, again, other = split(black, 5), split(white, 5), split(black, 6)
+    assert torch.equal(first["visible"], again["visible"]) and torch.equal(first["wanted"], again["wanted"])
+    assert not torch.equal(first["visible"], other["visible"])
+    assert len(first["wanted"]) == 30 and not set(first["wanted"].tolist()) & set(first["visible"].tolist())

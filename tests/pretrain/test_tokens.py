@@ -1,0 +1,95 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretrain.model.positions import sine_positions
+from pretrain.model.tokens import (
+    MEAN,
+    STD,
+    TokenGrid,
+    denormalise,
+    gather_tokens,
+    normalise,
+    patchify,
+    take_patches,
+    to_bytes,
+    unpatchify,
+)
+
+PATCH = (2, 4, 4)
+
+
+def random_clip(clips=2, frames=4, size=12):
+    shape = (clips, 3, frames, size, size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@given(t=st.integers(1, 3), h=st.integers(1, 3), frames=st.integers(1, 3), pixels=st.integers(1, 4))
+def test_unpatchify_undoes_patchify(t, h, frames, pixels):
+    patch = (frames, pixels, pixels)
+    clip_BCTHW = random_clip(2, t * frames, h * pixels)
+    grid = TokenGrid.of(t * frames, h * pixels, patch)
+    patches_BNP = patchify(clip_BCTHW, patch)
+    assert patches_BNP.shape == (2, grid.tokens, frames * pixels * pixels * 3)
+    assert torch.equal(unpatchify(patches_BNP, grid, patch), clip_BCTHW)
+
+
+def test_patches_stand_in_time_row_column_order_and_values_in_frame_row_column_channel_order():
+    clip_BCTHW = random_clip()
+    grid = TokenGrid.of(4, 12, PATCH)
+    patches_BNP = patchify(clip_BCTHW, PATCH)
+    for t, h, w in [(0, 0, 1), (1, 2, 0), (1, 1, 2)]:
+        block_CTHW = clip_BCTHW[1, :, 2 * t : 2 * t + 2, 4 * h : 4 * h + 4, 4 * w : 4 * w + 4]
+        number = t * grid.per_slice + h * grid.w + w
+        assert torch.equal(patches_BNP[1, number], block_CTHW.permute(1, 2, 3, 0).flatten())
+
+
+def test_taking_some_patches_equals_gathering_from_all():
+    clip_BCTHW = random_clip()
+    index_BK = torch.tensor([[0, 17, 5, 5], [9, 1, 8, 16]])
+    assert torch.equal(
+        take_patches(clip_BCTHW, index_BK, PATCH), gather_tokens(patchify(clip_BCTHW, PATCH), index_BK)
+    )
+
+
+def test_normalised_patches_are_in_deviations_from_the_colours_mean():
+    patches_BNP = patchify(random_clip(), PATCH)
+    pixels = patches_BNP.unflatten(2, (-1, 3)).double() / 255
+    expected = (pixels - torch.tensor(MEAN)) / torch.tensor(STD)
+    torch.testing.assert_close(normalise(patches_BNP), expected.flatten(2).float(), atol=1e-6, rtol=0)
+
+
+def test_pixels_survive_normalising_and_back():
+    patches_BNP = patchify(random_clip(), PATCH)
+    assert torch.equal(to_bytes(denormalise(normalise(patches_BNP))), patches_BNP)
+
+
+@pytest.mark.parametrize("frames, size", [(3, 12), (4, 10), (0, 12)])
+def test_a_clip_that_is_not_whole_patches_is_refused_with_the_keys_to_change(frames, size):
+    expected = f"a clip of {frames} frames at {size}x{size} cannot be cut .*clip.frames .*model.patch_frames"
+    with pytest.raises(ValueError, match=expected):
+        TokenGrid.of(frames, size, PATCH)
+
+
+def test_patchify_refuses_such_a_clip_too():
+    with pytest.raises(ValueError, match="cannot be cut"):
+        patchify(random_clip(size=10), PATCH)
+
+
+@pytest.mark.parametrize("width", [6, 16, 32, 96, 768, 1024, 1408])
+def test_every_token_has_its_own_position_at_any_width(width):
+    grid = TokenGrid(4, 5, 3)
+    positions_ND = sine_positions(grid, width)
+    assert positions_ND.shape == (grid.tokens, width)
+    assert torch.cdist(positions_ND, positions_ND).add(torch.eye(grid.tokens)).min() > 1e-3
+
+
+def test_positions_are_separable_sines_and_cosines():
+    grid, width = TokenGrid(2, 3, 4), 12
+    positions = sine_positions(grid, width).view(2, 3, 4, 3, 2, 2)  # t, h, w, axis, sine or cosine, frequency
+    frequency = torch.tensor([1.0, 1e-2])
+    for axis, place in enumerate((1, 2, 3)):
+        angle = place * frequency
+        torch.testing.assert_close(positions[1, 2, 3, axis, 0], angle.sin())
+        torch.testing.assert_close(positions[1, 2, 3, axis, 1], angle.cos())

@@ -1,0 +1,53 @@
+"""Every shipped config loads, fits together and says in its header how it is run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_tools.config import load_config, to_yaml
+from data_tools.parts import build_part
+from finetune.config import FinetuneConfig
+from pretrain.config import PretrainConfig
+from pretrain.masking.base import Masking
+from pretrain.model.autoencoder import build_autoencoder
+from pretrain.model.tokens import TokenGrid
+from pretrain.noise.base import Noise
+from pretrain.targets.base import Target
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+PRETRAIN = sorted((CONFIGS / "pretrain").glob("*.yaml"))
+ALL = sorted(CONFIGS.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PRETRAIN, ids=lambda path: path.stem)
+def test_a_pretraining_recipe_builds(path: Path) -> None:
+    config = load_config(PretrainConfig, path, [])
+    grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
+    visible, hidden = build_part("pretrain.masking", config.masking, Masking).counts(grid)
+    assert visible + hidden == grid.tokens
+    with torch.device("meta"):
+        model = build_autoencoder(
+            config.model,
+            grid,
+            target=build_part("pretrain.targets", config.target, Target),
+            noise=build_part("pretrain.noise", config.noise, Noise),
+        )
+    assert next(model.parameters()).device.type == "meta"
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_recipe_states_command_hardware_time_and_score(path: Path) -> None:
+    head = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    for word in ("command", "hardware", "time", "score"):
+        assert any(word in line for line in head), f"{path.name} does not state its {word}"
+
+
+def test_a_resolved_copy_loads_to_the_same_config(tmp_path: Path) -> None:
+    for schema, name in ((PretrainConfig, "pretrain/demo.yaml"), (FinetuneConfig, "finetune/demo.yaml")):
+        config = load_config(schema, CONFIGS / name, ["seed=7"])
+        copy = tmp_path / "config.yaml"
+        copy.write_text(to_yaml(config))
+        assert load_config(schema, copy, []) == config
+        assert load_config(schema, copy, ["seed=8"]) == replace(config, seed=8)

@@ -1,0 +1,115 @@
+"""The rules of the house: who may import whom, which file owns which library, and how large a room may grow."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOMS = ("data_tools", "pretrain", "finetune", "launch")
+MAY_IMPORT = {
+    "data_tools": set(),
+    "pretrain": {"data_tools"},
+    "finetune": {"pretrain", "data_tools"},
+    "launch": set(),
+}
+OWNERS = {
+    "omegaconf": {"data_tools/config.py"},
+    "webdataset": {"data_tools/shard_writer.py"},
+    "pyarrow": {"data_tools/index.py"},
+    "av": {"data_tools/encode.py", "data_tools/stream/decode.py"},
+    "deepspeed": {"pretrain/runtime/engine.py"},
+    "tensorboard": {"pretrain/runtime/metrics.py"},
+    "torch.utils.tensorboard": {"pretrain/runtime/metrics.py"},
+    "torch.distributed": {"pretrain/runtime/processes.py"},
+    "pickle": set(),
+}
+PURE = ("pretrain/model", "pretrain/masking", "pretrain/noise", "pretrain/targets")
+# Besides torch and the standard library: the shared core that knows neither ranks nor files.
+PURE_MAY_USE = {"torch", "data_tools.randomness", "data_tools.parts", "data_tools.stream.batch"}
+MOST_LINES = 300
+MOST_FUNCTION_LINES = 45  # 40 and a docstring's worth
+
+
+def sources(repo: Path, *folders: str) -> Iterator[tuple[str, ast.Module]]:
+    for folder in folders or ROOMS:
+        for path in sorted((repo / folder).rglob("*.py")):
+            yield str(path.relative_to(repo)), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Every module that a file imports, anywhere in it, by its full dotted name."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def begins_with(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def test_rooms_import_only_down_the_chain(repo: Path) -> None:
+    for path, tree in sources(repo):
+        room = path.split("/")[0]
+        used = {name.split(".")[0] for name in imports(tree)} & set(ROOMS)
+        assert used <= MAY_IMPORT[room] | {room}, f"{path} imports {used - MAY_IMPORT[room] - {room}}"
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_third_party_is_known_to_its_own_file_alone(repo: Path, library: str) -> None:
+    users = {path for path, tree in sources(repo) if any(begins_with(name, library) for name in imports(tree))}
+    assert users <= OWNERS[library], f"{library} belongs to {OWNERS[library] or 'nobody'}"
+    assert users == OWNERS[library], f"{OWNERS[library] - users} no longer uses {library}: tighten the rule"
+
+
+def test_the_model_space_imports_torch_alone(repo: Path) -> None:
+    for path, tree in sources(repo, *PURE):
+        for name in imports(tree):
+            is_ours = any(begins_with(name, folder.replace("/", ".")) for folder in (*PURE, "pretrain.model"))
+            is_known = any(begins_with(name, allowed) for allowed in PURE_MAY_USE)
+            assert is_ours or is_known or name.split(".")[0] in sys.stdlib_module_names, f"{path} imports {name}"
+
+
+def test_packages_are_found_by_name_and_hold_no_code_of_their_own(repo: Path) -> None:
+    for path in repo.glob("*/**/__init__.py"):
+        if path.relative_to(repo).parts[0] in ROOMS:
+            assert path.read_text().strip() == "" or path.parent.name == "launch", path
+
+
+def test_no_room_and_no_function_grows_too_large(repo: Path) -> None:
+    for path, tree in sources(repo):
+        lines = len((repo / path).read_text(encoding="utf-8").splitlines())
+        assert lines <= MOST_LINES, f"{path} has {lines} lines"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= MOST_FUNCTION_LINES, f"{path}: {node.name} has {length} lines"
+
+
+def test_every_public_function_and_class_says_what_it_is_for(repo: Path) -> None:
+    for path, tree in sources(repo):
+        assert ast.get_docstring(tree) or not tree.body, f"{path} has no docstring"
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                lines = (node.end_lineno or 0) - node.lineno
+                assert ast.get_docstring(node) or lines <= 3, f"{path}: {node.name} has no docstring"
+
+
+def test_nothing_outside_the_plan_stands_at_the_top(repo: Path) -> None:
+    rooms = {path.name for path in repo.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    assert rooms == set(ROOMS)
+
+
+def test_tests_are_at_least_half_as_long_as_the_code(repo: Path) -> None:
+    count = lambda *folders: sum(  # noqa: E731
+        len(path.read_text(encoding="utf-8").splitlines())
+        for folder in folders
+        for path in (repo / folder).rglob("*.py")
+    )
+    assert count("tests") >= 0.5 * count(*ROOMS)
