@@ -74,7 +74,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
     plan = plan_batch(
         config.batch.global_clips, config.batch.clips_per_device, processes.world, config.data.views_per_video
     )
-    continues = check_run_dir(Path(config.run_dir), config)
+    continues = processes.is_first and check_run_dir(Path(config.run_dir), config)
     train, validation = open_index(config.data.train), open_index(config.data.validation)
     check_data(config, train, validation)
     description = describe_encoder(config)

@@ -81,7 +81,8 @@ def make_plan(config: PretrainConfig) -> Plan:
         world=processes.world,
         views=config.data.views_per_video,
     )
-    continues = check_run_dir(Path(config.run_dir), config)
+    # The first process alone: it may already have opened the folder when another one looks.
+    continues = processes.is_first and check_run_dir(Path(config.run_dir), config)
     index = open_index(config.data.shards)
     _check_enough(index, config)
     torch.manual_seed(config.seed)

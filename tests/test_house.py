@@ -63,7 +63,8 @@ def test_rooms_import_only_down_the_chain(repo: Path) -> None:
 
 @pytest.mark.parametrize("library", OWNERS)
 def test_a_third_party_is_known_to_its_own_file_alone(repo: Path, library: str) -> None:
-    users = {path for path, tree in sources(repo) if any(begins_with(name, library) for name in imports(tree))}
+    users = {path for path, tree in sources(repo) if any(begins_with(name, library) for name in
+    imports(tree))}
     assert users <= OWNERS[library], f"{library} belongs to {OWNERS[library] or 'nobody'}"
     assert users == OWNERS[library], f"{OWNERS[library] - users} no longer uses {library}: tighten the rule"
 

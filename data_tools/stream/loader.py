@@ -8,6 +8,7 @@ interruption, changes nothing.
 """
 
 from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 import torch
@@ -20,7 +21,13 @@ from data_tools.stream.clips import Annotate, TrainingClips
 from data_tools.stream.evaluation import EvaluationItem, EvaluationVideos
 from data_tools.stream.order import BatchPlan
 from data_tools.stream.times import ClipConfig
-from data_tools.stream.workers import leave_signals_to_main, signals_left_to_main, worker_context
+from data_tools.stream.workers import (
+    dismiss,
+    leave_signals_to_main,
+    signals_left_to_main,
+    worker_context,
+    workers_started_here,
+)
 
 __all__ = [
     "Annotate",
@@ -56,7 +63,7 @@ def training_loader(  # noqa: PLR0913 - a run's coordinates, all by name
         pin: page-locked memory, for copies to a GPU that nobody waits for.
     """
     micro_batches = _MicroBatches(clips, plan, rank=rank, first_step=first_step, last_step=last_step)
-    annotate_module = type(clips.annotate).__module__ if clips.annotate is not None else __name__
+    annotate_module = __name__ if clips.annotate is None else clips.annotate.__module__
     return _iterate(micro_batches, workers=workers, pin=pin, preload=[__name__, annotate_module])
 
 
@@ -116,8 +123,17 @@ def _iterate(dataset: Dataset[Item], *, workers: int, pin: bool, preload: Sequen
         multiprocessing_context=worker_context(preload) if workers else None,
         worker_init_fn=leave_signals_to_main,
     )
-    with signals_left_to_main():
-        return iter(loader)
+    with signals_left_to_main(), workers_started_here() as started:
+        iterator = iter(loader)
+    return _until_done(iterator, started)
+
+
+def _until_done(iterator: Iterator[Item], started: set[BaseProcess]) -> Iterator[Item]:
+    try:
+        yield from iterator
+    finally:
+        # After an error its traceback keeps torch's iterator alive, and collecting that takes 5 s a worker.
+        dismiss(started)
 
 
 def _as_it_is(item: Item) -> Item:

@@ -1,5 +1,6 @@
 """Loader processes: how many, how they start, and how they leave signals to the main process."""
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -7,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from data_tools.command import log
@@ -79,6 +81,27 @@ def signals_left_to_main() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def workers_started_here() -> Iterator[set[BaseProcess]]:
+    """Collects the processes that are started in this block, and kills those left when the program exits.
+
+    Left to multiprocessing they would get SIGTERM, which they do not take, and be waited for without end.
+    """
+    before = set(multiprocessing.active_children())
+    started: set[BaseProcess] = set()
+    yield started
+    started |= set(multiprocessing.active_children()) - before
+    if started:
+        atexit.register(dismiss, started)
+
+
+def dismiss(workers: set[BaseProcess]) -> None:
+    """Kill those that still run; a loader worker has nothing to save."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def leave_signals_to_main(worker: int) -> None:

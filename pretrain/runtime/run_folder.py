@@ -20,7 +20,7 @@ import yaml
 from data_tools.config import to_yaml
 
 # A continued run may differ in these: they change neither the samples nor the arithmetic's order of steps.
-FREE_KEYS = ("run_dir", "data.workers", "data.max_bad_fraction", "batch.clips_per_device", "log", "pictures",
+FREE_KEYS = ("run_dir", "data.workers", "data.max_bad_fraction", "batch.clips_per_device", "log", "pictures", "evaluate",
              "save_every_steps", "keep_checkpoints", "engine.cpu_threads", "engine.device",
              "engine.bucket_mb")  # fmt: skip
 

@@ -96,3 +96,15 @@ def test_an_unfrozen_encoder_learns_everywhere():
     classifier(batch, draws_for(batch))["loss"].mean().backward()
 
     assert all(parameter.grad.abs().sum() > 0 for parameter in classifier.encoder.parameters())
+
+
+def test_labels_that_follow_the_clips_are_learnt():
+    classifier, batch = make(head="linear"), make_batch(10)
+    optimiser = torch.optim.AdamW(classifier.parameters(), lr=3e-3)
+
+    for _ in range(40):
+        optimiser.zero_grad()
+        classifier(batch, draws_for(batch))["loss"].mean().backward()
+        optimiser.step()
+
+    assert classifier(batch, draws_for(batch))["correct"].mean() == 1

@@ -3,7 +3,7 @@ import torch
 
 from data_tools.parts import Part, build_part, part_names
 from data_tools.randomness import generator
-from pretrain.masking.base import Masking, TokenSplit, wanted_count
+from pretrain.masking.base import Masking, TokenSplit, check_split, wanted_count
 from pretrain.masking.tube import TubeMasking
 from pretrain.masking.uniform import UniformMasking
 from pretrain.model.tokens import TokenGrid
@@ -60,17 +60,25 @@ def test_a_tube_of_0_9_leaves_videomaes_160_tokens():
 @pytest.mark.parametrize("kind", [TubeMasking, UniformMasking])
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, float("nan")])
 def test_a_ratio_that_hides_nothing_or_everything_is_refused(kind, ratio):
-    with pytest.raises(ValueError, match=f"masking.args.ratio must lie strictly between 0 and 1, got {ratio}"):
+    with pytest.raises(
+        ValueError, match=f"masking.args.ratio must lie strictly between 0 and 1, got {ratio}"
+    ):
         kind(ratio=ratio)
 
 
 @pytest.mark.parametrize("kind", [TubeMasking, UniformMasking])
-@pytest.mark.parametrize("ratio, visible, hidden", [(0.1, 1, 0), (1 - 2**-53, 0, 1)])
-def test_a_grid_too_small_for_the_ratio_is_refused(kind, ratio, visible, hidden):
-    grid = TokenGrid(1, 1, 1) if hidden == 0 else TokenGrid(1, 2, 2)
-    message = f"masking.args.ratio={ratio} leaves {visible} tokens visible and {hidden * 4} hidden on a grid"
-    with pytest.raises(ValueError, match=message):
-        kind(ratio=ratio).counts(grid)
+def test_a_grid_on_which_the_ratio_hides_nothing_is_refused(kind):
+    with pytest.raises(
+        ValueError, match=r"ratio=0.1 leaves 1 tokens visible and 0 hidden on a grid of 1x1x1"
+    ):
+        kind(ratio=0.1).counts(TokenGrid(1, 1, 1))
+
+
+def test_a_split_that_leaves_nothing_to_see_is_refused():
+    with pytest.raises(
+        ValueError, match=r"leaves 0 tokens visible and 4 hidden .*change the ratio, clip.size"
+    ):
+        check_split(0, 4, ratio=0.9, grid=TokenGrid(1, 2, 2))
 
 
 def test_the_wanted_tokens_are_a_share_of_the_hidden_ones_and_never_none():

@@ -48,5 +48,5 @@ def test_each_clip_draws_a_strength_of_its_own_within_the_bounds():
 
 @pytest.mark.parametrize("arguments", [{"std": -1.0}, {"std": 0.1, "min_std": 0.2}, {"min_std": -0.1}])
 def test_impossible_strengths_are_refused(arguments):
-    with pytest.raises(ValueError, match="noise.args must hold 0 <= min_std <= std, got min_std="):
+    with pytest.raises(ValueError, match=r"noise.args must hold 0 <= min_std <= std, got min_std="):
         GaussianNoise(**arguments)

@@ -26,11 +26,15 @@ def test_every_size_builds_on_the_meta_device(size, decoder):
 )
 def test_encoders_have_as_many_parameters_as_published(size, millions):
     encoder = build_on_meta(ModelConfig(size=size)).encoder
-    assert sum(parameter.numel() for parameter in encoder.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) / 1e6 == pytest.approx(
+        millions, rel=0.01
+    )
 
 
 def test_overrides_bend_a_size_and_keep_its_proportions():
-    shape = ModelConfig(size="base", width=128, depth=3, decoder_width=64, decoder_depth=1, patch_size=8).shape()
+    shape = ModelConfig(
+        size="base", width=128, depth=3, decoder_width=64, decoder_depth=1, patch_size=8
+    ).shape()
     assert shape.encoder == EncoderShape(width=128, depth=3, heads=2, mlp_width=512, patch=(2, 8, 8))
     assert shape.decoder == DecoderShape(width=64, depth=1, heads=1)
 

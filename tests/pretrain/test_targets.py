@@ -13,7 +13,9 @@ VISIBLE = torch.tensor([[1, 2, 4], [0, 2, 4]])
 
 
 def random_clip():
-    return torch.randint(0, 256, (2, 3, 4, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (2, 3, 4, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def wanted_pixels(clip_BCTHW):
@@ -116,5 +118,7 @@ def test_the_honest_view_takes_its_statistics_from_near_visible_patches():
 
 
 def test_an_unknown_normalisation_is_refused():
-    with pytest.raises(ValueError, match="target.args.normalise must be one of channel, patch, none, got 'pixel'"):
+    with pytest.raises(
+        ValueError, match=r"target.args.normalise must be one of channel, patch, none, got 'pixel'"
+    ):
         PixelTarget(normalise="pixel")

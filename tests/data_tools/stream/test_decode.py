@@ -191,7 +191,7 @@ def test_a_video_damaged_in_the_middle_is_refused():
     video = bytearray(encoded(scene(40), g="10"))
     middle = len(video) // 2
     video[middle : middle + 4096] = np.random.default_rng(1).bytes(4096)
-    with pytest.raises(BadVideo, match="FFmpeg cannot read it|is damaged"):
+    with pytest.raises(BadVideo, match=r"FFmpeg cannot read it|is damaged"):
         probe(bytes(video))
 
 
@@ -214,7 +214,7 @@ def test_sound_alone_is_no_video():
 
 def test_a_video_shorter_than_the_index_says_is_refused():
     video = encoded(scene(10))
-    with pytest.raises(BadVideo, match="last frame comes at 0.360 s, the index promises one at 0.760 s"):
+    with pytest.raises(BadVideo, match=r"last frame comes at 0.360 s, the index promises one at 0.760 s"):
         decode_at(video, [0.1, 0.78], last_frame_s=0.76)
     assert len(decode_at(video, [0.1, 0.2], last_frame_s=0.76)) == 2
 

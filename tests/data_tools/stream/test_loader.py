@@ -4,6 +4,9 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +36,8 @@ def failing_annotate(clip_CTHW, clip_index):
 
 
 def process_state(clip_CTHW, clip_index):
-    blocked = next(line for line in open("/proc/self/status") if line.startswith("SigBlk"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    blocked = next(line for line in lines if line.startswith("SigBlk"))
     return {
         "blocked": torch.tensor(int(blocked.split()[1], 16)),
         "threads": torch.tensor(torch.get_num_threads()),
@@ -154,7 +158,7 @@ def test_annotations_belong_to_their_clips(synth_shards):
 def test_a_bad_video_is_skipped_named_and_counts_for_nothing(synth_shards, damaged, workers):
     folder, key = damaged
     plan = plan_batch(32, 32, 1, 2)
-    [good, bad] = [load(clips_of(path), plan, last_step=2) for path in (synth_shards / "train", folder)]
+    good = load(clips_of(synth_shards / "train"), plan, last_step=2)
     bad = load(clips_of(folder), plan, last_step=2, workers=workers)
     rows = [
         (step, row) for step, batch in enumerate(bad) for row, name in enumerate(batch.keys) if name == key
@@ -207,6 +211,35 @@ def test_workers_take_no_signals_and_one_thread(synth_shards):
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
+def test_a_program_that_fails_with_workers_at_hand_still_ends(synth_shards, repo, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"""
+from data_tools.index import open_index
+from data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips, training_loader
+from data_tools.stream.order import plan_batch
+
+if __name__ == "__main__":
+    clips = TrainingClips(
+        open_index({str(synth_shards / "train")!r}),
+        clip=ClipConfig(frames=2, size=16),
+        augment=AugmentConfig(),
+        seed=0,
+    )
+    batches = training_loader(
+        clips, plan_batch(2, 2, 1, 1), rank=0, first_step=0, last_step=50, workers=1, pin=False
+    )
+    next(batches)
+    raise RuntimeError("as planned")
+"""
+    )
+    environment = {**os.environ, "PYTHONPATH": str(repo)}
+    done = subprocess.run(
+        [sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and "as planned" in done.stderr
+
+
 def test_a_pickled_stream_takes_no_index_along(synth_shards):
     clips = clips_of(synth_shards / "train")
     pickled = pickle.dumps(clips)
@@ -215,7 +248,7 @@ def test_a_pickled_stream_takes_no_index_along(synth_shards):
 
 
 def test_views_below_one_are_refused(synth_shards):
-    with pytest.raises(ValueError, match="data.views_per_video must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"data.views_per_video must be at least 1, got 0"):
         clips_of(synth_shards / "train", views=0)
 
 

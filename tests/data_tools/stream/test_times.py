@@ -68,5 +68,5 @@ def test_a_clip_of_nothing_is_refused(field):
 
 
 def test_an_unknown_policy_for_short_videos_is_refused():
-    with pytest.raises(ValueError, match="clip.short_video must be hold or loop, got 'pad'"):
+    with pytest.raises(ValueError, match=r"clip.short_video must be hold or loop, got 'pad'"):
         ClipConfig(short_video="pad")

@@ -1,0 +1,84 @@
+"""What a run writes is complete, continues where it was cut, and can be looked at."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data_tools.command import log
+from pretrain.runtime.metrics import MetricsWriter, gif_bytes, read_metrics
+
+
+def line(step: int) -> dict[str, float]:
+    return {"step": step, "loss": 1.0 / (step + 1), "lr": 1e-3, "gradient_norm": 0.5, "samples": 7}
+
+
+def write(run_dir: Path, steps: range, *, of: int = 10) -> None:
+    writer = MetricsWriter(run_dir, first_step=steps[0], steps=of)
+    writer.write([line(step) for step in steps])
+    writer.close()
+
+
+def test_a_continued_run_drops_what_lies_past_its_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, range(6))
+    write(tmp_path, range(4, 10))
+    assert read_metrics(tmp_path / "metrics.jsonl") == [line(step) for step in range(10)]
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(line(0)) + "\n" + json.dumps(line(1))[:9])
+    assert read_metrics(path) == [line(0)]
+    write(tmp_path, range(1, 3))
+    assert read_metrics(path) == [line(0), line(1), line(2)]
+
+
+def test_tensorboard_shows_every_number_once_after_a_continued_run(tmp_path: Path) -> None:
+    write(tmp_path, range(6))
+    write(tmp_path, range(4, 10))
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert "train/samples" not in board.Tags()["scalars"]
+    assert [event.step for event in board.Scalars("train/loss")] == list(range(10))
+
+
+def test_an_animation_is_served_back_as_an_animated_gif(tmp_path: Path) -> None:
+    frames_THWC = np.zeros((3, 8, 12, 3), np.uint8)
+    frames_THWC[1] = 255
+    writer = MetricsWriter(tmp_path, first_step=0, steps=1)
+    writer.write_animation("clip", frames_THWC, step=0)
+    writer.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    (event,) = board.Images("clip")
+    image = Image.open(io.BytesIO(event.encoded_image_string))
+    assert (event.width, event.height, image.n_frames) == (12, 8, 3)
+
+
+def test_a_gif_plays_at_the_asked_speed_and_for_ever() -> None:
+    image = Image.open(
+        io.BytesIO(gif_bytes(np.random.default_rng(0).integers(0, 255, (2, 4, 4, 3), np.uint8), fps=5))
+    )
+    assert image.info["duration"] == 200
+    assert image.info["loop"] == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_costs_metrics_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    writer = MetricsWriter(tmp_path, first_step=0, steps=2)
+    writer._file.close()
+    writer._file = open("/dev/full", "w")  # noqa: SIM115 - a device that is always full
+    writer.write([line(0)])
+    writer.write([line(1)])
+    warnings = [record.message for record in caplog.records if "cannot write metrics" in record.message]
+    assert len(warnings) == 1
+    with contextlib.suppress(OSError):  # closing flushes what could not be written
+        writer._file.close()

@@ -1,0 +1,70 @@
+"""The learning rate is a function of the step, and the right parameters decay."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pretrain.runtime.optimiser import build_optimiser, learning_rate, parameter_groups, set_learning_rate
+from pretrain.runtime.settings import OptimConfig
+
+OPTIM = OptimConfig(lr=1.0, final_lr=0.1, warmup_share=0.1)
+
+
+def model() -> nn.Module:
+    block = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    block.register_parameter("token", nn.Parameter(torch.zeros(1, 1, 4)))
+    return block
+
+
+def test_warm_up_rises_to_the_peak_and_the_cosine_falls_to_the_end() -> None:
+    rates = [learning_rate(step, 100, OPTIM) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[55] == pytest.approx((1.0 + 0.1) / 2)
+    assert rates[99] == pytest.approx(0.1, abs=1e-3)
+
+
+@given(steps=st.integers(1, 5000), share=st.floats(0, 0.9))
+def test_the_rate_never_leaves_its_bounds(steps: int, share: float) -> None:
+    optim = OptimConfig(lr=1.0, final_lr=0.1, warmup_share=share)
+    for step in {0, steps // 2, steps - 1}:
+        assert 0 < learning_rate(step, steps, optim) <= 1.0
+
+
+def test_norms_biases_and_single_tokens_do_not_decay() -> None:
+    module = model()
+    groups = parameter_groups(module, 0.05)
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {id(module[0].weight), id(module[2].weight)}
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    module = model()
+    module[0].requires_grad_(False)
+    held = {id(p) for group in parameter_groups(module, 0.05) for p in group["params"]}
+    assert held == {id(p) for p in module.parameters() if p.requires_grad}
+
+
+def test_layers_get_their_scale_of_the_rate() -> None:
+    groups = parameter_groups(model(), 0.05, lambda name: 0.5 if name.startswith("0.") else 1.0)
+    optimiser = build_optimiser(groups, OPTIM)
+    set_learning_rate(optimiser, 0.2)
+    assert {(group["lr_scale"], group["lr"]) for group in optimiser.param_groups} == {(0.5, 0.1), (1.0, 0.2)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"lr": 0.0}, "optim.lr must be above 0, got 0.0"),
+        ({"lr": 1e-3, "final_lr": 1e-2}, "optim.final_lr must lie between 0 and optim.lr"),
+        ({"warmup_share": 1.0}, r"optim.warmup_share must lie in \[0, 1\)"),
+        ({"weight_decay": -1.0}, "optim.weight_decay must be 0 or more"),
+        ({"betas": [0.9]}, "optim.betas must be two numbers"),
+        ({"clip_norm": -1.0}, r"optim.clip_norm must be 0 \(off\) or more"),
+    ],
+)
+def test_wrong_settings_are_refused_by_key(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptimConfig(**wrong)

@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from pretrain.model.decoder import CrossDecoder, SelfDecoder
+from pretrain.model.sizes import DecoderShape
+from pretrain.model.tokens import TokenGrid
+
+GRID = TokenGrid(2, 3, 4)
+VISIBLE = torch.tensor([[1, 5, 9, 23], [0, 2, 3, 11]])
+WANTED = torch.tensor([[2, 6, 20], [22, 4, 7]])
+
+
+def build(kind):
+    torch.manual_seed(0)
+    return kind(DecoderShape(width=16, depth=2, heads=2), GRID, memory_width=32, values=12)
+
+
+def random_memory():
+    return torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(1))
+
+
+both = pytest.mark.parametrize("kind", [SelfDecoder, CrossDecoder])
+
+
+@both
+def test_it_predicts_the_wanted_tokens_alone(kind):
+    assert build(kind)(random_memory(), VISIBLE, WANTED).shape == (2, 3, 12)
+
+
+@both
+def test_predictions_follow_the_order_in_which_tokens_are_wanted(kind):
+    decoder, memory_BKD, order = build(kind), random_memory(), [2, 0, 1]
+    prediction_BMP = decoder(memory_BKD, VISIBLE, WANTED)
+    torch.testing.assert_close(decoder(memory_BKD, VISIBLE, WANTED[:, order]), prediction_BMP[:, order])
+
+
+@both
+def test_predictions_depend_on_the_memory_and_on_where_it_was_seen(kind):
+    decoder, memory_BKD = build(kind), random_memory()
+    prediction_BMP = decoder(memory_BKD, VISIBLE, WANTED)
+    assert not torch.allclose(decoder(memory_BKD.flip(2), VISIBLE, WANTED), prediction_BMP, atol=1e-3)
+    assert not torch.allclose(decoder(memory_BKD, VISIBLE.flip(1), WANTED), prediction_BMP, atol=1e-3)
+
+
+def test_a_cross_decoders_prediction_does_not_depend_on_what_else_is_wanted():
+    decoder, memory_BKD = build(CrossDecoder), random_memory()
+    together_BMP = decoder(memory_BKD, VISIBLE, WANTED)
+    torch.testing.assert_close(decoder(memory_BKD, VISIBLE, WANTED[:, 1:2]), together_BMP[:, 1:2])
+
+
+def test_a_self_decoders_prediction_does_depend_on_it():
+    decoder, memory_BKD = build(SelfDecoder), random_memory()
+    together_BMP = decoder(memory_BKD, VISIBLE, WANTED)
+    assert not torch.allclose(decoder(memory_BKD, VISIBLE, WANTED[:, 1:2]), together_BMP[:, 1:2], atol=1e-4)
+
+
+def test_the_cross_decoder_equals_a_slow_plain_one():
+    decoder, memory_BKD = build(CrossDecoder), random_memory()
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    memory = decoder.norm_memory(memory_BKD @ decoder.project.weight.T + decoder.positions_ND[VISIBLE])
+    x = decoder.mask_token_D + decoder.positions_ND[WANTED]
+    for block in decoder.blocks:
+        query = block.attention.query(block.norm_attention(x))
+        key, value = block.attention.key_value(memory).chunk(2, dim=-1)
+        heads = [
+            (query[..., part] @ key[..., part].transpose(1, 2) / 8**0.5).softmax(dim=-1) @ value[..., part]
+            for part in (slice(0, 8), slice(8, 16))
+        ]
+        x = x + block.attention.out(torch.cat(heads, dim=-1))
+        x = x + block.mlp(block.norm_mlp(x))
+    expected_BMP = decoder.head(decoder.norm(x))
+    torch.testing.assert_close(decoder(memory_BKD, VISIBLE, WANTED), expected_BMP, atol=1e-5, rtol=1e-5)
+
+
+@both
+def test_every_parameter_learns(kind):
+    decoder = build(kind)
+    decoder(random_memory(), VISIBLE, WANTED).square().mean().backward()
+    assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in decoder.parameters())
