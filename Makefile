@@ -14,6 +14,33 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The whole chain on real H.264 files, each command as a user would type it; a stopped demo goes on where it was.
+# Two fine-tunings at a time: one for each of two cores.
+TUNE := $(RUN) finetune train configs/finetune/demo.yaml \
+	data.train=$(DEMO)/shards/train data.validation=$(DEMO)/shards/validation
+PRETRAINED := encoder=$(DEMO)/pretrain/encoder
+SCRATCH := encoder=null model.size=tiny clip.frames=8 clip.stride=1 clip.size=32 optim.layer_decay=1
+
+demo: install
+	$(RUN) data_tools synth $(DEMO)/videos
+	$(RUN) data_tools shard $(DEMO)/videos $(DEMO)/shards
+	$(RUN) pretrain configs/pretrain/demo.yaml data.shards=$(DEMO)/shards/unlabelled run_dir=$(DEMO)/pretrain
+	$(TUNE) $(PRETRAINED) run_dir=$(DEMO)/finetuned & pid=$$!; \
+	$(TUNE) $(SCRATCH) run_dir=$(DEMO)/scratch && wait $$pid
+	$(TUNE) $(PRETRAINED) run_dir=$(DEMO)/probe freeze=true head.name=attentive & pid=$$!; \
+	$(TUNE) $(SCRATCH) run_dir=$(DEMO)/random freeze=true head.name=attentive && wait $$pid
+	@echo; echo "Fine-tuned: from the pretrained encoder, and from scratch with the same budget"
+	@$(RUN) finetune compare $(DEMO)/scratch $(DEMO)/finetuned
+	@echo; echo "Frozen: the same head on a random encoder, and on the pretrained one"
+	@$(RUN) finetune compare $(DEMO)/random $(DEMO)/probe
+	@echo; echo "What the model saw and predicted:  $(DEMO)/pretrain/pictures/*.gif"
+	@echo "The curves, with the same pictures: $(BIN)/tensorboard --logdir $(DEMO) --samples_per_plugin images=100"
+	@echo; echo "On your own videos (a folder per class, or a csv with the columns path,label):"
+	@echo "  $(BIN)/python -m data_tools shard VIDEOS SHARDS"
+	@echo "  $(BIN)/python -m pretrain configs/pretrain/vit_small_k400.yaml data.shards=SHARDS/train run_dir=RUN"
+	@echo "  $(BIN)/python -m finetune train configs/finetune/vit_small_k400.yaml encoder=RUN/encoder \\"
+	@echo "      data.train=SHARDS/train data.validation=SHARDS/validation run_dir=RUN/finetuned"
+
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 

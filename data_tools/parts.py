@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 
 Interface = TypeVar("Interface")
 
+# What fits where a constructor says float, int, str or bool; other types are the part's own to check.
+_FITTING: dict[Any, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -66,9 +69,16 @@ def _check_arguments(part_class: type, part: Part, key: str) -> None:
             raise ValueError(
                 f"{key}: {part.name} has no argument {argument!r}{_suggest(argument, list(parameters))}"
             )
+        _check_type(part.args[argument], parameters[argument].annotation, f"{key}.{argument}")
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in part.args:
             raise ValueError(f"{key}: {part.name} needs {name}; set {key}.{name}=...")
+
+
+def _check_type(value: Any, annotation: Any, key: str) -> None:
+    fitting = _FITTING.get(annotation)
+    if fitting and (not isinstance(value, fitting) or (isinstance(value, bool) and annotation is not bool)):
+        raise ValueError(f"{key} must be of type {annotation.__name__}, got {value!r}")
 
 
 def _suggest(given: str, known: list[str]) -> str:

@@ -14,8 +14,8 @@ def main(argv: Sequence[str]) -> int:
     """Parse, then print or become the command."""
     parser = argparse.ArgumentParser(
         prog="python -m launch",
-        description="Start a run as processes. So far on this machine; ssh, Slurm and Kubernetes are to come.",
-        epilog="example:\n  python -m launch local --processes 2 -- pretrain configs/pretrain/demo.yaml seed=1",
+        description="Start a run as processes; so far on this machine alone.",
+        epilog="example:\n  python -m launch local --processes 2 -- pretrain CONFIG seed=1",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = parser.add_subparsers(required=True, metavar="KIND")

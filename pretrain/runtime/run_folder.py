@@ -17,12 +17,24 @@ from typing import Any
 import torch
 import yaml
 
+from data_tools.command import writing_to
 from data_tools.config import to_yaml
 
 # A continued run may differ in these: they change neither the samples nor the arithmetic's order of steps.
-FREE_KEYS = ("run_dir", "data.workers", "data.max_bad_fraction", "batch.clips_per_device", "log", "pictures", "evaluate",
-             "save_every_steps", "keep_checkpoints", "engine.cpu_threads", "engine.device",
-             "engine.bucket_mb")  # fmt: skip
+FREE_KEYS = (
+    "run_dir",
+    "save_every_steps",
+    "keep_checkpoints",
+    "data.workers",
+    "data.max_bad_fraction",
+    "batch.clips_per_device",
+    "engine.cpu_threads",
+    "engine.device",
+    "engine.bucket_mb",
+    "evaluate",
+    "log",
+    "pictures",
+)
 
 
 def check_run_dir(run_dir: Path, config: Any) -> bool:
@@ -31,6 +43,8 @@ def check_run_dir(run_dir: Path, config: Any) -> bool:
     Raises:
         ValueError: it holds a run of another config, or something that is no run; the message names the keys.
     """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(f"run_dir {run_dir} is a file: choose another run_dir")
     stored_path = run_dir / "config.yaml"
     if not stored_path.exists():
         if run_dir.exists() and any(run_dir.iterdir()):
@@ -51,13 +65,18 @@ def check_run_dir(run_dir: Path, config: Any) -> bool:
 
 
 def open_run_dir(run_dir: Path, config: Any) -> None:
-    """Create the folder where needed and note this start in it. Only the first process may call this."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if not (run_dir / "config.yaml").exists():
-        write_whole(run_dir / "config.yaml", to_yaml(config))
-    path = run_dir / "environment.json"
-    starts = json.loads(path.read_text()) if path.exists() else []
-    write_whole(path, json.dumps([*starts, _environment()], indent=1))
+    """Create the folder where needed and note this start in it. Only the first process may call this.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    with writing_to(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not (run_dir / "config.yaml").exists():
+            write_whole(run_dir / "config.yaml", to_yaml(config))
+        path = run_dir / "environment.json"
+        starts = json.loads(path.read_text()) if path.exists() else []
+        write_whole(path, json.dumps([*starts, _environment()], indent=1))
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -101,7 +101,7 @@ def test_only_damaged_checkpoints_stop_the_run(small_config: Callable[..., Pretr
     run(config)
     for manifest in Path(config.run_dir).glob("checkpoints/*/manifest.json"):
         manifest.unlink()
-    with pytest.raises(CheckpointError, match="all 2 checkpoints .* are damaged"):
+    with pytest.raises(CheckpointError, match=r"all 2 checkpoints .* are damaged"):
         run(config)
 
 

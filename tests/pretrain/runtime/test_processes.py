@@ -1,0 +1,119 @@
+"""Who am I, how many are we, what do we agree on: by the launcher's variables, alone and as two."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.runtime.processes import find_processes
+
+VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "LOCAL_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+LAUNCHED = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+# What one of two processes does; it prints what it was told by the other.
+CONVERSATION = """
+import json
+import torch
+from pretrain.runtime.processes import find_processes, join_group, leave_group
+
+processes = find_processes("cpu")
+join_group(processes)
+join_group(processes)
+total = processes.sum(torch.tensor([1.0, 10.0 * processes.rank]))
+gathered = processes.gather({"rank": processes.rank})
+from_first = processes.from_first(f"said by {processes.rank}")
+processes.wait_for_all()
+leave_group()
+leave_group()
+print(json.dumps([processes.is_first, total.tolist(), gathered, from_first]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_without_a_launcher_there_is_one_process() -> None:
+    processes = find_processes("cpu")
+    assert (processes.rank, processes.world, processes.local_rank, processes.local_world) == (0, 1, 0, 1)
+    assert processes.is_first and processes.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("local_size", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])  # torchrun's, deepspeed's
+def test_a_launchers_variables_say_who_this_is(monkeypatch: pytest.MonkeyPatch, local_size: str) -> None:
+    launched(monkeypatch, **LAUNCHED, LOCAL_RANK="1", **{local_size: "4"})
+    processes = find_processes("cpu")
+    assert (processes.rank, processes.world, processes.local_rank, processes.local_world) == (5, 8, 1, 4)
+    assert not processes.is_first
+
+
+@pytest.mark.parametrize("lacking", ["WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
+def test_incomplete_variables_are_named(monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
+    launched(monkeypatch, **{name: value for name, value in LAUNCHED.items() if name != lacking})
+    with pytest.raises(ValueError, match=f"RANK is set but {lacking} is not: start with torchrun, or unset"):
+        find_processes("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_where_there_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"engine\.device must be cpu or auto where there is no CUDA device"):
+        find_processes("cuda")
+    assert find_processes("auto").device == torch.device("cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_each_process_of_a_machine_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(monkeypatch, **LAUNCHED, LOCAL_RANK="1")
+    assert find_processes("auto").device == torch.device("cuda", 1)
+    assert find_processes("cpu").device == torch.device("cpu")
+
+
+def test_one_process_agrees_with_itself_without_a_group() -> None:
+    processes = find_processes("cpu")
+    values = torch.tensor([1.0, 2.0])
+    assert processes.sum(values) is values and values.tolist() == [1.0, 2.0]
+    assert processes.gather("mine") == ["mine"]
+    assert processes.from_first("mine") == "mine"
+    processes.wait_for_all()
+
+
+@pytest.mark.processes
+def test_two_processes_sum_gather_and_listen_to_the_first(repo: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", CONVERSATION],
+            cwd=repo,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    first, second = (json.loads(process.communicate(timeout=120)[0]) for process in started)
+    said = [[2.0, 10.0], [{"rank": 0}, {"rank": 1}], "said by 0"]
+    assert first == [True, *said]
+    assert second == [False, *said]

@@ -1,0 +1,131 @@
+"""A run folder belongs to one config for ever, notes every start, and holds no secret of the environment."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_tools.command import DataError
+from data_tools.config import to_yaml
+from pretrain.config import PretrainConfig
+from pretrain.runtime.run_folder import check_run_dir, open_run_dir, write_whole
+from tests.conftest import run_module
+
+CANARY = "canary-4c1f9a"
+BuildConfig = Callable[..., PretrainConfig]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_new_or_empty_folder_holds_nothing_to_continue(
+    small_config: BuildConfig, tmp_path: Path, exists: bool
+) -> None:
+    if exists:
+        (tmp_path / "new").mkdir()
+    assert check_run_dir(tmp_path / "new", small_config()) is False
+    assert (tmp_path / "new").exists() == exists
+
+
+def test_the_same_config_continues(small_config: BuildConfig, tmp_path: Path) -> None:
+    open_run_dir(tmp_path / "run", small_config())
+    assert check_run_dir(tmp_path / "run", small_config()) is True
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.workers=3",
+        "data.max_bad_fraction=0.5",
+        "batch.clips_per_device=2",
+        "log.every_steps=7",
+        "pictures.every_steps=9",
+        "save_every_steps=1",
+        "keep_checkpoints=5",
+        "engine.cpu_threads=2",
+        "engine.bucket_mb=10",
+    ],
+)
+def test_what_changes_no_arithmetic_may_change_in_a_continued_run(
+    small_config: BuildConfig, tmp_path: Path, override: str
+) -> None:
+    open_run_dir(tmp_path / "run", small_config())
+    assert check_run_dir(tmp_path / "run", small_config(override)) is True
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steps=7", r"\(steps: 6 there, 7 here\)"),
+        ("optim.betas=[0.9,0.9]", r"\(optim\.betas: \[0\.9, 0\.95\] there, \[0\.9, 0\.9\] here\)"),
+        ("masking.args.ratio=0.25", r"\(masking\.args\.ratio: 0\.5 there, 0\.25 here\)"),
+        ("model.width=null", r"\(model\.width: 24 there, None here\)"),
+        ("data.views_per_video=2", r"\(data\.views_per_video: 1 there, 2 here\)"),
+    ],
+)
+def test_anything_else_that_differs_is_refused_by_name(
+    small_config: BuildConfig, tmp_path: Path, override: str, message: str
+) -> None:
+    open_run_dir(tmp_path / "run", small_config())
+    with pytest.raises(ValueError, match=f"holds a run of another config {message}: choose another run_dir"):
+        check_run_dir(tmp_path / "run", small_config(override))
+
+
+def test_a_key_that_only_one_of_the_configs_has_is_a_difference(
+    small_config: BuildConfig, tmp_path: Path
+) -> None:
+    open_run_dir(tmp_path / "run", small_config())
+    stored = yaml.safe_load(to_yaml(small_config()))
+    del stored["optim"]["clip_norm"]
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(stored))
+    with pytest.raises(ValueError, match=r"\(optim\.clip_norm: None there, 1\.0 here\)"):
+        check_run_dir(tmp_path / "run", small_config())
+
+
+def test_a_folder_of_something_else_and_a_file_are_refused(small_config: BuildConfig, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").touch()
+    with pytest.raises(ValueError, match="exists, is not empty and is no run: choose another run_dir"):
+        check_run_dir(tmp_path / "photos", small_config())
+    with pytest.raises(ValueError, match="is a file: choose another run_dir"):
+        check_run_dir(tmp_path / "photos" / "one.jpg", small_config())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(small_config: BuildConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot write to .*file/run: Not a directory; mend that and run"):
+        open_run_dir(tmp_path / "file" / "run", small_config())
+
+
+def test_the_first_config_stays_and_every_start_is_noted(small_config: BuildConfig, tmp_path: Path) -> None:
+    first, second = small_config(), small_config("data.workers=1")
+    open_run_dir(tmp_path / "run", first)
+    open_run_dir(tmp_path / "run", second)
+    assert (tmp_path / "run" / "config.yaml").read_text() == to_yaml(first)
+    starts = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert len(starts) == 2
+    for start in starts:
+        assert {"started", "command", "commit", "host", "processes", "python", "versions"} <= start.keys()
+        assert start["versions"]["torch"] and start["versions"]["deepspeed"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "environment.json"]
+
+
+def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
+    (tmp_path / "note.txt.partial").write_text("of a killed process, longer than what follows")
+    write_whole(tmp_path / "note.txt", "old")
+    write_whole(tmp_path / "note.txt", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+    assert (tmp_path / "note.txt").read_text() == "new"
+
+
+@pytest.mark.processes
+def test_no_secret_of_the_environment_reaches_the_run_folder(
+    small_run: Path, small_config: BuildConfig
+) -> None:
+    secrets = {"AWS_SECRET_ACCESS_KEY": CANARY, "KINEMAE_TOKEN": CANARY, "WANDB_API_KEY": CANARY}
+    ran = run_module("pretrain", str(small_run), "steps=2", "pictures.every_steps=1", **secrets)
+    files = [path for path in Path(small_config().run_dir).rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in files}
+    assert {".yaml", ".json", ".jsonl", ".pt", ".safetensors", ".gif"} <= kinds
+    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
+    assert CANARY not in ran.stdout + ran.stderr

@@ -1,0 +1,90 @@
+"""What the documents say is so: keys and defaults, files and links, and the example that one copies."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from data_tools.parts import Part
+from data_tools.randomness import generator
+from finetune.config import FinetuneConfig
+from pretrain.config import PretrainConfig
+from pretrain.masking.base import Masking
+from pretrain.model.tokens import TokenGrid
+from pretrain.runtime.run_folder import FREE_KEYS
+
+REPO = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/*.md")])
+SHARED = ("batch.", "augment.", "engine.", "log.", "optim.")  # docs/finetuning.md refers to the other page
+
+
+def keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a config with its default; a part counts as one key, its name."""
+    for entry in dataclasses.fields(schema):
+        has_factory = entry.default is dataclasses.MISSING
+        default = entry.default_factory() if has_factory else entry.default  # type: ignore[misc]
+        if isinstance(default, Part):
+            yield prefix + entry.name, default.name
+        elif dataclasses.is_dataclass(default):
+            yield from keys(type(default), f"{prefix}{entry.name}.")
+        else:
+            yield prefix + entry.name, default
+
+
+def table(document: str) -> dict[str, Any]:
+    """The keys of a document's config table with their defaults, read as YAML."""
+    rows = re.findall(r"^\| `([\w.]+)` \| (?:`([^`]+)`|(required)) \|", (REPO / document).read_text(), re.M)
+    return {key: "???" if required else yaml.safe_load(default) for key, default, required in rows}
+
+
+def is_same(documented: Any, default: Any) -> bool:
+    return documented == default or (isinstance(default, float) and float(documented) == default)
+
+
+def test_every_key_of_pretraining_is_documented_with_its_default() -> None:
+    documented, real = table("docs/pretraining.md"), dict(keys(PretrainConfig))
+    assert documented.keys() == real.keys()
+    assert [key for key in real if not is_same(documented[key], real[key])] == []
+
+
+def test_every_key_of_fine_tuning_is_documented_with_its_default() -> None:
+    own = table("docs/finetuning.md")
+    documented = {**table("docs/pretraining.md"), **own}
+    for key, default in keys(FinetuneConfig):
+        assert key in own or key.startswith(SHARED), key
+        assert is_same(documented[key], default), key
+
+
+def test_what_may_differ_in_a_continued_run_is_documented() -> None:
+    text = (REPO / "docs/pretraining.md").read_text()
+    may_differ = text[text.index("What may differ") : text.index("Anything else is refused")]
+    named = set(re.findall(r"`([\w.]+)`", may_differ))
+    assert named == set(FREE_KEYS) - {"evaluate"}  # a key of fine-tuning alone
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_named_files_are_there(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (document.parent / link).exists(), link
+    for name in re.findall(r"`((?:data_tools|pretrain|finetune|launch|configs|tests)/[\w/.]+)`", text):
+        is_example = "NAME" in name or name == "pretrain/masking/slices.py"
+        assert is_example or (REPO / name).exists(), name
+
+
+def test_the_mask_that_the_architecture_shows_keeps_the_contract() -> None:
+    source = re.search(r"```python\n(.*?)```", (REPO / "ARCHITECTURE.md").read_text(), re.S)
+    assert source is not None
+    found: dict[str, Any] = {}
+    exec(source[1], found)
+    grid = TokenGrid(4, 6, 5)
+    masking: Masking = found["SliceMasking"](ratio=0.5)
+    visible_K, hidden_M = masking.split(grid, generator(7, purpose="masking"))
+    assert (len(visible_K), len(hidden_M)) == masking.counts(grid) == (60, 60)
+    assert torch.equal(torch.cat([visible_K, hidden_M]).sort().values, torch.arange(grid.tokens))
+    assert (visible_K.diff() > 0).all() and not (hidden_M.diff() > 0).all()
