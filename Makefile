@@ -19,7 +19,7 @@ install: .venv/installed
 TUNE := $(RUN) finetune train configs/finetune/demo.yaml \
 	data.train=$(DEMO)/shards/train data.validation=$(DEMO)/shards/validation
 PRETRAINED := encoder=$(DEMO)/pretrain/encoder
-SCRATCH := encoder=null model.size=tiny clip.frames=8 clip.stride=1 clip.size=32 optim.layer_decay=1
+SCRATCH := encoder=null model.size=tiny model.patch_size=8 clip.frames=8 clip.stride=1 clip.size=32 optim.layer_decay=1
 
 demo: install
 	$(RUN) data_tools synth $(DEMO)/videos

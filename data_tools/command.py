@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_tools.config import parse_override
 
+EXIT_DIVERGED = 1
 EXIT_CONFIG = 2
 EXIT_DATA = 3
 EXIT_CHECKPOINT = 4
@@ -27,6 +28,10 @@ class DataError(Exception):
 
 class CheckpointError(Exception):
     """A checkpoint or an exported encoder cannot be used; the message says why and what to do."""
+
+
+class Diverged(Exception):
+    """Too many updates in a row were skipped because a gradient was not finite."""
 
 
 class Stopped(Exception):
@@ -93,6 +98,8 @@ def run_program(program: Program, argv: Sequence[str] | None = None) -> int:
         return _fail(error, EXIT_DATA)
     except CheckpointError as error:
         return _fail(error, EXIT_CHECKPOINT)
+    except Diverged as error:
+        return _fail(error, EXIT_DIVERGED)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
 

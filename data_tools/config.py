@@ -81,6 +81,8 @@ def parse_override(text: str) -> str:
         )
     if not equals or not key.strip():
         raise ValueError(f"expected an override of the form key=value, got {text!r}")
+    if value.strip() == MISSING:
+        raise ValueError(f"{key} must be given a value, got {MISSING}")
     try:
         yaml.safe_load(value)  # refuses tags, which name code
         scalars = _plain_scalars(yaml.compose(value, Loader=yaml.SafeLoader), key)

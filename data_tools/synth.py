@@ -43,7 +43,7 @@ class SynthConfig:
 
     seed: int = 0
     train_per_class: int = 8
-    validation_per_class: int = 25
+    validation_per_class: int = 50
     unlabelled: int = 1500
     kinds: tuple[str, ...] = (
         "move_left",

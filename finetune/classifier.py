@@ -62,6 +62,10 @@ class Classifier(nn.Module):
             draws: the clips' randomness in training, None in evaluation.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            patches_BNP = normalise(patchify(clip_BCTHW, self.encoder.shape.patch), self.mean, self.std)
-            tokens_BND = self.encoder(patches_BNP, None, draws)
+            tokens_BND = self.tokens(clip_BCTHW, draws)
         return self.head(tokens_BND, draws)
+
+    def tokens(self, clip_BCTHW: Tensor, draws: ClipRandom | None = None) -> Tensor:
+        """What the encoder makes of clips, as tokens_BND."""
+        patches_BNP = normalise(patchify(clip_BCTHW, self.encoder.shape.patch), self.mean, self.std)
+        return self.encoder(patches_BNP, None, draws)

@@ -6,6 +6,8 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from data_tools.config import load_config, to_yaml
 from data_tools.index import ShardIndex, open_index
 from data_tools.stream.loader import TrainingClips
@@ -19,10 +21,12 @@ from finetune.evaluate import MODEL_FOLDER, evaluate, publish
 from finetune.layer_decay import layer_scale
 from finetune.model_file import FinetunedModel, save_model
 from pretrain.encoder_file import EncoderDescription
-from pretrain.runtime.loop import Training
+from pretrain.runtime.loop import Training, set_cpu_threads
 from pretrain.runtime.optimiser import parameter_groups
-from pretrain.runtime.processes import Processes, find_processes, leave_group
+from pretrain.runtime.processes import Processes, find_processes, join_group, leave_group
 from pretrain.runtime.run_folder import check_run_dir, open_run_dir
+
+_CALIBRATION_CLIPS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,10 @@ def run_train(arguments: argparse.Namespace) -> None:
     if processes.is_first:
         open_run_dir(run_dir, config)
     try:
-        training(prepared).run()
+        run = training(prepared)
+        join_group(processes)
+        calibrate_head(prepared, run)
+        run.run()
         model = FinetunedModel(
             classifier=prepared.classifier, description=prepared.description, classes=prepared.train.classes
         )
@@ -111,6 +118,29 @@ def training(prepared: Prepared) -> Training:
         settings=run_settings(config, len(prepared.train), workers=workers),
         processes=prepared.processes,
     )
+
+
+def calibrate_head(prepared: Prepared, run: Training) -> None:
+    """Show the head the first clips of the run, as the untrained encoder sees them.
+
+    The first process measures for all. A continued run measures the same and then loads its checkpoint.
+    """
+    classifier, processes = prepared.classifier, prepared.processes
+    if processes.is_first:
+        set_cpu_threads(run.settings, processes)
+        count = min(_CALIBRATION_CLIPS, len(prepared.train) * run.clips.views)
+        classifier.to(processes.device).eval()
+        with torch.no_grad():
+            step = prepared.plan.micro_clips
+            parts = [range(first, min(first + step, count)) for first in range(0, count, step)]
+            tokens = [
+                classifier.tokens(run.clips.batch(part).to(processes.device).clip_BCTHW) for part in parts
+            ]
+            classifier.head.calibrate(torch.cat(tokens))
+        classifier.train()
+    measured = processes.from_first(dict(classifier.head.named_buffers()) if processes.is_first else {})
+    for name, buffer in classifier.head.named_buffers():
+        buffer.copy_(measured[name])
 
 
 def _save(model: FinetunedModel, config: FinetuneConfig) -> None:

@@ -179,4 +179,6 @@ def _publish(partial: Path, final: Path) -> None:
     """Give a finished file its name, after its bytes are on the disk."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
+    # safetensors writes for the owner alone; the folder says who may enter, as for every other file.
+    partial.chmod(partial.parent.stat().st_mode & 0o666)
     os.replace(partial, final)

@@ -28,7 +28,7 @@ _SMALLEST_SIDE_PX = 128
 _GAP_PX = 4
 _TITLE_PX = 16
 _FPS = 6.0
-_TITLES = ("clip", "what the encoder sees", "predicted, own contrast", "predicted, TRUE contrast")
+_TITLES = ("clip", "encoder input", "prediction", "with TRUE statistics")
 
 
 @dataclass(kw_only=True)
@@ -37,7 +37,7 @@ class PictureBook:
 
     Attributes:
         clips: annotates with all hidden tokens as "wanted".
-        every_steps: at least so many steps lie between two drawings; the last step is always drawn.
+        every_steps: drawn at the first report after each multiple of it, and after the last step.
     """
 
     model: MaskedAutoencoder
@@ -46,14 +46,15 @@ class PictureBook:
     every_steps: int
     last_step: int
     folder: Path
-    _drawn: int = 0
+    _page: int | None = None
 
     def after_step(self, step: int, writer: MetricsWriter) -> None:
         """See `runtime.loop.Watcher`."""
         page = (step + 1) // self.every_steps
-        if step != self.last_step and page == self._drawn:
+        is_new_page = page > (step // self.every_steps if self._page is None else self._page)
+        self._page = page
+        if step != self.last_step and not is_new_page:
             return
-        self._drawn = page
         sheet_THWC = draw_clips(self.model, self.clips.batch(range(self.count)), seed=self.clips.seed)
         writer.write_animation("reconstruction", sheet_THWC, step=step, fps=_FPS)
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,12 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
+    def calibrate(self, tokens_BND: Tensor) -> None:
+        """Look once, before the first step, at the tokens of some training clips; most heads need not.
+
+        What is measured here is kept with the weights and stays as it is.
+        """
+
 
 def build_head(part: Part, *, width: int, classes: int) -> Head:
     """Build the head that a config names, for an encoder and a set of classes.

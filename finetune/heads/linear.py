@@ -1,5 +1,6 @@
 """The linear head: the mean of all tokens, a norm and one linear layer."""
 
+import torch
 from torch import Tensor, nn
 
 from data_tools.config import require
@@ -13,20 +14,39 @@ class LinearHead(Head):
     Args:
         width: values per token.
         classes: number of classes.
+        norm: "layer": a layer norm, as VideoMAE has it. "standard": each value is brought to mean 0 and
+            deviation 1 over the training clips. The pooled tokens of a masked autoencoder differ little
+            from clip to clip beside what they share, and a small set of labels cannot lift that out of
+            a layer norm in time; MAE's linear probe (arXiv 2111.06377, A.1) has a batch norm there, whose
+            statistics would depend on the number of processes: these are measured once instead.
         dropout: share of the pooled values set to zero in training.
         init_std: of the linear weights. Tiny, so that the first steps hardly disturb a pretrained
             encoder: VideoMAE draws with 0.02 and scales by 0.001.
     """
 
-    def __init__(self, *, width: int, classes: int, dropout: float = 0.0, init_std: float = 2e-5):
+    def __init__(
+        self,
+        *,
+        width: int,
+        classes: int,
+        norm: str = "layer",
+        dropout: float = 0.0,
+        init_std: float = 2e-5,
+    ):
         super().__init__()
+        require(norm in ("layer", "standard"), "head.args.norm", "be layer or standard", norm)
         require(0 <= dropout < 1, "head.args.dropout", "lie in [0, 1)", dropout)
         require(init_std >= 0, "head.args.init_std", "be 0 or more", init_std)
         self.dropout = dropout
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=1e-6) if norm == "layer" else Standard(width)
         self.linear = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.linear.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
         nn.init.zeros_(self.linear.bias)
+
+    def calibrate(self, tokens_BND: Tensor) -> None:
+        """See `Head.calibrate`."""
+        if isinstance(self.norm, Standard):
+            self.norm.measure(tokens_BND.mean(dim=1))
 
     def forward(self, tokens_BND: Tensor, draws: ClipRandom | None) -> Tensor:
         pooled_BD = self.norm(tokens_BND.mean(dim=1))
@@ -34,3 +54,24 @@ class LinearHead(Head):
             is_kept_BD = draws.uniform("head/dropout", (pooled_BD.shape[-1],)) >= self.dropout
             pooled_BD = pooled_BD * is_kept_BD / (1 - self.dropout)
         return self.linear(pooled_BD)
+
+
+class Standard(nn.Module):
+    """Takes a measured mean away and divides by a measured deviation, value by value."""
+
+    mean_D: Tensor
+    deviation_D: Tensor
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("mean_D", torch.zeros(width))
+        self.register_buffer("deviation_D", torch.ones(width))
+
+    def measure(self, values_BD: Tensor) -> None:
+        """Take mean and deviation from examples; a value that never differs is only centred."""
+        deviation_D, mean_D = torch.std_mean(values_BD.float(), dim=0, unbiased=False)
+        self.mean_D.copy_(mean_D)
+        self.deviation_D.copy_(torch.where(deviation_D > 1e-6, deviation_D, 1.0))
+
+    def forward(self, values_BD: Tensor) -> Tensor:
+        return (values_BD - self.mean_D) / self.deviation_D

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from data_tools.command import DataError, Stopped, log
+from data_tools.command import DataError, Diverged, Stopped, log
 from data_tools.randomness import ClipRandom
 from data_tools.stream.batch import ClipBatch
 from data_tools.stream.loader import TrainingClips, training_loader
@@ -33,10 +33,6 @@ from pretrain.runtime.signals import StopSignals
 
 _FEW_BAD_CLIPS = 10
 _MOST_SKIPPED_STEPS_IN_A_ROW = 10
-
-
-class Diverged(RuntimeError):
-    """Too many updates in a row were skipped because a gradient was not finite."""
 
 
 class Watcher(Protocol):

@@ -9,6 +9,7 @@ of an interrupted run ends up as the file of an unbroken one (times aside).
 import io
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ class MetricsWriter:
         """Write one line a step, oldest first, and put their numbers on the board."""
         try:
             for line in lines:
-                self._file.write(json.dumps(line) + "\n")
+                self._file.write(json.dumps(_strict(line), allow_nan=False) + "\n")
                 for name, value in line.items():
                     if isinstance(value, int | float) and name not in ("step", "samples"):
                         self._board.add_scalar(f"train/{name}", value, line["step"])
@@ -121,6 +122,12 @@ def gif_bytes(frames_THWC: np.ndarray, *, fps: float) -> bytes:
         buffer, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
     )
     return buffer.getvalue()
+
+
+def _strict(line: dict[str, Any]) -> dict[str, Any]:
+    """A line as strict JSON has it: a loss or a norm that is not finite becomes null."""
+    is_lost = {name: isinstance(value, float) and not math.isfinite(value) for name, value in line.items()}
+    return {name: None if is_lost[name] else value for name, value in line.items()}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -67,21 +67,33 @@ def find_processes(device: str = "auto") -> Processes:
     require(
         device != "cuda" or has_cuda, "engine.device", "be cpu or auto where there is no CUDA device", device
     )
-    if "RANK" in os.environ:
-        lacking = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    if "RANK" in os.environ or world > 1:
+        needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        lacking = [name for name in needed if name not in os.environ]
         if lacking:
+            given = "RANK" if "RANK" in os.environ else "WORLD_SIZE"
             raise ValueError(
-                f"RANK is set but {', '.join(lacking)} is not: start with torchrun, or unset RANK"
+                f"{given} is set but {', '.join(lacking)} is not: start with torchrun, or unset it"
             )
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    require(0 <= rank < world, "RANK", f"lie between 0 and WORLD_SIZE - 1 = {world - 1}", rank)
+    local_rank = _number("LOCAL_RANK", 0)
     on_cuda = has_cuda and device != "cpu"
     return Processes(
-        rank=int(os.environ.get("RANK", "0")),
-        world=int(os.environ.get("WORLD_SIZE", "1")),
+        rank=rank,
+        world=world,
         local_rank=local_rank,
-        local_world=int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"),
+        local_world=_number("LOCAL_WORLD_SIZE", _number("LOCAL_SIZE", 1)),  # the deepspeed launcher's name
         device=torch.device("cuda", local_rank) if on_cuda else torch.device("cpu"),
     )
+
+
+def _number(name: str, default: int) -> int:
+    """A whole number from the environment."""
+    value = os.environ.get(name, str(default))
+    if not value.isdigit():
+        raise ValueError(f"the environment variable {name} must be a whole number, got {value!r}")
+    return int(value)
 
 
 def join_group(processes: Processes) -> None:

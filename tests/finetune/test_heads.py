@@ -132,3 +132,33 @@ def test_the_attentive_head_equals_attention_written_out():
 def test_a_wrong_head_says_what_to_fix(part, message):
     with pytest.raises(ValueError, match=message):
         build_head(part, width=32, classes=3)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_may_be_shown_training_tokens_before_the_first_step(name):
+    head = build_head(Part(name=name), width=32, classes=5)
+
+    head.calibrate(torch.randn(6, 20, 32))
+
+    assert torch.isfinite(head(torch.randn(2, 20, 32), None)).all()
+
+
+def test_the_standard_norm_brings_pooled_tokens_to_mean_0_and_deviation_1():
+    head = build_head(Part(name="linear", args={"norm": "standard"}), width=8, classes=3)
+    tokens_BND = 100 + torch.arange(8) + 0.01 * torch.randn(64, 5, 8)
+
+    head.calibrate(tokens_BND)
+    pooled_BD = head.norm(tokens_BND.mean(dim=1))
+
+    assert torch.allclose(pooled_BD.mean(dim=0), torch.zeros(8), atol=1e-2)
+    assert torch.allclose(pooled_BD.std(dim=0, unbiased=False), torch.ones(8), atol=1e-2)
+
+
+def test_the_standard_norm_survives_a_value_that_never_differs_and_a_file():
+    head = build_head(Part(name="linear", args={"norm": "standard"}), width=8, classes=3)
+    head.calibrate(torch.full((4, 5, 8), 7.0))
+    copy = build_head(Part(name="linear", args={"norm": "standard"}), width=8, classes=3)
+
+    copy.load_state_dict(head.state_dict())
+
+    assert torch.equal(copy.norm(torch.full((1, 8), 7.0)), torch.zeros(1, 8))

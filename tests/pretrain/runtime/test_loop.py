@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data_tools.command import DataError
+from data_tools.command import DataError, Diverged
 from data_tools.config import load_config
 from data_tools.index import open_index
 from data_tools.randomness import ClipRandom
 from data_tools.stream.batch import ClipBatch
 from data_tools.stream.loader import TrainingClips
 from pretrain.config import PretrainConfig
-from pretrain.runtime.loop import Diverged, Training
+from pretrain.runtime.loop import Training
 from pretrain.runtime.metrics import read_metrics
 from pretrain.runtime.optimiser import parameter_groups
 from pretrain.training import Plan, make_plan, run_pretraining
