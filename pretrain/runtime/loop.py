@@ -230,6 +230,6 @@ def set_cpu_threads(settings: RunSettings, processes: Processes) -> None:
     """On the CPU, share the cores between processes and loader workers: neither is to wait."""
     if settings.engine.cpu_threads:
         torch.set_num_threads(settings.engine.cpu_threads)
-    elif processes.device.type == "cpu":
+    elif processes.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         share = len(os.sched_getaffinity(0)) // processes.local_world
         torch.set_num_threads(max(1, share - max(0, settings.workers)))

@@ -60,7 +60,8 @@ class EngineConfig:
         precision: "fp32", or "bf16" for fp32 weights with bf16 compute where that is safe (autocast).
         device: "auto" takes CUDA where there is one.
         bucket_mb: size of the pieces in which gradients are exchanged.
-        cpu_threads: threads of one process on the CPU; 0 shares the cores out, less the loader's workers.
+        cpu_threads: threads of one process on the CPU; 0 takes OMP_NUM_THREADS where that is set, and else
+            shares the cores out, less the loader's workers.
     """
 
     zero_stage: int = 0
