@@ -7,32 +7,27 @@ from typing import Literal
 from data_tools.config import MISSING, require
 from data_tools.parts import Part
 from data_tools.stream.loader import AugmentConfig
-from pretrain.runtime.settings import BatchConfig, EngineConfig, LogConfig, OptimConfig, RunSettings
+from pretrain.runtime.settings import (
+    BatchConfig,
+    EngineConfig,
+    LogConfig,
+    OptimConfig,
+    RunSettings,
+    StreamConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneData:
+class FinetuneData(StreamConfig):
     """Where the videos are.
 
     Attributes:
         train: a folder of shards with labels.
         validation: another one with the same classes; it is scored at the end.
-        workers: decoding processes for each training process; -1 takes the cores that are there.
-        views_per_video: clips cut from one decoded video, side by side in the batch.
-        max_bad_fraction: share of unreadable clips above which the run stops.
     """
 
     train: str = MISSING
     validation: str = MISSING
-    workers: int = -1
-    views_per_video: int = 1
-    max_bad_fraction: float = 0.01
-
-    def __post_init__(self) -> None:
-        require(self.workers >= -1, "data.workers", "be -1 (automatic), 0 or more", self.workers)
-        require(self.views_per_video >= 1, "data.views_per_video", "be at least 1", self.views_per_video)
-        share = self.max_bad_fraction
-        require(0 <= share <= 1, "data.max_bad_fraction", "lie in [0, 1]", share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +163,6 @@ def run_settings(config: FinetuneConfig, samples: int, *, workers: int) -> RunSe
         keep_checkpoints=config.keep_checkpoints,
         workers=workers,
         max_bad_fraction=config.data.max_bad_fraction,
-        batch=config.batch,
         optim=config.optim,
         engine=config.engine,
         log=config.log,

@@ -6,30 +6,25 @@ from data_tools.config import MISSING, require
 from data_tools.parts import Part
 from data_tools.stream.loader import AugmentConfig, ClipConfig
 from pretrain.model.sizes import ModelConfig
-from pretrain.runtime.settings import BatchConfig, EngineConfig, LogConfig, OptimConfig, RunSettings
+from pretrain.runtime.settings import (
+    BatchConfig,
+    EngineConfig,
+    LogConfig,
+    OptimConfig,
+    RunSettings,
+    StreamConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(StreamConfig):
     """What to stream.
 
     Attributes:
         shards: a folder that `data_tools shard` made.
-        workers: loader processes for each training process; -1 takes the cores that training leaves over.
-        views_per_video: crops made from one decoded video; they stand side by side in a batch.
-        max_bad_fraction: the share of clips that may be unreadable before the run stops.
     """
 
     shards: str = MISSING
-    workers: int = -1
-    views_per_video: int = 1
-    max_bad_fraction: float = 0.01
-
-    def __post_init__(self) -> None:
-        require(self.workers >= -1, "data.workers", "be 0 or more, or -1 (automatic)", self.workers)
-        require(self.views_per_video >= 1, "data.views_per_video", "be at least 1", self.views_per_video)
-        is_share = 0 <= self.max_bad_fraction <= 1
-        require(is_share, "data.max_bad_fraction", "lie between 0 and 1", self.max_bad_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +82,6 @@ class PretrainConfig:
             keep_checkpoints=self.keep_checkpoints,
             workers=workers,
             max_bad_fraction=self.data.max_bad_fraction,
-            batch=self.batch,
             optim=self.optim,
             engine=self.engine,
             log=self.log,

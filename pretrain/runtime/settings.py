@@ -6,6 +6,27 @@ from data_tools.config import require
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """How videos are read; each room adds which ones.
+
+    Attributes:
+        workers: loader processes for each training process; -1 takes the cores that training leaves over.
+        views_per_video: clips cut from one decoded video; they stand side by side in a batch.
+        max_bad_fraction: the share of clips that may be unreadable before the run stops.
+    """
+
+    workers: int = -1
+    views_per_video: int = 1
+    max_bad_fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(self.workers >= -1, "data.workers", "be 0 or more, or -1 (automatic)", self.workers)
+        require(self.views_per_video >= 1, "data.views_per_video", "be at least 1", self.views_per_video)
+        is_share = 0 <= self.max_bad_fraction <= 1
+        require(is_share, "data.max_bad_fraction", "lie between 0 and 1", self.max_bad_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchConfig:
     """The batch is global: the micro-batch and the accumulation follow from the number of processes.
 
@@ -105,7 +126,6 @@ class RunSettings:
     keep_checkpoints: int
     workers: int
     max_bad_fraction: float
-    batch: BatchConfig
     optim: OptimConfig
     engine: EngineConfig
     log: LogConfig

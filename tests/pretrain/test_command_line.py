@@ -22,7 +22,8 @@ def arguments(repo: Path, synth_shards: Path, tmp_path: Path) -> list[str]:
     """The shipped demo on small shards, its run in `tmp_path / "run"`."""
     config = str(repo / "configs/pretrain/demo.yaml")
     places = [f"data.shards={synth_shards / 'unlabelled'}", f"run_dir={tmp_path / 'run'}"]
-    return [config, *places, "steps=1"]  # a mistake that is accepted after all must not train for minutes
+    shape = ["data.views_per_video=2", "model.predict_share=0.5"]
+    return [config, *places, *shape, "steps=1"]  # a mistake that is accepted after all must not train for minutes
 
 
 @pytest.fixture
