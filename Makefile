@@ -23,7 +23,7 @@ TUNE := $(RUN) finetune train configs/finetune/demo.yaml seed=$(SEED) \
 PRETRAINED := encoder=$(DEMO)/pretrain/encoder
 SCRATCH := encoder=null model.size=tiny model.patch_size=8 clip.frames=8 clip.stride=1 clip.size=32 \
 	optim.layer_decay=1
-PROBE := freeze=true optim.lr=0.1
+PROBE := freeze=true optim.lr=0.01 'head.args={norm: standard, pool: statistics}'
 
 demo: install
 	$(RUN) data_tools synth $(DEMO)/videos seed=$(SEED)

@@ -5,18 +5,21 @@ This is the only file that knows omegaconf. A config class is a keyword-only fro
 """
 
 import dataclasses
+import logging
 import math
 import re
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, flag_override
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 __all__ = ["MISSING", "load_config", "parse_override", "require", "to_yaml"]
 
 Config = TypeVar("Config")
+
+_log = logging.getLogger("kinemae")
 
 # YAML 1.1 reads 12:30:00 as 45000 and 010 as 8; nobody who writes them means that.
 _SURPRISING_NUMBER = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
@@ -52,6 +55,8 @@ def load_config(schema: type[Config], path: str | Path | None, overrides: list[s
         if path is not None:
             merged = OmegaConf.merge(merged, _read_file(Path(path)))
         for override in overrides:
+            _drop_arguments_of_another_part(merged, parse_override(override))
+        for override in overrides:
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([parse_override(override)]))
         OmegaConf.resolve(merged)
         missing = sorted(OmegaConf.missing_keys(merged))
@@ -66,6 +71,20 @@ def load_config(schema: type[Config], path: str | Path | None, overrides: list[s
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise ValueError(f"config key {key}: {_first_line(error)}" if key else _first_line(error)) from error
+
+
+def _drop_arguments_of_another_part(merged: Any, override: str) -> None:
+    """Where an override names another part than the file, the file's arguments are not meant for it."""
+    key, _, text = override.partition("=")
+    value = yaml.safe_load(text)
+    name = value.get("name") if isinstance(value, dict) else value
+    part_key = key if isinstance(value, dict) else key.removesuffix(".name")
+    part = OmegaConf.select(merged, part_key)
+    is_part = isinstance(part, DictConfig) and set(part) == {"name", "args"} and isinstance(name, str)
+    if is_part and not OmegaConf.is_missing(part, "name") and part.name != name and part.args:
+        _log.info("%s=%s: the arguments that the config gives %s are left out", part_key, name, part.name)
+        with flag_override(part, "readonly", False):
+            part.args = {}
 
 
 def parse_override(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The linear head: the mean of all tokens, a norm and one linear layer."""
+"""The linear head: all tokens pooled into one vector, a norm and one linear layer."""
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ class LinearHead(Head):
     Args:
         width: values per token.
         classes: number of classes.
+        pool: "mean": the mean of the tokens. "statistics": that and, beside it, their deviation
+            (as in speaker recognition, Snyder et al. 2018): what a video does can stand in how much
+            tokens differ where their mean says little. Made for frozen encoders.
         norm: "layer": a layer norm, as VideoMAE has it. "standard": each value is brought to mean 0 and
             deviation 1 over the training clips. The pooled tokens of a masked autoencoder differ little
             from clip to clip beside what they share, and a small set of labels cannot lift that out of
@@ -29,31 +32,43 @@ class LinearHead(Head):
         *,
         width: int,
         classes: int,
+        pool: str = "mean",
         norm: str = "layer",
         dropout: float = 0.0,
         init_std: float = 2e-5,
     ):
         super().__init__()
+        require(pool in ("mean", "statistics"), "head.args.pool", "be mean or statistics", pool)
         require(norm in ("layer", "standard"), "head.args.norm", "be layer or standard", norm)
         require(0 <= dropout < 1, "head.args.dropout", "lie in [0, 1)", dropout)
         require(init_std >= 0, "head.args.init_std", "be 0 or more", init_std)
         self.dropout = dropout
-        self.norm = nn.LayerNorm(width, eps=1e-6) if norm == "layer" else Standard(width)
-        self.linear = nn.Linear(width, classes)
+        self.pool = pool
+        pooled_width = width if pool == "mean" else 2 * width
+        self.norm = nn.LayerNorm(pooled_width, eps=1e-6) if norm == "layer" else Standard(pooled_width)
+        self.linear = nn.Linear(pooled_width, classes)
         nn.init.trunc_normal_(self.linear.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
         nn.init.zeros_(self.linear.bias)
 
     def calibrate(self, tokens_BND: Tensor) -> None:
         """See `Head.calibrate`."""
         if isinstance(self.norm, Standard):
-            self.norm.measure(tokens_BND.mean(dim=1))
+            self.norm.measure(self._pooled(tokens_BND))
 
     def forward(self, tokens_BND: Tensor, draws: ClipRandom | None) -> Tensor:
-        pooled_BD = self.norm(tokens_BND.mean(dim=1))
+        pooled_BD = self.norm(self._pooled(tokens_BND))
         if draws is not None and self.dropout > 0:
             is_kept_BD = draws.uniform("head/dropout", (pooled_BD.shape[-1],)) >= self.dropout
             pooled_BD = pooled_BD * is_kept_BD / (1 - self.dropout)
         return self.linear(pooled_BD)
+
+    def _pooled(self, tokens_BND: Tensor) -> Tensor:
+        """One vector a clip, as wide as a token or twice as wide."""
+        if self.pool == "mean":
+            return tokens_BND.mean(dim=1)
+        variance_BD, mean_BD = torch.var_mean(tokens_BND, dim=1, unbiased=False)
+        # A square root is steep at 0: without the small number, equal tokens would have no finite gradient.
+        return torch.cat([mean_BD, (variance_BD + 1e-6).sqrt()], dim=1)
 
 
 class Standard(nn.Module):

@@ -136,3 +136,30 @@ def test_a_secret_of_the_environment_cannot_get_into_a_config(monkeypatch: pytes
 
 def test_an_override_in_order_is_returned_unchanged():
     assert parse_override("a.b='010'") == "a.b='010'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithPart:
+    """A config with one part."""
+
+    mask: Part = field(default_factory=lambda: Part(name="tube"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        ([], Part(name="uniform", args={"ratio": 0.5})),
+        (["mask.args.ratio=0.6"], Part(name="uniform", args={"ratio": 0.6})),
+        (["mask.name=uniform"], Part(name="uniform", args={"ratio": 0.5})),
+        (["mask.name=tube"], Part(name="tube")),
+        (["mask.args.ratio=0.7", "mask.name=tube"], Part(name="tube", args={"ratio": 0.7})),
+        (["mask={name: tube, args: {ratio: 0.8}}"], Part(name="tube", args={"ratio": 0.8})),
+        (["mask={name: tube}"], Part(name="tube")),
+    ],
+)
+def test_arguments_of_a_part_do_not_pass_to_another_part(
+    tmp_path: Path, overrides: list[str], part: Part
+) -> None:
+    path = tmp_path / "part.yaml"
+    path.write_text("mask: {name: uniform, args: {ratio: 0.5}}")
+    assert load_config(WithPart, path, overrides).mask == part

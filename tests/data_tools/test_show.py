@@ -18,9 +18,9 @@ def test_show_counts_what_is_there(synth_shards: Path, capsys: pytest.CaptureFix
     assert summary == summarise(open_index(synth_shards / "train"))
     assert summary["classes"] == dict.fromkeys(sorted(SynthConfig().kinds), 4)
     assert (summary["samples"], summary["shards"], summary["without_label"]) == (32, 2, 0)
-    assert summary["frames"] == {"least": 24, "median": 24.0, "most": 24}
-    assert (summary["codecs"], summary["sizes"]) == ({"h264": 32}, {"48x48": 32})
-    assert summary["hours"] == pytest.approx(32 * 3 / 3600)
+    assert summary["frames"] == {"least": 16, "median": 16.0, "most": 16}
+    assert (summary["codecs"], summary["sizes"]) == ({"h264": 32}, {"32x32": 32})
+    assert summary["hours"] == pytest.approx(32 * 2 / 3600)
 
 
 def test_show_prints_a_screen_of_text(synth_shards: Path, capsys: pytest.CaptureFixture[str]):

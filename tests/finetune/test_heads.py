@@ -162,3 +162,22 @@ def test_the_standard_norm_survives_a_value_that_never_differs_and_a_file():
     copy.load_state_dict(head.state_dict())
 
     assert torch.equal(copy.norm(torch.full((1, 8), 7.0)), torch.zeros(1, 8))
+
+
+def test_statistics_pooling_reads_mean_and_deviation_of_the_tokens():
+    args = {"pool": "statistics", "norm": "standard", "init_std": 0.02}
+    head = build_head(Part(name="linear", args=args), width=8, classes=3)
+    tokens_BND = torch.randn(4, 50, 8)
+
+    both_BD = torch.cat([tokens_BND.mean(1), tokens_BND.std(1, unbiased=False)], dim=1)
+
+    assert torch.allclose(head(tokens_BND, None), both_BD @ head.linear.weight.T, atol=1e-4)
+
+
+def test_statistics_pooling_has_a_finite_gradient_where_all_tokens_are_equal():
+    head = build_head(Part(name="linear", args={"pool": "statistics"}), width=8, classes=3)
+    tokens_BND = torch.ones(2, 5, 8, requires_grad=True)
+
+    head(tokens_BND, None).sum().backward()
+
+    assert torch.isfinite(tokens_BND.grad).all()

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,8 +40,14 @@ def test_a_wrong_call_leaves_with_2(arguments: list[str], message: str) -> None:
     assert message in ran.stderr
 
 
-def test_it_really_starts_the_room() -> None:
-    job = ["pretrain", "configs/pretrain/demo.yaml", "--dry-run", "data.shards=/nowhere"]
+def test_it_really_starts_the_room(tmp_path: Path) -> None:
+    job = [
+        "pretrain",
+        "configs/pretrain/demo.yaml",
+        "--dry-run",
+        "data.shards=/nowhere",
+        f"run_dir={tmp_path}",
+    ]
     ran = run_module("launch", "local", "--", *job, check=False)
     assert ran.returncode == 3
     assert "no folder of shards at /nowhere" in ran.stderr
