@@ -121,11 +121,13 @@ def training(prepared: Prepared) -> Training:
 
 
 def calibrate_head(prepared: Prepared, run: Training) -> None:
-    """Show the head the first clips of the run, as the untrained encoder sees them.
+    """Show a head that wants it the first clips of the run, as the encoder sees them before training.
 
     The first process measures for all. A continued run measures the same and then loads its checkpoint.
     """
     classifier, processes = prepared.classifier, prepared.processes
+    if not classifier.head.needs_calibration:
+        return
     if processes.is_first:
         set_cpu_threads(run.settings, processes)
         count = min(_CALIBRATION_CLIPS, len(prepared.train) * run.clips.views)
@@ -138,7 +140,7 @@ def calibrate_head(prepared: Prepared, run: Training) -> None:
             ]
             classifier.head.calibrate(torch.cat(tokens))
         classifier.train()
-    measured = processes.from_first(dict(classifier.head.named_buffers()) if processes.is_first else {})
+    measured = processes.from_first({name: buffer.cpu() for name, buffer in classifier.head.named_buffers()})
     for name, buffer in classifier.head.named_buffers():
         buffer.copy_(measured[name])
 

@@ -10,7 +10,13 @@ _GIVEN = ("width", "classes")
 
 
 class Head(nn.Module):
-    """A head is built with `width` (of the encoder's tokens), `classes` and its own `head.args`."""
+    """A head is built with `width` (of the encoder's tokens), `classes` and its own `head.args`.
+
+    Attributes:
+        needs_calibration: it wants to be shown training tokens before the first step.
+    """
+
+    needs_calibration = False
 
     def forward(self, tokens_BND: Tensor, draws: ClipRandom | None) -> Tensor:
         """Score the classes.
@@ -25,7 +31,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def calibrate(self, tokens_BND: Tensor) -> None:
-        """Look once, before the first step, at the tokens of some training clips; most heads need not.
+        """Look once, before the first step, at the tokens of some training clips.
 
         What is measured here is kept with the weights and stays as it is.
         """

@@ -44,6 +44,7 @@ class LinearHead(Head):
         require(init_std >= 0, "head.args.init_std", "be 0 or more", init_std)
         self.dropout = dropout
         self.pool = pool
+        self.needs_calibration = norm == "standard"
         pooled_width = width if pool == "mean" else 2 * width
         self.norm = nn.LayerNorm(pooled_width, eps=1e-6) if norm == "layer" else Standard(pooled_width)
         self.linear = nn.Linear(pooled_width, classes)

@@ -126,3 +126,17 @@ def test_pictures_are_drawn_when_asked_for(small_run: Path) -> None:
     run_pretraining(make_plan(config))
     drawn = sorted(path.name for path in (Path(config.run_dir) / "pictures").iterdir())
     assert drawn == [f"step-0000000{step}.{kind}" for step in (4, 6) for kind in ("gif", "png")]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_bf16_computes_in_bf16_and_stays_close_to_fp32(
+    zero_stage: int, small_config: Callable[..., PretrainConfig], tmp_path: Path
+) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        run_dir = tmp_path / precision
+        overrides = (f"run_dir={run_dir}", f"engine.precision={precision}", f"engine.zero_stage={zero_stage}")
+        run_pretraining(make_plan(small_config(*overrides)))
+        losses[precision] = [line["loss"] for line in read_metrics(run_dir / "metrics.jsonl")]
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.02)
