@@ -148,12 +148,13 @@ def _layer(motion: Motion, settings: SceneConfig, generator: torch.Generator) ->
 
 def _noise_tiles(octaves: int, generator: torch.Generator) -> Tensor:
     """Seamless isotropic noise around one wavelength, unit variance, for each octave and field."""
-    frequency_G = torch.fft.fftfreq(TILE)
+    # Double precision, so that the last bits of a transform cannot tip a pixel to the next grey level.
+    frequency_G = torch.fft.fftfreq(TILE, dtype=torch.float64)
     radius_GG = torch.hypot(frequency_G[:, None], frequency_G[None, : TILE // 2 + 1])
     ring_GG = torch.exp(-0.5 * (torch.log2(radius_GG.clamp(min=1e-6) * WAVE) / 0.3) ** 2)
     white_OXGG = torch.randn(octaves, COLOURS + 1, TILE, TILE, generator=generator)
-    noise_OXGG = torch.fft.irfft2(torch.fft.rfft2(white_OXGG) * ring_GG, s=(TILE, TILE))
-    return noise_OXGG / noise_OXGG.square().mean(dim=(2, 3), keepdim=True).sqrt()
+    noise_OXGG = torch.fft.irfft2(torch.fft.rfft2(white_OXGG.double()) * ring_GG, s=(TILE, TILE))
+    return (noise_OXGG / noise_OXGG.square().mean(dim=(2, 3), keepdim=True).sqrt()).float()
 
 
 def _places(motion: Motion, settings: SceneConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
