@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_tools.files import write_whole
 from data_tools.index import VideoInfo
 from data_tools.pool import map_in_order, progress
 from data_tools.sources.base import SourceVideo
@@ -66,9 +67,7 @@ def _line(stamp: str, finding: Finding) -> str:
 
 def _rewrite_journal(journal: Path, known: dict[str, Finding]) -> None:
     """Drop a half line that a killed run left at the end."""
-    partial = journal.with_name(f"{journal.name}.partial")
-    partial.write_text("".join(_line(*entry) for entry in known.items()), encoding="utf-8")
-    partial.replace(journal)
+    write_whole(journal, "".join(_line(*entry) for entry in known.items()))
 
 
 def _read_journal(journal: Path) -> dict[str, Finding]:

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_tools.command import DataError
+from data_tools.files import write_whole
 
 FORMAT = 1
 NO_LABEL = -1
@@ -170,9 +171,7 @@ def write_index(
         "fingerprint": _fingerprint(shards),
         "made_by": made_by,
     }
-    partial = folder / f"{DATASET_NAME}.partial"
-    partial.write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
-    partial.replace(folder / DATASET_NAME)
+    write_whole(folder / DATASET_NAME, json.dumps(description, indent=1, ensure_ascii=False))
 
 
 def _fingerprint(shards: Sequence[Shard]) -> str:

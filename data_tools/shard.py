@@ -22,6 +22,7 @@ from data_tools.arrange import divide, safe_keys, shuffled, sorted_classes
 from data_tools.command import DataError, log, writing_to
 from data_tools.config import load_config, require
 from data_tools.examine import Finding, examine
+from data_tools.files import write_whole
 from data_tools.index import NO_LABEL, Sample, VideoInfo, open_index, write_index
 from data_tools.parts import Part, build_part
 from data_tools.shard_writer import Place, ShardSample, write_shards
@@ -284,6 +285,4 @@ def _written(out: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False))

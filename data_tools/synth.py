@@ -23,6 +23,7 @@ import torch
 from data_tools.command import log, writing_to
 from data_tools.config import load_config, require
 from data_tools.encode import EncodeConfig, write_video
+from data_tools.files import write_whole
 from data_tools.motions import KINDS, SceneConfig, make_scene
 from data_tools.pool import map_in_order, progress
 from data_tools.randomness import generator
@@ -129,9 +130,7 @@ def _make(out: Path, settings: SynthConfig, videos: list[SynthVideo]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for folder in sorted({(out / video.file).parent for video in videos}):
         folder.mkdir(parents=True, exist_ok=True)
-    partial = out / f"{CONFIG_NAME}.partial"
-    partial.write_text(json.dumps(_recorded(settings), indent=1), encoding="utf-8")
-    partial.replace(out / CONFIG_NAME)
+    write_whole(out / CONFIG_NAME, json.dumps(_recorded(settings), indent=1))
     work = functools.partial(_make_one, out, settings)
     for _ in progress(map_in_order(work, videos, workers=settings.workers), total=len(videos), what="synth"):
         pass

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from data_tools.command import CheckpointError, log
 from data_tools.config import load_config
+from data_tools.files import write_whole
 from data_tools.index import ShardIndex, open_index
 from data_tools.stream.loader import EvaluationItem, evaluation_loader
 from data_tools.stream.workers import worker_count
@@ -24,7 +25,6 @@ from finetune.model_file import FinetunedModel, load_model
 from finetune.scoring import Vote, average_views, score
 from pretrain.runtime.loop import set_cpu_threads
 from pretrain.runtime.processes import Processes, find_processes, join_group, leave_group
-from pretrain.runtime.run_folder import write_whole
 
 MODEL_FOLDER = "model"
 

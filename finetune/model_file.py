@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from data_tools.command import CheckpointError
+from data_tools.files import write_whole
 from data_tools.parts import Part
 from finetune.classifier import Classifier
 from finetune.heads.base import Head, build_head
-from pretrain.encoder_file import EncoderDescription, load_encoder, save_encoder
-from pretrain.runtime.run_folder import write_whole
+from pretrain.encoder_file import EncoderDescription, load_encoder, save_encoder, save_weights
 
 FORMAT = 1
 WEIGHTS = "head.safetensors"
@@ -48,13 +48,7 @@ def save_model(
     """Write encoder, head and classes in float32. `head.json` comes last and says that all is there."""
     (folder / DESCRIPTION).unlink(missing_ok=True)
     save_encoder(folder, classifier.encoder, description)
-    weights = {
-        name: value.detach().float().cpu().contiguous()
-        for name, value in classifier.head.state_dict().items()
-    }
-    partial = folder / f"{WEIGHTS}.partial"
-    save_file(weights, partial)
-    partial.replace(folder / WEIGHTS)
+    save_weights(classifier.head, folder / WEIGHTS)
     content = {"format": FORMAT, "head": asdict(head), "classes": list(classes)}
     write_whole(folder / DESCRIPTION, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_tools.command import CheckpointError
 from pretrain.model.encoder import Encoder
@@ -50,15 +50,18 @@ def save_encoder(folder: Path, encoder: Encoder, description: EncoderDescription
     """Write the encoder in float32; each file is complete or absent, and the description comes last."""
     assert encoder.shape == description.shape, "the description is of another encoder"
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: value.detach().float().cpu().contiguous() for name, value in encoder.state_dict().items()
-    }
-    partial = folder / f"{WEIGHTS}.partial"
-    save_file(weights, partial)
-    _publish(partial, folder / WEIGHTS)
+    save_weights(encoder, folder / WEIGHTS)
     partial = folder / f"{DESCRIPTION}.partial"
     partial.write_text(json.dumps(asdict(description), indent=2) + "\n", encoding="utf-8")
     _publish(partial, folder / DESCRIPTION)
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write a module's state in float32 as safetensors, complete or absent."""
+    weights = {name: value.detach().float().cpu().contiguous() for name, value in module.state_dict().items()}
+    partial = path.with_name(f"{path.name}.partial")
+    save_file(weights, partial)
+    _publish(partial, path)
 
 
 def load_encoder(folder: Path, *, drop_path: float = 0.0) -> tuple[Encoder, EncoderDescription]:

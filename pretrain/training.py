@@ -135,9 +135,7 @@ def _picture_book(plan: Plan) -> PictureBook | None:
     config = plan.config
     if not config.pictures.every_steps or not plan.processes.is_first:
         return None
-    everything = replace(
-        plan.split, predict_share=1.0
-    )  # pictures show all that is hidden, not only a share of it
+    everything = replace(plan.split, predict_share=1.0)  # pictures show all that is hidden
     return PictureBook(
         model=plan.model,
         clips=_clips(plan, everything),

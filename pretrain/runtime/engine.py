@@ -68,8 +68,7 @@ class Engine:
         return self._step_without_zero()
 
     def _step_without_zero(self) -> Tensor:
-        # DeepSpeed neither reports the norm at stage 0 nor keeps NaN out of the weights, so both are done
-        # here.
+        # DeepSpeed neither reports the norm at stage 0 nor keeps NaN out of the weights, so both are done here.
         # Fused AdamW reads `found_inf` on the device and leaves weights and moments alone: no host sync.
         parameters = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm or float("inf"), foreach=True)
@@ -99,8 +98,7 @@ def _import_deepspeed(processes: Processes) -> Any:
 
     deepspeed.utils.logger.setLevel("WARNING")
     # On the CPU DeepSpeed compiles a shared-memory all-reduce at first use: up to 100 s, a compiler
-    # needed, and a
-    # killed build leaves a lock that hangs every later run. Gloo does the same work.
+    # needed, and a killed build leaves a lock that hangs every later run. Gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 

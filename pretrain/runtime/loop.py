@@ -1,8 +1,7 @@
 """The training loop, the same for pretraining and fine-tuning.
 
 What happens at a step is a function of the step: which clips, their crops and masks, the noise, the
-learning rate.
-The loop itself carries only counters (`RunState`).
+learning rate. The loop itself carries only counters (`RunState`).
 """
 
 import json
@@ -22,10 +21,11 @@ from data_tools.randomness import ClipRandom
 from data_tools.stream.batch import ClipBatch
 from data_tools.stream.loader import TrainingClips, training_loader
 from data_tools.stream.order import BatchPlan
+from data_tools.stream.workers import available_cores
 from pretrain.runtime.checkpoint import Checkpoints, RunState
 from pretrain.runtime.engine import Engine
 from pretrain.runtime.meter import Meter
-from pretrain.runtime.metrics import MetricsWriter
+from pretrain.runtime.metrics import MetricsWriter, drop_lines_from
 from pretrain.runtime.optimiser import learning_rate
 from pretrain.runtime.processes import Processes
 from pretrain.runtime.settings import RunSettings
@@ -150,8 +150,7 @@ class _Loop:
             self.sample_log.note(step, batch)
             batch = batch.to(self.training.processes.device)
             values = self.engine(batch, ClipRandom(settings.seed, batch.clip_index_B))
-            # The divisor is the configured batch, not the clips that could be read: it is the same on all
-            # processes.
+            # Divided by the configured batch, not by the clips that could be read: all processes agree on it.
             self.engine.backward((values["loss"] * batch.weight_B).sum() / plan.micro_clips)
             norm = self.engine.step(rate)
             self.meter.add(batch, values)
@@ -161,18 +160,19 @@ class _Loop:
         """Fetch and write the metrics since the last report; say whether somebody wants to stop."""
         self.meter.stop_requested = self.signals.received
         lines, stop = self.meter.fetch()
+        skipped_steps = self.state.skipped_steps
         for line in lines:
-            applied = math.isfinite(line["gradient_norm"])
-            self.skipped_in_a_row = 0 if applied else self.skipped_in_a_row + 1
-            if not applied:
+            is_applied = math.isfinite(line["gradient_norm"])
+            self.skipped_in_a_row = 0 if is_applied else self.skipped_in_a_row + 1
+            skipped_steps += not is_applied
+            if not is_applied:
                 log.warning("step %d was skipped on all processes: its gradient is not finite", line["step"])
         self.state = replace(
             self.state,
             step=done,
             clips=done * self.training.plan.global_clips,
             skipped_clips=self.state.skipped_clips + sum(line["skipped_clips"] for line in lines),
-            skipped_steps=self.state.skipped_steps
-            + sum(not math.isfinite(line["gradient_norm"]) for line in lines),
+            skipped_steps=skipped_steps,
             world=self.training.processes.world,
             zero_stage=self.settings.engine.zero_stage,
         )
@@ -209,9 +209,7 @@ class _SampleLog:
         if settings.log.samples:
             path = Path(settings.run_dir) / "samples" / f"rank-{rank:05d}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            old = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-            kept = [line for line in old if json.loads(line)["step"] < first_step]
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            drop_lines_from(path, first_step)
             self._file = path.open("a", encoding="utf-8")
 
     def note(self, step: int, batch: ClipBatch) -> None:
@@ -231,5 +229,5 @@ def set_cpu_threads(settings: RunSettings, processes: Processes) -> None:
     if settings.engine.cpu_threads:
         torch.set_num_threads(settings.engine.cpu_threads)
     elif processes.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        share = len(os.sched_getaffinity(0)) // processes.local_world
+        share = available_cores() // processes.local_world
         torch.set_num_threads(max(1, share - max(0, settings.workers)))

@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from data_tools.command import log
+from data_tools.files import write_whole
 
 _PLAIN_LINE_EVERY_S = 20.0
 
@@ -35,7 +36,7 @@ class MetricsWriter:
 
     def __init__(self, run_dir: Path, *, first_step: int, steps: int):
         self._path = run_dir / "metrics.jsonl"
-        _drop_lines_from(self._path, first_step)
+        drop_lines_from(self._path, first_step)
         self._file = self._path.open("a", encoding="utf-8")
         # purge_step makes TensorBoard forget what a killed run wrote past its checkpoint.
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
@@ -131,15 +132,14 @@ def _strict(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    """The complete lines of a file like `metrics.jsonl`; a last line cut short by a kill is left out."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
 
 
-def _drop_lines_from(path: Path, first_step: int) -> None:
+def drop_lines_from(path: Path, first_step: int) -> None:
+    """Take out of a file of one line a step what a killed run wrote past its checkpoint."""
     kept = [line for line in read_metrics(path) if line["step"] < first_step]
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -19,6 +19,7 @@ import yaml
 
 from data_tools.command import writing_to
 from data_tools.config import to_yaml
+from data_tools.files import write_whole
 
 # A continued run may differ in these: they change neither the samples nor the arithmetic's order of steps.
 FREE_KEYS = (
@@ -77,13 +78,6 @@ def open_run_dir(run_dir: Path, config: Any) -> None:
         path = run_dir / "environment.json"
         starts = json.loads(path.read_text()) if path.exists() else []
         write_whole(path, json.dumps([*starts, _environment()], indent=1))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old one or the new one, never half of it."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _environment() -> dict[str, Any]:

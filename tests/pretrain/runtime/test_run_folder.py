@@ -9,8 +9,9 @@ import yaml
 
 from data_tools.command import DataError
 from data_tools.config import to_yaml
+from data_tools.files import write_whole
 from pretrain.config import PretrainConfig
-from pretrain.runtime.run_folder import check_run_dir, open_run_dir, write_whole
+from pretrain.runtime.run_folder import check_run_dir, open_run_dir
 from tests.conftest import run_module
 
 CANARY = "canary-4c1f9a"
