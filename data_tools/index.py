@@ -3,15 +3,14 @@
     FOLDER/
       shard-000000.tar ...   WebDataset tars; a sample is KEY.json (name, label, ...), KEY.mp4
       index.arrow            one row a sample (`COLUMNS`), an uncompressed Arrow file that is memory-mapped
-      dataset.json           format, classes, shards (name, samples, bytes, sha256), fingerprint, how it
-      was made
+      dataset.json           format, classes, shards (name, samples, bytes, sha256), fingerprint, origin
 
 The index is what makes a read one `pread`: shard, offset and length of the video bytes inside the tar.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ import pyarrow as pa
 from data_tools.command import DataError
 from data_tools.files import write_whole
 
-FORMAT = 1
+FORMAT = 2
 NO_LABEL = -1
+_ROWS_IN_A_CHUNK = 65_536  # the text of one chunk must stay below 2 GiB
 INDEX_NAME = "index.arrow"
 DATASET_NAME = "dataset.json"
 
@@ -41,8 +41,17 @@ COLUMNS = pa.schema(
         ("codec", pa.string()),
         ("label", pa.int32()),  # position in dataset.json's "classes", NO_LABEL for none
         ("name", pa.string()),  # the original path, relative to the source
+        ("group", pa.string()),  # samples of one group stay in one split; "" for none
+        ("start_s", pa.float64()),  # where in the original video the sample begins
+        ("content", pa.string()),  # digest of the original file's bytes, equal for equal files; "" if unknown
+        # Every reference_stride-th frame from reference_phase on can be decoded without the ones between;
+        # a stride of 1 says nothing.
+        ("reference_stride", pa.int32()),
+        ("reference_phase", pa.int32()),
     ]
 )
+# Columns that a source brings besides, such as a second label or a value to regress, follow these.
+EXTRA_TYPES = (pa.string(), pa.int64(), pa.float64())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +81,11 @@ class Sample:
     codec: str
     label: int
     name: str
+    group: str = ""
+    start_s: float = 0.0
+    content: str = ""
+    reference_stride: int = 1
+    reference_phase: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +107,19 @@ class ShardIndex:
         self.shards: tuple[Shard, ...] = tuple(Shard(**shard) for shard in description["shards"])
         self.fingerprint: str = description["fingerprint"]
         self._table = table
+        self._fixed = table.select(COLUMNS.names)
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """Names of the columns that the source brought besides the schema's."""
+        return tuple(self._table.schema.names[len(COLUMNS) :])
 
     def __len__(self) -> int:
         return self._table.num_rows
 
     def sample(self, position: int) -> Sample:
         """The sample at a position of the index, which is not the order of training."""
-        row = self._table.slice(position, 1).to_pylist()[0]
-        return Sample(**row)
+        return Sample(**self._fixed.slice(position, 1).to_pylist()[0])
 
     def column(self, name: str) -> np.ndarray:
         """A whole column as a numpy array, without a copy where the type allows it."""
@@ -134,7 +153,8 @@ def open_index(folder: str | Path) -> ShardIndex:
         raise DataError(f"the index in {folder} is damaged ({error}): shard the source again") from error
     if description.get("format") != FORMAT:
         raise DataError(f"{folder} has index format {description.get('format')}, this version reads {FORMAT}")
-    if not table.schema.equals(COLUMNS):
+    fixed, extra = list(table.schema)[: len(COLUMNS)], list(table.schema)[len(COLUMNS) :]
+    if fixed != list(COLUMNS) or any(column.type not in EXTRA_TYPES for column in extra):
         raise DataError(
             f"{folder / INDEX_NAME} does not have the columns of format {FORMAT}: shard the source again"
         )
@@ -155,13 +175,20 @@ def write_index(
     shards: Sequence[Shard],
     classes: Sequence[str],
     made_by: dict[str, Any],
+    extra: Mapping[str, Sequence[Any]] | None = None,
 ) -> None:
-    """Write `index.arrow`, then `dataset.json`, whose presence says that the data set is complete."""
+    """Write `index.arrow`, then `dataset.json`, whose presence says that the data set is complete.
+
+    Args:
+        extra: more columns of text, integers or floats, a value a sample; None where there is none.
+    """
     rows = [asdict(sample) for sample in samples]
     table = pa.Table.from_pylist(rows, schema=COLUMNS)
+    for name, values in (extra or {}).items():
+        table = table.append_column(name, pa.array(values))
     partial_index = folder / f"{INDEX_NAME}.partial"
-    with pa.OSFile(str(partial_index), "wb") as file, pa.ipc.new_file(file, COLUMNS) as writer:
-        writer.write_table(table)
+    with pa.OSFile(str(partial_index), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=_ROWS_IN_A_CHUNK)
     partial_index.replace(folder / INDEX_NAME)
     description = {
         "format": FORMAT,

@@ -1,6 +1,7 @@
 """What a source is: it lists the videos of somebody's collection, and opens none of them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # What `stream.decode` has containers for.
@@ -18,12 +19,29 @@ _SPLIT_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class SourceVideo:
-    """One video: its file, its name relative to the source, and what the source says about it."""
+    """One video: its file, its name relative to the source, and what the source says about it.
+
+    Attributes:
+        path: the file; where the video is a part of a larger file, `member` says which.
+        label: the class's name.
+        split: one of `SPLITS`.
+        group: videos of one group (a person, a camera, a long recording) stay in one split.
+        start_s, end_s: the part of the video that is meant; None for its beginning and its end.
+        frames: for a folder of pictures, its files in the order of the screen; `path` is the folder then.
+        member: (first byte, number of bytes) of the video inside `path`, as in a tar.
+        extra: further columns by name, such as a second label or a value to regress.
+    """
 
     path: Path
     name: str
     label: str | None = None
     split: str | None = None
+    group: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    frames: tuple[str, ...] = ()
+    member: tuple[int, int] | None = None
+    extra: Mapping[str, str | int | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
