@@ -68,7 +68,7 @@ class Engine:
         return self._step_without_zero()
 
     def _step_without_zero(self) -> Tensor:
-        # DeepSpeed neither reports the norm at stage 0 nor keeps NaN out of the weights, so both are done here.
+        # DeepSpeed neither reports the norm at stage 0 nor keeps NaN out of the weights: both are done here.
         # Fused AdamW reads `found_inf` on the device and leaves weights and moments alone: no host sync.
         parameters = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm or float("inf"), foreach=True)
