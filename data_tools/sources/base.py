@@ -4,15 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_tools.command import DataError
+from data_tools.storage import Location, location
+
 # What `stream.decode` has containers for.
 VIDEO_ENDINGS = frozenset(
     "3g2 3gp asf avi flv gif m2ts m4v mj2 mkv mov mp4 mpeg mpg mts ogg ogv ts vob webm wmv".split()  # noqa: SIM905
 )
+PICTURE_ENDINGS = frozenset("bmp jpeg jpg png ppm tif tiff webp".split())  # noqa: SIM905
 SPLITS = ("train", "validation", "test", "unlabelled")
 _SPLIT_NAMES = {
     **{name: name for name in SPLITS},
     "val": "validation",
     "valid": "validation",
+    "validate": "validation",
     "unlabeled": "unlabelled",
 }
 
@@ -28,7 +33,9 @@ class SourceVideo:
         group: videos of one group (a person, a camera, a long recording) stay in one split.
         start_s, end_s: the part of the video that is meant; None for its beginning and its end.
         frames: for a folder of pictures, its files in the order of the screen; `path` is the folder then.
-        member: (first byte, number of bytes) of the video inside `path`, as in a tar.
+        fps: for a folder of pictures, how many are shown a second; a video says so itself.
+        member: (first byte, number of bytes) of the video inside the file, as in a tar.
+        url: where the file is, if not on this machine; `path` is its name alone then.
         extra: further columns by name, such as a second label or a value to regress.
     """
 
@@ -40,33 +47,72 @@ class SourceVideo:
     start_s: float | None = None
     end_s: float | None = None
     frames: tuple[str, ...] = ()
+    fps: float | None = None
     member: tuple[int, int] | None = None
+    url: str = ""
     extra: Mapping[str, str | int | float] = field(default_factory=dict)
+
+    @property
+    def place(self) -> Location:
+        """Where the file is, here or remote."""
+        return location(self.url or self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The videos of a source, and the number of files that are none."""
+    """The videos of a source.
+
+    Attributes:
+        ignored: number of files beside them that are no videos, or that a split leaves out.
+        missing: how many of `videos` are named by a list and have no file.
+        classes: the collection's own list of classes in its own order, also those without a video; empty
+            where it has none, and then the classes are the labels that occur.
+    """
 
     videos: tuple[SourceVideo, ...]
     ignored: int = 0
+    missing: int = 0
+    classes: tuple[str, ...] = ()
 
 
 class Source:
     """A way in which collections are laid out; a new one is a file in this folder."""
 
-    def listing(self, root: Path) -> Listing:
-        """List every video below `root`, in a fixed order: either all have a split or none has.
+    def listing(self, root: Path | Location) -> Listing:
+        """List every video of SOURCE, in a fixed order, and open none of them.
+
+        Names are unique; either all videos have a split or none has. What `missing` counts aside, every path
+        exists.
 
         Raises:
-            DataError: the collection contradicts itself; the message names the file or the line.
+            DataError: the collection contradicts itself; the message names the file and the line.
         """
         raise NotImplementedError
+
+
+def on_this_machine(root: Path | Location) -> Path:
+    """SOURCE for a source that reads files of this machine.
+
+    Raises:
+        DataError: it is a URL.
+    """
+    path = location(root).path
+    if path is None:
+        raise DataError(
+            f"SOURCE {root} is remote: give source.name=webdataset for tars, or a list on this machine (csv, "
+            "jsonl) with URLs as paths"
+        )
+    return path
 
 
 def split_name(text: str) -> str | None:
     """The split that a folder or a cell names, None if it names none."""
     return _SPLIT_NAMES.get(text.strip().lower())
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name says that it is a picture."""
+    return not name.startswith(".") and name.rpartition(".")[2].lower() in PICTURE_ENDINGS
 
 
 def is_video(name: str) -> bool:

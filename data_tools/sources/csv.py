@@ -1,87 +1,95 @@
-"""A table of videos: a csv file with the header `path,label`, and `split` where the splits are fixed."""
+"""A table of videos: a csv file with a column `path`, others that are known, and any of one's own."""
 
 import csv
-from collections.abc import Iterator
+import io
 from pathlib import Path
 
 from data_tools.command import DataError
-from data_tools.sources.base import SPLITS, Listing, Source, SourceVideo, split_name
-
-_COLUMNS = ("path", "label", "split")
+from data_tools.source_list import (
+    check_list_arguments,
+    folder_of_videos,
+    listing_of,
+    numbered_classes,
+    read_text,
+)
+from data_tools.source_table import KNOWN, TYPES, Row, check_columns, entry_of, parse_column
+from data_tools.sources.base import Listing, Source, on_this_machine
+from data_tools.storage import Location
 
 
 class CsvSource(Source):
-    """Reads a csv file whose paths are relative to the file. Labels are class names or integers.
+    """Reads a csv file in UTF-8 with a header.
 
-    Either all videos have a label or none has; only videos of the split `unlabelled` may lack one beside
-    others that have it.
+    Known columns are path, label, split, group, start_s and end_s; any other becomes a column of the index:
+    int, float or text, whichever is the narrowest that fits all its cells. Either all videos have a label or
+    none has; those of the splits `unlabelled` and `test` may lack one.
+
+    Args:
+        delimiter: between the cells.
+        videos: the folder in which relative paths begin, itself relative to the csv file's.
+        types: columns of one's own that must be "int", "float" or "text".
+        classes: how many classes there are; then every label must be a whole number below it.
+        max_missing_fraction: refuse the list where more than this share of the videos has no file.
     """
 
-    def __init__(self, *, delimiter: str = ","):
+    def __init__(
+        self,
+        *,
+        delimiter: str = ",",
+        videos: str = "",
+        types: dict[str, str] | None = None,
+        classes: int = 0,
+        max_missing_fraction: float = 0.5,
+    ):
         if len(delimiter) != 1:
             raise ValueError(f"source.args.delimiter must be one character, got {delimiter!r}")
-        self.delimiter = delimiter
-
-    def listing(self, root: Path) -> Listing:
-        rows = list(self._rows(root))
-        _all_or_none(root, "split", rows)
-        labelled = [(line, row) for line, row in rows if split_name(row["split"]) != "unlabelled"]
-        _all_or_none(root, "label", labelled)
-        seen: dict[str, int] = {}
-        for line, row in rows:
-            first = seen.setdefault(row["path"], line)
-            if first != line:
-                raise DataError(
-                    f"{root}, line {line}: {row['path']} stands in line {first} already; keep one of them"
+        for name, kind in (types or {}).items():
+            if name in KNOWN or kind not in TYPES:
+                raise ValueError(
+                    f"source.args.types.{name} must be one of {', '.join(TYPES)} for a column of your own "
+                    f"(not {', '.join(KNOWN)}), got {kind!r}"
                 )
-        return Listing(videos=tuple(_video(root, line, row) for line, row in rows))
+        check_list_arguments(max_missing_fraction, classes)
+        self.delimiter = delimiter
+        self.videos = videos
+        self.types = types or {}
+        self.classes = classes
+        self.max_missing_fraction = max_missing_fraction
 
-    def _rows(self, root: Path) -> Iterator[tuple[int, dict[str, str]]]:
-        """Line numbers and cells, blank lines left out."""
+    def listing(self, root: Path | Location) -> Listing:
+        """See `Source.listing`."""
+        root = on_this_machine(root)
+        header, rows = self._rows(root)
+        check_columns(f"{root}, line 1", header)
+        for name in self.types:
+            if name not in header:
+                raise DataError(f"{root}, line 1: source.args.types names {name!r}, which is no column")
+        for column in header:
+            if column not in KNOWN:
+                rows = parse_column(rows, column, self.types.get(column))
+        folder = folder_of_videos(root.parent, self.videos)
+        return listing_of(
+            [entry_of(row, folder, self.classes) for row in rows],
+            max_missing_fraction=self.max_missing_fraction,
+            classes=numbered_classes(self.classes),
+        )
+
+    def _rows(self, root: Path) -> tuple[list[str], list[Row]]:
+        """The header and the rows, blank lines left out."""
+        reader = csv.reader(io.StringIO(read_text(root), newline=""), delimiter=self.delimiter, strict=True)
+        rows = []
         try:
-            with root.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file, delimiter=self.delimiter, strict=True)
-                header = [cell.strip() for cell in next(reader, [])]
-                _check_header(root, header)
-                for cells in reader:
-                    if any(cell.strip() for cell in cells):
-                        yield reader.line_num, _cells(root, reader.line_num, header, cells)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{root} is no csv file in UTF-8: {error}") from error
-        except OSError as error:
-            raise DataError(f"cannot read {root}: {error.strerror}") from error
+            header = [cell.strip() for cell in next(reader, [])]
+            for cells in reader:
+                if any(cell.strip() for cell in cells):
+                    rows.append(_row(f"{root}, line {reader.line_num}", header, cells))
+        except csv.Error as error:
+            raise DataError(f"{root}, line {reader.line_num}: this is no csv: {error}") from error
+        return header, rows
 
 
-def _check_header(root: Path, header: list[str]) -> None:
-    if "path" not in header or not set(header) <= set(_COLUMNS) or len(set(header)) != len(header):
-        raise DataError(
-            f"{root}, line 1: expected the header path,label or path,label,split, got {','.join(header)!r}"
-        )
-
-
-def _cells(root: Path, line: int, header: list[str], cells: list[str]) -> dict[str, str]:
+def _row(where: str, header: list[str], cells: list[str]) -> Row:
     if len(cells) != len(header):
-        raise DataError(
-            f"{root}, line {line}: expected {len(header)} cells ({','.join(header)}), got {len(cells)}"
-        )
-    row = dict.fromkeys(_COLUMNS, "") | {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
-    if not row["path"]:
-        raise DataError(f"{root}, line {line}: the path is missing")
-    return row
-
-
-def _all_or_none(root: Path, column: str, rows: list[tuple[int, dict[str, str]]]) -> None:
-    without = [line for line, row in rows if not row[column]]
-    if without and len(without) < len(rows):
-        raise DataError(
-            f"{root}, line {without[0]}: the {column} is missing, as in {len(without)} of {len(rows)} lines; "
-            f"give every video a {column} or none"
-        )
-
-
-def _video(root: Path, line: int, row: dict[str, str]) -> SourceVideo:
-    split = split_name(row["split"])
-    if row["split"] and split is None:
-        raise DataError(f"{root}, line {line}: no split named {row['split']!r}; there is {', '.join(SPLITS)}")
-    label = None if split == "unlabelled" else row["label"] or None
-    return SourceVideo(path=root.parent / row["path"], name=row["path"], label=label, split=split)
+        raise DataError(f"{where}: expected {len(header)} cells ({','.join(header)}), got {len(cells)}")
+    named = zip(header, (cell.strip() for cell in cells), strict=True)
+    return Row(where=where, cells={name: cell for name, cell in named if cell})

@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from data_tools.command import DataError
-from data_tools.sources.base import Listing, Source, SourceVideo, is_video, printable, split_name
+from data_tools.sources.base import (
+    Listing,
+    Source,
+    SourceVideo,
+    is_video,
+    on_this_machine,
+    printable,
+    split_name,
+)
+from data_tools.storage import Location
 
 
 class FolderSource(Source):
@@ -16,7 +25,9 @@ class FolderSource(Source):
     ROOT/train/..., ROOT/val/...      either of the above in each; no other folders beside them
     """
 
-    def listing(self, root: Path) -> Listing:
+    def listing(self, root: Path | Location) -> Listing:
+        """See `Source.listing`."""
+        root = on_this_machine(root)
         folders, here = _look_into(root)
         splits = {folder: split_name(folder.name) for folder in folders}
         if not folders or None in splits.values():

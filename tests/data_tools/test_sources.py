@@ -1,16 +1,21 @@
-"""Collections of every supported layout are listed; contradictions are named."""
+"""What every source promises, shown on a tiny collection of its kind; and the folder source."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
 
+import av
 import pytest
 
-from data_tools.command import DataError
+from data_tools.__main__ import PROGRAM
+from data_tools.command import DataError, run_program
+from data_tools.index import DATASET_NAME, open_index
 from data_tools.parts import Part, build_part, part_names
-from data_tools.sources.base import Source
-from data_tools.sources.csv import CsvSource
+from data_tools.sources.base import SPLITS, Source
 from data_tools.sources.folder import FolderSource
+from data_tools.storage import location
+from tests.source_collections import COLLECTIONS, Collection
 
 
 def place(root: Path, *names: str) -> Path:
@@ -24,20 +29,92 @@ def listed(source: Source, root: Path) -> list[tuple[str, str | None, str | None
     return [(video.name, video.label, video.split) for video in source.listing(root).videos]
 
 
-def table(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "list.csv"
-    path.write_bytes(text.encode())
-    return path
+@pytest.fixture(params=part_names("data_tools.sources"))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
-@pytest.mark.parametrize("name", part_names("data_tools.sources"))
-def test_every_source_is_built_by_name_and_lists_files_with_their_names(name: str, tmp_path: Path):
-    place(tmp_path, "run/a.mp4")
-    root = table(tmp_path, "path,label\nrun/a.mp4,run\n") if name == "csv" else tmp_path
-    source = build_part("data_tools.sources", Part(name=name), Source)
-    listing = source.listing(root)
-    assert [(video.name, video.label) for video in listing.videos] == [("run/a.mp4", "run")]
-    assert listing.videos[0].path.is_file()
+@pytest.fixture
+def collection(name: str, tmp_path: Path) -> Collection:
+    return COLLECTIONS[name](tmp_path / "collection")
+
+
+def built(name: str, collection: Collection) -> Source:
+    return build_part("data_tools.sources", Part(name=name, args=collection.args), Source)
+
+
+class TestContract:
+    def test_it_says_what_the_collection_says(self, name: str, collection: Collection):
+        listing = built(name, collection).listing(collection.root)
+        assert {video.name: (video.label, video.split) for video in listing.videos} == collection.expected
+        assert [video.name for video in listing.videos] == list(collection.expected)
+
+    def test_names_are_unique_and_values_are_of_their_types(self, name: str, collection: Collection):
+        listing = built(name, collection).listing(location(collection.root))
+        assert len({video.name for video in listing.videos}) == len(listing.videos)
+        assert len({video.split is None for video in listing.videos}) == 1
+        assert {video.split for video in listing.videos} <= {None, *SPLITS}
+        for video in listing.videos:
+            assert video.label is None or (isinstance(video.label, str) and video.label)
+            assert video.label is None or not listing.classes or video.label in listing.classes
+            assert all(isinstance(value, str | int | float) for value in video.extra.values())
+            assert video.fps is None or video.frames
+
+    def test_it_leads_to_the_bytes(self, name: str, collection: Collection):
+        for video in built(name, collection).listing(collection.root).videos:
+            if video.frames:
+                assert all((video.path / picture).is_file() for picture in video.frames)
+            else:
+                assert b"ftyp" in video.place.read(*(video.member or (0, None)))[:16]
+
+    def test_no_video_is_opened(self, name: str, collection: Collection, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.delattr(av, "open")
+        assert built(name, collection).listing(collection.root).videos
+
+    def test_it_is_sharded_with_its_labels_and_splits(
+        self, name: str, collection: Collection, tmp_path: Path
+    ):
+        listing = built(name, collection).listing(collection.root)
+        layout = "stride_aligned" if listing.videos[0].frames else "copy"
+        source = json.dumps({"name": name, "args": collection.args})
+        options = [f"source={source}", f"layout.name={layout}", "validation_share=0", "workers=1"]
+        out = tmp_path / "out"
+        assert run_program(PROGRAM, ["shard", str(collection.root), str(out), *options]) == 0
+        found = {}
+        for folder in out.iterdir():
+            if (folder / DATASET_NAME).is_file():
+                index = open_index(folder)
+                for row in (index.sample(position) for position in range(len(index))):
+                    found[row.name] = (None if row.label < 0 else index.classes[row.label], folder.name)
+        assert found == {
+            path: (label, split or "train") for path, (label, split) in collection.expected.items()
+        }
+
+    def test_what_is_wrong_is_named_with_its_place(self, name: str, collection: Collection):
+        file, old, new, message = collection.broken
+        content = file.read_bytes() if file.exists() else b""
+        assert old.encode() in content
+        file.write_bytes(content.replace(old.encode(), new.encode()))
+        with pytest.raises(DataError, match=message):
+            built(name, collection).listing(collection.root)
+
+    def test_a_source_that_is_not_there_is_named(self, name: str, collection: Collection, tmp_path: Path):
+        with pytest.raises((DataError, ValueError), match="lost"):
+            built(name, Collection(root=tmp_path, expected={}, broken=collection.broken)).listing(
+                tmp_path / "lost"
+            )
+
+    def test_only_tars_are_listed_from_afar(self, name: str, collection: Collection):
+        if name != "webdataset":
+            with pytest.raises(
+                DataError, match=r"SOURCE s3://bucket/x is remote: give source.name=webdataset"
+            ):
+                built(name, collection).listing(location("s3://bucket/x"))
+
+
+def test_a_misspelt_source_is_told_the_right_name():
+    with pytest.raises(ValueError, match=r"no source named 'ucf01'; did you mean 'ucf101'\?"):
+        build_part("data_tools.sources", Part(name="ucf01"), Source)
 
 
 def test_a_folder_for_each_class(tmp_path: Path):
@@ -100,57 +177,6 @@ def test_real_clips_are_listed_by_class(videos: Path):
     assert Counter(video.label for video in listing.videos) == {"fight": 150, "no_fight": 150}
 
 
-def test_a_csv_has_paths_relative_to_itself(tmp_path: Path):
-    root = table(tmp_path, '\ufeffpath,label\r\n"a, b/1.mp4",run\r\n\r\n../2.mp4, walk \r\n')
-    assert listed(CsvSource(), root) == [("a, b/1.mp4", "run", None), ("../2.mp4", "walk", None)]
-    assert CsvSource().listing(root).videos[0].path == tmp_path / "a, b" / "1.mp4"
-
-
-def test_a_csv_may_fix_the_splits_and_leave_the_unlabelled_without_label(tmp_path: Path):
-    root = table(tmp_path, "split;path;label\nval;1.mp4;3\nunlabelled;2.mp4;\n")
-    source = build_part("data_tools.sources", Part(name="csv", args={"delimiter": ";"}), Source)
-    assert listed(source, root) == [("1.mp4", "3", "validation"), ("2.mp4", None, "unlabelled")]
-
-
-@pytest.mark.parametrize("text", ["path\n1.mp4\n", "path,label\n1.mp4,\n"])
-def test_a_csv_may_have_no_labels_at_all(tmp_path: Path, text: str):
-    assert listed(CsvSource(), table(tmp_path, text)) == [("1.mp4", None, None)]
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("path,label\n1.mp4,a\n2.mp4,\n", "line 3: the label is missing, as in 1 of 2 lines"),
-        ("path,label,split\n1.mp4,a,train\n2.mp4,b,\n", "line 3: the split is missing"),
-        ("path,label\n1.mp4,a\n,b\n", "line 3: the path is missing"),
-        ("path,label\n1.mp4,a,b\n", "line 2: expected 2 cells (path,label), got 3"),
-        ("path,label\n1.mp4\n", "line 2: expected 2 cells (path,label), got 1"),
-        ("path,label,split\n1.mp4,a,trian\n", "line 2: no split named 'trian'; there is train, validation"),
-        ("path,label\n1.mp4,a\n2.mp4,b\n1.mp4,a\n", "line 4: 1.mp4 stands in line 2 already"),
-        ("1.mp4,a\n", "line 1: expected the header path,label or path,label,split, got '1.mp4,a'"),
-        ("path,label,label\n", "line 1: expected the header"),
-        ("", "line 1: expected the header"),
-        ('path,label\n"1.mp4,a\n', "is no csv file in UTF-8"),
-    ],
-)
-def test_a_wrong_csv_is_named_with_its_line(tmp_path: Path, text: str, message: str):
-    with pytest.raises(DataError, match=re.escape(message)):
-        CsvSource().listing(table(tmp_path, text))
-
-
-def test_a_csv_in_another_encoding_is_named(tmp_path: Path):
-    (tmp_path / "list.csv").write_bytes("path,label\n\xe9.mp4,a\n".encode("latin-1"))
-    with pytest.raises(DataError, match="is no csv file in UTF-8"):
-        CsvSource().listing(tmp_path / "list.csv")
-
-
-def test_what_cannot_be_opened_is_named(tmp_path: Path):
-    with pytest.raises(DataError, match=r"cannot read .*list.csv: No such file"):
-        CsvSource().listing(tmp_path / "list.csv")
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"cannot list .*nothing: No such file"):
         FolderSource().listing(tmp_path / "nothing")
-
-
-def test_a_delimiter_is_one_character():
-    with pytest.raises(ValueError, match=r"source.args.delimiter must be one character, got 'tab'"):
-        CsvSource(delimiter="tab")

@@ -1,0 +1,80 @@
+"""A foreign WebDataset as a source: tars of samples, here or behind a URL, to be sharded anew."""
+
+from pathlib import Path
+
+from data_tools.foreign import Described, Rules, Shelf, read_shelves, settle
+from data_tools.foreign_shards import ForeignShard, find_shards
+from data_tools.source_list import Entry, listing_of, numbered_classes
+from data_tools.source_table import Row, one_type
+from data_tools.sources.base import Listing, Source, SourceVideo
+from data_tools.storage import Location
+
+
+class WebdatasetSource(Source):
+    """Reads *.tar, train/*.tar, data/train-*.tar (as on the Hugging Face hub) and video2dataset's 00000.tar.
+
+    SOURCE is a folder, one tar, or a pattern such as s3://bucket/train-{0000..0099}.tar. Headers, labels and
+    descriptions are read, no video is; pickled members are named and never read.
+
+    Args:
+        label: cls, txt, json.FIELD, none, or auto (cls, else the json's `label`, else none).
+        video: the ending of the member to take where a sample has several videos.
+        group: the field of the json that tells the group.
+        columns: fields of the json that become columns of the index.
+        classes: how many classes there are; then every label must be a whole number below it.
+        by_split: whether folders (train/) and names (train-0000.tar) tell the split.
+    """
+
+    def __init__(
+        self,
+        *,
+        label: str = "auto",
+        video: str = "",
+        group: str = "",
+        columns: list[str] | None = None,
+        classes: int = 0,
+        by_split: bool = True,
+    ):
+        self.rules = Rules(
+            label=label, video=video, group=group, columns=tuple(columns or ()), classes=classes
+        )
+        self.by_split = by_split
+
+    def listing(self, root: Path | Location) -> Listing:
+        """See `Source.listing`."""
+        shards = find_shards(root, by_split=self.by_split)
+        shelves = read_shelves(shards, settle(self.rules, shards))
+        pairs = [
+            (shard, sample)
+            for shard, shelf in zip(shards, shelves, strict=True)
+            for sample in shelf.described
+        ]
+        rows = [Row(where=f"{shard.place}, {sample.key}", cells=sample.extra) for shard, sample in pairs]
+        for column in self.rules.columns:
+            rows = one_type(rows, column)
+        entries = [_entry(*pair, row) for pair, row in zip(pairs, rows, strict=True)]
+        return listing_of(
+            entries,
+            max_missing_fraction=0.0,
+            classes=numbered_classes(self.rules.classes),
+            ignored=sum(_ignored(shelf) for shelf in shelves),
+        )
+
+
+def _ignored(shelf: Shelf) -> int:
+    return shelf.ignored + len(shelf.without_video)
+
+
+def _entry(shard: ForeignShard, sample: Described, row: Row) -> Entry:
+    here = shard.place.path
+    video = SourceVideo(
+        path=here or Path(shard.place.name),
+        url="" if here else shard.place.url,
+        name=f"{shard.name}/{sample.video.name}",
+        label=sample.label,
+        split=shard.split,
+        group=sample.group,
+        member=(sample.video.offset, sample.video.length),
+        extra=row.cells,
+    )
+    return Entry(where=row.where, video=video)
