@@ -5,11 +5,13 @@
       index.arrow            one row a sample (`COLUMNS`), an uncompressed Arrow file that is memory-mapped
       dataset.json           format, classes, shards (name, samples, bytes, sha256), fingerprint, origin
 
-The index is what makes a read one `pread`: shard, offset and length of the video bytes inside the tar.
+The index is what makes a read one `pread`, or one ranged request: shard, offset and length of the video bytes
+inside the tar. A shard's name may be a URL or an absolute path: so is a data set indexed that lies elsewhere.
 """
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +20,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_tools.cache import Brought, Cache, bring
 from data_tools.command import DataError
 from data_tools.files import write_whole
+from data_tools.folder_checks import check_shards_are_there, no_data_set
+from data_tools.storage import Location, StorageError, location
 
 FORMAT = 2
 NO_LABEL = -1
@@ -90,7 +95,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One tar: file name, number of samples, size in bytes, sha256 of the whole file in hex."""
+    """One tar: file name, number of samples, size in bytes, sha256 of the whole in hex, "" if unknown."""
 
     name: str
     samples: int
@@ -99,15 +104,23 @@ class Shard:
 
 
 class ShardIndex:
-    """An opened data set. Opening costs no more than the small json, however many samples there are."""
+    """An opened data set. Opening costs no more than the small json, however many samples there are.
 
-    def __init__(self, folder: Path, table: pa.Table, description: dict[str, Any]):
+    A pickled one is opened anew where it arrives, from the same file, whose memory all processes share.
+    """
+
+    def __init__(self, folder: Location, table: pa.Table, description: dict[str, Any], brought: Brought):
         self.folder = folder
+        self.cache = brought.cache
         self.classes: tuple[str, ...] = tuple(description["classes"])
         self.shards: tuple[Shard, ...] = tuple(Shard(**shard) for shard in description["shards"])
         self.fingerprint: str = description["fingerprint"]
+        self.sha256: str = description.get("index_sha256", "")
+        self.made_by: dict[str, Any] = description.get("made_by", {})
+        self.brought = brought
         self._table = table
-        self._fixed = table.select(COLUMNS.names)
+        self._batches = table.select(COLUMNS.names).to_batches()
+        self._starts = np.cumsum([0, *(len(batch) for batch in self._batches[:-1])]).tolist()
 
     @property
     def extra(self) -> tuple[str, ...]:
@@ -119,37 +132,72 @@ class ShardIndex:
 
     def sample(self, position: int) -> Sample:
         """The sample at a position of the index, which is not the order of training."""
-        return Sample(**self._fixed.slice(position, 1).to_pylist()[0])
+        if not 0 <= position < len(self):
+            raise IndexError(f"{self.folder} holds {len(self)} samples, asked for number {position}")
+        batch = bisect_right(self._starts, position) - 1
+        [row] = self._batches[batch].slice(position - self._starts[batch], 1).to_pylist()
+        return Sample(**row)
 
     def column(self, name: str) -> np.ndarray:
         """A whole column as a numpy array, without a copy where the type allows it."""
         return self._table.column(name).to_numpy()
 
-    def shard_path(self, sample: Sample) -> Path:
+    def arrow_column(self, name: str) -> pa.ChunkedArray:
+        """A whole column as it lies in the file."""
+        return self._table.column(name)
+
+    def shard_location(self, sample: Sample) -> Location:
+        """Where a sample's shard lies."""
         return self.folder / self.shards[sample.shard].name
 
+    def shard_path(self, sample: Sample) -> Path:
+        """The same for a data set on this machine."""
+        path = self.shard_location(sample).path
+        assert path is not None, "remote shards have no path"
+        return path
 
-def open_index(folder: str | Path) -> ShardIndex:
-    """Open the data set in a folder of shards.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reopen, (self.folder, self.brought.without_keeper())
+
+
+def open_index(
+    folder: str | Path | Location, *, cache: Cache | None = None, check_shards: bool = True
+) -> ShardIndex:
+    """Open the data set in a folder of shards, here or at a URL.
+
+    Args:
+        cache: keeps what is read from remote shards.
+        check_shards: refuse a folder that lacks shards or has shorter ones.
 
     Raises:
-        DataError: the folder is missing or empty, holds no index, or is of another format version.
+        DataError: the folder is missing or empty, lacks shards, holds no index or one of another version.
+        ValueError: a URL of a kind that is not read.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(
-            f"no folder of shards at {folder}: make one with `python -m data_tools shard SOURCE OUT`"
-        )
+    folder = location(folder)
     try:
-        description = json.loads((folder / DATASET_NAME).read_text(encoding="utf-8"))
-        table = pa.ipc.open_file(pa.memory_map(str(folder / INDEX_NAME))).read_all()
-    except FileNotFoundError as error:
-        splits = sorted(path.parent.name for path in folder.glob(f"*/{DATASET_NAME}"))
-        hint = f"; did you mean {folder / splits[0]}?" if splits else ""
+        brought = bring(folder, (DATASET_NAME, INDEX_NAME), cache)
+    except StorageError as error:
+        raise (no_data_set(folder, (DATASET_NAME, INDEX_NAME)) if error.is_missing else error) from error
+    index = reopen(folder, brought)
+    if len(index) == 0:
         raise DataError(
-            f"{folder} holds no {Path(error.filename or INDEX_NAME).name}, so it is no data set{hint}"
+            f"{folder} holds no samples: check the source and the rejected files in {folder}/rejected.jsonl"
+        )
+    if check_shards:
+        check_shards_are_there(folder, {shard.name: shard.bytes for shard in index.shards})
+    return index
+
+
+def reopen(folder: Location, brought: Brought) -> ShardIndex:
+    """Open the files of an index as they lie on this machine."""
+    try:
+        description = json.loads((brought.place / DATASET_NAME).read_text(encoding="utf-8"))
+        table = pa.ipc.open_file(pa.memory_map(str(brought.place / INDEX_NAME))).read_all()
+    except OSError as error:
+        raise DataError(
+            f"the index in {folder} cannot be read: {error.strerror or error}; mend that"
         ) from error
-    except (json.JSONDecodeError, pa.ArrowInvalid) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, pa.ArrowInvalid) as error:
         raise DataError(f"the index in {folder} is damaged ({error}): shard the source again") from error
     if description.get("format") != FORMAT:
         raise DataError(f"{folder} has index format {description.get('format')}, this version reads {FORMAT}")
@@ -158,15 +206,26 @@ def open_index(folder: str | Path) -> ShardIndex:
         raise DataError(
             f"{folder / INDEX_NAME} does not have the columns of format {FORMAT}: shard the source again"
         )
-    index = ShardIndex(folder, table, description)
-    if len(index) == 0:
+    if len(table) != description["samples"]:
         raise DataError(
-            f"{folder} holds no samples: check the source and the rejected files in {folder}/rejected.jsonl"
+            f"{folder} has {len(table)} samples in {INDEX_NAME} and {description['samples']} in "
+            f"{DATASET_NAME}: one of the two is of another time; shard the source again"
         )
-    missing = [shard.name for shard in index.shards if not (folder / shard.name).is_file()]
-    if missing:
-        raise DataError(f"{folder} lacks {len(missing)} of its shards, first {missing[0]}")
-    return index
+    return ShardIndex(folder, table, description, brought)
+
+
+def coded_column(indexes: Sequence[ShardIndex], name: str) -> tuple[Any, list[np.ndarray]]:
+    """A text column of several data sets as numbers.
+
+    Returns:
+        The distinct values as an Arrow array, and for each data set the place of every sample's value in it,
+        -1 where it has none.
+    """
+    chunks = [chunk for index in indexes for chunk in index.arrow_column(name).chunks]
+    together = pa.chunked_array(chunks).dictionary_encode()  # one dictionary for all chunks
+    codes = np.concatenate([chunk.indices.fill_null(-1).to_numpy() for chunk in together.chunks])
+    ends = np.cumsum([len(index) for index in indexes])[:-1]
+    return together.chunk(0).dictionary, np.split(codes, ends)
 
 
 def write_index(
@@ -189,18 +248,21 @@ def write_index(
     partial_index = folder / f"{INDEX_NAME}.partial"
     with pa.OSFile(str(partial_index), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=_ROWS_IN_A_CHUNK)
+    with partial_index.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     partial_index.replace(folder / INDEX_NAME)
     description = {
         "format": FORMAT,
         "classes": list(classes),
         "samples": len(rows),
+        "index_sha256": sha256,
         "shards": [asdict(shard) for shard in shards],
-        "fingerprint": _fingerprint(shards),
+        "fingerprint": fingerprint(shards),
         "made_by": made_by,
     }
     write_whole(folder / DATASET_NAME, json.dumps(description, indent=1, ensure_ascii=False))
 
 
-def _fingerprint(shards: Sequence[Shard]) -> str:
+def fingerprint(shards: Sequence[Shard]) -> str:
     """Names the content: equal for equal shards in equal order, wherever they lie."""
     return hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]

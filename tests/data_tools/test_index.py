@@ -1,7 +1,13 @@
 """An index that is missing, damaged or of another version is named before anything is read."""
 
 import json
+import os
+import pickle
+import re
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,4 +94,78 @@ def test_a_missing_shard_is_named(folder: Path):
 def test_an_empty_data_set_is_named(folder: Path):
     write_index(folder, [], [], [], {})
     with pytest.raises(DataError, match="holds no samples"):
+        open_index(folder)
+
+
+def test_opening_reads_no_rows(repo: Path):
+    script = [sys.executable, str(repo / "tests" / "benchmarks" / "index.py"), "--samples", "300000"]
+    printed = subprocess.run(
+        script,
+        cwd=repo,
+        env={**os.environ, "PYTHONPATH": str(repo)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    index_mb = float(re.search(r"samples, ([0-9.]+) GB", printed)[1]) * 1000
+    before, after, end = (
+        float(found) for found in re.findall(r"^memory .*MB +([0-9.]+)$", printed, re.MULTILINE)
+    )
+    assert index_mb > 50
+    assert after - before < index_mb / 10
+    assert end > after  # the figures do see what is read
+
+
+def test_a_sample_is_found_in_whatever_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("data_tools.index._ROWS_IN_A_CHUNK", 3)
+    (tmp_path / "shard-000000.tar").write_bytes(b"tar")
+    rows = [replace(SAMPLE, key=str(number)) for number in range(10)]
+    write_index(tmp_path, rows, [Shard(name="shard-000000.tar", samples=10, bytes=3, sha256="")], [], {})
+    index = open_index(tmp_path)
+    assert [index.sample(position) for position in range(10)] == rows
+    for position in (10, -1):
+        with pytest.raises(IndexError, match=f"holds 10 samples, asked for number {position}"):
+            index.sample(position)
+
+
+def test_a_pickled_index_is_small_and_maps_the_same_file(folder: Path):
+    index = open_index(folder)
+    copied = pickle.loads(pickle.dumps(index))
+    assert len(pickle.dumps(index)) < 1000
+    assert copied.sample(0) == index.sample(0) and copied.folder == index.folder
+
+
+def test_a_shard_cut_short_is_named_before_anything_is_read(folder: Path):
+    (folder / "shard-000000.tar").write_bytes(b"ta")
+    with pytest.raises(
+        DataError, match=r"shard-000000.tar has 2 bytes instead of 3: it was cut short or changed"
+    ):
+        open_index(folder)
+    assert len(open_index(folder, check_shards=False)) == 1
+
+
+def test_files_of_two_times_are_named(folder: Path):
+    description = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**description, "samples": 2}))
+    with pytest.raises(
+        DataError, match=r"has 1 samples in index.arrow and 2 in dataset.json: one of the two"
+    ):
+        open_index(folder)
+
+
+def test_shards_may_lie_elsewhere(folder: Path, tmp_path: Path):
+    elsewhere = tmp_path / "elsewhere" / "x.tar"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(b"tar")
+    write_index(folder, [SAMPLE], [Shard(name=str(elsewhere), samples=1, bytes=3, sha256="")], ["x", "y"], {})
+    assert open_index(folder).shard_path(SAMPLE) == elsewhere
+    elsewhere.unlink()
+    with pytest.raises(DataError, match=r"lacks 1 of its shards, first .*elsewhere/x.tar"):
+        open_index(folder)
+
+
+def test_an_index_that_may_not_be_read_is_named(folder: Path):
+    (folder / "index.arrow").unlink()
+    (folder / "index.arrow").mkdir()
+    with pytest.raises(DataError, match=r"the index in .* cannot be read: .*directory.*; mend that"):
         open_index(folder)

@@ -1,0 +1,61 @@
+"""What a folder must hold to be a data set, told from listings alone."""
+
+from collections.abc import Mapping, Sequence
+
+from data_tools.command import DataError
+from data_tools.storage import Location, StorageError
+
+
+def no_data_set(folder: Location, names: Sequence[str]) -> DataError:
+    """What to tell of a folder in which a file of the index is missing.
+
+    Args:
+        names: the files of an index; the first one marks a data set.
+    """
+    if folder.path is not None and not folder.is_dir():
+        return DataError(
+            f"no folder of shards at {folder}: make one with `python -m data_tools shard SOURCE OUT`"
+        )
+    lacking = next((name for name in names if not (folder / name).exists()), names[0])
+    splits = data_sets_in(folder, names[0])
+    hint = f"; did you mean {folder / splits[0]}?" if splits else ""
+    return DataError(f"{folder} holds no {lacking}, so it is no data set{hint}")
+
+
+def data_sets_in(folder: Location, mark: str) -> list[str]:
+    """Names of the folders directly inside that are data sets."""
+    return [name for name in sorted(_sizes(folder)) if "." not in name and (folder / name / mark).exists()]
+
+
+def check_shards_are_there(folder: Location, shards: Mapping[str, int]) -> None:
+    """Refuse a folder that lacks shards, or has shorter ones, as far as one listing of it tells.
+
+    Args:
+        shards: their names and bytes.
+
+    Raises:
+        DataError: as said, or a remote folder names files of this machine.
+    """
+    for name in shards:
+        if folder.is_remote and "/" in name and not (folder / name).is_remote:
+            raise DataError(f"{folder} names {name}, a file of this machine: such an index is not used")
+    there = _sizes(folder)
+    inside = [name for name in shards if there and "/" not in name]
+    elsewhere = [place.path for name in shards if "/" in name and (place := folder / name).path is not None]
+    missing = [name for name in inside if name not in there]
+    missing += [str(path) for path in elsewhere if path is not None and not path.is_file()]
+    if missing:
+        raise DataError(f"{folder} lacks {len(missing)} of its shards, first {missing[0]}")
+    for name in inside:
+        if there[name] not in (shards[name], None):
+            raise DataError(
+                f"{folder / name} has {there[name]} bytes instead of {shards[name]}: it was cut short or "
+                "changed after it was written; copy it again"
+            )
+
+
+def _sizes(folder: Location) -> dict[str, int | None]:
+    try:
+        return folder.sizes()
+    except StorageError:
+        return {}  # who may read need not be allowed to list

@@ -1,0 +1,145 @@
+"""How long it takes to open an index of 10 million samples, and how much memory.
+
+    python tests/benchmarks/index.py                     # half a minute and 2 GB of disk, removed afterwards
+    python tests/benchmarks/index.py --samples 100000
+
+Generates an index with as many samples, 1000 a shard (the shards themselves are empty files with holes), then
+opens it in a new process and prints what that took beyond importing the program: seconds, and the largest
+resident set before and after. Then what a training step asks of it, samples in random order, and what
+fine-tuning does once at start, the check of the labels. What these touch of the mapped file is resident as
+well, though all processes share it and the system takes it back at need; "own memory" leaves it out.
+"""
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from data_tools.index import COLUMNS, DATASET_NAME, FORMAT, INDEX_NAME, Shard, fingerprint, open_index
+
+_PER_SHARD = 1000
+_VIDEO_BYTES = 200_000
+_CHUNK = 65_536
+_CLASSES = 400
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--samples", type=int, default=10_000_000)
+    parser.add_argument("--open", help="open this folder and print what it took; what the script does itself")
+    arguments = parser.parse_args()
+    if arguments.open:
+        print(json.dumps(measure(Path(arguments.open))))
+        return
+    with tempfile.TemporaryDirectory(prefix="kinemae-index-benchmark-") as folder:
+        generate(Path(folder), arguments.samples)
+        size = (Path(folder) / INDEX_NAME).stat().st_size
+        command = [sys.executable, __file__, "--open", folder]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print(f"{arguments.samples} samples, {size / 1e9:.2f} GB of index")
+    for what, value in found.items():
+        print(f"{what:32} {value:10.3f}")
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """What opening takes in this process."""
+    before_mb, begin_s = peak_mb(), time.perf_counter()
+    index = open_index(folder)
+    opened_s, opened_mb = time.perf_counter() - begin_s, peak_mb()
+    chance = random.Random(0)
+    begin_s = time.perf_counter()
+    for _ in range(1000):
+        index.sample(chance.randrange(len(index)))
+    sample_s = (time.perf_counter() - begin_s) / 1000
+    begin_s = time.perf_counter()
+    label_R = index.column("label")
+    assert label_R.min() == 0 and len(np.unique(label_R)) == min(_CLASSES, len(index))
+    return {
+        "open, seconds": opened_s,
+        "memory before, MB": before_mb,
+        "memory after opening, MB": opened_mb,
+        "a sample at random, microseconds": sample_s * 1e6,
+        "labels checked, seconds": time.perf_counter() - begin_s,
+        "memory at the end, MB": peak_mb(),
+        "own memory at the end, MB": own_mb(),
+    }
+
+
+def peak_mb() -> float:
+    """The largest resident set so far; pages of the mapped file count, though all processes share them."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def own_mb() -> float:
+    """Memory that is no file's."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("RssAnon:")[2].split()[0]) / 1000
+
+
+def generate(folder: Path, samples: int) -> None:
+    """An index like those that `shard` writes, without the videos."""
+    with (
+        pa.OSFile(str(folder / INDEX_NAME), "wb") as file,
+        pa.ipc.new_file(file, COLUMNS) as writer,
+    ):
+        for begin in range(0, samples, _CHUNK):
+            writer.write_batch(rows(np.arange(begin, min(begin + _CHUNK, samples))))
+    shards = []
+    for number in range(-(-samples // _PER_SHARD)):
+        held = min(_PER_SHARD, samples - number * _PER_SHARD)
+        shard = Shard(
+            name=f"shard-{number:06d}.tar", samples=held, bytes=held * _VIDEO_BYTES, sha256=f"{number:064x}"
+        )
+        with (folder / shard.name).open("wb") as tar:
+            tar.truncate(shard.bytes)
+        shards.append(shard)
+    description = {
+        "format": FORMAT,
+        "classes": [f"class {number}" for number in range(_CLASSES)],
+        "samples": samples,
+        "shards": [vars(shard) for shard in shards],
+        "fingerprint": fingerprint(shards),
+    }
+    (folder / DATASET_NAME).write_text(json.dumps(description))
+
+
+def rows(number_R: np.ndarray) -> pa.RecordBatch:
+    """Some rows, with keys and digests as long as real ones."""
+    count = len(number_R)
+    key = pa.array([f"class_name_some_video_{number:011d}" for number in number_R.tolist()])
+    columns = {
+        "key": key,
+        "shard": number_R // _PER_SHARD,
+        "offset": number_R % _PER_SHARD * _VIDEO_BYTES,
+        "length": np.full(count, _VIDEO_BYTES - 2048),
+        "crc32": number_R,
+        "frames": np.full(count, 300),
+        "duration_s": np.full(count, 10.0),
+        "width": np.full(count, 340),
+        "height": np.full(count, 256),
+        "codec": ["h264"] * count,
+        "label": number_R % _CLASSES,
+        "name": key,
+        "group": [""] * count,
+        "start_s": np.zeros(count),
+        "content": [f"{number:064x}" for number in number_R.tolist()],
+        "reference_stride": np.full(count, 4),
+        "reference_phase": number_R % 4,
+    }
+    arrays = [
+        values if isinstance(values, pa.Array) else pa.array(values).cast(field.type)
+        for field, values in zip(COLUMNS, (columns[name] for name in COLUMNS.names), strict=True)
+    ]
+    return pa.record_batch(arrays, schema=COLUMNS)
+
+
+if __name__ == "__main__":
+    main()

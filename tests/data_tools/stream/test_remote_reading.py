@@ -1,0 +1,198 @@
+"""Shards behind URLs give the bytes of those in a folder, whatever the network does, or say what is wrong."""
+
+import json
+import multiprocessing
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_tools.cache import Cache
+from data_tools.command import DataError
+from data_tools.index import ShardIndex, open_index
+from data_tools.storage import Location, Patience, location
+from data_tools.stream.decode import BadVideo
+from data_tools.stream.shards import read_video
+from tests.faulty_server import FaultyServer, faulty_server
+
+QUICK = Patience(attempts=4, idle_s=0.5, total_s=5.0, pause_s=0.01)
+PATIENT = Patience(attempts=12, idle_s=2.0, total_s=30.0, pause_s=0.01)
+
+
+@pytest.fixture
+def shards(synth_shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(synth_shards / "train", tmp_path / "web" / "train"))
+
+
+@pytest.fixture
+def server(shards: Path) -> Iterator[FaultyServer]:
+    with faulty_server(shards.parent) as server:
+        yield server
+
+
+@pytest.fixture
+def folder(server: FaultyServer) -> Location:
+    return location(f"{server.url}/train", patience=QUICK)
+
+
+def videos_of(index: ShardIndex) -> list[bytes]:
+    return [read_video(index, index.sample(position)) for position in range(len(index))]
+
+
+def test_remote_shards_give_the_bytes_of_local_ones(shards: Path, server: FaultyServer):
+    index = open_index(location(f"{server.url}/train", patience=PATIENT))
+    server.at_random(0.3, seed=0)
+    assert videos_of(index) == videos_of(open_index(shards))
+
+
+def test_a_sample_is_one_ranged_request(folder: Location, server: FaultyServer):
+    index = open_index(folder)
+    server.requests.clear()
+    sample = index.sample(2)
+    read_video(index, sample)
+    assert server.ranges() == [f"bytes={sample.offset}-{sample.offset + sample.length - 1}"]
+    assert len(server.requests) == 1
+
+
+def test_opening_asks_for_no_shard(folder: Location, server: FaultyServer):
+    open_index(folder)
+    assert not [path for _, path, _ in server.requests if path.endswith(".tar")]
+
+
+@pytest.mark.parametrize(
+    "fault, said",
+    [
+        (503, r"sample .*: cannot read http.*shard-000000.tar: HTTP 503, retried for"),
+        ("slow", r"sample .*: cannot read http.*shard-000000.tar: .*Timeout.*, retried for"),
+        (403, r"access denied \(HTTP 403\).*; no sample of that shard can be read$"),
+        (404, r"no such thing \(HTTP 404\); check the name; no sample of that shard can be read$"),
+    ],
+)
+def test_a_storage_that_fails_makes_a_bad_video_that_says_why(
+    folder: Location, server: FaultyServer, fault: str | int, said: str
+):
+    index = open_index(folder)
+    server.fault = lambda method, path: fault
+    with pytest.raises(BadVideo, match=said):
+        read_video(index, index.sample(0))
+
+
+def test_a_bit_that_changed_over_there_is_noticed_and_not_kept(
+    shards: Path, folder: Location, tmp_path: Path
+):
+    cache = Cache(folder=tmp_path / "cache", size=10**8)
+    index = open_index(folder, cache=cache)
+    sample = index.sample(0)
+    path = shards / index.shards[sample.shard].name
+    good = path.read_bytes()
+    middle = sample.offset + sample.length // 2
+    path.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
+    with pytest.raises(BadVideo, match=r"was changed after .* shard-000000.tar"):
+        read_video(index, sample)
+    path.write_bytes(good)
+    assert read_video(index, sample) == good[sample.offset :][: sample.length]
+
+
+def test_the_cache_answers_the_second_time(
+    shards: Path, folder: Location, server: FaultyServer, tmp_path: Path
+):
+    index = open_index(folder, cache=Cache(folder=tmp_path / "cache", size=10**8))
+    expected = videos_of(open_index(shards))
+    backwards = [read_video(index, index.sample(position)) for position in reversed(range(len(index)))]
+    assert backwards == expected[::-1]  # so that most samples are looked for in what is a hole
+    server.requests.clear()
+    assert videos_of(index) == expected
+    again = open_index(folder, cache=index.cache)
+    assert videos_of(again) == expected
+    assert not [path for _, path, _ in server.requests if not path.endswith(("dataset.json", "train/"))]
+
+
+def test_a_damaged_cache_is_read_past(shards: Path, folder: Location, tmp_path: Path):
+    index = open_index(folder, cache=Cache(folder=tmp_path / "cache", size=10**8))
+    expected = videos_of(index)
+    for entry in (tmp_path / "cache").glob("*.shard"):
+        entry.write_bytes(bytes(byte ^ 1 for byte in entry.read_bytes()))
+    assert videos_of(index) == expected == videos_of(index)
+
+
+def test_the_cache_serves_a_local_index_of_remote_shards(shards: Path, server: FaultyServer, tmp_path: Path):
+    here = Path(shutil.copytree(shards, tmp_path / "here", ignore=shutil.ignore_patterns("*.tar")))
+    description = json.loads((here / "dataset.json").read_text())
+    for shard in description["shards"]:
+        shard["name"] = f"{server.url}/train/{shard['name']}"
+    (here / "dataset.json").write_text(json.dumps(description))
+    index = open_index(here, cache=Cache(folder=tmp_path / "cache", size=10**8))
+    assert videos_of(index) == videos_of(open_index(shards))
+    server.requests.clear()
+    assert videos_of(index) == videos_of(open_index(shards)) and not server.requests
+
+
+def read_in_child(index: ShardIndex, results: "multiprocessing.Queue[list[bytes]]") -> None:
+    results.put(videos_of(index)[:3])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_worker_gets_the_index_without_fetching_it_again(
+    folder: Location, server: FaultyServer, tmp_path: Path, cached: bool
+):
+    index = open_index(folder, cache=Cache(folder=tmp_path / "cache", size=10**8) if cached else None)
+    assert len(pickle.dumps(index)) < 1000
+    server.requests.clear()
+    context = multiprocessing.get_context("forkserver")
+    results = context.Queue()
+    worker = context.Process(target=read_in_child, args=(index, results))
+    worker.start()
+    assert results.get(timeout=60) == videos_of(index)[:3]
+    worker.join()
+    assert not [path for _, path, _ in server.requests if "tar" not in path]
+
+
+def test_the_copy_of_an_index_goes_with_its_last_user(folder: Location):
+    index = open_index(folder)
+    place = index.brought.place
+    assert (place / "index.arrow").is_file()
+    del index
+    assert not place.exists()
+
+
+def test_what_is_wrong_with_a_remote_folder_is_said(shards: Path, server: FaultyServer, folder: Location):
+    with pytest.raises(DataError, match=r"127.0.0.1:\d+ holds no dataset.json, .*; did you mean .*/train\?"):
+        open_index(location(server.url, patience=QUICK))
+    with pytest.raises(DataError, match=r"/nothing holds no dataset.json, so it is no data set$"):
+        open_index(location(server.url, patience=QUICK) / "nothing")
+    server.fault = lambda method, path: 403
+    with pytest.raises(DataError, match=r"cannot read .*dataset.json: access denied \(HTTP 403\)"):
+        open_index(folder)
+
+
+def test_a_remote_index_that_names_files_of_this_machine_is_refused(shards: Path, folder: Location):
+    description = json.loads((shards / "dataset.json").read_text())
+    description["shards"][0]["name"] = "file:///etc/passwd"
+    (shards / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(DataError, match="names file:///etc/passwd, a file of this machine"):
+        open_index(folder)
+
+
+def test_a_missing_or_cut_shard_is_named_at_opening_where_the_store_lists(shards: Path, bucket: str):
+    folder = location(f"{bucket}/train", patience=QUICK)
+    for path in shards.iterdir():
+        (folder / path.name).upload(path)
+    assert len(open_index(folder)) > 0
+    shard = folder / "shard-000001.tar"
+    data = shard.read()
+    shard.write(data[:-1])
+    with pytest.raises(
+        DataError, match=rf"shard-000001.tar has {len(data) - 1} bytes instead of {len(data)}"
+    ):
+        open_index(folder)
+    shard.remove()
+    with pytest.raises(DataError, match=r"lacks 1 of its shards, first shard-000001.tar"):
+        open_index(folder)
+
+
+def test_a_program_is_never_started(tmp_path: Path):
+    with pytest.raises(ValueError, match="cannot be used for videos or shards"):
+        open_index(f"pipe:touch {tmp_path}/started")
+    assert not (tmp_path / "started").exists()
