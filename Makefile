@@ -27,7 +27,7 @@ PROBE := freeze=true optim.lr=0.01 'head.args={norm: standard, pool: statistics}
 
 demo: install
 	$(RUN) data_tools synth $(DEMO)/videos seed=$(SEED)
-	$(RUN) data_tools shard $(DEMO)/videos $(DEMO)/shards
+	$(RUN) data_tools shard $(DEMO)/videos $(DEMO)/shards layout.name=copy
 	$(RUN) pretrain configs/pretrain/demo.yaml seed=$(SEED) \
 		data.shards=$(DEMO)/shards/unlabelled run_dir=$(DEMO)/pretrain
 	$(TUNE) $(PRETRAINED) run_dir=$(DEMO)/finetuned & pid=$$!; \

@@ -2,10 +2,14 @@
 
 import sys
 
+from data_tools.bench import run_bench
 from data_tools.command import Command, Program, run_program
+from data_tools.index_foreign import run_index
+from data_tools.report.command import run_report
 from data_tools.shard import run_shard
 from data_tools.show import run_show
 from data_tools.synth import run_synth
+from data_tools.verify import run_verify
 
 _DRY_RUN = ("--dry-run", "check and count, write nothing")
 _JSON = ("--json", "print the result as one line of JSON")
@@ -34,12 +38,46 @@ PROGRAM = Program(
             options=(_DRY_RUN, _JSON),
         ),
         Command(
+            name="index",
+            help="make the index for anybody's WebDataset, which is then read in place",
+            example="python -m data_tools index s3://bucket/train-{0000..0099}.tar indexes label=cls",
+            run=run_index,
+            positionals=(("shards", "folder of tars, one tar, or a pattern; here or behind a URL"),),
+            optional=("out", "folder for the index; default: the folder of the tars"),
+            options=(_DRY_RUN, _JSON),
+        ),
+        Command(
+            name="report",
+            help="write one HTML page that shows what a data set holds",
+            example="python -m data_tools report shards shards.html pictures=48",
+            run=run_report,
+            positionals=(("shards", "a data set, or the folder that holds its splits"),),
+            optional=("out", "OUT.html, the page to write; default: report.html in SHARDS"),
+            options=(_JSON,),
+        ),
+        Command(
+            name="bench",
+            help="measure how fast training reads a data set on this machine, and what takes the time",
+            example="python -m data_tools bench shards/train clip.stride=2 data.views_per_video=4",
+            run=run_bench,
+            positionals=(("shards", "a data set, such as shards/train"),),
+            options=(_JSON,),
+        ),
+        Command(
             name="show",
             help="print what a data set holds",
             example="python -m data_tools show shards/train",
             run=run_show,
             positionals=(("shards", "folder of shards with an index"),),
             options=(_JSON,),
+        ),
+        Command(
+            name="verify",
+            help="compare shards with their index, byte by byte",
+            example="python -m data_tools verify shards --full workers=8",
+            run=run_verify,
+            positionals=(("shards", "a data set, or the folder that holds its splits; here or at a URL"),),
+            options=(("--full", "also decode every video to its end, as training would"), _JSON),
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""Which video goes where: keys, classes, splits and order, as pure functions of names and seed."""
+"""Keys, classes and order of samples, as pure functions of names and seed."""
 
 import hashlib
 import re
@@ -10,7 +10,6 @@ from typing import TypeVar
 import torch
 
 from data_tools.randomness import generator
-from data_tools.sources.base import SPLITS, SourceVideo
 
 Item = TypeVar("Item")
 
@@ -41,29 +40,6 @@ def sorted_classes(labels: Sequence[str]) -> list[str]:
     if all(re.fullmatch(r"-?[0-9]+", label) for label in distinct):
         return sorted(distinct, key=int)
     return distinct
-
-
-def divide(
-    videos: Sequence[SourceVideo], *, validation_share: float, seed: int
-) -> dict[str, list[SourceVideo]]:
-    """Videos by split, sorted by name: as the source says, else by a seeded draw that is balanced by class.
-
-    In a draw every class of two or more videos keeps at least one on either side (unless the share is 0).
-    Videos without labels all go to train.
-    """
-    splits: dict[str, list[SourceVideo]] = defaultdict(list)
-    by_class: dict[str, list[SourceVideo]] = defaultdict(list)
-    for video in sorted(videos, key=lambda video: video.name):
-        if video.split is None and video.label is not None and validation_share > 0:
-            by_class[video.label].append(video)
-        else:
-            splits[video.split or "train"].append(video)
-    for label, members in by_class.items():
-        chosen = shuffled(members, seed=seed, purpose=f"shard/split/{label}")
-        held_out = min(max(round(len(members) * validation_share), 1), len(members) - 1)
-        splits["validation"] += chosen[:held_out]
-        splits["train"] += chosen[held_out:]
-    return {split: sorted(splits[split], key=lambda video: video.name) for split in SPLITS if splits[split]}
 
 
 def shuffled(items: Sequence[Item], *, seed: int, purpose: str) -> list[Item]:

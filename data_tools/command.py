@@ -60,6 +60,7 @@ class Command:
     Attributes:
         run: gets the parsed arguments; whatever it raises is turned into a line and an exit code.
         positionals: (name, help) pairs.
+        optional: one more that may be left out; it may then hold the first override.
         options: (flag, help) pairs of on/off switches.
         more: name of a last positional that takes one or more values in place of overrides.
     """
@@ -69,6 +70,7 @@ class Command:
     example: str
     run: Callable[[argparse.Namespace], None]
     positionals: Sequence[tuple[str, str]] = ()
+    optional: tuple[str, str] | None = None
     options: Sequence[tuple[str, str]] = ()
     more: tuple[str, str] | None = None
 
@@ -141,6 +143,8 @@ def _describe(parser: argparse.ArgumentParser, command: Command, prog: str) -> N
     parser.set_defaults(run=command.run)
     for name, text in command.positionals:
         parser.add_argument(name, help=text)
+    if command.optional:
+        parser.add_argument(command.optional[0], help=command.optional[1], nargs="?")
     for flag, text in command.options:
         parser.add_argument(flag, help=text, action="store_true")
     if command.more:

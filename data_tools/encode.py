@@ -1,14 +1,28 @@
-"""Frames to H.264 files. The only writer of videos, and beside the decoder the only file that knows PyAV."""
+"""Frames to video files, the only writer of them. One thread and no dates: equal frames give equal bytes."""
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import av
+from av.container import OutputContainer
+from av.video.frame import PictureType, VideoFrame
+from av.video.stream import VideoStream
 from torch import Tensor
 
+from data_tools.command import DataError
 from data_tools.config import require
+from data_tools.index import VideoInfo
+from data_tools.stream.decode import BadVideo
+
+# `bitexact` leaves out the library's version and the date.
+_CONTAINER = {"fflags": "+bitexact"}
+_AS_THE_ENCODER_LIKES = PictureType(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +61,7 @@ def write_video(path: Path, frames_THWC: Tensor, settings: EncodeConfig) -> None
             f"a video of {height}x{width} pixels cannot be encoded as yuv420p: both sides must be even"
         )
     partial = path.with_name(f"{path.name}.partial")
-    # `bitexact` leaves out the library's version and the date; one thread keeps x264 deterministic.
-    with av.open(str(partial), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    with av.open(str(partial), "w", format="mp4", options=_CONTAINER) as container:
         stream = container.add_stream("libx264", rate=Fraction(settings.fps))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.gop_size = settings.key_frame_every
@@ -65,3 +78,110 @@ def write_video(path: Path, frames_THWC: Tensor, settings: EncodeConfig) -> None
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
         container.mux(stream.encode())
     os.replace(partial, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coding:
+    """How frames are coded.
+
+    Attributes:
+        codec: FFmpeg's name of the encoder.
+        options: of the encoder.
+        gop: frames from one key frame to the next at most.
+        key_frame_at: a frame that becomes a key frame whatever comes before it.
+    """
+
+    codec: str
+    options: dict[str, str]
+    gop: int
+    key_frame_at: int = 0
+
+
+def write_frames(path: Path, frames: Iterable[VideoFrame], rate: Fraction, coding: Coding) -> VideoInfo:
+    """Write frames as an mp4 at a constant rate, one frame in memory at a time; the file is whole or absent.
+
+    Returns:
+        What a full decode of the file will find.
+
+    Raises:
+        DataError: the file cannot be written.
+        BadVideo: the encoder refuses the frames. What the frames themselves raise passes through.
+    """
+    rest = iter(frames)
+    first = next(rest)
+    with _whole_mp4(path) as container:
+        with _writing(path):
+            stream = _add_stream(container, first, rate, coding)
+        for number, frame in enumerate(chain([first], rest)):
+            frame.pts, frame.time_base = number, 1 / rate
+            # A decoded frame brings its own type along, and the encoder would obey it.
+            frame.pict_type = PictureType.I if number == coding.key_frame_at else _AS_THE_ENCODER_LIKES
+            with _writing(path):
+                container.mux(stream.encode(frame))
+        with _writing(path):
+            container.mux(stream.encode())
+    return VideoInfo(
+        frames=number + 1,
+        duration_s=float((number + 1) / rate),
+        width=first.width,
+        height=first.height,
+        codec=stream.codec_context.codec.canonical_name,
+    )
+
+
+def write_pictures(path: Path, files: Iterable[Path], rate: Fraction, like: VideoFrame) -> None:
+    """Put JPEG files into an mp4 as they are, one after the other at a constant rate.
+
+    Raises:
+        DataError: the file cannot be written, or a picture cannot be read.
+    """
+    with _whole_mp4(path) as container, _writing(path):
+        stream = _add_stream(container, like, rate, Coding(codec="mjpeg", options={}, gop=1))
+        for number, file in enumerate(files):
+            packet = av.Packet(file.read_bytes())
+            packet.stream, packet.time_base = stream, 1 / rate
+            packet.pts = packet.dts = number
+            packet.duration, packet.is_keyframe = 1, True
+            container.mux(packet)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tell a full disk from pictures that the encoder refuses: FFmpeg has one kind of error for both."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {path.parent}: {error.strerror or error}; mend that and run the same "
+            "command again"
+        ) from error
+    except av.FFmpegError as error:
+        raise BadVideo(f"it cannot be encoded: {error.strerror or error}") from error
+
+
+@contextmanager
+def _whole_mp4(path: Path) -> Iterator[OutputContainer]:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with _writing(path):
+            container = av.open(str(partial), "w", format="mp4", options=_CONTAINER)
+        yield container
+        with _writing(path):
+            container.close()
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _add_stream(container: OutputContainer, like: VideoFrame, rate: Fraction, coding: Coding) -> VideoStream:
+    stream = cast(VideoStream, container.add_stream(coding.codec, rate=rate))
+    stream.width, stream.height, stream.pix_fmt = like.width, like.height, like.format.name
+    stream.gop_size = coding.gop
+    codec = stream.codec_context
+    codec.color_range, codec.colorspace = like.color_range, like.colorspace
+    codec.color_primaries, codec.color_trc = like.color_primaries, like.color_trc
+    codec.thread_count = 1
+    stream.options = {**coding.options, "flags": "+bitexact"}
+    return stream

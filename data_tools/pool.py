@@ -1,14 +1,16 @@
-"""The same work on many inputs, on several processes, with results in the order of the inputs."""
+"""The same work on many inputs, on several processes."""
 
+import atexit
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from multiprocessing import forkserver
 from typing import TypeVar
 
 import torch
@@ -19,7 +21,7 @@ from data_tools.command import log
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-_WAITING_PER_WORKER = 8  # enough that no process idles, few enough that a long list is not queued whole
+_WAITING_PER_WORKER = 3  # enough that no process idles, few enough that little is repeated after a crash
 _LINES_IN_A_LOG = 10
 
 
@@ -30,7 +32,24 @@ def map_in_order(
     workers: int,
     on_crash: Callable[[Job], Result] | None = None,
 ) -> Iterator[Result]:
-    """Yield `function(job)` for each job, in order, whatever the number of processes.
+    """Yield `function(job)` for each job, in order, whatever the number of processes; see `map_as_done`."""
+    waiting: dict[int, Result] = {}
+    following = 0
+    for position, result in map_as_done(function, jobs, workers=workers, on_crash=on_crash):
+        waiting[position] = result
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def map_as_done(
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    on_crash: Callable[[Job], Result] | None = None,
+) -> Iterator[tuple[int, Result]]:
+    """Yield the position of each job and `function(job)`, as soon as it is done.
 
     Args:
         function: a module-level function.
@@ -42,21 +61,21 @@ def map_in_order(
         BrokenProcessPool: a process died and there is no `on_crash`.
     """
     if workers == 1:
-        yield from map(function, jobs)
+        yield from enumerate(map(function, jobs))
         return
     workers = min(workers or len(os.sched_getaffinity(0)), max(len(jobs), 1))
-    done = 0
-    while done < len(jobs):
+    undone = dict(enumerate(jobs))
+    while undone:
         try:
-            for result in _pooled(function, jobs[done:], workers):
-                done += 1
-                yield result
+            for position, result in _pooled(function, list(undone.items()), workers):
+                del undone[position]
+                yield position, result
         except BrokenProcessPool:
             if on_crash is None:
                 raise
             # Any job in flight may be the killer: the first undone one is tried alone.
-            yield _alone(function, jobs[done], on_crash)
-            done += 1
+            position = next(iter(undone))
+            yield position, _alone(function, undone.pop(position), on_crash)
 
 
 def progress(results: Iterable[Result], *, total: int, what: str) -> Iterator[Result]:
@@ -71,26 +90,46 @@ def progress(results: Iterable[Result], *, total: int, what: str) -> Iterator[Re
             log.info("%s: %d of %d", what, done, total)
 
 
-def _pooled(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
+def _pooled(
+    function: Callable[[Job], Result], jobs: Sequence[tuple[int, Job]], workers: int
+) -> Iterator[tuple[int, Result]]:
     # A child forked from here may inherit torch's threads and hang; a server that only imported it has none.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "data_tools.stream.decode"])
+    _wait_for_the_server_at_exit()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as executor:
-        waiting = deque()  # type: ignore[var-annotated]
+        waiting: dict[Future[Result], int] = {}
         try:
-            for job in jobs:
-                waiting.append(executor.submit(function, job))
-                if len(waiting) >= workers * _WAITING_PER_WORKER:
-                    yield waiting.popleft().result()
+            for position, job in jobs:
+                waiting[executor.submit(function, job)] = position
+                while len(waiting) >= workers * _WAITING_PER_WORKER:
+                    yield from _finished(waiting)
             while waiting:
-                yield waiting.popleft().result()
+                yield from _finished(waiting)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
 
 
+@cache
+def _wait_for_the_server_at_exit() -> None:
+    """Workers are children of the server that forks them: their CPU time is ours once we waited for it.
+
+    So `time python -m data_tools shard ...` tells the truth. multiprocessing only hangs up.
+    """
+    atexit.register(forkserver._forkserver._stop)  # type: ignore[attr-defined]
+
+
+def _finished(waiting: dict[Future[Result], int]) -> Iterator[tuple[int, Result]]:
+    """Take out what is done, at least one."""
+    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+    for future in sorted(done, key=waiting.__getitem__):
+        result = future.result()
+        yield waiting.pop(future), result
+
+
 def _alone(function: Callable[[Job], Result], job: Job, on_crash: Callable[[Job], Result]) -> Result:
     try:
-        return next(_pooled(function, [job], 1))
+        return next(_pooled(function, [(0, job)], 1))[1]
     except BrokenProcessPool:
         return on_crash(job)
 

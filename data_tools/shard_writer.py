@@ -4,9 +4,10 @@ import hashlib
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import webdataset
 
@@ -16,12 +17,20 @@ from data_tools.index import Shard
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSample:
-    """What goes into a tar: KEY.json, then KEY.ENDING."""
+    """What goes into a tar: KEY.json, then KEY.ENDING.
+
+    Attributes:
+        file, offset: where the video's bytes begin.
+        length, crc32: of the video's bytes, as they were when the video was checked.
+    """
 
     key: str
     description: bytes
     ending: str
-    video: bytes
+    file: Path
+    length: int
+    crc32: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,41 +44,19 @@ class Place:
     crc32: int
 
 
-def write_shards(
-    folder: Path, samples: Iterable[ShardSample], *, samples_per_shard: int, bytes_per_shard: int
-) -> tuple[list[Shard], list[Place]]:
-    """Write samples in their order to shard-000000.tar and on; equal samples give equal bytes.
-
-    A shard has its name only when it is complete and on the disk. A video larger than a shard gets one of
-    its own.
-
-    Raises:
-        DataError: the disk is full or cannot be written; the unfinished shard is removed.
-    """
-    shards: list[Shard] = []
-    places: list[Place] = []
-    for group in _groups(samples, samples_per_shard, bytes_per_shard):
-        name = f"shard-{len(shards):06d}.tar"
-        partial = folder / f"{name}.partial"
-        try:
-            with writing_to(folder):
-                _write_tar(partial, group)
-                places += _places(partial, len(shards), group)
-                shards.append(_describe(partial, name, len(group)))
-                partial.replace(folder / name)
-        except DataError:
-            partial.unlink(missing_ok=True)
-            raise
-    return shards, places
+def shard_name(number: int) -> str:
+    """shard-000000.tar and on."""
+    return f"shard-{number:06d}.tar"
 
 
-def _groups(
-    samples: Iterable[ShardSample], samples_per_shard: int, bytes_per_shard: int
+def into_shards(
+    samples: Sequence[ShardSample], *, samples_per_shard: int, bytes_per_shard: int
 ) -> Iterator[list[ShardSample]]:
+    """Samples in their order, a list for each shard; a video larger than a shard gets one of its own."""
     group: list[ShardSample] = []
     held = 0
     for sample in samples:
-        size = len(sample.video) + len(sample.description)
+        size = sample.length + len(sample.description)
         if group and (len(group) == samples_per_shard or held + size > bytes_per_shard):
             yield group
             group, held = [], 0
@@ -79,28 +66,89 @@ def _groups(
         yield group
 
 
-def _write_tar(path: Path, group: list[ShardSample]) -> None:
+def write_shard(folder: Path, number: int, group: Sequence[ShardSample]) -> tuple[Shard, list[Place]]:
+    """Write one tar; equal samples give equal bytes. It has its name only when it is whole and on the disk.
+
+    Raises:
+        DataError: the disk is full or cannot be written, or a video is not what it was when it was checked;
+            the unfinished shard is removed.
+    """
+    name = shard_name(number)
+    partial = folder / f"{name}.partial"
+    try:
+        with writing_to(folder):
+            _write_tar(partial, group)
+            places = _places(partial, number, group)
+            shard = _describe(partial, name, len(group))
+            partial.replace(folder / name)
+    finally:
+        partial.unlink(missing_ok=True)
+    return shard, places
+
+
+def _write_tar(path: Path, group: Sequence[ShardSample]) -> None:
     with path.open("wb") as file:
         # No clock and no user in the tar: equal content must give equal bytes.
         with webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
             for sample in group:
                 writer.write({"__key__": sample.key, "json": sample.description})
-                writer.write({"__key__": sample.key, sample.ending: sample.video})
+                _add_video(writer, sample)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _places(path: Path, shard: int, group: list[ShardSample]) -> list[Place]:
+def _add_video(writer: webdataset.TarWriter, sample: ShardSample) -> None:
+    """What `writer.write` does, without the whole video in memory."""
+    member = tarfile.TarInfo(f"{sample.key}.{sample.ending}")
+    member.size, member.mode = sample.length, writer.mode
+    try:
+        with sample.file.open("rb") as file:
+            file.seek(sample.offset)
+            video = _Summed(file)
+            writer.tarstream.addfile(member, video)
+        is_same = video.crc32 == sample.crc32
+    except (_Short, FileNotFoundError):
+        is_same = False
+    if not is_same:
+        raise DataError(f"{sample.file} has changed since it was checked: run the same command again")
+
+
+class _Short(Exception):
+    """A file ended too early."""
+
+
+class _Summed:
+    """A file as `tarfile` reads it, its checksum taken on the way."""
+
+    def __init__(self, file: IO[bytes]):
+        self.crc32 = 0
+        self._file = file
+
+    def read(self, length: int) -> bytes:
+        """That many bytes."""
+        block = self._file.read(length)
+        if len(block) < length:
+            raise _Short
+        self.crc32 = zlib.crc32(block, self.crc32)
+        return block
+
+
+def _places(path: Path, shard: int, group: Sequence[ShardSample]) -> list[Place]:
     """Read the finished tar back: the index must say where the bytes are, not where they should be."""
     with tarfile.open(path, "r:") as tar:
         members = {member.name: member for member in tar}
     found = []
     for sample in group:
         member = members[f"{sample.key}.{sample.ending}"]
-        assert member.size == len(sample.video)
-        crc32 = zlib.crc32(sample.video)
+        assert member.size == sample.length
         found.append(
-            Place(key=sample.key, shard=shard, offset=member.offset_data, length=member.size, crc32=crc32)
+            Place(
+                key=sample.key,
+                shard=shard,
+                offset=member.offset_data,
+                length=member.size,
+                crc32=sample.crc32,
+            )
         )
     return found
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,8 +10,9 @@ from data_tools.command import CheckpointError
 from data_tools.randomness import derived_seed
 from data_tools.stream.loader import ClipConfig
 from finetune.classifier import Classifier
-from finetune.config import FinetuneConfig
+from finetune.config import FinetuneClip, FinetuneConfig
 from finetune.heads.base import build_head
+from finetune.mixing import Mixer
 from pretrain.encoder_file import EncoderDescription, load_description, load_encoder
 from pretrain.model.encoder import Encoder
 from pretrain.model.sizes import ModelConfig
@@ -18,7 +20,7 @@ from pretrain.model.tokens import TokenGrid
 
 
 def describe_encoder(config: FinetuneConfig) -> EncoderDescription:
-    """What the run's encoder is and which clips it sees, with the stride that the run uses.
+    """What the run's encoder is and which clips it sees, with the frames that the run takes.
 
     Raises:
         CheckpointError: no exported encoder there, or the config asks for another than it is.
@@ -28,7 +30,7 @@ def describe_encoder(config: FinetuneConfig) -> EncoderDescription:
         return _describe_from_scratch(config)
     description = load_description(Path(config.encoder))
     _refuse_another_encoder(config, description)
-    return replace(description, stride=config.clip.stride or description.stride)
+    return replace(description, **_which_frames(config.clip))
 
 
 def clip_config(config: FinetuneConfig, description: EncoderDescription) -> ClipConfig:
@@ -36,6 +38,8 @@ def clip_config(config: FinetuneConfig, description: EncoderDescription) -> Clip
     return ClipConfig(
         frames=description.frames,
         stride=description.stride,
+        fps=description.fps,
+        sampling=description.sampling,
         size=description.size,
         short_video=config.clip.short_video,
     )
@@ -58,6 +62,7 @@ def build_classifier(config: FinetuneConfig, description: EncoderDescription, *,
         build_head(config.head, width=description.shape.width, classes=classes),
         freeze=config.freeze,
         label_smoothing=config.label_smoothing,
+        mixer=Mixer(config.mix, views=config.data.views_per_video) if config.mix.is_on else None,
         mean=description.mean,
         std=description.std,
     )
@@ -68,23 +73,36 @@ def _describe_from_scratch(config: FinetuneConfig) -> EncoderDescription:
     wanted = {
         "model.size": model.size,
         "clip.frames": clip.frames,
-        "clip.stride": clip.stride,
         "clip.size": clip.size,
     }
+    frames = _which_frames(clip)
+    if "stride" not in frames:
+        wanted["clip.stride (or clip.fps, or clip.sampling=uniform)"] = None
     unset = [key for key, value in wanted.items() if value is None]
     if unset:
         raise ValueError(
             f"encoder is null, so training starts from scratch and needs {', '.join(unset)}: set them"
         )
-    assert model.size and clip.frames and clip.stride and clip.size
+    assert model.size and clip.frames and clip.size
     shape = _bent(model.size, config).shape().encoder
     return EncoderDescription(
         shape=shape,
         grid=TokenGrid.of(clip.frames, clip.size, shape.patch),
         frames=clip.frames,
-        stride=clip.stride,
         size=clip.size,
+        **frames,
     )
+
+
+def _which_frames(clip: FinetuneClip) -> dict[str, Any]:
+    """What the config says of stride, fps and sampling; nothing where the encoder's own are to hold."""
+    if clip.stride is None and clip.fps is None and clip.sampling != "uniform":
+        return {} if clip.sampling is None else {"sampling": clip.sampling}
+    return {
+        "stride": clip.stride or ClipConfig().stride,
+        "fps": clip.fps,
+        "sampling": clip.sampling or "dense",
+    }
 
 
 def _bent(size: str, config: FinetuneConfig) -> ModelConfig:

@@ -7,6 +7,7 @@ from typing import Literal
 from data_tools.config import MISSING, require
 from data_tools.parts import Part
 from data_tools.stream.loader import AugmentConfig
+from finetune.mixing import MixConfig
 from pretrain.runtime.settings import (
     BatchConfig,
     EngineConfig,
@@ -36,15 +37,24 @@ class FinetuneClip:
 
     Attributes:
         frames: per clip.
-        stride: video frames from one clip frame to the next. May differ from the encoder's.
+        stride, fps, sampling: which frames, as in `ClipConfig`. May differ from the encoder's.
         size: height and width in pixels.
         short_video: what fills a clip longer than its video: "hold" or "loop".
     """
 
     frames: int | None = None
     stride: int | None = None
+    fps: float | None = None
+    sampling: Literal["dense", "uniform"] | None = None
     size: int | None = None
     short_video: Literal["hold", "loop"] = "hold"
+
+    def __post_init__(self) -> None:
+        if self.fps is not None:
+            require(self.stride is None, "clip.stride", "be null where clip.fps is given", self.stride)
+        if self.sampling == "uniform":
+            for key, value in (("clip.stride", self.stride), ("clip.fps", self.fps)):
+                require(value is None, key, "be null where clip.sampling=uniform", value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +140,7 @@ class FinetuneConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     clip: FinetuneClip = field(default_factory=FinetuneClip)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
     model: FinetuneModel = field(default_factory=FinetuneModel)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -163,6 +174,7 @@ def run_settings(config: FinetuneConfig, samples: int, *, workers: int) -> RunSe
         keep_checkpoints=config.keep_checkpoints,
         workers=workers,
         max_bad_fraction=config.data.max_bad_fraction,
+        timeout_s=config.data.timeout_s,
         optim=config.optim,
         engine=config.engine,
         log=config.log,

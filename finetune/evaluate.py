@@ -16,6 +16,7 @@ from data_tools.config import load_config
 from data_tools.files import write_whole
 from data_tools.index import ShardIndex, open_index
 from data_tools.stream.loader import EvaluationItem, evaluation_loader
+from data_tools.stream.pixels import Pixels, join, on_device
 from data_tools.stream.workers import worker_count
 from finetune.build import clip_config
 from finetune.compare import RESULT_NAME
@@ -33,6 +34,9 @@ _OVERRIDABLE = (
     "evaluate.",
     "data.validation",
     "data.workers",
+    "data.timeout_s",
+    "data.cache_dir",
+    "data.cache_gb",
     "batch.clips_per_device",
     "engine.",
     "clip.short_video",
@@ -44,7 +48,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     run_dir = Path(arguments.run_dir)
     config = _stored_config(run_dir, arguments.overrides)
     model = load_model(run_dir / MODEL_FOLDER)
-    index = open_index(config.data.validation)
+    index = open_index(config.data.validation, cache=config.data.cache)
     check_validation(index, model.classes, folder=config.data.validation)
     processes = find_processes(config.engine.device)
     if arguments.dry_run:
@@ -76,6 +80,8 @@ def evaluate(
         rank=processes.rank,
         world=processes.world,
         workers=worker_count(config.data.workers, processes.local_world),
+        timeout_s=config.data.timeout_s,
+        decoder=config.data.decoder,
     )
     share = len(range(processes.rank, len(index), processes.world))
     # disable=None: a bar on a terminal only.
@@ -132,7 +138,7 @@ def _votes(
     is_half = config.engine.precision == "bf16"
     model.classifier.eval()
     for group in _grouped(items, limit):
-        views = [item.views_VCTHW for item in group if item.skipped is None]
+        views = [item.pixels for item in group if item.skipped is None]
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_half):
             logits = iter(_logits(model, views, limit=limit, device=device))
         for item in group:
@@ -148,13 +154,17 @@ def _votes(
 
 
 def _logits(
-    model: FinetunedModel, views: list[Tensor], *, limit: int, device: torch.device
+    model: FinetunedModel, views: list[Pixels], *, limit: int, device: torch.device
 ) -> tuple[Tensor, ...]:
     """Scores of each video's views, computed on at most `limit` views at once whichever video they are of."""
     if not views:
         return ()
-    parts = [model.classifier.logits(part.to(device)) for part in torch.cat(views).split(limit)]
-    return torch.cat(parts).float().cpu().split([len(views_VCTHW) for views_VCTHW in views])
+    everything = join(views)
+    parts = [
+        model.classifier.logits(on_device(everything[begin : begin + limit], device))
+        for begin in range(0, len(everything), limit)
+    ]
+    return torch.cat(parts).float().cpu().split([len(pixels) for pixels in views])
 
 
 def _grouped(items: Iterable[EvaluationItem], limit: int) -> Iterator[list[EvaluationItem]]:
@@ -163,7 +173,7 @@ def _grouped(items: Iterable[EvaluationItem], limit: int) -> Iterator[list[Evalu
     held = 0
     for item in items:
         group.append(item)
-        held += len(item.views_VCTHW)
+        held += len(item.pixels)
         if held >= limit:
             yield group
             group, held = [], 0

@@ -79,10 +79,17 @@ def prepare(config: FinetuneConfig) -> Prepared:
     """
     processes = find_processes(config.engine.device)
     plan = plan_batch(
-        config.batch.global_clips, config.batch.clips_per_device, processes.world, config.data.views_per_video
+        config.batch.global_clips,
+        config.batch.clips_per_device,
+        processes.world,
+        config.mix.block(config.data.views_per_video),
+        unit="2 x data.views_per_video (mix takes two videos)"
+        if config.mix.is_on
+        else "data.views_per_video",
     )
     continues = processes.is_first and check_run_dir(Path(config.run_dir), config)
-    train, validation = open_index(config.data.train), open_index(config.data.validation)
+    train = open_index(config.data.train, cache=config.data.cache)
+    validation = open_index(config.data.validation, cache=config.data.cache)
     check_data(config, train, validation)
     description = describe_encoder(config)
     return Prepared(
@@ -106,6 +113,7 @@ def training(prepared: Prepared) -> Training:
         augment=config.augment,
         seed=config.seed,
         views=config.data.views_per_video,
+        decoder=config.data.decoder,
         annotate=None,
     )
     workers = worker_count(config.data.workers, prepared.processes.local_world)

@@ -18,13 +18,24 @@ from pretrain.runtime.settings import (
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(StreamConfig):
-    """What to stream.
+    """What to stream: one data set or several.
 
     Attributes:
         shards: a folder that `data_tools shard` made.
+        mixture: in its place several such folders, each with its weight: the share of the clips that it gets.
     """
 
-    shards: str = MISSING
+    shards: str | None = None
+    mixture: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mixture is None:
+            return
+        require(self.shards is None, "data.shards", "be null where data.mixture is given", self.shards)
+        require(len(self.mixture) > 0, "data.mixture", "name at least one folder: {FOLDER: weight}", {})
+        for folder, weight in self.mixture.items():
+            require(weight > 0, f"the weight of {folder} in data.mixture", "be above 0", weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +79,10 @@ class PretrainConfig:
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
 
     def __post_init__(self) -> None:
+        if self.data.shards is None and self.data.mixture is None:
+            raise ValueError(
+                "no data: set data.shards=FOLDER, or data.mixture={FOLDER: weight, ...} for several folders"
+            )
         require(self.steps >= 1, "steps", "be at least 1", self.steps)
         require(self.save_every_steps >= 1, "save_every_steps", "be at least 1", self.save_every_steps)
         require(self.keep_checkpoints >= 1, "keep_checkpoints", "be at least 1", self.keep_checkpoints)
@@ -82,6 +97,7 @@ class PretrainConfig:
             keep_checkpoints=self.keep_checkpoints,
             workers=workers,
             max_bad_fraction=self.data.max_bad_fraction,
+            timeout_s=self.data.timeout_s,
             optim=self.optim,
             engine=self.engine,
             log=self.log,

@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +16,7 @@ from pretrain.model.encoder import Encoder
 from pretrain.model.sizes import EncoderShape
 from pretrain.model.tokens import MEAN, STD, TokenGrid
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS = "encoder.safetensors"
 DESCRIPTION = "encoder.json"
 LISTED = 5
@@ -31,6 +31,7 @@ class EncoderDescription:
         shape: the encoder's parameters; its patch too.
         grid: the tokens of a full clip.
         frames, stride, size: the clip: how many frames, how far apart, and their height and width in px.
+        fps, sampling: where these, and not the stride, say which frames; see `ClipConfig`.
         mean, std: what pixels on a scale of 0 to 1 are normalised by, RGB.
         trained_by: where it comes from, for people: for example the config, the step, the commit.
     """
@@ -40,6 +41,8 @@ class EncoderDescription:
     frames: int
     stride: int
     size: int
+    fps: float | None = None
+    sampling: Literal["dense", "uniform"] = "dense"
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
     trained_by: dict[str, Any] = field(default_factory=dict)

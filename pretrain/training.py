@@ -9,6 +9,7 @@ from data_tools.command import DataError, log
 from data_tools.index import ShardIndex, open_index
 from data_tools.parts import build_part
 from data_tools.stream.loader import TrainingClips
+from data_tools.stream.mixture import Mixture, open_mixture
 from data_tools.stream.order import BatchPlan, plan_batch
 from data_tools.stream.workers import worker_count
 from pretrain.config import PretrainConfig
@@ -31,7 +32,7 @@ class Plan:
 
     config: PretrainConfig
     processes: Processes
-    index: ShardIndex
+    index: ShardIndex | Mixture
     batch: BatchPlan
     split: TokenSplit
     model: MaskedAutoencoder
@@ -46,9 +47,7 @@ class Plan:
             "continues": self.continues,
             "samples": len(self.index),
             "steps": config.steps,
-            "epochs": round(
-                config.steps * self.batch.global_clips / config.data.views_per_video / len(self.index), 2
-            ),
+            "epochs": self._epochs(),
             "global_clips": self.batch.global_clips,
             "processes": self.batch.world,
             "clips_per_process_at_once": self.batch.micro_clips,
@@ -59,6 +58,13 @@ class Plan:
             "encoder_parameters": sum(parameter.numel() for parameter in self.model.encoder.parameters()),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
+
+    def _epochs(self) -> float | dict[str, float]:
+        """How often each video is shown; in a mixture, those of each set."""
+        videos = self.config.steps * self.batch.global_clips / self.config.data.views_per_video
+        if isinstance(self.index, Mixture):
+            return {name: round(epochs, 2) for name, epochs in self.index.epochs(videos).items()}
+        return round(videos / len(self.index), 2)
 
 
 def make_plan(config: PretrainConfig) -> Plan:
@@ -83,7 +89,7 @@ def make_plan(config: PretrainConfig) -> Plan:
     )
     # The first process alone: it may already have opened the folder when another one looks.
     continues = processes.is_first and check_run_dir(Path(config.run_dir), config)
-    index = open_index(config.data.shards)
+    index = _open_data(config)
     _check_enough(index, config)
     torch.manual_seed(config.seed)
     return Plan(
@@ -127,6 +133,7 @@ def _clips(plan: Plan, split: TokenSplit) -> TrainingClips:
         augment=config.augment,
         seed=config.seed,
         views=config.data.views_per_video,
+        decoder=config.data.decoder,
         annotate=split,
     )
 
@@ -159,6 +166,8 @@ def _export(plan: Plan) -> None:
         grid=plan.split.grid,
         frames=config.clip.frames,
         stride=config.clip.stride,
+        fps=config.clip.fps,
+        sampling=config.clip.sampling,
         size=config.clip.size,
         trained_by=trained_by,
     )
@@ -168,11 +177,19 @@ def _export(plan: Plan) -> None:
     )
 
 
-def _check_enough(index: ShardIndex, config: PretrainConfig) -> None:
+def _open_data(config: PretrainConfig) -> ShardIndex | Mixture:
+    data = config.data
+    if data.mixture is not None:
+        return open_mixture(data.mixture, cache=data.cache)
+    assert data.shards is not None
+    return open_index(data.shards, cache=data.cache)
+
+
+def _check_enough(index: ShardIndex | Mixture, config: PretrainConfig) -> None:
     clips = len(index) * config.data.views_per_video
     if clips < config.batch.global_clips:
         raise DataError(
-            f"{config.data.shards} holds {len(index)} videos, which make {clips} clips with "
-            f"data.views_per_video={config.data.views_per_video}: fewer than batch.global_clips="
+            f"{config.data.shards or 'data.mixture'} holds {len(index)} videos, which make {clips} clips "
+            f"with data.views_per_video={config.data.views_per_video}: fewer than batch.global_clips="
             f"{config.batch.global_clips}; lower it, or add videos"
         )

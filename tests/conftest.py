@@ -3,10 +3,16 @@
 import os
 import subprocess
 import sys
+import urllib.request
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from data_tools import remote
+from tests.faulty_server import FaultyServer, faulty_server
 
 torch.set_num_threads(1)  # two threads on two busy cores are slower than one
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -58,3 +64,44 @@ def synth_shards(synth_videos: Path) -> Path:
     folder = synth_videos.parent / "shards"
     run_module("data_tools", "shard", str(synth_videos), str(folder), "samples_per_shard=16")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A real S3 API on a port of this machine."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a new bucket, with the environment set so that this process and its children reach it."""
+    return new_bucket(s3_server, s3_server, monkeypatch)
+
+
+@pytest.fixture
+def proxied_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultyServer, str]]:
+    """The same behind a server that misbehaves when told to."""
+    with faulty_server(s3_server) as proxy:
+        yield proxy, new_bucket(s3_server, proxy.url, monkeypatch)
+        remote._file_system_of.cache_clear()
+
+
+def new_bucket(server: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    settings = {
+        "AWS_ENDPOINT_URL_S3": endpoint,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    remote._file_system_of.cache_clear()  # the end point is fixed when a file system is made
+    name = f"bucket-{uuid.uuid4().hex}"
+    urllib.request.urlopen(urllib.request.Request(f"{server}/{name}", method="PUT")).close()
+    return f"s3://{name}"

@@ -1,36 +1,37 @@
-"""What is done to the frames of a clip, the same to all of them, uint8 in and out.
-
-Cropping is slicing, so only the pixels of the crop are resized; resizing is torch's antialiased bilinear
-filter on uint8, which is what torchvision's `resized_crop` calls. Frames come in (T, H, W, C) memory, the
-layout that filter is fastest on.
-"""
+"""What is drawn at random for a clip: the box that is cut out, whether it is mirrored, and its colours."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from data_tools.config import require
+from data_tools.stream.colour import ColourConfig
 
 _ATTEMPTS = 10
+# Rows and columns of a 5 x 5 grid over the room that a box has: every second one, and the quarters' centres.
+_PLACES = [(row, column) for row in range(5) for column in range(5) if row % 2 == column % 2]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Random resized crop and flip.
+class AugmentConfig(ColourConfig):
+    """Crop and flip, and what `ColourConfig` does to the colours.
 
     Attributes:
-        min_scale, max_scale: share of the frame's area that a crop covers.
-        min_aspect, max_aspect: width of a crop divided by its height, log-uniform.
+        crop: "resized" draws area and aspect of the box; "multi_scale" draws height and width from `scales`.
+        min_scale, max_scale: of "resized": share of the frame's area that a crop covers.
+        min_aspect, max_aspect: of "resized": width of a crop divided by its height, log-uniform.
+        scales: of "multi_scale": height and width in short sides of the frame, in falling order.
         flip: mirror half of the clips left to right; switch it off where direction is what is learnt.
     """
 
+    crop: Literal["resized", "multi_scale"] = "resized"
     min_scale: float = 0.5
     max_scale: float = 1.0
     min_aspect: float = 0.75
     max_aspect: float = 1.3333
+    scales: list[float] = field(default_factory=lambda: [1.0, 0.875, 0.75, 0.66])
     flip: bool = True
 
     def __post_init__(self) -> None:
@@ -48,6 +49,11 @@ class AugmentConfig:
             "ascend from above 0",
             aspect,
         )
+        require(
+            self.crop in ("resized", "multi_scale"), "augment.crop", "be resized or multi_scale", self.crop
+        )
+        falls = self.scales == sorted(self.scales, reverse=True) and all(0 < one <= 1 for one in self.scales)
+        require(bool(self.scales) and falls, "augment.scales", "fall within (0, 1]", self.scales)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +67,14 @@ class Crop:
 
 
 def random_crop(height: int, width: int, augment: AugmentConfig, generator: torch.Generator) -> Crop:
-    """A box of random area and aspect inside a frame.
+    """A box inside a frame, as `augment.crop` says."""
+    if augment.crop == "multi_scale":
+        return _multi_scale_crop(height, width, augment.scales, generator)
+    return _resized_crop_box(height, width, augment, generator)
+
+
+def _resized_crop_box(height: int, width: int, augment: AugmentConfig, generator: torch.Generator) -> Crop:
+    """A box of random area and aspect.
 
     As torchvision's RandomResizedCrop: ten attempts, then the largest centred box with an allowed aspect.
     """
@@ -80,50 +93,19 @@ def random_crop(height: int, width: int, augment: AugmentConfig, generator: torc
     return _centred(height, width, crop_height, crop_width)
 
 
-def training_view(
-    frames_TCHW: Tensor, size: int, augment: AugmentConfig, generator: torch.Generator
-) -> Tensor:
-    """One randomly cropped, resized and perhaps mirrored clip_CTHW of the frames."""
-    height, width = frames_TCHW.shape[-2:]
-    crop = random_crop(height, width, augment, generator)
-    clip_TCHW = resized_crop(frames_TCHW, crop, (size, size))
-    if augment.flip and torch.rand((), generator=generator).item() < 0.5:
-        clip_TCHW = clip_TCHW.flip(-1)
-    return clip_TCHW.transpose(0, 1)
+def _multi_scale_crop(height: int, width: int, scales: list[float], generator: torch.Generator) -> Crop:
+    """A box whose sides are neighbouring scales of the short side, at one of 13 places.
 
-
-def evaluation_views(frames_TCHW: Tensor, size: int, crops: int) -> Tensor:
-    """Fixed views of the frames: the short side resized to `size`, then square crops.
-
-    Args:
-        crops: 1 for the centre, 3 for both ends and the centre along the longer side.
-
-    Returns:
-        views_VCTHW.
-
-    Raises:
-        ValueError: another number of crops.
+    VideoMAE's and TSN's MultiScaleCrop (https://arxiv.org/abs/1608.00859): corners, centre, middles of the
+    edges, and the centres of the quarters.
     """
-    if crops not in (1, 3):
-        raise ValueError(f"the number of spatial crops must be 1 or 3, got {crops}")
-    height, width = frames_TCHW.shape[-2:]
-    short = min(height, width)
-    resized = (size * height // short, size * width // short)
-    resized_TCHW = resized_crop(frames_TCHW, Crop(top=0, left=0, height=height, width=width), resized)
-    room = max(resized) - size
-    views = []
-    for start in [room // 2] if crops == 1 else [0, room // 2, room]:
-        view_TCHW = resized_TCHW.narrow(2 if resized[0] > resized[1] else 3, start, size)
-        views.append(view_TCHW.transpose(0, 1))
-    return torch.stack(views)
-
-
-def resized_crop(frames_TCHW: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
-    """Cut the box out of every frame and resize it to (height, width)."""
-    box_TCHW = frames_TCHW[..., crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    if (crop.height, crop.width) == size:
-        return box_TCHW
-    return functional.interpolate(box_TCHW, size=size, mode="bilinear", antialias=True)
+    sides = [max(int(min(height, width) * scale), 1) for scale in scales]
+    pairs = [(i, j) for i in range(len(sides)) for j in range(len(sides)) if abs(i - j) <= 1]
+    pair, place = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    i, j = pairs[int(pair * len(pairs))]
+    down, right = _PLACES[int(place * len(_PLACES))]
+    top, left = down * ((height - sides[i]) // 4), right * ((width - sides[j]) // 4)
+    return Crop(top=top, left=left, height=sides[i], width=sides[j])
 
 
 def _centred(height: int, width: int, crop_height: int, crop_width: int) -> Crop:

@@ -1,9 +1,12 @@
 """What travels from the stream to the model: one batch of clips with everything that belongs to it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from data_tools.stream.pixels import Pixels, map_pixels, on_device, to_rgb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +22,7 @@ class ClipBatch:
     """A micro-batch of B clips.
 
     Attributes:
-        clip_BCTHW: uint8 RGB.
+        pixels: planes, as they travel; RGB after `to`, or where augmentation or the decoder made it so.
         clip_index_B: int64, the clip's place in the run; every draw of chance for the clip is keyed by it.
         label_B: int64, NO_LABEL where there is none.
         weight_B: float32, 1 for a clip, 0 for one that was skipped. A skipped clip keeps its place, its
@@ -29,7 +32,7 @@ class ClipBatch:
         skipped: why clips have weight 0.
     """
 
-    clip_BCTHW: Tensor
+    pixels: Pixels
     clip_index_B: Tensor
     label_B: Tensor
     weight_B: Tensor
@@ -37,18 +40,24 @@ class ClipBatch:
     keys: tuple[str, ...] = ()
     skipped: tuple[SkippedClip, ...] = ()
 
+    @property
+    def clip_BCTHW(self) -> Tensor:
+        """The clips as uint8 RGB: at hand after `to`, converted at each call before."""
+        return to_rgb(self.pixels)
+
     def pin_memory(self) -> "ClipBatch":
-        """Called by the DataLoader in its pinning thread."""
+        """The batch in page-locked memory."""
         return self._map(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "ClipBatch":
-        """Move every tensor, without waiting for pinned ones."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """Move every tensor, without waiting for pinned ones, and make the clips RGB there."""
+        clip_BCTHW = on_device(self.pixels, device)
+        return replace(self, pixels=clip_BCTHW)._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _map(self, function) -> "ClipBatch":  # type: ignore[no-untyped-def]
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "ClipBatch":
         return replace(
             self,
-            clip_BCTHW=function(self.clip_BCTHW),
+            pixels=map_pixels(function, self.pixels),
             clip_index_B=function(self.clip_index_B),
             label_B=function(self.label_B),
             weight_B=function(self.weight_B),

@@ -1,22 +1,24 @@
 """Training clips, each a function of the seed and its place in the run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from data_tools.index import Sample, ShardIndex, open_index
+from data_tools.index import ShardIndex
 from data_tools.randomness import generator
-from data_tools.stream.augment import AugmentConfig, training_view
+from data_tools.stream.augment import AugmentConfig
 from data_tools.stream.batch import ClipBatch, SkippedClip
-from data_tools.stream.decode import BadVideo
-from data_tools.stream.order import clip_place, sample_at
-from data_tools.stream.reading import naming, read_frames
+from data_tools.stream.colour import colour_augment
+from data_tools.stream.container import BadVideo
+from data_tools.stream.mixture import Found, Mixture, find
+from data_tools.stream.pixels import Pixels, luma_of, map_pixels, to_rgb
+from data_tools.stream.reading import admit, check_decoder, empty_pixels, naming, read_pictures
 from data_tools.stream.times import ClipConfig, training_instants_s
+from data_tools.stream.views import View, cut_views, training_view
 
-# Adds index lists to a clip, from clip_CTHW uint8 and the clip's place in the run. Workers pickle it.
+# Adds index lists to a clip, from luma_THW uint8 and the clip's place in the run. Workers pickle it.
 Annotate = Callable[[Tensor, int], dict[str, Tensor]]
 
 
@@ -24,93 +26,112 @@ class TrainingClips:
     """The clips of a run, readable at any place.
 
     Args:
-        index: the data set; its videos are shown in a new order each epoch.
+        index: the data set, or several; the videos of each are shown in a new order in each of its epochs.
         seed: the run's seed.
         views: clips cut from one decoded video; they share their frames and differ in crop and flip.
         annotate: called for every clip, for a skipped one on its zeros.
+        decoder: `data.decoder`, a key of `reading.DECODERS`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but the index by name
         self,
-        index: ShardIndex,
+        index: ShardIndex | Mixture,
         *,
         clip: ClipConfig,
         augment: AugmentConfig,
         seed: int,
         views: int = 1,
         annotate: Annotate | None = None,
+        decoder: str = "pyav",
     ):
         if views < 1:
             raise ValueError(f"data.views_per_video must be at least 1, got {views}")
+        check_decoder(decoder)
         self.index = index
         self.clip = clip
         self.augment = augment
         self.seed = seed
         self.views = views
         self.annotate = annotate
+        self.decoder = decoder
 
-    def batch(self, clips: range) -> ClipBatch:
+    def batch(
+        self,
+        clips: range,
+        *,
+        quarantined: Mapping[str, str] | None = None,
+        reading: Callable[[str], None] = lambda key: None,
+    ) -> ClipBatch:
         """Read a run of clips; each video is decoded once for those of its views that are asked for.
 
-        Returns:
-            The batch. `clip_BCTHW` is a view of memory in (B, T, H, W, C) order. A video that cannot be
-            read gives zeros of weight 0 and an entry in `skipped`.
+        Args:
+            quarantined: samples that are not to be touched, by key, and why.
+            reading: told the key of each sample right before it is read.
 
         Raises:
             RuntimeError: a sample failed in a way that is no property of its video; the message names it.
         """
-        size = self.clip.size
-        clip_BTHWC = torch.zeros((len(clips), self.clip.frames, size, size, 3), dtype=torch.uint8)
-        clip_BCTHW = clip_BTHWC.permute(0, 4, 1, 2, 3)
+        pixels = empty_pixels(len(clips), self.clip, decoder=self.decoder, rgb=self.augment.changes_colour)
         weight_B = torch.ones(len(clips))
-        samples: list[Sample] = []
+        shown: list[Found] = []
+        annotations: list[dict[str, Tensor]] = []
         skipped: list[SkippedClip] = []
         for position, group in groupby(range(len(clips)), key=lambda row: clips[row] // self.views):
             rows = list(group)
-            sample = self._sample(position)
-            samples += [sample] * len(rows)
+            filled = pixels[rows[0] : rows[-1] + 1]
+            found = find(self.index, seed=self.seed, position=position)
+            shown += [found] * len(rows)
             try:
-                self._fill(clip_BCTHW[rows[0] : rows[-1] + 1], clips[rows[0]], sample)
+                admit(found.key, quarantined or {}, reading)
+                self._fill(filled, clips[rows[0]], found)
             except BadVideo as error:
-                clip_BCTHW[rows[0] : rows[-1] + 1] = 0
+                map_pixels(Tensor.zero_, filled)
                 weight_B[rows[0] : rows[-1] + 1] = 0.0
-                skipped += [SkippedClip(key=sample.key, reason=str(error))] * len(rows)
+                skipped += [SkippedClip(key=found.key, reason=str(error))] * len(rows)
+            # Before the next sample is read, so that what goes wrong here is put down to this one.
+            annotations += self._annotations(filled, clips[rows[0] : rows[-1] + 1])
         return ClipBatch(
-            clip_BCTHW=clip_BCTHW,
+            pixels=pixels,
             clip_index_B=torch.tensor(clips, dtype=torch.int64),
-            label_B=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
+            label_B=torch.tensor([found.sample.label for found in shown], dtype=torch.int64),
             weight_B=weight_B,
-            tokens=self._annotations(clip_BCTHW, clips),
-            keys=tuple(sample.key for sample in samples),
+            tokens=_stacked(annotations),
+            keys=tuple(found.key for found in shown),
             skipped=tuple(skipped),
         )
 
-    def _sample(self, position: int) -> Sample:
-        epoch, i, _ = clip_place(position, len(self.index), 1)
-        return self.index.sample(sample_at(self.seed, epoch, i, len(self.index)))
+    def _annotations(self, pixels: Pixels, clips: range) -> list[dict[str, Tensor]]:
+        if self.annotate is None:
+            return []
+        return [self.annotate(luma_THW, clip) for luma_THW, clip in zip(luma_of(pixels), clips, strict=True)]
 
-    def _fill(self, clip_BCTHW: Tensor, first_clip: int, sample: Sample) -> None:
+    def _fill(self, pixels: Pixels, first_clip: int, found: Found) -> None:
         """Decode a sample once and cut its views, which stand side by side from `first_clip` on."""
+        sample = found.sample
         with naming(sample):
             draw = generator(self.seed, purpose="start", sample=first_clip // self.views)
-            start_share = torch.rand((), generator=draw, dtype=torch.float64).item()
-            instants_s = training_instants_s(
-                sample.frames, sample.duration_s, self.clip, start_share=start_share
-            )
-            frames_TCHW = read_frames(self.index, sample, instants_s)
-            for view, view_CTHW in enumerate(clip_BCTHW):
-                draw = generator(self.seed, purpose="augment", sample=first_clip + view)
-                view_CTHW.copy_(training_view(frames_TCHW, self.clip.size, self.augment, draw))
+            instants_s = training_instants_s(sample, self.clip, draw)
+            draws = [
+                generator(self.seed, purpose="augment", sample=first_clip + view)
+                for view in range(len(pixels))
+            ]
 
-    def _annotations(self, clip_BCTHW: Tensor, clips: range) -> dict[str, Tensor]:
-        if self.annotate is None:
-            return {}
-        rows = [self.annotate(clip_CTHW, clip) for clip_CTHW, clip in zip(clip_BCTHW, clips, strict=True)]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            def choose(height: int, width: int) -> list[View]:
+                return [training_view(height, width, self.augment, draw) for draw in draws]
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A worker maps the index file again: pickling the table would copy it into every worker.
-        return {**self.__dict__, "index": self.index.folder}
+            pictures = read_pictures(found.index, sample, instants_s, decoder=self.decoder)
+            if not self.augment.changes_colour:
+                cut_views(pictures, choose, pixels)
+                return
+            cut = empty_pixels(len(pixels), self.clip, decoder=self.decoder)
+            cut_views(pictures, choose, cut)
+            assert isinstance(pixels, Tensor)
+            for out_CTHW, clip_CTHW, draw in zip(pixels, to_rgb(cut), draws, strict=True):
+                changed_TCHW = colour_augment(clip_CTHW.transpose(0, 1), self.augment, draw)
+                out_CTHW.copy_(changed_TCHW.transpose(0, 1))
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, index=open_index(state["index"]))
+
+def _stacked(annotations: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The index lists of all clips, by name; none without annotations."""
+    names = annotations[0] if annotations else ()
+    return {name: torch.stack([row[name] for row in annotations]) for name in names}

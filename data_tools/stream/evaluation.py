@@ -1,19 +1,15 @@
 """Evaluation videos: every view of a video together, so that each video is counted once."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
-
-from data_tools.index import Sample, ShardIndex, open_index
-from data_tools.stream.augment import evaluation_views
+from data_tools.index import Sample, ShardIndex
 from data_tools.stream.batch import SkippedClip
-from data_tools.stream.decode import BadVideo
-from data_tools.stream.reading import naming, read_frames
+from data_tools.stream.container import BadVideo
+from data_tools.stream.pixels import Pixels, cut_in_time
+from data_tools.stream.reading import admit, check_decoder, empty_pixels, naming, read_pictures
 from data_tools.stream.times import ClipConfig, evaluation_instants_s
+from data_tools.stream.views import View, cut_views, evaluation_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,19 +17,19 @@ class EvaluationItem:
     """All views of one video.
 
     Attributes:
-        views_VCTHW: uint8; V counts temporal clips times spatial crops, the crops of one clip side by side.
+        pixels: the views as clips; temporal clips times spatial crops, the crops of one clip side by side.
         position: the sample's place in the index.
-        skipped: why the video could not be read, in which case the views are zeros.
+        skipped: why the video could not be read, in which case the views are black.
     """
 
-    views_VCTHW: Tensor
+    pixels: Pixels
     label: int
     key: str
     position: int
     skipped: SkippedClip | None = None
 
 
-class EvaluationVideos(Dataset[EvaluationItem]):
+class EvaluationVideos:
     """The videos at some positions of an index, each with its temporal clips times spatial crops."""
 
     def __init__(
@@ -44,43 +40,47 @@ class EvaluationVideos(Dataset[EvaluationItem]):
         clip: ClipConfig,
         temporal_clips: int,
         spatial_crops: int,
+        decoder: str = "pyav",
     ):
+        check_decoder(decoder)
         self.index = index
         self.positions = positions
         self.clip = clip
         self.temporal_clips = temporal_clips
         self.spatial_crops = spatial_crops
+        self.decoder = decoder
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, number: int) -> EvaluationItem:
+    def read(
+        self, number: int, *, quarantined: Mapping[str, str], reading: Callable[[str], None]
+    ) -> EvaluationItem:
+        """All views of a video; see `crew_member.Readable`."""
         position = self.positions[number]
         sample = self.index.sample(position)
         skipped = None
         try:
-            views_VCTHW = self._views(sample)
+            admit(sample.key, quarantined, reading)
+            pixels = self._views(sample)
         except BadVideo as error:
             skipped = SkippedClip(key=sample.key, reason=str(error))
-            size, views = self.clip.size, self.temporal_clips * self.spatial_crops
-            views_VCTHW = torch.zeros((views, 3, self.clip.frames, size, size), dtype=torch.uint8)
+            pixels = empty_pixels(self.temporal_clips * self.spatial_crops, self.clip, decoder=self.decoder)
         return EvaluationItem(
-            views_VCTHW=views_VCTHW, label=sample.label, key=sample.key, position=position, skipped=skipped
+            pixels=pixels, label=sample.label, key=sample.key, position=position, skipped=skipped
         )
 
-    def _views(self, sample: Sample) -> Tensor:
-        # One clip at a time: at full resolution all clips of a video together may not fit.
+    def _views(self, sample: Sample) -> Pixels:
+        """All clips of the video in one decode, as one long clip for each crop, which is then cut."""
         with naming(sample):
-            instants = evaluation_instants_s(
-                sample.frames, sample.duration_s, self.clip, temporal_clips=self.temporal_clips
-            )
-            clips = (read_frames(self.index, sample, instants_s) for instants_s in instants)
-            return torch.cat(
-                [evaluation_views(frames, self.clip.size, self.spatial_crops) for frames in clips]
-            )
+            clips = evaluation_instants_s(sample, self.clip, temporal_clips=self.temporal_clips)
+            instants_s = [instant_s for clip in clips for instant_s in clip]
+            long_clip = replace(self.clip, frames=len(instants_s))
+            pixels = empty_pixels(self.spatial_crops, long_clip, decoder=self.decoder)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "index": self.index.folder}
+            def choose(height: int, width: int) -> list[View]:
+                return evaluation_views(height, width, self.spatial_crops)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, index=open_index(state["index"]))
+            pictures = read_pictures(self.index, sample, instants_s, decoder=self.decoder)
+            cut_views(pictures, choose, pixels)
+            return cut_in_time(pixels, len(clips))

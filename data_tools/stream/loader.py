@@ -7,27 +7,21 @@ A batch is a function of (seed, clip indices) alone. Who reads it, in which proc
 interruption, changes nothing.
 """
 
-from collections.abc import Iterator, Sequence
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from data_tools.index import ShardIndex
+from data_tools.stream.ahead import Ahead
 from data_tools.stream.augment import AugmentConfig
 from data_tools.stream.batch import ClipBatch
 from data_tools.stream.clips import Annotate, TrainingClips
+from data_tools.stream.crew import Crew
+from data_tools.stream.crew_member import Readable
 from data_tools.stream.evaluation import EvaluationItem, EvaluationVideos
 from data_tools.stream.order import BatchPlan
 from data_tools.stream.times import ClipConfig
-from data_tools.stream.workers import (
-    dismiss,
-    leave_signals_to_main,
-    signals_left_to_main,
-    worker_context,
-    workers_started_here,
-)
 
 __all__ = [
     "Annotate",
@@ -39,7 +33,7 @@ __all__ = [
     "training_loader",
 ]
 
-_PREFETCH = 2  # micro-batches that a worker holds ready in shared memory, which containers are short of
+TIMEOUT_S = 120.0
 
 Item = TypeVar("Item")
 
@@ -53,6 +47,7 @@ def training_loader(  # noqa: PLR0913 - a run's coordinates, all by name
     last_step: int,
     workers: int,
     pin: bool,
+    timeout_s: float = TIMEOUT_S,
 ) -> Iterator[ClipBatch]:
     """Micro-batches of a process from `first_step` up to, not including, `last_step`.
 
@@ -61,10 +56,18 @@ def training_loader(  # noqa: PLR0913 - a run's coordinates, all by name
     Args:
         workers: loader processes, see `worker_count`; 0 reads in this process.
         pin: page-locked memory, for copies to a GPU that nobody waits for.
+        timeout_s: how long a worker may take for one sample before it is replaced and the sample left out.
     """
     micro_batches = _MicroBatches(clips, plan, rank=rank, first_step=first_step, last_step=last_step)
     annotate_module = __name__ if clips.annotate is None else clips.annotate.__module__
-    return _iterate(micro_batches, workers=workers, pin=pin, preload=[__name__, annotate_module])
+    batches = _items(micro_batches, workers=workers, timeout_s=timeout_s, preload=[__name__, annotate_module])
+    if not (pin and torch.cuda.is_available()):
+        return batches
+    return (
+        Ahead(batches, ClipBatch.pin_memory)
+        if isinstance(batches, Crew)
+        else map(ClipBatch.pin_memory, batches)
+    )
 
 
 def evaluation_loader(  # noqa: PLR0913 - a run's coordinates, all by name
@@ -77,11 +80,14 @@ def evaluation_loader(  # noqa: PLR0913 - a run's coordinates, all by name
     world: int,
     workers: int,
     samples: Sequence[int] | None = None,
+    timeout_s: float = TIMEOUT_S,
+    decoder: str = "pyav",
 ) -> Iterator[EvaluationItem]:
     """Every video once over all processes, whether it can be read or not, with its fixed views.
 
     Args:
         samples: positions in the index to go through, all of them by default.
+        decoder: `data.decoder`.
     """
     if temporal_clips < 1 or spatial_crops not in (1, 3):
         raise ValueError(
@@ -90,12 +96,17 @@ def evaluation_loader(  # noqa: PLR0913 - a run's coordinates, all by name
         )
     positions = range(len(index)) if samples is None else samples
     videos = EvaluationVideos(
-        index, positions[rank::world], clip=clip, temporal_clips=temporal_clips, spatial_crops=spatial_crops
+        index,
+        positions[rank::world],
+        clip=clip,
+        temporal_clips=temporal_clips,
+        spatial_crops=spatial_crops,
+        decoder=decoder,
     )
-    return _iterate(videos, workers=workers, pin=False, preload=[__name__])
+    return _items(videos, workers=workers, timeout_s=timeout_s, preload=[__name__])
 
 
-class _MicroBatches(Dataset[ClipBatch]):
+class _MicroBatches:
     def __init__(self, clips: TrainingClips, plan: BatchPlan, *, rank: int, first_step: int, last_step: int):
         self.clips = clips
         self.plan = plan
@@ -106,35 +117,20 @@ class _MicroBatches(Dataset[ClipBatch]):
     def __len__(self) -> int:
         return max(self.last_step - self.first_step, 0) * self.plan.accumulation
 
-    def __getitem__(self, number: int) -> ClipBatch:
+    def read(
+        self, number: int, *, quarantined: Mapping[str, str], reading: Callable[[str], None]
+    ) -> ClipBatch:
         steps, accumulation_index = divmod(number, self.plan.accumulation)
-        return self.clips.batch(self.plan.clip_range(self.first_step + steps, accumulation_index, self.rank))
+        clips = self.plan.clip_range(self.first_step + steps, accumulation_index, self.rank)
+        return self.clips.batch(clips, quarantined=quarantined, reading=reading)
 
 
-def _iterate(dataset: Dataset[Item], *, workers: int, pin: bool, preload: Sequence[str]) -> Iterator[Item]:
-    """Items of the dataset in order, workers started at once so that they read while the model is built."""
-    loader: DataLoader[Item] = DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=pin and torch.cuda.is_available(),
-        prefetch_factor=_PREFETCH if workers else None,
-        multiprocessing_context=worker_context(preload) if workers else None,
-        worker_init_fn=leave_signals_to_main,
+def _items(
+    readable: Readable[Item], *, workers: int, timeout_s: float, preload: Sequence[str]
+) -> Iterator[Item]:
+    """The items in order; workers start at once, so that they read while the model is built."""
+    if workers and len(readable):
+        return Crew(readable, workers=workers, timeout_s=timeout_s, preload=preload)
+    return (
+        readable.read(number, quarantined={}, reading=lambda key: None) for number in range(len(readable))
     )
-    with signals_left_to_main(), workers_started_here() as started:
-        iterator = iter(loader)
-    return _until_done(iterator, started)
-
-
-def _until_done(iterator: Iterator[Item], started: set[BaseProcess]) -> Iterator[Item]:
-    try:
-        yield from iterator
-    finally:
-        # After an error its traceback keeps torch's iterator alive, and collecting that takes 5 s a worker.
-        dismiss(started)
-
-
-def _as_it_is(item: Item) -> Item:
-    return item

@@ -1,15 +1,21 @@
-"""Which sample stands where in the run: a pure function of (seed, epoch, place), without any list.
+"""Which sample stands where in the run: a pure function of (seed, place), without any list.
 
 The run is one line of clips, 0, 1, 2, ... A step takes the next `global_clips` of them, whatever the number
 of processes, workers or accumulation steps; those only decide who reads which. So the whole state of the
 data stream is the number of the step.
+
+A mixture of data sets has no epochs of its own: each of its sets goes through epochs of its own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 
 from data_tools.randomness import derived_seed
 
+MIXTURE_BLOCK = 1000  # places in which each set of a mixture has its exact share; so shares are thousandths
 _ROUNDS = 8
 _MASK_32 = 0xFFFFFFFF
 
@@ -34,6 +40,43 @@ def sample_at(seed: int, epoch: int, i: int, samples: int) -> int:
     return place
 
 
+def mixture_quotas(weights: Sequence[float], block: int = MIXTURE_BLOCK) -> tuple[int, ...]:
+    """How many of a block's places each set of a mixture gets, by largest remainder.
+
+    Raises:
+        ValueError: a weight is so small beside the others that its set would get none.
+    """
+    total = sum(Fraction(weight) for weight in weights)
+    exact = [Fraction(weight) * block / total for weight in weights]
+    quotas = [int(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda number: quotas[number] - exact[number])
+    for number in by_remainder[: block - sum(quotas)]:
+        quotas[number] += 1
+    if 0 in quotas:
+        raise ValueError(
+            f"each weight must be at least 1/{block} of all weights together, "
+            f"got {weights[quotas.index(0)]:g} of {float(total):g}"
+        )
+    return tuple(quotas)
+
+
+def mixture_place(
+    seed: int, place: int, quotas: tuple[int, ...], sizes: tuple[int, ...]
+) -> tuple[int, int, int]:
+    """(set, epoch of that set, place in that epoch) of a place of the run.
+
+    The run is cut into blocks of `sum(quotas)` places. In each the sets have their quotas, in an order of its
+    own. A set's places in all blocks, counted one after the other, are its own run through its epochs; where
+    one of them ends inside a block, the first samples of the next may come before the last of this one.
+    """
+    block, slot = divmod(place, sum(quotas))
+    slot = sample_at(derived_seed(seed, purpose="mixture"), block, slot, sum(quotas))
+    begins = (0, *accumulate(quotas))
+    number = next(number for number, end in enumerate(begins[1:]) if slot < end)
+    epoch, i = divmod(block * quotas[number] + slot - begins[number], sizes[number])
+    return number, epoch, i
+
+
 def clip_place(clip_index: int, samples: int, views: int) -> tuple[int, int, int]:
     """(epoch, place in the epoch, view) of a clip of the run; the views of one video stand side by side."""
     position, view = divmod(clip_index, views)
@@ -56,8 +99,19 @@ class BatchPlan:
         return range(begin, begin + self.micro_clips)
 
 
-def plan_batch(global_clips: int, clips_per_device: int, world: int, views: int) -> BatchPlan:
+def plan_batch(
+    global_clips: int,
+    clips_per_device: int,
+    world: int,
+    views: int,
+    *,
+    unit: str = "data.views_per_video",
+) -> BatchPlan:
     """Cut the global batch into the fewest micro-batches that fit a device and keep a video's views together.
+
+    Args:
+        views: clips that stay together.
+        unit: what those are, for the error.
 
     Raises:
         ValueError: the numbers do not divide; the message names all of them.
@@ -73,13 +127,13 @@ def plan_batch(global_clips: int, clips_per_device: int, world: int, views: int)
     raise ValueError(
         f"batch.global_clips={global_clips} cannot be shared by {world} processes in equal micro-batches "
         f"of at most batch.clips_per_device={clips_per_device} clips "
-        f"that are multiples of data.views_per_video={views}: "
+        f"that are multiples of {unit}={views}: "
         f"choose batch.global_clips as a multiple of {world} x {views} = {world * views} "
         f"and batch.clips_per_device as at least {views}"
     )
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)
 def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(
         derived_seed(seed, purpose="order", step=epoch, sample=number) & _MASK_32 for number in range(_ROUNDS)

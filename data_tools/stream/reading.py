@@ -1,24 +1,64 @@
-"""From a row of the index to frames: what training and evaluation have in common."""
+"""From a row of the index to pictures: what training and evaluation have in common."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from torch import Tensor
+import torch
 
+from data_tools.config import require
 from data_tools.index import Sample, ShardIndex
-from data_tools.stream.decode import BadVideo, decode_at
+from data_tools.stream import decode_torchcodec, planes
+from data_tools.stream.container import BadVideo
+from data_tools.stream.pixels import Pixels, YuvClips
+from data_tools.stream.planes import Picture
 from data_tools.stream.shards import read_video
-from data_tools.stream.times import last_frame_s
+from data_tools.stream.times import ClipConfig, last_frame_s
+
+# What `data.decoder` names.
+DECODERS = {"pyav": planes.pictures_at, "torchcodec": decode_torchcodec.pictures_at}
 
 
-def read_frames(index: ShardIndex, sample: Sample, instants_s: Sequence[float]) -> Tensor:
-    """The sample's frames_TCHW at the given instants.
+def check_decoder(decoder: str) -> None:
+    """Refuse a value of `data.decoder` that cannot be used here.
+
+    Raises:
+        ValueError: there is no such decoder, or its package is not installed.
+    """
+    require(decoder in DECODERS, "data.decoder", f"be {' or '.join(DECODERS)}", decoder)
+    if decoder == "torchcodec":
+        decode_torchcodec.require_torchcodec()
+
+
+def empty_pixels(clips: int, clip: ClipConfig, *, decoder: str, rgb: bool = False) -> Pixels:
+    """Black clips to be filled: RGB, or of the kind that the decoder gives."""
+    if decoder == "pyav" and not rgb:
+        return YuvClips.empty(clips, clip.frames, clip.size)
+    shape = (clips, clip.frames, clip.size, clip.size, 3)
+    return torch.zeros(shape, dtype=torch.uint8).permute(0, 4, 1, 2, 3)
+
+
+def read_pictures(
+    index: ShardIndex, sample: Sample, instants_s: Sequence[float], *, decoder: str
+) -> Iterator[tuple[Picture, list[int]]]:
+    """The sample's pictures at the given instants, as they come, with their places among the instants.
 
     Raises:
         BadVideo: the bytes or the video are not what the index says.
     """
+    pictures_at = DECODERS[decoder]
     video = read_video(index, sample)
-    return decode_at(video, instants_s, last_frame_s=last_frame_s(sample.frames, sample.duration_s))
+    return pictures_at(video, instants_s, last_frame_s=last_frame_s(sample.frames, sample.duration_s))
+
+
+def admit(key: str, quarantined: Mapping[str, str], reading: Callable[[str], None]) -> None:
+    """Announce a sample that is about to be read, unless it must not be touched.
+
+    Raises:
+        BadVideo: it is quarantined, and why.
+    """
+    if key in quarantined:
+        raise BadVideo(quarantined[key])
+    reading(key)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Loader processes: how many, how they start, and how they leave signals to the main process."""
 
-import atexit
 import multiprocessing
 import os
 import signal
@@ -8,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from data_tools.command import log
@@ -18,10 +16,11 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def worker_count(requested: int, local_processes: int = 1) -> int:
-    """Loader workers for each process of a machine, never more than there are cores.
+    """Loader workers for each process of a machine.
 
     Args:
-        requested: data.workers; -1 means this process's share of the cores less one for itself.
+        requested: data.workers; -1 means this process's share of the cores less one for itself. Any other
+            number is obeyed, more than the share with a warning: whoever waits for a slow disk means it.
         local_processes: training processes on this machine.
 
     Raises:
@@ -34,13 +33,12 @@ def worker_count(requested: int, local_processes: int = 1) -> int:
     share = available_cores() // max(local_processes, 1)
     if requested == -1:
         return max(share - 1, 0)
-    allowed = min(requested, max(share, 1))
-    if allowed < requested:
+    if requested > max(share, 1):
         log.warning(
-            "data.workers=%d is more than the %d cores that %d processes share here: using %d each",
-            requested, available_cores(), local_processes, allowed,
+            "data.workers=%d for each of %d processes is more than the %d cores here: they will take turns",
+            requested, local_processes, available_cores(),
         )  # fmt: skip
-    return allowed
+    return requested
 
 
 def available_cores() -> int:
@@ -83,27 +81,6 @@ def signals_left_to_main() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextmanager
-def workers_started_here() -> Iterator[set[BaseProcess]]:
-    """Collects the processes that are started in this block, and kills those left when the program exits.
-
-    Left to multiprocessing they would get SIGTERM, which they do not take, and be waited for without end.
-    """
-    before = set(multiprocessing.active_children())
-    started: set[BaseProcess] = set()
-    yield started
-    started |= set(multiprocessing.active_children()) - before
-    if started:
-        atexit.register(dismiss, started)
-
-
-def dismiss(workers: set[BaseProcess]) -> None:
-    """Kill those that still run; a loader worker has nothing to save."""
-    for worker in workers:
-        if worker.is_alive():
-            worker.kill()
-
-
-def leave_signals_to_main(worker: int) -> None:
+def leave_signals_to_main() -> None:
     """The same from inside a worker, for one whose server was started by somebody else."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _MAIN_ONLY)

@@ -77,7 +77,7 @@ class TokenSplit:
     seed: int
     predict_share: float = 1.0
 
-    def __call__(self, clip_CTHW: Tensor, clip_index: int) -> dict[str, Tensor]:
+    def __call__(self, luma_THW: Tensor, clip_index: int) -> dict[str, Tensor]:
         """Choose for one clip."""
         chance = generator(self.seed, purpose="masking", sample=clip_index)
         visible_K, hidden_M = self.masking.split(self.grid, chance)

@@ -106,7 +106,7 @@ class _Loop:
         self.skipped_in_a_row = 0
         self.meter = Meter(training.processes)
         self.writer: MetricsWriter | None = None
-        self.sample_log = _SampleLog(self.settings, training.processes.rank, state.step)
+        self.sample_log = _SampleLog(self.settings, training.processes, state.step)
         if training.processes.is_first:
             run_dir = Path(self.settings.run_dir)
             self.writer = MetricsWriter(run_dir, first_step=state.step, steps=self.settings.steps)
@@ -121,6 +121,7 @@ class _Loop:
             last_step=settings.steps,
             workers=settings.workers,
             pin=training.processes.device.type == "cuda",
+            timeout_s=settings.timeout_s,
         )
         training.module.train()
         try:
@@ -204,13 +205,18 @@ class _Loop:
 class _SampleLog:
     """Names every skipped clip in the log and, where asked for, every clip's key in a file per process."""
 
-    def __init__(self, settings: RunSettings, rank: int, first_step: int):
+    def __init__(self, settings: RunSettings, processes: Processes, first_step: int):
         self._file = None
         if settings.log.samples:
-            path = Path(settings.run_dir) / "samples" / f"rank-{rank:05d}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            drop_lines_from(path, first_step)
-            self._file = path.open("a", encoding="utf-8")
+            folder = Path(settings.run_dir) / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            own = folder / f"rank-{processes.rank:05d}.jsonl"
+            drop_lines_from(own, first_step)
+            if processes.is_first:  # what ranks wrote that there were before, and are not now
+                for path in folder.glob("rank-*.jsonl"):
+                    if int(path.stem.removeprefix("rank-")) >= processes.world:
+                        drop_lines_from(path, first_step)
+            self._file = own.open("a", encoding="utf-8")
 
     def note(self, step: int, batch: ClipBatch) -> None:
         for clip in batch.skipped:

@@ -1,8 +1,11 @@
 """Settings that pretraining and fine-tuning share: batch, optimiser, engine, logging."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from data_tools.cache import Cache
 from data_tools.config import require
+from data_tools.stream.reading import check_decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,17 +16,35 @@ class StreamConfig:
         workers: loader processes for each training process; -1 takes the cores that training leaves over.
         views_per_video: clips cut from one decoded video; they stand side by side in a batch.
         max_bad_fraction: the share of clips that may be unreadable before the run stops.
+        timeout_s: how long a loader worker may take for one sample before it is replaced.
+        decoder: "pyav", or "torchcodec" where that package is installed; the frames are the same.
+        cache_dir: a folder of this machine that keeps what is read from remote shards; null for none.
+        cache_gb: the most it may hold.
     """
 
     workers: int = -1
     views_per_video: int = 1
     max_bad_fraction: float = 0.01
+    timeout_s: float = 120.0
+    decoder: str = "pyav"
+    cache_dir: str | None = None
+    cache_gb: float = 100.0
 
     def __post_init__(self) -> None:
         require(self.workers >= -1, "data.workers", "be 0 or more, or -1 (automatic)", self.workers)
         require(self.views_per_video >= 1, "data.views_per_video", "be at least 1", self.views_per_video)
         is_share = 0 <= self.max_bad_fraction <= 1
         require(is_share, "data.max_bad_fraction", "lie between 0 and 1", self.max_bad_fraction)
+        require(self.timeout_s > 0, "data.timeout_s", "be above 0", self.timeout_s)
+        check_decoder(self.decoder)
+        require(self.cache_gb > 0, "data.cache_gb", "be above 0", self.cache_gb)
+
+    @property
+    def cache(self) -> Cache | None:
+        """What to open remote shards with."""
+        if self.cache_dir is None:
+            return None
+        return Cache(folder=Path(self.cache_dir).absolute(), size=round(self.cache_gb * 1e9))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +147,7 @@ class RunSettings:
     keep_checkpoints: int
     workers: int
     max_bad_fraction: float
+    timeout_s: float
     optim: OptimConfig
     engine: EngineConfig
     log: LogConfig

@@ -50,7 +50,7 @@ def our_step(config: ModelConfig, clip_BCTHW: Tensor) -> Step:
     clips = len(clip_BCTHW)
     rows = [split(clip_BCTHW[index], index) for index in range(clips)]
     batch = ClipBatch(
-        clip_BCTHW=clip_BCTHW,
+        pixels=clip_BCTHW,
         clip_index_B=torch.arange(clips),
         label_B=torch.zeros(clips, dtype=torch.int64),
         weight_B=torch.ones(clips),

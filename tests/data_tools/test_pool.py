@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.pool import map_in_order, progress
+from data_tools.pool import map_as_done, map_in_order, progress
 
 
 def square(number: int) -> int:
@@ -31,6 +31,18 @@ def crashed(number: int) -> int:
 def test_results_come_in_the_order_of_the_jobs(workers: int):
     jobs = list(range(40))
     assert list(map_in_order(square, jobs, workers=workers)) == [number * number for number in jobs]
+
+
+def sleep_for_long_jobs(number: int) -> int:
+    time.sleep(1.0 if number == 0 else 0.0)
+    return number
+
+
+@pytest.mark.processes
+def test_a_long_job_holds_nothing_up():
+    done = list(map_as_done(sleep_for_long_jobs, range(20), workers=2))
+    assert sorted(done) == [(number, number) for number in range(20)]
+    assert done[-1] == (0, 0)
 
 
 def test_no_jobs_start_no_processes():

@@ -4,52 +4,29 @@ import hashlib
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import zlib
 from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 import webdataset
 
-from data_tools.__main__ import PROGRAM
-from data_tools.command import run_program
 from data_tools.config import load_config
-from data_tools.encode import EncodeConfig, write_video
 from data_tools.index import NO_LABEL, ShardIndex, open_index
-from data_tools.randomness import generator
-from data_tools.shard import ShardConfig
+from data_tools.shard_plan import ShardConfig
 from data_tools.stream.decode import probe
-
-
-def write_clip(path: Path, number: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    chance = generator(number, purpose="test")
-    frames_THWC = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8, generator=chance)
-    write_video(path, frames_THWC, EncodeConfig(crf=40))
+from tests import sharding
+from tests.sharding import contents, video_bytes, write_clip
 
 
 def shard(source: Path, out: Path, *overrides: str, workers: int = 1) -> int:
-    return run_program(PROGRAM, ["shard", str(source), str(out), f"workers={workers}", *overrides])
+    """With the bytes as they are, so that they can be compared; `layouts/` tests the other ways."""
+    return sharding.shard(source, out, "layout.name=copy", *overrides, workers=workers)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def video_bytes(index: ShardIndex) -> dict[str, bytes]:
-    """By name, read as the index says: one range of one shard."""
-    found = {}
-    for position in range(len(index)):
-        sample = index.sample(position)
-        with index.shard_path(sample).open("rb") as file:
-            file.seek(sample.offset)
-            found[sample.name] = file.read(sample.length)
-    return found
+def names_and_bytes(index: ShardIndex) -> dict[str, bytes]:
+    found = video_bytes(index)
+    return {index.sample(n).name: found[index.sample(n).key] for n in range(len(index))}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +65,7 @@ def test_webdataset_alone_reads_the_same_samples_and_bytes(sharded: Path, collec
 
 def test_the_index_leads_to_the_bytes_and_tells_the_truth_about_them(sharded: Path, collection: Path):
     index = open_index(sharded / "train")
-    found = video_bytes(index)
+    found = names_and_bytes(index)
     for position in range(len(index)):
         sample = index.sample(position)
         assert found[sample.name] == (collection / sample.name).read_bytes()
@@ -97,7 +74,7 @@ def test_the_index_leads_to_the_bytes_and_tells_the_truth_about_them(sharded: Pa
         assert {name: getattr(sample, name) for name in vars(info)} == vars(info)
         assert index.classes[sample.label] == Path(sample.name).parts[0]
     for entry in index.shards:
-        data = (index.folder / entry.name).read_bytes()
+        data = (index.folder / entry.name).read()
         assert (entry.bytes, entry.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     assert [entry.samples for entry in index.shards] == [6, 6, 4]
 
@@ -139,33 +116,16 @@ def test_the_place_of_the_source_does_not_change_a_byte(sharded: Path, collectio
     assert contents(tmp_path / "out") == contents(sharded)
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize("moment", ["shard.json", "checked.jsonl", "train/shard-000000.tar"])
-def test_a_killed_run_is_continued_to_the_same_bytes(
-    sharded: Path, collection: Path, tmp_path: Path, moment: str, repo: Path
-):
-    out = tmp_path / "out"
-    arguments = ["shard", str(collection), str(out), "samples_per_shard=6", "workers=1"]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "data_tools", *arguments], cwd=repo, stderr=subprocess.DEVNULL
-    )
-    while not (out / moment).exists() and running.poll() is None:
-        time.sleep(0.001)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    assert run_program(PROGRAM, arguments) == 0
-    assert contents(out) == contents(sharded)
-
-
 def test_a_stopped_run_leaves_what_it_checked_to_the_next(collection: Path, tmp_path: Path):
     out = tmp_path / "out"
     assert shard(collection, out, "max_bad_fraction=0.1") == 3
-    lines = (out / "checked.jsonl").read_text().splitlines()
+    journal = out / "work" / "checked.jsonl"
+    lines = journal.read_text().splitlines()
     assert len(lines) == 23
     remembered = [line.replace('"frames": 3', '"frames": 30') for line in lines]
-    (out / "checked.jsonl").write_text("\n".join(remembered)[:-20])  # as if killed in the last line
+    journal.write_text("\n".join(remembered)[:-20])  # as if killed in the last line
     assert shard(collection, out, "max_bad_fraction=0.1") == 3
-    again = (out / "checked.jsonl").read_text().splitlines()
+    again = journal.read_text().splitlines()
     assert again[:-1] == remembered[:-1]
     assert again[-1] == lines[-1]
 
@@ -236,13 +196,13 @@ def test_keys_that_collide_keep_both_videos(tmp_path: Path):
     for number, name in enumerate(names):
         write_clip(tmp_path / "videos" / name, number)
     assert shard(tmp_path / "videos", tmp_path / "out", "validation_share=0") == 0
-    found = video_bytes(open_index(tmp_path / "out" / "train"))
+    found = names_and_bytes(open_index(tmp_path / "out" / "train"))
     assert found == {name: (tmp_path / "videos" / name).read_bytes() for name in names}
 
 
 def test_real_clips_of_every_format_are_sharded_as_they_are(videos: Path, tmp_path: Path):
     assert shard(videos / "formats", tmp_path / "out", workers=0) == 0
-    found = video_bytes(open_index(tmp_path / "out" / "train"))
+    found = names_and_bytes(open_index(tmp_path / "out" / "train"))
     assert len(found) >= 39
     assert all(data == (videos / "formats" / name).read_bytes() for name, data in found.items())
 
@@ -250,9 +210,9 @@ def test_real_clips_of_every_format_are_sharded_as_they_are(videos: Path, tmp_pa
 @pytest.mark.parametrize(
     "make, code, message",
     [
-        (None, 3, "SOURCE .*source does not exist: expected a folder of videos or a csv"),
+        (None, 3, "SOURCE .*source does not exist: expected a folder of videos, or a csv"),
         ("folder", 3, "SOURCE .*source holds no video: expected CLASS/.*; 1 other files were passed over"),
-        ("file", 2, "SOURCE .*source must be a folder or a .csv file"),
+        ("file", 2, "SOURCE .*source must be a folder or a file that ends in .csv, .jsonl, .tar"),
         ("broken", 3, "none of the 1 videos can be read, first a/b.mp4: .*rejected.jsonl"),
     ],
 )

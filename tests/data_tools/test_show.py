@@ -7,7 +7,7 @@ import pytest
 
 from data_tools.__main__ import PROGRAM
 from data_tools.command import run_program
-from data_tools.index import open_index
+from data_tools.index import NO_LABEL, Sample, Shard, open_index, write_index
 from data_tools.show import summarise
 from data_tools.synth import SynthConfig
 
@@ -39,3 +39,25 @@ def test_show_leads_to_the_splits(synth_shards: Path, capsys: pytest.CaptureFixt
 def test_show_takes_no_overrides(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
     assert run_program(PROGRAM, ["show", str(synth_shards / "train"), "a=1"]) == 2
     assert "show takes no overrides, got 'a=1'" in capsys.readouterr().err
+
+
+def test_show_tells_layout_groups_and_columns_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [
+        Sample(
+            key=f"k{at}", name=f"n{at}", shard=0, offset=0, length=9, crc32=0, frames=30, duration_s=1.0 + at,
+            width=4, height=4, codec="h264", label=NO_LABEL, group="ab"[at % 2], reference_stride=2 + at % 2,
+        )
+        for at in range(3)
+    ]  # fmt: skip
+    (tmp_path / "shard-000000.tar").touch()
+    shards = [Shard(name="shard-000000.tar", samples=3, bytes=0, sha256="")]
+    made_by = {"config": {"layout": {"name": "stride_aligned"}}}
+    write_index(tmp_path, rows, shards, [], made_by, extra={"camera": ["x", "y", "z"]})
+    assert run_program(PROGRAM, ["show", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        "layout       stride_aligned; every 2nd frame decodes alone in 2; every 3rd frame decodes alone in 1"
+        in lines
+    )
+    assert "frame rate   10.00 to 30.00 fps, median 15.00 fps" in lines
+    assert "groups       2" in lines and "columns      camera" in lines

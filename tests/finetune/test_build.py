@@ -52,6 +52,51 @@ def test_the_stride_may_be_another(encoder):
     assert describe_encoder(load(f"encoder={encoder}", "clip.stride=5")).stride == 5
 
 
+@pytest.mark.parametrize(
+    "overrides, stride, fps, sampling",
+    [
+        ([], 3, None, "dense"),
+        (["clip.sampling=dense"], 3, None, "dense"),
+        (["clip.fps=4"], 4, 4.0, "dense"),
+        (["clip.sampling=uniform"], 4, None, "uniform"),
+        (["clip.stride=2", "clip.sampling=dense"], 2, None, "dense"),
+    ],
+)
+def test_the_config_may_take_other_frames_than_the_encoders(encoder, overrides, stride, fps, sampling):
+    config = load(f"encoder={encoder}", *overrides)
+
+    clip = clip_config(config, describe_encoder(config))
+
+    assert (clip.stride, clip.fps, clip.sampling) == (stride, fps, sampling)
+
+
+@pytest.mark.parametrize("frames", ["clip.fps=4", "clip.sampling=uniform"])
+def test_an_encoders_rate_or_sampling_holds_unless_the_config_says_otherwise(tmp_path, frames):
+    from_scratch = [override for override in SCRATCH if "stride" not in override] + [frames]
+    described = describe_encoder(load(*from_scratch))
+    save_encoder(tmp_path, Encoder(described.shape, described.grid), described)
+
+    own, other = load(f"encoder={tmp_path}"), load(f"encoder={tmp_path}", "clip.stride=2")
+
+    kept = clip_config(own, describe_encoder(own))
+    assert (kept.fps, kept.sampling) == (described.fps, described.sampling) != (None, "dense")
+    assert clip_config(other, describe_encoder(other)).stride == 2
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["clip.fps=4", "clip.stride=2"], "clip.stride must be null where clip.fps is given, got 2"),
+        (["clip.sampling=uniform", "clip.stride=2"], "clip.stride must be null where clip.sampling=uniform"),
+        (["clip.sampling=uniform", "clip.fps=2"], "clip.fps must be null where clip.sampling=uniform"),
+        (["clip.sampling=tsn"], "clip.sampling"),
+    ],
+)
+def test_frames_said_twice_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load(*overrides)
+
+
 def test_the_classifier_starts_from_the_encoders_weights_and_colours(encoder):
     config = load(f"encoder={encoder}")
 
@@ -101,7 +146,7 @@ def test_from_scratch_everything_comes_from_the_config():
 def test_from_scratch_a_missing_key_is_named(lacking):
     given = [override for override in SCRATCH if not override.startswith(f"{lacking}=")]
 
-    with pytest.raises(ValueError, match=f"from scratch and needs {lacking}: set"):
+    with pytest.raises(ValueError, match=f"from scratch and needs {lacking}"):
         describe_encoder(load(*given))
 
 

@@ -27,7 +27,7 @@ def make(*, drop_path=0.0, head="attentive", **settings):
 def make_batch(clips=6):
     fresh = torch.Generator().manual_seed(1)
     return ClipBatch(
-        clip_BCTHW=torch.randint(256, (clips, 3, 4, 16, 16), generator=fresh, dtype=torch.uint8),
+        pixels=torch.randint(256, (clips, 3, 4, 16, 16), generator=fresh, dtype=torch.uint8),
         clip_index_B=torch.arange(clips),
         label_B=torch.arange(clips) % 5,
         weight_B=torch.ones(clips),

@@ -149,6 +149,35 @@ def test_whole_fine_tuning_changes_the_encoder_and_its_model_can_be_tuned_again(
     assert not (tmp_path / "again").exists()
 
 
+EVERYTHING = [
+    "augment.crop=multi_scale",
+    "augment.flip=true",
+    "augment.jitter={brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1, gray: 0.2}",
+    "augment.rand_augment.operations=4",
+    "augment.erase.probability=0.5",
+    "mix={mixup: 0.8, cutmix: 1.0}",
+    "label_smoothing=0.1",
+    "data.views_per_video=2",
+]
+
+
+@pytest.mark.processes
+def test_a_run_with_every_augmentation_repeats_in_smaller_micro_batches(common, repo, tmp_path):
+    for name, size in (("whole", 8), ("cut", 4)):
+        run = [f"run_dir={tmp_path / name}", f"batch.clips_per_device={size}", "epochs=0.375"]
+        start("train", *common, *SCRATCH, *EVERYTHING, *run, repo=repo)
+
+    whole, cut = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    )
+    assert len(whole) == len(cut) == 3
+    for one, other in zip(whole, cut, strict=True):
+        assert one["loss"] > 0 and one["samples"] == other["samples"]
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert one["correct"] == pytest.approx(other["correct"])
+
+
 def test_compare_prints_the_runs(scratch_run, capsys):
     assert finetune("compare", scratch_run, scratch_run) == 0
 
@@ -168,6 +197,11 @@ def test_compare_prints_the_runs(scratch_run, capsys):
         ([*SCRATCH, "head.name=liner"], 2, "did you mean 'linear'"),
         ([*SCRATCH, "batch.global_clips=1000"], 3, "fewer than batch.global_clips=1000"),
         ([*SCRATCH, "batch.global_clips=9", "data.views_per_video=2"], 2, "batch.global_clips=9"),
+        (
+            [*SCRATCH, "mix.mixup=0.8", "data.views_per_video=4", "batch.clips_per_device=4"],
+            2,
+            "multiples of 2 x data.views_per_video (mix takes two videos)=8",
+        ),
         ([*SCRATCH, "data.train=/nowhere"], 3, "no folder of shards at /nowhere"),
         ([*SCRATCH, "--epochs=2"], 2, "without dashes"),
     ],

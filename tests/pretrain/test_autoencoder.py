@@ -29,7 +29,7 @@ def make_batch(clips=(5, 6, 7), predict_share=0.5):
     split = TokenSplit(masking=TubeMasking(ratio=0.75), grid=GRID, seed=0, predict_share=predict_share)
     rows = [split(clip_BCTHW[row], clip) for row, clip in enumerate(clips)]
     return ClipBatch(
-        clip_BCTHW=clip_BCTHW,
+        pixels=clip_BCTHW,
         clip_index_B=torch.tensor(clips),
         label_B=torch.zeros(len(clips), dtype=torch.int64),
         weight_B=torch.ones(len(clips)),

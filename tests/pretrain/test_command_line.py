@@ -85,6 +85,18 @@ def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--steps=2"], "an override is written key=value without dashes: 'steps=2', not '--steps=2'"),
         (["steps"], "expected an override of the form key=value, got 'steps'"),
         (["steps=12:30:00"], "steps: YAML reads 12:30:00 as another number"),
+        (["data.timeout_s=0"], "data.timeout_s must be above 0, got 0.0"),
+        (["data.shards=null"], "no data: set data.shards=FOLDER, or data.mixture={FOLDER: weight, ...}"),
+        (["data.mixture={a: 1}"], "data.shards must be null where data.mixture is given, got '/"),
+        (
+            ["data.shards=null", "data.mixture={}"],
+            "data.mixture must name at least one folder: {FOLDER: weight}",
+        ),
+        (
+            ["data.shards=null", "data.mixture={a: 1, b/c: 0}"],
+            "the weight of b/c in data.mixture must be above 0, got 0.0",
+        ),
+        (["data.shards=null", "data.mixture={a: much}"], "config key data.mixture.a: Value 'much'"),
         (["batch.global_clips=31"], "batch.global_clips=31 cannot be shared by 1 processes"),
     ],
 )
@@ -106,7 +118,7 @@ def test_a_config_without_its_mandatory_keys_leaves_with_2(
 ) -> None:
     (tmp_path / "short.yaml").write_text("seed: 1\nsteps: 1\n")
     assert run_program(PROGRAM, [str(tmp_path / "short.yaml")]) == CONFIG
-    expected = "no value for data.shards, run_dir: set it in the config or as data.shards=..."
+    expected = "no value for run_dir: set it in the config or as run_dir=..."
     assert expected in capsys.readouterr().err
 
 
@@ -185,6 +197,20 @@ def test_a_dry_run_prints_the_counts_and_writes_nothing(
     assert (counts["processes"], counts["clips_per_process_at_once"], counts["accumulation"]) == (1, 32, 1)
     assert counts["continues"] is False
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_of_a_mixture_counts_the_epochs_of_each_set(
+    arguments: list[str], synth_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(synth_shards / name) for name in ("train", "unlabelled")]
+    mixture = f"data.mixture={{{folders[0]}: 3, {folders[1]}: 1}}"
+    assert (
+        run_program(PROGRAM, [*arguments, "--dry-run", "--json", "steps=10", "data.shards=null", mixture])
+        == 0
+    )
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["samples"] == 72  # 32 and 40
+    assert counts["epochs"] == {folders[0]: 3.75, folders[1]: 1.0}  # of 160 videos three quarters and one
 
 
 def test_a_dry_run_shows_the_resolved_config_ahead_of_the_counts(

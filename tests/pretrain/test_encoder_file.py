@@ -67,7 +67,7 @@ def test_drop_path_for_further_training_is_the_callers_choice(folder):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"format": 2}, "is of format 2, this version reads format 1"),
+        ({"format": 1}, "is of format 1, this version reads format 2"),
         ({"extra": 1}, "wrong keys in the file: unknown extra"),
         ({"shape": {"width": 16}}, "wrong keys in shape: missing depth, missing heads"),
         ({"grid": [2, 2, 2]}, "wrong keys in grid: missing h, missing t, missing w"),

@@ -5,19 +5,17 @@ import json
 import subprocess
 import sys
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
 
-from data_tools.stream import decode
+from data_tools.stream import container as container_module
 from data_tools.stream.decode import BadVideo, decode_at, probe
 from data_tools.stream.times import last_frame_s
+from tests.filming import FORMATS, encoded, middle_s, real_files, scene, sequential, turned
 
-FORMATS = Path(__file__).resolve().parents[4] / "shared" / "videos" / "formats"
-ENDINGS = {".mp4", ".mkv", ".webm", ".avi", ".gif"}
 GOLDEN = [
     *(("nasa_13013.mp4", 3, frame) for frame in (0, 15, 35, 180, 389)),
     ("av1_video.mkv", 0, 10),
@@ -25,49 +23,7 @@ GOLDEN = [
 ]
 
 
-def files():
-    found = sorted(path.name for path in FORMATS.glob("*") if path.suffix in ENDINGS)
-    return found or [pytest.param("", marks=pytest.mark.skip(reason=f"no real videos at {FORMATS}"))]
-
-
-def middle_s(video, *frames):
-    info = probe(video)
-    return [(frame + 0.5) * info.duration_s / info.frames for frame in frames]
-
-
-def sequential(video):
-    """All frames by PyAV's plainest loop."""
-    with av.open(io.BytesIO(video)) as container:
-        stream = container.streams.best("video")
-        frames = [(frame.pts, frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
-        times = [float((ticks - frames[0][0]) * stream.time_base) for ticks, _ in frames]
-    return times, torch.from_numpy(np.stack([pixels for _, pixels in frames])).permute(0, 3, 1, 2)
-
-
-def scene(frames, height=48, width=64):
-    texture = np.random.default_rng(0).integers(0, 256, (height * 2, width * 2, 3), dtype=np.uint8)
-    return [
-        np.ascontiguousarray(texture[n % height : n % height + height, n % width : n % width + width])
-        for n in range(frames)
-    ]
-
-
-def encoded(pictures, *, ticks=None, container="mp4", **options):
-    """An H.264 video of the pictures; `ticks` are their time stamps in 1/25 s."""
-    file = io.BytesIO()
-    with av.open(file, "w", format=container) as output:
-        stream = output.add_stream("libx264", rate=25, options=options)
-        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 25)
-        for number, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = number if ticks is None else ticks[number], Fraction(1, 25)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode())
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("name", files())
+@pytest.mark.parametrize("name", real_files(FORMATS))
 def test_every_real_file_gives_the_frames_of_a_sequential_decode(name):
     video = (FORMATS / name).read_bytes()
     info = probe(video)
@@ -139,29 +95,22 @@ def test_instants_may_come_in_any_order_and_repeat():
 
 
 def test_a_rotated_video_is_upright(videos):
-    turned = videos / "formats" / "nasa_13013_rotated.mp4"
-    info = probe(turned)
+    file = videos / "formats" / "nasa_13013_rotated.mp4"
+    info = probe(file)
     assert (info.width, info.height) == (270, 480)
-    _, stored_TCHW = sequential(turned.read_bytes())
-    upright = decode_at(turned.read_bytes(), middle_s(turned.read_bytes(), 4))
+    _, stored_TCHW = sequential(file.read_bytes())
+    upright = decode_at(file.read_bytes(), middle_s(file.read_bytes(), 4))
     assert torch.equal(upright[0], torch.rot90(stored_TCHW[4], dims=(1, 2)))
 
 
 @pytest.mark.parametrize("angle", [0, 90, 180, 270])
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_display_matrices_turn_and_mirror(angle, mirrored):
-    file, source = io.BytesIO(), io.BytesIO(encoded(scene(3)))
-    with av.open(source) as given, av.open(file, "w", format="mp4") as output:
-        stream = output.add_stream_from_template(given.streams.video[0])
-        stream.set_display_rotation(angle, hflip=mirrored)
-        for packet in given.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                output.mux(packet)
-    stored = sequential(source.getvalue())[1][0]
-    turned = torch.rot90(stored, k=angle // 90, dims=(1, 2))
-    expected = turned.flip(2) if mirrored else turned
-    assert torch.equal(decode_at(file.getvalue(), [0.0])[0], expected)
+    source = encoded(scene(3))
+    stored = sequential(source)[1][0]
+    upright = torch.rot90(stored, k=angle // 90, dims=(1, 2))
+    expected = upright.flip(2) if mirrored else upright
+    assert torch.equal(decode_at(turned(source, angle, mirrored=mirrored), [0.0])[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +175,7 @@ def test_the_header_alone_tells_the_same_of_a_plain_video():
 
 def test_a_frame_of_too_many_pixels_is_refused(monkeypatch):
     video = encoded(scene(3))
-    monkeypatch.setattr(decode, "MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(container_module, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(BadVideo, match="frames of 64x48 are larger than 3071 pixels"):
         probe(video)
 
@@ -243,7 +192,7 @@ def test_a_frame_that_grows_too_large_on_the_way_is_refused(monkeypatch):
             packet.stream, packet.pts, packet.dts = stream, number, number
             packet.time_base = Fraction(1, 25)
             output.mux(packet)
-    monkeypatch.setattr(decode, "MAX_PIXELS", 320 * 240 - 1)
+    monkeypatch.setattr(container_module, "MAX_PIXELS", 320 * 240 - 1)
     with pytest.raises(BadVideo, match="FFmpeg cannot read it"):
         probe(file.getvalue())
 
@@ -253,6 +202,9 @@ def test_a_small_file_of_many_large_frames_stays_small_in_memory(repo):
 import io, resource, sys, av, numpy as np
 from fractions import Fraction
 from data_tools.stream.decode import decode_at, probe
+from data_tools.stream.pixels import YuvClips
+from data_tools.stream.planes import pictures_at
+from data_tools.stream.views import cut_views, evaluation_views
 small, large = io.BytesIO(), io.BytesIO()
 with av.open(small, "w", format="mp4") as output:
     stream = output.add_stream("libx264", rate=25, options={"preset": "ultrafast", "bf": "0"})
@@ -277,6 +229,9 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 info = probe(large.getvalue())
 assert (info.frames, info.width) == (600, 1920), info
 assert decode_at(large.getvalue(), [0.5, 23.0]).shape == (2, 3, 1080, 1920)
+everywhere = [frame / 25 + 0.01 for frame in range(600)]
+clips = YuvClips.empty(1, 600, 16)
+cut_views(pictures_at(large.getvalue(), everywhere), lambda *size: evaluation_views(*size, 1), clips)
 sys.stdout.write(str((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=repo, capture_output=True, text=True)

@@ -6,6 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ import torch
 
 from data_tools.index import open_index
 from data_tools.stream import workers as workers_module
+from data_tools.stream.crew import Crew
+from data_tools.stream.evaluation import EvaluationVideos
 from data_tools.stream.loader import (
     AugmentConfig,
     ClipConfig,
@@ -26,16 +31,16 @@ from data_tools.stream.workers import available_cores, worker_count
 CLIP = ClipConfig(frames=4, stride=2, size=24)
 
 
-def row_numbers(clip_CTHW, clip_index):
+def row_numbers(luma_THW, clip_index):
     """An `annotate` whose result tells which clip it was called for and what it saw."""
-    return {"seen": torch.tensor([clip_index, int(clip_CTHW.long().sum())])}
+    return {"seen": torch.tensor([clip_index, int(luma_THW.long().sum())])}
 
 
-def failing_annotate(clip_CTHW, clip_index):
+def failing_annotate(luma_THW, clip_index):
     raise OSError("the disk is on fire")
 
 
-def process_state(clip_CTHW, clip_index):
+def process_state(luma_THW, clip_index):
     lines = Path("/proc/self/status").read_text().splitlines()
     blocked = next(line for line in lines if line.startswith("SigBlk"))
     return {
@@ -50,12 +55,9 @@ def clips_of(folder, *, views=2, seed=5, annotate=row_numbers, augment=None):
     return TrainingClips(index, clip=CLIP, augment=augment, seed=seed, views=views, annotate=annotate)
 
 
-def load(clips, plan, *, rank=0, first_step=0, last_step=4, workers=0):
-    return list(
-        training_loader(
-            clips, plan, rank=rank, first_step=first_step, last_step=last_step, workers=workers, pin=False
-        )
-    )
+def load(clips, plan, **coordinates):
+    defaults = {"rank": 0, "first_step": 0, "last_step": 4, "workers": 0, "pin": False, "timeout_s": 60.0}
+    return list(training_loader(clips, plan, **{**defaults, **coordinates}))
 
 
 def assert_same(left, right):
@@ -149,7 +151,7 @@ def test_a_video_looks_different_in_the_next_epoch_and_under_another_seed(synth_
 
 def test_annotations_belong_to_their_clips(synth_shards):
     batch = clips_of(synth_shards / "train").batch(range(6, 10))
-    sums = batch.clip_BCTHW.flatten(1).long().sum(dim=1)
+    sums = batch.pixels.luma_BTHW.flatten(1).long().sum(dim=1)
     assert torch.equal(batch.tokens["seen"], torch.stack([batch.clip_index_B, sums], dim=1))
     assert clips_of(synth_shards / "train", annotate=None).batch(range(2)).tokens == {}
 
@@ -171,6 +173,96 @@ def test_a_bad_video_is_skipped_named_and_counts_for_nothing(synth_shards, damag
     for with_bad, without in zip(bad, good, strict=True):
         kept = with_bad.weight_B == 1
         assert torch.equal(with_bad.clip_BCTHW[kept], without.clip_BCTHW[kept])
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """An `annotate` that ends or holds up its worker at some places of the run, where they show anything."""
+
+    deeds: dict[int, Callable[[], None]]
+
+    def __call__(self, luma_THW, clip_index):
+        if luma_THW.any():
+            self.deeds.get(clip_index, int)()
+        return {"place": torch.tensor(clip_index)}
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang():
+    time.sleep(600)
+
+
+def test_samples_that_kill_or_hold_up_a_worker_are_skipped_and_all_others_are_as_they_were(synth_shards):
+    folder, plan = synth_shards / "train", plan_batch(8, 8, 1, 2)
+    good = load(clips_of(folder, annotate=Deadly({})), plan, last_step=6)
+    deadly = clips_of(folder, annotate=Deadly({11: die, 28: hang}))
+    bad = load(deadly, plan, last_step=6, workers=2, timeout_s=2.0)
+    lost = [row for batch in bad for row in batch.clip_index_B[batch.weight_B == 0].tolist()]
+    assert lost == [10, 11, 28, 29]  # both views of either video
+    for with_bad, without in zip(bad, good, strict=True):
+        kept = with_bad.weight_B == 1
+        assert torch.equal(with_bad.clip_BCTHW[kept], without.clip_BCTHW[kept])
+        assert with_bad.keys == without.keys
+        assert not with_bad.pixels.luma_BTHW[~kept].any()
+    skipped = [clip for batch in bad for clip in batch.skipped]
+    assert [clip.key for clip in skipped] == [good[1].keys[3]] * 2 + [good[3].keys[4]] * 2
+    assert "killed by SIGKILL while it read the sample" in skipped[0].reason
+    assert "did nothing for data.timeout_s=2 seconds while it read the sample" in skipped[2].reason
+
+
+def test_a_sample_that_killed_a_worker_is_skipped_in_later_epochs_too(synth_shards):
+    folder = synth_shards / "validation"
+    samples = len(open_index(folder))
+    deadly = clips_of(folder, views=1, annotate=Deadly({3: die}))
+    batches = load(deadly, plan_batch(samples, samples, 1, 1), last_step=3, workers=1)
+    bad = batches[0].keys[3]
+    assert [clip.key for batch in batches for clip in batch.skipped] == [bad] * 3
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_one_shard_serves_more_processes_and_workers_than_there_are_shards(synth_shards, workers):
+    folder, world = synth_shards / "validation", 4
+    index = open_index(folder)
+    samples = len(index)
+    assert len(index.shards) < world * workers and samples % world == 0
+    plan = plan_batch(samples, 2, world, 1)
+    clips = clips_of(folder, views=1)
+    ranks = [load(clips, plan, rank=rank, last_step=2, workers=workers) for rank in range(world)]
+    for epoch in range(2):
+        part = slice(epoch * plan.accumulation, (epoch + 1) * plan.accumulation)
+        keys = [key for rank in ranks for batch in rank[part] for key in batch.keys]
+        assert sorted(keys) == sorted(index.sample(position).key for position in range(samples))
+
+
+SMALL_SHM = """
+mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"
+"""
+
+
+def test_a_container_with_hardly_any_shared_memory_is_no_obstacle(synth_shards, repo, tmp_path):
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody make a /dev/shm of his own")
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"""
+import os
+from tests.data_tools.stream.test_loader import clips_of, load, plan_batch
+
+if __name__ == "__main__":
+    statistics = os.statvfs("/dev/shm")
+    assert statistics.f_blocks * statistics.f_frsize <= 65536
+    batches = load(clips_of({str(synth_shards / "train")!r}), plan_batch(16, 16, 1, 2), workers=2)
+    assert sum(batch.pixels.luma_BTHW.nbytes for batch in batches) > 2 * 65536
+    print(sum(len(batch.keys) for batch in batches))
+"""
+    )
+    command = ["unshare", "-rm", "sh", "-c", SMALL_SHM, "sh", sys.executable, str(program)]
+    environment = {**os.environ, "PYTHONPATH": str(repo)}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "64\n", "")
 
 
 class BrokenIndex:
@@ -271,20 +363,20 @@ def test_evaluation_shows_every_video_once(synth_shards, world, workers):
     alone = evaluate(folder)
     assert [item.position for item in items] == list(range(len(open_index(folder))))
     for item, expected in zip(items, alone, strict=True):
-        assert item.views_VCTHW.shape == (6, 3, 4, 24, 24)
-        assert torch.equal(item.views_VCTHW, expected.views_VCTHW)
+        assert item.pixels.rgb().shape == (6, 3, 4, 24, 24)
+        assert torch.equal(item.pixels.rgb(), expected.pixels.rgb())
         assert (item.key, item.label) == (expected.key, expected.label)
 
 
 def test_evaluation_can_take_a_part_of_the_videos(synth_shards):
     items = evaluate(synth_shards / "validation", samples=[5, 1], crops=1)
-    assert [item.position for item in items] == [5, 1] and items[0].views_VCTHW.shape[0] == 2
+    assert [item.position for item in items] == [5, 1] and len(items[0].pixels) == 2
 
 
 def test_evaluation_reports_a_bad_video(damaged):
     folder, key = damaged
     [bad] = [item for item in evaluate(folder) if item.skipped]
-    assert (bad.key, bad.skipped.key, bad.position) == (key, key, 2) and not bad.views_VCTHW.any()
+    assert (bad.key, bad.skipped.key, bad.position) == (key, key, 2) and not bad.pixels.rgb().any()
 
 
 @pytest.mark.parametrize("clips, crops", [(0, 1), (1, 2)])
@@ -296,14 +388,16 @@ def test_wrong_views_are_refused(synth_shards, clips, crops):
         )
 
 
-def test_workers_never_oversubscribe_the_cores(caplog):
+def test_workers_left_to_us_never_oversubscribe_the_cores_and_others_are_obeyed(caplog, monkeypatch):
     cores = available_cores()
     assert cores <= len(os.sched_getaffinity(0))
     assert worker_count(-1, 1) == cores - 1 and worker_count(-1, 10 * cores) == 0
     assert worker_count(0, 4) == 0 and worker_count(1, 10 * cores) == 1
-    workers_module.log.propagate = True
-    assert worker_count(10 * cores, 1) == cores
-    assert f"data.workers={10 * cores} is more than the {cores} cores" in caplog.text
+    monkeypatch.setattr(workers_module.log, "propagate", True)
+    assert worker_count(cores, 1) == cores and caplog.text == ""
+    assert worker_count(10 * cores, 2) == 10 * cores
+    expected = f"data.workers={10 * cores} for each of 2 processes is more than the {cores} cores here"
+    assert expected in caplog.text
     with pytest.raises(ValueError, match=r"data.workers must be -1 .* got -2"):
         worker_count(-2)
 
@@ -315,3 +409,22 @@ def test_a_containers_quota_counts(monkeypatch, tmp_path, quota, cores):
     (tmp_path / "cpu.max").write_text(quota)
     monkeypatch.setattr(workers_module, "_CPU_QUOTA", tmp_path / "cpu.max")
     assert available_cores() == (cores or len(os.sched_getaffinity(0)))
+
+
+class DeadlyVideos(EvaluationVideos):
+    """Evaluation videos of which one ends the worker that reads it."""
+
+    def _views(self, sample):
+        if sample.label == 3:
+            die()
+        return super()._views(sample)
+
+
+def test_a_video_that_kills_a_worker_in_evaluation_is_reported_and_all_others_are_read(synth_shards):
+    index = open_index(synth_shards / "validation")
+    deadly = [place for place in range(len(index)) if index.sample(place).label == 3]
+    videos = DeadlyVideos(index, range(len(index)), clip=CLIP, temporal_clips=1, spatial_crops=1)
+    items = list(Crew(videos, workers=2, timeout_s=60.0, preload=[__name__]))
+    assert [item.position for item in items] == list(range(len(index)))
+    assert [item.position for item in items if item.skipped] == deadly and len(deadly) == 3
+    assert "killed by SIGKILL while it read the sample" in items[deadly[0]].skipped.reason

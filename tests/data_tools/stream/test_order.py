@@ -1,10 +1,20 @@
 """The order of the run: every sample once an epoch, whoever reads it."""
 
+from collections import Counter
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.stream.order import clip_place, plan_batch, sample_at
+from data_tools.stream.order import (
+    MIXTURE_BLOCK,
+    clip_place,
+    mixture_place,
+    mixture_quotas,
+    plan_batch,
+    sample_at,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -45,21 +55,154 @@ def test_views_of_a_video_stand_side_by_side():
     assert [clip_place(clip, 3, 2) for clip in range(5, 9)] == [(0, 2, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0)]
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run that is interrupted, and goes on each time with another number of processes.
+
+    Attributes:
+        topologies: for each stretch: its steps, the processes, the clips that a process holds at once.
+    """
+
+    global_clips: int
+    views: int
+    topologies: tuple[tuple[int, int, int], ...]
+
+
+@st.composite
+def runs(draw: st.DrawFn, most_videos: int = 64, most_steps: int = 4) -> Run:
+    # Drawn as few numbers as possible: thousands of runs are to take seconds.
+    views = draw(st.sampled_from((1, 1, 2, 3)))
+    videos = draw(st.integers(1, most_videos))
+    worlds = [world for world in range(1, videos + 1) if videos % world == 0]
+    stretch = st.tuples(st.integers(1, most_steps), st.sampled_from(worlds), st.integers(1, 40))
+    stretches = draw(st.lists(stretch, min_size=1, max_size=4))
+    topologies = tuple((steps, world, max(room, views)) for steps, world, room in stretches)
+    return Run(global_clips=videos * views, views=views, topologies=topologies)
+
+
+def ranges_as_read(run: Run) -> list[range]:
+    """The clips of every micro-batch: by step, then by its place in the step, then by process."""
+    begin, ranges = 0, []
+    for length, world, room in run.topologies:
+        plan = plan_batch(run.global_clips, room, world, run.views)
+        steps, parts, ranks = range(begin, begin + length), range(plan.accumulation), range(world)
+        ranges += [plan.clip_range(step, part, rank) for step in steps for part in parts for rank in ranks]
+        begin += length
+    return ranges
+
+
+def clips_as_read(run: Run) -> list[int]:
+    return [clip for clips in ranges_as_read(run) for clip in clips]
+
+
+@settings(max_examples=3000, deadline=None)
+@given(run=runs(most_videos=512))
+def test_whatever_the_topologies_and_the_restarts_the_run_is_one_line_of_clips(run: Run) -> None:
+    ranges = ranges_as_read(run)
+    steps = sum(length for length, _, _ in run.topologies)
+    assert [clips.start for clips in ranges] == [0, *(clips.stop for clips in ranges[:-1])]
+    assert ranges[-1].stop == steps * run.global_clips
+    assert all(len(clips) and len(clips) % run.views == 0 for clips in ranges)
+
+
+@settings(max_examples=300, deadline=None)
 @given(
-    world=st.sampled_from([1, 2, 3, 4, 8]),
-    views=st.integers(1, 4),
-    videos=st.integers(1, 12),
-    room=st.integers(1, 40),
-    step=st.integers(0, 10**6),
+    world=st.integers(1, 512), share=st.integers(1, 12), room=st.integers(1, 12), step=st.integers(0, 10**9)
 )
-def test_every_topology_takes_the_same_clips_of_a_step(world, views, videos, room, step):
-    global_clips = world * views * videos
-    plan = plan_batch(global_clips, max(room, views), world, views)
-    assert plan.micro_clips * plan.accumulation * world == global_clips
-    assert plan.micro_clips <= max(room, views) and plan.micro_clips % views == 0
+def test_any_number_of_processes_takes_the_same_clips_of_a_step(
+    world: int, share: int, room: int, step: int
+) -> None:
+    plan = plan_batch(world * share, room, world, 1)
+    assert plan.micro_clips <= room and plan.micro_clips * plan.accumulation == share
     ranges = [plan.clip_range(step, part, rank) for part in range(plan.accumulation) for rank in range(world)]
-    taken = [clip for clips in ranges for clip in clips]
-    assert taken == list(range(step * global_clips, (step + 1) * global_clips))
+    begin = step * world * share
+    assert [clips.start for clips in ranges] == list(range(begin, begin + world * share, plan.micro_clips))
+    assert {len(clips) for clips in ranges} == {plan.micro_clips}
+
+
+@settings(max_examples=1000, deadline=None)
+@given(run=runs(most_videos=24), samples=st.integers(1, 60), seed=st.integers(0, 2**31))
+def test_each_epoch_shows_each_sample_once_with_all_its_views_in_any_topology(
+    run: Run, samples: int, seed: int
+) -> None:
+    shown: dict[int, list[tuple[int, int]]] = {}
+    for clip in clips_as_read(run):
+        epoch, i, view = clip_place(clip, samples, run.views)
+        shown.setdefault(epoch, []).append((sample_at(seed, epoch, i, samples), view))
+    last = max(shown)
+    for epoch, pairs in shown.items():  # the last one may be cut short anywhere
+        assert len(set(pairs)) == len(pairs)
+        assert epoch == last or len(pairs) == samples * run.views
+
+
+weights_of_sets = st.lists(st.integers(1, 40), min_size=1, max_size=6)
+
+
+@settings(max_examples=500, deadline=None)
+@given(weights=st.lists(st.floats(0.01, 5.0), min_size=1, max_size=8), block=st.integers(500, 2000))
+def test_quotas_fill_a_block_and_miss_no_weight_by_a_whole_place(weights: list[float], block: int) -> None:
+    quotas = mixture_quotas(weights, 10 * block)
+    assert sum(quotas) == 10 * block
+    for weight, quota in zip(weights, quotas, strict=True):
+        assert abs(quota - weight / sum(weights) * 10 * block) < 1.0 + 1e-6
+
+
+def test_quotas_of_round_shares_are_exact_and_a_remainder_goes_to_the_first() -> None:
+    assert mixture_quotas([0.7, 0.2, 0.1]) == (700, 200, 100)
+    assert mixture_quotas([7, 2, 1]) == (700, 200, 100)
+    assert mixture_quotas([1, 1, 1]) == (334, 333, 333)
+    assert mixture_quotas([3.0]) == (MIXTURE_BLOCK,)
+
+
+def test_a_weight_that_would_get_no_place_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"must be at least 1/1000 of all weights together, got 0\.001 of 5\.001"
+    ):
+        mixture_quotas([5, 0.001])
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    quotas=weights_of_sets,
+    sizes=st.lists(st.integers(1, 30), min_size=6, max_size=6),
+    seed=st.integers(0, 99),
+)
+def test_a_mixture_keeps_its_quotas_in_each_block_and_each_set_its_own_epochs(
+    quotas: list[int], sizes: list[int], seed: int
+) -> None:
+    block, blocks = sum(quotas), 3
+    sets = tuple(sizes[: len(quotas)])
+    places = [mixture_place(seed, place, tuple(quotas), sets) for place in range(block * blocks)]
+    for begin in range(0, len(places), block):
+        counts = Counter(number for number, _, _ in places[begin : begin + block])
+        assert [counts[number] for number in range(len(quotas))] == quotas
+    for number, (quota, size) in enumerate(zip(quotas, sets, strict=True)):
+        own = sorted((epoch, i) for which, epoch, i in places if which == number)
+        assert own == [divmod(n, size) for n in range(quota * blocks)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(run=runs(most_videos=24), quotas=weights_of_sets, seed=st.integers(0, 99))
+def test_a_mixture_is_the_same_in_any_topology(run: Run, quotas: list[int], seed: int) -> None:
+    sizes = tuple(range(3, 3 + len(quotas)))
+    read = [clip // run.views for clip in clips_as_read(run)]
+    whole = [mixture_place(seed, place, tuple(quotas), sizes) for place in range(max(read) + 1)]
+    assert [mixture_place(seed, place, tuple(quotas), sizes) for place in read] == [
+        whole[place] for place in read
+    ]
+    assert len(set(whole)) == len(whole)
+
+
+def test_the_sets_of_a_mixture_come_in_another_order_in_each_block_and_under_each_seed() -> None:
+    orders = {
+        tuple(
+            mixture_place(seed, place, (5, 3, 2), (9, 9, 9))[0]
+            for place in range(block * 10, block * 10 + 10)
+        )
+        for seed in range(3)
+        for block in range(3)
+    }
+    assert len(orders) == 9
 
 
 def test_the_smallest_accumulation_is_chosen():

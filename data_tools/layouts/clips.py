@@ -1,0 +1,92 @@
+"""Clips cut beforehand: each sample is a short video of exactly the frames that training will see."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from data_tools.config import require
+from data_tools.encode import Coding, write_frames
+from data_tools.layouts.base import FAST, Laid, Layout, Task, check_picture, check_x264
+from data_tools.originals import open_original
+from data_tools.sources.base import SourceVideo
+from data_tools.steady import Cuts, Steady, steady
+
+# Every frame will be decoded, so decoding is made cheap.
+_X264 = "scenecut=0:cabac=0:no-deblock=1:weightp=0:mbtree=0"
+
+
+class Clips(Layout):
+    """Encodes runs of every `stride`-th frame; a clip is then read with clip.stride=1.
+
+    A video too short for a clip gives one clip of all that it has; what is left over at the end is left out.
+
+    Args:
+        frames, stride: of a clip.
+        clips: at most so many of each video, spread evenly and never overlapping; null for all that fit.
+        short_side: in pixels; smaller videos keep their size.
+        fps: rate of the video of which every `stride`-th frame is taken; null keeps its own.
+        crf: x264's constant quality, 0 to 51.
+    """
+
+    def __init__(
+        self,
+        *,
+        frames: int = 16,
+        stride: int = 4,
+        clips: int | None = None,
+        short_side: int = 256,
+        fps: float | None = None,
+        crf: int = 23,
+    ):
+        require(frames >= 1, "layout.args.frames", "be at least 1", frames)
+        require(stride >= 1, "layout.args.stride", "be at least 1", stride)
+        is_count = clips is None or (type(clips) is int and clips >= 1)
+        require(is_count, "layout.args.clips", "be at least 1, or null", clips)
+        check_picture(short_side=short_side, fps=fps)
+        check_x264(crf=crf)
+        self.frames, self.stride, self.clips = frames, stride, clips
+        self.short_side, self.fps = short_side, fps
+        options = {"crf": str(crf), "preset": FAST, "a53cc": "0", "x264-params": _X264}
+        self.coding = Coding(codec="libx264", options=options, gop=frames)
+
+    def lay(self, task: Task) -> Iterator[Laid]:
+        """See `Layout.lay`."""
+        with open_original(task.video, notes=task.notes) as original:
+            rate = (original.rate if self.fps is None else self.fps) / self.stride
+            video = steady(original, fps=rate, short_side=self.short_side)
+            starts = self._starts(video.expected)
+            for clip, group in groupby(self._members(video, starts), key=itemgetter(0)):
+                key = f"{task.key}-{clip:04d}"
+                file = task.folder / f"{key}.mp4"
+                info = write_frames(file, (frame for _, frame in group), video.rate, self.coding)
+                start_s = video.start_s + float(starts[clip] / video.rate)
+                if info.frames == self.frames or clip == 0:
+                    yield Laid(key=key, file=file, ending="mp4", info=info, start_s=start_s)
+                else:  # the video ended before its container said it would
+                    file.unlink()
+
+    def check(self, video: SourceVideo, cuts: Cuts) -> None:
+        """See `Layout.check`."""
+        if cuts:
+            raise ValueError(
+                "layout.name=clips cuts videos by its own args: leave segment_s and scene_cuts out"
+            )
+
+    def _members(self, video: Steady, starts: list[int]) -> Iterator[tuple[int, Any]]:
+        """The frames of clips, each with the number of its clip."""
+        for number, frame in enumerate(video.frames):
+            clip = bisect_right(starts, number) - 1
+            if clip >= 0 and number < starts[clip] + self.frames:
+                yield clip, frame
+
+    def _starts(self, expected: int) -> list[int]:
+        """First frames of the clips, in ascending order."""
+        fitting = max(expected // self.frames, 1)
+        if self.clips is None or self.clips >= fitting:
+            return [clip * self.frames for clip in range(fitting)]
+        room = expected - self.frames
+        if self.clips == 1:
+            return [room // 2]
+        return [round(clip * room / (self.clips - 1)) for clip in range(self.clips)]

@@ -1,0 +1,43 @@
+"""The bytes of each video as they are, whatever the codec."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_tools.layouts.base import Laid, Layout, Task
+from data_tools.originals import note_missing_frames, video_source
+from data_tools.sources.base import SourceVideo
+from data_tools.steady import Cuts
+from data_tools.stream.container import open_container
+from data_tools.stream.decode import probe
+
+_CUTTING = "layout.name=stride_aligned, clips or jpegs"
+
+
+class Copy(Layout):
+    """Encodes nothing. A video is decoded once, to see that it can be."""
+
+    def lay(self, task: Task) -> Iterator[Laid]:
+        """See `Layout.lay`."""
+        source = video_source(task.video)
+        info = probe(source)
+        with open_container(source) as (_, stream):
+            note_missing_frames(task.notes, stream.frames, info.frames)
+        yield Laid(key=task.key, file=None, ending=Path(task.video.name).suffix[1:].lower(), info=info)
+
+    def check(self, video: SourceVideo, cuts: Cuts) -> None:
+        """See `Layout.check`."""
+        if cuts:
+            raise ValueError(
+                f"layout.name=copy leaves videos as they are and cannot cut them; use {_CUTTING} "
+                "with segment_s and scene_cuts"
+            )
+        if video.frames:
+            raise ValueError(
+                f"{video.name} is a folder of pictures and layout.name=copy stores files of videos; "
+                f"use {_CUTTING}"
+            )
+        if video.start_s is not None or video.end_s is not None:
+            raise ValueError(
+                f"{video.name} is a part of a video (start_s, end_s) and layout.name=copy stores whole "
+                f"files; use {_CUTTING}"
+            )

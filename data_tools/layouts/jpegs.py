@@ -1,0 +1,69 @@
+"""A JPEG for each frame, as Motion-JPEG in an mp4: any frame is decoded alone, at several times the bytes."""
+
+from collections.abc import Iterator
+
+from data_tools.config import require
+from data_tools.encode import Coding, write_frames, write_pictures
+from data_tools.index import VideoInfo
+from data_tools.layouts.base import Laid, Layout, Task, check_picture
+from data_tools.originals import Original, open_original
+from data_tools.steady import pieces, steady
+
+_JPEG_ENDINGS = (".jpg", ".jpeg")
+
+
+class Jpegs(Layout):
+    """Stores pictures. JPEG files of a folder of pictures go in untouched where size and rate may stay.
+
+    Args:
+        quality: FFmpeg's scale, 2 (best) to 31.
+        short_side: in pixels; smaller videos keep their size. null keeps every size.
+        fps: pictures a second; null keeps the video's own rate.
+    """
+
+    def __init__(self, *, quality: int = 3, short_side: int | None = 256, fps: float | None = None):
+        require(2 <= quality <= 31, "layout.args.quality", "lie in [2, 31]", quality)
+        check_picture(short_side=short_side, fps=fps)
+        self.short_side, self.fps = short_side, fps
+        self.coding = Coding(codec="mjpeg", options={"qmin": str(quality), "qmax": str(quality)}, gop=1)
+
+    def lay(self, task: Task) -> Iterator[Laid]:
+        """See `Layout.lay`."""
+        with open_original(task.video, notes=task.notes) as original:
+            if not task.cuts and self._may_stay(task, original):
+                yield _untouched(task, original)
+                return
+            video = steady(original, fps=self.fps, short_side=self.short_side, jpeg=True)
+            for piece in pieces(video, task.cuts):
+                key = f"{task.key}-{piece.number:04d}" if task.cuts else task.key
+                file = task.folder / f"{key}.mp4"
+                info = write_frames(file, piece.frames, video.rate, self.coding)
+                yield Laid(key=key, file=file, ending="mp4", info=info, start_s=piece.start_s)
+
+    def _may_stay(self, task: Task, original: Original) -> bool:
+        """Whether the files themselves are what this layout would make."""
+        video, first = task.video, original.first
+        return (
+            bool(video.frames)
+            and all(name.lower().endswith(_JPEG_ENDINGS) for name in video.frames)
+            and video.start_s is None
+            and video.end_s is None
+            and not any(original.turns)
+            and self.fps in (None, float(original.rate))
+            and (self.short_side is None or min(first.width, first.height) <= self.short_side)
+        )
+
+
+def _untouched(task: Task, original: Original) -> Laid:
+    frames = sum(1 for _ in original.timed)  # each is decoded, and has to be of one size
+    file = task.folder / f"{task.key}.mp4"
+    files = [task.video.path / name for name in task.video.frames]
+    write_pictures(file, files, original.rate, original.first)
+    info = VideoInfo(
+        frames=frames,
+        duration_s=float(frames / original.rate),
+        width=original.first.width,
+        height=original.first.height,
+        codec="mjpeg",
+    )
+    return Laid(key=task.key, file=file, ending="mp4", info=info)

@@ -1,0 +1,83 @@
+"""The default: H.264 in which every `stride`-th frame is the only kind that others refer to.
+
+    frame     0 1 2 3 4 5 6 7 8 ...      stride 4, phase 2
+    type      I P I b b b P b b ...      b: nothing refers to it
+
+A reader that wants frames phase, phase + stride, ... skips the others undecoded (`skip_frame=NONREF`), any
+other reader sees an ordinary constant-rate file. The phase is drawn for each video, so that a model does not
+learn where reference frames lie; a key frame is forced there, and all groups of pictures are closed.
+"""
+
+from collections.abc import Iterator
+
+from data_tools.config import require
+from data_tools.encode import Coding, write_frames
+from data_tools.layouts.base import FAST, Laid, Layout, Task, check_picture, check_x264
+from data_tools.originals import open_original
+from data_tools.randomness import derived_seed
+from data_tools.steady import pieces, steady
+
+# No B frame may be referred to and none may move; the rest makes decoding cheap: no CABAC, no deblocking.
+_X264 = "b-adapt=0:b-pyramid=none:scenecut=0:cabac=0:no-deblock=1:weightp=0:open-gop=0:mbtree=0"
+_LONGEST_GOP = 32
+_MOST_B_FRAMES = 16  # x264's limit
+
+
+class StrideAligned(Layout):
+    """Encodes anew, for fast reading at one stride.
+
+    Args:
+        stride: of the clips that training will read; multiples of it are as fast. 1 aligns nothing.
+        short_side: in pixels; smaller videos keep their size.
+        fps: frames a second; null keeps the video's own, or the mean of a varying one.
+        crf: x264's constant quality, 0 to 51.
+        preset: x264's; slower ones make smaller files.
+        gop: frames from key frame to key frame, a multiple of the stride; null takes 32 or a little less.
+    """
+
+    def __init__(
+        self,
+        *,
+        stride: int = 4,
+        short_side: int = 256,
+        fps: float | None = None,
+        crf: int = 23,
+        preset: str = FAST,
+        gop: int | None = None,
+    ):
+        require(1 <= stride <= _MOST_B_FRAMES + 1, "layout.args.stride", "lie in [1, 17]", stride)
+        check_picture(short_side=short_side, fps=fps)
+        check_x264(crf=crf, preset=preset)
+        gop = _LONGEST_GOP // stride * stride if gop is None else gop
+        is_multiple = type(gop) is int and gop >= 1 and gop % stride == 0
+        require(is_multiple, "layout.args.gop", f"be a multiple of stride={stride}", gop)
+        self.stride, self.short_side, self.fps = stride, short_side, fps
+        self.options = {
+            "crf": str(crf),
+            "preset": preset,
+            "forced-idr": "1",
+            "a53cc": "0",  # captions of the original stay behind, like its sound
+            "x264-params": f"bframes={stride - 1}:{_X264}",
+        }
+        self.gop = gop
+
+    def lay(self, task: Task) -> Iterator[Laid]:
+        """See `Layout.lay`."""
+        with open_original(task.video, notes=task.notes) as original:
+            video = steady(original, fps=self.fps, short_side=self.short_side)
+            for piece in pieces(video, task.cuts):
+                key = f"{task.key}-{piece.number:04d}" if task.cuts else task.key
+                phase = derived_seed(task.seed, purpose=f"shard/phase/{key}") % self.stride
+                file = task.folder / f"{key}.mp4"
+                coding = Coding(codec="libx264", options=self.options, gop=self.gop, key_frame_at=phase)
+                info = write_frames(file, piece.frames, video.rate, coding)
+                is_aligned = phase < info.frames
+                yield Laid(
+                    key=key,
+                    file=file,
+                    ending="mp4",
+                    info=info,
+                    start_s=piece.start_s,
+                    reference_stride=self.stride if is_aligned else 1,
+                    reference_phase=phase if is_aligned else 0,
+                )

@@ -1,0 +1,178 @@
+"""What the index and the lists beside it say of every video: totals, drawings, columns, rejected files."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data_tools.index import NO_LABEL
+from data_tools.report.collection import Collection
+from data_tools.report.figures import Histogram, Ranking, histogram, ranking, short
+from data_tools.report.looked import Looked
+from data_tools.shard_report import count_reasons
+from data_tools.storage import Location
+
+_VALUES_SHOWN = 10
+_EXAMPLES = 5
+
+
+def split_row(collection: Collection, number: int) -> dict[str, Any]:
+    """The totals of one data set."""
+    index = collection.indexes[number]
+    duration_s = index.column("duration_s")
+    byte_count = sum(shard.bytes for shard in index.shards)
+    return {
+        "name": collection.splits[number] or collection.name,
+        "videos": len(index),
+        "seconds": float(duration_s.sum()),
+        "median_s": float(np.median(duration_s)),
+        "frames": int(index.column("frames").sum(dtype=np.int64)),
+        "bytes": byte_count,
+        "shards": len(index.shards),
+        "labelled": int((index.column("label") != NO_LABEL).sum()),
+        "fingerprint": index.fingerprint,
+    }
+
+
+def histograms(looked: Looked) -> list[Histogram]:
+    """Lengths, sizes and rates of every video, motion of those that were looked at."""
+    collection = looked.collection
+    duration_s, frames = collection.columns("duration_s"), collection.columns("frames")
+    rates = [count / np.maximum(time_s, 1e-9) for count, time_s in zip(frames, duration_s, strict=True)]
+    short_side = [np.minimum(*pair) for pair in _pairs(collection, "width", "height")]
+    shape = [width / height for width, height in _pairs(collection, "width", "height")]
+    drawn = [
+        histogram("Length", "s", duration_s),
+        histogram("Frame rate", "fps", rates),
+        histogram("Short side", "px", short_side),
+        histogram("Width to height", "", shape),
+        histogram("Size of a video", "kB", [length / 1000 for length in collection.columns("length")]),
+    ]
+    if readable := looked.readable:
+        motion = np.array([looked.looks[place].motion for place in readable])
+        split = collection.split_of(readable)
+        by_split = [motion[split == number] for number in range(len(collection.splits))]
+        drawn.append(histogram("Motion", "grey levels", by_split))
+    return drawn
+
+
+def rankings(collection: Collection) -> list[Ranking]:
+    """Codecs and picture sizes by how often they occur."""
+    codecs, codes = collection.coded("codec")
+    counts_SX = np.stack([np.bincount(of_split, minlength=len(codecs)) for of_split in codes])
+    found = [ranking("Codecs", codecs.to_pylist(), counts_SX, shown=_VALUES_SHOWN)]
+    sizes = [width.astype(np.int64) << 32 | height for width, height in _pairs(collection, "width", "height")]
+    values = np.unique(np.concatenate([np.unique(of_split) for of_split in sizes]))
+    counts_SX = np.stack(
+        [np.bincount(np.searchsorted(values, of_split), minlength=len(values)) for of_split in sizes]
+    )
+    names = [f"{value >> 32} x {value & 0xFFFFFFFF}" for value in values.tolist()]
+    found.append(ranking("Picture sizes", names, counts_SX, shown=_VALUES_SHOWN))
+    return found
+
+
+def class_counts(collection: Collection) -> tuple[list[str], np.ndarray]:
+    """Classes of all splits, and how many videos of each a split has, a row a split."""
+    names = collection.label_names()
+    place = {name: number for number, name in enumerate(names)}
+    counts_SX = np.zeros((len(collection.indexes), len(names)), dtype=np.int64)
+    for row, index in zip(counts_SX, collection.indexes, strict=True):
+        labels = index.column("label")
+        of_class = np.bincount(labels[labels != NO_LABEL], minlength=len(index.classes))
+        np.add.at(row, [place[name] for name in index.classes], of_class)
+    return names, counts_SX
+
+
+def listed_files(folder: Location, collection: Collection, name: str, told: str) -> list[tuple[str, str]]:
+    """Files and what sharding said of them: the list beside the data sets, else those inside them.
+
+    Args:
+        name: of the list, a json object a line.
+        told: the key of what is said.
+    """
+    places = [folder / name]
+    if not places[0].exists():
+        places = [index.folder / name for index in collection.indexes]
+    entries = []
+    for place in places:
+        if place.exists():
+            entries += [_entry(line, told) for line in place.read().decode("utf-8", "replace").splitlines()]
+    return entries
+
+
+def reasons(entries: Sequence[tuple[str, str]]) -> list[tuple[str, int]]:
+    """Reasons with how often they stand there, most frequent first; their numbers are left out."""
+    lines = [json.dumps({"reason": reason}) for _, reason in entries]
+    return list(count_reasons("\n".join(lines)).items())
+
+
+def flattened(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as dotted names and texts."""
+    if isinstance(value, dict) and value:
+        pairs = (
+            flattened(child, f"{prefix}.{name}" if prefix else str(name)) for name, child in value.items()
+        )
+        return [pair for part in pairs for pair in part]
+    return [(prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
+
+
+def extra_columns(collection: Collection) -> list[dict[str, str]]:
+    """The columns that the source brought: where they are, how full, and what stands in them."""
+    rows = []
+    for split, index in zip(collection.splits, collection.indexes, strict=True):
+        for name in index.extra:
+            column = index.arrow_column(name)
+            filled = len(column) - column.null_count
+            kind = {"string": "text", "int64": "integer", "double": "number"}[str(column.type)]
+            described = _values(index.column(name), kind) if filled else "nothing"
+            rows.append(
+                {
+                    "name": name,
+                    "split": split,
+                    "kind": kind,
+                    "filled": f"{filled:,} of {len(column):,}",
+                    "values": described,
+                }
+            )
+    return rows
+
+
+def origin(collection: Collection) -> list[tuple[str, list[tuple[str, str]]]]:
+    """How the data sets were made: names and values, once for all splits that say the same."""
+    told: dict[str, list[str]] = {}
+    for split, index in zip(collection.splits, collection.indexes, strict=True):
+        made_by = {name: value for name, value in index.made_by.items() if name != "split"}
+        told.setdefault(json.dumps(made_by, sort_keys=True), []).append(split or collection.name)
+    return [(", ".join(splits), flattened(json.loads(text))) for text, splits in told.items()]
+
+
+def reference_frames(collection: Collection) -> list[tuple[int, int]]:
+    """(stride, videos): every stride-th frame of so many videos decodes without the frames between."""
+    strides = np.concatenate(collection.columns("reference_stride"))
+    return [
+        (int(stride), int(count))
+        for stride, count in zip(*np.unique(strides, return_counts=True), strict=True)
+    ]
+
+
+def _pairs(collection: Collection, one: str, other: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list(zip(collection.columns(one), collection.columns(other), strict=True))
+
+
+def _values(values: np.ndarray, kind: str) -> str:
+    if kind != "text":
+        numbers = values[~np.isnan(values.astype(np.float64))]
+        return f"{short(float(numbers.min()))} to {short(float(numbers.max()))}"
+    counts = Counter(value for value in values.tolist() if value is not None)
+    common = ", ".join(f"{value} ({count:,})" for value, count in counts.most_common(_EXAMPLES))
+    return common + (f", and {len(counts) - _EXAMPLES:,} more" if len(counts) > _EXAMPLES else "")
+
+
+def _entry(line: str, told: str) -> tuple[str, str]:
+    try:
+        entry = json.loads(line)
+        return str(entry["path"]), str(entry[told])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return line, "this line of the list is damaged"

@@ -1,0 +1,189 @@
+"""Videos opened safely: which containers, how large a frame, what time a frame has, which way is up.
+
+Time is in seconds from the first frame shown; a frame is on screen from its time stamp until that of the
+next.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from data_tools.command import DataError
+
+MAX_PIXELS = 1 << 25  # an 8K frame (7680 x 4320) still fits
+SLACK_S = 1e-6  # instants that were written down as decimal seconds are rounded
+
+# Containers only: play lists and session descriptions (hls, concat, sdp) open other files or the network.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,asf,ogg"
+_OPTIONS = {
+    "format_whitelist": _CONTAINERS,
+    "threads": "1",  # given here it also holds while the container is opened, which it makes a quarter faster
+}
+_BLIND_SEEK_S = 1.0  # without an index, decoding on is cheaper than a search for nearer instants
+
+
+class BadVideo(DataError):
+    """A video that cannot be read as it should; the message is one line without the video's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedVideo:
+    """A video opened up to its first frame: the stream, that frame, and those that follow it on screen."""
+
+    container: InputContainer
+    stream: VideoStream
+    first: VideoFrame
+    rest: Iterator[VideoFrame]
+    tick_s: float
+
+    def start_s(self, frame: VideoFrame) -> float:
+        """When a frame comes on screen, counted from the first frame shown."""
+        return (_ticks(frame) - _ticks(self.first)) * self.tick_s
+
+
+@contextmanager
+def open_video(source: bytes | Path) -> Iterator[OpenedVideo]:
+    """Open a video up to its first frame; every error of FFmpeg in the block becomes BadVideo."""
+    with open_container(source) as (container, stream):
+        yield up_to_first_frame(container, stream)
+
+
+@contextmanager
+def open_container(source: bytes | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A video's container and its best stream, nothing decoded yet; FFmpeg's errors become BadVideo."""
+    # Never a path for FFmpeg: a name like "concat:..." would choose a protocol.
+    with (
+        ffmpeg_errors(),
+        _as_file(source) as file,
+        av.open(file, "r", options=dict(_OPTIONS), metadata_errors="replace") as container,
+    ):
+        stream = _best_stream(container)
+        _limit(stream)
+        yield container, stream
+
+
+@contextmanager
+def ffmpeg_errors() -> Iterator[None]:
+    """Every error of FFmpeg, and every file that cannot be read, becomes BadVideo."""
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise BadVideo(f"FFmpeg cannot read it: {error.strerror or error}") from error
+
+
+def up_to_first_frame(container: InputContainer, stream: VideoStream) -> OpenedVideo:
+    """Decode the first frame.
+
+    Raises:
+        BadVideo: there is none.
+    """
+    frames = _shown(container, stream)
+    first = next(frames, None)
+    if first is None:
+        raise BadVideo("no frame of it can be decoded")
+    tick_s = float(stream.time_base or first.time_base or 1)
+    return OpenedVideo(container=container, stream=stream, first=first, rest=frames, tick_s=tick_s)
+
+
+def _as_file(source: bytes | Path) -> IO[bytes]:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
+def _best_stream(container: InputContainer) -> VideoStream:
+    pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    films = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not films:
+        raise BadVideo("it holds no video stream")
+    films = [stream for stream in films if stream.codec_context is not None]
+    if not films:
+        raise BadVideo("FFmpeg has no decoder for its codec")
+    best = container.streams.best("video")
+    if best in films:
+        return best
+    return max(films, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
+
+
+def _limit(stream: VideoStream) -> None:
+    """One thread, and no frame of more than MAX_PIXELS, not even where the size changes on the way."""
+    codec = stream.codec_context
+    if codec.width * codec.height > MAX_PIXELS:
+        raise BadVideo(f"frames of {codec.width}x{codec.height} are larger than {MAX_PIXELS} pixels")
+    codec.options = {"max_pixels": str(MAX_PIXELS)}  # options of the container do not reach the decoder
+    codec.thread_count = 1
+    codec.thread_type = "NONE"
+
+
+def _shown(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Frames in the order of the screen; one that is not later than the one before is never seen."""
+    latest = None
+    for frame in container.decode(stream):
+        ticks = _ticks(frame)
+        if latest is None or ticks > latest:
+            latest = ticks
+            yield frame
+
+
+def _ticks(frame: VideoFrame) -> int:
+    if frame.pts is None:
+        raise BadVideo("a frame has no time stamp: encode the video anew")
+    return frame.pts
+
+
+def worth_seeking(opened: OpenedVideo, instant_s: float) -> bool:
+    """Whether a key frame may lie between the first frame and the instant."""
+    return key_frame_may_precede(opened.stream, _target(opened, instant_s), instant_s)
+
+
+def key_frame_may_precede(stream: VideoStream, target: int, instant_s: float) -> bool:
+    """Whether a key frame may lie between the beginning and an instant, given in ticks and in seconds."""
+    entries = stream.index_entries
+    if len(entries) and entries[len(entries) - 1].timestamp >= target:
+        return entries.search_timestamp(target) > 0
+    return instant_s > _BLIND_SEEK_S
+
+
+def frames_after_seek(opened: OpenedVideo, instant_s: float) -> Iterator[VideoFrame] | None:
+    """Frames from the key frame before the instant on, None where the container led elsewhere."""
+    target = _target(opened, instant_s)
+    with suppress(av.FFmpegError):
+        opened.container.seek(target, stream=opened.stream)
+        frames = _shown(opened.container, opened.stream)
+        # What an open group of pictures puts before its key frame refers to frames we have not seen.
+        entry = next((frame for frame in frames if frame.key_frame), None)
+        if entry is not None and _ticks(entry) <= target:
+            return chain([entry], frames)
+    return None
+
+
+def _target(opened: OpenedVideo, instant_s: float) -> int:
+    return _ticks(opened.first) + int((instant_s + SLACK_S) / opened.tick_s)
+
+
+def claimed_frame_s(opened: OpenedVideo) -> float:
+    """How long the first frame is on screen, as far as the container says."""
+    if opened.first.duration:
+        return opened.first.duration * opened.tick_s
+    rate = opened.stream.average_rate
+    return 1.0 / float(rate) if rate else 0.04
+
+
+def turns(frame: VideoFrame) -> tuple[bool, bool, bool]:
+    """(exchange rows and columns, then flip rows, then flip columns) that the display matrix asks for."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    # A pixel (x, y) is shown at (a x + c y, b x + d y); angles that are no quarter turns go to the nearest.
+    a, b, _, c, d = np.frombuffer(memoryview(matrix), np.int32)[:5].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, b < 0, c < 0
+    return False, d < 0, a < 0

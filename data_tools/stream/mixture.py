@@ -1,0 +1,80 @@
+"""Where the samples of a run come from: one data set, or several in a fixed proportion."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from data_tools.cache import Cache
+from data_tools.index import Sample, ShardIndex, open_index
+from data_tools.randomness import derived_seed
+from data_tools.stream.order import clip_place, mixture_place, mixture_quotas, sample_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The sample at a place of the run.
+
+    Attributes:
+        index: the data set that holds it.
+        key: its name in the run; in a mixture the set's folder stands before its own key.
+    """
+
+    index: ShardIndex
+    sample: Sample
+    key: str
+
+
+class Mixture:
+    """Several data sets read side by side, each as often as its weight says.
+
+    Attributes:
+        sets: the data sets by the name they were given.
+        quotas: how many of a block's places each set gets, see `order.mixture_place`.
+    """
+
+    def __init__(self, sets: Mapping[str, ShardIndex], weights: Mapping[str, float]):
+        self.sets = dict(sets)
+        self.quotas = mixture_quotas([weights[name] for name in sets])
+        self.sizes = tuple(len(index) for index in sets.values())
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the content of all sets, in their order."""
+        return "+".join(index.fingerprint for index in self.sets.values())
+
+    def epochs(self, videos: float) -> dict[str, float]:
+        """How often each set is gone through while so many videos are read."""
+        shares = zip(self.sets, self.quotas, self.sizes, strict=True)
+        return {name: videos * quota / sum(self.quotas) / size for name, quota, size in shares}
+
+
+def open_mixture(weights: Mapping[str, float], *, cache: Cache | None = None) -> Mixture:
+    """Open the data sets of `data.mixture`: folders and their weights.
+
+    Args:
+        cache: keeps what is read from remote shards.
+
+    Raises:
+        ValueError: a weight is too small beside the others.
+        DataError: a folder is no data set.
+    """
+    try:
+        # Sorted, so that the order in which a config names them changes nothing.
+        return Mixture({folder: open_index(folder, cache=cache) for folder in sorted(weights)}, weights)
+    except ValueError as error:
+        raise ValueError(f"data.mixture: {error}") from error
+
+
+def find(source: ShardIndex | Mixture, *, seed: int, position: int) -> Found:
+    """The sample at a position of the run, which counts videos."""
+    if isinstance(source, Mixture):
+        number, epoch, i = mixture_place(seed, position, source.quotas, source.sizes)
+        name, index = list(source.sets.items())[number]
+        seed = derived_seed(seed, purpose="mixture/set", sample=number)
+        sample = index.sample(sample_at(seed, epoch, i, len(index)))
+        return Found(index=index, sample=sample, key=f"{name}/{sample.key}")
+    epoch, i, _ = clip_place(position, len(source), 1)
+    sample = source.sample(sample_at(seed, epoch, i, len(source)))
+    return Found(index=source, sample=sample, key=sample.key)

@@ -1,0 +1,233 @@
+"""The frames on screen at given instants, decoded one at a time and exactly as a full decode gives them.
+
+Most videos are H.264 in an mp4 file, whose packets tell the whole plan before anything is decoded: which
+frame is on screen at an instant, and where a key frame leads to it. Then
+
+- decoding begins at the key frame before, and ends with the last packet that is wanted;
+- closed groups of pictures in which nothing is wanted are passed over;
+- a packet that is not wanted is given to the decoder with the leave to skip it if no other frame refers to
+  it. In the stride-aligned layout those are all frames between the wanted ones, in other files the plain B
+  frames. What is decoded, is decoded as ever.
+
+Whatever does not fit that, and every other codec, is decoded in order from the key frame before the first
+instant, or from the beginning where the container leads elsewhere.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from data_tools.stream.container import (
+    SLACK_S,
+    BadVideo,
+    OpenedVideo,
+    frames_after_seek,
+    key_frame_may_precede,
+    open_container,
+    open_video,
+    up_to_first_frame,
+    worth_seeking,
+)
+
+_SEEK_GAP_S = 1.0  # between wanted frames; over a shorter one it is cheaper to read on
+_IDR, _FIRST_SLICE, _LAST_SLICE = 5, 1, 5  # kinds of H.264 units
+
+# A frame and the positions (of the ascending instants) at which it is on screen.
+_Picked = Iterator[tuple[VideoFrame, Sequence[int]]]
+
+
+class _OtherWay(Exception):
+    """The frames cannot be had in this way for certain."""
+
+
+def picked_frames(
+    video: bytes, instants_s: Sequence[float], *, last_frame_s: float | None = None
+) -> Iterator[tuple[VideoFrame, list[int]]]:
+    """Each frame that is on screen at one of the instants, with the places of those instants in the list.
+
+    Every place is given, at times more than once: then the last frame given for it counts.
+
+    Args:
+        instants_s: seconds from the first frame shown, in any order, repeats allowed.
+        last_frame_s: when the last frame comes on screen according to the index.
+
+    Raises:
+        BadVideo: it cannot be read, a frame asked for is damaged, or it ends before `last_frame_s`.
+    """
+    order = sorted(range(len(instants_s)), key=instants_s.__getitem__)
+    wanted_s = [instants_s[place] for place in order]
+    for way in (_planned, _after_seek, _from_start):
+        try:
+            for frame, positions in way(video, wanted_s, last_frame_s):
+                if frame.is_corrupt:
+                    raise _OtherWay
+                yield frame, [order[position] for position in positions]
+            return
+        except _OtherWay:
+            continue
+    raise BadVideo("a frame of it is damaged")
+
+
+def _planned(video: bytes, wanted_s: list[float], last_frame_s: float | None) -> _Picked:
+    """By the packets, where they can be trusted; else as `_after_seek` does."""
+    with open_container(video) as (container, stream):
+        if not _has_plan(container, stream):
+            yield from _in_order(up_to_first_frame(container, stream), wanted_s, last_frame_s, seek=True)
+            return
+        packets = container.demux(stream)
+        head = next(packets)
+        if not _opens_the_video(head, stream):
+            raise _OtherWay
+        origin, tick_s = head.pts or 0, float(stream.time_base or 1)
+        targets = [origin + int((instant_s + SLACK_S) / tick_s) for instant_s in wanted_s]
+        for begin, end in _runs(wanted_s):
+            if begin or key_frame_may_precede(stream, targets[begin], wanted_s[begin]):
+                found, is_end = _packets_after_seek(container, stream, targets[begin], targets[end - 1])
+            else:
+                found, is_end = _packets_until(chain([head], packets), targets[end - 1])
+            places, last = _on_screen(found, targets, range(begin, end))
+            if is_end:
+                _check_end((last - origin) * tick_s, wanted_s[end - 1], last_frame_s)
+            yield from _decoded(stream, found, places)
+
+
+def _after_seek(video: bytes, wanted_s: list[float], last_frame_s: float | None) -> _Picked:
+    with open_video(video) as opened:
+        yield from _in_order(opened, wanted_s, last_frame_s, seek=True)
+
+
+def _from_start(video: bytes, wanted_s: list[float], last_frame_s: float | None) -> _Picked:
+    with open_video(video) as opened:
+        yield from _in_order(opened, wanted_s, last_frame_s, seek=False)
+
+
+def _in_order(
+    opened: OpenedVideo, wanted_s: list[float], last_frame_s: float | None, *, seek: bool
+) -> _Picked:
+    """Every frame is decoded; one is on screen until the next one is."""
+    frames: Iterator[VideoFrame] | None = chain([opened.first], opened.rest)
+    if seek and worth_seeking(opened, wanted_s[0]):
+        frames = frames_after_seek(opened, wanted_s[0])
+    if frames is None:
+        raise _OtherWay
+    shown, given = next(frames), 0
+    for frame in frames:
+        begin, until_s = given, opened.start_s(frame) - SLACK_S
+        while given < len(wanted_s) and wanted_s[given] < until_s:
+            given += 1
+        if given > begin:
+            yield shown, range(begin, given)
+        if given == len(wanted_s):
+            return
+        shown = frame
+    _check_end(opened.start_s(shown), wanted_s[-1], last_frame_s)
+    yield shown, range(given, len(wanted_s))
+
+
+def _has_plan(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether packets carry both time stamps and their units can be told apart: H.264 in mp4."""
+    codec = stream.codec_context
+    return "mp4" in container.format.name and codec.name == "h264" and (codec.extradata or b"")[:1] == b"\x01"
+
+
+def _opens_the_video(head: Packet, stream: VideoStream) -> bool:
+    """Whether the first packet is certainly the first frame shown."""
+    is_first = head.pts is not None and head.pts == stream.start_time
+    return is_first and head.is_keyframe and not head.is_discard and _is_idr(head, stream)
+
+
+def _is_idr(packet: Packet, stream: VideoStream) -> bool:
+    """Whether no packet from this one on refers to an earlier one."""
+    data, size = memoryview(packet), ((stream.codec_context.extradata or bytes(5))[4] & 3) + 1
+    at = 0
+    while at + size < len(data):
+        kind = data[at + size] & 31
+        if _FIRST_SLICE <= kind <= _LAST_SLICE:
+            return kind == _IDR
+        at += size + int.from_bytes(data[at : at + size], "big")
+    return False
+
+
+def _runs(wanted_s: list[float]) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the stretches of instants without a gap worth a seek."""
+    begin = 0
+    for end in range(1, len(wanted_s) + 1):
+        if end == len(wanted_s) or wanted_s[end] - wanted_s[end - 1] > _SEEK_GAP_S:
+            yield begin, end
+            begin = end
+
+
+def _packets_after_seek(
+    container: InputContainer, stream: VideoStream, target: int, until: int
+) -> tuple[list[Packet], bool]:
+    """Packets from the key frame at or before the target on, and whether the video ends with them."""
+    try:
+        container.seek(target, stream=stream)
+    except av.FFmpegError as error:
+        raise _OtherWay from error
+    return _packets_until(container.demux(stream), until)
+
+
+def _packets_until(packets: Iterable[Packet], until: int) -> tuple[list[Packet], bool]:
+    """All packets of frames that come on screen up to then, by decoding time; whether the video ends."""
+    found: list[Packet] = []
+    for packet in packets:
+        if packet.size == 0 and packet.dts is None:  # how PyAV says that there are no more
+            break
+        if packet.pts is None or packet.dts is None or packet.pts < packet.dts:
+            raise _OtherWay
+        if packet.dts > until:
+            return found, False
+        found.append(packet)
+    return found, True
+
+
+def _on_screen(found: list[Packet], targets: list[int], run: range) -> tuple[dict[int, list[int]], int]:
+    """The positions at which each packet is on screen, by its time stamp; and the last time stamp of all."""
+    stamps = sorted(packet.pts or 0 for packet in found if not packet.is_discard)
+    if not stamps or len(set(stamps)) < len(stamps) or stamps[0] > targets[run[0]]:
+        raise _OtherWay
+    places: dict[int, list[int]] = {}
+    for position in run:
+        places.setdefault(stamps[bisect_right(stamps, targets[position]) - 1], []).append(position)
+    return places, stamps[-1]
+
+
+def _decoded(stream: VideoStream, found: list[Packet], places: dict[int, list[int]]) -> _Picked:
+    """Decode the packets and give those that are wanted."""
+    codec, missing = stream.codec_context, set(places)
+    for packet in chain(_needed(found, stream, places), [None]):
+        if packet is not None:
+            codec.skip_frame = "DEFAULT" if packet.pts in places else "NONREF"
+        for frame in codec.decode(packet):
+            if frame.pts in missing:
+                missing.remove(frame.pts)
+                yield frame, places[frame.pts]
+    if missing:  # FFmpeg keeps back what refers to frames that it has not seen, as in an open group
+        raise _OtherWay
+
+
+def _needed(found: list[Packet], stream: VideoStream, places: dict[int, list[int]]) -> Iterator[Packet]:
+    """Closed group by closed group, everything up to the last packet that is wanted of it."""
+    waiting: list[Packet] = []
+    for packet in found:
+        if packet.is_keyframe and _is_idr(packet, stream):
+            waiting = []
+        waiting.append(packet)
+        if packet.pts in places:
+            yield from waiting
+            waiting = []
+
+
+def _check_end(last_s: float, wanted_s: float, last_frame_s: float | None) -> None:
+    promised_s = last_frame_s if last_frame_s is not None else 0.0
+    if last_s < min(promised_s, wanted_s) - 1e-3:
+        raise BadVideo(
+            f"its last frame comes at {last_s:.3f} s, the index promises one at {promised_s:.3f} s"
+        )

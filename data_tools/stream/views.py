@@ -1,0 +1,116 @@
+"""Views of a video: boxes cut from its pictures, resized straight into the memory of a batch.
+
+OpenCV resizes planes where they lie, and is by far the fastest to do so (docs/data.md has the numbers). It
+interpolates linearly; where a box shrinks to less than half, that would pass over pixels and make them
+flicker, so there each pixel counts by its area.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from data_tools.stream.augment import AugmentConfig, Crop, random_crop
+from data_tools.stream.pixels import Pixels, YuvClips
+from data_tools.stream.planes import Picture
+
+_MOST_LINEAR_SHRINK = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What one clip shows of a video: a box with even edges, perhaps mirrored left to right."""
+
+    crop: Crop
+    flip: bool = False
+
+
+def training_view(height: int, width: int, augment: AugmentConfig, generator: torch.Generator) -> View:
+    """A random box of a picture, mirrored at random."""
+    crop = random_crop(height, width, augment, generator)
+    flip = augment.flip and torch.rand((), generator=generator).item() < 0.5
+    return View(crop=even(crop), flip=flip)
+
+
+def evaluation_views(height: int, width: int, crops: int) -> list[View]:
+    """Squares as large as fit: 1 in the centre, or 3 from end to end along the longer side.
+
+    Raises:
+        ValueError: another number of crops.
+    """
+    if crops not in (1, 3):
+        raise ValueError(f"the number of spatial crops must be 1 or 3, got {crops}")
+    side = min(height, width)
+    room = max(height, width) - side
+    views = []
+    for start in [room // 2] if crops == 1 else [0, room // 2, room]:
+        top, left = (start, 0) if height > width else (0, start)
+        views.append(View(crop=even(Crop(top=top, left=left, height=side, width=side))))
+    return views
+
+
+def even(crop: Crop) -> Crop:
+    """The box with its edges on even pixels, where those of the colours lie; never empty."""
+    return Crop(
+        top=crop.top // 2 * 2,
+        left=crop.left // 2 * 2,
+        height=max(crop.height // 2 * 2, 1),
+        width=max(crop.width // 2 * 2, 1),
+    )
+
+
+def cut_views(
+    pictures: Iterable[tuple[Picture, list[int]]],
+    choose: Callable[[int, int], list[View]],
+    pixels: Pixels,
+) -> None:
+    """Fill clips, one for each view, with pictures as they come; only one picture is held at a time.
+
+    Args:
+        pictures: with the frames of a clip that each one is.
+        choose: called once, with height and width of the pictures.
+        pixels: the clips to fill; RGB in (B, T, H, W, C) memory.
+    """
+    if cv2.getNumThreads() > 1:
+        cv2.setNumThreads(1)  # waking others for a single plane costs more than it saves
+    memory, views = _arrays(pixels), None
+    for picture, places in pictures:
+        if views is None:
+            views = choose(*picture.size)
+            _set_colour(pixels, picture)
+        for clip, view in enumerate(views):
+            write_view(picture, view, [array[clip, places[0]] for array in memory])
+            for array in memory if len(places) > 1 else ():
+                array[clip, places[1:]] = array[clip, places[0]]
+
+
+def _set_colour(pixels: Pixels, picture: Picture) -> None:
+    if isinstance(pixels, YuvClips):
+        pixels.colour_BX[:] = torch.tensor(picture.colour, dtype=torch.int32)
+
+
+def _arrays(pixels: Pixels) -> list[np.ndarray]:
+    """The memory of the planes of all clips, each (B, T, ...)."""
+    if isinstance(pixels, YuvClips):
+        return [pixels.luma_BTHW.numpy(), *pixels.chroma_BCTHW.numpy().swapaxes(0, 1)]
+    return [pixels.permute(0, 2, 3, 4, 1).numpy()]
+
+
+def write_view(picture: Picture, view: View, outs: Sequence[np.ndarray]) -> None:
+    """Cut, resize and mirror a picture's planes into memory.
+
+    Args:
+        outs: for each plane a uint8 array in C order, (height, width) or (height, width, 3).
+    """
+    crop = view.crop
+    for plane, out, divisor in zip(picture.planes, outs, (1, 2, 2), strict=False):
+        rows = slice(crop.top // divisor, -(-(crop.top + crop.height) // divisor))
+        columns = slice(crop.left // divisor, -(-(crop.left + crop.width) // divisor))
+        box, (height, width) = plane[rows, columns], out.shape[:2]
+        shrink = max(box.shape[0] / height, box.shape[1] / width)
+        how = cv2.INTER_LINEAR if shrink <= _MOST_LINEAR_SHRINK else cv2.INTER_AREA
+        cv2.resize(box, (width, height), dst=out, interpolation=how)
+        if view.flip:
+            cv2.flip(out, 1, dst=out)

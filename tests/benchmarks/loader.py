@@ -1,0 +1,270 @@
+"""How many clips a second one core makes, against the usual loaders on the same machine.
+
+    python tests/benchmarks/loader.py                      # both collections: some minutes, more at first
+    python tests/benchmarks/loader.py --clips 16 --repeats 2 --only generated
+
+A clip is 16 frames, every 4th of the video, from a random start, 224x224, in a batch in the CPU's memory.
+Collections: real clips (`--real FOLDER`, left out where there is none) and generated ones of a natural rate
+(a moving textured scene with noise, 10 s of 30 fps at 256x340, H.264 with x264's own settings). Rows:
+
+    VideoMAE-style     PyAV from the key frame before to the last frame, only the 16 made RGB; PIL multi-scale
+                       crop and resize; floats, normalised
+    torchcodec         exact, one thread, the 16 frames; torchvision v2 random resized crop on uint8
+    the same, GOP 30   on files with a key frame every 30 frames, which suit it better
+    the same, aligned  on the stride-aligned files, whose frames it cannot skip
+    ours, originals    `TrainingClips` on the same files, in shards of the layout `copy`
+    ours               on shards of the default layout, stride_aligned
+    ours, 4 views      four clips of each decoded run of frames
+    bare decoder       PyAV with skip_frame=NONREF on the stride-aligned files: the same frames, no pixels
+
+The peers are given the 16 frames of random starts drawn as ours are, and read whole files. Ours read shards,
+check every checksum, and end with uint8 planes; making RGB of those is the device's work, and what it costs
+on this CPU is printed below. The rows take turns, repeat by repeat; ratios are medians of the repeats' own
+ratios. Time is the process's own, on one thread.
+"""
+
+import argparse
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import torch
+from loader_videos import Collection, generated, real
+from PIL import Image
+from torch import Tensor
+from torchcodec.decoders import VideoDecoder
+from torchvision.transforms import v2
+
+from data_tools.index import Sample, ShardIndex
+from data_tools.randomness import generator
+from data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips
+from data_tools.stream.picking import picked_frames
+from data_tools.stream.pixels import YuvClips
+from data_tools.stream.planes import pictures_at
+from data_tools.stream.shards import read_video
+from data_tools.stream.times import training_instants_s
+from data_tools.stream.views import View, cut_views, training_view
+
+CLIP = ClipConfig()
+AUGMENT = AugmentConfig()
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PEER, SANE = "VideoMAE-style", "torchcodec exact + v2"
+SANE_30, SANE_ALIGNED = "the same, GOP 30", "the same, aligned"
+ORIGINALS, ALIGNED, VIEWS, BARE = "ours, originals", "ours, stride-aligned", "ours, 4 views", "bare decoder"
+REAL = Path(__file__).resolve().parents[3] / "shared" / "videos" / "surveillance"
+
+# Makes `count` clips, from the `first` one on.
+Row = Callable[[int, int], object]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--real", type=Path, default=REAL, help="a folder of videos")
+    parser.add_argument("--videos", type=int, default=40, help="of the real ones, at most")
+    parser.add_argument("--clips", type=int, default=32, help="for each row in each repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=["real", "generated"])
+    parser.add_argument(
+        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "kinemae-loader-benchmark"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    if arguments.only != "generated" and arguments.real.is_dir():
+        report(real(arguments.real, arguments.videos, arguments.cache), arguments)
+    if arguments.only != "real":
+        report(generated(arguments.cache), arguments)
+
+
+def report(videos: Collection, arguments: argparse.Namespace) -> None:
+    """Measure the rows in turns and print them, then where the time of ours goes."""
+    rows = rows_of(videos)
+    for row in rows.values():
+        row(0, 4)  # the first ones import and allocate
+    rounds = [
+        {name: cpu_s(row, repeat, arguments.clips) for name, row in rows.items()}
+        for repeat in range(arguments.repeats)
+    ]
+    megabytes = [
+        sum(shard.bytes for shard in index.shards) / 1e6 for index in (videos.originals, videos.aligned)
+    ]
+    print(
+        f"{videos.name}: {len(videos.files)} videos, {megabytes[0]:.1f} MB, {megabytes[1]:.1f} MB "
+        f"stride-aligned; {arguments.clips} clips x {arguments.repeats} repeats, one core"
+    )
+    print(f"{'':24}{'clips/s':>9}{'best':>8}   times {PEER}   times {SANE}   of the bare decoder")
+    for name in rows:
+        rate = statistics.median(1 / times[name] for times in rounds)
+        best = max(1 / times[name] for times in rounds)
+        ratio = {other: statistics.median(t[other] / t[name] for t in rounds) for other in (PEER, SANE, BARE)}
+        print(f"{name:24}{rate:9.1f}{best:8.1f}{ratio[PEER]:17.2f}{ratio[SANE]:24.2f}{ratio[BARE]:22.2f}")
+    print_phases(videos.aligned, arguments.clips)
+
+
+def cpu_s(row: Row, repeat: int, clips: int) -> float:
+    """Seconds of one clip."""
+    start = time.process_time()
+    row(repeat * clips, clips)
+    return (time.process_time() - start) / clips
+
+
+def rows_of(videos: Collection) -> dict[str, Row]:
+    """All rows of a collection."""
+    ours = {
+        ORIGINALS: TrainingClips(videos.originals, clip=CLIP, augment=AUGMENT, seed=0),
+        ALIGNED: TrainingClips(videos.aligned, clip=CLIP, augment=AUGMENT, seed=0),
+        VIEWS: TrainingClips(videos.aligned, clip=CLIP, augment=AUGMENT, seed=0, views=4),
+    }
+    rows: dict[str, Row] = {
+        PEER: lambda first, count: torch.stack(
+            [videomae_clip(*clip) for clip in peer_clips(videos.originals, videos.files, first, count)]
+        ),
+        SANE: lambda first, count: torch.stack(
+            [torchcodec_clip(*clip) for clip in peer_clips(videos.originals, videos.files, first, count)]
+        ),
+    }
+    if videos.files_30:
+        rows[SANE_30] = lambda first, count: torch.stack(
+            [torchcodec_clip(*clip) for clip in peer_clips(videos.originals, videos.files_30, first, count)]
+        )
+    rows[SANE_ALIGNED] = lambda first, count: torch.stack(
+        [torchcodec_clip(*clip) for clip in peer_clips(videos.aligned, None, first, count)]
+    )
+    for name, clips in ours.items():
+        rows[name] = lambda first, count, clips=clips: clips.batch(range(first, first + count))
+    rows[BARE] = lambda first, count: [bare_clip(*clip) for clip in bare_clips(videos.aligned, first, count)]
+    return rows
+
+
+def draws(index: ShardIndex, first: int, count: int) -> Iterator[tuple[Sample, torch.Generator]]:
+    """Videos in turn, each with a generator of its own."""
+    for number in range(first, first + count):
+        yield index.sample(number % len(index)), generator(0, purpose="benchmark", sample=number)
+
+
+def peer_clips(
+    index: ShardIndex, files: dict[str, Path] | None, first: int, count: int
+) -> Iterator[tuple[bytes, list[int], torch.Generator]]:
+    """A file's bytes, or without files a sample's, and the numbers of 16 frames of it."""
+    for sample, chance in draws(index, first, count):
+        period_s = sample.duration_s / sample.frames
+        instants_s = training_instants_s(sample, CLIP, chance)
+        video = files[Path(sample.name).name].read_bytes() if files else stored(index, sample)
+        yield video, [int(at / period_s) for at in instants_s], chance
+
+
+def videomae_clip(video: bytes, frames: list[int], chance: torch.Generator) -> Tensor:
+    """As in VideoMAE's datasets: decord, GroupMultiScaleCrop, Stack, ToTorchFormatTensor, GroupNormalize."""
+    wanted, pictures = set(frames), {}
+    with av.open(io.BytesIO(video)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        rate, start = stream.average_rate or Fraction(25), stream.start_time or 0
+        tick = stream.time_base or Fraction(1)
+        container.seek(start + int(frames[0] / rate / tick), stream=stream)
+        for frame in container.decode(stream):
+            number = round(((frame.pts or 0) - start) * tick * rate)
+            if number in wanted:
+                pictures[number] = frame.to_image()
+            if number >= frames[-1]:
+                break
+    images = [pictures.get(number) or next(reversed(pictures.values())) for number in frames]
+    box = multi_scale_box(*images[0].size, chance)
+    images = [image.crop(box).resize((CLIP.size, CLIP.size), Image.Resampling.BILINEAR) for image in images]
+    stacked = np.concatenate([np.asarray(image) for image in images], axis=2)
+    clip = torch.from_numpy(stacked).permute(2, 0, 1).contiguous().float().div(255)
+    clip = clip.view(len(images), 3, CLIP.size, CLIP.size)
+    for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
+        clip[:, channel].sub_(mean).div_(std)
+    return clip.transpose(0, 1)
+
+
+def multi_scale_box(width: int, height: int, chance: torch.Generator) -> tuple[int, int, int, int]:
+    """One of VideoMAE's scales at a random place."""
+    sides = [int(min(width, height) * scale) for scale in (1, 0.875, 0.75, 0.66)]
+    i, j = (int(draw * 4) for draw in torch.rand(2, generator=chance).tolist())
+    down, right = torch.rand(2, generator=chance).tolist()
+    top, left = int(down * (height - sides[i])), int(right * (width - sides[j]))
+    return left, top, left + sides[j], top + sides[i]
+
+
+TRANSFORM = v2.Compose(
+    [v2.RandomResizedCrop(CLIP.size, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip()]
+)
+
+
+def torchcodec_clip(video: bytes, frames: list[int], _: torch.Generator) -> Tensor:
+    """Frames in (T, H, W, C) memory, on which torchvision's resizing is fastest."""
+    decoder = VideoDecoder(video, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+    last = (decoder.metadata.num_frames or 1) - 1
+    batch = decoder.get_frames_at([min(frame, last) for frame in frames])
+    return TRANSFORM(batch.data.permute(0, 3, 1, 2)).transpose(0, 1)
+
+
+def stored(index: ShardIndex, sample: Sample) -> bytes:
+    """A sample's bytes, unchecked."""
+    return (index.folder / index.shards[sample.shard].name).read(sample.offset, sample.length)
+
+
+def bare_clips(index: ShardIndex, first: int, count: int) -> Iterator[tuple[bytes, float, float]]:
+    """The bytes of a stride-aligned video, and when the first and the last frame of a clip come on screen."""
+    for sample, chance in draws(index, first, count):
+        instants_s = training_instants_s(sample, CLIP, chance)
+        early_s = 0.499 * sample.duration_s / sample.frames  # instants lie in the middle of a frame's time
+        yield stored(index, sample), instants_s[0], instants_s[-1] - early_s
+
+
+def bare_clip(video: bytes, first_s: float, last_s: float) -> int:
+    """Decode what a clip needs and look at nothing."""
+    with av.open(io.BytesIO(video)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        stream.codec_context.skip_frame = "NONREF"
+        tick_s = float(stream.time_base or 1)
+        container.seek(int(first_s / tick_s), stream=stream)
+        frames = 0
+        for frame in container.decode(stream):
+            frames += 1
+            if (frame.pts or 0) * tick_s + 2e-3 >= last_s:
+                break
+    return frames
+
+
+def print_phases(index: ShardIndex, count: int) -> None:
+    """Where the time of one clip on stride-aligned shards goes."""
+    spent_s = np.zeros(4)
+    for sample, chance in draws(index, 0, count):
+        instants_s = training_instants_s(sample, CLIP, chance)
+        start = time.process_time()
+        video = read_video(index, sample)
+        read = time.process_time()
+        for _ in picked_frames(video, instants_s):
+            pass
+        decoded = time.process_time()
+        pixels = YuvClips.empty(1, CLIP.frames, CLIP.size)
+
+        def choose(height: int, width: int, chance: torch.Generator = chance) -> list[View]:
+            return [training_view(height, width, AUGMENT, chance)]
+
+        cut_views(pictures_at(video, instants_s), choose, pixels)
+        made = time.process_time()
+        pixels.rgb()
+        spent_s += read - start, decoded - read, made - decoded, time.process_time() - made
+    read_ms, decode_ms, all_ms, rgb_ms = 1000 * spent_s / count
+    print(
+        f"ours, ms a clip: {read_ms:.2f} to read and check, {decode_ms:.2f} to open, seek and decode, "
+        f"{all_ms - decode_ms:.2f} to crop and resize; RGB would cost this CPU {rgb_ms:.2f} more\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Pictures are stored each alone, and JPEG files as they are."""
+
+import io
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from data_tools.layouts.base import Laid, Task
+from data_tools.layouts.jpegs import Jpegs
+from data_tools.layouts.stride_aligned import StrideAligned
+from data_tools.sources.base import SourceVideo
+from data_tools.stream.decode import BadVideo, decode_at, probe
+from tests.sharding import encoded, moving
+
+
+def jpeg(picture: np.ndarray) -> bytes:
+    """One JPEG file."""
+    return encoded([picture], kind=("image2pipe", "mjpeg", "yuvj420p"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SourceVideo:
+    names = []
+    for number, picture in enumerate(moving(9)):
+        names.append(f"frame{number}.jpg")
+        (tmp_path / names[-1]).write_bytes(jpeg(picture))
+    return SourceVideo(path=tmp_path, name="folder", frames=tuple(names), fps=5.0)
+
+
+def lay(video: SourceVideo, layout: Jpegs | StrideAligned) -> Laid:
+    out = video.path.parent / "out"
+    out.mkdir(exist_ok=True)
+    [laid] = layout.lay(Task(video=video, key="key", folder=out))
+    return laid
+
+
+def packets(laid: Laid) -> list[bytes]:
+    with av.open(str(laid.file)) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+
+def test_jpeg_files_go_in_untouched(folder: SourceVideo):
+    laid = lay(folder, Jpegs())
+    assert packets(laid) == [(folder.path / name).read_bytes() for name in folder.frames]
+    assert laid.file is not None
+    found = probe(laid.file)
+    assert (found.frames, found.codec, found.width, found.height) == (9, "mjpeg", 64, 48)
+    assert found.duration_s == pytest.approx(laid.info.duration_s) == 9 / 5
+
+
+def test_the_reader_sees_the_pictures_at_their_times(folder: SourceVideo):
+    laid = lay(folder, Jpegs())
+    assert laid.file is not None
+    stored = decode_at(laid.file.read_bytes(), [(number + 0.5) / 5 for number in range(9)]).float()
+    wanted = np.stack(moving(9)).transpose(0, 3, 1, 2)
+    assert np.abs(stored.numpy() - wanted).mean() < 3
+
+
+@pytest.mark.parametrize("arguments", [{"short_side": 32}, {"fps": 10.0}, {"quality": 5, "fps": 2.5}])
+def test_pictures_are_encoded_anew_where_they_must_be(folder: SourceVideo, arguments: dict[str, object]):
+    laid = lay(folder, Jpegs(**arguments))  # type: ignore[arg-type]
+    assert packets(laid)[0] != (folder.path / folder.frames[0]).read_bytes()
+    assert laid.info.duration_s == pytest.approx(9 / 5, abs=0.2)
+    assert laid.info.height == arguments.get("short_side", 48)
+
+
+def test_a_folder_of_pictures_becomes_a_film(folder: SourceVideo):
+    laid = lay(folder, StrideAligned(crf=10))
+    assert (laid.info.frames, laid.info.duration_s, laid.info.codec) == (9, 9 / 5, "h264")
+    assert laid.file is not None
+    stored = decode_at(laid.file.read_bytes(), [(number + 0.5) / 5 for number in range(9)]).float()
+    wanted = np.stack(moving(9)).transpose(0, 3, 1, 2)
+    assert np.abs(stored.numpy() - wanted).mean() < 3
+
+
+def test_png_pictures_are_read_too(tmp_path: Path):
+    for number, picture in enumerate(moving(3)):
+        (tmp_path / f"{number}.png").write_bytes(encoded([picture], kind=("image2pipe", "png", "rgb24")))
+    video = SourceVideo(path=tmp_path, name="folder", frames=("0.png", "1.png", "2.png"))
+    assert lay(video, Jpegs()).info.duration_s == pytest.approx(3 / 25)  # 25 where nobody says
+
+
+def test_colours_of_high_definition_survive_jpeg(videos: Path, tmp_path: Path):
+    path = videos / "formats" / "nasa_13013.mp4"  # tagged BT.709, which JPEG cannot say
+    (tmp_path / "in").mkdir()
+    video = SourceVideo(path=tmp_path / "in", name="nasa")
+    (tmp_path / "in" / "nasa").write_bytes(path.read_bytes())
+    laid = lay(SourceVideo(path=tmp_path / "in" / "nasa", name=video.name), Jpegs(short_side=None, quality=2))
+    assert laid.file is not None
+    stored = decode_at(laid.file.read_bytes(), [3.0]).float()
+    wanted = decode_at(path.read_bytes(), [3.0]).float()
+    assert (stored - wanted).mean(dim=(0, 2, 3)).abs().max() < 2  # 5 and more with the wrong matrix
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "picture frame4.jpg cannot be read: "),
+        (b"no picture at all", "picture frame4.jpg cannot be read: Invalid data"),
+        (None, "picture frame4.jpg cannot be read: No such file"),
+        (jpeg(moving(1, 32, 64)[0]), "picture frame4.jpg has 64x32 pixels, frame0.jpg has 64x48"),
+    ],
+)
+@pytest.mark.parametrize("layout", [Jpegs(), StrideAligned()])
+def test_a_bad_picture_is_named(
+    folder: SourceVideo, layout: Jpegs | StrideAligned, content: bytes | None, message: str
+):
+    (folder.path / "frame4.jpg").unlink()
+    if content is not None:
+        (folder.path / "frame4.jpg").write_bytes(content)
+    with pytest.raises(BadVideo, match=message):
+        lay(folder, layout)
+
+
+def test_a_picture_that_is_a_play_list_opens_nothing(folder: SourceVideo):
+    (folder.path / "frame4.jpg").write_text("ffconcat version 1.0\nfile frame0.jpg\n")
+    with pytest.raises(BadVideo, match=r"picture frame4\.jpg cannot be read"):
+        lay(folder, Jpegs())
+
+
+def test_a_part_of_the_pictures(folder: SourceVideo):
+    part = SourceVideo(path=folder.path, name="part", frames=folder.frames, fps=5.0, start_s=0.4, end_s=1.0)
+    laid = lay(part, Jpegs())
+    assert (laid.info.frames, laid.start_s) == (3, 0.4)
+
+
+def test_encoding_is_the_same_through_the_file_or_its_bytes(tmp_path: Path):
+    content = encoded(moving(12))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.tar").write_bytes(b"header" + content + b"more")
+    (tmp_path / "in" / "a.mp4").write_bytes(content)
+    member = SourceVideo(path=tmp_path / "in" / "a.tar", name="a", member=(6, len(content)))
+    made = []
+    for video in (member, SourceVideo(path=tmp_path / "in" / "a.mp4", name="a")):
+        laid = lay(video, StrideAligned())
+        assert laid.file is not None
+        made.append(laid.file.read_bytes())
+    assert made[0] == made[1]
+    assert io.BytesIO(made[0]).getbuffer().nbytes == len(made[0])

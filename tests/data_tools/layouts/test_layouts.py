@@ -1,0 +1,223 @@
+"""Every layout keeps what the index and the reader are promised, also one that is added later."""
+
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_tools.command import DataError
+from data_tools.layouts.base import Laid, Layout, Task
+from data_tools.parts import Part, build_part, part_names
+from data_tools.sources.base import SourceVideo
+from data_tools.steady import Cuts
+from data_tools.stream.decode import BadVideo, decode_at, probe
+from tests.sharding import cut_after, encoded, moving
+
+LAYOUTS = part_names("data_tools.layouts")
+CUTTING = [name for name in LAYOUTS if name not in ("copy", "clips")]
+
+
+def build(name: str, **arguments: object) -> Layout:
+    return build_part("data_tools.layouts", Part(name=name, args=arguments), Layout)
+
+
+def lay(layout: Layout, video: SourceVideo, folder: Path, **options: object) -> list[Laid]:
+    folder.mkdir(exist_ok=True)
+    return list(layout.lay(Task(video=video, key="key", folder=folder, **options)))  # type: ignore[arg-type]
+
+
+def content(laid: Laid, video: SourceVideo) -> bytes:
+    return (laid.file or video.path).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> SourceVideo:
+    path = tmp_path_factory.mktemp("clip") / "Clip.MP4"
+    path.write_bytes(encoded(moving(75)))
+    return SourceVideo(path=path, name="Clip.MP4")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+class TestContract:
+    def test_what_it_says_of_a_sample_is_what_the_reader_finds(
+        self, name: str, clip: SourceVideo, tmp_path: Path
+    ):
+        samples = lay(build(name), clip, tmp_path)
+        assert samples
+        for sample in samples:
+            found = probe(content(sample, clip))
+            assert found.duration_s == pytest.approx(sample.info.duration_s)
+            assert (found.frames, found.width, found.height, found.codec) == (
+                sample.info.frames,
+                sample.info.width,
+                sample.info.height,
+                sample.info.codec,
+            )
+            assert sample.ending == sample.ending.lower() == "mp4"
+            assert sample.key.startswith("key")
+            assert sample.file is None or sample.file.name == f"{sample.key}.{sample.ending}"
+
+    def test_equal_videos_give_equal_bytes(self, name: str, clip: SourceVideo, tmp_path: Path):
+        twice = [lay(build(name), clip, tmp_path / folder) for folder in ("one", "other")]
+        assert [content(sample, clip) for sample in twice[0]] == [
+            content(sample, clip) for sample in twice[1]
+        ]
+        assert [sample.start_s for sample in twice[0]] == [sample.start_s for sample in twice[1]]
+
+    def test_only_whole_files_of_its_samples_are_left(self, name: str, clip: SourceVideo, tmp_path: Path):
+        samples = lay(build(name), clip, tmp_path)
+        stored = {sample.file for sample in samples if sample.file is not None}
+        assert set(tmp_path.iterdir()) == stored
+
+    def test_a_broken_video_is_a_bad_video(self, name: str, tmp_path: Path):
+        path = tmp_path / "broken.mp4"
+        path.write_bytes(encoded(moving(20))[:-500])
+        with pytest.raises(BadVideo):
+            lay(build(name), SourceVideo(path=path, name=path.name), tmp_path / "out")
+        assert not list((tmp_path / "out").iterdir())
+
+    def test_a_frame_is_where_it_was_in_the_original(self, name: str, clip: SourceVideo, tmp_path: Path):
+        original = clip.path.read_bytes()
+        for sample in lay(build(name), clip, tmp_path):
+            step_s = sample.info.duration_s / sample.info.frames
+            middles_s = [(number + 0.5) * step_s for number in range(sample.info.frames)]
+            stored = decode_at(content(sample, clip), middles_s).float().mean(dim=(1, 2, 3))
+            wanted = decode_at(original, [sample.start_s + middle_s for middle_s in middles_s])
+            # Frames differ by 5 grey levels from their neighbours.
+            assert (stored - wanted.float().mean(dim=(1, 2, 3))).abs().max() < 2
+
+
+@pytest.mark.parametrize("name", CUTTING)
+def test_a_part_of_a_video_is_that_part(name: str, clip: SourceVideo, tmp_path: Path):
+    part = SourceVideo(path=clip.path, name="part", start_s=1.0, end_s=2.0)
+    [sample] = lay(build(name), part, tmp_path)
+    assert (sample.info.frames, sample.start_s) == (25, 1.0)
+    stored = decode_at(content(sample, part), [0.02, 0.98]).float().mean(dim=(1, 2, 3))
+    wanted = decode_at(clip.path.read_bytes(), [1.02, 1.98]).float().mean(dim=(1, 2, 3))
+    assert (stored - wanted).abs().max() < 2
+
+
+@pytest.mark.parametrize("name", CUTTING)
+def test_a_part_beyond_the_end_is_a_bad_video(name: str, clip: SourceVideo, tmp_path: Path):
+    part = SourceVideo(path=clip.path, name="part", start_s=9.0, end_s=11.0)
+    with pytest.raises(BadVideo, match="it shows nothing from second 9 to 11"):
+        lay(build(name), part, tmp_path)
+
+
+@pytest.mark.parametrize("name", CUTTING)
+def test_segments_are_of_the_asked_length_and_leave_nothing_out(name: str, clip: SourceVideo, tmp_path: Path):
+    samples = lay(build(name), clip, tmp_path, cuts=Cuts(segment_s=0.8))
+    assert [sample.key for sample in samples] == ["key-0000", "key-0001", "key-0002", "key-0003"]
+    assert [sample.info.frames for sample in samples] == [20, 20, 20, 15]
+    assert [sample.start_s for sample in samples] == pytest.approx([0, 0.8, 1.6, 2.4])
+    [long, longer] = lay(build(name), clip, tmp_path, cuts=Cuts(segment_s=1.3))
+    assert (long.info.frames, longer.info.frames) == (32, 43)  # 10 frames alone would be less than half
+
+
+@pytest.mark.parametrize("name", CUTTING)
+def test_scenes_are_cut_where_the_picture_changes(name: str, tmp_path: Path):
+    chance = np.random.default_rng(0)
+    scenes = [chance.integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1) for _ in range(3)]
+    pictures = [scene for scene, frames in zip(scenes, (30, 40, 10), strict=True) for _ in range(frames)]
+    path = tmp_path / "scenes.mp4"
+    path.write_bytes(encoded(pictures))
+    samples = lay(build(name), SourceVideo(path=path, name="s"), tmp_path / "out", cuts=Cuts(scene_cuts=True))
+    assert [sample.info.frames for sample in samples] == [30, 50]  # the last scene is shorter than a second
+    both = Cuts(segment_s=0.6, scene_cuts=True)
+    samples = lay(build(name), SourceVideo(path=path, name="s"), tmp_path / "out", cuts=both)
+    assert [sample.info.frames for sample in samples] == [15, 15, 15, 15, 10, 10]
+
+
+@pytest.mark.parametrize(
+    "name, video, cuts, message",
+    [
+        (
+            "copy",
+            {},
+            Cuts(segment_s=1),
+            "copy leaves videos as they are and cannot cut them; use layout.name=",
+        ),
+        ("copy", {}, Cuts(scene_cuts=True), "stride_aligned, clips or jpegs"),
+        (
+            "copy",
+            {"start_s": 1.0},
+            Cuts(),
+            r"a.mp4 is a part of a video \(start_s, end_s\) and layout.name=copy",
+        ),
+        ("copy", {"end_s": 1.0}, Cuts(), "stores whole files; use layout.name=stride_aligned"),
+        ("copy", {"frames": ("1.jpg",)}, Cuts(), "a.mp4 is a folder of pictures and layout.name=copy stores"),
+        (
+            "clips",
+            {},
+            Cuts(segment_s=1),
+            "clips cuts videos by its own args: leave segment_s and scene_cuts out",
+        ),
+    ],
+)
+def test_what_a_layout_cannot_do_is_said_before_anything_is_read(
+    name: str, video: dict[str, object], cuts: Cuts, message: str
+):
+    with pytest.raises(ValueError, match=message):
+        build(name).check(SourceVideo(path=Path("a.mp4"), name="a.mp4", **video), cuts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_a_layout_can_do_is_not_refused(name: str):
+    build(name).check(SourceVideo(path=Path("a.mp4"), name="a.mp4", member=(0, 10)), Cuts())
+
+
+@pytest.mark.parametrize(
+    "name, arguments, message",
+    [
+        ("stride_aligned", {"stride": 0}, r"layout.args.stride must lie in \[1, 17\], got 0"),
+        ("stride_aligned", {"stride": 18}, r"layout.args.stride must lie in \[1, 17\]"),
+        ("stride_aligned", {"gop": 30}, "layout.args.gop must be a multiple of stride=4, got 30"),
+        ("stride_aligned", {"gop": 0}, "layout.args.gop must be a multiple of stride=4, got 0"),
+        ("stride_aligned", {"gop": "x"}, "layout.args.gop must be a multiple of stride=4, got 'x'"),
+        ("stride_aligned", {"short_side": 1}, "layout.args.short_side must be a whole number from 2 on"),
+        ("stride_aligned", {"fps": 0}, r"layout.args.fps must lie in \[0.001, 1000\], or be null, got 0"),
+        ("stride_aligned", {"fps": "x"}, r"layout.args.fps must lie in \[0.001, 1000\], or be null, got 'x'"),
+        ("stride_aligned", {"crf": 52}, r"layout.args.crf must lie in \[0, 51\], got 52"),
+        (
+            "stride_aligned",
+            {"preset": "quick"},
+            "layout.args.preset must be one of ultrafast, .*, got 'quick'",
+        ),
+        ("stride_aligned", {"strid": 4}, "did you mean 'stride'"),
+        ("clips", {"frames": 0}, "layout.args.frames must be at least 1"),
+        ("clips", {"stride": 0}, "layout.args.stride must be at least 1"),
+        ("clips", {"clips": 0}, "layout.args.clips must be at least 1, or null, got 0"),
+        ("jpegs", {"quality": 1}, r"layout.args.quality must lie in \[2, 31\], got 1"),
+        ("jpegs", {"short_side": 3.5}, "layout.args.short_side must be a whole number from 2 on, or null"),
+        ("stride_alined", {}, "no layout named 'stride_alined'; did you mean 'stride_aligned'"),
+    ],
+)
+def test_a_wrong_argument_says_what_to_fix(name: str, arguments: dict[str, object], message: str):
+    with pytest.raises(ValueError, match=message):
+        build(name, **arguments)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "copy"])
+def test_a_full_disk_is_no_fault_of_the_video(name: str, clip: SourceVideo, tmp_path: Path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(
+            DataError, match=f"cannot write to {tmp_path}: File too large; mend that"
+        ) as raised:
+            lay(build(name), clip, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not isinstance(raised.value, BadVideo)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_tail_that_is_cut_off_is_noted(name: str, tmp_path: Path):
+    path = tmp_path / "tail.mp4"
+    path.write_bytes(cut_after(encoded(moving(50), is_index_first=True), 40))
+    task = Task(video=SourceVideo(path=path, name=path.name), key="key", folder=tmp_path)
+    samples = list(build(name).lay(task))
+    assert task.notes == ["40 of 50 frames"]
+    assert sum(sample.info.frames for sample in samples) == (10 if name == "clips" else 40)

@@ -1,0 +1,215 @@
+"""Every S-th frame decodes without the others, to the same bits, and the video is otherwise what it was."""
+
+import io
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from data_tools.layouts.base import Laid, Task
+from data_tools.layouts.stride_aligned import StrideAligned
+from data_tools.sources.base import SourceVideo
+from data_tools.stream.container import BadVideo
+from data_tools.stream.decode import decode_at, probe
+from tests.sharding import MATROSKA, encoded, moving
+
+
+def lay(video: bytes, folder: Path, *, seed: int = 0, key: str = "key", **arguments: object) -> Laid:
+    path = folder / "original"
+    path.write_bytes(video)
+    task = Task(video=SourceVideo(path=path, name="original"), key=key, folder=folder, seed=seed)
+    [laid] = StrideAligned(**arguments).lay(task)  # type: ignore[arg-type]
+    return laid
+
+
+def planes(laid: Laid, skip: str = "DEFAULT") -> dict[int, np.ndarray]:
+    """Decoded frames by their number."""
+    assert laid.file is not None
+    found = {}
+    step_s = laid.info.duration_s / laid.info.frames
+    with av.open(io.BytesIO(laid.file.read_bytes())) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.skip_frame = skip
+        start = stream.start_time or 0
+        for frame in container.decode(stream):
+            number = round(float((frame.pts - start) * stream.time_base) / step_s)
+            found[number] = frame.to_ndarray(format="yuv420p")
+    return found
+
+
+def assert_references_stand_alone(laid: Laid) -> None:
+    every, alone = planes(laid), planes(laid, "NONREF")
+    assert sorted(every) == list(range(laid.info.frames))
+    promised = range(laid.reference_phase, laid.info.frames, laid.reference_stride)
+    assert laid.reference_stride == 1 or set(promised) <= set(alone)
+    assert all(np.array_equal(every[number], alone[number]) for number in alone)
+    # At most the first frame, one before the phase, and the last one of each group are decoded besides.
+    groups = laid.info.frames // 16 + 1
+    assert len(alone) <= len(promised) + 2 + groups
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("seed", range(4))
+def test_reference_frames_decode_alone_to_the_same_bits(stride: int, seed: int, tmp_path: Path):
+    laid = lay(encoded(moving(77)), tmp_path, stride=stride, seed=seed, gop=16 // stride * stride)
+    assert (laid.reference_stride, laid.info.frames) == (stride, 77)
+    assert_references_stand_alone(laid)
+
+
+def test_every_phase_occurs(tmp_path: Path):
+    video = encoded(moving(20))
+    phases = {lay(video, tmp_path, key=f"key{number}").reference_phase for number in range(20)}
+    assert phases == {0, 1, 2, 3}
+
+
+def test_the_phase_is_a_function_of_seed_and_key(tmp_path: Path):
+    video = encoded(moving(20))
+    phases = [
+        [lay(video, tmp_path, key=f"key{n}", seed=seed).reference_phase for n in range(8)]
+        for seed in (1, 1, 2)
+    ]
+    assert phases[0] == phases[1] != phases[2]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_a_video_that_ends_before_its_phase_promises_nothing(frames: int, tmp_path: Path):
+    video = encoded(moving(frames))
+    for number in range(8):
+        laid = lay(video, tmp_path, key=f"key{number}", stride=4)
+        assert laid.reference_phase < laid.info.frames == frames
+        assert_references_stand_alone(laid)
+
+
+@pytest.mark.parametrize(
+    "source, fps, frames",
+    [
+        (Fraction(25), None, 50),
+        (Fraction(30000, 1001), None, 50),
+        (Fraction(25), 12.5, 25),
+        (Fraction(25), 10, 20),
+        (Fraction(25), 50, 100),
+        (Fraction(25), 29.97, 60),
+        (Fraction(1, 2), None, 50),
+    ],
+)
+def test_the_rate_is_the_asked_one_and_the_length_stays(
+    source: Fraction, fps: float | None, frames: int, tmp_path: Path
+):
+    video = encoded(moving(50), rate=source)
+    laid = lay(video, tmp_path, fps=fps)
+    assert laid.info.frames == frames
+    assert laid.info.duration_s == pytest.approx(50 / source, abs=0.5 / float(fps or source))
+    assert_references_stand_alone(laid)
+    step_s = laid.info.duration_s / frames
+    middles_s = [(number + 0.5) * step_s for number in range(frames)]
+    wanted = decode_at(video, middles_s).float().mean(dim=(1, 2, 3))
+    assert laid.file is not None
+    stored = decode_at(laid.file.read_bytes(), middles_s).float().mean(dim=(1, 2, 3))
+    assert (stored - wanted).abs().max() < 2
+
+
+def test_a_varying_rate_becomes_its_mean_and_frames_keep_their_time(tmp_path: Path):
+    ticks = [0, 40, 80, 400, 440, 480, 800, 1200, 1240, 1600, 1640, 2000]
+    video = encoded(moving(12), ticks=ticks, kind=MATROSKA)
+    laid = lay(video, tmp_path)
+    assert laid.info.frames == 12
+    assert laid.info.duration_s == pytest.approx(2.0 * 12 / 11, rel=1e-3)
+    assert_references_stand_alone(laid)
+    step_s = laid.info.duration_s / 12
+    middles_s = [(number + 0.5) * step_s for number in range(12)]
+    assert laid.file is not None
+    stored = decode_at(laid.file.read_bytes(), middles_s).float().mean(dim=(1, 2, 3))
+    assert (stored - decode_at(video, middles_s).float().mean(dim=(1, 2, 3))).abs().max() < 2
+
+
+def test_rounded_time_stamps_are_no_varying_rate(tmp_path: Path):
+    ticks = [
+        round(number * 1001 / 30) for number in range(60)
+    ]  # 29.97 fps in thousandths, as Matroska has it
+    laid = lay(encoded(moving(60), ticks=ticks, kind=MATROSKA), tmp_path)
+    assert laid.info.frames == 60
+    levels = [plane[:8].mean() for _, plane in sorted(planes(laid).items())]
+    steps = np.diff(levels[:24])
+    assert ((steps > 2) & (steps < 7)).all()  # every frame once, none twice
+
+
+@pytest.mark.parametrize(
+    "width, height, short_side, expected",
+    [
+        (64, 48, 256, (64, 48)),
+        (64, 48, 24, (32, 24)),
+        (65, 49, 256, (64, 48)),
+        (98, 50, 25, (48, 24)),
+        (2, 2, 256, (2, 2)),
+        (1, 1, 256, (2, 2)),
+        (640, 2, 256, (640, 2)),
+    ],
+)
+def test_sizes_are_even_and_never_larger_than_they_were(
+    width: int, height: int, short_side: int, expected: tuple[int, int], tmp_path: Path
+):
+    picture = np.full((height, width, 3), 90, np.uint8)
+    codec, pix_fmt = ("ffv1", "yuv420p") if width == 1 else ("libx264", "yuv444p")
+    video = encoded([picture] * 5, kind=("matroska", codec, pix_fmt))
+    laid = lay(video, tmp_path, short_side=short_side)
+    assert (laid.info.width, laid.info.height) == expected
+    assert laid.file is not None
+    assert probe(laid.file) == laid.info
+    stored = decode_at(laid.file.read_bytes(), [0.02]).float()
+    assert (stored - 90).abs().max() < 6
+
+
+def test_real_files_of_every_kind_keep_their_pictures_upright(videos: Path, tmp_path: Path):
+    names = (
+        "nasa_13013_rotated.mp4",
+        "test_non_zero_start.mp4",
+        "bt709_full_range.mp4",
+        "bt601_full_range.mp4",
+    )
+    more = ("testsrc2_444_10bit_hevc.mp4", "animated.gif", "testsrc2_vp9.webm", "testsrc2_mpeg4.avi")
+    for name in (*names, *more):
+        video = (videos / "formats" / name).read_bytes()
+        before = probe(video)
+        laid = lay(video, tmp_path, short_side=4096, crf=10)
+        assert laid.info.frames == before.frames
+        assert laid.info.duration_s == pytest.approx(before.duration_s, rel=1e-3)
+        assert (laid.info.width, laid.info.height) == (before.width // 2 * 2, before.height // 2 * 2)
+        assert_references_stand_alone(laid)
+        middles_s = [
+            (number + 0.5) * before.duration_s / before.frames for number in range(min(before.frames, 6))
+        ]
+        assert laid.file is not None
+        stored = decode_at(laid.file.read_bytes(), middles_s).float()[..., :-1, :-1]
+        wanted = decode_at(video, middles_s).float()[..., : stored.shape[-2], : stored.shape[-1]]
+        assert (stored - wanted).mean(dim=(0, 2, 3)).abs().max() < 2.5, name  # no shift of colours
+        assert (stored - wanted).abs().mean() < 8, name
+
+
+def test_sound_captions_and_turns_stay_behind(videos: Path, tmp_path: Path):
+    laid = lay((videos / "formats" / "nasa_13013_rotated.mp4").read_bytes(), tmp_path)
+    with av.open(str(laid.file)) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+        frame = next(container.decode(video=0))
+        assert frame.side_data.get("DISPLAYMATRIX") is None
+
+
+def test_the_file_is_as_ordinary_as_promised(tmp_path: Path):
+    laid = lay(encoded(moving(70)), tmp_path, stride=4)
+    with av.open(str(laid.file)) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == 25
+        keys = [frame.key_frame for frame in container.decode(stream)]
+    key_frames = [number for number, is_key in enumerate(keys) if is_key]
+    phase = laid.reference_phase
+    assert key_frames == sorted({0, phase, phase + 32, phase + 64} & set(range(70)))
+
+
+def test_absurd_time_stamps_fill_no_disk(tmp_path: Path):
+    year = 365 * 24 * 3600 * 1000
+    video = encoded(moving(3), ticks=[0, 40, year], kind=MATROSKA)
+    with pytest.raises(BadVideo, match="its time stamps leap to second 31536000 after 2 frames"):
+        lay(video, tmp_path, fps=25)
+    with pytest.raises(BadVideo, match=r"it shows 6\.34196e-08 frames a second: set layout\.args\.fps"):
+        lay(video, tmp_path)

@@ -1,0 +1,114 @@
+"""A batch: planes on the way, RGB at its end, whoever asked for what."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from data_tools.index import open_index
+from data_tools.stream import clips as clips_module
+from data_tools.stream.batch import ClipBatch
+from data_tools.stream.colour import JitterConfig
+from data_tools.stream.container import BadVideo
+from data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips
+from data_tools.stream.pixels import YuvClips
+from data_tools.stream.reading import read_pictures
+
+CLIP = ClipConfig(frames=4, stride=2, size=24)
+GRAY = AugmentConfig(jitter=JitterConfig(gray=1.0))
+HERE = torch.device("cpu")
+
+
+def clips_of(folder, augment=None, **options):
+    augment = augment or AugmentConfig()
+    return TrainingClips(open_index(folder), clip=CLIP, augment=augment, seed=5, views=2, **options)
+
+
+@pytest.fixture
+def damaged(synth_shards, tmp_path):
+    """A copy of the training shards whose first video is damaged, and that video's key."""
+    folder = tmp_path / "train"
+    shutil.copytree(synth_shards / "train", folder)
+    sample = open_index(folder).sample(0)
+    with (folder / open_index(folder).shards[sample.shard].name).open("r+b") as file:
+        file.seek(sample.offset + sample.length // 2)
+        file.write(b"\xff\x00\xff\x00")
+    return folder, sample.key
+
+
+def test_clips_travel_as_planes_and_arrive_as_rgb(synth_shards):
+    batch = clips_of(synth_shards / "train").batch(range(6))
+    assert isinstance(batch.pixels, YuvClips)
+    planes = (batch.pixels.luma_BTHW, batch.pixels.chroma_BCTHW)
+    assert [plane.shape for plane in planes] == [(6, 4, 24, 24), (6, 2, 4, 12, 12)]
+    arrived = batch.to(HERE)
+    assert isinstance(arrived.pixels, torch.Tensor) and arrived.pixels.dtype == torch.uint8
+    assert arrived.clip_BCTHW is arrived.pixels and arrived.clip_BCTHW.shape == (6, 3, 4, 24, 24)
+    assert torch.equal(arrived.clip_BCTHW, batch.clip_BCTHW)
+    assert arrived.keys == batch.keys and torch.equal(arrived.label_B, batch.label_B)
+
+
+def test_clips_are_rgb_already_where_colours_change_in_the_worker(synth_shards):
+    plain = clips_of(synth_shards / "train").batch(range(6))
+    gray = clips_of(synth_shards / "train", GRAY).batch(range(6))
+    assert isinstance(gray.pixels, torch.Tensor)
+    red, green, blue = gray.clip_BCTHW.unbind(1)
+    assert torch.equal(red, green) and torch.equal(red, blue)
+    brightness = (plain.clip_BCTHW.float() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1, 1)).sum(dim=1)
+    assert (red.float() - brightness).abs().max() <= 2  # the same boxes, mirrored alike
+
+
+def test_masks_are_shown_grey_levels_either_way(synth_shards):
+    seen = []
+
+    def look(luma_THW, clip_index):
+        seen.append(luma_THW.clone())
+        return {}
+
+    for augment in (AugmentConfig(), GRAY):
+        clips_of(synth_shards / "train", augment, annotate=look).batch(range(2))
+    assert all(luma_THW.shape == (4, 24, 24) and luma_THW.dtype == torch.uint8 for luma_THW in seen)
+    scaled = (seen[0].float() - 16) * 255 / 219
+    assert (scaled.clamp(0, 255) - seen[2].float()).abs().mean() < 3
+
+
+@pytest.mark.parametrize("augment", [AugmentConfig(), GRAY])
+def test_a_skipped_clip_is_black(damaged, augment):
+    folder, key = damaged
+    clips = clips_of(folder, augment)
+    batch = clips.batch(range(2 * len(clips.index)))
+    rows = [row for row, name in enumerate(batch.keys) if name == key]
+    assert len(rows) == 2 == sum(batch.weight_B == 0) and not batch.clip_BCTHW[rows].any()
+    assert batch.to(HERE).clip_BCTHW.flatten(1).any(dim=1).sum() == len(batch.keys) - 2
+
+
+def test_a_video_that_fails_on_its_way_leaves_nothing_of_itself(synth_shards, monkeypatch):
+    def failing(*args, **options):
+        pictures = read_pictures(*args, **options)
+        yield next(pictures)
+        yield next(pictures)
+        raise BadVideo("gone")
+
+    monkeypatch.setattr(clips_module, "read_pictures", failing)
+    batch = clips_of(synth_shards / "train").batch(range(2))
+    assert not batch.weight_B.any() and not batch.clip_BCTHW.any() and not batch.pixels.luma_BTHW.any()
+
+
+def test_a_quarantined_sample_is_skipped_untouched_and_the_others_are_announced(synth_shards):
+    clips, announced = clips_of(synth_shards / "train"), []
+    whole = clips.batch(range(6), reading=announced.append)
+    assert announced == list(whole.keys[::2])
+    announced.clear()
+    part = clips.batch(range(6), quarantined={whole.keys[2]: "it hung"}, reading=announced.append)
+    assert announced == [whole.keys[0], whole.keys[4]]
+    assert [(clip.key, clip.reason) for clip in part.skipped] == [(whole.keys[2], "it hung")] * 2
+    assert not part.clip_BCTHW[2:4].any() and torch.equal(part.clip_BCTHW[4:], whole.clip_BCTHW[4:])
+
+
+def test_a_batch_of_rgb_stays_as_it_is():
+    rgb = torch.randint(0, 256, (2, 3, 1, 4, 4), dtype=torch.uint8)
+    nothing = torch.zeros(2)
+    batch = ClipBatch(pixels=rgb, clip_index_B=nothing.long(), label_B=nothing.long(), weight_B=nothing)
+    assert torch.equal(batch.to(HERE).clip_BCTHW, rgb)
+    assert replace(batch, tokens={"visible": nothing}).to(HERE).tokens["visible"].shape == (2,)

@@ -1,0 +1,182 @@
+"""What the source and the config say of videos arrives in the index: groups, parts, columns, layouts."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from data_tools.config import load_config
+from data_tools.index import open_index
+from data_tools.shard_plan import ShardConfig
+from data_tools.stream.decode import probe
+from tests.sharding import encoded, moving, shard, video_bytes, write_clip
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four videos of two seconds, two of them the same bytes."""
+    root = tmp_path_factory.mktemp("films")
+    for number in range(3):
+        (root / f"{number}.mp4").write_bytes(encoded(moving(50 + number)))
+    (root / "copy of 0.mp4").write_bytes((root / "0.mp4").read_bytes())
+    return root
+
+
+def table(folder: Path, name: str, *lines: str) -> Path:
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_stride_aligned_is_the_default(films: Path, tmp_path: Path):
+    assert shard(films, tmp_path / "out") == 0
+    index = open_index(tmp_path / "out" / "train")
+    assert set(index.column("reference_stride").tolist()) == {4}
+    layout = json.loads((tmp_path / "out" / "train" / "dataset.json").read_text())["made_by"]["config"][
+        "layout"
+    ]
+    assert layout == {
+        "name": "stride_aligned",
+        "args": {"stride": 4, "short_side": 256, "fps": None, "crf": 23, "preset": "veryfast", "gop": None},
+    }
+
+
+def test_columns_of_the_source_reach_index_and_description(films: Path, tmp_path: Path):
+    listing = table(
+        films,
+        "columns.csv",
+        "path,label,group,score,views,note",
+        "0.mp4,a,g,0.5,3,yes",
+        "1.mp4,b,,1.5,,",
+        "2.mp4,a,h,2,7,no",
+    )
+    assert shard(listing, tmp_path / "out", "validation_share=0") == 0
+    index = open_index(tmp_path / "out" / "train")
+    rows = {
+        name: [index.column(column)[n] for column in ("group", "score", "note")]
+        for n, name in enumerate(index.column("name").tolist())
+    }
+    assert rows == {"0.mp4": ["g", 0.5, "yes"], "1.mp4": ["", 1.5, None], "2.mp4": ["h", 2.0, "no"]}
+    assert index.extra == ("note", "score", "views")
+    urls = [str(tmp_path / "out" / "train" / "shard-000000.tar")]
+    about = {s["__key__"]: json.loads(s["json"]) for s in webdataset.WebDataset(urls, shardshuffle=False)}
+    assert (about["0"]["group"], about["0"]["score"], about["0"]["start_s"]) == ("g", 0.5, 0.0)
+
+
+def test_parts_of_a_video_are_cut_out_and_stay_together(films: Path, tmp_path: Path):
+    rows = [f"0.mp4,a,{start},{start + 0.5}" for start in (0, 0.5, 1, 1.5)] + ["1.mp4,a,,", "2.mp4,a,,"]
+    listing = table(films, "parts.csv", "path,label,start_s,end_s", *rows)
+    assert shard(listing, tmp_path / "out", "validation_share=0.3") == 0
+    found = {}
+    for split in ("train", "validation"):
+        index = open_index(tmp_path / "out" / split)
+        for number in range(len(index)):
+            sample = index.sample(number)
+            found[sample.name] = (split, sample.start_s, sample.frames)
+    parts = {name: about for name, about in found.items() if name.startswith("0")}
+    assert len(parts) == 4
+    assert {split for split, _, _ in parts.values()} in ({"train"}, {"validation"})
+    assert sorted(start_s for _, start_s, _ in parts.values()) == [0, 0.5, 1, 1.5]
+    assert all(12 <= frames <= 13 for _, _, frames in parts.values())
+
+
+def test_copy_refuses_parts_before_anything_is_written(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    listing = table(films, "part.csv", "path,start_s,end_s", "0.mp4,0,1")
+    assert shard(listing, tmp_path / "out", "layout.name=copy") == 2
+    assert "0#0-1.mp4 is a part of a video (start_s, end_s) and layout.name=copy" in capsys.readouterr().err
+    assert shard(films, tmp_path / "out", "layout.name=copy", "segment_s=1") == 2
+    assert "copy leaves videos as they are and cannot cut them" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_segments_have_keys_and_starts_of_their_own(films: Path, tmp_path: Path):
+    assert shard(films, tmp_path / "out", "segment_s=0.8") == 0
+    index = open_index(tmp_path / "out" / "train")
+    starts = {index.sample(n).key: index.sample(n).start_s for n in range(len(index))}
+    assert {key: start for key, start in starts.items() if key.startswith("1-")} == pytest.approx(
+        {"1-0000": 0.0, "1-0001": 0.8, "1-0002": 1.6}
+    )
+    assert Counter(index.column("content").tolist())[str(index.sample(0).content)] >= 2
+    found = video_bytes(index)
+    assert sum(probe(found[key]).frames for key in found if key.startswith("1-")) == 51
+
+
+@pytest.mark.parametrize(
+    "overrides, samples, codec",
+    [
+        (["layout={name: clips, args: {frames: 5, stride: 2}}"], 20, "h264"),
+        (["layout={name: jpegs, args: {short_side: 24}}"], 4, "mjpeg"),
+        (["layout={name: stride_aligned, args: {stride: 2, fps: 12.5}}"], 4, "h264"),
+    ],
+)
+def test_every_layout_goes_through_the_command(
+    films: Path, tmp_path: Path, overrides: list[str], samples: int, codec: str
+):
+    assert shard(films, tmp_path / "out", *overrides) == 0
+    index = open_index(tmp_path / "out" / "train")
+    assert (len(index), set(index.column("codec").tolist())) == (samples, {codec})
+    found = video_bytes(index)
+    for number in range(len(index)):
+        sample = index.sample(number)
+        info = probe(found[sample.key])
+        assert (info.frames, info.width, info.codec) == (sample.frames, sample.width, codec)
+
+
+def test_drawn_splits_part_neither_groups_nor_copies(
+    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for number in range(20):
+        write_clip(tmp_path / "videos" / f"{number}.mp4", number // 2)  # ten pairs of equal videos
+    rows = [f"{number}.mp4,a,{f'g{number}' if number < 16 else 'large'}" for number in range(20)]
+    listing = table(tmp_path / "videos", "list.csv", "path,label,group", *rows)
+    assert shard(listing, tmp_path / "out", "layout.name=copy") == 0
+    contents, groups = [], []
+    for split in ("train", "validation"):
+        index = open_index(tmp_path / "out" / split)
+        contents.append(set(index.column("content").tolist()))
+        groups.append(set(index.column("group").tolist()))
+    assert not contents[0] & contents[1]
+    assert not groups[0] & groups[1]
+    assert len(open_index(tmp_path / "out" / "validation")) == 4
+    assert "10 videos have the same bytes as another one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (
+            ["0.mp4,a,train,", "copy of 0.mp4,a,validation,"],
+            "1 leaks between splits, first 0.mp4 (train) and copy of 0.mp4 (validation) have the same "
+            "content: remove one of them, or set leaks=warn",
+        ),
+        (
+            ["1.mp4,a,train,cam1", "2.mp4,a,validation,cam1"],
+            "first 1.mp4 (train) and 2.mp4 (validation) are of the group 'cam1'",
+        ),
+    ],
+)
+def test_given_splits_that_leak_are_an_error_unless_they_may(
+    films: Path, tmp_path: Path, rows: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    listing = table(films, "leaks.csv", "path,label,split,group", *rows)
+    assert shard(listing, tmp_path / "out", "layout.name=copy") == 3
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("dataset.json"))
+    assert shard(listing, tmp_path / "warned", "layout.name=copy", "leaks=warn") == 0
+    assert message.split(": remove")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("segment_s=0", "segment_s must be above 0, or null, got 0.0"),
+        ("leaks=maybe", "leaks must be error or warn, got 'maybe'"),
+    ],
+)
+def test_a_wrong_config_says_what_to_fix(override: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        load_config(ShardConfig, None, [override])

@@ -1,0 +1,113 @@
+"""Small real videos for the tests of reading, and PyAV's plainest loop to compare with."""
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data_tools.stream.decode import probe
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "videos"
+FORMATS = REAL / "formats"
+VIDEO_ENDINGS = {".mp4", ".mkv", ".webm", ".avi", ".gif"}
+# What the stride-aligned layout asks of x264: every fourth frame is all that others refer to.
+ALIGNED = {
+    "g": "32",
+    "x264-params": "bframes=3:b-adapt=0:b-pyramid=none:scenecut=0:cabac=0:no-deblock=1:weightp=0:open-gop=0",
+}
+
+
+def real_files(folder: Path) -> list:
+    """Names of the real videos in a folder, or one that is skipped with the reason."""
+    found = sorted(path.name for path in folder.glob("*") if path.suffix in VIDEO_ENDINGS)
+    return found or [pytest.param("", marks=pytest.mark.skip(reason=f"no real videos at {folder}"))]
+
+
+def scene(frames: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """Noise that moves a pixel a frame, down and to the right."""
+    texture = np.random.default_rng(0).integers(0, 256, (height * 2, width * 2, 3), dtype=np.uint8)
+    return [
+        np.ascontiguousarray(texture[n % height : n % height + height, n % width : n % width + width])
+        for n in range(frames)
+    ]
+
+
+def encoded(
+    pictures: Sequence[np.ndarray],
+    *,
+    ticks: Sequence[int] | None = None,
+    container: str = "mp4",
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    **options: str,
+) -> bytes:
+    """An H.264 video of RGB pictures; `ticks` are their time stamps in 1/25 s."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], pix_fmt
+        stream.codec_context.time_base = Fraction(1, 25)
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number if ticks is None else ticks[number], Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return file.getvalue()
+
+
+def turned(video: bytes, angle: int, *, mirrored: bool) -> bytes:
+    """The same video with a display matrix."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(video)) as given, av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        stream.set_display_rotation(angle, hflip=mirrored)
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                output.mux(packet)
+    return file.getvalue()
+
+
+def middle_s(video: bytes, *frames: int) -> list[float]:
+    """Instants in the middle of frames of a constant rate."""
+    info = probe(video)
+    return [(frame + 0.5) * info.duration_s / info.frames for frame in frames]
+
+
+def sequential(video: bytes) -> tuple[list[float], Tensor]:
+    """The times of all frames, and all frames_TCHW, by PyAV's plainest loop."""
+    with av.open(io.BytesIO(video)) as container:
+        stream = container.streams.best("video")
+        frames = [(frame.pts, frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
+        times = [float((ticks - frames[0][0]) * stream.time_base) for ticks, _ in frames]
+    return times, torch.from_numpy(np.stack([pixels for _, pixels in frames])).permute(0, 3, 1, 2)
+
+
+def planes_of(frame: av.VideoFrame) -> list[np.ndarray]:
+    """The pixels of a frame's planes as they are, copied."""
+    return [
+        np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width].copy()
+        for plane in frame.planes
+    ]
+
+
+def all_planes(video: bytes) -> tuple[list[float], list[list[np.ndarray]]]:
+    """The times and the planes of all frames of a full decode."""
+    times, pixels = [], []
+    with av.open(io.BytesIO(video)) as container:
+        stream = container.streams.best("video")
+        for frame in container.decode(stream):
+            times.append(float(frame.pts * stream.time_base))
+            pixels.append(planes_of(frame))
+    return [time - times[0] for time in times], pixels
+
+
+def same_planes(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
+    """Whether two frames are equal to the last bit."""
+    return all(np.array_equal(one, other) for one, other in zip(left, right, strict=True))

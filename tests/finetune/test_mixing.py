@@ -1,0 +1,262 @@
+"""Mixup and cutmix: the papers' arithmetic, drawn clip by clip, whatever the batch is cut into."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch.nn import functional
+from torchvision.transforms.v2 import CutMix, MixUp
+from torchvision.tv_tensors import Video
+
+from data_tools.config import load_config
+from data_tools.parts import Part
+from data_tools.randomness import ClipRandom
+from data_tools.stream.batch import ClipBatch
+from finetune.classifier import Classifier
+from finetune.heads.base import build_head
+from finetune.mixing import MixConfig, Mixer, _beta
+from pretrain.model.encoder import Encoder
+from pretrain.model.sizes import EncoderShape
+from pretrain.model.tokens import TokenGrid
+
+BOTH = MixConfig(mixup=0.8, cutmix=1.0)
+MIXUP, CUTMIX = MixConfig(mixup=0.8), MixConfig(cutmix=1.0)
+
+
+def make_batch(clips=8, first=0, size=16, frames=2):
+    """Clips first .. first + clips of an endless run, each a function of its place alone."""
+    pixels = [
+        torch.randint(
+            256,
+            (frames, size, size, 3),
+            generator=torch.Generator().manual_seed(first + clip),
+            dtype=torch.uint8,
+        )
+        for clip in range(clips)
+    ]
+    place_B = torch.arange(first, first + clips)
+    return ClipBatch(
+        pixels=torch.stack(pixels).permute(0, 4, 1, 2, 3),
+        clip_index_B=place_B,
+        label_B=place_B * 7 % 5,
+        weight_B=torch.ones(clips),
+    )
+
+
+def mix(batch, config, *, views=1, seed=0):
+    return Mixer(config, views=views).mix(batch, ClipRandom(seed, batch.clip_index_B))
+
+
+def test_mixup_is_torchvisions():
+    batch = make_batch(2, size=24)
+    mixed = mix(batch, MIXUP)
+
+    for row, share in enumerate(mixed.share_B.tolist()):
+        reference = MixUp(alpha=0.8, num_classes=5)
+        reference._dist = Fixed(share)
+        clip_BCTHW, label_BY = reference(Video(batch.clip_BCTHW.float()), batch.label_B)
+        # Rounded to whole bytes, or half a byte off for the last bit of the reference's sum.
+        assert (mixed.clip_BCTHW[row].float() - clip_BCTHW[row]).abs().max() <= 0.501
+        assert torch.allclose(targets(mixed, batch, 5)[row], label_BY[row], atol=1e-6)
+
+
+def test_cutmix_is_torchvisions(monkeypatch):
+    for first in range(0, 40, 2):
+        batch = make_batch(2, first=first, size=24)
+        draws = ClipRandom(0, batch.clip_index_B).uniform("mix", (5,))
+        mixed = mix(batch, CUTMIX)
+        for row in range(2):
+            reference = CutMix(alpha=1.0, num_classes=5)
+            share = _beta(draws[row, 2:3], 1.0)
+            centre = iter([int(draws[row, 4] * 24), int(draws[row, 3] * 24)])  # torchvision asks for x first
+            monkeypatch.setattr(reference, "_dist", Fixed(share))
+            with monkeypatch.context() as patched:
+                patched.setattr(
+                    torch, "randint", lambda *_, centre=centre, **__: torch.tensor([next(centre)])
+                )
+                clip_BCTHW, label_BY = reference(Video(batch.clip_BCTHW), batch.label_B)
+            assert torch.equal(mixed.clip_BCTHW[row], clip_BCTHW[row])
+            assert torch.allclose(targets(mixed, batch, 5)[row], label_BY[row], atol=1e-6)
+
+
+class Fixed:
+    """A distribution that always gives the same."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def sample(self, _):
+        return self.value
+
+
+def targets(mixed, batch, classes):
+    own, other = (functional.one_hot(label_B, classes) for label_B in (batch.label_B, mixed.partner_label_B))
+    return own * mixed.share_B[:, None] + other * (1 - mixed.share_B[:, None])
+
+
+@given(
+    views=st.integers(1, 3),
+    blocks=st.integers(1, 4),
+    per_micro=st.integers(1, 4),
+    first=st.integers(0, 2**40),
+    config=st.sampled_from([MIXUP, CUTMIX, BOTH, MixConfig(mixup=0.4, cutmix=2.0, probability=0.5)]),
+)
+def test_a_clip_is_mixed_the_same_however_the_batch_is_cut(views, blocks, per_micro, first, config):
+    block = config.block(views)
+    whole = make_batch(blocks * per_micro * block, size=8, first=0)
+    shift = first * block
+    moved = ClipBatch(**{**vars(whole), "clip_index_B": whole.clip_index_B + shift})
+
+    expected = mix(moved, config, views=views)
+
+    for start in range(0, len(moved.label_B), per_micro * block):
+        rows = slice(start, start + per_micro * block)
+        part = ClipBatch(
+            pixels=moved.clip_BCTHW[rows],
+            clip_index_B=moved.clip_index_B[rows],
+            label_B=moved.label_B[rows],
+            weight_B=moved.weight_B[rows],
+        )
+        got = mix(part, config, views=views)
+        assert torch.equal(got.clip_BCTHW, expected.clip_BCTHW[rows])
+        assert torch.equal(got.share_B, expected.share_B[rows])
+        assert torch.equal(got.partner_label_B, expected.partner_label_B[rows])
+
+
+def test_partners_are_the_same_view_of_neighbouring_videos():
+    batch = make_batch(8)
+    mixed = mix(batch, MIXUP, views=2)
+    partner_B = torch.tensor([2, 3, 0, 1, 6, 7, 4, 5])
+    assert torch.equal(mixed.partner_label_B, batch.label_B[partner_B])
+    share_B = mixed.share_B.view(-1, 1, 1, 1, 1)
+    clip_BCTHW = share_B * batch.clip_BCTHW + (1 - share_B) * batch.clip_BCTHW[partner_B]
+    assert (clip_BCTHW - mixed.clip_BCTHW).abs().max() <= 0.501
+
+
+def test_the_box_of_cutmix_is_the_same_in_all_frames():
+    batch = make_batch(40, frames=4)
+    mixed = mix(batch, CUTMIX)
+    is_own_BTHW = (mixed.clip_BCTHW == batch.clip_BCTHW).all(1)
+    partner_BCTHW = batch.clip_BCTHW.view(20, 2, 3, 4, 16, 16).flip(1).flatten(0, 1)
+    is_partner_BTHW = (mixed.clip_BCTHW == partner_BCTHW).all(1)
+    assert (is_own_BTHW | is_partner_BTHW).all()
+    assert (is_own_BTHW == is_own_BTHW[:, :1]).float().mean() > 0.999  # pixels that are equal by chance
+    assert torch.allclose(is_own_BTHW.float().mean((1, 2, 3)), mixed.share_B, atol=1e-3)
+
+
+def test_a_clip_whose_partner_could_not_be_read_stays_as_it_is():
+    batch = make_batch(8)
+    batch.weight_B[[1, 6]] = 0.0
+    batch.clip_BCTHW[[1, 6]] = 0
+
+    mixed, free = mix(batch, BOTH), mix(make_batch(8), BOTH)
+
+    for row in (0, 7):
+        assert torch.equal(mixed.clip_BCTHW[row], batch.clip_BCTHW[row])
+        assert mixed.share_B[row] == 1
+    for row in (2, 3, 4, 5):
+        assert torch.equal(mixed.clip_BCTHW[row], free.clip_BCTHW[row])
+
+
+def test_clips_are_mixed_and_cut_as_often_as_asked():
+    batch = make_batch(4000, size=4, frames=1)
+    config = MixConfig(mixup=0.8, cutmix=0.8, probability=0.7, switch=0.25)
+    mixed = mix(batch, config)
+    draws = ClipRandom(0, batch.clip_index_B).uniform("mix", (5,))
+
+    is_mixed_B = draws[:, 0] < 0.7
+    is_cut_B = is_mixed_B & (draws[:, 1] < 0.25)
+    in_sixteenths = (mixed.share_B * 16 % 1 == 0) | (mixed.share_B * 16 % 1 > 0.999)
+
+    assert abs(is_mixed_B.float().mean() - 0.7) < 0.03
+    assert abs(is_cut_B.float().mean() - 0.7 * 0.25) < 0.03
+    assert (mixed.share_B[~is_mixed_B] == 1).all()
+    assert in_sixteenths[is_cut_B].all()  # a box of whole pixels
+    assert in_sixteenths[is_mixed_B & ~is_cut_B].float().mean() < 0.02
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 5.0])
+def test_shares_follow_the_beta_distribution(alpha):
+    shares = mix(make_batch(2000, size=2, frames=1), MixConfig(mixup=alpha), seed=3).share_B
+    assert stats.kstest(shares.double().numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+def test_seeds_and_places_give_different_mixes():
+    shares = [
+        mix(make_batch(4, first=first), MIXUP, seed=seed).share_B for first in (0, 4) for seed in (0, 1)
+    ]
+    assert len(torch.cat(shares).unique()) == 16
+
+
+SHAPE = EncoderShape(width=24, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8))
+
+
+def make_classifier(smoothing=0.1, mixer=None):
+    torch.manual_seed(0)
+    head = build_head(Part(name="linear", args={"init_std": 0.5}), width=24, classes=5)
+    encoder = Encoder(SHAPE, TokenGrid.of(2, 16, SHAPE.patch))
+    return Classifier(encoder, head, label_smoothing=smoothing, mixer=mixer)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_the_cross_entropy_with_both_labels_smoothed_as_timm_does(smoothing):
+    batch = make_batch(8)
+    classifier = make_classifier(smoothing, Mixer(BOTH, views=1))
+    mixed = mix(batch, BOTH)
+
+    values = classifier(batch, ClipRandom(0, batch.clip_index_B))
+
+    logits_BY = classifier.logits(mixed.clip_BCTHW)
+    off, on = smoothing / 5, 1 - smoothing + smoothing / 5  # timm's mixup_target
+    own, other = (
+        functional.one_hot(label_B, 5) * (on - off) + off
+        for label_B in (batch.label_B, mixed.partner_label_B)
+    )
+    target_BY = own * mixed.share_B[:, None] + other * (1 - mixed.share_B[:, None])
+    assert torch.allclose(values["loss"], -(target_BY * logits_BY.log_softmax(1)).sum(1), atol=1e-5)
+    strongest_B = torch.where(mixed.share_B >= 0.5, batch.label_B, mixed.partner_label_B)
+    assert torch.equal(values["correct"], (logits_BY.argmax(1) == strongest_B).float())
+
+
+def test_the_gradient_of_a_mixed_batch_is_that_of_its_micro_batches():
+    batch, config = make_batch(8), BOTH
+    gradients = []
+    for size in (8, 4, 2):
+        classifier = make_classifier(mixer=Mixer(config, views=1))
+        for start in range(0, 8, size):
+            part = make_batch(size, first=start)
+            loss_B = classifier(part, ClipRandom(0, part.clip_index_B))["loss"]
+            (loss_B.sum() / len(batch.label_B)).backward()
+        gradients.append(torch.cat([value.grad.flatten() for value in classifier.parameters()]))
+    assert gradients[0].abs().max() > 0
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
+    assert torch.allclose(gradients[0], gradients[2], atol=1e-6)
+
+
+def test_nothing_is_mixed_in_evaluation():
+    batch = make_batch(8)
+    draws = ClipRandom(0, batch.clip_index_B)
+    mixing, plain = make_classifier(mixer=Mixer(BOTH, views=1)), make_classifier()
+    in_training = mixing.train()(batch, draws)["loss"]
+    assert torch.equal(mixing.eval()(batch, draws)["loss"], plain.eval()(batch, draws)["loss"])
+    assert not torch.allclose(in_training, plain(batch, draws)["loss"])
+
+
+def test_partners_take_a_block_of_two_videos_only_where_clips_are_mixed():
+    assert [config.block(3) for config in (MixConfig(), MIXUP, CUTMIX, BOTH)] == [3, 6, 6, 6]
+    assert MixConfig(mixup=1.0, probability=0.0).block(3) == 3
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("mixup=-1", "mix.mixup must be 0 .off. or more, got -1"),
+        ("cutmix=-0.5", "mix.cutmix must be 0 .off. or more, got -0.5"),
+        ("probability=1.1", "mix.probability must lie between 0 and 1, got 1.1"),
+        ("switch=-1", "mix.switch must lie between 0 and 1, got -1"),
+    ],
+)
+def test_a_wrong_value_is_named(override, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(MixConfig, None, [override])

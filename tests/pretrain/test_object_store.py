@@ -1,0 +1,56 @@
+"""The whole path on an object store whose network fails often: shard to it, verify it, train from it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_tools.cache import Cache
+from pretrain.runtime.settings import StreamConfig
+from tests.conftest import run_module
+from tests.faulty_server import FaultyServer
+
+TINY = [
+    *("steps=4", "save_every_steps=4", "batch.global_clips=4", "clip.frames=4", "data.workers=1"),
+    *("model.width=24", "model.depth=2", "model.decoder_width=24", "model.decoder_depth=1"),
+    *("log.every_steps=1", "pictures.every_steps=0", "engine.device=cpu", "seed=5"),
+]
+
+
+def losses(run_dir: Path) -> list[float]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_shards_on_s3_behind_a_faulty_network_train_as_local_ones_do(
+    repo: Path, synth_videos: Path, tmp_path: Path, proxied_bucket: tuple[FaultyServer, str]
+):
+    proxy, bucket = proxied_bucket
+    source = str(synth_videos / "unlabelled")
+    here, there = str(tmp_path / "shards"), f"{bucket}/sets/x"
+    proxy.at_random(0.12, seed=1)
+    for out in (here, there):
+        run_module("data_tools", "shard", source, out, "samples_per_shard=10", "workers=1")
+    told = json.loads(run_module("data_tools", "verify", there, "--full", "--json", "workers=1").stdout)
+    assert told == {"samples": 40, "shards": 4, "full": True, "faults": []}
+
+    config = str(repo / "configs/pretrain/demo.yaml")
+    cache = [f"data.cache_dir={tmp_path / 'cache'}", "data.cache_gb=1"]
+    for name, shards in (("local", here), ("remote", there)):
+        before = len(proxy.ranges())
+        places = [f"data.shards={shards}/train", f"run_dir={tmp_path / name}"]
+        run_module("pretrain", config, *places, *TINY, *cache)
+        fetched = [range_ for range_ in proxy.ranges()[before:] if not range_.startswith("bytes=0-")]
+        assert bool(fetched) == (name == "remote")
+    assert len(losses(tmp_path / "local")) == 4
+    assert losses(tmp_path / "remote") == losses(tmp_path / "local")
+    assert len(list((tmp_path / "cache").glob("*.shard"))) == 4
+    assert len(proxy.injected) >= 10 and {503, "short"} <= set(proxy.injected)
+
+
+def test_a_cache_has_a_folder_and_a_size():
+    assert StreamConfig().cache is None
+    there = StreamConfig(cache_dir="/some/where", cache_gb=0.5)
+    assert there.cache == Cache(folder=Path("/some/where"), size=500_000_000)
+    with pytest.raises(ValueError, match=r"data.cache_gb must be above 0, got 0.0"):
+        StreamConfig(cache_gb=0.0)

@@ -1,0 +1,102 @@
+"""Videos and shards as the tests of sharding make and compare them."""
+
+import io
+import tempfile
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from data_tools.__main__ import PROGRAM
+from data_tools.command import run_program
+from data_tools.encode import EncodeConfig, write_video
+from data_tools.index import ShardIndex
+from data_tools.randomness import generator
+
+
+def write_clip(path: Path, number: int, *, frames: int = 3, height: int = 16, width: int = 16) -> None:
+    """A small video of noise that no other number gives."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chance = generator(number, purpose="test")
+    frames_THWC = torch.randint(0, 256, (frames, height, width, 3), dtype=torch.uint8, generator=chance)
+    write_video(path, frames_THWC, EncodeConfig(crf=40))
+
+
+def moving(frames: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """Pictures that tell their number: a grey level for each, and a bright square that moves."""
+    pictures = []
+    for number in range(frames):
+        picture = np.full((height, width, 3), 40 + 5 * (number % 24), np.uint8)
+        left = number * 3 % (width - 8)
+        picture[height // 2 : height // 2 + 8, left : left + 8] = (250, 120, 30)
+        pictures.append(picture)
+    return pictures
+
+
+def encoded(
+    pictures: Iterable[np.ndarray],
+    *,
+    ticks: list[int] | None = None,
+    rate: Fraction = Fraction(25),
+    is_index_first: bool = False,
+    kind: tuple[str, str, str] = ("mp4", "libx264", "yuv420p"),
+) -> bytes:
+    """An ordinary video.
+
+    Args:
+        ticks: time stamps in thousandths of a second.
+        is_index_first: a file that is cut off then knows how long it was.
+        kind: container, encoder and pixel format.
+    """
+    pictures = list(pictures)
+    options = {"movflags": "faststart"} if is_index_first else {}
+    with (
+        tempfile.NamedTemporaryFile() as file,
+        av.open(file.name, "w", format=kind[0], options=options) as output,
+    ):
+        stream = output.add_stream(kind[1], rate=rate)
+        stream.pix_fmt = kind[2]
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.thread_count = 1
+        if ticks is not None:
+            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if ticks is not None:
+                frame.pts, frame.time_base = ticks[number], Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+        output.close()
+        return Path(file.name).read_bytes()
+
+
+def cut_after(video: bytes, packets: int) -> bytes:
+    """The file up to the end of a packet; make it with `is_index_first`."""
+    with av.open(io.BytesIO(video)) as container:
+        ends = sorted((packet.pos or 0) + packet.size for packet in container.demux(video=0) if packet.size)
+    return video[: ends[packets - 1]]
+
+
+MATROSKA = ("matroska", "libx264", "yuv420p")
+
+
+def shard(source: Path | str, out: Path | str, *overrides: str, workers: int = 1) -> int:
+    """`data_tools shard` in this process; its exit code."""
+    return run_program(PROGRAM, ["shard", str(source), str(out), f"workers={workers}", *overrides])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def video_bytes(index: ShardIndex) -> dict[str, bytes]:
+    """By key, read as the index says: one range of one shard."""
+    found = {}
+    for position in range(len(index)):
+        sample = index.sample(position)
+        found[sample.key] = index.shard_location(sample).read(sample.offset, sample.length)
+    return found
