@@ -4,12 +4,12 @@ import sys
 
 from data_tools.bench import run_bench
 from data_tools.command import Command, Program, run_program
-from data_tools.index_foreign import run_index
+from data_tools.foreign.command import run_index
 from data_tools.report.command import run_report
-from data_tools.shard import run_shard
+from data_tools.sharding.command import run_shard
 from data_tools.show import run_show
 from data_tools.synth import run_synth
-from data_tools.verify import run_verify
+from data_tools.verifying.command import run_verify
 
 _DRY_RUN = ("--dry-run", "check and count, write nothing")
 _JSON = ("--json", "print the result as one line of JSON")

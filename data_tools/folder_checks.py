@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from data_tools.command import DataError
-from data_tools.storage import Location, StorageError
+from data_tools.storage.location import Location, StorageError
 
 
 def no_data_set(folder: Location, names: Sequence[str]) -> DataError:

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_tools.cache import Brought, Cache, bring
 from data_tools.command import DataError
 from data_tools.files import write_whole
 from data_tools.folder_checks import check_shards_are_there, no_data_set
-from data_tools.storage import Location, StorageError, location
+from data_tools.storage.cache import Brought, Cache, bring
+from data_tools.storage.location import Location, StorageError, location
 
 FORMAT = 2
 NO_LABEL = -1

@@ -22,7 +22,7 @@ import torch
 
 from data_tools.command import log, writing_to
 from data_tools.config import load_config, require
-from data_tools.encode import EncodeConfig, write_video
+from data_tools.encoding.encode import EncodeConfig, write_video
 from data_tools.files import write_whole
 from data_tools.motions import KINDS, SceneConfig, make_scene
 from data_tools.pool import map_in_order, progress

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools import remote
+from data_tools.storage import remote
 from tests.faulty_server import FaultyServer, faulty_server
 
 torch.set_num_threads(1)  # two threads on two busy cores are slower than one

@@ -12,7 +12,7 @@ import torch
 
 from data_tools.__main__ import PROGRAM
 from data_tools.command import run_program
-from data_tools.encode import EncodeConfig, write_video
+from data_tools.encoding.encode import EncodeConfig, write_video
 from data_tools.index import ShardIndex
 from data_tools.randomness import generator
 

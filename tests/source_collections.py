@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from data_tools.encode import EncodeConfig, write_video
+from data_tools.encoding.encode import EncodeConfig, write_video
 from data_tools.randomness import generator
 
 Facts = tuple[str | None, str | None]  # label and split

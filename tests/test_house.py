@@ -16,14 +16,14 @@ MAY_IMPORT = {
 }
 OWNERS = {
     "omegaconf": {"data_tools/config.py"},
-    "webdataset": {"data_tools/shard_writer.py"},
+    "webdataset": {"data_tools/sharding/tars.py"},
     "pyarrow": {"data_tools/index.py"},
-    "fsspec": {"data_tools/remote.py"},
-    "aiohttp": {"data_tools/remote.py"},
+    "fsspec": {"data_tools/storage/remote.py"},
+    "aiohttp": {"data_tools/storage/remote.py"},
     "av": {
-        "data_tools/encode.py",
-        "data_tools/originals.py",
-        "data_tools/steady.py",
+        "data_tools/encoding/encode.py",
+        "data_tools/encoding/originals.py",
+        "data_tools/encoding/steady.py",
         "data_tools/stream/container.py",
         "data_tools/stream/decode.py",
         "data_tools/stream/picking.py",

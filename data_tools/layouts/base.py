@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_tools.config import require
+from data_tools.encoding.steady import Cuts
 from data_tools.index import VideoInfo
-from data_tools.sources.base import SourceVideo
-from data_tools.steady import Cuts
+from data_tools.listing.videos import (
+    SourceVideo,
+)
 
 # Against x264's own default ("medium") half the time at 6 % fewer bytes, for a little more noise.
 FAST = "veryfast"

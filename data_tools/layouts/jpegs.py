@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from data_tools.config import require
-from data_tools.encode import Coding, write_frames, write_pictures
+from data_tools.encoding.encode import Coding, write_frames, write_pictures
+from data_tools.encoding.originals import Original, open_original
+from data_tools.encoding.steady import pieces, steady
 from data_tools.index import VideoInfo
 from data_tools.layouts.base import Laid, Layout, Task, check_picture
-from data_tools.originals import Original, open_original
-from data_tools.steady import pieces, steady
 
 _JPEG_ENDINGS = (".jpg", ".jpeg")
 

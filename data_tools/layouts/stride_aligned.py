@@ -11,11 +11,11 @@ learn where reference frames lie; a key frame is forced there, and all groups of
 from collections.abc import Iterator
 
 from data_tools.config import require
-from data_tools.encode import Coding, write_frames
+from data_tools.encoding.encode import Coding, write_frames
+from data_tools.encoding.originals import open_original
+from data_tools.encoding.steady import pieces, steady
 from data_tools.layouts.base import FAST, Laid, Layout, Task, check_picture, check_x264
-from data_tools.originals import open_original
 from data_tools.randomness import derived_seed
-from data_tools.steady import pieces, steady
 
 # No B frame may be referred to and none may move; the rest makes decoding cheap: no CABAC, no deblocking.
 _X264 = "b-adapt=0:b-pyramid=none:scenecut=0:cabac=0:no-deblock=1:weightp=0:open-gop=0:mbtree=0"

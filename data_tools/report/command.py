@@ -18,7 +18,7 @@ from data_tools.report.collection import open_collection
 from data_tools.report.content import gather
 from data_tools.report.looked import ReportConfig
 from data_tools.report.page import render
-from data_tools.storage import Location, location
+from data_tools.storage.location import Location, location
 
 PAGE_NAME = "report.html"
 

@@ -24,8 +24,8 @@ from data_tools.report.tables import (
     reference_frames,
     split_row,
 )
-from data_tools.shard_report import NOTES_NAME, REJECTED_NAME
-from data_tools.storage import Location
+from data_tools.sharding.rejected import NOTES_NAME, REJECTED_NAME
+from data_tools.storage.location import Location
 
 # How much of a long list stands on the page.
 LIMITS = {"groups": 24, "members": 6, "listed": 200, "still": 12, "classes": 30}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_tools.command import DataError
 from data_tools.index import Sample, ShardIndex, open_index
-from data_tools.storage import Location
+from data_tools.storage.location import Location
 from data_tools.stream.decode import decode_at
 from data_tools.stream.shards import read_video
 from data_tools.stream.times import last_frame_s

@@ -14,7 +14,7 @@ from data_tools.report.collection import Collection
 from data_tools.report.duplicates import distance, most_bits_found, near_groups
 from data_tools.report.figures import short, size_text, time_text
 from data_tools.report.look import HASH_BITS, PICTURES, Look, crashed, instants_s, look_at
-from data_tools.storage import Location, location
+from data_tools.storage.location import Location, location
 
 
 @dataclass(frozen=True, kw_only=True)

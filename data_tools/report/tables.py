@@ -11,8 +11,8 @@ from data_tools.index import NO_LABEL
 from data_tools.report.collection import Collection
 from data_tools.report.figures import Histogram, Ranking, histogram, ranking, short
 from data_tools.report.looked import Looked
-from data_tools.shard_report import count_reasons
-from data_tools.storage import Location
+from data_tools.sharding.rejected import count_reasons
+from data_tools.storage.location import Location
 
 _VALUES_SHOWN = 10
 _EXAMPLES = 5

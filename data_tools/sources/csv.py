@@ -5,16 +5,19 @@ import io
 from pathlib import Path
 
 from data_tools.command import DataError
-from data_tools.source_list import (
+from data_tools.listing.entries import (
     check_list_arguments,
     folder_of_videos,
     listing_of,
     numbered_classes,
     read_text,
 )
-from data_tools.source_table import KNOWN, TYPES, Row, check_columns, entry_of, parse_column
-from data_tools.sources.base import Listing, Source, on_this_machine
-from data_tools.storage import Location
+from data_tools.listing.table import KNOWN, TYPES, Row, check_columns, entry_of, parse_column
+from data_tools.listing.videos import (
+    Listing,
+)
+from data_tools.sources.base import Source, on_this_machine
+from data_tools.storage.location import Location
 
 
 class CsvSource(Source):

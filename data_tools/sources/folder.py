@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from data_tools.command import DataError
-from data_tools.sources.base import (
+from data_tools.listing.videos import (
     Listing,
-    Source,
     SourceVideo,
     is_video,
-    on_this_machine,
     printable,
     split_name,
 )
-from data_tools.storage import Location
+from data_tools.sources.base import Source, on_this_machine
+from data_tools.storage.location import Location
 
 
 class FolderSource(Source):

@@ -3,15 +3,19 @@
 from pathlib import Path
 
 from data_tools.command import DataError
-from data_tools.source_list import (
+from data_tools.listing.entries import (
     Entry,
     check_list_arguments,
     folder_of_videos,
     listing_of,
     numbered_lines,
 )
-from data_tools.sources.base import Listing, Source, SourceVideo, on_this_machine
-from data_tools.storage import Location
+from data_tools.listing.videos import (
+    Listing,
+    SourceVideo,
+)
+from data_tools.sources.base import Source, on_this_machine
+from data_tools.storage.location import Location
 
 _SPLITS = {"0": None, "1": "train", "2": "test"}
 

@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.command import DataError
-from data_tools.source_list import (
+from data_tools.listing.entries import (
     check_list_arguments,
     folder_of_videos,
     listing_of,
     numbered_classes,
     numbered_lines,
 )
-from data_tools.source_table import KNOWN, Row, check_columns, entry_of, one_type
-from data_tools.sources.base import Listing, Source, on_this_machine
-from data_tools.storage import Location
+from data_tools.listing.table import KNOWN, Row, check_columns, entry_of, one_type
+from data_tools.listing.videos import (
+    Listing,
+)
+from data_tools.sources.base import Source, on_this_machine
+from data_tools.storage.location import Location
 
 
 class JsonlSource(Source):

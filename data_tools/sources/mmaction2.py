@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from data_tools.command import DataError
-from data_tools.source_list import (
+from data_tools.listing.entries import (
     Entry,
     check_list_arguments,
     class_number,
@@ -13,8 +13,13 @@ from data_tools.source_list import (
     numbered_classes,
     numbered_lines,
 )
-from data_tools.sources.base import Listing, Source, SourceVideo, on_this_machine, split_name
-from data_tools.storage import Location
+from data_tools.listing.videos import (
+    Listing,
+    SourceVideo,
+    split_name,
+)
+from data_tools.sources.base import Source, on_this_machine
+from data_tools.storage.location import Location
 
 
 class Mmaction2Source(Source):

@@ -5,9 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.command import DataError
-from data_tools.source_list import Entry, check_list_arguments, folder_of_videos, listing_of, read_text
-from data_tools.sources.base import Listing, Source, SourceVideo, on_this_machine, split_name
-from data_tools.storage import Location
+from data_tools.listing.entries import Entry, check_list_arguments, folder_of_videos, listing_of, read_text
+from data_tools.listing.videos import (
+    Listing,
+    SourceVideo,
+    split_name,
+)
+from data_tools.sources.base import Source, on_this_machine
+from data_tools.storage.location import Location
 
 _LISTS = ("train", "validation", "test")
 

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
-from data_tools.foreign import Described, Rules, Shelf, read_shelves, settle
-from data_tools.foreign_shards import ForeignShard, find_shards
-from data_tools.source_list import Entry, listing_of, numbered_classes
-from data_tools.source_table import Row, one_type
-from data_tools.sources.base import Listing, Source, SourceVideo
-from data_tools.storage import Location
+from data_tools.foreign.rules import Described, Rules, Shelf, read_shelves, settle
+from data_tools.foreign.shards import ForeignShard, find_shards
+from data_tools.listing.entries import Entry, listing_of, numbered_classes
+from data_tools.listing.table import Row, one_type
+from data_tools.listing.videos import (
+    Listing,
+    SourceVideo,
+)
+from data_tools.sources.base import Source
+from data_tools.storage.location import Location
 
 
 class WebdatasetSource(Source):

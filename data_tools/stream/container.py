@@ -29,6 +29,9 @@ _OPTIONS = {
     "format_whitelist": _CONTAINERS,
     "threads": "1",  # given here it also holds while the container is opened, which it makes a quarter faster
 }
+# While it opens a container FFmpeg decodes some frames to see for itself what the index of an mp4 file says.
+# Where it may use no decoder it cannot: that spares 0.6 of 0.8 ms, and with a sound track 2.8 of 3.
+_BY_INDEX = {**_OPTIONS, "codec_whitelist": "none", "probesize": "32"}
 _BLIND_SEEK_S = 1.0  # without an index, decoding on is cheaper than a search for nearer instants
 
 
@@ -55,17 +58,29 @@ class OpenedVideo:
 def open_video(source: bytes | Path) -> Iterator[OpenedVideo]:
     """Open a video up to its first frame; every error of FFmpeg in the block becomes BadVideo."""
     with open_container(source) as (container, stream):
-        yield up_to_first_frame(container, stream)
+        frames = _shown(container, stream)
+        first = next(frames, None)
+        if first is None:
+            raise BadVideo("no frame of it can be decoded")
+        tick_s = float(stream.time_base or first.time_base or 1)
+        yield OpenedVideo(container=container, stream=stream, first=first, rest=frames, tick_s=tick_s)
 
 
 @contextmanager
-def open_container(source: bytes | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """A video's container and its best stream, nothing decoded yet; FFmpeg's errors become BadVideo."""
+def open_container(
+    source: bytes | Path, *, by_index: bool = False
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A video's container and its best stream, nothing decoded yet; FFmpeg's errors become BadVideo.
+
+    Args:
+        by_index: believe the container about the stream; enough for a single one of H.264 in mp4.
+    """
+    options = _BY_INDEX if by_index else _OPTIONS
     # Never a path for FFmpeg: a name like "concat:..." would choose a protocol.
     with (
         ffmpeg_errors(),
         _as_file(source) as file,
-        av.open(file, "r", options=dict(_OPTIONS), metadata_errors="replace") as container,
+        av.open(file, "r", options=dict(options), metadata_errors="replace") as container,
     ):
         stream = _best_stream(container)
         _limit(stream)
@@ -79,20 +94,6 @@ def ffmpeg_errors() -> Iterator[None]:
         yield
     except (av.FFmpegError, OSError) as error:
         raise BadVideo(f"FFmpeg cannot read it: {error.strerror or error}") from error
-
-
-def up_to_first_frame(container: InputContainer, stream: VideoStream) -> OpenedVideo:
-    """Decode the first frame.
-
-    Raises:
-        BadVideo: there is none.
-    """
-    frames = _shown(container, stream)
-    first = next(frames, None)
-    if first is None:
-        raise BadVideo("no frame of it can be decoded")
-    tick_s = float(stream.time_base or first.time_base or 1)
-    return OpenedVideo(container=container, stream=stream, first=first, rest=frames, tick_s=tick_s)
 
 
 def _as_file(source: bytes | Path) -> IO[bytes]:

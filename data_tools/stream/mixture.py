@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from data_tools.cache import Cache
 from data_tools.index import Sample, ShardIndex, open_index
 from data_tools.randomness import derived_seed
+from data_tools.storage.cache import Cache
 from data_tools.stream.order import clip_place, mixture_place, mixture_quotas, sample_at
 
 

@@ -31,11 +31,11 @@ from data_tools.stream.container import (
     key_frame_may_precede,
     open_container,
     open_video,
-    up_to_first_frame,
     worth_seeking,
 )
 
 _SEEK_GAP_S = 1.0  # between wanted frames; over a shorter one it is cheaper to read on
+_MP4 = b"ftyp"  # what such files begin with, after a length
 _IDR, _FIRST_SLICE, _LAST_SLICE = 5, 1, 5  # kinds of H.264 units
 
 # A frame and the positions (of the ascending instants) at which it is on screen.
@@ -75,14 +75,14 @@ def picked_frames(
 
 
 def _planned(video: bytes, wanted_s: list[float], last_frame_s: float | None) -> _Picked:
-    """By the packets, where they can be trusted; else as `_after_seek` does."""
-    with open_container(video) as (container, stream):
-        if not _has_plan(container, stream):
-            yield from _in_order(up_to_first_frame(container, stream), wanted_s, last_frame_s, seek=True)
-            return
+    """By the packets, where they can be trusted."""
+    if video[4:8] != _MP4:
+        raise _OtherWay
+    with open_container(video, by_index=True) as (container, stream):
         packets = container.demux(stream)
         head = next(packets)
-        if not _opens_the_video(head, stream):
+        is_single = len(container.streams.video) == 1  # which of several is best, FFmpeg tells by looking
+        if not (is_single and _is_h264(stream) and _opens_the_video(head, stream)):
             raise _OtherWay
         origin, tick_s = head.pts or 0, float(stream.time_base or 1)
         targets = [origin + int((instant_s + SLACK_S) / tick_s) for instant_s in wanted_s]
@@ -130,10 +130,10 @@ def _in_order(
     yield shown, range(given, len(wanted_s))
 
 
-def _has_plan(container: InputContainer, stream: VideoStream) -> bool:
-    """Whether packets carry both time stamps and their units can be told apart: H.264 in mp4."""
+def _is_h264(stream: VideoStream) -> bool:
+    """Whether units can be told apart by the lengths before them, as they stand in mp4 files."""
     codec = stream.codec_context
-    return "mp4" in container.format.name and codec.name == "h264" and (codec.extradata or b"")[:1] == b"\x01"
+    return codec.name == "h264" and (codec.extradata or b"")[:1] == b"\x01"
 
 
 def _opens_the_video(head: Packet, stream: VideoStream) -> bool:
@@ -178,11 +178,12 @@ def _packets_until(packets: Iterable[Packet], until: int) -> tuple[list[Packet],
     """All packets of frames that come on screen up to then, by decoding time; whether the video ends."""
     found: list[Packet] = []
     for packet in packets:
-        if packet.size == 0 and packet.dts is None:  # how PyAV says that there are no more
+        decoded, shown = packet.dts, packet.pts
+        if decoded is None and packet.size == 0:  # how PyAV says that there are no more
             break
-        if packet.pts is None or packet.dts is None or packet.pts < packet.dts:
+        if decoded is None or shown is None or shown < decoded:
             raise _OtherWay
-        if packet.dts > until:
+        if decoded > until:
             return found, False
         found.append(packet)
     return found, True
@@ -201,10 +202,12 @@ def _on_screen(found: list[Packet], targets: list[int], run: range) -> tuple[dic
 
 def _decoded(stream: VideoStream, found: list[Packet], places: dict[int, list[int]]) -> _Picked:
     """Decode the packets and give those that are wanted."""
-    codec, missing = stream.codec_context, set(places)
+    codec, missing, was_wanted = stream.codec_context, set(places), None
     for packet in chain(_needed(found, stream, places), [None]):
-        if packet is not None:
-            codec.skip_frame = "DEFAULT" if packet.pts in places else "NONREF"
+        is_wanted = packet is None or packet.pts in places
+        if is_wanted != was_wanted:
+            codec.skip_frame = "DEFAULT" if is_wanted else "NONREF"
+            was_wanted = is_wanted
         for frame in codec.decode(packet):
             if frame.pts in missing:
                 missing.remove(frame.pts)

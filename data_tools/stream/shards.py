@@ -6,7 +6,7 @@ import zlib
 from functools import lru_cache
 
 from data_tools.index import Sample, Shard, ShardIndex
-from data_tools.storage import Location, StorageError
+from data_tools.storage.location import Location, StorageError
 from data_tools.stream.container import BadVideo
 
 _OPEN_SHARDS = 64

@@ -7,6 +7,7 @@ flicker, so there each pixel counts by its area.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -75,15 +76,17 @@ def cut_views(
     """
     if cv2.getNumThreads() > 1:
         cv2.setNumThreads(1)  # waking others for a single plane costs more than it saves
-    memory, views = _arrays(pixels), None
+    memory = _arrays(pixels)
+    cuts: list[list[_Cut]] | None = None
     for picture, places in pictures:
-        if views is None:
-            views = choose(*picture.size)
+        if cuts is None:
+            cuts = [_cuts(view, memory) for view in choose(*picture.size)]
             _set_colour(pixels, picture)
-        for clip, view in enumerate(views):
-            write_view(picture, view, [array[clip, places[0]] for array in memory])
-            for array in memory if len(places) > 1 else ():
-                array[clip, places[1:]] = array[clip, places[0]]
+        for clip, planes in enumerate(cuts):
+            for cut, plane, array in zip(planes, picture.planes, memory, strict=True):
+                cut.write(plane, array[clip, places[0]])
+                if len(places) > 1:
+                    array[clip, places[1:]] = array[clip, places[0]]
 
 
 def _set_colour(pixels: Pixels, picture: Picture) -> None:
@@ -98,19 +101,30 @@ def _arrays(pixels: Pixels) -> list[np.ndarray]:
     return [pixels.permute(0, 2, 3, 4, 1).numpy()]
 
 
-def write_view(picture: Picture, view: View, outs: Sequence[np.ndarray]) -> None:
-    """Cut, resize and mirror a picture's planes into memory.
+class _Cut(NamedTuple):
+    """What a view takes of one plane of every picture."""
 
-    Args:
-        outs: for each plane a uint8 array in C order, (height, width) or (height, width, 3).
-    """
-    crop = view.crop
-    for plane, out, divisor in zip(picture.planes, outs, (1, 2, 2), strict=False):
-        rows = slice(crop.top // divisor, -(-(crop.top + crop.height) // divisor))
-        columns = slice(crop.left // divisor, -(-(crop.left + crop.width) // divisor))
-        box, (height, width) = plane[rows, columns], out.shape[:2]
-        shrink = max(box.shape[0] / height, box.shape[1] / width)
-        how = cv2.INTER_LINEAR if shrink <= _MOST_LINEAR_SHRINK else cv2.INTER_AREA
-        cv2.resize(box, (width, height), dst=out, interpolation=how)
-        if view.flip:
+    rows: slice
+    columns: slice
+    size: tuple[int, int]  # width and height, as OpenCV has them
+    interpolation: int
+    flip: bool
+
+    def write(self, plane: np.ndarray, out: np.ndarray) -> None:
+        """Cut, resize and mirror into memory in C order."""
+        cv2.resize(plane[self.rows, self.columns], self.size, dst=out, interpolation=self.interpolation)
+        if self.flip:
             cv2.flip(out, 1, dst=out)
+
+
+def _cuts(view: View, memory: Sequence[np.ndarray]) -> list[_Cut]:
+    """The parts of a view: one for each plane."""
+    crop, cuts = view.crop, []
+    for array, divisor in zip(memory, (1, 2, 2), strict=False):
+        top, left = crop.top // divisor, crop.left // divisor
+        bottom, right = -(-(crop.top + crop.height) // divisor), -(-(crop.left + crop.width) // divisor)
+        height, width = array.shape[2:4]
+        shrink = max((bottom - top) / height, (right - left) / width)
+        how = cv2.INTER_LINEAR if shrink <= _MOST_LINEAR_SHRINK else cv2.INTER_AREA
+        cuts.append(_Cut(slice(top, bottom), slice(left, right), (width, height), how, view.flip))
+    return cuts

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_tools.cache import Cache
 from data_tools.config import require
+from data_tools.storage.cache import Cache
 from data_tools.stream.reading import check_decoder
 
 

@@ -15,7 +15,7 @@ import webdataset
 
 from data_tools.__main__ import PROGRAM
 from data_tools.command import run_program
-from data_tools.encode import EncodeConfig, write_video
+from data_tools.encoding.encode import EncodeConfig, write_video
 from data_tools.index import open_index
 from data_tools.randomness import generator
 from data_tools.stream.augment import AugmentConfig

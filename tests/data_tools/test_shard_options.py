@@ -9,7 +9,7 @@ import webdataset
 
 from data_tools.config import load_config
 from data_tools.index import open_index
-from data_tools.shard_plan import ShardConfig
+from data_tools.sharding.plan import ShardConfig
 from data_tools.stream.decode import probe
 from tests.sharding import encoded, moving, shard, video_bytes, write_clip
 

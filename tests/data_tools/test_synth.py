@@ -11,7 +11,7 @@ import torch
 from data_tools.__main__ import PROGRAM
 from data_tools.command import run_program
 from data_tools.config import load_config
-from data_tools.encode import EncodeConfig, write_video
+from data_tools.encoding.encode import EncodeConfig, write_video
 from data_tools.stream.decode import decode_at, probe
 from data_tools.synth import SynthConfig, plan_synth
 

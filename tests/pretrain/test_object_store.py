@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.cache import Cache
+from data_tools.storage.cache import Cache
 from pretrain.runtime.settings import StreamConfig
 from tests.conftest import run_module
 from tests.faulty_server import FaultyServer

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from data_tools.__main__ import PROGRAM
 from data_tools.command import run_program
-from data_tools.encode import EncodeConfig, write_video
+from data_tools.encoding.encode import EncodeConfig, write_video
 from data_tools.index import open_index
 from data_tools.randomness import generator
 

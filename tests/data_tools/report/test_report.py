@@ -18,7 +18,7 @@ from data_tools.report.collection import open_collection, runs_of_equals
 from data_tools.report.content import LIMITS
 from data_tools.report.duplicates import exact_groups, leaks
 from data_tools.report.look import crashed
-from data_tools.storage import location
+from data_tools.storage.location import location
 
 
 class Elements(HTMLParser):

@@ -1,0 +1,219 @@
+"""Every video of foreign shards read from end to end, once: checksums, digests, and what a decode finds."""
+
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import IO, Any
+
+from data_tools.files import write_whole
+from data_tools.foreign.members import read_member
+from data_tools.foreign.rules import Described, Rules, Shelf, read_shelf
+from data_tools.foreign.shards import ForeignShard, open_shard
+from data_tools.index import VideoInfo
+from data_tools.pool import map_in_order, progress
+from data_tools.storage.location import location
+from data_tools.stream.decode import BadVideo, probe
+
+_NO_VIDEO = "no member of it is a video"
+_CRASHED = "the decoder crashed on it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundVideo:
+    """A sample: where its video lies, what it says about itself, and what a decode found or why it failed."""
+
+    key: str
+    name: str
+    offset: int = 0
+    length: int = 0
+    crc32: int = 0
+    content: str = ""
+    label: str | None = None
+    group: str | None = None
+    extra: dict[str, Any]
+    info: VideoInfo | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A shard as it is: its samples in order, its size and the sha256 of all of it."""
+
+    shard: ForeignShard
+    rows: tuple[FoundVideo, ...]
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """Every `parts`-th sample of a shard, from `part` on; the first part digests the whole shard as well."""
+
+    shard: ForeignShard
+    rules: Rules
+    is_full: bool
+    part: int
+    parts: int
+
+
+def examine_shards(
+    shards: Sequence[ForeignShard], rules: Rules, journal: Path, *, is_full: bool, workers: int
+) -> list[Found]:
+    """Read all shards, on several processes.
+
+    A remote shard is downloaded to this machine's temporary folder for as long as it is read.
+
+    Args:
+        journal: a file of what is known already, so that a stopped run is continued.
+
+    Raises:
+        DataError: a shard is damaged, or a label is missing or wrong.
+    """
+    jobs = [job for shard in shards for job in _jobs(shard, rules, is_full, len(shards), workers)]
+    stamps = [_stamp(job) for job in jobs]
+    known = _read_journal(journal, dict(zip(stamps, jobs, strict=True)))
+    write_whole(journal, "".join(_line(*entry) for entry in known.items()))
+    todo = [position for position, stamp in enumerate(stamps) if stamp not in known]
+    results = map_in_order(
+        _examine, [jobs[position] for position in todo], workers=workers, on_crash=_crashed
+    )
+    with journal.open("a", encoding="utf-8") as file:
+        shown = progress(results, total=len(todo), what="index, parts of shards")
+        for position, result in zip(todo, shown, strict=True):
+            found = result or _one_by_one(jobs[position], workers)
+            known[stamps[position]] = found
+            file.write(_line(stamps[position], found))
+            file.flush()
+    parts: dict[str, list[Found]] = {shard.name: [] for shard in shards}
+    for job, stamp in zip(jobs, stamps, strict=True):
+        parts[job.shard.name].append(known[stamp])
+    return [_joined(shard, parts[shard.name]) for shard in shards]
+
+
+def _jobs(shard: ForeignShard, rules: Rules, is_full: bool, shards: int, workers: int) -> list[_Job]:
+    """Where there are fewer shards than processes, several share one; but none is downloaded twice."""
+    processes = workers or len(os.sched_getaffinity(0))
+    parts = max(ceil(processes / shards), 1) if shard.place.path else 1
+    return [_Job(shard=shard, rules=rules, is_full=is_full, part=part, parts=parts) for part in range(parts)]
+
+
+def _joined(shard: ForeignShard, parts: list[Found]) -> Found:
+    """The parts of a shard, which took turns, in order again."""
+    rows = [row for part in parts for row in part.rows]
+    return replace(parts[0], shard=shard, rows=tuple(sorted(rows, key=lambda row: (row.offset, row.key))))
+
+
+def _examine(job: _Job) -> Found:
+    with _local(job.shard) as shard, open_shard(shard.place) as file:
+        shelf = read_shelf(replace(shard, place=job.shard.place), job.rules, file)
+        rows = [_found(file, job, sample) for sample in shelf.described[job.part :: job.parts]]
+        rows += _without_video(shelf) if job.part == 0 else []
+        sha256, size = _digest(file) if job.part == 0 else ("", 0)
+    return Found(shard=job.shard, rows=tuple(rows), bytes=size, sha256=sha256)
+
+
+def _found(file: IO[bytes], job: _Job, sample: Described) -> FoundVideo:
+    video = read_member(file, sample.video, f"{job.shard.place}, {sample.key}")
+    row = FoundVideo(
+        key=sample.key,
+        name=sample.video.name,
+        offset=sample.video.offset,
+        length=sample.video.length,
+        crc32=zlib.crc32(video),
+        content=hashlib.sha256(video).hexdigest()[:32],
+        label=sample.label,
+        group=sample.group,
+        extra=sample.extra,
+    )
+    try:
+        return replace(row, info=probe(video, full=job.is_full))
+    except BadVideo as error:
+        return replace(row, reason=" ".join(str(error).split()))
+
+
+def _digest(file: IO[bytes]) -> tuple[str, int]:
+    file.seek(0)
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    return sha256, file.tell()
+
+
+@contextmanager
+def _local(shard: ForeignShard) -> Iterator[ForeignShard]:
+    if shard.place.path is not None:
+        yield shard
+        return
+    with tempfile.TemporaryDirectory(prefix="kinemae-index-") as folder:
+        copy = Path(folder) / "shard.tar"
+        shard.place.download(copy)
+        yield replace(shard, place=location(copy))
+
+
+def _crashed(job: _Job) -> Found | None:
+    """Some video of it ended the process; `_one_by_one` finds out which."""
+    return None
+
+
+def _one_by_one(job: _Job, workers: int) -> Found:
+    """A job on which a process died, each sample of it in a process of its own."""
+    with _local(job.shard) as shard, open_shard(shard.place) as file:
+        shelf = read_shelf(shard, job.rules, file)
+        total = len(shelf.described)
+        singles = [replace(job, shard=shard, part=i, parts=total) for i in range(job.part, total, job.parts)]
+        rows = _without_video(shelf) if job.part == 0 else []
+        for single, found in zip(
+            singles, map_in_order(_examine, singles, workers=workers, on_crash=_crashed), strict=True
+        ):
+            sample = shelf.described[single.part]
+            crashed = FoundVideo(key=sample.key, name=sample.video.name, extra={}, reason=_CRASHED)
+            rows += [row for row in found.rows if row.reason != _NO_VIDEO] if found else [crashed]
+        sha256, size = _digest(file) if job.part == 0 else ("", 0)
+    return Found(shard=job.shard, rows=tuple(rows), bytes=size, sha256=sha256)
+
+
+def _without_video(shelf: Shelf) -> list[FoundVideo]:
+    return [FoundVideo(key=key, name=key, extra={}, reason=_NO_VIDEO) for key in shelf.without_video]
+
+
+def _stamp(job: _Job) -> str:
+    """Names a job as long as its shard and the rules stay the same."""
+    path = job.shard.place.path
+    changed = path.stat().st_mtime_ns if path else 0
+    size = job.shard.place.size()
+    place = [str(job.shard.place), job.shard.split, size, changed]
+    return json.dumps([*place, asdict(job.rules), job.is_full, job.part, job.parts])
+
+
+def _line(stamp: str, found: Found) -> str:
+    rows = [asdict(row) for row in found.rows]
+    entry = {"shard": stamp, "rows": rows, "bytes": found.bytes, "sha256": found.sha256}
+    return json.dumps(entry) + "\n"
+
+
+def _read_journal(journal: Path, jobs: dict[str, _Job]) -> dict[str, Found]:
+    """What an earlier run has found of these jobs, less the line in which it was killed."""
+    known = {}
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if entry["shard"] in jobs:
+            known[entry["shard"]] = Found(
+                shard=jobs[entry["shard"]].shard,
+                rows=tuple(_row(row) for row in entry["rows"]),
+                bytes=entry["bytes"],
+                sha256=entry["sha256"],
+            )
+    return known
+
+
+def _row(row: dict[str, Any]) -> FoundVideo:
+    info = VideoInfo(**row["info"]) if row["info"] else None
+    return FoundVideo(**{**row, "info": info})

@@ -1,0 +1,163 @@
+"""What the sources that read a list share: entries that know their line, held against each other."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_tools.command import DataError, log
+from data_tools.config import require
+from data_tools.listing.videos import (
+    Listing,
+    SourceVideo,
+)
+from data_tools.storage.location import location
+
+# What a list may leave without a label beside videos that have one.
+_MAY_LACK_A_LABEL = ("unlabelled", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A video and where a list names it, as in "train.csv, line 7"."""
+
+    where: str
+    video: SourceVideo
+
+
+def listing_of(
+    entries: Sequence[Entry], *, max_missing_fraction: float, classes: Iterable[str] = (), ignored: int = 0
+) -> Listing:
+    """The videos of a list that does not contradict itself.
+
+    Args:
+        max_missing_fraction: more videos without a file than this share are a mistake in the list or in
+            the folder; fewer stay in the listing, to be rejected one by one.
+
+    Raises:
+        DataError: a video stands there twice, only some have a split or a label, or too many are missing;
+            the message names the line.
+    """
+    _refuse_repeats(entries)
+    _all_or_none("split", [(entry, entry.video.split) for entry in entries])
+    labelled = [entry for entry in entries if entry.video.split not in _MAY_LACK_A_LABEL]
+    _all_or_none("label", [(entry, entry.video.label) for entry in labelled])
+    missing = [entry for entry in entries if not entry.video.url and not entry.video.path.exists()]
+    if missing:
+        _weigh_missing(missing, len(entries), max_missing_fraction)
+    videos = tuple(entry.video for entry in entries)
+    return Listing(videos=videos, ignored=ignored, missing=len(missing), classes=tuple(classes))
+
+
+def check_list_arguments(max_missing_fraction: float, classes: int = 0) -> None:
+    """Refuse arguments that no list can have.
+
+    Raises:
+        ValueError: one of them is out of its range.
+    """
+    key = "source.args.max_missing_fraction"
+    require(0 <= max_missing_fraction <= 1, key, "lie in [0, 1]", max_missing_fraction)
+    require(classes >= 0, "source.args.classes", "be 0 (as many as there are) or more", classes)
+
+
+def read_text(file: Path) -> str:
+    """A list's text.
+
+    Raises:
+        DataError: it cannot be read or is not UTF-8.
+    """
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is no text in UTF-8: {error}; save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}; check that it is there") from error
+
+
+def numbered_lines(file: Path) -> list[tuple[str, str]]:
+    """Where each line stands and what it says, blank ones left out."""
+    # Not splitlines: a name may hold one of the stranger separators of Unicode.
+    lines = re.split(r"\r\n|\r|\n", read_text(file))
+    return [(f"{file}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def placed(where: str, folder: Path, text: str) -> tuple[Path, str]:
+    """The path and the URL (empty where it is a file of this machine) of a video that a list names.
+
+    Raises:
+        DataError: a URL of a kind that is not allowed; the message names the line.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is None:
+        return folder / text, ""
+    try:
+        place = location(text)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
+    return (place.path, "") if place.path else (Path(place.name), text)
+
+
+def folder_of_videos(root: Path, videos: str, guesses: Sequence[str] = ()) -> Path:
+    """The folder that a list's paths begin from.
+
+    Args:
+        root: the folder of the list.
+        videos: the user's word, relative to it; "" takes the first of the guesses that exists, else the root.
+
+    Raises:
+        ValueError: the user's folder does not exist.
+    """
+    if videos:
+        if not (root / videos).is_dir():
+            raise ValueError(f"source.args.videos: there is no folder {root / videos}")
+        return root / videos
+    return next((root / guess for guess in guesses if (root / guess).is_dir()), root)
+
+
+def class_number(where: str, text: str, classes: int) -> str:
+    """A label that must be a whole number, in [0, classes) where `classes` is not 0.
+
+    Raises:
+        DataError: it is none, or out of range; the message names the line.
+    """
+    if not re.fullmatch(r"[0-9]+", text):
+        raise DataError(f"{where}: expected a label that is a whole number, 0 or more, got {text!r}")
+    if classes and int(text) >= classes:
+        raise DataError(
+            f"{where}: label {text} is out of range, source.args.classes={classes} allows 0 to {classes - 1}"
+        )
+    return str(int(text))
+
+
+def numbered_classes(classes: int) -> list[str]:
+    """The names of classes that are numbers; none where their number is not known."""
+    return [str(number) for number in range(classes)]
+
+
+def _refuse_repeats(entries: Sequence[Entry]) -> None:
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        earlier = first.setdefault(entry.video.name, entry)
+        if earlier is not entry:
+            file, _, line = earlier.where.rpartition(", ")
+            where = line if entry.where.startswith(f"{file}, ") else earlier.where
+            raise DataError(f"{entry.where}: {entry.video.name} stands in {where} already; keep one of them")
+
+
+def _all_or_none(what: str, given: Sequence[tuple[Entry, str | None]]) -> None:
+    without = [entry for entry, value in given if value is None]
+    if without and len(without) < len(given):
+        raise DataError(
+            f"{without[0].where}: the {what} is missing, as in {len(without)} of {len(given)} entries; "
+            f"give every video a {what} or none"
+        )
+
+
+def _weigh_missing(missing: Sequence[Entry], total: int, max_missing_fraction: float) -> None:
+    first = f"first {missing[0].where}: {missing[0].video.path}"
+    if len(missing) > max_missing_fraction * total:
+        raise DataError(
+            f"{len(missing)} of {total} videos of the list have no file, {first}; check the list and the "
+            "folder that its paths begin from (source.args.videos), or raise "
+            f"source.args.max_missing_fraction={max_missing_fraction}"
+        )
+    log.warning("%d of %d videos of the list have no file, %s", len(missing), total, first)

@@ -1,0 +1,188 @@
+"""`python -m data_tools shard SOURCE OUT`: any collection of videos to shards with an index.
+
+    OUT/train/ validation/ ...   a data set each, as `data_tools.index` describes
+    OUT/classes.json             label numbers, for classes=OUT of another run
+    OUT/rejected.jsonl           videos that cannot be used, and why; in each split its own as well
+    OUT/notes.jsonl              videos that hold less than their container says
+    OUT/shard.json               what this is; written first, so that a stopped run can be continued
+    OUT/work/                    only while running: see `data_tools.sharding.output`
+
+Equal sources and configs give equal bytes, whatever the number of processes and however often it was stopped.
+"""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from data_tools.command import DataError, log, writing_to
+from data_tools.config import load_config
+from data_tools.index import DATASET_NAME, open_index
+from data_tools.layouts.base import Task
+from data_tools.listing.classes import CLASSES_NAME, class_list
+from data_tools.listing.videos import (
+    SPLITS,
+    Listing,
+    SourceVideo,
+)
+from data_tools.sharding.arrange import safe_keys, sorted_classes
+from data_tools.sharding.one_split import Chosen, write_split
+from data_tools.sharding.output import Output
+from data_tools.sharding.plan import Plan, ShardConfig, make_plan
+from data_tools.sharding.rejected import (
+    NOTES_NAME,
+    REJECTED_NAME,
+    Found,
+    count_reasons,
+    judge,
+    note_lines,
+    rejected_lines,
+    warn_of_gaps,
+)
+from data_tools.sharding.splits import Contents, copies, divide, leaks
+from data_tools.sharding.transcode import transcode
+from data_tools.storage.location import Location, location
+
+STATE_NAME = "shard.json"
+
+
+def run_shard(arguments: argparse.Namespace) -> None:
+    """The command: list, store, divide, write."""
+    settings = load_config(ShardConfig, None, arguments.overrides)
+    root, out = location(arguments.source), location(arguments.out)
+    plan = make_plan(root, settings)
+    done = _check_out(out, plan.state)
+    listed = _listed(plan.listing)
+    log.info(
+        "%s: %d videos, %d classes, splits: %s, %d other files",
+        *(root, listed["videos"], len(listed["classes"])),
+        *(", ".join(listed["given_splits"]) or "none given", plan.listing.ignored),
+    )
+    output = Output(out, settings.work_dir)
+    if done:
+        log.info("%s is complete already", out)
+        output.remove_work()
+    elif not arguments.dry_run:
+        with writing_to(out.path or output.work):
+            output.write_text(STATE_NAME, _json({**plan.state, "complete": False}))
+            with output.opened():
+                _shard(plan, output)
+                output.write_text(STATE_NAME, _json({**plan.state, "complete": True}))
+                output.remove_work()
+    if arguments.json:
+        written = _written(out) if done or not arguments.dry_run else {}
+        sys.stdout.write(json.dumps({**listed, **written}) + "\n")
+
+
+def _shard(plan: Plan, output: Output) -> None:
+    settings, videos = plan.settings, plan.listing.videos
+    keys = safe_keys([video.name for video in videos])
+    tasks = [
+        Task(video=video, key=key, folder=output.work, seed=settings.seed, cuts=settings.cuts)
+        for video, key in zip(videos, keys, strict=True)
+    ]
+    findings = transcode(
+        tasks, plan.layout, output.work, workers=settings.workers, is_sharded=output.is_sharded
+    )
+    found = list(zip(videos, findings, strict=True))
+    output.write_text(REJECTED_NAME, rejected_lines(found))
+    output.write_text(NOTES_NAME, note_lines(found))
+    judge(found, settings.max_bad_fraction, str(output.out / REJECTED_NAME))
+    readable = {video.name: finding for video, finding in found if finding.samples}
+    classes = class_list(
+        [video for video in videos if video.name in readable],
+        plan.given_classes or plan.listing.classes,
+        of="the source" if not plan.given_classes else f"classes={settings.classes}",
+    )
+    output.write_text(CLASSES_NAME, _json(classes))
+    contents = {name: finding.content for name, finding in readable.items()}
+    splits = _divide([video for video in videos if video.name in readable], contents, settings)
+    for split, members in splits.items():
+        chosen = [
+            Chosen(video=video, stored=stored, content=contents[video.name])
+            for video in members
+            for stored in readable[video.name].samples
+        ]
+        write_split(output, split, chosen, classes, plan.record)
+        _write_rejected_of(output, split, found)
+    warn_of_gaps(splits, classes)
+
+
+def _divide(
+    videos: list[SourceVideo], contents: Contents, settings: ShardConfig
+) -> dict[str, list[SourceVideo]]:
+    """Splits without leaks.
+
+    Raises:
+        DataError: the source's own splits share a video or a group, and the config does not allow that.
+    """
+    splits = divide(videos, contents, validation_share=settings.validation_share, seed=settings.seed)
+    found = leaks(splits, contents)
+    if found:
+        message = f"{len(found)} leaks between splits, first {found[0]}"
+        if settings.leaks == "error":
+            raise DataError(f"{message}: remove one of them, or set leaks=warn")
+        log.warning("%s", message)
+    repeated = copies(videos, contents)
+    if repeated:
+        log.warning("%d videos have the same bytes as another one", repeated)
+    return splits
+
+
+def _write_rejected_of(output: Output, split: str, found: Found) -> None:
+    of_split = [pair for pair in found if (pair[0].split or "train") == split]
+    output.write_text(f"{split}/{REJECTED_NAME}", rejected_lines(of_split))
+
+
+def _check_out(out: Location, state: dict[str, Any]) -> bool:
+    """Whether OUT is this data set and complete.
+
+    Raises:
+        ValueError: OUT holds something else.
+    """
+    names = out.list()
+    if not names:
+        return False
+    if STATE_NAME not in names:
+        raise ValueError(f"OUT {out} is not empty and holds no {STATE_NAME}: give a new folder")
+    there = json.loads((out / STATE_NAME).read())
+    different = sorted(name for name in state if state[name] != there.get(name))
+    if different:
+        raise ValueError(
+            f"OUT {out} holds another data set, made of {there.get('source')} and different in "
+            f"{', '.join(different)}: give a new folder, or remove that one"
+        )
+    return bool(there.get("complete"))
+
+
+def _listed(listing: Listing) -> dict[str, Any]:
+    return {
+        "videos": len(listing.videos),
+        "ignored": listing.ignored,
+        "classes": sorted_classes([video.label for video in listing.videos if video.label is not None]),
+        "given_splits": sorted({video.split for video in listing.videos if video.split is not None}),
+    }
+
+
+def _written(out: Location) -> dict[str, Any]:
+    there = [split for split in SPLITS if (out / split / DATASET_NAME).exists()]
+    splits = {split: open_index(out / split) for split in there}
+    rejected = (out / REJECTED_NAME).read().decode()
+    return {
+        "splits": {
+            split: {
+                "samples": len(index),
+                "shards": len(index.shards),
+                "bytes": sum(shard.bytes for shard in index.shards),
+                "fingerprint": index.fingerprint,
+            }
+            for split, index in splits.items()
+        },
+        "rejected": len(rejected.splitlines()),
+        "reasons": count_reasons(rejected),
+        "notes": len((out / NOTES_NAME).read().decode().splitlines()),
+    }
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False)

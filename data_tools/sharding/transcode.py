@@ -1,0 +1,224 @@
+"""Every video decoded once from end to end, and in that pass checked and stored as its layout says.
+
+Processes do this side by side. What a video became is a line in a journal, written when its files are on the
+disk, so that a run that was killed goes on where it was.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from data_tools.encoding.originals import content_digest, fetch
+from data_tools.files import read_blocks, write_whole
+from data_tools.index import VideoInfo
+from data_tools.layouts.base import Laid, Layout, Task
+from data_tools.listing.videos import (
+    SourceVideo,
+)
+from data_tools.pool import map_as_done, progress
+from data_tools.stream.decode import BadVideo
+
+JOURNAL_NAME = "checked.jsonl"
+SPOOL_NAME = "spool"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A sample whose bytes are on the disk: in the spool, or in the original itself.
+
+    Attributes:
+        length, crc32: of its bytes.
+        The others are those of `Laid`.
+    """
+
+    key: str
+    is_spooled: bool
+    ending: str
+    length: int
+    crc32: int
+    info: VideoInfo
+    start_s: float
+    reference_stride: int
+    reference_phase: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What became of one video.
+
+    Attributes:
+        samples: none where the video cannot be used; `reason` says why.
+        content: names the original's bytes.
+        note: what is odd about it, though it can be used.
+    """
+
+    samples: tuple[Stored, ...] = ()
+    content: str = ""
+    reason: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One video's work, as it is sent to a process."""
+
+    layout: Layout
+    task: Task
+
+
+def transcode(
+    tasks: Sequence[Task], layout: Layout, work: Path, *, workers: int, is_sharded: Callable[[str], bool]
+) -> list[Finding]:
+    """Store all videos, and say in their order what became of each.
+
+    Args:
+        work: the folder of the journal and the spool; an entry of the journal holds as long as the
+            original's size and time are the same and its files lie in the spool.
+        is_sharded: whether a finished shard holds the sample of a key, which need not be in the spool then.
+    """
+    spool = work / SPOOL_NAME
+    spool.mkdir(parents=True, exist_ok=True)
+    for leftover in spool.glob("*.partial"):
+        leftover.unlink()
+    journal = work / JOURNAL_NAME
+    known = {
+        stamp: finding
+        for stamp, finding in _read_journal(journal).items()
+        if all(_is_there(sample, spool, is_sharded) for sample in finding.samples)
+    }
+    stamps = [_stamp(task.video) for task in tasks]
+    unknown = [position for position, stamp in enumerate(stamps) if stamp not in known]
+    # The longest first, so that no process is left alone with one at the end.
+    unknown.sort(key=lambda position: -_size(tasks[position].video))
+    jobs = [Job(layout=layout, task=replace(tasks[position], folder=spool)) for position in unknown]
+    write_whole(journal, "".join(_line(*entry) for entry in known.items()))  # without a half line at the end
+    with journal.open("a", encoding="utf-8") as file:
+        done = map_as_done(_lay_out, jobs, workers=workers, on_crash=_crashed)
+        for place, finding in progress(done, total=len(jobs), what="store"):
+            stamp = stamps[unknown[place]]
+            known[stamp] = finding
+            file.write(_line(stamp, finding))
+            file.flush()
+    return [known[stamp] for stamp in stamps]
+
+
+def _lay_out(job: Job) -> Finding:
+    task = replace(job.task, notes=[])
+    made: list[Stored] = []
+    try:
+        with _at_hand(task) as video:
+            content = _digest(video)
+            for laid in job.layout.lay(replace(task, video=video)):
+                if laid.file is None and task.video.url:
+                    laid = replace(laid, file=video.path.rename(task.folder / f"{laid.key}.{laid.ending}"))
+                made.append(_stored(laid, video))
+    except BadVideo as error:
+        for sample in made:
+            stored_file(sample, task.folder).unlink(missing_ok=True)
+        return Finding(reason=" ".join(str(error).split()))
+    return Finding(samples=tuple(made), content=content, note="; ".join(task.notes))
+
+
+@contextmanager
+def _at_hand(task: Task) -> Iterator[SourceVideo]:
+    """The video, fetched once if it is remote."""
+    video = task.video
+    if not video.url:
+        yield video
+        return
+    file = task.folder / f"{task.key}.partial"
+    try:
+        fetch(video, file)
+        yield replace(video, path=file, url="", member=None)
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def stored_file(sample: Stored, spool: Path) -> Path:
+    """Where a sample lies in the spool."""
+    return spool / f"{sample.key}.{sample.ending}"
+
+
+def _stored(laid: Laid, video: SourceVideo) -> Stored:
+    offset, length = (video.member if laid.file is None else None) or (0, None)
+    crc32 = taken = 0
+    for block in read_blocks(laid.file or video.path, offset, length):
+        crc32, taken = zlib.crc32(block, crc32), taken + len(block)
+    return Stored(
+        key=laid.key,
+        is_spooled=laid.file is not None,
+        ending=laid.ending,
+        length=taken,
+        crc32=crc32,
+        info=laid.info,
+        start_s=laid.start_s,
+        reference_stride=laid.reference_stride,
+        reference_phase=laid.reference_phase,
+    )
+
+
+def _crashed(job: Job) -> Finding:
+    return Finding(reason="the decoder crashed on it")
+
+
+def _digest(video: SourceVideo) -> str:
+    """Parts of one long video ask for the same digest again and again."""
+    if video.frames or video.member is not None:
+        return content_digest(video)
+    return _file_digest(video.path, _stamp(replace(video, name="", start_s=None, end_s=None)))
+
+
+@lru_cache(maxsize=256)
+def _file_digest(path: Path, stamp: str) -> str:
+    return content_digest(SourceVideo(path=path, name=path.name))
+
+
+def _files(video: SourceVideo) -> list[Path]:
+    return [video.path / name for name in video.frames] or [video.path]
+
+
+def _size(video: SourceVideo) -> int:
+    """Bytes to be read, as far as they are there."""
+    if video.member is not None:
+        return video.member[1]
+    return sum(path.stat().st_size for path in _files(video) if path.is_file())
+
+
+def _stamp(video: SourceVideo) -> str:
+    """Names a video in the state in which it lies there now."""
+    times = [path.stat().st_mtime_ns if path.is_file() else 0 for path in _files(video)]
+    about = [video.name, video.start_s, video.end_s, video.member, video.fps, _size(video), times]
+    text = json.dumps(about)
+    return text if len(times) == 1 else f"{video.name} {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _is_there(sample: Stored, spool: Path, is_sharded: Callable[[str], bool]) -> bool:
+    if not sample.is_spooled or is_sharded(sample.key):
+        return True
+    file = stored_file(sample, spool)
+    return file.is_file() and file.stat().st_size == sample.length
+
+
+def _line(stamp: str, finding: Finding) -> str:
+    return json.dumps({"video": stamp, **asdict(finding)}) + "\n"
+
+
+def _read_journal(journal: Path) -> dict[str, Finding]:
+    known = {}
+    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
+        try:
+            entry: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            break  # the line that was being written when the run was killed
+        stamp = entry.pop("video")
+        samples = [
+            Stored(**{**sample, "info": VideoInfo(**sample["info"])}) for sample in entry.pop("samples")
+        ]
+        known[stamp] = Finding(samples=tuple(samples), **entry)
+    return known

@@ -1,0 +1,104 @@
+"""Which source lists a collection where none is named, and what is said where it finds nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from data_tools.__main__ import PROGRAM
+from data_tools.command import DataError, run_program
+from data_tools.index import open_index
+from data_tools.listing.videos import (
+    Listing,
+)
+from data_tools.sharding.choice import refuse_empty, source_of
+from data_tools.storage.location import location
+from data_tools.stream.shards import read_video
+from tests.faulty_server import faulty_server
+from tests.source_collections import COLLECTIONS, write_clips, write_tar, write_text
+
+
+def shard(*arguments: object) -> int:
+    return run_program(PROGRAM, ["shard", *map(str, arguments), "validation_share=0", "workers=1"])
+
+
+def videos_in(folder: Path) -> dict[str, bytes]:
+    index = open_index(folder)
+    samples = [index.sample(position) for position in range(len(index))]
+    return {sample.name: read_video(index, sample) for sample in samples}
+
+
+@pytest.mark.parametrize(
+    "name, source",
+    [
+        ("", "folder"),
+        ("a.csv", "csv"),
+        ("b.JSONL", "jsonl"),
+        ("c.tar", "webdataset"),
+        ("c-{0..1}.tar", "webdataset"),
+        ("c-*.tar", "webdataset"),
+    ],
+)
+def test_a_source_is_chosen_by_what_is_there(tmp_path: Path, name: str, source: str):
+    if name and "-" not in name:
+        write_text(tmp_path / name, "")
+    assert source_of(location(tmp_path / name)).name == source
+    if name:
+        expected = source if source == "webdataset" else "csv" if "csv" in name else "jsonl"
+        assert source_of(location(f"s3://bucket/{name}")).name == expected
+
+
+def test_what_no_source_is_known_for_is_named(tmp_path: Path):
+    with pytest.raises(
+        DataError, match=r"SOURCE .*lost does not exist: expected a folder of videos, or a csv"
+    ):
+        source_of(location(tmp_path / "lost"))
+    write_text(tmp_path / "list.xlsx", "")
+    with pytest.raises(ValueError, match=r"must be a folder or a file that ends in .csv, .jsonl, .tar; for"):
+        source_of(location(tmp_path / "list.xlsx"))
+    with pytest.raises(
+        ValueError, match=r"s3://b/x must be a file that ends .* of tars source.name=webdataset"
+    ):
+        source_of(location("s3://b/x"))
+
+
+def test_a_folder_of_something_else_says_what_it_seems_to_be(tmp_path: Path):
+    empty = Listing(videos=(), ignored=3)
+    with pytest.raises(DataError, match=r"holds no video: .*; 3 other files were passed over$"):
+        refuse_empty(location(tmp_path), empty)
+    write_text(tmp_path / "v" / "1.jpg", "")
+    with pytest.raises(DataError, match=r"it holds pictures such as 1.jpg: set source.name=frames"):
+        refuse_empty(location(tmp_path), empty)
+    write_tar(tmp_path / "data" / "train-0.tar", [])
+    with pytest.raises(
+        DataError, match=r"it holds tars such as data/train-0.tar: set source.name=webdataset"
+    ):
+        refuse_empty(location(tmp_path), empty)
+    with pytest.raises(DataError, match=r"SOURCE s3://b/x.tar holds no video: .* passed over$"):
+        refuse_empty(location("s3://b/x.tar"), empty)
+
+
+def test_a_foreign_set_in_a_bucket_is_sharded_as_one_on_the_disk(bucket: str, tmp_path: Path):
+    collection = COLLECTIONS["webdataset"](tmp_path / "foreign")
+    for name in ("data/train-0.tar", "data/test-0.tar"):
+        location(f"{bucket}/set/{name}").upload(collection.root / name)
+    assert shard(collection.root, tmp_path / "here", "source.name=webdataset") == 0
+    assert shard(f"{bucket}/set", tmp_path / "there", "source.name=webdataset") == 0
+    for split in ("train", "test"):
+        assert videos_in(tmp_path / "here" / split) == videos_in(tmp_path / "there" / split)
+        assert open_index(tmp_path / "there" / split).classes == ("0", "1")
+
+
+def test_a_csv_of_urls_is_sharded_and_what_is_not_there_is_rejected(tmp_path: Path):
+    write_clips(tmp_path / "web", "a b.mp4", "c.mp4")
+    with faulty_server(tmp_path / "web") as server:
+        urls = [f"{server.url}/{name}" for name in ("a%20b.mp4", "c.mp4", "lost.mp4")]
+        table = write_text(tmp_path / "list.csv", "\n".join(["path", *urls]))
+        server.script(None, "cut", 503)
+        assert shard(table, tmp_path / "out", "layout.name=copy") == 0
+    assert videos_in(tmp_path / "out" / "train") == {
+        urls[0]: (tmp_path / "web" / "a b.mp4").read_bytes(),
+        urls[1]: (tmp_path / "web" / "c.mp4").read_bytes(),
+    }
+    rejected = (tmp_path / "out" / "rejected.jsonl").read_text()
+    assert "lost.mp4: there is no such thing (HTTP 404)" in rejected
+    assert len(rejected.splitlines()) == 1
