@@ -174,7 +174,7 @@ def videomae_clip(video: bytes, frames: list[int], chance: torch.Generator) -> T
         for frame in container.decode(stream):
             number = round(((frame.pts or 0) - start) * tick * rate)
             if number in wanted:
-                pictures[number] = frame.to_image()
+                pictures[number] = frame.to_image(threads=1)
             if number >= frames[-1]:
                 break
     images = [pictures.get(number) or next(reversed(pictures.values())) for number in frames]
