@@ -15,9 +15,7 @@ import av
 from av.video.frame import VideoFrame
 
 from data_tools.files import read_blocks
-from data_tools.listing.videos import (
-    SourceVideo,
-)
+from data_tools.listing.videos import SourceVideo
 from data_tools.storage.location import StorageError
 from data_tools.stream.container import (
     MAX_PIXELS,

@@ -23,10 +23,9 @@ from data_tools.foreign.examine import Found, examine_shards
 from data_tools.foreign.rules import Rules, Shelf, read_shelves, settle
 from data_tools.foreign.shards import ForeignShard, find_shards
 from data_tools.index import DATASET_NAME, NO_LABEL, Sample, Shard, write_index
-from data_tools.listing.classes import read_classes
+from data_tools.listing.classes import read_classes, sorted_classes
 from data_tools.listing.entries import numbered_classes
 from data_tools.listing.table import Row, one_type
-from data_tools.sharding.arrange import sorted_classes
 from data_tools.storage.location import Location, location
 from data_tools.storage.retries import masked
 

@@ -11,10 +11,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from data_tools.command import DataError, log
-from data_tools.listing.videos import (
-    VIDEO_ENDINGS,
-    printable,
-)
+from data_tools.listing.videos import VIDEO_ENDINGS, printable
 
 # Endings of members that webdataset's own decoders would run as code or unpickle.
 PICKLES = frozenset("pickle pkl pyd pth pt dill joblib".split())  # noqa: SIM905

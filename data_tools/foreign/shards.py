@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_tools.command import DataError
-from data_tools.listing.videos import (
-    printable,
-    split_name,
-)
+from data_tools.listing.videos import printable, split_name
 from data_tools.storage.location import Location, location
 
 _MOST_SHARDS = 1_000_000

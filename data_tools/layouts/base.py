@@ -7,9 +7,7 @@ from pathlib import Path
 from data_tools.config import require
 from data_tools.encoding.steady import Cuts
 from data_tools.index import VideoInfo
-from data_tools.listing.videos import (
-    SourceVideo,
-)
+from data_tools.listing.videos import SourceVideo
 
 # Against x264's own default ("medium") half the time at 6 % fewer bytes, for a little more noise.
 FAST = "veryfast"

@@ -11,9 +11,7 @@ from data_tools.encoding.encode import Coding, write_frames
 from data_tools.encoding.originals import open_original
 from data_tools.encoding.steady import Cuts, Steady, steady
 from data_tools.layouts.base import FAST, Laid, Layout, Task, check_picture, check_x264
-from data_tools.listing.videos import (
-    SourceVideo,
-)
+from data_tools.listing.videos import SourceVideo
 
 # Every frame will be decoded, so decoding is made cheap.
 _X264 = "scenecut=0:cabac=0:no-deblock=1:weightp=0:mbtree=0"

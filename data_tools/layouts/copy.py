@@ -6,9 +6,7 @@ from pathlib import Path
 from data_tools.encoding.originals import note_missing_frames, video_source
 from data_tools.encoding.steady import Cuts
 from data_tools.layouts.base import Laid, Layout, Task
-from data_tools.listing.videos import (
-    SourceVideo,
-)
+from data_tools.listing.videos import SourceVideo
 from data_tools.stream.container import open_container
 from data_tools.stream.decode import probe
 

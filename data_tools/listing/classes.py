@@ -1,17 +1,23 @@
 """Which label has which number: written once, and used again for the next data set."""
 
 import json
+import re
 from collections.abc import Sequence
 
 from data_tools.command import DataError
 from data_tools.index import DATASET_NAME
-from data_tools.listing.videos import (
-    SourceVideo,
-)
-from data_tools.sharding.arrange import sorted_classes
+from data_tools.listing.videos import SourceVideo
 from data_tools.storage.location import Location, location
 
 CLASSES_NAME = "classes.json"
+
+
+def sorted_classes(labels: Sequence[str]) -> list[str]:
+    """Distinct labels in order: as numbers where all are integers, else as text."""
+    distinct = sorted(set(labels))
+    if all(re.fullmatch(r"-?[0-9]+", label) for label in distinct):
+        return sorted(distinct, key=int)
+    return distinct
 
 
 def read_classes(text: str) -> list[str]:

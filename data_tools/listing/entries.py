@@ -7,10 +7,7 @@ from pathlib import Path
 
 from data_tools.command import DataError, log
 from data_tools.config import require
-from data_tools.listing.videos import (
-    Listing,
-    SourceVideo,
-)
+from data_tools.listing.videos import Listing, SourceVideo
 from data_tools.storage.location import location
 
 # What a list may leave without a label beside videos that have one.

@@ -10,11 +10,7 @@ from typing import Any
 from data_tools.command import DataError
 from data_tools.index import COLUMNS
 from data_tools.listing.entries import Entry, class_number, placed
-from data_tools.listing.videos import (
-    SPLITS,
-    SourceVideo,
-    split_name,
-)
+from data_tools.listing.videos import SPLITS, SourceVideo, split_name
 
 KNOWN = ("path", "label", "split", "group", "start_s", "end_s")
 TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "text": str}

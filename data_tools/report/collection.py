@@ -9,9 +9,7 @@ import numpy as np
 from data_tools.command import DataError
 from data_tools.folder_checks import data_sets_in
 from data_tools.index import DATASET_NAME, Sample, ShardIndex, coded_column, open_index
-from data_tools.listing.videos import (
-    SPLITS,
-)
+from data_tools.listing.videos import SPLITS
 from data_tools.storage.location import Location
 
 

@@ -1,4 +1,4 @@
-"""Keys, classes and order of samples, as pure functions of names and seed."""
+"""Keys and order of samples, as pure functions of names and seed."""
 
 import hashlib
 import re
@@ -32,14 +32,6 @@ def safe_keys(names: Sequence[str]) -> list[str]:
     ]
     assert len(set(keys)) == len(keys), "two names share a 64-bit hash"
     return keys
-
-
-def sorted_classes(labels: Sequence[str]) -> list[str]:
-    """Distinct labels in order: as numbers where all are integers, else as text."""
-    distinct = sorted(set(labels))
-    if all(re.fullmatch(r"-?[0-9]+", label) for label in distinct):
-        return sorted(distinct, key=int)
-    return distinct
 
 
 def shuffled(items: Sequence[Item], *, seed: int, purpose: str) -> list[Item]:

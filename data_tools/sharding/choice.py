@@ -4,10 +4,7 @@ from pathlib import Path
 
 from data_tools.command import DataError
 from data_tools.foreign.shards import find_shards
-from data_tools.listing.videos import (
-    Listing,
-    is_picture,
-)
+from data_tools.listing.videos import Listing, is_picture
 from data_tools.parts import Part
 from data_tools.storage.location import Location
 

@@ -19,13 +19,9 @@ from data_tools.command import DataError, log, writing_to
 from data_tools.config import load_config
 from data_tools.index import DATASET_NAME, open_index
 from data_tools.layouts.base import Task
-from data_tools.listing.classes import CLASSES_NAME, class_list
-from data_tools.listing.videos import (
-    SPLITS,
-    Listing,
-    SourceVideo,
-)
-from data_tools.sharding.arrange import safe_keys, sorted_classes
+from data_tools.listing.classes import CLASSES_NAME, class_list, sorted_classes
+from data_tools.listing.videos import SPLITS, Listing, SourceVideo
+from data_tools.sharding.arrange import safe_keys
 from data_tools.sharding.one_split import Chosen, write_split
 from data_tools.sharding.output import Output
 from data_tools.sharding.plan import Plan, ShardConfig, make_plan

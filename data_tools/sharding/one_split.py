@@ -8,9 +8,7 @@ from typing import Any
 
 from data_tools.command import log
 from data_tools.index import NO_LABEL, Sample, write_index
-from data_tools.listing.videos import (
-    SourceVideo,
-)
+from data_tools.listing.videos import SourceVideo
 from data_tools.sharding.arrange import shuffled
 from data_tools.sharding.output import Output
 from data_tools.sharding.tars import Place, ShardSample, into_shards

@@ -23,9 +23,7 @@ from pathlib import Path
 from data_tools.command import DataError, log
 from data_tools.files import write_whole
 from data_tools.index import DATASET_NAME, INDEX_NAME, Shard
-from data_tools.listing.videos import (
-    SPLITS,
-)
+from data_tools.listing.videos import SPLITS
 from data_tools.sharding.tars import Place, ShardSample, shard_name, write_shard
 from data_tools.sharding.transcode import SPOOL_NAME
 from data_tools.storage.location import Location

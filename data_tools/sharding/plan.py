@@ -11,9 +11,7 @@ from data_tools.config import require
 from data_tools.encoding.steady import Cuts
 from data_tools.layouts.base import Layout
 from data_tools.listing.classes import class_list, read_classes
-from data_tools.listing.videos import (
-    Listing,
-)
+from data_tools.listing.videos import Listing
 from data_tools.parts import Part, build_part
 from data_tools.sharding.choice import refuse_empty, source_of
 from data_tools.sources.base import Source

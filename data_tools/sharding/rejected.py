@@ -7,9 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from data_tools.command import DataError, log
-from data_tools.listing.videos import (
-    SourceVideo,
-)
+from data_tools.listing.videos import SourceVideo
 from data_tools.sharding.transcode import Finding
 
 REJECTED_NAME = "rejected.jsonl"

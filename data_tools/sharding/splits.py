@@ -3,10 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from data_tools.listing.videos import (
-    SPLITS,
-    SourceVideo,
-)
+from data_tools.listing.videos import SPLITS, SourceVideo
 from data_tools.sharding.arrange import shuffled
 
 Contents = Mapping[str, str]

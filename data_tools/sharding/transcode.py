@@ -18,9 +18,7 @@ from data_tools.encoding.originals import content_digest, fetch
 from data_tools.files import read_blocks, write_whole
 from data_tools.index import VideoInfo
 from data_tools.layouts.base import Laid, Layout, Task
-from data_tools.listing.videos import (
-    SourceVideo,
-)
+from data_tools.listing.videos import SourceVideo
 from data_tools.pool import map_as_done, progress
 from data_tools.stream.decode import BadVideo
 

@@ -5,13 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from data_tools.command import DataError
-from data_tools.listing.videos import (
-    Listing,
-    SourceVideo,
-    is_video,
-    printable,
-    split_name,
-)
+from data_tools.listing.videos import Listing, SourceVideo, is_video, printable, split_name
 from data_tools.sources.base import Source, on_this_machine
 from data_tools.storage.location import Location
 

@@ -13,9 +13,7 @@ from data_tools.listing.entries import (
     numbered_lines,
 )
 from data_tools.listing.table import KNOWN, Row, check_columns, entry_of, one_type
-from data_tools.listing.videos import (
-    Listing,
-)
+from data_tools.listing.videos import Listing
 from data_tools.sources.base import Source, on_this_machine
 from data_tools.storage.location import Location
 

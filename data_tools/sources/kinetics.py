@@ -8,12 +8,7 @@ from pathlib import Path
 
 from data_tools.command import DataError
 from data_tools.listing.entries import Entry, check_list_arguments, folder_of_videos, listing_of, read_text
-from data_tools.listing.videos import (
-    Listing,
-    SourceVideo,
-    is_video,
-    split_name,
-)
+from data_tools.listing.videos import Listing, SourceVideo, is_video, split_name
 from data_tools.sources.base import Source, on_this_machine
 from data_tools.storage.location import Location
 

@@ -13,11 +13,7 @@ from data_tools.listing.entries import (
     numbered_lines,
     placed,
 )
-from data_tools.listing.videos import (
-    Listing,
-    SourceVideo,
-    split_name,
-)
+from data_tools.listing.videos import Listing, SourceVideo, split_name
 from data_tools.sources.base import Source, on_this_machine
 from data_tools.storage.location import Location
 

@@ -11,10 +11,7 @@ from data_tools.listing.entries import (
     listing_of,
     numbered_lines,
 )
-from data_tools.listing.videos import (
-    Listing,
-    SourceVideo,
-)
+from data_tools.listing.videos import Listing, SourceVideo
 from data_tools.sources.base import Source, on_this_machine
 from data_tools.storage.location import Location
 

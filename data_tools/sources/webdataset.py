@@ -6,10 +6,7 @@ from data_tools.foreign.rules import Described, Rules, Shelf, read_shelves, sett
 from data_tools.foreign.shards import ForeignShard, find_shards
 from data_tools.listing.entries import Entry, listing_of, numbered_classes
 from data_tools.listing.table import Row, one_type
-from data_tools.listing.videos import (
-    Listing,
-    SourceVideo,
-)
+from data_tools.listing.videos import Listing, SourceVideo
 from data_tools.sources.base import Source
 from data_tools.storage.location import Location
 

@@ -11,9 +11,7 @@ import pytest
 from data_tools.__main__ import PROGRAM
 from data_tools.command import DataError, run_program
 from data_tools.index import DATASET_NAME, open_index
-from data_tools.listing.videos import (
-    SPLITS,
-)
+from data_tools.listing.videos import SPLITS
 from data_tools.parts import Part, build_part, part_names
 from data_tools.sources.base import Source
 from data_tools.sources.folder import FolderSource

@@ -8,9 +8,7 @@ import pytest
 
 from data_tools.command import DataError
 from data_tools.foreign.shards import find_shards, open_shard
-from data_tools.listing.videos import (
-    Listing,
-)
+from data_tools.listing.videos import Listing
 from data_tools.sources.webdataset import WebdatasetSource
 from data_tools.storage.location import location
 from tests.faulty_server import faulty_server

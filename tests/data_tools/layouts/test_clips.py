@@ -6,9 +6,7 @@ import pytest
 
 from data_tools.layouts.base import Laid, Task
 from data_tools.layouts.clips import Clips
-from data_tools.listing.videos import (
-    SourceVideo,
-)
+from data_tools.listing.videos import SourceVideo
 from data_tools.stream.decode import decode_at, probe
 from tests.sharding import cut_after, encoded, moving
 

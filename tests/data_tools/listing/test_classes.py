@@ -7,10 +7,8 @@ import pytest
 
 from data_tools.command import DataError
 from data_tools.index import open_index
-from data_tools.listing.classes import class_list, read_classes
-from data_tools.listing.videos import (
-    SourceVideo,
-)
+from data_tools.listing.classes import class_list, read_classes, sorted_classes
+from data_tools.listing.videos import SourceVideo
 from tests.sharding import shard, write_clip
 
 
@@ -86,3 +84,9 @@ def test_the_classes_of_a_source_keep_their_order_and_those_without_a_video():
     videos = [SourceVideo(path=Path("x"), name="x.mp4", label="b")]
     assert class_list(videos, ("c", "b"), of="the source") == ["c", "b"]
     assert class_list(videos, (), of="") == ["b"]
+
+
+def test_classes_are_sorted_as_numbers_where_all_are():
+    assert sorted_classes(["10", "9", "10", "-1"]) == ["-1", "9", "10"]
+    assert sorted_classes(["10", "9", "b"]) == ["10", "9", "b"]
+    assert sorted_classes([]) == []

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from data_tools.command import DataError
-from data_tools.listing.videos import (
-    Listing,
-)
+from data_tools.listing.videos import Listing
 from data_tools.parts import Part, build_part
 from data_tools.sources.base import Source
 from tests.source_collections import COLLECTIONS, write_text

@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 
 from data_tools.command import DataError
 from data_tools.listing.table import Row, one_type, parse_column
-from data_tools.listing.videos import (
-    Listing,
-    SourceVideo,
-)
+from data_tools.listing.videos import Listing, SourceVideo
 from data_tools.parts import Part, build_part
 from data_tools.sources.base import Source
 from data_tools.sources.csv import CsvSource

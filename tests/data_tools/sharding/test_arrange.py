@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.sharding.arrange import safe_keys, shuffled, sorted_classes
+from data_tools.sharding.arrange import safe_keys, shuffled
 
 
 @settings(deadline=None)
@@ -41,12 +41,6 @@ def test_names_that_would_collide_get_a_hash(names: list[str]):
     assert one != other
     assert re.fullmatch(r".*-[0-9a-f]{16}", one)
     assert re.fullmatch(r".*-[0-9a-f]{16}", other)
-
-
-def test_classes_are_sorted_as_numbers_where_all_are():
-    assert sorted_classes(["10", "9", "10", "-1"]) == ["-1", "9", "10"]
-    assert sorted_classes(["10", "9", "b"]) == ["10", "9", "b"]
-    assert sorted_classes([]) == []
 
 
 def test_shuffling_is_a_seeded_permutation():

@@ -7,9 +7,7 @@ import pytest
 from data_tools.__main__ import PROGRAM
 from data_tools.command import DataError, run_program
 from data_tools.index import open_index
-from data_tools.listing.videos import (
-    Listing,
-)
+from data_tools.listing.videos import Listing
 from data_tools.sharding.choice import refuse_empty, source_of
 from data_tools.storage.location import location
 from data_tools.stream.shards import read_video

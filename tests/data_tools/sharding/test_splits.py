@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.listing.videos import (
-    SourceVideo,
-)
+from data_tools.listing.videos import SourceVideo
 from data_tools.sharding.splits import copies, divide, families, leaks
 
 
