@@ -18,7 +18,7 @@ from torch import Tensor
 from data_tools.command import DataError
 from data_tools.config import require
 from data_tools.index import VideoInfo
-from data_tools.stream.decode import BadVideo
+from data_tools.stream.container import BadVideo
 
 # `bitexact` leaves out the library's version and the date.
 _CONTAINER = {"fflags": "+bitexact"}

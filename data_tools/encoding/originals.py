@@ -21,6 +21,7 @@ from data_tools.stream.container import (
     MAX_PIXELS,
     BadVideo,
     OpenedVideo,
+    WholeFrames,
     claimed_frame_s,
     frames_after_seek,
     open_container,
@@ -82,7 +83,7 @@ def open_original(video: SourceVideo, *, notes: list[str]) -> Iterator[Original]
                 opened = stack.enter_context(open_video(source))
                 frames = chain([opened.first], opened.rest)
         assert frames is not None
-        whole = _Whole(frames)
+        whole = WholeFrames(frames, opened.stream.frames)
         yield Original(
             timed=_on_screen_from(start_s, ((opened.start_s(frame), frame) for frame in whole)),
             first=opened.first,
@@ -206,21 +207,6 @@ def tidy_rate(fps: float | Fraction) -> Fraction:
     return (
         Fraction(fps).limit_denominator(1001) if fps >= 1 else 1 / Fraction(1 / fps).limit_denominator(1001)
     )
-
-
-class _Whole:
-    """Frames that are not damaged, counted."""
-
-    def __init__(self, frames: Iterator[VideoFrame]):
-        self.count = 0
-        self._frames = frames
-
-    def __iter__(self) -> Iterator[VideoFrame]:
-        for frame in self._frames:
-            if frame.is_corrupt:
-                raise BadVideo(f"frame {self.count} is damaged")
-            self.count += 1
-            yield frame
 
 
 def _on_screen_from(

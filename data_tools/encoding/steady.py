@@ -13,7 +13,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from data_tools.encoding.originals import Original, tidy_rate
-from data_tools.stream.decode import BadVideo
+from data_tools.stream.container import BadVideo
 
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _BT601 = 6  # AVCOL_SPC_SMPTE170M

@@ -19,7 +19,8 @@ from data_tools.foreign.shards import ForeignShard, open_shard
 from data_tools.index import VideoInfo
 from data_tools.pool import map_in_order, progress
 from data_tools.storage.location import location
-from data_tools.stream.decode import BadVideo, probe
+from data_tools.stream.container import BadVideo
+from data_tools.stream.decode import probe
 
 _NO_VIDEO = "no member of it is a video"
 _CRASHED = "the decoder crashed on it"

@@ -20,7 +20,7 @@ from data_tools.index import VideoInfo
 from data_tools.layouts.base import Laid, Layout, Task
 from data_tools.listing.videos import SourceVideo
 from data_tools.pool import map_as_done, progress
-from data_tools.stream.decode import BadVideo
+from data_tools.stream.container import BadVideo
 
 JOURNAL_NAME = "checked.jsonl"
 SPOOL_NAME = "spool"

@@ -96,6 +96,31 @@ def ffmpeg_errors() -> Iterator[None]:
         raise BadVideo(f"FFmpeg cannot read it: {error.strerror or error}") from error
 
 
+class WholeFrames:
+    """Frames that are not damaged, counted; what ends them too early says after how many.
+
+    Args:
+        claimed: how many frames the container speaks of, 0 for none.
+    """
+
+    def __init__(self, frames: Iterator[VideoFrame], claimed: int):
+        self.count = 0
+        self._frames = frames
+        self._claimed = claimed
+
+    def __iter__(self) -> Iterator[VideoFrame]:
+        try:
+            for frame in self._frames:
+                if frame.is_corrupt:
+                    raise BadVideo(f"frame {self.count} is damaged")
+                self.count += 1
+                yield frame
+        except av.FFmpegError as error:
+            known = f" of {self._claimed}" if self._claimed else ""
+            reason = f"FFmpeg cannot read it after {self.count}{known} frames: {error.strerror or error}"
+            raise BadVideo(reason) from error
+
+
 def _as_file(source: bytes | Path) -> IO[bytes]:
     return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 

@@ -5,6 +5,7 @@ mapping); pixels are taken as square; frames are upright. Training reads planes 
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from data_tools.index import VideoInfo
 from data_tools.stream.container import (
-    BadVideo,
     OpenedVideo,
+    WholeFrames,
     claimed_frame_s,
     ffmpeg_errors,
     open_video,
@@ -41,12 +42,10 @@ def probe(source: bytes | Path, *, full: bool = True) -> VideoInfo:
             earlier than its container says is taken for what can be decoded.
     """
     with open_video(source) as opened:
-        frames, last_s = 1, 0.0
         if full:
-            for frame in opened.rest:
-                if frame.is_corrupt:
-                    raise BadVideo(f"frame {frames} is damaged")
-                frames, last_s = frames + 1, opened.start_s(frame)
+            whole = WholeFrames(chain([opened.first], opened.rest), opened.stream.frames)
+            last_s = max(map(opened.start_s, whole))
+            frames = whole.count
             duration_s = last_s * frames / (frames - 1) if frames > 1 else claimed_frame_s(opened)
         else:
             frames, duration_s = _claimed_length(opened)

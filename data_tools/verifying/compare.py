@@ -16,7 +16,8 @@ from data_tools.foreign.members import PICKLES, Member, members_of, split_member
 from data_tools.index import NO_LABEL, Sample, ShardIndex, reopen
 from data_tools.storage.cache import Brought
 from data_tools.storage.location import Location, StorageError
-from data_tools.stream.decode import BadVideo, probe
+from data_tools.stream.container import BadVideo
+from data_tools.stream.decode import probe
 from data_tools.stream.reading import read_pictures
 from data_tools.stream.shards import read_video
 

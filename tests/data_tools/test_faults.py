@@ -34,7 +34,7 @@ BAD = {
     "text": "Invalid data found",
     "cut": "Invalid data found",
     "middle": "FFmpeg cannot read it",
-    "broken_off": "FFmpeg cannot read it",
+    "broken_off": "FFmpeg cannot read it after 30 of 40 frames",
     "sound": "it holds no video stream",
     "cover_only": "it holds no video stream",
     "huge": "frames of 8192x8192 are larger than 33554432 pixels",

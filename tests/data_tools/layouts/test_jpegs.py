@@ -11,7 +11,8 @@ from data_tools.layouts.base import Laid, Task
 from data_tools.layouts.jpegs import Jpegs
 from data_tools.layouts.stride_aligned import StrideAligned
 from data_tools.listing.videos import SourceVideo
-from data_tools.stream.decode import BadVideo, decode_at, probe
+from data_tools.stream.container import BadVideo
+from data_tools.stream.decode import decode_at, probe
 from tests.sharding import encoded, moving
 
 

@@ -11,7 +11,8 @@ from data_tools.encoding.steady import Cuts
 from data_tools.layouts.base import Laid, Layout, Task
 from data_tools.listing.videos import SourceVideo
 from data_tools.parts import Part, build_part, part_names
-from data_tools.stream.decode import BadVideo, decode_at, probe
+from data_tools.stream.container import BadVideo
+from data_tools.stream.decode import decode_at, probe
 from tests.sharding import cut_after, encoded, moving
 
 LAYOUTS = part_names("data_tools.layouts")

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from data_tools.stream import container as container_module
-from data_tools.stream.decode import BadVideo, decode_at, probe
+from data_tools.stream.container import BadVideo
+from data_tools.stream.decode import decode_at, probe
 from data_tools.stream.times import last_frame_s
 from tests.filming import FORMATS, encoded, middle_s, real_files, scene, sequential, turned
 

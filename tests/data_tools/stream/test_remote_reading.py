@@ -13,7 +13,7 @@ from data_tools.command import DataError
 from data_tools.index import ShardIndex, open_index
 from data_tools.storage.cache import Cache
 from data_tools.storage.location import Location, Patience, location
-from data_tools.stream.decode import BadVideo
+from data_tools.stream.container import BadVideo
 from data_tools.stream.shards import read_video
 from tests.faulty_server import FaultyServer, faulty_server
 

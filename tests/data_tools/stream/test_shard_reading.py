@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from data_tools.index import open_index
-from data_tools.stream.decode import BadVideo, probe
+from data_tools.stream.container import BadVideo
+from data_tools.stream.decode import probe
 from data_tools.stream.shards import read_video
 
 
