@@ -4,6 +4,7 @@
       shard-000000.tar ...   WebDataset tars; a sample is KEY.json (name, label, ...), KEY.mp4
       index.arrow            one row a sample (`COLUMNS`), an uncompressed Arrow file that is memory-mapped
       dataset.json           format, classes, shards (name, samples, bytes, sha256), fingerprint, origin
+      rejected.jsonl         videos that were left out, and why
 
 The index is what makes a read one `pread`, or one ranged request: shard, offset and length of the video bytes
 inside the tar. A shard's name may be a URL or an absolute path: so is a data set indexed that lies elsewhere.
@@ -31,6 +32,7 @@ NO_LABEL = -1
 _ROWS_IN_A_CHUNK = 65_536  # the text of one chunk must stay below 2 GiB
 INDEX_NAME = "index.arrow"
 DATASET_NAME = "dataset.json"
+REJECTED_NAME = "rejected.jsonl"  # videos that were left out, and why
 
 COLUMNS = pa.schema(
     [

@@ -18,18 +18,17 @@ from typing import Any, Literal
 
 from data_tools.command import DataError, log, writing_to
 from data_tools.config import load_config, require
-from data_tools.files import write_whole
+from data_tools.files import json_lines, write_whole
 from data_tools.foreign.examine import Found, examine_shards
 from data_tools.foreign.rules import Rules, Shelf, read_shelves, settle
 from data_tools.foreign.shards import ForeignShard, find_shards
-from data_tools.index import DATASET_NAME, NO_LABEL, Sample, Shard, write_index
+from data_tools.index import DATASET_NAME, NO_LABEL, REJECTED_NAME, Sample, Shard, write_index
 from data_tools.listing.classes import read_classes, sorted_classes
 from data_tools.listing.entries import numbered_classes
 from data_tools.listing.table import Row, one_type
 from data_tools.storage.location import Location, location
 from data_tools.storage.retries import masked
 
-REJECTED_NAME = "rejected.jsonl"
 JOURNAL_NAME = "indexed.jsonl"
 _COMMAND = "data_tools index"
 
@@ -135,8 +134,7 @@ def _write(
         for row in one.rows
         if row.info is None
     ]
-    text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad)
-    write_whole(folder / REJECTED_NAME, text)
+    write_whole(folder / REJECTED_NAME, json_lines(bad))
     numbers = {label: number for number, label in enumerate(classes)}
     samples = [
         Sample(

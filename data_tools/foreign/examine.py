@@ -12,7 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import IO, Any
 
-from data_tools.files import write_whole
+from data_tools.files import read_journal, write_whole
 from data_tools.foreign.members import read_member
 from data_tools.foreign.rules import Described, Rules, Shelf, read_shelf
 from data_tools.foreign.shards import ForeignShard, open_shard
@@ -200,11 +200,7 @@ def _line(stamp: str, found: Found) -> str:
 def _read_journal(journal: Path, jobs: dict[str, _Job]) -> dict[str, Found]:
     """What an earlier run has found of these jobs, less the line in which it was killed."""
     known = {}
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            break
+    for entry in read_journal(journal):
         if entry["shard"] in jobs:
             known[entry["shard"]] = Found(
                 shard=jobs[entry["shard"]].shard,

@@ -57,6 +57,15 @@ def check_list_arguments(max_missing_fraction: float, classes: int = 0) -> None:
     require(classes >= 0, "source.args.classes", "be 0 (as many as there are) or more", classes)
 
 
+def check_fold(fold: int) -> None:
+    """Refuse a number that is none of the three official splits of UCF101 and HMDB51.
+
+    Raises:
+        ValueError: it is none.
+    """
+    require(fold in (1, 2, 3), "source.args.fold", "be 1, 2 or 3", fold)
+
+
 def read_text(file: Path) -> str:
     """A list's text.
 

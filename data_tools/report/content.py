@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from data_tools.index import REJECTED_NAME
 from data_tools.report.collection import Collection
 from data_tools.report.duplicates import exact_groups, leaks
 from data_tools.report.figures import ranking
@@ -24,7 +25,7 @@ from data_tools.report.tables import (
     reference_frames,
     split_row,
 )
-from data_tools.sharding.rejected import NOTES_NAME, REJECTED_NAME
+from data_tools.sharding.rejected import NOTES_NAME
 from data_tools.storage.location import Location
 
 # How much of a long list stands on the page.

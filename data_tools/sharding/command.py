@@ -17,7 +17,7 @@ from typing import Any
 
 from data_tools.command import DataError, log, writing_to
 from data_tools.config import load_config
-from data_tools.index import DATASET_NAME, open_index
+from data_tools.index import DATASET_NAME, REJECTED_NAME, open_index
 from data_tools.layouts.base import Task
 from data_tools.listing.classes import CLASSES_NAME, class_list, sorted_classes
 from data_tools.listing.videos import SPLITS, Listing, SourceVideo
@@ -27,7 +27,6 @@ from data_tools.sharding.output import Output
 from data_tools.sharding.plan import Plan, ShardConfig, make_plan
 from data_tools.sharding.rejected import (
     NOTES_NAME,
-    REJECTED_NAME,
     Found,
     count_reasons,
     judge,
@@ -85,14 +84,15 @@ def _shard(plan: Plan, output: Output) -> None:
     output.write_text(NOTES_NAME, note_lines(found))
     judge(found, settings.max_bad_fraction, str(output.out / REJECTED_NAME))
     readable = {video.name: finding for video, finding in found if finding.samples}
+    taken = [video for video in videos if video.name in readable]
     classes = class_list(
-        [video for video in videos if video.name in readable],
+        taken,
         plan.given_classes or plan.listing.classes,
         of="the source" if not plan.given_classes else f"classes={settings.classes}",
     )
     output.write_text(CLASSES_NAME, _json(classes))
     contents = {name: finding.content for name, finding in readable.items()}
-    splits = _divide([video for video in videos if video.name in readable], contents, settings)
+    splits = _divide(taken, contents, settings)
     for split, members in splits.items():
         chosen = [
             Chosen(video=video, stored=stored, content=contents[video.name])

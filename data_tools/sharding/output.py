@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_tools.command import DataError, log
-from data_tools.files import write_whole
+from data_tools.files import read_journal, write_whole
 from data_tools.index import DATASET_NAME, INDEX_NAME, Shard
 from data_tools.listing.videos import SPLITS
 from data_tools.sharding.tars import Place, ShardSample, shard_name, write_shard
@@ -160,11 +160,7 @@ def _holds(finished: FinishedShard, group: Sequence[ShardSample]) -> bool:
 
 def _read_finished(file: Path) -> list[FinishedShard]:
     found = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            break  # the line that was being written when the run was killed
+    for entry in read_journal(file):
         assert entry["split"] in SPLITS
         places = tuple(Place(**place) for place in entry["places"])
         found.append(FinishedShard(split=entry["split"], shard=Shard(**entry["shard"]), places=places))

@@ -3,14 +3,13 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from data_tools.command import DataError, log
+from data_tools.files import json_lines
 from data_tools.listing.videos import SourceVideo
 from data_tools.sharding.transcode import Finding
 
-REJECTED_NAME = "rejected.jsonl"
 NOTES_NAME = "notes.jsonl"
 _MOST_REASONS = 5  # in the log
 
@@ -19,14 +18,14 @@ Found = Sequence[tuple[SourceVideo, Finding]]
 
 def rejected_lines(found: Found) -> str:
     """rejected.jsonl: path and reason of every video that is left out."""
-    return _lines(
+    return json_lines(
         {"path": video.name, "reason": finding.reason} for video, finding in found if finding.reason
     )
 
 
 def note_lines(found: Found) -> str:
     """notes.jsonl: path and note of every video that is odd and nevertheless taken."""
-    return _lines({"path": video.name, "note": finding.note} for video, finding in found if finding.note)
+    return json_lines({"path": video.name, "note": finding.note} for video, finding in found if finding.note)
 
 
 def count_reasons(lines: str) -> dict[str, int]:
@@ -69,7 +68,3 @@ def warn_of_gaps(splits: dict[str, list[SourceVideo]], classes: Sequence[str]) -
         absent = [label for label in classes if label not in present]
         if present and absent:
             log.warning("%s has no video of %d classes, first %s", split, len(absent), absent[0])
-
-
-def _lines(entries: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from data_tools.encoding.originals import content_digest, fetch
-from data_tools.files import read_blocks, write_whole
+from data_tools.files import read_blocks, read_journal, write_whole
 from data_tools.index import VideoInfo
 from data_tools.layouts.base import Laid, Layout, Task
 from data_tools.listing.videos import SourceVideo
@@ -209,11 +208,7 @@ def _line(stamp: str, finding: Finding) -> str:
 
 def _read_journal(journal: Path) -> dict[str, Finding]:
     known = {}
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
-        try:
-            entry: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
-            break  # the line that was being written when the run was killed
+    for entry in read_journal(journal):
         stamp = entry.pop("video")
         samples = [
             Stored(**{**sample, "info": VideoInfo(**sample["info"])}) for sample in entry.pop("samples")

@@ -5,6 +5,7 @@ from pathlib import Path
 from data_tools.command import DataError
 from data_tools.listing.entries import (
     Entry,
+    check_fold,
     check_list_arguments,
     folder_of_videos,
     listing_of,
@@ -35,8 +36,7 @@ class Hmdb51Source(Source):
         self, *, fold: int = 1, lists: str = "", videos: str = "", max_missing_fraction: float = 0.5
     ):
         check_list_arguments(max_missing_fraction)
-        if fold not in (1, 2, 3):
-            raise ValueError(f"source.args.fold must be 1, 2 or 3, got {fold}")
+        check_fold(fold)
         self.fold = fold
         self.lists = lists
         self.videos = videos

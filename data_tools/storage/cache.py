@@ -23,6 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from data_tools.command import log
+from data_tools.files import Descriptor
 from data_tools.storage.location import Location, location
 
 _BLOCK = 4096
@@ -169,11 +170,12 @@ def bring(folder: Location, names: Sequence[str], cache: Cache | None) -> Brough
     return brought
 
 
-class _Descriptor:
-    """An open file that is closed when the last who uses it lets go."""
+class _Entry:
+    """A shard's entry, held open."""
 
     def __init__(self, path: str):
-        self.number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+        self._file = _opened(path)
+        self.number = self._file.number
         self._touched = 0.0
 
     def touch(self) -> None:
@@ -182,20 +184,20 @@ class _Descriptor:
             os.utime(self.number)
             self._touched = time.monotonic()
 
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+
+def _opened(path: str) -> Descriptor:
+    return Descriptor(path, os.O_RDWR | os.O_CREAT, 0o664)
 
 
 # By process: a lock belongs to the process that opened the file and ends when it closes any descriptor of it.
 @lru_cache(maxsize=4)
-def _ledger(folder: str, _process: int) -> _Descriptor:
-    return _Descriptor(os.path.join(folder, "ledger"))
+def _ledger(folder: str, _process: int) -> Descriptor:
+    return _opened(os.path.join(folder, "ledger"))
 
 
 @lru_cache(maxsize=_OPEN_ENTRIES)
-def _entry(path: str, _process: int) -> _Descriptor:
-    return _Descriptor(path)
+def _entry(path: str, _process: int) -> _Entry:
+    return _Entry(path)
 
 
 @lru_cache(maxsize=4)

@@ -5,6 +5,7 @@ import os
 import zlib
 from functools import lru_cache
 
+from data_tools.files import Descriptor
 from data_tools.index import Sample, Shard, ShardIndex
 from data_tools.storage.location import Location, StorageError
 from data_tools.stream.container import BadVideo
@@ -65,18 +66,7 @@ def _check(video: bytes, sample: Sample, shard: Shard) -> None:
         )
 
 
-class _Descriptor:
-    """A file descriptor that is closed when the last who uses it lets go."""
-
-    def __init__(self, path: str):
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
 @lru_cache(maxsize=_OPEN_SHARDS)
-def _open_shard(folder: Location, name: str) -> _Descriptor | Location:
+def _open_shard(folder: Location, name: str) -> Descriptor | Location:
     place = folder / name
-    return place if place.path is None else _Descriptor(place.url)
+    return place if place.path is None else Descriptor(place.url, os.O_RDONLY)

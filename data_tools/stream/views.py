@@ -1,6 +1,6 @@
 """Views of a video: boxes cut from its pictures, resized straight into the memory of a batch.
 
-OpenCV resizes planes where they lie, and is by far the fastest to do so (docs/data.md has the numbers). It
+OpenCV resizes planes where they lie, and is by far the fastest to do so (docs/reading.md has the numbers). It
 interpolates linearly; where a box shrinks to less than half, that would pass over pixels and make them
 flicker, so there each pixel counts by its area.
 """
