@@ -42,8 +42,8 @@ demo: install
 	@echo "The curves, with the same pictures: $(BIN)/tensorboard --logdir $(DEMO) --samples_per_plugin images=100"
 	@echo; echo "On your own videos (a folder per class, or a csv with the columns path,label):"
 	@echo "  $(BIN)/python -m data_tools shard VIDEOS SHARDS"
-	@echo "  $(BIN)/python -m pretrain configs/pretrain/vit_small_k400.yaml data.shards=SHARDS/train run_dir=RUN"
-	@echo "  $(BIN)/python -m finetune train configs/finetune/vit_small_k400.yaml encoder=RUN/encoder \\"
+	@echo "  $(BIN)/python -m pretrain configs/pretrain/videomae_small.yaml data.shards=SHARDS/train run_dir=RUN"
+	@echo "  $(BIN)/python -m finetune train configs/finetune/videomae_small_k400.yaml encoder=RUN/encoder \\"
 	@echo "      data.train=SHARDS/train data.validation=SHARDS/validation run_dir=RUN/finetuned"
 
 test: install

@@ -62,6 +62,7 @@ class Command:
         positionals: (name, help) pairs.
         optional: one more that may be left out; it may then hold the first override.
         options: (flag, help) pairs of on/off switches.
+        settings: (flag, placeholder, help) of options that take a value, None where not given.
         more: name of a last positional that takes one or more values in place of overrides.
     """
 
@@ -72,12 +73,17 @@ class Command:
     positionals: Sequence[tuple[str, str]] = ()
     optional: tuple[str, str] | None = None
     options: Sequence[tuple[str, str]] = ()
+    settings: Sequence[tuple[str, str, str]] = ()
     more: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A room's command line. A program with one unnamed command has no subcommands."""
+    """A room's command line.
+
+    Attributes:
+        commands: one of them may be unnamed: it is meant where no name of another comes first.
+    """
 
     name: str
     about: str
@@ -120,14 +126,16 @@ def configure_logging() -> None:
 
 def _parse(program: Program, argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"python -m {program.name}", description=program.about)
-    if len(program.commands) == 1 and not program.commands[0].name:
-        _describe(parser, program.commands[0], program.name)
+    named = {command.name: command for command in program.commands if command.name}
+    unnamed = next((command for command in program.commands if not command.name), None)
+    first = next((word for word in argv if not word.startswith("-")), None)
+    if unnamed is not None and first not in named:
+        _describe(parser, unnamed)
+        parser.epilog = "\n".join([parser.epilog or "", *_other_commands(program.name, named)])
     else:
         choices = parser.add_subparsers(required=True, metavar="COMMAND")
-        for command in program.commands:
-            _describe(
-                choices.add_parser(command.name, help=command.help, description=command.help), command, ""
-            )
+        for name, command in named.items():
+            _describe(choices.add_parser(name, help=command.help, description=command.help), command)
     arguments, unknown = parser.parse_known_args(argv)
     for stray in unknown:
         if re.fullmatch(r"--local[-_]rank=\d+", stray):
@@ -137,7 +145,13 @@ def _parse(program: Program, argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def _describe(parser: argparse.ArgumentParser, command: Command, prog: str) -> None:
+def _other_commands(program: str, named: dict[str, Command]) -> list[str]:
+    """The end of the unnamed command's help."""
+    lines = [f"  python -m {program} {name} --help    {command.help}" for name, command in named.items()]
+    return ["\nother commands:", *lines] if lines else []
+
+
+def _describe(parser: argparse.ArgumentParser, command: Command) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"example:\n  {command.example}"
     parser.set_defaults(run=command.run)
@@ -147,6 +161,8 @@ def _describe(parser: argparse.ArgumentParser, command: Command, prog: str) -> N
         parser.add_argument(command.optional[0], help=command.optional[1], nargs="?")
     for flag, text in command.options:
         parser.add_argument(flag, help=text, action="store_true")
+    for flag, placeholder, text in command.settings:
+        parser.add_argument(flag, help=text, metavar=placeholder)
     if command.more:
         parser.add_argument(command.more[0], help=command.more[1], nargs="+")
         parser.set_defaults(overrides=[])

@@ -32,12 +32,13 @@ def part_names(folder: str) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base")
 
 
-def build_part(folder: str, part: Part, interface: type[Interface]) -> Interface:
+def build_part(folder: str, part: Part, interface: type[Interface], *, key: str | None = None) -> Interface:
     """Build the part that a config names.
 
     Args:
         folder: the package that holds the parts of this kind.
         interface: the class in the folder's `base.py` that every part of it implements.
+        key: the config key, where it is not the folder's own name, as in `model.attention`.
 
     Raises:
         ValueError: no such part, an unknown or missing argument, or an argument the part refuses.
@@ -45,9 +46,9 @@ def build_part(folder: str, part: Part, interface: type[Interface]) -> Interface
     kind = folder.rpartition(".")[2].removesuffix("s")  # the config key is `head`, the folder heads/
     names = part_names(folder)
     if part.name not in names:
-        raise ValueError(f"{kind}.name: no {kind} named {part.name!r}{_suggest(part.name, names)}")
+        raise ValueError(f"{key or kind}.name: no {kind} named {part.name!r}{_suggest(part.name, names)}")
     part_class = _only_class(folder, part.name, interface)
-    _check_arguments(part_class, part, f"{kind}.args")
+    _check_arguments(part_class, part, f"{key or kind}.args")
     return part_class(**part.args)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _MASK_32 = 0xFFFFFFFF
+_ONES_23 = 0x7FFFFF
 
 
 def derived_seed(seed: int, *, purpose: str, step: int = 0, sample: int = 0) -> int:
@@ -49,31 +50,40 @@ class ClipRandom:
         """Uniform values in the open interval (0, 1), float32 of shape (B, *shape)."""
         bits_BX = self._bits(purpose, math.prod(shape))
         # 23 bits: with 24, float32 would round the largest value up to 1.
-        values_BX = ((bits_BX >> 9).float() + 0.5) * (1.0 / (1 << 23))
-        return values_BX.view(len(bits_BX), *shape)
+        top_BX = (bits_BX >> 9).bitwise_and_(_ONES_23)
+        return top_BX.float().add_(0.5).mul_(1.0 / (1 << 23)).view(len(bits_BX), *shape)
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Standard normal values, float32 of shape (B, *shape), by the Box-Muller transform."""
         count = math.prod(shape)
-        radius_BX = self.uniform(f"{purpose}/radius", (count,)).log().mul(-2.0).sqrt()
-        angle_BX = self.uniform(f"{purpose}/angle", (count,)).mul(2.0 * math.pi)
-        return (radius_BX * angle_BX.cos()).view(-1, *shape)
+        radius_BX = self.uniform(f"{purpose}/radius", (count,)).log_().mul_(-2.0).sqrt_()
+        angle_BX = self.uniform(f"{purpose}/angle", (count,)).mul_(2.0 * math.pi)
+        return radius_BX.mul_(angle_BX.cos_()).view(-1, *shape)
 
     def _bits(self, purpose: str, count: int) -> Tensor:
-        """Hashed counters, int64 of shape (B, count) with 32 random bits each."""
+        """Hashed counters, int32 of shape (B, count) with 32 random bits each."""
         clip_B = self.clip_index_B
         key = derived_seed(self.seed, purpose=purpose)
-        low_B = _mix((clip_B & _MASK_32) ^ (key & _MASK_32))
-        row_B = _mix(low_B ^ (clip_B >> 32) ^ (key >> 32))
-        column_X = torch.arange(count, dtype=torch.int64, device=clip_B.device)
+        low_B = _mix_((clip_B ^ key).bitwise_and_(_MASK_32).to(torch.int32))
+        row_B1 = _mix_(low_B ^ (clip_B >> 32 ^ key >> 32).to(torch.int32))[:, None]
+        column_X = torch.arange(count, dtype=torch.int32, device=clip_B.device) * _signed(0x9E3779B9)
         # Two rounds: one alone leaves rows whose keys differ by little visibly alike.
-        return _mix(_mix(row_B[:, None] + column_X * 0x9E3779B9 & _MASK_32) ^ row_B[:, None])
+        return _mix_(_mix_(row_B1 + column_X).bitwise_xor_(row_B1))
 
 
-def _mix(bits: Tensor) -> Tensor:
-    """Murmur3's 32-bit finaliser on int64 tensors that hold 32-bit values."""
-    bits = bits ^ (bits >> 16)
-    bits = bits * 0x85EBCA6B & _MASK_32
-    bits = bits ^ (bits >> 13)
-    bits = bits * 0xC2B2AE35 & _MASK_32
-    return bits ^ (bits >> 16)
+def _mix_(bits: Tensor) -> Tensor:
+    """Murmur3's 32-bit finaliser, in place on an int32 tensor.
+
+    Signed: with torch.uint32 most operations are missing, and int64 takes five times as long. Products wrap
+    to the same bits, and what a right shift copies down from the sign is masked away.
+    """
+    bits.bitwise_xor_((bits >> 16).bitwise_and_(0xFFFF))
+    bits.mul_(_signed(0x85EBCA6B))
+    bits.bitwise_xor_((bits >> 13).bitwise_and_(0x7FFFF))
+    bits.mul_(_signed(0xC2B2AE35))
+    return bits.bitwise_xor_((bits >> 16).bitwise_and_(0xFFFF))
+
+
+def _signed(bits: int) -> int:
+    """The int32 of the same 32 bits."""
+    return bits - (1 << 32) if bits >> 31 else bits

@@ -1,4 +1,4 @@
-"""`python -m finetune`: train on labelled videos, score, compare."""
+"""`python -m finetune`: train on labelled videos, score, compare; import and export checkpoints."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ import sys
 from data_tools.command import Command, Program, run_program
 from finetune.compare import read_results, table
 from finetune.evaluate import run_evaluate
+from finetune.kinship.command import SYSTEMS, run_export, run_import
 from finetune.train import run_train
 
 _DRY_RUN = ("--dry-run", "resolve, check, count and say what would be done; start nothing")
@@ -47,6 +48,29 @@ PROGRAM = Program(
             run=run_compare,
             options=(_JSON,),
             more=("runs", "run folders; the first is what the others are compared with"),
+        ),
+        Command(
+            name="import",
+            help="read a checkpoint of VideoMAE V1 or V2, of transformers' VideoMAE or of MAE-ST",
+            example="python -m finetune import checkpoint.pth imported frames=16 stride=4 size=224",
+            run=run_import,
+            positionals=(
+                ("path", "a file of weights, or a folder as transformers writes it"),
+                ("out", "the folder to write: `encoder=OUT` fine-tunes it"),
+            ),
+            options=(_DRY_RUN, _JSON, ("--allow-partial", "leave out what is not known or not whole")),
+        ),
+        Command(
+            name="export",
+            help="write an encoder with its decoder, or a fine-tuned model, as another system's checkpoint",
+            example="python -m finetune export runs/mine/encoder mine.pth --to videomae",
+            run=run_export,
+            positionals=(
+                ("folder", "an exported encoder, or the model of a fine-tuning run"),
+                ("out", "the file (videomae) or the folder (huggingface) to write"),
+            ),
+            options=(_DRY_RUN, _JSON),
+            settings=(("--to", "SYSTEM", f"whose checkpoint to write: {' or '.join(SYSTEMS)}"),),
         ),
     ),
 )

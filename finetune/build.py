@@ -13,24 +13,31 @@ from finetune.classifier import Classifier
 from finetune.config import FinetuneClip, FinetuneConfig
 from finetune.heads.base import build_head
 from finetune.mixing import Mixer
-from pretrain.encoder_file import EncoderDescription, load_description, load_encoder
-from pretrain.model.encoder import Encoder
+from pretrain.encoder_file import EncoderDescription, build_encoder, load_description, load_encoder
 from pretrain.model.sizes import ModelConfig
 from pretrain.model.tokens import TokenGrid
 
 
 def describe_encoder(config: FinetuneConfig) -> EncoderDescription:
-    """What the run's encoder is and which clips it sees, with the frames that the run takes.
+    """What the run's encoder is and which clips it sees, with the frames and the size that the run takes.
+
+    Where these make another grid than the encoder was pretrained on, `reference` stays that one and the
+    positions are resampled.
 
     Raises:
         CheckpointError: no exported encoder there, or the config asks for another than it is.
-        ValueError: from scratch, and the config does not say what to build.
+        ValueError: from scratch, and the config does not say what to build; or clips that are no whole
+            number of patches; or pruning or merging that this encoder cannot do.
     """
     if config.encoder is None:
-        return _describe_from_scratch(config)
+        return _with_pruning(config, _describe_from_scratch(config))
     description = load_description(Path(config.encoder))
     _refuse_another_encoder(config, description)
-    return replace(description, **_which_frames(config.clip))
+    frames = description.frames if config.clip.frames is None else config.clip.frames
+    size = description.size if config.clip.size is None else config.clip.size
+    grid = TokenGrid.of(frames, size, description.shape.patch)
+    description = replace(description, **_which_frames(config.clip), frames=frames, size=size, grid=grid)
+    return _with_pruning(config, description)
 
 
 def clip_config(config: FinetuneConfig, description: EncoderDescription) -> ClipConfig:
@@ -54,18 +61,31 @@ def build_classifier(config: FinetuneConfig, description: EncoderDescription, *,
     """
     torch.manual_seed(derived_seed(config.seed, purpose="weights"))
     if config.encoder is None:
-        encoder = Encoder(description.shape, description.grid, drop_path=config.drop_path)
+        encoder = build_encoder(description, drop_path=config.drop_path)
     else:
-        encoder, _ = load_encoder(Path(config.encoder), drop_path=config.drop_path)
+        encoder, _ = load_encoder(Path(config.encoder), drop_path=config.drop_path, grid=description.grid)
+        if encoder.shape.final_norm and not config.final_norm:
+            encoder.norm = torch.nn.Identity()
+            encoder.shape = replace(encoder.shape, final_norm=False)
+    pruning = config.shortening.build(description.shape)
     return Classifier(
-        encoder,
+        config.shortening.apply(encoder, pruning),
         build_head(config.head, width=description.shape.width, classes=classes),
+        pruning=pruning,
         freeze=config.freeze,
         label_smoothing=config.label_smoothing,
         mixer=Mixer(config.mix, views=config.data.views_per_video) if config.mix.is_on else None,
         mean=description.mean,
         std=description.std,
     )
+
+
+def _with_pruning(config: FinetuneConfig, description: EncoderDescription) -> EncoderDescription:
+    """The encoder as it will be: pruning may add weights to it, and its last norm may go."""
+    shape = description.shape
+    shape = replace(shape, final_norm=shape.final_norm and config.final_norm)
+    pruning = config.shortening.build(shape, may_learn=not config.freeze)
+    return replace(description, shape=pruning.shape(shape))
 
 
 def _describe_from_scratch(config: FinetuneConfig) -> EncoderDescription:
@@ -85,9 +105,11 @@ def _describe_from_scratch(config: FinetuneConfig) -> EncoderDescription:
         )
     assert model.size and clip.frames and clip.size
     shape = _bent(model.size, config).shape().encoder
+    grid = TokenGrid.of(clip.frames, clip.size, shape.patch)
     return EncoderDescription(
         shape=shape,
-        grid=TokenGrid.of(clip.frames, clip.size, shape.patch),
+        grid=grid,
+        reference=grid,
         frames=clip.frames,
         size=clip.size,
         **frames,
@@ -120,8 +142,6 @@ def _refuse_another_encoder(config: FinetuneConfig, description: EncoderDescript
     shape = description.shape
     model = config.model
     pairs = {
-        "clip.frames": (config.clip.frames, description.frames),
-        "clip.size": (config.clip.size, description.size),
         "model.patch_frames": (model.patch_frames, shape.patch[0]),
         "model.patch_size": (model.patch_size, shape.patch[1]),
         "model.width": (model.width, shape.width),

@@ -1,4 +1,4 @@
-"""The classifier: an encoder that sees every token of a clip, and a head on top."""
+"""The classifier: an encoder that sees a clip's tokens, all or the kept ones, and a head on top."""
 
 import torch
 from torch import Tensor, nn
@@ -6,16 +6,21 @@ from torch.nn import functional
 
 from data_tools.randomness import ClipRandom
 from data_tools.stream.batch import ClipBatch
+from finetune.features import FeatureReader, Features
 from finetune.heads.base import Head
 from finetune.mixing import MixedClips, Mixer
 from pretrain.model.encoder import Encoder
-from pretrain.model.tokens import MEAN, STD, normalise, patchify
+from pretrain.model.scorer import with_gradient_of
+from pretrain.model.tokens import MEAN, STD
+from pretrain.pruning.base import Pruning
+from pretrain.pruning.none import NoPruning
 
 
 class Classifier(nn.Module):
     """Clips in, class scores or a loss out.
 
     Args:
+        pruning: which tokens of a clip the encoder sees; None for all.
         freeze: the head alone learns; the encoder runs without gradients and never drops a path.
         label_smoothing: share of the target that is spread over all classes.
         mixer: mixes the clips in training; None leaves them alone.
@@ -28,6 +33,7 @@ class Classifier(nn.Module):
         encoder: Encoder,
         head: Head,
         *,
+        pruning: Pruning | None = None,
         freeze: bool = False,
         label_smoothing: float = 0.0,
         mixer: Mixer | None = None,
@@ -35,7 +41,9 @@ class Classifier(nn.Module):
         std: tuple[float, ...] = STD,
     ):
         super().__init__()
+        self.pruning = pruning or NoPruning()
         self.encoder = encoder.requires_grad_(not freeze)
+        _freeze_what_has_no_say(encoder, self.pruning)
         self.head = head
         self.freeze = freeze
         self.label_smoothing = label_smoothing
@@ -53,23 +61,26 @@ class Classifier(nn.Module):
     def forward(self, batch: ClipBatch, draws: ClipRandom) -> dict[str, Tensor]:
         """Per-clip values of shape (B,): the cross entropy as "loss", and 1 where the guess is "correct".
 
-        The guess for a mixed clip is held against the label that has the larger share.
+        The guess for a mixed clip is held against the label that has the larger share. With pruning,
+        "kept" is the share of the tokens that the encoder saw.
         """
-        if self.training and self.mixer is not None:
-            return self._mixed(batch, draws, self.mixer.mix(batch, draws))
-        logits_BY = self.logits(batch.clip_BCTHW, draws).float()
-        return {
-            "loss": self._loss(logits_BY, batch.label_B),
-            "correct": (logits_BY.argmax(dim=1) == batch.label_B).float(),
-        }
+        is_mixed = self.training and self.mixer is not None
+        mixed = self.mixer.mix(batch, draws) if is_mixed and self.mixer else None
+        features = self.features(batch.clip_BCTHW if mixed is None else mixed.clip_BCTHW, draws)
+        logits_BY = self.head(features.tokens_BND, draws, features.weight_BN).float()
+        values = self._scored(logits_BY, batch, mixed)
+        if features.threshold_loss_B is not None:
+            values["loss"] = with_gradient_of(values["loss"], features.threshold_loss_B)
+        if not isinstance(self.pruning, NoPruning):
+            values["kept"] = features.kept_B / self.encoder.grid.tokens
+        return values
 
-    def _mixed(self, batch: ClipBatch, draws: ClipRandom, mixed: MixedClips) -> dict[str, Tensor]:
-        logits_BY = self.logits(mixed.clip_BCTHW, draws).float()
-        loss_B = torch.lerp(
-            self._loss(logits_BY, mixed.partner_label_B), self._loss(logits_BY, batch.label_B), mixed.share_B
-        )
-        larger_B = torch.where(mixed.share_B >= 0.5, batch.label_B, mixed.partner_label_B)
-        return {"loss": loss_B, "correct": (logits_BY.argmax(dim=1) == larger_B).float()}
+    def _scored(self, logits_BY: Tensor, batch: ClipBatch, mixed: MixedClips | None) -> dict[str, Tensor]:
+        loss_B, label_B = self._loss(logits_BY, batch.label_B), batch.label_B
+        if mixed is not None:
+            loss_B = torch.lerp(self._loss(logits_BY, mixed.partner_label_B), loss_B, mixed.share_B)
+            label_B = torch.where(mixed.share_B >= 0.5, label_B, mixed.partner_label_B)
+        return {"loss": loss_B, "correct": (logits_BY.argmax(dim=1) == label_B).float()}
 
     def _loss(self, logits_BY: Tensor, label_B: Tensor) -> Tensor:
         return functional.cross_entropy(
@@ -83,11 +94,19 @@ class Classifier(nn.Module):
             clip_BCTHW: uint8 RGB.
             draws: the clips' randomness in training, None in evaluation.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            tokens_BND = self.tokens(clip_BCTHW, draws)
-        return self.head(tokens_BND, draws)
+        features = self.features(clip_BCTHW, draws)
+        return self.head(features.tokens_BND, draws, features.weight_BN)
 
-    def tokens(self, clip_BCTHW: Tensor, draws: ClipRandom | None = None) -> Tensor:
-        """What the encoder makes of clips, as tokens_BND."""
-        patches_BNP = normalise(patchify(clip_BCTHW, self.encoder.shape.patch), self.mean, self.std)
-        return self.encoder(patches_BNP, None, draws)
+    def features(self, clip_BCTHW: Tensor, draws: ClipRandom | None = None) -> Features:
+        """What the encoder makes of clips."""
+        reader = FeatureReader(self.encoder, self.pruning, mean=self.mean, std=self.std)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            return reader.read(clip_BCTHW, draws)
+
+
+def _freeze_what_has_no_say(encoder: Encoder, pruning: Pruning) -> None:
+    """A scorer that is not asked, and the threshold of one that is not told a share, get no gradient."""
+    if encoder.shape.scorer and not pruning.is_learned:
+        encoder.scorer.requires_grad_(False)
+    elif encoder.shape.scorer and pruning.keep is None:
+        encoder.scorer.threshold_1.requires_grad_(False)

@@ -8,6 +8,7 @@ from data_tools.config import MISSING, require
 from data_tools.parts import Part
 from data_tools.stream.loader import AugmentConfig
 from finetune.mixing import MixConfig
+from finetune.shortening import Shortening
 from pretrain.runtime.settings import (
     BatchConfig,
     EngineConfig,
@@ -36,9 +37,10 @@ class FinetuneClip:
     """The clip that the encoder sees. Null takes what the encoder was pretrained on.
 
     Attributes:
-        frames: per clip.
+        frames: per clip, a multiple of the patch's. Where frames or size differ from the encoder's, its
+            positions are resampled.
         stride, fps, sampling: which frames, as in `ClipConfig`. May differ from the encoder's.
-        size: height and width in pixels.
+        size: height and width in pixels, a multiple of the patch's.
         short_video: what fills a clip longer than its video: "hold" or "loop".
     """
 
@@ -74,6 +76,20 @@ class FinetuneModel:
     patch_size: int | None = None
     width: int | None = None
     depth: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """Merging of tokens that look alike, inside the encoder (`pretrain/model/merging.py`).
+
+    Attributes:
+        per_block: how many tokens go in each block; 0 for none.
+    """
+
+    per_block: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.per_block >= 0, "merge.per_block", "be 0 or more", self.per_block)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +134,9 @@ class FinetuneConfig:
         seed: of the head's weights, the order of clips, crops and drop path.
         encoder: folder of an exported encoder; null trains from scratch, with `model` and `clip`.
         head: file name in finetune/heads and its arguments.
+        pruning: which tokens of a clip the encoder sees: file name in pretrain/pruning and its arguments.
+        final_norm: whether the encoder keeps its last norm. False is VideoMAE's fine-tuning, whose head has a
+            norm of its own, and what its checkpoints can hold.
         freeze: train the head alone; the encoder stays as it is.
         epochs: passes over the training videos; each pass takes `data.views_per_video` clips of each.
         drop_path: largest share of clips for which a block is skipped; grows with depth.
@@ -130,6 +149,8 @@ class FinetuneConfig:
     seed: int = 0
     encoder: str | None = None
     head: Part = field(default_factory=lambda: Part(name="linear"))
+    pruning: Part = field(default_factory=lambda: Part(name="none"))
+    final_norm: bool = True
     freeze: bool = False
     epochs: float = MISSING
     drop_path: float = 0.0
@@ -142,10 +163,16 @@ class FinetuneConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
     model: FinetuneModel = field(default_factory=FinetuneModel)
+    merge: MergeConfig = field(default_factory=MergeConfig)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
     engine: EngineConfig = field(default_factory=EngineConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def shortening(self) -> Shortening:
+        """Pruning and merging together."""
+        return Shortening(pruning=self.pruning, merge_per_block=self.merge.per_block)
 
     def __post_init__(self) -> None:
         require(self.run_dir != "", "run_dir", "name a folder", self.run_dir)

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from finetune.build import clip_config
 from finetune.compare import RESULT_NAME
 from finetune.config import FinetuneConfig, run_settings
 from finetune.data_checks import check_validation
-from finetune.model_file import FinetunedModel, load_model
+from finetune.model_file import DESCRIPTION, FinetunedModel, load_model
 from finetune.scoring import Vote, average_views, score
 from pretrain.runtime.loop import set_cpu_threads
 from pretrain.runtime.processes import Processes, find_processes, join_group, leave_group
@@ -32,6 +33,8 @@ MODEL_FOLDER = "model"
 # What may differ from the run's own config: the rest is settled by the model.
 _OVERRIDABLE = (
     "evaluate.",
+    "pruning",
+    "merge.",
     "data.validation",
     "data.workers",
     "data.timeout_s",
@@ -44,10 +47,11 @@ _OVERRIDABLE = (
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    """`python -m finetune evaluate RUN [a.b=c]`."""
+    """`python -m finetune evaluate RUN [a.b=c]`; an imported model without a run around it will do."""
     run_dir = Path(arguments.run_dir)
-    config = _stored_config(run_dir, arguments.overrides)
-    model = load_model(run_dir / MODEL_FOLDER)
+    is_imported = (run_dir / DESCRIPTION).is_file()
+    config = _stored_config(run_dir, arguments.overrides, is_imported=is_imported)
+    model = load_model(run_dir if is_imported else run_dir / MODEL_FOLDER, shortening=config.shortening)
     index = open_index(config.data.validation, cache=config.data.cache)
     check_validation(index, model.classes, folder=config.data.validation)
     processes = find_processes(config.engine.device)
@@ -59,7 +63,9 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     model.classifier.to(processes.device)
     try:
         join_group(processes)
-        publish(evaluate(model, index, config, processes), run_dir, processes, as_json=arguments.json)
+        result = evaluate(model, index, config, processes)
+        result["run"] |= {"lr": 0.0, "epochs": 0} if is_imported else {}  # nothing was trained here
+        publish(result, run_dir, processes, as_json=arguments.json)
     finally:
         leave_group()
 
@@ -96,11 +102,13 @@ def evaluate(
             "spatial_crops": config.evaluate.spatial_crops,
             "total": views,
         },
+        "tokens": {"grid": model.description.grid.tokens, "kept": _mean_tokens(gathered)},
         "data": {"validation": config.data.validation, "fingerprint": index.fingerprint},
         "run": {
             "encoder": config.encoder,
             "freeze": config.freeze,
             "head": config.head.name,
+            **asdict(config.shortening),
             "lr": config.optim.lr,
             "epochs": config.epochs,
             "seed": config.seed,
@@ -140,31 +148,49 @@ def _votes(
     for group in _grouped(items, limit):
         views = [item.pixels for item in group if item.skipped is None]
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_half):
-            logits = iter(_logits(model, views, limit=limit, device=device))
+            scored = iter(_scored(model, views, limit=limit, device=device))
         for item in group:
             if item.skipped is not None:
                 log.warning("%s cannot be scored: %s", item.key, item.skipped.reason)
-            yield Vote(
-                position=item.position,
-                key=item.key,
-                label=item.label,
-                probability_Y=average_views(next(logits)) if item.skipped is None else None,
-                reason=item.skipped.reason if item.skipped else "",
-            )
+                yield Vote(
+                    position=item.position,
+                    key=item.key,
+                    label=item.label,
+                    probability_Y=None,
+                    reason=item.skipped.reason,
+                )
+            else:
+                logits_VY, kept_V = next(scored)
+                yield Vote(
+                    position=item.position,
+                    key=item.key,
+                    label=item.label,
+                    probability_Y=average_views(logits_VY),
+                    tokens=float(kept_V.mean()),
+                )
 
 
-def _logits(
+def _scored(
     model: FinetunedModel, views: list[Pixels], *, limit: int, device: torch.device
-) -> tuple[Tensor, ...]:
-    """Scores of each video's views, computed on at most `limit` views at once whichever video they are of."""
+) -> list[tuple[Tensor, Tensor]]:
+    """Scores and kept tokens of each video's views, on at most `limit` views at once, whichever video's."""
     if not views:
-        return ()
+        return []
     everything = join(views)
-    parts = [
-        model.classifier.logits(on_device(everything[begin : begin + limit], device))
-        for begin in range(0, len(everything), limit)
-    ]
-    return torch.cat(parts).float().cpu().split([len(pixels) for pixels in views])
+    logits, kept = [], []
+    for begin in range(0, len(everything), limit):
+        features = model.classifier.features(on_device(everything[begin : begin + limit], device))
+        logits.append(model.classifier.head(features.tokens_BND, None, features.weight_BN))
+        kept.append(features.kept_B)
+    lengths = [len(pixels) for pixels in views]
+    columns = (torch.cat(parts).float().cpu().split(lengths) for parts in (logits, kept))
+    return list(zip(*columns, strict=True))
+
+
+def _mean_tokens(votes: list[Vote]) -> float:
+    """Over the videos that could be read, each once."""
+    read = {vote.position: vote.tokens for vote in votes if vote.probability_Y is not None}
+    return sum(read[position] for position in sorted(read)) / max(1, len(read))
 
 
 def _grouped(items: Iterable[EvaluationItem], limit: int) -> Iterator[list[EvaluationItem]]:
@@ -181,12 +207,16 @@ def _grouped(items: Iterable[EvaluationItem], limit: int) -> Iterator[list[Evalu
         yield group
 
 
-def _stored_config(run_dir: Path, overrides: list[str]) -> FinetuneConfig:
+def _stored_config(run_dir: Path, overrides: list[str], *, is_imported: bool) -> FinetuneConfig:
     for override in overrides:
         if not override.startswith(_OVERRIDABLE):
             key = override.partition("=")[0]
             free = ", ".join(name.rstrip(".") for name in _OVERRIDABLE)
             raise ValueError(f"{key} is settled by the run: evaluate takes overrides of {free}")
+    if is_imported:
+        folder = json.dumps(str(run_dir))
+        needed = [f"run_dir={folder}", f"encoder={folder}", "epochs=1", "data.train=none"]
+        return load_config(FinetuneConfig, None, [*needed, *overrides])
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise CheckpointError(

@@ -1,14 +1,15 @@
 """Layer-wise learning rate decay: the nearer a layer is to the pixels, the less it moves.
 
 As in BEiT and VideoMAE: a pretrained encoder of depth L has layers 0 (the embedding), 1 .. L (the blocks)
-and L + 1 (its last norm and the head); layer l learns at `decay ** (L + 1 - l)` times the rate.
+and L + 1 (its last norm and the head); layer l learns at `decay ** (L + 1 - l)` times the rate. A learned
+scorer of tokens stands at the bottom but is often new, so it learns like the head.
 """
 
 import re
 from collections.abc import Callable
 
 _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
-_TOP = ("head.", "encoder.norm.")
+_TOP = ("head.", "encoder.norm.", "encoder.scorer.")
 
 
 def layer_of(name: str, depth: int) -> int:

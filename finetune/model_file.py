@@ -2,14 +2,15 @@
 
     FOLDER/encoder.safetensors, encoder.json    what `pretrain.encoder_file` writes
     FOLDER/head.safetensors                     the head's weights
-    FOLDER/head.json                            format, the head's config, the classes; written last
+    FOLDER/head.json                            format, config of head, pruning and merging, the classes;
+                                                written last
 
 Since the encoder keeps its own two files, the folder also serves as `encoder` of a further fine-tuning.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from data_tools.files import write_whole
 from data_tools.parts import Part
 from finetune.classifier import Classifier
 from finetune.heads.base import Head, build_head
-from pretrain.encoder_file import EncoderDescription, load_encoder, save_encoder, save_weights
+from finetune.shortening import Shortening
+from pretrain.encoder_file import EncoderDescription, load_encoder, save_encoder
+from pretrain.exported import read_record, save_weights
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS = "head.safetensors"
 DESCRIPTION = "head.json"
 
@@ -44,34 +47,60 @@ def save_model(
     description: EncoderDescription,
     head: Part,
     classes: Sequence[str],
+    shortening: Shortening | None = None,
 ) -> None:
     """Write encoder, head and classes in float32. `head.json` comes last and says that all is there."""
     (folder / DESCRIPTION).unlink(missing_ok=True)
     save_encoder(folder, classifier.encoder, description)
     save_weights(classifier.head, folder / WEIGHTS)
-    content = {"format": FORMAT, "head": asdict(head), "classes": list(classes)}
+    content = {
+        "format": FORMAT,
+        "head": asdict(head),
+        "shortening": asdict(shortening or Shortening()),
+        "classes": list(classes),
+    }
     write_whole(folder / DESCRIPTION, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def load_model(folder: Path) -> FinetunedModel:
+def load_model(folder: Path, *, shortening: Shortening | None = None) -> FinetunedModel:
     """Rebuild a fine-tuned model for scoring.
+
+    Args:
+        shortening: another than it was trained with; None: the same.
 
     Raises:
         CheckpointError: a file is missing, damaged, of another format, or does not fit the others.
+        ValueError: the given pruning or merging is not one that this encoder can do.
     """
     content = _read_description(folder / DESCRIPTION)
     encoder, description = load_encoder(folder)
     try:
         classes = tuple(map(str, content["classes"]))
-        part = Part(name=content["head"]["name"], args=content["head"]["args"])
-        head = build_head(part, width=description.shape.width, classes=len(classes))
+        head = build_head(
+            read_record(Part, content["head"], "head"), width=description.shape.width, classes=len(classes)
+        )
+        own = read_record(Shortening, content["shortening"], "shortening")
+        own.build(description.shape, may_learn=False)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder / DESCRIPTION} describes no head that can be built: {error}"
+            f"{folder / DESCRIPTION} describes no head and pruning that can be built: {error}"
         ) from error
     _load_weights(head, folder / WEIGHTS)
-    classifier = Classifier(encoder, head, freeze=True, mean=description.mean, std=description.std)
-    return FinetunedModel(classifier=classifier.eval(), description=description, classes=classes)
+    shortening = shortening or own
+    pruning = shortening.build(description.shape, may_learn=False)
+    classifier = Classifier(
+        shortening.apply(encoder, pruning),
+        head,
+        pruning=pruning,
+        freeze=True,
+        mean=description.mean,
+        std=description.std,
+    )
+    return FinetunedModel(
+        classifier=classifier.eval(),
+        description=replace(description, shape=classifier.encoder.shape),
+        classes=classes,
+    )
 
 
 def _read_description(path: Path) -> dict[str, Any]:

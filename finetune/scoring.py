@@ -26,6 +26,7 @@ class Vote:
         label: the true class.
         probability_Y: mean over the views, None for a video that could not be read.
         reason: why it could not be read.
+        tokens: how many the encoder saw of a view, on the mean over the views.
     """
 
     position: int
@@ -33,6 +34,7 @@ class Vote:
     label: int
     probability_Y: np.ndarray | None
     reason: str = ""
+    tokens: float = 0.0
 
 
 def average_views(logits_VY: Tensor) -> np.ndarray:

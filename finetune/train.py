@@ -18,9 +18,11 @@ from finetune.classifier import Classifier
 from finetune.config import FinetuneConfig, run_settings, steps_of
 from finetune.data_checks import check_data
 from finetune.evaluate import MODEL_FOLDER, evaluate, publish
+from finetune.features import Features
 from finetune.layer_decay import layer_scale
 from finetune.model_file import FinetunedModel, save_model
-from pretrain.encoder_file import EncoderDescription
+from pretrain.encoder_file import EncoderDescription, announce_resampling
+from pretrain.model.packing import share_of
 from pretrain.runtime.loop import Training, set_cpu_threads
 from pretrain.runtime.optimiser import parameter_groups
 from pretrain.runtime.processes import Processes, find_processes, join_group, leave_group
@@ -92,6 +94,8 @@ def prepare(config: FinetuneConfig) -> Prepared:
     validation = open_index(config.data.validation, cache=config.data.cache)
     check_data(config, train, validation)
     description = describe_encoder(config)
+    if processes.is_first:
+        announce_resampling(description.reference, description.grid)
     return Prepared(
         config=config,
         train=train,
@@ -143,10 +147,10 @@ def calibrate_head(prepared: Prepared, run: Training) -> None:
         with torch.no_grad():
             step = prepared.plan.micro_clips
             parts = [range(first, min(first + step, count)) for first in range(0, count, step)]
-            tokens = [
-                classifier.tokens(run.clips.batch(part).to(processes.device).clip_BCTHW) for part in parts
+            features = [
+                classifier.features(run.clips.batch(part).to(processes.device).clip_BCTHW) for part in parts
             ]
-            classifier.head.calibrate(torch.cat(tokens))
+            classifier.head.calibrate(*Features.join(features))
         classifier.train()
     measured = processes.from_first({name: buffer.cpu() for name, buffer in classifier.head.named_buffers()})
     for name, buffer in classifier.head.named_buffers():
@@ -165,6 +169,7 @@ def _save(model: FinetunedModel, config: FinetuneConfig) -> None:
         description=replace(model.description, trained_by=trained_by),
         head=config.head,
         classes=model.classes,
+        shortening=config.shortening,
     )
 
 
@@ -177,6 +182,7 @@ def _show_plan(prepared: Prepared, *, as_json: bool) -> None:
 def _summary(prepared: Prepared) -> dict[str, object]:
     config, plan = prepared.config, prepared.plan
     parameters = list(prepared.classifier.parameters())
+    tokens, keep = prepared.description.grid.tokens, prepared.classifier.pruning.keep
     return {
         "run_dir": config.run_dir,
         "continues": prepared.continues,
@@ -189,7 +195,8 @@ def _summary(prepared: Prepared) -> dict[str, object]:
         "processes": plan.world,
         "clips_per_process_at_once": plan.micro_clips,
         "accumulation": plan.accumulation,
-        "tokens": prepared.description.grid.tokens,
+        "tokens": tokens,
+        "kept_tokens": "as many as each clip needs" if keep is None else share_of(tokens, keep),
         "parameters": sum(parameter.numel() for parameter in parameters),
         "parameters_that_learn": sum(
             parameter.numel() for parameter in parameters if parameter.requires_grad

@@ -1,4 +1,8 @@
-"""`python -m pretrain CONFIG [a.b=c]`: pretrain an encoder, or go on with the run in its run_dir."""
+"""`python -m pretrain CONFIG [a.b=c]`: pretrain an encoder, or go on with the run in its run_dir.
+
+`python -m pretrain preview CONFIG [a.b=c]` shows what it would be given. A config file that is itself named
+`preview` is written `./preview`.
+"""
 
 import argparse
 import json
@@ -7,6 +11,7 @@ import sys
 from data_tools.command import Command, Program, run_program
 from data_tools.config import load_config, to_yaml
 from pretrain.config import PretrainConfig
+from pretrain.preview import run_preview
 from pretrain.runtime.processes import leave_group
 from pretrain.training import make_plan, run_pretraining
 
@@ -40,7 +45,23 @@ PROGRAM = Program(
                 ("--dry-run", "resolve, check, count and print; start nothing"),
                 ("--json", "with --dry-run: print the counts alone, as JSON"),
             ],
-        )
+        ),
+        Command(
+            name="preview",
+            help="pictures of real clips as the model gets them, and what a clip costs",
+            example="python -m pretrain preview configs/pretrain/demo.yaml data.shards=SHARDS/train",
+            run=run_preview,
+            positionals=[("config", "a YAML file, as in configs/pretrain")],
+            options=[("--json", "print the counts as JSON")],
+            settings=[
+                ("--out", "FOLDER", "where the pictures go; RUN_DIR/preview where not given"),
+                (
+                    "--step",
+                    "N",
+                    "of which step the clips, masks and strength of noise are; 0 where not given",
+                ),
+            ],
+        ),
     ],
 )
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from data_tools.config import MISSING, require
 from data_tools.parts import Part
 from data_tools.stream.loader import AugmentConfig, ClipConfig
+from pretrain.health import HealthConfig
 from pretrain.model.sizes import ModelConfig
 from pretrain.runtime.settings import (
     BatchConfig,
@@ -62,6 +63,8 @@ class PretrainConfig:
     run_dir: str = MISSING
     seed: int = 0
     steps: int = MISSING
+    # Folder of an exported encoder, whose weights a new run begins with; null for random ones.
+    start_from: str | None = None
     save_every_steps: int = 1000
     keep_checkpoints: int = 2
     data: DataConfig = field(default_factory=DataConfig)
@@ -71,12 +74,14 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     # No default arguments: they would stay behind when only the name is overridden.
     masking: Part = field(default_factory=lambda: Part(name="tube"))
+    pruning: Part = field(default_factory=lambda: Part(name="none"))
     noise: Part = field(default_factory=lambda: Part(name="none"))
     target: Part = field(default_factory=lambda: Part(name="pixels"))
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
 
     def __post_init__(self) -> None:
         if self.data.shards is None and self.data.mixture is None:
@@ -84,6 +89,7 @@ class PretrainConfig:
                 "no data: set data.shards=FOLDER, or data.mixture={FOLDER: weight, ...} for several folders"
             )
         require(self.steps >= 1, "steps", "be at least 1", self.steps)
+        require(self.start_from != "", "start_from", "name a folder, or be null", self.start_from)
         require(self.save_every_steps >= 1, "save_every_steps", "be at least 1", self.save_every_steps)
         require(self.keep_checkpoints >= 1, "keep_checkpoints", "be at least 1", self.keep_checkpoints)
 

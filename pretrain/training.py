@@ -2,28 +2,36 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from data_tools.command import DataError, log
 from data_tools.index import ShardIndex, open_index
 from data_tools.parts import build_part
-from data_tools.stream.loader import TrainingClips
+from data_tools.stream.loader import Annotate, TrainingClips
 from data_tools.stream.mixture import Mixture, open_mixture
 from data_tools.stream.order import BatchPlan, plan_batch
 from data_tools.stream.workers import worker_count
+from pretrain.combination import check_combination
 from pretrain.config import PretrainConfig
-from pretrain.encoder_file import EncoderDescription, save_encoder
-from pretrain.masking.base import Masking, TokenSplit, wanted_count
+from pretrain.decoder_file import describe_decoder, save_decoder
+from pretrain.encoder_file import EncoderDescription, announce_resampling, save_encoder
+from pretrain.health import HealthWatch, Probe, open_probe, spread_videos
+from pretrain.masking.base import Masking
 from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
 from pretrain.model.tokens import TokenGrid
 from pretrain.noise.base import Noise
 from pretrain.pictures import PictureBook
-from pretrain.runtime.loop import Training
+from pretrain.pruning.base import Pruning
+from pretrain.runtime.loop import Training, Watcher
 from pretrain.runtime.optimiser import parameter_groups
 from pretrain.runtime.processes import Processes, find_processes
 from pretrain.runtime.run_folder import check_run_dir, open_run_dir
+from pretrain.split import TokenSplit
+from pretrain.start import open_start
 from pretrain.targets.base import Target
+from pretrain.watching import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +44,13 @@ class Plan:
     batch: BatchPlan
     split: TokenSplit
     model: MaskedAutoencoder
+    probe: Probe | None
     continues: bool
 
     def summary(self) -> dict[str, object]:
         """The numbers a user wants to see before spending a cluster on them."""
         grid, config = self.split.grid, self.config
-        visible, hidden = self.split.masking.counts(grid)
+        visible, wanted = self.split.counts()
         return {
             "run_dir": config.run_dir,
             "continues": self.continues,
@@ -54,7 +63,8 @@ class Plan:
             "accumulation": self.batch.accumulation,
             "tokens": grid.tokens,
             "visible_tokens": visible,
-            "predicted_tokens": wanted_count(hidden, config.model.predict_share),
+            "encoded_tokens": self.split.encoded(),
+            "predicted_tokens": wanted,
             "encoder_parameters": sum(parameter.numel() for parameter in self.model.encoder.parameters()),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
@@ -67,20 +77,20 @@ class Plan:
         return round(videos / len(self.index), 2)
 
 
-def make_plan(config: PretrainConfig) -> Plan:
+def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     """Resolve and check a config. Starts nothing and writes nothing.
+
+    Args:
+        is_run: whether it is to be run, so that its folder matters and there must be videos for a batch.
 
     Raises:
         ValueError: the config cannot be run; the message names the key.
         DataError: the shards cannot be used.
+        CheckpointError: `start_from` cannot be used.
     """
     processes = find_processes(config.engine.device)
-    patch = config.model.shape().encoder.patch
-    grid = TokenGrid.of(config.clip.frames, config.clip.size, patch)
-    masking = build_part("pretrain.masking", config.masking, Masking)
-    masking.counts(grid)
-    noise = build_part("pretrain.noise", config.noise, Noise)
-    target = build_part("pretrain.targets", config.target, Target)
+    grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
+    parts = _build_parts(config, grid)
     batch = plan_batch(
         config.batch.global_clips,
         config.batch.clips_per_device,
@@ -88,36 +98,94 @@ def make_plan(config: PretrainConfig) -> Plan:
         views=config.data.views_per_video,
     )
     # The first process alone: it may already have opened the folder when another one looks.
-    continues = processes.is_first and check_run_dir(Path(config.run_dir), config)
+    continues = is_run and processes.is_first and check_run_dir(Path(config.run_dir), config)
     index = _open_data(config)
-    _check_enough(index, config)
-    torch.manual_seed(config.seed)
+    if is_run:
+        _check_enough(index, config)
+    data = config.data
+    probe = open_probe(config.health, clip=config.clip, decoder=data.decoder, cache=data.cache)
     return Plan(
         config=config,
         processes=processes,
         index=index,
         batch=batch,
-        split=TokenSplit(
-            masking=masking, grid=grid, seed=config.seed, predict_share=config.model.predict_share
-        ),
-        model=build_autoencoder(config.model, grid, target=target, noise=noise),
+        split=_split(config, grid, parts),
+        model=_build_model(config, grid, parts, is_first=processes.is_first),
+        probe=probe,
         continues=continues,
     )
 
 
+class _Parts(NamedTuple):
+    masking: Masking
+    pruning: Pruning
+    noise: Noise
+    target: Target
+
+
+def _build_parts(config: PretrainConfig, grid: TokenGrid) -> _Parts:
+    masking = build_part("pretrain.masking", config.masking, Masking)
+    masking.counts(grid)
+    parts = _Parts(
+        masking=masking,
+        pruning=build_part("pretrain.pruning", config.pruning, Pruning),
+        noise=build_part("pretrain.noise", config.noise, Noise),
+        target=build_part("pretrain.targets", config.target, Target),
+    )
+    check_combination(config.model, **parts._asdict())
+    return parts
+
+
+def _split(config: PretrainConfig, grid: TokenGrid, parts: _Parts) -> TokenSplit:
+    return TokenSplit(
+        masking=parts.masking,
+        grid=grid,
+        patch=config.model.shape().encoder.patch,
+        seed=config.seed,
+        pruning=parts.pruning,
+        clips_per_step=config.batch.global_clips,
+        predict_share=config.model.predict_share,
+        predict=config.model.predict,
+    )
+
+
+def _build_model(
+    config: PretrainConfig, grid: TokenGrid, parts: _Parts, *, is_first: bool
+) -> MaskedAutoencoder:
+    """The model at the start of a run. A run that goes on has its checkpoint over these weights later."""
+    start = open_start(config.start_from)
+    torch.manual_seed(config.seed)
+    model = build_autoencoder(
+        config.model,
+        grid,
+        target=parts.target,
+        noise=parts.noise,
+        pruning=parts.pruning,
+        clips=config.steps * config.batch.global_clips,
+        reference=None if start is None else start.description.reference,
+    )
+    if start is not None:
+        said = start.give_weights(model, config.target)
+        if is_first:
+            log.info("%s", said)
+            announce_resampling(start.description.reference, grid)
+    return model
+
+
 def run_pretraining(plan: Plan) -> None:
-    """Train, then export the encoder to `RUN/encoder`."""
+    """Train, then export the encoder, and the decoder where there is one, to `RUN/encoder`."""
     config, processes = plan.config, plan.processes
     if processes.is_first:
         open_run_dir(Path(config.run_dir), config)
     training = Training(
         module=plan.model,
         groups=parameter_groups(plan.model, config.optim.weight_decay),
-        clips=_clips(plan, plan.split),
+        clips=training_clips(plan, plan.split),
         plan=plan.batch,
         settings=config.run_settings(worker_count(config.data.workers, processes.local_world)),
         processes=processes,
-        watcher=_picture_book(plan),
+        watchers=_watchers(plan),
+        after_update=plan.model.after_update,
     )
     training.run()
     if processes.is_first:
@@ -125,7 +193,8 @@ def run_pretraining(plan: Plan) -> None:
     processes.wait_for_all()
 
 
-def _clips(plan: Plan, split: TokenSplit) -> TrainingClips:
+def training_clips(plan: Plan, split: Annotate) -> TrainingClips:
+    """The clips of a run, each with what `split` says of it."""
     config = plan.config
     return TrainingClips(
         plan.index,
@@ -138,18 +207,37 @@ def _clips(plan: Plan, split: TokenSplit) -> TrainingClips:
     )
 
 
-def _picture_book(plan: Plan) -> PictureBook | None:
+def _watchers(plan: Plan) -> tuple[Watcher, ...]:
+    """What looks at the run now and then; on the first process alone."""
+    if not plan.processes.is_first:
+        return ()
+    watchers: list[Watcher] = [_picture_book(plan)] if plan.config.pictures.every_steps else []
+    if plan.config.health.every_steps:
+        watchers.append(_health_watch(plan))
+    return tuple(watchers)
+
+
+def _picture_book(plan: Plan) -> PictureBook:
     config = plan.config
-    if not config.pictures.every_steps or not plan.processes.is_first:
-        return None
     everything = replace(plan.split, predict_share=1.0)  # pictures show all that is hidden
     return PictureBook(
         model=plan.model,
-        clips=_clips(plan, everything),
-        count=config.pictures.clips,
-        every_steps=config.pictures.every_steps,
-        last_step=config.steps - 1,
+        clips=training_clips(plan, everything),
+        # Within one step, since budgets may differ from step to step.
+        count=min(config.pictures.clips, config.batch.global_clips),
+        schedule=Schedule(every_steps=config.pictures.every_steps, last_step=config.steps - 1),
         folder=Path(config.run_dir) / "pictures",
+    )
+
+
+def _health_watch(plan: Plan) -> HealthWatch:
+    config = plan.config
+    return HealthWatch(
+        model=plan.model,
+        videos=spread_videos(plan.index, config.health.clips, clip=config.clip, decoder=config.data.decoder),
+        pruning=plan.split.pruning,
+        schedule=Schedule(every_steps=config.health.every_steps, last_step=config.steps - 1),
+        probe=plan.probe,
     )
 
 
@@ -160,10 +248,14 @@ def _export(plan: Plan) -> None:
         "steps": config.steps,
         "global_clips": config.batch.global_clips,
         "shards": plan.index.fingerprint,
+        "start_from": config.start_from,
     }
     description = EncoderDescription(
         shape=plan.model.encoder.shape,
         grid=plan.split.grid,
+        reference=plan.model.encoder.reference,
+        mean=tuple(config.model.mean),
+        std=tuple(config.model.std),
         frames=config.clip.frames,
         stride=config.clip.stride,
         fps=config.clip.fps,
@@ -171,6 +263,9 @@ def _export(plan: Plan) -> None:
         size=config.clip.size,
         trained_by=trained_by,
     )
+    decoder = plan.model.decoder
+    if decoder is not None:  # first, so that the encoder's description is the last file of all
+        save_decoder(folder, decoder, describe_decoder(decoder, target=config.target))
     save_encoder(folder, plan.model.encoder, description)
     log.info(
         "the encoder is in %s: fine-tune it with `python -m finetune train CONFIG encoder=%s`", folder, folder

@@ -9,11 +9,13 @@ import torch
 from data_tools.config import load_config, to_yaml
 from data_tools.parts import build_part
 from finetune.config import FinetuneConfig
+from pretrain.combination import check_combination
 from pretrain.config import PretrainConfig
 from pretrain.masking.base import Masking
 from pretrain.model.autoencoder import build_autoencoder
 from pretrain.model.tokens import TokenGrid
 from pretrain.noise.base import Noise
+from pretrain.pruning.base import Pruning
 from pretrain.targets.base import Target
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -25,15 +27,17 @@ ALL = sorted(CONFIGS.rglob("*.yaml"))
 def test_a_pretraining_recipe_builds(path: Path) -> None:
     config = load_config(PretrainConfig, path, [])
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
-    visible, hidden = build_part("pretrain.masking", config.masking, Masking).counts(grid)
+    parts = {
+        "masking": build_part("pretrain.masking", config.masking, Masking),
+        "pruning": build_part("pretrain.pruning", config.pruning, Pruning),
+        "noise": build_part("pretrain.noise", config.noise, Noise),
+        "target": build_part("pretrain.targets", config.target, Target),
+    }
+    visible, hidden = parts["masking"].counts(grid)
     assert visible + hidden == grid.tokens
+    check_combination(config.model, **parts)
     with torch.device("meta"):
-        model = build_autoencoder(
-            config.model,
-            grid,
-            target=build_part("pretrain.targets", config.target, Target),
-            noise=build_part("pretrain.noise", config.noise, Noise),
-        )
+        model = build_autoencoder(config.model, grid, **{k: v for k, v in parts.items() if k != "masking"})
     assert next(model.parameters()).device.type == "meta"
 
 

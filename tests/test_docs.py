@@ -73,7 +73,7 @@ def test_links_and_named_files_are_there(document: Path) -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (document.parent / link).exists(), link
     for name in re.findall(r"`((?:data_tools|pretrain|finetune|launch|configs|tests)/[\w/.]+)`", text):
-        is_example = "NAME" in name or name == "pretrain/masking/slices.py"
+        is_example = "NAME" in name or name == "pretrain/masking/rows.py"
         assert is_example or (REPO / name).exists(), name
 
 
@@ -83,7 +83,7 @@ def test_the_mask_that_the_architecture_shows_keeps_the_contract() -> None:
     found: dict[str, Any] = {}
     exec(source[1], found)
     grid = TokenGrid(4, 6, 5)
-    masking: Masking = found["SliceMasking"](ratio=0.5)
+    masking: Masking = found["RowMasking"](ratio=0.5)
     visible_K, hidden_M = masking.split(grid, generator(7, purpose="masking"))
     assert (len(visible_K), len(hidden_M)) == masking.counts(grid) == (60, 60)
     assert torch.equal(torch.cat([visible_K, hidden_M]).sort().values, torch.arange(grid.tokens))

@@ -44,13 +44,18 @@ class AttentiveHead(Head):
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.query_D, std=0.02)
 
-    def forward(self, tokens_BND: Tensor, draws: ClipRandom | None) -> Tensor:
+    def forward(
+        self, tokens_BND: Tensor, draws: ClipRandom | None, weight_BN: Tensor | None = None
+    ) -> Tensor:
         batch, tokens, width = tokens_BND.shape
         key_value_BNX = self.to_key_value(self.norm_tokens(tokens_BND))
         key_value_BN2AF = key_value_BNX.view(batch, tokens, 2, -1, self.head_width)
         key_BANF, value_BANF = key_value_BN2AF.permute(2, 0, 3, 1, 4)
         query_BA1F = self.to_query(self.query_D).view(1, -1, 1, self.head_width).expand(batch, -1, -1, -1)
-        seen_BA1F = functional.scaled_dot_product_attention(query_BA1F, key_BANF, value_BANF)
+        is_token_B11N = None if weight_BN is None else (weight_BN > 0)[:, None, None]
+        seen_BA1F = functional.scaled_dot_product_attention(
+            query_BA1F, key_BANF, value_BANF, attn_mask=is_token_B11N
+        )
         pooled_BD = self.query_D + self.project(seen_BA1F.reshape(batch, width))
         pooled_BD = pooled_BD + self.mlp(self.norm_mlp(pooled_BD))
         return self.linear(self.norm(pooled_BD))

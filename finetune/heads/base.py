@@ -18,19 +18,23 @@ class Head(nn.Module):
 
     needs_calibration = False
 
-    def forward(self, tokens_BND: Tensor, draws: ClipRandom | None) -> Tensor:
+    def forward(
+        self, tokens_BND: Tensor, draws: ClipRandom | None, weight_BN: Tensor | None = None
+    ) -> Tensor:
         """Score the classes.
 
         Args:
-            tokens_BND: every token of each clip, after the encoder's last norm.
+            tokens_BND: each clip's tokens, after the encoder's last norm.
             draws: chance for dropout, one row a clip; None in evaluation.
+            weight_BN: 1 for a token, 0 for padding behind the tokens of a clip that has fewer than
+                others, which must not matter; None: all are tokens.
 
         Returns:
             logits_BY
         """
         raise NotImplementedError
 
-    def calibrate(self, tokens_BND: Tensor) -> None:
+    def calibrate(self, tokens_BND: Tensor, weight_BN: Tensor | None = None) -> None:
         """Look once, before the first step, at the tokens of some training clips.
 
         What is measured here is kept with the weights and stays as it is.

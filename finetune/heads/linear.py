@@ -51,25 +51,39 @@ class LinearHead(Head):
         nn.init.trunc_normal_(self.linear.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
         nn.init.zeros_(self.linear.bias)
 
-    def calibrate(self, tokens_BND: Tensor) -> None:
+    def calibrate(self, tokens_BND: Tensor, weight_BN: Tensor | None = None) -> None:
         """See `Head.calibrate`."""
         if isinstance(self.norm, Standard):
-            self.norm.measure(self._pooled(tokens_BND))
+            self.norm.measure(self._pooled(tokens_BND, weight_BN))
 
-    def forward(self, tokens_BND: Tensor, draws: ClipRandom | None) -> Tensor:
-        pooled_BD = self.norm(self._pooled(tokens_BND))
+    def forward(
+        self, tokens_BND: Tensor, draws: ClipRandom | None, weight_BN: Tensor | None = None
+    ) -> Tensor:
+        pooled_BD = self.norm(self._pooled(tokens_BND, weight_BN))
         if draws is not None and self.dropout > 0:
             is_kept_BD = draws.uniform("head/dropout", (pooled_BD.shape[-1],)) >= self.dropout
             pooled_BD = pooled_BD * is_kept_BD / (1 - self.dropout)
         return self.linear(pooled_BD)
 
-    def _pooled(self, tokens_BND: Tensor) -> Tensor:
+    def _pooled(self, tokens_BND: Tensor, weight_BN: Tensor | None) -> Tensor:
         """One vector a clip, as wide as a token or twice as wide."""
         if self.pool == "mean":
-            return tokens_BND.mean(dim=1)
-        variance_BD, mean_BD = torch.var_mean(tokens_BND, dim=1, unbiased=False)
+            return _mean(tokens_BND, weight_BN)
+        if weight_BN is None:
+            variance_BD, mean_BD = torch.var_mean(tokens_BND, dim=1, unbiased=False)
+        else:
+            mean_BD = _mean(tokens_BND, weight_BN)
+            variance_BD = _mean((tokens_BND - mean_BD[:, None]).square(), weight_BN)
         # A square root is steep at 0: without the small number, equal tokens would have no finite gradient.
         return torch.cat([mean_BD, (variance_BD + 1e-6).sqrt()], dim=1)
+
+
+def _mean(values_BND: Tensor, weight_BN: Tensor | None) -> Tensor:
+    """The mean of each clip's tokens, without its padding."""
+    if weight_BN is None:
+        return values_BND.mean(dim=1)
+    share_BN1 = (weight_BN / weight_BN.sum(dim=1, keepdim=True))[..., None]
+    return (values_BND * share_BN1.to(values_BND.dtype)).sum(dim=1)
 
 
 class Standard(nn.Module):

@@ -1,17 +1,25 @@
 """Masking: which tokens of a clip are seen and which are hidden. One file here is one way to choose."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from data_tools.randomness import generator
 from pretrain.model.tokens import TokenGrid
 
 
 class Masking(ABC):
-    """A way to choose. How many are seen depends on the grid alone, so that shapes stay as they are."""
+    """A way to choose. How many are seen depends on the grid (and the step) alone: shapes stay as they are.
+
+    Attributes:
+        needs_motion: `split` wants to be told what moves.
+    """
+
+    needs_motion: bool = False
+
+    def at(self, step: int) -> "Masking":
+        """The masking of a step, where it differs from step to step; all clips of a step share it."""
+        return self
 
     @abstractmethod
     def counts(self, grid: TokenGrid) -> tuple[int, int]:
@@ -22,11 +30,14 @@ class Masking(ABC):
         """
 
     @abstractmethod
-    def split(self, grid: TokenGrid, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def split(
+        self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Choose for one clip.
 
         Args:
             generator: the clip's own; all chance comes from it.
+            motion_N: how much each token moves (`content.motion`); given where `needs_motion`.
 
         Returns:
             visible_K ascending and hidden_M in random order, int64, together all tokens of the grid; so the
@@ -58,27 +69,6 @@ def check_split(visible: int, hidden: int, *, ratio: float, grid: TokenGrid) -> 
         )
 
 
-def wanted_count(hidden: int, predict_share: float) -> int:
-    """How many of the hidden tokens are predicted: the share of them, rounded, at least one."""
-    return max(1, round(hidden * predict_share))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenSplit:
-    """The loader's `annotate`: gives a clip the index lists "visible" and "wanted".
-
-    Attributes:
-        seed: the run's seed. The split is a function of it and the clip's place in the run.
-        predict_share: config key `model.predict_share`.
-    """
-
-    masking: Masking
-    grid: TokenGrid
-    seed: int
-    predict_share: float = 1.0
-
-    def __call__(self, luma_THW: Tensor, clip_index: int) -> dict[str, Tensor]:
-        """Choose for one clip."""
-        chance = generator(self.seed, purpose="masking", sample=clip_index)
-        visible_K, hidden_M = self.masking.split(self.grid, chance)
-        return {"visible": visible_K, "wanted": hidden_M[: wanted_count(len(hidden_M), self.predict_share)]}
+def over_time(place_S: Tensor, grid: TokenGrid) -> Tensor:
+    """The tokens of some places in every slice of the grid, slice after slice."""
+    return (torch.arange(grid.t)[:, None] * grid.per_slice + place_S).flatten()

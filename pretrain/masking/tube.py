@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pretrain.masking.base import Masking, check_ratio, check_split
+from pretrain.masking.base import Masking, check_ratio, check_split, over_time
 from pretrain.model.tokens import TokenGrid
 
 
@@ -24,11 +24,12 @@ class TubeMasking(Masking):
         check_split(grid.per_slice - hidden, hidden, ratio=self.ratio, grid=grid)
         return grid.t * (grid.per_slice - hidden), grid.t * hidden
 
-    def split(self, grid: TokenGrid, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def split(
+        self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See `Masking.split`."""
         hidden = self.counts(grid)[1] // grid.t
         order_S = torch.randperm(grid.per_slice, generator=generator)
-        start_t1 = torch.arange(grid.t)[:, None] * grid.per_slice
-        visible_K = (start_t1 + order_S[hidden:].sort().values).flatten()
-        hidden_M = (start_t1 + order_S[:hidden]).flatten()
-        return visible_K, hidden_M[torch.randperm(len(hidden_M), generator=generator)]
+        hidden_M = over_time(order_S[:hidden], grid)
+        order_M = torch.randperm(len(hidden_M), generator=generator)
+        return over_time(order_S[hidden:].sort().values, grid), hidden_M[order_M]

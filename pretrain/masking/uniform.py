@@ -24,7 +24,9 @@ class UniformMasking(Masking):
         check_split(grid.tokens - hidden, hidden, ratio=self.ratio, grid=grid)
         return grid.tokens - hidden, hidden
 
-    def split(self, grid: TokenGrid, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def split(
+        self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See `Masking.split`."""
         hidden = self.counts(grid)[1]
         order_N = torch.randperm(grid.tokens, generator=generator)

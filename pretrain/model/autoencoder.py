@@ -1,60 +1,181 @@
 """The masked autoencoder: one clip in, one loss out."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from data_tools.randomness import ClipRandom
 from data_tools.stream.batch import ClipBatch
-from pretrain.model.decoder import CrossDecoder, Decoder, SelfDecoder
+from pretrain.model.blocks import init_weights
+from pretrain.model.decoder import DECODERS, Decoder
 from pretrain.model.encoder import Encoder
+from pretrain.model.places import Places
+from pretrain.model.scorer import with_gradient_of
 from pretrain.model.sizes import ModelConfig
-from pretrain.model.tokens import TokenGrid, normalise, take_patches
+from pretrain.model.tokens import TokenGrid, gather_tokens, normalise, take_patches
 from pretrain.noise.base import Noise
-from pretrain.targets.base import Target
+from pretrain.pruning.base import Pruning
+from pretrain.targets.base import Prediction, Shown, Target
+
+
+class Seen(NamedTuple):
+    """What the encoder is given of a batch.
+
+    Attributes:
+        patches_BKP: the visible patches, normalised and noised.
+        added_BKP: what noise on patches added to them; None where the target does not ask.
+        level_B: how strong the noise was.
+    """
+
+    patches_BKP: Tensor
+    added_BKP: Tensor | None
+    level_B: Tensor
 
 
 class MaskedAutoencoder(nn.Module):
-    """Predicts wanted tokens of a clip from its visible ones; noise is on what it sees alone."""
+    """Predicts wanted tokens of a clip from its visible ones; noise is on what it sees alone.
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, *, target: Target, noise: Noise):
+    Args:
+        decoder: None where the target is about visible tokens alone.
+        clips: how many clips the whole run shows, so that a clip's place says how far the run is.
+        mean, std: what pixels are normalised by.
+        keep: the share of the visible tokens that the encoder's scorer keeps; None where it has no say.
+    """
+
+    def __init__(  # noqa: PLR0913 - all but the two modules by name
+        self,
+        encoder: Encoder,
+        decoder: Decoder | None,
+        *,
+        target: Target,
+        noise: Noise,
+        clips: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        keep: float | None = None,
+    ):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.target = target
         self.noise = noise
+        self.clips = clips
+        self.mean = mean
+        self.std = std
+        self.keep = keep
+        values = target.visible_values(encoder.shape)
+        if values:
+            self.visible_head = nn.Linear(encoder.shape.width, values)
+            init_weights(self.visible_head)
+        target.bind(encoder)
 
     def forward(self, batch: ClipBatch, draws: ClipRandom) -> dict[str, Tensor]:
         """Per-clip values of shape (B,), "loss" among them.
 
         Args:
-            batch: its tokens name "visible" (B, K) and "wanted" (B, M).
+            batch: its tokens name "visible" (B, K) and "wanted" (B, M), and may name "run" (B, K).
             draws: the clips' randomness, for noise and drop path.
         """
-        prediction_BMP = self.predict(batch, draws)
+        prediction, shown, threshold_loss_B = self._predict(batch, draws)
+        losses = self.target.losses(prediction, shown)
+        if threshold_loss_B is not None:
+            losses["loss"] = with_gradient_of(losses["loss"], threshold_loss_B)
+        return losses
+
+    def predict(self, batch: ClipBatch, draws: ClipRandom) -> tuple[Prediction, Shown]:
+        """What the model says of a batch, and what it was shown."""
+        return self._predict(batch, draws)[:2]
+
+    def _predict(self, batch: ClipBatch, draws: ClipRandom) -> tuple[Prediction, Shown, Tensor | None]:
+        """The same, and the loss of the scorer's threshold where there is one."""
+        visible_BK, wanted_BM = batch.tokens["visible"], batch.tokens["wanted"]
+        seen = self.seen(batch, draws)
+        added_BKP, threshold_loss_B = seen.added_BKP, None
+        x_BKD = self.encoder.embed(seen.patches_BKP, visible_BK, batch.tokens.get("run"))
+        x_BKD = self.noise.on_tokens(x_BKD, seen.level_B, draws)
+        if self.keep is not None:
+            chosen = self.encoder.scorer.choose(x_BKD, self.keep)
+            x_BKD, threshold_loss_B = chosen.x_BKD, chosen.threshold_loss_B
+            visible_BK = visible_BK.gather(1, chosen.place_BK)
+            added_BKP = None if added_BKP is None else gather_tokens(added_BKP, chosen.place_BK)
+        memory_BKD = self.encoder.encode(x_BKD, visible_BK, draws)
+        prediction = Prediction(
+            wanted_BMP=None
+            if self.decoder is None
+            else self.decoder(memory_BKD, visible_BK, wanted_BM, seen.level_B),
+            visible_BKP=self.visible_head(memory_BKD) if hasattr(self, "visible_head") else None,
+        )
+        shown = Shown(
+            clip_BCTHW=batch.clip_BCTHW,
+            wanted_BM=wanted_BM,
+            visible_BK=visible_BK,
+            added_BKP=added_BKP,
+            patch=self.encoder.shape.patch,
+            mean=self.mean,
+            std=self.std,
+        )
+        return prediction, shown, threshold_loss_B
+
+    def seen(self, batch: ClipBatch, draws: ClipRandom) -> Seen:
+        """What the encoder gets: the visible patches, normalised, and noised but for noise on tokens."""
+        visible_BK, patch = batch.tokens["visible"], self.encoder.shape.patch
+        progress_B = (batch.clip_index_B.double() / self.clips).clamp(max=1).float()
+        level_B = self.noise.level(progress_B, draws)
+        noisy_BCTHW = self.noise.on_clip(batch.clip_BCTHW, level_B, draws)
+        clean_BKP = normalise(take_patches(noisy_BCTHW, visible_BK, patch), self.mean, self.std)
+        places = Places(grid=self.encoder.grid, index_BN=visible_BK)
+        patches_BKP = self.noise.on_patches(clean_BKP, level_B, draws, places=places, patch=patch)
+        added_BKP = patches_BKP - clean_BKP if self.target.needs_noise else None
+        return Seen(patches_BKP, added_BKP, level_B)
+
+    def after_update(self, progress: float) -> None:
+        """Called after each update of the weights, `progress` of the run being done."""
         with torch.no_grad():
-            wanted_BM = batch.tokens["wanted"]
-            target_BMP = self.target(batch.clip_BCTHW, wanted_BM, patch=self.encoder.shape.patch)
-        return {"loss": self.target.loss(prediction_BMP, target_BMP)}
-
-    def predict(self, batch: ClipBatch, draws: ClipRandom) -> Tensor:
-        """The wanted tokens' predictions_BMP in the target's units."""
-        visible_BK = batch.tokens["visible"]
-        memory_BKD = self.encoder(self.seen(batch, draws), visible_BK, draws)
-        return self.decoder(memory_BKD, visible_BK, batch.tokens["wanted"])
-
-    def seen(self, batch: ClipBatch, draws: ClipRandom) -> Tensor:
-        """What the encoder gets: the visible patches_BKP, normalised, then noised."""
-        patches_BKP = take_patches(batch.clip_BCTHW, batch.tokens["visible"], self.encoder.shape.patch)
-        return self.noise(normalise(patches_BKP), draws)
+            self.target.after_update(self.encoder, progress)
 
 
-def build_autoencoder(
-    config: ModelConfig, grid: TokenGrid, *, target: Target, noise: Noise
+def build_autoencoder(  # noqa: PLR0913 - all but the first two by name
+    config: ModelConfig,
+    grid: TokenGrid,
+    *,
+    target: Target,
+    noise: Noise,
+    pruning: Pruning | None = None,
+    clips: int = 1,
+    reference: TokenGrid | None = None,
 ) -> MaskedAutoencoder:
-    """Build the model that a config names. Seed PyTorch first; works on the meta device too."""
+    """Build the model that a config names. Seed PyTorch first; works on the meta device too.
+
+    Args:
+        clips: how many clips the whole run shows.
+        reference: the grid of the weights that it is to be given, to which positions are resampled; None:
+            `grid`.
+
+    Raises:
+        ValueError: parts that do not go together.
+    """
     shape = config.shape()
-    encoder = Encoder(shape.encoder, grid, drop_path=config.drop_path)
-    kind = {"self": SelfDecoder, "cross": CrossDecoder}[config.decoder]
-    values = target.values(shape.encoder.patch)
-    decoder = kind(shape.decoder, grid, memory_width=shape.encoder.width, values=values)
-    return MaskedAutoencoder(encoder, decoder, target=target, noise=noise)
+    encoder_shape = shape.encoder if pruning is None else pruning.shape(shape.encoder)
+    encoder = Encoder(encoder_shape, grid, reference=reference, drop_path=config.drop_path)
+    encoder.merge_tokens(config.merge_per_block)
+    decoder, values = None, target.wanted_values(shape.encoder)
+    if values:
+        decoder = DECODERS[config.decoder](
+            shape.decoder,
+            grid,
+            memory_width=shape.encoder.width,
+            values=values,
+            told_noise=config.noise_conditioning,
+            reference=reference,
+        )
+    return MaskedAutoencoder(
+        encoder,
+        decoder,
+        target=target,
+        noise=noise,
+        clips=clips,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        keep=pruning.keep if pruning is not None and pruning.is_learned else None,
+    )

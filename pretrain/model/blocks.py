@@ -1,7 +1,13 @@
 """The transformer's parts: pre-norm blocks of fused attention and a GELU MLP (arXiv 2010.11929)."""
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pretrain.model.attending import Look
+from pretrain.model.positions.base import Rotate
 
 NORM_EPS = 1e-6
 
@@ -12,23 +18,33 @@ def norm(width: int) -> nn.LayerNorm:
 
 
 class SelfAttention(nn.Module):
-    """Joint attention among all tokens of a clip.
+    """Attention among the tokens of a clip; which of them look at which is the caller's `look`.
 
-    Query, key and value share one linear layer with a full bias. The key's third of it has no effect: it
-    adds the same number to all of a query's scores, which softmax takes away again. It is kept because
-    one plain layer also holds weights of models that were trained with it.
+    Query, key and value share one linear layer with a full bias. In plain attention the key's third of it
+    has no effect: it adds the same number to all of a query's scores, which softmax takes away again. It is
+    kept because one plain layer also holds weights of models that were trained with it.
+
+    Args:
+        qk_norm: norm each head's queries and keys (arXiv 2302.05442, section 2.1).
     """
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, *, qk_norm: bool = False):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
+        self.norm_query = norm(width // heads) if qk_norm else nn.Identity()
+        self.norm_key = norm(width // heads) if qk_norm else nn.Identity()
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, look: Look, rotate: Rotate | None = None) -> Tensor:
         """Mix the tokens, as x_BND."""
         query_BANF, key_BANF, value_BANF = _split_heads(self.qkv(x_BND), 3, self.heads)
-        return self.out(_attend(query_BANF, key_BANF, value_BANF))
+        query_BANF, key_BANF = self.norm_query(query_BANF), self.norm_key(key_BANF)
+        if rotate is not None:
+            query_BANF, key_BANF = rotate(query_BANF), rotate(key_BANF)
+        # Under autocast a norm gives float32, and FlexAttention takes no mixture.
+        query_BANF, key_BANF = query_BANF.to(value_BANF.dtype), key_BANF.to(value_BANF.dtype)
+        return self.out(_join_heads(look(query_BANF, key_BANF, value_BANF)))
 
 
 class CrossAttention(nn.Module):
@@ -41,11 +57,18 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BMD: Tensor, memory_BKD: Tensor) -> Tensor:
-        """Read the memory at each query, as x_BMD."""
+    def forward(
+        self,
+        x_BMD: Tensor,
+        memory_BKD: Tensor,
+        rotate: tuple[Rotate, Rotate] | None = None,
+    ) -> Tensor:
+        """Read the memory at each query, as x_BMD; `rotate` turns the queries and the keys."""
         (query_BAMF,) = _split_heads(self.query(x_BMD), 1, self.heads)
         key_BAKF, value_BAKF = _split_heads(self.key_value(memory_BKD), 2, self.heads)
-        return self.out(_attend(query_BAMF, key_BAKF, value_BAKF))
+        if rotate is not None:
+            query_BAMF, key_BAKF = rotate[0](query_BAMF), rotate[1](key_BAKF)
+        return self.out(_join_heads(F.scaled_dot_product_attention(query_BAMF, key_BAKF, value_BAKF)))
 
 
 class Mlp(nn.Module):
@@ -62,21 +85,72 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, then the MLP, each after a norm and added to the stream."""
+    """One attention or several, then the MLP, each after a norm and added to the stream.
 
-    def __init__(self, width: int, heads: int, mlp_width: int):
+    Args:
+        attentions: how many attentions follow one another, each with weights of its own.
+        qk_norm: see `SelfAttention`.
+        layer_scale: what each branch is first multiplied by, channel by channel, a weight that is learned
+            (arXiv 2103.17239); None for no such weights.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        attentions: int = 1,
+        qk_norm: bool = False,
+        layer_scale: float | None = None,
+    ):
         super().__init__()
-        self.norm_attention = norm(width)
-        self.attention = SelfAttention(width, heads)
+        self.norms_attention = nn.ModuleList(norm(width) for _ in range(attentions))
+        self.attentions = nn.ModuleList(
+            SelfAttention(width, heads, qk_norm=qk_norm) for _ in range(attentions)
+        )
         self.norm_mlp = norm(width)
         self.mlp = Mlp(width, mlp_width)
+        self.scales_D = nn.ParameterList()
+        if layer_scale is not None:
+            self.scales_D.extend(torch.full((width,), layer_scale) for _ in range(attentions + 1))
 
-    def forward(self, x_BND: Tensor, keep_B2: Tensor | None = None) -> Tensor:
-        """Run the block, as x_BND; keep_B2 weighs each clip's two branches (drop path)."""
-        attended_BND = self.attention(self.norm_attention(x_BND))
-        x_BND = x_BND + (attended_BND if keep_B2 is None else attended_BND * keep_B2[:, :1, None])
-        changed_BND = self.mlp(self.norm_mlp(x_BND))
-        return x_BND + (changed_BND if keep_B2 is None else changed_BND * keep_B2[:, 1:, None])
+    def forward(
+        self,
+        x_BND: Tensor,
+        looks: Sequence[Look],
+        rotate: Rotate | None = None,
+        keep_XBN1: Tensor | None = None,
+    ) -> Tensor:
+        """Run the block, as x_BND.
+
+        Args:
+            looks: how each of the attentions looks.
+            keep_XBN1: weighs the X branches, attentions first, clip by clip or token by token (drop path).
+        """
+        return self.feed_forward(self.attend(x_BND, looks, rotate, keep_XBN1), keep_XBN1)
+
+    def attend(
+        self,
+        x_BND: Tensor,
+        looks: Sequence[Look],
+        rotate: Rotate | None = None,
+        keep_XBN1: Tensor | None = None,
+    ) -> Tensor:
+        """The first half of a block, its attentions; tokens may merge after it. See `forward`."""
+        branches = zip(self.norms_attention, self.attentions, looks, strict=True)
+        for i, (norm_attention, attention, look) in enumerate(branches):
+            x_BND = x_BND + self._weighed(i, attention(norm_attention(x_BND), look, rotate), keep_XBN1)
+        return x_BND
+
+    def feed_forward(self, x_BND: Tensor, keep_XBN1: Tensor | None = None) -> Tensor:
+        """The second half of a block, its MLP."""
+        return x_BND + self._weighed(len(self.attentions), self.mlp(self.norm_mlp(x_BND)), keep_XBN1)
+
+    def _weighed(self, branch: int, change_BND: Tensor, keep_XBN1: Tensor | None) -> Tensor:
+        if len(self.scales_D):
+            change_BND = change_BND * self.scales_D[branch]
+        return change_BND if keep_XBN1 is None else change_BND * keep_XBN1[branch]
 
 
 class CrossBlock(nn.Module):
@@ -89,9 +163,11 @@ class CrossBlock(nn.Module):
         self.norm_mlp = norm(width)
         self.mlp = Mlp(width, mlp_width)
 
-    def forward(self, x_BMD: Tensor, memory_BKD: Tensor) -> Tensor:
+    def forward(
+        self, x_BMD: Tensor, memory_BKD: Tensor, rotate: tuple[Rotate, Rotate] | None = None
+    ) -> Tensor:
         """Run the block, as x_BMD."""
-        x_BMD = x_BMD + self.attention(self.norm_attention(x_BMD), memory_BKD)
+        x_BMD = x_BMD + self.attention(self.norm_attention(x_BMD), memory_BKD, rotate)
         return x_BMD + self.mlp(self.norm_mlp(x_BMD))
 
 
@@ -115,12 +191,11 @@ def _split_heads(x_BND: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     return tuple(part.unflatten(2, (heads, -1)).transpose(1, 2) for part in x_BND.chunk(parts, dim=2))
 
 
-def _attend(query_BAMF: Tensor, key_BAKF: Tensor, value_BAKF: Tensor) -> Tensor:
-    """Fused attention with the heads put together again, as (B, M, D)."""
-    mixed_BAMF = F.scaled_dot_product_attention(query_BAMF, key_BAKF, value_BAKF)
-    return mixed_BAMF.transpose(1, 2).flatten(2)
+def _join_heads(mixed_BANF: Tensor) -> Tensor:
+    """The heads side by side again, as (B, N, D)."""
+    return mixed_BANF.transpose(1, 2).flatten(2)
 
 
-def kept_branches(chance_B2: Tensor, rate: float) -> Tensor:
-    """Weights of a clip's two branches: 0 with chance `rate`, else 1 / (1 - rate) so the mean stays 1."""
-    return (chance_B2 >= rate).to(chance_B2.dtype) / (1 - rate)
+def kept_branches(chance_BX: Tensor, rate: float) -> Tensor:
+    """Weights of a clip's X branches: 0 with chance `rate`, else 1 / (1 - rate) so the mean stays 1."""
+    return (chance_BX >= rate).to(chance_BX.dtype) / (1 - rate)

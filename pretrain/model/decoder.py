@@ -5,8 +5,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from pretrain.model.attention.base import Looks, build_attention
 from pretrain.model.blocks import Block, CrossBlock, init_weights, norm
-from pretrain.model.positions import sine_positions
+from pretrain.model.places import Places
+from pretrain.model.positions.base import build_positions
 from pretrain.model.sizes import DecoderShape
 from pretrain.model.tokens import TokenGrid
 
@@ -14,20 +16,82 @@ MLP_RATIO = 4
 
 
 class Decoder(nn.Module, ABC):
-    """What a decoder is: a module that predicts tokens of the grid from those that were seen."""
+    """A module that predicts tokens of the grid from those that were seen.
+
+    Args:
+        memory_width: the encoder's width.
+        values: P, how many values a prediction has.
+        told_noise: whether it is told how strong each clip's noise was.
+        reference: the grid that it was first trained on, to which positions are resampled; None: `grid`.
+    """
+
+    def __init__(
+        self,
+        shape: DecoderShape,
+        grid: TokenGrid,
+        *,
+        memory_width: int,
+        values: int,
+        told_noise: bool = False,
+        reference: TokenGrid | None = None,
+    ):
+        super().__init__()
+        width = shape.width
+        self.shape = shape
+        self.grid = grid
+        self.reference = reference or grid
+        self.project = nn.Linear(memory_width, width, bias=False)
+        self.mask_token_D = nn.Parameter(torch.zeros(width))
+        self.positions = build_positions(
+            shape.positions, width=width, heads=shape.heads, grid=grid, reference=self.reference
+        )
+        self.norm = norm(width)
+        self.head = nn.Linear(width, values)
+        if told_noise:
+            # Zero: at first, every strength looks the same.
+            self.noise_level_D = nn.Parameter(torch.zeros(width))
+        self._build_blocks(shape)
+        init_weights(self)
+        nn.init.trunc_normal_(self.mask_token_D, std=0.02)
 
     @abstractmethod
-    def forward(self, memory_BKD: Tensor, visible_BK: Tensor, wanted_BM: Tensor) -> Tensor:
+    def _build_blocks(self, shape: DecoderShape) -> None:
+        """Add what the kind of decoder is made of."""
+
+    @abstractmethod
+    def forward(
+        self,
+        memory_BKD: Tensor,
+        visible_BK: Tensor,
+        wanted_BM: Tensor,
+        level_B: Tensor | None = None,
+    ) -> Tensor:
         """Predict the wanted tokens' values.
 
         Args:
             memory_BKD: the encoder's tokens.
             visible_BK: which tokens of the grid those are.
             wanted_BM: which tokens to predict.
+            level_B: how strong each clip's noise was, 0 to 1; used where the decoder was built to be told.
 
         Returns:
             prediction_BMP in the target's units.
         """
+
+    def _placed(self, memory_BKD: Tensor, visible_BK: Tensor) -> Tensor:
+        """The memory in the decoder's width, with its places."""
+        seen_BKD = self.project(memory_BKD)
+        added = self.positions(visible_BK)
+        return seen_BKD if added is None else seen_BKD + added
+
+    def _questions(self, wanted_BM: Tensor, level_B: Tensor | None) -> Tensor:
+        """What stands for the wanted tokens at first, as x_BMD."""
+        asked_D = self.mask_token_D
+        added = self.positions(wanted_BM)
+        asked_BMD = asked_D.expand(*wanted_BM.shape, -1) if added is None else asked_D + added
+        if level_B is None or not hasattr(self, "noise_level_D"):
+            return asked_BMD
+        return asked_BMD + level_B[:, None, None] * self.noise_level_D
 
 
 class SelfDecoder(Decoder):
@@ -35,33 +99,32 @@ class SelfDecoder(Decoder):
 
     Predicting all hidden tokens is VideoMAE; predicting some is the dual masking of VideoMAE V2
     (arXiv 2303.16727, section 3.2), less its repeated decoding of visible tokens.
-
-    Args:
-        memory_width: the encoder's width.
-        values: P, how many values a prediction has.
     """
 
-    positions_ND: Tensor
+    def _build_blocks(self, shape: DecoderShape) -> None:
+        kind = build_attention(shape.attention, key="model.decoder_attention")
+        self.relations = [kind.relations(i) for i in range(shape.depth)]
+        self.blocks = nn.ModuleList(
+            Block(shape.width, shape.heads, MLP_RATIO * shape.width, attentions=len(relations))
+            for relations in self.relations
+        )
 
-    def __init__(self, shape: DecoderShape, grid: TokenGrid, *, memory_width: int, values: int):
-        super().__init__()
-        width = shape.width
-        self.project = nn.Linear(memory_width, width, bias=False)
-        self.mask_token_D = nn.Parameter(torch.zeros(width))
-        self.blocks = nn.ModuleList(Block(width, shape.heads, MLP_RATIO * width) for _ in range(shape.depth))
-        self.norm = norm(width)
-        self.head = nn.Linear(width, values)
-        self.register_buffer("positions_ND", sine_positions(grid, width), persistent=False)
-        init_weights(self)
-        nn.init.trunc_normal_(self.mask_token_D, std=0.02)
-
-    def forward(self, memory_BKD: Tensor, visible_BK: Tensor, wanted_BM: Tensor) -> Tensor:
+    def forward(
+        self,
+        memory_BKD: Tensor,
+        visible_BK: Tensor,
+        wanted_BM: Tensor,
+        level_B: Tensor | None = None,
+    ) -> Tensor:
         """See `Decoder.forward`."""
-        seen_BKD = self.project(memory_BKD) + self.positions_ND[visible_BK]
-        asked_BMD = self.mask_token_D + self.positions_ND[wanted_BM]
+        seen_BKD = self._placed(memory_BKD, visible_BK)
+        asked_BMD = self._questions(wanted_BM, level_B)
         x_BND = torch.cat([seen_BKD, asked_BMD.to(seen_BKD.dtype)], dim=1)
-        for block in self.blocks:
-            x_BND = block(x_BND)
+        places = Places(grid=self.grid, index_BN=torch.cat([visible_BK, wanted_BM], dim=1))
+        looks = Looks(places, x_BND.device)
+        rotate = self.positions.rotation(places.indices(x_BND.device))
+        for block, relations in zip(self.blocks, self.relations, strict=True):
+            x_BND = block(x_BND, [looks[relation] for relation in relations], rotate)
         return self.head(self.norm(x_BND[:, visible_BK.shape[1] :]))
 
 
@@ -71,33 +134,30 @@ class CrossDecoder(Decoder):
     So a token's prediction does not depend on which others are wanted, and any share of them can be
     asked for. Unlike CrossMAE all blocks read the encoder's last layer (no weighing of its layers), and
     the memory carries the decoder's positions, which a decoder this shallow otherwise has to dig out.
-
-    Args:
-        memory_width: the encoder's width.
-        values: P, how many values a prediction has.
     """
 
-    positions_ND: Tensor
-
-    def __init__(self, shape: DecoderShape, grid: TokenGrid, *, memory_width: int, values: int):
-        super().__init__()
-        width = shape.width
-        self.project = nn.Linear(memory_width, width, bias=False)
-        self.norm_memory = norm(width)
-        self.mask_token_D = nn.Parameter(torch.zeros(width))
+    def _build_blocks(self, shape: DecoderShape) -> None:
+        self.norm_memory = norm(shape.width)
         self.blocks = nn.ModuleList(
-            CrossBlock(width, shape.heads, MLP_RATIO * width) for _ in range(shape.depth)
+            CrossBlock(shape.width, shape.heads, MLP_RATIO * shape.width) for _ in range(shape.depth)
         )
-        self.norm = norm(width)
-        self.head = nn.Linear(width, values)
-        self.register_buffer("positions_ND", sine_positions(grid, width), persistent=False)
-        init_weights(self)
-        nn.init.trunc_normal_(self.mask_token_D, std=0.02)
 
-    def forward(self, memory_BKD: Tensor, visible_BK: Tensor, wanted_BM: Tensor) -> Tensor:
+    def forward(
+        self,
+        memory_BKD: Tensor,
+        visible_BK: Tensor,
+        wanted_BM: Tensor,
+        level_B: Tensor | None = None,
+    ) -> Tensor:
         """See `Decoder.forward`."""
-        seen_BKD = self.norm_memory(self.project(memory_BKD) + self.positions_ND[visible_BK])
-        x_BMD = self.mask_token_D + self.positions_ND[wanted_BM]
+        seen_BKD = self.norm_memory(self._placed(memory_BKD, visible_BK))
+        x_BMD = self._questions(wanted_BM, level_B)
+        turned = [self.positions.rotation(index) for index in (wanted_BM, visible_BK)]
+        rotate = None if turned[0] is None or turned[1] is None else (turned[0], turned[1])
         for block in self.blocks:
-            x_BMD = block(x_BMD, seen_BKD)
+            x_BMD = block(x_BMD, seen_BKD, rotate)
         return self.head(self.norm(x_BMD))
+
+
+DECODERS: dict[str, type[Decoder]] = {"self": SelfDecoder, "cross": CrossDecoder}
+"""By their names in `model.decoder`."""

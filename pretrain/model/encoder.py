@@ -1,61 +1,183 @@
 """The encoder: what pretraining is for. It embeds and sees only the tokens it is given."""
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from data_tools.randomness import ClipRandom
+from pretrain.model.attention.base import Looks, build_attention
 from pretrain.model.blocks import Block, init_weights, kept_branches, norm
-from pretrain.model.positions import sine_positions
-from pretrain.model.sizes import EncoderShape
+from pretrain.model.merging import Merging, merging_blocks
+from pretrain.model.places import REGISTER, Places
+from pretrain.model.positions.base import build_positions
+from pretrain.model.scorer import Scorer
+from pretrain.model.sizes import EncoderShape, check_merging
 from pretrain.model.tokens import TokenGrid
 
 
 class Encoder(nn.Module):
-    """A vision transformer over space-time patches with joint attention and fixed positions.
+    """A vision transformer over space-time patches (arXiv 2203.12602).
 
     Args:
-        grid: the tokens of a full clip. No parameter depends on it.
+        shape: everything that its parameters follow from, but the reference grid of learned positions.
+        grid: the tokens of a full clip.
+        reference: the grid that it was pretrained on, to which positions are resampled; None: `grid`.
         drop_path: chance that a clip skips a branch of the last block, growing linearly from 0 at the
             first (arXiv 1603.09382). Only in training mode.
     """
 
-    positions_ND: Tensor
-
-    def __init__(self, shape: EncoderShape, grid: TokenGrid, *, drop_path: float = 0.0):
+    def __init__(
+        self,
+        shape: EncoderShape,
+        grid: TokenGrid,
+        *,
+        reference: TokenGrid | None = None,
+        drop_path: float = 0.0,
+    ):
         super().__init__()
         self.shape = shape
         self.grid = grid
+        self.reference = reference or grid
         self.drop_path_rates = [drop_path * i / max(shape.depth - 1, 1) for i in range(shape.depth)]
-        self.embed = nn.Linear(shape.patch_values, shape.width)
-        self.blocks = nn.ModuleList(
-            Block(shape.width, shape.heads, shape.mlp_width) for _ in range(shape.depth)
+        kind = build_attention(shape.attention)
+        self.relations = [kind.relations(i) for i in range(shape.depth)]
+        self.embed_patches = nn.Linear(shape.patch_values, shape.width)
+        self.positions = build_positions(
+            shape.positions, width=shape.width, heads=shape.heads, grid=grid, reference=self.reference
         )
-        self.norm = norm(shape.width)
-        self.register_buffer("positions_ND", sine_positions(grid, shape.width), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(
+                shape.width,
+                shape.heads,
+                shape.mlp_width,
+                attentions=len(relations),
+                qk_norm=shape.qk_norm,
+                layer_scale=shape.layer_scale,
+            )
+            for relations in self.relations
+        )
+        self.norm = norm(shape.width) if shape.final_norm else nn.Identity()
         init_weights(self)
+        if shape.registers:
+            self.registers_RD = nn.Parameter(torch.empty(shape.registers, shape.width))
+            nn.init.trunc_normal_(self.registers_RD, std=0.02)
+        if shape.run_lengths:
+            # Zero: an encoder that never saw runs starts as if there were none.
+            self.run_table_ND = nn.Parameter(torch.zeros(shape.run_lengths, shape.width))
+        if shape.scorer:
+            self.scorer = Scorer(shape.width)
+        self.merge_per_block = 0
+
+    def merge_tokens(self, per_block: int, *, key: str = "model.merge_per_block") -> None:
+        """Merge this many tokens in each block from now on (`model/merging.py`); 0 for none.
+
+        Raises:
+            ValueError: see `check_merging`.
+        """
+        check_merging(per_block, self.shape.attention, key=key)
+        self.merge_per_block = per_block
 
     def forward(
         self, patches_BKP: Tensor, visible_BK: Tensor | None, draws: ClipRandom | None = None
     ) -> Tensor:
-        """Encode the given patches.
+        """Embed and encode the given patches; see the two methods that this calls."""
+        return self.encode(self.embed(patches_BKP, visible_BK), visible_BK, draws)
+
+    def embed(self, patches_BKP: Tensor, visible_BK: Tensor | None, run_BK: Tensor | None = None) -> Tensor:
+        """Turn patches into tokens_BKD that know their places.
 
         Args:
             patches_BKP: normalised patches, already gathered.
             visible_BK: which tokens of the grid they are; None for all of them, in order.
+            run_BK: int64, for how many slices each token stands, at least 1; needs `shape.run_lengths`.
+        """
+        x_BKD = self.embed_patches(patches_BKP.to(self.embed_patches.weight.dtype))
+        added = self.positions(visible_BK)
+        if added is not None:
+            x_BKD = x_BKD + added
+        if run_BK is not None:
+            x_BKD = x_BKD + self.run_table_ND[run_BK.clamp(1, self.shape.run_lengths) - 1]
+        return x_BKD
+
+    def encode(
+        self,
+        x_BKD: Tensor,
+        visible_BK: Tensor | None,
+        draws: ClipRandom | None = None,
+        *,
+        lengths: tuple[int, ...] | None = None,
+    ) -> Tensor:
+        """Let tokens look at one another.
+
+        Args:
+            visible_BK: which tokens of the grid they are; None for all of them, in order.
             draws: the clips' randomness; needed in training with drop path.
+            lengths: how many tokens each clip has, where clips are packed into one row; see `Places`.
 
         Returns:
-            tokens_BKD after the final norm.
+            tokens_BKD after the final norm, in the order they came.
         """
-        positions = self.positions_ND if visible_BK is None else self.positions_ND[visible_BK]
-        x_BKD = self.embed(patches_BKP.to(self.embed.weight.dtype)) + positions
+        places = Places(grid=self.grid, index_BN=visible_BK, lengths=lengths)
+        x_BND, places = self._with_registers(x_BKD, places)
+        if self.merge_per_block:
+            x_BND = self._encode_merging(x_BND, places, draws)
+            return self.norm(_without_registers(x_BND, places, self.shape.registers))
+        looks = Looks(places, x_BND.device)
+        rotate = self.positions.rotation(places.indices(x_BND.device))
         for i, block in enumerate(self.blocks):
-            x_BKD = block(x_BKD, self._keep(i, draws, x_BKD.dtype))
-        return self.norm(x_BKD)
+            x_BND = block(
+                x_BND,
+                [looks[relation] for relation in self.relations[i]],
+                rotate,
+                self._keep(i, draws, places, x_BND),
+            )
+        return self.norm(_without_registers(x_BND, places, self.shape.registers))
 
-    def _keep(self, i: int, draws: ClipRandom | None, dtype: torch.dtype) -> Tensor | None:
+    def _encode_merging(self, x_BND: Tensor, places: Places, draws: ClipRandom | None) -> Tensor:
+        assert places.lengths is None, "packed clips do not merge: checked with the config"
+        index_BN = places.indices(x_BND.device).expand(len(x_BND), -1)
+        return merging_blocks(
+            cast("Iterable[Block]", self.blocks),
+            x_BND,
+            Merging(self.merge_per_block, index_BN, registers=self.shape.registers),
+            positions=self.positions,
+            keep=lambda block: self._keep(block, draws, places, x_BND),
+        )
+
+    def _with_registers(self, x_BKD: Tensor, places: Places) -> tuple[Tensor, Places]:
+        """Put the registers before each clip's tokens."""
+        count = self.shape.registers
+        if not count:
+            return x_BKD, places
+        rows = len(x_BKD)
+        registers_BRD = self.registers_RD.to(x_BKD.dtype).expand(rows, -1, -1)
+        index_BN = places.indices(x_BKD.device).expand(rows, -1)
+        nowhere_BR = index_BN.new_full((rows, count), REGISTER)
+        lengths = None if places.lengths is None else tuple(length + count for length in places.lengths)
+        index_BN = _before_each_clip(nowhere_BR, index_BN, places.lengths)
+        x_BND = _before_each_clip(registers_BRD, x_BKD, places.lengths)
+        return x_BND, Places(grid=places.grid, index_BN=index_BN, lengths=lengths)
+
+    def _keep(self, i: int, draws: ClipRandom | None, places: Places, x_BND: Tensor) -> Tensor | None:
         rate = self.drop_path_rates[i]
         if not self.training or rate == 0:
             return None
         assert draws is not None, "drop path in training needs the clips' draws"
-        return kept_branches(draws.uniform(f"drop_path/{i}", (2,)), rate).to(dtype)
+        branches = len(self.relations[i]) + 1
+        keep_XB = kept_branches(draws.uniform(f"drop_path/{i}", (branches,)), rate).to(x_BND.dtype).T
+        clip_1N = places.clips(x_BND.device)
+        return keep_XB[:, :, None, None] if clip_1N is None else keep_XB[:, clip_1N][..., None]
+
+
+def _before_each_clip(first_BR: Tensor, x_BN: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
+    """Put the same before the tokens of each clip; any dims may follow."""
+    clips = [x_BN] if lengths is None else x_BN.split(list(lengths), dim=1)
+    return torch.cat([part for clip in clips for part in (first_BR, clip)], dim=1)
+
+
+def _without_registers(x_BND: Tensor, places: Places, count: int) -> Tensor:
+    if not count or places.lengths is None:
+        return x_BND[:, count:]
+    return torch.cat([clip[:, count:] for clip in x_BND.split(list(places.lengths), dim=1)], dim=1)

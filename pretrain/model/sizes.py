@@ -5,10 +5,13 @@ blocks deep as VideoMAE V2 has them at every size; V2's width of 512, not V1's 6
 heads of 64 are what fused attention is fastest with.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pretrain.model.tokens import COLOURS, Patch
+from data_tools.config import require
+from data_tools.parts import Part
+from pretrain.model.attention.base import build_attention
+from pretrain.model.tokens import COLOURS, MEAN, STD, Patch
 
 
 def _check_width(width: int, heads: int, key: str) -> None:
@@ -25,6 +28,14 @@ class EncoderShape:
 
     Attributes:
         patch: size of a patch in (frames, pixels, pixels).
+        attention: a part of `model/attention`.
+        positions: a part of `model/positions`.
+        qk_norm: whether queries and keys are normed; see `SelfAttention`.
+        layer_scale: where the learned weights of the branches begin; None for none. See `Block`.
+        registers: tokens without a place that are learned and dropped at the end (arXiv 2309.16588).
+        run_lengths: how many lengths of runs are embedded, longer ones as the longest; 0 for none.
+        scorer: whether it scores its tokens by learning (`pruning/learned.py`).
+        final_norm: whether tokens are normed at the end. Official fine-tuned files have none.
     """
 
     width: int
@@ -32,6 +43,14 @@ class EncoderShape:
     heads: int
     mlp_width: int
     patch: Patch = (2, 16, 16)
+    attention: Part = field(default_factory=lambda: Part(name="joint"))
+    positions: Part = field(default_factory=lambda: Part(name="sine"))
+    qk_norm: bool = False
+    layer_scale: float | None = None
+    registers: int = 0
+    run_lengths: int = 0
+    scorer: bool = False
+    final_norm: bool = True
 
     def __post_init__(self) -> None:
         _check_width(self.width, self.heads, "model.width")
@@ -39,6 +58,13 @@ class EncoderShape:
             raise ValueError(
                 f"model.depth, the MLP's width and every side of a patch must be at least 1, got {self}"
             )
+        require(self.registers >= 0, "model.registers", "be 0 or more", self.registers)
+        require(
+            self.layer_scale is None or self.layer_scale > 0,
+            "model.layer_scale",
+            "be null or above 0",
+            self.layer_scale,
+        )
 
     @property
     def patch_values(self) -> int:
@@ -48,11 +74,19 @@ class EncoderShape:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderShape:
-    """Width, depth and heads of the decoder; its MLP is four times as wide as itself."""
+    """Everything that fixes the decoder's parameters but what it predicts.
+
+    Its MLP is four times as wide as itself; blocks are otherwise like the encoder's.
+
+    Attributes:
+        attention: a part of `model/attention`, for the self decoder.
+    """
 
     width: int
     depth: int
     heads: int
+    attention: Part = field(default_factory=lambda: Part(name="joint"))
+    positions: Part = field(default_factory=lambda: Part(name="sine"))
 
     def __post_init__(self) -> None:
         _check_width(self.width, self.heads, "model.decoder_width")
@@ -101,21 +135,42 @@ class ModelConfig:
         size: a name of `SIZES`.
         decoder: "cross" (wanted queries look at the visible tokens) or "self" (VideoMAE's).
         predict_share: the share of a clip's hidden tokens that is predicted.
+        predict: which of them: "random", or "running_cell" (arXiv 2303.16727, section 3.2).
+        attention: the encoder's kind of attention, a part of `model/attention`.
+        decoder_attention: the self decoder's.
+        positions: how tokens say where they stand, in encoder and decoder: a part of `model/positions`.
         patch_frames, patch_size: size of a patch in frames and pixels; the size's own where not set.
-        width, depth: bend the encoder; heads keep their width, the MLP its ratio.
-        decoder_width, decoder_depth: bend the decoder likewise.
+        width, depth, heads: bend the encoder; without `heads` they keep their width. The MLP keeps its ratio.
+        decoder_width, decoder_depth, decoder_heads: bend the decoder likewise.
+        qk_norm, layer_scale, registers: see `EncoderShape`.
+        merge_per_block: tokens that become one with a similar one in each block (`model/merging.py`).
+        noise_conditioning: tell the decoder how strong a clip's noise was.
+        mean, std: what pixels on a scale of 0 to 1 are normalised by, RGB.
         drop_path: chance that a clip skips a branch of the encoder's last block; less before it.
     """
 
     size: str = "base"
     decoder: Literal["cross", "self"] = "cross"
     predict_share: float = 0.5
+    predict: Literal["random", "running_cell"] = "random"
+    attention: Part = field(default_factory=lambda: Part(name="joint"))
+    decoder_attention: Part = field(default_factory=lambda: Part(name="joint"))
+    positions: Part = field(default_factory=lambda: Part(name="sine"))
     patch_frames: int | None = None
     patch_size: int | None = None
     width: int | None = None
     depth: int | None = None
+    heads: int | None = None
     decoder_width: int | None = None
     decoder_depth: int | None = None
+    decoder_heads: int | None = None
+    qk_norm: bool = False
+    layer_scale: float | None = None
+    registers: int = 0
+    merge_per_block: int = 0
+    noise_conditioning: bool = False
+    mean: list[float] = field(default_factory=lambda: list(MEAN))
+    std: list[float] = field(default_factory=lambda: list(STD))
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
@@ -127,6 +182,21 @@ class ModelConfig:
             )
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"model.drop_path must lie in [0, 1), got {self.drop_path}")
+        require(len(self.mean) == COLOURS, "model.mean", "hold a number each for R, G and B", self.mean)
+        require(
+            len(self.std) == COLOURS and min(self.std) > 0,
+            "model.std",
+            "hold a number above 0 each for R, G and B",
+            self.std,
+        )
+        if self.decoder == "cross" and self.decoder_attention.name != "joint":
+            raise ValueError(
+                f"model.decoder_attention={self.decoder_attention.name} needs model.decoder=self: the cross "
+                "decoder's queries look at the memory alone"
+            )
+        build_attention(self.attention)
+        check_merging(self.merge_per_block, self.attention, key="model.merge_per_block")
+        build_attention(self.decoder_attention, key="model.decoder_attention")
         self.shape()  # refuses widths and depths that cannot be built
 
     def shape(self) -> ModelShape:
@@ -145,16 +215,40 @@ class ModelConfig:
             encoder,
             width=width,
             depth=encoder.depth if self.depth is None else self.depth,
-            heads=_heads(width, encoder.width // encoder.heads),
+            heads=self.heads or _heads(width, encoder.width // encoder.heads),
             mlp_width=width * encoder.mlp_width // encoder.width,
             patch=(frames, side, side),
+            attention=self.attention,
+            positions=self.positions,
+            qk_norm=self.qk_norm,
+            layer_scale=self.layer_scale,
+            registers=self.registers,
         )
         return ModelShape(encoder, self._decoder(named.decoder))
 
     def _decoder(self, named: DecoderShape) -> DecoderShape:
         width = named.width if self.decoder_width is None else self.decoder_width
-        depth = named.depth if self.decoder_depth is None else self.decoder_depth
-        return DecoderShape(width=width, depth=depth, heads=_heads(width, named.width // named.heads))
+        return DecoderShape(
+            width=width,
+            depth=named.depth if self.decoder_depth is None else self.decoder_depth,
+            heads=self.decoder_heads or _heads(width, named.width // named.heads),
+            attention=self.decoder_attention,
+            positions=self.positions,
+        )
+
+
+def check_merging(per_block: int, attention: Part, *, key: str) -> None:
+    """Refuse to merge tokens where attention goes by their places: a merged token has several.
+
+    Args:
+        per_block: tokens to merge in each block.
+
+    Raises:
+        ValueError: negative, or merging under an attention that is not joint.
+    """
+    require(per_block >= 0, key, "be 0 or more", per_block)
+    may_merge = per_block == 0 or attention.name == "joint"
+    require(may_merge, key, f"be 0 where model.attention is {attention.name}, not joint", per_block)
 
 
 def _heads(width: int, head_width: int) -> int:

@@ -73,20 +73,26 @@ def unpatchify(patches_BNP: Tensor, grid: TokenGrid, patch: Patch, channels: int
     return clip_BCTHW.reshape(-1, channels, grid.t * frames, grid.h * height, grid.w * width)
 
 
-def take_patches(clip_BCTHW: Tensor, index_BK: Tensor, patch: Patch) -> Tensor:
+def take_patches(
+    clip_BCTHW: Tensor, index_BK: Tensor, patch: Patch, *, clip_BK: Tensor | None = None
+) -> Tensor:
     """Cut only the named patches out of a clip, as patches_BKP; equals gathering from `patchify`.
 
     At a mask of 0.9 this touches a tenth of the pixels.
+
+    Args:
+        clip_BK: which clip each patch is of, where that is not its row: packed clips have a single row.
 
     Raises:
         ValueError: the clip is not a whole number of patches.
     """
     windows = _windows(clip_BCTHW, patch)
     h, w = windows.shape[2:4]
-    clip_B1 = torch.arange(len(index_BK), device=index_BK.device)[:, None]
+    if clip_BK is None:
+        clip_BK = torch.arange(len(index_BK), device=index_BK.device)[:, None]
     slice_BK = index_BK.div(h * w, rounding_mode="floor")
     row_BK = index_BK.div(w, rounding_mode="floor") % h
-    return windows[clip_B1, slice_BK, row_BK, index_BK % w].flatten(2)
+    return windows[clip_BK, slice_BK, row_BK, index_BK % w].flatten(2)
 
 
 def gather_tokens(x_BNP: Tensor, index_BK: Tensor) -> Tensor:

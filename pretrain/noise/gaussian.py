@@ -1,27 +1,50 @@
-"""Gaussian pixel noise of a strength drawn anew for each clip."""
+"""Gaussian pixel noise, independent for every visible value."""
+
+from typing import Any
 
 from torch import Tensor
 
+from data_tools.config import require
 from data_tools.randomness import ClipRandom
-from pretrain.noise.base import Noise
+from pretrain.model.places import Places
+from pretrain.model.tokens import Patch
+from pretrain.noise.base import Noise, Strength
 
 
 class GaussianNoise(Noise):
     """Adds independent normal noise to every visible value, in normalised units (1 is a colour's deviation).
 
     Args:
-        std: the greatest standard deviation of the noise.
-        min_std: the least; a clip's own is drawn evenly between the two. Set it to `std` for a fixed one.
+        std: the standard deviation at level 1.
+        min_std: the least that a clip draws, the same as a `strength.min_level` of min_std / std.
+        strength: see `Strength`.
     """
 
-    def __init__(self, *, std: float = 0.5, min_std: float = 0.0):
+    def __init__(self, *, std: float = 0.5, min_std: float = 0.0, strength: dict[str, Any] | None = None):
         if not 0 <= min_std <= std:
             raise ValueError(f"noise.args must hold 0 <= min_std <= std, got min_std={min_std} and std={std}")
+        given = Strength.read(strength)
+        if min_std:
+            require(
+                not given.min_level,
+                "noise.args.min_std",
+                "be left out where noise.args.strength.min_level says the same",
+                min_std,
+            )
+            given = Strength.read({**(strength or {}), "min_level": min_std / std})
         self.std = std
-        self.min_std = min_std
+        self.strength = given
+        self.is_on_patches = std > 0
 
-    def __call__(self, patches_BKP: Tensor, draws: ClipRandom) -> Tensor:
-        """See `Noise.__call__`."""
-        strength_B11 = self.min_std + (self.std - self.min_std) * draws.uniform("noise/strength", (1, 1))
+    def on_patches(
+        self,
+        patches_BKP: Tensor,
+        level_B: Tensor,
+        draws: ClipRandom,
+        *,
+        places: Places,
+        patch: Patch,
+    ) -> Tensor:
+        """See `Noise.on_patches`."""
         noise_BKP = draws.normal("noise/values", patches_BKP.shape[1:])
-        return patches_BKP + (strength_B11 * noise_BKP).to(patches_BKP.dtype)
+        return patches_BKP + (self.std * level_B[:, None, None] * noise_BKP).to(patches_BKP.dtype)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,6 +49,9 @@ class Training:
     Attributes:
         module: `forward(batch, draws)` gives per-clip values of shape (B,), "loss" among them.
         groups: the optimiser's parameter groups, each with "lr_scale".
+        watchers: look at the run on the first process.
+        after_update: called on every process after each update of the weights, with the share of the run
+            that is done.
     """
 
     module: nn.Module
@@ -57,7 +60,8 @@ class Training:
     plan: BatchPlan
     settings: RunSettings
     processes: Processes
-    watcher: Watcher | None = None
+    watchers: tuple[Watcher, ...] = ()
+    after_update: Callable[[float], None] = lambda progress: None
 
     def run(self) -> None:
         """Train from the newest checkpoint, or from the start, to the last step.
@@ -155,6 +159,7 @@ class _Loop:
             self.engine.backward((values["loss"] * batch.weight_B).sum() / plan.micro_clips)
             norm = self.engine.step(rate)
             self.meter.add(batch, values)
+        self.training.after_update((step + 1) / settings.steps)
         self.meter.end_step(step, rate, norm, waited_s=waited_s, clips=plan.global_clips)
 
     def _report(self, done: int) -> bool:
@@ -178,9 +183,9 @@ class _Loop:
             zero_stage=self.settings.engine.zero_stage,
         )
         if self.writer is not None:
+            for watcher in self.training.watchers:  # first, since they may have numbers to add
+                watcher.after_step(done - 1, self.writer)
             self.writer.write(lines)
-            if self.training.watcher is not None:
-                self.training.watcher.after_step(done - 1, self.writer)
         return stop
 
     def _end_if_due(self, stop: bool, done: int) -> None:

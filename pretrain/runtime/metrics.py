@@ -42,15 +42,23 @@ class MetricsWriter:
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
         self._progress = Progress(first_step=first_step, steps=steps)
         self._warned = False
+        self._noted: dict[str, float] = {}
+
+    def note(self, values: dict[str, float]) -> None:
+        """Add numbers to the last of the lines written next; the board has them under their own names."""
+        self._noted |= values
 
     def write(self, lines: Sequence[dict[str, Any]]) -> None:
         """Write one line a step, oldest first, and put their numbers on the board."""
+        lines = [*lines[:-1], {**lines[-1], **self._noted}]
+        self._noted = {}
         try:
             for line in lines:
                 self._file.write(json.dumps(_strict(line), allow_nan=False) + "\n")
                 for name, value in line.items():
                     if isinstance(value, int | float) and name not in ("step", "samples"):
-                        self._board.add_scalar(f"train/{name}", value, line["step"])
+                        tag = name if "/" in name else f"train/{name}"
+                        self._board.add_scalar(tag, value, line["step"])
             self._file.flush()
         except OSError as error:
             self._warn(error)

@@ -16,7 +16,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by weight decay and learning-rate scale.
 
-    Norms, biases and single tokens (everything with at most one axis longer than 1) do not decay.
+    Only the weights of layers decay: not norms and biases, nor tokens and tables (registers, positions),
+    whose names do not end in "weight".
 
     Args:
         layer_scale: factor on the learning rate by parameter name, for layer-wise decay.
@@ -27,8 +28,9 @@ def parameter_groups(
     grouped: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            is_vector = sum(size > 1 for size in parameter.shape) <= 1
-            grouped[0.0 if is_vector else weight_decay, layer_scale(name)].append(parameter)
+            is_matrix = sum(size > 1 for size in parameter.shape) > 1
+            decay = weight_decay if is_matrix and name.endswith("weight") else 0.0
+            grouped[decay, layer_scale(name)].append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (decay, scale), parameters in grouped.items()

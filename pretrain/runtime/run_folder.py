@@ -38,7 +38,10 @@ FREE_KEYS = (
     "evaluate",
     "log",
     "pictures",
+    "health",
 )
+
+PREVIEW_FOLDER = "preview"  # may be there before the run is
 
 
 def check_run_dir(run_dir: Path, config: Any) -> bool:
@@ -51,7 +54,7 @@ def check_run_dir(run_dir: Path, config: Any) -> bool:
         raise ValueError(f"run_dir {run_dir} is a file: choose another run_dir")
     stored_path = run_dir / "config.yaml"
     if not stored_path.exists():
-        if run_dir.exists() and any(run_dir.iterdir()):
+        if run_dir.exists() and any(path.name != PREVIEW_FOLDER for path in run_dir.iterdir()):
             raise ValueError(f"run_dir {run_dir} exists, is not empty and is no run: choose another run_dir")
         return False
     stored = _flat(yaml.safe_load(stored_path.read_text(encoding="utf-8")))

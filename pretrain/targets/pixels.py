@@ -6,80 +6,96 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.model.tokens import COLOURS, Patch, TokenGrid, denormalise, normalise, take_patches, to_bytes
-from pretrain.targets.base import Target
+from data_tools.config import require
+from pretrain.model.places import coordinates
+from pretrain.model.sizes import EncoderShape
+from pretrain.model.tokens import COLOURS, TokenGrid, denormalise, normalise, take_patches, to_bytes
+from pretrain.targets.base import Shown, WantedTarget
 
 EPS = 1e-6
 Normalisation = Literal["channel", "patch", "none"]
+Frames = Literal["all", "one"]
 
 
-class PixelTarget(Target):
+class PixelTarget(WantedTarget):
     """Predicts pixels under the mean squared error.
 
     Args:
         normalise: "channel": each colour of each patch is brought to mean 0 and deviation 1, with the
             unbiased variance, as (x - mean) / (sqrt(var) + 1e-6) on a scale of 0 to 1 (VideoMAE,
             arXiv 2203.12602).
-            "patch": all values of a patch together, (x - mean) / sqrt(var + 1e-6) (MAE-ST, arXiv 2205.09113;
-            on the same scale, where MAE-ST has a slightly different one).
+            "patch": all values of a patch together, (x - mean) / sqrt(var + 1e-6), in the units of the
+            encoder's input (MAE-ST, arXiv 2205.09113).
             "none": pixels in the units of the encoder's input.
+        frames: "all" of a patch, or "one", as MAE-ST predicts them: of T frames in t slices the frames
+            linspace(0, T - 1, t) rounded down. With slices of two frames that is the first frame of each
+            slice, but of the last slice the second.
     """
 
-    def __init__(self, *, normalise: str = "channel"):
-        if normalise not in get_args(Normalisation):
-            known = ", ".join(get_args(Normalisation))
-            raise ValueError(f"target.args.normalise must be one of {known}, got {normalise!r}")
+    def __init__(self, *, normalise: str = "channel", frames: str = "all"):
+        for key, given, kind in (("normalise", normalise, Normalisation), ("frames", frames, Frames)):
+            known = get_args(kind)
+            require(given in known, f"target.args.{key}", f"be one of {', '.join(known)}", given)
+        super().__init__()
         self.normalise = normalise
+        self.frames = frames
 
-    def values(self, patch: Patch) -> int:
-        """See `Target.values`."""
-        return patch[0] * patch[1] * patch[2] * COLOURS
+    def wanted_values(self, shape: EncoderShape) -> int:
+        """See `Target.wanted_values`."""
+        return shape.patch_values if self.frames == "all" else shape.patch_values // shape.patch[0]
 
-    def __call__(self, clip_BCTHW: Tensor, wanted_BM: Tensor, *, patch: Patch) -> Tensor:
-        """See `Target.__call__`."""
-        patches_BMP = take_patches(clip_BCTHW, wanted_BM, patch)
+    def truth(self, shown: Shown) -> Tensor:
+        """See `WantedTarget.truth`."""
+        patches_BMP = self._take(shown, shown.wanted_BM)
         if self.normalise == "none":
-            return normalise(patches_BMP)
-        grouped = self._group(patches_BMP)
+            return normalise(patches_BMP, shown.mean, shown.std)
+        grouped = self._group(patches_BMP, shown)
         mean, spread = self._statistics(grouped)
         return grouped.sub_(mean).div_(spread).flatten(2)
 
-    def loss(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-        """See `Target.loss`."""
+    def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
+        """See `WantedTarget.errors`."""
         return F.mse_loss(prediction_BMP.float(), target_BMP, reduction="none").mean(dim=(1, 2))
 
-    def to_pixels(
-        self,
-        prediction_BMP: Tensor,
-        clip_BCTHW: Tensor,
-        *,
-        wanted_BM: Tensor,
-        visible_BK: Tensor | None,
-        patch: Patch,
-    ) -> Tensor:
+    def to_pixels(self, wanted_BMP: Tensor, shown: Shown, *, is_honest: bool) -> Tensor:
         """See `Target.to_pixels`. Without the true statistics, those of the visible patches around are used.
 
         A wanted patch's mean and deviation are then the average of the visible patches', each weighed by one
         over its squared distance in tokens: near ones decide, and all of them help where none is near.
+        Where one frame is predicted, it stands for all frames of its patch.
         """
-        if self.normalise == "none":
-            return to_bytes(denormalise(prediction_BMP))
-        source_BK = wanted_BM if visible_BK is None else visible_BK
-        mean, spread = self._statistics(self._group(take_patches(clip_BCTHW, source_BK, patch)))
-        if visible_BK is not None:
-            weight_BMK = _nearness(wanted_BM, visible_BK, clip_BCTHW, patch)
-            mean, spread = _blend(weight_BMK, mean), _blend(weight_BMK, spread)
-        grouped = prediction_BMP.float().unflatten(2, (-1, self._colours))
-        return to_bytes((grouped * spread + mean).flatten(2))
+        values_BMP = wanted_BMP.float()
+        if self.normalise != "none":
+            source_BK = shown.visible_BK if is_honest else shown.wanted_BM
+            mean, spread = self._statistics(self._group(self._take(shown, source_BK), shown))
+            if is_honest:
+                weight_BMK = _nearness(shown)
+                mean, spread = _blend(weight_BMK, mean), _blend(weight_BMK, spread)
+            values_BMP = (values_BMP.unflatten(2, (-1, self._colours)) * spread + mean).flatten(2)
+        if self.normalise != "channel":
+            values_BMP = denormalise(values_BMP, shown.mean, shown.std)
+        return to_bytes(values_BMP).repeat(1, 1, 1 if self.frames == "all" else shown.patch[0])
 
     @property
     def _colours(self) -> int:
         """How many colours have statistics of their own."""
         return COLOURS if self.normalise == "channel" else 1
 
-    def _group(self, patches_BMP: Tensor) -> Tensor:
-        """Pixels on a scale of 0 to 1, as (B, M, pixels, colours)."""
-        return patches_BMP.float().mul_(1 / 255).unflatten(2, (-1, self._colours))
+    def _take(self, shown: Shown, index_BK: Tensor) -> Tensor:
+        """The patches' bytes in those frames that are predicted."""
+        if self.frames == "all":
+            return take_patches(shown.clip_BCTHW, index_BK, shown.patch)
+        frames, height, width = shown.patch
+        last = shown.clip_BCTHW.shape[2] - 1
+        slices = shown.clip_BCTHW.shape[2] // frames
+        frame_t = torch.arange(slices, device=index_BK.device) * last // max(1, slices - 1)
+        return take_patches(shown.clip_BCTHW.index_select(2, frame_t), index_BK, (1, height, width))
+
+    def _group(self, patches_BMP: Tensor, shown: Shown) -> Tensor:
+        """Pixels in the units that their statistics are taken in, as (B, M, pixels, colours)."""
+        if self.normalise == "channel":
+            return patches_BMP.float().mul_(1 / 255).unflatten(2, (-1, COLOURS))
+        return normalise(patches_BMP, shown.mean, shown.std).unflatten(2, (-1, 1))
 
     def _statistics(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and the deviation to divide by, each (B, M, 1, colours)."""
@@ -87,20 +103,16 @@ class PixelTarget(Target):
         return mean, variance.sqrt() + EPS if self.normalise == "channel" else (variance + EPS).sqrt()
 
 
-def _nearness(wanted_BM: Tensor, visible_BK: Tensor, clip_BCTHW: Tensor, patch: Patch) -> Tensor:
+def _nearness(shown: Shown) -> Tensor:
     """Weights of the visible tokens for each wanted one, as weight_BMK with rows that sum to 1."""
-    frames, height, width = clip_BCTHW.shape[2:]
+    frames, height, width = shown.clip_BCTHW.shape[2:]
+    patch = shown.patch
     grid = TokenGrid(frames // patch[0], height // patch[1], width // patch[2])
-    distance_BMK = torch.cdist(_places(wanted_BM, grid), _places(visible_BK, grid))
-    weight_BMK = 1 / distance_BMK.square().clamp(min=EPS)
+    wanted_BM3, visible_BK3 = (
+        torch.stack(coordinates(index, grid), dim=2).float() for index in (shown.wanted_BM, shown.visible_BK)
+    )
+    weight_BMK = 1 / torch.cdist(wanted_BM3, visible_BK3).square().clamp(min=EPS)
     return weight_BMK / weight_BMK.sum(dim=2, keepdim=True)
-
-
-def _places(index_BK: Tensor, grid: TokenGrid) -> Tensor:
-    """Coordinates (t, h, w) of tokens, as float32 (B, K, 3)."""
-    row_BK = index_BK.div(grid.w, rounding_mode="floor")
-    slice_BK = row_BK.div(grid.h, rounding_mode="floor")
-    return torch.stack([slice_BK, row_BK % grid.h, index_BK % grid.w], dim=2).float()
 
 
 def _blend(weight_BMK: Tensor, statistic: Tensor) -> Tensor:

@@ -1,54 +1,62 @@
-"""How long a pretraining step takes, against transformers' VideoMAE on the same machine.
+"""How long a step takes: of pretraining, against transformers' VideoMAE on the same machine; of fine-tuning,
+with fewer tokens against all.
 
-    python tests/benchmarks/step.py                        # base, 4 clips of 16x224x224: about 2 minutes
+    python tests/benchmarks/step.py                         # base, 4 clips of 16x224x224: about 15 minutes
+    python tests/benchmarks/step.py --only pretraining      # about 3 of them
     python tests/benchmarks/step.py --size small --clips 1  # quicker
 
-Prints, on one thread in fp32, the time of a step (forward and backward, one micro-batch) of
+Prints, on one thread in fp32, the time of a pretraining step (forward and backward, one micro-batch) of
 `VideoMAEForPreTraining` with PyTorch's fused attention divided by ours: for the same mathematics
-(self-attention decoder over all hidden tokens) and for the cross-attention decoder on half of the hidden
-tokens. Tube mask of 0.9. The peer gets floats that are normalised already, ours gets bytes and normalises
-them within its time. The steps take turns, and each one's least time counts: a busy machine disturbs both
-alike. Time is the process's own, which on one thread is the clock's but for what others take.
+(self-attention decoder over all hidden tokens), for dual masking (half of them), and for the
+cross-attention decoder on half and on a quarter. Tube mask of 0.9. The peer gets floats that are normalised
+already, ours gets bytes and normalises them within its time.
+
+Then the time of a fine-tuning step on all tokens divided by that with run-length pruning and with merging, on
+clips of `../shared/videos/surveillance` where these are, else on synthetic ones; and how far the class scores
+move, of a model with random weights: relative to their size, and to how much they differ from clip to clip.
+
+The steps take turns, and each one's least time counts: a busy machine disturbs all alike. Time is the
+process's own, which on one thread is the clock's but for what others take.
 """
 
 import argparse
-import time
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from step_finetune import print_finetuning
+from timing import Step, least_seconds
+from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
 from data_tools.randomness import ClipRandom
 from data_tools.stream.batch import ClipBatch
-from pretrain.masking.base import TokenSplit
 from pretrain.masking.tube import TubeMasking
 from pretrain.model.autoencoder import build_autoencoder
 from pretrain.model.sizes import SIZES, ModelConfig
 from pretrain.model.tokens import MEAN, STD, TokenGrid
 from pretrain.noise.none import NoNoise
+from pretrain.split import TokenSplit
 from pretrain.targets.pixels import PixelTarget
 
 PEER = "transformers, SDPA"
-SAME = "ours, same mathematics"
-CROSS = "ours, cross, 50 % of the hidden"
-
-
-class Step(NamedTuple):
-    """A model and the loss of one micro-batch under it."""
-
-    model: nn.Module
-    loss: Callable[[], Tensor]
+OURS: dict[str, tuple[Literal["self", "cross"], float]] = {
+    "ours, same mathematics": ("self", 1.0),
+    "ours, dual masking, 50 %": ("self", 0.5),
+    "ours, cross, 50 % of the hidden": ("cross", 0.5),
+    "ours, cross, 25 % of the hidden": ("cross", 0.25),
+}
 
 
 def our_step(config: ModelConfig, clip_BCTHW: Tensor) -> Step:
     """Our model's step."""
     grid = TokenGrid.of(clip_BCTHW.shape[2], clip_BCTHW.shape[4], config.shape().encoder.patch)
     model = build_autoencoder(config, grid, target=PixelTarget(), noise=NoNoise())
-    split = TokenSplit(masking=TubeMasking(ratio=0.9), grid=grid, seed=0, predict_share=config.predict_share)
+    patch = config.shape().encoder.patch
+    split = TokenSplit(
+        masking=TubeMasking(ratio=0.9), grid=grid, patch=patch, seed=0, predict_share=config.predict_share
+    )
     clips = len(clip_BCTHW)
-    rows = [split(clip_BCTHW[index], index) for index in range(clips)]
+    rows = [split(clip_BCTHW[index, 0], index) for index in range(clips)]
     batch = ClipBatch(
         pixels=clip_BCTHW,
         clip_index_B=torch.arange(clips),
@@ -90,43 +98,36 @@ def peer_step(config: ModelConfig, clip_BCTHW: Tensor) -> Step:
     return Step(peer, lambda: peer(pixels, bool_masked_pos=is_hidden_BN).loss)
 
 
-def seconds(step: Step) -> float:
-    """Time of one forward and backward, from no gradients as an optimiser leaves them."""
-    step.model.zero_grad(set_to_none=True)
-    start = time.process_time()
-    step.loss().backward()
-    return time.process_time() - start
+def print_pretraining(*, size: str, shape: tuple[int, ...], repeats: int) -> None:
+    """Measure and print; `shape` is the clips', (B, C, T, H, W)."""
+    clip_BCTHW = torch.randint(0, 256, shape, dtype=torch.uint8)
+    steps = {PEER: peer_step(ModelConfig(size=size, decoder="self"), clip_BCTHW)}
+    for name, (decoder, share) in OURS.items():
+        steps[name] = our_step(ModelConfig(size=size, decoder=decoder, predict_share=share), clip_BCTHW)
+    best = least_seconds(steps, repeats)
+    print(f"{size}, {'x'.join(map(str, shape))}, tube 0.9, fp32, 1 thread, min of {repeats}")
+    for name, time_s in best.items():
+        print(f"{name:34}{1000 * time_s / len(clip_BCTHW):9.0f} ms a clip   ratio {best[PEER] / time_s:5.2f}")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=["pretraining", "finetuning"], help="one of the two parts")
     parser.add_argument("--size", default="base", choices=list(SIZES))
     parser.add_argument("--clips", type=int, default=4, help="clips in the micro-batch")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--pixels", type=int, default=224, help="height and width of the clip")
+    parser.add_argument("--stride", type=int, default=2, help="fine-tuning: video frames between the clip's")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     shape = (arguments.clips, 3, arguments.frames, arguments.pixels, arguments.pixels)
-    clip_BCTHW = torch.randint(0, 256, shape, dtype=torch.uint8)
-    same = ModelConfig(size=arguments.size, decoder="self", predict_share=1.0)
-    cross = ModelConfig(size=arguments.size, decoder="cross", predict_share=0.5)
-    steps = {
-        PEER: peer_step(same, clip_BCTHW),
-        SAME: our_step(same, clip_BCTHW),
-        CROSS: our_step(cross, clip_BCTHW),
-    }
-    for step in steps.values():
-        seconds(step)  # the first one allocates
-    rounds = [{name: seconds(step) for name, step in steps.items()} for _ in range(arguments.repeats)]
-    best = {name: min(times[name] for times in rounds) for name in steps}
-    print(
-        f"{arguments.size}, {'x'.join(map(str, shape))}, tube 0.9, fp32, 1 thread, min of {arguments.repeats}"
-    )
-    for name, time_s in best.items():
-        print(f"{name:34}{1000 * time_s / arguments.clips:9.0f} ms a clip   ratio {best[PEER] / time_s:5.2f}")
+    if arguments.only != "finetuning":
+        print_pretraining(size=arguments.size, shape=shape, repeats=arguments.repeats)
+    if arguments.only != "pretraining":
+        print_finetuning(size=arguments.size, shape=shape, stride=arguments.stride, repeats=arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,42 @@ def test_a_program_of_one_unnamed_command_has_no_subcommand():
     assert (seen[-1].config, seen[-1].overrides) == ("demo.yaml", ["steps=3"])
 
 
+def both(**more: object) -> Program:
+    """A program with an unnamed command and a named one."""
+    train = Command(name="", help="", example="x", run=remember, positionals=(("config", "a file"),))
+    look = Command(
+        name="look", help="look first", example="y", run=remember, positionals=(("video", "a file"),),
+        settings=(("--out", "FOLDER", "where to"),),
+    )  # fmt: skip
+    return Program(name="tool", about="Trains.", commands=(train, look))
+
+
+def test_an_unnamed_command_may_stand_beside_named_ones():
+    assert run_program(both(), ["demo.yaml", "steps=3"]) == 0
+    assert (seen[-1].config, seen[-1].overrides) == ("demo.yaml", ["steps=3"])
+    assert run_program(both(), ["look", "a.mp4", "steps=3"]) == 0
+    assert (seen[-1].video, seen[-1].out, seen[-1].overrides) == ("a.mp4", None, ["steps=3"])
+
+
+def test_a_file_with_the_name_of_a_command_is_written_as_a_path():
+    assert run_program(both(), ["./look"]) == 0
+    assert seen[-1].config == "./look"
+
+
+@pytest.mark.parametrize("place", range(1, 4))
+def test_an_option_with_a_value_may_stand_anywhere_after_its_command(place: int):
+    words = ["look", "a.mp4", "steps=3"]
+    assert run_program(both(), [*words[:place], "--out", "here", *words[place:]]) == 0
+    assert (seen[-1].video, seen[-1].out, seen[-1].overrides) == ("a.mp4", "here", ["steps=3"])
+
+
+def test_help_of_the_unnamed_command_names_the_others(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        run_program(both(), ["--help"])
+    assert caught.value.code == 0
+    assert "python -m tool look --help    look first" in capsys.readouterr().out
+
+
 def test_a_command_may_take_a_list_in_place_of_overrides():
     assert run_program(program(more=("files", "some files")), ["make", "here", "one", "two"]) == 0
     assert (seen[-1].files, seen[-1].overrides) == (["one", "two"], [])

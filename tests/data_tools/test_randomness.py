@@ -89,3 +89,21 @@ def test_neighbouring_clips_and_values_are_not_alike():
     ):
         correlation = (one * other).mean() * 12
         assert correlation.abs() < 5 / math.sqrt(one.numel())
+
+
+def test_the_draws_are_murmur3_of_a_counter():
+    """In whole numbers of any size; the tensors' 32 bits wrap to the same."""
+    clips = [0, 7, 2**31 + 5, 2**32 - 1, 2**33 + 7]
+    key = derived_seed(2**40, purpose="x")
+    values_BX = ClipRandom(2**40, torch.tensor(clips)).uniform("x", (50,))
+    for clip, values_X in zip(clips, values_BX.tolist(), strict=True):
+        row = mixed(mixed((clip ^ key) & (2**32 - 1)) ^ clip >> 32 ^ key >> 32)
+        for column, value in enumerate(values_X):
+            bits = mixed(mixed((row + column * 0x9E3779B9) % 2**32) ^ row)
+            assert value == ((bits >> 9) + 0.5) / 2**23
+
+
+def mixed(bits: int) -> int:
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = (bits ^ bits >> shift) * factor % 2**32
+    return bits ^ bits >> 16

@@ -33,7 +33,14 @@ def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder")
     grid = TokenGrid.of(4, 16, SHAPE.patch)
     description = EncoderDescription(
-        shape=SHAPE, grid=grid, frames=4, stride=3, size=16, mean=(0.45,) * 3, std=(0.225,) * 3
+        shape=SHAPE,
+        grid=grid,
+        reference=grid,
+        frames=4,
+        stride=3,
+        size=16,
+        mean=(0.45,) * 3,
+        std=(0.225,) * 3,
     )
     torch.manual_seed(7)
     save_encoder(folder, Encoder(SHAPE, grid), description)
@@ -115,8 +122,6 @@ def test_keys_that_repeat_what_the_encoder_is_are_welcome(encoder):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("clip.frames=8", "clip.frames 8, encoder 4"),
-        ("clip.size=32", "clip.size 32, encoder 16"),
         ("model.patch_size=16", "model.patch_size 16, encoder 8"),
         ("model.patch_frames=1", "model.patch_frames 1, encoder 2"),
         ("model.depth=12", "model.depth 12, encoder 2"),
@@ -125,6 +130,19 @@ def test_keys_that_repeat_what_the_encoder_is_are_welcome(encoder):
 )
 def test_another_encoder_than_the_given_one_is_refused_with_both_numbers(encoder, override, message):
     with pytest.raises(CheckpointError, match=message):
+        describe_encoder(load(f"encoder={encoder}", override))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("clip.frames=7", "a clip of 7 frames at 16x16 cannot be cut into patches of 2 frames at 8x8"),
+        ("clip.frames=0", "a clip of 0 frames"),
+        ("clip.size=20", "clip.size of model.patch_size"),
+    ],
+)
+def test_clips_that_are_no_whole_number_of_patches_are_refused(encoder, override, message):
+    with pytest.raises(ValueError, match=message):
         describe_encoder(load(f"encoder={encoder}", override))
 
 

@@ -40,26 +40,10 @@ def start(*arguments, repo, launcher=()):
 
 
 @pytest.fixture(scope="module")
-def common(synth_shards, repo):
-    """What every run here shares: the shipped demo config on small shards, few steps."""
-    return [
-        repo / "configs/finetune/demo.yaml",
-        f"data.train={synth_shards / 'train'}",
-        f"data.validation={synth_shards / 'validation'}",
-        "data.workers=0",
-        "batch.global_clips=8",
-        "epochs=0.5",
-        "engine.device=cpu",
-        "engine.cpu_threads=1",
-        "log.every_steps=1",
-    ]
-
-
-@pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "encoder"
     grid = TokenGrid.of(4, 16, SHAPE.patch)
-    description = EncoderDescription(shape=SHAPE, grid=grid, frames=4, stride=2, size=16)
+    description = EncoderDescription(shape=SHAPE, grid=grid, reference=grid, frames=4, stride=2, size=16)
     save_encoder(folder, Encoder(SHAPE, grid), description)
     return folder
 
@@ -147,6 +131,16 @@ def test_whole_fine_tuning_changes_the_encoder_and_its_model_can_be_tuned_again(
     again = ["--dry-run", f"encoder={run_dir / 'model'}", f"run_dir={tmp_path / 'again'}"]
     assert finetune("train", *common, *again) == 0
     assert not (tmp_path / "again").exists()
+
+
+def test_other_clips_than_the_encoders_are_planned_and_announced(common, encoder, tmp_path, capsys):
+    clip = ["clip.frames=8", "clip.size=24", f"run_dir={tmp_path / 'run'}"]
+
+    assert finetune("train", *common, f"encoder={encoder}", *clip, "--dry-run", "--json") == 0
+
+    output, errors = capsys.readouterr()
+    assert json.loads(output)["tokens"] == 4 * 3 * 3
+    assert errors.count("positions are resampled: from 2x2x2 tokens") == 1
 
 
 EVERYTHING = [
@@ -237,7 +231,7 @@ def test_the_run_folder_of_another_config_is_refused(common, scratch_run, capsys
     [
         (
             "optim.lr=1",
-            "optim.lr is settled by the run: evaluate takes overrides of evaluate, data.validation",
+            "optim.lr is settled by the run: evaluate takes overrides of evaluate, pruning, merge",
         ),
         ("evaluate.spatial_crops=2", "evaluate.spatial_crops must be 1 or 3"),
     ],

@@ -71,6 +71,40 @@ def test_a_head_builds_on_the_meta_device(name):
     assert all(parameter.is_meta for parameter in head.parameters())
 
 
+PADDED_HEADS = [
+    *(Part(name=name) for name in HEADS),
+    Part(name="linear", args={"pool": "statistics", "norm": "standard", "init_std": 0.1}),
+]
+
+
+@pytest.mark.parametrize("part", PADDED_HEADS, ids=str)
+def test_padding_behind_a_clips_tokens_does_not_matter(part):
+    torch.manual_seed(0)
+    head = build_head(part, width=32, classes=5)
+    lengths = (20, 7, 1)
+    clips = [torch.randn(1, length, 32) for length in lengths]
+    padded_BND, weight_BN = 9 * torch.randn(3, 20, 32), torch.zeros(3, 20)
+    for row, clip_1ND in enumerate(clips):
+        padded_BND[row, : lengths[row]], weight_BN[row, : lengths[row]] = clip_1ND, 1
+    head.calibrate(padded_BND, weight_BN)
+
+    padded_BY = head(padded_BND, None, weight_BN)
+
+    alone_BY = torch.cat([head(clip_1ND, None) for clip_1ND in clips])
+    assert torch.allclose(padded_BY, alone_BY, atol=1e-5)
+    assert torch.allclose(head(padded_BND, None, torch.ones(3, 20)), head(padded_BND, None), atol=1e-5)
+
+
+def test_the_standard_norm_is_measured_without_the_padding():
+    head = build_head(Part(name="linear", args={"norm": "standard"}), width=8, classes=3)
+    tokens_BND = torch.randn(6, 9, 8)
+    tokens_BND[:, 4:] = 100
+
+    head.calibrate(tokens_BND, (torch.arange(9) < 4).float().expand(6, -1))
+
+    assert torch.allclose(head.norm.mean_D, tokens_BND[:, :4].mean(dim=(0, 1)), atol=1e-5)
+
+
 def test_the_linear_head_is_a_norm_and_a_layer_on_the_mean():
     head = build_head(Part(name="linear", args={"init_std": 0.02}), width=16, classes=3)
     tokens_BND = torch.randn(2, 10, 16)

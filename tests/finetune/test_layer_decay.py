@@ -8,10 +8,15 @@ from finetune.layer_decay import layer_of, layer_scale
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
-        ("encoder.embed.weight", 0),
-        ("encoder.blocks.0.attention.qkv.weight", 1),
-        ("encoder.blocks.11.mlp.0.bias", 12),
+        ("encoder.embed_patches.weight", 0),
+        ("encoder.registers_RD", 0),
+        ("encoder.run_table_ND", 0),
+        ("encoder.positions.slices_tD", 0),
+        ("encoder.blocks.0.attentions.1.qkv.weight", 1),
+        ("encoder.blocks.1.scales_D.2", 2),
+        ("encoder.blocks.11.mlp.expand.bias", 12),
         ("encoder.norm.weight", 13),
+        ("encoder.scorer.shrink.weight", 13),
         ("head.linear.weight", 13),
         ("head.norm.bias", 13),
     ],

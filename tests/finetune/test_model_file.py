@@ -11,6 +11,7 @@ from data_tools.parts import Part, part_names
 from finetune.classifier import Classifier
 from finetune.heads.base import build_head
 from finetune.model_file import load_model, save_model
+from finetune.shortening import Shortening
 from pretrain.encoder_file import EncoderDescription, load_encoder
 from pretrain.model.encoder import Encoder
 from pretrain.model.sizes import EncoderShape
@@ -20,16 +21,29 @@ SHAPE = EncoderShape(width=32, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8))
 CLASSES = ("walk", "run", "sch\u00f6n")
 
 
-def saved(folder, head="linear"):
+def saved(folder, head="linear", shortening=None):
     grid = TokenGrid.of(4, 16, SHAPE.patch)
-    part = Part(name=head)
+    part, shortening = Part(name=head), shortening or Shortening()
+    pruning = shortening.build(SHAPE)
     classifier = Classifier(
-        Encoder(SHAPE, grid), build_head(part, width=32, classes=3), mean=(0.4,) * 3, std=(0.3,) * 3
+        shortening.apply(Encoder(SHAPE, grid), pruning),
+        build_head(part, width=32, classes=3),
+        pruning=pruning,
+        mean=(0.4,) * 3,
+        std=(0.3,) * 3,
     )
+    torch.nn.init.normal_(classifier.head.linear.weight)
     description = EncoderDescription(
-        shape=SHAPE, grid=grid, frames=4, stride=2, size=16, mean=(0.4,) * 3, std=(0.3,) * 3
+        shape=classifier.encoder.shape,
+        grid=grid,
+        reference=grid,
+        frames=4,
+        stride=2,
+        size=16,
+        mean=(0.4,) * 3,
+        std=(0.3,) * 3,
     )
-    save_model(folder, classifier, description=description, head=part, classes=CLASSES)
+    save_model(folder, classifier, description=description, head=part, classes=CLASSES, shortening=shortening)
     return classifier.eval()
 
 
@@ -45,12 +59,46 @@ def test_a_loaded_model_scores_as_the_saved_one(tmp_path, head):
     assert model.description.stride == 2
 
 
+SHORTENINGS = [
+    Shortening(pruning=Part(name="run_length", args={"threshold": 80.0})),
+    Shortening(pruning=Part(name="learned", args={"keep": 0.5})),
+    Shortening(merge_per_block=2),
+    Shortening(pruning=Part(name="motion", args={"keep": 0.5}), merge_per_block=1),
+]
+
+
+@pytest.mark.parametrize("shortening", SHORTENINGS, ids=str)
+def test_a_loaded_model_prunes_and_merges_as_the_saved_one(tmp_path, shortening):
+    classifier = saved(tmp_path, shortening=shortening)
+    clip_BCTHW = torch.randint(256, (2, 3, 4, 16, 16), dtype=torch.uint8)
+
+    model = load_model(tmp_path)
+
+    assert torch.equal(model.classifier.logits(clip_BCTHW), classifier.logits(clip_BCTHW))
+    assert model.description.shape == classifier.encoder.shape
+    plain = load_model(tmp_path, shortening=Shortening())
+    assert not torch.allclose(plain.classifier.logits(clip_BCTHW), classifier.logits(clip_BCTHW), atol=1e-4)
+
+
+def test_a_model_that_never_pruned_may_do_so_when_it_is_loaded(tmp_path):
+    classifier = saved(tmp_path)
+    clip_BCTHW = torch.randint(256, (2, 3, 4, 16, 16), dtype=torch.uint8)
+    clip_BCTHW[0] = 7
+
+    pruned = load_model(tmp_path, shortening=Shortening(pruning=Part(name="run_length"))).classifier
+
+    assert pruned.features(clip_BCTHW).kept_B.tolist() == [4, 8]
+    logits_BY, plain_BY = pruned.logits(clip_BCTHW), classifier.logits(clip_BCTHW)
+    assert torch.allclose(logits_BY[1], plain_BY[1], atol=1e-5), "of this clip, nothing was left out"
+    assert not torch.allclose(logits_BY[0], plain_BY[0], atol=1e-4)
+
+
 def test_the_folder_is_an_encoder_for_further_fine_tuning(tmp_path):
     classifier = saved(tmp_path)
 
     encoder, _ = load_encoder(tmp_path)
 
-    assert torch.equal(encoder.embed.weight, classifier.encoder.embed.weight)
+    assert torch.equal(encoder.embed_patches.weight, classifier.encoder.embed_patches.weight)
 
 
 def test_nothing_in_the_folder_is_a_pickle(tmp_path):
@@ -71,10 +119,19 @@ def test_a_save_that_never_ended_is_no_model(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 9}, "is of format 9, this version reads format 1"),
+        ({"format": 9}, "is of format 9, this version reads format 2"),
         ({"head": {"name": "os.system", "args": {}}}, "no head named 'os.system'"),
         ({"head": {"name": "linear", "args": {"command": "x"}}}, "no argument 'command'"),
-        ({"head": None}, "describes no head that can be built"),
+        ({"head": None}, "describes no head and pruning that can be built"),
+        ({"shortening": {}}, "wrong keys in shortening: missing merge_per_block, missing pruning"),
+        (
+            {"shortening": {"pruning": {"name": "os.system", "args": {}}, "merge_per_block": 0}},
+            "no pruning named 'os.system'",
+        ),
+        (
+            {"shortening": {"pruning": {"name": "learned", "args": {}}, "merge_per_block": 0}},
+            "needs an encoder that has learned to score its tokens",
+        ),
         ({"classes": ["one"]}, "head.safetensors does not fit head.json.*size mismatch"),
     ],
 )

@@ -3,13 +3,13 @@ import torch
 
 from data_tools.randomness import ClipRandom
 from data_tools.stream.batch import ClipBatch
-from pretrain.masking.base import TokenSplit
 from pretrain.masking.tube import TubeMasking
 from pretrain.model.autoencoder import build_autoencoder
 from pretrain.model.sizes import ModelConfig
 from pretrain.model.tokens import TokenGrid, normalise, take_patches
 from pretrain.noise.gaussian import GaussianNoise
 from pretrain.noise.none import NoNoise
+from pretrain.split import TokenSplit
 from pretrain.targets.pixels import PixelTarget
 
 PATCH = (2, 4, 4)
@@ -26,8 +26,10 @@ def build(*, noise=None, **options):
 
 def make_batch(clips=(5, 6, 7), predict_share=0.5):
     clip_BCTHW = torch.stack([random_clip(clip) for clip in clips])
-    split = TokenSplit(masking=TubeMasking(ratio=0.75), grid=GRID, seed=0, predict_share=predict_share)
-    rows = [split(clip_BCTHW[row], clip) for row, clip in enumerate(clips)]
+    split = TokenSplit(
+        masking=TubeMasking(ratio=0.75), grid=GRID, patch=PATCH, seed=0, predict_share=predict_share
+    )
+    rows = [split(clip_BCTHW[row, 0], clip) for row, clip in enumerate(clips)]
     return ClipBatch(
         pixels=clip_BCTHW,
         clip_index_B=torch.tensor(clips),
@@ -46,17 +48,21 @@ def draws_of(batch):
     return ClipRandom(0, batch.clip_index_B)
 
 
+def predicted(model, batch):
+    return model.predict(batch, draws_of(batch))[0].wanted_BMP
+
+
 decoders = pytest.mark.parametrize("decoder", ["cross", "self"])
 
 
 @decoders
 def test_hidden_pixels_cannot_change_what_is_predicted(decoder):
     model, batch = build(decoder=decoder), make_batch()
-    before_BMP = model.predict(batch, draws_of(batch))
+    before_BMP = predicted(model, batch)
     visible = torch.zeros(3, GRID.tokens, dtype=torch.bool).scatter(1, batch.tokens["visible"], True)
     seen = visible.view(3, 1, 2, 4, 4).repeat_interleave(2, 2).repeat_interleave(4, 3).repeat_interleave(4, 4)
     batch.clip_BCTHW.copy_(torch.where(seen, batch.clip_BCTHW, 255 - batch.clip_BCTHW))
-    assert torch.equal(model.predict(batch, draws_of(batch)), before_BMP)
+    assert torch.equal(predicted(model, batch), before_BMP)
 
 
 @decoders
@@ -71,10 +77,9 @@ def test_a_clips_loss_does_not_depend_on_its_batch(decoder):
 def test_noise_is_on_what_the_encoder_sees_and_not_on_the_target():
     model, batch = build(noise=GaussianNoise(std=1.0, min_std=1.0)), make_batch()
     clean_BKP = normalise(take_patches(batch.clip_BCTHW, batch.tokens["visible"], PATCH))
-    assert (model.seen(batch, draws_of(batch)) - clean_BKP).std() > 0.9
-    prediction_BMP = model.predict(batch, draws_of(batch))
-    target_BMP = PixelTarget()(batch.clip_BCTHW, batch.tokens["wanted"], patch=PATCH)
-    expected_B = (prediction_BMP - target_BMP).square().mean(dim=(1, 2))
+    assert (model.seen(batch, draws_of(batch)).patches_BKP - clean_BKP).std() > 0.9
+    prediction, shown = model.predict(batch, draws_of(batch))
+    expected_B = (prediction.wanted_BMP - PixelTarget().truth(shown)).square().mean(dim=(1, 2))
     torch.testing.assert_close(model(batch, draws_of(batch))["loss"], expected_B)
 
 
@@ -123,7 +128,7 @@ def test_predicting_all_hidden_tokens_with_the_self_decoder_is_videomae():
     pixels = ((batch.clip_BCTHW / 255 - mean) / std).transpose(1, 2)
     with torch.no_grad():
         expected = peer(pixels, bool_masked_pos=hidden_BN)
-        prediction_BMP = model.predict(batch, draws_of(batch))
+        prediction_BMP = predicted(model, batch)
         loss = model(batch, draws_of(batch))["loss"].mean()
     torch.testing.assert_close(prediction_BMP, expected.logits, atol=1e-5, rtol=0)
     torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=0)
@@ -148,14 +153,14 @@ def tiny_peer(transformers):
 def copy_peer(peer, model):
     embed = peer.videomae.embeddings
     kernel_DCTHW = embed.patch_embeddings.projection.weight
-    model.encoder.embed.weight.copy_(kernel_DCTHW.permute(0, 2, 3, 4, 1).flatten(1))
-    model.encoder.embed.bias.copy_(embed.patch_embeddings.projection.bias)
-    model.encoder.positions_ND.copy_(embed.position_embeddings[0])
+    model.encoder.embed_patches.weight.copy_(kernel_DCTHW.permute(0, 2, 3, 4, 1).flatten(1))
+    model.encoder.embed_patches.bias.copy_(embed.patch_embeddings.projection.bias)
+    model.encoder.positions.table_ND.copy_(embed.position_embeddings[0])
     model.encoder.norm.load_state_dict(peer.videomae.layernorm.state_dict())
     copy_blocks(peer.videomae.encoder.layer, model.encoder.blocks)
     model.decoder.project.weight.copy_(peer.encoder_to_decoder.weight)
     model.decoder.mask_token_D.copy_(peer.mask_token.flatten())
-    model.decoder.positions_ND.copy_(peer.position_embeddings[0])
+    model.decoder.positions.table_ND.copy_(peer.position_embeddings[0])
     copy_blocks(peer.decoder.decoder_layers, model.decoder.blocks)
     model.decoder.norm.load_state_dict(peer.decoder.norm.state_dict())
     model.decoder.head.load_state_dict(peer.decoder.head.state_dict())
@@ -166,10 +171,10 @@ def copy_blocks(layers, blocks):
         attention = layer.attention.attention
         weights = [part.weight for part in (attention.query, attention.key, attention.value)]
         no_bias = torch.zeros_like(attention.query.bias)
-        block.attention.qkv.weight.copy_(torch.cat(weights))
-        block.attention.qkv.bias.copy_(torch.cat([attention.query.bias, no_bias, attention.value.bias]))
-        block.attention.out.load_state_dict(layer.attention.output.dense.state_dict())
-        block.norm_attention.load_state_dict(layer.layernorm_before.state_dict())
+        block.attentions[0].qkv.weight.copy_(torch.cat(weights))
+        block.attentions[0].qkv.bias.copy_(torch.cat([attention.query.bias, no_bias, attention.value.bias]))
+        block.attentions[0].out.load_state_dict(layer.attention.output.dense.state_dict())
+        block.norms_attention[0].load_state_dict(layer.layernorm_before.state_dict())
         block.norm_mlp.load_state_dict(layer.layernorm_after.state_dict())
         block.mlp.expand.load_state_dict(layer.intermediate.dense.state_dict())
         block.mlp.shrink.load_state_dict(layer.output.dense.state_dict())

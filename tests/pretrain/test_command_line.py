@@ -64,7 +64,7 @@ def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
         (["masking.name=tubes"], "masking.name: no masking named 'tubes'; did you mean 'tube'?"),
         (["noise.name=gausian"], "noise.name: no noise named 'gausian'; did you mean 'gaussian'?"),
         (["target.name=pixel"], "target.name: no target named 'pixel'; did you mean 'pixels'?"),
-        (["target.name=os.path"], "target.name: no target named 'os.path'; there is pixels"),
+        (["target.name=os.path"], "target.name: no target named 'os.path'; there is "),
         (["step=5"], "Did you mean: 'steps'"),
         (["optim.weigth_decay=0"], "Did you mean: 'weight_decay'"),
         (["steps=many"], "config key steps: Value 'many'"),

@@ -58,8 +58,8 @@ def test_the_cross_decoder_equals_a_slow_plain_one():
     decoder, memory_BKD = build(CrossDecoder), random_memory()
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    memory = decoder.norm_memory(memory_BKD @ decoder.project.weight.T + decoder.positions_ND[VISIBLE])
-    x = decoder.mask_token_D + decoder.positions_ND[WANTED]
+    memory = decoder.norm_memory(memory_BKD @ decoder.project.weight.T + decoder.positions.table_ND[VISIBLE])
+    x = decoder.mask_token_D + decoder.positions.table_ND[WANTED]
     for block in decoder.blocks:
         query = block.attention.query(block.norm_attention(x))
         key, value = block.attention.key_value(memory).chunk(2, dim=-1)

@@ -26,9 +26,10 @@ def test_it_equals_a_slow_plain_vision_transformer():
     encoder, patches_BKP = build(), random_patches()
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.2)  # zero biases would hide a mistake
-    x = patches_BKP @ encoder.embed.weight.T + encoder.embed.bias + encoder.positions_ND[VISIBLE]
+    x = patches_BKP @ encoder.embed_patches.weight.T + encoder.embed_patches.bias
+    x = x + encoder.positions.table_ND[VISIBLE]
     for block in encoder.blocks:
-        x = x + plain_attention(block.attention, block.norm_attention(x))
+        x = x + plain_attention(block.attentions[0], block.norms_attention[0](x))
         wide = block.norm_mlp(x) @ block.mlp.expand.weight.T + block.mlp.expand.bias
         x = x + F.gelu(wide) @ block.mlp.shrink.weight.T + block.mlp.shrink.bias
     torch.testing.assert_close(encoder(patches_BKP, VISIBLE), encoder.norm(x), atol=1e-5, rtol=1e-5)
@@ -64,9 +65,10 @@ def test_where_a_token_stands_changes_its_features():
 def test_a_key_bias_has_no_effect():
     torch.manual_seed(0)
     attention, x_BND = SelfAttention(32, 2), torch.randn(2, 5, 32)
-    before_BND = attention(x_BND)
+    everyone = F.scaled_dot_product_attention
+    before_BND = attention(x_BND, everyone)
     attention.qkv.bias.data[32:64] += 3.0
-    torch.testing.assert_close(attention(x_BND), before_BND)
+    torch.testing.assert_close(attention(x_BND, everyone), before_BND)
 
 
 def test_drop_path_acts_in_training_alone_and_equally_on_any_topology():
@@ -100,9 +102,9 @@ def test_it_runs_in_bfloat16_with_finite_gradients(cast):
 def test_it_starts_as_mae_does():
     encoder = build()
     bound = (6 / (SHAPE.width + 3 * SHAPE.width)) ** 0.5
-    attention = encoder.blocks[0].attention
+    attention = encoder.blocks[0].attentions[0]
     assert 0.9 * bound < attention.qkv.weight.abs().max() <= bound
-    assert not attention.qkv.bias.any() and not encoder.embed.bias.any()
+    assert not attention.qkv.bias.any() and not encoder.embed_patches.bias.any()
     assert (encoder.norm.weight == 1).all() and encoder.norm.eps == 1e-6
 
 

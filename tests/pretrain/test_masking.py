@@ -1,55 +1,99 @@
 import pytest
 import torch
 
-from data_tools.parts import Part, build_part, part_names
+from data_tools.parts import part_names
 from data_tools.randomness import generator
-from pretrain.masking.base import Masking, TokenSplit, check_split, wanted_count
+from pretrain.masking.base import Masking, check_split
+from pretrain.masking.blocks import BlockMasking
+from pretrain.masking.frame import FrameMasking
+from pretrain.masking.motion import MotionMasking
 from pretrain.masking.tube import TubeMasking
 from pretrain.masking.uniform import UniformMasking
 from pretrain.model.tokens import TokenGrid
+from tests.default_parts import build_default
 
 FOLDER = "pretrain.masking"
 GRID = TokenGrid(4, 6, 5)
+GRIDS = [GRID, TokenGrid(8, 14, 14), TokenGrid(1, 6, 5), TokenGrid(3, 1, 20), TokenGrid(16, 1, 1)]
+KINDS = [TubeMasking, UniformMasking, BlockMasking, FrameMasking, MotionMasking]
 
 
 def chance(sample=0):
     return generator(7, purpose="masking", sample=sample)
 
 
+def some_motion(grid):
+    """Half of the tokens are still, the others move more or less."""
+    return (torch.rand(grid.tokens, generator=chance(99)) - 0.5).clamp(min=0) * 100
+
+
+def split(masking, grid=GRID, sample=0):
+    return masking.split(grid, chance(sample), some_motion(grid))
+
+
 @pytest.mark.parametrize("name", part_names(FOLDER))
 class TestContract:
     """What every masking promises; a new file in the folder is tested without a line here."""
 
-    def test_visible_and_hidden_make_up_the_grid_in_the_promised_numbers(self, name):
-        masking = build_part(FOLDER, Part(name=name), Masking)
-        visible_K, hidden_M = masking.split(GRID, chance())
-        assert (len(visible_K), len(hidden_M)) == masking.counts(GRID)
-        assert torch.equal(torch.cat([visible_K, hidden_M]).sort().values, torch.arange(GRID.tokens))
-        assert visible_K.dtype == hidden_M.dtype == torch.int64
+    @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid.t}x{grid.h}x{grid.w}")
+    def test_visible_and_hidden_make_up_the_grid_in_the_promised_numbers(self, name, grid):
+        masking = build_default(FOLDER, name, Masking)
+        try:
+            counts = masking.counts(grid)
+        except ValueError as refusal:
+            assert "masking.args" in str(refusal) and grid != GRID
+            return
+        for sample in range(5):
+            visible_K, hidden_M = split(masking, grid, sample)
+            assert (len(visible_K), len(hidden_M)) == counts and min(counts) >= 1
+            assert torch.equal(torch.cat([visible_K, hidden_M]).sort().values, torch.arange(grid.tokens))
+            assert visible_K.dtype == hidden_M.dtype == torch.int64
 
     def test_visible_tokens_ascend_and_hidden_ones_come_in_random_order(self, name):
-        visible_K, hidden_M = build_part(FOLDER, Part(name=name), Masking).split(GRID, chance())
-        assert (visible_K.diff() > 0).all()
-        assert not (hidden_M.diff() > 0).all()
+        masking = build_default(FOLDER, name, Masking)
+        place_in_order = torch.zeros(GRID.tokens)
+        times_hidden = torch.zeros(GRID.tokens)
+        for sample in range(200):
+            visible_K, hidden_M = split(masking, sample=sample)
+            assert (visible_K.diff() > 0).all()
+            place_in_order[hidden_M] += torch.arange(len(hidden_M)) / (len(hidden_M) - 1)
+            times_hidden[hidden_M] += 1
+        often = times_hidden > 50
+        assert often.any()
+        mean_place = place_in_order[often] / times_hidden[often]
+        assert ((mean_place - 0.5).abs() < 5 * (1 / 12 / times_hidden[often]).sqrt()).all()
 
     def test_chance_comes_from_the_generator_alone(self, name):
-        masking = build_part(FOLDER, Part(name=name), Masking)
+        masking = build_default(FOLDER, name, Masking)
         torch.manual_seed(0)
-        first = torch.cat(masking.split(GRID, chance()))
+        first = torch.cat(split(masking))
         torch.manual_seed(1)
-        assert torch.equal(first, torch.cat(masking.split(GRID, chance())))
-        assert not torch.equal(first, torch.cat(masking.split(GRID, chance(sample=1))))
+        assert torch.equal(first, torch.cat(split(masking)))
+        assert not torch.equal(first, torch.cat(split(masking, sample=1)))
+
+    def test_the_masking_of_a_step_is_a_function_of_the_step(self, name):
+        one, other = (build_default(FOLDER, name, Masking) for _ in range(2))
+        other.at(5)
+        for step in range(20):
+            assert one.at(step).counts(GRID) == other.at(step).counts(GRID)
+
+    def test_it_asks_for_motion_if_motion_changes_what_it_does(self, name):
+        masking = build_default(FOLDER, name, Masking)
+        if not masking.needs_motion:
+            visible_K, hidden_M = masking.split(GRID, chance())
+            assert torch.equal(torch.cat([visible_K, hidden_M]), torch.cat(split(masking)))
+        assert all(masking.at(step).needs_motion == masking.needs_motion for step in range(5))
 
 
 def test_a_tube_hides_the_same_places_in_every_slice():
-    visible_K, hidden_M = TubeMasking(ratio=0.7).split(GRID, chance())
+    visible_K, hidden_M = split(TubeMasking(ratio=0.7))
     for index, count in ((visible_K, 30 - 21), (hidden_M, 21)):
         places = index.sort().values.view(GRID.t, count) % GRID.per_slice
         assert (places == places[0]).all()
 
 
 def test_uniform_masking_treats_slices_unlike():
-    visible_K, _ = UniformMasking(ratio=0.7).split(GRID, chance())
+    visible_K, _ = split(UniformMasking(ratio=0.7))
     assert len((visible_K // GRID.per_slice).bincount(minlength=GRID.t).unique()) > 1
 
 
@@ -57,7 +101,7 @@ def test_a_tube_of_0_9_leaves_videomaes_160_tokens():
     assert TubeMasking(ratio=0.9).counts(TokenGrid(8, 14, 14)) == (160, 1408)
 
 
-@pytest.mark.parametrize("kind", [TubeMasking, UniformMasking])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, float("nan")])
 def test_a_ratio_that_hides_nothing_or_everything_is_refused(kind, ratio):
     with pytest.raises(
@@ -66,7 +110,7 @@ def test_a_ratio_that_hides_nothing_or_everything_is_refused(kind, ratio):
         kind(ratio=ratio)
 
 
-@pytest.mark.parametrize("kind", [TubeMasking, UniformMasking])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_grid_on_which_the_ratio_hides_nothing_is_refused(kind):
     with pytest.raises(
         ValueError, match=r"ratio=0.1 leaves 1 tokens visible and 0 hidden on a grid of 1x1x1"
@@ -79,16 +123,3 @@ def test_a_split_that_leaves_nothing_to_see_is_refused():
         ValueError, match=r"leaves 0 tokens visible and 4 hidden .*change the ratio, clip.size"
     ):
         check_split(0, 4, ratio=0.9, grid=TokenGrid(1, 2, 2))
-
-
-def test_the_wanted_tokens_are_a_share_of_the_hidden_ones_and_never_none():
-    assert [wanted_count(10, share) for share in (1.0, 0.5, 0.01)] == [10, 5, 1]
-
-
-def test_a_clips_split_is_a_function_of_the_seed_and_its_place_in_the_run():
-    split = TokenSplit(masking=UniformMasking(ratio=0.5), grid=GRID, seed=3, predict_share=0.5)
-    black, white = torch.zeros(3, 8, 24, 20), torch.ones(3, 8, 24, 20)
-    first, again, other = split(black, 5), split(white, 5), split(black, 6)
-    assert torch.equal(first["visible"], again["visible"]) and torch.equal(first["wanted"], again["wanted"])
-    assert not torch.equal(first["visible"], other["visible"])
-    assert len(first["wanted"]) == 30 and not set(first["wanted"].tolist()) & set(first["visible"].tolist())

@@ -1,52 +1,174 @@
+"""What every noise promises, and how its strength is said."""
+
 import pytest
 import torch
 
 from data_tools.parts import Part, build_part, part_names
 from data_tools.randomness import ClipRandom
-from pretrain.noise.base import Noise
-from pretrain.noise.gaussian import GaussianNoise
+from pretrain.model.places import Places
+from pretrain.model.tokens import TokenGrid
+from pretrain.noise.base import Noise, Strength
+from tests.default_parts import default_part
 
 FOLDER = "pretrain.noise"
+GRID = TokenGrid(4, 3, 3)
+PATCH = (2, 4, 4)
+DISTURBING = sorted(set(part_names(FOLDER)) - {"none"})
 
 
-def draws_for(*clips):
-    return ClipRandom(0, torch.tensor(clips))
+def build(name, **args):
+    return build_part(FOLDER, Part(name=name, args=default_part(FOLDER, name).args | args), Noise)
+
+
+def draws_for(clips):
+    return ClipRandom(0, torch.tensor(list(clips)))
+
+
+def given(clips, dtype=torch.float32):
+    """What each of the three methods is given for some clips: frames, visible patches, tokens."""
+    rows = []
+    for clip in clips:
+        chance = torch.Generator().manual_seed(clip)
+        frames_CTHW = torch.randint(0, 256, (3, 8, 12, 12), dtype=torch.uint8, generator=chance)
+        patches_KP = torch.randn(7, 96, generator=chance).to(dtype)
+        tokens_KD = torch.randn(7, 16, generator=chance).to(dtype)
+        visible_K = torch.randperm(GRID.tokens, generator=chance)[:7].sort().values
+        rows.append((frames_CTHW, patches_KP, tokens_KD, visible_K))
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def disturb(noise, level_B, clips, inputs=None):
+    """What the three methods make of it."""
+    clip_BCTHW, patches_BKP, x_BKD, visible_BK = inputs or given(clips)
+    draws = clips if isinstance(clips, ClipRandom) else draws_for(clips)
+    places = Places(grid=GRID, index_BN=visible_BK)
+    return [
+        noise.on_clip(clip_BCTHW, level_B, draws),
+        noise.on_patches(patches_BKP, level_B, draws, places=places, patch=PATCH),
+        noise.on_tokens(x_BKD, level_B, draws),
+    ]
 
 
 @pytest.mark.parametrize("name", part_names(FOLDER))
 class TestContract:
-    """What every noise promises; a new file in the folder is tested without a line here."""
+    """A new file in the folder is tested without a line here."""
 
-    def test_shape_and_dtype_stay_and_the_input_is_left_alone(self, name):
-        noise = build_part(FOLDER, Part(name=name), Noise)
-        for dtype in (torch.float32, torch.bfloat16):
-            patches_BKP = torch.linspace(-2, 2, 3 * 5 * 24).view(3, 5, 24).to(dtype)
-            before = patches_BKP.clone()
-            noisy_BKP = noise(patches_BKP, draws_for(0, 1, 2))
-            assert noisy_BKP.shape == patches_BKP.shape and noisy_BKP.dtype == dtype
-            assert noisy_BKP.isfinite().all()
-            assert torch.equal(patches_BKP, before)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_shape_and_dtype_stay_and_the_input_is_left_alone(self, name, dtype):
+        inputs = given((0, 1, 2), dtype)
+        before = [tensor.clone() for tensor in inputs]
+        outputs = disturb(build(name), torch.ones(3), (0, 1, 2), inputs)
+        for noisy, clean in zip(outputs, inputs, strict=False):
+            assert noisy.shape == clean.shape and noisy.dtype == clean.dtype
+            assert noisy.isfinite().all()
+        assert all(torch.equal(now, then) for now, then in zip(inputs, before, strict=True))
+
+    def test_level_0_changes_not_a_bit(self, name):
+        outputs = disturb(build(name), torch.zeros(3), (0, 1, 2))
+        for noisy, clean in zip(outputs, given((0, 1, 2)), strict=False):
+            assert torch.equal(noisy, clean)
 
     def test_a_clips_noise_depends_on_its_place_in_the_run_and_not_on_its_batch(self, name):
-        noise = build_part(FOLDER, Part(name=name), Noise)
-        patches_BKP = torch.ones(3, 5, 24)
-        together_BKP = noise(patches_BKP, draws_for(4, 9, 2))
-        assert torch.equal(together_BKP[1:2], noise(patches_BKP[:1], draws_for(9)))
+        noise = build(name)
+        progress_B = torch.full((3,), 0.7)
+        level_B = noise.level(progress_B, draws_for((4, 9, 2)))
+        together = disturb(noise, level_B, (4, 9, 2))
+        assert torch.equal(level_B[1:2], noise.level(progress_B[:1], draws_for((9,))))
+        for all_B, alone_B in zip(together, disturb(noise, level_B[1:2], (9,)), strict=True):
+            assert torch.equal(all_B[1:2], alone_B)
+
+    def test_the_level_lies_between_0_and_1(self, name):
+        noise = build(name)
+        for progress in (0.0, 0.3, 1.0):
+            level_B = noise.level(torch.full((500,), progress), ClipRandom(0, torch.arange(500)))
+            assert level_B.shape == (500,) and level_B.dtype == torch.float32
+            assert level_B.min() >= 0 and level_B.max() <= 1
+
+    def test_torchs_own_chance_is_left_alone(self, name):
+        state = torch.get_rng_state()
+        disturb(build(name), torch.ones(2), (0, 1))
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_it_is_the_same_under_autocast(self, name):
+        level_B = torch.tensor([0.2, 0.6, 1.0])
+        expected = disturb(build(name), level_B, (0, 1, 2))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = disturb(build(name), level_B, (0, 1, 2))
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+    def test_nothing_waits_for_the_device(self, name):
+        """A meta tensor has no values: whatever asks for one, as a wait does, fails."""
+        inputs = [tensor.to("meta") for tensor in given((0, 1, 2))]
+        noise, draws = build(name), ClipRandom(0, torch.empty(3, dtype=torch.int64, device="meta"))
+        level_B = noise.level(torch.empty(3, device="meta"), draws)
+        outputs = disturb(noise, level_B, draws, inputs)
+        assert all(noisy.shape == clean.shape for noisy, clean in zip(outputs, inputs, strict=False))
 
 
-def test_gaussian_noise_has_the_deviation_that_was_asked_for():
-    noise_BKP = GaussianNoise(std=0.5, min_std=0.5)(torch.zeros(4, 50, 96), draws_for(0, 1, 2, 3))
-    torch.testing.assert_close(noise_BKP.std(dim=(1, 2)), torch.full((4,), 0.5), rtol=0.03, atol=0)
-    assert noise_BKP.mean().abs() < 0.02
+@pytest.mark.parametrize("name", DISTURBING)
+class TestContractOfThoseThatDisturb:
+    """Every kind but "none"."""
+
+    def test_level_1_changes_something(self, name):
+        pairs = zip(disturb(build(name), torch.ones(3), (0, 1, 2)), given((0, 1, 2)), strict=False)
+        assert any(not torch.equal(noisy, clean) for noisy, clean in pairs)
+
+    def test_it_says_whether_it_changes_patches(self, name):
+        noise = build(name)
+        noisy_BKP = disturb(noise, torch.ones(3), (0, 1, 2))[1]
+        assert noise.is_on_patches != torch.equal(noisy_BKP, given((0, 1, 2))[1])
+
+    def test_its_strength_is_a_schedule_of_the_step_and_drawn_per_clip(self, name):
+        noise = build(name, strength={"min_level": 0.5, "schedule": "linear", "end_share": 0.5})
+        assert noise.has_level
+        draws = ClipRandom(0, torch.arange(300))
+        early_B, late_B = (noise.level(torch.full((300,), progress), draws) for progress in (0.25, 0.9))
+        assert 0.5 <= late_B.min() < 0.52 and 0.98 < late_B.max() <= 1
+        torch.testing.assert_close(early_B, late_B / 2)
+
+    def test_a_fixed_strength_has_no_level_to_tell(self, name):
+        assert not build(name, strength={"min_level": 1.0}).has_level
+
+    def test_a_wrong_strength_is_refused_by_its_key(self, name):
+        with pytest.raises(ValueError, match=r"strength.min_level must be a number from 0 to 1"):
+            build(name, strength={"min_level": 2.0})
 
 
-def test_each_clip_draws_a_strength_of_its_own_within_the_bounds():
-    noise_BKP = GaussianNoise(std=1.0, min_std=0.2)(torch.zeros(64, 20, 48), ClipRandom(0, torch.arange(64)))
-    strength_B = noise_BKP.std(dim=(1, 2))
-    assert 0.18 < strength_B.min() < 0.4 and 0.8 < strength_B.max() < 1.05
+def test_no_noise_has_no_level():
+    noise = build("none")
+    assert not noise.has_level and not noise.is_on_patches
+    assert not noise.level(torch.ones(4), draws_for((0, 1, 2, 3))).any()
 
 
-@pytest.mark.parametrize("arguments", [{"std": -1.0}, {"std": 0.1, "min_std": 0.2}, {"min_std": -0.1}])
-def test_impossible_strengths_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"noise.args must hold 0 <= min_std <= std, got min_std="):
-        GaussianNoise(**arguments)
+@pytest.mark.parametrize(
+    "strength, expected",
+    [
+        ({}, [1, 1, 1, 1, 1]),
+        ({"schedule": "linear"}, [0, 0.25, 0.5, 0.75, 1]),
+        ({"schedule": "linear", "first": 1, "last": 0.2}, [1, 0.8, 0.6, 0.4, 0.2]),
+        ({"schedule": "linear", "begin_share": 0.25, "end_share": 0.75}, [0, 0, 0.5, 1, 1]),
+        ({"schedule": "cosine"}, [0, 0.1464466, 0.5, 0.8535534, 1]),
+        ({"schedule": "cosine", "first": 1.0, "last": 0.0}, [1, 0.8535534, 0.5, 0.1464466, 0]),
+    ],
+)
+def test_schedules(strength, expected):
+    level_B = Strength.read(strength).level(torch.linspace(0, 1, 5), torch.ones(5))
+    torch.testing.assert_close(level_B, torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(
+    "strength, message",
+    [
+        ({"min_level": -0.1}, "strength.min_level must be a number from 0 to 1, got -0.1"),
+        ({"last": True, "schedule": "linear"}, "strength.last must be a number from 0 to 1, got True"),
+        ({"first": "0", "schedule": "linear"}, "strength.first must be a number from 0 to 1, got '0'"),
+        ({"schedule": "sine"}, "strength.schedule must be one of constant, linear, cosine, got 'sine'"),
+        ({"first": 0.5}, "strength.first must be left out where the schedule is constant, got 0.5"),
+        ({"schedule": "linear", "begin_share": 1.0}, "begin_share must be less than end_share=1.0, got 1.0"),
+        ({"leve": 0.5}, "strength.leve must be one of the keys min_level, schedule, first"),
+        (0.5, r"noise.args.strength must hold keys, got 0.5"),
+    ],
+)
+def test_a_wrong_strength_says_what_to_fix(strength, message):
+    with pytest.raises(ValueError, match=message):
+        Strength.read(strength)

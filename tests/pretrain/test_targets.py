@@ -1,124 +1,128 @@
+"""What every target promises; a new file in `pretrain/targets` is tested without a line here."""
+
+from pathlib import Path
+
 import pytest
 import torch
 
-from data_tools.parts import Part, build_part, part_names
-from pretrain.model.tokens import gather_tokens, normalise, patchify
-from pretrain.targets.base import Target
-from pretrain.targets.pixels import PixelTarget
+from data_tools.parts import part_names
+from pretrain.model.tokens import TokenGrid
+from pretrain.runtime.optimiser import parameter_groups
+from pretrain.targets.base import Prediction, WantedTarget
+from tests.pretrain.target_models import (
+    FOLDER,
+    GRID,
+    PATCH,
+    batch_of,
+    build_model,
+    build_target,
+    draws,
+    random_clip,
+    save_teacher,
+)
 
-FOLDER = "pretrain.targets"
-PATCH = (2, 4, 4)
-WANTED = torch.tensor([[3, 0, 7], [5, 6, 1]])
-VISIBLE = torch.tensor([[1, 2, 4], [0, 2, 4]])
-
-
-def random_clip():
-    return torch.randint(
-        0, 256, (2, 3, 4, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-
-
-def wanted_pixels(clip_BCTHW):
-    return gather_tokens(patchify(clip_BCTHW, PATCH), WANTED)
+PLACES = [
+    (GRID, PATCH),
+    (TokenGrid(3, 1, 1), (4, 8, 8)),
+    (TokenGrid(2, 3, 3), (1, 2, 2)),
+    (TokenGrid(1, 2, 2), (3, 6, 6)),
+    (TokenGrid(1, 2, 2), (1, 4, 4)),
+]
 
 
 @pytest.mark.parametrize("name", part_names(FOLDER))
 class TestContract:
-    """What every target promises; a new file in the folder is tested without a line here."""
+    @pytest.fixture
+    def model(self, name, tmp_path):
+        save_teacher(tmp_path)
+        return build_model(build_target(name, tmp_path))
 
-    def test_it_has_the_promised_values_for_each_wanted_token(self, name):
-        target = build_part(FOLDER, Part(name=name), Target)
-        target_BMP = target(random_clip(), WANTED, patch=PATCH)
-        assert target_BMP.shape == (2, 3, target.values(PATCH))
-        assert target_BMP.dtype == torch.float32 and target_BMP.isfinite().all()
+    @pytest.mark.parametrize("grid, patch", PLACES)
+    def test_on_any_grid_it_trains_or_says_why_not(self, name, tmp_path, grid, patch):
+        save_teacher(tmp_path, grid, patch)
+        try:
+            model = build_model(build_target(name, tmp_path), grid, patch)
+        except ValueError as error:
+            assert "must" in str(error) and grid != GRID
+            return
+        batch = batch_of(random_clip(grid, patch), grid)
+        prediction = model.predict(batch, draws())[0]
+        shape, target = model.encoder.shape, model.target
+        sizes = {"wanted": target.wanted_values(shape), "visible": target.visible_values(shape)}
+        assert max(sizes.values()) > 0
+        for kind, found in (("wanted", prediction.wanted_BMP), ("visible", prediction.visible_BKP)):
+            expected = (*batch.tokens[kind].shape, sizes[kind])
+            assert found.shape == expected if sizes[kind] else found is None
+        values = model(batch, draws())
+        for value_B in values.values():
+            assert value_B.shape == (2,) and value_B.dtype == torch.float32 and value_B.isfinite().all()
+        values["loss"].sum().backward()
+        norms = [p.grad.norm() for p in model.encoder.parameters() if p.grad is not None]
+        assert all(norm.isfinite() for norm in norms) and max(norms) > 0
 
-    def test_it_stays_finite_on_a_clip_of_one_colour(self, name):
-        target = build_part(FOLDER, Part(name=name), Target)
-        assert target(torch.full((2, 3, 4, 8, 8), 7, dtype=torch.uint8), WANTED, patch=PATCH).isfinite().all()
+    def test_it_learns_nothing_by_gradients_itself(self, name, model):
+        model(batch_of(random_clip()), draws())["loss"].sum().backward()
+        assert all(p.grad is None and not p.requires_grad for p in model.target.parameters())
+        own = {id(p) for p in model.target.parameters()}
+        assert not own & {id(p) for group in parameter_groups(model, 0.05) for p in group["params"]}
 
-    def test_the_loss_is_one_number_a_clip_and_least_for_the_target_itself(self, name):
-        target = build_part(FOLDER, Part(name=name), Target)
-        target_BMP = target(random_clip(), WANTED, patch=PATCH)
-        perfect_B = target.loss(target_BMP, target_BMP)
-        worse_B = target.loss((target_BMP + 0.5).bfloat16(), target_BMP)
-        assert perfect_B.shape == worse_B.shape == (2,) and worse_B.dtype == torch.float32
-        assert (perfect_B < worse_B).all()
+    def test_the_same_clips_have_the_same_loss_to_the_last_bit(self, name, model):
+        first, second = (model(batch_of(random_clip()), draws()) for _ in range(2))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
 
-    def test_pictures_are_bytes_or_absent(self, name):
-        target = build_part(FOLDER, Part(name=name), Target)
-        clip_BCTHW = random_clip()
-        prediction_BMP = target(clip_BCTHW, WANTED, patch=PATCH)
-        for visible_BK in (None, VISIBLE):
-            picture_BMP = target.to_pixels(
-                prediction_BMP, clip_BCTHW, wanted_BM=WANTED, visible_BK=visible_BK, patch=PATCH
-            )
-            assert picture_BMP is None or picture_BMP.dtype == torch.uint8
+    def test_a_clips_loss_does_not_depend_on_its_batch(self, name, model):
+        alone = batch_of(random_clip()[:1])
+        alone.tokens.update({kind: t[:1] for kind, t in batch_of(random_clip()).tokens.items()})
+        draws_alone = type(draws())(0, torch.arange(1))
+        both_B = model(batch_of(random_clip()), draws())["loss"]
+        torch.testing.assert_close(model(alone, draws_alone)["loss"], both_B[:1], atol=1e-5, rtol=1e-5)
 
+    def test_bf16_autocast_stays_finite_and_near(self, name, model):
+        exact_B = model(batch_of(random_clip()), draws())["loss"]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            values = model(batch_of(random_clip()), draws())
+        assert values["loss"].dtype == torch.float32
+        torch.testing.assert_close(values["loss"], exact_B, atol=0.05, rtol=0.05)
 
-def test_channel_normalisation_is_videomaes_formula():
-    clip_BCTHW = random_clip()
-    target_BMP = PixelTarget(normalise="channel")(clip_BCTHW, WANTED, patch=PATCH)
-    pixels = wanted_pixels(clip_BCTHW).double().view(2, 3, 32, 3) / 255
-    for colour in range(3):
-        values = pixels[1, 2, :, colour]
-        expected = (values - values.mean()) / (values.var(unbiased=True).sqrt() + 1e-6)
-        actual = target_BMP[1, 2].view(32, 3)[:, colour]
-        torch.testing.assert_close(actual, expected.float(), atol=1e-5, rtol=0)
+    @pytest.mark.parametrize("level", [0, 7, 255])
+    def test_it_stays_finite_on_a_clip_of_one_colour(self, name, model, level):
+        values = model(batch_of(torch.full_like(random_clip(), level)), draws())
+        values["loss"].sum().backward()
+        assert all(value_B.isfinite().all() for value_B in values.values())
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        assert all(grad.isfinite().all() for grad in grads)
 
+    def test_the_truth_has_no_loss_and_anything_else_has(self, name, model):
+        if not isinstance(model.target, WantedTarget):
+            pytest.skip("it has no truth that can be asked for; its own tests say it")
+        _, shown = model.predict(batch_of(random_clip()), draws())
+        truth_BMP = model.target.truth(shown)
+        assert truth_BMP.dtype == torch.float32 and truth_BMP.isfinite().all()
+        assert not truth_BMP.requires_grad
+        perfect_B = model.target.losses(Prediction(wanted_BMP=truth_BMP), shown)["loss"]
+        worse_B = model.target.losses(Prediction(wanted_BMP=(truth_BMP + 0.5).bfloat16()), shown)["loss"]
+        assert (perfect_B == 0).all() and (worse_B > 0.05).all()
 
-def test_patch_normalisation_is_over_all_values_of_a_patch():
-    clip_BCTHW = random_clip()
-    values_BMP = wanted_pixels(clip_BCTHW).double() / 255
-    mean, variance = values_BMP.mean(dim=2, keepdim=True), values_BMP.var(dim=2, keepdim=True)
-    expected_BMP = (values_BMP - mean) / (variance + 1e-6).sqrt()
-    actual_BMP = PixelTarget(normalise="patch")(clip_BCTHW, WANTED, patch=PATCH)
-    torch.testing.assert_close(actual_BMP, expected_BMP.float(), atol=1e-5, rtol=0)
+    def test_pictures_are_bytes_of_whole_patches_or_absent(self, name, model):
+        prediction, shown = model.predict(batch_of(random_clip()), draws())
+        if prediction.wanted_BMP is None:
+            pytest.skip("it predicts nothing of wanted tokens")
+        for is_honest in (True, False):
+            picture_BMP = model.target.to_pixels(prediction.wanted_BMP, shown, is_honest=is_honest)
+            if picture_BMP is not None:
+                assert picture_BMP.dtype == torch.uint8
+                assert picture_BMP.shape == (*shown.wanted_BM.shape, model.encoder.shape.patch_values)
 
+    def test_what_is_watched_are_single_finite_numbers(self, name, model):
+        watched = model.target.watched(model.encoder)
+        assert all(value.shape == () and value.isfinite() for value in watched.values())
 
-def test_without_normalisation_the_target_is_what_the_encoder_would_see():
-    clip_BCTHW = random_clip()
-    assert torch.equal(
-        PixelTarget(normalise="none")(clip_BCTHW, WANTED, patch=PATCH), normalise(wanted_pixels(clip_BCTHW))
-    )
-
-
-@pytest.mark.parametrize("kind", ["channel", "patch", "none"])
-def test_the_usual_view_of_a_perfect_prediction_is_the_clip(kind):
-    target, clip_BCTHW = PixelTarget(normalise=kind), random_clip()
-    picture_BMP = target.to_pixels(
-        target(clip_BCTHW, WANTED, patch=PATCH), clip_BCTHW, wanted_BM=WANTED, visible_BK=None, patch=PATCH
-    )
-    assert torch.equal(picture_BMP, wanted_pixels(clip_BCTHW))
-
-
-@pytest.mark.parametrize("kind", ["channel", "patch", "none"])
-def test_the_honest_view_cannot_see_hidden_pixels(kind):
-    target, clip_BCTHW = PixelTarget(normalise=kind), random_clip()
-    prediction_BMP = target(clip_BCTHW, WANTED, patch=PATCH)
-    changed_BNP = patchify(clip_BCTHW, PATCH).clone()
-    other_BCTHW = clip_BCTHW.clone()
-    other_BCTHW[0, :, 2:, 4:, 4:] = 0  # token 7 of clip 0, a wanted one
-    assert not torch.equal(patchify(other_BCTHW, PATCH), changed_BNP)
-    pictures = [
-        target.to_pixels(prediction_BMP, clip, wanted_BM=WANTED, visible_BK=VISIBLE, patch=PATCH)
-        for clip in (clip_BCTHW, other_BCTHW)
-    ]
-    assert torch.equal(*pictures)
-
-
-def test_the_honest_view_takes_its_statistics_from_near_visible_patches():
-    clip_BCTHW = torch.zeros(1, 3, 1, 4, 32, dtype=torch.uint8)
-    clip_BCTHW[..., 16:] = 200  # eight tokens in a row, the left half black and the right half bright
-    wanted_BM, visible_BK = torch.tensor([[1, 6]]), torch.tensor([[0, 7]])
-    picture_BMP = PixelTarget().to_pixels(
-        torch.zeros(1, 2, 48), clip_BCTHW, wanted_BM=wanted_BM, visible_BK=visible_BK, patch=(1, 4, 4)
-    )
-    dark, bright = picture_BMP[0, 0].float().mean(), picture_BMP[0, 1].float().mean()
-    assert dark < 20 and bright > 180
-
-
-def test_an_unknown_normalisation_is_refused():
-    with pytest.raises(
-        ValueError, match=r"target.args.normalise must be one of channel, patch, none, got 'pixel'"
-    ):
-        PixelTarget(normalise="pixel")
+    def test_a_copy_loaded_from_its_state_predicts_the_same(self, name, model, tmp_path: Path):
+        model.after_update(0.5)
+        other = build_model(build_target(name, tmp_path))
+        for parameter in other.parameters():
+            parameter.data.zero_()
+        other.load_state_dict(model.state_dict())
+        values = [each(batch_of(random_clip()), draws())["loss"] for each in (model, other)]
+        assert torch.equal(*values)

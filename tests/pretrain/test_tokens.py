@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.model.positions import sine_positions
+from pretrain.model.positions.sine import SinePositions
 from pretrain.model.tokens import (
     MEAN,
     STD,
@@ -80,14 +80,16 @@ def test_patchify_refuses_such_a_clip_too():
 @pytest.mark.parametrize("width", [6, 16, 32, 96, 768, 1024, 1408])
 def test_every_token_has_its_own_position_at_any_width(width):
     grid = TokenGrid(4, 5, 3)
-    positions_ND = sine_positions(grid, width)
+    positions_ND = SinePositions(width=width, heads=1, grid=grid, reference=grid)(None)
     assert positions_ND.shape == (grid.tokens, width)
     assert torch.cdist(positions_ND, positions_ND).add(torch.eye(grid.tokens)).min() > 1e-3
 
 
 def test_positions_are_separable_sines_and_cosines():
     grid, width = TokenGrid(2, 3, 4), 12
-    positions = sine_positions(grid, width).view(2, 3, 4, 3, 2, 2)  # t, h, w, axis, sine or cosine, frequency
+    positions = SinePositions(width=width, heads=1, grid=grid, reference=grid)(None).view(
+        2, 3, 4, 3, 2, 2
+    )  # t, h, w, axis, sine or cosine, frequency
     frequency = torch.tensor([1.0, 1e-2])
     for axis, place in enumerate((1, 2, 3)):
         angle = place * frequency

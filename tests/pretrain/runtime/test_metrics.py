@@ -47,6 +47,24 @@ def test_tensorboard_shows_every_number_once_after_a_continued_run(tmp_path: Pat
     assert [event.step for event in board.Scalars("train/loss")] == list(range(10))
 
 
+def test_what_a_watcher_notes_stands_on_the_last_of_the_next_lines_and_only_there(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, first_step=0, steps=4)
+    writer.note({"health/cosine": 0.5})
+    writer.note({"health/rank": 3.0})
+    writer.write([line(0), line(1)])
+    writer.write([line(2), line(3)])
+    writer.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        line(0),
+        {**line(1), "health/cosine": 0.5, "health/rank": 3.0},
+        line(2),
+        line(3),
+    ]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(event.step, event.value) for event in board.Scalars("health/cosine")] == [(1, 0.5)]
+
+
 def test_an_animation_is_served_back_as_an_animated_gif(tmp_path: Path) -> None:
     frames_THWC = np.zeros((3, 8, 12, 3), np.uint8)
     frames_THWC[1] = 255

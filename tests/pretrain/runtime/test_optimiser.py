@@ -15,6 +15,7 @@ OPTIM = OptimConfig(lr=1.0, final_lr=0.1, warmup_share=0.1)
 def model() -> nn.Module:
     block = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     block.register_parameter("token", nn.Parameter(torch.zeros(1, 1, 4)))
+    block.register_parameter("table_ND", nn.Parameter(torch.zeros(3, 4)))
     return block
 
 
@@ -33,7 +34,7 @@ def test_the_rate_never_leaves_its_bounds(steps: int, share: float) -> None:
         assert 0 < learning_rate(step, steps, optim) <= 1.0
 
 
-def test_norms_biases_and_single_tokens_do_not_decay() -> None:
+def test_norms_biases_tokens_and_tables_do_not_decay() -> None:
     module = model()
     groups = parameter_groups(module, 0.05)
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}

@@ -1,0 +1,58 @@
+"""Rotary positions in three dimensions: queries and keys are turned, nothing is added."""
+
+import torch
+from torch import Tensor
+
+from data_tools.config import require
+from pretrain.model.positions.base import Positions, Rotate
+from pretrain.model.tokens import TokenGrid
+
+
+class RotaryPositions(Positions):
+    """Turns pairs of a head's channels by the token's slice, row and column (arXiv 2104.09864, 2506.09985).
+
+    A third of the pairs belongs to each axis, so that a score depends on how far apart two tokens are along
+    it and on nothing else; up to two pairs that are left over are never turned. Channel i goes with channel
+    i + F / 2. Pair i of an axis that has n turns by coordinate / theta^(i / n).
+
+    Args:
+        theta: the longest wavelength is 2 * pi * theta^((n - 1) / n) tokens.
+    """
+
+    cos_NF: Tensor
+    sin_NF: Tensor
+
+    def __init__(
+        self, *, width: int, heads: int, grid: TokenGrid, reference: TokenGrid, theta: float = 10000.0
+    ):
+        super().__init__(width=width, heads=heads, grid=grid, reference=reference)
+        head_width = width // heads
+        require(theta > 1, "model.positions.args.theta", "be above 1", theta)
+        if head_width % 2 or head_width < 6:
+            raise ValueError(
+                "model.positions=rotary needs heads of an even width of at least 6, a pair of channels for "
+                f"each axis, got {head_width}: change model.heads or model.width (or the decoder's)"
+            )
+        pairs = head_width // 2
+        each = pairs // 3
+        turn_E = theta ** (-torch.arange(each, dtype=torch.float64) / each)
+        places = torch.meshgrid(*self.axes(), indexing="ij")
+        angle_NF = torch.cat([place.flatten()[:, None] * turn_E for place in places], dim=1)
+        # One row more: REGISTER, which is -1, picks it, and it turns nothing.
+        angle_NF = torch.nn.functional.pad(angle_NF, (0, pairs - 3 * each, 0, 1))
+        self.register_buffer("cos_NF", angle_NF.cos().float(), persistent=False)
+        self.register_buffer("sin_NF", angle_NF.sin().float(), persistent=False)
+
+    def forward(self, index_BN: Tensor | None) -> None:
+        """See `Positions.forward`: nothing is added."""
+
+    def rotation(self, index_BN: Tensor) -> Rotate:
+        """See `Positions.rotation`. In float32 whatever the tokens are: angles do not survive rounding."""
+        cos_B1NF, sin_B1NF = self.cos_NF[index_BN].unsqueeze(1), self.sin_NF[index_BN].unsqueeze(1)
+
+        def rotate(x_BANF: Tensor) -> Tensor:
+            one, other = x_BANF.float().chunk(2, dim=3)
+            turned = [one * cos_B1NF - other * sin_B1NF, other * cos_B1NF + one * sin_B1NF]
+            return torch.cat(turned, dim=3).to(x_BANF.dtype)
+
+        return rotate

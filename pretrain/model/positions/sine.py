@@ -1,0 +1,41 @@
+"""Fixed sine-cosine positions, separable over time, rows and columns."""
+
+import torch
+from torch import Tensor
+
+from pretrain.model.positions.base import Positions
+from pretrain.model.tokens import TokenGrid
+
+
+class SinePositions(Positions):
+    """Adds a fixed table of sines and cosines of the three coordinates.
+
+    The channels are split over the axes in the order (t, h, w). Rows and columns get 2 * (width // 6)
+    channels each, time the rest: thirds where 6 divides the width, a few more for time elsewhere. Within
+    an axis of n channels come n / 2 sines, then n / 2 cosines of coordinate / 10000^(i / (n / 2)).
+    VideoMAE takes the sine of the token's flat number instead, in which a step down, and a step to the
+    right at a row's end, look unrelated; separable positions also carry over to other grids.
+    """
+
+    table_ND: Tensor
+
+    def __init__(self, *, width: int, heads: int, grid: TokenGrid, reference: TokenGrid):
+        super().__init__(width=width, heads=heads, grid=grid, reference=reference)
+        spatial = 2 * (width // 6)
+        widths = (width - 2 * spatial, spatial, spatial)
+        places = torch.meshgrid(*self.axes(), indexing="ij")
+        parts = [waves(place.flatten(), channels) for place, channels in zip(places, widths, strict=True)]
+        self.register_buffer("table_ND", torch.cat(parts, dim=1).float(), persistent=False)
+
+    def forward(self, index_BN: Tensor | None) -> Tensor:
+        """See `Positions.forward`."""
+        return self.table_ND if index_BN is None else self.table_ND[index_BN]
+
+
+def waves(place_N: Tensor, channels: int) -> Tensor:
+    """Sines, then cosines of float64 coordinates, as (N, channels)."""
+    half = channels // 2
+    # Float64: in float32 the angle of a late token is off in the fourth digit.
+    frequency_D = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=place_N.device) / half)
+    angle_ND = place_N[:, None] * frequency_D
+    return torch.cat([angle_ND.sin(), angle_ND.cos()], dim=1)

@@ -1,0 +1,76 @@
+"""Pixel noise of low rank that drifts over time instead of flickering."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_tools.config import require
+from data_tools.randomness import ClipRandom
+from pretrain.model.places import Places
+from pretrain.model.tokens import COLOURS, Patch, gather_tokens
+from pretrain.noise.base import Noise, Strength
+
+
+class CorrelatedNoise(Noise):
+    """Adds a few random patterns with weights that follow a random walk of their own at each place.
+
+    A clip draws `rank` patterns, white noise over the pixels of a patch in one frame. Each place of the grid
+    weighs them by normal numbers that run on from frame to frame as a stationary first-order autoregression
+    (over time the progressive noise of arXiv 2305.10474; the low rank is ours). So what one place shows in
+    one frame tells of the noise at other places and in other frames, and averaging over a few frames does
+    not remove it. A token's noise does not depend on which others are visible.
+
+    Args:
+        std: the standard deviation at level 1, in normalised units (1 is a colour's deviation).
+        rank: how many patterns.
+        correlation: of the noise at one place with that in the frame before, 0 to 1; 1 for still noise.
+        strength: see `Strength`.
+    """
+
+    def __init__(
+        self,
+        *,
+        std: float = 0.5,
+        rank: int = 4,
+        correlation: float = 0.9,
+        strength: dict[str, Any] | None = None,
+    ):
+        require(std >= 0, "noise.args.std", "be 0 or more", std)
+        require(rank >= 1, "noise.args.rank", "be at least 1", rank)
+        require(0 <= correlation <= 1, "noise.args.correlation", "lie between 0 and 1", correlation)
+        self.std = std
+        self.rank = rank
+        self.correlation = correlation
+        self.strength = Strength.read(strength)
+        self.is_on_patches = std > 0
+
+    def on_patches(
+        self,
+        patches_BKP: Tensor,
+        level_B: Tensor,
+        draws: ClipRandom,
+        *,
+        places: Places,
+        patch: Patch,
+    ) -> Tensor:
+        """See `Noise.on_patches`."""
+        pattern_BRX = draws.normal("noise/correlated/pattern", (self.rank, patch[1] * patch[2] * COLOURS))
+        size_B11 = self.std / self.rank**0.5 * level_B[:, None, None]
+        weight_BNX = size_B11 * self._weights(draws, places, patch[0])
+        index_BK = places.indices(patches_BKP.device).expand(*patches_BKP.shape[:2])
+        weight_BKFR = gather_tokens(weight_BNX, index_BK).unflatten(2, (patch[0], self.rank))
+        # Not as a product of matrices: that would be rounded to bfloat16 under autocast.
+        noise = sum(weight_BKFR[..., i, None] * pattern_BRX[:, None, None, i] for i in range(self.rank))
+        return patches_BKP + noise.flatten(2).to(patches_BKP.dtype)
+
+    def _weights(self, draws: ClipRandom, places: Places, frames: int) -> Tensor:
+        """How much of each pattern every token has in its frames: (B, N, frames * rank), of variance 1."""
+        grid = places.grid
+        fresh = draws.normal("noise/correlated/weight", (grid.t * frames, grid.per_slice, self.rank))
+        rest = (1 - self.correlation**2) ** 0.5
+        drifted = [fresh[:, 0]]
+        for frame in range(1, grid.t * frames):
+            drifted.append(self.correlation * drifted[-1] + rest * fresh[:, frame])
+        by_slice = torch.stack(drifted, dim=1).unflatten(1, (grid.t, frames))
+        return by_slice.transpose(2, 3).flatten(3).flatten(1, 2)

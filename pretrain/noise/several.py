@@ -1,0 +1,75 @@
+"""Several kinds of noise at once."""
+
+from typing import Any
+
+from torch import Tensor
+
+from data_tools.config import require
+from data_tools.parts import Part, build_part
+from data_tools.randomness import ClipRandom
+from pretrain.model.places import Places
+from pretrain.model.tokens import Patch
+from pretrain.noise.base import Noise, Strength
+
+
+class SeveralNoises(Noise):
+    """Applies its parts one after another, in the order of the config, all at the same level.
+
+    One level, not one for each part: so it is a scale from clean to fully disturbed. Clips that are nearly
+    clean, as all are in fine-tuning, stay as frequent as with one kind, where with a level for each part
+    hardly any would be; and a decoder that is told the level knows all of it.
+
+    Args:
+        parts: by the kind's name, its own arguments, without `strength`.
+        strength: see `Strength`.
+    """
+
+    def __init__(self, *, parts: dict[str, Any], strength: dict[str, Any] | None = None):
+        is_filled = isinstance(parts, dict) and len(parts) > 0
+        require(is_filled, "noise.args.parts", "name at least one noise: {gaussian: {std: 0.3}}", parts)
+        self.parts = [_build(name, args) for name, args in parts.items()]
+        self.strength = Strength.read(strength)
+        self.is_on_patches = any(part.is_on_patches for part in self.parts)
+
+    def on_clip(self, clip_BCTHW: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:
+        """See `Noise.on_clip`."""
+        for part in self.parts:
+            clip_BCTHW = part.on_clip(clip_BCTHW, level_B, draws)
+        return clip_BCTHW
+
+    def on_patches(
+        self,
+        patches_BKP: Tensor,
+        level_B: Tensor,
+        draws: ClipRandom,
+        *,
+        places: Places,
+        patch: Patch,
+    ) -> Tensor:
+        """See `Noise.on_patches`."""
+        for part in self.parts:
+            patches_BKP = part.on_patches(patches_BKP, level_B, draws, places=places, patch=patch)
+        return patches_BKP
+
+    def on_tokens(self, x_BKD: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:
+        """See `Noise.on_tokens`."""
+        for part in self.parts:
+            x_BKD = part.on_tokens(x_BKD, level_B, draws)
+        return x_BKD
+
+
+def _build(name: str, args: Any) -> Noise:
+    key = f"noise.args.parts.{name}"
+    require(name not in ("several", "none"), key, "be a noise that is neither several nor none", name)
+    require(isinstance(args, dict), key, "hold the kind's arguments, {} for the defaults", args)
+    try:
+        noise = build_part("pretrain.noise", Part(name=name, args=args), Noise)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    require(
+        noise.strength == Strength(),
+        key,
+        "have no strength of its own: all parts share noise.args.strength",
+        args,
+    )
+    return noise

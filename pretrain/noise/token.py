@@ -1,0 +1,33 @@
+"""Gaussian noise on the embedded tokens."""
+
+from typing import Any
+
+from torch import Tensor
+
+from data_tools.config import require
+from data_tools.randomness import ClipRandom
+from pretrain.noise.base import Noise, Strength
+
+_LEAST_SQUARE = 1e-12  # a token of zeros has a gradient too
+
+
+class TokenNoise(Noise):
+    """Adds independent normal noise to every visible token as it enters the encoder, position and all.
+
+    Relative to the token's own size, and gradients know it: an encoder gains nothing by embedding larger.
+
+    Args:
+        std: the standard deviation at level 1, in units of the token's root mean square.
+        strength: see `Strength`.
+    """
+
+    def __init__(self, *, std: float = 0.2, strength: dict[str, Any] | None = None):
+        require(std >= 0, "noise.args.std", "be 0 or more", std)
+        self.std = std
+        self.strength = Strength.read(strength)
+
+    def on_tokens(self, x_BKD: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:
+        """See `Noise.on_tokens`."""
+        size_BK1 = (x_BKD.float().square().mean(dim=2, keepdim=True) + _LEAST_SQUARE).sqrt()
+        noise_BKD = draws.normal("noise/token", x_BKD.shape[1:])
+        return x_BKD + (self.std * level_B[:, None, None] * size_BK1 * noise_BKD).to(x_BKD.dtype)

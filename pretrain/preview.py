@@ -1,0 +1,216 @@
+"""`python -m pretrain preview CONFIG [a.b=c]`: what a run would show its model, and what that would cost.
+
+    OUT/preview.gif    a row a clip, the columns side by side
+    OUT/preview.png    the same at the clip's start, middle and end, one below the other
+
+Columns, those that there is something to show of:
+
+    clip             what was cut from the video
+    with noise       the whole of it as noise makes it
+    encoder input    what the encoder gets: the visible patches, noise included
+    pruned           red: visible by the mask, but pruned; blue: hidden, and not predicted because pruned
+    to predict       as it is: what the decoder is asked for; violet: not asked; grey: visible
+
+Nothing is trained, no process group is started, and no weight is looked at but for its shape.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from data_tools.command import log, writing_to
+from data_tools.config import load_config, require
+from data_tools.randomness import ClipRandom
+from data_tools.stream.batch import ClipBatch
+from pretrain.config import PretrainConfig
+from pretrain.model.flops import count_flops
+from pretrain.model.tokens import denormalise, patchify, to_bytes, unpatchify
+from pretrain.pruning.none import NoPruning
+from pretrain.runtime.metrics import gif_bytes
+from pretrain.runtime.run_folder import PREVIEW_FOLDER
+from pretrain.sheet import (
+    FPS,
+    HIDDEN,
+    NOT_ASKED,
+    PRUNED,
+    PRUNED_HIDDEN,
+    Colour,
+    Column,
+    covered,
+    draw_moments,
+    draw_sheet,
+    named_tokens,
+    put,
+    tint,
+)
+from pretrain.split import TokenSplit, share_of
+from pretrain.training import Plan, make_plan, training_clips
+
+PARTS = ("encoder", "decoder", "target")
+
+
+def run_preview(arguments: argparse.Namespace) -> None:
+    """The command."""
+    config = load_config(PretrainConfig, arguments.config, arguments.overrides)
+    plan = make_plan(config, is_run=False)
+    step = _step(arguments.step, config.steps)
+    folder = Path(arguments.out or Path(config.run_dir) / PREVIEW_FOLDER)
+    batch = read_clips(plan, step)
+    columns = preview_columns(plan, batch)
+    frames = config.clip.frames
+    files = {kind: folder / f"preview.{kind}" for kind in ("png", "gif")}
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_moments(columns, sorted({0, frames // 2, frames - 1}))).save(files["png"])
+        files["gif"].write_bytes(gif_bytes(draw_sheet(columns), fps=FPS))
+    counts = {**count(plan, step), "files": [str(path) for path in files.values()]}
+    sys.stdout.write((json.dumps(counts) if arguments.json else as_text(counts)) + "\n")
+
+
+def read_clips(plan: Plan, step: int) -> ClipBatch:
+    """The first clips of a step, `pictures.clips` of them, each with the lists of `Fate`."""
+    config = plan.config
+    first = step * config.batch.global_clips
+    clips = range(first, first + min(config.pictures.clips, config.batch.global_clips))
+    batch = training_clips(plan, Fate(split=plan.split)).batch(clips)
+    for clip in batch.skipped:
+        log.warning("%s cannot be read and is shown black: %s", clip.key, clip.reason)
+    return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fate:
+    """The loader's `annotate`: beside a split's own lists, those before pruning and choosing.
+
+    "unpruned" are the tokens that the mask alone would show; "askable" the hidden ones that pruning leaves,
+    of which the wanted ones are some.
+    """
+
+    split: TokenSplit
+
+    def __call__(self, luma_THW: Tensor, clip_index: int) -> dict[str, Tensor]:
+        """See `data_tools.stream.clips.Annotate`."""
+        mask_alone = replace(self.split, pruning=NoPruning(), predict_share=1.0)
+        all_asked = replace(self.split, predict_share=1.0)
+        return {
+            **self.split(luma_THW, clip_index),
+            "unpruned": mask_alone(luma_THW, clip_index)["visible"],
+            "askable": all_asked(luma_THW, clip_index)["wanted"],
+        }
+
+
+def preview_columns(plan: Plan, batch: ClipBatch) -> list[Column]:
+    """The columns of this file's head."""
+    model, grid = plan.model, plan.split.grid
+    patch = model.encoder.shape.patch
+    batch = batch.to(torch.device("cpu"))
+    draws = ClipRandom(plan.config.seed, batch.clip_index_B)
+    is_visible_BN, is_wanted_BN, is_unpruned_BN, is_askable_BN = (
+        named_tokens(batch.tokens[name], grid.tokens) for name in ("visible", "wanted", "unpruned", "askable")
+    )
+    clean_BNP = patchify(batch.clip_BCTHW, patch)
+    every_BN = torch.arange(grid.tokens).expand(len(clean_BNP), -1)
+    whole = replace(batch, tokens={"visible": every_BN})
+    noisy_BNP, seen_BKP = (
+        to_bytes(denormalise(model.seen(given, draws).patches_BKP, model.mean, model.std))
+        for given in (whole, batch)
+    )
+    noisy_BNP = put(noisy_BNP, batch.tokens["visible"], seen_BKP)  # where both draw, what training gets
+    input_BNP = put(torch.full_like(clean_BNP, HIDDEN[0]), batch.tokens["visible"], seen_BKP)
+    is_pruned_BN = is_unpruned_BN & ~is_visible_BN
+    is_never_asked_BN = ~is_unpruned_BN & ~is_askable_BN
+
+    def column(title: str, patches_BNP: Tensor, *key: tuple[str, Colour]) -> Column:
+        return Column(title=title, clip_BCTHW=unpatchify(patches_BNP, grid, patch), key=key)
+
+    columns = [column("clip", clean_BNP)]
+    if not torch.equal(noisy_BNP, clean_BNP):
+        columns.append(column("with noise", noisy_BNP))
+    columns.append(column("encoder input", input_BNP, ("hidden", HIDDEN)))
+    if is_pruned_BN.any() or is_never_asked_BN.any():
+        tinted_BNP = tint(tint(clean_BNP, is_pruned_BN, PRUNED), is_never_asked_BN, PRUNED_HIDDEN)
+        columns.append(column("pruned", tinted_BNP, ("visible", PRUNED), ("hidden", PRUNED_HIDDEN)))
+    if model.decoder is not None:
+        key = (("visible", HIDDEN), ("not asked", NOT_ASKED))
+        asked_BNP = tint(clean_BNP, ~is_visible_BN & ~is_wanted_BN, NOT_ASKED)
+        columns.append(column("to predict", covered(asked_BNP, is_visible_BN), *key))
+    return columns
+
+
+def count(plan: Plan, step: int) -> dict[str, Any]:
+    """Tokens, parameters, FLOPs of one clip: what `--json` prints."""
+    model, grid = plan.model, plan.split.grid
+    first = step * plan.config.batch.global_clips
+    batch = training_clips(plan, Fate(split=plan.split)).batch(range(first, first + 1))
+    sizes = {name: index_BK.shape[1] for name, index_BK in batch.tokens.items()}
+    flops = count_flops(model, batch)
+    predictors = [part for part in (model.decoder, getattr(model, "visible_head", None)) if part is not None]
+    return {
+        "step": step,
+        "tokens": {
+            "grid": grid.tokens,
+            "slices": grid.t,
+            "rows": grid.h,
+            "columns": grid.w,
+            "visible": sizes["visible"],
+            "encoded": share_of(sizes["visible"], 1.0 if model.keep is None else model.keep),
+            "predicted": sizes["wanted"] if model.decoder is not None else 0,
+            "pruned_visible": sizes["unpruned"] - sizes["visible"],
+            "pruned_hidden": grid.tokens - sizes["unpruned"] - sizes["askable"],
+        },
+        "parameters": {
+            "encoder": _size(model.encoder),
+            "decoder": sum(_size(part) for part in predictors),
+            "target": _size(model.target),
+            "all": _size(model),
+        },
+        "flops": {**asdict(flops), "training": flops.training},
+    }
+
+
+def as_text(counts: dict[str, Any]) -> str:
+    """The counts as a table, without the lines that say nothing."""
+    tokens, parameters, flops = counts["tokens"], counts["parameters"], counts["flops"]
+    grid = f"{tokens['slices']} slices of {tokens['rows']} x {tokens['columns']}"
+    lines = [
+        f"tokens of a clip     {tokens['grid']:8d}    {grid}",
+        *(
+            f"  {name.replace('_', ' '):18s} {tokens[name]:8d}    {tokens[name] / tokens['grid']:.1%}"
+            for name in ("visible", "encoded", "pruned_visible", "predicted", "pruned_hidden")
+            if tokens[name] and not (name == "encoded" and tokens["encoded"] == tokens["visible"])
+        ),
+        f"parameters           {_short(parameters['all'])}",
+        *(f"  {name:18s} {_short(parameters[name])}" for name in PARTS if parameters[name]),
+        "FLOPs of a clip",
+        *(f"  {name:18s} {_short(flops[name])}  forward" for name in PARTS if flops[name]),
+        f"  {'training':18s} {_short(flops['training'])}  forward and backward",
+        *counts["files"],
+    ]
+    return "\n".join(lines)
+
+
+def _step(given: str | None, steps: int) -> int:
+    step = 0 if given is None else int(given) if given.isdecimal() else -1
+    require(0 <= step < steps, "--step", f"be a step of the run, 0 to {steps - 1}", given)
+    return step
+
+
+def _size(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def _short(count: float) -> str:
+    """A large number in ten places, as in `   86.23 M`."""
+    unit = " "
+    for larger in "kMGT":
+        if count < 1000:
+            break
+        count, unit = count / 1000, larger
+    return f"{count:8.2f} {unit}"

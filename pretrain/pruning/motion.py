@@ -1,0 +1,50 @@
+"""Motion pruning: the tokens that move most are kept."""
+
+import torch
+from torch import Tensor
+
+from data_tools.config import require
+from pretrain.model.content import grid_of, motion
+from pretrain.model.tokens import Patch
+from pretrain.pruning.base import Pruning, Worth, check_keep
+
+
+class MotionPruning(Pruning):
+    """Keeps a share of the tokens, or those that move enough; the still background goes.
+
+    EVEREST (arXiv 2211.10636) keeps a share likewise, by the distance of embeddings between frames; here
+    it is the mean change of brightness from frame to frame.
+
+    Args:
+        keep: share of the tokens to keep; None: each clip keeps those above `threshold`.
+        threshold: grey levels, 0 to 255, for `keep` of None alone. At least as many tokens as a slice has
+            are kept, those that move most; in a still clip its first slice.
+    """
+
+    def __init__(self, *, keep: float | None = None, threshold: float | None = None):
+        check_keep(keep)
+        require(
+            (keep is None) != (threshold is None),
+            "pruning.args",
+            "hold either keep (a share) or threshold (grey levels, with keep of null)",
+            {"keep": keep, "threshold": threshold},
+        )
+        require(
+            threshold is None or threshold >= 0,
+            "pruning.args.threshold",
+            "be at least 0 grey levels",
+            threshold,
+        )
+        self.keep = keep
+        self.threshold = threshold
+
+    def weigh(self, luma_BTHW: Tensor, patch: Patch) -> Worth:
+        """See `Pruning.weigh`."""
+        grid = grid_of(luma_BTHW, patch)
+        score_BN = motion(luma_BTHW, patch)
+        order_BN = score_BN.argsort(dim=1, descending=True, stable=True)
+        always = grid.per_slice if self.keep is None else max(1, round(self.keep * grid.tokens))
+        is_kept_BN = torch.zeros_like(score_BN, dtype=torch.bool).scatter(1, order_BN[:, :always], True)
+        if self.threshold is not None:
+            is_kept_BN |= score_BN > self.threshold
+        return Worth(score_BN=score_BN, is_kept_BN=is_kept_BN)

@@ -1,0 +1,58 @@
+"""Run-length pruning: a token that repeats the one before it is dropped (RLT, arXiv 2411.05222)."""
+
+import torch
+from torch import Tensor
+
+from data_tools.config import require
+from pretrain.model.content import change, grid_of
+from pretrain.model.tokens import Patch
+from pretrain.pruning.base import Pruning, Worth, check_keep
+
+
+class RunLengthPruning(Pruning):
+    """Keeps the first token of every run of tokens that look alike, and tells the encoder how long it is.
+
+    A token is static if it differs from its predecessor at the same place by at most `threshold`. Where a
+    fixed share is kept, the others come first, by chance among themselves, and static ones fill what is
+    left. A static token that is kept stands for itself and for those of its run that follow it.
+
+    A run ends after `run_lengths` slices and the next token is kept again: so the encoder is never told a
+    wrong length, and a slow drift is looked at again. Unlike RLT, which compares the first frame of a
+    token with the last one of the next, all frames are compared, each with that of the same number, in
+    brightness alone.
+
+    Args:
+        keep: share of the tokens to keep; None: each clip keeps what is not static.
+        threshold: grey levels, 0 to 255, of mean absolute difference.
+        run_lengths: how many lengths are embedded, and so the longest run.
+    """
+
+    def __init__(self, *, keep: float | None = None, threshold: float = 2.0, run_lengths: int = 8):
+        check_keep(keep)
+        require(threshold >= 0, "pruning.args.threshold", "be at least 0 grey levels", threshold)
+        require(run_lengths >= 2, "pruning.args.run_lengths", "be at least 2", run_lengths)
+        self.keep = keep
+        self.threshold = threshold
+        self.run_lengths = run_lengths
+
+    def weigh(self, luma_BTHW: Tensor, patch: Patch) -> Worth:
+        """See `Pruning.weigh`."""
+        grid = grid_of(luma_BTHW, patch)
+        is_static_BtS = (change(luma_BTHW, patch) <= self.threshold).view(-1, grid.t, grid.per_slice)
+        age_BS = torch.zeros_like(is_static_BtS[:, 0], dtype=torch.int64)  # slices since the run began
+        ages = [age_BS]
+        for is_static_BS in is_static_BtS.unbind(1)[1:]:
+            age_BS = torch.where(is_static_BS, (age_BS + 1) % self.run_lengths, 0)
+            ages.append(age_BS)
+        is_kept_BtS = torch.stack(ages, dim=1) == 0
+        run_BS = torch.ones_like(age_BS)
+        runs = [run_BS]
+        for is_next_kept_BS in is_kept_BtS.flip(1).unbind(1)[:-1]:
+            run_BS = torch.where(is_next_kept_BS, 1, run_BS + 1)
+            runs.append(run_BS)
+        is_kept_BN = is_kept_BtS.flatten(1)
+        return Worth(
+            score_BN=is_kept_BN.float(),
+            is_kept_BN=is_kept_BN,
+            run_BN=torch.stack(runs[::-1], dim=1).flatten(1),
+        )

@@ -1,0 +1,107 @@
+"""Feature target: what a slow copy of the encoder makes of the whole clean clip at the wanted tokens."""
+
+import copy
+import math
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_tools.config import require
+from pretrain.model.encoder import Encoder
+from pretrain.model.sizes import EncoderShape
+from pretrain.model.tokens import gather_tokens, normalise, patchify
+from pretrain.targets.base import Shown, WantedTarget
+
+
+class FeatureTarget(WantedTarget):
+    """Predicts a teacher's features under the smooth L1 loss; the decoder is the predictor.
+
+    The teacher is an exponential moving average of the encoder's weights, as in data2vec (arXiv 2202.03555)
+    and V-JEPA (arXiv 2404.08471): it is never trained, sees every token without noise or drop path, and its
+    last tokens are layer-normed without weights. Its state is part of the checkpoints. Nothing but the moving
+    average and the mask keeps features from becoming all alike: watch their spread in the log.
+
+    It costs a forward pass over all N tokens where the encoder sees K of them.
+
+    Args:
+        decay: share of the teacher's weights that stays at an update, at the start of the run.
+        final_decay: the same at the end; in between a half cosine leads from one to the other
+            (arXiv 2006.07733, section 3.2). Equal ones keep it constant.
+        beta: where the loss turns from square to straight (arXiv 2202.03555, section 3.3).
+    """
+
+    def __init__(self, *, decay: float = 0.998, final_decay: float = 1.0, beta: float = 1.0):
+        require(0 <= decay < 1, "target.args.decay", "lie in [0, 1)", decay)
+        require(
+            decay <= final_decay <= 1,
+            "target.args.final_decay",
+            f"lie between target.args.decay={decay} and 1",
+            final_decay,
+        )
+        require(beta > 0, "target.args.beta", "be above 0", beta)
+        super().__init__()
+        self.decay = decay
+        self.final_decay = final_decay
+        self.beta = beta
+
+    def wanted_values(self, shape: EncoderShape) -> int:
+        """See `Target.wanted_values`."""
+        return shape.width
+
+    def bind(self, encoder: Encoder) -> None:
+        """See `Target.bind`. The teacher starts as the encoder is."""
+        self.teacher = copy.deepcopy(encoder).requires_grad_(False).eval()
+        self.teacher.merge_tokens(0)  # merged tokens would share their target
+
+    def train(self, mode: bool = True) -> Self:
+        """See `nn.Module.train`; the teacher stays in evaluation mode."""
+        super().train(mode)
+        for child in self.children():
+            child.eval()
+        return self
+
+    def truth(self, shown: Shown) -> Tensor:
+        """See `WantedTarget.truth`."""
+        return clean_features(self.teacher, shown, mean=shown.mean, std=shown.std)
+
+    def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
+        """See `WantedTarget.errors`."""
+        return feature_errors(prediction_BMP, target_BMP, beta=self.beta)
+
+    def after_update(self, encoder: Encoder, progress: float) -> None:
+        """See `Target.after_update`."""
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.teacher.parameters()), list(encoder.parameters()), 1 - self.decay_at(progress)
+            )
+
+    def decay_at(self, progress: float) -> float:
+        """The decay when `progress` of the run is done, 0 to 1."""
+        return self.final_decay - (self.final_decay - self.decay) * (math.cos(math.pi * progress) + 1) / 2
+
+    def watched(self, encoder: Encoder) -> dict[str, Tensor]:
+        """See `Target.watched`: "ema_distance", of the teacher's weights, as a share of the encoder's."""
+        pairs = list(zip(self.teacher.parameters(), encoder.parameters(), strict=True))
+        with torch.no_grad():
+            apart = torch.stack([(taught - own).norm() for taught, own in pairs]).norm()
+            return {"ema_distance": apart / torch.stack([own.norm() for _, own in pairs]).norm()}
+
+
+def clean_features(
+    teacher: Encoder, shown: Shown, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
+    """What an encoder makes of the whole clean clip, at the wanted tokens, layer-normed, as target_BMD.
+
+    Args:
+        mean, std: what the teacher's pixels are normalised by.
+    """
+    patches_BNP = normalise(patchify(shown.clip_BCTHW, teacher.shape.patch), mean, std)
+    wanted_BMD = gather_tokens(teacher(patches_BNP, None), shown.wanted_BM).float()
+    return F.layer_norm(wanted_BMD, wanted_BMD.shape[2:])
+
+
+def feature_errors(prediction_BMD: Tensor, target_BMD: Tensor, *, beta: float) -> Tensor:
+    """The smooth L1 loss of each clip, loss_B in float32."""
+    return F.smooth_l1_loss(prediction_BMD.float(), target_BMD, reduction="none", beta=beta).mean(dim=(1, 2))

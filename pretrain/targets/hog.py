@@ -1,0 +1,108 @@
+"""HOG target: histograms of oriented gradients of the wanted patches (MaskFeat, arXiv 2112.09133)."""
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_tools.config import require
+from pretrain.model.places import coordinates
+from pretrain.model.sizes import EncoderShape
+from pretrain.model.tokens import COLOURS, TokenGrid
+from pretrain.targets.base import Shown, WantedTarget
+
+BINS = 9
+"""Orientations from 0 to 180 degrees; a gradient and its opposite are one."""
+
+
+class HogTarget(WantedTarget):
+    """Predicts, under the mean squared error, the edges of the frame in the middle of each wanted patch.
+
+    As in MaskFeat: Sobel gradients of each colour; each pixel votes with its gradient's length, weighed by a
+    Gaussian around the patch's middle, for one of 9 orientations in its cell; each cell's histogram of a
+    colour is brought to length 1. P is in (cell row, cell column, colour, orientation) order: 108 values at
+    the default. Of an even number of frames, the middle one is the later. Gradients at the patch's rim look
+    one pixel beyond it.
+
+    Args:
+        cells: along a side of the patch. 2 makes MaskFeat's cells of 8 px of a patch of 16 px.
+    """
+
+    def __init__(self, *, cells: int = 2):
+        require(cells >= 1, "target.args.cells", "be at least 1", cells)
+        super().__init__()
+        self.cells = cells
+
+    def wanted_values(self, shape: EncoderShape) -> int:
+        """See `Target.wanted_values`.
+
+        Raises:
+            ValueError: the cells do not divide the patch, or the patch is a single pixel.
+        """
+        _, height, width = shape.patch
+        if height % self.cells or width % self.cells or min(height, width) < 2:
+            raise ValueError(
+                f"target.args.cells={self.cells} must divide model.patch_size, which must be at least 2, got "
+                f"patches of {height}x{width} px"
+            )
+        return self.cells**2 * COLOURS * BINS
+
+    def truth(self, shown: Shown) -> Tensor:
+        """See `WantedTarget.truth`."""
+        length, orientation = _gradients(_with_rims(shown))
+        _, height, width = shown.patch
+        length = length * _centred_weights(height, width, length.device)
+        histogram = torch.stack(
+            [self._sum_cells(length.where(orientation == k, 0.0)) for k in range(BINS)], dim=-1
+        )
+        return F.normalize(histogram, dim=-1).flatten(2)
+
+    def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
+        """See `WantedTarget.errors`."""
+        return F.mse_loss(prediction_BMP.float(), target_BMP, reduction="none").mean(dim=(1, 2))
+
+    def _sum_cells(self, votes: Tensor) -> Tensor:
+        """From (B, M, C, row, column) to (B, M, cell row, cell column, C)."""
+        cells = votes.unflatten(4, (self.cells, -1)).unflatten(3, (self.cells, -1)).sum(dim=(4, 6))
+        return cells.permute(0, 1, 3, 4, 2)
+
+
+def _with_rims(shown: Shown) -> Tensor:
+    """The wanted patches' middle frames with one pixel more on every side, float (B, M, C, row, column).
+
+    At the frame's border the pixel next to it is mirrored. Of the rest of the clip, bytes are copied.
+    """
+    frames, height, width = shown.patch
+    middle_BCtHW = shown.clip_BCTHW[:, :, frames // 2 :: frames]
+    for dim in (3, 4):
+        length = middle_BCtHW.shape[dim]
+        place = torch.arange(-1, length + 1, device=middle_BCtHW.device).abs()
+        middle_BCtHW = middle_BCtHW.index_select(dim, place.where(place < length, length - 2))
+    windows = middle_BCtHW.unfold(3, height + 2, height).unfold(4, width + 2, width)
+    grid = TokenGrid(windows.shape[2], windows.shape[3], windows.shape[4])
+    slice_BM, row_BM, column_BM = coordinates(shown.wanted_BM, grid)
+    clip_B1 = torch.arange(len(windows), device=windows.device)[:, None]
+    return windows.permute(0, 2, 3, 4, 1, 5, 6)[clip_B1, slice_BM, row_BM, column_BM].float()
+
+
+def _gradients(rimmed: Tensor) -> tuple[Tensor, Tensor]:
+    """Length and orientation's number of each pixel's Sobel gradient, without the rim."""
+    across = rimmed[..., :-2, :] + 2 * rimmed[..., 1:-1, :] + rimmed[..., 2:, :]
+    down = rimmed[..., :-2] + 2 * rimmed[..., 1:-1] + rimmed[..., 2:]
+    x = across[..., :-2] - across[..., 2:]
+    y = down[..., :-2, :] - down[..., 2:, :]
+    orientation = (torch.atan2(x, y) * (BINS / math.pi)).floor() % BINS
+    return torch.hypot(x, y), orientation
+
+
+@functools.cache
+def _centred_weights(height: int, width: int, device: torch.device) -> Tensor:
+    """A Gaussian over a patch whose deviation is half the patch. Its height does not matter."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training
+        lines = [
+            torch.exp(-0.5 * ((torch.arange(side) - (side - 1) / 2) / (side / 2)) ** 2)
+            for side in (height, width)
+        ]
+        return torch.outer(*lines).to(device)

@@ -1,0 +1,109 @@
+"""Several targets at once: the decoder predicts all of them, the loss is their weighted sum."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from data_tools.config import require
+from data_tools.parts import Part, build_part
+from pretrain.model.encoder import Encoder
+from pretrain.model.sizes import EncoderShape
+from pretrain.targets.base import Prediction, Shown, Target
+
+KEYS = ("weight", "args")
+
+
+class WeightedTarget(Target):
+    """Predicts the values of its parts side by side, in the order of the config.
+
+    Args:
+        parts: by the part's name, {"weight": ..., "args": {...}}: the factor on its loss, 1 where not given,
+            and its own arguments.
+    """
+
+    def __init__(self, *, parts: dict[str, Any]):
+        is_filled = isinstance(parts, dict) and len(parts) > 0
+        require(is_filled, "target.args.parts", "name at least one target: {NAME: {weight: 1.0}}", parts)
+        super().__init__()
+        self.parts = nn.ModuleDict({name: _build(name, settings) for name, settings in parts.items()})
+        self.weights = {name: float(settings.get("weight", 1.0)) for name, settings in parts.items()}
+        self.needs_noise = any(part.needs_noise for part in self._targets.values())
+
+    @property
+    def _targets(self) -> dict[str, Target]:
+        return dict(self.parts.items())  # type: ignore[arg-type]
+
+    def wanted_values(self, shape: EncoderShape) -> int:
+        """See `Target.wanted_values`."""
+        return sum(target.wanted_values(shape) for target in self._targets.values())
+
+    def visible_values(self, shape: EncoderShape) -> int:
+        """See `Target.visible_values`."""
+        return sum(target.visible_values(shape) for target in self._targets.values())
+
+    def bind(self, encoder: Encoder) -> None:
+        """See `Target.bind`."""
+        for target in self._targets.values():
+            target.bind(encoder)
+        self._wanted = [target.wanted_values(encoder.shape) for target in self._targets.values()]
+        self._visible = [target.visible_values(encoder.shape) for target in self._targets.values()]
+
+    def losses(self, prediction: Prediction, shown: Shown) -> dict[str, Tensor]:
+        """See `Target.losses`; each part's own, unweighted, as "loss/NAME"."""
+        wanted = _split(prediction.wanted_BMP, self._wanted)
+        visible = _split(prediction.visible_BKP, self._visible)
+        found: dict[str, Tensor] = {}
+        total_B: Tensor | None = None
+        for (name, target), wanted_BMP, visible_BKP in zip(
+            self._targets.items(), wanted, visible, strict=True
+        ):
+            own = target.losses(Prediction(wanted_BMP=wanted_BMP, visible_BKP=visible_BKP), shown)
+            found |= {f"{key}/{name}": value_B for key, value_B in own.items()}
+            weighed_B = self.weights[name] * own["loss"]
+            total_B = weighed_B if total_B is None else total_B + weighed_B
+        assert total_B is not None, "there is at least one part"
+        return {"loss": total_B, **found}
+
+    def after_update(self, encoder: Encoder, progress: float) -> None:
+        """See `Target.after_update`."""
+        for target in self._targets.values():
+            target.after_update(encoder, progress)
+
+    def watched(self, encoder: Encoder) -> dict[str, Tensor]:
+        """See `Target.watched`."""
+        found: dict[str, Tensor] = {}
+        for target in self._targets.values():
+            found |= target.watched(encoder)
+        return found
+
+    def to_pixels(self, wanted_BMP: Tensor, shown: Shown, *, is_honest: bool) -> Tensor | None:
+        """See `Target.to_pixels`: the picture of the first part that has one."""
+        for target, values_BMP in zip(self._targets.values(), _split(wanted_BMP, self._wanted), strict=True):
+            if values_BMP is not None:
+                picture_BMP = target.to_pixels(values_BMP, shown, is_honest=is_honest)
+                if picture_BMP is not None:
+                    return picture_BMP
+        return None
+
+
+def _build(name: str, settings: Any) -> Target:
+    key = f"target.args.parts.{name}"
+    require(name != "weighted", key, "be another target: weighted ones do not nest", settings)
+    is_known = isinstance(settings, dict) and set(settings) <= set(KEYS)
+    require(is_known, key, "hold nothing but weight and args, as in {weight: 0.5, args: {}}", settings)
+    weight = settings.get("weight", 1.0)
+    is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    require(is_number and weight > 0, f"{key}.weight", "be a number above 0", weight)
+    args = settings.get("args", {})
+    require(isinstance(args, dict), f"{key}.args", "be a mapping", args)
+    try:
+        return build_part("pretrain.targets", Part(name=name, args=args), Target)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def _split(values: Tensor | None, sizes: list[int]) -> list[Tensor | None]:
+    """Each part's predictions, None for a part that has none."""
+    if values is None:
+        return [None] * len(sizes)
+    return [part if part.shape[2] else None for part in values.split(sizes, dim=2)]

@@ -1,0 +1,73 @@
+"""What each kind of attention costs on the CPU, against joint attention.
+
+    python tests/benchmarks/attention.py               # base width, 2 blocks: about 2 minutes
+    python tests/benchmarks/attention.py --size small  # quicker
+
+Prints the time of an encoder's forward and backward on one clip that is seen as a whole (as in fine-tuning),
+per block with the embedding's share, on one thread in fp32, for 16 and for 32 frames of 224x224: 1568, 3136
+tokens. Of two blocks one has shifted windows, as in any even depth; what is made once a forward (groups, some
+masks) is in the time, and weighs less in a deeper encoder. Kinds take turns, each one's least time counts;
+time is the process's own. A divided block has a second attention with linear layers of its own. What
+FlexAttention does on a GPU is not measured.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from data_tools.parts import Part
+from pretrain.model.encoder import Encoder
+from pretrain.model.sizes import SIZES
+from pretrain.model.tokens import TokenGrid
+
+DEPTH = 2
+KINDS = {
+    "joint": Part(name="joint"),
+    "divided": Part(name="divided"),
+    "windowed, 4x7x7, shifted": Part(name="windowed"),
+    "sparse, 3x3x3 and all of the place": Part(name="sparse"),
+    "sparse, 3x3x3 and top_k=4": Part(name="sparse", args={"top_k": 4}),
+}
+
+
+def seconds(encoder: Encoder, patches_BNP: Tensor) -> float:
+    """Time of one forward and backward, from no gradients as an optimiser leaves them."""
+    encoder.zero_grad(set_to_none=True)
+    start = time.process_time()
+    encoder(patches_BNP, None).square().mean().backward()
+    return time.process_time() - start
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", default="base", choices=list(SIZES))
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    named = SIZES[arguments.size].encoder
+    for slices in (8, 16):
+        grid = TokenGrid(slices, 14, 14)
+        patches_BNP = torch.randn(1, grid.tokens, named.patch_values)
+        encoders = {
+            name: Encoder(replace(named, depth=DEPTH, attention=kind), grid) for name, kind in KINDS.items()
+        }
+        for encoder in encoders.values():
+            seconds(encoder, patches_BNP)  # the first one allocates
+        rounds = [
+            {name: seconds(encoder, patches_BNP) for name, encoder in encoders.items()}
+            for _ in range(arguments.repeats)
+        ]
+        best = {name: min(times[name] for times in rounds) for name in encoders}
+        print(f"{arguments.size}, {grid.tokens} tokens, {DEPTH} blocks, fp32, 1 thread, 1 clip")
+        for name, time_s in best.items():
+            ratio = best["joint"] / time_s
+            print(f"  {name:36}{1000 * time_s / DEPTH:8.0f} ms a block   joint takes {ratio:4.2f} x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Every combination of parts, each trained for three steps at a tiny size or refused with a reason.
+
+    python -m tests.benchmarks.combinations [--processes 2] [--only masking=tube,blocks]
+
+Prints how many trained, how many were refused for which reason, and what went otherwise; leaves with 1 if
+anything did. `tests/pretrain/test_combinations.py` walks a few of them each day.
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+import traceback
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+
+CHUNK = 50
+REPORT_S = 15
+
+
+def walk(combinations: list[dict[str, str]]) -> list[tuple[str, str]]:
+    """("trained" or "refused" or "failed", why) for each combination."""
+    import torch
+
+    from tests.combining import refusal_or_training
+
+    torch.set_num_threads(1)
+    found = []
+    for combination in combinations:
+        try:
+            refusal = refusal_or_training(combination)
+            found.append(("trained", "") if refusal is None else ("refused", refusal))
+        except Exception:
+            found.append(("failed", f"{combination}\n{traceback.format_exc(limit=-4)}"))
+    return found
+
+
+def chosen(only: list[str]) -> list[dict[str, str]]:
+    """All combinations, or those that the command line names: AXIS=NAME,NAME."""
+    from tests.combining import all_combinations, axes
+
+    names = {axis: set(parts) for axis, parts in axes().items()}
+    for choice in only:
+        axis, _, parts = choice.partition("=")
+        if axis not in names or not set(parts.split(",")) <= names[axis]:
+            known = "; ".join(f"{name}={','.join(sorted(of))}" for name, of in names.items())
+            sys.exit(f"--only {choice}: there is {known}")
+        names[axis] = set(parts.split(","))
+    return [row for row in map(dict, all_combinations()) if all(row[axis] in names[axis] for axis in row)]
+
+
+def report(found: list[tuple[str, str]], seconds: float) -> None:
+    """Counts, reasons, and the first of what failed."""
+    outcomes = Counter(outcome for outcome, _ in found)
+    print(f"\n{len(found)} combinations in {seconds / 60:.1f} minutes")
+    print(f"{outcomes['trained']:8} trained")
+    print(f"{outcomes['refused']:8} refused")
+    reasons = Counter(re.sub(r"\d+(\.\d+)?", "N", why) for outcome, why in found if outcome == "refused")
+    for reason, count in reasons.most_common():
+        print(f"{count:16} {reason}")
+    print(f"{outcomes['failed']:8} failed")
+    for _, why in [row for row in found if row[0] == "failed"][:10]:
+        print(f"\n{why}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", action="append", default=[], metavar="AXIS=NAME,NAME")
+    arguments = parser.parse_args()
+    rows = chosen(arguments.only)
+    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+    found: list[tuple[str, str]] = []
+    began = said = time.monotonic()
+    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(walk, chunk) for chunk in chunks]):
+            found += done.result()
+            if time.monotonic() - said > REPORT_S:
+                said = time.monotonic()
+                left_s = (said - began) / len(found) * (len(rows) - len(found))
+                failed = sum(outcome == "failed" for outcome, _ in found)
+                progress = f"{len(found)}/{len(rows)}, {failed} failed, {left_s / 60:.1f} minutes left"
+                print(progress, file=sys.stderr, flush=True)
+    report(found, time.monotonic() - began)
+    sys.exit(any(outcome == "failed" for outcome, _ in found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Which mask, noise, pruning and target serve best on real clips, at equal compute: the table in docs.
+
+    python -m tests.benchmarks.model_space VIDEOS WORK             # VIDEOS: a folder per class
+    python -m tests.benchmarks.model_space VIDEOS WORK --rows tube,blocks --seeds 1 --budget 0.1
+
+Two tasks. "moves": which way a camera moves over the real clips, eight ways, few labels (`camera_moves.py`);
+"classes": the clips' own classes, from the whole picture. Every row pretrains a tiny encoder from nothing on
+the training clips of a fold, then trains an attentive probe on the frozen encoder and fine-tunes it,
+everything through the command line. A seed is a fold: the clips are cut into blocks of neighbouring files
+(one camera's clips lie side by side), each block is held out once, and each seed also draws other weights,
+masks and orders. "random" probes an encoder that was never trained, "scratch" fine-tunes one. Each row gets
+the same training FLOPs in pretraining (as `preview` counts them), whatever its steps cost. What is finished
+in WORK is not done again.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.camera_moves import cut_windows, write_table
+
+LABELS = 128
+"""Of the moves, over all eight: so few that it matters what the encoder knows already."""
+
+BLOCK = 10
+"""So many neighbouring clips of a class go to the same fold."""
+
+# The windows are as small as the clips, and a mirrored move would be another class.
+STILL = ["augment={min_scale: 1.0, max_scale: 1.0, min_aspect: 1.0, max_aspect: 1.0, flip: false}"]
+COMMON = ["data.workers=0", "engine.cpu_threads=1"]
+PRETRAIN = [
+    *("model.size=tiny", "model.patch_size=8", "model.decoder=cross", "model.predict_share=1.0"),
+    *("optim.lr=1e-3", "optim.warmup_share=0.05", "save_every_steps=1000000"),
+    *("pictures.every_steps=0", "health.every_steps=0"),
+]
+TUNE = [
+    *("head.name=attentive", "label_smoothing=0.1", "optim.lr=1e-3", "optim.warmup_share=0.1"),
+    *("save_every_steps=1000000", "evaluate.spatial_crops=1"),
+]
+FROZEN = ["freeze=true", "drop_path=0.0"]
+TUNED = ["freeze=false", "drop_path=0.1", "optim.layer_decay=0.75"]
+UNTRAINED = ["encoder=null", "model.size=tiny", "model.patch_size=8", "optim.layer_decay=1.0"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What differs between the tasks.
+
+    Attributes:
+        steps: of the first row's pretraining.
+        tuning: epochs and views.
+    """
+
+    ratio: float
+    steps: int
+    clip: list[str]
+    batch: list[str]
+    tuning: list[str]
+    pool: str
+
+
+TASKS = {
+    "moves": Task(
+        ratio=0.5,
+        steps=2000,
+        clip=["clip.frames=8", "clip.stride=1", "clip.size=32", *STILL],
+        batch=["batch.global_clips=32", "batch.clips_per_device=32"],
+        tuning=["epochs=75", "evaluate.temporal_clips=1"],
+        pool="unlabelled",
+    ),
+    "classes": Task(
+        ratio=0.75,
+        steps=1500,
+        clip=["clip.frames=8", "clip.stride=4", "clip.size=64", "augment.min_scale=0.5"],
+        batch=["batch.global_clips=16", "batch.clips_per_device=16"],
+        tuning=["epochs=25", "evaluate.temporal_clips=2"],
+        pool="train",
+    ),
+}
+ROWS = {
+    "tube": ["masking.name=tube"],
+    "uniform": ["masking.name=uniform"],
+    "motion-led": ["masking.name=motion"],
+    "blocks": ["masking.name=blocks"],
+    "noise": ["noise={name: gaussian, args: {std: 0.5}}"],
+    "run-length": ["pruning={name: run_length, args: {keep: 0.7}}"],
+    "pixels + motion": ["target={name: weighted, args: {parts: {pixels: {}, motion: {}}}}"],
+    "EMA features": ["target={name: features, args: {decay: 0.99}}"],
+}
+MASKS = ("tube", "uniform", "motion-led", "blocks")
+FLOORS = ("random", "scratch")
+
+
+def run(command: list[str], log: Path) -> None:
+    """Run a command of ours on one thread, its output in a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as file:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [sys.executable, "-m", *command], check=True, stdout=file, stderr=file, env=environment
+        )
+
+
+def held_out(videos: list[Path], fold: int, folds: int) -> set[int]:
+    """The numbers of the clips that a fold keeps for validation."""
+    within: dict[str, int] = {}
+    chosen = set()
+    for number, video in enumerate(videos):
+        place = within.setdefault(video.parent.name, 0)
+        within[video.parent.name] += 1
+        if place // BLOCK % max(folds, 2) == fold:
+            chosen.add(number)
+    return chosen
+
+
+def make_folds(task: str, videos: list[Path], work: Path, seeds: int) -> None:
+    """Shard the videos once a fold, `work/shards/FOLD/{train,validation,...}`."""
+    cuts = cut_windows(videos, work.parent / "windows") if task == "moves" else []
+    for fold in range(seeds):
+        if (work / f"shards/{fold}/validation").exists():
+            continue
+        table, away = work / f"fold-{fold}.csv", held_out(videos, fold, seeds)
+        table.parent.mkdir(parents=True, exist_ok=True)
+        layout = ["layout.name=copy"]
+        if task == "moves":
+            write_table(table, cuts, away, LABELS)
+        else:
+            layout = ["layout.args.short_side=96"]
+            with table.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(["path", "label", "split"])
+                for number, video in enumerate(videos):
+                    split = "validation" if number in away else "train"
+                    writer.writerow([video, video.parent.name, split])
+        shards = str(work / f"shards/{fold}")
+        run(["data_tools", "shard", str(table), shards, *layout, "leaks=warn"], work / f"shard-{fold}.log")
+
+
+def steps_of(row: str, task: str, base: str, work: Path, budget: float) -> int:
+    """The steps that this row can have for the FLOPs of the base row's."""
+
+    def training_flops(name: str) -> int:
+        command = ["preview", str(work / "empty.yaml"), *overrides(name, task, base, work, 0)]
+        out = subprocess.run(
+            [sys.executable, "-m", "pretrain", *command, "--json", "--out", str(work / "preview" / name)],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        return int(json.loads(out.stdout)["flops"]["training"])
+
+    return round(budget * TASKS[task].steps * training_flops(base) / training_flops(row))
+
+
+def overrides(row: str, task: str, base: str, work: Path, seed: int) -> list[str]:
+    """What a row's pretraining is, but for its steps and its folder; what a row leaves open is the base's."""
+    what = TASKS[task]
+    data = [f"data.shards={work}/shards/{seed}/{what.pool}", f"seed={seed}", "steps=1", "run_dir=unused"]
+    mask = ROWS[row] if row in MASKS else [*ROWS[base], *ROWS[row]]
+    ratio = [f"masking.args.ratio={what.ratio}"]
+    return [*what.clip, *what.batch, *COMMON, *PRETRAIN, *data, *mask, *ratio]
+
+
+def do_row(row: str, seed: int, task: str, base: str, work: Path, steps: int) -> None:
+    """Pretrain, probe and fine-tune one row of one seed; what is done stays done."""
+    config, what = work / "empty.yaml", TASKS[task]
+    folder = work / row.replace(" ", "") / str(seed)
+    encoder = folder / "pretrain/encoder"
+    if row not in FLOORS and not (encoder / "encoder.json").exists():
+        given = [*overrides(row, task, base, work, seed), f"steps={steps}", f"run_dir={folder}/pretrain"]
+        run(["pretrain", str(config), *given], folder / "pretrain.log")
+    data = [f"data.{split}={work}/shards/{seed}/{split}" for split in ("train", "validation")]
+    start = UNTRAINED if row in FLOORS else [f"encoder={encoder}"]
+    for name, how in (("probe", FROZEN), ("tuned", TUNED)):
+        if (name == "probe" and row == "scratch") or (name == "tuned" and row == "random"):
+            continue
+        if not (folder / name / "result.json").exists():
+            given = [*what.clip, *what.batch, *COMMON, *TUNE, *what.tuning, *how, *start, *data]
+            run(
+                ["finetune", "train", str(config), *given, f"seed={seed}", f"run_dir={folder}/{name}"],
+                folder / f"{name}.log",
+            )
+
+
+def table(rows: list[str], seeds: int, work: Path) -> str:
+    """The table in Markdown: mean and deviation over the seeds, and all held-out videos together."""
+    lines = [
+        "| row | frozen, attentive probe | deviation | fine-tuned | deviation |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = []
+        for task in ("probe", "tuned"):
+            found = [work / row.replace(" ", "") / str(seed) / task / "result.json" for seed in range(seeds)]
+            scores = [100 * read(path)["top1"] for path in found if path.exists()]
+            spread = f"{statistics.stdev(scores):.1f}" if len(scores) > 1 else "-"
+            each = ", ".join(f"{score:.0f}" for score in scores)
+            cells += [f"{statistics.mean(scores):.1f} ({each})", spread] if scores else ["-", "-"]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result file."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def main() -> None:
+    """Make folds, run what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("videos", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--task", default="moves", choices=list(TASKS))
+    parser.add_argument(
+        "--base", default="uniform", choices=MASKS, help="the mask of the rows that name none"
+    )
+    parser.add_argument("--rows", default=",".join([*ROWS, *FLOORS]))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="rows at once, a core each")
+    parser.add_argument("--budget", type=float, default=1.0, help="share of the pretraining, to try it out")
+    arguments = parser.parse_args()
+    rows, task, base = arguments.rows.split(","), arguments.task, arguments.base
+    work = arguments.work.resolve() / task
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "empty.yaml").write_text("{}\n", encoding="utf-8")
+    videos = sorted(path.resolve() for path in arguments.videos.glob("*/*"))
+    make_folds(task, videos, work, arguments.seeds)
+    steps = {row: steps_of(row, task, base, work, arguments.budget) for row in rows if row not in FLOORS}
+    print(f"steps at equal FLOPs: {steps}", flush=True)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        runs = [
+            pool.submit(do_row, row, seed, task, base, work, steps.get(row, 0))
+            for seed in range(arguments.seeds)
+            for row in rows
+        ]
+        for number, done in enumerate(runs, 1):
+            done.result()
+            print(f"{number} of {len(runs)} done", flush=True)
+    print(table(rows, arguments.seeds, work))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What run-length pruning and merging save in fine-tuning, on real clips; a part of `step.py`."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from timing import Step, least_seconds
+from torch import Tensor
+
+from data_tools.parts import Part
+from data_tools.randomness import ClipRandom
+from data_tools.stream.batch import ClipBatch
+from data_tools.stream.decode import probe
+from data_tools.stream.pixels import YuvClips
+from data_tools.stream.planes import pictures_at
+from data_tools.stream.views import cut_views, evaluation_views
+from finetune.classifier import Classifier
+from finetune.heads.base import build_head
+from finetune.shortening import Shortening
+from pretrain.model.encoder import Encoder
+from pretrain.model.sizes import SIZES
+from pretrain.model.tokens import TokenGrid
+
+REPO = Path(__file__).resolve().parents[2]
+REAL = REPO.parent / "shared/videos/surveillance"
+CLASSES = 400
+MERGED = 65
+"""Tokens that merge in each block: what ToMe has for video of 1568 tokens (arXiv 2210.09461)."""
+
+ALL = "all tokens"
+WAYS = {
+    ALL: Shortening(),
+    "run-length, as each clip needs": Shortening(pruning=Part(name="run_length")),
+    "run-length, half": Shortening(pruning=Part(name="run_length", args={"keep": 0.5})),
+    f"merging {MERGED} a block": Shortening(merge_per_block=MERGED),
+}
+
+
+def print_finetuning(*, size: str, shape: tuple[int, ...], stride: int, repeats: int) -> None:
+    """Measure and print.
+
+    Args:
+        shape: of the clips, (B, C, T, H, W); B of them are timed, four times as many are counted.
+        stride: video frames from one of the clip's to the next.
+    """
+    clips, _, frames, pixels, _ = shape
+    name, clip_BCTHW = load_clips(4 * clips, frames=frames, size=pixels, stride=stride)
+    models = {way: _classifier(size, frames, pixels, shortening) for way, shortening in WAYS.items()}
+    scored = {way: _scored(model.eval(), clip_BCTHW) for way, model in models.items()}
+    timed = slice(None, None, 4)
+    batch_BCTHW = clip_BCTHW[timed]
+    times = least_seconds({way: _step(model.train(), batch_BCTHW) for way, model in models.items()}, repeats)
+    print(f"{size}, fine-tuning, {name} of {frames} frames {stride} apart, {len(clip_BCTHW)} scored")
+    plain_BY = scored[ALL].logits_BY
+    spread = _size(plain_BY - plain_BY.mean(dim=0))
+    for way, (logits_BY, left_B) in scored.items():
+        difference = _size(logits_BY - plain_BY)
+        print(
+            f"{way:34}{1000 * times[way] / clips:9.0f} ms a clip   ratio {times[ALL] / times[way]:5.2f}   "
+            f"tokens left {100 * left_B[timed].mean():5.1f} % ({100 * left_B.mean():5.1f} % of all scored)   "
+            f"logits differ by {100 * difference / _size(plain_BY):5.1f} % "
+            f"of their size, {100 * difference / spread:5.1f} % of their spread"
+        )
+
+
+def load_clips(count: int, *, frames: int, size: int, stride: int) -> tuple[str, Tensor]:
+    """Clips out of the middle of real videos where there are any, else of synthetic ones; and their name."""
+    if REAL.is_dir():
+        return "real clips", _read(sorted(REAL.rglob("*.mp4")), count, frames, size, stride)
+    with tempfile.TemporaryDirectory() as folder:
+        counts = ["train_per_class=4", "validation_per_class=1", "unlabelled=1"]
+        command = [sys.executable, "-m", "data_tools", "synth", folder, *counts]
+        subprocess.run(command, cwd=REPO, check=True, capture_output=True)
+        return "synthetic clips", _read(sorted(Path(folder).rglob("*.mp4")), count, frames, size, stride)
+
+
+def _read(files: list[Path], count: int, frames: int, size: int, stride: int) -> Tensor:
+    clips = []
+    for file in files[:: max(1, len(files) // count)][:count]:
+        video = probe(file)
+        step_s = stride * video.duration_s / video.frames
+        start_s = max(0.0, (video.duration_s - frames * step_s) / 2)
+        instants_s = [min(start_s + i * step_s, video.duration_s * 0.999) for i in range(frames)]
+        planes = YuvClips.empty(1, frames, size)
+        cut_views(pictures_at(file.read_bytes(), instants_s), lambda h, w: evaluation_views(h, w, 1), planes)
+        clips.append(planes.rgb())
+    return torch.cat(clips)
+
+
+def _classifier(size: str, frames: int, pixels: int, shortening: Shortening) -> Classifier:
+    """The same random weights for every way."""
+    torch.manual_seed(0)
+    shape = SIZES[size].encoder
+    encoder = Encoder(shape, TokenGrid.of(frames, pixels, shape.patch))
+    head = build_head(Part(name="linear", args={"init_std": 0.02}), width=shape.width, classes=CLASSES)
+    pruning = shortening.build(shape)
+    return Classifier(shortening.apply(encoder, pruning), head, pruning=pruning)
+
+
+def _step(model: Classifier, clip_BCTHW: Tensor) -> Step:
+    count = len(clip_BCTHW)
+    batch = ClipBatch(
+        pixels=clip_BCTHW,
+        clip_index_B=torch.arange(count),
+        label_B=torch.arange(count) % CLASSES,
+        weight_B=torch.ones(count),
+    )
+    draws = ClipRandom(0, batch.clip_index_B)
+    return Step(model, lambda: model(batch, draws)["loss"].mean())
+
+
+class Scored(NamedTuple):
+    """The scores of clips, and the share of each one's tokens that reaches the last block's MLP."""
+
+    logits_BY: Tensor
+    left_B: Tensor
+
+
+@torch.inference_mode()
+def _scored(model: Classifier, clip_BCTHW: Tensor) -> Scored:
+    features = [model.features(clip_1CTHW) for clip_1CTHW in clip_BCTHW.split(1)]
+    logits = [model.head(tokens_BND, None, weight_BN) for tokens_BND, weight_BN, _ in features]
+    tokens = model.encoder.grid.tokens
+    left_B = torch.cat([part.kept_B for part in features])
+    for _ in model.encoder.blocks:
+        left_B = left_B - (left_B // 2).clamp(max=model.encoder.merge_per_block)
+    return Scored(torch.cat(logits), left_B / tokens)
+
+
+def _size(values: Tensor) -> Tensor:
+    """Root mean square."""
+    return values.square().mean().sqrt()

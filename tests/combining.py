@@ -1,0 +1,245 @@
+"""Every combination of parts, at a tiny size: it trains, or it is refused before anything starts.
+
+The parts are found in their folders, so a new one is combined with all the others by itself.
+"""
+
+import atexit
+import functools
+import itertools
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from data_tools.parts import part_names
+from data_tools.randomness import ClipRandom
+from data_tools.stream.batch import ClipBatch
+from pretrain.combination import check_combination
+from pretrain.masking.base import Masking
+from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
+from pretrain.model.content import luma
+from pretrain.model.sizes import ModelConfig
+from pretrain.model.tokens import TokenGrid
+from pretrain.noise.base import Noise
+from pretrain.pruning.base import Pruning
+from pretrain.runtime.optimiser import parameter_groups
+from pretrain.split import TokenSplit
+from pretrain.targets.base import Target
+from tests.default_parts import build_default, default_part
+from tests.pretrain.target_models import save_teacher
+
+FOLDERS = {
+    "masking": "pretrain.masking",
+    "pruning": "pretrain.pruning",
+    "attention": "pretrain.model.attention",
+    "positions": "pretrain.model.positions",
+    "target": "pretrain.targets",
+    "noise": "pretrain.noise",
+}
+CLIPS, FRAMES, SIDE = 2, 8, 24
+STEPS = 3
+MODEL = {
+    "size": "tiny",
+    "patch_size": 8,
+    "width": 12,
+    "heads": 2,
+    "depth": 2,
+    "decoder_width": 12,
+    "decoder_heads": 2,
+    "decoder_depth": 1,
+}
+EXTRAS = {"qk_norm": True, "layer_scale": 0.1, "registers": 1, "drop_path": 0.1}
+"""What every other combination has besides; with joint attention tokens are merged too."""
+
+Combination = Mapping[str, str]
+"""The name of a part for each axis, "cross" or "self" for the decoder."""
+
+
+def axes() -> dict[str, list[str]]:
+    """What there is to choose from."""
+    return {axis: part_names(folder) for axis, folder in FOLDERS.items()} | {"decoder": ["cross", "self"]}
+
+
+def all_combinations() -> Iterator[Combination]:
+    """Each of them once."""
+    choices = axes()
+    return (dict(zip(choices, names, strict=True)) for names in itertools.product(*choices.values()))
+
+
+def pairwise_covering(choices: Mapping[str, list[str]], seed: int) -> list[Combination]:
+    """Few combinations that hold every pair of parts of two axes, greedily, another set for another seed."""
+    chance = random.Random(seed)
+    missing = {
+        frozenset(((one, a), (other, b)))
+        for one, other in itertools.combinations(choices, 2)
+        for a, b in itertools.product(choices[one], choices[other])
+    }
+    found = []
+    while missing:
+        seed_pair = dict(chance.choice(sorted(missing, key=sorted)))
+        tries = [_filled(seed_pair, choices, missing, chance) for _ in range(10)]
+        best = max(tries, key=lambda combination: len(missing & pairs_of(combination)))
+        missing -= pairs_of(best)
+        found.append({axis: best[axis] for axis in choices})
+    return found
+
+
+def pairs_of(combination: Combination) -> set[frozenset[tuple[str, str]]]:
+    """Each two parts of a combination."""
+    return {frozenset(pair) for pair in itertools.combinations(combination.items(), 2)}
+
+
+def _filled(
+    start: Combination,
+    choices: Mapping[str, list[str]],
+    missing: set[frozenset[tuple[str, str]]],
+    chance: random.Random,
+) -> dict[str, str]:
+    """A combination that holds the start; the other axes, in any order, take what covers most."""
+    row = dict(start)
+    for axis in chance.sample(sorted(choices.keys() - start.keys()), len(choices) - len(start)):
+        gains = {
+            name: sum(frozenset(((axis, name), chosen)) in missing for chosen in row.items())
+            for name in chance.sample(choices[axis], len(choices[axis]))
+        }
+        row[axis] = max(gains, key=lambda name: gains[name])
+    return row
+
+
+class Prepared(NamedTuple):
+    """What a run is made of once its config has been accepted."""
+
+    model: MaskedAutoencoder
+    split: TokenSplit
+
+
+def prepare(combination: Combination) -> Prepared:
+    """What `training.make_plan` does with a config, but for the data.
+
+    Raises:
+        ValueError: the combination is refused.
+    """
+    given = {"encoder": str(teacher())} if combination["target"] == "teacher" else {}
+    parts = {
+        "masking": build_default(FOLDERS["masking"], combination["masking"], Masking),
+        "pruning": build_default(FOLDERS["pruning"], combination["pruning"], Pruning),
+        "noise": build_default(FOLDERS["noise"], combination["noise"], Noise),
+        "target": build_default(FOLDERS["target"], combination["target"], Target, **given),
+    }
+    config = _model_config(combination, **parts)
+    patch = config.shape().encoder.patch
+    grid = TokenGrid.of(FRAMES, SIDE, patch)
+    parts["masking"].counts(grid)
+    check_combination(config, **parts)
+    torch.manual_seed(0)
+    masking = parts.pop("masking")
+    model = build_autoencoder(config, grid, **parts, clips=STEPS * CLIPS)
+    split = TokenSplit(
+        masking=masking,
+        grid=grid,
+        patch=patch,
+        seed=0,
+        pruning=parts["pruning"],
+        clips_per_step=CLIPS,
+        predict_share=config.predict_share,
+        predict=config.predict,
+    )
+    return Prepared(model, split)
+
+
+@functools.cache
+def teacher() -> Path:
+    """A folder with an exported encoder for clips like these, gone when this process ends."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    patch = ModelConfig(**MODEL).shape().encoder.patch
+    save_teacher(folder, TokenGrid.of(FRAMES, SIDE, patch), patch)
+    return folder
+
+
+def _model_config(combination: Combination, *, noise: Noise, target: Target, **other: object) -> ModelConfig:
+    attention = default_part(FOLDERS["attention"], combination["attention"])
+    has_decoder = target.wanted_values(ModelConfig(**MODEL).shape().encoder) > 0
+    is_odd = len("".join(combination.values())) % 2 == 1
+    return ModelConfig(
+        **MODEL,
+        **(EXTRAS if is_odd else {}),
+        **({"merge_per_block": 1} if is_odd and attention.name == "joint" else {}),
+        **({"decoder_attention": attention} if combination["decoder"] == "self" else {}),
+        decoder=combination["decoder"],
+        attention=attention,
+        positions=default_part(FOLDERS["positions"], combination["positions"]),
+        noise_conditioning=noise.has_level and has_decoder,
+        predict="running_cell" if is_odd else "random",
+    )
+
+
+def train(prepared: Prepared) -> None:
+    """Train a few steps.
+
+    Raises:
+        AssertionError: a loss or a gradient is not finite, a parameter has none, or a group's is zero.
+    """
+    model, split = prepared
+    model.train()
+    groups = parameter_groups(model, weight_decay=0.05)
+    optimiser = torch.optim.AdamW(groups, lr=1e-3, fused=True)
+    for step in range(STEPS):
+        clips = range(step * CLIPS, (step + 1) * CLIPS)
+        batch = make_batch(split, clips)
+        losses = model(batch, ClipRandom(0, batch.clip_index_B))
+        assert all(value_B.shape == (CLIPS,) for value_B in losses.values())
+        assert all(value_B.isfinite().all() for value_B in losses.values()), losses
+        optimiser.zero_grad()
+        losses["loss"].mean().backward()
+        _check_gradients(model, groups)
+        optimiser.step()
+        model.after_update((step + 1) / STEPS)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def _check_gradients(model: MaskedAutoencoder, groups: list[dict]) -> None:
+    size_of: dict[torch.nn.Parameter, float] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{name} has no gradient"
+            size_of[parameter] = float(parameter.grad.abs().sum())
+            assert isfinite(size_of[parameter]), f"the gradient of {name} is not finite"
+    for group in groups:
+        assert any(size_of[parameter] for parameter in group["params"]), "a group's gradient is zero"
+    for name, child in model.named_children():
+        sizes = [size_of[parameter] for parameter in child.parameters() if parameter in size_of]
+        assert not sizes or any(sizes), f"the gradient of {name} is zero"
+
+
+def make_batch(split: TokenSplit, clips: range) -> ClipBatch:
+    """Clips of noise, a third of which stands still and a third of which moves late."""
+    chance = torch.Generator().manual_seed(clips[0])
+    size = (len(clips), 3, FRAMES, SIDE, SIDE)
+    clip_BCTHW = torch.randint(0, 256, size, dtype=torch.uint8, generator=chance)
+    still, late = slice(0, SIDE // 3), slice(SIDE // 3, 2 * SIDE // 3)
+    clip_BCTHW[..., still] = clip_BCTHW[:, :, :1, :, still]
+    clip_BCTHW[:, :, : FRAMES // 2, :, late] = clip_BCTHW[:, :, :1, :, late]
+    rows = [split(luma_THW, clip) for luma_THW, clip in zip(luma(clip_BCTHW), clips, strict=True)]
+    return ClipBatch(
+        pixels=clip_BCTHW,
+        clip_index_B=torch.tensor(clips),
+        label_B=torch.zeros(len(clips), dtype=torch.int64),
+        weight_B=torch.ones(len(clips)),
+        tokens={name: torch.stack([row[name] for row in rows]) for name in rows[0]},
+    )
+
+
+def refusal_or_training(combination: Combination) -> str | None:
+    """Why the combination is refused; None where it has trained. Whatever else happens is raised."""
+    try:
+        prepared = prepare(combination)
+    except ValueError as refusal:
+        return str(refusal)
+    train(prepared)
+    return None

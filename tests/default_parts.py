@@ -1,0 +1,31 @@
+"""Arguments for parts that cannot be built without any, for the tests that walk whole folders."""
+
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from data_tools.parts import Part, build_part
+
+Interface = TypeVar("Interface")
+
+ARGS: dict[str, dict[str, Any]] = {
+    "pretrain.masking.jitter": {"of": "uniform", "least": 0.5, "most": 0.75},
+    "pretrain.noise.several": {"parts": {"photometric": {}, "gaussian": {}, "frames": {}, "token": {}}},
+    "pretrain.pruning.motion": {"keep": 0.5},
+    "pretrain.pruning.run_length": {"keep": 0.5},  # it needs none, but pretraining needs a share
+    "pretrain.targets.weighted": {"parts": {"pixels": {}, "features": {"weight": 0.5}}},
+}
+
+
+def default_part(folder: str, name: str) -> Part:
+    """The part as a config would name it, with the arguments that it cannot do without."""
+    return Part(name=name, args=dict(ARGS.get(f"{folder}.{name}", {})))
+
+
+def build_default(folder: str, name: str, interface: type[Interface], **given: Any) -> Interface:
+    """Build a part with its defaults; says what to do about a new one that needs arguments."""
+    part = default_part(folder, name)
+    try:
+        return build_part(folder, replace(part, args={**part.args, **given}), interface)
+    except ValueError as error:
+        message = f"{folder}.{name} needs arguments: add them to ARGS in tests/default_parts.py ({error})"
+        raise AssertionError(message) from error

@@ -1,0 +1,19 @@
+"""What the tests of whole fine-tuning runs share."""
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def common(synth_shards, repo):
+    """What every run here shares: the shipped demo config on small shards, few steps."""
+    return [
+        repo / "configs/finetune/demo.yaml",
+        f"data.train={synth_shards / 'train'}",
+        f"data.validation={synth_shards / 'validation'}",
+        "data.workers=0",
+        "batch.global_clips=8",
+        "epochs=0.5",
+        "engine.device=cpu",
+        "engine.cpu_threads=1",
+        "log.every_steps=1",
+    ]

@@ -1,0 +1,242 @@
+"""Pruning in the classifier: what the encoder is shown of each clip, against one clip at a time."""
+
+import pytest
+import torch
+
+from data_tools.parts import Part, part_names
+from data_tools.randomness import ClipRandom
+from data_tools.stream.batch import ClipBatch
+from finetune.classifier import Classifier
+from finetune.features import Features
+from finetune.heads.base import build_head
+from finetune.shortening import Shortening
+from pretrain.model.content import luma
+from pretrain.model.encoder import Encoder
+from pretrain.model.sizes import EncoderShape
+from pretrain.model.tokens import TokenGrid, normalise, patchify
+
+SHAPE = EncoderShape(width=24, depth=2, heads=2, mlp_width=48, patch=(2, 4, 4))
+GRID = TokenGrid.of(8, 16, SHAPE.patch)
+CLIPS = 4
+SHARE, NEED = 0.4, None
+
+PRUNINGS = [
+    Part(name="run_length", args={"keep": SHARE}),
+    Part(name="run_length", args={"keep": NEED}),
+    Part(name="motion", args={"keep": SHARE}),
+    Part(name="motion", args={"threshold": 30.0}),
+    Part(name="learned", args={"keep": SHARE}),
+    Part(name="learned", args={"keep": NEED}),
+    Part(name="none"),
+]
+prunings = pytest.mark.parametrize("part", PRUNINGS, ids=lambda part: f"{part.name}-{part.args}")
+
+
+def make(part, *, head="attentive", drop_path=0.0, registers=0, merge_per_block=0, **settings):
+    torch.manual_seed(0)
+    shape = EncoderShape(**{**vars(SHAPE), "registers": registers})
+    shortening = Shortening(pruning=part, merge_per_block=merge_per_block)
+    pruning = shortening.build(shape)
+    encoder = shortening.apply(Encoder(shape, GRID, drop_path=drop_path), pruning)
+    if encoder.shape.run_lengths:
+        torch.nn.init.normal_(encoder.run_table_ND)
+    if encoder.shape.scorer:
+        torch.nn.init.normal_(encoder.scorer.shrink.weight)
+    args = {"head_width": 8} if head == "attentive" else {"init_std": 0.5}
+    built = build_head(Part(name=head, args=args), width=24, classes=5)
+    return Classifier(encoder, built, pruning=pruning, **settings)
+
+
+def make_batch():
+    """Clips of which a growing part stands still, the last one altogether."""
+    chance = torch.Generator().manual_seed(1)
+    clip_BCTHW = torch.randint(256, (CLIPS, 3, 8, 16, 16), generator=chance, dtype=torch.uint8)
+    for row, still in enumerate((0, 4, 12, 16)):
+        clip_BCTHW[row, :, :, :, :still] = clip_BCTHW[row, :, :1, :, :still]
+    return ClipBatch(
+        pixels=clip_BCTHW,
+        clip_index_B=torch.arange(CLIPS),
+        label_B=torch.arange(CLIPS),
+        weight_B=torch.ones(CLIPS),
+    )
+
+
+def chosen_by_hand(classifier, clip_1CTHW):
+    """Which tokens of a clip stay: a plain list, and how long their runs are."""
+    pruning, encoder = classifier.pruning, classifier.encoder
+    patches_1NP = normalise(patchify(clip_1CTHW, SHAPE.patch))
+    everything = list(range(GRID.tokens))
+    if pruning.is_learned:
+        score_N = encoder.scorer(encoder.embed(patches_1NP, None))[0]
+        is_kept_N, run_N = score_N > encoder.scorer.threshold_1, None
+    else:
+        worth = pruning.weigh(luma(clip_1CTHW), SHAPE.patch)
+        score_N, is_kept_N = worth.score_BN[0], worth.is_kept_BN[0]
+        run_N = None if worth.run_BN is None else worth.run_BN[0]
+    if pruning.keep is None:
+        kept = [token for token in everything if is_kept_N[token]]
+    else:
+        best = sorted(everything, key=lambda token: (-score_N[token].item(), token))
+        kept = sorted(best[: round(GRID.tokens * pruning.keep)])
+    return patches_1NP, kept, run_N, score_N
+
+
+def features_by_hand(classifier, clip_1CTHW):
+    """A clip's tokens, with nothing but the encoder's own two steps."""
+    encoder = classifier.encoder
+    patches_1NP, kept, run_N, score_N = chosen_by_hand(classifier, clip_1CTHW)
+    index_1K = torch.tensor([kept])
+    run_1K = None if run_N is None else run_N[index_1K]
+    x_1KD = encoder.embed(patches_1NP[:, kept], index_1K, run_1K)
+    if classifier.pruning.is_learned:
+        x_1KD = x_1KD * 2 * torch.sigmoid(score_N[kept] - encoder.scorer.threshold_1)[None, :, None]
+    return encoder.encode(x_1KD, index_1K)
+
+
+@prunings
+@pytest.mark.parametrize("registers", [0, 2])
+@torch.no_grad()
+def test_the_encoder_sees_the_kept_tokens_of_each_clip_alone(part, registers):
+    classifier, clip_BCTHW = make(part, registers=registers).eval(), make_batch().clip_BCTHW
+
+    features = classifier.features(clip_BCTHW)
+    logits_BY = classifier.logits(clip_BCTHW)
+
+    for row in range(CLIPS):
+        expected_1KD = features_by_hand(classifier, clip_BCTHW[row : row + 1])
+        kept = expected_1KD.shape[1]
+        assert features.kept_B[row] == kept
+        assert torch.allclose(features.tokens_BND[row, :kept], expected_1KD[0], atol=1e-5)
+        assert torch.allclose(logits_BY[row], classifier.head(expected_1KD, None)[0], atol=1e-5)
+
+
+def test_a_clip_that_stands_still_keeps_its_first_slice_and_one_that_moves_keeps_all():
+    classifier = make(Part(name="run_length"))
+
+    kept_B = classifier.features(make_batch().clip_BCTHW).kept_B
+
+    assert kept_B.tolist() == [64, 4 * 12 + 4, 4 * 4 + 12, 16]
+
+
+@prunings
+def test_every_weight_that_has_a_say_learns_and_no_other_is_trained(part):
+    classifier, batch = make(part, head="linear"), make_batch()
+
+    classifier(batch, ClipRandom(0, batch.clip_index_B))["loss"].mean().backward()
+
+    idle = {name for name, value in classifier.named_parameters() if not value.requires_grad}
+    is_by_need = part.name == "learned" and part.args["keep"] is None
+    assert idle == ({"encoder.scorer.threshold_1"} if is_by_need else set())
+    for name, parameter in classifier.named_parameters():
+        assert name in idle or parameter.grad.abs().sum() > 0, name
+
+
+def test_a_scorer_that_is_not_asked_stays_as_it_is():
+    encoder = make(Part(name="learned")).encoder
+
+    classifier = Classifier(encoder, build_head(Part(name="linear"), width=24, classes=5))
+
+    assert not any(value.requires_grad for value in classifier.encoder.scorer.parameters())
+    assert classifier.encoder.embed_patches.weight.requires_grad
+
+
+@prunings
+def test_drop_path_in_training_is_a_function_of_the_clip_whatever_is_kept(part):
+    classifier, batch = make(part, drop_path=0.8, head="linear").train(), make_batch()
+
+    first_B = classifier(batch, ClipRandom(0, batch.clip_index_B))["loss"]
+
+    assert torch.equal(first_B, classifier(batch, ClipRandom(0, batch.clip_index_B))["loss"])
+    assert not torch.allclose(first_B, classifier.eval()(batch, ClipRandom(0, batch.clip_index_B))["loss"])
+
+
+def test_training_tells_which_share_was_kept_where_something_is_pruned():
+    batch = make_batch()
+    draws = ClipRandom(0, batch.clip_index_B)
+
+    values = make(Part(name="run_length"))(batch, draws)
+
+    assert values["kept"].tolist() == [1, 52 / 64, 28 / 64, 0.25]
+    assert "kept" not in make(Part(name="none"))(batch, draws)
+
+
+def test_an_encoder_that_knows_runs_is_told_runs_of_one_where_nothing_is_pruned():
+    encoder = make(Part(name="run_length")).encoder
+    classifier = Classifier(encoder, build_head(Part(name="linear"), width=24, classes=5)).eval()
+    clip_BCTHW = make_batch().clip_BCTHW
+
+    before_BND = classifier.features(clip_BCTHW).tokens_BND
+    with torch.no_grad():
+        encoder.run_table_ND[1:] += 1
+    unchanged_BND = classifier.features(clip_BCTHW).tokens_BND
+    with torch.no_grad():
+        encoder.run_table_ND[0] += torch.randn(24)
+
+    assert torch.equal(unchanged_BND, before_BND)
+    assert not torch.allclose(classifier.features(clip_BCTHW).tokens_BND, before_BND, atol=1e-3)
+
+
+@pytest.mark.parametrize("part", [Part(name="none"), Part(name="motion", args={"keep": 0.5})], ids=str)
+def test_merging_goes_with_all_tokens_and_with_a_fixed_share(part):
+    classifier, clip_BCTHW = make(part, merge_per_block=3).eval(), make_batch().clip_BCTHW
+    merged_BND = classifier.features(clip_BCTHW).tokens_BND
+    classifier.encoder.merge_tokens(0)
+
+    plain_BND = classifier.features(clip_BCTHW).tokens_BND
+
+    assert merged_BND.shape == plain_BND.shape
+    assert not torch.allclose(merged_BND, plain_BND, atol=1e-4)
+    assert all(len(tokens_ND.unique(dim=0)) == len(tokens_ND) - 6 for tokens_ND in merged_BND)
+
+
+def test_batches_of_different_lengths_are_joined_with_padding():
+    parts = [Features(torch.ones(1, 3, 2), torch.ones(1, 3)), Features(torch.ones(2, 5, 2), torch.ones(2, 5))]
+
+    tokens_BND, weight_BN = Features.join(parts)
+
+    assert tokens_BND.shape == (3, 5, 2)
+    assert torch.equal(weight_BN, torch.tensor([[1.0, 1, 1, 0, 0], [1] * 5, [1] * 5]))
+    assert torch.equal(tokens_BND.sum(dim=2), 2 * weight_BN)
+
+
+def test_the_contract_holds_every_pruning_there_is():
+    assert {part.name for part in PRUNINGS} == set(part_names("pretrain.pruning"))
+
+
+def test_a_pruned_encoder_keeps_its_weights_and_gets_what_it_lacks():
+    encoder = Encoder(SHAPE, GRID)
+    shortening = Shortening(pruning=Part(name="run_length", args={"run_lengths": 3}))
+
+    grown = shortening.apply(encoder, shortening.build(SHAPE))
+
+    assert not grown.run_table_ND.any() and len(grown.run_table_ND) == 3
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(grown.state_dict()[name], value)
+    again = shortening.apply(grown, shortening.build(grown.shape))
+    assert again is grown
+
+
+@pytest.mark.parametrize(
+    ("part", "merge", "options", "message"),
+    [
+        (Part(name="run_lenght"), 0, {}, "no pruning named 'run_lenght'; did you mean 'run_length'"),
+        (
+            Part(name="run_length"),
+            4,
+            {},
+            r"merge\.per_block must be 0 where pruning lets each clip keep what it needs, got 4",
+        ),
+        (
+            Part(name="none"),
+            4,
+            {"attention": Part(name="divided")},
+            r"merge\.per_block must be 0 where model\.attention is divided, not joint, got 4",
+        ),
+        (Part(name="learned"), 0, {}, r"pruning\.name=learned needs an encoder that has learned to score"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(part, merge, options, message):
+    shape = EncoderShape(**{**vars(SHAPE), **options})
+
+    with pytest.raises(ValueError, match=message):
+        Shortening(pruning=part, merge_per_block=merge).build(shape, may_learn=False)

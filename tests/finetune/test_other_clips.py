@@ -1,0 +1,116 @@
+"""Fine-tuning on other clips than the encoder was pretrained on: its positions are resampled."""
+
+import logging
+
+import pytest
+import torch
+
+from data_tools.config import load_config
+from data_tools.parts import Part, part_names
+from finetune.build import build_classifier, clip_config, describe_encoder
+from finetune.config import FinetuneConfig
+from finetune.layer_decay import layer_of
+from finetune.model_file import load_model, save_model
+from pretrain.encoder_file import EncoderDescription, announce_resampling, load_description, save_encoder
+from pretrain.model.encoder import Encoder
+from pretrain.model.sizes import EncoderShape
+from pretrain.model.tokens import TokenGrid
+
+GRID, OTHER = TokenGrid(2, 2, 2), TokenGrid(4, 3, 3)
+LONGER = ["clip.frames=8", "clip.size=24"]
+
+
+def load(*overrides):
+    needed = [
+        "run_dir=r",
+        "epochs=1",
+        "data.train=t",
+        "data.validation=v",
+        "batch.global_clips=8",
+        "optim.lr=1",
+    ]
+    return load_config(FinetuneConfig, None, [*needed, *overrides])
+
+
+@pytest.fixture(params=part_names("pretrain.model.positions"))
+def folder(request, tmp_path):
+    shape = EncoderShape(
+        width=32, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8), positions=Part(name=request.param)
+    )
+    description = EncoderDescription(shape=shape, grid=GRID, reference=GRID, frames=4, stride=2, size=16)
+    torch.manual_seed(5)
+    save_encoder(tmp_path / "encoder", Encoder(shape, GRID), description)
+    return tmp_path / "encoder"
+
+
+def saved(config, folder):
+    description = describe_encoder(config)
+    classifier = build_classifier(config, description, classes=3).eval()
+    save_model(folder, classifier, description=description, head=config.head, classes=("a", "b", "c"))
+    return classifier, description
+
+
+def test_the_model_sees_the_configs_clips_with_the_encoders_weights(folder):
+    config = load(f"encoder={folder}", *LONGER)
+
+    description = describe_encoder(config)
+
+    assert (description.grid, description.reference) == (OTHER, GRID)
+    assert (clip_config(config, description).frames, clip_config(config, description).size) == (8, 24)
+    encoder = build_classifier(config, description, classes=3).encoder
+    assert (encoder.grid, encoder.reference) == (OTHER, GRID)
+    torch.manual_seed(5)
+    exported = Encoder(encoder.shape, GRID).state_dict()
+    assert all(torch.equal(value, exported[name]) for name, value in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("clip", [["clip.frames=8"], ["clip.size=24"], ["clip.frames=2", "clip.size=8"]])
+def test_one_size_may_differ_alone(folder, clip):
+    config = load(f"encoder={folder}", *clip)
+    description = describe_encoder(config)
+    clip_BCTHW = torch.zeros(1, 3, description.frames, description.size, description.size, dtype=torch.uint8)
+    assert build_classifier(config, description, classes=3).logits(clip_BCTHW).isfinite().all()
+
+
+def test_a_model_of_other_clips_comes_back_as_it_was(folder, tmp_path):
+    classifier, description = saved(load(f"encoder={folder}", *LONGER), tmp_path / "model")
+    clip_BCTHW = torch.randint(256, (2, 3, 8, 24, 24), dtype=torch.uint8)
+
+    model = load_model(tmp_path / "model")
+
+    assert torch.equal(model.classifier.logits(clip_BCTHW), classifier.logits(clip_BCTHW))
+    assert model.description == description
+
+
+def test_a_further_fine_tuning_resamples_from_the_first_grid(folder, tmp_path):
+    saved(load(f"encoder={folder}", *LONGER), tmp_path / "model")
+    assert load_description(tmp_path / "model").reference == GRID
+
+    kept = describe_encoder(load(f"encoder={tmp_path / 'model'}"))
+    assert (kept.grid, kept.reference) == (OTHER, GRID)
+
+    config = load(f"encoder={tmp_path / 'model'}", "clip.frames=4", "clip.size=16")
+    back = describe_encoder(config)
+    assert (back.grid, back.reference) == (GRID, GRID)
+    torch.manual_seed(5)
+    clip_BNP = torch.randn(1, GRID.tokens, back.shape.patch_values)
+    encoder = build_classifier(config, back, classes=3).encoder.eval()
+    torch.manual_seed(5)
+    assert torch.equal(encoder(clip_BNP, None), Encoder(back.shape, GRID)(clip_BNP, None))
+
+
+def test_resampling_is_announced_with_both_grids_and_nothing_else_is(folder, caplog):
+    caplog.set_level(logging.INFO, logger="kinemae")
+    for overrides in ([], LONGER):
+        description = describe_encoder(load(f"encoder={folder}", *overrides))
+        announce_resampling(description.reference, description.grid)
+
+    (message,) = caplog.messages
+    assert "from 2x2x2 tokens (slices x rows x columns) in pretraining to 4x3x3" in message
+
+
+def test_what_is_learned_of_positions_moves_as_little_as_the_patches(folder):
+    config = load(f"encoder={folder}")
+    classifier = build_classifier(config, describe_encoder(config), classes=3)
+    names = [name for name, _ in classifier.named_parameters() if ".positions." in name]
+    assert all(layer_of(name, depth=2) == 0 for name in names)

@@ -1,0 +1,82 @@
+"""Fine-tuning with pruning from the command line: train, evaluate as trained, evaluate otherwise."""
+
+import json
+
+import pytest
+
+from tests.finetune.test_finetune_run import SCRATCH, finetune, read_result, start
+
+PRUNED = ["clip.size=32", "pruning={name: run_length, args: {threshold: 12.0}}"]
+TOKENS = 2 * 4 * 4
+
+
+@pytest.fixture(scope="module")
+def pruned_run(common, repo, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "pruned"
+    start("train", *common, *SCRATCH, *PRUNED, f"run_dir={run_dir}", repo=repo)
+    return run_dir
+
+
+@pytest.fixture
+def own_result(pruned_run):
+    """The run's own result, put back after the test."""
+    text = (pruned_run / "result.json").read_text()
+    yield json.loads(text)
+    (pruned_run / "result.json").write_text(text)
+
+
+def test_a_pruned_run_tells_how_many_tokens_it_kept(pruned_run, own_result):
+    lines = [json.loads(line) for line in (pruned_run / "metrics.jsonl").read_text().splitlines()]
+
+    assert all(0 < line["kept"] < 1 for line in lines)
+    assert own_result["tokens"]["grid"] == TOKENS
+    assert TOKENS / 2 <= own_result["tokens"]["kept"] < TOKENS
+    assert own_result["run"]["pruning"] == {"name": "run_length", "args": {"threshold": 12.0}}
+
+
+@pytest.mark.parametrize("clips", [1, 5])
+def test_evaluating_a_pruned_model_gives_the_runs_own_score(pruned_run, own_result, clips):
+    assert finetune("evaluate", pruned_run, f"batch.clips_per_device={clips}") == 0
+
+    assert read_result(pruned_run) == own_result
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        (["pruning={name: none}"], TOKENS),
+        (["pruning.name=none", "merge.per_block=4"], TOKENS),
+        (["pruning={name: motion, args: {keep: 0.25}}"], TOKENS / 4),
+        (["pruning.args.threshold=300"], TOKENS / 2),
+    ],
+)
+def test_a_model_may_be_evaluated_under_another_pruning(pruned_run, own_result, overrides, kept):
+    assert finetune("evaluate", pruned_run, *overrides) == 0
+
+    assert read_result(pruned_run)["tokens"] == {"grid": TOKENS, "kept": kept}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pruning={name: learned}", "needs an encoder that has learned to score its tokens"),
+        ("merge.per_block=2", "merge.per_block must be 0 where pruning lets each clip keep what it needs"),
+        ("pruning.args.keep=2.0", "pruning.args.keep must be a share above 0 and at most 1"),
+    ],
+)
+def test_a_pruning_that_the_model_cannot_do_is_refused(pruned_run, own_result, override, message, capsys):
+    assert finetune("evaluate", pruned_run, override) == 2
+
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_says_how_many_tokens_are_kept(common, tmp_path, capsys):
+    share = ["pruning={name: motion, args: {keep: 0.25}}", "clip.size=32"]
+
+    assert (
+        finetune("train", *common, *SCRATCH, *share, f"run_dir={tmp_path / 'run'}", "--dry-run", "--json")
+        == 0
+    )
+
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["tokens"], counts["kept_tokens"]) == (TOKENS, TOKENS // 4)

@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from data_tools.parts import Part, build_part
+from data_tools.randomness import generator
+from pretrain.masking.base import Masking
+from pretrain.masking.tube import TubeMasking
+from pretrain.model.tokens import TokenGrid
+from pretrain.split import TokenSplit
+
+GRID = TokenGrid(4, 6, 5)
+PATCH = (2, 2, 2)
+STILL_THW = torch.zeros(8, 12, 10, dtype=torch.uint8)
+
+
+def jitter(**args):
+    return build_part(
+        "pretrain.masking",
+        Part(name="jitter", args={"of": "tube", "least": 0.5, "most": 0.9, "levels": 3} | args),
+        Masking,
+    )
+
+
+def test_each_level_is_the_masking_with_that_ratio():
+    expected = [TubeMasking(ratio=ratio).counts(GRID) for ratio in (0.5, 0.7, 0.9)]
+    assert [masking.counts(GRID) for masking in jitter().maskings] == expected
+    assert all(type(jitter().at(step)) is TubeMasking for step in range(10))
+
+
+def test_every_level_has_its_turn_equally_often_and_another_seed_another_order():
+    def hidden(seed):
+        return [jitter(seed=seed).at(step).counts(GRID)[1] for step in range(900)]
+
+    often = torch.tensor(hidden(0)).unique(return_counts=True)[1]
+    assert len(often) == 3 and ((often - 300).abs() < 75).all()
+    assert hidden(0) == hidden(0) != hidden(1)
+
+
+def test_all_clips_of_a_step_share_its_counts_and_its_clips_differ():
+    split = TokenSplit(masking=jitter(), grid=GRID, patch=PATCH, seed=3, clips_per_step=4)
+    seen = set()
+    for step in range(12):
+        clips = [split(STILL_THW, 4 * step + clip) for clip in range(4)]
+        assert {(len(clip["visible"]), len(clip["wanted"])) for clip in clips} == {split.counts(step)}
+        assert not torch.equal(clips[0]["wanted"], clips[1]["wanted"])
+        seen.add(split.counts(step))
+    assert len(seen) == 3
+
+
+def test_by_itself_it_is_the_first_step():
+    masking = jitter()
+    assert masking.counts(GRID) == masking.at(0).counts(GRID)
+    alone, first = (m.split(GRID, generator(0, purpose="masking")) for m in (masking, masking.at(0)))
+    assert torch.equal(torch.cat(alone), torch.cat(first))
+
+
+def test_a_level_that_the_grid_cannot_have_is_refused_before_its_step_comes():
+    masking = jitter(of="frame", least=0.1, most=0.5)
+    with pytest.raises(ValueError, match=r"ratio=0.1 leaves 120 tokens visible and 0 hidden"):
+        masking.counts(GRID)
+
+
+def test_what_the_other_masking_needs_is_passed_on():
+    assert not jitter().needs_motion
+    masking = jitter(of="motion", args={"led": "visible", "tubes": False})
+    assert masking.needs_motion and masking.at(3).led == "visible"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"of": "tubes"}, r"masking.args.of must be one of .*tube.*, got 'tubes'"),
+        ({"of": "jitter"}, r"masking.args.of must be one of .*, got 'jitter'"),
+        ({"args": {"ratio": 0.5}}, "masking.args.args must not hold ratio"),
+        ({"args": {"raito": 0.5}}, "masking.args.args: tube has no argument 'raito'; did you mean 'ratio'"),
+        ({"args": [1]}, r"masking.args.args must be that masking's arguments by name, got \[1\]"),
+        ({"least": 0.9}, r"masking.args must hold 0 < least < most < 1, got \(0.9, 0.9\)"),
+        ({"most": 1.0}, r"masking.args must hold 0 < least < most < 1, got \(0.5, 1.0\)"),
+        ({"least": float("nan")}, "masking.args must hold 0 < least < most < 1"),
+        ({"levels": 1}, "masking.args.levels must be at least 2, got 1"),
+    ],
+)
+def test_a_wrong_argument_is_refused(args, message):
+    with pytest.raises(ValueError, match=message):
+        jitter(**args)

@@ -1,0 +1,86 @@
+from itertools import permutations
+
+import pytest
+import torch
+
+from data_tools.randomness import generator
+from pretrain.masking.motion import STILL, MotionMasking
+from pretrain.model.tokens import TokenGrid
+
+GRID = TokenGrid(3, 4, 5)
+MOTION_N = torch.rand(GRID.tokens, generator=torch.Generator().manual_seed(1)) * 50 + STILL
+
+
+def split(masking, motion_N=MOTION_N, grid=GRID, sample=0):
+    return masking.split(grid, generator(0, purpose="masking", sample=sample), motion_N)
+
+
+def chance_of_being_drawn(odds, count):
+    """Of each item, when `count` are drawn one after another without replacement, by going through all."""
+    chance = [0.0] * len(odds)
+    for drawn in permutations(range(len(odds)), count):
+        left, likely = sum(odds), 1.0
+        for item in drawn:
+            likely *= odds[item] / left
+            left -= odds[item]
+        for item in drawn:
+            chance[item] += likely
+    return torch.tensor(chance)
+
+
+@pytest.mark.parametrize("led", ["hidden", "visible"])
+@pytest.mark.parametrize(("temperature", "power"), [(1.0, 1.0), (2.0, 0.5), (float("inf"), 0.0)])
+def test_tokens_are_drawn_without_replacement_with_odds_by_their_motion(led, temperature, power):
+    grid, draws = TokenGrid(1, 1, 5), 3000
+    motion_N = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
+    masking = MotionMasking(ratio=0.4, led=led, temperature=temperature, tubes=False)
+    side = 1 if led == "hidden" else 0
+    drawn = torch.cat([split(masking, motion_N, grid, sample)[side] for sample in range(draws)])
+    expected = chance_of_being_drawn((motion_N**power).tolist(), count=2 if led == "hidden" else 3)
+    assert (drawn.bincount(minlength=5) / draws - expected).abs().max() < 5 * (0.25 / draws) ** 0.5
+
+
+def test_an_infinite_temperature_does_not_look_at_motion_at_all():
+    masking = MotionMasking(temperature=float("inf"), tubes=False)
+    moving, still = split(masking), split(masking, torch.zeros(GRID.tokens))
+    assert torch.equal(torch.cat(moving), torch.cat(still))
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 1e-3])
+def test_a_temperature_near_0_takes_what_moves_most(temperature):
+    most_first = MOTION_N.argsort(descending=True)
+    visible_K, hidden_M = split(MotionMasking(ratio=0.8, temperature=temperature, tubes=False))
+    assert torch.equal(hidden_M.sort().values, most_first[:48].sort().values)
+    visible_K, _ = split(MotionMasking(ratio=0.8, led="visible", temperature=temperature, tubes=False))
+    assert torch.equal(visible_K, most_first[:12].sort().values)
+
+
+def test_tubes_hide_the_places_that_move_most_over_time_in_every_slice():
+    place_S = MOTION_N.view(3, 20).sum(0).argsort(descending=True)[:10].sort().values
+    _, hidden_M = split(MotionMasking(ratio=0.5, temperature=1e-9))
+    assert torch.equal(hidden_M.sort().values.view(3, 10), place_S + torch.tensor([[0], [20], [40]]))
+
+
+def test_only_proportions_of_motion_matter():
+    masking = MotionMasking(ratio=0.5, tubes=False)
+    assert torch.equal(torch.cat(split(masking)), torch.cat(split(masking, 4 * MOTION_N)))
+
+
+def test_noise_below_a_grey_level_counts_as_no_motion():
+    masking = MotionMasking(ratio=0.5, tubes=False)
+    trembling = torch.linspace(0, STILL, GRID.tokens)
+    assert torch.equal(torch.cat(split(masking, trembling)), torch.cat(split(masking, 0 * trembling)))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"led": "both"}, "masking.args.led must be one of hidden, visible, got 'both'"),
+        ({"temperature": 0.0}, "masking.args.temperature must be above 0, got 0.0"),
+        ({"temperature": -1.0}, "masking.args.temperature must be above 0, got -1.0"),
+        ({"temperature": float("nan")}, "masking.args.temperature must be above 0, got nan"),
+    ],
+)
+def test_a_wrong_argument_is_refused(args, message):
+    with pytest.raises(ValueError, match=message):
+        MotionMasking(**args)

@@ -1,0 +1,232 @@
+"""The health of the representation: right numbers, at the right steps, and the training none the wiser."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data_tools.command import DataError
+from data_tools.index import ShardIndex, open_index, write_index
+from data_tools.stream.evaluation import EvaluationVideos
+from pretrain.config import PretrainConfig
+from pretrain.health import HealthConfig, _spread, spread_videos
+from pretrain.model.tokens import normalise, patchify
+from pretrain.runtime.metrics import MetricsWriter, read_metrics
+from pretrain.training import Plan, _health_watch, make_plan, run_pretraining
+
+SmallConfig = Callable[..., PretrainConfig]
+ALWAYS = {"feature_std", "token_std", "effective_rank", "token_rank", "cosine", "kept_tokens"}
+
+
+def health_of(line: dict[str, Any]) -> dict[str, float]:
+    return {name.removeprefix("health/"): value for name, value in line.items() if name.startswith("health/")}
+
+
+def measured(plan: Plan, folder: Path) -> dict[str, float]:
+    """What the watcher writes of a plan's model as it is."""
+    folder.mkdir()
+    writer = MetricsWriter(folder, first_step=0, steps=plan.config.steps)
+    _health_watch(plan).after_step(plan.config.steps - 1, writer)
+    writer.write([{"step": 0, "loss": 1.0, "lr": 1.0}])
+    writer.close()
+    return health_of(read_metrics(folder / "metrics.jsonl")[0])
+
+
+def probe_of(synth_shards: Path, *, validation: str = "validation") -> list[str]:
+    return [
+        f"health.knn_train={synth_shards / 'train'}",
+        f"health.knn_validation={synth_shards / validation}",
+        "health.knn_videos=6",
+        "health.neighbours=3",
+    ]
+
+
+def test_training_is_the_same_to_the_last_bit_with_and_without(
+    small_config: SmallConfig, synth_shards: Path, tmp_path: Path
+) -> None:
+    """With noise, drop path and a teacher that has a mode of its own."""
+    lines, weights = {}, {}
+    for name, overrides in {
+        "with": ["health.every_steps=2", "health.clips=3", *probe_of(synth_shards)],
+        "without": ["health.every_steps=0"],
+    }.items():
+        config = small_config(
+            f"run_dir={tmp_path / name}", "target.name=features", "model.drop_path=0.3", *overrides
+        )
+        plan = make_plan(config)
+        run_pretraining(plan)
+        lines[name] = read_metrics(tmp_path / name / "metrics.jsonl")
+        weights[name] = plan.model.state_dict()
+    losses, others = ([line["loss"] for line in lines[name]] for name in ("with", "without"))
+    assert losses == others
+    assert all(torch.equal(weight, weights["without"][name]) for name, weight in weights["with"].items())
+    assert [bool(health_of(line)) for line in lines["with"]] == [False, True] * 3
+    assert not any(health_of(line) for line in lines["without"])
+    last = health_of(lines["with"][-1])
+    assert last.keys() >= ALWAYS | {"knn_accuracy", "ema_distance"}
+    assert last["ema_distance"] > 0 and 0 <= last["knn_accuracy"] <= 1
+
+
+def features(plan: Plan, index: ShardIndex, positions: Sequence[int]) -> Tensor:
+    """Tokens of centre crops, all clips at once, x_BND, as the plain encoder gives them."""
+    videos = EvaluationVideos(index, positions, clip=plan.config.clip, temporal_clips=1, spatial_crops=1)
+    items = [videos.read(i, quarantined={}, reading=lambda key: None) for i in range(len(positions))]
+    clip_BCTHW = torch.cat([item.pixels.rgb() for item in items])  # type: ignore[union-attr]
+    plan.model.encoder.eval()
+    with torch.no_grad():
+        return plan.model.encoder(normalise(patchify(clip_BCTHW, plan.model.encoder.shape.patch)), None)
+
+
+def test_the_numbers_are_those_of_numpy_on_the_encoder_s_features(
+    small_config: SmallConfig, tmp_path: Path
+) -> None:
+    plan = make_plan(small_config("health.clips=5", "noise.args.std=5.0"))
+    plan.model.train()
+    found = measured(plan, tmp_path / "measured")
+    assert isinstance(plan.index, ShardIndex)
+    x_BND = features(plan, plan.index, [0, 8, 16, 24, 32]).double().numpy()  # 5 of 40, evenly
+    pooled_BD, token_RD = x_BND.mean(axis=1), x_BND.reshape(-1, x_BND.shape[2])
+    assert found["feature_std"] == pytest.approx(pooled_BD.std(axis=0).mean(), rel=1e-4)
+    assert found["token_std"] == pytest.approx(token_RD.std(axis=0).mean(), rel=1e-4)
+    unit_BD = pooled_BD / np.linalg.norm(pooled_BD, axis=1, keepdims=True)
+    assert found["cosine"] == pytest.approx((unit_BD @ unit_BD.T)[np.triu_indices(5, 1)].mean(), rel=1e-6)
+    for name, rows in (("effective_rank", pooled_BD), ("token_rank", token_RD)):
+        values = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)
+        share = values[values > 1e-9] / values.sum()
+        assert found[name] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-3)
+    assert found["kept_tokens"] == 1.0
+
+
+def test_a_pruner_s_kept_share_is_what_it_would_keep_of_whole_clips(
+    small_config: SmallConfig, tmp_path: Path
+) -> None:
+    plan = make_plan(
+        small_config("health.clips=4", "pruning={name: run_length, args: {keep: 0.5, threshold: 20.0}}")
+    )
+    shares = [
+        plan.split.pruning.weigh(item.pixels.luma_BTHW, plan.split.patch).is_kept_BN.float().mean().item()
+        for videos in _health_watch(plan).videos
+        for item in videos
+    ]
+    found = measured(plan, tmp_path / "measured")
+    assert found["kept_tokens"] == pytest.approx(np.mean(shares)) and 0 < found["kept_tokens"] < 1
+
+
+def test_a_learned_pruner_s_kept_share_is_what_scores_above_its_threshold(
+    small_config: SmallConfig, tmp_path: Path
+) -> None:
+    plan = make_plan(small_config("health.clips=4", "pruning={name: learned, args: {keep: 0.5}}"))
+    threshold = plan.model.encoder.scorer.threshold_1
+    shares = []
+    for i, value in enumerate((-1e6, 0.0, 1e6)):
+        threshold.data.fill_(value)
+        shares.append(measured(plan, tmp_path / str(i))["kept_tokens"])
+    assert shares[0] == 1.0 and shares[2] == 0.0 and 0 < shares[1] < 1
+
+
+def test_each_video_s_nearest_neighbour_among_the_same_videos_is_itself(
+    small_config: SmallConfig, synth_shards: Path, tmp_path: Path
+) -> None:
+    probe = [*probe_of(synth_shards, validation="train"), "health.neighbours=1"]
+    plan = make_plan(small_config("health.clips=2", *probe))
+    assert measured(plan, tmp_path / "measured")["knn_accuracy"] == 1.0
+
+
+def test_clips_are_encoded_one_at_a_time_whatever_the_number(
+    small_config: SmallConfig, synth_shards: Path, tmp_path: Path
+) -> None:
+    """So memory does not grow with `health.clips` or `health.knn_videos`."""
+    plan = make_plan(small_config("health.clips=7", *probe_of(synth_shards)))
+    sizes = []
+    plan.model.encoder.blocks[0].register_forward_hook(
+        lambda block, inputs, output: sizes.append(len(inputs[0]))
+    )
+    measured(plan, tmp_path / "measured")
+    assert sizes == [1] * (7 + 2 * 6 + 2 * 6)
+
+
+def test_videos_that_cannot_be_read_are_left_out_and_cost_the_run_nothing(
+    small_config: SmallConfig, synth_shards: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(synth_shards / "train", tmp_path / "zeros")
+    for shard in open_index(tmp_path / "zeros").shards:
+        path = tmp_path / "zeros" / shard.name
+        path.write_bytes(bytes(path.stat().st_size))
+    probe = probe_of(synth_shards)
+    plan = make_plan(small_config("health.clips=3", *probe, f"data.shards={tmp_path / 'zeros'}"))
+    found = measured(plan, tmp_path / "measured")
+    assert found.keys() == {"knn_accuracy"} and found["knn_accuracy"] is not None
+    plan = make_plan(small_config("health.clips=3", *probe, f"health.knn_validation={tmp_path / 'zeros'}"))
+    assert measured(plan, tmp_path / "again")["knn_accuracy"] is None  # a number that is none
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"every_steps": -1}, "health.every_steps must be 0 .never. or more, got -1"),
+        ({"clips": 1}, "health.clips must be at least 2, got 1"),
+        ({"knn_videos": 1}, "health.knn_videos must be at least 2, got 1"),
+        ({"neighbours": 0}, "health.neighbours must be at least 1, got 0"),
+        ({"knn_train": "x"}, "health.knn_validation must be set where the other of the two is"),
+        ({"knn_validation": "x"}, "health.knn_train must be set where the other of the two is"),
+    ],
+)
+def test_a_wrong_value_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HealthConfig(**arguments)
+
+
+def relabelled(folder: Path, out: Path, *, label: int | None, classes: Sequence[str] | None) -> Path:
+    """A copy of a data set in which every sample has the label, or whose classes are called otherwise."""
+    shutil.copytree(folder, out)
+    index = open_index(folder)
+    samples = [index.sample(i) for i in range(len(index))]
+    samples = samples if label is None else [replace(sample, label=label) for sample in samples]
+    write_index(out, samples, index.shards, classes or index.classes, index.made_by)
+    return out
+
+
+def test_labelled_data_that_cannot_tell_anything_is_refused_before_the_run(
+    small_config: SmallConfig, synth_shards: Path, tmp_path: Path
+) -> None:
+    classes = open_index(synth_shards / "train").classes
+    folders = {
+        "unlabelled": synth_shards / "unlabelled",
+        "one": relabelled(synth_shards / "train", tmp_path / "one", label=2, classes=None),
+        "others": relabelled(
+            synth_shards / "validation", tmp_path / "others", label=None, classes=classes[::-1]
+        ),
+        "missing": tmp_path / "missing",
+        "good": synth_shards / "train",
+    }
+    for train, validation, message in [
+        ("unlabelled", "good", f"health.knn_train={folders['unlabelled']} has no labels"),
+        ("good", "unlabelled", f"health.knn_validation={folders['unlabelled']} has no labels"),
+        ("one", "good", f"the 32 videos that are used have one class alone, '{classes[2]}'"),
+        ("good", "others", "has other classes than health.knn_train="),
+        ("missing", "good", f"no folder of shards at {folders['missing']}"),
+    ]:
+        config = small_config(
+            f"health.knn_train={folders[train]}", f"health.knn_validation={folders[validation]}"
+        )
+        with pytest.raises(DataError) as caught:
+            make_plan(config)
+        assert message in str(caught.value)
+
+
+def test_videos_are_spread_over_a_data_set_and_over_the_sets_of_a_mixture(
+    small_config: SmallConfig, synth_shards: Path
+) -> None:
+    assert _spread(range(10), 4) == [0, 2, 5, 7]
+    assert _spread([3, 5, 9], 8) == [3, 5, 9]
+    mixture = {str(synth_shards / name): 1 for name in ("train", "unlabelled", "validation")}
+    plan = make_plan(small_config("data.shards=null", f"data.mixture={mixture}"))
+    found = spread_videos(plan.index, 8, clip=plan.config.clip, decoder="pyav")
+    assert [len(videos.positions) for videos in found] == [3, 3, 2]
+    assert sum(len(list(videos)) for videos in found) == 8

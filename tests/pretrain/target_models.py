@@ -1,0 +1,110 @@
+"""Small models and clips on which targets are tested."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_tools.randomness import ClipRandom
+from data_tools.stream.batch import ClipBatch
+from pretrain.encoder_file import EncoderDescription, save_encoder
+from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
+from pretrain.model.encoder import Encoder
+from pretrain.model.sizes import ModelConfig
+from pretrain.model.tokens import Patch, TokenGrid, gather_tokens, patchify
+from pretrain.noise.gaussian import GaussianNoise
+from pretrain.targets.base import Shown, Target
+from tests.default_parts import build_default
+
+FOLDER = "pretrain.targets"
+PATCH = (2, 4, 4)
+GRID = TokenGrid(2, 2, 2)
+WANTED = torch.tensor([[3, 0, 7], [5, 6, 1]])
+VISIBLE = torch.tensor([[1, 2, 4], [0, 2, 4]])
+
+
+def random_clip(grid: TokenGrid = GRID, patch: Patch = PATCH, *, low: int = 0, high: int = 256) -> Tensor:
+    """Two clips of independent pixels from `low` to below `high`."""
+    size = (2, 3, grid.t * patch[0], grid.h * patch[1], grid.w * patch[2])
+    return torch.randint(low, high, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def shown(clip_BCTHW: Tensor, **changes: Any) -> Shown:
+    """What is known of clips of the usual grid."""
+    usual = Shown(
+        clip_BCTHW=clip_BCTHW,
+        wanted_BM=WANTED,
+        visible_BK=VISIBLE,
+        added_BKP=None,
+        patch=PATCH,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+    return replace(usual, **changes)
+
+
+def wanted_pixels(clip_BCTHW: Tensor) -> Tensor:
+    return gather_tokens(patchify(clip_BCTHW, PATCH), WANTED)
+
+
+def batch_of(clip_BCTHW: Tensor, grid: TokenGrid = GRID) -> ClipBatch:
+    """A batch in which about a third of the tokens is visible."""
+    chance = torch.Generator().manual_seed(1)
+    order_BN = torch.rand(len(clip_BCTHW), grid.tokens, generator=chance).argsort(dim=1)
+    count = max(1, grid.tokens // 3)
+    return ClipBatch(
+        pixels=clip_BCTHW,
+        clip_index_B=torch.arange(len(clip_BCTHW)),
+        label_B=torch.zeros(len(clip_BCTHW), dtype=torch.int64),
+        weight_B=torch.ones(len(clip_BCTHW)),
+        tokens={"visible": order_BN[:, :count], "wanted": order_BN[:, count:]},
+    )
+
+
+def draws(seed: int = 0) -> ClipRandom:
+    return ClipRandom(seed, torch.arange(2))
+
+
+def small_config(patch: Patch = PATCH, **changes: Any) -> ModelConfig:
+    sizes = {"width": 24, "depth": 2, "decoder_width": 24, "decoder_depth": 1}
+    return ModelConfig(size="tiny", patch_frames=patch[0], patch_size=patch[1], **sizes | changes)
+
+
+def save_teacher(
+    folder: Path, grid: TokenGrid = GRID, patch: Patch = PATCH, **changes: Any
+) -> tuple[Encoder, EncoderDescription]:
+    """Export an encoder that is wider than the models here, with weights of its own."""
+    torch.manual_seed(7)
+    encoder = Encoder(small_config(patch, width=36).shape().encoder, grid).eval()
+    description = EncoderDescription(
+        shape=encoder.shape,
+        grid=grid,
+        reference=grid,
+        frames=grid.t * patch[0],
+        stride=1,
+        size=grid.h * patch[1],
+        **changes,
+    )
+    save_encoder(folder, encoder, description)
+    return encoder, description
+
+
+def build_target(name: str, teacher: Path) -> Target:
+    """A target by name, with arguments where it needs some; `teacher` is the folder of `save_teacher`."""
+    needed: dict[str, dict[str, Any]] = {
+        "teacher": {"encoder": str(teacher)},
+        "weighted": {"parts": {"motion": {}, "noise": {"weight": 0.5}, "features": {}, "pixels": {}}},
+    }
+    return build_default(FOLDER, name, Target, **needed.get(name, {}))
+
+
+def build_model(
+    target: Target, grid: TokenGrid = GRID, patch: Patch = PATCH, **changes: Any
+) -> MaskedAutoencoder:
+    """The model that trains with a target, under noise, so that every target has something to go by."""
+    torch.manual_seed(0)
+    return build_autoencoder(
+        small_config(patch, **changes), grid, target=target, noise=GaussianNoise(), clips=100
+    )

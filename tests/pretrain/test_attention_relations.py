@@ -1,0 +1,137 @@
+"""Relations against a loop over pairs of coordinates; what kinds of attention refuse."""
+
+import pytest
+import torch
+
+from data_tools.parts import Part
+from pretrain.model.attending import group_jobs
+from pretrain.model.attention.base import Tokens, build_attention
+from pretrain.model.places import REGISTER, Places
+from pretrain.model.sizes import ModelConfig
+from pretrain.model.tokens import TokenGrid
+from tests.token_places import CPU, grids, layouts, places_of
+
+
+def brute_force(sees, places):
+    """A loop over pairs, allowed_BNN; `sees` gets two (slice, row, column), their clip's tokens, the grid."""
+    grid, found = places.grid, []
+    rows = places.indices(CPU).tolist()
+    clips = [[0] * len(rows[0])] * len(rows) if places.lengths is None else places.clips(CPU).tolist()
+    at = {
+        index: (index // (grid.h * grid.w), index // grid.w % grid.h, index % grid.w)
+        for index in range(grid.tokens)
+    }
+    for row, clip in zip(rows, clips, strict=True):
+        for query, own in zip(row, clip, strict=True):
+            there = [
+                at[index]
+                for index, other in zip(row, clip, strict=True)
+                if other == own and index != REGISTER
+            ]
+            for key, other in zip(row, clip, strict=True):
+                free = REGISTER in (query, key)
+                found.append(own == other and (free or sees(at[query], at[key], there, grid)))
+    return torch.tensor(found).view(len(rows), len(rows[0]), len(rows[0]))
+
+
+def window_sees(window, is_shifted=False):
+    def box(place, side, length):
+        # Its number is that of the borders up to the place.
+        first = side // 2 if is_shifted and side < length else 0
+        return sum(border <= place for border in range(first, length, side) if border > 0)
+
+    def sees(query, key, there, grid):
+        axes = zip(query, key, window, (grid.t, grid.h, grid.w), strict=True)
+        return all(box(q, side, length) == box(k, side, length) for q, k, side, length in axes)
+
+    return sees
+
+
+def sparse_sees(reach, stride=None, top_k=None):
+    def sees(query, key, there, grid):
+        if all(abs(q - k) <= most for q, k, most in zip(query, key, reach, strict=True)):
+            return True
+        if query[1:] != key[1:]:
+            return False
+        if stride:
+            return abs(query[0] - key[0]) % stride == 0
+        others = {token[0] for token in there if token[1:] == query[1:]} - {query[0]}
+        nearest = sorted(others, key=lambda other: (abs(other - query[0]), other))
+        return key[0] in nearest[:top_k]
+
+    return sees
+
+
+@grids
+@layouts
+@pytest.mark.parametrize(
+    "part, block, attention, sees",
+    [
+        (Part(name="joint"), 0, 0, lambda query, key, there, grid: True),
+        (Part(name="divided"), 0, 0, lambda query, key, there, grid: query[1:] == key[1:]),
+        (Part(name="divided"), 1, 1, lambda query, key, there, grid: query[0] == key[0]),
+        (Part(name="windowed", args={"window": [3, 2, 1]}), 0, 0, window_sees((3, 2, 1))),
+        (Part(name="windowed", args={"window": [3, 2, 1]}), 1, 0, window_sees((3, 2, 1), True)),
+        (Part(name="windowed", args={"window": [2, 3, 4]}), 3, 0, window_sees((2, 3, 4), True)),
+        (Part(name="windowed", args={"window": [2, 3, 4], "shifted": False}), 3, 0, window_sees((2, 3, 4))),
+        (Part(name="sparse"), 0, 0, sparse_sees((1, 1, 1), stride=1)),
+        (Part(name="sparse", args={"window": [3, 1, 3], "stride": 3}), 1, 0, sparse_sees((1, 0, 1), 3)),
+        (Part(name="sparse", args={"window": [1, 1, 1], "top_k": 1}), 0, 0, sparse_sees((0, 0, 0), top_k=1)),
+        (Part(name="sparse", args={"window": [1, 3, 5], "top_k": 2}), 0, 0, sparse_sees((0, 1, 2), top_k=2)),
+    ],
+)  # fmt: skip
+def test_a_relation_is_what_its_coordinates_say(part, block, attention, sees, grid, layout):
+    relation = build_attention(part).relations(block)[attention]
+    for seed in range(3):
+        places = places_of(layout, grid, seed)
+        assert relation.allowed(places, CPU).equal(brute_force(sees, places))
+
+
+@pytest.mark.parametrize(
+    "part, message",
+    [
+        (Part(name="windows"), "attention.name: no attention named 'windows'; did you mean 'windowed'"),
+        (
+            Part(name="windowed", args={"window": [2, 7]}),
+            r"args.window must be three whole numbers .*got \[2, 7\]",
+        ),
+        (Part(name="windowed", args={"window": [2, 0, 7]}), r"args.window must be three .*got \[2, 0, 7\]"),
+        (Part(name="windowed", args={"window": 7}), "args.window must be three .*got 7"),
+        (
+            Part(name="sparse", args={"window": [3, 4, 3]}),
+            r"args.window must hold odd numbers, got \[3, 4, 3\]",
+        ),
+        (
+            Part(name="sparse", args={"top_k": 0}),
+            "args.top_k must be null or a whole number of at least 1, got 0",
+        ),
+        (Part(name="sparse", args={"stride": True}), "args.stride must be null or a whole number .*got True"),
+        (
+            Part(name="sparse", args={"stride": 2, "top_k": 2}),
+            "args.top_k must be null where stride is set, got 2",
+        ),
+    ],
+)
+@pytest.mark.parametrize("key", ["attention", "decoder_attention"])
+def test_a_wrong_config_says_what_to_fix_and_where(part, message, key):
+    with pytest.raises(ValueError, match=rf"^model\.{key}\.{message.removeprefix('attention.')}"):
+        ModelConfig(decoder="self", **{key: part})
+
+
+def test_groups_cost_their_own_pairs_alone():
+    places, chosen = places_of("registers", TokenGrid(8, 6, 6)), ("divided", "windowed")
+    for relation in [each for name in chosen for each in build_attention(Part(name=name)).relations(1)]:
+        tokens = Tokens.at(places, CPU)
+        jobs = group_jobs(relation.near(tokens), tokens.clip_BN, tokens.is_register_BN, clips=tokens.clips)
+        assert pairs_of(jobs) == relation.allowed(places, CPU).sum()
+
+
+@pytest.mark.parametrize("args", [{}, {"stride": 2}, {"top_k": 2}])
+def test_chunks_of_a_long_clip_cost_a_fraction_of_its_pairs(args):
+    places = Places(grid=TokenGrid(8, 14, 14))
+    (relation,) = build_attention(Part(name="sparse", args=args)).relations(0)
+    assert pairs_of(relation.chunks(Tokens.at(places, CPU))) < 0.15 * places.grid.tokens**2
+
+
+def pairs_of(jobs):
+    return sum(job.query_UM.numel() * job.key_UN.shape[1] for job in jobs)

@@ -1,0 +1,99 @@
+"""A few of all combinations of parts, but every pair of parts; others each day. All of them:
+tests/benchmarks/combinations.py."""
+
+import datetime
+import itertools
+import os
+import re
+
+import pytest
+import torch
+
+from pretrain.combination import check_combination
+from pretrain.masking.tube import TubeMasking
+from pretrain.model.sizes import ModelConfig
+from pretrain.noise.gaussian import GaussianNoise
+from pretrain.noise.none import NoNoise
+from pretrain.noise.token import TokenNoise
+from pretrain.pruning.motion import MotionPruning
+from pretrain.pruning.none import NoPruning
+from pretrain.pruning.run_length import RunLengthPruning
+from pretrain.targets.noise import NoiseTarget
+from pretrain.targets.pixels import PixelTarget
+from tests.combining import axes, pairs_of, pairwise_covering, prepare, refusal_or_training, train
+
+SEED = int(os.environ.get("COMBINATIONS_SEED") or datetime.date.today().strftime("%Y%m%d"))
+WALK = pairwise_covering(axes(), SEED)
+PLAIN = {
+    "masking": "tube",
+    "pruning": "none",
+    "attention": "joint",
+    "positions": "sine",
+    "target": "pixels",
+    "noise": "none",
+    "decoder": "cross",
+}
+
+
+@pytest.mark.parametrize("combination", WALK, ids=lambda combination: "-".join(combination.values()))
+def test_it_trains_or_is_refused_with_a_reason_that_names_keys(combination):
+    try:
+        refusal = refusal_or_training(combination)
+    except Exception as error:
+        raise AssertionError(f"{combination}: repeat with COMBINATIONS_SEED={SEED}") from error
+    assert refusal is None or re.search(r"\b(model|masking|pruning|noise|target|clip)\.\w+", refusal)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_walk_holds_every_pair_of_parts(seed):
+    choices = axes()
+    walk = pairwise_covering(choices, seed)
+    held = set().union(*(pairs_of(combination) for combination in walk))
+    for one, other in itertools.combinations(choices, 2):
+        for a, b in itertools.product(choices[one], choices[other]):
+            assert frozenset(((one, a), (other, b))) in held
+    assert walk == pairwise_covering(choices, seed) != pairwise_covering(choices, seed + 1)
+    assert len(walk) < 3 * max(len(a) * len(b) for a, b in itertools.combinations(choices.values(), 2))
+
+
+def test_the_plain_combination_trains():
+    assert refusal_or_training(PLAIN) is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "model", "message"),
+    [
+        ({"pruning": RunLengthPruning()}, {}, r"pruning.args.keep must be a share .* only fine-tuning"),
+        ({"pruning": MotionPruning(threshold=3.0)}, {}, "pruning.args.keep must be a share"),
+        ({"target": NoiseTarget()}, {}, r"target.name: .* set noise.name=gaussian"),
+        ({"target": NoiseTarget(), "noise": TokenNoise()}, {}, r"target.name: .* set noise.name=gaussian"),
+        ({}, {"noise_conditioning": True}, r"model.noise_conditioning must be false .* set noise.name"),
+        (
+            {"target": NoiseTarget(), "noise": GaussianNoise()},
+            {"noise_conditioning": True},
+            r"model.noise_conditioning must be false .* choose another target.name",
+        ),
+    ],
+)
+def test_parts_that_cannot_work_together_are_refused(parts, model, message):
+    usual = {"masking": TubeMasking(), "pruning": NoPruning(), "noise": NoNoise(), "target": PixelTarget()}
+    check_combination(ModelConfig(), **usual)
+    with pytest.raises(ValueError, match=message):
+        check_combination(ModelConfig(**model), **usual | parts)
+
+
+def test_the_walk_says_why_a_combination_is_refused():
+    assert "target.name" in refusal_or_training(PLAIN | {"target": "noise"})
+
+
+def test_the_walk_sees_a_loss_that_is_not_finite(monkeypatch):
+    monkeypatch.setattr(PixelTarget, "errors", lambda self, one, other: one.mean(dim=(1, 2)) * float("nan"))
+    with pytest.raises(AssertionError, match="loss"):
+        train(prepare(PLAIN))
+
+
+def test_the_walk_sees_a_parameter_that_nothing_teaches():
+    prepared = prepare(PLAIN)
+    prepared.model.decoder.idle = torch.nn.Parameter(torch.zeros(3))
+    with pytest.raises(AssertionError, match=r"decoder.idle has no gradient"):
+        train(prepared)

@@ -1,0 +1,111 @@
+"""The exported decoder: it comes back as it was, or says why not."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from data_tools.command import CheckpointError
+from data_tools.parts import Part, part_names
+from pretrain.decoder_file import describe_decoder, has_decoder, load_decoder, save_decoder
+from pretrain.model.decoder import DECODERS
+from pretrain.model.sizes import DecoderShape
+from pretrain.model.tokens import TokenGrid
+
+GRID = TokenGrid(2, 3, 3)
+TARGET = Part(name="pixels", args={"normalise": "patch"})
+
+
+def decoder(kind="cross", *, positions="sine", grid=GRID, told_noise=False):
+    torch.manual_seed(0)
+    shape = DecoderShape(width=24, depth=1, heads=2, positions=Part(name=positions))
+    return DECODERS[kind](
+        shape, grid, memory_width=16, values=6, told_noise=told_noise, reference=GRID
+    ).eval()
+
+
+def saved(folder, **kind):
+    own = decoder(**kind)
+    save_decoder(folder, own, describe_decoder(own, target=TARGET))
+    return own
+
+
+def edit(folder, **changes):
+    path = folder / "decoder.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("positions", part_names("pretrain.model.positions"))
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoder_comes_back_from_its_folder_alone(tmp_path, kind, positions):
+    own = saved(tmp_path / "encoder", kind=kind, positions=positions, told_noise=True)
+
+    loaded, description = load_decoder(tmp_path / "encoder")
+
+    memory, visible, wanted = torch.randn(1, 2, 16), torch.tensor([[0, 9]]), torch.tensor([[3, 17, 1]])
+    level = torch.tensor([0.5])
+    assert torch.equal(loaded(memory, visible, wanted, level), own(memory, visible, wanted, level))
+    assert (description.kind, description.values, description.memory_width) == (kind, 6, 16)
+    assert description.target == TARGET and description.told_noise
+
+
+@pytest.mark.parametrize("positions", part_names("pretrain.model.positions"))
+def test_it_may_be_loaded_for_another_grid(tmp_path, positions):
+    saved(tmp_path, positions=positions)
+    other = TokenGrid(4, 5, 5)
+
+    loaded, _ = load_decoder(tmp_path, grid=other)
+
+    direct = decoder(positions=positions, grid=other)
+    memory, visible, wanted = torch.randn(1, 2, 16), torch.tensor([[0, 99]]), torch.tensor([[3, 55]])
+    assert torch.equal(loaded(memory, visible, wanted), direct(memory, visible, wanted))
+
+
+def test_the_folder_says_whether_it_holds_one(tmp_path):
+    assert not has_decoder(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no exported decoder in .*expected decoder.json"):
+        load_decoder(tmp_path)
+    saved(tmp_path)
+    assert has_decoder(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder.json", "decoder.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"format": 9}, "is of format 9, this version reads format 1"),
+        ({"kind": "flat"}, "kind must be one of self, cross, got 'flat'"),
+        ({"kind": ["self"]}, "kind must be a text"),
+        ({"values": 0}, "values must be at least 1"),
+        ({"memory_width": "16"}, "memory_width must be a whole number, got '16'"),
+        ({"told_noise": 0}, "told_noise must be true or false, got 0"),
+        ({"reference": {"t": 0, "h": 1, "w": 1}}, "reference must be at least 1 along every axis"),
+        ({"target": None}, "wrong keys in target: missing args, missing name"),
+        ({"shape": {}}, "wrong keys in shape: missing attention"),
+        ({"values": 7}, r"2 mis-shaped \(head.weight \(6, 24\) instead of \(7, 24\), head.bias"),
+        ({"told_noise": True}, r"1 missing \(noise_level_D\) tensors"),
+    ],
+)
+def test_a_description_of_something_else_is_refused(tmp_path, changes, message):
+    saved(tmp_path)
+    edit(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load_decoder(tmp_path)
+
+
+def test_parts_that_there_are_not_are_refused(tmp_path):
+    saved(tmp_path)
+    shape = json.loads((tmp_path / "decoder.json").read_text())["shape"]
+    edit(tmp_path, shape=shape | {"positions": {"name": "builtins.eval", "args": {}}})
+    with pytest.raises(CheckpointError, match=r"no position named 'builtins.eval'"):
+        load_decoder(tmp_path)
+
+
+def test_weights_of_another_decoder_are_refused_tensor_by_tensor(tmp_path):
+    saved(tmp_path)
+    weights = load_file(tmp_path / "decoder.safetensors")
+    weights["extra"] = weights.pop("mask_token_D")
+    save_file(weights, tmp_path / "decoder.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 missing \(mask_token_D\), 1 unexpected \(extra\) tensors"):
+        load_decoder(tmp_path)

@@ -1,0 +1,248 @@
+"""Noise in the model: what is seen is disturbed, what is predicted is not; noise as target; told decoders."""
+
+import pytest
+import torch
+
+from data_tools.parts import Part, build_part, part_names
+from data_tools.randomness import ClipRandom
+from data_tools.stream.batch import ClipBatch
+from pretrain.combination import check_combination
+from pretrain.masking.tube import TubeMasking
+from pretrain.model.autoencoder import build_autoencoder
+from pretrain.model.places import Places
+from pretrain.model.sizes import ModelConfig
+from pretrain.model.tokens import TokenGrid, normalise, take_patches
+from pretrain.noise.base import Noise
+from pretrain.noise.correlated import CorrelatedNoise
+from pretrain.noise.frames import FrameNoise
+from pretrain.noise.gaussian import GaussianNoise
+from pretrain.noise.none import NoNoise
+from pretrain.noise.several import SeveralNoises
+from pretrain.pruning.learned import LearnedPruning
+from pretrain.pruning.none import NoPruning
+from pretrain.split import TokenSplit
+from pretrain.targets.base import Prediction
+from pretrain.targets.noise import NoiseTarget
+from pretrain.targets.pixels import PixelTarget
+from pretrain.targets.weighted import WeightedTarget
+from tests.default_parts import default_part
+
+PATCH = (2, 4, 4)
+GRID = TokenGrid.of(4, 16, PATCH)
+SMALL = {"size": "tiny", "width": 32, "depth": 2, "decoder_width": 16, "decoder_depth": 1, "patch_size": 4}
+CLIPS = (5, 6, 7)
+
+
+def build(noise, *, target=None, pruning=None, **options):
+    torch.manual_seed(0)
+    return build_autoencoder(
+        ModelConfig(**SMALL | options),
+        GRID,
+        target=target or PixelTarget(),
+        noise=noise,
+        pruning=pruning,
+        clips=10,
+    )
+
+
+def make_batch(clips=CLIPS):
+    split = TokenSplit(masking=TubeMasking(ratio=0.5), grid=GRID, patch=PATCH, seed=0)
+    rows, pixels = [], []
+    for clip in clips:
+        chance = torch.Generator().manual_seed(clip)
+        pixels.append(torch.randint(0, 256, (3, 4, 16, 16), dtype=torch.uint8, generator=chance))
+        rows.append(split(pixels[-1][0], clip))
+    return ClipBatch(
+        pixels=torch.stack(pixels),
+        clip_index_B=torch.tensor(clips),
+        label_B=torch.zeros(len(clips), dtype=torch.int64),
+        weight_B=torch.ones(len(clips)),
+        tokens={name: torch.stack([row[name] for row in rows]) for name in rows[0]},
+    )
+
+
+def draws_of(batch):
+    return ClipRandom(0, batch.clip_index_B)
+
+
+def run(model, batch):
+    return model.predict(batch, draws_of(batch))
+
+
+@pytest.mark.parametrize("name", part_names("pretrain.noise"))
+class TestEveryNoise:
+    def build(self, name):
+        return build(build_part("pretrain.noise", default_part("pretrain.noise", name), Noise))
+
+    def test_the_target_is_the_clean_clip(self, name):
+        model, batch = self.build(name), make_batch()
+        before = batch.clip_BCTHW.clone()
+        prediction, shown = run(model, batch)
+        assert torch.equal(shown.clip_BCTHW, before)
+        expected_B = (prediction.wanted_BMP - PixelTarget().truth(shown)).square().mean(dim=(1, 2))
+        torch.testing.assert_close(model(batch, draws_of(batch))["loss"], expected_B)
+
+    def test_a_clips_loss_does_not_depend_on_its_batch(self, name):
+        model, together, alone = self.build(name), make_batch(), make_batch((6,))
+        loss_B = model(together, draws_of(together))["loss"]
+        torch.testing.assert_close(loss_B[1:2], model(alone, draws_of(alone))["loss"])
+
+    def test_hidden_pixels_stay_unseen_behind_tubes(self, name):
+        model, batch = self.build(name), make_batch()
+        before_BMP = run(model, batch)[0].wanted_BMP
+        is_seen = torch.zeros(3, GRID.tokens, dtype=torch.bool).scatter(1, batch.tokens["visible"], True)
+        is_seen = is_seen.view(3, 1, 2, 4, 4)
+        for dim, size in enumerate(PATCH, start=2):
+            is_seen = is_seen.repeat_interleave(size, dim)
+        batch.clip_BCTHW.copy_(torch.where(is_seen, batch.clip_BCTHW, 255 - batch.clip_BCTHW))
+        assert torch.equal(run(model, batch)[0].wanted_BMP, before_BMP)
+
+    def test_gradients_are_finite_under_bfloat16(self, name):
+        model, batch = self.build(name), make_batch()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss_B = model(batch, draws_of(batch))["loss"]
+        loss_B.mean().backward()
+        assert loss_B.dtype == torch.float32
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(set(part_names("pretrain.noise")) - {"none"}))
+def test_every_kind_reaches_what_the_encoder_makes_of_a_clip(name):
+    model, batch = build(NoNoise()), make_batch()
+    clean_BMP = run(model, batch)[0].wanted_BMP
+    args = default_part("pretrain.noise", name).args | {"strength": {"min_level": 1.0}}
+    if name == "frames":
+        args["drop"] = 1.0
+    model.noise = build_part("pretrain.noise", Part(name=name, args=args), Noise)
+    moved_B = (run(model, batch)[0].wanted_BMP - clean_BMP).abs().amax(dim=(1, 2))
+    assert (moved_B > 1e-4).all()
+
+
+def test_the_schedule_follows_a_clips_place_in_the_run():
+    model = build(GaussianNoise(strength={"min_level": 1.0, "schedule": "linear"}))
+    batch = make_batch((0, 5, 10, 25))  # of 10 clips; beyond the end it stays as it is at the end
+    seen = model.seen(batch, draws_of(batch))
+    torch.testing.assert_close(seen.level_B, torch.tensor([0, 0.5, 1, 1]))
+    clean_BKP = normalise(take_patches(batch.clip_BCTHW, batch.tokens["visible"], PATCH))
+    assert torch.equal(seen.patches_BKP[0], clean_BKP[0])
+    assert not torch.equal(seen.patches_BKP[1], clean_BKP[1])
+
+
+@pytest.mark.parametrize("level", [0.01, 1.0])
+def test_a_blind_prediction_of_noise_costs_1_and_the_right_one_nothing(level):
+    model, batch = build(fixed(level), target=NoiseTarget()), make_batch()
+    shown = run(model, batch)[1]
+    unit_BKP = shown.added_BKP / shown.added_BKP.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    for guess_BKP, loss in ((torch.zeros_like(unit_BKP), 1.0), (unit_BKP, 0.0), (-unit_BKP, 4.0)):
+        loss_B = NoiseTarget().losses(Prediction(visible_BKP=guess_BKP), shown)["loss"]
+        torch.testing.assert_close(loss_B, torch.full((3,), loss), atol=1e-3, rtol=1e-3)
+
+
+def fixed(level):
+    noise = {"min_level": 1.0, "schedule": "linear", "first": level, "last": level}
+    return GaussianNoise(std=0.5, strength=noise)
+
+
+def test_where_no_noise_was_added_nothing_is_to_be_predicted():
+    model, batch = build(fixed(0.0), target=NoiseTarget()), make_batch()
+    prediction, shown = run(model, batch)
+    loss_B = model(batch, draws_of(batch))["loss"]
+    assert not shown.added_BKP.any()
+    torch.testing.assert_close(loss_B, prediction.visible_BKP.square().mean(dim=(1, 2)))
+
+
+def test_noise_alone_needs_no_decoder_and_is_learned_by_all_of_the_rest():
+    model, batch = build(GaussianNoise(std=1.0, min_std=0.5), target=NoiseTarget()), make_batch()
+    assert model.decoder is None
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(40):
+        loss = model(batch, draws_of(batch))["loss"].mean()
+        optimiser.zero_grad()
+        loss.backward()
+        assert step or all(parameter.grad.any() for parameter in model.parameters())
+        optimiser.step()
+    assert loss.item() < 0.7  # 1 is what the blind get
+
+
+def test_noise_and_pixels_can_be_predicted_together():
+    target = WeightedTarget(parts={"pixels": {}, "noise": {"weight": 0.5}})
+    model, batch = build(GaussianNoise(), target=target), make_batch()
+    losses = model(batch, draws_of(batch))
+    losses["loss"].mean().backward()
+    torch.testing.assert_close(losses["loss"], losses["loss/pixels"] + 0.5 * losses["loss/noise"])
+    assert all(parameter.grad.any() for parameter in model.parameters())
+
+
+def test_the_noise_of_tokens_that_a_learned_pruner_keeps_goes_with_them():
+    noise = CorrelatedNoise(strength={"min_level": 1.0})  # a token's noise is a function of its place
+    model, batch = build(noise, target=NoiseTarget(), pruning=LearnedPruning(keep=0.5)), make_batch()
+    shown = run(model, batch)[1]
+    assert shown.visible_BK.shape[1] < batch.tokens["visible"].shape[1]
+    expected_BKP = noise.on_patches(
+        torch.zeros(*shown.visible_BK.shape, 96),
+        torch.ones(3),
+        draws_of(batch),
+        places=Places(grid=GRID, index_BN=shown.visible_BK),
+        patch=PATCH,
+    )
+    torch.testing.assert_close(shown.added_BKP, expected_BKP)
+
+
+def test_what_noise_does_to_frames_is_no_part_of_the_target():
+    parts = {"frames": {"drop": 0.9}, "gaussian": {"std": 0.3}}
+    model, batch = build(SeveralNoises(parts=parts), target=NoiseTarget()), make_batch()
+    level_B = model.seen(batch, draws_of(batch)).level_B
+    expected_BKP = 0.3 * level_B[:, None, None] * draws_of(batch).normal("noise/values", (16, 96))
+    torch.testing.assert_close(run(model, batch)[1].added_BKP, expected_BKP, atol=1e-5, rtol=0)
+
+
+decoders = pytest.mark.parametrize("decoder", ["cross", "self"])
+
+
+@decoders
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_told_decoder_learns_to_use_the_level(decoder, precision):
+    model = build(GaussianNoise(), decoder=decoder, noise_conditioning=True)
+    batch = make_batch()
+    strong_B, weak_B = torch.ones(3), torch.full((3,), 0.1)
+    before_BMP = told(model, batch, strong_B)
+    assert torch.equal(before_BMP, told(model, batch, weak_B))
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        loss = model(batch, draws_of(batch))["loss"].mean()
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    optimiser.step()
+    assert not torch.equal(told(model, batch, strong_B), told(model, batch, weak_B))
+
+
+@torch.no_grad()
+def told(model, batch, level_B):
+    """Predictions from the same memory, told another level."""
+    visible_BK, wanted_BM = batch.tokens["visible"], batch.tokens["wanted"]
+    memory_BKD = torch.randn(3, visible_BK.shape[1], 32, generator=torch.Generator().manual_seed(0))
+    return model.decoder(memory_BKD, visible_BK, wanted_BM, level_B)
+
+
+@decoders
+def test_a_decoder_that_is_not_told_has_no_weights_for_it(decoder):
+    told_keys = build(GaussianNoise(), decoder=decoder, noise_conditioning=True).state_dict().keys()
+    assert told_keys - build(GaussianNoise(), decoder=decoder).state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "noise, target, is_told, message",
+    [
+        (NoNoise(), NoiseTarget(), False, "set noise.name=gaussian"),
+        (FrameNoise(), NoiseTarget(), False, "the noise of this config adds nothing to them"),
+        (GaussianNoise(std=0.0), NoiseTarget(), False, "the noise of this config adds nothing to them"),
+        (NoNoise(), PixelTarget(), True, "model.noise_conditioning must be false where the noise has no"),
+        (GaussianNoise(std=0.5, min_std=0.5), PixelTarget(), True, "strength.min_level below 1"),
+        (GaussianNoise(), NoiseTarget(), True, "must be false where the target needs no decoder"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(noise, target, is_told, message):
+    model = ModelConfig(**SMALL, noise_conditioning=is_told)
+    masking, pruning = TubeMasking(), NoPruning()
+    with pytest.raises(ValueError, match=message):
+        check_combination(model, masking=masking, pruning=pruning, noise=noise, target=target)

@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from data_tools.parts import part_names
+from pretrain.model.sizes import SIZES
+from pretrain.pruning.base import Pruning, check_keep
+from tests.default_parts import build_default
+
+FOLDER = "pretrain.pruning"
+NAMES = part_names(FOLDER)
+PATCH = (2, 4, 4)
+SIZES_THW = [(8, 24, 20), (2, 8, 8), (8, 4, 4), (6, 4, 20)]
+
+
+def clips(size, count=3):
+    """Clips of which the left half is still and the rest moves; the last one is still altogether."""
+    chance = torch.Generator().manual_seed(0)
+    luma_BTHW = torch.randint(0, 256, (count, *size), dtype=torch.uint8, generator=chance)
+    luma_BTHW[:, :, :, : size[2] // 2] = 50
+    luma_BTHW[-1] = 50
+    return luma_BTHW
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not build_default(FOLDER, n, Pruning).is_learned])
+@pytest.mark.parametrize("size", SIZES_THW, ids=str)
+class TestContract:
+    """What every pruning that looks at pixels promises; a new file in the folder is tested without a line."""
+
+    def test_it_weighs_every_token_of_the_grid(self, name, size):
+        luma_BTHW = clips(size)
+        worth = build_default(FOLDER, name, Pruning).weigh(luma_BTHW, PATCH)
+        shape = (3, size[0] // 2 * (size[1] // 4) * (size[2] // 4))
+        assert worth.score_BN.shape == worth.is_kept_BN.shape == shape
+        assert worth.score_BN.dtype == torch.float32 and worth.is_kept_BN.dtype == torch.bool
+        assert not worth.score_BN.isnan().any()
+
+    def test_something_is_kept_of_every_clip_even_of_a_still_one(self, name, size):
+        assert build_default(FOLDER, name, Pruning).weigh(clips(size), PATCH).is_kept_BN.any(1).all()
+
+    def test_runs_are_told_where_they_are_embedded_and_lie_in_the_table(self, name, size):
+        pruning = build_default(FOLDER, name, Pruning)
+        worth = pruning.weigh(clips(size), PATCH)
+        assert (worth.run_BN is not None) == (pruning.run_lengths > 0)
+        if worth.run_BN is not None:
+            assert worth.run_BN.shape == worth.score_BN.shape and worth.run_BN.dtype == torch.int64
+            assert worth.run_BN.min() >= 1 and worth.run_BN.max() <= min(pruning.run_lengths, size[0] // 2)
+
+    def test_a_clip_is_weighed_by_itself_and_without_chance(self, name, size):
+        luma_BTHW, pruning = clips(size), build_default(FOLDER, name, Pruning)
+        before = luma_BTHW.clone()
+        together = pruning.weigh(luma_BTHW, PATCH)
+        for row in range(3):
+            alone = pruning.weigh(luma_BTHW[row : row + 1], PATCH)
+            assert torch.equal(alone.score_BN[0], together.score_BN[row])
+            assert torch.equal(alone.is_kept_BN[0], together.is_kept_BN[row])
+        assert torch.equal(luma_BTHW, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_encoder_gets_the_parameters_that_a_pruning_needs_and_keeps_its_own(name):
+    pruning, plain = build_default(FOLDER, name, Pruning), SIZES["tiny"].encoder
+    shape = pruning.shape(plain)
+    assert (shape.run_lengths, shape.scorer) == (pruning.run_lengths, pruning.is_learned)
+    again = pruning.shape(shape)
+    assert again == shape
+
+
+@pytest.mark.parametrize("keep", [0.0, -0.5, 1.5, float("nan")])
+def test_a_share_that_keeps_nothing_or_more_than_all_is_refused(keep):
+    with pytest.raises(ValueError, match=f"pruning.args.keep must be a share above 0 .*, got {keep}"):
+        check_keep(keep)
+
+
+def test_a_share_or_none_is_let_through():
+    for keep in (None, 0.01, 1.0, 1):
+        check_keep(keep)

@@ -1,0 +1,85 @@
+"""The measures of a representation, against numpy and against features whose answer is known."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pretrain.representation import deviation, effective_rank, mean_cosine, neighbours_accuracy
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_measures_are_those_of_numpy() -> None:
+    x_RD = normal(9, 5) * torch.tensor([1.0, 2.0, 3.0, 0.1, 0.5]) + 0.7
+    x = x_RD.double().numpy()
+    assert deviation(x_RD) == pytest.approx(x.std(axis=0).mean())
+    values = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)
+    share = values / values.sum()
+    assert effective_rank(x_RD) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    pairs = [unit[i] @ unit[j] for i in range(9) for j in range(9) if i != j]
+    assert mean_cosine(x_RD) == pytest.approx(np.mean(pairs))
+
+
+def test_features_along_one_line_have_rank_one() -> None:
+    line_RD = normal(20, 1) * normal(1, 12, seed=1) + 3.0
+    assert effective_rank(line_RD) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_as_many_equal_directions_as_there_are_have_that_rank() -> None:
+    corners_RD = torch.cat([torch.eye(6), -torch.eye(6)])
+    assert effective_rank(corners_RD) == pytest.approx(6.0)
+
+
+def test_a_common_part_that_is_much_larger_hides_no_direction() -> None:
+    corners_RD = torch.cat([torch.eye(6), -torch.eye(6)])
+    assert effective_rank(corners_RD + 100.0) == pytest.approx(6.0, rel=1e-4)
+
+
+def test_features_of_equal_clips_have_collapsed_in_every_measure() -> None:
+    same_RD = normal(1, 16).expand(10, -1)
+    assert deviation(same_RD) == pytest.approx(0.0, abs=1e-7)
+    assert mean_cosine(same_RD) == pytest.approx(1.0)
+    assert effective_rank(same_RD) == 0.0
+    assert effective_rank(same_RD + 1e-8 * normal(10, 16, seed=1)) == 0.0  # rounding is no direction
+
+
+def test_orthogonal_features_have_cosine_zero() -> None:
+    assert mean_cosine(5 * torch.eye(7)) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_neighbours_tell_separable_classes() -> None:
+    label_R = torch.arange(60) % 3
+    centres = 4 * normal(3, 8, seed=1)
+    train_RD, test_VD = (centres[label_R] + 0.1 * normal(60, 8, seed=seed) for seed in (2, 3))
+    assert neighbours_accuracy(train_RD, label_R, test_VD, label_R, neighbours=10) == 1.0
+
+
+def test_neighbours_tell_classes_that_differ_little_in_features_that_are_nearly_the_same() -> None:
+    """As those of a masked autoencoder are: raw cosines are all above 0.9999."""
+    label_R = torch.arange(60) % 2
+    common_D = 100 * normal(1, 8, seed=1)
+    signal_D = torch.tensor([0.1, *[0.0] * 7])
+    train_RD, test_VD = (
+        common_D + (2 * label_R[:, None] - 1) * signal_D + 0.01 * normal(60, 8, seed=seed) for seed in (2, 3)
+    )
+    assert mean_cosine(train_RD) > 0.9999
+    assert neighbours_accuracy(train_RD, label_R, test_VD, label_R, neighbours=10) > 0.9
+
+
+def test_neighbours_of_shuffled_labels_guess() -> None:
+    label_R = torch.randint(4, (400,), generator=torch.Generator().manual_seed(5))
+    accuracy = neighbours_accuracy(normal(400, 8), label_R, normal(400, 8, seed=1), label_R, neighbours=20)
+    assert accuracy == pytest.approx(0.25, abs=0.08)  # 3.7 standard deviations of a guess
+
+
+def test_nearer_neighbours_count_more_and_few_rows_are_enough() -> None:
+    """Two far rows of one class against a near one of the other, with fewer rows than neighbours."""
+    train_RD = torch.tensor([[1.0, 0.1], [-1.0, 1.0], [-1.0, -1.0]])
+    accuracy = neighbours_accuracy(
+        train_RD, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.0]]), torch.tensor([1]), neighbours=10
+    )
+    assert accuracy == 1.0

@@ -1,0 +1,168 @@
+"""Learned scoring: what is kept, how the loss reaches the scorer, and what the autoencoder makes of it."""
+
+import pytest
+import torch
+
+from data_tools.randomness import ClipRandom
+from data_tools.stream.batch import ClipBatch
+from pretrain.masking.tube import TubeMasking
+from pretrain.model.autoencoder import build_autoencoder
+from pretrain.model.scorer import Scorer, with_gradient_of
+from pretrain.model.sizes import ModelConfig
+from pretrain.model.tokens import TokenGrid
+from pretrain.noise.gaussian import GaussianNoise
+from pretrain.noise.none import NoNoise
+from pretrain.pruning.learned import LearnedPruning
+from pretrain.split import TokenSplit
+from pretrain.targets.noise import NoiseTarget
+from pretrain.targets.pixels import PixelTarget
+
+PATCH = (2, 4, 4)
+GRID = TokenGrid.of(4, 16, PATCH)
+SMALL = {"size": "tiny", "width": 32, "depth": 2, "decoder_width": 16, "decoder_depth": 1, "patch_size": 4}
+
+
+def make_scorer(width=16):
+    torch.manual_seed(0)
+    return Scorer(width)
+
+
+def build(*, keep=0.5, target=None, noise=None, **options):
+    torch.manual_seed(0)
+    return build_autoencoder(
+        ModelConfig(**SMALL | options),
+        GRID,
+        target=target or PixelTarget(),
+        noise=noise or NoNoise(),
+        pruning=None if keep is None else LearnedPruning(keep=keep),
+    )
+
+
+def split_of(keep):
+    return TokenSplit(
+        masking=TubeMasking(ratio=0.5),
+        grid=GRID,
+        patch=PATCH,
+        seed=0,
+        pruning=LearnedPruning(keep=keep),
+        predict_share=0.5,
+    )
+
+
+def make_batch(clips=3):
+    chance = torch.Generator().manual_seed(0)
+    clip_BCTHW = torch.randint(0, 256, (clips, 3, 4, 16, 16), dtype=torch.uint8, generator=chance)
+    rows = [split_of(0.5)(clip_BCTHW[row, 0], row) for row in range(clips)]
+    return ClipBatch(
+        pixels=clip_BCTHW,
+        clip_index_B=torch.arange(clips),
+        label_B=torch.zeros(clips, dtype=torch.int64),
+        weight_B=torch.ones(clips),
+        tokens={name: torch.stack([row[name] for row in rows]) for name in rows[0]},
+    )
+
+
+def draws_of(batch):
+    return ClipRandom(0, batch.clip_index_B)
+
+
+def test_the_tokens_of_the_highest_score_are_kept_in_order_and_nearly_as_they_were():
+    scorer, x_BND = make_scorer(), torch.randn(3, 10, 16)
+
+    chosen = scorer.choose(x_BND, 0.4)
+
+    for clip, score_N in enumerate(scorer(x_BND)):
+        best = sorted(sorted(range(10), key=lambda token: -score_N[token])[:4])
+        assert chosen.place_BK[clip].tolist() == best
+        assert torch.allclose(chosen.x_BKD[clip], x_BND[clip, best], rtol=0.1)
+
+
+def test_the_loss_teaches_the_scorer_to_keep_what_lowers_it():
+    scorer = make_scorer()
+    optimiser = torch.optim.Adam(scorer.parameters(), lr=0.01)
+    chance = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        x_BND = torch.randn(8, 20, 16, generator=chance)
+        optimiser.zero_grad()
+        # Tokens whose first value is above 0 lower this loss, the others raise it.
+        (-scorer.choose(x_BND, 0.5).x_BKD[..., 0].sum()).backward()
+        optimiser.step()
+
+    x_BND = torch.randn(8, 20, 16, generator=chance)
+    kept_BK = x_BND[..., 0].gather(1, scorer.choose(x_BND, 0.25).place_BK)
+
+    assert (kept_BK > 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.7])
+def test_the_threshold_learns_which_score_the_kept_share_has(keep):
+    scorer, x_BND = make_scorer(), torch.randn(50, 20, 16)
+    optimiser = torch.optim.Adam([scorer.threshold_1], lr=1e-3)
+    for _ in range(300):
+        optimiser.zero_grad()
+        scorer.choose(x_BND, keep).threshold_loss_B.mean().backward()
+        optimiser.step()
+
+    assert (scorer(x_BND) > scorer.threshold_1).float().mean() == pytest.approx(keep, abs=0.03)
+
+
+def test_the_thresholds_loss_moves_nothing_else_and_does_not_show_in_the_models_loss():
+    scorer, loss_B = make_scorer(), torch.ones(4, requires_grad=True)
+
+    both_B = with_gradient_of(loss_B, scorer.choose(torch.randn(4, 10, 16), 0.3).threshold_loss_B)
+    both_B.sum().backward()
+
+    assert torch.equal(both_B, loss_B) and torch.equal(loss_B.grad, torch.ones(4))
+    assert [name for name, value in scorer.named_parameters() if value.grad is not None] == ["threshold_1"]
+
+
+@pytest.mark.parametrize("decoder", ["cross", "self"])
+def test_an_autoencoder_goes_on_with_the_kept_visible_tokens_alone(decoder):
+    model, plain, batch = build(decoder=decoder), build(keep=None, decoder=decoder), make_batch()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    torch.nn.init.zeros_(model.encoder.scorer.shrink.weight)  # all tokens alike: the first are kept, gate 1
+
+    prediction, shown = model.predict(batch, draws_of(batch))
+
+    kept_BK = batch.tokens["visible"][:, : batch.tokens["visible"].shape[1] // 2]
+    assert torch.equal(shown.visible_BK, kept_BK)
+    batch.tokens["visible"] = kept_BK
+    expected, _ = plain.predict(batch, draws_of(batch))
+    assert torch.allclose(prediction.wanted_BMP, expected.wanted_BMP, atol=1e-6)
+
+
+def test_training_reaches_every_weight_of_the_scorer_and_its_threshold():
+    model, batch = build(), make_batch()
+
+    model(batch, draws_of(batch))["loss"].mean().backward()
+
+    for name, parameter in model.encoder.scorer.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_the_noise_that_a_target_asks_for_is_that_of_the_kept_tokens():
+    model = build(target=NoiseTarget(), noise=GaussianNoise(std=0.5))
+    batch = make_batch()
+
+    prediction, shown = model.predict(batch, draws_of(batch))
+
+    assert prediction.visible_BKP.shape == shown.added_BKP.shape
+    place_BK = torch.stack(
+        [torch.searchsorted(*pair) for pair in zip(batch.tokens["visible"], shown.visible_BK, strict=True)]
+    )
+    seen = model.seen(batch, draws_of(batch))
+    added_BKP = seen.added_BKP.gather(1, place_BK[..., None].expand_as(shown.added_BKP))
+    assert torch.equal(shown.added_BKP, added_BKP)
+
+
+def test_the_plan_counts_what_is_embedded_what_goes_on_and_what_is_predicted():
+    split = split_of(0.25)
+
+    assert split.counts() == (16, 2)  # 16 visible and 16 hidden; a quarter of these, half of it predicted
+    assert split.encoded() == 4
+
+
+@pytest.mark.parametrize("keep", [0.0, 1.5])
+def test_a_share_that_cannot_be_kept_is_refused(keep):
+    with pytest.raises(ValueError, match=r"pruning\.args\.keep must be a share above 0 and at most 1"):
+        LearnedPruning(keep=keep)

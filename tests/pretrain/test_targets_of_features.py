@@ -1,0 +1,217 @@
+"""Teachers, the encoder's own slow copy or a finished one, and several targets at once."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_tools.command import CheckpointError
+from data_tools.parts import Part, build_part
+from pretrain.model.encoder import Encoder
+from pretrain.model.tokens import MEAN, STD, TokenGrid, normalise, patchify
+from pretrain.targets.base import Prediction, Target
+from pretrain.targets.features import FeatureTarget
+from pretrain.targets.motion import MotionTarget
+from pretrain.targets.noise import NoiseTarget
+from pretrain.targets.pixels import PixelTarget
+from pretrain.targets.teacher import TeacherTarget
+from pretrain.targets.weighted import WeightedTarget
+from tests.pretrain.target_models import (
+    PATCH,
+    WANTED,
+    batch_of,
+    build_model,
+    draws,
+    random_clip,
+    save_teacher,
+    shown,
+)
+
+
+def normed_features(
+    encoder: Encoder, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
+) -> torch.Tensor:
+    """The wanted tokens' features of the usual clip, each brought to mean 0 and deviation 1."""
+    with torch.no_grad():
+        x_BND = encoder(normalise(patchify(random_clip(), PATCH), mean, std), None)
+    picked_BMD = torch.stack([x_BND[b, WANTED[b]] for b in range(2)]).double()
+    spread = (picked_BMD.var(dim=2, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    return ((picked_BMD - picked_BMD.mean(dim=2, keepdim=True)) / spread).float()
+
+
+def weights(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def test_the_truth_is_the_teachers_normed_features_of_the_whole_clip() -> None:
+    model = build_model(FeatureTarget())
+    with torch.no_grad():  # fresh, the encoder's own last norm would do
+        model.encoder.norm.weight.uniform_(0.5, 3.0)
+        model.encoder.norm.bias.uniform_(-2.0, 2.0)
+    model.target.bind(model.encoder)
+    truth_BMD = model.target.truth(shown(random_clip()))
+    torch.testing.assert_close(truth_BMD, normed_features(model.encoder), atol=1e-4, rtol=1e-4)
+
+
+def test_the_loss_is_square_near_the_truth_and_straight_far_from_it() -> None:
+    target = FeatureTarget(beta=0.5)
+    truth_BMD = torch.zeros(2, 3, 4)
+    near_B, far_B = (target.errors(torch.full_like(truth_BMD, off), truth_BMD) for off in (0.1, 3.0))
+    torch.testing.assert_close(near_B, torch.full((2,), 0.5 * 0.1**2 / 0.5))
+    torch.testing.assert_close(far_B, torch.full((2,), 3.0 - 0.5 * 0.5))
+
+
+def test_the_teacher_knows_neither_noise_nor_drop_path_nor_training_mode() -> None:
+    model = build_model(FeatureTarget(), drop_path=0.9).train()
+    assert model.encoder.training and not any(m.training for m in model.target.teacher.modules())
+    truths = [model.target.truth(shown(random_clip()))]
+    model(batch_of(random_clip()), draws())
+    truths.append(model.eval().target.truth(shown(random_clip())))
+    assert torch.equal(*truths)
+
+
+def test_training_moves_the_encoder_and_an_update_draws_the_teacher_after_it() -> None:
+    model = build_model(FeatureTarget(decay=0.6, final_decay=0.8))
+    first = weights(model.target.teacher)
+    assert all(torch.equal(a, b) for a, b in zip(first, weights(model.encoder), strict=True))
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model(batch_of(random_clip()), draws())["loss"].sum().backward()
+    optimiser.step()
+    assert all(torch.equal(a, b) for a, b in zip(first, weights(model.target.teacher), strict=True))
+    model.after_update(0.5)
+    pairs = zip(first, weights(model.encoder), weights(model.target.teacher), strict=True)
+    for before, own, after in pairs:
+        torch.testing.assert_close(after, 0.7 * before + 0.3 * own)
+
+
+def test_the_decay_goes_from_the_first_to_the_last_along_a_half_cosine() -> None:
+    target = FeatureTarget(decay=0.9, final_decay=1.0)
+    assert target.decay_at(0) == pytest.approx(0.9) and target.decay_at(1) == 1
+    assert target.decay_at(0.5) == pytest.approx(0.95)
+    assert target.decay_at(0.25) == pytest.approx(1 - 0.1 * (math.cos(math.pi / 4) + 1) / 2)
+    constant = FeatureTarget(decay=0.99, final_decay=0.99)
+    assert {round(constant.decay_at(i / 7), 12) for i in range(8)} == {0.99}
+
+
+def test_the_watched_distance_is_of_all_weights_together() -> None:
+    model = build_model(FeatureTarget())
+    assert model.target.watched(model.encoder)["ema_distance"] == 0
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.add_(torch.rand_like(parameter))
+    own, taught = (
+        torch.cat([p.flatten() for p in weights(m)]) for m in (model.encoder, model.target.teacher)
+    )
+    expected = (taught - own).norm() / own.norm()
+    torch.testing.assert_close(model.target.watched(model.encoder)["ema_distance"], expected)
+
+
+def test_the_moving_average_is_in_the_models_state_and_a_frozen_teacher_is_not(tmp_path: Path) -> None:
+    names = {f"target.teacher.{name}" for name in build_model(PixelTarget()).encoder.state_dict()}
+    assert names <= set(build_model(FeatureTarget()).state_dict())
+    save_teacher(tmp_path)
+    taught = build_model(TeacherTarget(encoder=str(tmp_path)))
+    assert not [name for name in taught.state_dict() if name.startswith("target.")]
+
+
+def test_a_frozen_teacher_sees_clips_as_it_was_trained_to(tmp_path: Path) -> None:
+    mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
+    encoder, _ = save_teacher(tmp_path, mean=mean, std=std)
+    target = TeacherTarget(encoder=str(tmp_path))
+    model = build_model(target).train()
+    assert target.wanted_values(model.encoder.shape) == encoder.shape.width != model.encoder.shape.width
+    truth_BMD = target.truth(shown(random_clip()))
+    torch.testing.assert_close(truth_BMD, normed_features(encoder, mean, std), atol=1e-4, rtol=1e-4)
+    model.after_update(1.0)
+    assert torch.equal(target.truth(shown(random_clip())), truth_BMD)
+
+
+def test_a_teacher_of_another_grid_is_refused_with_both(tmp_path: Path) -> None:
+    save_teacher(tmp_path, TokenGrid(2, 3, 3))
+    said = r"2x3x3 tokens of 2 frames at 4x4 px, this model into 2x2x2 tokens of 2 frames at 4x4 px"
+    with pytest.raises(ValueError, match=rf"target\.args\.encoder.* cuts clips into {said}"):
+        build_model(TeacherTarget(encoder=str(tmp_path)))
+
+
+def test_a_folder_without_an_encoder_is_refused_with_the_config(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"target\.args\.encoder: no exported encoder in .*missing"):
+        TeacherTarget(encoder=str(tmp_path / "missing"))
+
+
+def test_a_teacher_with_damaged_weights_is_refused_when_the_model_is_built(tmp_path: Path) -> None:
+    save_teacher(tmp_path)
+    (tmp_path / "encoder.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"encoder\.safetensors"):
+        build_model(TeacherTarget(encoder=str(tmp_path)))
+
+
+def test_weighted_losses_are_those_of_the_parts_alone() -> None:
+    parts = {"motion": {"weight": 0.25}, "noise": {"weight": 3}, "pixels": {"args": {"normalise": "patch"}}}
+    model = build_model(WeightedTarget(parts=parts))
+    prediction, known = model.predict(batch_of(random_clip()), draws())
+    values = model.target.losses(prediction, known)
+    size = model.encoder.shape.patch_values
+    shares = {"motion": prediction.wanted_BMP[..., :size], "pixels": prediction.wanted_BMP[..., size:]}
+    expected = {
+        "motion": MotionTarget().losses(Prediction(wanted_BMP=shares["motion"]), known)["loss"],
+        "noise": NoiseTarget().losses(Prediction(visible_BKP=prediction.visible_BKP), known)["loss"],
+        "pixels": PixelTarget(normalise="patch").losses(Prediction(wanted_BMP=shares["pixels"]), known)[
+            "loss"
+        ],
+    }
+    assert set(values) == {"loss", "loss/motion", "loss/noise", "loss/pixels"}
+    assert all(torch.equal(values[f"loss/{name}"], own_B) for name, own_B in expected.items())
+    total_B = 0.25 * expected["motion"] + 3 * expected["noise"] + expected["pixels"]
+    torch.testing.assert_close(values["loss"], total_B)
+
+
+def test_weighted_parts_are_bound_updated_and_watched() -> None:
+    model = build_model(WeightedTarget(parts={"pixels": {}, "features": {"args": {"decay": 0.5}}}))
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.add_(1.0)
+    before = model.target.watched(model.encoder)["ema_distance"]
+    model.after_update(0.01)
+    after = model.target.watched(model.encoder)["ema_distance"]
+    assert 0.45 * before < after < 0.55 * before
+
+
+def test_a_weighted_picture_is_that_of_the_first_part_that_has_one() -> None:
+    pixels, known = PixelTarget(), shown(random_clip())
+    target = WeightedTarget(parts={"motion": {}, "pixels": {}})
+    build_model(target)
+    wanted_BMP = torch.cat([torch.zeros(2, 3, 96), pixels.truth(known)], dim=2)
+    expected_BMP = pixels.to_pixels(pixels.truth(known), known, is_honest=True)
+    assert torch.equal(target.to_pixels(wanted_BMP, known, is_honest=True), expected_BMP)
+
+
+def test_parts_about_visible_tokens_alone_need_no_decoder() -> None:
+    target = WeightedTarget(parts={"noise": {}})
+    assert target.needs_noise and build_model(target).decoder is None
+
+
+@pytest.mark.parametrize(
+    "part, message",
+    [
+        (Part(name="features", args={"decay": 1.0}), r"target\.args\.decay must lie in \[0, 1\), got 1\.0"),
+        (Part(name="features", args={"final_decay": 0.5}), r"final_decay must lie between .*0\.998 and 1"),
+        (Part(name="features", args={"beta": 0.0}), r"target\.args\.beta must be above 0"),
+        (Part(name="teacher"), r"teacher needs encoder; set target\.args\.encoder=\.\.\."),
+        (Part(name="weighted", args={"parts": {}}), r"target\.args\.parts must name at least one target"),
+        (Part(name="weighted", args={"parts": ["pixels"]}), "must name at least one target"),
+        (Part(name="weighted", args={"parts": {"pixel": {}}}), r"parts\.pixel: .* did you mean 'pixels'"),
+        (Part(name="weighted", args={"parts": {"weighted": {}}}), "weighted ones do not nest"),
+        (Part(name="weighted", args={"parts": {"pixels": 1}}), "hold nothing but weight and args"),
+        (Part(name="weighted", args={"parts": {"pixels": {"wait": 1}}}), "hold nothing but weight and args"),
+        (Part(name="weighted", args={"parts": {"pixels": {"weight": 0}}}), "weight must be a number above 0"),
+        (Part(name="weighted", args={"parts": {"hog": {"args": 3}}}), r"hog\.args must be a mapping, got 3"),
+        (
+            Part(name="weighted", args={"parts": {"hog": {"args": {"cells": 0}}}}),
+            r"target\.args\.parts\.hog: .*cells must be at least 1",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_named(part: Part, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_part("pretrain.targets", part, Target)

@@ -1,0 +1,222 @@
+"""Targets made of pixels, against the same formulas written out: in loops, or as the papers' code has it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from data_tools.parts import Part, build_part
+from pretrain.model.tokens import TokenGrid, gather_tokens, normalise, patchify
+from pretrain.targets.base import Target
+from pretrain.targets.hog import HogTarget
+from pretrain.targets.motion import MotionTarget
+from pretrain.targets.pixels import PixelTarget
+from tests.pretrain.target_models import (
+    GRID,
+    PATCH,
+    VISIBLE,
+    WANTED,
+    build_model,
+    random_clip,
+    shown,
+    small_config,
+    wanted_pixels,
+)
+
+
+def test_channel_normalisation_is_videomaes_formula() -> None:
+    clip_BCTHW = random_clip()
+    target_BMP = PixelTarget(normalise="channel").truth(shown(clip_BCTHW))
+    pixels = wanted_pixels(clip_BCTHW).double().view(2, 3, 32, 3) / 255
+    for colour in range(3):
+        values = pixels[1, 2, :, colour]
+        expected = (values - values.mean()) / (values.var(unbiased=True).sqrt() + 1e-6)
+        actual = target_BMP[1, 2].view(32, 3)[:, colour]
+        torch.testing.assert_close(actual, expected.float(), atol=1e-5, rtol=0)
+
+
+def mae_st_target(clip_BCTHW: torch.Tensor, mean: float, std: float) -> torch.Tensor:
+    """All tokens' targets as MAE-ST makes them from a clip of 16 frames and patches of (2, 4, 4)."""
+    video = (clip_BCTHW.double() / 255 - mean) / std
+    picked = video.index_select(2, torch.linspace(0, 15, 8).long())
+    cut = picked.reshape(2, 3, 8, 1, 2, 4, 2, 4)  # n, c, t, u, h, p, w, q
+    values_BNP = torch.einsum("nctuhpwq->nthwupqc", cut).reshape(2, 32, 48)
+    spread = (values_BNP.var(dim=-1, keepdim=True) + 1e-6) ** 0.5
+    return (values_BNP - values_BNP.mean(dim=-1, keepdim=True)) / spread
+
+
+@pytest.mark.parametrize("low, high", [(0, 256), (100, 102)])
+def test_patch_normalisation_of_one_frame_is_mae_sts(low: int, high: int) -> None:
+    # With two neighbouring grey levels the variance is near 1e-6, so that the scale it is taken on decides.
+    clip_BCTHW = torch.cat([random_clip(low=low, high=high)] * 4, dim=2).roll(3, dims=3)
+    wanted_BM = torch.stack([torch.randperm(32) for _ in range(2)])
+    target = PixelTarget(normalise="patch", frames="one")
+    known = shown(clip_BCTHW, wanted_BM=wanted_BM, mean=(0.45,) * 3, std=(0.225,) * 3)
+    expected_BMP = gather_tokens(mae_st_target(clip_BCTHW, 0.45, 0.225), wanted_BM)
+    assert target.wanted_values(small_config().shape().encoder) == expected_BMP.shape[2]
+    torch.testing.assert_close(target.truth(known), expected_BMP.float(), atol=2e-4, rtol=1e-5)
+
+
+def test_one_frame_a_slice_is_the_first_but_for_the_last_slices() -> None:
+    clip_BCTHW = torch.arange(16, dtype=torch.uint8)[None, None, :, None, None].expand(2, 3, 16, 4, 4)
+    wanted_BM = torch.arange(8).expand(2, -1)
+    target = PixelTarget(normalise="none", frames="one")
+    known = shown(clip_BCTHW, wanted_BM=wanted_BM, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    frames = target.truth(known)[0, :, 0].round().int().tolist()
+    assert frames == [0, 2, 4, 6, 8, 10, 12, 15] == torch.linspace(0, 15, 8).long().tolist()
+
+
+def test_patch_normalisation_of_all_frames_is_over_all_values_of_a_patch() -> None:
+    values_BMP = normalise(wanted_pixels(random_clip())).double()
+    mean, variance = values_BMP.mean(dim=2, keepdim=True), values_BMP.var(dim=2, keepdim=True)
+    expected_BMP = (values_BMP - mean) / (variance + 1e-6).sqrt()
+    actual_BMP = PixelTarget(normalise="patch").truth(shown(random_clip()))
+    torch.testing.assert_close(actual_BMP, expected_BMP.float(), atol=1e-5, rtol=0)
+
+
+def test_without_normalisation_the_target_is_what_the_encoder_would_see() -> None:
+    actual_BMP = PixelTarget(normalise="none").truth(shown(random_clip()))
+    assert torch.equal(actual_BMP, normalise(wanted_pixels(random_clip())))
+
+
+@pytest.mark.parametrize("kind", ["channel", "patch", "none"])
+def test_the_usual_view_of_a_perfect_prediction_is_the_clip(kind: str) -> None:
+    target, known = PixelTarget(normalise=kind), shown(random_clip())
+    picture_BMP = target.to_pixels(target.truth(known), known, is_honest=False)
+    assert torch.equal(picture_BMP, wanted_pixels(random_clip()))
+
+
+def test_a_single_predicted_frame_stands_for_its_whole_patch_in_pictures() -> None:
+    target, known = PixelTarget(normalise="patch", frames="one"), shown(random_clip())
+    picture = target.to_pixels(target.truth(known), known, is_honest=False).view(2, 3, 2, 48)
+    clip = patchify(random_clip(), PATCH).view(2, 8, 2, 48)
+    for b, m in np.ndindex(2, 3):
+        token = int(WANTED[b, m])
+        assert (picture[b, m] == clip[b, token, token // 4]).all()  # slice 0: its first frame; 1: its second
+
+
+@pytest.mark.parametrize("kind", ["channel", "patch", "none"])
+def test_the_honest_view_cannot_see_hidden_pixels(kind: str) -> None:
+    target, clip_BCTHW = PixelTarget(normalise=kind), random_clip()
+    prediction_BMP = target.truth(shown(clip_BCTHW))
+    other_BCTHW = clip_BCTHW.clone()
+    other_BCTHW[0, :, 2:, 4:, 4:] = 0  # token 7 of clip 0, a wanted one
+    assert not torch.equal(target.truth(shown(other_BCTHW)), prediction_BMP)
+    pictures = [
+        target.to_pixels(prediction_BMP, shown(clip), is_honest=True) for clip in (clip_BCTHW, other_BCTHW)
+    ]
+    assert torch.equal(*pictures)
+
+
+def test_the_honest_view_takes_its_statistics_from_near_visible_patches() -> None:
+    clip_BCTHW = torch.zeros(1, 3, 1, 4, 32, dtype=torch.uint8)
+    clip_BCTHW[..., 16:] = 200  # eight tokens in a row, the left half black and the right half bright
+    wanted_BM, visible_BK = torch.tensor([[1, 6]]), torch.tensor([[0, 7]])
+    known = shown(clip_BCTHW, wanted_BM=wanted_BM, visible_BK=visible_BK, patch=(1, 4, 4))
+    picture_BMP = PixelTarget().to_pixels(torch.zeros(1, 2, 48), known, is_honest=True)
+    dark, bright = picture_BMP[0, 0].float().mean(), picture_BMP[0, 1].float().mean()
+    assert dark < 20 and bright > 180
+
+
+@pytest.mark.parametrize("kind", ["channel", "patch", "none"])
+def test_motion_is_the_next_frame_less_this_one(kind: str) -> None:
+    clip_BCTHW, std = random_clip(), (0.229, 0.224, 0.225)
+    actual = MotionTarget(normalise=kind).truth(shown(clip_BCTHW)).view(2, 3, *PATCH, 3)
+    for b, m in np.ndindex(2, 3):
+        slice_, row, column = (int(i) for i in np.unravel_index(int(WANTED[b, m]), (GRID.t, GRID.h, GRID.w)))
+        expected = torch.zeros(*PATCH, 3, dtype=torch.float64)
+        for frame, y, x, colour in np.ndindex(*PATCH, 3):
+            now = min(slice_ * 2 + frame, 2)  # of the last frame, the difference before it
+            place = (colour, slice(None), row * 4 + y, column * 4 + x)
+            line_T = clip_BCTHW[b][place].double() / 255
+            expected[frame, y, x, colour] = line_T[now + 1] - line_T[now]
+        if kind == "none":
+            expected /= torch.tensor(std)
+        else:
+            dims = (0, 1, 2) if kind == "channel" else (0, 1, 2, 3)
+            spread = (expected.var(dim=dims, keepdim=True) + (2 / 255) ** 2).sqrt()
+            expected = (expected - expected.mean(dim=dims, keepdim=True)) / spread
+        torch.testing.assert_close(actual[b, m], expected.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_what_stands_still_has_a_motion_near_zero_even_under_compression_noise() -> None:
+    still = shown(random_clip(low=100, high=102))
+    moving = shown(random_clip(low=0, high=256))
+    quiet, loud = (MotionTarget().truth(known).square().mean() for known in (still, moving))
+    assert quiet < 0.2 < 0.9 < loud
+
+
+def test_a_single_frame_has_no_motion_and_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"clip\.frames must be at least 2 for target\.name=motion"):
+        build_model(MotionTarget(), TokenGrid(1, 2, 2), (1, 4, 4))
+
+
+def hog_by_loops(frame_CHW: np.ndarray, top: int, left: int, side: int, cells: int) -> np.ndarray:
+    """The histograms of one patch, pixel by pixel."""
+    _, height, width = frame_CHW.shape
+    cell = side // cells
+    found = np.zeros((cells, cells, 3, 9))
+
+    def mirrored(place: int, length: int) -> int:
+        return abs(place) if place < length else 2 * length - 2 - place
+
+    for colour, y, x in np.ndindex(3, side, side):
+        around = np.array(
+            [
+                [
+                    frame_CHW[colour, mirrored(top + y + dy, height), mirrored(left + x + dx, width)]
+                    for dx in (-1, 0, 1)
+                ]
+                for dy in (-1, 0, 1)
+            ],
+            dtype=np.float64,
+        )
+        sobel = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]])
+        gx, gy = (around * sobel).sum(), (around * sobel.T).sum()
+        orientation = math.floor(math.atan2(gx, gy) / math.pi * 9) % 9
+        offsets = [(place - (side - 1) / 2) / (side / 2) for place in (y, x)]
+        weight = math.exp(-0.5 * (offsets[0] ** 2 + offsets[1] ** 2))
+        found[y // cell, x // cell, colour, orientation] += weight * math.hypot(gx, gy)
+    return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
+
+
+@pytest.mark.parametrize("cells", [1, 2, 4])
+def test_hog_equals_a_loop_over_pixels(cells: int) -> None:
+    clip_BCTHW = random_clip()
+    actual = HogTarget(cells=cells).truth(shown(clip_BCTHW)).view(2, 3, cells, cells, 3, 9)
+    for b, m in np.ndindex(2, 3):
+        slice_, row, column = np.unravel_index(int(WANTED[b, m]), (GRID.t, GRID.h, GRID.w))
+        frame_CHW = clip_BCTHW[b, :, slice_ * 2 + 1].numpy()
+        expected = hog_by_loops(frame_CHW, int(row) * 4, int(column) * 4, 4, cells)
+        np.testing.assert_allclose(actual[b, m].numpy(), expected, atol=1e-5)
+
+
+def test_hog_of_an_edge_is_one_orientation_whichever_side_is_bright() -> None:
+    clip_BCTHW = torch.zeros(2, 3, 4, 8, 8, dtype=torch.uint8)
+    clip_BCTHW[0, ..., 2:] = 200  # a vertical edge inside the left patches, dark to bright
+    clip_BCTHW[1, ..., :2] = 90  # bright to dark
+    known = shown(clip_BCTHW, wanted_BM=torch.zeros(2, 1, dtype=torch.int64), visible_BK=VISIBLE)
+    target = HogTarget(cells=1).truth(known)
+    assert torch.equal(target[0], target[1])
+    assert target[0].count_nonzero() == 3  # one orientation a colour
+
+
+@pytest.mark.parametrize(
+    "part, message",
+    [
+        (Part(name="pixels", args={"normalise": "pixel"}), "normalise must be one of channel, patch, none"),
+        (Part(name="pixels", args={"frames": "first"}), r"target\.args\.frames must be one of all, one"),
+        (Part(name="motion", args={"normalise": "flow"}), "normalise must be one of channel, patch, none"),
+        (Part(name="hog", args={"cells": 0}), r"target\.args\.cells must be at least 1, got 0"),
+        (Part(name="hog", args={"bins": 9}), "hog has no argument 'bins'"),
+    ],
+)
+def test_a_wrong_argument_is_named(part: Part, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_part("pretrain.targets", part, Target)
+
+
+def test_cells_that_do_not_divide_the_patch_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"target\.args\.cells=3 must divide model\.patch_size"):
+        build_model(HogTarget(cells=3))
