@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from data_tools.config import require
 from data_tools.randomness import ClipRandom
-from finetune.heads.base import Head
+from finetune.heads.base import Head, Standard
 
 
 class AttentiveHead(Head):
@@ -17,17 +17,30 @@ class AttentiveHead(Head):
         classes: number of classes.
         head_width: values per attention head; must divide the width.
         mlp_ratio: hidden values of the MLP for each value of the width.
+        norm: of the tokens. "layer": a layer norm. "standard": each value is brought to mean 0 and deviation
+            1 over the tokens of training clips, measured once. What tells tokens of a masked autoencoder
+            apart is small beside what all of them share, and a layer norm leaves it so.
     """
 
-    def __init__(self, *, width: int, classes: int, head_width: int = 32, mlp_ratio: float = 4.0):
+    def __init__(
+        self,
+        *,
+        width: int,
+        classes: int,
+        head_width: int = 32,
+        mlp_ratio: float = 4.0,
+        norm: str = "layer",
+    ):
         super().__init__()
+        require(norm in ("layer", "standard"), "head.args.norm", "be layer or standard", norm)
         divides = head_width > 0 and width % head_width == 0
         require(divides, "head.args.head_width", f"divide the encoder's width {width}", head_width)
         require(mlp_ratio > 0, "head.args.mlp_ratio", "be above 0", mlp_ratio)
         self.head_width = head_width
         hidden = round(width * mlp_ratio)
         self.query_D = nn.Parameter(torch.empty(width))
-        self.norm_tokens = nn.LayerNorm(width, eps=1e-6)
+        self.needs_calibration = norm == "standard"
+        self.norm_tokens = nn.LayerNorm(width, eps=1e-6) if norm == "layer" else Standard(width)
         self.to_query = nn.Linear(width, width)
         self.to_key_value = nn.Linear(width, 2 * width)
         self.project = nn.Linear(width, width)
@@ -43,6 +56,12 @@ class AttentiveHead(Head):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.query_D, std=0.02)
+
+    def calibrate(self, tokens_BND: Tensor, weight_BN: Tensor | None = None) -> None:
+        """See `Head.calibrate`."""
+        if isinstance(self.norm_tokens, Standard):
+            is_token_BN = torch.ones(tokens_BND.shape[:2], dtype=torch.bool, device=tokens_BND.device)
+            self.norm_tokens.measure(tokens_BND[is_token_BN if weight_BN is None else weight_BN > 0])
 
     def forward(
         self, tokens_BND: Tensor, draws: ClipRandom | None, weight_BN: Tensor | None = None

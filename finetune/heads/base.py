@@ -1,5 +1,6 @@
 """Heads: what turns an encoder's tokens into class scores."""
 
+import torch
 from torch import Tensor, nn
 
 from data_tools.parts import Part, build_part
@@ -39,6 +40,27 @@ class Head(nn.Module):
 
         What is measured here is kept with the weights and stays as it is.
         """
+
+
+class Standard(nn.Module):
+    """Takes a measured mean away and divides by a measured deviation, value by value."""
+
+    mean_D: Tensor
+    deviation_D: Tensor
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("mean_D", torch.zeros(width))
+        self.register_buffer("deviation_D", torch.ones(width))
+
+    def measure(self, values_BD: Tensor) -> None:
+        """Take mean and deviation from examples; a value that never differs is only centred."""
+        deviation_D, mean_D = torch.std_mean(values_BD.float(), dim=0, unbiased=False)
+        self.mean_D.copy_(mean_D)
+        self.deviation_D.copy_(torch.where(deviation_D > 1e-6, deviation_D, 1.0))
+
+    def forward(self, values_BD: Tensor) -> Tensor:
+        return (values_BD - self.mean_D) / self.deviation_D
 
 
 def build_head(part: Part, *, width: int, classes: int) -> Head:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from data_tools.config import require
 from data_tools.randomness import ClipRandom
-from finetune.heads.base import Head
+from finetune.heads.base import Head, Standard
 
 
 class LinearHead(Head):
@@ -84,24 +84,3 @@ def _mean(values_BND: Tensor, weight_BN: Tensor | None) -> Tensor:
         return values_BND.mean(dim=1)
     share_BN1 = (weight_BN / weight_BN.sum(dim=1, keepdim=True))[..., None]
     return (values_BND * share_BN1.to(values_BND.dtype)).sum(dim=1)
-
-
-class Standard(nn.Module):
-    """Takes a measured mean away and divides by a measured deviation, value by value."""
-
-    mean_D: Tensor
-    deviation_D: Tensor
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.register_buffer("mean_D", torch.zeros(width))
-        self.register_buffer("deviation_D", torch.ones(width))
-
-    def measure(self, values_BD: Tensor) -> None:
-        """Take mean and deviation from examples; a value that never differs is only centred."""
-        deviation_D, mean_D = torch.std_mean(values_BD.float(), dim=0, unbiased=False)
-        self.mean_D.copy_(mean_D)
-        self.deviation_D.copy_(torch.where(deviation_D > 1e-6, deviation_D, 1.0))
-
-    def forward(self, values_BD: Tensor) -> Tensor:
-        return (values_BD - self.mean_D) / self.deviation_D

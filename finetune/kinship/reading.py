@@ -8,15 +8,13 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises; nothing else of pickle is used
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-
-# torch.load's own class of error; the public `pickle` has the same one, but nobody here imports pickle.
-from torch._weights_only_unpickler import UnpicklingError
 
 from data_tools.command import CheckpointError
 from finetune.kinship.rules import Tensors

@@ -74,6 +74,7 @@ def test_a_head_builds_on_the_meta_device(name):
 PADDED_HEADS = [
     *(Part(name=name) for name in HEADS),
     Part(name="linear", args={"pool": "statistics", "norm": "standard", "init_std": 0.1}),
+    Part(name="attentive", args={"norm": "standard"}),
 ]
 
 
@@ -161,6 +162,7 @@ def test_the_attentive_head_equals_attention_written_out():
             "head_width must divide the encoder's width 32, got 24",
         ),
         (Part(name="attentive", args={"mlp_ratio": 0}), "head.args.mlp_ratio must be above 0"),
+        (Part(name="attentive", args={"norm": "batch"}), "head.args.norm must be layer or standard"),
     ],
 )
 def test_a_wrong_head_says_what_to_fix(part, message):
@@ -186,6 +188,18 @@ def test_the_standard_norm_brings_pooled_tokens_to_mean_0_and_deviation_1():
 
     assert torch.allclose(pooled_BD.mean(dim=0), torch.zeros(8), atol=1e-2)
     assert torch.allclose(pooled_BD.std(dim=0, unbiased=False), torch.ones(8), atol=1e-2)
+
+
+def test_the_attentive_heads_standard_norm_brings_tokens_to_mean_0_and_deviation_1():
+    head = build_head(Part(name="attentive", args={"norm": "standard"}), width=32, classes=3)
+    tokens_BND = 100 + 0.01 * torch.randn(16, 20, 32)
+    weight_BN = (torch.arange(20) < 15).float().expand(16, -1)
+
+    head.calibrate(tokens_BND.where(weight_BN[..., None] > 0, 0.0), weight_BN)
+
+    normed_XD = head.norm_tokens(tokens_BND[:, :15]).flatten(0, 1)
+    assert torch.allclose(normed_XD.mean(dim=0), torch.zeros(32), atol=1e-3)
+    assert torch.allclose(normed_XD.std(dim=0, unbiased=False), torch.ones(32), atol=1e-3)
 
 
 def test_the_standard_norm_survives_a_value_that_never_differs_and_a_file():
