@@ -1,0 +1,93 @@
+"""An attentive probe on features computed once: what `freeze=true` is where nothing is augmented.
+
+    python -m tests.benchmarks.cached_probe ENCODER SHARDS RESULT.json SEED
+
+ENCODER is the folder of an exported one, or "random".
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from data_tools.index import open_index
+from data_tools.parts import Part
+from data_tools.stream.loader import ClipConfig, evaluation_loader
+from data_tools.stream.pixels import on_device
+from finetune.heads.base import build_head
+from pretrain.encoder_file import load_encoder
+from pretrain.model.encoder import Encoder
+from pretrain.model.sizes import ModelConfig
+from pretrain.model.tokens import TokenGrid, normalise, patchify
+
+STEPS = 600
+BATCH = 64
+RATE = 3e-3
+FRAMES, SIDE_PX = 8, 32
+
+
+def encoder_of(name: str) -> Encoder:
+    """The exported encoder of a folder, or one that was never trained."""
+    if name != "random":
+        return load_encoder(Path(name))[0]
+    shape = ModelConfig(size="tiny", patch_size=8).shape().encoder
+    return Encoder(shape, TokenGrid.of(FRAMES, SIDE_PX, shape.patch))
+
+
+@torch.no_grad()
+def features(encoder: Encoder, shards: Path) -> tuple[Tensor, Tensor]:
+    """tokens_BND and label_B of all clips of a data set."""
+    found = evaluation_loader(
+        open_index(str(shards), cache=None),
+        clip=ClipConfig(frames=FRAMES, stride=1, size=SIDE_PX),
+        temporal_clips=1,
+        spatial_crops=1,
+        rank=0,
+        world=1,
+        workers=0,
+        timeout_s=60,
+        decoder="pyav",
+    )
+    tokens, labels = [], []
+    for item in found:
+        clip_BCTHW = on_device(item.pixels, torch.device("cpu"))
+        tokens.append(encoder(normalise(patchify(clip_BCTHW, encoder.shape.patch)), None))
+        labels.append(item.label)
+    return torch.cat(tokens), torch.tensor(labels)
+
+
+def main() -> None:
+    """Probe and write the score."""
+    name, shards, result, seed = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    encoder = encoder_of(name).eval()
+    tokens_BND, label_B = features(encoder, shards / "train")
+    held_out_BND, truth_B = features(encoder, shards / "validation")
+    part = Part(name="attentive", args={"norm": "standard"})
+    head = build_head(part, width=tokens_BND.shape[2], classes=int(label_B.max()) + 1)
+    head.calibrate(tokens_BND)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=RATE, betas=(0.9, 0.999), weight_decay=0.05)
+    warmup = STEPS // 10
+    for step in range(STEPS):
+        share = (step + 1) / warmup if step < warmup else 0.5 + 0.5 * math.cos(math.pi * step / STEPS)
+        optimiser.param_groups[0]["lr"] = RATE * min(1.0, share)
+        chosen = torch.randint(len(label_B), (BATCH,))
+        logits_BY = head(tokens_BND[chosen], None)
+        loss = functional.cross_entropy(logits_BY, label_B[chosen], label_smoothing=0.1)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        optimiser.step()
+    with torch.no_grad():
+        right_B = head(held_out_BND, None).argmax(dim=1) == truth_B
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text(json.dumps({"top1": right_B.float().mean().item(), "videos": len(truth_B)}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
