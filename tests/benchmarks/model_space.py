@@ -46,7 +46,10 @@ TUNE = [
     *("save_every_steps=1000000", "evaluate.spatial_crops=1"),
 ]
 FROZEN = ["freeze=true", "drop_path=0.0", "optim.lr=3e-3"]
-TUNED = ["freeze=false", "drop_path=0.1", "optim.lr=1e-3", "optim.layer_decay=0.75"]
+TUNED = [
+    *("freeze=false", "drop_path=0.1", "optim.lr=1e-3", "optim.layer_decay=0.75"),
+    "head={name: linear, args: {norm: standard}}",  # starts at once, where an attentive one hesitates
+]
 UNTRAINED = ["encoder=null", "model.size=tiny", "model.patch_size=8", "optim.layer_decay=1.0"]
 
 
@@ -184,31 +187,33 @@ def overrides(row: str, task: str, base: str, work: Path, seed: int) -> list[str
     ]
 
 
-def do_row(row: str, seed: int, task: str, base: str, work: Path, steps: int) -> None:
-    """Pretrain, probe and fine-tune one row of one seed; what is done stays done."""
-    config, what = work / "empty.yaml", TASKS[task]
+def pretrain(row: str, seed: int, task: str, base: str, work: Path, steps: int) -> None:
+    """Pretrain one row of one seed, where that is not done."""
     folder = work / row.replace(" ", "") / str(seed)
-    encoder = folder / "pretrain/encoder"
-    if row not in FLOORS and not (encoder / "encoder.json").exists():
+    if row not in FLOORS and not (folder / "pretrain/encoder/encoder.json").exists():
         given = [*overrides(row, task, base, work, seed), f"steps={steps}", f"run_dir={folder}/pretrain"]
-        run(["pretrain", str(config), *given], folder / "pretrain.log")
+        run(["pretrain", str(work / "empty.yaml"), *given], folder / "pretrain.log")
+
+
+def score(name: str, row: str, seed: int, task: str, work: Path) -> None:
+    """The "probe" or the fine-tuning ("tuned") of one row of one seed, where that is not done."""
+    what, folder = TASKS[task], work / row.replace(" ", "") / str(seed)
+    encoder = folder / "pretrain/encoder"
+    if (folder / name / "result.json").exists():
+        return
+    if name == "probe" and task == "moves":  # nothing is augmented: features may be computed once
+        told = ["random" if row in FLOORS else str(encoder), f"{work}/shards/{seed}"]
+        probe = ["tests.benchmarks.cached_probe", *told, f"{folder}/probe/result.json", str(seed)]
+        return run(probe, folder / "probe.log")
     data = [f"data.{split}={work}/shards/{seed}/{split}" for split in ("train", "validation")]
     start = UNTRAINED if row in FLOORS else [f"encoder={encoder}"]
-    for name, how in (("probe", FROZEN), ("tuned", TUNED)):
-        if (name == "probe" and row == "scratch") or (name == "tuned" and row == "random"):
-            continue
-        if (folder / name / "result.json").exists():
-            continue
-        if name == "probe" and task == "moves":  # nothing is augmented: features may be computed once
-            told = ["random" if row in FLOORS else str(encoder), f"{work}/shards/{seed}"]
-            probe = ["tests.benchmarks.cached_probe", *told, f"{folder}/probe/result.json", str(seed)]
-            run(probe, folder / "probe.log")
-        else:
-            given = [*what.clip, *what.batch, *COMMON, *TUNE, *what.tuning, *how, *start, *data]
-            run(
-                ["finetune", "train", str(config), *given, f"seed={seed}", f"run_dir={folder}/{name}"],
-                folder / f"{name}.log",
-            )
+    how = FROZEN if name == "probe" else TUNED
+    given = [*what.clip, *what.batch, *COMMON, *TUNE, *what.tuning, *how, *start, *data]
+    config = str(work / "empty.yaml")
+    run(
+        ["finetune", "train", config, *given, f"seed={seed}", f"run_dir={folder}/{name}"],
+        folder / f"{name}.log",
+    )
 
 
 def table(rows: list[str], seeds: int, work: Path) -> str:
@@ -257,15 +262,20 @@ def main() -> None:
     make_folds(task, videos, work, arguments.seeds)
     steps = steps_of(rows, task, base, work, arguments.budget)
     print(f"steps at equal FLOPs: {steps}", flush=True)
+    everything = [(row, seed) for seed in range(arguments.seeds) for row in rows]
+
+    def pretrain_and_probe(row: str, seed: int) -> None:
+        pretrain(row, seed, task, base, work, steps.get(row, 0))
+        if row != "scratch":
+            score("probe", row, seed, task, work)
+
+    def tune(row: str, seed: int) -> None:
+        if row != "random":
+            score("tuned", row, seed, task, work)
+
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        runs = [
-            pool.submit(do_row, row, seed, task, base, work, steps.get(row, 0))
-            for seed in range(arguments.seeds)
-            for row in rows
-        ]
-        for number, done in enumerate(runs, 1):
-            done.result()
-            print(f"{number} of {len(runs)} done", flush=True)
+        for stage in (pretrain_and_probe, tune):
+            list(pool.map(stage, *zip(*everything, strict=True)))  # raises what a run raised
     print(table(rows, arguments.seeds, work))
 
 
