@@ -7,12 +7,9 @@ that hold both.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from data_tools.command import CheckpointError
 from data_tools.config import require
 from data_tools.parts import Part
-from pretrain.exported import check_weights, read_description, read_weights, save_description, save_weights
+from pretrain.exported import check_weights, read_buildable, read_weights, save_description, save_weights
 from pretrain.model.decoder import DECODERS, Decoder
 from pretrain.model.sizes import DecoderShape
 from pretrain.model.tokens import TokenGrid
@@ -72,10 +69,17 @@ def load_decoder(folder: Path, *, grid: TokenGrid | None = None) -> tuple[Decode
     Raises:
         CheckpointError: a file is missing or unreadable, of another format, or the two do not fit.
     """
-    description = load_decoder_description(folder)
+    description, shapes = read_buildable(
+        folder / DESCRIPTION,
+        DecoderDescription,
+        build_decoder,
+        version=FORMAT,
+        what="decoder",
+        absent=f"no exported decoder in {folder}: expected {DESCRIPTION} and {WEIGHTS}; a pretraining run "
+        "writes them beside its encoder where it has a decoder",
+    )
     weights = read_weights(folder / WEIGHTS)
-    with torch.device("meta"):  # compare before memory is taken
-        check_weights(build_decoder(description), weights, folder / WEIGHTS)
+    check_weights(shapes, weights, folder / WEIGHTS)  # before memory is taken
     decoder = build_decoder(description, grid=grid)
     decoder.load_state_dict(weights)
     return decoder, description
@@ -91,28 +95,6 @@ def build_decoder(description: DecoderDescription, *, grid: TokenGrid | None = N
         values=description.values,
         told_noise=description.told_noise,
     )
-
-
-def load_decoder_description(folder: Path) -> DecoderDescription:
-    """Read what an exported decoder is, without its weights.
-
-    Raises:
-        CheckpointError: the file is missing, unreadable, of another format, or describes no decoder.
-    """
-    path = folder / DESCRIPTION
-    try:
-        description = read_description(path, DecoderDescription, version=FORMAT)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"no exported decoder in {folder}: expected {DESCRIPTION} and {WEIGHTS}; a pretraining run "
-            "writes them beside its encoder where it has a decoder"
-        ) from error
-    try:
-        with torch.device("meta"):
-            build_decoder(description)
-    except ValueError as error:
-        raise CheckpointError(f"{path} describes no decoder that can be built: {error}") from error
-    return description
 
 
 def describe_decoder(decoder: Decoder, *, target: Part) -> DecoderDescription:

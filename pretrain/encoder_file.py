@@ -4,11 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from data_tools.command import CheckpointError, log
+from data_tools.command import log
 from data_tools.config import require
-from pretrain.exported import check_weights, read_description, read_weights, save_description, save_weights
+from pretrain.exported import check_weights, read_buildable, read_weights, save_description, save_weights
 from pretrain.model.encoder import Encoder
 from pretrain.model.sizes import EncoderShape
 from pretrain.model.tokens import COLOURS, MEAN, STD, TokenGrid
@@ -81,10 +79,9 @@ def load_encoder(
     Raises:
         CheckpointError: a file is missing or unreadable, of another format, or the two do not fit.
     """
-    description = load_description(folder)
+    description, shapes = _read(folder)
     weights = read_weights(folder / WEIGHTS)
-    with torch.device("meta"):  # compare before memory is taken
-        check_weights(build_encoder(description), weights, folder / WEIGHTS)
+    check_weights(shapes, weights, folder / WEIGHTS)  # before memory is taken
     encoder = build_encoder(description, drop_path=drop_path, grid=grid)
     encoder.load_state_dict(weights)
     return encoder, description
@@ -118,20 +115,20 @@ def load_description(folder: Path) -> EncoderDescription:
     Raises:
         CheckpointError: the file is missing, unreadable, of another format, or describes no encoder.
     """
-    path = folder / DESCRIPTION
-    try:
-        description = read_description(path, EncoderDescription, version=FORMAT)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"no exported encoder in {folder}: expected {DESCRIPTION} and {WEIGHTS}; "
-            "give the folder encoder/ of a run"
-        ) from error
-    try:
-        with torch.device("meta"):  # the only sure check that its parts exist and take their arguments
-            build_encoder(description)
-    except ValueError as error:
-        raise CheckpointError(f"{path} describes no encoder that can be built: {error}") from error
-    return description
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[EncoderDescription, Encoder]:
+    """The description, and the encoder without values."""
+    return read_buildable(
+        folder / DESCRIPTION,
+        EncoderDescription,
+        build_encoder,
+        version=FORMAT,
+        what="encoder",
+        absent=f"no exported encoder in {folder}: expected {DESCRIPTION} and {WEIGHTS}; "
+        "give the folder encoder/ of a run",
+    )
 
 
 def _named(grid: TokenGrid) -> str:

@@ -8,10 +8,12 @@ import json
 import math
 import os
 import types
+from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from data_tools.command import CheckpointError
 
 Record = TypeVar("Record")
+Module = TypeVar("Module", bound=nn.Module)
 
 _LISTED = 5
 """How many names of tensors an error lists."""
@@ -69,6 +72,37 @@ def read_description(path: Path, kind: type[Record], *, version: int) -> Record:
         return read_record(kind, found)
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
+
+
+def read_buildable(
+    path: Path,
+    kind: type[Record],
+    build: Callable[[Record], Module],
+    *,
+    version: int,
+    what: str,
+    absent: str,
+) -> tuple[Record, Module]:
+    """Read a description and what it describes, on the meta device: it has shapes and takes no memory.
+
+    Building is the only sure check that the parts exist and take their arguments.
+
+    Args:
+        what: it describes, for messages.
+        absent: the message where the file is not there.
+
+    Raises:
+        CheckpointError: see `read_description`; or it is not there, or nothing can be built of it.
+    """
+    try:
+        description = read_description(path, kind, version=version)
+    except FileNotFoundError as error:
+        raise CheckpointError(absent) from error
+    try:
+        with torch.device("meta"):
+            return description, build(description)
+    except ValueError as error:
+        raise CheckpointError(f"{path} describes no {what} that can be built: {error}") from error
 
 
 def read_record(kind: type[Record], found: Any, name: str = "") -> Record:
