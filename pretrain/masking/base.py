@@ -69,6 +69,22 @@ def check_split(visible: int, hidden: int, *, ratio: float, grid: TokenGrid) -> 
         )
 
 
+def split_counts(ratio: float, grid: TokenGrid, *, copies: int = 1) -> tuple[int, int]:
+    """(K, M): the visible and the hidden tokens where a share of what is drawn is hidden, rounded down.
+
+    Args:
+        copies: how many tokens each thing drawn stands for: 1 for tokens, `grid.t` for places through the
+            whole clip, `grid.per_slice` for slices.
+
+    Raises:
+        ValueError: see `check_split`.
+    """
+    drawn = grid.tokens // copies
+    hidden = int(ratio * drawn)
+    check_split(copies * (drawn - hidden), copies * hidden, ratio=ratio, grid=grid)
+    return copies * (drawn - hidden), copies * hidden
+
+
 def over_time(place_S: Tensor, grid: TokenGrid) -> Tensor:
     """The tokens of some places in every slice of the grid, slice after slice."""
     return (torch.arange(grid.t)[:, None] * grid.per_slice + place_S).flatten()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from data_tools.config import require
-from pretrain.masking.base import Masking, check_ratio, check_split
+from pretrain.masking.base import Masking, check_ratio, split_counts
 from pretrain.model.tokens import TokenGrid
 
 Order = Literal["causal", "random"]
@@ -30,9 +30,7 @@ class FrameMasking(Masking):
 
     def counts(self, grid: TokenGrid) -> tuple[int, int]:
         """See `Masking.counts`."""
-        hidden = int(self.ratio * grid.t) * grid.per_slice
-        check_split(grid.tokens - hidden, hidden, ratio=self.ratio, grid=grid)
-        return grid.tokens - hidden, hidden
+        return split_counts(self.ratio, grid, copies=grid.per_slice)
 
     def split(
         self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from data_tools.config import require
-from pretrain.masking.base import Masking, check_ratio, check_split, over_time
+from pretrain.masking.base import Masking, check_ratio, over_time, split_counts
 from pretrain.model.tokens import TokenGrid
 
 Side = Literal["hidden", "visible"]
@@ -48,11 +48,7 @@ class MotionMasking(Masking):
 
     def counts(self, grid: TokenGrid) -> tuple[int, int]:
         """See `Masking.counts`."""
-        copies = grid.t if self.tubes else 1
-        drawn = grid.tokens // copies
-        hidden = int(self.ratio * drawn)
-        check_split(drawn - hidden, hidden, ratio=self.ratio, grid=grid)
-        return copies * (drawn - hidden), copies * hidden
+        return split_counts(self.ratio, grid, copies=grid.t if self.tubes else 1)
 
     def split(
         self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pretrain.masking.base import Masking, check_ratio, check_split, over_time
+from pretrain.masking.base import Masking, check_ratio, over_time, split_counts
 from pretrain.model.tokens import TokenGrid
 
 
@@ -20,9 +20,7 @@ class TubeMasking(Masking):
 
     def counts(self, grid: TokenGrid) -> tuple[int, int]:
         """See `Masking.counts`."""
-        hidden = int(self.ratio * grid.per_slice)
-        check_split(grid.per_slice - hidden, hidden, ratio=self.ratio, grid=grid)
-        return grid.t * (grid.per_slice - hidden), grid.t * hidden
+        return split_counts(self.ratio, grid, copies=grid.t)
 
     def split(
         self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pretrain.masking.base import Masking, check_ratio, check_split
+from pretrain.masking.base import Masking, check_ratio, split_counts
 from pretrain.model.tokens import TokenGrid
 
 
@@ -20,9 +20,7 @@ class UniformMasking(Masking):
 
     def counts(self, grid: TokenGrid) -> tuple[int, int]:
         """See `Masking.counts`."""
-        hidden = int(self.ratio * grid.tokens)
-        check_split(grid.tokens - hidden, hidden, ratio=self.ratio, grid=grid)
-        return grid.tokens - hidden, hidden
+        return split_counts(self.ratio, grid)
 
     def split(
         self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None

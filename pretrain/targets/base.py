@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.model.encoder import Encoder
@@ -107,9 +108,9 @@ class WantedTarget(Target):
     def truth(self, shown: Shown) -> Tensor:
         """What should have been predicted, as target_BMP in float32; called without gradients."""
 
-    @abstractmethod
     def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-        """How wrong each clip's prediction is, as loss_B in float32."""
+        """How wrong each clip's prediction is, as loss_B in float32: the mean squared error."""
+        return squared_errors(prediction_BMP, target_BMP)
 
     def losses(self, prediction: Prediction, shown: Shown) -> dict[str, Tensor]:
         """See `Target.losses`."""
@@ -117,3 +118,8 @@ class WantedTarget(Target):
         with torch.no_grad():
             target_BMP = self.truth(shown)
         return {"loss": self.errors(prediction.wanted_BMP, target_BMP)}
+
+
+def squared_errors(prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
+    """Each clip's mean squared error, as loss_B in float32."""
+    return F.mse_loss(prediction_BMP.float(), target_BMP, reduction="none").mean(dim=(1, 2))

@@ -59,10 +59,6 @@ class HogTarget(WantedTarget):
         )
         return F.normalize(histogram, dim=-1).flatten(2)
 
-    def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-        """See `WantedTarget.errors`."""
-        return F.mse_loss(prediction_BMP.float(), target_BMP, reduction="none").mean(dim=(1, 2))
-
     def _sum_cells(self, votes: Tensor) -> Tensor:
         """From (B, M, C, row, column) to (B, M, cell row, cell column, C)."""
         cells = votes.unflatten(4, (self.cells, -1)).unflatten(3, (self.cells, -1)).sum(dim=(4, 6))

@@ -3,7 +3,6 @@
 from typing import get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data_tools.config import require
@@ -54,10 +53,6 @@ class MotionTarget(WantedTarget):
         grouped = (next_BMP.float() - now_BMP.float()).mul_(1 / 255).unflatten(2, (-1, colours))
         variance, mean = torch.var_mean(grouped, dim=2, keepdim=True, unbiased=grouped.shape[2] > 1)
         return ((grouped - mean) / (variance + STILL**2).sqrt()).flatten(2)
-
-    def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-        """See `WantedTarget.errors`."""
-        return F.mse_loss(prediction_BMP.float(), target_BMP, reduction="none").mean(dim=(1, 2))
 
 
 def _moments(shown: Shown) -> tuple[Tensor, Tensor]:

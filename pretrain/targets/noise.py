@@ -1,11 +1,10 @@
 """The noise itself as the target: denoising of the visible patches."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.model.sizes import EncoderShape
-from pretrain.targets.base import Prediction, Shown, Target
+from pretrain.targets.base import Prediction, Shown, Target, squared_errors
 
 EPS = 1e-6
 
@@ -39,5 +38,4 @@ class NoiseTarget(Target):
             added_BKP = shown.added_BKP.float()
             size_B11 = added_BKP.square().mean(dim=(1, 2), keepdim=True).sqrt()
             target_BKP = added_BKP / (size_B11 + EPS)
-        error_BKP = F.mse_loss(prediction.visible_BKP.float(), target_BKP, reduction="none")
-        return {"loss": error_BKP.mean(dim=(1, 2))}
+        return {"loss": squared_errors(prediction.visible_BKP, target_BKP)}

@@ -3,7 +3,6 @@
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data_tools.config import require
@@ -52,10 +51,6 @@ class PixelTarget(WantedTarget):
         grouped = self._group(patches_BMP, shown)
         mean, spread = self._statistics(grouped)
         return grouped.sub_(mean).div_(spread).flatten(2)
-
-    def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-        """See `WantedTarget.errors`."""
-        return F.mse_loss(prediction_BMP.float(), target_BMP, reduction="none").mean(dim=(1, 2))
 
     def to_pixels(self, wanted_BMP: Tensor, shown: Shown, *, is_honest: bool) -> Tensor:
         """See `Target.to_pixels`. Without the true statistics, those of the visible patches around are used.
