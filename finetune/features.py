@@ -106,7 +106,7 @@ class FeatureReader:
 
     def _embed_all(self, clip_BCTHW: Tensor) -> Tensor:
         patches_BNP = normalise(patchify(clip_BCTHW, self.encoder.shape.patch), self.mean, self.std)
-        return self.encoder.embed(patches_BNP, None, self._runs_of_one(patches_BNP))
+        return self.encoder.embed(patches_BNP, None)
 
     def _embed(
         self,
@@ -118,11 +118,4 @@ class FeatureReader:
     ) -> Tensor:
         taken_BKP = take_patches(clip_BCTHW, index_BK, self.encoder.shape.patch, clip_BK=clip_BK)
         patches_BKP = normalise(taken_BKP, self.mean, self.std)
-        run_BK = self._runs_of_one(patches_BKP) if run_BK is None else run_BK
         return self.encoder.embed(patches_BKP, index_BK, run_BK)
-
-    def _runs_of_one(self, patches_BKP: Tensor) -> Tensor | None:
-        """What an encoder that knows runs is told where each token stands for itself alone."""
-        if not self.encoder.shape.run_lengths:
-            return None
-        return torch.ones(patches_BKP.shape[:2], dtype=torch.int64, device=patches_BKP.device)

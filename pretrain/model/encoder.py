@@ -92,14 +92,15 @@ class Encoder(nn.Module):
             patches_BKP: normalised patches, already gathered.
             visible_BK: which tokens of the grid they are; None for all of them, in order.
             run_BK: int64, for how many slices each token stands, at least 1; needs `shape.run_lengths`.
+                None: for itself alone.
         """
         x_BKD = self.embed_patches(patches_BKP.to(self.embed_patches.weight.dtype))
         added = self.positions(visible_BK)
         if added is not None:
             x_BKD = x_BKD + added
         if run_BK is not None:
-            x_BKD = x_BKD + self.run_table_ND[run_BK.clamp(1, self.shape.run_lengths) - 1]
-        return x_BKD
+            return x_BKD + self.run_table_ND[run_BK.clamp(1, self.shape.run_lengths) - 1]
+        return x_BKD + self.run_table_ND[0] if self.shape.run_lengths else x_BKD
 
     def encode(
         self,

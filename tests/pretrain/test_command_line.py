@@ -56,7 +56,7 @@ def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
         (["clip.size=30"], "a clip of 8 frames at 30x30 cannot be cut into patches of 2 frames at 8x8"),
         (["clip.frames=7"], "a clip of 7 frames at 32x32 cannot be cut into patches of 2 frames at 8x8"),
         (["masking.args.ratio=1.0"], "masking.args.ratio must lie strictly between 0 and 1, got 1.0"),
-        (["masking.name=tube", "clip.size=8"], "leaves 1 tokens visible and 0 hidden on a grid of 4x1x1"),
+        (["masking.name=tube", "clip.size=8"], "leaves 4 tokens visible and 0 hidden on a grid of 4x1x1"),
         (["masking.args.ratio=all"], "masking.args.ratio must be of type float, got 'all'"),
         (["masking.args.ratio=true"], "masking.args.ratio must be of type float, got True"),
         (["masking.args.ratio=.nan"], "masking.args.ratio must be a finite number, got nan"),
