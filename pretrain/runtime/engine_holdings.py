@@ -49,11 +49,9 @@ class Holding(ABC):
     def counters(self) -> dict[str, Tensor]:
         """AdamW's count of updates for each trainable parameter; parameters may share one."""
 
+    @abstractmethod
     def publish(self) -> None:
         """Collective. Pieces were overwritten: let the module compute with what stands in them."""
-
-    def fill(self, module: nn.Module) -> None:
-        """Collective. Copy the weights to another module of the same names; nothing where it is this one."""
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -101,6 +99,9 @@ class WholeHolding(Holding):
         """See `Holding.counters`."""
         return {self.names[id(p)]: self.optimiser.state[p]["step"] for p in self._trained}
 
+    def publish(self) -> None:
+        """See `Holding.publish`: the module itself was overwritten."""
+
 
 class PartitionedHolding(Holding):
     """ZeRO 1 and 2: groups of parameters are laid in a row and cut into as many parts as processes."""
@@ -141,9 +142,7 @@ class PartitionedHolding(Holding):
 
     def _parts(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each trainable parameter and this process's part of the row that it lies in."""
-        groups = zip(
-            self.optimiser.bit16_groups, self.optimiser.single_partition_of_fp32_groups, strict=True
-        )
+        groups = zip(self.optimiser.bit16_groups, self.optimiser.single_partition_of_fp32_groups, strict=True)
         return ((parameter, part_V) for parameters, part_V in groups for parameter in parameters)
 
 
@@ -181,7 +180,9 @@ class ShardedHolding(Holding):
     def counters(self) -> dict[str, Tensor]:
         """See `Holding.counters`."""
         adam = self.optimiser.optimizer
-        return {self.names[id(parameter)]: adam.state[row_V]["step"] for parameter, row_V, _ in self._places()}
+        return {
+            self.names[id(parameter)]: adam.state[row_V]["step"] for parameter, row_V, _ in self._places()
+        }
 
     def publish(self) -> None:
         """See `Holding.publish`."""
@@ -190,7 +191,7 @@ class ShardedHolding(Holding):
             self.optimiser._reassign_or_swap_out_partitioned_parameters(row)
 
     def fill(self, module: nn.Module) -> None:
-        """See `Holding.fill`; gathers a few parameters at a time."""
+        """Collective. Copy the weights to another module of the same names, gathering a few at a time."""
         from deepspeed.runtime.zero import GatheredParameters
 
         targets = dict(module.named_parameters())
@@ -248,7 +249,9 @@ def share_of(pieces: list[Piece], rank: int, world: int) -> list[Piece]:
         passed += piece.values_V.numel()
         if begin < end:
             values_V = piece.values_V[begin:end]
-            found.append(Piece(name=piece.name, kind=piece.kind, start=piece.start + begin, values_V=values_V))
+            found.append(
+                Piece(name=piece.name, kind=piece.kind, start=piece.start + begin, values_V=values_V)
+            )
     return found
 
 
