@@ -83,7 +83,7 @@ class Training:
         )
         run_dir = Path(self.settings.run_dir)
         checkpoints = Checkpoints(run_dir, self.processes, keep=self.settings.keep_checkpoints)
-        state = checkpoints.load_newest(engine, zero_stage=self.settings.engine.zero_stage)
+        state = checkpoints.load_newest(engine)
         if state.step:
             log.info("continuing at step %d of %d", state.step, self.settings.steps)
         if state.step < self.settings.steps:
@@ -136,6 +136,7 @@ class _Loop:
                     stop = self._report(done)
                     if is_saved or stop:
                         self.checkpoints.save(self.engine, self.state)
+                        self.checkpoints.commit()
                     self._end_if_due(stop, done)
         finally:
             self.sample_log.close()
