@@ -20,10 +20,12 @@ from pretrain.encoder_file import EncoderDescription, announce_resampling, save_
 from pretrain.health import HealthWatch, Probe, open_probe, spread_videos
 from pretrain.masking.base import Masking
 from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
+from pretrain.model.blocks import set_up_blocks
 from pretrain.model.tokens import TokenGrid
 from pretrain.noise.base import Noise
 from pretrain.pictures import PictureBook
 from pretrain.pruning.base import Pruning
+from pretrain.runtime.engine_checks import check_engine
 from pretrain.runtime.loop import Training, Watcher
 from pretrain.runtime.optimiser import parameter_groups
 from pretrain.runtime.processes import Processes, find_processes
@@ -89,6 +91,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
         CheckpointError: `start_from` cannot be used.
     """
     processes = find_processes(config.engine.device)
+    check_engine(config.engine, processes, merges=config.model.merge_per_block > 0)
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
     parts = _build_parts(config, grid)
     batch = plan_batch(
@@ -177,6 +180,8 @@ def run_pretraining(plan: Plan) -> None:
     config, processes = plan.config, plan.processes
     if processes.is_first:
         open_run_dir(Path(config.run_dir), config)
+    engine = config.engine
+    set_up_blocks(plan.model, recompute=engine.activation_checkpointing, compiled=engine.compile)
     training = Training(
         module=plan.model,
         groups=parameter_groups(plan.model, config.optim.weight_decay),
@@ -185,7 +190,6 @@ def run_pretraining(plan: Plan) -> None:
         settings=config.run_settings(worker_count(config.data.workers, processes.local_world)),
         processes=processes,
         watchers=_watchers(plan),
-        after_update=plan.model.after_update,
     )
     training.run()
     if processes.is_first:
@@ -208,9 +212,7 @@ def training_clips(plan: Plan, split: Annotate) -> TrainingClips:
 
 
 def _watchers(plan: Plan) -> tuple[Watcher, ...]:
-    """What looks at the run now and then; on the first process alone."""
-    if not plan.processes.is_first:
-        return ()
+    """What looks at the run now and then; every process knows when, the first one looks."""
     watchers: list[Watcher] = [_picture_book(plan)] if plan.config.pictures.every_steps else []
     if plan.config.health.every_steps:
         watchers.append(_health_watch(plan))
