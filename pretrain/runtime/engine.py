@@ -132,6 +132,13 @@ class Engine:
         rank, world = self._processes.rank, self._processes.world
         return [*self._holding.own(), *share_of(self._holding.shared(), rank, world)]
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter and buffer that the pieces are of, the same on every process."""
+        module = self._readable  # whole at every stage
+        kept = module.state_dict(keep_vars=True)
+        named = [*module.named_parameters(), *module.named_buffers()]
+        return {name: tuple(tensor.shape) for name, tensor in named if name in kept}
+
     def updates(self) -> dict[str, int]:
         """How many updates AdamW has applied to each trainable parameter; its bias correction needs it."""
         counters = self._holding.counters()

@@ -141,9 +141,7 @@ class PartitionedHolding(Holding):
 
     def _parts(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each trainable parameter and this process's part of the row that it lies in."""
-        groups = zip(
-            self.optimiser.bit16_groups, self.optimiser.single_partition_of_fp32_groups, strict=True
-        )
+        groups = zip(self.optimiser.bit16_groups, self.optimiser.single_partition_of_fp32_groups, strict=True)
         return ((parameter, part_V) for parameters, part_V in groups for parameter in parameters)
 
 
@@ -181,7 +179,9 @@ class ShardedHolding(Holding):
     def counters(self) -> dict[str, Tensor]:
         """See `Holding.counters`."""
         adam = self.optimiser.optimizer
-        return {self.names[id(parameter)]: adam.state[row_V]["step"] for parameter, row_V, _ in self._places()}
+        return {
+            self.names[id(parameter)]: adam.state[row_V]["step"] for parameter, row_V, _ in self._places()
+        }
 
     def publish(self) -> None:
         """See `Holding.publish`."""
@@ -248,7 +248,9 @@ def share_of(pieces: list[Piece], rank: int, world: int) -> list[Piece]:
         passed += piece.values_V.numel()
         if begin < end:
             values_V = piece.values_V[begin:end]
-            found.append(Piece(name=piece.name, kind=piece.kind, start=piece.start + begin, values_V=values_V))
+            found.append(
+                Piece(name=piece.name, kind=piece.kind, start=piece.start + begin, values_V=values_V)
+            )
     return found
 
 

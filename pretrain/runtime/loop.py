@@ -82,8 +82,14 @@ class Training:
             processes=self.processes,
         )
         run_dir = Path(self.settings.run_dir)
-        checkpoints = Checkpoints(run_dir, self.processes, keep=self.settings.keep_checkpoints)
-        state = checkpoints.load_newest(engine, zero_stage=self.settings.engine.zero_stage)
+        checkpoints = Checkpoints(
+            run_dir,
+            self.processes,
+            keep=self.settings.keep_checkpoints,
+            keep_every_steps=self.settings.keep_every_steps,
+            background=self.settings.save_in_background,
+        )
+        state = checkpoints.load_newest(engine)
         if state.step:
             log.info("continuing at step %d of %d", state.step, self.settings.steps)
         if state.step >= self.settings.steps:
@@ -137,6 +143,8 @@ class _Loop:
                     stop = self._report(done)
                     if is_saved or stop:
                         self.checkpoints.save(self.engine, self.state)
+                    if stop or done == settings.steps:
+                        self.checkpoints.commit()
                     self._end_if_due(stop, done)
         finally:
             self.sample_log.close()
