@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data_tools.command import CheckpointError, log
@@ -35,6 +35,9 @@ class RunState:
         skipped_steps: updates left out because a gradient was not finite.
         world: processes that wrote the checkpoint.
         zero_stage: the ZeRO stage that wrote it.
+        omitted: steps whose update is left out, by the guard.
+        rollbacks: how often the guard went back.
+        recent: loss and gradient norm of the last applied steps, oldest first, where there is a guard.
     """
 
     step: int = 0
@@ -43,6 +46,9 @@ class RunState:
     skipped_steps: int = 0
     world: int = 1
     zero_stage: int = 0
+    omitted: list[int] = field(default_factory=list)
+    rollbacks: int = 0
+    recent: list[list[float]] = field(default_factory=list)
 
 
 class Checkpoints:
@@ -78,13 +84,20 @@ class Checkpoints:
                 "older checkpoints are intact: mend the disk and repeat the command"
             ) from error
 
-    def load_newest(self, engine: Engine, *, zero_stage: int) -> RunState:
+    def is_written(self) -> bool:
+        """Whether this process's part of a save is on the disk, or nothing is being written."""
+        return True
+
+    def commit(self) -> None:
+        """Finish a save that is under way; every process must call it."""
+
+    def load_newest(self, engine: Engine, *, zero_stage: int, before: int | None = None) -> RunState:
         """Load the newest sound checkpoint, or return the start of a run where there is none.
 
         Raises:
             CheckpointError: there are checkpoints and none is sound, or it needs another number of processes.
         """
-        name = self._processes.from_first(self._newest_sound() if self._processes.is_first else None)
+        name = self._processes.from_first(self._newest_sound(before) if self._processes.is_first else None)
         if name is None:
             return RunState()
         folder = self.folder / name
@@ -93,10 +106,12 @@ class Checkpoints:
         engine.load(folder)
         return state
 
-    def _newest_sound(self) -> str | None:
+    def _newest_sound(self, before: int | None) -> str | None:
         found = sorted(
             (path for path in self.folder.glob("step-*") if path.suffix != ".partial"), reverse=True
         )
+        if before is not None:
+            found = [path for path in found if int(path.name.removeprefix("step-")) <= before]
         for path in found:
             damage = _find_damage(path)
             if damage is None:

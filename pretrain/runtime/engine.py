@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,13 @@ from pretrain.runtime.processes import Processes, join_group
 from pretrain.runtime.settings import EngineConfig, OptimConfig
 
 _TAG = "deepspeed"
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """A module with weights that follow those that are trained."""
+
+    def after_update(self, progress: float) -> None: ...
 
 
 class Engine:
@@ -75,6 +82,18 @@ class Engine:
         self._optimiser.found_inf = (~torch.isfinite(norm)).float()
         self._engine.step()
         return norm
+
+    def train(self) -> None:
+        """Put what is trained into training mode."""
+        self._engine.module.train()
+
+    def after_update(self, progress: float) -> None:
+        """Let what follows the weights follow them."""
+        if isinstance(self._engine.module, Follower):
+            self._engine.module.after_update(progress)
+
+    def make_readable(self) -> None:
+        """The module holds the present weights at these stages anyway."""
 
     def save(self, folder: Path) -> None:
         """Write this process's part of the state below `folder`. Every process must call it."""
