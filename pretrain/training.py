@@ -207,7 +207,7 @@ def training_clips(plan: Plan, split: Annotate) -> TrainingClips:
 
 
 def _watchers(plan: Plan) -> tuple[Watcher, ...]:
-    """What looks at the run now and then; it does so on the first process alone."""
+    """What looks at the run now and then; every process knows when, the first one looks."""
     watchers: list[Watcher] = [_picture_book(plan)] if plan.config.pictures.every_steps else []
     if plan.config.health.every_steps:
         watchers.append(_health_watch(plan))

@@ -12,6 +12,8 @@ from torch import nn
 class Schedule:
     """Due at the first report after each multiple of some steps, and after the last step.
 
+    A function of the report alone, so that every process knows it and a run that goes on does the same.
+
     Attributes:
         every_steps: at least 1.
         last_step: 0-based.
@@ -21,9 +23,9 @@ class Schedule:
     last_step: int
 
     def is_due(self, first_step: int, last_step: int) -> bool:
-        """Whether it is due at the report of these steps."""
-        is_new_page = (last_step + 1) // self.every_steps > first_step // self.every_steps
-        return last_step == self.last_step or is_new_page
+        """Whether it is due at the report of these steps, both 0-based and both done."""
+        passes_multiple = (last_step + 1) // self.every_steps > first_step // self.every_steps
+        return last_step == self.last_step or passes_multiple
 
 
 @contextmanager
