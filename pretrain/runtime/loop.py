@@ -63,7 +63,7 @@ class Training:
     watchers: tuple[Watcher, ...] = ()
 
     def run(self) -> None:
-        """Train from the newest checkpoint, or from the start, to the last step.
+        """Train from the newest checkpoint, or from the start, to the last step; then the module is readable.
 
         Raises:
             Stopped: on SIGTERM, SIGINT or SIGUSR1 to any process, after a checkpoint.
@@ -98,7 +98,13 @@ class _Run:
             processes=processes,
         )
         run_dir = Path(settings.run_dir)
-        self.checkpoints = Checkpoints(run_dir, processes, keep=settings.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            run_dir,
+            processes,
+            keep=settings.keep_checkpoints,
+            keep_every_steps=settings.keep_every_steps,
+            background=settings.save_in_background,
+        )
         self.incidents = Incidents(run_dir, training.clips, training.plan)
         self.agreement = Agreement(processes)
         hosts = processes.gather(platform.node())
@@ -114,9 +120,10 @@ class _Run:
                 state, incident = self._go_on(state)
                 if incident is not None:
                     state = self._go_back(state, incident)
+        self.engine.make_readable()
 
     def _begin(self) -> RunState:
-        state = self.checkpoints.load_newest(self.engine, zero_stage=self.settings.engine.zero_stage)
+        state = self.checkpoints.load_newest(self.engine)
         state = self.processes.from_first(self.incidents.recall(state) if self.processes.is_first else state)
         if state.step:
             log.info("continuing at step %d of %d", state.step, self.settings.steps)
@@ -235,8 +242,7 @@ class _Run:
             raise Diverged(self._said(f"{what}; {_ways_out(guard, state.rollbacks)}"))
         with self.watchdog.during("going back to a checkpoint", limit="save_timeout_s"):
             self.checkpoints.commit()
-            stage = self.settings.engine.zero_stage
-            loaded = self.checkpoints.load_newest(self.engine, zero_stage=stage, before=first)
+            loaded = self.checkpoints.load_newest(self.engine, before=first)
         omitted = incident.omitted(loaded.step)
         self._note(incident, omitted)
         self.has_looked = True

@@ -56,7 +56,6 @@ class Stepping:
             timeout_s=settings.timeout_s,
         )
         watchdog.reading = lambda: being_read(self._batches)
-        engine.train()
 
     def do(self, step: int, *, may_take_long: bool) -> None:
         """Do a step.
