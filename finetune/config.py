@@ -9,6 +9,7 @@ from data_tools.parts import Part
 from data_tools.stream.loader import AugmentConfig
 from finetune.mixing import MixConfig
 from finetune.shortening import Shortening
+from pretrain.runtime.guard import GuardConfig
 from pretrain.runtime.settings import (
     BatchConfig,
     EngineConfig,
@@ -18,6 +19,7 @@ from pretrain.runtime.settings import (
     StreamConfig,
     check_saving,
 )
+from pretrain.runtime.watchdog import WatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +176,8 @@ class FinetuneConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
     @property
     def shortening(self) -> Shortening:
@@ -212,4 +216,6 @@ def run_settings(config: FinetuneConfig, samples: int, *, workers: int) -> RunSe
         optim=config.optim,
         engine=config.engine,
         log=config.log,
+        watch=config.watch,
+        guard=config.guard,
     )

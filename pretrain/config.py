@@ -7,6 +7,7 @@ from data_tools.parts import Part
 from data_tools.stream.loader import AugmentConfig, ClipConfig
 from pretrain.health import HealthConfig
 from pretrain.model.sizes import ModelConfig
+from pretrain.runtime.guard import GuardConfig
 from pretrain.runtime.settings import (
     BatchConfig,
     EngineConfig,
@@ -16,6 +17,7 @@ from pretrain.runtime.settings import (
     StreamConfig,
     check_saving,
 )
+from pretrain.runtime.watchdog import WatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,8 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
 
@@ -111,4 +115,6 @@ class PretrainConfig:
             optim=self.optim,
             engine=self.engine,
             log=self.log,
+            watch=self.watch,
+            guard=self.guard,
         )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from data_tools.command import CheckpointError
 from data_tools.stream.order import BatchPlan
-from pretrain.runtime.engine_holdings import HOLDINGS, share_of
+from pretrain.runtime.engine_holdings import HOLDINGS, ShardedHolding, share_of
 from pretrain.runtime.optimiser import build_optimiser, set_learning_rate
 from pretrain.runtime.pieces import Piece, ReadPiece
 from pretrain.runtime.processes import Processes, join_group
@@ -118,7 +118,7 @@ class Engine:
         At ZeRO 0 to 2 it always does. At ZeRO 3 they are gathered into it on every process, where it lies: on
         the CPU, but on the first process's device.
         """
-        if self._readable is self._holding.module:
+        if not isinstance(self._holding, ShardedHolding):
             return
         if self._processes.is_first:
             self._readable.to(self._processes.device)

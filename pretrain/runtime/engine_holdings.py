@@ -49,11 +49,9 @@ class Holding(ABC):
     def counters(self) -> dict[str, Tensor]:
         """AdamW's count of updates for each trainable parameter; parameters may share one."""
 
+    @abstractmethod
     def publish(self) -> None:
         """Collective. Pieces were overwritten: let the module compute with what stands in them."""
-
-    def fill(self, module: nn.Module) -> None:
-        """Collective. Copy the weights to another module of the same names; nothing where it is this one."""
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -100,6 +98,9 @@ class WholeHolding(Holding):
     def counters(self) -> dict[str, Tensor]:
         """See `Holding.counters`."""
         return {self.names[id(p)]: self.optimiser.state[p]["step"] for p in self._trained}
+
+    def publish(self) -> None:
+        """See `Holding.publish`: the module itself was overwritten."""
 
 
 class PartitionedHolding(Holding):
@@ -190,7 +191,7 @@ class ShardedHolding(Holding):
             self.optimiser._reassign_or_swap_out_partitioned_parameters(row)
 
     def fill(self, module: nn.Module) -> None:
-        """See `Holding.fill`; gathers a few parameters at a time."""
+        """Collective. Copy the weights to another module of the same names, gathering a few at a time."""
         from deepspeed.runtime.zero import GatheredParameters
 
         targets = dict(module.named_parameters())

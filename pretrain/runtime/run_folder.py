@@ -21,8 +21,11 @@ from data_tools.command import log, writing_to
 from data_tools.config import to_yaml
 from data_tools.files import write_whole
 from pretrain.runtime.config_changes import Change, find_changes, table_of
+from pretrain.runtime.run_lock import LOCK_FILE
 
-PREVIEW_FOLDER = "preview"  # may be there before the run is
+PREVIEW_FOLDER = "preview"
+# What may be there before the run is: a preview, what the launcher writes, and who is about to open it.
+OVERLOOKED = (PREVIEW_FOLDER, "launch", "logs", LOCK_FILE)
 
 
 def check_run_dir(run_dir: Path, config: Any) -> bool:
@@ -35,7 +38,7 @@ def check_run_dir(run_dir: Path, config: Any) -> bool:
         raise ValueError(f"run_dir {run_dir} is a file: choose another run_dir")
     stored_path = run_dir / "config.yaml"
     if not stored_path.exists():
-        if run_dir.exists() and any(path.name != PREVIEW_FOLDER for path in run_dir.iterdir()):
+        if run_dir.exists() and any(path.name not in OVERLOOKED for path in run_dir.iterdir()):
             raise ValueError(f"run_dir {run_dir} exists, is not empty and is no run: choose another run_dir")
         return False
     changes = _changes(run_dir, config)

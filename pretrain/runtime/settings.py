@@ -6,6 +6,8 @@ from pathlib import Path
 from data_tools.config import require
 from data_tools.storage.cache import Cache
 from data_tools.stream.reading import check_decoder
+from pretrain.runtime.guard import GuardConfig
+from pretrain.runtime.watchdog import WatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,3 +178,5 @@ class RunSettings:
     optim: OptimConfig
     engine: EngineConfig
     log: LogConfig
+    watch: WatchConfig
+    guard: GuardConfig

@@ -24,7 +24,7 @@ from pretrain.runtime.optimiser import learning_rate, parameter_groups
 from pretrain.runtime.processes import leave_group
 from pretrain.training import Plan, make_plan, training_clips
 
-STAGES = (0, 1, 2, 3)
+STAGES = (3, 0, 1, 2)  # 3 first: it puts its own linear layers in place for the rest of the process
 SAVED_AT, STEPS = 3, 6
 SPOILT = 2
 
@@ -88,9 +88,13 @@ def reader(paths: list[Path]) -> tuple[Callable[[str, str, int, int], Tensor], d
     parts = [torch.load(path) for path in paths]
     assert all(part["updates"] == parts[0]["updates"] for part in parts)
     whole: dict[tuple[str, str], Tensor] = {}
-    for name, kind, start, values_V in sorted((p for part in parts for p in part["pieces"]), key=lambda p: p[:3]):
+    for name, kind, start, values_V in sorted(
+        (p for part in parts for p in part["pieces"]), key=lambda p: p[:3]
+    ):
         before_V = whole.get((name, kind), torch.empty(0))
-        assert start == len(before_V), f"{name} {kind}: a piece starts at {start}, after {len(before_V)} values"
+        assert start == len(before_V), (
+            f"{name} {kind}: a piece starts at {start}, after {len(before_V)} values"
+        )
         whole[name, kind] = torch.cat([before_V, values_V])
 
     def read(name: str, kind: str, start: int, stop: int) -> Tensor:
@@ -112,7 +116,9 @@ def main() -> None:
         save(engine, folder / f"world{world}-stage{stage}-rank{rank}.pt")
         found["unbroken"][stage] = lines + job.train(engine, plan, range(SAVED_AT, STEPS))
         engine.make_readable()
-        found["readable"][stage] = {name: value.double().sum().item() for name, value in plan.model.state_dict().items()}
+        found["readable"][stage] = {
+            name: value.double().sum().item() for name, value in plan.model.state_dict().items()
+        }
         plan, engine = job.engine(stage)
         found["spoilt"][stage] = job.train(engine, plan, range(STEPS), spoilt=SPOILT)
         found["spoilt"][f"{stage}/updates"] = sorted(set(engine.updates().values()))
@@ -123,7 +129,9 @@ def main() -> None:
             for stage in STAGES:
                 plan, engine = job.engine(stage)
                 engine.load_pieces(read, updates)
-                found["resumed"][f"{writer}/{saved}/{stage}"] = job.train(engine, plan, range(SAVED_AT, STEPS))
+                found["resumed"][f"{writer}/{saved}/{stage}"] = job.train(
+                    engine, plan, range(SAVED_AT, STEPS)
+                )
     (folder / f"world{world}-rank{rank}.json").write_text(json.dumps(found))
     leave_group()
 
