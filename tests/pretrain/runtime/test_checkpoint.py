@@ -2,11 +2,8 @@
 
 import json
 import os
-import resource
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,20 +16,16 @@ from pretrain.runtime.checkpoint import RunState
 from pretrain.runtime.checkpoint_files import check_files, read_notes
 from pretrain.runtime.pieces import Piece
 from pretrain.runtime.saving import HostCopy
-from tests.checkpointing import SHAPES, PlainEngine, checkpoints, save, stored_steps
+from tests.checkpointing import (
+    SHAPES,
+    PlainEngine,
+    checkpoints,
+    no_file_longer_than,
+    save,
+    stored_steps,
+)
 
 PIECES = "pieces-00000-of-00001.safetensors"
-
-
-@contextmanager
-def no_file_longer_than(size: int) -> Iterator[None]:
-    """What a full disk does to who writes: the write fails, and what was written stays."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def newest_of(run_dir: Path, *, before: int | None = None) -> int:
