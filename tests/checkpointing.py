@@ -91,6 +91,7 @@ def save(run_dir: Path, *steps: int, keep: int = 100) -> None:
         engine.train_to(step)
         saver.save(engine, RunState(step=step))
     saver.commit()
+    saver.commit()  # waits for the removal of old ones
 
 
 def stored_steps(run_dir: Path) -> list[str]:

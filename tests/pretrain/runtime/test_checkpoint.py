@@ -201,10 +201,11 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
     assert newest_of(tmp_path) == 2
 
 
-def test_a_save_that_never_ended_is_swept_up_by_the_next_start(tmp_path: Path) -> None:
+def test_a_save_or_a_removal_that_never_ended_is_swept_up_by_the_next_start(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     folder = tmp_path / "checkpoints"
     (folder / "step-00000002").rename(folder / "step-00000002.partial")
+    (folder / "step-00000009.dropped").mkdir()
     assert newest_of(tmp_path) == 1
     assert stored_steps(tmp_path) == ["step-00000001"]
 
@@ -220,6 +221,7 @@ def test_the_newest_stay_and_every_so_many_steps_one(
     for step in range(1, 7):
         saver.save(engine, RunState(step=step))
     saver.commit()
+    saver.commit()  # waits for the removal of old ones
     assert stored_steps(tmp_path) == [f"step-{step:08d}" for step in kept]
 
 
