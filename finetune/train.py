@@ -25,10 +25,12 @@ from pretrain.encoder_file import EncoderDescription, announce_resampling
 from pretrain.model.blocks import set_up_blocks
 from pretrain.model.packing import share_of
 from pretrain.runtime.engine_checks import check_engine
+from pretrain.runtime.ending import ending_together
 from pretrain.runtime.loop import Training, set_cpu_threads
 from pretrain.runtime.optimiser import parameter_groups
-from pretrain.runtime.processes import Processes, find_processes, join_group, leave_group
+from pretrain.runtime.processes import Processes, find_processes, join_group
 from pretrain.runtime.run_folder import check_run_dir, open_run_dir
+from pretrain.runtime.run_lock import run_lock
 
 _CALIBRATION_CLIPS = 256
 
@@ -55,11 +57,11 @@ def run_train(arguments: argparse.Namespace) -> None:
         return
     config, processes = prepared.config, prepared.processes
     run_dir = Path(config.run_dir)
-    if processes.is_first:
-        open_run_dir(run_dir, config)
-    try:
+    with ending_together(processes), run_lock(run_dir, processes, config.watch):
+        if processes.is_first:
+            open_run_dir(run_dir, config)
         run = training(prepared)
-        join_group(processes)
+        join_group(processes, config.watch)
         calibrate_head(prepared, run)
         run.run()
         prepared.classifier.to(processes.device)  # at ZeRO 3 it waited on the CPU
@@ -70,8 +72,6 @@ def run_train(arguments: argparse.Namespace) -> None:
             _save(model, config)
         result = evaluate(model, prepared.validation, config, processes)
         publish(result, run_dir, processes, as_json=arguments.json)
-    finally:
-        leave_group()
 
 
 def prepare(config: FinetuneConfig) -> Prepared:
