@@ -1,5 +1,8 @@
 """What a checkpoint asks of an engine, on plain tensors: quick to start, and every value tells its step."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -88,8 +91,20 @@ def save(run_dir: Path, *steps: int, keep: int = 100) -> None:
         engine.train_to(step)
         saver.save(engine, RunState(step=step))
     saver.commit()
+    saver.commit()  # waits for the removal of old ones
 
 
 def stored_steps(run_dir: Path) -> list[str]:
     """What stands in the folder of checkpoints, whatever it is."""
     return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+@contextmanager
+def no_file_longer_than(size: int) -> Iterator[None]:
+    """What a full disk does to who writes: the write fails, and what was written stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

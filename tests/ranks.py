@@ -1,44 +1,56 @@
-"""The processes of one run, started by hand, so that a test can do something to one of them."""
+"""The processes of a run on this machine, started without a launcher, so that a test can reach each of them."""
 
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
+
+from tests.conftest import REPO
 
 _PATIENCE_S = 180.0
 
 
-class Ranks:
-    """Processes of `python -m MODULE ARGUMENTS`, by rank; what they say goes to files."""
+def start_ranks(
+    world: int, *command: str, said: Sequence[IO[str]] | None = None
+) -> list[subprocess.Popen[str]]:
+    """Start `python COMMAND` once for each rank, as a launcher would.
 
-    def __init__(self, repo: Path, folder: Path, *arguments: str, world: int = 2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        common = {
-            "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
-        self._logs = [folder / f"said-by-{rank}.txt" for rank in range(world)]
-        self.processes = []
-        for rank, log in enumerate(self._logs):
-            with log.open("w") as file:
-                self.processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", *arguments],
-                        cwd=repo,
-                        env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                        stdout=file,
-                        stderr=file,
-                    )
-                )
+    Args:
+        said: files for what they say, by rank; pipes where not given.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=REPO,
+            env={
+                **os.environ, **job, "OMP_NUM_THREADS": "1",
+                "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
+            },
+            stdout=said[rank] if said else subprocess.PIPE,
+            stderr=said[rank] if said else subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+
+
+class Ranks:
+    """Two processes of `python -m MODULE ARGUMENTS`; what they say goes to files in a folder."""
+
+    def __init__(self, folder: Path, *arguments: str):
+        self._logs = [folder / f"said-by-{rank}.txt" for rank in range(2)]
+        with ExitStack() as files:
+            said = [files.enter_context(log.open("w")) for log in self._logs]
+            self.processes = start_ranks(2, "-m", *arguments, said=said)
 
     def said(self, rank: int) -> str:
         """What a process has said so far."""
@@ -64,9 +76,9 @@ class Ranks:
 
 
 @contextmanager
-def started(repo: Path, folder: Path, *arguments: str, world: int = 2) -> Iterator[Ranks]:
+def started(folder: Path, *arguments: str) -> Iterator[Ranks]:
     """Start the processes; none of them outlives the block."""
-    ranks = Ranks(repo, folder, *arguments, world=world)
+    ranks = Ranks(folder, *arguments)
     try:
         yield ranks
     finally:

@@ -6,6 +6,7 @@ the one before it.
 """
 
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -100,6 +101,7 @@ class Checkpoints:
         self._keep_every_steps = keep_every_steps
         self._copy = HostCopy() if background else None
         self._saving: Saving | None = None
+        self._removal: threading.Thread | None = None
         self._notes = Notes(state={}, shapes={}, updates={}, files={})
 
     def save(self, engine: HasPieces, state: RunState) -> None:
@@ -129,12 +131,13 @@ class Checkpoints:
     def commit(self) -> None:
         """Wait for all parts, make them a checkpoint, and drop those not to be kept.
 
-        Does nothing where no save is under way.
+        Where no save is under way, only the removal of the old ones is waited for.
 
         Raises:
             CheckpointError: on all processes, where any could not write its part, for example on a full disk;
                 older checkpoints are intact.
         """
+        self._end_removal()
         if self._saving is None:
             return
         saving, self._saving = self._saving, None
@@ -190,7 +193,7 @@ class Checkpoints:
         return RunState()
 
     def _candidates(self, before: int | None) -> list[int]:
-        checkpoint_files.remove_partial(self.folder)
+        checkpoint_files.remove_leftovers(self.folder)
         steps = checkpoint_files.complete(self.folder)
         return [step for step in reversed(steps) if before is None or step <= before]
 
@@ -232,22 +235,26 @@ class Checkpoints:
             raise OSError(fault)
         step = notes.state["step"]
         checkpoint_files.commit(self._partial(), checkpoint_files.final_folder(self.folder, step), notes)
-        try:
-            self._drop_after(step)  # of a line of steps that was given up, or damaged and passed over
-            self._drop_old()
-        except OSError as error:
-            log.warning("could not remove an old checkpoint: %s", error)
+        self._drop_after(step)  # of a line of steps that was given up, or damaged and passed over
+        steps = checkpoint_files.complete(self.folder)
+        for old in list(steps)[: -self._keep]:
+            if not self._keep_every_steps or old % self._keep_every_steps:
+                checkpoint_files.drop(steps[old])
+        # In a thread, since files of gigabytes take a while; the process does not end before it.
+        self._removal = threading.Thread(
+            name="removal", target=checkpoint_files.remove_dropped, args=(self.folder,)
+        )
+        self._removal.start()
 
     def _drop_after(self, step: int) -> None:
         for other, path in checkpoint_files.complete(self.folder).items():
             if other > step:
-                shutil.rmtree(path)
+                checkpoint_files.drop(path)
 
-    def _drop_old(self) -> None:
-        steps = checkpoint_files.complete(self.folder)
-        for step in list(steps)[: -self._keep]:
-            if not self._keep_every_steps or step % self._keep_every_steps:
-                shutil.rmtree(steps[step])
+    def _end_removal(self) -> None:
+        if self._removal is not None:
+            self._removal.join()
+            self._removal = None
 
     def _file_of(self, rank: int) -> str:
         return checkpoint_files.pieces_file(rank, self._processes.world)

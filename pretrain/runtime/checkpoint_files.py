@@ -1,10 +1,11 @@
 """A checkpoint as a folder: what stands in it, when it counts, and whether it is sound.
 
 step-00001000/pieces-00000-of-00004.safetensors    weights and moments, one file a writing process
-step-00001000/parameters.json      shape and number of updates of every parameter
-step-00001000/state.json           the little that is not a function of the step
-step-00001000/manifest.json        size and checksum of every file; written last
-step-00002000.partial/             a save under way, or one that never ended
+step-00001000/parameters.json    shape and number of updates of every parameter
+step-00001000/state.json         the little that is not a function of the step
+step-00001000/manifest.json      size and checksum of every file; written last
+step-00002000.partial/           a save under way, or one that never ended
+step-00000500.dropped/           about to be removed
 """
 
 import json
@@ -15,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.command import CheckpointError
+from data_tools.command import CheckpointError, log
 from pretrain.runtime.piece_files import FileMark, Span, mark_of, read_spans
 
 FORMAT = 2
 
 _MOST_NAMED = 5
-_PARTIAL, _PIECES = ".partial", "pieces-"
+_PARTIAL, _DROPPED, _PIECES = ".partial", ".dropped", "pieces-"
 _MANIFEST, _STATE, _PARAMETERS = "manifest.json", "state.json", "parameters.json"
 
 
@@ -67,14 +68,35 @@ def complete(checkpoints: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def remove_partial(checkpoints: Path) -> None:
-    """Sweep up saves that never ended.
+def remove_leftovers(checkpoints: Path) -> None:
+    """Sweep up saves that never ended, and removals.
 
     Raises:
         OSError: they cannot be removed.
     """
-    for path in checkpoints.glob(f"*{_PARTIAL}"):
-        shutil.rmtree(path)
+    for ending in (_PARTIAL, _DROPPED):
+        for path in checkpoints.glob(f"*{ending}"):
+            shutil.rmtree(path)
+
+
+def drop(checkpoint: Path) -> None:
+    """Let a checkpoint no longer count, at once and whole; `remove_dropped` does the slow part.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    dropped = checkpoint.with_name(f"{checkpoint.name}{_DROPPED}")
+    shutil.rmtree(dropped, ignore_errors=True)  # of the same step, if it came twice
+    checkpoint.rename(dropped)
+
+
+def remove_dropped(checkpoints: Path) -> None:
+    """Remove what was dropped. What cannot be removed is warned of."""
+    for path in checkpoints.glob(f"*{_DROPPED}"):
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            log.warning("could not remove the old checkpoint %s: %s", path, error)
 
 
 def commit(partial: Path, final: Path, notes: Notes) -> None:
@@ -96,7 +118,7 @@ def commit(partial: Path, final: Path, notes: Notes) -> None:
     _write_json(partial / _MANIFEST, {**head, "files": marks})
     _to_disk(partial)
     if final.exists():  # damaged, or of a line of steps that was given up: an older one was taken up
-        shutil.rmtree(final)
+        drop(final)
     partial.rename(final)
     _to_disk(final.parent)
 

@@ -39,7 +39,7 @@ FREE_KEYS = {
 }
 
 # Why the others may not. Longer keys come before the shorter ones that they begin with.
-_REFUSED = {
+REFUSED = {
     "seed": "other clips, masks and noise from here on",
     "steps": "the schedules of learning rate and noise would jump",
     "epochs": "the schedules of learning rate and noise would jump",
@@ -86,7 +86,7 @@ class Change:
         """What it would do."""
         if self.is_free:
             return FREE_KEYS[_begin(self.key, FREE_KEYS) or ""]
-        return f"refused: {_REFUSED.get(_begin(self.key, _REFUSED) or '', _OTHERWISE)}"
+        return f"refused: {REFUSED.get(_begin(self.key, REFUSED) or '', _OTHERWISE)}"
 
 
 def find_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Change]:

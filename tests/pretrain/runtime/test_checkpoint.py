@@ -2,11 +2,8 @@
 
 import json
 import os
-import resource
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,20 +16,16 @@ from pretrain.runtime.checkpoint import RunState
 from pretrain.runtime.checkpoint_files import check_files, read_notes
 from pretrain.runtime.pieces import Piece
 from pretrain.runtime.saving import HostCopy
-from tests.checkpointing import SHAPES, PlainEngine, checkpoints, save, stored_steps
+from tests.checkpointing import (
+    SHAPES,
+    PlainEngine,
+    checkpoints,
+    no_file_longer_than,
+    save,
+    stored_steps,
+)
 
 PIECES = "pieces-00000-of-00001.safetensors"
-
-
-@contextmanager
-def no_file_longer_than(size: int) -> Iterator[None]:
-    """What a full disk does to who writes: the write fails, and what was written stays."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def newest_of(run_dir: Path, *, before: int | None = None) -> int:
@@ -208,10 +201,11 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
     assert newest_of(tmp_path) == 2
 
 
-def test_a_save_that_never_ended_is_swept_up_by_the_next_start(tmp_path: Path) -> None:
+def test_a_save_or_a_removal_that_never_ended_is_swept_up_by_the_next_start(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     folder = tmp_path / "checkpoints"
     (folder / "step-00000002").rename(folder / "step-00000002.partial")
+    (folder / "step-00000009.dropped").mkdir()
     assert newest_of(tmp_path) == 1
     assert stored_steps(tmp_path) == ["step-00000001"]
 
@@ -227,6 +221,7 @@ def test_the_newest_stay_and_every_so_many_steps_one(
     for step in range(1, 7):
         saver.save(engine, RunState(step=step))
     saver.commit()
+    saver.commit()  # waits for the removal of old ones
     assert stored_steps(tmp_path) == [f"step-{step:08d}" for step in kept]
 
 

@@ -1,15 +1,11 @@
 """Several processes agree: all parts are on the disk or there is no checkpoint, and all load the same one."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPO
+from tests.ranks import start_ranks
 
 # Printed by every rank: what befell it, in the order of the story.
 RANK = """
@@ -53,28 +49,6 @@ story["sound"] = engine.is_at(1)
 leave_group()
 print(json.dumps(story))
 """
-
-
-def start_ranks(world: int, *command: str) -> list[subprocess.Popen[str]]:
-    """The processes of a run on this machine, as a launcher would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    job = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            cwd=REPO,
-            env={
-                **os.environ, **job, "OMP_NUM_THREADS": "1",
-                "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
 
 
 @pytest.mark.processes

@@ -182,11 +182,11 @@ def test_a_skipped_step_leaves_its_clips_keys_behind(guarded: Callable[..., Path
 
 @pytest.mark.processes
 def test_two_processes_judge_alike_and_name_the_slow_one(
-    guarded: Callable[..., Path], small_run: Path, repo: Path, tmp_path: Path
+    guarded: Callable[..., Path], small_run: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "two"
     arguments = (str(small_run), *GUARDED, f"run_dir={run_dir}")
-    with started(repo, tmp_path, "tests.pretrain.runtime.bad_numbers", *arguments) as ranks:
+    with started(tmp_path, "tests.pretrain.runtime.bad_numbers", *arguments) as ranks:
         assert ranks.exit_codes() == [0, 0], ranks.said(0) + ranks.said(1)
         assert "step 5 was skipped on all processes" in ranks.said(0)
         assert f"rank 1 on {platform.node()} is a straggler" in ranks.said(0)

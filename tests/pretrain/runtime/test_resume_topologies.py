@@ -1,10 +1,9 @@
-"""A killed run goes on with another number of processes and workers, and sees each remaining sample once."""
+"""A killed run goes on with other processes, ZeRO stages and workers: the same samples, the same losses."""
 
 import json
 import random
 import shutil
 import signal
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +14,14 @@ from data_tools.index import open_index
 from data_tools.stream.order import sample_at
 from pretrain.config import PretrainConfig
 from pretrain.runtime.metrics import read_metrics
-from tests.conftest import run_module
+from pretrain.training import make_plan, run_pretraining
 from tests.pretrain.runtime.test_resume import start, wait_for_step
+from tests.ranks import start_ranks
 
-STEPS, CLIPS, SAVED_EVERY = 20, 12, 2
+STEPS, CLIPS = 14, 12
 RUN = [
-    f"steps={STEPS}", f"batch.global_clips={CLIPS}", f"save_every_steps={SAVED_EVERY}",
-    "batch.clips_per_device=2", "data.workers=4",
+    f"steps={STEPS}", f"batch.global_clips={CLIPS}", "save_every_steps=2", "keep_checkpoints=100",
+    "batch.clips_per_device=2",
 ]  # fmt: skip
 
 
@@ -43,62 +43,57 @@ def keys_by_step(run_dir: Path) -> dict[int, list[str]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def killed_once() -> dict[str, Path]:
-    return {}
+def steps_saved(run_dir: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in run_dir.glob("checkpoints/step-*[0-9]"))
 
 
-@pytest.fixture
-def killed(
-    killed_once: dict[str, Path],
-    small_run: Path,
-    small_config: Callable[..., PretrainConfig],
-    repo: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """A run of one process and 4 workers that was killed at a random step, made once for all tests here."""
-    if "run" not in killed_once:
-        run_dir = tmp_path_factory.mktemp("killed") / "run"
-        moment = random.Random(11).randrange(SAVED_EVERY, STEPS - 4)
-        process = start(small_run, repo, f"run_dir={run_dir}", *RUN)
-        wait_for_step(process, run_dir, moment)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        killed_once["run"] = run_dir
-    return killed_once["run"]
+def drop_after(run_dir: Path, step: int) -> None:
+    """As if the run had been stopped before it could save anything later."""
+    for later in steps_saved(run_dir):
+        if later > step:
+            shutil.rmtree(run_dir / "checkpoints" / f"step-{later:08d}")
+
+
+def go_on(small_run: Path, run_dir: Path, world: int, *overrides: str) -> None:
+    """Let a number of processes go on with a run, to its end."""
+    ranks = start_ranks(world, "-m", "pretrain", str(small_run), f"run_dir={run_dir}", *RUN, *overrides)
+    said = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world, said
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (2, 2), (3, 1)])
-def test_a_killed_run_of_four_workers_sees_each_remaining_sample_once_in_any_number_of_processes(
-    killed: Path,
-    small_run: Path,
-    small_config: Callable[..., PretrainConfig],
-    tmp_path: Path,
-    processes: int,
-    workers: int,
+def test_a_killed_run_goes_on_with_any_processes_and_any_zero_stage(
+    small_run: Path, small_config: Callable[..., PretrainConfig], repo: Path, tmp_path: Path
 ) -> None:
-    run_dir = shutil.copytree(killed, tmp_path / "resumed")
-    saved = max(
-        int(path.name.removeprefix("step-")) for path in (run_dir / "checkpoints").glob("step-*[0-9]")
-    )
-    assert 0 < saved < STEPS
+    """1 -> 2 -> 4 -> 1 processes, ZeRO 0 -> 2 -> 3 -> 1, and 4 -> 2 -> 1 -> 0 loader processes each."""
+    unbroken, run_dir = tmp_path / "unbroken", tmp_path / "resumed"
+    run_pretraining(make_plan(small_config(f"run_dir={unbroken}", *RUN)))
+    process = start(small_run, repo, f"run_dir={run_dir}", *RUN, "data.workers=4")
+    wait_for_step(process, run_dir, random.Random(11).randrange(4, 7))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    saved = steps_saved(run_dir)[-1]
+    assert 0 < saved < STEPS - 4
     stale = run_dir / "samples" / "rank-00009.jsonl"  # of a rank that there was before, and is not now
     stale.write_text(
         "".join(json.dumps({"step": step, "keys": ["stale"]}) + "\n" for step in range(saved, STEPS))
     )
-    job = ["pretrain", str(small_run), f"run_dir={run_dir}", *RUN[:-1], f"data.workers={workers}"]
-    run_module("launch", "local", "--processes", str(processes), "--", *job)
-    assert len(list((run_dir / "samples").glob("*"))) == processes + 1
+    go_on(small_run, run_dir, 2, "engine.zero_stage=2", "data.workers=2")
+    drop_after(run_dir, saved + 2)
+    go_on(small_run, run_dir, 4, "engine.zero_stage=3", "data.workers=1")
+    assert len(list((run_dir / "samples").glob("*"))) == 4 + 1
+    drop_after(run_dir, saved + 4)
+    run_pretraining(make_plan(small_config(f"run_dir={run_dir}", *RUN, "engine.zero_stage=1")))
+
     keys = keys_by_step(run_dir)
     expected = list(line_of_samples(small_config(), STEPS * CLIPS))
     assert sorted(keys) == list(range(STEPS))
-    for step in range(saved, STEPS):
+    for step in range(STEPS):
         assert Counter(keys[step]) == Counter(expected[step * CLIPS : (step + 1) * CLIPS])
-    # And so every sample once in each epoch, over the killed run and the resumed one together.
-    assert Counter(key for step in range(STEPS) for key in keys[step]) == Counter(expected)
-    fingerprints = [
-        sum(zlib.crc32(key.encode()) for key in expected[step * CLIPS : (step + 1) * CLIPS])
-        for step in range(STEPS)
-    ]
-    assert [line["samples"] for line in read_metrics(run_dir / "metrics.jsonl")] == fingerprints
+    lines, others = (read_metrics(folder / "metrics.jsonl") for folder in (run_dir, unbroken))
+    assert [line["samples"] for line in lines] == [line["samples"] for line in others]
+    for line, other in zip(lines, others, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert [line["loss"] for line in lines[:saved]] == [line["loss"] for line in others[:saved]]
+    changed = [start["changed"] for start in json.loads((run_dir / "environment.json").read_text())]
+    assert [entry.get("engine.zero_stage") for entry in changed] == [None, [0, 2], [0, 3], [0, 1]]

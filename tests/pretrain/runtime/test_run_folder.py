@@ -1,7 +1,8 @@
 """A run folder belongs to one config for ever, notes every start, and holds no secret of the environment."""
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import yaml
 from data_tools.command import DataError
 from data_tools.config import to_yaml
 from data_tools.files import write_whole
+from finetune.config import FinetuneConfig
 from pretrain.config import PretrainConfig
+from pretrain.runtime.config_changes import FREE_KEYS, REFUSED, find_changes, table_of
 from pretrain.runtime.run_folder import check_run_dir, open_run_dir
 from tests.conftest import run_module
 
@@ -43,6 +46,11 @@ def test_the_same_config_continues(small_config: BuildConfig, tmp_path: Path) ->
         "pictures.every_steps=9",
         "save_every_steps=1",
         "keep_checkpoints=5",
+        "keep_every_steps=4",
+        "save_in_background=false",
+        "engine.zero_stage=2",
+        "engine.precision=bf16",
+        "optim.lr=1e-4",
         "engine.cpu_threads=2",
         "engine.bucket_mb=10",
     ],
@@ -77,10 +85,44 @@ def test_a_key_that_only_one_of_the_configs_has_is_a_difference(
 ) -> None:
     open_run_dir(tmp_path / "run", small_config())
     stored = yaml.safe_load(to_yaml(small_config()))
-    del stored["optim"]["clip_norm"]
+    del stored["optim"]["weight_decay"]
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(stored))
-    with pytest.raises(ValueError, match=r"\(optim\.clip_norm: None there, 1\.0 here\)"):
+    with pytest.raises(ValueError, match=r"\(optim\.weight_decay: None there, 0\.05 here\)"):
         check_run_dir(tmp_path / "run", small_config())
+
+
+def test_what_each_change_would_do_is_shown_as_a_table(
+    small_config: BuildConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_run_dir(tmp_path / "run", small_config())
+    with (
+        caplog.at_level("INFO", logger="kinemae"),
+        pytest.raises(ValueError, match=r"\(seed: 3 there, 4 here\): choose another run_dir, or leave these"),
+    ):
+        check_run_dir(tmp_path / "run", small_config("engine.zero_stage=2", "seed=4"))
+    assert caplog.messages == [
+        "key                there  here  what it would do",
+        "seed               3      4     refused: other clips, masks and noise from here on",
+        "engine.zero_stage  0      2     speed and memory; sums are rounded otherwise",
+    ]
+
+
+def test_every_key_that_is_free_or_refused_with_a_reason_is_a_key() -> None:
+    known = {name for schema in (PretrainConfig, FinetuneConfig) for name in _keys(schema)}
+    assert [key for key in (*FREE_KEYS, *REFUSED) if key not in known] == []
+
+
+def _keys(schema: type, prefix: str = "") -> Iterator[str]:
+    for entry in dataclasses.fields(schema):
+        yield prefix + entry.name
+        if isinstance(entry.default_factory, type) and dataclasses.is_dataclass(entry.default_factory):
+            yield from _keys(entry.default_factory, f"{prefix}{entry.name}.")
+
+
+def test_a_long_value_is_cut_short_in_the_table() -> None:
+    (head, row) = table_of(find_changes({"a": {"b": "x" * 99}}, {"a": {"b": 1}}))
+    assert row == f"a.b  '{'x' * 36}...  1     refused: another run"
+    assert head.index("what") == row.index("refused")
 
 
 def test_a_folder_of_something_else_and_a_file_are_refused(small_config: BuildConfig, tmp_path: Path) -> None:
@@ -105,6 +147,7 @@ def test_the_first_config_stays_and_every_start_is_noted(small_config: BuildConf
     assert (tmp_path / "run" / "config.yaml").read_text() == to_yaml(first)
     starts = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert len(starts) == 2
+    assert [start["changed"] for start in starts] == [{}, {"data.workers": [0, 1]}]
     for start in starts:
         assert {"started", "command", "commit", "host", "processes", "python", "versions"} <= start.keys()
         assert start["versions"]["torch"] and start["versions"]["deepspeed"]
@@ -127,6 +170,6 @@ def test_no_secret_of_the_environment_reaches_the_run_folder(
     ran = run_module("pretrain", str(small_run), "steps=2", "pictures.every_steps=1", **secrets)
     files = [path for path in Path(small_config().run_dir).rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files}
-    assert {".yaml", ".json", ".jsonl", ".pt", ".safetensors", ".gif"} <= kinds
+    assert {".yaml", ".json", ".jsonl", ".safetensors", ".gif"} <= kinds
     assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
     assert CANARY not in ran.stdout + ran.stderr

@@ -40,12 +40,12 @@ def is_alive(process: int) -> bool:
 
 @pytest.mark.processes
 def test_a_signal_to_one_process_stops_all_at_the_same_step_with_a_checkpoint(
-    small_run: Path, repo: Path, tmp_path: Path
+    small_run: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     # With so few reports, the stop does not come at one.
     arguments = ("pretrain", str(small_run), *ENDLESS, "log.every_steps=5")
-    with started(repo, tmp_path, *arguments) as ranks:
+    with started(tmp_path, *arguments) as ranks:
         ranks.wait_until(lambda: has_done(run_dir, 5))
         ranks.processes[1].send_signal(signal.SIGUSR1)
         assert ranks.exit_codes() == [REQUEUE, REQUEUE]
@@ -60,9 +60,9 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_with_a_checkpoint(
 
 @pytest.mark.processes
 def test_a_killed_process_takes_its_loaders_along_and_the_other_ends_by_itself(
-    small_run: Path, repo: Path, tmp_path: Path
+    small_run: Path, tmp_path: Path
 ) -> None:
-    with started(repo, tmp_path, "pretrain", str(small_run), *ENDLESS) as ranks:
+    with started(tmp_path, "pretrain", str(small_run), *ENDLESS) as ranks:
         ranks.wait_until(lambda: has_done(tmp_path / "run", 2))
         loaders = [loaders_of(process.pid) for process in ranks.processes]
         assert [len(ours) for ours in loaders] == [1, 1]
@@ -74,10 +74,10 @@ def test_a_killed_process_takes_its_loaders_along_and_the_other_ends_by_itself(
 
 @pytest.mark.processes
 def test_a_frozen_process_is_found_by_the_other_which_shows_its_stacks_and_leaves_with_5(
-    small_run: Path, repo: Path, tmp_path: Path
+    small_run: Path, tmp_path: Path
 ) -> None:
     limits = ("watch.step_timeout_s=5", "watch.save_timeout_s=60")
-    with started(repo, tmp_path, "pretrain", str(small_run), *ENDLESS, *limits) as ranks:
+    with started(tmp_path, "pretrain", str(small_run), *ENDLESS, *limits) as ranks:
         ranks.wait_until(lambda: has_done(tmp_path / "run", 2))
         loaders = loaders_of(ranks.processes[0].pid)
         ranks.processes[1].send_signal(signal.SIGSTOP)
