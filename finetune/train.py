@@ -24,8 +24,8 @@ from finetune.model_file import FinetunedModel, save_model
 from pretrain.encoder_file import EncoderDescription, announce_resampling
 from pretrain.model.blocks import set_up_blocks
 from pretrain.model.packing import share_of
-from pretrain.runtime.engine_checks import check_engine
 from pretrain.runtime.ending import ending_together
+from pretrain.runtime.engine_checks import check_engine
 from pretrain.runtime.loop import Training, set_cpu_threads
 from pretrain.runtime.optimiser import parameter_groups
 from pretrain.runtime.processes import Processes, find_processes, join_group
