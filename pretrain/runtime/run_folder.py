@@ -41,7 +41,9 @@ FREE_KEYS = (
     "health",
 )
 
-PREVIEW_FOLDER = "preview"  # may be there before the run is
+# May be there before the run is: pictures of a preview, and what the launcher writes before it starts a process.
+PREVIEW_FOLDER = "preview"
+EARLY_NAMES = (PREVIEW_FOLDER, "launch", "logs", "lock")
 
 
 def check_run_dir(run_dir: Path, config: Any) -> bool:
@@ -54,7 +56,7 @@ def check_run_dir(run_dir: Path, config: Any) -> bool:
         raise ValueError(f"run_dir {run_dir} is a file: choose another run_dir")
     stored_path = run_dir / "config.yaml"
     if not stored_path.exists():
-        if run_dir.exists() and any(path.name != PREVIEW_FOLDER for path in run_dir.iterdir()):
+        if run_dir.exists() and any(path.name not in EARLY_NAMES for path in run_dir.iterdir()):
             raise ValueError(f"run_dir {run_dir} exists, is not empty and is no run: choose another run_dir")
         return False
     stored = _flat(yaml.safe_load(stored_path.read_text(encoding="utf-8")))
@@ -119,6 +121,8 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
+    if "KINEMAE_COMMIT" in os.environ:  # the launcher froze the code outside its repository
+        return os.environ["KINEMAE_COMMIT"]
     code = Path(__file__).resolve().parent
     try:
         ran = subprocess.run(
