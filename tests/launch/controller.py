@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine: munged, slurmctld and two slurmd, in a folder and on ports of their own.
+"""A real Slurm of two nodes on this machine: own daemons, folder and ports.
 
 Nothing of an installed Slurm's configuration is read or changed. Needs Debian's slurm-wlm and munge.
 """
@@ -18,8 +18,8 @@ import pytest
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 
-# `urgent` preempts `normal`, which has 30 seconds to save. A requeued job waits until its credential has expired:
-# two minutes on a real cluster, five seconds here. Time limits are looked at every few seconds, not every 30.
+# `urgent` preempts `normal`, which has 30 seconds to save. A requeued job waits until its credential has
+# expired: two minutes on a real cluster, five seconds here.
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -82,10 +82,10 @@ def wait_for(what: Callable[[], object], *, seconds: float = 120, doing: str) ->
 
 @contextmanager
 def controller() -> Iterator[Path]:
-    """A running Slurm; `SLURM_CONF` in the environment points at it. Gives its folder, with the daemons' logs.
+    """A running Slurm; `SLURM_CONF` in the environment points at it. Gives its folder.
 
-    Skips the test where Slurm is not installed, or where its daemons do not come up (but in CI, where that is a
-    failure: the machine has been set up for them).
+    Skips the test where Slurm is not installed, or where its daemons do not come up (in CI that is a failure:
+    the machine has been set up for them).
     """
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
@@ -107,9 +107,13 @@ def controller() -> Iterator[Path]:
         stack.callback(environment.undo)
         environment.setenv("SLURM_CONF", str(configuration))
         _start_daemons(folder, stack)
-        stack.callback(subprocess.run, ["scancel", "--user", getpass.getuser()], capture_output=True, timeout=20)
+        stack.callback(_end_jobs)
         yield folder
-        subprocess.run(["scancel", "--full", "--signal=KILL", "--user", getpass.getuser()], timeout=20)
+
+
+def _end_jobs() -> None:
+    subprocess.run(["scancel", "--user", getpass.getuser()], timeout=20)
+    wait_for(lambda: ask("squeue", "--noheader") == "", seconds=60, doing="the end of all jobs")
 
 
 def _start_daemons(folder: Path, stack: ExitStack) -> None:
@@ -133,7 +137,9 @@ def _start_daemons(folder: Path, stack: ExitStack) -> None:
 
 
 def _both_are_idle() -> bool:
-    seen = subprocess.run(["sinfo", "-h", "-p", "normal", "-t", "idle", "-o", "%D"], capture_output=True, text=True)
+    seen = subprocess.run(
+        ["sinfo", "-h", "-p", "normal", "-t", "idle", "-o", "%D"], capture_output=True, text=True
+    )
     return seen.stdout.strip() == "2"
 
 
