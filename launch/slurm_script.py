@@ -17,7 +17,9 @@ _BODY = r"""
 set -o pipefail
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE  # task.py sets them from Slurm's
 export MASTER_ADDR MASTER_PORT
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# The address by which Slurm reaches the first node: a node's name need not resolve.
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol --oneliner show node "$first" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
 
 restarts=0
 while true; do
@@ -28,9 +30,9 @@ while true; do
     code=$?
 
     # srun returns the highest code, which may be that of a task it ended itself: the first to end counts.
-    first=$(grep -m 1 -E '^srun: error: [^ ]+: tasks? [0-9,-]+: ' <<< "$said")
-    case $first in
-        *': Exited with exit code '*) code=${first##* } ;;
+    ended=$(grep -m 1 -E '^srun: error: [^ ]+: tasks? [0-9,-]+: ' <<< "$said")
+    case $ended in
+        *': Exited with exit code '*) code=${ended##* } ;;
         *': User defined signal 1'*) code=138 ;;  # asked to stop while it was still starting
         *': Terminated'*) code=143 ;;
         ?*) code=1 ;;
