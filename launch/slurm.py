@@ -1,20 +1,18 @@
 """`launch slurm`: a readable batch script in the run's folder, given to sbatch."""
 
 import argparse
-import json
-import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from launch.cluster import UsageError, add_cluster_arguments, read_cluster, require, split_words
 from launch.freezing import write_whole
 from launch.job import LAUNCH_FOLDER, LOGS_FOLDER, Job, describe, prepare, publish
+from launch.record import Record, read_record
 from launch.slurm_cluster import Container, SlurmCluster
 from launch.slurm_script import batch_script, for_file_name
 from launch.slurm_watch import CANCELLED, job_states
@@ -44,9 +42,14 @@ def add_to(parsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 def run(arguments: argparse.Namespace) -> int:
     """Check, write, submit."""
     cluster = read_cluster(SlurmCluster, *split_words(arguments.words))
-    processes = cluster.nodes * cluster.processes_per_node
-    python = cluster.python or sys.executable
-    job = prepare(arguments.job, cluster.environment, python=python, processes=processes, is_node=False)
+    job = prepare(
+        arguments.job,
+        cluster.environment,
+        python=cluster.python or sys.executable,
+        processes=cluster.nodes * cluster.processes_per_node,
+        is_node=False,
+    )
+    job = replace(job, container=_container_command(cluster))
     script = script_of(cluster, job)
     path = Path(job.run_dir) / LAUNCH_FOLDER / "job.sbatch"
     command = ["sbatch", "--parsable", str(path)]
@@ -60,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     (path.parent / CANCELLED).unlink(missing_ok=True)
     write_whole(path, script)
     job_id = _submitted(command)
-    _note(job, job_id, command)
+    Record(Path(job.run_dir), kind="slurm", job_id=job_id, command=command).note(state="submitted")
     sys.stdout.write(f"job {job_id}; python -m launch status {shlex.quote(job.run_dir)}\n")
     return 0
 
@@ -78,7 +81,7 @@ def script_of(cluster: SlurmCluster, job: Job) -> str:
         ("requeue", "yes" if cluster.requeue else "no"),
         ("max_restarts", str(cluster.max_restarts)),
         ("options", _srun_options(cluster, job)),
-        ("task", [*_container_command(cluster), job.python, "-P", job.script("task.py"), str(job.path)]),
+        ("task", [_outer_python(cluster, job), "-P", job.script("task.py"), str(job.path)]),
     ]
     return batch_script("written by `python -m launch slurm`", _directives(cluster, job), settings)
 
@@ -123,6 +126,11 @@ def _srun_options(cluster: SlurmCluster, job: Job) -> list[str]:
     return options
 
 
+def _outer_python(cluster: SlurmCluster, job: Job) -> str:
+    """The interpreter of task.py: apptainer is started by it, pyxis around it."""
+    return sys.executable if cluster.container.through == "apptainer" else job.python
+
+
 def _container_command(cluster: SlurmCluster) -> list[str]:
     if cluster.container.through != "apptainer":
         return []
@@ -152,10 +160,9 @@ def _check_idle(job: Job) -> None:
     """Refuse a second job of a run: both would write to its folder."""
     if shutil.which("sbatch") is None:
         raise UsageError("sbatch is not on the PATH: run this on a login node, or look with --dry-run")
-    try:
-        last = json.loads((Path(job.run_dir) / LAUNCH_FOLDER / "launch.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (Path(job.run_dir) / LAUNCH_FOLDER / "launch.json").exists():
         return
+    last = read_record(Path(job.run_dir))
     states = job_states(str(last.get("job_id"))) if last.get("kind") == "slurm" else []
     if states:
         raise UsageError(
@@ -169,16 +176,3 @@ def _submitted(command: list[str]) -> str:
     if ran.returncode != 0:
         raise UsageError(f"sbatch refused the job: {ran.stderr.strip()}")
     return ran.stdout.strip().partition(";")[0]  # with several clusters it says JOB;CLUSTER
-
-
-def _note(job: Job, job_id: str, command: list[str]) -> None:
-    told = {
-        "kind": "slurm",
-        "started": time.time(),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "job_id": job_id,
-        "attempt": 0,
-        "command": command,
-    }
-    write_whole(Path(job.run_dir) / LAUNCH_FOLDER / "launch.json", json.dumps(told, indent=1) + "\n")
