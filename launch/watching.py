@@ -63,9 +63,9 @@ def status_of(run_dir: Path) -> dict[str, Any]:
     """What is known of a run.
 
     Returns:
-        kind, started, host, pid, attempt, hosts, code as `launch.json` has them; the state in a word (`running`,
-        `ended`, `lost`, or the scheduler's) and in a sentence; step, steps, loss, seconds since the last
-        metrics; steps of the checkpoints.
+        kind, started, host, pid, attempt, hosts, code as `launch.json` has them; the state in a word
+        (`running`, `ended`, `lost`, or the scheduler's) and in a sentence; step, steps, loss, seconds since
+        the last metrics; steps of the checkpoints.
 
     Raises:
         UsageError: the run was never launched, or its scheduler cannot be asked.
