@@ -84,10 +84,8 @@ def prepare(
         environment: what the cluster file sets for each process.
         python: the interpreter on the hosts; the check runs under this one.
         processes: how many there will be, so that a batch that they cannot share is refused.
-        is_node: whether this machine is one of those that train. Elsewhere the config is checked with
-            `engine.device=auto`, since a login node has no GPU.
-        is_checked: False where neither data nor run_dir can be seen from here; `run_dir` is then read
-            from the arguments and the config file alone.
+        is_node: whether this machine trains too. Where not, `engine.device=auto` is checked: it has no GPU.
+        is_checked: False where data and run_dir cannot be seen from here; `run_dir` is read as written.
 
     Raises:
         UsageError: the job is not the training of a room.
@@ -100,13 +98,7 @@ def prepare(
         run_dir = counts["run_dir"]
     else:
         run_dir = _run_dir_as_written(job_argv, place)
-    folder = Path(run_dir).absolute() / LAUNCH_FOLDER
-    require(
-        os.pathsep not in str(folder),
-        "run_dir",
-        f"hold no {os.pathsep!r}: PYTHONPATH would be split",
-        run_dir,
-    )
+    folder = _launch_folder(run_dir)
     frozen = folder / f"config-{digest_of_file(Path(job_argv[place]))}.yaml"
     return Job(
         argv=[*job_argv[:place], str(frozen), *job_argv[place + 1 :]],
@@ -208,6 +200,13 @@ def _place_of_config(job_argv: Sequence[str]) -> int:
     if len(job_argv) <= place or job_argv[place].startswith("-") or "=" in job_argv[place]:
         raise UsageError(f"{wanted}: the config comes right after {' '.join(job_argv[:place])}")
     return place
+
+
+def _launch_folder(run_dir: str) -> Path:
+    folder = Path(run_dir).absolute() / LAUNCH_FOLDER
+    no_split = f"hold no {os.pathsep!r}: PYTHONPATH would be split"
+    require(os.pathsep not in str(folder), "run_dir", no_split, run_dir)
+    return folder
 
 
 def _run_dir_as_written(job_argv: Sequence[str], place: int) -> str:
