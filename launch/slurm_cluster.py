@@ -103,7 +103,7 @@ def _check_extra(option: str) -> None:
     is_long = option.startswith("--") and bool(name) and option.isprintable()
     require(is_long, "extra", "hold long options of sbatch, as in --constraint=a100", option)
     require(
-        name not in _OWN_OPTIONS, "extra", f"leave --{name} to the launcher (its own key, or fixed)", option
+        not _OWN_OPTIONS.fullmatch(name), "extra", f"leave --{name} to the launcher (its own key, or fixed)", option
     )
 
 
