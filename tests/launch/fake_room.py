@@ -6,7 +6,7 @@ from pathlib import Path
 from launch.freezing import SOURCES
 from launch.job import Job, describe
 
-# Its arguments are Python statements; `rank`, `start` (of this process, from 0) and `stopped(number)` are there.
+# Its argument is Python statements, which may name `rank` and `start` (how often this process began before).
 # Where a signal comes, the process saves, as it were, and leaves with the code of the contract.
 ROOM = """
 import os, signal, sys, time
@@ -24,7 +24,7 @@ exec(sys.argv[1])
 
 
 def fake_job(folder: Path, python: str, statements: str) -> Job:
-    """A job in `folder / "run"` whose processes execute the statements; `starts(job, rank)` tells how often."""
+    """A job in `folder / "run"` whose processes execute the statements."""
     code = folder / "code"
     shutil.copytree(SOURCES / "launch", code / "launch", ignore=shutil.ignore_patterns("__pycache__"))
     (code / "pretrain").mkdir()
