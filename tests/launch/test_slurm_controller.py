@@ -6,8 +6,6 @@ exit codes and signals is shown by processes that do nothing but leave as they a
 
 import itertools
 import json
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +17,10 @@ from launch.slurm_cluster import SlurmCluster
 from launch.slurm_watch import CANCELLED, cancel_job, job_line, job_states
 from tests.conftest import run_module
 from tests.launch.controller import ask, controller, field, state, wait_for
-from tests.launch.fake_room import fake_job, starts
+from tests.launch.rooms import are_waiting, make_job, told
+from tests.pretrain.runtime.conftest import small_run
+
+__all__ = ["small_run"]  # a fixture
 
 pytestmark = pytest.mark.processes
 
@@ -36,13 +37,12 @@ def slurm() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def submit(tmp_path_factory: pytest.TempPathFactory) -> Submit:
-    """Submits the batch script of a job whose processes execute some statements."""
+    """Submits the batch script of a job whose processes do some deeds (`rooms.py`)."""
     numbers = itertools.count()
 
-    def submit_job(statements: str, cluster: SlurmCluster = TWO_NODES) -> tuple[str, Job]:
-        folder = tmp_path_factory.mktemp(f"job-{next(numbers)}")
-        job = fake_job(folder, sys.executable, statements)
-        script = folder / "job.sbatch"
+    def submit_job(*deeds: str, cluster: SlurmCluster = TWO_NODES) -> tuple[str, Job]:
+        job = make_job(tmp_path_factory.mktemp(f"job-{next(numbers)}"), "tell", "obey", *deeds)
+        script = Path(job.run_dir) / "launch" / "job.sbatch"
         script.write_text(script_of(cluster, job))
         return ask("sbatch", "--parsable", str(script)), job
 
@@ -52,7 +52,7 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Submit:
 @pytest.fixture(scope="module", autouse=True)
 def timed(slurm: Path, submit: Submit) -> tuple[str, Job]:
     """A job that outlives its limit of a minute. Slurm looks every 30 s: it begins first."""
-    return submit("if start == 0: time.sleep(300)", SlurmCluster(nodes=1, time="1", warn_s=20))
+    return submit("once=wait=300", cluster=SlurmCluster(nodes=1, time="1", warn_s=20))
 
 
 def ended(job_id: str) -> str:
@@ -67,6 +67,11 @@ def exit_code(job_id: str) -> int:
     return int(field(job_id, "ExitCode").partition(":")[0])
 
 
+def starts(job: Job, rank: int) -> list[dict[str, object]]:
+    """What a process told at each of its starts."""
+    return [line for line in told(job) if line["RANK"] == str(rank)]
+
+
 def log_of(job_id: str, job: Job) -> str:
     return (Path(job.run_dir) / "logs" / f"slurm-{job_id}.log").read_text()
 
@@ -77,43 +82,41 @@ def losses(run: Path) -> list[float]:
 
 
 def test_each_task_learns_who_it_is(submit: Submit) -> None:
-    job_id, job = submit("print(rank)", SlurmCluster(nodes=2, processes_per_node=2))
+    job_id, job = submit("say=here", cluster=SlurmCluster(nodes=2, processes_per_node=2))
     assert exit_code(job_id) == 0
-    told = [starts(job, rank)[0] for rank in range(4)]
-    assert [line[:2] for line in told] == [["4", "0"], ["4", "1"], ["4", "0"], ["4", "1"]]
-    assert len({line[2] for line in told}) == 1  # one port
-    assert (Path(job.run_dir) / "logs" / "rank-00003.log").read_text() == "3\n"
+    lines = told(job)
+    assert [line["LOCAL_RANK"] for line in lines] == ["0", "1", "0", "1"]
+    same = {(line["WORLD_SIZE"], line["LOCAL_WORLD_SIZE"], line["MASTER_ADDR"]) for line in lines}
+    assert same == {("4", "2", "127.0.0.1")} and len({line["MASTER_PORT"] for line in lines}) == 1
+    assert (Path(job.run_dir) / "logs" / "rank-00003.log").read_text() == "here\n"
 
 
 def test_a_refusal_of_one_ends_all_and_is_final(submit: Submit) -> None:
     # The other leaves with 143 when it is ended, which alone would mean: stopped with a checkpoint, requeue.
-    job_id, job = submit("time.sleep(0.3 if rank else 300); sys.exit(3)")
+    job_id, job = submit("0:wait=300", "wait=0.3", "leave=3")
     assert exit_code(job_id) == 3
     assert field(job_id, "Restarts") == "0" and len(starts(job, 1)) == 1
     assert "task 1: Exited with exit code 3" in log_of(job_id, job)
 
 
 def test_a_crash_starts_again_in_the_same_allocation_on_another_port(submit: Submit) -> None:
-    job_id, job = submit(
-        "time.sleep(0.3); start or rank and os.kill(os.getpid(), 9); start or time.sleep(300)"
-    )
+    job_id, job = submit("1:once=die=SIGKILL", "0:once=wait=300")
     assert exit_code(job_id) == 0
     assert field(job_id, "Restarts") == "0"
     first, second = starts(job, 0)
-    assert first[2] != second[2]
+    assert first["MASTER_PORT"] != second["MASTER_PORT"]
 
 
 def test_the_watchdogs_end_starts_again_at_most_max_restarts_times(submit: Submit) -> None:
-    job_id, job = submit("sys.exit(5)", SlurmCluster(nodes=1, max_restarts=1))
+    job_id, job = submit("leave=5", cluster=SlurmCluster(nodes=1, max_restarts=1))
     assert exit_code(job_id) == 5
     assert len(starts(job, 0)) == 2
 
 
 def test_cancelling_saves_and_does_not_come_back(submit: Submit) -> None:
-    job_id, job = submit("time.sleep(300)")
+    job_id, job = submit("wait=300")
     launch_folder = Path(job.run_dir) / "launch"
-    wait_for(lambda: starts(job, 0) and starts(job, 1), doing="both tasks")
-    time.sleep(0.5)  # a task that has not yet its handlers would die of the signal, which means the same
+    wait_for(are_waiting(job, 2), doing="both tasks")
     assert "asked to stop" in cancel_job(job_id, launch_folder)
     assert exit_code(job_id) == 143
     assert len(starts(job, 0)) == 1 and job_line(job_id).endswith("exit code 143")
@@ -121,8 +124,9 @@ def test_cancelling_saves_and_does_not_come_back(submit: Submit) -> None:
 
 
 def test_cancelling_what_has_not_begun_takes_it_out_of_the_queue(submit: Submit) -> None:
-    first, _ = submit("time.sleep(300)", SlurmCluster(nodes=2, processes_per_node=4))
-    waiting, job = submit("pass", SlurmCluster(nodes=2, processes_per_node=4))
+    whole = SlurmCluster(nodes=2, processes_per_node=4)
+    first, _ = submit("wait=300", cluster=whole)
+    waiting, job = submit(cluster=whole)
     assert "pending" in job_line(waiting)
     assert cancel_job(waiting, Path(job.run_dir) / "launch") == f"job {waiting} left the queue"
     ask("scancel", first)
@@ -131,13 +135,11 @@ def test_cancelling_what_has_not_begun_takes_it_out_of_the_queue(submit: Submit)
 
 
 def test_an_array_goes_on_from_element_to_element_until_the_run_is_done(submit: Submit) -> None:
-    job_id, job = submit("sys.exit(0 if start else 138)", SlurmCluster(nodes=1, requeue=False, array=4))
+    job_id, job = submit("once=leave=138", cluster=SlurmCluster(nodes=1, requeue=False, array=4))
     wait_for(lambda: not job_states(job_id), doing="the array")
     assert len(starts(job, 0)) == 2
-    assert sorted(path.name for path in (Path(job.run_dir) / "logs").glob("slurm-*")) == [
-        f"slurm-{job_id}_1.log",
-        f"slurm-{job_id}_2.log",
-    ]
+    logs = sorted(path.name for path in (Path(job.run_dir) / "logs").glob("slurm-*"))
+    assert logs == [f"slurm-{job_id}_1.log", f"slurm-{job_id}_2.log"]
 
 
 def test_a_training_on_two_nodes_is_preempted_comes_back_and_equals_one_process(
