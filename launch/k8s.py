@@ -27,7 +27,7 @@ def add_to(parsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     parser = parsers.add_parser(
         "k8s",
         help="a job on a Kubernetes cluster: TrainJob, PyTorchJob or JobSet",
-        description="Make the manifests of a job and apply them with kubectl. Paths are those inside the pods.",
+        description="Make a job's manifests and create them with kubectl. Paths are those inside the pods.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

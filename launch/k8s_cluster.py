@@ -24,7 +24,7 @@ class KubernetesCluster:
         code: the folder in the image where the packages are.
         python: the interpreter in the image.
         gpu_resource: what a GPU is called by the cluster.
-        shm: size of /dev/shm, in memory and counted as such; the 64 MB of a plain pod are too few for loaders.
+        shm: size of /dev/shm, in memory and counted as such; a plain pod has 64 MB, too few for loaders.
         volumes: folders in the pods and the persistent volume claims that are mounted there.
         environment: for each process; no secrets, which the manifest would show.
         secrets: Secrets whose entries become environment variables of the pods.

@@ -1,9 +1,9 @@
 """Kubernetes manifests of a job, as plain values: Kubeflow's TrainJob and PyTorchJob, and a JobSet.
 
 A node is a pod that runs `launch/agent.py`, which starts the processes. job.json and the config travel in a
-ConfigMap, so that no argument of the job is part of a command, which Kubernetes would look through for `$(NAME)`.
-Read with: Kubeflow Trainer v2.3 (trainer.kubeflow.org/v1alpha1), training operator v1.9 (kubeflow.org/v1),
-JobSet v0.10 (jobset.x-k8s.io/v1alpha2).
+ConfigMap: no argument of the job is part of a command, which Kubernetes would look through for `$(NAME)`.
+Written for Kubeflow Trainer v2.3 (trainer.kubeflow.org/v1alpha1) with its JobSet (jobset.x-k8s.io/v1alpha2),
+and for Kubeflow's training operator v1.9 (kubeflow.org/v1).
 """
 
 from typing import Any
@@ -30,8 +30,8 @@ def manifests(cluster: KubernetesCluster, job_text: str, config_text: str) -> li
 
 
 def _train_job(cluster: KubernetesCluster) -> list[Manifest]:
-    """A runtime of its own, which holds the pod, and the TrainJob that runs it: patches of a shared runtime are
-    called otherwise in each version of Kubeflow Trainer."""
+    """A TrainJob and a runtime of its own, which holds the pod: what a TrainJob may change in a shared one
+    has another name in each version of Kubeflow Trainer."""
     label = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
     template = {"spec": _job_set_spec(cluster, label)}
     runtime = {
@@ -79,7 +79,9 @@ def _job_set_spec(cluster: KubernetesCluster, labels: dict[str, str]) -> Manifes
     return {
         "failurePolicy": {
             "maxRestarts": cluster.max_restarts,
-            "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+            "rules": [
+                {"name": "refused", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+            ],
         },
         "replicatedJobs": [
             {
@@ -94,7 +96,8 @@ def _job_set_spec(cluster: KubernetesCluster, labels: dict[str, str]) -> Manifes
 def _pytorch_job(cluster: KubernetesCluster) -> list[Manifest]:
     agent = _agent(cluster, "k8s_pod.py", "RANK", "$(MASTER_ADDR):$(MASTER_PORT)")
     pod = _pod(cluster, _KUBEFLOW_CONTAINER, agent)
-    pod["containers"][0]["ports"] = [{"name": _KUBEFLOW_PORT, "containerPort": cluster.port}]
+    port = {"name": _KUBEFLOW_PORT, "containerPort": cluster.port, "protocol": "TCP"}
+    pod["containers"][0]["ports"] = [port]
     roles = {"Master": 1, "Worker": cluster.nodes - 1}
     replicas = {
         role: {"replicas": count, "restartPolicy": "ExitCode", "template": {"spec": pod}}

@@ -1,5 +1,7 @@
-"""`python -P launch/k8s_pod.py JOB.json ...`: the agent in a pod of a PyTorchJob, whose controller starts a pod again
-by its exit code: from 128 on, it does, below, the job has failed. So a crash leaves with 128 more.
+"""`python -P launch/k8s_pod.py JOB.json ...`: the agent in a pod of a PyTorchJob.
+
+Its controller starts a pod again by the exit code: from 128 on it does, below the job has failed. So a crash
+leaves with 128 more.
 """
 
 import sys

@@ -49,15 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
         processes=cluster.nodes * cluster.processes_per_node,
         is_node=False,
     )
-    job = replace(job, container=_container_command(cluster))
-    script = script_of(cluster, job)
-    path = Path(job.run_dir) / LAUNCH_FOLDER / "job.sbatch"
-    command = ["sbatch", "--parsable", str(path)]
+    job = replace(job, container=cluster.container_command())
     if arguments.dry_run:
-        sys.stdout.write(
-            f"# {path}\n{script}\n# {job.path}\n{describe(job)}\n\n# and then\n{shlex.join(command)}\n"
-        )
+        sys.stdout.write(plan_text(cluster, job))
         return 0
+    script = script_of(cluster, job)
+    path, command = _script_path(job), _submission(job)
     _check_idle(job)
     publish(job)
     (path.parent / CANCELLED).unlink(missing_ok=True)
@@ -66,6 +63,28 @@ def run(arguments: argparse.Namespace) -> int:
     Record(Path(job.run_dir), kind="slurm", job_id=job_id, command=command).note(state="submitted")
     sys.stdout.write(f"job {job_id}; python -m launch status {shlex.quote(job.run_dir)}\n")
     return 0
+
+
+def plan_text(cluster: SlurmCluster, job: Job) -> str:
+    """What `--dry-run` prints: the batch script, job.json, and the command that submits."""
+    lines = [
+        f"would write {_script_path(job)}:",
+        script_of(cluster, job),
+        f"would write {job.path}:",
+        describe(job),
+        "",
+        "would run:",
+        f"  {shlex.join(_submission(job))}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _script_path(job: Job) -> Path:
+    return job.path.with_name("job.sbatch")
+
+
+def _submission(job: Job) -> list[str]:
+    return ["sbatch", "--parsable", str(_script_path(job))]
 
 
 def script_of(cluster: SlurmCluster, job: Job) -> str:
@@ -130,19 +149,6 @@ def _srun_options(cluster: SlurmCluster, job: Job) -> list[str]:
 def _outer_python(cluster: SlurmCluster, job: Job) -> str:
     """The interpreter of task.py: apptainer is started by it, pyxis around it."""
     return sys.executable if cluster.container.through == "apptainer" else job.python
-
-
-def _container_command(cluster: SlurmCluster) -> list[str]:
-    if cluster.container.through != "apptainer":
-        return []
-    mounts = [word for mount in cluster.container.mounts for word in ("--bind", mount)]
-    return [
-        "apptainer",
-        "exec",
-        *(["--nv"] if cluster.gpus_per_node else []),
-        *mounts,
-        cluster.container.image,
-    ]
 
 
 def _check_mounts(container: Container, job: Job) -> None:

@@ -97,13 +97,29 @@ class SlurmCluster:
             self.python,
         )
 
+    def container_command(self) -> list[str]:
+        """The words before the interpreter of each process."""
+        if self.container.through != "apptainer":
+            return []
+        mounts = [word for mount in self.container.mounts for word in ("--bind", mount)]
+        return [
+            "apptainer",
+            "exec",
+            *(["--nv"] if self.gpus_per_node else []),
+            *mounts,
+            self.container.image,
+        ]
+
 
 def _check_extra(option: str) -> None:
     name = option.removeprefix("--").partition("=")[0]
     is_long = option.startswith("--") and bool(name) and option.isprintable()
     require(is_long, "extra", "hold long options of sbatch, as in --constraint=a100", option)
     require(
-        not _OWN_OPTIONS.fullmatch(name), "extra", f"leave --{name} to the launcher (its own key, or fixed)", option
+        not _OWN_OPTIONS.fullmatch(name),
+        "extra",
+        f"leave --{name} to the launcher (its own key, or fixed)",
+        option,
     )
 
 
