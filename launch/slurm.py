@@ -117,7 +117,7 @@ def _directives(cluster: SlurmCluster, job: Job) -> list[tuple[str, str]]:
         ("nodes", str(cluster.nodes)),
         ("ntasks-per-node", str(cluster.processes_per_node)),
         ("cpus-per-task", str(cluster.cpus_per_process)),
-        ("gres", f"gpu:{cluster.gpus_per_node}" if cluster.gpus_per_node else ""),
+        ("gres", _gpus(cluster)),
         ("mem", cluster.memory),
         ("signal", f"USR1@{cluster.warn_s}"),
         ("output", f"{logs}/slurm-{'%A_%a' if cluster.array else '%j'}.log"),
@@ -128,6 +128,12 @@ def _directives(cluster: SlurmCluster, job: Job) -> list[tuple[str, str]]:
         (name.removeprefix("--"), value) for name, _, value in (text.partition("=") for text in cluster.extra)
     ]
     return [(name, value) for name, value in given if value] + switches + extra
+
+
+def _gpus(cluster: SlurmCluster) -> str:
+    if not cluster.gpus_per_node:
+        return ""
+    return ":".join(filter(None, ["gpu", cluster.gpu_type, str(cluster.gpus_per_node)]))
 
 
 def _srun_options(cluster: SlurmCluster, job: Job) -> list[str]:

@@ -39,6 +39,7 @@ def neutral(text: str, folder: Path) -> str:
             [
                 "requeue=false",
                 "array=10",
+                "gpu_type=a100",
                 "container={through: pyxis, image: /i.sqsh, mounts: ['/:/']}",
                 "python=python3",
             ],
