@@ -17,6 +17,8 @@ from launch.exit_codes import CRASHED, FINE, STOPPED, meaning
 from launch.rank import EVENT, put
 
 _HEARTBEAT_S = 3.0
+_SETTLE_S = 2.0
+_LOOK_S = 0.5
 _MARGIN_S = 10.0  # what an agent may take beyond the time that it gives its processes
 _ORDER_OF = {number: order for order, number in ORDERS.items()}
 
@@ -121,6 +123,8 @@ class Attempt:
         self._grace_s, self._stop_s = times
         self._deadline: float | None = None
         self._failure: int | None = None
+        self._suspects: list[dict[str, Any]] = []
+        self._settled: float | None = None
         self._agents = [RemoteAgent(host, command, is_ours=log is None) for host, command in commands.items()]
         self._open = {agent.output: agent for agent in self._agents}
         self._open |= {agent.errors: agent for agent in self._agents}
@@ -133,7 +137,7 @@ class Attempt:
         """
         next_beat = 0.0
         while any(agent.code is None for agent in self._agents):
-            for source in select.select([wakeup, *self._open], [], [], 1.0)[0]:
+            for source in select.select([wakeup, *self._open], [], [], _LOOK_S)[0]:
                 self._read(source) if source != wakeup else os.read(wakeup, 4096)
             for order in wishes.take():
                 self._order(order, self._stop_s)
@@ -144,6 +148,7 @@ class Attempt:
                 if agent.code is None and agent.process.poll() is not None:
                     self._note_end(agent)
             self._mind_time()
+        self._name_the_first()
         return self._failure or FINE
 
     def _read(self, source: int) -> None:
@@ -169,13 +174,22 @@ class Attempt:
         elif event["event"] == "ended":
             agent.said = event["code"]
         elif event["event"] == "failed" and self._failure is None:
-            # Rank 0's own words stand on the terminal already.
-            lines = [] if event["rank"] == 0 else ["its last lines:", *event["last_lines"]]
-            text = (
-                f"rank {event['rank']} on {agent.host} {meaning(event['code'])} (exit code {event['code']})"
-            )
-            self._say("\n    ".join([f"{text}; all it said is in {event['log']}", *lines]))
-            self._fail(event["code"])
+            self._suspects.append({**event, "host": agent.host})
+            # Who just lost its peer crashes too, and may be heard of first: the cause has a moment to come.
+            self._settled = self._settled or time.monotonic() + _SETTLE_S
+            if event["code"] != CRASHED:
+                self._name_the_first()
+
+    def _name_the_first(self) -> None:
+        """Say which process failed first, as far as that can be told; it ends the others."""
+        if self._failure is not None or not self._suspects:
+            return
+        first = min(self._suspects, key=lambda event: event["code"] == CRASHED)
+        # Rank 0's own words stand on the terminal already.
+        lines = [] if first["rank"] == 0 else ["its last lines:", *first["last_lines"]]
+        text = f"rank {first['rank']} on {first['host']} {meaning(first['code'])} (exit code {first['code']})"
+        self._say("\n    ".join([f"{text}; all it said is in {first['log']}", *lines]))
+        self._fail(first["code"])
 
     def _note_end(self, agent: RemoteAgent) -> None:
         """Its last words may explain its end, or announce it."""
@@ -191,7 +205,8 @@ class Attempt:
             agent.code = CRASHED
             why = f"its agent was killed by signal {-ended}" if ended < 0 else agent.complaint
             self._say(f"{agent.host} is lost: {why or 'its agent ended without a word'}")
-        self._fail(agent.code)
+        if not self._suspects:
+            self._fail(agent.code)
 
     def _fail(self, code: int) -> None:
         """The first failure ends the other agents. A stop is agreed on by all: they end by themselves."""
@@ -212,6 +227,8 @@ class Attempt:
             self._deadline = min(deadline, self._deadline or deadline)
 
     def _mind_time(self) -> None:
+        if self._settled is not None and time.monotonic() > self._settled:
+            self._name_the_first()
         if self._deadline is None or time.monotonic() < self._deadline:
             return
         for agent in self._agents:

@@ -36,7 +36,7 @@ def is_crash(code: int) -> bool:
 
 
 def meaning(code: int) -> str:
-    """An exit code in words; negative numbers and those above 128 are deaths by a signal."""
+    """An exit code in words; those above 128 are deaths by a signal, as a shell has them."""
     if code in _MEANINGS:
         return _MEANINGS[code]
-    return f"failed: killed by signal {-code}" if code < 0 else "failed: crashed"
+    return f"failed: killed by signal {code - 128}" if 128 < code < 128 + 65 else "failed: crashed"

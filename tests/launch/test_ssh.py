@@ -46,6 +46,15 @@ def test_a_failure_on_one_host_is_said_once_and_ends_the_other(tmp_path: Path, n
 
 
 @pytest.mark.processes
+def test_who_only_lost_its_peer_is_not_called_the_first(tmp_path: Path, network: Network) -> None:
+    job = make_job(tmp_path, "0:leave=1", "1:wait=1", "1:die=SIGKILL")
+    code, said = run_head(job, "ssh", *cluster(network, "max_restarts=0"))
+    assert code == 137
+    assert f"rank 1 on {network.hosts[1].name} failed: killed by signal 9 (exit code 137)" in said
+    assert "rank 0 on" not in said
+
+
+@pytest.mark.processes
 def test_when_a_host_dies_the_run_goes_on_with_those_left(tmp_path: Path, network: Network) -> None:
     lost, left = network.hosts
     job = make_job(tmp_path, "obey", "save=7", "once=wait=600", "tell")

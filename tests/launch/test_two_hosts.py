@@ -18,7 +18,7 @@ from tests.pretrain.runtime.conftest import SMALL_RUN
 
 pytestmark = pytest.mark.processes
 
-STEPS = 60
+STEPS = 150  # enough that the kill lands among them on a busy machine
 
 
 def losses(run_dir: Path) -> list[float]:
