@@ -52,7 +52,7 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Submit:
 @pytest.fixture(scope="module", autouse=True)
 def timed(slurm: Path, submit: Submit) -> tuple[str, Job]:
     """A job that outlives its limit of a minute. Slurm looks every 30 s: it begins first."""
-    return submit("once=wait=300", cluster=SlurmCluster(nodes=1, time="1", warn_s=20))
+    return submit("once=wait=300", cluster=SlurmCluster(partition="apart", time="1", warn_s=20))
 
 
 def ended(job_id: str) -> str:
