@@ -49,15 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
         processes=cluster.nodes * cluster.processes_per_node,
         is_node=False,
     )
-    job = replace(job, container=_container_command(cluster))
-    script = script_of(cluster, job)
-    path = Path(job.run_dir) / LAUNCH_FOLDER / "job.sbatch"
-    command = ["sbatch", "--parsable", str(path)]
+    job = replace(job, container=cluster.container_command())
     if arguments.dry_run:
-        sys.stdout.write(
-            f"# {path}\n{script}\n# {job.path}\n{describe(job)}\n\n# and then\n{shlex.join(command)}\n"
-        )
+        sys.stdout.write(plan_text(cluster, job))
         return 0
+    script = script_of(cluster, job)
+    path, command = _script_path(job), _submission(job)
     _check_idle(job)
     publish(job)
     (path.parent / CANCELLED).unlink(missing_ok=True)
@@ -68,13 +65,36 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def plan_text(cluster: SlurmCluster, job: Job) -> str:
+    """What `--dry-run` prints: the batch script, job.json, and the command that submits."""
+    lines = [
+        f"would write {_script_path(job)}:",
+        script_of(cluster, job),
+        f"would write {job.path}:",
+        describe(job),
+        "",
+        "would run:",
+        f"  {shlex.join(_submission(job))}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _script_path(job: Job) -> Path:
+    return job.path.with_name("job.sbatch")
+
+
+def _submission(job: Job) -> list[str]:
+    return ["sbatch", "--parsable", str(_script_path(job))]
+
+
 def script_of(cluster: SlurmCluster, job: Job) -> str:
     """The batch script of a job.
 
     Raises:
         UsageError: the run's folder cannot be used by Slurm, or is not mounted into the container.
     """
-    require(job.run_dir.isprintable(), "run_dir", "be one line of text", job.run_dir)
+    is_fit = job.run_dir.isprintable() and "\\" not in job.run_dir
+    require(is_fit, "run_dir", "be one line without backslashes: Slurm cannot log into others", job.run_dir)
     _check_mounts(cluster.container, job)
     settings: list[tuple[str, str | Sequence[str]]] = [
         ("cancelled", str(Path(job.run_dir) / LAUNCH_FOLDER / CANCELLED)),
@@ -97,7 +117,7 @@ def _directives(cluster: SlurmCluster, job: Job) -> list[tuple[str, str]]:
         ("nodes", str(cluster.nodes)),
         ("ntasks-per-node", str(cluster.processes_per_node)),
         ("cpus-per-task", str(cluster.cpus_per_process)),
-        ("gres", f"gpu:{cluster.gpus_per_node}" if cluster.gpus_per_node else ""),
+        ("gres", _gpus(cluster)),
         ("mem", cluster.memory),
         ("signal", f"USR1@{cluster.warn_s}"),
         ("output", f"{logs}/slurm-{'%A_%a' if cluster.array else '%j'}.log"),
@@ -108,6 +128,12 @@ def _directives(cluster: SlurmCluster, job: Job) -> list[tuple[str, str]]:
         (name.removeprefix("--"), value) for name, _, value in (text.partition("=") for text in cluster.extra)
     ]
     return [(name, value) for name, value in given if value] + switches + extra
+
+
+def _gpus(cluster: SlurmCluster) -> str:
+    if not cluster.gpus_per_node:
+        return ""
+    return ":".join(filter(None, ["gpu", cluster.gpu_type, str(cluster.gpus_per_node)]))
 
 
 def _srun_options(cluster: SlurmCluster, job: Job) -> list[str]:
@@ -129,19 +155,6 @@ def _srun_options(cluster: SlurmCluster, job: Job) -> list[str]:
 def _outer_python(cluster: SlurmCluster, job: Job) -> str:
     """The interpreter of task.py: apptainer is started by it, pyxis around it."""
     return sys.executable if cluster.container.through == "apptainer" else job.python
-
-
-def _container_command(cluster: SlurmCluster) -> list[str]:
-    if cluster.container.through != "apptainer":
-        return []
-    mounts = [word for mount in cluster.container.mounts for word in ("--bind", mount)]
-    return [
-        "apptainer",
-        "exec",
-        *(["--nv"] if cluster.gpus_per_node else []),
-        *mounts,
-        cluster.container.image,
-    ]
 
 
 def _check_mounts(container: Container, job: Job) -> None:

@@ -47,6 +47,7 @@ class SlurmCluster:
         name: the job's name; the run folder's where empty.
         time: a limit as sbatch takes it, as in 1-00:00:00.
         cpus_per_process: for the process and its data workers.
+        gpu_type: as the cluster names it, as in a100; any where empty.
         memory: for each node, as in 200G.
         extra: further sbatch options, as in --constraint=a100.
         requeue: into the queue again after a stop with a checkpoint: at the time limit, and by preemption.
@@ -66,6 +67,7 @@ class SlurmCluster:
     processes_per_node: int = 1
     cpus_per_process: int = 1
     gpus_per_node: int = 0
+    gpu_type: str = ""
     memory: str = ""
     extra: list[str] = field(default_factory=list)
     requeue: bool = True
@@ -81,7 +83,7 @@ class SlurmCluster:
             require(getattr(self, key) >= 1, key, "be at least 1", getattr(self, key))
         for key in ("gpus_per_node", "array", "max_restarts"):
             require(getattr(self, key) >= 0, key, "be at least 0", getattr(self, key))
-        for key in ("partition", "account", "qos", "name", "time", "memory"):
+        for key in ("partition", "account", "qos", "name", "time", "memory", "gpu_type"):
             require(getattr(self, key).isprintable(), key, "be one line of text", getattr(self, key))
         for option in self.extra:
             _check_extra(option)
@@ -97,13 +99,29 @@ class SlurmCluster:
             self.python,
         )
 
+    def container_command(self) -> list[str]:
+        """The words before the interpreter of each process."""
+        if self.container.through != "apptainer":
+            return []
+        mounts = [word for mount in self.container.mounts for word in ("--bind", mount)]
+        return [
+            "apptainer",
+            "exec",
+            *(["--nv"] if self.gpus_per_node else []),
+            *mounts,
+            self.container.image,
+        ]
+
 
 def _check_extra(option: str) -> None:
     name = option.removeprefix("--").partition("=")[0]
     is_long = option.startswith("--") and bool(name) and option.isprintable()
     require(is_long, "extra", "hold long options of sbatch, as in --constraint=a100", option)
     require(
-        name not in _OWN_OPTIONS, "extra", f"leave --{name} to the launcher (its own key, or fixed)", option
+        not _OWN_OPTIONS.fullmatch(name),
+        "extra",
+        f"leave --{name} to the launcher (its own key, or fixed)",
+        option,
     )
 
 

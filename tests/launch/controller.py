@@ -19,7 +19,7 @@ import pytest
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 
 # `urgent` preempts `normal`, which has 30 seconds to save. A requeued job waits until its credential has
-# expired: two minutes on a real cluster, five seconds here.
+# expired: two minutes on a real cluster, five seconds here. `apart` is for a job that runs beside other tests.
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -49,8 +49,10 @@ SlurmdParameters=config_overrides
 KillWait=10
 NodeName=n1 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]} CPUs=4 RealMemory=1000
 NodeName=n2 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[2]} CPUs=4 RealMemory=1000
+NodeName=n3 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[3]} CPUs=4 RealMemory=1000
 PartitionName=normal Nodes=n1,n2 Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=30
 PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE PriorityTier=10 PreemptMode=off
+PartitionName=apart Nodes=n3 MaxTime=INFINITE
 """
 
 
@@ -100,7 +102,7 @@ def controller() -> Iterator[Path]:
                 host=socket.gethostname().partition(".")[0],
                 user=getpass.getuser(),
                 folder=folder,
-                ports=_free_ports(3),
+                ports=_free_ports(4),
             )
         )
         environment = pytest.MonkeyPatch()
@@ -125,7 +127,7 @@ def _start_daemons(folder: Path, stack: ExitStack) -> None:
     _daemon("munged", munge, folder, stack)
     wait_for((folder / "munge.socket").exists, seconds=20, doing="munged")
     _daemon("slurmctld", ["slurmctld", "-D"], folder, stack)
-    for node in ("n1", "n2"):
+    for node in ("n1", "n2", "n3"):
         _daemon(f"slurmd-{node}", ["slurmd", "-D", "-N", node], folder, stack)
     try:
         wait_for(_both_are_idle, seconds=30, doing="two idle nodes")

@@ -1,0 +1,121 @@
+"""The batch script for Slurm, word for word, and what its cluster file refuses."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launch.cluster import UsageError, read_cluster
+from launch.job import Job, prepare
+from launch.slurm import plan_text, script_of
+from launch.slurm_cluster import SlurmCluster
+from tests.conftest import REPO
+
+SHIPPED = REPO / "configs" / "cluster" / "slurm.yaml"
+EXPECTED = Path(__file__).parent / "expected"
+HOSTILE = "a b'c\"d $(touch pwned) `touch pwned` ${HOME} %j #x ä; touch pwned"
+
+
+def job_in(run_dir: Path, *overrides: str) -> Job:
+    words = ["pretrain", str(REPO / "configs/pretrain/demo.yaml"), f"run_dir={run_dir}", *overrides]
+    return replace(prepare(words, {"NCCL_DEBUG": "WARN"}, is_checked=False), commit=None)
+
+
+def neutral(text: str, folder: Path) -> str:
+    for path, name in ((str(folder), "TMP"), (sys.executable, "PYTHON"), (str(REPO), "REPO")):
+        text = text.replace(path, name)
+    return re.sub(r"(code|config)-[0-9a-f]{12}", r"\1-DIGEST", text)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("slurm", []),
+        (
+            "slurm_pyxis_array",
+            [
+                "requeue=false",
+                "array=10",
+                "gpu_type=a100",
+                "container={through: pyxis, image: /i.sqsh, mounts: ['/:/']}",
+                "python=python3",
+            ],
+        ),
+    ],
+)
+def test_a_dry_run_says_word_for_word_what_would_happen(
+    tmp_path: Path, name: str, overrides: list[str]
+) -> None:
+    job = job_in(tmp_path / "run", 'x=it\'s $(a) "b"\nc')
+    text = neutral(plan_text(read_cluster(SlurmCluster, SHIPPED, overrides), job), tmp_path)
+    assert text == (EXPECTED / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def test_bash_reads_every_hostile_value_as_it_is(tmp_path: Path) -> None:
+    job = job_in(tmp_path / HOSTILE)
+    cluster = SlurmCluster(
+        name=HOSTILE, python=HOSTILE, extra=[f"--comment={HOSTILE}"], environment={"A": HOSTILE}
+    )
+    script = script_of(cluster, replace(job, python=HOSTILE))
+    assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
+    # The assignments alone, and what bash has then in `task`.
+    settings = script.partition("\nset -o pipefail")[0] + '\nprintf "%s\\0" "${task[@]}" "$cancelled"'
+    read = subprocess.run(["bash"], input=settings, text=True, capture_output=True, cwd=tmp_path)
+    task_py, job_json, cancelled = job.script("task.py"), str(job.path), str(job.path.with_name("cancelled"))
+    assert read.stdout.split("\0")[:-1] == [HOSTILE, "-P", task_py, job_json, cancelled]
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_apptainer_stands_before_the_interpreter_of_each_process() -> None:
+    words = ["container={through: apptainer, image: k.sif, mounts: ['/d:/d']}", "python=python3"]
+    cluster = read_cluster(SlurmCluster, SHIPPED, words)
+    assert cluster.container_command() == ["apptainer", "exec", "--nv", "--bind", "/d:/d", "k.sif"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("nodes=0", "nodes must be at least 1, got 0"),
+        ("nods=2", "no key 'nods'; did you mean 'nodes'"),
+        ("time=1d", r"time must be as in 30 \(minutes\), 12:30:00 or 1-00:00:00, got '1d'"),
+        ("time=2", "warn_s must be less than time=2, got 120"),
+        ("warn_s=100000", "warn_s must lie between 1 and 65535 seconds, got 100000"),
+        ("array=4", "array must be 0, or requeue=false, got 4"),
+        (
+            "extra=[-C a100]",
+            r"extra must hold long options of sbatch, as in --constraint=a100, got '-C a100'",
+        ),
+        ("extra=[--output=x]", r"extra must leave --output to the launcher"),
+        ("extra=[--no-requeue]", r"extra must leave --no-requeue to the launcher"),
+        ("name=a\nb", "name must be one line of text"),
+        ("container.image=a.sif", "container.through must be pyxis or apptainer with an image"),
+        ("container.through=pyxis", "container.image must be given for pyxis"),
+        ("container={through: pyxis, image: a}", "python must name the interpreter inside the container"),
+        ("container={through: pyxis, image: a, mounts: [/d]}", "container.mounts must hold FOLDER:INSIDE"),
+    ],
+)
+def test_a_wrong_cluster_file_says_what_to_change(override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_cluster(SlurmCluster, None, [override])
+
+
+@pytest.mark.parametrize(
+    ("limit", "warn_s"), [("3", 179), ("3:00", 179), ("1:00:00", 3599), ("1-0", 65535), ("1-00:00:01", 1)]
+)
+def test_slurms_forms_of_time_are_understood(limit: str, warn_s: int) -> None:
+    read_cluster(SlurmCluster, None, [f"time={limit}", f"warn_s={warn_s}"])
+
+
+def test_a_run_that_the_container_does_not_show_is_refused(tmp_path: Path) -> None:
+    words = ["container={through: pyxis, image: i, mounts: ['/data:/data']}", "python=python3"]
+    with pytest.raises(UsageError, match=r"container.mounts must show .*/run under its own name"):
+        script_of(read_cluster(SlurmCluster, None, words), job_in(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a\nb"])
+def test_a_run_folder_that_slurm_cannot_log_into_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="run_dir must be one line without backslashes"):
+        script_of(SlurmCluster(), job_in(tmp_path / name))
