@@ -78,7 +78,7 @@ def _wishes(arguments: argparse.Namespace, target: Target) -> Wishes:
     for folder in (arguments.run_dir, *arguments.shards):
         if folder and "://" in folder:
             raise UsageError(
-                f"{folder} is a URL, and the doctor looks at folders: `python -m data_tools verify` reads URLs"
+                f"{folder} is a URL, and the doctor looks at folders; python -m data_tools verify reads URLs"
             )
     wishes = Wishes(
         run_dir=str(Path(arguments.run_dir).absolute()) if arguments.run_dir else None,

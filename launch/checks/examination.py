@@ -10,7 +10,7 @@ from typing import Any
 
 from launch.checks.devices import check_devices, has_gpus
 from launch.checks.findings import Finding, error
-from launch.checks.folders import check_locks, check_shards, check_shared, check_written
+from launch.checks.folders import check_decoding, check_locks, check_shards, check_shared, check_written
 from launch.checks.machine import check_clocks, check_machines, check_paths
 from launch.checks.meeting import meet
 from launch.checks.nodes import Nodes
@@ -28,7 +28,8 @@ from launch.probe import folders as own_folders
 
 HEAD = "this machine"  # where the doctor itself runs
 _CLOCK_ASKS = 3
-_FOLDER_S, _SEEN_S = 15.0, 6.0
+CODE = Path(__file__).resolve().parents[2]
+_FOLDER_S, _SEEN_S, _DECODE_S = 15.0, 6.0, 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,12 @@ def _steps(at: Round, wishes: Wishes) -> Iterator[Finding]:
         yield from _run_dir(at, wishes.run_dir, wishes.checkpoint_bytes)
     for folder in wishes.shards:
         answers = at.nodes.ask("read_shards", at.everybody(folder=folder, parts=4), _FOLDER_S)
-        yield from check_shards(folder, at.keep(f"shards {folder}", answers))
+        found = at.keep(f"shards {folder}", answers)
+        yield from check_shards(folder, found)
+        if all("failed" not in answer for answer in found.values()):
+            asked = at.everybody(folder=folder, code=str(CODE), limit_s=_DECODE_S)
+            clips = at.keep(f"clips {folder}", at.nodes.ask("decode", asked, _DECODE_S + 15))
+            yield from check_decoding(folder, clips)
 
 
 def _clocks(at: Round) -> dict[str, float]:

@@ -73,12 +73,11 @@ def as_text(findings: Sequence[Finding], nodes: int, seconds: float) -> str:
     """A line for each finding, its mend below, and how many there were."""
     lines = []
     for finding in findings:
-        lines += _wrapped(f"{finding.level:<8} {finding.check:<8} ", finding.text)
-        lines += _wrapped(f"{'':<18}mend: ", finding.mend) if finding.mend else []
+        lines += _wrapped(f"{finding.level:<8} {finding.check:<9} ", finding.text)
+        lines += _wrapped(f"{'':<19}mend: ", finding.mend) if finding.mend else []
     counts = Counter(finding.level for finding in findings)
-    lines.append(
-        f"{counts['error']} errors, {counts['warning']} warnings on {nodes} nodes in {seconds:.0f} s"
-    )
+    told = [f"{counts[level]} {level}{'' if counts[level] == 1 else 's'}" for level in ("error", "warning")]
+    lines.append(f"{', '.join(told)} on {nodes} node{'' if nodes == 1 else 's'} in {seconds:.0f} s")
     return "\n".join(lines) + "\n"
 
 

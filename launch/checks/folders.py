@@ -1,12 +1,14 @@
 """Are the run folder and the shards one and the same on all nodes, writable, quick, and large enough?"""
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
-from launch.checks.findings import Finding, error, named, odd_ones, or_ok, warning
+from launch.checks.findings import Finding, error, named, odd_ones, ok, or_ok, warning
 
 CHECK = "folder"
 SLOW_SYNC_MS = 500.0
+LEAST_OF_MEDIAN = 0.5
 GIB = 1 << 30
 # Memory and container layers: gone with the node, whatever else is said of them.
 FLEETING = ("tmpfs", "ramfs", "overlay")
@@ -156,3 +158,28 @@ def check_shards(folder: str, reports: Reports) -> list[Finding]:
         f"{reports[slowest]['mb_per_s']:.0f} MB/s on the slowest"
     )
     return or_ok(findings, "shards", f"{told} (a cache may have helped)")
+
+
+def check_decoding(folder: str, reports: Reports) -> list[Finding]:
+    """Does reading clips succeed everywhere, and about as fast?
+
+    Args:
+        reports: each node's answer of `launch.probe.folders.decode`.
+    """
+    findings = []
+    for name, report in reports.items():
+        if "failed" in report:
+            mend = f"see what it says there of python -m data_tools verify {folder} --full"
+            text = f"{name} cannot read clips of {folder}: {report['failed']}"
+            findings.append(error("decoding", text, mend, [name]))
+    rates = {name: report["clips_per_s"] for name, report in reports.items() if "clips_per_s" in report}
+    if not rates:
+        told = f"not measured: KineMAE is not installed where {named(list(reports))} could import it"
+        return findings or [ok("decoding", told)]
+    usual = median(rates.values())
+    for name, rate in rates.items():
+        if rate < LEAST_OF_MEDIAN * usual:
+            text = f"a core of {name} reads {rate:.1f} clips/s of {folder}, the others {usual:.1f}"
+            mend = f"look at what else runs on {name} (top), at its clock speed and at its way to the storage"
+            findings.append(warning("decoding", text, mend, [name]))
+    return or_ok(findings, "decoding", f"{min(rates.values()):.1f} clips/s a core and more, checksums right")

@@ -1,7 +1,7 @@
 """A node's side of `launch doctor`: it answers questions, a line each, until its input ends.
 
 The files of this folder travel as text into a bare `python -c` (`launch/checks/nodes.py`), so that a node
-needs nothing of ours installed. They import the standard library and one another; torch inside functions alone.
+needs nothing of ours installed. They import the standard library and one another; torch in functions alone.
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from launch.probe.devices import devices
-from launch.probe.folders import clean, lock, look, read_shards, write
+from launch.probe.folders import clean, decode, lock, look, read_shards, write
 from launch.probe.group import group
 from launch.probe.machine import machine
 from launch.probe.network import connect, listen, network
@@ -44,6 +44,7 @@ QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "lock": lock,
     "clean": clean,
     "read_shards": read_shards,
+    "decode": decode,
 }
 
 

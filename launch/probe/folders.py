@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,3 +132,28 @@ def read_shards(*, folder: str, parts: int) -> dict[str, Any]:
         return {"failed": f"dataset.json cannot be read: {error}"}
     rate = count / 1e6 / max(seconds, 1e-6)
     return {"fingerprint": described.get("fingerprint"), "digest": digest.hexdigest(), "mb_per_s": rate}
+
+
+def decode(*, folder: str, code: str, limit_s: float) -> dict[str, Any]:
+    """Let the room itself read some clips, with their checksums: `python -m data_tools bench`.
+
+    Args:
+        code: where KineMAE lies on the doctor's machine; taken where this node sees it too.
+
+    Returns:
+        `clips_per_s` of one core; or `absent`, where KineMAE cannot be imported here yet; or `failed`.
+    """
+    path = os.pathsep.join(filter(None, [code if Path(code).is_dir() else "", os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    if subprocess.run(
+        [sys.executable, "-c", "import data_tools"], env=environment, capture_output=True
+    ).returncode:
+        return {"absent": True}
+    command = [sys.executable, "-m", "data_tools", "bench", folder, "clips=32", "workers=1", "--json"]
+    try:
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"32 clips took more than {limit_s:g} s"}
+    if ran.returncode != 0:
+        return {"failed": (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]}
+    return {"clips_per_s": json.loads(ran.stdout.splitlines()[-1])["clips_per_s_per_core"]}
