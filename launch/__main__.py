@@ -10,7 +10,7 @@ from launch.cluster import UsageError
 from launch.exit_codes import USAGE
 from launch.job import JobRefused
 
-COMMANDS = ("slurm", "k8s")
+COMMANDS = ("local", "ssh", "slurm", "k8s", "doctor", "plan", "watching")
 _ABOUT = "Start a training on this machine, on hosts by ssh, on Slurm or on Kubernetes, and look after it."
 _EPILOG = """examples:
   python -m launch local processes=2 -- pretrain CONFIG run_dir=RUN

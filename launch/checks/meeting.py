@@ -75,10 +75,7 @@ def meet(at: Round, networks: Networks, environments: Environments, *, is_cuda: 
 
 
 def _host(at: Round, first: int) -> str:
-    given = at.target.environment.get("MASTER_ADDR") or at.target.master
-    if given:
-        return given
-    return at.name(first) if len(at.target.processes) > 1 else "127.0.0.1"
+    return at.target.environment.get("MASTER_ADDR") or at.target.master(at.name(first))
 
 
 def _connect(at: Round, meeting: Meeting, networks: Networks, environments: Environments) -> list[Attempt]:

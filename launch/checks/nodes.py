@@ -3,7 +3,6 @@
 import contextlib
 import json
 import queue
-import shlex
 import subprocess
 import threading
 import time
@@ -210,14 +209,3 @@ def _first_line(environment: Mapping[str, str]) -> str:
 def probe_words(python: str, node: int | None) -> list[str]:
     """The words that start a probe; without a number it is read from SLURM_PROCID."""
     return [python, "-u", "-c", BOOTSTRAP, *([] if node is None else [str(node)])]
-
-
-def local_command(python: str) -> list[str]:
-    """A probe on this machine."""
-    return probe_words(python, 0)
-
-
-def ssh_command(host: str, options: Sequence[str], python: str, node: int) -> list[str]:
-    """A probe on another host; ssh hands one string to the shell there, so the words are quoted for it."""
-    ready = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5"]
-    return ["ssh", *options, *ready, "--", host, shlex.join(probe_words(python, node))]

@@ -1,6 +1,6 @@
 """What a doctor's round works with: the nodes as a job would use them, and what they have said so far."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ class Target:
         processes: how many each is to run.
         commands: how to start the probes, and for which nodes each speaks.
         environment: what the cluster file sets for each process.
-        master: name or address of the first node, as the others are to know it; None for its own name.
+        master: name or address of the first node, as the others are to know it; given the name of the
+            first node that answered.
         master_port: where ranks are to meet; 0 for any that is free.
         link_gbit: what the link between nodes should give; None to ask the drivers.
         start_s: how long a probe may take to start; a scheduler's queue is part of it.
@@ -26,7 +27,7 @@ class Target:
     processes: list[int]
     commands: Sequence[tuple[Sequence[str], Sequence[int]]]
     environment: Mapping[str, str]
-    master: str | None = None
+    master: Callable[[str], str]
     master_port: int = 0
     link_gbit: float | None = None
     start_s: float = 30.0

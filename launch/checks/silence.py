@@ -27,6 +27,10 @@ _MENDS = (
     ("Invalid account", "correct `account` in the cluster file (sacctmgr show assoc user=$USER)"),
     ("invalid partition", "correct `partition` in the cluster file (sinfo -s)"),
     (
+        "no answer within",
+        "look whether it is up (ping); on Slurm, whether the queue is full (squeue --start)",
+    ),
+    (
         "Unable to allocate resources",
         "wait for the queue, ask for fewer nodes, or correct the cluster file (sinfo)",
     ),
