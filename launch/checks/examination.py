@@ -86,7 +86,7 @@ def _steps(at: Round, wishes: Wishes) -> Iterator[Finding]:
         path: [name for name, own in machines.items() if path in own["missing"]] for path in wishes.paths
     }
     yield from check_paths(missing)
-    yield from check_clocks(_clocks(at))
+    yield from check_clocks({HEAD: 0.0, **_clocks(at)})
     networks = {name: fact["network"] for name, fact in facts.items()}
     environments = {name: machine["environment"] for name, machine in machines.items()}
     yield from meet(at, networks, environments, is_cuda=all(map(has_gpus, devices.values())))

@@ -159,12 +159,13 @@ class Nodes:
                 self.lost[node] = what, " / ".join(filter(None, self._said[node])) or "it left without a word"
             elif about == question and node in waiting:
                 waiting.discard(node)
-                answers[node] = json.loads(text or "{}")
+                answers[node] = _read(text or "")
         for node in waiting:
             self.lost[node] = what, f"no answer within {limit_s:g} s"
         failed = {node: answer["failed"] for node, answer in answers.items() if "failed" in answer}
         self.failures += [(node, what, reason) for node, reason in failed.items()]
-        return {node: answer["value"] for node, answer in answers.items() if node not in failed}
+        # In the order of the nodes, whoever was quicker: ranks are numbered by it, and the first breaks ties.
+        return {node: answers[node]["value"] for node in sorted(answers) if node not in failed}
 
 
 class _Line:
@@ -209,3 +210,11 @@ def _first_line(environment: Mapping[str, str]) -> str:
 def probe_words(python: str, node: int | None) -> list[str]:
     """The words that start a probe; without a number it is read from SLURM_PROCID."""
     return [python, "-u", "-c", BOOTSTRAP, *([] if node is None else [str(node)])]
+
+
+def _read(text: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        return {"failed": f"its answer was garbled on the way: {text[:80]!r}"}
+    return dict(answer)

@@ -78,7 +78,7 @@ def _slurm(file: Path | None, overrides: list[str]) -> Target:
     return Target(
         names=[],
         processes=[cluster.processes_per_node] * cluster.nodes,
-        commands=[(["srun", "--unbuffered", *options, *inside, *probe], list(range(cluster.nodes)))],
+        commands=[(["srun", *options, *inside, *probe], list(range(cluster.nodes)))],
         environment=cluster.environment,
         master=_slurm_address,
         link_gbit=cluster.link_gbit,

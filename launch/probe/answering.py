@@ -19,7 +19,8 @@ from launch.probe.machine import machine
 from launch.probe.network import connect, listen, network
 
 MARK = "kinemae-probe"
-# srun hands on lines of at most 1024 characters in one piece: longer ones of several nodes may be mixed.
+# srun hands on lines of at most 1024 characters in one piece (and none with --unbuffered): longer ones of
+# several nodes may be mixed.
 CHUNK = 800
 
 
