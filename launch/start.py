@@ -40,7 +40,7 @@ def start(launch: Launch, arguments: argparse.Namespace) -> int:
     run_dir = Path(job.run_dir)
     with held(run_dir):
         publish(job)
-        record = Record(run_dir, kind=launch.kind, command=sys.argv)
+        record = Record(run_dir, kind=launch.kind, command=sys.argv, steps=job.counts.get("steps"))
         record.note()
         try:
             return Supervisor(launch, job, record).run()
