@@ -1,0 +1,182 @@
+"""Batch jobs on a real Slurm of two nodes: how they start, stop, come back and end.
+
+A real training runs once, under hostile names, and is preempted on the way. What the batch script does with exit
+codes and signals is shown by processes that do nothing but leave as they are told.
+"""
+
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from launch.job import Job
+from launch.slurm import script_of
+from launch.slurm_cluster import SlurmCluster
+from launch.slurm_watch import CANCELLED, cancel_job, job_line, job_states
+from tests.conftest import run_module
+from tests.launch.controller import ask, controller, field, state, wait_for
+from tests.launch.fake_room import fake_job, starts
+
+pytestmark = pytest.mark.processes
+
+TWO_NODES = SlurmCluster(nodes=2)
+HOSTILE = "a b'c\"d $(touch pwned) `touch pwned` \\ %j #x ä"
+Submit = Callable[..., tuple[str, Job]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slurm() -> Iterator[Path]:
+    with controller() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def submit(tmp_path_factory: pytest.TempPathFactory) -> Submit:
+    """Submits the batch script of a job whose processes execute some statements."""
+    numbers = itertools.count()
+
+    def submit_job(statements: str, cluster: SlurmCluster = TWO_NODES) -> tuple[str, Job]:
+        folder = tmp_path_factory.mktemp(f"job-{next(numbers)}")
+        job = fake_job(folder, sys.executable, statements)
+        script = folder / "job.sbatch"
+        script.write_text(script_of(cluster, job))
+        return ask("sbatch", "--parsable", str(script)), job
+
+    return submit_job
+
+
+@pytest.fixture(scope="module", autouse=True)
+def timed(slurm: Path, submit: Submit) -> tuple[str, Job]:
+    """A job that outlives its limit of a minute. Slurm looks every 30 s, so it begins before the other tests."""
+    return submit("if start == 0: time.sleep(300)", SlurmCluster(nodes=1, time="1", warn_s=20))
+
+
+def ended(job_id: str) -> str:
+    """The state of a job once it has left the queue."""
+    wait_for(lambda: not job_states(job_id), doing=f"the end of job {job_id}")
+    return state(job_id)
+
+
+def exit_code(job_id: str) -> int:
+    """Of a job that has ended."""
+    ended(job_id)
+    return int(field(job_id, "ExitCode").partition(":")[0])
+
+
+def log_of(job_id: str, job: Job) -> str:
+    return (Path(job.run_dir) / "logs" / f"slurm-{job_id}.log").read_text()
+
+
+def losses(run: Path) -> list[float]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [told["loss"] for told in map(json.loads, lines) if "loss" in told]
+
+
+def test_each_task_learns_who_it_is(submit: Submit) -> None:
+    job_id, job = submit("print(rank)", SlurmCluster(nodes=2, processes_per_node=2))
+    assert exit_code(job_id) == 0
+    told = [starts(job, rank)[0] for rank in range(4)]
+    assert [line[:2] for line in told] == [["4", "0"], ["4", "1"], ["4", "0"], ["4", "1"]]
+    assert len({line[2] for line in told}) == 1  # one port
+    assert (Path(job.run_dir) / "logs" / "rank-00003.log").read_text() == "3\n"
+
+
+def test_a_refusal_of_one_ends_all_and_is_final(submit: Submit) -> None:
+    # The other leaves with 143 when it is ended, which alone would mean: stopped with a checkpoint, requeue.
+    job_id, job = submit("time.sleep(0.3 if rank else 300); sys.exit(3)")
+    assert exit_code(job_id) == 3
+    assert field(job_id, "Restarts") == "0" and len(starts(job, 1)) == 1
+    assert "task 1: Exited with exit code 3" in log_of(job_id, job)
+
+
+def test_a_crash_starts_again_in_the_same_allocation_on_another_port(submit: Submit) -> None:
+    job_id, job = submit(
+        "time.sleep(0.3); start or rank and os.kill(os.getpid(), 9); start or time.sleep(300)"
+    )
+    assert exit_code(job_id) == 0
+    assert field(job_id, "Restarts") == "0"
+    first, second = starts(job, 0)
+    assert first[2] != second[2]
+
+
+def test_the_watchdogs_end_starts_again_at_most_max_restarts_times(submit: Submit) -> None:
+    job_id, job = submit("sys.exit(5)", SlurmCluster(nodes=1, max_restarts=1))
+    assert exit_code(job_id) == 5
+    assert len(starts(job, 0)) == 2
+
+
+def test_cancelling_saves_and_does_not_come_back(submit: Submit) -> None:
+    job_id, job = submit("time.sleep(300)")
+    launch_folder = Path(job.run_dir) / "launch"
+    wait_for(lambda: starts(job, 0) and starts(job, 1), doing="both tasks")
+    time.sleep(0.5)  # a task that has not yet its handlers would die of the signal, which means the same
+    assert "asked to stop" in cancel_job(job_id, launch_folder)
+    assert exit_code(job_id) == 143
+    assert len(starts(job, 0)) == 1 and job_line(job_id).endswith("exit code 143")
+    assert cancel_job(job_id, launch_folder) == f"job {job_id} is not in the queue"
+
+
+def test_cancelling_what_has_not_begun_takes_it_out_of_the_queue(submit: Submit) -> None:
+    first, _ = submit("time.sleep(300)", SlurmCluster(nodes=2, processes_per_node=4))
+    waiting, job = submit("pass", SlurmCluster(nodes=2, processes_per_node=4))
+    assert "pending" in job_line(waiting)
+    assert cancel_job(waiting, Path(job.run_dir) / "launch") == f"job {waiting} left the queue"
+    ask("scancel", first)
+    assert ended(waiting) == "CANCELLED"
+    ended(first)
+
+
+def test_an_array_goes_on_from_element_to_element_until_the_run_is_done(submit: Submit) -> None:
+    job_id, job = submit("sys.exit(0 if start else 138)", SlurmCluster(nodes=1, requeue=False, array=4))
+    wait_for(lambda: not job_states(job_id), doing="the array")
+    assert len(starts(job, 0)) == 2
+    assert sorted(path.name for path in (Path(job.run_dir) / "logs").glob("slurm-*")) == [
+        f"slurm-{job_id}_1.log",
+        f"slurm-{job_id}_2.log",
+    ]
+
+
+def test_a_training_on_two_nodes_is_preempted_comes_back_and_equals_one_process(
+    small_run: Path, tmp_path: Path
+) -> None:
+    steps = ["steps=400", "save_every_steps=1000", "log.samples=false"]
+    run_module("pretrain", str(small_run), *steps, f"run_dir={tmp_path / 'alone'}")
+    run = tmp_path / HOSTILE
+    said = run_module(
+        "launch", "slurm", "nodes=2", "--", "pretrain", str(small_run), *steps, f"run_dir={run}"
+    )
+    job_id = said.stdout.split()[1].strip(";")
+    wait_for((run / "metrics.jsonl").exists, doing="the first steps")
+    urgent = ask("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
+    second = run_module(
+        "launch", "slurm", "--", "pretrain", str(small_run), *steps, f"run_dir={run}", check=False
+    )
+    assert second.returncode == 2 and f"job {job_id} of {run} is" in second.stderr
+    assert ended(job_id) == "COMPLETED" and ended(urgent) == "COMPLETED"
+    assert field(job_id, "Restarts") == "1"
+    assert "exit code 143" in (run / "logs" / f"slurm-{job_id}.log").read_text()
+    assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+    assert not list(Path.cwd().glob("pwned")) and not list(run.rglob("pwned"))
+    assert (run / "logs" / "rank-00001.log").exists()
+
+
+def test_before_the_time_limit_the_job_saves_and_comes_back(timed: tuple[str, Job]) -> None:
+    job_id, job = timed
+    assert ended(job_id) == "COMPLETED"
+    assert field(job_id, "Restarts") == "1" and len(starts(job, 0)) == 2
+    assert "exit code 138" in log_of(job_id, job)
+
+
+def test_a_second_launch_forgets_the_cancelling_of_the_first(small_run: Path, tmp_path: Path) -> None:
+    launch_folder = tmp_path / "run" / "launch"
+    launch_folder.mkdir(parents=True)
+    (launch_folder / CANCELLED).touch()
+    os.environ.pop("SLURM_JOB_ID", None)
+    said = run_module("launch", "slurm", "--", "pretrain", str(small_run))
+    ask("scancel", said.stdout.split()[1].strip(";"))
+    assert not (launch_folder / CANCELLED).exists()
