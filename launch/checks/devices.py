@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launch.checks.findings import Finding, error, named, odd_ones, ok, or_ok, warning
+from launch.checks.findings import Finding, counted, error, named, odd_ones, ok, or_ok, warning
 from launch.probe.devices import GPU_FIELDS, PROCESS_FIELDS, ROW_FIELDS
 
 CHECK = "devices"
@@ -110,14 +110,16 @@ def check_devices(devices: Mapping[str, Mapping[str, Any]], processes: Mapping[s
         findings += _rows_and_log(name, devices[name])
     count = sum(map(len, gpus.values()))
     some = next(own[0] for own in gpus.values() if own)
-    return or_ok(findings, CHECK, f"{count} GPUs, {some.name}, driver {some.driver}, all of them well")
+    return or_ok(
+        findings, CHECK, f"{counted(count, 'GPU')}, {some.name}, driver {some.driver}, all of them well"
+    )
 
 
 def _counts(gpus: Mapping[str, list[Gpu]], processes: Mapping[str, int]) -> list[Finding]:
     return [
         error(
             CHECK,
-            f"{name} has {len(own)} GPUs for {processes[name]} processes",
+            f"{name} has {counted(len(own), 'GPU')} for {counted(processes[name], 'process')}",
             "lower the number of processes of that node in the cluster file, or ask the "
             "scheduler for more GPUs",
             [name],

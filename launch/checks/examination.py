@@ -29,7 +29,7 @@ from launch.probe import folders as own_folders
 HEAD = "this machine"  # where the doctor itself runs
 _CLOCK_ASKS = 3
 CODE = Path(__file__).resolve().parents[2]
-_FOLDER_S, _SEEN_S, _DECODE_S = 15.0, 6.0, 30.0
+_FOLDER_S, _SEEN_S, _DECODE_S = 15.0, 4.0, 30.0
 
 
 @dataclass(frozen=True, kw_only=True)

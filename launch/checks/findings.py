@@ -58,6 +58,11 @@ def named(nodes: Sequence[str]) -> str:
     return ", ".join(nodes[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def counted(number: int, what: str) -> str:
+    """A number and what it counts, as in "1 node" and "2 processes"."""
+    return f"{number} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"
+
+
 def odd_ones(values: Mapping[str, Value]) -> tuple[Value, dict[Value, list[str]]]:
     """The value that most nodes have, and every other value with its nodes; the first node breaks a tie."""
     counts = Counter(values.values())
@@ -76,8 +81,8 @@ def as_text(findings: Sequence[Finding], nodes: int, seconds: float) -> str:
         lines += _wrapped(f"{finding.level:<8} {finding.check:<9} ", finding.text)
         lines += _wrapped(f"{'':<19}mend: ", finding.mend) if finding.mend else []
     counts = Counter(finding.level for finding in findings)
-    told = [f"{counts[level]} {level}{'' if counts[level] == 1 else 's'}" for level in ("error", "warning")]
-    lines.append(f"{', '.join(told)} on {nodes} node{'' if nodes == 1 else 's'} in {seconds:.0f} s")
+    errors, warnings = counted(counts["error"], "error"), counted(counts["warning"], "warning")
+    lines.append(f"{errors}, {warnings} on {counted(nodes, 'node')} in {seconds:.0f} s")
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from launch.checks.findings import Finding, error, named, odd_ones, ok, or_ok, warning
+from launch.checks.findings import Finding, counted, error, named, odd_ones, ok, or_ok, warning
 
 CHECK = "folder"
 SLOW_SYNC_MS = 500.0
@@ -103,7 +103,7 @@ def check_shared(folder: str, unseen: Mapping[str, Mapping[str, str]], writers: 
                     [name, *whose],
                 )
             )
-    return or_ok(findings, CHECK, f"{folder}: written, renamed and seen by {writers} nodes")
+    return or_ok(findings, CHECK, f"{folder}: written, renamed and seen by {counted(writers, 'node')}")
 
 
 def check_locks(folder: str, states: Mapping[str, str]) -> list[Finding]:
@@ -154,7 +154,7 @@ def check_shards(folder: str, reports: Reports) -> list[Finding]:
         findings.append(error("shards", text, mend, nodes))
     slowest = min(digests, key=lambda name: reports[name]["mb_per_s"])
     told = (
-        f"{folder}: the same bytes on {len(digests)} nodes, "
+        f"{folder}: the same bytes on {counted(len(digests), 'node')}, "
         f"{reports[slowest]['mb_per_s']:.0f} MB/s on the slowest"
     )
     return or_ok(findings, "shards", f"{told} (a cache may have helped)")

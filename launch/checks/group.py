@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from launch.checks.findings import Finding, error, named, odd_ones, ok, or_ok, warning
+from launch.checks.findings import Finding, counted, error, named, odd_ones, ok, or_ok, warning
 
 CHECK = "group"
 # Shares of what the link or the memory could give, below which something is wrong and not merely slow. NCCL
@@ -14,6 +14,7 @@ LEAST_OF_MEMORY = 0.01
 LEAST_OF_MEDIAN = 0.5
 _STAGES = {
     "starting": "importing torch",
+    "device": "taking a GPU",
     "joining": "joining the group",
     "summing": "the first sums",
     "timing": "timed sums",
@@ -39,7 +40,7 @@ def check_group(ranks: Ranks, backend: str, link_gbit: float | None) -> list[Fin
     if findings or not done:
         return findings
     world = sum(map(len, ranks.values()))
-    told = f"{world} processes over {backend}: every sum is right"
+    told = f"{counted(world, 'process')} over {backend}: every sum is right"
     return [ok(CHECK, told), *_speed(done, world, backend, link_gbit), *_slow_nodes(done)]
 
 
@@ -87,6 +88,11 @@ def _unfinished(ranks: Ranks) -> list[Finding]:
 def _mend_of(stage: str) -> str:
     if stage == "starting":
         return "on that node, mend what `python -c 'import torch'` says with the cluster file's python"
+    if stage == "device":
+        return (
+            "install a build of torch that fits the driver (nvidia-smi names the newest CUDA it takes), and "
+            "see that CUDA_VISIBLE_DEVICES leaves a GPU for each process"
+        )
     if stage == "joining":
         return (
             "mend what is said above of ports, names and interfaces; if all of that is well, set "

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from launch.checks.findings import Finding, error, named, or_ok, warning
+from launch.checks.findings import Finding, counted, error, named, or_ok, warning
 
 GIB = 1 << 30
 LEAST_MEMORY = 2 * GIB  # a process of the smallest recipe and its loader take 1.5 GiB
@@ -36,7 +36,7 @@ def _cores_and_memory(name: str, machine: Mapping[str, Any], processes: int) -> 
         findings.append(
             warning(
                 "machine",
-                f"{name} offers {machine['cores']} cores to {processes} processes",
+                f"{name} offers {counted(machine['cores'], 'core')} to {counted(processes, 'process')}",
                 "ask the scheduler for more cores, or start fewer processes; every process and every loader "
                 "worker (data.workers) wants one",
                 [name],
@@ -47,7 +47,7 @@ def _cores_and_memory(name: str, machine: Mapping[str, Any], processes: int) -> 
             warning(
                 "machine",
                 f"{name} has {machine['memory_bytes'] / GIB:.1f} GiB of memory left for "
-                f"{processes} processes",
+                f"{counted(processes, 'process')}",
                 "end what else runs there, ask for more memory, or lower data.workers; `launch "
                 "plan` says what "
                 "a config needs",

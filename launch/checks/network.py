@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launch.checks.findings import Finding, error, named, ok, or_ok, warning
+from launch.checks.findings import Finding, counted, error, named, ok, or_ok, warning
 
 CHECK = "network"
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -72,7 +72,7 @@ def check_connections(attempts: Sequence[Attempt]) -> list[Finding]:
             )
         )
     slowest = max((attempt.result.get("ms", 0.0) for attempt in attempts), default=0.0)
-    told = f"{len(attempts)} connections between nodes, the slowest made in {slowest:.1f} ms"
+    told = f"{counted(len(attempts), 'connection')} between nodes, the slowest made in {slowest:.1f} ms"
     return or_ok(findings, CHECK, told)
 
 

@@ -12,9 +12,11 @@ GPU_FIELDS = (
     "memory.total",
     "memory.used",
     "ecc.errors.uncorrected.volatile.total",
-    "clocks_throttle_reasons.active",  # drivers from 535 on call it clocks_event_reasons and take both names
+    "clocks_event_reasons.active",
     "temperature.gpu",
 )
+# What drivers before 535 call it.
+_FORMERLY = {"clocks_event_reasons.active": "clocks_throttle_reasons.active"}
 ROW_FIELDS = ("gpu_uuid", "remapped_rows.pending", "remapped_rows.failure")
 PROCESS_FIELDS = ("gpu_uuid", "pid", "process_name", "used_memory")
 _LIMIT_S = 15
@@ -25,11 +27,18 @@ def devices() -> dict[str, Any]:
     if shutil.which("nvidia-smi") is None:
         return {}
     return {
-        "gpus": _smi("--query-gpu", GPU_FIELDS),
+        "gpus": _gpus(),
         "rows": _smi("--query-remapped-rows", ROW_FIELDS),
         "processes": _smi("--query-compute-apps", PROCESS_FIELDS),
         "kernel": [line for line in _said("dmesg").get("text", "").splitlines() if "Xid" in line][-50:],
     }
+
+
+def _gpus() -> dict[str, str]:
+    answer = _smi("--query-gpu", GPU_FIELDS)
+    if "valid field" in answer.get("failed", ""):
+        return _smi("--query-gpu", tuple(_FORMERLY.get(name, name) for name in GPU_FIELDS))
+    return answer
 
 
 def _smi(query: str, fields: tuple[str, ...]) -> dict[str, str]:

@@ -82,11 +82,12 @@ def rank_main() -> None:
     signal.alarm(int(limit_s) + 5)  # should the probe die, this process does not stay behind
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else None
-    _tell(stage="joining", torch=torch.__version__, cuda=torch.version.cuda, nccl=nccl)
+    _tell(stage="device", torch=torch.__version__, cuda=torch.version.cuda, nccl=nccl)
     backend = "nccl" if device == "cuda" else "gloo"
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         _tell(name=torch.cuda.get_device_name(), free_bytes=torch.cuda.mem_get_info()[0])
+    _tell(stage="joining")
     dist.init_process_group(backend, rank=rank, world_size=world, timeout=timedelta(seconds=limit_s / 2))
     _tell(stage="summing")
     _tell(wrong=wrong_sums(dist.all_reduce, rank, world, device))

@@ -33,7 +33,7 @@ def machine(*, packages: Sequence[str], variables: Sequence[str], paths: Sequenc
         "executable": sys.executable,
         "packages": {name: _version(name) for name in packages},
         "code": _code_digest(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": _cores(),
         "memory_bytes": _available_memory(),
         "shared_memory_bytes": shutil.disk_usage(memory).total if memory.is_dir() else 0,
         "open_files": None if soft_files == resource.RLIM_INFINITY else soft_files,
@@ -72,6 +72,16 @@ def _code_digest() -> str | None:
     for path in sorted(path for room in ROOMS for path in (root / room).rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _cores() -> int:
+    """Cores that this process may use: its affinity, and its control group's share of time."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else min(cores, max(1, int(quota) // int(period)))
 
 
 def _available_memory() -> int:

@@ -33,9 +33,9 @@ if "RANK" in os.environ:
 """
 
 
-def doctor(*arguments: str, code: int) -> list[dict[str, Any]]:
+def doctor(kind: str, *arguments: str, code: int) -> list[dict[str, Any]]:
     """The findings of one round."""
-    ran = run_module("launch", "doctor", *arguments, "--json", check=False)
+    ran = run_module("launch", "doctor", kind, "--json", *arguments, check=False)
     assert ran.returncode == code, ran.stdout[-3000:] + ran.stderr
     told = json.loads(ran.stdout)
     assert told["errors"] == sum(finding["level"] == "error" for finding in told["findings"])
@@ -80,13 +80,17 @@ def test_dry_run_prints_how_the_probes_would_start_and_starts_none() -> None:
 
 
 @pytest.mark.processes
-def test_two_processes_on_this_machine_are_well(tmp_path: Path) -> None:
-    findings = doctor("local", "processes=2", "--run-dir", str(tmp_path / "runs/a"), code=0)
+def test_a_job_on_this_machine_is_well_and_leaves_nothing_behind(tmp_path: Path, synth_shards: Path) -> None:
+    config = ["configs/pretrain/demo.yaml", f"data.shards={synth_shards / 'unlabelled'}"]
+    job = ["--", "pretrain", *config, f"run_dir={tmp_path / 'runs/a'}"]
+    findings = doctor("local", "processes=2", *job, code=0)
     assert {"versions", "machine", "clock", "port", "group", "speed", "folder"} <= {
         finding["check"] for finding in findings
     }
-    assert "2 processes over gloo: every sum is right" in [finding["text"] for finding in findings]
-    assert list(tmp_path.iterdir()) == []  # nothing is left behind, not even the folders made for it
+    texts = [finding["text"] for finding in findings]
+    assert "2 processes over gloo: every sum is right" in texts
+    assert f"{tmp_path / 'runs/a'}: written, renamed and seen by 2 nodes" in texts
+    assert list(tmp_path.iterdir()) == []  # not even the folders made for it
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +170,7 @@ def test_a_host_behind_a_cut_link_is_named_and_the_rest_is_looked_at(hosts: Netw
     assert named(findings, "reach", f"{lost.name} cannot be asked: ssh: connect to host")["nodes"] == [
         lost.name
     ]
-    assert "1 processes over gloo: every sum is right" in [finding["text"] for finding in findings]
+    assert "1 process over gloo: every sum is right" in [finding["text"] for finding in findings]
 
 
 @pytest.mark.processes

@@ -1,10 +1,13 @@
 """What nvidia-smi prints, read. The samples follow its documented csv; no GPU was at hand to record them."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launch.checks.devices import check_devices, has_gpus, read_gpus, read_xids
+from launch.probe.devices import devices
 
 SOUND = """\
 0, GPU-5a1e, NVIDIA H100 80GB HBM3, 550.54.15, 81559, 4, 0, 0x0000000000000001, 33
@@ -27,8 +30,8 @@ def node(
 
 
 def findings(second: dict[str, Any], processes: int = 2) -> list[tuple[str, str]]:
-    devices = {"a": node(), "b": node(), "c": second}
-    found = check_devices(devices, dict.fromkeys(devices, processes))
+    nodes = {"a": node(), "b": node(), "c": second}
+    found = check_devices(nodes, dict.fromkeys(nodes, processes))
     assert all(finding.mend for finding in found if finding.level != "ok")
     return [(finding.level, finding.text) for finding in found]
 
@@ -43,8 +46,8 @@ def test_a_line_of_nvidia_smi_is_read() -> None:
 def test_what_a_gpu_does_not_know_is_nothing_to_mend() -> None:
     (gpu,) = read_gpus(CONSUMER)
     assert (gpu.used_mib, gpu.uncorrected, gpu.slowed_by) == (None, None, [])
-    devices = {"a": node(CONSUMER, rows="GPU-77, [N/A], [N/A]\n")}
-    assert [finding.level for finding in check_devices(devices, {"a": 1})] == ["ok"]
+    report = {"a": node(CONSUMER, rows="GPU-77, [N/A], [N/A]\n")}
+    assert [finding.level for finding in check_devices(report, {"a": 1})] == ["ok"]
 
 
 def test_sound_gpus_are_well() -> None:
@@ -61,7 +64,7 @@ def test_no_gpus_anywhere_is_well() -> None:
 @pytest.mark.parametrize(
     ("second", "level", "says"),
     [
-        (node(SOUND.splitlines()[0]), "error", "c has 1 GPUs for 2 processes"),
+        (node(SOUND.splitlines()[0]), "error", "c has 1 GPU for 2 processes"),
         ({}, "error", "c has 0 GPUs for 2 processes"),
         (node(SOUND.replace("H100 80GB HBM3", "A100-SXM4-40GB")), "warning", "c has NVIDIA A100-SXM4-40GB"),
         (node(SOUND.replace("550.54.15", "535.1")), "warning", "the driver is 535.1 on c, and 550.54.15"),
@@ -107,3 +110,23 @@ def test_an_xid_of_a_program_s_own_fault_is_not_held_against_the_gpu() -> None:
     line = "NVRM: Xid (PCI:0000:01:00): 31, pid=1, name=python, MMU Fault"
     assert read_xids([line, "eth0: link up"]) == [("0000:01:00", 31)]
     assert findings(node(kernel=(line,)))[0][0] == "ok"
+
+
+OLD_DRIVER = """#!/bin/sh
+case "$1" in
+  *clocks_event_reasons*) echo 'Field "clocks_event_reasons.active" is not a valid field to query.'; exit 2;;
+  --query-gpu*) echo '0, GPU-1, Tesla T4, 470.82, 15109, 0, 0, 0x0000000000000001, 30';;
+  *) exit 9;;
+esac
+"""
+
+
+def test_an_old_driver_is_asked_by_its_own_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(OLD_DRIVER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = devices()
+    assert [gpu.name for gpu in read_gpus(found["gpus"]["text"])] == ["Tesla T4"]
+    assert found["rows"] == {"failed": "exit code 9"}
+    assert [finding.level for finding in check_devices({"a": found}, {"a": 1})] == ["ok"]
