@@ -18,7 +18,7 @@ from launch.checks.network import (
 from launch.checks.rounds import Round
 
 _MESH = 12  # up to so many nodes each connects to each; beyond, to its neighbours
-_CONNECT_S, _GROUP_S = 5.0, 45.0
+_CONNECT_S, _GROUP_S = 5.0, 40.0
 
 Networks = Mapping[str, Mapping[str, Any]]
 Environments = Mapping[str, Mapping[str, str]]

@@ -1,6 +1,8 @@
 """Nodes that do not answer: what the last words of ssh, srun or a hung question mean."""
 
-from launch.checks.findings import Finding, error
+from collections.abc import Iterable
+
+from launch.checks.findings import Finding, error, named
 from launch.checks.nodes import Nodes
 
 CHECK = "reach"
@@ -48,22 +50,29 @@ _OF_QUESTIONS = {
 
 
 def silences(nodes: Nodes) -> list[Finding]:
-    """An error for every node that fell silent or could not answer, with what its last words mean."""
+    """An error for nodes that fell silent or could not answer, with what their last words mean."""
     findings = []
-    for node, (question, reason) in sorted(nodes.lost.items()):
-        name = nodes.names[node]
-        when = (
-            "cannot be asked"
-            if question in ("start", "python")
-            else f"fell silent at the question {question!r}"
+    for (question, reason), lost in _together(nodes.lost.items()).items():
+        names = [nodes.names[node] for node in lost]
+        when = "cannot be asked" if question in ("start", "python") else f"fell silent at {question!r}"
+        said = f"python there is {reason}" if question == "python" else reason
+        findings.append(
+            error(CHECK, f"{named(names)} {when}: {said}", mend_of(names[0], question, reason), names)
         )
-        said = f"its python is {reason}" if question == "python" else reason
-        findings.append(error(CHECK, f"{name} {when}: {said}", mend_of(name, question, reason), [name]))
-    for node, question, reason in nodes.failures:
-        name = nodes.names[node]
-        text = f"{name} could not answer the question {question!r}: {reason}"
-        findings.append(error(CHECK, text, mend_of(name, question, reason), [name]))
+    failures = ((node, (question, reason)) for node, question, reason in nodes.failures)
+    for (question, reason), failed in _together(failures).items():
+        names = [nodes.names[node] for node in failed]
+        text = f"{named(names)} could not answer {question!r}: {reason}"
+        findings.append(error(CHECK, text, mend_of(names[0], question, reason), names))
     return findings
+
+
+def _together(of_nodes: Iterable[tuple[int, tuple[str, str]]]) -> dict[tuple[str, str], list[int]]:
+    """Nodes by what became of them: a cluster behind one wrong option is one finding."""
+    together: dict[tuple[str, str], list[int]] = {}
+    for node, fate in sorted(of_nodes):
+        together.setdefault(fate, []).append(node)
+    return together
 
 
 def mend_of(name: str, question: str, reason: str) -> str:
@@ -71,5 +80,5 @@ def mend_of(name: str, question: str, reason: str) -> str:
     for words, mend in _MENDS if question == "start" else ():
         if words in reason:
             return mend.format(name=name)
-    start = "start the probe by hand with the command that --dry-run prints, and mend what it says"
+    start = "start the probe by hand as --dry-run prints it, and mend what it says"
     return _OF_QUESTIONS.get(question, start)

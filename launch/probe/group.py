@@ -52,13 +52,14 @@ def group(
         rank.stdin.write(source)
         rank.stdin.close()
         ranks.append(rank)
-    return [_await(rank, time.monotonic() + limit_s, limit_s) for rank in ranks]
+    end = time.monotonic() + limit_s
+    return [_await(rank, end, limit_s) for rank in ranks]
 
 
 def _await(rank: Any, end: float, limit_s: float) -> dict[str, Any]:
     rank.stdin = None  # closed already; communicate would flush it
     try:
-        told, complaint = rank.communicate(timeout=max(1.0, end - time.monotonic()))
+        told, complaint = rank.communicate(timeout=max(0.5, end - time.monotonic()))
         failed = f"left with exit code {rank.returncode}: {complaint.strip()[-_TAIL:]}"
     except subprocess.TimeoutExpired:
         rank.kill()

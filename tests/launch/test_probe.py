@@ -19,7 +19,7 @@ from launch.checks.silence import silences
 from launch.checks.versions import PACKAGES
 from launch.probe.answering import CHUNK
 from launch.probe.folders import clean, lock, look, read_shards, write
-from launch.probe.group import rounds, wrong_senders, wrong_sums
+from launch.probe.group import group, rounds, wrong_senders, wrong_sums
 from launch.probe.machine import machine
 from launch.probe.network import connect, listen, network
 
@@ -211,7 +211,7 @@ def test_answers_come_whole_through_a_shell_that_greets(monkeypatch: pytest.Monk
         assert nodes.ask("write", {0: nowhere}, 60)[0]["failed"] == "ENOENT"
         assert nodes.ask("clock", {0: {"nonsense": 1}}, 60) == {}
         (failure,) = silences(nodes)
-        assert "n1 could not answer the question 'clock': TypeError" in failure.text
+        assert "n1 could not answer 'clock': TypeError" in failure.text
         assert nodes.present() == [0]
 
 
@@ -241,7 +241,7 @@ def test_a_python_that_is_too_old_says_which_it_is() -> None:
     with closing(line([sys.executable, "-c", old, "0"])) as nodes:
         assert nodes.hello(60) == {}
         (finding,) = silences(nodes)
-    assert "n1 cannot be asked: its python is 3.8.10" in finding.text
+    assert "n1 cannot be asked: python there is 3.8.10" in finding.text
     assert "3.11 or newer" in finding.mend
 
 
@@ -250,7 +250,7 @@ def test_a_probe_that_dies_between_two_questions_is_told() -> None:
         nodes.hello(60)
         nodes._lines[0].process.kill()
         assert nodes.ask("clock", {0: {}}, 60) == {}
-        assert "n1 fell silent at the question 'clock'" in silences(nodes)[0].text
+        assert "n1 fell silent at 'clock'" in silences(nodes)[0].text
 
 
 def test_answers_come_in_the_order_of_the_nodes_whoever_was_quicker() -> None:
@@ -258,3 +258,28 @@ def test_answers_come_in_the_order_of_the_nodes_whoever_was_quicker() -> None:
     commands.append((probe_words(sys.executable, 1), [1]))
     with closing(Nodes(["slow", "quick"], commands, {})) as nodes:
         assert list(nodes.hello(60)) == [0, 1]
+
+
+def test_nodes_with_the_same_fate_are_one_finding() -> None:
+    refused = ["sh", "-c", "echo 'srun: error: invalid partition specified: gpu' >&2; exit 1"]
+    with closing(Nodes(["a", "b"], [(refused, [0, 1])], {})) as nodes:
+        nodes.hello(30)
+        (finding,) = silences(nodes)
+    assert finding.nodes == ("a", "b")
+    assert "`partition`" in finding.mend
+
+
+def test_a_rank_that_hangs_ends_with_the_name_of_what_it_was_doing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\nif os.environ.get('RANK') == '1':\n    time.sleep(60)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    waited, hung = group(
+        processes=2, first_rank=0, world=2, meet=("127.0.0.1", port), device="cpu", limit_s=4
+    )
+    assert hung == {"stage": "starting", "failed": "not done after 4 s"}
+    assert waited["stage"] in ("starting", "device", "joining")  # a busy machine may not have come further
