@@ -74,7 +74,8 @@ def script_of(cluster: SlurmCluster, job: Job) -> str:
     Raises:
         UsageError: the run's folder cannot be used by Slurm, or is not mounted into the container.
     """
-    require(job.run_dir.isprintable(), "run_dir", "be one line of text", job.run_dir)
+    is_fit = job.run_dir.isprintable() and "\\" not in job.run_dir
+    require(is_fit, "run_dir", "be one line without backslashes: Slurm cannot log into others", job.run_dir)
     _check_mounts(cluster.container, job)
     settings: list[tuple[str, str | Sequence[str]]] = [
         ("cancelled", str(Path(job.run_dir) / LAUNCH_FOLDER / CANCELLED)),

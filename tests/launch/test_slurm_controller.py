@@ -1,14 +1,11 @@
 """Batch jobs on a real Slurm of two nodes: how they start, stop, come back and end.
 
-A real training runs once, under hostile names, and is preempted on the way. What the batch script does with exit
-codes and signals is shown by processes that do nothing but leave as they are told.
+A real training runs once, under hostile names, and is preempted on the way. What the batch script does with
+exit codes and signals is shown by processes that do nothing but leave as they are told.
 """
 
 import itertools
 import json
-import os
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,12 +17,15 @@ from launch.slurm_cluster import SlurmCluster
 from launch.slurm_watch import CANCELLED, cancel_job, job_line, job_states
 from tests.conftest import run_module
 from tests.launch.controller import ask, controller, field, state, wait_for
-from tests.launch.fake_room import fake_job, starts
+from tests.launch.rooms import are_waiting, make_job, told
+from tests.pretrain.runtime.conftest import small_run
+
+__all__ = ["small_run"]  # a fixture
 
 pytestmark = pytest.mark.processes
 
 TWO_NODES = SlurmCluster(nodes=2)
-HOSTILE = "a b'c\"d $(touch pwned) `touch pwned` \\ %j #x ä"
+HOSTILE = "a b'c\"d $(touch pwned) `touch pwned` %j #x ä"
 Submit = Callable[..., tuple[str, Job]]
 
 
@@ -37,13 +37,12 @@ def slurm() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def submit(tmp_path_factory: pytest.TempPathFactory) -> Submit:
-    """Submits the batch script of a job whose processes execute some statements."""
+    """Submits the batch script of a job whose processes do some deeds (`rooms.py`)."""
     numbers = itertools.count()
 
-    def submit_job(statements: str, cluster: SlurmCluster = TWO_NODES) -> tuple[str, Job]:
-        folder = tmp_path_factory.mktemp(f"job-{next(numbers)}")
-        job = fake_job(folder, sys.executable, statements)
-        script = folder / "job.sbatch"
+    def submit_job(*deeds: str, cluster: SlurmCluster = TWO_NODES) -> tuple[str, Job]:
+        job = make_job(tmp_path_factory.mktemp(f"job-{next(numbers)}"), "tell", "obey", *deeds)
+        script = Path(job.run_dir) / "launch" / "job.sbatch"
         script.write_text(script_of(cluster, job))
         return ask("sbatch", "--parsable", str(script)), job
 
@@ -52,8 +51,8 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Submit:
 
 @pytest.fixture(scope="module", autouse=True)
 def timed(slurm: Path, submit: Submit) -> tuple[str, Job]:
-    """A job that outlives its limit of a minute. Slurm looks every 30 s, so it begins before the other tests."""
-    return submit("if start == 0: time.sleep(300)", SlurmCluster(nodes=1, time="1", warn_s=20))
+    """A job that outlives its limit of a minute. Slurm looks every 30 s: it begins first."""
+    return submit("once=wait=300", cluster=SlurmCluster(nodes=1, time="1", warn_s=20))
 
 
 def ended(job_id: str) -> str:
@@ -68,6 +67,11 @@ def exit_code(job_id: str) -> int:
     return int(field(job_id, "ExitCode").partition(":")[0])
 
 
+def starts(job: Job, rank: int) -> list[dict[str, object]]:
+    """What a process told at each of its starts."""
+    return [line for line in told(job) if line["RANK"] == str(rank)]
+
+
 def log_of(job_id: str, job: Job) -> str:
     return (Path(job.run_dir) / "logs" / f"slurm-{job_id}.log").read_text()
 
@@ -78,43 +82,41 @@ def losses(run: Path) -> list[float]:
 
 
 def test_each_task_learns_who_it_is(submit: Submit) -> None:
-    job_id, job = submit("print(rank)", SlurmCluster(nodes=2, processes_per_node=2))
+    job_id, job = submit("say=here", cluster=SlurmCluster(nodes=2, processes_per_node=2))
     assert exit_code(job_id) == 0
-    told = [starts(job, rank)[0] for rank in range(4)]
-    assert [line[:2] for line in told] == [["4", "0"], ["4", "1"], ["4", "0"], ["4", "1"]]
-    assert len({line[2] for line in told}) == 1  # one port
-    assert (Path(job.run_dir) / "logs" / "rank-00003.log").read_text() == "3\n"
+    lines = told(job)
+    assert [line["LOCAL_RANK"] for line in lines] == ["0", "1", "0", "1"]
+    same = {(line["WORLD_SIZE"], line["LOCAL_WORLD_SIZE"], line["MASTER_ADDR"]) for line in lines}
+    assert same == {("4", "2", "127.0.0.1")} and len({line["MASTER_PORT"] for line in lines}) == 1
+    assert (Path(job.run_dir) / "logs" / "rank-00003.log").read_text() == "here\n"
 
 
 def test_a_refusal_of_one_ends_all_and_is_final(submit: Submit) -> None:
     # The other leaves with 143 when it is ended, which alone would mean: stopped with a checkpoint, requeue.
-    job_id, job = submit("time.sleep(0.3 if rank else 300); sys.exit(3)")
+    job_id, job = submit("0:wait=300", "wait=0.3", "leave=3")
     assert exit_code(job_id) == 3
     assert field(job_id, "Restarts") == "0" and len(starts(job, 1)) == 1
     assert "task 1: Exited with exit code 3" in log_of(job_id, job)
 
 
 def test_a_crash_starts_again_in_the_same_allocation_on_another_port(submit: Submit) -> None:
-    job_id, job = submit(
-        "time.sleep(0.3); start or rank and os.kill(os.getpid(), 9); start or time.sleep(300)"
-    )
+    job_id, job = submit("1:once=die=SIGKILL", "0:once=wait=300")
     assert exit_code(job_id) == 0
     assert field(job_id, "Restarts") == "0"
     first, second = starts(job, 0)
-    assert first[2] != second[2]
+    assert first["MASTER_PORT"] != second["MASTER_PORT"]
 
 
 def test_the_watchdogs_end_starts_again_at_most_max_restarts_times(submit: Submit) -> None:
-    job_id, job = submit("sys.exit(5)", SlurmCluster(nodes=1, max_restarts=1))
+    job_id, job = submit("leave=5", cluster=SlurmCluster(nodes=1, max_restarts=1))
     assert exit_code(job_id) == 5
     assert len(starts(job, 0)) == 2
 
 
 def test_cancelling_saves_and_does_not_come_back(submit: Submit) -> None:
-    job_id, job = submit("time.sleep(300)")
+    job_id, job = submit("wait=300")
     launch_folder = Path(job.run_dir) / "launch"
-    wait_for(lambda: starts(job, 0) and starts(job, 1), doing="both tasks")
-    time.sleep(0.5)  # a task that has not yet its handlers would die of the signal, which means the same
+    wait_for(are_waiting(job, 2), doing="both tasks")
     assert "asked to stop" in cancel_job(job_id, launch_folder)
     assert exit_code(job_id) == 143
     assert len(starts(job, 0)) == 1 and job_line(job_id).endswith("exit code 143")
@@ -122,8 +124,9 @@ def test_cancelling_saves_and_does_not_come_back(submit: Submit) -> None:
 
 
 def test_cancelling_what_has_not_begun_takes_it_out_of_the_queue(submit: Submit) -> None:
-    first, _ = submit("time.sleep(300)", SlurmCluster(nodes=2, processes_per_node=4))
-    waiting, job = submit("pass", SlurmCluster(nodes=2, processes_per_node=4))
+    whole = SlurmCluster(nodes=2, processes_per_node=4)
+    first, _ = submit("wait=300", cluster=whole)
+    waiting, job = submit(cluster=whole)
     assert "pending" in job_line(waiting)
     assert cancel_job(waiting, Path(job.run_dir) / "launch") == f"job {waiting} left the queue"
     ask("scancel", first)
@@ -132,36 +135,45 @@ def test_cancelling_what_has_not_begun_takes_it_out_of_the_queue(submit: Submit)
 
 
 def test_an_array_goes_on_from_element_to_element_until_the_run_is_done(submit: Submit) -> None:
-    job_id, job = submit("sys.exit(0 if start else 138)", SlurmCluster(nodes=1, requeue=False, array=4))
+    job_id, job = submit("once=leave=138", cluster=SlurmCluster(nodes=1, requeue=False, array=4))
     wait_for(lambda: not job_states(job_id), doing="the array")
     assert len(starts(job, 0)) == 2
-    assert sorted(path.name for path in (Path(job.run_dir) / "logs").glob("slurm-*")) == [
-        f"slurm-{job_id}_1.log",
-        f"slurm-{job_id}_2.log",
-    ]
+    logs = sorted(path.name for path in (Path(job.run_dir) / "logs").glob("slurm-*"))
+    assert logs == [f"slurm-{job_id}_1.log", f"slurm-{job_id}_2.log"]
 
 
 def test_a_training_on_two_nodes_is_preempted_comes_back_and_equals_one_process(
     small_run: Path, tmp_path: Path
 ) -> None:
-    steps = ["steps=400", "save_every_steps=1000", "log.samples=false"]
-    run_module("pretrain", str(small_run), *steps, f"run_dir={tmp_path / 'alone'}")
     run = tmp_path / HOSTILE
-    said = run_module(
-        "launch", "slurm", "nodes=2", "--", "pretrain", str(small_run), *steps, f"run_dir={run}"
+    (run / "launch").mkdir(parents=True)
+    (run / "launch" / CANCELLED).touch()  # of a launch before, which this one forgets
+    run_dir = (
+        f"run_dir={json.dumps(str(run), ensure_ascii=False)}"  # read as YAML, where ` #` begins a comment
     )
-    job_id = said.stdout.split()[1].strip(";")
+    steps = ["steps=300", "save_every_steps=2000", "log.samples=false"]
+    launch = ["launch", "slurm", "nodes=2", "--", "pretrain", str(small_run), *steps, run_dir]
+    urgent_job = [
+        "sbatch",
+        "--parsable",
+        "--partition=urgent",
+        "--nodes=2",
+        "--exclusive",
+        "--output=/dev/null",
+    ]
+    first_in_line = ask(*urgent_job, "--wrap=sleep 300")
+    job_id = run_module(*launch).stdout.split()[1].strip(";")
+    second = run_module(*launch, check=False)
+    assert second.returncode == 2 and f"job {job_id} of {run} is pending" in second.stderr
+    ask("scancel", first_in_line)
     wait_for((run / "metrics.jsonl").exists, doing="the first steps")
-    urgent = ask("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=true")
-    second = run_module(
-        "launch", "slurm", "--", "pretrain", str(small_run), *steps, f"run_dir={run}", check=False
-    )
-    assert second.returncode == 2 and f"job {job_id} of {run} is" in second.stderr
+    urgent = ask(*urgent_job, "--wrap=true")
+    run_module("pretrain", str(small_run), *steps, f"run_dir={tmp_path / 'alone'}")
     assert ended(job_id) == "COMPLETED" and ended(urgent) == "COMPLETED"
     assert field(job_id, "Restarts") == "1"
     assert "exit code 143" in (run / "logs" / f"slurm-{job_id}.log").read_text()
     assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
-    assert not list(Path.cwd().glob("pwned")) and not list(run.rglob("pwned"))
+    assert not list(Path.cwd().glob("pwned")) and not list(tmp_path.rglob("pwned"))
     assert (run / "logs" / "rank-00001.log").exists()
 
 
@@ -170,13 +182,3 @@ def test_before_the_time_limit_the_job_saves_and_comes_back(timed: tuple[str, Jo
     assert ended(job_id) == "COMPLETED"
     assert field(job_id, "Restarts") == "1" and len(starts(job, 0)) == 2
     assert "exit code 138" in log_of(job_id, job)
-
-
-def test_a_second_launch_forgets_the_cancelling_of_the_first(small_run: Path, tmp_path: Path) -> None:
-    launch_folder = tmp_path / "run" / "launch"
-    launch_folder.mkdir(parents=True)
-    (launch_folder / CANCELLED).touch()
-    os.environ.pop("SLURM_JOB_ID", None)
-    said = run_module("launch", "slurm", "--", "pretrain", str(small_run))
-    ask("scancel", said.stdout.split()[1].strip(";"))
-    assert not (launch_folder / CANCELLED).exists()

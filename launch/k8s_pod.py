@@ -1,0 +1,22 @@
+"""`python -P launch/k8s_pod.py JOB.json ...`: the agent in a pod of a PyTorchJob, whose controller starts a pod again
+by its exit code: from 128 on, it does, below, the job has failed. So a crash leaves with 128 more.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, with -P
+
+from launch.agent import main
+from launch.exit_codes import is_crash
+
+_RETRYABLE = 128
+
+
+def retryable(code: int) -> int:
+    """The same code, above 127 where the job may start again."""
+    return code + _RETRYABLE if is_crash(code) and 0 < code < _RETRYABLE else code
+
+
+if __name__ == "__main__":
+    sys.exit(retryable(main(sys.argv[1:])))
