@@ -56,6 +56,7 @@ class SlurmCluster:
         max_restarts: starts after a crash, in the same allocation.
         environment: for each process.
         python: the interpreter on the nodes; the one that submits where empty.
+        link_gbit: what the network between nodes gives, for `launch doctor`; None: what the drivers say.
     """
 
     partition: str = ""
@@ -77,6 +78,7 @@ class SlurmCluster:
     container: Container = field(default_factory=Container)
     environment: dict[str, str] = field(default_factory=dict)
     python: str = ""
+    link_gbit: float | None = None
 
     def __post_init__(self) -> None:
         for key in ("nodes", "processes_per_node", "cpus_per_process"):
@@ -87,6 +89,7 @@ class SlurmCluster:
             require(getattr(self, key).isprintable(), key, "be one line of text", getattr(self, key))
         for option in self.extra:
             _check_extra(option)
+        require(self.link_gbit is None or self.link_gbit > 0, "link_gbit", "be above 0", self.link_gbit)
         require(not (self.requeue and self.array), "array", "be 0, or requeue=false", self.array)
         require(1 <= self.warn_s <= 65535, "warn_s", "lie between 1 and 65535 seconds", self.warn_s)
         limit = _seconds(self.time)

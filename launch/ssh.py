@@ -38,6 +38,7 @@ class SshCluster:
         master_port: the first port; each restart takes the next. None: one that is free there.
         through: `agent` is ours; `deepspeed` is DeepSpeed's launcher over pdsh, which knows no stop with a
             checkpoint that takes more than 30 s and hides how a process ended.
+        link_gbit: what the network between hosts gives, for `launch doctor`; None: what the drivers say.
         max_restarts, min_nodes, host_wait_s, grace_s, stop_s, silence_s: see `Limits`.
     """
 
@@ -50,6 +51,7 @@ class SshCluster:
     master_addr: str | None = None
     master_port: int | None = None
     through: Literal["agent", "deepspeed"] = "agent"
+    link_gbit: float | None = None
     max_restarts: int = 3
     min_nodes: int | None = None
     host_wait_s: float = 60.0
@@ -66,6 +68,7 @@ class SshCluster:
             )
         port = self.master_port
         require(port is None or 0 < port < 65536 - self.max_restarts, "master_port", "be a port", port)
+        require(self.link_gbit is None or self.link_gbit > 0, "link_gbit", "be above 0", self.link_gbit)
         slots = self.slots()
         for host, count in slots.items():
             require(_HOST.fullmatch(host) is not None, "hosts", "name hosts by name or address", host)

@@ -35,7 +35,7 @@ OWNERS = {
     "tensorboard": {"pretrain/runtime/metrics.py"},
     "torch.utils.tensorboard": {"pretrain/runtime/metrics.py"},
     "torchvision": {"data_tools/stream/colour.py"},
-    "torch.distributed": {"pretrain/runtime/processes.py"},
+    "torch.distributed": {"launch/probe/group.py", "pretrain/runtime/processes.py"},
     "jinja2": {"data_tools/report/page.py"},
     "pickle": {"finetune/kinship/reading.py"},  # for the name of its error, see below
 }
