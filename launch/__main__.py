@@ -1,39 +1,77 @@
-"""`python -m launch local [--processes N] [--dry-run] -- pretrain CONFIG [a.b=c]`."""
+"""`python -m launch KIND [CLUSTER.yaml] [a.b=c] -- pretrain CONFIG [a.b=c]`; status, logs, cancel."""
 
 import argparse
-import shlex
+import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 
-from launch.local import local_command, run_local
+from launch.cluster import UsageError
+from launch.exit_codes import USAGE
+from launch.job import JobRefused
 
-EXIT_USAGE = 2
+COMMANDS = ("local", "ssh", "slurm", "k8s", "doctor", "plan", "watching")
+_ABOUT = "Start a training on this machine, on hosts by ssh, on Slurm or on Kubernetes, and look after it."
+_EPILOG = """examples:
+  python -m launch local processes=2 -- pretrain CONFIG run_dir=RUN
+  python -m launch ssh configs/cluster/ssh.yaml -- pretrain CONFIG run_dir=RUN
+  python -m launch status RUN"""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, then print or become the command."""
-    parser = argparse.ArgumentParser(
+    """Parse, run, and turn every expected failure into its message and exit code."""
+    try:
+        arguments = parse(argv)
+        code = arguments.run(arguments)
+        assert isinstance(code, int)
+        return code
+    except UsageError as error:
+        sys.stderr.write(f"{error}\n")
+        return USAGE
+    except JobRefused as error:
+        sys.stderr.write(f"{error}\n")
+        return error.code
+    except BrokenPipeError:  # `launch logs RUN | head`
+        sys.stderr.close()
+        return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line; `job` is what stands behind `--`, and `words` may stand among the options.
+
+    Raises:
+        UsageError: an unknown option, or a job where none is started.
+    """
+    own, job = list(argv), []
+    if "--" in own:
+        place = own.index("--")
+        own, job = own[:place], own[place + 1 :]
+    arguments, strays = parser().parse_known_args(own)
+    for stray in strays:
+        if stray.startswith("-") or not hasattr(arguments, "words"):
+            raise UsageError(
+                f"unknown argument {stray!r}; python -m launch {own[0]} --help shows what there is"
+            )
+        arguments.words.append(stray)
+    if job and not getattr(arguments, "takes_job", False):
+        raise UsageError(f"python -m launch {own[0]} starts no job: leave out what stands after --")
+    arguments.job = job
+    return arguments
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands; each file registers its own."""
+    whole = argparse.ArgumentParser(
         prog="python -m launch",
-        description="Start a run as processes; so far on this machine alone.",
-        epilog="example:\n  python -m launch local --processes 2 -- pretrain CONFIG seed=1",
+        description=_ABOUT,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = parser.add_subparsers(required=True, metavar="KIND")
-    local = kinds.add_parser("local", help="several processes on this machine, by torchrun")
-    local.add_argument("--processes", type=int, default=1, help="how many; 1 starts the room itself")
-    local.add_argument("--dry-run", action="store_true", help="print what would run; start nothing")
-    local.add_argument("job", nargs="+", help="after --: pretrain or finetune with its arguments")
-    arguments = parser.parse_args(argv)
-    try:
-        command = local_command(arguments.processes, arguments.job)
-    except ValueError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_USAGE
-    if arguments.dry_run:
-        sys.stdout.write(shlex.join(command) + "\n")
-        return 0
-    run_local(command)
-    return 0
+    parsers = whole.add_subparsers(required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        if importlib.util.find_spec(f"launch.{name}"):
+            importlib.import_module(f"launch.{name}").add_to(parsers)
+    return whole
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import yaml
 from data_tools.command import writing_to
 from data_tools.config import to_yaml
 from data_tools.files import write_whole
+from pretrain.runtime.run_lock import LOCK_FILE
 
 # A continued run may differ in these: they change neither the samples nor the arithmetic's order of steps.
 FREE_KEYS = (
@@ -39,9 +40,13 @@ FREE_KEYS = (
     "log",
     "pictures",
     "health",
+    "watch",
+    "guard",
 )
 
-PREVIEW_FOLDER = "preview"  # may be there before the run is
+PREVIEW_FOLDER = "preview"
+# What may be there before the run is: a preview, what the launcher writes, and who is about to open it.
+OVERLOOKED = (PREVIEW_FOLDER, "launch", "logs", LOCK_FILE)
 
 
 def check_run_dir(run_dir: Path, config: Any) -> bool:
@@ -54,7 +59,7 @@ def check_run_dir(run_dir: Path, config: Any) -> bool:
         raise ValueError(f"run_dir {run_dir} is a file: choose another run_dir")
     stored_path = run_dir / "config.yaml"
     if not stored_path.exists():
-        if run_dir.exists() and any(path.name != PREVIEW_FOLDER for path in run_dir.iterdir()):
+        if run_dir.exists() and any(path.name not in OVERLOOKED for path in run_dir.iterdir()):
             raise ValueError(f"run_dir {run_dir} exists, is not empty and is no run: choose another run_dir")
         return False
     stored = _flat(yaml.safe_load(stored_path.read_text(encoding="utf-8")))
@@ -119,6 +124,8 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
+    if "KINEMAE_COMMIT" in os.environ:  # the launcher froze the code outside its repository
+        return os.environ["KINEMAE_COMMIT"]
     code = Path(__file__).resolve().parent
     try:
         ran = subprocess.run(

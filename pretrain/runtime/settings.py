@@ -6,6 +6,8 @@ from pathlib import Path
 from data_tools.config import require
 from data_tools.storage.cache import Cache
 from data_tools.stream.reading import check_decoder
+from pretrain.runtime.guard import GuardConfig
+from pretrain.runtime.watchdog import WatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +100,15 @@ class EngineConfig:
     """How DeepSpeed runs.
 
     Attributes:
-        zero_stage: 0 keeps everything on every process; 1 shards the optimiser's state; 2 the gradients too.
+        zero_stage: 0 keeps everything on every process; 1 shards the optimiser's state; 2 the gradients too;
+            3 the weights too.
         precision: "fp32", or "bf16" for fp32 weights with bf16 compute where that is safe (autocast).
         device: "auto" takes CUDA where there is one.
+        communication: "fp32", or "bf16" to exchange gradients in half the bytes and with 8 bits of mantissa.
         bucket_mb: size of the pieces in which gradients are exchanged.
+        activation_checkpointing: keep each block's input alone and compute the rest again in the backward
+            pass: the same numbers, less memory, a third more computing.
+        compile: compile each block with torch.compile.
         cpu_threads: threads of one process on the CPU; 0 takes OMP_NUM_THREADS where that is set, and else
             shares the cores out, less the loader's workers.
     """
@@ -109,13 +116,18 @@ class EngineConfig:
     zero_stage: int = 0
     precision: str = "fp32"
     device: str = "auto"
+    communication: str = "fp32"
     bucket_mb: int = 200
+    activation_checkpointing: bool = False
+    compile: bool = False
     cpu_threads: int = 0
 
     def __post_init__(self) -> None:
-        require(self.zero_stage in (0, 1, 2), "engine.zero_stage", "be 0, 1 or 2", self.zero_stage)
+        require(self.zero_stage in (0, 1, 2, 3), "engine.zero_stage", "be 0, 1, 2 or 3", self.zero_stage)
         require(self.precision in ("fp32", "bf16"), "engine.precision", "be fp32 or bf16", self.precision)
         require(self.device in ("auto", "cpu", "cuda"), "engine.device", "be auto, cpu or cuda", self.device)
+        is_known = self.communication in ("fp32", "bf16")
+        require(is_known, "engine.communication", "be fp32 or bf16", self.communication)
         require(self.bucket_mb >= 1, "engine.bucket_mb", "be at least 1", self.bucket_mb)
         require(self.cpu_threads >= 0, "engine.cpu_threads", "be 0 (automatic) or more", self.cpu_threads)
 
@@ -136,6 +148,19 @@ class LogConfig:
         require(self.every_steps >= 1, "log.every_steps", "be at least 1", self.every_steps)
 
 
+def check_saving(save_every_steps: int, keep_checkpoints: int, keep_every_steps: int) -> None:
+    """Check what a config says of checkpoints.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    require(save_every_steps >= 1, "save_every_steps", "be at least 1", save_every_steps)
+    require(keep_checkpoints >= 1, "keep_checkpoints", "be at least 1", keep_checkpoints)
+    is_saved = keep_every_steps >= 0 and keep_every_steps % save_every_steps == 0
+    multiple = f"be 0 (none) or a multiple of save_every_steps={save_every_steps}"
+    require(is_saved, "keep_every_steps", multiple, keep_every_steps)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """What the loop needs to know of a run, whichever room it comes from."""
@@ -145,9 +170,13 @@ class RunSettings:
     steps: int
     save_every_steps: int
     keep_checkpoints: int
+    keep_every_steps: int
+    save_in_background: bool
     workers: int
     max_bad_fraction: float
     timeout_s: float
     optim: OptimConfig
     engine: EngineConfig
     log: LogConfig
+    watch: WatchConfig
+    guard: GuardConfig
