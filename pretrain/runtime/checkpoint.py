@@ -1,8 +1,8 @@
 """Checkpoints that are complete or absent, written while training goes on, free of the topology.
 
 The layout is in `checkpoint_files.py`. A folder bears its final name only after all processes have said that
-their bytes are on the disk. On resume every byte is checked; a damaged checkpoint is passed over loudly for the
-one before it.
+their bytes are on the disk. On resume every byte is checked; a damaged checkpoint is passed over loudly for
+the one before it.
 """
 
 import shutil
