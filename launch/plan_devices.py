@@ -12,7 +12,7 @@ class Device(NamedTuple):
     """One kind of device, as its maker's data sheet has it.
 
     Attributes:
-        fp32_tflops, bf16_tflops: peak of products of matrices, dense. fp32 is without TF32, PyTorch's default.
+        fp32_tflops, bf16_tflops: peak of products of matrices, dense; fp32 without TF32, as PyTorch does.
         memory_gb, memory_gb_s: how much and how fast.
         inner_gb_s: what a device sends to the others of its node, reached in practice.
         per_node: devices in a node.

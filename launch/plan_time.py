@@ -8,7 +8,7 @@ from launch.cluster import UsageError
 from launch.plan_devices import Resolved
 
 HOOK_US = (60.0, 110.0, 130.0, 350.0)
-"""Of DeepSpeed's Python for each tensor of weights in a step, by stage; measured on one slow core, world 1."""
+"""Of DeepSpeed's Python for each tensor of weights in a step, by stage; measured on one slow core."""
 
 _LATENCY_S = 30e-6
 # One core, 16 frames of 224x224 from stride-aligned videos: docs/performance.md. Views share the decoding.
@@ -36,10 +36,10 @@ def cut_batch(run: dict[str, Any], world: int) -> Batch:
             if accumulation and share % accumulation == 0 and (share // accumulation) % views == 0:
                 return Batch(world, share // accumulation, accumulation)
     raise UsageError(
-        f"batch.global_clips={run['global_clips']} cannot be shared by {world} processes in equal micro-batches "
-        f"of at most batch.clips_per_device={run['clips_per_device']} clips that are multiples of "
-        f"data.views_per_video={views}: choose it as a multiple of {world} x {views} = {world * views}, or "
-        "other nodes= and devices_per_node="
+        f"batch.global_clips={run['global_clips']} cannot be shared by {world} processes in equal "
+        f"micro-batches of at most batch.clips_per_device={run['clips_per_device']} clips that are "
+        f"multiples of data.views_per_video={views}: choose it as a multiple of "
+        f"{world} x {views} = {world * views}, or other nodes= and devices_per_node="
     )
 
 
@@ -56,43 +56,69 @@ class Fit:
     clips_per_core: float | None = None
 
 
-def micro_seconds(cost: dict[str, Any], clips: int, machines: Resolved, *, recomputes: bool) -> float:
-    """Forward and backward of a micro-batch on one device.
+def compute_seconds(
+    cost: dict[str, Any], batch: Batch, machines: Resolved, *, stage: int, recomputes: bool
+) -> float:
+    """Forward and backward of all micro-batches of a step on one device.
 
     Each operation takes as long as its arithmetic or its memory traffic, whichever is longer. A GPU works
-    while the host starts the next operations; a CPU does both itself.
+    while its host starts the next operations, DeepSpeed's hooks among them; a CPU does both itself.
     """
     given = machines.given
-    traced = cost["recomputed" if recomputes else "plain"]
     if given.mfu is not None:
-        again = cost["flops"]["forward"] if recomputes else 0
-        return (cost["flops"]["training"] + again) * clips / (machines.peak_flops * given.mfu)
+        flops = cost["flops"]["training"] + (cost["flops"]["forward"] if recomputes else 0)
+        return flops * batch.micro * batch.accumulation / (machines.peak_flops * given.mfu)
+    busy_s, host_s = _busy_and_host(cost, batch.micro, machines, recomputes=recomputes)
+    host_s += hook_seconds(cost, stage) / batch.accumulation
+    return batch.accumulation * (busy_s + host_s if machines.is_cpu else max(busy_s, host_s))
+
+
+def hook_seconds(cost: dict[str, Any], stage: int) -> float:
+    """DeepSpeed's Python in a step."""
+    return cost["parameters"]["tensors"] * HOOK_US[stage] * 1e-6
+
+
+def _busy_and_host(
+    cost: dict[str, Any], clips: int, machines: Resolved, *, recomputes: bool
+) -> tuple[float, float]:
+    given = machines.given
     shares = {"product": given.product_share, "attention": given.attention_share, "other": 1.0}
     busy_s, calls = 0.0, 0
-    for work in traced["work"]:
+    for work in cost["recomputed" if recomputes else "plain"]["work"]:
         (flops, flops_clip), (moved, moved_clip) = work["flops"], work["bytes"]
         arithmetic_s = (flops + flops_clip * clips) / (machines.peak_flops * shares[work["kind"]])
         memory_s = (moved + moved_clip * clips) / (machines.memory_bytes_s * given.memory_share)
         busy_s += max(arithmetic_s, memory_s)
         calls += work["calls"]
-    host_s = calls * given.launch_us * 1e-6
-    return busy_s + host_s if machines.is_cpu else max(busy_s, host_s)
+    return busy_s, calls * given.launch_us * 1e-6
+
+
+def busy_from(cost: dict[str, Any], batch: Batch, machines: Resolved, *, stage: int, recomputes: bool) -> int:
+    """From how many clips at once on a GPU does not wait for its host; 0 on the CPU, which is its own."""
+    if machines.is_cpu or machines.given.mfu is not None:
+        return 0
+    clips = 1
+    while clips < 1 << 14:
+        busy_s, host_s = _busy_and_host(cost, clips, machines, recomputes=recomputes)
+        if busy_s >= host_s + hook_seconds(cost, stage) / batch.accumulation:
+            break
+        clips *= 2
+    return clips
 
 
 def update_seconds(cost: dict[str, Any], machines: Resolved, *, stage: int, world: int) -> float:
-    """The optimiser's update, and DeepSpeed's own work on the host."""
+    """The optimiser's update, each process its share from stage 1 on."""
     share = 1 if stage == 0 else world
-    moved_s = cost["update_bytes"] / share / (machines.memory_bytes_s * machines.given.memory_share)
-    return moved_s + cost["parameters"]["tensors"] * HOOK_US[stage] * 1e-6
+    return cost["update_bytes"] / share / (machines.memory_bytes_s * machines.given.memory_share)
 
 
 def exchanged(cost: dict[str, Any], *, stage: int, accumulation: int) -> dict[str, float]:
     """Bytes that pass around all processes in a step: gradients, and weights.
 
     An all-reduce passes its bytes around twice, a reduce-scatter or an all-gather once. At stages 1 and 2
-    DeepSpeed 0.19 reduces a whole bucket everywhere and each process keeps its part (`allreduce_and_scatter`),
-    at stage 2 after every micro-batch; then weights are gathered once. Stage 3 gathers weights for each
-    forward and each backward pass.
+    DeepSpeed 0.19 reduces a whole bucket everywhere and each process keeps its part (its
+    `allreduce_and_scatter`), at stage 2 after every micro-batch; then weights are gathered once. Stage 3
+    gathers weights for each forward and each backward pass.
     """
     values = cost["parameters"]["trainable"]
     gradients = values * (2 if cost["run"]["communication"] == "bf16" else 4)
@@ -132,8 +158,7 @@ def step_time(
     cost: dict[str, Any], batch: Batch, machines: Resolved, fit: Fit, *, stage: int, recomputes: bool
 ) -> StepTime:
     """The time of a step on machines whose devices are all used."""
-    micro_s = micro_seconds(cost, batch.micro, machines, recomputes=recomputes)
-    compute_s = fit.compute * batch.accumulation * micro_s
+    compute_s = fit.compute * compute_seconds(cost, batch, machines, stage=stage, recomputes=recomputes)
     update_s = fit.compute * update_seconds(cost, machines, stage=stage, world=batch.world)
     moved = sum(exchanged(cost, stage=stage, accumulation=batch.accumulation).values())
     exchange_s = pass_seconds(moved, machines, bucket_mb=cost["run"]["bucket_mb"]) if batch.world > 1 else 0.0
@@ -185,7 +210,6 @@ def weak_scaling(
         jitter = machines.given.jitter if of.world > 1 else 0.0
         return of.micro * of.accumulation / ((time.compute + time.update + time.exchange) * (1 + jitter))
 
-    # Sharding the update would make many devices look faster than one: one device is taken with its share.
     alone = machines._replace(nodes=1, per_node=1)
     best = rate(alone)
     rows = []

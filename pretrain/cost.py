@@ -57,9 +57,8 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
     """Everything that a plan needs to know of a config, as JSON has it.
 
     "tokens", "parameters" and "flops" are of one clip and of the model. "held", "peak" and
-    "peak_with_gradients" are the `Line`s of `Trace`'s bytes, once as the model is and once with each block
-    "recomputed"; so is "work", see `_work`. With masks whose ratio changes, all is of the dearest of the first
-    steps.
+    "peak_with_gradients" are the `Line`s of `Trace`'s bytes, "plain" and with each block "recomputed"; so is
+    "work", see `_work`. With masks whose ratio changes, all is of the dearest of the first steps.
 
     Raises:
         ValueError: the config cannot be run; the message names the key.
@@ -128,8 +127,8 @@ def _run(config: PretrainConfig) -> dict[str, Any]:
         "zero_stage": config.engine.zero_stage,
         "precision": config.engine.precision,
         "bucket_mb": config.engine.bucket_mb,
-        "recomputes": getattr(config.engine, "activation_checkpointing", False),
-        "communication": getattr(config.engine, "communication", "fp32"),
+        "recomputes": config.engine.activation_checkpointing,
+        "communication": config.engine.communication,
         "save_every_steps": config.save_every_steps,
         "keep_checkpoints": config.keep_checkpoints,
         "frames": clip.frames,

@@ -7,7 +7,6 @@ and backward pass, and each operation is written down.
 import functools
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,13 +16,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
 from data_tools.randomness import ClipRandom
 from data_tools.stream.batch import ClipBatch
 from pretrain.model.autoencoder import MaskedAutoencoder
-from pretrain.model.blocks import Block, CrossBlock
+from pretrain.model.blocks import Block, CrossBlock, set_up_blocks
 
 PRODUCT, ATTENTION, OTHER = "product", "attention", "other"
 
@@ -85,12 +83,13 @@ def trace_step(
 
 def _trace(model: MaskedAutoencoder, batch: ClipBatch, *, is_bf16: bool, recomputes: bool) -> Trace:
     model.train()
-    if recomputes:
-        _recompute_blocks(model, is_bf16=is_bf16)
+    set_up_blocks(model, recompute=recomputes, compiled=False)
     draws = ClipRandom(0, batch.clip_index_B)
-    ledger = _Ledger(model, batch)
-    with ledger, _AsOnADevice(is_bf16=is_bf16) as as_on_a_device:
-        loss = model(batch, draws)["loss"].mean()
+    ledger, as_on_a_device = _Ledger(model, batch), _AsOnADevice(is_bf16=is_bf16)
+    as_on_a_device.follow_into_backward(model)
+    with ledger:
+        with as_on_a_device:
+            loss = model(batch, draws)["loss"].mean()
         as_on_a_device.forget()
         held = ledger.live
         loss.backward()
@@ -105,19 +104,6 @@ def _trace(model: MaskedAutoencoder, batch: ClipBatch, *, is_bf16: bool, recompu
     )
 
 
-def _recompute_blocks(model: MaskedAutoencoder, *, is_bf16: bool) -> None:
-    def contexts() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
-        return nullcontext(), _AsOnADevice(
-            is_bf16=is_bf16
-        )  # function modes do not reach into a backward pass
-
-    for child in model.modules():
-        if isinstance(child, Block | CrossBlock):
-            child.forward = functools.partial(  # type: ignore[method-assign]
-                checkpoint, child.forward, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-            )
-
-
 _PRODUCTS = {F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.mm, torch.einsum}
 
 
@@ -127,11 +113,26 @@ class _AsOnADevice(TorchFunctionMode):
     def __init__(self, *, is_bf16: bool):
         super().__init__()
         self._is_bf16 = is_bf16
+        self._is_forward = True
         self._cast: dict[int, Tensor] = {}  # autocast converts each weight once in a forward pass
 
     def forget(self) -> None:
         """Let go of the converted weights, as autocast does at its end."""
         self._cast.clear()
+        self._is_forward = False
+
+    def follow_into_backward(self, model: nn.Module) -> None:
+        """Let blocks that a backward pass computes again, which no mode reaches, enter one themselves."""
+        for block in model.modules():
+            for part in ("forward", "attend", "feed_forward"):
+                if isinstance(block, Block | CrossBlock) and hasattr(block, part):
+                    setattr(block, part, functools.partial(self._again, getattr(block, part)))
+
+    def _again(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        if self._is_forward:
+            return part(*inputs)
+        with _AsOnADevice(is_bf16=self._is_bf16):
+            return part(*inputs)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
