@@ -41,8 +41,8 @@ def _model(plan: dict[str, Any]) -> list[str]:
         f"tokens       {tokens['grid']} of a clip: {tokens['visible']} seen, {tokens['encoded']} encoded, "
         f"{tokens['predicted']} predicted",
         f"FLOPs        of a clip {short(flops['forward'])} forward (encoder {short(flops['encoder'])}, "
-        f"decoder {short(flops['decoder'])}, target {short(flops['target'])}), {short(flops['backward'])} backward; "
-        f"of an update {short(flops['update'])}",
+        f"decoder {short(flops['decoder'])}, target {short(flops['target'])}), "
+        f"{short(flops['backward'])} backward; of an update {short(flops['update'])}",
         f"activations  of a clip {short(held['plain'])}B held for the backward pass, "
         f"{short(held['recomputed'])}B with engine.activation_checkpointing",
     ]

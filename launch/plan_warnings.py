@@ -44,7 +44,7 @@ def _loader(plan: dict[str, Any]) -> str | None:
     needed = run["global_clips"] / worked_s / data["clips_per_core"]
     return (
         f"the loader will be the wall: {data['clips_per_s']:.0f} clips/s can be read with {data['cores']} "
-        f"cores, computing takes {run['global_clips'] / worked_s:.0f}/s, which {needed:.0f} cores would read: "
+        f"cores, computing takes {run['global_clips'] / worked_s:.0f}/s, for which {needed:.0f} are needed: "
         "more cores (cores_per_node, data.workers), or data.views_per_video above "
         f"{run['views_per_video']}, which shares the decoding"
     )
@@ -76,8 +76,8 @@ def _batch(plan: dict[str, Any]) -> str | None:
         return None
     return (
         f"the micro-batch is too small: with {batch['micro']} clips at once the device waits for its host, "
-        f"which ends at about {busy_from} clips ({row['largest_micro_batch']} fit): raise batch.clips_per_device and "
-        "batch.global_clips, or take fewer devices"
+        f"which ends at about {busy_from} clips ({row['largest_micro_batch']} fit): raise "
+        "batch.clips_per_device and batch.global_clips, or take fewer devices"
     )
 
 
