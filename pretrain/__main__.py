@@ -1,7 +1,7 @@
 """`python -m pretrain CONFIG [a.b=c]`: pretrain an encoder, or go on with the run in its run_dir.
 
-`python -m pretrain preview CONFIG [a.b=c]` shows what it would be given. A config file that is itself named
-`preview` is written `./preview`.
+`python -m pretrain preview CONFIG [a.b=c]` shows what it would be given, `python -m pretrain cost CONFIG`
+what it costs. A config file that is itself named `preview` is written `./preview`.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 from data_tools.command import Command, Program, run_program
 from data_tools.config import load_config, to_yaml
 from pretrain.config import PretrainConfig
+from pretrain.cost import run_cost
 from pretrain.preview import run_preview
 from pretrain.runtime.ending import ending_together
 from pretrain.runtime.run_lock import run_lock
@@ -61,6 +62,14 @@ PROGRAM = Program(
                     "of which step the clips, masks and strength of noise are; 0 where not given",
                 ),
             ],
+        ),
+        Command(
+            name="cost",
+            help="what a run computes, holds and moves, without shards or weights; `launch plan` reads it",
+            example="python -m pretrain cost configs/pretrain/videomae_base.yaml --json",
+            run=run_cost,
+            positionals=[("config", "a YAML file, as in configs/pretrain")],
+            options=[("--json", "on one line")],
         ),
     ],
 )

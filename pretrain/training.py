@@ -93,7 +93,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     processes = find_processes(config.engine.device)
     check_engine(config.engine, processes, merges=config.model.merge_per_block > 0)
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
-    parts = _build_parts(config, grid)
+    parts = build_parts(config, grid)
     batch = plan_batch(
         config.batch.global_clips,
         config.batch.clips_per_device,
@@ -112,24 +112,31 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
         processes=processes,
         index=index,
         batch=batch,
-        split=_split(config, grid, parts),
+        split=token_split(config, grid, parts),
         model=_build_model(config, grid, parts, is_first=processes.is_first),
         probe=probe,
         continues=continues,
     )
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
+    """What a config names in one line each."""
+
     masking: Masking
     pruning: Pruning
     noise: Noise
     target: Target
 
 
-def _build_parts(config: PretrainConfig, grid: TokenGrid) -> _Parts:
+def build_parts(config: PretrainConfig, grid: TokenGrid) -> Parts:
+    """Build the parts and check that they go together.
+
+    Raises:
+        ValueError: a part that cannot be built, or two that do not go together.
+    """
     masking = build_part("pretrain.masking", config.masking, Masking)
     masking.counts(grid)
-    parts = _Parts(
+    parts = Parts(
         masking=masking,
         pruning=build_part("pretrain.pruning", config.pruning, Pruning),
         noise=build_part("pretrain.noise", config.noise, Noise),
@@ -139,7 +146,8 @@ def _build_parts(config: PretrainConfig, grid: TokenGrid) -> _Parts:
     return parts
 
 
-def _split(config: PretrainConfig, grid: TokenGrid, parts: _Parts) -> TokenSplit:
+def token_split(config: PretrainConfig, grid: TokenGrid, parts: Parts) -> TokenSplit:
+    """Which tokens of the run's clips are seen and predicted."""
     return TokenSplit(
         masking=parts.masking,
         grid=grid,
@@ -153,7 +161,7 @@ def _split(config: PretrainConfig, grid: TokenGrid, parts: _Parts) -> TokenSplit
 
 
 def _build_model(
-    config: PretrainConfig, grid: TokenGrid, parts: _Parts, *, is_first: bool
+    config: PretrainConfig, grid: TokenGrid, parts: Parts, *, is_first: bool
 ) -> MaskedAutoencoder:
     """The model at the start of a run. A run that goes on has its checkpoint over these weights later."""
     start = open_start(config.start_from)

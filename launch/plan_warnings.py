@@ -1,0 +1,93 @@
+"""What a plan warns of: each time with the number and what would mend it."""
+
+from typing import Any
+
+_NETWORK_SHARE = 0.2
+
+
+def warnings_of(plan: dict[str, Any]) -> list[str]:
+    """All that will limit or break the run, worst first."""
+    found = (_memory(plan), _loader(plan), _network(plan), _batch(plan), _saves(plan))
+    return [said for said in found if said is not None]
+
+
+def _memory(plan: dict[str, Any]) -> str | None:
+    run, memory = plan["run"], plan["memory"]
+    [row] = [
+        row for row in memory if row["stage"] == run["zero_stage"] and row["recomputes"] == run["recomputes"]
+    ]
+    if row["fits"]:
+        return None
+    mends = [f"batch.clips_per_device={row['largest_micro_batch']}"] if row["largest_micro_batch"] else []
+    if not run["recomputes"]:
+        [other] = [row for row in memory if row["stage"] == run["zero_stage"] and row["recomputes"]]
+        if other["fits"]:
+            mends.append("engine.activation_checkpointing=true")
+    mends += [
+        f"engine.zero_stage={other['stage']}"
+        for other in memory
+        if other["stage"] > run["zero_stage"] and other["fits"] and other["recomputes"] == run["recomputes"]
+    ][:1]
+    return (
+        f"memory does not fit: {row['bytes']['all'] / 1e9:.1f} GB of "
+        f"{plan['machines']['memory_bytes'] / 1e9:.0f} GB with {plan['batch']['micro']} clips at once; "
+        + (f"set {' or '.join(mends)}" if mends else "take a smaller model or clip, or more memory")
+    )
+
+
+def _loader(plan: dict[str, Any]) -> str | None:
+    step, data = plan["step"], plan["data"]
+    worked_s = step["compute"] + step["update"] + step["exchange"]
+    if data["cores"] and step["data"] <= worked_s:
+        return None
+    run = plan["run"]
+    needed = run["global_clips"] / worked_s / data["clips_per_core"]
+    return (
+        f"the loader will be the wall: {data['clips_per_s']:.0f} clips/s can be read with {data['cores']} "
+        f"cores, computing takes {run['global_clips'] / worked_s:.0f}/s, for which {needed:.0f} are needed: "
+        "more cores (cores_per_node, data.workers), or data.views_per_video above "
+        f"{run['views_per_video']}, which shares the decoding"
+    )
+
+
+def _network(plan: dict[str, Any]) -> str | None:
+    step = plan["step"]
+    worked_s = step["compute"] + step["update"] + step["exchange"]
+    share = step["exchange"] / worked_s
+    if share <= _NETWORK_SHARE:
+        return None
+    batch = plan["batch"]
+    return (
+        f"the network will be the wall: {share:.0%} of a step is the exchange between processes "
+        f"({1000 * step['exchange']:.0f} ms, that nothing hides): more clips in a step (batch.global_clips, "
+        f"now {batch['micro'] * batch['accumulation']} for each device), a lower engine.zero_stage, "
+        "engine.communication=bf16, or a faster link_gbit"
+    )
+
+
+def _batch(plan: dict[str, Any]) -> str | None:
+    """A device that waits for its host to start operations could compute more clips in the same time."""
+    batch, memory, run = plan["batch"], plan["memory"], plan["run"]
+    [row] = [
+        row for row in memory if row["stage"] == run["zero_stage"] and row["recomputes"] == run["recomputes"]
+    ]
+    busy_from = plan["batch"]["busy_from"]
+    if batch["micro"] >= busy_from or batch["micro"] >= row["largest_micro_batch"]:
+        return None
+    return (
+        f"the micro-batch is too small: with {batch['micro']} clips at once the device waits for its host, "
+        f"which ends at about {busy_from} clips ({row['largest_micro_batch']} fit): raise "
+        "batch.clips_per_device and batch.global_clips, or take fewer devices"
+    )
+
+
+def _saves(plan: dict[str, Any]) -> str | None:
+    every_s = plan["run"]["save_every_steps"] * plan["step"]["all"]
+    write_s = plan["checkpoint"]["write_s"]
+    if write_s <= every_s:
+        return None
+    return (
+        f"a checkpoint takes {write_s:.0f} s to write and one is due every {every_s:.0f} s: raise "
+        f"save_every_steps to {int(write_s / plan['step']['all']) + 1} or more, or write to a faster disk "
+        "(disk_gb_s)"
+    )

@@ -1,0 +1,250 @@
+"""`python -m pretrain cost CONFIG [a.b=c]`: what a run computes, holds and moves, clip by clip.
+
+Needs neither shards nor memory for the model: it is built and run on shapes alone. `python -m launch plan`
+makes a plan for machines of it.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_tools.command import DataError
+from data_tools.config import load_config
+from data_tools.index import NO_LABEL, open_index
+from data_tools.stream.batch import ClipBatch
+from pretrain.config import PretrainConfig
+from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
+from pretrain.model.flops import count_flops
+from pretrain.model.tokens import TokenGrid
+from pretrain.model.work import ATTENTION, OTHER, PRODUCT, Operation, Trace, trace_step
+from pretrain.split import TokenSplit
+from pretrain.training import build_parts, token_split
+
+UPDATE_FLOPS = 16
+"""Of fused AdamW, for each value: two moving averages, corrections, a root, a division, decay and clip."""
+
+UPDATE_BYTES = 36
+"""AdamW reads weight, gradient and both moments and writes three of them; the gradient's norm reads it again
+and clipping writes it: nine float32."""
+
+_TRACED = (2, 4)  # clips; what one clip costs is the difference, since a row of one is a special case
+_STEPS_LOOKED_AT = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Bytes that grow with the micro-batch: fixed + per_clip * clips."""
+
+    fixed: int
+    per_clip: int
+
+
+def run_cost(arguments: argparse.Namespace) -> None:
+    """The command."""
+    config = load_config(PretrainConfig, arguments.config, arguments.overrides)
+    cost = measure_cost(config)
+    sys.stdout.write((json.dumps(cost) if arguments.json else json.dumps(cost, indent=1)) + "\n")
+
+
+def measure_cost(config: PretrainConfig) -> dict[str, Any]:
+    """Everything that a plan needs to know of a config, as JSON has it.
+
+    "tokens", "parameters" and "flops" are of one clip and of the model. "held", "peak" and
+    "peak_with_gradients" are the `Line`s of `Trace`'s bytes, "plain" and with each block "recomputed"; so is
+    "work", see `_work`. With masks whose ratio changes, all is of the dearest of the first steps.
+
+    Raises:
+        ValueError: the config cannot be run; the message names the key.
+    """
+    grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
+    parts = build_parts(config, grid)
+    split = token_split(config, grid, parts)
+    step = max(range(min(config.steps, _STEPS_LOOKED_AT)), key=lambda step: sum(split.counts(step)))
+
+    def build() -> MaskedAutoencoder:
+        return build_autoencoder(
+            config.model,
+            grid,
+            target=parts.target,
+            noise=parts.noise,
+            pruning=parts.pruning,
+            clips=config.steps * config.batch.global_clips,
+        )
+
+    with torch.device("meta"):
+        model = build()
+    first_clip = step * config.batch.global_clips
+    flops = count_flops(model, _clips(config, split, first_clip, 1))
+    parameters = _parameters(model)
+    backward = 2 * (flops.encoder + flops.decoder)
+    plain, recomputed = (
+        _traced(build, config, split, first_clip, recomputes=recomputes) for recomputes in (False, True)
+    )
+    visible, wanted = split.counts(step)
+    return {
+        "run": _run(config),
+        "tokens": {
+            "grid": grid.tokens,
+            "visible": visible,
+            "encoded": split.encoded(step),
+            "predicted": wanted if model.decoder is not None else 0,
+        },
+        "parameters": parameters,
+        "flops": {
+            "encoder": flops.encoder,
+            "decoder": flops.decoder,
+            "target": flops.target,
+            "forward": flops.encoder + flops.decoder + flops.target,
+            "backward": backward,
+            "training": flops.training,
+            "update": UPDATE_FLOPS * parameters["trainable"],
+        },
+        "update_bytes": UPDATE_BYTES * parameters["trainable"] + 12 * parameters["averaged"],
+        "plain": plain,
+        "recomputed": recomputed,
+        "data": _data(config),
+    }
+
+
+def _run(config: PretrainConfig) -> dict[str, Any]:
+    """The settings that a plan looks at."""
+    clip = config.clip
+    pixels = clip.frames * clip.size**2
+    return {
+        "run_dir": config.run_dir,
+        "steps": config.steps,
+        "global_clips": config.batch.global_clips,
+        "clips_per_device": config.batch.clips_per_device,
+        "views_per_video": config.data.views_per_video,
+        "workers": config.data.workers,
+        "zero_stage": config.engine.zero_stage,
+        "precision": config.engine.precision,
+        "bucket_mb": config.engine.bucket_mb,
+        "recomputes": config.engine.activation_checkpointing,
+        "communication": config.engine.communication,
+        "save_every_steps": config.save_every_steps,
+        "keep_checkpoints": config.keep_checkpoints,
+        "frames": clip.frames,
+        "size": clip.size,
+        "planes_bytes": pixels * 3 // 2,
+        "rgb_bytes": pixels * 3,
+    }
+
+
+def _parameters(model: MaskedAutoencoder) -> dict[str, int]:
+    """How many values the model has, by what is done with them; `largest_layer` is of one layer's own."""
+    of = {
+        name: _size(getattr(model, name, None)) for name in ("encoder", "decoder", "visible_head", "target")
+    }
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    own_of_layers = (
+        sum(weight.numel() for weight in layer.parameters(recurse=False)) for layer in model.modules()
+    )
+    # A frozen copy of the encoder that a target moves along is read and written at each update.
+    averaged = sum(weight.numel() for weight in model.target.parameters() if not weight.requires_grad)
+    return {
+        "encoder": of["encoder"],
+        "decoder": of["decoder"] + of["visible_head"],
+        "target": of["target"],
+        "all": _size(model),
+        "trainable": sum(weight.numel() for weight in trainable),
+        "tensors": len(trainable),
+        "averaged": averaged,
+        "buffer_bytes": sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
+        "largest_layer": max(own_of_layers),
+    }
+
+
+def _size(module: nn.Module | None) -> int:
+    return 0 if module is None else sum(weight.numel() for weight in module.parameters())
+
+
+def _clips(config: PretrainConfig, split: TokenSplit, first_clip: int, count: int) -> ClipBatch:
+    """Black clips with the tokens that the split gives a black clip."""
+    clip = config.clip
+    luma_THW = torch.zeros(clip.frames, clip.size, clip.size, dtype=torch.uint8)
+    tokens = split(luma_THW, first_clip)
+    return ClipBatch(
+        pixels=torch.zeros(count, 3, clip.frames, clip.size, clip.size, dtype=torch.uint8),
+        clip_index_B=torch.arange(first_clip, first_clip + count),
+        label_B=torch.full((count,), NO_LABEL),
+        weight_B=torch.ones(count),
+        tokens={name: index_K.repeat(count, 1) for name, index_K in tokens.items()},
+    )
+
+
+def _traced(
+    build: Callable[[], MaskedAutoencoder],
+    config: PretrainConfig,
+    split: TokenSplit,
+    first_clip: int,
+    *,
+    recomputes: bool,
+) -> dict[str, Any]:
+    """Two micro-batches run on shapes, and the lines through them."""
+    few, many = (
+        trace_step(
+            build,
+            _clips(config, split, first_clip, count),
+            is_bf16=config.engine.precision == "bf16",
+            recomputes=recomputes,
+        )
+        for count in _TRACED
+    )
+    return {
+        **{name: vars(_line(few, many, name)) for name in ("held", "peak", "peak_with_gradients")},
+        "work": _work(few.operations, many.operations),
+    }
+
+
+def _work(few: tuple[Operation, ...], many: tuple[Operation, ...]) -> list[dict[str, Any]]:
+    """The operations summed up by kind and by how many FLOPs a clip costs for each byte (powers of two).
+
+    Each sum's "flops" and "bytes" are (of every micro-batch, of every clip in it); "calls" do not grow.
+    """
+    sums: dict[tuple[str, int], list[int]] = {}
+    if len(few) != len(many):  # a part that looks at values took another way
+        few, many = _by_kind(few), _by_kind(many)
+    more = _TRACED[1] - _TRACED[0]
+    for low, high in zip(few, many, strict=True):
+        flops, moved = (high.flops - low.flops) // more, (high.bytes - low.bytes) // more
+        intensity = round(math.log2(max(flops, 1) / max(moved, 1))) if low.flops else 0
+        amounts = (low.flops - _TRACED[0] * flops, flops, low.bytes - _TRACED[0] * moved, moved, 1)
+        total = sums.setdefault((low.kind, intensity), [0] * len(amounts))
+        total[:] = [one + other for one, other in zip(total, amounts, strict=True)]
+    return [
+        {"kind": kind, "flops": total[:2], "bytes": total[2:4], "calls": total[4]}
+        for (kind, _), total in sorted(sums.items())
+    ]
+
+
+def _by_kind(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
+    alike = {kind: [one for one in operations if one.kind == kind] for kind in (ATTENTION, OTHER, PRODUCT)}
+    return tuple(
+        Operation(kind, sum(one.flops for one in ones), sum(one.bytes for one in ones))
+        for kind, ones in alike.items()
+    )
+
+
+def _line(few: Trace, many: Trace, name: str) -> Line:
+    low, high = getattr(few, name), getattr(many, name)
+    per_clip = math.ceil((high - low) / (_TRACED[1] - _TRACED[0]))
+    return Line(fixed=low - _TRACED[0] * per_clip, per_clip=per_clip)
+
+
+def _data(config: PretrainConfig) -> dict[str, float] | None:
+    """How large the stored videos are; None where they are not on this machine."""
+    if config.data.shards is None:
+        return None
+    try:
+        index = open_index(config.data.shards, cache=config.data.cache)
+    except DataError:
+        return None
+    return {"videos": len(index), "bytes_per_video": float(index.column("length").mean())}

@@ -1,0 +1,151 @@
+"""What a run costs is found on shapes, and is what a real pass of the same model computes and holds."""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_tools.command import run_program
+from data_tools.config import load_config
+from data_tools.parts import Part, build_part, part_names
+from data_tools.randomness import ClipRandom
+from pretrain.__main__ import PROGRAM
+from pretrain.config import PretrainConfig
+from pretrain.cost import measure_cost
+from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
+from pretrain.model.sizes import ModelConfig
+from pretrain.model.tokens import TokenGrid
+from pretrain.model.work import ATTENTION, PRODUCT, Trace, trace_step
+from pretrain.noise.none import NoNoise
+from pretrain.targets.base import Target
+from tests.pretrain.test_flops import clips
+
+GRID = TokenGrid(2, 6, 6)
+TINY = """
+run_dir: /no/run
+steps: 200
+data: {shards: /no/shards, workers: 0}
+clip: {frames: 4, size: 32}
+batch: {global_clips: 8}
+model: {size: tiny, patch_size: 8, width: 24, depth: 2, decoder_width: 24, decoder_depth: 1}
+masking: {name: uniform, args: {ratio: 0.5}}
+"""
+
+
+def builder(target: str = "pixels", **changes: object) -> Callable[[], MaskedAutoencoder]:
+    model = ModelConfig(size="tiny", patch_size=8, **changes)  # type: ignore[arg-type]
+    part = build_part("pretrain.targets", Part(name=target), Target)
+    return lambda: build_autoencoder(model, GRID, target=part, noise=NoNoise())
+
+
+def trace(build: Callable[[], MaskedAutoencoder], **options: bool) -> Trace:
+    batch = clips(GRID, visible=18, wanted=30, patch=8, count=3)
+    return trace_step(build, batch, **{"is_bf16": False, **options})
+
+
+def really_held(model: MaskedAutoencoder, *, is_bf16: bool) -> int:
+    """Bytes of all that autograd saves in a real pass, each memory once and weights not at all."""
+    batch = clips(GRID, visible=18, wanted=30, patch=8, count=3)
+    own = [*model.parameters(), *model.buffers(), batch.pixels, *batch.tokens.values()]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in own if isinstance(tensor, torch.Tensor)}
+    saved: dict[int, torch.Tensor] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    autocast = torch.autocast("cpu", torch.bfloat16) if is_bf16 else nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast:
+        loss = model(batch, ClipRandom(0, batch.clip_index_B))["loss"].mean()
+    assert loss.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in saved.items() if place not in weights)
+
+
+@pytest.mark.parametrize("is_bf16", [False, True])
+@pytest.mark.parametrize("decoder", ["cross", "self"])
+def test_what_shapes_hold_is_what_autograd_really_saves(decoder: str, is_bf16: bool) -> None:
+    build = builder(decoder=decoder)
+    held = trace(build, is_bf16=is_bf16).held
+    assert held == pytest.approx(really_held(build(), is_bf16=is_bf16), rel=0.03)
+
+
+def test_recomputing_blocks_holds_less_and_computes_more() -> None:
+    for is_bf16 in (False, True):
+        plain, again = (
+            trace(builder(depth=6), is_bf16=is_bf16, recomputes=recomputes) for recomputes in (False, True)
+        )
+        assert again.held < 0.4 * plain.held and again.peak < plain.peak
+        flops, more = (sum(one.flops for one in found.operations) for found in (plain, again))
+        assert 1.2 * flops < more < 1.4 * flops  # one more forward pass of three, but for what is no block
+
+
+def test_products_are_those_that_the_count_of_flops_knows(tmp_path: Path) -> None:
+    cost = cost_of(tmp_path)
+    products = sum(work["flops"][1] for work in cost["plain"]["work"] if work["kind"] in (PRODUCT, ATTENTION))
+    assert products == pytest.approx(cost["flops"]["training"], rel=0.1)  # first layer: no gradient of pixels
+    assert cost["flops"]["forward"] * 3 == cost["flops"]["training"] == 1.5 * cost["flops"]["backward"]
+
+
+def test_gradients_come_on_top_where_an_optimiser_has_set_them_to_none() -> None:
+    found = trace(builder())
+    with torch.device("meta"):
+        gradients = sum(4 * weight.numel() for weight in builder()().parameters())
+    assert max(found.peak, gradients) <= found.peak_with_gradients <= found.peak + gradients
+
+
+@pytest.mark.parametrize("kind", part_names("pretrain.model.attention"))
+def test_every_kind_of_attention_has_its_cost(kind: str) -> None:
+    assert trace(builder(attention=Part(name=kind))).held > 0
+
+
+@pytest.mark.parametrize("target", ["pixels", "features", "hog"])
+def test_a_frozen_copy_holds_nothing_and_counts_as_not_trained(target: str, tmp_path: Path) -> None:
+    parameters = cost_of(tmp_path, f"target.name={target}")["parameters"]
+    frozen = parameters["all"] - parameters["trainable"]
+    assert frozen == parameters["averaged"] == (parameters["encoder"] if target == "features" else 0)
+
+
+def cost_of(folder: Path, *overrides: str) -> dict[str, Any]:
+    (folder / "tiny.yaml").write_text(TINY)
+    return measure_cost(load_config(PretrainConfig, folder / "tiny.yaml", list(overrides)))
+
+
+def test_memory_is_that_of_the_dearest_step_of_a_mask_whose_ratio_changes(tmp_path: Path) -> None:
+    jitter = "masking={name: jitter, args: {of: uniform, least: 0.25, most: 0.75}}"
+    light, heavy, changing = (
+        cost_of(tmp_path, override, "model.predict_share=0.2")
+        for override in ("masking.args.ratio=0.75", "masking.args.ratio=0.25", jitter)
+    )
+    assert light["tokens"]["visible"] < heavy["tokens"]["visible"] == changing["tokens"]["visible"]
+    assert changing["plain"]["held"] == heavy["plain"]["held"]
+
+
+def test_the_command_needs_no_shards_and_prints_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    assert run_program(PROGRAM, ["cost", str(tmp_path / "tiny.yaml"), "--json", "model.depth=1"]) == 0
+    cost = json.loads(capsys.readouterr().out)
+    assert cost["data"] is None and cost["tokens"] == {
+        "grid": 32,
+        "visible": 16,
+        "encoded": 16,
+        "predicted": 8,
+    }
+
+
+def test_stored_videos_tell_their_size_where_they_are_here(tmp_path: Path, synth_shards: Path) -> None:
+    data = cost_of(tmp_path, f"data.shards={synth_shards / 'unlabelled'}")["data"]
+    assert data["videos"] == 40 and 1000 < data["bytes_per_video"] < 20_000
+
+
+def test_a_config_that_cannot_be_run_leaves_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    assert run_program(PROGRAM, ["cost", str(tmp_path / "tiny.yaml"), "masking.name=tubes"]) == 2
+    assert "did you mean 'tube'?" in capsys.readouterr().err
