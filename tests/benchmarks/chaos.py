@@ -1,0 +1,92 @@
+"""Faults against a running job, for as long as one likes; prints the table of docs/reliability.md.
+
+    python -m tests.benchmarks.chaos SHARDS [--minutes 30] [--seed N] [--only WORDS] [--keep FOLDER]
+
+The same faults and promises as tests/chaos; SHARDS is a split, as in SHARDS/unlabelled of
+`data_tools synth` and `data_tools shard`. A broken promise ends it with what the launcher said last.
+"""
+
+import argparse
+import logging
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from tests.chaos.campaign import Kept, deal, disturb
+from tests.chaos.faults import FAULTS
+from tests.chaos.setting import STEPS, local_scene, run_undisturbed, write_config
+from tests.chaos.verdict import check
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def main() -> int:
+    """Parse, disturb run after run until the time is up, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", help="faults whose names hold these words")
+    parser.add_argument("--keep", type=Path, help="a folder to work in, which stays")
+    arguments = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        runs = disturb_runs(folder, arguments)
+    print(f"seed {arguments.seed}, {len(runs)} runs of {STEPS} steps, {sum(map(len, runs))} faults\n")
+    print(table([kept for run in runs for kept in run]))
+    return 0
+
+
+def disturb_runs(folder: Path, arguments: argparse.Namespace) -> list[list[Kept]]:
+    """One run after another until the time is up, each compared with the undisturbed one."""
+    chance = random.Random(arguments.seed)
+    config = write_config(folder, arguments.shards)
+    undisturbed = run_undisturbed(folder, config, REPO)
+    dealt = deal([fault for fault in FAULTS if arguments.only in fault.name], chance)
+    until_s = time.monotonic() + 60 * arguments.minutes
+    runs: list[list[Kept]] = []
+    while time.monotonic() < until_s:
+        scene = local_scene(folder / f"local-{len(runs)}", config, REPO)
+        try:
+            runs.append(disturb(scene, dealt, chance, last=STEPS, until_s=until_s))
+            check(scene, undisturbed, bitwise=True)
+        finally:
+            scene.close()
+        logging.info("run %d equals the undisturbed one after %d faults", len(runs), len(runs[-1]))
+    return runs
+
+
+def table(kept: list[Kept]) -> str:
+    """Markdown: fault, what followed, how often, and the median and the longest times."""
+    by_name: dict[str, list[Kept]] = defaultdict(list)
+    for one in kept:
+        by_name[one.fault.name].append(one)
+    rows = [
+        "| fault | what followed | times | s until that | s until further than before | steps repeated |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in sorted(by_name):
+        found = by_name[name]
+        code = found[0].fault.exit_code
+        followed = found[0].fault.promise.value + (f" (exit {code})" if code is not None else "")
+        rows.append(
+            f"| {name} | {followed} | {len(found)} | {_spread([one.outcome_s for one in found])} "
+            f"| {_spread([one.further_s for one in found])} | {_spread([one.repeated for one in found], 0)} |"
+        )
+    return "\n".join(rows)
+
+
+def _spread(values: list[float] | list[int], digits: int = 1) -> str:
+    return f"{statistics.median(values):.{digits}f} (at most {max(values):.{digits}f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
