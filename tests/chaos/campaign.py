@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tests.chaos.faults import Fault, Promise
 from tests.chaos.scene import PromiseBroken, Scene
+from tests.chaos.seen import Seen
 
 log = logging.getLogger("chaos")
 
@@ -57,7 +58,7 @@ def disturb(
             if scene.exit_code() != 0:
                 raise PromiseBroken(f"the undisturbed rest of the run failed\n{scene.picture()}")
             return kept
-        scene.wait_for(f"step {moment}", lambda moment=moment: is_at(scene, moment), bound_s=START_S)
+        _wait_for_step(scene, moment)
         fault = next(fault for fault in dealt if fault.is_possible(scene))
         kept.append(keep(scene, fault, chance))
         begin = scene.metrics_step()
@@ -72,11 +73,10 @@ def line_of(kept: Kept) -> str:
     )
 
 
-def is_at(scene: Scene, step: int) -> bool:
-    """Whether the job is past a step, all its processes being at work."""
-    if scene.exit_code() is not None:
-        raise PromiseBroken(f"the job ended, and nothing had been done to it\n{scene.picture()}")
-    return scene.metrics_step() >= step
+def _wait_for_step(scene: Scene, step: int) -> None:
+    """Whatever it is that starts: a launcher, an agent, the ranks, their loader workers."""
+    is_there = lambda: scene.metrics_step() >= step  # noqa: E731
+    scene.wait_for(f"step {step}", is_there, bound_s=START_S, while_it_runs=True)
 
 
 def keep(scene: Scene, fault: Fault, chance: random.Random) -> Kept:
@@ -98,7 +98,7 @@ def keep(scene: Scene, fault: Fault, chance: random.Random) -> Kept:
             scene.split_disks()
             sound = scene.newest_sound()
             scene.start()
-        scene.wait_for(f"a step beyond {furthest}", lambda: is_at(scene, furthest + 1), bound_s=START_S)
+        _wait_for_step(scene, furthest + 1)
         resumed = _check_resumed(scene, fault, said=said, sound=sound)
     except PromiseBroken as broken:
         raise PromiseBroken(f"{fault.name}, at step {step}: {broken}") from broken
@@ -124,32 +124,29 @@ def _check_resumed(scene: Scene, fault: Fault, *, said: int, sound: int) -> int 
     return resumed
 
 
-def _ends(scene: Scene, fault: Fault, before: list) -> None:
+def _ends(scene: Scene, fault: Fault, before: list[Seen]) -> None:
     scene.wait_for("the job's end, by itself", scene.has_ended)
     if scene.exit_code() != fault.exit_code:
         raise PromiseBroken(f"left with {scene.exit_code()}, not {fault.exit_code}\n{scene.picture()}")
 
 
-def _restarts(scene: Scene, fault: Fault, before: list) -> None:
+def _restarts(scene: Scene, fault: Fault, before: list[Seen]) -> None:
     old = {seen.name for seen in before}
 
     def has_new_ranks() -> bool:
-        if scene.exit_code() is not None:
-            raise PromiseBroken(f"the launcher ended\n{scene.picture()}")
         new = {seen.name for seen in scene.ranks()}
         return bool(new) and not new & old
 
-    scene.wait_for("new processes in the place of the old ones", has_new_ranks)
+    scene.wait_for("new processes in the place of the old ones", has_new_ranks, while_it_runs=True)
 
 
-def _goes_on(scene: Scene, fault: Fault, before: list) -> None:
-    step = scene.metrics_step()
-    scene.wait_for(f"steps beyond {step}", lambda: is_at(scene, step + 2))
+def _goes_on(scene: Scene, fault: Fault, before: list[Seen]) -> None:
+    _wait_for_step(scene, scene.metrics_step() + 2)
     if {seen.name for seen in scene.ranks()} != {seen.name for seen in before}:
         raise PromiseBroken(f"other processes than before\n{scene.picture()}")
 
 
-FOLLOW: dict[Promise, Callable[[Scene, Fault, list], None]] = {
+FOLLOW: dict[Promise, Callable[[Scene, Fault, list[Seen]], None]] = {
     Promise.ENDS: _ends,
     Promise.RESTARTS: _restarts,
     Promise.GOES_ON: _goes_on,

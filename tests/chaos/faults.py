@@ -79,7 +79,8 @@ def kill_a_starting_rank(scene: Scene, chance: random.Random) -> None:
         found = scene.ranks()
         return [] if old & {seen.name for seen in found} else found
 
-    chance.choice(scene.wait_for("new processes after a kill", new)).send(signal.SIGKILL)
+    found = scene.wait_for("new processes after a kill", new, while_it_runs=True)
+    chance.choice(found).send(signal.SIGKILL)
 
 
 def kill_inside_a_checkpoint(scene: Scene, chance: random.Random) -> None:
@@ -95,7 +96,7 @@ def kill_inside_a_checkpoint(scene: Scene, chance: random.Random) -> None:
             time.sleep(_POLL_S)
         return False
 
-    scene.wait_for("a checkpoint that is being written", is_writing)
+    scene.wait_for("a checkpoint that is being written", is_writing, while_it_runs=True)
     victim.send(signal.SIGKILL)
 
 
@@ -149,13 +150,17 @@ def fill_the_logs_disk(scene: Scene, chance: random.Random) -> None:
     scene.disk.fill()
     try:
         scene.wait_for(
-            "checkpoints while the logs' disk is full", lambda: len(set(scene.committed()) - set(saves)) >= 2
+            "two checkpoints while the logs' disk is full",
+            lambda: len(set(scene.committed()) - set(saves)) >= 2,
+            while_it_runs=True,
         )
     finally:
         scene.disk.free()
         scene.full_spells.append((max(before - 1, 0), scene.newest_sound()))
     scene.wait_for(
-        "metrics after the logs' disk was freed", lambda: scene.metrics_step() > scene.full_spells[-1][1]
+        "metrics after the logs' disk was freed",
+        lambda: scene.metrics_step() > scene.full_spells[-1][1],
+        while_it_runs=True,
     )
 
 

@@ -114,8 +114,13 @@ class Scene:
         found = re.findall(r"continuing at step (\d+)", self.said()[said_before:])
         return int(found[-1]) if found else None
 
-    def wait_for(self, what: str, look: Callable[[], Found], *, bound_s: float = BOUND_S) -> Found:
+    def wait_for(
+        self, what: str, look: Callable[[], Found], *, bound_s: float = BOUND_S, while_it_runs: bool = False
+    ) -> Found:
         """Look until there is something to see.
+
+        Args:
+            while_it_runs: the launcher must not end meanwhile.
 
         Raises:
             PromiseBroken: there was nothing within the bound, or the launcher ended meanwhile; the message
@@ -125,6 +130,8 @@ class Scene:
         while time.monotonic() < deadline_s:
             if found := look():
                 return found
+            if while_it_runs and self.exit_code() is not None:
+                raise PromiseBroken(f"the launcher has ended; awaited was: {what}\n{self.picture()}")
             time.sleep(_TICK_S)
         raise PromiseBroken(f"not within {bound_s:g} s: {what}\n{self.picture()}")
 
