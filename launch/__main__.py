@@ -1,4 +1,4 @@
-"""`python -m launch KIND [CLUSTER.yaml] [a.b=c] -- pretrain CONFIG [a.b=c]`, and what looks after such runs."""
+"""`python -m launch KIND [CLUSTER.yaml] [a.b=c] -- pretrain CONFIG [a.b=c]`; status, logs, cancel."""
 
 import argparse
 import importlib
@@ -49,7 +49,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments, strays = parser().parse_known_args(own)
     for stray in strays:
         if stray.startswith("-") or not hasattr(arguments, "words"):
-            raise UsageError(f"unknown argument {stray!r}; python -m launch {own[0]} --help shows what there is")
+            raise UsageError(
+                f"unknown argument {stray!r}; python -m launch {own[0]} --help shows what there is"
+            )
         arguments.words.append(stray)
     if job and not getattr(arguments, "takes_job", False):
         raise UsageError(f"python -m launch {own[0]} starts no job: leave out what stands after --")

@@ -4,6 +4,7 @@
 """
 
 FINE = 0
+CRASHED = 1
 USAGE = 2
 DATA = 3
 CHECKPOINT = 4

@@ -43,6 +43,7 @@ class Job:
         commit: of the code, where it lay in a git repository.
         run_dir: absolute.
         config: the config file that is frozen.
+        container: words before the interpreter of each process; the process must stay our child.
         counts: what the room's `--dry-run` counted (`global_clips`, ...); empty where it was not asked.
     """
 
@@ -54,6 +55,7 @@ class Job:
     commit: str | None
     run_dir: str
     config: str
+    container: list[str] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
 
     @property

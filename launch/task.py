@@ -36,7 +36,8 @@ def main(argv: list[str]) -> int:
         return EXIT_USAGE
     if PARENT in os.environ:
         end_with_parent(int(os.environ[PARENT]))
-    os.execvpe(job["python"], command_of(job), environment)
+    command = command_of(job)
+    os.execvpe(command[0], command, environment)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def command_of(job: Mapping[str, Any]) -> list[str]:
     """What a process of the job executes; -P keeps the working folder out of the import path."""
-    return [job["python"], "-P", "-m", *job["argv"]]
+    return [*job.get("container", []), job["python"], "-P", "-m", *job["argv"]]
 
 
 def environment_of(job: Mapping[str, Any], present: Mapping[str, str]) -> dict[str, str]:
