@@ -112,10 +112,12 @@ class HealthWatch:
     schedule: Schedule
     probe: Probe | None = None
 
+    def is_due(self, first_step: int, last_step: int) -> bool:
+        """See `runtime.loop.Watcher`."""
+        return self.schedule.is_due(first_step, last_step)
+
     def after_step(self, step: int, writer: MetricsWriter) -> None:
         """See `runtime.loop.Watcher`."""
-        if not self.schedule.is_due(step):
-            return
         with at_rest(self.model):
             watched = self.model.target.watched(self.model.encoder)
             values = {**self._unlabelled(), **{name: value.item() for name, value in watched.items()}}

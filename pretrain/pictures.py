@@ -47,10 +47,12 @@ class PictureBook:
     schedule: Schedule
     folder: Path
 
+    def is_due(self, first_step: int, last_step: int) -> bool:
+        """See `runtime.loop.Watcher`."""
+        return self.schedule.is_due(first_step, last_step)
+
     def after_step(self, step: int, writer: MetricsWriter) -> None:
         """See `runtime.loop.Watcher`."""
-        if not self.schedule.is_due(step):
-            return
         sheet_THWC = draw_clips(self.model, self.clips.batch(range(self.count)), seed=self.clips.seed)
         writer.write_animation("reconstruction", sheet_THWC, step=step, fps=FPS)
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -185,7 +185,6 @@ def run_pretraining(plan: Plan) -> None:
         settings=config.run_settings(worker_count(config.data.workers, processes.local_world)),
         processes=processes,
         watchers=_watchers(plan),
-        after_update=plan.model.after_update,
     )
     training.run()
     if processes.is_first:
@@ -208,9 +207,7 @@ def training_clips(plan: Plan, split: Annotate) -> TrainingClips:
 
 
 def _watchers(plan: Plan) -> tuple[Watcher, ...]:
-    """What looks at the run now and then; on the first process alone."""
-    if not plan.processes.is_first:
-        return ()
+    """What looks at the run now and then; every process knows when, the first one looks."""
     watchers: list[Watcher] = [_picture_book(plan)] if plan.config.pictures.every_steps else []
     if plan.config.health.every_steps:
         watchers.append(_health_watch(plan))

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Due at the first report after each multiple of some steps, and after the last step.
+
+    A function of the report alone, so that every process knows it and a run that goes on does the same.
 
     Attributes:
         every_steps: at least 1.
@@ -19,14 +21,11 @@ class Schedule:
 
     every_steps: int
     last_step: int
-    _page: int | None = None
 
-    def is_due(self, step: int) -> bool:
-        """Whether it is due at this report, `step` being the last one done; ask once a report."""
-        page = (step + 1) // self.every_steps
-        is_new_page = page > (step // self.every_steps if self._page is None else self._page)
-        self._page = page
-        return step == self.last_step or is_new_page
+    def is_due(self, first_step: int, last_step: int) -> bool:
+        """Whether it is due at the report of these steps, both 0-based and both done."""
+        passes_multiple = (last_step + 1) // self.every_steps > first_step // self.every_steps
+        return last_step == self.last_step or passes_multiple
 
 
 @contextmanager

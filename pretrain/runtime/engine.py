@@ -1,26 +1,44 @@
-"""The engine: DeepSpeed, on one core as on many nodes. This is the only file that knows it."""
+"""The engine: DeepSpeed, on one core as on many nodes. Only the files `engine*.py` know it."""
 
+import copy
 import os
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from data_tools.command import CheckpointError
 from data_tools.stream.order import BatchPlan
+from pretrain.runtime.engine_holdings import HOLDINGS, ShardedHolding, share_of
 from pretrain.runtime.optimiser import build_optimiser, set_learning_rate
+from pretrain.runtime.pieces import Piece, ReadPiece
 from pretrain.runtime.processes import Processes, join_group
 from pretrain.runtime.settings import EngineConfig, OptimConfig
 
-_TAG = "deepspeed"
+
+@runtime_checkable
+class Follower(Protocol):
+    """A module with weights that are not trained and follow those that are, such as a moving average."""
+
+    def after_update(self, progress: float) -> None:
+        """Called on every process after each update of the weights.
+
+        At ZeRO 3 each parameter is then the flat shard that the process holds of it, so this may do no more
+        than change values one by one, from values at the same place of parameters of the same shape.
+
+        Args:
+            progress: the share of the run that is done.
+        """
 
 
 class Engine:
-    """A module under DeepSpeed: forward, backward, step, save, load.
+    """A module under DeepSpeed: forward, backward, step; and its state in pieces that know no topology.
 
     Gradients are averaged over micro-batches and processes by DeepSpeed. A step whose gradient is not
     finite anywhere is skipped everywhere, at every ZeRO stage.
+
+    At ZeRO 3 a copy of the module is trained, since DeepSpeed takes what it trains to pieces; the module that
+    was handed in is brought up to date by `make_readable`.
     """
 
     def __init__(
@@ -35,14 +53,22 @@ class Engine:
     ):
         deepspeed = _import_deepspeed(processes)
         join_group(processes)
+        module.train()
         self._clip_norm = optim.clip_norm
         self._stage = engine.zero_stage
-        module.to(processes.device)
+        self._processes = processes
+        self._readable = module
+        trained = module
+        if self._stage == 3:
+            trained, groups = _copied(module, groups)
         self._engine, self._optimiser, _, _ = deepspeed.initialize(
-            model=module,
+            model=trained.to(processes.device),
             optimizer=build_optimiser(groups, optim),
             config=_deepspeed_config(optim, engine, plan),
         )
+        self._holding = HOLDINGS[self._stage](trained, self._optimiser, processes)
+        self._follower = trained if isinstance(trained, Follower) else None
+        self._has_frozen = any(not parameter.requires_grad for parameter in trained.parameters())
 
     def __call__(self, *inputs: Any) -> dict[str, Tensor]:
         return self._engine(*inputs)
@@ -76,19 +102,78 @@ class Engine:
         self._engine.step()
         return norm
 
-    def save(self, folder: Path) -> None:
-        """Write this process's part of the state below `folder`. Every process must call it."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+    def after_update(self, progress: float) -> None:
+        """Let what follows the weights follow them; see `Follower`. Nothing where nothing follows."""
+        if self._follower is None:
+            return
+        if not self._has_frozen:
+            self._follower.after_update(progress)
+            return
+        with self._holding.shown():
+            self._follower.after_update(progress)
 
-    def load(self, folder: Path) -> None:
-        """Read the state back.
+    def make_readable(self) -> None:
+        """Collective. Afterwards the module that was handed in holds the present weights.
+
+        At ZeRO 0 to 2 it always does. At ZeRO 3 they are gathered into it on every process, where it lies: on
+        the CPU, but on the first process's device.
+        """
+        if not isinstance(self._holding, ShardedHolding):
+            return
+        if self._processes.is_first:
+            self._readable.to(self._processes.device)
+        self._holding.fill(self._readable)
+
+    def pieces(self) -> list[Piece]:
+        """What this process is to save: over all processes each value of each kind exactly once.
+
+        Views of live memory: the next update of the weights changes them.
+        """
+        rank, world = self._processes.rank, self._processes.world
+        return [*self._holding.own(), *share_of(self._holding.shared(), rank, world)]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter and buffer that the pieces are of, the same on every process."""
+        module = self._readable  # whole at every stage
+        kept = module.state_dict(keep_vars=True)
+        named = [*module.named_parameters(), *module.named_buffers()]
+        return {name: tuple(tensor.shape) for name, tensor in named if name in kept}
+
+    def updates(self) -> dict[str, int]:
+        """How many updates AdamW has applied to each trainable parameter; its bias correction needs it."""
+        counters = self._holding.counters()
+        counts = torch.stack(list(counters.values())).tolist()  # one wait for the device, not one each
+        return {name: int(count) for name, count in zip(counters, counts, strict=True)}
+
+    def load_pieces(self, read: ReadPiece, updates: dict[str, int]) -> None:
+        """Collective. Take over a state that `pieces` and `updates` described, at any stage and world.
+
+        Args:
+            read: gives the values of any run of any parameter; it is asked for those held here.
+            updates: as `updates` gave them.
 
         Raises:
-            CheckpointError: DeepSpeed found nothing it could load.
+            CheckpointError: `updates` lacks a parameter.
         """
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        if loaded is None:
-            raise CheckpointError(f"DeepSpeed could not load {folder / _TAG}: see its messages above")
+        for piece in [*self._holding.own(), *self._holding.shared()]:
+            piece.values_V.copy_(read(piece.name, piece.kind, piece.start, piece.stop))
+        counters = self._holding.counters()
+        lacking = sorted(counters.keys() - updates.keys())
+        if lacking:
+            raise CheckpointError(f"the checkpoint has no state of the parameter {lacking[0]}")
+        for counter in counters.values():
+            counter.zero_()
+        for name, counter in counters.items():
+            # Where parameters share a counter, one that had no gradient counts as if it had had zeros.
+            counter.clamp_(min=updates[name])
+        self._holding.publish()
+
+
+def _copied(module: nn.Module, groups: list[dict[str, Any]]) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """A copy of the module, and the optimiser's groups with the copy's parameters."""
+    trained = copy.deepcopy(module)
+    of = {id(old): new for old, new in zip(module.parameters(), trained.parameters(), strict=True)}
+    return trained, [{**group, "params": [of[id(old)] for old in group["params"]]} for group in groups]
 
 
 def _import_deepspeed(processes: Processes) -> Any:
@@ -105,6 +190,10 @@ def _import_deepspeed(processes: Processes) -> Any:
 
 def _deepspeed_config(optim: OptimConfig, engine: EngineConfig, plan: BatchPlan) -> dict[str, Any]:
     bucket = engine.bucket_mb * 1_000_000 // 4
+    autocast: dict[str, Any] = {"enabled": engine.precision == "bf16", "dtype": "bfloat16"}
+    if engine.communication == "fp32":
+        # Else DeepSpeed exchanges the gradients of linear layers in what autocast computes in.
+        autocast["lower_precision_safe_modules"] = []
     return {
         "train_batch_size": plan.global_clips,
         "train_micro_batch_size_per_gpu": plan.micro_clips,
@@ -112,10 +201,11 @@ def _deepspeed_config(optim: OptimConfig, engine: EngineConfig, plan: BatchPlan)
         "gradient_clipping": optim.clip_norm if engine.zero_stage > 0 else 0.0,
         "steps_per_print": None,
         "zero_allow_untested_optimizer": True,
+        "communication_data_type": engine.communication,
         "zero_optimization": {
             "stage": engine.zero_stage,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
         },
-        "torch_autocast": {"enabled": engine.precision == "bf16", "dtype": "bfloat16"},
+        "torch_autocast": autocast,
     }

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,8 +38,11 @@ _MOST_SKIPPED_STEPS_IN_A_ROW = 10
 class Watcher(Protocol):
     """Something that looks at the run now and then, for example to draw pictures."""
 
+    def is_due(self, first_step: int, last_step: int) -> bool:
+        """Whether it looks at the report of these steps; a function of them, the same on every process."""
+
     def after_step(self, step: int, writer: MetricsWriter) -> None:
-        """Called on the first process after each fetch of the metrics, the step being the last one done."""
+        """Called on the first process at a report that it is due at, the step being the last one done."""
 
 
 @dataclass(kw_only=True)
@@ -49,9 +52,7 @@ class Training:
     Attributes:
         module: `forward(batch, draws)` gives per-clip values of shape (B,), "loss" among them.
         groups: the optimiser's parameter groups, each with "lr_scale".
-        watchers: look at the run on the first process.
-        after_update: called on every process after each update of the weights, with the share of the run
-            that is done.
+        watchers: look at the run; known on every process.
     """
 
     module: nn.Module
@@ -61,7 +62,6 @@ class Training:
     settings: RunSettings
     processes: Processes
     watchers: tuple[Watcher, ...] = ()
-    after_update: Callable[[float], None] = lambda progress: None
 
     def run(self) -> None:
         """Train from the newest checkpoint, or from the start, to the last step.
@@ -86,10 +86,10 @@ class Training:
         state = checkpoints.load_newest(engine, zero_stage=self.settings.engine.zero_stage)
         if state.step:
             log.info("continuing at step %d of %d", state.step, self.settings.steps)
-        if state.step >= self.settings.steps:
-            return
-        with StopSignals() as signals:
-            _Loop(self, engine, checkpoints, state, signals).run()
+        if state.step < self.settings.steps:
+            with StopSignals() as signals:
+                _Loop(self, engine, checkpoints, state, signals).run()
+        engine.make_readable()
 
 
 class _Loop:
@@ -127,7 +127,6 @@ class _Loop:
             pin=training.processes.device.type == "cuda",
             timeout_s=settings.timeout_s,
         )
-        training.module.train()
         try:
             for step in range(self.state.step, settings.steps):
                 self._step(step, batches)
@@ -159,7 +158,7 @@ class _Loop:
             self.engine.backward((values["loss"] * batch.weight_B).sum() / plan.micro_clips)
             norm = self.engine.step(rate)
             self.meter.add(batch, values)
-        self.training.after_update((step + 1) / settings.steps)
+        self.engine.after_update((step + 1) / settings.steps)
         self.meter.end_step(step, rate, norm, waited_s=waited_s, clips=plan.global_clips)
 
     def _report(self, done: int) -> bool:
@@ -182,8 +181,11 @@ class _Loop:
             world=self.training.processes.world,
             zero_stage=self.settings.engine.zero_stage,
         )
+        due = [watcher for watcher in self.training.watchers if watcher.is_due(done - len(lines), done - 1)]
+        if due:
+            self.engine.make_readable()
         if self.writer is not None:
-            for watcher in self.training.watchers:  # first, since they may have numbers to add
+            for watcher in due:  # first, since they may have numbers to add
                 watcher.after_step(done - 1, self.writer)
             self.writer.write(lines)
         return stop

@@ -98,10 +98,15 @@ class EngineConfig:
     """How DeepSpeed runs.
 
     Attributes:
-        zero_stage: 0 keeps everything on every process; 1 shards the optimiser's state; 2 the gradients too.
+        zero_stage: 0 keeps everything on every process; 1 shards the optimiser's state; 2 the gradients too;
+            3 the weights too.
         precision: "fp32", or "bf16" for fp32 weights with bf16 compute where that is safe (autocast).
         device: "auto" takes CUDA where there is one.
+        communication: "fp32", or "bf16" to exchange gradients in half the bytes and with 8 bits of mantissa.
         bucket_mb: size of the pieces in which gradients are exchanged.
+        activation_checkpointing: keep each block's input alone and compute the rest again in the backward
+            pass: the same numbers, less memory, a third more computing.
+        compile: compile each block with torch.compile.
         cpu_threads: threads of one process on the CPU; 0 takes OMP_NUM_THREADS where that is set, and else
             shares the cores out, less the loader's workers.
     """
@@ -109,13 +114,18 @@ class EngineConfig:
     zero_stage: int = 0
     precision: str = "fp32"
     device: str = "auto"
+    communication: str = "fp32"
     bucket_mb: int = 200
+    activation_checkpointing: bool = False
+    compile: bool = False
     cpu_threads: int = 0
 
     def __post_init__(self) -> None:
-        require(self.zero_stage in (0, 1, 2), "engine.zero_stage", "be 0, 1 or 2", self.zero_stage)
+        require(self.zero_stage in (0, 1, 2, 3), "engine.zero_stage", "be 0, 1, 2 or 3", self.zero_stage)
         require(self.precision in ("fp32", "bf16"), "engine.precision", "be fp32 or bf16", self.precision)
         require(self.device in ("auto", "cpu", "cuda"), "engine.device", "be auto, cpu or cuda", self.device)
+        is_known = self.communication in ("fp32", "bf16")
+        require(is_known, "engine.communication", "be fp32 or bf16", self.communication)
         require(self.bucket_mb >= 1, "engine.bucket_mb", "be at least 1", self.bucket_mb)
         require(self.cpu_threads >= 0, "engine.cpu_threads", "be 0 (automatic) or more", self.cpu_threads)
 

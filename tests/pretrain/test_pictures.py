@@ -166,11 +166,12 @@ def test_patches_put_together_again_are_the_clip() -> None:
     [
         (range(12), [3, 7, 11]),  # each step is a report
         ([2, 5, 8, 11], [5, 8, 11]),  # every third: at the first after each multiple
-        ([9, 11], [11]),  # gone on with behind a multiple
+        ([9, 11], [9, 11]),  # the first of all looks back to the start
     ],
 )
 def test_a_schedule_is_due_at_the_first_report_after_each_multiple_and_at_the_end(
     reports: Sequence[int], due: list[int]
 ) -> None:
     schedule = Schedule(every_steps=4, last_step=11)
-    assert [step for step in reports if schedule.is_due(step)] == due
+    firsts = [0, *(step + 1 for step in reports)]
+    assert [last for first, last in zip(firsts, reports, strict=False) if schedule.is_due(first, last)] == due

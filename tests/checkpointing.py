@@ -1,0 +1,95 @@
+"""What a checkpoint asks of an engine, on plain tensors: quick to start, and every value tells its step."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pretrain.runtime.checkpoint import Checkpoints, RunState
+from pretrain.runtime.pieces import KINDS, Piece, ReadPiece
+from pretrain.runtime.processes import Processes
+
+SHAPES = {"frozen": (7,), "head.bias": (), "head.weight": (5, 3), "table": (40, 11)}
+TRAINED = ("head.bias", "head.weight", "table")
+
+
+class PlainEngine:
+    """Values that are shared out evenly among the processes, as at ZeRO 3.
+
+    Attributes:
+        values: what the model is made of, whole on every process, by name and kind.
+        held: start and stop of what this process saves and loads.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]] = SHAPES, *, rank: int = 0, world: int = 1):
+        self._shapes = shapes
+        self.done = 0
+        self.values: dict[tuple[str, str], Tensor] = {}
+        self.held: dict[str, tuple[int, int]] = {}
+        for name, shape in shapes.items():
+            count = torch.Size(shape).numel()
+            self.held[name] = (count * rank // world, count * (rank + 1) // world)
+            for kind in KINDS if name in TRAINED or name not in SHAPES else KINDS[:1]:
+                self.values[name, kind] = torch.zeros(count)
+
+    def train_to(self, step: int) -> None:
+        """Every value becomes a function of its place, kind and step."""
+        self.done = step
+        for (name, kind), values_V in self.values.items():
+            scale = 1 + KINDS.index(kind)
+            torch.arange(len(values_V), out=values_V).mul_(scale).add_(0 if name == "frozen" else step)
+
+    def pieces(self) -> list[Piece]:
+        """See `HasPieces`."""
+        return [
+            Piece(name=name, kind=kind, start=self.held[name][0], values_V=values_V[slice(*self.held[name])])
+            for (name, kind), values_V in self.values.items()
+        ]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `HasPieces`."""
+        return self._shapes
+
+    def updates(self) -> dict[str, int]:
+        """See `HasPieces`."""
+        return {name: self.done for name, kind in self.values if kind == "exp_avg"}
+
+    def load_pieces(self, read: ReadPiece, updates: dict[str, int]) -> None:
+        """See `HasPieces`."""
+        (self.done,) = set(updates.values())
+        for (name, kind), values_V in self.values.items():
+            start, stop = self.held[name]
+            values_V[start:stop] = read(name, kind, start, stop)
+
+    def is_at(self, step: int) -> bool:
+        """Whether what this process holds is that of one step, to the last bit."""
+        expected = PlainEngine(self._shapes)
+        expected.train_to(step)
+        return self.done == step and all(
+            torch.equal(values_V[slice(*self.held[key[0]])], expected.values[key][slice(*self.held[key[0]])])
+            for key, values_V in self.values.items()
+        )
+
+
+def alone() -> Processes:
+    """The only process of a run."""
+    return Processes(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu"))
+
+
+def checkpoints(run_dir: Path, *, keep: int = 2, every: int = 0, background: bool = True) -> Checkpoints:
+    """Those of a run of one process."""
+    return Checkpoints(run_dir, alone(), keep=keep, keep_every_steps=every, background=background)
+
+
+def save(run_dir: Path, *steps: int, keep: int = 100) -> None:
+    """Save checkpoints of these steps."""
+    saver, engine = checkpoints(run_dir, keep=keep), PlainEngine()
+    for step in steps:
+        engine.train_to(step)
+        saver.save(engine, RunState(step=step))
+    saver.commit()
+
+
+def stored_steps(run_dir: Path) -> list[str]:
+    """What stands in the folder of checkpoints, whatever it is."""
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())

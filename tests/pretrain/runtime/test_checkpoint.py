@@ -1,0 +1,301 @@
+"""Checkpoints are complete or absent, whole or passed over, and written while training goes on."""
+
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from data_tools.command import CheckpointError
+from pretrain.runtime import saving
+from pretrain.runtime.checkpoint import RunState
+from pretrain.runtime.checkpoint_files import check_files, read_notes
+from pretrain.runtime.pieces import Piece
+from pretrain.runtime.saving import HostCopy
+from tests.checkpointing import SHAPES, PlainEngine, checkpoints, save, stored_steps
+
+PIECES = "pieces-00000-of-00001.safetensors"
+
+
+@contextmanager
+def no_file_longer_than(size: int) -> Iterator[None]:
+    """What a full disk does to who writes: the write fails, and what was written stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def newest_of(run_dir: Path, *, before: int | None = None) -> int:
+    """The step that a new start takes up, once it is sure that all values are of that step."""
+    engine = PlainEngine()
+    state = checkpoints(run_dir).load_newest(engine, before=before)
+    assert engine.is_at(state.step)
+    return state.step
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_run_without_checkpoints_begins_at_the_start(tmp_path: Path) -> None:
+    assert checkpoints(tmp_path).load_newest(PlainEngine()) == RunState()
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_what_was_saved_is_loaded_to_the_last_bit(tmp_path: Path, background: bool) -> None:
+    saver, engine = checkpoints(tmp_path, background=background), PlainEngine()
+    engine.train_to(7)
+    state = RunState(
+        step=7, clips=70, skipped_clips=1, skipped_steps=2, world=1, zero_stage=3, omitted=[4, 5]
+    )
+    saver.save(engine, state)
+    saver.commit()
+    loaded = PlainEngine()
+    assert checkpoints(tmp_path).load_newest(loaded) == state
+    assert loaded.is_at(7)
+    assert stored_steps(tmp_path) == ["step-00000007"]
+
+
+def test_training_goes_on_while_a_save_is_under_way_and_does_not_reach_into_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "checkpoints" / "step-00000003.partial" / PIECES
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)  # who writes to it waits for a reader
+    saver, engine = checkpoints(tmp_path), PlainEngine()
+    engine.train_to(3)
+    saver.save(engine, RunState(step=3))
+    assert not saver.is_written()
+    engine.train_to(4)
+    written = load(pipe.read_bytes())
+    expected = PlainEngine()
+    expected.train_to(3)
+    for (name, kind), values_V in expected.values.items():
+        assert torch.equal(written[f"{kind}/{name}@0"], values_V)
+    with pytest.raises(CheckpointError, match="Invalid argument"):  # a pipe cannot be put on the disk
+        saver.commit()
+
+
+def test_a_save_counts_once_it_is_committed(tmp_path: Path) -> None:
+    saver, engine = checkpoints(tmp_path), PlainEngine()
+    engine.train_to(2)
+    saver.save(engine, RunState(step=2))
+    deadline = time.monotonic() + 60
+    while not saver.is_written() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert saver.is_written()
+    assert stored_steps(tmp_path) == ["step-00000002.partial"]
+    saver.commit()
+    assert stored_steps(tmp_path) == ["step-00000002"]
+    saver.commit()  # nothing is under way
+    assert stored_steps(tmp_path) == ["step-00000002"]
+
+
+@pytest.mark.parametrize("action", ["save", "load"])
+def test_what_comes_next_commits_what_is_under_way(tmp_path: Path, action: str) -> None:
+    saver, engine = checkpoints(tmp_path), PlainEngine()
+    engine.train_to(2)
+    saver.save(engine, RunState(step=2))
+    if action == "load":
+        assert saver.load_newest(engine).step == 2
+    else:
+        engine.train_to(3)
+        saver.save(engine, RunState(step=3))
+    assert "step-00000002" in stored_steps(tmp_path)
+    saver.commit()
+
+
+def test_memory_is_taken_once_and_pieces_may_lie_across_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "_BLOCK_VALUES", 8)
+    copy, places = HostCopy(), []
+    for first in (0.0, 100.0):
+        runs = torch.arange(first, first + 37).split([5, 0, 3, 20, 9])
+        copy.take([Piece(name="w", kind="weight", start=0, values_V=run_V) for run_V in runs])
+        assert torch.cat(copy.values()).tolist() == torch.arange(first, first + 37).tolist()
+        places.append([block.data_ptr() for block in copy.values()])
+    assert places[0] == places[1]
+    assert [len(block) for block in copy.values()] == [8, 8, 8, 8, 5]
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path, background: bool) -> None:
+    save(tmp_path, 1)
+    saver, engine = checkpoints(tmp_path, background=background), PlainEngine()
+    engine.train_to(2)
+    with (
+        no_file_longer_than(3000),
+        pytest.raises(
+            CheckpointError,
+            match=r"could not write the checkpoint of step 2 to .*\(rank 0: .*File too large.*\); older "
+            "checkpoints are intact: mend that and repeat the command",
+        ),
+    ):
+        saver.save(engine, RunState(step=2))
+        saver.commit()
+    assert stored_steps(tmp_path) == ["step-00000001"]
+    assert newest_of(tmp_path) == 1
+    saver.save(engine, RunState(step=2))  # there is room again
+    saver.commit()
+    assert newest_of(tmp_path) == 2
+
+
+def test_an_engine_that_holds_back_values_is_found_out_before_anybody_relies_on_it(tmp_path: Path) -> None:
+    saver, engine = checkpoints(tmp_path), PlainEngine()
+    engine.train_to(1)
+    engine.held["table"] = (0, 439)
+    saver.save(engine, RunState(step=1))
+    with pytest.raises(CheckpointError, match="exp_avg of table has 439 values, not 440"):
+        saver.commit()
+    assert stored_steps(tmp_path) == []
+
+
+def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path, 1, 2, 3)
+    flip_a_bit(tmp_path / "checkpoints" / "step-00000003" / PIECES)
+    (tmp_path / "checkpoints" / "step-00000002" / "manifest.json").unlink()
+    with caplog.at_level("ERROR", logger="kinemae"):
+        assert newest_of(tmp_path) == 1
+    assert f"step-00000003 is damaged ({PIECES} has changed since it was written)" in caplog.text
+    assert "step-00000002 is damaged (FileNotFoundError: " in caplog.text
+
+
+@pytest.mark.parametrize("file", [PIECES, "state.json", "parameters.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["missing", "short", "empty", "changed"])
+def test_every_file_is_guarded_against_every_damage(tmp_path: Path, file: str, damage: str) -> None:
+    save(tmp_path, 1, 2)
+    path = tmp_path / "checkpoints" / "step-00000002" / file
+    if damage == "missing":
+        path.unlink()
+    elif damage == "changed":
+        text = path.read_bytes()
+        is_list = file == "manifest.json"
+        path.write_bytes(text.replace(b'"bytes": ', b'"bytes": 9') if is_list else text[::-1])
+    else:
+        os.truncate(path, path.stat().st_size // 2 if damage == "short" else 0)
+    assert newest_of(tmp_path) == 1
+
+
+def test_only_damaged_checkpoints_stop_the_run(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    for manifest in tmp_path.rglob("manifest.json"):
+        manifest.unlink()
+    with pytest.raises(CheckpointError, match=r"all 2 checkpoints in .* are damaged; remove the folder"):
+        checkpoints(tmp_path).load_newest(PlainEngine())
+
+
+def test_what_was_damaged_and_passed_over_does_not_outlive_the_next_save(tmp_path: Path) -> None:
+    save(tmp_path, 1, 4)
+    flip_a_bit(tmp_path / "checkpoints" / "step-00000004" / PIECES)
+    assert newest_of(tmp_path) == 1
+    save(tmp_path, 2, keep=1)
+    assert stored_steps(tmp_path) == ["step-00000002"]
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    flip_a_bit(tmp_path / "checkpoints" / "step-00000002" / PIECES)
+    save(tmp_path, 2)
+    assert newest_of(tmp_path) == 2
+
+
+def test_a_save_that_never_ended_is_swept_up_by_the_next_start(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    folder = tmp_path / "checkpoints"
+    (folder / "step-00000002").rename(folder / "step-00000002.partial")
+    assert newest_of(tmp_path) == 1
+    assert stored_steps(tmp_path) == ["step-00000001"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "kept"),
+    [(1, 0, [6]), (2, 0, [5, 6]), (1, 2, [2, 4, 6]), (2, 3, [3, 5, 6]), (9, 4, [1, 2, 3, 4, 5, 6])],
+)
+def test_the_newest_stay_and_every_so_many_steps_one(
+    tmp_path: Path, keep: int, every: int, kept: list[int]
+) -> None:
+    saver, engine = checkpoints(tmp_path, keep=keep, every=every), PlainEngine()
+    for step in range(1, 7):
+        saver.save(engine, RunState(step=step))
+    saver.commit()
+    assert stored_steps(tmp_path) == [f"step-{step:08d}" for step in kept]
+
+
+def test_going_back_takes_an_older_one_and_drops_the_later(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4, 6)
+    assert newest_of(tmp_path, before=5) == 4
+    assert newest_of(tmp_path) == 4
+    with pytest.raises(CheckpointError, match="holds no checkpoint of step 1 or before to go back to"):
+        newest_of(tmp_path, before=1)
+    assert stored_steps(tmp_path) == ["step-00000002", "step-00000004"]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({**SHAPES, "table": (11, 40)}, "table: 40x11 there, 11x40 here"),
+        ({**SHAPES, "more": (2,)}, "more: not there, 2 here"),
+        ({"table": (40, 11)}, "frozen: 7 there, not here; head.bias: one value there, not here; head.weight"),
+        ({f"w{i}": (1,) for i in range(9)}, "w0: not there, 1 here, and 8 more"),
+    ],
+)
+def test_another_model_is_refused_by_name(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], message: str
+) -> None:
+    save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="step-00000001 is of another model") as refused:
+        checkpoints(tmp_path).load_newest(PlainEngine(shapes))
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (1, "written by an older version, as DeepSpeed's own files"),
+        (3, "is of format 3, and this version reads"),
+    ],
+)
+def test_another_format_is_refused_and_not_taken_for_damage(
+    tmp_path: Path, number: int, message: str
+) -> None:
+    save(tmp_path, 1)
+    path = tmp_path / "checkpoints" / "step-00000001" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": number}))
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints(tmp_path).load_newest(PlainEngine())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").touch()
+    saver = checkpoints(tmp_path)
+    saver.save(PlainEngine(), RunState(step=1))
+    with pytest.raises(CheckpointError, match=r"step 1 .*Not a directory"):
+        saver.commit()
+
+
+def test_a_checkpoint_describes_itself(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    folder = tmp_path / "checkpoints" / "step-00000005"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {key: manifest[key] for key in ("format", "step", "world", "zero_stage")} == {
+        "format": 2,
+        "step": 5,
+        "world": 1,
+        "zero_stage": 0,
+    }
+    notes = read_notes(folder)
+    assert notes.files.keys() == {path.name for path in folder.iterdir()} - {"manifest.json"}
+    assert notes.shapes == SHAPES
+    assert notes.updates == {"head.bias": 5, "head.weight": 5, "table": 5}
+    assert len(check_files(folder, notes.files)) == 10
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert check_files(tmp_path / "elsewhere", notes.files)
