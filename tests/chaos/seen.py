@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def look_at(pid: int) -> Seen | None:
         entries = (PROC / str(pid) / "environ").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return None
-    if fields[0] in "ZX":
+    if fields[0] in "ZX" or not argv:
         return None
     environment = dict(entry.partition("=")[::2] for entry in entries)
     is_room = "-m" in argv and argv[argv.index("-m") + 1 :][:1] == ["pretrain"] and "--dry-run" not in argv
@@ -80,9 +80,7 @@ def ranks(processes: Iterable[Seen]) -> list[Seen]:
 
 def agents(processes: Iterable[Seen]) -> list[Seen]:
     """Those who look after one host's processes."""
-    return [
-        seen for seen in processes if "python" in seen.argv[:1][0] and any(map(_is_agent, seen.argv[1:4]))
-    ]
+    return [seen for seen in processes if "python" in seen.argv[0] and _is_agent(seen.argv)]
 
 
 def loader_workers(processes: Iterable[Seen]) -> list[Seen]:
@@ -92,8 +90,8 @@ def loader_workers(processes: Iterable[Seen]) -> list[Seen]:
     return [seen for seen in processes if seen.parent in servers]
 
 
-def _is_agent(argument: str) -> bool:
-    return argument.endswith("agent.py") or argument == "launch.agent"
+def _is_agent(argv: Sequence[str]) -> bool:
+    return any(word.endswith("/agent.py") for word in argv[1:4]) and "--processes" in argv
 
 
 def _mentions(pid: int, text: bytes) -> bool:
