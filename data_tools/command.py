@@ -12,11 +12,15 @@ from pathlib import Path
 
 from data_tools.config import parse_override
 
-EXIT_DIVERGED = 1
+EXIT_CRASHED = 1  # whatever was not foreseen; a supervisor starts the run again, as after EXIT_STUCK
 EXIT_CONFIG = 2
 EXIT_DATA = 3
 EXIT_CHECKPOINT = 4
+EXIT_STUCK = 5
+EXIT_DIVERGED = 6
+# Stopped with a checkpoint, by SIGINT, SIGUSR1 and SIGTERM: 128 and the signal's number, as shells have it.
 EXIT_INTERRUPTED = 130
+EXIT_REQUEUE = 138
 EXIT_TERMINATED = 143
 
 log = logging.getLogger("kinemae")
@@ -31,7 +35,11 @@ class CheckpointError(Exception):
 
 
 class Diverged(Exception):
-    """Too many updates in a row were skipped because a gradient was not finite."""
+    """The numbers of a run went bad, and no roll-back is left that could mend them."""
+
+
+class Stuck(Exception):
+    """Something that others have to do for this process did not happen in its time; trying again may help."""
 
 
 class Stopped(Exception):
@@ -40,6 +48,16 @@ class Stopped(Exception):
     def __init__(self, exit_code: int, message: str):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+_EXIT_CODES: dict[type[BaseException], int] = {
+    ValueError: EXIT_CONFIG,
+    DataError: EXIT_DATA,
+    CheckpointError: EXIT_CHECKPOINT,
+    Stuck: EXIT_STUCK,
+    Diverged: EXIT_DIVERGED,
+    KeyboardInterrupt: EXIT_INTERRUPTED,
+}
 
 
 @contextmanager
@@ -97,19 +115,31 @@ def run_program(program: Program, argv: Sequence[str] | None = None) -> int:
         arguments = _parse(program, sys.argv[1:] if argv is None else list(argv))
         arguments.run(arguments)
         return 0
-    except Stopped as stopped:
-        log.warning("%s", stopped)
-        return stopped.exit_code
-    except ValueError as error:
-        return _fail(error, EXIT_CONFIG)
-    except DataError as error:
-        return _fail(error, EXIT_DATA)
-    except CheckpointError as error:
-        return _fail(error, EXIT_CHECKPOINT)
-    except Diverged as error:
-        return _fail(error, EXIT_DIVERGED)
-    except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED)
+    except (Exception, KeyboardInterrupt) as error:
+        code = exit_code_of(error)
+        if code == EXIT_CRASHED:
+            raise
+        say_why(error)
+        return code
+
+
+def exit_code_of(error: BaseException) -> int:
+    """What a program leaves with when it ends by an error."""
+    if isinstance(error, Stopped):
+        return error.exit_code
+    return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), EXIT_CRASHED)
+
+
+def say_why(error: BaseException) -> None:
+    """Log an error that ends the program: in a line where it was foreseen, with its traceback where not."""
+    if isinstance(error, Stopped):
+        log.warning("%s", error)
+    elif isinstance(error, KeyboardInterrupt):
+        log.error("interrupted")
+    elif exit_code_of(error) == EXIT_CRASHED:
+        log.error("an error that was not foreseen:", exc_info=error)
+    else:
+        log.error("%s", error)
 
 
 def configure_logging() -> None:
@@ -168,8 +198,3 @@ def _describe(parser: argparse.ArgumentParser, command: Command) -> None:
         parser.set_defaults(overrides=[])
     else:
         parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="config overrides, read as YAML")
-
-
-def _fail(error: object, exit_code: int) -> int:
-    log.error("%s", error)
-    return exit_code

@@ -9,6 +9,7 @@ from data_tools.parts import Part
 from data_tools.stream.loader import AugmentConfig
 from finetune.mixing import MixConfig
 from finetune.shortening import Shortening
+from pretrain.runtime.guard import GuardConfig
 from pretrain.runtime.settings import (
     BatchConfig,
     EngineConfig,
@@ -16,7 +17,9 @@ from pretrain.runtime.settings import (
     OptimConfig,
     RunSettings,
     StreamConfig,
+    check_saving,
 )
+from pretrain.runtime.watchdog import WatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +146,9 @@ class FinetuneConfig:
         label_smoothing: share of the target spread over all classes.
         save_every_steps: optimiser steps between checkpoints.
         keep_checkpoints: how many of the newest ones stay.
+        keep_every_steps: those of its multiples stay too; 0 for none.
+        save_in_background: whether training goes on while a checkpoint is written, for the price of a copy in
+            host memory.
     """
 
     run_dir: str = MISSING
@@ -157,6 +163,8 @@ class FinetuneConfig:
     label_smoothing: float = 0.0
     save_every_steps: int = 500
     keep_checkpoints: int = 2
+    keep_every_steps: int = 0
+    save_in_background: bool = True
     data: FinetuneData = field(default_factory=FinetuneData)
     batch: BatchConfig = field(default_factory=BatchConfig)
     clip: FinetuneClip = field(default_factory=FinetuneClip)
@@ -168,6 +176,8 @@ class FinetuneConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
     @property
     def shortening(self) -> Shortening:
@@ -180,8 +190,7 @@ class FinetuneConfig:
         require(self.epochs > 0, "epochs", "be above 0", self.epochs)
         require(0 <= self.drop_path < 1, "drop_path", "lie in [0, 1)", self.drop_path)
         require(0 <= self.label_smoothing < 1, "label_smoothing", "lie in [0, 1)", self.label_smoothing)
-        require(self.save_every_steps >= 1, "save_every_steps", "be at least 1", self.save_every_steps)
-        require(self.keep_checkpoints >= 1, "keep_checkpoints", "be at least 1", self.keep_checkpoints)
+        check_saving(self.save_every_steps, self.keep_checkpoints, self.keep_every_steps)
 
 
 def steps_of(config: FinetuneConfig, samples: int) -> int:
@@ -199,10 +208,14 @@ def run_settings(config: FinetuneConfig, samples: int, *, workers: int) -> RunSe
         steps=steps_of(config, samples),
         save_every_steps=config.save_every_steps,
         keep_checkpoints=config.keep_checkpoints,
+        keep_every_steps=config.keep_every_steps,
+        save_in_background=config.save_in_background,
         workers=workers,
         max_bad_fraction=config.data.max_bad_fraction,
         timeout_s=config.data.timeout_s,
         optim=config.optim,
         engine=config.engine,
         log=config.log,
+        watch=config.watch,
+        guard=config.guard,
     )

@@ -23,10 +23,12 @@ from finetune.layer_decay import layer_scale
 from finetune.model_file import FinetunedModel, save_model
 from pretrain.encoder_file import EncoderDescription, announce_resampling
 from pretrain.model.packing import share_of
+from pretrain.runtime.ending import ending_together
 from pretrain.runtime.loop import Training, set_cpu_threads
 from pretrain.runtime.optimiser import parameter_groups
-from pretrain.runtime.processes import Processes, find_processes, join_group, leave_group
+from pretrain.runtime.processes import Processes, find_processes, join_group
 from pretrain.runtime.run_folder import check_run_dir, open_run_dir
+from pretrain.runtime.run_lock import run_lock
 
 _CALIBRATION_CLIPS = 256
 
@@ -53,11 +55,11 @@ def run_train(arguments: argparse.Namespace) -> None:
         return
     config, processes = prepared.config, prepared.processes
     run_dir = Path(config.run_dir)
-    if processes.is_first:
-        open_run_dir(run_dir, config)
-    try:
+    with ending_together(processes), run_lock(run_dir, processes, config.watch):
+        if processes.is_first:
+            open_run_dir(run_dir, config)
         run = training(prepared)
-        join_group(processes)
+        join_group(processes, config.watch)
         calibrate_head(prepared, run)
         run.run()
         model = FinetunedModel(
@@ -67,8 +69,6 @@ def run_train(arguments: argparse.Namespace) -> None:
             _save(model, config)
         result = evaluate(model, prepared.validation, config, processes)
         publish(result, run_dir, processes, as_json=arguments.json)
-    finally:
-        leave_group()
 
 
 def prepare(config: FinetuneConfig) -> Prepared:

@@ -7,12 +7,14 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from data_tools.command import Command, Program, run_program
 from data_tools.config import load_config, to_yaml
 from pretrain.config import PretrainConfig
 from pretrain.preview import run_preview
-from pretrain.runtime.processes import leave_group
+from pretrain.runtime.ending import ending_together
+from pretrain.runtime.run_lock import run_lock
 from pretrain.training import make_plan, run_pretraining
 
 
@@ -25,10 +27,8 @@ def pretrain(arguments: argparse.Namespace) -> None:
         sys.stdout.write(text if arguments.json else f"{to_yaml(config)}\n{text}")
         sys.stdout.write("\n")
         return
-    try:
+    with ending_together(plan.processes), run_lock(Path(config.run_dir), plan.processes, config.watch):
         run_pretraining(plan)
-    finally:
-        leave_group()
 
 
 PROGRAM = Program(

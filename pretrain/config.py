@@ -7,6 +7,7 @@ from data_tools.parts import Part
 from data_tools.stream.loader import AugmentConfig, ClipConfig
 from pretrain.health import HealthConfig
 from pretrain.model.sizes import ModelConfig
+from pretrain.runtime.guard import GuardConfig
 from pretrain.runtime.settings import (
     BatchConfig,
     EngineConfig,
@@ -14,7 +15,9 @@ from pretrain.runtime.settings import (
     OptimConfig,
     RunSettings,
     StreamConfig,
+    check_saving,
 )
+from pretrain.runtime.watchdog import WatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,8 @@ class PretrainConfig:
     start_from: str | None = None
     save_every_steps: int = 1000
     keep_checkpoints: int = 2
+    keep_every_steps: int = 0
+    save_in_background: bool = True
     data: DataConfig = field(default_factory=DataConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -80,6 +85,8 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
 
@@ -90,8 +97,7 @@ class PretrainConfig:
             )
         require(self.steps >= 1, "steps", "be at least 1", self.steps)
         require(self.start_from != "", "start_from", "name a folder, or be null", self.start_from)
-        require(self.save_every_steps >= 1, "save_every_steps", "be at least 1", self.save_every_steps)
-        require(self.keep_checkpoints >= 1, "keep_checkpoints", "be at least 1", self.keep_checkpoints)
+        check_saving(self.save_every_steps, self.keep_checkpoints, self.keep_every_steps)
 
     def run_settings(self, workers: int) -> RunSettings:
         """What the loop needs; `workers` is the resolved number."""
@@ -101,10 +107,14 @@ class PretrainConfig:
             steps=self.steps,
             save_every_steps=self.save_every_steps,
             keep_checkpoints=self.keep_checkpoints,
+            keep_every_steps=self.keep_every_steps,
+            save_in_background=self.save_in_background,
             workers=workers,
             max_bad_fraction=self.data.max_bad_fraction,
             timeout_s=self.data.timeout_s,
             optim=self.optim,
             engine=self.engine,
             log=self.log,
+            watch=self.watch,
+            guard=self.guard,
         )

@@ -31,6 +31,12 @@ class Ahead(Iterator[Item]):
         arguments = (crew, change, self._done, self._ended, device)
         threading.Thread(target=_run_ahead, args=arguments, daemon=True).start()
         weakref.finalize(self, _let_go, crew, self._ended)
+        self._crew = crew
+
+    @property
+    def being_read(self) -> list[str]:
+        """See `Crew.being_read`."""
+        return self._crew.being_read
 
     def __next__(self) -> Item:
         if self._ended.is_set():

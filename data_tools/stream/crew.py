@@ -87,6 +87,11 @@ class Crew(Iterator[Item], Generic[Item]):
             self.close()
         return item
 
+    @property
+    def being_read(self) -> list[str]:
+        """Keys of the samples that workers are at. Any thread may ask."""
+        return [member.key for member in list(self._members) if member.key]
+
     def dismiss(self) -> None:
         """Kill the workers, which have nothing to save. Any thread may call this while another iterates."""
         _dismiss(self._processes, self._dismissed)

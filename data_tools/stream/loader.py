@@ -29,6 +29,7 @@ __all__ = [
     "ClipConfig",
     "EvaluationItem",
     "TrainingClips",
+    "being_read",
     "evaluation_loader",
     "training_loader",
 ]
@@ -68,6 +69,11 @@ def training_loader(  # noqa: PLR0913 - a run's coordinates, all by name
         if isinstance(batches, Crew)
         else map(ClipBatch.pin_memory, batches)
     )
+
+
+def being_read(items: Iterator[Item]) -> list[str]:
+    """Keys of the samples that a loader's workers are reading right now; none where it has no workers."""
+    return items.being_read if isinstance(items, Crew | Ahead) else []
 
 
 def evaluation_loader(  # noqa: PLR0913 - a run's coordinates, all by name

@@ -1,8 +1,8 @@
 """Checkpoints that are complete or absent, written while training goes on, free of the topology.
 
 The layout is in `checkpoint_files.py`. A folder bears its final name only after all processes have said that
-their bytes are on the disk. On resume every byte is checked; a damaged checkpoint is passed over loudly for the
-one before it.
+their bytes are on the disk. On resume every byte is checked; a damaged checkpoint is passed over loudly for
+the one before it.
 """
 
 import shutil
@@ -36,6 +36,8 @@ class RunState:
         world: processes that wrote the checkpoint.
         zero_stage: the ZeRO stage that wrote it.
         omitted: steps whose update is left out, by the guard.
+        rollbacks: how often the guard went back.
+        recent: loss and gradient norm of the last applied steps, oldest first, where there is a guard.
     """
 
     step: int = 0
@@ -45,6 +47,8 @@ class RunState:
     world: int = 1
     zero_stage: int = 0
     omitted: list[int] = field(default_factory=list)
+    rollbacks: int = 0
+    recent: list[list[float]] = field(default_factory=list)
 
 
 class HasPieces(Protocol):

@@ -1,14 +1,11 @@
 """The training loop, the same for pretraining and fine-tuning.
 
-What happens at a step is a function of the step: which clips, their crops and masks, the noise, the
-learning rate. The loop itself carries only counters (`RunState`).
+What happens at a step is a function of the step and of which steps' updates are left out: which clips, their
+crops and masks, the noise, the learning rate. The loop itself carries only counters (`RunState`).
 """
 
-import json
-import math
 import os
-import time
-from collections.abc import Iterator
+import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,22 +14,24 @@ import torch
 from torch import nn
 
 from data_tools.command import DataError, Diverged, Stopped, log
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from data_tools.stream.loader import TrainingClips, training_loader
+from data_tools.stream.loader import TrainingClips
 from data_tools.stream.order import BatchPlan
 from data_tools.stream.workers import available_cores
+from pretrain.runtime.agreement import Agreement
 from pretrain.runtime.checkpoint import Checkpoints, RunState
 from pretrain.runtime.engine import Engine
-from pretrain.runtime.meter import Meter
-from pretrain.runtime.metrics import MetricsWriter, drop_lines_from
-from pretrain.runtime.optimiser import learning_rate
-from pretrain.runtime.processes import Processes
+from pretrain.runtime.guard import GuardConfig, Incident
+from pretrain.runtime.incidents import Incidents
+from pretrain.runtime.metrics import MetricsWriter
+from pretrain.runtime.processes import Processes, join_group
+from pretrain.runtime.reporting import Reporting
 from pretrain.runtime.settings import RunSettings
 from pretrain.runtime.signals import StopSignals
+from pretrain.runtime.stepping import Stepping
+from pretrain.runtime.stragglers import Stragglers
+from pretrain.runtime.watchdog import Watchdog
 
 _FEW_BAD_CLIPS = 10
-_MOST_SKIPPED_STEPS_IN_A_ROW = 10
 
 
 class Watcher(Protocol):
@@ -64,177 +63,215 @@ class Training:
     watchers: tuple[Watcher, ...] = ()
 
     def run(self) -> None:
-        """Train from the newest checkpoint, or from the start, to the last step.
+        """Train from the newest checkpoint, or from the start, to the last step; then the module is readable.
 
         Raises:
-            Stopped: on SIGTERM or SIGINT, after a checkpoint.
+            Stopped: on SIGTERM, SIGINT or SIGUSR1 to any process, after a checkpoint.
             DataError: more videos than allowed could not be read.
             CheckpointError: no checkpoint could be read or written.
-            Diverged: too many updates were skipped in a row.
+            Diverged: the numbers went bad, and no roll-back is left.
+            Stuck: the processes could not meet.
         """
         set_cpu_threads(self.settings, self.processes)
-        engine = Engine(
-            self.module,
-            self.groups,
-            optim=self.settings.optim,
-            engine=self.settings.engine,
-            plan=self.plan,
-            processes=self.processes,
+        watchdog = Watchdog(self.settings.watch, rank=self.processes.rank)
+        with watchdog:
+            # `join_group` itself is bounded by the same key and says more, so it comes to its end first.
+            join_group(self.processes, self.settings.watch)
+            watchdog.enter("building the engine and loading a checkpoint", limit="start_timeout_s")
+            _Run(self, watchdog).go()
+
+
+class _Run:
+    """From the newest checkpoint to the last step, going back where the guard says so."""
+
+    def __init__(self, training: Training, watchdog: Watchdog):
+        self.training = training
+        self.settings = settings = training.settings
+        self.processes = processes = training.processes
+        self.watchdog = watchdog
+        self.engine = Engine(
+            training.module,
+            training.groups,
+            optim=settings.optim,
+            engine=settings.engine,
+            plan=training.plan,
+            processes=processes,
         )
-        run_dir = Path(self.settings.run_dir)
-        checkpoints = Checkpoints(run_dir, self.processes, keep=self.settings.keep_checkpoints)
-        state = checkpoints.load_newest(engine, zero_stage=self.settings.engine.zero_stage)
+        run_dir = Path(settings.run_dir)
+        self.checkpoints = Checkpoints(
+            run_dir,
+            processes,
+            keep=settings.keep_checkpoints,
+            keep_every_steps=settings.keep_every_steps,
+            background=settings.save_in_background,
+        )
+        self.incidents = Incidents(run_dir, training.clips, training.plan)
+        self.agreement = Agreement(processes)
+        hosts = processes.gather(platform.node())
+        self.stragglers = Stragglers(hosts, ratio=settings.watch.straggler_ratio)
+        self.signals = StopSignals()
+        self.has_looked = True  # watchers at the last report; the first step may take long as well
+
+    def go(self) -> None:
+        """See `Training.run`."""
+        state = self._begin()
+        with self.signals:
+            while state.step < self.settings.steps:
+                state, incident = self._go_on(state)
+                if incident is not None:
+                    state = self._go_back(state, incident)
+        self.engine.make_readable()
+
+    def _begin(self) -> RunState:
+        state = self.checkpoints.load_newest(self.engine)
+        state = self.processes.from_first(self.incidents.recall(state) if self.processes.is_first else state)
         if state.step:
             log.info("continuing at step %d of %d", state.step, self.settings.steps)
-        if state.step < self.settings.steps:
-            with StopSignals() as signals:
-                _Loop(self, engine, checkpoints, state, signals).run()
-        engine.make_readable()
+        elif self.settings.guard.is_on:
+            self._save(state)  # to have something to go back to
+            self._commit()
+        return state
 
-
-class _Loop:
-    def __init__(
-        self,
-        training: Training,
-        engine: Engine,
-        checkpoints: Checkpoints,
-        state: RunState,
-        signals: StopSignals,
-    ):
-        self.training = training
-        self.settings = training.settings
-        self.engine = engine
-        self.checkpoints = checkpoints
-        self.state = state
-        self.signals = signals
-        self.skipped_in_a_row = 0
-        self.meter = Meter(training.processes)
-        self.writer: MetricsWriter | None = None
-        self.sample_log = _SampleLog(self.settings, training.processes, state.step)
-        if training.processes.is_first:
-            run_dir = Path(self.settings.run_dir)
-            self.writer = MetricsWriter(run_dir, first_step=state.step, steps=self.settings.steps)
-
-    def run(self) -> None:
-        training, settings = self.training, self.settings
-        batches = training_loader(
-            training.clips,
-            training.plan,
-            rank=training.processes.rank,
-            first_step=self.state.step,
-            last_step=settings.steps,
-            workers=settings.workers,
-            pin=training.processes.device.type == "cuda",
-            timeout_s=settings.timeout_s,
+    def _go_on(self, state: RunState) -> tuple[RunState, Incident | None]:
+        """Steps until the last one, or until an incident."""
+        stepping = Stepping(
+            self.engine,
+            clips=self.training.clips,
+            plan=self.training.plan,
+            settings=self.settings,
+            processes=self.processes,
+            watchdog=self.watchdog,
+            state=state,
+        )
+        reporting = Reporting(
+            self.settings, self.processes, state, incidents=self.incidents, stragglers=self.stragglers
         )
         try:
-            for step in range(self.state.step, settings.steps):
-                self._step(step, batches)
-                done = step + 1
-                is_saved = done % settings.save_every_steps == 0 or done == settings.steps
-                if is_saved or done % settings.log.every_steps == 0:
-                    stop = self._report(done)
-                    if is_saved or stop:
-                        self.checkpoints.save(self.engine, self.state)
-                    self._end_if_due(stop, done)
+            for step in range(state.step, self.settings.steps):
+                stepping.do(step, may_take_long=self.has_looked)
+                incident = self._end_step(step + 1, stepping, reporting)
+                if incident is not None:
+                    return reporting.state, incident
+            self._commit()
+            return reporting.state, None
         finally:
-            self.sample_log.close()
-            if self.writer is not None:
-                self.writer.close()
+            stepping.close()
+            reporting.close()
 
-    def _step(self, step: int, batches: Iterator[ClipBatch]) -> None:
-        settings, plan = self.settings, self.training.plan
-        rate = learning_rate(step, settings.steps, settings.optim)
-        waited_s = 0.0
-        norm: Any = 0.0
-        for _ in range(plan.accumulation):
-            asked_s = time.monotonic()
-            batch = next(batches)
-            waited_s += time.monotonic() - asked_s
-            self.sample_log.note(step, batch)
-            batch = batch.to(self.training.processes.device)
-            values = self.engine(batch, ClipRandom(settings.seed, batch.clip_index_B))
-            # Divided by the configured batch, not by the clips that could be read: all processes agree on it.
-            self.engine.backward((values["loss"] * batch.weight_B).sum() / plan.micro_clips)
-            norm = self.engine.step(rate)
-            self.meter.add(batch, values)
-        self.engine.after_update((step + 1) / settings.steps)
-        self.meter.end_step(step, rate, norm, waited_s=waited_s, clips=plan.global_clips)
+    def _end_step(self, done: int, stepping: Stepping, reporting: Reporting) -> Incident | None:
+        """What is due after a step, at the same steps on all processes."""
+        settings = self.settings
+        self.has_looked = False
+        agreed = self.agreement.answer()
+        if not agreed.is_writing:
+            self._commit()
+        is_saved = done % settings.save_every_steps == 0 or done == settings.steps
+        if is_saved or agreed.stop or done % settings.log.every_steps == 0:
+            incident = self._report(stepping, reporting)
+            if incident is not None:
+                return incident
+            if is_saved or agreed.stop:
+                self._save(reporting.state)
+            self._end_if_due(reporting.state, agreed.stop)
+        if done < settings.steps:
+            self.signals.tell()
+            self.agreement.ask(stop=self.signals.exit_code, is_writing=not self.checkpoints.is_written())
+        return None
 
-    def _report(self, done: int) -> bool:
-        """Fetch and write the metrics since the last report; say whether somebody wants to stop."""
-        self.meter.stop_requested = self.signals.received
-        lines, stop = self.meter.fetch()
-        skipped_steps = self.state.skipped_steps
-        for line in lines:
-            is_applied = math.isfinite(line["gradient_norm"])
-            self.skipped_in_a_row = 0 if is_applied else self.skipped_in_a_row + 1
-            skipped_steps += not is_applied
-            if not is_applied:
-                log.warning("step %d was skipped on all processes: its gradient is not finite", line["step"])
-        self.state = replace(
-            self.state,
-            step=done,
-            clips=done * self.training.plan.global_clips,
-            skipped_clips=self.state.skipped_clips + sum(line["skipped_clips"] for line in lines),
-            skipped_steps=skipped_steps,
-            world=self.training.processes.world,
-            zero_stage=self.settings.engine.zero_stage,
-        )
-        due = [watcher for watcher in self.training.watchers if watcher.is_due(done - len(lines), done - 1)]
-        if due:
-            self.engine.make_readable()
-        if self.writer is not None:
-            for watcher in due:  # first, since they may have numbers to add
-                watcher.after_step(done - 1, self.writer)
-            self.writer.write(lines)
-        return stop
+    def _report(self, stepping: Stepping, reporting: Reporting) -> Incident | None:
+        self.watchdog.move("reporting, or waiting for another process that should be")
+        report = stepping.meter.fetch()
+        incident = reporting.take(report, clips_per_step=self.training.plan.global_clips)
+        if incident is None:
+            self._look(report.lines[0]["step"], report.lines[-1]["step"], reporting.writer)
+        reporting.write(report.lines)
+        return incident
 
-    def _end_if_due(self, stop: bool, done: int) -> None:
-        if stop and done < self.settings.steps:
-            raise Stopped(
-                self.signals.exit_code,
-                f"stopped at step {done} with a checkpoint; repeat the command to go on",
-            )
-        allowed = max(_FEW_BAD_CLIPS, self.settings.max_bad_fraction * self.state.clips)
-        if self.state.skipped_clips > allowed:
-            raise DataError(
-                f"{self.state.skipped_clips} of {self.state.clips} clips could not be read, more than "
+    def _look(self, first_step: int, last_step: int, writer: MetricsWriter | None) -> None:
+        """Let those watchers look that are due; the metrics come after them, since they may add numbers."""
+        due = [watcher for watcher in self.training.watchers if watcher.is_due(first_step, last_step)]
+        if not due:
+            return
+        self.watchdog.enter("taking pictures and measures", limit="first_step_timeout_s", step=last_step)
+        self.has_looked = True
+        self.engine.make_readable()
+        if writer is None:
+            return
+        for watcher in due:
+            try:
+                watcher.after_step(last_step, writer)
+            except OSError as error:
+                log.warning("%s could not look at the run: %s", type(watcher).__name__, error)
+
+    def _save(self, state: RunState) -> None:
+        """Begin to write a checkpoint, signed with who writes it."""
+        stage = self.settings.engine.zero_stage
+        with self.watchdog.during("saving a checkpoint", limit="save_timeout_s"):
+            self.checkpoints.save(self.engine, replace(state, world=self.processes.world, zero_stage=stage))
+
+    def _commit(self) -> None:
+        with self.watchdog.during("committing a checkpoint", limit="save_timeout_s"):
+            self.checkpoints.commit()
+
+    def _end_if_due(self, state: RunState, stop: int) -> None:
+        """End the run where there is a reason to, on all processes alike, once its checkpoint is whole."""
+        allowed = max(_FEW_BAD_CLIPS, self.settings.max_bad_fraction * state.clips)
+        if stop and state.step < self.settings.steps:
+            self._commit()
+            what = f"stopped at step {state.step} with a checkpoint; repeat the command to go on"
+            raise Stopped(stop, self._said(what))
+        if state.skipped_clips > allowed:
+            self._commit()
+            what = (
+                f"{state.skipped_clips} of {state.clips} clips could not be read, more than "
                 f"data.max_bad_fraction={self.settings.max_bad_fraction} allows; the log above names them"
             )
-        if self.skipped_in_a_row >= _MOST_SKIPPED_STEPS_IN_A_ROW:
-            raise Diverged(
-                f"{self.skipped_in_a_row} steps in a row had a gradient that is not finite: lower optim.lr "
-                "or set optim.clip_norm, and continue from an older checkpoint"
-            )
+            raise DataError(self._said(what))
+
+    def _go_back(self, state: RunState, incident: Incident) -> RunState:
+        """Load the newest checkpoint before an incident; what is left out from now on stands in the state.
+
+        Raises:
+            Diverged: there is no guard, or it has gone back too often.
+        """
+        guard, first = self.settings.guard, incident.steps[0]
+        what = f"step {first}: {incident.reason}"
+        if not guard.is_on or state.rollbacks >= guard.most_rollbacks:
+            self._commit()
+            self._note(incident, range(0))
+            raise Diverged(self._said(f"{what}; {_ways_out(guard, state.rollbacks)}"))
+        with self.watchdog.during("going back to a checkpoint", limit="save_timeout_s"):
+            self.checkpoints.commit()
+            loaded = self.checkpoints.load_newest(self.engine, before=first)
+        omitted = incident.omitted(loaded.step)
+        self._note(incident, omitted)
+        self.has_looked = True
+        log.warning(
+            "%s: back to the checkpoint of step %d, and on without the updates of steps %d to %d",
+            what, loaded.step, omitted[0], omitted[-1],
+        )  # fmt: skip
+        everything = sorted({*state.omitted, *omitted})
+        return replace(loaded, omitted=everything, rollbacks=state.rollbacks + 1)
+
+    def _note(self, incident: Incident, omitted: range) -> None:
+        if self.processes.is_first:
+            self.incidents.write(incident.steps, incident.reason, omitted=omitted)
+
+    def _said(self, what: str) -> str:
+        """What an error that all processes meet alike says on this one."""
+        return what if self.processes.is_first else "ended as all processes did: the log of rank 0 says why"
 
 
-class _SampleLog:
-    """Names every skipped clip in the log and, where asked for, every clip's key in a file per process."""
-
-    def __init__(self, settings: RunSettings, processes: Processes, first_step: int):
-        self._file = None
-        if settings.log.samples:
-            folder = Path(settings.run_dir) / "samples"
-            folder.mkdir(parents=True, exist_ok=True)
-            own = folder / f"rank-{processes.rank:05d}.jsonl"
-            drop_lines_from(own, first_step)
-            if processes.is_first:  # what ranks wrote that there were before, and are not now
-                for path in folder.glob("rank-*.jsonl"):
-                    if int(path.stem.removeprefix("rank-")) >= processes.world:
-                        drop_lines_from(path, first_step)
-            self._file = own.open("a", encoding="utf-8")
-
-    def note(self, step: int, batch: ClipBatch) -> None:
-        for clip in batch.skipped:
-            log.warning("step %d: clip of %s skipped: %s", step, clip.key, clip.reason)
-        if self._file is not None:
-            self._file.write(json.dumps({"step": step, "keys": batch.keys}) + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+def _ways_out(guard: GuardConfig, rollbacks: int) -> str:
+    if guard.is_on:
+        return (
+            f"the run went back {rollbacks} times already, guard.most_rollbacks={guard.most_rollbacks}: see "
+            "RUN/incidents for the clips, lower optim.lr, or raise guard.most_rollbacks"
+        )
+    return (
+        "lower optim.lr or set optim.clip_norm, and continue from an older checkpoint; or set "
+        "guard.spike_sigmas, and the run goes back by itself"
+    )
 
 
 def set_cpu_threads(settings: RunSettings, processes: Processes) -> None:

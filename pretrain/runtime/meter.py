@@ -4,13 +4,26 @@ import resource
 import sys
 import time
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from data_tools.stream.batch import ClipBatch
 from pretrain.runtime.processes import Processes
+from pretrain.runtime.stragglers import OwnTime
+
+
+class Report(NamedTuple):
+    """What all processes know after a fetch, to the last bit alike, so that they may decide by it.
+
+    Attributes:
+        lines: one for each step since the last fetch.
+        own_s: own time of each process in these steps, by rank; see `stragglers.py`.
+    """
+
+    lines: list[dict[str, Any]]
+    own_s: list[float]
 
 
 class Meter:
@@ -21,10 +34,14 @@ class Meter:
 
     What the host knows (keys, skipped clips) stays on the host until the metrics are fetched, and what the
     device computes stays there: copying either at each step would make one wait for the other.
+
+    Attributes:
+        own_time: of this process's own work.
     """
 
     def __init__(self, processes: Processes):
         self._processes = processes
+        self.own_time = OwnTime(processes.device)
         self._names: tuple[str, ...] = ()
         self._rows: list[Tensor] = []
         self._host_rows: list[list[float]] = []
@@ -32,7 +49,6 @@ class Meter:
         self._norms: list[float | Tensor] = []
         self._row: Tensor | None = None
         self._host_row = [0.0, 0.0]
-        self.stop_requested = 0
         self._waited_s = 0.0
         self._clips = 0
         self._since_s = time.monotonic()
@@ -47,46 +63,59 @@ class Meter:
         row = torch.stack([weight_B.sum(), *sums])
         self._row = row if self._row is None else self._row + row
 
-    def end_step(self, step: int, rate: float, norm: float | Tensor, *, waited_s: float, clips: int) -> None:
+    def waited(self, seconds: float) -> None:
+        """Count time spent waiting for a batch."""
+        self._waited_s += seconds
+        self.own_time.add(seconds)
+
+    def end_step(self, head: dict[str, Any], norm: float | Tensor, *, clips: int) -> None:
+        """Close a step's row.
+
+        Args:
+            head: what the line begins with: "step", "lr" and whatever else every process knows.
+            norm: of the gradient before clipping.
+        """
         assert self._row is not None
         self._rows.append(self._row)
         self._host_rows.append(self._host_row)
         self._row, self._host_row = None, [0.0, 0.0]
-        self._steps.append({"step": step, "lr": rate})
+        self._steps.append(head)
         self._norms.append(norm)
-        self._waited_s += waited_s
         self._clips += clips
 
-    def fetch(self) -> tuple[list[dict[str, Any]], bool]:
-        """The lines of all steps since the last fetch, and whether any process was asked to stop.
-
-        Every process must call this after the same step.
-        """
-        device_rows = torch.stack(self._rows)
-        host_rows = torch.tensor(self._host_rows, dtype=torch.float64, device=device_rows.device)
-        rows = torch.cat([host_rows, device_rows], dim=1)
-        stop = torch.full_like(rows[:1], float(self.stop_requested))
-        table = self._processes.sum(torch.cat([rows, stop])).tolist()
-        lines = [
-            self._line(head, row, float(norm))
-            for head, row, norm in zip(self._steps, table, self._norms, strict=False)
-        ]
+    def fetch(self) -> Report:
+        """The lines of all steps since the last fetch. Every process must call this after the same step."""
+        table, own_s = self._sums()
+        lines = [self._line(head, row) for head, row in zip(self._steps, table, strict=True)]
         elapsed_s = max(time.monotonic() - self._since_s, 1e-9)
         lines[-1]["clips_per_s"] = round(self._clips / elapsed_s, 2)
         lines[-1]["data_wait_share"] = round(self._waited_s / elapsed_s, 4)
         lines[-1]["memory_gb"] = round(peak_memory_bytes(self._processes.device) / 1e9, 3)
         self._rows, self._host_rows, self._steps, self._norms = [], [], [], []
         self._waited_s, self._clips, self._since_s = 0.0, 0, time.monotonic()
-        return lines, table[-1][0] > 0
+        return Report(lines, own_s)
 
-    def _line(self, head: dict[str, Any], row: list[float], norm: float) -> dict[str, Any]:
-        skipped, samples, weight, *totals = row
+    def _sums(self) -> tuple[list[list[float]], list[float]]:
+        """Rows summed over processes, and each process's own time; all in one message."""
+        device_rows = torch.stack(self._rows)
+        host_rows = device_rows.new_tensor(self._host_rows)
+        # The first process's norms for all, so that nobody decides by another last bit.
+        norms = torch.stack([torch.as_tensor(norm).to(device_rows) for norm in self._norms])
+        norms = norms if self._processes.is_first else torch.zeros_like(norms)
+        rows = torch.cat([host_rows, norms[:, None], device_rows], dim=1)
+        own_s = device_rows.new_zeros(self._processes.world)
+        own_s[self._processes.rank] = self.own_time.take()
+        summed = self._processes.sum(torch.cat([rows.flatten(), own_s]))
+        return summed[: rows.numel()].view_as(rows).tolist(), summed[rows.numel() :].tolist()
+
+    def _line(self, head: dict[str, Any], row: list[float]) -> dict[str, Any]:
+        skipped, samples, norm, weight, *totals = row
         means = {
             name: total / weight if weight else float("nan")
             for name, total in zip(self._names, totals, strict=True)
         }
-        line = {"step": head["step"], **means, "lr": head["lr"], "gradient_norm": norm}
-        return {**line, "samples": int(samples), "skipped_clips": int(skipped)}
+        counts = {"samples": int(samples), "skipped_clips": int(skipped)}
+        return {"step": head["step"], **means, "lr": head["lr"], "gradient_norm": norm, **counts, **head}
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -2,17 +2,16 @@
 tensorboard.
 
 One line of `metrics.jsonl` is one step. A continued run first drops the lines past its checkpoint, so that
-the file
-of an interrupted run ends up as the file of an unbroken one (times aside).
+the file of an interrupted run ends up as the file of an unbroken one (times aside).
 """
 
 import io
-import json
 import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from data_tools.command import log
-from data_tools.files import write_whole
+from data_tools.files import read_journal
+from pretrain.runtime.journal import Journal
 
 _PLAIN_LINE_EVERY_S = 20.0
 
@@ -31,17 +31,14 @@ _PLAIN_LINE_EVERY_S = 20.0
 class MetricsWriter:
     """Writes the metrics of the first process.
 
-    A full disk costs metrics, never the run: a failed write is warned of once.
+    A full disk costs metrics, never the run: a failed write is warned of once, and when there is room again
+    later lines are written again.
     """
 
     def __init__(self, run_dir: Path, *, first_step: int, steps: int):
-        self._path = run_dir / "metrics.jsonl"
-        drop_lines_from(self._path, first_step)
-        self._file = self._path.open("a", encoding="utf-8")
-        # purge_step makes TensorBoard forget what a killed run wrote past its checkpoint.
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
+        self._journal = Journal(run_dir / "metrics.jsonl", first_step=first_step, title="metrics")
+        self._board = _Board(run_dir / "tensorboard", first_step=first_step)
         self._progress = Progress(first_step=first_step, steps=steps)
-        self._warned = False
         self._noted: dict[str, float] = {}
 
     def note(self, values: dict[str, float]) -> None:
@@ -52,16 +49,11 @@ class MetricsWriter:
         """Write one line a step, oldest first, and put their numbers on the board."""
         lines = [*lines[:-1], {**lines[-1], **self._noted}]
         self._noted = {}
-        try:
-            for line in lines:
-                self._file.write(json.dumps(_strict(line), allow_nan=False) + "\n")
-                for name, value in line.items():
-                    if isinstance(value, int | float) and name not in ("step", "samples"):
-                        tag = name if "/" in name else f"train/{name}"
-                        self._board.add_scalar(tag, value, line["step"])
-            self._file.flush()
-        except OSError as error:
-            self._warn(error)
+        self._journal.write([_strict(line) for line in lines])
+        if not self._journal.is_failing:
+            self._board.reopen(lines[0]["step"])
+        for line in lines:
+            self._board.write(partial(_put, line))
         self._progress.show(lines[-1])
 
     def write_animation(self, tag: str, frames_THWC: np.ndarray, *, step: int, fps: float = 6.0) -> None:
@@ -76,22 +68,57 @@ class MetricsWriter:
         image = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=gif_bytes(frames_THWC, fps=fps)
         )
-        try:
-            writer = self._board._get_file_writer()
-            writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
-            self._board.flush()
-        except OSError as error:
-            self._warn(error)
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._board.write(lambda board: board._get_file_writer().add_summary(summary, step))
+        self._board.write(SummaryWriter.flush)
 
     def close(self) -> None:
         self._progress.close()
-        self._file.close()
+        self._journal.close()
         self._board.close()
 
+
+class _Board:
+    """TensorBoard's writer, which a full disk kills: its thread ends, and so does everybody who waits for it.
+
+    So it is let go of at its first error, and another one is opened when there is room again.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int):
+        self._folder = folder
+        self._board: SummaryWriter | None = None
+        self._is_warned = False
+        self.reopen(first_step)
+
+    def reopen(self, first_step: int) -> None:
+        """Open it where it is not; TensorBoard then forgets what a killed run wrote from `first_step` on."""
+        if self._board is None:
+            try:
+                self._board = SummaryWriter(str(self._folder), purge_step=first_step)
+            except OSError as error:
+                self._warn(error)
+
+    def write(self, what: Callable[[SummaryWriter], object]) -> None:
+        if self._board is None:
+            return
+        try:
+            what(self._board)
+        except OSError as error:
+            self._warn(error)
+            self.close()
+
+    def close(self) -> None:
+        board, self._board = self._board, None
+        if board is not None:
+            try:
+                board.close()
+            except OSError as error:
+                self._warn(error)
+
     def _warn(self, error: OSError) -> None:
-        if not self._warned:
-            log.warning("cannot write metrics (%s); training goes on without them", error)
-        self._warned = True
+        if not self._is_warned:
+            log.warning("cannot write to TensorBoard (%s); training goes on without it", error)
+        self._is_warned = True
 
 
 class Progress:
@@ -123,6 +150,13 @@ class Progress:
         return True
 
 
+def _put(line: dict[str, Any], board: SummaryWriter) -> None:
+    """A line's numbers on the board."""
+    for name, value in line.items():
+        if isinstance(value, int | float) and name not in ("step", "samples"):
+            board.add_scalar(name if "/" in name else f"train/{name}", value, line["step"])
+
+
 def gif_bytes(frames_THWC: np.ndarray, *, fps: float) -> bytes:
     """Encode uint8 RGB frames as a GIF that loops for ever."""
     images = [Image.fromarray(frame_HWC) for frame_HWC in frames_THWC]
@@ -140,14 +174,5 @@ def _strict(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a file like `metrics.jsonl`; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
-
-
-def drop_lines_from(path: Path, first_step: int) -> None:
-    """Take out of a file of one line a step what a killed run wrote past its checkpoint."""
-    kept = [line for line in read_metrics(path) if line["step"] < first_step]
-    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+    """The complete lines of a run's `metrics.jsonl`; a last line cut short by a kill is left out."""
+    return list(read_journal(path))

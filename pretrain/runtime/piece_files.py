@@ -2,8 +2,8 @@
 
 `pieces-00000-of-00004.safetensors` holds flat float32 tensors named `KIND/NAME@START`, for example
 `exp_avg/encoder.blocks.0.norm.weight@128`. The format is that of the safetensors library, which reads them: a
-length, a JSON header, raw bytes. They are written without it, a block at a time: the checksum is taken on the way,
-and nothing is copied once more.
+length, a JSON header, raw bytes. They are written without it, a block at a time: the checksum is taken on the
+way, and nothing is copied once more.
 """
 
 import json

@@ -6,13 +6,17 @@ usual variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) it is o
 
 import os
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
+from data_tools.command import Stuck
 from data_tools.config import require
+from pretrain.runtime.watchdog import WatchConfig
 
 Value = TypeVar("Value")
 
@@ -96,21 +100,74 @@ def _number(name: str, default: int) -> int:
     return int(value)
 
 
-def join_group(processes: Processes) -> None:
+class LargestOf:
+    """The largest of what all processes say, number by number, without waiting for it.
+
+    Goes over the CPU, also where the training's own messages go from GPU to GPU. Every process must make
+    one, and then call `start` and `result` in turn.
+    """
+
+    def __init__(self, processes: Processes):
+        self._group: Any = dist.new_group(backend="gloo") if processes.world > 1 else None
+        self._values = torch.zeros(0, dtype=torch.int64)
+        self._work: Any = None
+
+    def start(self, numbers: list[int]) -> None:
+        """Say one's own numbers."""
+        self._values = torch.tensor(numbers, dtype=torch.int64)
+        if self._group is not None:
+            self._work = dist.all_reduce(self._values, dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def result(self) -> list[int]:
+        """The largest ones; waits for whoever has not said theirs."""
+        if self._work is not None:
+            self._work.wait()
+        return self._values.tolist()
+
+
+def join_group(processes: Processes, watch: WatchConfig | None = None) -> None:
     """Let the processes talk to each other; does nothing where they already do.
 
     A single process meets itself in memory, without a port that another run could hold.
+
+    Args:
+        watch: how long to wait for the others, and for any message later; that is left to the watchdog,
+            which says more than a message's own time-out.
+
+    Raises:
+        Stuck: the others did not come in time, or the first of them cannot be reached.
     """
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it, launcher or not
     if processes.device.type == "cuda":
         torch.cuda.set_device(processes.device)
     if dist.is_initialized():
         return
+    watch = watch or WatchConfig()
     backend = "nccl" if processes.device.type == "cuda" else "gloo"
-    if processes.world == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    else:
-        dist.init_process_group(backend)
+    store = dist.HashStore() if processes.world == 1 else _meet(processes, watch.start_timeout_s)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=processes.rank,
+        world_size=processes.world,
+        timeout=timedelta(seconds=2 * watch.longest_s),
+    )
+
+
+def _meet(processes: Processes, timeout_s: float) -> Any:
+    """The store at MASTER_ADDR:MASTER_PORT, once all processes have come to it."""
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    except (dist.DistError, OSError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0]
+        raise Stuck(
+            f"rank {processes.rank} could not meet the other {processes.world - 1} processes at MASTER_ADDR:"
+            f"MASTER_PORT={place} within watch.start_timeout_s={timeout_s:g} seconds ({reason}): see whether "
+            "all of them were started, whether that is the host of rank 0 as all others know it, and whether "
+            "the port is free there and no firewall stands between"
+        ) from error
+    return store
 
 
 def leave_group() -> None:

@@ -1,7 +1,7 @@
 """The run folder: one config for ever, and a note of where and with what it ran.
 
 RUN/config.yaml        the resolved config of the first start
-RUN/environment.json   commit, versions, command line and host of every start, newest last
+RUN/environment.json   commit, versions, command line, host and changed keys of every start, newest last
 """
 
 import importlib.metadata
@@ -17,37 +17,19 @@ from typing import Any
 import torch
 import yaml
 
-from data_tools.command import writing_to
+from data_tools.command import log, writing_to
 from data_tools.config import to_yaml
 from data_tools.files import write_whole
+from pretrain.runtime.config_changes import Change, find_changes, table_of
+from pretrain.runtime.run_lock import LOCK_FILE
 
-# A continued run may differ in these: they change neither the samples nor the arithmetic's order of steps.
-FREE_KEYS = (
-    "run_dir",
-    "save_every_steps",
-    "keep_checkpoints",
-    "data.workers",
-    "data.timeout_s",
-    "data.cache_dir",
-    "data.cache_gb",
-    "data.max_bad_fraction",
-    "batch.clips_per_device",
-    "engine.cpu_threads",
-    "engine.device",
-    "engine.bucket_mb",
-    "evaluate",
-    "log",
-    "pictures",
-    "health",
-)
-
-# May be there before the run is: pictures of a preview, and what the launcher writes before it starts a process.
 PREVIEW_FOLDER = "preview"
-EARLY_NAMES = (PREVIEW_FOLDER, "launch", "logs", "lock")
+# What may be there before the run is: a preview, what the launcher writes, and who is about to open it.
+OVERLOOKED = (PREVIEW_FOLDER, "launch", "logs", LOCK_FILE)
 
 
 def check_run_dir(run_dir: Path, config: Any) -> bool:
-    """Whether the folder holds a run to continue.
+    """Whether the folder holds a run to continue. What its config does not share with this one is logged.
 
     Raises:
         ValueError: it holds a run of another config, or something that is no run; the message names the keys.
@@ -56,19 +38,18 @@ def check_run_dir(run_dir: Path, config: Any) -> bool:
         raise ValueError(f"run_dir {run_dir} is a file: choose another run_dir")
     stored_path = run_dir / "config.yaml"
     if not stored_path.exists():
-        if run_dir.exists() and any(path.name not in EARLY_NAMES for path in run_dir.iterdir()):
+        if run_dir.exists() and any(path.name not in OVERLOOKED for path in run_dir.iterdir()):
             raise ValueError(f"run_dir {run_dir} exists, is not empty and is no run: choose another run_dir")
         return False
-    stored = _flat(yaml.safe_load(stored_path.read_text(encoding="utf-8")))
-    wanted = _flat(yaml.safe_load(to_yaml(config)))
-    changed = [
-        f"{key}: {stored.get(key)!r} there, {wanted.get(key)!r} here"
-        for key in sorted(stored.keys() | wanted.keys())
-        if stored.get(key) != wanted.get(key) and not _is_free(key)
-    ]
-    if changed:
+    changes = _changes(run_dir, config)
+    for line in table_of(changes) if changes else ():
+        log.info("%s", line)
+    refused = [change for change in changes if not change.is_free]
+    if refused:
+        named = "; ".join(f"{change.key}: {change.there!r} there, {change.here!r} here" for change in refused)
         raise ValueError(
-            f"run_dir {run_dir} holds a run of another config ({'; '.join(changed)}): choose another run_dir"
+            f"run_dir {run_dir} holds a run of another config ({named}): choose another run_dir, or leave "
+            "these keys as they are there"
         )
     return True
 
@@ -85,7 +66,14 @@ def open_run_dir(run_dir: Path, config: Any) -> None:
             write_whole(run_dir / "config.yaml", to_yaml(config))
         path = run_dir / "environment.json"
         starts = json.loads(path.read_text()) if path.exists() else []
-        write_whole(path, json.dumps([*starts, _environment()], indent=1))
+        # Against the config of the first start, which stays as it is.
+        changed = {change.key: [change.there, change.here] for change in _changes(run_dir, config)}
+        write_whole(path, json.dumps([*starts, {**_environment(), "changed": changed}], indent=1))
+
+
+def _changes(run_dir: Path, config: Any) -> list[Change]:
+    stored = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    return find_changes(stored, yaml.safe_load(to_yaml(config)))
 
 
 def _environment() -> dict[str, Any]:
@@ -121,8 +109,6 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    if "KINEMAE_COMMIT" in os.environ:  # the launcher froze the code outside its repository
-        return os.environ["KINEMAE_COMMIT"]
     code = Path(__file__).resolve().parent
     try:
         ran = subprocess.run(
@@ -131,17 +117,3 @@ def _commit() -> str | None:
     except FileNotFoundError:
         return None
     return ran.stdout.strip() or None
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {key: value}
-    return {
-        name: leaf
-        for child_key, child in value.items()
-        for name, leaf in _flat(child, f"{key}.{child_key}" if key else str(child_key)).items()
-    }
-
-
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)

@@ -6,6 +6,8 @@ from pathlib import Path
 from data_tools.config import require
 from data_tools.storage.cache import Cache
 from data_tools.stream.reading import check_decoder
+from pretrain.runtime.guard import GuardConfig
+from pretrain.runtime.watchdog import WatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +148,19 @@ class LogConfig:
         require(self.every_steps >= 1, "log.every_steps", "be at least 1", self.every_steps)
 
 
+def check_saving(save_every_steps: int, keep_checkpoints: int, keep_every_steps: int) -> None:
+    """Check what a config says of checkpoints.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    require(save_every_steps >= 1, "save_every_steps", "be at least 1", save_every_steps)
+    require(keep_checkpoints >= 1, "keep_checkpoints", "be at least 1", keep_checkpoints)
+    is_saved = keep_every_steps >= 0 and keep_every_steps % save_every_steps == 0
+    multiple = f"be 0 (none) or a multiple of save_every_steps={save_every_steps}"
+    require(is_saved, "keep_every_steps", multiple, keep_every_steps)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """What the loop needs to know of a run, whichever room it comes from."""
@@ -155,9 +170,13 @@ class RunSettings:
     steps: int
     save_every_steps: int
     keep_checkpoints: int
+    keep_every_steps: int
+    save_in_background: bool
     workers: int
     max_bad_fraction: float
     timeout_s: float
     optim: OptimConfig
     engine: EngineConfig
     log: LogConfig
+    watch: WatchConfig
+    guard: GuardConfig

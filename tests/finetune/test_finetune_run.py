@@ -221,9 +221,9 @@ def test_data_without_labels_are_refused(common, synth_shards, tmp_path, capsys)
 
 
 def test_the_run_folder_of_another_config_is_refused(common, scratch_run, capsys):
-    assert finetune("train", *common, *SCRATCH, f"run_dir={scratch_run}", "optim.lr=5e-4") == 2
+    assert finetune("train", *common, *SCRATCH, f"run_dir={scratch_run}", "optim.weight_decay=0.5") == 2
 
-    assert "optim.lr: 0.001 there, 0.0005 here" in capsys.readouterr().err
+    assert "optim.weight_decay: 0.05 there, 0.5 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

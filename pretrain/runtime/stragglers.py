@@ -1,0 +1,86 @@
+"""Who is slow: each process's own time in a step, compared at the reports.
+
+A step takes as long as the slowest process needs, and in the whole step's time all look alike. So what counts
+is what a process does before it first meets the others: waiting for its data, and the forward pass. (At ZeRO
+stage 3 the forward pass itself meets the others; a slow loader shows there, a slow device does not.)
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median_low
+from time import monotonic
+from typing import Any
+
+import torch
+
+from data_tools.command import log
+
+_REPORTS_IN_A_ROW = 3  # slower than that is no accident
+
+
+class OwnTime:
+    """The time of this process's own work, in seconds since it was last taken."""
+
+    def __init__(self, device: torch.device):
+        self._is_cuda = device.type == "cuda"
+        self._seconds = 0.0
+        self._events: list[tuple[Any, Any]] = []
+
+    def add(self, seconds: float) -> None:
+        self._seconds += seconds
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Measure a forward pass, on CUDA without waiting for it."""
+        if not self._is_cuda:
+            begun_s = monotonic()
+            yield
+            self._seconds += monotonic() - begun_s
+            return
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        yield
+        end.record()
+        self._events.append((begin, end))
+
+    def take(self) -> float:
+        """The sum, and begin anew; on CUDA this waits for the last forward pass."""
+        if self._events:
+            self._events[-1][1].synchronize()
+        seconds = self._seconds + sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
+        self._seconds, self._events = 0.0, []
+        return seconds
+
+
+class Stragglers:
+    """Names a process that is slow at several reports in a row, with its host.
+
+    Args:
+        hosts: of all processes, by rank.
+        ratio: `watch.straggler_ratio`.
+    """
+
+    def __init__(self, hosts: Sequence[str], *, ratio: float):
+        self._hosts = hosts
+        self._ratio = ratio
+        self._slow = [0] * len(hosts)
+
+    def judge(self, own_s: Sequence[float]) -> dict[str, float]:
+        """What a report adds to the metrics: who was the slowest, and how many times the median it took.
+
+        Args:
+            own_s: own time of all processes, by rank. Of two, the faster one is the median.
+        """
+        if len(own_s) < 2:
+            return {}
+        median_s = max(median_low(own_s), 1e-9)
+        for rank, seconds in enumerate(own_s):
+            self._slow[rank] = self._slow[rank] + 1 if seconds > self._ratio * median_s else 0
+            if self._slow[rank] == _REPORTS_IN_A_ROW:
+                log.warning(
+                    "rank %d on %s is a straggler: its own work (data and forward pass) took %.1f times the "
+                    "median's at %d reports in a row; all others wait for it",
+                    rank, self._hosts[rank], seconds / median_s, _REPORTS_IN_A_ROW,
+                )  # fmt: skip
+        slowest = max(range(len(own_s)), key=lambda rank: own_s[rank])
+        return {"slowest_rank": slowest, "slowest_ratio": round(own_s[slowest] / median_s, 3)}
