@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from launch.agent import END, HEARTBEAT, KILL, ORDERS
@@ -102,7 +103,8 @@ class Attempt:
         commands: for each host what runs its agent.
         note: is told of every event.
         say: prints one line for the user.
-        is_ours: whether the commands are agents of ours.
+        times: `grace_s` and `stop_s` of `Limits`.
+        log: where the output goes of another launcher's command; None: the commands are agents of ours.
     """
 
     def __init__(
@@ -112,13 +114,14 @@ class Attempt:
         note: Callable[[dict[str, Any]], None],
         say: Callable[[str], None],
         times: tuple[float, float],
-        is_ours: bool = True,
+        log: Path | None = None,
     ):
+        self._log = log
         self._note, self._say = note, say
         self._grace_s, self._stop_s = times
         self._deadline: float | None = None
         self._failure: int | None = None
-        self._agents = [RemoteAgent(host, command, is_ours=is_ours) for host, command in commands.items()]
+        self._agents = [RemoteAgent(host, command, is_ours=log is None) for host, command in commands.items()]
         self._open = {agent.output: agent for agent in self._agents}
         self._open |= {agent.errors: agent for agent in self._agents}
 
@@ -147,11 +150,17 @@ class Attempt:
         agent, printed = self._open[source], os.read(source, 1 << 16)
         if not printed:
             del self._open[source]
-        elif source == agent.output:
+        elif source == agent.output or self._log is not None:
             put(1, printed)
+            self._keep(printed)
         else:
             for event in agent.events(printed):
                 self._hear(agent, event)
+
+    def _keep(self, printed: bytes) -> None:
+        if self._log is not None:
+            with suppress(OSError), self._log.open("ab") as file:
+                file.write(printed)
 
     def _hear(self, agent: RemoteAgent, event: dict[str, Any]) -> None:
         self._note(event)

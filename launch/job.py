@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from launch.cluster import UsageError
+from launch.cluster import UsageError, require
 from launch.freezing import SOURCES, commit_of_code, digest_of_code, digest_of_file, freeze_code, write_whole
 
 LAUNCH_FOLDER, LOGS_FOLDER = "launch", "logs"
@@ -101,6 +101,12 @@ def prepare(
     else:
         run_dir = _run_dir_as_written(job_argv, place)
     folder = Path(run_dir).absolute() / LAUNCH_FOLDER
+    require(
+        os.pathsep not in str(folder),
+        "run_dir",
+        f"hold no {os.pathsep!r}: PYTHONPATH would be split",
+        run_dir,
+    )
     frozen = folder / f"config-{digest_of_file(Path(job_argv[place]))}.yaml"
     return Job(
         argv=[*job_argv[:place], str(frozen), *job_argv[place + 1 :]],

@@ -70,9 +70,13 @@ def add_to(parsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 
 def run_local(arguments: argparse.Namespace) -> int:
     """The command."""
-    cluster = read_cluster(LocalCluster, *split_words(arguments.words))
+    return start(launch_of(read_cluster(LocalCluster, *split_words(arguments.words))), arguments)
+
+
+def launch_of(cluster: LocalCluster) -> Launch:
+    """How this machine runs a job."""
     limits, link = cluster.limits(), Here()
-    launch = Launch(
+    return Launch(
         kind="local",
         slots={HOST: cluster.processes},
         link=link,
@@ -83,4 +87,3 @@ def run_local(arguments: argparse.Namespace) -> int:
         container=cluster.container,
         master="127.0.0.1",
     )
-    return start(launch, arguments)

@@ -40,7 +40,7 @@ def start(launch: Launch, arguments: argparse.Namespace) -> int:
     run_dir = Path(job.run_dir)
     with held(run_dir):
         publish(job)
-        record = Record(run_dir, kind=launch.kind, command=sys.argv)
+        record = Record(run_dir, kind=launch.kind, command=sys.argv, steps=job.counts.get("steps"))
         record.note()
         try:
             return Supervisor(launch, job, record).run()
@@ -53,7 +53,7 @@ def plan_text(launch: Launch, job: Job) -> str:
     """What `--dry-run` prints: all that would be written and executed."""
     first = launch.master or next(iter(launch.slots))
     port = "PORT" if launch.port is None else str(launch.port)
-    commands = launch.commands(job, Start(dealt=launch.slots, master=f"{first}:{port}"))
+    planned = Start(dealt=launch.slots, master=f"{first}:{port}")
     lines = [
         f"checked: {job.argv[0]} accepts the job on {sum(launch.slots.values())} processes",
         "would write:",
@@ -63,7 +63,9 @@ def plan_text(launch: Launch, job: Job) -> str:
         *(f"    {line}" for line in describe(job).splitlines()),
         "would run:" if port != "PORT" else f"would run, PORT being one that is free on {first} then:",
     ]
-    for host, command in commands.items():
+    for path, text in launch.files(job, planned).items():
+        lines[-1:-1] = [f"  {path}:", *(f"    {line}" for line in text.splitlines())]
+    for host, command in launch.commands(job, planned).items():
         lines += [f"  for {host}:", f"    {shlex.join(command)}"]
     lines += [
         "each process, after `task.py` has set its environment:",

@@ -16,6 +16,7 @@ from typing import Any
 from launch.attempt import Attempt, Wishes
 from launch.cluster import UsageError, require
 from launch.exit_codes import CRASHED, is_crash, meaning
+from launch.freezing import write_whole
 from launch.hosts import Answer, Link, ask, deal
 from launch.job import LOGS_FOLDER, Job, JobRefused, dry_run
 from launch.rank import put
@@ -68,6 +69,7 @@ class Start:
 
 
 Commands = Callable[[Job, Start], Mapping[str, list[str]]]
+Files = Callable[[Job, Start], Mapping[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,8 @@ class Launch:
         container: words before the interpreter of each process.
         master: address where they meet; None: the first host's name.
         port: the first port; each restart takes the next. None: one that is free on the first host.
-        commands: what to run for a start.
+        commands: what to run for a start, by host.
+        files: what to write before it, texts by path.
         limits: when to give up.
         python: the interpreter on the hosts; None: this one.
         is_ours: whether the commands are our agents.
@@ -98,6 +101,7 @@ class Launch:
     container: list[str]
     master: str | None = None
     port: int | None = None
+    files: Files = lambda job, start: {}
     is_node: bool = True
     is_ours: bool = True
 
@@ -163,12 +167,14 @@ class Supervisor:
                 agents[event["host"]] = {"pid": event["pid"], "ranks": event["ranks"]}
                 self._record.note(agents=agents)
 
+        for path, text in self._launch.files(self._job, start).items():
+            write_whole(Path(path), text)
         attempt = Attempt(
             self._launch.commands(self._job, start),
             note=note,
             say=self.say,
             times=(self._limits.grace_s, self._limits.stop_s),
-            is_ours=self._launch.is_ours,
+            log=None if self._launch.is_ours else self._run_dir / LOGS_FOLDER / "all-ranks.log",
         )
         return attempt.run(self._wishes, wakeup)
 

@@ -28,7 +28,7 @@ health: {{every_steps: 0}}
 watch: {{step_timeout_s: 10}}
 """
 # No fault is the last one: a scheduler would not count them either. A frozen process is not waited for long.
-LOCAL = (f"processes={PROCESSES}", "max_restarts=1000", "grace_s=3")
+LOCAL = (f"processes={PROCESSES}", "max_restarts=10", "grace_s=3")
 
 
 def write_config(folder: Path, shards: Path) -> Path:

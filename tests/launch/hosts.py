@@ -1,7 +1,7 @@
 """Several hosts on one machine: network namespaces on a bridge, each with an address and an sshd of its own.
 
-They share the file system, the clock and the processors; the network between them is real and can be cut. What
-starts them cleans up after them. Needs root, iproute2 and openssh-server.
+They share the file system, the clock and the processors; the network between them is real and can be cut.
+What starts them cleans up after them. Needs root, iproute2 and openssh-server.
 """
 
 import os
