@@ -1,0 +1,55 @@
+"""A model whose numbers go bad at chosen clips, and the run that trains it."""
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data_tools.randomness import ClipRandom
+from data_tools.stream.batch import ClipBatch
+from data_tools.stream.loader import TrainingClips
+from pretrain.runtime.loop import Training, Watcher
+from pretrain.runtime.optimiser import parameter_groups
+from pretrain.runtime.run_folder import open_run_dir
+from pretrain.training import Plan
+
+
+class Fragile(nn.Module):
+    """Learns to give each clip of the run a number; some clips' losses are multiplied by something.
+
+    Args:
+        factors: by the clip's place in the run; NaN for a loss that is not finite.
+        slow_s: how long each forward pass takes at least.
+    """
+
+    def __init__(self, factors: dict[int, float], slow_s: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 9).view(3, 3))
+        self.factors = factors
+        self.slow_s = slow_s
+
+    def forward(self, batch: ClipBatch, draws: ClipRandom) -> dict[str, Tensor]:
+        time.sleep(self.slow_s)
+        wanted_B = (batch.clip_index_B % 7).float() / 7
+        factor_B = torch.tensor([self.factors.get(int(clip), 1.0) for clip in batch.clip_index_B])
+        return {"loss": ((self.weight.sum() - wanted_B).square() + self.weight.square().sum()) * factor_B}
+
+
+def fragile_training(
+    plan: Plan, factors: dict[int, float], watchers: tuple[Watcher, ...] = (), slow_s: float = 0.0
+) -> Training:
+    """A run of that model on the plan's clips, in the plan's folder."""
+    config = plan.config
+    module = Fragile(factors, slow_s)
+    if plan.processes.is_first:
+        open_run_dir(Path(config.run_dir), config)
+    return Training(
+        module=module,
+        groups=parameter_groups(module, 0.05),
+        clips=TrainingClips(plan.index, clip=config.clip, augment=config.augment, seed=config.seed),
+        plan=plan.batch,
+        settings=config.run_settings(workers=0),
+        processes=plan.processes,
+        watchers=watchers,
+    )
