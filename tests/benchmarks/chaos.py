@@ -1,6 +1,6 @@
 """Faults against a running job, for as long as one likes; prints the table of docs/reliability.md.
 
-    python -m tests.benchmarks.chaos SHARDS [--minutes 30] [--seed N] [--only WORDS] [--keep FOLDER]
+    python -m tests.benchmarks.chaos SHARDS [--minutes 30] [--seed N] [--only WORDS] [--places local]
 
 The same faults and promises as tests/chaos; SHARDS is a split, as in SHARDS/unlabelled of
 `data_tools synth` and `data_tools shard`. A broken promise ends it with what the launcher said last.
@@ -14,13 +14,18 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.chaos.campaign import Kept, deal, disturb
 from tests.chaos.faults import FAULTS
-from tests.chaos.setting import STEPS, local_scene, run_undisturbed, write_config
-from tests.chaos.verdict import check
+from tests.chaos.scene import Scene
+from tests.chaos.setting import STEPS, local_scene, run_undisturbed, scene_on_hosts, write_config
+from tests.chaos.verdict import TOLERANCE, check
+from tests.launch.hosts import hosts_on_this_machine
 
+PLACES = ["local", "hosts"]
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -33,6 +38,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="faults whose names hold these words")
+    parser.add_argument("--places", nargs="+", choices=PLACES, default=PLACES, help="where, in turn")
     parser.add_argument("--keep", type=Path, help="a folder to work in, which stays")
     arguments = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
@@ -46,22 +52,37 @@ def main() -> int:
 
 
 def disturb_runs(folder: Path, arguments: argparse.Namespace) -> list[list[Kept]]:
-    """One run after another until the time is up, each compared with the undisturbed one."""
+    """One run after another until the time is up, here and on two hosts in turn; each is compared."""
     chance = random.Random(arguments.seed)
-    config = write_config(folder, arguments.shards)
+    config = write_config(folder, arguments.shards.absolute())
     undisturbed = run_undisturbed(folder, config, REPO)
-    dealt = deal([fault for fault in FAULTS if arguments.only in fault.name], chance)
+    faults = [fault for fault in FAULTS if arguments.only in fault.name]
+    dealt = {place: deal(faults, chance) for place in arguments.places}
     until_s = time.monotonic() + 60 * arguments.minutes
     runs: list[list[Kept]] = []
     while time.monotonic() < until_s:
-        scene = local_scene(folder / f"local-{len(runs)}", config, REPO)
-        try:
-            runs.append(disturb(scene, dealt, chance, last=STEPS, until_s=until_s))
-            check(scene, undisturbed, bitwise=True)
-        finally:
-            scene.close()
-        logging.info("run %d equals the undisturbed one after %d faults", len(runs), len(runs[-1]))
+        place = arguments.places[len(runs) % len(arguments.places)]
+        with scene_at(place, folder / f"{place}-{len(runs)}", config) as scene:
+            runs.append(disturb(scene, dealt[place], chance, last=STEPS, until_s=until_s))
+            is_bitwise = len(scene.worlds) == 1
+            check(scene, undisturbed, bitwise=is_bitwise)
+        how = "to the last bit" if is_bitwise else f"within {TOLERANCE:g}"
+        logging.info("%s: equal to the undisturbed run %s, after %d faults", place, how, len(runs[-1]))
     return runs
+
+
+@contextmanager
+def scene_at(place: str, folder: Path, config: Path) -> Iterator[Scene]:
+    """A run that can be disturbed, "local" or on two "hosts"."""
+    with ExitStack() as stack:
+        if place == "hosts":
+            folder.mkdir(parents=True)
+            network = stack.enter_context(hosts_on_this_machine(folder))
+            scene = scene_on_hosts(folder, config, REPO, network)
+        else:
+            scene = local_scene(folder, config, REPO)
+        stack.callback(scene.close)
+        yield scene
 
 
 def table(kept: list[Kept]) -> str:

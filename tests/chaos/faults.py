@@ -63,11 +63,11 @@ def to_the_launcher(number: signal.Signals) -> Callable[[Scene, random.Random], 
 
 
 def kill_all_at_once(scene: Scene, chance: random.Random) -> None:
-    """As when the machine loses its power."""
+    """As when the machine loses its power: all stand still before the first is gone."""
     processes = scene.processes()
-    chance.shuffle(processes)
-    for seen in processes:
-        seen.send(signal.SIGKILL)
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for seen in processes:
+            seen.send(number)
 
 
 def kill_a_starting_rank(scene: Scene, chance: random.Random) -> None:
@@ -135,6 +135,31 @@ def freeze_and_thaw(scene: Scene, chance: random.Random) -> None:
     victim.send(signal.SIGSTOP)
     time.sleep(1.0)
     victim.send(signal.SIGCONT)
+
+
+def kill_a_host(scene: Scene, chance: random.Random) -> None:
+    """A host loses its power; it is found running again after the job has gone on without it."""
+    chance.choice(scene.hosts).kill()
+
+
+def cut_a_link(scene: Scene, chance: random.Random) -> None:
+    """A host's network is gone, and its processes are not."""
+    chance.choice(scene.hosts).cut()
+
+
+def bring_the_hosts_back(scene: Scene) -> None:
+    """Power and network are there again."""
+    for host in scene.hosts:
+        if host.processes():
+            host.mend()
+        else:
+            host.start()
+
+
+def kill_a_connection(scene: Scene, chance: random.Random) -> None:
+    """The ssh that the launcher started for a host dies."""
+    connections = [seen for seen in scene.processes() if Path(seen.argv[0]).name == "ssh"]
+    chance.choice(connections).send(signal.SIGKILL)
 
 
 def fill_the_checkpoints_disk(scene: Scene, chance: random.Random) -> None:
@@ -208,6 +233,11 @@ def has_two_disks(scene: Scene) -> bool:
     return scene.checkpoint_disk is not None
 
 
+def has_hosts(scene: Scene) -> bool:
+    """Whether the job runs on hosts that can be cut off and killed."""
+    return bool(scene.hosts)
+
+
 def has_agents(scene: Scene) -> bool:
     """Whether somebody besides the launcher looks after the job's processes."""
     return bool(scene.agents())
@@ -279,6 +309,26 @@ FAULTS = (
     ),
     Fault(
         name="kill -9 of everything at once", promise=Promise.ENDS, exit_code=KILLED, inflict=kill_all_at_once
+    ),
+    Fault(
+        name="kill -9 of a host",
+        promise=Promise.RESTARTS,
+        inflict=kill_a_host,
+        mend=bring_the_hosts_back,
+        is_possible=has_hosts,
+    ),
+    Fault(
+        name="cut link",
+        promise=Promise.RESTARTS,
+        inflict=cut_a_link,
+        mend=bring_the_hosts_back,
+        is_possible=has_hosts,
+    ),
+    Fault(
+        name="kill -9 of an ssh connection",
+        promise=Promise.RESTARTS,
+        inflict=kill_a_connection,
+        is_possible=has_hosts,
     ),
     Fault(name="frozen rank", promise=Promise.RESTARTS, inflict=to_a_rank(signal.SIGSTOP)),
     Fault(name="rank frozen for a second", promise=Promise.GOES_ON, inflict=freeze_and_thaw),

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from tests.chaos.disks import Disk
 from tests.chaos.seen import Seen, agents, loader_workers, processes_of, ranks
+from tests.launch.hosts import Host
 
 Found = TypeVar("Found")
 
@@ -29,15 +30,25 @@ class Scene:
     """A run folder, the command that trains in it, and what can be seen of both from outside.
 
     Attributes:
+        hosts: where the job's processes are, if not on this machine.
         full_spells: while the logs' disk was full, lines may lack: from which step on, and up to which.
         damaged: checkpoints that were spoilt, as `committed` had them.
         worlds: the numbers of processes that the run has had.
     """
 
-    def __init__(self, run_dir: Path, command: Sequence[str], *, repo: Path, disk: Disk | None = None):
+    def __init__(
+        self,
+        run_dir: Path,
+        command: Sequence[str],
+        *,
+        repo: Path,
+        disk: Disk | None = None,
+        hosts: Sequence[Host] = (),
+    ):
         self.run_dir = run_dir
         self.command = list(command)
         self.disk = disk
+        self.hosts = list(hosts)
         self.checkpoint_disk: Disk | None = None
         self.full_spells: list[tuple[int, int]] = []
         self.damaged: set[tuple[int, int]] = set()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.chaos.disks import Disk, can_mount
 from tests.chaos.scene import Scene
+from tests.launch.hosts import Network
 
 STEPS = 500
 PROCESSES = 2
@@ -27,8 +28,9 @@ pictures: {{every_steps: 0}}
 health: {{every_steps: 0}}
 watch: {{step_timeout_s: 10}}
 """
-# No fault is the last one: a scheduler would not count them either. A frozen process is not waited for long.
-LOCAL = (f"processes={PROCESSES}", "max_restarts=10", "grace_s=3")
+# Who is frozen or cut off is not waited for long.
+PATIENCE = ("grace_s=3", "silence_s=10")
+LOCAL = ("local", f"processes={PROCESSES}", *PATIENCE)
 
 
 def write_config(folder: Path, shards: Path) -> Path:
@@ -47,20 +49,26 @@ def launched(cluster: Sequence[str], config: Path, run_dir: Path) -> list[str]:
 
 def run_undisturbed(folder: Path, config: Path, repo: Path) -> Path:
     """The run that nothing happens to; its folder."""
-    scene = Scene(
-        folder / "undisturbed", launched(["local", *LOCAL], config, folder / "undisturbed"), repo=repo
-    )
+    run_dir = folder / "undisturbed"
+    scene = Scene(run_dir, launched(LOCAL, config, run_dir), repo=repo)
     scene.start()
     try:
         scene.wait_for("the undisturbed run's end", scene.has_ended, bound_s=600)
         assert scene.exit_code() == 0, scene.picture()
     finally:
         scene.close()
-    return scene.run_dir
+    return run_dir
 
 
 def local_scene(folder: Path, config: Path, repo: Path) -> Scene:
     """Two processes on this machine, on a disk of their own where this user may mount one."""
     disk = Disk(folder) if can_mount() else None
     folder.mkdir(parents=True, exist_ok=True)
-    return Scene(folder / "run", launched(["local", *LOCAL], config, folder / "run"), repo=repo, disk=disk)
+    return Scene(folder / "run", launched(LOCAL, config, folder / "run"), repo=repo, disk=disk)
+
+
+def scene_on_hosts(folder: Path, config: Path, repo: Path, network: Network) -> Scene:
+    """A process on each host of a network; the launcher is on this machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = launched(["ssh", *network.overrides(), *PATIENCE], config, folder / "run")
+    return Scene(folder / "run", command, repo=repo, hosts=network.hosts)
