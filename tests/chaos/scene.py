@@ -59,6 +59,10 @@ class Scene:
 
     def start(self) -> None:
         """Give the command, as the user or a scheduler would."""
+        if (
+            signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        ):  # as a shell's `&` has it, and children inherit it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         with self.terminal.open("ab") as output:
             self.launcher = subprocess.Popen(
                 self.command,

@@ -26,10 +26,10 @@ engine: {{device: cpu, cpu_threads: 1}}
 log: {{every_steps: 1, samples: true}}
 pictures: {{every_steps: 0}}
 health: {{every_steps: 0}}
-watch: {{step_timeout_s: 10}}
+watch: {{step_timeout_s: 10, straggler_ratio: 100}}
 """
-# Who is frozen or cut off is not waited for long.
-PATIENCE = ("grace_s=3", "silence_s=10")
+# Who is frozen or cut off is not waited for long; faults may come faster than checkpoints.
+PATIENCE = ("max_restarts=10", "grace_s=3", "silence_s=10")
 LOCAL = ("local", f"processes={PROCESSES}", *PATIENCE)
 
 
