@@ -87,8 +87,7 @@ class Scene:
 
     def exit_code(self) -> int | None:
         """The launcher's, once it has ended."""
-        assert self.launcher is not None
-        return self.launcher.poll()
+        return None if self.launcher is None else self.launcher.poll()
 
     def has_ended(self) -> bool:
         """Neither the launcher nor anybody whom it started is there."""
