@@ -13,7 +13,7 @@ from tests.chaos.seen import Seen
 log = logging.getLogger("chaos")
 
 STEPS_BETWEEN = (5, 40)  # from where a run goes on to the next fault; it saves every 20
-LAST_STEPS = 60  # a fault among the last steps could find the job gone
+LAST_STEPS = 100  # a fault among the last steps could find the job gone
 START_S = 300.0
 
 
@@ -82,7 +82,6 @@ def _wait_for_step(scene: Scene, step: int) -> None:
 def keep(scene: Scene, fault: Fault, chance: random.Random) -> Kept:
     """Do it, and see what follows."""
     before = scene.ranks()
-    scene.worlds.add(len(before))
     said = len(scene.said())
     step = scene.metrics_step()
     log.info("step %4d  %s ...", step, fault.name)
@@ -103,6 +102,7 @@ def keep(scene: Scene, fault: Fault, chance: random.Random) -> Kept:
     except PromiseBroken as broken:
         raise PromiseBroken(f"{fault.name}, at step {step}: {broken}") from broken
     further_s = time.monotonic() - begin_s
+    scene.worlds |= {len(before), len(scene.ranks())}
     return Kept(
         fault=fault,
         step=step,
