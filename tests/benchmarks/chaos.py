@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("shards", type=Path)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="faults whose names hold these words")
+    parser.add_argument("--only", nargs="+", default=[""], help="faults whose names hold one of these words")
     parser.add_argument("--places", nargs="+", choices=PLACES, default=PLACES, help="where, in turn")
     parser.add_argument("--keep", type=Path, help="a folder to work in, which stays")
     arguments = parser.parse_args()
@@ -56,7 +56,7 @@ def disturb_runs(folder: Path, arguments: argparse.Namespace) -> list[list[Kept]
     chance = random.Random(arguments.seed)
     config = write_config(folder, arguments.shards.absolute())
     undisturbed = run_undisturbed(folder, config, REPO)
-    faults = [fault for fault in FAULTS if arguments.only in fault.name]
+    faults = [fault for fault in FAULTS if any(words in fault.name for words in arguments.only)]
     dealt = {place: deal(faults, chance) for place in arguments.places}
     until_s = time.monotonic() + 60 * arguments.minutes
     runs: list[list[Kept]] = []
