@@ -1,18 +1,27 @@
 """A model whose numbers go bad at chosen clips, and the run that trains it."""
 
+import math
+import sys
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from data_tools.command import configure_logging
+from data_tools.config import load_config
 from data_tools.randomness import ClipRandom
 from data_tools.stream.batch import ClipBatch
 from data_tools.stream.loader import TrainingClips
+from pretrain.config import PretrainConfig
+from pretrain.runtime.ending import ending_together
 from pretrain.runtime.loop import Training, Watcher
 from pretrain.runtime.optimiser import parameter_groups
 from pretrain.runtime.run_folder import open_run_dir
-from pretrain.training import Plan
+from pretrain.training import Plan, make_plan
+
+# Of four clips in a step, the second of two processes has the last two: NaN at step 5, a spike at step 9.
+BAD_ON_THE_SECOND = {5 * 4 + 2: math.nan, 9 * 4 + 3: 1000.0}
 
 
 class Fragile(nn.Module):
@@ -53,3 +62,16 @@ def fragile_training(
         processes=plan.processes,
         watchers=watchers,
     )
+
+
+def main(config_file: str, *overrides: str) -> None:
+    """As one of two processes whose second one has all the bad clips, and is slow."""
+    plan = make_plan(load_config(PretrainConfig, config_file, list(overrides)))
+    slow_s = 0.05 * plan.processes.rank
+    with ending_together(plan.processes):
+        fragile_training(plan, BAD_ON_THE_SECOND, slow_s=slow_s).run()
+
+
+if __name__ == "__main__":
+    configure_logging()
+    main(*sys.argv[1:])

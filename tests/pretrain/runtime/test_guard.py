@@ -2,6 +2,7 @@
 
 import json
 import math
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from pretrain.config import PretrainConfig
 from pretrain.runtime.guard import Guard, GuardConfig
 from pretrain.runtime.metrics import read_metrics
 from pretrain.training import make_plan
-from tests.pretrain.runtime.bad_numbers import fragile_training
+from tests.pretrain.runtime.bad_numbers import BAD_ON_THE_SECOND, fragile_training
+from tests.ranks import started
 
 STEPS, CLIPS = 14, 4
 SPIKE = {9 * CLIPS + 1: 1000.0}  # one clip of step 9
@@ -176,6 +178,30 @@ def test_a_skipped_step_leaves_its_clips_keys_behind(guarded: Callable[..., Path
     incident = json.loads((run_dir / "incidents" / "step-00000006.json").read_text())
     assert len(incident["keys"]["6"]) == CLIPS and incident["omitted"] == []
     assert newest_state(run_dir)["skipped_steps"] == 1
+
+
+@pytest.mark.processes
+def test_two_processes_judge_alike_and_name_the_slow_one(
+    guarded: Callable[..., Path], small_run: Path, repo: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "two"
+    arguments = (str(small_run), *GUARDED, f"run_dir={run_dir}")
+    with started(repo, tmp_path, "tests.pretrain.runtime.bad_numbers", *arguments) as ranks:
+        assert ranks.exit_codes() == [0, 0], ranks.said(0) + ranks.said(1)
+        assert "step 5 was skipped on all processes" in ranks.said(0)
+        assert f"rank 1 on {platform.node()} is a straggler" in ranks.said(0)
+    one = guarded("one", BAD_ON_THE_SECOND)
+    finite = [step for step in range(STEPS) if step != 5]
+    assert losses(run_dir)[5] is None and losses(one)[5] is None
+    expected = [losses(one)[step] for step in finite]
+    assert [losses(run_dir)[step] for step in finite] == pytest.approx(expected, rel=1e-5)
+    state = newest_state(run_dir)
+    assert (state["omitted"], state["skipped_steps"], state["world"]) == ([9], 1, 2)
+    for step in (5, 9):
+        name = f"incidents/step-0000000{step}.json"
+        assert (run_dir / name).read_text() == (one / name).read_text()
+    last = read_metrics(run_dir / "metrics.jsonl")[-1]
+    assert last["slowest_rank"] == 1 and last["slowest_ratio"] > 1.5
 
 
 @pytest.mark.parametrize(
