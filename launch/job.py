@@ -158,16 +158,24 @@ def read_job(run_dir: Path) -> Job:
 
 
 def dry_run(
-    job_argv: Sequence[str], environment: Mapping[str, str], *, processes: int, is_node: bool = True
+    job_argv: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    processes: int,
+    is_node: bool = True,
+    code: str = str(SOURCES),
 ) -> dict[str, Any]:
     """What the room's own `--dry-run --json` says of a job on so many processes.
+
+    Args:
+        code: the packages to ask.
 
     Raises:
         JobRefused: it refused; carries its message and exit code.
     """
     words = [*job_argv, *([] if is_node else ["engine.device=auto"]), "--dry-run", "--json"]
     world = {"RANK": "0", "WORLD_SIZE": str(processes), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    own_path = os.pathsep.join([str(SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    own_path = os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
     ran = subprocess.run(
         [sys.executable, "-P", "-m", *words],
         env={**os.environ, **environment, **world, "MASTER_PORT": "1", "PYTHONPATH": own_path},

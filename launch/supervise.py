@@ -224,11 +224,15 @@ class Supervisor:
         for world in range(slots, 0, -1):
             if clips % world == 0:
                 try:
-                    dry_run(self._job.argv, self._job.environment, processes=world)
+                    self._ask_room(world)
                     return world
                 except JobRefused as error:
                     refusal = error
         raise refusal
+
+    def _ask_room(self, world: int) -> None:
+        job, is_node = self._job, self._launch.is_node
+        dry_run(job.argv, job.environment, processes=world, is_node=is_node, code=job.code)
 
 
 def agent_commands(job: Job, start: Start, limits: Limits, link: Link) -> dict[str, list[str]]:

@@ -195,7 +195,7 @@ def _start_of_last_lines(path: Path, count: int) -> int:
             file.seek(place)
             tail = file.read(step) + tail
         lines = tail.splitlines(keepends=True)
-        return place + len(tail) - sum(len(line) for line in lines[len(lines) - count :] if count > 0)
+        return place + len(tail) - sum(len(line) for line in lines[max(0, len(lines) - count) :])
 
 
 def run_cancel(arguments: argparse.Namespace) -> int:

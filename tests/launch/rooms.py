@@ -63,6 +63,9 @@ def do(deed, value):
         time.sleep(float(value))
 
 
+if "--dry-run" in sys.argv:  # three processes cannot share four clips
+    print('{"global_clips": 4}')
+    leave(2 if os.environ["WORLD_SIZE"] == "3" else 0)
 for word in sys.argv[2:]:
     name, _, value = word.partition("=")
     of, colon, deed = name.rpartition(":")

@@ -50,7 +50,7 @@ def test_one_that_does_not_listen_is_killed_with_its_loaders(tmp_path: Path) -> 
     wait_for("end of the loader", lambda: processes_of(job) == [])
 
 
-@pytest.mark.parametrize("deed", ["leave=1", "die=SIGKILL", "die=SIGSEGV", "leave=5"])
+@pytest.mark.parametrize("deed", ["leave=1", "die=SIGSEGV", "leave=5"])
 def test_a_crash_is_started_again_at_a_new_port(tmp_path: Path, deed: str) -> None:
     job = make_job(tmp_path, "tell", f"1:once={deed}", "0:say=done")
     code, said = run_head(job, "local", "processes=2", "max_restarts=1")
@@ -61,7 +61,7 @@ def test_a_crash_is_started_again_at_a_new_port(tmp_path: Path, deed: str) -> No
     assert "--- " in (log := (Path(job.run_dir) / "logs" / "rank-00000.log").read_text()) and "done" in log
 
 
-@pytest.mark.parametrize("code", [2, 3, 4, 6])
+@pytest.mark.parametrize("code", [2, 3, 6])
 def test_what_a_restart_cannot_mend_is_final(tmp_path: Path, code: int) -> None:
     job = make_job(tmp_path, f"0:leave={code}", "obey", "wait=600")
     assert run_head(job, "local", "processes=2")[0] == code

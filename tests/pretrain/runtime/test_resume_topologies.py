@@ -88,7 +88,7 @@ def test_a_killed_run_of_four_workers_sees_each_remaining_sample_once_in_any_num
         "".join(json.dumps({"step": step, "keys": ["stale"]}) + "\n" for step in range(saved, STEPS))
     )
     job = ["pretrain", str(small_run), f"run_dir={run_dir}", *RUN[:-1], f"data.workers={workers}"]
-    run_module("launch", "local", "--processes", str(processes), "--", *job)
+    run_module("launch", "local", f"processes={processes}", "--", *job)
     assert len(list((run_dir / "samples").glob("*"))) == processes + 1
     keys = keys_by_step(run_dir)
     expected = list(line_of_samples(small_config(), STEPS * CLIPS))

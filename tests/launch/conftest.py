@@ -1,0 +1,17 @@
+"""Two hosts that a whole module shares."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.launch.hosts import Network, hosts_on_this_machine, why_no_hosts
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    """Two hosts behind ssh; a test that breaks one mends it."""
+    reason = why_no_hosts()
+    if reason:
+        pytest.skip(reason)
+    with hosts_on_this_machine(tmp_path_factory.mktemp("hosts")) as made:
+        yield made

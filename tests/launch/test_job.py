@@ -1,0 +1,213 @@
+"""A job is checked by its room, frozen with its code, and described word for word before anything runs."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_tools import command
+from launch import exit_codes
+from launch.__main__ import main
+from launch.cluster import UsageError, read_cluster
+from launch.freezing import SOURCES
+from launch.job import Job, prepare, publish, read_job
+from launch.local import LocalCluster
+from launch.local import launch_of as local
+from launch.ssh import SshCluster
+from launch.ssh import launch_of as ssh
+from launch.start import plan_text
+from launch.task import environment_of, first_host, of_slurm
+from tests.conftest import REPO, run_module
+
+EXPECTED = Path(__file__).parent / "expected"
+DEMO = str(REPO / "configs" / "pretrain" / "demo.yaml")
+
+
+def unchecked(tmp_path: Path, *overrides: str) -> Job:
+    words = ["pretrain", DEMO, f"run_dir={tmp_path / 'run'}", *overrides]
+    return prepare(words, {"NCCL_DEBUG": "WARN"}, is_checked=False)
+
+
+def neutral(text: str, tmp_path: Path) -> str:
+    """What differs from machine to machine by its name."""
+    for path, name in ((str(tmp_path), "TMP"), (str(REPO), "REPO"), (sys.executable, "PYTHON")):
+        text = text.replace(path, name)
+    text = re.sub(r"(code|config)-[0-9a-f]{12}", r"\1-DIGEST", text)
+    text = re.sub(r'(commit"?:? "?)[\w.-]+', r"\1COMMIT", text)
+    return re.sub(r"env -i -C / (\S+=\S+ )+?(?=PDSH|PYTHON)", "env -i -C / HOME=... PATH=... ", text)
+
+
+@pytest.mark.parametrize(
+    ("name", "launch"),
+    [
+        ("local", local(read_cluster(LocalCluster, None, ["processes=2"]))),
+        ("ssh", ssh(read_cluster(SshCluster, None, ["hosts={node1: 2, me@node2: 1}", "ssh=[-p, '2222']"]))),
+        (
+            "deepspeed",
+            ssh(
+                read_cluster(
+                    SshCluster,
+                    None,
+                    ["hosts={node1: 2, node2: 2}", "through=deepspeed", "master_port=29500", "ssh=[-p2222]"],
+                )
+            ),
+        ),
+    ],
+)
+def test_a_dry_run_says_word_for_word_what_would_happen(tmp_path: Path, name: str, launch: object) -> None:
+    hostile = [] if name == "deepspeed" else ['x=it\'s $(a) "b"\nc']
+    text = neutral(plan_text(launch, unchecked(tmp_path, *hostile)), tmp_path)  # type: ignore[arg-type]
+    assert text == (EXPECTED / f"{name}.txt").read_text()
+
+
+def test_a_dry_run_asks_the_room_and_writes_nothing(tmp_path: Path, synth_shards: Path) -> None:
+    words = ["pretrain", DEMO, f"data.shards={synth_shards / 'unlabelled'}", f"run_dir={tmp_path / 'run'}"]
+    printed = run_module("launch", "local", "processes=2", "--dry-run", "--", *words).stdout
+    assert "checked: pretrain accepts the job on 2 processes" in printed
+    assert shlex.join(["-m", *words[:1]]) in printed and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("processes", "shards", "code", "message"),
+    [
+        (3, None, 2, "batch.global_clips=32 cannot be shared by 3 processes"),
+        (1, "/nowhere", 3, "no folder of shards at /nowhere"),
+    ],
+)
+def test_what_the_room_refuses_starts_nothing(
+    tmp_path: Path, synth_shards: Path, processes: int, shards: str | None, code: int, message: str
+) -> None:
+    job = ["pretrain", DEMO, f"data.shards={shards or synth_shards / 'unlabelled'}", f"run_dir={tmp_path}/r"]
+    ran = run_module("launch", "local", f"processes={processes}", "--", *job, check=False)
+    assert ran.returncode == code and message in ran.stderr
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["local", "processes=0", "--", "pretrain", DEMO], "processes must be at least 1, got 0"),
+        (["local", "process=2", "--", "pretrain", DEMO], "no key 'process'; did you mean 'processes'"),
+        (["local", "--processes", "2", "--", "pretrain", DEMO], "unknown argument '--processes'"),
+        (["local"], "expected `pretrain CONFIG .*` or `finetune train CONFIG .*` after --, got 'nothing'"),
+        (["local", "--", "train", "x"], "got 'train x'"),
+        (["local", "--", "pretrain", "preview", DEMO], "only trainings are launched"),
+        (["local", "--", "finetune", "evaluate", "RUN"], "start it as python -m finetune evaluate"),
+        (["local", "--", "pretrain", "a=b"], "the config comes right after pretrain"),
+        (["local", "--", "pretrain", DEMO, "--dry-run"], "put it before --"),
+        (["status", "/nowhere", "--", "pretrain"], "status starts no job"),
+        (["status", "/nowhere"], "/nowhere is not a run that `launch` has started"),
+        (["cancel", "/nowhere"], "/nowhere is not a run that `launch` has started"),
+        (["logs", "/nowhere"], "in /nowhere/logs there is nothing yet"),
+        (["ssh", "none.yaml", "--", "pretrain", DEMO], "no cluster file at none.yaml"),
+    ],
+)
+def test_a_wrong_call_leaves_with_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_code_and_the_config_are_frozen_once_for_each_content(tmp_path: Path) -> None:
+    job = unchecked(tmp_path)
+    publish(job)
+    publish(job)
+    frozen = [path.name for path in job.path.parent.iterdir()]
+    assert sorted(frozen) == sorted([Path(job.code).name, Path(job.argv[1]).name, "job.json"])
+    assert Path(job.argv[1]).read_text() == Path(DEMO).read_text()
+    for name in ("pretrain/__main__.py", "launch/task.py", "configs/pretrain/demo.yaml"):
+        assert (Path(job.code) / name).read_bytes() == (SOURCES / name).read_bytes()
+    assert not list(Path(job.code).rglob("__pycache__"))
+    assert read_job(tmp_path / "run").argv == job.argv
+
+
+def test_a_run_dir_that_pythonpath_would_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="run_dir must hold no ':'"):
+        prepare(["pretrain", DEMO, f"run_dir={tmp_path}/a:b"], {}, is_checked=False)
+
+
+@pytest.mark.parametrize("bad", ["a b", "$(touch x)", "it's"])
+def test_deepspeeds_launcher_refuses_what_its_shells_would_take_apart(tmp_path: Path, bad: str) -> None:
+    launch = ssh(read_cluster(SshCluster, None, ["hosts={a: 1}", "through=deepspeed"]))
+    with pytest.raises(UsageError, match="through=deepspeed cannot pass"):
+        plan_text(launch, unchecked(tmp_path / bad))
+    with pytest.raises(UsageError, match="through=deepspeed cannot pass"):
+        ssh(read_cluster(SshCluster, None, ["hosts={a: 1}", "through=deepspeed", f'ssh=["-o {bad}"]']))
+
+
+def test_the_run_dir_of_an_unchecked_job_is_the_last_that_was_given(tmp_path: Path) -> None:
+    given = prepare(["pretrain", DEMO, "run_dir=a", f"run_dir={tmp_path}"], {}, is_checked=False)
+    assert given.run_dir == str(tmp_path)
+    of_file = prepare(["pretrain", DEMO], {}, is_checked=False).run_dir
+    assert of_file == str(Path(yaml.safe_load(Path(DEMO).read_text())["run_dir"]).absolute())
+
+
+def test_exit_codes_are_those_of_the_rooms() -> None:
+    pairs = {
+        "USAGE": "CONFIG", "DATA": "DATA", "CHECKPOINT": "CHECKPOINT", "STUCK": "STUCK",
+        "DIVERGED": "DIVERGED", "INTERRUPTED": "INTERRUPTED", "TERMINATED": "TERMINATED",
+    }  # fmt: skip
+    for ours, theirs in pairs.items():
+        assert getattr(exit_codes, ours) == getattr(command, f"EXIT_{theirs}")
+
+
+SLURM = {
+    "SLURM_PROCID": "5",
+    "SLURM_STEP_NUM_TASKS": "6",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1(x2)",
+    "SLURM_NODEID": "2",
+    "SLURM_JOB_NODELIST": "gpu[007-009,12]",
+    "SLURM_JOB_ID": "1234",
+}
+
+
+def test_slurms_variables_say_who_a_process_is() -> None:
+    assert {**of_slurm(SLURM), "MASTER_PORT": ""} == {
+        "RANK": "5", "WORLD_SIZE": "6", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "gpu007", "MASTER_PORT": "",
+    }  # fmt: skip
+    assert of_slurm({}) == {}
+
+
+def test_each_start_of_each_slurm_job_has_its_port() -> None:
+    jobs = [
+        {**SLURM, "SLURM_JOB_ID": str(job), "SLURM_RESTART_COUNT": str(n)} for job in (7, 8) for n in (0, 1)
+    ]
+    ports = [int(of_slurm(job)["MASTER_PORT"]) for job in jobs]
+    assert len(set(ports)) == 4 and all(1024 < port < 32768 for port in ports)
+
+
+def test_what_is_given_comes_before_slurm() -> None:
+    job = {"environment": {"A": "1"}, "code": "/code", "commit": "abc"}
+    environment = environment_of(job, {**SLURM, "RANK": "0", "PYTHONPATH": "/mine", "A": "0"})
+    assert (environment["RANK"], environment["WORLD_SIZE"], environment["A"]) == ("0", "6", "1")
+    assert environment["PYTHONPATH"] == "/code:/mine" and environment["KINEMAE_COMMIT"] == "abc"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [("a", "a"), ("a,b", "a"), ("n[003-005,9],m1", "n003"), ("n[1,2]-ib", "n1-ib"), ("r1-[4-5]", "r1-4")],
+)
+def test_the_first_of_slurms_hosts(hosts: str, first: str) -> None:
+    assert first_host(hosts) == first
+
+
+@pytest.mark.parametrize("kind", ["local", "ssh"])
+def test_the_shipped_cluster_files_can_be_read(kind: str) -> None:
+    schema = {"local": LocalCluster, "ssh": SshCluster}[kind]
+    assert read_cluster(schema, REPO / "configs" / "cluster" / f"{kind}.yaml", [])
+
+
+def test_the_record_of_a_job_holds_no_secret_of_the_starter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-tell")
+    publish(unchecked(tmp_path))
+    told = "".join(path.read_text() for path in (tmp_path / "run" / "launch").glob("*.json"))
+    assert "do-not-tell" not in told and json.loads(told)["environment"] == {"NCCL_DEBUG": "WARN"}

@@ -1,0 +1,163 @@
+"""`launch ssh` on two real hosts (network namespaces): hostile words, lost hosts, cut links, stops."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from launch.cluster import UsageError, read_cluster
+from launch.record import ask_for_stop, read_record
+from launch.ssh import SshCluster, read_hostfile
+from tests.launch.hosts import Network
+from tests.launch.rooms import are_waiting, head, make_job, processes_of, run_head, told, wait_for
+
+HOSTILE = ["a b", "$(touch x)", "it's", '"', "a;b|c>d", "ü\nz", "--flag", "-x", "", "*", "\\", "`id`", "!!"]
+# A lost host is noticed within 5 s in place of 15; silence counts from 10 s.
+QUICK = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=5", "-o", "ConnectTimeout=5"]
+
+
+def cluster(network: Network, *more: str) -> list[str]:
+    hosts, ssh, *rest = network.overrides()
+    return [hosts, f"{ssh[:-1]}, {', '.join(QUICK)}]", *rest, "grace_s=2", "silence_s=10", *more]
+
+
+@pytest.mark.processes
+def test_hostile_words_reach_every_host_as_they_are(tmp_path: Path, network: Network) -> None:
+    folder = tmp_path / "it's $(a) folder"
+    folder.mkdir()
+    job = make_job(folder, "tell", *HOSTILE, GIVEN="$HOME 'x'\ny")
+    code, said = run_head(job, "ssh", *cluster(network))
+    assert code == 0, said
+    for rank, process in enumerate(told(job)):
+        assert process["argv"] == ["CONFIG", "tell", *HOSTILE]
+        assert (process["RANK"], process["LOCAL_RANK"], process["WORLD_SIZE"]) == (str(rank), "0", "2")
+        assert process["MASTER_ADDR"] == network.hosts[0].name
+        assert process["GIVEN"] == "$HOME 'x'\ny" and process["cwd"] == job.cwd
+
+
+@pytest.mark.processes
+def test_a_failure_on_one_host_is_said_once_and_ends_the_other(tmp_path: Path, network: Network) -> None:
+    job = make_job(tmp_path, "1:say=this is why", "1:leave=3", "obey", "wait=600")
+    code, said = run_head(job, "ssh", *cluster(network))
+    assert code == 3 and said.count("this is why") == 1
+    assert f"rank 1 on {network.hosts[1].name} failed: the data cannot be used (exit code 3)" in said
+    wait_for("end of all processes", lambda: processes_of(job) == [])
+
+
+@pytest.mark.processes
+def test_when_a_host_dies_the_run_goes_on_with_those_left(tmp_path: Path, network: Network) -> None:
+    lost, left = network.hosts
+    job = make_job(tmp_path, "obey", "save=7", "once=wait=600", "tell")
+    words = [f"hosts={{{lost.name}: 1, {left.name}: 3}}", *cluster(network)[1:]]
+    launcher = head(job, "ssh", *words)
+    wait_for("processes", are_waiting(job, 4))
+    lost.kill()
+    try:
+        assert launcher.wait(timeout=90) == 0
+    finally:
+        lost.start()
+    said = (Path(job.run_dir) / "said").read_text()
+    assert f"{lost.name} is lost" in said and f"going on without {lost.name}" in said
+    # Three are left, which cannot share a batch of four.
+    assert (
+        f"start 2: 2 processes (2 on {left.name}), meeting at {left.name}" in said and "from step 7" in said
+    )
+    assert [process["WORLD_SIZE"] for process in told(job)] == ["2", "2"]
+
+
+@pytest.mark.processes
+def test_behind_a_cut_link_processes_end_and_the_others_go_on(tmp_path: Path, network: Network) -> None:
+    job = make_job(tmp_path, "obey", "1:once=wait=600", "0:once=wait=600")
+    launcher = head(job, "ssh", *cluster(network))
+    wait_for("processes", are_waiting(job, 2))
+    behind = network.hosts[1]
+    behind.cut()
+    try:
+        assert launcher.wait(timeout=90) == 0
+        mine = set(processes_of(job))
+        wait_for("end of those behind the cut", lambda: not mine & set(processes_of(job)))
+        agent_log = (Path(job.run_dir) / "said").read_text()
+        assert f"{behind.name} is lost" in agent_log and "start 2: 1 processes" in agent_log
+    finally:
+        behind.mend()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("way", ["cancel", "signal", "kill"])
+def test_a_stop_reaches_every_host(tmp_path: Path, network: Network, way: str) -> None:
+    job = make_job(tmp_path, "obey", "wait=600")
+    launcher = head(job, "ssh", *cluster(network))
+    wait_for("processes", are_waiting(job, 2))
+    if way == "cancel":
+        ask_for_stop(Path(job.run_dir))
+    else:
+        launcher.send_signal(signal.SIGUSR1 if way == "signal" else signal.SIGKILL)
+    code = launcher.wait(timeout=60)
+    assert code == {"cancel": 143, "signal": 138, "kill": -signal.SIGKILL}[way]
+    wait_for("end of all processes", lambda: processes_of(job) == [])
+    if way != "kill":
+        assert read_record(Path(job.run_dir))["code"] == code
+
+
+@pytest.mark.processes
+def test_a_host_that_never_answered_is_named(tmp_path: Path, network: Network) -> None:
+    job = make_job(tmp_path, "leave=0")
+    name = network.hosts[1].name
+    nobody = f"{name.rpartition('.')[0]}.77"
+    rest = cluster(network)[1:]
+    code, said = run_head(job, "ssh", f"hosts={{{name}: 1, {nobody}: 1}}", *rest)
+    assert code == 1 and f"{nobody} does not answer (" in said and "allow fewer with min_nodes=N" in said
+    code, said = run_head(job, "ssh", f"hosts={{{name}: 1, {nobody}: 1}}", *rest, "min_nodes=1")
+    assert code == 0 and f"going on without {nobody}" in said
+
+
+@pytest.mark.processes
+def test_a_host_that_does_not_see_the_code_is_named(tmp_path: Path, network: Network) -> None:
+    job = make_job(tmp_path, "leave=0")
+    os.rename(job.code, f"{job.code}-elsewhere")
+    code, said = run_head(job, "ssh", *cluster(network))
+    assert code == 1 and f"{network.hosts[0].name} does not answer (" in said and "No such file" in said
+
+
+def test_hostfiles_are_those_of_deepspeed(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("# all\n\na slots=8\n  10.0.0.2   slots=4 # half\n")
+    assert read_hostfile(path) == {"a": 8, "10.0.0.2": 4}
+    assert read_cluster(SshCluster, None, [f"hostfile={path}"]).slots() == {"a": 8, "10.0.0.2": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\n", "line 1: expected `HOST slots=N`, got 'a'"),
+        ("a slots=8\nb slots=x\n", "line 2: expected `HOST slots=N`, got 'b slots=x'"),
+        ("a slots=8\na slots=8\n", "line 2: a stands twice"),
+        ("# nobody\n", "hostfile must name at least one host"),
+    ],
+)
+def test_a_wrong_hostfile_names_the_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_hostfile(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "name the hosts by one of hostfile=FILE and hosts={a: 8, b: 8} .*, got neither"),
+        (["hosts.a=1", "hostfile=x"], "got hostfile and hosts"),
+        (["hosts.-oProxyCommand=1"], "hosts must name hosts by name or address, got '-oProxyCommand'"),
+        (["hosts.a b=1"], "got 'a b'"),
+        (["hosts.a=0"], "hosts.a must be at least 1, got 0"),
+        (["hosts.a=1", "min_nodes=2"], "min_nodes must be at most 1, the number of hosts, got 2"),
+        (["hosts.a=1", "master_port=70000"], "master_port must be a port, got 70000"),
+        (["hosts.a=1", "through=mpi"], "through must be one of agent, deepspeed, got 'mpi'"),
+        (["hosts.a=1", "silence_s=2"], "silence_s must be at least 10"),
+        (["hosts.a=1", "max_restarts=-1"], "max_restarts must be 0 or more"),
+    ],
+)
+def test_a_wrong_cluster_is_refused_by_key(overrides: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_cluster(SshCluster, None, overrides)
