@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.campaign import Kept, deal, disturb
@@ -27,6 +28,15 @@ from tests.launch.hosts import hosts_on_this_machine
 
 PLACES = ["local", "hosts"]
 REPO = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One disturbed run that came to its end and equals the undisturbed one."""
+
+    place: str
+    kept: list[Kept]
+    is_bitwise: bool
 
 
 def main() -> int:
@@ -46,12 +56,16 @@ def main() -> int:
         folder = arguments.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         runs = disturb_runs(folder, arguments)
-    print(f"seed {arguments.seed}, {len(runs)} runs of {STEPS} steps, {sum(map(len, runs))} faults\n")
-    print(table([kept for run in runs for kept in run]))
+    faults, exact = sum(len(run.kept) for run in runs), sum(run.is_bitwise for run in runs)
+    print(f"seed {arguments.seed}: {faults} faults in {len(runs)} runs of {STEPS} steps, all promises kept;")
+    print(
+        f"{exact} runs equal the undisturbed one to the last bit, {len(runs) - exact} within {TOLERANCE:g}\n"
+    )
+    print(table(runs))
     return 0
 
 
-def disturb_runs(folder: Path, arguments: argparse.Namespace) -> list[list[Kept]]:
+def disturb_runs(folder: Path, arguments: argparse.Namespace) -> list[Run]:
     """One run after another until the time is up, here and on two hosts in turn; each is compared."""
     chance = random.Random(arguments.seed)
     config = write_config(folder, arguments.shards.absolute())
@@ -59,15 +73,16 @@ def disturb_runs(folder: Path, arguments: argparse.Namespace) -> list[list[Kept]
     faults = [fault for fault in FAULTS if any(words in fault.name for words in arguments.only)]
     dealt = {place: deal(faults, chance) for place in arguments.places}
     until_s = time.monotonic() + 60 * arguments.minutes
-    runs: list[list[Kept]] = []
+    runs: list[Run] = []
     while time.monotonic() < until_s:
         place = arguments.places[len(runs) % len(arguments.places)]
         with scene_at(place, folder / f"{place}-{len(runs)}", config) as scene:
-            runs.append(disturb(scene, dealt[place], chance, last=STEPS, until_s=until_s))
-            is_bitwise = len(scene.worlds) == 1
-            check(scene, undisturbed, bitwise=is_bitwise)
-        how = "to the last bit" if is_bitwise else f"within {TOLERANCE:g}"
-        logging.info("%s: equal to the undisturbed run %s, after %d faults", place, how, len(runs[-1]))
+            kept = disturb(scene, dealt[place], chance, last=STEPS, until_s=until_s)
+            run = Run(place=place, kept=kept, is_bitwise=len(scene.worlds) == 1)
+            check(scene, undisturbed, bitwise=run.is_bitwise)
+        how = "to the last bit" if run.is_bitwise else f"within {TOLERANCE:g}"
+        logging.info("%s: equal to the undisturbed run %s, after %d faults", place, how, len(kept))
+        runs.append(run)
     return runs
 
 
@@ -85,28 +100,29 @@ def scene_at(place: str, folder: Path, config: Path) -> Iterator[Scene]:
         yield scene
 
 
-def table(kept: list[Kept]) -> str:
+def table(runs: list[Run]) -> str:
     """Markdown: fault, what followed, how often, and the median and the longest times."""
-    by_name: dict[str, list[Kept]] = defaultdict(list)
-    for one in kept:
-        by_name[one.fault.name].append(one)
+    found: dict[tuple[str, str], list[Kept]] = defaultdict(list)
+    for run in runs:
+        for kept in run.kept:
+            found[kept.fault.name, run.place].append(kept)
     rows = [
-        "| fault | what followed | times | s until that | s until further than before | steps repeated |",
-        "|---|---|---|---|---|---|",
+        "| fault | where | what followed | times | s until that | s until further than before | steps repeated |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name in sorted(by_name):
-        found = by_name[name]
-        code = found[0].fault.exit_code
-        followed = found[0].fault.promise.value + (f" (exit {code})" if code is not None else "")
+    for (name, place), kepts in sorted(found.items()):
+        code = kepts[0].fault.exit_code
+        followed = kepts[0].fault.promise.value + (f" (exit {code})" if code is not None else "")
         rows.append(
-            f"| {name} | {followed} | {len(found)} | {_spread([one.outcome_s for one in found])} "
-            f"| {_spread([one.further_s for one in found])} | {_spread([one.repeated for one in found], 0)} |"
+            f"| {name} | {place} | {followed} | {len(kepts)} | {_spread([kept.outcome_s for kept in kepts])} "
+            f"| {_spread([kept.further_s for kept in kepts])} | {_spread([kept.repeated for kept in kepts], 0)} |"
         )
     return "\n".join(rows)
 
 
 def _spread(values: list[float] | list[int], digits: int = 1) -> str:
-    return f"{statistics.median(values):.{digits}f} (at most {max(values):.{digits}f})"
+    median, longest = f"{statistics.median(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return median if median == longest else f"{median} (at most {longest})"
 
 
 if __name__ == "__main__":
