@@ -107,16 +107,18 @@ def table(runs: list[Run]) -> str:
         for kept in run.kept:
             found[kept.fault.name, run.place].append(kept)
     rows = [
-        "| fault | where | what followed | times | s until that | s until further than before | steps repeated |",
+        "| fault | where | what followed | times | s until that | s until further | steps repeated |",
         "|---|---|---|---|---|---|---|",
     ]
     for (name, place), kepts in sorted(found.items()):
         code = kepts[0].fault.exit_code
         followed = kepts[0].fault.promise.value + (f" (exit {code})" if code is not None else "")
-        rows.append(
-            f"| {name} | {place} | {followed} | {len(kepts)} | {_spread([kept.outcome_s for kept in kepts])} "
-            f"| {_spread([kept.further_s for kept in kepts])} | {_spread([kept.repeated for kept in kepts], 0)} |"
-        )
+        spreads = [
+            _spread([kept.outcome_s for kept in kepts]),
+            _spread([kept.further_s for kept in kepts]),
+            _spread([kept.repeated for kept in kepts], 0),
+        ]
+        rows.append(f"| {' | '.join([name, place, followed, str(len(kepts)), *spreads])} |")
     return "\n".join(rows)
 
 
