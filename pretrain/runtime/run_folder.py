@@ -109,8 +109,6 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    if "KINEMAE_COMMIT" in os.environ:  # the launcher froze the code outside its repository
-        return os.environ["KINEMAE_COMMIT"]
     code = Path(__file__).resolve().parent
     try:
         ran = subprocess.run(

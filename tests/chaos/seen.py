@@ -1,0 +1,110 @@
+"""The processes of one run, found by what they were started with, and their parts in it."""
+
+import os
+import signal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One process, as it was when it was looked at.
+
+    Attributes:
+        began: when it started, in clock ticks; with `pid` it names a process for good.
+        state: "R", "S", "T", ... as in proc(5).
+        cpu_ticks: processor time that it has used.
+        rank: of a process of the job; None for whoever is none.
+    """
+
+    pid: int
+    parent: int
+    began: int
+    state: str
+    cpu_ticks: int
+    argv: tuple[str, ...]
+    rank: int | None
+
+    @property
+    def name(self) -> tuple[int, int]:
+        return self.pid, self.began
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, unless the process is gone and its number given to another."""
+        now = look_at(self.pid)
+        if now is not None and now.name == self.name:
+            os.kill(self.pid, number)
+
+
+def look_at(pid: int) -> Seen | None:
+    """One process; None where it is gone, or a zombie that nobody has fetched yet."""
+    try:
+        argv = (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+        fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(") ")[2].split()
+        entries = (PROC / str(pid) / "environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    if fields[0] in "ZX" or not argv:
+        return None
+    environment = dict(entry.partition("=")[::2] for entry in entries)
+    is_room = "-m" in argv and argv[argv.index("-m") + 1 :][:1] == ["pretrain"] and "--dry-run" not in argv
+    is_job = is_room and "RANK" in environment
+    return Seen(
+        pid=pid,
+        parent=int(fields[1]),
+        began=int(fields[19]),
+        state=fields[0],
+        cpu_ticks=int(fields[11]) + int(fields[12]),
+        argv=tuple(argv),
+        rank=int(environment["RANK"]) if is_job else None,
+    )
+
+
+def processes_of(run_dir: Path) -> list[Seen]:
+    """Whoever has the run's folder in its arguments or environment, but for this process and its parents."""
+    own = set(_line_of(os.getpid()))
+    pids = [int(path.name) for path in PROC.iterdir() if path.name.isdigit()]
+    found = (look_at(pid) for pid in pids if pid not in own and _mentions(pid, bytes(run_dir)))
+    return [seen for seen in found if seen is not None]
+
+
+def ranks(processes: Iterable[Seen]) -> list[Seen]:
+    """The job's own processes, by rank."""
+    return sorted(
+        (seen for seen in processes if seen.rank is not None), key=lambda seen: (seen.rank, seen.pid)
+    )
+
+
+def agents(processes: Iterable[Seen]) -> list[Seen]:
+    """Those who look after one host's processes."""
+    return [seen for seen in processes if "python" in seen.argv[0] and _is_agent(seen.argv)]
+
+
+def loader_workers(processes: Iterable[Seen]) -> list[Seen]:
+    """Those who read for a rank: forked from the server that each rank has for them."""
+    of_ranks = {seen.pid for seen in ranks(processes)}
+    servers = {seen.pid for seen in processes if seen.parent in of_ranks and "forkserver" in str(seen.argv)}
+    return [seen for seen in processes if seen.parent in servers]
+
+
+def _is_agent(argv: Sequence[str]) -> bool:
+    return any(word.endswith("/agent.py") for word in argv[1:4]) and "--processes" in argv
+
+
+def _mentions(pid: int, text: bytes) -> bool:
+    try:
+        return any(text in (PROC / str(pid) / name).read_bytes() for name in ("cmdline", "environ"))
+    except OSError:
+        return False
+
+
+def _line_of(pid: int) -> list[int]:
+    line = []
+    while pid:
+        line.append(pid)
+        stat = (PROC / str(pid) / "stat").read_text(errors="replace")
+        pid = int(stat.rpartition(") ")[2].split()[1])
+    return line

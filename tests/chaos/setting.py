@@ -1,0 +1,74 @@
+"""What the chaos is done to: a small pretraining, its undisturbed run, and ways to launch it."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.chaos.disks import Disk, can_mount
+from tests.chaos.scene import Scene
+from tests.launch.hosts import Network
+
+STEPS = 500
+PROCESSES = 2
+SMALL_RUN = """
+seed: 7
+steps: {steps}
+save_every_steps: 20
+keep_checkpoints: 3
+data: {{shards: {shards}, workers: 1}}
+clip: {{frames: 4, stride: 2, size: 32}}
+batch: {{global_clips: 4}}
+model: {{size: tiny, patch_size: 8, width: 24, depth: 2, decoder_width: 24, decoder_depth: 1}}
+masking: {{name: uniform, args: {{ratio: 0.5}}}}
+noise: {{name: gaussian, args: {{std: 0.3}}}}
+optim: {{lr: 1e-3, warmup_share: 0.0}}
+engine: {{device: cpu, cpu_threads: 1}}
+log: {{every_steps: 1, samples: true}}
+pictures: {{every_steps: 0}}
+health: {{every_steps: 0}}
+watch: {{step_timeout_s: 10, straggler_ratio: 100}}
+"""
+# Who is frozen or cut off is not waited for long; faults may come faster than checkpoints.
+PATIENCE = ("max_restarts=10", "grace_s=3", "silence_s=10")
+LOCAL = ("local", f"processes={PROCESSES}", *PATIENCE)
+
+
+def write_config(folder: Path, shards: Path) -> Path:
+    """The run's config, without its `run_dir`."""
+    path = folder / "chaos.yaml"
+    path.write_text(SMALL_RUN.format(steps=STEPS, shards=shards))
+    return path
+
+
+def launched(cluster: Sequence[str], config: Path, run_dir: Path) -> list[str]:
+    """The command, as documented; `cluster` is the kind, its file and its overrides."""
+    return [
+        sys.executable, "-m", "launch", *cluster, "--", "pretrain", str(config), f"run_dir={run_dir}",
+    ]  # fmt: skip
+
+
+def run_undisturbed(folder: Path, config: Path, repo: Path) -> Path:
+    """The run that nothing happens to; its folder."""
+    run_dir = folder / "undisturbed"
+    scene = Scene(run_dir, launched(LOCAL, config, run_dir), repo=repo)
+    scene.start()
+    try:
+        scene.wait_for("the undisturbed run's end", scene.has_ended, bound_s=600)
+        assert scene.exit_code() == 0, scene.picture()
+    finally:
+        scene.close()
+    return run_dir
+
+
+def local_scene(folder: Path, config: Path, repo: Path) -> Scene:
+    """Two processes on this machine, on a disk of their own where this user may mount one."""
+    disk = Disk(folder) if can_mount() else None
+    folder.mkdir(parents=True, exist_ok=True)
+    return Scene(folder / "run", launched(LOCAL, config, folder / "run"), repo=repo, disk=disk)
+
+
+def scene_on_hosts(folder: Path, config: Path, repo: Path, network: Network) -> Scene:
+    """A process on each host of a network; the launcher is on this machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = launched(["ssh", *network.overrides(), *PATIENCE], config, folder / "run")
+    return Scene(folder / "run", command, repo=repo, hosts=network.hosts)

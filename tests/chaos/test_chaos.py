@@ -1,0 +1,63 @@
+"""Whatever happens to a job, it ends or goes on as promised, and its result is that of an undisturbed run.
+
+The faults are drawn anew each day; the seed stands in a test's name. `python -m tests.benchmarks.chaos` does
+the same for half an hour.
+"""
+
+import datetime
+import logging
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.campaign import deal, disturb
+from tests.chaos.faults import FAULTS
+from tests.chaos.scene import Scene
+from tests.chaos.setting import STEPS, local_scene, run_undisturbed, scene_on_hosts, write_config
+from tests.chaos.verdict import check
+from tests.launch.hosts import hosts_on_this_machine, why_no_hosts
+
+LOCAL_S, HOSTS_S = 110.0, 80.0  # of faults; what has begun by then is followed to its end
+SEED = datetime.date.today().toordinal()
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(1500), pytest.mark.parametrize("seed", [SEED])]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, synth_shards: Path, repo: Path) -> Path:
+    """The run that nothing happened to, beside the config of all."""
+    folder = tmp_path_factory.mktemp("chaos")
+    return run_undisturbed(folder, write_config(folder, synth_shards / "unlabelled"), repo)
+
+
+@pytest.fixture(autouse=True)
+def told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What was done, when, and what followed, is shown with a failure."""
+    with caplog.at_level(logging.INFO, "chaos"):
+        yield
+
+
+def survive(scene: Scene, undisturbed: Path, *, seed: int, seconds: float) -> None:
+    chance = random.Random(seed)
+    try:
+        kept = disturb(scene, deal(FAULTS, chance), chance, last=STEPS, until_s=time.monotonic() + seconds)
+        assert kept
+        check(scene, undisturbed, bitwise=len(scene.worlds) == 1)
+    finally:
+        scene.close()
+
+
+def test_a_run_on_this_machine_survives(seed: int, undisturbed: Path, tmp_path: Path, repo: Path) -> None:
+    scene = local_scene(tmp_path / "local", undisturbed.parent / "chaos.yaml", repo)
+    survive(scene, undisturbed, seed=seed, seconds=LOCAL_S)
+
+
+@pytest.mark.skipif(why_no_hosts() is not None, reason=str(why_no_hosts()))
+def test_a_run_on_two_hosts_survives(seed: int, undisturbed: Path, tmp_path: Path, repo: Path) -> None:
+    with hosts_on_this_machine(tmp_path) as network:
+        config = undisturbed.parent / "chaos.yaml"
+        scene = scene_on_hosts(tmp_path / "hosts", config, repo, network)
+        survive(scene, undisturbed, seed=seed, seconds=HOSTS_S)
