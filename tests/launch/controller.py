@@ -19,7 +19,7 @@ import pytest
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 
 # `urgent` preempts `normal`, which has 30 seconds to save. A requeued job waits until its credential has
-# expired: two minutes on a real cluster, five seconds here. `apart` is for a job that runs beside other tests.
+# expired: two minutes on a real cluster, five seconds here. `apart` is for what runs beside tests.
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
