@@ -1,4 +1,4 @@
-"""The processes of a run on this machine, started without a launcher, so that a test can reach each of them."""
+"""The processes of a run on this machine, started without a launcher, each within a test's reach."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ from typing import IO
 
 from tests.conftest import REPO
 
-_PATIENCE_S = 180.0
+_PATIENCE_S = 300.0
 
 
 def start_ranks(
