@@ -16,7 +16,7 @@ from finetune.config import FinetuneConfig
 from pretrain.config import PretrainConfig
 from pretrain.masking.base import Masking
 from pretrain.model.tokens import TokenGrid
-from pretrain.runtime.run_folder import FREE_KEYS
+from pretrain.runtime.config_changes import FREE_KEYS
 
 REPO = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/*.md")])

@@ -29,6 +29,8 @@ def load(*overrides):
         ("label_smoothing=-0.1", r"label_smoothing must lie in \[0, 1\), got -0.1"),
         ("save_every_steps=0", "save_every_steps must be at least 1"),
         ("keep_checkpoints=0", "keep_checkpoints must be at least 1"),
+        ("keep_every_steps=750", "keep_every_steps must be 0 (none) or a multiple of save_every_steps=500"),
+        ("keep_every_steps=-500", "keep_every_steps must be 0 (none) or a multiple of save_every_steps=500"),
         ("data.workers=-2", "data.workers must be 0 or more, or -1 .automatic., got -2"),
         ("data.views_per_video=0", "data.views_per_video must be at least 1"),
         ("data.max_bad_fraction=2", r"data.max_bad_fraction must lie between 0 and 1, got 2"),
