@@ -1,16 +1,14 @@
 """`python -m launch KIND [CLUSTER.yaml] [a.b=c] -- pretrain CONFIG [a.b=c]`; status, logs, cancel."""
 
 import argparse
-import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 
+from launch import doctor, k8s, local, plan, slurm, ssh, watching
 from launch.cluster import UsageError
 from launch.exit_codes import USAGE
 from launch.job import JobRefused
 
-COMMANDS = ("local", "ssh", "slurm", "k8s", "doctor", "plan", "watching")
 _ABOUT = "Start a training on this machine, on hosts by ssh, on Slurm or on Kubernetes, and look after it."
 _EPILOG = """examples:
   python -m launch local processes=2 -- pretrain CONFIG run_dir=RUN
@@ -68,9 +66,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parsers = whole.add_subparsers(required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        if importlib.util.find_spec(f"launch.{name}"):
-            importlib.import_module(f"launch.{name}").add_to(parsers)
+    for command in (local, ssh, slurm, k8s, doctor, plan, watching):
+        command.add_to(parsers)
     return whole
 
 
