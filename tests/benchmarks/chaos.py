@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.campaign import Kept, deal, disturb
+from tests.chaos.campaign import Deck, Kept, disturb
 from tests.chaos.faults import FAULTS
 from tests.chaos.scene import Scene
 from tests.chaos.setting import STEPS, local_scene, run_undisturbed, scene_on_hosts, write_config
@@ -71,13 +71,13 @@ def disturb_runs(folder: Path, arguments: argparse.Namespace) -> list[Run]:
     config = write_config(folder, arguments.shards.absolute())
     undisturbed = run_undisturbed(folder, config, REPO)
     faults = [fault for fault in FAULTS if any(words in fault.name for words in arguments.only)]
-    dealt = {place: deal(faults, chance) for place in arguments.places}
+    decks = {place: Deck(faults, chance) for place in arguments.places}
     until_s = time.monotonic() + 60 * arguments.minutes
     runs: list[Run] = []
     while time.monotonic() < until_s:
         place = arguments.places[len(runs) % len(arguments.places)]
         with scene_at(place, folder / f"{place}-{len(runs)}", config) as scene:
-            kept = disturb(scene, dealt[place], chance, last=STEPS, until_s=until_s)
+            kept = disturb(scene, decks[place], chance, last=STEPS, until_s=until_s)
             run = Run(place=place, kept=kept, is_bitwise=len(scene.worlds) == 1)
             check(scene, undisturbed, bitwise=run.is_bitwise)
         how = "to the last bit" if run.is_bitwise else f"within {TOLERANCE:g}"

@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tests.chaos.faults import Fault, Promise
@@ -34,15 +34,23 @@ class Kept:
     repeated: int
 
 
-def deal(faults: Sequence[Fault], chance: random.Random) -> Iterator[Fault]:
-    """Faults for ever, each kind once before any comes again."""
-    while True:
-        yield from chance.sample(faults, len(faults))
+class Deck:
+    """Faults for ever, in a random order, each kind once before any comes again."""
+
+    def __init__(self, faults: Sequence[Fault], chance: random.Random):
+        self._faults, self._chance = list(faults), chance
+        self._left: list[Fault] = []
+
+    def draw(self, scene: Scene) -> Fault:
+        """The next one that is possible in the scene; the others stay for later."""
+        if not any(fault.is_possible(scene) for fault in self._left):
+            self._left += self._chance.sample(self._faults, len(self._faults))
+        fault = next(fault for fault in self._left if fault.is_possible(scene))
+        self._left.remove(fault)
+        return fault
 
 
-def disturb(
-    scene: Scene, dealt: Iterator[Fault], chance: random.Random, *, last: int, until_s: float
-) -> list[Kept]:
+def disturb(scene: Scene, deck: Deck, chance: random.Random, *, last: int, until_s: float) -> list[Kept]:
     """Run the job to its last step, one fault after another until the clock says so.
 
     Raises:
@@ -59,8 +67,7 @@ def disturb(
                 raise PromiseBroken(f"the undisturbed rest of the run failed\n{scene.picture()}")
             return kept
         _wait_for_step(scene, moment)
-        fault = next(fault for fault in dealt if fault.is_possible(scene))
-        kept.append(keep(scene, fault, chance))
+        kept.append(keep(scene, deck.draw(scene), chance))
         begin = scene.metrics_step()
         log.info("%s", line_of(kept[-1]))
 

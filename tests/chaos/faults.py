@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.chaos.scene import PromiseBroken, Scene
 from tests.chaos.seen import Seen, look_at
+from tests.launch.hosts import Host
 
 _POLL_S = 0.001
 _IDLE_LOOKS = 5
@@ -139,12 +140,18 @@ def freeze_and_thaw(scene: Scene, chance: random.Random) -> None:
 
 def kill_a_host(scene: Scene, chance: random.Random) -> None:
     """A host loses its power; it is found running again after the job has gone on without it."""
-    chance.choice(scene.hosts).kill()
+    chance.choice(hosts_at_work(scene)).kill()
 
 
 def cut_a_link(scene: Scene, chance: random.Random) -> None:
     """A host's network is gone, and its processes are not."""
-    chance.choice(scene.hosts).cut()
+    chance.choice(hosts_at_work(scene)).cut()
+
+
+def hosts_at_work(scene: Scene) -> list[Host]:
+    """Those that have processes of the job: one that came back meanwhile waits for the next start."""
+    pids = {seen.pid for seen in scene.ranks()}
+    return [host for host in scene.hosts if pids & set(host.processes())]
 
 
 def bring_the_hosts_back(scene: Scene) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.campaign import deal, disturb
+from tests.chaos.campaign import Deck, disturb
 from tests.chaos.faults import FAULTS
 from tests.chaos.scene import Scene
 from tests.chaos.setting import STEPS, local_scene, run_undisturbed, scene_on_hosts, write_config
@@ -43,7 +43,7 @@ def told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def survive(scene: Scene, undisturbed: Path, *, seed: int, seconds: float) -> None:
     chance = random.Random(seed)
     try:
-        kept = disturb(scene, deal(FAULTS, chance), chance, last=STEPS, until_s=time.monotonic() + seconds)
+        kept = disturb(scene, Deck(FAULTS, chance), chance, last=STEPS, until_s=time.monotonic() + seconds)
         assert kept
         check(scene, undisturbed, bitwise=len(scene.worlds) == 1)
     finally:
