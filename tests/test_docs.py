@@ -20,7 +20,9 @@ from pretrain.runtime.config_changes import FREE_KEYS
 
 REPO = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/*.md")])
-SHARED = ("batch.", "augment.", "engine.", "log.", "optim.")  # docs/finetuning.md refers to the other page
+SHARED = (  # docs/finetuning.md refers to the other page
+    "batch.", "augment.", "engine.", "log.", "optim.", "watch.", "guard.",
+)  # fmt: skip
 
 
 def keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
