@@ -22,8 +22,10 @@ from finetune.features import Features
 from finetune.layer_decay import layer_scale
 from finetune.model_file import FinetunedModel, save_model
 from pretrain.encoder_file import EncoderDescription, announce_resampling
+from pretrain.model.blocks import set_up_blocks
 from pretrain.model.packing import share_of
 from pretrain.runtime.ending import ending_together
+from pretrain.runtime.engine_checks import check_engine
 from pretrain.runtime.loop import Training, set_cpu_threads
 from pretrain.runtime.optimiser import parameter_groups
 from pretrain.runtime.processes import Processes, find_processes, join_group
@@ -62,6 +64,7 @@ def run_train(arguments: argparse.Namespace) -> None:
         join_group(processes, config.watch)
         calibrate_head(prepared, run)
         run.run()
+        prepared.classifier.to(processes.device)  # at ZeRO 3 it waited on the CPU
         model = FinetunedModel(
             classifier=prepared.classifier, description=prepared.description, classes=prepared.train.classes
         )
@@ -80,6 +83,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
         CheckpointError: the encoder cannot be used.
     """
     processes = find_processes(config.engine.device)
+    check_engine(config.engine, processes, merges=config.merge.per_block > 0)
     plan = plan_batch(
         config.batch.global_clips,
         config.batch.clips_per_device,
@@ -111,6 +115,8 @@ def prepare(config: FinetuneConfig) -> Prepared:
 def training(prepared: Prepared) -> Training:
     """The run as the loop takes it."""
     config = prepared.config
+    engine = config.engine
+    set_up_blocks(prepared.classifier, recompute=engine.activation_checkpointing, compiled=engine.compile)
     clips = TrainingClips(
         prepared.train,
         clip=clip_config(config, prepared.description),

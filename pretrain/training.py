@@ -20,10 +20,12 @@ from pretrain.encoder_file import EncoderDescription, announce_resampling, save_
 from pretrain.health import HealthWatch, Probe, open_probe, spread_videos
 from pretrain.masking.base import Masking
 from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
+from pretrain.model.blocks import set_up_blocks
 from pretrain.model.tokens import TokenGrid
 from pretrain.noise.base import Noise
 from pretrain.pictures import PictureBook
 from pretrain.pruning.base import Pruning
+from pretrain.runtime.engine_checks import check_engine
 from pretrain.runtime.loop import Training, Watcher
 from pretrain.runtime.optimiser import parameter_groups
 from pretrain.runtime.processes import Processes, find_processes
@@ -89,6 +91,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
         CheckpointError: `start_from` cannot be used.
     """
     processes = find_processes(config.engine.device)
+    check_engine(config.engine, processes, merges=config.model.merge_per_block > 0)
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
     parts = _build_parts(config, grid)
     batch = plan_batch(
@@ -177,6 +180,8 @@ def run_pretraining(plan: Plan) -> None:
     config, processes = plan.config, plan.processes
     if processes.is_first:
         open_run_dir(Path(config.run_dir), config)
+    engine = config.engine
+    set_up_blocks(plan.model, recompute=engine.activation_checkpointing, compiled=engine.compile)
     training = Training(
         module=plan.model,
         groups=parameter_groups(plan.model, config.optim.weight_decay),

@@ -1,7 +1,7 @@
 """What those who look at a run share: when they look, and that looking changes nothing."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -30,11 +30,15 @@ class Schedule:
 
 @contextmanager
 def at_rest(module: nn.Module) -> Iterator[None]:
-    """Without gradients and in evaluation mode; afterwards each part is in the mode that it was in."""
+    """Without gradients and in evaluation mode; afterwards each part is in the mode that it was in.
+
+    Compiled parts run as they are written: what is looked at has other sizes than what is trained on.
+    """
+    is_compiled = any(part._compiled_call_impl is not None for part in module.modules())
     was_training = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
             yield
     finally:
         for part, mode in was_training:

@@ -1,15 +1,28 @@
-"""The processes of a run on this machine, started without a launcher."""
+"""The processes of a run on this machine, started without a launcher, each within a test's reach."""
 
 import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
 
 from tests.conftest import REPO
 
+_PATIENCE_S = 300.0
 
-def start_ranks(world: int, *command: str) -> list[subprocess.Popen[str]]:
-    """Start `python COMMAND` once for each rank, as a launcher would."""
+
+def start_ranks(
+    world: int, *command: str, said: Sequence[IO[str]] | None = None
+) -> list[subprocess.Popen[str]]:
+    """Start `python COMMAND` once for each rank, as a launcher would.
+
+    Args:
+        said: files for what they say, by rank; pipes where not given.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -22,9 +35,53 @@ def start_ranks(world: int, *command: str) -> list[subprocess.Popen[str]]:
                 **os.environ, **job, "OMP_NUM_THREADS": "1",
                 "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
             },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=said[rank] if said else subprocess.PIPE,
+            stderr=said[rank] if said else subprocess.PIPE,
             text=True,
         )
         for rank in range(world)
     ]  # fmt: skip
+
+
+class Ranks:
+    """Two processes of `python -m MODULE ARGUMENTS`; what they say goes to files in a folder."""
+
+    def __init__(self, folder: Path, *arguments: str):
+        self._logs = [folder / f"said-by-{rank}.txt" for rank in range(2)]
+        with ExitStack() as files:
+            said = [files.enter_context(log.open("w")) for log in self._logs]
+            self.processes = start_ranks(2, "-m", *arguments, said=said)
+
+    def said(self, rank: int) -> str:
+        """What a process has said so far."""
+        return self._logs[rank].read_text(encoding="utf-8", errors="replace")
+
+    def wait_until(self, is_so: Callable[[], bool], *, while_all_run: bool = True) -> None:
+        """Wait for a condition."""
+        deadline_s = time.monotonic() + _PATIENCE_S
+        while not is_so():
+            ended = [rank for rank, process in enumerate(self.processes) if process.poll() is not None]
+            if while_all_run:
+                assert not ended, f"rank {ended[0]} ended too soon:\n{self.said(ended[0])}"
+            assert time.monotonic() < deadline_s, self.said(0)
+            time.sleep(0.02)
+
+    def exit_code(self, rank: int) -> int:
+        """Wait for a process to end."""
+        return self.processes[rank].wait(timeout=_PATIENCE_S)
+
+    def exit_codes(self) -> list[int]:
+        """Wait for all of them."""
+        return [self.exit_code(rank) for rank in range(len(self.processes))]
+
+
+@contextmanager
+def started(folder: Path, *arguments: str) -> Iterator[Ranks]:
+    """Start the processes; none of them outlives the block."""
+    ranks = Ranks(folder, *arguments)
+    try:
+        yield ranks
+    finally:
+        for process in ranks.processes:
+            process.kill()
+            process.wait()

@@ -31,7 +31,7 @@ OWNERS = {
     },
     "cv2": {"data_tools/stream/views.py"},
     "torchcodec": {"data_tools/stream/decode_torchcodec.py"},
-    "deepspeed": {"pretrain/runtime/engine.py"},
+    "deepspeed": {"pretrain/runtime/engine.py", "pretrain/runtime/engine_holdings.py"},
     "tensorboard": {"pretrain/runtime/metrics.py"},
     "torch.utils.tensorboard": {"pretrain/runtime/metrics.py"},
     "torchvision": {"data_tools/stream/colour.py"},

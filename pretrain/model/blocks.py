@@ -1,10 +1,11 @@
 """The transformer's parts: pre-norm blocks of fused attention and a GELU MLP (arXiv 2010.11929)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pretrain.model.attending import Look
 from pretrain.model.positions.base import Rotate
@@ -94,6 +95,8 @@ class Block(nn.Module):
             (arXiv 2103.17239); None for no such weights.
     """
 
+    recompute = False
+
     def __init__(
         self,
         width: int,
@@ -156,6 +159,8 @@ class Block(nn.Module):
 class CrossBlock(nn.Module):
     """Cross-attention to a memory that is already normed, then the MLP."""
 
+    recompute = False
+
     def __init__(self, width: int, heads: int, mlp_width: int):
         super().__init__()
         self.norm_attention = norm(width)
@@ -169,6 +174,27 @@ class CrossBlock(nn.Module):
         """Run the block, as x_BMD."""
         x_BMD = x_BMD + self.attention(self.norm_attention(x_BMD), memory_BKD, rotate)
         return x_BMD + self.mlp(self.norm_mlp(x_BMD))
+
+
+def run_block(block: nn.Module, *inputs: object, part: Callable[..., Tensor] | None = None) -> Tensor:
+    """Call a block, or a part of it, on these inputs.
+
+    Where the block has `recompute` set, what it computes is forgotten after the forward pass and computed
+    again in the backward pass (arXiv 1604.06174); nothing in a block draws from torch's generator.
+    """
+    run = block if part is None else part
+    if block.recompute and torch.is_grad_enabled():
+        return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return run(*inputs)
+
+
+def set_up_blocks(module: nn.Module, *, recompute: bool, compiled: bool) -> None:
+    """Let all blocks below `module` recompute in the backward pass, or be compiled when they first run."""
+    for child in module.modules():
+        if isinstance(child, (Block, CrossBlock)):
+            child.recompute = recompute
+            if compiled:
+                child.compile()
 
 
 def init_weights(module: nn.Module) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.model.attention.base import Looks, build_attention
-from pretrain.model.blocks import Block, CrossBlock, init_weights, norm
+from pretrain.model.blocks import Block, CrossBlock, init_weights, norm, run_block
 from pretrain.model.places import Places
 from pretrain.model.positions.base import build_positions
 from pretrain.model.sizes import DecoderShape
@@ -124,7 +124,7 @@ class SelfDecoder(Decoder):
         looks = Looks(places, x_BND.device)
         rotate = self.positions.rotation(places.indices(x_BND.device))
         for block, relations in zip(self.blocks, self.relations, strict=True):
-            x_BND = block(x_BND, [looks[relation] for relation in relations], rotate)
+            x_BND = run_block(block, x_BND, [looks[relation] for relation in relations], rotate)
         return self.head(self.norm(x_BND[:, visible_BK.shape[1] :]))
 
 
@@ -155,7 +155,7 @@ class CrossDecoder(Decoder):
         turned = [self.positions.rotation(index) for index in (wanted_BM, visible_BK)]
         rotate = None if turned[0] is None or turned[1] is None else (turned[0], turned[1])
         for block in self.blocks:
-            x_BMD = block(x_BMD, seen_BKD, rotate)
+            x_BMD = run_block(block, x_BMD, seen_BKD, rotate)
         return self.head(self.norm(x_BMD))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from data_tools.randomness import ClipRandom
 from pretrain.model.attention.base import Looks, build_attention
-from pretrain.model.blocks import Block, init_weights, kept_branches, norm
+from pretrain.model.blocks import Block, init_weights, kept_branches, norm, run_block
 from pretrain.model.merging import Merging, merging_blocks
 from pretrain.model.places import REGISTER, Places
 from pretrain.model.positions.base import build_positions
@@ -128,7 +128,8 @@ class Encoder(nn.Module):
         looks = Looks(places, x_BND.device)
         rotate = self.positions.rotation(places.indices(x_BND.device))
         for i, block in enumerate(self.blocks):
-            x_BND = block(
+            x_BND = run_block(
+                block,
                 x_BND,
                 [looks[relation] for relation in self.relations[i]],
                 rotate,

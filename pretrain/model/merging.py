@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.model.blocks import Block
+from pretrain.model.attending import Look
+from pretrain.model.blocks import Block, run_block
 from pretrain.model.positions.base import Positions
 
 
@@ -52,11 +53,16 @@ class Merging:
         self.group_BN = torch.arange(index_BN.shape[1], device=index_BN.device).expand_as(index_BN)
         self._key_BNF: Tensor | None = None
 
-    def look(self, query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor) -> Tensor:
+    def look(self) -> Look:
         """Attention in which a token that stands for n weighs as n equal ones would (section 3)."""
-        self._key_BNF = key_BANF.detach().mean(dim=1)
-        weight_B11N = self.size_BN.log().to(query_BANF.dtype)[:, None, None]
-        return F.scaled_dot_product_attention(query_BANF, key_BANF, value_BANF, attn_mask=weight_B11N)
+        log_size_BN = self.size_BN.log()  # as it is now: a block may run again in the backward pass
+
+        def attend(query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor) -> Tensor:
+            self._key_BNF = key_BANF.detach().mean(dim=1)
+            weight_B11N = log_size_BN.to(query_BANF.dtype)[:, None, None]
+            return F.scaled_dot_product_attention(query_BANF, key_BANF, value_BANF, attn_mask=weight_B11N)
+
+        return attend
 
     def merge(self, x_BND: Tensor) -> Tensor:
         """Merge by the keys of the attention just done, as x_BKD."""
@@ -93,8 +99,8 @@ def merging_blocks(
     """
     for i, block in enumerate(blocks):
         rotate, keep_XBN1 = positions.rotation(merging.index_BN), keep(i)
-        x_BND = block.attend(x_BND, [merging.look], rotate, keep_XBN1)
-        x_BND = block.feed_forward(merging.merge(x_BND), keep_XBN1)
+        x_BND = run_block(block, x_BND, [merging.look()], rotate, keep_XBN1, part=block.attend)
+        x_BND = run_block(block, merging.merge(x_BND), keep_XBN1, part=block.feed_forward)
     return merging.unmerge(x_BND)
 
 

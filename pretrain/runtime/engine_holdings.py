@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from pretrain.runtime.pieces import KINDS, Piece
 from pretrain.runtime.processes import Processes
 
-_GATHERED_AT_ONCE = 50_000_000
-
 
 class Holding(ABC):
     """A process's part of a module under DeepSpeed, as live views.
@@ -191,17 +189,21 @@ class ShardedHolding(Holding):
             self.optimiser._reassign_or_swap_out_partitioned_parameters(row)
 
     def fill(self, module: nn.Module) -> None:
-        """Collective. Copy the weights to another module of the same names, gathering a few at a time."""
-        from deepspeed.runtime.zero import GatheredParameters
+        """Collective. Copy the weights to another module of the same names, one by one."""
+        # Not with DeepSpeed's own gathering, which may round to what is computed in.
+        from deepspeed import comm
 
-        targets = dict(module.named_parameters())
-        for some in _batches(list(self.module.named_parameters())):
-            with GatheredParameters([parameter for _, parameter in some]), torch.no_grad():
-                for name, parameter in some:
-                    targets[name].copy_(parameter)
-        buffers = dict(module.named_buffers())
-        for name, buffer in self._buffers():
-            buffers[name].copy_(buffer)
+        parameters = dict(self.module.named_parameters())
+        with torch.no_grad():
+            for name, target in module.named_parameters():
+                shard_V = parameters[name].ds_tensor  # type: ignore[attr-defined]
+                whole_V = shard_V.new_empty(shard_V.numel() * self.processes.world)
+                comm.all_gather_into_tensor(whole_V, shard_V)
+                target.copy_(whole_V[: target.numel()].view_as(target))
+            buffers = dict(self._buffers())
+            for name, buffer in module.named_buffers():
+                if name in buffers:
+                    buffer.copy_(buffers[name])
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -277,17 +279,3 @@ def _pieces(
 
 def _whole(name: str, tensor: Tensor) -> Piece:
     return Piece(name=name, kind="weight", start=0, values_V=tensor.detach().view(-1))
-
-
-def _batches(named: list[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
-    """Parameters by turns, so that not all of them are gathered at once."""
-    some: list[tuple[str, Any]] = []
-    held = 0
-    for name, parameter in named:
-        if some and held + parameter.ds_numel > _GATHERED_AT_ONCE:
-            yield some
-            some, held = [], 0
-        some.append((name, parameter))
-        held += parameter.ds_numel
-    if some:
-        yield some

@@ -128,6 +128,9 @@ class EngineConfig:
         require(self.device in ("auto", "cpu", "cuda"), "engine.device", "be auto, cpu or cuda", self.device)
         is_known = self.communication in ("fp32", "bf16")
         require(is_known, "engine.communication", "be fp32 or bf16", self.communication)
+        can_compile = not self.compile or self.zero_stage < 3
+        why = "be false at engine.zero_stage=3, where weights come and go inside a block"
+        require(can_compile, "engine.compile", why, self.compile)
         require(self.bucket_mb >= 1, "engine.bucket_mb", "be at least 1", self.bucket_mb)
         require(self.cpu_threads >= 0, "engine.cpu_threads", "be 0 (automatic) or more", self.cpu_threads)
 

@@ -23,7 +23,7 @@ from data_tools.config import require
 
 _TICK_S = 0.5
 _LAST_WORDS_S = 10.0  # saying where one is may hang too, on a pipe that nobody reads
-_STUCK_INSIDE_PYTHON = 2  # see `_Guardian`
+_LOCKED_FACTOR = 2.0  # on a limit, see `_arm`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,7 @@ class Watchdog:
         """
         limit_s: float = getattr(self.config, limit)
         self._post = _Post(place, limit, limit_s, self._clock_s, step)
+        _arm(limit_s)
 
     def move(self, place: str) -> None:
         """The same thing goes on at another place; its time runs on."""
@@ -139,9 +140,7 @@ class Watchdog:
             post = self._post
             if post is None:
                 continue
-            # Should C code hold Python's lock, this thread stands still as well: then the C library's own
-            # thread, armed anew here, shows the stacks and ends the process (with 1, it knows no other code).
-            faulthandler.dump_traceback_later(_STUCK_INSIDE_PYTHON * post.limit_s, exit=True)
+            _arm(post.limit_s)
             if self._clock_s - post.since_s > post.limit_s:
                 self._end(post)
 
@@ -165,3 +164,13 @@ class Watchdog:
         with contextlib.suppress(OSError, io.UnsupportedOperation):  # no standard error, or a captured one
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
             sys.stderr.flush()
+
+
+def _arm(limit_s: float) -> None:
+    """Have faulthandler end the process should nobody call this again in time.
+
+    Where C code hangs while it holds Python's lock, the watchdog's thread stands still as well; faulthandler's
+    needs no lock. It shows the stacks and leaves with 1, since it knows no other code. It also counts the time
+    in which a process was suspended, so it gets more of it.
+    """
+    faulthandler.dump_traceback_later(_LOCKED_FACTOR * limit_s, exit=True)

@@ -98,6 +98,19 @@ def test_two_processes_score_as_one(scratch_run, repo):
     assert read_result(scratch_run) == own
 
 
+@pytest.mark.processes
+def test_two_processes_at_zero_3_train_and_score_as_one_at_zero_0(scratch_run, common, repo, tmp_path):
+    launcher = ["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
+    run = [f"run_dir={tmp_path / 'sharded'}", "engine.zero_stage=3"]
+    start("train", *common, *SCRATCH, *run, repo=repo, launcher=launcher)
+
+    own, sharded = read_result(scratch_run), read_result(tmp_path / "sharded")
+    assert sharded["confusion"] == own["confusion"] and sharded["videos"] == own["videos"]
+    weights, others = (load_file(run / "model/model.safetensors") for run in (scratch_run, tmp_path / "sharded"))
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, atol=1e-5, rtol=1e-4)
+
+
 def test_more_views_are_averaged(scratch_run, tmp_path):
     before = (scratch_run / "result.json").read_text()
 

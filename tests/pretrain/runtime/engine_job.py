@@ -1,13 +1,14 @@
 """One process of a job that trains a small model under every ZeRO stage, saves it in pieces and loads them.
 
-    RANK=.. WORLD_SIZE=.. python -m tests.pretrain.runtime.engine_job CONFIG FOLDER [STATES ...]
+    RANK=.. WORLD_SIZE=.. python -m tests.pretrain.runtime.engine_job CONFIG FOLDER WORLD
 
-Writes `FOLDER/worldW-rankR.json`: what each engine measured. Its states lie in `FOLDER/worldW-stageS-rankR.pt`;
-those of each world in STATES are loaded too. Several engines share one process, since a start costs seconds.
+Many engines share a process, since a start costs seconds. WORLD is the size of another job that runs beside
+this one: each loads its own states and the other's. `FOLDER/worldW-rankR.json` says what was measured.
 """
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,22 @@ from torch import Tensor
 
 from data_tools.config import load_config
 from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
 from pretrain.config import PretrainConfig
 from pretrain.runtime.engine import Engine
 from pretrain.runtime.optimiser import learning_rate, parameter_groups
 from pretrain.runtime.processes import leave_group
 from pretrain.training import Plan, make_plan, training_clips
 
-STAGES = (3, 0, 1, 2)  # 3 first: it puts its own linear layers in place for the rest of the process
-SAVED_AT, STEPS = 3, 6
-SPOILT = 2
+STAGES = (3, 0, 1, 2)  # 3 first: DeepSpeed then puts its own linear layers in place for all that follow
+SAVED_AT, STEPS, SPOILT = 2, 4, 1
+LONGEST_WAIT_S = 240
 
 
 class Job:
     """A process that trains the config's model again and again, from the same start."""
 
-    def __init__(self, config: Path, *overrides: str):
+    def __init__(self, config: Path):
         self.config = config
-        self.overrides = overrides
         plan = self.plan(0)
         self.processes = plan.processes
         clips = training_clips(plan, plan.split)
@@ -43,14 +42,14 @@ class Job:
         first = [step * count + self.processes.rank * micro for step in range(STEPS)]
         self.batches = [clips.batch(range(place, place + micro)) for place in first]
 
-    def plan(self, stage: int) -> Plan:
+    def plan(self, stage: int, *overrides: str) -> Plan:
         """A new model, the same each time."""
-        overrides = [*self.overrides, f"engine.zero_stage={stage}"]
-        return make_plan(load_config(PretrainConfig, self.config, overrides), is_run=False)
+        keys = [f"engine.zero_stage={stage}", *overrides]
+        return make_plan(load_config(PretrainConfig, self.config, keys), is_run=False)
 
-    def engine(self, stage: int, **changes: Any) -> tuple[Plan, Engine]:
+    def engine(self, stage: int, *overrides: str) -> tuple[Plan, Engine]:
         """An engine at its start."""
-        plan = self.plan(stage)
+        plan = self.plan(stage, *overrides)
         engine = Engine(
             plan.model,
             parameter_groups(plan.model, plan.config.optim.weight_decay),
@@ -62,12 +61,11 @@ class Job:
         return plan, engine
 
     def train(self, engine: Engine, plan: Plan, steps: range, *, spoilt: int = -1) -> list[list[float]]:
-        """Loss over all processes and norm of each step; the last process's loss of a spoilt step is NaN."""
+        """Loss over all processes and norm of each step; of a spoilt step the last process's loss is NaN."""
         found = []
         for step in steps:
-            batch: ClipBatch = self.batches[step]
-            values = engine(batch, ClipRandom(plan.config.seed, batch.clip_index_B))
-            loss = values["loss"].mean()
+            batch = self.batches[step]
+            loss = engine(batch, ClipRandom(plan.config.seed, batch.clip_index_B))["loss"].mean()
             is_spoilt = step == spoilt and self.processes.rank == self.processes.world - 1
             engine.backward(loss * float("nan") if is_spoilt else loss)
             norm = engine.step(learning_rate(step, plan.config.steps, plan.config.optim))
@@ -76,21 +74,61 @@ class Job:
             found.append([sum(losses) / len(losses), float(norm)])
         return found
 
+    def states(self, folder: Path, world: int, stage: int) -> list[Path]:
+        """Where the processes of a job leave what they saved."""
+        return [folder / f"world{world}-stage{stage}-rank{rank}.pt" for rank in range(world)]
+
+    def start_all(self, folder: Path) -> dict[str, Any]:
+        """Runs from the start, under every stage; each leaves its state of half way."""
+        found: dict[str, Any] = {"unbroken": {}, "spoilt": {}, "updates": {}, "readable": {}, "bf16": {}}
+        for stage in STAGES:
+            plan, engine = self.engine(stage)
+            lines = self.train(engine, plan, range(SAVED_AT))
+            save(engine, self.states(folder, self.processes.world, stage)[self.processes.rank])
+            found["unbroken"][stage] = lines + self.train(engine, plan, range(SAVED_AT, STEPS))
+            engine.make_readable()
+            found["readable"][stage] = {
+                name: value.double().norm().item() for name, value in plan.model.state_dict().items()
+            }
+            plan, engine = self.engine(stage)
+            found["spoilt"][stage] = self.train(engine, plan, range(STEPS), spoilt=SPOILT)
+            found["updates"][stage] = sorted(set(engine.updates().values()))
+            plan, engine = self.engine(stage, "engine.communication=bf16")
+            found["bf16"][stage] = self.train(engine, plan, range(STEPS))
+        return found
+
+    def resume_all(self, folder: Path, other: int) -> dict[str, list[list[float]]]:
+        """Every state of this job at every stage, and each of the other's at one."""
+        found = {}
+        for writer in (self.processes.world, other):
+            for saved in STAGES:
+                read, updates = reader(self.states(folder, writer, saved))
+                for stage in STAGES if writer == self.processes.world else (3 - saved,):
+                    plan, engine = self.engine(stage)
+                    engine.load_pieces(read, updates)
+                    lines = self.train(engine, plan, range(SAVED_AT, STEPS))
+                    found[f"{writer} {saved} {stage}"] = lines
+        return found
+
 
 def save(engine: Engine, path: Path) -> None:
-    """This process's pieces."""
+    """Write this process's pieces; the file is there when it is whole."""
     pieces = [(piece.name, piece.kind, piece.start, piece.values_V.clone()) for piece in engine.pieces()]
-    torch.save({"pieces": pieces, "updates": engine.updates()}, path)
+    torch.save({"pieces": pieces, "updates": engine.updates()}, path.with_suffix(".new"))
+    path.with_suffix(".new").rename(path)
 
 
 def reader(paths: list[Path]) -> tuple[Callable[[str, str, int, int], Tensor], dict[str, int]]:
     """Reads from the pieces of all processes; each value must stand in exactly one of them."""
+    given_up_s = time.monotonic() + LONGEST_WAIT_S
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < given_up_s, f"the other job did not write {paths}"
+        time.sleep(0.05)
     parts = [torch.load(path) for path in paths]
     assert all(part["updates"] == parts[0]["updates"] for part in parts)
     whole: dict[tuple[str, str], Tensor] = {}
-    for name, kind, start, values_V in sorted(
-        (p for part in parts for p in part["pieces"]), key=lambda p: p[:3]
-    ):
+    pieces = sorted((piece for part in parts for piece in part["pieces"]), key=lambda piece: piece[:3])
+    for name, kind, start, values_V in pieces:
         before_V = whole.get((name, kind), torch.empty(0))
         assert start == len(before_V), (
             f"{name} {kind}: a piece starts at {start}, after {len(before_V)} values"
@@ -106,33 +144,12 @@ def reader(paths: list[Path]) -> tuple[Callable[[str, str, int, int], Tensor], d
 
 def main() -> None:
     """See the head of this file."""
-    config, folder, worlds = Path(sys.argv[1]), Path(sys.argv[2]), [int(world) for world in sys.argv[3:]]
+    config, folder, other = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     job = Job(config)
-    rank, world = job.processes.rank, job.processes.world
-    found: dict[str, Any] = {"unbroken": {}, "spoilt": {}, "resumed": {}, "readable": {}}
-    for stage in STAGES:
-        plan, engine = job.engine(stage)
-        lines = job.train(engine, plan, range(SAVED_AT))
-        save(engine, folder / f"world{world}-stage{stage}-rank{rank}.pt")
-        found["unbroken"][stage] = lines + job.train(engine, plan, range(SAVED_AT, STEPS))
-        engine.make_readable()
-        found["readable"][stage] = {
-            name: value.double().sum().item() for name, value in plan.model.state_dict().items()
-        }
-        plan, engine = job.engine(stage)
-        found["spoilt"][stage] = job.train(engine, plan, range(STEPS), spoilt=SPOILT)
-        found["spoilt"][f"{stage}/updates"] = sorted(set(engine.updates().values()))
-    job.processes.wait_for_all()
-    for writer in sorted({*worlds, world}):
-        for saved in STAGES:
-            read, updates = reader([folder / f"world{writer}-stage{saved}-rank{r}.pt" for r in range(writer)])
-            for stage in STAGES:
-                plan, engine = job.engine(stage)
-                engine.load_pieces(read, updates)
-                found["resumed"][f"{writer}/{saved}/{stage}"] = job.train(
-                    engine, plan, range(SAVED_AT, STEPS)
-                )
-    (folder / f"world{world}-rank{rank}.json").write_text(json.dumps(found))
+    found = job.start_all(folder)
+    found["resumed"] = job.resume_all(folder, other)
+    name = f"world{job.processes.world}-rank{job.processes.rank}.json"
+    (folder / name).write_text(json.dumps(found))
     leave_group()
 
 

@@ -91,7 +91,11 @@ DEEPSPEED = [
         pytest.param(ONE, ["engine.zero_stage=0"], id="one process, ZeRO 0"),
         pytest.param(ONE, ["engine.zero_stage=1", "batch.clips_per_device=1"], id="ZeRO 1, 4 accumulated"),
         pytest.param(TORCHRUN, ["engine.zero_stage=0"], id="torchrun 2, ZeRO 0"),
-        pytest.param(TORCHRUN, ["engine.zero_stage=1"], id="torchrun 2, ZeRO 1"),
+        pytest.param(
+            TORCHRUN,
+            ["engine.zero_stage=3", "batch.clips_per_device=1"],
+            id="torchrun 2, ZeRO 3, 2 accumulated",
+        ),
         pytest.param(
             DEEPSPEED, ["engine.zero_stage=2", "batch.clips_per_device=1"], id="deepspeed 2, ZeRO 2"
         ),

@@ -1,6 +1,5 @@
 """What a run writes is complete, continues where it was cut, and can be looked at."""
 
-import contextlib
 import io
 import json
 from pathlib import Path
@@ -12,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data_tools.command import log
 from pretrain.runtime.metrics import MetricsWriter, gif_bytes, read_metrics
+from tests.full_disk import no_file_above
 
 
 def line(step: int) -> dict[str, float]:
@@ -86,17 +86,24 @@ def test_a_gif_plays_at_the_asked_speed_and_for_ever() -> None:
     assert image.info["loop"] == 0
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_costs_metrics_and_not_the_run(
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+def test_a_full_disk_costs_metrics_and_not_the_run_and_when_there_is_room_they_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "propagate", True)
-    writer = MetricsWriter(tmp_path, first_step=0, steps=2)
-    writer._file.close()
-    writer._file = open("/dev/full", "w")  # noqa: SIM115 - a device that is always full
+    writer = MetricsWriter(tmp_path, first_step=0, steps=600)
     writer.write([line(0)])
-    writer.write([line(1)])
-    warnings = [record.message for record in caplog.records if "cannot write metrics" in record.message]
-    assert len(warnings) == 1
-    with contextlib.suppress(OSError):  # closing flushes what could not be written
-        writer._file.close()
+    with no_file_above(1000):
+        for step in range(1, 500):
+            writer.write([line(step)])
+        writer.write_animation("clip", np.zeros((3, 64, 64, 3), np.uint8), step=500)
+    writer.write([line(500)])
+    writer.write([line(501)])
+    writer.close()
+    warnings = sorted(text.split(" (")[0] for text in caplog.messages if "cannot write" in text)
+    assert warnings == ["cannot write metrics", "cannot write to TensorBoard"]
+    steps = [entry["step"] for entry in read_metrics(tmp_path / "metrics.jsonl")]
+    assert steps[0] == 0 and steps[-2:] == [500, 501] and len(steps) < 100
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("train/loss")][-2:] == [500, 501]

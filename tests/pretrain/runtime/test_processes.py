@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain.runtime.agreement import Agreed, Agreement
 from pretrain.runtime.processes import find_processes
 
 VARIABLES = (
@@ -27,6 +28,7 @@ LAUNCHED = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1", "MASTER_
 CONVERSATION = """
 import json
 import torch
+from pretrain.runtime.agreement import Agreement
 from pretrain.runtime.processes import find_processes, join_group, leave_group
 
 processes = find_processes("cpu")
@@ -35,10 +37,17 @@ join_group(processes)
 total = processes.sum(torch.tensor([1.0, 10.0 * processes.rank]))
 gathered = processes.gather({"rank": processes.rank})
 from_first = processes.from_first(f"said by {processes.rank}")
+agreement = Agreement(processes)
+agreed = [agreement.answer()]
+agreement.ask(stop=138 * processes.rank, is_writing=processes.is_first)
+agreed.append(agreement.answer())
+agreement.ask(stop=0, is_writing=False)
+agreed.append(agreement.answer())
+agreed = [[answer.stop, answer.is_writing] for answer in agreed]
 processes.wait_for_all()
 leave_group()
 leave_group()
-print(json.dumps([processes.is_first, total.tolist(), gathered, from_first]))
+print(json.dumps([processes.is_first, total.tolist(), gathered, from_first, agreed]))
 """
 
 
@@ -95,10 +104,14 @@ def test_one_process_agrees_with_itself_without_a_group() -> None:
     assert processes.gather("mine") == ["mine"]
     assert processes.from_first("mine") == "mine"
     processes.wait_for_all()
+    agreement = Agreement(processes)
+    agreement.ask(stop=143, is_writing=False)
+    assert agreement.answer() == Agreed(stop=143, is_writing=False)
+    assert agreement.answer() == Agreed(stop=0, is_writing=True)  # nobody was asked since
 
 
 @pytest.mark.processes
-def test_two_processes_sum_gather_and_listen_to_the_first(repo: Path) -> None:
+def test_two_processes_sum_gather_agree_and_listen_to_the_first(repo: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -114,6 +127,6 @@ def test_two_processes_sum_gather_and_listen_to_the_first(repo: Path) -> None:
         for rank in range(2)
     ]
     first, second = (json.loads(process.communicate(timeout=120)[0]) for process in started)
-    said = [[2.0, 10.0], [{"rank": 0}, {"rank": 1}], "said by 0"]
+    said = [[2.0, 10.0], [{"rank": 0}, {"rank": 1}], "said by 0", [[0, True], [138, True], [0, False]]]
     assert first == [True, *said]
     assert second == [False, *said]

@@ -1,0 +1,77 @@
+"""A model whose numbers go bad at chosen clips, and the run that trains it."""
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data_tools.command import configure_logging
+from data_tools.config import load_config
+from data_tools.randomness import ClipRandom
+from data_tools.stream.batch import ClipBatch
+from data_tools.stream.loader import TrainingClips
+from pretrain.config import PretrainConfig
+from pretrain.runtime.ending import ending_together
+from pretrain.runtime.loop import Training, Watcher
+from pretrain.runtime.optimiser import parameter_groups
+from pretrain.runtime.run_folder import open_run_dir
+from pretrain.training import Plan, make_plan
+
+# Of four clips in a step, the second of two processes has the last two: NaN at step 5, a spike at step 9.
+BAD_ON_THE_SECOND = {5 * 4 + 2: math.nan, 9 * 4 + 3: 1000.0}
+
+
+class Fragile(nn.Module):
+    """Learns to give each clip of the run a number; some clips' losses are multiplied by something.
+
+    Args:
+        factors: by the clip's place in the run; NaN for a loss that is not finite.
+        slow_s: how long each forward pass takes at least.
+    """
+
+    def __init__(self, factors: dict[int, float], slow_s: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 9).view(3, 3))
+        self.factors = factors
+        self.slow_s = slow_s
+
+    def forward(self, batch: ClipBatch, draws: ClipRandom) -> dict[str, Tensor]:
+        time.sleep(self.slow_s)
+        wanted_B = (batch.clip_index_B % 7).float() / 7
+        factor_B = torch.tensor([self.factors.get(int(clip), 1.0) for clip in batch.clip_index_B])
+        return {"loss": ((self.weight.sum() - wanted_B).square() + self.weight.square().sum()) * factor_B}
+
+
+def fragile_training(
+    plan: Plan, factors: dict[int, float], watchers: tuple[Watcher, ...] = (), slow_s: float = 0.0
+) -> Training:
+    """A run of that model on the plan's clips, in the plan's folder."""
+    config = plan.config
+    module = Fragile(factors, slow_s)
+    if plan.processes.is_first:
+        open_run_dir(Path(config.run_dir), config)
+    return Training(
+        module=module,
+        groups=parameter_groups(module, 0.05),
+        clips=TrainingClips(plan.index, clip=config.clip, augment=config.augment, seed=config.seed),
+        plan=plan.batch,
+        settings=config.run_settings(workers=0),
+        processes=plan.processes,
+        watchers=watchers,
+    )
+
+
+def main(config_file: str, *overrides: str) -> None:
+    """As one of two processes whose second one has all the bad clips, and is slow."""
+    plan = make_plan(load_config(PretrainConfig, config_file, list(overrides)))
+    slow_s = 0.05 * plan.processes.rank
+    with ending_together(plan.processes):
+        fragile_training(plan, BAD_ON_THE_SECOND, slow_s=slow_s).run()
+
+
+if __name__ == "__main__":
+    configure_logging()
+    main(*sys.argv[1:])

@@ -1,0 +1,162 @@
+"""The engine at every ZeRO stage, with one process and two: the same training, and states that fit all.
+
+The model has what is hard to shard: a moving average that follows the weights, a learned scorer, registers,
+layer scales, drop path; and its gradients are clipped.
+"""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.runtime.engine_holdings import share_of
+from pretrain.runtime.pieces import Piece
+from tests.pretrain.runtime.conftest import SMALL_RUN
+from tests.pretrain.runtime.engine_job import SAVED_AT, SPOILT, STAGES, STEPS
+
+WORLDS = (1, 2)
+HARD_TO_SHARD = """
+target: {name: weighted, args: {parts: {pixels: {}, features: {args: {decay: 0.5, final_decay: 0.9}}}}}
+pruning: {name: learned, args: {keep: 0.75}}
+"""
+
+
+def start_job(world: int, *arguments: str, repo: Path) -> list[subprocess.Popen[str]]:
+    """The processes of a job, which meet at a port that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+    }
+    command = [sys.executable, "-m", "tests.pretrain.runtime.engine_job", *arguments]
+    return [
+        subprocess.Popen(
+            command,
+            cwd=repo,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+
+
+@pytest.fixture(scope="module")
+def measured(
+    synth_shards: Path, repo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, dict[str, Any]]:
+    """What the first process of each world measured; see `engine_job.py`."""
+    folder = tmp_path_factory.mktemp("stages")
+    text = SMALL_RUN.replace("data: {", f"data: {{shards: {synth_shards / 'unlabelled'}, ")
+    text = text.replace("model: {", "model: {registers: 2, layer_scale: 0.5, drop_path: 0.1, ")
+    text = text.replace("optim: {", "optim: {clip_norm: 0.1, ")
+    (folder / "config.yaml").write_text(f"run_dir: {folder / 'run'}\n{text}{HARD_TO_SHARD}")
+    jobs = [
+        process
+        for world in WORLDS
+        for process in start_job(
+            world, str(folder / "config.yaml"), str(folder), str(sum(WORLDS) - world), repo=repo
+        )
+    ]
+    for process in jobs:
+        _, said = process.communicate(timeout=600)
+        assert process.returncode == 0, said[-3000:]
+    found = {
+        (world, rank): json.loads((folder / f"world{world}-rank{rank}.json").read_text())
+        for world in WORLDS
+        for rank in range(world)
+    }
+    for rank in range(1, 2):
+        for name in ("unbroken", "resumed", "readable", "bf16"):
+            assert found[2, rank][name] == found[2, 0][name], "all processes know the same"
+    return {world: found[world, 0] for world in WORLDS}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_stage_trains_alike(measured: dict[int, dict[str, Any]], world: int) -> None:
+    plain = measured[1]["unbroken"]["0"]
+    assert all(norm > 0.1 for _, norm in plain), "or nothing is clipped"
+    for stage in STAGES:
+        lines = measured[world]["unbroken"][str(stage)]
+        for line, expected in zip(lines, plain, strict=True):
+            assert line == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_state_goes_on_at_every_stage_and_world_and_to_the_last_bit_where_it_came_from(
+    measured: dict[int, dict[str, Any]], world: int
+) -> None:
+    assert len(measured[world]["resumed"]) == 16 + 4
+    for topology, lines in measured[world]["resumed"].items():
+        writer, saved, stage = topology.split()
+        unbroken = measured[world]["unbroken"][stage][SAVED_AT:]
+        if (int(writer), saved) == (world, stage):
+            assert lines == unbroken, topology
+        for line, expected in zip(lines, unbroken, strict=True):
+            assert line == pytest.approx(expected, rel=1e-5), topology
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_gradient_that_is_not_finite_on_one_process_is_left_out_on_all(
+    measured: dict[int, dict[str, Any]], world: int
+) -> None:
+    plain = measured[1]["spoilt"]["0"]
+    for stage in STAGES:
+        lines = measured[world]["spoilt"][str(stage)]
+        assert [math.isfinite(norm) for _, norm in lines] == [step != SPOILT for step in range(STEPS)]
+        assert measured[world]["updates"][str(stage)] == [STEPS - 1]
+        assert [loss for loss, _ in lines] == pytest.approx([loss for loss, _ in plain], rel=1e-5)
+    unspoilt = measured[1]["unbroken"]["0"]
+    assert plain[SPOILT + 1] != pytest.approx(unspoilt[SPOILT + 1], rel=1e-4), "or it was not left out"
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_module_is_readable_after_training_at_every_stage(
+    measured: dict[int, dict[str, Any]], world: int
+) -> None:
+    plain = measured[1]["readable"]["0"]
+    for stage in STAGES:
+        assert measured[world]["readable"][str(stage)] == pytest.approx(plain, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.processes
+def test_gradients_may_be_exchanged_in_bf16_at_every_stage(measured: dict[int, dict[str, Any]]) -> None:
+    for stage in STAGES:
+        exact, rounded = (measured[2][kind][str(stage)] for kind in ("unbroken", "bf16"))
+        for line, expected in zip(rounded, exact, strict=True):
+            assert line == pytest.approx(expected, rel=5e-3)
+        assert rounded[0][1] != pytest.approx(exact[0][1], rel=1e-6), "or nothing was rounded"
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7, 40])
+def test_what_all_hold_is_shared_out_evenly_and_without_gaps(world: int) -> None:
+    pieces = [
+        Piece(name=str(i), kind="weight", start=0, values_V=torch.full((size,), float(i)))
+        for i, size in enumerate((5, 1, 0, 17, 8))
+    ]
+    shares = [share_of(pieces, rank, world) for rank in range(world)]
+    sizes = [sum(piece.values_V.numel() for piece in share) for share in shares]
+    assert sum(sizes) == 31 and max(sizes) - min(sizes) <= 1
+    reached = dict.fromkeys("0134", 0)
+    for piece in (piece for share in shares for piece in share):
+        assert piece.start == reached[piece.name] and (piece.values_V == float(piece.name)).all()
+        reached[piece.name] = piece.stop
+    assert reached == {"0": 5, "1": 1, "3": 17, "4": 8}

@@ -1,0 +1,72 @@
+"""A disk that is full for everything but the checkpoints costs what is told of the run, and not the run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_tools.command import log
+from pretrain.config import PretrainConfig
+from pretrain.runtime.metrics import read_metrics
+from pretrain.training import make_plan
+from tests.full_disk import small_disk
+from tests.pretrain.runtime.bad_numbers import fragile_training
+
+STEPS = 30
+
+
+class FillsTheDisk:
+    """A watcher after whose look at step 3 nothing fits on the disk until step 20; then it fails."""
+
+    def __init__(self, folder: Path):
+        self.filler = folder / "filler"
+
+    def is_due(self, first_step: int, last_step: int) -> bool:
+        return last_step in (3, 20)
+
+    def after_step(self, step: int, writer: Any) -> None:
+        if step == 20:
+            self.filler.unlink()
+            raise OSError("no pictures today")
+        with pytest.raises(OSError, match="No space left"), self.filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+
+
+def weights(run_dir: Path) -> bytes:
+    (pieces,) = max(run_dir.glob("checkpoints/step-*")).glob("*.safetensors")
+    return pieces.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+def test_a_full_disk_for_all_but_checkpoints_leaves_the_weights_as_they_would_be(
+    small_config: Callable[..., PretrainConfig],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    overrides = (f"steps={STEPS}", "save_every_steps=10", "log.samples=true")
+    bad = {12 * 4: float("nan")}  # an incident, which cannot be written either
+    run_dir = tmp_path / "full"
+    with small_disk(run_dir, 400) as is_mounted:
+        if not is_mounted:
+            pytest.skip("this machine does not let us mount a small disk")
+        training = fragile_training(make_plan(small_config(f"run_dir={run_dir}", *overrides)), bad)
+        (tmp_path / "roomy").mkdir()
+        (run_dir / "checkpoints").symlink_to(tmp_path / "roomy")
+        training.watchers = (FillsTheDisk(run_dir),)
+        training.run()
+        told = [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")]
+        complete = [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        found = weights(run_dir)
+    assert told == [line["step"] for line in complete]
+    assert told[:3] == [0, 1, 2] and told[-9:] == list(range(21, STEPS)) and len(told) < STEPS
+    for title in ("metrics", "the incident of step 12"):
+        assert sum(f"cannot write {title}" in message for message in caplog.messages) == 1, title
+    assert "FillsTheDisk could not look at the run: no pictures today" in caplog.messages
+    undisturbed = small_config(f"run_dir={tmp_path / 'undisturbed'}", *overrides)
+    fragile_training(make_plan(undisturbed), bad).run()
+    assert found == weights(tmp_path / "undisturbed")

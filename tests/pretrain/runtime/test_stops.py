@@ -1,0 +1,93 @@
+"""Something happens to one of two processes: both end in time, with the exit code that says what to do."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from pretrain.runtime.metrics import read_metrics
+from tests.ranks import Ranks, started
+
+REQUEUE, STUCK = 138, 5
+ENDLESS = ("steps=100000", "save_every_steps=100000", "log.every_steps=1", "data.workers=1")
+
+
+def has_done(run_dir: Path, steps: int) -> bool:
+    return len(read_metrics(run_dir / "metrics.jsonl")) >= steps
+
+
+def loaders_of(process: int) -> list[int]:
+    """The loader workers of a process: what its fork server started."""
+    children = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    return [grandchild for child in children.get(process, []) for grandchild in children.get(child, [])]
+
+
+def is_alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.processes
+def test_a_signal_to_one_process_stops_all_at_the_same_step_with_a_checkpoint(
+    small_run: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    # With so few reports, the stop does not come at one.
+    arguments = ("pretrain", str(small_run), *ENDLESS, "log.every_steps=5")
+    with started(tmp_path, *arguments) as ranks:
+        ranks.wait_until(lambda: has_done(run_dir, 5))
+        ranks.processes[1].send_signal(signal.SIGUSR1)
+        assert ranks.exit_codes() == [REQUEUE, REQUEUE]
+        assert "SIGUSR1 received" in ranks.said(1) and "SIGUSR1" not in ranks.said(0)
+        (checkpoint,) = (run_dir / "checkpoints").iterdir()
+        step = json.loads((checkpoint / "state.json").read_text())["step"]
+        assert f"stopped at step {step} with a checkpoint; repeat the command to go on" in ranks.said(0)
+        assert "ended as all processes did" in ranks.said(1)
+    shown = [len(read_metrics(run_dir / "samples" / f"rank-0000{rank}.jsonl")) for rank in (0, 1)]
+    assert shown == [step, step] == [len(read_metrics(run_dir / "metrics.jsonl"))] * 2
+
+
+@pytest.mark.processes
+def test_a_killed_process_takes_its_loaders_along_and_the_other_ends_by_itself(
+    small_run: Path, tmp_path: Path
+) -> None:
+    with started(tmp_path, "pretrain", str(small_run), *ENDLESS) as ranks:
+        ranks.wait_until(lambda: has_done(tmp_path / "run", 2))
+        loaders = [loaders_of(process.pid) for process in ranks.processes]
+        assert [len(ours) for ours in loaders] == [1, 1]
+        os.kill(ranks.processes[1].pid, signal.SIGKILL)
+        assert ranks.exit_code(0) == 1  # a crash: a supervisor starts the run again
+        assert "an error that was not foreseen" in ranks.said(0)
+        wait_for_end(ranks, [loader for ours in loaders for loader in ours])
+
+
+@pytest.mark.processes
+def test_a_frozen_process_is_found_by_the_other_which_shows_its_stacks_and_leaves_with_5(
+    small_run: Path, tmp_path: Path
+) -> None:
+    limits = ("watch.step_timeout_s=5", "watch.save_timeout_s=60")
+    with started(tmp_path, "pretrain", str(small_run), *ENDLESS, *limits) as ranks:
+        ranks.wait_until(lambda: has_done(tmp_path / "run", 2))
+        loaders = loaders_of(ranks.processes[0].pid)
+        ranks.processes[1].send_signal(signal.SIGSTOP)
+        assert ranks.exit_code(0) == STUCK
+        said = ranks.said(0)
+        assert "rank 0 on " in said and "for more than watch.step_timeout_s=5 seconds" in said
+        assert "waiting for another process" in said and 'stepping.py", line' in said
+        wait_for_end(ranks, loaders)
+
+
+def wait_for_end(ranks: Ranks, processes: list[int]) -> None:
+    """What must not outlive its parent is gone soon."""
+    ranks.wait_until(lambda: not any(map(is_alive, processes)), while_all_run=False)

@@ -1,0 +1,37 @@
+"""Who is slow at several reports in a row is named, once, with its host."""
+
+import pytest
+
+from data_tools.command import log
+from pretrain.runtime.stragglers import Stragglers
+
+HOSTS = ["here", "there", "yonder"]
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(log, "propagate", True)
+    return caplog
+
+
+def test_a_slow_process_is_named_at_the_third_report_in_a_row(warnings: pytest.LogCaptureFixture) -> None:
+    stragglers = Stragglers(HOSTS, ratio=1.5)
+    for _ in range(2):
+        assert stragglers.judge([1.0, 1.1, 2.2]) == {"slowest_rank": 2, "slowest_ratio": 2.0}
+    assert not warnings.messages
+    for _ in range(3):
+        stragglers.judge([1.0, 1.1, 2.2])
+    (message,) = warnings.messages
+    assert "rank 2 on yonder is a straggler" in message and "2.0 times the median's" in message
+
+
+def test_now_and_then_is_no_straggler(warnings: pytest.LogCaptureFixture) -> None:
+    stragglers = Stragglers(HOSTS, ratio=1.5)
+    for own_s in [[1, 1, 9], [1, 1, 9], [1, 1, 1.2], [1, 1, 9], [1, 9, 1], [9, 1, 1]] * 2:
+        stragglers.judge([float(seconds) for seconds in own_s])
+    assert not warnings.messages
+
+
+def test_of_two_the_faster_one_is_the_measure_and_one_alone_has_none() -> None:
+    assert Stragglers(HOSTS[:2], ratio=1.5).judge([4.0, 1.0]) == {"slowest_rank": 0, "slowest_ratio": 4.0}
+    assert Stragglers(HOSTS[:1], ratio=1.5).judge([4.0]) == {}

@@ -1,0 +1,100 @@
+"""A process that gets no further says where it is and ends, whatever it hangs in."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_tools.config import load_config
+from pretrain.config import PretrainConfig
+
+STUCK, CRASHED = 5, 1
+
+# Enters what the first argument names, with one second for it, and hangs in the second's way.
+HANGING = """
+import ctypes, sys, time
+from data_tools.command import configure_logging
+from pretrain.runtime import watchdog as module
+from pretrain.runtime.watchdog import WatchConfig, Watchdog
+
+module._LOCKED_FACTOR = float(sys.argv[2])
+configure_logging()
+limits = {"step_timeout_s": 1.0, "first_step_timeout_s": 60.0, "save_timeout_s": 60.0}
+with Watchdog(WatchConfig(**limits), rank=3, reading=lambda: ["brushing/4"]) as watchdog:
+    watchdog.enter("waiting for data", limit="step_timeout_s", step=7)
+    watchdog.move("computing")
+    print("begun", flush=True)
+    def hang_here():
+        exec(sys.argv[1])
+    hang_here()
+"""
+
+
+def hang(repo: Path, how: str, factor: float = 60.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", HANGING, how, str(factor)],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+def test_a_process_that_hangs_in_c_says_where_and_leaves_with_5(repo: Path) -> None:
+    result = hang(repo, "ctypes.CDLL(None).sleep(80)")
+    assert result.returncode == STUCK
+    assert "rank 3 on " in result.stderr and "is stuck at step 7, computing" in result.stderr
+    assert "more than watch.step_timeout_s=1 seconds" in result.stderr
+    assert "loader workers are reading brushing/4" in result.stderr
+    assert "in hang_here" in result.stderr and "in _watch" in result.stderr  # all threads' stacks
+
+
+def test_a_process_that_hangs_while_it_holds_pythons_lock_ends_all_the_same(repo: Path) -> None:
+    result = hang(repo, "ctypes.PyDLL(None).sleep(80)", factor=1.5)
+    assert result.returncode == CRASHED
+    assert "in hang_here" in result.stderr
+
+
+def test_what_goes_on_is_left_alone_and_a_save_has_a_limit_of_its_own(repo: Path) -> None:
+    steps = "[(time.sleep(0.3), watchdog.enter('step', limit='step_timeout_s')) for _ in range(6)]\n"
+    save = "with watchdog.during('saving', limit='save_timeout_s'): time.sleep(2.5)\n"
+    result = hang(repo, steps + save + "time.sleep(0.3)")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_job_that_was_suspended_goes_on(repo: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING, "sys.stdin.readline()", "60"],
+        cwd=repo,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3.0)
+    process.send_signal(signal.SIGCONT)
+    process.communicate("go on\n", timeout=60)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("watch.step_timeout_s=0", r"watch\.step_timeout_s must be above 0, got 0"),
+        ("watch.start_timeout_s=-1", r"watch\.start_timeout_s must be above 0, got -1"),
+        ("watch.save_timeout_s=0", r"watch\.save_timeout_s must be above 0"),
+        (
+            "watch.first_step_timeout_s=60",
+            r"watch\.first_step_timeout_s must be at least watch\.step_timeout_s=600, got 60",
+        ),
+        ("watch.straggler_ratio=1", r"watch\.straggler_ratio must be above 1, got 1"),
+        ("watch.lock_wait_s=-1", r"watch\.lock_wait_s must be 0 or more, got -1"),
+    ],
+)
+def test_a_watch_that_cannot_be_is_refused_by_name(small_run: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(PretrainConfig, small_run, [override])
