@@ -15,6 +15,10 @@ from pretrain.runtime.pieces import Piece, ReadPiece
 from pretrain.runtime.processes import Processes, join_group
 from pretrain.runtime.settings import EngineConfig, OptimConfig
 
+# At ZeRO 3 parameters of at most so many values stay gathered: vectors, whose gathering costs more than they
+# weigh. DeepSpeed's default.
+KEPT_GATHERED = 100_000
+
 
 @runtime_checkable
 class Follower(Protocol):
@@ -206,6 +210,7 @@ def _deepspeed_config(optim: OptimConfig, engine: EngineConfig, plan: BatchPlan)
             "stage": engine.zero_stage,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
+            "stage3_param_persistence_threshold": KEPT_GATHERED,
         },
         "torch_autocast": autocast,
     }

@@ -19,6 +19,7 @@ from torch import Tensor
 from data_tools.config import load_config
 from data_tools.randomness import ClipRandom
 from pretrain.config import PretrainConfig
+from pretrain.runtime import engine as engine_module
 from pretrain.runtime.engine import Engine
 from pretrain.runtime.optimiser import learning_rate, parameter_groups
 from pretrain.runtime.processes import leave_group
@@ -79,7 +80,10 @@ class Job:
         return [folder / f"world{world}-stage{stage}-rank{rank}.pt" for rank in range(world)]
 
     def start_all(self, folder: Path) -> dict[str, Any]:
-        """Runs from the start, under every stage; each leaves its state of half way."""
+        """Runs from the start, under every stage; each leaves its state of half way.
+
+        Those about what processes tell one another are left out where there is one.
+        """
         found: dict[str, Any] = {"unbroken": {}, "spoilt": {}, "updates": {}, "readable": {}, "bf16": {}}
         for stage in STAGES:
             plan, engine = self.engine(stage)
@@ -90,6 +94,8 @@ class Job:
             found["readable"][stage] = {
                 name: value.double().norm().item() for name, value in plan.model.state_dict().items()
             }
+            if self.processes.world == 1:
+                continue
             plan, engine = self.engine(stage)
             found["spoilt"][stage] = self.train(engine, plan, range(STEPS), spoilt=SPOILT)
             found["updates"][stage] = sorted(set(engine.updates().values()))
@@ -145,6 +151,7 @@ def reader(paths: list[Path]) -> tuple[Callable[[str, str, int, int], Tensor], d
 def main() -> None:
     """See the head of this file."""
     config, folder, other = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    engine_module.KEPT_GATHERED = 20  # or all parameters of so small a model would stay gathered
     job = Job(config)
     found = job.start_all(folder)
     found["resumed"] = job.resume_all(folder, other)

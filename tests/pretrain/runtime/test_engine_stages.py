@@ -80,9 +80,8 @@ def measured(
         for world in WORLDS
         for rank in range(world)
     }
-    for rank in range(1, 2):
-        for name in ("unbroken", "resumed", "readable", "bf16"):
-            assert found[2, rank][name] == found[2, 0][name], "all processes know the same"
+    for name in ("unbroken", "resumed", "readable", "updates", "bf16"):
+        assert found[2, 1][name] == found[2, 0][name], "all processes know the same"
     return {world: found[world, 0] for world in WORLDS}
 
 
@@ -113,15 +112,14 @@ def test_a_state_goes_on_at_every_stage_and_world_and_to_the_last_bit_where_it_c
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("world", WORLDS)
 def test_a_gradient_that_is_not_finite_on_one_process_is_left_out_on_all(
-    measured: dict[int, dict[str, Any]], world: int
+    measured: dict[int, dict[str, Any]],
 ) -> None:
-    plain = measured[1]["spoilt"]["0"]
+    plain = measured[2]["spoilt"]["0"]
     for stage in STAGES:
-        lines = measured[world]["spoilt"][str(stage)]
+        lines = measured[2]["spoilt"][str(stage)]
         assert [math.isfinite(norm) for _, norm in lines] == [step != SPOILT for step in range(STEPS)]
-        assert measured[world]["updates"][str(stage)] == [STEPS - 1]
+        assert measured[2]["updates"][str(stage)] == [STEPS - 1]
         assert [loss for loss, _ in lines] == pytest.approx([loss for loss, _ in plain], rel=1e-5)
     unspoilt = measured[1]["unbroken"]["0"]
     assert plain[SPOILT + 1] != pytest.approx(unspoilt[SPOILT + 1], rel=1e-4), "or it was not left out"

@@ -1,0 +1,97 @@
+"""Blocks that recompute, and blocks that are compiled: the same numbers as plain ones, or a refusal."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from data_tools.randomness import ClipRandom
+from pretrain.config import PretrainConfig
+from pretrain.model.blocks import set_up_blocks
+from pretrain.runtime.metrics import read_metrics
+from pretrain.runtime.settings import EngineConfig
+from pretrain.training import make_plan, training_clips
+from tests.conftest import run_module
+from tests.pretrain.runtime.test_engine_equals_a_plain_loop import plain_losses
+
+SmallConfig = Callable[..., PretrainConfig]
+CROSS = ["model.decoder=cross", "model.layer_scale=0.5", "target.name=features"]
+SELF = ["model.decoder=self", "model.positions.name=rotary", "model.attention.name=divided"]
+MERGING = ["model.merge_per_block=2", "model.depth=3", "model.registers=2"]
+
+
+def trained_once(config: PretrainConfig, *, recompute: bool) -> tuple[Tensor, dict[str, Tensor], int]:
+    """The losses of a batch, all gradients, and the bytes that were kept for the backward pass."""
+    plan = make_plan(config)
+    set_up_blocks(plan.model, recompute=recompute, compiled=False)
+    batch = training_clips(plan, plan.split).batch(range(config.batch.global_clips))
+    kept_bytes = 0
+
+    def weigh(kept: Tensor) -> Tensor:
+        nonlocal kept_bytes
+        kept_bytes += kept.numel() * kept.element_size()
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(weigh, lambda kept: kept):
+        loss_B = plan.model(batch, ClipRandom(config.seed, batch.clip_index_B))["loss"]
+    loss_B.mean().backward()
+    gradients = {name: p.grad for name, p in plan.model.named_parameters() if p.grad is not None}
+    return loss_B.detach(), gradients, kept_bytes
+
+
+@pytest.mark.parametrize("parts", [CROSS, SELF, MERGING], ids=["cross", "self", "merging"])
+def test_recomputing_gives_the_same_gradients_to_the_last_bit_and_keeps_less(
+    small_config: SmallConfig, parts: list[str]
+) -> None:
+    config = small_config("model.drop_path=0.3", *parts)
+    loss_B, gradients, kept_bytes = trained_once(config, recompute=False)
+    again_B, gradients_again, kept_again_bytes = trained_once(config, recompute=True)
+    assert torch.equal(loss_B, again_B)
+    assert gradients.keys() == gradients_again.keys() and len(gradients) > 20
+    assert all(torch.equal(gradient, gradients_again[name]) for name, gradient in gradients.items())
+    assert kept_again_bytes < 0.6 * kept_bytes
+
+
+@pytest.mark.processes
+def test_a_run_recomputes_and_compiles_where_it_is_asked_to(
+    small_run: Path, small_config: SmallConfig
+) -> None:
+    """With a target of visible tokens alone: no decoder, so one kind of block to compile."""
+    parts = ["target.name=noise", "model.depth=1", "steps=2", "health.every_steps=1", "health.clips=2"]
+    config = small_config(*parts, "run_dir=plain")
+    asked = ["engine.compile=true", "engine.activation_checkpointing=true"]
+    run_module("pretrain", str(small_run), *parts, *asked)
+    lines = read_metrics(Path(small_config().run_dir) / "metrics.jsonl")
+    assert [line["loss"] for line in lines] == pytest.approx(plain_losses(config), rel=1e-5)
+
+
+def test_compiling_is_refused_where_it_cannot_work(
+    small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"engine.compile must be false at engine.zero_stage=3"):
+        EngineConfig(compile=True, zero_stage=3)
+    with pytest.raises(ValueError, match=r"engine.compile=true compiles whole blocks, and token merging"):
+        make_plan(small_config("engine.compile=true", "model.merge_per_block=2"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        ValueError, match=r"needs a C\+\+ compiler on the CPU \(no-such-compiler\): install it"
+    ):
+        make_plan(small_config("engine.compile=true"))
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ValueError, match=r"on the CPU \(g\+\+, clang\+\+, c\+\+\)"):
+        make_plan(small_config("engine.compile=true"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"zero_stage": 4}, "engine.zero_stage must be 0, 1, 2 or 3, got 4"),
+        ({"communication": "fp16"}, "engine.communication must be fp32 or bf16, got 'fp16'"),
+    ],
+)
+def test_a_wrong_value_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EngineConfig(**arguments)  # type: ignore[arg-type]
