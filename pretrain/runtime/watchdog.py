@@ -169,8 +169,8 @@ class Watchdog:
 def _arm(limit_s: float) -> None:
     """Have faulthandler end the process should nobody call this again in time.
 
-    Where C code hangs while it holds Python's lock, the watchdog's thread stands still as well; faulthandler's
-    needs no lock. It shows the stacks and leaves with 1, since it knows no other code. It also counts the time
-    in which a process was suspended, so it gets more of it.
+    Where C code hangs while it holds Python's lock, the watchdog's thread stands still as well;
+    faulthandler's needs no lock. It shows the stacks and leaves with 1, since it knows no other code. It also
+    counts the time in which a process was suspended, so it gets more of it.
     """
     faulthandler.dump_traceback_later(_LOCKED_FACTOR * limit_s, exit=True)

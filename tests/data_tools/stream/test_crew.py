@@ -21,6 +21,7 @@ from data_tools.stream import crew as crew_module
 from data_tools.stream.ahead import Ahead
 from data_tools.stream.crew import Crew
 from data_tools.stream.crew_member import Readable
+from data_tools.stream.loader import being_read
 
 SAMPLES = 3  # samples in an item
 ITEMS = 12
@@ -220,6 +221,14 @@ def test_a_slow_main_process_is_no_reason_to_replace_a_worker() -> None:
     first = next(crew)
     time.sleep(2.0)
     assert {item["pid"] for item in crew} == {first["pid"]}
+
+
+def test_it_is_known_which_samples_are_being_read() -> None:
+    crew = crew_of(Numbers({0: hang, 3: hang}))
+    assert wait_until(lambda: sorted(being_read(crew)) == ["sample-0", "sample-3"])
+    assert sorted(being_read(Ahead(crew, lambda item: item))) == ["sample-0", "sample-3"]
+    crew.close()
+    assert being_read(crew) == [] == being_read(iter([1]))
 
 
 def test_many_deaths_end_the_run_and_name_the_samples() -> None:
