@@ -35,7 +35,7 @@ DEVICES: dict[str, Device] = {
     "h100": Device(67, 989, 80, 3350, 360, 8, 112, 1.5),
     "h200": Device(67, 989, 141, 4800, 360, 8, 112, 1.5),
     # One core of an AMD Zen 4 server, AVX-512; bfloat16 is no faster there.
-    "cpu": Device(0.118, 0.118, 4, 12, 4, 1, 1, 0.87),
+    "cpu": Device(0.118, 0.118, 4, 36, 4, 1, 1, 0.87),
 }
 
 _SHEET = "data sheet"

@@ -39,7 +39,7 @@ def states(parameters: dict[str, int], *, stage: int, world: int, bucket_mb: int
     # Stage 1 reduces whole gradients, stage 2 drops each bucket once it is reduced.
     whole = {1: weights, 2: bucket, 3: bucket}[stage]
     return {
-        "weights": share + (gathered if stage == 3 else weights),
+        "weights": share + gathered if stage == 3 else weights,
         "gradients": whole + share,
         "moments": 2 * share,
         "buckets": bucket,

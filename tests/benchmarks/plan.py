@@ -1,0 +1,104 @@
+"""How near `launch plan` comes to real runs on this machine's CPU: calibrated on one, it predicts others.
+
+    python tests/benchmarks/plan.py SHARDS    # a folder that `data_tools shard` made; about 10 minutes
+
+Trains `small` on clips of 16x112x112 for a few steps, in the real loop with DeepSpeed, one thread, videos read
+in the process itself. Calibrated by the first row alone, the plan predicts time and memory of the others.
+Time is the process's own, of more steps less that of fewer, the least of several: a busy machine disturbs wall
+clocks.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from data_tools.config import load_config
+from launch.plan_devices import Machines
+from launch.plan_measured import fit_time
+from launch.plan_memory import needed
+from launch.plan_time import Fit, cut_batch, step_time
+from pretrain.config import PretrainConfig
+from pretrain.cost import measure_cost
+
+CONFIG = """
+run_dir: RUN
+steps: 1
+save_every_steps: 1000
+data: {shards: SHARDS, workers: 0}
+clip: {frames: 16, stride: 1, size: 112}
+batch: {global_clips: 8, clips_per_device: 8}
+model: {size: small}
+masking: {name: tube, args: {ratio: 0.9}}
+engine: {device: cpu, cpu_threads: 1}
+log: {every_steps: 1}
+pictures: {every_steps: 0}
+health: {every_steps: 0}
+"""
+CASES = {
+    "calibration": [],
+    "half the depth": ["model.depth=6"],
+    "mask of 0.75": ["masking.args.ratio=0.75"],
+    "half the batch": ["batch.global_clips=4"],
+    "self decoder, all tokens": ["model.decoder=self", "model.predict_share=1.0"],
+    "width 576": ["model.width=576", "model.heads=9"],
+}
+FEW, MANY = 2, 8
+
+
+def measure(config: Path, overrides: list[str], repeats: int) -> tuple[float, float]:
+    """(CPU seconds of a step, bytes at most) of real runs."""
+    steps_s, most = [], 0.0
+    for _ in range(repeats):
+        seconds = {}
+        for steps in (FEW, MANY):
+            with tempfile.TemporaryDirectory() as folder:
+                own = [f"run_dir={folder}/run", f"steps={steps}", *overrides]
+                ran = subprocess.Popen(
+                    [sys.executable, "-m", "pretrain", str(config), *own], stderr=subprocess.DEVNULL
+                )
+                _, status, usage = os.wait4(ran.pid, 0)
+                assert status == 0, f"the run {own} failed"
+                seconds[steps] = usage.ru_utime + usage.ru_stime
+                lines = Path(folder, "run", "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+                most = max(most, 1e9 * json.loads(lines[-1])["memory_gb"])
+        steps_s.append((seconds[MANY] - seconds[FEW]) / (MANY - FEW))
+    return min(steps_s), most
+
+
+def main() -> None:
+    """Measure, predict and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("--repeats", type=int, default=2)
+    arguments = parser.parse_args()
+    machines, fit = Machines(device="cpu").resolved("fp32"), Fit()
+    print(
+        f"{'':26}{'step, s: measured':>18}{'planned':>9}{'off':>8}{'memory, GB: measured':>24}"
+        f"{'planned':>9}{'off':>8}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "config.yaml")
+        config.write_text(CONFIG.replace("SHARDS", str(arguments.shards)), encoding="utf-8")
+        for name, overrides in CASES.items():
+            real_s, real_bytes = measure(config, overrides, arguments.repeats)
+            cost = measure_cost(load_config(PretrainConfig, config, overrides))
+            batch = cut_batch(cost["run"], 1)
+            if name == "calibration":
+                fit, first_s = fit_time(real_s, cost, batch, machines)
+                print(f"{'before it':26}{real_s:18.3f}{first_s:9.3f}{first_s / real_s - 1:+8.0%}")
+            time = step_time(cost, batch, machines, fit, stage=0, recomputes=False)
+            planned_s = time.compute + time.update
+            planned = needed(cost, batch.micro, machines, stage=0, world=1, recomputes=False)["all"]
+            print(
+                f"{name:26}{real_s:18.3f}{planned_s:9.3f}{planned_s / real_s - 1:+8.0%}"
+                f"{real_bytes / 1e9:24.3f}{planned / 1e9:9.3f}{planned / real_bytes - 1:+8.1%}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
