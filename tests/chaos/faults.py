@@ -188,12 +188,11 @@ def fill_the_logs_disk(scene: Scene, chance: random.Random) -> None:
         )
     finally:
         scene.disk.free()
-        scene.full_spells.append((max(before - 1, 0), scene.newest_sound()))
+    freed = scene.newest_sound()
     scene.wait_for(
-        "metrics after the logs' disk was freed",
-        lambda: scene.metrics_step() > scene.full_spells[-1][1],
-        while_it_runs=True,
+        "metrics after the logs' disk was freed", lambda: scene.metrics_step() > freed, while_it_runs=True
     )
+    scene.full_spells.append((max(before - 1, 0), scene.metrics_step()))
 
 
 def damage_the_newest(how: Callable[[Path, random.Random], None]) -> Callable[[Scene, random.Random], None]:
