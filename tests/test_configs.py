@@ -20,7 +20,7 @@ from pretrain.targets.base import Target
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PRETRAIN = sorted((CONFIGS / "pretrain").glob("*.yaml"))
-ALL = sorted(CONFIGS.rglob("*.yaml"))
+RECIPES = sorted([*PRETRAIN, *(CONFIGS / "finetune").glob("*.yaml")])
 
 
 @pytest.mark.parametrize("path", PRETRAIN, ids=lambda path: path.stem)
@@ -41,7 +41,7 @@ def test_a_pretraining_recipe_builds(path: Path) -> None:
     assert next(model.parameters()).device.type == "meta"
 
 
-@pytest.mark.parametrize("path", ALL, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_recipe_states_command_hardware_time_and_score(path: Path) -> None:
     head = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     for word in ("command", "hardware", "time", "score"):
