@@ -18,6 +18,7 @@ class Device(NamedTuple):
         per_node: devices in a node.
         cores_per_node: CPU cores in a node.
         base_gb: memory that a process takes before it holds anything.
+        attention_share: of the peak that fused attention reaches.
     """
 
     fp32_tflops: float
@@ -28,14 +29,15 @@ class Device(NamedTuple):
     per_node: int
     cores_per_node: int
     base_gb: float
+    attention_share: float
 
 
 DEVICES: dict[str, Device] = {
-    "a100": Device(19.5, 312, 80, 2039, 220, 8, 96, 1.5),
-    "h100": Device(67, 989, 80, 3350, 360, 8, 112, 1.5),
-    "h200": Device(67, 989, 141, 4800, 360, 8, 112, 1.5),
+    "a100": Device(19.5, 312, 80, 2039, 220, 8, 96, 1.5, 0.3),
+    "h100": Device(67, 989, 80, 3350, 360, 8, 112, 1.5, 0.3),
+    "h200": Device(67, 989, 141, 4800, 360, 8, 112, 1.5, 0.3),
     # One core of an AMD Zen 4 server, AVX-512; bfloat16 is no faster there.
-    "cpu": Device(0.118, 0.118, 4, 36, 4, 1, 1, 0.87),
+    "cpu": Device(0.118, 0.118, 4, 36, 4, 1, 1, 0.87, 0.65),
 }
 
 _SHEET = "data sheet"
@@ -77,7 +79,7 @@ class Machines:
     memory_gb_s: float | None = None
     mfu: float | None = None
     product_share: float = 0.65
-    attention_share: float = 0.3
+    attention_share: float | None = None
     memory_share: float = 0.85
     launch_us: float = 5.5
     inner_gb_s: float | None = None
@@ -122,6 +124,7 @@ class Machines:
             link_bytes_s=1e9 / 8 * self.link_gbit * self.link_share,
             cores_per_node=cores,
             base_bytes=1e9 * _given(self.base_gb, row.base_gb),
+            attention_share=_given(self.attention_share, row.attention_share),
             is_cpu=self.device == "cpu",
             given=self,
         )
@@ -139,6 +142,7 @@ class Resolved(NamedTuple):
     link_bytes_s: float
     cores_per_node: int
     base_bytes: float
+    attention_share: float
     is_cpu: bool
     given: Machines
 
@@ -149,7 +153,6 @@ class Resolved(NamedTuple):
 
 _SOURCES = {
     "product_share": "assumed; 0.8 of what H200s reach in practice (790 TFLOP/s)",
-    "attention_share": "assumed; published for heads of 64 at 160 to 1568 tokens: 0.24 to 0.32",
     "memory_share": "assumed; copies on GPUs",
     "launch_us": "measured for PyTorch on the CPU, 5 to 6",
     "link_gbit": "assumed: one adapter a node",
@@ -173,6 +176,10 @@ def assumptions(machines: Machines, precision: str) -> list[dict[str, Any]]:
         "memory_gb_s": (row.memory_gb_s, _CORE if is_cpu else _SHEET),
         "inner_gb_s": (row.inner_gb_s, "assumed" if is_cpu else _NVLINK),
         "cores_per_node": (machines.resolved(precision).cores_per_node, "assumed"),
+        "attention_share": (
+            row.attention_share,
+            _CORE if is_cpu else "assumed; published for heads of 64 and few tokens: 0.24 to 0.32",
+        ),
         "base_gb": (row.base_gb, "measured here" if is_cpu else "assumed: CUDA and NCCL"),
     }
     lines = []

@@ -45,6 +45,8 @@ def states(parameters: dict[str, int], *, stage: int, world: int, bucket_mb: int
         "buckets": bucket,
         "frozen": frozen / world if stage == 3 else frozen,
         "master": share,
+        # The engine's plain copy, gathered for pictures and exports; on a GPU, on the first process's alone.
+        "readable": FLOAT * parameters["all"] if stage == 3 else 0,
     }
 
 

@@ -52,6 +52,7 @@ def _memory(plan: dict[str, Any]) -> list[str]:
     names = (
         "weights",
         "master",
+        "readable",
         "gradients",
         "moments",
         "buckets",

@@ -82,7 +82,7 @@ def _busy_and_host(
     cost: dict[str, Any], clips: int, machines: Resolved, *, recomputes: bool
 ) -> tuple[float, float]:
     given = machines.given
-    shares = {"product": given.product_share, "attention": given.attention_share, "other": 1.0}
+    shares = {"product": given.product_share, "attention": machines.attention_share, "other": 1.0}
     busy_s, calls = 0.0, 0
     for work in cost["recomputed" if recomputes else "plain"]["work"]:
         (flops, flops_clip), (moved, moved_clip) = work["flops"], work["bytes"]

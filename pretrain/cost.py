@@ -81,13 +81,8 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
     with torch.device("meta"):
         model = build()
     first_clip = step * config.batch.global_clips
-    flops = count_flops(model, _clips(config, split, first_clip, 1))
-    parameters = _parameters(model)
-    backward = 2 * (flops.encoder + flops.decoder)
-    plain, recomputed = (
-        _traced(build, config, split, first_clip, recomputes=recomputes) for recomputes in (False, True)
-    )
     visible, wanted = split.counts(step)
+    parameters = _parameters(model)
     return {
         "run": _run(config),
         "tokens": {
@@ -97,19 +92,25 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
             "predicted": wanted if model.decoder is not None else 0,
         },
         "parameters": parameters,
-        "flops": {
-            "encoder": flops.encoder,
-            "decoder": flops.decoder,
-            "target": flops.target,
-            "forward": flops.encoder + flops.decoder + flops.target,
-            "backward": backward,
-            "training": flops.training,
-            "update": UPDATE_FLOPS * parameters["trainable"],
-        },
+        "flops": _flops(model, _clips(config, split, first_clip, 1), parameters),
         "update_bytes": UPDATE_BYTES * parameters["trainable"] + 12 * parameters["averaged"],
-        "plain": plain,
-        "recomputed": recomputed,
+        "plain": _traced(build, config, split, first_clip, recomputes=False),
+        "recomputed": _traced(build, config, split, first_clip, recomputes=True),
         "data": _data(config),
+    }
+
+
+def _flops(model: MaskedAutoencoder, clip: ClipBatch, parameters: dict[str, int]) -> dict[str, int]:
+    """Of one clip, and of an update of all weights."""
+    flops = count_flops(model, clip)
+    return {
+        "encoder": flops.encoder,
+        "decoder": flops.decoder,
+        "target": flops.target,
+        "forward": flops.encoder + flops.decoder + flops.target,
+        "backward": 2 * (flops.encoder + flops.decoder),
+        "training": flops.training,
+        "update": UPDATE_FLOPS * parameters["trainable"],
     }
 
 

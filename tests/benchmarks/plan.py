@@ -2,10 +2,10 @@
 
     python tests/benchmarks/plan.py SHARDS    # a folder that `data_tools shard` made; about 10 minutes
 
-Trains `small` on clips of 16x112x112 for a few steps, in the real loop with DeepSpeed, one thread, videos read
-in the process itself. Calibrated by the first row alone, the plan predicts time and memory of the others.
-Time is the process's own, of more steps less that of fewer, the least of several: a busy machine disturbs wall
-clocks.
+Trains `small` on clips of 16x112x112 for a few steps, in the real loop with DeepSpeed, one thread, videos
+read in the process itself. Calibrated by the first row, the plan predicts time and memory of the others.
+Time is the process's own, of more steps less that of fewer, the least of several: a busy machine disturbs
+wall clocks.
 """
 
 import argparse
