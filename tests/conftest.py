@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_tools.command import log
 from data_tools.storage import remote
 from tests.faulty_server import FaultyServer, faulty_server
 
@@ -18,6 +19,15 @@ torch.set_num_threads(1)  # two threads on two busy cores are slower than one
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def process_as_found() -> Iterator[None]:
+    """What a command changes for its process is put back: logging, and DeepSpeed's `linear` at ZeRO 3."""
+    linear, handlers, propagate = torch.nn.functional.linear, log.handlers[:], log.propagate
+    yield
+    torch.nn.functional.linear = linear
+    log.handlers[:], log.propagate = handlers, propagate
 
 
 @pytest.fixture(scope="session")

@@ -171,5 +171,7 @@ def _meet(processes: Processes, timeout_s: float) -> Any:
 
 
 def leave_group() -> None:
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    """Say goodbye to the others. A single process on the CPU stays: DeepSpeed cannot begin again after it."""
+    if not dist.is_initialized() or (dist.get_world_size() == 1 and dist.get_backend() == "gloo"):
+        return
+    dist.destroy_process_group()

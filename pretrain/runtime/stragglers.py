@@ -15,7 +15,8 @@ import torch
 
 from data_tools.command import log
 
-_REPORTS_IN_A_ROW = 3  # slower than that is no accident
+_STRETCHES_IN_A_ROW = 3
+_STRETCH_S = 5.0  # of own work: single steps are noise
 
 
 class OwnTime:
@@ -53,7 +54,7 @@ class OwnTime:
 
 
 class Stragglers:
-    """Names a process that is slow at several reports in a row, with its host.
+    """Names a process that is slow for several stretches in a row, with its host.
 
     Args:
         hosts: of all processes, by rank.
@@ -64,6 +65,7 @@ class Stragglers:
         self._hosts = hosts
         self._ratio = ratio
         self._slow = [0] * len(hosts)
+        self._own_s = [0.0] * len(hosts)
 
     def judge(self, own_s: Sequence[float]) -> dict[str, float]:
         """What a report adds to the metrics: who was the slowest, and how many times the median it took.
@@ -73,14 +75,20 @@ class Stragglers:
         """
         if len(own_s) < 2:
             return {}
-        median_s = max(median_low(own_s), 1e-9)
-        for rank, seconds in enumerate(own_s):
+        self._own_s = [before + seconds for before, seconds in zip(self._own_s, own_s, strict=True)]
+        if median_low(self._own_s) >= _STRETCH_S:
+            self._judge_stretch(median_low(self._own_s))
+            self._own_s = [0.0] * len(own_s)
+        slowest = max(range(len(own_s)), key=lambda rank: own_s[rank])
+        ratio = own_s[slowest] / max(median_low(own_s), 1e-9)
+        return {"slowest_rank": slowest, "slowest_ratio": round(ratio, 3)}
+
+    def _judge_stretch(self, median_s: float) -> None:
+        for rank, seconds in enumerate(self._own_s):
             self._slow[rank] = self._slow[rank] + 1 if seconds > self._ratio * median_s else 0
-            if self._slow[rank] == _REPORTS_IN_A_ROW:
+            if self._slow[rank] == _STRETCHES_IN_A_ROW:
                 log.warning(
                     "rank %d on %s is a straggler: its own work (data and forward pass) took %.1f times the "
-                    "median's at %d reports in a row; all others wait for it",
-                    rank, self._hosts[rank], seconds / median_s, _REPORTS_IN_A_ROW,
+                    "median's for %.0f seconds and more; all others wait for it",
+                    rank, self._hosts[rank], seconds / median_s, _STRETCHES_IN_A_ROW * _STRETCH_S,
                 )  # fmt: skip
-        slowest = max(range(len(own_s)), key=lambda rank: own_s[rank])
-        return {"slowest_rank": slowest, "slowest_ratio": round(own_s[slowest] / median_s, 3)}

@@ -2,7 +2,6 @@
 
 import json
 import math
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,7 +188,8 @@ def test_two_processes_judge_alike_and_name_the_slow_one(
     with started(tmp_path, "tests.pretrain.runtime.bad_numbers", *arguments) as ranks:
         assert ranks.exit_codes() == [0, 0], ranks.said(0) + ranks.said(1)
         assert "step 5 was skipped on all processes" in ranks.said(0)
-        assert f"rank 1 on {platform.node()} is a straggler" in ranks.said(0)
+    measured = [line for line in read_metrics(run_dir / "metrics.jsonl") if "slowest_rank" in line]
+    assert {line["slowest_rank"] for line in measured} == {1}
     one = guarded("one", BAD_ON_THE_SECOND)
     finite = [step for step in range(STEPS) if step != 5]
     assert losses(run_dir)[5] is None and losses(one)[5] is None

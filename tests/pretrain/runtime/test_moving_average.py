@@ -72,7 +72,7 @@ def test_a_resumed_run_has_the_unbroken_ones_teacher_and_losses_to_the_last_bit(
     monkeypatch: pytest.MonkeyPatch,
     stage: int,
 ) -> None:
-    settings = (TARGET, f"engine.zero_stage={stage}")
+    settings = (TARGET, f"engine.zero_stage={stage}", "save_in_background=false")
     unbroken = small_config(*settings, f"run_dir={tmp_path / 'unbroken'}")
     taught, _, _ = run(unbroken)
     broken = small_config(*settings, f"run_dir={tmp_path / 'broken'}")
