@@ -46,8 +46,10 @@ demo: install
 	@echo "  $(BIN)/python -m finetune train configs/finetune/videomae_small_k400.yaml encoder=RUN/encoder \\"
 	@echo "      data.train=SHARDS/train data.validation=SHARDS/validation run_dir=RUN/finetuned"
 
+# Tests that start several processes themselves come after the others, one at a time.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(RUN) pytest -m "not processes" -n logical --maxprocesses 8 --dist loadfile
+	$(RUN) pytest -m processes
 
 check: install
 	$(BIN)/ruff check .

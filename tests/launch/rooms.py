@@ -58,6 +58,9 @@ def do(deed, value):
         if os.fork() == 0:
             note("forked", str(os.getpid()))
             time.sleep(600)
+    elif deed == "meet":  # until another one has come to a file
+        while not (HERE / value).exists():
+            time.sleep(0.05)
     elif deed == "wait":
         note("waiting", RANK)
         time.sleep(float(value))

@@ -100,7 +100,7 @@ def test_a_refusal_of_one_ends_all_and_is_final(submit: Submit) -> None:
 
 
 def test_a_crash_starts_again_in_the_same_allocation_on_another_port(submit: Submit) -> None:
-    job_id, job = submit("1:once=die=SIGKILL", "0:once=wait=300")
+    job_id, job = submit("1:meet=waiting", "1:once=die=SIGKILL", "0:once=wait=300")
     assert exit_code(job_id) == 0
     assert field(job_id, "Restarts") == "0"
     first, second = starts(job, 0)
