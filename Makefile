@@ -46,10 +46,8 @@ demo: install
 	@echo "  $(BIN)/python -m finetune train configs/finetune/videomae_small_k400.yaml encoder=RUN/encoder \\"
 	@echo "      data.train=SHARDS/train data.validation=SHARDS/validation run_dir=RUN/finetuned"
 
-# Tests that start several processes themselves come after the others, one at a time.
 test: install
-	$(RUN) pytest -m "not processes" -n logical --maxprocesses 8 --dist loadfile
-	$(RUN) pytest -m processes
+	$(RUN) pytest -n logical --maxprocesses 8 --dist loadfile
 
 check: install
 	$(BIN)/ruff check .
