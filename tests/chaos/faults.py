@@ -17,6 +17,7 @@ from tests.chaos.inflict import (
     freeze_and_thaw,
     has_agents,
     has_hosts,
+    has_several_ranks,
     has_two_disks,
     kill_a_connection,
     kill_a_host,
@@ -147,7 +148,12 @@ FAULTS = (
         inflict=kill_a_connection,
         is_possible=has_hosts,
     ),
-    Fault(name="frozen rank", promise=Promise.RESTARTS, inflict=to_a_rank(signal.SIGSTOP)),
+    Fault(
+        name="frozen rank",
+        promise=Promise.RESTARTS,
+        inflict=to_a_rank(signal.SIGSTOP),
+        is_possible=has_several_ranks,
+    ),
     Fault(name="rank frozen for a second", promise=Promise.GOES_ON, inflict=freeze_and_thaw),
     Fault(
         name="disk of the checkpoints full",

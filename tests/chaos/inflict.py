@@ -215,6 +215,11 @@ def has_hosts(scene: Scene) -> bool:
     return bool(scene.hosts)
 
 
+def has_several_ranks(scene: Scene) -> bool:
+    """Whether a process that stands still leaves others who notice."""
+    return len(scene.ranks()) > 1
+
+
 def has_agents(scene: Scene) -> bool:
     """Whether somebody besides the launcher looks after the job's processes."""
     return bool(scene.agents())

@@ -33,7 +33,9 @@ def test_each_process_knows_who_it_is_and_gets_hostile_words_as_they_are(tmp_pat
 
 def test_the_first_failure_is_said_once_and_ends_the_others(tmp_path: Path) -> None:
     job = make_job(
-        tmp_path, "0:say=I am the first", "1:say=this is why", "1:leave=4", "fork", "obey", "wait=600"
+        tmp_path,
+        *("0:say=I am the first", "0:tell", "1:meet=told.jsonl", "1:say=this is why", "1:leave=4"),
+        *("fork", "obey", "wait=600"),
     )
     code, said = run_head(job, "local", "processes=3")
     assert code == 4
