@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tests.chaos.faults import Fault, Promise
 from tests.chaos.scene import PromiseBroken, Scene
 from tests.chaos.seen import Seen
+from tests.chaos.setting import STEPS
 
 log = logging.getLogger("chaos")
 
@@ -104,7 +105,8 @@ def keep(scene: Scene, fault: Fault, chance: random.Random) -> Kept:
             scene.split_disks()
             sound = scene.newest_sound()
             scene.start()
-        _wait_for_step(scene, furthest + 1)
+        # A process that is cut off goes on until it hears of it, and may reach the end.
+        _wait_for_step(scene, min(furthest + 1, STEPS))
         resumed = _check_resumed(scene, fault, said=said, sound=sound)
     except PromiseBroken as broken:
         raise PromiseBroken(f"{fault.name}, at step {step}: {broken}") from broken
