@@ -172,6 +172,10 @@ def check_decoding(folder: str, reports: Reports) -> list[Finding]:
             mend = f"see what it says there of python -m data_tools verify {folder} --full"
             text = f"{name} cannot read clips of {folder}: {report['failed']}"
             findings.append(error("decoding", text, mend, [name]))
+        if "slow" in report:
+            mend = f"look at what else runs on {name} (top) and at its way to the storage"
+            text = f"{name} is too slow to measure with {folder}: {report['slow']}"
+            findings.append(warning("decoding", text, mend, [name]))
     rates = {name: report["clips_per_s"] for name, report in reports.items() if "clips_per_s" in report}
     if not rates:
         told = f"not measured: KineMAE is not installed where {named(list(reports))} could import it"

@@ -141,7 +141,8 @@ def decode(*, folder: str, code: str, limit_s: float) -> dict[str, Any]:
         code: where KineMAE lies on the doctor's machine; taken where this node sees it too.
 
     Returns:
-        `clips_per_s` of one core; or `absent`, where KineMAE cannot be imported here yet; or `failed`.
+        `clips_per_s` of one core; or `absent`, where KineMAE cannot be imported here yet; or
+        `failed`, or `slow` where there was not time enough.
     """
     path = os.pathsep.join(filter(None, [code if Path(code).is_dir() else "", os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -153,7 +154,7 @@ def decode(*, folder: str, code: str, limit_s: float) -> dict[str, Any]:
     try:
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s)
     except subprocess.TimeoutExpired:
-        return {"failed": f"32 clips took more than {limit_s:g} s"}
+        return {"slow": f"32 clips took more than {limit_s:g} s"}
     if ran.returncode != 0:
         return {"failed": (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]}
     return {"clips_per_s": json.loads(ran.stdout.splitlines()[-1])["clips_per_s_per_core"]}

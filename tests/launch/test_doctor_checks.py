@@ -375,6 +375,8 @@ def test_a_node_that_decodes_slowly_or_not_at_all_is_named() -> None:
     assert "a core of c reads 4.0 clips/s" in only(folders.check_decoding("/shards", rates), "warning").text
     broken = {"a": {"clips_per_s": 40.0}, "c": {"failed": "crc32 of KEY differs"}}
     assert "crc32 of KEY differs" in folders.check_decoding("/shards", broken)[0].text
+    slow = {"a": {"clips_per_s": 40.0}, "c": {"slow": "32 clips took more than 30 s"}}
+    assert "c is too slow to measure" in only(folders.check_decoding("/shards", slow), "warning").text
     assert "not measured" in folders.check_decoding("/shards", {"a": {"absent": True}})[0].text
 
 
