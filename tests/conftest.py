@@ -22,12 +22,12 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
-def process_as_found() -> Iterator[None]:
-    """What a command changes for its process is put back: logging, and DeepSpeed's `linear` at ZeRO 3."""
-    linear, handlers, propagate = torch.nn.functional.linear, log.handlers[:], log.propagate
+def process_as_new() -> Iterator[None]:
+    """What commands change for their process is put back: logging, and DeepSpeed's `linear` at ZeRO 3."""
+    log.handlers[:], log.propagate = [], True
+    linear = torch.nn.functional.linear
     yield
     torch.nn.functional.linear = linear
-    log.handlers[:], log.propagate = handlers, propagate
 
 
 @pytest.fixture(scope="session")

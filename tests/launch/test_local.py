@@ -46,7 +46,7 @@ def test_the_first_failure_is_said_once_and_ends_the_others(tmp_path: Path) -> N
 
 
 def test_one_that_does_not_listen_is_killed_with_its_loaders(tmp_path: Path) -> None:
-    job = make_job(tmp_path, "0:ignore", "0:fork", "0:wait=600", "1:leave=3")
+    job = make_job(tmp_path, "0:ignore", "0:fork", "0:wait=600", "1:meet=waiting", "1:leave=3")
     code, said = run_head(job, "local", "processes=2", "grace_s=0.5")
     assert code == 3 and "rank 0 did not end in time: SIGKILL" in said
     wait_for("end of the loader", lambda: processes_of(job) == [])

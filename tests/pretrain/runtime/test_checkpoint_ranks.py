@@ -25,6 +25,7 @@ for step in (1, 2):
     saver.save(engine, RunState(step=step, world=2))
 saver.commit()
 story["kept"] = stored_steps(run_dir)
+processes.wait_for_all()
 
 if processes.rank == 1:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
