@@ -132,8 +132,12 @@ def take_stop(run_dir: Path) -> signal.Signals | None:
     return signal.SIGTERM
 
 
+def checkpoints(run_dir: Path) -> list[int]:
+    """The steps of the whole checkpoints, oldest first."""
+    names = [path.name for path in (run_dir / "checkpoints").glob("step-*")]
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
+
+
 def newest_checkpoint(run_dir: Path) -> int | None:
     """The step of the newest whole checkpoint; None where there is none yet."""
-    names = [path.name for path in (run_dir / "checkpoints").glob("step-*")]
-    steps = [int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name))]
-    return max(steps, default=None)
+    return max(checkpoints(run_dir), default=None)

@@ -40,9 +40,8 @@ def cancel_job(job_id: str, launch_folder: Path) -> str:
     """
     if not job_states(job_id):
         return f"job {job_id} is not in the queue"
-    (
-        launch_folder / CANCELLED
-    ).touch()  # before the signal: the batch script looks once its processes have left
+    # Before the signal: the batch script looks once its processes have left.
+    (launch_folder / CANCELLED).touch()
     _ask(["scancel", "--state=PENDING", job_id], "Invalid job id")
     running = "RUNNING" in job_states(job_id)
     if not running:

@@ -14,7 +14,7 @@ import yaml
 from launch.cluster import UsageError
 from launch.exit_codes import INTERRUPTED, meaning
 from launch.job import LAUNCH_FOLDER, LOGS_FOLDER
-from launch.record import ask_for_stop, is_held, read_record
+from launch.record import ask_for_stop, checkpoints, is_held, read_record
 from launch.slurm_watch import cancel_job, job_line, job_states
 
 _FOLLOW_S = 0.5
@@ -76,7 +76,7 @@ def status_of(run_dir: Path) -> dict[str, Any]:
         **{key: record.get(key) for key in kept},
         **_state(run_dir, record),
         **_progress(run_dir, record),
-        "checkpoints": _checkpoints(run_dir),
+        "checkpoints": checkpoints(run_dir),
     }
 
 
@@ -118,11 +118,6 @@ def _last_whole_line(path: Path) -> dict[str, Any] | None:
             continue
         return value if isinstance(value, dict) else None
     return None
-
-
-def _checkpoints(run_dir: Path) -> list[int]:
-    found = (run_dir / "checkpoints").glob("step-*")
-    return sorted(int(path.name[5:]) for path in found if path.name[5:].isdigit())
 
 
 def _table(run_dir: Path, status: dict[str, Any]) -> str:

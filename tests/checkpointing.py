@@ -1,8 +1,5 @@
 """What a checkpoint asks of an engine, on plain tensors: quick to start, and every value tells its step."""
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -97,14 +94,3 @@ def save(run_dir: Path, *steps: int, keep: int = 100) -> None:
 def stored_steps(run_dir: Path) -> list[str]:
     """What stands in the folder of checkpoints, whatever it is."""
     return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
-
-
-@contextmanager
-def no_file_longer_than(size: int) -> Iterator[None]:
-    """What a full disk does to who writes: the write fails, and what was written stays."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

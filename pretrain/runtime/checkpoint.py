@@ -124,6 +124,11 @@ class Checkpoints:
             self._saving.run()
             self.commit()
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a save was begun and not committed yet, the same on every process."""
+        return self._saving is not None
+
     def is_written(self) -> bool:
         """Whether this process's part is on the disk, or has failed; true where no save is under way."""
         return self._saving is None or not self._saving.is_alive()

@@ -163,7 +163,7 @@ class _Run:
         settings = self.settings
         self.has_looked = False
         agreed = self.agreement.answer()
-        if not agreed.is_writing:
+        if self.checkpoints.is_under_way and not agreed.is_writing:
             self._commit()
         is_saved = done % settings.save_every_steps == 0 or done == settings.steps
         if is_saved or agreed.stop or done % settings.log.every_steps == 0:

@@ -12,9 +12,8 @@ from torch import Tensor
 from pretrain.runtime.piece_files import FileMark, Span, spans_of, write_pieces
 from pretrain.runtime.pieces import Piece
 
-_BLOCK_VALUES = (
-    1 << 26
-)  # 256 MiB: pinned memory is handed out in powers of two, so one great block could waste half
+# 256 MiB: pinned memory is handed out in powers of two, so one great block could waste half.
+_BLOCK_VALUES = 1 << 26
 _NICENESS = 10
 
 

@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 
 from tests.conftest import run_module
 from tests.launch.controller import controller
-from tests.launch.hosts import Network, hosts_on_this_machine, why_no_hosts
+from tests.launch.hosts import Network
 
 # What a node with other software, another clock and bad memory does: its python reads this first.
 BAD_NODE = """
@@ -93,19 +92,10 @@ def test_a_job_on_this_machine_is_well_and_leaves_nothing_behind(tmp_path: Path,
     assert list(tmp_path.iterdir()) == []  # not even the folders made for it
 
 
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
-    why = why_no_hosts()
-    if why:
-        pytest.skip(why)
-    with hosts_on_this_machine(tmp_path_factory.mktemp("hosts")) as made:
-        yield made
-
-
 @pytest.mark.processes
-def test_two_hosts_behind_ssh_are_well(hosts: Network, tmp_path: Path, synth_shards: Path) -> None:
+def test_two_hosts_behind_ssh_are_well(network: Network, tmp_path: Path, synth_shards: Path) -> None:
     shards = str(synth_shards / "train")
-    findings = doctor("ssh", *hosts.overrides(), "--run-dir", str(tmp_path), "--shards", shards, code=0)
+    findings = doctor("ssh", *network.overrides(), "--run-dir", str(tmp_path), "--shards", shards, code=0)
     texts = " ".join(finding["text"] for finding in findings)
     assert "nodes reach one another through eth0" in texts
     assert f"{tmp_path}: written, renamed and seen by 3 nodes" in texts
@@ -115,12 +105,12 @@ def test_two_hosts_behind_ssh_are_well(hosts: Network, tmp_path: Path, synth_sha
 
 
 @pytest.mark.processes
-def test_each_fault_of_a_bad_node_is_named(hosts: Network, tmp_path: Path) -> None:
+def test_each_fault_of_a_bad_node_is_named(network: Network, tmp_path: Path) -> None:
     runs, patches, python = tmp_path / "runs", tmp_path / "patches", tmp_path / "python"
     runs.mkdir()
     patches.mkdir()
     (patches / "sitecustomize.py").write_text(BAD_NODE)
-    bad = hosts.hosts[1].name
+    bad = network.hosts[1].name
     python.write_text(
         "#!/bin/sh\n"
         f"if ip -4 address show eth0 | grep -qF 'inet {bad}/'; then\n"
@@ -129,8 +119,8 @@ def test_each_fault_of_a_bad_node_is_named(hosts: Network, tmp_path: Path) -> No
         f'fi\nexec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
-    findings = doctor("ssh", *hosts.overrides(), f"python={python}", "--run-dir", str(runs), code=1)
-    good = hosts.hosts[0].name
+    findings = doctor("ssh", *network.overrides(), f"python={python}", "--run-dir", str(runs), code=1)
+    good = network.hosts[0].name
     assert f"torch is 2.0.0 on {bad}" in named(findings, "versions", "torch")["text"]
     named(findings, "clock", f"the clock of {bad} is 500.0 s ahead of the others")
     assert f"what {bad} sent arrives changed" in named(findings, "group", "come out wrong")["text"]
@@ -142,12 +132,12 @@ def test_each_fault_of_a_bad_node_is_named(hosts: Network, tmp_path: Path) -> No
 
 
 @pytest.mark.processes
-def test_nodes_that_cannot_reach_one_another_are_named(hosts: Network) -> None:
-    first, second = hosts.hosts
+def test_nodes_that_cannot_reach_one_another_are_named(network: Network) -> None:
+    first, second = network.hosts
     route = ["ip", "-n", second.namespace, "route"]
     subprocess.run([*route, "add", "unreachable", first.name], check=True)
     try:
-        findings = doctor("ssh", *hosts.overrides(), code=1)
+        findings = doctor("ssh", *network.overrides(), code=1)
     finally:
         subprocess.run([*route, "delete", "unreachable", first.name], check=True)
     named(findings, "network", f"{second.name} cannot connect to {first.name} as {first.name}, port")
@@ -159,12 +149,12 @@ def test_nodes_that_cannot_reach_one_another_are_named(hosts: Network) -> None:
 
 
 @pytest.mark.processes
-def test_a_host_behind_a_cut_link_is_named_and_the_rest_is_looked_at(hosts: Network) -> None:
-    lost = hosts.hosts[1]
-    quick = [*hosts.ssh, "-o", "ConnectTimeout=2"]
+def test_a_host_behind_a_cut_link_is_named_and_the_rest_is_looked_at(network: Network) -> None:
+    lost = network.hosts[1]
+    quick = [*network.ssh, "-o", "ConnectTimeout=2"]
     lost.cut()
     try:
-        findings = doctor("ssh", *hosts.overrides(), f"ssh=[{', '.join(quick)}]", code=1)
+        findings = doctor("ssh", *network.overrides(), f"ssh=[{', '.join(quick)}]", code=1)
     finally:
         lost.mend()
     assert named(findings, "reach", f"{lost.name} cannot be asked: ssh: connect to host")["nodes"] == [
@@ -174,8 +164,8 @@ def test_a_host_behind_a_cut_link_is_named_and_the_rest_is_looked_at(hosts: Netw
 
 
 @pytest.mark.processes
-def test_a_port_that_is_taken_is_named(hosts: Network) -> None:
-    first, port = hosts.hosts[0], 29517
+def test_a_port_that_is_taken_is_named(network: Network) -> None:
+    first, port = network.hosts[0], 29517
     holding = (
         f"import socket, sys; held = socket.create_server(('', {port})); print(flush=True); sys.stdin.read()"
     )
@@ -183,7 +173,7 @@ def test_a_port_that_is_taken_is_named(hosts: Network) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout
         holder.stdout.readline()
-        findings = doctor("ssh", *hosts.overrides(), f"master_port={port}", code=1)
+        findings = doctor("ssh", *network.overrides(), f"master_port={port}", code=1)
         holder.communicate()
     taken = named(findings, "port", f"port {port} cannot be had on {first.name}: Address already in use")
     assert "`master_port`" in taken["mend"]

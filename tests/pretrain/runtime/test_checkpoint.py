@@ -20,10 +20,10 @@ from tests.checkpointing import (
     SHAPES,
     PlainEngine,
     checkpoints,
-    no_file_longer_than,
     save,
     stored_steps,
 )
+from tests.full_disk import no_file_above
 
 PIECES = "pieces-00000-of-00001.safetensors"
 
@@ -126,7 +126,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path
     saver, engine = checkpoints(tmp_path, background=background), PlainEngine()
     engine.train_to(2)
     with (
-        no_file_longer_than(3000),
+        no_file_above(3000),
         pytest.raises(
             CheckpointError,
             match=r"could not write the checkpoint of step 2 to .*\(rank 0: .*File too large.*\); older "

@@ -17,8 +17,9 @@ from data_tools.command import CheckpointError
 from pretrain.config import PretrainConfig
 from pretrain.runtime.metrics import read_metrics
 from pretrain.training import make_plan, run_pretraining
-from tests.checkpointing import no_file_longer_than, stored_steps
+from tests.checkpointing import stored_steps
 from tests.conftest import run_module
+from tests.full_disk import no_file_above
 
 STEPS = 24
 
@@ -105,7 +106,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_once_there_is_room(
     before = losses(Path(config.run_dir))
     shutil.rmtree(Path(config.run_dir) / "checkpoints" / "step-00000006")
     with (
-        no_file_longer_than(60_000),
+        no_file_above(60_000),
         pytest.raises(CheckpointError, match=r"step 6 .*File too large.*; older checkpoints are intact"),
     ):
         run(config)
