@@ -15,12 +15,9 @@ from launch.job import Job
 from launch.slurm import script_of
 from launch.slurm_cluster import SlurmCluster
 from launch.slurm_watch import CANCELLED, cancel_job, job_line, job_states
-from tests.conftest import run_module
+from tests.conftest import REPO, run_module
 from tests.launch.controller import ask, controller, field, state, wait_for
 from tests.launch.rooms import are_waiting, make_job, told
-from tests.pretrain.runtime.conftest import small_run
-
-__all__ = ["small_run"]  # a fixture
 
 pytestmark = pytest.mark.processes
 
@@ -143,7 +140,7 @@ def test_an_array_goes_on_from_element_to_element_until_the_run_is_done(submit: 
 
 
 def test_a_training_on_two_nodes_is_preempted_comes_back_and_equals_one_process(
-    small_run: Path, tmp_path: Path
+    synth_shards: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / HOSTILE
     (run / "launch").mkdir(parents=True)
@@ -151,8 +148,9 @@ def test_a_training_on_two_nodes_is_preempted_comes_back_and_equals_one_process(
     run_dir = (
         f"run_dir={json.dumps(str(run), ensure_ascii=False)}"  # read as YAML, where ` #` begins a comment
     )
-    steps = ["steps=300", "save_every_steps=2000", "log.samples=false"]
-    launch = ["launch", "slurm", "nodes=2", "--", "pretrain", str(small_run), *steps, run_dir]
+    demo = ["pretrain", str(REPO / "configs" / "pretrain" / "demo.yaml"), "engine.device=cpu", "steps=100"]
+    demo.append(f"data.shards={synth_shards / 'unlabelled'}")
+    launch = ["launch", "slurm", "nodes=2", "--", *demo, run_dir]
     urgent_job = [
         "sbatch",
         "--parsable",
@@ -168,7 +166,7 @@ def test_a_training_on_two_nodes_is_preempted_comes_back_and_equals_one_process(
     ask("scancel", first_in_line)
     wait_for((run / "metrics.jsonl").exists, doing="the first steps")
     urgent = ask(*urgent_job, "--wrap=true")
-    run_module("pretrain", str(small_run), *steps, f"run_dir={tmp_path / 'alone'}")
+    run_module(*demo, f"run_dir={tmp_path / 'alone'}")
     assert ended(job_id) == "COMPLETED" and ended(urgent) == "COMPLETED"
     assert field(job_id, "Restarts") == "1"
     assert "exit code 143" in (run / "logs" / f"slurm-{job_id}.log").read_text()

@@ -14,11 +14,11 @@ from launch.record import newest_checkpoint, read_record
 from tests.conftest import REPO, run_module
 from tests.launch.hosts import Network
 from tests.launch.rooms import wait_for
-from tests.pretrain.runtime.conftest import SMALL_RUN
 
 pytestmark = pytest.mark.processes
 
-STEPS = 150  # enough that the kill lands among them on a busy machine
+DEMO = REPO / "configs" / "pretrain" / "demo.yaml"
+STEPS = 100  # enough that the kill lands among them on a busy machine
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -28,25 +28,27 @@ def losses(run_dir: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, synth_shards: Path) -> Path:
-    path = tmp_path_factory.mktemp("job") / "small.yaml"
-    text = SMALL_RUN.replace("data: {", f"data: {{shards: {synth_shards / 'unlabelled'}, ")
-    path.write_text(text + "health: {every_steps: 0}\n")
-    return path
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def demo(shards: Path, run_dir: Path) -> list[str]:
+    """The demo's own pretraining, on its first steps and fewer videos."""
+    data = f"data.shards={shards / 'unlabelled'}"
+    return ["pretrain", str(DEMO), data, f"run_dir={run_dir}", f"steps={STEPS}", "engine.device=cpu"]
 
 
 @pytest.fixture(scope="module")
-def alone(config: Path) -> list[float]:
+def alone(folder: Path, synth_shards: Path) -> list[float]:
     """The losses of one process."""
-    run_dir = config.parent / "alone"
-    run_module("pretrain", str(config), f"run_dir={run_dir}", f"steps={STEPS}")
-    return losses(run_dir)
+    run_module(*demo(synth_shards, folder / "alone"))
+    return losses(folder / "alone")
 
 
-def launch(network: Network, config: Path, run_dir: Path, *words: str) -> "subprocess.Popen[str]":
-    job = ["pretrain", str(config), f"run_dir={run_dir}", f"steps={STEPS}", "save_every_steps=5"]
+def launch(network: Network, job: list[str], *words: str) -> "subprocess.Popen[str]":
+    command = ["launch", "ssh", *network.overrides(), *words, "--", *job, "save_every_steps=5"]
     return subprocess.Popen(
-        [sys.executable, "-m", "launch", "ssh", *network.overrides(), *words, "--", *job],
+        [sys.executable, "-m", *command],
         cwd=REPO,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -56,10 +58,10 @@ def launch(network: Network, config: Path, run_dir: Path, *words: str) -> "subpr
 
 
 def test_two_hosts_equal_one_process_although_one_is_killed(
-    config: Path, network: Network, alone: list[float]
+    folder: Path, synth_shards: Path, network: Network, alone: list[float]
 ) -> None:
-    run_dir = config.parent / "agents"
-    launcher = launch(network, config, run_dir, "grace_s=5")
+    run_dir = folder / "agents"
+    launcher = launch(network, demo(synth_shards, run_dir), "grace_s=5")
     wait_for("checkpoint", lambda: newest_checkpoint(run_dir) or launcher.poll() is not None, 120)
     ranks = read_record(run_dir)["agents"][network.hosts[1].name]["ranks"]
     os.kill(ranks["1"], signal.SIGKILL)
@@ -71,12 +73,12 @@ def test_two_hosts_equal_one_process_although_one_is_killed(
 
 
 def test_deepspeeds_launcher_gives_the_same_losses(
-    config: Path, network: Network, alone: list[float]
+    folder: Path, synth_shards: Path, network: Network, alone: list[float]
 ) -> None:
     if shutil.which("pdsh") is None:
         pytest.skip("no pdsh on this machine")
-    run_dir = config.parent / "deepspeed"
-    launcher = launch(network, config, run_dir, "through=deepspeed", "max_restarts=0")
+    run_dir = folder / "deepspeed"
+    launcher = launch(network, demo(synth_shards, run_dir), "through=deepspeed", "max_restarts=0")
     said = launcher.communicate(timeout=300)[0]
     assert launcher.returncode == 0, said
     assert losses(run_dir) == pytest.approx(alone, rel=1e-5)
