@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from launch.cluster import UsageError, add_cluster_arguments, read_cluster, require, split_words
+from launch.cluster import UsageError, read_cluster, require, split_words
 from launch.exit_codes import DATA
 from launch.job import Job, JobRefused, describe, dry_run, prepare
 from launch.k8s_cluster import KubernetesCluster
 from launch.k8s_manifests import CONFIG, MOUNT, manifests
-from launch.start import add_job_arguments
+from launch.start import add_launcher
 
 _EXAMPLE = """examples:
   python -m launch k8s configs/cluster/kubernetes.yaml --dry-run -- pretrain CONFIG run_dir=/runs/a > job.yaml
@@ -24,16 +24,14 @@ _EXAMPLE = """examples:
 
 def add_to(parsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register `k8s`."""
-    parser = parsers.add_parser(
+    add_launcher(
+        parsers,
         "k8s",
-        help="a job on a Kubernetes cluster: TrainJob, PyTorchJob or JobSet",
+        run,
+        about="a job on a Kubernetes cluster: TrainJob, PyTorchJob or JobSet",
         description="Make a job's manifests and create them with kubectl. Paths are those inside the pods.",
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_cluster_arguments(parser)
-    add_job_arguments(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,15 +4,15 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from launch.cluster import add_cluster_arguments, read_cluster, require, split_words
-from launch.start import Launch, add_job_arguments, start
-from launch.supervise import Limits, agent_commands
+from launch.cluster import read_cluster, require, split_words
+from launch.start import add_launcher, start
+from launch.supervise import Launch, Limits, agent_commands
 
 HOST = "localhost"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalCluster:
+class LocalCluster(Limits):
     """This machine.
 
     Attributes:
@@ -20,30 +20,16 @@ class LocalCluster:
         environment: set for each process, over what is set here.
         container: words before the interpreter, as in [apptainer, exec, --nv, kinemae.sif].
         python: the interpreter of the processes; None: the one that runs `launch`.
-        max_restarts, grace_s, stop_s, silence_s: see `Limits`.
     """
 
     processes: int = 1
     environment: dict[str, str] = field(default_factory=dict)
     container: list[str] = field(default_factory=list)
     python: str | None = None
-    max_restarts: int = 3
-    grace_s: float = 20.0
-    stop_s: float = 120.0
-    silence_s: float = 30.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.processes >= 1, "processes", "be at least 1", self.processes)
-        self.limits()
-
-    def limits(self) -> Limits:
-        """When to give up."""
-        return Limits(
-            max_restarts=self.max_restarts,
-            grace_s=self.grace_s,
-            stop_s=self.stop_s,
-            silence_s=self.silence_s,
-        )
 
 
 class Here:
@@ -56,16 +42,14 @@ class Here:
 
 def add_to(parsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register `local`."""
-    parser = parsers.add_parser(
+    add_launcher(
+        parsers,
         "local",
-        help="several processes on this machine",
+        run_local,
+        about="several processes on this machine",
         description="Run a training as processes on this machine; start it again after a crash.",
         epilog="example:\n  python -m launch local processes=2 -- pretrain CONFIG run_dir=RUN seed=1",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_cluster_arguments(parser)
-    add_job_arguments(parser)
-    parser.set_defaults(run=run_local)
 
 
 def run_local(arguments: argparse.Namespace) -> int:
@@ -75,13 +59,13 @@ def run_local(arguments: argparse.Namespace) -> int:
 
 def launch_of(cluster: LocalCluster) -> Launch:
     """How this machine runs a job."""
-    limits, link = cluster.limits(), Here()
+    link = Here()
     return Launch(
         kind="local",
         slots={HOST: cluster.processes},
         link=link,
-        commands=lambda job, planned: agent_commands(job, planned, limits, link),
-        limits=limits,
+        commands=lambda job, planned: agent_commands(job, planned, cluster, link),
+        limits=cluster,
         environment=cluster.environment,
         python=cluster.python,
         container=cluster.container,

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launch.cluster import UsageError, add_cluster_arguments, read_cluster, require, split_words
+from launch.cluster import UsageError, read_cluster, require, split_words
 from launch.freezing import write_whole
 from launch.job import LAUNCH_FOLDER, LOGS_FOLDER, Job, describe, prepare, publish
 from launch.record import Record, read_record
 from launch.slurm_cluster import Container, SlurmCluster
 from launch.slurm_script import batch_script, for_file_name
 from launch.slurm_watch import CANCELLED, job_states
+from launch.start import add_launcher
 
 # Seconds that the other tasks have after the first that ended well; rank 0 exports and reports last.
 _LAST_TASKS_S = 600
@@ -25,18 +26,14 @@ _EXAMPLE = """example:
 
 def add_to(parsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register `launch slurm`."""
-    parser = parsers.add_parser(
+    add_launcher(
+        parsers,
         "slurm",
-        help="a batch job on a Slurm cluster",
+        run,
+        about="a batch job on a Slurm cluster",
         description="Write a batch script into the run's folder and submit it.",
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_cluster_arguments(parser)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the batch script; write and submit nothing"
-    )
-    parser.set_defaults(run=run, takes_job=True)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from launch.cluster import UsageError, add_cluster_arguments, read_cluster, require, split_words
+from launch.cluster import UsageError, read_cluster, require, split_words
 from launch.deepspeed_launcher import check_names, deepspeed_commands, hostfile
-from launch.start import add_job_arguments, start
+from launch.start import add_launcher, start
 from launch.supervise import Launch, Limits, agent_commands
 
 _OPTIONS = (
@@ -24,7 +24,7 @@ _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:%@-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SshCluster:
+class SshCluster(Limits):
     """Hosts behind ssh that share the folders of code, data and runs under the same paths.
 
     Attributes:
@@ -39,7 +39,7 @@ class SshCluster:
         through: `agent` is ours; `deepspeed` is DeepSpeed's launcher over pdsh, which knows no stop with a
             checkpoint that takes more than 30 s and hides how a process ended.
         link_gbit: what the network between hosts gives, for `launch doctor`; None: what the drivers say.
-        max_restarts, min_nodes, host_wait_s, grace_s, stop_s, silence_s: see `Limits`.
+        min_nodes, host_wait_s: see `Launch`.
     """
 
     hostfile: str | None = None
@@ -52,14 +52,11 @@ class SshCluster:
     master_port: int | None = None
     through: Literal["agent", "deepspeed"] = "agent"
     link_gbit: float | None = None
-    max_restarts: int = 3
     min_nodes: int | None = None
     host_wait_s: float = 60.0
-    grace_s: float = 20.0
-    stop_s: float = 120.0
-    silence_s: float = 30.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = [name for name in ("hostfile", "hosts") if getattr(self, name)]
         if len(given) != 1:
             raise UsageError(
@@ -74,21 +71,16 @@ class SshCluster:
             require(_HOST.fullmatch(host) is not None, "hosts", "name hosts by name or address", host)
             require(count > 0, f"hosts.{host}", "be at least 1", count)
         require(
-            self.min_nodes is None or self.min_nodes <= len(slots),
+            self.min_nodes is None or 1 <= self.min_nodes <= len(slots),
             "min_nodes",
-            f"be at most {len(slots)}, the number of hosts",
+            f"be 1 to {len(slots)}, the number of hosts",
             self.min_nodes,
         )
-        self.limits()
+        require(self.host_wait_s >= 0, "host_wait_s", "be 0 or more seconds", self.host_wait_s)
 
     def slots(self) -> dict[str, int]:
         """Processes by host, in the order of the file."""
         return dict(self.hosts) if self.hostfile is None else read_hostfile(Path(self.hostfile))
-
-    def limits(self) -> Limits:
-        """When to give up."""
-        names = ("max_restarts", "min_nodes", "host_wait_s", "grace_s", "stop_s", "silence_s")
-        return Limits(**{name: getattr(self, name) for name in names})
 
 
 class Ssh:
@@ -132,16 +124,14 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 def add_to(parsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register `ssh`."""
-    parser = parsers.add_parser(
+    add_launcher(
+        parsers,
         "ssh",
-        help="processes on several hosts, by ssh",
+        run_ssh,
+        about="processes on several hosts, by ssh",
         description="Run a training on hosts behind ssh; after a crash, again on those that are left.",
         epilog="example:\n  python -m launch ssh configs/cluster/ssh.yaml -- pretrain CONFIG run_dir=RUN",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_cluster_arguments(parser)
-    add_job_arguments(parser)
-    parser.set_defaults(run=run_ssh)
 
 
 def run_ssh(arguments: argparse.Namespace) -> int:
@@ -151,7 +141,7 @@ def run_ssh(arguments: argparse.Namespace) -> int:
 
 def launch_of(cluster: SshCluster) -> Launch:
     """How a cluster behind ssh runs a job."""
-    limits, link, slots = cluster.limits(), Ssh(cluster.ssh), cluster.slots()
+    link, slots = Ssh(cluster.ssh), cluster.slots()
     is_ours = cluster.through == "agent"
     if not is_ours:
         check_names(list(slots), cluster.ssh)
@@ -159,11 +149,13 @@ def launch_of(cluster: SshCluster) -> Launch:
         kind="ssh",
         slots=slots,
         link=link,
-        commands=(lambda job, planned: agent_commands(job, planned, limits, link))
+        commands=(lambda job, planned: agent_commands(job, planned, cluster, link))
         if is_ours
         else (lambda job, planned: deepspeed_commands(job, planned, cluster.ssh)),
         files=(lambda job, planned: {}) if is_ours else hostfile,
-        limits=limits,
+        limits=cluster,
+        min_nodes=cluster.min_nodes,
+        host_wait_s=cluster.host_wait_s,
         environment=cluster.environment,
         python=cluster.python,
         container=cluster.container,

@@ -3,9 +3,11 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from launch.cluster import add_cluster_arguments
 from launch.exit_codes import USAGE
 from launch.job import Job, describe, prepare, publish
 from launch.record import Record, held, now
@@ -13,10 +15,26 @@ from launch.supervise import Launch, Start, Supervisor
 from launch.task import command_of
 
 
-def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command has that starts a job behind `--`."""
+def add_launcher(
+    parsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    about: str,
+    description: str,
+    epilog: str,
+) -> None:
+    """Register a command that starts the job behind `--` on one kind of cluster."""
+    parser = parsers.add_parser(
+        name,
+        help=about,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_cluster_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="check, print what would run; start nothing")
-    parser.set_defaults(takes_job=True)
+    parser.set_defaults(run=run, takes_job=True)
 
 
 def start(launch: Launch, arguments: argparse.Namespace) -> int:

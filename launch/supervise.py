@@ -28,28 +28,22 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """When to give up, and how long to wait for what.
+    """When to give up, and how long to wait for what: keys of every cluster that is supervised from here.
 
     Attributes:
         max_restarts: how often in a row, without a new checkpoint in between.
-        min_nodes: the fewest hosts to go on with; None: the first start needs all, a restart one.
-        host_wait_s: how long a restart waits for that many.
         grace_s: from SIGTERM to SIGKILL for the others, after a process has failed.
         stop_s: the same after a stop was asked for; a checkpoint is written in it.
         silence_s: how long an agent goes on without a sign of the launcher.
     """
 
     max_restarts: int = 3
-    min_nodes: int | None = None
-    host_wait_s: float = 60.0
     grace_s: float = 20.0
     stop_s: float = 120.0
     silence_s: float = 30.0
 
     def __post_init__(self) -> None:
         require(self.max_restarts >= 0, "max_restarts", "be 0 or more", self.max_restarts)
-        require(self.min_nodes is None or self.min_nodes > 0, "min_nodes", "be at least 1", self.min_nodes)
-        require(self.host_wait_s >= 0, "host_wait_s", "be 0 or more seconds", self.host_wait_s)
         require(self.grace_s > 0, "grace_s", "be more than 0 seconds", self.grace_s)
         require(self.stop_s > 0, "stop_s", "be more than 0 seconds", self.stop_s)
         require(self.silence_s >= 10, "silence_s", "be at least 10 (it is told every 3)", self.silence_s)
@@ -86,6 +80,8 @@ class Launch:
         commands: what to run for a start, by host.
         files: what to write before it, texts by path.
         limits: when to give up.
+        min_nodes: the fewest hosts to go on with; None: the first start needs all, a restart one.
+        host_wait_s: how long a restart waits for that many.
         python: the interpreter on the hosts; None: this one.
         is_ours: whether the commands are our agents.
         is_node: whether this machine is one of those that train.
@@ -102,6 +98,8 @@ class Launch:
     master: str | None = None
     port: int | None = None
     files: Files = lambda job, start: {}
+    min_nodes: int | None = None
+    host_wait_s: float = 60.0
     is_node: bool = True
     is_ours: bool = True
 
@@ -185,8 +183,8 @@ class Supervisor:
 
     def _plan_start(self) -> Start | None:
         """Who takes part and where they meet; None where a stop was asked for, or too few hosts answer."""
-        least = self._limits.min_nodes or (len(self._slots) if self._attempts == 0 else 1)
-        until = time.monotonic() + self._limits.host_wait_s
+        least = self._launch.min_nodes or (len(self._slots) if self._attempts == 0 else 1)
+        until = time.monotonic() + self._launch.host_wait_s
         while True:
             self._wishes.take()
             if self._wishes.first is not None:

@@ -19,13 +19,13 @@ from data_tools.command import DataError
 from data_tools.config import load_config
 from data_tools.index import NO_LABEL, open_index
 from data_tools.stream.batch import ClipBatch
+from pretrain.building import build_model, build_parts, token_split
 from pretrain.config import PretrainConfig
-from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
+from pretrain.model.autoencoder import MaskedAutoencoder
 from pretrain.model.flops import count_flops
 from pretrain.model.tokens import TokenGrid
 from pretrain.model.work import ATTENTION, OTHER, PRODUCT, Operation, Trace, trace_step
 from pretrain.split import TokenSplit
-from pretrain.training import build_parts, token_split
 
 UPDATE_FLOPS = 16
 """Of fused AdamW, for each value: two moving averages, corrections, a root, a division, decay and clip."""
@@ -69,14 +69,7 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
     step = max(range(min(config.steps, _STEPS_LOOKED_AT)), key=lambda step: sum(split.counts(step)))
 
     def build() -> MaskedAutoencoder:
-        return build_autoencoder(
-            config.model,
-            grid,
-            target=parts.target,
-            noise=parts.noise,
-            pruning=parts.pruning,
-            clips=config.steps * config.batch.global_clips,
-        )
+        return build_model(config, grid, parts)
 
     with torch.device("meta"):
         model = build()

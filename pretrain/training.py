@@ -2,29 +2,24 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from data_tools.command import DataError, log
 from data_tools.index import ShardIndex, open_index
-from data_tools.parts import build_part
 from data_tools.stream.loader import Annotate, TrainingClips
 from data_tools.stream.mixture import Mixture, open_mixture
 from data_tools.stream.order import BatchPlan, plan_batch
 from data_tools.stream.workers import worker_count
-from pretrain.combination import check_combination
+from pretrain.building import Parts, build_model, build_parts, token_split
 from pretrain.config import PretrainConfig
 from pretrain.decoder_file import describe_decoder, save_decoder
 from pretrain.encoder_file import EncoderDescription, announce_resampling, save_encoder
 from pretrain.health import HealthWatch, Probe, open_probe, spread_videos
-from pretrain.masking.base import Masking
-from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
+from pretrain.model.autoencoder import MaskedAutoencoder
 from pretrain.model.blocks import set_up_blocks
 from pretrain.model.tokens import TokenGrid
-from pretrain.noise.base import Noise
 from pretrain.pictures import PictureBook
-from pretrain.pruning.base import Pruning
 from pretrain.runtime.engine_checks import check_engine
 from pretrain.runtime.loop import Training, Watcher
 from pretrain.runtime.optimiser import parameter_groups
@@ -32,7 +27,6 @@ from pretrain.runtime.processes import Processes, find_processes
 from pretrain.runtime.run_folder import check_run_dir, open_run_dir
 from pretrain.split import TokenSplit
 from pretrain.start import open_start
-from pretrain.targets.base import Target
 from pretrain.watching import Schedule
 
 
@@ -119,62 +113,13 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     )
 
 
-class Parts(NamedTuple):
-    """What a config names in one line each."""
-
-    masking: Masking
-    pruning: Pruning
-    noise: Noise
-    target: Target
-
-
-def build_parts(config: PretrainConfig, grid: TokenGrid) -> Parts:
-    """Build the parts and check that they go together.
-
-    Raises:
-        ValueError: a part that cannot be built, or two that do not go together.
-    """
-    masking = build_part("pretrain.masking", config.masking, Masking)
-    masking.counts(grid)
-    parts = Parts(
-        masking=masking,
-        pruning=build_part("pretrain.pruning", config.pruning, Pruning),
-        noise=build_part("pretrain.noise", config.noise, Noise),
-        target=build_part("pretrain.targets", config.target, Target),
-    )
-    check_combination(config.model, **parts._asdict())
-    return parts
-
-
-def token_split(config: PretrainConfig, grid: TokenGrid, parts: Parts) -> TokenSplit:
-    """Which tokens of the run's clips are seen and predicted."""
-    return TokenSplit(
-        masking=parts.masking,
-        grid=grid,
-        patch=config.model.shape().encoder.patch,
-        seed=config.seed,
-        pruning=parts.pruning,
-        clips_per_step=config.batch.global_clips,
-        predict_share=config.model.predict_share,
-        predict=config.model.predict,
-    )
-
-
 def _build_model(
     config: PretrainConfig, grid: TokenGrid, parts: Parts, *, is_first: bool
 ) -> MaskedAutoencoder:
     """The model at the start of a run. A run that goes on has its checkpoint over these weights later."""
     start = open_start(config.start_from)
     torch.manual_seed(config.seed)
-    model = build_autoencoder(
-        config.model,
-        grid,
-        target=parts.target,
-        noise=parts.noise,
-        pruning=parts.pruning,
-        clips=config.steps * config.batch.global_clips,
-        reference=None if start is None else start.description.reference,
-    )
+    model = build_model(config, grid, parts, reference=None if start is None else start.description.reference)
     if start is not None:
         said = start.give_weights(model, config.target)
         if is_first:

@@ -13,7 +13,6 @@ well, though all processes share it and the system takes it back at need; "own m
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,8 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from data_tools.index import COLUMNS, DATASET_NAME, FORMAT, INDEX_NAME, Shard, fingerprint, open_index
+from pretrain.runtime.meter import peak_memory_bytes
 
 _PER_SHARD = 1000
 _VIDEO_BYTES = 200_000
@@ -75,7 +76,7 @@ def measure(folder: Path) -> dict[str, float]:
 
 def peak_mb() -> float:
     """The largest resident set so far; pages of the mapped file count, though all processes share them."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return peak_memory_bytes(torch.device("cpu")) / 1e6
 
 
 def own_mb() -> float:

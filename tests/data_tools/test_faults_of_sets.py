@@ -25,16 +25,17 @@ from data_tools.stream.times import ClipConfig
 MOST_MEBIBYTES = 300  # above what a small video needs; the bomb's frames are 17,800 as RGB
 
 BOMB = """
-import io, resource, sys
+import io, sys
 from fractions import Fraction
 from pathlib import Path
-import av
+import av, torch
 from data_tools.__main__ import PROGRAM
 from data_tools.command import run_program
 from data_tools.index import open_index
 from data_tools.stream.augment import AugmentConfig
 from data_tools.stream.clips import TrainingClips
 from data_tools.stream.times import ClipConfig
+from pretrain.runtime.meter import peak_memory_bytes
 
 GROUP = 100
 
@@ -68,12 +69,12 @@ def through(folder, *size):
     assert clips.batch(range(2)).skipped == ()
     page = f"{folder}.html"
     assert run_program(PROGRAM, ["report", f"{folder}-shards", page, "workers=1"]) == 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, index.sample(0).frames
+    return peak_memory_bytes(torch.device("cpu")), index.sample(0).frames
 
 before, _ = through(Path(sys.argv[1], "small"), 128, 96, 60)
 after, frames = through(Path(sys.argv[1], "large"), 1920, 1080, 3000)
 size = Path(sys.argv[1], "large", "black.mp4").stat().st_size
-sys.stdout.write(f"{(after - before) // 1024} {frames} {size}")
+sys.stdout.write(f"{(after - before) >> 20} {frames} {size}")
 """
 
 

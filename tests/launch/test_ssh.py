@@ -160,7 +160,7 @@ def test_a_wrong_hostfile_names_the_line(tmp_path: Path, text: str, message: str
         (["hosts.-oProxyCommand=1"], "hosts must name hosts by name or address, got '-oProxyCommand'"),
         (["hosts.a b=1"], "got 'a b'"),
         (["hosts.a=0"], "hosts.a must be at least 1, got 0"),
-        (["hosts.a=1", "min_nodes=2"], "min_nodes must be at most 1, the number of hosts, got 2"),
+        (["hosts.a=1", "min_nodes=2"], "min_nodes must be 1 to 1, the number of hosts, got 2"),
         (["hosts.a=1", "master_port=70000"], "master_port must be a port, got 70000"),
         (["hosts.a=1", "through=mpi"], "through must be one of agent, deepspeed, got 'mpi'"),
         (["hosts.a=1", "silence_s=2"], "silence_s must be at least 10"),

@@ -200,12 +200,13 @@ def test_a_frame_that_grows_too_large_on_the_way_is_refused(monkeypatch):
 
 def test_a_small_file_of_many_large_frames_stays_small_in_memory(repo):
     program = """
-import io, resource, sys, av, numpy as np
+import io, sys, av, torch, numpy as np
 from fractions import Fraction
 from data_tools.stream.decode import decode_at, probe
 from data_tools.stream.pixels import YuvClips
 from data_tools.stream.planes import pictures_at
 from data_tools.stream.views import cut_views, evaluation_views
+from pretrain.runtime.meter import peak_memory_bytes
 small, large = io.BytesIO(), io.BytesIO()
 with av.open(small, "w", format="mp4") as output:
     stream = output.add_stream("libx264", rate=25, options={"preset": "ultrafast", "bf": "0"})
@@ -226,14 +227,14 @@ with av.open(io.BytesIO(small.getvalue())) as given, av.open(large, "w", format=
         packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, number, number, is_key
         packet.time_base = Fraction(1, 25)
         output.mux(packet)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory_bytes(torch.device("cpu"))
 info = probe(large.getvalue())
 assert (info.frames, info.width) == (600, 1920), info
 assert decode_at(large.getvalue(), [0.5, 23.0]).shape == (2, 3, 1080, 1920)
 everywhere = [frame / 25 + 0.01 for frame in range(600)]
 clips = YuvClips.empty(1, 600, 16)
 cut_views(pictures_at(large.getvalue(), everywhere), lambda *size: evaluation_views(*size, 1), clips)
-sys.stdout.write(str((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024))
+sys.stdout.write(str((peak_memory_bytes(torch.device("cpu")) - before) >> 20))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=repo, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

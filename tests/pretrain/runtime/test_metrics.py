@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data_tools.command import log
 from pretrain.runtime.metrics import MetricsWriter, gif_bytes, read_metrics
+from tests.conftest import REPO
 from tests.full_disk import no_file_above
 
 
@@ -107,3 +110,21 @@ def test_a_full_disk_costs_metrics_and_not_the_run_and_when_there_is_room_they_g
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [event.step for event in board.Scalars("train/loss")][-2:] == [500, 501]
+
+
+def test_the_memory_of_a_process_is_not_that_of_its_parent() -> None:
+    held = bytearray(b"x") * (
+        1 << 30
+    )  # written to, so that it is there; a child begins with ru_maxrss above it
+    program = (
+        "import torch; from pretrain.runtime.meter import peak_memory_bytes as peak; import sys\n"
+        "sys.stdout.write(f'{peak(torch.device(\"cpu\"))} ')\n"
+        "held = bytearray(b'x') * (1 << 28)\n"
+        "sys.stdout.write(f'{peak(torch.device(\"cpu\"))}')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    before, after = map(int, done.stdout.split())
+    assert before < len(held)
+    assert after - before > 0.9 * (1 << 28)
