@@ -42,7 +42,7 @@ def states(parameters: dict[str, int], *, stage: int, world: int, bucket_mb: int
         "weights": share + gathered if stage == 3 else weights,
         "gradients": whole + share,
         "moments": 2 * share,
-        "buckets": bucket,
+        "buckets": bucket * (2 if stage == 3 else 1),  # stage 3 lays a bucket out anew, by processes
         "frozen": frozen / world if stage == 3 else frozen,
         "master": share,
         # The engine's plain copy, gathered for pictures and exports; on a GPU, on the first process's alone.
@@ -68,6 +68,8 @@ def needed(
     """
     parts = states(cost["parameters"], stage=stage, world=world, bucket_mb=cost["run"]["bucket_mb"])
     held = passing(cost, clips, machines, recomputes=recomputes)
+    if machines.is_cpu and stage == 3 and world > 1:  # gloo scatters sums by reducing a copy
+        parts["buckets"] *= 1.5
     exchange = min(FLOAT * cost["parameters"]["trainable"], 2e9) if stage == 0 else 0
     parts = {**parts, "activations": max(held, exchange), "process": machines.base_bytes}
     return {**parts, "all": sum(parts.values())}

@@ -5,7 +5,7 @@
 Trains `small` on clips of 16x112x112 for a few steps, in the real loop with DeepSpeed, one thread, videos
 read in the process itself. Calibrated by the first row, the plan predicts time and memory of the others.
 Time is the process's own, of more steps less that of fewer, the least of several: a busy machine disturbs
-wall clocks.
+wall clocks. Then the same model's memory at other ZeRO stages, on two processes.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 
 from data_tools.config import load_config
-from launch.plan_devices import Machines
+from launch.plan_devices import Machines, Resolved
 from launch.plan_measured import fit_time
-from launch.plan_memory import needed
+from launch.plan_memory import STAGES, needed
 from launch.plan_time import Fit, cut_batch, step_time
 from pretrain.config import PretrainConfig
 from pretrain.cost import measure_cost
@@ -47,26 +47,41 @@ CASES = {
     "width 576": ["model.width=576", "model.heads=9"],
 }
 FEW, MANY = 2, 8
+WORLD = 2
+
+
+def train(config: Path, overrides: list[str], *, steps: int, processes: int = 1) -> tuple[float, float]:
+    """(CPU seconds of the first process with its children, bytes at most of one process) of a real run."""
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    with tempfile.TemporaryDirectory() as folder:
+        own = ["-m", "pretrain", str(config), f"run_dir={folder}/run", f"steps={steps}", *overrides]
+        words = own if processes == 1 else [*start, *own]
+        ran = subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(ran.pid, 0)
+        assert status == 0, f"the run {own} failed"
+        lines = Path(folder, "run", "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return usage.ru_utime + usage.ru_stime, 1e9 * json.loads(lines[-1])["memory_gb"]
 
 
 def measure(config: Path, overrides: list[str], repeats: int) -> tuple[float, float]:
     """(CPU seconds of a step, bytes at most) of real runs."""
     steps_s, most = [], 0.0
     for _ in range(repeats):
-        seconds = {}
-        for steps in (FEW, MANY):
-            with tempfile.TemporaryDirectory() as folder:
-                own = [f"run_dir={folder}/run", f"steps={steps}", *overrides]
-                ran = subprocess.Popen(
-                    [sys.executable, "-m", "pretrain", str(config), *own], stderr=subprocess.DEVNULL
-                )
-                _, status, usage = os.wait4(ran.pid, 0)
-                assert status == 0, f"the run {own} failed"
-                seconds[steps] = usage.ru_utime + usage.ru_stime
-                lines = Path(folder, "run", "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-                most = max(most, 1e9 * json.loads(lines[-1])["memory_gb"])
-        steps_s.append((seconds[MANY] - seconds[FEW]) / (MANY - FEW))
+        few, many = (train(config, overrides, steps=steps) for steps in (FEW, MANY))
+        steps_s.append((many[0] - few[0]) / (MANY - FEW))
+        most = max(most, few[1], many[1])
     return min(steps_s), most
+
+
+def measure_stages(config: Path, machines: Resolved) -> None:
+    """Memory of the calibration's model at each stage on two processes, printed as it comes."""
+    cost = measure_cost(load_config(PretrainConfig, config, []))
+    batch = cut_batch(cost["run"], WORLD)
+    for stage in STAGES:
+        _, real = train(config, [f"engine.zero_stage={stage}"], steps=FEW, processes=WORLD)
+        plan = needed(cost, batch.micro, machines, stage=stage, world=WORLD, recomputes=False)["all"]
+        name = f"ZeRO {stage}, {WORLD} processes"
+        print(f"{name:61}{real / 1e9:16.3f}{plan / 1e9:9.3f}{plan / real - 1:+8.1%}", flush=True)
 
 
 def main() -> None:
@@ -98,6 +113,7 @@ def main() -> None:
                 f"{real_bytes / 1e9:24.3f}{planned / 1e9:9.3f}{planned / real_bytes - 1:+8.1%}",
                 flush=True,
             )
+        measure_stages(config, machines)
 
 
 if __name__ == "__main__":

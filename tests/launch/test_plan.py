@@ -72,7 +72,7 @@ def test_states_agree_with_deepspeeds_estimator_once_conventions_are_translated(
             values, layer, 8, nodes, cpu_offload=False, cpu_offload_params=False
         )
         own = 4 * (50_000_000 + layer) + 4 * values  # gathered weights, and the readable copy
-        assert ours - 2 * bucket - own == pytest.approx(theirs - largest + 2 * values / world, rel=1e-6)
+        assert ours - 3 * bucket - own == pytest.approx(theirs - largest + 2 * values / world, rel=1e-6)
 
 
 def test_higher_stages_hold_less_of_each_process_and_pass_more_around(cost: dict[str, Any]) -> None:
