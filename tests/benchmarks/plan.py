@@ -1,15 +1,17 @@
 """How near `launch plan` comes to real runs on this machine's CPU: calibrated on one, it predicts others.
 
-    python tests/benchmarks/plan.py SHARDS    # a folder that `data_tools shard` made; about 10 minutes
+    python tests/benchmarks/plan.py SHARDS    # a folder that `data_tools shard` made; about 15 minutes
 
 Trains `small` on clips of 16x112x112 for a few steps, in the real loop with DeepSpeed, one thread, videos
 read in the process itself. Calibrated by the first row, the plan predicts time and memory of the others.
-Time is the process's own, of more steps less that of fewer, the least of several: a busy machine disturbs
-wall clocks. Then the same model's memory at other ZeRO stages, on two processes.
+Time is the process's own, of more steps less that of fewer. All cases take turns, round by round, and the
+least of a case's rounds counts: a shared machine is at times slower for minutes. Then the memory of the
+first case's model at every ZeRO stage, on two processes.
 """
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -63,14 +65,18 @@ def train(config: Path, overrides: list[str], *, steps: int, processes: int = 1)
         return usage.ru_utime + usage.ru_stime, 1e9 * json.loads(lines[-1])["memory_gb"]
 
 
-def measure(config: Path, overrides: list[str], repeats: int) -> tuple[float, float]:
-    """(CPU seconds of a step, bytes at most) of real runs."""
-    steps_s, most = [], 0.0
-    for _ in range(repeats):
-        few, many = (train(config, overrides, steps=steps) for steps in (FEW, MANY))
-        steps_s.append((many[0] - few[0]) / (MANY - FEW))
-        most = max(most, few[1], many[1])
-    return min(steps_s), most
+def measure(config: Path, rounds: int) -> dict[str, tuple[float, float]]:
+    """(CPU seconds of a step, bytes at most) of real runs, by case."""
+    least_s = {(name, steps): math.inf for name in CASES for steps in (FEW, MANY)}
+    most_bytes = dict.fromkeys(CASES, 0.0)
+    for _ in range(rounds):
+        for name, steps in least_s:
+            seconds, size = train(config, CASES[name], steps=steps)
+            least_s[name, steps] = min(seconds, least_s[name, steps])
+            most_bytes[name] = max(size, most_bytes[name])
+    return {
+        name: ((least_s[name, MANY] - least_s[name, FEW]) / (MANY - FEW), most_bytes[name]) for name in CASES
+    }
 
 
 def measure_stages(config: Path, machines: Resolved) -> None:
@@ -88,7 +94,7 @@ def main() -> None:
     """Measure, predict and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("shards", type=Path)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     machines, fit = Machines(device="cpu").resolved("fp32"), Fit()
     print(
@@ -98,9 +104,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "config.yaml")
         config.write_text(CONFIG.replace("SHARDS", str(arguments.shards)), encoding="utf-8")
-        for name, overrides in CASES.items():
-            real_s, real_bytes = measure(config, overrides, arguments.repeats)
-            cost = measure_cost(load_config(PretrainConfig, config, overrides))
+        for name, (real_s, real_bytes) in measure(config, arguments.rounds).items():
+            cost = measure_cost(load_config(PretrainConfig, config, CASES[name]))
             batch = cut_batch(cost["run"], 1)
             if name == "calibration":
                 fit, first_s = fit_time(real_s, cost, batch, machines)
