@@ -158,6 +158,7 @@ def _shared(
     }
     if not files:
         return
+    writers = len(files)
     files |= {} if "failed" in own else {"head": HEAD}
     looking = {"folder": folder, "names": list(files), "token": token, "wait_s": _SEEN_S}
     unseen = at.keep("look", at.nodes.ask("look", at.everybody(**looking), _FOLDER_S + _SEEN_S))
@@ -165,7 +166,7 @@ def _shared(
     by_name = {
         name: {files[file]: state for file, state in states.items()} for name, states in unseen.items()
     }
-    shared = check_shared(run_dir, by_name, len(files))
+    shared = check_shared(run_dir, by_name, writers)
     yield from shared
     if len(files) > 2 and all(finding.level == "ok" for finding in shared):
         states: dict[str, str] = {}

@@ -79,12 +79,12 @@ def _room(folder: str, sound: Reports, wanted_bytes: int | None) -> list[Finding
     ]
 
 
-def check_shared(folder: str, unseen: Mapping[str, Mapping[str, str]], writers: int) -> list[Finding]:
-    """Does everybody see what everybody wrote and renamed?
+def check_shared(folder: str, unseen: Mapping[str, Mapping[str, str]], nodes: int) -> list[Finding]:
+    """Does everybody, this machine as well, see what everybody wrote and renamed?
 
     Args:
         unseen: for each node the writers whose file is not as it should be there, with what is wrong.
-        writers: how many wrote.
+        nodes: how many of them wrote.
     """
     findings = []
     for name, states in unseen.items():
@@ -103,7 +103,8 @@ def check_shared(folder: str, unseen: Mapping[str, Mapping[str, str]], writers: 
                     [name, *whose],
                 )
             )
-    return or_ok(findings, CHECK, f"{folder}: written, renamed and seen by {counted(writers, 'node')}")
+    everybody = f"{counted(nodes, 'node')} and this machine"
+    return or_ok(findings, CHECK, f"{folder}: written, renamed and seen by {everybody}")
 
 
 def check_locks(folder: str, states: Mapping[str, str]) -> list[Finding]:

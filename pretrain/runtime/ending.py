@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from data_tools.command import exit_code_of, say_why
-from pretrain.runtime.processes import Processes, leave_group
+from data_tools.command import exit_code_of, log, say_why
+from pretrain.runtime.processes import Processes, leave_group, lost_peer
 
 
 @contextmanager
@@ -24,7 +24,11 @@ def ending_together(processes: Processes) -> Iterator[None]:
         if processes.world == 1:
             leave_group()
             raise
-        say_why(error)
+        lost = lost_peer(error)
+        if lost is None:
+            say_why(error)
+        else:  # no fault of this one, and its stack says nothing of why the other ended
+            log.error("lost another process in an exchange (%s): that one's log says why it ended", lost)
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):

@@ -170,6 +170,16 @@ def _meet(processes: Processes, timeout_s: float) -> Any:
     return store
 
 
+def lost_peer(error: BaseException) -> str | None:
+    """What an error says of a connection to another process that broke; None for any other error."""
+    text = str(error)
+    if (
+        "gloo/transport" in text
+    ):  # as in "[/place/gloo/transport/tcp/pair.cc:545] Read error ... peer. Advice."
+        return text.partition("] ")[2].partition(". This is")[0]
+    return "ncclRemoteError" if "ncclRemoteError" in text else None
+
+
 def leave_group() -> None:
     """Say goodbye to the others. A single process on the CPU stays: DeepSpeed cannot begin again after it."""
     if not dist.is_initialized() or (dist.get_world_size() == 1 and dist.get_backend() == "gloo"):

@@ -15,7 +15,7 @@ from data_tools.command import (
     Stuck,
     exit_code_of,
 )
-from pretrain.runtime.processes import _meet, find_processes
+from pretrain.runtime.processes import _meet, find_processes, lost_peer
 from pretrain.runtime.signals import StopSignals
 
 # One of two processes, of which the other does not exist; whoever waits for something at exit waits long.
@@ -104,3 +104,11 @@ def test_a_signal_is_noted_with_its_exit_code_and_a_second_interrupt_ends_at_onc
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(number) == before
+
+
+def test_only_what_the_link_to_another_process_says_is_a_lost_peer() -> None:
+    gloo = "[/a b/gloo/transport/tcp/pair.cc:545] Read error [::1]:2: Connection reset by peer. This is"
+    assert lost_peer(RuntimeError(gloo)) == "Read error [::1]:2: Connection reset by peer"
+    nccl = "NCCL error in: a.cpp:5, remote process exited\nncclRemoteError: A call failed"
+    assert lost_peer(RuntimeError(nccl)) == "ncclRemoteError"
+    assert lost_peer(RuntimeError("ncclUnhandledCudaError: out of memory")) is None
