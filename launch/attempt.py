@@ -186,7 +186,8 @@ class Attempt:
             return
         first = min(self._suspects, key=lambda event: event["code"] == CRASHED)
         # Rank 0's own words stand on the terminal already.
-        lines = [] if first["rank"] == 0 else ["its last lines:", *first["last_lines"]]
+        lines = [] if first["rank"] == 0 else first["last_lines"]
+        lines = lines and ["its last lines:", *lines]
         text = f"rank {first['rank']} on {first['host']} {meaning(first['code'])} (exit code {first['code']})"
         self._say("\n    ".join([f"{text}; all it said is in {first['log']}", *lines]))
         self._fail(first["code"])
