@@ -178,11 +178,12 @@ def _rand_augmented(clip_TCHW: Tensor, config: RandAugmentConfig) -> Tensor:
     if not _happens(config.probability):
         return clip_TCHW
     level = float(torch.randn(())) * config.deviation + config.magnitude
-    one = _torchvision().RandAugment(
+    v2 = _torchvision()
+    one = v2.RandAugment(
         num_ops=1,
         magnitude=round(min(max(level, 0.0), _LEVELS) * _STEPS_IN_A_LEVEL),
         num_magnitude_bins=int(_LEVELS) * _STEPS_IN_A_LEVEL + 1,
-        interpolation="bilinear",
+        interpolation=v2.InterpolationMode.BILINEAR,
         fill=_GREY,
     )
     return one(clip_TCHW)

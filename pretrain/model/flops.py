@@ -6,15 +6,22 @@ is done on the CPU: where pairs are computed and thrown away, they count.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from data_tools.randomness import ClipRandom
 from data_tools.stream.batch import ClipBatch
 from pretrain.model.autoencoder import MaskedAutoencoder
+
+# PyTorch before 2.15 counts fused attention on GPUs alone; on the CPU it is the same arithmetic.
+for _name in ("_scaled_dot_product_flash_attention{}", "_scaled_dot_product_flash_attention{}_backward"):
+    _on_gpu, _on_cpu = (getattr(torch.ops.aten, _name.format(device)) for device in ("", "_for_cpu"))
+    flop_registry.setdefault(_on_cpu, flop_registry[_on_gpu])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,11 @@ def count_flops(model: MaskedAutoencoder, batch: ClipBatch) -> Flops:
     return Flops(
         encoder=counted.encoder // clips, decoder=counted.decoder // clips, target=counted.target // clips
     )
+
+
+def counter_of(operation: Any) -> Callable[..., int] | None:
+    """What counts an operation of PyTorch's, called with its arguments and `out_val`; None for no product."""
+    return flop_registry.get(operation._overloadpacket)
 
 
 def _count(model: MaskedAutoencoder, batch: ClipBatch) -> Flops:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
 
 from data_tools.randomness import ClipRandom
 from data_tools.stream.batch import ClipBatch
 from pretrain.model.autoencoder import MaskedAutoencoder
 from pretrain.model.blocks import Block, CrossBlock, set_up_blocks
+from pretrain.model.flops import counter_of
 
 PRODUCT, ATTENTION, OTHER = "product", "attention", "other"
 
@@ -198,7 +198,7 @@ class _Ledger(TorchDispatchMode):
     ) -> None:
         args, kwargs, result = call
         kind, flops = OTHER, 0
-        counter = flop_registry.get(func._overloadpacket)
+        counter = counter_of(func)
         if counter is not None:
             kind = ATTENTION if "attention" in str(func) else PRODUCT
             flops = counter(*args, **kwargs, out_val=result)

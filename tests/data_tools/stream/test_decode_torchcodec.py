@@ -18,6 +18,10 @@ from tests.filming import ALIGNED, FORMATS, encoded, middle_s, scene
 
 CLIP = ClipConfig(frames=4, stride=2, size=24)
 
+with_torchcodec = pytest.mark.skipif(
+    importlib.util.find_spec("torchcodec") is None, reason="torchcodec is not installed"
+)
+
 
 def frames_at(video, instants_s, **options):
     """The frames as decode_at gives them."""
@@ -27,6 +31,7 @@ def frames_at(video, instants_s, **options):
     return torch.stack([found[place] for place in range(len(instants_s))])
 
 
+@with_torchcodec
 @pytest.mark.parametrize("name, stream, frame", GOLDEN)
 def test_golden_frames_match_and_their_neighbours_do_not(videos, name, stream, frame):
     video = (videos / "formats" / name).read_bytes()
@@ -39,6 +44,7 @@ def test_golden_frames_match_and_their_neighbours_do_not(videos, name, stream, f
     assert all(error > errors[near.index(frame)] for n, error in zip(near, errors, strict=True) if n != frame)
 
 
+@with_torchcodec
 @pytest.mark.parametrize(
     "name",
     ["nasa_13013_rotated.mp4", "test_non_zero_start.mp4", "discard_first_keyframe.mp4", "testsrc2_vp9.webm"],
@@ -52,6 +58,7 @@ def test_frames_are_those_of_pyav(videos, name):
     assert (ours.float() - theirs.float()).abs().mean() < 1.5
 
 
+@with_torchcodec
 def test_any_order_repeats_and_instants_past_the_end_work():
     video = encoded(scene(40), **ALIGNED)
     instants_s = [*middle_s(video, 7, 3, 3, 39, 0), 1.7]
@@ -83,12 +90,14 @@ def test_large_frames_never_reach_torchcodec(monkeypatch):
         list(pictures_at(encoded(scene(3)), [0.0]))
 
 
+@with_torchcodec
 def test_a_video_shorter_than_the_index_says_is_refused():
     video = encoded(scene(10))
     with pytest.raises(BadVideo, match=r"it ends at 0.400 s, the index promises a frame at 0.760 s"):
         list(pictures_at(video, [0.1, 0.78], last_frame_s=0.76))
 
 
+@with_torchcodec
 def test_a_damaged_video_is_a_bad_one():
     video = bytearray(encoded(scene(40), g="10"))
     middle = len(video) // 2
@@ -97,6 +106,7 @@ def test_a_damaged_video_is_a_bad_one():
         list(pictures_at(bytes(video), [number / 25 for number in range(40)]))
 
 
+@with_torchcodec
 def test_training_and_evaluation_run_on_it(synth_shards):
     index = open_index(synth_shards / "train")
     batches = {
