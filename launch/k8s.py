@@ -37,8 +37,8 @@ def add_to(parsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
 def run(arguments: argparse.Namespace) -> int:
     """Check, then print or apply."""
     cluster = read_cluster(KubernetesCluster, *split_words(arguments.words))
-    _check_here(arguments.job, cluster)
     text = manifest_text(cluster, arguments.job)
+    _check_here(arguments.job, cluster)
     if arguments.dry_run:
         sys.stdout.write(text)
         return 0
@@ -84,7 +84,6 @@ def _check_here(job_argv: list[str], cluster: KubernetesCluster) -> None:
     Raises:
         JobRefused: the config is wrong.
     """
-    prepare(job_argv, cluster.environment, is_checked=False)  # no job at all has a message of its own
     processes = cluster.nodes * cluster.processes_per_node
     try:
         dry_run(job_argv, cluster.environment, processes=processes, is_node=False)

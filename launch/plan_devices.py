@@ -31,6 +31,10 @@ class Device(NamedTuple):
     base_gb: float
     attention_share: float
 
+    def tflops(self, precision: str) -> float:
+        """The peak at a run's precision."""
+        return self.bf16_tflops if precision == "bf16" else self.fp32_tflops
+
 
 DEVICES: dict[str, Device] = {
     "a100": Device(19.5, 312, 80, 2039, 220, 8, 96, 1.5, 0.3),
@@ -109,7 +113,6 @@ class Machines:
     def resolved(self, precision: str) -> "Resolved":
         """With the table's numbers for what was not given."""
         row = DEVICES[self.device]
-        table_peak = row.bf16_tflops if precision == "bf16" else row.fp32_tflops
         per_node = self.devices_per_node or row.per_node
         cores = self.cores_per_node
         if cores is None:
@@ -117,7 +120,7 @@ class Machines:
         return Resolved(
             nodes=self.nodes,
             per_node=per_node,
-            peak_flops=1e12 * _given(self.peak_tflops, table_peak),
+            peak_flops=1e12 * _given(self.peak_tflops, row.tflops(precision)),
             memory_bytes=1e9 * _given(self.memory_gb, row.memory_gb),
             memory_bytes_s=1e9 * _given(self.memory_gb_s, row.memory_gb_s),
             inner_bytes_s=1e9 * _given(self.inner_gb_s, row.inner_gb_s),
@@ -168,10 +171,9 @@ def assumptions(machines: Machines, precision: str) -> list[dict[str, Any]]:
     """Every number that a plan rests on: its key, its value, where it is from."""
     row = DEVICES[machines.device]
     is_cpu = machines.device == "cpu"
-    peak = row.bf16_tflops if precision == "bf16" else row.fp32_tflops
     table = {
         "devices_per_node": (row.per_node, "the usual node"),
-        "peak_tflops": (peak, _CORE if is_cpu else f"{_SHEET}, {precision}, dense"),
+        "peak_tflops": (row.tflops(precision), _CORE if is_cpu else f"{_SHEET}, {precision}, dense"),
         "memory_gb": (row.memory_gb, "assumed" if is_cpu else _SHEET),
         "memory_gb_s": (row.memory_gb_s, _CORE if is_cpu else _SHEET),
         "inner_gb_s": (row.inner_gb_s, "assumed" if is_cpu else _NVLINK),

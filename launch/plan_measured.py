@@ -10,7 +10,7 @@ import yaml
 from launch.cluster import UsageError
 from launch.plan_devices import Resolved
 from launch.plan_memory import needed
-from launch.plan_time import Batch, Fit, cut_batch, loader_cores, step_time, with_nodes
+from launch.plan_time import Batch, Fit, cut_batch, loader_cores, step_time
 
 _WAITS = 0.05  # share of the time from which on the loader is what limits a run
 
@@ -76,7 +76,7 @@ def calibrate(run: Run, cost: dict[str, Any], machines: Resolved) -> tuple[Fit, 
     Raises:
         UsageError: see `cut_batch`.
     """
-    there = with_nodes(machines, nodes=1, per_node=run.processes)
+    there = machines._replace(nodes=1, per_node=run.processes)
     batch = cut_batch(cost["run"], run.processes)
     stage, recomputes = cost["run"]["zero_stage"], cost["run"]["recomputes"]
     fit, planned_s = fit_time(run.step_s, cost, batch, there)

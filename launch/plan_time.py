@@ -1,7 +1,7 @@
 """How long a step takes: computing, the host, the exchange between processes, and reading videos."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from launch.cluster import UsageError
@@ -166,11 +166,15 @@ def step_time(
         exchange_s = max(exchange_s - compute_s, 0.1 * exchange_s)
     clips = batch.world * batch.micro * batch.accumulation
     data_s = clips / loader_rate(cost, machines, fit)
-    jitter = machines.given.jitter if batch.world > 1 else 0.0
-    worked_s = (compute_s + update_s + exchange_s) * (1 + jitter)
+    worked_s = _with_jitter(compute_s + update_s + exchange_s, machines, batch.world)
     # Without workers the process reads its clips itself, and computes afterwards.
     whole_s = worked_s + data_s if loader_cores(cost, machines) == 0 else max(worked_s, data_s)
     return StepTime(compute_s, update_s, exchange_s, data_s, whole_s)
+
+
+def _with_jitter(worked_s: float, machines: Resolved, world: int) -> float:
+    """A step of several processes waits for the slowest."""
+    return worked_s * (1 + machines.given.jitter) if world > 1 else worked_s
 
 
 def clips_per_core(cost: dict[str, Any], machines: Resolved, fit: Fit) -> float:
@@ -207,8 +211,8 @@ def weak_scaling(
         """Clips in a second of one device, videos set aside."""
         of = batch._replace(world=machines.world)
         time = step_time(cost, of, machines, fit, stage=stage, recomputes=recomputes)
-        jitter = machines.given.jitter if of.world > 1 else 0.0
-        return of.micro * of.accumulation / ((time.compute + time.update + time.exchange) * (1 + jitter))
+        worked_s = _with_jitter(time.compute + time.update + time.exchange, machines, of.world)
+        return of.micro * of.accumulation / worked_s
 
     alone = machines._replace(nodes=1, per_node=1)
     best = rate(alone)
@@ -225,9 +229,3 @@ def weak_scaling(
             }
         )
     return rows
-
-
-def with_nodes(machines: Resolved, *, nodes: int, per_node: int) -> Resolved:
-    """The same machines in another number."""
-    given = replace(machines.given, nodes=nodes, devices_per_node=per_node)
-    return machines._replace(nodes=nodes, per_node=per_node, given=given)

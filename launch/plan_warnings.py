@@ -11,18 +11,26 @@ def warnings_of(plan: dict[str, Any]) -> list[str]:
     return [said for said in found if said is not None]
 
 
+def _row(plan: dict[str, Any], *, recomputes: bool) -> dict[str, Any]:
+    """Of the table of memory, at the run's stage."""
+    stage = plan["run"]["zero_stage"]
+    return next(row for row in plan["memory"] if (row["stage"], row["recomputes"]) == (stage, recomputes))
+
+
+def _worked_s(plan: dict[str, Any]) -> float:
+    """Of a step, videos set aside."""
+    step = plan["step"]
+    return float(step["compute"] + step["update"] + step["exchange"])
+
+
 def _memory(plan: dict[str, Any]) -> str | None:
     run, memory = plan["run"], plan["memory"]
-    [row] = [
-        row for row in memory if row["stage"] == run["zero_stage"] and row["recomputes"] == run["recomputes"]
-    ]
+    row = _row(plan, recomputes=run["recomputes"])
     if row["fits"]:
         return None
     mends = [f"batch.clips_per_device={row['largest_micro_batch']}"] if row["largest_micro_batch"] else []
-    if not run["recomputes"]:
-        [other] = [row for row in memory if row["stage"] == run["zero_stage"] and row["recomputes"]]
-        if other["fits"]:
-            mends.append("engine.activation_checkpointing=true")
+    if not run["recomputes"] and _row(plan, recomputes=True)["fits"]:
+        mends.append("engine.activation_checkpointing=true")
     mends += [
         f"engine.zero_stage={other['stage']}"
         for other in memory
@@ -36,8 +44,7 @@ def _memory(plan: dict[str, Any]) -> str | None:
 
 
 def _loader(plan: dict[str, Any]) -> str | None:
-    step, data = plan["step"], plan["data"]
-    worked_s = step["compute"] + step["update"] + step["exchange"]
+    step, data, worked_s = plan["step"], plan["data"], _worked_s(plan)
     if data["cores"] and step["data"] <= worked_s:
         return None
     run = plan["run"]
@@ -52,8 +59,7 @@ def _loader(plan: dict[str, Any]) -> str | None:
 
 def _network(plan: dict[str, Any]) -> str | None:
     step = plan["step"]
-    worked_s = step["compute"] + step["update"] + step["exchange"]
-    share = step["exchange"] / worked_s
+    share = step["exchange"] / _worked_s(plan)
     if share <= _NETWORK_SHARE:
         return None
     batch = plan["batch"]
@@ -67,11 +73,8 @@ def _network(plan: dict[str, Any]) -> str | None:
 
 def _batch(plan: dict[str, Any]) -> str | None:
     """A device that waits for its host to start operations could compute more clips in the same time."""
-    batch, memory, run = plan["batch"], plan["memory"], plan["run"]
-    [row] = [
-        row for row in memory if row["stage"] == run["zero_stage"] and row["recomputes"] == run["recomputes"]
-    ]
-    busy_from = plan["batch"]["busy_from"]
+    batch, row = plan["batch"], _row(plan, recomputes=plan["run"]["recomputes"])
+    busy_from = batch["busy_from"]
     if batch["micro"] >= busy_from or batch["micro"] >= row["largest_micro_batch"]:
         return None
     return (

@@ -114,7 +114,7 @@ def _directives(cluster: SlurmCluster, job: Job) -> list[tuple[str, str]]:
         ("nodes", str(cluster.nodes)),
         ("ntasks-per-node", str(cluster.processes_per_node)),
         ("cpus-per-task", str(cluster.cpus_per_process)),
-        ("gres", _gpus(cluster)),
+        ("gres", cluster.gres()),
         ("mem", cluster.memory),
         ("signal", f"USR1@{cluster.warn_s}"),
         ("output", f"{logs}/slurm-{'%A_%a' if cluster.array else '%j'}.log"),
@@ -127,26 +127,16 @@ def _directives(cluster: SlurmCluster, job: Job) -> list[tuple[str, str]]:
     return [(name, value) for name, value in given if value] + switches + extra
 
 
-def _gpus(cluster: SlurmCluster) -> str:
-    if not cluster.gpus_per_node:
-        return ""
-    return ":".join(filter(None, ["gpu", cluster.gpu_type, str(cluster.gpus_per_node)]))
-
-
 def _srun_options(cluster: SlurmCluster, job: Job) -> list[str]:
     logs = for_file_name(str(Path(job.run_dir) / LOGS_FOLDER))
-    options = [
+    return [
         f"--cpus-per-task={cluster.cpus_per_process}",  # sbatch's does not reach srun since Slurm 22.05
         "--kill-on-bad-exit=1",
         f"--wait={_LAST_TASKS_S}",
         "--open-mode=append",
         f"--output={logs}/rank-%5t.log",
+        *cluster.pyxis_options(),
     ]
-    if cluster.container.through == "pyxis":
-        options.append(f"--container-image={cluster.container.image}")
-        if cluster.container.mounts:
-            options.append(f"--container-mounts={','.join(cluster.container.mounts)}")
-    return options
 
 
 def _outer_python(cluster: SlurmCluster, job: Job) -> str:

@@ -102,6 +102,22 @@ class SlurmCluster:
             self.python,
         )
 
+    def gres(self) -> str:
+        """The GPUs of a node as Slurm is asked for them; empty for none."""
+        if not self.gpus_per_node:
+            return ""
+        return ":".join(filter(None, ["gpu", self.gpu_type, str(self.gpus_per_node)]))
+
+    def pyxis_options(self) -> list[str]:
+        """What srun is told of a container that pyxis starts around each process."""
+        if self.container.through != "pyxis":
+            return []
+        mounts = ",".join(self.container.mounts)
+        return [
+            f"--container-image={self.container.image}",
+            *([f"--container-mounts={mounts}"] if mounts else []),
+        ]
+
     def container_command(self) -> list[str]:
         """The words before the interpreter of each process."""
         if self.container.through != "apptainer":

@@ -76,6 +76,13 @@ def synth_shards(synth_videos: Path) -> Path:
     return folder
 
 
+def demo_job(shards: Path, *, steps: int) -> list[str]:
+    """The demo's own pretraining, of so many steps on fewer videos; the run's folder is to be added."""
+    config = str(REPO / "configs" / "pretrain" / "demo.yaml")
+    data = f"data.shards={shards / 'unlabelled'}"
+    return ["pretrain", config, data, f"steps={steps}", "engine.device=cpu"]
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """A real S3 API on a port of this machine."""

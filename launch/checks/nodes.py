@@ -13,14 +13,8 @@ from typing import IO, Any
 from launch.probe.answering import MARK
 
 SOURCES = Path(__file__).resolve().parents[1] / "probe"
-MODULES = (
-    "machine",
-    "devices",
-    "network",
-    "folders",
-    "group",
-    "answering",
-)  # each needs those before it alone
+# Each needs those before it alone.
+MODULES = ("machine", "devices", "network", "folders", "group", "answering")
 LEAST_PYTHON = (3, 11)
 _TAIL_LINES = 5
 # One line without line ends, quotes of its own kind alone: any remote shell hands it on as it is.

@@ -16,10 +16,6 @@ _MENDS = (
     ),
     ("Connection refused", "start sshd there, or name its port: ssh: [-p, '2222'] in the cluster file"),
     ("No route to host", "look at the link and at the routes to it (ping, ip route)"),
-    (
-        "Connection timed out",
-        "look whether the machine is up and a firewall lets ssh through (ping, nc -z {name} 22)",
-    ),
     ("timed out", "look whether the machine is up and a firewall lets ssh through (ping, nc -z {name} 22)"),
     (
         "No such file or directory",
@@ -42,10 +38,11 @@ _OF_QUESTIONS = {
     "such an interpreter",
     "facts": "nvidia-smi or a file system hangs there (dmesg, ps aux | grep ' D '): leave the node out",
     "group": "torch hangs there: import it by hand, with the same environment",
-    "write": "a network file system hangs there (mount, df): mount it anew or leave the node out",
-    "look": "a network file system hangs there (mount, df): mount it anew or leave the node out",
+    **dict.fromkeys(
+        ("write", "look", "read_shards"),
+        "a network file system hangs there (mount, df): mount it anew or leave the node out",
+    ),
     "lock": "the lock service of that file system does not answer (rpcinfo, mount options)",
-    "read_shards": "a network file system hangs there (mount, df): mount it anew or leave the node out",
 }
 
 

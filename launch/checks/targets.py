@@ -53,7 +53,6 @@ def _ssh(file: Path | None, overrides: list[str]) -> Target:
 def _slurm(file: Path | None, overrides: list[str]) -> Target:
     """One step with a task on each node; inside an allocation it runs there, else it waits for its own."""
     cluster = read_cluster(SlurmCluster, file, overrides)
-    container = cluster.container
     given = {
         "job-name": "doctor",
         "partition": cluster.partition,
@@ -64,21 +63,16 @@ def _slurm(file: Path | None, overrides: list[str]) -> Target:
         "ntasks": str(cluster.nodes),
         "ntasks-per-node": "1",
         "cpus-per-task": str(cluster.processes_per_node * cluster.cpus_per_process),
-        "gres": f"gpu:{cluster.gpus_per_node}" if cluster.gpus_per_node else "",
+        "gres": cluster.gres(),
         "mem": cluster.memory,
-        "container-image": container.image if container.through == "pyxis" else "",
-        "container-mounts": ",".join(container.mounts) if container.through == "pyxis" else "",
     }
-    inside = []
-    if container.through == "apptainer":
-        inside = ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else [])]
-        inside += [word for mount in container.mounts for word in ("--bind", mount)] + [container.image]
-    options = [f"--{name}={value}" for name, value in given.items() if value] + cluster.extra
-    probe = probe_words(cluster.python or sys.executable, None)
+    options = [f"--{name}={value}" for name, value in given.items() if value]
+    options += cluster.pyxis_options() + cluster.extra
+    probe = [*cluster.container_command(), *probe_words(cluster.python or sys.executable, None)]
     return Target(
         names=[],
         processes=[cluster.processes_per_node] * cluster.nodes,
-        commands=[(["srun", *options, *inside, *probe], list(range(cluster.nodes)))],
+        commands=[(["srun", *options, *probe], list(range(cluster.nodes)))],
         environment=cluster.environment,
         master=_slurm_address,
         link_gbit=cluster.link_gbit,

@@ -60,9 +60,8 @@ def _compare(what: str, versions: dict[str, str], machines: Reports, *, is_error
         say(
             CHECK,
             f"{what} is {version} on {named(nodes)}, and {usual} on the other nodes",
-            "install "
-            f"{what}{'' if what == 'python' else '=='}{' ' if what == 'python' else ''}{usual} there, "
-            f"or let every node use one shared environment (`python` in the cluster file); "
+            f"install {what}{' ' if what == 'python' else '=='}{usual} there, or let every node use one "
+            f"shared environment (`python` in the cluster file); "
             f"there it is {machines[nodes[0]]['executable']}",
             nodes,
         )

@@ -173,9 +173,8 @@ def _meet(processes: Processes, timeout_s: float) -> Any:
 def lost_peer(error: BaseException) -> str | None:
     """What an error says of a connection to another process that broke; None for any other error."""
     text = str(error)
-    if (
-        "gloo/transport" in text
-    ):  # as in "[/place/gloo/transport/tcp/pair.cc:545] Read error ... peer. Advice."
+    # As in "[/PLACE/gloo/transport/tcp/pair.cc:545] Read error ... by peer. This is typically ADVICE".
+    if "gloo/transport" in text:
         return text.partition("] ")[2].partition(". This is")[0]
     return "ncclRemoteError" if "ncclRemoteError" in text else None
 

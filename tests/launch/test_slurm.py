@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.checks.targets import KINDS
 from launch.cluster import UsageError, read_cluster
 from launch.job import Job, prepare
 from launch.slurm import plan_text, script_of
@@ -119,3 +120,19 @@ def test_a_run_that_the_container_does_not_show_is_refused(tmp_path: Path) -> No
 def test_a_run_folder_that_slurm_cannot_log_into_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="run_dir must be one line without backslashes"):
         script_of(SlurmCluster(), job_in(tmp_path / name))
+
+
+def test_the_doctor_asks_for_the_nodes_and_containers_that_a_job_gets() -> None:
+    gpus = ["gpus_per_node=4", "gpu_type=a100", "python=python3"]
+    pyxis = [*gpus, "container={through: pyxis, image: i, mounts: ['/d:/d', '/e:/e']}", "extra=[--exclusive]"]
+    [(words, _)] = KINDS["slurm"](None, pyxis).commands
+    place = words.index("--container-image=i")
+    assert words[place : place + 4] == [
+        "--container-image=i", "--container-mounts=/d:/d,/e:/e", "--exclusive", "python3",
+    ]  # fmt: skip
+    assert "--gres=gpu:a100:4" in words
+    [(words, _)] = KINDS["slurm"](
+        None, [*gpus, "container={through: apptainer, image: i.sif, mounts: ['/d:/d']}"]
+    ).commands
+    place = words.index("apptainer")
+    assert words[place : place + 7] == ["apptainer", "exec", "--nv", "--bind", "/d:/d", "i.sif", "python3"]

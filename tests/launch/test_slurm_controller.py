@@ -15,7 +15,7 @@ from launch.job import Job
 from launch.slurm import script_of
 from launch.slurm_cluster import SlurmCluster
 from launch.slurm_watch import CANCELLED, cancel_job, job_line, job_states
-from tests.conftest import REPO, run_module
+from tests.conftest import demo_job, run_module
 from tests.launch.controller import ask, controller, field, state, wait_for
 from tests.launch.rooms import are_waiting, make_job, told
 
@@ -148,8 +148,7 @@ def test_a_training_on_two_nodes_is_preempted_comes_back_and_equals_one_process(
     run_dir = (
         f"run_dir={json.dumps(str(run), ensure_ascii=False)}"  # read as YAML, where ` #` begins a comment
     )
-    demo = ["pretrain", str(REPO / "configs" / "pretrain" / "demo.yaml"), "engine.device=cpu", "steps=100"]
-    demo.append(f"data.shards={synth_shards / 'unlabelled'}")
+    demo = demo_job(synth_shards, steps=100)
     launch = ["launch", "slurm", "nodes=2", "--", *demo, run_dir]
     urgent_job = [
         "sbatch",

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 
 from launch.record import newest_checkpoint, read_record
-from tests.conftest import REPO, run_module
+from tests.conftest import REPO, demo_job, run_module
 from tests.launch.hosts import Network
 from tests.launch.rooms import wait_for
 
 pytestmark = pytest.mark.processes
 
-DEMO = REPO / "configs" / "pretrain" / "demo.yaml"
 STEPS = 100  # enough that the kill lands among them on a busy machine
 
 
@@ -32,21 +31,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-def demo(shards: Path, run_dir: Path) -> list[str]:
-    """The demo's own pretraining, on its first steps and fewer videos."""
-    data = f"data.shards={shards / 'unlabelled'}"
-    return ["pretrain", str(DEMO), data, f"run_dir={run_dir}", f"steps={STEPS}", "engine.device=cpu"]
-
-
 @pytest.fixture(scope="module")
 def alone(folder: Path, synth_shards: Path) -> list[float]:
     """The losses of one process."""
-    run_module(*demo(synth_shards, folder / "alone"))
+    run_module(*demo_job(synth_shards, steps=STEPS), f"run_dir={folder / 'alone'}")
     return losses(folder / "alone")
 
 
-def launch(network: Network, job: list[str], *words: str) -> "subprocess.Popen[str]":
-    command = ["launch", "ssh", *network.overrides(), *words, "--", *job, "save_every_steps=5"]
+def launch(network: Network, shards: Path, run_dir: Path, *words: str) -> "subprocess.Popen[str]":
+    job = [*demo_job(shards, steps=STEPS), f"run_dir={run_dir}", "save_every_steps=5"]
+    command = ["launch", "ssh", *network.overrides(), *words, "--", *job]
     return subprocess.Popen(
         [sys.executable, "-m", *command],
         cwd=REPO,
@@ -61,7 +55,7 @@ def test_two_hosts_equal_one_process_although_one_is_killed(
     folder: Path, synth_shards: Path, network: Network, alone: list[float]
 ) -> None:
     run_dir = folder / "agents"
-    launcher = launch(network, demo(synth_shards, run_dir), "grace_s=5")
+    launcher = launch(network, synth_shards, run_dir, "grace_s=5")
     wait_for("checkpoint", lambda: newest_checkpoint(run_dir) or launcher.poll() is not None, 120)
     ranks = read_record(run_dir)["agents"][network.hosts[1].name]["ranks"]
     os.kill(ranks["1"], signal.SIGKILL)
@@ -78,7 +72,7 @@ def test_deepspeeds_launcher_gives_the_same_losses(
     if shutil.which("pdsh") is None:
         pytest.skip("no pdsh on this machine")
     run_dir = folder / "deepspeed"
-    launcher = launch(network, demo(synth_shards, run_dir), "through=deepspeed", "max_restarts=0")
+    launcher = launch(network, synth_shards, run_dir, "through=deepspeed", "max_restarts=0")
     said = launcher.communicate(timeout=300)[0]
     assert launcher.returncode == 0, said
     assert losses(run_dir) == pytest.approx(alone, rel=1e-5)
