@@ -70,6 +70,10 @@ class Engine:
             optimizer=build_optimiser(groups, optim),
             config=_deepspeed_config(optim, engine, plan),
         )
+        self._bucket_values = _bucket_values(engine)
+        if self._stage == 0:
+            # After its backward pass DeepSpeed would exchange all gradients at once, whatever the bucket.
+            self._engine.enable_backward_allreduce = False
         self._holding = HOLDINGS[self._stage](trained, self._optimiser, processes)
         self._follower = trained if isinstance(trained, Follower) else None
         self._has_frozen = any(not parameter.requires_grad for parameter in trained.parameters())
@@ -100,6 +104,7 @@ class Engine:
     def _step_without_zero(self) -> Tensor:
         # DeepSpeed neither reports the norm at stage 0 nor keeps NaN out of the weights: both are done here.
         # Fused AdamW reads `found_inf` on the device and leaves weights and moments alone: no host sync.
+        self._engine.allreduce_gradients(bucket_size=self._bucket_values)
         parameters = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm or float("inf"), foreach=True)
         self._optimiser.found_inf = (~torch.isfinite(norm)).float()
@@ -192,8 +197,13 @@ def _import_deepspeed(processes: Processes) -> Any:
     return deepspeed
 
 
+def _bucket_values(engine: EngineConfig) -> int:
+    """Gradients in a bucket; `engine.bucket_mb` counts them in float32."""
+    return engine.bucket_mb * 1_000_000 // 4
+
+
 def _deepspeed_config(optim: OptimConfig, engine: EngineConfig, plan: BatchPlan) -> dict[str, Any]:
-    bucket = engine.bucket_mb * 1_000_000 // 4
+    bucket = _bucket_values(engine)
     autocast: dict[str, Any] = {"enabled": engine.precision == "bf16", "dtype": "bfloat16"}
     if engine.communication == "fp32":
         # Else DeepSpeed exchanges the gradients of linear layers in what autocast computes in.
@@ -213,4 +223,6 @@ def _deepspeed_config(optim: OptimConfig, engine: EngineConfig, plan: BatchPlan)
             "stage3_param_persistence_threshold": KEPT_GATHERED,
         },
         "torch_autocast": autocast,
+        # The timer is on by default and synchronizes the device twice in each micro-batch.
+        "timers": {"throughput": {"enabled": False}},
     }

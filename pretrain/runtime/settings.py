@@ -105,7 +105,7 @@ class EngineConfig:
         precision: "fp32", or "bf16" for fp32 weights with bf16 compute where that is safe (autocast).
         device: "auto" takes CUDA where there is one.
         communication: "fp32", or "bf16" to exchange gradients in half the bytes and with 8 bits of mantissa.
-        bucket_mb: size of the pieces in which gradients are exchanged.
+        bucket_mb: size of the buckets in which gradients are exchanged, counted in float32.
         activation_checkpointing: keep each block's input alone and compute the rest again in the backward
             pass: the same numbers, less memory, a third more computing.
         compile: compile each block with torch.compile.

@@ -1,0 +1,84 @@
+"""One process of a job that counts, step by step, what DeepSpeed does beside computing.
+
+    RANK=.. WORLD_SIZE=.. python -m tests.pretrain.runtime.step_job STAGE BUCKET_MB
+
+Rank 0 prints a JSON: for each step the device synchronizations and the sizes of the all-reduces.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from data_tools.stream.order import plan_batch
+from pretrain.runtime.engine import Engine
+from pretrain.runtime.optimiser import parameter_groups
+from pretrain.runtime.processes import find_processes, join_group, leave_group
+from pretrain.runtime.settings import EngineConfig, OptimConfig
+
+WIDTH, LAYERS, STEPS, ACCUMULATION = 300, 12, 3, 2
+GRADIENTS = LAYERS * (WIDTH * WIDTH + WIDTH)
+
+
+class Net(nn.Module):
+    """Linear layers of 0.36 MB each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*[nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)])
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.layers(x).square().mean(1)}
+
+
+def counting(function: Callable[..., Any], sizes: list[int]) -> Callable[..., Any]:
+    """The function; it notes the size of the first tensor of each call."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        given = next((x for x in (*arguments, *named.values()) if isinstance(x, Tensor)), torch.empty(0))
+        sizes.append(given.numel())
+        return function(*arguments, **named)
+
+    return call
+
+
+def main() -> None:
+    """See the head of this file."""
+    stage, bucket_mb = map(int, sys.argv[1:])
+    processes = find_processes("cpu")
+    join_group(processes)
+    torch.manual_seed(0)
+    net = Net()
+    engine = Engine(
+        net,
+        parameter_groups(net, 0.05),
+        optim=OptimConfig(),
+        engine=EngineConfig(zero_stage=stage, device="cpu", bucket_mb=bucket_mb),
+        plan=plan_batch(2 * processes.world * ACCUMULATION, 2, processes.world, 1),
+        processes=processes,
+    )
+    from deepspeed.accelerator import get_accelerator
+
+    synchronized: list[int] = []
+    reduced: list[int] = []
+    get_accelerator().synchronize = counting(lambda *_: None, synchronized)
+    dist.all_reduce = counting(dist.all_reduce, reduced)
+    steps = []
+    for _ in range(STEPS):
+        synchronized.clear()
+        reduced.clear()
+        for _ in range(ACCUMULATION):
+            engine.backward(engine(torch.randn(2, WIDTH))["loss"].mean())
+            engine.step(1e-3)
+        steps.append({"synchronized": len(synchronized), "reduced": list(reduced)})
+    if processes.is_first:
+        sys.stdout.write(json.dumps(steps))
+    leave_group()
+
+
+if __name__ == "__main__":
+    main()
