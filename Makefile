@@ -5,7 +5,7 @@ RUN := OMP_NUM_THREADS=1 $(BIN)/python -m
 DEMO ?= demo
 SEED ?= 0
 
-.PHONY: install demo test check clean
+.PHONY: install demo test test-nightly check clean
 
 install: .venv/installed
 
@@ -46,8 +46,18 @@ demo: install
 	@echo "  $(BIN)/python -m finetune train configs/finetune/videomae_small_k400.yaml encoder=RUN/encoder \\"
 	@echo "      data.train=SHARDS/train data.validation=SHARDS/validation run_dir=RUN/finetuned"
 
+PYTEST := $(RUN) pytest -n logical --maxprocesses 8 --dist loadfile
+
 test: install
-	$(RUN) pytest -n logical --maxprocesses 8 --dist loadfile
+	$(PYTEST)
+
+# Everything with the date as the seed of the random tests, ten times the examples, and longer chaos: about an hour.
+ifndef TEST_SEED
+TEST_SEED := $(shell date +%Y%m%d)
+endif
+test-nightly: install
+	@echo "make test-nightly TEST_SEED=$(TEST_SEED) repeats this run"
+	TEST_SEED=$(TEST_SEED) $(PYTEST) --hypothesis-seed=$(TEST_SEED)
 
 check: install
 	$(BIN)/ruff check .

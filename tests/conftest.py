@@ -14,11 +14,17 @@ import torch
 from data_tools.command import log
 from data_tools.storage import remote
 from tests.faulty_server import FaultyServer, faulty_server
+from tests.seeds import IS_NIGHTLY, SEED
 
 torch.set_num_threads(1)  # two threads on two busy cores are slower than one
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPO = Path(__file__).resolve().parents[1]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if IS_NIGHTLY:
+        terminalreporter.write_line(f"TEST_SEED={SEED} --hypothesis-seed={SEED} repeat these random tests")
 
 
 @pytest.fixture(autouse=True)

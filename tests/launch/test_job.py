@@ -4,6 +4,8 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,10 +22,12 @@ from launch.local import launch_of as local
 from launch.ssh import SshCluster
 from launch.ssh import launch_of as ssh
 from launch.start import plan_text
+from launch.supervise import Launch
 from launch.task import environment_of, first_host, of_slurm
 from tests.conftest import REPO, run_module
+from tests.launch.test_slurm import EXPECTED, neutral
 
-EXPECTED = Path(__file__).parent / "expected"
+RUNS = Path("/runs")  # nothing is written there
 DEMO = str(REPO / "configs" / "pretrain" / "demo.yaml")
 
 
@@ -32,13 +36,17 @@ def unchecked(tmp_path: Path, *overrides: str) -> Job:
     return prepare(words, {"NCCL_DEBUG": "WARN"}, is_checked=False)
 
 
-def neutral(text: str, tmp_path: Path) -> str:
-    """What differs from machine to machine by its name."""
-    for path, name in ((str(tmp_path), "TMP"), (str(REPO), "REPO"), (sys.executable, "PYTHON")):
-        text = text.replace(path, name)
-    text = re.sub(r"(code|config)-[0-9a-f]{12}", r"\1-DIGEST", text)
-    text = re.sub(r'(commit"?:? "?)[\w.-]+', r"\1COMMIT", text)
-    return re.sub(r"env -i -C / (\S+=\S+ )+?(?=PDSH|PYTHON)", "env -i -C / HOME=... PATH=... ", text)
+@pytest.fixture
+def same_everywhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
+    """Make jobs whose description differs between machines and environments by the checkout's path alone."""
+    python = "/opt/venv/bin/python"
+    monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.chdir(REPO)
+    for name in ("USER", "SSH_AUTH_SOCK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("PATH", "/usr/bin")
+    return lambda *overrides: replace(unchecked(RUNS, *overrides), python=python, commit="0123abc")
 
 
 @pytest.mark.parametrize(
@@ -58,9 +66,11 @@ def neutral(text: str, tmp_path: Path) -> str:
         ),
     ],
 )
-def test_a_dry_run_says_word_for_word_what_would_happen(tmp_path: Path, name: str, launch: object) -> None:
+def test_a_dry_run_says_word_for_word_what_would_happen(
+    same_everywhere: Callable[..., Job], name: str, launch: Launch
+) -> None:
     hostile = [] if name == "deepspeed" else ['x=it\'s $(a) "b"\nc']
-    text = neutral(plan_text(launch, unchecked(tmp_path, *hostile)), tmp_path)  # type: ignore[arg-type]
+    text = neutral(plan_text(launch, same_everywhere(*hostile)))
     assert text == (EXPECTED / f"{name}.txt").read_text()
 
 

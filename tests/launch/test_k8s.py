@@ -80,9 +80,7 @@ def test_the_schemas_would_find_a_wrong_key_and_a_wrong_type(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_dry_run_says_word_for_word_what_would_be_created(kind: str) -> None:
-    assert neutral(text_of(kind), Path("/nowhere")) == (EXPECTED / f"k8s_{kind}.yaml").read_text(
-        encoding="utf-8"
-    )
+    assert neutral(text_of(kind)) == (EXPECTED / f"k8s_{kind}.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,9 +1,7 @@
-"""A few of all combinations of parts, but every pair of parts; others each day. All of them:
+"""A few of all combinations of parts, but every pair of parts; others in each nightly run. All of them:
 tests/benchmarks/combinations.py."""
 
-import datetime
 import itertools
-import os
 import re
 
 import pytest
@@ -21,8 +19,8 @@ from pretrain.pruning.run_length import RunLengthPruning
 from pretrain.targets.noise import NoiseTarget
 from pretrain.targets.pixels import PixelTarget
 from tests.combining import axes, pairs_of, pairwise_covering, prepare, refusal_or_training, train
+from tests.seeds import SEED
 
-SEED = int(os.environ.get("COMBINATIONS_SEED") or datetime.date.today().strftime("%Y%m%d"))
 WALK = pairwise_covering(axes(), SEED)
 PLAIN = {
     "masking": "tube",
@@ -40,7 +38,7 @@ def test_it_trains_or_is_refused_with_a_reason_that_names_keys(combination):
     try:
         refusal = refusal_or_training(combination)
     except Exception as error:
-        raise AssertionError(f"{combination}: repeat with COMBINATIONS_SEED={SEED}") from error
+        raise AssertionError(f"{combination}: repeat with TEST_SEED={SEED}") from error
     assert refusal is None or re.search(r"\b(model|masking|pruning|noise|target|clip)\.\w+", refusal)
 
 

@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_tools.report.figures import histogram, ranking, short, size_text, time_text
+from tests.seeds import examples
 
 numbers = st.lists(st.floats(0, 1e7, allow_subnormal=False), min_size=1, max_size=50)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(values=numbers, others=st.lists(st.floats(0, 1e7, allow_subnormal=False), max_size=20))
 def test_every_value_is_counted_once_and_the_bars_fill_the_width(
     values: list[float], others: list[float]

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from data_tools.report.duplicates import distance, most_bits_found, near_groups
 from data_tools.report.look import HASH_BITS, PICTURES, difference_hash
+from tests.seeds import examples
 
 
 def groups_by_comparing_all(hashes: list[bytes], most_bits: int) -> set[frozenset[int]]:
@@ -22,7 +23,7 @@ def groups_by_comparing_all(hashes: list[bytes], most_bits: int) -> set[frozense
     return {members for members in found if len(members) > 1}
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seed=st.integers(0, 2**32), most_bits=st.integers(0, most_bits_found(HASH_BITS)))
 def test_every_near_pair_is_found_and_no_other(seed: int, most_bits: int) -> None:
     chance = np.random.default_rng(seed)

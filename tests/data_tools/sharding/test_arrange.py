@@ -4,13 +4,12 @@ import re
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_tools.sharding.arrange import safe_keys, shuffled
 
 
-@settings(deadline=None)
 @given(st.sets(st.text(max_size=120), max_size=20))
 def test_keys_of_any_names_are_safe_unique_and_indifferent_to_order(names: set[str]):
     some_order = sorted(names)

@@ -16,6 +16,7 @@ from data_tools.index import open_index
 from data_tools.sharding.output import Output
 from data_tools.sharding.tars import ShardSample
 from data_tools.storage.location import location
+from tests.seeds import SEED
 from tests.sharding import contents, encoded, moving, shard
 
 # Small shards, so that a kill may also come between two of them.
@@ -60,7 +61,7 @@ def lines(path: Path) -> int:
 def test_a_run_killed_three_times_is_continued_to_the_same_bytes(
     collection: Path, unbroken: Path, tmp_path: Path, repo: Path
 ):
-    out, chance = tmp_path / "out", random.Random(time.time_ns())
+    out, chance = tmp_path / "out", random.Random(SEED)
     stored, finished, later = chance.randint(0, 12), chance.randint(0, 3), chance.random() * 0.05
     journal, shards = out / "work" / "checked.jsonl", out / "work" / "shards.jsonl"
     kill_when(start(repo, collection, out), lambda: lines(journal) > stored)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_tools.listing.videos import SourceVideo
@@ -59,7 +59,6 @@ def test_a_split_depends_on_the_seed_and_not_on_the_order_of_the_source():
     assert drawn[0] == drawn[1] != divide(some, {}, validation_share=0.3, seed=2)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("  pqrstu"), st.sampled_from("ab")), min_size=1, max_size=40),
     st.lists(st.sampled_from(["", *"01234567"]), min_size=40, max_size=40),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_tools.command import DataError
@@ -17,6 +17,7 @@ from data_tools.storage.location import Location, Patience, StorageError, locati
 from data_tools.storage.remote import _file_system_of
 from data_tools.storage.retries import masked
 from tests.faulty_server import FAULTS, FaultyServer, faulty_server
+from tests.seeds import examples
 
 QUICK = Patience(attempts=4, idle_s=0.4, total_s=5.0, pause_s=0.01)
 DATA = bytes(range(256)) * 1000
@@ -140,7 +141,7 @@ def test_a_web_server_can_be_read_and_listed_but_not_written(server: FaultyServe
             write()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(data=st.data())
 def test_any_range_comes_back_whatever_breaks_on_the_way(folder_server: FaultyServer, data: st.DataObject):
     offset = data.draw(st.integers(0, len(DATA) + 10))

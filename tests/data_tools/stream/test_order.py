@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_tools.stream.order import (
@@ -15,15 +15,16 @@ from data_tools.stream.order import (
     plan_batch,
     sample_at,
 )
+from tests.seeds import examples
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seed=st.integers(0, 2**31), epoch=st.integers(0, 1000), samples=st.integers(1, 700))
 def test_an_epoch_shows_every_sample_once(seed, epoch, samples):
     assert sorted(sample_at(seed, epoch, i, samples) for i in range(samples)) == list(range(samples))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(samples=st.integers(2**33, 2**60), places=st.sets(st.integers(0, 2**33 - 1), min_size=20, max_size=20))
 def test_places_of_a_huge_data_set_keep_apart(samples, places):
     shown = {sample_at(0, 0, i, samples) for i in places}
@@ -95,7 +96,7 @@ def clips_as_read(run: Run) -> list[int]:
     return [clip for clips in ranges_as_read(run) for clip in clips]
 
 
-@settings(max_examples=3000, deadline=None)
+@examples(3000)
 @given(run=runs(most_videos=512))
 def test_whatever_the_topologies_and_the_restarts_the_run_is_one_line_of_clips(run: Run) -> None:
     ranges = ranges_as_read(run)
@@ -105,7 +106,7 @@ def test_whatever_the_topologies_and_the_restarts_the_run_is_one_line_of_clips(r
     assert all(len(clips) and len(clips) % run.views == 0 for clips in ranges)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     world=st.integers(1, 512), share=st.integers(1, 12), room=st.integers(1, 12), step=st.integers(0, 10**9)
 )
@@ -120,7 +121,7 @@ def test_any_number_of_processes_takes_the_same_clips_of_a_step(
     assert {len(clips) for clips in ranges} == {plan.micro_clips}
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(run=runs(most_videos=24), samples=st.integers(1, 60), seed=st.integers(0, 2**31))
 def test_each_epoch_shows_each_sample_once_with_all_its_views_in_any_topology(
     run: Run, samples: int, seed: int
@@ -138,7 +139,7 @@ def test_each_epoch_shows_each_sample_once_with_all_its_views_in_any_topology(
 weights_of_sets = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(weights=st.lists(st.floats(0.01, 5.0), min_size=1, max_size=8), block=st.integers(500, 2000))
 def test_quotas_fill_a_block_and_miss_no_weight_by_a_whole_place(weights: list[float], block: int) -> None:
     quotas = mixture_quotas(weights, 10 * block)
@@ -161,7 +162,7 @@ def test_a_weight_that_would_get_no_place_is_refused() -> None:
         mixture_quotas([5, 0.001])
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(
     quotas=weights_of_sets,
     sizes=st.lists(st.integers(1, 30), min_size=6, max_size=6),
@@ -181,7 +182,7 @@ def test_a_mixture_keeps_its_quotas_in_each_block_and_each_set_its_own_epochs(
         assert own == [divmod(n, size) for n in range(quota * blocks)]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(run=runs(most_videos=24), quotas=weights_of_sets, seed=st.integers(0, 99))
 def test_a_mixture_is_the_same_in_any_topology(run: Run, quotas: list[int], seed: int) -> None:
     sizes = tuple(range(3, 3 + len(quotas)))

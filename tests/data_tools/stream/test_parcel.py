@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import Parameter
 
 from data_tools.stream.parcel import Receiver, Sender, from_bytes, socket_pair, to_bytes
+from tests.seeds import examples
 
 
 class Line:
@@ -60,7 +61,7 @@ def test_what_is_pickled_for_workers_can_be_read_by_any_number_of_them() -> None
     assert [from_bytes(pickled)[0].tolist() for _ in range(3)] == [[0, 1, 2]] * 3
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(sizes=st.lists(st.integers(0, 9000), min_size=1, max_size=20), held=st.data())
 def test_memory_is_used_again_only_when_nobody_holds_it(sizes: list[int], held: st.DataObject) -> None:
     line, kept = Line(), {}

@@ -6,13 +6,14 @@ from contextlib import suppress
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_tools.stream import picking
 from data_tools.stream.container import BadVideo
 from data_tools.stream.picking import picked_frames
 from tests.filming import ALIGNED, REAL, all_planes, encoded, planes_of, real_files, same_planes, scene
+from tests.seeds import examples
 
 CODINGS = {
     "aligned": ALIGNED,
@@ -69,7 +70,7 @@ def test_every_start_gives_the_frames_of_a_full_decode(name):
 
 
 @pytest.mark.parametrize("name", CODINGS)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(numbers=st.lists(st.integers(0, FRAMES - 1), min_size=1, max_size=6))
 def test_any_frames_in_any_order_are_those_of_a_full_decode(name, numbers):
     assert_exact(VIDEOS[name], WHOLE[name], numbers)
@@ -182,7 +183,7 @@ def test_frames_of_a_varying_rate_stay_until_the_next_one():
 
 
 @pytest.mark.parametrize("name", ["aligned", "open groups"])
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(data=st.data())
 def test_a_damaged_video_gives_frames_or_is_a_bad_one(name, data):
     video = bytearray(VIDEOS[name])

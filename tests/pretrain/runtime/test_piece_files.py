@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from data_tools.command import CheckpointError
 from pretrain.runtime.piece_files import FileMark, PieceStore, Span, mark_of, read_spans, write_pieces
+from tests.seeds import examples
 
 COUNT = 23
 
@@ -30,7 +31,7 @@ def write_runs(folder: Path, edges: list[int], files: int) -> list[Span]:
     return spans
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     edges=st.sets(st.integers(1, COUNT - 1)).map(sorted),
     files=st.integers(1, 4),

@@ -20,6 +20,7 @@ from pretrain.training import make_plan, run_pretraining
 from tests.checkpointing import stored_steps
 from tests.conftest import run_module
 from tests.full_disk import no_file_above
+from tests.seeds import SEED
 
 STEPS = 24
 
@@ -56,7 +57,7 @@ def test_a_run_killed_at_random_moments_repeats_the_unbroken_one_to_the_last_bit
 ) -> None:
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     run(small_config(f"run_dir={unbroken}", f"steps={STEPS}"))
-    chance = random.Random(5)
+    chance = random.Random(SEED)
     for moment in sorted(chance.sample(range(1, STEPS - 2), 3)):
         process = start(small_run, repo, f"run_dir={killed}", f"steps={STEPS}")
         wait_for_step(process, killed, moment)

@@ -17,6 +17,7 @@ from pretrain.runtime.metrics import read_metrics
 from pretrain.training import make_plan, run_pretraining
 from tests.pretrain.runtime.test_resume import start, wait_for_step
 from tests.ranks import start_ranks
+from tests.seeds import SEED
 
 STEPS, CLIPS = 14, 12
 RUN = [
@@ -69,7 +70,7 @@ def test_a_killed_run_goes_on_with_any_processes_and_any_zero_stage(
     unbroken, run_dir = tmp_path / "unbroken", tmp_path / "resumed"
     run_pretraining(make_plan(small_config(f"run_dir={unbroken}", *RUN)))
     process = start(small_run, repo, f"run_dir={run_dir}", *RUN, "data.workers=4")
-    wait_for_step(process, run_dir, random.Random(11).randrange(4, 7))
+    wait_for_step(process, run_dir, random.Random(SEED).randrange(4, 7))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     saved = steps_saved(run_dir)[-1]
