@@ -15,6 +15,13 @@ from tests.conftest import REPO
 _PATIENCE_S = 300.0
 
 
+def free_port() -> int:
+    """A port of this machine that was free a moment ago."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def start_ranks(
     world: int, *command: str, said: Sequence[IO[str]] | None = None
 ) -> list[subprocess.Popen[str]]:
@@ -23,17 +30,15 @@ def start_ranks(
     Args:
         said: files for what they say, by rank; pipes where not given.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     job = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+    port = str(free_port())
     return [
         subprocess.Popen(
             [sys.executable, *command],
             cwd=REPO,
             env={
                 **os.environ, **job, "OMP_NUM_THREADS": "1",
-                "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
+                "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank),
             },
             stdout=said[rank] if said else subprocess.PIPE,
             stderr=said[rank] if said else subprocess.PIPE,

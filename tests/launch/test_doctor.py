@@ -165,14 +165,15 @@ def test_a_host_behind_a_cut_link_is_named_and_the_rest_is_looked_at(network: Ne
 
 @pytest.mark.processes
 def test_a_port_that_is_taken_is_named(network: Network) -> None:
-    first, port = network.hosts[0], 29517
+    first = network.hosts[0]
     holding = (
-        f"import socket, sys; held = socket.create_server(('', {port})); print(flush=True); sys.stdin.read()"
+        "import socket, sys; held = socket.create_server(('', 0)); "
+        "print(held.getsockname()[1], flush=True); sys.stdin.read()"
     )
     command = first.inside(sys.executable, "-c", holding)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout
-        holder.stdout.readline()
+        port = int(holder.stdout.readline())
         findings = doctor("ssh", *network.overrides(), f"master_port={port}", code=1)
         holder.communicate()
     taken = named(findings, "port", f"port {port} cannot be had on {first.name}: Address already in use")

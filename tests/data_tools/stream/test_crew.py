@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -206,10 +207,13 @@ def test_a_worker_killed_from_outside_is_replaced_and_nothing_is_lost() -> None:
     assert first["pid"] not in [item["pid"] for item in items[-4:]]
 
 
-def test_a_worker_killed_while_it_has_nothing_to_do_costs_no_sample(said: pytest.LogCaptureFixture) -> None:
-    crew = crew_of(Numbers(), workers=1)
+def test_a_worker_killed_while_it_has_nothing_to_do_costs_no_sample(
+    said: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    last_ahead = tmp_path / "read"  # of the two items that it reads ahead
+    crew = crew_of(Numbers({3 * SAMPLES - 1: partial(Path.touch, last_ahead)}), workers=1)
     first = next(crew)
-    time.sleep(0.5)  # it has read ahead and waits for work
+    assert wait_until(lambda: last_ahead.exists() and being_read(crew) == [])
     os.kill(first["pid"], signal.SIGKILL)
     items = [first, *crew]
     assert [value for item in items for value in item["values"].tolist()] == list(range(SAMPLES * ITEMS))
@@ -217,9 +221,9 @@ def test_a_worker_killed_while_it_has_nothing_to_do_costs_no_sample(said: pytest
 
 
 def test_a_slow_main_process_is_no_reason_to_replace_a_worker() -> None:
-    crew = crew_of(Numbers(pace_s=0.3, length=3), workers=1, timeout_s=1.5)
+    crew = crew_of(Numbers(pace_s=0.1, length=3), workers=1, timeout_s=2.0)
     first = next(crew)
-    time.sleep(2.0)
+    time.sleep(3.0)  # longer than a worker's limit
     assert {item["pid"] for item in crew} == {first["pid"]}
 
 
@@ -341,7 +345,7 @@ def test_workers_do_not_outlive_a_main_process_that_is_killed(repo: Path, tmp_pa
 
 SUSPENDED = """
 crew.close()
-crew = crew_of(Numbers(pace_s=0.3, length=6), workers=2, timeout_s=1.5)
+crew = crew_of(Numbers(pace_s=0.2, length=6), workers=2, timeout_s=2.0)
 first = [next(crew), next(crew)]
 print(json.dumps([item["pid"] for item in first]), flush=True)
 print(json.dumps([item["pid"] for item in crew]), flush=True)
@@ -353,10 +357,11 @@ def test_a_job_that_was_suspended_does_not_replace_its_workers(repo: Path, tmp_p
     process, _ = start(repo, tmp_path, SUSPENDED)
     assert process.stdout is not None
     pids = json.loads(process.stdout.readline())
-    for number in (signal.SIGSTOP, signal.SIGCONT):
-        for pid in (process.pid, *pids):
-            os.kill(pid, number)
-        time.sleep(2.5)
+    for pid in (process.pid, *pids):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(3.0)  # longer than a worker's limit
+    for pid in (process.pid, *pids):
+        os.kill(pid, signal.SIGCONT)
     rest, errors = process.communicate(timeout=60)
     assert set(json.loads(rest)) <= set(pids) and errors == ""
 

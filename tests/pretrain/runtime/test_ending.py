@@ -17,6 +17,7 @@ from data_tools.command import (
 )
 from pretrain.runtime.processes import _meet, find_processes, lost_peer
 from pretrain.runtime.signals import StopSignals
+from tests.ranks import free_port
 
 # One of two processes, of which the other does not exist; whoever waits for something at exit waits long.
 FAILING = """
@@ -77,12 +78,13 @@ def test_an_error_that_was_not_foreseen_leaves_its_traceback(repo: Path) -> None
 def test_who_does_not_meet_the_others_says_where_it_looked(
     rank: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    variables = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29413"}
+    port = str(free_port())
+    variables = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     message = (
-        rf"rank {rank} could not meet .* MASTER_ADDR:MASTER_PORT=127\.0\.0\.1:29413 within watch\.start_t"
+        rf"rank {rank} could not meet .* MASTER_ADDR:MASTER_PORT=127\.0\.0\.1:{port} within watch\.start_t"
     )
     with pytest.raises(Stuck, match=message):
         _meet(find_processes("cpu"), 1.0)

@@ -17,6 +17,7 @@ from data_tools.stream.loader import TrainingClips
 from pretrain.config import PretrainConfig
 from pretrain.runtime.metrics import read_metrics
 from pretrain.training import make_plan
+from tests.ranks import free_port
 
 STEPS = 6
 TOLERANCE = 1e-5
@@ -77,8 +78,6 @@ DEEPSPEED = [
     str(BIN / "deepspeed"),
     "--num_accelerators",
     "2",
-    "--master_port",
-    "29517",
     "--module",
     "pretrain",
 ]
@@ -111,9 +110,10 @@ def test_every_topology_sees_the_samples_and_losses_of_a_plain_loop(
     if launcher is DEEPSPEED and shutil.which(launcher[0]) is None:
         pytest.skip("the deepspeed launcher is not installed beside this python")
     config = small_config()
+    deepspeed, *module = DEEPSPEED
     command = [
-        *([sys.executable] if launcher is not DEEPSPEED else []),
-        *launcher,
+        *([sys.executable, *launcher] if launcher is not DEEPSPEED else []),
+        *([deepspeed, "--master_port", str(free_port()), *module] if launcher is DEEPSPEED else []),
         str(small_run),
         *overrides,
     ]

@@ -7,7 +7,6 @@ layer scales, drop path; and its gradients are clipped.
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from pretrain.runtime.engine_holdings import share_of
 from pretrain.runtime.pieces import Piece
 from tests.pretrain.runtime.conftest import SMALL_RUN
 from tests.pretrain.runtime.engine_job import SAVED_AT, SPOILT, STAGES, STEPS
+from tests.ranks import free_port
 
 WORLDS = (1, 2)
 HARD_TO_SHARD = """
@@ -29,15 +29,12 @@ pruning: {name: learned, args: {keep: 0.75}}
 
 
 def start_job(world: int, *arguments: str, repo: Path) -> list[subprocess.Popen[str]]:
-    """The processes of a job, which meet at a port that is free."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """The processes of a job."""
     shared = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
     }

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from pretrain.runtime.agreement import Agreed, Agreement
 from pretrain.runtime.processes import find_processes
+from tests.ranks import free_port
 
 VARIABLES = (
     "RANK",
@@ -112,10 +112,8 @@ def test_one_process_agrees_with_itself_without_a_group() -> None:
 
 @pytest.mark.processes
 def test_two_processes_sum_gather_agree_and_listen_to_the_first(repo: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    port = str(free_port())
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", CONVERSATION],

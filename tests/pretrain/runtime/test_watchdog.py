@@ -13,7 +13,7 @@ from pretrain.config import PretrainConfig
 
 STUCK, CRASHED = 5, 1
 
-# Enters what the first argument names, with one second for it, and hangs in the second's way.
+# Enters a step with the limit of the third argument, in seconds, and hangs in the first argument's way.
 HANGING = """
 import ctypes, sys, time
 from data_tools.command import configure_logging
@@ -22,7 +22,7 @@ from pretrain.runtime.watchdog import WatchConfig, Watchdog
 
 module._LOCKED_FACTOR = float(sys.argv[2])
 configure_logging()
-limits = {"step_timeout_s": 1.0, "first_step_timeout_s": 60.0, "save_timeout_s": 60.0}
+limits = {"step_timeout_s": float(sys.argv[3]), "first_step_timeout_s": 60.0, "save_timeout_s": 60.0}
 with Watchdog(WatchConfig(**limits), rank=3, reading=lambda: ["brushing/4"]) as watchdog:
     watchdog.enter("waiting for data", limit="step_timeout_s", step=7)
     watchdog.move("computing")
@@ -33,9 +33,11 @@ with Watchdog(WatchConfig(**limits), rank=3, reading=lambda: ["brushing/4"]) as 
 """
 
 
-def hang(repo: Path, how: str, factor: float = 60.0) -> subprocess.CompletedProcess[str]:
+def hang(
+    repo: Path, how: str, *, factor: float = 60.0, limit_s: float = 1.0
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", HANGING, how, str(factor)],
+        [sys.executable, "-c", HANGING, how, str(factor), str(limit_s)],
         cwd=repo,
         capture_output=True,
         text=True,
@@ -59,15 +61,15 @@ def test_a_process_that_hangs_while_it_holds_pythons_lock_ends_all_the_same(repo
 
 
 def test_what_goes_on_is_left_alone_and_a_save_has_a_limit_of_its_own(repo: Path) -> None:
-    steps = "[(time.sleep(0.3), watchdog.enter('step', limit='step_timeout_s')) for _ in range(6)]\n"
-    save = "with watchdog.during('saving', limit='save_timeout_s'): time.sleep(2.5)\n"
-    result = hang(repo, steps + save + "time.sleep(0.3)")
+    steps = "[(time.sleep(0.5), watchdog.enter('step', limit='step_timeout_s')) for _ in range(6)]\n"
+    save = "with watchdog.during('saving', limit='save_timeout_s'): time.sleep(3.0)\n"
+    result = hang(repo, steps + save + "time.sleep(0.3)", limit_s=2.5)
     assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_job_that_was_suspended_goes_on(repo: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", HANGING, "sys.stdin.readline()", "60"],
+        [sys.executable, "-c", HANGING, "sys.stdin.readline()", "60", "2.5"],
         cwd=repo,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -75,7 +77,7 @@ def test_a_job_that_was_suspended_goes_on(repo: Path) -> None:
     )
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGSTOP)
-    time.sleep(3.0)
+    time.sleep(4.0)  # longer than the step's limit
     process.send_signal(signal.SIGCONT)
     process.communicate("go on\n", timeout=60)
     assert process.returncode == 0
