@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from data_tools.randomness import ClipRandom
-from pretrain.model.content import luma
+from data_tools.stream.pixels import luma_of
 from pretrain.model.encoder import Encoder
 from pretrain.model.packing import Packing, share_of, top_tokens
 from pretrain.model.tokens import normalise, patchify, take_patches
@@ -76,7 +76,7 @@ class FeatureReader:
 
     def _by_content(self, clip_BCTHW: Tensor, draws: ClipRandom | None) -> Features:
         """Only the patches that the pixels say are worth it are even cut out."""
-        worth = self.pruning.weigh(luma(clip_BCTHW), self.encoder.shape.patch)
+        worth = self.pruning.weigh(luma_of(clip_BCTHW), self.encoder.shape.patch)
         if self.pruning.keep is None:
             packing = Packing.of(worth.is_kept_BN, worth.score_BN)
             run_1L = None if worth.run_BN is None else packing.pack(worth.run_BN)

@@ -95,7 +95,7 @@ class Fate:
 
     split: TokenSplit
 
-    def __call__(self, luma_THW: Tensor, clip_index: int) -> dict[str, Tensor]:
+    def __call__(self, luma_THW: Tensor | None, clip_index: int) -> dict[str, Tensor]:
         """See `data_tools.stream.clips.Annotate`."""
         mask_alone = replace(self.split, pruning=NoPruning(), predict_share=1.0)
         all_asked = replace(self.split, predict_share=1.0)

@@ -50,16 +50,24 @@ class TokenSplit:
         """How many of the embedded tokens go on: fewer than K where the encoder itself chooses."""
         return share_of(self.masking.at(step).counts(self.grid)[0], self._keep)
 
-    def __call__(self, luma_THW: Tensor, clip_index: int) -> dict[str, Tensor]:
-        """Choose for one clip."""
+    @property
+    def needs_luma(self) -> bool:
+        """Whether the choice depends on the clip's grey levels."""
+        return self.masking.needs_motion or self._weighs
+
+    def __call__(self, luma_THW: Tensor | None, clip_index: int) -> dict[str, Tensor]:
+        """Choose for one clip; its grey levels may be None where `needs_luma` is false."""
         step = clip_index // self.clips_per_step
         chance = generator(self.seed, purpose="masking", sample=clip_index)
         masking = self.masking.at(step)
-        motion_N = motion(luma_THW[None], self.patch)[0] if masking.needs_motion else None
+        assert luma_THW is not None or not self.needs_luma
+        motion_N = None
+        if luma_THW is not None and masking.needs_motion:
+            motion_N = motion(luma_THW[None], self.patch)[0]
         visible_K, hidden_M = masking.split(self.grid, chance, motion_N)
         visible_count, wanted_count = self.counts(step)
         worth = None
-        if not self.pruning.is_learned and not isinstance(self.pruning, NoPruning):
+        if luma_THW is not None and self._weighs:
             worth = self.pruning.weigh(luma_THW[None], self.patch)
             visible_K = _worthiest(visible_K, visible_count, worth, chance)
             hidden_M = _worthiest(hidden_M, share_of(len(hidden_M), self._keep), worth, chance)
@@ -69,6 +77,10 @@ class TokenSplit:
         if worth is None or worth.run_BN is None:
             return found
         return {**found, "run": worth.run_BN[0, visible_K]}
+
+    @property
+    def _weighs(self) -> bool:
+        return not self.pruning.is_learned and not isinstance(self.pruning, NoPruning)
 
     @property
     def _keep(self) -> float:

@@ -161,6 +161,7 @@ def training_clips(plan: Plan, split: Annotate) -> TrainingClips:
         views=config.data.views_per_video,
         decoder=config.data.decoder,
         annotate=split,
+        needs_luma=plan.split.needs_luma,
     )
 
 

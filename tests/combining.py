@@ -19,10 +19,10 @@ import torch
 from data_tools.parts import part_names
 from data_tools.randomness import ClipRandom
 from data_tools.stream.batch import ClipBatch
+from data_tools.stream.pixels import luma_of
 from pretrain.combination import check_combination
 from pretrain.masking.base import Masking
 from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
-from pretrain.model.content import luma
 from pretrain.model.sizes import ModelConfig
 from pretrain.model.tokens import TokenGrid
 from pretrain.noise.base import Noise
@@ -225,7 +225,7 @@ def make_batch(split: TokenSplit, clips: range) -> ClipBatch:
     still, late = slice(0, SIDE // 3), slice(SIDE // 3, 2 * SIDE // 3)
     clip_BCTHW[..., still] = clip_BCTHW[:, :, :1, :, still]
     clip_BCTHW[:, :, : FRAMES // 2, :, late] = clip_BCTHW[:, :, :1, :, late]
-    rows = [split(luma_THW, clip) for luma_THW, clip in zip(luma(clip_BCTHW), clips, strict=True)]
+    rows = [split(luma_THW, clip) for luma_THW, clip in zip(luma_of(clip_BCTHW), clips, strict=True)]
     return ClipBatch(
         pixels=clip_BCTHW,
         clip_index_B=torch.tensor(clips),

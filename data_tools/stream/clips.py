@@ -18,8 +18,9 @@ from data_tools.stream.reading import admit, check_decoder, empty_pixels, naming
 from data_tools.stream.times import ClipConfig, training_instants_s
 from data_tools.stream.views import View, cut_views, training_view
 
-# Adds index lists to a clip, from luma_THW uint8 and the clip's place in the run. Workers pickle it.
-Annotate = Callable[[Tensor, int], dict[str, Tensor]]
+# Adds index lists to a clip, from its grey levels luma_THW (see `pixels.luma_of`) and the clip's place in the
+# run. The levels are those of the clip as the model gets it, so after augmentation. Workers pickle it.
+Annotate = Callable[[Tensor | None, int], dict[str, Tensor]]
 
 
 class TrainingClips:
@@ -30,6 +31,7 @@ class TrainingClips:
         seed: the run's seed.
         views: clips cut from one decoded video; they share their frames and differ in crop and flip.
         annotate: called for every clip, for a skipped one on its zeros.
+        needs_luma: whether `annotate` gets the grey levels, or None in their place.
         decoder: `data.decoder`, a key of `reading.DECODERS`.
     """
 
@@ -42,6 +44,7 @@ class TrainingClips:
         seed: int,
         views: int = 1,
         annotate: Annotate | None = None,
+        needs_luma: bool = True,
         decoder: str = "pyav",
     ):
         if views < 1:
@@ -53,6 +56,7 @@ class TrainingClips:
         self.seed = seed
         self.views = views
         self.annotate = annotate
+        self.needs_luma = needs_luma
         self.decoder = decoder
 
     def batch(
@@ -103,7 +107,8 @@ class TrainingClips:
     def _annotations(self, pixels: Pixels, clips: range) -> list[dict[str, Tensor]]:
         if self.annotate is None:
             return []
-        return [self.annotate(luma_THW, clip) for luma_THW, clip in zip(luma_of(pixels), clips, strict=True)]
+        lumas = luma_of(pixels) if self.needs_luma else [None] * len(clips)
+        return [self.annotate(luma_THW, clip) for luma_THW, clip in zip(lumas, clips, strict=True)]
 
     def _fill(self, pixels: Pixels, first_clip: int, found: Found) -> None:
         """Decode a sample once and cut its views, which stand side by side from `first_clip` on."""

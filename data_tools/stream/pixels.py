@@ -15,7 +15,9 @@ from torch import Tensor
 _SHIFT = 13  # coefficients are whole 8192ths; sums stay below 2 ** 23
 # What is converted at once: on the CPU what stays in its caches, elsewhere what bounds the memory to 150 MB.
 _PIXELS_ON_CPU, _PIXELS_AT_ONCE = 1 << 18, 1 << 23
-COLOUR_NUMBERS = 6
+COLOUR_NUMBERS = 8
+# Shares of red, green and blue in the luma of ITU-R BT.601, in 8192ths. Their sum is 8192.
+_RED, _GREEN, _BLUE = 2449, 4809, 934
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class YuvClips:
     """B clips as planes.
 
     Attributes:
-        luma_BTHW: uint8 brightness; grey levels, whatever their range.
+        luma_BTHW: uint8 brightness as it was stored, of any range and matrix; `luma_of` gives grey levels.
         chroma_BCTHW: uint8, both colour differences at half the height and width, rounded up.
         colour_BX: int32, what the numbers mean, see `colour_numbers`; zeros make a clip black.
     """
@@ -84,11 +86,32 @@ def to_rgb(pixels: Pixels) -> Tensor:
 
 
 def luma_of(pixels: Pixels) -> Tensor:
-    """luma_BTHW, uint8 grey levels."""
-    if isinstance(pixels, YuvClips):
-        return pixels.luma_BTHW
-    red, green, blue = pixels.to(torch.int32).unbind(1)
-    return ((77 * red + 150 * green + 29 * blue + 128) >> 8).to(torch.uint8)
+    """Grey levels of clips: the luma of ITU-R BT.601 in full range, 0 to 255, as luma_BTHW uint8.
+
+    Integer arithmetic: the same bits on every device. Planes and their RGB give the same levels but for
+    rounding (at most 1 apart) and for colours outside of RGB, which RGB clips.
+    """
+    if isinstance(pixels, Tensor):
+        red, green, blue = pixels.unbind(1)
+        sum_BTHW = red.to(torch.int32).mul_(_RED).add_(green, alpha=_GREEN).add_(blue, alpha=_BLUE)
+        return sum_BTHW.add_(1 << (_SHIFT - 1)).bitwise_right_shift_(_SHIFT).to(torch.uint8)
+    luma_BTHW = torch.empty_like(pixels.luma_BTHW)
+    for b, t in product(range(len(pixels)), range(luma_BTHW.shape[1])):
+        luma_BTHW[b, t] = _grey_levels(pixels, b, t)
+    return luma_BTHW
+
+
+def _grey_levels(clips: YuvClips, clip: int, frame: int) -> Tensor:
+    """The grey levels of one frame, whose temporaries stay in a CPU's caches."""
+    offset, gain, *_, u_share, v_share = clips.colour_BX[clip].tolist()
+    sum_HW = clips.luma_BTHW[clip, frame].to(torch.int32).sub_(offset).mul_(gain)
+    if u_share or v_share:
+        u, v = clips.chroma_BCTHW[clip, :, frame].to(torch.int32).sub_(128)
+        height, width = sum_HW.shape
+        row_hW = u.mul_(u_share).add_(v, alpha=v_share).repeat_interleave(2, dim=1)[:, :width]
+        sum_HW[::2] += row_hW
+        sum_HW[1::2] += row_hW[: height // 2]
+    return sum_HW.add_(1 << (_SHIFT - 1)).bitwise_right_shift_(_SHIFT).clamp_(0, 255)
 
 
 def map_pixels(function: Callable[[Tensor], Tensor], pixels: Pixels) -> Pixels:
@@ -136,17 +159,20 @@ def colour_numbers(red_share: float, blue_share: float, *, is_full_range: bool) 
         is_full_range: whether Y, U and V use all values, or 16-235 and 16-240.
 
     Returns:
-        Y's offset, then in 8192ths: Y's gain, V's share in red, U's and V's in green, U's in blue.
+        Y's offset, then in 8192ths: Y's gain, V's share in red, U's and V's in green, U's in blue, and
+        U's and V's in the luma of BT.601: 0 where the matrix is that one.
     """
     green_share = 1 - red_share - blue_share
     gain, stretch = (1.0, 1.0) if is_full_range else (255 / 219, 255 / 224)
     red, blue = 2 * (1 - red_share) * stretch, 2 * (1 - blue_share) * stretch
-    shares = [gain, red, -blue * blue_share / green_share, -red * red_share / green_share, blue]
+    u_green, v_green = -blue * blue_share / green_share, -red * red_share / green_share
+    in_luma = 0.587 * u_green + 0.114 * blue, 0.299 * red + 0.587 * v_green
+    shares = [gain, red, u_green, v_green, blue, *in_luma]
     return [0 if is_full_range else 16, *(round(share * 2**_SHIFT) for share in shares)]
 
 
 def _convert(planes: YuvClips, out_BCTHW: Tensor) -> None:
-    offset, gain, v_red, u_green, v_green, u_blue = planes.colour_BX[:, :, None, None, None].unbind(1)
+    offset, gain, v_red, u_green, v_green, u_blue, *_ = planes.colour_BX[:, :, None, None, None].unbind(1)
     bright_BTHW = (planes.luma_BTHW.to(torch.int32) - offset).mul_(gain)
     bright_BTHW += 1 << (_SHIFT - 1)  # rounds
     u, v = (planes.chroma_BCTHW.to(torch.int32) - 128).unbind(1)

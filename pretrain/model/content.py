@@ -1,18 +1,10 @@
-"""What moves in a clip, token by token, measured on its brightness: masks and pruning go by it."""
+"""Motion of each token, measured on the grey levels of `luma_of`: masks and pruning use it."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.model.tokens import Patch, TokenGrid
-
-_RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # ITU-R BT.601, as in the videos' own brightness plane
-
-
-def luma(clip_BCTHW: Tensor) -> Tensor:
-    """The brightness of RGB clips, luma_BTHW, uint8 grey levels."""
-    red, green, blue = clip_BCTHW.float().unbind(1)
-    return (_RED * red + _GREEN * green + _BLUE * blue).round().to(torch.uint8)
 
 
 def grid_of(luma_BTHW: Tensor, patch: Patch) -> TokenGrid:

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pretrain.model.content import change, grid_of, luma, motion
+from pretrain.model.content import change, grid_of, motion
 from pretrain.model.tokens import TokenGrid
 
 CASES = [((8, 6, 4), (2, 3, 2)), ((4, 4, 6), (1, 2, 2)), ((2, 4, 4), (2, 2, 2)), ((1, 4, 4), (1, 2, 2))]
@@ -53,12 +53,6 @@ def test_a_difference_of_bytes_does_not_wrap_around():
     luma_BTHW = torch.tensor([0, 255], dtype=torch.uint8).view(1, 2, 1, 1)
     assert motion(luma_BTHW, (1, 1, 1)).tolist() == [[255.0, 255.0]]
     assert change(luma_BTHW, (1, 1, 1)).tolist() == [[float("inf"), 255.0]]
-
-
-def test_brightness_is_that_of_the_eye():
-    pixels = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [80, 80, 80]], dtype=torch.uint8)
-    clip_BCTHW = pixels.T.reshape(1, 3, 4, 1, 1)
-    assert luma(clip_BCTHW).flatten().tolist() == [76, 150, 29, 80]
 
 
 def test_the_grid_is_that_of_whole_patches():

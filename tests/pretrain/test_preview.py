@@ -15,6 +15,7 @@ from torch import Tensor
 from data_tools.command import run_program
 from data_tools.config import load_config
 from data_tools.stream.batch import ClipBatch
+from data_tools.stream.pixels import luma_of
 from pretrain.__main__ import PROGRAM
 from pretrain.config import PretrainConfig
 from pretrain.model.tokens import patchify
@@ -181,7 +182,7 @@ def test_pruned_tokens_are_tinted_by_what_the_mask_had_in_mind_for_them(
     assert not (is_blue_BN & named_tokens(batch.tokens["wanted"], 64)).any()
     # What goes, is worth no more than what stays.
     for luma_THW, red_N, visible_K in zip(
-        batch.pixels.luma_BTHW, is_red_BN, batch.tokens["visible"], strict=True
+        luma_of(batch.pixels), is_red_BN, batch.tokens["visible"], strict=True
     ):
         score_N = plan.split.pruning.weigh(luma_THW[None], PATCH).score_BN[0]
         assert score_N[red_N].max() <= score_N[visible_K].min()

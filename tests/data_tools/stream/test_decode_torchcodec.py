@@ -12,6 +12,8 @@ from data_tools.stream.container import BadVideo
 from data_tools.stream.decode import decode_at, probe
 from data_tools.stream.decode_torchcodec import pictures_at
 from data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips, evaluation_loader
+from data_tools.stream.pixels import luma_of
+from pretrain.model.content import change
 from pretrain.runtime.settings import StreamConfig
 from tests.data_tools.stream.test_decode import GOLDEN
 from tests.filming import ALIGNED, FORMATS, encoded, middle_s, scene
@@ -119,6 +121,11 @@ def test_training_and_evaluation_run_on_it(synth_shards):
     ours, theirs = (batch.clip_BCTHW.float() for batch in batches.values())
     assert batches["torchcodec"].weight_B.all()
     assert (ours - theirs).abs().mean() < 8 < 24 < (ours - theirs.roll(2, 0)).abs().mean()
+    changes = [change(luma_of(batch.pixels), (1, 8, 8)) for batch in batches.values()]
+    ours, theirs = (change_BN[change_BN.isfinite()] for change_BN in changes)
+    assert ours.mean() > 5
+    assert (ours - theirs).abs().max() < 0.05 * ours.max(), "or masks would change with the decoder"
+
     views = [
         next(
             iter(

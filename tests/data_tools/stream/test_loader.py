@@ -26,6 +26,7 @@ from data_tools.stream.loader import (
     training_loader,
 )
 from data_tools.stream.order import clip_place, plan_batch, sample_at
+from data_tools.stream.pixels import luma_of
 from data_tools.stream.workers import available_cores, worker_count
 
 CLIP = ClipConfig(frames=4, stride=2, size=24)
@@ -151,7 +152,7 @@ def test_a_video_looks_different_in_the_next_epoch_and_under_another_seed(synth_
 
 def test_annotations_belong_to_their_clips(synth_shards):
     batch = clips_of(synth_shards / "train").batch(range(6, 10))
-    sums = batch.pixels.luma_BTHW.flatten(1).long().sum(dim=1)
+    sums = luma_of(batch.pixels).flatten(1).long().sum(dim=1)
     assert torch.equal(batch.tokens["seen"], torch.stack([batch.clip_index_B, sums], dim=1))
     assert clips_of(synth_shards / "train", annotate=None).batch(range(2)).tokens == {}
 

@@ -122,9 +122,33 @@ def test_planes_and_rgb_join_and_move():
     assert torch.equal(on_device(expected, torch.device("cpu")), expected)
 
 
-def test_grey_levels_of_planes_are_their_brightness_and_of_rgb_its_weighted_mean():
+def test_grey_levels_of_full_range_planes_are_their_luma():
     clips = clips_of(full=True)
-    assert luma_of(clips) is clips.luma_BTHW
+    assert torch.equal(luma_of(clips), clips.luma_BTHW)
     grey = map_pixels(lambda tensor: torch.full_like(tensor, 128), clips.chroma_BCTHW)
     flat_clips = YuvClips(luma_BTHW=clips.luma_BTHW, chroma_BCTHW=grey, colour_BX=clips.colour_BX)
     assert torch.equal(luma_of(flat_clips.rgb()), clips.luma_BTHW)
+
+
+def test_grey_levels_of_rgb_are_weighed_as_the_eye_does():
+    pixels = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [80, 80, 80]], dtype=torch.uint8)
+    clip_BCTHW = pixels.T.reshape(1, 3, 4, 1, 1)
+    assert luma_of(clip_BCTHW).flatten().tolist() == [76, 150, 29, 80]
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("shares", [BT601, BT709, BT2020])
+@pytest.mark.parametrize("size", [31, 32])
+def test_planes_and_their_rgb_have_the_same_grey_levels_but_for_rounding(shares, full, size):
+    clips = clips_of(clips=3, frames=8, size=size, shares=shares, full=full)
+    clips.luma_BTHW.copy_(clips.luma_BTHW // 2 + 64)
+    clips.chroma_BCTHW.copy_(clips.chroma_BCTHW // 4 + 96)
+    rgb = clips.rgb()
+    is_inside = ((rgb > 0) & (rgb < 255)).all(dim=1)
+    difference = (luma_of(clips).int() - luma_of(rgb).int()).abs()
+    assert is_inside.float().mean() > 0.9
+    assert difference[is_inside].max() <= (0 if full and shares == BT601 else 1)
+
+
+def test_black_planes_have_no_grey_levels():
+    assert not luma_of(YuvClips.empty(2, 3, 8)).any()

@@ -14,6 +14,7 @@ from torch import Tensor
 from data_tools.command import DataError
 from data_tools.index import ShardIndex, open_index, write_index
 from data_tools.stream.evaluation import EvaluationVideos
+from data_tools.stream.pixels import luma_of
 from pretrain.config import PretrainConfig
 from pretrain.health import HealthConfig, _spread, spread_videos
 from pretrain.model.tokens import normalise, patchify
@@ -110,7 +111,7 @@ def test_a_pruner_s_kept_share_is_what_it_would_keep_of_whole_clips(
         small_config("health.clips=4", "pruning={name: run_length, args: {keep: 0.5, threshold: 20.0}}")
     )
     shares = [
-        plan.split.pruning.weigh(item.pixels.luma_BTHW, plan.split.patch).is_kept_BN.float().mean().item()
+        plan.split.pruning.weigh(luma_of(item.pixels), plan.split.patch).is_kept_BN.float().mean().item()
         for videos in _health_watch(plan).videos
         for item in videos
     ]

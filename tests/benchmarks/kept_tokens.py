@@ -1,0 +1,64 @@
+"""Measure what thresholds mean on real clips: shares that pruning keeps, and motion that masks leave visible.
+
+    .venv/bin/python tests/benchmarks/kept_tokens.py [CLIPS]
+
+Clips of 16 frames, every second one, 224 px, from the middle of the videos in
+`../shared/videos/surveillance`; patches of 2x16x16. The numbers stand in docs/model.md.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from data_tools.randomness import generator
+from data_tools.stream.decode import probe
+from data_tools.stream.pixels import YuvClips, luma_of
+from data_tools.stream.planes import pictures_at
+from data_tools.stream.views import cut_views, evaluation_views
+from pretrain.masking.motion import MotionMasking
+from pretrain.model.content import grid_of, motion
+from pretrain.pruning.run_length import RunLengthPruning
+
+VIDEOS = Path(__file__).resolve().parents[3] / "shared/videos/surveillance"
+FRAMES, STRIDE, SIZE, PATCH = 16, 2, 224, (2, 16, 16)
+
+
+def read_clip(file: Path) -> YuvClips:
+    """The clip in the middle of a video, as planes."""
+    video = probe(file)
+    step_s = STRIDE * video.duration_s / video.frames
+    start_s = max(0.0, (video.duration_s - FRAMES * step_s) / 2)
+    instants_s = [min(start_s + i * step_s, video.duration_s * 0.999) for i in range(FRAMES)]
+    planes = YuvClips.empty(1, FRAMES, SIZE)
+    cut_views(pictures_at(file.read_bytes(), instants_s), lambda h, w: evaluation_views(h, w, 1), planes)
+    return planes
+
+
+def main(count: int) -> None:
+    """Print the numbers."""
+    torch.set_num_threads(1)
+    files = sorted(VIDEOS.rglob("*.mp4"))
+    clips = [read_clip(file) for file in files[:: max(1, len(files) // count)][:count]]
+    luma_BTHW = torch.cat([luma_of(clip) for clip in clips])
+    print(f"{len(clips)} clips")
+    for threshold in (0.5, 1, 2, 3, 5):
+        kept_B = RunLengthPruning(threshold=threshold).weigh(luma_BTHW, PATCH).is_kept_BN.float().mean(dim=1)
+        low, mean, high = kept_B.min(), kept_B.mean(), kept_B.max()
+        print(f"run_length, threshold {threshold}: keeps {mean:.2f} (least {low:.2f}, most {high:.2f})")
+    motion_BN = motion(luma_BTHW, PATCH)
+    for threshold in (1, 2, 3, 5):
+        print(f"motion of at least {threshold}: {(motion_BN >= threshold).float().mean():.2f} of the tokens")
+    grid = grid_of(luma_BTHW, PATCH)
+    for led, temperature in (("hidden", 1.0), ("visible", 1.0), ("hidden", 2.0), ("visible", 2.0)):
+        masking = MotionMasking(ratio=0.9, led=led, temperature=temperature)
+        ratios = []
+        for clip, motion_N in enumerate(motion_BN):
+            chance = generator(0, purpose="masking", sample=clip)
+            visible_K, _ = masking.split(grid, chance, motion_N)
+            ratios.append(motion_N[visible_K].mean() / motion_N.mean())
+        print(f"mask led {led}, temperature {temperature}: visible {torch.stack(ratios).mean():.2f} of mean")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 50)
