@@ -48,8 +48,30 @@ def build_part(folder: str, part: Part, interface: type[Interface], *, key: str 
     if part.name not in names:
         raise ValueError(f"{key or kind}.name: no {kind} named {part.name!r}{_suggest(part.name, names)}")
     part_class = _only_class(folder, part.name, interface)
-    _check_arguments(part_class, part, f"{key or kind}.args")
-    return part_class(**part.args)
+    return part_class(**_checked_arguments(part_class, part, f"{key or kind}.args"))
+
+
+def named_parts(given: Any, key: str, kind: str) -> dict[str, Any]:
+    """Several parts as a mapping of names to their settings; a name alone has none: `{}`.
+
+    Args:
+        given: such a mapping, one name, or a list of names.
+        kind: what the parts are, for messages.
+
+    Raises:
+        ValueError: something else, no part, or one twice; the message names `key`.
+    """
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, list):
+        is_named = all(isinstance(name, str) for name in given) and len(set(given)) == len(given)
+        given = dict.fromkeys(given) if is_named else given
+    if not isinstance(given, dict) or not given:
+        raise ValueError(
+            f"{key} must name at least one {kind}, each once, as in [NAME, NAME] or {{NAME: {{...}}}}, "
+            f"got {given!r}"
+        )
+    return {name: {} if settings is None else settings for name, settings in given.items()}
 
 
 def _only_class(folder: str, name: str, interface: type[Interface]) -> type[Interface]:
@@ -63,17 +85,23 @@ def _only_class(folder: str, name: str, interface: type[Interface]) -> type[Inte
     return found[0]
 
 
-def _check_arguments(part_class: type, part: Part, key: str) -> None:
+def _checked_arguments(part_class: type, part: Part, key: str) -> dict[str, Any]:
+    """The arguments as the constructor takes them: a whole float is an integer."""
     parameters = inspect.signature(part_class).parameters
-    for argument in part.args:
+    checked = {}
+    for argument, value in part.args.items():
         if argument not in parameters:
             raise ValueError(
                 f"{key}: {part.name} has no argument {argument!r}{_suggest(argument, list(parameters))}"
             )
-        _check_type(part.args[argument], parameters[argument].annotation, f"{key}.{argument}")
+        annotation = parameters[argument].annotation
+        is_whole = annotation is int and isinstance(value, float) and value.is_integer()
+        checked[argument] = int(value) if is_whole else value
+        _check_type(checked[argument], annotation, f"{key}.{argument}")
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in part.args:
             raise ValueError(f"{key}: {part.name} needs {name}; set {key}.{name}=...")
+    return checked
 
 
 def _check_type(value: Any, annotation: Any, key: str) -> None:

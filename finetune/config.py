@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from data_tools.config import MISSING, require
 from data_tools.parts import Part
@@ -46,6 +46,8 @@ class FinetuneClip:
         size: height and width in pixels, a multiple of the patch's.
         short_video: what fills a clip longer than its video: "hold" or "loop".
     """
+
+    ALTERNATIVES: ClassVar[tuple[str, ...]] = ("stride", "fps", "sampling=uniform")
 
     frames: int | None = None
     stride: int | None = None

@@ -1,6 +1,7 @@
 """The config of a pretraining run: `python -m pretrain CONFIG [a.b=c]`."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from data_tools.config import MISSING, require
 from data_tools.parts import Part
@@ -28,6 +29,8 @@ class DataConfig(StreamConfig):
         shards: a folder that `data_tools shard` made.
         mixture: in its place several such folders, each with its weight: the share of the clips that it gets.
     """
+
+    ALTERNATIVES: ClassVar[tuple[str, ...]] = ("shards", "mixture")
 
     shards: str | None = None
     mixture: dict[str, float] | None = None

@@ -10,7 +10,7 @@ whose step is a multiple of S begins on one of those frames and so never needs a
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -36,6 +36,8 @@ class ClipConfig:
         short_video: what follows the end of a video shorter than a dense clip: "hold" repeats its last frame,
             "loop" starts it again.
     """
+
+    ALTERNATIVES: ClassVar[tuple[str, ...]] = ("stride", "fps", "sampling=uniform")
 
     frames: int = 16
     stride: int = _STRIDE

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from data_tools.config import require
-from data_tools.parts import Part, build_part
+from data_tools.parts import Part, build_part, named_parts
 from data_tools.randomness import ClipRandom
 from pretrain.model.places import Places
 from pretrain.model.tokens import Patch
@@ -20,14 +20,13 @@ class SeveralNoises(Noise):
     hardly any would be; and a decoder that is told the level knows all of it.
 
     Args:
-        parts: by the kind's name, its own arguments, without `strength`.
+        parts: by the kind's name, its own arguments, without `strength`; or names alone, in a list.
         strength: see `Strength`.
     """
 
-    def __init__(self, *, parts: dict[str, Any], strength: dict[str, Any] | None = None):
-        is_filled = isinstance(parts, dict) and len(parts) > 0
-        require(is_filled, "noise.args.parts", "name at least one noise: {gaussian: {std: 0.3}}", parts)
-        self.parts = [_build(name, args) for name, args in parts.items()]
+    def __init__(self, *, parts: dict[str, Any] | list[str] | str, strength: dict[str, Any] | None = None):
+        named = named_parts(parts, "noise.args.parts", "noise")
+        self.parts = [_build(name, args) for name, args in named.items()]
         self.strength = Strength.read(strength)
         self.is_on_patches = any(part.is_on_patches for part in self.parts)
 

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from data_tools.config import require
-from data_tools.parts import Part, build_part
+from data_tools.parts import Part, build_part, named_parts
 from pretrain.model.encoder import Encoder
 from pretrain.model.sizes import EncoderShape
 from pretrain.targets.base import Prediction, Shown, Target
@@ -18,15 +18,14 @@ class WeightedTarget(Target):
 
     Args:
         parts: by the part's name, {"weight": ..., "args": {...}}: the factor on its loss, 1 where not given,
-            and its own arguments.
+            and its own arguments. Or names alone, in a list.
     """
 
-    def __init__(self, *, parts: dict[str, Any]):
-        is_filled = isinstance(parts, dict) and len(parts) > 0
-        require(is_filled, "target.args.parts", "name at least one target: {NAME: {weight: 1.0}}", parts)
+    def __init__(self, *, parts: dict[str, Any] | list[str] | str):
+        named = named_parts(parts, "target.args.parts", "target")
         super().__init__()
-        self.parts = nn.ModuleDict({name: _build(name, settings) for name, settings in parts.items()})
-        self.weights = {name: float(settings.get("weight", 1.0)) for name, settings in parts.items()}
+        self.parts = nn.ModuleDict({name: _build(name, settings) for name, settings in named.items()})
+        self.weights = {name: float(settings.get("weight", 1.0)) for name, settings in named.items()}
         self.needs_noise = any(part.needs_noise for part in self._targets.values())
 
     @property

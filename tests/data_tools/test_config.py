@@ -1,9 +1,10 @@
 """A config is what its file and overrides say, and a wrong one is refused with the key's name."""
 
+import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -68,9 +69,9 @@ def test_a_file_may_refer_to_itself(tmp_path: Path):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("stpes=3", "config key stpes: Key 'stpes' not in 'Settings'. Did you mean: 'steps'?"),
+        ("stpes=3", "config key stpes: there is no such key; did you mean steps?"),
         ("optim.rl=3", "config key optim.rl"),
-        ("masking.arg={}", "Did you mean: 'args'?"),
+        ("masking.arg={}", "config key masking.arg: there is no such key; did you mean masking.args?"),
         ("steps=many", "config key steps: Value 'many' of type 'str' could not be converted to Integer"),
         ("steps=1.5", "config key steps: Value '1.5'"),
         ("steps=null", "config key steps: Incompatible value 'None'"),
@@ -98,7 +99,7 @@ def test_a_wrong_override_is_refused_with_its_key(override: str, message: str):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("stpes: 3", "Did you mean: 'steps'?"),
+        ("stpes: 3", "config key stpes: there is no such key; did you mean steps?"),
         ("steps: 3\nsteps: 4", "config.yaml: line 2: found duplicate key steps"),
         ("optim: {lr: 010}", "optim.lr: YAML reads 010 as another number"),
         ("- 3", "must hold a mapping of keys to values"),
@@ -163,3 +164,142 @@ def test_arguments_of_a_part_do_not_pass_to_another_part(
     path = tmp_path / "part.yaml"
     path.write_text("mask: {name: uniform, args: {ratio: 0.5}}")
     assert load_config(WithPart, path, overrides).mask == part
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["mask=tube"], Part(name="tube")),
+        (["mask=uniform"], Part(name="uniform")),
+        (["mask=uniform", "mask.args.ratio=0.6"], Part(name="uniform", args={"ratio": 0.6})),
+        (["mask.args.ratio=0.6", "mask=tube"], Part(name="tube", args={"ratio": 0.6})),
+    ],
+)
+def test_a_name_alone_is_the_part_with_its_defaults(tmp_path: Path, overrides: list[str], part: Part) -> None:
+    path = tmp_path / "part.yaml"
+    path.write_text("mask: {name: uniform, args: {ratio: 0.5}}")
+    assert load_config(WithPart, path, overrides).mask == part
+    path.write_text("mask: uniform")
+    assert load_config(WithPart, path, []).mask == Part(name="uniform")
+
+
+def test_whole_floats_are_integers(tmp_path: Path) -> None:
+    assert load("steps=1e3").steps == 1000
+    assert load(text="steps: 2.0\n", tmp_path=tmp_path).steps == 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Three ways to say which frames, of which one is taken."""
+
+    ALTERNATIVES: ClassVar[tuple[str, ...]] = ("stride", "fps", "sampling=uniform")
+
+    stride: int = 4
+    fps: float | None = None
+    sampling: Literal["dense", "uniform"] = "dense"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithClip:
+    """A config with alternatives."""
+
+    clip: Clip = field(default_factory=Clip)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "clip", "said"),
+    [
+        ("stride: 2", ["clip.fps=8"], Clip(fps=8), ["clip.fps=8: clip.stride=2 of the config is left out"]),
+        (
+            "stride: 2",
+            ["clip={fps: 8}"],
+            Clip(fps=8),
+            ["clip.fps=8: clip.stride=2 of the config is left out"],
+        ),
+        (
+            "stride: 2, fps: 8",
+            ["clip.sampling=uniform"],
+            Clip(sampling="uniform"),
+            [
+                "clip.sampling=uniform: clip.fps=8.0 of the config is left out",
+                "clip.sampling=uniform: clip.stride=2 of the config is left out",
+            ],
+        ),
+        (
+            "sampling: uniform",
+            ["clip.stride=3"],
+            Clip(stride=3),
+            ["clip.stride=3: clip.sampling=uniform of the config is left out"],
+        ),
+        ("sampling: uniform", ["clip.sampling=dense"], Clip(), []),
+        (
+            "stride: 2",
+            ["clip.stride=null", "clip.fps=8"],
+            Clip(fps=8),
+            ["clip.fps=8: clip.stride=2 of the config is left out"],
+        ),
+        ("stride: null, fps: 8", [], Clip(fps=8), []),
+        ("fps: 8", ["clip.stride=null"], Clip(fps=8), []),
+        ("stride: 2", ["clip.stride=3", "clip.fps=8"], Clip(stride=3, fps=8), []),  # for the class to refuse
+    ],
+)
+def test_choosing_one_of_several_alternatives_unsets_the_others(
+    tmp_path: Path,
+    text: str,
+    overrides: list[str],
+    clip: Clip,
+    said: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = tmp_path / "clip.yaml"
+    path.write_text(f"clip: {{{text}}}")
+    logging.getLogger("kinemae").propagate = True
+    caplog.set_level(logging.INFO)
+    assert load_config(WithClip, path, overrides).clip == clip
+    assert caplog.messages == said
+
+
+def test_an_alternative_cannot_be_null_where_none_of_the_others_is_given() -> None:
+    message = r"clip.stride: expected a value, or clip.fps or clip.sampling=uniform in its place, got null"
+    with pytest.raises(ValueError, match=message):
+        load_config(WithClip, None, ["clip.stride=null"])
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (
+            ["masking={name:", "tube,", "args:", "{ratio:", "0.9}}"],
+            "masking: expected a whole mapping or list, got '{name:': the shell has split it at its blanks; "
+            "fix: put the whole override in single quotes, 'masking={name: tube, args: {ratio: 0.9}}', "
+            "or write masking.name=tube masking.args.ratio=0.9",
+        ),
+        (["optim.betas=[0.9,", "0.95]"], "in single quotes, 'optim.betas=[0.9, 0.95]'"),
+        (["masking={name:", "tube"], "close its brackets, with the whole override in single quotes"),
+        (
+            ["masking={name:tube}"],
+            "masking: expected a blank after the colon of 'name:tube'; fix: write {name: tube}",
+        ),
+        (["optimizer.lr=3"], "config key optimizer.lr: there is no such key; did you mean optim.lr?"),
+        (["masking=name:tube"], "fix: write 'masking={name: tube}'"),
+        (["masking=3"], "config key masking: expected a name, or a mapping {name: ..., args: {...}}, got 3"),
+        (["optim=3"], "config key optim: expected a mapping of its keys (lr, betas), got 3"),
+        (["optim={rl: 3}"], "config key optim.rl: there is no such key; did you mean optim.lr?"),
+        (["optim. lr=3"], "its key holds a blank"),
+        (["text={a"], """quote it if it is text, as in 'text="{a"'"""),
+    ],
+)
+def test_a_mistake_of_quoting_is_named_with_its_fix(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load(*overrides)
+
+
+def test_a_missing_blank_in_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"masking: expected a blank after the colon of 'name:tube'"):
+        load(text="masking: {name:tube}\n", tmp_path=tmp_path)
+    with pytest.raises(ValueError, match=r"line 3: could not find expected ':'; is a blank missing after"):
+        load(text="seed: 1\nsteps:5\ntext: a\n", tmp_path=tmp_path)
+
+
+def test_a_quoted_override_means_the_text_that_the_hint_says() -> None:
+    assert load('text="{a"').text == "{a"

@@ -116,7 +116,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.
         ("encode.fps=0", "encode.fps must be at least 1"),
         ("encode.crf=60", "encode.crf must lie in [0, 51]"),
         ("encode.key_frame_every=0", "encode.key_frame_every must be at least 1"),
-        ("scene.szie=4", "Did you mean: 'size'"),
+        ("scene.szie=4", "did you mean scene.size?"),
     ],
 )
 def test_a_wrong_config_says_what_to_fix(override: str, message: str):

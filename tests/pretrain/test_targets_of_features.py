@@ -199,7 +199,10 @@ def test_parts_about_visible_tokens_alone_need_no_decoder() -> None:
         (Part(name="features", args={"beta": 0.0}), r"target\.args\.beta must be above 0"),
         (Part(name="teacher"), r"teacher needs encoder; set target\.args\.encoder=\.\.\."),
         (Part(name="weighted", args={"parts": {}}), r"target\.args\.parts must name at least one target"),
-        (Part(name="weighted", args={"parts": ["pixels"]}), "must name at least one target"),
+        (
+            Part(name="weighted", args={"parts": ["pixels", "pixels"]}),
+            "must name at least one target, each once",
+        ),
         (Part(name="weighted", args={"parts": {"pixel": {}}}), r"parts\.pixel: .* did you mean 'pixels'"),
         (Part(name="weighted", args={"parts": {"weighted": {}}}), "weighted ones do not nest"),
         (Part(name="weighted", args={"parts": {"pixels": 1}}), "hold nothing but weight and args"),

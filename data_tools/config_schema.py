@@ -1,0 +1,172 @@
+"""Config classes as schemas: their keys, the types of their values, and keys that exclude one another."""
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data_tools.config_hints import unknown_key
+from data_tools.overrides import has_no_blank, leaves, with_blank
+from data_tools.parts import Part
+
+Tree = dict[str, Any]
+"""A nested mapping of keys to values, as YAML gives it."""
+
+
+@functools.cache
+def kinds(schema: type) -> dict[str, Any]:
+    """The type of each field; that of a field that may be None without the None."""
+    hints = typing.get_type_hints(schema)
+    return {field.name: _bare(hints[field.name]) for field in dataclasses.fields(schema)}
+
+
+def nodes(schema: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """The dotted key and the class of every dataclass inside a schema, itself first, parts among them."""
+    yield prefix, schema
+    for name, kind in kinds(schema).items():
+        if dataclasses.is_dataclass(kind):
+            yield from nodes(typing.cast(type, kind), f"{prefix}.{name}" if prefix else name)
+
+
+def all_keys(schema: type) -> list[str]:
+    """Every dotted key of a schema, those of nested dataclasses too."""
+    return [f"{key}.{name}" if key else name for key, node in nodes(schema) for name in kinds(node)]
+
+
+def fit(schema: type, tree: Mapping[str, Any]) -> Tree:
+    """A tree as the schema takes it: a name alone stands for a part, and whole floats are integers.
+
+    Raises:
+        ValueError: a key that the schema lacks, or something else where keys of its own are expected.
+    """
+    return _fit_node(schema, schema, tree, "")
+
+
+def value_at(tree: Any, key: str) -> Any:
+    """The value at a dotted key; None where there is none."""
+    for name in key.split(".") if key else ():
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def choose_alternatives(schema: type, current: Tree, tree: Tree) -> tuple[Tree, list[str]]:
+    """Settle keys that exclude one another: those that `tree` chooses unset the others.
+
+    A class lists them as `ALTERNATIVES`: a key that is chosen by any value but null, or `key=value`.
+
+    Args:
+        current: the config that the tree goes over.
+
+    Returns:
+        What to put over the config ahead of the tree, and a sentence for each value that is unset. A null in
+        the tree that asks for just that is replaced by the default.
+    """
+    unset: Tree = {}
+    said: list[str] = []
+    for prefix, node in nodes(schema):
+        given, before = value_at(tree, prefix), value_at(current, prefix) or {}
+        alternatives = _alternatives(node)
+        if not alternatives or not isinstance(given, dict):
+            continue
+        chosen = [name for name, value in alternatives.items() if _is_chosen(given.get(name), value)]
+        for name in alternatives.keys() - set(chosen) if len(chosen) == 1 else ():
+            default = _default(node, name)
+            if before.get(name) != default and given.get(name) is None:
+                _put(unset, f"{prefix}.{name}", default)
+                pair = f"{prefix}.{chosen[0]}={given[chosen[0]]}"
+                said.append(f"{pair}: {prefix}.{name}={before.get(name)} of the config is left out")
+        _settle_nulls(node, prefix, given, {**before, **(value_at(unset, prefix) or {}), **given})
+    return unset, sorted(said)
+
+
+def _settle_nulls(node: type, prefix: str, given: Tree, after: Tree) -> None:
+    """Put the default in place of a null of an alternative, where another alternative is chosen."""
+    alternatives = _alternatives(node)
+    for name in [name for name in alternatives if name in given and given[name] is None]:
+        others = [other for other in alternatives if other != name]
+        if any(_is_chosen(after.get(other), alternatives[other]) for other in others):
+            given[name] = _default(node, name)
+        elif _default(node, name) is not None:
+            places = [
+                f"{prefix}.{other}={value}" if value else f"{prefix}.{other}"
+                for other, value in alternatives.items()
+                if other != name
+            ]
+            raise ValueError(
+                f"config key {prefix}.{name}: expected a value, or {' or '.join(places)} in its place, "
+                "got null"
+            )
+
+
+def _fit_node(root: type, node: type, tree: Mapping[str, Any], prefix: str) -> Tree:
+    fitted = {}
+    for name, value in tree.items():
+        key = f"{prefix}.{name}" if prefix else str(name)
+        if name not in kinds(node):
+            parts = [place for place, kind in nodes(root) if kind is Part]
+            full = next(leaves(value, key))[0] if isinstance(value, dict) else key
+            raise ValueError(unknown_key(full, all_keys(root), parts=parts))
+        fitted[str(name)] = _fit_value(root, kinds(node)[name], value, key)
+    return fitted
+
+
+def _fit_value(root: type, kind: Any, value: Any, key: str) -> Any:
+    if value is None or (isinstance(value, str) and ("${" in value or value == "???")):
+        return value
+    if kind is Part and isinstance(value, str):
+        if has_no_blank(value):
+            raise ValueError(
+                f"{key}: expected a blank after the colon of {value!r}; "
+                f"fix: write '{key}={{{with_blank(value)}}}'"
+            )
+        return {"name": value}
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise ValueError(
+                f"config key {key}: {_expected(typing.cast(type, kind), key, value)}, got {value!r}"
+            )
+        return _fit_node(root, typing.cast(type, kind), value, key)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if typing.get_origin(kind) in (list, tuple) and isinstance(value, list):
+        return [_fit_value(root, typing.get_args(kind)[0], child, key) for child in value]
+    return value
+
+
+def _expected(node: type, key: str, value: Any) -> str:
+    if node is Part:
+        return "expected a name, or a mapping {name: ..., args: {...}}"
+    if "size" in kinds(node):
+        return f"expected a mapping of its keys, as in {key}.size={value}"
+    return f"expected a mapping of its keys ({', '.join(kinds(node))})"
+
+
+def _bare(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        return inner[0] if len(inner) == 1 else hint
+    return hint
+
+
+def _alternatives(node: type) -> dict[str, str | None]:
+    """By key, the value that chooses it; None for any."""
+    entries: tuple[str, ...] = getattr(node, "ALTERNATIVES", ())
+    pairs = [entry.partition("=") for entry in entries]
+    return {name: value or None for name, _, value in pairs}
+
+
+def _is_chosen(given: Any, choosing: str | None) -> bool:
+    return given is not None if choosing is None else given == choosing
+
+
+def _default(node: type, name: str) -> Any:
+    return next(field.default for field in dataclasses.fields(node) if field.name == name)
+
+
+def _put(tree: Tree, key: str, value: Any) -> None:
+    above, _, name = key.rpartition(".")
+    for step in above.split("."):
+        tree = tree.setdefault(step, {})
+    tree[name] = value

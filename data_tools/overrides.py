@@ -1,0 +1,176 @@
+"""Overrides as they are typed: `a.b=c` with the value in YAML. Checks of their form.
+
+This file knows no config class, so that a command can refuse a malformed command line before it imports
+anything large.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+
+MISSING = "???"
+
+# YAML 1.1 reads 12:30:00 as 45000 and 010 as 8; nobody who writes them means that.
+_SURPRISING_NUMBER = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Check the form of every override.
+
+    Raises:
+        ValueError: see `parse_override`; or a shell has split a mapping or a list at its blanks.
+    """
+    for number, override in enumerate(overrides):
+        if _is_open(override.partition("=")[2]):
+            _refuse_split_by_shell(overrides[number:])
+        parse_override(override)
+
+
+def parse_override(text: str) -> str:
+    """Check the form of one `a.b=c` override and return it unchanged.
+
+    Raises:
+        ValueError: it begins with dashes, has no `=`, is no YAML, lacks the blank after a colon, or holds a
+            number that YAML 1.1 misreads.
+    """
+    key, equals, value = text.partition("=")
+    if text.startswith("-"):
+        raise ValueError(
+            f"an override is written key=value without dashes: {text.lstrip('-')!r}, not {text!r}"
+        )
+    if not equals or not key.strip():
+        raise ValueError(f"expected an override of the form key=value, got {text!r}")
+    if key != key.strip() or re.search(r"\s", key):
+        raise ValueError(f"expected an override of the form key=value, got {text!r}: its key holds a blank")
+    if value.strip() == MISSING:
+        raise ValueError(f"{key} must be given a value, got {MISSING}")
+    try:
+        yaml.safe_load(value)  # refuses tags, which name code
+        check_tree(yaml.compose(value, Loader=yaml.SafeLoader), key)
+    except yaml.YAMLError as error:
+        open_end = (
+            "close its brackets, with the whole override in single quotes; or " if _is_open(value) else ""
+        )
+        raise ValueError(
+            f"{key}: {value!r} is not valid YAML ({yaml_problem(error)}); {open_end}quote it if it is text, "
+            f"as in {shlex.quote(f'{key}={_yaml_text(value)}')}"
+        ) from error
+    return text
+
+
+def check_tree(node: yaml.Node | None, key: str) -> None:
+    """Refuse what YAML reads in another way than its writer meant, with the key under which it stands.
+
+    Raises:
+        ValueError: a number such as 010, or a mapping's entry without the blank after its colon.
+    """
+    for child_key, scalar in _plain_scalars(node, key):
+        if _SURPRISING_NUMBER.fullmatch(scalar):
+            raise ValueError(f"{child_key}: YAML reads {scalar} as another number; quote it if it is text")
+    for child_key, entry in _entries_without_value(node, key):
+        if has_no_blank(entry):
+            raise ValueError(
+                f"{child_key or entry}: expected a blank after the colon of {entry!r}; "
+                f"fix: write {{{with_blank(entry)}}}"
+            )
+
+
+def has_no_blank(text: str) -> bool:
+    """Whether a text looks like `name:value`, which YAML takes as one word for want of a blank."""
+    name, colon, value = text.rpartition(":")
+    return bool(colon and name.strip() and value.strip()) and not value.startswith(("/", "\\", " "))
+
+
+def with_blank(text: str) -> str:
+    """`name:value` as `name: value`."""
+    name, _, value = text.rpartition(":")
+    return f"{name}: {value}"
+
+
+def yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong and in which line, of an error that spreads both over several lines."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        hint = "; is a blank missing after a colon?" if "expected ':'" in error.problem else ""
+        return f"line {error.problem_mark.line + 1}: {error.problem}{hint}"
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says anything."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The values of a nested mapping with their dotted keys; an empty mapping and a list are values."""
+    if not isinstance(value, dict) or not value:
+        yield key, value
+        return
+    for name, child in value.items():
+        yield from leaves(child, f"{key}.{name}" if key else str(name))
+
+
+def _is_open(value: str) -> bool:
+    """Whether a mapping or a list begins here and does not end."""
+    bare = _QUOTED.sub("", value)
+    if bare.lstrip()[:1] not in ("{", "["):
+        return False
+    return sum(map(bare.count, "{[")) > sum(map(bare.count, "}]"))
+
+
+def _refuse_split_by_shell(words: Sequence[str]) -> None:
+    """Refuse a mapping or a list that a shell has cut: `words` are its pieces and what follows them."""
+    joined, rest = words[0], list(words[1:])
+    while _is_open(joined.partition("=")[2]) and rest:
+        joined = f"{joined} {rest.pop(0)}"
+    key, _, value = joined.partition("=")
+    if _is_open(value):
+        return
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError:
+        found = None
+    pieces = " ".join(shlex.quote(f"{name}={_flow(leaf)}") for name, leaf in leaves(found, key))
+    dotted = f", or write {pieces}" if isinstance(found, dict) and found else ""
+    raise ValueError(
+        f"{key}: expected a whole mapping or list, got {words[0].partition('=')[2]!r}: the shell has "
+        f"split it at its blanks; fix: put the whole override in single quotes, {shlex.quote(joined)}{dotted}"
+    )
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML in one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=1 << 20).removesuffix("\n...\n").strip()
+
+
+def _yaml_text(value: str) -> str:
+    """A text in YAML's double quotes."""
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _children(node: yaml.Node | None, key: str) -> list[tuple[str, yaml.Node]]:
+    if isinstance(node, yaml.MappingNode):
+        return [(f"{key}.{name.value}" if key else str(name.value), child) for name, child in node.value]
+    if isinstance(node, yaml.SequenceNode):
+        return [(f"{key}[{index}]", child) for index, child in enumerate(node.value)]
+    return []
+
+
+def _plain_scalars(node: yaml.Node | None, key: str) -> list[tuple[str, str]]:
+    """Unquoted scalars of a YAML tree with their dotted keys."""
+    if isinstance(node, yaml.ScalarNode) and node.style is None:
+        return [(key, node.value)]
+    return [found for child_key, child in _children(node, key) for found in _plain_scalars(child, child_key)]
+
+
+def _entries_without_value(node: yaml.Node | None, key: str) -> Iterator[tuple[str, str]]:
+    """The mapping's key and the name of each `{name}` that stands in braces without a value."""
+    if isinstance(node, yaml.MappingNode) and node.flow_style:
+        for name, child in node.value:
+            if isinstance(name, yaml.ScalarNode) and name.style is None and child.value == "":
+                yield key, name.value
+    for child_key, child in _children(node, key):
+        yield from _entries_without_value(child, child_key)

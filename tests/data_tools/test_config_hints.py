@@ -1,0 +1,99 @@
+"""Keys by the names that other projects have for them, and misspelt ones, are answered with ours."""
+
+from typing import Any
+
+import pytest
+
+from data_tools.config_hints import SYNONYMS, is_key, suggestions, unknown_key
+from data_tools.config_schema import all_keys, nodes
+from data_tools.parts import Part
+from data_tools.sharding.plan import ShardConfig
+from data_tools.synth import SynthConfig
+from finetune.config import FinetuneConfig
+from pretrain.config import PretrainConfig
+
+SCHEMAS: dict[str, type] = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "shard": ShardConfig,
+    "synth": SynthConfig,
+}
+
+
+def keys_and_parts(schema: type) -> tuple[list[str], list[str]]:
+    return all_keys(schema), [key for key, kind in nodes(schema) if kind is Part]
+
+
+def test_every_synonym_names_a_key_that_exists() -> None:
+    for hints in SYNONYMS.values():
+        for hint in hints:
+            exists = any(is_key(hint, *keys_and_parts(schema)) for schema in SCHEMAS.values())
+            assert exists or " " in hint, hint
+
+
+@pytest.mark.parametrize(
+    ("schema", "given", "expected"),
+    [
+        ("pretrain", "masking.ratio", ["masking.args.ratio"]),
+        ("pretrain", "mask_ratio", ["masking.args.ratio"]),
+        ("pretrain", "masking.ratoi", ["masking.args.ratio"]),
+        ("pretrain", "noise.std", ["noise.args.std"]),
+        ("pretrain", "model.attention.window", ["model.attention.args.window"]),
+        ("pretrain", "lr", ["optim.lr"]),
+        ("pretrain", "learning_rate", ["optim.lr"]),
+        ("pretrain", "optim.learning_rate", ["optim.lr"]),
+        ("pretrain", "optim.rl", ["optim.lr"]),
+        ("pretrain", "optim.weigth_decay", ["optim.weight_decay"]),
+        ("pretrain", "wd", ["optim.weight_decay"]),
+        ("pretrain", "weight_decay", ["optim.weight_decay"]),
+        ("pretrain", "warmup_epochs", ["optim.warmup_share"]),
+        ("pretrain", "batch_size", ["batch.global_clips", "batch.clips_per_device"]),
+        ("pretrain", "precision", ["engine.precision"]),
+        ("pretrain", "fp16", ["engine.precision"]),
+        ("pretrain", "num_frames", ["clip.frames"]),
+        ("pretrain", "frames", ["clip.frames"]),
+        ("pretrain", "sampling_rate", ["clip.stride"]),
+        ("pretrain", "input_size", ["clip.size"]),
+        ("pretrain", "patch_size", ["model.patch_size"]),
+        ("pretrain", "decoder_depth", ["model.decoder_depth"]),
+        ("pretrain", "epochs", ["steps"]),
+        ("pretrain", "num_workers", ["data.workers"]),
+        ("pretrain", "data_path", ["data.shards"]),
+        ("pretrain", "output_dir", ["run_dir"]),
+        ("pretrain", "resume", ["run_dir"]),
+        ("pretrain", "encoder", ["start_from"]),
+        ("pretrain", "drop_path", ["model.drop_path"]),
+        ("pretrain", "min_scale", ["augment.min_scale"]),
+        ("pretrain", "clip.frame", ["clip.frames"]),
+        ("pretrain", "sed", ["seed"]),
+        ("finetune", "steps", ["epochs"]),
+        ("finetune", "start_from", ["encoder"]),
+        ("finetune", "layer_decay", ["optim.layer_decay"]),
+        ("finetune", "drop_path_rate", ["drop_path"]),
+        ("finetune", "data_path", ["data.train"]),
+        ("finetune", "smoothing", ["label_smoothing"]),
+        ("finetune", "evaluate.num_crops", ["evaluate.spatial_crops"]),
+        ("shard", "val_split", ["validation_share"]),
+        ("shard", "num_workers", ["workers"]),
+        ("shard", "layout.size", ["layout.args.short_side"]),
+        ("pretrain", "zzz", []),
+    ],
+)
+def test_a_key_of_another_name_is_answered_with_ours(schema: str, given: str, expected: list[str]) -> None:
+    keys, parts = keys_and_parts(SCHEMAS[schema])
+    assert suggestions(given, keys, parts=parts) == expected
+
+
+def message(schema: type, given: str) -> Any:
+    keys, parts = keys_and_parts(schema)
+    return unknown_key(given, keys, parts=parts)
+
+
+def test_what_is_no_key_is_answered_with_a_sentence() -> None:
+    assert "python -m launch local processes=N" in message(PretrainConfig, "nproc_per_node")
+    assert "the classes come from the data set" in message(FinetuneConfig, "num_classes")
+
+
+def test_a_key_like_no_other_is_answered_with_those_beside_it() -> None:
+    assert message(PretrainConfig, "engine.zzz").endswith("engine.compile, engine.cpu_threads")
+    assert "; there are run_dir, seed, steps, " in message(PretrainConfig, "zzz")
