@@ -1,18 +1,55 @@
 """`python -m data_tools`: make, shard and show data sets of videos."""
 
+import argparse
 import sys
 
-from data_tools.bench import run_bench
 from data_tools.command import Command, Program, run_program
-from data_tools.foreign.command import run_index
-from data_tools.report.command import run_report
-from data_tools.sharding.command import run_shard
-from data_tools.show import run_show
-from data_tools.synth import run_synth
-from data_tools.verifying.command import run_verify
 
 _DRY_RUN = ("--dry-run", "check and count, write nothing")
 _JSON = ("--json", "print the result as one line of JSON")
+
+
+def _synth(arguments: argparse.Namespace) -> None:
+    from data_tools.synth import run_synth
+
+    run_synth(arguments)
+
+
+def _shard(arguments: argparse.Namespace) -> None:
+    from data_tools.sharding.command import run_shard
+
+    run_shard(arguments)
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    from data_tools.foreign.command import run_index
+
+    run_index(arguments)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from data_tools.report.command import run_report
+
+    run_report(arguments)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from data_tools.bench import run_bench
+
+    run_bench(arguments)
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from data_tools.show import run_show
+
+    run_show(arguments)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from data_tools.verifying.command import run_verify
+
+    run_verify(arguments)
+
 
 PROGRAM = Program(
     name="data_tools",
@@ -22,7 +59,7 @@ PROGRAM = Program(
             name="synth",
             help="make real H.264 videos in which only motion tells the class",
             example="python -m data_tools synth videos unlabelled=200 scene.size=64",
-            run=run_synth,
+            run=_synth,
             positionals=(("out", "folder to make"),),
             options=(_DRY_RUN, _JSON),
         ),
@@ -30,7 +67,7 @@ PROGRAM = Program(
             name="shard",
             help="turn a collection of videos into shards with an index",
             example="python -m data_tools shard videos shards validation_share=0.1",
-            run=run_shard,
+            run=_shard,
             positionals=(
                 ("source", "folder (CLASS/*.mp4, *.mp4, train/CLASS/*.mp4) or csv file (path,label[,split])"),
                 ("out", "folder to make, one data set for each split in it"),
@@ -41,7 +78,7 @@ PROGRAM = Program(
             name="index",
             help="make the index for anybody's WebDataset, which is then read in place",
             example="python -m data_tools index s3://bucket/train-{0000..0099}.tar indexes label=cls",
-            run=run_index,
+            run=_index,
             positionals=(("shards", "folder of tars, one tar, or a pattern; here or behind a URL"),),
             optional=("out", "folder for the index; default: the folder of the tars"),
             options=(_DRY_RUN, _JSON),
@@ -50,7 +87,7 @@ PROGRAM = Program(
             name="report",
             help="write one HTML page that shows what a data set holds",
             example="python -m data_tools report shards shards.html pictures=48",
-            run=run_report,
+            run=_report,
             positionals=(("shards", "a data set, or the folder that holds its splits"),),
             optional=("out", "OUT.html, the page to write; default: report.html in SHARDS"),
             options=(_JSON,),
@@ -59,7 +96,7 @@ PROGRAM = Program(
             name="bench",
             help="measure how fast training reads a data set on this machine, and what takes the time",
             example="python -m data_tools bench shards/train clip.stride=2 data.views_per_video=4",
-            run=run_bench,
+            run=_bench,
             positionals=(("shards", "a data set, such as shards/train"),),
             options=(_JSON,),
         ),
@@ -67,7 +104,7 @@ PROGRAM = Program(
             name="show",
             help="print what a data set holds",
             example="python -m data_tools show shards/train",
-            run=run_show,
+            run=_show,
             positionals=(("shards", "folder of shards with an index"),),
             options=(_JSON,),
         ),
@@ -75,7 +112,7 @@ PROGRAM = Program(
             name="verify",
             help="compare shards with their index, byte by byte",
             example="python -m data_tools verify shards --full workers=8",
-            run=run_verify,
+            run=_verify,
             positionals=(("shards", "a data set, or the folder that holds its splits; here or at a URL"),),
             options=(("--full", "also decode every video to its end, as training would"), _JSON),
         ),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_tools.config import parse_override
+from data_tools.overrides import check_overrides, parse_override
 
 EXIT_CRASHED = 1  # whatever was not foreseen; a supervisor starts the run again, as after EXIT_STUCK
 EXIT_CONFIG = 2
@@ -76,7 +76,8 @@ class Command:
     """One subcommand: its positional arguments come first, overrides after them.
 
     Attributes:
-        run: gets the parsed arguments; whatever it raises is turned into a line and an exit code.
+        run: gets the parsed arguments; whatever it raises is turned into a line and an exit code. It imports
+            what it needs when it is called, so that `--help` and wrong usage are answered at once.
         positionals: (name, help) pairs.
         optional: one more that may be left out; it may then hold the first override.
         options: (flag, help) pairs of on/off switches.
@@ -172,6 +173,7 @@ def _parse(program: Program, argv: list[str]) -> argparse.Namespace:
             continue  # the deepspeed launcher adds it; LOCAL_RANK says the same
         parse_override(stray)  # names the mistake: an override written with dashes
         arguments.overrides.append(stray)
+    check_overrides(arguments.overrides)
     return arguments
 
 

@@ -1,24 +1,44 @@
 """`python -m finetune`: train on labelled videos, score, compare; import and export checkpoints."""
 
 import argparse
-import json
 import sys
 
 from data_tools.command import Command, Program, run_program
-from finetune.compare import read_results, table
-from finetune.evaluate import run_evaluate
-from finetune.kinship.command import SYSTEMS, run_export, run_import
-from finetune.train import run_train
+from data_tools.config_files import find_config
 
 _DRY_RUN = ("--dry-run", "resolve, check, count and say what would be done; start nothing")
 _JSON = ("--json", "print the result as json")
 
 
-def run_compare(arguments: argparse.Namespace) -> None:
-    """`python -m finetune compare RUN RUN ...`."""
-    results = read_results(arguments.runs)
-    sys.stdout.write(json.dumps(results, ensure_ascii=False) if arguments.json else table(results))
-    sys.stdout.write("\n")
+def _train(arguments: argparse.Namespace) -> None:
+    arguments.config = find_config(arguments.config, "finetune")
+    from finetune.train import run_train
+
+    run_train(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from finetune.evaluate import run_evaluate
+
+    run_evaluate(arguments)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from finetune.compare import run_compare
+
+    run_compare(arguments)
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from finetune.kinship.command import run_import
+
+    run_import(arguments)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from finetune.kinship.command import run_export
+
+    run_export(arguments)
 
 
 PROGRAM = Program(
@@ -29,15 +49,15 @@ PROGRAM = Program(
             name="train",
             help="train on labelled shards, save the model, score it; the same command again continues",
             example="python -m finetune train configs/finetune/demo.yaml encoder=runs/mine/encoder",
-            run=run_train,
-            positionals=(("config", "a YAML file, as in configs/finetune"),),
+            run=_train,
+            positionals=(("config", "a YAML file, or a name in configs/finetune"),),
             options=(_DRY_RUN, _JSON),
         ),
         Command(
             name="evaluate",
             help="score a finished run again, for example with more views",
             example="python -m finetune evaluate runs/tuned evaluate.temporal_clips=5 engine.precision=bf16",
-            run=run_evaluate,
+            run=_evaluate,
             positionals=(("run_dir", "the run's folder"),),
             options=(_DRY_RUN, _JSON),
         ),
@@ -45,7 +65,7 @@ PROGRAM = Program(
             name="compare",
             help="print the scores of several runs side by side",
             example="python -m finetune compare runs/tuned runs/from_scratch",
-            run=run_compare,
+            run=_compare,
             options=(_JSON,),
             more=("runs", "run folders; the first is what the others are compared with"),
         ),
@@ -53,7 +73,7 @@ PROGRAM = Program(
             name="import",
             help="read a checkpoint of VideoMAE V1 or V2, of transformers' VideoMAE or of MAE-ST",
             example="python -m finetune import checkpoint.pth imported frames=16 stride=4 size=224",
-            run=run_import,
+            run=_import,
             positionals=(
                 ("path", "a file of weights, or a folder as transformers writes it"),
                 ("out", "the folder to write: `encoder=OUT` fine-tunes it"),
@@ -64,13 +84,13 @@ PROGRAM = Program(
             name="export",
             help="write an encoder with its decoder, or a fine-tuned model, as another system's checkpoint",
             example="python -m finetune export runs/mine/encoder mine.pth --to videomae",
-            run=run_export,
+            run=_export,
             positionals=(
                 ("folder", "an exported encoder, or the model of a fine-tuning run"),
                 ("out", "the file (videomae) or the folder (huggingface) to write"),
             ),
             options=(_DRY_RUN, _JSON),
-            settings=(("--to", "SYSTEM", f"whose checkpoint to write: {' or '.join(SYSTEMS)}"),),
+            settings=(("--to", "SYSTEM", "whose checkpoint to write: videomae or huggingface"),),
         ),
     ),
 )

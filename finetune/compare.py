@@ -1,6 +1,8 @@
 """The table that sets runs side by side, made from their `result.json` alone."""
 
+import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,13 @@ RESULT_NAME = "result.json"
 
 _HEADINGS = ("run", "encoder", "frozen", "head", "lr", "videos", "top-1 %", "95 % interval", "difference")
 _NUMBERS_FROM = 4  # columns from here on are flush right
+
+
+def run_compare(arguments: argparse.Namespace) -> None:
+    """`python -m finetune compare RUN RUN ...`."""
+    results = read_results(arguments.runs)
+    sys.stdout.write(json.dumps(results, ensure_ascii=False) if arguments.json else table(results))
+    sys.stdout.write("\n")
 
 
 def read_results(folders: Sequence[str | Path]) -> list[dict[str, Any]]:

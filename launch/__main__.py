@@ -1,10 +1,10 @@
 """`python -m launch KIND [CLUSTER.yaml] [a.b=c] -- pretrain CONFIG [a.b=c]`; status, logs, cancel."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
-from launch import doctor, k8s, local, plan, slurm, ssh, watching
 from launch.cluster import UsageError
 from launch.exit_codes import USAGE
 from launch.job import JobRefused
@@ -14,6 +14,19 @@ _EPILOG = """examples:
   python -m launch local processes=2 -- pretrain CONFIG run_dir=RUN
   python -m launch ssh configs/cluster/ssh.yaml -- pretrain CONFIG run_dir=RUN
   python -m launch status RUN"""
+
+# The module that registers each command. Only the one that is asked for is imported.
+_MODULES = {
+    "local": "launch.local",
+    "ssh": "launch.ssh",
+    "slurm": "launch.slurm",
+    "k8s": "launch.k8s",
+    "doctor": "launch.doctor",
+    "plan": "launch.plan",
+    "status": "launch.watching",
+    "logs": "launch.watching",
+    "cancel": "launch.watching",
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if "--" in own:
         place = own.index("--")
         own, job = own[:place], own[place + 1 :]
-    arguments, strays = parser().parse_known_args(own)
+    arguments, strays = parser(own[0] if own else None).parse_known_args(own)
     for stray in strays:
         if stray.startswith("-") or not hasattr(arguments, "words"):
             raise UsageError(
@@ -57,8 +70,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def parser() -> argparse.ArgumentParser:
-    """All commands; each file registers its own."""
+def parser(first: str | None = None) -> argparse.ArgumentParser:
+    """All commands, or, where `first` is one of them, no others; each file registers its own."""
     whole = argparse.ArgumentParser(
         prog="python -m launch",
         description=_ABOUT,
@@ -66,8 +79,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parsers = whole.add_subparsers(required=True, metavar="COMMAND")
-    for command in (local, ssh, slurm, k8s, doctor, plan, watching):
-        command.add_to(parsers)
+    wanted = [_MODULES[first]] if first in _MODULES else list(_MODULES.values())
+    for module in dict.fromkeys(wanted):
+        importlib.import_module(module).add_to(parsers)
     return whole
 
 

@@ -54,6 +54,19 @@ def digest_of_file(path: Path) -> str:
         raise UsageError(f"cannot read the config file {path}: {error.strerror}") from error
 
 
+def find_recipe(given: str, room: str) -> Path:
+    """The config file that a job names, found as the room finds it: a path, or a name in configs/ROOM."""
+    path = Path(given)
+    names = (folder / f"{given.removeprefix(f'{room}/')}.yaml" for folder in _recipes(room))
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path
+    return next((named for named in names if named.is_file()), path)
+
+
+def _recipes(room: str) -> tuple[Path, Path]:
+    return Path("configs") / room, SOURCES / "configs" / room
+
+
 def freeze_code(folder: Path) -> None:
     """Copy the rooms and the recipes to a folder that is named by their content; whole or not at all."""
     if folder.exists():

@@ -17,7 +17,15 @@ from typing import Any
 import yaml
 
 from launch.cluster import UsageError, require
-from launch.freezing import SOURCES, commit_of_code, digest_of_code, digest_of_file, freeze_code, write_whole
+from launch.freezing import (
+    SOURCES,
+    commit_of_code,
+    digest_of_code,
+    digest_of_file,
+    find_recipe,
+    freeze_code,
+    write_whole,
+)
 
 LAUNCH_FOLDER, LOGS_FOLDER = "launch", "logs"
 
@@ -99,7 +107,8 @@ def prepare(
     else:
         run_dir = _run_dir_as_written(job_argv, place)
     folder = _launch_folder(run_dir)
-    frozen = folder / f"config-{digest_of_file(Path(job_argv[place]))}.yaml"
+    config = find_recipe(job_argv[place], job_argv[0])
+    frozen = folder / f"config-{digest_of_file(config)}.yaml"
     return Job(
         argv=[*job_argv[:place], str(frozen), *job_argv[place + 1 :]],
         cwd=os.getcwd(),
@@ -108,7 +117,7 @@ def prepare(
         environment=dict(environment),
         commit=commit_of_code(),
         run_dir=str(folder.parent),
-        config=str(Path(job_argv[place]).absolute()),
+        config=str(config.absolute()),
         counts=counts,
     )
 
@@ -213,7 +222,7 @@ def _run_dir_as_written(job_argv: Sequence[str], place: int) -> str:
     given = [word.partition("=")[2] for word in job_argv[place + 1 :] if word.startswith("run_dir=")]
     if given:
         return given[-1]
-    path = Path(job_argv[place])
+    path = find_recipe(job_argv[place], job_argv[0])
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

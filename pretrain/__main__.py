@@ -5,31 +5,33 @@ what it costs. A config file that is itself named `preview` is written `./previe
 """
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
 from data_tools.command import Command, Program, run_program
-from data_tools.config import load_config, to_yaml
-from pretrain.config import PretrainConfig
-from pretrain.cost import run_cost
-from pretrain.preview import run_preview
-from pretrain.runtime.ending import ending_together
-from pretrain.runtime.run_lock import run_lock
-from pretrain.training import make_plan, run_pretraining
+from data_tools.config_files import find_config
+
+_COMMANDS = ("preview", "cost")
 
 
-def pretrain(arguments: argparse.Namespace) -> None:
-    """The command: check everything, then train unless only asked what would happen."""
-    config = load_config(PretrainConfig, arguments.config, arguments.overrides)
-    plan = make_plan(config)
-    if arguments.dry_run:
-        text = json.dumps(plan.summary(), indent=1)
-        sys.stdout.write(text if arguments.json else f"{to_yaml(config)}\n{text}")
-        sys.stdout.write("\n")
-        return
-    with ending_together(plan.processes), run_lock(Path(config.run_dir), plan.processes, config.watch):
-        run_pretraining(plan)
+def _pretrain(arguments: argparse.Namespace) -> None:
+    arguments.config = find_config(arguments.config, "pretrain", commands=_COMMANDS)
+    from pretrain.command import run_pretrain
+
+    run_pretrain(arguments)
+
+
+def _preview(arguments: argparse.Namespace) -> None:
+    arguments.config = find_config(arguments.config, "pretrain")
+    from pretrain.preview import run_preview
+
+    run_preview(arguments)
+
+
+def _cost(arguments: argparse.Namespace) -> None:
+    arguments.config = find_config(arguments.config, "pretrain")
+    from pretrain.cost import run_cost
+
+    run_cost(arguments)
 
 
 PROGRAM = Program(
@@ -40,8 +42,8 @@ PROGRAM = Program(
             name="",
             help="",
             example="python -m pretrain configs/pretrain/demo.yaml data.shards=SHARDS/train run_dir=RUN",
-            run=pretrain,
-            positionals=[("config", "a YAML file, as in configs/pretrain")],
+            run=_pretrain,
+            positionals=[("config", "a YAML file, or a name in configs/pretrain")],
             options=[
                 ("--dry-run", "resolve, check, count and print; start nothing"),
                 ("--json", "with --dry-run: print the counts alone, as JSON"),
@@ -51,8 +53,8 @@ PROGRAM = Program(
             name="preview",
             help="pictures of real clips as the model gets them, and what a clip costs",
             example="python -m pretrain preview configs/pretrain/demo.yaml data.shards=SHARDS/train",
-            run=run_preview,
-            positionals=[("config", "a YAML file, as in configs/pretrain")],
+            run=_preview,
+            positionals=[("config", "a YAML file, or a name in configs/pretrain")],
             options=[("--json", "print the counts as JSON")],
             settings=[
                 ("--out", "FOLDER", "where the pictures go; RUN_DIR/preview where not given"),
@@ -67,8 +69,8 @@ PROGRAM = Program(
             name="cost",
             help="what a run computes, holds and moves, without shards or weights; `launch plan` reads it",
             example="python -m pretrain cost configs/pretrain/videomae_base.yaml --json",
-            run=run_cost,
-            positionals=[("config", "a YAML file, as in configs/pretrain")],
+            run=_cost,
+            positionals=[("config", "a YAML file, or a name in configs/pretrain")],
             options=[("--json", "on one line")],
         ),
     ],

@@ -1,0 +1,25 @@
+"""`python -m pretrain CONFIG [a.b=c]`: check everything, then train unless only the counts are asked for."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from data_tools.config import load_config, to_yaml
+from pretrain.config import PretrainConfig
+from pretrain.runtime.ending import ending_together
+from pretrain.runtime.run_lock import run_lock
+from pretrain.training import make_plan, run_pretraining
+
+
+def run_pretrain(arguments: argparse.Namespace) -> None:
+    """Train, or with `--dry-run` print what a training would be."""
+    config = load_config(PretrainConfig, arguments.config, arguments.overrides)
+    plan = make_plan(config)
+    if arguments.dry_run:
+        text = json.dumps(plan.summary(), indent=1)
+        sys.stdout.write(text if arguments.json else f"{to_yaml(config)}\n{text}")
+        sys.stdout.write("\n")
+        return
+    with ending_together(plan.processes), run_lock(Path(config.run_dir), plan.processes, config.watch):
+        run_pretraining(plan)

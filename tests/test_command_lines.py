@@ -1,0 +1,134 @@
+"""Help and wrong usage of every command line are answered before anything large is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_tools.command import run_program
+from data_tools.config_files import RECIPES, find_config
+from finetune.__main__ import PROGRAM as FINETUNE
+from finetune.kinship.command import SYSTEMS
+from launch.job import prepare
+from pretrain.__main__ import PROGRAM as PRETRAIN
+
+# What takes long to import; the interpreter has none of it afterwards.
+HEAVY = ("torch", "numpy", "pyarrow", "av", "cv2", "omegaconf", "deepspeed", "scipy", "sklearn")
+
+ASK_ALL = """
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from data_tools import __main__ as data_tools
+from data_tools.command import run_program
+from finetune import __main__ as finetune
+from launch.__main__ import main as launch
+from pretrain import __main__ as pretrain
+
+def answer(run, words):
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            code = run(words)
+    except SystemExit as left:
+        code = left.code
+    heavy = [name for name in sys.argv[1:] if name in sys.modules]
+    print(*words, "left with", code, "and imported", *heavy or ["nothing"])
+
+for room in (data_tools, pretrain, finetune):
+    run = lambda words, program=room.PROGRAM: run_program(program, words)
+    for command in room.PROGRAM.commands:
+        answer(run, [*filter(None, [command.name]), "--help"])
+    answer(run, ["--help"])
+    for command in room.PROGRAM.commands:
+        answer(run, [*filter(None, [command.name])])
+        answer(run, [*filter(None, [command.name]), "one", "two", "--steps=3"])
+answer(lambda words: run_program(pretrain.PROGRAM, words), ["no_such_file.yaml"])
+answer(lambda words: run_program(finetune.PROGRAM, words), ["train", "no_such_file.yaml"])
+for name in ("local", "ssh", "slurm", "k8s", "doctor", "plan", "status", "logs", "cancel"):
+    answer(launch, [name, "--help"])
+answer(launch, ["--help"])
+"""
+
+
+def test_help_and_wrong_usage_import_nothing_large(repo: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", ASK_ALL, *HEAVY], cwd=repo, capture_output=True, text=True, check=True
+    )
+    lines = ran.stdout.splitlines()
+    assert len(lines) > 50
+    for line in lines:
+        assert line.endswith("and imported nothing"), line
+        expected = "left with 0 " if "--help" in line else "left with 2 "
+        assert expected in line, line
+
+
+def test_help_of_export_names_every_system(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_program(FINETUNE, ["export", "--help"])
+    text = capsys.readouterr().out
+    assert all(system in text for system in SYSTEMS)
+
+
+@pytest.mark.parametrize("given", ["demo", "pretrain/demo", "configs/pretrain/demo.yaml"])
+def test_a_config_is_found_by_its_path_or_its_name(
+    given: str, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repo)
+    assert find_config(given, "pretrain").resolve() == RECIPES / "pretrain" / "demo.yaml"
+
+
+def test_a_name_is_found_from_any_folder_and_a_file_there_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config("demo", "pretrain") == RECIPES / "pretrain" / "demo.yaml"
+    (tmp_path / "configs/pretrain").mkdir(parents=True)
+    (tmp_path / "configs/pretrain/demo.yaml").touch()
+    assert find_config("demo", "pretrain").resolve() == tmp_path / "configs/pretrain/demo.yaml"
+    (tmp_path / "demo").touch()
+    assert find_config("demo", "pretrain") == Path("demo")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("configs/pretrain/demo.yml", "did you mean configs/pretrain/demo.yaml?"),
+        ("configs/pretrain/demoo.yaml", "did you mean configs/pretrain/demo.yaml?"),
+        ("configs/demo.yaml", "no config file at configs/demo.yaml; did you mean demo?"),
+        ("dmo", "no config file at dmo; did you mean demo?"),
+        ("videomae_bas", "did you mean videomae_base?"),
+        ("previw", "did you mean the command preview?"),
+        ("zzz", "no config file at zzz\n"),
+        ("steps=3", "expected a config file first, got the override 'steps=3'; fix: write CONFIG steps=3"),
+        ("configs", "configs: expected a config file, got a folder\n"),
+        (
+            "configs/finetune/demo.yaml",
+            "is a fine-tuning config; fix: start it with python -m finetune train",
+        ),
+        ("configs/cluster/ssh.yaml", "is a cluster file; fix: start it with python -m launch"),
+    ],
+)
+def test_a_config_that_is_not_there_is_answered_with_the_nearest(
+    given: str, message: str, repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(repo)
+    assert run_program(PRETRAIN, [given]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_folder_in_place_of_a_config_is_answered_with_its_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").touch()
+    assert run_program(PRETRAIN, [str(tmp_path)]) == 2
+    assert (
+        f"expected a config file, got a folder; fix: give {tmp_path}/config.yaml" in capsys.readouterr().err
+    )
+
+
+def test_the_launcher_finds_a_config_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = prepare(["pretrain", "demo", "run_dir=run"], {}, is_checked=False)
+    assert job.config == str(RECIPES / "pretrain" / "demo.yaml")
+    assert job.run_dir == str(tmp_path / "run")
