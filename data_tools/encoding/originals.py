@@ -21,14 +21,14 @@ from data_tools.stream.container import (
     MAX_PIXELS,
     BadVideo,
     OpenedVideo,
-    WholeFrames,
     claimed_frame_s,
     frames_after_seek,
     open_container,
     open_video,
-    turns,
     worth_seeking,
 )
+from data_tools.stream.geometry import turns
+from data_tools.stream.whole_frames import WholeFrames
 
 # Single pictures only: "image2", for numbered files, would open others besides.
 _PICTURES = "jpeg_pipe,png_pipe,bmp_pipe,webp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,jpegls_pipe,j2k_pipe"
@@ -43,7 +43,7 @@ class Original:
         timed: frames with the second at which each comes on screen, counted from the first frame shown;
             it begins with the frame on screen at the start of the part that is meant.
         first: a frame of it, for sizes and colours.
-        turns: what brings its frames upright, as `stream.container.turns` says.
+        turns: what brings its frames upright, as `stream.geometry.turns` says.
         rate: mean frames a second; exactly the video's own where that is constant.
         frames: how many frames the container holds, damaged ones included, in the whole video.
         start_s, end_s: the part that is meant; the end may lie beyond that of the video.
@@ -83,7 +83,7 @@ def open_original(video: SourceVideo, *, notes: list[str]) -> Iterator[Original]
                 opened = stack.enter_context(open_video(source))
                 frames = chain([opened.first], opened.rest)
         assert frames is not None
-        whole = WholeFrames(frames, opened.stream.frames)
+        whole = WholeFrames(frames, opened)
         yield Original(
             timed=_on_screen_from(start_s, ((opened.start_s(frame), frame) for frame in whole)),
             first=opened.first,
@@ -94,13 +94,9 @@ def open_original(video: SourceVideo, *, notes: list[str]) -> Iterator[Original]
             end_s=math.inf if video.end_s is None else video.end_s,
         )
         if video.start_s is None and video.end_s is None:
-            note_missing_frames(notes, opened.stream.frames, whole.count)
-
-
-def note_missing_frames(notes: list[str], claimed: int, decoded: int) -> None:
-    """Note where fewer frames can be decoded than the container speaks of; 0 is for one that says nothing."""
-    if decoded < claimed:
-        notes.append(f"{decoded} of {claimed} frames")
+            notes.extend(whole.missing())
+        elif whole.note:
+            notes.append(whole.note)
 
 
 def video_source(video: SourceVideo) -> bytes | Path:

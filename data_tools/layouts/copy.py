@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_tools.encoding.originals import note_missing_frames, video_source
+from data_tools.encoding.originals import video_source
 from data_tools.encoding.steady import Cuts
 from data_tools.layouts.base import Laid, Layout, Task
 from data_tools.listing.videos import SourceVideo
-from data_tools.stream.container import open_container
 from data_tools.stream.decode import probe
 
 _CUTTING = "layout.name=stride_aligned, clips or jpegs"
@@ -19,9 +18,7 @@ class Copy(Layout):
     def lay(self, task: Task) -> Iterator[Laid]:
         """See `Layout.lay`."""
         source = video_source(task.video)
-        info = probe(source)
-        with open_container(source) as (_, stream):
-            note_missing_frames(task.notes, stream.frames, info.frames)
+        info = probe(source, notes=task.notes)
         yield Laid(key=task.key, file=None, ending=Path(task.video.name).suffix[1:].lower(), info=info)
 
     def check(self, video: SourceVideo, cuts: Cuts) -> None:

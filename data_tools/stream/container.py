@@ -1,4 +1,4 @@
-"""Videos opened safely: which containers, how large a frame, what time a frame has, which way is up.
+"""Videos opened safely: which containers, how large a frame, what time a frame has, where damage begins.
 
 Time is in seconds from the first frame shown; a frame is on screen from its time stamp until that of the
 next.
@@ -7,18 +7,18 @@ next.
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
+from itertools import chain, dropwhile
 from pathlib import Path
-from typing import IO, Any
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from data_tools.command import DataError
+from data_tools.stream.random_access import is_random_access_point, stamps_are_sound
+from data_tools.stream.sequential import Decoding, error_text, packets_of, shown_frames
 
 MAX_PIXELS = 1 << 25  # an 8K frame (7680 x 4320) still fits
 SLACK_S = 1e-6  # instants that were written down as decimal seconds are rounded
@@ -33,6 +33,11 @@ _OPTIONS = {
 # Where it may use no decoder it cannot: that spares 0.6 of 0.8 ms, and with a sound track 2.8 of 3.
 _BY_INDEX = {**_OPTIONS, "codec_whitelist": "none", "probesize": "32"}
 _BLIND_SEEK_S = 1.0  # without an index, decoding on is cheaper than a search for nearer instants
+# What PyAV and FFmpeg raise because of a file; PyAV passes on whatever a strange value causes inside it.
+_OF_A_FILE = (
+    *(av.FFmpegError, OSError, EOFError, ValueError, LookupError, ArithmeticError),
+    *(MemoryError, BufferError, TypeError, RuntimeError),
+)
 
 
 class BadVideo(DataError):
@@ -41,13 +46,17 @@ class BadVideo(DataError):
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedVideo:
-    """A video opened up to its first frame: the stream, that frame, and those that follow it on screen."""
+    """A video opened up to its first frame: the stream, that frame, and those that follow it on screen.
+
+    The `pts` of each frame is its presentation time in ticks, strictly increasing, as `stamps` says.
+    """
 
     container: InputContainer
     stream: VideoStream
     first: VideoFrame
     rest: Iterator[VideoFrame]
     tick_s: float
+    decoding: Decoding = field(default_factory=Decoding)
 
     def start_s(self, frame: VideoFrame) -> float:
         """When a frame comes on screen, counted from the first frame shown."""
@@ -58,12 +67,16 @@ class OpenedVideo:
 def open_video(source: bytes | Path) -> Iterator[OpenedVideo]:
     """Open a video up to its first frame; every error of FFmpeg in the block becomes BadVideo."""
     with open_container(source) as (container, stream):
-        frames = _shown(container, stream)
+        decoding = Decoding()
+        frames = shown_frames(packets_of(container, stream, decoding), stream, decoding)
         first = next(frames, None)
         if first is None:
-            raise BadVideo("no frame of it can be decoded")
+            why = f": {error_text(decoding.error)}" if decoding.error else ""
+            raise BadVideo(f"no frame of it can be decoded{why}")
         tick_s = float(stream.time_base or first.time_base or 1)
-        yield OpenedVideo(container=container, stream=stream, first=first, rest=frames, tick_s=tick_s)
+        yield OpenedVideo(
+            container=container, stream=stream, first=first, rest=frames, tick_s=tick_s, decoding=decoding
+        )
 
 
 @contextmanager
@@ -85,44 +98,36 @@ def open_container(
         stream = _best_stream(container)
         _limit(stream)
         yield container, stream
+        if isinstance(file, _File) and file.error is not None:
+            raise file.error
 
 
 @contextmanager
 def ffmpeg_errors() -> Iterator[None]:
-    """Every error of FFmpeg, and every file that cannot be read, becomes BadVideo."""
+    """Every error of FFmpeg or PyAV, and every file that cannot be read, becomes BadVideo."""
     try:
         yield
-    except (av.FFmpegError, OSError) as error:
-        raise BadVideo(f"FFmpeg cannot read it: {error.strerror or error}") from error
+    except DataError:
+        raise
+    except _OF_A_FILE as error:
+        raise BadVideo(f"FFmpeg cannot read it: {error_text(error)}") from error
 
 
-class WholeFrames:
-    """Frames that are not damaged, counted; what ends them too early says after how many.
+class _File(io.FileIO):
+    """A file that remembers an error of reading: PyAV may drop it, and the video would seem to end there."""
 
-    Args:
-        claimed: how many frames the container speaks of, 0 for none.
-    """
+    error: OSError | None = None
 
-    def __init__(self, frames: Iterator[VideoFrame], claimed: int):
-        self.count = 0
-        self._frames = frames
-        self._claimed = claimed
-
-    def __iter__(self) -> Iterator[VideoFrame]:
+    def read(self, size: int | None = -1, /) -> bytes:
         try:
-            for frame in self._frames:
-                if frame.is_corrupt:
-                    raise BadVideo(f"frame {self.count} is damaged")
-                self.count += 1
-                yield frame
-        except av.FFmpegError as error:
-            known = f" of {self._claimed}" if self._claimed else ""
-            reason = f"FFmpeg cannot read it after {self.count}{known} frames: {error.strerror or error}"
-            raise BadVideo(reason) from error
+            return super().read(-1 if size is None else size) or b""
+        except OSError as error:
+            self.error = error
+            raise
 
 
-def _as_file(source: bytes | Path) -> IO[bytes]:
-    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+def _as_file(source: bytes | Path) -> io.BytesIO | _File:
+    return io.BytesIO(source) if isinstance(source, bytes) else _File(source)
 
 
 def _best_stream(container: InputContainer) -> VideoStream:
@@ -149,19 +154,8 @@ def _limit(stream: VideoStream) -> None:
     codec.thread_type = "NONE"
 
 
-def _shown(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Frames in the order of the screen; one that is not later than the one before is never seen."""
-    latest = None
-    for frame in container.decode(stream):
-        ticks = _ticks(frame)
-        if latest is None or ticks > latest:
-            latest = ticks
-            yield frame
-
-
 def _ticks(frame: VideoFrame) -> int:
-    if frame.pts is None:
-        raise BadVideo("a frame has no time stamp: encode the video anew")
+    assert frame.pts is not None  # the clock has given one
     return frame.pts
 
 
@@ -179,12 +173,25 @@ def key_frame_may_precede(stream: VideoStream, target: int, instant_s: float) ->
 
 
 def frames_after_seek(opened: OpenedVideo, instant_s: float) -> Iterator[VideoFrame] | None:
-    """Frames from the key frame before the instant on, None where the container led elsewhere."""
-    target = _target(opened, instant_s)
+    """Frames from a random access point before the instant on.
+
+    None where there is none for certain, or where time stamps are wrong anywhere in the video: the frame's
+    time may depend on all frames before it then.
+    """
+    container, stream, target = opened.container, opened.stream, _target(opened, instant_s)
     with suppress(av.FFmpegError):
-        opened.container.seek(target, stream=opened.stream)
-        frames = _shown(opened.container, opened.stream)
-        # What an open group of pictures puts before its key frame refers to frames we have not seen.
+        if opened.decoding.is_repaired:
+            return None
+        container.seek(0 if stream.start_time is None else stream.start_time, stream=stream)
+        if not stamps_are_sound(container.demux(stream), stream.codec_context.reorder_depth):
+            return None
+        container.seek(target, stream=stream)
+        packets = dropwhile(
+            lambda packet: packet is not None and not is_random_access_point(packet, stream),
+            packets_of(container, stream, opened.decoding),
+        )
+        frames = shown_frames(packets, stream, opened.decoding)
+        # What an open group of pictures puts before its key frame refers to frames that were not decoded.
         entry = next((frame for frame in frames if frame.key_frame), None)
         if entry is not None and _ticks(entry) <= target:
             return chain([entry], frames)
@@ -201,15 +208,3 @@ def claimed_frame_s(opened: OpenedVideo) -> float:
         return opened.first.duration * opened.tick_s
     rate = opened.stream.average_rate
     return 1.0 / float(rate) if rate else 0.04
-
-
-def turns(frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """(exchange rows and columns, then flip rows, then flip columns) that the display matrix asks for."""
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return False, False, False
-    # A pixel (x, y) is shown at (a x + c y, b x + d y); angles that are no quarter turns go to the nearest.
-    a, b, _, c, d = np.frombuffer(memoryview(matrix), np.int32)[:5].tolist()
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        return True, b < 0, c < 0
-    return False, d < 0, a < 0

@@ -18,16 +18,17 @@ from torch import Tensor
 from data_tools.index import VideoInfo
 from data_tools.stream.container import (
     OpenedVideo,
-    WholeFrames,
     claimed_frame_s,
     ffmpeg_errors,
     open_video,
-    turns,
 )
+from data_tools.stream.geometry import turns
 from data_tools.stream.picking import picked_frames
+from data_tools.stream.picture_notes import PictureNotes
+from data_tools.stream.whole_frames import WholeFrames
 
 
-def probe(source: bytes | Path, *, full: bool = True) -> VideoInfo:
+def probe(source: bytes | Path, *, full: bool = True, notes: list[str] | None = None) -> VideoInfo:
     """Find out what a video is by decoding it.
 
     The last frame is taken to last as long as the average one, so frame i of a video with a constant
@@ -36,21 +37,28 @@ def probe(source: bytes | Path, *, full: bool = True) -> VideoInfo:
     Args:
         source: the video itself, or its file.
         full: decode every frame; otherwise only the first, and believe the container about the rest.
+        notes: gets a line about whatever is odd about the video but no reason to reject it.
 
     Raises:
         BadVideo: it cannot be opened, holds no video stream, or is damaged. A video that merely ends
             earlier than its container says is taken for what can be decoded.
     """
     with open_video(source) as opened:
+        pictures = PictureNotes(opened)
         if full:
-            whole = WholeFrames(chain([opened.first], opened.rest), opened.stream.frames)
+            whole = WholeFrames(pictures.watched(chain([opened.first], opened.rest)), opened)
             last_s = max(map(opened.start_s, whole))
             frames = whole.count
             duration_s = last_s * frames / (frames - 1) if frames > 1 else claimed_frame_s(opened)
+            missing = whole.missing()
         else:
             frames, duration_s = _claimed_length(opened)
+            missing = []
+            list(pictures.watched(iter([opened.first])))
         height, width = _upright_size(opened.first)
         codec = opened.stream.codec_context.name
+    if notes is not None:
+        notes.extend([*missing, *pictures.lines()])
     return VideoInfo(frames=frames, duration_s=duration_s, width=width, height=height, codec=codec)
 
 

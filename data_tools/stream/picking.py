@@ -33,10 +33,11 @@ from data_tools.stream.container import (
     open_video,
     worth_seeking,
 )
+from data_tools.stream.random_access import has_b_slices, is_random_access_point
 
 _SEEK_GAP_S = 1.0  # between wanted frames; over a shorter one it is cheaper to read on
 _MP4 = b"ftyp"  # what such files begin with, after a length
-_IDR, _FIRST_SLICE, _LAST_SLICE = 5, 1, 5  # kinds of H.264 units
+_BASELINE = b"\x42"  # the profile of H.264 without B frames
 
 # A frame and the positions (of the ascending instants) at which it is on screen.
 _Picked = Iterator[tuple[VideoFrame, Sequence[int]]]
@@ -91,6 +92,8 @@ def _planned(video: bytes, wanted_s: list[float], last_frame_s: float | None) ->
                 found, is_end = _packets_after_seek(container, stream, targets[begin], targets[end - 1])
             else:
                 found, is_end = _packets_until(chain([head], packets), targets[end - 1])
+            if _may_be_in_decoding_order(found, stream):
+                raise _OtherWay
             places, last = _on_screen(found, targets, range(begin, end))
             if is_end:
                 _check_end((last - origin) * tick_s, wanted_s[end - 1], last_frame_s)
@@ -118,6 +121,8 @@ def _in_order(
         raise _OtherWay
     shown, given = next(frames), 0
     for frame in frames:
+        if seek and opened.decoding.is_repaired:
+            raise _OtherWay
         begin, until_s = given, opened.start_s(frame) - SLACK_S
         while given < len(wanted_s) and wanted_s[given] < until_s:
             given += 1
@@ -139,19 +144,7 @@ def _is_h264(stream: VideoStream) -> bool:
 def _opens_the_video(head: Packet, stream: VideoStream) -> bool:
     """Whether the first packet is certainly the first frame shown."""
     is_first = head.pts is not None and head.pts == stream.start_time
-    return is_first and head.is_keyframe and not head.is_discard and _is_idr(head, stream)
-
-
-def _is_idr(packet: Packet, stream: VideoStream) -> bool:
-    """Whether no packet from this one on refers to an earlier one."""
-    data, size = memoryview(packet), ((stream.codec_context.extradata or bytes(5))[4] & 3) + 1
-    at = 0
-    while at + size < len(data):
-        kind = data[at + size] & 31
-        if _FIRST_SLICE <= kind <= _LAST_SLICE:
-            return kind == _IDR
-        at += size + int.from_bytes(data[at : at + size], "big")
-    return False
+    return is_first and head.is_keyframe and not head.is_discard and is_random_access_point(head, stream)
 
 
 def _runs(wanted_s: list[float]) -> Iterator[tuple[int, int]]:
@@ -166,12 +159,24 @@ def _runs(wanted_s: list[float]) -> Iterator[tuple[int, int]]:
 def _packets_after_seek(
     container: InputContainer, stream: VideoStream, target: int, until: int
 ) -> tuple[list[Packet], bool]:
-    """Packets from the key frame at or before the target on, and whether the video ends with them."""
+    """Packets from a random access point at or before the target on, and whether the video ends with them."""
+    found, is_end = _packets_after(container, stream, target, until)
+    if found and not is_random_access_point(found[0], stream):
+        # The container flags recovery points as well: from the beginning, `_needed` finds the last IDR.
+        found, is_end = _packets_after(container, stream, stream.start_time or 0, until)
+        if not (found and is_random_access_point(found[0], stream)):
+            raise _OtherWay
+    return found, is_end
+
+
+def _packets_after(
+    container: InputContainer, stream: VideoStream, target: int, until: int
+) -> tuple[list[Packet], bool]:
     try:
         container.seek(target, stream=stream)
+        return _packets_until(container.demux(stream), until)
     except av.FFmpegError as error:
         raise _OtherWay from error
-    return _packets_until(container.demux(stream), until)
 
 
 def _packets_until(packets: Iterable[Packet], until: int) -> tuple[list[Packet], bool]:
@@ -200,6 +205,16 @@ def _on_screen(found: list[Packet], targets: list[int], run: range) -> tuple[dic
     return places, stamps[-1]
 
 
+def _may_be_in_decoding_order(found: list[Packet], stream: VideoStream) -> bool:
+    """Whether the time stamps reorder nothing although B frames have to be reordered."""
+    delays = ((packet.pts or 0) - (packet.dts or 0) for packet in found)
+    first = next(delays, 0)
+    if any(delay != first for delay in delays):
+        return False
+    profile = (stream.codec_context.extradata or b"")[1:2]
+    return profile != _BASELINE and any(has_b_slices(packet, stream) for packet in found)
+
+
 def _decoded(stream: VideoStream, found: list[Packet], places: dict[int, list[int]]) -> _Picked:
     """Decode the packets and give those that are wanted."""
     codec, missing, was_wanted = stream.codec_context, set(places), None
@@ -220,7 +235,7 @@ def _needed(found: list[Packet], stream: VideoStream, places: dict[int, list[int
     """Closed group by closed group, everything up to the last packet that is wanted of it."""
     waiting: list[Packet] = []
     for packet in found:
-        if packet.is_keyframe and _is_idr(packet, stream):
+        if is_random_access_point(packet, stream):
             waiting = []
         waiting.append(packet)
         if packet.pts in places:

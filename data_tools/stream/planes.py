@@ -11,7 +11,8 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, VideoReformatter
 
-from data_tools.stream.container import ffmpeg_errors, turns
+from data_tools.stream.container import ffmpeg_errors
+from data_tools.stream.geometry import turns
 from data_tools.stream.picking import picked_frames
 from data_tools.stream.pixels import colour_numbers
 
