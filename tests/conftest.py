@@ -45,7 +45,7 @@ def repo() -> Path:
 def videos() -> Path:
     folder = REPO.parent / "shared" / "videos"
     if not folder.is_dir():
-        pytest.skip(f"no real videos at {folder}")
+        pytest.skip(f"no more real videos at {folder}: those of tests/data/videos are read")
     return folder
 
 

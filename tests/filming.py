@@ -13,9 +13,13 @@ from torch import Tensor
 
 from data_tools.stream.decode import probe
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "videos"
+# Known faults of reading, until they are fixed.
+WRONG = {"xvid_packed.avi", "mpeg2.mpg"}
+PENDING = pytest.mark.xfail(reason="stamps in decoding order; open groups in a program stream")
+SHIPPED = Path(__file__).parent / "data" / "videos"  # made by tests/data/make_videos.py
+REAL = Path(__file__).resolve().parents[2] / "shared" / "videos"  # more files; not part of the project
 FORMATS = REAL / "formats"
-VIDEO_ENDINGS = {".mp4", ".mkv", ".webm", ".avi", ".gif"}
+VIDEO_ENDINGS = {".mp4", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".ts"}
 # What the stride-aligned layout asks of x264: every fourth frame is all that others refer to.
 ALIGNED = {
     "g": "32",
@@ -23,10 +27,23 @@ ALIGNED = {
 }
 
 
-def real_files(folder: Path) -> list:
-    """Names of the real videos in a folder, or one that is skipped with the reason."""
-    found = sorted(path.name for path in folder.glob("*") if path.suffix in VIDEO_ENDINGS)
-    return found or [pytest.param("", marks=pytest.mark.skip(reason=f"no real videos at {folder}"))]
+def video_files(folder: Path = FORMATS, *, most: int | None = None) -> list:
+    """Paths of the shipped videos, and of the first ones of another folder where it exists."""
+    shipped, others = (
+        sorted(path for path in place.glob("*") if path.suffix in VIDEO_ENDINGS)
+        for place in (SHIPPED, folder)
+    )
+    paths = [*shipped, *others[:most]]
+    return [pytest.param(path, id=path.name, marks=PENDING if path.name in WRONG else []) for path in paths]
+
+
+def number_of(frame_CHW: Tensor) -> int:
+    """The number of a frame of a shipped video, as its six blocks show it."""
+    height, width = frame_CHW.shape[-2:]
+    rows = slice(height // 16, 3 * height // 16)
+    middles = [slice(int((n + 0.25) * width / 6), int((n + 0.75) * width / 6)) for n in range(6)]
+    is_white = [frame_CHW[:, rows, columns].float().mean() > 127 for columns in middles]
+    return sum(1 << bit for bit, white in enumerate(is_white) if white)
 
 
 def scene(frames: int, height: int = 48, width: int = 64) -> list[np.ndarray]:

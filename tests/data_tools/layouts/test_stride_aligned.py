@@ -13,6 +13,7 @@ from data_tools.layouts.stride_aligned import StrideAligned
 from data_tools.listing.videos import SourceVideo
 from data_tools.stream.container import BadVideo
 from data_tools.stream.decode import decode_at, probe
+from tests.filming import FORMATS, SHIPPED
 from tests.sharding import MATROSKA, encoded, moving
 
 
@@ -161,16 +162,25 @@ def test_sizes_are_even_and_never_larger_than_they_were(
     assert (stored - 90).abs().max() < 6
 
 
-def test_real_files_of_every_kind_keep_their_pictures_upright(videos: Path, tmp_path: Path):
-    names = (
+UPRIGHT = [SHIPPED / name for name in ("rotated.mp4", "ten_bit_odd.mkv", "animated.gif", "vp9.webm")]
+UPRIGHT += [
+    FORMATS / name
+    for name in (
         "nasa_13013_rotated.mp4",
         "test_non_zero_start.mp4",
         "bt709_full_range.mp4",
         "bt601_full_range.mp4",
+        "testsrc2_444_10bit_hevc.mp4",
+        "animated.gif",
+        "testsrc2_vp9.webm",
+        "testsrc2_mpeg4.avi",
     )
-    more = ("testsrc2_444_10bit_hevc.mp4", "animated.gif", "testsrc2_vp9.webm", "testsrc2_mpeg4.avi")
-    for name in (*names, *more):
-        video = (videos / "formats" / name).read_bytes()
+]
+
+
+def test_real_files_of_every_kind_keep_their_pictures_upright(tmp_path: Path):
+    for path in filter(Path.exists, UPRIGHT):
+        name, video = path.name, path.read_bytes()
         before = probe(video)
         laid = lay(video, tmp_path, short_side=4096, crf=10)
         assert laid.info.frames == before.frames
@@ -187,8 +197,8 @@ def test_real_files_of_every_kind_keep_their_pictures_upright(videos: Path, tmp_
         assert (stored - wanted).abs().mean() < 8, name
 
 
-def test_sound_captions_and_turns_stay_behind(videos: Path, tmp_path: Path):
-    laid = lay((videos / "formats" / "nasa_13013_rotated.mp4").read_bytes(), tmp_path)
+def test_sound_captions_and_turns_stay_behind(tmp_path: Path):
+    laid = lay((SHIPPED / "rotated.mp4").read_bytes(), tmp_path)
     with av.open(str(laid.file)) as container:
         assert [stream.type for stream in container.streams] == ["video"]
         frame = next(container.decode(video=0))

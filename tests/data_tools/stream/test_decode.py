@@ -15,7 +15,7 @@ from data_tools.stream import container as container_module
 from data_tools.stream.container import BadVideo
 from data_tools.stream.decode import decode_at, probe
 from data_tools.stream.times import last_frame_s
-from tests.filming import FORMATS, encoded, middle_s, real_files, scene, sequential, turned
+from tests.filming import FORMATS, encoded, middle_s, scene, sequential, turned, video_files
 
 GOLDEN = [
     *(("nasa_13013.mp4", 3, frame) for frame in (0, 15, 35, 180, 389)),
@@ -24,18 +24,20 @@ GOLDEN = [
 ]
 
 
-@pytest.mark.parametrize("name", real_files(FORMATS))
-def test_every_real_file_gives_the_frames_of_a_sequential_decode(name):
-    video = (FORMATS / name).read_bytes()
+@pytest.mark.parametrize("path", video_files())
+def test_every_real_file_gives_the_frames_of_a_sequential_decode(path):
+    video = path.read_bytes()
     info = probe(video)
     times, frames_TCHW = sequential(video)
     assert info.frames == len(times)
     chosen = sorted({0, info.frames // 3, info.frames // 2, info.frames - 1})
-    got = decode_at(video, middle_s(video, *chosen), last_frame_s=last_frame_s(info.frames, info.duration_s))
+    ends = [*times[1:], info.duration_s]
+    middles_s = [(times[frame] + ends[frame]) / 2 for frame in chosen]
+    got = decode_at(video, middles_s, last_frame_s=last_frame_s(info.frames, info.duration_s))
     assert got.dtype == torch.uint8 and got.shape == (len(chosen), 3, info.height, info.width)
-    if "rotated" not in name:
+    if "rotated" not in path.name:
         assert torch.equal(got, frames_TCHW[chosen])
-    one = torch.cat([decode_at(video, [instant]) for instant in middle_s(video, *chosen)])
+    one = torch.cat([decode_at(video, [instant]) for instant in middles_s])
     assert torch.equal(one, got)
 
 

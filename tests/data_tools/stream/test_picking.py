@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_tools.stream import picking
 from data_tools.stream.container import BadVideo
 from data_tools.stream.picking import picked_frames
-from tests.filming import ALIGNED, REAL, all_planes, encoded, planes_of, real_files, same_planes, scene
+from tests.filming import ALIGNED, REAL, all_planes, encoded, planes_of, same_planes, scene, video_files
 from tests.seeds import examples
 
 CODINGS = {
@@ -76,18 +76,18 @@ def test_any_frames_in_any_order_are_those_of_a_full_decode(name, numbers):
     assert_exact(VIDEOS[name], WHOLE[name], numbers)
 
 
-@pytest.mark.parametrize("name", real_files(REAL / "surveillance" / "fight")[:8])
-def test_real_clips_give_the_frames_of_a_full_decode(name):
-    video = (REAL / "surveillance" / "fight" / name).read_bytes()
+@pytest.mark.parametrize("path", video_files(REAL / "surveillance" / "fight", most=8))
+def test_real_clips_give_the_frames_of_a_full_decode(path):
+    video = path.read_bytes()
     whole = all_planes(video)
     last = len(whole[0]) - 1
     for start in range(0, max(last - 60, 1), 7):
         assert_exact(video, whole, [min(start + 4 * number, last) for number in range(16)])
 
 
-@pytest.mark.parametrize("name", real_files(REAL / "formats"))
-def test_edge_cases_give_the_frames_of_a_full_decode(name):
-    video = (REAL / "formats" / name).read_bytes()
+@pytest.mark.parametrize("path", video_files())
+def test_edge_cases_give_the_frames_of_a_full_decode(path):
+    video = path.read_bytes()
     whole = all_planes(video)
     if len(whole[0]) == 1:
         assert same_planes(picked(video, [0.0])[0], whole[1][0])
