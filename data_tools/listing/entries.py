@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_tools.command import DataError, log
 from data_tools.config import require
-from data_tools.listing.videos import Listing, SourceVideo
+from data_tools.listing.labels import one_spelling
+from data_tools.listing.places import Searched, Spellings, advice
+from data_tools.listing.text import is_comment, lines_of, read_text
+from data_tools.listing.videos import Listing, SourceVideo, is_video
 from data_tools.storage.location import location
 
 # What a list may leave without a label beside videos that have one.
@@ -23,25 +26,31 @@ class Entry:
 
 
 def listing_of(
-    entries: Sequence[Entry], *, max_missing_fraction: float, classes: Iterable[str] = (), ignored: int = 0
+    entries: Sequence[Entry],
+    *,
+    max_missing_fraction: float,
+    classes: Iterable[str] = (),
+    ignored: int = 0,
+    searched: Searched | None = None,
 ) -> Listing:
     """The videos of a list that does not contradict itself.
 
     Args:
         max_missing_fraction: more videos without a file than this share are a mistake in the list or in
             the folder; fewer stay in the listing, to be rejected one by one.
+        searched: where its paths begin, for the advice where files are missing.
 
     Raises:
         DataError: a video stands there twice, only some have a split or a label, or too many are missing;
             the message names the line.
     """
+    entries, missing = _with_files(_with_one_spelling(entries))
     _refuse_repeats(entries)
     _all_or_none("split", [(entry, entry.video.split) for entry in entries])
     labelled = [entry for entry in entries if entry.video.split not in _MAY_LACK_A_LABEL]
     _all_or_none("label", [(entry, entry.video.label) for entry in labelled])
-    missing = [entry for entry in entries if not entry.video.url and not entry.video.path.exists()]
     if missing:
-        _weigh_missing(missing, len(entries), max_missing_fraction)
+        _weigh_missing(missing, len(entries), max_missing_fraction, searched)
     videos = tuple(entry.video for entry in entries)
     return Listing(videos=videos, ignored=ignored, missing=len(missing), classes=tuple(classes))
 
@@ -66,25 +75,16 @@ def check_fold(fold: int) -> None:
     require(fold in (1, 2, 3), "source.args.fold", "be 1, 2 or 3", fold)
 
 
-def read_text(file: Path) -> str:
-    """A list's text.
+def numbered_lines(file: Path, encoding: str | None = None) -> list[tuple[str, str]]:
+    """Where each line stands and what it says, without blank lines and comments.
 
-    Raises:
-        DataError: it cannot be read or is not UTF-8.
+    Args:
+        encoding: as for `read_text`.
     """
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is no text in UTF-8: {error}; save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}; check that it is there") from error
-
-
-def numbered_lines(file: Path) -> list[tuple[str, str]]:
-    """Where each line stands and what it says, blank ones left out."""
-    # Not splitlines: a name may hold one of the stranger separators of Unicode.
-    lines = re.split(r"\r\n|\r|\n", read_text(file))
-    return [(f"{file}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    lines = enumerate(lines_of(read_text(file, encoding)), 1)
+    return [
+        (f"{file}, line {number}", line) for number, line in lines if line.strip() and not is_comment(line)
+    ]
 
 
 def placed(where: str, folder: Path, text: str) -> tuple[Path, str]:
@@ -125,8 +125,9 @@ def class_number(where: str, text: str, classes: int) -> str:
     Raises:
         DataError: it is none, or out of range; the message names the line.
     """
-    if not re.fullmatch(r"[0-9]+", text):
+    if not re.fullmatch(r"[0-9]+(\.0*)?", text):
         raise DataError(f"{where}: expected a label that is a whole number, 0 or more, got {text!r}")
+    text = text.partition(".")[0]
     if classes and int(text) >= classes:
         raise DataError(
             f"{where}: label {text} is out of range, source.args.classes={classes} allows 0 to {classes - 1}"
@@ -137,6 +138,46 @@ def class_number(where: str, text: str, classes: int) -> str:
 def numbered_classes(classes: int) -> list[str]:
     """The names of classes that are numbers; none where their number is not known."""
     return [str(number) for number in range(classes)]
+
+
+def _with_one_spelling(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries whose labels spell each whole number in one way."""
+    spelled = one_spelling(entry.video.label for entry in entries if entry.video.label is not None)
+    return [
+        replace(entry, video=replace(entry.video, label=spelled[label]))
+        if (label := entry.video.label) is not None and spelled.get(label, label) != label
+        else entry
+        for entry in entries
+    ]
+
+
+def _with_files(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """Entries with the files that are there under another spelling, and the entries without a file."""
+    spellings = Spellings()
+    found, missing, respelled = [], [], []
+    for entry in entries:
+        video = entry.video
+        if not video.url and not video.path.exists():
+            path = spellings.find(video.path)
+            if path is None or not path.exists():
+                missing.append(entry)
+            else:
+                respelled.append((entry, path))
+                entry = replace(entry, video=replace(video, path=path, name=_respelled(video, path)))
+        found.append(entry)
+    if respelled:
+        first, path = respelled[0]
+        log.info(
+            "%d paths of the list are spelled otherwise on the disk, first %s: %s is %s",
+            *(len(respelled), first.where, first.video.name, path),
+        )
+    return found, missing
+
+
+def _respelled(video: SourceVideo, path: Path) -> str:
+    """The name with forward slashes, and with the ending that the list leaves out."""
+    name = video.name.replace("\\", "/")
+    return name if is_video(name) or not is_video(path.name) else f"{name}{path.suffix}"
 
 
 def _refuse_repeats(entries: Sequence[Entry]) -> None:
@@ -158,12 +199,15 @@ def _all_or_none(what: str, given: Sequence[tuple[Entry, str | None]]) -> None:
         )
 
 
-def _weigh_missing(missing: Sequence[Entry], total: int, max_missing_fraction: float) -> None:
+def _weigh_missing(
+    missing: Sequence[Entry], total: int, max_missing_fraction: float, searched: Searched | None
+) -> None:
     first = f"first {missing[0].where}: {missing[0].video.path}"
+    hint = advice(searched, missing[0].video.path) if searched else ""
     if len(missing) > max_missing_fraction * total:
+        where = f"add {hint}" if hint else "correct the paths, or name their folder in source.args.videos"
         raise DataError(
-            f"{len(missing)} of {total} videos of the list have no file, {first}; check the list and the "
-            "folder that its paths begin from (source.args.videos), or raise "
+            f"{len(missing)} of {total} videos of the list have no file, {first}; fix: {where}, or raise "
             f"source.args.max_missing_fraction={max_missing_fraction}"
         )
     log.warning("%d of %d videos of the list have no file, %s", len(missing), total, first)

@@ -10,6 +10,7 @@ from typing import Any
 from data_tools.command import DataError
 from data_tools.index import COLUMNS
 from data_tools.listing.entries import Entry, class_number, placed
+from data_tools.listing.labels import check_label, label_text
 from data_tools.listing.videos import SPLITS, SourceVideo, split_name
 
 KNOWN = ("path", "label", "split", "group", "start_s", "end_s")
@@ -47,7 +48,11 @@ def check_columns(where: str, columns: Sequence[str]) -> None:
                 f"{where}: column {position + 1} is called {name!r}: every column needs its own name"
             )
         if name in RESERVED:
-            raise DataError(f"{where}: the index has a column {name!r} of its own; call yours something else")
+            raise DataError(
+                f"{where}: the index has a column {name!r} of its own; fix: add "
+                f"source.args.columns.my_{name}={name} to call yours something else, or "
+                f"source.args.columns.{name}=null to leave it out"
+            )
 
 
 def parse_column(rows: Sequence[Row], column: str, kind: str | None) -> list[Row]:
@@ -97,12 +102,13 @@ def one_type(rows: Sequence[Row], column: str) -> list[Row]:
     return list(rows)
 
 
-def entry_of(row: Row, folder: Path, classes: int) -> Entry:
+def entry_of(row: Row, folder: Path, classes: int, *, strip: str = "") -> Entry:
     """The video that a row means.
 
     Args:
         folder: where relative paths begin.
         classes: number of classes where labels must be numbers below it, 0 for any labels.
+        strip: taken away from the beginning of the path.
 
     Raises:
         DataError: the path is missing, a split has an unknown name, a time is none, a label is out of range.
@@ -112,8 +118,11 @@ def entry_of(row: Row, folder: Path, classes: int) -> Entry:
         raise DataError(
             f"{row.where}: the path is missing" if path is None else f"{row.where}: path must be text"
         )
+    path = path.removeprefix(strip)
     split = _split(row)
     label = None if split == "unlabelled" else _text(row, "label")
+    if label is not None:
+        label = check_label(row.where, label)
     if label is not None and classes:
         label = class_number(row.where, label, classes)
     start_s, end_s = _seconds(row, "start_s"), _seconds(row, "end_s")
@@ -149,9 +158,10 @@ def _split(row: Row) -> str | None:
 
 def _text(row: Row, column: str) -> str | None:
     value = row.cells.get(column)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+    text = label_text(value)
+    if value is not None and text is None:
         raise DataError(f"{row.where}: {column} must be text or a whole number, got {value!r}")
-    return None if value is None or value == "" else str(value)
+    return text or None
 
 
 def _seconds(row: Row, column: str) -> float | None:
@@ -161,7 +171,8 @@ def _seconds(row: Row, column: str) -> float | None:
     if isinstance(value, str) and _fits(value, "float"):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise DataError(f"{row.where}: {column} must be seconds, 0 or more, got {value!r}")
+        hint = "; fix: write a decimal point" if re.fullmatch(r"[0-9]+,[0-9]+", str(value)) else ""
+        raise DataError(f"{row.where}: {column} must be seconds, 0 or more, got {value!r}{hint}")
     return float(value)
 
 

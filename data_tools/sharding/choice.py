@@ -2,20 +2,37 @@
 
 from pathlib import Path
 
-from data_tools.command import DataError
+from data_tools.command import DataError, log
 from data_tools.foreign.shards import find_shards
+from data_tools.listing.guess import lists_beside, mentions, source_of_csv
 from data_tools.listing.videos import Listing, is_picture
 from data_tools.parts import Part
 from data_tools.storage.location import Location
 
-_BY_ENDING = {".csv": "csv", ".jsonl": "jsonl", ".tar": "webdataset"}
+_BY_ENDING = {
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".tar": "webdataset",
+    ".tsv": "csv",
+    ".txt": "path_label",
+    ".list": "path_label",
+}
+_TABLE = "; save the table as CSV UTF-8"
+_OTHER_KINDS = {
+    ".json": "; for a json list write one object on each line of a .jsonl",
+    ".ods": _TABLE,
+    ".parquet": _TABLE,
+    ".xls": _TABLE,
+    ".xlsx": _TABLE,
+}
+_MOST_LISTS = 3  # in a message
 
 
 def source_of(root: Location) -> Part:
     """The source for a folder, or for a file by its ending.
 
     Raises:
-        DataError: nothing is there.
+        DataError: nothing is there, or a folder holds lists of its videos.
         ValueError: a file of an ending that tells no source, or a URL that is no tar.
     """
     ending = "." + root.name.rpartition(".")[2].lower()
@@ -25,14 +42,36 @@ def source_of(root: Location) -> Part:
             "column path"
         )
     if root.path is not None and root.path.is_dir():
+        _refuse_lists(root.path)
         return Part(name="folder")
     if ending not in _BY_ENDING:
         expected = "a folder or a file" if root.path is not None else "a file"
         raise ValueError(
             f"SOURCE {root} must be {expected} that ends in {', '.join(_BY_ENDING)}; for another kind set "
-            "source.name, for a remote folder of tars source.name=webdataset"
+            f"source.name, for a remote folder of tars source.name=webdataset{_OTHER_KINDS.get(ending, '')}"
         )
-    return Part(name=_BY_ENDING[ending])
+    name = _BY_ENDING[ending]
+    if name == "csv" and root.path is not None:
+        name = source_of_csv(root.path)
+    if name not in ("csv", "jsonl", "webdataset"):
+        log.info("SOURCE %s is read by source.name=%s", root, name)
+    return Part(name=name)
+
+
+def _refuse_lists(root: Path) -> None:
+    """Which of the two is meant, the lists or the folders, has to be said by the user."""
+    found = lists_beside(root)
+    if found:
+        ways = [f"to read {file.relative_to(root)} give {words}" for file, words in found[:_MOST_LISTS]]
+        raise DataError(
+            f"SOURCE {root}: expected videos in folders alone, got {len(found)} lists of videos too; fix: "
+            f"{', '.join(ways)}, to go by the folders give source.name=folder"
+        )
+    named = mentions(root)
+    if named:
+        log.warning(
+            "%s names videos and is not read: the classes and splits are those of the folders", named[0]
+        )
 
 
 def refuse_empty(root: Location, listing: Listing) -> None:
@@ -43,6 +82,8 @@ def refuse_empty(root: Location, listing: Listing) -> None:
     """
     if listing.videos:
         return
+    if root.path is not None and root.path.is_file() and not root.name.endswith(".tar"):
+        raise DataError(f"SOURCE {root} names no video: expected a row for each video")
     raise DataError(
         f"SOURCE {root} holds no video: expected CLASS/*.mp4, *.mp4, train/CLASS/*.mp4 or a csv file "
         f"with path,label; {listing.ignored} other files were passed over{_hint(root)}"

@@ -10,7 +10,8 @@ from typing import Any
 from data_tools.config import require
 from data_tools.encoding.steady import Cuts
 from data_tools.layouts.base import Layout
-from data_tools.listing.classes import class_list, read_classes
+from data_tools.listing.classes import class_list, read_classes, sorted_classes
+from data_tools.listing.labels import warn_of_labels
 from data_tools.listing.videos import Listing
 from data_tools.parts import Part, build_part
 from data_tools.sharding.choice import refuse_empty, source_of
@@ -19,11 +20,19 @@ from data_tools.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourcePart:
+    """A source as it stands in a config; without a name it is chosen by what SOURCE is."""
+
+    name: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardConfig:
     """How a collection becomes shards.
 
     Attributes:
-        source: the part that lists the videos; None goes by what SOURCE is.
+        source: the part that lists the videos; None, or arguments alone, goes by what SOURCE is.
         layout: the part that stores them, a file in data_tools/layouts.
         segment_s: cut long videos every so many seconds; None cuts none.
         scene_cuts: cut videos where a new scene begins.
@@ -36,7 +45,7 @@ class ShardConfig:
         work_dir: where samples lie until their shard is written; None takes OUT/work.
     """
 
-    source: Part | None = None
+    source: SourcePart | None = None
     layout: Part = field(default_factory=lambda: Part(name="stride_aligned"))
     segment_s: float | None = None
     scene_cuts: bool = False
@@ -98,20 +107,30 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
     """
     layout = build_part("data_tools.layouts", settings.layout, Layout)
     given = tuple(read_classes(settings.classes)) if settings.classes else ()
-    part = settings.source or source_of(root)
+    part = _source_part(root, settings)
     listing = build_part("data_tools.sources", part, Source).listing(root)
     refuse_empty(root, listing)
     for video in listing.videos:
         layout.check(video, settings.cuts)
+    warn_of_labels(sorted_classes([video.label for video in listing.videos if video.label is not None]))
     if given:
         class_list(listing.videos, given, of=f"classes={settings.classes}")
     record = dataclasses.asdict(settings)
     for name in ("workers", "work_dir"):  # they cannot change a byte of the result
         del record[name]
     record["classes"] = list(given) or None
+    record["source"] = dataclasses.asdict(part) if settings.source else None
     record["layout"]["args"] = _all_arguments(layout) | settings.layout.args
     state = {"source": _name(root), "config": record, "listing": _fingerprint(listing)}
     return Plan(settings=settings, layout=layout, listing=listing, given_classes=given, state=state)
+
+
+def _source_part(root: Location, settings: ShardConfig) -> Part:
+    """The source, chosen by what SOURCE is where its name is not given."""
+    given = settings.source
+    if given is None:
+        return source_of(root)
+    return Part(name=given.name or source_of(root).name, args=given.args)
 
 
 def _name(root: Location) -> str:

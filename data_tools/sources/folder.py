@@ -1,11 +1,10 @@
 """A folder of videos: one folder for each class, or no classes; perhaps inside folders for each split."""
 
-import os
 from pathlib import Path
-from typing import NoReturn
 
 from data_tools.command import DataError
 from data_tools.listing.videos import Listing, SourceVideo, is_video, printable, split_name
+from data_tools.listing.walking import refuse_loop, unreadable, walk
 from data_tools.sources.base import Source, on_this_machine
 from data_tools.storage.location import Location
 
@@ -54,11 +53,11 @@ def _classes(root: Path, folder: Path, split: str | None) -> Listing:
 def _videos(root: Path, folder: Path, label: str | None, split: str | None) -> Listing:
     """Every video at any depth."""
     found, ignored = [], 0
-    for place, folders, files in os.walk(folder, onerror=_unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        videos = [name for name in sorted(files) if is_video(name)]
+    refuse_loop(root, folder)
+    for place, files in walk(folder):
+        videos = [name for name in files if is_video(name)]
         ignored += len(files) - len(videos)
-        found += [_video(root, Path(place, name), label, split) for name in videos]
+        found += [_video(root, place / name, label, split) for name in videos]
     return Listing(videos=tuple(found), ignored=ignored)
 
 
@@ -71,11 +70,7 @@ def _look_into(folder: Path) -> tuple[list[Path], list[str]]:
     try:
         children = sorted(folder.iterdir())
     except OSError as error:
-        _unreadable(error)
+        unreadable(error)
     folders = [child for child in children if child.is_dir()]
     files = [child.name for child in children if not child.is_dir()]
     return [child for child in folders if not child.name.startswith(".")], files
-
-
-def _unreadable(error: OSError) -> NoReturn:
-    raise DataError(f"cannot list {error.filename}: {error.strerror}; check that you may read it") from error

@@ -1,14 +1,13 @@
 """Videos as folders of pictures, one folder for each video."""
 
 import fnmatch
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 from data_tools.command import DataError
 from data_tools.listing.videos import Listing, SourceVideo, is_picture, printable, split_name
+from data_tools.listing.walking import walk
 from data_tools.sources.base import Source, on_this_machine
 from data_tools.storage.location import Location
 
@@ -46,16 +45,15 @@ class FramesSource(Source):
     def _walk(self, root: Path) -> tuple[dict[str, tuple[str, ...]], int]:
         """Pictures by folder, and the number of other files."""
         found, ignored = {}, 0
-        for place, folders, files in os.walk(root, onerror=_unreadable):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for place, files in walk(root):
             pictures = [name for name in files if is_picture(name) and fnmatch.fnmatch(name, self.pattern)]
             ignored += len(files) - len(pictures)
-            if pictures and Path(place) == root:
+            if pictures and place == root:
                 raise DataError(
                     f"{root} holds pictures itself: expected one folder of pictures for each video"
                 )
             if pictures:
-                found[Path(place).relative_to(root).as_posix()] = _in_order(place, pictures)
+                found[place.relative_to(root).as_posix()] = _in_order(place, pictures)
         return found, ignored
 
     def _video(self, root: Path, name: str, pictures: tuple[str, ...], split: bool) -> SourceVideo:
@@ -73,7 +71,7 @@ class FramesSource(Source):
         return replace(video, label=None) if part == "unlabelled" else video
 
 
-def _in_order(place: str, pictures: list[str]) -> tuple[str, ...]:
+def _in_order(place: Path, pictures: list[str]) -> tuple[str, ...]:
     kinds = {re.sub(r"[0-9]+", "#", name): name for name in sorted(pictures, reverse=True)}
     if len(kinds) > 1:
         first, second = sorted(kinds.values())[:2]
@@ -93,7 +91,3 @@ def _all_or_none_in_classes(root: Path, videos: list[SourceVideo]) -> None:
             f"{root} holds both videos in class folders and {loose.name} in none: "
             "expected CLASS/VIDEO/*.jpg or VIDEO/*.jpg throughout"
         )
-
-
-def _unreadable(error: OSError) -> NoReturn:
-    raise DataError(f"cannot list {error.filename}: {error.strerror}; check that you may read it") from error

@@ -2,13 +2,14 @@
 
 import csv
 import io
-import os
 from collections import defaultdict
 from pathlib import Path
 
 from data_tools.command import DataError
-from data_tools.listing.entries import Entry, check_list_arguments, folder_of_videos, listing_of, read_text
+from data_tools.listing.entries import Entry, check_list_arguments, folder_of_videos, listing_of
+from data_tools.listing.text import read_text
 from data_tools.listing.videos import Listing, SourceVideo, is_video, split_name
+from data_tools.listing.walking import walk
 from data_tools.sources.base import Source, on_this_machine
 from data_tools.storage.location import Location
 
@@ -114,9 +115,8 @@ def _choose(where: str, paths: list[Path], label: str | None) -> Path | None:
 def _places(folder: Path) -> dict[str, list[Path]]:
     """All videos below a folder by their name without ending."""
     found: dict[str, list[Path]] = defaultdict(list)
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
+    for place, files in walk(folder):
+        for name in files:
             if is_video(name):
-                found[name.rpartition(".")[0]].append(Path(place, name))
+                found[name.rpartition(".")[0]].append(place / name)
     return found

@@ -88,13 +88,13 @@ def test_copy_refuses_parts_before_anything_is_written(
     listing = table(films, "part.csv", "path,start_s,end_s", "0.mp4,0,1")
     assert shard(listing, tmp_path / "out", "layout.name=copy") == 2
     assert "0#0-1.mp4 is a part of a video (start_s, end_s) and layout.name=copy" in capsys.readouterr().err
-    assert shard(films, tmp_path / "out", "layout.name=copy", "segment_s=1") == 2
+    assert shard(films, tmp_path / "out", "source.name=folder", "layout.name=copy", "segment_s=1") == 2
     assert "copy leaves videos as they are and cannot cut them" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_segments_have_keys_and_starts_of_their_own(films: Path, tmp_path: Path):
-    assert shard(films, tmp_path / "out", "segment_s=0.8") == 0
+    assert shard(films, tmp_path / "out", "source.name=folder", "segment_s=0.8") == 0
     index = open_index(tmp_path / "out" / "train")
     starts = {index.sample(n).key: index.sample(n).start_s for n in range(len(index))}
     assert {key: start for key, start in starts.items() if key.startswith("1-")} == pytest.approx(
@@ -116,7 +116,7 @@ def test_segments_have_keys_and_starts_of_their_own(films: Path, tmp_path: Path)
 def test_every_layout_goes_through_the_command(
     films: Path, tmp_path: Path, overrides: list[str], samples: int, codec: str
 ):
-    assert shard(films, tmp_path / "out", *overrides) == 0
+    assert shard(films, tmp_path / "out", "source.name=folder", *overrides) == 0
     index = open_index(tmp_path / "out" / "train")
     assert (len(index), set(index.column("codec").tolist())) == (samples, {codec})
     found = video_bytes(index)

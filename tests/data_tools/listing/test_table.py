@@ -141,7 +141,7 @@ def test_a_type_may_be_asked_for(tmp_path: Path):
         ('{"path": "1.mp4"}\n["2.mp4"]', "line 2: expected a json object such as"),
         ('{"path": "1.mp4"}\n\n{"path": }', "line 3: expected one json object, got"),
         ('{"path": "1.mp4", "path": "2.mp4"}', "line 1: expected one json object, got"),
-        ('{"label": "1"}', "line 1: the path is missing"),
+        ('{"label": "1"}', "line 1: expected a column path, and perhaps label"),
         ('{"path": 1}', "line 1: path must be text"),
         ('{"path": "1.mp4", "label": 0.5}', "line 1: label must be text or a whole number, got 0.5"),
         ('{"path": "1.mp4", "group": true}', "line 1: group must be text or a whole number, got True"),

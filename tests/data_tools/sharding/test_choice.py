@@ -1,5 +1,6 @@
 """Which source lists a collection where none is named, and what is said where it finds nothing."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,9 @@ def test_what_no_source_is_known_for_is_named(tmp_path: Path):
     ):
         source_of(location(tmp_path / "lost"))
     write_text(tmp_path / "list.xlsx", "")
-    with pytest.raises(ValueError, match=r"must be a folder or a file that ends in .csv, .jsonl, .tar; for"):
+    with pytest.raises(
+        ValueError, match=r"must be a folder or a file that ends in .csv, .jsonl, .tar, .* save the table"
+    ):
         source_of(location(tmp_path / "list.xlsx"))
     with pytest.raises(
         ValueError, match=r"s3://b/x must be a file that ends .* of tars source.name=webdataset"
@@ -100,3 +103,77 @@ def test_a_csv_of_urls_is_sharded_and_what_is_not_there_is_rejected(tmp_path: Pa
     rejected = (tmp_path / "out" / "rejected.jsonl").read_text()
     assert "lost.mp4: there is no such thing (HTTP 404)" in rejected
     assert len(rejected.splitlines()) == 1
+
+
+def refusal(root: Path) -> str:
+    with pytest.raises(
+        DataError, match=r"expected videos in folders alone, got \d+ lists of videos too"
+    ) as caught:
+        source_of(location(root))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, text, advice",
+    [
+        ("train.csv", "v/a.mp4 0\nv/b.mp4 1\n", "to read train.csv give source.name=path_label"),
+        ("val.txt", "v/a.mp4 0 -1\n", "to read val.txt give source.name=path_label"),
+        ("lists/k400_train.txt", "v/a.mp4\n", "lists/k400_train.txt source.name=path_label"),
+        ("labels.csv", "Path;Label\nv/a.mp4;x\n", "to read labels.csv give SOURCE "),
+        ("all.jsonl", '{"path": "v/a.mp4", "label": 1}\n', "to read all.jsonl give SOURCE "),
+        ("annotations/k.csv", "label,youtube_id,time_start,time_end,split\n", "give source.name=kinetics"),
+        ("ucfTrainTestlist/classInd.txt", "1 A\n", "give source.name=ucf101"),
+        ("splits/a_test_split1.txt", "b.avi 1\n", "give source.name=hmdb51"),
+    ],
+)
+def test_a_folder_with_lists_is_not_read_by_its_folders_in_silence(
+    tmp_path: Path, name: str, text: str, advice: str
+):
+    write_text(tmp_path / "v" / "a.mp4", "")
+    write_text(tmp_path / name, text)
+    message = refusal(tmp_path)
+    assert advice in message
+    assert message.endswith("to go by the folders give source.name=folder")
+
+
+def test_ssv2_is_known_by_its_labels(tmp_path: Path):
+    collection = COLLECTIONS["ssv2"](tmp_path / "ssv2")
+    assert "labels/labels.json give source.name=ssv2" in refusal(collection.root)
+
+
+def test_other_texts_beside_videos_are_at_most_mentioned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(logging.getLogger("kinemae"), "propagate", True)
+    write_text(tmp_path / "v" / "a.mp4", "")
+    write_text(tmp_path / "README.txt", "Our videos, a.mp4 among them\nare free.\n")
+    write_text(tmp_path / "rejected.jsonl", '{"path": "v/a.mp4", "label": "x", "reason": ""}\n')
+    assert source_of(location(tmp_path)).name == "folder"
+    assert "README.txt" not in caplog.text
+    write_text(tmp_path / "SHA256.txt", "0011 v/a.mp4\n")
+    assert source_of(location(tmp_path)).name == "folder"
+    assert "SHA256.txt names videos and is not read: the classes and splits are those of" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name, text, source",
+    [
+        ("a.csv", "v/a.mp4 0\n", "path_label"),
+        ("a.csv", "v/a.mp4 0 -1\n", "path_label"),
+        ("a.csv", "# all\n\nv/a.mp4\n", "path_label"),
+        ("a.csv", "path\nv/a.mp4\n", "csv"),
+        ("a.csv", "v/a.mp4,0\n", "csv"),
+        ("a.csv", "label,youtube_id,time_start,time_end,split\n", "kinetics"),
+        ("a.txt", "v/a.mp4 0\n", "path_label"),
+        ("a.list", "v/a.mp4 0\n", "path_label"),
+        ("a.tsv", "path\tlabel\n", "csv"),
+    ],
+)
+def test_a_list_is_known_by_its_first_lines(tmp_path: Path, name: str, text: str, source: str):
+    assert source_of(location(write_text(tmp_path / name, text))).name == source
+
+
+def test_a_list_of_nothing_is_named_as_one(tmp_path: Path):
+    file = write_text(tmp_path / "list.csv", "path,label\n")
+    with pytest.raises(DataError, match=r"list.csv names no video: expected a row for each video"):
+        refuse_empty(location(file), Listing(videos=()))

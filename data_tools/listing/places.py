@@ -1,0 +1,137 @@
+"""Find the files that a list names: other spellings of a path, and advice where there is no such file."""
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import unquote
+
+from data_tools.listing.text import override
+from data_tools.listing.videos import is_video
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Where the paths of a list begin.
+
+    Attributes:
+        base: the folder that source.args.videos is relative to.
+        folder: the folder that relative paths begin from.
+        has_strip: whether the source has the argument `strip`.
+    """
+
+    base: Path
+    folder: Path
+    has_strip: bool = False
+
+
+@dataclass
+class Spellings:
+    """Other spellings of paths without a file, each looked up in its folder.
+
+    A list may come from another system: with backslashes, with %20 for a space, with ~, with another Unicode
+    form or another case, or with names without their ending.
+    """
+
+    _folders: dict[Path, "_Names"] = field(default_factory=dict)
+
+    def find(self, path: Path) -> Path | None:
+        """The one file that a path without a file may mean; None where there is none, or several."""
+        spellings = list(_spellings(str(path)))
+        there = next((Path(text) for text in spellings if os.path.lexists(text)), None)
+        if there is not None:
+            return there
+        for text in spellings:
+            found = self._alike(Path(text))
+            if found is not None:
+                return found
+        return None
+
+    def _alike(self, path: Path) -> Path | None:
+        if path.parent not in self._folders:
+            self._folders[path.parent] = _Names(path.parent)
+        names = self._folders[path.parent]
+        key = _plain(path.name)
+        found = names.by_name.get(key) or ([] if is_video(path.name) else names.by_stem.get(key, []))
+        return path.parent / found[0] if len(found) == 1 else None
+
+
+class _Names:
+    """The files of a folder by plain names, with and without endings."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    @cached_property
+    def by_name(self) -> dict[str, list[str]]:
+        found = defaultdict(list)
+        try:
+            with os.scandir(self._folder) as entries:
+                for entry in entries:
+                    found[_plain(entry.name)].append(entry.name)
+        except OSError:
+            pass  # no such folder
+        return found
+
+    @cached_property
+    def by_stem(self) -> dict[str, list[str]]:
+        found = defaultdict(list)
+        for names in self.by_name.values():
+            for name in names:
+                if is_video(name):
+                    found[_plain(name.rpartition(".")[0])].append(name)
+        return found
+
+
+def advice(searched: Searched, path: Path) -> str:
+    """The arguments with which the file of a path is found, as they are typed; "" where none is.
+
+    Args:
+        path: a path of the list, joined to the folder that paths begin from.
+    """
+    text = os.path.relpath(path, searched.folder) if path.is_relative_to(searched.folder) else str(path)
+    number = re.match(r"[0-9]+\s+", text)
+    if number is not None and (searched.folder / text[number.end() :]).exists():
+        return override("source.args.header", "label,path")
+    for start in [0, *(match.end() for match in re.finditer(r"[\\/]+", text))]:
+        rest = text[start:].replace("\\", "/")
+        if start and not searched.has_strip:
+            break
+        base = next((base for base in _bases(searched) if rest and (base / rest).exists()), None)
+        if base is not None:
+            return _overrides(searched, base, text[:start])
+    return ""
+
+
+def _overrides(searched: Searched, base: Path, strip: str) -> str:
+    words = [override("source.args.strip", strip)] if strip else []
+    if base.resolve() != searched.base.resolve():
+        words.append(override("source.args.videos", os.path.relpath(base, searched.base)))
+    return " ".join(words)
+
+
+def _bases(searched: Searched) -> Iterator[Path]:
+    yield searched.folder
+    absolute = searched.base.absolute()
+    yield from (absolute, *list(absolute.parents)[:3], Path.cwd())
+    try:
+        yield from sorted(child for child in searched.base.iterdir() if child.is_dir())
+    except OSError:
+        return
+
+
+def _spellings(text: str) -> Sequence[str]:
+    with_slashes = text.replace("\\", "/")
+    home = re.sub(r"^.*/~/", lambda _: f"{Path.home()}/", with_slashes)
+    found = [text, with_slashes, home]
+    found += [unquote(spelling) for spelling in found]
+    found += [unicodedata.normalize(form, spelling) for form in ("NFC", "NFD") for spelling in found]
+    return list(dict.fromkeys(found))
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

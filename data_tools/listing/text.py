@@ -1,0 +1,113 @@
+"""Read the text of a list: its encoding, its lines and its comments."""
+
+import codecs
+import json
+import re
+import shlex
+from pathlib import Path
+
+from data_tools.command import DataError
+from data_tools.listing.videos import VIDEO_ENDINGS
+
+# The mark of UTF-16 begins as that of UTF-32: the longer one comes first.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SHOWN = 80  # characters of a line in a message
+_NOT_TEXT_IN_YAML = frozenset("null true false yes no on off y n".split())  # noqa: SIM905
+_VIDEO = re.compile(rf"\.({'|'.join(sorted(VIDEO_ENDINGS))})\b", re.IGNORECASE)
+
+
+def read_text(file: Path, encoding: str | None = None) -> str:
+    """Read a list in UTF-8, in UTF-16, or in the encoding that the user names.
+
+    Args:
+        encoding: source.args.encoding, "" where it is not set, None where the source has no such argument.
+
+    Raises:
+        DataError: the file cannot be read, or it is in another encoding; the message names the line.
+        ValueError: no such encoding exists.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}; check that it is there") from error
+    try:
+        return content.decode(encoding or _encoding_of(content))
+    except LookupError as error:
+        raise ValueError(
+            f"source.args.encoding must name an encoding, such as cp1252, got {encoding!r}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(_undecodable(file, content, error, encoding)) from error
+
+
+def check_encoding(encoding: str) -> None:
+    """Refuse an encoding that does not exist.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        codecs.lookup(encoding or "utf-8")
+    except LookupError as error:
+        raise ValueError(
+            f"source.args.encoding must name an encoding, such as cp1252, got {encoding!r}"
+        ) from error
+
+
+def lines_of(text: str) -> list[str]:
+    """Split a text at line ends alone: a name may hold one of the rarer separators of Unicode."""
+    return re.split(r"\r\n|\r|\n", text)
+
+
+def is_comment(line: str) -> bool:
+    """Whether a line begins with # and names no video: some names of videos begin with # as well."""
+    line = line.strip()
+    return line.startswith("#") and (line[1:2].isspace() or len(line) == 1 or not names_video(line))
+
+
+def names_video(text: str) -> bool:
+    """Whether a text holds the name of a video file."""
+    return _VIDEO.search(text) is not None
+
+
+def override(key: str, value: str) -> str:
+    """Write an override so that it can be pasted into a shell, as in `a.b=c` or `'a.b=c d'`."""
+    is_plain = (
+        re.fullmatch(r"[^\W\d]?[\w/.,~\\+ -]*|\.{1,2}(/.*)?", value) is not None and value == value.strip()
+    )
+    is_text = value.lower() not in _NOT_TEXT_IN_YAML and not re.fullmatch(r"[-+.]?[0-9].*|~|\.\w+", value)
+    return shlex.quote(f"{key}={value if value and is_plain and is_text else json.dumps(value)}")
+
+
+def _encoding_of(content: bytes) -> str:
+    for mark, name in _MARKS:
+        if content.startswith(mark):
+            return name
+    begin = content[:64]
+    if len(begin) > 3 and not any(begin[1::2]):
+        return "utf-16-le"
+    if len(begin) > 3 and not any(begin[0::2]):
+        return "utf-16-be"
+    return "utf-8"
+
+
+def _undecodable(file: Path, content: bytes, error: UnicodeDecodeError, encoding: str | None) -> str:
+    before = content[: error.start]
+    number = before.count(b"\n") + 1
+    line = content.split(b"\n")[number - 1].rstrip(b"\r")
+    where = f"byte 0x{content[error.start]:02x} in line {number}"
+    if encoding:
+        return f"{file} is no text in {encoding}: {where}; fix: name its encoding in source.args.encoding"
+    if encoding is None:
+        return f"{file} is no text in UTF-8: {where}; save it as UTF-8"
+    return (
+        f"{file} is no text in UTF-8: {where}; save it as UTF-8, or name its encoding, as in "
+        "source.args.encoding=cp1252 (Windows in Western Europe), in which the line is "
+        f"{line.decode('cp1252', 'replace')[:_SHOWN]!r}"
+    )

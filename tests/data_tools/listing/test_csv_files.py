@@ -1,0 +1,210 @@
+"""Csv files as other programs write them: read, or refused with the argument that reads them."""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_tools.command import DataError
+from data_tools.listing.text import override
+from data_tools.listing.videos import Listing
+from data_tools.sources.csv import CsvSource
+from data_tools.sources.jsonl import JsonlSource
+
+NAMES = ("v/a 1.mp4", "v/b, 2.mp4", "v/\u00fc.mp4")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(logging.getLogger("kinemae"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def listing(root: Path, text: str | bytes, **args: Any) -> Listing:
+    file = root / "list.csv"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return CsvSource(**args).listing(file)
+
+
+def facts(found: Listing) -> list[tuple[str, str | None]]:
+    return [(video.name, video.label) for video in found.videos]
+
+
+EXPECTED = [("v/a 1.mp4", "x"), ("v/b, 2.mp4", "y")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'path;label\nv/a 1.mp4;x\n"v/b, 2.mp4";y\n',
+        "path\tlabel\nv/a 1.mp4\tx\nv/b, 2.mp4\ty\n",
+        "path|label\nv/a 1.mp4|x\nv/b, 2.mp4|y\n",
+        "sep=;\r\npath;label\r\nv/a 1.mp4;x\r\nv/b, 2.mp4;y\r\n",
+        "path,label\nv/a 1.mp4,x\nv/b, 2.mp4,y\n",  # without quotes
+        'Path, Label \n"v/a 1.mp4", "x"\n"v/b, 2.mp4", "y"\n',
+        '\r\n# made by hand\r\n#path,label\r\n# one\r\nv/a 1.mp4,x\r\n\r\n"v/b, 2.mp4",y\r\n# end\r\n',
+        'path,label\rv/a 1.mp4,x\r"v/b, 2.mp4",y\r',
+        ',path,label\n0,v/a 1.mp4,x\n1,"v/b, 2.mp4",y\n',  # pandas' index
+        'path,label,\nv/a 1.mp4,x,\n"v/b, 2.mp4",y,\n',
+        'path,label\nv/a 1.mp4,x,,\n"v/b, 2.mp4",y,\n',
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_what_other_programs_write_is_read(root: Path, text: str, encoding: str):
+    assert facts(listing(root, text.encode(encoding))) == EXPECTED
+
+
+def test_another_encoding_is_named_with_its_line_and_can_be_given(root: Path):
+    text = "path;label\r\nv/a 1.mp4;x\r\nv/\u00fc.mp4;y\r\n".encode("cp1252")
+    message = (
+        r"list.csv is no text in UTF-8: byte 0xfc in line 3; save it as UTF-8, or name its encoding, as in "
+        r"source.args.encoding=cp1252 .* in which the line is 'v/\u00fc.mp4;y'"
+    )
+    with pytest.raises(DataError, match=message):
+        listing(root, text)
+    assert facts(listing(root, text, encoding="cp1252")) == [("v/a 1.mp4", "x"), ("v/\u00fc.mp4", "y")]
+    with pytest.raises(
+        DataError, match=r"is no text in ascii: byte 0xfc in line 3; fix: name its encoding in"
+    ):
+        listing(root, text, encoding="ascii")
+    for source in (CsvSource, JsonlSource):
+        with pytest.raises(ValueError, match=r"source.args.encoding must name an encoding, such as cp1252"):
+            source(encoding="utf-9")
+
+
+def words(error: DataError) -> dict[str, Any]:
+    """The arguments that a message tells the user to add."""
+    found: dict[str, Any] = {}
+    for key, value in re.findall(r"source\.args\.([\w.]+)=([^\s;')]+)", str(error).partition("fix: ")[2]):
+        outer, _, inner = key.partition(".")
+        if inner:
+            found.setdefault(outer, {}).setdefault(inner, value)
+        else:
+            found[outer] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    "header, message",
+    [
+        ("video_path,label", r"fix: add source.args.columns.path=video_path$"),
+        ("file_name,class", r"columns.path=file_name source.args.columns.label=class$"),
+        ("Pfad,Klasse", r"columns.path=Pfad source.args.columns.label=Klasse$"),
+        ("path,class", r"expected a column label, got 'class'; fix: .* or source.args.columns.label=null"),
+        ("path,Category Name", r"expected a column label, got 'Category Name'"),
+    ],
+)
+def test_other_names_are_told_the_argument_that_reads_them(root: Path, header: str, message: str):
+    text = f"{header}\nv/a 1.mp4,x\nv/\u00fc.mp4,y\n"
+    with pytest.raises(DataError, match=rf"list.csv, line 1: .*{message}") as caught:
+        listing(root, text)
+    given = words(caught.value) if "Name" not in header else {"columns": {"label": "Category Name"}}
+    assert facts(listing(root, text, **given)) == [("v/a 1.mp4", "x"), ("v/\u00fc.mp4", "y")]
+
+
+def test_a_column_may_be_renamed_or_left_out(root: Path):
+    text = "path,class,width,key\nv/a 1.mp4,x,3,4\n"
+    with pytest.raises(DataError, match=r"has a column 'width' .* add source.args.columns.my_width=width to"):
+        listing(root, text, columns={"label": None})
+    found = listing(root, text, columns={"label": None, "my_width": "width", "key": None})
+    assert (facts(found), found.videos[0].extra) == ([("v/a 1.mp4", None)], {"class": "x", "my_width": 3})
+    with pytest.raises(DataError, match=r"source.args.columns.path names 'file', which is no column of path"):
+        listing(root, text, columns={"path": "file"})
+    for columns in ({"path": None}, {"label": 3}, {"crc32": "x"}):
+        with pytest.raises(
+            ValueError, match=r"source.args.columns.\w+ must be the list's own name of the column"
+        ):
+            CsvSource(columns=columns)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("v/a 1.mp4,x\nv/\u00fc.mp4,y\n", r"got 'v/a 1.mp4, x'; fix: the file has no row of names"),
+        ("x;v/a 1.mp4\ny;v/\u00fc.mp4\n", r"add source.args.header=label,path \(its columns in order"),
+        ("x v/1.mp4 9\n", r"got 'x v/1.mp4 9'; fix: this is a list of paths .* add source.name=path_label"),
+        ("v/1.mp4,0,-1\n", r"add source.name=path_label"),
+        ("label,youtube_id,time_start,time_end,split\n", r"columns of Kinetics, add source.name=kinetics"),
+        ("a,b\n1,2\n", r"fix: name the column of the paths, as in source.args.columns.path=NAME"),
+    ],
+)
+def test_a_file_without_names_is_told_what_reads_it(root: Path, text: str, message: str):
+    with pytest.raises(DataError, match=message) as caught:
+        listing(root, text)
+    if "source.args.header" in str(caught.value):
+        assert facts(listing(root, text, **words(caught.value))) == [
+            ("v/a 1.mp4", "x"),
+            ("v/\u00fc.mp4", "y"),
+        ]
+
+
+def test_a_header_gives_the_names_of_any_list(root: Path):
+    assert facts(listing(root, "v/1.mp4 x\n", header="path,label", max_missing_fraction=1.0)) == [
+        ("v/1.mp4", "x")
+    ]
+    [video] = listing(root, "7,v/a 1.mp4,x\n", header="score,path,label").videos
+    assert (video.label, video.extra) == ("x", {"score": 7})
+    with pytest.raises(
+        ValueError, match=r"source.args.header must be names joined by commas, .* got 'path,,x'"
+    ):
+        CsvSource(header="path,,x")
+
+
+def test_no_labels_and_no_splits_are_said(root: Path, logged: pytest.LogCaptureFixture):
+    rows = "".join(f"v/{number}.mp4,{'ab'[number % 2]},train\n" for number in range(4))
+    listing(root, f"path,Klasse,subset\n{rows}", max_missing_fraction=1.0)
+    assert "no column label, so the videos have no classes; source.args.columns.label=Klasse" in logged.text
+    assert "no column split, so splits are drawn; source.args.columns.split=subset" in logged.text
+    listing(root, "Path,LABEL\nv/a 1.mp4,x\n")
+    assert "columns are read by other names: Path as path, LABEL as label" in logged.text
+
+
+def test_a_row_with_too_many_cells_is_told_to_use_quotes(root: Path):
+    with pytest.raises(
+        DataError, match=r"line 2: expected 2 cells \(path,label\), got 3; fix: put a cell that"
+    ):
+        listing(root, "path,label\nv/c, 3.mp4,x\n")
+    with pytest.raises(DataError, match=r"start_s must be seconds, .* got '1,5'; fix: write a decimal point"):
+        listing(root, "path;start_s\nv/a 1.mp4;1,5\n")
+
+
+def test_the_keys_of_a_jsonl_file_may_have_other_names(root: Path):
+    file = root / "metadata.jsonl"
+    file.write_text('{"file_name": "v/a 1.mp4", "class": 1.0}\n')
+    with pytest.raises(
+        DataError, match=r"jsonl, line 1: .*columns.path=file_name source.args.columns.label=class"
+    ):
+        JsonlSource().listing(file)
+    found = JsonlSource(columns={"path": "file_name", "label": "class"}).listing(file)
+    assert facts(found) == [("v/a 1.mp4", "1")]
+    file.write_text('{"path": "x"}\n{"path": "y", "label": 1, "LABEL": 2}\n')
+    with pytest.raises(DataError, match=r"jsonl, line 2: two columns are read as 'label'; keep one of them"):
+        JsonlSource(columns={"label": "LABEL"}).listing(file)
+
+
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        ("..", "a.b=.."),
+        ("path,label", "a.b=path,label"),
+        ("a b/c", "'a.b=a b/c'"),
+        ("12", "'a.b=\"12\"'"),
+        ("null", "'a.b=\"null\"'"),
+        ("", "'a.b=\"\"'"),
+        ("a: b", "'a.b=\"a: b\"'"),
+        (";", "'a.b=\";\"'"),
+    ],
+)
+def test_an_override_can_be_pasted_into_a_shell(value: str, expected: str):
+    assert override("a.b", value) == expected
