@@ -37,9 +37,9 @@ import cv2
 import numpy as np
 import torch
 from loader_videos import Collection, generated, real
+from peers import why_missing
 from PIL import Image
 from torch import Tensor
-from torchcodec.decoders import VideoDecoder
 from torchvision.transforms import v2
 
 from data_tools.index import Sample, ShardIndex
@@ -60,6 +60,8 @@ SANE_30, SANE_ALIGNED = "the same, GOP 30", "the same, aligned"
 ORIGINALS, ALIGNED, VIEWS, BARE = "ours, originals", "ours, stride-aligned", "ours, 4 views", "bare decoder"
 REAL = Path(__file__).resolve().parents[3] / "shared" / "videos" / "surveillance"
 
+NO_TORCHCODEC = why_missing("torchcodec.decoders", "torchcodec")
+
 # Makes `count` clips, from the `first` one on.
 Row = Callable[[int, int], object]
 
@@ -76,6 +78,8 @@ def main() -> None:
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "kinemae-loader-benchmark"
     )
     arguments = parser.parse_args()
+    if NO_TORCHCODEC:
+        print(NO_TORCHCODEC)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     arguments.cache.mkdir(parents=True, exist_ok=True)
@@ -105,9 +109,16 @@ def report(videos: Collection, arguments: argparse.Namespace) -> None:
     for name in rows:
         rate = statistics.median(1 / times[name] for times in rounds)
         best = max(1 / times[name] for times in rounds)
-        ratio = {other: statistics.median(t[other] / t[name] for t in rounds) for other in (PEER, SANE, BARE)}
-        print(f"{name:24}{rate:9.1f}{best:8.1f}{ratio[PEER]:17.2f}{ratio[SANE]:24.2f}{ratio[BARE]:22.2f}")
+        ratios = [ratio_to(other, name, rounds) for other in (PEER, SANE, BARE)]
+        print(f"{name:24}{rate:9.1f}{best:8.1f}{ratios[0]:>17}{ratios[1]:>24}{ratios[2]:>22}")
     print_phases(videos.aligned, arguments.clips)
+
+
+def ratio_to(other: str, name: str, rounds: list[dict[str, float]]) -> str:
+    """How many times as fast as another row; "-" where that one is left out."""
+    if other not in rounds[0]:
+        return "-"
+    return f"{statistics.median(times[other] / times[name] for times in rounds):.2f}"
 
 
 def cpu_s(row: Row, repeat: int, clips: int) -> float:
@@ -128,21 +139,26 @@ def rows_of(videos: Collection) -> dict[str, Row]:
         PEER: lambda first, count: torch.stack(
             [videomae_clip(*clip) for clip in peer_clips(videos.originals, videos.files, first, count)]
         ),
-        SANE: lambda first, count: torch.stack(
-            [torchcodec_clip(*clip) for clip in peer_clips(videos.originals, videos.files, first, count)]
-        ),
     }
-    if videos.files_30:
-        rows[SANE_30] = lambda first, count: torch.stack(
-            [torchcodec_clip(*clip) for clip in peer_clips(videos.originals, videos.files_30, first, count)]
-        )
-    rows[SANE_ALIGNED] = lambda first, count: torch.stack(
-        [torchcodec_clip(*clip) for clip in peer_clips(videos.aligned, None, first, count)]
-    )
+    if NO_TORCHCODEC is None:
+        rows |= rows_of_torchcodec(videos)
     for name, clips in ours.items():
         rows[name] = lambda first, count, clips=clips: clips.batch(range(first, first + count))
     rows[BARE] = lambda first, count: [bare_clip(*clip) for clip in bare_clips(videos.aligned, first, count)]
     return rows
+
+
+def rows_of_torchcodec(videos: Collection) -> dict[str, Row]:
+    """Its rows, on each kind of file."""
+    files = {SANE: (videos.originals, videos.files), SANE_ALIGNED: (videos.aligned, None)}
+    if videos.files_30:
+        files = {SANE: files[SANE], SANE_30: (videos.originals, videos.files_30), **files}
+    return {
+        name: lambda first, count, of=of: torch.stack(
+            [torchcodec_clip(*clip) for clip in peer_clips(*of, first, count)]
+        )
+        for name, of in files.items()
+    }
 
 
 def draws(index: ShardIndex, first: int, count: int) -> Iterator[tuple[Sample, torch.Generator]]:
@@ -204,6 +220,8 @@ TRANSFORM = v2.Compose(
 
 def torchcodec_clip(video: bytes, frames: list[int], _: torch.Generator) -> Tensor:
     """Frames in (T, H, W, C) memory, on which torchvision's resizing is fastest."""
+    from torchcodec.decoders import VideoDecoder
+
     decoder = VideoDecoder(video, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
     last = (decoder.metadata.num_frames or 1) - 1
     batch = decoder.get_frames_at([min(frame, last) for frame in frames])
