@@ -8,7 +8,7 @@ as `ALTERNATIVES`, see `data_tools.config_schema.choose_alternatives`.
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -20,7 +20,7 @@ from data_tools.config_schema import Tree, choose_alternatives, fit, nodes, valu
 from data_tools.overrides import check_overrides, check_tree, first_line, parse_override, yaml_problem
 from data_tools.parts import Part
 
-__all__ = ["MISSING", "load_config", "parse_override", "require", "to_yaml"]
+__all__ = ["MISSING", "load_config", "parse_override", "require", "to_yaml", "with_defaults"]
 
 Config = TypeVar("Config")
 
@@ -120,6 +120,25 @@ def _without_arguments_of_another_part(schema: type, merged: Any, given: Tree, s
 def to_yaml(config: Any) -> str:
     """Write a config dataclass as YAML that `load_config` reads back to an equal config."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def with_defaults(schema: type[Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's tree, with the schema's defaults for the keys that it lacks.
+
+    A config that an older version wrote lacks the keys that came later, whose defaults keep what was.
+    """
+    defaults = OmegaConf.to_container(OmegaConf.structured(schema))
+    assert isinstance(defaults, dict)
+    return _filled(dict(tree), defaults)
+
+
+def _filled(tree: dict[str, Any], defaults: Mapping[Any, Any]) -> dict[str, Any]:
+    for key, default in defaults.items():
+        if key not in tree and default != MISSING:
+            tree[key] = default
+        elif isinstance(tree.get(key), dict) and isinstance(default, dict):
+            tree[key] = _filled(dict(tree[key]), default)
+    return tree
 
 
 def _plain(config: Any) -> Tree:

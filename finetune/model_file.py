@@ -24,9 +24,10 @@ from finetune.classifier import Classifier
 from finetune.heads.base import Head, build_head
 from finetune.shortening import Shortening
 from pretrain.encoder_file import EncoderDescription, load_encoder, save_encoder
-from pretrain.exported import read_record, save_weights
+from pretrain.exported import check_format, read_record, save_weights
 
 FORMAT = 2
+READABLE = range(2, FORMAT + 1)
 WEIGHTS = "head.safetensors"
 DESCRIPTION = "head.json"
 
@@ -79,7 +80,7 @@ def load_model(folder: Path, *, shortening: Shortening | None = None) -> Finetun
         head = build_head(
             read_record(Part, content["head"], "head"), width=description.shape.width, classes=len(classes)
         )
-        own = read_record(Shortening, content["shortening"], "shortening")
+        own = read_record(Shortening, content.get("shortening", {}), "shortening")
         own.build(description.shape, may_learn=False)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -105,16 +106,14 @@ def load_model(folder: Path, *, shortening: Shortening | None = None) -> Finetun
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"no fine-tuned model in {path.parent} (it lacks {path.name}): let `finetune train` end first"
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; repeat `python -m finetune train`") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        given = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{path} is of format {given!r}, this version reads format {FORMAT}")
+    check_format(content, READABLE, path)
     return content
 
 

@@ -15,6 +15,7 @@ from pretrain.model.sizes import DecoderShape
 from pretrain.model.tokens import TokenGrid
 
 FORMAT = 1
+READABLE = range(1, FORMAT + 1)
 WEIGHTS = "decoder.safetensors"
 DESCRIPTION = "decoder.json"
 
@@ -73,7 +74,7 @@ def load_decoder(folder: Path, *, grid: TokenGrid | None = None) -> tuple[Decode
         folder / DESCRIPTION,
         DecoderDescription,
         build_decoder,
-        version=FORMAT,
+        formats=READABLE,
         what="decoder",
         absent=f"no exported decoder in {folder}: expected {DESCRIPTION} and {WEIGHTS}; a pretraining run "
         "writes them beside its encoder where it has a decoder",

@@ -12,6 +12,7 @@ from pretrain.model.sizes import EncoderShape
 from pretrain.model.tokens import COLOURS, MEAN, STD, TokenGrid
 
 FORMAT = 3
+READABLE = range(3, FORMAT + 1)
 WEIGHTS = "encoder.safetensors"
 DESCRIPTION = "encoder.json"
 
@@ -124,7 +125,7 @@ def _read(folder: Path) -> tuple[EncoderDescription, Encoder]:
         folder / DESCRIPTION,
         EncoderDescription,
         build_encoder,
-        version=FORMAT,
+        formats=READABLE,
         what="encoder",
         absent=f"no exported encoder in {folder}: expected {DESCRIPTION} and {WEIGHTS}; "
         "give the folder encoder/ of a run",

@@ -1,7 +1,8 @@
-"""What exported models share: a JSON that describes and safetensors that weigh, both checked on reading.
+"""Exported models: a JSON description and safetensors weights, both checked on reading.
 
 A description is a dataclass written as JSON. Reading it checks every key and the type of every value, and
-builds nothing but dataclasses and numbers: no file can name code.
+builds nothing but dataclasses and numbers: no file can name code. A key that a file lacks takes the default
+of its field, so a new field with a default leaves older files readable; an unknown key is refused by name.
 """
 
 import json
@@ -9,7 +10,7 @@ import math
 import os
 import types
 from collections.abc import Callable
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -49,11 +50,12 @@ def save_description(description: Any, path: Path) -> None:
     _publish(partial, path)
 
 
-def read_description(path: Path, kind: type[Record], *, version: int) -> Record:
+def read_description(path: Path, kind: type[Record], *, formats: range) -> Record:
     """Read what `save_description` wrote.
 
     Args:
-        kind: the dataclass; its `format` must be `version`.
+        kind: the dataclass.
+        formats: the values of its `format` that this version reads.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -65,13 +67,30 @@ def read_description(path: Path, kind: type[Record], *, version: int) -> Record:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; export it again") from error
-    if not isinstance(found, dict) or found.get("format") != version:
-        given = found.get("format") if isinstance(found, dict) else type(found).__name__
-        raise CheckpointError(f"{path} is of format {given!r}, this version reads format {version}")
+    check_format(found, formats, path)
     try:
-        return read_record(kind, found)
+        # What was read is written again in today's format.
+        return read_record(kind, {**found, "format": formats[-1]})
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
+
+
+def check_format(found: Any, formats: range, path: Path) -> None:
+    """Refuse a description of a format that this version does not read.
+
+    Raises:
+        CheckpointError: it is no object, or its format is too old or too new.
+    """
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: expected an object, got {type(found).__name__}; export it again")
+    number = found.get("format")
+    if type(number) is not int or number not in formats:
+        known = str(formats[-1]) if len(formats) == 1 else f"{formats[0]} to {formats[-1]}"
+        is_newer = type(number) is int and number > formats[-1]
+        fix = "install a newer version of KineMAE" if is_newer else "export it again"
+        raise CheckpointError(
+            f"{path} is of format {number!r}, this version reads format {known}; fix: {fix}"
+        )
 
 
 def read_buildable(
@@ -79,7 +98,7 @@ def read_buildable(
     kind: type[Record],
     build: Callable[[Record], Module],
     *,
-    version: int,
+    formats: range,
     what: str,
     absent: str,
 ) -> tuple[Record, Module]:
@@ -95,7 +114,7 @@ def read_buildable(
         CheckpointError: see `read_description`; or it is not there, or nothing can be built of it.
     """
     try:
-        description = read_description(path, kind, version=version)
+        description = read_description(path, kind, formats=formats)
     except FileNotFoundError as error:
         raise CheckpointError(absent) from error
     try:
@@ -108,23 +127,27 @@ def read_buildable(
 def read_record(kind: type[Record], found: Any, name: str = "") -> Record:
     """Build a dataclass from JSON, each value checked against the type of its field, nested ones too.
 
+    A key that is not there takes the default of its field.
+
     Args:
         name: the key under which the record stands; empty for the whole file.
 
     Raises:
-        ValueError: a key is missing or unknown, or a value is of another type; the message names the key.
+        ValueError: a key without a default is missing, a key is unknown, or a value is of another type; the
+            message names the key.
     """
-    expected = {known.name for known in fields(kind)}  # type: ignore[arg-type]
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     given = set(found) if isinstance(found, dict) else set()
-    if given != expected:
-        wrong = ", ".join(f"missing {key}" for key in sorted(expected - given))
-        extra = ", ".join(f"unknown {key}" for key in sorted(given - expected))
-        raise ValueError(
-            f"wrong keys in {name or 'the file'}: {'; '.join(part for part in (wrong, extra) if part)}"
-        )
+    needed = {
+        name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING
+    }
+    wrong = [f"missing {key}" for key in sorted(needed - given)]
+    wrong += [f"unknown {key}" for key in sorted(given - known.keys())]
+    if wrong or not isinstance(found, dict):
+        raise ValueError(f"wrong keys in {name or 'the file'}: {', '.join(wrong) or 'it is no object'}")
     hints = get_type_hints(kind)
     prefix = f"{name}." if name else ""
-    return kind(**{key: _value(hints[key], found[key], f"{prefix}{key}") for key in sorted(expected)})
+    return kind(**{key: _value(hints[key], found[key], f"{prefix}{key}") for key in sorted(given)})
 
 
 def _value(hint: Any, value: Any, key: str) -> Any:

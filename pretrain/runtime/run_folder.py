@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from data_tools.command import log, writing_to
-from data_tools.config import to_yaml
+from data_tools.config import to_yaml, with_defaults
 from data_tools.files import write_whole
 from pretrain.runtime.config_changes import Change, find_changes, table_of
 from pretrain.runtime.run_lock import LOCK_FILE
@@ -73,7 +73,7 @@ def open_run_dir(run_dir: Path, config: Any) -> None:
 
 def _changes(run_dir: Path, config: Any) -> list[Change]:
     stored = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    return find_changes(stored, yaml.safe_load(to_yaml(config)))
+    return find_changes(with_defaults(type(config), stored), yaml.safe_load(to_yaml(config)))
 
 
 def _environment() -> dict[str, Any]:

@@ -123,7 +123,8 @@ def test_a_save_that_never_ended_is_no_model(tmp_path):
         ({"head": {"name": "os.system", "args": {}}}, "no head named 'os.system'"),
         ({"head": {"name": "linear", "args": {"command": "x"}}}, "no argument 'command'"),
         ({"head": None}, "describes no head and pruning that can be built"),
-        ({"shortening": {}}, "wrong keys in shortening: missing merge_per_block, missing pruning"),
+        ({"shortening": {"merge": 2}}, "wrong keys in shortening: unknown merge"),
+        ({"shortening": None}, "wrong keys in shortening: it is no object"),
         (
             {"shortening": {"pruning": {"name": "os.system", "args": {}}, "merge_per_block": 0}},
             "no pruning named 'os.system'",

@@ -75,10 +75,7 @@ def test_drop_path_for_further_training_is_the_callers_choice(folder):
     [
         ({"format": 1}, "is of format 1, this version reads format 3"),
         ({"extra": 1}, "wrong keys in the file: unknown extra"),
-        (
-            {"shape": {"width": 16}},
-            "wrong keys in shape: missing attention, missing depth, missing final_norm",
-        ),
+        ({"shape": {"width": 16}}, "wrong keys in shape: missing depth, missing heads, missing mlp_width"),
         ({"grid": [2, 2, 2]}, "wrong keys in grid: missing h, missing t, missing w"),
         ({"grid": {"t": 2, "h": 2, "w": "2"}}, "grid.w must be a whole number, got '2'"),
         ({"grid": {"t": 2, "h": 2, "w": 3}}, "grid must be TokenGrid.*for such clips and patches"),
@@ -144,7 +141,7 @@ def test_a_shape_that_cannot_be_is_refused_by_the_key(folder, changes, message):
 
 def test_a_description_that_is_no_json_object_is_refused(folder):
     (folder / "encoder.json").write_text("[1]")
-    with pytest.raises(CheckpointError, match="is of format 'list'"):
+    with pytest.raises(CheckpointError, match="expected an object, got list"):
         load_description(folder)
     for text in ("{", "[" * 100_000):
         (folder / "encoder.json").write_text(text)

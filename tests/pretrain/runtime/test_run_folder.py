@@ -80,14 +80,25 @@ def test_anything_else_that_differs_is_refused_by_name(
         check_run_dir(tmp_path / "run", small_config(override))
 
 
-def test_a_key_that_only_one_of_the_configs_has_is_a_difference(
+def test_a_key_that_the_runs_config_lacks_had_its_default(small_config: BuildConfig, tmp_path: Path) -> None:
+    """As a config that an older version wrote lacks the keys that came later."""
+    open_run_dir(tmp_path / "run", small_config())
+    stored = yaml.safe_load(to_yaml(small_config()))
+    del stored["optim"]["weight_decay"], stored["guard"]
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert check_run_dir(tmp_path / "run", small_config()) is True
+    with pytest.raises(ValueError, match=r"\(optim\.weight_decay: 0\.05 there, 0\.1 here\)"):
+        check_run_dir(tmp_path / "run", small_config("optim.weight_decay=0.1"))
+
+
+def test_a_key_that_only_the_runs_config_has_is_a_difference(
     small_config: BuildConfig, tmp_path: Path
 ) -> None:
     open_run_dir(tmp_path / "run", small_config())
     stored = yaml.safe_load(to_yaml(small_config()))
-    del stored["optim"]["weight_decay"]
+    stored["optim"]["momentum"] = 0.9
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(stored))
-    with pytest.raises(ValueError, match=r"\(optim\.weight_decay: None there, 0\.05 here\)"):
+    with pytest.raises(ValueError, match=r"\(optim\.momentum: 0\.9 there, None here\)"):
         check_run_dir(tmp_path / "run", small_config())
 
 

@@ -1,0 +1,101 @@
+"""Files that an earlier version exported are read, and give the numbers that they gave then.
+
+`tests/data/exported` holds a tiny model as version 0.1.0 wrote it: encoder of format 3, decoder of format 1,
+head of format 2, and what they computed. A change of format adds a folder and leaves this one as it is.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_tools.command import CheckpointError
+from finetune.model_file import load_model
+from pretrain.decoder_file import load_decoder
+from pretrain.encoder_file import load_description, load_encoder
+from pretrain.exported import read_description, read_record
+from pretrain.model.sizes import EncoderShape
+from pretrain.model.tokens import normalise, patchify
+
+STORED = Path(__file__).resolve().parents[1] / "data" / "exported"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the stored model."""
+    return Path(shutil.copytree(STORED, tmp_path / "exported"))
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@torch.no_grad()
+def test_a_stored_encoder_and_its_head_compute_what_they_did():
+    expected = load_file(STORED / "expected.safetensors")
+    encoder, description = load_encoder(STORED)
+    patches_BNP = patchify(expected["clip_BCTHW"], encoder.shape.patch)
+    tokens_BND = encoder.eval()(normalise(patches_BNP, description.mean, description.std), None)
+    assert torch.allclose(tokens_BND, expected["tokens_BND"], atol=1e-5)
+    model = load_model(STORED)
+    logits_BY = model.classifier.logits(expected["clip_BCTHW"])
+    assert torch.allclose(logits_BY, expected["logits_BY"], atol=1e-5)
+    assert model.classes == ("open", "close", "wave") and model.classifier.pruning.keep == 0.5
+
+
+def test_a_stored_decoder_is_read():
+    decoder, description = load_decoder(STORED)
+    assert description.kind == "cross" and decoder.shape.width == 8
+
+
+@pytest.mark.parametrize("key", ["scorer", "final_norm", "run_lengths"])
+def test_a_key_that_a_file_lacks_takes_its_default(folder, key):
+    edit(folder / "encoder.json", lambda content: content["shape"].pop(key))
+    assert load_description(folder) == load_description(STORED)
+    load_encoder(folder)
+
+
+def test_a_field_that_a_later_version_adds_leaves_stored_files_readable():
+    later = make_dataclass("LaterShape", [("gate", bool, False)], bases=(EncoderShape,), frozen=True)
+    stored = json.loads((STORED / "encoder.json").read_text())["shape"]
+    assert read_record(later, stored).gate is False
+
+
+def test_a_description_of_an_older_format_is_read_and_becomes_one_of_todays(tmp_path):
+    @dataclass(frozen=True)
+    class Described:
+        width: int
+        gate: bool = False
+        format: int = 4
+
+    (tmp_path / "x.json").write_text('{"format": 3, "width": 8}')
+    assert read_description(tmp_path / "x.json", Described, formats=range(3, 5)) == Described(8)
+
+
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [("encoder.json", load_encoder), ("decoder.json", load_decoder), ("head.json", load_model)],
+)
+def test_files_of_a_newer_format_say_what_to_install(folder, name, load):
+    edit(folder / name, lambda content: content.update(format=9))
+    with pytest.raises(CheckpointError, match=rf"{name} is of format 9, .*fix: install a newer version"):
+        load(folder)
+
+
+@pytest.mark.parametrize("number", [0, None, "3", True])
+def test_files_of_no_known_format_are_to_be_exported_again(folder, number):
+    edit(folder / "encoder.json", lambda content: content.update(format=number))
+    with pytest.raises(CheckpointError, match=r"this version reads format 3; fix: export it again"):
+        load_encoder(folder)
+
+
+def test_an_unknown_key_is_refused_by_name(folder):
+    edit(folder / "encoder.json", lambda content: content["shape"].update(gate=True))
+    with pytest.raises(CheckpointError, match=r"wrong keys in shape: unknown gate"):
+        load_encoder(folder)
