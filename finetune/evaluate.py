@@ -18,14 +18,13 @@ from data_tools.files import write_whole
 from data_tools.index import ShardIndex, open_index
 from data_tools.stream.loader import EvaluationItem, evaluation_loader
 from data_tools.stream.pixels import Pixels, join, on_device
-from data_tools.stream.workers import worker_count
 from finetune.build import clip_config
 from finetune.compare import RESULT_NAME
-from finetune.config import FinetuneConfig, run_settings
+from finetune.config import FinetuneConfig
 from finetune.data_checks import check_validation
 from finetune.model_file import DESCRIPTION, FinetunedModel, load_model
 from finetune.scoring import Vote, average_views, score
-from pretrain.runtime.loop import set_cpu_threads
+from pretrain.runtime.cores import share_cores
 from pretrain.runtime.processes import Processes, find_processes, join_group, leave_group
 
 MODEL_FOLDER = "model"
@@ -58,8 +57,6 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         log.info("would score %d videos of %s with %s", len(index), config.data.validation, _views(config))
         return
-    workers = worker_count(config.data.workers, processes.local_world)
-    set_cpu_threads(run_settings(config, len(index), workers=workers), processes)
     model.classifier.to(processes.device)
     try:
         join_group(processes)
@@ -85,7 +82,7 @@ def evaluate(
         spatial_crops=config.evaluate.spatial_crops,
         rank=processes.rank,
         world=processes.world,
-        workers=worker_count(config.data.workers, processes.local_world),
+        workers=share_cores(processes, workers=config.data.workers, cpu_threads=config.engine.cpu_threads),
         timeout_s=config.data.timeout_s,
         decoder=config.data.decoder,
     )

@@ -12,7 +12,6 @@ from data_tools.config import load_config, to_yaml
 from data_tools.index import ShardIndex, open_index
 from data_tools.stream.loader import TrainingClips
 from data_tools.stream.order import BatchPlan, plan_batch
-from data_tools.stream.workers import worker_count
 from finetune.build import build_classifier, clip_config, describe_encoder
 from finetune.classifier import Classifier
 from finetune.config import FinetuneConfig, run_settings, steps_of
@@ -26,7 +25,7 @@ from pretrain.model.blocks import set_up_blocks
 from pretrain.model.packing import share_of
 from pretrain.runtime.ending import ending_together
 from pretrain.runtime.engine_checks import check_engine
-from pretrain.runtime.loop import Training, set_cpu_threads
+from pretrain.runtime.loop import Training
 from pretrain.runtime.optimiser import parameter_groups
 from pretrain.runtime.processes import Processes, find_processes, join_group
 from pretrain.runtime.run_folder import check_run_dir, open_run_dir
@@ -62,6 +61,7 @@ def run_train(arguments: argparse.Namespace) -> None:
             open_run_dir(run_dir, config)
         run = training(prepared)
         join_group(processes, config.watch)
+        run.share_cores()
         calibrate_head(prepared, run)
         run.run()
         prepared.classifier.to(processes.device)  # at ZeRO 3 it waited on the CPU
@@ -126,14 +126,13 @@ def training(prepared: Prepared) -> Training:
         decoder=config.data.decoder,
         annotate=None,
     )
-    workers = worker_count(config.data.workers, prepared.processes.local_world)
     scale = layer_scale(config.optim.layer_decay, prepared.description.shape.depth)
     return Training(
         module=prepared.classifier,
         groups=parameter_groups(prepared.classifier, config.optim.weight_decay, scale),
         clips=clips,
         plan=prepared.plan,
-        settings=run_settings(config, len(prepared.train), workers=workers),
+        settings=run_settings(config, len(prepared.train), workers=config.data.workers),
         processes=prepared.processes,
     )
 
@@ -147,7 +146,6 @@ def calibrate_head(prepared: Prepared, run: Training) -> None:
     if not classifier.head.needs_calibration:
         return
     if processes.is_first:
-        set_cpu_threads(run.settings, processes)
         count = min(_CALIBRATION_CLIPS, len(prepared.train) * run.clips.views)
         classifier.to(processes.device).eval()
         with torch.no_grad():

@@ -10,7 +10,6 @@ from data_tools.index import ShardIndex, open_index
 from data_tools.stream.loader import Annotate, TrainingClips
 from data_tools.stream.mixture import Mixture, open_mixture
 from data_tools.stream.order import BatchPlan, plan_batch
-from data_tools.stream.workers import worker_count
 from pretrain.building import Parts, build_model, build_parts, token_split
 from pretrain.config import PretrainConfig
 from pretrain.decoder_file import describe_decoder, save_decoder
@@ -140,7 +139,7 @@ def run_pretraining(plan: Plan) -> None:
         groups=parameter_groups(plan.model, config.optim.weight_decay),
         clips=training_clips(plan, plan.split),
         plan=plan.batch,
-        settings=config.run_settings(worker_count(config.data.workers, processes.local_world)),
+        settings=config.run_settings(config.data.workers),
         processes=processes,
         watchers=_watchers(plan),
     )

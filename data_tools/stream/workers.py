@@ -2,26 +2,46 @@
 
 import multiprocessing
 import os
+import platform
 import signal
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import NamedTuple
 
 from data_tools.command import log
 
 _MAIN_ONLY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
-def worker_count(requested: int, local_processes: int = 1) -> int:
-    """Loader workers for each process of a machine.
+class CoreLimits(NamedTuple):
+    """What limits the CPU time of one process; processes of a machine compare it.
+
+    Attributes:
+        machine: the same for all processes of one kernel, and for no other.
+        cores: numbers of the cores that it may run on (its affinity).
+        quotas: cores that each control group above it may use together, by the group's name.
+    """
+
+    machine: str
+    cores: frozenset[int]
+    quotas: dict[str, float]
+
+
+def worker_count(requested: int, cores: int) -> int:
+    """Loader workers of one process.
 
     Args:
-        requested: data.workers; -1 means this process's share of the cores less one for itself. Any other
-            number is obeyed, more than the share with a warning: whoever waits for a slow disk means it.
-        local_processes: training processes on this machine.
+        requested: data.workers; -1 means the process's cores less one for itself. Any other number is obeyed,
+            more than the cores with a warning: a user who waits for a slow disk means it.
+        cores: the process's share of its machine, see `share_of_cores`.
 
     Raises:
         ValueError: a negative number other than -1.
@@ -30,25 +50,84 @@ def worker_count(requested: int, local_processes: int = 1) -> int:
         raise ValueError(
             f"data.workers must be -1 (as many as the cores allow) or at least 0, got {requested}"
         )
-    share = available_cores() // max(local_processes, 1)
     if requested == -1:
-        return max(share - 1, 0)
-    if requested > max(share, 1):
+        return max(cores - 1, 0)
+    if requested > max(cores, 1):
         log.warning(
-            "data.workers=%d for each of %d processes is more than the %d cores here: they will take turns",
-            requested, local_processes, available_cores(),
+            "data.workers=%d is more than the %d cores of this process: its loader workers will take turns",
+            requested, cores,
         )  # fmt: skip
     return requested
 
 
-def available_cores() -> int:
-    """Cores that this process may use: its affinity, and the container's quota where there is one."""
-    cores = len(os.sched_getaffinity(0))
+def share_of_cores(own: CoreLimits, everyone: Sequence[CoreLimits]) -> int:
+    """Whole cores for one process, at least 1.
+
+    A core is shared by the processes that may run on it, so processes that are each bound to cores of their
+    own, as by Slurm, divide nothing. A quota is shared by the processes of its control group.
+
+    Args:
+        everyone: the limits of all processes of the run, this one among them.
+    """
+    here = [limits for limits in everyone if limits.machine == own.machine]
+    users = Counter(core for limits in here for core in limits.cores)
+    shares = [sum(Fraction(1, max(users[core], 1)) for core in own.cores)]
+    for group, quota in own.quotas.items():
+        shares.append(Fraction(quota) / max(1, sum(group in limits.quotas for limits in here)))
+    return max(int(min(shares)), 1)
+
+
+def core_limits() -> CoreLimits:
+    """Those of this process."""
     try:
-        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(min(cores, int(quota) // int(period)), 1)
+        machine = _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        machine = platform.node()
+    return CoreLimits(machine, frozenset(os.sched_getaffinity(0)), dict(_quotas()))
+
+
+def available_cores() -> int:
+    """Cores that this process may use where it is alone: its affinity, and quotas where there are some."""
+    own = core_limits()
+    return share_of_cores(own, [own])
+
+
+def _quotas() -> Iterator[tuple[str, float]]:
+    """The limits of this process's control groups, from its own to the outermost that it sees."""
+    space = _inode(Path("/proc/self/ns/cgroup"))
+    for line in _text(_OWN_CGROUPS).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = _CGROUPS / controllers if controllers else _CGROUPS
+        for folder in (root / path.lstrip("/"), *(root / path.lstrip("/")).parents):
+            if not folder.is_relative_to(root):
+                break
+            quota, period = _quota_of(folder)
+            if quota > 0 and period > 0:
+                yield f"{space}:{folder}", quota / period
+
+
+def _quota_of(folder: Path) -> tuple[int, int]:
+    """Microseconds in how many; (0, 0) where there is no limit. Version 2 has one file, version 1 two."""
+    words = _text(folder / "cpu.max").split()
+    words = words or [_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+    quota, period = words if len(words) == 2 else ("", "")
+    return (int(quota), int(period)) if quota.isdigit() and period.isdigit() else (0, 0)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 def worker_context(preload: Iterable[str]) -> BaseContext:

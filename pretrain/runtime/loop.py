@@ -4,21 +4,19 @@ What happens at a step is a function of the step and of which steps' updates are
 crops and masks, the noise, the learning rate. The loop itself carries only counters (`RunState`).
 """
 
-import os
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from data_tools.command import DataError, Diverged, Stopped, log
 from data_tools.stream.loader import TrainingClips
 from data_tools.stream.order import BatchPlan
-from data_tools.stream.workers import available_cores
 from pretrain.runtime.agreement import Agreement
 from pretrain.runtime.checkpoint import Checkpoints, RunState
+from pretrain.runtime.cores import share_cores
 from pretrain.runtime.engine import Engine
 from pretrain.runtime.guard import GuardConfig, Incident
 from pretrain.runtime.incidents import Incidents
@@ -61,6 +59,7 @@ class Training:
     settings: RunSettings
     processes: Processes
     watchers: tuple[Watcher, ...] = ()
+    _has_cores: bool = False
 
     def run(self) -> None:
         """Train from the newest checkpoint, or from the start, to the last step; then the module is readable.
@@ -72,13 +71,21 @@ class Training:
             Diverged: the numbers went bad, and no roll-back is left.
             Stuck: the processes could not meet.
         """
-        set_cpu_threads(self.settings, self.processes)
         watchdog = Watchdog(self.settings.watch, rank=self.processes.rank)
         with watchdog:
             # `join_group` itself is bounded by the same key and says more, so it comes to its end first.
             join_group(self.processes, self.settings.watch)
+            self.share_cores()
             watchdog.enter("building the engine and loading a checkpoint", limit="start_timeout_s")
             _Run(self, watchdog).go()
+
+    def share_cores(self) -> None:
+        """Collective. Settle how many loader workers and threads this process has; once."""
+        if not self._has_cores:
+            settings = self.settings
+            threads = settings.engine.cpu_threads
+            workers = share_cores(self.processes, workers=settings.workers, cpu_threads=threads)
+            self.settings, self._has_cores = replace(settings, workers=workers), True
 
 
 class _Run:
@@ -272,12 +279,3 @@ def _ways_out(guard: GuardConfig, rollbacks: int) -> str:
         "lower optim.lr or set optim.clip_norm, and continue from an older checkpoint; or set "
         "guard.spike_sigmas, and the run goes back by itself"
     )
-
-
-def set_cpu_threads(settings: RunSettings, processes: Processes) -> None:
-    """On the CPU, share the cores between processes and loader workers: neither is to wait."""
-    if settings.engine.cpu_threads:
-        torch.set_num_threads(settings.engine.cpu_threads)
-    elif processes.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        share = available_cores() // processes.local_world
-        torch.set_num_threads(max(1, share - max(0, settings.workers)))

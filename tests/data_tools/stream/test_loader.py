@@ -27,7 +27,7 @@ from data_tools.stream.loader import (
 )
 from data_tools.stream.order import clip_place, plan_batch, sample_at
 from data_tools.stream.pixels import luma_of
-from data_tools.stream.workers import available_cores, worker_count
+from data_tools.stream.workers import CoreLimits, available_cores, share_of_cores, worker_count
 
 CLIP = ClipConfig(frames=4, stride=2, size=24)
 
@@ -390,25 +390,60 @@ def test_wrong_views_are_refused(synth_shards, clips, crops):
 
 
 def test_workers_left_to_us_never_oversubscribe_the_cores_and_others_are_obeyed(caplog, monkeypatch):
-    cores = available_cores()
-    assert cores <= len(os.sched_getaffinity(0))
-    assert worker_count(-1, 1) == cores - 1 and worker_count(-1, 10 * cores) == 0
-    assert worker_count(0, 4) == 0 and worker_count(1, 10 * cores) == 1
+    assert [worker_count(-1, cores) for cores in (1, 2, 12)] == [0, 1, 11]
+    assert worker_count(0, 4) == 0 and worker_count(1, 1) == 1
     monkeypatch.setattr(workers_module.log, "propagate", True)
-    assert worker_count(cores, 1) == cores and caplog.text == ""
-    assert worker_count(10 * cores, 2) == 10 * cores
-    expected = f"data.workers={10 * cores} for each of 2 processes is more than the {cores} cores here"
-    assert expected in caplog.text
+    assert worker_count(12, 12) == 12 and caplog.text == ""
+    assert worker_count(20, 12) == 20
+    assert "data.workers=20 is more than the 12 cores of this process" in caplog.text
     with pytest.raises(ValueError, match=r"data.workers must be -1 .* got -2"):
-        worker_count(-2)
+        worker_count(-2, 1)
+
+
+def limits(cores, machine="a", quotas=None):
+    """Of one process."""
+    return CoreLimits(machine, frozenset(cores), quotas or {})
+
+
+def test_cores_are_divided_where_processes_share_them_and_only_there():
+    bound = [limits(range(12 * task, 12 * task + 12), machine) for machine in "ab" for task in range(8)]
+    assert {share_of_cores(own, bound) for own in bound} == {12}, "8 tasks of 12 CPUs, bound by Slurm"
+    free = [limits(range(96), machine) for machine in "ab" for _ in range(8)]
+    assert {share_of_cores(own, free) for own in free} == {12}
+    halves = [limits(range(8)), limits(range(8)), limits(range(8, 16))]
+    assert [share_of_cores(own, halves) for own in halves] == [4, 4, 8]
+    mixed = [limits(range(4)), limits(range(2))]
+    assert [share_of_cores(own, mixed) for own in mixed] == [3, 1]
+    crowd = [limits(range(2)) for _ in range(5)]
+    assert share_of_cores(crowd[0], crowd) == 1, "never none"
+
+
+def test_a_quota_is_divided_in_its_control_group_and_only_there():
+    pods = [limits(range(64), quotas={group: 8.0}) for group in ("one", "one", "two")]
+    assert [share_of_cores(own, pods) for own in pods] == [4, 4, 8]
+    nested = [limits(range(64), quotas={"job": 8.0, f"task {task}": 6.5}) for task in range(2)]
+    assert share_of_cores(nested[0], nested) == 4
+    assert share_of_cores(nested[0], nested[:1]) == 6
 
 
 @pytest.mark.parametrize(
-    "quota, cores", [("150000 100000", 1), ("50000 100000", 1), ("max 100000", None), ("", None)]
+    "files, cores",
+    [
+        ({"cpu.max": "150000 100000"}, 1),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": ""}, None),
+        ({"job/cpu.max": "100000 100000"}, 1),
+        ({"cpu,cpuacct/job/cpu.cfs_quota_us": "100000", "cpu,cpuacct/job/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu,cpuacct/job/cpu.cfs_quota_us": "-1", "cpu,cpuacct/job/cpu.cfs_period_us": "100000"}, None),
+    ],
 )
-def test_a_containers_quota_counts(monkeypatch, tmp_path, quota, cores):
-    (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(workers_module, "_CPU_QUOTA", tmp_path / "cpu.max")
+def test_a_containers_quota_counts_in_both_versions_of_control_groups(monkeypatch, tmp_path, files, cores):
+    for name, text in {"own": "3:cpuset:/\n2:cpu,cpuacct:/job\n0::/job\n", **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(workers_module, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(workers_module, "_OWN_CGROUPS", tmp_path / "own")
     assert available_cores() == (cores or len(os.sched_getaffinity(0)))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from pretrain.runtime.agreement import Agreed, Agreement
 from pretrain.runtime.processes import find_processes
-from tests.ranks import free_port
+from tests.ranks import free_port, start_ranks
 
 VARIABLES = (
     "RANK",
@@ -128,3 +128,40 @@ def test_two_processes_sum_gather_agree_and_listen_to_the_first(repo: Path) -> N
     said = [[2.0, 10.0], [{"rank": 0}, {"rank": 1}], "said by 0", [[0, True], [138, True], [0, False]]]
     assert first == [True, *said]
     assert second == [False, *said]
+
+
+CORES = """
+import json, os, sys
+from pretrain.runtime.cores import share_cores
+from pretrain.runtime.processes import find_processes, join_group, leave_group
+import data_tools.command, torch
+
+data_tools.command.configure_logging()
+del os.environ["OMP_NUM_THREADS"]
+processes, found = find_processes("cpu"), []
+join_group(processes)
+cores = sorted(os.sched_getaffinity(0))
+for mask in ({cores[processes.rank]}, set(cores)):
+    os.sched_setaffinity(0, mask)
+    processes.wait_for_all()
+    found.append([share_cores(processes, workers=-1, cpu_threads=0), torch.get_num_threads()])
+    found.append(share_cores(processes, workers=1, cpu_threads=2))
+leave_group()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_processes_bound_to_cores_of_their_own_divide_nothing() -> None:
+    ranks = start_ranks(2, "-c", CORES)
+    said = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    cores = len(os.sched_getaffinity(0)) // 2
+    expected = [[0, 1], 1, [max(cores - 1, 0), 1], 1]
+    assert [json.loads(out) for out, _ in said] == [expected, expected]
+    first, second = (errors for _, errors in said)
+    assert "each process: 1 of its machine's cores, 1 threads, 0 loader workers (data.workers=-1)" in first
+    assert "each process: 1 of its machine's cores, 2 threads, 1 loader workers (data.workers=1)" in first
+    assert "more than" not in first + second
+    assert "each process" not in second
