@@ -22,7 +22,7 @@ _MEANINGS = {
     USAGE: "refused: wrong usage or config",
     DATA: "failed: the data cannot be used",
     CHECKPOINT: "failed: a checkpoint cannot be read or written",
-    STUCK: "failed: a step took too long, and the watchdog ended it",
+    STUCK: "failed: stuck, a step, a store or a file system did not answer in time",
     DIVERGED: "failed: the loss diverged",
     INTERRUPTED: "stopped by SIGINT, with a checkpoint",
     USER_SIGNAL: "stopped by SIGUSR1, with a checkpoint",

@@ -71,6 +71,23 @@ class PlainEngine:
         )
 
 
+class Line:
+    """Pieces that every process holds whole, and a store that counts what it is asked for."""
+
+    def __init__(self) -> None:
+        sizes = (5, 0, 1, 40, 3)
+        self.pieces = [
+            Piece(name=str(number), kind="weight", start=0, values_V=torch.full((size,), -1.0))
+            for number, size in enumerate(sizes)
+        ]
+        self.total, self.asked = sum(sizes), 0
+
+    def read(self, name: str, kind: str, start: int, stop: int) -> Tensor:
+        """Every value tells its piece and place."""
+        self.asked += stop - start
+        return torch.arange(start, stop) + 100.0 * int(name)
+
+
 def alone() -> Processes:
     """The only process of a run."""
     return Processes(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu"))

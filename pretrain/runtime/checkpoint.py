@@ -1,28 +1,31 @@
 """Checkpoints that are complete or absent, written while training goes on, free of the topology.
 
 The layout is in `checkpoint_files.py`. A folder bears its final name only after all processes have said that
-their bytes are on the disk. On resume every byte is checked; a damaged checkpoint is passed over loudly for
-the one before it.
+their bytes are on the disk. On resume every byte is checked (`checkpoint_check.py`); a damaged checkpoint is
+passed over loudly for the one before it, and set aside. What cannot be read is not damaged.
 """
 
+import platform
+import secrets
 import shutil
 import threading
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar, cast
+from typing import Protocol
 
-from data_tools.command import CheckpointError, log
+from data_tools.command import CheckpointError, Stuck, log
 from pretrain.runtime import checkpoint_files
+from pretrain.runtime.checkpoint_check import Sound, check_checkpoint, unread
 from pretrain.runtime.checkpoint_files import Notes
-from pretrain.runtime.piece_files import FileMark, PieceStore, Span
+from pretrain.runtime.file_retries import on_first
+from pretrain.runtime.piece_files import FileMark
 from pretrain.runtime.pieces import Piece, ReadPiece
 from pretrain.runtime.processes import Processes
-from pretrain.runtime.saving import HostCopy, Saving
+from pretrain.runtime.saving import HostCopy, Saving, failure_among
+from pretrain.runtime.span_table import Span, SpanTable, are_tiled, counts_of, pack, tiles
 
 _MOST_NAMED = 3
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +71,6 @@ class HasPieces(Protocol):
         """Ask for the values that this process holds, and take them over."""
 
 
-class _Part(NamedTuple):
-    """What one process has to say of its part of a save, or of its share of a check."""
-
-    spans: list[Span]
-    failure: str | None
-    mark: FileMark | None = None
-
-
 class Checkpoints:
     """The checkpoints of one run folder. Every process must make the same calls.
 
@@ -103,6 +98,7 @@ class Checkpoints:
         self._saving: Saving | None = None
         self._removal: threading.Thread | None = None
         self._notes = Notes(state={}, shapes={}, updates={}, files={})
+        self.attempt: str | None = None
 
     def save(self, engine: HasPieces, state: RunState) -> None:
         """Begin a checkpoint of this moment; `commit` ends it. One still under way is committed first.
@@ -113,6 +109,8 @@ class Checkpoints:
             CheckpointError: as of `commit`.
         """
         self.commit()
+        if self.attempt is None:
+            self.attempt = self._processes.from_first(secrets.token_hex(4))
         self._notes = Notes(
             state=asdict(state), shapes=engine.shapes(), updates=dict(engine.updates()), files={}
         )
@@ -141,6 +139,7 @@ class Checkpoints:
         Raises:
             CheckpointError: on all processes, where any could not write its part, for example on a full disk;
                 older checkpoints are intact.
+            Stuck: the same, where it may succeed if it is tried again.
         """
         self._end_removal()
         if self._saving is None:
@@ -148,48 +147,54 @@ class Checkpoints:
         saving, self._saving = self._saving, None
         if saving.ident is not None:
             saving.join()
-        parts = self._processes.gather(_Part(saving.spans, saving.failure, saving.mark))
-        failures = [
-            f"rank {rank}: {part.failure or 'the writing thread broke off'}"
-            for rank, part in enumerate(parts)
-            if part.mark is None
-        ]
+        notes, processes = self._notes, self._processes
+        step = notes.state["step"]
+        parts = processes.gather_to_first(saving.part())
+        what = f"writing the checkpoint of step {step}"
         try:
-            if failures:
-                raise OSError("; ".join(failures[:_MOST_NAMED]))
-            self._on_first(lambda: self._finish(parts))
-        except OSError as error:
-            if self._processes.is_first:
+            if failure := processes.from_first(failure_among(parts)):
+                failure.throw()
+            if fault := self._find_fault(saving.spans):  # the engine's pieces do not make up the model
+                raise OSError(fault)
+            on_first(processes, what, lambda: self._finish([part.mark for part in parts if part.mark]))
+        except (OSError, Stuck) as error:
+            if processes.is_first:
                 shutil.rmtree(self._partial(), ignore_errors=True)
-            raise CheckpointError(
-                f"could not write the checkpoint of step {self._notes.state['step']} to {self.folder} "
+            kind = Stuck if isinstance(error, Stuck) else CheckpointError
+            raise kind(
+                f"could not write the checkpoint of step {step} to {self.folder} "
                 f"({error}); older checkpoints are intact: mend that and repeat the command"
             ) from error
 
     def load_newest(self, engine: HasPieces, *, before: int | None = None) -> RunState:
         """Load the newest sound checkpoint, or return the start of a run where there is none.
 
+        Newer ones that are damaged are set aside, once an older one is loaded.
+
         Args:
             before: go back: to the newest of those of this step or an earlier one. Later ones are dropped.
 
         Raises:
             CheckpointError: there are checkpoints and none is sound, or they are of another model or format;
-                there is none to go back to; the folder cannot be read.
+                there is none to go back to; the folder cannot be used.
+            Stuck: a process cannot read a file that may be sound.
         """
         self.commit()
+        what = f"reading the folder {self.folder}"
         try:
-            steps = self._on_first(lambda: self._candidates(before))
-            for step in steps:
-                state = self._load(engine, checkpoint_files.final_folder(self.folder, step))
-                if state is not None:
-                    if before is not None:
-                        self._on_first(lambda: self._drop_after(before))
-                    return state
+            steps = on_first(self._processes, what, lambda: self._candidates(before))
+            state, damaged = self._load_first_sound(engine, steps)
+            if state is not None:
+                leave = partial(self._leave_behind, steps[: len(damaged)], before)
+                on_first(self._processes, "setting checkpoints aside", leave)
+                return state
         except OSError as error:
             raise CheckpointError(f"cannot use the checkpoints in {self.folder}: {error}") from error
-        if steps:
+        if damaged:
             raise CheckpointError(
-                f"all {len(steps)} checkpoints in {self.folder} are damaged; remove the folder to start again"
+                f"all {len(steps)} checkpoints in {self.folder} are damaged "
+                f"({'; '.join(damaged[:_MOST_NAMED])}); fix: restore one of them from a copy, or rename the "
+                "folder to start again from step 0; keep it, since parts of it may still be readable"
             )
         if before is not None:
             raise CheckpointError(
@@ -197,64 +202,74 @@ class Checkpoints:
             )
         return RunState()
 
+    def _load_first_sound(self, engine: HasPieces, steps: list[int]) -> tuple[RunState | None, list[str]]:
+        """Load the first sound one of `steps`; what is damaged before it."""
+        damaged: list[str] = []
+        for step in steps:
+            folder = checkpoint_files.final_folder(self.folder, step)
+            found = check_checkpoint(folder, self._processes)
+            if isinstance(found, Sound):
+                return self._take(engine, folder, found), damaged
+            damaged.append(f"step {step}: {found}")
+            if self._processes.is_first:
+                log.error("checkpoint %s is damaged (%s); trying the one before it", folder, found)
+        return None, damaged
+
     def _candidates(self, before: int | None) -> list[int]:
         checkpoint_files.remove_leftovers(self.folder)
         steps = checkpoint_files.complete(self.folder)
         return [step for step in reversed(steps) if before is None or step <= before]
 
-    def _load(self, engine: HasPieces, folder: Path) -> RunState | None:
-        """Load one checkpoint, or say why not: it is damaged."""
-        store, notes, damage = self._examine(folder)
-        if store is None or notes is None:
-            if self._processes.is_first:
-                log.error("checkpoint %s is damaged (%s); trying the one before it", folder, damage)
-            return None
-        checkpoint_files.refuse_another_model(folder, notes.shapes, engine.shapes())
-        engine.load_pieces(store.read, notes.updates)
-        return RunState(**notes.state)
-
-    def _examine(self, folder: Path) -> tuple[PieceStore | None, Notes | None, str | None]:
-        """Read every byte of a checkpoint, each process its share of the files; all come to one verdict."""
-        notes, spans, failure = None, [], None
+    def _take(self, engine: HasPieces, folder: Path, found: Sound) -> RunState:
+        checkpoint_files.refuse_another_model(folder, found.notes.shapes, engine.shapes())
         try:
-            notes = checkpoint_files.read_notes(folder)
-            share = sorted(notes.files)[self._processes.rank :: self._processes.world]
-            spans = checkpoint_files.check_files(folder, {name: notes.files[name] for name in share})
-        except ValueError as error:
-            failure = str(error)
-        parts = self._processes.gather(_Part(spans, failure))
-        failure = next((part.failure for part in parts if part.failure), None)
-        if notes is None or failure:
-            return None, None, failure
-        store = PieceStore(folder, (span for part in parts for span in part.spans))
-        failure = store.find_fault(notes.shapes, notes.updates)
-        return (None if failure else store), notes, failure
+            engine.load_pieces(found.store.read, found.notes.updates)
+        except OSError as error:
+            raise Stuck(unread(folder, self._processes.rank, platform.node(), str(error))) from error
+        return RunState(**found.notes.state)
 
-    def _finish(self, parts: list[_Part]) -> None:
+    def _leave_behind(self, damaged: list[int], before: int | None) -> None:
+        """What is newer than the checkpoint that was loaded: no start may take it up again."""
+        for step, path in checkpoint_files.complete(self.folder).items():
+            if step in damaged:
+                checkpoint_files.quarantine(path)
+            elif before is not None and step > before:
+                checkpoint_files.drop(path)
+
+    def _find_fault(self, spans: list[Span]) -> str | None:
+        """Collective. What keeps the pieces of all processes from being each value once, or None.
+
+        All say one sum for each parameter; only where those are wrong are the runs themselves gathered.
+        """
+        notes, processes = self._notes, self._processes
+        counts = counts_of(notes.shapes, notes.updates)
+        sums = processes.sum(tiles(spans, counts).to(processes.device))
+        if are_tiled(sums, counts, notes.updates):
+            return None
+        file = self._file_of(processes.rank)
+        packed = pack(spans, counts, file=file, number=processes.rank, files=processes.world)
+        everything = processes.gather_to_first(packed)
+        table = SpanTable(packed=everything, counts=counts)
+        fault = table.find_fault(notes.shapes, notes.updates) if processes.is_first else None
+        return processes.from_first(fault or "the pieces do not make up the model")
+
+    def _finish(self, marks: list[FileMark]) -> None:
         """Only on the first process: all parts are on the disk."""
-        files = {self._file_of(rank): part.mark for rank, part in enumerate(parts) if part.mark}
-        notes = replace(self._notes, files=files)
-        spans = (span for part in parts for span in part.spans)
-        fault = PieceStore(self._partial(), spans).find_fault(notes.shapes, notes.updates)
-        if fault is not None:  # the engine's pieces do not make up the model
-            raise OSError(fault)
-        step = notes.state["step"]
-        checkpoint_files.commit(self._partial(), checkpoint_files.final_folder(self.folder, step), notes)
-        self._drop_after(step)  # of a line of steps that was given up, or damaged and passed over
+        files = {self._file_of(rank): mark for rank, mark in enumerate(marks)}
+        step = self._notes.state["step"]
+        final = checkpoint_files.final_folder(self.folder, step)
+        checkpoint_files.commit(self._partial(), final, replace(self._notes, files=files))
         steps = checkpoint_files.complete(self.folder)
+        for later in [other for other in steps if other > step]:  # not of this run: see `_leave_behind`
+            checkpoint_files.quarantine(steps.pop(later))
         for old in list(steps)[: -self._keep]:
             if not self._keep_every_steps or old % self._keep_every_steps:
                 checkpoint_files.drop(steps[old])
         # In a thread, since files of gigabytes take a while; the process does not end before it.
         self._removal = threading.Thread(
-            name="removal", target=checkpoint_files.remove_dropped, args=(self.folder,)
+            name="removal", target=checkpoint_files.sweep, args=(self.folder, self.attempt)
         )
         self._removal.start()
-
-    def _drop_after(self, step: int) -> None:
-        for other, path in checkpoint_files.complete(self.folder).items():
-            if other > step:
-                checkpoint_files.drop(path)
 
     def _end_removal(self) -> None:
         if self._removal is not None:
@@ -265,24 +280,4 @@ class Checkpoints:
         return checkpoint_files.pieces_file(rank, self._processes.world)
 
     def _partial(self) -> Path:
-        return checkpoint_files.partial_folder(self.folder, self._notes.state["step"])
-
-    def _on_first(self, act: Callable[[], Value]) -> Value:
-        """Let the first process act on the disk.
-
-        Returns:
-            What it got, on every process.
-
-        Raises:
-            OSError: it could not, on every process.
-        """
-        done: tuple[Value | None, str | None] = (None, None)
-        if self._processes.is_first:
-            try:
-                done = (act(), None)
-            except OSError as error:
-                done = (None, str(error))
-        result, failure = self._processes.from_first(done)
-        if failure is not None:
-            raise OSError(failure)
-        return cast(Value, result)
+        return checkpoint_files.partial_folder(self.folder, self._notes.state["step"], self.attempt or "")

@@ -4,25 +4,29 @@ step-00001000/pieces-00000-of-00004.safetensors    weights and moments, one file
 step-00001000/parameters.json    shape and number of updates of every parameter
 step-00001000/state.json         the little that is not a function of the step
 step-00001000/manifest.json      size and checksum of every file; written last
-step-00002000.partial/           a save under way, or one that never ended
+step-00002000.ATTEMPT.partial/   a save under way, or one that never ended
 step-00000500.dropped/           about to be removed
+step-00003000.quarantined/       passed over at a start; kept for the user, never removed
 """
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_tools.command import CheckpointError, log
-from pretrain.runtime.piece_files import FileMark, Span, mark_of, read_spans
+from pretrain.runtime.piece_files import FileMark, mark_of, read_spans
+from pretrain.runtime.span_table import Span
 
 FORMAT = 2
 
 _MOST_NAMED = 5
-_PARTIAL, _DROPPED, _PIECES = ".partial", ".dropped", "pieces-"
+_PARTIAL, _DROPPED, _QUARANTINED, _PIECES = ".partial", ".dropped", ".quarantined", "pieces-"
 _MANIFEST, _STATE, _PARAMETERS = "manifest.json", "state.json", "parameters.json"
 
 
@@ -48,9 +52,14 @@ def final_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
-def partial_folder(checkpoints: Path, step: int) -> Path:
-    """Where it is written."""
-    return checkpoints / f"step-{step:08d}{_PARTIAL}"
+def partial_folder(checkpoints: Path, step: int, attempt: str) -> Path:
+    """Where it is written.
+
+    Args:
+        attempt: names the start of the run. A process of an earlier start that was given up, and runs again,
+            must not write into the files of this one.
+    """
+    return checkpoints / f"step-{step:08d}.{attempt}{_PARTIAL}"
 
 
 def pieces_file(rank: int, world: int) -> str:
@@ -58,14 +67,38 @@ def pieces_file(rank: int, world: int) -> str:
     return f"{_PIECES}{rank:05d}-of-{world:05d}.safetensors"
 
 
+def is_pieces(name: str) -> bool:
+    """Whether a file is one of pieces."""
+    return name.startswith(_PIECES)
+
+
+def number_of(pieces: str) -> tuple[int, int]:
+    """The reverse: whose file it is, and how many there are."""
+    number, _, files = pieces.removeprefix(_PIECES).removesuffix(".safetensors").partition("-of-")
+    return int(number), int(files)
+
+
 def complete(checkpoints: Path) -> dict[int, Path]:
-    """Checkpoints that bear their final name, by step, oldest first. They may be damaged."""
+    """Checkpoints that bear their final name, by step, oldest first. They may be damaged.
+
+    Raises:
+        OSError: the folder is there and cannot be read.
+    """
     found = {}
-    for path in checkpoints.glob("step-*"):
+    for path in _entries(checkpoints):
         number = path.name.removeprefix("step-")
-        if number.isdigit():
+        if path.name.startswith("step-") and number.isdigit():
             found[int(number)] = path
     return dict(sorted(found.items()))
+
+
+def _entries(checkpoints: Path, *endings: str) -> list[Path]:
+    """What stands in the folder; not by `glob`, which takes a folder that cannot be read for an empty one."""
+    try:
+        names = os.listdir(checkpoints)
+    except FileNotFoundError:
+        return []
+    return [checkpoints / name for name in sorted(names) if not endings or name.endswith(endings)]
 
 
 def remove_leftovers(checkpoints: Path) -> None:
@@ -74,13 +107,31 @@ def remove_leftovers(checkpoints: Path) -> None:
     Raises:
         OSError: they cannot be removed.
     """
-    for ending in (_PARTIAL, _DROPPED):
-        for path in checkpoints.glob(f"*{ending}"):
+    for path in _entries(checkpoints, _PARTIAL, _DROPPED):
+        with suppress(FileNotFoundError):  # removed by another process meanwhile
             shutil.rmtree(path)
 
 
+def quarantine(checkpoint: Path) -> Path:
+    """Set a checkpoint aside under a name that no start takes up; nothing removes it.
+
+    Returns:
+        Where it lies now.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    place, count = checkpoint.with_name(f"{checkpoint.name}{_QUARANTINED}"), 1
+    while place.exists():
+        count += 1
+        place = checkpoint.with_name(f"{checkpoint.name}{_QUARANTINED}-{count}")
+    checkpoint.rename(place)
+    log.warning("%s is kept as %s: remove it when nobody needs it", checkpoint.name, place)
+    return place
+
+
 def drop(checkpoint: Path) -> None:
-    """Let a checkpoint no longer count, at once and whole; `remove_dropped` does the slow part.
+    """Let a checkpoint no longer count, at once and whole; `sweep` does the slow part.
 
     Raises:
         OSError: it cannot be renamed.
@@ -90,13 +141,14 @@ def drop(checkpoint: Path) -> None:
     checkpoint.rename(dropped)
 
 
-def remove_dropped(checkpoints: Path) -> None:
-    """Remove what was dropped. What cannot be removed is warned of."""
-    for path in checkpoints.glob(f"*{_DROPPED}"):
-        try:
-            shutil.rmtree(path)
-        except OSError as error:
-            log.warning("could not remove the old checkpoint %s: %s", path, error)
+def sweep(checkpoints: Path, attempt: str) -> None:
+    """Remove what was dropped, and saves of other attempts. What cannot be removed is warned of."""
+    try:
+        for path in _entries(checkpoints, _DROPPED, _PARTIAL):
+            if not path.name.endswith(f".{attempt}{_PARTIAL}"):
+                shutil.rmtree(path)
+    except OSError as error:
+        log.warning("could not remove what is left of old checkpoints in %s: %s", checkpoints, error)
 
 
 def commit(partial: Path, final: Path, notes: Notes) -> None:
@@ -105,10 +157,16 @@ def commit(partial: Path, final: Path, notes: Notes) -> None:
     Raises:
         OSError: it could not be written.
     """
+    if final.exists() and not partial.exists():  # an attempt failed after the rename
+        _to_disk(final.parent)
+        return
     parameters = {
         name: {"shape": list(shape), "updates": notes.updates.get(name)}
         for name, shape in notes.shapes.items()
     }
+    for name, mark in notes.files.items():
+        if (partial / name).stat().st_size != mark.size:
+            raise OSError(errno.EIO, f"expected {mark.size} bytes", str(partial / name))
     files = dict(notes.files)
     for name, content in ((_STATE, notes.state), (_PARAMETERS, parameters)):
         _write_json(partial / name, content)
@@ -117,8 +175,8 @@ def commit(partial: Path, final: Path, notes: Notes) -> None:
     marks = {name: {"bytes": mark.size, "crc32": mark.crc32} for name, mark in sorted(files.items())}
     _write_json(partial / _MANIFEST, {**head, "files": marks})
     _to_disk(partial)
-    if final.exists():  # damaged, or of a line of steps that was given up: an older one was taken up
-        drop(final)
+    if final.exists():  # nothing that this run wrote: what it loaded or gave up has another name by now
+        quarantine(final)
     partial.rename(final)
     _to_disk(final.parent)
 
@@ -129,6 +187,7 @@ def read_notes(folder: Path) -> Notes:
     Raises:
         CheckpointError: it is of another format.
         ValueError: it is damaged.
+        OSError: it cannot be read.
     """
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
@@ -146,27 +205,28 @@ def read_notes(folder: Path) -> Notes:
                 name: FileMark(entry["bytes"], entry["crc32"]) for name, entry in manifest["files"].items()
             },
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def check_files(folder: Path, files: Mapping[str, FileMark]) -> list[Span]:
-    """Read every byte of some of a checkpoint's files; say which values stand in them.
+def check_file(folder: Path, name: str, expected: FileMark) -> list[Span]:
+    """Read every byte of one of a checkpoint's files; say which values stand in it.
 
     Raises:
-        ValueError: a file is not as it was written.
+        ValueError: the file is not as it was written.
+        OSError: it cannot be read.
     """
-    spans = []
-    for name, expected in files.items():
-        try:
-            found = mark_of(folder / name)
-        except OSError as error:
-            raise ValueError(str(error)) from error
-        if found != expected:
-            raise ValueError(f"{name} has changed since it was written")
-        if name.startswith(_PIECES):
-            spans += read_spans(folder / name)
-    return spans
+    if mark_of(folder / name) != expected:
+        raise ValueError(f"{name} has changed since it was written")
+    return read_spans(folder / name) if is_pieces(name) else []
+
+
+def is_listed(folder: Path, name: str) -> bool:
+    """Whether a folder lists a file. Network file systems remember for a while what they did not find."""
+    try:
+        return name in os.listdir(folder)
+    except OSError:
+        return False
 
 
 def refuse_another_model(

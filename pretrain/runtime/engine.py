@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from data_tools.command import CheckpointError
 from data_tools.stream.order import BatchPlan
-from pretrain.runtime.engine_holdings import HOLDINGS, ShardedHolding, share_of
+from pretrain.runtime.engine_holdings import HOLDINGS, ShardedHolding
 from pretrain.runtime.optimiser import build_optimiser, set_learning_rate
 from pretrain.runtime.pieces import Piece, ReadPiece
 from pretrain.runtime.processes import Processes, join_group
 from pretrain.runtime.settings import EngineConfig, OptimConfig
+from pretrain.runtime.shared_pieces import load_shared, share_of
 
 # At ZeRO 3 parameters of at most so many values stay gathered: vectors, whose gathering costs more than they
 # weigh. DeepSpeed's default.
@@ -158,14 +159,16 @@ class Engine:
         """Collective. Take over a state that `pieces` and `updates` described, at any stage and world.
 
         Args:
-            read: gives the values of any run of any parameter; it is asked for those held here.
+            read: gives the values of any run of any parameter. Each process asks for those that it alone
+                holds, and for its share of those that all hold.
             updates: as `updates` gave them.
 
         Raises:
             CheckpointError: `updates` lacks a parameter.
         """
-        for piece in [*self._holding.own(), *self._holding.shared()]:
+        for piece in self._holding.own():
             piece.values_V.copy_(read(piece.name, piece.kind, piece.start, piece.stop))
+        load_shared(self._holding.shared(), read, self._processes)
         counters = self._holding.counters()
         lacking = sorted(counters.keys() - updates.keys())
         if lacking:

@@ -241,22 +241,6 @@ HOLDINGS: tuple[type[Holding], ...] = (WholeHolding, PartitionedHolding, Partiti
 """By ZeRO stage."""
 
 
-def share_of(pieces: list[Piece], rank: int, world: int) -> list[Piece]:
-    """This process's share of what all hold: runs of equal length, however long the pieces are."""
-    total = sum(piece.values_V.numel() for piece in pieces)
-    first, last = total * rank // world, total * (rank + 1) // world
-    found, passed = [], 0
-    for piece in pieces:
-        begin, end = max(first - passed, 0), min(last - passed, piece.values_V.numel())
-        passed += piece.values_V.numel()
-        if begin < end:
-            values_V = piece.values_V[begin:end]
-            found.append(
-                Piece(name=piece.name, kind=piece.kind, start=piece.start + begin, values_V=values_V)
-            )
-    return found
-
-
 def _make_moments(adam: torch.optim.AdamW, values: Tensor) -> None:
     """AdamW's state before the first update, as AdamW itself would make it then."""
     adam.state[values] = {

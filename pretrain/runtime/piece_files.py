@@ -3,46 +3,32 @@
 `pieces-00000-of-00004.safetensors` holds flat float32 tensors named `KIND/NAME@START`, for example
 `exp_avg/encoder.blocks.0.norm.weight@128`. The format is that of the safetensors library, which reads them: a
 length, a JSON header, raw bytes. They are written without it, a block at a time: the checksum is taken on the
-way, and nothing is copied once more.
+way, and nothing is copied once more. They are read by `pread`, not by mapping: an error of the file system is
+an `OSError` and not the death of the process.
 """
 
+import errno
 import json
-import math
 import os
 import zlib
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_tools.command import CheckpointError
-from data_tools.files import read_blocks
+from data_tools.files import Descriptor, read_blocks
+from pretrain.runtime.file_retries import retried
 from pretrain.runtime.pieces import Piece
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from pretrain.runtime.span_table import Span, SpanTable
 
 _VALUE_BYTES = 4
 _ALIGNMENT = 64
 _BLOCK_VALUES = 1 << 20
-
-
-class Span(NamedTuple):
-    """A run of one flattened parameter's values in a file: `start` to before `stop`."""
-
-    file: str
-    kind: str
-    name: str
-    start: int
-    stop: int
-
-    @property
-    def tensor(self) -> str:
-        """What the file calls it."""
-        return f"{self.kind}/{self.name}@{self.start}"
+_MOST_OPEN = 16
 
 
 class FileMark(NamedTuple):
@@ -97,78 +83,99 @@ def read_spans(path: Path) -> list[Span]:
 
     Raises:
         ValueError: it is no such file.
+        OSError: it cannot be read.
     """
     found = []
-    try:
-        with safe_open(path, framework="pt") as file:
-            for tensor in file.keys():  # noqa: SIM118, it is no mapping
-                kind, _, place = tensor.partition("/")
-                name, _, start = place.rpartition("@")
-                (count,) = file.get_slice(tensor).get_shape()
-                found.append(Span(path.name, kind, name, int(start), int(start) + count))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path.name}: {error}") from error
+    for tensor, (begin, end) in _read_header(path).items():
+        kind, _, place = tensor.partition("/")
+        name, _, start = place.rpartition("@")
+        if not name or not start.isdigit():
+            raise ValueError(f"{path.name}: {tensor!r} is no piece")
+        found.append(Span(path.name, kind, name, int(start), int(start) + (end - begin) // _VALUE_BYTES))
     return found
 
 
 class PieceStore:
-    """The files of one checkpoint: which values they hold, and their values."""
+    """The values in the files of one checkpoint."""
 
-    def __init__(self, folder: Path, spans: Iterable[Span]):
-        self._folder = folder
-        self._files: dict[str, Any] = {}
-        self._spans: dict[tuple[str, str], list[Span]] = defaultdict(list)
-        for span in sorted(spans, key=lambda span: span.start):
-            self._spans[span.kind, span.name].append(span)
-
-    def find_fault(self, shapes: Mapping[str, tuple[int, ...]], updates: Mapping[str, int]) -> str | None:
-        """What keeps the files from holding each value once, or None.
-
-        Args:
-            shapes: of every parameter and buffer.
-            updates: how often each trainable parameter was updated; those never updated may have no moments.
-        """
-        wanted = {("weight", name) for name in shapes}
-        wanted |= {(kind, name) for name, done in updates.items() for kind in MOMENTS if done}
-        allowed = wanted | {(kind, name) for name in updates for kind in MOMENTS}
-        for kind, name in sorted(self._spans.keys() - allowed):
-            return f"it holds {kind} of {name}, which no parameter has"
-        for kind, name in sorted(wanted | self._spans.keys()):
-            reached = 0
-            for span in self._spans.get((kind, name), ()):
-                if span.start != reached:
-                    what = "are missing" if span.start > reached else "are there twice"
-                    first, last = sorted((reached, span.start))
-                    return f"values {first} to {last} of {kind} of {name} {what}"
-                reached = span.stop
-            if reached != math.prod(shapes[name]):
-                return f"{kind} of {name} has {reached} values, not {math.prod(shapes[name])}"
-        return None
+    def __init__(self, folder: Path, table: SpanTable):
+        self._folder, self._table = folder, table
+        self._headers: dict[str, dict[str, tuple[int, int]]] = {}
+        self._open: dict[str, Descriptor] = {}
 
     def read(self, name: str, kind: str, start: int, stop: int) -> Tensor:
         """The values `start` to before `stop`, float32 on the CPU; zeros where a moment was never stored.
 
-        Only these are read from the disk, whichever files they lie in.
+        Only these are read from the disk, whichever files they lie in, again after errors that may pass.
 
         Raises:
-            CheckpointError: a file cannot be read.
+            CheckpointError: a file is not what it was.
+            OSError: a file cannot be read.
         """
         values_V = torch.zeros(stop - start)
-        for span in self._spans.get((kind, name), ()):
+        for span in self._table.runs(kind, name, start, stop):
             first, last = max(start, span.start), min(stop, span.stop)
             if first < last:
-                stored = self._open(span.file).get_slice(span.tensor)
-                # A copy: what the library hands out may be the mapped file itself.
-                values_V[first - start : last - start] = stored[first - span.start : last - span.start]
+                run = partial(self._read_run, span, first, last, values_V[first - start : last - start])
+                retried(run, f"reading {self._folder / span.file}")
         return values_V
 
-    def _open(self, name: str) -> Any:
-        if name not in self._files:
-            try:
-                self._files[name] = safe_open(self._folder / name, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"cannot read {self._folder / name}: {error}") from error
-        return self._files[name]
+    def _read_run(self, span: Span, first: int, last: int, into_V: Tensor) -> None:
+        try:
+            if span.file not in self._headers:
+                self._headers[span.file] = _read_header(self._folder / span.file)
+            begin = self._headers[span.file][span.tensor][0] + _VALUE_BYTES * (first - span.start)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"cannot read {self._folder / span.file}: {error}") from error
+        try:
+            _read_exactly(self._descriptor(span.file), memoryview(into_V.numpy().data).cast("B"), begin)
+        except OSError:
+            self._open.pop(span.file, None)  # a stale handle stays stale
+            raise
+
+    def _descriptor(self, name: str) -> int:
+        """A file held open. Only a few are: a checkpoint may have more files than a process may open."""
+        if name not in self._open:
+            if len(self._open) >= _MOST_OPEN:
+                del self._open[next(iter(self._open))]
+            self._open[name] = Descriptor(str(self._folder / name), os.O_RDONLY)
+        return self._open[name].number
+
+
+def _read_exactly(descriptor: int, into: memoryview, offset: int) -> None:
+    while into:
+        count = os.preadv(descriptor, [into], offset)
+        if not count:
+            raise OSError(errno.EIO, "the file ends before its header says")
+        into, offset = into[count:], offset + count
+
+
+def _read_header(path: Path) -> dict[str, tuple[int, int]]:
+    """Where each tensor's bytes begin and end in the file.
+
+    Raises:
+        ValueError: it is no file of float32 tensors that lie end to end.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise ValueError(f"{path.name}: its header is longer than the file")
+        text = file.read(length)
+    found, place = {}, 8 + length
+    try:
+        for tensor, entry in json.loads(text).items():
+            begin, end = (8 + length + offset for offset in entry["data_offsets"])
+            if entry["dtype"] != "F32" or begin != place or end - begin != _VALUE_BYTES * entry["shape"][0]:
+                raise ValueError(f"{tensor!r} is no run of float32 values")
+            found[tensor] = (begin, end)
+            place = end
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if place != size:
+        raise ValueError(f"{path.name}: its header speaks of {place} bytes, and it has {size}")
+    return found
 
 
 def _bytes_of(spans: Sequence[Span], values: Iterable[Tensor]) -> Iterable[memoryview | bytes]:

@@ -53,6 +53,20 @@ class Processes:
         dist.all_gather_object(gathered, value)
         return gathered  # type: ignore[return-value]
 
+    def gather_to_first(self, value: Value) -> list[Value]:
+        """Everybody's value, by rank, on the first process; an empty list on the others."""
+        if self.world == 1:
+            return [value]
+        gathered: list[Value | None] | None = [None] * self.world if self.is_first else None
+        dist.gather_object(value, gathered, dst=0)
+        return gathered or []  # type: ignore[return-value]
+
+    def all_gather(self, own_V: Tensor) -> Tensor:
+        """Tensors of one length from all processes, as the rows of one."""
+        rows_WV = own_V.new_empty(self.world, len(own_V))
+        dist.all_gather_into_tensor(rows_WV.view(-1), own_V)
+        return rows_WV
+
     def from_first(self, value: Value) -> Value:
         """The first process's value on every process."""
         box = [value]

@@ -1,20 +1,33 @@
 """One process's part of a save: a copy of its pieces in host memory, written by a thread."""
 
 import os
+import platform
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pretrain.runtime.piece_files import FileMark, Span, spans_of, write_pieces
+from pretrain.runtime.file_retries import FileFailure, failure_of, retried
+from pretrain.runtime.piece_files import FileMark, spans_of, write_pieces
 from pretrain.runtime.pieces import Piece
+from pretrain.runtime.span_table import Span
 
 # 256 MiB: pinned memory is handed out in powers of two, so one great block could waste half.
 _BLOCK_VALUES = 1 << 26
 _NICENESS = 10
+_MOST_NAMED = 3
+
+
+class SavedPart(NamedTuple):
+    """How one process's part of a save ended."""
+
+    host: str
+    mark: FileMark | None
+    failure: FileFailure | None
 
 
 class HostCopy:
@@ -76,7 +89,7 @@ class Saving(threading.Thread):
         self._pieces = pieces if copy is None else ()
         self.spans: list[Span] = spans_of(pieces, path.name)
         self.mark: FileMark | None = None
-        self.failure: str | None = None
+        self.failure: FileFailure | None = None
         if copy is not None:
             copy.take(pieces)
 
@@ -86,15 +99,36 @@ class Saving(threading.Thread):
             with suppress(OSError):  # Linux: one thread's alone. Training comes first where cores are few
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self.mark = write_pieces(self._path, self.spans, self._values())
+            self.mark = retried(self._write, f"writing {self._path}")
         except OSError as error:
-            self.failure = str(error)
+            self.failure = failure_of(error)
+
+    def _write(self) -> FileMark:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return write_pieces(self._path, self.spans, self._values())
+
+    def part(self) -> SavedPart:
+        """How it ended, for the other processes."""
+        return SavedPart(platform.node(), self.mark, self.failure)
 
     def _values(self) -> Iterable[Tensor]:
         if self._copy is not None:
             return self._copy.values()
         return (piece.values_V.detach() for piece in self._pieces)
+
+
+def failure_among(parts: Sequence[SavedPart]) -> FileFailure | None:
+    """Why a save failed, by rank and host, or None; it may pass where every failure may."""
+    gone = FileFailure("the writing thread broke off", may_pass=False)
+    failures = [
+        (f"rank {rank} on {part.host}", part.failure or gone)
+        for rank, part in enumerate(parts)
+        if part.mark is None
+    ]
+    if not failures:
+        return None
+    text = "; ".join(f"{who}: {failure.text}" for who, failure in failures[:_MOST_NAMED])
+    return FileFailure(text, all(failure.may_pass for _, failure in failures))
 
 
 def _cut(values_V: Tensor, place: int) -> Iterable[Tensor]:

@@ -22,6 +22,7 @@ from pretrain.config import PretrainConfig
 from pretrain.runtime import engine as engine_module
 from pretrain.runtime.engine import Engine
 from pretrain.runtime.optimiser import learning_rate, parameter_groups
+from pretrain.runtime.pieces import ReadPiece
 from pretrain.runtime.processes import leave_group
 from pretrain.training import Plan, make_plan, training_clips
 
@@ -31,10 +32,15 @@ LONGEST_WAIT_S = 240
 
 
 class Job:
-    """A process that trains the config's model again and again, from the same start."""
+    """A process that trains the config's model again and again, from the same start.
+
+    Attributes:
+        asked: by stage, how many values this process read in each call of its last load.
+    """
 
     def __init__(self, config: Path):
         self.config = config
+        self.asked: dict[int, list[int]] = {}
         plan = self.plan(0)
         self.processes = plan.processes
         clips = training_clips(plan, plan.split)
@@ -104,14 +110,15 @@ class Job:
         return found
 
     def resume_all(self, folder: Path, other: int) -> dict[str, list[list[float]]]:
-        """Every state of this job at every stage, and each of the other's at one."""
+        """Every state of this job at every stage, and each of the other's at one; see also `asked`."""
         found = {}
         for writer in (self.processes.world, other):
             for saved in STAGES:
                 read, updates = reader(self.states(folder, writer, saved))
                 for stage in STAGES if writer == self.processes.world else (3 - saved,):
                     plan, engine = self.engine(stage)
-                    engine.load_pieces(read, updates)
+                    asked = self.asked[stage] = []
+                    engine.load_pieces(counted(read, asked), updates)
                     lines = self.train(engine, plan, range(SAVED_AT, STEPS))
                     found[f"{writer} {saved} {stage}"] = lines
         return found
@@ -148,6 +155,16 @@ def reader(paths: list[Path]) -> tuple[Callable[[str, str, int, int], Tensor], d
     return read, parts[0]["updates"]
 
 
+def counted(read: ReadPiece, asked: list[int]) -> ReadPiece:
+    """The same, and a note of how many values each call asked for."""
+
+    def read_and_count(name: str, kind: str, start: int, stop: int) -> Tensor:
+        asked.append(stop - start)
+        return read(name, kind, start, stop)
+
+    return read_and_count
+
+
 def main() -> None:
     """See the head of this file."""
     config, folder, other = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
@@ -155,6 +172,7 @@ def main() -> None:
     job = Job(config)
     found = job.start_all(folder)
     found["resumed"] = job.resume_all(folder, other)
+    found["read"] = {stage: sum(asked) for stage, asked in job.asked.items()}
     name = f"world{job.processes.world}-rank{job.processes.rank}.json"
     (folder / name).write_text(json.dumps(found))
     leave_group()

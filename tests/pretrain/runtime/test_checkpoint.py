@@ -13,7 +13,7 @@ from safetensors.torch import load
 from data_tools.command import CheckpointError
 from pretrain.runtime import saving
 from pretrain.runtime.checkpoint import RunState
-from pretrain.runtime.checkpoint_files import check_files, read_notes
+from pretrain.runtime.checkpoint_files import check_file, read_notes
 from pretrain.runtime.pieces import Piece
 from pretrain.runtime.saving import HostCopy
 from tests.checkpointing import (
@@ -62,10 +62,11 @@ def test_what_was_saved_is_loaded_to_the_last_bit(tmp_path: Path, background: bo
 
 
 def test_training_goes_on_while_a_save_is_under_way_and_does_not_reach_into_it(tmp_path: Path) -> None:
-    pipe = tmp_path / "checkpoints" / "step-00000003.partial" / PIECES
+    saver, engine = checkpoints(tmp_path), PlainEngine()
+    saver.attempt = "one"
+    pipe = tmp_path / "checkpoints" / "step-00000003.one.partial" / PIECES
     pipe.parent.mkdir(parents=True)
     os.mkfifo(pipe)  # who writes to it waits for a reader
-    saver, engine = checkpoints(tmp_path), PlainEngine()
     engine.train_to(3)
     saver.save(engine, RunState(step=3))
     assert not saver.is_written()
@@ -87,7 +88,7 @@ def test_a_save_counts_once_it_is_committed(tmp_path: Path) -> None:
     while not saver.is_written() and time.monotonic() < deadline:
         time.sleep(0.001)
     assert saver.is_written()
-    assert stored_steps(tmp_path) == ["step-00000002.partial"]
+    assert stored_steps(tmp_path) == [f"step-00000002.{saver.attempt}.partial"]
     saver.commit()
     assert stored_steps(tmp_path) == ["step-00000002"]
     saver.commit()  # nothing is under way
@@ -129,8 +130,8 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path
         no_file_above(3000),
         pytest.raises(
             CheckpointError,
-            match=r"could not write the checkpoint of step 2 to .*\(rank 0: .*File too large.*\); older "
-            "checkpoints are intact: mend that and repeat the command",
+            match=r"could not write the checkpoint of step 2 to .*\(rank 0 on .*: .*File too large.*\); "
+            "older checkpoints are intact: mend that and repeat the command",
         ),
     ):
         saver.save(engine, RunState(step=2))
@@ -159,7 +160,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, caplog: pyte
     with caplog.at_level("ERROR", logger="kinemae"):
         assert newest_of(tmp_path) == 1
     assert f"step-00000003 is damaged ({PIECES} has changed since it was written)" in caplog.text
-    assert "step-00000002 is damaged (FileNotFoundError: " in caplog.text
+    assert "step-00000002 is damaged (manifest.json is missing)" in caplog.text
 
 
 @pytest.mark.parametrize("file", [PIECES, "state.json", "parameters.json", "manifest.json"])
@@ -182,23 +183,36 @@ def test_only_damaged_checkpoints_stop_the_run(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     for manifest in tmp_path.rglob("manifest.json"):
         manifest.unlink()
-    with pytest.raises(CheckpointError, match=r"all 2 checkpoints in .* are damaged; remove the folder"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"all 2 checkpoints in .* are damaged \(step 2: manifest.json is missing; step 1: .*\); fix: "
+        "restore one of them from a copy, or rename the folder to start again from step 0; keep it",
+    ):
         checkpoints(tmp_path).load_newest(PlainEngine())
+    assert stored_steps(tmp_path) == ["step-00000001", "step-00000002"]  # another start must say the same
 
 
-def test_what_was_damaged_and_passed_over_does_not_outlive_the_next_save(tmp_path: Path) -> None:
-    save(tmp_path, 1, 4)
-    flip_a_bit(tmp_path / "checkpoints" / "step-00000004" / PIECES)
-    assert newest_of(tmp_path) == 1
+def test_what_was_damaged_and_passed_over_is_kept_aside_and_never_taken_up_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1)
+    for _ in range(2):
+        save(tmp_path, 4)
+        flip_a_bit(tmp_path / "checkpoints" / "step-00000004" / PIECES)
+        assert newest_of(tmp_path) == 1
+    assert "step-00000004.quarantined-2: remove it when nobody needs it" in caplog.text
     save(tmp_path, 2, keep=1)
-    assert stored_steps(tmp_path) == ["step-00000002"]
+    aside = ["step-00000004.quarantined", "step-00000004.quarantined-2"]
+    assert stored_steps(tmp_path) == ["step-00000002", *aside]
+    assert newest_of(tmp_path) == 2
 
 
-def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
-    save(tmp_path, 1, 2)
-    flip_a_bit(tmp_path / "checkpoints" / "step-00000002" / PIECES)
+def test_a_checkpoint_that_this_run_did_not_write_is_kept_aside_and_not_overwritten(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 9)
     save(tmp_path, 2)
     assert newest_of(tmp_path) == 2
+    aside = ["step-00000002.quarantined", "step-00000009.quarantined"]
+    assert stored_steps(tmp_path) == ["step-00000001", "step-00000002", *aside]
 
 
 def test_a_save_or_a_removal_that_never_ended_is_swept_up_by_the_next_start(tmp_path: Path) -> None:
@@ -291,6 +305,7 @@ def test_a_checkpoint_describes_itself(tmp_path: Path) -> None:
     assert notes.files.keys() == {path.name for path in folder.iterdir()} - {"manifest.json"}
     assert notes.shapes == SHAPES
     assert notes.updates == {"head.bias": 5, "head.weight": 5, "table": 5}
-    assert len(check_files(folder, notes.files)) == 10
     shutil.copytree(folder, tmp_path / "elsewhere")
-    assert check_files(tmp_path / "elsewhere", notes.files)
+    for place in (folder, tmp_path / "elsewhere"):
+        spans = [span for name, mark in notes.files.items() for span in check_file(place, name, mark)]
+        assert len(spans) == 10

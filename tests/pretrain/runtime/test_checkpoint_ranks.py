@@ -1,20 +1,31 @@
 """Several processes agree: all parts are on the disk or there is no checkpoint, and all load the same one."""
 
 import json
-from pathlib import Path
+import platform
+from typing import Any
 
 import pytest
 
+from pretrain.runtime.shared_pieces import load_shared
+from tests.checkpointing import Line, alone
 from tests.ranks import start_ranks
+
+Told = tuple[dict[str, Any], list[tuple[str, str]]]
 
 # Printed by every rank: what befell it, in the order of the story.
 RANK = """
 import json, resource, sys
 from pathlib import Path
-from data_tools.command import CheckpointError
+from data_tools.command import CheckpointError, Stuck
+from pretrain.runtime import file_retries
 from pretrain.runtime.checkpoint import Checkpoints, RunState
 from pretrain.runtime.processes import find_processes, join_group, leave_group
-from tests.checkpointing import PlainEngine, stored_steps
+from pretrain.runtime.shared_pieces import load_shared
+from tests.checkpointing import Line, PlainEngine, stored_steps
+
+def save_again(saver, engine):
+    saver.save(engine, RunState(step=10, world=2))
+    saver.commit()
 
 processes, run_dir = find_processes("cpu"), Path(sys.argv[1])
 join_group(processes)
@@ -47,22 +58,83 @@ processes.wait_for_all()
 engine.train_to(9)
 story["passed over"] = saver.load_newest(engine).step
 story["sound"] = engine.is_at(1)
+
+saver.save(engine, RunState(step=9, world=2))
+saver.commit()
+saver.commit()
+story["healthy"] = stored_steps(run_dir)
+file_retries.DELAYS_S = (0.01, 0.01)
+few = (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+many = resource.getrlimit(resource.RLIMIT_NOFILE)
+for act in (lambda: saver.load_newest(engine), lambda: save_again(saver, engine)):
+    processes.wait_for_all()
+    if processes.rank == 1:
+        resource.setrlimit(resource.RLIMIT_NOFILE, few)
+    try:
+        act()
+    except Stuck as error:
+        story.setdefault("out of descriptors", []).append(str(error))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, many)
+processes.wait_for_all()
+try:
+    Checkpoints(run_dir if processes.rank == 0 else run_dir / "not mounted", processes).load_newest(engine)
+except Stuck as error:
+    story["not mounted"] = str(error).partition("expected ")[2]
+processes.wait_for_all()
+story["in the end"] = stored_steps(run_dir)
+
+line = Line()
+load_shared(line.pieces, line.read, processes, exchanged_values=14)
+story["shared"] = [piece.values_V.tolist() for piece in line.pieces]
+print(json.dumps({"asked": line.asked}), file=sys.stderr)
 leave_group()
 print(json.dumps(story))
 """
 
 
-@pytest.mark.processes
-def test_two_processes_succeed_fail_and_pass_over_together(tmp_path: Path) -> None:
-    ranks = start_ranks(2, "-c", RANK, str(tmp_path))
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """The story, the same on both processes, and all that each said."""
+    ranks = start_ranks(2, "-c", RANK, str(tmp_path_factory.mktemp("ranks")))
     said = [rank.communicate(timeout=120) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
     stories = [json.loads(out) for out, _ in said]
     assert stories[0] == stories[1]
-    story = stories[0]
+    return stories[0], said
+
+
+@pytest.mark.processes
+def test_two_processes_succeed_fail_and_pass_over_together(told: Told) -> None:
+    story, said = told
     assert story["kept"] == story["left"] == ["step-00000001", "step-00000002"]
     assert "could not write the checkpoint of step 3" in story["full"]
-    assert "rank 1: [Errno 27] File too large" in story["full"]
+    assert f"rank 1 on {platform.node()}: [Errno 27] File too large" in story["full"]
     assert (story["passed over"], story["sound"]) == (1, True)
     assert "step-00000002 is damaged (pieces-00001-of-00002.safetensors has changed" in said[0][1]
     assert "damaged" not in said[1][1]  # said once
+
+
+@pytest.mark.processes
+def test_an_error_of_one_process_is_no_damage_and_may_be_tried_again(told: Told) -> None:
+    story, _ = told
+    host = platform.node()
+    reading, writing = story["out of descriptors"]
+    assert f"expected rank 1 on {host} to read it, got [Errno 24] Too many open files" in reading
+    assert "(3 attempts in 0.02 seconds); nothing was changed" in reading
+    assert "could not write the checkpoint of step 10" in writing
+    assert f"rank 1 on {host}: [Errno 24] Too many open files" in writing
+    expected = f"rank 1 on {host} to read it, got no manifest.json, which other processes find"
+    assert story["not mounted"].startswith(expected)
+    assert story["in the end"] == story["healthy"]
+    assert story["healthy"] == ["step-00000001", "step-00000002.quarantined", "step-00000009"]
+
+
+@pytest.mark.processes
+def test_what_all_processes_hold_is_read_once_and_exchanged(told: Told) -> None:
+    story, said = told
+    expected = Line()
+    load_shared(expected.pieces, expected.read, alone())
+    assert story["shared"] == [piece.values_V.tolist() for piece in expected.pieces]
+    asked = [json.loads(errors.splitlines()[-1])["asked"] for _, errors in said]
+    assert asked == [expected.total // 2, expected.total - expected.total // 2]

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.runtime.engine_holdings import share_of
 from pretrain.runtime.pieces import Piece
+from pretrain.runtime.shared_pieces import share_of
 from tests.pretrain.runtime.conftest import SMALL_RUN
 from tests.pretrain.runtime.engine_job import SAVED_AT, SPOILT, STAGES, STEPS
 from tests.ranks import free_port
@@ -106,6 +106,16 @@ def test_a_state_goes_on_at_every_stage_and_world_and_to_the_last_bit_where_it_c
             assert lines == unbroken, topology
         for line, expected in zip(lines, unbroken, strict=True):
             assert line == pytest.approx(expected, rel=1e-5), topology
+
+
+@pytest.mark.processes
+def test_a_load_reads_each_value_once_over_all_processes_at_every_stage(
+    measured: dict[int, dict[str, Any]],
+) -> None:
+    everything = measured[1]["read"]["0"]
+    for stage in STAGES:
+        assert measured[1]["read"][str(stage)] == everything
+        assert measured[2]["read"][str(stage)] == pytest.approx(everything / 2, rel=0.02), "padding"
 
 
 @pytest.mark.processes

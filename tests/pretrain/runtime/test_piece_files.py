@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from data_tools.command import CheckpointError
-from pretrain.runtime.piece_files import FileMark, PieceStore, Span, mark_of, read_spans, write_pieces
+from pretrain.runtime.piece_files import FileMark, PieceStore, mark_of, read_spans, write_pieces
+from pretrain.runtime.span_table import Span, SpanTable
 from tests.seeds import examples
 
 COUNT = 23
@@ -44,8 +45,9 @@ def test_any_run_is_read_however_the_values_are_cut_and_dealt_out(
     written = write_runs(folder, edges, files)
     spans = [span for path in folder.iterdir() for span in read_spans(path)]
     assert sorted(spans) == sorted(written)
-    store = PieceStore(folder, spans)
-    assert store.find_fault({"w": (COUNT,)}, {}) is None
+    table = SpanTable(spans)
+    assert table.find_fault({"w": (COUNT,)}, {}) is None
+    store = PieceStore(folder, table)
     assert store.read("w", "weight", *run).tolist() == list(range(*run))
 
 
@@ -69,12 +71,12 @@ def test_a_process_without_values_writes_a_file_that_the_library_reads(tmp_path:
 
 
 def test_what_was_never_stored_reads_as_zeros(tmp_path: Path) -> None:
-    store = PieceStore(tmp_path, write_runs(tmp_path, [], 1))
+    store = PieceStore(tmp_path, SpanTable(write_runs(tmp_path, [], 1)))
     assert store.read("w", "exp_avg", 3, 5).tolist() == [0.0, 0.0]
 
 
 def test_what_is_read_may_be_changed_without_changing_the_file(tmp_path: Path) -> None:
-    store = PieceStore(tmp_path, write_runs(tmp_path, [], 1))
+    store = PieceStore(tmp_path, SpanTable(write_runs(tmp_path, [], 1)))
     store.read("w", "weight", 0, COUNT).zero_()
     assert store.read("w", "weight", 0, COUNT).tolist() == list(range(COUNT))
 
@@ -95,15 +97,15 @@ def test_what_is_read_may_be_changed_without_changing_the_file(tmp_path: Path) -
 def test_gaps_and_overlaps_are_found(
     tmp_path: Path, runs: list[tuple[str, str, int, int]], fault: str
 ) -> None:
-    store = PieceStore(tmp_path, [Span("f", *run) for run in runs])
+    table = SpanTable([Span("f", *run) for run in runs])
     updates = {"w": 3} if "exp_avg" in fault else {}
-    assert store.find_fault({"w": (2, 4)}, updates) == fault
+    assert table.find_fault({"w": (2, 4)}, updates) == fault
 
 
 def test_moments_may_be_absent_as_long_as_there_was_no_update(tmp_path: Path) -> None:
-    store = PieceStore(tmp_path, [Span("f", "weight", "w", 0, 8)])
-    assert store.find_fault({"w": (8,)}, {"w": 0}) is None
-    assert store.find_fault({"w": (8,)}, {"w": 1}) == "exp_avg of w has 0 values, not 8"
+    table = SpanTable([Span("f", "weight", "w", 0, 8)])
+    assert table.find_fault({"w": (8,)}, {"w": 0}) is None
+    assert table.find_fault({"w": (8,)}, {"w": 1}) == "exp_avg of w has 0 values, not 8"
 
 
 def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
@@ -111,4 +113,4 @@ def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^f: "):
         read_spans(tmp_path / "f")
     with pytest.raises(CheckpointError, match=r"cannot read .*/f: "):
-        PieceStore(tmp_path, [Span("f", "weight", "w", 0, 8)]).read("w", "weight", 0, 8)
+        PieceStore(tmp_path, SpanTable([Span("f", "weight", "w", 0, 8)])).read("w", "weight", 0, 8)

@@ -1,0 +1,131 @@
+"""Errors of a file system that may pass cost no checkpoint: they are tried again, then the start may be."""
+
+import errno
+import os
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from data_tools.command import EXIT_STUCK, CheckpointError, Stuck, exit_code_of
+from launch.exit_codes import is_crash
+from pretrain.runtime import file_retries
+from pretrain.runtime.checkpoint import RunState
+from pretrain.runtime.file_retries import FileFailure, retried
+from pretrain.runtime.saving import SavedPart, failure_among
+from tests.checkpointing import PlainEngine, checkpoints, save, stored_steps
+
+
+@contextmanager
+def no_descriptors(for_s: float | None = None) -> Iterator[None]:
+    """No file can be opened meanwhile: EMFILE, as a busy node has it."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    end = threading.Timer(for_s or 0.0, resource.setrlimit, (resource.RLIMIT_NOFILE, before))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        if for_s is not None:
+            end.start()
+        yield
+    finally:
+        end.cancel()
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_an_error_that_passes_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1, 2)
+    monkeypatch.setattr(file_retries, "DELAYS_S", (0.05,) * 200)
+    engine = PlainEngine()
+    with no_descriptors(for_s=0.2):
+        assert checkpoints(tmp_path).load_newest(engine).step == 2
+    assert engine.is_at(2)
+    assert "Too many open files" in caplog.text and "next attempt in 0.05 s" in caplog.text
+    caplog.clear()
+    saver = checkpoints(tmp_path, background=False)
+    with no_descriptors(for_s=0.2):
+        saver.save(engine, RunState(step=3))
+        saver.commit()
+    assert "writing " in caplog.text
+    assert stored_steps(tmp_path) == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize("action", ["read", "write"])
+def test_an_error_that_stays_ends_the_start_so_that_a_supervisor_repeats_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    save(tmp_path, 1, 2)
+    monkeypatch.setattr(file_retries, "DELAYS_S", (0.01,))
+    saver, engine = checkpoints(tmp_path), PlainEngine()
+    with (
+        no_descriptors(),
+        pytest.raises(Stuck, match=r"rank 0.*Too many open files.*2 attempts in 0.01") as stuck,
+    ):
+        if action == "read":
+            saver.load_newest(engine)
+        else:
+            saver.save(engine, RunState(step=3))
+            saver.commit()
+    assert exit_code_of(stuck.value) == EXIT_STUCK and is_crash(EXIT_STUCK)
+    assert checkpoints(tmp_path).load_newest(engine).step == 2  # sweeps up
+    assert stored_steps(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_a_file_that_is_lost_while_it_is_loaded_may_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+
+    class Late(PlainEngine):
+        def load_pieces(self, read, updates):  # type: ignore[no-untyped-def]
+            with no_descriptors():
+                super().load_pieces(read, updates)
+
+    monkeypatch.setattr(file_retries, "DELAYS_S", (0.01,))
+    with pytest.raises(Stuck, match=r"expected rank 0 on .* to read it, got .*Too many open files"):
+        checkpoints(tmp_path).load_newest(Late())
+
+
+def test_an_error_that_lasts_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_retries, "DELAYS_S", (1000.0,))
+    calls = []
+
+    def full() -> None:
+        calls.append(1)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        retried(full, "writing")
+    assert len(calls) == 1
+
+
+def test_a_save_may_be_tried_again_where_every_failure_may_pass() -> None:
+    done = SavedPart("a", None, FileFailure("stale", may_pass=True))
+    full = SavedPart("b", None, FileFailure("no space", may_pass=False))
+    assert failure_among([done, done]) == FileFailure("rank 0 on a: stale; rank 1 on a: stale", True)
+    assert failure_among([done, full]) == FileFailure("rank 0 on a: stale; rank 1 on b: no space", False)
+    broken = failure_among([SavedPart("c", None, None)])
+    assert broken == FileFailure("rank 0 on c: the writing thread broke off", False)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    monkeypatch.setattr(file_retries, "DELAYS_S", ())
+    with no_descriptors(), pytest.raises(Stuck, match=r"reading the folder .* failed on rank 0: .*Too many"):
+        checkpoints(tmp_path).load_newest(PlainEngine())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "checkpoints").touch()
+    with pytest.raises(CheckpointError, match=r"cannot use the checkpoints in .*Not a directory"):
+        checkpoints(tmp_path / "elsewhere").load_newest(PlainEngine())
+
+
+def test_a_folder_that_is_no_folder_is_no_passing_error(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000009.dropped").touch()
+    with pytest.raises(CheckpointError, match=r"cannot use the checkpoints in .*Not a directory"):
+        checkpoints(tmp_path).load_newest(PlainEngine())

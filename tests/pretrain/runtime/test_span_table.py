@@ -1,0 +1,101 @@
+"""Which values files hold, in few bytes: packed and unpacked alike, and gaps are seen in sums alone."""
+
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.runtime.span_table import (
+    MOMENTS,
+    Span,
+    SpanTable,
+    are_tiled,
+    counts_of,
+    equal_share,
+    pack,
+    tiles,
+)
+
+SHAPES = {"bias": (), "empty": (0,), "frozen": (7,), "table": (40, 11)}
+UPDATES = {"bias": 3, "table": 3}
+COUNTS = counts_of(SHAPES, UPDATES)
+
+
+def zero_3(rank: int, world: int) -> list[Span]:
+    """What a process holds where each parameter is cut into equal shares; empty ones are not written."""
+    spans = [Span(f"f{rank}", *key, *equal_share(count, rank, world)) for key, count in COUNTS.items()]
+    return [span for span in spans if span.start < span.stop]
+
+
+def table_of(files: list[list[Span]]) -> SpanTable:
+    """Packed by each process and gathered, in any order."""
+    packed = [
+        pack(spans, COUNTS, file=f"f{number}", number=number, files=len(files))
+        for number, spans in enumerate(files)
+    ]
+    return SpanTable(packed=packed[::-1], counts=COUNTS)
+
+
+def is_tiled(files: list[list[Span]], updates: dict[str, int] = UPDATES) -> bool:
+    """By the sums over all processes."""
+    return are_tiled(sum(tiles(spans, COUNTS) for spans in files), COUNTS, updates)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8, 100])
+def test_equal_shares_cost_a_bit_and_are_whole(world: int) -> None:
+    files = [zero_3(rank, world) for rank in range(world)]
+    table = table_of(files)
+    assert table.find_fault(SHAPES, UPDATES) is None
+    assert is_tiled(files)
+    for key in COUNTS:
+        runs = [span for spans in files for span in spans if (span.kind, span.name) == key]
+        assert table.runs(*key) == runs
+    packed = pack(files[0], COUNTS, file="f0", number=0, files=world)
+    assert packed.others == [] and len(packed.ruled) == 1 + (len(COUNTS) - 1) // 8
+
+
+def test_a_thousand_processes_say_little() -> None:
+    shapes = {f"encoder.blocks.{number}.attention.projection.weight": (600_000,) for number in range(500)}
+    counts = counts_of(shapes, dict.fromkeys(shapes, 5))
+    spans = [Span("f3", *key, *equal_share(count, 3, 1024)) for key, count in counts.items()]
+    assert len(pickle.dumps(pack(spans, counts, file="f3", number=3, files=1024))) < 1000
+    assert tiles(spans, counts).numel() == len(counts) + 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    edges=st.sets(st.integers(1, 439)).map(sorted),
+    lost=st.none() | st.integers(0, 500),
+    run=st.tuples(st.integers(0, 440), st.integers(0, 440)).map(sorted),
+)
+def test_runs_cut_anywhere_are_found_and_one_that_is_lost_or_twice_is_seen(
+    edges: list[int], lost: int | None, run: list[int]
+) -> None:
+    cuts = zip([0, *edges], [*edges, 440], strict=True)
+    spans = [Span(f"f{number % 3}", "weight", "table", *cut) for number, cut in enumerate(cuts)]
+    rest = [span for span in zero_3(0, 1) if (span.kind, span.name) != ("weight", "table")]
+    files = [[span for span in spans if span.file == f"f{number}"] for number in range(3)]
+    files[0] += [span._replace(file="f0") for span in rest]
+    if lost is not None:
+        gone = spans[lost % len(spans)]
+        number = int(gone.file[1:])
+        if lost % 2:
+            files[number].remove(gone)
+        else:
+            files[number].append(gone)
+    table = table_of(files)
+    assert is_tiled(files) == (table.find_fault(SHAPES, UPDATES) is None) == (lost is None)
+    if lost is None:
+        touched = [span for span in spans if span.start < run[1] and span.stop > run[0]]
+        found = table.runs("weight", "table", *run)
+        assert [span for span in found if span.start < run[1] and span.stop > run[0]] == touched
+
+
+def test_moments_may_be_absent_as_long_as_there_was_no_update_and_unknown_runs_are_seen() -> None:
+    weights = [span for span in zero_3(0, 1) if span.kind not in MOMENTS]
+    assert is_tiled([weights], {"bias": 0, "table": 0})
+    assert not is_tiled([weights])
+    assert not is_tiled([[*zero_3(0, 1), Span("f0", "weight", "other", 0, 2)]])
+    fault = table_of([[*zero_3(0, 1), Span("f0", "weight", "other", 0, 2)]]).find_fault(SHAPES, UPDATES)
+    assert fault == "it holds weight of other, which no parameter has"
