@@ -3,7 +3,7 @@
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.runtime.span_table import (
@@ -16,6 +16,7 @@ from pretrain.runtime.span_table import (
     pack,
     tiles,
 )
+from tests.seeds import examples
 
 SHAPES = {"bias": (), "empty": (0,), "frozen": (7,), "table": (40, 11)}
 UPDATES = {"bias": 3, "table": 3}
@@ -63,7 +64,7 @@ def test_a_thousand_processes_say_little() -> None:
     assert tiles(spans, counts).numel() == len(counts) + 1
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     edges=st.sets(st.integers(1, 439)).map(sorted),
     lost=st.none() | st.integers(0, 500),
