@@ -100,3 +100,27 @@ def video_bytes(index: ShardIndex) -> dict[str, bytes]:
         sample = index.sample(position)
         found[sample.key] = index.shard_location(sample).read(sample.offset, sample.length)
     return found
+
+
+def numbered(frames: Iterable[int], height: int = 64, width: int = 96) -> list[np.ndarray]:
+    """Pictures that carry their number in ten blocks, the lowest bit first, white for 1."""
+    pictures = []
+    for number in frames:
+        picture = np.full((height, width, 3), 90, np.uint8)
+        for bit in range(10):
+            picture[4:12, 8 + 8 * bit : 16 + 8 * bit] = 235 * (number >> bit & 1)
+        pictures.append(picture)
+    return pictures
+
+
+def number_of(luma: np.ndarray, height: int = 64, width: int = 96) -> int:
+    """The number of a picture of `numbered`, whatever its scale."""
+    down, across = luma.shape[0] / height, luma.shape[1] / width
+    return sum(1 << bit for bit in range(10) if luma[int(8 * down), int((12 + 8 * bit) * across)] > 128)
+
+
+def numbers_in(video: bytes | Path) -> list[int]:
+    """The numbers of all frames of a video of `numbered` pictures, in the order of a sequential decode."""
+    file = io.BytesIO(video) if isinstance(video, bytes) else str(video)
+    with av.open(file) as container:
+        return [number_of(frame.to_ndarray(format="gray")) for frame in container.decode(video=0)]

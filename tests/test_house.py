@@ -21,8 +21,12 @@ OWNERS = {
     "fsspec": {"data_tools/storage/remote.py"},
     "aiohttp": {"data_tools/storage/remote.py"},
     "av": {
+        "data_tools/encoding/convert.py",
+        "data_tools/encoding/deinterlace.py",
         "data_tools/encoding/encode.py",
+        "data_tools/encoding/frame_rate.py",
         "data_tools/encoding/originals.py",
+        "data_tools/encoding/pictures.py",
         "data_tools/encoding/steady.py",
         "data_tools/stream/container.py",
         "data_tools/stream/decode.py",

@@ -7,19 +7,16 @@ from fractions import Fraction
 from itertools import chain, groupby
 from operator import itemgetter
 
-import numpy as np
 from av.filter import Graph
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from data_tools.encoding.originals import Original, tidy_rate
+from data_tools.encoding.convert import Converter
+from data_tools.encoding.deinterlace import deinterlaced
+from data_tools.encoding.frame_rate import MOST_REPEATS, SLACK_S, is_stored, tidy_rate
+from data_tools.encoding.originals import Original
 from data_tools.stream.container import BadVideo
 
-_SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-_BT601 = 6  # AVCOL_SPC_SMPTE170M
-_SLACK_S = 1e-6  # half of a rate often falls on a time stamp exactly: as in the reader, the new frame counts
 _SLOWEST_FPS, _FASTEST_FPS = 0.001, 100_000  # beyond, time stamps are no such thing
-_MOST_REPEATS = 1000  # of a frame, on average: time stamps that leap for years must not fill the disk
 _SHORTEST_SCENE_S = 1.0
 
 
@@ -60,27 +57,37 @@ class Piece:
 
 
 def steady(
-    original: Original, *, fps: float | Fraction | None, short_side: int | None, jpeg: bool = False
+    original: Original,
+    *,
+    fps: float | None,
+    short_side: int | None,
+    jpeg: bool = False,
+    every: int = 1,
 ) -> Steady:
-    """Resample an original in time and space.
+    """Resample an original in time and space; deinterlace it.
 
     Frame k is what is on screen at (k + 0.5) / rate seconds, so a constant rate keeps every frame once.
+    Frames of a varying rate that is kept may come up to a frame later, so that none is lost.
 
     Args:
-        fps: frames a second; None keeps the original's, or the mean of a varying one.
+        fps: frames a second; None keeps the original's, or the nominal rate of a varying one.
+        every: take each so-manieth of these.
         short_side: in pixels, rounded to even sizes; nothing is enlarged. None keeps the size.
         jpeg: convert to the colours of JPEG files, which have no tags to tell others by.
 
     Raises:
         BadVideo: while frames are taken, where the original cannot be read or holds none of the part.
     """
-    rate = original.rate if fps is None else tidy_rate(fps)
+    rate = original.rate if fps is None and every == 1 else tidy_rate((fps or original.rate) / every)
     if not _SLOWEST_FPS <= rate <= _FASTEST_FPS:
         raise BadVideo(f"it shows {float(rate):g} frames a second: set layout.args.fps")
-    until_s = min(original.end_s, original.frames / float(original.rate))
-    converter = _Converter(original, short_side, jpeg)
+    until_s = min(original.end_s, original.frames / float(original.mean_rate))
+    converter = Converter(original, short_side, jpeg)
+    keep_all = original.is_varying and rate == original.rate
+    if original.is_varying and not keep_all:
+        original.notes.append(f"varying frame rate, stored at {float(rate):.4g} a second")
     return Steady(
-        frames=_converted(_retimed(original, rate), converter),
+        frames=_converted(_retimed(original, rate, keep_all=keep_all), converter),
         rate=rate,
         expected=max(round((until_s - original.start_s) * float(rate)), 1),
         start_s=original.start_s,
@@ -117,85 +124,43 @@ def _numbered(video: Steady, cuts: Cuts) -> Iterator[tuple[int, int, VideoFrame]
         yield piece, begin, frame
 
 
-def _retimed(original: Original, rate: Fraction) -> Iterator[VideoFrame]:
-    """The frame on screen in the middle of each 1 / rate seconds."""
-    shown, taken, made, shown_s = None, 0, 0, 0.0
-    for begin_s, frame in chain(original.timed, [(math.inf, None)]):
-        until_s = min(begin_s - _SLACK_S, original.end_s)
+def _retimed(original: Original, rate: Fraction, *, keep_all: bool) -> Iterator[VideoFrame]:
+    """The frame on screen in the middle of each 1 / rate seconds.
+
+    Args:
+        keep_all: store a frame up to a frame later rather than lose it; note how many are lost nevertheless.
+    """
+    shown, shown_s, taken, lost, made, already = None, 0.0, 0, 0, 0, 0
+    for begin_s, frame in chain(deinterlaced(original.timed, original.notes), [(math.inf, None)]):
+        until_s = min(begin_s - SLACK_S, original.end_s)
         if frame is None:  # the last one stays for the mean time of a frame
-            until_s = min(shown_s + 1 / float(original.rate), original.end_s)
-        while shown is not None and original.start_s + (made + 0.5) / float(rate) < until_s:
+            until_s = min(shown_s + 1 / float(original.mean_rate), original.end_s)
+        while shown is not None and is_stored(
+            made, rate, until_s, start_s=original.start_s, may_be_late=keep_all and made == already
+        ):
             yield shown
             made += 1
-            if made > _MOST_REPEATS * (taken + 1):
+            if made > MOST_REPEATS * max(taken + 1, original.frames):
                 raise BadVideo(f"its time stamps leap to second {begin_s:.0f} after {taken} frames")
+        lost += made == already and shown is not None
         if begin_s >= original.end_s:
             break
-        shown, taken, shown_s = frame, taken + 1, begin_s
+        shown, shown_s, taken, already = frame, begin_s, taken + 1, made
     if made == 0:
         raise BadVideo(f"it shows nothing from second {original.start_s:g} to {original.end_s:g}")
+    if keep_all:
+        original.notes.append(
+            f"varying frame rate, stored at {float(rate):.4g} a second: {lost} of {taken} frames lost, "
+            f"{made - taken + lost} repeated"
+        )
 
 
-def _converted(frames: Iterator[VideoFrame], converter: "_Converter") -> Iterator[VideoFrame]:
+def _converted(frames: Iterator[VideoFrame], converter: Converter) -> Iterator[VideoFrame]:
     taken: VideoFrame | None = None
     for frame in frames:
         if frame is not taken:
             taken, picture = frame, converter.picture(frame)
         yield picture
-
-
-class _Converter:
-    """Frames of any format to upright 4:2:0 of one size, in their own colour space where tags can say so."""
-
-    def __init__(self, original: Original, short_side: int | None, jpeg: bool):
-        self._turns, self._jpeg = original.turns, jpeg
-        self._size = _even_size(original.first.width, original.first.height, short_side)
-        self._reformatter = VideoReformatter()
-
-    def picture(self, frame: VideoFrame) -> VideoFrame:
-        """The frame as it will be encoded."""
-        is_rgb = frame.format.is_rgb
-        is_full = is_rgb or frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
-        stored_full = self._jpeg or (is_full and not is_rgb)
-        picture = self._reformatter.reformat(
-            frame,
-            width=self._size[0],
-            height=self._size[1],
-            format="yuvj420p" if self._jpeg else "yuv420p",
-            dst_colorspace=Colorspace.ITU601 if self._jpeg or is_rgb else None,
-            interpolation=_SCALING,
-            src_color_range=ColorRange.JPEG if is_full else ColorRange.MPEG,
-            dst_color_range=ColorRange.JPEG if stored_full else ColorRange.MPEG,
-            threads=1,
-        )
-        if picture is frame or any(self._turns):  # a frame of the decoder's must not be changed
-            picture = _turned(picture, self._turns)
-        picture.color_range = ColorRange.JPEG if stored_full else ColorRange.MPEG
-        picture.colorspace = _BT601 if self._jpeg or is_rgb else frame.colorspace
-        picture.color_primaries, picture.color_trc = frame.color_primaries, frame.color_trc
-        return picture
-
-
-def _even_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    """Both sides even, as 4:2:0 needs it, and the shorter one not above `short_side`."""
-    scale = min(1.0, short_side / min(width, height)) if short_side else 1.0
-    if scale == 1.0:
-        return max(width // 2 * 2, 2), max(height // 2 * 2, 2)
-    return max(round(width * scale / 2) * 2, 2), max(round(height * scale / 2) * 2, 2)
-
-
-def _turned(picture: VideoFrame, turns: tuple[bool, bool, bool]) -> VideoFrame:
-    exchange, flip_rows, flip_columns = turns
-    planes = []
-    for plane in picture.planes:
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
-        pixels = rows[:, : plane.width]
-        pixels = pixels.T if exchange else pixels
-        pixels = pixels[::-1] if flip_rows else pixels
-        planes.append(pixels[:, ::-1] if flip_columns else pixels)
-    height, width = planes[0].shape
-    stacked = np.concatenate([pixels.reshape(-1) for pixels in planes]).reshape(height * 3 // 2, width)
-    return VideoFrame.from_ndarray(stacked, format=picture.format.name)
 
 
 class _SceneDetector:

@@ -54,8 +54,7 @@ class Clips(Layout):
     def lay(self, task: Task) -> Iterator[Laid]:
         """See `Layout.lay`."""
         with open_original(task.video, notes=task.notes) as original:
-            rate = (original.rate if self.fps is None else self.fps) / self.stride
-            video = steady(original, fps=rate, short_side=self.short_side)
+            video = steady(original, fps=self.fps, short_side=self.short_side, every=self.stride)
             starts = self._starts(video.expected)
             for clip, group in groupby(self._members(video, starts), key=itemgetter(0)):
                 key = f"{task.key}-{clip:04d}"

@@ -49,6 +49,7 @@ class Jpegs(Layout):
             and video.start_s is None
             and video.end_s is None
             and not any(original.turns)
+            and original.pixel_aspect == 1
             and self.fps in (None, float(original.rate))
             and (self.short_side is None or min(first.width, first.height) <= self.short_side)
         )

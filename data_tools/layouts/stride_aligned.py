@@ -29,7 +29,7 @@ class StrideAligned(Layout):
     Args:
         stride: of the clips that training will read; multiples of it are as fast. 1 aligns nothing.
         short_side: in pixels; smaller videos keep their size.
-        fps: frames a second; null keeps the video's own, or the mean of a varying one.
+        fps: frames a second; null keeps the video's own, or the nominal rate of a varying one.
         crf: x264's constant quality, 0 to 51.
         preset: x264's; slower ones make smaller files.
         gop: frames from key frame to key frame, a multiple of the stride; null takes 32 or a little less.

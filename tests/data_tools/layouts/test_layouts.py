@@ -221,4 +221,6 @@ def test_a_tail_that_is_cut_off_is_noted(name: str, tmp_path: Path):
     task = Task(video=SourceVideo(path=path, name=path.name), key="key", folder=tmp_path)
     samples = list(build(name).lay(task))
     assert task.notes == ["40 of 50 frames"]
-    assert sum(sample.info.frames for sample in samples) == (10 if name == "clips" else 40)
+    # The last frame on screen was decoded before the one that belongs in front of it, which is cut off.
+    stored = {"copy": 40, "clips": 10}.get(name, 41)
+    assert sum(sample.info.frames for sample in samples) == stored

@@ -1,0 +1,205 @@
+"""Frame rate of a source video: constant, or the nominal rate of a varying one.
+
+A rate is constant if each frame is on screen in the middle of exactly one slot of 1 / rate seconds. Files
+whose packets say otherwise are decoded once, because only decoded frames have reliable times.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+
+from data_tools.stream.container import BadVideo, open_container, open_video
+
+SLACK_S = 1e-6  # half of a rate often falls on a time stamp exactly: as in the reader, the new frame counts
+MOST_REPEATS = 1000  # of a frame, on average: time stamps that leap for years must not fill the disk
+_MIDDLE = 0.5  # of a slot
+_LATEST = -0.5  # where a frame of a varying rate must still be on screen to be stored in the slot
+_NTSC = tuple(Fraction(1000 * rate, 1001) for rate in (24, 30, 48, 60, 120))
+_MOST_REORDERED = 16  # frames by which the order on screen may differ from that of the packets
+_NARROW, _WIDE = 1.25, 1.6  # ranges of intervals that jitter makes of one
+_LOST_FRACTION = 0.01  # a slower rate is preferred if it loses no more of the frames than this
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Number and rate of the frames of a video.
+
+    Attributes:
+        frames: in the container, damaged ones included.
+        mean: mean frames a second, exactly the container's rate if that is constant; None if there are too
+            few frames to tell.
+        nominal: the mean if the rate is constant, else the rate that `nominal_rate` finds.
+        shortest_s, longest_s: intervals between frames, if the rate varies.
+    """
+
+    frames: int
+    mean: Fraction | None = None
+    nominal: Fraction | None = None
+    shortest_s: float = 0.0
+    longest_s: float = 0.0
+
+    @property
+    def is_varying(self) -> bool:
+        """Whether the rate is not constant."""
+        return self.longest_s > 0
+
+
+def measure(source: bytes | Path) -> Timing:
+    """Find out the rate of a video.
+
+    Raises:
+        BadVideo: it cannot be opened. Damage on the way ends the measurement without an error.
+    """
+    if isinstance(source, bytes):
+        return _measure(source)
+    try:
+        status = source.stat()
+    except OSError as error:
+        raise BadVideo(f"cannot read it: {error.strerror}") from error
+    return _measure_file(source, status.st_size, status.st_mtime_ns)
+
+
+def tidy_rate(fps: float | Fraction) -> Fraction:
+    """A rate as the ratio of small numbers, which containers can hold."""
+    return (
+        Fraction(fps).limit_denominator(1001) if fps >= 1 else 1 / Fraction(1 / fps).limit_denominator(1001)
+    )
+
+
+def is_stored(slot: int, rate: Fraction, until_s: float, *, start_s: float, may_be_late: bool) -> bool:
+    """Whether a frame that leaves the screen at `until_s` is stored in a slot of 1 / rate seconds.
+
+    Args:
+        start_s: when slot 0 begins.
+        may_be_late: the frame has no slot yet and may take one up to a frame later, so that it is not lost.
+    """
+    return start_s + (slot + (_LATEST if may_be_late else _MIDDLE)) / float(rate) < until_s
+
+
+def nominal_rate(times_s: np.ndarray) -> Fraction | None:
+    """The slowest rate, out of those of the frequent intervals, that loses next to no frame.
+
+    The median interval comes first. A recording that mostly pauses has shorter ones that count.
+
+    Returns:
+        None if every such rate repeats frames too often.
+    """
+    best: tuple[int, Fraction] | None = None
+    intervals = np.sort(np.diff(times_s))
+    intervals = intervals[intervals > 0]
+    while len(intervals):
+        median = intervals[(len(intervals) - 1) // 2]
+        rates = _candidates(_similar(intervals, median))
+        if min(rates) * (times_s[-1] - times_s[0]) > MOST_REPEATS * len(times_s):
+            break
+        found = min(((_lost(times_s, rate), rate) for rate in rates), key=lambda pair: pair[0])
+        best = min(found, best or found, key=lambda pair: pair[0])
+        if found[0] <= max(_LOST_FRACTION * len(times_s), 1):
+            break
+        intervals = intervals[intervals < median / 1.5]
+    return best and best[1]
+
+
+@lru_cache(maxsize=256)
+def _measure_file(path: Path, size: int, time_ns: int) -> Timing:
+    """Parts of one long video ask for the same again and again."""
+    return _measure(path)
+
+
+def _measure(source: bytes | Path) -> Timing:
+    with open_container(source) as (container, stream):
+        ticks = np.array(sorted(_packet_ticks(container.demux(stream))), dtype=np.float64)
+        claimed = [rate for rate in (stream.average_rate, stream.base_rate) if rate]
+        tick_s, is_cut = float(stream.time_base or 1), stream.frames > len(ticks)
+    timing = _timing((ticks - ticks[0]) * tick_s if len(ticks) else ticks, claimed, is_cut=is_cut)
+    if not timing.is_varying:
+        return timing
+    # Packets may have equal, missing or wrapped stamps where frames have proper times.
+    times_s = np.array(sorted(_decoded_times(source)))
+    return _timing(times_s, claimed, is_cut=is_cut) if len(times_s) > 1 else timing
+
+
+def _packet_ticks(packets: Iterator[av.Packet]) -> Iterator[int]:
+    with suppress(av.FFmpegError):  # a damaged end is the decoder's to judge
+        for packet in packets:
+            ticks = packet.dts if packet.pts is None else packet.pts
+            if ticks is not None and not packet.is_discard:
+                yield ticks
+
+
+def _decoded_times(source: bytes | Path) -> Iterator[float]:
+    with suppress(BadVideo), open_video(source) as opened:
+        yield from map(opened.start_s, chain([opened.first], opened.rest))
+
+
+def _timing(times_s: np.ndarray, claimed: list[Fraction], *, is_cut: bool) -> Timing:
+    """Rate of frames at these times, in ascending order from 0."""
+    count = len(times_s)
+    if count < 2 or times_s[-1] <= 0:
+        return Timing(frames=count)
+    mean = _mean_rate(times_s, claimed)
+    if np.array_equal(_slots(times_s, mean), np.arange(count)):
+        return Timing(frames=count, mean=mean, nominal=mean)
+    head = times_s[: -min(_MOST_REORDERED, count // 2)]
+    if is_cut and len(head) > 1:  # B frames are cut off that come before the last frame on screen
+        mean_of_head = _mean_rate(head, claimed)
+        slots = _slots(times_s, mean_of_head)
+        if np.array_equal(slots[: len(head)], np.arange(len(head))) and np.diff(slots).min() > 0:
+            return Timing(frames=int(slots[-1]) + 1, mean=mean_of_head, nominal=mean_of_head)
+    intervals = np.diff(times_s)
+    return Timing(
+        frames=count,
+        mean=mean,
+        nominal=nominal_rate(times_s) or mean,
+        shortest_s=float(intervals.min()),
+        longest_s=float(intervals.max()),
+    )
+
+
+def _slots(times_s: np.ndarray, rate: Fraction) -> np.ndarray:
+    """The slot of 1 / rate seconds in the middle of which each frame is the newest on screen."""
+    return np.maximum(np.ceil((times_s - SLACK_S) * float(rate) - _MIDDLE), 0)
+
+
+def _mean_rate(times_s: np.ndarray, claimed: list[Fraction]) -> Fraction:
+    """Mean frames a second; what the container says where that would not drift by a quarter of a frame."""
+    count = len(times_s)
+    interval_s = float(times_s[-1]) / (count - 1)
+    for rate in claimed:
+        if abs(1 / float(rate) - interval_s) * (count - 1) < interval_s / 4:
+            return Fraction(rate)
+    return tidy_rate(1 / interval_s)
+
+
+def _similar(intervals: np.ndarray, median: float) -> np.ndarray:
+    """The intervals that differ from the median by jitter alone."""
+    narrow = intervals[(intervals > median / _NARROW) & (intervals < median * _NARROW)]
+    wide = intervals[(intervals > median / _WIDE) & (intervals < median * _WIDE)]
+    return narrow if len(narrow) > len(wide) * 2 / 3 else wide
+
+
+def _candidates(intervals: np.ndarray) -> list[Fraction]:
+    """The usual rates next to that of these intervals, the nearest first; else the measured one."""
+    rate = 1 / float(intervals.mean())
+    usual = [Fraction(round(rate)), *_NTSC]
+    near = [other for other in usual if abs(float(other) / rate - 1) < 0.01]
+    return sorted(near, key=lambda other: abs(float(other) - rate)) or [tidy_rate(rate)]
+
+
+def _lost(times_s: np.ndarray, rate: Fraction) -> int:
+    """How many frames `is_stored` gives no slot at a rate."""
+    lost = made = 0
+    for end in ((times_s[1:] - SLACK_S) * float(rate)).tolist():
+        if made + _LATEST < end:
+            made = max(made + 1, math.ceil(end - _MIDDLE))
+        else:
+            lost += 1
+    return lost

@@ -1,0 +1,125 @@
+"""A constant rate is kept to the bit; of a varying rate no frame is lost, and pauses alone repeat."""
+
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_tools.encoding.frame_rate import measure, nominal_rate
+from data_tools.layouts.base import Layout, Task
+from data_tools.layouts.clips import Clips
+from data_tools.layouts.jpegs import Jpegs
+from data_tools.layouts.stride_aligned import StrideAligned
+from data_tools.listing.videos import SourceVideo
+from tests.sharding import MATROSKA, encoded, numbered, numbers_in
+
+CASES = Path(__file__).resolve().parents[4] / "shared" / "cases"
+STEP = 1000 / 30
+
+
+def stored(video: bytes | Path, folder: Path, layout: Layout) -> tuple[list[int], list[str]]:
+    """Numbers of the stored frames, and the notes."""
+    path = video if isinstance(video, Path) else folder / "original"
+    if isinstance(video, bytes):
+        path.write_bytes(video)
+    task = Task(video=SourceVideo(path=path, name=path.name), key="key", folder=folder)
+    [laid] = layout.lay(task)
+    assert laid.file is not None
+    numbers = numbers_in(laid.file)
+    assert len(numbers) == laid.info.frames
+    return numbers, task.notes
+
+
+# What the review measured: (ticks in thousandths, frames stored, frames repeated, rate).
+VARYING = {
+    "a pause of 3 s": ([round(n * STEP) for n in range(150) if not 50 <= n < 140], 150, 90, 30),
+    "30, then 15 in low light": (
+        [round(n * STEP) for n in range(75)] + [round((75 + 2 * n) * STEP) for n in range(38)],
+        150,
+        37,
+        30,
+    ),
+    "each tenth is missing": ([round(n * STEP) for n in range(150) if n % 10 != 9], 149, 14, 30),
+    "pauses for the most part": (
+        [second * 1000 + round(n * STEP) for second in range(0, 16, 4) for n in range(4)] + [20_000],
+        637,
+        620,
+        30,
+    ),
+    "delays of a GIF": ([0, 100, 200, 700, 800, 900, 2000, 2100], 24, 16, 10),
+    "one frame comes early": ([40 * n - 25 * (n == 20) for n in range(40)], 40, 0, 25),
+}
+
+
+@pytest.mark.parametrize("name", VARYING)
+def test_no_frame_of_a_varying_rate_is_lost_and_pauses_alone_repeat(name: str, tmp_path: Path):
+    ticks, frames, repeated, rate = VARYING[name]
+    video = encoded(numbered(range(len(ticks))), ticks=ticks, kind=MATROSKA)
+    numbers, notes = stored(video, tmp_path, StrideAligned(crf=10))
+    assert sorted(set(numbers)) == list(range(len(ticks)))
+    assert numbers == sorted(numbers)
+    assert len(numbers) == pytest.approx(frames, abs=2)
+    assert len(numbers) - len(ticks) == pytest.approx(repeated, abs=2)
+    if repeated:
+        [note] = notes
+        assert note.startswith(
+            f"varying frame rate, stored at {rate} a second: 0 of {len(ticks)} frames lost"
+        )
+    # Each frame is on screen within one frame of the middle of its time.
+    for slot, number in enumerate(numbers):
+        middle_s = (slot + 0.5) / rate
+        assert ticks[number] / 1000 <= middle_s + 2e-3
+        assert number == len(ticks) - 1 or middle_s <= ticks[number + 1] / 1000 + 1 / rate + 2e-3
+
+
+@pytest.mark.parametrize("layout", [StrideAligned(crf=10), Jpegs()])
+@pytest.mark.skipif(not CASES.is_dir(), reason=f"no cases at {CASES}")
+def test_a_phone_s_video_keeps_all_its_frames(layout: Layout, tmp_path: Path):
+    numbers, notes = stored(CASES / "phone_vfr" / "flat.mp4", tmp_path, layout)
+    assert sorted(set(numbers)) == list(range(100))
+    assert notes == ["varying frame rate, stored at 29.97 a second: 0 of 100 frames lost, 225 repeated"]
+
+
+def test_clips_are_taken_at_the_usual_rate(tmp_path: Path):
+    ticks = [40 * n for n in range(40) if not 10 <= n < 20]
+    video = encoded(numbered(range(30)), ticks=ticks, kind=MATROSKA)
+    numbers, notes = stored(video, tmp_path, Clips(frames=10, stride=4, crf=10))
+    assert notes == ["varying frame rate, stored at 6.25 a second"]
+    times = [ticks[number] / 40 for number in numbers]
+    assert all(time <= 4 * slot + 2 for slot, time in enumerate(times))
+    assert numbers[:3] == [2, 6, 9] and numbers[5:] == [12, 16, 20, 24, 28]
+
+
+@pytest.mark.parametrize(
+    "times_s, rate",
+    [
+        ([0, 10], Fraction(1, 10)),  # two frames
+        ([n / 30 for n in range(40)], 30),
+        ([n * 1001 / 30000 for n in range(4000)] + [4004 / 30 + n / 30 for n in range(4000)], 30),  # spliced
+        ([n / 25 - 0.008 * (n % 2) + 0.7 * (n > 50) for n in range(100)], 25),  # jitter and a pause
+        ([n / 25 + 0.01 * (n > 50) for n in range(100)], 25),  # one odd interval
+    ],
+)
+def test_the_rate_is_the_one_that_loses_nothing(times_s: list[float], rate: Fraction):
+    found = nominal_rate(np.array(times_s))
+    assert found == rate
+
+
+def test_a_leap_for_years_has_no_rate():
+    assert nominal_rate(np.array([0, 0.04, 3e7])) is None
+
+
+def test_the_rate_of_a_constant_video_is_its_own(tmp_path: Path):
+    for rate in (Fraction(30000, 1001), Fraction(25), Fraction(1, 2)):
+        timing = measure(encoded(numbered(range(20)), rate=rate))
+        assert (timing.mean, timing.nominal, timing.frames, timing.is_varying) == (rate, rate, 20, False)
+
+
+def test_a_pause_is_measured():
+    ticks = [40 * n for n in range(20) if n not in (5, 6)]
+    timing = measure(encoded(numbered(range(18)), ticks=ticks, kind=MATROSKA))
+    assert timing.is_varying and timing.nominal == 25
+    assert (timing.shortest_s, timing.longest_s) == pytest.approx((0.04, 0.12))
+    assert [later - earlier for earlier, later in pairwise(ticks)].count(120) == 1
