@@ -1,17 +1,19 @@
 """Fixtures that every test may use: the repository, real videos, and small real shards made once."""
 
+import fcntl
 import os
 import subprocess
 import sys
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from data_tools.command import log
+from data_tools.__main__ import PROGRAM
+from data_tools.command import log, run_program
 from data_tools.storage import remote
 from tests.faulty_server import FaultyServer, faulty_server
 from tests.seeds import IS_NIGHTLY, SEED
@@ -67,19 +69,37 @@ def run_module(*arguments: str, check: bool = True, **environment: str) -> subpr
 
 
 @pytest.fixture(scope="session")
-def synth_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("synth") / "videos"
-    run_module(
-        "data_tools", "synth", str(folder), "train_per_class=4", "validation_per_class=3", "unlabelled=40"
-    )
-    return folder
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Make a folder that all processes of pytest-xdist read: `made_once(name, make)` gives its path."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / name).exists():
+                make(root / f"{name}.partial")
+                (root / f"{name}.partial").rename(root / name)
+        return root / name
+
+    return made
+
+
+def data_tools(*arguments: str) -> None:
+    """Run `python -m data_tools` in this process, which has imported what it needs."""
+    assert run_program(PROGRAM, [*arguments, "workers=1"]) == 0
 
 
 @pytest.fixture(scope="session")
-def synth_shards(synth_videos: Path) -> Path:
-    folder = synth_videos.parent / "shards"
-    run_module("data_tools", "shard", str(synth_videos), str(folder), "samples_per_shard=16")
-    return folder
+def synth_videos(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    counts = ("train_per_class=4", "validation_per_class=3", "unlabelled=40")
+    return made_once("synth-videos", lambda folder: data_tools("synth", str(folder), *counts))
+
+
+@pytest.fixture(scope="session")
+def synth_shards(synth_videos: Path, made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    shard = ("shard", str(synth_videos))
+    return made_once("synth-shards", lambda folder: data_tools(*shard, str(folder), "samples_per_shard=16"))
 
 
 def demo_job(shards: Path, *, steps: int) -> list[str]:
