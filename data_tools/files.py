@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,19 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def give_usual_mode(path: Path) -> None:
+    """Give a file the permissions of any new file in its folder: those that the umask leaves.
+
+    Some libraries write through a temporary file that only its owner may read.
+    """
+    usual = path.with_name(f"{path.name}.mode")
+    usual.touch()
+    try:
+        path.chmod(stat.S_IMODE(usual.stat().st_mode))
+    finally:
+        usual.unlink()
 
 
 def read_blocks(path: Path, offset: int = 0, length: int | None = None) -> Iterator[bytes]:

@@ -79,6 +79,16 @@ def check_tree(node: yaml.Node | None, key: str) -> None:
             )
 
 
+def as_override(key: str, value: object) -> str:
+    """`key=value` as it can be pasted: quoted for the shell, and for YAML where that would not read text."""
+    text = str(value)
+    try:
+        is_text = yaml.safe_load(text) == text and not _SURPRISING_NUMBER.fullmatch(text)
+    except yaml.YAMLError:
+        is_text = False
+    return shlex.quote(f"{key}={text if is_text else _yaml_text(text)}")
+
+
 def has_no_blank(text: str) -> bool:
     """Whether a text looks like `name:value`, which YAML takes as one word for want of a blank."""
     name, colon, value = text.rpartition(":")

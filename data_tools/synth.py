@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,7 +97,7 @@ def run_synth(arguments: argparse.Namespace) -> None:
     if not arguments.dry_run:
         with writing_to(out):
             _make(out, settings, missing)
-        log.info("done: shard them with `python -m data_tools shard %s OUT`", out)
+        log.info("done: shard them with `python -m data_tools shard %s OUT`", shlex.quote(str(out)))
     if arguments.json:
         counts = {part: sum(video.file.startswith(f"{part}/") for video in videos) for part in _PARTS}
         sys.stdout.write(json.dumps({"out": str(out), "videos": counts, "to_make": len(missing)}) + "\n")

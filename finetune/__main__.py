@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from data_tools.command import Command, Program, run_program
 from data_tools.config_files import find_config
+from finetune.run_checks import check_finished_run
 
 _DRY_RUN = ("--dry-run", "resolve, check, count and say what would be done; start nothing")
 _JSON = ("--json", "print the result as json")
@@ -18,6 +20,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    check_finished_run(Path(arguments.run_dir))
     from finetune.evaluate import run_evaluate
 
     run_evaluate(arguments)
@@ -86,7 +89,7 @@ PROGRAM = Program(
             example="python -m finetune export runs/mine/encoder mine.pth --to videomae",
             run=_export,
             positionals=(
-                ("folder", "an exported encoder, or the model of a fine-tuning run"),
+                ("folder", "an exported encoder, a fine-tuned model, or the run that has one"),
                 ("out", "the file (videomae) or the folder (huggingface) to write"),
             ),
             options=(_DRY_RUN, _JSON),

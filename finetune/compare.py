@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data_tools.command import CheckpointError
+from pretrain.folder_kinds import FINETUNING, MODEL, kind_of_folder
 
 RESULT_NAME = "result.json"
 
@@ -48,14 +50,21 @@ def _read(folder: Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
         _row({**result, "name": "", "difference": 0.0})
     except OSError as error:
+        kind = kind_of_folder(folder)
+        if kind not in (FINETUNING, MODEL):
+            raise CheckpointError(
+                f"{folder}: expected a fine-tuning run with its result, got {kind}"
+            ) from error
         raise CheckpointError(
-            f"no result at {path}: finish the run, or score it with `python -m finetune evaluate {folder}`"
+            f"no result at {path}: finish the run, or score it with `{_evaluate(folder)}`"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is no result of this version: run `python -m finetune evaluate {folder}`"
-        ) from error
+        raise CheckpointError(f"{path} is no result of this version: run `{_evaluate(folder)}`") from error
     return {"name": folder.name, "folder": str(folder), **result}
+
+
+def _evaluate(folder: Path) -> str:
+    return f"python -m finetune evaluate {shlex.quote(str(folder))}"
 
 
 def _row(result: dict[str, Any]) -> tuple[str, ...]:

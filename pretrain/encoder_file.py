@@ -7,6 +7,7 @@ from typing import Any, Literal
 from data_tools.command import log
 from data_tools.config import require
 from pretrain.exported import check_weights, read_buildable, read_weights, save_description, save_weights
+from pretrain.folder_kinds import exported_in, kind_of_folder
 from pretrain.model.encoder import Encoder
 from pretrain.model.sizes import EncoderShape
 from pretrain.model.tokens import COLOURS, MEAN, STD, TokenGrid
@@ -127,9 +128,14 @@ def _read(folder: Path) -> tuple[EncoderDescription, Encoder]:
         build_encoder,
         formats=READABLE,
         what="encoder",
-        absent=f"no exported encoder in {folder}: expected {DESCRIPTION} and {WEIGHTS}; "
-        "give the folder encoder/ of a run",
+        absent=f"no exported encoder in {folder} ({kind_of_folder(folder)}): expected {DESCRIPTION} and "
+        f"{WEIGHTS}; give {_place_of_encoder(folder)}",
     )
+
+
+def _place_of_encoder(folder: Path) -> str:
+    exported = exported_in(folder)
+    return "the folder encoder/ of a run" if exported is None else str(exported)
 
 
 def _named(grid: TokenGrid) -> str:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data_tools.command import CheckpointError
+from data_tools.files import give_usual_mode
 
 Record = TypeVar("Record")
 Module = TypeVar("Module", bound=nn.Module)
@@ -233,6 +234,5 @@ def _publish(partial: Path, final: Path) -> None:
     """Give a finished file its name, after its bytes are on the disk."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
-    # safetensors writes for the owner alone; the folder says who may enter, as for every other file.
-    partial.chmod(partial.parent.stat().st_mode & 0o666)
+    give_usual_mode(partial)  # safetensors writes for the owner alone
     os.replace(partial, final)

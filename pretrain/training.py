@@ -7,6 +7,7 @@ import torch
 
 from data_tools.command import DataError, log
 from data_tools.index import ShardIndex, open_index
+from data_tools.overrides import as_override
 from data_tools.stream.loader import Annotate, TrainingClips
 from data_tools.stream.mixture import Mixture, open_mixture
 from data_tools.stream.order import BatchPlan, plan_batch
@@ -223,7 +224,9 @@ def _export(plan: Plan) -> None:
         save_decoder(folder, decoder, describe_decoder(decoder, target=config.target))
     save_encoder(folder, plan.model.encoder, description)
     log.info(
-        "the encoder is in %s: fine-tune it with `python -m finetune train CONFIG encoder=%s`", folder, folder
+        "the encoder is in %s: fine-tune it with `python -m finetune train CONFIG %s`",
+        folder,
+        as_override("encoder", folder),
     )
 
 

@@ -22,6 +22,8 @@ from finetune.kinship.official import is_official, read_official, write_official
 from finetune.kinship.options import ImportOptions
 from finetune.kinship.reading import Found, read_weights
 from finetune.kinship.rules import Tensors
+from pretrain.encoder_file import DESCRIPTION
+from pretrain.folder_kinds import exported_in, kind_of_folder
 
 SYSTEMS = ("videomae", "huggingface")
 """What can be written."""
@@ -42,6 +44,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     if arguments.to not in SYSTEMS:
         raise ValueError(f"--to must be {' or '.join(SYSTEMS)}, got {arguments.to}")
     _refuse_existing(out)
+    folder = _model_of(folder)
     kin = load_kin(folder)
     is_official_file = arguments.to == "videomae"
     tensors = (write_official if is_official_file else huggingface_tensors)(kin, source=folder)
@@ -84,6 +87,15 @@ def read_any(found: Found, options: ImportOptions, *, allow_partial: bool = Fals
         f"{found.source} is of no system that is known here (VideoMAE, transformers' VideoMAE, MAE-ST): its "
         f"{len(names)} tensors are called {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
     )
+
+
+def _model_of(folder: Path) -> Path:
+    """The model itself, where the folder of its run is given."""
+    exported = exported_in(folder)
+    if exported is None or (folder / DESCRIPTION).is_file():
+        return folder
+    log.info("%s is %s: %s is taken", folder, kind_of_folder(folder), exported)
+    return exported
 
 
 def _save_official(tensors: Tensors, out: Path) -> None:

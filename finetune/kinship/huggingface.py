@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from data_tools.command import CheckpointError, log
-from data_tools.files import write_whole
+from data_tools.files import give_usual_mode, write_whole
 from finetune.kinship.kin import Kin, build_kin
 from finetune.kinship.limits import refuse_inexpressible
 from finetune.kinship.options import FLAT_SINE, FRAMES, SIZE, ImportOptions, depth_of, measure, usual_heads
@@ -97,6 +97,7 @@ def write_huggingface(folder: Path, kin: Kin, tensors: Tensors) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    give_usual_mode(folder / WEIGHTS)  # safetensors writes for the owner alone
     for name, content in ((PREPROCESSOR, _preprocessor(kin)), (CONFIG, huggingface_config(kin))):
         write_whole(folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

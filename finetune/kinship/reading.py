@@ -5,6 +5,7 @@ Nothing that a file holds is ever run: PyTorch's files are read with `weights_on
 
 import argparse
 import json
+import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,21 @@ _PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
+# What the readers of both formats raise for a file that is damaged or of another format.
+_DAMAGED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 # Official files keep the parsed command line beside the weights; it is a plain bag of names.
 _HARMLESS = {"argparse.Namespace": argparse.Namespace}
 
@@ -71,9 +87,14 @@ def _read_file(path: Path) -> Tensors:
         raise CheckpointError(f"no file at {path}")
     try:
         loaded = load_file(path) if path.suffix == ".safetensors" else _load_pytorch(path)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise CheckpointError(f"cannot read {path}: {lines[0]}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except _DAMAGED as error:
+        lines = str(error).splitlines() or [""]
+        raise CheckpointError(
+            f"cannot read {path}: expected a checkpoint file of PyTorch or safetensors, got a damaged or "
+            f"another file ({type(error).__name__}{lines[0] and ': '}{lines[0]}); fix: download or save it again"
+        ) from error
     return _unwrapped(loaded, path)
 
 

@@ -20,10 +20,12 @@ import yaml
 from data_tools.command import log, writing_to
 from data_tools.config import to_yaml, with_defaults
 from data_tools.files import write_whole
+from pretrain.folder_kinds import kind_of_config, kind_of_run
 from pretrain.runtime.config_changes import Change, find_changes, table_of
 from pretrain.runtime.run_lock import LOCK_FILE
 
 PREVIEW_FOLDER = "preview"
+_MOST_NAMED = 8  # of the keys that are refused; the table before the error shows all
 # What may be there before the run is: a preview, what the launcher writes, and who is about to open it.
 OVERLOOKED = (PREVIEW_FOLDER, "launch", "logs", LOCK_FILE)
 
@@ -41,12 +43,20 @@ def check_run_dir(run_dir: Path, config: Any) -> bool:
         if run_dir.exists() and any(path.name not in OVERLOOKED for path in run_dir.iterdir()):
             raise ValueError(f"run_dir {run_dir} exists, is not empty and is no run: choose another run_dir")
         return False
+    stored, here = kind_of_run(run_dir), kind_of_config(vars(config))
+    if stored != here:
+        raise ValueError(
+            f"run_dir {run_dir} holds {stored or 'no run'}, this is {here}: choose another run_dir"
+        )
     changes = _changes(run_dir, config)
     for line in table_of(changes) if changes else ():
         log.info("%s", line)
     refused = [change for change in changes if not change.is_free]
     if refused:
-        named = "; ".join(f"{change.key}: {change.there!r} there, {change.here!r} here" for change in refused)
+        named = "; ".join(
+            f"{change.key}: {change.there!r} there, {change.here!r} here" for change in refused[:_MOST_NAMED]
+        )
+        named += f"; and {len(refused) - _MOST_NAMED} more" if len(refused) > _MOST_NAMED else ""
         raise ValueError(
             f"run_dir {run_dir} holds a run of another config ({named}): choose another run_dir, or leave "
             "these keys as they are there"

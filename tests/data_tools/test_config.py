@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -9,6 +10,7 @@ from typing import ClassVar, Literal
 import pytest
 
 from data_tools.config import MISSING, load_config, parse_override, require, to_yaml
+from data_tools.overrides import as_override
 from data_tools.parts import Part
 
 
@@ -299,6 +301,14 @@ def test_a_missing_blank_in_a_file_is_named(tmp_path: Path) -> None:
         load(text="masking: {name:tube}\n", tmp_path=tmp_path)
     with pytest.raises(ValueError, match=r"line 3: could not find expected ':'; is a blank missing after"):
         load(text="seed: 1\nsteps:5\ntext: a\n", tmp_path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["/runs/a", "/runs/s 2 \u00fc/it's", "010", "a: b", "#1", "[x", "null", "a${b"]
+)
+def test_a_hint_can_be_pasted(text: str) -> None:
+    (pasted,) = shlex.split(as_override("text", text))
+    assert load(pasted).text == text
 
 
 def test_a_quoted_override_means_the_text_that_the_hint_says() -> None:

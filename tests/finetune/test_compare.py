@@ -46,8 +46,21 @@ def test_the_columns_are_aligned(tmp_path):
 
 
 def test_a_run_without_a_result_is_named_with_the_command_that_makes_one(tmp_path):
-    with pytest.raises(CheckpointError, match=rf"no result at .*finetune evaluate {tmp_path}"):
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "config.yaml").write_text("head: {name: linear}")
+    with pytest.raises(CheckpointError, match=rf"no result at .*finetune evaluate '{run}'`"):
+        read_results([run])
+
+
+def test_what_is_no_fine_tuning_run_is_not_to_be_scored(tmp_path):
+    (tmp_path / "config.yaml").write_text("masking: {name: tube}")
+    with pytest.raises(
+        CheckpointError, match="expected a fine-tuning run with its result, got a pretraining run"
+    ):
         read_results([tmp_path])
+    with pytest.raises(CheckpointError, match=r"/nowhere: expected a fine-tuning run .*, got no such folder"):
+        read_results(["/nowhere"])
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"top1": 0.5}'])

@@ -258,13 +258,22 @@ def test_evaluate_refuses_what_it_cannot_change(scratch_run, override, message, 
 
 
 def test_evaluate_needs_a_finished_run(scratch_run, tmp_path, capsys):
-    assert finetune("evaluate", tmp_path) == 4
-    assert "lacks config.yaml" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text((scratch_run / "config.yaml").read_text())
 
     assert finetune("evaluate", tmp_path) == 4
 
-    assert "no fine-tuned model in" in capsys.readouterr().err
+    assert "got a fine-tuning run that has no model yet; fix: repeat" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_pretraining_is_not_fine_tuned_into(common, repo, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text((repo / "configs/pretrain/demo.yaml").read_text())
+
+    assert finetune("train", *common, *SCRATCH, f"run_dir={tmp_path}") == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        f"run_dir {tmp_path} holds a pretraining run, this is a fine-tuning run: choose another run_dir"
+    )
 
 
 def test_a_damaged_video_is_named_in_the_result_and_does_not_count(scratch_run, synth_shards, tmp_path):

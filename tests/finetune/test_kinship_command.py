@@ -1,6 +1,7 @@
 """`python -m finetune export` and `import` from the command line, and what they refuse."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,7 @@ from finetune.build import build_classifier, describe_encoder
 from finetune.config import FinetuneConfig
 from finetune.heads.base import build_head
 from finetune.kinship.huggingface import huggingface_tensors, write_huggingface
-from finetune.kinship.kin import Kin, load_kin
+from finetune.kinship.kin import Kin, load_kin, save_kin
 from finetune.kinship.official import write_official
 from finetune.kinship.options import FLAT_SINE
 from finetune.model_file import save_model
@@ -112,6 +113,45 @@ def test_wrong_use_has_its_exit_codes(tmp_path, caplog):
     assert command("export", ours, tmp_path / "out", "--to", "vjepa") == EXIT_CONFIG
     assert command("export", ours, tmp_path / "out") == EXIT_CONFIG
     assert command("export", ours, tmp_path / "out", "a=b", "--to", "videomae") == EXIT_CONFIG
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path, capsys):
+    for name, content in (("bad.pth", b"e\n" * 99), ("bad.safetensors", b"xy" * 99), ("empty.pth", b"")):
+        (tmp_path / name).write_bytes(content)
+        assert command("import", tmp_path / name, tmp_path / "ours") == EXIT_CHECKPOINT
+        expected = f"cannot read {tmp_path / name}: expected a checkpoint file of PyTorch or safetensors, got"
+        assert expected in capsys.readouterr().err
+
+
+def test_the_folder_of_a_run_stands_for_the_model_in_it(tmp_path, capsys):
+    kin = headed()
+    save_kin(tmp_path / "run" / "model", kin)
+    (tmp_path / "run" / "config.yaml").write_text("head: {name: linear}")
+    assert command("export", tmp_path / "run", tmp_path / "hf", "--to", "huggingface") == 0
+    taken = f"{tmp_path / 'run'} is a fine-tuning run: {tmp_path / 'run' / 'model'} is taken"
+    assert taken in capsys.readouterr().err
+
+
+def test_a_run_in_place_of_its_encoder_is_answered_with_the_encoder(tmp_path):
+    save_kin(tmp_path / "run" / "encoder", a_kin())
+    with pytest.raises(CheckpointError, match=rf"give {tmp_path / 'run' / 'encoder'}$"):
+        load_kin(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_the_umask_decides_who_may_read_what_is_written(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        save_kin(tmp_path / "ours", headed())
+        assert command("export", tmp_path / "ours", tmp_path / "hf", "--to", "huggingface") == 0
+        assert command("export", tmp_path / "ours", tmp_path / "file.pth", "--to", "videomae") == 0
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 8
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {
+        path.name: oct(mode) for path in files
+    }
 
 
 def test_classes_come_from_a_file_and_travel_with_the_folder(tmp_path):

@@ -1,0 +1,82 @@
+"""`finetune evaluate` says what a folder is that it cannot score, and what to do."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_tools.command import CheckpointError, run_program
+from finetune.__main__ import PROGRAM
+from finetune.run_checks import check_finished_run
+
+FILES: dict[str, dict[str, str]] = {
+    "pretraining": {"config.yaml": "masking: {name: tube}"},
+    "finetuning": {"config.yaml": "head: {name: linear}"},
+    "finished": {"config.yaml": "head: {name: linear}", "model/head.json": "{}"},
+    "imported": {"head.json": "{}", "encoder.json": "{}"},
+    "encoder": {"encoder.json": "{}"},
+    "transformers": {"config.json": "{}"},
+    "set": {"dataset.json": "{}"},
+    "sets": {"train/dataset.json": "{}"},
+    "empty": {},
+    "other": {"thesis.tex": ""},
+    "broken": {"config.yaml": "a: ["},
+}
+
+
+def made(tmp_path: Path, name: str) -> Path:
+    folder = tmp_path / f"{name} of me"
+    folder.mkdir()
+    for file, text in FILES[name].items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["finished", "imported"])
+def test_what_can_be_scored_is_let_through(tmp_path: Path, name: str) -> None:
+    check_finished_run(made(tmp_path, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "pretraining",
+            "got a pretraining run; fix: fine-tune it first, "
+            "python -m finetune train CONFIG 'encoder=FOLDER/encoder'",
+        ),
+        (
+            "encoder",
+            "got an exported encoder; fix: fine-tune it first, "
+            "python -m finetune train CONFIG 'encoder=FOLDER'",
+        ),
+        ("finetuning", "got a fine-tuning run that has no model yet; fix: repeat its `finetune train`"),
+        (
+            "transformers",
+            "got a model of transformers; fix: import it first, python -m finetune import 'FOLDER' OUT",
+        ),
+        ("set", "got a data set; fix: give the run_dir of a `finetune train`"),
+        ("sets", "got a data set; fix"),
+        ("empty", "got an empty folder; fix"),
+        ("other", "got no run; fix"),
+        ("broken", "got no run; fix"),
+    ],
+)
+def test_what_cannot_be_scored_is_named_with_the_next_step(tmp_path: Path, name: str, message: str) -> None:
+    folder = made(tmp_path, name)
+    with pytest.raises(CheckpointError) as caught:
+        check_finished_run(folder)
+    expected = f"FOLDER: expected a fine-tuning run, {message}".replace("FOLDER", str(folder))
+    assert str(caught.value).startswith(expected), json.dumps(str(caught.value))
+
+
+def test_a_folder_that_is_not_there_leaves_with_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert run_program(PROGRAM, ["evaluate", str(tmp_path / "none")]) == 4
+    assert (
+        "none: expected a fine-tuning run, got no such folder; fix: give the run_dir"
+        in capsys.readouterr().err
+    )
+    assert run_program(PROGRAM, ["evaluate", str(tmp_path / "file")]) == 4
+    assert "file: expected a fine-tuning run, got a file; fix: give the run_dir" in capsys.readouterr().err
