@@ -90,10 +90,10 @@ def _read_file(path: Path) -> Tensors:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except _DAMAGED as error:
-        lines = str(error).splitlines() or [""]
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise CheckpointError(
             f"cannot read {path}: expected a checkpoint file of PyTorch or safetensors, got a damaged or "
-            f"another file ({type(error).__name__}{lines[0] and ': '}{lines[0]}); fix: download or save it again"
+            f"another file ({reason}); fix: download or save it again"
         ) from error
     return _unwrapped(loaded, path)
 
