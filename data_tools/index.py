@@ -1,7 +1,7 @@
 """The shard schema: what a data set on disk is, in one place.
 
     FOLDER/
-      shard-000000.tar ...   WebDataset tars; a sample is KEY.json (name, label, ...), KEY.mp4
+      shard-000000.tar ...   WebDataset tars; a sample is KEY.json (its row of the index), KEY.mp4
       index.arrow            one row a sample (`COLUMNS`), an uncompressed Arrow file that is memory-mapped
       dataset.json           format, classes, shards (name, samples, bytes, sha256), fingerprint, origin
       rejected.jsonl         videos that were left out, and why
@@ -33,6 +33,9 @@ _ROWS_IN_A_CHUNK = 65_536  # the text of one chunk must stay below 2 GiB
 INDEX_NAME = "index.arrow"
 DATASET_NAME = "dataset.json"
 REJECTED_NAME = "rejected.jsonl"  # videos that were left out, and why
+# Marks a KEY.json that holds every column of the sample's row but those that the tar tells.
+DESCRIPTION_KEY = "kinemae_format"
+DESCRIPTION_FORMAT = 1
 
 COLUMNS = pa.schema(
     [

@@ -20,17 +20,24 @@ from data_tools.command import DataError, log, writing_to
 from data_tools.config import load_config, require
 from data_tools.files import json_lines, write_whole
 from data_tools.foreign.examine import Found, examine_shards
-from data_tools.foreign.rules import Rules, Shelf, read_shelves, settle
+from data_tools.foreign.ours import classes_told
+from data_tools.foreign.rules import Rules, read_shelves, settle
 from data_tools.foreign.shards import ForeignShard, find_shards
-from data_tools.index import DATASET_NAME, NO_LABEL, REJECTED_NAME, Sample, Shard, write_index
+from data_tools.foreign.together import counted, lists_of_classes, one_spelling_each, typed, with_unique_keys
+from data_tools.foreign.warnings import warn_of_left_out, warn_of_unread
+from data_tools.index import DATASET_NAME, INDEX_NAME, NO_LABEL, REJECTED_NAME, Sample, Shard, write_index
 from data_tools.listing.classes import read_classes, sorted_classes
 from data_tools.listing.entries import numbered_classes
-from data_tools.listing.table import Row, one_type
+from data_tools.listing.labels import warn_of_labels
 from data_tools.storage.location import Location, location
 from data_tools.storage.retries import masked
 
 JOURNAL_NAME = "indexed.jsonl"
 _COMMAND = "data_tools index"
+_COLUMNS = (
+    *("key", "offset", "length", "crc32", "content", "name"),
+    *("start_s", "reference_stride", "reference_phase"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +45,13 @@ class IndexConfig:
     """How a foreign WebDataset is indexed.
 
     Attributes:
-        label: cls, txt, json.FIELD, none, or auto (cls, else the json's `label`, else none).
+        label: cls, txt, NAME.cls, json.FIELD, none, or auto (cls, else the json's `label`, else none).
         video: the ending of the member to take where a sample has several videos.
         group: the field of the json that tells the group.
         columns: fields of the json that become columns of the index.
         classes: how many there are, and then every label must be a whole number below that; or, as for
             `shard`, an earlier OUT, a dataset.json, or a list of classes.
+        missing_labels: what to do with a sample without a label where others have one: error, or reject.
         by_split: whether folders (train/) and names (train-0000.tar) tell the split.
         probe: "full" decodes every frame; "header" only the first, and believes the container.
         max_bad_fraction: stop where more than this share of the videos cannot be read; 1 never stops.
@@ -55,6 +63,7 @@ class IndexConfig:
     group: str = ""
     columns: list[str] = field(default_factory=list)
     classes: str | None = None
+    missing_labels: Literal["error", "reject"] = "error"
     by_split: bool = True
     probe: Literal["full", "header"] = "full"
     max_bad_fraction: float = 1.0
@@ -73,6 +82,7 @@ class IndexConfig:
             group=self.group,
             columns=tuple(self.columns),
             classes=int(self.classes) if self.classes and self.classes.isdecimal() else 0,
+            missing_labels=self.missing_labels,
         )
 
 
@@ -89,7 +99,10 @@ def run_index(arguments: argparse.Namespace) -> None:
     rules = settle(settings.rules(), shards)
     log.info("%s: %d shards, splits: %s", root, len(shards), ", ".join(filter(None, folders)) or "none named")
     if arguments.dry_run:
-        report = _counted(read_shelves(shards, rules), shards)
+        shelves = read_shelves(shards, rules)
+        warn_of_unread([shelf.unread for shelf in shelves], rules)
+        warn_of_left_out(shards, shelves)
+        report = counted(shelves)
     else:
         with writing_to(out):
             report = _index(shards, folders, out, rules, settings)
@@ -108,12 +121,15 @@ def _index(
     journal = out / JOURNAL_NAME
     is_full = settings.probe == "full"
     found = examine_shards(shards, rules, journal, is_full=is_full, workers=settings.workers)
-    found = _typed(found, rules.columns)
-    of_split = {split: [one for one in found if (one.shard.split or "") == split] for split in folders}
-    for group in of_split.values():
-        _refuse_repeats(group)
+    warn_of_unread([one.unread for one in found], rules)
+    found = one_spelling_each(typed(found))
+    of_split = {
+        split: with_unique_keys([one for one in found if (one.shard.split or "") == split])
+        for split in folders
+    }
     _refuse_too_bad(found, out, settings.max_bad_fraction)
     classes = _classes(found, settings.classes, rules)
+    warn_of_labels(classes)
     report = {}
     for split, group in of_split.items():
         made_by = {"command": _COMMAND, "split": split, "config": _lasting(settings)}
@@ -139,7 +155,7 @@ def _write(
     samples = [
         Sample(
             **dataclasses.asdict(row.info),
-            **{name: getattr(row, name) for name in ("key", "offset", "length", "crc32", "content", "name")},
+            **{name: getattr(row, name) for name in _COLUMNS},
             shard=position,
             label=NO_LABEL if row.label is None else numbers[row.label],
             group=row.group or "",
@@ -168,8 +184,11 @@ def _classes(found: Sequence[Found], given: str | None, rules: Rules) -> list[st
     if rules.classes:
         return numbered_classes(rules.classes)
     if not given:
-        labels = [row.label for one in found for row in one.rows if row.label is not None and row.info]
-        return sorted_classes(labels)
+        good = [row for one in found for row in one.rows if row.label is not None and row.info is not None]
+        if rules.label == "ours":
+            pairs = [(row.label or "", row.label_index or 0) for row in good]
+            return classes_told(pairs, lists_of_classes([one.shard.place for one in found]))
+        return sorted_classes([row.label for row in good if row.label is not None])
     classes = read_classes(given)
     for one in found:
         for row in one.rows:
@@ -179,20 +198,6 @@ def _classes(found: Sequence[Found], given: str | None, rules: Rules) -> list[st
                     f"classes of classes={given}"
                 )
     return classes
-
-
-def _typed(found: Sequence[Found], columns: Sequence[str]) -> list[Found]:
-    """Each column with one type in all splits."""
-    cells = [Row(where=f"{one.shard.name}, {row.key}", cells=row.extra) for one in found for row in one.rows]
-    for column in columns:
-        cells = one_type(cells, column)
-    typed = iter(cells)
-    return [
-        dataclasses.replace(
-            one, rows=tuple(dataclasses.replace(row, extra=dict(next(typed).cells)) for row in one.rows)
-        )
-        for one in found
-    ]
 
 
 def _shard_name(place: Location, folder: Path, out: Path) -> str:
@@ -234,23 +239,11 @@ def _refuse_ours(folder: Path) -> None:
     except (OSError, ValueError):
         return
     made_by = description.get("made_by", {}).get("command") if isinstance(description, dict) else None
-    if made_by != _COMMAND:
+    if made_by != _COMMAND and (folder / INDEX_NAME).exists():
         raise ValueError(
             f"OUT {folder} holds a data set already, made by {made_by or 'something else'}, whose index says "
             "more than this command could find out: give another OUT"
         )
-
-
-def _refuse_repeats(found: Sequence[Found]) -> None:
-    first: dict[str, str] = {}
-    for one in found:
-        for row in one.rows:
-            earlier = first.setdefault(row.key, one.shard.name)
-            if earlier != one.shard.name:
-                raise DataError(
-                    f"key {row.key} is in both {earlier} and {one.shard.name}: "
-                    "keys must be unique in a data set"
-                )
 
 
 def _refuse_too_bad(found: Sequence[Found], out: Path, max_bad_fraction: float) -> None:
@@ -271,16 +264,6 @@ def _refuse_too_bad(found: Sequence[Found], out: Path, max_bad_fraction: float) 
             f"{max_bad_fraction}, {first}; what is known so far is in {out / JOURNAL_NAME}"
         )
     log.warning("%d of %d videos cannot be read, %s; see %s", len(bad), len(pairs), first, REJECTED_NAME)
-
-
-def _counted(shelves: Sequence[Shelf], shards: Sequence[ForeignShard]) -> dict[str, Any]:
-    labels = [one.label for shelf in shelves for one in shelf.described if one.label is not None]
-    return {
-        "shards": len(shards),
-        "videos": sum(len(shelf.described) for shelf in shelves),
-        "without_video": sum(len(shelf.without_video) for shelf in shelves),
-        "classes": sorted_classes(labels),
-    }
 
 
 def _lasting(settings: IndexConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import ceil
@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from data_tools.files import read_journal, write_whole
 from data_tools.foreign.members import read_member
+from data_tools.foreign.ours import Told
 from data_tools.foreign.rules import Described, Rules, Shelf, read_shelf
 from data_tools.foreign.shards import ForeignShard, open_shard
 from data_tools.index import VideoInfo
@@ -22,7 +23,7 @@ from data_tools.storage.location import location
 from data_tools.stream.container import BadVideo
 from data_tools.stream.decode import probe
 
-_NO_VIDEO = "no member of it is a video"
+_OTHER_BYTES = "its bytes are not those that shard wrote: the checksum in its .json differs"
 _CRASHED = "the decoder crashed on it"
 
 
@@ -37,7 +38,11 @@ class FoundVideo:
     crc32: int = 0
     content: str = ""
     label: str | None = None
+    label_index: int | None = None
     group: str | None = None
+    start_s: float = 0.0
+    reference_stride: int = 1
+    reference_phase: int = 0
     extra: dict[str, Any]
     info: VideoInfo | None = None
     reason: str = ""
@@ -45,12 +50,13 @@ class FoundVideo:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A shard as it is: its samples in order, its size and the sha256 of all of it."""
+    """A shard as it is: its samples in order, its size and the sha256 of it; `unread` as in `Shelf`."""
 
     shard: ForeignShard
     rows: tuple[FoundVideo, ...]
     bytes: int
     sha256: str
+    unread: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +121,10 @@ def _examine(job: _Job) -> Found:
     with _local(job.shard) as shard, open_shard(shard.place) as file:
         shelf = read_shelf(replace(shard, place=job.shard.place), job.rules, file)
         rows = [_found(file, job, sample) for sample in shelf.described[job.part :: job.parts]]
-        rows += _without_video(shelf) if job.part == 0 else []
+        rows += _left_out(shelf) if job.part == 0 else []
         sha256, size = _digest(file) if job.part == 0 else ("", 0)
-    return Found(shard=job.shard, rows=tuple(rows), bytes=size, sha256=sha256)
+    unread = dict(shelf.unread)
+    return Found(shard=job.shard, rows=tuple(rows), bytes=size, sha256=sha256, unread=unread)
 
 
 def _found(file: IO[bytes], job: _Job, sample: Described) -> FoundVideo:
@@ -131,12 +138,33 @@ def _found(file: IO[bytes], job: _Job, sample: Described) -> FoundVideo:
         content=hashlib.sha256(video).hexdigest()[:32],
         label=sample.label,
         group=sample.group,
-        extra=sample.extra,
+        extra=dict(sample.extra),
     )
+    if sample.told is not None:
+        row = _as_told(row, sample.told)
+    if row.reason:
+        return row
     try:
-        return replace(row, info=probe(video, full=job.is_full))
+        info = probe(video, full=job.is_full)
     except BadVideo as error:
         return replace(row, reason=" ".join(str(error).split()))
+    is_known = sample.told is not None and (not job.is_full or sample.told.info.frames == info.frames)
+    return replace(row, info=sample.told.info if sample.told is not None and is_known else info)
+
+
+def _as_told(row: FoundVideo, told: Told) -> FoundVideo:
+    """The row of the index that `shard` wrote, if the video is the one that it stored."""
+    if row.crc32 != told.crc32:
+        return replace(row, reason=_OTHER_BYTES)
+    return replace(
+        row,
+        name=told.name,
+        content=told.content,
+        label_index=told.label_index if told.label is not None else None,
+        start_s=told.start_s,
+        reference_stride=told.reference_stride,
+        reference_phase=told.reference_phase,
+    )
 
 
 def _digest(file: IO[bytes]) -> tuple[str, int]:
@@ -167,19 +195,20 @@ def _one_by_one(job: _Job, workers: int) -> Found:
         shelf = read_shelf(shard, job.rules, file)
         total = len(shelf.described)
         singles = [replace(job, shard=shard, part=i, parts=total) for i in range(job.part, total, job.parts)]
-        rows = _without_video(shelf) if job.part == 0 else []
+        rows = _left_out(shelf) if job.part == 0 else []
         for single, found in zip(
             singles, map_in_order(_examine, singles, workers=workers, on_crash=_crashed), strict=True
         ):
             sample = shelf.described[single.part]
             crashed = FoundVideo(key=sample.key, name=sample.video.name, extra={}, reason=_CRASHED)
-            rows += [row for row in found.rows if row.reason != _NO_VIDEO] if found else [crashed]
+            rows += [row for row in found.rows if row.key not in shelf.left_out] if found else [crashed]
         sha256, size = _digest(file) if job.part == 0 else ("", 0)
-    return Found(shard=job.shard, rows=tuple(rows), bytes=size, sha256=sha256)
+    unread = dict(shelf.unread)
+    return Found(shard=job.shard, rows=tuple(rows), bytes=size, sha256=sha256, unread=unread)
 
 
-def _without_video(shelf: Shelf) -> list[FoundVideo]:
-    return [FoundVideo(key=key, name=key, extra={}, reason=_NO_VIDEO) for key in shelf.without_video]
+def _left_out(shelf: Shelf) -> list[FoundVideo]:
+    return [FoundVideo(key=key, name=key, extra={}, reason=why) for key, why in shelf.left_out.items()]
 
 
 def _stamp(job: _Job) -> str:
@@ -193,7 +222,13 @@ def _stamp(job: _Job) -> str:
 
 def _line(stamp: str, found: Found) -> str:
     rows = [asdict(row) for row in found.rows]
-    entry = {"shard": stamp, "rows": rows, "bytes": found.bytes, "sha256": found.sha256}
+    entry = {
+        "shard": stamp,
+        "rows": rows,
+        "bytes": found.bytes,
+        "sha256": found.sha256,
+        "unread": found.unread,
+    }
     return json.dumps(entry) + "\n"
 
 
@@ -207,6 +242,7 @@ def _read_journal(journal: Path, jobs: dict[str, _Job]) -> dict[str, Found]:
                 rows=tuple(_row(row) for row in entry["rows"]),
                 bytes=entry["bytes"],
                 sha256=entry["sha256"],
+                unread=entry["unread"],
             )
     return known
 

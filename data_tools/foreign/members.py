@@ -6,8 +6,8 @@ Here such a tar is refused by name.
 
 import re
 import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import IO
 
 from data_tools.command import DataError, log
@@ -21,11 +21,16 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A file in a tar: its name, its first byte, and the number of its bytes."""
+    """A file in a tar: its name, its first byte, and the number of its bytes.
+
+    Attributes:
+        link: the target of a link whose bytes are not in the tar; "" for a file.
+    """
 
     name: str
     offset: int
     length: int
+    link: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +41,29 @@ class ForeignSample:
     video: Member
     members: dict[str, Member] = field(default_factory=dict)
 
+    def member(self, ending: str) -> Member | None:
+        """The member of an ending; where the key holds dots, the one beside the video.
+
+        webdataset ends a key at the first dot, so `v2.0 a.mp4` has the key `v2` and `0 a.mp4` as its ending.
+        """
+        for found, member in self.members.items():
+            if member == self.video:
+                beside = f"{found.rpartition('.')[0]}.{ending}"
+                return self.members.get(ending) or self.members.get(beside)
+        return self.members.get(ending)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a tar holds: its samples in order, keys without a video, and the number of files in neither."""
+    """What a tar holds: its samples in order, keys left out and why, and the number of files in neither."""
 
     samples: tuple[ForeignSample, ...]
-    without_video: tuple[str, ...]
+    left_out: dict[str, str]
     ignored: int
 
 
 def members_of(file: IO[bytes], name: str) -> list[Member]:
-    """Every regular file of a tar, in order.
+    """Every file of a tar, in order: hard links with the bytes of their target, symbolic links as such.
 
     Args:
         file: the tar, seekable.
@@ -57,7 +73,8 @@ def members_of(file: IO[bytes], name: str) -> list[Member]:
         DataError: it is no plain tar, a header is damaged, or it ends before its end mark.
     """
     _refuse_compressed(file, name)
-    members = []
+    members: list[Member] = []
+    targets: dict[str, Member] = {}
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
@@ -65,15 +82,28 @@ def members_of(file: IO[bytes], name: str) -> list[Member]:
                     raise DataError(
                         f"{name} holds the sparse file {info.name}: pack it anew without --sparse"
                     )
-                if info.isreg():
-                    members.append(
-                        Member(name=printable(info.name), offset=info.offset_data, length=info.size)
-                    )
+                member = _member(info, targets)
+                if member is not None:
+                    members.append(member)
+                    targets[info.name] = member
             end = tar.offset
     except tarfile.TarError as error:
         raise DataError(f"{name} is no whole tar: {error}; get or make it anew") from error
     _check_end(file, name, end, members)
     return members
+
+
+def _member(info: tarfile.TarInfo, targets: Mapping[str, Member]) -> Member | None:
+    """A file or a link, None for what is neither; a hard link has the bytes of an earlier member."""
+    name = printable(info.name)
+    if info.isreg():
+        return Member(name=name, offset=info.offset_data, length=info.size)
+    target = targets.get(info.linkname) if info.islnk() else None
+    if target is not None:
+        return replace(target, name=name)
+    if info.islnk() or info.issym():
+        return Member(name=name, offset=info.offset_data, length=0, link=printable(info.linkname))
+    return None
 
 
 def samples_in(members: Sequence[Member], name: str, *, video: str = "") -> Contents:
@@ -87,24 +117,38 @@ def samples_in(members: Sequence[Member], name: str, *, video: str = "") -> Cont
         DataError: a key has two members of one ending, or several videos and `video` does not say which.
     """
     keys: dict[str, dict[str, Member]] = {}
+    links: dict[str, Member] = {}
     ignored = 0
     for member in members:
         key, ending = split_member(member.name)
         if not key:
             ignored += 1
+        elif member.link:
+            keys.setdefault(key, {})
+            links[key] = member if _is_video(ending) else links.get(key, member)
         elif ending in keys.setdefault(key, {}):
             raise DataError(f"{name} holds {member.name} twice: keys must be unique; remove one or rename it")
         else:
             keys[key][ending] = member
     _warn_of_pickles(keys, name)
-    samples, without_video = [], []
+    samples, left_out = [], {}
     for key, found in keys.items():
         chosen = _video_of(found, f"{name}, {key}", video)
         if chosen is None:
-            without_video.append(key)
+            left_out[key] = _why_without_video(links.get(key))
         else:
             samples.append(ForeignSample(key=key, video=chosen, members=found))
-    return Contents(samples=tuple(samples), without_video=tuple(without_video), ignored=ignored)
+    return Contents(samples=tuple(samples), left_out=left_out, ignored=ignored)
+
+
+def _why_without_video(link: Member | None) -> str:
+    if link is None:
+        return "no member of it is a video"
+    return f"{link.name} is a link to {link.link}, whose bytes are not in the tar"
+
+
+def _is_video(ending: str) -> bool:
+    return ending.rpartition(".")[2] in VIDEO_ENDINGS
 
 
 def split_member(name: str) -> tuple[str, str]:
@@ -132,7 +176,7 @@ def _refuse_compressed(file: IO[bytes], name: str) -> None:
     file.seek(0)
     begin = file.read(4)
     file.seek(0)
-    if begin[:2] == b"\x1f\x8b" or begin == b"\x28\xb5\x2f\xfd" or begin[:3] == b"BZh":
+    if begin[:2] == b"\x1f\x8b" or begin == b"\x28\xb5\x2f\xfd" or begin[:3] == b"BZh" or begin == b"\xfd7zX":
         raise DataError(f"{name} is compressed: unpack it to a plain tar, in which single videos can be read")
 
 
@@ -168,10 +212,11 @@ def _warn_of_pickles(keys: dict[str, dict[str, Member]], name: str) -> None:
 def _video_of(found: dict[str, Member], where: str, wanted: str) -> Member | None:
     if wanted:
         return found.get(wanted.lower())
-    videos = [member for ending, member in found.items() if ending.rpartition(".")[2] in VIDEO_ENDINGS]
+    videos = [member for ending, member in found.items() if _is_video(ending)]
     if len(videos) > 1:
         raise DataError(
             f"{where} holds both {videos[0].name} and {videos[1].name}: say which is the video by its "
-            "ending, as in video=mp4"
+            "ending, as in video=mp4 (source.args.video=mp4 to shard); names of several samples must differ "
+            "before their first dot"
         )
     return videos[0] if videos else None

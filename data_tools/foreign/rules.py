@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import IO, Any
@@ -10,11 +11,14 @@ from typing import IO, Any
 from data_tools.command import DataError
 from data_tools.config import require
 from data_tools.foreign.members import Contents, ForeignSample, Member, members_of, read_member, samples_in
+from data_tools.foreign.ours import Told, is_ours, told
 from data_tools.foreign.shards import ForeignShard, open_shard
 from data_tools.listing.entries import class_number
+from data_tools.listing.labels import check_label, label_text
 from data_tools.listing.table import KNOWN, RESERVED
 
 _AT_ONCE = 8  # requests to a remote store
+_LOOKED_AT = 100  # samples that decide what "auto" means
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +26,16 @@ class Rules:
     """Where the facts about a video stand in its sample.
 
     Attributes:
-        label: "cls" or "txt", the member of that ending; "json.FIELD", a field of the json member, deeper
-            ones as json.a.b; "none"; "auto": "cls" or "json.label", whichever the first sample has, else
-            "absent", which is "none" and refuses a later .cls.
+        label: "cls", "txt" or "NAME.cls", the member of that ending; "json.FIELD", a field of the json
+            member, deeper ones as json.a.b; "none"; "auto": "ours" where `shard` wrote the json, else "cls",
+            "NAME.cls" or "json.label", whichever the first samples have, else "absent", which is "none" and
+            refuses a later .cls.
         video: the ending of the member to take where a sample has several videos.
         group: the field of the json member that tells the group.
         columns: fields of the json member that become columns of the index.
         classes: how many classes there are; then every label must be a whole number below it.
+        missing_labels: "error", or "reject" to leave out samples without a label by name.
+        keys: what stands before these names on the command line, as in "source.args.".
     """
 
     label: str = "auto"
@@ -36,11 +43,15 @@ class Rules:
     group: str = ""
     columns: tuple[str, ...] = ()
     classes: int = 0
+    missing_labels: str = "error"
+    keys: str = ""
 
     def __post_init__(self) -> None:
-        known = self.label in ("auto", "absent", "cls", "txt", "none")
-        fits = known or re.fullmatch(r"json(\.[^.]+)+", self.label) is not None
-        require(fits, "label", "be auto, cls, txt, none or json.FIELD", self.label)
+        known = self.label in ("auto", "absent", "ours", "cls", "txt", "none")
+        fits = known or re.fullmatch(r"json(\.[^.]+)+|[^/]+\.(cls|txt)", self.label) is not None
+        require(fits, "label", "be auto, cls, txt, none or json.FIELD, or NAME.cls or NAME.txt", self.label)
+        is_known = self.missing_labels in ("error", "reject")
+        require(is_known, "missing_labels", "be error or reject", self.missing_labels)
         require(self.classes >= 0, "classes", "be 0 (as many as there are) or more", self.classes)
         for name in self.columns:
             free = name not in (*RESERVED, *KNOWN)
@@ -49,26 +60,38 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """A sample with what it says: its key, its video, and facts as in `SourceVideo`."""
+    """A sample with what it says: its key, its video, and facts as in `SourceVideo`.
+
+    Attributes:
+        told: what `shard` wrote about it.
+    """
 
     key: str
     video: Member
     label: str | None
     group: str | None
-    extra: dict[str, Any]
+    extra: Mapping[str, Any]
+    told: Told | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shelf:
-    """A shard's samples; `ignored` counts files that belong to none."""
+    """A shard's samples.
+
+    Attributes:
+        left_out: keys without a video, or without a label where that is allowed, and why.
+        ignored: number of files that belong to no sample.
+        unread: numbers of the members that no rule reads, by their last ending.
+    """
 
     described: tuple[Described, ...]
-    without_video: tuple[str, ...]
+    left_out: Mapping[str, str]
     ignored: int
+    unread: Mapping[str, int]
 
 
 def settle(rules: Rules, shards: Sequence[ForeignShard]) -> Rules:
-    """What "auto" means for these shards, told by the first sample of the first of them."""
+    """What "auto" means for these shards, told by the first samples of the first of them."""
     if rules.label != "auto":
         return rules
     for shard in shards:
@@ -77,7 +100,7 @@ def settle(rules: Rules, shards: Sequence[ForeignShard]) -> Rules:
         with open_shard(shard.place) as file:
             contents = _contents(file, shard, rules)
             if contents.samples:
-                return replace(rules, label=_auto(file, contents.samples[0], shard.name))
+                return replace(rules, label=_auto(file, contents.samples[:_LOOKED_AT], shard.name))
     return replace(rules, label="absent")
 
 
@@ -96,8 +119,24 @@ def read_shelf(shard: ForeignShard, rules: Rules, file: IO[bytes] | None = None)
     if shard.split == "unlabelled":
         rules = replace(rules, label="none")
     contents = _contents(file, shard, rules)
-    described = tuple(_describe(file, sample, shard, rules) for sample in contents.samples)
-    return Shelf(described=described, without_video=contents.without_video, ignored=contents.ignored)
+    left_out = dict(contents.left_out)
+    described = []
+    for sample in contents.samples:
+        try:
+            described.append(_describe(file, sample, shard, rules))
+        except _NoLabel as error:
+            if rules.missing_labels == "error":
+                raise DataError(
+                    f"{error}; fix: {rules.keys}missing_labels=reject leaves such samples out, "
+                    f"{rules.keys}label=none takes no labels"
+                ) from error
+            left_out[sample.key] = f"it has no label from label={rules.label}"
+    return Shelf(
+        described=tuple(described),
+        left_out=left_out,
+        ignored=contents.ignored,
+        unread=Counter(_unread(contents.samples, rules)),
+    )
 
 
 def read_shelves(shards: Sequence[ForeignShard], rules: Rules) -> list[Shelf]:
@@ -110,14 +149,48 @@ def _contents(file: IO[bytes], shard: ForeignShard, rules: Rules) -> Contents:
     return samples_in(members_of(file, str(shard.place)), str(shard.place), video=rules.video)
 
 
-def _auto(file: IO[bytes], sample: ForeignSample, name: str) -> str:
-    if "cls" in sample.members:
+class _NoLabel(DataError):
+    """A sample has no label where the rules say that it stands."""
+
+
+def _unread(samples: Sequence[ForeignSample], rules: Rules) -> Iterator[str]:
+    """The last ending of each member that is neither the video nor read by a rule."""
+    takes_json = rules.label in ("ours",) or rules.label.startswith("json.") or rules.group or rules.columns
+    for sample in samples:
+        read = {sample.video, sample.member(rules.label), sample.member("json") if takes_json else None}
+        for ending, member in sample.members.items():
+            if member not in read:
+                yield ending.rpartition(".")[2]
+
+
+def _auto(file: IO[bytes], samples: Sequence[ForeignSample], name: str) -> str:
+    first = samples[0]
+    about = _json_of(file, first, name) if first.member("json") else {}
+    if is_ours(about):
+        return "ours"
+    if first.member("cls"):
         return "cls"
-    described = _json_of(file, sample, name) if "json" in sample.members else {}
-    return "absent" if described.get("label") is None else "json.label"
+    named = [ending for ending in first.members if ending.endswith(".cls")]
+    if len(named) == 1:
+        return named[0]
+    for sample in samples:
+        if sample.member("json") and _json_of(file, sample, name).get("label") is not None:
+            return "json.label"
+    return "absent"
 
 
 def _describe(file: IO[bytes], sample: ForeignSample, shard: ForeignShard, rules: Rules) -> Described:
+    where = f"{shard.name}, {sample.key}"
+    if rules.label == "ours":
+        about = told(_json_of(file, sample, shard.name), where)
+        return Described(
+            key=sample.key,
+            video=sample.video,
+            label=about.label,
+            group=about.group or None,
+            extra=about.extra,
+            told=about,
+        )
     wants_json = rules.label.startswith("json.") or rules.group or rules.columns
     content = _json_of(file, sample, shard.name) if wants_json else {}
     group = _value(content, rules.group) if rules.group else None
@@ -134,19 +207,24 @@ def _label(
     file: IO[bytes], sample: ForeignSample, shard: ForeignShard, rules: Rules, content: dict[str, Any]
 ) -> str | None:
     where = f"{shard.name}, {sample.key}"
-    if rules.label == "absent" and "cls" in sample.members:
-        raise DataError(f"{where}: it has a .cls and the first sample has none; set label=cls or label=none")
+    if rules.label == "absent" and sample.member("cls"):
+        raise DataError(
+            f"{where}: it has a .cls and the first sample has none; set {rules.keys}label=cls or "
+            f"{rules.keys}label=none"
+        )
     if rules.label in ("none", "absent"):
         return None
     value = _label_value(file, sample, rules.label, content, where)
     if value is None and shard.split == "test":
-        return None  # who gives out a test set often keeps its labels
-    if value is None or isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise DataError(
+        return None  # test sets are often given out without labels
+    text = label_text(value)
+    if not text:
+        kind = _NoLabel if value in (None, "") else DataError
+        raise kind(
             f"{where}: expected a label from label={rules.label}, text or a whole number, got {value!r}; "
             f"the sample has {', '.join([*sample.members, *(f'json.{name}' for name in content)])}"
         )
-    return class_number(where, str(value), rules.classes) if rules.classes else str(value)
+    return class_number(where, text, rules.classes) if rules.classes else check_label(where, text)
 
 
 def _label_value(
@@ -154,16 +232,16 @@ def _label_value(
 ) -> Any:
     if rule.startswith("json."):
         return _value(content, rule.removeprefix("json."))
-    if rule not in sample.members:
-        return None
-    return read_member(file, sample.members[rule], where).decode("utf-8", "replace").strip()
+    member = sample.member(rule.lower())
+    return None if member is None else read_member(file, member, where).decode("utf-8", "replace").strip()
 
 
 def _json_of(file: IO[bytes], sample: ForeignSample, name: str) -> dict[str, Any]:
-    if "json" not in sample.members:
+    member = sample.member("json")
+    if member is None:
         raise DataError(f"{name}, {sample.key}: it has no .json to take its label, group or columns from")
     try:
-        content = json.loads(read_member(file, sample.members["json"], name))
+        content = json.loads(read_member(file, member, name))
     except ValueError as error:
         raise DataError(f"{name}, {sample.key}: its .json is none: {error}") from error
     if not isinstance(content, dict):

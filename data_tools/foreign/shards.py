@@ -2,7 +2,6 @@
 
 import fnmatch
 import io
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import IO, Any
 
 from data_tools.command import DataError
 from data_tools.listing.videos import printable, split_name
+from data_tools.listing.walking import walk
 from data_tools.storage.location import Location, location
 
 _MOST_SHARDS = 1_000_000
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tbz2", ".txz", ".tar.lz4")
 _REMOTE_DEPTH = 2
 _BUFFER = 1 << 16
 
@@ -47,9 +47,11 @@ def find_shards(root: str | Path | Location, *, by_split: bool = True) -> list[F
             f"{place} holds no tar: expected *.tar, train/*.tar, or a pattern like x-{{000..010}}.tar"
         )
     plain = sorted(name for name in found if name.endswith(".tar"))
-    if not plain:
+    packed = sorted(name for name in found if name not in plain and _unpacked(name) not in found)
+    if packed:
         raise DataError(
-            f"{found[min(found)]} is compressed: unpack it to a plain tar, in which single videos can be read"
+            f"{found[packed[0]]} is compressed: unpack it to a plain tar, in which single videos can be read "
+            f"({len(packed)} are compressed, {len(plain)} plain; a pattern such as '*.tar' names those)"
         )
     splits = {name: _split_of(name) if by_split else None for name in plain}
     _all_or_none(place, splits)
@@ -147,12 +149,16 @@ def _below(place: Location) -> Iterator[tuple[str, Location]]:
     if place.path is None:
         yield from _remote_below(place, "", endings, _REMOTE_DEPTH)
         return
-    for folder, folders, files in os.walk(place.path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
+    for folder, files in walk(place.path):
+        for name in files:
             if name.endswith(endings) and not name.startswith("."):
-                path = Path(folder, name)
+                path = folder / name
                 yield path.relative_to(place.path).as_posix(), location(path)
+
+
+def _unpacked(name: str) -> str:
+    """What a compressed tar is called once it is unpacked: x.tar for x.tar.gz and x.tgz."""
+    return re.sub(r"\.(tgz|tbz2|txz|tar\.\w+)$", ".tar", name)
 
 
 def _remote_below(
@@ -166,11 +172,11 @@ def _remote_below(
 
 
 def _split_of(name: str) -> str | None:
-    """From train/x.tar, data/train-0000.tar or train.tar."""
-    folder, _, file = name.rpartition("/")
+    """From train/x.tar, data/train/x.tar, data/train-0000.tar or train.tar."""
+    *folders, file = name.split("/")
     word = re.match(r"[A-Za-z]*", file)
     assert word is not None
-    return split_name(folder.partition("/")[0]) or split_name(word[0])
+    return next((split for text in (*folders, word[0]) if (split := split_name(text)) is not None), None)
 
 
 def _all_or_none(place: Location, splits: dict[str, str | None]) -> None:
@@ -179,5 +185,5 @@ def _all_or_none(place: Location, splits: dict[str, str | None]) -> None:
     if named and others:
         raise DataError(
             f"{place}: {named[0]} tells its split and {others[0]} tells none; rename them, or take all "
-            "for one with by_split=false"
+            "for one with by_split=false (source.args.by_split=false to shard)"
         )

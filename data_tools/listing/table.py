@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.command import DataError
-from data_tools.index import COLUMNS
+from data_tools.index import COLUMNS, DESCRIPTION_KEY
 from data_tools.listing.entries import Entry, class_number, placed
 from data_tools.listing.labels import check_label, label_text
 from data_tools.listing.videos import SPLITS, SourceVideo, split_name
 
 KNOWN = ("path", "label", "split", "group", "start_s", "end_s")
 TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "text": str}
-RESERVED = frozenset({*COLUMNS.names, "label_index"}) - set(KNOWN)  # names of ours in index and json
+RESERVED = frozenset({*COLUMNS.names, "label_index", DESCRIPTION_KEY}) - set(
+    KNOWN
+)  # names of ours in index and json
 _PATTERNS = {
     "int": r"0|-?[1-9][0-9]{0,17}",  # not 007: that is a name
     "float": r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?",

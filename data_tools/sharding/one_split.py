@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_tools.command import log
-from data_tools.index import NO_LABEL, Sample, write_index
+from data_tools.index import DESCRIPTION_FORMAT, DESCRIPTION_KEY, NO_LABEL, Sample, write_index
 from data_tools.listing.videos import SourceVideo
 from data_tools.sharding.arrange import shuffled
 from data_tools.sharding.output import Output
@@ -63,6 +63,11 @@ def _shard_sample(output: Output, item: Chosen, numbers: dict[str, int]) -> Shar
         "group": video.group or "",  # null would be a type of its own to Hugging Face datasets
         "start_s": stored.start_s,
         **dataclasses.asdict(stored.info),
+        "crc32": stored.crc32,
+        "content": item.content,
+        "reference_stride": stored.reference_stride,
+        "reference_phase": stored.reference_phase,
+        DESCRIPTION_KEY: DESCRIPTION_FORMAT,
         **video.extra,
     }
     file, offset = video.path, video.member[0] if video.member else 0

@@ -15,7 +15,7 @@ import webdataset
 
 from data_tools.__main__ import PROGRAM
 from data_tools.command import run_program
-from data_tools.index import NO_LABEL, ShardIndex, open_index
+from data_tools.index import COLUMNS, NO_LABEL, ShardIndex, open_index
 from data_tools.storage.location import location
 from data_tools.stream.augment import AugmentConfig
 from data_tools.stream.clips import TrainingClips
@@ -257,13 +257,25 @@ def test_a_changed_video_is_noticed_when_it_is_read(tmp_path: Path, clips: list[
     assert [(clip.key, "its checksum differs" in clip.reason) for clip in batch.skipped] == [("a", True)]
 
 
-def test_a_key_in_two_shards_is_an_error(
+def test_a_key_of_several_shards_gets_the_name_of_its_shard(
     tmp_path: Path, clips: list[bytes], capsys: pytest.CaptureFixture[str]
 ):
-    for name in ("0.tar", "1.tar"):
-        write_tar(tmp_path / name, [("a.mp4", clips[0])])
+    for number in range(3):
+        members = [("a.mp4", clips[number]), (f"b{number // 2}.mp4", clips[3 + number])]
+        write_tar(tmp_path / "d" / f"{number}.tar", members)
+    assert index(tmp_path) == 0
+    assert "2 keys stand in several shards, first a: the name of the shard is put before them" in str(
+        capsys.readouterr().err
+    )
+    data_set = open_index(tmp_path)
+    assert data_set.column("key").tolist() == [
+        *("d/0.tar/a", "d/0.tar/b0", "d/1.tar/a", "d/1.tar/b0", "d/2.tar/a", "b1"),
+    ]
+    check_truth(data_set)
+    assert run_program(PROGRAM, ["verify", str(tmp_path), "workers=1"]) == 0
+    write_tar(tmp_path / "d" / "2.tar", [("d/0.tar/a.mp4", clips[0])])
     assert index(tmp_path) == 3
-    assert "key a is in both 0.tar and 1.tar: keys must be unique in a data set" in written(capsys)
+    assert "key d/0.tar/a stands in the shards twice: expected unique keys; rename one of" in written(capsys)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +301,7 @@ def test_a_key_in_two_shards_is_an_error(
             [("a.mp4", b"")],
             ["label=class"],
             2,
-            "label must be auto, cls, txt, none or json.FIELD, got 'class'",
+            "label must be auto, cls, txt, none or json.FIELD, or NAME.cls or NAME.txt, got 'class'",
         ),
         ([("a.mp4", b"")], ["probe=quick"], 2, "probe"),
         ([("a.mp4", b"")], ["max_bad_fraction=2"], 2, r"max_bad_fraction must lie in \[0, 1\], got 2"),
@@ -399,7 +411,7 @@ def test_a_data_set_of_our_own_is_not_overwritten(tmp_path: Path, capsys: pytest
         first, second = (open_index(folder / split) for folder in (ours, tmp_path / "again"))
         assert first.classes == second.classes == ("a", "b")
         assert first.fingerprint == second.fingerprint
-        for name in ("key", "offset", "length", "crc32", "content", "label", "frames", "duration_s", "codec"):
+        for name in COLUMNS.names:
             assert first.column(name).tolist() == second.column(name).tolist()
 
 

@@ -103,14 +103,15 @@ def test_a_sparse_member_is_refused():
         members(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
 
 
-def test_links_and_folders_are_no_members():
+def test_links_are_marked_and_folders_are_no_members():
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE):
             info = tarfile.TarInfo("a.mp4")
             info.type, info.linkname = kind, "/etc/passwd"
             tar.addfile(info)
-    assert members(packed.getvalue()) == []
+    found = members(packed.getvalue())
+    assert [(member.length, member.link) for member in found] == [(0, "/etc/passwd"), (0, "/etc/passwd")]
 
 
 def test_a_tar_that_became_shorter_is_named():
@@ -138,7 +139,7 @@ def test_the_video_is_found_by_its_ending_and_what_is_none_is_counted():
         ("a", "a.MP4"),
         ("b", "b.right.webm"),
     ]
-    assert (contents.without_video, contents.ignored) == (("c",), 3)
+    assert (contents.left_out, contents.ignored) == ({"c": "no member of it is a video"}, 3)
 
 
 def test_of_several_videos_one_must_be_chosen():

@@ -93,6 +93,7 @@ def test_what_holds_no_plain_tar_is_named(tmp_path: Path):
     write_text(tmp_path / "a.tar.gz", "")
     with pytest.raises(DataError, match=r"a.tar.gz is compressed: unpack it to a plain tar"):
         found(tmp_path)
+    (tmp_path / "a.tar.gz").unlink()
     tars(tmp_path, "train.tar", "more.tar")
     with pytest.raises(
         DataError, match=r"train.tar tells its split and more.tar tells none; .*by_split=false"
@@ -253,7 +254,7 @@ def test_a_wrong_json_is_named_with_its_sample(tmp_path: Path, content: bytes, m
 def test_a_label_that_appears_later_is_not_lost_in_silence(tmp_path: Path):
     write_tar(tmp_path / "x.tar", [("a.mp4", b""), ("b.mp4", b""), ("b.cls", b"1")])
     with pytest.raises(
-        DataError, match=r"x.tar, b: it has a .cls and the first sample has none; set label=cls"
+        DataError, match=r"x.tar, b: it has a .cls and the first sample has none; set source.args.label=cls"
     ):
         listing(tmp_path)
     assert facts(listing(tmp_path, label="none")) == [("a.mp4", None), ("b.mp4", None)]

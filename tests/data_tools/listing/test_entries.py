@@ -126,8 +126,8 @@ def test_mmaction2_lists_must_tell_their_split_alone(tmp_path: Path):
         ("hmdb51", {"fold": 0}, "source.args.fold must be 1, 2 or 3, got 0"),
         (
             "webdataset",
-            {"label": "txt.cls"},
-            "label must be auto, cls, txt, none or json.FIELD, got 'txt.cls'",
+            {"label": "txt.clas"},
+            "label must be auto, cls, txt, none or json.FIELD, or NAME.cls or NAME.txt, got 'txt.clas'",
         ),
         (
             "webdataset",

@@ -1,0 +1,37 @@
+"""Say what of the samples of a WebDataset is not read: members of no rule, samples without a video."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from data_tools.command import log
+from data_tools.foreign.rules import Rules, Shelf
+from data_tools.foreign.shards import ForeignShard
+
+
+def warn_of_unread(unread: Sequence[Mapping[str, int]], rules: Rules) -> None:
+    """Log how many members no rule reads, where "auto" found no label.
+
+    Args:
+        unread: numbers of such members of each shard, by their last ending.
+    """
+    total: Counter[str] = Counter()
+    for counts in unread:
+        total.update(counts)
+    if rules.label == "absent" and total:
+        key = f"{rules.keys}label"
+        log.warning(
+            "no labels were found; members that no rule reads: %s; %s=json.FIELD, %s=txt or %s=NAME.cls "
+            "takes labels from them, %s=none says that there are none",
+            *(", ".join(f"{count} .{ending}" for ending, count in sorted(total.items())), key, key, key, key),
+        )
+
+
+def warn_of_left_out(shards: Sequence[ForeignShard], shelves: Sequence[Shelf]) -> None:
+    """Log how many samples are left out, and why the first is."""
+    left_out = [
+        f"{shard.name}, {key}: {why}"
+        for shard, shelf in zip(shards, shelves, strict=True)
+        for key, why in shelf.left_out.items()
+    ]
+    if left_out:
+        log.warning("%d samples are left out, first %s", len(left_out), left_out[0])
