@@ -94,13 +94,13 @@ def settle(rules: Rules, shards: Sequence[ForeignShard]) -> Rules:
     """What "auto" means for these shards, told by the first samples of the first of them."""
     if rules.label != "auto":
         return rules
-    for shard in shards:
-        if shard.split == "unlabelled":
-            continue
+    for shard in sorted(shards, key=lambda shard: shard.split == "unlabelled"):
         with open_shard(shard.place) as file:
             contents = _contents(file, shard, rules)
             if contents.samples:
-                return replace(rules, label=_auto(file, contents.samples[:_LOOKED_AT], shard.name))
+                label = _auto(file, contents.samples[:_LOOKED_AT], shard.name)
+                is_kept = shard.split != "unlabelled" or label == "ours"
+                return replace(rules, label=label if is_kept else "absent")
     return replace(rules, label="absent")
 
 
@@ -116,7 +116,7 @@ def read_shelf(shard: ForeignShard, rules: Rules, file: IO[bytes] | None = None)
     if file is None:
         with open_shard(shard.place) as opened:
             return read_shelf(shard, rules, opened)
-    if shard.split == "unlabelled":
+    if shard.split == "unlabelled" and rules.label != "ours":
         rules = replace(rules, label="none")
     contents = _contents(file, shard, rules)
     left_out = dict(contents.left_out)
