@@ -20,7 +20,7 @@ def with_unique_keys(found: Sequence[Found]) -> list[Found]:
     Raises:
         DataError: two keys are equal even so.
     """
-    shards = Counter(key for one in found for key in {row.key for row in one.rows})
+    shards = Counter(key for one in found for key in dict.fromkeys(row.key for row in one.rows))
     repeated = [key for key, count in shards.items() if count > 1]
     if repeated:
         log.info(
