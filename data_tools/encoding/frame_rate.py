@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -25,7 +26,10 @@ _LATEST = -0.5  # where a frame of a varying rate must still be on screen to be 
 _NTSC = tuple(Fraction(1000 * rate, 1001) for rate in (24, 30, 48, 60, 120))
 _MOST_REORDERED = 16  # frames by which the order on screen may differ from that of the packets
 _NARROW, _WIDE = 1.25, 1.6  # ranges of intervals that jitter makes of one
+_MOST_UNEVEN = 1.01  # frames
 _LOST_FRACTION = 0.01  # a slower rate is preferred if it loses no more of the frames than this
+
+Pace = Literal["constant", "uneven", "varying"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +41,14 @@ class Timing:
         mean: mean frames a second, exactly the container's rate if that is constant; None if there are too
             few frames to tell.
         nominal: the mean if the rate is constant, else the rate that `nominal_rate` finds.
-        shortest_s, longest_s: intervals between frames, if the rate varies.
+        pace: constant; uneven, which is constant but for time stamps that are wrong by up to one frame; or
+            varying.
     """
 
     frames: int
     mean: Fraction | None = None
     nominal: Fraction | None = None
-    shortest_s: float = 0.0
-    longest_s: float = 0.0
-
-    @property
-    def is_varying(self) -> bool:
-        """Whether the rate is not constant."""
-        return self.longest_s > 0
+    pace: Pace = "constant"
 
 
 def measure(source: bytes | Path) -> Timing:
@@ -74,14 +73,18 @@ def tidy_rate(fps: float | Fraction) -> Fraction:
     )
 
 
-def is_stored(slot: int, rate: Fraction, until_s: float, *, start_s: float, may_be_late: bool) -> bool:
+def is_stored(slot: int, rate: Fraction, until_s: float, *, start_s: float, pace: Pace, is_new: bool) -> bool:
     """Whether a frame that leaves the screen at `until_s` is stored in a slot of 1 / rate seconds.
 
     Args:
         start_s: when slot 0 begins.
-        may_be_late: the frame has no slot yet and may take one up to a frame later, so that it is not lost.
+        is_new: the frame has no slot yet. With a varying pace it may take one up to a frame later, so that it
+            is not lost; with an uneven pace new frames alone are stored.
     """
-    return start_s + (slot + (_LATEST if may_be_late else _MIDDLE)) / float(rate) < until_s
+    if pace == "uneven":
+        return is_new
+    offset = _LATEST if is_new and pace == "varying" else _MIDDLE
+    return start_s + (slot + offset) / float(rate) < until_s
 
 
 def nominal_rate(times_s: np.ndarray) -> Fraction | None:
@@ -120,7 +123,7 @@ def _measure(source: bytes | Path) -> Timing:
         claimed = [rate for rate in (stream.average_rate, stream.base_rate) if rate]
         tick_s, is_cut = float(stream.time_base or 1), stream.frames > len(ticks)
     timing = _timing((ticks - ticks[0]) * tick_s if len(ticks) else ticks, claimed, is_cut=is_cut)
-    if not timing.is_varying:
+    if timing.pace == "constant":
         return timing
     # Packets may have equal, missing or wrapped stamps where frames have proper times.
     times_s = np.array(sorted(_decoded_times(source)))
@@ -154,14 +157,11 @@ def _timing(times_s: np.ndarray, claimed: list[Fraction], *, is_cut: bool) -> Ti
         slots = _slots(times_s, mean_of_head)
         if np.array_equal(slots[: len(head)], np.arange(len(head))) and np.diff(slots).min() > 0:
             return Timing(frames=int(slots[-1]) + 1, mean=mean_of_head, nominal=mean_of_head)
-    intervals = np.diff(times_s)
-    return Timing(
-        frames=count,
-        mean=mean,
-        nominal=nominal_rate(times_s) or mean,
-        shortest_s=float(intervals.min()),
-        longest_s=float(intervals.max()),
-    )
+    nominal = nominal_rate(times_s) or mean
+    drift = abs(float(mean / nominal) - 1) * (count - 1)
+    if drift < 1 / 4 and np.abs(times_s * float(mean) - np.arange(count)).max() < _MOST_UNEVEN:
+        return Timing(frames=count, mean=mean, nominal=mean, pace="uneven")
+    return Timing(frames=count, mean=mean, nominal=nominal, pace="varying")
 
 
 def _slots(times_s: np.ndarray, rate: Fraction) -> np.ndarray:

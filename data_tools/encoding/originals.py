@@ -11,7 +11,7 @@ from pathlib import Path
 
 from av.video.frame import VideoFrame
 
-from data_tools.encoding.frame_rate import measure, tidy_rate
+from data_tools.encoding.frame_rate import Pace, measure, tidy_rate
 from data_tools.encoding.pictures import read_picture, timed_pictures
 from data_tools.files import read_blocks
 from data_tools.listing.videos import SourceVideo
@@ -41,7 +41,7 @@ class Original:
         turns: what brings its frames upright, as `stream.geometry.turns` says.
         rate: frames a second: exactly the video's own where that is constant, else the nominal rate.
         mean_rate: mean frames a second, equal to `rate` where that is constant.
-        is_varying: whether the rate is not constant.
+        pace: whether the rate is constant, as `frame_rate.Timing` says.
         frames: how many frames the container holds, damaged ones included, in the whole video.
         start_s, end_s: the part that is meant; the end may lie beyond that of the video.
         pixel_aspect: width / height of its pixels.
@@ -59,7 +59,7 @@ class Original:
     end_s: float
     pixel_aspect: Fraction
     notes: list[str]
-    is_varying: bool = False
+    pace: Pace = "constant"
     are_pictures: bool = False
 
 
@@ -95,7 +95,7 @@ def open_original(video: SourceVideo, *, notes: list[str]) -> Iterator[Original]
             turns=turns(opened.first),
             rate=timing.nominal or _single_rate(opened),
             mean_rate=timing.mean or _single_rate(opened),
-            is_varying=timing.is_varying,
+            pace=timing.pace,
             frames=max(timing.frames, 1),
             start_s=start_s,
             end_s=math.inf if video.end_s is None else video.end_s,

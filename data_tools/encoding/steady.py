@@ -12,7 +12,7 @@ from av.video.frame import VideoFrame
 
 from data_tools.encoding.convert import Converter
 from data_tools.encoding.deinterlace import deinterlaced
-from data_tools.encoding.frame_rate import MOST_REPEATS, SLACK_S, is_stored, tidy_rate
+from data_tools.encoding.frame_rate import MOST_REPEATS, SLACK_S, Pace, is_stored, tidy_rate
 from data_tools.encoding.originals import Original
 from data_tools.stream.container import BadVideo
 
@@ -83,11 +83,11 @@ def steady(
         raise BadVideo(f"it shows {float(rate):g} frames a second: set layout.args.fps")
     until_s = min(original.end_s, original.frames / float(original.mean_rate))
     converter = Converter(original, short_side, jpeg)
-    keep_all = original.is_varying and rate == original.rate
-    if original.is_varying and not keep_all:
+    pace = original.pace if rate == original.rate else "constant"
+    if original.pace == "varying" != pace:
         original.notes.append(f"varying frame rate, stored at {float(rate):.4g} a second")
     return Steady(
-        frames=_converted(_retimed(original, rate, keep_all=keep_all), converter),
+        frames=_converted(_retimed(original, rate, pace), converter),
         rate=rate,
         expected=max(round((until_s - original.start_s) * float(rate)), 1),
         start_s=original.start_s,
@@ -124,11 +124,11 @@ def _numbered(video: Steady, cuts: Cuts) -> Iterator[tuple[int, int, VideoFrame]
         yield piece, begin, frame
 
 
-def _retimed(original: Original, rate: Fraction, *, keep_all: bool) -> Iterator[VideoFrame]:
+def _retimed(original: Original, rate: Fraction, pace: Pace) -> Iterator[VideoFrame]:
     """The frame on screen in the middle of each 1 / rate seconds.
 
     Args:
-        keep_all: store a frame up to a frame later rather than lose it; note how many are lost nevertheless.
+        pace: as `is_stored` has it; if varying, note how many frames are lost nevertheless.
     """
     shown, shown_s, taken, lost, made, already = None, 0.0, 0, 0, 0, 0
     for begin_s, frame in chain(deinterlaced(original.timed, original.notes), [(math.inf, None)]):
@@ -136,7 +136,7 @@ def _retimed(original: Original, rate: Fraction, *, keep_all: bool) -> Iterator[
         if frame is None:  # the last one stays for the mean time of a frame
             until_s = min(shown_s + 1 / float(original.mean_rate), original.end_s)
         while shown is not None and is_stored(
-            made, rate, until_s, start_s=original.start_s, may_be_late=keep_all and made == already
+            made, rate, until_s, start_s=original.start_s, pace=pace, is_new=made == already
         ):
             yield shown
             made += 1
@@ -148,7 +148,7 @@ def _retimed(original: Original, rate: Fraction, *, keep_all: bool) -> Iterator[
         shown, shown_s, taken, already = frame, begin_s, taken + 1, made
     if made == 0:
         raise BadVideo(f"it shows nothing from second {original.start_s:g} to {original.end_s:g}")
-    if keep_all:
+    if pace == "varying":
         original.notes.append(
             f"varying frame rate, stored at {float(rate):.4g} a second: {lost} of {taken} frames lost, "
             f"{made - taken + lost} repeated"
