@@ -8,6 +8,7 @@ from data_tools.encoding.originals import Original, open_original
 from data_tools.encoding.steady import pieces, steady
 from data_tools.index import VideoInfo
 from data_tools.layouts.base import Laid, Layout, Task, check_picture
+from data_tools.stream.geometry import turns
 
 _JPEG_ENDINGS = (".jpg", ".jpeg")
 
@@ -29,10 +30,13 @@ class Jpegs(Layout):
 
     def lay(self, task: Task) -> Iterator[Laid]:
         """See `Layout.lay`."""
-        with open_original(task.video, notes=task.notes) as original:
-            if not task.cuts and self._may_stay(task, original):
-                yield _untouched(task, original)
+        if not task.cuts and task.video.frames:
+            with open_original(task.video, notes=[]) as original:
+                laid = _untouched(task, original) if self._may_stay(task, original) else None
+            if laid is not None:
+                yield laid
                 return
+        with open_original(task.video, notes=task.notes) as original:
             video = steady(original, fps=self.fps, short_side=self.short_side, jpeg=True)
             for piece in pieces(video, task.cuts):
                 key = f"{task.key}-{piece.number:04d}" if task.cuts else task.key
@@ -44,19 +48,22 @@ class Jpegs(Layout):
         """Whether the files themselves are what this layout would make."""
         video, first = task.video, original.first
         return (
-            bool(video.frames)
-            and all(name.lower().endswith(_JPEG_ENDINGS) for name in video.frames)
+            all(name.lower().endswith(_JPEG_ENDINGS) for name in video.frames)
             and video.start_s is None
             and video.end_s is None
-            and not any(original.turns)
             and original.pixel_aspect == 1
             and self.fps in (None, float(original.rate))
             and (self.short_side is None or min(first.width, first.height) <= self.short_side)
         )
 
 
-def _untouched(task: Task, original: Original) -> Laid:
-    frames = sum(1 for _ in original.timed)  # each is decoded, and has to be of one size
+def _untouched(task: Task, original: Original) -> Laid | None:
+    """The files as they are; None if one is to be turned."""
+    frames = 0
+    for _, frame in original.timed:  # each is decoded, and has to be of one size
+        if any(turns(frame)):
+            return None
+        frames += 1
     file = task.folder / f"{task.key}.mp4"
     files = [task.video.path / name for name in task.video.frames]
     write_pictures(file, files, original.rate, original.first)

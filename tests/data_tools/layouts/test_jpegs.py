@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from data_tools.layouts.base import Laid, Task
 from data_tools.layouts.jpegs import Jpegs
@@ -76,6 +77,35 @@ def test_a_folder_of_pictures_becomes_a_film(folder: SourceVideo):
     stored = decode_at(laid.file.read_bytes(), [(number + 0.5) / 5 for number in range(9)]).float()
     wanted = np.stack(moving(9)).transpose(0, 3, 1, 2)
     assert np.abs(stored.numpy() - wanted).mean() < 3
+
+
+@pytest.mark.parametrize("layout", [Jpegs(quality=2), StrideAligned(crf=8)])
+@pytest.mark.parametrize("orientations", [(6,) * 4, (1, 6, 1, 8), (3, 2, 4, 1)])
+def test_pictures_are_turned_as_exif_says(
+    layout: Jpegs | StrideAligned, orientations: tuple[int, ...], tmp_path: Path
+):
+    names, upright = [], []
+    for number, (picture, orientation) in enumerate(zip(moving(4), orientations, strict=True)):
+        image = Image.fromarray(picture if orientation < 5 else np.ascontiguousarray(np.rot90(picture)))
+        exif = image.getexif()
+        exif[0x0112], exif[0x010F] = orientation, "a camera"
+        names.append(f"{number}.jpg")
+        image.save(tmp_path / names[-1], exif=exif, quality=95)
+        upright.append(np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / names[-1]))))
+    laid = lay(SourceVideo(path=tmp_path, name="folder", frames=tuple(names), fps=5.0), layout)
+    height, width = upright[0].shape[:2]
+    assert (laid.info.width, laid.info.height, laid.info.frames) == (width, height, 4)
+    assert laid.file is not None
+    stored = decode_at(laid.file.read_bytes(), [(number + 0.5) / 5 for number in range(4)]).float()
+    assert np.abs(stored.numpy() - np.stack(upright).transpose(0, 3, 1, 2)).mean() < 4
+
+
+def test_a_picture_of_another_upright_size_is_named(folder: SourceVideo):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(folder.path / "frame4.jpg").save(folder.path / "frame4.jpg", exif=exif)
+    with pytest.raises(BadVideo, match=r"picture frame4\.jpg has 48x64 pixels, frame0\.jpg has 64x48"):
+        lay(folder, Jpegs())
 
 
 def test_png_pictures_are_read_too(tmp_path: Path):
