@@ -31,8 +31,12 @@ def note_lines(found: Found) -> str:
 def count_reasons(lines: str) -> dict[str, int]:
     """How often each reason stands in a rejected.jsonl; their numbers left out, the most frequent first."""
     reasons = [json.loads(line)["reason"] for line in lines.splitlines()]
-    counts = Counter(re.sub(r"[0-9]+([.][0-9]+)?", "N", reason) for reason in reasons)
-    return dict(counts.most_common())
+    return dict(Counter(map(_pattern, reasons)).most_common())
+
+
+def _pattern(reason: str) -> str:
+    """A reason without its numbers."""
+    return re.sub(r"[0-9]+([.][0-9]+)?", "N", reason)
 
 
 def judge(found: Found, max_bad_fraction: float, where: str) -> None:
@@ -45,12 +49,14 @@ def judge(found: Found, max_bad_fraction: float, where: str) -> None:
     odd = [(video, finding) for video, finding in found if finding.note]
     if odd:
         first = f"{odd[0][0].name}: {odd[0][1].note}"
-        log.warning("%d videos hold less than their container says, first %s", len(odd), first)
+        log.warning("%d videos are taken with a note, first %s; see %s", len(odd), first, NOTES_NAME)
     if not bad:
         return
     first = f"first {bad[0][0].name}: {bad[0][1].reason}"
-    for reason, count in list(count_reasons(rejected_lines(bad)).items())[:_MOST_REASONS]:
-        log.info("left out %d: %s", count, reason)
+    examples = {_pattern(finding.reason): finding.reason for _, finding in reversed(bad)}
+    for pattern, count in list(count_reasons(rejected_lines(bad)).items())[:_MOST_REASONS]:
+        alike = ", the first of them" if count > 1 and examples[pattern] != pattern else ""
+        log.info("left out %d%s: %s", count, alike, examples[pattern])
     if len(bad) == len(found):
         raise DataError(f"none of the {len(found)} videos can be read, {first}; all are listed in {where}")
     if len(bad) > max_bad_fraction * len(found):

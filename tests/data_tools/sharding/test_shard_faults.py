@@ -114,6 +114,23 @@ def test_reasons_are_counted_in_the_log_and_in_json(
     assert list(report["reasons"].values()) == sorted(report["reasons"].values(), reverse=True)
 
 
+def test_the_log_gives_reasons_with_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "good.mp4").write_bytes(encoded(moving(5)))
+    (tmp_path / "videos" / "middle.mp4").write_bytes(damaged_in_the_middle())
+    for side in (8192, 8448):
+        huge = encoded([np.zeros((side, 8192, 3), np.uint8)], kind=("matroska", "mjpeg", "yuvj420p"))
+        (tmp_path / "videos" / f"{side}.mkv").write_bytes(huge)
+    (tmp_path / "videos" / "tail.mp4").write_bytes(cut_after(encoded(moving(40), is_index_first=True), 25))
+    assert shard(tmp_path / "videos", tmp_path / "out") == 0
+    log = capsys.readouterr().err
+    size = "frames of 8192x8192 are larger than 33554432 pixels"
+    assert f"left out 2, the first of them: {size}" in log
+    assert "left out 1: FFmpeg cannot read it after 2" in log and " of 60 frames" in log
+    assert "1 videos are taken with a note, first tail.mp4: 25 of 40 frames; see notes.jsonl" in log
+    assert " of N frames" not in log
+
+
 def test_a_tail_that_is_missing_is_reported_and_what_is_there_is_taken(sharded: Path):
     lines = (sharded / "notes.jsonl").read_text().splitlines()
     notes = {entry["path"]: entry["note"] for entry in map(json.loads, lines)}
