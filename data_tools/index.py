@@ -132,6 +132,11 @@ class ShardIndex:
         """Names of the columns that the source brought besides the schema's."""
         return tuple(self._table.schema.names[len(COLUMNS) :])
 
+    @property
+    def identity(self) -> str:
+        """Names the shards and the index together: labels, keys and order too, wherever the data set lies."""
+        return f"{self.fingerprint}-{self.sha256[:16]}"
+
     def __len__(self) -> int:
         return self._table.num_rows
 

@@ -25,6 +25,7 @@ from pretrain.model.blocks import set_up_blocks
 from pretrain.model.packing import share_of
 from pretrain.runtime.ending import ending_together
 from pretrain.runtime.engine_checks import check_engine
+from pretrain.runtime.inputs import Input, data_inputs, encoder_inputs
 from pretrain.runtime.loop import Training
 from pretrain.runtime.optimiser import parameter_groups
 from pretrain.runtime.processes import Processes, find_processes, join_group
@@ -46,6 +47,7 @@ class Prepared:
     plan: BatchPlan
     processes: Processes
     continues: bool
+    inputs: tuple[Input, ...]
 
 
 def run_train(arguments: argparse.Namespace) -> None:
@@ -58,7 +60,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     run_dir = Path(config.run_dir)
     with ending_together(processes), run_lock(run_dir, processes, config.watch):
         if processes.is_first:
-            open_run_dir(run_dir, config)
+            open_run_dir(run_dir, config, prepared.inputs)
         run = training(prepared)
         join_group(processes, config.watch)
         run.share_cores()
@@ -93,9 +95,14 @@ def prepare(config: FinetuneConfig) -> Prepared:
         if config.mix.is_on
         else "data.views_per_video",
     )
-    continues = processes.is_first and check_run_dir(Path(config.run_dir), config)
     train = open_index(config.data.train, cache=config.data.cache)
     validation = open_index(config.data.validation, cache=config.data.cache)
+    inputs = [
+        *data_inputs("data.train", config.data.train, train),
+        *data_inputs("data.validation", config.data.validation, validation),
+        *encoder_inputs("encoder", config.encoder),
+    ]
+    continues = processes.is_first and check_run_dir(Path(config.run_dir), config, inputs)
     check_data(config, train, validation)
     description = describe_encoder(config)
     if processes.is_first:
@@ -109,6 +116,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
         plan=plan,
         processes=processes,
         continues=continues,
+        inputs=tuple(inputs),
     )
 
 

@@ -1,6 +1,6 @@
 """From a config to a run: everything is built and checked before any process group starts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from pretrain.model.blocks import set_up_blocks
 from pretrain.model.tokens import TokenGrid
 from pretrain.pictures import PictureBook
 from pretrain.runtime.engine_checks import check_engine
+from pretrain.runtime.inputs import Input, data_inputs, encoder_inputs, first_places
 from pretrain.runtime.loop import Training, Watcher
 from pretrain.runtime.optimiser import parameter_groups
 from pretrain.runtime.processes import Processes, find_processes
@@ -42,6 +43,7 @@ class Plan:
     model: MaskedAutoencoder
     probe: Probe | None
     continues: bool
+    inputs: tuple[Input, ...]
 
     def summary(self) -> dict[str, object]:
         """The numbers a user wants to see before spending a cluster on them."""
@@ -94,11 +96,14 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
         world=processes.world,
         views=config.data.views_per_video,
     )
+    index, run_dir = _open_data(config), Path(config.run_dir)
+    inputs = _inputs(config, index) if is_run else []
     # The first process alone: it may already have opened the folder when another one looks.
-    continues = is_run and processes.is_first and check_run_dir(Path(config.run_dir), config)
-    index = _open_data(config)
+    continues = is_run and processes.is_first and check_run_dir(run_dir, config, inputs)
     if is_run:
         _check_enough(index, config)
+    if isinstance(index, Mixture):  # sets that have moved keep their places in the order of clips
+        index = index.renamed(first_places(run_dir, inputs))
     data = config.data
     probe = open_probe(config.health, clip=config.clip, decoder=data.decoder, cache=data.cache)
     return Plan(
@@ -110,6 +115,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
         model=_build_model(config, grid, parts, is_first=processes.is_first),
         probe=probe,
         continues=continues,
+        inputs=tuple(inputs),
     )
 
 
@@ -132,7 +138,7 @@ def run_pretraining(plan: Plan) -> None:
     """Train, then export the encoder, and the decoder where there is one, to `RUN/encoder`."""
     config, processes = plan.config, plan.processes
     if processes.is_first:
-        open_run_dir(Path(config.run_dir), config)
+        open_run_dir(Path(config.run_dir), config, plan.inputs)
     engine = config.engine
     set_up_blocks(plan.model, recompute=engine.activation_checkpointing, compiled=engine.compile)
     training = Training(
@@ -236,6 +242,13 @@ def _open_data(config: PretrainConfig) -> ShardIndex | Mixture:
         return open_mixture(data.mixture, cache=data.cache)
     assert data.shards is not None
     return open_index(data.shards, cache=data.cache)
+
+
+def _inputs(config: PretrainConfig, index: ShardIndex | Mixture) -> list[Input]:
+    data, target = config.data, asdict(config.target)
+    key = "data.shards" if data.mixture is None else "data.mixture"
+    found = data_inputs(key, data.shards, index, data.mixture)
+    return [*found, *encoder_inputs("start_from", config.start_from), *encoder_inputs("target", target)]
 
 
 def _check_enough(index: ShardIndex | Mixture, config: PretrainConfig) -> None:

@@ -33,6 +33,7 @@ class Mixture:
 
     def __init__(self, sets: Mapping[str, ShardIndex], weights: Mapping[str, float]):
         self.sets = dict(sets)
+        self._weights = dict(weights)
         self.quotas = mixture_quotas([weights[name] for name in sets])
         self.sizes = tuple(len(index) for index in sets.values())
 
@@ -43,6 +44,12 @@ class Mixture:
     def fingerprint(self) -> str:
         """Names the content of all sets, in their order."""
         return "+".join(index.fingerprint for index in self.sets.values())
+
+    def renamed(self, names: Mapping[str, str]) -> "Mixture":
+        """The same sets under other names, in the order of these; `names` gives the new one for the old."""
+        sets = {names.get(name, name): index for name, index in self.sets.items()}
+        weights = {names.get(name, name): self._weights[name] for name in self.sets}
+        return Mixture({name: sets[name] for name in sorted(sets)}, weights)
 
     def epochs(self, videos: float) -> dict[str, float]:
         """How often each set is gone through while so many videos are read."""

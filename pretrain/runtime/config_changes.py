@@ -70,20 +70,24 @@ class Change:
     Attributes:
         there: the value in the run folder's config; None where it has none.
         here: the value now.
+        is_moved: both name the same content, see `inputs.py`.
     """
 
     key: str
     there: Any
     here: Any
+    is_moved: bool = False
 
     @property
     def is_free(self) -> bool:
         """Whether a run may go on with it."""
-        return _begin(self.key, FREE_KEYS) is not None
+        return self.is_moved or _begin(self.key, FREE_KEYS) is not None
 
     @property
     def effect(self) -> str:
         """What it would do."""
+        if self.is_moved:
+            return "the same content, elsewhere"
         if self.is_free:
             return FREE_KEYS[_begin(self.key, FREE_KEYS) or ""]
         return f"refused: {REFUSED.get(_begin(self.key, REFUSED) or '', _OTHERWISE)}"

@@ -1,6 +1,7 @@
 """The run folder: one config for ever, and a note of where and with what it ran.
 
 RUN/config.yaml        the resolved config of the first start
+RUN/inputs.json        data sets and encoders of the first start, by fingerprint
 RUN/environment.json   commit, versions, command line, host and changed keys of every start, newest last
 """
 
@@ -11,6 +12,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from data_tools.config import to_yaml, with_defaults
 from data_tools.files import write_whole
 from pretrain.folder_kinds import kind_of_config, kind_of_run
 from pretrain.runtime.config_changes import Change, find_changes, table_of
+from pretrain.runtime.inputs import Input, judge, read_inputs, write_inputs
 from pretrain.runtime.run_lock import LOCK_FILE
 
 PREVIEW_FOLDER = "preview"
@@ -30,8 +33,11 @@ _MOST_NAMED = 8  # of the keys that are refused; the table before the error show
 OVERLOOKED = (PREVIEW_FOLDER, "launch", "logs", LOCK_FILE)
 
 
-def check_run_dir(run_dir: Path, config: Any) -> bool:
+def check_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> bool:
     """Whether the folder holds a run to continue. What its config does not share with this one is logged.
+
+    Args:
+        inputs: the data sets and encoders that the config names.
 
     Raises:
         ValueError: it holds a run of another config, or something that is no run; the message names the keys.
@@ -48,7 +54,7 @@ def check_run_dir(run_dir: Path, config: Any) -> bool:
         raise ValueError(
             f"run_dir {run_dir} holds {stored or 'no run'}, this is {here}: choose another run_dir"
         )
-    changes = _changes(run_dir, config)
+    changes = _changes(run_dir, config, inputs)
     for line in table_of(changes) if changes else ():
         log.info("%s", line)
     refused = [change for change in changes if not change.is_free]
@@ -64,7 +70,7 @@ def check_run_dir(run_dir: Path, config: Any) -> bool:
     return True
 
 
-def open_run_dir(run_dir: Path, config: Any) -> None:
+def open_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> None:
     """Create the folder where needed and note this start in it. Only the first process may call this.
 
     Raises:
@@ -77,13 +83,15 @@ def open_run_dir(run_dir: Path, config: Any) -> None:
         path = run_dir / "environment.json"
         starts = json.loads(path.read_text()) if path.exists() else []
         # Against the config of the first start, which stays as it is.
-        changed = {change.key: [change.there, change.here] for change in _changes(run_dir, config)}
+        changed = {change.key: [change.there, change.here] for change in _changes(run_dir, config, inputs)}
+        write_inputs(run_dir, inputs)
         write_whole(path, json.dumps([*starts, {**_environment(), "changed": changed}], indent=1))
 
 
-def _changes(run_dir: Path, config: Any) -> list[Change]:
+def _changes(run_dir: Path, config: Any, inputs: Sequence[Input]) -> list[Change]:
     stored = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    return find_changes(with_defaults(type(config), stored), yaml.safe_load(to_yaml(config)))
+    changes = find_changes(with_defaults(type(config), stored), yaml.safe_load(to_yaml(config)))
+    return judge(changes, read_inputs(run_dir), inputs)
 
 
 def _environment() -> dict[str, Any]:

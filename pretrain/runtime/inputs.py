@@ -1,0 +1,147 @@
+"""Inputs of a run (data sets, exported encoders): recognised by fingerprint, wherever they lie.
+
+`RUN/inputs.json` holds them as they were at the first start. A run goes on where an input has moved or its
+path is written another way; it is refused where the path holds another content. A run folder without that
+file, from an older version, goes by the text of the config.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_tools.files import write_whole
+from data_tools.index import ShardIndex
+from data_tools.stream.mixture import Mixture
+from pretrain.runtime.config_changes import Change
+
+INPUTS_FILE = "inputs.json"
+_WEIGHTS = "*.safetensors"
+_SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One input of a run.
+
+    Attributes:
+        key: the config key that names it.
+        place: a folder or URL, as the config has it.
+        fingerprint: names its content.
+        weight: in a mixture.
+    """
+
+    key: str
+    place: str
+    fingerprint: str
+    weight: float | None = None
+
+    @property
+    def content(self) -> tuple[str, float | None]:
+        """What must stay the same."""
+        return self.fingerprint, self.weight
+
+
+def data_inputs(
+    key: str, place: str | None, index: ShardIndex | Mixture, weights: Mapping[str, float] | None = None
+) -> list[Input]:
+    """A data set as an input; each set of a mixture."""
+    if isinstance(index, Mixture):
+        return [
+            Input(key=key, place=name, fingerprint=part.identity, weight=(weights or {})[name])
+            for name, part in index.sets.items()
+        ]
+    return [Input(key=key, place=str(place), fingerprint=index.identity)]
+
+
+def encoder_inputs(key: str, value: Any) -> list[Input]:
+    """The exported encoder that a config value names, or those under the keys `encoder` of a nested value."""
+    if isinstance(value, Mapping):
+        return [
+            found
+            for name, child in value.items()
+            if isinstance(child, Mapping) or name == "encoder"
+            for found in encoder_inputs(f"{key}.{name}", child)
+        ]
+    files = sorted(Path(value).glob(_WEIGHTS)) if isinstance(value, str) else []
+    return [Input(key=key, place=value, fingerprint=_sampled(files))] if files else []
+
+
+def read_inputs(run_dir: Path) -> list[Input]:
+    """The inputs of the first start; none where the run does not know."""
+    try:
+        stored = json.loads((run_dir / INPUTS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    return [Input(**entry) for entry in stored]
+
+
+def write_inputs(run_dir: Path, inputs: Sequence[Input]) -> None:
+    """Note the inputs of a run that has not noted any."""
+    if inputs and not (run_dir / INPUTS_FILE).exists():
+        text = json.dumps([asdict(entry) for entry in inputs], indent=1, ensure_ascii=False)
+        write_whole(run_dir / INPUTS_FILE, text)
+
+
+def first_places(run_dir: Path, inputs: Sequence[Input]) -> dict[str, str]:
+    """By today's place, the place at the first start of the input with the same content."""
+    places = {}
+    known = sorted(read_inputs(run_dir), key=lambda entry: entry.place)
+    for entry in sorted(inputs, key=lambda entry: entry.place):
+        same = next((old for old in known if (old.key, old.content) == (entry.key, entry.content)), None)
+        if same is not None:
+            known.remove(same)
+            places[entry.place] = same.place
+    return places
+
+
+def judge(changes: Sequence[Change], there: Sequence[Input], here: Sequence[Input]) -> list[Change]:
+    """Changes of a config, where inputs count by their content and not by the text of their place."""
+    judged = list(changes)
+    for key in sorted({entry.key for entry in there} & {entry.key for entry in here}):
+        old = [entry for entry in there if entry.key == key]
+        new = [entry for entry in here if entry.key == key]
+        textual = [change for change in judged if _is_under(change.key, key)]
+        if sorted(map(_order, old)) == sorted(map(_order, new)):
+            judged = [
+                replace(change, is_moved=True) if _is_under(change.key, key) else change for change in judged
+            ]
+        elif not textual:
+            judged += _contents_changed(key, old, new)
+    return sorted(judged, key=lambda change: change.is_free)
+
+
+def _contents_changed(key: str, old: Sequence[Input], new: Sequence[Input]) -> Iterator[Change]:
+    """Inputs whose place is the same and whose content is not."""
+    was = {entry.place: entry for entry in old}
+    for entry in new:
+        before = was.get(entry.place)
+        if before is not None and before.fingerprint != entry.fingerprint:
+            yield Change(
+                key=key,
+                there=f"{entry.place} with fingerprint {before.fingerprint}",
+                here=f"{entry.place} with fingerprint {entry.fingerprint}",
+            )
+
+
+def _order(entry: Input) -> tuple[str, float]:
+    return entry.fingerprint, entry.weight or 0.0
+
+
+def _is_under(key: str, parent: str) -> bool:
+    return key == parent or key.startswith(f"{parent}.")
+
+
+def _sampled(files: Sequence[Path]) -> str:
+    """A fingerprint of large files: sizes, names, and blocks spread evenly over each, both ends included."""
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for number in range(_SAMPLED_BLOCKS):
+                file.seek(max(0, size - _BLOCK_BYTES) * number // (_SAMPLED_BLOCKS - 1))
+                digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()[:16]

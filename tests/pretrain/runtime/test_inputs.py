@@ -1,0 +1,133 @@
+"""A run goes on wherever its data and encoders lie; another content at the same path is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from data_tools.config import load_config
+from data_tools.stream.mixture import Mixture, find
+from finetune.config import FinetuneConfig
+from finetune.train import prepare
+from pretrain.config import PretrainConfig
+from pretrain.runtime.inputs import encoder_inputs, read_inputs
+from pretrain.runtime.run_folder import open_run_dir
+from pretrain.training import Plan, make_plan
+
+Build = Callable[..., PretrainConfig]
+
+
+def begin(config: PretrainConfig) -> Plan:
+    """Note a run's first start."""
+    plan = make_plan(config)
+    assert not plan.continues
+    open_run_dir(Path(config.run_dir), config, plan.inputs)
+    return plan
+
+
+@pytest.fixture
+def data(tmp_path: Path, synth_shards: Path) -> Path:
+    """A data set that may be moved and changed."""
+    return Path(shutil.copytree(synth_shards / "unlabelled", tmp_path / "data"))
+
+
+def test_a_run_goes_on_where_its_data_has_moved_and_however_the_path_is_written(
+    small_config: Build, tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin(small_config(f"data.shards={data}"))
+    assert make_plan(small_config(f"data.shards={data}//")).continues
+    data.rename(tmp_path / "elsewhere")
+    with caplog.at_level("INFO", logger="kinemae"):
+        assert make_plan(small_config(f"data.shards={tmp_path / 'elsewhere'}")).continues
+    assert "the same content, elsewhere" in caplog.text
+    with pytest.raises(ValueError, match=r"\(seed: 3 there, 4 here\)"):
+        make_plan(small_config(f"data.shards={tmp_path / 'elsewhere'}", "seed=4"))
+
+
+def test_other_data_is_refused_also_at_the_same_path(
+    small_config: Build, data: Path, synth_shards: Path
+) -> None:
+    begin(small_config(f"data.shards={data}"))
+    with pytest.raises(ValueError, match=r"\(data\.shards: .*data' there, .*train' here\)"):
+        make_plan(small_config(f"data.shards={synth_shards / 'train'}"))
+    shutil.rmtree(data)
+    shutil.copytree(synth_shards / "train", data)
+    with pytest.raises(
+        ValueError, match=r"\(data\.shards: .*data with fingerprint \w+-\w+' there, .* with fing"
+    ):
+        make_plan(small_config(f"data.shards={data}"))
+
+
+def test_a_run_of_an_older_version_goes_by_the_text(small_config: Build, data: Path) -> None:
+    begin(small_config(f"data.shards={data}"))
+    (Path(small_config().run_dir) / "inputs.json").unlink()
+    assert make_plan(small_config(f"data.shards={data}")).continues
+    with pytest.raises(ValueError, match=r"\(data\.shards: "):
+        make_plan(small_config(f"data.shards={data}/"))
+
+
+def test_the_sets_of_a_mixture_that_moved_keep_their_clips(
+    small_config: Build, tmp_path: Path, data: Path, synth_shards: Path
+) -> None:
+    def mixed(first: Path, second: Path, *weights: float) -> PretrainConfig:
+        mixture = json.dumps({str(first): weights[0], str(second): weights[1]})
+        return small_config("data.shards=null", f"data.mixture={mixture}")
+
+    shutil.copytree(synth_shards / "train", tmp_path / "first")
+    before = begin(mixed(tmp_path / "first", data, 1, 3))
+    (tmp_path / "first").rename(tmp_path / "xyz")  # comes after the other now
+    after = make_plan(mixed(tmp_path / "xyz", data, 1, 3))
+    assert after.continues
+    clips = [[find(plan.index, seed=3, position=i).key for i in range(300)] for plan in (before, after)]
+    assert clips[0] == clips[1]
+    assert isinstance(after.index, Mixture)
+    assert str(after.index.sets[str(tmp_path / "first")].folder) == str(tmp_path / "xyz")
+    with pytest.raises(ValueError, match=r"data\.mixture\..*xyz: None there, 3"):
+        make_plan(mixed(tmp_path / "xyz", data, 3, 1))
+    shutil.rmtree(tmp_path / "xyz")
+    shutil.copytree(synth_shards / "validation", tmp_path / "first")
+    with pytest.raises(ValueError, match=r"\(data\.mixture: .*first with fingerprint"):
+        make_plan(mixed(tmp_path / "first", data, 1, 3))
+
+
+def test_encoders_are_known_by_their_weights_wherever_a_config_names_them(tmp_path: Path) -> None:
+    for name, value in (("a", 1.0), ("same", 1.0), ("other", 2.0)):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.full((100_000,), value)}, tmp_path / name / "encoder.safetensors")
+    one, same, other = (
+        encoder_inputs("start_from", str(tmp_path / name))[0] for name in ("a", "same", "other")
+    )
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    nested = {"name": "weighted", "args": {"parts": {"teacher": {"args": {"encoder": str(tmp_path / "a")}}}}}
+    (found,) = encoder_inputs("target", nested)
+    assert found.key == "target.args.parts.teacher.args.encoder" and found.fingerprint == one.fingerprint
+    assert encoder_inputs("start_from", None) == [] == encoder_inputs("encoder", str(tmp_path / "none"))
+
+
+def test_a_fine_tuning_goes_on_where_its_shards_and_encoder_have_moved(
+    tmp_path: Path, synth_shards: Path, repo: Path
+) -> None:
+    def config(*places: Path) -> FinetuneConfig:
+        names = ("encoder", "data.train", "data.validation", "run_dir")
+        keys = [f"{name}={place}" for name, place in zip(names, (*places, tmp_path / "run"), strict=True)]
+        return load_config(
+            FinetuneConfig, repo / "configs/finetune/demo.yaml", [*keys, "engine.device=cpu", "epochs=1"]
+        )
+
+    encoder = Path(shutil.copytree(repo / "tests" / "data" / "exported", tmp_path / "encoder"))
+    first = config(encoder, synth_shards / "train", synth_shards / "validation")
+    open_run_dir(tmp_path / "run", first, prepare(first).inputs)
+    assert [entry.key for entry in read_inputs(tmp_path / "run")] == [
+        "data.train",
+        "data.validation",
+        "encoder",
+    ]
+    moved = [shutil.copytree(synth_shards / name, tmp_path / name) for name in ("train", "validation")]
+    shutil.move(encoder, tmp_path / "moved")
+    assert prepare(config(tmp_path / "moved", *map(Path, moved))).continues
+    with pytest.raises(ValueError, match=r"\(data\.validation: "):
+        prepare(config(tmp_path / "moved", Path(moved[0]), Path(moved[0])))
