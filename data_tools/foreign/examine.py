@@ -29,7 +29,7 @@ _CRASHED = "the decoder crashed on it"
 
 @dataclass(frozen=True, kw_only=True)
 class FoundVideo:
-    """A sample: where its video lies, what it says about itself, and what a decode found or why it failed."""
+    """A sample: where its video lies, what it says about itself, what a decode found or why it failed, and what is odd."""
 
     key: str
     name: str
@@ -46,6 +46,7 @@ class FoundVideo:
     extra: dict[str, Any]
     info: VideoInfo | None = None
     reason: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,12 +145,14 @@ def _found(file: IO[bytes], job: _Job, sample: Described) -> FoundVideo:
         row = _as_told(row, sample.told)
     if row.reason:
         return row
+    notes: list[str] = []
     try:
-        info = probe(video, full=job.is_full)
+        info = probe(video, full=job.is_full, notes=notes)
     except BadVideo as error:
         return replace(row, reason=" ".join(str(error).split()))
     is_known = sample.told is not None and (not job.is_full or sample.told.info.frames == info.frames)
-    return replace(row, info=sample.told.info if sample.told is not None and is_known else info)
+    info = sample.told.info if sample.told is not None and is_known else info
+    return replace(row, info=info, note="; ".join(notes))
 
 
 def _as_told(row: FoundVideo, told: Told) -> FoundVideo:

@@ -1,10 +1,12 @@
 """Exact RGB frames of a video at given instants, and what a full decode finds out about it.
 
 Colours are those of PyAV's rgb24 conversion (alpha is dropped, more than 8 bits are reduced, no tone
-mapping); pixels are taken as square; frames are upright. Training reads planes instead: see `planes.py`.
+mapping); pixels are made square; frames are upright. A frame of another size than the first is fitted into
+the first's with black borders. Training reads planes instead: see `planes.py`.
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from data_tools.stream.container import (
     ffmpeg_errors,
     open_video,
 )
-from data_tools.stream.geometry import turns
+from data_tools.stream.geometry import fitted_size, pixel_aspect, square_size, turns
 from data_tools.stream.picking import picked_frames
 from data_tools.stream.picture_notes import PictureNotes
 from data_tools.stream.whole_frames import WholeFrames
@@ -55,7 +57,7 @@ def probe(source: bytes | Path, *, full: bool = True, notes: list[str] | None = 
             frames, duration_s = _claimed_length(opened)
             missing = []
             list(pictures.watched(iter([opened.first])))
-        height, width = _upright_size(opened.first)
+        height, width = _shown_size(opened)
         codec = opened.stream.codec_context.name
     if notes is not None:
         notes.extend([*missing, *pictures.lines()])
@@ -80,8 +82,8 @@ def decode_at(video: bytes, instants_s: Sequence[float], *, last_frame_s: float 
     """
     canvas: _Canvas | None = None
     with ffmpeg_errors():
-        for frame, places in picked_frames(video, instants_s, last_frame_s=last_frame_s):
-            canvas = canvas or _Canvas(frame, len(instants_s))
+        for frame, places, stream in picked_frames(video, instants_s, last_frame_s=last_frame_s):
+            canvas = canvas or _Canvas(frame, pixel_aspect(stream), len(instants_s))
             canvas.put(frame, places)
     assert canvas is not None
     return canvas.upright().permute(0, 3, 1, 2)
@@ -90,20 +92,25 @@ def decode_at(video: bytes, instants_s: Sequence[float], *, last_frame_s: float 
 class _Canvas:
     """Where the picked frames go, one conversion and one copy each."""
 
-    def __init__(self, first: VideoFrame, frames: int):
-        self._frames_THWC = torch.empty((frames, first.height, first.width, 3), dtype=torch.uint8)
-        self._rows_THX = self._frames_THWC.numpy().reshape(frames, first.height, first.width * 3)
+    def __init__(self, first: VideoFrame, aspect: Fraction, frames: int):
+        self._aspect = aspect
+        self._size = square_size(first.width, first.height, aspect)
+        width, height = self._size
+        self._frames_THWC = torch.zeros((frames, height, width, 3), dtype=torch.uint8)
+        self._pixels_THWC = self._frames_THWC.numpy()
         self._turns = turns(first)
         self._reformatter = VideoReformatter()
 
     def put(self, frame: VideoFrame, places: Sequence[int]) -> None:
         """Convert a frame and copy it to its places."""
-        _, height, row = self._rows_THX.shape
+        width, height = fitted_size(*square_size(frame.width, frame.height, self._aspect), self._size)
         # More than one thread here costs 40 microseconds a frame, twenty times the work at 48 x 48.
-        rgb = self._reformatter.reformat(frame, width=row // 3, height=height, format="rgb24", threads=1)
+        rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
         plane = rgb.planes[0]  # rows may be padded
-        pixels = np.frombuffer(memoryview(plane), np.uint8)[: height * plane.line_size]
-        self._rows_THX[places] = pixels.reshape(height, -1)[:, :row]
+        rows = np.frombuffer(memoryview(plane), np.uint8)[: height * plane.line_size].reshape(height, -1)
+        left, top = (self._size[0] - width) // 2, (self._size[1] - height) // 2
+        pixels = rows[:, : width * 3].reshape(height, width, 3)
+        self._pixels_THWC[places, top : top + height, left : left + width] = pixels
 
     def upright(self) -> Tensor:
         """The frames as they are shown."""
@@ -124,6 +131,11 @@ def _claimed_length(opened: OpenedVideo) -> tuple[int, float]:
     return frames, max(duration_s, frame_s)
 
 
-def _upright_size(first: VideoFrame) -> tuple[int, int]:
-    """Height and width as shown."""
-    return (first.width, first.height) if turns(first)[0] else (first.height, first.width)
+def _shown_size(opened: OpenedVideo) -> tuple[int, int]:
+    """Height and width as shown: upright, in square pixels."""
+    first, aspect = opened.first, pixel_aspect(opened.stream)
+    if turns(first)[0]:
+        width, height = square_size(first.height, first.width, 1 / aspect)
+    else:
+        width, height = square_size(first.width, first.height, aspect)
+    return height, width

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from data_tools.stream.container import SLACK_S, BadVideo, open_container
+from data_tools.stream.geometry import pixel_aspect
 from data_tools.stream.planes import Picture
 
 
@@ -35,7 +36,7 @@ def pictures_at(
     """
     # PyAV looks first: containers that open other files and pictures that are too large go no further.
     with open_container(video) as (_, stream):
-        index = stream.index
+        index, aspect = stream.index, pixel_aspect(stream)
     order = sorted(range(len(instants_s)), key=instants_s.__getitem__)
     with _errors():
         decoder = _decoder(video, index)
@@ -49,7 +50,7 @@ def pictures_at(
         with _errors():
             is_over = at_s >= end_s  # the last frame stays
             frame = decoder.get_frame_at(-1) if is_over else decoder.get_frame_played_at(at_s)
-        yield Picture(planes=(frame.data.numpy(),), colour=None), [place]
+        yield Picture(planes=(frame.data.numpy(),), colour=None, aspect=aspect), [place]
 
 
 def _decoder(video: bytes, index: int) -> Any:

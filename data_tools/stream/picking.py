@@ -39,8 +39,8 @@ _SEEK_GAP_S = 1.0  # between wanted frames; over a shorter one it is cheaper to 
 _MP4 = b"ftyp"  # what such files begin with, after a length
 _BASELINE = b"\x42"  # the profile of H.264 without B frames
 
-# A frame and the positions (of the ascending instants) at which it is on screen.
-_Picked = Iterator[tuple[VideoFrame, Sequence[int]]]
+# A frame, the positions (of the ascending instants) at which it is on screen, and its stream.
+_Picked = Iterator[tuple[VideoFrame, Sequence[int], VideoStream]]
 
 
 class _OtherWay(Exception):
@@ -49,10 +49,11 @@ class _OtherWay(Exception):
 
 def picked_frames(
     video: bytes, instants_s: Sequence[float], *, last_frame_s: float | None = None
-) -> Iterator[tuple[VideoFrame, list[int]]]:
+) -> Iterator[tuple[VideoFrame, list[int], VideoStream]]:
     """Each frame that is on screen at one of the instants, with the places of those instants in the list.
 
-    Every place is given, at times more than once: then the last frame given for it counts.
+    Every place is given, at times more than once: then the last frame given for it counts. The frame's stream
+    comes third.
 
     Args:
         instants_s: seconds from the first frame shown, in any order, repeats allowed.
@@ -65,10 +66,10 @@ def picked_frames(
     wanted_s = [instants_s[place] for place in order]
     for way in (_planned, _after_seek, _from_start):
         try:
-            for frame, positions in way(video, wanted_s, last_frame_s):
+            for frame, positions, stream in way(video, wanted_s, last_frame_s):
                 if frame.is_corrupt:
                     raise _OtherWay
-                yield frame, [order[position] for position in positions]
+                yield frame, [order[position] for position in positions], stream
             return
         except _OtherWay:
             continue
@@ -127,12 +128,12 @@ def _in_order(
         while given < len(wanted_s) and wanted_s[given] < until_s:
             given += 1
         if given > begin:
-            yield shown, range(begin, given)
+            yield shown, range(begin, given), opened.stream
         if given == len(wanted_s):
             return
         shown = frame
     _check_end(opened.start_s(shown), wanted_s[-1], last_frame_s)
-    yield shown, range(given, len(wanted_s))
+    yield shown, range(given, len(wanted_s)), opened.stream
 
 
 def _is_h264(stream: VideoStream) -> bool:
@@ -226,7 +227,7 @@ def _decoded(stream: VideoStream, found: list[Packet], places: dict[int, list[in
         for frame in codec.decode(packet):
             if frame.pts in missing:
                 missing.remove(frame.pts)
-                yield frame, places[frame.pts]
+                yield frame, places[frame.pts], stream
     if missing:  # FFmpeg keeps back what refers to frames that it has not seen, as in an open group
         raise _OtherWay
 

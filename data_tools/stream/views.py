@@ -71,7 +71,7 @@ def cut_views(
 
     Args:
         pictures: with the frames of a clip that each one is.
-        choose: called once, with height and width of the pictures.
+        choose: called once, with height and width of the pictures in square pixels.
         pixels: the clips to fill; RGB in (B, T, H, W, C) memory.
     """
     if cv2.getNumThreads() > 1:
@@ -80,13 +80,24 @@ def cut_views(
     cuts: list[list[_Cut]] | None = None
     for picture, places in pictures:
         if cuts is None:
-            cuts = [_cuts(view, memory) for view in choose(*picture.size)]
+            cuts = [_cuts(_stored(view, picture), memory) for view in choose(*picture.size)]
             _set_colour(pixels, picture)
         for clip, planes in enumerate(cuts):
             for cut, plane, array in zip(planes, picture.planes, memory, strict=True):
                 cut.write(plane, array[clip, places[0]])
                 if len(places) > 1:
                     array[clip, places[1:]] = array[clip, places[0]]
+
+
+def _stored(view: View, picture: Picture) -> View:
+    """A view's box in stored pixels, where those are not square; resizing it makes them so."""
+    width, (_, shown) = picture.planes[0].shape[1], picture.size
+    if width == shown:
+        return view
+    crop = view.crop
+    left, right = crop.left * width // shown, -(-(crop.left + crop.width) * width // shown)
+    stored = Crop(top=crop.top, left=left, height=crop.height, width=min(right, width) - left)
+    return View(crop=even(stored), flip=view.flip)
 
 
 def _set_colour(pixels: Pixels, picture: Picture) -> None:

@@ -32,7 +32,7 @@ WHOLE = {name: all_planes(video) for name, video in VIDEOS.items()}
 def picked(video, instants_s, **options):
     """The planes at each instant."""
     found = {}
-    for frame, places in picked_frames(video, instants_s, **options):
+    for frame, places, _ in picked_frames(video, instants_s, **options):
         found.update(dict.fromkeys(places, planes_of(frame)))
     assert sorted(found) == list(range(len(instants_s)))
     return [found[place] for place in range(len(instants_s))]
