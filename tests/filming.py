@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -13,9 +14,6 @@ from torch import Tensor
 
 from data_tools.stream.decode import probe
 
-# Known faults of reading, until they are fixed.
-WRONG = {"xvid_packed.avi", "mpeg2.mpg"}
-PENDING = pytest.mark.xfail(reason="stamps in decoding order; open groups in a program stream")
 SHIPPED = Path(__file__).parent / "data" / "videos"  # made by tests/data/make_videos.py
 REAL = Path(__file__).resolve().parents[2] / "shared" / "videos"  # more files; not part of the project
 FORMATS = REAL / "formats"
@@ -33,8 +31,7 @@ def video_files(folder: Path = FORMATS, *, most: int | None = None) -> list:
         sorted(path for path in place.glob("*") if path.suffix in VIDEO_ENDINGS)
         for place in (SHIPPED, folder)
     )
-    paths = [*shipped, *others[:most]]
-    return [pytest.param(path, id=path.name, marks=PENDING if path.name in WRONG else []) for path in paths]
+    return [pytest.param(path, id=path.name) for path in [*shipped, *others[:most]]]
 
 
 def number_of(frame_CHW: Tensor) -> int:
@@ -102,7 +99,7 @@ def sequential(video: bytes) -> tuple[list[float], Tensor]:
     with av.open(io.BytesIO(video)) as container:
         stream = container.streams.best("video")
         frames = [(frame.pts, frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
-        times = [float((ticks - frames[0][0]) * stream.time_base) for ticks, _ in frames]
+        times = _on_screen_s([ticks for ticks, _ in frames], stream)
     return times, torch.from_numpy(np.stack([pixels for _, pixels in frames])).permute(0, 3, 1, 2)
 
 
@@ -116,13 +113,20 @@ def planes_of(frame: av.VideoFrame) -> list[np.ndarray]:
 
 def all_planes(video: bytes) -> tuple[list[float], list[list[np.ndarray]]]:
     """The times and the planes of all frames of a full decode."""
-    times, pixels = [], []
+    stamps, pixels = [], []
     with av.open(io.BytesIO(video)) as container:
         stream = container.streams.best("video")
         for frame in container.decode(stream):
-            times.append(float(frame.pts * stream.time_base))
+            stamps.append(frame.pts)
             pixels.append(planes_of(frame))
-    return [time - times[0] for time in times], pixels
+        return _on_screen_s(stamps, stream), pixels
+
+
+def _on_screen_s(stamps: Sequence[int], stream: av.VideoStream) -> list[float]:
+    """Times from the first frame; where stamps are in decoding order, those of a constant rate."""
+    if any(one >= other for one, other in pairwise(stamps)):
+        return [number / float(stream.average_rate) for number in range(len(stamps))]
+    return [float((ticks - stamps[0]) * stream.time_base) for ticks in stamps]
 
 
 def same_planes(left: list[np.ndarray], right: list[np.ndarray]) -> bool:

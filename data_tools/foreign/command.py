@@ -1,6 +1,7 @@
 """`python -m data_tools index SHARDS [OUT]`: an index of our format for anybody's WebDataset, read in place.
 
     OUT/ or OUT/train/ validation/ ...   index.arrow, dataset.json, rejected.jsonl, as `data_tools.index` says
+                                         and notes.jsonl: videos that are odd and nevertheless taken
     OUT/indexed.jsonl                    only while running: what is known of each shard
 
 No video is copied. The shards are named relative to OUT where they lie in it, else by path or URL.
@@ -29,6 +30,7 @@ from data_tools.index import DATASET_NAME, INDEX_NAME, NO_LABEL, REJECTED_NAME, 
 from data_tools.listing.classes import read_classes, sorted_classes
 from data_tools.listing.entries import numbered_classes
 from data_tools.listing.labels import warn_of_labels
+from data_tools.sharding.rejected import NOTES_NAME
 from data_tools.storage.location import Location, location
 from data_tools.storage.retries import masked
 
@@ -151,6 +153,8 @@ def _write(
         if row.info is None
     ]
     write_whole(folder / REJECTED_NAME, json_lines(bad))
+    odd = [{"path": row.name, "shard": one.shard.name, "note": row.note} for one in found for row in one.rows]
+    write_whole(folder / NOTES_NAME, json_lines(entry for entry in odd if entry["note"]))
     numbers = {label: number for number, label in enumerate(classes)}
     samples = [
         Sample(
@@ -175,6 +179,9 @@ def _write(
     names = sorted({name for _, row in good for name in row.extra})
     extra = {name: [row.extra.get(name) for _, row in good] for name in names}
     write_index(folder, samples, shards, classes, made_by, extra)
+    noted = sum(bool(entry["note"]) for entry in odd)
+    if noted:
+        log.warning("%s: %d videos are odd, see %s", folder, noted, NOTES_NAME)
     log.info("%s: %d videos in %d shards, %d rejected", folder, len(samples), len(shards), len(bad))
     return {"samples": len(samples), "shards": len(shards), "rejected": len(bad)}
 

@@ -29,7 +29,12 @@ _CRASHED = "the decoder crashed on it"
 
 @dataclass(frozen=True, kw_only=True)
 class FoundVideo:
-    """A sample: where its video lies, what it says about itself, what a decode found or why it failed, and what is odd."""
+    """A sample: where its video lies, what it says about itself, and what a decode found.
+
+    Attributes:
+        reason: why it cannot be read.
+        note: what is odd about it though it can be read.
+    """
 
     key: str
     name: str

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import av
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from data_tools.command import DataError
-from data_tools.stream.random_access import is_random_access_point, stamps_are_sound
+from data_tools.stream.random_access import is_random_access_point, sound_stamps
 from data_tools.stream.sequential import Decoding, error_text, packets_of, shown_frames
 
 MAX_PIXELS = 1 << 25  # an 8K frame (7680 x 4320) still fits
@@ -176,26 +177,37 @@ def frames_after_seek(opened: OpenedVideo, instant_s: float) -> Iterator[VideoFr
     """Frames from a random access point before the instant on.
 
     None where there is none for certain, or where time stamps are wrong anywhere in the video: the frame's
-    time may depend on all frames before it then.
+    time may depend on all frames before it then. `opened.decoding.is_repaired` tells of what shows up later.
     """
     container, stream, target = opened.container, opened.stream, _target(opened, instant_s)
+    depth = stream.codec_context.reorder_depth
+    if opened.decoding.is_repaired or (depth and container.format.name == "avi"):  # its stamps are no times
+        return None
     with suppress(av.FFmpegError):
-        if opened.decoding.is_repaired:
-            return None
         container.seek(0 if stream.start_time is None else stream.start_time, stream=stream)
-        if not stamps_are_sound(container.demux(stream), stream.codec_context.reorder_depth):
+        known = sound_stamps(container.demux(stream), depth)
+        if not known:
             return None
         container.seek(target, stream=stream)
-        packets = dropwhile(
-            lambda packet: packet is not None and not is_random_access_point(packet, stream),
-            packets_of(container, stream, opened.decoding),
-        )
-        frames = shown_frames(packets, stream, opened.decoding)
+        frames = shown_frames(_entered(opened, known), stream, opened.decoding)
         # What an open group of pictures puts before its key frame refers to frames that were not decoded.
         entry = next((frame for frame in frames if frame.key_frame), None)
-        if entry is not None and _ticks(entry) <= target:
+        if entry is not None and _ticks(entry) <= target and not opened.decoding.is_repaired:
             return chain([entry], frames)
     return None
+
+
+def _entered(opened: OpenedVideo, known: set[tuple[int | None, int | None, int]]) -> Iterator[Packet | None]:
+    """Packets from a random access point on, as long as they have the stamps that they have in sequence.
+
+    FFmpeg fills in missing stamps from earlier packets, which a seek has passed over.
+    """
+    packets = packets_of(opened.container, opened.stream, opened.decoding)
+    for packet in dropwhile(lambda one: one and not is_random_access_point(one, opened.stream), packets):
+        if packet is not None and (packet.pts, packet.dts, packet.size) not in known:
+            opened.decoding.is_repaired = True
+            return
+        yield packet
 
 
 def _target(opened: OpenedVideo, instant_s: float) -> int:

@@ -33,7 +33,7 @@ from data_tools.stream.container import (
     open_video,
     worth_seeking,
 )
-from data_tools.stream.random_access import has_b_slices, is_random_access_point
+from data_tools.stream.random_access import has_b_slices, in_order, is_random_access_point
 
 _SEEK_GAP_S = 1.0  # between wanted frames; over a shorter one it is cheaper to read on
 _MP4 = b"ftyp"  # what such files begin with, after a length
@@ -132,6 +132,8 @@ def _in_order(
         if given == len(wanted_s):
             return
         shown = frame
+    if seek and opened.decoding.is_repaired:
+        raise _OtherWay
     _check_end(opened.start_s(shown), wanted_s[-1], last_frame_s)
     yield shown, range(given, len(wanted_s)), opened.stream
 
@@ -208,9 +210,7 @@ def _on_screen(found: list[Packet], targets: list[int], run: range) -> tuple[dic
 
 def _may_be_in_decoding_order(found: list[Packet], stream: VideoStream) -> bool:
     """Whether the time stamps reorder nothing although B frames have to be reordered."""
-    delays = ((packet.pts or 0) - (packet.dts or 0) for packet in found)
-    first = next(delays, 0)
-    if any(delay != first for delay in delays):
+    if not in_order(packet.pts or 0 for packet in found):
         return False
     profile = (stream.codec_context.extradata or b"")[1:2]
     return profile != _BASELINE and any(has_b_slices(packet, stream) for packet in found)

@@ -5,6 +5,7 @@ recovery points, whose later frames may refer to earlier ones. So the units of H
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from av.packet import Packet
 from av.video.stream import VideoStream
@@ -34,25 +35,29 @@ def has_b_slices(packet: Packet, stream: VideoStream) -> bool:
     return not begin[0] & 128 or begin[0] >> 4 & 7 == 0b010 or begin[0] >> 2 & 31 == 0b00111
 
 
-def stamps_are_sound(packets: Iterable[Packet], reorder_depth: int) -> bool:
-    """Whether the frames of all packets get their own time stamps as their times, so that seeking is safe.
+def sound_stamps(packets: Iterable[Packet], reorder_depth: int) -> set[tuple[int | None, int | None, int]]:
+    """Stamps and sizes of all packets, if their frames get their own time stamps as their times.
 
-    Not where stamps are missing, equal or go back, nor where they may stand in decoding order.
+    Empty where stamps are missing, equal or go back, or where they may stand in decoding order.
     """
-    seen: set[int] = set()
-    delays: set[int | None] = set()
-    latest = None
+    seen: dict[int, None] = {}
+    found: set[tuple[int | None, int | None, int]] = set()
+    latest: int | None = None
     for packet in packets:
-        if not packet.size or packet.is_discard:
+        if not packet.size:
             continue
         pts, dts = packet.pts, packet.dts
         if pts is None or pts in seen or (dts is not None and latest is not None and dts <= latest):
-            return False
-        seen.add(pts)
+            return set()
+        seen[pts] = None
         latest = latest if dts is None else dts
-        if len(delays) < 2:
-            delays.add(None if dts is None else pts - dts)
-    return not (reorder_depth and len(seen) > 1 and len(delays) == 1)
+        found.add((pts, dts, packet.size))
+    return set() if reorder_depth and in_order(seen) and len(seen) > 1 else found
+
+
+def in_order(stamps: Iterable[int]) -> bool:
+    """Whether stamps increase from packet to packet: nothing is reordered."""
+    return all(one < other for one, other in pairwise(stamps))
 
 
 def _first_slice(packet: Packet, stream: VideoStream) -> tuple[int, bytes]:

@@ -42,10 +42,10 @@ def shown_frames(
             clock.sent(packet, stream.codec_context.reorder_depth)
         for frame in _frames_of(packet, stream, decoding):
             for timed in clock.timed(frame):
-                decoding.is_repaired = clock.is_repaired
+                decoding.is_repaired |= clock.is_repaired
                 yield timed
     for timed in clock.rest():
-        decoding.is_repaired = clock.is_repaired
+        decoding.is_repaired |= clock.is_repaired
         yield timed
 
 

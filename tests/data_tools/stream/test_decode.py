@@ -35,7 +35,7 @@ def test_every_real_file_gives_the_frames_of_a_sequential_decode(path):
     middles_s = [(times[frame] + ends[frame]) / 2 for frame in chosen]
     got = decode_at(video, middles_s, last_frame_s=last_frame_s(info.frames, info.duration_s))
     assert got.dtype == torch.uint8 and got.shape == (len(chosen), 3, info.height, info.width)
-    if "rotated" not in path.name:
+    if got.shape[1:] == frames_TCHW.shape[1:]:  # neither rotated nor of pixels that are not square
         assert torch.equal(got, frames_TCHW[chosen])
     one = torch.cat([decode_at(video, [instant]) for instant in middles_s])
     assert torch.equal(one, got)

@@ -20,7 +20,7 @@ SHOWN = {
     "varying_rate.mkv": [number for number in EVERY if number not in PAUSED],
     "xvid_packed.avi": EVERY[:28],  # the encoder keeps the last two
 }
-SIZES = {"anamorphic.mp4": (72, HEIGHT), "ten_bit_odd.mkv": (WIDTH, HEIGHT - 1)}
+SIZES = {"anamorphic.mp4": (WIDTH, HEIGHT), "ten_bit_odd.mkv": (WIDTH, HEIGHT - 1)}
 PERIOD_S = 1 / 25
 
 
