@@ -20,6 +20,11 @@ class Shortening:
     pruning: Part = field(default_factory=lambda: Part(name="none"))
     merge_per_block: int = 0
 
+    @property
+    def packs(self) -> bool:
+        """Whether each clip keeps as many tokens as it needs, so that clips are packed into one row."""
+        return build_part("pretrain.pruning", self.pruning, Pruning).keep is None
+
     def build(self, shape: EncoderShape, *, may_learn: bool = True) -> Pruning:
         """The pruning, for an encoder of this shape.
 

@@ -85,7 +85,8 @@ def prepare(config: FinetuneConfig) -> Prepared:
         CheckpointError: the encoder cannot be used.
     """
     processes = find_processes(config.engine.device)
-    check_engine(config.engine, processes, merges=config.merge.per_block > 0)
+    shortening = config.shortening
+    check_engine(config.engine, processes, merges=config.merge.per_block > 0, packs=shortening.packs)
     plan = plan_batch(
         config.batch.global_clips,
         config.batch.clips_per_device,

@@ -2,16 +2,19 @@
 
 `dense` computes every pair. `grouped` computes jobs, each some queries and the keys that they need; their
 sizes must be known on the CPU. `split_into` is for clips in a row and nothing else. `blockwise` is
-FlexAttention, which on a GPU skips blocks of 128 x 128 pairs that nobody looks at.
+FlexAttention, which on a GPU skips blocks of 128 x 128 pairs that nobody looks at; `query_by_query` is what
+stands in for it where PyTorch would not compile it.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 Look = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(query, key, value), each (B, A, N, F), to what the queries saw, (B, A, N, F)."""
@@ -24,6 +27,9 @@ FLEX_LEAST_HEAD = 16
 
 CHUNK = 64
 """Queries in a chunk: with more of them, more keys are taken along that only few of them look at."""
+
+QUERIES_AT_ONCE = 512
+"""Queries whose row of the rule is written out at once by `query_by_query`."""
 
 
 class Job(NamedTuple):
@@ -62,7 +68,9 @@ def dense(allowed_BNN: Tensor) -> Look:
 def blockwise(rule: Rule, rows: int, tokens: int, device: torch.device) -> Look:
     """FlexAttention: compiled on a GPU; elsewhere uncompiled, for tests of the rule and without gradients.
 
-    Heads narrower than `FLEX_LEAST_HEAD` are done densely.
+    Heads narrower than `FLEX_LEAST_HEAD` are done densely. Where PyTorch has compiled as many variants as it
+    may and would run FlexAttention uncompiled, which holds all scores of all heads in memory,
+    `query_by_query` takes its place.
     """
     from torch.nn.attention.flex_attention import create_block_mask  # brings half of the compiler along
 
@@ -74,20 +82,54 @@ def blockwise(rule: Rule, rows: int, tokens: int, device: torch.device) -> Look:
         sees, B=rows if rows > 1 else None, H=None, Q_LEN=tokens, KV_LEN=tokens, device=device
     )
     flex = _flex(is_compiled=device.type == "cuda")
+    by_query = query_by_query(rule, rows, tokens, device)
 
     def attend(query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor) -> Tensor:
         if query_BANF.shape[3] < FLEX_LEAST_HEAD:
             return dense(table(rule, rows, tokens, device))(query_BANF, key_BANF, value_BANF)
-        return flex(query_BANF, key_BANF, value_BANF, block_mask=mask)
+        return flex(query_BANF, key_BANF, value_BANF, mask, by_query)
+
+    return attend
+
+
+def query_by_query(rule: Rule, rows: int, tokens: int, device: torch.device) -> Look:
+    """The rule in chunks of queries, each computed again in the backward pass: slow, in little memory."""
+
+    def chunk(query_BAMF: Tensor, key_BANF: Tensor, value_BANF: Tensor, first: int) -> Tensor:
+        row_B = torch.arange(rows, device=device)
+        query_M = torch.arange(first, first + query_BAMF.shape[2], device=device)
+        key_N = torch.arange(tokens, device=device)
+        allowed_BMN = rule(row_B[:, None, None], query_M[None, :, None], key_N[None, None, :])
+        return F.scaled_dot_product_attention(
+            query_BAMF, key_BANF, value_BANF, attn_mask=allowed_BMN[:, None]
+        )
+
+    def attend(query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor) -> Tensor:
+        run = functools.partial(checkpoint, chunk, use_reentrant=False, preserve_rng_state=False)
+        firsts = range(0, tokens, QUERIES_AT_ONCE)
+        chunks = zip(query_BANF.split(QUERIES_AT_ONCE, dim=2), firsts, strict=True)
+        seen = [run(query_BAMF, key_BANF, value_BANF, first) for query_BAMF, first in chunks]
+        return torch.cat(seen, dim=2)
 
     return attend
 
 
 @functools.cache
 def _flex(*, is_compiled: bool) -> Callable[..., Tensor]:
+    """FlexAttention with the way to attend where it was to be compiled and is not."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return cast("Callable[..., Tensor]", torch.compile(flex_attention) if is_compiled else flex_attention)
+    def flex(query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor, mask: Any, uncompiled: Look) -> Tensor:
+        if is_compiled and not torch.compiler.is_compiling():
+            warnings.warn(
+                "FlexAttention is not compiled here, since PyTorch compiles it for a few shapes in a "
+                "process; attention runs in chunks of queries, which is slow; fix: use fewer kinds and sizes",
+                stacklevel=2,
+            )
+            return uncompiled(query_BANF, key_BANF, value_BANF)
+        return cast(Tensor, flex_attention(query_BANF, key_BANF, value_BANF, block_mask=mask))
+
+    return cast("Callable[..., Tensor]", torch.compile(flex)) if is_compiled else flex
 
 
 def in_order(look: Look, order_BN: Tensor) -> Look:

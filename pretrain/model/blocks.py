@@ -1,6 +1,7 @@
 """The transformer's parts: pre-norm blocks of fused attention and a GELU MLP (arXiv 2010.11929)."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from pretrain.model.attending import Look
 from pretrain.model.positions.base import Rotate
 
 NORM_EPS = 1e-6
+_MOST_GRAPHS = 64
+"""Shapes that all blocks are compiled for; PyTorch's default of 8 is too few for jittered masks."""
 
 
 def norm(width: int) -> nn.LayerNorm:
@@ -36,6 +39,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
         self.norm_query = norm(width // heads) if qk_norm else nn.Identity()
         self.norm_key = norm(width // heads) if qk_norm else nn.Identity()
+        self.call_look: Callable[..., Tensor] = _call_look
 
     def forward(self, x_BND: Tensor, look: Look, rotate: Rotate | None = None) -> Tensor:
         """Mix the tokens, as x_BND."""
@@ -45,7 +49,9 @@ class SelfAttention(nn.Module):
             query_BANF, key_BANF = rotate(query_BANF), rotate(key_BANF)
         # Under autocast a norm gives float32, and FlexAttention takes no mixture.
         query_BANF, key_BANF = query_BANF.to(value_BANF.dtype), key_BANF.to(value_BANF.dtype)
-        return self.out(_join_heads(look(query_BANF, key_BANF, value_BANF)))
+        # On the CPU a look may hold index lists whose number changes from step to step.
+        call = self.call_look if query_BANF.is_cpu else _call_look
+        return self.out(_join_heads(call(look, query_BANF, key_BANF, value_BANF)))
 
 
 class CrossAttention(nn.Module):
@@ -188,13 +194,27 @@ def run_block(block: nn.Module, *inputs: object, part: Callable[..., Tensor] | N
     return run(*inputs)
 
 
-def set_up_blocks(module: nn.Module, *, recompute: bool, compiled: bool) -> None:
-    """Let all blocks below `module` recompute in the backward pass, or be compiled when they first run."""
+def set_up_blocks(
+    module: nn.Module, *, recompute: bool, compiled: bool, backend: str | Callable[..., Any] = "inductor"
+) -> None:
+    """Let all blocks below `module` recompute in the backward pass, or be compiled when they first run.
+
+    Each shape of the input is compiled once, with static sizes. On the CPU the attention function itself
+    stays uncompiled, so that no kind of attention is compiled again from step to step.
+    """
     for child in module.modules():
         if isinstance(child, (Block, CrossBlock)):
             child.recompute = recompute
             if compiled:
-                child.compile()
+                child.compile(dynamic=False, backend=backend)
+        if isinstance(child, SelfAttention) and compiled:
+            child.call_look = torch.compiler.disable(_call_look)
+    if compiled:
+        torch._dynamo.config.recompile_limit = _MOST_GRAPHS
+
+
+def _call_look(look: Look, query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor) -> Tensor:
+    return look(query_BANF, key_BANF, value_BANF)
 
 
 def init_weights(module: nn.Module) -> None:

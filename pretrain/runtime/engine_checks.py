@@ -12,11 +12,12 @@ from pretrain.runtime.settings import EngineConfig
 _CPU_COMPILERS = ("g++", "clang++", "c++")
 
 
-def check_engine(engine: EngineConfig, processes: Processes, *, merges: bool) -> None:
+def check_engine(engine: EngineConfig, processes: Processes, *, merges: bool, packs: bool = False) -> None:
     """Refuse to compile where that cannot work.
 
     Args:
         merges: whether the model merges tokens.
+        packs: whether clips of different numbers of tokens are packed into one row.
 
     Raises:
         ValueError: says what is lacking.
@@ -27,6 +28,11 @@ def check_engine(engine: EngineConfig, processes: Processes, *, merges: bool) ->
         raise ValueError(
             "engine.compile=true compiles whole blocks, and token merging runs them in halves: turn one of "
             "the two off"
+        )
+    if packs:
+        raise ValueError(
+            "engine.compile=true compiles once for each number of tokens, and with pruning.args.keep=null "
+            "each step has another one: set keep to a share, or engine.compile=false"
         )
     lacking = _lacking_to_compile(processes.device)
     if lacking is not None:

@@ -5,8 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from data_tools.parts import Part, part_names
+from pretrain.model import attending
 from pretrain.model.attention.base import Looks, Tokens, build_attention
 from pretrain.model.places import REGISTER, Places
 from pretrain.model.tokens import TokenGrid
@@ -125,6 +128,45 @@ class TestWaysOfLongRows:
             expected = plain(relation.allowed(places, CPU), *heads)
             seen = relation.look_blockwise(Tokens.at(places, CPU))(*heads)
             torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-5)
+
+    def test_chunks_of_queries_equal_the_dense_reference_and_so_do_their_gradients(
+        self, part, layout, monkeypatch
+    ):
+        monkeypatch.setattr(attending, "QUERIES_AT_ONCE", 50)
+        places = places_of(layout, self.GRID)
+        heads, tokens = random_heads(places, width=8), Tokens.at(places, CPU)
+        for relation in relations_of(part):
+            allowed_BNN = relation.allowed(places, CPU)
+            look = attending.query_by_query(relation.rule(tokens), *tokens.shape, CPU)
+            found = with_gradients(look, heads)
+            expected = with_gradients(lambda *h, allowed=allowed_BNN: plain(allowed, *h), heads)
+            torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation makes, in values."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in filter(torch.is_tensor, tree_leaves(made)):
+            self.values = max(self.values, tensor.numel())
+        return made
+
+
+def test_where_flex_attention_is_not_compiled_no_table_of_all_scores_is_made():
+    """As after so many shapes that PyTorch compiles no more of them."""
+    tokens, heads = 1024, [torch.randn(1, 4, 1024, 16, requires_grad=True) for _ in range(3)]
+    look = attending.query_by_query(lambda row, query, key: query // 4 == key // 4, 1, tokens, CPU)
+    flex = attending._flex(is_compiled=True)
+    with Largest() as largest, torch.compiler.set_stance("force_eager"):
+        with pytest.warns(UserWarning, match="FlexAttention is not compiled here"):
+            seen = flex(*heads, None, look)
+        seen.sum().backward()
+    assert largest.values < 4 * tokens * tokens / 2
+    allowed_1NN = attending.table(lambda row, query, key: query // 4 == key // 4, 1, tokens, CPU)
+    torch.testing.assert_close(seen, plain(allowed_1NN, *heads), atol=2e-5, rtol=2e-5)
 
 
 @kinds

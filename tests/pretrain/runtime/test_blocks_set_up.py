@@ -7,10 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_tools.parts import Part
 from data_tools.randomness import ClipRandom
+from finetune.shortening import Shortening
 from pretrain.config import PretrainConfig
 from pretrain.model.blocks import set_up_blocks
+from pretrain.runtime.engine_checks import check_engine
 from pretrain.runtime.metrics import read_metrics
+from pretrain.runtime.processes import find_processes
 from pretrain.runtime.settings import EngineConfig
 from pretrain.training import make_plan, training_clips
 from tests.conftest import run_module
@@ -74,6 +78,11 @@ def test_compiling_is_refused_where_it_cannot_work(
         EngineConfig(compile=True, zero_stage=3)
     with pytest.raises(ValueError, match=r"engine.compile=true compiles whole blocks, and token merging"):
         make_plan(small_config("engine.compile=true", "model.merge_per_block=2"))
+    assert Shortening(pruning=Part(name="run_length")).packs
+    assert not Shortening(pruning=Part(name="run_length", args={"keep": 0.5})).packs
+    compiling = EngineConfig(compile=True, device="cpu")
+    with pytest.raises(ValueError, match=r"with pruning.args.keep=null each step has another one: set keep"):
+        check_engine(compiling, find_processes("cpu"), merges=False, packs=True)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(
         ValueError, match=r"needs a C\+\+ compiler on the CPU \(no-such-compiler\): install it"
