@@ -4,9 +4,8 @@ import atexit
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
@@ -14,15 +13,11 @@ from multiprocessing import forkserver
 from typing import TypeVar
 
 import torch
-from tqdm import tqdm
-
-from data_tools.command import log
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _WAITING_PER_WORKER = 3  # enough that no process idles, few enough that little is repeated after a crash
-_LINES_IN_A_LOG = 10
 
 
 def map_in_order(
@@ -76,18 +71,6 @@ def map_as_done(
             # Any job in flight may be the killer: the first undone one is tried alone.
             position = next(iter(undone))
             yield position, _alone(function, undone.pop(position), on_crash)
-
-
-def progress(results: Iterable[Result], *, total: int, what: str) -> Iterator[Result]:
-    """Pass results on, showing a bar on a terminal and about ten plain lines in a log."""
-    if sys.stderr.isatty():
-        yield from tqdm(results, total=total, desc=what, unit="video")
-        return
-    every = max(total // _LINES_IN_A_LOG, 1)
-    for done, result in enumerate(results, start=1):
-        yield result
-        if done % every == 0 or done == total:
-            log.info("%s: %d of %d", what, done, total)
 
 
 def _pooled(

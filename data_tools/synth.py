@@ -26,7 +26,8 @@ from data_tools.config import load_config, require
 from data_tools.encoding.encode import EncodeConfig, write_video
 from data_tools.files import write_whole
 from data_tools.motions import KINDS, SceneConfig, make_scene
-from data_tools.pool import map_in_order, progress
+from data_tools.pool import map_in_order
+from data_tools.progress import progress
 from data_tools.randomness import generator
 
 CONFIG_NAME = "synth.json"

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data_tools.command import CheckpointError, log
 from data_tools.config import load_config
 from data_tools.files import write_whole
 from data_tools.index import ShardIndex, open_index
+from data_tools.progress import progress
 from data_tools.stream.loader import EvaluationItem, evaluation_loader
 from data_tools.stream.pixels import Pixels, join, on_device
 from finetune.build import clip_config
@@ -87,9 +87,8 @@ def evaluate(
         decoder=config.data.decoder,
     )
     share = len(range(processes.rank, len(index), processes.world))
-    # disable=None: a bar on a terminal only.
-    bar = tqdm(items, total=share, unit="video", desc="scoring", disable=None if processes.is_first else True)
-    votes = list(_votes(model, bar, config, processes.device))
+    shown = progress(items, total=share, what="scoring") if processes.is_first else items
+    votes = list(_votes(model, shown, config, processes.device))
     gathered = [vote for part in processes.gather(votes) for vote in part]
     views = config.evaluate.temporal_clips * config.evaluate.spatial_crops
     return {

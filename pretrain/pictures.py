@@ -39,11 +39,12 @@ class PictureBook:
 
     Attributes:
         clips: annotates with all hidden tokens as "wanted", but for those that pruning leaves out.
+        shown: which clips of the run.
     """
 
     model: MaskedAutoencoder
     clips: TrainingClips
-    count: int
+    shown: range
     schedule: Schedule
     folder: Path
 
@@ -53,7 +54,7 @@ class PictureBook:
 
     def after_step(self, step: int, writer: MetricsWriter) -> None:
         """See `runtime.loop.Watcher`."""
-        sheet_THWC = draw_clips(self.model, self.clips.batch(range(self.count)), seed=self.clips.seed)
+        sheet_THWC = draw_clips(self.model, self.clips.batch(self.shown), seed=self.clips.seed)
         writer.write_animation("reconstruction", sheet_THWC, step=step, fps=FPS)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"step-{step + 1:08d}.gif").write_bytes(gif_bytes(sheet_THWC, fps=FPS))

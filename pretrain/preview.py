@@ -51,7 +51,7 @@ from pretrain.sheet import (
     tint,
 )
 from pretrain.split import TokenSplit, share_of
-from pretrain.training import Plan, make_plan, training_clips
+from pretrain.training import Plan, clips_of_pictures, make_plan, training_clips
 
 PARTS = ("encoder", "decoder", "target")
 
@@ -75,10 +75,9 @@ def run_preview(arguments: argparse.Namespace) -> None:
 
 
 def read_clips(plan: Plan, step: int) -> ClipBatch:
-    """The first clips of a step, `pictures.clips` of them, each with the lists of `Fate`."""
+    """Clips of a step, `pictures.clips` of them, of different videos, each with the lists of `Fate`."""
     config = plan.config
-    first = step * config.batch.global_clips
-    clips = range(first, first + min(config.pictures.clips, config.batch.global_clips))
+    clips = clips_of_pictures(config, step * config.batch.global_clips)
     batch = training_clips(plan, Fate(split=plan.split)).batch(clips)
     for clip in batch.skipped:
         log.warning("%s cannot be read and is shown black: %s", clip.key, clip.reason)

@@ -185,11 +185,21 @@ def _picture_book(plan: Plan) -> PictureBook:
     return PictureBook(
         model=plan.model,
         clips=training_clips(plan, everything),
-        # Within one step, since budgets may differ from step to step.
-        count=min(config.pictures.clips, config.batch.global_clips),
+        shown=clips_of_pictures(config),
         schedule=Schedule(every_steps=config.pictures.every_steps, last_step=config.steps - 1),
         folder=Path(config.run_dir) / "pictures",
     )
+
+
+def clips_of_pictures(config: PretrainConfig, first: int = 0) -> range:
+    """The clips that pictures show, from the first of a step on: of different videos as far as it has them.
+
+    Within one step, since budgets may differ from step to step.
+    """
+    clips = config.batch.global_clips
+    count = min(config.pictures.clips, clips)
+    apart = min(config.data.views_per_video, clips // count)
+    return range(first, first + count * apart, apart)
 
 
 def _health_watch(plan: Plan) -> HealthWatch:

@@ -18,7 +18,8 @@ from data_tools.foreign.ours import Told
 from data_tools.foreign.rules import Described, Rules, Shelf, read_shelf
 from data_tools.foreign.shards import ForeignShard, open_shard
 from data_tools.index import VideoInfo
-from data_tools.pool import map_in_order, progress
+from data_tools.pool import map_in_order
+from data_tools.progress import progress
 from data_tools.storage.location import location
 from data_tools.stream.container import BadVideo
 from data_tools.stream.decode import probe

@@ -8,7 +8,8 @@ import torch
 
 from data_tools.config import require
 from data_tools.index import NO_LABEL, Sample
-from data_tools.pool import map_as_done, progress
+from data_tools.pool import map_as_done
+from data_tools.progress import progress
 from data_tools.randomness import generator
 from data_tools.report.collection import Collection
 from data_tools.report.duplicates import distance, most_bits_found, near_groups

@@ -18,7 +18,8 @@ from data_tools.files import read_blocks, read_journal, write_whole
 from data_tools.index import VideoInfo
 from data_tools.layouts.base import Laid, Layout, Task
 from data_tools.listing.videos import SourceVideo
-from data_tools.pool import map_as_done, progress
+from data_tools.pool import map_as_done
+from data_tools.progress import progress
 from data_tools.stream.container import BadVideo
 
 JOURNAL_NAME = "checked.jsonl"

@@ -27,7 +27,8 @@ from data_tools.index import (
     fingerprint,
     open_index,
 )
-from data_tools.pool import map_in_order, progress
+from data_tools.pool import map_in_order
+from data_tools.progress import progress
 from data_tools.storage.location import Location, location
 from data_tools.verifying.compare import (
     Fault,

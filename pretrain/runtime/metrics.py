@@ -6,10 +6,8 @@ the file of an interrupted run ends up as the file of an unbroken one (times asi
 """
 
 import io
-import logging
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,9 +21,8 @@ from tqdm import tqdm
 
 from data_tools.command import log
 from data_tools.files import read_journal
+from data_tools.progress import Pace
 from pretrain.runtime.journal import Journal
-
-_PLAIN_LINE_EVERY_S = 20.0
 
 
 class MetricsWriter:
@@ -122,11 +119,11 @@ class _Board:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a plain line now and then."""
+    """A bar on a terminal; elsewhere plain lines at round numbers of steps, with the time left."""
 
     def __init__(self, *, first_step: int, steps: int):
         self._steps = steps
-        self._last_line_s = 0.0
+        self._pace = Pace(first=first_step, total=steps)
         self._bar = tqdm(total=steps, initial=first_step, unit="step") if sys.stderr.isatty() else None
 
     def show(self, line: dict[str, Any]) -> None:
@@ -134,20 +131,15 @@ class Progress:
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
             self._bar.set_postfix_str(f"loss {line['loss']:.4f}")
-        elif log.isEnabledFor(logging.INFO) and self._is_due(done):
+        elif self._pace.is_due(done):
             speed = f"  {line['clips_per_s']:.1f} clips/s" if "clips_per_s" in line else ""
-            log.info("step %d/%d  loss %.4f  lr %.2e%s", done, self._steps, line["loss"], line["lr"], speed)
+            left = f"  {self._pace.left()}" if self._pace.left() else ""
+            text = "step %d/%d  loss %.4f  lr %.2e%s%s"
+            log.info(text, done, self._steps, line["loss"], line["lr"], speed, left)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-    def _is_due(self, done: int) -> bool:
-        now = time.monotonic()
-        if done < self._steps and now - self._last_line_s < _PLAIN_LINE_EVERY_S:
-            return False
-        self._last_line_s = now
-        return True
 
 
 def _put(line: dict[str, Any], board: SummaryWriter) -> None:

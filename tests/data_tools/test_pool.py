@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.pool import map_as_done, map_in_order, progress
+from data_tools.pool import map_as_done, map_in_order
 
 
 def square(number: int) -> int:
@@ -82,16 +82,6 @@ def test_processes_end_with_a_killed_parent(tmp_path: Path):
     parent.kill()
     parent.wait()
     _wait_until(lambda: not any(Path("/proc", path.name).exists() for path in seen.iterdir()))
-
-
-def test_progress_in_a_log_is_a_few_lines(capsys: pytest.CaptureFixture[str]):
-    from data_tools.command import configure_logging
-
-    configure_logging()
-    assert list(progress(range(1000), total=1000, what="check")) == list(range(1000))
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 10
-    assert lines[-1].endswith("check: 1000 of 1000")
 
 
 def _wait_until(condition) -> None:  # type: ignore[no-untyped-def]

@@ -21,7 +21,7 @@ from pretrain.config import PretrainConfig
 from pretrain.model.tokens import patchify
 from pretrain.preview import preview_columns, read_clips
 from pretrain.sheet import HIDDEN, NOT_ASKED, PRUNED, PRUNED_HIDDEN, named_tokens, tint
-from pretrain.training import Plan, make_plan, training_clips
+from pretrain.training import Plan, clips_of_pictures, make_plan, training_clips
 from tests.conftest import run_module
 
 CONFIG, DATA = 2, 3
@@ -258,3 +258,35 @@ def test_the_same_config_draws_the_same_picture(
         preview("--out", str(tmp_path / name), *overrides)
     one, two = (np.asarray(Image.open(tmp_path / name / "preview.png")) for name in ("one", "two"))
     assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("views", "global_clips", "clips", "shown"),
+    [
+        (1, 32, 4, [0, 1, 2, 3]),
+        (4, 32, 4, [0, 4, 8, 12]),
+        (4, 8, 4, [0, 2, 4, 6]),  # a step has two videos
+        (4, 2, 4, [0, 1]),
+        (2, 32, 3, [0, 2, 4]),
+    ],
+)
+def test_pictures_show_different_videos(
+    repo: Path, views: int, global_clips: int, clips: int, shown: list[int]
+) -> None:
+    config = load_config(
+        PretrainConfig,
+        repo / "configs/pretrain/demo.yaml",
+        [f"data.views_per_video={views}", f"batch.global_clips={global_clips}", f"pictures.clips={clips}"],
+    )
+    assert list(clips_of_pictures(config)) == shown
+    assert list(clips_of_pictures(config, 64)) == [64 + clip for clip in shown]
+
+
+def test_the_rows_of_a_preview_are_different_videos_where_each_gives_several_clips(
+    config_file: Path,
+) -> None:
+    config = load_config(
+        PretrainConfig, config_file, ["data.views_per_video=4", "batch.global_clips=8", "pictures.clips=2"]
+    )
+    batch = read_clips(make_plan(config, is_run=False), 0)
+    assert len(set(batch.keys)) == 2
