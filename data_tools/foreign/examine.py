@@ -99,7 +99,7 @@ def examine_shards(
         _examine, [jobs[position] for position in todo], workers=workers, on_crash=_crashed
     )
     with journal.open("a", encoding="utf-8") as file:
-        shown = progress(results, total=len(todo), what="index, parts of shards")
+        shown = progress(results, total=len(todo), what="index, parts of shards", unit="part")
         for position, result in zip(todo, shown, strict=True):
             found = result or _one_by_one(jobs[position], workers)
             known[stamps[position]] = found

@@ -104,7 +104,7 @@ def verify(sets: dict[str, ShardIndex], *, full: bool, workers: int) -> Iterator
         yield from _check_index(index)
         jobs = _shard_jobs(index)
         checked = map_in_order(check_shard, jobs, workers=workers)
-        for faults in progress(checked, total=len(jobs), what=f"shards of {index.folder}"):
+        for faults in progress(checked, total=len(jobs), what=f"shards of {index.folder}", unit="shard"):
             yield from faults
     for index in sets.values() if full else ():
         opened = Opened.of(index)
