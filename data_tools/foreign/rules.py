@@ -180,26 +180,22 @@ def _auto(file: IO[bytes], samples: Sequence[ForeignSample], name: str) -> str:
 
 
 def _describe(file: IO[bytes], sample: ForeignSample, shard: ForeignShard, rules: Rules) -> Described:
-    where = f"{shard.name}, {sample.key}"
-    if rules.label == "ours":
-        about = told(_json_of(file, sample, shard.name), where)
-        return Described(
-            key=sample.key,
-            video=sample.video,
-            label=about.label,
-            group=about.group or None,
-            extra=about.extra,
-            told=about,
-        )
-    wants_json = rules.label.startswith("json.") or rules.group or rules.columns
+    wants_json = rules.label == "ours" or rules.label.startswith("json.") or rules.group or rules.columns
     content = _json_of(file, sample, shard.name) if wants_json else {}
-    group = _value(content, rules.group) if rules.group else None
+    about = None
+    if rules.label == "ours" or is_ours(
+        content
+    ):  # one column of ours may be read as the label of another index
+        about = told(content, f"{shard.name}, {sample.key}")
+    group = _value(content, rules.group) if rules.group else about and about.group
+    extra = {field: value for field in rules.columns if (value := _value(content, field)) is not None}
     return Described(
         key=sample.key,
         video=sample.video,
-        label=_label(file, sample, shard, rules, content),
-        group=None if group is None else str(group),
-        extra={field: value for field in rules.columns if (value := _value(content, field)) is not None},
+        label=about.label if about and rules.label == "ours" else _label(file, sample, shard, rules, content),
+        group=None if group in (None, "") else str(group),
+        extra=extra if about is None else {**about.extra, **extra},
+        told=about,
     )
 
 

@@ -67,6 +67,19 @@ def test_an_index_is_made_in_the_place_of_the_lost_one(ours: Path, capsys: pytes
     assert run_program(PROGRAM, ["verify", str(ours / "train"), "workers=1"]) == 0
 
 
+def test_another_column_becomes_the_label_of_an_index_in_place(ours: Path, tmp_path: Path):
+    before = open_index(ours / "train")
+    assert index(ours, tmp_path / "other", "label=json.group") == 0
+    after = open_index(tmp_path / "other" / "train")
+    assert after.classes == ("g0", "g1", "g2")
+    assert [after.classes[label] for label in after.column("label").tolist()] == before.column(
+        "group"
+    ).tolist()
+    changed = {"label"}
+    first, second = rows(before), rows(after)
+    assert {name for name in first if first[name] != second[name]} == changed
+
+
 def test_data_sets_of_ours_are_merged(ours: Path, tmp_path: Path):
     merged = tmp_path / "merged"
     merged.mkdir()
