@@ -1,17 +1,25 @@
 """What a folder must hold to be a data set, told from listings alone."""
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 
 from data_tools.command import DataError
-from data_tools.storage.location import Location, StorageError
+from data_tools.storage.location import Location, StorageError, location
+
+_TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 
 def no_data_set(folder: Location, names: Sequence[str]) -> DataError:
-    """What to tell of a folder in which a file of the index is missing.
+    """Say what is missing in a place that should be the folder of a data set.
 
     Args:
         names: the files of an index; the first one marks a data set.
     """
+    if names_tars(folder):
+        return DataError(
+            f"{folder}: expected the folder of a data set, got tars; fix: {_folder_of(folder, names[0])}"
+        )
     if folder.path is not None and not folder.is_dir():
         return DataError(
             f"no folder of shards at {folder}: make one with `python -m data_tools shard SOURCE OUT`"
@@ -19,6 +27,8 @@ def no_data_set(folder: Location, names: Sequence[str]) -> DataError:
     lacking = next((name for name in names if not (folder / name).exists()), names[0])
     splits = data_sets_in(folder, names[0])
     hint = f"; did you mean {folder / splits[0]}?" if splits else ""
+    if not splits and any(name.endswith(".tar") for name in _sizes(folder)):
+        hint = f"; fix: make an index of its tars with `{_index(folder)}`"
     return DataError(f"{folder} holds no {lacking}, so it is no data set{hint}")
 
 
@@ -52,6 +62,27 @@ def check_shards_are_there(folder: Location, shards: Mapping[str, int]) -> None:
                 f"{folder / name} has {there[name]} bytes instead of {shards[name]}: it was cut short or "
                 "changed after it was written; copy it again"
             )
+
+
+def names_tars(place: Location) -> bool:
+    """Whether a place is one tar or a pattern of tars, and no folder of that name."""
+    is_named = place.name.endswith(_TARS) or any(sign in place.url for sign in "{*")
+    return is_named and not (place.path is not None and place.path.is_dir())
+
+
+def _folder_of(tars: Location, mark: str) -> str:
+    """How a data set is given whose tars the user names."""
+    above = location(re.split(r"[{*]", tars.url)[0].rpartition("/")[0] or ".")
+    try:
+        if (above / mark).exists():
+            return f"give {above}"
+    except StorageError:
+        pass
+    return f"make an index with `{_index(tars, 'INDEXES')}` and give INDEXES"
+
+
+def _index(place: Location, out: str = "") -> str:
+    return f"python -m data_tools index {shlex.quote(str(place))} {out}".rstrip()
 
 
 def _sizes(folder: Location) -> dict[str, int | None]:

@@ -187,7 +187,9 @@ def open_index(
     try:
         brought = bring(folder, (DATASET_NAME, INDEX_NAME), cache)
     except StorageError as error:
-        raise (no_data_set(folder, (DATASET_NAME, INDEX_NAME)) if error.is_missing else error) from error
+        if not error.is_missing and not folder.name.endswith(".tar"):
+            raise
+        raise no_data_set(folder, (DATASET_NAME, INDEX_NAME)) from error
     index = reopen(folder, brought)
     if len(index) == 0:
         raise DataError(

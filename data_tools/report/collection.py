@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data_tools.command import DataError
-from data_tools.folder_checks import data_sets_in
+from data_tools.folder_checks import data_sets_in, names_tars, no_data_set
 from data_tools.index import DATASET_NAME, Sample, ShardIndex, coded_column, open_index
 from data_tools.listing.videos import SPLITS
 from data_tools.storage.location import Location
@@ -80,6 +80,8 @@ def open_collection(folder: Location) -> Collection:
         return Collection(name=name, splits=("",), indexes=(open_index(folder),))
     names = data_sets_in(folder, DATASET_NAME)
     names.sort(key=lambda name: SPLITS.index(name) if name in SPLITS else len(SPLITS))
+    if not names and names_tars(folder):
+        raise no_data_set(folder, (DATASET_NAME,))
     if not names:
         raise DataError(
             f"{folder} holds no data set: give a folder made by `python -m data_tools shard SOURCE OUT`, "

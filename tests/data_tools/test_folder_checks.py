@@ -1,0 +1,55 @@
+"""What is said where tars are given in the place of a data set's folder."""
+
+from pathlib import Path
+
+import pytest
+
+from data_tools.command import DataError
+from data_tools.index import open_index
+from data_tools.report.collection import open_collection
+from data_tools.storage.location import location
+from tests.sharding import shard, write_clip
+from tests.source_collections import write_tar
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ours")
+    write_clip(root / "videos" / "a" / "1.mp4", 0)
+    assert shard(root / "videos", root / "my out", "layout.name=copy") == 0
+    return root / "my out"
+
+
+@pytest.mark.parametrize("name", ["shard-000000.tar", "shard-000007.tar", "shard-{0..9}.tar", "*.tar"])
+def test_a_tar_of_a_data_set_names_the_folder(ours: Path, name: str):
+    with pytest.raises(
+        DataError, match=r"expected the folder of a data set, got tars; fix: give .*out/train$"
+    ):
+        open_index(ours / "train" / name)
+    with pytest.raises(
+        DataError, match=r"expected the folder of a data set, got tars; fix: give .*out/train$"
+    ):
+        open_collection(location(ours / "train" / name))
+
+
+@pytest.mark.parametrize("name", ["x-{000..999}.tar", "x-000.tar", "lost/*.tar"])
+def test_tars_without_an_index_name_the_command(tmp_path: Path, name: str):
+    write_tar(tmp_path / "x y" / "x-000.tar", [])
+    place = tmp_path / "x y" / name
+    message = (
+        rf"got tars; fix: make an index with `python -m data_tools index '{place}' INDEXES` and give INDEXES"
+    )
+    with pytest.raises(DataError) as caught:
+        open_index(place)
+    assert str(caught.value).endswith(message)
+    with pytest.raises(
+        DataError, match=r"holds no dataset.json, .*fix: make an index of its tars with `python -m"
+    ):
+        open_index(tmp_path / "x y")
+
+
+def test_tars_behind_a_url_name_the_command_too(bucket: str):
+    with pytest.raises(
+        DataError, match=rf"{bucket}/\{{000..999\}}.tar: expected the folder .* data_tools index '"
+    ):
+        open_index(f"{bucket}/{{000..999}}.tar")
