@@ -6,9 +6,23 @@ from pathlib import Path
 from data_tools.encoding.originals import video_source
 from data_tools.encoding.steady import Cuts
 from data_tools.layouts.base import Laid, Layout, Task
-from data_tools.listing.videos import SourceVideo
+from data_tools.listing.videos import VIDEO_ENDINGS, SourceVideo
+from data_tools.stream.container import open_container
 from data_tools.stream.decode import probe
 
+# FFmpeg's names of containers, the first that a file's format has.
+_ENDINGS = {
+    "mp4": "mp4",
+    "webm": "mkv",
+    "matroska": "mkv",
+    "avi": "avi",
+    "gif": "gif",
+    "mpegts": "ts",
+    "mpeg": "mpg",
+    "flv": "flv",
+    "asf": "wmv",
+    "ogg": "ogg",
+}
 _CUTTING = "layout.name=stride_aligned, clips or jpegs"
 
 
@@ -19,7 +33,7 @@ class Copy(Layout):
         """See `Layout.lay`."""
         source = video_source(task.video)
         info = probe(source, notes=task.notes)
-        yield Laid(key=task.key, file=None, ending=Path(task.video.name).suffix[1:].lower(), info=info)
+        yield Laid(key=task.key, file=None, ending=_ending(task.video.name, source), info=info)
 
     def check(self, video: SourceVideo, cuts: Cuts) -> None:
         """See `Layout.check`."""
@@ -38,3 +52,13 @@ class Copy(Layout):
                 f"{video.name} is a part of a video (start_s, end_s) and layout.name=copy stores whole "
                 f"files; use {_CUTTING}"
             )
+
+
+def _ending(name: str, source: bytes | Path) -> str:
+    """The ending of a video's name, or one that fits its container if the name has none that videos have."""
+    ending = Path(name).suffix[1:].lower()
+    if ending in VIDEO_ENDINGS:
+        return ending
+    with open_container(source) as (container, _):
+        names = container.format.name.split(",")
+    return next(_ENDINGS[kind] for kind in _ENDINGS if kind in names)

@@ -149,6 +149,6 @@ def _fingerprint(listing: Listing) -> str:
     for video in listing.videos:
         about = dataclasses.asdict(video)
         del about["path"]
-        size = video.path.stat().st_size if video.path.is_file() else None
+        size = video.path.stat().st_size if not video.url and video.path.is_file() else None
         digest.update(json.dumps([about, size], sort_keys=True, default=dict).encode())
     return digest.hexdigest()[:16]

@@ -4,7 +4,6 @@ Processes do this side by side. What a video became is a line in a journal, writ
 disk, so that a run that was killed goes on where it was.
 """
 
-import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from data_tools.layouts.base import Laid, Layout, Task
 from data_tools.listing.videos import SourceVideo
 from data_tools.pool import map_as_done
 from data_tools.progress import progress
+from data_tools.sharding.source_state import source_states
 from data_tools.stream.container import BadVideo
 
 JOURNAL_NAME = "checked.jsonl"
@@ -90,10 +90,11 @@ def transcode(
         for stamp, finding in _read_journal(journal).items()
         if all(_is_there(sample, spool, is_sharded) for sample in finding.samples)
     }
-    stamps = [_stamp(task.video) for task in tasks]
+    states = source_states([task.video for task in tasks])
+    stamps = [state.stamp for state in states]
     unknown = [position for position, stamp in enumerate(stamps) if stamp not in known]
     # The longest first, so that no process is left alone with one at the end.
-    unknown.sort(key=lambda position: -_size(tasks[position].video))
+    unknown.sort(key=lambda position: -states[position].size)
     jobs = [Job(layout=layout, task=replace(tasks[position], folder=spool)) for position in unknown]
     write_whole(journal, "".join(_line(*entry) for entry in known.items()))  # without a half line at the end
     with journal.open("a", encoding="utf-8") as file:
@@ -169,31 +170,13 @@ def _digest(video: SourceVideo) -> str:
     """Parts of one long video ask for the same digest again and again."""
     if video.frames or video.member is not None:
         return content_digest(video)
-    return _file_digest(video.path, _stamp(replace(video, name="", start_s=None, end_s=None)))
+    [state] = source_states([replace(video, name="", start_s=None, end_s=None)])
+    return _file_digest(video.path, state.stamp)
 
 
 @lru_cache(maxsize=256)
 def _file_digest(path: Path, stamp: str) -> str:
     return content_digest(SourceVideo(path=path, name=path.name))
-
-
-def _files(video: SourceVideo) -> list[Path]:
-    return [video.path / name for name in video.frames] or [video.path]
-
-
-def _size(video: SourceVideo) -> int:
-    """Bytes to be read, as far as they are there."""
-    if video.member is not None:
-        return video.member[1]
-    return sum(path.stat().st_size for path in _files(video) if path.is_file())
-
-
-def _stamp(video: SourceVideo) -> str:
-    """Names a video in the state in which it lies there now."""
-    times = [path.stat().st_mtime_ns if path.is_file() else 0 for path in _files(video)]
-    about = [video.name, video.start_s, video.end_s, video.member, video.fps, _size(video), times]
-    text = json.dumps(about)
-    return text if len(times) == 1 else f"{video.name} {hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _is_there(sample: Stored, spool: Path, is_sharded: Callable[[str], bool]) -> bool:

@@ -92,6 +92,16 @@ class Location:
             return remote.size(self.url, self.patience)
         return self._here("look up", lambda path: path.stat().st_size)
 
+    def version(self) -> tuple[int | None, str]:
+        """Bytes of the file, None if a server does not tell them, and a text that changes with its content.
+
+        That is the checksum or the time of the last change, whichever the storage has.
+        """
+        if self.path is None:
+            return remote.version(self.url, self.patience)
+        status = self._here("look up", lambda path: path.stat())
+        return status.st_size, str(status.st_mtime_ns)
+
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """Bytes of the file from `offset` on, all of them by default; fewer only where it ends.
 

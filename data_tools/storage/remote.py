@@ -25,6 +25,8 @@ EXTRAS = {
     "gs": "pip install gcsfs",
     "hf": "pip install huggingface_hub",
 }
+# What file systems call a checksum of an object's content, or the time of its last change.
+_TAGS = ("ETag", "etag", "Content-MD5", "Digest", "blob_id", "Last-Modified", "LastModified", "updated")
 _CONNECT_S = 10.0
 _PIECE = 1 << 18
 _UNKNOWN_SIZE = 1 << 30
@@ -59,6 +61,13 @@ def size(url: str, patience: Patience) -> int:
     if found is None:
         raise StorageError(f"cannot tell the size of {masked(url)}: its server does not say")
     return int(found)
+
+
+def version(url: str, patience: Patience) -> tuple[int | None, str]:
+    """Bytes of an object as far as the server tells them, and the tag or time of its content."""
+    found = _call(url, "info", _path(url), doing="look up", patience=patience)
+    tags = [f"{name}={found[name]}" for name in _TAGS if found.get(name)]
+    return found.get("size"), " ".join(tags)
 
 
 def exists(url: str, patience: Patience) -> bool:
