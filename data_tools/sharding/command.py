@@ -3,7 +3,7 @@
     OUT/train/ validation/ ...   a data set each, as `data_tools.index` describes
     OUT/classes.json             label numbers, for classes=OUT of another run
     OUT/rejected.jsonl           videos that cannot be used, and why; in each split its own as well
-    OUT/notes.jsonl              videos that hold less than their container says
+    OUT/notes.jsonl              videos that are taken although something is odd, and what
     OUT/shard.json               what this is; written first, so that a stopped run can be continued
     OUT/work/                    only while running: see `data_tools.sharding.output`
 
