@@ -60,7 +60,7 @@ COLUMNS = pa.schema(
         ("reference_phase", pa.int32()),
     ]
 )
-# Columns that a source brings besides, such as a second label or a value to regress, follow these.
+# Columns that a source brings besides, such as a caption or a second label, follow these.
 EXTRA_TYPES = (pa.string(), pa.int64(), pa.float64())
 
 

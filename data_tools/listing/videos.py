@@ -35,7 +35,7 @@ class SourceVideo:
         fps: for a folder of pictures, how many are shown a second; a video says so itself.
         member: (first byte, number of bytes) of the video inside the file, as in a tar.
         url: where the file is, if not on this machine; `path` is its name alone then.
-        extra: further columns by name, such as a second label or a value to regress.
+        extra: further columns by name, such as a caption or a second label.
     """
 
     path: Path
