@@ -6,19 +6,24 @@ Each picture carries its number, so that frames are told apart after scaling and
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+import torch
 
 from data_tools.layouts.base import Laid, Task
 from data_tools.layouts.clips import Clips
 from data_tools.layouts.copy import Copy
 from data_tools.layouts.jpegs import Jpegs
 from data_tools.layouts.stride_aligned import StrideAligned
-from data_tools.listing.videos import SourceVideo
+from data_tools.listing.videos import SourceVideo, is_video
 from data_tools.stream.decode import decode_at, probe
+from data_tools.stream.geometry import turns
+from tests import filming
 from tests.sharding import encoded, number_of, numbered, numbers_in
 
 CASES = Path(__file__).resolve().parents[4] / "shared" / "cases"
+SHIPPED = Path(__file__).resolve().parents[2] / "data" / "videos"
 FRAMES = 45
 # Containers and encoders: (container, encoder, pixel format).
 KINDS = [
@@ -64,6 +69,23 @@ def laid(path: Path, folder: Path, layout: object) -> tuple[list[Laid], list[str
     folder.mkdir(exist_ok=True)
     task = Task(video=SourceVideo(path=path, name=path.name), key="key", folder=folder)
     return list(layout.lay(task)), task.notes  # type: ignore[attr-defined]
+
+
+def lumas_in(path: Path) -> list[np.ndarray]:
+    """The frames of a sequential decode, upright and in grey."""
+    lumas = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            luma = frame.to_ndarray(format="gray")
+            exchange, flip_rows, flip_columns = turns(frame)
+            luma = luma.T if exchange else luma
+            luma = luma[::-1] if flip_rows else luma
+            lumas.append(np.ascontiguousarray(luma[:, ::-1] if flip_columns else luma))
+    return lumas
+
+
+def shipped_numbers(path: Path) -> list[int]:
+    return [filming.number_of(torch.from_numpy(luma)[None]) for luma in lumas_in(path)]
 
 
 def stored(samples: list[Laid]) -> list[int]:
@@ -112,3 +134,43 @@ def test_every_layout_stores_the_frames_of_strange_files(name: str, tmp_path: Pa
         numbers = stored(laid(path, tmp_path / "out", layout)[0])
         assert sorted(set(numbers)) == source
         assert numbers == sorted(numbers)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SHIPPED.iterdir()))
+def test_every_layout_stores_the_frames_of_the_files_that_ship(name: str, tmp_path: Path):
+    source = shipped_numbers(SHIPPED / name)
+    for layout in (StrideAligned(crf=4), Jpegs(quality=2), Copy()):
+        [sample], notes = laid(SHIPPED / name, tmp_path / "out", layout)
+        numbers = shipped_numbers(sample.file or SHIPPED / name)
+        assert sample.info.frames == len(numbers)
+        if any("varying" in note for note in notes):
+            numbers = sorted(set(numbers))
+        assert numbers == source == sorted(source)
+
+
+@pytest.mark.parametrize(
+    "folder, frames",
+    [
+        ("ucf101_like", {"v_Archery_g01": 164, "v_Biking_g01": 90}),
+        ("spatial_video", {"hevc": 11, "media": 5, "a0": 24, "b0": 24}),
+    ],
+)
+def test_every_layout_stores_ucf101_and_spatial_video(folder: str, frames: dict[str, int], tmp_path: Path):
+    if not CASES.is_dir():
+        pytest.skip(f"no cases at {CASES}")
+    paths = [path for path in (CASES / folder).rglob("*") if is_video(path.name)]
+    for name, count in frames.items():
+        path = next(path for path in paths if path.name.startswith(name))
+        shown = small_lumas(path)
+        assert len(shown) == count
+        for layout in (StrideAligned(crf=8, short_side=64), Jpegs(short_side=64), Copy()):
+            [sample], notes = laid(path, tmp_path / "out", layout)
+            assert (sample.info.frames, notes) == (count, [])
+            if sample.file is not None:
+                assert np.abs(small_lumas(sample.file) - shown).mean(axis=(1, 2)).max() < 4
+
+
+def small_lumas(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        frames = [frame.reformat(width=16, height=16) for frame in container.decode(video=0)]
+    return np.stack([frame.to_ndarray(format="gray") for frame in frames]).astype(float)
