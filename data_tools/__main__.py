@@ -77,7 +77,7 @@ PROGRAM = Program(
         Command(
             name="index",
             help="make the index for anybody's WebDataset, which is then read in place",
-            example="python -m data_tools index s3://bucket/train-{0000..0099}.tar indexes label=cls",
+            example="python -m data_tools index 's3://bucket/train-{0000..0099}.tar' indexes label=cls",
             run=_index,
             positionals=(("shards", "folder of tars, one tar, or a pattern; here or behind a URL"),),
             optional=("out", "folder for the index; default: the folder of the tars"),

@@ -113,7 +113,7 @@ def run_program(program: Program, argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn every expected failure into one line and the design's exit code."""
     configure_logging()
     try:
-        arguments = _parse(program, sys.argv[1:] if argv is None else list(argv))
+        arguments = parse_arguments(program, sys.argv[1:] if argv is None else list(argv))
         arguments.run(arguments)
         return 0
     except (Exception, KeyboardInterrupt) as error:
@@ -155,7 +155,12 @@ def configure_logging() -> None:
     log.propagate = False
 
 
-def _parse(program: Program, argv: list[str]) -> argparse.Namespace:
+def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
+    """Parse a command line and check the form of its overrides.
+
+    Raises:
+        ValueError: an override is malformed.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m {program.name}", description=program.about)
     named = {command.name: command for command in program.commands if command.name}
     unnamed = next((command for command in program.commands if not command.name), None)

@@ -60,7 +60,7 @@ class SshCluster(Limits):
         given = [name for name in ("hostfile", "hosts") if getattr(self, name)]
         if len(given) != 1:
             raise UsageError(
-                "name the hosts by one of hostfile=FILE and hosts={a: 8, b: 8} (processes by host), "
+                "name the hosts by one of hostfile=FILE and 'hosts={a: 8, b: 8}' (processes by host), "
                 f"got {' and '.join(given) or 'neither'}"
             )
         port = self.master_port

@@ -155,7 +155,7 @@ def test_a_wrong_hostfile_names_the_line(tmp_path: Path, text: str, message: str
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "name the hosts by one of hostfile=FILE and hosts={a: 8, b: 8} .*, got neither"),
+        ([], "name the hosts by one of hostfile=FILE and 'hosts={a: 8, b: 8}' .*, got neither"),
         (["hosts.a=1", "hostfile=x"], "got hostfile and hosts"),
         (["hosts.-oProxyCommand=1"], "hosts must name hosts by name or address, got '-oProxyCommand'"),
         (["hosts.a b=1"], "got 'a b'"),

@@ -1,0 +1,60 @@
+"""The commands that README, the documents, the recipes and the help texts show."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_tools.__main__ import PROGRAM as DATA_TOOLS
+from finetune.__main__ import PROGRAM as FINETUNE
+from launch.__main__ import parser
+from pretrain.__main__ import PROGRAM as PRETRAIN
+
+REPO = Path(__file__).resolve().parents[1]
+PAGES = [REPO / "README.md", REPO / "ARCHITECTURE.md", *sorted((REPO / "docs").glob("*.md"))]
+_COMMAND = re.compile(
+    r"^(?:\$ )?(?:OMP_NUM_THREADS=1 )?(?:(?:\.venv/bin/)?python|torchrun(?: --\S+)*) (-m .*)$"
+)
+_CODE = re.compile(r"`([^`\n]+)`")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+
+
+def is_usage(command: str) -> bool:
+    """Whether it is no command to paste: `[optional]`, `one|other`, words left out, or the name alone."""
+    bare = _QUOTED.sub("", command.split(" #")[0])
+    is_name_alone = len(bare.split()) <= 3
+    return is_name_alone or bool(re.search(r"(^|\s)\[|\w\|\w|\.\.\.", bare))
+
+
+def documented() -> Iterator[tuple[str, str]]:
+    """Where a command stands, and what follows `python`, as it is written."""
+    for page in PAGES:
+        for line in _whole_lines(page):
+            yield from _commands(str(page.relative_to(REPO)), line.strip() if line.startswith("    ") else "")
+    for page in sorted((REPO / "configs").rglob("*.yaml")):
+        for line in _whole_lines(page):
+            for shown in (line.removeprefix("# command").strip(), *_CODE.findall(line)):
+                yield from _commands(str(page.relative_to(REPO)), shown)
+    for program in (DATA_TOOLS, PRETRAIN, FINETUNE):
+        for command in program.commands:
+            yield from _commands(f"{program.name} --help", command.example)
+    for line in (parser().epilog or "").splitlines():
+        yield from _commands("launch --help", line.strip())
+
+
+def unquoted_mappings() -> Iterator[tuple[str, str]]:
+    """Pieces of code within a sentence that show `key={...}` with blanks which a shell would split."""
+    for page in PAGES:
+        for span in _CODE.findall(page.read_text(encoding="utf-8")):
+            if re.search(r"(^|\s)[a-z_.]+=[{\[]\S* ", _QUOTED.sub("", span)):
+                yield str(page.relative_to(REPO)), span
+
+
+def _whole_lines(page: Path) -> list[str]:
+    """The lines of a page; those that a backslash breaks in one."""
+    return re.sub(r"\\\n#?\s+", "", page.read_text(encoding="utf-8")).splitlines()
+
+
+def _commands(page: str, line: str) -> Iterator[tuple[str, str]]:
+    found = _COMMAND.match(line)
+    if found and not is_usage(found[1]):
+        yield page, found[1]

@@ -1,0 +1,140 @@
+"""Every command that a document shows can be pasted: a shell leaves it whole, and its program takes it."""
+
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_tools.__main__ import PROGRAM as DATA_TOOLS
+from data_tools.bench import BenchConfig
+from data_tools.command import Program, parse_arguments
+from data_tools.config import load_config
+from data_tools.config_files import RECIPES, find_config
+from data_tools.foreign.command import IndexConfig
+from data_tools.report.looked import ReportConfig
+from data_tools.sharding.plan import ShardConfig
+from data_tools.stream.order import plan_batch
+from data_tools.synth import SynthConfig
+from data_tools.verifying.command import VerifyConfig
+from finetune.__main__ import PROGRAM as FINETUNE
+from finetune.config import FinetuneConfig
+from finetune.kinship.options import ImportOptions
+from launch.__main__ import parse
+from launch.cluster import read_cluster, split_words
+from launch.k8s_cluster import KubernetesCluster
+from launch.local import LocalCluster
+from launch.slurm_cluster import SlurmCluster
+from launch.ssh import SshCluster
+from pretrain.__main__ import PROGRAM as PRETRAIN
+from pretrain.building import build_parts
+from pretrain.config import PretrainConfig
+from pretrain.model.tokens import TokenGrid
+from tests.documented_commands import documented, unquoted_mappings
+
+COMMANDS = sorted(set(documented()))
+PROGRAMS = {"data_tools": DATA_TOOLS, "pretrain": PRETRAIN, "finetune": FINETUNE}
+SCHEMAS: dict[str, type] = {
+    "synth": SynthConfig,
+    "shard": ShardConfig,
+    "index": IndexConfig,
+    "report": ReportConfig,
+    "bench": BenchConfig,
+    "verify": VerifyConfig,
+    "import": ImportOptions,
+}
+CLUSTERS: dict[str, type] = {
+    "local": LocalCluster,
+    "ssh": SshCluster,
+    "slurm": SlurmCluster,
+    "k8s": KubernetesCluster,
+}
+CLUSTER_FILES = {"ssh": "ssh", "slurm": "slurm", "k8s": "kubernetes", "local": "local"}
+# What every recipe leaves open.
+GIVEN = {
+    "pretrain": ["run_dir=RUN", "data.shards=SHARDS"],
+    "finetune": ["run_dir=RUN", "data.train=TRAIN", "data.validation=VALIDATION"],
+}
+
+
+def after_a_shell(command: str, folder: Path) -> list[str]:
+    """The words that a shell makes of a command; what it would write goes to an empty folder."""
+    script = f"python() {{ printf '%s\\0' \"$@\" > words; }}\npython {command}"
+    subprocess.run(["bash", "-c", script], cwd=folder, check=True)
+    return (folder / "words").read_text().split("\0")[:-1]
+
+
+def test_there_are_commands_of_every_program() -> None:
+    modules = {shlex.split(command)[1] for _, command in COMMANDS}
+    assert {"data_tools", "pretrain", "finetune", "launch"} <= modules
+    assert len(COMMANDS) > 100
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_a_shell_leaves_a_command_whole(page: str, command: str, tmp_path: Path) -> None:
+    words = after_a_shell(command, tmp_path)
+    as_written = shlex.split(command, comments=True)
+    assert words == (as_written[: as_written.index(">")] if ">" in as_written else as_written)
+    assert "python" not in words[1:], "one command a line"
+
+
+def test_mappings_in_a_sentence_are_quoted_as_a_shell_needs_it() -> None:
+    assert list(unquoted_mappings()) == []
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_a_command_is_taken_by_its_program(page: str, command: str) -> None:
+    words = shlex.split(command.partition(" > ")[0], comments=True)
+    # The mask that ARCHITECTURE.md writes as an example does not exist.
+    take(words[1], [word.replace("name: rows", "name: uniform") for word in words[2:]])
+
+
+def take(module: str, words: list[str]) -> None:
+    """Parse a command and load the config it names."""
+    if module == "launch":
+        take_launch(words)
+    elif module in PROGRAMS:
+        take_program(PROGRAMS[module], words)
+    else:
+        assert module == "pytest" or module.startswith("tests."), module
+
+
+def take_program(program: Program, words: list[str]) -> None:
+    arguments = parse_arguments(program, words)
+    name = next(iter(words), "")
+    if program is PRETRAIN:
+        config = load("pretrain", PretrainConfig, arguments)
+        grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
+        build_parts(config, grid)
+        batch, views = config.batch, config.data.views_per_video
+        plan_batch(batch.global_clips, batch.clips_per_device, world=1, views=views)
+    elif name == "train":
+        load("finetune", FinetuneConfig, arguments)
+    elif name == "evaluate":
+        load_config(
+            FinetuneConfig, RECIPES / "finetune" / "demo.yaml", [*GIVEN["finetune"], *arguments.overrides]
+        )
+    elif name in SCHEMAS:
+        load_config(SCHEMAS[name], None, arguments.overrides)
+
+
+def load(kind: str, schema: Callable[..., Any], arguments: Any) -> Any:
+    path = find_config("demo" if arguments.config == "CONFIG" else arguments.config, kind)
+    given = GIVEN[kind]
+    if any(override.startswith("data.mixture=") for override in arguments.overrides):
+        given = given[:1]
+    return load_config(schema, path, [*given, *arguments.overrides])
+
+
+def take_launch(words: list[str]) -> None:
+    arguments = parse(words)
+    kind = getattr(arguments, "kind", words[0])
+    if kind in CLUSTERS:
+        place = RECIPES / "cluster" / f"{CLUSTER_FILES[kind]}.yaml"
+        words = [str(place) if word == "CLUSTER.yaml" else word for word in arguments.words]
+        file, overrides = split_words(words)
+        read_cluster(CLUSTERS[kind], file, overrides)
+    if arguments.job:
+        take(arguments.job[0], arguments.job[1:])
