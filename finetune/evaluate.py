@@ -26,6 +26,7 @@ from finetune.model_file import DESCRIPTION, FinetunedModel, load_model
 from finetune.scoring import Vote, average_views, score
 from pretrain.runtime.cores import share_cores
 from pretrain.runtime.processes import Processes, find_processes, join_group, leave_group
+from pretrain.runtime.settings import precision_on
 
 MODEL_FOLDER = "model"
 
@@ -139,7 +140,7 @@ def _votes(
 ) -> Iterator[Vote]:
     """One vote an item, in the items' order."""
     limit = config.batch.clips_per_device
-    is_half = config.engine.precision == "bf16"
+    is_half = precision_on(config.engine, device) == "bf16"
     model.classifier.eval()
     for group in _grouped(items, limit):
         views = [item.pixels for item in group if item.skipped is None]

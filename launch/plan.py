@@ -66,10 +66,12 @@ def run_plan(arguments: argparse.Namespace) -> int:
     machines = read_cluster(Machines, arguments.cluster, own)
     refuse_fine_tuning(Path(arguments.config))
     run = None if arguments.measured is None else read_run(arguments.measured)
-    cost = ask_cost([arguments.config, *overrides])
+    # "auto" precision is counted as on a GPU unless the config names the CPU.
+    on_cpu = ["engine.device=cpu"] if machines.device == "cpu" else []
+    cost = ask_cost([arguments.config, *on_cpu, *overrides])
     resolved, fit, measured = machines.resolved(cost["run"]["precision"]), Fit(), None
     if run is not None:
-        own_cost = ask_cost([str(run.path / "config.yaml")])
+        own_cost = ask_cost([str(run.path / "config.yaml"), *on_cpu])
         fit, resolved, measured = calibrate(run, own_cost, resolved)
     plan = make_plan(cost, resolved, fit)
     plan["measured"] = measured

@@ -107,6 +107,13 @@ def _flops(model: MaskedAutoencoder, clip: ClipBatch, parameters: dict[str, int]
     }
 
 
+def _precision(config: PretrainConfig) -> str:
+    """The precision to count with; "auto" counts as on a GPU unless the config names the CPU."""
+    if config.engine.precision != "auto":
+        return config.engine.precision
+    return "fp32" if config.engine.device == "cpu" else "bf16"
+
+
 def _run(config: PretrainConfig) -> dict[str, Any]:
     """The settings that a plan looks at."""
     clip = config.clip
@@ -119,7 +126,7 @@ def _run(config: PretrainConfig) -> dict[str, Any]:
         "views_per_video": config.data.views_per_video,
         "workers": config.data.workers,
         "zero_stage": config.engine.zero_stage,
-        "precision": config.engine.precision,
+        "precision": _precision(config),
         "bucket_mb": config.engine.bucket_mb,
         "recomputes": config.engine.activation_checkpointing,
         "communication": config.engine.communication,
@@ -187,7 +194,7 @@ def _traced(
         trace_step(
             build,
             _clips(config, split, first_clip, count),
-            is_bf16=config.engine.precision == "bf16",
+            is_bf16=_precision(config) == "bf16",
             recomputes=recomputes,
         )
         for count in _TRACED

@@ -127,7 +127,7 @@ def _flex(*, is_compiled: bool) -> Callable[..., Tensor]:
                 stacklevel=2,
             )
             return uncompiled(query_BANF, key_BANF, value_BANF)
-        return cast(Tensor, flex_attention(query_BANF, key_BANF, value_BANF, block_mask=mask))
+        return flex_attention(query_BANF, key_BANF, value_BANF, block_mask=mask)
 
     return cast("Callable[..., Tensor]", torch.compile(flex)) if is_compiled else flex
 

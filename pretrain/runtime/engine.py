@@ -13,7 +13,7 @@ from pretrain.runtime.engine_holdings import HOLDINGS, ShardedHolding
 from pretrain.runtime.optimiser import build_optimiser, set_learning_rate
 from pretrain.runtime.pieces import Piece, ReadPiece
 from pretrain.runtime.processes import Processes, join_group
-from pretrain.runtime.settings import EngineConfig, OptimConfig
+from pretrain.runtime.settings import EngineConfig, OptimConfig, precision_on
 from pretrain.runtime.shared_pieces import load_shared, share_of
 
 # At ZeRO 3 parameters of at most so many values stay gathered: vectors, whose gathering costs more than they
@@ -58,6 +58,8 @@ class Engine:
     ):
         deepspeed = _import_deepspeed(processes)
         join_group(processes)
+        precision = precision_on(engine, processes.device)
+        _set_precision(precision, processes.device)
         module.train()
         self._clip_norm = optim.clip_norm
         self._stage = engine.zero_stage
@@ -69,7 +71,7 @@ class Engine:
         self._engine, self._optimiser, _, _ = deepspeed.initialize(
             model=trained.to(processes.device),
             optimizer=build_optimiser(groups, optim),
-            config=_deepspeed_config(optim, engine, plan),
+            config=_deepspeed_config(optim, engine, plan, precision=precision),
         )
         self._bucket_values = _bucket_values(engine)
         if self._stage == 0:
@@ -205,9 +207,17 @@ def _bucket_values(engine: EngineConfig) -> int:
     return engine.bucket_mb * 1_000_000 // 4
 
 
-def _deepspeed_config(optim: OptimConfig, engine: EngineConfig, plan: BatchPlan) -> dict[str, Any]:
+def _set_precision(precision: str, device: torch.device) -> None:
+    """Choose how CUDA multiplies what stays in float32: exactly in an fp32 run, with TF32 beside bf16."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if precision == "bf16" else "highest")
+
+
+def _deepspeed_config(
+    optim: OptimConfig, engine: EngineConfig, plan: BatchPlan, *, precision: str
+) -> dict[str, Any]:
     bucket = _bucket_values(engine)
-    autocast: dict[str, Any] = {"enabled": engine.precision == "bf16", "dtype": "bfloat16"}
+    autocast: dict[str, Any] = {"enabled": precision == "bf16", "dtype": "bfloat16"}
     if engine.communication == "fp32":
         # Else DeepSpeed exchanges the gradients of linear layers in what autocast computes in.
         autocast["lower_precision_safe_modules"] = []

@@ -23,9 +23,10 @@ from data_tools.command import log, writing_to
 from data_tools.config import to_yaml, with_defaults
 from data_tools.files import write_whole
 from pretrain.folder_kinds import kind_of_config, kind_of_run
-from pretrain.runtime.config_changes import Change, find_changes, table_of
+from pretrain.runtime.config_changes import FREE_KEYS, Change, find_changes, table_of
 from pretrain.runtime.inputs import Input, judge, read_inputs, write_inputs
 from pretrain.runtime.run_lock import LOCK_FILE
+from pretrain.runtime.settings import EngineConfig, precision_on
 
 PREVIEW_FOLDER = "preview"
 _MOST_NAMED = 8  # of the keys that are refused; the table before the error shows all
@@ -85,13 +86,27 @@ def open_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> No
         # Against the config of the first start, which stays as it is.
         changed = {change.key: [change.there, change.here] for change in _changes(run_dir, config, inputs)}
         write_inputs(run_dir, inputs)
-        write_whole(path, json.dumps([*starts, {**_environment(), "changed": changed}], indent=1))
+        precision = _precision(config.engine)
+        if starts and starts[-1].get("precision", precision) != precision:
+            effect = FREE_KEYS["engine.precision"]
+            log.info(
+                "precision: %s at the last start, %s now: %s", starts[-1]["precision"], precision, effect
+            )
+        write_whole(
+            path,
+            json.dumps([*starts, {**_environment(), "precision": precision, "changed": changed}], indent=1),
+        )
 
 
 def _changes(run_dir: Path, config: Any, inputs: Sequence[Input]) -> list[Change]:
     stored = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     changes = find_changes(with_defaults(type(config), stored), yaml.safe_load(to_yaml(config)))
     return judge(changes, read_inputs(run_dir), inputs)
+
+
+def _precision(engine: EngineConfig) -> str:
+    on_cuda = torch.cuda.is_available() and engine.device != "cpu"
+    return precision_on(engine, torch.device("cuda" if on_cuda else "cpu"))
 
 
 def _environment() -> dict[str, Any]:

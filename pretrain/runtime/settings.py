@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from data_tools.config import require
 from data_tools.storage.cache import Cache
 from data_tools.stream.reading import check_decoder
@@ -102,7 +104,8 @@ class EngineConfig:
     Attributes:
         zero_stage: 0 keeps everything on every process; 1 shards the optimiser's state; 2 the gradients too;
             3 the weights too.
-        precision: "fp32", or "bf16" for fp32 weights with bf16 compute where that is safe (autocast).
+        precision: "bf16" for fp32 weights with bf16 compute where that is safe (autocast), "fp32", or "auto":
+            bf16 on CUDA devices that support it, fp32 elsewhere.
         device: "auto" takes CUDA where there is one.
         communication: "fp32", or "bf16" to exchange gradients in half the bytes and with 8 bits of mantissa.
         bucket_mb: size of the buckets in which gradients are exchanged, counted in float32.
@@ -114,7 +117,7 @@ class EngineConfig:
     """
 
     zero_stage: int = 0
-    precision: str = "fp32"
+    precision: str = "auto"
     device: str = "auto"
     communication: str = "fp32"
     bucket_mb: int = 200
@@ -124,7 +127,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         require(self.zero_stage in (0, 1, 2, 3), "engine.zero_stage", "be 0, 1, 2 or 3", self.zero_stage)
-        require(self.precision in ("fp32", "bf16"), "engine.precision", "be fp32 or bf16", self.precision)
+        is_known = self.precision in ("auto", "fp32", "bf16")
+        require(is_known, "engine.precision", "be auto, fp32 or bf16", self.precision)
         require(self.device in ("auto", "cpu", "cuda"), "engine.device", "be auto, cpu or cuda", self.device)
         is_known = self.communication in ("fp32", "bf16")
         require(is_known, "engine.communication", "be fp32 or bf16", self.communication)
@@ -133,6 +137,14 @@ class EngineConfig:
         require(can_compile, "engine.compile", why, self.compile)
         require(self.bucket_mb >= 1, "engine.bucket_mb", "be at least 1", self.bucket_mb)
         require(self.cpu_threads >= 0, "engine.cpu_threads", "be 0 (automatic) or more", self.cpu_threads)
+
+
+def precision_on(engine: EngineConfig, device: torch.device) -> str:
+    """The precision of a run on a device: "fp32" or "bf16"."""
+    if engine.precision != "auto":
+        return engine.precision
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
         (["data.views_per_video=0"], "data.views_per_video must be at least 1, got 0"),
         (["model.predict_share=0"], "model.predict_share must lie above 0 and at most at 1, got 0.0"),
         (["engine.zero_stage=7"], "engine.zero_stage must be 0, 1, 2 or 3, got 7"),
-        (["engine.precision=fp8"], "engine.precision must be fp32 or bf16, got 'fp8'"),
+        (["engine.precision=fp8"], "engine.precision must be auto, fp32 or bf16, got 'fp8'"),
         (
             ["model.size=huger"],
             "model.size must be one of tiny, small, base, large, huge, giant, got 'huger'",

@@ -80,6 +80,21 @@ def test_anything_else_that_differs_is_refused_by_name(
         check_run_dir(tmp_path / "run", small_config(override))
 
 
+def test_automatic_precision_is_noted_at_each_start_and_said_where_it_changes(
+    small_config: BuildConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "run" / "environment.json"
+    open_run_dir(tmp_path / "run", small_config())
+    (start,) = json.loads(path.read_text())
+    assert start["precision"] == "fp32", "the run names the CPU"
+    path.write_text(json.dumps([{**start, "precision": "bf16"}]))
+    with caplog.at_level("INFO", logger="kinemae"):
+        assert check_run_dir(tmp_path / "run", small_config()) is True
+        open_run_dir(tmp_path / "run", small_config())
+    expected = "precision: bf16 at the last start, fp32 now: everything is rounded otherwise from here on"
+    assert caplog.messages == [expected]
+
+
 def test_a_key_that_the_runs_config_lacks_had_its_default(small_config: BuildConfig, tmp_path: Path) -> None:
     """As a config that an older version wrote lacks the keys that came later."""
     open_run_dir(tmp_path / "run", small_config())
