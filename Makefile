@@ -5,7 +5,7 @@ RUN := OMP_NUM_THREADS=1 $(BIN)/python -m
 DEMO ?= demo
 SEED ?= 0
 
-.PHONY: install demo test test-nightly check clean
+.PHONY: install demo quick test test-nightly check clean
 
 install: .venv/installed
 
@@ -47,6 +47,10 @@ demo: install
 	@echo "      data.train=SHARDS/train data.validation=SHARDS/validation run_dir=RUN/finetuned"
 
 PYTEST := $(RUN) pytest -n logical --maxprocesses 8 --dist loadfile
+
+# What a contributor runs after each change: no run of several processes, nothing slow; under two minutes.
+quick: install
+	$(PYTEST) -m "not slow and not processes and not chaos and not cluster and not gpu"
 
 test: install
 	$(PYTEST)

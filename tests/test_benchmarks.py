@@ -33,6 +33,7 @@ def test_a_peer_that_is_there_is_not_missing() -> None:
     assert why_missing("json.decoder", "nothing") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "peer"), [("loader", "torchcodec"), ("step", "transformers")])
 def test_a_benchmark_starts_without_its_peer(script: str, peer: str, repo: Path, tmp_path: Path) -> None:
     (tmp_path / f"{peer}.py").write_text("raise RuntimeError('its libraries are missing')")

@@ -23,7 +23,13 @@ from tests.seeds import IS_NIGHTLY, SEED
 # Of faults; what has begun by then is followed to its end.
 LOCAL_S, HOSTS_S = (900.0, 600.0) if IS_NIGHTLY else (110.0, 80.0)
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(3000), pytest.mark.parametrize("seed", [SEED])]
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.processes,
+    pytest.mark.slow,
+    pytest.mark.timeout(3000),
+    pytest.mark.parametrize("seed", [SEED]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,7 @@ def test_a_run_on_this_machine_survives(seed: int, undisturbed: Path, tmp_path: 
     survive(scene, undisturbed, seed=seed, seconds=LOCAL_S)
 
 
+@pytest.mark.cluster
 @pytest.mark.skipif(why_no_hosts() is not None, reason=str(why_no_hosts()))
 def test_a_run_on_two_hosts_survives(seed: int, undisturbed: Path, tmp_path: Path, repo: Path) -> None:
     with hosts_on_this_machine(tmp_path) as network:

@@ -87,7 +87,7 @@ def test_the_table_is_for_people(synth_shards: Path, capsys: pytest.CaptureFixtu
         ("gpu_clips_per_s=0", "gpu_clips_per_s must be above 0, got 0.0"),
         ("data.views_per_video=0", "data.views_per_video must be at least 1, got 0"),
         ("data.decoder=decord", "data.decoder must be pyav or torchcodec, got 'decord'"),
-        ("clip.sizes=3", "Did you mean"),
+        ("clip.sizes=3", "did you mean clip.size?"),
     ],
 )
 def test_a_wrong_key_is_one_line(

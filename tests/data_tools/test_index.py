@@ -97,6 +97,7 @@ def test_an_empty_data_set_is_named(folder: Path):
         open_index(folder)
 
 
+@pytest.mark.slow
 def test_opening_reads_no_rows(repo: Path):
     script = [sys.executable, str(repo / "tests" / "benchmarks" / "index.py"), "--samples", "300000"]
     printed = subprocess.run(

@@ -76,6 +76,7 @@ def test_webdataset_alone_reads_bytes_and_labels(shards: Path, collection: Path)
     check(shards, collection, read)
 
 
+@pytest.mark.slow
 def test_hugging_face_datasets_reads_bytes_and_labels(
     shards: Path, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -102,6 +103,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 def test_a_csv_with_any_names_works_from_end_to_end(tmp_path: Path):
     """Spaces, quotes, line ends, dots, and names that a kinder file system would take for one another."""
     write_clips(tmp_path / "my videos", *NAMES)

@@ -193,6 +193,7 @@ def test_a_disk_that_is_full_is_named(tmp_path: Path) -> None:
     assert "free some space" in full["mend"]
 
 
+@pytest.mark.cluster
 @pytest.mark.processes
 def test_two_nodes_of_slurm_are_well(tmp_path: Path) -> None:
     with controller():

@@ -19,7 +19,7 @@ from tests.conftest import demo_job, run_module
 from tests.launch.controller import ask, controller, field, state, wait_for
 from tests.launch.rooms import are_waiting, make_job, told
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.cluster]
 
 TWO_NODES = SlurmCluster(nodes=2)
 HOSTILE = "a b'c\"d $(touch pwned) `touch pwned` %j #x ä"

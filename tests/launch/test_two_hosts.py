@@ -15,7 +15,7 @@ from tests.conftest import REPO, demo_job, run_module
 from tests.launch.hosts import Network
 from tests.launch.rooms import wait_for
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.cluster]
 
 STEPS = 100  # enough that the kill lands among them on a busy machine
 

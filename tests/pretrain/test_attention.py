@@ -180,7 +180,7 @@ def test_a_long_row_is_seen_as_the_dense_reference_sees_it(part):
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @kinds
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-2), (torch.bfloat16, 5e-2)])
 def test_on_a_gpu_long_rows_and_their_gradients_equal_the_dense_reference(part, dtype, tolerance):

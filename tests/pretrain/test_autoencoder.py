@@ -114,6 +114,7 @@ def test_the_same_seed_builds_the_same_model():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_predicting_all_hidden_tokens_with_the_self_decoder_is_videomae():
     """Same weights in transformers' VideoMAE, its positions in ours: same predictions, same loss."""
     transformers = pytest.importorskip("transformers")

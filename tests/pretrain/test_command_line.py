@@ -231,6 +231,7 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--dry-run" in output
 
 
+@pytest.mark.slow
 def test_the_module_itself_gives_line_and_exit_code_before_deepspeed_is_loaded(arguments: list[str]) -> None:
     ran = run_module("pretrain", *arguments, "masking.name=tubes", check=False)
     assert ran.returncode == CONFIG

@@ -114,6 +114,7 @@ def cost_of(folder: Path, *overrides: str) -> dict[str, Any]:
     return measure_cost(load_config(PretrainConfig, folder / "tiny.yaml", list(overrides)))
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_dearest_step_of_a_mask_whose_ratio_changes(tmp_path: Path) -> None:
     jitter = "masking={name: jitter, args: {of: uniform, least: 0.25, most: 0.75}}"
     light, heavy, changing = (

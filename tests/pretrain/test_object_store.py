@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.__main__ import PROGRAM
+from data_tools.command import run_program
 from data_tools.storage.cache import Cache
 from pretrain.runtime.settings import StreamConfig
 from tests.conftest import run_module
 from tests.faulty_server import FaultyServer
+from tests.sharding import shard
 
 TINY = [
     *("steps=4", "save_every_steps=4", "batch.global_clips=4", "clip.frames=4", "data.workers=1"),
@@ -22,16 +25,22 @@ def losses(run_dir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
+@pytest.mark.slow
 def test_shards_on_s3_behind_a_faulty_network_train_as_local_ones_do(
-    repo: Path, synth_videos: Path, tmp_path: Path, proxied_bucket: tuple[FaultyServer, str]
+    repo: Path,
+    synth_videos: Path,
+    tmp_path: Path,
+    proxied_bucket: tuple[FaultyServer, str],
+    capsys: pytest.CaptureFixture[str],
 ):
     proxy, bucket = proxied_bucket
     source = str(synth_videos / "unlabelled")
     here, there = str(tmp_path / "shards"), f"{bucket}/sets/x"
     proxy.at_random(0.12, seed=1)
     for out in (here, there):
-        run_module("data_tools", "shard", source, out, "samples_per_shard=10", "workers=1")
-    told = json.loads(run_module("data_tools", "verify", there, "--full", "--json", "workers=1").stdout)
+        assert shard(source, out, "samples_per_shard=10") == 0
+    assert run_program(PROGRAM, ["verify", there, "--full", "--json", "workers=1"]) == 0
+    told = json.loads(capsys.readouterr().out)
     assert told == {"samples": 40, "shards": 4, "full": True, "faults": []}
 
     config = str(repo / "configs/pretrain/demo.yaml")

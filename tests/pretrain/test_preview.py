@@ -105,6 +105,7 @@ def test_the_counts_are_those_of_the_plan(preview: Callable[..., dict[str, Any]]
     assert counts["parameters"]["all"] == summary["parameters"]
 
 
+@pytest.mark.slow
 def test_a_run_can_be_started_in_the_folder_that_a_preview_was_drawn_into(
     preview: Callable[..., dict[str, Any]], config_file: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_the_table_names_what_there_is(config_file: Path, capsys: pytest.Capture
     assert any(line.startswith("  training") and "forward and backward" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_module_itself_previews_without_loading_deepspeed(config_file: Path, tmp_path: Path) -> None:
     ran = run_module("pretrain", "preview", str(config_file), "pictures.clips=1")
     assert "encoder" in ran.stdout and "deepspeed" not in ran.stderr.lower()

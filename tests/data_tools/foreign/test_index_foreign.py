@@ -364,6 +364,7 @@ def test_what_is_known_of_another_shard_or_by_other_rules_is_not_believed(tmp_pa
     assert open_index(tmp_path).column("frames").tolist() == [3]
 
 
+@pytest.mark.slow
 def test_a_video_on_which_the_decoder_dies_is_rejected_alone(tmp_path: Path, clips: list[bytes]):
     """Its process ends as in a crash; the others of its shard are indexed."""
     members = [("a.mp4", clips[0]), ("b.mp4", b"DEADLY"), ("d.txt", b"")]

@@ -178,6 +178,7 @@ UPRIGHT += [
 ]
 
 
+@pytest.mark.slow
 def test_real_files_of_every_kind_keep_their_pictures_upright(tmp_path: Path):
     for path in filter(Path.exists, UPRIGHT):
         name, video = path.name, path.read_bytes()

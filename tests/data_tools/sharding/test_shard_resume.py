@@ -57,6 +57,7 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_run_killed_three_times_is_continued_to_the_same_bytes(
     collection: Path, unbroken: Path, tmp_path: Path, repo: Path

@@ -298,6 +298,7 @@ def read_in_child(place: Location, results: "multiprocessing.Queue[bytes]") -> N
     results.put(place.read(0, 1000))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_a_child_process_reads_on_its_own(remote_file: Location, bucket: str, start: str):
     stored = location(f"{bucket}/x", patience=QUICK)

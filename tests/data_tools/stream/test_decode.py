@@ -200,6 +200,7 @@ def test_a_frame_that_grows_too_large_on_the_way_is_refused(monkeypatch):
         probe(file.getvalue())
 
 
+@pytest.mark.slow
 def test_a_small_file_of_many_large_frames_stays_small_in_memory(repo):
     program = """
 import io, sys, av, torch, numpy as np

@@ -243,6 +243,7 @@ mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"
 """
 
 
+@pytest.mark.processes
 def test_a_container_with_hardly_any_shared_memory_is_no_obstacle(synth_shards, repo, tmp_path):
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this machine lets nobody make a /dev/shm of his own")
@@ -304,6 +305,7 @@ def test_workers_take_no_signals_and_one_thread(synth_shards):
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
+@pytest.mark.processes
 def test_a_program_that_fails_with_workers_at_hand_still_ends(synth_shards, repo, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(

@@ -96,7 +96,8 @@ def clips_as_read(run: Run) -> list[int]:
     return [clip for clips in ranges_as_read(run) for clip in clips]
 
 
-@examples(3000)
+@pytest.mark.slow
+@examples(600)
 @given(run=runs(most_videos=512))
 def test_whatever_the_topologies_and_the_restarts_the_run_is_one_line_of_clips(run: Run) -> None:
     ranges = ranges_as_read(run)
@@ -121,7 +122,8 @@ def test_any_number_of_processes_takes_the_same_clips_of_a_step(
     assert {len(clips) for clips in ranges} == {plan.micro_clips}
 
 
-@examples(1000)
+@pytest.mark.slow
+@examples(500)
 @given(run=runs(most_videos=24), samples=st.integers(1, 60), seed=st.integers(0, 2**31))
 def test_each_epoch_shows_each_sample_once_with_all_its_views_in_any_topology(
     run: Run, samples: int, seed: int

@@ -57,6 +57,7 @@ def headers(path: Path) -> Iterator[tuple[str, int]]:
             yield member.name, member.offset
 
 
+@pytest.mark.slow
 def test_what_is_whole_is_called_so(synth_shards: Path):
     done = run_module("data_tools", "verify", str(synth_shards), "--full", "--json", "workers=2")
     result = json.loads(done.stdout)

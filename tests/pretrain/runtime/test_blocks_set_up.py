@@ -58,6 +58,7 @@ def test_recomputing_gives_the_same_gradients_to_the_last_bit_and_keeps_less(
     assert kept_again_bytes < 0.6 * kept_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_run_recomputes_and_compiles_where_it_is_asked_to(
     small_run: Path, small_config: SmallConfig

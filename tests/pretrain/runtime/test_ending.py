@@ -62,12 +62,14 @@ def test_each_end_has_its_exit_code(error: BaseException, code: int) -> None:
     assert exit_code_of(error) == code
 
 
+@pytest.mark.processes
 def test_an_error_ends_a_process_of_several_at_once_with_its_reason(repo: Path) -> None:
     result = fail(repo, 'raise DataError("no videos")')
     assert result.returncode == 3
     assert result.stderr.count("\n") == 1 and "rank 1 ERROR no videos" in result.stderr
 
 
+@pytest.mark.processes
 def test_an_error_that_was_not_foreseen_leaves_its_traceback(repo: Path) -> None:
     result = fail(repo, "{}['nothing']")
     assert result.returncode == 1

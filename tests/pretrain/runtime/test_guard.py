@@ -94,6 +94,7 @@ def test_a_row_of_skipped_steps_blames_the_updates_before_it_too() -> None:
     assert Guard(GuardConfig(most_skipped=3), []).judge([*bad[:2], line(7), *bad[:2]]) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_a_spike_is_rolled_back_as_if_its_step_had_been_left_out_from_the_start(
     guarded: Callable[..., Path], zero_stage: int

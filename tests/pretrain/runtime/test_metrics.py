@@ -112,6 +112,7 @@ def test_a_full_disk_costs_metrics_and_not_the_run_and_when_there_is_room_they_g
     assert [event.step for event in board.Scalars("train/loss")][-2:] == [500, 501]
 
 
+@pytest.mark.processes
 def test_the_memory_of_a_process_is_not_that_of_its_parent() -> None:
     held = bytearray(b"x") * (
         1 << 30

@@ -90,7 +90,7 @@ def test_cuda_where_there_is_none_is_refused() -> None:
     assert find_processes("auto").device == torch.device("cpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.gpu
 def test_each_process_of_a_machine_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     launched(monkeypatch, **LAUNCHED, LOCAL_RANK="1")
     assert find_processes("auto").device == torch.device("cuda", 1)

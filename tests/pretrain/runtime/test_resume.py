@@ -18,7 +18,6 @@ from pretrain.config import PretrainConfig
 from pretrain.runtime.metrics import read_metrics
 from pretrain.training import make_plan, run_pretraining
 from tests.checkpointing import stored_steps
-from tests.conftest import run_module
 from tests.full_disk import no_file_above
 from tests.seeds import SEED
 
@@ -51,6 +50,7 @@ def wait_for_step(process: subprocess.Popen[bytes], run_dir: Path, step: int) ->
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_run_killed_at_random_moments_repeats_the_unbroken_one_to_the_last_bit(
     small_run: Path, small_config: Callable[..., PretrainConfig], repo: Path, tmp_path: Path
@@ -64,7 +64,7 @@ def test_a_run_killed_at_random_moments_repeats_the_unbroken_one_to_the_last_bit
         time.sleep(chance.random() * 0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    run_module("pretrain", str(small_run), f"run_dir={killed}", f"steps={STEPS}")
+    run(small_config(f"run_dir={killed}", f"steps={STEPS}"))
     assert losses(killed) == losses(unbroken)
     assert len(losses(unbroken)) == STEPS
 
