@@ -9,7 +9,7 @@ from typing import Any
 
 from data_tools.config_hints import unknown_key
 from data_tools.overrides import has_no_blank, leaves, with_blank
-from data_tools.parts import Part
+from data_tools.parts import is_part
 
 Tree = dict[str, Any]
 """A nested mapping of keys to values, as YAML gives it."""
@@ -105,7 +105,7 @@ def _fit_node(root: type, node: type, tree: Mapping[str, Any], prefix: str) -> T
     for name, value in tree.items():
         key = f"{prefix}.{name}" if prefix else str(name)
         if name not in kinds(node):
-            parts = [place for place, kind in nodes(root) if kind is Part]
+            parts = [place for place, kind in nodes(root) if is_part(kind)]
             full = next(leaves(value, key))[0] if isinstance(value, dict) else key
             raise ValueError(unknown_key(full, all_keys(root), parts=parts))
         fitted[str(name)] = _fit_value(root, kinds(node)[name], value, key)
@@ -115,7 +115,7 @@ def _fit_node(root: type, node: type, tree: Mapping[str, Any], prefix: str) -> T
 def _fit_value(root: type, kind: Any, value: Any, key: str) -> Any:
     if value is None or (isinstance(value, str) and ("${" in value or value == "???")):
         return value
-    if kind is Part and isinstance(value, str):
+    if is_part(kind) and isinstance(value, str):
         if has_no_blank(value):
             raise ValueError(
                 f"{key}: expected a blank after the colon of {value!r}; "
@@ -136,7 +136,7 @@ def _fit_value(root: type, kind: Any, value: Any, key: str) -> Any:
 
 
 def _expected(node: type, key: str, value: Any) -> str:
-    if node is Part:
+    if is_part(node):
         return "expected a name, or a mapping {name: ..., args: {...}}"
     if "size" in kinds(node):
         return f"expected a mapping of its keys, as in {key}.size={value}"

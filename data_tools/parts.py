@@ -26,6 +26,11 @@ class Part:
     args: dict[str, Any] = field(default_factory=dict)
 
 
+def is_part(kind: Any) -> bool:
+    """Whether a field of a config holds a part, or a part whose name may be left out."""
+    return isinstance(kind, type) and issubclass(kind, Part)
+
+
 def part_names(folder: str) -> list[str]:
     """Names of the parts in a folder given as a package, as in `pretrain.masking`."""
     package = importlib.import_module(folder)

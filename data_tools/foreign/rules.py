@@ -235,7 +235,7 @@ def _label_value(
 def _json_of(file: IO[bytes], sample: ForeignSample, name: str) -> dict[str, Any]:
     member = sample.member("json")
     if member is None:
-        raise DataError(f"{name}, {sample.key}: it has no .json to take its label, group or columns from")
+        raise _NoLabel(f"{name}, {sample.key}: it has no .json to take its label, group or columns from")
     try:
         content = json.loads(read_member(file, member, name))
     except ValueError as error:

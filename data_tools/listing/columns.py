@@ -18,6 +18,16 @@ _LABELS = re.compile(
 )
 
 
+def is_path_name(name: str) -> bool:
+    """Whether a column is called as columns of paths are."""
+    return _PATHS.fullmatch(_plain(name)) is not None
+
+
+def is_label_name(name: str) -> bool:
+    """Whether a column is called as columns of labels are."""
+    return _LABELS.fullmatch(_plain(name)) is not None
+
+
 def check_names(columns: Mapping[str, Any], types: Mapping[str, str] | None = None) -> None:
     """Refuse arguments `columns` and `types` that no list can have.
 
@@ -107,7 +117,7 @@ def check_labelled(
         _warn_of_splits(where, own)
     if "label" in header or is_asked or not own:
         return
-    named = next((name for name in own if _LABELS.fullmatch(_plain(name))), None)
+    named = next((name for name in own if is_label_name(name)), None)
     if named is not None:
         raise DataError(
             f"{where}: expected a column label, got {named!r}; fix: add "
@@ -135,11 +145,11 @@ def _fix(header: Sequence[str], first: Sequence[str], has_header: bool) -> str:
     if has_header and any(names_video(cell) for cell in header):
         return _fix_without_header(header)
     path = next((name for name, cell in zip(header, first, strict=False) if is_video(cell.strip())), None)
-    path = path or next((name for name in header if _PATHS.fullmatch(_plain(name))), None)
+    path = path or next((name for name in header if is_path_name(name)), None)
     if path is None:
         return "; fix: name the column of the paths, as in source.args.columns.path=NAME"
     others = [name for name in header if name != path and name not in KNOWN]
-    label = next((name for name in others if _LABELS.fullmatch(_plain(name))), None)
+    label = next((name for name in others if is_label_name(name)), None)
     if label is None and len(others) == 1 and "label" not in header:
         label = others[0]
     words = [override("source.args.columns.path", path)]

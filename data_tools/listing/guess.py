@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_tools.command import DataError
 from data_tools.index import REJECTED_NAME
+from data_tools.listing.columns import is_label_name, is_path_name
 from data_tools.listing.text import is_comment, lines_of, names_video, read_text
 from data_tools.listing.videos import is_picture, is_video, split_name
 
@@ -20,12 +21,14 @@ _OURS = frozenset((REJECTED_NAME, "notes.jsonl"))  # lists that `shard` writes
 def lists_beside(root: Path) -> list[tuple[Path, str]]:
     """Lists in a folder and in its folders without videos, each with the overrides that read it.
 
-    A file is a list if its lines name videos, and it is named after a split or has columns path and label.
-    The lists of known layouts follow.
+    A file is a list if its lines name videos, and it is named after a split, has columns of paths and labels,
+    or lines `path label`.
+    Those that are read by the name of a source come first.
     """
     found = [(file, words) for file in _texts(root) if (words := _words(root, file))]
     known = _known_layout(root)
-    return found if known is None else [*found, known]
+    found += [known] if known is not None else []
+    return sorted(found, key=lambda pair: pair[1].startswith("SOURCE"))
 
 
 def source_of_csv(file: Path) -> str:
@@ -68,21 +71,26 @@ def _words(root: Path, file: Path) -> str:
     lines = _first_lines(file)
     if not _names_videos(lines) or file.suffix.lower() == ".json" or file.name in _OURS:
         return ""
-    names = {re.sub(r"[\W_]", "", cell) for cell in re.split(r"[,;\t|]", lines[0].lower())}
-    is_table = {"path", "label"} <= (names if file.suffix.lower() != ".jsonl" else _keys(lines[0]))
     is_split = any(split_name(word) for word in re.split(r"[^A-Za-z]+", file.stem))
-    if not is_split and not is_table:
+    is_path_label = all(re.search(r"\.\w+[\"']?\s+[0-9]+(\s+-1)?\s*$", line) for line in lines)
+    if not is_split and not is_path_label and not _is_table(file, lines[0]):
         return ""
-    if is_table:
-        return f"SOURCE {file}"
     if split_name(file.stem) and file.parent == root and not _has_names(lines):
         return "source.name=path_label"
-    return f"SOURCE {file}" + ("" if _has_names(lines) else " source.name=path_label")
+    return f"SOURCE {file}" + (
+        "" if _has_names(lines) or file.suffix == ".jsonl" else " source.name=path_label"
+    )
 
 
-def _keys(line: str) -> set[str]:
+def _is_table(file: Path, line: str) -> bool:
+    """Whether a first line names columns of paths and of labels."""
+    cells = re.split(r"[,;\t|]", line) if file.suffix.lower() != ".jsonl" else _keys(line)
+    return any(is_path_name(cell) for cell in cells) and any(is_label_name(cell) for cell in cells)
+
+
+def _keys(line: str) -> list[str]:
     """Names of the values of a json object, as far as they need no parser."""
-    return set(re.findall(r'"(\w+)"\s*:', line.lower()))
+    return re.findall(r'"(\w+)"\s*:', line)
 
 
 def _has_names(lines: Sequence[str]) -> bool:

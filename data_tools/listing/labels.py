@@ -71,7 +71,7 @@ def warn_of_labels(classes: Sequence[str]) -> None:
             strange[0],
         )
     numbers = [int(label) for label in classes if re.fullmatch(r"[0-9]+", label)]
-    if numbers and len(numbers) == len(classes) and numbers != list(range(len(classes))):
+    if len(numbers) > 1 and len(numbers) == len(classes) and numbers != list(range(len(classes))):
         log.info(
             "the labels are whole numbers, but not 0 to %d: their order gives class numbers, label %s is 0",
             *(len(classes) - 1, classes[0]),

@@ -13,6 +13,8 @@ from urllib.parse import unquote
 from data_tools.listing.text import override
 from data_tools.listing.videos import is_video
 
+_MOST_FOLDERS = 200  # that are looked into
+
 
 @dataclass(frozen=True)
 class Searched:
@@ -118,10 +120,11 @@ def _bases(searched: Searched) -> Iterator[Path]:
     yield searched.folder
     absolute = searched.base.absolute()
     yield from (absolute, *list(absolute.parents)[:3], Path.cwd())
-    try:
-        yield from sorted(child for child in searched.base.iterdir() if child.is_dir())
-    except OSError:
-        return
+    for folder in (absolute, absolute.parent):
+        try:
+            yield from sorted(child for child in folder.iterdir() if child.is_dir())[:_MOST_FOLDERS]
+        except OSError:
+            continue
 
 
 def _spellings(text: str) -> Sequence[str]:

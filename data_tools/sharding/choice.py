@@ -5,7 +5,7 @@ from pathlib import Path
 from data_tools.command import DataError, log
 from data_tools.foreign.shards import find_shards
 from data_tools.listing.guess import lists_beside, mentions, source_of_csv
-from data_tools.listing.videos import Listing, is_picture
+from data_tools.listing.videos import Listing, is_picture, is_video
 from data_tools.parts import Part
 from data_tools.storage.location import Location
 
@@ -48,7 +48,7 @@ def source_of(root: Location) -> Part:
         expected = "a folder or a file" if root.path is not None else "a file"
         raise ValueError(
             f"SOURCE {root} must be {expected} that ends in {', '.join(_BY_ENDING)}; for another kind set "
-            f"source.name, for a remote folder of tars source.name=webdataset{_OTHER_KINDS.get(ending, '')}"
+            f"source.name, for a remote folder of tars source.name=webdataset{_other_kind(root.name)}"
         )
     name = _BY_ENDING[ending]
     if name == "csv" and root.path is not None:
@@ -56,6 +56,12 @@ def source_of(root: Location) -> Part:
     if name not in ("csv", "jsonl", "webdataset"):
         log.info("SOURCE %s is read by source.name=%s", root, name)
     return Part(name=name)
+
+
+def _other_kind(name: str) -> str:
+    if is_video(name):
+        return "; for a video give the folder in which it lies"
+    return _OTHER_KINDS.get("." + name.rpartition(".")[2].lower(), "")
 
 
 def _refuse_lists(root: Path) -> None:
@@ -74,7 +80,7 @@ def _refuse_lists(root: Path) -> None:
         )
 
 
-def refuse_empty(root: Location, listing: Listing) -> None:
+def refuse_empty(root: Location, listing: Listing, *, source: str = "folder") -> None:
     """Say what a folder seems to hold instead, where its source found no video in it.
 
     Raises:
@@ -82,12 +88,30 @@ def refuse_empty(root: Location, listing: Listing) -> None:
     """
     if listing.videos:
         return
+    if source == "webdataset":
+        raise DataError(
+            f"SOURCE {root} holds no sample with a video: expected members such as KEY.mp4; "
+            "source.args.video names the ending where videos have another one"
+        )
     if root.path is not None and root.path.is_file() and not root.name.endswith(".tar"):
         raise DataError(f"SOURCE {root} names no video: expected a row for each video")
     raise DataError(
         f"SOURCE {root} holds no video: expected CLASS/*.mp4, *.mp4, train/CLASS/*.mp4 or a csv file "
         f"with path,label; {listing.ignored} other files were passed over{_hint(root)}"
     )
+
+
+def warn_of_one_class(root: Location, listing: Listing) -> None:
+    """Log that the folders of the classes may lie one folder deeper than they are looked for."""
+    labels = {video.label for video in listing.videos}
+    splits = {video.split for video in listing.videos}
+    folders = {video.path.parent for video in listing.videos}
+    if len(labels) == len(splits) == 1 and None not in labels and len(folders) > 1:
+        [label] = labels
+        log.warning(
+            "all videos are of the class %r, in %d folders; if those are the classes, give SOURCE %s",
+            *(label, len(folders), root / str(label)),
+        )
 
 
 def _is_pattern(root: Location) -> bool:

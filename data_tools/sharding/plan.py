@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data_tools.config import require
@@ -14,17 +14,16 @@ from data_tools.listing.classes import class_list, read_classes, sorted_classes
 from data_tools.listing.labels import warn_of_labels
 from data_tools.listing.videos import Listing
 from data_tools.parts import Part, build_part
-from data_tools.sharding.choice import refuse_empty, source_of
+from data_tools.sharding.choice import refuse_empty, source_of, warn_of_one_class
 from data_tools.sources.base import Source
 from data_tools.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourcePart:
+class SourcePart(Part):
     """A source as it stands in a config; without a name it is chosen by what SOURCE is."""
 
-    name: str | None = None
-    args: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +108,9 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
     given = tuple(read_classes(settings.classes)) if settings.classes else ()
     part = _source_part(root, settings)
     listing = build_part("data_tools.sources", part, Source).listing(root)
-    refuse_empty(root, listing)
+    refuse_empty(root, listing, source=part.name)
+    if part.name == "folder":
+        warn_of_one_class(root, listing)
     for video in listing.videos:
         layout.check(video, settings.cuts)
     warn_of_labels(sorted_classes([video.label for video in listing.videos if video.label is not None]))
@@ -130,7 +131,7 @@ def _source_part(root: Location, settings: ShardConfig) -> Part:
     given = settings.source
     if given is None:
         return source_of(root)
-    return Part(name=given.name or source_of(root).name, args=given.args)
+    return Part(name=given.name, args=given.args) if given.name else replace(source_of(root), args=given.args)
 
 
 def _name(root: Location) -> str:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from data_tools.command import DataError
-from data_tools.listing.videos import Listing, SourceVideo, is_video, printable, split_name
+from data_tools.command import DataError, log
+from data_tools.listing.videos import SPLITS, Listing, SourceVideo, is_video, printable, split_name
 from data_tools.listing.walking import refuse_loop, unreadable, walk
 from data_tools.sources.base import Source, on_this_machine
 from data_tools.storage.location import Location
@@ -23,6 +23,7 @@ class FolderSource(Source):
         folders, here = _look_into(root)
         splits = {folder: split_name(folder.name) for folder in folders}
         if not folders or None in splits.values():
+            _warn_of_splits(splits)
             return _classes(root, root, None)
         if any(is_video(name) for name in here):
             raise DataError(f"{root} holds videos beside its split folders: move them into a split")
@@ -30,6 +31,16 @@ class FolderSource(Source):
         return Listing(
             videos=tuple(video for part in parts for video in part.videos),
             ignored=sum(part.ignored for part in parts) + len(here),
+        )
+
+
+def _warn_of_splits(splits: dict[Path, str | None]) -> None:
+    named = [folder.name for folder, split in splits.items() if split is not None]
+    others = [printable(folder.name) for folder, split in splits.items() if split is None]
+    if named:
+        log.warning(
+            "%s names a split, %s does not: all are classes; for splits rename the others (%s)",
+            *(named[0], others[0], ", ".join(SPLITS)),
         )
 
 

@@ -118,6 +118,13 @@ def test_labels_are_found_where_the_first_one_is_missing(
     assert run_program(PROGRAM, [*sharding, "source.args.missing_labels=reject"]) == 0
     assert "1 samples are left out, first x.tar, 0: it has no label from" in capsys.readouterr().err
     assert index(tmp_path, "missing_labels=drop") == 2
+    write_tar(tmp_path / "x.tar", [("a.mp4", clips[0]), ("a.json", described(label=1)), ("b.mp4", clips[1])])
+    assert index(tmp_path) == 3
+    assert (
+        "x.tar, b: it has no .json to take its label, group or columns from; fix: " in capsys.readouterr().err
+    )
+    assert index(tmp_path, "missing_labels=reject") == 0
+    assert rejected(tmp_path) == {"b": "it has no label from label=json.label"}
 
 
 def test_members_that_no_rule_reads_are_counted(
@@ -175,3 +182,16 @@ def test_shards_behind_a_link_and_splits_deep_in_folders_are_found(tmp_path: Pat
         ("data/train/0.tar", "train"),
         ("data/val/0.tar", "validation"),
     ]
+
+
+def test_a_set_without_a_video_is_told_how_a_video_is_named(
+    tmp_path: Path, clips: list[bytes], capsys: pytest.CaptureFixture[str]
+):
+    write_tar(tmp_path / "0.tar", [("a.film", clips[0]), ("a.cls", b"1")])
+    sharding = ["shard", str(tmp_path / "0.tar"), str(tmp_path / "out"), "--dry-run"]
+    assert run_program(PROGRAM, sharding) == 3
+    assert (
+        "holds no sample with a video: expected members such as KEY.mp4; source.args.video names the"
+        in str(capsys.readouterr().err)
+    )
+    assert run_program(PROGRAM, [*sharding, "source.args.video=film"]) == 0

@@ -7,9 +7,11 @@ import pytest
 
 from data_tools.__main__ import PROGRAM
 from data_tools.command import DataError, run_program
+from data_tools.config import load_config
 from data_tools.index import open_index
 from data_tools.listing.videos import Listing
 from data_tools.sharding.choice import refuse_empty, source_of
+from data_tools.sharding.plan import ShardConfig
 from data_tools.storage.location import location
 from data_tools.stream.shards import read_video
 from tests.faulty_server import faulty_server
@@ -123,6 +125,8 @@ def refusal(root: Path) -> str:
         ("val.txt", "v/a.mp4 0 -1\n", "to read val.txt give source.name=path_label"),
         ("lists/k400_train.txt", "v/a.mp4\n", "lists/k400_train.txt source.name=path_label"),
         ("labels.csv", "Path;Label\nv/a.mp4;x\n", "to read labels.csv give SOURCE "),
+        ("annotations.csv", "video,class\nv/a.mp4,x\n", "to read annotations.csv give SOURCE "),
+        ("list.txt", "v/a.mp4 0\nv/b.mp4 1\n", "list.txt source.name=path_label"),
         ("all.jsonl", '{"path": "v/a.mp4", "label": 1}\n', "to read all.jsonl give SOURCE "),
         ("annotations/k.csv", "label,youtube_id,time_start,time_end,split\n", "give source.name=kinetics"),
         ("ucfTrainTestlist/classInd.txt", "1 A\n", "give source.name=ucf101"),
@@ -180,3 +184,41 @@ def test_a_list_of_nothing_is_named_as_one(tmp_path: Path):
     file = write_text(tmp_path / "list.csv", "path,label\n")
     with pytest.raises(DataError, match=r"list.csv names no video: expected a row for each video"):
         refuse_empty(location(file), Listing(videos=()))
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert shard(*arguments, "/nowhere/out", "--dry-run") == 0
+    return capsys.readouterr().err
+
+
+def test_one_class_that_may_be_a_folder_of_classes_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_text(tmp_path / "set" / "videos" / "a" / "1.mp4", "")
+    assert "all videos are of" not in said(capsys, tmp_path / "set")
+    write_text(tmp_path / "set" / "videos" / "b" / "2.mp4", "")
+    message = "all videos are of the class 'videos', in 2 folders; if those are the classes, give SOURCE"
+    assert message in said(capsys, tmp_path / "set")
+    assert "all videos are of" not in said(capsys, tmp_path / "set" / "videos")
+
+
+def test_a_folder_that_may_be_a_split_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_text(tmp_path / "train" / "1.mp4", "")
+    write_text(tmp_path / "dev" / "2.mp4", "")
+    assert "train names a split, dev does not: all are classes; for splits rename" in said(capsys, tmp_path)
+
+
+def test_a_source_is_named_alone_by_its_arguments_or_both(tmp_path: Path):
+    for override, name, args in (
+        ("source=csv", "csv", {}),
+        ("source.args.videos=..", "", {"videos": ".."}),
+        ("source={name: csv, args: {videos: ..}}", "csv", {"videos": ".."}),
+    ):
+        source = load_config(ShardConfig, None, [override]).source
+        assert source is not None
+        assert (source.name, source.args) == (name, args)
+    assert load_config(ShardConfig, None, ["source=null"]).source is None
+    with pytest.raises(
+        ValueError, match=r"SOURCE .*a.mp4 must be .*; for a video give the folder in which it lies"
+    ):
+        source_of(location(write_text(tmp_path / "a.mp4", "")))
