@@ -1,6 +1,7 @@
 """The rules of the house: who imports whom, who owns which library, how large a room may grow."""
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,9 +67,15 @@ MOST_FUNCTION_LINES = 45  # 40 and a docstring's worth
 def sources(repo: Path, *folders: str) -> Iterator[tuple[str, ast.Module]]:
     for folder in folders or ROOMS:
         for path in sorted((repo / folder).rglob("*.py")):
-            yield str(path.relative_to(repo)), ast.parse(path.read_text(encoding="utf-8"))
+            yield str(path.relative_to(repo)), parsed(path)
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(tree: ast.Module) -> set[str]:
     """Every module that a file imports, anywhere in it, by its full dotted name."""
     found = set()

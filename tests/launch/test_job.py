@@ -74,6 +74,7 @@ def test_a_dry_run_says_word_for_word_what_would_happen(
     assert text == (EXPECTED / f"{name}.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_dry_run_asks_the_room_and_writes_nothing(tmp_path: Path, synth_shards: Path) -> None:
     words = ["pretrain", DEMO, f"data.shards={synth_shards / 'unlabelled'}", f"run_dir={tmp_path / 'run'}"]
     printed = run_module("launch", "local", "processes=2", "--dry-run", "--", *words).stdout
@@ -81,6 +82,7 @@ def test_a_dry_run_asks_the_room_and_writes_nothing(tmp_path: Path, synth_shards
     assert shlex.join(["-m", *words[:1]]) in printed and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "shards", "code", "message"),
     [

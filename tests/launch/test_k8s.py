@@ -149,6 +149,7 @@ def test_the_command_of_a_pod_really_starts_its_processes(
     assert all("x=$(RANK)" in line["argv"] for line in lines)  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_a_wrong_config_is_refused_here_and_absent_data_is_not(tmp_path: Path) -> None:
     words = ["launch", "k8s", str(SHIPPED), "nodes=1", "--dry-run", "--", "pretrain", DEMO, "run_dir=/runs/a"]
     ran = run_module(*words, "batch.global_clip=8", check=False)

@@ -123,6 +123,7 @@ def test_a_larger_batch_scales_better_and_more_nodes_worse(cost: dict[str, Any])
     assert all(0 < one < other <= 1 for one, other in zip(small, large, strict=True))
 
 
+@pytest.mark.slow
 def test_base_on_an_h200_is_as_fast_as_the_roofline_of_the_references_says(tmp_path: Path) -> None:
     """Between eager without fused attention (756 clips/s, 20 % of 790 TFLOP/s) and all fused (1625, 42 %)."""
     recipe = Path(__file__).resolve().parents[2] / "configs/pretrain/videomae_base.yaml"
@@ -252,6 +253,7 @@ def test_fine_tuning_is_refused_by_name(capsys: pytest.CaptureFixture[str], repo
     assert "is a config of fine-tuning; plans are made for pretraining alone" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_config_that_the_room_refuses_keeps_its_message_and_exit_code(config: Path) -> None:
     ran = run_module("launch", "plan", str(config), "masking.name=tubes", check=False)
     assert ran.returncode == 2 and "did you mean 'tube'?" in ran.stderr and ran.stdout == ""
@@ -264,6 +266,7 @@ def test_keys_of_machines_and_of_the_config_stand_side_by_side() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_page_names_every_number_and_every_assumption(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,6 +291,7 @@ def test_the_page_names_every_number_and_every_assumption(
     assert re.search(r"\n  link_gbit +3200  given", page)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_memory_of_a_real_run_is_planned_within_a_tenth(
     small_memory: Callable[..., tuple[float, float, float, float]],
