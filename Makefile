@@ -46,7 +46,7 @@ demo: install
 	@echo "  $(BIN)/python -m finetune train configs/finetune/videomae_small_k400.yaml encoder=RUN/encoder \\"
 	@echo "      data.train=SHARDS/train data.validation=SHARDS/validation run_dir=RUN/finetuned"
 
-PYTEST := $(RUN) pytest -n logical --maxprocesses 8 --dist loadfile
+PYTEST := $(RUN) pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # What a contributor runs after each change: no run of several processes, nothing slow; under two minutes.
 quick: install

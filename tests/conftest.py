@@ -6,6 +6,7 @@ import subprocess
 import sys
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tests.seeds import IS_NIGHTLY, SEED
 torch.set_num_threads(1)  # two threads on two busy cores are slower than one
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+SECONDS = {"chaos": 100, "cluster": 5, "processes": 5, "slow": 10}  # that a marker adds to a test, roughly
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -28,6 +30,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        begin_with_the_longest_files(items)
+
+
+def begin_with_the_longest_files(items: list[pytest.Item]) -> None:
+    """Sort so that no long file is left for one process at the end; see `--no-loadscope-reorder`."""
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        seconds[item.path] += sum(SECONDS[mark.name] for mark in item.iter_markers() if mark.name in SECONDS)
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
