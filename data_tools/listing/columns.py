@@ -6,12 +6,15 @@ from typing import Any
 
 from data_tools.command import DataError, log
 from data_tools.listing.table import KNOWN, RESERVED, TYPES
-from data_tools.listing.text import names_video, override
+from data_tools.listing.text import names_video
 from data_tools.listing.videos import is_video, split_name
+from data_tools.overrides import as_override
 
 _KINETICS = {"youtube_id", "time_start", "time_end"}
 _PATH_LABEL = "; fix: this is a list of paths with numbers behind them, add source.name=path_label"
 _PATHS = re.compile(r"(?=.)(video|clip)?(file)?(path|name)?s?|fname|ur[il]|videourl|link")
+_STARTS = re.compile(r"(time|t)?(start|begin)(time|s|sec|seconds)?")
+_ENDS = re.compile(r"(time|t)?(end|stop)(time|s|sec|seconds)?")
 _LABELS = re.compile(
     r"(cls|class|category|categorie|action|target|activity|gt|groundtruth|label)"
     r"(name|id|idx|index|label)?(e?s)?"
@@ -113,6 +116,7 @@ def check_labelled(
     Raises:
         DataError: a column is called as labels are.
     """
+    _warn_of_times(where, header, own)
     if "split" not in header:
         _warn_of_splits(where, own)
     if "label" in header or is_asked or not own:
@@ -121,13 +125,24 @@ def check_labelled(
     if named is not None:
         raise DataError(
             f"{where}: expected a column label, got {named!r}; fix: add "
-            f"{override('source.args.columns.label', named)} to take it as the label, or "
+            f"{as_override('source.args.columns.label', named)} to take it as the label, or "
             "source.args.columns.label=null for videos without labels"
         )
     repeating = [name for name, values in own.items() if 1 < len(set(values)) <= len(values) / 2]
-    hint = override("source.args.columns.label", repeating[0] if repeating else "NAME")
+    hint = as_override("source.args.columns.label", repeating[0] if repeating else "NAME")
     level = log.warning if repeating else log.info
     level("%s: no column label, so the videos have no classes; %s takes one as the label", where, hint)
+
+
+def _warn_of_times(where: str, header: Sequence[str], own: Mapping[str, Sequence[Any]]) -> None:
+    found = {"start_s": _STARTS, "end_s": _ENDS}
+    for known, pattern in found.items():
+        name = next((name for name in own if pattern.fullmatch(_plain(name))), None)
+        if name is not None and known not in header:
+            log.warning(
+                "%s: no column %s, and the column %s cuts no video; %s reads it as seconds",
+                *(where, known, name, as_override(f"source.args.columns.{known}", name)),
+            )
 
 
 def _warn_of_splits(where: str, own: Mapping[str, Sequence[Any]]) -> None:
@@ -135,7 +150,7 @@ def _warn_of_splits(where: str, own: Mapping[str, Sequence[Any]]) -> None:
         if values and all(isinstance(value, str) and split_name(value) for value in values):
             log.warning(
                 "%s: no column split, so splits are drawn; %s takes them from the column %s",
-                *(where, override("source.args.columns.split", name), name),
+                *(where, as_override("source.args.columns.split", name), name),
             )
 
 
@@ -147,13 +162,15 @@ def _fix(header: Sequence[str], first: Sequence[str], has_header: bool) -> str:
     path = next((name for name, cell in zip(header, first, strict=False) if is_video(cell.strip())), None)
     path = path or next((name for name in header if is_path_name(name)), None)
     if path is None:
-        return "; fix: name the column of the paths, as in source.args.columns.path=NAME"
+        words = [name for name in header if name and name not in KNOWN and not is_label_name(name)]
+        word = words[0] if words and len(header) > 1 else "NAME"
+        return f"; fix: name the column of the paths, as in {as_override('source.args.columns.path', word)}"
     others = [name for name in header if name != path and name not in KNOWN]
     label = next((name for name in others if is_label_name(name)), None)
     if label is None and len(others) == 1 and "label" not in header:
         label = others[0]
-    words = [override("source.args.columns.path", path)]
-    words += [override("source.args.columns.label", label)] if label and "label" not in header else []
+    words = [as_override("source.args.columns.path", path)]
+    words += [as_override("source.args.columns.label", label)] if label and "label" not in header else []
     return f"; fix: add {' '.join(words)}"
 
 
@@ -170,7 +187,7 @@ def _fix_without_header(cells: Sequence[str]) -> str:
     if len(cells) == 2:
         names[1 - place] = "label"
     return (
-        f"; fix: the file has no row of names, add {override('source.args.header', ','.join(names))} (its "
+        f"; fix: the file has no row of names, add {as_override('source.args.header', ','.join(names))} (its "
         f"columns in order; known are {', '.join(KNOWN)})"
     )
 

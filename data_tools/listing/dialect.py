@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_tools.command import DataError
-from data_tools.listing.text import is_comment
+from data_tools.listing.text import is_comment, lines_of
 
 _DELIMITERS = (",", ";", "\t", "|")
 
@@ -60,6 +60,8 @@ def read_table(
         text = "\n" + text[said.end() :]
         delimiter = delimiter or said[1]
     delimiter = delimiter or _delimiter_of(text, header, is_header)
+    if delimiter == " ":
+        text = "\n".join(re.sub(" +", " ", line.strip()) for line in lines_of(text))
     rows = _rows(file, text, delimiter, None if header else is_header)
     top = CsvRow(where=f"{file}, line 1", cells=tuple(header)) if header else None
     if top is None:
@@ -83,7 +85,7 @@ def _delimiter_of(text: str, header: Sequence[str], is_header: Callable[[Sequenc
     cells = {sign: _cells(begin, sign) for sign in signs}
     if header:
         return next((sign for sign, found in cells.items() if len(found) == len(header)), ",")
-    named = next((sign for sign in _DELIMITERS if is_header(cells[sign])), None)
+    named = next((sign for sign in signs if is_header(cells[sign])), None)
     return named or max(_DELIMITERS, key=lambda sign: len(cells[sign]))
 
 
@@ -149,7 +151,8 @@ def _fitted(row: CsvRow, header: CsvRow, delimiter: str, folder: Path) -> CsvRow
             if (folder / joined).is_file():
                 return replace(row, cells=(*row.cells[:start], joined, *row.cells[start + extra + 1 :]))
     if extra:
-        hint = f"; fix: put a cell that holds {delimiter!r} in double quotes" if extra > 0 else ""
+        hint = f"; fix: put a cell that holds {delimiter!r} in double quotes"
+        hint = hint if extra > 0 else f"; fix: put {delimiter!r} between the cells, also of empty ones"
         names = delimiter.join(header.cells)
         raise DataError(
             f"{row.where}: expected {len(header.cells)} cells ({names}), got {len(row.cells)}{hint}"

@@ -1,6 +1,7 @@
 """What the sources that read a list share: entries that know their line, held against each other."""
 
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -157,7 +158,13 @@ def _with_files(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
     found, missing, respelled = [], [], []
     for entry in entries:
         video = entry.video
-        if not video.url and not video.path.exists():
+        mode = None if video.url else _mode(video.path)
+        if mode is not None and stat.S_ISDIR(mode) and not video.frames:
+            raise DataError(
+                f"{entry.where}: expected a video file, got the folder {video.path}; fix: for folders of "
+                "pictures see source.name=frames, mmaction2 and path_label"
+            )
+        if mode is None and not video.url:
             path = spellings.find(video.path)
             if path is None or not path.exists():
                 missing.append(entry)
@@ -172,6 +179,14 @@ def _with_files(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
             *(len(respelled), first.where, first.video.name, path),
         )
     return found, missing
+
+
+def _mode(path: Path) -> int | None:
+    """The mode of a file; None where there is none."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return None
 
 
 def _respelled(video: SourceVideo, path: Path) -> str:

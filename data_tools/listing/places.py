@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
-from data_tools.listing.text import override
 from data_tools.listing.videos import is_video
+from data_tools.overrides import as_override
 
 _MOST_FOLDERS = 200  # that are looked into
 
@@ -98,7 +98,7 @@ def advice(searched: Searched, path: Path) -> str:
     text = os.path.relpath(path, searched.folder) if path.is_relative_to(searched.folder) else str(path)
     number = re.match(r"[0-9]+\s+", text)
     if number is not None and (searched.folder / text[number.end() :]).exists():
-        return override("source.args.header", "label,path")
+        return as_override("source.args.header", "label,path")
     for start in [0, *(match.end() for match in re.finditer(r"[\\/]+", text))]:
         rest = text[start:].replace("\\", "/")
         if start and not searched.has_strip:
@@ -110,9 +110,9 @@ def advice(searched: Searched, path: Path) -> str:
 
 
 def _overrides(searched: Searched, base: Path, strip: str) -> str:
-    words = [override("source.args.strip", strip)] if strip else []
+    words = [as_override("source.args.strip", strip)] if strip else []
     if base.resolve() != searched.base.resolve():
-        words.append(override("source.args.videos", os.path.relpath(base, searched.base)))
+        words.append(as_override("source.args.videos", os.path.relpath(base, searched.base)))
     return " ".join(words)
 
 

@@ -1,9 +1,7 @@
 """Read the text of a list: its encoding, its lines and its comments."""
 
 import codecs
-import json
 import re
-import shlex
 from pathlib import Path
 
 from data_tools.command import DataError
@@ -17,8 +15,13 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_NO_LISTS = {
+    b"version https://git-lfs": "a pointer of Git LFS; fix: fetch the file with `git lfs pull`",
+    b"<!DOCTYPE": "a web page; fix: download the file itself",
+    b"<html": "a web page; fix: download the file itself",
+    b"PK\x03\x04": "a zip file or a workbook; fix: save the table as CSV UTF-8",
+}
 _SHOWN = 80  # characters of a line in a message
-_NOT_TEXT_IN_YAML = frozenset("null true false yes no on off y n".split())  # noqa: SIM905
 _VIDEO = re.compile(rf"\.({'|'.join(sorted(VIDEO_ENDINGS))})\b", re.IGNORECASE)
 
 
@@ -36,6 +39,9 @@ def read_text(file: Path, encoding: str | None = None) -> str:
         content = file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}; check that it is there") from error
+    for begin, what in _NO_LISTS.items():
+        if content.startswith(begin):
+            raise DataError(f"{file}: expected a list as text, got {what}")
     try:
         return content.decode(encoding or _encoding_of(content))
     except LookupError as error:
@@ -74,15 +80,6 @@ def is_comment(line: str) -> bool:
 def names_video(text: str) -> bool:
     """Whether a text holds the name of a video file."""
     return _VIDEO.search(text) is not None
-
-
-def override(key: str, value: str) -> str:
-    """Write an override so that it can be pasted into a shell, as in `a.b=c` or `'a.b=c d'`."""
-    is_plain = (
-        re.fullmatch(r"[^\W\d]?[\w/.,~\\+ -]*|\.{1,2}(/.*)?", value) is not None and value == value.strip()
-    )
-    is_text = value.lower() not in _NOT_TEXT_IN_YAML and not re.fullmatch(r"[-+.]?[0-9].*|~|\.\w+", value)
-    return shlex.quote(f"{key}={value if value and is_plain and is_text else json.dumps(value)}")
 
 
 def _encoding_of(content: bytes) -> str:

@@ -48,7 +48,7 @@ def source_of(root: Location) -> Part:
         expected = "a folder or a file" if root.path is not None else "a file"
         raise ValueError(
             f"SOURCE {root} must be {expected} that ends in {', '.join(_BY_ENDING)}; for another kind set "
-            f"source.name, for a remote folder of tars source.name=webdataset{_other_kind(root.name)}"
+            f"source.name, for a remote folder of tars source.name=webdataset{_other_kind(root)}"
         )
     name = _BY_ENDING[ending]
     if name == "csv" and root.path is not None:
@@ -58,10 +58,13 @@ def source_of(root: Location) -> Part:
     return Part(name=name)
 
 
-def _other_kind(name: str) -> str:
-    if is_video(name):
+def _other_kind(root: Location) -> str:
+    if is_video(root.name):
         return "; for a video give the folder in which it lies"
-    return _OTHER_KINDS.get("." + name.rpartition(".")[2].lower(), "")
+    ending = "." + root.name.rpartition(".")[2].lower()
+    if ending not in _OTHER_KINDS and root.path is not None and source_of_csv(root.path) != "csv":
+        return f"; source.name={source_of_csv(root.path)} reads this file"
+    return _OTHER_KINDS.get(ending, "")
 
 
 def _refuse_lists(root: Path) -> None:

@@ -104,7 +104,10 @@ def _row(where: str, line: str) -> Row:
     except ValueError as error:
         raise DataError(f"{where}: expected one json object, got {line[:60]!r} ({error})") from error
     if not isinstance(cells, dict):
-        raise DataError(f'{where}: expected a json object such as {{"path": "a.mp4"}}, got {line[:60]!r}')
+        raise DataError(
+            f'{where}: expected a json object such as {{"path": "a.mp4"}}, got {line[:60]!r}; '
+            "fix: write one object on each line"
+        )
     return Row(where=where, cells={name: value for name, value in cells.items() if value not in (None, "")})
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from data_tools.command import DataError
-from data_tools.listing.text import override
 from data_tools.listing.videos import Listing
 from data_tools.sources.csv import CsvSource
 from data_tools.sources.jsonl import JsonlSource
@@ -50,6 +49,7 @@ EXPECTED = [("v/a 1.mp4", "x"), ("v/b, 2.mp4", "y")]
         'path;label\nv/a 1.mp4;x\n"v/b, 2.mp4";y\n',
         "path\tlabel\nv/a 1.mp4\tx\nv/b, 2.mp4\ty\n",
         "path|label\nv/a 1.mp4|x\nv/b, 2.mp4|y\n",
+        'path      label\n"v/a 1.mp4"   x\n"v/b, 2.mp4"   y\n',
         "sep=;\r\npath;label\r\nv/a 1.mp4;x\r\nv/b, 2.mp4;y\r\n",
         "path,label\nv/a 1.mp4,x\nv/b, 2.mp4,y\n",  # without quotes
         'Path, Label \n"v/a 1.mp4", "x"\n"v/b, 2.mp4", "y"\n',
@@ -136,7 +136,8 @@ def test_a_column_may_be_renamed_or_left_out(root: Path):
         ("x v/1.mp4 9\n", r"got 'x v/1.mp4 9'; fix: this is a list of paths .* add source.name=path_label"),
         ("v/1.mp4,0,-1\n", r"add source.name=path_label"),
         ("label,youtube_id,time_start,time_end,split\n", r"columns of Kinetics, add source.name=kinetics"),
-        ("a,b\n1,2\n", r"fix: name the column of the paths, as in source.args.columns.path=NAME"),
+        ("a,b\n1,2\n", r"fix: name the column of the paths, as in source.args.columns.path=a$"),
+        ("a\n1\n", r"fix: name the column of the paths, as in source.args.columns.path=NAME$"),
     ],
 )
 def test_a_file_without_names_is_told_what_reads_it(root: Path, text: str, message: str):
@@ -166,8 +167,42 @@ def test_no_labels_and_no_splits_are_said(root: Path, logged: pytest.LogCaptureF
     listing(root, f"path,Klasse,subset\n{rows}", max_missing_fraction=1.0)
     assert "no column label, so the videos have no classes; source.args.columns.label=Klasse" in logged.text
     assert "no column split, so splits are drawn; source.args.columns.split=subset" in logged.text
+    listing(root, "path,label,start,End Time\nv/a 1.mp4,x,0,1\n")
+    assert (
+        "no column start_s, and the column start cuts no video; source.args.columns.start_s=start"
+        in logged.text
+    )
+    assert (
+        "no column end_s, and the column End Time cuts no video; 'source.args.columns.end_s=End"
+        in logged.text
+    )
     listing(root, "Path,LABEL\nv/a 1.mp4,x\n")
     assert "columns are read by other names: Path as path, LABEL as label" in logged.text
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            r"got a pointer of Git LFS; fix: fetch the file with",
+        ),
+        (b"<!DOCTYPE html>\n", r"got a web page; fix: download the file itself"),
+        (b"PK\x03\x04\xff", r"got a zip file or a workbook; fix: save the table as CSV UTF-8"),
+        (
+            b"path,label\nv,x\n",
+            r"line 2: expected a video file, got the folder .*/v; fix: for folders of pictures",
+        ),
+        (
+            b"path,label\nv/a 1.mp4;x\n",
+            r"line 2: expected 2 cells .*; fix: put ',' between the cells, also of",
+        ),
+        (b"id,label\na,x\n", r"fix: name the column of the paths, as in source.args.columns.path=id"),
+    ],
+)
+def test_what_is_no_list_is_named(root: Path, content: bytes, message: str):
+    with pytest.raises(DataError, match=message):
+        listing(root, content)
 
 
 def test_a_row_with_too_many_cells_is_told_to_use_quotes(root: Path):
@@ -191,20 +226,3 @@ def test_the_keys_of_a_jsonl_file_may_have_other_names(root: Path):
     file.write_text('{"path": "x"}\n{"path": "y", "label": 1, "LABEL": 2}\n')
     with pytest.raises(DataError, match=r"jsonl, line 2: two columns are read as 'label'; keep one of them"):
         JsonlSource(columns={"label": "LABEL"}).listing(file)
-
-
-@pytest.mark.parametrize(
-    "value, expected",
-    [
-        ("..", "a.b=.."),
-        ("path,label", "a.b=path,label"),
-        ("a b/c", "'a.b=a b/c'"),
-        ("12", "'a.b=\"12\"'"),
-        ("null", "'a.b=\"null\"'"),
-        ("", "'a.b=\"\"'"),
-        ("a: b", "'a.b=\"a: b\"'"),
-        (";", "'a.b=\";\"'"),
-    ],
-)
-def test_an_override_can_be_pasted_into_a_shell(value: str, expected: str):
-    assert override("a.b", value) == expected
