@@ -73,6 +73,9 @@ def picked_frames(
             return
         except _OtherWay:
             continue
+        except BadVideo:
+            if way is _from_start:
+                raise
     raise BadVideo("a frame of it is damaged")
 
 
@@ -90,13 +93,13 @@ def _planned(video: bytes, wanted_s: list[float], last_frame_s: float | None) ->
         targets = [origin + int((instant_s + SLACK_S) / tick_s) for instant_s in wanted_s]
         for begin, end in _runs(wanted_s):
             if begin or key_frame_may_precede(stream, targets[begin], wanted_s[begin]):
-                found, is_end = _packets_after_seek(container, stream, targets[begin], targets[end - 1])
+                found, following = _packets_after_seek(container, stream, targets[begin], targets[end - 1])
             else:
-                found, is_end = _packets_until(chain([head], packets), targets[end - 1])
-            if _may_be_in_decoding_order(found, stream):
+                found, following = _packets_until(chain([head], packets), targets[end - 1])
+            if _may_be_in_decoding_order(found, following, stream):
                 raise _OtherWay
             places, last = _on_screen(found, targets, range(begin, end))
-            if is_end:
+            if following is None:
                 _check_end((last - origin) * tick_s, wanted_s[end - 1], last_frame_s)
             yield from _decoded(stream, found, places)
 
@@ -161,20 +164,20 @@ def _runs(wanted_s: list[float]) -> Iterator[tuple[int, int]]:
 
 def _packets_after_seek(
     container: InputContainer, stream: VideoStream, target: int, until: int
-) -> tuple[list[Packet], bool]:
-    """Packets from a random access point at or before the target on, and whether the video ends with them."""
-    found, is_end = _packets_after(container, stream, target, until)
+) -> tuple[list[Packet], Packet | None]:
+    """Packets from a random access point at or before the target on, and the packet that follows them."""
+    found, following = _packets_after(container, stream, target, until)
     if found and not is_random_access_point(found[0], stream):
         # The container flags recovery points as well: from the beginning, `_needed` finds the last IDR.
-        found, is_end = _packets_after(container, stream, stream.start_time or 0, until)
+        found, following = _packets_after(container, stream, stream.start_time or 0, until)
         if not (found and is_random_access_point(found[0], stream)):
             raise _OtherWay
-    return found, is_end
+    return found, following
 
 
 def _packets_after(
     container: InputContainer, stream: VideoStream, target: int, until: int
-) -> tuple[list[Packet], bool]:
+) -> tuple[list[Packet], Packet | None]:
     try:
         container.seek(target, stream=stream)
         return _packets_until(container.demux(stream), until)
@@ -182,8 +185,8 @@ def _packets_after(
         raise _OtherWay from error
 
 
-def _packets_until(packets: Iterable[Packet], until: int) -> tuple[list[Packet], bool]:
-    """All packets of frames that come on screen up to then, by decoding time; whether the video ends."""
+def _packets_until(packets: Iterable[Packet], until: int) -> tuple[list[Packet], Packet | None]:
+    """All packets of frames that come on screen up to then, by decoding time; and the one after them."""
     found: list[Packet] = []
     for packet in packets:
         decoded, shown = packet.dts, packet.pts
@@ -192,9 +195,9 @@ def _packets_until(packets: Iterable[Packet], until: int) -> tuple[list[Packet],
         if decoded is None or shown is None or shown < decoded:
             raise _OtherWay
         if decoded > until:
-            return found, False
+            return found, packet
         found.append(packet)
-    return found, True
+    return found, None
 
 
 def _on_screen(found: list[Packet], targets: list[int], run: range) -> tuple[dict[int, list[int]], int]:
@@ -208,12 +211,13 @@ def _on_screen(found: list[Packet], targets: list[int], run: range) -> tuple[dic
     return places, stamps[-1]
 
 
-def _may_be_in_decoding_order(found: list[Packet], stream: VideoStream) -> bool:
+def _may_be_in_decoding_order(found: list[Packet], following: Packet | None, stream: VideoStream) -> bool:
     """Whether the time stamps reorder nothing although B frames have to be reordered."""
     if not in_order(packet.pts or 0 for packet in found):
         return False
+    shown = found if following is None else [*found, following]
     profile = (stream.codec_context.extradata or b"")[1:2]
-    return profile != _BASELINE and any(has_b_slices(packet, stream) for packet in found)
+    return profile != _BASELINE and any(has_b_slices(packet, stream) for packet in shown)
 
 
 def _decoded(stream: VideoStream, found: list[Packet], places: dict[int, list[int]]) -> _Picked:

@@ -1,0 +1,44 @@
+"""Whatever one file makes FFmpeg or PyAV raise ends in a line about that file."""
+
+from pathlib import Path
+
+import av
+import pytest
+
+from data_tools.command import DataError
+from data_tools.stream.container import BadVideo, ffmpeg_errors
+from data_tools.stream.decode import probe
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (ValueError("29 is not a valid Type"), "ValueError: 29 is not a valid Type"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+            "UnicodeDecodeError: 'utf-8'",
+        ),
+        (MemoryError(), "MemoryError"),
+        (OverflowError("too large"), "OverflowError: too large"),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"),
+        (RuntimeError("two\nlines"), "RuntimeError: two lines"),
+        (TypeError("no integer"), "TypeError: no integer"),
+        (av.InvalidDataError(1, "Invalid data"), "Invalid data"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+    ],
+)
+def test_every_error_of_a_file_is_a_bad_video(error, line):
+    with pytest.raises(BadVideo, match="FFmpeg cannot read it: ") as refused, ffmpeg_errors():
+        raise error
+    assert line in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_what_is_said_already_stays():
+    with pytest.raises(DataError, match=r"^the store is down$"), ffmpeg_errors():
+        raise DataError("the store is down")
+
+
+def test_a_file_that_cannot_be_read_is_no_video_that_ends_there():
+    with pytest.raises(BadVideo, match="Input/output error"):
+        probe(Path("/proc/self/mem"))  # the first page of memory can never be read
