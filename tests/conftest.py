@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -21,6 +22,8 @@ from tests.seeds import IS_NIGHTLY, SEED
 
 torch.set_num_threads(1)  # two threads on two busy cores are slower than one
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in `make test &`, which children would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SECONDS = {"chaos": 100, "cluster": 5, "processes": 5, "slow": 10}  # that a marker adds to a test, roughly
 REPO = Path(__file__).resolve().parents[1]

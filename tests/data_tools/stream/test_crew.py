@@ -372,7 +372,7 @@ def test_ctrl_c_ends_the_program_at_once_with_its_workers(repo: Path, tmp_path: 
     time.sleep(0.5)
     for pid in (process.pid, *pids):  # as a terminal does, to all of the group
         os.kill(pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in errors
     assert "loader worker" not in errors
     assert wait_until(lambda: not any(runs(pid) for pid in pids))
@@ -381,7 +381,7 @@ def test_ctrl_c_ends_the_program_at_once_with_its_workers(repo: Path, tmp_path: 
 @pytest.mark.processes
 def test_a_program_that_ends_early_ends_with_its_workers(repo: Path, tmp_path: Path) -> None:
     process, pids = start(repo, tmp_path, "ahead = Ahead(crew, dict); next(ahead); raise SystemExit(5)")
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 5 and errors == ""
     assert wait_until(lambda: not any(runs(pid) for pid in pids))
 
