@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -167,18 +168,40 @@ class Agent:
             self._deadline = now + _DRAIN_S
 
 
-def answer() -> int:
-    """Say that this host can be reached and sees the code, and which port is free here."""
+def answer(master: str) -> int:
+    """Say that this host can be reached and sees the code, a port that is free, and what names mean here."""
     with socket.socket() as listener:
         listener.bind(("", 0))
-        sys.stdout.write(json.dumps({"port": listener.getsockname()[1], "python": sys.version.split()[0]}))
+        told: dict[str, Any] = {"port": listener.getsockname()[1]}
+    namespace = os.stat("/proc/self/ns/net").st_ino
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    unresolved = None
+    try:
+        socket.getaddrinfo(master, 0, type=socket.SOCK_STREAM)
+    except OSError as error:
+        unresolved = error.strerror or str(error)
+    told |= {"machine": f"{boot} {namespace}", "unresolved": unresolved, "hostname": socket.gethostname()}
+    told |= {"own_address": own_address(), "has_interface": "GLOO_SOCKET_IFNAME" in os.environ}
+    sys.stdout.write(json.dumps(told))
     return 0
+
+
+def own_address() -> str | None:
+    """The first address of the own hostname that can be bound; Gloo offers it to the other processes."""
+    with suppress(OSError):
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            socket.gethostname(), 0, type=socket.SOCK_STREAM
+        ):
+            with socket.socket(family, kind, protocol) as handle, suppress(OSError):
+                handle.bind(address)
+                return str(address[0])
+    return None
 
 
 def main(argv: list[str]) -> int:
     """Parse, read the job, look after its processes."""
-    if argv == ["--answer"]:
-        return answer()
+    if argv[:1] == ["--answer"]:
+        return answer(argv[1])
     parser = argparse.ArgumentParser(prog="agent.py", description="Look after a job's processes on a host.")
     parser.add_argument("job", help="the job.json that `launch` wrote")
     parser.add_argument("--node", type=int, default=0, help="which of the nodes this is, from 0")

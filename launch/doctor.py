@@ -7,16 +7,19 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 from launch.checks.examination import Wishes, examine
 from launch.checks.findings import as_json, as_text
 from launch.checks.rounds import Target
 from launch.checks.targets import KINDS, target_of
 from launch.cluster import UsageError, add_cluster_arguments, split_words
+from launch.exit_codes import INTERRUPTED
 from launch.job import dry_run
 
 EXIT_UNWELL = 1
@@ -58,14 +61,25 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         sys.stdout.write("".join(f"{shlex.join(command)}\n" for command, _ in target.commands))
         return 0
-    began = time.monotonic()
-    findings, reports = examine(target, _wishes(arguments, target))
+    wishes, began = _wishes(arguments, target), time.monotonic()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        findings, reports = examine(target, wishes)
+    except KeyboardInterrupt as interrupt:  # the probes have been ended, and jobs taken back
+        code = interrupt.args[0] if interrupt.args else INTERRUPTED
+        sys.stderr.write("interrupted: the probes are ended\n")
+        return int(code)
     seconds = time.monotonic() - began
     if arguments.json:
         sys.stdout.write(json.dumps(as_json(findings, reports, seconds), indent=1) + "\n")
     else:
         sys.stdout.write(as_text(findings, len(target.processes), seconds))
     return EXIT_UNWELL if any(finding.level == "error" for finding in findings) else 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(128 + number)
 
 
 def _wishes(arguments: argparse.Namespace, target: Target) -> Wishes:

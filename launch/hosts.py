@@ -24,10 +24,20 @@ class Answer:
     Attributes:
         port: one that was free on it.
         silence: why it counts as not there; None where it answered.
+        machine: the same for hosts that are one machine with one network.
+        unresolved: why the name where processes meet is not known there; None where it is.
+        hostname: what it calls itself.
+        own_address: the first address of that name that it has; None where there is none.
+        has_interface: whether its environment names Gloo's interface.
     """
 
     port: int = 0
     silence: str | None = None
+    machine: str = ""
+    unresolved: str | None = None
+    hostname: str = ""
+    own_address: str | None = None
+    has_interface: bool = False
 
 
 def ask(link: Link, hosts: Sequence[str], words: Sequence[str]) -> dict[str, Answer]:
@@ -60,8 +70,8 @@ def _answer(process: subprocess.Popen[str]) -> Answer:
         return Answer(silence=f"no answer within {_ANSWER_S:g} s")
     if process.returncode == 0:
         try:
-            return Answer(port=json.loads(printed.splitlines()[-1])["port"])
-        except (ValueError, LookupError):
+            return Answer(**json.loads(printed.splitlines()[-1]))
+        except (ValueError, LookupError, TypeError):
             return Answer(silence=f"it printed {printed!r} in place of an answer")
     lines = [line for line in complaint.splitlines() if line.strip()]
     return Answer(silence=lines[-1] if lines else f"exit code {process.returncode}")

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import time
@@ -86,7 +87,8 @@ def held(run_dir: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another launcher"
             raise UsageError(
-                f"{run_dir} is run by {holder} already: wait for it, or `python -m launch cancel {run_dir}`"
+                f"{run_dir} is run by {holder} already: wait for it, or "
+                f"`python -m launch cancel {shlex.quote(str(run_dir))}`"
             )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

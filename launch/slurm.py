@@ -15,7 +15,7 @@ from launch.job import LAUNCH_FOLDER, LOGS_FOLDER, Job, describe, prepare, publi
 from launch.record import Record, read_record
 from launch.slurm_cluster import Container, SlurmCluster
 from launch.slurm_script import batch_script, for_file_name
-from launch.slurm_watch import CANCELLED, job_states
+from launch.slurm_watch import CANCELLED, OUTCOME, job_states
 from launch.start import add_launcher
 
 # Seconds that the other tasks have after the first that ended well; rank 0 exports and reports last.
@@ -54,10 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
     path, command = _script_path(job), _submission(job)
     _check_idle(job)
     publish(job)
-    (path.parent / CANCELLED).unlink(missing_ok=True)
+    for name in (CANCELLED, OUTCOME):
+        (path.parent / name).unlink(missing_ok=True)
     write_whole(path, script)
     job_id = _submitted(command)
-    Record(Path(job.run_dir), kind="slurm", job_id=job_id, command=command).note(state="submitted")
+    steps = job.counts.get("steps")
+    record = Record(Path(job.run_dir), kind="slurm", job_id=job_id, command=command, steps=steps)
+    record.note(state="submitted")
     sys.stdout.write(f"job {job_id}; python -m launch status {shlex.quote(job.run_dir)}\n")
     return 0
 
@@ -95,6 +98,7 @@ def script_of(cluster: SlurmCluster, job: Job) -> str:
     _check_mounts(cluster.container, job)
     settings: list[tuple[str, str | Sequence[str]]] = [
         ("cancelled", str(Path(job.run_dir) / LAUNCH_FOLDER / CANCELLED)),
+        ("outcome", str(Path(job.run_dir) / LAUNCH_FOLDER / OUTCOME)),
         ("requeue", "yes" if cluster.requeue else "no"),
         ("max_restarts", str(cluster.max_restarts)),
         ("options", _srun_options(cluster, job)),

@@ -92,7 +92,7 @@ class SlurmCluster:
         require(self.link_gbit is None or self.link_gbit > 0, "link_gbit", "be above 0", self.link_gbit)
         require(not (self.requeue and self.array), "array", "be 0, or requeue=false", self.array)
         require(1 <= self.warn_s <= 65535, "warn_s", "lie between 1 and 65535 seconds", self.warn_s)
-        limit = _seconds(self.time)
+        limit = seconds_of(self.time)
         require(limit is None or self.warn_s < limit, "warn_s", f"be less than time={self.time}", self.warn_s)
         is_inside = self.container.through != "none"
         require(
@@ -144,13 +144,13 @@ def _check_extra(option: str) -> None:
     )
 
 
-def _seconds(limit: str) -> int | None:
+def seconds_of(limit: str) -> int | None:
     """A time limit in seconds; None where there is none.
 
     Raises:
         UsageError: sbatch would not take it.
     """
-    if limit in ("", "UNLIMITED", "INFINITE"):
+    if limit.upper() in ("", "UNLIMITED", "INFINITE"):
         return None
     match = _TIME.fullmatch(limit)
     if match is None:

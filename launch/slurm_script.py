@@ -21,6 +21,12 @@ export MASTER_ADDR MASTER_PORT
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_ADDR=$(scontrol --oneliner show node "$first" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
 
+# How the job ended, for `launch status` once Slurm has forgotten it.
+leave() {
+    echo "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID} $1" > "$outcome"
+    exit "$1"
+}
+
 restarts=0
 while true; do
     # A requeued job keeps its id, and jobs may share a node: each start has a port of its own.
@@ -44,7 +50,7 @@ while true; do
             if [ "$requeue" = yes ] && [ ! -e "$cancelled" ]; then
                 scontrol requeue "$SLURM_JOB_ID"
             fi
-            exit "$code"  # the next element of an array goes on
+            leave "$code"  # the next element of an array goes on
             ;;
         0 | 2 | 3 | 4 | 6 | 130)  # finished or refused: another start would say the same
             break
@@ -58,7 +64,7 @@ done
 if [ -n "$SLURM_ARRAY_JOB_ID" ]; then
     scancel --state=PENDING "$SLURM_ARRAY_JOB_ID"  # elements that have nothing left to do
 fi
-exit "$code"
+leave "$code"
 """
 
 
@@ -72,8 +78,8 @@ def batch_script(
     Args:
         heading: a line of comment: what this is.
         directives: sbatch's long options and their values; an empty value is a switch.
-        settings: the variables of the script's fixed part: `cancelled`, `requeue`, `max_restarts`, and the
-            arrays `options` (of srun) and `task` (what it starts).
+        settings: the variables of the script's fixed part: `cancelled`, `outcome`, `requeue`, `max_restarts`,
+            and the arrays `options` (of srun) and `task` (what it starts).
 
     Raises:
         ValueError: a value that no `#SBATCH` line can hold.

@@ -4,7 +4,9 @@ import subprocess
 from pathlib import Path
 
 from launch.cluster import UsageError
+from launch.exit_codes import CRASHED, FINE, TERMINATED, meaning
 
+OUTCOME = "outcome"  # a file beside the batch script: the job and its exit code, once the script has ended
 CANCELLED = "cancelled"  # a file beside the batch script: the job is not to be requeued or started again
 
 
@@ -19,15 +21,74 @@ def job_states(job_id: str) -> list[str]:
 
 
 def job_line(job_id: str) -> str:
-    """One line for a person: state, nodes, time left, how often requeued, or how it ended.
+    """One line for a person on a job in the queue: state, nodes, time left, how often requeued.
 
     Raises:
         UsageError: Slurm cannot be asked.
     """
     told = _ask(["scontrol", "--oneliner", "show", "job", job_id], "Invalid job id")
-    if not told:
-        return f"job {job_id}: Slurm has forgotten it; its log says how it ended"
-    return "\n".join(_line(line) for line in told.splitlines())
+    return "\n".join(_line(line) for line in told.splitlines()) or f"job {job_id} is not in the queue"
+
+
+def job_end(job_id: str, launch_folder: Path) -> tuple[int | None, str]:
+    """How a job that has left the queue ended: its exit code, and the same in words.
+
+    The batch script notes its code. A job that was killed with its script is known to Slurm for some minutes,
+    or as long as its accounting keeps it.
+
+    Raises:
+        UsageError: Slurm cannot be asked.
+    """
+    noted = _noted_code(job_id, launch_folder)
+    if noted is not None:
+        return noted, f"job {job_id}: {meaning(noted)} (exit code {noted})"
+    told = _ask(["scontrol", "--oneliner", "show", "job", job_id], "Invalid job id")
+    state, code = _state_and_code(told) or _accounted(job_id) or ("", "")
+    if not state:
+        return None, f"job {job_id}: Slurm has forgotten it, and it was killed before it could note its end"
+    number = exit_code_of(state, code)
+    why = {"CANCELLED": "cancelled", "TIMEOUT": "killed at its time limit"}
+    text = why.get(state, state.lower().replace("_", " "))
+    return number, f"job {job_id}: {text} (exit code {number}); the same command goes on with it"
+
+
+def _noted_code(job_id: str, launch_folder: Path) -> int | None:
+    try:
+        job, code = (launch_folder / OUTCOME).read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return None
+    return int(code) if job == job_id and code.isdigit() else None
+
+
+def _state_and_code(told: str) -> tuple[str, str] | None:
+    """Of the last element of an array."""
+    lines = told.splitlines()
+    fields = _fields(lines[-1]) if lines else {}
+    return (fields["JobState"], fields.get("ExitCode", "")) if "JobState" in fields else None
+
+
+def _accounted(job_id: str) -> tuple[str, str] | None:
+    """State and exit code by Slurm's accounting, where there is one."""
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}"]
+    try:
+        ran = subprocess.run(
+            [*command, "--format=State,ExitCode"], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = ran.stdout.split("\n") if ran.returncode == 0 else []
+    rows = [line.split("|") for line in lines if "|" in line]
+    return (rows[-1][0].split()[0], rows[-1][1]) if rows and rows[-1][0] else None
+
+
+def exit_code_of(state: str, code: str) -> int:
+    """One exit code, as a shell has it, from Slurm's state and `CODE:SIGNAL`."""
+    exit_code, _, number = code.partition(":")
+    if exit_code.isdigit() and int(exit_code):
+        return int(exit_code)
+    if number.isdigit() and int(number):
+        return 128 + int(number)
+    return FINE if state == "COMPLETED" else TERMINATED if state in ("CANCELLED", "TIMEOUT") else CRASHED
 
 
 def cancel_job(job_id: str, launch_folder: Path) -> str:
@@ -50,18 +111,20 @@ def cancel_job(job_id: str, launch_folder: Path) -> str:
     return f"job {job_id} was asked to stop: it saves a checkpoint and leaves"
 
 
-def _line(told: str) -> str:
+def _fields(told: str) -> dict[str, str]:
     # The name comes first and may hold anything; what is read here stands behind it.
     words = told.partition(" UserId=")[2].split()
-    fields = dict(word.split("=", 1) for word in words if "=" in word)
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def _line(told: str) -> str:
+    fields = _fields(told)
     name = told.partition(" ")[0].replace("JobId=", "job ")
     said = [f"{name}: {fields['JobState'].lower()}"]
     if fields["JobState"] == "PENDING":
         said.append(f"because of {fields.get('Reason', 'nothing it tells')}")
     elif fields["JobState"] == "RUNNING":
         said.append(f"on {fields.get('NodeList')}, {fields.get('RunTime')} of {fields.get('TimeLimit')}")
-    else:
-        said.append(f"exit code {fields.get('ExitCode', '?').partition(':')[0]}")
     if fields.get("Restarts", "0") != "0":
         said.append(f"requeued {fields['Restarts']} times")
     return ", ".join(said)

@@ -19,6 +19,7 @@ from launch.exit_codes import CRASHED, is_crash, meaning
 from launch.freezing import write_whole
 from launch.hosts import Answer, Link, ask, deal
 from launch.job import LOGS_FOLDER, Job, JobRefused, dry_run
+from launch.names import name_fault
 from launch.rank import put
 from launch.record import Record, newest_checkpoint, now, take_stop
 
@@ -189,7 +190,7 @@ class Supervisor:
             self._wishes.take()
             if self._wishes.first is not None:
                 return None
-            answers = ask(self._launch.link, list(self._slots), answer_words(self._job))
+            answers = ask(self._launch.link, list(self._slots), answer_words(self._job, self._master()))
             alive = {host: slots for host, slots in self._slots.items() if answers[host].silence is None}
             silent = {host: answer.silence for host, answer in answers.items() if answer.silence}
             if len(alive) >= least:
@@ -205,7 +206,28 @@ class Supervisor:
             time.sleep(_ASK_AGAIN_S)
         for host, why in silent.items():
             self.say(f"going on without {host}: {why}")
+        if not self._can_meet({host: answers[host] for host in alive}):
+            return None
         return self._meet(deal(alive, self._world_for(sum(alive.values()))), answers)
+
+    def _master(self) -> str:
+        """Where the processes meet as long as the first host is there."""
+        return self._launch.master or next(iter(self._slots))
+
+    def _can_meet(self, answers: Mapping[str, Answer]) -> bool:
+        """Whether names allow it. If not, another start would fail in the same way.
+
+        Raises:
+            UsageError: they do not at the first start.
+        """
+        is_first_there = next(iter(answers)) == next(iter(self._slots))
+        fault = name_fault(answers, self._master(), self._launch.environment)
+        if fault is None or not self._launch.is_ours or not is_first_there:
+            return True
+        if self._attempts == 0:
+            raise UsageError(fault)
+        self.say(fault)
+        return False
 
     def _meet(self, dealt: Mapping[str, int], answers: Mapping[str, Answer]) -> Start:
         first = next(iter(dealt))
@@ -247,9 +269,9 @@ def agent_commands(job: Job, start: Start, limits: Limits, link: Link) -> dict[s
     return commands
 
 
-def answer_words(job: Job) -> list[str]:
+def answer_words(job: Job, master: str) -> list[str]:
     """What a host is asked with: it must have the interpreter and see the frozen code."""
-    return [job.python, "-P", job.script("agent.py"), "--answer"]
+    return [job.python, "-P", job.script("agent.py"), "--answer", master]
 
 
 def _catch(wishes: Wishes) -> int:

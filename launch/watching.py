@@ -15,7 +15,7 @@ from launch.cluster import UsageError
 from launch.exit_codes import INTERRUPTED, meaning
 from launch.job import LAUNCH_FOLDER, LOGS_FOLDER
 from launch.record import ask_for_stop, checkpoints, is_held, read_record
-from launch.slurm_watch import cancel_job, job_line, job_states
+from launch.slurm_watch import cancel_job, job_end, job_line, job_states
 
 _FOLLOW_S = 0.5
 _BLOCK = 1 << 16
@@ -65,17 +65,21 @@ def status_of(run_dir: Path) -> dict[str, Any]:
     Returns:
         kind, started, host, pid, attempt, hosts, code as `launch.json` has them; the state in a word
         (`running`, `ended`, `lost`, or the scheduler's) and in a sentence; step, steps, loss, seconds since
-        the last metrics; steps of the checkpoints.
+        the last metrics, seconds to the last step at the present speed (null where nothing runs); steps of
+        the checkpoints.
 
     Raises:
         UsageError: the run was never launched, or its scheduler cannot be asked.
     """
     record = read_record(run_dir)
     kept = ("kind", "started", "host", "pid", "job_id", "attempt", "hosts", "agents", "code")
+    state, progress = _state(run_dir, record), _progress(run_dir, record)
+    if state["state"] in ("ended", "lost", "pending"):
+        progress["remaining_s"] = None
     return {
         **{key: record.get(key) for key in kept},
-        **_state(run_dir, record),
-        **_progress(run_dir, record),
+        **state,
+        **progress,
         "checkpoints": checkpoints(run_dir),
     }
 
@@ -83,7 +87,10 @@ def status_of(run_dir: Path) -> dict[str, Any]:
 def _state(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
     if record["kind"] == "slurm":
         states = job_states(record["job_id"])
-        return {"state": states[0].lower() if states else "ended", "said": job_line(record["job_id"])}
+        if states:
+            return {"state": states[0].lower(), "said": job_line(record["job_id"])}
+        code, said = job_end(record["job_id"], run_dir / LAUNCH_FOLDER)
+        return {"state": "ended", "code": code, "said": said}
     if record["kind"] not in _HEADS:
         return {"state": "unknown", "said": f"ask {record['kind']} itself for its state"}
     if is_held(run_dir):
@@ -98,15 +105,30 @@ def _state(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 def _progress(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"step": None, "steps": record.get("steps"), "loss": None, "metrics_age_s": None}
-    path = run_dir / "metrics.jsonl"
+    config, path = _config(run_dir), run_dir / "metrics.jsonl"
+    if found["steps"] is None:
+        found["steps"] = config.get("steps")
+    last = _last_whole_line(path) if path.exists() else None
     if path.exists():
-        last = _last_whole_line(path)
         found |= {"step": last.get("step", -1) + 1, "loss": last.get("loss")} if last else {}
         found["metrics_age_s"] = round(max(0.0, time.time() - path.stat().st_mtime), 1)
-    if found["steps"] is None and (run_dir / "config.yaml").exists():
-        config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-        found["steps"] = config.get("steps") if isinstance(config, dict) else None
-    return found
+    return {**found, "remaining_s": _remaining_s(found, last or {}, config)}
+
+
+def _remaining_s(found: dict[str, Any], last: dict[str, Any], config: dict[str, Any]) -> float | None:
+    """Seconds to the last step at the speed of the last report; None where that is not known."""
+    batch = config.get("batch")
+    clips = batch.get("global_clips") if isinstance(batch, dict) else None
+    if not (clips and last.get("clips_per_s") and found["step"] and found["steps"]):
+        return None
+    return round(float(found["steps"] - found["step"]) * clips / last["clips_per_s"], 1)
+
+
+def _config(run_dir: Path) -> dict[str, Any]:
+    """The run's resolved config; empty before its first start."""
+    path = run_dir / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return config if isinstance(config, dict) else {}
 
 
 def _last_whole_line(path: Path) -> dict[str, Any] | None:
@@ -131,10 +153,22 @@ def _table(run_dir: Path, status: dict[str, Any]) -> str:
     if status["step"] is not None:
         loss = f", loss {status['loss']:.4f}" if isinstance(status["loss"], float) else ""
         age = f", written {status['metrics_age_s']:.0f} s ago"
-        rows.append(("step", f"{status['step']} of {status['steps'] or '?'}{loss}{age}"))
+        left = "" if status["remaining_s"] is None else f", {duration(status['remaining_s'])} left"
+        rows.append(("step", f"{status['step']} of {status['steps'] or '?'}{loss}{age}{left}"))
     steps = ", ".join(map(str, status["checkpoints"])) or "none yet"
     rows.append(("checkpoints", steps))
     return "".join(f"{name:<12} {text}\n" for name, text in rows)
+
+
+def duration(seconds: float) -> str:
+    """As in 45 s, 12 min, 3 h 20 min, 2 d 5 h."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
 def run_logs(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,10 @@ def examine(target: Target, wishes: Wishes) -> tuple[list[Finding], dict[str, di
         The findings in the order of the round, and what each node reported.
     """
     names = target.names or [f"node {number}" for number in range(len(target.processes))]
-    with closing(Nodes(names, target.commands, target.environment)) as nodes:
+    with ExitStack() as stack:
+        if target.end is not None:
+            stack.callback(target.end)
+        nodes = stack.enter_context(closing(Nodes(names, target.commands, target.environment)))
         at = Round(target=target, nodes=nodes)
         findings = list(_steps(at, wishes))
         return [*silences(nodes), *findings], at.reports
@@ -64,6 +67,8 @@ def examine(target: Target, wishes: Wishes) -> tuple[list[Finding], dict[str, di
 
 def _steps(at: Round, wishes: Wishes) -> Iterator[Finding]:
     hello = at.nodes.hello(at.target.start_s)
+    if at.target.why_not_started is not None:
+        at.nodes.explain_start(at.target.why_not_started)
     if not at.target.names:
         for node, said in hello.items():
             at.nodes.names[node] = said["name"]

@@ -1,5 +1,6 @@
 """Are the run folder and the shards one and the same on all nodes, writable, quick, and large enough?"""
 
+import shlex
 from collections.abc import Mapping
 from statistics import median
 from typing import Any
@@ -151,7 +152,7 @@ def check_shards(folder: str, reports: Reports) -> list[Finding]:
             f"{named(nodes)} {'find' if len(nodes) > 1 else 'finds'} other bytes in {folder} "
             "than the other nodes"
         )
-        mend = f"copy the shards anew there, then: python -m data_tools verify {folder}"
+        mend = f"copy the shards anew there, then: python -m data_tools verify {shlex.quote(folder)}"
         findings.append(error("shards", text, mend, nodes))
     slowest = min(digests, key=lambda name: reports[name]["mb_per_s"])
     told = (
@@ -170,7 +171,7 @@ def check_decoding(folder: str, reports: Reports) -> list[Finding]:
     findings = []
     for name, report in reports.items():
         if "failed" in report:
-            mend = f"see what it says there of python -m data_tools verify {folder} --full"
+            mend = f"see what it says there of python -m data_tools verify {shlex.quote(folder)} --full"
             text = f"{name} cannot read clips of {folder}: {report['failed']}"
             findings.append(error("decoding", text, mend, [name]))
         if "slow" in report:

@@ -10,8 +10,8 @@ from launch.checks.findings import Finding, counted, error, named, ok, or_ok, wa
 CHECK = "network"
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _MENDS = {
-    "unresolved": "use a name or an address in the cluster file that every node can resolve (DNS "
-    "or /etc/hosts)",
+    "unresolved": "name the hosts by addresses or names that every node can resolve (DNS or /etc/hosts), or "
+    "set `master_addr` in the cluster file to an address of the first host that all can reach",
     "no answer": "open all TCP ports between the nodes: a firewall or security group drops them, "
     "or the link is down",
     "refused": "open all TCP ports between the nodes: a firewall refuses them, or the name "
@@ -121,8 +121,10 @@ def check_interfaces(
         if has_gpus or "GLOO_SOCKET_IFNAME" in environments[name]:
             continue
         findings += _gloo_address(name, network, leads)
-    told = ", ".join(sorted({leads["name"] for leads in used.values() if leads})) or "none"
-    return or_ok(findings, "route", f"nodes reach one another through {told}")
+    known = sorted({leads["name"] for leads in used.values() if leads})
+    if not known:
+        return findings  # that nothing connects is said already
+    return or_ok(findings, "route", f"nodes reach one another through {', '.join(known)}")
 
 
 def _used_interface(

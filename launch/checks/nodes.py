@@ -6,7 +6,7 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +17,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "probe"
 MODULES = ("machine", "devices", "network", "folders", "group", "answering")
 LEAST_PYTHON = (3, 11)
 _TAIL_LINES = 5
+_LATE = "no answer within"
 # One line without line ends, quotes of its own kind alone: any remote shell hands it on as it is.
 BOOTSTRAP = "import sys;exec(sys.stdin.readline())"
 _LOADER = f"""
@@ -77,6 +78,13 @@ class Nodes:
         self.failures.clear()
         return hello
 
+    def explain_start(self, why: Callable[[], str]) -> None:
+        """Give the scheduler's reason for nodes whose probes have not started in time."""
+        late = [node for node, (what, said) in self.lost.items() if what == "start" and _LATE in said]
+        if late:
+            reason = f"{self.lost[late[0]][1]}; {why()}"
+            self.lost |= {node: ("queue", reason) for node in late}
+
     def ask(self, what: str, each: Mapping[int, dict[str, Any]], limit_s: float) -> dict[int, Any]:
         """Ask some nodes the same thing at the same time.
 
@@ -105,11 +113,14 @@ class Nodes:
             line.close()
         end = time.monotonic() + 3
         for line in self._lines:
-            try:
-                line.process.wait(max(0.1, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                line.process.kill()
-                line.process.wait()
+            for end_it in (line.process.terminate, line.process.kill):
+                try:
+                    line.process.wait(max(0.1, end - time.monotonic()))
+                    break
+                except subprocess.TimeoutExpired:
+                    end_it()
+                    end = max(end, time.monotonic() + 2)  # srun takes its request back at SIGTERM
+            line.process.wait()
 
     def _start(self, command: list[str], serves: list[int]) -> "_Line":
         line = _Line(command, serves)
@@ -155,7 +166,7 @@ class Nodes:
                 waiting.discard(node)
                 answers[node] = _read(text or "")
         for node in waiting:
-            self.lost[node] = what, f"no answer within {limit_s:g} s"
+            self.lost[node] = what, f"{_LATE} {limit_s:g} s"
         failed = {node: answer["failed"] for node, answer in answers.items() if "failed" in answer}
         self.failures += [(node, what, reason) for node, reason in failed.items()]
         # In the order of the nodes, whoever was quicker: ranks are numbered by it, and the first breaks ties.
@@ -169,7 +180,7 @@ class _Line:
         self.serves = serves
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, errors="replace", bufsize=1,
+            text=True, errors="replace", bufsize=1, start_new_session=True,  # Ctrl-C is the doctor's alone
         )  # fmt: skip
         self.input, self.output, self.complaints = (_there(pipe) for pipe in _pipes(self.process))
 

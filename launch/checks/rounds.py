@@ -21,6 +21,8 @@ class Target:
         master_port: where ranks are to meet; 0 for any that is free.
         link_gbit: what the link between nodes should give; None to ask the drivers.
         start_s: how long a probe may take to start; a scheduler's queue is part of it.
+        why_not_started: what the scheduler says where probes have not started in time.
+        end: called when the doctor ends, however it does: takes back what it asked a scheduler for.
     """
 
     names: list[str]
@@ -31,6 +33,8 @@ class Target:
     master_port: int = 0
     link_gbit: float | None = None
     start_s: float = 30.0
+    why_not_started: Callable[[], str] | None = None
+    end: Callable[[], None] | None = None
 
 
 @dataclass

@@ -23,6 +23,10 @@ _MENDS = (
     ),
     ("not found", "set `python` in the cluster file to an interpreter that is there on every node"),
     ("Invalid account", "correct `account` in the cluster file (sacctmgr show assoc user=$USER)"),
+    ("ccount", "set `account` in the cluster file (sacctmgr show assoc user=$USER)"),
+    ("time limit", "set `time` in the cluster file within the partition's limit (sinfo -o '%P %l')"),
+    ("invalid qos", "correct `qos` in the cluster file (sacctmgr show qos)"),
+    ("Invalid qos", "correct `qos` in the cluster file (sacctmgr show qos)"),
     ("invalid partition", "correct `partition` in the cluster file (sinfo -s)"),
     (
         "no answer within",
@@ -30,10 +34,13 @@ _MENDS = (
     ),
     (
         "Unable to allocate resources",
-        "wait for the queue, ask for fewer nodes, or correct the cluster file (sinfo)",
+        "wait for the queue, ask for fewer nodes, or correct `account`, `partition`, `qos` or `time` in the "
+        "cluster file (sinfo, sacctmgr show assoc user=$USER)",
     ),
 )
 _OF_QUESTIONS = {
+    "queue": "wait, ask for fewer nodes=N, leave a node out (extra: [--exclude=NAME]), or give a drained one "
+    "back: scontrol update nodename=NAME state=resume",
     "python": "KineMAE needs Python 3.11 or newer there: set `python` in the cluster file to "
     "such an interpreter",
     "facts": "nvidia-smi or a file system hangs there (dmesg, ps aux | grep ' D '): leave the node out",
@@ -51,6 +58,9 @@ def silences(nodes: Nodes) -> list[Finding]:
     findings = []
     for (question, reason), lost in _together(nodes.lost.items()).items():
         names = [nodes.names[node] for node in lost]
+        if question == "queue":
+            findings.append(error(CHECK, reason, _OF_QUESTIONS["queue"], names))
+            continue
         when = "cannot be asked" if question in ("start", "python") else f"fell silent at {question!r}"
         said = f"python there is {reason}" if question == "python" else reason
         findings.append(

@@ -1,20 +1,22 @@
 """From a cluster file to the nodes that the doctor visits."""
 
+import os
 import re
+import secrets
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from launch.checks.nodes import probe_words
 from launch.checks.rounds import Target
+from launch.checks.slurm_queue import asked, cancel_by_name, partition_limit, slurm_reason
 from launch.cluster import UsageError, read_cluster
 from launch.local import HOST, LocalCluster
-from launch.slurm_cluster import SlurmCluster
+from launch.slurm_cluster import SlurmCluster, seconds_of
 from launch.ssh import Ssh, SshCluster
 
-_QUEUE_S = 120.0
+_QUEUE_S, _MOST_S = 120.0, 300
 
 
 def _local(file: Path | None, overrides: list[str]) -> Target:
@@ -53,12 +55,13 @@ def _ssh(file: Path | None, overrides: list[str]) -> Target:
 def _slurm(file: Path | None, overrides: list[str]) -> Target:
     """One step with a task on each node; inside an allocation it runs there, else it waits for its own."""
     cluster = read_cluster(SlurmCluster, file, overrides)
+    name = f"doctor-{os.getpid()}-{secrets.token_hex(3)}"  # by it the job is found and taken back
     given = {
-        "job-name": "doctor",
+        "job-name": name,
         "partition": cluster.partition,
         "account": cluster.account,
         "qos": cluster.qos,
-        "time": "5",
+        "time": _time(cluster),
         "nodes": str(cluster.nodes),
         "ntasks": str(cluster.nodes),
         "ntasks-per-node": "1",
@@ -77,13 +80,21 @@ def _slurm(file: Path | None, overrides: list[str]) -> Target:
         master=_slurm_address,
         link_gbit=cluster.link_gbit,
         start_s=_QUEUE_S,
+        why_not_started=lambda: slurm_reason(name, cluster.partition),
+        end=lambda: cancel_by_name(name),
     )
+
+
+def _time(cluster: SlurmCluster) -> str:
+    """Five minutes, or less where the cluster file or the partition allows less."""
+    limits = [limit for limit in (seconds_of(cluster.time), partition_limit(cluster.partition)) if limit]
+    limit = min([_MOST_S, *limits])
+    return "5" if limit == _MOST_S else f"{limit // 60}:{limit % 60:02d}"
 
 
 def _slurm_address(name: str) -> str:
     """A node's NodeAddr, which is where the job's processes meet; its name where Slurm does not say."""
-    command = ["scontrol", "--oneliner", "show", "node", name]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
+    said = asked("scontrol", "--oneliner", "show", "node", name)
     match = re.search(r"\bNodeAddr=(\S+)", said)
     return match[1] if match else name
 

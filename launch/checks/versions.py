@@ -1,5 +1,6 @@
 """Do all nodes run the same interpreter, packages, code, environment? Did a killed build leave a lock?"""
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -132,7 +133,7 @@ def check_build_locks(machines: Reports) -> list[Finding]:
                     "builds",
                     f"{lock['path']} on {name} is {lock['age_s'] / 60:.0f} minutes old: a build of a torch "
                     f"extension must {age}; a job that builds it too waits until the lock goes",
-                    f"if no build runs there, remove it: rm {lock['path']}",
+                    f"if no build runs there, remove it: rm {shlex.quote(lock['path'])}",
                     [name],
                 )
             )

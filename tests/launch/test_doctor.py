@@ -1,16 +1,21 @@
 """The doctor as a command, on real processes, real hosts and a real Slurm; healthy, and broken on purpose."""
 
 import json
+import re
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import run_module
-from tests.launch.controller import controller
+from launch.__main__ import main
+from launch.checks import targets
+from tests.conftest import REPO, run_module
+from tests.launch.controller import ask, controller, wait_for
 from tests.launch.hosts import Network
 
 # What a node with other software, another clock and bad memory does: its python reads this first.
@@ -193,13 +198,61 @@ def test_a_disk_that_is_full_is_named(tmp_path: Path) -> None:
     assert "free some space" in full["mend"]
 
 
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[None]:
+    with controller():
+        yield
+
+
 @pytest.mark.cluster
 @pytest.mark.processes
+@pytest.mark.usefixtures("slurm")
 def test_two_nodes_of_slurm_are_well(tmp_path: Path) -> None:
-    with controller():
-        findings = doctor("slurm", "nodes=2", "--run-dir", str(tmp_path), code=0)
+    findings = doctor("slurm", "nodes=2", "--run-dir", str(tmp_path), code=0)
     texts = [finding["text"] for finding in findings]
     assert "2 processes over gloo: every sum is right" in texts
     assert f"{tmp_path}: written, renamed and seen by 2 nodes and this machine" in texts
     assert any(f"is free on n{number}" in text for number in (1, 2) for text in texts)
     assert socket.gethostname() not in " ".join(texts)  # nodes go by Slurm's names
+
+
+@pytest.mark.cluster
+@pytest.mark.processes
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize(
+    ("cluster", "limit"),
+    [
+        (["partition=short"], "--time=2:00 "),
+        (["time=3", "warn_s=60"], "--time=3:00 "),
+        (["time=30"], "--time=5 "),
+        ([], "--time=5 "),
+    ],
+)
+def test_the_probe_asks_for_no_more_time_than_a_job_gets(cluster: list[str], limit: str) -> None:
+    assert limit in run_module("launch", "doctor", "slurm", *cluster, "--dry-run").stdout
+
+
+@pytest.mark.cluster
+@pytest.mark.processes
+@pytest.mark.usefixtures("slurm")
+def test_a_drained_node_is_named_and_no_job_stays_however_the_doctor_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask("scontrol", "update", "nodename=n2", "state=drain", "reason=bad disk")
+    try:
+        monkeypatch.setattr(targets, "_QUEUE_S", 4.0)
+        assert main(["doctor", "slurm", "nodes=2", "--json"]) == 1
+        late = named(json.loads(capsys.readouterr().out)["findings"], "reach", "no answer within 4 s")
+        assert re.match(r"no answer within 4 s; job \d+ is PENDING because of ", late["text"])
+        assert "n2 is drained (bad disk)" in late["text"] and "node 0" not in late["text"]
+        assert ask("squeue", "--noheader") == ""
+        for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+            command = [sys.executable, "-m", "launch", "doctor", "slurm", "nodes=2"]
+            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPO) as started:
+                wait_for(lambda: "PD" in ask("squeue", "--noheader"), doing="the doctor's job")
+                started.send_signal(number)
+                _, said = started.communicate(timeout=60)
+            assert (started.returncode, said) == (code, "interrupted: the probes are ended\n")
+            wait_for(lambda: ask("squeue", "--noheader") == "", seconds=20, doing="an empty queue")
+    finally:
+        ask("scontrol", "update", "nodename=n2", "state=resume")

@@ -170,6 +170,7 @@ def network_of(number: str, **changes: Any) -> dict[str, Any]:
     ("failed", "mend"),
     [
         ("unresolved", "that every node can resolve"),
+        ("unresolved", "set `master_addr`"),
         ("no answer", "open all TCP ports"),
         ("refused", "open all TCP ports"),
         ("another service", "another `master_port`"),
@@ -198,6 +199,12 @@ def route(second: dict[str, Any], environment: dict[str, str], *, has_gpus: bool
 
 def test_one_interface_that_leads_to_the_others_is_well() -> None:
     assert is_well(route(network_of("2"), {}))
+
+
+def test_no_route_is_called_well_where_nothing_connects() -> None:
+    networks = {name: network_of(name) for name in ("1", "2")}
+    failed = [attempt("2", "1", failed="unresolved")]
+    assert network.check_interfaces(networks, failed, {"1": {}, "2": {}}, False) == []
 
 
 def test_a_hostname_that_means_the_loopback_is_an_error_of_gloo_alone() -> None:
@@ -392,6 +399,11 @@ def test_a_node_that_decodes_slowly_or_not_at_all_is_named() -> None:
         ("start", "ssh: connect to host n1 port 22: No route to host", "look at the link"),
         ("start", "bash: line 1: /opt/python: No such file or directory", "set `python`"),
         ("start", "srun: error: invalid partition specified: gpu", "correct `partition`"),
+        ("start", "srun: error: You must specify an account (--account)", "set `account`"),
+        ("start", "srun: error: Unable to allocate resources: Requested time limit is invalid", "set `time`"),
+        ("start", "srun: error: Unable to allocate resources: Invalid qos specification", "correct `qos`"),
+        ("start", "srun: error: Unable to allocate resources: Unspecified error", "correct `account`"),
+        ("queue", "no answer within 120 s; job 7 is PENDING because of Resources", "leave a node out"),
         ("python", "3.8.10", "Python 3.11 or newer"),
         ("write", "no answer within 15 s", "a network file system hangs"),
     ],

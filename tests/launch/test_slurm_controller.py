@@ -14,7 +14,7 @@ import pytest
 from launch.job import Job
 from launch.slurm import script_of
 from launch.slurm_cluster import SlurmCluster
-from launch.slurm_watch import CANCELLED, cancel_job, job_line, job_states
+from launch.slurm_watch import CANCELLED, cancel_job, job_end, job_line, job_states
 from tests.conftest import demo_job, run_module
 from tests.launch.controller import ask, controller, field, state, wait_for
 from tests.launch.rooms import are_waiting, make_job, told
@@ -93,6 +93,8 @@ def test_a_refusal_of_one_ends_all_and_is_final(submit: Submit) -> None:
     job_id, job = submit("0:wait=300", "wait=0.3", "leave=3")
     assert exit_code(job_id) == 3
     assert field(job_id, "Restarts") == "0" and len(starts(job, 1)) == 1
+    told_later = job_end(job_id, Path(job.run_dir) / "launch")  # which Slurm need not remember
+    assert told_later == (3, f"job {job_id}: failed: the data cannot be used (exit code 3)")
     assert "task 1: Exited with exit code 3" in log_of(job_id, job)
 
 
@@ -116,7 +118,9 @@ def test_cancelling_saves_and_does_not_come_back(submit: Submit) -> None:
     wait_for(are_waiting(job, 2), doing="both tasks")
     assert "asked to stop" in cancel_job(job_id, launch_folder)
     assert exit_code(job_id) == 143
-    assert len(starts(job, 0)) == 1 and job_line(job_id).endswith("exit code 143")
+    assert len(starts(job, 0)) == 1
+    said = f"job {job_id}: stopped by SIGTERM, with a checkpoint (exit code 143)"
+    assert job_end(job_id, launch_folder) == (143, said)
     assert cancel_job(job_id, launch_folder) == f"job {job_id} is not in the queue"
 
 
@@ -129,6 +133,9 @@ def test_cancelling_what_has_not_begun_takes_it_out_of_the_queue(submit: Submit)
     ask("scancel", first)
     assert ended(waiting) == "CANCELLED"
     ended(first)
+    for job_id in (waiting, first):  # one state and one code, whether it had begun or not
+        code, said = job_end(job_id, Path(job.run_dir) / "launch")
+        assert (code, said.partition(";")[0]) == (143, f"job {job_id}: cancelled (exit code 143)")
 
 
 def test_an_array_goes_on_from_element_to_element_until_the_run_is_done(submit: Submit) -> None:

@@ -2,11 +2,14 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch.cluster import UsageError, read_cluster
+from launch.hosts import Answer
+from launch.names import name_fault
 from launch.record import ask_for_stop, read_record
 from launch.ssh import SshCluster, read_hostfile
 from tests.launch.hosts import Network
@@ -34,6 +37,60 @@ def test_hostile_words_reach_every_host_as_they_are(tmp_path: Path, network: Net
         assert (process["RANK"], process["LOCAL_RANK"], process["WORLD_SIZE"]) == (str(rank), "0", "2")
         assert process["MASTER_ADDR"] == network.hosts[0].name
         assert process["GIVEN"] == "$HOME 'x'\ny" and process["cwd"] == job.cwd
+
+
+def aliased(network: Network, folder: Path, *more: str) -> list[str]:
+    """The hosts by names that only ssh knows; no interface is named."""
+    entries = [
+        f"Host {alias}\n  HostName {host.name}\n  HostKeyAlias {host.name}\n"
+        for alias, host in zip(("alpha", "beta"), network.hosts, strict=True)
+    ]
+    (folder / "ssh_config").write_text("".join(entries))
+    ssh = [str(folder / "ssh_config") if word == "none" else word for word in network.ssh]
+    return ["hosts={alpha: 1, beta: 1}", f"ssh=[{', '.join(ssh + QUICK)}]", *more]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ([], "alpha cannot resolve 'alpha', where the processes meet (Name or service not known"),
+        (["master_addr=nowhere.invalid"], "alpha cannot resolve 'nowhere.invalid'"),
+        (["master_addr=FIRST"], "alpha: its own hostname"),
+    ],
+)
+def test_hosts_that_cannot_find_one_another_are_named_before_the_start(
+    tmp_path: Path, network: Network, more: list[str], says: str
+) -> None:
+    job = make_job(tmp_path, "tell")
+    words = [word.replace("FIRST", network.hosts[0].name) for word in more]
+    code, said = run_head(job, "ssh", *aliased(network, tmp_path, *words))
+    assert code == 1 and says.partition(" (")[0] in said  # a UsageError in `rooms.HEAD`
+    assert "set environment.GLOO_SOCKET_IFNAME and environment.NCCL_SOCKET_IFNAME" in said
+    assert ("master_addr to an address of alpha" in said) == ("resolve" in says)
+    assert "start 1" not in said and not (Path(job.run_dir) / "told.jsonl").exists()
+
+
+@pytest.mark.processes
+def test_hosts_by_ssh_aliases_run_with_an_address_and_an_interface(tmp_path: Path, network: Network) -> None:
+    job = make_job(tmp_path, "tell")
+    more = [f"master_addr={network.hosts[0].name}", "environment.GLOO_SOCKET_IFNAME=eth0"]
+    code, said = run_head(job, "ssh", *aliased(network, tmp_path, *more))
+    assert code == 0, said
+    assert [process["MASTER_ADDR"] for process in told(job)] == [network.hosts[0].name] * 2
+
+
+def test_what_names_mean_on_hosts_is_judged_once_they_are_several_machines() -> None:
+    good = {"machine": "1", "own_address": "10.0.0.1"}
+    one = {"a": Answer(**good), "b": Answer(**{**good, "unresolved": "no"})}
+    assert name_fault(one, "a", {}) is None, "one machine meets itself"
+    two = {"a": Answer(**good), "b": Answer(machine="2", hostname="b", own_address="127.0.1.1")}
+    assert "'b' means 127.0.1.1 there" in str(name_fault(two, "a", {}))
+    assert name_fault(two, "a", {"GLOO_SOCKET_IFNAME": "eth0"}) is None
+    two["b"] = replace(two["b"], has_interface=True)
+    assert name_fault(two, "a", {}) is None
+    two["b"] = replace(two["b"], has_interface=False, own_address=None)
+    assert "'b' cannot be resolved there" in str(name_fault(two, "a", {}))
 
 
 @pytest.mark.processes

@@ -9,7 +9,9 @@ import pytest
 
 from launch.__main__ import main
 from launch.job import Job
-from launch.watching import last_lines
+from launch.record import Record
+from launch.slurm_watch import OUTCOME, exit_code_of
+from launch.watching import duration, last_lines
 from tests.launch.rooms import are_waiting, head, make_job, run_head, wait_for
 
 
@@ -20,8 +22,8 @@ def seen(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def with_metrics(job: Job) -> Path:
     run_dir = Path(job.run_dir)
-    (run_dir / "config.yaml").write_text("steps: 30\n")
-    lines = [json.dumps({"step": step, "loss": 1.0 - step / 100}) for step in range(12)]
+    (run_dir / "config.yaml").write_text("steps: 30\nbatch: {global_clips: 10}\n")
+    lines = [json.dumps({"step": step, "loss": 1.0 - step / 100, "clips_per_s": 0.5}) for step in range(12)]
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 12, "lo')
     for name in ("step-00000005", "step-00000010", "step-00000012.partial"):
         (run_dir / "checkpoints" / name).mkdir(parents=True)
@@ -37,12 +39,14 @@ def test_a_run_is_looked_at_and_cancelled(tmp_path: Path, capsys: pytest.Capture
     status = seen(capsys, "status", str(run_dir))
     assert "running since" in status and f"local, process {launcher.pid} on" in status
     assert "localhost: 2 processes" in status and "12 of 30, loss 0.8900" in status and "5, 10\n" in status
+    assert ", 6 min left\n" in status  # 18 steps of 10 clips at one clip in 2 s
     assert seen(capsys, "logs", str(run_dir)).splitlines()[-1] == "here I am"
     assert seen(capsys, "logs", str(run_dir), "--rank", "1", "--lines", "1") == "and I\n"
     assert "asked for a stop with a checkpoint" in seen(capsys, "cancel", str(run_dir))
     assert launcher.wait(timeout=60) == 143
     told = json.loads(seen(capsys, "status", str(run_dir), "--json"))
     assert (told["state"], told["code"], told["step"], told["checkpoints"]) == ("ended", 143, 12, [5, 10])
+    assert told["remaining_s"] is None
     assert told["said"] == "stopped by SIGTERM, with a checkpoint (exit code 143)"
     assert main(["cancel", str(run_dir)]) == 2
     assert "is not running: stopped by SIGTERM" in capsys.readouterr().err
@@ -75,3 +79,49 @@ def test_the_last_lines_of_a_long_log(tmp_path: Path, lines: int) -> None:
     whole = [f"line {number}" for number in range(30_000)]
     path.write_text("\n".join(whole) + "\n")
     assert last_lines(path, lines) == whole[len(whole) - min(lines, len(whole)) :]
+
+
+def test_a_slurm_job_that_slurm_has_forgotten_is_known_by_its_own_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, text in (("squeue", ""), ("scontrol", "slurm_load_jobs error: Invalid job id specified")):
+        script = f"#!/bin/sh\necho '{text}' >&2\n{'exit 1' if text else ''}\n"
+        (tools / name).write_text(script)
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    run_dir = tmp_path / "run"
+    (run_dir / "launch").mkdir(parents=True)
+    Record(run_dir, kind="slurm", job_id="41", steps=30).note(state="submitted")
+    assert "killed before it could note its end" in seen(capsys, "status", str(run_dir))
+    (run_dir / "launch" / OUTCOME).write_text("40 0\n")  # of the job before
+    assert "killed before it could note its end" in seen(capsys, "status", str(run_dir))
+    (run_dir / "launch" / OUTCOME).write_text("41 143\n")
+    told = json.loads(seen(capsys, "status", str(run_dir), "--json"))
+    assert (told["state"], told["code"], told["steps"]) == ("ended", 143, 30)
+    assert told["said"] == "job 41: stopped by SIGTERM, with a checkpoint (exit code 143)"
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "number"),
+    [
+        ("COMPLETED", "0:0", 0),
+        ("FAILED", "3:0", 3),
+        ("CANCELLED", "0:0", 143),
+        ("CANCELLED", "0:15", 143),
+        ("TIMEOUT", "0:0", 143),
+        ("OUT_OF_MEMORY", "0:9", 137),
+        ("NODE_FAIL", "0:0", 1),
+    ],
+)
+def test_slurms_states_and_codes_are_one_code(state: str, code: str, number: int) -> None:
+    assert exit_code_of(state, code) == number
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(12, "12 s"), (119, "2 min"), (3000, "50 min"), (12345, "3 h 26 min"), (2e5, "2 d 7 h")],
+)
+def test_time_left_is_told_in_two_units(seconds: float, said: str) -> None:
+    assert duration(seconds) == said

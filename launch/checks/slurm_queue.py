@@ -1,0 +1,49 @@
+"""Slurm's queue for the doctor: why its job waits, how long a partition lets jobs run, and the job's end."""
+
+import getpass
+import subprocess
+
+from launch.slurm_cluster import seconds_of
+
+_ASK_S = 20
+# What the states of nodes begin with that take no job, as sinfo names them.
+_UNUSABLE = ("down", "drain", "fail", "maint", "unk", "no_respond", "power")
+
+
+def asked(*command: str) -> str:
+    """What a Slurm command prints; nothing where it fails or is not there."""
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return ran.stdout.strip() if ran.returncode == 0 else ""
+
+
+def slurm_reason(job_name: str, partition: str) -> str:
+    """Slurm's own words: the job's state and reason, and the nodes that take no job with theirs."""
+    job = asked("squeue", "--noheader", f"--name={job_name}", "--format=job %i is %T because of %r")
+    where = [f"--partition={partition}"] if partition else []
+    listed = asked("sinfo", "--noheader", "--Node", *where, "--format=%T|%N is %T (%E)").splitlines()
+    nodes = {text for state, _, text in (line.partition("|") for line in listed) if _is_unusable(state)}
+    return "; ".join([job or "Slurm does not know its job", *sorted(nodes)])
+
+
+def _is_unusable(state: str) -> bool:
+    return state.startswith(_UNUSABLE) or state.endswith("*")  # the star: it does not answer
+
+
+def partition_limit(partition: str) -> int | None:
+    """The longest a job may run in a partition, or in the default one, in seconds; None for no limit."""
+    for line in asked("sinfo", "--noheader", "--format=%P %l").splitlines():
+        name, _, limit = line.partition(" ")
+        if name == partition or (not partition and name.endswith("*")) or name == f"{partition}*":
+            try:
+                return seconds_of(limit.strip())
+            except ValueError:
+                return None
+    return None
+
+
+def cancel_by_name(job_name: str) -> None:
+    """Take a job back that has not ended, whether it runs or waits."""
+    asked("scancel", f"--name={job_name}", f"--user={getpass.getuser()}")
