@@ -52,9 +52,9 @@ class Stopped(Exception):
 
 _EXIT_CODES: dict[type[BaseException], int] = {
     ValueError: EXIT_CONFIG,
+    Stuck: EXIT_STUCK,  # before DataError: a storage that is down is both
     DataError: EXIT_DATA,
     CheckpointError: EXIT_CHECKPOINT,
-    Stuck: EXIT_STUCK,
     Diverged: EXIT_DIVERGED,
     KeyboardInterrupt: EXIT_INTERRUPTED,
 }

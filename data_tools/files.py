@@ -1,13 +1,23 @@
 """Small files that are whole or absent, lines of JSON, large files a block at a time, files held open."""
 
+import errno
 import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from data_tools import heartbeat
 
 _BLOCK = 1 << 20
+_READ_AT_ONCE = 64 << 20  # Linux reads at most 2 GiB less a page at once
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -32,12 +42,46 @@ def give_usual_mode(path: Path) -> None:
 
 def read_blocks(path: Path, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
     """A file's bytes, or a range of them, about a megabyte at a time."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(offset)
         left = length
         while block := file.read(_BLOCK if left is None else min(left, _BLOCK)):
             left = None if left is None else left - len(block)
+            heartbeat.progress()
             yield block
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file for reading; a named pipe or a device could block or have effects, and is not opened.
+
+    Raises:
+        OSError: there is no such file, or it is of another kind.
+    """
+    kind = _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
+    if kind is not None:
+        raise OSError(errno.EINVAL, f"expected a regular file, got {kind}", str(path))
+    return path.open("rb")
+
+
+def read_at(descriptor: int, offset: int, length: int, *, at_once: int = _READ_AT_ONCE) -> bytes:
+    """Bytes of an open file, fewer only where it ends; one read of the system can bring less than asked."""
+    piece = os.pread(descriptor, min(length, at_once), offset)
+    if len(piece) in (0, length):
+        return piece
+    pieces, taken = [piece], len(piece)
+    while taken < length and (piece := os.pread(descriptor, min(length - taken, at_once), offset + taken)):
+        heartbeat.progress()
+        pieces.append(piece)
+        taken += len(piece)
+    return b"".join(pieces)
+
+
+def write_at(descriptor: int, offset: int, content: bytes) -> None:
+    """Write all bytes to an open file; one write of the system can take less than it is given."""
+    left = memoryview(content)
+    while left:
+        taken = os.pwrite(descriptor, left, offset)
+        left, offset = left[taken:], offset + taken
 
 
 def json_lines(entries: Iterable[Mapping[str, Any]]) -> str:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from data_tools.command import DataError
-from data_tools.storage.location import Location, StorageError, location
+from data_tools.storage.location import Location, StorageError, StorageUnavailable, location
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
@@ -88,5 +88,7 @@ def _index(place: Location, out: str = "") -> str:
 def _sizes(folder: Location) -> dict[str, int | None]:
     try:
         return folder.sizes()
+    except StorageUnavailable:
+        raise
     except StorageError:
         return {}  # who may read need not be allowed to list

@@ -14,7 +14,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from data_tools.files import write_whole
 from data_tools.folder_checks import check_shards_are_there, no_data_set
 from data_tools.storage.cache import Brought, Cache, bring
 from data_tools.storage.location import Location, StorageError, location
+from data_tools.storage.outage import wait_out
 
 FORMAT = 2
 NO_LABEL = -1
@@ -171,21 +172,32 @@ class ShardIndex:
 
 
 def open_index(
-    folder: str | Path | Location, *, cache: Cache | None = None, check_shards: bool = True
+    folder: str | Path | Location,
+    *,
+    cache: Cache | None = None,
+    check_shards: bool = True,
+    outage_s: float | None = None,
 ) -> ShardIndex:
     """Open the data set in a folder of shards, here or at a URL.
 
     Args:
         cache: keeps what is read from remote shards.
         check_shards: refuse a folder that lacks shards or has shorter ones.
+        outage_s: how long to wait for a storage that is down, now and at each sample; None keeps the
+            patience of the location, which is 0 by default.
 
     Raises:
+        StorageUnavailable: the storage was down for that long.
         DataError: the folder is missing or empty, lacks shards, holds no index or one of another version.
         ValueError: a URL of a kind that is not read.
     """
     folder = location(folder)
+    if outage_s is not None:
+        folder = replace(folder, patience=replace(folder.patience, outage_s=outage_s))
     try:
-        brought = bring(folder, (DATASET_NAME, INDEX_NAME), cache)
+        brought = wait_out(
+            lambda: bring(folder, (DATASET_NAME, INDEX_NAME), cache), outage_s=folder.patience.outage_s
+        )
     except StorageError as error:
         if not error.is_missing and not folder.name.endswith(".tar"):
             raise

@@ -38,6 +38,7 @@ _OVERRIDABLE = (
     "data.validation",
     "data.workers",
     "data.timeout_s",
+    "data.outage_s",
     "data.cache_dir",
     "data.cache_gb",
     "batch.clips_per_device",
@@ -52,7 +53,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     is_imported = (run_dir / DESCRIPTION).is_file()
     config = _stored_config(run_dir, arguments.overrides, is_imported=is_imported)
     model = load_model(run_dir if is_imported else run_dir / MODEL_FOLDER, shortening=config.shortening)
-    index = open_index(config.data.validation, cache=config.data.cache)
+    index = open_index(config.data.validation, cache=config.data.cache, outage_s=config.data.outage_s)
     check_validation(index, model.classes, folder=config.data.validation)
     processes = find_processes(config.engine.device)
     if arguments.dry_run:
@@ -75,6 +76,7 @@ def evaluate(
 
     Raises:
         DataError: not one video could be read.
+        StorageUnavailable: a storage was down for data.outage_s.
     """
     items = evaluation_loader(
         index,

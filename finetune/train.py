@@ -96,8 +96,10 @@ def prepare(config: FinetuneConfig) -> Prepared:
         if config.mix.is_on
         else "data.views_per_video",
     )
-    train = open_index(config.data.train, cache=config.data.cache)
-    validation = open_index(config.data.validation, cache=config.data.cache)
+    train = open_index(config.data.train, cache=config.data.cache, outage_s=config.data.outage_s)
+    validation = open_index(
+        config.data.validation, cache=config.data.cache, outage_s=config.data.outage_s
+    )
     inputs = [
         *data_inputs("data.train", config.data.train, train),
         *data_inputs("data.validation", config.data.validation, validation),

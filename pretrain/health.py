@@ -199,8 +199,18 @@ def spread_videos(
     )
 
 
-def open_probe(config: HealthConfig, *, clip: ClipConfig, decoder: str, cache: Cache | None) -> Probe | None:
+def open_probe(
+    config: HealthConfig,
+    *,
+    clip: ClipConfig,
+    decoder: str,
+    cache: Cache | None,
+    outage_s: float | None = None,
+) -> Probe | None:
     """The labelled videos to guess from and to guess; None where the config names none.
+
+    Args:
+        outage_s: see `open_index`.
 
     Raises:
         DataError: a folder is no data set or has no labels, the first has one class alone, or the two have
@@ -209,7 +219,13 @@ def open_probe(config: HealthConfig, *, clip: ClipConfig, decoder: str, cache: C
     if config.knn_train is None or config.knn_validation is None:
         return None
     train, validation = (
-        _labelled_videos(key, folder, config.knn_videos, clip=clip, decoder=decoder, cache=cache)
+        _labelled_videos(
+            f"health.{key}={folder}",
+            open_index(folder, cache=cache, outage_s=outage_s),
+            config.knn_videos,
+            clip=clip,
+            decoder=decoder,
+        )
         for key, folder in (("knn_train", config.knn_train), ("knn_validation", config.knn_validation))
     )
     label_R = train.index.column("label")[list(train.positions)]
@@ -227,16 +243,12 @@ def open_probe(config: HealthConfig, *, clip: ClipConfig, decoder: str, cache: C
     return Probe(train=train, validation=validation, neighbours=config.neighbours)
 
 
-def _labelled_videos(
-    key: str, folder: str, most: int, *, clip: ClipConfig, decoder: str, cache: Cache | None
-) -> Videos:
-    index = open_index(folder, cache=cache)
+def _labelled_videos(named: str, index: ShardIndex, most: int, *, clip: ClipConfig, decoder: str) -> Videos:
     has_label_R = (index.column("label") >= 0) & (index.column("label") < len(index.classes))
     positions = has_label_R.nonzero()[0].tolist()
     if not positions:
         raise DataError(
-            f"health.{key}={folder} has no labels: shard a source with one folder a class, or a csv of "
-            "path,label"
+            f"{named} has no labels: shard a source with one folder a class, or a csv of path,label"
         )
     return Videos(
         index=index,

@@ -105,7 +105,9 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     if isinstance(index, Mixture):  # sets that have moved keep their places in the order of clips
         index = index.renamed(first_places(run_dir, inputs))
     data = config.data
-    probe = open_probe(config.health, clip=config.clip, decoder=data.decoder, cache=data.cache)
+    probe = open_probe(
+        config.health, clip=config.clip, decoder=data.decoder, cache=data.cache, outage_s=data.outage_s
+    )
     return Plan(
         config=config,
         processes=processes,
@@ -249,9 +251,9 @@ def _export(plan: Plan) -> None:
 def _open_data(config: PretrainConfig) -> ShardIndex | Mixture:
     data = config.data
     if data.mixture is not None:
-        return open_mixture(data.mixture, cache=data.cache)
+        return open_mixture(data.mixture, cache=data.cache, outage_s=data.outage_s)
     assert data.shards is not None
-    return open_index(data.shards, cache=data.cache)
+    return open_index(data.shards, cache=data.cache, outage_s=data.outage_s)
 
 
 def _inputs(config: PretrainConfig, index: ShardIndex | Mixture) -> list[Input]:

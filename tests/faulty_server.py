@@ -6,6 +6,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +19,8 @@ _CHUNK = 1 << 14
 
 class FaultyServer(ThreadingHTTPServer):
     """Asks `fault(method, path)` what to do with each request: None serves it, a number is the status it
-    gets, "slow" is no answer at all, and `FAULTS` break the connection or the body."""
+    gets, "slow" is no answer at all, "trickle" sends a body in 20 pieces within 2 seconds, and `FAULTS` break
+    the connection or the body."""
 
     daemon_threads = True
     block_on_close = False
@@ -108,12 +110,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if is_head:
             return
+        if fault == "trickle":
+            self._trickle(body)
+            return
         self.wfile.write(half if breaks else body)
         self.wfile.flush()
         if breaks and fault == "reset in the body":
             self._reset()
         elif breaks and fault == "cut":
             self.close_connection = True
+
+    def _trickle(self, body: bytes) -> None:
+        size = len(body) // 20 + 1
+        for begin in range(0, len(body), size):
+            self.wfile.write(body[begin : begin + size])
+            self.wfile.flush()
+            time.sleep(0.1)
 
     def _reset(self) -> None:
         """Close so that the other side sees a reset connection instead of its orderly end."""

@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from data_tools.command import log
-from data_tools.files import Descriptor
+from data_tools.files import Descriptor, read_at, write_at
 from data_tools.storage.location import Location, location
 
 _BLOCK = 4096
@@ -67,7 +67,7 @@ class Cache:
         try:
             entry = _entry(str(self._path(digest)), os.getpid())
             entry.touch()
-            return os.pread(entry.number, length, offset)
+            return read_at(entry.number, offset, length)
         except OSError as error:
             _warn_once(str(self.folder), str(error))
             return b""
@@ -84,7 +84,7 @@ class Cache:
                 if used + room > self.size:
                     used = self._make_room(room)
                 os.pwrite(ledger, b"%020d" % (used + room), 0)  # first: a killed process must not hide bytes
-                os.pwrite(entry.number, video, offset)
+                write_at(entry.number, offset, video)
         except OSError as error:
             _warn_once(str(self.folder), str(error))
 

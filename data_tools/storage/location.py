@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from data_tools import heartbeat
+from data_tools.files import open_regular
 from data_tools.storage import remote
-from data_tools.storage.retries import PATIENCE, Patience, StorageError, masked
+from data_tools.storage.outage import refuse_outage
+from data_tools.storage.retries import PATIENCE, Patience, StorageError, StorageUnavailable, masked
 
-__all__ = ["PATIENCE", "SCHEMES", "Location", "Patience", "StorageError", "location"]
+__all__ = ["PATIENCE", "SCHEMES", "Location", "Patience", "StorageError", "StorageUnavailable", "location"]
 
 Result = TypeVar("Result")
 
 SCHEMES = ("file", "s3", "gs", "http", "https", "hf")
 _WEB = ("http", "https")
 _READ_ONLY = (*_WEB, "hf")
+_READING = ("read", "look up", "list")
 _PIECE = 16 << 20
 # `pipe:` starts a program, and chains such as simplecache::s3://... hide the scheme that counts.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]*)://|(pipe|data|file|s3|gs|https?|hf|ftp):", re.IGNORECASE)
@@ -116,6 +120,7 @@ class Location:
         """The whole file, a piece at a time."""
         offset = 0
         while piece := self.read(offset, size):
+            heartbeat.progress()
             yield piece
             offset += len(piece)
             if len(piece) < size:
@@ -185,6 +190,8 @@ class Location:
         try:
             return work(self.path)
         except OSError as error:
+            if doing in _READING:
+                refuse_outage(error, f"cannot {doing} {self}")
             status = {FileNotFoundError: 404, PermissionError: 403}.get(type(error))
             raise StorageError(f"cannot {doing} {self}: {error.strerror or error}", status) from error
 
@@ -222,7 +229,7 @@ def location(text: str | Path | Location, *, patience: Patience = PATIENCE) -> L
 
 
 def _read(path: Path, offset: int, length: int | None) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(offset)
         return file.read(-1 if length is None else length)
 

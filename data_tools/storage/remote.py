@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import fsspec
 import fsspec.asyn
 
+from data_tools import heartbeat
 from data_tools.storage.retries import Patience, StorageError, masked, persist
 
 Result = TypeVar("Result")
@@ -210,6 +211,7 @@ class _Download:
 
     def _take(self, piece: bytes) -> bool:
         """Keep what was asked for; whether that was the last of it."""
+        heartbeat.progress()
         self.received += piece
         if self.wanted is not None and len(self.received) > self.wanted:
             del self.received[self.wanted :]

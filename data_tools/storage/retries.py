@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from data_tools.command import DataError
+from data_tools import heartbeat
+from data_tools.command import DataError, Stuck
 
 Result = TypeVar("Result")
 
@@ -50,7 +51,11 @@ class StorageError(DataError):
         return self.status in _MISSING
 
     def __reduce__(self) -> tuple[type["StorageError"], tuple[str, int | None]]:
-        return StorageError, (str(self), self.status)
+        return type(self), (str(self), self.status)
+
+
+class StorageUnavailable(StorageError, Stuck):
+    """A storage does not answer now: an outage, which says nothing about what is stored there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +67,14 @@ class Patience:
         idle_s: the longest silence of a server within a try.
         total_s: the longest time for all tries, to which comes a second for each megabyte.
         pause_s: the first pause; each further one is twice as long, less up to a half by chance.
+        outage_s: how long a reader of samples waits for a storage that is down, after the tries of a request.
     """
 
     attempts: int = 6
     idle_s: float = 20.0
     total_s: float = 60.0
     pause_s: float = 0.5
+    outage_s: float = 0.0
 
     def deadline_s(self, size: int) -> float:
         """Seconds allowed for moving `size` bytes."""
@@ -96,6 +103,7 @@ def persist(
 
     Raises:
         StorageError: as said, on one line, with nothing secret of the URL in it.
+        StorageUnavailable: the same where a later try may succeed.
     """
     begin, failed, brought = time.monotonic(), 0, progress()
     while True:
@@ -105,15 +113,17 @@ def persist(
         except Exception as error:
             if not _is_storage_failure(error):
                 raise
+            heartbeat.progress()  # tries are bounded here: a reader that makes them does not hang
             status = status_of(error)
             failed = 1 if progress() > brought else failed + 1
             brought = progress()
             pause = min(patience.pause_s * 2 ** (failed - 1), _LONGEST_PAUSE_S) * random.uniform(0.5, 1)
             spent = time.monotonic() - begin
             is_over = failed >= patience.attempts or spent + pause >= patience.deadline_s(size)
-            if is_over or not _may_pass(status, error):
-                what = _what(error, status, spent if is_over and _may_pass(status, error) else None)
-                raise StorageError(
+            may_pass = _may_pass(status, error)
+            if is_over or not may_pass:
+                what = _what(error, status, spent if may_pass else None)
+                raise (StorageUnavailable if may_pass else StorageError)(
                     f"cannot {doing} {masked(url)}: {what}; {_advice(status, error, url)}", status
                 ) from error
         time.sleep(pause)

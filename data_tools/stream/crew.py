@@ -5,6 +5,8 @@
 The main process asks for items by number and keeps no thread for it: it looks after the workers whenever it
 comes for an item. A worker that dies, or does nothing for `timeout_s` while the main process waits, is
 replaced; the sample it was at is quarantined for as long as the crew lives, and its item is read again.
+A storage that is down quarantines nothing: the main process is told while workers wait for it, and gets
+StorageUnavailable when they give up, or when a read of bytes stays silent.
 """
 
 import atexit
@@ -12,13 +14,15 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Generic, TypeVar
 
+from data_tools import heartbeat
 from data_tools.command import DataError, log
+from data_tools.storage.location import StorageUnavailable
 from data_tools.stream.crew_member import Failure, Member, Readable
 from data_tools.stream.parcel import to_bytes
 from data_tools.stream.workers import worker_context
@@ -29,6 +33,7 @@ _PREFETCH = 2  # items that a worker holds ready in memory
 _MOST_DEATHS = 10  # in one run; each costs a sample, and more than that are no accident
 _START_S = 600.0  # importing torch from a busy network disk takes minutes
 _TICK_S = 1.0
+_SILENT_S = 10.0  # a read of bytes that is silent for so long is called an outage
 
 
 class Crew(Iterator[Item], Generic[Item]):
@@ -38,14 +43,27 @@ class Crew(Iterator[Item], Generic[Item]):
         workers: number of processes, at least 1.
         timeout_s: how long the main process waits for a worker that shows no sign of life.
         preload: modules that are imported once for all workers.
+        on_outage: called about once a second with the reason while the next item waits for a storage, and
+            with an empty text when that is over; may raise. Logs by default.
 
     Raises:
         ValueError: the readable cannot be sent to a process.
         DataError: too many workers died, or one did before it had read anything.
+        StorageUnavailable: a storage was down for longer than the index's patience.
     """
 
-    def __init__(self, readable: Readable[Item], *, workers: int, timeout_s: float, preload: Sequence[str]):
+    def __init__(
+        self,
+        readable: Readable[Item],
+        *,
+        workers: int,
+        timeout_s: float,
+        preload: Sequence[str],
+        on_outage: Callable[[str], None] | None = None,
+    ):
         self.quarantined: dict[str, str] = {}
+        self._on_outage = on_outage or heartbeat.Listener().outage
+        self._has_outage = False
         self._context = worker_context([*preload, "data_tools.stream.crew_member"])
         self._pickled = _pickled(readable, workers)
         self._timeout_s = timeout_s
@@ -77,6 +95,7 @@ class Crew(Iterator[Item], Generic[Item]):
             self._look_after(wait_s=0.0)
             while self._next not in self._arrived:
                 self._look_after(wait_s=min(_TICK_S, self._timeout_s / 10))
+                self._tell_outage()
             item = self._arrived.pop(self._next)
             self._next += 1
             self._give_work()
@@ -138,11 +157,30 @@ class Crew(Iterator[Item], Generic[Item]):
             if member.socket in ready:
                 self._take(place, member)
             elif member.watch(waited_s) > self._patience_s(member):
+                if member.storage_s:
+                    raise StorageUnavailable(
+                        f"sample {member.key}: the read of its bytes did nothing for "
+                        f"{self._patience_s(member):g} s; check the disk, the mount and the network"
+                    )
                 member.end()
                 self._replace(place, member, f"did nothing for data.timeout_s={self._timeout_s:g} seconds")
 
     def _patience_s(self, member: Member[Item]) -> float:
-        return self._timeout_s if member.record.events else max(self._timeout_s, _START_S)
+        if not member.record.events:
+            return max(self._timeout_s, _START_S)
+        return max(self._timeout_s, member.storage_s)
+
+    def _tell_outage(self) -> None:
+        reasons = (member.outage for member in self._members)
+        silent = (
+            f"the read of the bytes of sample {member.key} has been silent for {member.quiet_s:.0f} s"
+            for member in self._members
+            if member.storage_s and member.quiet_s > _SILENT_S
+        )
+        reason = next((reason for reason in (*reasons, *silent) if reason), "")
+        if reason or self._has_outage:
+            self._has_outage = bool(reason)
+            self._on_outage(reason)
 
     def _take(self, place: int, member: Member[Item]) -> None:
         try:

@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
+from data_tools import heartbeat
 from data_tools.stream.parcel import (
     MOST_BYTES,
     Parcel,
@@ -31,6 +32,8 @@ Item = TypeVar("Item", covariant=True)
 
 _GONE_S = 1.0  # how long a killed process is waited for; one that hangs in a network disk takes longer
 _MOST_KEY_BYTES = 4096
+_MOST_REASON_BYTES = 1024
+_SHORTEST_S = 1e-3
 
 
 class Readable(Protocol, Generic[Item]):
@@ -53,13 +56,17 @@ class Record(ctypes.Structure):
     Attributes:
         events: counted up with everything that begins or ends, so a worker whose count stands still is stuck.
         samples: counted up with every sample.
+        storage_s: while the bytes of a sample are read, how long that may be silent (above 0); 0 otherwise.
         key: of the sample that is being read; empty in between.
+        outage: why its storage cannot be read now; empty otherwise.
     """
 
     _fields_ = [
         ("events", ctypes.c_uint64),
         ("samples", ctypes.c_uint64),
+        ("storage_s", ctypes.c_double),
         ("key", ctypes.c_char * _MOST_KEY_BYTES),
+        ("outage", ctypes.c_char * _MOST_REASON_BYTES),
     ]
 
 
@@ -105,6 +112,16 @@ class Member(Generic[Item]):
     def key(self) -> str:
         """The sample that is, or was, being read; empty for none."""
         return self.record.key.decode(errors="replace")
+
+    @property
+    def outage(self) -> str:
+        """Why its storage cannot be read now; empty where it can."""
+        return self.record.outage.decode(errors="replace")
+
+    @property
+    def storage_s(self) -> float:
+        """How long its present read of a sample's bytes may be silent; 0 where it is at something else."""
+        return self.record.storage_s
 
     def give(self, number: int, quarantined: Mapping[str, str]) -> None:
         """Ask for an item. A process that is gone shows itself in `take`."""
@@ -156,16 +173,36 @@ def work(pickled: bytes, tasks: socket, record: Record) -> None:
     torch.set_num_threads(1)
     sender = Sender(tasks)
     reader = _Reader(pickled, record, sender)
-    while message := tasks.recv(MOST_BYTES):
-        number, quarantined, returned = json.loads(message)
-        record.events += 1
-        sender.take_back(returned)
-        parcel = reader.answer(number, quarantined)
-        try:
-            sender.send(number, parcel)
-        except BrokenPipeError:
-            return
-        record.events += 1
+    with heartbeat.listening(_Noting(record)):
+        while message := tasks.recv(MOST_BYTES):
+            number, quarantined, returned = json.loads(message)
+            record.events += 1
+            sender.take_back(returned)
+            parcel = reader.answer(number, quarantined)
+            try:
+                sender.send(number, parcel)
+            except BrokenPipeError:
+                return
+            record.events += 1
+
+
+class _Noting(heartbeat.Listener):
+    """Writes the heartbeats of a worker into its record."""
+
+    def __init__(self, record: Record):
+        super().__init__()
+        self._record = record
+
+    def progress(self) -> None:
+        self._record.events += 1
+
+    def storage_read(self, limit_s: float | None) -> None:
+        self._record.storage_s = 0.0 if limit_s is None else max(limit_s, _SHORTEST_S)
+        self._record.outage = b""
+
+    def outage(self, reason: str) -> None:
+        self._record.events += 1
+        self._record.outage = reason.encode()[: _MOST_REASON_BYTES - 1]
 
 
 class _Reader:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from data_tools import heartbeat
 from data_tools.index import ShardIndex
 from data_tools.stream.ahead import Ahead
 from data_tools.stream.augment import AugmentConfig
@@ -49,6 +50,7 @@ def training_loader(  # noqa: PLR0913 - a run's coordinates, all by name
     workers: int,
     pin: bool,
     timeout_s: float = TIMEOUT_S,
+    on_outage: Callable[[str], None] | None = None,
 ) -> Iterator[ClipBatch]:
     """Micro-batches of a process from `first_step` up to, not including, `last_step`.
 
@@ -57,11 +59,21 @@ def training_loader(  # noqa: PLR0913 - a run's coordinates, all by name
     Args:
         workers: loader processes, see `worker_count`; 0 reads in this process.
         pin: page-locked memory, for copies to a GPU that nobody waits for.
-        timeout_s: how long a worker may take for one sample before it is replaced and the sample left out.
+        timeout_s: how long a worker may do nothing before it is replaced and its sample left out.
+        on_outage: see `Crew`; a storage that is down leaves out no sample.
+
+    Raises:
+        StorageUnavailable: a storage was down for longer than the index's patience.
     """
     micro_batches = _MicroBatches(clips, plan, rank=rank, first_step=first_step, last_step=last_step)
     annotate_module = __name__ if clips.annotate is None else clips.annotate.__module__
-    batches = _items(micro_batches, workers=workers, timeout_s=timeout_s, preload=[__name__, annotate_module])
+    batches = _items(
+        micro_batches,
+        workers=workers,
+        timeout_s=timeout_s,
+        preload=[__name__, annotate_module],
+        on_outage=on_outage,
+    )
     if not (pin and torch.cuda.is_available()):
         return batches
     return (
@@ -132,11 +144,22 @@ class _MicroBatches:
 
 
 def _items(
-    readable: Readable[Item], *, workers: int, timeout_s: float, preload: Sequence[str]
+    readable: Readable[Item],
+    *,
+    workers: int,
+    timeout_s: float,
+    preload: Sequence[str],
+    on_outage: Callable[[str], None] | None = None,
 ) -> Iterator[Item]:
     """The items in order; workers start at once, so that they read while the model is built."""
     if workers and len(readable):
-        return Crew(readable, workers=workers, timeout_s=timeout_s, preload=preload)
-    return (
-        readable.read(number, quarantined={}, reading=lambda key: None) for number in range(len(readable))
-    )
+        return Crew(readable, workers=workers, timeout_s=timeout_s, preload=preload, on_outage=on_outage)
+    return _read_here(readable, on_outage)
+
+
+def _read_here(readable: Readable[Item], on_outage: Callable[[str], None] | None) -> Iterator[Item]:
+    listener = heartbeat.Listener(on_outage)
+    for number in range(len(readable)):
+        with heartbeat.listening(listener):
+            item = readable.read(number, quarantined={}, reading=lambda key: None)
+        yield item

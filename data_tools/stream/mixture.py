@@ -57,11 +57,14 @@ class Mixture:
         return {name: videos * quota / sum(self.quotas) / size for name, quota, size in shares}
 
 
-def open_mixture(weights: Mapping[str, float], *, cache: Cache | None = None) -> Mixture:
+def open_mixture(
+    weights: Mapping[str, float], *, cache: Cache | None = None, outage_s: float | None = None
+) -> Mixture:
     """Open the data sets of `data.mixture`: folders and their weights.
 
     Args:
         cache: keeps what is read from remote shards.
+        outage_s: see `open_index`.
 
     Raises:
         ValueError: a weight is too small beside the others.
@@ -69,7 +72,8 @@ def open_mixture(weights: Mapping[str, float], *, cache: Cache | None = None) ->
     """
     try:
         # Sorted, so that the order in which a config names them changes nothing.
-        return Mixture({folder: open_index(folder, cache=cache) for folder in sorted(weights)}, weights)
+        sets = {folder: open_index(folder, cache=cache, outage_s=outage_s) for folder in sorted(weights)}
+        return Mixture(sets, weights)
     except ValueError as error:
         raise ValueError(f"data.mixture: {error}") from error
 

@@ -5,8 +5,10 @@ from contextlib import contextmanager
 
 import torch
 
+from data_tools.command import Stopped
 from data_tools.config import require
 from data_tools.index import Sample, ShardIndex
+from data_tools.storage.location import StorageError
 from data_tools.stream import decode_torchcodec, planes
 from data_tools.stream.container import BadVideo
 from data_tools.stream.pixels import Pixels, YuvClips
@@ -66,11 +68,13 @@ def naming(sample: Sample) -> Iterator[None]:
     """Let a bad video pass to whoever skips it; anything else stops the run and names the sample.
 
     Raises:
+        StorageError: the storage cannot be read now, or refuses what is asked of it.
+        Stopped: a stop was asked for while the storage was waited for.
         RuntimeError: something failed that is no property of the video.
     """
     try:
         yield
-    except BadVideo:
+    except (BadVideo, StorageError, Stopped):
         raise
     except Exception as error:
         raise RuntimeError(f"sample {sample.key} ({sample.name}) cannot be read: {error!r}") from error

@@ -5,9 +5,11 @@ import os
 import zlib
 from functools import lru_cache
 
-from data_tools.files import Descriptor
+from data_tools import heartbeat
+from data_tools.files import Descriptor, read_at
 from data_tools.index import Sample, Shard, ShardIndex
-from data_tools.storage.location import Location, StorageError
+from data_tools.storage.location import Location, StorageError, StorageUnavailable
+from data_tools.storage.outage import refuse_outage, wait_out
 from data_tools.stream.container import BadVideo
 
 _OPEN_SHARDS = 64
@@ -19,20 +21,27 @@ def read_video(index: ShardIndex, sample: Sample) -> bytes:
     Decoders do not notice a flipped bit in a video, they show wrong pixels; the checksum does.
 
     Raises:
-        BadVideo: the bytes are missing, cut short, changed, or could not be had in time; the message names
-            the sample and the shard.
+        BadVideo: the bytes are missing, cut short or changed; the message names the sample and the shard.
+        StorageUnavailable: the storage was down for the whole `outage_s` of the index's patience.
     """
+    outage_s = index.folder.patience.outage_s
+    with heartbeat.at_storage(outage_s):
+        return wait_out(lambda: _read(index, sample), outage_s=outage_s)
+
+
+def _read(index: ShardIndex, sample: Sample) -> bytes:
     shard = index.shards[sample.shard]
     try:
         opened = _open_shard(index.folder, shard.name)
         if isinstance(opened, Location):
             return _read_remote(index, sample, shard, opened)
         # pread has no file position, so processes that inherit the descriptor do not disturb each other.
-        video = os.pread(opened.number, sample.length, sample.offset)
+        video = read_at(opened.number, sample.offset, sample.length)
     except OSError as error:
-        raise BadVideo(
-            f"sample {sample.key} cannot be read from {shard.name}: {error.strerror or error}"
-        ) from error
+        _open_shard.cache_clear()  # the descriptor of a file on a network disk may stay stale for ever
+        what = f"sample {sample.key} cannot be read from {shard.name}"
+        refuse_outage(error, what, (index.folder / shard.name).path)
+        raise BadVideo(f"{what}: {error.strerror or error}") from error
     _check(video, sample, shard)
     return video
 
@@ -46,9 +55,12 @@ def _read_remote(index: ShardIndex, sample: Sample, shard: Shard, place: Locatio
             return video
     try:
         video = place.read(sample.offset, sample.length)
+    except StorageUnavailable as error:
+        raise StorageUnavailable(f"sample {sample.key}: {error}", error.status) from error
     except StorageError as error:
-        whole = "; no sample of that shard can be read" if error.status in (401, 403, 404) else ""
-        raise BadVideo(f"sample {sample.key}: {error}{whole}") from error
+        if error.status not in (401, 403, 404, 410):
+            raise
+        raise BadVideo(f"sample {sample.key}: {error}; no sample of that shard can be read") from error
     _check(video, sample, shard)
     if cache is not None:
         cache.keep(digest, sample.offset, video)

@@ -13,6 +13,7 @@ FREE_KEYS = {
     "save_in_background": "speed and memory",
     "data.workers": "speed",
     "data.timeout_s": "when a video is given up",
+    "data.outage_s": "how long a storage is waited for",
     "data.cache_dir": "speed",
     "data.cache_gb": "speed",
     "data.max_bad_fraction": "when the run gives up",

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from data_tools.command import DataError, Diverged, Stopped, log
+from data_tools.storage.location import StorageUnavailable
 from data_tools.stream.loader import TrainingClips
 from data_tools.stream.order import BatchPlan
 from pretrain.runtime.agreement import Agreement
@@ -21,6 +22,7 @@ from pretrain.runtime.engine import Engine
 from pretrain.runtime.guard import GuardConfig, Incident
 from pretrain.runtime.incidents import Incidents
 from pretrain.runtime.metrics import MetricsWriter
+from pretrain.runtime.outages import StorageWait
 from pretrain.runtime.processes import Processes, join_group
 from pretrain.runtime.reporting import Reporting
 from pretrain.runtime.settings import RunSettings
@@ -69,7 +71,7 @@ class Training:
             DataError: more videos than allowed could not be read.
             CheckpointError: no checkpoint could be read or written.
             Diverged: the numbers went bad, and no roll-back is left.
-            Stuck: the processes could not meet.
+            Stuck: the processes could not meet, or a storage was down for data.outage_s.
         """
         watchdog = Watchdog(self.settings.watch, rank=self.processes.rank)
         with watchdog:
@@ -114,9 +116,9 @@ class _Run:
         )
         self.incidents = Incidents(run_dir, training.clips, training.plan)
         self.agreement = Agreement(processes)
-        hosts = processes.gather(platform.node())
-        self.stragglers = Stragglers(hosts, ratio=settings.watch.straggler_ratio)
+        self.stragglers = Stragglers(processes.gather(platform.node()), ratio=settings.watch.straggler_ratio)
         self.signals = StopSignals()
+        self.saved_step = 0  # the step of the newest checkpoint
         self.has_looked = True  # watchers at the last report; the first step may take long as well
 
     def go(self) -> None:
@@ -132,6 +134,7 @@ class _Run:
     def _begin(self) -> RunState:
         state = self.checkpoints.load_newest(self.engine)
         state = self.processes.from_first(self.incidents.recall(state) if self.processes.is_first else state)
+        self.saved_step = state.step
         if state.step:
             log.info("continuing at step %d of %d", state.step, self.settings.steps)
         elif self.settings.guard.is_on:
@@ -149,13 +152,18 @@ class _Run:
             processes=self.processes,
             watchdog=self.watchdog,
             state=state,
+            on_outage=StorageWait(self.watchdog, self.signals),
         )
         reporting = Reporting(
             self.settings, self.processes, state, incidents=self.incidents, stragglers=self.stragglers
         )
         try:
             for step in range(state.step, self.settings.steps):
-                stepping.do(step, may_take_long=self.has_looked)
+                try:
+                    stepping.do(step, may_take_long=self.has_looked)
+                except (StorageUnavailable, Stopped):
+                    self._save_alone(step, stepping, reporting)
+                    raise
                 incident = self._end_step(step + 1, stepping, reporting)
                 if incident is not None:
                     return reporting.state, incident
@@ -215,6 +223,15 @@ class _Run:
         stage = self.settings.engine.zero_stage
         with self.watchdog.during("saving a checkpoint", limit="save_timeout_s"):
             self.checkpoints.save(self.engine, replace(state, world=self.processes.world, zero_stage=stage))
+        self.saved_step = state.step
+
+    def _save_alone(self, done: int, stepping: Stepping, reporting: Reporting) -> None:
+        """Save what was done before a storage went down; several processes would have to meet for that."""
+        if self.processes.world > 1 or done == self.saved_step:
+            return
+        if reporting.state.step == done or self._report(stepping, reporting) is None:
+            self._save(reporting.state)
+            self._commit()
 
     def _commit(self) -> None:
         with self.watchdog.during("committing a checkpoint", limit="save_timeout_s"):

@@ -20,7 +20,8 @@ class StreamConfig:
         workers: loader processes for each training process; -1 takes the cores that training leaves over.
         views_per_video: clips cut from one decoded video; they stand side by side in a batch.
         max_bad_fraction: the share of clips that may be unreadable before the run stops.
-        timeout_s: how long a loader worker may take for one sample before it is replaced.
+        timeout_s: how long a loader worker may do nothing before it is replaced and its sample left out.
+        outage_s: how long to wait for a storage that is down; then the run stops and can be started again.
         decoder: "pyav", or "torchcodec" where that package is installed; the frames are the same.
         cache_dir: a folder of this machine that keeps what is read from remote shards; null for none.
         cache_gb: the most it may hold.
@@ -30,6 +31,7 @@ class StreamConfig:
     views_per_video: int = 1
     max_bad_fraction: float = 0.01
     timeout_s: float = 120.0
+    outage_s: float = 300.0
     decoder: str = "pyav"
     cache_dir: str | None = None
     cache_gb: float = 100.0
@@ -40,6 +42,7 @@ class StreamConfig:
         is_share = 0 <= self.max_bad_fraction <= 1
         require(is_share, "data.max_bad_fraction", "lie between 0 and 1", self.max_bad_fraction)
         require(self.timeout_s > 0, "data.timeout_s", "be above 0", self.timeout_s)
+        require(self.outage_s >= 0, "data.outage_s", "be 0 or more", self.outage_s)
         check_decoder(self.decoder)
         require(self.cache_gb > 0, "data.cache_gb", "be above 0", self.cache_gb)
 

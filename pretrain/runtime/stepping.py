@@ -1,6 +1,7 @@
 """One step after the other: take the batch, compute, move the weights or leave them where they are."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class Stepping:
         processes: Processes,
         watchdog: Watchdog,
         state: RunState,
+        on_outage: Callable[[str], None],
     ):
         self.meter = Meter(processes)
         self._engine = engine
@@ -54,6 +56,7 @@ class Stepping:
             workers=settings.workers,
             pin=processes.device.type == "cuda",
             timeout_s=settings.timeout_s,
+            on_outage=on_outage,
         )
         watchdog.reading = lambda: being_read(self._batches)
 
@@ -62,6 +65,10 @@ class Stepping:
 
         Args:
             may_take_long: it may compile, or wait for pictures and measures.
+
+        Raises:
+            StorageUnavailable: a storage was down for data.outage_s.
+            Stopped: a stop was asked for while a storage was down.
         """
         limit = "first_step_timeout_s" if may_take_long else "step_timeout_s"
         self._watchdog.enter("waiting for data", limit=limit, step=step)

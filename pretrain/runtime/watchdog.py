@@ -121,6 +121,12 @@ class Watchdog:
         if post is not None:
             self._post = _Post(place, post.key, post.limit_s, post.since_s, post.step)
 
+    def renew(self) -> None:
+        """Begin the time of what is going on anew: it waits for something that has a limit of its own."""
+        post = self._post
+        if post is not None:
+            self._post = _Post(post.place, post.key, post.limit_s, self._clock_s, post.step)
+
     @contextmanager
     def during(self, place: str, *, limit: str) -> Iterator[None]:
         """Something with a limit of its own in the midst of another, whose time begins again afterwards."""

@@ -12,7 +12,7 @@ import pytest
 from data_tools.command import DataError
 from data_tools.index import ShardIndex, open_index
 from data_tools.storage.cache import Cache
-from data_tools.storage.location import Location, Patience, location
+from data_tools.storage.location import Location, Patience, StorageUnavailable, location
 from data_tools.stream.container import BadVideo
 from data_tools.stream.shards import read_video
 from tests.faulty_server import FaultyServer, faulty_server
@@ -62,20 +62,24 @@ def test_opening_asks_for_no_shard(folder: Location, server: FaultyServer):
 
 
 @pytest.mark.parametrize(
-    "fault, said",
+    "fault, kind, said",
     [
-        (503, r"sample .*: cannot read http.*shard-000000.tar: HTTP 503, retried for"),
-        ("slow", r"sample .*: cannot read http.*shard-000000.tar: .*Timeout.*, retried for"),
-        (403, r"access denied \(HTTP 403\).*; no sample of that shard can be read$"),
-        (404, r"no such thing \(HTTP 404\); check the name; no sample of that shard can be read$"),
+        (503, StorageUnavailable, r"sample .*: cannot read http.*shard-000000.tar: HTTP 503, retried for"),
+        (
+            "slow",
+            StorageUnavailable,
+            r"sample .*: cannot read http.*shard-000000.tar: .*Timeout.*, retried for",
+        ),
+        (403, BadVideo, r"access denied \(HTTP 403\).*; no sample of that shard can be read$"),
+        (404, BadVideo, r"no such thing \(HTTP 404\); check the name; no sample of that shard can be read$"),
     ],
 )
-def test_a_storage_that_fails_makes_a_bad_video_that_says_why(
-    folder: Location, server: FaultyServer, fault: str | int, said: str
+def test_a_storage_that_fails_says_why(
+    folder: Location, server: FaultyServer, fault: str | int, kind: type[Exception], said: str
 ):
     index = open_index(folder)
     server.fault = lambda method, path: fault
-    with pytest.raises(BadVideo, match=said):
+    with pytest.raises(kind, match=said):
         read_video(index, index.sample(0))
 
 

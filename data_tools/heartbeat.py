@@ -1,0 +1,80 @@
+"""Heartbeats of a process that does long work for another process, which ends it when they stop.
+
+Long work calls `progress` after each piece and `waiting_for_storage` about twice a second while a storage
+is down, and reads the bytes of a sample inside `at_storage`. A watched process installs a `Listener`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+from data_tools.command import log
+
+_REPEAT_S = 60.0
+
+
+class Listener:
+    """Receiver of the heartbeats of this process.
+
+    Args:
+        on_outage: gets what `outage` is called with; logs an outage once a minute by default.
+    """
+
+    def __init__(self, on_outage: Callable[[str], None] | None = None) -> None:
+        self._on_outage = on_outage
+        self._since_s = 0.0
+        self._logged_s = 0.0
+
+    def progress(self) -> None:
+        """A piece of the work is done."""
+
+    def storage_read(self, limit_s: float | None) -> None:
+        """A read of a sample's bytes begins, which may be silent for so long; None at its end."""
+
+    def outage(self, reason: str) -> None:
+        """A storage is waited for; the reason is empty when it answers again."""
+        now_s = monotonic()
+        if self._on_outage is not None:
+            self._on_outage(reason)
+        elif not reason:
+            if self._since_s:
+                log.warning("the storage answers again after %.0f s", now_s - self._since_s)
+            self._since_s = 0.0
+        elif not self._since_s or now_s - self._logged_s >= _REPEAT_S:
+            self._since_s = self._since_s or now_s
+            self._logged_s = now_s
+            log.warning("waiting for a storage, %.0f s so far: %s", now_s - self._since_s, reason)
+
+
+_listeners = [Listener()]
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Send the heartbeats of this process to a listener."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+@contextmanager
+def at_storage(limit_s: float) -> Iterator[None]:
+    """Mark the reading of a sample's bytes, which may be silent for at most `limit_s`."""
+    listener = _listeners[-1]
+    listener.storage_read(limit_s)
+    try:
+        yield
+    finally:
+        listener.storage_read(None)
+
+
+def progress() -> None:
+    """Tell the listener that a piece of the work is done."""
+    _listeners[-1].progress()
+
+
+def waiting_for_storage(reason: str) -> None:
+    """Tell the listener why nothing can be read now; an empty reason ends the outage."""
+    _listeners[-1].outage(reason)

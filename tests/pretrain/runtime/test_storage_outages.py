@@ -1,0 +1,101 @@
+"""A run whose storage goes down keeps what it has done, ends with a code that restarts it, and goes on."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_tools.command import EXIT_STUCK, EXIT_TERMINATED, Stopped, exit_code_of
+from data_tools.storage.location import StorageUnavailable
+from launch.exit_codes import is_crash
+from pretrain.config import PretrainConfig
+from pretrain.runtime.metrics import read_metrics
+from pretrain.training import make_plan, run_pretraining
+
+RARE = ("save_every_steps=6", "log.every_steps=10")  # nothing is reported or saved before the outage
+CLIPS_A_STEP = 4
+
+
+def losses(config: PretrainConfig) -> list[float]:
+    return [line["loss"] for line in read_metrics(Path(config.run_dir) / "metrics.jsonl")]
+
+
+def steps_saved(config: PretrainConfig) -> list[int]:
+    return sorted(
+        int(path.name.rpartition("-")[2]) for path in Path(config.run_dir).glob("checkpoints/step-*")
+    )
+
+
+def fail_after(monkeypatch: pytest.MonkeyPatch, reads: int, also: Callable[[], None] = int) -> None:
+    """Have a local disk fail for good after some reads."""
+    real, left = os.pread, [reads]
+
+    def pread(descriptor: int, length: int, offset: int) -> bytes:
+        if left[0] == 0:
+            also()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        left[0] -= 1
+        return real(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+
+
+def test_a_run_stops_with_what_it_has_done_and_goes_on_to_the_same_losses(
+    small_config: Callable[..., PretrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = small_config(f"run_dir={tmp_path / 'undisturbed'}")
+    run_pretraining(make_plan(undisturbed))
+    config = small_config(*RARE, "data.outage_s=0")
+    with monkeypatch.context() as patch:
+        plan = make_plan(config)
+        fail_after(patch, reads=3 * CLIPS_A_STEP + 1)
+        with pytest.raises(StorageUnavailable, match="Input/output error; check the disk") as caught:
+            run_pretraining(plan)
+    assert exit_code_of(caught.value) == EXIT_STUCK and is_crash(EXIT_STUCK)
+    assert steps_saved(config) == [3]
+    run_pretraining(make_plan(config))
+    assert losses(config) == losses(undisturbed)
+    assert all(line["skipped_clips"] == 0 for line in read_metrics(Path(config.run_dir) / "metrics.jsonl"))
+
+
+def test_a_stop_signal_ends_the_wait_with_a_checkpoint(
+    small_config: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(*RARE, "data.outage_s=600")
+    plan = make_plan(config)
+    fail_after(monkeypatch, reads=2 * CLIPS_A_STEP, also=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped, match=r"stopped while a storage is down, .*Input/output error") as caught:
+        run_pretraining(plan)
+    assert caught.value.exit_code == EXIT_TERMINATED
+    assert steps_saved(config) == [2]
+
+
+def test_a_wait_is_not_held_against_the_step(repo: Path) -> None:
+    script = """
+import time
+from pretrain.runtime.outages import StorageWait
+from pretrain.runtime.signals import StopSignals
+from pretrain.runtime.watchdog import WatchConfig, Watchdog
+
+limits = {"step_timeout_s": 1.0, "first_step_timeout_s": 60.0, "save_timeout_s": 60.0}
+with Watchdog(WatchConfig(**limits), rank=0) as watchdog:
+    watchdog.enter("waiting for data", limit="step_timeout_s", step=7)
+    wait = StorageWait(watchdog, StopSignals())
+    for _ in range(6):
+        wait("the store is down")
+        time.sleep(0.5)
+    wait("")
+"""
+    command = [sys.executable, "-c", script]
+    assert subprocess.run(command, cwd=repo, timeout=90).returncode == 0
+
+
+def test_the_key_is_checked(small_config: Callable[..., PretrainConfig]) -> None:
+    assert small_config().data.outage_s == 300
+    with pytest.raises(ValueError, match=r"data.outage_s must be 0 or more, got -1.0"):
+        small_config("data.outage_s=-1")
