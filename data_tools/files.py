@@ -57,10 +57,15 @@ def open_regular(path: Path) -> IO[bytes]:
     Raises:
         OSError: there is no such file, or it is of another kind.
     """
+    refuse_irregular(path)
+    return path.open("rb")
+
+
+def refuse_irregular(path: Path) -> None:
+    """See `open_regular`."""
     kind = _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
     if kind is not None:
         raise OSError(errno.EINVAL, f"expected a regular file, got {kind}", str(path))
-    return path.open("rb")
 
 
 def read_at(descriptor: int, offset: int, length: int, *, at_once: int = _READ_AT_ONCE) -> bytes:

@@ -1,23 +1,34 @@
-"""The same work on many inputs, on several processes."""
+"""The same work on many inputs, on several processes, each input with a deadline.
+
+A job that shows no sign of life for `timeout_s` (no heartbeat, no byte read or written, no CPU time) is given
+up with its process; the others go on. Only the process that died or hung is replaced.
+"""
 
 import atexit
-import multiprocessing
 import os
-import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from multiprocessing import forkserver
-from typing import TypeVar
+from multiprocessing.connection import wait
+from time import monotonic
+from typing import Generic, TypeVar
 
-import torch
+from data_tools.command import Stuck
+from data_tools.pool_alone import do_here
+from data_tools.pool_worker import Failure, Worker, timed_out
+from data_tools.stream.workers import worker_context
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-_WAITING_PER_WORKER = 3  # enough that no process idles, few enough that little is repeated after a crash
+TIMEOUT_S = 300.0
+CRASHED = "the decoder crashed on it"
+_TICK_S = 1.0
+_SERVER_S = 5.0
+_MOST_TIMEOUTS = 10  # in a row; more than that are no accident of single inputs
 
 
 def map_in_order(
@@ -25,12 +36,14 @@ def map_in_order(
     jobs: Sequence[Job],
     *,
     workers: int,
-    on_crash: Callable[[Job], Result] | None = None,
+    on_failure: Callable[[Job, str], Result] | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> Iterator[Result]:
     """Yield `function(job)` for each job, in order, whatever the number of processes; see `map_as_done`."""
     waiting: dict[int, Result] = {}
     following = 0
-    for position, result in map_as_done(function, jobs, workers=workers, on_crash=on_crash):
+    done = map_as_done(function, jobs, workers=workers, on_failure=on_failure, timeout_s=timeout_s)
+    for position, result in done:
         waiting[position] = result
         while following in waiting:
             yield waiting.pop(following)
@@ -42,90 +55,151 @@ def map_as_done(
     jobs: Sequence[Job],
     *,
     workers: int,
-    on_crash: Callable[[Job], Result] | None = None,
+    on_failure: Callable[[Job, str], Result] | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> Iterator[tuple[int, Result]]:
     """Yield the position of each job and `function(job)`, as soon as it is done.
+
+    A job on which a process died is tried once more, alone, when all others are done: the kernel's
+    out-of-memory killer takes any process. Closing the iterator and any error kill the processes.
 
     Args:
         function: a module-level function.
         workers: number of processes; 0 means one for each core, 1 means this one, crashes included.
-        on_crash: gives the result of a job on which a process died, as a decoder may on a broken
-            video. Without it the crash is raised.
+        on_failure: gives the result of a job that crashed, also alone, or timed out, from the job and the
+            reason. Another run may succeed, so the result is not final. Without it the failure is raised.
+        timeout_s: how long a job may show no sign of life. CPU time alone is one, up to ten times as much.
 
     Raises:
-        BrokenProcessPool: a process died and there is no `on_crash`.
+        BrokenProcessPool: a process died and there is no `on_failure`.
+        Stuck: a job timed out and there is no `on_failure`, or many did in a row.
     """
     if workers == 1:
-        yield from enumerate(map(function, jobs))
+        yield from do_here(function, jobs, on_failure=on_failure, timeout_s=timeout_s)
         return
     workers = min(workers or len(os.sched_getaffinity(0)), max(len(jobs), 1))
-    undone = dict(enumerate(jobs))
-    while undone:
-        try:
-            for position, result in _pooled(function, list(undone.items()), workers):
-                del undone[position]
-                yield position, result
-        except BrokenProcessPool:
-            if on_crash is None:
-                raise
-            # Any job in flight may be the killer: the first undone one is tried alone.
-            position = next(iter(undone))
-            yield position, _alone(function, undone.pop(position), on_crash)
+    crashed: list[int] = []
+    for each, processes in ((range(len(jobs)), workers), (crashed, 1)):
+        pool = _Pool(function, jobs, timeout_s=timeout_s)
+        for position, outcome in pool.run(deque(each), processes):
+            if not isinstance(outcome, Lost):
+                yield position, outcome
+            elif on_failure is None:
+                raise outcome.error
+            elif outcome.may_retry and each is not crashed:
+                crashed.append(position)
+            else:
+                yield position, on_failure(jobs[position], outcome.reason)
 
 
-def _pooled(
-    function: Callable[[Job], Result], jobs: Sequence[tuple[int, Job]], workers: int
-) -> Iterator[tuple[int, Result]]:
-    # A child forked from here may inherit torch's threads and hang; a server that only imported it has none.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "data_tools.stream.decode"])
-    _wait_for_the_server_at_exit()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as executor:
-        waiting: dict[Future[Result], int] = {}
+class Lost:
+    """A job that ended with its process: the reason, and the error where nobody takes the reason."""
+
+    def __init__(self, reason: str, error: Exception, *, may_retry: bool):
+        self.reason = reason
+        self.error = error
+        self.may_retry = may_retry
+
+
+class _Pool(Generic[Job, Result]):
+    def __init__(self, function: Callable[[Job], Result], jobs: Sequence[Job], *, timeout_s: float):
+        self._function = function
+        self._jobs = jobs
+        self._timeout_s = timeout_s
+        self._timeouts = 0  # in a row
+        self._workers: list[Worker] = []
+        # A child forked from here may inherit torch's threads and hang; a server that imported it has none.
+        self._context = worker_context(["torch", "data_tools.stream.decode", "data_tools.pool_worker"])
+        _wait_for_the_server_at_exit()
+
+    def run(self, todo: deque[int], processes: int) -> Iterator[tuple[int, Result | Lost]]:
+        """Do the jobs at some positions; processes start as they are needed."""
+        at_exit = atexit.register(self._kill)
         try:
-            for position, job in jobs:
-                waiting[executor.submit(function, job)] = position
-                while len(waiting) >= workers * _WAITING_PER_WORKER:
-                    yield from _finished(waiting)
-            while waiting:
-                yield from _finished(waiting)
+            while todo or any(worker.position is not None for worker in self._workers):
+                self._give(todo, processes)
+                yield from self._finished()
         finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+            self._kill()
+            atexit.unregister(at_exit)
+
+    def _give(self, todo: deque[int], processes: int) -> None:
+        while todo:
+            idle = next((worker for worker in self._workers if worker.position is None), None)
+            if idle is None:
+                if len(self._workers) == processes:
+                    return
+                idle = Worker(self._context)
+                self._workers.append(idle)
+            position = todo.popleft()
+            idle.give(position, self._function, self._jobs[position])
+
+    def _finished(self) -> Iterator[tuple[int, Result | Lost]]:
+        """Take out what is done or lost."""
+        begin_s = monotonic()
+        busy = [worker for worker in self._workers if worker.position is not None]
+        ready = wait([worker.connection for worker in busy], _TICK_S)
+        # No more than was meant: a command that was itself suspended does not hold it against its workers.
+        waited_s = min(monotonic() - begin_s, _TICK_S)
+        for worker in busy:
+            position = worker.position
+            assert position is not None
+            if worker.connection in ready:
+                yield position, self._take(worker)
+                continue
+            worker.signs.watch(waited_s)
+            if worker.signs.is_stuck(self._timeout_s):
+                yield position, self._give_up(worker)
+
+    def _take(self, worker: Worker) -> Result | Lost:
+        try:
+            answer = worker.take()
+        except EOFError:
+            self._remove(worker)
+            code = worker.process.exitcode
+            how = f"a worker process died (exit code {code}): negative codes are signals"
+            return Lost(CRASHED, BrokenProcessPool(how), may_retry=True)
+        if isinstance(answer, Failure):
+            answer.reraise()
+        self._timeouts = 0
+        result: Result = answer
+        return result
+
+    def _give_up(self, worker: Worker) -> Lost:
+        self._remove(worker)
+        self._timeouts += 1
+        reason = timed_out(self._timeout_s)
+        if self._timeouts > _MOST_TIMEOUTS:
+            raise Stuck(
+                f"{self._timeouts} inputs in a row {reason}: their storage does not answer; run the same "
+                "command again when it does"
+            )
+        return Lost(reason, Stuck(f"an input {reason}; run the same command again"), may_retry=False)
+
+    def _remove(self, worker: Worker) -> None:
+        worker.end()
+        self._workers.remove(worker)
+
+    def _kill(self) -> None:
+        for worker in self._workers:
+            worker.process.kill()  # all of them first
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
 
 
 @cache
 def _wait_for_the_server_at_exit() -> None:
     """Workers are children of the server that forks them: their CPU time is ours once we waited for it.
 
-    So `time python -m data_tools shard ...` tells the truth. multiprocessing only hangs up.
+    So `time python -m data_tools shard ...` tells the truth. multiprocessing only hangs up. The server ends
+    after its last child, which may not die in a read of a dead network disk: so the wait is bounded.
     """
-    atexit.register(forkserver._forkserver._stop)  # type: ignore[attr-defined]
+    stop = forkserver._forkserver._stop  # type: ignore[attr-defined]
 
+    def bounded() -> None:
+        thread = threading.Thread(target=stop, daemon=True)
+        thread.start()
+        thread.join(_SERVER_S)
 
-def _finished(waiting: dict[Future[Result], int]) -> Iterator[tuple[int, Result]]:
-    """Take out what is done, at least one."""
-    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-    for future in sorted(done, key=waiting.__getitem__):
-        result = future.result()
-        yield waiting.pop(future), result
-
-
-def _alone(function: Callable[[Job], Result], job: Job, on_crash: Callable[[Job], Result]) -> Result:
-    try:
-        return next(_pooled(function, [(0, job)], 1))[1]
-    except BrokenProcessPool:
-        return on_crash(job)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle, once
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed tells nobody, and its pool would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    atexit.register(bounded)

@@ -97,9 +97,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
         else "data.views_per_video",
     )
     train = open_index(config.data.train, cache=config.data.cache, outage_s=config.data.outage_s)
-    validation = open_index(
-        config.data.validation, cache=config.data.cache, outage_s=config.data.outage_s
-    )
+    validation = open_index(config.data.validation, cache=config.data.cache, outage_s=config.data.outage_s)
     inputs = [
         *data_inputs("data.train", config.data.train, train),
         *data_inputs("data.validation", config.data.validation, validation),

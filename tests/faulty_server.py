@@ -19,7 +19,7 @@ _CHUNK = 1 << 14
 
 class FaultyServer(ThreadingHTTPServer):
     """Asks `fault(method, path)` what to do with each request: None serves it, a number is the status it
-    gets, "slow" is no answer at all, "trickle" sends a body in 20 pieces within 2 seconds, and `FAULTS` break
+    gets, "slow" is no answer at all, "trickle" sends a body in 20 pieces within 6 seconds, and `FAULTS` break
     the connection or the body."""
 
     daemon_threads = True
@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         for begin in range(0, len(body), size):
             self.wfile.write(body[begin : begin + size])
             self.wfile.flush()
-            time.sleep(0.1)
+            time.sleep(0.3)
 
     def _reset(self) -> None:
         """Close so that the other side sees a reset connection instead of its orderly end."""

@@ -17,6 +17,7 @@ from typing import Literal
 import av
 import numpy as np
 
+from data_tools.storage.outage import refuse_outage
 from data_tools.stream.container import BadVideo, open_container, open_video
 
 SLACK_S = 1e-6  # half of a rate often falls on a time stamp exactly: as in the reader, the new frame counts
@@ -62,6 +63,7 @@ def measure(source: bytes | Path) -> Timing:
     try:
         status = source.stat()
     except OSError as error:
+        refuse_outage(error, f"cannot read {source}")
         raise BadVideo(f"cannot read it: {error.strerror}") from error
     return _measure_file(source, status.st_size, status.st_mtime_ns)
 

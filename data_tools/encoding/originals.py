@@ -15,7 +15,8 @@ from data_tools.encoding.frame_rate import Pace, measure, tidy_rate
 from data_tools.encoding.pictures import read_picture, timed_pictures
 from data_tools.files import read_blocks
 from data_tools.listing.videos import SourceVideo
-from data_tools.storage.location import StorageError
+from data_tools.storage.location import StorageError, StorageUnavailable
+from data_tools.storage.outage import refuse_outage
 from data_tools.stream.container import (
     BadVideo,
     OpenedVideo,
@@ -121,7 +122,7 @@ def video_source(video: SourceVideo) -> bytes | Path:
     try:
         content = video.place.read(offset, length)
     except StorageError as error:
-        if video.url and not error.is_missing:
+        if isinstance(error, StorageUnavailable) or (video.url and not error.is_missing):
             raise
         raise BadVideo(str(error)) from error
     if length is not None and len(content) < length:
@@ -159,6 +160,7 @@ def content_digest(video: SourceVideo) -> str:
         for block in _blocks(video):
             digest.update(block)
     except OSError as error:
+        refuse_outage(error, f"cannot read {video.path}")
         raise BadVideo(f"cannot read it: {error.strerror or error}") from error
     return digest.hexdigest()[:32]
 

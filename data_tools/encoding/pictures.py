@@ -8,7 +8,9 @@ from pathlib import Path
 import av
 from av.video.frame import VideoFrame
 
+from data_tools.files import refuse_irregular
 from data_tools.listing.videos import SourceVideo
+from data_tools.storage.outage import refuse_outage
 from data_tools.stream.container import MAX_PIXELS, BadVideo
 from data_tools.stream.geometry import pixel_aspect, turns
 
@@ -47,6 +49,7 @@ def read_picture(path: Path) -> tuple[VideoFrame, Fraction]:
         BadVideo: it cannot be read, or is larger than `MAX_PIXELS`.
     """
     try:
+        refuse_irregular(path)
         content = io.BytesIO(path.read_bytes())  # a name would choose the demuxer for numbered files
         with av.open(content, "r", options={"format_whitelist": _PICTURES}) as container:
             stream = container.streams.video[0]
@@ -55,5 +58,7 @@ def read_picture(path: Path) -> tuple[VideoFrame, Fraction]:
             frame = next(container.decode(video=0))
             return frame, pixel_aspect(stream)
     except (av.FFmpegError, OSError, IndexError, StopIteration) as error:
+        if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
+            refuse_outage(error, f"cannot read {path}")
         reason = getattr(error, "strerror", None) or "it holds no picture"
         raise BadVideo(f"picture {path.name} cannot be read: {reason}") from error

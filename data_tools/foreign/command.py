@@ -30,6 +30,7 @@ from data_tools.index import DATASET_NAME, INDEX_NAME, NO_LABEL, REJECTED_NAME, 
 from data_tools.listing.classes import read_classes, sorted_classes
 from data_tools.listing.entries import numbered_classes
 from data_tools.listing.labels import warn_of_labels
+from data_tools.pool import TIMEOUT_S
 from data_tools.sharding.rejected import NOTES_NAME
 from data_tools.storage.location import Location, location
 from data_tools.storage.retries import masked
@@ -58,6 +59,7 @@ class IndexConfig:
         probe: "full" decodes every frame; "header" only the first, and believes the container.
         max_bad_fraction: stop where more than this share of the videos cannot be read; 1 never stops.
         workers: processes; 0 means one for each core.
+        timeout_s: a video that shows no sign of progress for so long is left out.
     """
 
     label: str = "auto"
@@ -70,11 +72,13 @@ class IndexConfig:
     probe: Literal["full", "header"] = "full"
     max_bad_fraction: float = 1.0
     workers: int = 0
+    timeout_s: float = TIMEOUT_S
 
     def __post_init__(self) -> None:
         self.rules()
         require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", "lie in [0, 1]", self.max_bad_fraction)
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
+        require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
 
     def rules(self) -> Rules:
         """What concerns the samples."""
@@ -122,7 +126,9 @@ def _index(
     out.mkdir(parents=True, exist_ok=True)
     journal = out / JOURNAL_NAME
     is_full = settings.probe == "full"
-    found = examine_shards(shards, rules, journal, is_full=is_full, workers=settings.workers)
+    found = examine_shards(
+        shards, rules, journal, is_full=is_full, workers=settings.workers, timeout_s=settings.timeout_s
+    )
     warn_of_unread([one.unread for one in found], rules)
     found = one_spelling_each(typed(found))
     of_split = {
@@ -276,5 +282,5 @@ def _refuse_too_bad(found: Sequence[Found], out: Path, max_bad_fraction: float) 
 def _lasting(settings: IndexConfig) -> dict[str, Any]:
     """The config without what cannot change the result."""
     record = dataclasses.asdict(settings)
-    del record["workers"]
+    del record["workers"], record["timeout_s"]
     return record

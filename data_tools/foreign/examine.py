@@ -18,14 +18,14 @@ from data_tools.foreign.ours import Told
 from data_tools.foreign.rules import Described, Rules, Shelf, read_shelf
 from data_tools.foreign.shards import ForeignShard, open_shard
 from data_tools.index import VideoInfo
-from data_tools.pool import map_in_order
+from data_tools.pool import TIMEOUT_S, map_in_order
 from data_tools.progress import progress
 from data_tools.storage.location import location
+from data_tools.storage.outage import outages_of
 from data_tools.stream.container import BadVideo
 from data_tools.stream.decode import probe
 
 _OTHER_BYTES = "its bytes are not those that shard wrote: the checksum in its .json differs"
-_CRASHED = "the decoder crashed on it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,13 @@ class _Job:
 
 
 def examine_shards(
-    shards: Sequence[ForeignShard], rules: Rules, journal: Path, *, is_full: bool, workers: int
+    shards: Sequence[ForeignShard],
+    rules: Rules,
+    journal: Path,
+    *,
+    is_full: bool,
+    workers: int,
+    timeout_s: float = TIMEOUT_S,
 ) -> list[Found]:
     """Read all shards, on several processes.
 
@@ -86,8 +92,10 @@ def examine_shards(
 
     Args:
         journal: a file of what is known already, so that a stopped run is continued.
+        timeout_s: see `map_as_done`.
 
     Raises:
+        StorageUnavailable: a shard cannot be read now.
         DataError: a shard is damaged, or a label is missing or wrong.
     """
     jobs = [job for shard in shards for job in _jobs(shard, rules, is_full, len(shards), workers)]
@@ -95,15 +103,16 @@ def examine_shards(
     known = _read_journal(journal, dict(zip(stamps, jobs, strict=True)))
     write_whole(journal, "".join(_line(*entry) for entry in known.items()))
     todo = [position for position, stamp in enumerate(stamps) if stamp not in known]
-    results = map_in_order(
-        _examine, [jobs[position] for position in todo], workers=workers, on_crash=_crashed
-    )
+    unknown = [jobs[position] for position in todo]
+    results = map_in_order(_examine, unknown, workers=workers, on_failure=_failed, timeout_s=timeout_s)
     with journal.open("a", encoding="utf-8") as file:
         shown = progress(results, total=len(todo), what="index, parts of shards", unit="part")
         for position, result in zip(todo, shown, strict=True):
-            found = result or _one_by_one(jobs[position], workers)
-            known[stamps[position]] = found
-            file.write(_line(stamps[position], found))
+            if isinstance(result, str):  # not for the journal: another run may find something else
+                known[stamps[position]] = _one_by_one(jobs[position], workers, timeout_s)
+                continue
+            known[stamps[position]] = result
+            file.write(_line(stamps[position], result))
             file.flush()
     parts: dict[str, list[Found]] = {shard.name: [] for shard in shards}
     for job, stamp in zip(jobs, stamps, strict=True):
@@ -125,7 +134,11 @@ def _joined(shard: ForeignShard, parts: list[Found]) -> Found:
 
 
 def _examine(job: _Job) -> Found:
-    with _local(job.shard) as shard, open_shard(shard.place) as file:
+    with (
+        outages_of(f"cannot read {job.shard.place}"),
+        _local(job.shard) as shard,
+        open_shard(shard.place) as file,
+    ):
         shelf = read_shelf(replace(shard, place=job.shard.place), job.rules, file)
         rows = [_found(file, job, sample) for sample in shelf.described[job.part :: job.parts]]
         rows += _left_out(shelf) if job.part == 0 else []
@@ -193,24 +206,25 @@ def _local(shard: ForeignShard) -> Iterator[ForeignShard]:
         yield replace(shard, place=location(copy))
 
 
-def _crashed(job: _Job) -> Found | None:
-    """Some video of it ended the process; `_one_by_one` finds out which."""
-    return None
+def _failed(job: _Job, reason: str) -> Found | str:
+    """Some video of it ended or blocked the process; `_one_by_one` finds out which."""
+    return reason
 
 
-def _one_by_one(job: _Job, workers: int) -> Found:
-    """A job on which a process died, each sample of it in a process of its own."""
+def _one_by_one(job: _Job, workers: int, timeout_s: float) -> Found:
+    """A job on which a process died or hung, each sample of it in a process of its own."""
     with _local(job.shard) as shard, open_shard(shard.place) as file:
         shelf = read_shelf(shard, job.rules, file)
         total = len(shelf.described)
         singles = [replace(job, shard=shard, part=i, parts=total) for i in range(job.part, total, job.parts)]
         rows = _left_out(shelf) if job.part == 0 else []
-        for single, found in zip(
-            singles, map_in_order(_examine, singles, workers=workers, on_crash=_crashed), strict=True
-        ):
+        done = map_in_order(_examine, singles, workers=workers, on_failure=_failed, timeout_s=timeout_s)
+        for single, found in zip(singles, done, strict=True):
             sample = shelf.described[single.part]
-            crashed = FoundVideo(key=sample.key, name=sample.video.name, extra={}, reason=_CRASHED)
-            rows += [row for row in found.rows if row.key not in shelf.left_out] if found else [crashed]
+            if isinstance(found, str):
+                rows.append(FoundVideo(key=sample.key, name=sample.video.name, extra={}, reason=found))
+            else:
+                rows += [row for row in found.rows if row.key not in shelf.left_out]
         sha256, size = _digest(file) if job.part == 0 else ("", 0)
     unread = dict(shelf.unread)
     return Found(shard=job.shard, rows=tuple(rows), bytes=size, sha256=sha256, unread=unread)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_tools.command import DataError
+from data_tools.files import open_regular
 from data_tools.listing.videos import printable, split_name
 from data_tools.listing.walking import walk
 from data_tools.storage.location import Location, location
+from data_tools.storage.outage import refuse_outage
 
 _MOST_SHARDS = 1_000_000
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tbz2", ".txz", ".tar.lz4")
@@ -67,8 +69,9 @@ def open_shard(place: Location) -> IO[bytes]:
     if place.path is None:
         return io.BufferedReader(_Ranges(place), buffer_size=_BUFFER)
     try:
-        return place.path.open("rb")
+        return open_regular(place.path)
     except OSError as error:
+        refuse_outage(error, f"cannot read {place}")
         raise DataError(f"cannot read {place}: {error.strerror}; check that it is there") from error
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_tools.command import DataError
 from data_tools.index import Sample, ShardIndex, open_index
-from data_tools.storage.location import Location
+from data_tools.storage.location import Location, StorageUnavailable
 from data_tools.stream.decode import decode_at
 from data_tools.stream.shards import read_video
 from data_tools.stream.times import last_frame_s
@@ -53,13 +53,15 @@ def look_at(job: tuple[Location, int]) -> Look:
     index = _opened(folder)
     try:
         return _look(index, index.sample(position))
+    except StorageUnavailable:
+        raise
     except DataError as error:
         return Look(reason=" ".join(str(error).split()))
 
 
-def crashed(job: tuple[Location, int]) -> Look:
-    """What is known of a video on which the process died."""
-    return Look(reason="the decoder crashed on it")
+def failed(job: tuple[Location, int], reason: str) -> Look:
+    """What is known of a video on which the process died or hung."""
+    return Look(reason=reason)
 
 
 def instants_s(duration_s: float) -> list[float]:

@@ -8,13 +8,13 @@ import torch
 
 from data_tools.config import require
 from data_tools.index import NO_LABEL, Sample
-from data_tools.pool import map_as_done
+from data_tools.pool import TIMEOUT_S, map_as_done
 from data_tools.progress import progress
 from data_tools.randomness import generator
 from data_tools.report.collection import Collection
 from data_tools.report.duplicates import distance, most_bits_found, near_groups
 from data_tools.report.figures import short, size_text, time_text
-from data_tools.report.look import HASH_BITS, PICTURES, Look, crashed, instants_s, look_at
+from data_tools.report.look import HASH_BITS, PICTURES, Look, failed, instants_s, look_at
 from data_tools.storage.location import Location, location
 
 
@@ -29,6 +29,7 @@ class ReportConfig:
         blank_below: a video is called blank where its grey levels spread by less.
         near_bits: look-alikes differ in at most so many of the 256 bits of their hashes.
         workers: processes that decode; 0 means one for each core.
+        timeout_s: how long a video may show no sign of progress.
     """
 
     seed: int = 0
@@ -38,6 +39,7 @@ class ReportConfig:
     blank_below: float = 3.0
     near_bits: int = 16
     workers: int = 0
+    timeout_s: float = TIMEOUT_S
 
     def __post_init__(self) -> None:
         require(self.samples >= 1, "samples", "be at least 1", self.samples)
@@ -47,6 +49,7 @@ class ReportConfig:
         most = most_bits_found(HASH_BITS)
         require(0 <= self.near_bits <= most, "near_bits", f"lie between 0 and {most}", self.near_bits)
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
+        require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,9 @@ def look_at_some(collection: Collection, settings: ReportConfig) -> Looked:
     for place in in_order:
         number, position = collection.locate(place)
         jobs.append((location(collection.indexes[number].folder), position))
-    done = map_as_done(look_at, jobs, workers=settings.workers, on_crash=crashed)
+    done = map_as_done(
+        look_at, jobs, workers=settings.workers, on_failure=failed, timeout_s=settings.timeout_s
+    )
     found = {in_order[number]: look for number, look in progress(done, total=len(jobs), what="look at")}
     return Looked(collection=collection, looks={place: found[place] for place in places})
 

@@ -77,7 +77,12 @@ def _shard(plan: Plan, output: Output) -> None:
         for video, key in zip(videos, keys, strict=True)
     ]
     findings = transcode(
-        tasks, plan.layout, output.work, workers=settings.workers, is_sharded=output.is_sharded
+        tasks,
+        plan.layout,
+        output.work,
+        workers=settings.workers,
+        is_sharded=output.is_sharded,
+        timeout_s=settings.timeout_s,
     )
     found = list(zip(videos, findings, strict=True))
     output.write_text(REJECTED_NAME, rejected_lines(found))

@@ -14,6 +14,7 @@ from data_tools.listing.classes import class_list, read_classes, sorted_classes
 from data_tools.listing.labels import warn_of_labels
 from data_tools.listing.videos import Listing
 from data_tools.parts import Part, build_part
+from data_tools.pool import TIMEOUT_S
 from data_tools.sharding.choice import refuse_empty, source_of, warn_of_one_class
 from data_tools.sources.base import Source
 from data_tools.storage.location import Location
@@ -41,6 +42,7 @@ class ShardConfig:
         samples_per_shard, megabytes_per_shard: whichever is reached first ends a shard.
         max_bad_fraction: stop where more than this share of the videos cannot be read; 1 never stops.
         workers: processes that decode and encode videos; 0 means one for each core.
+        timeout_s: a video that shows no sign of progress for so long is left out; a rerun tries it again.
         work_dir: where samples lie until their shard is written; None takes OUT/work.
     """
 
@@ -56,6 +58,7 @@ class ShardConfig:
     megabytes_per_shard: int = 256
     max_bad_fraction: float = 1.0
     workers: int = 0
+    timeout_s: float = TIMEOUT_S
     work_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -69,6 +72,7 @@ class ShardConfig:
         )
         require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", "lie in [0, 1]", self.max_bad_fraction)
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
+        require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
 
     @property
     def cuts(self) -> Cuts:
@@ -117,7 +121,7 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
     if given:
         class_list(listing.videos, given, of=f"classes={settings.classes}")
     record = dataclasses.asdict(settings)
-    for name in ("workers", "work_dir"):  # they cannot change a byte of the result
+    for name in ("workers", "timeout_s", "work_dir"):  # they cannot change a byte of the result
         del record[name]
     record["classes"] = list(given) or None
     record["source"] = dataclasses.asdict(part) if settings.source else None

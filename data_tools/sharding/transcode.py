@@ -4,6 +4,7 @@ Processes do this side by side. What a video became is a line in a journal, writ
 disk, so that a run that was killed goes on where it was.
 """
 
+import glob
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +18,10 @@ from data_tools.files import read_blocks, read_journal, write_whole
 from data_tools.index import VideoInfo
 from data_tools.layouts.base import Laid, Layout, Task
 from data_tools.listing.videos import SourceVideo
-from data_tools.pool import map_as_done
+from data_tools.pool import TIMEOUT_S, map_as_done
 from data_tools.progress import progress
 from data_tools.sharding.source_state import source_states
+from data_tools.storage.outage import OUTAGE_S, wait_out
 from data_tools.stream.container import BadVideo
 
 JOURNAL_NAME = "checked.jsonl"
@@ -54,12 +56,14 @@ class Finding:
         samples: none where the video cannot be used; `reason` says why.
         content: names the original's bytes.
         note: what is odd about it, though it can be used.
+        is_final: whether another run would find the same; if not, it tries the video again.
     """
 
     samples: tuple[Stored, ...] = ()
     content: str = ""
     reason: str = ""
     note: str = ""
+    is_final: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,13 @@ class Job:
 
 
 def transcode(
-    tasks: Sequence[Task], layout: Layout, work: Path, *, workers: int, is_sharded: Callable[[str], bool]
+    tasks: Sequence[Task],
+    layout: Layout,
+    work: Path,
+    *,
+    workers: int,
+    is_sharded: Callable[[str], bool],
+    timeout_s: float = TIMEOUT_S,
 ) -> list[Finding]:
     """Store all videos, and say in their order what became of each.
 
@@ -79,6 +89,11 @@ def transcode(
         work: the folder of the journal and the spool; an entry of the journal holds as long as the
             original's size and time are the same and its files lie in the spool.
         is_sharded: whether a finished shard holds the sample of a key, which need not be in the spool then.
+        timeout_s: see `map_as_done`.
+
+    Raises:
+        StorageUnavailable: an original cannot be read now, which says nothing about it.
+        Stuck: many videos in a row timed out.
     """
     spool = work / SPOOL_NAME
     spool.mkdir(parents=True, exist_ok=True)
@@ -98,7 +113,7 @@ def transcode(
     jobs = [Job(layout=layout, task=replace(tasks[position], folder=spool)) for position in unknown]
     write_whole(journal, "".join(_line(*entry) for entry in known.items()))  # without a half line at the end
     with journal.open("a", encoding="utf-8") as file:
-        done = map_as_done(_lay_out, jobs, workers=workers, on_crash=_crashed)
+        done = map_as_done(_lay_out, jobs, workers=workers, on_failure=_failed, timeout_s=timeout_s)
         for place, finding in progress(done, total=len(jobs), what="store"):
             stamp = stamps[unknown[place]]
             known[stamp] = finding
@@ -108,6 +123,10 @@ def transcode(
 
 
 def _lay_out(job: Job) -> Finding:
+    return wait_out(lambda: _lay_out_now(job), outage_s=OUTAGE_S)
+
+
+def _lay_out_now(job: Job) -> Finding:
     task = replace(job.task, notes=[])
     made: list[Stored] = []
     try:
@@ -162,8 +181,11 @@ def _stored(laid: Laid, video: SourceVideo) -> Stored:
     )
 
 
-def _crashed(job: Job) -> Finding:
-    return Finding(reason="the decoder crashed on it")
+def _failed(job: Job, reason: str) -> Finding:
+    """The process died or hung, perhaps for a reason outside of the video."""
+    for leftover in job.task.folder.glob(f"{glob.escape(job.task.key)}*.partial"):
+        leftover.unlink()
+    return Finding(reason=reason, is_final=False)
 
 
 def _digest(video: SourceVideo) -> str:
@@ -197,5 +219,7 @@ def _read_journal(journal: Path) -> dict[str, Finding]:
         samples = [
             Stored(**{**sample, "info": VideoInfo(**sample["info"])}) for sample in entry.pop("samples")
         ]
-        known[stamp] = Finding(samples=tuple(samples), **entry)
+        finding = Finding(samples=tuple(samples), **entry)
+        if finding.is_final:
+            known[stamp] = finding
     return known

@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TypeVar
@@ -12,6 +13,7 @@ from data_tools.storage.retries import StorageUnavailable
 
 Result = TypeVar("Result")
 
+OUTAGE_S = 300.0  # for a command that reads each input once
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _TICK_S = 0.5
@@ -54,6 +56,20 @@ def refuse_outage(error: OSError, what: str, path: Path | None = None) -> None:
             f"{what}: {error.strerror or error}; check the disk, the mount and the network, then run the "
             "same command again"
         ) from error
+
+
+@contextmanager
+def outages_of(what: str) -> Iterator[None]:
+    """Turn errors that mean an outage into StorageUnavailable; all others pass.
+
+    Args:
+        what: the beginning of the message, as in "cannot read x.tar".
+    """
+    try:
+        yield
+    except OSError as error:
+        refuse_outage(error, what)
+        raise
 
 
 def wait_out(attempt: Callable[[], Result], *, outage_s: float) -> Result:

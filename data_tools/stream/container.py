@@ -18,6 +18,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from data_tools.command import DataError
+from data_tools.files import refuse_irregular
+from data_tools.storage.outage import refuse_outage
 from data_tools.stream.random_access import is_random_access_point, sound_stamps
 from data_tools.stream.sequential import Decoding, error_text, packets_of, shown_frames
 
@@ -94,6 +96,7 @@ def open_container(
     with (
         ffmpeg_errors(),
         _as_file(source) as file,
+        _outages_of(file),
         av.open(file, "r", options=dict(options), metadata_errors="replace") as container,
     ):
         stream = _best_stream(container)
@@ -105,12 +108,18 @@ def open_container(
 
 @contextmanager
 def ffmpeg_errors() -> Iterator[None]:
-    """Every error of FFmpeg or PyAV, and every file that cannot be read, becomes BadVideo."""
+    """Every error of FFmpeg or PyAV, and every file that cannot be read, becomes BadVideo.
+
+    Raises:
+        StorageUnavailable: a file cannot be read now.
+    """
     try:
         yield
     except DataError:
         raise
     except _OF_A_FILE as error:
+        if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
+            refuse_outage(error, "the video cannot be read")
         raise BadVideo(f"FFmpeg cannot read it: {error_text(error)}") from error
 
 
@@ -128,7 +137,20 @@ class _File(io.FileIO):
 
 
 def _as_file(source: bytes | Path) -> io.BytesIO | _File:
-    return io.BytesIO(source) if isinstance(source, bytes) else _File(source)
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    refuse_irregular(source)
+    return _File(source)
+
+
+@contextmanager
+def _outages_of(file: io.BytesIO | _File) -> Iterator[None]:
+    """Raise an outage of the file's storage, whatever PyAV made of the error."""
+    try:
+        yield
+    finally:
+        if isinstance(file, _File) and file.error is not None:
+            refuse_outage(file.error, f"cannot read {str(file.name)!r}")
 
 
 def _best_stream(container: InputContainer) -> VideoStream:

@@ -1,10 +1,7 @@
 """One worker of the crew: what its process does, and the main process's handle on it."""
 
 import ctypes
-import fcntl
 import json
-import multiprocessing
-import os
 import signal
 import traceback
 from collections.abc import Callable, Mapping
@@ -26,7 +23,7 @@ from data_tools.stream.parcel import (
     socket_pair,
     to_bytes,
 )
-from data_tools.stream.workers import leave_signals_to_main, signals_left_to_main
+from data_tools.stream.workers import end_with_main, leave_signals_to_main, signals_left_to_main
 
 Item = TypeVar("Item", covariant=True)
 
@@ -169,7 +166,7 @@ class Member(Generic[Item]):
 def work(pickled: bytes, tasks: socket, record: Record) -> None:
     """The life of a worker: read what is asked for until the main process is gone."""
     leave_signals_to_main()
-    _end_with_main()
+    end_with_main()
     torch.set_num_threads(1)
     sender = Sender(tasks)
     reader = _Reader(pickled, record, sender)
@@ -217,6 +214,7 @@ class _Reader:
         try:
             if self._readable is None:  # here and not at the start, so that an error in it is reported too
                 self._readable = from_bytes(self._pickled)
+                heartbeat.progress()
             item = self._readable.read(number, quarantined=quarantined, reading=self._note)
             self._record.key = b""
             return self._sender.pack(item)
@@ -239,17 +237,3 @@ def _portable(error: Exception) -> Exception:
     except Exception:  # whatever a foreign error's own pickling raises
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
-
-
-def _end_with_main() -> None:
-    """Have the kernel kill this process when the main process ends, which closes a pipe that is held here.
-
-    A thread that waits for the main process could not do it for a worker that is stopped or stuck in C code.
-    """
-    main = multiprocessing.parent_process()
-    assert main is not None
-    fcntl.fcntl(main.sentinel, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(main.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(main.sentinel, fcntl.F_SETFL, fcntl.FASYNC)
-    if not main.is_alive():  # since before the kernel was asked
-        os._exit(1)

@@ -9,6 +9,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from data_tools import heartbeat
 from data_tools.stream.stamps import FrameClock
 
 _MOST_UNREADABLE = 2  # packets at the end of a file that was cut
@@ -53,6 +54,7 @@ def packets_of(container: InputContainer, stream: VideoStream, decoding: Decodin
     """The packets of a stream and at last None; an end that cannot be read is noted."""
     try:
         for packet in container.demux(stream):
+            heartbeat.progress()
             if packet.size:  # empty ones stand in AVI files for frames that stay
                 yield packet
     except av.InvalidDataError as error:

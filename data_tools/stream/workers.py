@@ -1,5 +1,6 @@
 """Loader processes: how many, how they start, and how they leave signals to the main process."""
 
+import fcntl
 import multiprocessing
 import os
 import platform
@@ -163,3 +164,17 @@ def signals_left_to_main() -> Iterator[None]:
 def leave_signals_to_main() -> None:
     """The same from inside a worker, for one whose server was started by somebody else."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _MAIN_ONLY)
+
+
+def end_with_main() -> None:
+    """Have the kernel kill this process when the main process ends, which closes a pipe that is held here.
+
+    A thread that waits for the main process could not do it for a worker that is stopped or stuck in C code.
+    """
+    main = multiprocessing.parent_process()
+    assert main is not None
+    fcntl.fcntl(main.sentinel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(main.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(main.sentinel, fcntl.F_SETFL, fcntl.FASYNC)
+    if not main.is_alive():  # since before the kernel was asked
+        os._exit(1)

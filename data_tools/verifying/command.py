@@ -27,7 +27,7 @@ from data_tools.index import (
     fingerprint,
     open_index,
 )
-from data_tools.pool import map_in_order
+from data_tools.pool import TIMEOUT_S, map_in_order
 from data_tools.progress import progress
 from data_tools.storage.location import Location, location
 from data_tools.verifying.compare import (
@@ -37,7 +37,7 @@ from data_tools.verifying.compare import (
     ShardJob,
     check_sample,
     check_shard,
-    crashed_on_sample,
+    failed_on_sample,
 )
 
 _MAY_SHARE = {"train", "unlabelled"}
@@ -51,12 +51,15 @@ class VerifyConfig:
 
     Attributes:
         workers: processes that read; 0 means one for each core.
+        timeout_s: how long a shard or a video may show no sign of progress.
     """
 
     workers: int = 0
+    timeout_s: float = TIMEOUT_S
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
+        require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
 
 
 def run_verify(arguments: argparse.Namespace) -> None:
@@ -68,7 +71,8 @@ def run_verify(arguments: argparse.Namespace) -> None:
     settings = load_config(VerifyConfig, None, arguments.overrides)
     sets = open_sets(location(arguments.shards))
     faults = []
-    for found in verify(sets, full=arguments.full, workers=settings.workers):
+    faults_found = verify(sets, full=arguments.full, workers=settings.workers, timeout_s=settings.timeout_s)
+    for found in faults_found:
         faults.append(found)
         if len(faults) <= _LINES:
             log.error("%s", found)
@@ -97,19 +101,28 @@ def open_sets(folder: Location) -> dict[str, ShardIndex]:
     return {name: open_index(place, check_shards=False) for name, place in places.items()}
 
 
-def verify(sets: dict[str, ShardIndex], *, full: bool, workers: int) -> Iterator[Fault]:
-    """Every fault of some data sets, and of the sets beside each other."""
+def verify(
+    sets: dict[str, ShardIndex], *, full: bool, workers: int, timeout_s: float = TIMEOUT_S
+) -> Iterator[Fault]:
+    """Every fault of some data sets, and of the sets beside each other.
+
+    Raises:
+        StorageUnavailable: a shard cannot be read now, which says nothing about it.
+        Stuck: the reading of a shard, or of many videos in a row, timed out.
+    """
     yield from _leaks(sets)
     for index in sets.values():
         yield from _check_index(index)
         jobs = _shard_jobs(index)
-        checked = map_in_order(check_shard, jobs, workers=workers)
+        checked = map_in_order(check_shard, jobs, workers=workers, timeout_s=timeout_s)
         for faults in progress(checked, total=len(jobs), what=f"shards of {index.folder}", unit="shard"):
             yield from faults
     for index in sets.values() if full else ():
         opened = Opened.of(index)
         samples = [SampleJob(opened=opened, position=position) for position in range(len(index))]
-        decoded = map_in_order(check_sample, samples, workers=workers, on_crash=crashed_on_sample)
+        decoded = map_in_order(
+            check_sample, samples, workers=workers, on_failure=failed_on_sample, timeout_s=timeout_s
+        )
         for faults in progress(decoded, total=len(samples), what=f"videos of {index.folder}"):
             yield from faults
 

@@ -15,7 +15,8 @@ from data_tools.command import DataError, log
 from data_tools.foreign.members import PICKLES, Member, members_of, split_member
 from data_tools.index import NO_LABEL, Sample, ShardIndex, reopen
 from data_tools.storage.cache import Brought
-from data_tools.storage.location import Location, StorageError
+from data_tools.storage.location import Location, StorageError, StorageUnavailable
+from data_tools.storage.outage import refuse_outage
 from data_tools.stream.container import BadVideo
 from data_tools.stream.decode import probe
 from data_tools.stream.reading import read_pictures
@@ -84,7 +85,11 @@ def check_shard(job: ShardJob) -> list[Fault]:
                 *_check_members(file, place, samples, index),
                 *_check_checksums(file, place, samples),
             ]
+    except StorageUnavailable:
+        raise
     except (StorageError, OSError) as error:
+        if isinstance(error, OSError):
+            refuse_outage(error, f"cannot read {place}", place.path)
         return [Fault(place=str(place), what=f"cannot be read, nor can its {len(samples)} samples: {error}")]
 
 
@@ -106,10 +111,10 @@ def check_sample(job: SampleJob) -> list[Fault]:
     ]
 
 
-def crashed_on_sample(job: SampleJob) -> list[Fault]:
-    """What to report where a process died."""
+def failed_on_sample(job: SampleJob, reason: str) -> list[Fault]:
+    """The fault of a sample on which a process died or hung."""
     index = job.opened.index()
-    return [fault(index, index.sample(job.position), "the decoder crashed on it")]
+    return [fault(index, index.sample(job.position), reason)]
 
 
 def fault(index: ShardIndex, sample: Sample, what: str) -> Fault:

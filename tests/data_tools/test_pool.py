@@ -6,10 +6,15 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
+from data_tools import heartbeat
+from data_tools.command import Stuck
 from data_tools.pool import map_as_done, map_in_order
 
 
@@ -23,8 +28,66 @@ def crash_on_three(number: int) -> int:
     return number
 
 
-def crashed(number: int) -> int:
+def failed(number: int, reason: str) -> int:
     return -number
+
+
+def failed_why(number: int, reason: str) -> str:
+    return f"{number}: {reason}"
+
+
+def count_and_crash(job: tuple[Path, int]) -> int:
+    folder, number = job
+    Path(folder, f"{number}-{time.monotonic_ns()}").touch()
+    if number == 5:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.4)
+    return number
+
+
+def failed_one(job: tuple[Path, int], reason: str) -> str:
+    return reason
+
+
+def crash_once(job: tuple[Path, int]) -> int:
+    """Dies as an innocent process does that the kernel takes for memory: once."""
+    folder, number = job
+    if number == 2 and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def block_on_pipe(path: Path) -> int:
+    if path.is_fifo():
+        path.read_bytes()
+    return 1
+
+
+def spin(number: int) -> int:
+    while number == 1:
+        pass
+    return number
+
+
+def compute_for_a_while(number: int) -> int:
+    """Longer than the deadline, without a heartbeat."""
+    end_s = time.process_time() + 2.0
+    while time.process_time() < end_s:
+        pass
+    return number
+
+
+def beat_for_a_while(number: int) -> int:
+    for _ in range(30):
+        time.sleep(0.1)
+        heartbeat.progress()
+    return number
+
+
+def fail(number: int) -> int:
+    raise ValueError(f"number {number} is wrong")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -51,7 +114,107 @@ def test_no_jobs_start_no_processes():
 
 @pytest.mark.processes
 def test_a_job_that_kills_its_process_is_found_and_the_others_are_done():
-    assert list(map_in_order(crash_on_three, range(6), workers=2, on_crash=crashed)) == [0, 1, 2, -3, 4, 5]
+    assert list(map_in_order(crash_on_three, range(6), workers=2, on_failure=failed)) == [0, 1, 2, -3, 4, 5]
+
+
+@pytest.mark.processes
+def test_a_job_that_kills_its_process_is_repeated_once_and_no_other_job_is(tmp_path: Path):
+    jobs = [(tmp_path, number) for number in range(8)]
+    results = dict(map_as_done(count_and_crash, jobs, workers=2, on_failure=failed_one))
+    assert results == {number: number for number in range(8)} | {5: "the decoder crashed on it"}
+    calls = Counter(int(path.name.partition("-")[0]) for path in tmp_path.iterdir())
+    assert calls == {number: 2 if number == 5 else 1 for number in range(8)}
+
+
+@pytest.mark.processes
+def test_an_innocent_job_whose_process_was_killed_is_done_alone(tmp_path: Path):
+    jobs = [(tmp_path, number) for number in range(4)]
+    assert list(map_in_order(crash_once, jobs, workers=2, on_failure=failed_one)) == [0, 1, 2, 3]
+
+
+@pytest.mark.processes
+def test_a_crash_without_a_result_for_it_is_raised():
+    with pytest.raises(BrokenProcessPool, match=r"a worker process died \(exit code -11\)"):
+        list(map_in_order(crash_on_three, range(6), workers=2))
+
+
+@pytest.mark.processes
+def test_an_error_of_a_job_is_raised_with_its_traceback():
+    with pytest.raises(ValueError, match="number 0 is wrong") as caught:
+        list(map_in_order(fail, range(6), workers=2))
+    assert "in fail" in str(caught.value.__cause__)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_blocked_input_times_out_and_the_others_are_done(tmp_path: Path, workers: int):
+    paths = [tmp_path / f"{number}" for number in range(5)]
+    for path in paths:
+        path.touch()
+    paths[1].unlink()
+    os.mkfifo(paths[1])  # nobody writes to it, so that a read blocks
+    results = list(map_in_order(block_on_pipe, paths, workers=workers, on_failure=failed_one, timeout_s=1.0))
+    assert results == [1, "timed out: no sign of progress for timeout_s=1 seconds", 1, 1, 1]
+    with pytest.raises(Stuck, match=r"an input timed out: .*; run the same command again"):
+        list(map_in_order(block_on_pipe, paths, workers=workers, timeout_s=1.0))
+
+
+@pytest.mark.processes
+def test_an_endless_loop_times_out_later_than_a_blocked_read():
+    found = dict(map_as_done(spin, range(3), workers=2, on_failure=failed_why, timeout_s=0.3))
+    assert found == {0: 0, 1: "1: timed out: no sign of progress for timeout_s=0.3 seconds", 2: 2}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("work", [compute_for_a_while, beat_for_a_while])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_work_that_gets_on_is_not_held_to_the_deadline(work: Callable[[int], int], workers: int):
+    results = list(map_in_order(work, [7], workers=workers, on_failure=failed, timeout_s=1.5))
+    assert results == [7]
+
+
+@pytest.mark.processes
+def test_many_inputs_in_a_row_that_time_out_are_an_outage(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Stuck, match=r"11 inputs in a row timed out: .*: their storage does not answer"):
+        list(
+            map_as_done(
+                block_on_pipe, [tmp_path / "pipe"] * 20, workers=12, on_failure=failed_one, timeout_s=0.5
+            )
+        )
+
+
+BLOCKED = """
+import pathlib, sys, time
+from data_tools.command import Command, Program, run_program
+from data_tools.pool import map_in_order
+
+def work(number):
+    pathlib.Path(sys.argv[1], "seen", str(__import__("os").getpid())).touch()
+    pathlib.Path(sys.argv[1], "pipe").read_bytes()
+
+def run(arguments):
+    list(map_in_order(work, range(10), workers=int(arguments.workers)))
+
+if __name__ == "__main__":
+    command = Command(name="", help="", example="", run=run, positionals=[("folder", ""), ("workers", "")])
+    sys.exit(run_program(Program(name="blocked", about="", commands=[command])))
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("workers", [1, 3])
+def test_ctrl_c_ends_a_command_whose_inputs_are_blocked(tmp_path: Path, workers: int):
+    (tmp_path / "blocked.py").write_text(BLOCKED)
+    (tmp_path / "seen").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, str(tmp_path / "blocked.py"), str(tmp_path), str(workers)]
+    parent = subprocess.Popen(command, env=environment, start_new_session=True)
+    _wait_until(lambda: len(list((tmp_path / "seen").iterdir())) == workers)
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    assert parent.wait(30) == 130
+    _wait_until(lambda: not any(Path("/proc", path.name).exists() for path in (tmp_path / "seen").iterdir()))
 
 
 @pytest.mark.processes

@@ -17,7 +17,7 @@ from data_tools.index import NO_LABEL, Sample, Shard, write_index
 from data_tools.report.collection import open_collection, runs_of_equals
 from data_tools.report.content import LIMITS
 from data_tools.report.duplicates import exact_groups, leaks
-from data_tools.report.look import crashed
+from data_tools.report.look import failed
 from data_tools.storage.location import location
 
 
@@ -250,4 +250,4 @@ def test_long_lists_are_cut_and_their_length_told(tmp_path: Path) -> None:
 
 
 def test_a_video_that_kills_its_process_is_listed() -> None:
-    assert crashed((location("set"), 0)).reason == "the decoder crashed on it"
+    assert failed((location("set"), 0), "timed out").reason == "timed out"

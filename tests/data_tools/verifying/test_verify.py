@@ -18,7 +18,7 @@ from data_tools.command import DataError, log, run_program
 from data_tools.index import INDEX_NAME, Sample, open_index, write_index
 from data_tools.storage.location import Patience, location
 from data_tools.verifying.command import open_sets, verify
-from data_tools.verifying.compare import Opened, SampleJob, crashed_on_sample
+from data_tools.verifying.compare import Opened, SampleJob, failed_on_sample
 from tests.conftest import run_module
 from tests.faulty_server import faulty_server
 
@@ -271,5 +271,5 @@ def test_remote_shards_are_verified_and_outages_are_faults(shards: Path):
 
 def test_a_decoder_that_crashes_costs_one_sample(shards: Path):
     index = open_index(shards)
-    [fault] = crashed_on_sample(SampleJob(opened=Opened.of(index), position=2))
+    [fault] = failed_on_sample(SampleJob(opened=Opened.of(index), position=2), "the decoder crashed on it")
     assert f"sample {index.sample(2).key}: the decoder crashed on it" in str(fault)

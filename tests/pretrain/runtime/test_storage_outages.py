@@ -82,11 +82,11 @@ from pretrain.runtime.outages import StorageWait
 from pretrain.runtime.signals import StopSignals
 from pretrain.runtime.watchdog import WatchConfig, Watchdog
 
-limits = {"step_timeout_s": 1.0, "first_step_timeout_s": 60.0, "save_timeout_s": 60.0}
+limits = {"step_timeout_s": 3.0, "first_step_timeout_s": 60.0, "save_timeout_s": 60.0}
 with Watchdog(WatchConfig(**limits), rank=0) as watchdog:
     watchdog.enter("waiting for data", limit="step_timeout_s", step=7)
     wait = StorageWait(watchdog, StopSignals())
-    for _ in range(6):
+    for _ in range(14):
         wait("the store is down")
         time.sleep(0.5)
     wait("")
