@@ -1,6 +1,7 @@
 """Small files that are whole or absent, lines of JSON, large files a block at a time, files held open."""
 
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -12,6 +13,7 @@ from data_tools import heartbeat
 
 _BLOCK = 1 << 20
 _READ_AT_ONCE = 64 << 20  # Linux reads at most 2 GiB less a page at once
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -101,6 +103,21 @@ def read_journal(journal: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except json.JSONDecodeError:
             return
+
+
+def flock(descriptor: int, operation: int) -> bool:
+    """Lock a file with `fcntl.flock`; False where its file system has no locks, as Lustre without -o flock.
+
+    Raises:
+        BlockingIOError: another process holds the lock, and the operation does not wait.
+    """
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
 
 
 class Descriptor:

@@ -24,7 +24,8 @@ import pyarrow as pa
 from data_tools.command import DataError
 from data_tools.files import write_whole
 from data_tools.folder_checks import check_shards_are_there, no_data_set
-from data_tools.storage.cache import Brought, Cache, bring
+from data_tools.storage.cache import Cache
+from data_tools.storage.index_copies import Brought, bring
 from data_tools.storage.location import Location, StorageError, location
 from data_tools.storage.outage import wait_out
 

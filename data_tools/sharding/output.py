@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_tools.command import DataError, log
-from data_tools.files import read_journal, write_whole
+from data_tools.files import flock, read_journal, write_whole
 from data_tools.index import DATASET_NAME, INDEX_NAME, Shard
 from data_tools.listing.videos import SPLITS
 from data_tools.sharding.tars import Place, ShardSample, shard_name, write_shard
@@ -59,9 +59,14 @@ class Output:
         self.work.mkdir(parents=True, exist_ok=True)
         with (self.work / "lock").open("w") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                has_locks = flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise DataError(f"another process writes to {self.out} now: wait for it") from error
+            if not has_locks:
+                log.warning(
+                    "%s is on a file system without locks (flock): run one command at a time for %s",
+                    *(self.work, self.out),
+                )
             self._finished = self._still_there(_read_finished(self.work / _FINISHED_NAME))
             self._remember()
             yield

@@ -7,24 +7,21 @@ there when its checksum fits. A hole, a write that was killed half way and a bad
 
     FOLDER/DIGEST.shard    an entry, by the sha256 of the shard
     FOLDER/ledger          bytes in use, an upper bound; who changes anything holds its lock
-    FOLDER/indexes/        copies of remote indexes, not counted
+    FOLDER/indexes/        copies of remote indexes, not counted; see `index_copies`
 """
 
 import fcntl
-import hashlib
 import os
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from data_tools.command import log
 from data_tools.files import Descriptor, read_at, write_at
-from data_tools.storage.location import Location, location
 
 _BLOCK = 4096
 _MAP = 4 * _BLOCK  # where the data of a file with holes lies; file systems count it late
@@ -118,56 +115,6 @@ class Cache:
                 yield ledger
             finally:
                 fcntl.lockf(ledger, fcntl.LOCK_UN)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Brought:
-    """Where the files of an index lie on this machine.
-
-    Attributes:
-        keeper: holds the folder as long as the index is in use, where it is a temporary one.
-    """
-
-    place: Path
-    cache: Cache | None = None
-    keeper: "tempfile.TemporaryDirectory[str] | None" = None
-
-    def without_keeper(self) -> "Brought":
-        """For another process, which must not delete the folder."""
-        return replace(self, keeper=None)
-
-
-def bring(folder: Location, names: Sequence[str], cache: Cache | None) -> Brought:
-    """Copy an index to this machine unless it is there: into the cache, or else into a temporary folder.
-
-    Args:
-        names: first the small file, which differs wherever another does.
-
-    Raises:
-        StorageError: one of them is missing or cannot be read.
-    """
-    if cache is not None:
-        cache.check()
-    if folder.path is not None:
-        for name in names:
-            (folder / name).size()
-        return Brought(place=folder.path, cache=cache)
-    small = (folder / names[0]).read()
-    if cache is None:
-        keeper = tempfile.TemporaryDirectory(prefix="kinemae-index-")
-        brought = Brought(place=Path(keeper.name), keeper=keeper)
-    else:
-        digest = hashlib.sha256(folder.url.encode() + b"\0" + small).hexdigest()[:40]
-        brought = Brought(place=cache.folder / "indexes" / digest, cache=cache)
-        brought.place.mkdir(exist_ok=True)
-    with open(brought.place / "lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of a machine begin together, and one copy will do
-        for name in names[1:]:
-            if not (brought.place / name).exists():
-                (folder / name).download(brought.place / name)
-        if not (brought.place / names[0]).exists():
-            location(brought.place / names[0]).write(small)  # at once whole: others may be reading
-    return brought
 
 
 class _Entry:

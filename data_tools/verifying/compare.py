@@ -14,7 +14,7 @@ from typing import IO, Any
 from data_tools.command import DataError, log
 from data_tools.foreign.members import PICKLES, Member, members_of, split_member
 from data_tools.index import NO_LABEL, Sample, ShardIndex, reopen
-from data_tools.storage.cache import Brought
+from data_tools.storage.index_copies import Brought
 from data_tools.storage.location import Location, StorageError, StorageUnavailable
 from data_tools.storage.outage import refuse_outage
 from data_tools.stream.container import BadVideo

@@ -1,5 +1,6 @@
 """No input holds a command up: what blocks is named and left out, and Ctrl-C ends whatever is going on."""
 
+import errno
 import fcntl
 import json
 import os
@@ -132,3 +133,15 @@ def test_a_named_pipe_among_shards_is_named(tmp_path: Path, capsys: pytest.Captu
     os.mkfifo(tmp_path / "x.tar")
     assert run_program(PROGRAM, ["index", str(tmp_path), "workers=1"]) == EXIT_DATA
     assert "x.tar: expected a regular file, got a named pipe" in capsys.readouterr().err
+
+
+def test_a_file_system_without_locks_is_warned_of_and_used(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert shard(source, tmp_path / "out", "validation_share=0", "layout.name=copy") == 0
+    said = "is on a file system without locks (flock): run one command at a time for"
+    assert said in capsys.readouterr().err

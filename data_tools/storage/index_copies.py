@@ -1,0 +1,165 @@
+"""Copies of remote indexes on this machine: checked when they come, shared by processes, bounded in number.
+
+FOLDER/indexes/DIGEST/    a copy in a cache; processes that use it hold `lock` shared
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_tools.command import DataError
+from data_tools.files import Descriptor, flock
+from data_tools.storage.cache import Cache
+from data_tools.storage.location import Location, location
+
+_MOST_COPIES = 8  # of which the newest stay, and those in use
+_ATTEMPTS = 6  # while another process publishes the two files anew
+_POLL_S = 0.05
+_CHECKED = b"\0checked"  # part of the name of a copy whose checksum was compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brought:
+    """Where the files of an index lie on this machine.
+
+    Attributes:
+        keeper: holds the folder as long as the index is in use: a temporary folder, or the lock of a copy.
+    """
+
+    place: Path
+    cache: Cache | None = None
+    keeper: "tempfile.TemporaryDirectory[str] | Descriptor | None" = None
+
+    def without_keeper(self) -> "Brought":
+        """For another process, which must not delete the folder."""
+        return replace(self, keeper=None)
+
+
+def bring(folder: Location, names: Sequence[str], cache: Cache | None) -> Brought:
+    """Copy an index to this machine unless it is there: into the cache, or else into a temporary folder.
+
+    Args:
+        names: first the small file, which holds the sha256 of the second one as `index_sha256`.
+
+    Raises:
+        StorageError: one of them is missing or cannot be read.
+        DataError: the two do not belong together, and it stays so.
+    """
+    if cache is not None:
+        cache.check()
+    if folder.path is not None:
+        for name in names:
+            (folder / name).size()
+        return Brought(place=folder.path, cache=cache)
+    for attempt in range(_ATTEMPTS):
+        small = (folder / names[0]).read()
+        brought = _temporary() if cache is None else _in_cache(folder, names, small, cache)
+        if _complete(brought.place, folder, names, small):
+            if cache is not None:
+                _share(brought)
+                _remove_old(cache)
+            return brought
+        time.sleep(folder.patience.pause_s * 2**attempt)
+    raise DataError(
+        f"{folder / names[1]} is not the file that {names[0]} describes: their index_sha256 differs; publish "
+        "both files again, or wait until that is done"
+    )
+
+
+def _temporary() -> Brought:
+    keeper = tempfile.TemporaryDirectory(prefix="kinemae-index-")
+    return Brought(place=Path(keeper.name), keeper=keeper)
+
+
+def _in_cache(folder: Location, names: Sequence[str], small: bytes, cache: Cache) -> Brought:
+    """The folder of a copy, locked: shared where it is complete, else for this process to fill it.
+
+    The processes of a machine begin together, and one of them copies.
+    """
+    digest = hashlib.sha256(folder.url.encode() + b"\0" + small + _CHECKED).hexdigest()[:40]
+    place = cache.folder / "indexes" / digest
+    while True:
+        place.mkdir(exist_ok=True)
+        try:
+            lock = Descriptor(str(place / "lock"), os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:  # removed by another process in between
+            continue
+        may_use = _try(lock, fcntl.LOCK_EX) or (
+            _try(lock, fcntl.LOCK_SH) and all((place / name).exists() for name in names)
+        )
+        if may_use and _is_at(place / "lock", lock):
+            return Brought(place=place, cache=cache, keeper=lock)
+        del lock
+        time.sleep(_POLL_S)
+
+
+def _try(lock: Descriptor, operation: int) -> bool:
+    try:
+        flock(lock.number, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(path: Path, lock: Descriptor) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(lock.number).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _complete(place: Path, folder: Location, names: Sequence[str], small: bytes) -> bool:
+    """Fill a folder; whether its files belong together."""
+    large = place / names[1]
+    if not large.exists():
+        new = large.with_name(f"{large.name}.{os.getpid()}.new")
+        (folder / names[1]).download(new)
+        if not _is_described(new, small):
+            new.unlink()
+            return False
+        new.replace(large)
+    if not (place / names[0]).exists():
+        location(place / names[0]).write(small)  # at once whole: others may be reading
+    return True
+
+
+def _is_described(file: Path, small: bytes) -> bool:
+    try:
+        expected = json.loads(small).get("index_sha256", "")
+    except (ValueError, AttributeError):
+        return True  # a damaged one is named by whoever opens it
+    with file.open("rb") as content:
+        return not expected or hashlib.file_digest(content, "sha256").hexdigest() == expected
+
+
+def _share(brought: Brought) -> None:
+    """Let others use a copy, too, and hold it as long as this process uses it."""
+    assert isinstance(brought.keeper, Descriptor)
+    os.utime(brought.keeper.number)
+    flock(brought.keeper.number, fcntl.LOCK_SH)
+
+
+def _remove_old(cache: Cache) -> None:
+    """Remove the copies that were opened longest ago and that no process uses."""
+    copies = sorted((cache.folder / "indexes").iterdir(), key=_opened_ns)
+    for copy in copies[:-_MOST_COPIES]:
+        try:
+            lock = Descriptor(str(copy / "lock"), os.O_RDWR)
+            if flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB):  # not where there are no locks
+                shutil.rmtree(copy, ignore_errors=True)
+        except (FileNotFoundError, BlockingIOError):
+            continue
+
+
+def _opened_ns(copy: Path) -> int:
+    try:
+        return (copy / "lock").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

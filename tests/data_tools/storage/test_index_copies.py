@@ -1,0 +1,126 @@
+"""The copy of a remote index: the files of one publication, shared by processes, few of them kept."""
+
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_tools.command import DataError
+from data_tools.index import DATASET_NAME, INDEX_NAME, open_index, write_index
+from data_tools.storage.cache import Cache
+from data_tools.storage.location import Location, Patience, location
+from tests.faulty_server import FaultyServer, faulty_server
+
+QUICK = Patience(attempts=2, idle_s=2.0, total_s=5.0, pause_s=0.01)
+
+
+@pytest.fixture
+def shards(synth_shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(synth_shards / "train", tmp_path / "web" / "train"))
+
+
+@pytest.fixture
+def server(shards: Path) -> Iterator[FaultyServer]:
+    with faulty_server(shards.parent) as server:
+        yield server
+
+
+@pytest.fixture
+def folder(server: FaultyServer) -> Location:
+    return location(f"{server.url}/train", patience=QUICK)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(folder=tmp_path / "cache", size=10**8)
+
+
+def publish_backwards(shards: Path, into: Path) -> None:
+    """Write the same samples in another order, as a later publication may."""
+    index = open_index(shards)
+    samples = [index.sample(position) for position in reversed(range(len(index)))]
+    into.mkdir()
+    write_index(into, samples, index.shards, index.classes, {})
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_index_that_its_description_does_not_name_is_refused(
+    shards: Path, folder: Location, cache: Cache, tmp_path: Path, cached: bool
+):
+    publish_backwards(shards, tmp_path / "new")
+    shutil.copy(tmp_path / "new" / INDEX_NAME, shards / INDEX_NAME)  # and the upload stops here
+    with pytest.raises(
+        DataError, match=r"is not the file that dataset.json describes: .*; publish"
+    ):
+        open_index(folder, cache=cache if cached else None)
+    assert not list(cache.folder.rglob("*.arrow*"))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_publication_in_between_is_read_again(
+    shards: Path, server: FaultyServer, folder: Location, cache: Cache, tmp_path: Path, cached: bool
+):
+    publish_backwards(shards, tmp_path / "new")
+    keys = [open_index(tmp_path / "new", check_shards=False).sample(0).key]
+
+    def publish(method: str, path: str) -> None:
+        """After the old description was read: both files change."""
+        if path.endswith(INDEX_NAME):
+            server.fault = lambda method, path: None
+            for name in (INDEX_NAME, DATASET_NAME):
+                shutil.copy(tmp_path / "new" / name, shards / name)
+
+    server.fault = publish
+    index = open_index(folder, cache=cache if cached else None)
+    assert [index.sample(0).key] == keys
+
+
+def test_few_copies_stay_and_those_in_use_all_do(shards: Path, folder: Location, cache: Cache):
+    in_use = open_index(folder, cache=cache)
+    description = json.loads((shards / DATASET_NAME).read_text())
+    for number in range(12):
+        (shards / DATASET_NAME).write_text(json.dumps({**description, "made_by": {"number": number}}))
+        last = open_index(folder, cache=cache)
+    copies = list((cache.folder / "indexes").iterdir())
+    assert len(copies) == 9  # the newest 8 and the one in use
+    assert {in_use.brought.place, last.brought.place} <= set(copies)
+    del in_use
+    (shards / DATASET_NAME).write_text(json.dumps({**description, "made_by": {"number": 99}}))
+    open_index(folder, cache=cache)
+    assert len(list((cache.folder / "indexes").iterdir())) == 8
+
+
+def open_it(folder: Location, cache: Cache, opened: object, leave: object) -> None:
+    index = open_index(folder, cache=cache)
+    opened.put(len(index))  # type: ignore[attr-defined]
+    leave.wait(60)  # type: ignore[attr-defined]
+
+
+@pytest.mark.processes
+def test_processes_use_one_copy_at_the_same_time(folder: Location, server: FaultyServer, cache: Cache):
+    context = multiprocessing.get_context("forkserver")
+    opened, leave = context.Queue(), context.Event()
+    arguments = (folder, cache, opened, leave)
+    processes = [context.Process(target=open_it, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert len({opened.get(timeout=60) for _ in processes}) == 1  # while all of them hold it
+    assert len(open_index(folder, cache=cache)) > 0
+    leave.set()
+    for process in processes:
+        process.join(60)
+    assert len([path for _, path, _ in server.requests if path.endswith(INDEX_NAME)]) == 1
+
+
+def test_a_cache_without_locks_works(folder: Location, cache: Cache, monkeypatch: pytest.MonkeyPatch):
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert len(open_index(folder, cache=cache)) == len(open_index(folder, cache=cache))
