@@ -4,7 +4,6 @@ Processes do this side by side. What a video became is a line in a journal, writ
 disk, so that a run that was killed goes on where it was.
 """
 
-import glob
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -183,8 +182,6 @@ def _stored(laid: Laid, video: SourceVideo) -> Stored:
 
 def _failed(job: Job, reason: str) -> Finding:
     """The process died or hung, perhaps for a reason outside of the video."""
-    for leftover in job.task.folder.glob(f"{glob.escape(job.task.key)}*.partial"):
-        leftover.unlink()
     return Finding(reason=reason, is_final=False)
 
 
