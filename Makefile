@@ -21,8 +21,7 @@ install: .venv/installed
 TUNE := $(RUN) finetune train configs/finetune/demo.yaml seed=$(SEED) \
 	data.train=$(DEMO)/shards/train data.validation=$(DEMO)/shards/validation
 PRETRAINED := encoder=$(DEMO)/pretrain/encoder
-SCRATCH := encoder=null model.size=tiny model.patch_size=8 clip.frames=8 clip.stride=1 clip.size=32 \
-	optim.layer_decay=1
+SCRATCH := $(PRETRAINED) weights=random optim.layer_decay=1
 PROBE := freeze=true optim.lr=0.01 'head.args={norm: standard, pool: statistics}'
 
 demo: install

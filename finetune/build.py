@@ -37,6 +37,8 @@ def describe_encoder(config: FinetuneConfig) -> EncoderDescription:
     size = description.size if config.clip.size is None else config.clip.size
     grid = TokenGrid.of(frames, size, description.shape.patch)
     description = replace(description, **_which_frames(config.clip), frames=frames, size=size, grid=grid)
+    if config.from_scratch:
+        description = replace(description, trained_by={})
     return _with_pruning(config, description)
 
 
@@ -60,7 +62,7 @@ def build_classifier(config: FinetuneConfig, description: EncoderDescription, *,
         ValueError: the head is not one that this encoder can have.
     """
     torch.manual_seed(derived_seed(config.seed, purpose="weights"))
-    if config.encoder is None:
+    if config.encoder is None or config.from_scratch:
         encoder = build_encoder(description, drop_path=config.drop_path)
     else:
         encoder, _ = load_encoder(Path(config.encoder), drop_path=config.drop_path, grid=description.grid)

@@ -72,7 +72,7 @@ def _row(result: dict[str, Any]) -> tuple[str, ...]:
     run = result["run"]
     return (
         result["name"],
-        run["encoder"] or "from scratch",
+        _encoder(run),
         "yes" if run["freeze"] else "no",
         run["head"],
         f"{run['lr']:g}",
@@ -88,3 +88,11 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
         text.rjust(width) if column >= _NUMBERS_FROM else text.ljust(width)
         for column, (text, width) in enumerate(zip(row, widths, strict=True))
     ]
+
+
+def _encoder(run: dict[str, Any]) -> str:
+    """What the encoder began with."""
+    if run["encoder"] is None:
+        return "from scratch"
+    name = str(run["encoder"])
+    return f"{name}, random weights" if run.get("weights") == "random" else name

@@ -1,7 +1,7 @@
 """The config of a fine-tuning run: what a YAML in configs/finetune may say."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from data_tools.config import MISSING, require
@@ -20,6 +20,8 @@ from pretrain.runtime.settings import (
     check_saving,
 )
 from pretrain.runtime.watchdog import WatchConfig
+
+PRETRAINED_LAYER_DECAY = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +104,17 @@ class FinetuneOptim(OptimConfig):
     """The shared optimiser settings with fine-tuning's defaults and one key more.
 
     Attributes:
-        layer_decay: factor on the learning rate from each layer to the one below; 1 for none.
+        layer_decay: factor on the learning rate from each layer to the one below; 1 for none. Null takes
+            0.75 for a pretrained encoder and 1 for random weights.
     """
 
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    layer_decay: float = 0.75
+    layer_decay: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.layer_decay <= 1, "optim.layer_decay", "lie in (0, 1]", self.layer_decay)
+        is_factor = self.layer_decay is None or 0 < self.layer_decay <= 1
+        require(is_factor, "optim.layer_decay", "be null or lie in (0, 1]", self.layer_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +142,8 @@ class FinetuneConfig:
         run_dir: the run's folder; the same command again continues the run in it.
         seed: of the head's weights, the order of clips, crops and drop path.
         encoder: folder of an exported encoder; null trains from scratch, with `model` and `clip`.
+        weights: of `encoder`: "pretrained", or "random" for the same architecture from scratch, colours
+            that pixels are normalised by included.
         head: file name in finetune/heads and its arguments.
         pruning: which tokens of a clip the encoder sees: file name in pretrain/pruning and its arguments.
         final_norm: whether the encoder keeps its last norm. False is VideoMAE's fine-tuning, whose head has a
@@ -156,6 +162,7 @@ class FinetuneConfig:
     run_dir: str = MISSING
     seed: int = 0
     encoder: str | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
     head: Part = field(default_factory=lambda: Part(name="linear"))
     pruning: Part = field(default_factory=lambda: Part(name="none"))
     final_norm: bool = True
@@ -182,6 +189,11 @@ class FinetuneConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     @property
+    def from_scratch(self) -> bool:
+        """Whether the encoder begins with random weights."""
+        return self.encoder is None or self.weights == "random"
+
+    @property
     def shortening(self) -> Shortening:
         """Pruning and merging together."""
         return Shortening(pruning=self.pruning, merge_per_block=self.merge.per_block)
@@ -193,6 +205,14 @@ class FinetuneConfig:
         require(0 <= self.drop_path < 1, "drop_path", "lie in [0, 1)", self.drop_path)
         require(0 <= self.label_smoothing < 1, "label_smoothing", "lie in [0, 1)", self.label_smoothing)
         check_saving(self.save_every_steps, self.keep_checkpoints, self.keep_every_steps)
+
+
+def settled(config: FinetuneConfig) -> FinetuneConfig:
+    """The config with `optim.layer_decay` derived where it is null."""
+    if config.optim.layer_decay is not None:
+        return config
+    decay = 1.0 if config.from_scratch else PRETRAINED_LAYER_DECAY
+    return replace(config, optim=replace(config.optim, layer_decay=decay))
 
 
 def steps_of(config: FinetuneConfig, samples: int) -> int:

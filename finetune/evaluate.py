@@ -105,6 +105,7 @@ def evaluate(
         "data": {"validation": config.data.validation, "fingerprint": index.fingerprint},
         "run": {
             "encoder": config.encoder,
+            "weights": "random" if config.from_scratch else "pretrained",
             "freeze": config.freeze,
             "head": config.head.name,
             **asdict(config.shortening),

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
+from data_tools.command import log
 from data_tools.config import load_config, to_yaml
 from data_tools.index import ShardIndex, open_index
 from data_tools.stream.loader import TrainingClips
 from data_tools.stream.order import BatchPlan, plan_batch
 from finetune.build import build_classifier, clip_config, describe_encoder
 from finetune.classifier import Classifier
-from finetune.config import FinetuneConfig, run_settings, steps_of
+from finetune.config import FinetuneConfig, run_settings, settled, steps_of
 from finetune.data_checks import check_data
 from finetune.evaluate import MODEL_FOLDER, evaluate, publish
 from finetune.features import Features
@@ -84,6 +85,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
         DataError: the shards or their labels cannot be used.
         CheckpointError: the encoder cannot be used.
     """
+    config = settled(config)
     processes = find_processes(config.engine.device)
     shortening = config.shortening
     check_engine(config.engine, processes, merges=config.merge.per_block > 0, packs=shortening.packs)
@@ -108,6 +110,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
     description = describe_encoder(config)
     if processes.is_first:
         announce_resampling(description.reference, description.grid)
+        _announce_beginning(config)
     return Prepared(
         config=config,
         train=train,
@@ -135,6 +138,7 @@ def training(prepared: Prepared) -> Training:
         decoder=config.data.decoder,
         annotate=None,
     )
+    assert config.optim.layer_decay is not None, "prepare settles it"
     scale = layer_scale(config.optim.layer_decay, prepared.description.shape.depth)
     return Training(
         module=prepared.classifier,
@@ -144,6 +148,12 @@ def training(prepared: Prepared) -> Training:
         settings=run_settings(config, len(prepared.train), workers=config.data.workers),
         processes=prepared.processes,
     )
+
+
+def _announce_beginning(config: FinetuneConfig) -> None:
+    """Say in the log what the encoder begins with, and how the learning rate falls over its layers."""
+    begins = "random weights" if config.from_scratch else f"the weights of {config.encoder}"
+    log.info("the encoder begins with %s; optim.layer_decay is %g", begins, config.optim.layer_decay)
 
 
 def calibrate_head(prepared: Prepared, run: Training) -> None:
@@ -200,6 +210,8 @@ def _summary(prepared: Prepared) -> dict[str, object]:
         "run_dir": config.run_dir,
         "continues": prepared.continues,
         "encoder": config.encoder,
+        "weights": "random" if config.from_scratch else "pretrained",
+        "layer_decay": config.optim.layer_decay,
         "training_videos": len(prepared.train),
         "validation_videos": len(prepared.validation),
         "classes": len(prepared.train.classes),

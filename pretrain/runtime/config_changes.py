@@ -55,6 +55,7 @@ REFUSED = {
     "final_norm": "another model: what was saved does not fit it",
     "start_from": "another beginning",
     "encoder": "another beginning",
+    "weights": "another beginning",
     "masking": "another task",
     "pruning": "another task",
     "noise": "another task",

@@ -35,7 +35,7 @@ def load(*overrides):
         ("data.views_per_video=0", "data.views_per_video must be at least 1"),
         ("data.max_bad_fraction=2", r"data.max_bad_fraction must lie between 0 and 1, got 2"),
         ("merge.per_block=-1", "merge.per_block must be 0 or more, got -1"),
-        ("optim.layer_decay=0", r"optim.layer_decay must lie in \(0, 1\], got 0"),
+        ("optim.layer_decay=0", r"optim.layer_decay must be null or lie in \(0, 1\], got 0"),
         ("optim.lr=0", "optim.lr must be above 0"),
         ("evaluate.temporal_clips=0", "evaluate.temporal_clips must be at least 1"),
         ("evaluate.spatial_crops=2", "evaluate.spatial_crops must be 1 or 3, got 2"),
