@@ -21,9 +21,10 @@ OTHERS = EncoderShape(
 )  # fmt: skip
 
 
-@pytest.fixture(
-    params=[OTHERS, ModelConfig(size="tiny", patch_size=8).shape().encoder], ids=["other", "tiny"]
-)
+TINY = ModelConfig(size="tiny", patch_size=8).shape().encoder
+
+
+@pytest.fixture(params=[OTHERS, TINY], ids=["other", "tiny"])
 def folder(request, tmp_path):
     """An exported encoder of the shape."""
     grid = TokenGrid.of(4, 16, request.param.patch)
