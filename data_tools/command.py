@@ -204,4 +204,7 @@ def _describe(parser: argparse.ArgumentParser, command: Command) -> None:
         parser.add_argument(command.more[0], help=command.more[1], nargs="+")
         parser.set_defaults(overrides=[])
     else:
-        parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="config overrides, read as YAML")
+        # With a default argparse does not name it among the arguments that are required.
+        parser.add_argument(
+            "overrides", nargs="*", default=[], metavar="a.b=c", help="config overrides, read as YAML"
+        )

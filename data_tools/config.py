@@ -16,9 +16,8 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf, flag_override
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from data_tools.config_schema import Tree, choose_alternatives, fit, nodes, value_at
+from data_tools.config_schema import Tree, choose_alternatives, fit, part_keys, value_at
 from data_tools.overrides import check_overrides, check_tree, first_line, parse_override, yaml_problem
-from data_tools.parts import is_part
 
 __all__ = ["MISSING", "load_config", "parse_override", "require", "to_yaml", "with_defaults"]
 
@@ -88,12 +87,11 @@ def _over(schema: type, merged: Any, tree: Tree) -> Any:
 
 def _read_overrides(schema: type, overrides: Sequence[str]) -> tuple[Tree, set[str]]:
     """All overrides as one tree, the later over the earlier; and the keys of parts given by name alone."""
-    part_keys = [key for key, kind in nodes(schema) if is_part(kind)]
     short: set[str] = set()
     together: Any = OmegaConf.create({})
     for override in overrides:
         tree = _plain(OmegaConf.from_dotlist([override]))
-        short |= {key for key in part_keys if isinstance(value_at(tree, key), str)}
+        short |= {key for key in part_keys(schema) if isinstance(value_at(tree, key), str)}
         together = OmegaConf.merge(together, fit(schema, tree))
     return _plain(together), short
 
@@ -104,8 +102,8 @@ def _without_arguments_of_another_part(schema: type, merged: Any, given: Tree, s
     A name alone stands for the default arguments, so it drops those of the same part too.
     """
     current = _plain(merged)
-    for key, kind in nodes(schema):
-        name = value_at(given, f"{key}.name") if is_part(kind) else None
+    for key in part_keys(schema):
+        name = value_at(given, f"{key}.name")
         before = value_at(current, key)
         if not isinstance(name, str) or not before or not before["args"]:
             continue

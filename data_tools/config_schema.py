@@ -11,6 +11,8 @@ from data_tools.config_hints import unknown_key
 from data_tools.overrides import has_no_blank, leaves, with_blank
 from data_tools.parts import is_part
 
+_SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
 Tree = dict[str, Any]
 """A nested mapping of keys to values, as YAML gives it."""
 
@@ -28,6 +30,11 @@ def nodes(schema: type, prefix: str = "") -> Iterator[tuple[str, type]]:
     for name, kind in kinds(schema).items():
         if dataclasses.is_dataclass(kind):
             yield from nodes(typing.cast(type, kind), f"{prefix}.{name}" if prefix else name)
+
+
+def part_keys(schema: type) -> list[str]:
+    """The dotted keys of a schema that hold a part."""
+    return [key for key, kind in nodes(schema) if is_part(kind)]
 
 
 def all_keys(schema: type) -> list[str]:
@@ -105,10 +112,12 @@ def _fit_node(root: type, node: type, tree: Mapping[str, Any], prefix: str) -> T
     for name, value in tree.items():
         key = f"{prefix}.{name}" if prefix else str(name)
         if name not in kinds(node):
-            parts = [place for place, kind in nodes(root) if is_part(kind)]
             full = next(leaves(value, key))[0] if isinstance(value, dict) else key
-            raise ValueError(unknown_key(full, all_keys(root), parts=parts))
-        fitted[str(name)] = _fit_value(root, kinds(node)[name], value, key)
+            raise ValueError(unknown_key(full, all_keys(root), parts=part_keys(root)))
+        kind = kinds(node)[name]
+        if value is None and dataclasses.is_dataclass(kind) and name not in _optional(node):
+            raise ValueError(f"config key {key}: {_expected(typing.cast(type, kind), key, value)}, got null")
+        fitted[str(name)] = _fit_value(root, kind, value, key)
     return fitted
 
 
@@ -130,17 +139,28 @@ def _fit_value(root: type, kind: Any, value: Any, key: str) -> Any:
         return _fit_node(root, typing.cast(type, kind), value, key)
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if typing.get_origin(kind) in (list, tuple) and isinstance(value, list):
+    if typing.get_origin(kind) in (list, tuple):
+        if not isinstance(value, list):
+            raise ValueError(f"config key {key}: expected a list, as in '{key}=[A, B]', got {value!r}")
         return [_fit_value(root, typing.get_args(kind)[0], child, key) for child in value]
+    if kind in _SCALARS and isinstance(value, list | dict):
+        raise ValueError(f"config key {key}: expected {_SCALARS[kind]}, got {value!r}")
     return value
 
 
 def _expected(node: type, key: str, value: Any) -> str:
     if is_part(node):
         return "expected a name, or a mapping {name: ..., args: {...}}"
-    if "size" in kinds(node):
+    if "size" in kinds(node) and isinstance(value, str | int):
         return f"expected a mapping of its keys, as in {key}.size={value}"
     return f"expected a mapping of its keys ({', '.join(kinds(node))})"
+
+
+@functools.cache
+def _optional(schema: type) -> frozenset[str]:
+    """The fields that may be None."""
+    hints = typing.get_type_hints(schema)
+    return frozenset(name for name, hint in hints.items() if type(None) in typing.get_args(hint))
 
 
 def _bare(hint: Any) -> Any:

@@ -1,8 +1,10 @@
 """What a folder must hold to be a data set, told from listings alone."""
 
+import difflib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from data_tools.command import DataError
 from data_tools.storage.location import Location, StorageError, StorageUnavailable, location
@@ -20,16 +22,25 @@ def no_data_set(folder: Location, names: Sequence[str]) -> DataError:
         return DataError(
             f"{folder}: expected the folder of a data set, got tars; fix: {_folder_of(folder, names[0])}"
         )
+    if folder.path is not None and folder.path.is_file():
+        return DataError(f"{folder}: expected the folder of a data set, got a file")
     if folder.path is not None and not folder.is_dir():
-        return DataError(
-            f"no folder of shards at {folder}: make one with `python -m data_tools shard SOURCE OUT`"
-        )
+        near = _near(folder.path, names[0])
+        made = "make one with `python -m data_tools shard SOURCE OUT`"
+        return DataError(f"no folder of shards at {folder}: {f'did you mean {near}?' if near else made}")
     lacking = next((name for name in names if not (folder / name).exists()), names[0])
     splits = data_sets_in(folder, names[0])
     hint = f"; did you mean {folder / splits[0]}?" if splits else ""
     if not splits and any(name.endswith(".tar") for name in _sizes(folder)):
         hint = f"; fix: make an index of its tars with `{_index(folder)}`"
     return DataError(f"{folder} holds no {lacking}, so it is no data set{hint}")
+
+
+def _near(path: Path, mark: str) -> Path | None:
+    """The data set beside a path whose name is like the one that is not there."""
+    beside = {place.name: place for place in path.parent.glob("*") if (place / mark).is_file()}
+    names = difflib.get_close_matches(path.name, beside, n=1)
+    return beside[names[0]] if names else None
 
 
 def data_sets_in(folder: Location, mark: str) -> list[str]:

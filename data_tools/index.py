@@ -200,7 +200,8 @@ def open_index(
             lambda: bring(folder, (DATASET_NAME, INDEX_NAME), cache), outage_s=folder.patience.outage_s
         )
     except StorageError as error:
-        if not error.is_missing and not folder.name.endswith(".tar"):
+        is_file = folder.path is not None and folder.path.is_file()
+        if not (error.is_missing or is_file or folder.name.endswith(".tar")):
             raise
         raise no_data_set(folder, (DATASET_NAME, INDEX_NAME)) from error
     index = reopen(folder, brought)

@@ -25,6 +25,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
         ValueError: see `parse_override`; or a shell has split a mapping or a list at its blanks.
     """
     for number, override in enumerate(overrides):
+        _refuse_blanks(override, overrides[number + 1 : number + 3])
         if _is_open(override.partition("=")[2]):
             _refuse_split_by_shell(overrides[number:])
         parse_override(override)
@@ -39,11 +40,12 @@ def parse_override(text: str) -> str:
     """
     key, equals, value = text.partition("=")
     if text.startswith("-"):
-        raise ValueError(
-            f"an override is written key=value without dashes: {text.lstrip('-')!r}, not {text!r}"
-        )
+        bare = text.lstrip("-") + ("" if equals else "=...")
+        raise ValueError(f"an override is written key=value without dashes: {bare!r}, not {text!r}")
     if not equals or not key.strip():
-        raise ValueError(f"expected an override of the form key=value, got {text!r}")
+        colon = re.fullmatch(r"([\w.]+):\s*(\S.*)", text)
+        fix = f"; fix: write {colon[1]}={colon[2]}" if colon else ""
+        raise ValueError(f"expected an override of the form key=value, got {text!r}{fix}")
     if key != key.strip() or re.search(r"\s", key):
         raise ValueError(f"expected an override of the form key=value, got {text!r}: its key holds a blank")
     if value.strip() == MISSING:
@@ -104,7 +106,8 @@ def with_blank(text: str) -> str:
 def yaml_problem(error: yaml.YAMLError) -> str:
     """What is wrong and in which line, of an error that spreads both over several lines."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
-        hint = "; is a blank missing after a colon?" if "expected ':'" in error.problem else ""
+        is_of_colon = "expected ':'" in error.problem or "mapping values" in error.problem
+        hint = "; is a blank missing after a colon?" if is_of_colon else ""
         return f"line {error.problem_mark.line + 1}: {error.problem}{hint}"
     return first_line(error)
 
@@ -121,6 +124,18 @@ def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         return
     for name, child in value.items():
         yield from leaves(child, f"{key}.{name}" if key else str(name))
+
+
+def _refuse_blanks(override: str, following: Sequence[str]) -> None:
+    """Refuse `key = value`, of which a shell makes up to three words."""
+    if "=" not in override and following and following[0].startswith("="):
+        joined = (
+            override + following[0] + (following[1] if following[0] == "=" and len(following) > 1 else "")
+        )
+        raise ValueError(
+            f"expected an override of the form key=value, got {override!r}; "
+            f"fix: write it without blanks, {shlex.quote(joined)}"
+        )
 
 
 def _is_open(value: str) -> bool:

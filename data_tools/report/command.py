@@ -26,6 +26,10 @@ PAGE_NAME = "report.html"
 def run_report(arguments: argparse.Namespace) -> None:
     """The command."""
     out_text, overrides = arguments.out, list(arguments.overrides)
+    if out_text and not out_text.endswith(".html") and "=" not in out_text:
+        raise ValueError(
+            f"OUT {out_text}: expected the name of a page, as in {Path(out_text).with_suffix('.html')}"
+        )
     if out_text and not out_text.endswith(".html"):
         overrides.insert(0, out_text)  # the page was left out
         out_text = None

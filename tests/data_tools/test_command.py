@@ -128,7 +128,7 @@ def test_a_missing_positional_is_wrong_usage(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as caught:
         run_program(program(), ["make"])
     assert caught.value.code == 2
-    assert "out" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("the following arguments are required: out\n")
 
 
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]):

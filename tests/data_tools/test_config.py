@@ -288,6 +288,16 @@ def test_an_alternative_cannot_be_null_where_none_of_the_others_is_given() -> No
         (["optim=3"], "config key optim: expected a mapping of its keys (lr, betas), got 3"),
         (["optim={rl: 3}"], "config key optim.rl: there is no such key; did you mean optim.lr?"),
         (["optim. lr=3"], "its key holds a blank"),
+        (["optim.lr", "=", "3"], "got 'optim.lr'; fix: write it without blanks, optim.lr=3"),
+        (["optim.lr", "=3"], "fix: write it without blanks, optim.lr=3"),
+        (["optim.lr:3"], "got 'optim.lr:3'; fix: write optim.lr=3"),
+        (["--lr"], "without dashes: 'lr=...', not '--lr'"),
+        (
+            ["optim.betas=0.9,0.95"],
+            "config key optim.betas: expected a list, as in 'optim.betas=[A, B]', got '0.9,0.95'",
+        ),
+        (["steps=[2, 2]"], "config key steps: expected a whole number, got [2, 2]"),
+        (["optim=null"], "config key optim: expected a mapping of its keys (lr, betas), got null"),
         (["text={a"], """quote it if it is text, as in 'text="{a"'"""),
     ],
 )
@@ -301,10 +311,12 @@ def test_a_missing_blank_in_a_file_is_named(tmp_path: Path) -> None:
         load(text="masking: {name:tube}\n", tmp_path=tmp_path)
     with pytest.raises(ValueError, match=r"line 3: could not find expected ':'; is a blank missing after"):
         load(text="seed: 1\nsteps:5\ntext: a\n", tmp_path=tmp_path)
+    with pytest.raises(ValueError, match=r"mapping values are not allowed here; is a blank missing after"):
+        load(text="steps:5\nseed: 1\n", tmp_path=tmp_path)
 
 
 @pytest.mark.parametrize(
-    "text", ["/runs/a", "/runs/s 2 \u00fc/it's", "010", "a: b", "#1", "[x", "null", "a${b"]
+    "text", ["/runs/a", "/runs/s 2 \u00fc/it's", "010", "a: b", "#1", "[x", "null", "a$b"]
 )
 def test_a_hint_can_be_pasted(text: str) -> None:
     (pasted,) = shlex.split(as_override("text", text))

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from data_tools.config import load_config
 from data_tools.config_hints import SYNONYMS, is_key, suggestions, unknown_key
-from data_tools.config_schema import all_keys, nodes
-from data_tools.parts import Part
+from data_tools.config_schema import all_keys, part_keys
 from data_tools.sharding.plan import ShardConfig
 from data_tools.synth import SynthConfig
 from finetune.config import FinetuneConfig
@@ -21,7 +21,7 @@ SCHEMAS: dict[str, type] = {
 
 
 def keys_and_parts(schema: type) -> tuple[list[str], list[str]]:
-    return all_keys(schema), [key for key, kind in nodes(schema) if kind is Part]
+    return all_keys(schema), part_keys(schema)
 
 
 def test_every_synonym_names_a_key_that_exists() -> None:
@@ -82,6 +82,11 @@ def test_every_synonym_names_a_key_that_exists() -> None:
 def test_a_key_of_another_name_is_answered_with_ours(schema: str, given: str, expected: list[str]) -> None:
     keys, parts = keys_and_parts(SCHEMAS[schema])
     assert suggestions(given, keys, parts=parts) == expected
+
+
+def test_a_source_may_be_given_by_its_name_alone() -> None:
+    config = load_config(ShardConfig, None, ["source=ucf101", "layout=copy"])
+    assert config.source is not None and (config.source.name, config.layout.name) == ("ucf101", "copy")
 
 
 def message(schema: type, given: str) -> Any:

@@ -170,3 +170,16 @@ def test_an_index_that_may_not_be_read_is_named(folder: Path):
     (folder / "index.arrow").mkdir()
     with pytest.raises(DataError, match=r"the index in .* cannot be read: .*directory.*; mend that"):
         open_index(folder)
+
+
+def test_a_misspelt_data_set_is_answered_with_the_one_beside_it(synth_shards: Path) -> None:
+    with pytest.raises(
+        DataError, match=rf"no folder of shards at .*/trian: did you mean {synth_shards}/train\?"
+    ):
+        open_index(synth_shards / "trian")
+
+
+def test_a_file_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"notes.txt: expected the folder of a data set, got a file"):
+        open_index(tmp_path / "notes.txt")

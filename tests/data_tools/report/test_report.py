@@ -148,10 +148,11 @@ def test_one_data_set_is_reported_inside_its_folder(odd_shards: Path, tmp_path: 
         (["{shards}", "static_below=-1"], 2, "static_below must be 0 or more, got -1.0"),
         (["{shards}", "blank_below=-1"], 2, "blank_below must be 0 or more, got -1.0"),
         (["{shards}", "workers=-1"], 2, "workers must be 0 or more, got -1"),
-        (["{shards}", "page.txt"], 2, "expected an override of the form key=value, got 'page.txt'"),
+        (["{shards}", "page.txt"], 2, "OUT page.txt: expected the name of a page, as in page.html"),
         (["s3://bucket/shards"], 2, "s3://bucket/shards is not on this machine: say where the page goes"),
         (["{empty}"], 3, "holds no data set: give a folder made by `python -m data_tools shard SOURCE OUT`"),
         (["{shards}", "{empty}/file/x.html"], 3, "cannot write to {empty}/file"),
+        (["{shards}", "page.htm"], 2, "OUT page.htm: expected the name of a page, as in page.html"),
     ],
 )
 def test_a_wrong_call_is_one_line(
