@@ -29,13 +29,14 @@ from data_tools.sharding.rejected import (
     NOTES_NAME,
     Found,
     count_reasons,
+    hint_at_retry,
     judge,
     note_lines,
     rejected_lines,
     warn_of_gaps,
 )
 from data_tools.sharding.splits import Contents, copies, divide, leaks
-from data_tools.sharding.transcode import transcode
+from data_tools.sharding.transcode import forget_rejected, transcode
 from data_tools.storage.location import Location, location
 
 STATE_NAME = "shard.json"
@@ -54,13 +55,21 @@ def run_shard(arguments: argparse.Namespace) -> None:
         *(", ".join(listed["given_splits"]) or "none given", plan.listing.ignored),
     )
     output = Output(out, settings.work_dir)
+    was_complete = done
+    if done and settings.retry_rejected and not arguments.dry_run:
+        done = not _can_be_read_now(plan, output)
     if done:
         log.info("%s is complete already", out)
+        hint_at_retry((out / REJECTED_NAME).read().decode())
         output.remove_work()
     elif not arguments.dry_run:
         with writing_to(out.path or output.work):
             output.write_text(STATE_NAME, _json({**plan.state, "complete": False}))
+            if was_complete:
+                _remove_indexes(out)
             with output.opened():
+                if settings.retry_rejected and not was_complete:
+                    forget_rejected(output.work)
                 _shard(plan, output)
                 output.write_text(STATE_NAME, _json({**plan.state, "complete": True}))
                 output.remove_work()
@@ -69,22 +78,49 @@ def run_shard(arguments: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps({**listed, **written}) + "\n")
 
 
-def _shard(plan: Plan, output: Output) -> None:
+def _can_be_read_now(plan: Plan, output: Output) -> bool:
+    """Try the rejected videos of a complete OUT again; if one can be read, OUT has to be made anew."""
+    lines = (output.out / REJECTED_NAME).read().decode().splitlines()
+    rejected = {json.loads(line)["path"] for line in lines}
+    tasks = [task for task in _tasks(plan, output) if task.video.name in rejected]
+    if not tasks:
+        return False
+    with writing_to(output.out.path or output.work), output.opened():
+        found = _transcoded(plan, output, tasks)
+        readable = sum(bool(finding.samples) for _, finding in found)
+    log.info("%d of %d rejected videos can be read now", readable, len(tasks))
+    return readable > 0
+
+
+def _remove_indexes(out: Location) -> None:
+    """Readers of OUT must not find new shards with an old index."""
+    for split in SPLITS:
+        (out / split / DATASET_NAME).remove()
+
+
+def _tasks(plan: Plan, output: Output) -> list[Task]:
     settings, videos = plan.settings, plan.listing.videos
-    keys = safe_keys([video.name for video in videos])
-    tasks = [
+    return [
         Task(video=video, key=key, folder=output.work, seed=settings.seed, cuts=settings.cuts)
-        for video, key in zip(videos, keys, strict=True)
+        for video, key in zip(videos, safe_keys([video.name for video in videos]), strict=True)
     ]
+
+
+def _transcoded(plan: Plan, output: Output, tasks: list[Task]) -> Found:
     findings = transcode(
         tasks,
         plan.layout,
         output.work,
-        workers=settings.workers,
+        workers=plan.settings.workers,
         is_sharded=output.is_sharded,
-        timeout_s=settings.timeout_s,
+        timeout_s=plan.settings.timeout_s,
     )
-    found = list(zip(videos, findings, strict=True))
+    return list(zip([task.video for task in tasks], findings, strict=True))
+
+
+def _shard(plan: Plan, output: Output) -> None:
+    settings, videos = plan.settings, plan.listing.videos
+    found = _transcoded(plan, output, _tasks(plan, output))
     output.write_text(REJECTED_NAME, rejected_lines(found))
     output.write_text(NOTES_NAME, note_lines(found))
     judge(found, settings.max_bad_fraction, str(output.out / REJECTED_NAME))

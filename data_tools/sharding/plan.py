@@ -44,6 +44,7 @@ class ShardConfig:
         workers: processes that decode and encode videos; 0 means one for each core.
         timeout_s: a video that shows no sign of progress for so long is left out; a rerun tries it again.
         work_dir: where samples lie until their shard is written; None takes OUT/work.
+        retry_rejected: try videos again that an earlier start rejected, also where OUT is complete.
     """
 
     source: SourcePart | None = None
@@ -60,6 +61,7 @@ class ShardConfig:
     workers: int = 0
     timeout_s: float = TIMEOUT_S
     work_dir: str | None = None
+    retry_rejected: bool = False
 
     def __post_init__(self) -> None:
         is_length = self.segment_s is None or self.segment_s > 0
@@ -121,7 +123,7 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
     if given:
         class_list(listing.videos, given, of=f"classes={settings.classes}")
     record = dataclasses.asdict(settings)
-    for name in ("workers", "timeout_s", "work_dir"):  # they cannot change a byte of the result
+    for name in ("workers", "timeout_s", "work_dir", "retry_rejected"):  # they change no byte of the result
         del record[name]
     record["classes"] = list(given) or None
     record["source"] = dataclasses.asdict(part) if settings.source else None

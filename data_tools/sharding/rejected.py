@@ -17,10 +17,24 @@ Found = Sequence[tuple[SourceVideo, Finding]]
 
 
 def rejected_lines(found: Found) -> str:
-    """rejected.jsonl: path and reason of every video that is left out."""
+    """rejected.jsonl: path and reason of every video that is left out, and whether the cause may pass."""
     return json_lines(
-        {"path": video.name, "reason": finding.reason} for video, finding in found if finding.reason
+        {"path": video.name, "reason": finding.reason, **({} if finding.is_final else {"is_final": False})}
+        for video, finding in found
+        if finding.reason
     )
+
+
+def hint_at_retry(lines: str) -> None:
+    """Log how many videos of a rejected.jsonl were left out for a cause that may pass."""
+    entries = [json.loads(line) for line in lines.splitlines()]
+    passing = [entry for entry in entries if not entry.get("is_final", True)]
+    if passing:
+        log.warning(
+            "%d videos were left out for a cause that may pass, first %s: %s; retry_rejected=true tries "
+            "them again",
+            *(len(passing), passing[0]["path"], passing[0]["reason"]),
+        )
 
 
 def note_lines(found: Found) -> str:
@@ -57,6 +71,7 @@ def judge(found: Found, max_bad_fraction: float, where: str) -> None:
     for pattern, count in list(count_reasons(rejected_lines(bad)).items())[:_MOST_REASONS]:
         alike = ", the first of them" if count > 1 and examples[pattern] != pattern else ""
         log.info("left out %d%s: %s", count, alike, examples[pattern])
+    hint_at_retry(rejected_lines(bad))
     if len(bad) == len(found):
         raise DataError(f"none of the {len(found)} videos can be read, {first}; all are listed in {where}")
     if len(bad) > max_bad_fraction * len(found):

@@ -99,11 +99,7 @@ def transcode(
     for leftover in spool.glob("*.partial"):
         leftover.unlink()
     journal = work / JOURNAL_NAME
-    known = {
-        stamp: finding
-        for stamp, finding in _read_journal(journal).items()
-        if all(_is_there(sample, spool, is_sharded) for sample in finding.samples)
-    }
+    known = _still_known(journal, spool, is_sharded)
     states = source_states([task.video for task in tasks])
     stamps = [state.stamp for state in states]
     unknown = [position for position, stamp in enumerate(stamps) if stamp not in known]
@@ -119,6 +115,21 @@ def transcode(
             file.write(_line(stamp, finding))
             file.flush()
     return [known[stamp] for stamp in stamps]
+
+
+def _still_known(journal: Path, spool: Path, is_sharded: Callable[[str], bool]) -> dict[str, Finding]:
+    return {
+        stamp: finding
+        for stamp, finding in _read_journal(journal).items()
+        if all(_is_there(sample, spool, is_sharded) for sample in finding.samples)
+    }
+
+
+def forget_rejected(work: Path) -> None:
+    """Let the next `transcode` try all videos again that were rejected."""
+    journal = work / JOURNAL_NAME
+    known = _read_journal(journal).items()
+    write_whole(journal, "".join(_line(*entry) for entry in known if not entry[1].reason))
 
 
 def _lay_out(job: Job) -> Finding:
