@@ -255,7 +255,7 @@ def _refuse_ours(folder: Path) -> None:
     if made_by != _COMMAND and (folder / INDEX_NAME).exists():
         raise ValueError(
             f"OUT {folder} holds a data set already, made by {made_by or 'something else'}, whose index says "
-            "more than this command could find out: give another OUT"
+            "more than this command could find out: give another OUT, or a folder whose index is lost"
         )
 
 
