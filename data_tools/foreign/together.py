@@ -79,11 +79,12 @@ def lists_of_classes(places: Sequence[Location]) -> list[list[str]]:
 def counted(shelves: Sequence[Shelf]) -> dict[str, Any]:
     """What a dry run reports."""
     labels = [one.label for shelf in shelves for one in shelf.described if one.label is not None]
+    spelled = one_spelling(labels)
     return {
         "shards": len(shelves),
         "videos": sum(len(shelf.described) for shelf in shelves),
         "without_video": sum(len(shelf.left_out) for shelf in shelves),
-        "classes": sorted_classes(labels),
+        "classes": sorted_classes([spelled.get(label, label) for label in labels]),
     }
 
 

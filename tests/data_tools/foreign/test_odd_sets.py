@@ -145,6 +145,8 @@ def test_spellings_of_one_number_are_one_class_and_a_missing_value_none(
 ):
     write_tar(tmp_path / "0.tar", [("a.mp4", clips[0]), ("a.cls", b"1.0")])
     write_tar(tmp_path / "1.tar", [("b.mp4", clips[1]), ("b.cls", b"1")])
+    assert index(tmp_path, "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == ["1"]
     assert index(tmp_path) == 0
     assert open_index(tmp_path).classes == ("1",)
     write_tar(tmp_path / "1.tar", [("b.mp4", clips[1]), ("b.cls", b"nan")])
