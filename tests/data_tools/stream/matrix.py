@@ -178,7 +178,7 @@ def _index_first() -> bytes:
 
 
 def _varying(container: str) -> bytes:
-    ticks = [2 * number + number % 3 + 20 * (number // 25) for number in range(FRAMES)]
+    ticks = [3 * number + number % 3 + 20 * (number // 25) for number in range(FRAMES)]
     return encoded(numbered(), container=container, ticks=ticks, g="12", bf="2")
 
 

@@ -10,6 +10,7 @@ from data_tools.stream.container import open_video
 from tests.data_tools.stream.differential import ENDINGS, compared, sequential, shown
 from tests.data_tools.stream.matrix import FRAMES, videos
 from tests.filming import REAL, SHIPPED
+from tests.seeds import SEED
 
 CASES = REAL.parent / "cases"
 # Kinds of which one always runs; of the others a few are drawn.
@@ -18,7 +19,7 @@ ALWAYS = (
     *("mpeg/mpeg2", "flv/equal_stamps_of_both_kinds", "mpegts/joined", "mpegts/cut_at_0.7", "mp4/hevc_cra"),
 )
 MADE = dict(videos())
-SAMPLE = [*ALWAYS, *random.Random(11).sample([name for name in MADE if name not in ALWAYS], 9)]
+SAMPLE = [*ALWAYS, *random.Random(SEED).sample([name for name in MADE if name not in ALWAYS], 9)]
 # Frames that are not 1/25 s apart; in a program stream FFmpeg itself guesses most stamps.
 UNEVEN = ("equal", "joined", "varying", "resized", "mpeg/")
 SHORTER = ("cut", "joined", "gif", "negative")
@@ -30,7 +31,7 @@ def files(folder, most):
     found = sorted(
         path for path in folder.rglob("*") if path.suffix in ENDINGS and path.stat().st_size < LARGEST
     )
-    chosen = found if len(found) <= most else random.Random(11).sample(found, most)
+    chosen = found if len(found) <= most else random.Random(SEED).sample(found, most)
     skip = pytest.mark.skip(reason=f"no videos at {folder}")
     return [pytest.param(path, id=path.name) for path in chosen] or [pytest.param(None, marks=skip)]
 
