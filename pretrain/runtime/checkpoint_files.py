@@ -124,7 +124,7 @@ def quarantine(checkpoint: Path) -> Path:
     place, count = checkpoint.with_name(f"{checkpoint.name}{_QUARANTINED}"), 1
     while place.exists():
         count += 1
-        place = checkpoint.with_name(f"{checkpoint.name}{_QUARANTINED}-{count}")
+        place = checkpoint.with_name(f"{checkpoint.name}.{count}{_QUARANTINED}")
     checkpoint.rename(place)
     log.warning("%s is kept as %s: remove it when nobody needs it", checkpoint.name, place)
     return place

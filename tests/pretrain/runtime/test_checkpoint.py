@@ -200,9 +200,9 @@ def test_what_was_damaged_and_passed_over_is_kept_aside_and_never_taken_up_again
         save(tmp_path, 4)
         flip_a_bit(tmp_path / "checkpoints" / "step-00000004" / PIECES)
         assert newest_of(tmp_path) == 1
-    assert "step-00000004.quarantined-2: remove it when nobody needs it" in caplog.text
+    assert "step-00000004.2.quarantined: remove it when nobody needs it" in caplog.text
     save(tmp_path, 2, keep=1)
-    aside = ["step-00000004.quarantined", "step-00000004.quarantined-2"]
+    aside = ["step-00000004.2.quarantined", "step-00000004.quarantined"]
     assert stored_steps(tmp_path) == ["step-00000002", *aside]
     assert newest_of(tmp_path) == 2
 
