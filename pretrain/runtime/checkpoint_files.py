@@ -157,7 +157,7 @@ def commit(partial: Path, final: Path, notes: Notes) -> None:
     Raises:
         OSError: it could not be written.
     """
-    if final.exists() and not partial.exists():  # an attempt failed after the rename
+    if not partial.exists() and _holds(final, notes):  # an attempt failed after the rename
         _to_disk(final.parent)
         return
     parameters = {
@@ -179,6 +179,14 @@ def commit(partial: Path, final: Path, notes: Notes) -> None:
         quarantine(final)
     partial.rename(final)
     _to_disk(final.parent)
+
+
+def _holds(final: Path, notes: Notes) -> bool:
+    """Whether a checkpoint has the pieces that were written."""
+    try:
+        return notes.files.items() <= read_notes(final).files.items()
+    except (OSError, ValueError):
+        return False
 
 
 def read_notes(folder: Path) -> Notes:

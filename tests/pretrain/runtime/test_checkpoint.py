@@ -95,6 +95,26 @@ def test_a_save_counts_once_it_is_committed(tmp_path: Path) -> None:
     assert stored_steps(tmp_path) == ["step-00000002"]
 
 
+def test_an_earlier_start_that_was_given_up_and_runs_again_changes_no_checkpoint(tmp_path: Path) -> None:
+    old, new = checkpoints(tmp_path), checkpoints(tmp_path)
+    frozen, engine = PlainEngine(), PlainEngine()
+    frozen.train_to(3)
+    old.save(frozen, RunState(step=3))
+    while not old.is_written():
+        time.sleep(0.001)
+    engine.train_to(3)
+    engine.values["table", "weight"][0] = -1  # as sums are rounded otherwise on another number of processes
+    new.save(engine, RunState(step=3))
+    assert len(stored_steps(tmp_path)) == 2, "each writes into a folder of its own"
+    new.commit()
+    new.commit()  # waits for what is swept up
+    assert stored_steps(tmp_path) == ["step-00000003"]
+    with pytest.raises(CheckpointError, match="could not write the checkpoint of step 3"):
+        old.commit()
+    loaded = PlainEngine()
+    assert checkpoints(tmp_path).load_newest(loaded).step == 3 and loaded.values["table", "weight"][0] == -1
+
+
 @pytest.mark.parametrize("action", ["save", "load"])
 def test_what_comes_next_commits_what_is_under_way(tmp_path: Path, action: str) -> None:
     saver, engine = checkpoints(tmp_path), PlainEngine()

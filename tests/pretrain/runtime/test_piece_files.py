@@ -1,6 +1,7 @@
 """Files of pieces are read by anybody in any runs, and say what they lack."""
 
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -73,6 +74,14 @@ def test_a_process_without_values_writes_a_file_that_the_library_reads(tmp_path:
 def test_what_was_never_stored_reads_as_zeros(tmp_path: Path) -> None:
     store = PieceStore(tmp_path, SpanTable(write_runs(tmp_path, [], 1)))
     assert store.read("w", "exp_avg", 3, 5).tolist() == [0.0, 0.0]
+
+
+def test_a_checkpoint_may_have_more_files_than_a_process_may_open(tmp_path: Path) -> None:
+    store = PieceStore(tmp_path, SpanTable(write_runs(tmp_path, list(range(1, COUNT)), COUNT)))
+    before = len(os.listdir("/proc/self/fd"))
+    assert store.read("w", "weight", 0, COUNT).tolist() == list(range(COUNT))
+    assert len(os.listdir("/proc/self/fd")) - before <= 16 < COUNT
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(), "nothing stays mapped"
 
 
 def test_what_is_read_may_be_changed_without_changing_the_file(tmp_path: Path) -> None:
