@@ -67,7 +67,12 @@ class FeatureReader:
         self.std = std
 
     def read(self, clip_BCTHW: Tensor, draws: ClipRandom | None) -> Features:
-        """Encode clips, uint8 RGB; `draws` is for drop path in training."""
+        """Encode clips, uint8 RGB; `draws` is for drop path in training.
+
+        Raises:
+            ValueError: clips of another size than the encoder's.
+        """
+        self.encoder.check_clip(clip_BCTHW)
         if self.pruning.is_learned:
             return self._by_score(clip_BCTHW, draws)
         if isinstance(self.pruning, NoPruning):

@@ -10,7 +10,9 @@ from finetune.heads.base import Head, Standard
 
 
 class AttentiveHead(Head):
-    """A cross-attention block with one query, then a linear layer: V-JEPA's probe (arXiv 2404.08471, 3).
+    """A cross-attention block with one query, then a norm and a linear layer.
+
+    After V-JEPA's probe (arXiv 2404.08471, section 3), which has no such norm and takes the encoder's heads.
 
     Args:
         width: values per token.

@@ -119,10 +119,12 @@ class MaskedAutoencoder(nn.Module):
 
     def seen(self, batch: ClipBatch, draws: ClipRandom) -> Seen:
         """What the encoder gets: the visible patches, normalised, and noised but for noise on tokens."""
+        clip_BCTHW = batch.clip_BCTHW
+        self.encoder.check_clip(clip_BCTHW)
         visible_BK, patch = batch.tokens["visible"], self.encoder.shape.patch
         progress_B = (batch.clip_index_B.double() / self.clips).clamp(max=1).float()
         level_B = self.noise.level(progress_B, draws)
-        noisy_BCTHW = self.noise.on_clip(batch.clip_BCTHW, level_B, draws)
+        noisy_BCTHW = self.noise.on_clip(clip_BCTHW, level_B, draws)
         clean_BKP = normalise(take_patches(noisy_BCTHW, visible_BK, patch), self.mean, self.std)
         places = Places(grid=self.encoder.grid, index_BN=visible_BK)
         patches_BKP = self.noise.on_patches(clean_BKP, level_B, draws, places=places, patch=patch)

@@ -70,6 +70,21 @@ class Encoder(nn.Module):
             self.scorer = Scorer(shape.width)
         self.merge_per_block = 0
 
+    def check_clip(self, clip_BCTHW: Tensor) -> None:
+        """Refuse clips that are not cut into the encoder's grid, also where as many tokens come out.
+
+        Raises:
+            ValueError: naming both sizes.
+        """
+        frames, height, width = clip_BCTHW.shape[2:]
+        sides = zip((self.grid.t, self.grid.h, self.grid.w), self.shape.patch, strict=True)
+        expected = tuple(tokens * side for tokens, side in sides)
+        if (frames, height, width) != expected:
+            raise ValueError(
+                f"clip: expected {expected[0]} frames of {expected[1]}x{expected[2]} pixels, got {frames} of "
+                f"{height}x{width}; fix: cut such clips, or load the encoder with grid= for other ones"
+            )
+
     def merge_tokens(self, per_block: int, *, key: str = "model.merge_per_block") -> None:
         """Merge this many tokens in each block from now on (`model/merging.py`); 0 for none.
 

@@ -101,7 +101,16 @@ def gather_tokens(x_BNP: Tensor, index_BK: Tensor) -> Tensor:
 
 
 def normalise(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
-    """Turn uint8 patches into the float32 values a model sees: mean 0, deviation 1 a colour."""
+    """Turn uint8 patches into the float32 values a model sees: mean 0, deviation 1 a colour.
+
+    Raises:
+        ValueError: the pixels are no bytes.
+    """
+    if patches_BKP.dtype != torch.uint8:
+        raise ValueError(
+            f"pixels: expected uint8 from 0 to 255, got {patches_BKP.dtype}; fix: pass the decoded bytes, or "
+            "(255 * clip).round().to(torch.uint8) for a clip on a scale of 0 to 1"
+        )
     scale_C, shift_C = _colour_line(mean, std, patches_BKP.device)
     return torch.addcmul(shift_C, patches_BKP.unflatten(2, (-1, len(mean))).float(), scale_C).flatten(2)
 

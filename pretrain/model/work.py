@@ -154,6 +154,12 @@ class _AsOnADevice(TorchFunctionMode):
         return self._cast[id(value)]
 
 
+def _shares_storage(func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> bool:
+    """Whether an operation moves nothing, like `_unsafe_view`, which is a view and does not say so."""
+    given = {tensor.untyped_storage()._cdata for tensor in inputs}
+    return not func._schema.is_mutable and all(out.untyped_storage()._cdata in given for out in outputs)
+
+
 class _Ledger(TorchDispatchMode):
     """Writes down every operation, and all memory that comes and goes."""
 
@@ -171,7 +177,7 @@ class _Ledger(TorchDispatchMode):
         result = func(*args, **kwargs)
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        is_view = func.is_view or not outputs
+        is_view = func.is_view or not outputs or _shares_storage(func, inputs, outputs)
         for output in outputs:
             self._arrive(output.untyped_storage())
         if not is_view:

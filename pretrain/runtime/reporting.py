@@ -73,7 +73,9 @@ class Reporting:
             self.writer.close()
 
     def _tell_skipped(self, steps: Sequence[int]) -> None:
+        """Log skipped steps on the first process alone, since all know the same."""
+        if self.writer is None:
+            return
         for step in steps:
             log.warning("step %d was skipped on all processes: its gradient is not finite", step)
-            if self.writer is not None:
-                self._incidents.write([step], "its gradient is not finite: the update was left out")
+            self._incidents.write([step], "its gradient is not finite: the update was left out")

@@ -59,9 +59,11 @@ class Stragglers:
     Args:
         hosts: of all processes, by rank.
         ratio: `watch.straggler_ratio`.
+        logs: whether to warn; one process does, since all know the same.
     """
 
-    def __init__(self, hosts: Sequence[str], *, ratio: float):
+    def __init__(self, hosts: Sequence[str], *, ratio: float, logs: bool = True):
+        self._logs = logs
         self._hosts = hosts
         self._ratio = ratio
         self._slow = [0] * len(hosts)
@@ -86,7 +88,7 @@ class Stragglers:
     def _judge_stretch(self, median_s: float) -> None:
         for rank, seconds in enumerate(self._own_s):
             self._slow[rank] = self._slow[rank] + 1 if seconds > self._ratio * median_s else 0
-            if self._slow[rank] == _STRETCHES_IN_A_ROW:
+            if self._slow[rank] == _STRETCHES_IN_A_ROW and self._logs:
                 log.warning(
                     "rank %d on %s is a straggler: its own work (data and forward pass) took %.1f times the "
                     "median's for %.0f seconds and more; all others wait for it",

@@ -20,20 +20,24 @@ BINS = 9
 class HogTarget(WantedTarget):
     """Predicts, under the mean squared error, the edges of the frame in the middle of each wanted patch.
 
-    As in MaskFeat: Sobel gradients of each colour; each pixel votes with its gradient's length, weighed by a
-    Gaussian around the patch's middle, for one of 9 orientations in its cell; each cell's histogram of a
-    colour is brought to length 1. P is in (cell row, cell column, colour, orientation) order: 108 values at
-    the default. Of an even number of frames, the middle one is the later. Gradients at the patch's rim look
-    one pixel beyond it.
+    After MaskFeat: Sobel gradients of each colour; each pixel votes with its gradient's length for one of 9
+    orientations in its cell; each cell's histogram of a colour is brought to length 1. P is in (cell row,
+    cell column, colour, orientation) order: 108 values at the default. Of an even number of frames, the
+    middle one is the later. Gradients at the patch's rim look one pixel beyond it.
+
+    PySlowFast's MaskFeat code differs in two points: its votes are not weighed (`gaussian=False` here), and
+    of a patch of two frames it takes the first.
 
     Args:
         cells: along a side of the patch. 2 makes MaskFeat's cells of 8 px of a patch of 16 px.
+        gaussian: weigh votes by a Gaussian around the patch's middle, whose deviation is half the patch.
     """
 
-    def __init__(self, *, cells: int = 2):
+    def __init__(self, *, cells: int = 2, gaussian: bool = True):
         require(cells >= 1, "target.args.cells", "be at least 1", cells)
         super().__init__()
         self.cells = cells
+        self.gaussian = gaussian
 
     def wanted_values(self, shape: EncoderShape) -> int:
         """See `Target.wanted_values`.
@@ -52,8 +56,8 @@ class HogTarget(WantedTarget):
     def truth(self, shown: Shown) -> Tensor:
         """See `WantedTarget.truth`."""
         length, orientation = _gradients(_with_rims(shown))
-        _, height, width = shown.patch
-        length = length * _centred_weights(height, width, length.device)
+        if self.gaussian:
+            length = length * _centred_weights(*shown.patch[1:], length.device)
         histogram = torch.stack(
             [self._sum_cells(length.where(orientation == k, 0.0)) for k in range(BINS)], dim=-1
         )

@@ -134,6 +134,15 @@ def test_a_threshold_means_the_same_on_planes_in_pretraining_and_on_rgb_in_fine_
     assert classifier.features(planes.rgb()).kept_B.tolist() == in_pretraining_B.tolist()
 
 
+@pytest.mark.parametrize("part", [Part(name="none"), Part(name="motion", args={"keep": 0.5})])
+def test_clips_of_another_grid_are_refused_also_where_their_tokens_are_as_many(part):
+    clip_BCTHW = torch.zeros(1, 3, 4, 32, 16, dtype=torch.uint8)
+    with pytest.raises(
+        ValueError, match=r"clip: expected 8 frames of 16x16 pixels, got 4 of 32x16; fix: cut"
+    ):
+        make(part).features(clip_BCTHW)
+
+
 @prunings
 def test_every_weight_that_has_a_say_learns_and_no_other_is_trained(part):
     classifier, batch = make(part, head="linear"), make_batch()

@@ -13,9 +13,11 @@ from data_tools.command import run_program
 from data_tools.config import load_config
 from data_tools.parts import Part, build_part, part_names
 from data_tools.randomness import ClipRandom
+from data_tools.stream.batch import ClipBatch
 from pretrain.__main__ import PROGRAM
 from pretrain.config import PretrainConfig
 from pretrain.cost import measure_cost
+from pretrain.model import work
 from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
 from pretrain.model.sizes import ModelConfig
 from pretrain.model.tokens import TokenGrid
@@ -88,6 +90,23 @@ def test_products_are_those_that_the_count_of_flops_knows(tmp_path: Path) -> Non
     products = sum(work["flops"][1] for work in cost["plain"]["work"] if work["kind"] in (PRODUCT, ATTENTION))
     assert products == pytest.approx(cost["flops"]["training"], rel=0.1)  # first layer: no gradient of pixels
     assert cost["flops"]["forward"] * 3 == cost["flops"]["training"] == 1.5 * cost["flops"]["backward"]
+
+
+def test_views_move_no_bytes_whether_they_say_that_they_are_views_or_not() -> None:
+    batch = ClipBatch(
+        pixels=torch.zeros(1, 3, 2, 2, 2, dtype=torch.uint8),
+        clip_index_B=torch.zeros(1, dtype=torch.int64),
+        label_B=torch.zeros(1, dtype=torch.int64),
+        weight_B=torch.ones(1),
+    )
+    given = torch.ones(4, 6)
+    with work._Ledger(torch.nn.Linear(1, 1), batch) as ledger:
+        torch.ops.aten._unsafe_view(given, [24])
+        given.view(24).unsqueeze(0)
+        assert ledger.operations == []
+        given.add_(1)
+        given.clone()
+    assert [one.bytes for one in ledger.operations] == [192, 192]
 
 
 def test_gradients_come_on_top_where_an_optimiser_has_set_them_to_none() -> None:

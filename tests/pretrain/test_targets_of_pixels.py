@@ -152,7 +152,9 @@ def test_a_single_frame_has_no_motion_and_is_refused() -> None:
         build_model(MotionTarget(), TokenGrid(1, 2, 2), (1, 4, 4))
 
 
-def hog_by_loops(frame_CHW: np.ndarray, top: int, left: int, side: int, cells: int) -> np.ndarray:
+def hog_by_loops(
+    frame_CHW: np.ndarray, top: int, left: int, side: int, cells: int, *, gaussian: bool
+) -> np.ndarray:
     """The histograms of one patch, pixel by pixel."""
     _, height, width = frame_CHW.shape
     cell = side // cells
@@ -176,19 +178,20 @@ def hog_by_loops(frame_CHW: np.ndarray, top: int, left: int, side: int, cells: i
         gx, gy = (around * sobel).sum(), (around * sobel.T).sum()
         orientation = math.floor(math.atan2(gx, gy) / math.pi * 9) % 9
         offsets = [(place - (side - 1) / 2) / (side / 2) for place in (y, x)]
-        weight = math.exp(-0.5 * (offsets[0] ** 2 + offsets[1] ** 2))
+        weight = math.exp(-0.5 * (offsets[0] ** 2 + offsets[1] ** 2)) if gaussian else 1.0
         found[y // cell, x // cell, colour, orientation] += weight * math.hypot(gx, gy)
     return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
 
 
+@pytest.mark.parametrize("gaussian", [True, False])
 @pytest.mark.parametrize("cells", [1, 2, 4])
-def test_hog_equals_a_loop_over_pixels(cells: int) -> None:
+def test_hog_equals_a_loop_over_pixels(cells: int, gaussian: bool) -> None:
     clip_BCTHW = random_clip()
-    actual = HogTarget(cells=cells).truth(shown(clip_BCTHW)).view(2, 3, cells, cells, 3, 9)
+    actual = HogTarget(cells=cells, gaussian=gaussian).truth(shown(clip_BCTHW)).view(2, 3, cells, cells, 3, 9)
     for b, m in np.ndindex(2, 3):
         slice_, row, column = np.unravel_index(int(WANTED[b, m]), (GRID.t, GRID.h, GRID.w))
         frame_CHW = clip_BCTHW[b, :, slice_ * 2 + 1].numpy()
-        expected = hog_by_loops(frame_CHW, int(row) * 4, int(column) * 4, 4, cells)
+        expected = hog_by_loops(frame_CHW, int(row) * 4, int(column) * 4, 4, cells, gaussian=gaussian)
         np.testing.assert_allclose(actual[b, m].numpy(), expected, atol=1e-5)
 
 

@@ -53,6 +53,13 @@ def test_taking_some_patches_equals_gathering_from_all():
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int16])
+def test_pixels_that_are_no_bytes_are_refused(dtype):
+    patches_BNP = patchify(random_clip(), PATCH).to(dtype)
+    with pytest.raises(ValueError, match=r"pixels: expected uint8 from 0 to 255, got torch\..*; fix: pass"):
+        normalise(patches_BNP)
+
+
 def test_normalised_patches_are_in_deviations_from_the_colours_mean():
     patches_BNP = patchify(random_clip(), PATCH)
     pixels = patches_BNP.unflatten(2, (-1, 3)).double() / 255

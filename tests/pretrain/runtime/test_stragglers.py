@@ -25,6 +25,13 @@ def test_a_slow_process_is_named_after_the_third_stretch_in_a_row(warnings: pyte
     assert "rank 2 on yonder is a straggler" in message and "2.0 times the median's" in message
 
 
+def test_one_process_warns_for_all(warnings: pytest.LogCaptureFixture) -> None:
+    stragglers = Stragglers(HOSTS, ratio=1.5, logs=False)
+    for _ in range(40):
+        assert stragglers.judge([1.0, 1.1, 2.2]) == {"slowest_rank": 2, "slowest_ratio": 2.0}
+    assert not warnings.messages
+
+
 def test_now_and_then_is_no_straggler(warnings: pytest.LogCaptureFixture) -> None:
     stragglers = Stragglers(HOSTS, ratio=1.5)
     for own_s in [[6, 6, 54], [6, 6, 54], [6, 6, 7], [6, 6, 54], [6, 54, 6], [54, 6, 6]] * 2:

@@ -1,0 +1,43 @@
+"""What all processes know alike, the first one says."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_tools.command import log
+from pretrain.config import PretrainConfig
+from pretrain.runtime.checkpoint import RunState
+from pretrain.runtime.incidents import Incidents
+from pretrain.runtime.meter import Report
+from pretrain.runtime.reporting import Reporting
+from pretrain.runtime.stragglers import Stragglers
+from pretrain.training import make_plan, training_clips
+
+SmallConfig = Callable[..., PretrainConfig]
+
+
+@pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0)])
+def test_the_first_process_alone_warns_of_a_skipped_step(
+    small_config: SmallConfig,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    rank: int,
+    lines: int,
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    config = small_config()
+    plan = make_plan(config)
+    Path(config.run_dir).mkdir()
+    reporting = Reporting(
+        config.run_settings(workers=0),
+        replace(plan.processes, rank=rank, world=2),
+        RunState(),
+        incidents=Incidents(Path(config.run_dir), training_clips(plan, plan.split), plan.batch),
+        stragglers=Stragglers(["here", "there"], ratio=1.5),
+    )
+    line = {"step": 0, "loss": 1.0, "gradient_norm": float("nan"), "skipped_clips": 0}
+    reporting.take(Report(lines=[line], own_s=[1.0, 1.0]), clips_per_step=4)
+    reporting.close()
+    assert len([message for message in caplog.messages if "step 0 was skipped" in message]) == lines
