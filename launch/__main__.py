@@ -60,8 +60,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments, strays = parser(own[0] if own else None).parse_known_args(own)
     for stray in strays:
         if stray.startswith("-") or not hasattr(arguments, "words"):
+            takes_keys = hasattr(arguments, "words") and stray.startswith("--")
+            more = (
+                f"; keys are written without dashes, {stray[2:].partition('=')[0]}=..." if takes_keys else ""
+            )
             raise UsageError(
-                f"unknown argument {stray!r}; python -m launch {own[0]} --help shows what there is"
+                f"unknown argument {stray!r}{more}; python -m launch {own[0]} --help shows what there is"
             )
         arguments.words.append(stray)
     if job and not getattr(arguments, "takes_job", False):

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import shlex
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -24,6 +25,24 @@ _WORDS = {
     float: "a number",
     bool: "true or false",
     str: "text",
+}
+
+
+# Keys by the names that torchrun, Slurm and others have for them.
+_SYNONYMS = {
+    **dict.fromkeys(
+        ("nproc", "nproc_per_node", "num_gpus", "gpus", "ngpus", "ntasks", "num_processes", "np", "tasks"),
+        ("processes", "gpus_per_node", "processes_per_node"),
+    ),
+    **dict.fromkeys(("ntasks_per_node", "tasks_per_node"), ("processes_per_node",)),
+    **dict.fromkeys(("nnodes", "num_nodes"), ("nodes",)),
+    **dict.fromkeys(("cpus", "cpus_per_task"), ("cpus_per_process", "cpus_per_node")),
+    **dict.fromkeys(("gres", "gpus_per_task"), ("gpus_per_node",)),
+    **dict.fromkeys(("time_limit", "walltime"), ("time",)),
+    **dict.fromkeys(("mem", "memory_per_node"), ("memory", "memory_per_node")),
+    **dict.fromkeys(("env", "envs"), ("environment",)),
+    **dict.fromkeys(("job_name",), ("name",)),
+    **dict.fromkeys(("nodelist", "hostlist", "host"), ("hosts", "hostfile")),
 }
 
 
@@ -70,6 +89,7 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words",
         nargs="*",
+        default=[],
         metavar="CLUSTER.yaml a.b=c",
         help="a cluster file, as in configs/cluster, then overrides of its keys; both may be left out",
     )
@@ -83,14 +103,29 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     """
     file = Path(words[0]) if words and "=" not in words[0] else None
     overrides = list(words[1:] if file else words)
-    for word in overrides:
-        key, equals, _ = word.partition("=")
+    for number, word in enumerate(overrides):
+        key, equals, text = word.partition("=")
+        whole = _rejoined(overrides[number:]) if text.startswith(("{", "[")) else word
+        if whole != word:
+            raise UsageError(
+                f"{key}: expected a whole mapping or list, got {text!r}: the shell has split it at its "
+                f"blanks; fix: put the whole override in single quotes, {shlex.quote(whole)}"
+            )
         if not equals or not key.strip() or word.startswith("-"):
             raise UsageError(
                 f"expected an override of the form key=value, got {word!r}; the job comes after --, "
                 "as in: python -m launch local processes=2 -- pretrain CONFIG"
             )
     return file, overrides
+
+
+def _rejoined(words: Sequence[str]) -> str:
+    """The override that a shell has split into these words, with what follows it."""
+    for count in range(1, len(words) + 1):
+        joined = " ".join(words[:count])
+        if joined.count("{") == joined.count("}") and joined.count("[") == joined.count("]"):
+            return joined
+    return words[0]
 
 
 class _Loader(yaml.BaseLoader):
@@ -173,7 +208,8 @@ def _check_known(name: str, hints: dict[str, Any], prefix: str) -> None:
     if name in hints:
         return
     key = f"{prefix}.{name}" if prefix else name
-    near = difflib.get_close_matches(name, hints, n=1)
+    near = [known for known in _SYNONYMS.get(name, ()) if known in hints]
+    near = near or difflib.get_close_matches(name, hints, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(hints)}"
     raise UsageError(f"no key {key!r}; {hint}")
 
@@ -189,6 +225,9 @@ def _value(wanted: Any, given: Any, key: str) -> Any:
     if origin is list and isinstance(given, list):
         return [_value(arguments[0], child, f"{key}[{index}]") for index, child in enumerate(given)]
     if origin is dict and isinstance(given, dict):
+        for name in [name for name, child in given.items() if child in (None, "") and ":" in name]:
+            written = ": ".join(name.rsplit(":", 1))
+            raise UsageError(f"{key}: expected a blank after the colon of {name!r}; fix: write {{{written}}}")
         return {name: _value(arguments[1], child, f"{key}.{name}") for name, child in given.items()}
     if origin is Literal:
         if given in arguments:

@@ -48,7 +48,9 @@ def add_to(parsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="a YAML file, as in configs/pretrain")
-    parser.add_argument("words", nargs="*", metavar="a.b=c", help="keys of machines, and of the config")
+    parser.add_argument(
+        "words", nargs="*", default=[], metavar="a.b=c", help="keys of machines, and of the config"
+    )
     parser.add_argument("--cluster", metavar="FILE", type=Path, help="a YAML file with keys of machines")
     parser.add_argument("--measured", metavar="RUN", type=Path, help="a short run on one node to learn from")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")

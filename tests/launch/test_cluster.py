@@ -86,6 +86,8 @@ def test_an_empty_file_holds_the_defaults(tmp_path: Path) -> None:
         ("nodes: [", [], "cannot read the cluster file .*: line 1"),
         ("- a", [], "must hold a mapping of keys to values"),
         ("", ["hosts={a: "], "hosts: '{a: ' is not valid YAML"),
+        ("", ["hosts={a:8}"], "hosts: expected a blank after the colon of 'a:8'; fix: write {a: 8}"),
+        ("", ["nnodes=2"], "no key 'nnodes'; did you mean 'nodes'"),
         ("", ["nodes.a=1"], "nodes.a: nodes is a whole number, it has no a"),
         ("image: {mounts: []}", [], "no value for image.name: set it in the cluster file or as image.name="),
         ("image: a.sif", [], "image must be a mapping of keys to values, got 'a.sif'"),
@@ -108,3 +110,17 @@ def test_the_file_comes_first_and_may_be_left_out() -> None:
     assert split_words(["b=c"]) == (None, ["b=c"])
     with pytest.raises(UsageError, match=r"expected an override of the form key=value, got 'pretrain'"):
         split_words(["b=c", "pretrain"])
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        (["hosts={a:", "8,", "b:", "8}"], "'hosts={a: 8, b: 8}'"),
+        (["c.yaml", "ssh=[-p,", "2222]", "x=1"], "'ssh=[-p, 2222]'"),
+    ],
+)
+def test_an_override_that_a_shell_has_split_is_named_with_its_quotes(words: list[str], fix: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        split_words(words)
+    expected = f"the shell has split it at its blanks; fix: put the whole override in single quotes, {fix}"
+    assert str(caught.value).endswith(expected)

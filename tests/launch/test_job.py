@@ -104,7 +104,10 @@ def test_what_the_room_refuses_starts_nothing(
     [
         (["local", "processes=0", "--", "pretrain", DEMO], "processes must be at least 1, got 0"),
         (["local", "process=2", "--", "pretrain", DEMO], "no key 'process'; did you mean 'processes'"),
-        (["local", "--processes", "2", "--", "pretrain", DEMO], "unknown argument '--processes'"),
+        (
+            ["local", "--processes", "2", "--", "pretrain", DEMO],
+            "unknown argument '--processes'; keys are written without dashes, processes=...;",
+        ),
         (["local"], "expected `pretrain CONFIG .*` or `finetune train CONFIG .*` after --, got 'nothing'"),
         (["local", "--", "train", "x"], "got 'train x'"),
         (["local", "--", "pretrain", "preview", DEMO], "only trainings are launched"),
