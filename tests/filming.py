@@ -31,7 +31,10 @@ def video_files(folder: Path = FORMATS, *, most: int | None = None) -> list:
         sorted(path for path in place.glob("*") if path.suffix in VIDEO_ENDINGS)
         for place in (SHIPPED, folder)
     )
-    return [pytest.param(path, id=path.name) for path in [*shipped, *others[:most]]]
+    return [
+        *(pytest.param(path, id=path.name) for path in shipped),
+        *(pytest.param(path, id=path.name, marks=pytest.mark.slow) for path in others[:most]),
+    ]
 
 
 def number_of(frame_CHW: Tensor) -> int:

@@ -95,6 +95,7 @@ def test_both_names_of_the_biases_are_read_and_the_older_is_written(tmp_path):
     assert_same(huggingface_tensors(imported(tmp_path / "theirs"), source="test"), older)
 
 
+@pytest.mark.slow
 def test_the_official_layouts_have_as_many_tensors_as_the_published_files():
     base = SIZES["base"].encoder
     with torch.device("meta"):

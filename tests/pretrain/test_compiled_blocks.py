@@ -66,6 +66,7 @@ def graphs_by_step(target: Target, masking: Masking, **model: Any) -> tuple[list
     return counts, graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
@@ -83,12 +84,14 @@ def test_no_kind_of_attention_is_compiled_again_from_step_to_step(model: dict[st
     assert not graphs.dynamic
 
 
+@pytest.mark.slow
 def test_each_ratio_of_a_jittered_mask_is_compiled_once() -> None:
     masking = JitterMasking(of="uniform", least=0.5, most=0.75)
     counts, graphs = graphs_by_step(PixelTarget(), masking, decoder="self")
     assert counts[-1] == counts[STEPS // 2] and not graphs.dynamic
 
 
+@pytest.mark.slow
 def test_a_teacher_that_sees_whole_clips_is_compiled_once() -> None:
     counts, graphs = graphs_by_step(FeatureTarget(), UniformMasking(ratio=0.5))
     assert counts == [counts[0]] * STEPS and not graphs.dynamic
