@@ -31,6 +31,16 @@ def lists_beside(root: Path) -> list[tuple[Path, str]]:
     return sorted(found, key=lambda pair: pair[1].startswith("SOURCE"))
 
 
+def official_source(root: Path) -> str:
+    """The source whose official lists lie in a folder under their official name; "" where there are none."""
+    lists = root / "ucfTrainTestlist"
+    if all((lists / name).is_file() for name in ("classInd.txt", "trainlist01.txt", "testlist01.txt")):
+        return "ucf101"
+    if any((root / "testTrainMulti_7030_splits").glob("*_test_split1.txt")):
+        return "hmdb51"
+    return ""
+
+
 def source_of_csv(file: Path) -> str:
     """The source of a file that ends in .csv, by its first lines: csv, path_label or kinetics."""
     lines = _first_lines(file)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data_tools.command import DataError, log
 from data_tools.foreign.shards import find_shards
-from data_tools.listing.guess import lists_beside, mentions, source_of_csv
+from data_tools.listing.guess import lists_beside, mentions, official_source, source_of_csv
 from data_tools.listing.videos import Listing, is_picture, is_video
 from data_tools.parts import Part
 from data_tools.storage.location import Location
@@ -42,6 +42,13 @@ def source_of(root: Location) -> Part:
             "column path"
         )
     if root.path is not None and root.path.is_dir():
+        official = official_source(root.path)
+        if official:
+            log.info(
+                "SOURCE %s is read by source.name=%s, by its official lists; source.name=folder goes by the "
+                "folders", *(root, official),
+            )  # fmt: skip
+            return Part(name=official)
         _refuse_lists(root.path)
         return Part(name="folder")
     if ending not in _BY_ENDING:

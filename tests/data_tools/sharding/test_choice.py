@@ -143,6 +143,38 @@ def test_a_folder_with_lists_is_not_read_by_its_folders_in_silence(
     assert message.endswith("to go by the folders give source.name=folder")
 
 
+@pytest.mark.parametrize(
+    "source, lists",
+    [
+        (
+            "ucf101",
+            [
+                "ucfTrainTestlist/classInd.txt",
+                "ucfTrainTestlist/trainlist01.txt",
+                "ucfTrainTestlist/testlist01.txt",
+            ],
+        ),
+        ("hmdb51", ["testTrainMulti_7030_splits/a_test_split1.txt"]),
+    ],
+)
+def test_official_lists_in_their_official_folder_are_used_and_named(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    lists: list[str],
+):
+    monkeypatch.setattr(logging.getLogger("kinemae"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    write_text(tmp_path / "v" / "a.mp4", "")
+    for name in lists:
+        write_text(tmp_path / name, "a.mp4 1\n")
+    assert source_of(location(tmp_path)).name == source
+    assert (
+        f"is read by source.name={source}, by its official lists; source.name=folder goes by" in caplog.text
+    )
+
+
 def test_ssv2_is_known_by_its_labels(tmp_path: Path):
     collection = COLLECTIONS["ssv2"](tmp_path / "ssv2")
     assert "labels/labels.json give source.name=ssv2" in refusal(collection.root)
