@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
@@ -197,8 +198,12 @@ def _wait_for_the_server_at_exit() -> None:
     """
     stop = forkserver._forkserver._stop  # type: ignore[attr-defined]
 
+    def quietly() -> None:
+        with suppress(OSError):  # its socket is gone when the wait was given up
+            stop()
+
     def bounded() -> None:
-        thread = threading.Thread(target=stop, daemon=True)
+        thread = threading.Thread(target=quietly, daemon=True)
         thread.start()
         thread.join(_SERVER_S)
 
