@@ -6,6 +6,7 @@ import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing import process as process_module
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -99,7 +100,8 @@ class Worker:
             target=_work, args=(theirs, self._record), daemon=True, name="kinemae-pool"
         )
         with signals_left_to_main():
-            self.process.start()
+            forkserver.ensure_running()  # workers inherit its blocked signals
+        self.process.start()  # with signals: the server may import for minutes from a busy network disk
         theirs.close()
 
     def give(self, position: int, function: Callable[[Any], Any], job: object) -> None:
