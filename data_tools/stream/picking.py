@@ -15,7 +15,7 @@ instant, or from the beginning where the container leads elsewhere.
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 import av
 from av.container import InputContainer
@@ -96,9 +96,9 @@ def _planned(video: bytes, wanted_s: list[float], last_frame_s: float | None) ->
                 found, following = _packets_after_seek(container, stream, targets[begin], targets[end - 1])
             else:
                 found, following = _packets_until(chain([head], packets), targets[end - 1])
-            if _may_be_in_decoding_order(found, following, stream):
-                raise _OtherWay
             places, last = _on_screen(found, targets, range(begin, end))
+            if _may_be_in_decoding_order(found, following, stream, places):
+                raise _OtherWay
             if following is None:
                 _check_end((last - origin) * tick_s, wanted_s[end - 1], last_frame_s)
             yield from _decoded(stream, found, places)
@@ -211,13 +211,22 @@ def _on_screen(found: list[Packet], targets: list[int], run: range) -> tuple[dic
     return places, stamps[-1]
 
 
-def _may_be_in_decoding_order(found: list[Packet], following: Packet | None, stream: VideoStream) -> bool:
-    """Whether the time stamps reorder nothing although B frames have to be reordered."""
+def _may_be_in_decoding_order(
+    found: list[Packet], following: Packet | None, stream: VideoStream, places: dict[int, list[int]]
+) -> bool:
+    """Whether the time stamps reorder nothing although B frames have to be reordered.
+
+    A frame has the wrong stamp then if it is a B frame, or if B frames follow it in decoding order.
+    """
     if not in_order(packet.pts or 0 for packet in found):
         return False
-    shown = found if following is None else [*found, following]
-    profile = (stream.codec_context.extradata or b"")[1:2]
-    return profile != _BASELINE and any(has_b_slices(packet, stream) for packet in shown)
+    if (stream.codec_context.extradata or b"")[1:2] == _BASELINE:
+        return False
+    return any(
+        has_b_slices(packet, stream) or (later is not None and has_b_slices(later, stream))
+        for packet, later in pairwise([*found, following])
+        if packet is not None and packet.pts in places
+    )
 
 
 def _decoded(stream: VideoStream, found: list[Packet], places: dict[int, list[int]]) -> _Picked:
@@ -240,7 +249,7 @@ def _needed(found: list[Packet], stream: VideoStream, places: dict[int, list[int
     """Closed group by closed group, everything up to the last packet that is wanted of it."""
     waiting: list[Packet] = []
     for packet in found:
-        if is_random_access_point(packet, stream):
+        if packet.is_keyframe and is_random_access_point(packet, stream):
             waiting = []
         waiting.append(packet)
         if packet.pts in places:
