@@ -116,11 +116,9 @@ class _Run:
         )
         self.incidents = Incidents(run_dir, training.clips, training.plan)
         self.agreement = Agreement(processes)
-        self.stragglers = Stragglers(
-            processes.gather(platform.node()),
-            ratio=settings.watch.straggler_ratio,
-            logs=processes.is_first,
-        )
+        nodes = processes.gather(platform.node())
+        ratio = settings.watch.straggler_ratio
+        self.stragglers = Stragglers(nodes, ratio=ratio, logs=processes.is_first)
         self.signals = StopSignals()
         self.saved_step = 0  # the step of the newest checkpoint
         self.has_looked = True  # watchers at the last report; the first step may take long as well
