@@ -225,8 +225,7 @@ def reopen(folder: Location, brought: Brought) -> ShardIndex:
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError, pa.ArrowInvalid) as error:
         raise DataError(f"the index in {folder} is damaged ({error}): shard the source again") from error
-    if description.get("format") != FORMAT:
-        raise DataError(f"{folder} has index format {description.get('format')}, this version reads {FORMAT}")
+    _check_format(folder, description.get("format"))
     fixed, extra = list(table.schema)[: len(COLUMNS)], list(table.schema)[len(COLUMNS) :]
     if fixed != list(COLUMNS) or any(column.type not in EXTRA_TYPES for column in extra):
         raise DataError(
@@ -238,6 +237,13 @@ def reopen(folder: Location, brought: Brought) -> ShardIndex:
             f"{DATASET_NAME}: one of the two is of another time; shard the source again"
         )
     return ShardIndex(folder, table, description, brought)
+
+
+def _check_format(folder: Location, given: Any) -> None:
+    if given != FORMAT:
+        is_newer = isinstance(given, int) and given > FORMAT
+        fix = "install the version that wrote it, or a newer one" if is_newer else "shard the source again"
+        raise DataError(f"{folder}: expected an index of format {FORMAT}, got {given!r}; fix: {fix}")
 
 
 def coded_column(indexes: Sequence[ShardIndex], name: str) -> tuple[Any, list[np.ndarray]]:

@@ -9,10 +9,10 @@ import platform
 import secrets
 import shutil
 import threading
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from data_tools.command import CheckpointError, Stuck, log
 from pretrain.runtime import checkpoint_files
@@ -53,6 +53,21 @@ class RunState:
     omitted: list[int] = field(default_factory=list)
     rollbacks: int = 0
     recent: list[list[float]] = field(default_factory=list)
+
+
+def _run_state(folder: Path, stored: dict[str, Any]) -> RunState:
+    """The state of a checkpoint, of this version or an earlier one: what it lacks takes its default.
+
+    Raises:
+        CheckpointError: it holds a key that this version does not know, so a later one wrote it.
+    """
+    unknown = sorted(stored.keys() - {known.name for known in fields(RunState)})
+    if unknown:
+        raise CheckpointError(
+            f"{folder}/state.json: expected the keys of this version, got {', '.join(unknown)} too; fix: "
+            "continue the run with the version that wrote it, or a newer one"
+        )
+    return RunState(**stored)
 
 
 class HasPieces(Protocol):
@@ -226,7 +241,7 @@ class Checkpoints:
             engine.load_pieces(found.store.read, found.notes.updates)
         except OSError as error:
             raise Stuck(unread(folder, self._processes.rank, platform.node(), str(error))) from error
-        return RunState(**found.notes.state)
+        return _run_state(folder, found.notes.state)
 
     def _leave_behind(self, damaged: list[int], before: int | None) -> None:
         """What is newer than the checkpoint that was loaded: no start may take it up again."""

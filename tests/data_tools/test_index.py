@@ -81,7 +81,7 @@ def test_a_damaged_index_is_named(folder: Path, name: str, data: bytes):
 def test_another_format_is_named(folder: Path):
     description = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**description, "format": 99}))
-    with pytest.raises(DataError, match="has index format 99, this version reads 2"):
+    with pytest.raises(DataError, match="expected an index of format 2, got 99; fix: install the version"):
         open_index(folder)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load
 from data_tools.command import CheckpointError
 from pretrain.runtime import saving
 from pretrain.runtime.checkpoint import RunState
-from pretrain.runtime.checkpoint_files import check_file, read_notes
+from pretrain.runtime.checkpoint_files import check_file, mark_of, read_notes
 from pretrain.runtime.pieces import Piece
 from pretrain.runtime.saving import HostCopy
 from tests.checkpointing import (
@@ -300,6 +301,29 @@ def test_another_format_is_refused_and_not_taken_for_damage(
     path = tmp_path / "checkpoints" / "step-00000001" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": number}))
     with pytest.raises(CheckpointError, match=message):
+        checkpoints(tmp_path).load_newest(PlainEngine())
+
+
+def rewrite_state(run_dir: Path, change: Callable[[dict[str, object]], dict[str, object]]) -> None:
+    """Replace the state of a checkpoint of step 1 and its entry in the manifest."""
+    folder = run_dir / "checkpoints" / "step-00000001"
+    (folder / "state.json").write_text(json.dumps(change(json.loads((folder / "state.json").read_text()))))
+    mark = mark_of(folder / "state.json")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["state.json"] = {"bytes": mark.size, "crc32": mark.crc32}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_state_of_an_earlier_version_takes_defaults_for_what_it_lacks(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    rewrite_state(tmp_path, lambda state: {key: state[key] for key in state if key != "rollbacks"})
+    assert checkpoints(tmp_path).load_newest(PlainEngine()).rollbacks == 0
+
+
+def test_a_state_of_a_later_version_is_refused_by_the_name_of_its_key(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    rewrite_state(tmp_path, lambda state: {**state, "tokens_seen": 1})
+    with pytest.raises(CheckpointError, match=r"state.json: expected the keys .*, got tokens_seen too; fix"):
         checkpoints(tmp_path).load_newest(PlainEngine())
 
 
