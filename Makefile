@@ -47,14 +47,14 @@ demo: install
 
 PYTEST := $(RUN) pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-# What a contributor runs after each change: no run of several processes, nothing slow; under two minutes.
+# Fast tests for use after each change, in under two minutes: no slow test and no multi-process test.
 quick: install
 	$(PYTEST) -m "not slow and not processes and not chaos and not cluster and not gpu"
 
 test: install
 	$(PYTEST)
 
-# Everything with the date as the seed of the random tests, ten times the examples, and longer chaos: about an hour.
+# All tests, with the date as random seed, ten times the examples and longer fault injection: about an hour.
 ifndef TEST_SEED
 TEST_SEED := $(shell date +%Y%m%d)
 endif

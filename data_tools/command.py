@@ -52,7 +52,7 @@ class Stopped(Exception):
 
 _EXIT_CODES: dict[type[BaseException], int] = {
     ValueError: EXIT_CONFIG,
-    Stuck: EXIT_STUCK,  # before DataError: a storage that is down is both
+    Stuck: EXIT_STUCK,  # before DataError: StorageUnavailable is a subclass of both
     DataError: EXIT_DATA,
     CheckpointError: EXIT_CHECKPOINT,
     Diverged: EXIT_DIVERGED,
@@ -76,7 +76,7 @@ class Command:
     """One subcommand: its positional arguments come first, overrides after them.
 
     Attributes:
-        run: gets the parsed arguments; whatever it raises is turned into a line and an exit code. It imports
+        run: gets the parsed arguments; an exception becomes one line and an exit code. It imports
             what it needs when it is called, so that `--help` and wrong usage are answered at once.
         positionals: (name, help) pairs.
         optional: one more that may be left out; it may then hold the first override.
@@ -204,7 +204,7 @@ def _describe(parser: argparse.ArgumentParser, command: Command) -> None:
         parser.add_argument(command.more[0], help=command.more[1], nargs="+")
         parser.set_defaults(overrides=[])
     else:
-        # With a default argparse does not name it among the arguments that are required.
+        # With a default, argparse does not list it among the missing required arguments.
         parser.add_argument(
             "overrides", nargs="*", default=[], metavar="a.b=c", help="config overrides, read as YAML"
         )

@@ -1,8 +1,8 @@
 """Configs: a YAML file, then `a.b=c` overrides, checked against a frozen dataclass.
 
 This is the only file that knows omegaconf. A config class is a keyword-only frozen dataclass whose
-`__post_init__` raises `ValueError` with the full key of what is wrong. Keys that exclude one another it lists
-as `ALTERNATIVES`, see `data_tools.config_schema.choose_alternatives`.
+`__post_init__` raises `ValueError` with the full key of a wrong value. `ALTERNATIVES` lists keys that exclude
+one another, see `data_tools.config_schema.choose_alternatives`.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ def load_config(schema: type[Config], path: str | Path | None, overrides: Sequen
 
 
 def _over(schema: type, merged: Any, tree: Tree) -> Any:
-    """A config with a tree of values over it, and without what these values exclude."""
+    """Merge a tree of values into a config and unset the keys that these values exclude."""
     unset, said = choose_alternatives(schema, _plain(merged), tree)
     for sentence in said:
         _log.info("%s", sentence)
@@ -86,7 +86,7 @@ def _over(schema: type, merged: Any, tree: Tree) -> Any:
 
 
 def _read_overrides(schema: type, overrides: Sequence[str]) -> tuple[Tree, set[str]]:
-    """All overrides as one tree, the later over the earlier; and the keys of parts given by name alone."""
+    """Merge overrides into one tree (later ones win); also return the keys of parts given by name only."""
     short: set[str] = set()
     together: Any = OmegaConf.create({})
     for override in overrides:
@@ -97,7 +97,7 @@ def _read_overrides(schema: type, overrides: Sequence[str]) -> tuple[Tree, set[s
 
 
 def _without_arguments_of_another_part(schema: type, merged: Any, given: Tree, short: set[str]) -> Any:
-    """Where an override names another part than the file, the file's arguments are not meant for it.
+    """Drop the file's arguments of a part where an override selects another part.
 
     A name alone stands for the default arguments, so it drops those of the same part too.
     """
@@ -121,9 +121,9 @@ def to_yaml(config: Any) -> str:
 
 
 def with_defaults(schema: type[Any], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's tree, with the schema's defaults for the keys that it lacks.
+    """Fill a config's missing keys with the schema's defaults.
 
-    A config that an older version wrote lacks the keys that came later, whose defaults keep what was.
+    A config from an older version lacks newer keys. Their defaults keep the old behaviour.
     """
     defaults = OmegaConf.to_container(OmegaConf.structured(schema))
     assert isinstance(defaults, dict)

@@ -19,7 +19,7 @@ def find_config(given: str, kind: str, *, commands: Sequence[str] = ()) -> Path:
     Args:
         given: a path, or a name such as `demo` for `configs/KIND/demo.yaml`.
         kind: the folder of `configs/`: `pretrain` or `finetune`.
-        commands: commands of the same program, which may have been meant instead.
+        commands: commands of the same program, suggested for a misspelled command.
 
     Raises:
         ValueError: there is no such file; the message names the nearest one.

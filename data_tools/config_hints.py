@@ -7,7 +7,7 @@ _ALIKE = 0.75
 _MOST_NAMED = 3
 
 # Our keys, each with the names that VideoMAE, MAE, V-JEPA, timm, transformers and others use for it. Keys
-# that the schema at hand lacks are passed over. An entry with blanks is a sentence, said as it stands.
+# that are not in the given schema are skipped. An entry with spaces is a sentence and is shown verbatim.
 _FIELD_NAMES: dict[str, str] = {
     "masking.args.ratio": "ratio mask_ratio masking_ratio mask_prob encoder_mask_ratio",
     "masking": "mask mask_type mask_generator masking_strategy",
@@ -105,7 +105,7 @@ def unknown_key(key: str, keys: Sequence[str], *, parts: Sequence[str] = ()) -> 
 
     Args:
         key: dotted, as it was given.
-        keys: all dotted keys that there are.
+        keys: all existing dotted keys.
         parts: those of them that hold a part, which takes arguments of its own.
     """
     hints = suggestions(key, keys, parts=parts)
@@ -122,7 +122,7 @@ def unknown_key(key: str, keys: Sequence[str], *, parts: Sequence[str] = ()) -> 
 
 
 def suggestions(key: str, keys: Sequence[str], *, parts: Sequence[str] = ()) -> list[str]:
-    """Keys that may have been meant, the best first: at most three. A sentence where no key does it."""
+    """Up to three similar keys, the best match first; a sentence if no key fits."""
     above, _, leaf = key.rpartition(".")
     siblings = {known.rpartition(".")[2]: known for known in keys if known.rpartition(".")[0] == above}
     same_depth = [known for known in keys if known.count(".") == key.count(".")]
@@ -147,12 +147,12 @@ def suggestions(key: str, keys: Sequence[str], *, parts: Sequence[str] = ()) -> 
 
 
 def _of_the_field(leaf: str, keys: Sequence[str], parts: Sequence[str]) -> list[str]:
-    """What the field's name for a key stands for, as far as there is such a key here."""
+    """Translate a key name of another project to the keys of this schema."""
     return [hint for hint in SYNONYMS.get(leaf.lower(), ()) if " " in hint or is_key(hint, keys, parts)]
 
 
 def is_key(key: str, keys: Sequence[str], parts: Sequence[str]) -> bool:
-    """Whether a dotted key exists, an argument of a part among them."""
+    """Whether a dotted key exists; arguments of parts count."""
     return key in keys or any(key.startswith(f"{part}.args.") for part in parts)
 
 

@@ -19,13 +19,13 @@ Tree = dict[str, Any]
 
 @functools.cache
 def kinds(schema: type) -> dict[str, Any]:
-    """The type of each field; that of a field that may be None without the None."""
+    """The type of each field; None is removed from optional types."""
     hints = typing.get_type_hints(schema)
     return {field.name: _bare(hints[field.name]) for field in dataclasses.fields(schema)}
 
 
 def nodes(schema: type, prefix: str = "") -> Iterator[tuple[str, type]]:
-    """The dotted key and the class of every dataclass inside a schema, itself first, parts among them."""
+    """The dotted key and class of every dataclass in a schema, the schema first; parts are included."""
     yield prefix, schema
     for name, kind in kinds(schema).items():
         if dataclasses.is_dataclass(kind):
@@ -43,10 +43,10 @@ def all_keys(schema: type) -> list[str]:
 
 
 def fit(schema: type, tree: Mapping[str, Any]) -> Tree:
-    """A tree as the schema takes it: a name alone stands for a part, and whole floats are integers.
+    """Normalise a tree for the schema: a bare name becomes a part, and whole floats become integers.
 
     Raises:
-        ValueError: a key that the schema lacks, or something else where keys of its own are expected.
+        ValueError: a key is not in the schema, or a value is given where a mapping is expected.
     """
     return _fit_node(schema, schema, tree, "")
 
@@ -59,16 +59,16 @@ def value_at(tree: Any, key: str) -> Any:
 
 
 def choose_alternatives(schema: type, current: Tree, tree: Tree) -> tuple[Tree, list[str]]:
-    """Settle keys that exclude one another: those that `tree` chooses unset the others.
+    """Resolve mutually exclusive keys: a key set in `tree` unsets the others.
 
     A class lists them as `ALTERNATIVES`: a key that is chosen by any value but null, or `key=value`.
 
     Args:
-        current: the config that the tree goes over.
+        current: the config into which the tree is merged.
 
     Returns:
-        What to put over the config ahead of the tree, and a sentence for each value that is unset. A null in
-        the tree that asks for just that is replaced by the default.
+        Values to merge into the config before the tree, and a log sentence for each value that is unset. A
+        null in the tree that requests the same is replaced by the default.
     """
     unset: Tree = {}
     said: list[str] = []
@@ -89,7 +89,7 @@ def choose_alternatives(schema: type, current: Tree, tree: Tree) -> tuple[Tree, 
 
 
 def _settle_nulls(node: type, prefix: str, given: Tree, after: Tree) -> None:
-    """Put the default in place of a null of an alternative, where another alternative is chosen."""
+    """Replace a null of one alternative by the default if another alternative is set."""
     alternatives = _alternatives(node)
     for name in [name for name in alternatives if name in given and given[name] is None]:
         others = [other for other in alternatives if other != name]
@@ -171,7 +171,7 @@ def _bare(hint: Any) -> Any:
 
 
 def _alternatives(node: type) -> dict[str, str | None]:
-    """By key, the value that chooses it; None for any."""
+    """By key, the value that selects it; None if any value does."""
     entries: tuple[str, ...] = getattr(node, "ALTERNATIVES", ())
     pairs = [entry.partition("=") for entry in entries]
     return {name: value or None for name, _, value in pairs}

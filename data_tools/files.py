@@ -30,9 +30,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def give_usual_mode(path: Path) -> None:
-    """Give a file the permissions of any new file in its folder: those that the umask leaves.
+    """Give a file the default permissions of a new file (by the umask).
 
-    Some libraries write through a temporary file that only its owner may read.
+    Some libraries write via a temporary file that is readable only by its owner.
     """
     usual = path.with_name(f"{path.name}.mode")
     usual.touch()
@@ -54,7 +54,7 @@ def read_blocks(path: Path, offset: int = 0, length: int | None = None) -> Itera
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a file for reading; a named pipe or a device could block or have effects, and is not opened.
+    """Open a regular file for reading; named pipes and devices are rejected without opening them.
 
     Raises:
         OSError: there is no such file, or it is of another kind.
@@ -71,7 +71,7 @@ def refuse_irregular(path: Path) -> None:
 
 
 def read_at(descriptor: int, offset: int, length: int, *, at_once: int = _READ_AT_ONCE) -> bytes:
-    """Bytes of an open file, fewer only where it ends; one read of the system can bring less than asked."""
+    """Read from an open file until `count` bytes or its end; a single system call may return fewer."""
     piece = os.pread(descriptor, min(length, at_once), offset)
     if len(piece) in (0, length):
         return piece
@@ -84,7 +84,7 @@ def read_at(descriptor: int, offset: int, length: int, *, at_once: int = _READ_A
 
 
 def write_at(descriptor: int, offset: int, content: bytes) -> None:
-    """Write all bytes to an open file; one write of the system can take less than it is given."""
+    """Write all bytes to an open file; a single system call may write fewer."""
     left = memoryview(content)
     while left:
         taken = os.pwrite(descriptor, left, offset)

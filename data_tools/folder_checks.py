@@ -13,7 +13,7 @@ _TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 
 def no_data_set(folder: Location, names: Sequence[str]) -> DataError:
-    """Say what is missing in a place that should be the folder of a data set.
+    """The error for a location that should be a data set folder.
 
     Args:
         names: the files of an index; the first one marks a data set.
@@ -37,7 +37,7 @@ def no_data_set(folder: Location, names: Sequence[str]) -> DataError:
 
 
 def _near(path: Path, mark: str) -> Path | None:
-    """The data set beside a path whose name is like the one that is not there."""
+    """A data set in the same parent folder whose name is similar to the missing one."""
     beside = {place.name: place for place in path.parent.glob("*") if (place / mark).is_file()}
     names = difflib.get_close_matches(path.name, beside, n=1)
     return beside[names[0]] if names else None
@@ -82,7 +82,7 @@ def names_tars(place: Location) -> bool:
 
 
 def _folder_of(tars: Location, mark: str) -> str:
-    """How a data set is given whose tars the user names."""
+    """The fix for a path that names the tars of a data set."""
     above = location(re.split(r"[{*]", tars.url)[0].rpartition("/")[0] or ".")
     try:
         if (above / mark).exists():

@@ -1,4 +1,4 @@
-"""Heartbeats of a process that does long work for another process, which ends it when they stop.
+"""Heartbeats of a worker process; the parent process kills the worker when they stop.
 
 Long work calls `progress` after each piece and `waiting_for_storage` about twice a second while a storage
 is down, and reads the bytes of a sample inside `at_storage`. A watched process installs a `Listener`.
@@ -17,7 +17,7 @@ class Listener:
     """Receiver of the heartbeats of this process.
 
     Args:
-        on_outage: gets what `outage` is called with; logs an outage once a minute by default.
+        on_outage: gets the arguments of `outage`; the default logs an outage once a minute.
     """
 
     def __init__(self, on_outage: Callable[[str], None] | None = None) -> None:
@@ -29,7 +29,7 @@ class Listener:
         """A piece of the work is done."""
 
     def storage_read(self, limit_s: float | None) -> None:
-        """A read of a sample's bytes begins, which may be silent for so long; None at its end."""
+        """A read of a sample's bytes begins, with its time limit without progress; None at its end."""
 
     def outage(self, reason: str) -> None:
         """A storage is waited for; the reason is empty when it answers again."""
@@ -61,7 +61,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def at_storage(limit_s: float) -> Iterator[None]:
-    """Mark the reading of a sample's bytes, which may be silent for at most `limit_s`."""
+    """Mark a read of a sample's bytes; it times out after `limit_s` without progress."""
     listener = _listeners[-1]
     listener.storage_read(limit_s)
     try:
@@ -76,5 +76,5 @@ def progress() -> None:
 
 
 def waiting_for_storage(reason: str) -> None:
-    """Tell the listener why nothing can be read now; an empty reason ends the outage."""
+    """Report an outage and its reason to the listener; an empty reason ends the outage."""
     _listeners[-1].outage(reason)

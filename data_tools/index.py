@@ -35,7 +35,7 @@ _ROWS_IN_A_CHUNK = 65_536  # the text of one chunk must stay below 2 GiB
 INDEX_NAME = "index.arrow"
 DATASET_NAME = "dataset.json"
 REJECTED_NAME = "rejected.jsonl"  # videos that were left out, and why
-# Marks a KEY.json that holds every column of the sample's row but those that the tar tells.
+# Marks a KEY.json with every column of the sample's index row except those that the tar itself gives.
 DESCRIPTION_KEY = "kinemae_format"
 DESCRIPTION_FORMAT = 1
 
@@ -62,7 +62,7 @@ COLUMNS = pa.schema(
         ("reference_phase", pa.int32()),
     ]
 )
-# Columns that a source brings besides, such as a caption or a second label, follow these.
+# Additional columns of a source, such as a caption or a second label, follow these.
 EXTRA_TYPES = (pa.string(), pa.int64(), pa.float64())
 
 
@@ -136,7 +136,7 @@ class ShardIndex:
 
     @property
     def identity(self) -> str:
-        """Names the shards and the index together: labels, keys and order too, wherever the data set lies."""
+        """Fingerprint of shards and index, including labels, keys and order; independent of the location."""
         return f"{self.fingerprint}-{self.sha256[:16]}"
 
     def __len__(self) -> int:
@@ -185,7 +185,7 @@ def open_index(
         cache: keeps what is read from remote shards.
         check_shards: refuse a folder that lacks shards or has shorter ones.
         outage_s: how long to wait for a storage that is down, now and at each sample; None keeps the
-            patience of the location, which is 0 by default.
+            value of the location, 0 by default.
 
     Raises:
         StorageUnavailable: the storage was down for that long.

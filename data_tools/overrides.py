@@ -1,7 +1,6 @@
-"""Overrides as they are typed: `a.b=c` with the value in YAML. Checks of their form.
+"""Syntax checks of command-line overrides: `a.b=c` with the value in YAML.
 
-This file knows no config class, so that a command can refuse a malformed command line before it imports
-anything large.
+This file imports no config class, so a command rejects a malformed command line before slow imports.
 """
 
 import re
@@ -13,7 +12,7 @@ import yaml
 
 MISSING = "???"
 
-# YAML 1.1 reads 12:30:00 as 45000 and 010 as 8; nobody who writes them means that.
+# YAML 1.1 reads 12:30:00 as 45000 and 010 as 8, which is never intended.
 _SURPRISING_NUMBER = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
@@ -22,7 +21,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """Check the form of every override.
 
     Raises:
-        ValueError: see `parse_override`; or a shell has split a mapping or a list at its blanks.
+        ValueError: see `parse_override`; or a shell has split a mapping or a list at its spaces.
     """
     for number, override in enumerate(overrides):
         _refuse_blanks(override, overrides[number + 1 : number + 3])
@@ -35,7 +34,7 @@ def parse_override(text: str) -> str:
     """Check the form of one `a.b=c` override and return it unchanged.
 
     Raises:
-        ValueError: it begins with dashes, has no `=`, is no YAML, lacks the blank after a colon, or holds a
+        ValueError: it begins with dashes, has no `=`, is no YAML, lacks the space after a colon, or holds a
             number that YAML 1.1 misreads.
     """
     key, equals, value = text.partition("=")
@@ -65,10 +64,10 @@ def parse_override(text: str) -> str:
 
 
 def check_tree(node: yaml.Node | None, key: str) -> None:
-    """Refuse what YAML reads in another way than its writer meant, with the key under which it stands.
+    """Reject values that YAML reads differently from the intended meaning; the error states the key.
 
     Raises:
-        ValueError: a number such as 010, or a mapping's entry without the blank after its colon.
+        ValueError: a number such as 010, or an entry of a mapping without the space after its colon.
     """
     for child_key, scalar in _plain_scalars(node, key):
         if _SURPRISING_NUMBER.fullmatch(scalar):
@@ -82,7 +81,7 @@ def check_tree(node: yaml.Node | None, key: str) -> None:
 
 
 def as_override(key: str, value: object) -> str:
-    """`key=value` as it can be pasted: quoted for the shell, and for YAML where that would not read text."""
+    """`key=value`, quoted for the shell, and for YAML if it would not read the value as text."""
     text = str(value)
     try:
         is_text = yaml.safe_load(text) == text and not _SURPRISING_NUMBER.fullmatch(text)
@@ -92,7 +91,7 @@ def as_override(key: str, value: object) -> str:
 
 
 def has_no_blank(text: str) -> bool:
-    """Whether a text looks like `name:value`, which YAML takes as one word for want of a blank."""
+    """Whether a text looks like `name:value`, which YAML reads as one word without a space."""
     name, colon, value = text.rpartition(":")
     return bool(colon and name.strip() and value.strip()) and not value.startswith(("/", "\\", " "))
 
@@ -104,7 +103,7 @@ def with_blank(text: str) -> str:
 
 
 def yaml_problem(error: yaml.YAMLError) -> str:
-    """What is wrong and in which line, of an error that spreads both over several lines."""
+    """The line number and problem of a YAML error, as one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
         is_of_colon = "expected ':'" in error.problem or "mapping values" in error.problem
         hint = "; is a blank missing after a colon?" if is_of_colon else ""
@@ -113,7 +112,7 @@ def yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says anything."""
+    """The first non-empty line of an error message."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -127,7 +126,7 @@ def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _refuse_blanks(override: str, following: Sequence[str]) -> None:
-    """Refuse `key = value`, of which a shell makes up to three words."""
+    """Reject `key = value`, which a shell splits into up to three words."""
     if "=" not in override and following and following[0].startswith("="):
         joined = (
             override + following[0] + (following[1] if following[0] == "=" and len(following) > 1 else "")
@@ -139,7 +138,7 @@ def _refuse_blanks(override: str, following: Sequence[str]) -> None:
 
 
 def _is_open(value: str) -> bool:
-    """Whether a mapping or a list begins here and does not end."""
+    """Whether a mapping or a list is not closed."""
     bare = _QUOTED.sub("", value)
     if bare.lstrip()[:1] not in ("{", "["):
         return False
@@ -147,7 +146,7 @@ def _is_open(value: str) -> bool:
 
 
 def _refuse_split_by_shell(words: Sequence[str]) -> None:
-    """Refuse a mapping or a list that a shell has cut: `words` are its pieces and what follows them."""
+    """Reject a mapping or a list that a shell has split: `words` are its pieces and the following words."""
     joined, rest = words[0], list(words[1:])
     while _is_open(joined.partition("=")[2]) and rest:
         joined = f"{joined} {rest.pop(0)}"
@@ -192,7 +191,7 @@ def _plain_scalars(node: yaml.Node | None, key: str) -> list[tuple[str, str]]:
 
 
 def _entries_without_value(node: yaml.Node | None, key: str) -> Iterator[tuple[str, str]]:
-    """The mapping's key and the name of each `{name}` that stands in braces without a value."""
+    """The mapping's key and the name of each `{name}` in braces without a value."""
     if isinstance(node, yaml.MappingNode) and node.flow_style:
         for name, child in node.value:
             if isinstance(name, yaml.ScalarNode) and name.style is None and child.value == "":

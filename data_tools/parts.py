@@ -91,7 +91,7 @@ def _only_class(folder: str, name: str, interface: type[Interface]) -> type[Inte
 
 
 def _checked_arguments(part_class: type, part: Part, key: str) -> dict[str, Any]:
-    """The arguments as the constructor takes them: a whole float is an integer."""
+    """Convert whole floats to integers where the constructor expects integers."""
     parameters = inspect.signature(part_class).parameters
     checked = {}
     for argument, value in part.args.items():

@@ -1,7 +1,7 @@
-"""The same work on many inputs, on several processes, each input with a deadline.
+"""Worker pool: apply a function to many inputs on several processes, each input with a deadline.
 
-A job that shows no sign of life for `timeout_s` (no heartbeat, no byte read or written, no CPU time) is given
-up with its process; the others go on. Only the process that died or hung is replaced.
+A job without progress for `timeout_s` (no heartbeat, no byte read or written, no CPU time) times out, and its
+process is killed. The other jobs continue. Only a process that crashed or timed out is replaced.
 """
 
 import atexit
@@ -29,7 +29,7 @@ TIMEOUT_S = 300.0
 CRASHED = "the decoder crashed on it"
 _TICK_S = 1.0
 _SERVER_S = 5.0
-_MOST_TIMEOUTS = 10  # in a row; more than that are no accident of single inputs
+_MOST_TIMEOUTS = 10  # in a row; more are not the fault of single inputs
 
 
 def map_in_order(
@@ -69,7 +69,7 @@ def map_as_done(
         workers: number of processes; 0 means one for each core, 1 means this one, crashes included.
         on_failure: gives the result of a job that crashed, also alone, or timed out, from the job and the
             reason. Another run may succeed, so the result is not final. Without it the failure is raised.
-        timeout_s: how long a job may show no sign of life. CPU time alone is one, up to ten times as much.
+        timeout_s: limit without progress. With CPU time as the only progress the limit is ten times as long.
 
     Raises:
         BrokenProcessPool: a process died and there is no `on_failure`.
@@ -94,7 +94,7 @@ def map_as_done(
 
 
 class Lost:
-    """A job that ended with its process: the reason, and the error where nobody takes the reason."""
+    """A job whose process ended: the reason, and the error to raise without `on_failure`."""
 
     def __init__(self, reason: str, error: Exception, *, may_retry: bool):
         self.reason = reason
@@ -136,11 +136,11 @@ class _Pool(Generic[Job, Result]):
             idle.give(position, self._function, self._jobs[position])
 
     def _finished(self) -> Iterator[tuple[int, Result | Lost]]:
-        """Take out what is done or lost."""
+        """Remove finished and lost jobs."""
         begin_s = monotonic()
         busy = [worker for worker in self._workers if worker.position is not None]
         ready = wait([worker.connection for worker in busy], _TICK_S)
-        # No more than was meant: a command that was itself suspended does not hold it against its workers.
+        # Capped: time during which the command itself was suspended does not count against its workers.
         waited_s = min(monotonic() - begin_s, _TICK_S)
         for worker in busy:
             position = worker.position
@@ -193,8 +193,9 @@ class _Pool(Generic[Job, Result]):
 def _wait_for_the_server_at_exit() -> None:
     """Workers are children of the server that forks them: their CPU time is ours once we waited for it.
 
-    So `time python -m data_tools shard ...` tells the truth. multiprocessing only hangs up. The server ends
-    after its last child, which may not die in a read of a dead network disk: so the wait is bounded.
+    Then `time python -m data_tools shard ...` includes the workers. multiprocessing only closes the
+    connection. The server ends after its last child, which may block in a read of a dead network disk: so the
+    wait has a limit.
     """
     stop = forkserver._forkserver._stop  # type: ignore[attr-defined]
 

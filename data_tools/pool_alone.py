@@ -1,4 +1,4 @@
-"""Jobs done in this process, one after the other, each with a deadline."""
+"""Run jobs in this process, one after the other, each with a deadline."""
 
 import logging
 import os
@@ -18,11 +18,11 @@ Result = TypeVar("Result")
 
 _TICK_S = 1.0
 _INTERRUPT_S = 30.0  # for a job to react to its deadline
-_SIGNAL = signal.SIGVTALRM  # which nothing else uses
+_SIGNAL = signal.SIGVTALRM  # unused otherwise
 
 
 class _TimedOut(BaseException):
-    """Raised in a job whose deadline is over; not an Exception, so that no job handles it."""
+    """Raised in a job after its deadline; not an Exception, so that no job handles it."""
 
 
 class _Counting(heartbeat.Listener):
@@ -60,7 +60,7 @@ def do_here(
 
 @contextmanager
 def _deadline(timeout_s: float) -> Iterator[None]:
-    """Interrupt the block when it shows no sign of life for so long. Other threads get no deadline."""
+    """Interrupt the block after `timeout_s` without progress. Only the main thread has a deadline."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

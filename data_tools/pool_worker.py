@@ -1,4 +1,4 @@
-"""One process of the pool: its work, its handle, and the signs by which it is seen to get on."""
+"""One process of the pool: its main loop, its handle and its progress counters."""
 
 import ctypes
 import multiprocessing
@@ -21,7 +21,7 @@ from data_tools.stream.workers import end_with_main, leave_signals_to_main, sign
 
 _GONE_S = 1.0
 _BUSY_FACTOR = 10  # on the time without progress: so much CPU time without any is an endless loop
-_CPU_SHARE = 0.02  # of one core; less is no sign of life
+_CPU_SHARE = 0.02  # of one core; less counts as no progress
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -43,9 +43,10 @@ def timed_out(timeout_s: float) -> str:
 
 
 class Signs:
-    """Signs of life of a process or thread: heartbeats, bytes read or written, CPU time.
+    """Progress of a process or thread: heartbeats, bytes read or written, CPU time.
 
-    A blocked read shows none of them. An endless loop shows CPU time alone, and may use ten times as much.
+    A blocked read makes no progress. For an endless loop, which uses only CPU time, the limit is ten
+    times as long.
 
     Args:
         folder: in /proc, of the process or thread.
@@ -61,7 +62,7 @@ class Signs:
         self.busy_s = 0.0  # of CPU time without another sign
 
     def watch(self, waited_s: float) -> None:
-        """Note what was seen in the last `waited_s` seconds."""
+        """Update the counters for the last `waited_s` seconds."""
         events, moved, cpu_s = self._read()
         if (events, moved) != self._moved:
             self._moved, self.idle_s, self.busy_s = (events, moved), 0.0, 0.0
@@ -72,7 +73,7 @@ class Signs:
         self._cpu_s = cpu_s
 
     def is_stuck(self, timeout_s: float) -> bool:
-        """Whether there was no sign of life for so long."""
+        """Whether there was no progress for `timeout_s`."""
         return self.idle_s > timeout_s or self.busy_s > _BUSY_FACTOR * timeout_s
 
     def _read(self) -> tuple[int, int, float]:
@@ -85,11 +86,11 @@ class Signs:
 
 
 class Worker:
-    """A process and the job that it has.
+    """A process and its current job.
 
     Attributes:
-        connection: can be read when there is an answer and when the process is gone.
-        position: of the job that it has been given; None for none.
+        connection: readable when a result has arrived or the process has ended.
+        position: of its current job; None for none.
     """
 
     def __init__(self, context: BaseContext):
@@ -105,7 +106,7 @@ class Worker:
         theirs.close()
 
     def give(self, position: int, function: Callable[[Any], Any], job: object) -> None:
-        """Have it do a job; its time begins. A process that is gone shows itself in `take`."""
+        """Send a job to the process and start its timer. `take` reports a process that has ended."""
         self.position = position
         self.signs = Signs(str(self.process.pid), lambda: self._record.value)
         try:
@@ -117,7 +118,7 @@ class Worker:
         """The result of the job, or a `Failure`.
 
         Raises:
-            EOFError: the process is gone.
+            EOFError: the process has ended.
         """
         try:
             answer = self.connection.recv()
@@ -127,7 +128,7 @@ class Worker:
         return answer
 
     def end(self) -> None:
-        """Kill it; nothing waits for a process that does not die, as in a read of a dead network disk."""
+        """Kill the process without waiting: a read of a dead network disk may block its end."""
         self.process.kill()
         self.process.join(_GONE_S)
         if self.process.is_alive():
@@ -149,7 +150,7 @@ class _Counting(heartbeat.Listener):
 
 
 def _work(connection: Connection, record: Any) -> None:
-    """Do jobs until the main process is gone."""
+    """Run jobs until the main process ends."""
     leave_signals_to_main()
     end_with_main()
     torch.set_num_threads(1)
@@ -169,9 +170,9 @@ def _work(connection: Connection, record: Any) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself where it survives pickling, and else one that says the same."""
+    """The error itself if it can be pickled, else an error with the same text."""
     try:
         multiprocessing.reduction.ForkingPickler.loads(multiprocessing.reduction.ForkingPickler.dumps(error))
-    except Exception:  # whatever a foreign error's own pickling raises
+    except Exception:  # pickling a foreign error may raise anything
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

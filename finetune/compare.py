@@ -91,7 +91,7 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def _encoder(run: dict[str, Any]) -> str:
-    """What the encoder began with."""
+    """The initial weights of the encoder."""
     if run["encoder"] is None:
         return "from scratch"
     name = str(run["encoder"])

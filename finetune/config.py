@@ -142,8 +142,8 @@ class FinetuneConfig:
         run_dir: the run's folder; the same command again continues the run in it.
         seed: of the head's weights, the order of clips, crops and drop path.
         encoder: folder of an exported encoder; null trains from scratch, with `model` and `clip`.
-        weights: of `encoder`: "pretrained", or "random" for the same architecture from scratch, colours
-            that pixels are normalised by included.
+        weights: of `encoder`: "pretrained", or "random" for the same architecture from scratch, with the
+            same colours to normalise pixels.
         head: file name in finetune/heads and its arguments.
         pruning: which tokens of a clip the encoder sees: file name in pretrain/pruning and its arguments.
         final_norm: whether the encoder keeps its last norm. False is VideoMAE's fine-tuning, whose head has a
@@ -190,7 +190,7 @@ class FinetuneConfig:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether the encoder begins with random weights."""
+        """Whether the encoder starts from random weights."""
         return self.encoder is None or self.weights == "random"
 
     @property

@@ -17,10 +17,10 @@ from pretrain.folder_kinds import (
 
 
 def check_finished_run(run_dir: Path) -> None:
-    """Refuse a folder that `finetune evaluate` cannot score.
+    """Reject a folder that `finetune evaluate` cannot score.
 
     Raises:
-        CheckpointError: it is neither a finished fine-tuning run nor a fine-tuned model; says what to do.
+        CheckpointError: it is neither a finished fine-tuning run nor a fine-tuned model; states the fix.
     """
     kind = kind_of_folder(run_dir)
     if kind == MODEL or (kind == FINETUNING and exported_in(run_dir) is not None):

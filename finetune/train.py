@@ -138,7 +138,7 @@ def training(prepared: Prepared) -> Training:
         decoder=config.data.decoder,
         annotate=None,
     )
-    assert config.optim.layer_decay is not None, "prepare settles it"
+    assert config.optim.layer_decay is not None, "prepare sets it"
     scale = layer_scale(config.optim.layer_decay, prepared.description.shape.depth)
     return Training(
         module=prepared.classifier,
@@ -151,7 +151,7 @@ def training(prepared: Prepared) -> Training:
 
 
 def _announce_beginning(config: FinetuneConfig) -> None:
-    """Say in the log what the encoder begins with, and how the learning rate falls over its layers."""
+    """Log the encoder's initial weights and the layer-wise learning rate decay."""
     begins = "random weights" if config.from_scratch else f"the weights of {config.encoder}"
     log.info("the encoder begins with %s; optim.layer_decay is %g", begins, config.optim.layer_decay)
 

@@ -15,7 +15,7 @@ _EPILOG = """examples:
   python -m launch ssh configs/cluster/ssh.yaml -- pretrain CONFIG run_dir=RUN
   python -m launch status RUN"""
 
-# The module that registers each command. Only the one that is asked for is imported.
+# The module that registers each command. Only the module of the given command is imported.
 _MODULES = {
     "local": "launch.local",
     "ssh": "launch.ssh",
@@ -75,7 +75,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def parser(first: str | None = None) -> argparse.ArgumentParser:
-    """All commands, or, where `first` is one of them, no others; each file registers its own."""
+    """All commands, or only `first` if it is one of them; each file registers its own."""
     whole = argparse.ArgumentParser(
         prog="python -m launch",
         description=_ABOUT,

@@ -169,7 +169,7 @@ class Agent:
 
 
 def answer(master: str) -> int:
-    """Say that this host can be reached and sees the code, a port that is free, and what names mean here."""
+    """Report that this host is reachable and has the code, a free port, and the addresses of names here."""
     with socket.socket() as listener:
         listener.bind(("", 0))
         told: dict[str, Any] = {"port": listener.getsockname()[1]}
@@ -187,7 +187,7 @@ def answer(master: str) -> int:
 
 
 def own_address() -> str | None:
-    """The first address of the own hostname that can be bound; Gloo offers it to the other processes."""
+    """The first address of the own hostname that can be bound; Gloo publishes it to the other processes."""
     with suppress(OSError):
         for family, kind, protocol, _, address in socket.getaddrinfo(
             socket.gethostname(), 0, type=socket.SOCK_STREAM

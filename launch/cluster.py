@@ -28,7 +28,7 @@ _WORDS = {
 }
 
 
-# Keys by the names that torchrun, Slurm and others have for them.
+# Our keys by their names in torchrun, Slurm and other launchers.
 _SYNONYMS = {
     **dict.fromkeys(
         ("nproc", "nproc_per_node", "num_gpus", "gpus", "ngpus", "ntasks", "num_processes", "np", "tasks"),
@@ -120,7 +120,7 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def _rejoined(words: Sequence[str]) -> str:
-    """The override that a shell has split into these words, with what follows it."""
+    """The override that a shell has split into these words, and the following words."""
     for count in range(1, len(words) + 1):
         joined = " ".join(words[:count])
         if joined.count("{") == joined.count("}") and joined.count("[") == joined.count("]"):

@@ -66,7 +66,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         signal.signal(number, _interrupt)
     try:
         findings, reports = examine(target, wishes)
-    except KeyboardInterrupt as interrupt:  # the probes have been ended, and jobs taken back
+    except KeyboardInterrupt as interrupt:  # the probes are ended and their jobs cancelled
         code = interrupt.args[0] if interrupt.args else INTERRUPTED
         sys.stderr.write("interrupted: the probes are ended\n")
         return int(code)

@@ -55,7 +55,7 @@ def digest_of_file(path: Path) -> str:
 
 
 def find_recipe(given: str, room: str) -> Path:
-    """The config file that a job names, found as the room finds it: a path, or a name in configs/ROOM."""
+    """The config file of a job, resolved as its program does: a path, or a name in configs/PROGRAM."""
     path = Path(given)
     names = (folder / f"{given.removeprefix(f'{room}/')}.yaml" for folder in _recipes(room))
     if path.is_file() or path.suffix in (".yaml", ".yml"):

@@ -25,10 +25,10 @@ class Answer:
         port: one that was free on it.
         silence: why it counts as not there; None where it answered.
         machine: the same for hosts that are one machine with one network.
-        unresolved: why the name where processes meet is not known there; None where it is.
-        hostname: what it calls itself.
-        own_address: the first address of that name that it has; None where there is none.
-        has_interface: whether its environment names Gloo's interface.
+        unresolved: the error of resolving the rendezvous host there; None without one.
+        hostname: its own hostname.
+        own_address: the first address of that name that it can bind; None if there is none.
+        has_interface: whether its environment sets Gloo's interface.
     """
 
     port: int = 0

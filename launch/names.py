@@ -1,4 +1,4 @@
-"""Names between hosts: whether the processes of a job can find one another, before they are started."""
+"""Name resolution between hosts: check that the processes of a job can connect before they start."""
 
 import ipaddress
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ _SET_IT = (
 
 
 def name_fault(answers: Mapping[str, Answer], master: str, environment: Mapping[str, str]) -> str | None:
-    """What keeps the processes of several hosts from meeting, with its fix; None where nothing is known to.
+    """The reason, with its fix, why the processes of several hosts cannot connect; None without a known one.
 
     Args:
-        answers: of the hosts that take part, in order; the processes meet on the first.
-        master: the name or address where they meet.
+        answers: of the hosts of the job, in order; the rendezvous is on the first.
+        master: the name or address of the rendezvous.
         environment: what the cluster file sets for each process.
     """
     if len({answer.machine for answer in answers.values()}) < 2:

@@ -49,7 +49,7 @@ def add_to(parsers: Any) -> None:
     )
     parser.add_argument("config", help="a YAML file, as in configs/pretrain")
     parser.add_argument(
-        "words", nargs="*", default=[], metavar="a.b=c", help="keys of machines, and of the config"
+        "words", nargs="*", default=[], metavar="a.b=c", help="overrides of cluster file and config"
     )
     parser.add_argument("--cluster", metavar="FILE", type=Path, help="a YAML file with keys of machines")
     parser.add_argument("--measured", metavar="RUN", type=Path, help="a short run on one node to learn from")

@@ -21,7 +21,7 @@ export MASTER_ADDR MASTER_PORT
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_ADDR=$(scontrol --oneliner show node "$first" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
 
-# How the job ended, for `launch status` once Slurm has forgotten it.
+# The exit code of the job, for `launch status` after Slurm has deleted its record.
 leave() {
     echo "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID} $1" > "$outcome"
     exit "$1"
@@ -50,7 +50,7 @@ while true; do
             if [ "$requeue" = yes ] && [ ! -e "$cancelled" ]; then
                 scontrol requeue "$SLURM_JOB_ID"
             fi
-            leave "$code"  # the next element of an array goes on
+            leave "$code"  # the next element of an array continues
             ;;
         0 | 2 | 3 | 4 | 6 | 130)  # finished or refused: another start would say the same
             break

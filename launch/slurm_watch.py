@@ -31,9 +31,9 @@ def job_line(job_id: str) -> str:
 
 
 def job_end(job_id: str, launch_folder: Path) -> tuple[int | None, str]:
-    """How a job that has left the queue ended: its exit code, and the same in words.
+    """The exit code of a job that has left the queue, and its meaning in words.
 
-    The batch script notes its code. A job that was killed with its script is known to Slurm for some minutes,
+    The batch script writes its exit code. If the script was killed too, Slurm knows the job for some minutes,
     or as long as its accounting keeps it.
 
     Raises:
@@ -45,7 +45,7 @@ def job_end(job_id: str, launch_folder: Path) -> tuple[int | None, str]:
     told = _ask(["scontrol", "--oneliner", "show", "job", job_id], "Invalid job id")
     state, code = _state_and_code(told) or _accounted(job_id) or ("", "")
     if not state:
-        return None, f"job {job_id}: Slurm has forgotten it, and it was killed before it could note its end"
+        return None, f"job {job_id}: Slurm has no record of it, and it wrote no exit code"
     number = exit_code_of(state, code)
     why = {"CANCELLED": "cancelled", "TIMEOUT": "killed at its time limit"}
     text = why.get(state, state.lower().replace("_", " "))
@@ -68,7 +68,7 @@ def _state_and_code(told: str) -> tuple[str, str] | None:
 
 
 def _accounted(job_id: str) -> tuple[str, str] | None:
-    """State and exit code by Slurm's accounting, where there is one."""
+    """State and exit code from Slurm's accounting, if it is enabled."""
     command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}"]
     try:
         ran = subprocess.run(

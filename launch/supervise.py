@@ -211,14 +211,14 @@ class Supervisor:
         return self._meet(deal(alive, self._world_for(sum(alive.values()))), answers)
 
     def _master(self) -> str:
-        """Where the processes meet as long as the first host is there."""
+        """The rendezvous host while the first host is part of the job."""
         return self._launch.master or next(iter(self._slots))
 
     def _can_meet(self, answers: Mapping[str, Answer]) -> bool:
-        """Whether names allow it. If not, another start would fail in the same way.
+        """Whether name resolution allows a start. If not, another start would fail in the same way.
 
         Raises:
-            UsageError: they do not at the first start.
+            UsageError: it does not at the first start.
         """
         is_first_there = next(iter(answers)) == next(iter(self._slots))
         fault = name_fault(answers, self._master(), self._launch.environment)

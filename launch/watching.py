@@ -161,7 +161,7 @@ def _table(run_dir: Path, status: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As in 45 s, 12 min, 3 h 20 min, 2 d 5 h."""
+    """A duration in words, such as 45 s, 12 min, 3 h 20 min, 2 d 5 h."""
     minutes = round(seconds / 60)
     if minutes < 2:
         return f"{seconds:.0f} s"

@@ -13,7 +13,7 @@ from pretrain.training import make_plan, run_pretraining
 
 
 def run_pretrain(arguments: argparse.Namespace) -> None:
-    """Train, or with `--dry-run` print what a training would be."""
+    """Train, or with `--dry-run` print the plan of the training."""
     config = load_config(PretrainConfig, arguments.config, arguments.overrides)
     plan = make_plan(config)
     if arguments.dry_run:

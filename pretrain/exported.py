@@ -1,8 +1,8 @@
 """Exported models: a JSON description and safetensors weights, both checked on reading.
 
 A description is a dataclass written as JSON. Reading it checks every key and the type of every value, and
-builds nothing but dataclasses and numbers: no file can name code. A key that a file lacks takes the default
-of its field, so a new field with a default leaves older files readable; an unknown key is refused by name.
+builds only dataclasses and numbers: no file can execute code. A missing key takes the default of its field,
+so a new field with a default keeps older files readable. An unknown key is an error that names the key.
 """
 
 import json
@@ -55,7 +55,7 @@ def read_description(path: Path, kind: type[Record], *, formats: range) -> Recor
     """Read what `save_description` wrote.
 
     Args:
-        kind: the dataclass.
+        kind: the dataclass of the description.
         formats: the values of its `format` that this version reads.
 
     Raises:
@@ -70,14 +70,14 @@ def read_description(path: Path, kind: type[Record], *, formats: range) -> Recor
         raise CheckpointError(f"cannot read {path}: {error}; export it again") from error
     check_format(found, formats, path)
     try:
-        # What was read is written again in today's format.
+        # Files are always written in the current format.
         return read_record(kind, {**found, "format": formats[-1]})
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
 
 
 def check_format(found: Any, formats: range, path: Path) -> None:
-    """Refuse a description of a format that this version does not read.
+    """Reject a description in a format that this version does not read.
 
     Raises:
         CheckpointError: it is no object, or its format is too old or too new.
@@ -128,7 +128,7 @@ def read_buildable(
 def read_record(kind: type[Record], found: Any, name: str = "") -> Record:
     """Build a dataclass from JSON, each value checked against the type of its field, nested ones too.
 
-    A key that is not there takes the default of its field.
+    A missing key takes the default of its field.
 
     Args:
         name: the key under which the record stands; empty for the whole file.
@@ -234,5 +234,5 @@ def _publish(partial: Path, final: Path) -> None:
     """Give a finished file its name, after its bytes are on the disk."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
-    give_usual_mode(partial)  # safetensors writes for the owner alone
+    give_usual_mode(partial)  # safetensors writes files that only the owner can read
     os.replace(partial, final)

@@ -1,4 +1,4 @@
-"""The kind of a folder, by the names of its files: a run, an exported model, a data set. Needs no torch."""
+"""Detect the kind of a folder by its file names: a run, an exported model, a data set. Needs no torch."""
 
 from collections.abc import Container
 from pathlib import Path
@@ -31,7 +31,7 @@ def kind_of_folder(folder: Path) -> str:
 
 
 def kind_of_run(run_dir: Path) -> str | None:
-    """Pretraining or fine-tuning, by the keys of the run's config; None where the folder holds no run."""
+    """Pretraining or fine-tuning, by the keys of the run's config; None if the folder has no run."""
     try:
         stored = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -40,11 +40,11 @@ def kind_of_run(run_dir: Path) -> str | None:
 
 
 def kind_of_config(keys: Container[str]) -> str | None:
-    """The kind of run that a config with these keys is of."""
+    """The kind of run, by the keys of its config."""
     return PRETRAINING if "masking" in keys else FINETUNING if "head" in keys else None
 
 
 def exported_in(run_dir: Path) -> Path | None:
-    """The model that a run has exported; None where it has none."""
+    """The exported model of a run; None if it has none."""
     places = ((MODEL_FOLDER, "head.json"), (ENCODER_FOLDER, "encoder.json"))
     return next((run_dir / name for name, file in places if (run_dir / name / file).is_file()), None)

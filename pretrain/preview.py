@@ -75,7 +75,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
 
 
 def read_clips(plan: Plan, step: int) -> ClipBatch:
-    """Clips of a step, `pictures.clips` of them, of different videos, each with the lists of `Fate`."""
+    """`pictures.clips` clips of a step, of different videos, each with the lists of `Fate`."""
     config = plan.config
     clips = clips_of_pictures(config, step * config.batch.global_clips)
     batch = training_clips(plan, Fate(split=plan.split)).batch(clips)

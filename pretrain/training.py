@@ -102,7 +102,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     continues = is_run and processes.is_first and check_run_dir(run_dir, config, inputs)
     if is_run:
         _check_enough(index, config)
-    if isinstance(index, Mixture):  # sets that have moved keep their places in the order of clips
+    if isinstance(index, Mixture):  # moved data sets keep their positions in the order of clips
         index = index.renamed(first_places(run_dir, inputs))
     data = config.data
     probe = open_probe(
@@ -194,9 +194,9 @@ def _picture_book(plan: Plan) -> PictureBook:
 
 
 def clips_of_pictures(config: PretrainConfig, first: int = 0) -> range:
-    """The clips that pictures show, from the first of a step on: of different videos as far as it has them.
+    """The clips to draw, from the first of a step on; of different videos if the step has enough.
 
-    Within one step, since budgets may differ from step to step.
+    They are from one step, since budgets may differ between steps.
     """
     clips = config.batch.global_clips
     count = min(config.pictures.clips, clips)

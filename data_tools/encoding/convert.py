@@ -16,13 +16,13 @@ _ROUNDED = 4  # pixels by which sizes of one aspect ratio may differ after round
 
 
 class Converter:
-    """Frames of any format to upright 4:2:0 of one size, in their own colour space where tags can say so.
+    """Convert frames to upright 4:2:0 of one size; keep the colour space if the stored tags can describe it.
 
     The first frame decides the size. A later frame of another aspect ratio is fitted in, with black bars.
 
     Args:
         short_side: in pixels, rounded to even sizes; nothing is enlarged. None keeps the size.
-        jpeg: convert to the colours of JPEG files, which have no tags to tell others by.
+        jpeg: convert to the colour space of JPEG files, which have no colour tags.
     """
 
     def __init__(self, original: Original, short_side: int | None, jpeg: bool):

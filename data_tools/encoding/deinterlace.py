@@ -38,7 +38,7 @@ def deinterlaced(timed: _Timed, notes: list[str]) -> _Timed:
 
 
 class _Bwdif:
-    """FFmpeg's filter for frames of one size and format; it holds a frame back until the next one comes."""
+    """FFmpeg's filter for frames of one size and format; its output is one frame late."""
 
     def __init__(self, first: VideoFrame):
         self._kind = _kind(first)

@@ -1,7 +1,7 @@
 """Frame rate of a source video: constant, or the nominal rate of a varying one.
 
-A rate is constant if each frame is on screen in the middle of exactly one slot of 1 / rate seconds. Files
-whose packets say otherwise are decoded once, because only decoded frames have reliable times.
+A rate is constant if each frame is on screen in the middle of exactly one slot of 1 / rate seconds. If the
+packets do not show a constant rate, the file is decoded once: only decoded frames have reliable times.
 """
 
 import math
@@ -21,12 +21,12 @@ from data_tools.storage.outage import refuse_outage
 from data_tools.stream.container import BadVideo, open_container, open_video
 
 SLACK_S = 1e-6  # half of a rate often falls on a time stamp exactly: as in the reader, the new frame counts
-MOST_REPEATS = 1000  # of a frame, on average: time stamps that leap for years must not fill the disk
+MOST_REPEATS = 1000  # of a frame, on average: time stamps with huge gaps must not fill the disk
 _MIDDLE = 0.5  # of a slot
 _LATEST = -0.5  # where a frame of a varying rate must still be on screen to be stored in the slot
 _NTSC = tuple(Fraction(1000 * rate, 1001) for rate in (24, 30, 48, 60, 120))
 _MOST_REORDERED = 16  # frames by which the order on screen may differ from that of the packets
-_NARROW, _WIDE = 1.25, 1.6  # ranges of intervals that jitter makes of one
+_NARROW, _WIDE = 1.25, 1.6  # ratios by which jitter widens the range of one interval
 _MOST_UNEVEN = 1.01  # frames
 _LOST_FRACTION = 0.01  # a slower rate is preferred if it loses no more of the frames than this
 
@@ -53,7 +53,7 @@ class Timing:
 
 
 def measure(source: bytes | Path) -> Timing:
-    """Find out the rate of a video.
+    """Measure the frame rate of a video.
 
     Raises:
         BadVideo: it cannot be opened. Damage on the way ends the measurement without an error.
@@ -90,9 +90,9 @@ def is_stored(slot: int, rate: Fraction, until_s: float, *, start_s: float, pace
 
 
 def nominal_rate(times_s: np.ndarray) -> Fraction | None:
-    """The slowest rate, out of those of the frequent intervals, that loses next to no frame.
+    """The slowest rate of the frequent intervals that loses almost no frame.
 
-    The median interval comes first. A recording that mostly pauses has shorter ones that count.
+    The median interval is tried first. A recording that is mostly paused also has shorter relevant intervals.
 
     Returns:
         None if every such rate repeats frames too often.
@@ -115,7 +115,7 @@ def nominal_rate(times_s: np.ndarray) -> Fraction | None:
 
 @lru_cache(maxsize=256)
 def _measure_file(path: Path, size: int, time_ns: int) -> Timing:
-    """Parts of one long video ask for the same again and again."""
+    """Cached: segments of one long video need the same result many times."""
     return _measure(path)
 
 
@@ -133,7 +133,7 @@ def _measure(source: bytes | Path) -> Timing:
 
 
 def _packet_ticks(packets: Iterator[av.Packet]) -> Iterator[int]:
-    with suppress(av.FFmpegError):  # a damaged end is the decoder's to judge
+    with suppress(av.FFmpegError):  # the decoder handles a damaged end
         for packet in packets:
             ticks = packet.dts if packet.pts is None else packet.pts
             if ticks is not None and not packet.is_discard:
@@ -154,7 +154,7 @@ def _timing(times_s: np.ndarray, claimed: list[Fraction], *, is_cut: bool) -> Ti
     if np.array_equal(_slots(times_s, mean), np.arange(count)):
         return Timing(frames=count, mean=mean, nominal=mean)
     head = times_s[: -min(_MOST_REORDERED, count // 2)]
-    if is_cut and len(head) > 1:  # B frames are cut off that come before the last frame on screen
+    if is_cut and len(head) > 1:  # B frames before the last frame in presentation order are cut off
         mean_of_head = _mean_rate(head, claimed)
         slots = _slots(times_s, mean_of_head)
         if np.array_equal(slots[: len(head)], np.arange(len(head))) and np.diff(slots).min() > 0:
@@ -172,7 +172,7 @@ def _slots(times_s: np.ndarray, rate: Fraction) -> np.ndarray:
 
 
 def _mean_rate(times_s: np.ndarray, claimed: list[Fraction]) -> Fraction:
-    """Mean frames a second; what the container says where that would not drift by a quarter of a frame."""
+    """Mean frames per second; the container's value if it drifts by less than a quarter of a frame."""
     count = len(times_s)
     interval_s = float(times_s[-1]) / (count - 1)
     for rate in claimed:

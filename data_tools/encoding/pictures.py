@@ -14,14 +14,14 @@ from data_tools.storage.outage import refuse_outage
 from data_tools.stream.container import MAX_PIXELS, BadVideo
 from data_tools.stream.geometry import pixel_aspect, turns
 
-# Single pictures only: "image2", for numbered files, would open others besides.
+# Single images only: "image2" reads numbered files and would open others too.
 _PICTURES = "jpeg_pipe,png_pipe,bmp_pipe,webp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,jpegls_pipe,j2k_pipe"
 
 
 def timed_pictures(
     video: SourceVideo, first: VideoFrame, rate: Fraction
 ) -> Iterator[tuple[float, VideoFrame]]:
-    """Each picture with the second at which it comes on screen.
+    """Each image with its presentation time in seconds.
 
     Raises:
         BadVideo: a picture cannot be read, or is, upright, of another size than the first one.
@@ -50,7 +50,7 @@ def read_picture(path: Path) -> tuple[VideoFrame, Fraction]:
     """
     try:
         refuse_irregular(path)
-        content = io.BytesIO(path.read_bytes())  # a name would choose the demuxer for numbered files
+        content = io.BytesIO(path.read_bytes())  # a file name would select the demuxer for numbered files
         with av.open(content, "r", options={"format_whitelist": _PICTURES}) as container:
             stream = container.streams.video[0]
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}

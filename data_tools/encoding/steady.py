@@ -71,7 +71,7 @@ def steady(
 
     Args:
         fps: frames a second; None keeps the original's, or the nominal rate of a varying one.
-        every: take each so-manieth of these.
+        every: take every n-th of these frames.
         short_side: in pixels, rounded to even sizes; nothing is enlarged. None keeps the size.
         jpeg: convert to the colours of JPEG files, which have no tags to tell others by.
 
@@ -128,7 +128,7 @@ def _retimed(original: Original, rate: Fraction, pace: Pace) -> Iterator[VideoFr
     """The frame on screen in the middle of each 1 / rate seconds.
 
     Args:
-        pace: as `is_stored` has it; if varying, note how many frames are lost nevertheless.
+        pace: as in `is_stored`; for a varying pace, the number of lost frames is noted.
     """
     shown, shown_s, taken, lost, made, already = None, 0.0, 0, 0, 0, 0
     for begin_s, frame in chain(deinterlaced(original.timed, original.notes), [(math.inf, None)]):

@@ -59,7 +59,7 @@ class IndexConfig:
         probe: "full" decodes every frame; "header" only the first, and believes the container.
         max_bad_fraction: stop where more than this share of the videos cannot be read; 1 never stops.
         workers: processes; 0 means one for each core.
-        timeout_s: a video that shows no sign of progress for so long is left out.
+        timeout_s: a video without progress for so long is skipped.
     """
 
     label: str = "auto"

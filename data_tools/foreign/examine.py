@@ -30,11 +30,11 @@ _OTHER_BYTES = "its bytes are not those that shard wrote: the checksum in its .j
 
 @dataclass(frozen=True, kw_only=True)
 class FoundVideo:
-    """A sample: where its video lies, what it says about itself, and what a decode found.
+    """A sample: the location of its video, its metadata and the result of a decode.
 
     Attributes:
-        reason: why it cannot be read.
-        note: what is odd about it though it can be read.
+        reason: the reason why it cannot be read.
+        note: an anomaly of a readable video.
     """
 
     key: str
@@ -108,7 +108,7 @@ def examine_shards(
     with journal.open("a", encoding="utf-8") as file:
         shown = progress(results, total=len(todo), what="index, parts of shards", unit="part")
         for position, result in zip(todo, shown, strict=True):
-            if isinstance(result, str):  # not for the journal: another run may find something else
+            if isinstance(result, str):  # not written to the journal: another run may succeed
                 known[stamps[position]] = _one_by_one(jobs[position], workers, timeout_s)
                 continue
             known[stamps[position]] = result
@@ -175,7 +175,7 @@ def _found(file: IO[bytes], job: _Job, sample: Described) -> FoundVideo:
 
 
 def _as_told(row: FoundVideo, told: Told) -> FoundVideo:
-    """The row of the index that `shard` wrote, if the video is the one that it stored."""
+    """The index row that `shard` wrote, if the video is unchanged."""
     if row.crc32 != told.crc32:
         return replace(row, reason=_OTHER_BYTES)
     return replace(
@@ -207,12 +207,12 @@ def _local(shard: ForeignShard) -> Iterator[ForeignShard]:
 
 
 def _failed(job: _Job, reason: str) -> Found | str:
-    """Some video of it ended or blocked the process; `_one_by_one` finds out which."""
+    """One of its videos crashed or blocked the process; `_one_by_one` finds it."""
     return reason
 
 
 def _one_by_one(job: _Job, workers: int, timeout_s: float) -> Found:
-    """A job on which a process died or hung, each sample of it in a process of its own."""
+    """Repeat a job that crashed or blocked, with each sample in a separate process."""
     with _local(job.shard) as shard, open_shard(shard.place) as file:
         shelf = read_shelf(shard, job.rules, file)
         total = len(shelf.described)

@@ -42,7 +42,7 @@ class ForeignSample:
     members: dict[str, Member] = field(default_factory=dict)
 
     def member(self, ending: str) -> Member | None:
-        """The member of an ending; where the key holds dots, the one beside the video.
+        """The member with an extension; if the key holds dots, the member that shares the video's full name.
 
         webdataset ends a key at the first dot, so `v2.0 a.mp4` has the key `v2` and `0 a.mp4` as its ending.
         """
@@ -55,7 +55,7 @@ class ForeignSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a tar holds: its samples in order, keys left out and why, and the number of files in neither."""
+    """Contents of a tar: samples in order, skipped keys with reasons, and the number of other files."""
 
     samples: tuple[ForeignSample, ...]
     left_out: dict[str, str]
@@ -94,7 +94,7 @@ def members_of(file: IO[bytes], name: str) -> list[Member]:
 
 
 def _member(info: tarfile.TarInfo, targets: Mapping[str, Member]) -> Member | None:
-    """A file or a link, None for what is neither; a hard link has the bytes of an earlier member."""
+    """A file or a link, None for other members; a hard link has the bytes of an earlier member."""
     name = printable(info.name)
     if info.isreg():
         return Member(name=name, offset=info.offset_data, length=info.size)

@@ -1,4 +1,4 @@
-"""Read KEY.json as `shard` writes it: a row of the index, as far as the tar does not tell it."""
+"""Read KEY.json as `shard` writes it: the index row without the columns that the tar itself gives."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,10 +30,10 @@ _INFO = tuple(field.name for field in fields(VideoInfo))
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """What KEY.json says of a sample; the meaning of each field stands at `data_tools.index.COLUMNS`.
+    """The fields of KEY.json; `data_tools.index.COLUMNS` documents each one.
 
     Attributes:
-        extra: columns of the source's own.
+        extra: additional columns of the source.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Told:
 
 
 def is_ours(content: Mapping[str, Any]) -> bool:
-    """Whether `shard` wrote this description, with every column in it."""
+    """Whether `shard` wrote this description and it has every column."""
     return content.get(DESCRIPTION_KEY) == DESCRIPTION_FORMAT
 
 
@@ -81,11 +81,11 @@ def told(content: Mapping[str, Any], where: str) -> Told:
 
 
 def classes_told(pairs: Iterable[tuple[str, int]], lists: Sequence[Sequence[str]]) -> list[str]:
-    """The classes of data sets of ours in their order.
+    """The classes of data sets made by `shard`, in order.
 
     Args:
         pairs: label and number of each sample that has them.
-        lists: lists of classes beside the shards; one that agrees also tells classes without a video.
+        lists: class lists next to the shards; a consistent list also names classes without a video.
     """
     pairs = list(pairs)
     numbers: dict[str, int] = {}

@@ -35,7 +35,7 @@ class Rules:
         columns: fields of the json member that become columns of the index.
         classes: how many classes there are; then every label must be a whole number below it.
         missing_labels: "error", or "reject" to leave out samples without a label by name.
-        keys: what stands before these names on the command line, as in "source.args.".
+        keys: prefix of these names on the command line, as in "source.args.".
     """
 
     label: str = "auto"
@@ -60,10 +60,10 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """A sample with what it says: its key, its video, and facts as in `SourceVideo`.
+    """A sample: its key, its video and metadata as in `SourceVideo`.
 
     Attributes:
-        told: what `shard` wrote about it.
+        told: the metadata that `shard` wrote.
     """
 
     key: str
@@ -91,7 +91,7 @@ class Shelf:
 
 
 def settle(rules: Rules, shards: Sequence[ForeignShard]) -> Rules:
-    """What "auto" means for these shards, told by the first samples of the first of them."""
+    """Resolve "auto" by the first samples of the first shard."""
     if rules.label != "auto":
         return rules
     for shard in sorted(shards, key=lambda shard: shard.split == "unlabelled"):
@@ -150,11 +150,11 @@ def _contents(file: IO[bytes], shard: ForeignShard, rules: Rules) -> Contents:
 
 
 class _NoLabel(DataError):
-    """A sample has no label where the rules say that it stands."""
+    """A sample has no label in the place that the rules specify."""
 
 
 def _unread(samples: Sequence[ForeignSample], rules: Rules) -> Iterator[str]:
-    """The last ending of each member that is neither the video nor read by a rule."""
+    """The last extension of each member that is neither the video nor read by a rule."""
     takes_json = rules.label in ("ours",) or rules.label.startswith("json.") or rules.group or rules.columns
     for sample in samples:
         read = {sample.video, sample.member(rules.label), sample.member("json") if takes_json else None}
@@ -185,7 +185,7 @@ def _describe(file: IO[bytes], sample: ForeignSample, shard: ForeignShard, rules
     about = None
     if rules.label == "ours" or is_ours(
         content
-    ):  # one column of ours may be read as the label of another index
+    ):  # a column written by `shard` may be the label of another index
         about = told(content, f"{shard.name}, {sample.key}")
     group = _value(content, rules.group) if rules.group else about and about.group
     extra = {field: value for field in rules.columns if (value := _value(content, field)) is not None}
@@ -212,7 +212,7 @@ def _label(
         return None
     value = _label_value(file, sample, rules.label, content, where)
     if value is None and shard.split == "test":
-        return None  # test sets are often given out without labels
+        return None  # test sets are often published without labels
     text = label_text(value)
     if not text:
         kind = _NoLabel if value in (None, "") else DataError

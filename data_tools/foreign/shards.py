@@ -160,7 +160,7 @@ def _below(place: Location) -> Iterator[tuple[str, Location]]:
 
 
 def _unpacked(name: str) -> str:
-    """What a compressed tar is called once it is unpacked: x.tar for x.tar.gz and x.tgz."""
+    """The name of a compressed tar after unpacking: x.tar for x.tar.gz and x.tgz."""
     return re.sub(r"\.(tgz|tbz2|txz|tar\.\w+)$", ".tar", name)
 
 

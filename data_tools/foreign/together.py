@@ -1,4 +1,4 @@
-"""Samples of several shards as one data set: unique keys, one type a column, one spelling a label."""
+"""Combine samples of several shards: unique keys, one type per column, one spelling per label."""
 
 import dataclasses
 from collections import Counter
@@ -15,10 +15,10 @@ from data_tools.storage.location import Location
 
 
 def with_unique_keys(found: Sequence[Found]) -> list[Found]:
-    """Shards of one data set, a key of several shards with the name of its shard before it: `1.tar/KEY`.
+    """Make keys unique over the shards of a data set: a repeated key gets its shard as prefix, `1.tar/KEY`.
 
     Raises:
-        DataError: two keys are equal even so.
+        DataError: two keys are still equal.
     """
     shards = Counter(key for one in found for key in dict.fromkeys(row.key for row in one.rows))
     repeated = [key for key, count in shards.items() if count > 1]
@@ -70,14 +70,14 @@ def one_spelling_each(found: Sequence[Found]) -> list[Found]:
 
 
 def lists_of_classes(places: Sequence[Location]) -> list[list[str]]:
-    """The lists of classes beside shards of ours: in their folder, or in OUT above it."""
+    """The class lists of shards made by `shard`: in their folder, or in its parent OUT."""
     folders = dict.fromkeys(place.path.parent for place in places if place.path is not None)
     files = dict.fromkeys(folder / CLASSES_NAME for inner in folders for folder in (inner, inner.parent))
     return [read_classes(str(file)) for file in files if file.is_file()]
 
 
 def counted(shelves: Sequence[Shelf]) -> dict[str, Any]:
-    """What a dry run reports."""
+    """The report of a dry run."""
     labels = [one.label for shelf in shelves for one in shelf.described if one.label is not None]
     spelled = one_spelling(labels)
     return {

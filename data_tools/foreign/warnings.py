@@ -1,4 +1,4 @@
-"""Say what of the samples of a WebDataset is not read: members of no rule, samples without a video."""
+"""Warn about unread parts of a WebDataset: members without a rule, samples without a video."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def warn_of_unread(unread: Sequence[Mapping[str, int]], rules: Rules) -> None:
 
 
 def warn_of_left_out(shards: Sequence[ForeignShard], shelves: Sequence[Shelf]) -> None:
-    """Log how many samples are left out, and why the first is."""
+    """Log the number of skipped samples and the reason of the first one."""
     left_out = [
         f"{shard.name}, {key}: {why}"
         for shard, shelf in zip(shards, shelves, strict=True)

@@ -55,7 +55,7 @@ class Copy(Layout):
 
 
 def _ending(name: str, source: bytes | Path) -> str:
-    """The ending of a video's name, or one that fits its container if the name has none that videos have."""
+    """The file extension of a video; derived from the container if the name has no known video extension."""
     ending = Path(name).suffix[1:].lower()
     if ending in VIDEO_ENDINGS:
         return ending

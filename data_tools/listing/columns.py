@@ -22,17 +22,17 @@ _LABELS = re.compile(
 
 
 def is_path_name(name: str) -> bool:
-    """Whether a column is called as columns of paths are."""
+    """Whether a column name is a usual name of a path column."""
     return _PATHS.fullmatch(_plain(name)) is not None
 
 
 def is_label_name(name: str) -> bool:
-    """Whether a column is called as columns of labels are."""
+    """Whether a column name is a usual name of a label column."""
     return _LABELS.fullmatch(_plain(name)) is not None
 
 
 def check_names(columns: Mapping[str, Any], types: Mapping[str, str] | None = None) -> None:
-    """Refuse arguments `columns` and `types` that no list can have.
+    """Reject invalid values of the arguments `columns` and `types`.
 
     Raises:
         ValueError: a name that is not known, or a value of another kind; the message names the key.
@@ -53,7 +53,7 @@ def check_names(columns: Mapping[str, Any], types: Mapping[str, str] | None = No
 
 
 def known_names(header: Sequence[str], columns: Mapping[str, str | None]) -> list[str | None]:
-    """What each column of a list is called here: known ones by our names, None for one to leave out.
+    """Map each column of a list to its name in the index: known names are unified, None skips a column.
 
     A known name is found in any case, with blanks, and with # before it.
 
@@ -73,10 +73,10 @@ def known_names(header: Sequence[str], columns: Mapping[str, str | None]) -> lis
 
 
 def require_columns(where: str, header: Sequence[str], columns: Mapping[str, str | None]) -> None:
-    """Refuse source.args.columns that name a column which the list does not have.
+    """Reject source.args.columns if the list lacks one of its columns.
 
     Raises:
-        DataError: as said.
+        DataError: a column is not in the list.
     """
     there = {_plain(name) for name in header}
     for known, theirs in columns.items():
@@ -88,10 +88,10 @@ def require_columns(where: str, header: Sequence[str], columns: Mapping[str, str
 
 
 def require_path(where: str, header: Sequence[str], first: Sequence[str], *, has_header: bool = True) -> None:
-    """Refuse a list without a column `path`, and name the arguments with which it is read.
+    """Reject a list without a column `path`; the error states the arguments that read the list.
 
     Args:
-        header: the first row, its columns as `known_names` calls them.
+        header: the first row, its columns named by `known_names`.
         first: the cells of the row that follows.
         has_header: whether the source has the argument `header`.
 
@@ -107,14 +107,14 @@ def require_path(where: str, header: Sequence[str], first: Sequence[str], *, has
 def check_labelled(
     where: str, header: Sequence[str], own: Mapping[str, Sequence[Any]], *, is_asked: bool
 ) -> None:
-    """Say which columns are no labels where a list has none.
+    """Log the columns of a list without labels that might hold them.
 
     Args:
         own: the values of each column that has no known name.
-        is_asked: whether the user said that there is no label.
+        is_asked: whether the user stated that there is no label.
 
     Raises:
-        DataError: a column is called as labels are.
+        DataError: a column has a usual name of a label column.
     """
     _warn_of_times(where, header, own)
     if "split" not in header:
@@ -175,7 +175,7 @@ def _fix(header: Sequence[str], first: Sequence[str], has_header: bool) -> str:
 
 
 def _fix_without_header(cells: Sequence[str]) -> str:
-    """For a first row that names a video already."""
+    """The fix for a first row that already is a video."""
     if len(cells) == 1 and re.search(r"\s-?[0-9]+(\.0*)?$", cells[0]):
         return _PATH_LABEL
     place = next(place for place, cell in enumerate(cells) if names_video(cell))

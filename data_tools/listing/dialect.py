@@ -15,7 +15,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 
 @dataclass(frozen=True, kw_only=True)
 class CsvRow:
-    """A row with its place, as in "list.csv, line 7", and its cells in order."""
+    """A row: its location, such as "list.csv, line 7", and its cells in order."""
 
     where: str
     cells: tuple[str, ...]
@@ -26,7 +26,7 @@ class CsvTable:
     """A csv file.
 
     Attributes:
-        header: the row of the names.
+        header: the header row.
         rows: all others, each with as many cells as the header.
     """
 
@@ -47,15 +47,15 @@ def read_table(
     """Read a csv.
 
     Args:
-        delimiter: between the cells; "" takes the one of `, ; tab |` that gives a header.
-        header: the names of the columns where the file has no row of names.
-        is_header: whether these are names of columns, with a path among them.
-        folder: where paths begin: a path may hold the delimiter if its file is there.
+        delimiter: between the cells; "" selects the one of `, ; tab |` that gives a header.
+        header: the column names of a file without a header row.
+        is_header: whether cells are column names, including a path column.
+        folder: the base of paths; an unquoted path may hold the delimiter if its file exists there.
 
     Raises:
-        DataError: it is no csv, or a row has another number of cells; the message names the line.
+        DataError: the file is not a csv, or a row has another number of cells; the message states the line.
     """
-    said = re.match(r"\s*sep=(.)\r?\n", text)  # Excel writes and obeys such a line
+    said = re.match(r"\s*sep=(.)\r?\n", text)  # Excel writes and reads such a line
     if said is not None:
         text = "\n" + text[said.end() :]
         delimiter = delimiter or said[1]
@@ -67,7 +67,7 @@ def read_table(
     if top is None:
         top = rows.pop(0) if rows else CsvRow(where=f"{file}, line 1", cells=())
     top = replace(top, cells=tuple(cell.strip() for cell in top.cells))
-    if not is_header(top.cells):  # reported by the names, before the number of cells is
+    if not is_header(top.cells):  # a wrong header is reported before a wrong number of cells
         return CsvTable(header=top, rows=tuple(rows), delimiter=delimiter)
     top, rows = _without_empty_ends(top, rows)
     rows = [_fitted(row, top, delimiter, folder) for row in rows]
@@ -99,12 +99,12 @@ def _cells(line: str, delimiter: str) -> list[str]:
 def _rows(
     file: Path, text: str, delimiter: str, is_header: Callable[[Sequence[str]], bool] | None
 ) -> list[CsvRow]:
-    """The rows with a cell that is not blank, without comments; a row of names may begin with #."""
+    """The non-empty rows without comments; a header row may begin with #."""
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=delimiter,
         strict=True,
-        # Blanks before a quote; elsewhere they stay, as they may be part of a path that holds the delimiter.
+        # Strip spaces before a quote only: elsewhere they may be part of a path that holds the delimiter.
         skipinitialspace=re.search(rf'{re.escape(delimiter)} +"', text) is not None and delimiter != " ",
     )
     rows: list[CsvRow] = []
@@ -120,7 +120,7 @@ def _rows(
 
 
 def _without_empty_ends(header: CsvRow, rows: Sequence[CsvRow]) -> tuple[CsvRow, list[CsvRow]]:
-    """Without a delimiter at the ends of lines, and without numbers of rows in a column without a name."""
+    """Drop delimiters at line ends, and an unnamed first column of row numbers."""
     width = len(header.cells)
     while (
         width > 1

@@ -39,7 +39,7 @@ def listing_of(
     Args:
         max_missing_fraction: more videos without a file than this share are a mistake in the list or in
             the folder; fewer stay in the listing, to be rejected one by one.
-        searched: where its paths begin, for the advice where files are missing.
+        searched: the base of its paths, for the fix in the error about missing files.
 
     Raises:
         DataError: a video stands there twice, only some have a split or a label, or too many are missing;
@@ -77,7 +77,7 @@ def check_fold(fold: int) -> None:
 
 
 def numbered_lines(file: Path, encoding: str | None = None) -> list[tuple[str, str]]:
-    """Where each line stands and what it says, without blank lines and comments.
+    """The location and text of each line, without empty lines and comments.
 
     Args:
         encoding: as for `read_text`.
@@ -153,7 +153,7 @@ def _with_one_spelling(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _with_files(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
-    """Entries with the files that are there under another spelling, and the entries without a file."""
+    """Entries with paths resolved to existing files of other spellings, and the entries without a file."""
     spellings = Spellings()
     found, missing, respelled = [], [], []
     for entry in entries:
@@ -190,7 +190,7 @@ def _mode(path: Path) -> int | None:
 
 
 def _respelled(video: SourceVideo, path: Path) -> str:
-    """The name with forward slashes, and with the ending that the list leaves out."""
+    """The name with forward slashes and with the extension that the list omits."""
     name = video.name.replace("\\", "/")
     return name if is_video(name) or not is_video(path.name) else f"{name}{path.suffix}"
 

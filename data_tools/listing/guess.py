@@ -1,4 +1,4 @@
-"""Find the lists that lie in a folder beside its videos, and name the source that reads them."""
+"""Find lists in a folder of videos and the source that reads each of them."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,8 @@ from data_tools.listing.videos import is_picture, is_video, split_name
 _ENDINGS = frozenset((".csv", ".tsv", ".txt", ".list", ".lst", ".jsonl", ".json"))
 _KINETICS = frozenset(("youtube_id", "time_start", "time_end"))
 _LOOKED_AT = 20  # lines of a list
-_MOST_BYTES = 1 << 26  # a list is no larger
-_MOST_FILES = 200  # of a folder with lists
+_MOST_BYTES = 1 << 26  # larger files are not lists
+_MOST_FILES = 200  # in a folder with lists
 _OURS = frozenset((REJECTED_NAME, "notes.jsonl"))  # lists that `shard` writes
 
 
@@ -23,7 +23,7 @@ def lists_beside(root: Path) -> list[tuple[Path, str]]:
 
     A file is a list if its lines name videos, and it is named after a split, has columns of paths and labels,
     or lines `path label`.
-    Those that are read by the name of a source come first.
+    Lists of a source with official file names come first.
     """
     found = [(file, words) for file in _texts(root) if (words := _words(root, file))]
     known = _known_layout(root)
@@ -93,23 +93,23 @@ def _words(root: Path, file: Path) -> str:
 
 
 def _is_table(file: Path, line: str) -> bool:
-    """Whether a first line names columns of paths and of labels."""
+    """Whether a first line has a path column and a label column."""
     cells = re.split(r"[,;\t|]", line) if file.suffix.lower() != ".jsonl" else _keys(line)
     return any(is_path_name(cell) for cell in cells) and any(is_label_name(cell) for cell in cells)
 
 
 def _keys(line: str) -> list[str]:
-    """Names of the values of a json object, as far as they need no parser."""
+    """Keys of a json object, found without a parser."""
     return re.findall(r'"(\w+)"\s*:', line)
 
 
 def _has_names(lines: Sequence[str]) -> bool:
-    """Whether the first line holds names of columns."""
+    """Whether the first line is a header row."""
     return bool(lines) and not names_video(lines[0])
 
 
 def _names_videos(lines: Sequence[str]) -> bool:
-    """Whether all lines but a first one with names of columns name videos."""
+    """Whether all lines except a header row are about videos."""
     below = lines[1:] if _has_names(lines) else lines
     return bool(below) and all(names_video(line) for line in below)
 

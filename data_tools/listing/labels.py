@@ -1,4 +1,4 @@
-"""Check and unify the labels of a list: spellings of one number, texts that stand for no label."""
+"""Check and unify the labels of a list: spellings of one number, texts for missing values."""
 
 import re
 import unicodedata
@@ -14,10 +14,10 @@ _MOST_NAMED = 5  # in a log line
 
 
 def check_label(where: str, label: str) -> str:
-    """Refuse a text that stands for a missing value.
+    """Reject a text that means a missing value.
 
     Raises:
-        DataError: it does; the message names the line.
+        DataError: the text is such a value; the message states the line.
     """
     if label.casefold() in _NO_LABEL:
         raise DataError(
@@ -54,7 +54,7 @@ def one_spelling(labels: Iterable[str]) -> Mapping[str, str]:
 
 
 def warn_of_labels(classes: Sequence[str]) -> None:
-    """Log classes that are probably one class, and labels that probably stand for a missing one."""
+    """Log labels that are probably one class, and labels that probably mean a missing value."""
     alike: dict[str, list[str]] = defaultdict(list)
     for label in classes:
         plain = " ".join(re.split(r"[\s_]+", unicodedata.normalize("NFC", label).casefold().strip()))

@@ -1,4 +1,4 @@
-"""Lines of a list without a row of names: a path with numbers behind it."""
+"""Lines of a list without a header row: a path followed by numbers."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ from data_tools.listing.videos import is_video
 
 NAMES = ("path", "label", "start", "frames", "ignore")
 _NUMBER = r"-?[0-9]+(?:\.0*)?"
-_LOOKED_AT = 100  # lines that decide about the delimiter
+_LOOKED_AT = 100  # lines from which the delimiter is inferred
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,10 @@ class Line:
 
         Args:
             header: names of the cells, one of them `path`.
-            is_given: whether the user named them.
+            is_given: whether the user set the header.
 
         Raises:
-            DataError: it has too few cells, or perhaps too many; the message names the line.
+            DataError: the number of cells is wrong; the message states the line.
         """
         sign = None if delimiter == " " else delimiter
         before = header.index("path")
@@ -59,7 +59,7 @@ class Line:
         """A cell as a whole number, the default where the line has no such cell.
 
         Raises:
-            DataError: it is none; the message names the line.
+            DataError: it is not a whole number; the message states the line.
         """
         text = self.cells.get(name, str(default))
         if not re.fullmatch(r"-?[0-9]{1,9}", text):
@@ -71,7 +71,7 @@ def names_of_line(header: str) -> list[str]:
     """The names in source.args.header.
 
     Raises:
-        ValueError: they are others than `NAMES`, or lack the path.
+        ValueError: a name is not in `NAMES`, or the path is missing.
     """
     names = [name.strip() for name in header.split(",")] if header else []
     twice = [name for name in names if name != "ignore" and names.count(name) > 1]
@@ -84,7 +84,7 @@ def names_of_line(header: str) -> list[str]:
 
 
 def delimiter_of(lines: Sequence[str]) -> str:
-    """The sign before the last number of most lines; a blank stands for any blanks."""
+    """The character before the last number of most lines; a space means any whitespace."""
     counts = Counter({" ": 0})
     for line in lines[:_LOOKED_AT]:
         found = re.search(rf"(\s*[,;|]\s*|\s+){_NUMBER}\s*$", line)
@@ -93,7 +93,7 @@ def delimiter_of(lines: Sequence[str]) -> str:
 
 
 def header_of(lines: Sequence[str], delimiter: str) -> list[str]:
-    """What stands on the lines: `path label`, `path`, or `path start frames` as in VideoMAE V2."""
+    """The columns of the lines: `path label`, `path`, or `path start frames` as in VideoMAE V2."""
     sign = r"\s+" if delimiter == " " else rf"\s*{re.escape(delimiter)}\s*"
     if any(re.search(rf"{sign}{_NUMBER}{sign}-1\s*$", line) for line in lines):
         return ["path", "start", "frames"]

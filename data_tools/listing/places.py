@@ -1,4 +1,4 @@
-"""Find the files that a list names: other spellings of a path, and advice where there is no such file."""
+"""Find the files of a list: other spellings of a path, and fixes for missing files."""
 
 import os
 import re
@@ -13,16 +13,16 @@ from urllib.parse import unquote
 from data_tools.listing.videos import is_video
 from data_tools.overrides import as_override
 
-_MOST_FOLDERS = 200  # that are looked into
+_MOST_FOLDERS = 200  # to search
 
 
 @dataclass(frozen=True)
 class Searched:
-    """Where the paths of a list begin.
+    """The base of the paths of a list.
 
     Attributes:
         base: the folder that source.args.videos is relative to.
-        folder: the folder that relative paths begin from.
+        folder: the folder that relative paths are relative to.
         has_strip: whether the source has the argument `strip`.
     """
 
@@ -35,14 +35,14 @@ class Searched:
 class Spellings:
     """Other spellings of paths without a file, each looked up in its folder.
 
-    A list may come from another system: with backslashes, with %20 for a space, with ~, with another Unicode
-    form or another case, or with names without their ending.
+    Lists from other systems may have backslashes, %20 for a space, ~, another Unicode form, another case, or
+    names without extension.
     """
 
     _folders: dict[Path, "_Names"] = field(default_factory=dict)
 
     def find(self, path: Path) -> Path | None:
-        """The one file that a path without a file may mean; None where there is none, or several."""
+        """The only file that matches a path under another spelling; None if there is none, or several."""
         spellings = list(_spellings(str(path)))
         there = next((Path(text) for text in spellings if os.path.lexists(text)), None)
         if there is not None:
@@ -63,7 +63,7 @@ class Spellings:
 
 
 class _Names:
-    """The files of a folder by plain names, with and without endings."""
+    """The files of a folder by normalised names, with and without extensions."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -90,10 +90,10 @@ class _Names:
 
 
 def advice(searched: Searched, path: Path) -> str:
-    """The arguments with which the file of a path is found, as they are typed; "" where none is.
+    """Command-line arguments with which the file of a path is found; "" if there are none.
 
     Args:
-        path: a path of the list, joined to the folder that paths begin from.
+        path: a path of the list, joined to the base folder.
     """
     text = os.path.relpath(path, searched.folder) if path.is_relative_to(searched.folder) else str(path)
     number = re.match(r"[0-9]+\s+", text)

@@ -110,7 +110,7 @@ def entry_of(row: Row, folder: Path, classes: int, *, strip: str = "") -> Entry:
     Args:
         folder: where relative paths begin.
         classes: number of classes where labels must be numbers below it, 0 for any labels.
-        strip: taken away from the beginning of the path.
+        strip: prefix to remove from the path.
 
     Raises:
         DataError: the path is missing, a split has an unknown name, a time is none, a label is out of range.

@@ -7,7 +7,7 @@ from pathlib import Path
 from data_tools.command import DataError
 from data_tools.listing.videos import VIDEO_ENDINGS
 
-# The mark of UTF-16 begins as that of UTF-32: the longer one comes first.
+# The byte order mark of UTF-32 begins with that of UTF-16, so it is tested first.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -26,7 +26,7 @@ _VIDEO = re.compile(rf"\.({'|'.join(sorted(VIDEO_ENDINGS))})\b", re.IGNORECASE)
 
 
 def read_text(file: Path, encoding: str | None = None) -> str:
-    """Read a list in UTF-8, in UTF-16, or in the encoding that the user names.
+    """Read a list in UTF-8, in UTF-16 or in the user's encoding.
 
     Args:
         encoding: source.args.encoding, "" where it is not set, None where the source has no such argument.
@@ -53,10 +53,10 @@ def read_text(file: Path, encoding: str | None = None) -> str:
 
 
 def check_encoding(encoding: str) -> None:
-    """Refuse an encoding that does not exist.
+    """Reject an unknown encoding.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the encoding is unknown.
     """
     try:
         codecs.lookup(encoding or "utf-8")
@@ -67,12 +67,12 @@ def check_encoding(encoding: str) -> None:
 
 
 def lines_of(text: str) -> list[str]:
-    """Split a text at line ends alone: a name may hold one of the rarer separators of Unicode."""
+    """Split a text at line ends only: a name may hold a rarer Unicode separator."""
     return re.split(r"\r\n|\r|\n", text)
 
 
 def is_comment(line: str) -> bool:
-    """Whether a line begins with # and names no video: some names of videos begin with # as well."""
+    """Whether a line is a comment: it begins with # and is not the name of a video."""
     line = line.strip()
     return line.startswith("#") and (line[1:2].isspace() or len(line) == 1 or not names_video(line))
 

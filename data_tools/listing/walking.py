@@ -1,4 +1,4 @@
-"""Walk through a folder in a fixed order: links to folders are followed, hidden folders are left out."""
+"""Walk a folder in a fixed order: follow links to folders, skip hidden folders."""
 
 import os
 from collections.abc import Iterator
@@ -22,13 +22,13 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def refuse_loop(root: Path, folder: Path) -> None:
-    """Refuse a link to a folder that holds it, also by way of other links.
+    """Reject a link cycle: a link to one of its own parent folders, directly or via other links.
 
     Args:
         root: where the walk begins.
 
     Raises:
-        DataError: it is one.
+        DataError: the link is a cycle.
     """
     if not folder.is_symlink():
         return
@@ -41,7 +41,7 @@ def refuse_loop(root: Path, folder: Path) -> None:
 
 
 def unreadable(error: OSError) -> NoReturn:
-    """Name a folder that cannot be listed.
+    """Raise the error for a folder that cannot be listed.
 
     Raises:
         DataError: always.

@@ -60,7 +60,7 @@ def look_at(job: tuple[Location, int]) -> Look:
 
 
 def failed(job: tuple[Location, int], reason: str) -> Look:
-    """What is known of a video on which the process died or hung."""
+    """The report entry of a video that crashed or blocked the process."""
     return Look(reason=reason)
 
 

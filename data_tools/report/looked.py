@@ -29,7 +29,7 @@ class ReportConfig:
         blank_below: a video is called blank where its grey levels spread by less.
         near_bits: look-alikes differ in at most so many of the 256 bits of their hashes.
         workers: processes that decode; 0 means one for each core.
-        timeout_s: how long a video may show no sign of progress.
+        timeout_s: limit for a video without progress.
     """
 
     seed: int = 0

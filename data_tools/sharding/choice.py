@@ -75,7 +75,7 @@ def _other_kind(root: Location) -> str:
 
 
 def _refuse_lists(root: Path) -> None:
-    """Which of the two is meant, the lists or the folders, has to be said by the user."""
+    """Reject a SOURCE with both lists and class folders: the user has to choose."""
     found = lists_beside(root)
     if found:
         ways = [f"to read {file.relative_to(root)} give {words}" for file, words in found[:_MOST_LISTS]]
@@ -112,7 +112,7 @@ def refuse_empty(root: Location, listing: Listing, *, source: str = "folder") ->
 
 
 def warn_of_one_class(root: Location, listing: Listing) -> None:
-    """Log that the folders of the classes may lie one folder deeper than they are looked for."""
+    """Log that the class folders may be one level deeper than expected."""
     labels = {video.label for video in listing.videos}
     splits = {video.split for video in listing.videos}
     folders = {video.path.parent for video in listing.videos}

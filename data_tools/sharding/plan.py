@@ -22,7 +22,7 @@ from data_tools.storage.location import Location
 
 @dataclass(frozen=True, kw_only=True)
 class SourcePart(Part):
-    """A source as it stands in a config; without a name it is chosen by what SOURCE is."""
+    """The source in a config; without a name it is inferred from SOURCE."""
 
     name: str = ""
 
@@ -32,7 +32,7 @@ class ShardConfig:
     """How a collection becomes shards.
 
     Attributes:
-        source: the part that lists the videos; None, or arguments alone, goes by what SOURCE is.
+        source: the part that lists the videos; without a name it is inferred from SOURCE.
         layout: the part that stores them, a file in data_tools/layouts.
         segment_s: cut long videos every so many seconds; None cuts none.
         scene_cuts: cut videos where a new scene begins.
@@ -133,7 +133,7 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
 
 
 def _source_part(root: Location, settings: ShardConfig) -> Part:
-    """The source, chosen by what SOURCE is where its name is not given."""
+    """The source; inferred from SOURCE if its name is not given."""
     given = settings.source
     if given is None:
         return source_of(root)

@@ -55,7 +55,7 @@ class Finding:
         samples: none where the video cannot be used; `reason` says why.
         content: names the original's bytes.
         note: what is odd about it, though it can be used.
-        is_final: whether another run would find the same; if not, it tries the video again.
+        is_final: whether another run would give the same result; if not, it tries the video again.
     """
 
     samples: tuple[Stored, ...] = ()
@@ -91,7 +91,7 @@ def transcode(
         timeout_s: see `map_as_done`.
 
     Raises:
-        StorageUnavailable: an original cannot be read now, which says nothing about it.
+        StorageUnavailable: an original cannot be read now; the video is not rejected.
         Stuck: many videos in a row timed out.
     """
     spool = work / SPOOL_NAME
@@ -192,7 +192,7 @@ def _stored(laid: Laid, video: SourceVideo) -> Stored:
 
 
 def _failed(job: Job, reason: str) -> Finding:
-    """The process died or hung, perhaps for a reason outside of the video."""
+    """The result for a crash or time-out, whose cause may be outside of the video."""
     return Finding(reason=reason, is_final=False)
 
 

@@ -96,7 +96,7 @@ class CsvSource(Source):
         )
 
     def _rows(self, table: CsvTable) -> tuple[list[str], list[Row]]:
-        """The names of the columns, known ones as they are called here, and the rows without blank cells."""
+        """The unified column names and the rows without empty cells."""
         header, where = table.header.cells, table.header.where
         require_columns(where, header, self.columns)
         names = known_names(header, self.columns)

@@ -1,4 +1,4 @@
-"""The lists of VideoMAE, VideoMAE V2 and V-JEPA: on each line a path, and numbers behind it."""
+"""The lists of VideoMAE, VideoMAE V2 and V-JEPA: each line is a path followed by numbers."""
 
 import re
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class PathLabelSource(Source):
         delimiter: between path and label; "" finds it: blanks, a comma, a semicolon or |.
         encoding: of the list; "" reads UTF-8, and UTF-16 with a byte order mark.
         videos: the folder in which relative paths begin, itself relative to the list's.
-        strip: what paths begin with and is taken away, as the folder of another machine.
+        strip: prefix to remove from paths, such as the folder of another machine.
         filename_tmpl, fps: of folders of pictures, as in mmaction2.
         classes: how many classes there are; 0 takes as many as there are labels.
         max_missing_fraction: refuse the list where more than this share of the videos has no file.

@@ -42,7 +42,7 @@ class WebdatasetSource(Source):
         self.rules()
 
     def rules(self) -> Rules:
-        """What concerns the samples."""
+        """The rules for samples."""
         return Rules(
             label=self.label,
             video=self.video,

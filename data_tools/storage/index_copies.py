@@ -1,4 +1,4 @@
-"""Copies of remote indexes on this machine: checked when they come, shared by processes, bounded in number.
+"""Local copies of remote indexes: verified after download, shared by processes, limited in number.
 
 FOLDER/indexes/DIGEST/    a copy in a cache; processes that use it hold `lock` shared
 """
@@ -20,17 +20,17 @@ from data_tools.storage.cache import Cache
 from data_tools.storage.location import Location, location
 
 _MOST_COPIES = 8  # of which the newest stay, and those in use
-_ATTEMPTS = 6  # while another process publishes the two files anew
+_ATTEMPTS = 6  # while another process publishes both files again
 _POLL_S = 0.05
 _CHECKED = b"\0checked"  # part of the name of a copy whose checksum was compared
 
 
 @dataclass(frozen=True, kw_only=True)
 class Brought:
-    """Where the files of an index lie on this machine.
+    """The location of an index's files on this machine.
 
     Attributes:
-        keeper: holds the folder as long as the index is in use: a temporary folder, or the lock of a copy.
+        keeper: keeps the folder while the index is in use: a temporary folder, or the lock of a copy.
     """
 
     place: Path
@@ -50,7 +50,7 @@ def bring(folder: Location, names: Sequence[str], cache: Cache | None) -> Brough
 
     Raises:
         StorageError: one of them is missing or cannot be read.
-        DataError: the two do not belong together, and it stays so.
+        DataError: the two files do not match, also after retries.
     """
     if cache is not None:
         cache.check()
@@ -79,9 +79,9 @@ def _temporary() -> Brought:
 
 
 def _in_cache(folder: Location, names: Sequence[str], small: bytes, cache: Cache) -> Brought:
-    """The folder of a copy, locked: shared where it is complete, else for this process to fill it.
+    """The locked folder of a copy: a shared lock if it is complete, else an exclusive one to fill it.
 
-    The processes of a machine begin together, and one of them copies.
+    The processes of a machine start at the same time; one of them copies.
     """
     digest = hashlib.sha256(folder.url.encode() + b"\0" + small + _CHECKED).hexdigest()[:40]
     place = cache.folder / "indexes" / digest
@@ -116,7 +116,7 @@ def _is_at(path: Path, lock: Descriptor) -> bool:
 
 
 def _complete(place: Path, folder: Location, names: Sequence[str], small: bytes) -> bool:
-    """Fill a folder; whether its files belong together."""
+    """Download the files into a folder; return whether they match."""
     large = place / names[1]
     if not large.exists():
         new = large.with_name(f"{large.name}.{os.getpid()}.new")
@@ -126,7 +126,7 @@ def _complete(place: Path, folder: Location, names: Sequence[str], small: bytes)
             return False
         new.replace(large)
     if not (place / names[0]).exists():
-        location(place / names[0]).write(small)  # at once whole: others may be reading
+        location(place / names[0]).write(small)  # atomic: other processes may read it
     return True
 
 
@@ -134,13 +134,13 @@ def _is_described(file: Path, small: bytes) -> bool:
     try:
         expected = json.loads(small).get("index_sha256", "")
     except (ValueError, AttributeError):
-        return True  # a damaged one is named by whoever opens it
+        return True  # opening the index reports damage
     with file.open("rb") as content:
         return not expected or hashlib.file_digest(content, "sha256").hexdigest() == expected
 
 
 def _share(brought: Brought) -> None:
-    """Let others use a copy, too, and hold it as long as this process uses it."""
+    """Downgrade to a shared lock, held while this process uses the copy."""
     assert isinstance(brought.keeper, Descriptor)
     os.utime(brought.keeper.number)
     flock(brought.keeper.number, fcntl.LOCK_SH)

@@ -99,7 +99,7 @@ class Location:
     def version(self) -> tuple[int | None, str]:
         """Bytes of the file, None if a server does not tell them, and a text that changes with its content.
 
-        That is the checksum or the time of the last change, whichever the storage has.
+        The text is the checksum or the time of the last change, as the storage provides.
         """
         if self.path is None:
             return remote.version(self.url, self.patience)

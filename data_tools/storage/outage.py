@@ -1,4 +1,4 @@
-"""Outages of a storage: which errors of a file mean one, and how it is waited for."""
+"""Storage outages: detect them by the errors of a file, and wait with retries."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ OUTAGE_S = 300.0  # for a command that reads each input once
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _TICK_S = 0.5
-# Errors that a file itself causes, by its name, kind or permissions. All others come from a disk, a network
+# Errors caused by the file's name, type or permissions. All other errors come from a disk, a network
 # file system or this machine (EIO, ESTALE, ETIMEDOUT, ENOTCONN, EMFILE, ENOMEM, ...).
 _OF_THE_FILE = frozenset(
     {
@@ -42,7 +42,7 @@ def is_outage(error: OSError, path: Path | None = None) -> bool:
     """Whether an error of a local file means that its storage is unavailable.
 
     Args:
-        path: the file; where it is missing together with all its neighbours, its disk is not mounted.
+        path: the file; if its whole folder is missing or empty, the disk is not mounted.
     """
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and path is not None:
         return _is_unmounted(path.parent)

@@ -26,7 +26,7 @@ EXTRAS = {
     "gs": "pip install gcsfs",
     "hf": "pip install huggingface_hub",
 }
-# What file systems call a checksum of an object's content, or the time of its last change.
+# The fsspec names for an object's checksum or the time of its last change.
 _TAGS = ("ETag", "etag", "Content-MD5", "Digest", "blob_id", "Last-Modified", "LastModified", "updated")
 _CONNECT_S = 10.0
 _PIECE = 1 << 18
@@ -65,7 +65,7 @@ def size(url: str, patience: Patience) -> int:
 
 
 def version(url: str, patience: Patience) -> tuple[int | None, str]:
-    """Bytes of an object as far as the server tells them, and the tag or time of its content."""
+    """Size of an object if the server gives it, and its ETag or modification time."""
     found = _call(url, "info", _path(url), doing="look up", patience=patience)
     tags = [f"{name}={found[name]}" for name in _TAGS if found.get(name)]
     return found.get("size"), " ".join(tags)

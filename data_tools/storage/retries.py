@@ -55,7 +55,7 @@ class StorageError(DataError):
 
 
 class StorageUnavailable(StorageError, Stuck):
-    """A storage does not answer now: an outage, which says nothing about what is stored there."""
+    """An outage: a storage does not answer now; the stored data may be intact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def persist(
         except Exception as error:
             if not _is_storage_failure(error):
                 raise
-            heartbeat.progress()  # tries are bounded here: a reader that makes them does not hang
+            heartbeat.progress()  # the number of tries is limited, so a reader that retries does not hang
             status = status_of(error)
             failed = 1 if progress() > brought else failed + 1
             brought = progress()

@@ -1,4 +1,4 @@
-"""Videos opened safely: which containers, how large a frame, what time a frame has, where damage begins.
+"""Open videos safely: allowed containers, frame size limit, frame times, detection of damage.
 
 Time is in seconds from the first frame shown; a frame is on screen from its time stamp until that of the
 next.
@@ -36,7 +36,7 @@ _OPTIONS = {
 # Where it may use no decoder it cannot: that spares 0.6 of 0.8 ms, and with a sound track 2.8 of 3.
 _BY_INDEX = {**_OPTIONS, "codec_whitelist": "none", "probesize": "32"}
 _BLIND_SEEK_S = 1.0  # without an index, decoding on is cheaper than a search for nearer instants
-# What PyAV and FFmpeg raise because of a file; PyAV passes on whatever a strange value causes inside it.
+# Exceptions of PyAV and FFmpeg that a file causes; PyAV also lets internal errors of odd values through.
 _OF_A_FILE = (
     *(av.FFmpegError, OSError, EOFError, ValueError, LookupError, ArithmeticError),
     *(MemoryError, BufferError, TypeError, RuntimeError),
@@ -49,7 +49,7 @@ class BadVideo(DataError):
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedVideo:
-    """A video opened up to its first frame: the stream, that frame, and those that follow it on screen.
+    """A video opened up to its first frame: the stream, that frame and the following frames.
 
     The `pts` of each frame is its presentation time in ticks, strictly increasing, as `stamps` says.
     """
@@ -124,7 +124,7 @@ def ffmpeg_errors() -> Iterator[None]:
 
 
 class _File(io.FileIO):
-    """A file that remembers an error of reading: PyAV may drop it, and the video would seem to end there."""
+    """A file that stores read errors: PyAV may drop one, and the video would seem to end there."""
 
     error: OSError | None = None
 
@@ -145,7 +145,7 @@ def _as_file(source: bytes | Path) -> io.BytesIO | _File:
 
 @contextmanager
 def _outages_of(file: io.BytesIO | _File) -> Iterator[None]:
-    """Raise an outage of the file's storage, whatever PyAV made of the error."""
+    """Raise StorageUnavailable if the file's read error means an outage, even if PyAV dropped it."""
     try:
         yield
     finally:
@@ -198,8 +198,8 @@ def key_frame_may_precede(stream: VideoStream, target: int, instant_s: float) ->
 def frames_after_seek(opened: OpenedVideo, instant_s: float) -> Iterator[VideoFrame] | None:
     """Frames from a random access point before the instant on.
 
-    None where there is none for certain, or where time stamps are wrong anywhere in the video: the frame's
-    time may depend on all frames before it then. `opened.decoding.is_repaired` tells of what shows up later.
+    None if there is no certain one, or if time stamps are wrong anywhere in the video: then a frame's time
+    may depend on all frames before it. `opened.decoding.is_repaired` is set if wrong stamps appear later.
     """
     container, stream, target = opened.container, opened.stream, _target(opened, instant_s)
     depth = stream.codec_context.reorder_depth
@@ -212,7 +212,7 @@ def frames_after_seek(opened: OpenedVideo, instant_s: float) -> Iterator[VideoFr
             return None
         container.seek(target, stream=stream)
         frames = shown_frames(_entered(opened, known), stream, opened.decoding)
-        # What an open group of pictures puts before its key frame refers to frames that were not decoded.
+        # Leading pictures of an open GOP refer to frames that were not decoded.
         entry = next((frame for frame in frames if frame.key_frame), None)
         if entry is not None and _ticks(entry) <= target and not opened.decoding.is_repaired:
             return chain([entry], frames)
@@ -220,9 +220,9 @@ def frames_after_seek(opened: OpenedVideo, instant_s: float) -> Iterator[VideoFr
 
 
 def _entered(opened: OpenedVideo, known: set[tuple[int | None, int | None, int]]) -> Iterator[Packet | None]:
-    """Packets from a random access point on, as long as they have the stamps that they have in sequence.
+    """Packets from a random access point on, while their stamps equal those of a sequential read.
 
-    FFmpeg fills in missing stamps from earlier packets, which a seek has passed over.
+    FFmpeg fills in missing stamps from earlier packets, which a seek skips.
     """
     packets = packets_of(opened.container, opened.stream, opened.decoding)
     for packet in dropwhile(lambda one: one and not is_random_access_point(one, opened.stream), packets):

@@ -5,8 +5,8 @@
 The main process asks for items by number and keeps no thread for it: it looks after the workers whenever it
 comes for an item. A worker that dies, or does nothing for `timeout_s` while the main process waits, is
 replaced; the sample it was at is quarantined for as long as the crew lives, and its item is read again.
-A storage that is down quarantines nothing: the main process is told while workers wait for it, and gets
-StorageUnavailable when they give up, or when a read of bytes stays silent.
+A storage that is down quarantines no sample: workers report it while they wait. The main process raises
+StorageUnavailable when their wait times out, or when a read of bytes makes no progress.
 """
 
 import atexit
@@ -33,7 +33,7 @@ _PREFETCH = 2  # items that a worker holds ready in memory
 _MOST_DEATHS = 10  # in one run; each costs a sample, and more than that are no accident
 _START_S = 600.0  # importing torch from a busy network disk takes minutes
 _TICK_S = 1.0
-_SILENT_S = 10.0  # a read of bytes that is silent for so long is called an outage
+_SILENT_S = 10.0  # a read of bytes without progress for so long counts as an outage
 
 
 class Crew(Iterator[Item], Generic[Item]):
@@ -44,12 +44,12 @@ class Crew(Iterator[Item], Generic[Item]):
         timeout_s: how long the main process waits for a worker that shows no sign of life.
         preload: modules that are imported once for all workers.
         on_outage: called about once a second with the reason while the next item waits for a storage, and
-            with an empty text when that is over; may raise. Logs by default.
+            with an empty text at the end of the wait; may raise. The default logs.
 
     Raises:
         ValueError: the readable cannot be sent to a process.
         DataError: too many workers died, or one did before it had read anything.
-        StorageUnavailable: a storage was down for longer than the index's patience.
+        StorageUnavailable: a storage was down for longer than the index's `outage_s`.
     """
 
     def __init__(

@@ -53,9 +53,9 @@ class Record(ctypes.Structure):
     Attributes:
         events: counted up with everything that begins or ends, so a worker whose count stands still is stuck.
         samples: counted up with every sample.
-        storage_s: while the bytes of a sample are read, how long that may be silent (above 0); 0 otherwise.
+        storage_s: limit without progress while the bytes of a sample are read (above 0); 0 otherwise.
         key: of the sample that is being read; empty in between.
-        outage: why its storage cannot be read now; empty otherwise.
+        outage: the reason of a storage outage; empty without one.
     """
 
     _fields_ = [
@@ -112,12 +112,12 @@ class Member(Generic[Item]):
 
     @property
     def outage(self) -> str:
-        """Why its storage cannot be read now; empty where it can."""
+        """The reason of a storage outage; empty without one."""
         return self.record.outage.decode(errors="replace")
 
     @property
     def storage_s(self) -> float:
-        """How long its present read of a sample's bytes may be silent; 0 where it is at something else."""
+        """Limit without progress of the current read of a sample's bytes; 0 if there is no read."""
         return self.record.storage_s
 
     def give(self, number: int, quarantined: Mapping[str, str]) -> None:

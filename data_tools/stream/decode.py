@@ -39,7 +39,7 @@ def probe(source: bytes | Path, *, full: bool = True, notes: list[str] | None = 
     Args:
         source: the video itself, or its file.
         full: decode every frame; otherwise only the first, and believe the container about the rest.
-        notes: gets a line about whatever is odd about the video but no reason to reject it.
+        notes: gets a line for each anomaly that does not reject the video.
 
     Raises:
         BadVideo: it cannot be opened, holds no video stream, or is damaged. A video that merely ends

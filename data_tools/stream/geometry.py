@@ -10,8 +10,8 @@ from av.video.stream import VideoStream
 
 # PyAV lists all side data of a frame or none: one of a type that it does not know makes it raise ValueError.
 _UNKNOWN_TYPES = range(28, 48)
-_MOST_ASPECT = 8  # beyond, the ratio is no pixel's
-_LEAST_ASPECT = 0.02  # less comes from sizes that were rounded, as 224/225 does
+_MOST_ASPECT = 8  # larger ratios are errors in the file
+_LEAST_ASPECT = 0.02  # smaller deviations come from rounded sizes, such as 224/225
 
 
 def turns(frame: VideoFrame) -> tuple[bool, bool, bool]:
@@ -22,7 +22,7 @@ def turns(frame: VideoFrame) -> tuple[bool, bool, bool]:
         matrix = _without_unknown_side_data(frame).side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return False, False, False
-    # A pixel (x, y) is shown at (a x + c y, b x + d y); angles that are no quarter turns go to the nearest.
+    # A pixel (x, y) is shown at (a x + c y, b x + d y); angles are rounded to quarter turns.
     a, b, _, c, d = np.frombuffer(memoryview(matrix), np.int32)[:5].tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):
         return True, b < 0, c < 0
@@ -30,7 +30,7 @@ def turns(frame: VideoFrame) -> tuple[bool, bool, bool]:
 
 
 def _without_unknown_side_data(frame: VideoFrame) -> VideoFrame:
-    """The same picture without the side data that PyAV cannot list: views of spatial video, EXIF."""
+    """The same picture without the side data that PyAV cannot list: spatial video views, EXIF."""
     graph = Graph()
     base = frame.time_base or Fraction(1, 1000)
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=base)

@@ -59,11 +59,11 @@ def training_loader(  # noqa: PLR0913 - a run's coordinates, all by name
     Args:
         workers: loader processes, see `worker_count`; 0 reads in this process.
         pin: page-locked memory, for copies to a GPU that nobody waits for.
-        timeout_s: how long a worker may do nothing before it is replaced and its sample left out.
-        on_outage: see `Crew`; a storage that is down leaves out no sample.
+        timeout_s: limit without progress; then the worker is replaced and its sample skipped.
+        on_outage: see `Crew`; no sample is skipped because of an outage.
 
     Raises:
-        StorageUnavailable: a storage was down for longer than the index's patience.
+        StorageUnavailable: a storage was down for longer than the index's `outage_s`.
     """
     micro_batches = _MicroBatches(clips, plan, rank=rank, first_step=first_step, last_step=last_step)
     annotate_module = __name__ if clips.annotate is None else clips.annotate.__module__

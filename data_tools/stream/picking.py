@@ -52,8 +52,8 @@ def picked_frames(
 ) -> Iterator[tuple[VideoFrame, list[int], VideoStream]]:
     """Each frame that is on screen at one of the instants, with the places of those instants in the list.
 
-    Every place is given, at times more than once: then the last frame given for it counts. The frame's stream
-    comes third.
+    Every position is yielded, sometimes more than once: then its last frame counts. The third value is the
+    frame's stream.
 
     Args:
         instants_s: seconds from the first frame shown, in any order, repeats allowed.
@@ -214,9 +214,9 @@ def _on_screen(found: list[Packet], targets: list[int], run: range) -> tuple[dic
 def _may_be_in_decoding_order(
     found: list[Packet], following: Packet | None, stream: VideoStream, places: dict[int, list[int]]
 ) -> bool:
-    """Whether the time stamps reorder nothing although B frames have to be reordered.
+    """Whether time stamps are in decoding order although the stream has B frames.
 
-    A frame has the wrong stamp then if it is a B frame, or if B frames follow it in decoding order.
+    Then B frames, and frames that B frames follow in decoding order, have wrong stamps.
     """
     if not in_order(packet.pts or 0 for packet in found):
         return False

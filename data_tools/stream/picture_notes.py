@@ -1,4 +1,4 @@
-"""Notes about pictures that are read in place: interlaced, with pixels not square, of several sizes."""
+"""Notes about frames that are read in place: interlaced, non-square pixels, several sizes."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from data_tools.stream.geometry import pixel_aspect
 
 
 class PictureNotes:
-    """Watches the frames of a video that is read in place and says what is odd about its pictures."""
+    """Collects anomalies of the frames of a video that is read in place."""
 
     def __init__(self, opened: OpenedVideo):
         self._opened = opened
@@ -25,7 +25,7 @@ class PictureNotes:
             yield frame
 
     def lines(self) -> list[str]:
-        """What there is to note of the frames so far."""
+        """The notes on the frames so far."""
         lines, aspect = [], pixel_aspect(self._opened.stream)
         if self._interlaced:
             what = f"{self._interlaced} of {self._frames} frames are interlaced"

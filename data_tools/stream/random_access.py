@@ -1,7 +1,7 @@
-"""Random access points: the packets at which decoding may begin and still give every later frame exactly.
+"""Random access points: packets at which decoding can begin and give every later frame exactly.
 
 A container's key frame flag is not enough: H.264 streams with intra refresh or open groups of pictures flag
-recovery points, whose later frames may refer to earlier ones. So the units of H.264 and HEVC are looked at.
+recovery points, whose later frames may refer to earlier ones. So the NAL units of H.264 and HEVC are parsed.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 _H264_SLICES, _H264_IDR = range(1, 6), 5
-_HEVC_SLICES, _HEVC_IRAP = range(32), range(16, 22)  # IRAP: IDR, BLA, CRA; what leads a CRA is dropped
+_HEVC_SLICES, _HEVC_IRAP = range(32), range(16, 22)  # IRAP: IDR, BLA, CRA; leading pictures are dropped
 
 
 def is_random_access_point(packet: Packet, stream: VideoStream) -> bool:
@@ -38,7 +38,7 @@ def has_b_slices(packet: Packet, stream: VideoStream) -> bool:
 def sound_stamps(packets: Iterable[Packet], reorder_depth: int) -> set[tuple[int | None, int | None, int]]:
     """Stamps and sizes of all packets, if their frames get their own time stamps as their times.
 
-    Empty where stamps are missing, equal or go back, or where they may stand in decoding order.
+    Empty if stamps are missing, equal or decreasing, or may be in decoding order.
     """
     seen: dict[int, None] = {}
     found: set[tuple[int | None, int | None, int]] = set()
@@ -61,7 +61,7 @@ def in_order(stamps: Iterable[int]) -> bool:
 
 
 def _first_slice(packet: Packet, stream: VideoStream) -> tuple[int, bytes]:
-    """Kind of the first unit that is part of a picture, -1 for none, and the first byte of its data."""
+    """Type of the first NAL unit that is part of a picture (-1 for none), and the first byte of its data."""
     is_h264 = stream.codec_context.name == "h264"
     header = 1 if is_h264 else 2
     data = memoryview(packet)
@@ -75,7 +75,7 @@ def _first_slice(packet: Packet, stream: VideoStream) -> tuple[int, bytes]:
 
 
 def _units(data: memoryview, extradata: bytes, *, is_h264: bool) -> Iterator[int]:
-    """Where the units of a packet begin, by the lengths before them (mp4) or by start codes."""
+    """Offsets of the NAL units of a packet, found by length prefixes (mp4) or by start codes."""
     if extradata[:1] != b"\x01":
         content, at = bytes(data), 0
         while (at := content.find(b"\x00\x00\x01", at)) >= 0:

@@ -1,4 +1,4 @@
-"""All frames of a stream in the order of the screen, each once, with its time; and where damage ends them."""
+"""Decode a stream sequentially: each frame once, in presentation order, with its time, up to damage."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,8 +21,7 @@ class Decoding:
 
     Attributes:
         began: whether a frame has been given.
-        error: what is wrong with the end of the video, where that cannot be decoded. Damage in front of whole
-            packets is raised instead.
+        error: the fault of an undecodable end of the video. Damage before intact packets is raised instead.
         is_repaired: whether a frame has another time than its own time stamp.
         unreadable: how many packets the decoder could not read.
     """
@@ -36,7 +35,7 @@ class Decoding:
 def shown_frames(
     packets: Iterable[Packet | None], stream: VideoStream, decoding: Decoding
 ) -> Iterator[VideoFrame]:
-    """All frames in the order of the screen, each with its time; the packets end with None."""
+    """All frames in presentation order, each with its time; the packets end with None."""
     clock: FrameClock[VideoFrame] = FrameClock(nominal_ticks(stream))
     for packet in packets:
         if packet is not None and not packet.is_discard:
@@ -51,11 +50,11 @@ def shown_frames(
 
 
 def packets_of(container: InputContainer, stream: VideoStream, decoding: Decoding) -> Iterator[Packet | None]:
-    """The packets of a stream and at last None; an end that cannot be read is noted."""
+    """The packets of a stream, then None; an unreadable end is stored in `error`."""
     try:
         for packet in container.demux(stream):
             heartbeat.progress()
-            if packet.size:  # empty ones stand in AVI files for frames that stay
+            if packet.size:  # empty packets in AVI files repeat the previous frame
                 yield packet
     except av.InvalidDataError as error:
         decoding.error = decoding.error or error
@@ -63,7 +62,7 @@ def packets_of(container: InputContainer, stream: VideoStream, decoding: Decodin
 
 
 def _frames_of(packet: Packet | None, stream: VideoStream, decoding: Decoding) -> list[VideoFrame]:
-    """What the decoder gives for a packet; nothing, and a note, where it cannot read the packet.
+    """The frames that the decoder gives for a packet; for an unreadable packet none, and `error` is set.
 
     Raises:
         av.FFmpegError: the decoder could not read an earlier packet, and this one is whole.
@@ -85,7 +84,7 @@ def _frames_of(packet: Packet | None, stream: VideoStream, decoding: Decoding) -
 
 
 def nominal_ticks(stream: VideoStream) -> int:
-    """How long a frame is on screen as far as the container says, in ticks."""
+    """Duration of a frame in ticks, as the container states it."""
     rate = stream.average_rate or stream.base_rate
     return max(round(1 / (rate * stream.time_base)), 1) if rate and stream.time_base else 1
 

@@ -22,7 +22,7 @@ def read_video(index: ShardIndex, sample: Sample) -> bytes:
 
     Raises:
         BadVideo: the bytes are missing, cut short or changed; the message names the sample and the shard.
-        StorageUnavailable: the storage was down for the whole `outage_s` of the index's patience.
+        StorageUnavailable: the storage was down for the whole `outage_s` of the index.
     """
     outage_s = index.folder.patience.outage_s
     with heartbeat.at_storage(outage_s):
@@ -38,7 +38,7 @@ def _read(index: ShardIndex, sample: Sample) -> bytes:
         # pread has no file position, so processes that inherit the descriptor do not disturb each other.
         video = read_at(opened.number, sample.offset, sample.length)
     except OSError as error:
-        _open_shard.cache_clear()  # the descriptor of a file on a network disk may stay stale for ever
+        _open_shard.cache_clear()  # the descriptor of a file on a network disk may stay stale forever
         what = f"sample {sample.key} cannot be read from {shard.name}"
         refuse_outage(error, what, (index.folder / shard.name).path)
         raise BadVideo(f"{what}: {error.strerror or error}") from error

@@ -2,14 +2,14 @@
 
 A container may give a frame no presentation time stamp, an equal one, a lower one, or one in decoding order
 (AVI). FFmpeg then takes the decoding time stamp: it counts the presentation stamps and the decoding stamps
-that do not increase and believes the kind with fewer faults (`AVFrame.best_effort_timestamp`, which PyAV does
-not expose). Here the same counts decide. Four things are added, so that each frame gets a time of its own:
+that do not increase and uses the kind with fewer faults (`AVFrame.best_effort_timestamp`, which PyAV does
+not expose). This module uses the same counts. Four rules are added, so that each frame gets a unique time:
 
 - A frame waits while an undecoded packet has an earlier stamp. So a file with stamps in decoding order is
   recognised before its first wrong frame is given.
 - Decoding stamps are shifted by the first frame's difference from its presentation stamp.
 - Frames with equal or missing stamps are spread evenly up to the next frame with a later stamp.
-- Where stamps go back for good (joined files, a wrapped counter), the clock goes on by one frame.
+- Where stamps decrease permanently (joined files, a wrapped counter), the time advances by one frame.
 
 Frames with correct stamps pass through unchanged and at once.
 """
@@ -42,10 +42,10 @@ Frame = TypeVar("Frame", bound=StampedFrame)
 
 
 class FrameClock(Generic[Frame]):
-    """Give frames in the order of output strictly increasing times, written to `frame.pts`.
+    """Assign strictly increasing times to frames in output order, written to `frame.pts`.
 
     Args:
-        step: the nominal duration of a frame in ticks, for frames whose stamps say nothing.
+        step: the nominal duration of a frame in ticks, for frames without usable stamps.
 
     Attributes:
         is_repaired: whether a frame got another time than its own presentation stamp.
@@ -73,7 +73,7 @@ class FrameClock(Generic[Frame]):
             self._waiting.popleft()  # a packet that gives no frame
 
     def timed(self, frame: Frame) -> Iterator[Frame]:
-        """Take the next frame of the decoder and give those whose times are known, in order."""
+        """Add the decoder's next frame; return the frames with known times, in order."""
         self._count(frame.pts, frame.dts)
         if self._waiting:
             self._waiting = deque(entry for entry in self._waiting if entry[1] != frame.pts)
@@ -81,12 +81,12 @@ class FrameClock(Generic[Frame]):
         return self._release(is_over=False)
 
     def rest(self) -> Iterator[Frame]:
-        """Give the frames that are left when the decoder has no more."""
+        """Return the remaining frames at the end of decoding."""
         self._waiting.clear()
         return self._release(is_over=True)
 
     def _count(self, pts: int | None, dts: int | None) -> None:
-        """Count the stamps that do not increase; a missing stamp is stood in for by the other kind."""
+        """Count the stamps that do not increase; a missing stamp is replaced by the other kind."""
         if dts is not None and self._last_dts is not None:
             self._faulty_dts += dts <= self._last_dts
         if pts is not None and self._last_pts is not None:
@@ -132,7 +132,7 @@ class FrameClock(Generic[Frame]):
         return pts is not None and any(stamp < pts for _, stamp in self._waiting)
 
     def _restart(self) -> int:
-        """Go on by one frame where stamps went back or are missing."""
+        """Advance by one frame where stamps decrease or are missing."""
         time = self._step + self._last if self._last is not None else 0
         stamp = self._stamp(self._held[0])
         if self._last is None and stamp is not None:
@@ -142,7 +142,7 @@ class FrameClock(Generic[Frame]):
         return time
 
     def _give(self, place: int, time: int) -> Iterator[Frame]:
-        """Give the frames up to the placed one, those before it spread evenly."""
+        """Return the frames up to the placed one; the frames before it are spread evenly."""
         last = self._last if self._last is not None else time - (place + 1) * self._step
         time = max(time, last + place + 1)
         for number in range(place + 1):

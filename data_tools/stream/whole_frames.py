@@ -45,7 +45,7 @@ class WholeFrames:
             self._set_note(error_text(self._opened.decoding.error))
 
     def _end(self) -> None:
-        """Find out whether the damaged frame belongs to the end of the video."""
+        """Check whether the damaged frame is at the end of the video."""
         depth = max(self._opened.stream.codec_context.reorder_depth, 1)
         later = sum(not frame.is_corrupt for frame in islice(self._frames, 2 * depth + 1))
         if self.count == 0 or later > depth:

@@ -23,10 +23,10 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 class CoreLimits(NamedTuple):
-    """What limits the CPU time of one process; processes of a machine compare it.
+    """The CPU limits of one process, compared between the processes of a machine.
 
     Attributes:
-        machine: the same for all processes of one kernel, and for no other.
+        machine: identifies the running kernel.
         cores: numbers of the cores that it may run on (its affinity).
         quotas: cores that each control group above it may use together, by the group's name.
     """
@@ -40,8 +40,8 @@ def worker_count(requested: int, cores: int) -> int:
     """Loader workers of one process.
 
     Args:
-        requested: data.workers; -1 means the process's cores less one for itself. Any other number is obeyed,
-            more than the cores with a warning: a user who waits for a slow disk means it.
+        requested: data.workers; -1 means the process's cores less one for itself. Any other number is used as
+            given. More than the cores gives a warning, not an error: it helps with a slow disk.
         cores: the process's share of its machine, see `share_of_cores`.
 
     Raises:
@@ -64,11 +64,11 @@ def worker_count(requested: int, cores: int) -> int:
 def share_of_cores(own: CoreLimits, everyone: Sequence[CoreLimits]) -> int:
     """Whole cores for one process, at least 1.
 
-    A core is shared by the processes that may run on it, so processes that are each bound to cores of their
-    own, as by Slurm, divide nothing. A quota is shared by the processes of its control group.
+    A core is shared by the processes that may run on it; processes bound to separate cores, as by Slurm,
+    share none. A quota is shared by the processes of its control group.
 
     Args:
-        everyone: the limits of all processes of the run, this one among them.
+        everyone: the limits of all processes of the run, including this one.
     """
     here = [limits for limits in everyone if limits.machine == own.machine]
     users = Counter(core for limits in here for core in limits.cores)
@@ -79,7 +79,7 @@ def share_of_cores(own: CoreLimits, everyone: Sequence[CoreLimits]) -> int:
 
 
 def core_limits() -> CoreLimits:
-    """Those of this process."""
+    """The limits of this process."""
     try:
         machine = _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
@@ -88,7 +88,7 @@ def core_limits() -> CoreLimits:
 
 
 def available_cores() -> int:
-    """Cores that this process may use where it is alone: its affinity, and quotas where there are some."""
+    """Cores that this process may use if it runs alone: its affinity, limited by quotas."""
     own = core_limits()
     return share_of_cores(own, [own])
 
@@ -110,7 +110,7 @@ def _quotas() -> Iterator[tuple[str, float]]:
 
 
 def _quota_of(folder: Path) -> tuple[int, int]:
-    """Microseconds in how many; (0, 0) where there is no limit. Version 2 has one file, version 1 two."""
+    """CPU microseconds per period; (0, 0) without a limit. Control groups v2 have one file, v1 two."""
     words = _text(folder / "cpu.max").split()
     words = words or [_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
     quota, period = words if len(words) == 2 else ("", "")
@@ -167,9 +167,9 @@ def leave_signals_to_main() -> None:
 
 
 def end_with_main() -> None:
-    """Have the kernel kill this process when the main process ends, which closes a pipe that is held here.
+    """Make the kernel kill this process when the main process ends, which closes a pipe that is held here.
 
-    A thread that waits for the main process could not do it for a worker that is stopped or stuck in C code.
+    A thread that waits for the main process could not kill a worker that is stopped or stuck in C code.
     """
     main = multiprocessing.parent_process()
     assert main is not None

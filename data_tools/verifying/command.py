@@ -51,7 +51,7 @@ class VerifyConfig:
 
     Attributes:
         workers: processes that read; 0 means one for each core.
-        timeout_s: how long a shard or a video may show no sign of progress.
+        timeout_s: limit for a shard or a video without progress.
     """
 
     workers: int = 0
@@ -104,10 +104,10 @@ def open_sets(folder: Location) -> dict[str, ShardIndex]:
 def verify(
     sets: dict[str, ShardIndex], *, full: bool, workers: int, timeout_s: float = TIMEOUT_S
 ) -> Iterator[Fault]:
-    """Every fault of some data sets, and of the sets beside each other.
+    """All faults of data sets, and of their combination.
 
     Raises:
-        StorageUnavailable: a shard cannot be read now, which says nothing about it.
+        StorageUnavailable: a shard cannot be read now; it may be intact.
         Stuck: the reading of a shard, or of many videos in a row, timed out.
     """
     yield from _leaks(sets)

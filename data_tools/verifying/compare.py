@@ -112,7 +112,7 @@ def check_sample(job: SampleJob) -> list[Fault]:
 
 
 def failed_on_sample(job: SampleJob, reason: str) -> list[Fault]:
-    """The fault of a sample on which a process died or hung."""
+    """The fault of a sample that crashed or blocked its process."""
     index = job.opened.index()
     return [fault(index, index.sample(job.position), reason)]
 

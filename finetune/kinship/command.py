@@ -90,7 +90,7 @@ def read_any(found: Found, options: ImportOptions, *, allow_partial: bool = Fals
 
 
 def _model_of(folder: Path) -> Path:
-    """The model itself, where the folder of its run is given."""
+    """Resolve the folder of a run to its exported model."""
     exported = exported_in(folder)
     if exported is None or (folder / DESCRIPTION).is_file():
         return folder

@@ -97,7 +97,7 @@ def write_huggingface(folder: Path, kin: Kin, tensors: Tensors) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    give_usual_mode(folder / WEIGHTS)  # safetensors writes for the owner alone
+    give_usual_mode(folder / WEIGHTS)  # safetensors writes files that only the owner can read
     for name, content in ((PREPROCESSOR, _preprocessor(kin)), (CONFIG, huggingface_config(kin))):
         write_whole(folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

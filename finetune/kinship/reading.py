@@ -25,7 +25,7 @@ _PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-# What the readers of both formats raise for a file that is damaged or of another format.
+# Exceptions that the readers of both formats raise for a damaged file or another format.
 _DAMAGED = (
     ArithmeticError,
     AssertionError,

@@ -123,7 +123,7 @@ def check_interfaces(
         findings += _gloo_address(name, network, leads)
     known = sorted({leads["name"] for leads in used.values() if leads})
     if not known:
-        return findings  # that nothing connects is said already
+        return findings  # findings already report that no connection works
     return or_ok(findings, "route", f"nodes reach one another through {', '.join(known)}")
 
 

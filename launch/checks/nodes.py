@@ -119,7 +119,7 @@ class Nodes:
                     break
                 except subprocess.TimeoutExpired:
                     end_it()
-                    end = max(end, time.monotonic() + 2)  # srun takes its request back at SIGTERM
+                    end = max(end, time.monotonic() + 2)  # srun cancels its request at SIGTERM
             line.process.wait()
 
     def _start(self, command: list[str], serves: list[int]) -> "_Line":
@@ -180,7 +180,7 @@ class _Line:
         self.serves = serves
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, errors="replace", bufsize=1, start_new_session=True,  # Ctrl-C is the doctor's alone
+            text=True, errors="replace", bufsize=1, start_new_session=True,  # only the doctor handles Ctrl-C
         )  # fmt: skip
         self.input, self.output, self.complaints = (_there(pipe) for pipe in _pipes(self.process))
 

@@ -21,8 +21,8 @@ class Target:
         master_port: where ranks are to meet; 0 for any that is free.
         link_gbit: what the link between nodes should give; None to ask the drivers.
         start_s: how long a probe may take to start; a scheduler's queue is part of it.
-        why_not_started: what the scheduler says where probes have not started in time.
-        end: called when the doctor ends, however it does: takes back what it asked a scheduler for.
+        why_not_started: gives the scheduler's reason if probes have not started in time.
+        end: always called when the doctor ends: cancels its jobs.
     """
 
     names: list[str]

@@ -1,4 +1,4 @@
-"""Slurm's queue for the doctor: why its job waits, how long a partition lets jobs run, and the job's end."""
+"""Slurm's queue for the doctor: reason of a waiting job, time limit of a partition, cancelling a job."""
 
 import getpass
 import subprocess
@@ -6,12 +6,12 @@ import subprocess
 from launch.slurm_cluster import seconds_of
 
 _ASK_S = 20
-# What the states of nodes begin with that take no job, as sinfo names them.
+# Prefixes of sinfo's states of nodes that accept no jobs.
 _UNUSABLE = ("down", "drain", "fail", "maint", "unk", "no_respond", "power")
 
 
 def asked(*command: str) -> str:
-    """What a Slurm command prints; nothing where it fails or is not there."""
+    """The output of a Slurm command; empty if it fails or is not installed."""
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -20,7 +20,7 @@ def asked(*command: str) -> str:
 
 
 def slurm_reason(job_name: str, partition: str) -> str:
-    """Slurm's own words: the job's state and reason, and the nodes that take no job with theirs."""
+    """State and reason of the job, and of the nodes that accept no jobs, in Slurm's words."""
     job = asked("squeue", "--noheader", f"--name={job_name}", "--format=job %i is %T because of %r")
     where = [f"--partition={partition}"] if partition else []
     listed = asked("sinfo", "--noheader", "--Node", *where, "--format=%T|%N is %T (%E)").splitlines()
@@ -29,7 +29,7 @@ def slurm_reason(job_name: str, partition: str) -> str:
 
 
 def _is_unusable(state: str) -> bool:
-    return state.startswith(_UNUSABLE) or state.endswith("*")  # the star: it does not answer
+    return state.startswith(_UNUSABLE) or state.endswith("*")  # the star means that the node does not respond
 
 
 def partition_limit(partition: str) -> int | None:
@@ -45,5 +45,5 @@ def partition_limit(partition: str) -> int | None:
 
 
 def cancel_by_name(job_name: str) -> None:
-    """Take a job back that has not ended, whether it runs or waits."""
+    """Cancel a running or waiting job."""
     asked("scancel", f"--name={job_name}", f"--user={getpass.getuser()}")

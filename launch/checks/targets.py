@@ -55,7 +55,7 @@ def _ssh(file: Path | None, overrides: list[str]) -> Target:
 def _slurm(file: Path | None, overrides: list[str]) -> Target:
     """One step with a task on each node; inside an allocation it runs there, else it waits for its own."""
     cluster = read_cluster(SlurmCluster, file, overrides)
-    name = f"doctor-{os.getpid()}-{secrets.token_hex(3)}"  # by it the job is found and taken back
+    name = f"doctor-{os.getpid()}-{secrets.token_hex(3)}"  # identifies the job, to cancel it
     given = {
         "job-name": name,
         "partition": cluster.partition,

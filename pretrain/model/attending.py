@@ -2,8 +2,8 @@
 
 `dense` computes every pair. `grouped` computes jobs, each some queries and the keys that they need; their
 sizes must be known on the CPU. `split_into` is for clips in a row and nothing else. `blockwise` is
-FlexAttention, which on a GPU skips blocks of 128 x 128 pairs that nobody looks at; `query_by_query` is what
-stands in for it where PyTorch would not compile it.
+FlexAttention, which on a GPU skips masked blocks of 128 x 128 pairs; `query_by_query` replaces FlexAttention
+if PyTorch would not compile it.
 """
 
 import functools
@@ -29,7 +29,7 @@ CHUNK = 64
 """Queries in a chunk: with more of them, more keys are taken along that only few of them look at."""
 
 QUERIES_AT_ONCE = 512
-"""Queries whose row of the rule is written out at once by `query_by_query`."""
+"""Number of queries in one chunk of `query_by_query`; the mask has one row for each."""
 
 
 class Job(NamedTuple):
@@ -68,9 +68,9 @@ def dense(allowed_BNN: Tensor) -> Look:
 def blockwise(rule: Rule, rows: int, tokens: int, device: torch.device) -> Look:
     """FlexAttention: compiled on a GPU; elsewhere uncompiled, for tests of the rule and without gradients.
 
-    Heads narrower than `FLEX_LEAST_HEAD` are done densely. Where PyTorch has compiled as many variants as it
-    may and would run FlexAttention uncompiled, which holds all scores of all heads in memory,
-    `query_by_query` takes its place.
+    Heads narrower than `FLEX_LEAST_HEAD` are computed densely. At PyTorch's limit of compiled variants
+    FlexAttention would run uncompiled, with all scores of all heads in memory; `query_by_query` is used
+    instead.
     """
     from torch.nn.attention.flex_attention import create_block_mask  # brings half of the compiler along
 
@@ -93,7 +93,7 @@ def blockwise(rule: Rule, rows: int, tokens: int, device: torch.device) -> Look:
 
 
 def query_by_query(rule: Rule, rows: int, tokens: int, device: torch.device) -> Look:
-    """The rule in chunks of queries, each computed again in the backward pass: slow, in little memory."""
+    """Masked attention in chunks of queries, recomputed in the backward pass: slow, with little memory."""
 
     def chunk(query_BAMF: Tensor, key_BANF: Tensor, value_BANF: Tensor, first: int) -> Tensor:
         row_B = torch.arange(rows, device=device)
@@ -116,7 +116,7 @@ def query_by_query(rule: Rule, rows: int, tokens: int, device: torch.device) -> 
 
 @functools.cache
 def _flex(*, is_compiled: bool) -> Callable[..., Tensor]:
-    """FlexAttention with the way to attend where it was to be compiled and is not."""
+    """FlexAttention, and the fallback if PyTorch does not compile it."""
     from torch.nn.attention.flex_attention import flex_attention
 
     def flex(query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor, mask: Any, uncompiled: Look) -> Tensor:

@@ -13,7 +13,7 @@ from pretrain.model.positions.base import Rotate
 
 NORM_EPS = 1e-6
 _MOST_GRAPHS = 64
-"""Shapes that all blocks are compiled for; PyTorch's default of 8 is too few for jittered masks."""
+"""Maximum number of compiled shapes for all blocks; PyTorch's default of 8 is too low for jittered masks."""
 
 
 def norm(width: int) -> nn.LayerNorm:
@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
             query_BANF, key_BANF = rotate(query_BANF), rotate(key_BANF)
         # Under autocast a norm gives float32, and FlexAttention takes no mixture.
         query_BANF, key_BANF = query_BANF.to(value_BANF.dtype), key_BANF.to(value_BANF.dtype)
-        # On the CPU a look may hold index lists whose number changes from step to step.
+        # On the CPU an attention pattern may hold index lists whose number changes from step to step.
         call = self.call_look if query_BANF.is_cpu else _call_look
         return self.out(_join_heads(call(look, query_BANF, key_BANF, value_BANF)))
 
@@ -197,7 +197,7 @@ def run_block(block: nn.Module, *inputs: object, part: Callable[..., Tensor] | N
 def set_up_blocks(
     module: nn.Module, *, recompute: bool, compiled: bool, backend: str | Callable[..., Any] = "inductor"
 ) -> None:
-    """Let all blocks below `module` recompute in the backward pass, or be compiled when they first run.
+    """Enable activation checkpointing, or compilation at the first call, for all blocks below `module`.
 
     Each shape of the input is compiled once, with static sizes. On the CPU the attention function itself
     stays uncompiled, so that no kind of attention is compiled again from step to step.

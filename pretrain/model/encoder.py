@@ -71,10 +71,10 @@ class Encoder(nn.Module):
         self.merge_per_block = 0
 
     def check_clip(self, clip_BCTHW: Tensor) -> None:
-        """Refuse clips that are not cut into the encoder's grid, also where as many tokens come out.
+        """Reject clips of another grid than the encoder's, even if the number of tokens is the same.
 
         Raises:
-            ValueError: naming both sizes.
+            ValueError: the grids differ; the message states both sizes.
         """
         frames, height, width = clip_BCTHW.shape[2:]
         sides = zip((self.grid.t, self.grid.h, self.grid.w), self.shape.patch, strict=True)

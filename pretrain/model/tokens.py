@@ -104,7 +104,7 @@ def normalise(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[fl
     """Turn uint8 patches into the float32 values a model sees: mean 0, deviation 1 a colour.
 
     Raises:
-        ValueError: the pixels are no bytes.
+        ValueError: the pixels are not uint8.
     """
     if patches_BKP.dtype != torch.uint8:
         raise ValueError(

@@ -155,7 +155,7 @@ class _AsOnADevice(TorchFunctionMode):
 
 
 def _shares_storage(func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> bool:
-    """Whether an operation moves nothing, like `_unsafe_view`, which is a view and does not say so."""
+    """Whether an operation moves no data, such as `_unsafe_view`, a view that is not marked as one."""
     given = {tensor.untyped_storage()._cdata for tensor in inputs}
     return not func._schema.is_mutable and all(out.untyped_storage()._cdata in given for out in outputs)
 

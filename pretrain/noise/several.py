@@ -20,7 +20,7 @@ class SeveralNoises(Noise):
     hardly any would be; and a decoder that is told the level knows all of it.
 
     Args:
-        parts: by the kind's name, its own arguments, without `strength`; or names alone, in a list.
+        parts: arguments of each kind by its name, without `strength`; or a list of names.
         strength: see `Strength`.
     """
 

@@ -2,7 +2,7 @@
 
 The layout is in `checkpoint_files.py`. A folder bears its final name only after all processes have said that
 their bytes are on the disk. On resume every byte is checked (`checkpoint_check.py`); a damaged checkpoint is
-passed over loudly for the one before it, and set aside. What cannot be read is not damaged.
+skipped with an error in the log, and renamed. An unreadable file does not count as damage.
 """
 
 import platform
@@ -56,10 +56,10 @@ class RunState:
 
 
 def _run_state(folder: Path, stored: dict[str, Any]) -> RunState:
-    """The state of a checkpoint, of this version or an earlier one: what it lacks takes its default.
+    """The state of a checkpoint of this or an earlier version; missing keys take their defaults.
 
     Raises:
-        CheckpointError: it holds a key that this version does not know, so a later one wrote it.
+        CheckpointError: it holds an unknown key, so a later version wrote it.
     """
     unknown = sorted(stored.keys() - {known.name for known in fields(RunState)})
     if unknown:
@@ -154,7 +154,7 @@ class Checkpoints:
         Raises:
             CheckpointError: on all processes, where any could not write its part, for example on a full disk;
                 older checkpoints are intact.
-            Stuck: the same, where it may succeed if it is tried again.
+            Stuck: the same, but a retry may succeed.
         """
         self._end_removal()
         if self._saving is None:
@@ -169,7 +169,7 @@ class Checkpoints:
         try:
             if failure := processes.from_first(failure_among(parts)):
                 failure.throw()
-            if fault := self._find_fault(saving.spans):  # the engine's pieces do not make up the model
+            if fault := self._find_fault(saving.spans):  # the engine's pieces do not cover the model
                 raise OSError(fault)
             on_first(processes, what, lambda: self._finish([part.mark for part in parts if part.mark]))
         except (OSError, Stuck) as error:
@@ -184,7 +184,7 @@ class Checkpoints:
     def load_newest(self, engine: HasPieces, *, before: int | None = None) -> RunState:
         """Load the newest sound checkpoint, or return the start of a run where there is none.
 
-        Newer ones that are damaged are set aside, once an older one is loaded.
+        Damaged newer checkpoints are renamed after an older one is loaded.
 
         Args:
             before: go back: to the newest of those of this step or an earlier one. Later ones are dropped.
@@ -192,7 +192,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there are checkpoints and none is sound, or they are of another model or format;
                 there is none to go back to; the folder cannot be used.
-            Stuck: a process cannot read a file that may be sound.
+            Stuck: a process cannot read a file that may be intact.
         """
         self.commit()
         what = f"reading the folder {self.folder}"
@@ -218,7 +218,7 @@ class Checkpoints:
         return RunState()
 
     def _load_first_sound(self, engine: HasPieces, steps: list[int]) -> tuple[RunState | None, list[str]]:
-        """Load the first sound one of `steps`; what is damaged before it."""
+        """Load the first intact checkpoint of `steps`; return the damaged ones before it."""
         damaged: list[str] = []
         for step in steps:
             folder = checkpoint_files.final_folder(self.folder, step)
@@ -244,7 +244,7 @@ class Checkpoints:
         return _run_state(folder, found.notes.state)
 
     def _leave_behind(self, damaged: list[int], before: int | None) -> None:
-        """What is newer than the checkpoint that was loaded: no start may take it up again."""
+        """Rename checkpoints newer than the loaded one, so that no start uses them again."""
         for step, path in checkpoint_files.complete(self.folder).items():
             if step in damaged:
                 checkpoint_files.quarantine(path)
@@ -252,9 +252,9 @@ class Checkpoints:
                 checkpoint_files.drop(path)
 
     def _find_fault(self, spans: list[Span]) -> str | None:
-        """Collective. What keeps the pieces of all processes from being each value once, or None.
+        """Collective. The reason why the pieces of all processes do not hold each value once, or None.
 
-        All say one sum for each parameter; only where those are wrong are the runs themselves gathered.
+        Processes exchange one sum for each parameter; the runs are gathered only if a sum is wrong.
         """
         notes, processes = self._notes, self._processes
         counts = counts_of(notes.shapes, notes.updates)
@@ -275,7 +275,7 @@ class Checkpoints:
         final = checkpoint_files.final_folder(self.folder, step)
         checkpoint_files.commit(self._partial(), final, replace(self._notes, files=files))
         steps = checkpoint_files.complete(self.folder)
-        for later in [other for other in steps if other > step]:  # not of this run: see `_leave_behind`
+        for later in [other for other in steps if other > step]:  # not part of this run: see `_leave_behind`
             checkpoint_files.quarantine(steps.pop(later))
         for old in list(steps)[: -self._keep]:
             if not self._keep_every_steps or old % self._keep_every_steps:

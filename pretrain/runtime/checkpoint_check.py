@@ -1,7 +1,7 @@
-"""The check of a checkpoint before it is loaded: all processes read it together and come to one verdict.
+"""Verify a checkpoint before loading: all processes read it together and agree on one result.
 
-Damage is a wrong size, checksum or format, or a file that no process finds. A file that one process cannot
-read, or that only some find, says nothing about the checkpoint: the start ends, and may be repeated.
+Damage is a wrong size, checksum or format, or a file that no process finds. If one process cannot read a
+file, or only some processes find it, the checkpoint may be intact: the start ends and can be repeated.
 """
 
 import platform
@@ -21,14 +21,14 @@ from pretrain.runtime.span_table import PackedSpans, SpanTable, counts_of, pack
 
 @dataclass(frozen=True, kw_only=True)
 class Sound:
-    """A checkpoint whose every byte was checked."""
+    """A checkpoint after all its bytes were checked."""
 
     notes: Notes
     store: PieceStore
 
 
 class _Found(NamedTuple):
-    """What one process found in its share of the files."""
+    """The result of one process for its share of the files."""
 
     host: str
     packed: list[PackedSpans]
@@ -41,11 +41,11 @@ def check_checkpoint(folder: Path, processes: Processes) -> Sound | str:
     """Collective. Read every byte, each process its share of the files.
 
     Returns:
-        The checkpoint, or what its damage is; the same on every process.
+        The checkpoint, or a description of its damage; the same on every process.
 
     Raises:
-        CheckpointError: it is of another format.
-        Stuck: a process cannot read a file. Says which, on which host.
+        CheckpointError: the checkpoint has another format.
+        Stuck: a process cannot read a file. The message states the file and the host.
     """
     notes, own = _check_share(folder, processes)
     found = processes.gather(own)

@@ -6,7 +6,7 @@ step-00001000/state.json         the little that is not a function of the step
 step-00001000/manifest.json      size and checksum of every file; written last
 step-00002000.ATTEMPT.partial/   a save under way, or one that never ended
 step-00000500.dropped/           about to be removed
-step-00003000.quarantined/       passed over at a start; kept for the user, never removed
+step-00003000.quarantined/       damaged and skipped at a start; kept for the user, never removed
 """
 
 import errno
@@ -53,10 +53,10 @@ def final_folder(checkpoints: Path, step: int) -> Path:
 
 
 def partial_folder(checkpoints: Path, step: int, attempt: str) -> Path:
-    """Where it is written.
+    """The folder in which a save is written.
 
     Args:
-        attempt: names the start of the run. A process of an earlier start that was given up, and runs again,
+        attempt: identifies the start of the run. A process of an earlier, abandoned start may run again and
             must not write into the files of this one.
     """
     return checkpoints / f"step-{step:08d}.{attempt}{_PARTIAL}"
@@ -68,21 +68,21 @@ def pieces_file(rank: int, world: int) -> str:
 
 
 def is_pieces(name: str) -> bool:
-    """Whether a file is one of pieces."""
+    """Whether a file name is that of a piece file."""
     return name.startswith(_PIECES)
 
 
 def number_of(pieces: str) -> tuple[int, int]:
-    """The reverse: whose file it is, and how many there are."""
+    """Parse the name of a piece file: its rank and the number of files."""
     number, _, files = pieces.removeprefix(_PIECES).removesuffix(".safetensors").partition("-of-")
     return int(number), int(files)
 
 
 def complete(checkpoints: Path) -> dict[int, Path]:
-    """Checkpoints that bear their final name, by step, oldest first. They may be damaged.
+    """Checkpoints with their final name, by step, oldest first. They may be damaged.
 
     Raises:
-        OSError: the folder is there and cannot be read.
+        OSError: the folder exists but cannot be read.
     """
     found = {}
     for path in _entries(checkpoints):
@@ -93,7 +93,7 @@ def complete(checkpoints: Path) -> dict[int, Path]:
 
 
 def _entries(checkpoints: Path, *endings: str) -> list[Path]:
-    """What stands in the folder; not by `glob`, which takes a folder that cannot be read for an empty one."""
+    """List the folder. `glob` is not used, because it treats an unreadable folder as empty."""
     try:
         names = os.listdir(checkpoints)
     except FileNotFoundError:
@@ -113,10 +113,10 @@ def remove_leftovers(checkpoints: Path) -> None:
 
 
 def quarantine(checkpoint: Path) -> Path:
-    """Set a checkpoint aside under a name that no start takes up; nothing removes it.
+    """Rename a checkpoint so that no start loads it; nothing removes it.
 
     Returns:
-        Where it lies now.
+        Its new path.
 
     Raises:
         OSError: it cannot be renamed.
@@ -131,7 +131,7 @@ def quarantine(checkpoint: Path) -> Path:
 
 
 def drop(checkpoint: Path) -> None:
-    """Let a checkpoint no longer count, at once and whole; `sweep` does the slow part.
+    """Invalidate a checkpoint atomically by a rename; `sweep` deletes the files.
 
     Raises:
         OSError: it cannot be renamed.
@@ -142,7 +142,7 @@ def drop(checkpoint: Path) -> None:
 
 
 def sweep(checkpoints: Path, attempt: str) -> None:
-    """Remove what was dropped, and saves of other attempts. What cannot be removed is warned of."""
+    """Remove dropped checkpoints and saves of other attempts; log a warning on failure."""
     try:
         for path in _entries(checkpoints, _DROPPED, _PARTIAL):
             if not path.name.endswith(f".{attempt}{_PARTIAL}"):
@@ -175,7 +175,7 @@ def commit(partial: Path, final: Path, notes: Notes) -> None:
     marks = {name: {"bytes": mark.size, "crc32": mark.crc32} for name, mark in sorted(files.items())}
     _write_json(partial / _MANIFEST, {**head, "files": marks})
     _to_disk(partial)
-    if final.exists():  # nothing that this run wrote: what it loaded or gave up has another name by now
+    if final.exists():  # not from this run: its loaded and dropped checkpoints have other names
         quarantine(final)
     partial.rename(final)
     _to_disk(final.parent)
@@ -218,10 +218,10 @@ def read_notes(folder: Path) -> Notes:
 
 
 def check_file(folder: Path, name: str, expected: FileMark) -> list[Span]:
-    """Read every byte of one of a checkpoint's files; say which values stand in it.
+    """Read every byte of one file of a checkpoint; return the values that it holds.
 
     Raises:
-        ValueError: the file is not as it was written.
+        ValueError: the file has changed since it was written.
         OSError: it cannot be read.
     """
     if mark_of(folder / name) != expected:
@@ -230,7 +230,7 @@ def check_file(folder: Path, name: str, expected: FileMark) -> list[Span]:
 
 
 def is_listed(folder: Path, name: str) -> bool:
-    """Whether a folder lists a file. Network file systems remember for a while what they did not find."""
+    """Whether a folder lists a file. Network file systems cache missing files for a while."""
     try:
         return name in os.listdir(folder)
     except OSError:

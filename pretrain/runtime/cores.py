@@ -1,4 +1,4 @@
-"""The cores of a machine, shared out among the processes of a run: loader workers and threads of each."""
+"""Divide the cores of a machine among the processes of a run: loader workers and threads of each."""
 
 import os
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from pretrain.runtime.processes import Processes
 
 
 def share_cores(processes: Processes, *, workers: int, cpu_threads: int) -> int:
-    """Collective. Set the threads of this process, and log how the cores are shared out.
+    """Collective. Set the threads of this process and log the division of cores.
 
-    On CUDA the threads are left alone. On the CPU neither threads nor loader workers are to wait for a core.
+    On CUDA the threads are unchanged. On the CPU neither threads nor loader workers wait for a core.
 
     Args:
         workers: data.workers.

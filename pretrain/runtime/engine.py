@@ -208,7 +208,7 @@ def _bucket_values(engine: EngineConfig) -> int:
 
 
 def _set_precision(precision: str, device: torch.device) -> None:
-    """Choose how CUDA multiplies what stays in float32: exactly in an fp32 run, with TF32 beside bf16."""
+    """Set the precision of float32 matrix products on CUDA: exact in an fp32 run, TF32 in a bf16 run."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if precision == "bf16" else "highest")
 

@@ -17,7 +17,7 @@ def check_engine(engine: EngineConfig, processes: Processes, *, merges: bool, pa
 
     Args:
         merges: whether the model merges tokens.
-        packs: whether clips of different numbers of tokens are packed into one row.
+        packs: whether clips with different numbers of tokens are packed into one row.
 
     Raises:
         ValueError: says what is lacking.

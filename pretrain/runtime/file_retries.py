@@ -1,8 +1,8 @@
-"""Retries for files of a run folder: network file systems fail for a moment, and that is no damage.
+"""Retries for files of a run folder: transient errors of network file systems are not damage.
 
-An `OSError` that may pass (ESTALE, EIO, ETIMEDOUT, EMFILE, ...) is tried again with growing delays. If it
-stays, the process ends with `Stuck`, and a supervisor restarts it. An error that lasts, such as a full disk,
-is raised at once.
+A call with a transient `OSError` (ESTALE, EIO, ETIMEDOUT, EMFILE, ...) is retried with growing delays. If it
+still fails, the process ends with `Stuck`, and a supervisor restarts it. A permanent error, such as a full
+disk, is raised at once.
 """
 
 import errno
@@ -40,22 +40,22 @@ class FileFailure(NamedTuple):
         """Raise it again.
 
         Raises:
-            Stuck: it may pass.
-            OSError: it lasts.
+            Stuck: the error is transient.
+            OSError: the error is permanent.
         """
         raise Stuck(f"{self.text}; {attempts()}") if self.may_pass else OSError(self.text)
 
 
 def may_pass(error: OSError) -> bool:
-    """Whether the same call may succeed later without anybody's help."""
+    """Whether an error is transient: the same call may succeed later."""
     return error.errno not in _LASTING
 
 
 def retried(act: Callable[[], Value], what: str) -> Value:
-    """Call `act`, again after each `OSError` that may pass, with the delays of `DELAYS_S`.
+    """Call `act`; retry after each transient `OSError`, with the delays of `DELAYS_S`.
 
     Raises:
-        OSError: the last one, or the first that lasts.
+        OSError: the last transient error, or the first permanent one.
     """
     for delay_s in DELAYS_S:
         try:
@@ -69,24 +69,24 @@ def retried(act: Callable[[], Value], what: str) -> Value:
 
 
 def failure_of(error: OSError) -> FileFailure:
-    """An error as it is sent to other processes."""
+    """Convert an error to a form that can be sent to other processes."""
     return FileFailure(str(error), may_pass(error))
 
 
 def attempts() -> str:
-    """How long was tried, for messages."""
+    """The number and duration of the attempts, for messages."""
     return f"{len(DELAYS_S) + 1} attempts in {sum(DELAYS_S):g} seconds"
 
 
 def on_first(processes: Processes, what: str, act: Callable[[], Value]) -> Value:
-    """Let the first process act on the disk, with retries.
+    """Run `act` on the first process, with retries.
 
     Returns:
         Its result, on every process.
 
     Raises:
-        OSError: it failed for good, on every process.
-        Stuck: it failed in a way that may pass, on every process.
+        OSError: it failed permanently; raised on every process.
+        Stuck: it failed with a transient error; raised on every process.
     """
     done: tuple[Value | None, FileFailure | None] = (None, None)
     if processes.is_first:

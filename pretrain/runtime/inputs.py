@@ -1,8 +1,8 @@
-"""Inputs of a run (data sets, exported encoders): recognised by fingerprint, wherever they lie.
+"""Inputs of a run (data sets, exported encoders), identified by fingerprint, not by path.
 
-`RUN/inputs.json` holds them as they were at the first start. A run goes on where an input has moved or its
-path is written another way; it is refused where the path holds another content. A run folder without that
-file, from an older version, goes by the text of the config.
+`RUN/inputs.json` holds the inputs of the first start. A run continues if an input has moved or its path is
+written differently; it is refused if the path has other content. In a run folder without that file, from an
+older version, the text of the config is compared.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ class Input:
     """One input of a run.
 
     Attributes:
-        key: the config key that names it.
-        place: a folder or URL, as the config has it.
-        fingerprint: names its content.
+        key: its config key.
+        place: a folder or URL, as in the config.
+        fingerprint: identifies its content.
         weight: in a mixture.
     """
 
@@ -40,7 +40,7 @@ class Input:
 
     @property
     def content(self) -> tuple[str, float | None]:
-        """What must stay the same."""
+        """The values that must stay the same."""
         return self.fingerprint, self.weight
 
 
@@ -57,7 +57,7 @@ def data_inputs(
 
 
 def encoder_inputs(key: str, value: Any) -> list[Input]:
-    """The exported encoder that a config value names, or those under the keys `encoder` of a nested value."""
+    """The exported encoder in a config value, or those under the keys `encoder` of a nested value."""
     if isinstance(value, Mapping):
         return [
             found
@@ -70,7 +70,7 @@ def encoder_inputs(key: str, value: Any) -> list[Input]:
 
 
 def read_inputs(run_dir: Path) -> list[Input]:
-    """The inputs of the first start; none where the run does not know."""
+    """The inputs of the first start; none if the run has no record of them."""
     try:
         stored = json.loads((run_dir / INPUTS_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -79,14 +79,14 @@ def read_inputs(run_dir: Path) -> list[Input]:
 
 
 def write_inputs(run_dir: Path, inputs: Sequence[Input]) -> None:
-    """Note the inputs of a run that has not noted any."""
+    """Write the inputs of a run that has no record of them."""
     if inputs and not (run_dir / INPUTS_FILE).exists():
         text = json.dumps([asdict(entry) for entry in inputs], indent=1, ensure_ascii=False)
         write_whole(run_dir / INPUTS_FILE, text)
 
 
 def first_places(run_dir: Path, inputs: Sequence[Input]) -> dict[str, str]:
-    """By today's place, the place at the first start of the input with the same content."""
+    """Map each current location to the location of the same content at the first start."""
     places = {}
     known = sorted(read_inputs(run_dir), key=lambda entry: entry.place)
     for entry in sorted(inputs, key=lambda entry: entry.place):
@@ -98,7 +98,7 @@ def first_places(run_dir: Path, inputs: Sequence[Input]) -> dict[str, str]:
 
 
 def judge(changes: Sequence[Change], there: Sequence[Input], here: Sequence[Input]) -> list[Change]:
-    """Changes of a config, where inputs count by their content and not by the text of their place."""
+    """Changes of a config; inputs are compared by content, not by path."""
     judged = list(changes)
     for key in sorted({entry.key for entry in there} & {entry.key for entry in here}):
         old = [entry for entry in there if entry.key == key]
@@ -114,7 +114,7 @@ def judge(changes: Sequence[Change], there: Sequence[Input], here: Sequence[Inpu
 
 
 def _contents_changed(key: str, old: Sequence[Input], new: Sequence[Input]) -> Iterator[Change]:
-    """Inputs whose place is the same and whose content is not."""
+    """Inputs with the same location and other content."""
     was = {entry.place: entry for entry in old}
     for entry in new:
         before = was.get(entry.place)

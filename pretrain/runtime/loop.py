@@ -71,7 +71,7 @@ class Training:
             DataError: more videos than allowed could not be read.
             CheckpointError: no checkpoint could be read or written.
             Diverged: the numbers went bad, and no roll-back is left.
-            Stuck: the processes could not meet, or a storage was down for data.outage_s.
+            Stuck: the processes could not connect, or a storage was down for data.outage_s.
         """
         watchdog = Watchdog(self.settings.watch, rank=self.processes.rank)
         with watchdog:
@@ -82,7 +82,7 @@ class Training:
             _Run(self, watchdog).go()
 
     def share_cores(self) -> None:
-        """Collective. Settle how many loader workers and threads this process has; once."""
+        """Collective. Set the number of loader workers and threads of this process, once."""
         if not self._has_cores:
             settings = self.settings
             threads = settings.engine.cpu_threads
@@ -228,7 +228,7 @@ class _Run:
         self.saved_step = state.step
 
     def _save_alone(self, done: int, stepping: Stepping, reporting: Reporting) -> None:
-        """Save what was done before a storage went down; several processes would have to meet for that."""
+        """Save the steps before a storage outage; a single process only, since a save is collective."""
         if self.processes.world > 1 or done == self.saved_step:
             return
         if reporting.state.step == done or self._report(stepping, reporting) is None:

@@ -1,4 +1,4 @@
-"""Waiting for a storage that is down: logged, bounded by `data.outage_s`, and ended by stop signals."""
+"""Wait for a storage that is down: logged, limited by `data.outage_s`, ended by stop signals."""
 
 from data_tools.command import Stopped
 from data_tools.heartbeat import Listener
@@ -15,13 +15,13 @@ class StorageWait:
         self._listener = Listener()
 
     def __call__(self, reason: str) -> None:
-        """Log the outage and start the time of the step anew, since the wait has its own limit.
+        """Log the outage and restart the timer of the step, since the wait has its own limit.
 
         Args:
             reason: why the storage cannot be read; empty when it answers again.
 
         Raises:
-            Stopped: a stop was asked for.
+            Stopped: a stop was requested.
         """
         self._listener.outage(reason)
         self._watchdog.renew()

@@ -3,8 +3,8 @@
 `pieces-00000-of-00004.safetensors` holds flat float32 tensors named `KIND/NAME@START`, for example
 `exp_avg/encoder.blocks.0.norm.weight@128`. The format is that of the safetensors library, which reads them: a
 length, a JSON header, raw bytes. They are written without it, a block at a time: the checksum is taken on the
-way, and nothing is copied once more. They are read by `pread`, not by mapping: an error of the file system is
-an `OSError` and not the death of the process.
+way, without another copy. They are read by `pread`, not by mapping: an error of the file system raises
+`OSError` instead of killing the process.
 """
 
 import errno
@@ -106,10 +106,10 @@ class PieceStore:
     def read(self, name: str, kind: str, start: int, stop: int) -> Tensor:
         """The values `start` to before `stop`, float32 on the CPU; zeros where a moment was never stored.
 
-        Only these are read from the disk, whichever files they lie in, again after errors that may pass.
+        Only these are read from the disk, from any of the files, with retries after transient errors.
 
         Raises:
-            CheckpointError: a file is not what it was.
+            CheckpointError: a file has changed.
             OSError: a file cannot be read.
         """
         values_V = torch.zeros(stop - start)
@@ -130,7 +130,7 @@ class PieceStore:
         try:
             _read_exactly(self._descriptor(span.file), memoryview(into_V.numpy().data).cast("B"), begin)
         except OSError:
-            self._open.pop(span.file, None)  # a stale handle stays stale
+            self._open.pop(span.file, None)  # a stale handle does not recover
             raise
 
     def _descriptor(self, name: str) -> int:
@@ -151,10 +151,10 @@ def _read_exactly(descriptor: int, into: memoryview, offset: int) -> None:
 
 
 def _read_header(path: Path) -> dict[str, tuple[int, int]]:
-    """Where each tensor's bytes begin and end in the file.
+    """Byte offsets of each tensor in the file.
 
     Raises:
-        ValueError: it is no file of float32 tensors that lie end to end.
+        ValueError: it is not a file of contiguous float32 tensors.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:

@@ -54,7 +54,7 @@ class Processes:
         return gathered  # type: ignore[return-value]
 
     def gather_to_first(self, value: Value) -> list[Value]:
-        """Everybody's value, by rank, on the first process; an empty list on the others."""
+        """The values of all processes by rank, on the first process; an empty list on the others."""
         if self.world == 1:
             return [value]
         gathered: list[Value | None] | None = [None] * self.world if self.is_first else None

@@ -73,7 +73,7 @@ class Reporting:
             self.writer.close()
 
     def _tell_skipped(self, steps: Sequence[int]) -> None:
-        """Log skipped steps on the first process alone, since all know the same."""
+        """Log skipped steps on the first process only, since all have the same information."""
         if self.writer is None:
             return
         for step in steps:

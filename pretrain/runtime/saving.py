@@ -23,7 +23,7 @@ _MOST_NAMED = 3
 
 
 class SavedPart(NamedTuple):
-    """How one process's part of a save ended."""
+    """The result of one process's part of a save."""
 
     host: str
     mark: FileMark | None
@@ -108,7 +108,7 @@ class Saving(threading.Thread):
         return write_pieces(self._path, self.spans, self._values())
 
     def part(self) -> SavedPart:
-        """How it ended, for the other processes."""
+        """The result, for the other processes."""
         return SavedPart(platform.node(), self.mark, self.failure)
 
     def _values(self) -> Iterable[Tensor]:
@@ -118,7 +118,7 @@ class Saving(threading.Thread):
 
 
 def failure_among(parts: Sequence[SavedPart]) -> FileFailure | None:
-    """Why a save failed, by rank and host, or None; it may pass where every failure may."""
+    """The reason of a failed save, by rank and host, or None; transient if every failure is transient."""
     gone = FileFailure("the writing thread broke off", may_pass=False)
     failures = [
         (f"rank {rank} on {part.host}", part.failure or gone)

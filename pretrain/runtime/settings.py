@@ -20,7 +20,7 @@ class StreamConfig:
         workers: loader processes for each training process; -1 takes the cores that training leaves over.
         views_per_video: clips cut from one decoded video; they stand side by side in a batch.
         max_bad_fraction: the share of clips that may be unreadable before the run stops.
-        timeout_s: how long a loader worker may do nothing before it is replaced and its sample left out.
+        timeout_s: limit without progress; then a loader worker is replaced and its sample skipped.
         outage_s: how long to wait for a storage that is down; then the run stops and can be started again.
         decoder: "pyav", or "torchcodec" where that package is installed; the frames are the same.
         cache_dir: a folder of this machine that keeps what is read from remote shards; null for none.

@@ -1,4 +1,4 @@
-"""Pieces that every process holds whole, as at ZeRO 0: each process saves, and reads, its share of them."""
+"""Replicated pieces, as at ZeRO 0: each process saves and reads its share of them."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ _EXCHANGED_VALUES = 1 << 24
 
 
 def share_of(pieces: Sequence[Piece], rank: int, world: int) -> list[Piece]:
-    """This process's share of what all hold: runs of equal length, however long the pieces are."""
+    """This process's share of the replicated pieces: runs of equal length, for any lengths of the pieces."""
     line = _Line(pieces)
     return list(line.runs(*line.share(rank, world)))
 
@@ -26,9 +26,9 @@ def load_shared(
     *,
     exchanged_values: int = _EXCHANGED_VALUES,
 ) -> None:
-    """Collective. Fill pieces that all processes hold alike; each process reads only its share of the bytes.
+    """Collective. Fill replicated pieces; each process reads only its share of the bytes.
 
-    The shares are then exchanged. Values are copied as they are, so the result is that of reading everything.
+    The shares are then exchanged. Values are unchanged, so the result equals that of reading everything.
     """
     rank, world = processes.rank, processes.world
     for piece in share_of(pieces, rank, world):
@@ -49,7 +49,7 @@ def load_shared(
 
 
 class _Line:
-    """Pieces laid end to end, addressed by place."""
+    """Concatenated pieces, addressed by offset."""
 
     def __init__(self, pieces: Sequence[Piece]):
         self._pieces = pieces
@@ -60,7 +60,7 @@ class _Line:
         return self.total * rank // world, self.total * (rank + 1) // world
 
     def runs(self, first: int, last: int) -> Iterator[Piece]:
-        """The parts of pieces that lie between two places."""
+        """The parts of pieces between two offsets."""
         number = max(bisect_right(self._starts, first) - 1, 0)
         while first < last:
             piece, begin = self._pieces[number], first - self._starts[number]

@@ -1,4 +1,4 @@
-"""Which values the files of a checkpoint hold, in few bytes, and whether they hold each value once.
+"""Compact table of the values in the files of a checkpoint, and the check that each value is held once.
 
 Files list their runs by parameter and kind: at ZeRO 3 thousands of runs in each file. Two forms keep that
 small between processes:
@@ -34,7 +34,7 @@ class Span(NamedTuple):
 
     @property
     def tensor(self) -> str:
-        """What the file calls it."""
+        """Its name in the file."""
         return f"{self.kind}/{self.name}@{self.start}"
 
 
@@ -56,7 +56,7 @@ class PackedSpans(NamedTuple):
 
 
 def counts_of(shapes: Mapping[str, tuple[int, ...]], updates: Mapping[str, int]) -> Counts:
-    """What a checkpoint may hold: each weight, and two moments of each trainable parameter."""
+    """Possible contents of a checkpoint: each weight, and two moments of each trainable parameter."""
     wanted = {("weight", name): math.prod(shape) for name, shape in shapes.items()}
     wanted |= {(kind, name): math.prod(shapes[name]) for name in updates for kind in MOMENTS}
     return dict(sorted(wanted.items()))
@@ -111,7 +111,7 @@ class SpanTable:
             self._listed[span.kind, span.name].append(span)
 
     def keys(self) -> set[tuple[str, str]]:
-        """(kind, name) of everything that is held in part or whole."""
+        """(kind, name) of everything that is held partly or completely."""
         ruled = {key for key, rows in zip(self._counts, self._ruled, strict=False) if rows}
         return set(self._listed) | ruled
 
@@ -129,7 +129,7 @@ class SpanTable:
         return sorted(found, key=lambda span: span.start)
 
     def _is_ruled(self, kind: str, name: str) -> bool:
-        """Whether every file holds its equal share, so that no run need be looked at."""
+        """Whether every file holds its equal share, so that single runs need no check."""
         place = self._places.get((kind, name))
         if place is None or not self._ruled or (kind, name) in self._listed:
             return False
@@ -138,7 +138,7 @@ class SpanTable:
         return rows[:holders] == list(range(holders)) and [self._packed[row].number for row in rows] == rows
 
     def find_fault(self, shapes: Mapping[str, tuple[int, ...]], updates: Mapping[str, int]) -> str | None:
-        """What keeps the files from holding each value once, or None.
+        """The reason why the files do not hold each value exactly once, or None.
 
         Args:
             shapes: of every parameter and buffer.
@@ -184,7 +184,7 @@ def tiles(spans: Sequence[Span], counts: Counts) -> Tensor:
 
 
 def are_tiled(sums: Tensor, counts: Counts, updates: Mapping[str, int]) -> bool:
-    """Whether the summands of all processes say that each value is held once.
+    """Whether the summands of all processes show that each value is held once.
 
     Args:
         updates: how often each trainable parameter was updated; those never updated may have no moments.

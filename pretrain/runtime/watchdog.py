@@ -122,7 +122,7 @@ class Watchdog:
             self._post = _Post(place, post.key, post.limit_s, post.since_s, post.step)
 
     def renew(self) -> None:
-        """Begin the time of what is going on anew: it waits for something that has a limit of its own."""
+        """Restart the timer of the current phase, which waits for something with its own limit."""
         post = self._post
         if post is not None:
             self._post = _Post(post.place, post.key, post.limit_s, self._clock_s, post.step)

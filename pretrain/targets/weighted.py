@@ -18,7 +18,7 @@ class WeightedTarget(Target):
 
     Args:
         parts: by the part's name, {"weight": ..., "args": {...}}: the factor on its loss, 1 where not given,
-            and its own arguments. Or names alone, in a list.
+            and its own arguments; or a list of names.
     """
 
     def __init__(self, *, parts: dict[str, Any] | list[str] | str):

@@ -94,9 +94,9 @@ def test_a_slurm_job_that_slurm_has_forgotten_is_known_by_its_own_note(
     run_dir = tmp_path / "run"
     (run_dir / "launch").mkdir(parents=True)
     Record(run_dir, kind="slurm", job_id="41", steps=30).note(state="submitted")
-    assert "killed before it could note its end" in seen(capsys, "status", str(run_dir))
+    assert "Slurm has no record of it" in seen(capsys, "status", str(run_dir))
     (run_dir / "launch" / OUTCOME).write_text("40 0\n")  # of the job before
-    assert "killed before it could note its end" in seen(capsys, "status", str(run_dir))
+    assert "Slurm has no record of it" in seen(capsys, "status", str(run_dir))
     (run_dir / "launch" / OUTCOME).write_text("41 143\n")
     told = json.loads(seen(capsys, "status", str(run_dir), "--json"))
     assert (told["state"], told["code"], told["steps"]) == ("ended", 143, 30)
