@@ -6,12 +6,14 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
+from data_tools.encoding.jpeg_colours import jpeg_planes
 from data_tools.encoding.originals import Original
 from data_tools.stream.geometry import square_size, turns
 
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _BT601 = 6  # AVCOL_SPC_SMPTE170M
 _BLACK, _BLACK_FULL, _NO_COLOUR = 16, 0, 128
+_UPRIGHT = (False, False, False)
 _ROUNDED = 4  # pixels by which sizes of one aspect ratio may differ after rounding
 
 
@@ -38,15 +40,15 @@ class Converter:
         """The frame as it will be encoded."""
         is_rgb = frame.format.is_rgb
         is_full = is_rgb or frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
-        stored_full = self._jpeg or (is_full and not is_rgb)
+        stored_full = is_full and (self._jpeg or not is_rgb)
         own_turns = turns(frame) if self._are_pictures else self._turns
         size = self._fitted(frame, own_turns[0])
         picture = self._reformatter.reformat(
             frame,
             width=size[own_turns[0]],
             height=size[not own_turns[0]],
-            format="yuvj420p" if self._jpeg else "yuv420p",
-            dst_colorspace=Colorspace.ITU601 if self._jpeg or is_rgb else None,
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU601 if is_rgb else None,
             interpolation=_SCALING,
             src_color_range=ColorRange.JPEG if is_full else ColorRange.MPEG,
             dst_color_range=ColorRange.JPEG if stored_full else ColorRange.MPEG,
@@ -54,10 +56,14 @@ class Converter:
         )
         if size != self._size:
             black = (_BLACK_FULL if stored_full else _BLACK, _NO_COLOUR, _NO_COLOUR)
-            picture = _from_planes(_framed(_turned(picture, own_turns), self._size, black), picture)
+            picture = _from_planes(_framed(_turned(picture, own_turns), self._size, black), "yuv420p")
         elif picture is frame or any(own_turns):  # a frame of the decoder's must not be changed
-            picture = _from_planes(_turned(picture, own_turns), picture)
-        picture.color_range = ColorRange.JPEG if stored_full else ColorRange.MPEG
+            picture = _from_planes(_turned(picture, own_turns), "yuv420p")
+        if self._jpeg:
+            planes = _turned(picture, _UPRIGHT)
+            matrix = _BT601 if is_rgb else int(frame.colorspace)
+            picture = _from_planes(jpeg_planes(planes, matrix, is_full_range=stored_full), "yuvj420p")
+        picture.color_range = ColorRange.JPEG if self._jpeg or stored_full else ColorRange.MPEG
         picture.colorspace = _BT601 if self._jpeg or is_rgb else frame.colorspace
         picture.color_primaries, picture.color_trc = frame.color_primaries, frame.color_trc
         return picture
@@ -113,7 +119,7 @@ def _framed(planes: Sequence[np.ndarray], size: tuple[int, int], black: Sequence
     return framed
 
 
-def _from_planes(planes: Sequence[np.ndarray], like: VideoFrame) -> VideoFrame:
+def _from_planes(planes: Sequence[np.ndarray], format_name: str) -> VideoFrame:
     height, width = planes[0].shape
     stacked = np.concatenate([pixels.reshape(-1) for pixels in planes]).reshape(height * 3 // 2, width)
-    return VideoFrame.from_ndarray(stacked, format=like.format.name)
+    return VideoFrame.from_ndarray(stacked, format=format_name)

@@ -46,6 +46,11 @@ class Picture:
         return height, square_size(width, height, self.aspect)[0]
 
 
+def shares_of(matrix: int) -> tuple[float, float]:
+    """Shares of red and blue in the luma, by FFmpeg's number of the matrix."""
+    return _SHARES.get(matrix, _BT601)
+
+
 def pictures_at(
     video: bytes, instants_s: Sequence[float], *, last_frame_s: float | None = None
 ) -> Iterator[tuple[Picture, list[int]]]:
@@ -72,8 +77,7 @@ class _Reader:
     def __init__(self, first: VideoFrame, aspect: Fraction):
         self._width, self._height = first.width, first.height
         self._is_full_range = first.color_range == ColorRange.JPEG
-        shares = _SHARES.get(int(first.colorspace), _BT601)
-        self._colour = colour_numbers(*shares, is_full_range=self._is_full_range)
+        self._colour = colour_numbers(*shares_of(int(first.colorspace)), is_full_range=self._is_full_range)
         self._turns = turns(first)
         self._aspect = 1 / aspect if self._turns[0] else aspect
         even = max(self._height // 2 * 2, 1), max(self._width // 2 * 2, 1)

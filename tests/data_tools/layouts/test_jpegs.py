@@ -1,6 +1,7 @@
 """Pictures are stored each alone, and JPEG files as they are."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
@@ -9,13 +10,17 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from data_tools.encoding.jpeg_colours import jpeg_planes
 from data_tools.layouts.base import Laid, Task
 from data_tools.layouts.jpegs import Jpegs
 from data_tools.layouts.stride_aligned import StrideAligned
 from data_tools.listing.videos import SourceVideo
 from data_tools.stream.container import BadVideo
 from data_tools.stream.decode import decode_at, probe
+from data_tools.stream.pixels import YuvClips, colour_numbers
+from data_tools.stream.planes import pictures_at, shares_of
 from tests.filming import SHIPPED
+from tests.filming import encoded as filmed
 from tests.sharding import encoded, moving
 
 
@@ -123,6 +128,55 @@ def test_colours_of_high_definition_survive_jpeg(tmp_path: Path):
     stored, wanted = (decode_at(file, [1.0]).float() for file in (laid.file.read_bytes(), video))
     off = torch.nn.functional.avg_pool2d((stored - wanted)[..., -16:, :], 8)  # six colours
     assert off.abs().max() < 10  # 30 with the wrong matrix
+
+
+@pytest.mark.parametrize("matrix", [1, 6, 9])
+@pytest.mark.parametrize("is_full_range", [False, True])
+def test_converted_colours_are_not_darker_on_average(matrix: int, is_full_range: bool):
+    draw = np.random.default_rng(0)
+    luma, *differences = draw.integers(100, 140, (3, 40, 40)).astype(np.uint8)
+    planes = [luma.repeat(2, 0).repeat(2, 1), *differences]
+    stored = jpeg_planes(planes, matrix, is_full_range=is_full_range)
+    before = as_rgb(planes, matrix, is_full_range=is_full_range)
+    off = as_rgb(stored, 6, is_full_range=True) - before
+    assert off.abs().max() <= 3
+    assert off.mean((0, 2, 3, 4)).abs().max() < 0.1  # 2.9 by swscale's conversion of BT.709
+
+
+def as_rgb(planes: Sequence[np.ndarray], matrix: int, *, is_full_range: bool) -> torch.Tensor:
+    """Planes as clip_BCTHW of one picture."""
+    luma, *differences = (torch.from_numpy(plane) for plane in planes)
+    colour = colour_numbers(*shares_of(matrix), is_full_range=is_full_range)
+    clips = YuvClips(
+        luma_BTHW=luma[None, None],
+        chroma_BCTHW=torch.stack(differences)[None, :, None],
+        colour_BX=torch.tensor([colour], dtype=torch.int32),
+    )
+    return clips.rgb().float()
+
+
+def test_a_stored_video_of_high_definition_is_as_bright_as_the_original(tmp_path: Path):
+    levels = np.random.default_rng(0).integers(60, 200, (8, 8, 3), dtype=np.uint8)
+    picture = levels.repeat(8, axis=0).repeat(8, axis=1)
+    video = filmed([picture] * 2, codec="ffv1", container="matroska", colorspace="1", color_range="1")
+    (tmp_path / "in").write_bytes(video)
+    laid = lay(SourceVideo(path=tmp_path / "in", name="in"), Jpegs(quality=2))
+    assert laid.file is not None
+    stored, wanted = (rgb_of(content) for content in (laid.file.read_bytes(), video))
+    assert (stored - wanted).mean((0, 2, 3, 4)).abs().max() < 0.6
+
+
+def rgb_of(video: bytes) -> torch.Tensor:
+    """The first picture as training sees it."""
+    picture, _ = next(pictures_at(video, [0.0]))
+    assert picture.colour is not None
+    luma, *differences = (torch.from_numpy(plane.copy()) for plane in picture.planes)
+    clips = YuvClips(
+        luma_BTHW=luma[None, None],
+        chroma_BCTHW=torch.stack(differences)[None, :, None],
+        colour_BX=torch.tensor([picture.colour], dtype=torch.int32),
+    )
+    return clips.rgb().float()
 
 
 @pytest.mark.parametrize(
