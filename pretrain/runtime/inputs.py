@@ -70,12 +70,21 @@ def encoder_inputs(key: str, value: Any) -> list[Input]:
 
 
 def read_inputs(run_dir: Path) -> list[Input]:
-    """The inputs of the first start; none if the run has no record of them."""
+    """The inputs of the first start; none if the run has no record of them.
+
+    Raises:
+        ValueError: the file is cut short, or of another version.
+    """
+    path = run_dir / INPUTS_FILE
     try:
-        stored = json.loads((run_dir / INPUTS_FILE).read_text(encoding="utf-8"))
+        return [Input(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
     except FileNotFoundError:
         return []
-    return [Input(**entry) for entry in stored]
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected the inputs of the run as this version writes them, got {error}; fix: "
+            "restore it from a copy, or remove it, and the paths in the config decide"
+        ) from error
 
 
 def write_inputs(run_dir: Path, inputs: Sequence[Input]) -> None:

@@ -30,8 +30,9 @@ from pretrain.runtime.settings import EngineConfig, precision_on
 
 PREVIEW_FOLDER = "preview"
 _MOST_NAMED = 8  # of the keys that are refused; the table before the error shows all
-# What may be there before the run is: a preview, what the launcher writes, and who is about to open it.
-OVERLOOKED = (PREVIEW_FOLDER, "launch", "logs", LOCK_FILE)
+# What may be there before the run is: a preview, what the launcher writes, who is about to open it, and a
+# config whose writing a full disk or a kill cut short.
+OVERLOOKED = (PREVIEW_FOLDER, "launch", "logs", LOCK_FILE, "config.yaml.partial")
 
 
 def check_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> bool:

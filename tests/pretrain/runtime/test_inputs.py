@@ -70,6 +70,22 @@ def test_a_run_of_an_older_version_goes_by_the_text(small_config: Build, data: P
         make_plan(small_config(f"data.shards={data}/"))
 
 
+@pytest.mark.parametrize("text", ["", "{", '[{"key": "data.shards", "of_a_later_version": 1}]', "[1]"])
+def test_inputs_that_cannot_be_read_are_named_with_the_way_out(
+    small_config: Build, data: Path, text: str
+) -> None:
+    config = small_config(f"data.shards={data}")
+    begin(config)
+    path = Path(config.run_dir) / "inputs.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"inputs\.json: expected the inputs of the run .*; fix: .* remove it"
+    ):
+        make_plan(config)
+    path.unlink()
+    assert make_plan(config).continues
+
+
 def test_the_sets_of_a_mixture_that_moved_keep_their_clips(
     small_config: Build, tmp_path: Path, data: Path, synth_shards: Path
 ) -> None:

@@ -160,6 +160,17 @@ def test_a_folder_of_something_else_and_a_file_are_refused(small_config: BuildCo
         check_run_dir(tmp_path / "photos" / "one.jpg", small_config())
 
 
+def test_a_first_start_that_was_cut_short_in_its_config_can_be_repeated(
+    small_config: BuildConfig, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml.partial").write_text("seed", encoding="utf-8")  # what a full disk leaves
+    assert check_run_dir(run_dir, small_config()) is False
+    open_run_dir(run_dir, small_config())
+    assert [path.name for path in run_dir.glob("config*")] == ["config.yaml"]
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(small_config: BuildConfig, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot write to .*file/run: Not a directory; mend that and run"):
