@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,20 +14,9 @@ from data_tools.command import DataError
 from data_tools.index import DATASET_NAME, INDEX_NAME, open_index, write_index
 from data_tools.storage.cache import Cache
 from data_tools.storage.location import Location, Patience, location
-from tests.faulty_server import FaultyServer, faulty_server
+from tests.faulty_server import FaultyServer
 
 QUICK = Patience(attempts=2, idle_s=2.0, total_s=5.0, pause_s=0.01)
-
-
-@pytest.fixture
-def shards(synth_shards: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(synth_shards / "train", tmp_path / "web" / "train"))
-
-
-@pytest.fixture
-def server(shards: Path) -> Iterator[FaultyServer]:
-    with faulty_server(shards.parent) as server:
-        yield server
 
 
 @pytest.fixture

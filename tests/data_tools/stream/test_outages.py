@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,22 +24,11 @@ from data_tools.stream.loader import (
 )
 from data_tools.stream.order import plan_batch
 from data_tools.stream.shards import read_video
-from tests.faulty_server import FaultyServer, faulty_server
+from tests.faulty_server import FaultyServer
 
 CLIP = ClipConfig(frames=4, stride=2, size=24)
 QUICK = Patience(attempts=2, idle_s=0.5, total_s=1.0, pause_s=0.01)
 PATIENT = Patience(attempts=2, idle_s=0.5, total_s=1.0, pause_s=0.01, outage_s=60.0)
-
-
-@pytest.fixture
-def shards(synth_shards: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(synth_shards / "train", tmp_path / "web" / "train"))
-
-
-@pytest.fixture
-def server(shards: Path) -> Iterator[FaultyServer]:
-    with faulty_server(shards.parent) as server:
-        yield server
 
 
 def index_at(server: FaultyServer, patience: Patience) -> ShardIndex:

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import pickle
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,21 +14,10 @@ from data_tools.storage.cache import Cache
 from data_tools.storage.location import Location, Patience, StorageUnavailable, location
 from data_tools.stream.container import BadVideo
 from data_tools.stream.shards import read_video
-from tests.faulty_server import FaultyServer, faulty_server
+from tests.faulty_server import FaultyServer
 
 QUICK = Patience(attempts=4, idle_s=0.5, total_s=5.0, pause_s=0.01)
 PATIENT = Patience(attempts=12, idle_s=2.0, total_s=30.0, pause_s=0.01)
-
-
-@pytest.fixture
-def shards(synth_shards: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(synth_shards / "train", tmp_path / "web" / "train"))
-
-
-@pytest.fixture
-def server(shards: Path) -> Iterator[FaultyServer]:
-    with faulty_server(shards.parent) as server:
-        yield server
 
 
 @pytest.fixture

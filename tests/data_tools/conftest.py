@@ -1,0 +1,22 @@
+"""Fixtures for data sets behind a URL."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faulty_server import FaultyServer, faulty_server
+
+
+@pytest.fixture
+def shards(synth_shards: Path, tmp_path: Path) -> Path:
+    """A copy of the synthetic training shards, which a test may change."""
+    return Path(shutil.copytree(synth_shards / "train", tmp_path / "web" / "train"))
+
+
+@pytest.fixture
+def server(shards: Path) -> Iterator[FaultyServer]:
+    """A server with those shards at /train, which misbehaves when told to."""
+    with faulty_server(shards.parent) as server:
+        yield server
