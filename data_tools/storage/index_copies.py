@@ -66,6 +66,7 @@ def bring(folder: Location, names: Sequence[str], cache: Cache | None) -> Brough
                 _share(brought)
                 _remove_old(cache)
             return brought
+        del brought  # its lock would make the next attempt wait for this one
         time.sleep(folder.patience.pause_s * 2**attempt)
     raise DataError(
         f"{folder / names[1]} is not the file that {names[0]} describes: their index_sha256 differs; publish "
