@@ -9,9 +9,10 @@ import errno
 import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar, cast
 
-from data_tools.command import Stuck, log
+from data_tools.command import Stuck, log, writing_to
 from pretrain.runtime.processes import Processes
 
 DELAYS_S: tuple[float, ...] = (0.5, 1, 2, 4, 8, 16)
@@ -66,6 +67,26 @@ def retried(act: Callable[[], Value], what: str) -> Value:
             log.warning("%s failed on %s (%s): next attempt in %g s", what, platform.node(), error, delay_s)
         time.sleep(delay_s)
     return act()
+
+
+def written(act: Callable[[], Value], folder: Path) -> Value:
+    """Call `act`, which writes small files to a run folder, with retries.
+
+    Raises:
+        DataError: it failed for good.
+        Stuck: it failed in a way that may pass.
+    """
+    what = f"writing to {folder}"
+    with writing_to(folder):
+        try:
+            return retried(act, what)
+        except OSError as error:
+            if not may_pass(error):
+                raise
+            raise Stuck(
+                f"{what} failed on {platform.node()}: {error} ({attempts()}); fix: check the file system and "
+                "its mount on that host, then repeat the command"
+            ) from error
 
 
 def failure_of(error: OSError) -> FileFailure:

@@ -13,17 +13,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from data_tools.command import log, writing_to
+from data_tools.command import log
 from data_tools.config import to_yaml, with_defaults
 from data_tools.files import write_whole
 from pretrain.folder_kinds import kind_of_config, kind_of_run
 from pretrain.runtime.config_changes import FREE_KEYS, Change, find_changes, table_of
+from pretrain.runtime.file_retries import written
 from pretrain.runtime.inputs import Input, judge, read_inputs, write_inputs
 from pretrain.runtime.run_lock import LOCK_FILE
 from pretrain.runtime.settings import EngineConfig, precision_on
@@ -77,26 +79,28 @@ def open_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> No
 
     Raises:
         DataError: the folder cannot be written.
+        Stuck: the same, where it may succeed if it is tried again.
     """
-    with writing_to(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if not (run_dir / "config.yaml").exists():
-            write_whole(run_dir / "config.yaml", to_yaml(config))
-        path = run_dir / "environment.json"
-        starts = json.loads(path.read_text()) if path.exists() else []
-        # Against the config of the first start, which stays as it is.
-        changed = {change.key: [change.there, change.here] for change in _changes(run_dir, config, inputs)}
-        write_inputs(run_dir, inputs)
-        precision = _precision(config.engine)
-        if starts and starts[-1].get("precision", precision) != precision:
-            effect = FREE_KEYS["engine.precision"]
-            log.info(
-                "precision: %s at the last start, %s now: %s", starts[-1]["precision"], precision, effect
-            )
-        write_whole(
-            path,
-            json.dumps([*starts, {**_environment(), "precision": precision, "changed": changed}], indent=1),
-        )
+    written(partial(_note_start, run_dir, config, inputs), run_dir)
+
+
+def _note_start(run_dir: Path, config: Any, inputs: Sequence[Input]) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not (run_dir / "config.yaml").exists():
+        write_whole(run_dir / "config.yaml", to_yaml(config))
+    path = run_dir / "environment.json"
+    starts = json.loads(path.read_text()) if path.exists() else []
+    # Against the config of the first start, which stays as it is.
+    changed = {change.key: [change.there, change.here] for change in _changes(run_dir, config, inputs)}
+    write_inputs(run_dir, inputs)
+    precision = _precision(config.engine)
+    if starts and starts[-1].get("precision", precision) != precision:
+        effect = FREE_KEYS["engine.precision"]
+        log.info("precision: %s at the last start, %s now: %s", starts[-1]["precision"], precision, effect)
+    write_whole(
+        path,
+        json.dumps([*starts, {**_environment(), "precision": precision, "changed": changed}], indent=1),
+    )
 
 
 def _changes(run_dir: Path, config: Any, inputs: Sequence[Input]) -> list[Change]:

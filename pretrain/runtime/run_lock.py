@@ -11,10 +11,12 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
-from data_tools.command import log, writing_to
+from data_tools.command import log
 from data_tools.files import Descriptor
+from pretrain.runtime.file_retries import written
 from pretrain.runtime.processes import Processes
 from pretrain.runtime.watchdog import WatchConfig
 
@@ -33,19 +35,23 @@ def run_lock(run_dir: Path, processes: Processes, watch: WatchConfig) -> Iterato
     Raises:
         ValueError: another process holds it still after `watch.lock_wait_s`; names its host and process.
         DataError: the folder cannot be written.
+        Stuck: the same, where it may succeed if it is tried again.
     """
     if not processes.is_first:
         yield
         return
-    with writing_to(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = Descriptor(str(run_dir / LOCK_FILE), os.O_RDWR | os.O_CREAT)
+    lock = written(partial(_open, run_dir), run_dir)
     _take(lock.number, run_dir, watch.lock_wait_s)
     try:
         yield
     finally:
         with suppress(OSError):  # where there are no locks
             fcntl.flock(lock.number, fcntl.LOCK_UN)
+
+
+def _open(run_dir: Path) -> Descriptor:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return Descriptor(str(run_dir / LOCK_FILE), os.O_RDWR | os.O_CREAT)
 
 
 def _take(lock: int, run_dir: Path, wait_s: float) -> None:

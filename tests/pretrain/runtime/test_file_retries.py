@@ -1,10 +1,11 @@
 """Errors of a file system that may pass cost no checkpoint: they are tried again, then the start may be."""
 
 import errno
+import json
 import os
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,11 +13,16 @@ import pytest
 
 from data_tools.command import EXIT_STUCK, CheckpointError, Stuck, exit_code_of
 from launch.exit_codes import is_crash
+from pretrain.config import PretrainConfig
 from pretrain.runtime import file_retries
 from pretrain.runtime.checkpoint import RunState
 from pretrain.runtime.file_retries import FileFailure, retried
+from pretrain.runtime.processes import Processes
+from pretrain.runtime.run_folder import open_run_dir
+from pretrain.runtime.run_lock import run_lock
 from pretrain.runtime.saving import SavedPart, failure_among
-from tests.checkpointing import PlainEngine, checkpoints, save, stored_steps
+from pretrain.runtime.watchdog import WatchConfig
+from tests.checkpointing import PlainEngine, alone, checkpoints, save, stored_steps
 
 
 @contextmanager
@@ -129,3 +135,29 @@ def test_a_folder_that_is_no_folder_is_no_passing_error(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step-00000009.dropped").touch()
     with pytest.raises(CheckpointError, match=r"cannot use the checkpoints in .*Not a directory"):
         checkpoints(tmp_path).load_newest(PlainEngine())
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_opening_a_run_folder_is_tried_again_and_then_ends_so_that_a_supervisor_repeats_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_config: Callable[..., PretrainConfig], stays: bool
+) -> None:
+    monkeypatch.setattr(file_retries, "DELAYS_S", (0.01,) if stays else (0.05,) * 200)
+    config, processes, watch = small_config(), alone(), WatchConfig()
+    run_dir = tmp_path / "run"
+    with run_lock(run_dir, processes, watch):
+        open_run_dir(run_dir, config)
+    for action in (lambda: open_run_dir(run_dir, config), lambda: take(run_dir, processes, watch)):
+        with no_descriptors(for_s=None if stays else 0.2):
+            if not stays:
+                action()
+                continue
+            with pytest.raises(Stuck, match=r"writing to .*Too many open files.*fix: check") as stuck:
+                action()
+            assert exit_code_of(stuck.value) == EXIT_STUCK
+    starts = json.loads((run_dir / "environment.json").read_text(encoding="utf-8"))
+    assert len(starts) == (1 if stays else 2)
+
+
+def take(run_dir: Path, processes: Processes, watch: WatchConfig) -> None:
+    with run_lock(run_dir, processes, watch):
+        pass
