@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data_tools.config_hints import unknown_key
-from data_tools.overrides import has_no_blank, leaves, with_blank
+from data_tools.overrides import lacks_space, leaves, with_space
 from data_tools.parts import is_part
 
 _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -125,10 +125,10 @@ def _fit_value(root: type, kind: Any, value: Any, key: str) -> Any:
     if value is None or (isinstance(value, str) and ("${" in value or value == "???")):
         return value
     if is_part(kind) and isinstance(value, str):
-        if has_no_blank(value):
+        if lacks_space(value):
             raise ValueError(
-                f"{key}: expected a blank after the colon of {value!r}; "
-                f"fix: write '{key}={{{with_blank(value)}}}'"
+                f"{key}: expected a space after the colon of {value!r}; "
+                f"fix: write '{key}={{{with_space(value)}}}'"
             )
         return {"name": value}
     if dataclasses.is_dataclass(kind):

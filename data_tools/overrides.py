@@ -24,7 +24,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
         ValueError: see `parse_override`; or a shell has split a mapping or a list at its spaces.
     """
     for number, override in enumerate(overrides):
-        _refuse_blanks(override, overrides[number + 1 : number + 3])
+        _refuse_spaces(override, overrides[number + 1 : number + 3])
         if _is_open(override.partition("=")[2]):
             _refuse_split_by_shell(overrides[number:])
         parse_override(override)
@@ -40,13 +40,13 @@ def parse_override(text: str) -> str:
     key, equals, value = text.partition("=")
     if text.startswith("-"):
         bare = text.lstrip("-") + ("" if equals else "=...")
-        raise ValueError(f"an override is written key=value without dashes: {bare!r}, not {text!r}")
+        raise ValueError(f"expected an override without dashes, got {text!r}; fix: write {bare}")
     if not equals or not key.strip():
         colon = re.fullmatch(r"([\w.]+):\s*(\S.*)", text)
         fix = f"; fix: write {colon[1]}={colon[2]}" if colon else ""
         raise ValueError(f"expected an override of the form key=value, got {text!r}{fix}")
     if key != key.strip() or re.search(r"\s", key):
-        raise ValueError(f"expected an override of the form key=value, got {text!r}: its key holds a blank")
+        raise ValueError(f"expected an override of the form key=value, got {text!r}: its key holds a space")
     if value.strip() == MISSING:
         raise ValueError(f"{key} must be given a value, got {MISSING}")
     try:
@@ -57,8 +57,8 @@ def parse_override(text: str) -> str:
             "close its brackets, with the whole override in single quotes; or " if _is_open(value) else ""
         )
         raise ValueError(
-            f"{key}: {value!r} is not valid YAML ({yaml_problem(error)}); {open_end}quote it if it is text, "
-            f"as in {shlex.quote(f'{key}={_yaml_text(value)}')}"
+            f"{key}: {value!r} is not valid YAML ({yaml_problem(error)}); fix: {open_end}"
+            f"quote it if it is text, as in {shlex.quote(f'{key}={_yaml_text(value)}')}"
         ) from error
     return text
 
@@ -71,12 +71,14 @@ def check_tree(node: yaml.Node | None, key: str) -> None:
     """
     for child_key, scalar in _plain_scalars(node, key):
         if _SURPRISING_NUMBER.fullmatch(scalar):
-            raise ValueError(f"{child_key}: YAML reads {scalar} as another number; quote it if it is text")
-    for child_key, entry in _entries_without_value(node, key):
-        if has_no_blank(entry):
             raise ValueError(
-                f"{child_key or entry}: expected a blank after the colon of {entry!r}; "
-                f"fix: write {{{with_blank(entry)}}}"
+                f"{child_key}: YAML reads {scalar} as another number; fix: quote it if it is text"
+            )
+    for child_key, entry in _entries_without_value(node, key):
+        if lacks_space(entry):
+            raise ValueError(
+                f"{child_key or entry}: expected a space after the colon of {entry!r}; "
+                f"fix: write {{{with_space(entry)}}}"
             )
 
 
@@ -90,13 +92,13 @@ def as_override(key: str, value: object) -> str:
     return shlex.quote(f"{key}={text if is_text else _yaml_text(text)}")
 
 
-def has_no_blank(text: str) -> bool:
+def lacks_space(text: str) -> bool:
     """Whether a text looks like `name:value`, which YAML reads as one word without a space."""
     name, colon, value = text.rpartition(":")
     return bool(colon and name.strip() and value.strip()) and not value.startswith(("/", "\\", " "))
 
 
-def with_blank(text: str) -> str:
+def with_space(text: str) -> str:
     """`name:value` as `name: value`."""
     name, _, value = text.rpartition(":")
     return f"{name}: {value}"
@@ -106,7 +108,7 @@ def yaml_problem(error: yaml.YAMLError) -> str:
     """The line number and problem of a YAML error, as one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
         is_of_colon = "expected ':'" in error.problem or "mapping values" in error.problem
-        hint = "; is a blank missing after a colon?" if is_of_colon else ""
+        hint = "; is a space missing after a colon?" if is_of_colon else ""
         return f"line {error.problem_mark.line + 1}: {error.problem}{hint}"
     return first_line(error)
 
@@ -125,7 +127,7 @@ def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield from leaves(child, f"{key}.{name}" if key else str(name))
 
 
-def _refuse_blanks(override: str, following: Sequence[str]) -> None:
+def _refuse_spaces(override: str, following: Sequence[str]) -> None:
     """Reject `key = value`, which a shell splits into up to three words."""
     if "=" not in override and following and following[0].startswith("="):
         joined = (
@@ -133,7 +135,7 @@ def _refuse_blanks(override: str, following: Sequence[str]) -> None:
         )
         raise ValueError(
             f"expected an override of the form key=value, got {override!r}; "
-            f"fix: write it without blanks, {shlex.quote(joined)}"
+            f"fix: write it without spaces, {shlex.quote(joined)}"
         )
 
 
@@ -161,7 +163,7 @@ def _refuse_split_by_shell(words: Sequence[str]) -> None:
     dotted = f", or write {pieces}" if isinstance(found, dict) and found else ""
     raise ValueError(
         f"{key}: expected a whole mapping or list, got {words[0].partition('=')[2]!r}: the shell has "
-        f"split it at its blanks; fix: put the whole override in single quotes, {shlex.quote(joined)}{dotted}"
+        f"split it at its spaces; fix: put the whole override in single quotes, {shlex.quote(joined)}{dotted}"
     )
 
 

@@ -172,10 +172,10 @@ class _Pool(Generic[Job, Result]):
         reason = timed_out(self._timeout_s)
         if self._timeouts > _MOST_TIMEOUTS:
             raise Stuck(
-                f"{self._timeouts} inputs in a row {reason}: their storage does not answer; run the same "
-                "command again when it does"
+                f"{self._timeouts} inputs in a row {reason}: their storage does not answer; fix: run the "
+                "same command again when it does"
             )
-        return Lost(reason, Stuck(f"an input {reason}; run the same command again"), may_retry=False)
+        return Lost(reason, Stuck(f"an input {reason}; fix: run the same command again"), may_retry=False)
 
     def _remove(self, worker: Worker) -> None:
         worker.end()

@@ -53,7 +53,7 @@ def do_here(
         except _TimedOut:
             reason = timed_out(timeout_s)
             if on_failure is None:
-                raise Stuck(f"an input {reason}; run the same command again") from None
+                raise Stuck(f"an input {reason}; fix: run the same command again") from None
             result = on_failure(job, reason)
         yield position, result
 

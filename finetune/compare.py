@@ -56,10 +56,12 @@ def _read(folder: Path) -> dict[str, Any]:
                 f"{folder}: expected a fine-tuning run with its result, got {kind}"
             ) from error
         raise CheckpointError(
-            f"no result at {path}: finish the run, or score it with `{_evaluate(folder)}`"
+            f"{path}: expected a result, got no such file; fix: finish the run, or `{_evaluate(folder)}`"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no result of this version: run `{_evaluate(folder)}`") from error
+        raise CheckpointError(
+            f"{path} is not a result of this version; fix: run `{_evaluate(folder)}`"
+        ) from error
     return {"name": folder.name, "folder": str(folder), **result}
 
 

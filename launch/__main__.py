@@ -65,7 +65,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                 f"; keys are written without dashes, {stray[2:].partition('=')[0]}=..." if takes_keys else ""
             )
             raise UsageError(
-                f"unknown argument {stray!r}{more}; python -m launch {own[0]} --help shows what there is"
+                f"unknown argument {stray!r}{more}; python -m launch {own[0]} --help lists all arguments"
             )
         arguments.words.append(stray)
     if job and not getattr(arguments, "takes_job", False):

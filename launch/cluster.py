@@ -109,7 +109,7 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
         if whole != word:
             raise UsageError(
                 f"{key}: expected a whole mapping or list, got {text!r}: the shell has split it at its "
-                f"blanks; fix: put the whole override in single quotes, {shlex.quote(whole)}"
+                f"spaces; fix: put the whole override in single quotes, {shlex.quote(whole)}"
             )
         if not equals or not key.strip() or word.startswith("-"):
             raise UsageError(
@@ -227,7 +227,7 @@ def _value(wanted: Any, given: Any, key: str) -> Any:
     if origin is dict and isinstance(given, dict):
         for name in [name for name, child in given.items() if child in (None, "") and ":" in name]:
             written = ": ".join(name.rsplit(":", 1))
-            raise UsageError(f"{key}: expected a blank after the colon of {name!r}; fix: write {{{written}}}")
+            raise UsageError(f"{key}: expected a space after the colon of {name!r}; fix: write {{{written}}}")
         return {name: _value(arguments[1], child, f"{key}.{name}") for name, child in given.items()}
     if origin is Literal:
         if given in arguments:

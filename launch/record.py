@@ -87,7 +87,7 @@ def held(run_dir: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another launcher"
             raise UsageError(
-                f"{run_dir} is run by {holder} already: wait for it, or "
+                f"{run_dir} is run by {holder} already; fix: wait for it, or "
                 f"`python -m launch cancel {shlex.quote(str(run_dir))}`"
             )
         file.truncate(0)

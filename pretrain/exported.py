@@ -83,7 +83,7 @@ def check_format(found: Any, formats: range, path: Path) -> None:
         CheckpointError: it is no object, or its format is too old or too new.
     """
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: expected an object, got {type(found).__name__}; export it again")
+        raise CheckpointError(f"{path}: expected an object, got {type(found).__name__}; fix: export it again")
     number = found.get("format")
     if type(number) is not int or number not in formats:
         known = str(formats[-1]) if len(formats) == 1 else f"{formats[0]} to {formats[-1]}"

@@ -254,8 +254,9 @@ def _refuse_ours(folder: Path) -> None:
     made_by = description.get("made_by", {}).get("command") if isinstance(description, dict) else None
     if made_by != _COMMAND and (folder / INDEX_NAME).exists():
         raise ValueError(
-            f"OUT {folder} holds a data set already, made by {made_by or 'something else'}, whose index says "
-            "more than this command could find out: give another OUT, or a folder whose index is lost"
+            f"OUT {folder}: expected a new folder, got a data set made by "
+            f"{made_by or 'another program'}, whose index holds more than this command can "
+            "derive; fix: choose another OUT"
         )
 
 

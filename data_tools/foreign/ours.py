@@ -70,7 +70,8 @@ def told(content: Mapping[str, Any], where: str) -> Told:
         is_good = isinstance(value, types) and not isinstance(value, bool) and (name in content)
         if not is_good or (isinstance(value, float) and not math.isfinite(value)):
             raise DataError(
-                f"{where}: expected {name} in its .json as shard writes it, got {value!r}; get it anew"
+                f"{where}: expected {name} in its .json as shard writes it, got {value!r}; fix: download "
+                "the shard again"
             )
     own = {name for name in content if name not in (*COLUMNS.names, "label_index", DESCRIPTION_KEY)}
     return Told(

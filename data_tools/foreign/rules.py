@@ -205,7 +205,7 @@ def _label(
     where = f"{shard.name}, {sample.key}"
     if rules.label == "absent" and sample.member("cls"):
         raise DataError(
-            f"{where}: it has a .cls and the first sample has none; set {rules.keys}label=cls or "
+            f"{where}: it has a .cls and the first sample has none; fix: set {rules.keys}label=cls or "
             f"{rules.keys}label=none"
         )
     if rules.label in ("none", "absent"):

@@ -52,8 +52,8 @@ def find_shards(root: str | Path | Location, *, by_split: bool = True) -> list[F
     packed = sorted(name for name in found if name not in plain and _unpacked(name) not in found)
     if packed:
         raise DataError(
-            f"{found[packed[0]]} is compressed: unpack it to a plain tar, in which single videos can be read "
-            f"({len(packed)} are compressed, {len(plain)} plain; a pattern such as '*.tar' names those)"
+            f"{found[packed[0]]}: expected plain tars, in which single videos can be read, got {len(packed)} "
+            f"compressed and {len(plain)} plain ones; fix: unpack it, or select by a pattern such as '*.tar'"
         )
     splits = {name: _split_of(name) if by_split else None for name in plain}
     _all_or_none(place, splits)

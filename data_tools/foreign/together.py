@@ -24,7 +24,7 @@ def with_unique_keys(found: Sequence[Found]) -> list[Found]:
     repeated = [key for key, count in shards.items() if count > 1]
     if repeated:
         log.info(
-            "%d keys stand in several shards, first %s: the name of the shard is put before them",
+            "%d keys are in several shards, first %s: they get the name of the shard as prefix",
             *(len(repeated), repeated[0]),
         )
     unique = [
@@ -40,9 +40,7 @@ def with_unique_keys(found: Sequence[Found]) -> list[Found]:
     keys = Counter(row.key for one in unique for row in one.rows)
     key, count = max(keys.items(), key=lambda pair: pair[1], default=("", 0))
     if count > 1:
-        raise DataError(
-            f"key {key} stands in the shards twice: expected unique keys; rename one of the shards"
-        )
+        raise DataError(f"key {key}: expected unique keys, got it twice; fix: rename one of the shards")
     return unique
 
 

@@ -21,7 +21,7 @@ def warn_of_unread(unread: Sequence[Mapping[str, int]], rules: Rules) -> None:
         key = f"{rules.keys}label"
         log.warning(
             "no labels were found; members that no rule reads: %s; %s=json.FIELD, %s=txt or %s=NAME.cls "
-            "takes labels from them, %s=none says that there are none",
+            "takes labels from them, %s=none takes no labels",
             *(", ".join(f"{count} .{ending}" for ending, count in sorted(total.items())), key, key, key, key),
         )
 

@@ -55,7 +55,7 @@ def check_names(columns: Mapping[str, Any], types: Mapping[str, str] | None = No
 def known_names(header: Sequence[str], columns: Mapping[str, str | None]) -> list[str | None]:
     """Map each column of a list to its name in the index: known names are unified, None skips a column.
 
-    A known name is found in any case, with blanks, and with # before it.
+    A known name is found in any case, with surrounding spaces, and with # before it.
 
     Args:
         columns: source.args.columns: the list's names by ours; None for a column to leave out.
@@ -82,8 +82,8 @@ def require_columns(where: str, header: Sequence[str], columns: Mapping[str, str
     for known, theirs in columns.items():
         if theirs is not None and theirs not in header and _plain(theirs) not in there:
             raise DataError(
-                f"{where}: source.args.columns.{known} names {theirs!r}, which is no column of "
-                f"{', '.join(header)}"
+                f"{where}: expected source.args.columns.{known} to be one of "
+                f"{', '.join(header)}, got {theirs!r}"
             )
 
 

@@ -61,7 +61,7 @@ def warn_of_labels(classes: Sequence[str]) -> None:
         alike[plain].append(label)
     for labels in [labels for labels in alike.values() if len(labels) > 1][:_MOST_NAMED]:
         log.warning(
-            "the labels %s are %d classes: they differ in case, blanks or underscores alone",
+            "the labels %s are %d classes: they differ only in case, spaces or underscores",
             *(" and ".join(map(repr, labels)), len(labels)),
         )
     strange = [label for label in classes if label.casefold() in _PERHAPS_NO_LABEL]

@@ -38,7 +38,7 @@ def read_text(file: Path, encoding: str | None = None) -> str:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}; check that it is there") from error
+        raise DataError(f"cannot read {file}: {error.strerror}; fix: check the path") from error
     for begin, what in _NO_LISTS.items():
         if content.startswith(begin):
             raise DataError(f"{file}: expected a list as text, got {what}")
@@ -100,11 +100,11 @@ def _undecodable(file: Path, content: bytes, error: UnicodeDecodeError, encoding
     line = content.split(b"\n")[number - 1].rstrip(b"\r")
     where = f"byte 0x{content[error.start]:02x} in line {number}"
     if encoding:
-        return f"{file} is no text in {encoding}: {where}; fix: name its encoding in source.args.encoding"
+        return f"{file}: expected text in {encoding}, got {where}; fix: correct source.args.encoding"
     if encoding is None:
-        return f"{file} is no text in UTF-8: {where}; save it as UTF-8"
+        return f"{file}: expected text in UTF-8, got {where}; fix: save it as UTF-8"
     return (
-        f"{file} is no text in UTF-8: {where}; save it as UTF-8, or name its encoding, as in "
+        f"{file}: expected text in UTF-8, got {where}; fix: save it as UTF-8, or set "
         "source.args.encoding=cp1252 (Windows in Western Europe), in which the line is "
         f"{line.decode('cp1252', 'replace')[:_SHOWN]!r}"
     )

@@ -46,4 +46,4 @@ def unreadable(error: OSError) -> NoReturn:
     Raises:
         DataError: always.
     """
-    raise DataError(f"cannot list {error.filename}: {error.strerror}; check that you may read it") from error
+    raise DataError(f"cannot list {error.filename}: {error.strerror}; fix: check its permissions") from error

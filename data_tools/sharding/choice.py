@@ -45,7 +45,7 @@ def source_of(root: Location) -> Part:
         official = official_source(root.path)
         if official:
             log.info(
-                "SOURCE %s is read by source.name=%s, by its official lists; source.name=folder goes by the "
+                "SOURCE %s is read by source.name=%s, by its official lists; source.name=folder uses the "
                 "folders", *(root, official),
             )  # fmt: skip
             return Part(name=official)
@@ -81,7 +81,7 @@ def _refuse_lists(root: Path) -> None:
         ways = [f"to read {file.relative_to(root)} give {words}" for file, words in found[:_MOST_LISTS]]
         raise DataError(
             f"SOURCE {root}: expected videos in folders alone, got {len(found)} lists of videos too; fix: "
-            f"{', '.join(ways)}, to go by the folders give source.name=folder"
+            f"{', '.join(ways)}, to use the folders give source.name=folder"
         )
     named = mentions(root)
     if named:
@@ -100,11 +100,11 @@ def refuse_empty(root: Location, listing: Listing, *, source: str = "folder") ->
         return
     if source == "webdataset":
         raise DataError(
-            f"SOURCE {root} holds no sample with a video: expected members such as KEY.mp4; "
-            "source.args.video names the ending where videos have another one"
+            f"SOURCE {root}: expected members such as KEY.mp4, got no sample with a video; fix: set "
+            "source.args.video to the extension of the videos"
         )
     if root.path is not None and root.path.is_file() and not root.name.endswith(".tar"):
-        raise DataError(f"SOURCE {root} names no video: expected a row for each video")
+        raise DataError(f"SOURCE {root}: expected a row for each video, got no video")
     raise DataError(
         f"SOURCE {root} holds no video: expected CLASS/*.mp4, *.mp4, train/CLASS/*.mp4 or a csv file "
         f"with path,label; {listing.ignored} other files were passed over{_hint(root)}"

@@ -82,7 +82,9 @@ class CsvSource(Source):
         names, rows = self._rows(table)
         for name in self.types:
             if name not in names:
-                raise DataError(f"{table.header.where}: source.args.types names {name!r}, which is no column")
+                raise DataError(
+                    f"{table.header.where}: expected columns of the file in source.args.types, got {name!r}"
+                )
         own = [name for name in names if name not in KNOWN]
         for name in own:
             rows = parse_column(rows, name, self.types.get(name))

@@ -92,7 +92,7 @@ def _named(where: str, cells: Mapping[str, Any], names: Mapping[str, str | None]
     for old, value in cells.items():
         name = names[old]
         if name in found:
-            raise DataError(f"{where}: two columns are read as {name!r}; keep one of them")
+            raise DataError(f"{where}: expected one column {name!r}, got two; fix: remove one of them")
         if name is not None:
             found[name] = value
     return found

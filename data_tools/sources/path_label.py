@@ -36,7 +36,7 @@ class PathLabelSource(Source):
     Args:
         header: what stands on a line, joined by commas: path, label, start, frames, and ignore for others.
             "" finds it. A path with `frames` is a folder of pictures, or a video where `frames` is -1.
-        delimiter: between path and label; "" finds it: blanks, a comma, a semicolon or |.
+        delimiter: between path and label; "" detects it: whitespace, a comma, a semicolon or |.
         encoding: of the list; "" reads UTF-8, and UTF-16 with a byte order mark.
         videos: the folder in which relative paths begin, itself relative to the list's.
         strip: prefix to remove from paths, such as the folder of another machine.
@@ -156,13 +156,13 @@ def lists_in(root: Path) -> Sequence[tuple[Path, str | None]]:
     if not found:
         hint = f"; fix: name the list as SOURCE, such as {files[0]}" if files else ""
         raise DataError(
-            f"{root} holds no list: expected train.csv (or .txt) and perhaps val.csv and test.csv{hint}"
+            f"{root}: expected train.csv (or .txt), optionally val.csv and test.csv, got no list{hint}"
         )
     splits = [split for _, split in found]
     twice = next((file for file, split in found if splits.count(split) > 1), None)
     if twice is not None:
         raise DataError(
-            f"{root} holds two lists of one split, one of them {twice.name}: remove the other, or name one "
-            "as SOURCE"
+            f"{root}: expected one list for each split, got two, one of them {twice.name}; fix: remove the "
+            "other, or give one as SOURCE"
         )
     return found

@@ -69,8 +69,8 @@ def bring(folder: Location, names: Sequence[str], cache: Cache | None) -> Brough
         del brought  # its lock would make the next attempt wait for this one
         time.sleep(folder.patience.pause_s * 2**attempt)
     raise DataError(
-        f"{folder / names[1]} is not the file that {names[0]} describes: their index_sha256 differs; publish "
-        "both files again, or wait until that is done"
+        f"{folder / names[1]} is not the file that {names[0]} describes: index_sha256 differs; fix: publish "
+        "both files again, or wait until the upload ends"
     )
 
 

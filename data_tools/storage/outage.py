@@ -53,8 +53,8 @@ def refuse_outage(error: OSError, what: str, path: Path | None = None) -> None:
     """Raise StorageUnavailable where an error means an outage; return where the file itself causes it."""
     if is_outage(error, path):
         raise StorageUnavailable(
-            f"{what}: {error.strerror or error}; check the disk, the mount and the network, then run the "
-            "same command again"
+            f"{what}: {error.strerror or error}; fix: check the disk, the mount and the network, then run "
+            "the same command again"
         ) from error
 
 

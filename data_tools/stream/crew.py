@@ -160,7 +160,7 @@ class Crew(Iterator[Item], Generic[Item]):
                 if member.storage_s:
                     raise StorageUnavailable(
                         f"sample {member.key}: the read of its bytes did nothing for "
-                        f"{self._patience_s(member):g} s; check the disk, the mount and the network"
+                        f"{self._patience_s(member):g} s; fix: check the disk, the mount and the network"
                     )
                 member.end()
                 self._replace(place, member, f"did nothing for data.timeout_s={self._timeout_s:g} seconds")

@@ -178,7 +178,7 @@ class Checkpoints:
             kind = Stuck if isinstance(error, Stuck) else CheckpointError
             raise kind(
                 f"could not write the checkpoint of step {step} to {self.folder} "
-                f"({error}); older checkpoints are intact: mend that and repeat the command"
+                f"({error}); older checkpoints are intact; fix: remove the cause and repeat the command"
             ) from error
 
     def load_newest(self, engine: HasPieces, *, before: int | None = None) -> RunState:

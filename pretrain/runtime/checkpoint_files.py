@@ -126,7 +126,7 @@ def quarantine(checkpoint: Path) -> Path:
         count += 1
         place = checkpoint.with_name(f"{checkpoint.name}.{count}{_QUARANTINED}")
     checkpoint.rename(place)
-    log.warning("%s is kept as %s: remove it when nobody needs it", checkpoint.name, place)
+    log.warning("%s is kept as %s: remove it when it is no longer needed", checkpoint.name, place)
     return place
 
 

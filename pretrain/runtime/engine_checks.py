@@ -32,7 +32,7 @@ def check_engine(engine: EngineConfig, processes: Processes, *, merges: bool, pa
     if packs:
         raise ValueError(
             "engine.compile=true compiles once for each number of tokens, and with pruning.args.keep=null "
-            "each step has another one: set keep to a share, or engine.compile=false"
+            "each step has another number; fix: set keep to a share, or engine.compile=false"
         )
     lacking = _lacking_to_compile(processes.device)
     if lacking is not None:

@@ -90,7 +90,7 @@ def read_spans(path: Path) -> list[Span]:
         kind, _, place = tensor.partition("/")
         name, _, start = place.rpartition("@")
         if not name or not start.isdigit():
-            raise ValueError(f"{path.name}: {tensor!r} is no piece")
+            raise ValueError(f"{path.name}: expected the name of a piece, got {tensor!r}")
         found.append(Span(path.name, kind, name, int(start), int(start) + (end - begin) // _VALUE_BYTES))
     return found
 
@@ -168,13 +168,13 @@ def _read_header(path: Path) -> dict[str, tuple[int, int]]:
         for tensor, entry in json.loads(text).items():
             begin, end = (8 + length + offset for offset in entry["data_offsets"])
             if entry["dtype"] != "F32" or begin != place or end - begin != _VALUE_BYTES * entry["shape"][0]:
-                raise ValueError(f"{tensor!r} is no run of float32 values")
+                raise ValueError(f"{tensor!r}: expected a run of float32 values")
             found[tensor] = (begin, end)
             place = end
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{path.name}: {error}") from error
     if place != size:
-        raise ValueError(f"{path.name}: its header speaks of {place} bytes, and it has {size}")
+        raise ValueError(f"{path.name}: expected {place} bytes by its header, got {size}")
     return found
 
 

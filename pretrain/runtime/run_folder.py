@@ -56,7 +56,7 @@ def check_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> b
     stored, here = kind_of_run(run_dir), kind_of_config(vars(config))
     if stored != here:
         raise ValueError(
-            f"run_dir {run_dir} holds {stored or 'no run'}, this is {here}: choose another run_dir"
+            f"run_dir {run_dir}: expected {here}, got {stored or 'no run'}; fix: choose another run_dir"
         )
     changes = _changes(run_dir, config, inputs)
     for line in table_of(changes) if changes else ():

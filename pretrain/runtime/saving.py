@@ -119,7 +119,7 @@ class Saving(threading.Thread):
 
 def failure_among(parts: Sequence[SavedPart]) -> FileFailure | None:
     """The reason of a failed save, by rank and host, or None; transient if every failure is transient."""
-    gone = FileFailure("the writing thread broke off", may_pass=False)
+    gone = FileFailure("the writing thread ended early", may_pass=False)
     failures = [
         (f"rank {rank} on {part.host}", part.failure or gone)
         for rank, part in enumerate(parts)

@@ -156,7 +156,7 @@ class SpanTable:
             reached = 0
             for span in self.runs(kind, name):
                 if span.start != reached:
-                    what = "are missing" if span.start > reached else "are there twice"
+                    what = "are missing" if span.start > reached else "are held twice"
                     first, last = sorted((reached, span.start))
                     return f"values {first} to {last} of {kind} of {name} {what}"
                 reached = span.stop

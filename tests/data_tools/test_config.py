@@ -82,10 +82,10 @@ def test_a_file_may_refer_to_itself(tmp_path: Path):
         ("optim.betas=[0.9,.inf]", "optim.betas[1] must be a finite number, got inf"),
         ("masking.args.ratio=.nan", "masking.args.ratio must be a finite number"),
         ("optim.lr=-1", "optim.lr must be above 0, got -1.0"),
-        ("steps=010", "steps: YAML reads 010 as another number; quote it if it is text"),
+        ("steps=010", "steps: YAML reads 010 as another number; fix: quote it if it is text"),
         ("text=12:30:00", "text: YAML reads 12:30:00 as another number"),
         ("masking.args={seed: 010}", "masking.args.seed: YAML reads 010 as another number"),
-        ("--steps=3", "an override is written key=value without dashes: 'steps=3', not '--steps=3'"),
+        ("--steps=3", "expected an override without dashes, got '--steps=3'; fix: write steps=3"),
         ("steps", "expected an override of the form key=value, got 'steps'"),
         ("=3", "expected an override of the form key=value, got '=3'"),
         ("text=[1", "text: '[1' is not valid YAML"),
@@ -272,7 +272,7 @@ def test_an_alternative_cannot_be_null_where_none_of_the_others_is_given() -> No
     [
         (
             ["masking={name:", "tube,", "args:", "{ratio:", "0.9}}"],
-            "masking: expected a whole mapping or list, got '{name:': the shell has split it at its blanks; "
+            "masking: expected a whole mapping or list, got '{name:': the shell has split it at its spaces; "
             "fix: put the whole override in single quotes, 'masking={name: tube, args: {ratio: 0.9}}', "
             "or write masking.name=tube masking.args.ratio=0.9",
         ),
@@ -280,16 +280,16 @@ def test_an_alternative_cannot_be_null_where_none_of_the_others_is_given() -> No
         (["masking={name:", "tube"], "close its brackets, with the whole override in single quotes"),
         (
             ["masking={name:tube}"],
-            "masking: expected a blank after the colon of 'name:tube'; fix: write {name: tube}",
+            "masking: expected a space after the colon of 'name:tube'; fix: write {name: tube}",
         ),
         (["optimizer.lr=3"], "config key optimizer.lr: there is no such key; did you mean optim.lr?"),
         (["masking=name:tube"], "fix: write 'masking={name: tube}'"),
         (["masking=3"], "config key masking: expected a name, or a mapping {name: ..., args: {...}}, got 3"),
         (["optim=3"], "config key optim: expected a mapping of its keys (lr, betas), got 3"),
         (["optim={rl: 3}"], "config key optim.rl: there is no such key; did you mean optim.lr?"),
-        (["optim. lr=3"], "its key holds a blank"),
-        (["optim.lr", "=", "3"], "got 'optim.lr'; fix: write it without blanks, optim.lr=3"),
-        (["optim.lr", "=3"], "fix: write it without blanks, optim.lr=3"),
+        (["optim. lr=3"], "its key holds a space"),
+        (["optim.lr", "=", "3"], "got 'optim.lr'; fix: write it without spaces, optim.lr=3"),
+        (["optim.lr", "=3"], "fix: write it without spaces, optim.lr=3"),
         (["optim.lr:3"], "got 'optim.lr:3'; fix: write optim.lr=3"),
         (["--lr"], "without dashes: 'lr=...', not '--lr'"),
         (
@@ -306,12 +306,12 @@ def test_a_mistake_of_quoting_is_named_with_its_fix(overrides: list[str], messag
         load(*overrides)
 
 
-def test_a_missing_blank_in_a_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"masking: expected a blank after the colon of 'name:tube'"):
+def test_a_missing_space_in_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"masking: expected a space after the colon of 'name:tube'"):
         load(text="masking: {name:tube}\n", tmp_path=tmp_path)
-    with pytest.raises(ValueError, match=r"line 3: could not find expected ':'; is a blank missing after"):
+    with pytest.raises(ValueError, match=r"line 3: could not find expected ':'; is a space missing after"):
         load(text="seed: 1\nsteps:5\ntext: a\n", tmp_path=tmp_path)
-    with pytest.raises(ValueError, match=r"mapping values are not allowed here; is a blank missing after"):
+    with pytest.raises(ValueError, match=r"mapping values are not allowed here; is a space missing after"):
         load(text="steps:5\nseed: 1\n", tmp_path=tmp_path)
 
 

@@ -49,7 +49,7 @@ def test_a_run_without_a_result_is_named_with_the_command_that_makes_one(tmp_pat
     run = tmp_path / "my run"
     run.mkdir()
     (run / "config.yaml").write_text("head: {name: linear}")
-    with pytest.raises(CheckpointError, match=rf"no result at .*finetune evaluate '{run}'`"):
+    with pytest.raises(CheckpointError, match=rf"expected a result, got .*finetune evaluate '{run}'`"):
         read_results([run])
 
 
@@ -67,5 +67,5 @@ def test_what_is_no_fine_tuning_run_is_not_to_be_scored(tmp_path):
 def test_a_foreign_result_is_refused(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
 
-    with pytest.raises(CheckpointError, match="is no result of this version"):
+    with pytest.raises(CheckpointError, match="expected a result of this version"):
         read_results([tmp_path])

@@ -272,7 +272,7 @@ def test_the_folder_of_a_pretraining_is_not_fine_tuned_into(common, repo, tmp_pa
 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(
-        f"run_dir {tmp_path} holds a pretraining run, this is a fine-tuning run: choose another run_dir"
+        f"run_dir {tmp_path}: expected a fine-tuning run, got a pretraining run; fix: choose another run_dir"
     )
 
 

@@ -86,7 +86,7 @@ def test_an_empty_file_holds_the_defaults(tmp_path: Path) -> None:
         ("nodes: [", [], "cannot read the cluster file .*: line 1"),
         ("- a", [], "must hold a mapping of keys to values"),
         ("", ["hosts={a: "], "hosts: '{a: ' is not valid YAML"),
-        ("", ["hosts={a:8}"], "hosts: expected a blank after the colon of 'a:8'; fix: write {a: 8}"),
+        ("", ["hosts={a:8}"], "hosts: expected a space after the colon of 'a:8'; fix: write {a: 8}"),
         ("", ["nnodes=2"], "no key 'nnodes'; did you mean 'nodes'"),
         ("", ["nodes.a=1"], "nodes.a: nodes is a whole number, it has no a"),
         ("image: {mounts: []}", [], "no value for image.name: set it in the cluster file or as image.name="),
@@ -122,5 +122,5 @@ def test_the_file_comes_first_and_may_be_left_out() -> None:
 def test_an_override_that_a_shell_has_split_is_named_with_its_quotes(words: list[str], fix: str) -> None:
     with pytest.raises(UsageError) as caught:
         split_words(words)
-    expected = f"the shell has split it at its blanks; fix: put the whole override in single quotes, {fix}"
+    expected = f"the shell has split it at its spaces; fix: put the whole override in single quotes, {fix}"
     assert str(caught.value).endswith(expected)

@@ -83,7 +83,7 @@ def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
             ["model.size=huger"],
             "model.size must be one of tiny, small, base, large, huge, giant, got 'huger'",
         ),
-        (["--steps=2"], "an override is written key=value without dashes: 'steps=2', not '--steps=2'"),
+        (["--steps=2"], "expected an override without dashes, got '--steps=2'; fix: write steps=2"),
         (["steps"], "expected an override of the form key=value, got 'steps'"),
         (["steps=12:30:00"], "steps: YAML reads 12:30:00 as another number"),
         (["data.timeout_s=0"], "data.timeout_s must be above 0, got 0.0"),

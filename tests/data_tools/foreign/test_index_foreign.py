@@ -264,7 +264,7 @@ def test_a_key_of_several_shards_gets_the_name_of_its_shard(
         members = [("a.mp4", clips[number]), (f"b{number // 2}.mp4", clips[3 + number])]
         write_tar(tmp_path / "d" / f"{number}.tar", members)
     assert index(tmp_path) == 0
-    assert "2 keys stand in several shards, first a: the name of the shard is put before them" in str(
+    assert "2 keys are in several shards, first a: they get the name of the shard as prefix" in str(
         capsys.readouterr().err
     )
     data_set = open_index(tmp_path)
@@ -275,7 +275,7 @@ def test_a_key_of_several_shards_gets_the_name_of_its_shard(
     assert run_program(PROGRAM, ["verify", str(tmp_path), "workers=1"]) == 0
     write_tar(tmp_path / "d" / "2.tar", [("d/0.tar/a.mp4", clips[0])])
     assert index(tmp_path) == 3
-    assert "key d/0.tar/a stands in the shards twice: expected unique keys; rename one of" in written(capsys)
+    assert "key d/0.tar/a: expected unique keys, got it twice; fix: rename one of" in written(capsys)
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_a_data_set_of_our_own_is_not_overwritten(tmp_path: Path, capsys: pytest
     sharding = ["shard", str(tmp_path / "videos"), str(ours), "layout.name=copy", "workers=1"]
     assert run_program(PROGRAM, sharding) == 0
     assert index(ours) == 2
-    assert "holds a data set already, made by data_tools shard, whose index says more" in written(capsys)
+    assert "expected a new folder, got a data set made by data_tools shard, whose" in written(capsys)
     assert index(ours, tmp_path / "again") == 0
     for split in ("train", "validation", "unlabelled"):
         first, second = (open_index(folder / split) for folder in (ours, tmp_path / "again"))

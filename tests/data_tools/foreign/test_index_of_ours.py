@@ -60,7 +60,7 @@ def test_a_lost_index_is_made_anew_from_the_tars(ours: Path, tmp_path: Path):
 def test_an_index_is_made_in_the_place_of_the_lost_one(ours: Path, capsys: pytest.CaptureFixture[str]):
     before = (ours / "train" / INDEX_NAME).read_bytes()
     assert index(ours) == 2
-    assert "holds a data set already, made by data_tools shard" in capsys.readouterr().err
+    assert "expected a new folder, got a data set made by data_tools shard" in capsys.readouterr().err
     (ours / "train" / INDEX_NAME).unlink()
     assert index(ours) == 0
     assert (ours / "train" / INDEX_NAME).read_bytes() == before
@@ -163,7 +163,7 @@ def test_a_description_holds_every_column_that_the_tar_does_not_tell(ours: Path)
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"frames": "ten"}, "expected frames in its .json as shard writes it, got 'ten'; get it anew"),
+        ({"frames": "ten"}, "expected frames in its .json as shard writes it, got 'ten'; fix: download"),
         ({"content": "left out"}, "expected content in its .json as shard writes it, got None"),
         ({"width": True}, "expected width in its .json as shard writes it, got True"),
         ({"start_s": float("nan")}, "expected start_s in its .json as shard writes it, got nan"),

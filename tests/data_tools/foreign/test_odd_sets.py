@@ -158,7 +158,7 @@ def test_spellings_of_one_number_are_one_class_and_a_missing_value_none(
 def test_a_compressed_shard_among_plain_ones_is_named(tmp_path: Path, ending: str):
     write_tar(tmp_path / "0.tar", [])
     write_text(tmp_path / f"1{ending}", "")
-    message = rf"1{ending} is compressed: unpack it .*\(1 are compressed, 1 plain; a pattern such as '\*.tar'"
+    message = rf"1{ending}: expected plain tars, .* got 1 compressed and 1 plain ones; fix: unpack it"
     with pytest.raises(DataError, match=message):
         find_shards(tmp_path)
     assert [shard.name for shard in find_shards(str(tmp_path / "*.tar"))] == ["0.tar"]
@@ -193,7 +193,7 @@ def test_a_set_without_a_video_is_told_how_a_video_is_named(
     sharding = ["shard", str(tmp_path / "0.tar"), str(tmp_path / "out"), "--dry-run"]
     assert run_program(PROGRAM, sharding) == 3
     assert (
-        "holds no sample with a video: expected members such as KEY.mp4; source.args.video names the"
+        "expected members such as KEY.mp4, got no sample with a video; fix: set source.args.video to the"
         in str(capsys.readouterr().err)
     )
     assert run_program(PROGRAM, [*sharding, "source.args.video=film"]) == 0

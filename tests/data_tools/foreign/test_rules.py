@@ -254,7 +254,8 @@ def test_a_wrong_json_is_named_with_its_sample(tmp_path: Path, content: bytes, m
 def test_a_label_that_appears_later_is_not_lost_in_silence(tmp_path: Path):
     write_tar(tmp_path / "x.tar", [("a.mp4", b""), ("b.mp4", b""), ("b.cls", b"1")])
     with pytest.raises(
-        DataError, match=r"x.tar, b: it has a .cls and the first sample has none; set source.args.label=cls"
+        DataError,
+        match=r"x.tar, b: it has a .cls and the first sample has none; fix: set source.args",
     ):
         listing(tmp_path)
     assert facts(listing(tmp_path, label="none")) == [("a.mp4", None), ("b.mp4", None)]

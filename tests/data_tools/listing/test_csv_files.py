@@ -68,15 +68,13 @@ def test_what_other_programs_write_is_read(root: Path, text: str, encoding: str)
 def test_another_encoding_is_named_with_its_line_and_can_be_given(root: Path):
     text = "path;label\r\nv/a 1.mp4;x\r\nv/\u00fc.mp4;y\r\n".encode("cp1252")
     message = (
-        r"list.csv is no text in UTF-8: byte 0xfc in line 3; save it as UTF-8, or name its encoding, as in "
+        r"list.csv: expected text in UTF-8, got byte 0xfc in line 3; fix: save it as UTF-8, or set "
         r"source.args.encoding=cp1252 .* in which the line is 'v/\u00fc.mp4;y'"
     )
     with pytest.raises(DataError, match=message):
         listing(root, text)
     assert facts(listing(root, text, encoding="cp1252")) == [("v/a 1.mp4", "x"), ("v/\u00fc.mp4", "y")]
-    with pytest.raises(
-        DataError, match=r"is no text in ascii: byte 0xfc in line 3; fix: name its encoding in"
-    ):
+    with pytest.raises(DataError, match=r"expected text in ascii, got byte 0xfc in line 3; fix: set"):
         listing(root, text, encoding="ascii")
     for source in (CsvSource, JsonlSource):
         with pytest.raises(ValueError, match=r"source.args.encoding must name an encoding, such as cp1252"):
@@ -119,7 +117,7 @@ def test_a_column_may_be_renamed_or_left_out(root: Path):
         listing(root, text, columns={"label": None})
     found = listing(root, text, columns={"label": None, "my_width": "width", "key": None})
     assert (facts(found), found.videos[0].extra) == ([("v/a 1.mp4", None)], {"class": "x", "my_width": 3})
-    with pytest.raises(DataError, match=r"source.args.columns.path names 'file', which is no column of path"):
+    with pytest.raises(DataError, match=r"expected source.args.columns.path to be one of path.*, got 'file'"):
         listing(root, text, columns={"path": "file"})
     for columns in ({"path": None}, {"label": 3}, {"crc32": "x"}):
         with pytest.raises(
@@ -224,5 +222,5 @@ def test_the_keys_of_a_jsonl_file_may_have_other_names(root: Path):
     found = JsonlSource(columns={"path": "file_name", "label": "class"}).listing(file)
     assert facts(found) == [("v/a 1.mp4", "1")]
     file.write_text('{"path": "x"}\n{"path": "y", "label": 1, "LABEL": 2}\n')
-    with pytest.raises(DataError, match=r"jsonl, line 2: two columns are read as 'label'; keep one of them"):
+    with pytest.raises(DataError, match=r"jsonl, line 2: expected one column 'label', got two; fix: remove"):
         JsonlSource(columns={"label": "LABEL"}).listing(file)

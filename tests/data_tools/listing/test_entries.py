@@ -63,11 +63,11 @@ def test_a_video_in_two_splits_is_named_with_both_lists(tmp_path: Path):
 
 
 def test_a_folder_without_lists_or_with_two_of_a_split_is_refused(tmp_path: Path):
-    with pytest.raises(DataError, match=r"holds no list: expected train.csv"):
+    with pytest.raises(DataError, match=r"expected train.csv .*, got no list"):
         listing("path_label", tmp_path)
     write_text(tmp_path / "val.csv", "")
     write_text(tmp_path / "valid.txt", "")
-    with pytest.raises(DataError, match=r"holds two lists of one split, one of them val.csv"):
+    with pytest.raises(DataError, match=r"expected one list for each split, got two, one of them val.csv"):
         listing("path_label", tmp_path)
 
 

@@ -239,7 +239,7 @@ def test_labels_in_json_may_be_whole_floats():
 
 def test_classes_that_look_like_one_are_said(logged: pytest.LogCaptureFixture):
     warn_of_labels(["Run", "run", "sit down", "sit_down", "walk"])
-    assert "the labels 'Run' and 'run' are 2 classes: they differ in case" in logged.text
+    assert "the labels 'Run' and 'run' are 2 classes: they differ only in case" in logged.text
     assert "the labels 'sit down' and 'sit_down' are 2 classes" in logged.text
     warn_of_labels(["-1", "0"])
     assert "the label '-1' is a class like any other" in logged.text

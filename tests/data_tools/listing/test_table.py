@@ -113,7 +113,7 @@ def test_a_type_may_be_asked_for(tmp_path: Path):
     with pytest.raises(DataError, match=r"list.csv, line 3: age must be of type int, got 'old'"):
         videos(tmp_path, "path,age\n1.mp4,40\n2.mp4,old\n", types={"age": "int"})
     with pytest.raises(
-        DataError, match=r"list.csv, line 1: source.args.types names 'aeg', which is no column"
+        DataError, match=r"list.csv, line 1: expected columns of the file in source.args.types, got 'aeg'"
     ):
         videos(tmp_path, "path,age\n1.mp4,40\n", types={"aeg": "int"})
 
@@ -193,7 +193,7 @@ def test_many_missing_files_are_refused_and_few_are_counted(tmp_path: Path):
 
 def test_another_encoding_is_named(tmp_path: Path):
     (tmp_path / "list.csv").write_bytes("path,label\n\xe9.mp4,a\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"list.csv is no text in UTF-8: .*; save it as UTF-8"):
+    with pytest.raises(DataError, match=r"list.csv: expected text in UTF-8, .*; fix: save it as UTF-8"):
         CsvSource().listing(tmp_path / "list.csv")
 
 

@@ -140,7 +140,7 @@ def test_a_folder_with_lists_is_not_read_by_its_folders_in_silence(
     write_text(tmp_path / name, text)
     message = refusal(tmp_path)
     assert advice in message
-    assert message.endswith("to go by the folders give source.name=folder")
+    assert message.endswith("to use the folders give source.name=folder")
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,7 @@ def test_official_lists_in_their_official_folder_are_used_and_named(
     for name in lists:
         write_text(tmp_path / name, "a.mp4 1\n")
     assert source_of(location(tmp_path)).name == source
-    assert (
-        f"is read by source.name={source}, by its official lists; source.name=folder goes by" in caplog.text
-    )
+    assert f"is read by source.name={source}, by its official lists; source.name=folder uses" in caplog.text
 
 
 def test_ssv2_is_known_by_its_labels(tmp_path: Path):
@@ -214,7 +212,7 @@ def test_a_list_is_known_by_its_first_lines(tmp_path: Path, name: str, text: str
 
 def test_a_list_of_nothing_is_named_as_one(tmp_path: Path):
     file = write_text(tmp_path / "list.csv", "path,label\n")
-    with pytest.raises(DataError, match=r"list.csv names no video: expected a row for each video"):
+    with pytest.raises(DataError, match=r"list.csv: expected a row for each video, got no video"):
         refuse_empty(location(file), Listing(videos=()))
 
 

@@ -113,7 +113,7 @@ def test_a_disk_that_fails_is_no_fault_of_the_video(
     os.symlink("/proc/self/mem", source / "x.mp4")  # a regular file whose first byte gives EIO
     command = (source, tmp_path / "out", "validation_share=0", "layout.name=copy")
     assert shard(*command) == EXIT_STUCK
-    assert f"cannot read {source / 'x.mp4'}: Input/output error; check the disk" in capsys.readouterr().err
+    assert f"cannot read {source / 'x.mp4'}: Input/output error; fix: check" in capsys.readouterr().err
     (source / "x.mp4").unlink()
     shutil.copy(source / "0.mp4", source / "x.mp4")
     shutil.rmtree(tmp_path / "out")

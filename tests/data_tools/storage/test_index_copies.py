@@ -43,7 +43,7 @@ def test_an_index_that_its_description_does_not_name_is_refused(
 ):
     publish_backwards(shards, tmp_path / "new")
     shutil.copy(tmp_path / "new" / INDEX_NAME, shards / INDEX_NAME)  # and the upload stops here
-    with pytest.raises(DataError, match=r"is not the file that dataset.json describes: .*; publish"):
+    with pytest.raises(DataError, match=r"is not the file that dataset.json describes: .*; fix: publish"):
         open_index(folder, cache=cache if cached else None)
     assert not list(cache.folder.rglob("*.arrow*"))
 

@@ -151,7 +151,7 @@ def test_an_error_of_a_local_disk_is_an_outage(
         return real(*arguments)
 
     monkeypatch.setattr(os, "pread", pread)
-    with pytest.raises(StorageUnavailable, match=f"cannot be read from shard-.*: {os.strerror(code)}; check"):
+    with pytest.raises(StorageUnavailable, match=f"cannot be read from shard-.*: {os.strerror(code)}; fix:"):
         read_video(index, index.sample(0))
     failures.append(OSError(code, os.strerror(code)))
     index = open_index(synth_shards / "train", outage_s=20.0)
@@ -163,7 +163,7 @@ def test_a_folder_that_is_not_mounted_is_an_outage_and_a_missing_shard_is_not(sh
     away = shards.rename(shards.with_name("away"))
     for prepare in (lambda: None, shards.mkdir):  # no folder at all, then the empty one of a mount point
         prepare()
-        with pytest.raises(StorageUnavailable, match="No such file or directory; check the disk, the mount"):
+        with pytest.raises(StorageUnavailable, match="No such file or directory; fix: check the disk"):
             load(index)
     shards.rmdir()
     away.rename(shards)

@@ -82,7 +82,7 @@ def test_compiling_is_refused_where_it_cannot_work(
     assert Shortening(pruning=Part(name="run_length")).packs
     assert not Shortening(pruning=Part(name="run_length", args={"keep": 0.5})).packs
     compiling = EngineConfig(compile=True, device="cpu")
-    with pytest.raises(ValueError, match=r"with pruning.args.keep=null each step has another one: set keep"):
+    with pytest.raises(ValueError, match=r"keep=null each step has another number; fix: set keep"):
         check_engine(compiling, find_processes("cpu"), merges=False, packs=True)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(

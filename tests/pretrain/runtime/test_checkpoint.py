@@ -152,7 +152,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path
         pytest.raises(
             CheckpointError,
             match=r"could not write the checkpoint of step 2 to .*\(rank 0 on .*: .*File too large.*\); "
-            "older checkpoints are intact: mend that and repeat the command",
+            "older checkpoints are intact; fix: remove the cause and repeat the command",
         ),
     ):
         saver.save(engine, RunState(step=2))
@@ -221,7 +221,7 @@ def test_what_was_damaged_and_passed_over_is_kept_aside_and_never_taken_up_again
         save(tmp_path, 4)
         flip_a_bit(tmp_path / "checkpoints" / "step-00000004" / PIECES)
         assert newest_of(tmp_path) == 1
-    assert "step-00000004.2.quarantined: remove it when nobody needs it" in caplog.text
+    assert "step-00000004.2.quarantined: remove it when it is no longer needed" in caplog.text
     save(tmp_path, 2, keep=1)
     aside = ["step-00000004.2.quarantined", "step-00000004.quarantined"]
     assert stored_steps(tmp_path) == ["step-00000002", *aside]

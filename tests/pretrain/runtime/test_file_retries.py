@@ -114,7 +114,7 @@ def test_a_save_may_be_tried_again_where_every_failure_may_pass() -> None:
     assert failure_among([done, done]) == FileFailure("rank 0 on a: stale; rank 1 on a: stale", True)
     assert failure_among([done, full]) == FileFailure("rank 0 on a: stale; rank 1 on b: no space", False)
     broken = failure_among([SavedPart("c", None, None)])
-    assert broken == FileFailure("rank 0 on c: the writing thread broke off", False)
+    assert broken == FileFailure("rank 0 on c: the writing thread ended early", False)
 
 
 def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(

@@ -94,8 +94,8 @@ def test_what_is_read_may_be_changed_without_changing_the_file(tmp_path: Path) -
     ("runs", "fault"),
     [
         ([("weight", "w", 0, 4), ("weight", "w", 6, 8)], "values 4 to 6 of weight of w are missing"),
-        ([("weight", "w", 0, 5), ("weight", "w", 4, 8)], "values 4 to 5 of weight of w are there twice"),
-        ([("weight", "w", 0, 8), ("weight", "w", 0, 8)], "values 0 to 8 of weight of w are there twice"),
+        ([("weight", "w", 0, 5), ("weight", "w", 4, 8)], "values 4 to 5 of weight of w are held twice"),
+        ([("weight", "w", 0, 8), ("weight", "w", 0, 8)], "values 0 to 8 of weight of w are held twice"),
         ([("weight", "w", 0, 6)], "weight of w has 6 values, not 8"),
         ([("weight", "w", 0, 9)], "weight of w has 9 values, not 8"),
         ([], "weight of w has 0 values, not 8"),

@@ -54,7 +54,7 @@ def test_a_run_stops_with_what_it_has_done_and_goes_on_to_the_same_losses(
     with monkeypatch.context() as patch:
         plan = make_plan(config)
         fail_after(patch, reads=3 * CLIPS_A_STEP + 1)
-        with pytest.raises(StorageUnavailable, match="Input/output error; check the disk") as caught:
+        with pytest.raises(StorageUnavailable, match="Input/output error; fix: check the disk") as caught:
             run_pretraining(plan)
     assert exit_code_of(caught.value) == EXIT_STUCK and is_crash(EXIT_STUCK)
     assert steps_saved(config) == [3]
