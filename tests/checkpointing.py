@@ -72,7 +72,7 @@ class PlainEngine:
 
 
 class Line:
-    """Pieces that every process holds whole, and a store that counts what it is asked for."""
+    """Replicated pieces, and a store that counts the requested values."""
 
     def __init__(self) -> None:
         sizes = (5, 0, 1, 40, 3)
@@ -83,7 +83,7 @@ class Line:
         self.total, self.asked = sum(sizes), 0
 
     def read(self, name: str, kind: str, start: int, stop: int) -> Tensor:
-        """Every value tells its piece and place."""
+        """Every value encodes its piece and offset."""
         self.asked += stop - start
         return torch.arange(start, stop) + 100.0 * int(name)
 

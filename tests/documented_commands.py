@@ -19,14 +19,14 @@ _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
 def is_usage(command: str) -> bool:
-    """Whether it is no command to paste: `[optional]`, `one|other`, words left out, or the name alone."""
+    """Whether a command is not for pasting: `[optional]`, `one|other`, an ellipsis, or only the name."""
     bare = _QUOTED.sub("", command.split(" #")[0])
     is_name_alone = len(bare.split()) <= 3
     return is_name_alone or bool(re.search(r"(^|\s)\[|\w\|\w|\.\.\.", bare))
 
 
 def documented() -> Iterator[tuple[str, str]]:
-    """Where a command stands, and what follows `python`, as it is written."""
+    """The location of a command, and its text after `python`."""
     for page in PAGES:
         for line in _whole_lines(page):
             yield from _commands(str(page.relative_to(REPO)), line.strip() if line.startswith("    ") else "")
@@ -42,7 +42,7 @@ def documented() -> Iterator[tuple[str, str]]:
 
 
 def unquoted_mappings() -> Iterator[tuple[str, str]]:
-    """Pieces of code within a sentence that show `key={...}` with blanks which a shell would split."""
+    """Pieces of code within a sentence that show `key={...}` with spaces at which a shell would split."""
     for page in PAGES:
         for span in _CODE.findall(page.read_text(encoding="utf-8")):
             if re.search(r"(^|\s)[a-z_.]+=[{\[]\S* ", _QUOTED.sub("", span)):

@@ -26,7 +26,7 @@ ALIGNED = {
 
 
 def video_files(folder: Path = FORMATS, *, most: int | None = None) -> list:
-    """Paths of the shipped videos, and of the first ones of another folder where it exists."""
+    """Paths of the shipped videos, and of the first videos of another folder if it exists."""
     shipped, others = (
         sorted(path for path in place.glob("*") if path.suffix in VIDEO_ENDINGS)
         for place in (SHIPPED, folder)

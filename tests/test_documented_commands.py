@@ -52,7 +52,7 @@ CLUSTERS: dict[str, type] = {
     "k8s": KubernetesCluster,
 }
 CLUSTER_FILES = {"ssh": "ssh", "slurm": "slurm", "k8s": "kubernetes", "local": "local"}
-# What every recipe leaves open.
+# Keys without a value in every recipe.
 GIVEN = {
     "pretrain": ["run_dir=RUN", "data.shards=SHARDS"],
     "finetune": ["run_dir=RUN", "data.train=TRAIN", "data.validation=VALIDATION"],
@@ -60,7 +60,7 @@ GIVEN = {
 
 
 def after_a_shell(command: str, folder: Path) -> list[str]:
-    """The words that a shell makes of a command; what it would write goes to an empty folder."""
+    """The words into which a shell splits a command; redirected output goes to an empty folder."""
     script = f"python() {{ printf '%s\\0' \"$@\" > words; }}\npython {command}"
     subprocess.run(["bash", "-c", script], cwd=folder, check=True)
     return (folder / "words").read_text().split("\0")[:-1]

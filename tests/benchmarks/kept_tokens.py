@@ -1,9 +1,9 @@
-"""Measure what thresholds mean on real clips: shares that pruning keeps, and motion that masks leave visible.
+"""Measure the effect of thresholds on real clips: shares kept by pruning, and motion left visible by masks.
 
     .venv/bin/python tests/benchmarks/kept_tokens.py [CLIPS]
 
 Clips of 16 frames, every second one, 224 px, from the middle of the videos in
-`../shared/videos/surveillance`; patches of 2x16x16. The numbers stand in docs/model.md.
+`../shared/videos/surveillance`; patches of 2x16x16. The numbers are in docs/model.md.
 """
 
 import sys

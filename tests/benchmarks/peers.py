@@ -4,7 +4,7 @@ import importlib
 
 
 def why_missing(module: str, install: str) -> str | None:
-    """Say in a line why a peer cannot be measured; None where it can.
+    """The reason, in one line, why a peer cannot be measured; None if it can.
 
     Args:
         module: the module to import, as in "torchcodec.decoders".

@@ -1,7 +1,7 @@
 """Whatever happens to a job, it ends or goes on as promised, and its result is that of an undisturbed run.
 
-The seed of the faults stands in a test's name; `make test-nightly` takes the date and more time.
-`python -m tests.benchmarks.chaos` runs for as long as it is told.
+The name of a test contains the seed of its faults; `make test-nightly` takes the date and more time.
+`python -m tests.benchmarks.chaos` runs for a given time.
 """
 
 import logging

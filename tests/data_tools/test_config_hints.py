@@ -1,4 +1,4 @@
-"""Keys by the names that other projects have for them, and misspelt ones, are answered with ours."""
+"""Hints for misspelt keys and for key names of other projects."""
 
 from typing import Any
 

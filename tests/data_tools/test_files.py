@@ -1,4 +1,4 @@
-"""Files: whole reads and writes whatever the system moves at once, and regular files alone."""
+"""Files: complete reads and writes in spite of short system calls; only regular files are opened."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def test_a_read_that_the_system_cuts_short_is_continued(tmp_path: Path, monkeypa
 
 def test_more_than_two_gibibytes_are_read_from_the_end_of_a_large_file(tmp_path: Path):
     with (tmp_path / "x").open("wb") as file:
-        file.truncate(MOST_AT_ONCE + 100)  # a hole, which takes no room
+        file.truncate(MOST_AT_ONCE + 100)  # a hole, which uses no disk space
     with (tmp_path / "x").open("rb") as file:
         assert read_at(file.fileno(), MOST_AT_ONCE, 200) == bytes(100)
 

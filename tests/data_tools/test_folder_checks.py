@@ -1,4 +1,4 @@
-"""What is said where tars are given in the place of a data set's folder."""
+"""Errors for tars given instead of a data set folder."""
 
 from pathlib import Path
 

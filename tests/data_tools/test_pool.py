@@ -51,7 +51,7 @@ def failed_one(job: tuple[Path, int], reason: str) -> str:
 
 
 def crash_once(job: tuple[Path, int]) -> int:
-    """Dies as an innocent process does that the kernel takes for memory: once."""
+    """Dies once, as by the kernel's out-of-memory killer."""
     folder, number = job
     if number == 2 and not (folder / "died").exists():
         (folder / "died").touch()
@@ -152,7 +152,7 @@ def test_a_blocked_input_times_out_and_the_others_are_done(tmp_path: Path, worke
     for path in paths:
         path.touch()
     paths[1].unlink()
-    os.mkfifo(paths[1])  # nobody writes to it, so that a read blocks
+    os.mkfifo(paths[1])  # without a writer, so a read blocks
     results = list(map_in_order(block_on_pipe, paths, workers=workers, on_failure=failed_one, timeout_s=1.0))
     assert results == [1, "timed out: no sign of progress for timeout_s=1 seconds", 1, 1, 1]
     with pytest.raises(Stuck, match=r"an input timed out: .*; run the same command again"):

@@ -1,4 +1,4 @@
-"""Without a terminal progress is plain lines at round numbers, at a steady pace, with the time left."""
+"""Progress without a terminal: plain lines at round numbers, at a steady rate, with the time left."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from data_tools.progress import Pace, duration, progress, round_up
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now_s = 0.0

@@ -1,4 +1,4 @@
-"""Files that an earlier version exported are read, and give the numbers that they gave then.
+"""Files exported by an earlier version are read and give the same outputs.
 
 `tests/data/exported` holds a tiny model as version 0.1.0 wrote it: encoder of format 3, decoder of format 1,
 head of format 2, and what they computed. A change of format adds a folder and leaves this one as it is.

@@ -1,4 +1,4 @@
-"""`finetune evaluate` says what a folder is that it cannot score, and what to do."""
+"""`finetune evaluate` states the kind of a folder that it cannot score, and the fix."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From scratch beside a pretrained encoder: the same architecture, and no decay over layers by default."""
+"""Training from scratch with `weights=random`: the same architecture, and no layer decay by default."""
 
 from dataclasses import replace
 

@@ -156,7 +156,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_where_flex_attention_is_not_compiled_no_table_of_all_scores_is_made():
-    """As after so many shapes that PyTorch compiles no more of them."""
+    """Simulate PyTorch's limit of compiled variants."""
     tokens, heads = 1024, [torch.randn(1, 4, 1024, 16, requires_grad=True) for _ in range(3)]
     look = attending.query_by_query(lambda row, query, key: query // 4 == key // 4, 1, tokens, CPU)
     flex = attending._flex(is_compiled=True)

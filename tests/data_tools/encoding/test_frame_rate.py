@@ -1,4 +1,4 @@
-"""A constant rate is kept to the bit; of a varying rate no frame is lost, and pauses alone repeat."""
+"""A constant rate is kept exactly; a varying rate loses no frame and repeats frames only in pauses."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -31,7 +31,7 @@ def stored(video: bytes | Path, folder: Path, layout: Layout) -> tuple[list[int]
     return numbers, task.notes
 
 
-# What the review measured: (ticks in thousandths, frames stored, frames repeated, rate).
+# Measured in the review: (ticks in thousandths, frames stored, frames repeated, rate).
 VARYING = {
     "a pause of 3 s": ([round(n * STEP) for n in range(150) if not 50 <= n < 140], 150, 90, 30),
     "30, then 15 in low light": (

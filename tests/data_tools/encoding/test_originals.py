@@ -1,4 +1,4 @@
-"""What is taken of an original: the part that is meant, the whole frames of a capture that was cut off."""
+"""Frames read from an original: the given segment, and the intact frames of a truncated capture."""
 
 import io
 from fractions import Fraction
@@ -61,7 +61,7 @@ def stored(video: SourceVideo, folder: Path, layout: Layout) -> tuple[list[int],
 @pytest.mark.parametrize("layout", [StrideAligned(crf=10), Jpegs(quality=2)])
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
 def test_a_part_counts_from_the_first_frame_shown(container: str, layout: Layout, tmp_path: Path):
-    """Not from the container's zero, which the sound sets here."""
+    """Times are not relative to the container's start, which the sound sets here."""
     path = tmp_path / "video"
     path.write_bytes(recorded(40, container, sound_s=1.6, delay_s=0.4))
     with av.open(str(path)) as opened:

@@ -1,4 +1,4 @@
-"""Stored pictures are what a player shows: without combing, with square pixels, in their own aspect ratio."""
+"""Stored frames look as in a player: without combing, with square pixels, in the original aspect ratio."""
 
 import io
 from collections.abc import Iterator

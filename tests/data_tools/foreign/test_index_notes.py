@@ -1,4 +1,4 @@
-"""`index` notes what is odd about videos that it takes."""
+"""`index` notes the anomalies of accepted videos."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Shards of our own describe themselves: an index made anew from the tars alone is the one that was lost."""
+"""Shards made by `shard`: an index rebuilt from the tars equals the original one."""
 
 import json
 import tarfile

@@ -1,4 +1,4 @@
-"""WebDatasets of other people that are odd: links, dots in names, late labels, compressed shards."""
+"""Unusual WebDatasets: links, dots in names, late labels, compressed shards."""
 
 import io
 import json

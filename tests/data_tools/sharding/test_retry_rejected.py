@@ -71,7 +71,7 @@ def test_nothing_is_tried_again_where_nothing_was_rejected(
 
 
 class Deadly(Layout):
-    """Kills its process as long as a file is there, as the kernel does when memory is short."""
+    """Kills its process while a file exists, like the kernel's out-of-memory killer."""
 
     def __init__(self, file: Path):
         self.file = file

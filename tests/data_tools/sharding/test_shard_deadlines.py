@@ -1,4 +1,4 @@
-"""No input holds a command up: what blocks is named and left out, and Ctrl-C ends whatever is going on."""
+"""Deadlines of `shard`: inputs that block are skipped by name, and Ctrl-C ends the command."""
 
 import errno
 import fcntl

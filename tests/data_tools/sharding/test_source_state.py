@@ -1,4 +1,4 @@
-"""What is known of a video holds as long as its files are the same, here or at a URL."""
+"""Journal entries of a video are valid while its files are unchanged, locally or at a URL."""
 
 import tarfile
 from pathlib import Path

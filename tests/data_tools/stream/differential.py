@@ -29,7 +29,7 @@ ENDINGS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mpg", ".ogg
 
 @dataclass(kw_only=True)
 class Compared:
-    """What came of one video.
+    """The result of one video.
 
     Attributes:
         frames: of a sequential decode, up to the first damage.
@@ -77,7 +77,7 @@ def sequential(video: bytes) -> list[str]:
 
 
 def our_times(video: bytes, count: int) -> list[float]:
-    """When each of the frames comes on screen, as a decode from the beginning has them."""
+    """Presentation times of the frames, from a sequential decode."""
     with open_video(video) as opened:
         times = [0.0]
         for frame in opened.rest:

@@ -1,4 +1,4 @@
-"""Whatever one file makes FFmpeg or PyAV raise ends in a line about that file."""
+"""Any exception of FFmpeg or PyAV for one file becomes one line about that file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Upright, of square pixels, of one size: what a reader shows of pictures that are stored otherwise."""
+"""Readers give upright frames of one size with square pixels, however the video stores them."""
 
 import io
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""A storage that is down is waited for, and then a reason to stop: it makes no sample a bad one."""
+"""Storage outages: reads wait, then stop the run; no sample is rejected."""
 
 import errno
 import os

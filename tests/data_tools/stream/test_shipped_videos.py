@@ -1,4 +1,4 @@
-"""The videos that ship with the tests: each frame shows its number, whatever reads it."""
+"""The videos that ship with the tests: every reader gives every frame, by its visible number."""
 
 import importlib.util
 

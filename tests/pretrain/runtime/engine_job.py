@@ -156,7 +156,7 @@ def reader(paths: list[Path]) -> tuple[Callable[[str, str, int, int], Tensor], d
 
 
 def counted(read: ReadPiece, asked: list[int]) -> ReadPiece:
-    """The same, and a note of how many values each call asked for."""
+    """Wrap a function and record the number of values that each call requests."""
 
     def read_and_count(name: str, kind: str, start: int, stop: int) -> Tensor:
         asked.append(stop - start)

@@ -1,4 +1,4 @@
-"""One process of a job that counts, step by step, what DeepSpeed does beside computing.
+"""One process of a job that counts DeepSpeed's synchronizations and all-reduces in each step.
 
     RANK=.. WORLD_SIZE=.. python -m tests.pretrain.runtime.step_job STAGE BUCKET_MB
 

@@ -1,4 +1,4 @@
-"""What a step costs beside computing: no wait for the device, and gradients in buckets of the wanted size."""
+"""Overhead of a step: no device synchronization, and gradients in buckets of the configured size."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Errors of a file system that may pass cost no checkpoint: they are tried again, then the start may be."""
+"""Transient file system errors: calls are retried, then the start ends and can be repeated."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ from tests.checkpointing import PlainEngine, alone, checkpoints, save, stored_st
 
 @contextmanager
 def no_descriptors(for_s: float | None = None) -> Iterator[None]:
-    """No file can be opened meanwhile: EMFILE, as a busy node has it."""
+    """Opening any file fails with EMFILE, as on a busy node."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     end = threading.Timer(for_s or 0.0, resource.setrlimit, (resource.RLIMIT_NOFILE, before))
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))

@@ -1,4 +1,4 @@
-"""A run goes on wherever its data and encoders lie; another content at the same path is refused."""
+"""A run continues if its data or encoders have moved; other content at the same path is refused."""
 
 import json
 import shutil

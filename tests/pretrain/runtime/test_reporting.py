@@ -1,4 +1,4 @@
-"""What all processes know alike, the first one says."""
+"""Only the first process logs information that all processes have."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -96,7 +96,7 @@ def test_automatic_precision_is_noted_at_each_start_and_said_where_it_changes(
 
 
 def test_a_key_that_the_runs_config_lacks_had_its_default(small_config: BuildConfig, tmp_path: Path) -> None:
-    """As a config that an older version wrote lacks the keys that came later."""
+    """A config of an older version lacks newer keys."""
     open_run_dir(tmp_path / "run", small_config())
     stored = yaml.safe_load(to_yaml(small_config()))
     del stored["optim"]["weight_decay"], stored["guard"]

@@ -1,4 +1,4 @@
-"""Which values files hold, in few bytes: packed and unpacked alike, and gaps are seen in sums alone."""
+"""The compact table of values in files: packing is exact, and sums alone reveal gaps."""
 
 import pickle
 
@@ -24,7 +24,7 @@ COUNTS = counts_of(SHAPES, UPDATES)
 
 
 def zero_3(rank: int, world: int) -> list[Span]:
-    """What a process holds where each parameter is cut into equal shares; empty ones are not written."""
+    """The runs of a process if each parameter is split into equal shares; empty runs are not written."""
     spans = [Span(f"f{rank}", *key, *equal_share(count, rank, world)) for key, count in COUNTS.items()]
     return [span for span in spans if span.start < span.stop]
 

@@ -1,4 +1,4 @@
-"""A run whose storage goes down keeps what it has done, ends with a code that restarts it, and goes on."""
+"""A run during a storage outage: it saves its steps, ends with a restartable code, and continues."""
 
 import errno
 import os

@@ -13,7 +13,7 @@ from pretrain.config import PretrainConfig
 
 STUCK, CRASHED = 5, 1
 
-# Enters a step with the limit of the third argument, in seconds, and hangs in the first argument's way.
+# Enters a step with a limit of argument 3 seconds, and hangs as argument 1 specifies.
 HANGING = """
 import ctypes, sys, time
 from data_tools.command import configure_logging
