@@ -121,7 +121,7 @@ def test_a_bug_is_not_dressed_up_as_an_error_of_the_user():
 
 def test_an_override_with_dashes_is_explained(capsys: pytest.CaptureFixture[str]):
     assert run_program(program(), ["make", "here", "--steps=3"]) == 2
-    assert "written key=value without dashes: 'steps=3', not '--steps=3'" in capsys.readouterr().err
+    assert "without dashes, got '--steps=3'; fix: write steps=3" in capsys.readouterr().err
 
 
 def test_a_missing_positional_is_wrong_usage(capsys: pytest.CaptureFixture[str]):

@@ -291,7 +291,7 @@ def test_an_alternative_cannot_be_null_where_none_of_the_others_is_given() -> No
         (["optim.lr", "=", "3"], "got 'optim.lr'; fix: write it without spaces, optim.lr=3"),
         (["optim.lr", "=3"], "fix: write it without spaces, optim.lr=3"),
         (["optim.lr:3"], "got 'optim.lr:3'; fix: write optim.lr=3"),
-        (["--lr"], "without dashes: 'lr=...', not '--lr'"),
+        (["--lr"], "without dashes, got '--lr'; fix: write lr=..."),
         (
             ["optim.betas=0.9,0.95"],
             "config key optim.betas: expected a list, as in 'optim.betas=[A, B]', got '0.9,0.95'",

@@ -91,7 +91,7 @@ def test_what_holds_no_plain_tar_is_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"holds no tar: expected \*.tar, train/\*.tar, or a pattern"):
         found(tmp_path)
     write_text(tmp_path / "a.tar.gz", "")
-    with pytest.raises(DataError, match=r"a.tar.gz is compressed: unpack it to a plain tar"):
+    with pytest.raises(DataError, match=r"a.tar.gz: expected plain tars, .*; fix: unpack it"):
         found(tmp_path)
     (tmp_path / "a.tar.gz").unlink()
     tars(tmp_path, "train.tar", "more.tar")

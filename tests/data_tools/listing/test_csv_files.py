@@ -74,7 +74,7 @@ def test_another_encoding_is_named_with_its_line_and_can_be_given(root: Path):
     with pytest.raises(DataError, match=message):
         listing(root, text)
     assert facts(listing(root, text, encoding="cp1252")) == [("v/a 1.mp4", "x"), ("v/\u00fc.mp4", "y")]
-    with pytest.raises(DataError, match=r"expected text in ascii, got byte 0xfc in line 3; fix: set"):
+    with pytest.raises(DataError, match=r"expected text in ascii, got byte 0xfc in line 3; fix: correct"):
         listing(root, text, encoding="ascii")
     for source in (CsvSource, JsonlSource):
         with pytest.raises(ValueError, match=r"source.args.encoding must name an encoding, such as cp1252"):
