@@ -98,6 +98,7 @@ def nominal_rate(times_s: np.ndarray) -> Fraction | None:
         None if every such rate repeats frames too often.
     """
     best: tuple[int, Fraction] | None = None
+    most_lost = max(_LOST_FRACTION * len(times_s), 1)
     intervals = np.sort(np.diff(times_s))
     intervals = intervals[intervals > 0]
     while len(intervals):
@@ -105,12 +106,20 @@ def nominal_rate(times_s: np.ndarray) -> Fraction | None:
         rates = _candidates(_similar(intervals, median))
         if min(rates) * (times_s[-1] - times_s[0]) > MOST_REPEATS * len(times_s):
             break
-        found = min(((_lost(times_s, rate), rate) for rate in rates), key=lambda pair: pair[0])
+        found = _least_lost(times_s, rates)
         best = min(found, best or found, key=lambda pair: pair[0])
-        if found[0] <= max(_LOST_FRACTION * len(times_s), 1):
+        if found[0] <= most_lost:
             break
         intervals = intervals[intervals < median / 1.5]
+    if best and best[0] > most_lost:  # jitter moves the intervals next to the median to one side
+        mean = _least_lost(times_s, _candidates(np.diff(times_s)))
+        best = min(best, mean, key=lambda pair: pair[0])
     return best and best[1]
+
+
+def _least_lost(times_s: np.ndarray, rates: list[Fraction]) -> tuple[int, Fraction]:
+    """The rate that loses the fewest frames, and how many."""
+    return min(((_lost(times_s, rate), rate) for rate in rates), key=lambda pair: pair[0])
 
 
 @lru_cache(maxsize=256)

@@ -232,12 +232,16 @@ def _may_be_in_decoding_order(
 def _decoded(stream: VideoStream, found: list[Packet], places: dict[int, list[int]]) -> _Picked:
     """Decode the packets and give those that are wanted."""
     codec, missing, was_wanted = stream.codec_context, set(places), None
+    latest: int | None = None
     for packet in chain(_needed(found, stream, places), [None]):
         is_wanted = packet is None or packet.pts in places
         if is_wanted != was_wanted:
             codec.skip_frame = "DEFAULT" if is_wanted else "NONREF"
             was_wanted = is_wanted
         for frame in codec.decode(packet):
+            if frame.pts is None or (latest is not None and frame.pts <= latest):
+                raise _OtherWay  # the stamps do not give the order on screen
+            latest = frame.pts
             if frame.pts in missing:
                 missing.remove(frame.pts)
                 yield frame, places[frame.pts], stream

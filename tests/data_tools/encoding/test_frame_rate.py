@@ -133,3 +133,9 @@ def test_stamps_that_are_wrong_by_a_frame_change_nothing(tmp_path: Path):
     part = SourceVideo(path=path, name="part", start_s=0.2, end_s=0.6)
     [laid] = StrideAligned(crf=10).lay(Task(video=part, key="key", folder=tmp_path))
     assert laid.file is not None and numbers_in(laid.file) == list(range(5, 14))
+
+
+def test_jitter_of_a_third_of_a_frame_loses_nothing():
+    numbers = np.arange(90)
+    times_s = 0.04 * (numbers + 0.3 * np.sin(7 * numbers))  # most intervals are long, which means 24 a second
+    assert nominal_rate(times_s) == 25

@@ -152,6 +152,18 @@ def _moved(container: str, seconds: float) -> bytes:
     return remuxed(_h264("b_frames"), container, change, avoid_negative_ts="disabled")
 
 
+def collapsed_stamps() -> bytes:
+    """From the middle on the stamps count packets, as where a muxer mends stamps that go back."""
+    given: list[int] = []
+
+    def change(number: int, packet: av.Packet) -> None:
+        if number > FRAMES // 2:
+            packet.pts = packet.dts = given[-1] + 1
+        given.append(packet.dts or 0)
+
+    return remuxed(_h264("pyramid"), "mp4", change)
+
+
 def _joined() -> bytes:
     """Two captures one after the other: stamps go back."""
     return _h264("plain", "mpegts") + remuxed(encoded(numbered(FRAMES)[30:], g="12", bf="0"), "mpegts")

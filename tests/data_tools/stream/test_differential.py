@@ -7,8 +7,9 @@ import subprocess
 import pytest
 
 from data_tools.stream.container import open_video
-from tests.data_tools.stream.differential import ENDINGS, compared, sequential, shown
-from tests.data_tools.stream.matrix import FRAMES, videos
+from data_tools.stream.picking import picked_frames
+from tests.data_tools.stream.differential import ENDINGS, compared, our_times, sequential, shown
+from tests.data_tools.stream.matrix import FRAMES, collapsed_stamps, number_of, videos
 from tests.filming import REAL, SHIPPED
 from tests.seeds import SEED
 
@@ -72,3 +73,12 @@ def test_times_are_those_of_ffprobes_best_effort(name, tmp_path):
     with open_video(file) as opened:
         ours = [opened.first.pts, *(frame.pts for frame in opened.rest)]
     assert ours == theirs and len(ours) == len(sequential(file.read_bytes()))
+
+
+def test_stamps_that_contradict_the_order_of_the_decoder_are_not_believed():
+    video = collapsed_stamps()
+    instants_s = [time_s + 1e-5 for time_s in our_times(video, FRAMES)[34:54]]
+    found = {}
+    for frame, places, _ in picked_frames(video, instants_s):
+        found.update(dict.fromkeys(places, number_of(frame.to_ndarray(format="gray"))))
+    assert [found[place] for place in range(20)] == list(range(34, 54))
