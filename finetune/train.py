@@ -110,7 +110,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
     description = describe_encoder(config)
     if processes.is_first:
         announce_resampling(description.reference, description.grid)
-        _announce_beginning(config)
+        announce_beginning(config)
     return Prepared(
         config=config,
         train=train,
@@ -150,10 +150,16 @@ def training(prepared: Prepared) -> Training:
     )
 
 
-def _announce_beginning(config: FinetuneConfig) -> None:
+def announce_beginning(config: FinetuneConfig) -> None:
     """Log the encoder's initial weights and the layer-wise learning rate decay."""
     begins = "random weights" if config.from_scratch else f"the weights of {config.encoder}"
     log.info("the encoder begins with %s; optim.layer_decay is %g", begins, config.optim.layer_decay)
+    if config.from_scratch and config.optim.layer_decay != 1:
+        log.warning(
+            "optim.layer_decay: expected null or 1 with random weights, got %g, which slows the lower "
+            "layers; fix: optim.layer_decay=null",
+            config.optim.layer_decay,
+        )
 
 
 def calibrate_head(prepared: Prepared, run: Training) -> None:

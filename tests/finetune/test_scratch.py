@@ -8,6 +8,7 @@ import torch
 from data_tools.parts import Part
 from finetune.build import build_classifier, describe_encoder
 from finetune.config import settled
+from finetune.train import announce_beginning
 from pretrain.encoder_file import WEIGHTS, load_description, save_encoder
 from pretrain.model.encoder import Encoder
 from pretrain.model.sizes import EncoderShape, ModelConfig
@@ -88,3 +89,13 @@ def test_the_decay_over_layers_follows_from_the_weights_unless_it_is_set(overrid
 def test_other_weights_are_refused():
     with pytest.raises(ValueError, match="weights"):
         load("encoder=x", "weights=imagenet")
+
+
+def test_a_recipes_layer_decay_is_named_where_weights_are_random(caplog):
+    for overrides, warned in [
+        (["weights=random", "optim.layer_decay=0.6"], True),
+        (["weights=random"], False),
+    ]:
+        caplog.clear()
+        announce_beginning(settled(load("encoder=x", *overrides)))
+        assert ("expected null or 1 with random weights, got 0.6" in caplog.text) == warned
