@@ -106,6 +106,8 @@ def test_an_earlier_start_that_was_given_up_and_runs_again_changes_no_checkpoint
     engine.train_to(3)
     engine.values["table", "weight"][0] = -1  # as sums are rounded otherwise on another number of processes
     new.save(engine, RunState(step=3))
+    while not new.is_written():
+        time.sleep(0.001)
     assert len(stored_steps(tmp_path)) == 2, "each writes into a folder of its own"
     new.commit()
     new.commit()  # waits for what is swept up
