@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -178,8 +179,23 @@ def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
             continue  # the deepspeed launcher adds it; LOCAL_RANK says the same
         parse_override(stray)  # names the mistake: an override written with dashes
         arguments.overrides.append(stray)
+    _refuse_wrong_order(arguments, named.get(first or "", unnamed))
     check_overrides(arguments.overrides)
     return arguments
+
+
+def _refuse_wrong_order(arguments: argparse.Namespace, command: Command | None) -> None:
+    """Refuse an override ahead of the config, and an option without its dashes."""
+    given = getattr(arguments, "config", "")
+    bare = next((word for word in arguments.overrides if "=" not in word), None)
+    if "=" in given and bare is not None and not Path(given).exists():
+        raise ValueError(
+            f"expected a config file first, got the override {given!r}; "
+            f"fix: write {bare} {shlex.quote(given)}"
+        )
+    flags = [flag for flag, _ in command.options] if command else []
+    if bare is not None and f"--{bare}" in flags:
+        raise ValueError(f"expected an override of the form key=value, got {bare!r}; fix: write --{bare}")
 
 
 def _other_commands(program: str, named: dict[str, Command]) -> list[str]:

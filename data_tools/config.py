@@ -16,6 +16,7 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf, flag_override
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from data_tools.config_hints import wrong_type
 from data_tools.config_schema import Tree, choose_alternatives, fit, part_keys, value_at
 from data_tools.overrides import check_overrides, check_tree, first_line, parse_override, yaml_problem
 
@@ -58,7 +59,7 @@ def load_config(schema: type[Config], path: str | Path | None, overrides: Sequen
     OmegaConf.set_readonly(merged, False)
     try:
         if path is not None:
-            merged = _over(schema, merged, fit(schema, _read_file(Path(path))))
+            merged = _over(schema, merged, _fit_file(schema, Path(path)))
         given, short = _read_overrides(schema, overrides)
         merged = _without_arguments_of_another_part(schema, merged, given, short)
         merged = _over(schema, merged, given)
@@ -74,7 +75,8 @@ def load_config(schema: type[Config], path: str | Path | None, overrides: Sequen
         raise ValueError(f"a value is missing: {first_line(error)}") from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise ValueError(f"config key {key}: {first_line(error)}" if key else first_line(error)) from error
+        said = wrong_type(first_line(error))
+        raise ValueError(f"config key {key}: {said}" if key else said) from error
 
 
 def _over(schema: type, merged: Any, tree: Tree) -> Any:
@@ -146,6 +148,14 @@ def _plain(config: Any) -> Tree:
     return cast(Tree, tree)
 
 
+def _fit_file(schema: type, path: Path) -> Tree:
+    tree = _read_file(path)
+    try:
+        return fit(schema, tree)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _read_file(path: Path) -> Tree:
     try:
         text = path.read_text(encoding="utf-8")
@@ -157,6 +167,8 @@ def _read_file(path: Path) -> Tree:
         raise ValueError(f"cannot read the config file {path}: {yaml_problem(error)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the config file {path}: {first_line(error)}") from error
+    except ValueError as error:  # of check_tree
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(loaded, DictConfig):
         raise ValueError(f"the config file {path} must hold a mapping of keys to values")
     return _plain(loaded)

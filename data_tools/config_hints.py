@@ -1,6 +1,7 @@
 """Hints for config keys that do not exist: misspellings, and the names that other projects use."""
 
 import difflib
+import re
 from collections.abc import Sequence
 
 _ALIKE = 0.75
@@ -94,6 +95,18 @@ _FIELD_NAMES: dict[str, str] = {
     "the classes come from the data set": "nb_classes num_classes n_classes num_labels",
 }
 
+_WRONG_TYPES = (
+    re.compile(r"Value '(?P<value>.*)' of type '\w+' could not be converted to (?P<kind>\w+)"),
+    re.compile(r"Value '(?P<value>.*)' is not a valid (?P<kind>\w+)"),
+    re.compile(r"Incompatible value '(?P<value>.*)' for field of type '(?P<kind>\w+)'"),
+)
+_KINDS = {
+    **dict.fromkeys(("integer", "int"), "a whole number"),
+    **dict.fromkeys(("float",), "a number"),
+    **dict.fromkeys(("bool", "boolean"), "true or false"),
+    **dict.fromkeys(("str", "string"), "a text"),
+}
+
 SYNONYMS: dict[str, list[str]] = {}
 for _key, _names in _FIELD_NAMES.items():
     for _name in _names.split():
@@ -119,6 +132,15 @@ def unknown_key(key: str, keys: Sequence[str], *, parts: Sequence[str] = ()) -> 
         known for known in keys if "." not in known
     ]
     return f"config key {key}: there is no such key; there are {', '.join(level)}"
+
+
+def wrong_type(text: str) -> str:
+    """omegaconf's sentence about a value of the wrong type, as expected and given."""
+    found = next(filter(None, (pattern.match(text) for pattern in _WRONG_TYPES)), None)
+    if found is None or found["kind"].lower() not in _KINDS:
+        return text
+    given = "no value" if found["value"] == "None" else repr(found["value"])
+    return f"expected {_KINDS[found['kind'].lower()]}, got {given}"
 
 
 def suggestions(key: str, keys: Sequence[str], *, parts: Sequence[str] = ()) -> list[str]:

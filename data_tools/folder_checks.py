@@ -1,14 +1,17 @@
 """What a folder must hold to be a data set, told from listings alone."""
 
 import difflib
+import itertools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_tools.command import DataError
+from data_tools.listing.videos import is_video
 from data_tools.storage.location import Location, StorageError, StorageUnavailable, location
 
+_MOST_LOOKED_AT = 1000  # names in a folder
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 
@@ -30,10 +33,19 @@ def no_data_set(folder: Location, names: Sequence[str]) -> DataError:
         return DataError(f"no folder of shards at {folder}: {f'did you mean {near}?' if near else made}")
     lacking = next((name for name in names if not (folder / name).exists()), names[0])
     splits = data_sets_in(folder, names[0])
-    hint = f"; did you mean {folder / splits[0]}?" if splits else ""
+    hint = f"; did you mean {' or '.join(str(folder / split) for split in splits[:3])}?" if splits else ""
     if not splits and any(name.endswith(".tar") for name in _sizes(folder)):
         hint = f"; fix: make an index of its tars with `{_index(folder)}`"
+    elif not splits and folder.path is not None and _holds_video(folder.path):
+        made = f"python -m data_tools shard {shlex.quote(str(folder))} OUT"
+        hint = f"; it holds videos; fix: make one of them with `{made}` and give OUT/train"
     return DataError(f"{folder} holds no {lacking}, so it is no data set{hint}")
+
+
+def _holds_video(folder: Path) -> bool:
+    """Whether there are videos in a folder, or one folder deeper."""
+    places = itertools.chain(folder.glob("*.*"), folder.glob("*/*.*"))
+    return any(is_video(place.name) for place in itertools.islice(places, _MOST_LOOKED_AT))
 
 
 def _near(path: Path, mark: str) -> Path | None:

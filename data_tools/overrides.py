@@ -3,6 +3,8 @@
 This file imports no config class, so a command rejects a malformed command line before slow imports.
 """
 
+import itertools
+import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -14,6 +16,13 @@ MISSING = "???"
 
 # YAML 1.1 reads 12:30:00 as 45000 and 010 as 8, which is never intended.
 _SURPRISING_NUMBER = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+_YAML_HINTS = {
+    "expected ':'": "; is a space missing after a colon?",
+    "mapping values": "; is a space missing after a colon, or a line indented too far?",
+    "<block end>": "; is a line indented otherwise than those beside it?",
+    "found character '\\t'": "; indent with spaces, not with tabs",
+    "expected ',' or": "; is a bracket not closed?",
+}
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
@@ -24,7 +33,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
         ValueError: see `parse_override`; or a shell has split a mapping or a list at its spaces.
     """
     for number, override in enumerate(overrides):
-        _refuse_spaces(override, overrides[number + 1 : number + 3])
+        _refuse_spaces(override, overrides[number + 1 :])
         if _is_open(override.partition("=")[2]):
             _refuse_split_by_shell(overrides[number:])
         parse_override(override)
@@ -45,6 +54,11 @@ def parse_override(text: str) -> str:
         colon = re.fullmatch(r"([\w.]+):\s*(\S.*)", text)
         fix = f"; fix: write {colon[1]}={colon[2]}" if colon else ""
         raise ValueError(f"expected an override of the form key=value, got {text!r}{fix}")
+    if value.startswith("~/"):
+        fix = shlex.quote(f"{key}={os.path.expanduser(value)}")
+        raise ValueError(
+            f"{key}: expected a path without ~, which a shell leaves as it is here; fix: write {fix}"
+        )
     if key != key.strip() or re.search(r"\s", key):
         raise ValueError(f"expected an override of the form key=value, got {text!r}: its key holds a space")
     if value.strip() == MISSING:
@@ -95,7 +109,7 @@ def as_override(key: str, value: object) -> str:
 def lacks_space(text: str) -> bool:
     """Whether a text looks like `name:value`, which YAML reads as one word without a space."""
     name, colon, value = text.rpartition(":")
-    return bool(colon and name.strip() and value.strip()) and not value.startswith(("/", "\\", " "))
+    return bool(colon and name.strip() and value.strip()) and not value.startswith(("//", "\\", " "))
 
 
 def with_space(text: str) -> str:
@@ -107,8 +121,7 @@ def with_space(text: str) -> str:
 def yaml_problem(error: yaml.YAMLError) -> str:
     """The line number and problem of a YAML error, as one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
-        is_of_colon = "expected ':'" in error.problem or "mapping values" in error.problem
-        hint = "; is a space missing after a colon?" if is_of_colon else ""
+        hint = next((hint for sign, hint in _YAML_HINTS.items() if sign in error.problem), "")
         return f"line {error.problem_mark.line + 1}: {error.problem}{hint}"
     return first_line(error)
 
@@ -136,6 +149,12 @@ def _refuse_spaces(override: str, following: Sequence[str]) -> None:
         raise ValueError(
             f"expected an override of the form key=value, got {override!r}; "
             f"fix: write it without spaces, {shlex.quote(joined)}"
+        )
+    pieces = list(itertools.takewhile(lambda word: "=" not in word and word[:1] != "-", following))
+    if pieces and "/" in override.partition("=")[2]:
+        raise ValueError(
+            f"expected an override of the form key=value, got {pieces[0]!r}; fix: where it belongs to the "
+            f"word before it, quote both, {shlex.quote(' '.join([override, *pieces]))}"
         )
 
 

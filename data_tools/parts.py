@@ -9,8 +9,11 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from data_tools.config_hints import SYNONYMS
 
 Interface = TypeVar("Interface")
 
@@ -97,7 +100,8 @@ def _checked_arguments(part_class: type, part: Part, key: str) -> dict[str, Any]
     for argument, value in part.args.items():
         if argument not in parameters:
             raise ValueError(
-                f"{key}: {part.name} has no argument {argument!r}{_suggest(argument, list(parameters))}"
+                f"{key}: {part.name} has no argument {argument!r}"
+                f"{_suggest_argument(argument, key, parameters)}"
             )
         annotation = parameters[argument].annotation
         is_whole = annotation is int and isinstance(value, float) and value.is_integer()
@@ -113,6 +117,13 @@ def _check_type(value: Any, annotation: Any, key: str) -> None:
     fitting = _FITTING.get(annotation)
     if fitting and (not isinstance(value, fitting) or (isinstance(value, bool) and annotation is not bool)):
         raise ValueError(f"{key} must be of type {annotation.__name__}, got {value!r}")
+
+
+def _suggest_argument(given: str, key: str, known: Iterable[str]) -> str:
+    """By the name that other projects have for an argument, else by its spelling."""
+    hints = {hint.removeprefix(f"{key}.") for hint in SYNONYMS.get(given.lower(), ())}
+    named = [name for name in known if name in hints]
+    return f"; did you mean {named[0]!r}?" if named else _suggest(given, list(known))
 
 
 def _suggest(given: str, known: list[str]) -> str:

@@ -53,7 +53,8 @@ def _read(folder: Path) -> dict[str, Any]:
         kind = kind_of_folder(folder)
         if kind not in (FINETUNING, MODEL):
             raise CheckpointError(
-                f"{folder}: expected a fine-tuning run with its result, got {kind}"
+                f"{folder}: expected a fine-tuning run with its result, got {kind}; "
+                "fix: give the run_dir of a `finetune train`"
             ) from error
         raise CheckpointError(
             f"{path}: expected a result, got no such file; fix: finish the run, or `{_evaluate(folder)}`"

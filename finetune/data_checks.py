@@ -21,7 +21,7 @@ def check_data(config: FinetuneConfig, train: ShardIndex, validation: ShardIndex
         raise DataError(
             f"one pass over data.train gives {clips} clips ({len(train)} videos with data.views_per_video="
             f"{config.data.views_per_video}), fewer than batch.global_clips={config.batch.global_clips}: "
-            "lower it"
+            "lower it, or raise data.views_per_video"
         )
     seen = np.unique(train.column("label"))
     if len(seen) < len(train.classes):

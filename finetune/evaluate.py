@@ -13,6 +13,8 @@ from torch import Tensor
 
 from data_tools.command import CheckpointError, log
 from data_tools.config import load_config
+from data_tools.config_hints import is_key, unknown_key
+from data_tools.config_schema import all_keys, part_keys
 from data_tools.files import write_whole
 from data_tools.index import ShardIndex, open_index
 from data_tools.progress import progress
@@ -212,6 +214,9 @@ def _stored_config(run_dir: Path, overrides: list[str], *, is_imported: bool) ->
         if not override.startswith(_OVERRIDABLE):
             key = override.partition("=")[0]
             free = ", ".join(name.rstrip(".") for name in _OVERRIDABLE)
+            keys, parts = all_keys(FinetuneConfig), part_keys(FinetuneConfig)
+            if not is_key(key, keys, parts) and key not in {known.partition(".")[0] for known in keys}:
+                raise ValueError(unknown_key(key, keys, parts=parts))
             raise ValueError(f"{key} is settled by the run: evaluate takes overrides of {free}")
     if is_imported:
         folder = json.dumps(str(run_dir))

@@ -78,7 +78,12 @@ def read_cluster(kind: type[Kind], file: Path | None, overrides: Sequence[str]) 
             dataclass itself refuses; the message names the key.
     """
     tree = {} if file is None else _read_file(file)
-    values = _fields(kind, tree, "")
+    try:
+        values = _fields(kind, tree, "")
+    except UsageError as error:
+        is_training = bool({"masking", "head"} & tree.keys())
+        hint = f"; it is a training's config; fix: put {file} after --" if is_training else ""
+        raise UsageError(f"{file}: {error}{hint}") from error
     for override in overrides:
         _apply(kind, values, override)
     return _build(kind, values, "")
@@ -280,6 +285,8 @@ def _named(wanted: Any) -> str:
     origin = typing.get_origin(wanted)
     if origin is list:
         return "a list, as in [a, b]"
+    if origin is dict and typing.get_args(wanted)[1] is int:
+        return "a mapping of whole numbers, as in '{a: 8, b: 8}'"
     if origin is dict or dataclasses.is_dataclass(wanted):
         return "a mapping, as in {a: b}"
     return _WORDS.get(wanted, str(wanted))

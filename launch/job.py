@@ -7,6 +7,7 @@ RUN/launch/job.json             what `task.py` reads: the argv never travels thr
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -196,13 +197,16 @@ def _place_of_config(job_argv: Sequence[str]) -> int:
     """Where in the argv the config stands."""
     given = " ".join(job_argv[:2]) or "nothing"
     wanted = "expected `pretrain CONFIG [a.b=c]` or `finetune train CONFIG [a.b=c]` after --"
+    if list(job_argv[:2]) == ["python", "-m"]:
+        raise UsageError(f"{wanted}, got {given!r}; fix: write -- {shlex.join(job_argv[2:])}")
     if not job_argv or job_argv[0] not in ("pretrain", "finetune"):
         raise UsageError(f"{wanted}, got {given!r}")
     place = 1 if job_argv[0] == "pretrain" else 2
-    is_training = job_argv[1:2] != ["preview"] if place == 1 else job_argv[1:2] == ["train"]
+    is_training = job_argv[1:2] not in (["preview"], ["cost"]) if place == 1 else job_argv[1:2] == ["train"]
     if not is_training:
         raise UsageError(
-            f"{wanted}, got {given!r}: only trainings are launched, start it as python -m {given}"
+            f"{wanted}, got {given!r}: only trainings are launched, "
+            f"start it as python -m {shlex.join(job_argv)}"
         )
     if "--dry-run" in job_argv:
         raise UsageError("--dry-run after -- would start processes that do nothing: put it before --")

@@ -93,6 +93,8 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
         if not equals or word.startswith("-"):
             raise UsageError(f"expected an override of the form key=value, got {word!r}")
         near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.8)
+        if key in ("devices", "gpus", "gpus_per_node", "num_gpus"):
+            near = ["devices_per_node"]
         if near and key not in _KEYS:
             raise UsageError(f"no key {key!r}; did you mean {near[0]!r}?")
     is_own = {word: word.partition("=")[0] in _KEYS for word in words}

@@ -62,7 +62,8 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UsageError(f"no {path}: {run_dir} is not a run that `launch` has started") from error
+        missing = "" if run_dir.is_dir() else ": there is no such folder"
+        raise UsageError(f"no {path}: {run_dir} is not a run that `launch` has started{missing}") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
     assert isinstance(record, dict)

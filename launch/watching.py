@@ -178,6 +178,7 @@ def run_logs(arguments: argparse.Namespace) -> int:
     if not path.exists() and (folder / "all-ranks.log").exists():
         path = folder / "all-ranks.log"  # of a launcher that does not keep them apart
     if not path.exists():
+        read_record(arguments.run_dir)  # refuses a run that was not launched
         there = ", ".join(sorted(found.name for found in folder.glob("*.log"))) or "nothing yet"
         raise UsageError(f"no {path}: in {folder} there is {there}")
     try:

@@ -269,5 +269,5 @@ def _check_enough(index: ShardIndex | Mixture, config: PretrainConfig) -> None:
         raise DataError(
             f"{config.data.shards or 'data.mixture'} holds {len(index)} videos, which make {clips} clips "
             f"with data.views_per_video={config.data.views_per_video}: fewer than batch.global_clips="
-            f"{config.batch.global_clips}; lower it, or add videos"
+            f"{config.batch.global_clips}; lower it, or raise data.views_per_video, or add videos"
         )

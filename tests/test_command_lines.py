@@ -101,6 +101,12 @@ def test_a_name_is_found_from_any_folder_and_a_file_there_comes_first(
         ("previw", "did you mean the command preview?"),
         ("zzz", "no config file at zzz\n"),
         ("steps=3", "expected a config file first, got the override 'steps=3'; fix: write CONFIG steps=3"),
+        ("steps=3 demo", "expected a config file first, got the override 'steps=3'; fix: write demo steps=3"),
+        ("demo dry-run", "expected an override of the form key=value, got 'dry-run'; fix: write --dry-run"),
+        (
+            "demo data.shards=/my shards a=1",
+            "fix: where it belongs to the word before it, quote both, 'data.shards=/my shards'",
+        ),
         ("configs", "configs: expected a config file, got a folder\n"),
         (
             "configs/finetune/demo.yaml",
@@ -113,7 +119,7 @@ def test_a_config_that_is_not_there_is_answered_with_the_nearest(
     given: str, message: str, repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(repo)
-    assert run_program(PRETRAIN, [given]) == 2
+    assert run_program(PRETRAIN, given.split()) == 2
     assert message in capsys.readouterr().err
 
 

@@ -221,8 +221,9 @@ def _weigh_missing(
     hint = advice(searched, missing[0].video.path) if searched else ""
     if len(missing) > max_missing_fraction * total:
         where = f"add {hint}" if hint else "correct the paths, or name their folder in source.args.videos"
+        share = f"source.args.max_missing_fraction above {max_missing_fraction}"
+        other = f", or raise {share}" if len(missing) < total else ""
         raise DataError(
-            f"{len(missing)} of {total} videos of the list have no file, {first}; fix: {where}, or raise "
-            f"source.args.max_missing_fraction={max_missing_fraction}"
+            f"{len(missing)} of {total} videos of the list have no file, {first}; fix: {where}{other}"
         )
     log.warning("%d of %d videos of the list have no file, %s", len(missing), total, first)

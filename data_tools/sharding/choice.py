@@ -3,9 +3,12 @@
 from pathlib import Path
 
 from data_tools.command import DataError, log
+from data_tools.folder_checks import data_sets_in
 from data_tools.foreign.shards import find_shards
+from data_tools.index import DATASET_NAME
 from data_tools.listing.guess import lists_beside, mentions, official_source, source_of_csv
 from data_tools.listing.videos import Listing, is_picture, is_video
+from data_tools.overrides import as_override
 from data_tools.parts import Part
 from data_tools.storage.location import Location
 
@@ -131,6 +134,10 @@ def _is_pattern(root: Location) -> bool:
 def _hint(root: Location) -> str:
     if root.path is None or not root.path.is_dir():
         return ""
+    splits = data_sets_in(root, DATASET_NAME)
+    if splits or (root / DATASET_NAME).exists():
+        made = root / splits[0] if splits else root
+        return f"; it is a data set already; fix: train on it, {as_override('data.shards', made)}"
     try:
         tars = find_shards(root, by_split=False)
     except DataError:

@@ -40,9 +40,14 @@ def run_export(arguments: argparse.Namespace) -> None:
     """`python -m finetune export FOLDER OUT --to videomae|huggingface`."""
     folder, out = Path(arguments.folder), Path(arguments.out)
     if arguments.overrides:
-        raise ValueError(f"export takes no key=value, got {arguments.overrides[0]}")
+        given = arguments.overrides[0]
+        fix = f"; fix: write --to {given.removeprefix('to=')}" if given.startswith("to=") else ""
+        raise ValueError(f"export takes no key=value, got {given}{fix}")
     if arguments.to not in SYSTEMS:
-        raise ValueError(f"--to must be {' or '.join(SYSTEMS)}, got {arguments.to}")
+        given = "nothing" if arguments.to is None else repr(arguments.to)
+        raise ValueError(
+            f"expected --to {' or --to '.join(SYSTEMS)}, got {given}; fix: add --to {SYSTEMS[0]}"
+        )
     _refuse_existing(out)
     folder = _model_of(folder)
     kin = load_kin(folder)

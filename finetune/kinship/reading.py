@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data_tools.command import CheckpointError
+from data_tools.overrides import as_override
 from finetune.kinship.rules import Tensors
+from pretrain.folder_kinds import exported_in
 
 _CONTAINERS = ("model", "module", "state_dict", "model_state")
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
@@ -70,6 +72,12 @@ def read_weights(path: Path) -> Found:
     if path.is_dir():
         files = [path / name for name in _WEIGHTS if (path / name).is_file()]
         if not files:
+            own = path if (path / "encoder.json").is_file() else exported_in(path)
+            if own is not None:
+                raise CheckpointError(
+                    f"{path}: expected a checkpoint of another project, got one of KineMAE; "
+                    f"fix: use it as it is, {as_override('encoder', own)}"
+                )
             raise CheckpointError(f"no weights in {path}: expected {' or '.join(_WEIGHTS)}, or give a file")
         path = files[0]
     tensors = _read_file(path)
@@ -90,7 +98,10 @@ def _read_file(path: Path) -> Tensors:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except _DAMAGED as error:
-        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        first = (
+            str(error).partition("\n")[0].partition(" In PyTorch 2.6")[0]
+        )  # then advice to run what it holds
+        reason = ": ".join(filter(None, [type(error).__name__, first]))
         raise CheckpointError(
             f"cannot read {path}: expected a checkpoint file of PyTorch or safetensors, got a damaged or "
             f"another file ({reason}); fix: download or save it again"

@@ -56,7 +56,8 @@ class EncoderShape:
         _check_width(self.width, self.heads, "model.width")
         if min(self.depth, self.mlp_width, *self.patch) < 1:
             raise ValueError(
-                f"model.depth, the MLP's width and every side of a patch must be at least 1, got {self}"
+                "model.depth, the MLP's width and every side of a patch must be at least 1, got "
+                f"{self.depth}, {self.mlp_width} and {self.patch}"
             )
         require(self.registers >= 0, "model.registers", "be 0 or more", self.registers)
         require(

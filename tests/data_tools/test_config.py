@@ -74,10 +74,13 @@ def test_a_file_may_refer_to_itself(tmp_path: Path):
         ("stpes=3", "config key stpes: there is no such key; did you mean steps?"),
         ("optim.rl=3", "config key optim.rl"),
         ("masking.arg={}", "config key masking.arg: there is no such key; did you mean masking.args?"),
-        ("steps=many", "config key steps: Value 'many' of type 'str' could not be converted to Integer"),
-        ("steps=1.5", "config key steps: Value '1.5'"),
-        ("steps=null", "config key steps: Incompatible value 'None'"),
+        ("steps=many", "config key steps: expected a whole number, got 'many'"),
+        ("steps=1.5", "config key steps: expected a whole number, got '1.5'"),
+        ("steps=", "config key steps: expected a whole number, got no value"),
+        ("steps=null", "config key steps: expected a whole number, got no value"),
         ("precision=fp8", "config key precision: Invalid value 'fp8', expected one of ['fp32', 'bf16']"),
+        ("optim.lr=50%", "config key optim.lr: expected a number, got '50%'"),
+        ("masking.args=~/a", "fix: write masking.args=/"),
         ("optim.lr=.nan", "optim.lr must be a finite number, got nan"),
         ("optim.betas=[0.9,.inf]", "optim.betas[1] must be a finite number, got inf"),
         ("masking.args.ratio=.nan", "masking.args.ratio must be a finite number"),
@@ -325,3 +328,23 @@ def test_a_hint_can_be_pasted(text: str) -> None:
 
 def test_a_quoted_override_means_the_text_that_the_hint_says() -> None:
     assert load('text="{a"').text == "{a"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps:\n\t- 1", "line 2: .*; indent with spaces, not with tabs"),
+        ("steps: 3\n  text: a", "line 2: .*; is a space missing after a colon, or a line indented too far"),
+        ("optim:\n    lr: 1\n   betas: 2", "line 3: .*; is a line indented otherwise than those beside it"),
+        ("optim:\n  betas: [1, 2\nsteps: 3", "; is a bracket not closed"),
+        (
+            "optim: {lr:/a}",
+            "settings.yaml: optim: expected a space after the colon of 'lr:/a'; fix: write {lr: /a}",
+        ),
+        ("stpes: 3", "settings.yaml: config key stpes: there is no such key; did you mean steps"),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_may_mend_it(tmp_path: Path, text: str, message: str):
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(Settings, tmp_path / "settings.yaml", [])

@@ -53,3 +53,15 @@ def test_tars_behind_a_url_name_the_command_too(bucket: str):
         DataError, match=rf"{bucket}/\{{000..999\}}.tar: expected the folder .* data_tools index '"
     ):
         open_index(f"{bucket}/{{000..999}}.tar")
+
+
+def test_a_folder_of_videos_names_the_command_and_every_split_is_named(ours: Path):
+    videos = ours.parent / "videos"
+    with pytest.raises(
+        DataError, match=rf"it holds videos; fix: .*`python -m data_tools shard {videos} OUT`"
+    ):
+        open_index(videos)
+    (ours / "validation").mkdir(exist_ok=True)
+    (ours / "validation" / "dataset.json").touch()
+    with pytest.raises(DataError, match=r"did you mean .*out/train or .*out/validation\?"):
+        open_index(ours)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.layouts.base import Layout
 from data_tools.parts import Part, build_part, part_names
 from data_tools.sources.base import Source
 
@@ -68,3 +69,8 @@ def test_a_wrong_part_says_what_to_fix(shapes: type, part: Part, message: str):
 def test_a_part_without_arguments_takes_none():
     with pytest.raises(ValueError, match="folder has no argument 'depth'"):
         build_part("data_tools.sources", Part(name="folder", args={"depth": 2}), Source)
+
+
+def test_an_argument_by_the_name_of_other_projects_is_answered_with_ours():
+    with pytest.raises(ValueError, match=r"has no argument 'size'; did you mean 'short_side'\?"):
+        build_part("data_tools.layouts", Part(name="stride_aligned", args={"size": 64}), Layout)

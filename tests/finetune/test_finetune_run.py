@@ -248,6 +248,10 @@ def test_the_run_folder_of_another_config_is_refused(common, scratch_run, capsys
             "optim.lr=1",
             "optim.lr is settled by the run: evaluate takes overrides of evaluate, pruning, merge",
         ),
+        (
+            "temporal_clips=5",
+            "config key temporal_clips: there is no such key; did you mean evaluate.temporal_clips?",
+        ),
         ("evaluate.spatial_crops=2", "evaluate.spatial_crops must be 1 or 3"),
     ],
 )

@@ -80,3 +80,38 @@ def test_a_folder_that_is_not_there_leaves_with_4(tmp_path: Path, capsys: pytest
     )
     assert run_program(PROGRAM, ["evaluate", str(tmp_path / "file")]) == 4
     assert "file: expected a fine-tuning run, got a file; fix: give the run_dir" in capsys.readouterr().err
+
+
+def test_compare_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_program(PROGRAM, ["compare", str(tmp_path)]) == 4
+    assert "got an empty folder; fix: give the run_dir of a `finetune train`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["encoder", "finished"])
+def test_import_of_an_encoder_of_ours_says_that_none_is_needed(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = made(tmp_path, name)
+    assert run_program(PROGRAM, ["import", str(folder), str(tmp_path / "out")]) == 4
+    assert f"got one of KineMAE; fix: use it as it is, 'encoder={folder}" in capsys.readouterr().err
+
+
+def test_import_repeats_no_advice_to_run_what_a_file_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.pth").write_text("garbage")
+    assert run_program(PROGRAM, ["import", str(tmp_path / "bad.pth"), str(tmp_path / "out")]) == 4
+    said = capsys.readouterr().err
+    assert "bad.pth: expected a checkpoint file" in said and "weights_only" not in said
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "expected --to videomae or --to huggingface, got nothing; fix: add --to videomae"),
+        (["to=huggingface"], "got to=huggingface; fix: write --to huggingface"),
+    ],
+)
+def test_export_names_its_option(more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_program(PROGRAM, ["export", "runs/a", "out", *more]) == 2
+    assert message in capsys.readouterr().err

@@ -80,7 +80,7 @@ def test_an_empty_file_holds_the_defaults(tmp_path: Path) -> None:
         ("share: .nan", [], "share must be a number, got '.nan'"),
         ("share: nan", [], "share must be a finite number, got 'nan'"),
         ("way: arrays", [], "way must be one of array, requeue, got 'arrays'"),
-        ("hosts: [a]", [], "hosts must be a mapping, as in {a: b}, got \\['a'\\]"),
+        ("hosts: [a]", [], "hosts must be a mapping of whole numbers, as in '{a: 8, b: 8}', got \\['a'\\]"),
         ("hosts: {a: many}", [], "hosts.a must be a whole number, got 'many'"),
         ("nodes: 1\nnodes: 2", [], "the key nodes stands twice"),
         ("nodes: [", [], "cannot read the cluster file .*: line 1"),
@@ -90,6 +90,11 @@ def test_an_empty_file_holds_the_defaults(tmp_path: Path) -> None:
         ("", ["nnodes=2"], "no key 'nnodes'; did you mean 'nodes'"),
         ("", ["nodes.a=1"], "nodes.a: nodes is a whole number, it has no a"),
         ("image: {mounts: []}", [], "no value for image.name: set it in the cluster file or as image.name="),
+        (
+            "masking: tube",
+            [],
+            "cluster.yaml: no key 'masking'; .* it is a training's config; fix: put .* after --",
+        ),
         ("image: a.sif", [], "image must be a mapping of keys to values, got 'a.sif'"),
     ],
 )

@@ -112,12 +112,17 @@ def test_what_the_room_refuses_starts_nothing(
         (["local", "--", "train", "x"], "got 'train x'"),
         (["local", "--", "pretrain", "preview", DEMO], "only trainings are launched"),
         (["local", "--", "finetune", "evaluate", "RUN"], "start it as python -m finetune evaluate"),
+        (
+            ["local", "--", "pretrain", "cost", DEMO],
+            "only trainings are launched, start it as python -m pretrain cost",
+        ),
+        (["local", "--", "python", "-m", "pretrain", DEMO], "got 'python -m'; fix: write -- pretrain "),
         (["local", "--", "pretrain", "a=b"], "the config comes right after pretrain"),
         (["local", "--", "pretrain", DEMO, "--dry-run"], "put it before --"),
         (["status", "/nowhere", "--", "pretrain"], "status starts no job"),
         (["status", "/nowhere"], "/nowhere is not a run that `launch` has started"),
         (["cancel", "/nowhere"], "/nowhere is not a run that `launch` has started"),
-        (["logs", "/nowhere"], "in /nowhere/logs there is nothing yet"),
+        (["logs", "/nowhere"], "/nowhere is not a run that `launch` has started: there is no such folder"),
         (["ssh", "none.yaml", "--", "pretrain", DEMO], "no cluster file at none.yaml"),
     ],
 )

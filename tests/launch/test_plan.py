@@ -231,6 +231,7 @@ def test_a_run_too_short_to_learn_from_is_refused(config: Path, tmp_path: Path) 
     ("words", "said"),
     [
         (["node=2"], "no key 'node'; did you mean 'nodes'?"),
+        (["devices=4"], "no key 'devices'; did you mean 'devices_per_node'?"),
         (["devise=cpu"], "no key 'devise'; did you mean 'device'?"),
         (["device=h300"], "device must be one of a100, h100, h200, cpu, got 'h300'"),
         (["nodes=0"], "nodes must be above 0, got 0"),

@@ -97,7 +97,10 @@ def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
             ["data.shards=null", "data.mixture={a: 1, b/c: 0}"],
             "the weight of b/c in data.mixture must be above 0, got 0.0",
         ),
-        (["data.shards=null", "data.mixture={a: much}"], "config key data.mixture.a: Value 'much'"),
+        (
+            ["data.shards=null", "data.mixture={a: much}"],
+            "config key data.mixture.a: expected a number, got 'much'",
+        ),
         (["batch.global_clips=31"], "batch.global_clips=31 cannot be shared by 1 processes"),
     ],
 )
@@ -141,7 +144,7 @@ def test_the_folder_above_the_splits_is_answered_with_a_split(
 def test_fewer_clips_than_the_global_batch_leave_with_3(refused: Callable[..., str]) -> None:
     line = refused(DATA, "batch.global_clips=82")
     assert "holds 40 videos, which make 80 clips with data.views_per_video=2" in line
-    assert "fewer than batch.global_clips=82; lower it, or add videos" in line
+    assert "fewer than batch.global_clips=82; lower it, or raise data.views_per_video, or add" in line
 
 
 def test_a_global_batch_that_the_processes_cannot_share_leaves_with_2_and_names_the_numbers(

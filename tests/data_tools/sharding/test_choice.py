@@ -76,6 +76,9 @@ def test_a_folder_of_something_else_says_what_it_seems_to_be(tmp_path: Path):
         DataError, match=r"it holds tars such as data/train-0.tar: set source.name=webdataset"
     ):
         refuse_empty(location(tmp_path), empty)
+    write_text(tmp_path / "train" / "dataset.json", "{}")
+    with pytest.raises(DataError, match=r"it is a data set already; fix: train on it, data.shards=.*/train$"):
+        refuse_empty(location(tmp_path), empty)
     with pytest.raises(DataError, match=r"SOURCE s3://b/x.tar holds no video: .* passed over$"):
         refuse_empty(location("s3://b/x.tar"), empty)
 
