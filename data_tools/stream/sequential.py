@@ -24,12 +24,14 @@ class Decoding:
         error: the fault of an undecodable end of the video. Damage before intact packets is raised instead.
         is_repaired: whether a frame has another time than its own time stamp.
         unreadable: how many packets the decoder could not read.
+        corrupt: how many packets the demuxer marks as corrupt, as where transport packets were lost.
     """
 
     began: bool = False
     error: av.FFmpegError | None = None
     is_repaired: bool = False
     unreadable: int = 0
+    corrupt: int = 0
 
 
 def shown_frames(
@@ -54,6 +56,7 @@ def packets_of(container: InputContainer, stream: VideoStream, decoding: Decodin
     try:
         for packet in container.demux(stream):
             heartbeat.progress()
+            decoding.corrupt += packet.is_corrupt
             if packet.size:  # empty packets in AVI files repeat the previous frame
                 yield packet
     except av.InvalidDataError as error:

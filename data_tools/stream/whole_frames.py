@@ -56,11 +56,13 @@ class WholeFrames:
         self.note = f"its end is damaged: {self.count}{self._claimed()} frames are whole ({reason})"
 
     def missing(self) -> list[str]:
-        """Zero or one note on frames that are missing: the end is damaged, or the container claims more."""
-        claimed = self._opened.stream.frames
-        if self.note or self.count >= claimed:
-            return [self.note] if self.note else []
-        return [f"{self.count} of {claimed} frames"]
+        """Zero or one note on missing frames: damaged end, corrupt packets, more frames claimed."""
+        claimed, corrupt = self._opened.stream.frames, self._opened.decoding.corrupt
+        if self.note:
+            return [self.note]
+        if corrupt:
+            return [f"{corrupt} packets are marked as corrupt: frames near them may be missing or wrong"]
+        return [f"{self.count} of {claimed} frames"] if self.count < claimed else []
 
     def _claimed(self) -> str:
         claimed = self._opened.stream.frames

@@ -14,6 +14,7 @@ from tests.filming import SHIPPED
 
 def test_odd_videos_are_taken_and_noted(tmp_path: Path) -> None:
     made = dict(videos())
+    stream = made["mpegts/h264_pyramid"]()
     members = {
         "whole.mp4": (SHIPPED / "h264_b_frames.mp4").read_bytes(),
         "wide.mp4": (SHIPPED / "anamorphic.mp4").read_bytes(),
@@ -21,6 +22,7 @@ def test_odd_videos_are_taken_and_noted(tmp_path: Path) -> None:
         "capture.ts": made["mpegts/cut_at_0.45"](),
         "crash.mp4": made["mp4/fragments_cut_at_0.45"](),
         "turned.ts": made["mpegts/resized"](),
+        "lost.ts": stream[: 57 * 188] + stream[58 * 188 :],  # without one transport packet
     }
     with tarfile.open(tmp_path / "0.tar", "w") as shard:
         for name, video in members.items():
@@ -34,6 +36,7 @@ def test_odd_videos_are_taken_and_noted(tmp_path: Path) -> None:
     assert notes["wide.mp4"].endswith("are made square when it is read")
     assert "frames are interlaced: read combed" in notes["fields.ts"]
     assert "its size changes on the way" in notes["turned.ts"]
+    assert notes["lost.ts"].startswith("1 packets are marked as corrupt: frames near them")
     index = open_index(tmp_path)
     frames = {index.sample(place).name: index.sample(place).frames for place in range(len(index))}
     for name in ("capture.ts", "crash.mp4"):
