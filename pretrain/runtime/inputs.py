@@ -18,6 +18,7 @@ from data_tools.stream.mixture import Mixture
 from pretrain.runtime.config_changes import Change
 
 INPUTS_FILE = "inputs.json"
+_READ_ONCE = frozenset(("start_from",))  # by the first start alone: a checkpoint holds what became of it
 _WEIGHTS = "*.safetensors"
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 
@@ -117,7 +118,7 @@ def judge(changes: Sequence[Change], there: Sequence[Input], here: Sequence[Inpu
             judged = [
                 replace(change, is_moved=True) if _is_under(change.key, key) else change for change in judged
             ]
-        elif not textual:
+        elif not textual and key not in _READ_ONCE:
             judged += _contents_changed(key, old, new)
     return sorted(judged, key=lambda change: change.is_free)
 

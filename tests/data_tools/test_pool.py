@@ -155,7 +155,7 @@ def test_a_blocked_input_times_out_and_the_others_are_done(tmp_path: Path, worke
     os.mkfifo(paths[1])  # without a writer, so a read blocks
     results = list(map_in_order(block_on_pipe, paths, workers=workers, on_failure=failed_one, timeout_s=1.0))
     assert results == [1, "timed out: no sign of progress for timeout_s=1 seconds", 1, 1, 1]
-    with pytest.raises(Stuck, match=r"an input timed out: .*; run the same command again"):
+    with pytest.raises(Stuck, match=r"an input timed out: .*; fix: run the same command again"):
         list(map_in_order(block_on_pipe, paths, workers=workers, timeout_s=1.0))
 
 

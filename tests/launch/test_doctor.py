@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -115,13 +116,13 @@ def test_each_fault_of_a_bad_node_is_named(network: Network, tmp_path: Path) -> 
     runs.mkdir()
     patches.mkdir()
     (patches / "sitecustomize.py").write_text(BAD_NODE)
-    bad = network.hosts[1].name
+    bad, interpreter = network.hosts[1].name, shlex.quote(sys.executable)
     python.write_text(
         "#!/bin/sh\n"
         f"if ip -4 address show eth0 | grep -qF 'inet {bad}/'; then\n"
         f"  export PYTHONPATH={patches}\n"
-        f'  exec unshare -m sh -c \'mount -t tmpfs none {runs} && exec "$@"\' sh {sys.executable} "$@"\n'
-        f'fi\nexec {sys.executable} "$@"\n'
+        f'  exec unshare -m sh -c \'mount -t tmpfs none {runs} && exec "$@"\' sh {interpreter} "$@"\n'
+        f'fi\nexec {interpreter} "$@"\n'
     )
     python.chmod(0o755)
     findings = doctor("ssh", *network.overrides(), f"python={python}", "--run-dir", str(runs), code=1)

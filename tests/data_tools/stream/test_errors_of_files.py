@@ -1,11 +1,13 @@
 """Any exception of FFmpeg or PyAV for one file becomes one line about that file."""
 
+import errno
 from pathlib import Path
 
 import av
 import pytest
 
 from data_tools.command import DataError
+from data_tools.storage.retries import StorageUnavailable
 from data_tools.stream.container import BadVideo, ffmpeg_errors
 from data_tools.stream.decode import probe
 
@@ -25,7 +27,7 @@ from data_tools.stream.decode import probe
         (RuntimeError("two\nlines"), "RuntimeError: two lines"),
         (TypeError("no integer"), "TypeError: no integer"),
         (av.InvalidDataError(1, "Invalid data"), "Invalid data"),
-        (OSError(5, "Input/output error"), "Input/output error"),
+        (OSError(errno.EINVAL, "Invalid argument"), "Invalid argument"),
     ],
 )
 def test_every_error_of_a_file_is_a_bad_video(error, line):
@@ -39,6 +41,11 @@ def test_what_is_said_already_stays():
         raise DataError("the store is down")
 
 
+def test_a_disk_that_cannot_be_read_is_no_bad_video():
+    with pytest.raises(StorageUnavailable, match="Input/output error"), ffmpeg_errors():
+        raise OSError(errno.EIO, "Input/output error")
+
+
 def test_a_file_that_cannot_be_read_is_no_video_that_ends_there():
-    with pytest.raises(BadVideo, match="Input/output error"):
+    with pytest.raises(StorageUnavailable, match="Input/output error"):
         probe(Path("/proc/self/mem"))  # the first page of memory can never be read
