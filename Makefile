@@ -47,9 +47,9 @@ demo: install
 
 PYTEST := $(RUN) pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-# Fast tests for use after each change, in under two minutes: no slow test and no multi-process test.
+# Fast tests for use after each change: no slow or multi-process test, the first case of each parametrised one.
 quick: install
-	$(PYTEST) -m "not slow and not processes and not chaos and not cluster and not gpu"
+	TEST_CASES=1 $(PYTEST) -m "not slow and not processes and not chaos and not cluster and not gpu"
 
 test: install
 	$(PYTEST)

@@ -29,12 +29,26 @@ SECONDS = {"chaos": 100, "cluster": 5, "processes": 5, "slow": 10}  # that a mar
 REPO = Path(__file__).resolve().parents[1]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "TEST_CASES" in os.environ:
+        keep_few_cases(config, items, int(os.environ["TEST_CASES"]))
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     if "PYTEST_XDIST_WORKER" in os.environ:
         begin_with_the_longest_files(items)
+
+
+def keep_few_cases(config: pytest.Config, items: list[pytest.Item], most: int) -> None:
+    """Deselect all but the first cases of each parametrised test, as `make quick` does."""
+    seen: Counter[str] = Counter()
+    kept, left = [], []
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        seen[function] += 1
+        (kept if seen[function] <= most else left).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
 
 
 def begin_with_the_longest_files(items: list[pytest.Item]) -> None:
