@@ -33,7 +33,8 @@ def test_show_prints_a_screen_of_text(synth_shards: Path, capsys: pytest.Capture
 
 def test_show_leads_to_the_splits(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
     assert run_program(PROGRAM, ["show", str(synth_shards)]) == 3
-    assert f"did you mean {synth_shards / 'train'}?" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "did you mean" in error and str(synth_shards / "train") in error
 
 
 def test_show_takes_no_overrides(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
