@@ -4,6 +4,7 @@ Long work calls `progress` after each piece and `waiting_for_storage` about twic
 is down, and reads the bytes of a sample inside `at_storage`. A watched process installs a `Listener`.
 """
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -44,6 +45,27 @@ class Listener:
             self._since_s = self._since_s or now_s
             self._logged_s = now_s
             log.warning("waiting for a storage, %.0f s so far: %s", now_s - self._since_s, reason)
+
+
+class Counting(Listener):
+    """Listener that counts heartbeats, those of an outage among them; outages are logged.
+
+    Args:
+        count: its `value` grows by one at each heartbeat; it may lie in shared memory.
+    """
+
+    def __init__(self, count: ctypes.c_uint64):
+        super().__init__()
+        self._count = count
+
+    def progress(self) -> None:
+        """See `Listener.progress`."""
+        self._count.value += 1
+
+    def outage(self, reason: str) -> None:
+        """See `Listener.outage`."""
+        self._count.value += 1
+        super().outage(reason)
 
 
 _listeners = [Listener()]

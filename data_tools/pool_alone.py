@@ -1,5 +1,6 @@
 """Run jobs in this process, one after the other, each with a deadline."""
 
+import ctypes
 import logging
 import os
 import signal
@@ -23,19 +24,6 @@ _SIGNAL = signal.SIGVTALRM  # unused otherwise
 
 class _TimedOut(BaseException):
     """Raised in a job after its deadline; not an Exception, so that no job handles it."""
-
-
-class _Counting(heartbeat.Listener):
-    def __init__(self) -> None:
-        super().__init__()
-        self.events = 0
-
-    def progress(self) -> None:
-        self.events += 1
-
-    def outage(self, reason: str) -> None:
-        self.events += 1
-        super().outage(reason)
 
 
 def do_here(
@@ -64,11 +52,11 @@ def _deadline(timeout_s: float) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    listener, ended = _Counting(), threading.Event()
-    watcher = threading.Thread(target=_watch, args=(listener, ended, timeout_s), daemon=True)
+    beats, ended = ctypes.c_uint64(), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(beats, ended, timeout_s), daemon=True)
     before = signal.signal(_SIGNAL, _interrupt)
     try:
-        with heartbeat.listening(listener):
+        with heartbeat.listening(heartbeat.Counting(beats)):
             watcher.start()
             yield
     finally:
@@ -81,9 +69,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise _TimedOut
 
 
-def _watch(listener: _Counting, ended: threading.Event, timeout_s: float) -> None:
+def _watch(beats: ctypes.c_uint64, ended: threading.Event, timeout_s: float) -> None:
     main = threading.main_thread()
-    signs = Signs(f"self/task/{main.native_id}", lambda: listener.events)
+    signs = Signs(f"self/task/{main.native_id}", lambda: beats.value)
     while not ended.wait(_TICK_S):
         signs.watch(_TICK_S)
         if not signs.is_stuck(timeout_s):

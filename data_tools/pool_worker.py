@@ -136,25 +136,12 @@ class Worker:
         self.connection.close()
 
 
-class _Counting(heartbeat.Listener):
-    def __init__(self, record: Any):
-        super().__init__()
-        self._record = record
-
-    def progress(self) -> None:
-        self._record.value += 1
-
-    def outage(self, reason: str) -> None:
-        self._record.value += 1
-        super().outage(reason)
-
-
 def _work(connection: Connection, record: Any) -> None:
     """Run jobs until the main process ends."""
     leave_signals_to_main()
     end_with_main()
     torch.set_num_threads(1)
-    with heartbeat.listening(_Counting(record)):
+    with heartbeat.listening(heartbeat.Counting(record)):
         while True:
             try:
                 function, job = connection.recv()

@@ -1,5 +1,6 @@
-"""Fixtures for data sets behind a URL."""
+"""Fixtures: log lines, and data sets behind a URL."""
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.faulty_server import FaultyServer, faulty_server
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """Log lines of this project, from INFO on."""
+    monkeypatch.setattr(logging.getLogger("kinemae"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    return caplog
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Csv files as other programs write them: read, or refused with the argument that reads them."""
 
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,6 @@ def root(tmp_path: Path) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     return tmp_path
-
-
-@pytest.fixture
-def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("kinemae"), "propagate", True)
-    caplog.set_level(logging.INFO)
-    return caplog
 
 
 def listing(root: Path, text: str | bytes, **args: Any) -> Listing:

@@ -1,7 +1,6 @@
 """Lists of paths with numbers behind them, paths as other systems write them, and folders with links."""
 
 import json
-import logging
 import os
 import shlex
 from pathlib import Path
@@ -27,13 +26,6 @@ def root(tmp_path: Path) -> Path:
     for name in VIDEOS:
         write_text(tmp_path / name, "")
     return tmp_path
-
-
-@pytest.fixture
-def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("kinemae"), "propagate", True)
-    caplog.set_level(logging.INFO)
-    return caplog
 
 
 def listing(root: Path, text: str, name: str = "list.txt", **args: Any) -> Listing:
