@@ -118,6 +118,7 @@ def test_lines_may_lack_while_the_disk_was_full_and_at_no_other_time(scene: Scen
 def test_a_process_that_was_left_over_is_found(scene: Scene, undisturbed: Path) -> None:
     left = subprocess.Popen([sys.executable, "-c", "input()", str(scene.run_dir)], stdin=subprocess.PIPE)
     try:
+        scene.wait_for("its arguments in /proc, which come a little after it", scene.processes)
         with pytest.raises(AssertionError, match=str(left.pid)):
             check(scene, undisturbed, bitwise=True)
     finally:

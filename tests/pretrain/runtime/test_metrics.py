@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,7 @@ def test_a_full_disk_costs_metrics_and_not_the_run_and_when_there_is_room_they_g
         for step in range(1, 500):
             writer.write([line(step)])
         writer.write_animation("clip", np.zeros((3, 64, 64, 3), np.uint8), step=500)
+    time.sleep(1)  # TensorBoard reads its files in the order of their names, which begin with a second
     writer.write([line(500)])
     writer.write([line(501)])
     writer.close()
