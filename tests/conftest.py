@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in `make test &`, which children would inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SECONDS = {"chaos": 100, "cluster": 5, "processes": 5, "slow": 10}  # that a marker adds to a test, roughly
+SECONDS = {"chaos": 100, "cluster": 5, "processes": 5, "slow": 3}  # that a marker adds to a test, roughly
 REPO = Path(__file__).resolve().parents[1]
 
 

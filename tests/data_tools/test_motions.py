@@ -81,6 +81,7 @@ def test_opposite_classes_are_each_other_run_backwards(one: str, other: str):
     assert (scene(one).int() - scene(other).flip(0).int()).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_the_first_frame_of_a_zoom_is_neither_finer_nor_coarser():
     def roughness(kind: str) -> Tensor:
         firsts = torch.stack([scene(kind, seed)[0].float() for seed in range(80)])

@@ -19,6 +19,7 @@ from pretrain.model.encoder import Encoder
 from pretrain.model.sizes import EncoderShape
 from pretrain.model.tokens import TokenGrid
 
+pytestmark = pytest.mark.slow
 SHAPE = EncoderShape(width=32, depth=2, heads=2, mlp_width=64, patch=(2, 8, 8))
 SMALL = ["clip.frames=4", "clip.stride=2", "clip.size=16", "model.size=tiny", "model.patch_size=8"]
 SCRATCH = ["encoder=null", *SMALL, "model.width=32", "model.depth=2"]

@@ -115,6 +115,7 @@ def test_the_linear_head_is_a_norm_and_a_layer_on_the_mean():
     assert torch.allclose(head(tokens_BND, None), mean_BD @ head.linear.weight.T, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_zeroes_the_share_it_says_and_keeps_the_mean():
     head = build_head(Part(name="linear", args={"dropout": 0.5}), width=4096, classes=4096)
     with torch.no_grad():

@@ -212,6 +212,7 @@ def test_a_single_lit_pixel_lights_the_peers_token(frame, row, column, tmp_path)
     assert difference(changes[0], changes[1]) <= 1e-6
 
 
+@pytest.mark.slow
 def test_pretraining_goes_on_from_an_official_file_with_its_decoder(tmp_path):
     theirs = peer("small").model
     save_kin(tmp_path / "ours", imported(saved(tmp_path, theirs)))

@@ -6,6 +6,7 @@ import pytest
 
 from tests.finetune.test_finetune_run import SCRATCH, finetune, read_result, start
 
+pytestmark = pytest.mark.slow
 PRUNED = ["clip.size=32", "pruning={name: run_length, args: {threshold: 12.0}}"]
 TOKENS = 2 * 4 * 4
 

@@ -269,6 +269,7 @@ def test_nodes_with_the_same_fate_are_one_finding() -> None:
     assert "`partition`" in finding.mend
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_with_the_name_of_what_it_was_doing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

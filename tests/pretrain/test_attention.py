@@ -121,6 +121,7 @@ class TestWaysOfLongRows:
 
     @pytest.mark.filterwarnings("ignore:flex_attention called without")
     @torch.no_grad()  # FlexAttention has no gradients on the CPU
+    @pytest.mark.slow
     def test_block_masks_equal_the_dense_reference(self, part, layout):
         places = places_of(layout, self.GRID)
         heads = random_heads(places)

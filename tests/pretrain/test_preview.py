@@ -252,6 +252,7 @@ def test_a_folder_that_cannot_be_written_leaves_with_3(
     assert f"cannot write to {tmp_path}/file/x" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_same_config_draws_the_same_picture(
     preview: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -155,6 +155,7 @@ def test_every_layout_stores_the_frames_of_the_files_that_ship(name: str, tmp_pa
         ("spatial_video", {"hevc": 11, "media": 5, "a0": 24, "b0": 24}),
     ],
 )
+@pytest.mark.slow
 def test_every_layout_stores_ucf101_and_spatial_video(folder: str, frames: dict[str, int], tmp_path: Path):
     if not CASES.is_dir():
         pytest.skip(f"no cases at {CASES}")

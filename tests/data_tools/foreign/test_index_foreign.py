@@ -143,6 +143,7 @@ def test_the_keys_are_those_of_webdataset(foreign: Path):
     assert {sample.key: read_video(data_set, sample) for sample in samples} == videos
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_changes_nothing(foreign: Path, tmp_path: Path):
     assert index(foreign, tmp_path / "one", "label=none") == 0
     assert index(foreign, tmp_path / "five", "label=none", workers=5) == 0

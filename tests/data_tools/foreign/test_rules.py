@@ -103,6 +103,7 @@ def test_what_holds_no_plain_tar_is_named(tmp_path: Path):
         open_shard(location(tmp_path / "lost.tar"))
 
 
+@pytest.mark.slow
 def test_shards_in_a_bucket_and_behind_a_web_server(bucket: str, tmp_path: Path):
     tars(tmp_path, "train/a 0.tar", "train/a 1.tar", "val/b.tar")
     for name in ("train/a 0.tar", "train/a 1.tar", "val/b.tar"):

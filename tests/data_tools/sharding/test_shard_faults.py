@@ -114,6 +114,7 @@ def test_reasons_are_counted_in_the_log_and_in_json(
     assert list(report["reasons"].values()) == sorted(report["reasons"].values(), reverse=True)
 
 
+@pytest.mark.slow
 def test_the_log_gives_reasons_with_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "good.mp4").write_bytes(encoded(moving(5)))

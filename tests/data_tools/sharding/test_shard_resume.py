@@ -110,6 +110,7 @@ def test_two_runs_at_a_time_are_refused(collection: Path, tmp_path: Path, capsys
     assert f"another process writes to {out} now: wait for it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_shards_go_to_s3_and_are_those_of_a_local_out(
     collection: Path, unbroken: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -39,6 +39,7 @@ def test_each_url_is_asked_for_once(tmp_path: Path):
     assert {state.size for state in states} == {7}
 
 
+@pytest.mark.slow
 def test_a_remote_video_that_changed_is_stored_anew(
     bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

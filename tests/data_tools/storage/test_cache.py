@@ -106,6 +106,7 @@ def use(
     report.put((hits, misses, most))
 
 
+@pytest.mark.slow
 def test_processes_share_it_within_the_bound(cache: Cache):
     context = multiprocessing.get_context("fork")
     report = context.Queue()
@@ -119,6 +120,7 @@ def test_processes_share_it_within_the_bound(cache: Cache):
     assert max(most for _, _, most in results) <= cache.size
 
 
+@pytest.mark.slow
 def test_processes_that_are_killed_leave_it_whole(cache: Cache):
     context = multiprocessing.get_context("fork")
     report = context.Queue()

@@ -183,6 +183,7 @@ def test_a_server_that_stays_down_is_given_up_on(
     assert len(server.requests) >= QUICK.attempts  # aiohttp repeats some resets by itself, once
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_is_not_waited_for(server: FaultyServer, remote_file: Location):
     server.fault = lambda method, path: "slow"
     with pytest.raises(StorageError, match=r"Timeout.*; check the address and the network"):

@@ -131,6 +131,7 @@ def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> p
 
 
 @pytest.mark.parametrize("workers", [1, 3, 20])
+@pytest.mark.slow
 def test_items_come_in_order_whoever_reads_them(workers: int) -> None:
     items = list(crew_of(Numbers(), workers=workers))
     assert [item["values"].tolist() for item in items] == [
@@ -187,6 +188,7 @@ def test_the_sample_that_ends_or_holds_up_a_worker_is_left_out_and_all_others_ar
     assert wait_until(lambda: processes_alive() == [])
 
 
+@pytest.mark.slow
 def test_two_bad_samples_of_one_item_are_both_left_out(said: pytest.LogCaptureFixture) -> None:
     crew = crew_of(Numbers({3: crash, 5: hang, 20: die}), timeout_s=1.5)
     items = list(crew)
@@ -220,6 +222,7 @@ def test_a_worker_killed_while_it_has_nothing_to_do_costs_no_sample(
     assert "was killed by SIGKILL between two samples: a new one takes its place" in said.text
 
 
+@pytest.mark.slow
 def test_a_slow_main_process_is_no_reason_to_replace_a_worker() -> None:
     crew = crew_of(Numbers(pace_s=0.1, length=3), workers=1, timeout_s=2.0)
     first = next(crew)

@@ -196,6 +196,7 @@ def hang():
     time.sleep(600)
 
 
+@pytest.mark.slow
 def test_samples_that_kill_or_hold_up_a_worker_are_skipped_and_all_others_are_as_they_were(synth_shards):
     folder, plan = synth_shards / "train", plan_batch(8, 8, 1, 2)
     good = load(clips_of(folder, annotate=Deadly({})), plan, last_step=6)
@@ -224,6 +225,7 @@ def test_a_sample_that_killed_a_worker_is_skipped_in_later_epochs_too(synth_shar
 
 
 @pytest.mark.parametrize("workers", [2])
+@pytest.mark.slow
 def test_one_shard_serves_more_processes_and_workers_than_there_are_shards(synth_shards, workers):
     folder, world = synth_shards / "validation", 4
     index = open_index(folder)

@@ -79,6 +79,7 @@ def test_an_outage_is_not_a_bad_video(server: FaultyServer, fault: str | int):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.processes)])
+@pytest.mark.slow
 def test_an_outage_is_waited_for_and_the_batches_are_the_same(
     shards: Path, server: FaultyServer, workers: int
 ):

@@ -63,6 +63,7 @@ def test_what_is_pickled_for_workers_can_be_read_by_any_number_of_them() -> None
 
 @examples(200)
 @given(sizes=st.lists(st.integers(0, 9000), min_size=1, max_size=20), held=st.data())
+@pytest.mark.slow
 def test_memory_is_used_again_only_when_nobody_holds_it(sizes: list[int], held: st.DataObject) -> None:
     line, kept = Line(), {}
     for number, size in enumerate(sizes):

@@ -27,6 +27,7 @@ def test_each_level_is_the_masking_with_that_ratio():
     assert all(type(jitter().at(step)) is TubeMasking for step in range(10))
 
 
+@pytest.mark.slow
 def test_every_level_has_its_turn_equally_often_and_another_seed_another_order():
     def hidden(seed):
         return [jitter(seed=seed).at(step).counts(GRID)[1] for step in range(900)]

@@ -77,6 +77,7 @@ def test_an_error_that_was_not_foreseen_leaves_its_traceback(repo: Path) -> None
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.slow
 def test_who_does_not_meet_the_others_says_where_it_looked(
     rank: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

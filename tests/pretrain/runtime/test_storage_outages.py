@@ -75,6 +75,7 @@ def test_a_stop_signal_ends_the_wait_with_a_checkpoint(
     assert steps_saved(config) == [2]
 
 
+@pytest.mark.slow
 def test_a_wait_is_not_held_against_the_step(repo: Path) -> None:
     script = """
 import time

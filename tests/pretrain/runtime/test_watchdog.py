@@ -54,12 +54,14 @@ def test_a_process_that_hangs_in_c_says_where_and_leaves_with_5(repo: Path) -> N
     assert "in hang_here" in result.stderr and "in _watch" in result.stderr  # all threads' stacks
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_while_it_holds_pythons_lock_ends_all_the_same(repo: Path) -> None:
     result = hang(repo, "ctypes.PyDLL(None).sleep(80)", factor=1.5)
     assert result.returncode == CRASHED
     assert "in hang_here" in result.stderr
 
 
+@pytest.mark.slow
 def test_what_goes_on_is_left_alone_and_a_save_has_a_limit_of_its_own(repo: Path) -> None:
     steps = "[(time.sleep(0.5), watchdog.enter('step', limit='step_timeout_s')) for _ in range(6)]\n"
     save = "with watchdog.during('saving', limit='save_timeout_s'): time.sleep(3.0)\n"
@@ -67,6 +69,7 @@ def test_what_goes_on_is_left_alone_and_a_save_has_a_limit_of_its_own(repo: Path
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_job_that_was_suspended_goes_on(repo: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", HANGING, "sys.stdin.readline()", "60", "2.5"],
