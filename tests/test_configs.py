@@ -48,6 +48,7 @@ def test_a_recipe_states_command_hardware_time_and_score(path: Path) -> None:
         assert any(word in line for line in head), f"{path.name} does not state its {word}"
 
 
+@pytest.mark.slow
 def test_a_resolved_copy_loads_to_the_same_config(tmp_path: Path) -> None:
     for schema, name in ((PretrainConfig, "pretrain/demo.yaml"), (FinetuneConfig, "finetune/demo.yaml")):
         config = load_config(schema, CONFIGS / name, ["seed=7"])

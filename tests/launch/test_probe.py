@@ -122,6 +122,7 @@ def to(port: int, token: str = "x", host: str = "127.0.0.1") -> dict[str, Any]:
     return {"host": host, "port": port, "token": token}
 
 
+@pytest.mark.slow
 def test_a_connection_counts_when_the_right_listener_answers() -> None:
     answer, held = listen(port=0, token="x")
     good, other = connect(to=[to(answer["any_port"]), to(answer["any_port"], "y")], limit_s=5)

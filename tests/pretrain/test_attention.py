@@ -156,6 +156,7 @@ class Largest(TorchDispatchMode):
         return made
 
 
+@pytest.mark.slow
 def test_where_flex_attention_is_not_compiled_no_table_of_all_scores_is_made():
     """Simulate PyTorch's limit of compiled variants."""
     tokens, heads = 1024, [torch.randn(1, 4, 1024, 16, requires_grad=True) for _ in range(3)]

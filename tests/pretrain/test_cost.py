@@ -75,6 +75,7 @@ def test_what_shapes_hold_is_what_autograd_really_saves(decoder: str, is_bf16: b
     assert held == pytest.approx(really_held(build(), is_bf16=is_bf16), rel=0.03)
 
 
+@pytest.mark.slow
 def test_recomputing_blocks_holds_less_and_computes_more() -> None:
     for is_bf16 in (False, True):
         plain, again = (

@@ -218,6 +218,7 @@ def test_groups_in_two_splits_are_leaks(tmp_path: Path) -> None:
     assert (leak.value, leak.places, leak.samples) == ("bob", (1, 3), 3)
 
 
+@pytest.mark.slow
 def test_equal_rows_are_found_among_many_at_once() -> None:
     one = np.arange(1_000_000) // 2
     assert [run.tolist() for run in runs_of_equals(one[:6])] == [[0, 1], [2, 3], [4, 5]]

@@ -94,6 +94,7 @@ def test_a_foreign_set_in_a_bucket_is_sharded_as_one_on_the_disk(bucket: str, tm
         assert open_index(tmp_path / "there" / split).classes == ("0", "1")
 
 
+@pytest.mark.slow
 def test_a_csv_of_urls_is_sharded_and_what_is_not_there_is_rejected(tmp_path: Path):
     write_clips(tmp_path / "web", "a b.mp4", "c.mp4")
     with faulty_server(tmp_path / "web") as server:

@@ -255,6 +255,7 @@ def test_a_worker_that_cannot_begin_ends_the_run() -> None:
         list(crew_of(Numbers(before=leave)))
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_before_its_first_sample_ends_the_run() -> None:
     with pytest.raises(DataError, match=r"did nothing for data.timeout_s=1 seconds before it had read"):
         list(crew_of(Numbers(before=hang), timeout_s=1.0))

@@ -460,6 +460,7 @@ class DeadlyVideos(EvaluationVideos):
         return super()._views(sample)
 
 
+@pytest.mark.slow
 def test_a_video_that_kills_a_worker_in_evaluation_is_reported_and_all_others_are_read(synth_shards):
     index = open_index(synth_shards / "validation")
     deadly = [place for place in range(len(index)) if index.sample(place).label == 3]

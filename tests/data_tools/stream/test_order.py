@@ -170,6 +170,7 @@ def test_a_weight_that_would_get_no_place_is_refused() -> None:
     sizes=st.lists(st.integers(1, 30), min_size=6, max_size=6),
     seed=st.integers(0, 99),
 )
+@pytest.mark.slow
 def test_a_mixture_keeps_its_quotas_in_each_block_and_each_set_its_own_epochs(
     quotas: list[int], sizes: list[int], seed: int
 ) -> None:
@@ -186,6 +187,7 @@ def test_a_mixture_keeps_its_quotas_in_each_block_and_each_set_its_own_epochs(
 
 @examples(300)
 @given(run=runs(most_videos=24), quotas=weights_of_sets, seed=st.integers(0, 99))
+@pytest.mark.slow
 def test_a_mixture_is_the_same_in_any_topology(run: Run, quotas: list[int], seed: int) -> None:
     sizes = tuple(range(3, 3 + len(quotas)))
     read = [clip // run.views for clip in clips_as_read(run)]

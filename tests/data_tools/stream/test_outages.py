@@ -92,6 +92,7 @@ def test_an_outage_is_waited_for_and_the_batches_are_the_same(
     assert "HTTP 503" in told[0] and told[-1] == ""
 
 
+@pytest.mark.slow
 def test_evaluation_waits_too(shards: Path, server: FaultyServer):
     index = index_at(server, PATIENT)
     down_for(server, 0.5)
@@ -140,6 +141,7 @@ def test_a_request_that_is_refused_stops_the_run_and_is_not_a_bad_video(server: 
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE])
+@pytest.mark.slow
 def test_an_error_of_a_local_disk_is_an_outage(
     synth_shards: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ):
@@ -175,6 +177,7 @@ def test_a_folder_that_is_not_mounted_is_an_outage_and_a_missing_shard_is_not(sh
         read_video(other, other.sample(0))
 
 
+@pytest.mark.slow
 def test_opening_waits_for_a_storage_that_is_down(server: FaultyServer):
     server.script(503, 503)
     assert len(index_at(server, PATIENT)) > 0

@@ -41,6 +41,7 @@ def weights(run_dir: Path) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+@pytest.mark.slow
 def test_a_full_disk_for_all_but_checkpoints_leaves_the_weights_as_they_would_be(
     small_config: Callable[..., PretrainConfig],
     tmp_path: Path,

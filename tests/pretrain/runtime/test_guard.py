@@ -126,6 +126,7 @@ def test_without_a_guard_a_spike_is_learned_from(guarded: Callable[..., Path]) -
     assert newest_state(run_dir)["rollbacks"] == 0
 
 
+@pytest.mark.slow
 def test_a_spike_before_the_first_regular_checkpoint_goes_back_to_the_start(
     guarded: Callable[..., Path],
 ) -> None:

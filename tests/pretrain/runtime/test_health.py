@@ -48,6 +48,7 @@ def probe_of(synth_shards: Path, *, validation: str = "validation") -> list[str]
     ]
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_the_last_bit_with_and_without(
     small_config: SmallConfig, synth_shards: Path, tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_more_bad_videos_than_allowed_stop_the_run_with_their_share(
         run_pretraining(make_plan(config))
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_when_asked_for(small_run: Path) -> None:
     config = load_config(PretrainConfig, small_run, ["pictures.every_steps=4", "pictures.clips=2"])
     run_pretraining(make_plan(config))

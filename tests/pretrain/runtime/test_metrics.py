@@ -91,6 +91,7 @@ def test_a_gif_plays_at_the_asked_speed_and_for_ever() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+@pytest.mark.slow
 def test_a_full_disk_costs_metrics_and_not_the_run_and_when_there_is_room_they_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

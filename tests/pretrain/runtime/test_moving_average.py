@@ -66,6 +66,7 @@ def test_the_teacher_is_the_average_of_the_float32_weights_after_each_update(
 
 
 @pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.slow
 def test_a_resumed_run_has_the_unbroken_ones_teacher_and_losses_to_the_last_bit(
     small_config: Callable[..., PretrainConfig],
     tmp_path: Path,

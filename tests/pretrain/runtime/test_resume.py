@@ -83,6 +83,7 @@ def test_sigterm_saves_a_checkpoint_and_leaves_with_143(
     assert state["step"] == len(read_metrics(run_dir / "metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
     small_config: Callable[..., PretrainConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

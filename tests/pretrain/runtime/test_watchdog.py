@@ -45,6 +45,7 @@ def hang(
     )
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_in_c_says_where_and_leaves_with_5(repo: Path) -> None:
     result = hang(repo, "ctypes.CDLL(None).sleep(80)")
     assert result.returncode == STUCK
