@@ -1,7 +1,7 @@
 # Every target sets up .venv first where it is needed. `make demo` shows the whole chain; `make test` proves it.
 PYTHON ?= python3
 BIN := .venv/bin
-RUN := OMP_NUM_THREADS=1 $(BIN)/python -m
+RUN := OMP_NUM_THREADS=1 $(BIN)/kinemae
 DEMO ?= demo
 SEED ?= 0
 
@@ -25,8 +25,8 @@ SCRATCH := $(PRETRAINED) weights=random optim.layer_decay=1
 PROBE := freeze=true optim.lr=0.01 'head.args={norm: standard, pool: statistics}'
 
 demo: install
-	$(RUN) data_tools synth $(DEMO)/videos seed=$(SEED)
-	$(RUN) data_tools shard $(DEMO)/videos $(DEMO)/shards layout.name=copy
+	$(RUN) data synth $(DEMO)/videos seed=$(SEED)
+	$(RUN) data shard $(DEMO)/videos $(DEMO)/shards layout.name=copy
 	$(RUN) pretrain configs/pretrain/demo.yaml seed=$(SEED) \
 		data.shards=$(DEMO)/shards/unlabelled run_dir=$(DEMO)/pretrain
 	$(TUNE) $(PRETRAINED) run_dir=$(DEMO)/finetuned & pid=$$!; \
@@ -40,12 +40,12 @@ demo: install
 	@echo; echo "What the model saw and predicted:  $(DEMO)/pretrain/pictures/*.gif"
 	@echo "The curves, with the same pictures: $(BIN)/tensorboard --logdir $(DEMO) --samples_per_plugin images=100"
 	@echo; echo "On your own videos (a folder per class, or a csv with the columns path,label):"
-	@echo "  $(BIN)/python -m data_tools shard VIDEOS SHARDS"
-	@echo "  $(BIN)/python -m pretrain configs/pretrain/videomae_small.yaml data.shards=SHARDS/train run_dir=RUN"
-	@echo "  $(BIN)/python -m finetune train configs/finetune/videomae_small_k400.yaml encoder=RUN/encoder \\"
+	@echo "  $(BIN)/kinemae data shard VIDEOS SHARDS"
+	@echo "  $(BIN)/kinemae pretrain configs/pretrain/videomae_small.yaml data.shards=SHARDS/train run_dir=RUN"
+	@echo "  $(BIN)/kinemae finetune train configs/finetune/videomae_small_k400.yaml encoder=RUN/encoder \\"
 	@echo "      data.train=SHARDS/train data.validation=SHARDS/validation run_dir=RUN/finetuned"
 
-PYTEST := $(RUN) pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # Fast tests for use after each change: no slow or multi-process test, the first case of each parametrised one.
 quick: install
@@ -65,7 +65,9 @@ test-nightly: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	mkdir -p build/mypy/kinemae  # mypy does not follow package-dir: give it the installed layout
+	ln -sfn $(CURDIR)/kinemae/*.py $(foreach folder,data_tools finetune launch pretrain,$(CURDIR)/$(folder)) build/mypy/kinemae
+	cd build/mypy && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 
 clean:
 	rm -rf $(DEMO) .venv

@@ -1,64 +1,65 @@
-"""`python -m data_tools`: make, shard and show data sets of videos."""
+"""`kinemae data`: make, shard and show data sets of videos."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 
-from data_tools.command import Command, Program, run_program
+from kinemae.data_tools.command import Command, Program, run_program
 
 _DRY_RUN = ("--dry-run", "check and count, write nothing")
 _JSON = ("--json", "print the result as one line of JSON")
 
 
 def _synth(arguments: argparse.Namespace) -> None:
-    from data_tools.synth import run_synth
+    from kinemae.data_tools.synth import run_synth
 
     run_synth(arguments)
 
 
 def _shard(arguments: argparse.Namespace) -> None:
-    from data_tools.sharding.command import run_shard
+    from kinemae.data_tools.sharding.command import run_shard
 
     run_shard(arguments)
 
 
 def _index(arguments: argparse.Namespace) -> None:
-    from data_tools.foreign.command import run_index
+    from kinemae.data_tools.indexing.command import run_index
 
     run_index(arguments)
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from data_tools.report.command import run_report
+    from kinemae.data_tools.report.command import run_report
 
     run_report(arguments)
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from data_tools.bench import run_bench
+    from kinemae.data_tools.benchmark import run_bench
 
     run_bench(arguments)
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    from data_tools.show import run_show
+    from kinemae.data_tools.show import run_show
 
     run_show(arguments)
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from data_tools.verifying.command import run_verify
+    from kinemae.data_tools.verify.command import run_verify
 
     run_verify(arguments)
 
 
 PROGRAM = Program(
-    name="data_tools",
+    name="data",
     about="Data sets of videos: make a synthetic one, shard your own, look at what is there.",
     commands=(
         Command(
             name="synth",
             help="make real H.264 videos in which only motion tells the class",
-            example="python -m data_tools synth videos unlabelled=200 scene.size=64",
+            example="kinemae data synth videos unlabelled=200 scene.size=64",
             run=_synth,
             positionals=(("out", "folder to make"),),
             options=(_DRY_RUN, _JSON),
@@ -66,7 +67,7 @@ PROGRAM = Program(
         Command(
             name="shard",
             help="turn a collection of videos into shards with an index",
-            example="python -m data_tools shard videos shards validation_share=0.1",
+            example="kinemae data shard videos shards validation_share=0.1",
             run=_shard,
             positionals=(
                 ("source", "folder (CLASS/*.mp4, *.mp4, train/CLASS/*.mp4) or csv file (path,label[,split])"),
@@ -77,7 +78,7 @@ PROGRAM = Program(
         Command(
             name="index",
             help="make the index for anybody's WebDataset, which is then read in place",
-            example="python -m data_tools index 's3://bucket/train-{0000..0099}.tar' indexes label=cls",
+            example="kinemae data index 's3://bucket/train-{0000..0099}.tar' indexes label=cls",
             run=_index,
             positionals=(("shards", "folder of tars, one tar, or a pattern; here or behind a URL"),),
             optional=("out", "folder for the index; default: the folder of the tars"),
@@ -86,7 +87,7 @@ PROGRAM = Program(
         Command(
             name="report",
             help="write one HTML page that shows what a data set holds",
-            example="python -m data_tools report shards shards.html pictures=48",
+            example="kinemae data report shards shards.html pictures=48",
             run=_report,
             positionals=(("shards", "a data set, or the folder that holds its splits"),),
             optional=("out", "OUT.html, the page to write; default: report.html in SHARDS"),
@@ -95,7 +96,7 @@ PROGRAM = Program(
         Command(
             name="bench",
             help="measure how fast training reads a data set on this machine, and what takes the time",
-            example="python -m data_tools bench shards/train clip.stride=2 data.views_per_video=4",
+            example="kinemae data bench shards/train clip.stride=2 data.views_per_video=4",
             run=_bench,
             positionals=(("shards", "a data set, such as shards/train"),),
             options=(_JSON,),
@@ -103,7 +104,7 @@ PROGRAM = Program(
         Command(
             name="show",
             help="print what a data set holds",
-            example="python -m data_tools show shards/train",
+            example="kinemae data show shards/train",
             run=_show,
             positionals=(("shards", "folder of shards with an index"),),
             options=(_JSON,),
@@ -111,7 +112,7 @@ PROGRAM = Program(
         Command(
             name="verify",
             help="compare shards with their index, byte by byte",
-            example="python -m data_tools verify shards --full workers=8",
+            example="kinemae data verify shards --full workers=8",
             run=_verify,
             positionals=(("shards", "a data set, or the folder that holds its splits; here or at a URL"),),
             options=(("--full", "also decode every video to its end, as training would"), _JSON),
@@ -119,5 +120,10 @@ PROGRAM = Program(
     ),
 )
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(PROGRAM, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_program(PROGRAM))
+    sys.exit(main())

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_tools.overrides import check_overrides, parse_override
+from kinemae.data_tools.overrides import check_overrides, parse_override
 
 EXIT_CRASHED = 1  # whatever was not foreseen; a supervisor starts the run again, as after EXIT_STUCK
 EXIT_CONFIG = 2
@@ -162,7 +162,7 @@ def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
     Raises:
         ValueError: an override is malformed.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {program.name}", description=program.about)
+    parser = argparse.ArgumentParser(prog=f"kinemae {program.name}", description=program.about)
     named = {command.name: command for command in program.commands if command.name}
     unnamed = next((command for command in program.commands if not command.name), None)
     first = next((word for word in argv if not word.startswith("-")), None)
@@ -200,7 +200,7 @@ def _refuse_wrong_order(arguments: argparse.Namespace, command: Command | None) 
 
 def _other_commands(program: str, named: dict[str, Command]) -> list[str]:
     """The end of the unnamed command's help."""
-    lines = [f"  python -m {program} {name} --help    {command.help}" for name, command in named.items()]
+    lines = [f"  kinemae {program} {name} --help    {command.help}" for name, command in named.items()]
     return ["\nother commands:", *lines] if lines else []
 
 

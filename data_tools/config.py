@@ -2,7 +2,7 @@
 
 This is the only file that knows omegaconf. A config class is a keyword-only frozen dataclass whose
 `__post_init__` raises `ValueError` with the full key of a wrong value. `ALTERNATIVES` lists keys that exclude
-one another, see `data_tools.config_schema.choose_alternatives`.
+one another, see `kinemae.data_tools.config_schema.choose_alternatives`.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf, flag_override
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from data_tools.config_hints import wrong_type
-from data_tools.config_schema import Tree, choose_alternatives, fit, part_keys, value_at
-from data_tools.overrides import check_overrides, check_tree, first_line, parse_override, yaml_problem
+from kinemae.data_tools.config_hints import wrong_type
+from kinemae.data_tools.config_schema import Tree, choose_alternatives, fit, part_keys, value_at
+from kinemae.data_tools.overrides import check_overrides, check_tree, first_line, parse_override, yaml_problem
 
 __all__ = ["MISSING", "load_config", "parse_override", "require", "to_yaml", "with_defaults"]
 

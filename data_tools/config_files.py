@@ -4,12 +4,12 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-RECIPES = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _ENDINGS = (".yaml", ".yml")
 _KINDS = {
-    "pretrain": "a pretraining config; fix: start it with python -m pretrain",
-    "finetune": "a fine-tuning config; fix: start it with python -m finetune train",
-    "cluster": "a cluster file; fix: start it with python -m launch",
+    "pretrain": "a pretraining config; fix: start it with kinemae pretrain",
+    "finetune": "a fine-tuning config; fix: start it with kinemae finetune train",
+    "cluster": "a cluster file; fix: start it with kinemae launch",
 }
 
 
@@ -28,7 +28,7 @@ def find_config(given: str, kind: str, *, commands: Sequence[str] = ()) -> Path:
     if path.is_file():
         _refuse_another_kind(path, kind)
         return path
-    for folder in (Path("configs") / kind, RECIPES / kind):
+    for folder in (Path("configs") / kind, CONFIGS / kind):
         named = folder / f"{given.removeprefix(f'{kind}/')}.yaml"
         if path.suffix not in _ENDINGS and named.is_file():
             return named
@@ -56,7 +56,7 @@ def _near(path: Path, kind: str, commands: Sequence[str]) -> str | None:
     found = next((other for other in beside if other.is_file()), None)
     if found is not None:
         return str(found)
-    for folder in (path.parent, RECIPES / kind):
+    for folder in (path.parent, CONFIGS / kind):
         files = {other.stem: other for ending in _ENDINGS for other in folder.glob(f"*{ending}")}
         names = difflib.get_close_matches(path.stem, files, n=1)
         if names:

@@ -90,7 +90,7 @@ _FIELD_NAMES: dict[str, str] = {
     "megabytes_per_shard": "maxsize max_size mb_per_shard",
     "layout.args.short_side": "size resolution short_side resize height",
     "unlabelled": "unlabeled num_unlabelled",
-    "the launcher sets the processes: python -m launch local processes=N -- pretrain CONFIG": "nproc "
+    "the launcher sets the processes: kinemae launch local processes=N -- pretrain CONFIG": "nproc "
     "nproc_per_node num_gpus gpus world_size n_gpus ngpus devices nodes nnodes num_nodes local_rank rank",
     "the classes come from the data set": "nb_classes num_classes n_classes num_labels",
 }

@@ -7,9 +7,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_tools.config_hints import unknown_key
-from data_tools.overrides import lacks_space, leaves, with_space
-from data_tools.parts import is_part
+from kinemae.data_tools.components import is_part
+from kinemae.data_tools.config_hints import unknown_key
+from kinemae.data_tools.overrides import lacks_space, leaves, with_space
 
 _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 

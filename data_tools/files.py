@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from data_tools import heartbeat
+from kinemae.data_tools import heartbeat
 
 _BLOCK = 1 << 20
 _READ_AT_ONCE = 64 << 20  # Linux reads at most 2 GiB less a page at once

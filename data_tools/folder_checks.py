@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_tools.command import DataError
-from data_tools.listing.videos import is_video
-from data_tools.storage.location import Location, StorageError, StorageUnavailable, location
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.manifest.videos import is_video
+from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable, location
 
 _MOST_LOOKED_AT = 1000  # names in a folder
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst")
@@ -29,7 +29,7 @@ def no_data_set(folder: Location, names: Sequence[str]) -> DataError:
         return DataError(f"{folder}: expected the folder of a data set, got a file")
     if folder.path is not None and not folder.is_dir():
         near = _near(folder.path, names[0])
-        made = "make one with `python -m data_tools shard SOURCE OUT`"
+        made = "make one with `kinemae data shard SOURCE OUT`"
         return DataError(f"no folder of shards at {folder}: {f'did you mean {near}?' if near else made}")
     lacking = next((name for name in names if not (folder / name).exists()), names[0])
     splits = data_sets_in(folder, names[0])
@@ -37,7 +37,7 @@ def no_data_set(folder: Location, names: Sequence[str]) -> DataError:
     if not splits and any(name.endswith(".tar") for name in _sizes(folder)):
         hint = f"; fix: make an index of its tars with `{_index(folder)}`"
     elif not splits and folder.path is not None and _holds_video(folder.path):
-        made = f"python -m data_tools shard {shlex.quote(str(folder))} OUT"
+        made = f"kinemae data shard {shlex.quote(str(folder))} OUT"
         hint = f"; it holds videos; fix: make one of them with `{made}` and give OUT/train"
     return DataError(f"{folder} holds no {lacking}, so it is no data set{hint}")
 
@@ -105,7 +105,7 @@ def _folder_of(tars: Location, mark: str) -> str:
 
 
 def _index(place: Location, out: str = "") -> str:
-    return f"python -m data_tools index {shlex.quote(str(place))} {out}".rstrip()
+    return f"kinemae data index {shlex.quote(str(place))} {out}".rstrip()
 
 
 def _sizes(folder: Location) -> dict[str, int | None]:

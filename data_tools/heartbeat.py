@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-from data_tools.command import log
+from kinemae.data_tools.command import log
 
 _REPEAT_S = 60.0
 

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_tools.command import DataError
-from data_tools.files import write_whole
-from data_tools.folder_checks import check_shards_are_there, no_data_set
-from data_tools.storage.cache import Cache
-from data_tools.storage.index_copies import Brought, bring
-from data_tools.storage.location import Location, StorageError, location
-from data_tools.storage.outage import wait_out
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.files import write_whole
+from kinemae.data_tools.folder_checks import check_shards_are_there, no_data_set
+from kinemae.data_tools.storage.cache import Cache
+from kinemae.data_tools.storage.index_copies import Brought, bring
+from kinemae.data_tools.storage.location import Location, StorageError, location
+from kinemae.data_tools.storage.outage import wait_out
 
 FORMAT = 2
 NO_LABEL = -1

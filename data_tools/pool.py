@@ -17,10 +17,10 @@ from multiprocessing.connection import wait
 from time import monotonic
 from typing import Generic, TypeVar
 
-from data_tools.command import Stuck
-from data_tools.pool_alone import do_here
-from data_tools.pool_worker import Failure, Worker, timed_out
-from data_tools.stream.workers import worker_context
+from kinemae.data_tools.command import Stuck
+from kinemae.data_tools.pool_alone import do_here
+from kinemae.data_tools.pool_worker import Failure, Worker, timed_out
+from kinemae.data_tools.stream.worker_setup import worker_context
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -110,7 +110,9 @@ class _Pool(Generic[Job, Result]):
         self._timeouts = 0  # in a row
         self._workers: list[Worker] = []
         # A child forked from here may inherit torch's threads and hang; a server that imported it has none.
-        self._context = worker_context(["torch", "data_tools.stream.decode", "data_tools.pool_worker"])
+        self._context = worker_context(
+            ["torch", "kinemae.data_tools.stream.decode", "kinemae.data_tools.pool_worker"]
+        )
         _wait_for_the_server_at_exit()
 
     def run(self, todo: deque[int], processes: int) -> Iterator[tuple[int, Result | Lost]]:
@@ -193,7 +195,7 @@ class _Pool(Generic[Job, Result]):
 def _wait_for_the_server_at_exit() -> None:
     """Workers are children of the server that forks them: their CPU time is ours once we waited for it.
 
-    Then `time python -m data_tools shard ...` includes the workers. multiprocessing only closes the
+    Then `time kinemae data shard ...` includes the workers. multiprocessing only closes the
     connection. The server ends after its last child, which may block in a read of a dead network disk: so the
     wait has a limit.
     """

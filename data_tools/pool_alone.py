@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
-from data_tools import heartbeat
-from data_tools.command import EXIT_STUCK, Stuck, log
-from data_tools.pool_worker import Signs, timed_out
+from kinemae.data_tools import heartbeat
+from kinemae.data_tools.command import EXIT_STUCK, Stuck, log
+from kinemae.data_tools.pool_worker import Signs, timed_out
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

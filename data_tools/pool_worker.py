@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from data_tools import heartbeat
-from data_tools.stream.workers import end_with_main, leave_signals_to_main, signals_left_to_main
+from kinemae.data_tools import heartbeat
+from kinemae.data_tools.stream.worker_setup import end_with_main, leave_signals_to_main, signals_left_to_main
 
 _GONE_S = 1.0
 _BUSY_FACTOR = 10  # on the time without progress: so much CPU time without any is an endless loop

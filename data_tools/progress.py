@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from data_tools.command import log
+from kinemae.data_tools.command import log
 
 Result = TypeVar("Result")
 

@@ -1,4 +1,4 @@
-"""`python -m data_tools show SHARDS`: what a data set holds, on one screen.
+"""`kinemae data show SHARDS`: what a data set holds, on one screen.
 
     samples      240 in 1 shards, 73.8 MB
     fingerprint  ecbb8db17b4ccbc0
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.index import NO_LABEL, ShardIndex, coded_column, open_index
+from kinemae.data_tools.index import NO_LABEL, ShardIndex, coded_column, open_index
 
 _MOST_LINES = 20  # of classes or picture sizes
 

@@ -1,4 +1,4 @@
-"""`python -m data_tools synth OUT`: the embedded data set, H.264 files in which only motion tells the class.
+"""`kinemae data synth OUT`: the embedded data set, H.264 files in which only motion tells the class.
 
     OUT/synth.json                     the config; written first, so that a stopped run can be continued
     OUT/train/CLASS/000000.mp4         few videos with labels
@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from data_tools.command import log, writing_to
-from data_tools.config import load_config, require
-from data_tools.encoding.encode import EncodeConfig, write_video
-from data_tools.files import write_whole
-from data_tools.motions import KINDS, SceneConfig, make_scene
-from data_tools.pool import map_in_order
-from data_tools.progress import progress
-from data_tools.randomness import generator
+from kinemae.data_tools.command import log, writing_to
+from kinemae.data_tools.config import load_config, require
+from kinemae.data_tools.encoding.encode import EncodeConfig, write_video
+from kinemae.data_tools.files import write_whole
+from kinemae.data_tools.pool import map_in_order
+from kinemae.data_tools.progress import progress
+from kinemae.data_tools.randomness import generator
+from kinemae.data_tools.synthetic_scenes import KINDS, SceneConfig, make_scene
 
 CONFIG_NAME = "synth.json"
 
@@ -98,7 +98,7 @@ def run_synth(arguments: argparse.Namespace) -> None:
     if not arguments.dry_run:
         with writing_to(out):
             _make(out, settings, missing)
-        log.info("done: shard them with `python -m data_tools shard %s OUT`", shlex.quote(str(out)))
+        log.info("done: shard them with `kinemae data shard %s OUT`", shlex.quote(str(out)))
     if arguments.json:
         counts = {part: sum(video.file.startswith(f"{part}/") for video in videos) for part in _PARTS}
         sys.stdout.write(json.dumps({"out": str(out), "videos": counts, "to_make": len(missing)}) + "\n")

@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from data_tools.command import CheckpointError
-from data_tools.randomness import derived_seed
-from data_tools.stream.loader import ClipConfig
-from finetune.classifier import Classifier
-from finetune.config import FinetuneClip, FinetuneConfig
-from finetune.heads.base import build_head
-from finetune.mixing import Mixer
-from pretrain.encoder_file import EncoderDescription, build_encoder, load_description, load_encoder
-from pretrain.model.sizes import ModelConfig
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.randomness import derived_seed
+from kinemae.data_tools.stream.loader import ClipConfig
+from kinemae.finetune.classifier import Classifier
+from kinemae.finetune.config import FinetuneClip, FinetuneConfig
+from kinemae.finetune.heads.base import build_head
+from kinemae.finetune.mixing import Mixer
+from kinemae.pretrain.encoder_file import EncoderDescription, build_encoder, load_description, load_encoder
+from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.model.tokens import TokenGrid
 
 
 def describe_encoder(config: FinetuneConfig) -> EncoderDescription:

@@ -4,16 +4,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from finetune.features import FeatureReader, Features
-from finetune.heads.base import Head
-from finetune.mixing import MixedClips, Mixer
-from pretrain.model.encoder import Encoder
-from pretrain.model.scorer import with_gradient_of
-from pretrain.model.tokens import MEAN, STD
-from pretrain.pruning.base import Pruning
-from pretrain.pruning.none import NoPruning
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.finetune.features import FeatureReader, Features
+from kinemae.finetune.heads.base import Head
+from kinemae.finetune.mixing import MixedClips, Mixer
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.scorer import with_gradient_of
+from kinemae.pretrain.model.tokens import MEAN, STD
+from kinemae.pretrain.pruning.base import Pruning
+from kinemae.pretrain.pruning.none import NoPruning
 
 
 class Classifier(nn.Module):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools.command import CheckpointError
-from pretrain.folder_kinds import FINETUNING, MODEL, kind_of_folder
+from kinemae.data_tools.command import CheckpointError
+from kinemae.pretrain.folder_kinds import FINETUNING, MODEL, kind_of_folder
 
 RESULT_NAME = "result.json"
 
@@ -18,7 +18,7 @@ _NUMBERS_FROM = 4  # columns from here on are flush right
 
 
 def run_compare(arguments: argparse.Namespace) -> None:
-    """`python -m finetune compare RUN RUN ...`."""
+    """`kinemae finetune compare RUN RUN ...`."""
     results = read_results(arguments.runs)
     sys.stdout.write(json.dumps(results, ensure_ascii=False) if arguments.json else table(results))
     sys.stdout.write("\n")
@@ -67,7 +67,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _evaluate(folder: Path) -> str:
-    return f"python -m finetune evaluate {shlex.quote(str(folder))}"
+    return f"kinemae finetune evaluate {shlex.quote(str(folder))}"
 
 
 def _row(result: dict[str, Any]) -> tuple[str, ...]:

@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from data_tools.config import MISSING, require
-from data_tools.parts import Part
-from data_tools.stream.loader import AugmentConfig
-from finetune.mixing import MixConfig
-from finetune.shortening import Shortening
-from pretrain.runtime.guard import GuardConfig
-from pretrain.runtime.settings import (
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.config import MISSING, require
+from kinemae.data_tools.stream.loader import AugmentConfig
+from kinemae.finetune.mixing import MixConfig
+from kinemae.finetune.token_reduction import Shortening
+from kinemae.pretrain.runtime.loss_guard import GuardConfig
+from kinemae.pretrain.runtime.settings import (
     BatchConfig,
     EngineConfig,
     LogConfig,
@@ -19,7 +19,7 @@ from pretrain.runtime.settings import (
     StreamConfig,
     check_saving,
 )
-from pretrain.runtime.watchdog import WatchConfig
+from kinemae.pretrain.runtime.watchdog import WatchConfig
 
 PRETRAINED_LAYER_DECAY = 0.75
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from data_tools.command import DataError, log
-from data_tools.index import ShardIndex
-from finetune.config import FinetuneConfig
+from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.index import ShardIndex
+from kinemae.finetune.config import FinetuneConfig
 
 
 def check_data(config: FinetuneConfig, train: ShardIndex, validation: ShardIndex) -> None:

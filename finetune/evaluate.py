@@ -11,24 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.command import CheckpointError, log
-from data_tools.config import load_config
-from data_tools.config_hints import is_key, unknown_key
-from data_tools.config_schema import all_keys, part_keys
-from data_tools.files import write_whole
-from data_tools.index import ShardIndex, open_index
-from data_tools.progress import progress
-from data_tools.stream.loader import EvaluationItem, evaluation_loader
-from data_tools.stream.pixels import Pixels, join, on_device
-from finetune.build import clip_config
-from finetune.compare import RESULT_NAME
-from finetune.config import FinetuneConfig
-from finetune.data_checks import check_validation
-from finetune.model_file import DESCRIPTION, FinetunedModel, load_model
-from finetune.scoring import Vote, average_views, score
-from pretrain.runtime.cores import share_cores
-from pretrain.runtime.processes import Processes, find_processes, join_group, leave_group
-from pretrain.runtime.settings import precision_on
+from kinemae.data_tools.command import CheckpointError, log
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.config_hints import is_key, unknown_key
+from kinemae.data_tools.config_schema import all_keys, part_keys
+from kinemae.data_tools.files import write_whole
+from kinemae.data_tools.index import ShardIndex, open_index
+from kinemae.data_tools.progress import progress
+from kinemae.data_tools.stream.loader import EvaluationItem, evaluation_loader
+from kinemae.data_tools.stream.yuv_to_rgb import Pixels, join, on_device
+from kinemae.finetune.build import clip_config
+from kinemae.finetune.compare import RESULT_NAME
+from kinemae.finetune.config import FinetuneConfig
+from kinemae.finetune.data_checks import check_validation
+from kinemae.finetune.model_file import DESCRIPTION, FinetunedModel, load_model
+from kinemae.finetune.scoring import Vote, average_views, score
+from kinemae.pretrain.runtime.cores import share_cores
+from kinemae.pretrain.runtime.processes import Processes, find_processes, join_group, leave_group
+from kinemae.pretrain.runtime.settings import precision_on
 
 MODEL_FOLDER = "model"
 
@@ -50,7 +50,7 @@ _OVERRIDABLE = (
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    """`python -m finetune evaluate RUN [a.b=c]`; an imported model without a run around it will do."""
+    """`kinemae finetune evaluate RUN [a.b=c]`; an imported model without a run around it will do."""
     run_dir = Path(arguments.run_dir)
     is_imported = (run_dir / DESCRIPTION).is_file()
     config = _stored_config(run_dir, arguments.overrides, is_imported=is_imported)

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data_tools.randomness import ClipRandom
-from data_tools.stream.pixels import luma_of
-from pretrain.model.encoder import Encoder
-from pretrain.model.packing import Packing, share_of, top_tokens
-from pretrain.model.tokens import normalise, patchify, take_patches
-from pretrain.pruning.base import Pruning
-from pretrain.pruning.none import NoPruning
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.yuv_to_rgb import luma_of
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.packing import Packing, share_of, top_tokens
+from kinemae.pretrain.model.tokens import normalise, patchify, take_patches
+from kinemae.pretrain.pruning.base import Pruning
+from kinemae.pretrain.pruning.none import NoPruning
 
 
 class Features(NamedTuple):

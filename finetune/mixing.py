@@ -13,9 +13,9 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from data_tools.config import require
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
+from kinemae.data_tools.config import require
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
 
 _QUANTILES = 4096
 

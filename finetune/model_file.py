@@ -1,6 +1,6 @@
 """A fine-tuned model on disk: an exported encoder like any other, and the head beside it.
 
-    FOLDER/encoder.safetensors, encoder.json    what `pretrain.encoder_file` writes
+    FOLDER/encoder.safetensors, encoder.json    what `kinemae.pretrain.encoder_file` writes
     FOLDER/head.safetensors                     the head's weights
     FOLDER/head.json                            format, config of head, pruning and merging, the classes;
                                                 written last
@@ -17,14 +17,14 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from data_tools.command import CheckpointError
-from data_tools.files import write_whole
-from data_tools.parts import Part
-from finetune.classifier import Classifier
-from finetune.heads.base import Head, build_head
-from finetune.shortening import Shortening
-from pretrain.encoder_file import EncoderDescription, load_encoder, save_encoder
-from pretrain.exported import check_format, read_record, save_weights
+from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.files import write_whole
+from kinemae.finetune.classifier import Classifier
+from kinemae.finetune.heads.base import Head, build_head
+from kinemae.finetune.token_reduction import Shortening
+from kinemae.pretrain.encoder_file import EncoderDescription, load_encoder, save_encoder
+from kinemae.pretrain.serialization import check_format, read_record, save_weights
 
 FORMAT = 2
 READABLE = range(2, FORMAT + 1)
@@ -112,7 +112,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"no fine-tuned model in {path.parent} (it lacks {path.name}): let `finetune train` end first"
         ) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; repeat `python -m finetune train`") from error
+        raise CheckpointError(f"cannot read {path}: {error}; repeat `kinemae finetune train`") from error
     check_format(content, READABLE, path)
     return content
 
@@ -121,6 +121,6 @@ def _load_weights(head: Head, path: Path) -> None:
     try:
         head.load_state_dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; repeat `python -m finetune train`") from error
+        raise CheckpointError(f"cannot read {path}: {error}; repeat `kinemae finetune train`") from error
     except RuntimeError as error:  # PyTorch's list of missing, unexpected and mis-shaped tensors
         raise CheckpointError(f"{path} does not fit {DESCRIPTION}: {' '.join(str(error).split())}") from error

@@ -3,9 +3,9 @@
 import shlex
 from pathlib import Path
 
-from data_tools.command import CheckpointError
-from data_tools.overrides import as_override
-from pretrain.folder_kinds import (
+from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.overrides import as_override
+from kinemae.pretrain.folder_kinds import (
     ENCODER,
     FINETUNING,
     FOREIGN,
@@ -30,9 +30,9 @@ def check_finished_run(run_dir: Path) -> None:
         kind = "a fine-tuning run that has no model yet"
     elif kind in (PRETRAINING, ENCODER):
         encoder = run_dir / "encoder" if kind == PRETRAINING else run_dir
-        fix = f"fine-tune it first, python -m finetune train CONFIG {as_override('encoder', encoder)}"
+        fix = f"fine-tune it first, kinemae finetune train CONFIG {as_override('encoder', encoder)}"
     elif kind == FOREIGN:
-        fix = f"import it first, python -m finetune import {shlex.quote(str(run_dir))} OUT"
+        fix = f"import it first, kinemae finetune import {shlex.quote(str(run_dir))} OUT"
     else:
         fix = "give the run_dir of a `finetune train`"
     raise CheckpointError(f"{run_dir}: expected a fine-tuning run, got {kind}; fix: {fix}")

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, confusion_matrix, top_k_accuracy_score
 from torch import Tensor
 
-from data_tools.command import DataError, log
+from kinemae.data_tools.command import DataError, log
 
 CONFIDENCE = 0.95
 

@@ -1,4 +1,4 @@
-"""`python -m finetune train CONFIG`: an encoder and a head learn the classes of labelled videos."""
+"""`kinemae finetune train CONFIG`: an encoder and a head learn the classes of labelled videos."""
 
 import argparse
 import json
@@ -8,30 +8,30 @@ from pathlib import Path
 
 import torch
 
-from data_tools.command import log
-from data_tools.config import load_config, to_yaml
-from data_tools.index import ShardIndex, open_index
-from data_tools.stream.loader import TrainingClips
-from data_tools.stream.order import BatchPlan, plan_batch
-from finetune.build import build_classifier, clip_config, describe_encoder
-from finetune.classifier import Classifier
-from finetune.config import FinetuneConfig, run_settings, settled, steps_of
-from finetune.data_checks import check_data
-from finetune.evaluate import MODEL_FOLDER, evaluate, publish
-from finetune.features import Features
-from finetune.layer_decay import layer_scale
-from finetune.model_file import FinetunedModel, save_model
-from pretrain.encoder_file import EncoderDescription, announce_resampling
-from pretrain.model.blocks import set_up_blocks
-from pretrain.model.packing import share_of
-from pretrain.runtime.ending import ending_together
-from pretrain.runtime.engine_checks import check_engine
-from pretrain.runtime.inputs import Input, data_inputs, encoder_inputs
-from pretrain.runtime.loop import Training
-from pretrain.runtime.optimiser import parameter_groups
-from pretrain.runtime.processes import Processes, find_processes, join_group
-from pretrain.runtime.run_folder import check_run_dir, open_run_dir
-from pretrain.runtime.run_lock import run_lock
+from kinemae.data_tools.command import log
+from kinemae.data_tools.config import load_config, to_yaml
+from kinemae.data_tools.index import ShardIndex, open_index
+from kinemae.data_tools.stream.loader import TrainingClips
+from kinemae.data_tools.stream.order import BatchPlan, plan_batch
+from kinemae.finetune.build import build_classifier, clip_config, describe_encoder
+from kinemae.finetune.classifier import Classifier
+from kinemae.finetune.config import FinetuneConfig, run_settings, settled, steps_of
+from kinemae.finetune.data_checks import check_data
+from kinemae.finetune.evaluate import MODEL_FOLDER, evaluate, publish
+from kinemae.finetune.features import Features
+from kinemae.finetune.layer_decay import layer_scale
+from kinemae.finetune.model_file import FinetunedModel, save_model
+from kinemae.pretrain.encoder_file import EncoderDescription, announce_resampling
+from kinemae.pretrain.model.blocks import set_up_blocks
+from kinemae.pretrain.model.packing import share_of
+from kinemae.pretrain.runtime.abort import ending_together
+from kinemae.pretrain.runtime.engine_checks import check_engine
+from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs
+from kinemae.pretrain.runtime.loop import Training
+from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.processes import Processes, find_processes, join_group
+from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
+from kinemae.pretrain.runtime.run_lock import run_lock
 
 _CALIBRATION_CLIPS = 256
 

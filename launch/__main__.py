@@ -1,31 +1,31 @@
-"""`python -m launch KIND [CLUSTER.yaml] [a.b=c] -- pretrain CONFIG [a.b=c]`; status, logs, cancel."""
+"""`kinemae launch KIND [CLUSTER.yaml] [a.b=c] -- pretrain CONFIG [a.b=c]`; status, logs, cancel."""
 
 import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
-from launch.cluster import UsageError
-from launch.exit_codes import USAGE
-from launch.job import JobRefused
+from kinemae.launch.cluster import UsageError
+from kinemae.launch.exit_codes import USAGE
+from kinemae.launch.job import JobRefused
 
 _ABOUT = "Start a training on this machine, on hosts by ssh, on Slurm or on Kubernetes, and look after it."
 _EPILOG = """examples:
-  python -m launch local processes=2 -- pretrain CONFIG run_dir=RUN
-  python -m launch ssh configs/cluster/ssh.yaml -- pretrain CONFIG run_dir=RUN
-  python -m launch status RUN"""
+  kinemae launch local processes=2 -- pretrain CONFIG run_dir=RUN
+  kinemae launch ssh configs/cluster/ssh.yaml -- pretrain CONFIG run_dir=RUN
+  kinemae launch status RUN"""
 
 # The module that registers each command. Only the module of the given command is imported.
 _MODULES = {
-    "local": "launch.local",
-    "ssh": "launch.ssh",
-    "slurm": "launch.slurm",
-    "k8s": "launch.k8s",
-    "doctor": "launch.doctor",
-    "plan": "launch.plan",
-    "status": "launch.watching",
-    "logs": "launch.watching",
-    "cancel": "launch.watching",
+    "local": "kinemae.launch.local",
+    "ssh": "kinemae.launch.ssh",
+    "slurm": "kinemae.launch.slurm.command",
+    "k8s": "kinemae.launch.k8s.command",
+    "doctor": "kinemae.launch.doctor.command",
+    "plan": "kinemae.launch.plan.command",
+    "status": "kinemae.launch.status",
+    "logs": "kinemae.launch.status",
+    "cancel": "kinemae.launch.status",
 }
 
 
@@ -65,11 +65,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                 f"; keys are written without dashes, {stray[2:].partition('=')[0]}=..." if takes_keys else ""
             )
             raise UsageError(
-                f"unknown argument {stray!r}{more}; python -m launch {own[0]} --help lists all arguments"
+                f"unknown argument {stray!r}{more}; kinemae launch {own[0]} --help lists all arguments"
             )
         arguments.words.append(stray)
     if job and not getattr(arguments, "takes_job", False):
-        raise UsageError(f"python -m launch {own[0]} starts no job: leave out what stands after --")
+        raise UsageError(f"kinemae launch {own[0]} starts no job: leave out what stands after --")
     arguments.job = job
     return arguments
 
@@ -77,7 +77,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def parser(first: str | None = None) -> argparse.ArgumentParser:
     """All commands, or only `first` if it is one of them; each file registers its own."""
     whole = argparse.ArgumentParser(
-        prog="python -m launch",
+        prog="kinemae launch",
         description=_ABOUT,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

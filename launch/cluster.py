@@ -119,7 +119,7 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
         if not equals or not key.strip() or word.startswith("-"):
             raise UsageError(
                 f"expected an override of the form key=value, got {word!r}; the job comes after --, "
-                "as in: python -m launch local processes=2 -- pretrain CONFIG"
+                "as in: kinemae launch local processes=2 -- pretrain CONFIG"
             )
     return file, overrides
 

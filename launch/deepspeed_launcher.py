@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.cluster import UsageError
-from launch.job import LAUNCH_FOLDER, Job
-from launch.supervise import Start
+from kinemae.launch.cluster import UsageError
+from kinemae.launch.job import LAUNCH_FOLDER, Job
+from kinemae.launch.supervisor.supervise import Start
 
 _PLAIN = re.compile(r"[\w./@%+=:,-]+", re.ASCII)
 _PASSED = ("HOME", "PATH", "USER", "SSH_AUTH_SOCK")
@@ -62,7 +62,17 @@ def deepspeed_commands(job: Job, start: Start, ssh: Sequence[str]) -> dict[str, 
     runner += ["--launcher", "pdsh", "--force_multi", "--no_ssh_check", "--no_local_rank"]
     runner += ["--master_addr", address, "--master_port", port]
     # From /, since it also changes to its own working folder on the hosts, unquoted.
-    command = ["env", "-i", "-C", "/", *passed, *options, *runner, job.script("task.py"), str(job.path)]
+    command = [
+        "env",
+        "-i",
+        "-C",
+        "/",
+        *passed,
+        *options,
+        *runner,
+        job.script("supervisor/task.py"),
+        str(job.path),
+    ]
     return {"deepspeed": command}
 
 

@@ -4,13 +4,14 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-from launch.cluster import UsageError
+from kinemae.launch.cluster import UsageError
 
-ROOMS = ("data_tools", "pretrain", "finetune", "launch")
-SOURCES = Path(__file__).resolve().parents[1]
+FOLDERS = ("configs", "data_tools", "finetune", "launch", "pretrain")
+# The folders lie beside `kinemae/` in a checkout and inside it once installed or frozen.
+_ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = _ROOT / "kinemae" if (_ROOT / "kinemae").is_dir() else _ROOT
 _DIGITS = 12
 
 
@@ -21,22 +22,21 @@ def write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _code_files() -> Iterator[Path]:
-    """Every file of the rooms and the recipes, relative to their folder, in one order."""
-    folders = [SOURCES / room for room in ROOMS]
-    if (SOURCES / "pyproject.toml").exists():  # installed, a folder named configs would be somebody else's
-        folders.append(SOURCES / "configs")
-    for folder in sorted(folders):
-        for path in sorted(folder.rglob("*")):
+def _code_files() -> dict[str, Path]:
+    """All files of the package, by their path in the frozen copy, in a fixed order."""
+    files = {f"kinemae/{path.name}": path for path in PACKAGE.iterdir() if path.is_file()}
+    for folder in FOLDERS:
+        for path in (_ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
-                yield path.relative_to(SOURCES)
+                files[f"kinemae/{path.relative_to(_ROOT)}"] = path
+    return dict(sorted(files.items()))
 
 
 def digest_of_code() -> str:
-    """A short name for the content of the rooms and the recipes."""
+    """A short name for the content of all frozen files."""
     digest = hashlib.sha256()
-    for name in _code_files():
-        content = (SOURCES / name).read_bytes()
+    for name, path in _code_files().items():
+        content = path.read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()[:_DIGITS]
@@ -64,17 +64,17 @@ def find_recipe(given: str, room: str) -> Path:
 
 
 def _recipes(room: str) -> tuple[Path, Path]:
-    return Path("configs") / room, SOURCES / "configs" / room
+    return Path("configs") / room, _ROOT / "configs" / room
 
 
 def freeze_code(folder: Path) -> None:
-    """Copy the rooms and the recipes to a folder that is named by their content; whole or not at all."""
+    """Copy packages and configs to a folder that is named by their content; all or nothing."""
     if folder.exists():
         return  # the same content by its name
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    for name in _code_files():
+    for name, path in _code_files().items():
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(SOURCES / name, partial / name)
+        shutil.copyfile(path, partial / name)
     try:
         partial.rename(folder)
     except OSError:
@@ -87,7 +87,7 @@ def commit_of_code() -> str | None:
     """The commit of the code that runs, where it lies in a git repository."""
     try:
         ran = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=SOURCES, capture_output=True, text=True
+            ["git", "describe", "--always", "--dirty"], cwd=_ROOT, capture_output=True, text=True
         )
     except FileNotFoundError:
         return None

@@ -17,9 +17,8 @@ from typing import Any
 
 import yaml
 
-from launch.cluster import UsageError, require
-from launch.freezing import (
-    SOURCES,
+from kinemae.launch.cluster import UsageError, require
+from kinemae.launch.freezing import (
     commit_of_code,
     digest_of_code,
     digest_of_file,
@@ -29,6 +28,7 @@ from launch.freezing import (
 )
 
 LAUNCH_FOLDER, LOGS_FOLDER = "launch", "logs"
+_PROGRAMS = (("python", "-m", "kinemae"), ("python", "-m"), ("kinemae",))
 
 
 class JobRefused(Exception):
@@ -73,8 +73,8 @@ class Job:
         return Path(self.run_dir) / LAUNCH_FOLDER / "job.json"
 
     def script(self, name: str) -> str:
-        """The frozen copy of one of our scripts, as in `script("task.py")`."""
-        return str(Path(self.code) / "launch" / name)
+        """The frozen copy of one of our scripts, as in `script("supervisor/task.py")`."""
+        return str(Path(self.code) / "kinemae" / "launch" / name)
 
 
 def prepare(
@@ -165,21 +165,21 @@ def dry_run(
     *,
     processes: int,
     is_node: bool = True,
-    code: str = str(SOURCES),
+    code: str | None = None,
 ) -> dict[str, Any]:
     """What the room's own `--dry-run --json` says of a job on so many processes.
 
     Args:
-        code: the packages to ask.
+        code: frozen packages to ask; None for the installed ones.
 
     Raises:
         JobRefused: it refused; carries its message and exit code.
     """
     words = [*job_argv, *([] if is_node else ["engine.device=auto"]), "--dry-run", "--json"]
     world = {"RANK": "0", "WORLD_SIZE": str(processes), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    own_path = os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
+    own_path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
     ran = subprocess.run(
-        [sys.executable, "-P", "-m", *words],
+        [sys.executable, "-P", "-m", "kinemae", *words],
         env={**os.environ, **environment, **world, "MASTER_PORT": "1", "PYTHONPATH": own_path},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -197,8 +197,10 @@ def _place_of_config(job_argv: Sequence[str]) -> int:
     """Where in the argv the config stands."""
     given = " ".join(job_argv[:2]) or "nothing"
     wanted = "expected `pretrain CONFIG [a.b=c]` or `finetune train CONFIG [a.b=c]` after --"
-    if list(job_argv[:2]) == ["python", "-m"]:
-        raise UsageError(f"{wanted}, got {given!r}; fix: write -- {shlex.join(job_argv[2:])}")
+    program = next((start for start in _PROGRAMS if tuple(job_argv[: len(start)]) == start), ())
+    if program:
+        rest = shlex.join(job_argv[len(program) :])
+        raise UsageError(f"{wanted}, got {given!r}; fix: write -- {rest}")
     if not job_argv or job_argv[0] not in ("pretrain", "finetune"):
         raise UsageError(f"{wanted}, got {given!r}")
     place = 1 if job_argv[0] == "pretrain" else 2
@@ -206,7 +208,7 @@ def _place_of_config(job_argv: Sequence[str]) -> int:
     if not is_training:
         raise UsageError(
             f"{wanted}, got {given!r}: only trainings are launched, "
-            f"start it as python -m {shlex.join(job_argv)}"
+            f"start it as kinemae {shlex.join(job_argv)}"
         )
     if "--dry-run" in job_argv:
         raise UsageError("--dry-run after -- would start processes that do nothing: put it before --")

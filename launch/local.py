@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from launch.cluster import read_cluster, require, split_words
-from launch.start import add_launcher, start
-from launch.supervise import Launch, Limits, agent_commands
+from kinemae.launch.cluster import read_cluster, require, split_words
+from kinemae.launch.supervisor.start import add_launcher, start
+from kinemae.launch.supervisor.supervise import Launch, Limits, agent_commands
 
 HOST = "localhost"
 
@@ -48,7 +48,7 @@ def add_to(parsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         run_local,
         about="several processes on this machine",
         description="Run a training as processes on this machine; start it again after a crash.",
-        epilog="example:\n  python -m launch local processes=2 -- pretrain CONFIG run_dir=RUN seed=1",
+        epilog="example:\n  kinemae launch local processes=2 -- pretrain CONFIG run_dir=RUN seed=1",
     )
 
 

@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from launch.cluster import UsageError
-from launch.freezing import write_whole
-from launch.job import LAUNCH_FOLDER
+from kinemae.launch.cluster import UsageError
+from kinemae.launch.freezing import write_whole
+from kinemae.launch.job import LAUNCH_FOLDER
 
 _RECORD, _LOCK, _STOP = "launch.json", "launcher.lock", "stop"
 _TRIES = 5
@@ -89,7 +89,7 @@ def held(run_dir: Path) -> Iterator[None]:
             holder = file.read().strip() or "another launcher"
             raise UsageError(
                 f"{run_dir} is run by {holder} already; fix: wait for it, or "
-                f"`python -m launch cancel {shlex.quote(str(run_dir))}`"
+                f"`kinemae launch cancel {shlex.quote(str(run_dir))}`"
             )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

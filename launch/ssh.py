@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from launch.cluster import UsageError, read_cluster, require, split_words
-from launch.deepspeed_launcher import check_names, deepspeed_commands, hostfile
-from launch.start import add_launcher, start
-from launch.supervise import Launch, Limits, agent_commands
+from kinemae.launch.cluster import UsageError, read_cluster, require, split_words
+from kinemae.launch.deepspeed_launcher import check_names, deepspeed_commands, hostfile
+from kinemae.launch.supervisor.start import add_launcher, start
+from kinemae.launch.supervisor.supervise import Launch, Limits, agent_commands
 
 _OPTIONS = (
     "BatchMode=yes",  # a question would wait for ever
@@ -130,7 +130,7 @@ def add_to(parsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
         run_ssh,
         about="processes on several hosts, by ssh",
         description="Run a training on hosts behind ssh; after a crash, again on those that are left.",
-        epilog="example:\n  python -m launch ssh configs/cluster/ssh.yaml -- pretrain CONFIG run_dir=RUN",
+        epilog="example:\n  kinemae launch ssh configs/cluster/ssh.yaml -- pretrain CONFIG run_dir=RUN",
     )
 
 

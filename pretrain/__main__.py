@@ -1,35 +1,36 @@
-"""`python -m pretrain CONFIG [a.b=c]`: pretrain an encoder, or go on with the run in its run_dir.
+"""`kinemae pretrain CONFIG [a.b=c]`: pretrain an encoder, or go on with the run in its run_dir.
 
-`python -m pretrain preview CONFIG [a.b=c]` shows what it would be given, `python -m pretrain cost CONFIG`
+`kinemae pretrain preview CONFIG [a.b=c]` shows what it would be given, `kinemae pretrain cost CONFIG`
 what it costs. A config file that is itself named `preview` is written `./preview`.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 
-from data_tools.command import Command, Program, run_program
-from data_tools.config_files import find_config
+from kinemae.data_tools.command import Command, Program, run_program
+from kinemae.data_tools.config_files import find_config
 
 _COMMANDS = ("preview", "cost")
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
     arguments.config = find_config(arguments.config, "pretrain", commands=_COMMANDS)
-    from pretrain.command import run_pretrain
+    from kinemae.pretrain.command import run_pretrain
 
     run_pretrain(arguments)
 
 
 def _preview(arguments: argparse.Namespace) -> None:
     arguments.config = find_config(arguments.config, "pretrain")
-    from pretrain.preview import run_preview
+    from kinemae.pretrain.preview import run_preview
 
     run_preview(arguments)
 
 
 def _cost(arguments: argparse.Namespace) -> None:
     arguments.config = find_config(arguments.config, "pretrain")
-    from pretrain.cost import run_cost
+    from kinemae.pretrain.cost import run_cost
 
     run_cost(arguments)
 
@@ -41,7 +42,7 @@ PROGRAM = Program(
         Command(
             name="",
             help="",
-            example="python -m pretrain configs/pretrain/demo.yaml data.shards=SHARDS/train run_dir=RUN",
+            example="kinemae pretrain configs/pretrain/demo.yaml data.shards=SHARDS/train run_dir=RUN",
             run=_pretrain,
             positionals=[("config", "a YAML file, or a name in configs/pretrain")],
             options=[
@@ -52,7 +53,7 @@ PROGRAM = Program(
         Command(
             name="preview",
             help="pictures of real clips as the model gets them, and what a clip costs",
-            example="python -m pretrain preview configs/pretrain/demo.yaml data.shards=SHARDS/train",
+            example="kinemae pretrain preview configs/pretrain/demo.yaml data.shards=SHARDS/train",
             run=_preview,
             positionals=[("config", "a YAML file, or a name in configs/pretrain")],
             options=[("--json", "print the counts as JSON")],
@@ -68,7 +69,7 @@ PROGRAM = Program(
         Command(
             name="cost",
             help="what a run computes, holds and moves, without shards or weights; `launch plan` reads it",
-            example="python -m pretrain cost configs/pretrain/videomae_base.yaml --json",
+            example="kinemae pretrain cost configs/pretrain/videomae_base.yaml --json",
             run=_cost,
             positionals=[("config", "a YAML file, or a name in configs/pretrain")],
             options=[("--json", "on one line")],
@@ -76,5 +77,10 @@ PROGRAM = Program(
     ],
 )
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(PROGRAM, argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_program(PROGRAM))
+    sys.exit(main())

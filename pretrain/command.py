@@ -1,15 +1,15 @@
-"""`python -m pretrain CONFIG [a.b=c]`: check everything, then train unless only the counts are asked for."""
+"""`kinemae pretrain CONFIG [a.b=c]`: check everything, then train unless only the counts are asked for."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from data_tools.config import load_config, to_yaml
-from pretrain.config import PretrainConfig
-from pretrain.runtime.ending import ending_together
-from pretrain.runtime.run_lock import run_lock
-from pretrain.training import make_plan, run_pretraining
+from kinemae.data_tools.config import load_config, to_yaml
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime.abort import ending_together
+from kinemae.pretrain.runtime.run_lock import run_lock
+from kinemae.pretrain.training import make_plan, run_pretraining
 
 
 def run_pretrain(arguments: argparse.Namespace) -> None:

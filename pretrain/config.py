@@ -1,15 +1,15 @@
-"""The config of a pretraining run: `python -m pretrain CONFIG [a.b=c]`."""
+"""The config of a pretraining run: `kinemae pretrain CONFIG [a.b=c]`."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from data_tools.config import MISSING, require
-from data_tools.parts import Part
-from data_tools.stream.loader import AugmentConfig, ClipConfig
-from pretrain.health import HealthConfig
-from pretrain.model.sizes import ModelConfig
-from pretrain.runtime.guard import GuardConfig
-from pretrain.runtime.settings import (
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.config import MISSING, require
+from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig
+from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.representation_monitor import HealthConfig
+from kinemae.pretrain.runtime.loss_guard import GuardConfig
+from kinemae.pretrain.runtime.settings import (
     BatchConfig,
     EngineConfig,
     LogConfig,
@@ -18,7 +18,7 @@ from pretrain.runtime.settings import (
     StreamConfig,
     check_saving,
 )
-from pretrain.runtime.watchdog import WatchConfig
+from kinemae.pretrain.runtime.watchdog import WatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""`python -m pretrain cost CONFIG [a.b=c]`: what a run computes, holds and moves, clip by clip.
+"""`kinemae pretrain cost CONFIG [a.b=c]`: what a run computes, holds and moves, clip by clip.
 
-Needs neither shards nor memory for the model: it is built and run on shapes alone. `python -m launch plan`
+Needs neither shards nor memory for the model: it is built and run on shapes alone. `kinemae launch plan`
 makes a plan for machines of it.
 """
 
@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_tools.command import DataError
-from data_tools.config import load_config
-from data_tools.index import NO_LABEL, open_index
-from data_tools.stream.batch import ClipBatch
-from pretrain.building import build_model, build_parts, token_split
-from pretrain.config import PretrainConfig
-from pretrain.model.autoencoder import MaskedAutoencoder
-from pretrain.model.flops import count_flops
-from pretrain.model.tokens import TokenGrid
-from pretrain.model.work import ATTENTION, OTHER, PRODUCT, Operation, Trace, trace_step
-from pretrain.split import TokenSplit
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.index import NO_LABEL, open_index
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.builders import build_model, build_parts, token_split
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
+from kinemae.pretrain.model.cost_tracer import ATTENTION, OTHER, PRODUCT, Operation, Trace, trace_step
+from kinemae.pretrain.model.flops import count_flops
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.token_selection import TokenSplit
 
 UPDATE_FLOPS = 16
 """Of fused AdamW, for each value: two moving averages, corrections, a root, a division, decay and clip."""

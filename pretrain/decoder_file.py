@@ -7,12 +7,18 @@ that hold both.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_tools.config import require
-from data_tools.parts import Part
-from pretrain.exported import check_weights, read_buildable, read_weights, save_description, save_weights
-from pretrain.model.decoder import DECODERS, Decoder
-from pretrain.model.sizes import DecoderShape
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.config import require
+from kinemae.pretrain.model.decoder import DECODERS, Decoder
+from kinemae.pretrain.model.sizes import DecoderShape
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.serialization import (
+    check_weights,
+    read_buildable,
+    read_weights,
+    save_description,
+    save_weights,
+)
 
 FORMAT = 1
 READABLE = range(1, FORMAT + 1)

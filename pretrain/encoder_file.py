@@ -4,13 +4,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data_tools.command import log
-from data_tools.config import require
-from pretrain.exported import check_weights, read_buildable, read_weights, save_description, save_weights
-from pretrain.folder_kinds import exported_in, kind_of_folder
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import COLOURS, MEAN, STD, TokenGrid
+from kinemae.data_tools.command import log
+from kinemae.data_tools.config import require
+from kinemae.pretrain.folder_kinds import exported_in, kind_of_folder
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import COLOURS, MEAN, STD, TokenGrid
+from kinemae.pretrain.serialization import (
+    check_weights,
+    read_buildable,
+    read_weights,
+    save_description,
+    save_weights,
+)
 
 FORMAT = 3
 READABLE = range(3, FORMAT + 1)

@@ -1,4 +1,4 @@
-"""`python -m pretrain preview CONFIG [a.b=c]`: what a run would show its model, and what that would cost.
+"""`kinemae pretrain preview CONFIG [a.b=c]`: what a run would show its model, and what that would cost.
 
     OUT/preview.gif    a row a clip, the columns side by side
     OUT/preview.png    the same at the clip's start, middle and end, one below the other
@@ -25,17 +25,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from data_tools.command import log, writing_to
-from data_tools.config import load_config, require
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from pretrain.config import PretrainConfig
-from pretrain.model.flops import count_flops
-from pretrain.model.tokens import denormalise, patchify, to_bytes, unpatchify
-from pretrain.pruning.none import NoPruning
-from pretrain.runtime.metrics import gif_bytes
-from pretrain.runtime.run_folder import PREVIEW_FOLDER
-from pretrain.sheet import (
+from kinemae.data_tools.command import log, writing_to
+from kinemae.data_tools.config import load_config, require
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.clip_grid import (
     FPS,
     HIDDEN,
     NOT_ASKED,
@@ -50,8 +44,14 @@ from pretrain.sheet import (
     put,
     tint,
 )
-from pretrain.split import TokenSplit, share_of
-from pretrain.training import Plan, clips_of_pictures, make_plan, training_clips
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.model.flops import count_flops
+from kinemae.pretrain.model.tokens import denormalise, patchify, to_bytes, unpatchify
+from kinemae.pretrain.pruning.none import NoPruning
+from kinemae.pretrain.runtime.metrics import gif_bytes
+from kinemae.pretrain.runtime.run_folder import PREVIEW_FOLDER
+from kinemae.pretrain.token_selection import TokenSplit, share_of
+from kinemae.pretrain.training import Plan, clips_of_pictures, make_plan, training_clips
 
 PARTS = ("encoder", "decoder", "target")
 
@@ -95,7 +95,7 @@ class Fate:
     split: TokenSplit
 
     def __call__(self, luma_THW: Tensor | None, clip_index: int) -> dict[str, Tensor]:
-        """See `data_tools.stream.clips.Annotate`."""
+        """See `kinemae.data_tools.stream.training_clips.Annotate`."""
         mask_alone = replace(self.split, pruning=NoPruning(), predict_share=1.0)
         all_asked = replace(self.split, predict_share=1.0)
         return {

@@ -5,30 +5,30 @@ from pathlib import Path
 
 import torch
 
-from data_tools.command import DataError, log
-from data_tools.index import ShardIndex, open_index
-from data_tools.overrides import as_override
-from data_tools.stream.loader import Annotate, TrainingClips
-from data_tools.stream.mixture import Mixture, open_mixture
-from data_tools.stream.order import BatchPlan, plan_batch
-from pretrain.building import Parts, build_model, build_parts, token_split
-from pretrain.config import PretrainConfig
-from pretrain.decoder_file import describe_decoder, save_decoder
-from pretrain.encoder_file import EncoderDescription, announce_resampling, save_encoder
-from pretrain.health import HealthWatch, Probe, open_probe, spread_videos
-from pretrain.model.autoencoder import MaskedAutoencoder
-from pretrain.model.blocks import set_up_blocks
-from pretrain.model.tokens import TokenGrid
-from pretrain.pictures import PictureBook
-from pretrain.runtime.engine_checks import check_engine
-from pretrain.runtime.inputs import Input, data_inputs, encoder_inputs, first_places
-from pretrain.runtime.loop import Training, Watcher
-from pretrain.runtime.optimiser import parameter_groups
-from pretrain.runtime.processes import Processes, find_processes
-from pretrain.runtime.run_folder import check_run_dir, open_run_dir
-from pretrain.split import TokenSplit
-from pretrain.start import open_start
-from pretrain.watching import Schedule
+from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.index import ShardIndex, open_index
+from kinemae.data_tools.overrides import as_override
+from kinemae.data_tools.stream.loader import Annotate, TrainingClips
+from kinemae.data_tools.stream.mixture import Mixture, open_mixture
+from kinemae.data_tools.stream.order import BatchPlan, plan_batch
+from kinemae.pretrain.builders import Parts, build_model, build_parts, token_split
+from kinemae.pretrain.callbacks import Schedule
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.decoder_file import describe_decoder, save_decoder
+from kinemae.pretrain.encoder_file import EncoderDescription, announce_resampling, save_encoder
+from kinemae.pretrain.init_weights_from import open_start
+from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
+from kinemae.pretrain.model.blocks import set_up_blocks
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.reconstructions import PictureBook
+from kinemae.pretrain.representation_monitor import HealthWatch, Probe, open_probe, spread_videos
+from kinemae.pretrain.runtime.engine_checks import check_engine
+from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs, first_places
+from kinemae.pretrain.runtime.loop import Training, Watcher
+from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.processes import Processes, find_processes
+from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
+from kinemae.pretrain.token_selection import TokenSplit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +242,7 @@ def _export(plan: Plan) -> None:
         save_decoder(folder, decoder, describe_decoder(decoder, target=config.target))
     save_encoder(folder, plan.model.encoder, description)
     log.info(
-        "the encoder is in %s: fine-tune it with `python -m finetune train CONFIG %s`",
+        "the encoder is in %s: fine-tune it with `kinemae finetune train CONFIG %s`",
         folder,
         as_override("encoder", folder),
     )

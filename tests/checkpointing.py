@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.runtime.checkpoint import Checkpoints, RunState
-from pretrain.runtime.pieces import KINDS, Piece, ReadPiece
-from pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.state_shards import KINDS, Piece, ReadPiece
 
 SHAPES = {"frozen": (7,), "head.bias": (), "head.weight": (5, 3), "table": (40, 11)}
 TRAINED = ("head.bias", "head.weight", "table")

@@ -16,30 +16,30 @@ from typing import NamedTuple
 
 import torch
 
-from data_tools.parts import part_names
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from data_tools.stream.pixels import luma_of
-from pretrain.combination import check_combination
-from pretrain.masking.base import Masking
-from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
-from pretrain.model.sizes import ModelConfig
-from pretrain.model.tokens import TokenGrid
-from pretrain.noise.base import Noise
-from pretrain.pruning.base import Pruning
-from pretrain.runtime.optimiser import parameter_groups
-from pretrain.split import TokenSplit
-from pretrain.targets.base import Target
+from kinemae.data_tools.components import part_names
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.data_tools.stream.yuv_to_rgb import luma_of
+from kinemae.pretrain.compatibility import check_combination
+from kinemae.pretrain.masking.base import Masking
+from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
+from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.noise.base import Noise
+from kinemae.pretrain.pruning.base import Pruning
+from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.targets.base import Target
+from kinemae.pretrain.token_selection import TokenSplit
 from tests.default_parts import build_default, default_part
 from tests.pretrain.target_models import save_teacher
 
 FOLDERS = {
-    "masking": "pretrain.masking",
-    "pruning": "pretrain.pruning",
-    "attention": "pretrain.model.attention",
-    "positions": "pretrain.model.positions",
-    "target": "pretrain.targets",
-    "noise": "pretrain.noise",
+    "masking": "kinemae.pretrain.masking",
+    "pruning": "kinemae.pretrain.pruning",
+    "attention": "kinemae.pretrain.model.attention",
+    "positions": "kinemae.pretrain.model.positions",
+    "target": "kinemae.pretrain.targets",
+    "noise": "kinemae.pretrain.noise",
 }
 CLIPS, FRAMES, SIDE = 2, 8, 24
 STEPS = 3

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.__main__ import PROGRAM
-from data_tools.command import log, run_program
-from data_tools.storage import remote
+from kinemae.data_tools.__main__ import PROGRAM
+from kinemae.data_tools.command import log, run_program
+from kinemae.data_tools.storage import remote
 from tests.faulty_server import FaultyServer, faulty_server
 from tests.seeds import IS_NIGHTLY, SEED
 
@@ -121,7 +121,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 
 def data_tools(*arguments: str) -> None:
-    """Run `python -m data_tools` in this process, which has imported what it needs."""
+    """Run `kinemae data` in this process, which has imported what it needs."""
     assert run_program(PROGRAM, [*arguments, "workers=1"]) == 0
 
 

@@ -3,16 +3,18 @@
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from data_tools.parts import Part, build_part
+from kinemae.data_tools.components import Part, build_part
 
 Interface = TypeVar("Interface")
 
 ARGS: dict[str, dict[str, Any]] = {
-    "pretrain.masking.jitter": {"of": "uniform", "least": 0.5, "most": 0.75},
-    "pretrain.noise.several": {"parts": {"photometric": {}, "gaussian": {}, "frames": {}, "token": {}}},
-    "pretrain.pruning.motion": {"keep": 0.5},
-    "pretrain.pruning.run_length": {"keep": 0.5},  # it needs none, but pretraining needs a share
-    "pretrain.targets.weighted": {"parts": {"pixels": {}, "features": {"weight": 0.5}}},
+    "kinemae.pretrain.masking.jitter": {"of": "uniform", "least": 0.5, "most": 0.75},
+    "kinemae.pretrain.noise.several": {
+        "parts": {"photometric": {}, "gaussian": {}, "frames": {}, "token": {}}
+    },
+    "kinemae.pretrain.pruning.motion": {"keep": 0.5},
+    "kinemae.pretrain.pruning.run_length": {"keep": 0.5},  # it needs none, but pretraining needs a share
+    "kinemae.pretrain.targets.weighted": {"parts": {"pixels": {}, "features": {"weight": 0.5}}},
 }
 
 

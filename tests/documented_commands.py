@@ -4,15 +4,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_tools.__main__ import PROGRAM as DATA_TOOLS
-from finetune.__main__ import PROGRAM as FINETUNE
-from launch.__main__ import parser
-from pretrain.__main__ import PROGRAM as PRETRAIN
+from kinemae.data_tools.__main__ import PROGRAM as DATA_TOOLS
+from kinemae.finetune.__main__ import PROGRAM as FINETUNE
+from kinemae.launch.__main__ import parser
+from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
 
 REPO = Path(__file__).resolve().parents[1]
 PAGES = [REPO / "README.md", REPO / "ARCHITECTURE.md", *sorted((REPO / "docs").glob("*.md"))]
 _COMMAND = re.compile(
-    r"^(?:\$ )?(?:OMP_NUM_THREADS=1 )?(?:(?:\.venv/bin/)?python|torchrun(?: --\S+)*) (-m .*)$"
+    r"^(?:\$ )?(?:OMP_NUM_THREADS=1 )?"
+    r"(?:(?:torchrun(?: --\S+)* -m |\.venv/bin/)?(kinemae .*)|(?:\.venv/bin/)?python (-m .*))$"
 )
 _CODE = re.compile(r"`([^`\n]+)`")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
@@ -26,7 +27,7 @@ def is_usage(command: str) -> bool:
 
 
 def documented() -> Iterator[tuple[str, str]]:
-    """The location of a command, and its text after `python`."""
+    """The location of a command, and the command from `kinemae` or `-m` on."""
     for page in PAGES:
         for line in _whole_lines(page):
             yield from _commands(str(page.relative_to(REPO)), line.strip() if line.startswith("    ") else "")
@@ -56,5 +57,6 @@ def _whole_lines(page: Path) -> list[str]:
 
 def _commands(page: str, line: str) -> Iterator[tuple[str, str]]:
     found = _COMMAND.match(line)
-    if found and not is_usage(found[1]):
-        yield page, found[1]
+    command = found and (found[1] or found[2])
+    if command and not is_usage(command):
+        yield page, command

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_tools.stream.decode import probe
+from kinemae.data_tools.stream.decode import probe
 
 SHIPPED = Path(__file__).parent / "data" / "videos"  # made by tests/data/make_videos.py
 REAL = Path(__file__).resolve().parents[2] / "shared" / "videos"  # more files; not part of the project

@@ -10,11 +10,11 @@ import av
 import numpy as np
 import torch
 
-from data_tools.__main__ import PROGRAM
-from data_tools.command import run_program
-from data_tools.encoding.encode import EncodeConfig, write_video
-from data_tools.index import ShardIndex
-from data_tools.randomness import generator
+from kinemae.data_tools.__main__ import PROGRAM
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.encoding.encode import EncodeConfig, write_video
+from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.randomness import generator
 
 
 def write_clip(path: Path, number: int, *, frames: int = 3, height: int = 16, width: int = 16) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from data_tools.encoding.encode import EncodeConfig, write_video
-from data_tools.randomness import generator
+from kinemae.data_tools.encoding.encode import EncodeConfig, write_video
+from kinemae.data_tools.randomness import generator
 
 Facts = tuple[str | None, str | None]  # label and split
 

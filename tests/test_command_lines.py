@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command import run_program
-from data_tools.config_files import RECIPES, find_config
-from finetune.__main__ import PROGRAM as FINETUNE
-from finetune.kinship.command import SYSTEMS
-from launch.job import prepare
-from pretrain.__main__ import PROGRAM as PRETRAIN
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.config_files import CONFIGS, find_config
+from kinemae.finetune.__main__ import PROGRAM as FINETUNE
+from kinemae.finetune.conversion.command import SYSTEMS
+from kinemae.launch.job import prepare
+from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
 
 # What takes long to import; the interpreter has none of it afterwards.
 HEAVY = ("torch", "numpy", "pyarrow", "av", "cv2", "omegaconf", "deepspeed", "scipy", "sklearn")
@@ -20,11 +20,11 @@ ASK_ALL = """
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
-from data_tools import __main__ as data_tools
-from data_tools.command import run_program
-from finetune import __main__ as finetune
-from launch.__main__ import main as launch
-from pretrain import __main__ as pretrain
+from kinemae.data_tools import __main__ as data_tools
+from kinemae.data_tools.command import run_program
+from kinemae.finetune import __main__ as finetune
+from kinemae.launch.__main__ import main as launch
+from kinemae.pretrain import __main__ as pretrain
 
 def answer(run, words):
     try:
@@ -75,14 +75,14 @@ def test_a_config_is_found_by_its_path_or_its_name(
     given: str, repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(repo)
-    assert find_config(given, "pretrain").resolve() == RECIPES / "pretrain" / "demo.yaml"
+    assert find_config(given, "pretrain").resolve() == CONFIGS / "pretrain" / "demo.yaml"
 
 
 def test_a_name_is_found_from_any_folder_and_a_file_there_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert find_config("demo", "pretrain") == RECIPES / "pretrain" / "demo.yaml"
+    assert find_config("demo", "pretrain") == CONFIGS / "pretrain" / "demo.yaml"
     (tmp_path / "configs/pretrain").mkdir(parents=True)
     (tmp_path / "configs/pretrain/demo.yaml").touch()
     assert find_config("demo", "pretrain").resolve() == tmp_path / "configs/pretrain/demo.yaml"
@@ -110,9 +110,9 @@ def test_a_name_is_found_from_any_folder_and_a_file_there_comes_first(
         ("configs", "configs: expected a config file, got a folder\n"),
         (
             "configs/finetune/demo.yaml",
-            "is a fine-tuning config; fix: start it with python -m finetune train",
+            "is a fine-tuning config; fix: start it with kinemae finetune train",
         ),
-        ("configs/cluster/ssh.yaml", "is a cluster file; fix: start it with python -m launch"),
+        ("configs/cluster/ssh.yaml", "is a cluster file; fix: start it with kinemae launch"),
     ],
 )
 def test_a_config_that_is_not_there_is_answered_with_the_nearest(
@@ -136,5 +136,5 @@ def test_a_run_folder_in_place_of_a_config_is_answered_with_its_config(
 def test_the_launcher_finds_a_config_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     job = prepare(["pretrain", "demo", "run_dir=run"], {}, is_checked=False)
-    assert job.config == str(RECIPES / "pretrain" / "demo.yaml")
+    assert job.config == str(CONFIGS / "pretrain" / "demo.yaml")
     assert job.run_dir == str(tmp_path / "run")

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.config import load_config, to_yaml
-from data_tools.parts import build_part
-from finetune.config import FinetuneConfig
-from pretrain.combination import check_combination
-from pretrain.config import PretrainConfig
-from pretrain.masking.base import Masking
-from pretrain.model.autoencoder import build_autoencoder
-from pretrain.model.tokens import TokenGrid
-from pretrain.noise.base import Noise
-from pretrain.pruning.base import Pruning
-from pretrain.targets.base import Target
+from kinemae.data_tools.components import build_part
+from kinemae.data_tools.config import load_config, to_yaml
+from kinemae.finetune.config import FinetuneConfig
+from kinemae.pretrain.compatibility import check_combination
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.masking.base import Masking
+from kinemae.pretrain.model.autoencoder import build_autoencoder
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.noise.base import Noise
+from kinemae.pretrain.pruning.base import Pruning
+from kinemae.pretrain.targets.base import Target
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PRETRAIN = sorted((CONFIGS / "pretrain").glob("*.yaml"))
@@ -28,10 +28,10 @@ def test_a_pretraining_recipe_builds(path: Path) -> None:
     config = load_config(PretrainConfig, path, [])
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
     parts = {
-        "masking": build_part("pretrain.masking", config.masking, Masking),
-        "pruning": build_part("pretrain.pruning", config.pruning, Pruning),
-        "noise": build_part("pretrain.noise", config.noise, Noise),
-        "target": build_part("pretrain.targets", config.target, Target),
+        "masking": build_part("kinemae.pretrain.masking", config.masking, Masking),
+        "pruning": build_part("kinemae.pretrain.pruning", config.pruning, Pruning),
+        "noise": build_part("kinemae.pretrain.noise", config.noise, Noise),
+        "target": build_part("kinemae.pretrain.targets", config.target, Target),
     }
     visible, hidden = parts["masking"].counts(grid)
     assert visible + hidden == grid.tokens

@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 
-from data_tools.parts import Part
-from data_tools.randomness import generator
-from finetune.config import FinetuneConfig
-from pretrain.config import PretrainConfig
-from pretrain.masking.base import Masking
-from pretrain.model.tokens import TokenGrid
-from pretrain.runtime.config_changes import FREE_KEYS
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.randomness import generator
+from kinemae.finetune.config import FinetuneConfig
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.masking.base import Masking
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.runtime.config_changes import FREE_KEYS
 
 REPO = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/*.md")])

@@ -8,34 +8,35 @@ from typing import Any
 
 import pytest
 
-from data_tools.__main__ import PROGRAM as DATA_TOOLS
-from data_tools.bench import BenchConfig
-from data_tools.command import Program, parse_arguments
-from data_tools.config import load_config
-from data_tools.config_files import RECIPES, find_config
-from data_tools.foreign.command import IndexConfig
-from data_tools.report.looked import ReportConfig
-from data_tools.sharding.plan import ShardConfig
-from data_tools.stream.order import plan_batch
-from data_tools.synth import SynthConfig
-from data_tools.verifying.command import VerifyConfig
-from finetune.__main__ import PROGRAM as FINETUNE
-from finetune.config import FinetuneConfig
-from finetune.kinship.options import ImportOptions
-from launch.__main__ import parse
-from launch.cluster import read_cluster, split_words
-from launch.k8s_cluster import KubernetesCluster
-from launch.local import LocalCluster
-from launch.slurm_cluster import SlurmCluster
-from launch.ssh import SshCluster
-from pretrain.__main__ import PROGRAM as PRETRAIN
-from pretrain.building import build_parts
-from pretrain.config import PretrainConfig
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.__main__ import PROGRAM as DATA_TOOLS
+from kinemae.data_tools.benchmark import BenchConfig
+from kinemae.data_tools.command import Program, parse_arguments
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.config_files import CONFIGS, find_config
+from kinemae.data_tools.indexing.command import IndexConfig
+from kinemae.data_tools.list_configs import PROGRAM as CONFIGS_PROGRAM
+from kinemae.data_tools.report.sampled_videos import ReportConfig
+from kinemae.data_tools.sharding.plan import ShardConfig
+from kinemae.data_tools.stream.order import plan_batch
+from kinemae.data_tools.synth import SynthConfig
+from kinemae.data_tools.verify.command import VerifyConfig
+from kinemae.finetune.__main__ import PROGRAM as FINETUNE
+from kinemae.finetune.config import FinetuneConfig
+from kinemae.finetune.conversion.options import ImportOptions
+from kinemae.launch.__main__ import parse
+from kinemae.launch.cluster import read_cluster, split_words
+from kinemae.launch.k8s.cluster import KubernetesCluster
+from kinemae.launch.local import LocalCluster
+from kinemae.launch.slurm.cluster import SlurmCluster
+from kinemae.launch.ssh import SshCluster
+from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
+from kinemae.pretrain.builders import build_parts
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.model.tokens import TokenGrid
 from tests.documented_commands import documented, unquoted_mappings
 
 COMMANDS = sorted(set(documented()))
-PROGRAMS = {"data_tools": DATA_TOOLS, "pretrain": PRETRAIN, "finetune": FINETUNE}
+PROGRAMS = {"data": DATA_TOOLS, "pretrain": PRETRAIN, "finetune": FINETUNE}
 SCHEMAS: dict[str, type] = {
     "synth": SynthConfig,
     "shard": ShardConfig,
@@ -68,7 +69,7 @@ def after_a_shell(command: str, folder: Path) -> list[str]:
 
 def test_there_are_commands_of_every_program() -> None:
     modules = {shlex.split(command)[1] for _, command in COMMANDS}
-    assert {"data_tools", "pretrain", "finetune", "launch"} <= modules
+    assert {"data", "pretrain", "finetune", "launch"} <= modules
     assert len(COMMANDS) > 100
 
 
@@ -77,7 +78,7 @@ def test_a_shell_leaves_a_command_whole(page: str, command: str, tmp_path: Path)
     words = after_a_shell(command, tmp_path)
     as_written = shlex.split(command, comments=True)
     assert words == (as_written[: as_written.index(">")] if ">" in as_written else as_written)
-    assert "python" not in words[1:], "one command a line"
+    assert not {"python", "kinemae"} & set(words[1:]), "one command a line"
 
 
 def test_mappings_in_a_sentence_are_quoted_as_a_shell_needs_it() -> None:
@@ -97,6 +98,8 @@ def take(module: str, words: list[str]) -> None:
         take_launch(words)
     elif module in PROGRAMS:
         take_program(PROGRAMS[module], words)
+    elif module == "configs":
+        parse_arguments(CONFIGS_PROGRAM, words)
     else:
         assert module == "pytest" or module.startswith("tests."), module
 
@@ -114,7 +117,7 @@ def take_program(program: Program, words: list[str]) -> None:
         load("finetune", FinetuneConfig, arguments)
     elif name == "evaluate":
         load_config(
-            FinetuneConfig, RECIPES / "finetune" / "demo.yaml", [*GIVEN["finetune"], *arguments.overrides]
+            FinetuneConfig, CONFIGS / "finetune" / "demo.yaml", [*GIVEN["finetune"], *arguments.overrides]
         )
     elif name in SCHEMAS:
         load_config(SCHEMAS[name], None, arguments.overrides)
@@ -132,7 +135,7 @@ def take_launch(words: list[str]) -> None:
     arguments = parse(words)
     kind = getattr(arguments, "kind", words[0])
     if kind in CLUSTERS:
-        place = RECIPES / "cluster" / f"{CLUSTER_FILES[kind]}.yaml"
+        place = CONFIGS / "cluster" / f"{CLUSTER_FILES[kind]}.yaml"
         words = [str(place) if word == "CLUSTER.yaml" else word for word in arguments.words]
         file, overrides = split_words(words)
         read_cluster(CLUSTERS[kind], file, overrides)

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from data_tools.config import load_config
-from data_tools.parts import build_part
-from finetune.config import FinetuneConfig
-from pretrain.config import PretrainConfig
-from pretrain.masking.base import Masking
-from pretrain.model.autoencoder import build_autoencoder
-from pretrain.model.tokens import TokenGrid
-from pretrain.noise.base import Noise
-from pretrain.split import TokenSplit
-from pretrain.targets.base import Target
+from kinemae.data_tools.components import build_part
+from kinemae.data_tools.config import load_config
+from kinemae.finetune.config import FinetuneConfig
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.masking.base import Masking
+from kinemae.pretrain.model.autoencoder import build_autoencoder
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.noise.base import Noise
+from kinemae.pretrain.targets.base import Target
+from kinemae.pretrain.token_selection import TokenSplit
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 VIDEOS = {"k400": 240_000, "hybrid": 1_350_000, "ssv2": 168_913, "ucf101": 9_537, "hmdb51": 3_570}
@@ -106,11 +106,11 @@ def test_a_preset_builds_the_published_model(name):
     config = load_config(PretrainConfig, CONFIGS / "pretrain" / f"{name}.yaml", [])
     shape = config.model.shape()
     grid = TokenGrid.of(config.clip.frames, config.clip.size, shape.encoder.patch)
-    target = build_part("pretrain.targets", config.target, Target)
+    target = build_part("kinemae.pretrain.targets", config.target, Target)
     with torch.device("meta"):
-        noise = build_part("pretrain.noise", config.noise, Noise)
+        noise = build_part("kinemae.pretrain.noise", config.noise, Noise)
         model = build_autoencoder(config.model, grid, target=target, noise=noise)
-    masking = build_part("pretrain.masking", config.masking, Masking)
+    masking = build_part("kinemae.pretrain.masking", config.masking, Masking)
     parameters, of_encoder, seen, values = SIZES[name]
 
     assert masking.counts(grid)[0] == seen
@@ -131,7 +131,7 @@ def test_dual_masking_predicts_half_of_what_is_hidden():
     config = load_config(PretrainConfig, CONFIGS / "pretrain" / "videomae_v2_base.yaml", [])
     grid = TokenGrid.of(16, 224, (2, 16, 16))
     split = TokenSplit(
-        masking=build_part("pretrain.masking", config.masking, Masking),
+        masking=build_part("kinemae.pretrain.masking", config.masking, Masking),
         grid=grid,
         patch=(2, 16, 16),
         seed=0,

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from pretrain.model.places import REGISTER, Places
-from pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.model.token_positions import REGISTER, Places
+from kinemae.pretrain.model.tokens import TokenGrid
 
 CPU = torch.device("cpu")
 GRIDS = [TokenGrid(4, 3, 5), TokenGrid(1, 4, 4), TokenGrid(7, 1, 1), TokenGrid(1, 1, 1)]

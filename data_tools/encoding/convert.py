@@ -6,9 +6,9 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from data_tools.encoding.jpeg_colours import jpeg_planes
-from data_tools.encoding.originals import Original
-from data_tools.stream.geometry import square_size, turns
+from kinemae.data_tools.encoding.jpeg_colours import jpeg_planes
+from kinemae.data_tools.encoding.source_decoder import Original
+from kinemae.data_tools.stream.geometry import square_size, turns
 
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _BT601 = 6  # AVCOL_SPC_SMPTE170M

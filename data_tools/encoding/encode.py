@@ -15,10 +15,10 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from data_tools.command import DataError
-from data_tools.config import require
-from data_tools.index import VideoInfo
-from data_tools.stream.container import BadVideo
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.config import require
+from kinemae.data_tools.index import VideoInfo
+from kinemae.data_tools.stream.container import BadVideo
 
 # `bitexact` leaves out the library's version and the date.
 _CONTAINER = {"fflags": "+bitexact"}

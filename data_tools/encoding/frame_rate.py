@@ -17,8 +17,8 @@ from typing import Literal
 import av
 import numpy as np
 
-from data_tools.storage.outage import refuse_outage
-from data_tools.stream.container import BadVideo, open_container, open_video
+from kinemae.data_tools.storage.outage import refuse_outage
+from kinemae.data_tools.stream.container import BadVideo, open_container, open_video
 
 SLACK_S = 1e-6  # half of a rate often falls on a time stamp exactly: as in the reader, the new frame counts
 MOST_REPEATS = 1000  # of a frame, on average: time stamps with huge gaps must not fill the disk

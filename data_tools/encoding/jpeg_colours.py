@@ -9,8 +9,8 @@ from itertools import product
 
 import numpy as np
 
-from data_tools.stream.pixels import colour_numbers
-from data_tools.stream.planes import shares_of
+from kinemae.data_tools.stream.yuv_planes import shares_of
+from kinemae.data_tools.stream.yuv_to_rgb import colour_numbers
 
 _SHIFT = 13  # as in `colour_numbers`
 _BLUE_SCALE, _RED_SCALE = 1.772, 1.402  # the colour differences of JPEG times these are B - Y and R - Y

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_tools.config import require
-from data_tools.encoding.steady import Cuts
-from data_tools.index import VideoInfo
-from data_tools.listing.videos import SourceVideo
+from kinemae.data_tools.config import require
+from kinemae.data_tools.encoding.resample import Cuts
+from kinemae.data_tools.index import VideoInfo
+from kinemae.data_tools.manifest.videos import SourceVideo
 
 # Against x264's own default ("medium") half the time at 6 % fewer bytes, for a little more noise.
 FAST = "veryfast"

@@ -6,12 +6,12 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from data_tools.config import require
-from data_tools.encoding.encode import Coding, write_frames
-from data_tools.encoding.originals import open_original
-from data_tools.encoding.steady import Cuts, Steady, steady
-from data_tools.layouts.base import FAST, Laid, Layout, Task, check_picture, check_x264
-from data_tools.listing.videos import SourceVideo
+from kinemae.data_tools.config import require
+from kinemae.data_tools.encoding.encode import Coding, write_frames
+from kinemae.data_tools.encoding.resample import Cuts, Steady, steady
+from kinemae.data_tools.encoding.source_decoder import open_original
+from kinemae.data_tools.layouts.base import FAST, Laid, Layout, Task, check_picture, check_x264
+from kinemae.data_tools.manifest.videos import SourceVideo
 
 # Every frame will be decoded, so decoding is made cheap.
 _X264 = "scenecut=0:cabac=0:no-deblock=1:weightp=0:mbtree=0"

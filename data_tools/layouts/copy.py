@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_tools.encoding.originals import video_source
-from data_tools.encoding.steady import Cuts
-from data_tools.layouts.base import Laid, Layout, Task
-from data_tools.listing.videos import VIDEO_ENDINGS, SourceVideo
-from data_tools.stream.container import open_container
-from data_tools.stream.decode import probe
+from kinemae.data_tools.encoding.resample import Cuts
+from kinemae.data_tools.encoding.source_decoder import video_source
+from kinemae.data_tools.layouts.base import Laid, Layout, Task
+from kinemae.data_tools.manifest.videos import VIDEO_ENDINGS, SourceVideo
+from kinemae.data_tools.stream.container import open_container
+from kinemae.data_tools.stream.decode import probe
 
 # FFmpeg's names of containers, the first that a file's format has.
 _ENDINGS = {

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from data_tools.config import require
-from data_tools.encoding.encode import Coding, write_frames, write_pictures
-from data_tools.encoding.originals import Original, open_original
-from data_tools.encoding.steady import pieces, steady
-from data_tools.index import VideoInfo
-from data_tools.layouts.base import Laid, Layout, Task, check_picture
-from data_tools.stream.geometry import turns
+from kinemae.data_tools.config import require
+from kinemae.data_tools.encoding.encode import Coding, write_frames, write_pictures
+from kinemae.data_tools.encoding.resample import pieces, steady
+from kinemae.data_tools.encoding.source_decoder import Original, open_original
+from kinemae.data_tools.index import VideoInfo
+from kinemae.data_tools.layouts.base import Laid, Layout, Task, check_picture
+from kinemae.data_tools.stream.geometry import turns
 
 _JPEG_ENDINGS = (".jpg", ".jpeg")
 

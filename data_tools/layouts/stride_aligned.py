@@ -10,12 +10,12 @@ learn where reference frames lie; a key frame is forced there, and all groups of
 
 from collections.abc import Iterator
 
-from data_tools.config import require
-from data_tools.encoding.encode import Coding, write_frames
-from data_tools.encoding.originals import open_original
-from data_tools.encoding.steady import pieces, steady
-from data_tools.layouts.base import FAST, Laid, Layout, Task, check_picture, check_x264
-from data_tools.randomness import derived_seed
+from kinemae.data_tools.config import require
+from kinemae.data_tools.encoding.encode import Coding, write_frames
+from kinemae.data_tools.encoding.resample import pieces, steady
+from kinemae.data_tools.encoding.source_decoder import open_original
+from kinemae.data_tools.layouts.base import FAST, Laid, Layout, Task, check_picture, check_x264
+from kinemae.data_tools.randomness import derived_seed
 
 # No B frame may be referred to and none may move; the rest makes decoding cheap: no CABAC, no deblocking.
 _X264 = "b-adapt=0:b-pyramid=none:scenecut=0:cabac=0:no-deblock=1:weightp=0:open-gop=0:mbtree=0"

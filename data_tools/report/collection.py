@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.command import DataError
-from data_tools.folder_checks import data_sets_in, names_tars, no_data_set
-from data_tools.index import DATASET_NAME, Sample, ShardIndex, coded_column, open_index
-from data_tools.listing.videos import SPLITS
-from data_tools.storage.location import Location
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.folder_checks import data_sets_in, names_tars, no_data_set
+from kinemae.data_tools.index import DATASET_NAME, Sample, ShardIndex, coded_column, open_index
+from kinemae.data_tools.manifest.videos import SPLITS
+from kinemae.data_tools.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def open_collection(folder: Location) -> Collection:
         raise no_data_set(folder, (DATASET_NAME,))
     if not names:
         raise DataError(
-            f"{folder} holds no data set: give a folder made by `python -m data_tools shard SOURCE OUT`, "
+            f"{folder} holds no data set: give a folder made by `kinemae data shard SOURCE OUT`, "
             "either OUT or one of the folders in it"
         )
     indexes = tuple(open_index(folder / name) for name in names)

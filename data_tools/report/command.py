@@ -1,4 +1,4 @@
-"""`python -m data_tools report SHARDS [OUT.html]`: one page that shows what is in a data set.
+"""`kinemae data report SHARDS [OUT.html]`: one page that shows what is in a data set.
 
 The page stands alone: pictures and drawings are in it, and nothing is fetched when it is opened. Counts,
 sizes, lengths, classes, equal files and leakage come from the index and tell of every video. Pictures, motion
@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_tools.command import log, writing_to
-from data_tools.config import load_config
-from data_tools.report.collection import open_collection
-from data_tools.report.content import gather
-from data_tools.report.looked import ReportConfig
-from data_tools.report.page import render
-from data_tools.storage.location import Location, location
+from kinemae.data_tools.command import log, writing_to
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.report.collection import open_collection
+from kinemae.data_tools.report.content import gather
+from kinemae.data_tools.report.page import render
+from kinemae.data_tools.report.sampled_videos import ReportConfig
+from kinemae.data_tools.storage.location import Location, location
 
 PAGE_NAME = "report.html"
 

@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from data_tools.index import REJECTED_NAME
-from data_tools.report.collection import Collection
-from data_tools.report.duplicates import exact_groups, leaks
-from data_tools.report.figures import ranking
-from data_tools.report.findings import (
+from kinemae.data_tools.index import REJECTED_NAME
+from kinemae.data_tools.report.collection import Collection
+from kinemae.data_tools.report.duplicates import exact_groups, leaks
+from kinemae.data_tools.report.figures import ranking
+from kinemae.data_tools.report.findings import (
     Finding,
     counted,
     findings_of_classes,
     findings_of_splits,
     worst_first,
 )
-from data_tools.report.looked import Card, Looked, ReportConfig, look_alikes, look_at_some
-from data_tools.report.tables import (
+from kinemae.data_tools.report.sampled_videos import Card, Looked, ReportConfig, look_alikes, look_at_some
+from kinemae.data_tools.report.tables import (
     class_counts,
     extra_columns,
     histograms,
@@ -25,8 +25,8 @@ from data_tools.report.tables import (
     reference_frames,
     split_row,
 )
-from data_tools.sharding.rejected import NOTES_NAME
-from data_tools.storage.location import Location
+from kinemae.data_tools.sharding.rejects import NOTES_NAME
+from kinemae.data_tools.storage.location import Location
 
 # How much of a long list stands on the page.
 LIMITS = {"groups": 24, "members": 6, "listed": 200, "still": 12, "classes": 30}

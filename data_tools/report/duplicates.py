@@ -7,7 +7,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from data_tools.report.collection import Collection, runs_of_equals
+from kinemae.data_tools.report.collection import Collection, runs_of_equals
 
 # Hashes are cut into bands of 16 bits. Two hashes of 16 bands that differ in at most 31 bits have a band that
 # differs in at most one bit, so looking up every band and its 16 neighbours finds all such pairs.

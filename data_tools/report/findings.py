@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_tools.report.collection import Collection
-from data_tools.report.duplicates import Leak
+from kinemae.data_tools.report.collection import Collection
+from kinemae.data_tools.report.duplicates import Leak
 
 _HELD_OUT = ("validation", "test")
 _UNEVEN = 10.0  # largest class to smallest

@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from data_tools.report.figures import short, size_text, time_text
+from kinemae.data_tools.report.figures import short, size_text, time_text
 
 _TEMPLATE = "page.html"
 

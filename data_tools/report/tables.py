@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.index import NO_LABEL
-from data_tools.report.collection import Collection
-from data_tools.report.figures import Histogram, Ranking, histogram, ranking, short
-from data_tools.report.looked import Looked
-from data_tools.sharding.rejected import count_reasons
-from data_tools.storage.location import Location
+from kinemae.data_tools.index import NO_LABEL
+from kinemae.data_tools.report.collection import Collection
+from kinemae.data_tools.report.figures import Histogram, Ranking, histogram, ranking, short
+from kinemae.data_tools.report.sampled_videos import Looked
+from kinemae.data_tools.sharding.rejects import count_reasons
+from kinemae.data_tools.storage.location import Location
 
 _VALUES_SHOWN = 10
 _EXAMPLES = 5

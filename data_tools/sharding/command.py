@@ -1,11 +1,11 @@
-"""`python -m data_tools shard SOURCE OUT`: any collection of videos to shards with an index.
+"""`kinemae data shard SOURCE OUT`: any collection of videos to shards with an index.
 
-    OUT/train/ validation/ ...   a data set each, as `data_tools.index` describes
+    OUT/train/ validation/ ...   a data set each, as `kinemae.data_tools.index` describes
     OUT/classes.json             label numbers, for classes=OUT of another run
     OUT/rejected.jsonl           videos that cannot be used, and why; in each split its own as well
     OUT/notes.jsonl              videos that are taken although something is odd, and what
     OUT/shard.json               what this is; written first, so that a stopped run can be continued
-    OUT/work/                    only while running: see `data_tools.sharding.output`
+    OUT/work/                    only while running: see `kinemae.data_tools.sharding.output`
 
 Equal sources and configs give equal bytes, whatever the number of processes and however often it was stopped.
 """
@@ -15,17 +15,16 @@ import json
 import sys
 from typing import Any
 
-from data_tools.command import DataError, log, writing_to
-from data_tools.config import load_config
-from data_tools.index import DATASET_NAME, REJECTED_NAME, open_index
-from data_tools.layouts.base import Task
-from data_tools.listing.classes import CLASSES_NAME, class_list, sorted_classes
-from data_tools.listing.videos import SPLITS, Listing, SourceVideo
-from data_tools.sharding.arrange import safe_keys
-from data_tools.sharding.one_split import Chosen, write_split
-from data_tools.sharding.output import Output
-from data_tools.sharding.plan import Plan, ShardConfig, make_plan
-from data_tools.sharding.rejected import (
+from kinemae.data_tools.command import DataError, log, writing_to
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.index import DATASET_NAME, REJECTED_NAME, open_index
+from kinemae.data_tools.layouts.base import Task
+from kinemae.data_tools.manifest.class_map import CLASSES_NAME, class_list, sorted_classes
+from kinemae.data_tools.manifest.videos import SPLITS, Listing, SourceVideo
+from kinemae.data_tools.sharding.keys import safe_keys
+from kinemae.data_tools.sharding.output import Output
+from kinemae.data_tools.sharding.plan import Plan, ShardConfig, make_plan
+from kinemae.data_tools.sharding.rejects import (
     NOTES_NAME,
     Found,
     count_reasons,
@@ -35,9 +34,10 @@ from data_tools.sharding.rejected import (
     rejected_lines,
     warn_of_gaps,
 )
-from data_tools.sharding.splits import Contents, copies, divide, leaks
-from data_tools.sharding.transcode import forget_rejected, transcode
-from data_tools.storage.location import Location, location
+from kinemae.data_tools.sharding.split_writer import Chosen, write_split
+from kinemae.data_tools.sharding.splits import Contents, copies, divide, leaks
+from kinemae.data_tools.sharding.transcode import forget_rejected, transcode
+from kinemae.data_tools.storage.location import Location, location
 
 STATE_NAME = "shard.json"
 

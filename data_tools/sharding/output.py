@@ -20,13 +20,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_tools.command import DataError, log
-from data_tools.files import flock, read_journal, write_whole
-from data_tools.index import DATASET_NAME, INDEX_NAME, Shard
-from data_tools.listing.videos import SPLITS
-from data_tools.sharding.tars import Place, ShardSample, shard_name, write_shard
-from data_tools.sharding.transcode import SPOOL_NAME
-from data_tools.storage.location import Location
+from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.files import flock, read_journal, write_whole
+from kinemae.data_tools.index import DATASET_NAME, INDEX_NAME, Shard
+from kinemae.data_tools.manifest.videos import SPLITS
+from kinemae.data_tools.sharding.tar_writer import Place, ShardSample, shard_name, write_shard
+from kinemae.data_tools.sharding.transcode import SPOOL_NAME
+from kinemae.data_tools.storage.location import Location
 
 WORK_NAME = "work"
 _FINISHED_NAME = "shards.jsonl"

@@ -7,17 +7,17 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from data_tools.config import require
-from data_tools.encoding.steady import Cuts
-from data_tools.layouts.base import Layout
-from data_tools.listing.classes import class_list, read_classes, sorted_classes
-from data_tools.listing.labels import warn_of_labels
-from data_tools.listing.videos import Listing
-from data_tools.parts import Part, build_part
-from data_tools.pool import TIMEOUT_S
-from data_tools.sharding.choice import refuse_empty, source_of, warn_of_one_class
-from data_tools.sources.base import Source
-from data_tools.storage.location import Location
+from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.config import require
+from kinemae.data_tools.encoding.resample import Cuts
+from kinemae.data_tools.layouts.base import Layout
+from kinemae.data_tools.manifest.class_map import class_list, read_classes, sorted_classes
+from kinemae.data_tools.manifest.labels import warn_of_labels
+from kinemae.data_tools.manifest.videos import Listing
+from kinemae.data_tools.pool import TIMEOUT_S
+from kinemae.data_tools.sharding.detect_source import refuse_empty, source_of, warn_of_one_class
+from kinemae.data_tools.sources.base import Source
+from kinemae.data_tools.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +110,10 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
         DataError: nothing is there, no video is, or a label is not among the classes asked for.
         ValueError: a part that does not exist, or a layout that cannot store these videos.
     """
-    layout = build_part("data_tools.layouts", settings.layout, Layout)
+    layout = build_part("kinemae.data_tools.layouts", settings.layout, Layout)
     given = tuple(read_classes(settings.classes)) if settings.classes else ()
     part = _source_part(root, settings)
-    listing = build_part("data_tools.sources", part, Source).listing(root)
+    listing = build_part("kinemae.data_tools.sources", part, Source).listing(root)
     refuse_empty(root, listing, source=part.name)
     if part.name == "folder":
         warn_of_one_class(root, listing)

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.listing.videos import SourceVideo
-from data_tools.storage.location import StorageError
+from kinemae.data_tools.manifest.videos import SourceVideo
+from kinemae.data_tools.storage.location import StorageError
 
 _REQUESTS = 16  # at a time
 

@@ -3,8 +3,8 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from data_tools.listing.videos import SPLITS, SourceVideo
-from data_tools.sharding.arrange import shuffled
+from kinemae.data_tools.manifest.videos import SPLITS, SourceVideo
+from kinemae.data_tools.sharding.keys import shuffled
 
 Contents = Mapping[str, str]
 

@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from data_tools.encoding.originals import content_digest, fetch
-from data_tools.files import read_blocks, read_journal, write_whole
-from data_tools.index import VideoInfo
-from data_tools.layouts.base import Laid, Layout, Task
-from data_tools.listing.videos import SourceVideo
-from data_tools.pool import TIMEOUT_S, map_as_done
-from data_tools.progress import progress
-from data_tools.sharding.source_state import source_states
-from data_tools.storage.outage import OUTAGE_S, wait_out
-from data_tools.stream.container import BadVideo
+from kinemae.data_tools.encoding.source_decoder import content_digest, fetch
+from kinemae.data_tools.files import read_blocks, read_journal, write_whole
+from kinemae.data_tools.index import VideoInfo
+from kinemae.data_tools.layouts.base import Laid, Layout, Task
+from kinemae.data_tools.manifest.videos import SourceVideo
+from kinemae.data_tools.pool import TIMEOUT_S, map_as_done
+from kinemae.data_tools.progress import progress
+from kinemae.data_tools.sharding.source_state import source_states
+from kinemae.data_tools.storage.outage import OUTAGE_S, wait_out
+from kinemae.data_tools.stream.container import BadVideo
 
 JOURNAL_NAME = "checked.jsonl"
 SPOOL_NAME = "spool"

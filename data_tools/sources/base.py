@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from data_tools.command import DataError
-from data_tools.listing.videos import Listing
-from data_tools.storage.location import Location, location
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.manifest.videos import Listing
+from kinemae.data_tools.storage.location import Location, location
 
 
 class Source:

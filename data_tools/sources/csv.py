@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_tools.command import DataError, log
-from data_tools.listing.columns import (
+from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.manifest.columns import (
     check_labelled,
     check_names,
     known_names,
@@ -13,19 +13,19 @@ from data_tools.listing.columns import (
     require_columns,
     require_path,
 )
-from data_tools.listing.dialect import CsvTable, read_table
-from data_tools.listing.entries import (
+from kinemae.data_tools.manifest.dialect import CsvTable, read_table
+from kinemae.data_tools.manifest.entries import (
     check_list_arguments,
     folder_of_videos,
     listing_of,
     numbered_classes,
 )
-from data_tools.listing.places import Searched
-from data_tools.listing.table import KNOWN, Row, check_columns, entry_of, parse_column
-from data_tools.listing.text import check_encoding, read_text
-from data_tools.listing.videos import Listing
-from data_tools.sources.base import Source, on_this_machine
-from data_tools.storage.location import Location
+from kinemae.data_tools.manifest.resolve_paths import Searched
+from kinemae.data_tools.manifest.table import KNOWN, Row, check_columns, entry_of, parse_column
+from kinemae.data_tools.manifest.text import check_encoding, read_text
+from kinemae.data_tools.manifest.videos import Listing
+from kinemae.data_tools.sources.base import Source, on_this_machine
+from kinemae.data_tools.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from data_tools.command import DataError, log
-from data_tools.listing.videos import SPLITS, Listing, SourceVideo, is_video, printable, split_name
-from data_tools.listing.walking import refuse_loop, unreadable, walk
-from data_tools.sources.base import Source, on_this_machine
-from data_tools.storage.location import Location
+from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.manifest.videos import SPLITS, Listing, SourceVideo, is_video, printable, split_name
+from kinemae.data_tools.manifest.walk import refuse_loop, unreadable, walk
+from kinemae.data_tools.sources.base import Source, on_this_machine
+from kinemae.data_tools.storage.location import Location
 
 
 class FolderSource(Source):

@@ -5,11 +5,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.command import DataError
-from data_tools.listing.videos import Listing, SourceVideo, is_picture, printable, split_name
-from data_tools.listing.walking import walk
-from data_tools.sources.base import Source, on_this_machine
-from data_tools.storage.location import Location
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.manifest.videos import Listing, SourceVideo, is_picture, printable, split_name
+from kinemae.data_tools.manifest.walk import walk
+from kinemae.data_tools.sources.base import Source, on_this_machine
+from kinemae.data_tools.storage.location import Location
 
 
 class FramesSource(Source):

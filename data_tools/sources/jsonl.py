@@ -6,21 +6,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_tools.command import DataError
-from data_tools.listing.columns import check_labelled, check_names, known_names, require_columns, require_path
-from data_tools.listing.entries import (
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.manifest.columns import (
+    check_labelled,
+    check_names,
+    known_names,
+    require_columns,
+    require_path,
+)
+from kinemae.data_tools.manifest.entries import (
     check_list_arguments,
     folder_of_videos,
     listing_of,
     numbered_classes,
     numbered_lines,
 )
-from data_tools.listing.places import Searched
-from data_tools.listing.table import KNOWN, Row, check_columns, entry_of, one_type
-from data_tools.listing.text import check_encoding
-from data_tools.listing.videos import Listing
-from data_tools.sources.base import Source, on_this_machine
-from data_tools.storage.location import Location
+from kinemae.data_tools.manifest.resolve_paths import Searched
+from kinemae.data_tools.manifest.table import KNOWN, Row, check_columns, entry_of, one_type
+from kinemae.data_tools.manifest.text import check_encoding
+from kinemae.data_tools.manifest.videos import Listing
+from kinemae.data_tools.sources.base import Source, on_this_machine
+from kinemae.data_tools.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,13 @@ import io
 from collections import defaultdict
 from pathlib import Path
 
-from data_tools.command import DataError
-from data_tools.listing.entries import Entry, check_list_arguments, folder_of_videos, listing_of
-from data_tools.listing.text import read_text
-from data_tools.listing.videos import Listing, SourceVideo, is_video, split_name
-from data_tools.listing.walking import walk
-from data_tools.sources.base import Source, on_this_machine
-from data_tools.storage.location import Location
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.manifest.entries import Entry, check_list_arguments, folder_of_videos, listing_of
+from kinemae.data_tools.manifest.text import read_text
+from kinemae.data_tools.manifest.videos import Listing, SourceVideo, is_video, split_name
+from kinemae.data_tools.manifest.walk import walk
+from kinemae.data_tools.sources.base import Source, on_this_machine
+from kinemae.data_tools.storage.location import Location
 
 _COLUMNS = ("youtube_id", "time_start", "time_end", "split")
 

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from data_tools.command import DataError
-from data_tools.listing.entries import (
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.manifest.entries import (
     Entry,
     check_list_arguments,
     class_number,
@@ -13,9 +13,9 @@ from data_tools.listing.entries import (
     numbered_classes,
     numbered_lines,
 )
-from data_tools.listing.videos import Listing, SourceVideo, split_name
-from data_tools.sources.base import Source, on_this_machine
-from data_tools.storage.location import Location
+from kinemae.data_tools.manifest.videos import Listing, SourceVideo, split_name
+from kinemae.data_tools.sources.base import Source, on_this_machine
+from kinemae.data_tools.storage.location import Location
 
 
 class Mmaction2Source(Source):

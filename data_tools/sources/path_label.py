@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.command import DataError
-from data_tools.listing.entries import (
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.manifest.entries import (
     Entry,
     check_list_arguments,
     class_number,
@@ -16,12 +16,12 @@ from data_tools.listing.entries import (
     numbered_lines,
     placed,
 )
-from data_tools.listing.lines import Line, delimiter_of, header_of, names_of_line
-from data_tools.listing.places import Searched
-from data_tools.listing.text import check_encoding
-from data_tools.listing.videos import Listing, SourceVideo, is_video, split_name
-from data_tools.sources.base import Source, on_this_machine
-from data_tools.storage.location import Location
+from kinemae.data_tools.manifest.lines import Line, delimiter_of, header_of, names_of_line
+from kinemae.data_tools.manifest.resolve_paths import Searched
+from kinemae.data_tools.manifest.text import check_encoding
+from kinemae.data_tools.manifest.videos import Listing, SourceVideo, is_video, split_name
+from kinemae.data_tools.sources.base import Source, on_this_machine
+from kinemae.data_tools.storage.location import Location
 
 _ENDINGS = (".csv", ".txt", ".list", ".lst")
 

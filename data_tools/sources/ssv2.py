@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_tools.command import DataError
-from data_tools.listing.entries import Entry, check_list_arguments, folder_of_videos, listing_of
-from data_tools.listing.text import read_text
-from data_tools.listing.videos import Listing, SourceVideo, split_name
-from data_tools.sources.base import Source, on_this_machine
-from data_tools.storage.location import Location
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.manifest.entries import Entry, check_list_arguments, folder_of_videos, listing_of
+from kinemae.data_tools.manifest.text import read_text
+from kinemae.data_tools.manifest.videos import Listing, SourceVideo, split_name
+from kinemae.data_tools.sources.base import Source, on_this_machine
+from kinemae.data_tools.storage.location import Location
 
 _LISTS = ("train", "validation", "test")
 

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from data_tools.command import DataError
-from data_tools.listing.entries import (
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.manifest.entries import (
     Entry,
     check_fold,
     check_list_arguments,
@@ -12,9 +12,9 @@ from data_tools.listing.entries import (
     listing_of,
     numbered_lines,
 )
-from data_tools.listing.videos import Listing, SourceVideo
-from data_tools.sources.base import Source, on_this_machine
-from data_tools.storage.location import Location
+from kinemae.data_tools.manifest.videos import Listing, SourceVideo
+from kinemae.data_tools.sources.base import Source, on_this_machine
+from kinemae.data_tools.storage.location import Location
 
 
 class Ucf101Source(Source):

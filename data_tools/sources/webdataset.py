@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_tools.foreign.rules import Described, Rules, Shelf, read_shelves, settle
-from data_tools.foreign.shards import ForeignShard, find_shards
-from data_tools.foreign.warnings import warn_of_left_out, warn_of_unread
-from data_tools.listing.entries import Entry, listing_of, numbered_classes
-from data_tools.listing.table import Row, one_type
-from data_tools.listing.videos import Listing, SourceVideo
-from data_tools.sources.base import Source
-from data_tools.storage.location import Location
+from kinemae.data_tools.indexing.field_rules import Described, Rules, Shelf, read_shelves, settle
+from kinemae.data_tools.indexing.shard_list import ForeignShard, find_shards
+from kinemae.data_tools.indexing.warnings import warn_of_left_out, warn_of_unread
+from kinemae.data_tools.manifest.entries import Entry, listing_of, numbered_classes
+from kinemae.data_tools.manifest.table import Row, one_type
+from kinemae.data_tools.manifest.videos import Listing, SourceVideo
+from kinemae.data_tools.sources.base import Source
+from kinemae.data_tools.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)

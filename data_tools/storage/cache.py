@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from data_tools.command import log
-from data_tools.files import Descriptor, read_at, write_at
+from kinemae.data_tools.command import log
+from kinemae.data_tools.files import Descriptor, read_at, write_at
 
 _BLOCK = 4096
 _MAP = 4 * _BLOCK  # where the data of a file with holes lies; file systems count it late

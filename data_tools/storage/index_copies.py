@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_tools.command import DataError
-from data_tools.files import Descriptor, flock
-from data_tools.storage.cache import Cache
-from data_tools.storage.location import Location, location
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.files import Descriptor, flock
+from kinemae.data_tools.storage.cache import Cache
+from kinemae.data_tools.storage.location import Location, location
 
 _MOST_COPIES = 8  # of which the newest stay, and those in use
 _ATTEMPTS = 6  # while another process publishes both files again

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from data_tools import heartbeat
-from data_tools.files import open_regular
-from data_tools.storage import remote
-from data_tools.storage.outage import refuse_outage
-from data_tools.storage.retries import PATIENCE, Patience, StorageError, StorageUnavailable, masked
+from kinemae.data_tools import heartbeat
+from kinemae.data_tools.files import open_regular
+from kinemae.data_tools.storage import remote
+from kinemae.data_tools.storage.outage import refuse_outage
+from kinemae.data_tools.storage.retries import PATIENCE, Patience, StorageError, StorageUnavailable, masked
 
 __all__ = ["PATIENCE", "SCHEMES", "Location", "Patience", "StorageError", "StorageUnavailable", "location"]
 

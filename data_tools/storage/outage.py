@@ -8,8 +8,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import TypeVar
 
-from data_tools import heartbeat
-from data_tools.storage.retries import StorageUnavailable
+from kinemae.data_tools import heartbeat
+from kinemae.data_tools.storage.retries import StorageUnavailable
 
 Result = TypeVar("Result")
 

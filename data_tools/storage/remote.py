@@ -14,8 +14,8 @@ from urllib.parse import unquote
 import fsspec
 import fsspec.asyn
 
-from data_tools import heartbeat
-from data_tools.storage.retries import Patience, StorageError, masked, persist
+from kinemae.data_tools import heartbeat
+from kinemae.data_tools.storage.retries import Patience, StorageError, masked, persist
 
 Result = TypeVar("Result")
 

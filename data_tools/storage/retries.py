@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from data_tools import heartbeat
-from data_tools.command import DataError, Stuck
+from kinemae.data_tools import heartbeat
+from kinemae.data_tools.command import DataError, Stuck
 
 Result = TypeVar("Result")
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from data_tools.config import require
-from data_tools.stream.colour import ColourConfig
+from kinemae.data_tools.config import require
+from kinemae.data_tools.stream.colour import ColourConfig
 
 _ATTEMPTS = 10
 # Rows and columns of a 5 x 5 grid over the room that a box has: every second one, and the quarters' centres.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from data_tools.stream.pixels import Pixels, map_pixels, on_device, to_rgb
+from kinemae.data_tools.stream.yuv_to_rgb import Pixels, map_pixels, on_device, to_rgb
 
 
 @dataclass(frozen=True, kw_only=True)

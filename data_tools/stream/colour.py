@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from data_tools.config import require
+from kinemae.data_tools.config import require
 
 _LEVELS = 10.0  # RandAugment's magnitudes run from 0 to 10
 _STEPS_IN_A_LEVEL = 10

@@ -17,11 +17,11 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from data_tools.command import DataError
-from data_tools.files import refuse_irregular
-from data_tools.storage.outage import refuse_outage
-from data_tools.stream.random_access import is_random_access_point, sound_stamps
-from data_tools.stream.sequential import Decoding, error_text, packets_of, shown_frames
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.files import refuse_irregular
+from kinemae.data_tools.storage.outage import refuse_outage
+from kinemae.data_tools.stream.random_access import is_random_access_point, sound_stamps
+from kinemae.data_tools.stream.sequential import Decoding, error_text, packets_of, shown_frames
 
 MAX_PIXELS = 1 << 25  # an 8K frame (7680 x 4320) still fits
 SLACK_S = 1e-6  # instants that were written down as decimal seconds are rounded

@@ -17,17 +17,17 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
-from data_tools.index import VideoInfo
-from data_tools.stream.container import (
+from kinemae.data_tools.index import VideoInfo
+from kinemae.data_tools.stream.container import (
     OpenedVideo,
     claimed_frame_s,
     ffmpeg_errors,
     open_video,
 )
-from data_tools.stream.geometry import fitted_size, pixel_aspect, square_size, turns
-from data_tools.stream.picking import picked_frames
-from data_tools.stream.picture_notes import PictureNotes
-from data_tools.stream.whole_frames import WholeFrames
+from kinemae.data_tools.stream.frame_decoder import picked_frames
+from kinemae.data_tools.stream.geometry import fitted_size, pixel_aspect, square_size, turns
+from kinemae.data_tools.stream.picture_notes import PictureNotes
+from kinemae.data_tools.stream.whole_frames import WholeFrames
 
 
 def probe(source: bytes | Path, *, full: bool = True, notes: list[str] | None = None) -> VideoInfo:

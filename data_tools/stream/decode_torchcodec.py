@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from data_tools.stream.container import SLACK_S, BadVideo, open_container
-from data_tools.stream.geometry import pixel_aspect
-from data_tools.stream.planes import Picture
+from kinemae.data_tools.stream.container import SLACK_S, BadVideo, open_container
+from kinemae.data_tools.stream.geometry import pixel_aspect
+from kinemae.data_tools.stream.yuv_planes import Picture
 
 
 def require_torchcodec() -> None:

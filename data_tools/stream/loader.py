@@ -12,17 +12,17 @@ from typing import TypeVar
 
 import torch
 
-from data_tools import heartbeat
-from data_tools.index import ShardIndex
-from data_tools.stream.ahead import Ahead
-from data_tools.stream.augment import AugmentConfig
-from data_tools.stream.batch import ClipBatch
-from data_tools.stream.clips import Annotate, TrainingClips
-from data_tools.stream.crew import Crew
-from data_tools.stream.crew_member import Readable
-from data_tools.stream.evaluation import EvaluationItem, EvaluationVideos
-from data_tools.stream.order import BatchPlan
-from data_tools.stream.times import ClipConfig
+from kinemae.data_tools import heartbeat
+from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.stream.augment import AugmentConfig
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.data_tools.stream.evaluation_clips import EvaluationItem, EvaluationVideos
+from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.order import BatchPlan
+from kinemae.data_tools.stream.prefetch import Ahead
+from kinemae.data_tools.stream.training_clips import Annotate, TrainingClips
+from kinemae.data_tools.stream.worker import Readable
+from kinemae.data_tools.stream.worker_pool import Crew
 
 __all__ = [
     "Annotate",

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from data_tools.index import Sample, ShardIndex, open_index
-from data_tools.randomness import derived_seed
-from data_tools.storage.cache import Cache
-from data_tools.stream.order import clip_place, mixture_place, mixture_quotas, sample_at
+from kinemae.data_tools.index import Sample, ShardIndex, open_index
+from kinemae.data_tools.randomness import derived_seed
+from kinemae.data_tools.storage.cache import Cache
+from kinemae.data_tools.stream.order import clip_place, mixture_place, mixture_quotas, sample_at
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 
-from data_tools.randomness import derived_seed
+from kinemae.data_tools.randomness import derived_seed
 
 MIXTURE_BLOCK = 1000  # places in which each set of a mixture has its exact share; so shares are thousandths
 _ROUNDS = 8

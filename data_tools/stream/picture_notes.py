@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from av.video.frame import VideoFrame
 
-from data_tools.stream.container import OpenedVideo
-from data_tools.stream.geometry import pixel_aspect
+from kinemae.data_tools.stream.container import OpenedVideo
+from kinemae.data_tools.stream.geometry import pixel_aspect
 
 
 class PictureNotes:

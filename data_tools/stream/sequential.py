@@ -9,8 +9,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from data_tools import heartbeat
-from data_tools.stream.stamps import FrameClock
+from kinemae.data_tools import heartbeat
+from kinemae.data_tools.stream.timestamps import FrameClock
 
 _MOST_UNREADABLE = 2  # packets at the end of a file that was cut
 

@@ -5,12 +5,12 @@ import os
 import zlib
 from functools import lru_cache
 
-from data_tools import heartbeat
-from data_tools.files import Descriptor, read_at
-from data_tools.index import Sample, Shard, ShardIndex
-from data_tools.storage.location import Location, StorageError, StorageUnavailable
-from data_tools.storage.outage import refuse_outage, wait_out
-from data_tools.stream.container import BadVideo
+from kinemae.data_tools import heartbeat
+from kinemae.data_tools.files import Descriptor, read_at
+from kinemae.data_tools.index import Sample, Shard, ShardIndex
+from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable
+from kinemae.data_tools.storage.outage import refuse_outage, wait_out
+from kinemae.data_tools.stream.container import BadVideo
 
 _OPEN_SHARDS = 64
 

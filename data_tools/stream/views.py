@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import torch
 
-from data_tools.stream.augment import AugmentConfig, Crop, random_crop
-from data_tools.stream.pixels import Pixels, YuvClips
-from data_tools.stream.planes import Picture
+from kinemae.data_tools.stream.augment import AugmentConfig, Crop, random_crop
+from kinemae.data_tools.stream.yuv_planes import Picture
+from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips
 
 _MOST_LINEAR_SHRINK = 2.0
 

@@ -6,8 +6,8 @@ from itertools import islice
 import av
 from av.video.frame import VideoFrame
 
-from data_tools.stream.container import BadVideo, OpenedVideo
-from data_tools.stream.sequential import error_text
+from kinemae.data_tools.stream.container import BadVideo, OpenedVideo
+from kinemae.data_tools.stream.sequential import error_text
 
 
 class WholeFrames:

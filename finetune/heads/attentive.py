@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data_tools.config import require
-from data_tools.randomness import ClipRandom
-from finetune.heads.base import Head, Standard
+from kinemae.data_tools.config import require
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.finetune.heads.base import Head, Standard
 
 
 class AttentiveHead(Head):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from data_tools.parts import Part, build_part
-from data_tools.randomness import ClipRandom
+from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.randomness import ClipRandom
 
 # Given by the data and the encoder, so a config must not set them.
 _GIVEN = ("width", "classes")
@@ -75,4 +75,4 @@ def build_head(part: Part, *, width: int, classes: int) -> Head:
                 f"head.args.{name} comes from the encoder and the data: remove it from the config"
             )
     complete = Part(name=part.name, args={**part.args, "width": width, "classes": classes})
-    return build_part("finetune.heads", complete, Head)
+    return build_part("kinemae.finetune.heads", complete, Head)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.model.tokens import TokenGrid
 
 
 class Masking(ABC):

@@ -6,9 +6,9 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from data_tools.config import require
-from pretrain.masking.base import Masking, check_ratio, over_time, split_counts
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.config import require
+from kinemae.pretrain.masking.base import Masking, check_ratio, over_time, split_counts
+from kinemae.pretrain.model.tokens import TokenGrid
 
 ASPECTS = (0.75, 1.5)
 """Height over width of the blocks, drawn evenly between the two; V-JEPA's."""

@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.config import require
-from data_tools.parts import Part, build_part, part_names
-from data_tools.randomness import derived_seed
-from pretrain.masking.base import Masking
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.config import require
+from kinemae.data_tools.randomness import derived_seed
+from kinemae.pretrain.masking.base import Masking
+from kinemae.pretrain.model.tokens import TokenGrid
 
-FOLDER = "pretrain.masking"
+FOLDER = "kinemae.pretrain.masking"
 
 
 class JitterMasking(Masking):

@@ -5,9 +5,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from data_tools.config import require
-from pretrain.masking.base import Masking, check_ratio, over_time, split_counts
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.config import require
+from kinemae.pretrain.masking.base import Masking, check_ratio, over_time, split_counts
+from kinemae.pretrain.model.tokens import TokenGrid
 
 Side = Literal["hidden", "visible"]
 STILL = 1.0

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from pretrain.masking.base import Masking, check_ratio, split_counts
-from pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.masking.base import Masking, check_ratio, split_counts
+from kinemae.pretrain.model.tokens import TokenGrid
 
 
 class UniformMasking(Masking):

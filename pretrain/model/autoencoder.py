@@ -5,18 +5,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from pretrain.model.blocks import init_weights
-from pretrain.model.decoder import DECODERS, Decoder
-from pretrain.model.encoder import Encoder
-from pretrain.model.places import Places
-from pretrain.model.scorer import with_gradient_of
-from pretrain.model.sizes import ModelConfig
-from pretrain.model.tokens import TokenGrid, gather_tokens, normalise, take_patches
-from pretrain.noise.base import Noise
-from pretrain.pruning.base import Pruning
-from pretrain.targets.base import Prediction, Shown, Target
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.model.blocks import init_weights
+from kinemae.pretrain.model.decoder import DECODERS, Decoder
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.scorer import with_gradient_of
+from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.tokens import TokenGrid, gather_tokens, normalise, take_patches
+from kinemae.pretrain.noise.base import Noise
+from kinemae.pretrain.pruning.base import Pruning
+from kinemae.pretrain.targets.base import Prediction, Shown, Target
 
 
 class Seen(NamedTuple):

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.model.attending import Look
-from pretrain.model.positions.base import Rotate
+from kinemae.pretrain.model.attention_backends import Look
+from kinemae.pretrain.model.positions.base import Rotate
 
 NORM_EPS = 1e-6
 _MOST_GRAPHS = 64

@@ -5,12 +5,12 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from pretrain.model.attention.base import Looks, build_attention
-from pretrain.model.blocks import Block, CrossBlock, init_weights, norm, run_block
-from pretrain.model.places import Places
-from pretrain.model.positions.base import build_positions
-from pretrain.model.sizes import DecoderShape
-from pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.model.attention.base import Looks, build_attention
+from kinemae.pretrain.model.blocks import Block, CrossBlock, init_weights, norm, run_block
+from kinemae.pretrain.model.positions.base import build_positions
+from kinemae.pretrain.model.sizes import DecoderShape
+from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.tokens import TokenGrid
 
 MLP_RATIO = 4
 

@@ -6,15 +6,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from data_tools.randomness import ClipRandom
-from pretrain.model.attention.base import Looks, build_attention
-from pretrain.model.blocks import Block, init_weights, kept_branches, norm, run_block
-from pretrain.model.merging import Merging, merging_blocks
-from pretrain.model.places import REGISTER, Places
-from pretrain.model.positions.base import build_positions
-from pretrain.model.scorer import Scorer
-from pretrain.model.sizes import EncoderShape, check_merging
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.pretrain.model.attention.base import Looks, build_attention
+from kinemae.pretrain.model.blocks import Block, init_weights, kept_branches, norm, run_block
+from kinemae.pretrain.model.merging import Merging, merging_blocks
+from kinemae.pretrain.model.positions.base import build_positions
+from kinemae.pretrain.model.scorer import Scorer
+from kinemae.pretrain.model.sizes import EncoderShape, check_merging
+from kinemae.pretrain.model.token_positions import REGISTER, Places
+from kinemae.pretrain.model.tokens import TokenGrid
 
 
 class Encoder(nn.Module):

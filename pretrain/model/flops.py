@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from pretrain.model.autoencoder import MaskedAutoencoder
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 
 # PyTorch before 2.15 counts fused attention on GPUs alone; on the CPU it is the same arithmetic.
 for _name in ("_scaled_dot_product_flash_attention{}", "_scaled_dot_product_flash_attention{}_backward"):

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.model.attending import Look
-from pretrain.model.blocks import Block, run_block
-from pretrain.model.positions.base import Positions
+from kinemae.pretrain.model.attention_backends import Look
+from kinemae.pretrain.model.blocks import Block, run_block
+from kinemae.pretrain.model.positions.base import Positions
 
 
 class Pairs(NamedTuple):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pretrain.model.blocks import norm
-from pretrain.model.packing import share_of, top_tokens
+from kinemae.pretrain.model.blocks import norm
+from kinemae.pretrain.model.packing import share_of, top_tokens
 
 _START_STD = 0.02
 _THRESHOLD_WEIGHT = 0.01

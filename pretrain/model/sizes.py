@@ -8,10 +8,10 @@ heads of 64 are what fused attention is fastest with.
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from data_tools.config import require
-from data_tools.parts import Part
-from pretrain.model.attention.base import build_attention
-from pretrain.model.tokens import COLOURS, MEAN, STD, Patch
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.config import require
+from kinemae.pretrain.model.attention.base import build_attention
+from kinemae.pretrain.model.tokens import COLOURS, MEAN, STD, Patch
 
 
 def _check_width(width: int, heads: int, key: str) -> None:

@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from data_tools.config import require
-from data_tools.randomness import ClipRandom
-from pretrain.model.places import Places
-from pretrain.model.tokens import Patch
+from kinemae.data_tools.config import require
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.tokens import Patch
 
 Schedule = Literal["constant", "linear", "cosine"]
 

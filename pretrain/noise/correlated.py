@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.config import require
-from data_tools.randomness import ClipRandom
-from pretrain.model.places import Places
-from pretrain.model.tokens import COLOURS, Patch, gather_tokens
-from pretrain.noise.base import Noise, Strength
+from kinemae.data_tools.config import require
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.tokens import COLOURS, Patch, gather_tokens
+from kinemae.pretrain.noise.base import Noise, Strength
 
 
 class CorrelatedNoise(Noise):

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.config import require
-from data_tools.randomness import ClipRandom
-from pretrain.noise.base import Noise, Strength
+from kinemae.data_tools.config import require
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.pretrain.noise.base import Noise, Strength
 
 
 class FrameNoise(Noise):

@@ -1,6 +1,6 @@
 """No noise: the encoder sees the clip as it is."""
 
-from pretrain.noise.base import Noise
+from kinemae.pretrain.noise.base import Noise
 
 
 class NoNoise(Noise):

@@ -4,12 +4,12 @@ from typing import Any
 
 from torch import Tensor
 
-from data_tools.config import require
-from data_tools.parts import Part, build_part, named_parts
-from data_tools.randomness import ClipRandom
-from pretrain.model.places import Places
-from pretrain.model.tokens import Patch
-from pretrain.noise.base import Noise, Strength
+from kinemae.data_tools.components import Part, build_part, named_parts
+from kinemae.data_tools.config import require
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.tokens import Patch
+from kinemae.pretrain.noise.base import Noise, Strength
 
 
 class SeveralNoises(Noise):
@@ -62,7 +62,7 @@ def _build(name: str, args: Any) -> Noise:
     require(name not in ("several", "none"), key, "be a noise that is neither several nor none", name)
     require(isinstance(args, dict), key, "hold the kind's arguments, {} for the defaults", args)
     try:
-        noise = build_part("pretrain.noise", Part(name=name, args=args), Noise)
+        noise = build_part("kinemae.pretrain.noise", Part(name=name, args=args), Noise)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
     require(

@@ -4,9 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from data_tools.config import require
-from data_tools.randomness import ClipRandom
-from pretrain.noise.base import Noise, Strength
+from kinemae.data_tools.config import require
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.pretrain.noise.base import Noise, Strength
 
 _LEAST_SQUARE = 1e-12  # a token of zeros has a gradient too
 

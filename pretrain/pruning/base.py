@@ -1,6 +1,6 @@
 """Pruning: which tokens of a clip say little. One file here is one way to tell.
 
-In pretraining the budgets are fixed: pruning says which tokens fill them (`pretrain/split.py`). In
+In pretraining the budgets are fixed: pruning says which tokens fill them (`pretrain/token_selection.py`). In
 fine-tuning and inference it shortens the sequence: to a fixed share, or to what each clip needs.
 """
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from data_tools.config import require
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import Patch
+from kinemae.data_tools.config import require
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import Patch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from pretrain.model.tokens import Patch
-from pretrain.pruning.base import Pruning, Worth, check_keep
+from kinemae.pretrain.model.tokens import Patch
+from kinemae.pretrain.pruning.base import Pruning, Worth, check_keep
 
 
 class LearnedPruning(Pruning):

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from data_tools.config import require
-from pretrain.model.content import grid_of, motion
-from pretrain.model.tokens import Patch
-from pretrain.pruning.base import Pruning, Worth, check_keep
+from kinemae.data_tools.config import require
+from kinemae.pretrain.model.motion_energy import grid_of, motion
+from kinemae.pretrain.model.tokens import Patch
+from kinemae.pretrain.pruning.base import Pruning, Worth, check_keep
 
 
 class MotionPruning(Pruning):

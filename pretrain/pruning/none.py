@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from pretrain.model.content import grid_of
-from pretrain.model.tokens import Patch
-from pretrain.pruning.base import Pruning, Worth
+from kinemae.pretrain.model.motion_energy import grid_of
+from kinemae.pretrain.model.tokens import Patch
+from kinemae.pretrain.pruning.base import Pruning, Worth
 
 
 class NoPruning(Pruning):

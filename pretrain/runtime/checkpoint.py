@@ -14,16 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_tools.command import CheckpointError, Stuck, log
-from pretrain.runtime import checkpoint_files
-from pretrain.runtime.checkpoint_check import Sound, check_checkpoint, unread
-from pretrain.runtime.checkpoint_files import Notes
-from pretrain.runtime.file_retries import on_first
-from pretrain.runtime.piece_files import FileMark
-from pretrain.runtime.pieces import Piece, ReadPiece
-from pretrain.runtime.processes import Processes
-from pretrain.runtime.saving import HostCopy, Saving, failure_among
-from pretrain.runtime.span_table import Span, SpanTable, are_tiled, counts_of, pack, tiles
+from kinemae.data_tools.command import CheckpointError, Stuck, log
+from kinemae.pretrain.runtime import checkpoint_files
+from kinemae.pretrain.runtime.async_writer import HostCopy, Saving, failure_among
+from kinemae.pretrain.runtime.checkpoint_check import Sound, check_checkpoint, unread
+from kinemae.pretrain.runtime.checkpoint_files import Notes
+from kinemae.pretrain.runtime.file_retries import on_first
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.shard_files import FileMark
+from kinemae.pretrain.runtime.span_table import Span, SpanTable, are_tiled, counts_of, pack, tiles
+from kinemae.pretrain.runtime.state_shards import Piece, ReadPiece
 
 _MOST_NAMED = 3
 

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from data_tools.command import Stuck
-from pretrain.runtime import checkpoint_files
-from pretrain.runtime.checkpoint_files import Notes
-from pretrain.runtime.file_retries import attempts, retried
-from pretrain.runtime.piece_files import PieceStore
-from pretrain.runtime.processes import Processes
-from pretrain.runtime.span_table import PackedSpans, SpanTable, counts_of, pack
+from kinemae.data_tools.command import Stuck
+from kinemae.pretrain.runtime import checkpoint_files
+from kinemae.pretrain.runtime.checkpoint_files import Notes
+from kinemae.pretrain.runtime.file_retries import attempts, retried
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.shard_files import PieceStore
+from kinemae.pretrain.runtime.span_table import PackedSpans, SpanTable, counts_of, pack
 
 
 @dataclass(frozen=True, kw_only=True)

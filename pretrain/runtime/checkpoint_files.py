@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.command import CheckpointError, log
-from pretrain.runtime.piece_files import FileMark, mark_of, read_spans
-from pretrain.runtime.span_table import Span
+from kinemae.data_tools.command import CheckpointError, log
+from kinemae.pretrain.runtime.shard_files import FileMark, mark_of, read_spans
+from kinemae.pretrain.runtime.span_table import Span
 
 FORMAT = 2
 

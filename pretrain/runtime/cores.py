@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
-from data_tools.command import log
-from data_tools.stream.workers import core_limits, share_of_cores, worker_count
-from pretrain.runtime.processes import Processes
+from kinemae.data_tools.command import log
+from kinemae.data_tools.stream.worker_setup import core_limits, share_of_cores, worker_count
+from kinemae.pretrain.runtime.processes import Processes
 
 
 def share_cores(processes: Processes, *, workers: int, cpu_threads: int) -> int:

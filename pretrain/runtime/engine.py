@@ -7,14 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from data_tools.command import CheckpointError
-from data_tools.stream.order import BatchPlan
-from pretrain.runtime.engine_holdings import HOLDINGS, ShardedHolding
-from pretrain.runtime.optimiser import build_optimiser, set_learning_rate
-from pretrain.runtime.pieces import Piece, ReadPiece
-from pretrain.runtime.processes import Processes, join_group
-from pretrain.runtime.settings import EngineConfig, OptimConfig, precision_on
-from pretrain.runtime.shared_pieces import load_shared, share_of
+from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.stream.order import BatchPlan
+from kinemae.pretrain.runtime.optimiser import build_optimiser, set_learning_rate
+from kinemae.pretrain.runtime.processes import Processes, join_group
+from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig, precision_on
+from kinemae.pretrain.runtime.sharded_state import HOLDINGS, ShardedHolding
+from kinemae.pretrain.runtime.shared_pieces import load_shared, share_of
+from kinemae.pretrain.runtime.state_shards import Piece, ReadPiece
 
 # At ZeRO 3 parameters of at most so many values stay gathered: vectors, whose gathering costs more than they
 # weigh. DeepSpeed's default.

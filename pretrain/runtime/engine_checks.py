@@ -6,8 +6,8 @@ import shutil
 
 import torch
 
-from pretrain.runtime.processes import Processes
-from pretrain.runtime.settings import EngineConfig
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.settings import EngineConfig
 
 _CPU_COMPILERS = ("g++", "clang++", "c++")
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar, cast
 
-from data_tools.command import Stuck, log, writing_to
-from pretrain.runtime.processes import Processes
+from kinemae.data_tools.command import Stuck, log, writing_to
+from kinemae.pretrain.runtime.processes import Processes
 
 DELAYS_S: tuple[float, ...] = (0.5, 1, 2, 4, 8, 16)
 

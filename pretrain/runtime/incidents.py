@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.command import log
-from data_tools.files import write_whole
-from data_tools.stream.clips import TrainingClips
-from data_tools.stream.mixture import find
-from data_tools.stream.order import BatchPlan
-from pretrain.runtime.checkpoint import RunState
+from kinemae.data_tools.command import log
+from kinemae.data_tools.files import write_whole
+from kinemae.data_tools.stream.mixture import find
+from kinemae.data_tools.stream.order import BatchPlan
+from kinemae.data_tools.stream.training_clips import TrainingClips
+from kinemae.pretrain.runtime.checkpoint import RunState
 
 
 class Incidents:

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_tools.files import write_whole
-from data_tools.index import ShardIndex
-from data_tools.stream.mixture import Mixture
-from pretrain.runtime.config_changes import Change
+from kinemae.data_tools.files import write_whole
+from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.stream.mixture import Mixture
+from kinemae.pretrain.runtime.config_changes import Change
 
 INPUTS_FILE = "inputs.json"
 _READ_ONCE = frozenset(("start_from",))  # by the first start alone: a checkpoint holds what became of it

@@ -11,25 +11,25 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from data_tools.command import DataError, Diverged, Stopped, log
-from data_tools.storage.location import StorageUnavailable
-from data_tools.stream.loader import TrainingClips
-from data_tools.stream.order import BatchPlan
-from pretrain.runtime.agreement import Agreement
-from pretrain.runtime.checkpoint import Checkpoints, RunState
-from pretrain.runtime.cores import share_cores
-from pretrain.runtime.engine import Engine
-from pretrain.runtime.guard import GuardConfig, Incident
-from pretrain.runtime.incidents import Incidents
-from pretrain.runtime.metrics import MetricsWriter
-from pretrain.runtime.outages import StorageWait
-from pretrain.runtime.processes import Processes, join_group
-from pretrain.runtime.reporting import Reporting
-from pretrain.runtime.settings import RunSettings
-from pretrain.runtime.signals import StopSignals
-from pretrain.runtime.stepping import Stepping
-from pretrain.runtime.stragglers import Stragglers
-from pretrain.runtime.watchdog import Watchdog
+from kinemae.data_tools.command import DataError, Diverged, Stopped, log
+from kinemae.data_tools.storage.location import StorageUnavailable
+from kinemae.data_tools.stream.loader import TrainingClips
+from kinemae.data_tools.stream.order import BatchPlan
+from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
+from kinemae.pretrain.runtime.cores import share_cores
+from kinemae.pretrain.runtime.engine import Engine
+from kinemae.pretrain.runtime.incidents import Incidents
+from kinemae.pretrain.runtime.loss_guard import GuardConfig, Incident
+from kinemae.pretrain.runtime.metrics import MetricsWriter
+from kinemae.pretrain.runtime.outages import StorageWait
+from kinemae.pretrain.runtime.processes import Processes, join_group
+from kinemae.pretrain.runtime.rank_flags import Agreement
+from kinemae.pretrain.runtime.reporting import Reporting
+from kinemae.pretrain.runtime.settings import RunSettings
+from kinemae.pretrain.runtime.signals import StopSignals
+from kinemae.pretrain.runtime.stepping import Stepping
+from kinemae.pretrain.runtime.stragglers import Stragglers
+from kinemae.pretrain.runtime.watchdog import Watchdog
 
 _FEW_BAD_CLIPS = 10
 

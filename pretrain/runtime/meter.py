@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from data_tools.stream.batch import ClipBatch
-from pretrain.runtime.processes import Processes
-from pretrain.runtime.stragglers import OwnTime
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.stragglers import OwnTime
 
 
 class Report(NamedTuple):

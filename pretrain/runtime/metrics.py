@@ -19,10 +19,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data_tools.command import log
-from data_tools.files import read_journal
-from data_tools.progress import Pace
-from pretrain.runtime.journal import Journal
+from kinemae.data_tools.command import log
+from kinemae.data_tools.files import read_journal
+from kinemae.data_tools.progress import Pace
+from kinemae.pretrain.runtime.jsonl_log import Journal
 
 
 class MetricsWriter:

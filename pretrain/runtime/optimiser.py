@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretrain.runtime.settings import OptimConfig
+from kinemae.pretrain.runtime.settings import OptimConfig
 
 
 def parameter_groups(

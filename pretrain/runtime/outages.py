@@ -1,9 +1,9 @@
 """Wait for a storage that is down: logged, limited by `data.outage_s`, ended by stop signals."""
 
-from data_tools.command import Stopped
-from data_tools.heartbeat import Listener
-from pretrain.runtime.signals import StopSignals
-from pretrain.runtime.watchdog import Watchdog
+from kinemae.data_tools.command import Stopped
+from kinemae.data_tools.heartbeat import Listener
+from kinemae.pretrain.runtime.signals import StopSignals
+from kinemae.pretrain.runtime.watchdog import Watchdog
 
 
 class StorageWait:

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from data_tools.command import Stuck
-from data_tools.config import require
-from pretrain.runtime.watchdog import WatchConfig
+from kinemae.data_tools.command import Stuck
+from kinemae.data_tools.config import require
+from kinemae.pretrain.runtime.watchdog import WatchConfig
 
 Value = TypeVar("Value")
 

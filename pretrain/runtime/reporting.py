@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_tools.command import log
-from pretrain.runtime.checkpoint import RunState
-from pretrain.runtime.guard import Guard, Incident, is_skipped
-from pretrain.runtime.incidents import Incidents
-from pretrain.runtime.meter import Report
-from pretrain.runtime.metrics import MetricsWriter
-from pretrain.runtime.processes import Processes
-from pretrain.runtime.settings import RunSettings
-from pretrain.runtime.stragglers import Stragglers
+from kinemae.data_tools.command import log
+from kinemae.pretrain.runtime.checkpoint import RunState
+from kinemae.pretrain.runtime.incidents import Incidents
+from kinemae.pretrain.runtime.loss_guard import Guard, Incident, is_skipped
+from kinemae.pretrain.runtime.meter import Report
+from kinemae.pretrain.runtime.metrics import MetricsWriter
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.settings import RunSettings
+from kinemae.pretrain.runtime.stragglers import Stragglers
 
 
 class Reporting:

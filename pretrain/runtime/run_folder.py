@@ -20,15 +20,15 @@ from typing import Any
 import torch
 import yaml
 
-from data_tools.command import log
-from data_tools.config import to_yaml, with_defaults
-from data_tools.files import write_whole
-from pretrain.folder_kinds import kind_of_config, kind_of_run
-from pretrain.runtime.config_changes import FREE_KEYS, Change, find_changes, table_of
-from pretrain.runtime.file_retries import written
-from pretrain.runtime.inputs import Input, judge, read_inputs, write_inputs
-from pretrain.runtime.run_lock import LOCK_FILE
-from pretrain.runtime.settings import EngineConfig, precision_on
+from kinemae.data_tools.command import log
+from kinemae.data_tools.config import to_yaml, with_defaults
+from kinemae.data_tools.files import write_whole
+from kinemae.pretrain.folder_kinds import kind_of_config, kind_of_run
+from kinemae.pretrain.runtime.config_changes import FREE_KEYS, Change, find_changes, table_of
+from kinemae.pretrain.runtime.file_retries import written
+from kinemae.pretrain.runtime.inputs import Input, judge, read_inputs, write_inputs
+from kinemae.pretrain.runtime.run_lock import LOCK_FILE
+from kinemae.pretrain.runtime.settings import EngineConfig, precision_on
 
 PREVIEW_FOLDER = "preview"
 _MOST_NAMED = 8  # of the keys that are refused; the table before the error shows all

@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from data_tools.command import log
-from data_tools.files import Descriptor
-from pretrain.runtime.file_retries import written
-from pretrain.runtime.processes import Processes
-from pretrain.runtime.watchdog import WatchConfig
+from kinemae.data_tools.command import log
+from kinemae.data_tools.files import Descriptor
+from kinemae.pretrain.runtime.file_retries import written
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.watchdog import WatchConfig
 
 LOCK_FILE = "lock"
 _POLL_S = 0.2

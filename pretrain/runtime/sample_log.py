@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from data_tools.command import log
-from data_tools.stream.batch import ClipBatch
-from pretrain.runtime.journal import Journal, drop_lines_from
-from pretrain.runtime.processes import Processes
-from pretrain.runtime.settings import RunSettings
+from kinemae.data_tools.command import log
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.runtime.jsonl_log import Journal, drop_lines_from
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.settings import RunSettings
 
 
 class SampleLog:

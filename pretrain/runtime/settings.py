@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from data_tools.config import require
-from data_tools.storage.cache import Cache
-from data_tools.stream.reading import check_decoder
-from pretrain.runtime.guard import GuardConfig
-from pretrain.runtime.watchdog import WatchConfig
+from kinemae.data_tools.config import require
+from kinemae.data_tools.storage.cache import Cache
+from kinemae.data_tools.stream.video_reader import check_decoder
+from kinemae.pretrain.runtime.loss_guard import GuardConfig
+from kinemae.pretrain.runtime.watchdog import WatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)

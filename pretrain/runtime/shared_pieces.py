@@ -6,8 +6,8 @@ from itertools import accumulate
 
 import torch
 
-from pretrain.runtime.pieces import Piece, ReadPiece
-from pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.state_shards import Piece, ReadPiece
 
 # Values in one exchange, over all processes: 64 MiB of float32.
 _EXCHANGED_VALUES = 1 << 24

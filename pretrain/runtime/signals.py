@@ -3,7 +3,7 @@
 import signal
 from types import FrameType, TracebackType
 
-from data_tools.command import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_TERMINATED, log
+from kinemae.data_tools.command import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_TERMINATED, log
 
 _EXIT_CODES = {
     signal.SIGTERM: EXIT_TERMINATED,

@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from data_tools.stream.loader import TrainingClips, being_read, training_loader
-from data_tools.stream.order import BatchPlan
-from pretrain.runtime.checkpoint import RunState
-from pretrain.runtime.engine import Engine
-from pretrain.runtime.meter import Meter
-from pretrain.runtime.optimiser import learning_rate
-from pretrain.runtime.processes import Processes
-from pretrain.runtime.sample_log import SampleLog
-from pretrain.runtime.settings import RunSettings
-from pretrain.runtime.watchdog import Watchdog
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.data_tools.stream.loader import TrainingClips, being_read, training_loader
+from kinemae.data_tools.stream.order import BatchPlan
+from kinemae.pretrain.runtime.checkpoint import RunState
+from kinemae.pretrain.runtime.engine import Engine
+from kinemae.pretrain.runtime.meter import Meter
+from kinemae.pretrain.runtime.optimiser import learning_rate
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.sample_log import SampleLog
+from kinemae.pretrain.runtime.settings import RunSettings
+from kinemae.pretrain.runtime.watchdog import Watchdog
 
 
 class Stepping:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from data_tools.command import log
+from kinemae.data_tools.command import log
 
 _STRETCHES_IN_A_ROW = 3
 _STRETCH_S = 5.0  # of own work: single steps are noise

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 
-from data_tools.command import EXIT_STUCK, log
-from data_tools.config import require
+from kinemae.data_tools.command import EXIT_STUCK, log
+from kinemae.data_tools.config import require
 
 _TICK_S = 0.5
 _LAST_WORDS_S = 10.0  # saying where one is may hang too, on a pipe that nobody reads

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_tools.config import require
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import gather_tokens, normalise, patchify
-from pretrain.targets.base import Shown, WantedTarget
+from kinemae.data_tools.config import require
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import gather_tokens, normalise, patchify
+from kinemae.pretrain.targets.base import Shown, WantedTarget
 
 
 class FeatureTarget(WantedTarget):

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_tools.config import require
-from pretrain.model.places import coordinates
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import COLOURS, TokenGrid
-from pretrain.targets.base import Shown, WantedTarget
+from kinemae.data_tools.config import require
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.token_positions import coordinates
+from kinemae.pretrain.model.tokens import COLOURS, TokenGrid
+from kinemae.pretrain.targets.base import Shown, WantedTarget
 
 BINS = 9
 """Orientations from 0 to 180 degrees; a gradient and its opposite are one."""

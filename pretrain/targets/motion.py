@@ -5,12 +5,12 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from data_tools.config import require
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import COLOURS, normalise, take_patches
-from pretrain.targets.base import Shown, WantedTarget
-from pretrain.targets.pixels import Normalisation
+from kinemae.data_tools.config import require
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import COLOURS, normalise, take_patches
+from kinemae.pretrain.targets.base import Shown, WantedTarget
+from kinemae.pretrain.targets.pixels import Normalisation
 
 STILL = 2 / 255
 """A deviation on a scale of 0 to 1 that compression alone causes: well below it, nothing moves."""

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from pretrain.model.sizes import EncoderShape
-from pretrain.targets.base import Prediction, Shown, Target, squared_errors
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.targets.base import Prediction, Shown, Target, squared_errors
 
 EPS = 1e-6
 

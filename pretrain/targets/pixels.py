@@ -5,11 +5,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from data_tools.config import require
-from pretrain.model.places import coordinates
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import COLOURS, TokenGrid, denormalise, normalise, take_patches, to_bytes
-from pretrain.targets.base import Shown, WantedTarget
+from kinemae.data_tools.config import require
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.token_positions import coordinates
+from kinemae.pretrain.model.tokens import COLOURS, TokenGrid, denormalise, normalise, take_patches, to_bytes
+from kinemae.pretrain.targets.base import Shown, WantedTarget
 
 EPS = 1e-6
 Normalisation = Literal["channel", "patch", "none"]

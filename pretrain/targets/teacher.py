@@ -4,14 +4,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from data_tools.command import CheckpointError
-from data_tools.config import require
-from pretrain.encoder_file import load_description, load_encoder
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import Patch, TokenGrid
-from pretrain.targets.base import Shown, WantedTarget
-from pretrain.targets.features import clean_features, feature_errors
+from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.config import require
+from kinemae.pretrain.encoder_file import load_description, load_encoder
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import Patch, TokenGrid
+from kinemae.pretrain.targets.base import Shown, WantedTarget
+from kinemae.pretrain.targets.features import clean_features, feature_errors
 
 
 class TeacherTarget(WantedTarget):

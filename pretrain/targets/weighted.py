@@ -4,11 +4,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from data_tools.config import require
-from data_tools.parts import Part, build_part, named_parts
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape
-from pretrain.targets.base import Prediction, Shown, Target
+from kinemae.data_tools.components import Part, build_part, named_parts
+from kinemae.data_tools.config import require
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.targets.base import Prediction, Shown, Target
 
 KEYS = ("weight", "args")
 
@@ -96,7 +96,7 @@ def _build(name: str, settings: Any) -> Target:
     args = settings.get("args", {})
     require(isinstance(args, dict), f"{key}.args", "be a mapping", args)
     try:
-        return build_part("pretrain.targets", Part(name=name, args=args), Target)
+        return build_part("kinemae.pretrain.targets", Part(name=name, args=args), Target)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
 

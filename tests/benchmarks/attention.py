@@ -18,10 +18,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from data_tools.parts import Part
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import SIZES
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.components import Part
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import SIZES
+from kinemae.pretrain.model.tokens import TokenGrid
 
 DEPTH = 2
 KINDS = {

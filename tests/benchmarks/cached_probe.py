@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data_tools.index import open_index
-from data_tools.parts import Part
-from data_tools.stream.loader import ClipConfig, evaluation_loader
-from data_tools.stream.pixels import on_device
-from finetune.heads.base import build_head
-from pretrain.encoder_file import load_encoder
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import ModelConfig
-from pretrain.model.tokens import TokenGrid, normalise, patchify
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.stream.loader import ClipConfig, evaluation_loader
+from kinemae.data_tools.stream.yuv_to_rgb import on_device
+from kinemae.finetune.heads.base import build_head
+from kinemae.pretrain.encoder_file import load_encoder
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.model.tokens import TokenGrid, normalise, patchify
 
 STEPS = 600
 BATCH = 64

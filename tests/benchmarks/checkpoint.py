@@ -18,21 +18,21 @@ from typing import NamedTuple
 
 import torch
 
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from data_tools.stream.order import plan_batch
-from pretrain.masking.tube import TubeMasking
-from pretrain.model.autoencoder import build_autoencoder
-from pretrain.model.sizes import SIZES, ModelConfig
-from pretrain.model.tokens import TokenGrid
-from pretrain.noise.none import NoNoise
-from pretrain.runtime.checkpoint import Checkpoints, RunState
-from pretrain.runtime.engine import Engine
-from pretrain.runtime.optimiser import parameter_groups
-from pretrain.runtime.processes import Processes, find_processes
-from pretrain.runtime.settings import EngineConfig, OptimConfig
-from pretrain.split import TokenSplit
-from pretrain.targets.pixels import PixelTarget
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.data_tools.stream.order import plan_batch
+from kinemae.pretrain.masking.tube import TubeMasking
+from kinemae.pretrain.model.autoencoder import build_autoencoder
+from kinemae.pretrain.model.sizes import SIZES, ModelConfig
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.noise.none import NoNoise
+from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
+from kinemae.pretrain.runtime.engine import Engine
+from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.processes import Processes, find_processes
+from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig
+from kinemae.pretrain.targets.pixels import PixelTarget
+from kinemae.pretrain.token_selection import TokenSplit
 
 FRAMES, PIXELS, CLIPS = 4, 64, 2
 WAYS = ("not at all", "at once", "in the background")

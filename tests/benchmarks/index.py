@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data_tools.index import COLUMNS, DATASET_NAME, FORMAT, INDEX_NAME, Shard, fingerprint, open_index
-from pretrain.runtime.meter import peak_memory_bytes
+from kinemae.data_tools.index import COLUMNS, DATASET_NAME, FORMAT, INDEX_NAME, Shard, fingerprint, open_index
+from kinemae.pretrain.runtime.meter import peak_memory_bytes
 
 _PER_SHARD = 1000
 _VIDEO_BYTES = 200_000

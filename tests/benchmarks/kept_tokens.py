@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from data_tools.randomness import generator
-from data_tools.stream.decode import probe
-from data_tools.stream.pixels import YuvClips, luma_of
-from data_tools.stream.planes import pictures_at
-from data_tools.stream.views import cut_views, evaluation_views
-from pretrain.masking.motion import MotionMasking
-from pretrain.model.content import grid_of, motion
-from pretrain.pruning.run_length import RunLengthPruning
+from kinemae.data_tools.randomness import generator
+from kinemae.data_tools.stream.decode import probe
+from kinemae.data_tools.stream.views import cut_views, evaluation_views
+from kinemae.data_tools.stream.yuv_planes import pictures_at
+from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, luma_of
+from kinemae.pretrain.masking.motion import MotionMasking
+from kinemae.pretrain.model.motion_energy import grid_of, motion
+from kinemae.pretrain.pruning.run_length import RunLengthPruning
 
 VIDEOS = Path(__file__).resolve().parents[3] / "shared/videos/surveillance"
 FRAMES, STRIDE, SIZE, PATCH = 16, 2, 224, (2, 16, 16)

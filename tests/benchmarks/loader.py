@@ -42,15 +42,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from data_tools.index import Sample, ShardIndex
-from data_tools.randomness import generator
-from data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips
-from data_tools.stream.picking import picked_frames
-from data_tools.stream.pixels import YuvClips
-from data_tools.stream.planes import pictures_at
-from data_tools.stream.shards import read_video
-from data_tools.stream.times import training_instants_s
-from data_tools.stream.views import View, cut_views, training_view
+from kinemae.data_tools.index import Sample, ShardIndex
+from kinemae.data_tools.randomness import generator
+from kinemae.data_tools.stream.frame_decoder import picked_frames
+from kinemae.data_tools.stream.frame_sampling import training_instants_s
+from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips
+from kinemae.data_tools.stream.shards import read_video
+from kinemae.data_tools.stream.views import View, cut_views, training_view
+from kinemae.data_tools.stream.yuv_planes import pictures_at
+from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
 
 CLIP = ClipConfig()
 AUGMENT = AugmentConfig()

@@ -10,7 +10,7 @@ import av
 import cv2
 import numpy as np
 
-from data_tools.index import ShardIndex, open_index
+from kinemae.data_tools.index import ShardIndex, open_index
 
 REPO = Path(__file__).resolve().parents[2]
 _FPS, _FRAMES, _HEIGHT, _WIDTH = 30, 300, 256, 340

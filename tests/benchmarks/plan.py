@@ -18,13 +18,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from data_tools.config import load_config
-from launch.plan_devices import Machines, Resolved
-from launch.plan_measured import fit_time
-from launch.plan_memory import STAGES, needed
-from launch.plan_time import Fit, cut_batch, step_time
-from pretrain.config import PretrainConfig
-from pretrain.cost import measure_cost
+from kinemae.data_tools.config import load_config
+from kinemae.launch.plan.devices import Machines, Resolved
+from kinemae.launch.plan.measured import fit_time
+from kinemae.launch.plan.memory import STAGES, needed
+from kinemae.launch.plan.step_time import Fit, cut_batch, step_time
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.cost import measure_cost
 
 CONFIG = """
 run_dir: RUN

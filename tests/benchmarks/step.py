@@ -28,15 +28,15 @@ from step_finetune import print_finetuning
 from timing import Step, least_seconds
 from torch import Tensor
 
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from pretrain.masking.tube import TubeMasking
-from pretrain.model.autoencoder import build_autoencoder
-from pretrain.model.sizes import SIZES, ModelConfig
-from pretrain.model.tokens import MEAN, STD, TokenGrid
-from pretrain.noise.none import NoNoise
-from pretrain.split import TokenSplit
-from pretrain.targets.pixels import PixelTarget
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.masking.tube import TubeMasking
+from kinemae.pretrain.model.autoencoder import build_autoencoder
+from kinemae.pretrain.model.sizes import SIZES, ModelConfig
+from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid
+from kinemae.pretrain.noise.none import NoNoise
+from kinemae.pretrain.targets.pixels import PixelTarget
+from kinemae.pretrain.token_selection import TokenSplit
 
 PEER = "transformers, SDPA"
 OURS: dict[str, tuple[Literal["self", "cross"], float]] = {

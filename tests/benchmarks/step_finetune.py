@@ -10,19 +10,19 @@ import torch
 from timing import Step, least_seconds
 from torch import Tensor
 
-from data_tools.parts import Part
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from data_tools.stream.decode import probe
-from data_tools.stream.pixels import YuvClips
-from data_tools.stream.planes import pictures_at
-from data_tools.stream.views import cut_views, evaluation_views
-from finetune.classifier import Classifier
-from finetune.heads.base import build_head
-from finetune.shortening import Shortening
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import SIZES
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.data_tools.stream.decode import probe
+from kinemae.data_tools.stream.views import cut_views, evaluation_views
+from kinemae.data_tools.stream.yuv_planes import pictures_at
+from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
+from kinemae.finetune.classifier import Classifier
+from kinemae.finetune.heads.base import build_head
+from kinemae.finetune.token_reduction import Shortening
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import SIZES
+from kinemae.pretrain.model.tokens import TokenGrid
 
 REPO = Path(__file__).resolve().parents[2]
 REAL = REPO.parent / "shared/videos/surveillance"

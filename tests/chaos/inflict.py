@@ -76,7 +76,7 @@ def kill_an_idle_worker(scene: Scene, chance: random.Random) -> None:
     """A loader worker dies between two samples.
 
     Its rank is held meanwhile, so that the worker has read ahead and waits. One that dies at a sample costs
-    that sample its place in the run, as promised (tests/data_tools/stream/test_crew.py).
+    that sample its place in the run, as promised (tests/data_tools/stream/test_worker_pool.py).
     """
     held = chance.choice(scene.ranks())
     servers = {seen.pid for seen in scene.processes() if seen.parent == held.pid}

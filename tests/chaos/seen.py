@@ -50,7 +50,8 @@ def look_at(pid: int) -> Seen | None:
     if fields[0] in "ZX" or not argv:
         return None
     environment = dict(entry.partition("=")[::2] for entry in entries)
-    is_room = "-m" in argv and argv[argv.index("-m") + 1 :][:1] == ["pretrain"] and "--dry-run" not in argv
+    module = argv[argv.index("-m") + 1 :][:2] if "-m" in argv else []
+    is_room = module == ["kinemae", "pretrain"] and "--dry-run" not in argv
     is_job = is_room and "RANK" in environment
     return Seen(
         pid=pid,

@@ -16,8 +16,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from data_tools.motions import SceneConfig, make_scene
-from data_tools.randomness import generator
+from kinemae.data_tools.randomness import generator
+from kinemae.data_tools.synthetic_scenes import SceneConfig, make_scene
 
 VIDEOS = Path(__file__).parent / "videos"
 FRAMES, HEIGHT, WIDTH, BLOCKS = 30, 64, 96, 6

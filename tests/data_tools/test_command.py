@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command import (
+from kinemae.data_tools.command import (
     CheckpointError,
     Command,
     DataError,
@@ -27,7 +27,7 @@ def program(run=remember, **more: object) -> Program:  # type: ignore[no-untyped
     command = Command(
         name="make",
         help="make things",
-        example="python -m tool make here size=3",
+        example="kinemae tool make here size=3",
         run=run,
         positionals=(("out", "folder to make"),),
         options=(("--dry-run", "start nothing"),),
@@ -87,7 +87,7 @@ def test_help_of_the_unnamed_command_names_the_others(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as caught:
         run_program(both(), ["--help"])
     assert caught.value.code == 0
-    assert "python -m tool look --help    look first" in capsys.readouterr().out
+    assert "kinemae tool look --help    look first" in capsys.readouterr().out
 
 
 def test_a_command_may_take_a_list_in_place_of_overrides():
@@ -136,7 +136,7 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]):
         run_program(program(), ["make", "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert "python -m tool make here size=3" in text and "folder to make" in text
+    assert "kinemae tool make here size=3" in text and "folder to make" in text
 
 
 def test_a_line_names_its_rank_where_there_are_several(

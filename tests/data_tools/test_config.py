@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from data_tools.config import MISSING, load_config, parse_override, require, to_yaml
-from data_tools.overrides import as_override
-from data_tools.parts import Part
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.config import MISSING, load_config, parse_override, require, to_yaml
+from kinemae.data_tools.overrides import as_override
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from data_tools.config import load_config
-from data_tools.config_hints import SYNONYMS, is_key, suggestions, unknown_key
-from data_tools.config_schema import all_keys, part_keys
-from data_tools.sharding.plan import ShardConfig
-from data_tools.synth import SynthConfig
-from finetune.config import FinetuneConfig
-from pretrain.config import PretrainConfig
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.config_hints import SYNONYMS, is_key, suggestions, unknown_key
+from kinemae.data_tools.config_schema import all_keys, part_keys
+from kinemae.data_tools.sharding.plan import ShardConfig
+from kinemae.data_tools.synth import SynthConfig
+from kinemae.finetune.config import FinetuneConfig
+from kinemae.pretrain.config import PretrainConfig
 
 SCHEMAS: dict[str, type] = {
     "pretrain": PretrainConfig,
@@ -95,7 +95,7 @@ def message(schema: type, given: str) -> Any:
 
 
 def test_what_is_no_key_is_answered_with_a_sentence() -> None:
-    assert "python -m launch local processes=N" in message(PretrainConfig, "nproc_per_node")
+    assert "kinemae launch local processes=N" in message(PretrainConfig, "nproc_per_node")
     assert "the classes come from the data set" in message(FinetuneConfig, "num_classes")
 
 

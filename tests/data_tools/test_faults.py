@@ -20,12 +20,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools.__main__ import PROGRAM
-from data_tools.command import run_program
-from data_tools.index import Sample, ShardIndex, open_index
-from data_tools.stream.augment import AugmentConfig
-from data_tools.stream.clips import TrainingClips
-from data_tools.stream.times import ClipConfig
+from kinemae.data_tools.__main__ import PROGRAM
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.index import Sample, ShardIndex, open_index
+from kinemae.data_tools.stream.augment import AugmentConfig
+from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.training_clips import TrainingClips
 
 LAYOUTS = ("copy", "stride_aligned")
 GOOD = "tail broken_off one_frame one_pixel odd alpha cover two_streams ten_hours joined".split()  # noqa: SIM905

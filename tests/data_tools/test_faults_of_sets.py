@@ -13,14 +13,14 @@ import pytest
 import torch
 import webdataset
 
-from data_tools.__main__ import PROGRAM
-from data_tools.command import run_program
-from data_tools.encoding.encode import EncodeConfig, write_video
-from data_tools.index import open_index
-from data_tools.randomness import generator
-from data_tools.stream.augment import AugmentConfig
-from data_tools.stream.clips import TrainingClips
-from data_tools.stream.times import ClipConfig
+from kinemae.data_tools.__main__ import PROGRAM
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.encoding.encode import EncodeConfig, write_video
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.randomness import generator
+from kinemae.data_tools.stream.augment import AugmentConfig
+from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.training_clips import TrainingClips
 
 MOST_MEBIBYTES = 300  # above what a small video needs; the bomb's frames are 5,930 as RGB
 
@@ -29,13 +29,13 @@ import io, sys
 from fractions import Fraction
 from pathlib import Path
 import av, torch
-from data_tools.__main__ import PROGRAM
-from data_tools.command import run_program
-from data_tools.index import open_index
-from data_tools.stream.augment import AugmentConfig
-from data_tools.stream.clips import TrainingClips
-from data_tools.stream.times import ClipConfig
-from pretrain.runtime.meter import peak_memory_bytes
+from kinemae.data_tools.__main__ import PROGRAM
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.stream.augment import AugmentConfig
+from kinemae.data_tools.stream.training_clips import TrainingClips
+from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.pretrain.runtime.meter import peak_memory_bytes
 
 GROUP = 100
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.files import open_regular, read_at, read_blocks, write_at
-from data_tools.storage.location import StorageError, location
+from kinemae.data_tools.files import open_regular, read_at, read_blocks, write_at
+from kinemae.data_tools.storage.location import StorageError, location
 
 MOST_AT_ONCE = 0x7FFFF000  # what Linux reads with one call
 DATA = bytes(range(256)) * 40

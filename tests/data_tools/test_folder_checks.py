@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command import DataError
-from data_tools.index import open_index
-from data_tools.report.collection import open_collection
-from data_tools.storage.location import location
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.report.collection import open_collection
+from kinemae.data_tools.storage.location import location
 from tests.sharding import shard, write_clip
 from tests.source_collections import write_tar
 
@@ -36,21 +36,19 @@ def test_a_tar_of_a_data_set_names_the_folder(ours: Path, name: str):
 def test_tars_without_an_index_name_the_command(tmp_path: Path, name: str):
     write_tar(tmp_path / "x y" / "x-000.tar", [])
     place = tmp_path / "x y" / name
-    message = (
-        rf"got tars; fix: make an index with `python -m data_tools index '{place}' INDEXES` and give INDEXES"
-    )
+    message = rf"got tars; fix: make an index with `kinemae data index '{place}' INDEXES` and give INDEXES"
     with pytest.raises(DataError) as caught:
         open_index(place)
     assert str(caught.value).endswith(message)
     with pytest.raises(
-        DataError, match=r"holds no dataset.json, .*fix: make an index of its tars with `python -m"
+        DataError, match=r"holds no dataset.json, .*fix: make an index of its tars with `kinemae data index"
     ):
         open_index(tmp_path / "x y")
 
 
 def test_tars_behind_a_url_name_the_command_too(bucket: str):
     with pytest.raises(
-        DataError, match=rf"{bucket}/\{{000..999\}}.tar: expected the folder .* data_tools index '"
+        DataError, match=rf"{bucket}/\{{000..999\}}.tar: expected the folder .*kinemae data index '"
     ):
         open_index(f"{bucket}/{{000..999}}.tar")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command import DataError
-from data_tools.index import Sample, Shard, open_index, write_index
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.index import Sample, Shard, open_index, write_index
 
 SAMPLE = Sample(
     key="a",
@@ -118,7 +118,7 @@ def test_opening_reads_no_rows(repo: Path):
 
 
 def test_a_sample_is_found_in_whatever_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("data_tools.index._ROWS_IN_A_CHUNK", 3)
+    monkeypatch.setattr("kinemae.data_tools.index._ROWS_IN_A_CHUNK", 3)
     (tmp_path / "shard-000000.tar").write_bytes(b"tar")
     rows = [replace(SAMPLE, key=str(number)) for number in range(10)]
     write_index(tmp_path, rows, [Shard(name="shard-000000.tar", samples=10, bytes=3, sha256="")], [], {})

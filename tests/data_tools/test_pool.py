@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from data_tools import heartbeat
-from data_tools.command import Stuck
-from data_tools.pool import map_as_done, map_in_order
+from kinemae.data_tools import heartbeat
+from kinemae.data_tools.command import Stuck
+from kinemae.data_tools.pool import map_as_done, map_in_order
 
 
 def square(number: int) -> int:
@@ -186,8 +186,8 @@ def test_many_inputs_in_a_row_that_time_out_are_an_outage(tmp_path: Path):
 
 BLOCKED = """
 import pathlib, sys, time
-from data_tools.command import Command, Program, run_program
-from data_tools.pool import map_in_order
+from kinemae.data_tools.command import Command, Program, run_program
+from kinemae.data_tools.pool import map_in_order
 
 def work(number):
     pathlib.Path(sys.argv[1], "seen", str(__import__("os").getpid())).touch()
@@ -224,7 +224,7 @@ def test_processes_end_with_a_killed_parent(tmp_path: Path):
         textwrap.dedent(
             """
             import os, pathlib, sys, time
-            from data_tools.pool import map_in_order
+            from kinemae.data_tools.pool import map_in_order
 
             def work(number):
                 pathlib.Path(sys.argv[1], str(os.getpid())).touch()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from data_tools.command import configure_logging
-from data_tools.progress import Pace, duration, progress, round_up
+from kinemae.data_tools.command import configure_logging
+from kinemae.data_tools.progress import Pace, duration, progress, round_up
 
 
 class Clock:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from data_tools.randomness import ClipRandom, derived_seed, generator
+from kinemae.data_tools.randomness import ClipRandom, derived_seed, generator
 
 CLIPS = torch.arange(4000)
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import webdataset
 
-from data_tools.index import open_index
-from data_tools.stream.shards import read_video
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.stream.shards import read_video
 from tests.conftest import run_module
 from tests.source_collections import write_clip, write_clips, write_text
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from data_tools.config import load_config
-from data_tools.index import open_index
-from data_tools.sharding.plan import ShardConfig
-from data_tools.stream.decode import probe
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.sharding.plan import ShardConfig
+from kinemae.data_tools.stream.decode import probe
 from tests.sharding import encoded, moving, shard, video_bytes, write_clip
 
 

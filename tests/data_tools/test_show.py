@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.__main__ import PROGRAM
-from data_tools.command import run_program
-from data_tools.index import NO_LABEL, Sample, Shard, open_index, write_index
-from data_tools.show import summarise
-from data_tools.synth import SynthConfig
+from kinemae.data_tools.__main__ import PROGRAM
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.index import NO_LABEL, Sample, Shard, open_index, write_index
+from kinemae.data_tools.show import summarise
+from kinemae.data_tools.synth import SynthConfig
 
 
 def test_show_counts_what_is_there(synth_shards: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.__main__ import PROGRAM
-from data_tools.command import run_program
-from data_tools.config import load_config
-from data_tools.encoding.encode import EncodeConfig, write_video
-from data_tools.stream.decode import decode_at, probe
-from data_tools.synth import SynthConfig, plan_synth
+from kinemae.data_tools.__main__ import PROGRAM
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.encoding.encode import EncodeConfig, write_video
+from kinemae.data_tools.stream.decode import decode_at, probe
+from kinemae.data_tools.synth import SynthConfig, plan_synth
 
 TINY = ["train_per_class=1", "validation_per_class=1", "unlabelled=4", "scene.frames=4", "scene.size=16"]
 

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from data_tools.command import CheckpointError
-from data_tools.config import load_config
-from finetune.build import build_classifier, clip_config, describe_encoder
-from finetune.config import FinetuneConfig
-from pretrain.encoder_file import EncoderDescription, save_encoder
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.config import load_config
+from kinemae.finetune.build import build_classifier, clip_config, describe_encoder
+from kinemae.finetune.config import FinetuneConfig
+from kinemae.pretrain.encoder_file import EncoderDescription, save_encoder
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import TokenGrid
 
 SHAPE = EncoderShape(width=24, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8))
 SCRATCH = ["model.size=tiny", "clip.frames=4", "clip.stride=2", "clip.size=16", "model.patch_size=8"]

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from data_tools.parts import Part
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from finetune.classifier import Classifier
-from finetune.heads.base import build_head
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.finetune.classifier import Classifier
+from kinemae.finetune.heads.base import build_head
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import TokenGrid
 
 SHAPE = EncoderShape(width=24, depth=3, heads=2, mlp_width=48, patch=(2, 8, 8))
 GRID = TokenGrid.of(4, 16, SHAPE.patch)

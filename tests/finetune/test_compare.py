@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from data_tools.command import CheckpointError
-from finetune.compare import read_results, table
+from kinemae.data_tools.command import CheckpointError
+from kinemae.finetune.compare import read_results, table
 
 
 def write_result(folder, *, top1, encoder=None, freeze=False, lr=1e-3):

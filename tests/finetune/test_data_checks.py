@@ -4,11 +4,11 @@ import logging
 
 import pytest
 
-from data_tools.command import DataError
-from data_tools.config import load_config
-from data_tools.index import Sample, Shard, open_index, write_index
-from finetune.config import FinetuneConfig
-from finetune.data_checks import check_data, check_validation
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.index import Sample, Shard, open_index, write_index
+from kinemae.finetune.config import FinetuneConfig
+from kinemae.finetune.data_checks import check_data, check_validation
 
 
 def write_data(folder, labels, classes=("left", "right")):

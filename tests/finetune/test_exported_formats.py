@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_tools.command import CheckpointError
-from finetune.model_file import load_model
-from pretrain.decoder_file import load_decoder
-from pretrain.encoder_file import load_description, load_encoder
-from pretrain.exported import read_description, read_record
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import normalise, patchify
+from kinemae.data_tools.command import CheckpointError
+from kinemae.finetune.model_file import load_model
+from kinemae.pretrain.decoder_file import load_decoder
+from kinemae.pretrain.encoder_file import load_description, load_encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import normalise, patchify
+from kinemae.pretrain.serialization import read_description, read_record
 
 STORED = Path(__file__).resolve().parents[1] / "data" / "exported"
 

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from data_tools.parts import Part, part_names
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from data_tools.stream.pixels import YuvClips, colour_numbers, luma_of
-from finetune.classifier import Classifier
-from finetune.features import Features
-from finetune.heads.base import build_head
-from finetune.shortening import Shortening
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import TokenGrid, normalise, patchify
+from kinemae.data_tools.components import Part, part_names
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, colour_numbers, luma_of
+from kinemae.finetune.classifier import Classifier
+from kinemae.finetune.features import Features
+from kinemae.finetune.heads.base import build_head
+from kinemae.finetune.token_reduction import Shortening
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import TokenGrid, normalise, patchify
 
 SHAPE = EncoderShape(width=24, depth=2, heads=2, mlp_width=48, patch=(2, 4, 4))
 GRID = TokenGrid.of(8, 16, SHAPE.patch)
@@ -225,7 +225,7 @@ def test_batches_of_different_lengths_are_joined_with_padding():
 
 
 def test_the_contract_holds_every_pruning_there_is():
-    assert {part.name for part in PRUNINGS} == set(part_names("pretrain.pruning"))
+    assert {part.name for part in PRUNINGS} == set(part_names("kinemae.pretrain.pruning"))
 
 
 def test_a_pruned_encoder_keeps_its_weights_and_gets_what_it_lacks():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from data_tools.config import load_config
-from finetune.config import FinetuneConfig, run_settings, steps_of
+from kinemae.data_tools.config import load_config
+from kinemae.finetune.config import FinetuneConfig, run_settings, steps_of
 
 NEEDED = [
     "run_dir=run",

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.config import load_config
-from data_tools.stream.order import plan_batch
-from finetune.build import build_classifier, clip_config, describe_encoder
-from finetune.config import FinetuneConfig
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.stream.order import plan_batch
+from kinemae.finetune.build import build_classifier, clip_config, describe_encoder
+from kinemae.finetune.config import FinetuneConfig
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs" / "finetune").glob("*.yaml"))
 DEMO_CLIP = ["clip.frames=8", "clip.stride=1", "clip.size=32", "model.size=tiny", "model.patch_size=8"]

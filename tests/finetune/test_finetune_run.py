@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_tools.command import run_program
-from data_tools.index import open_index
-from finetune.__main__ import PROGRAM
-from pretrain.encoder_file import EncoderDescription, save_encoder
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.index import open_index
+from kinemae.finetune.__main__ import PROGRAM
+from kinemae.pretrain.encoder_file import EncoderDescription, save_encoder
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import TokenGrid
 
 pytestmark = pytest.mark.slow
 SHAPE = EncoderShape(width=32, depth=2, heads=2, mlp_width=64, patch=(2, 8, 8))

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from data_tools.parts import Part, part_names
-from data_tools.randomness import ClipRandom
-from finetune.heads.base import build_head
+from kinemae.data_tools.components import Part, part_names
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.finetune.heads.base import build_head
 
-HEADS = part_names("finetune.heads")
+HEADS = part_names("kinemae.finetune.heads")
 
 
 def clip_random(clips):

@@ -9,16 +9,16 @@ from torch.nn import functional
 from torchvision.transforms.v2 import CutMix, MixUp
 from torchvision.tv_tensors import Video
 
-from data_tools.config import load_config
-from data_tools.parts import Part
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from finetune.classifier import Classifier
-from finetune.heads.base import build_head
-from finetune.mixing import MixConfig, Mixer, _beta
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.finetune.classifier import Classifier
+from kinemae.finetune.heads.base import build_head
+from kinemae.finetune.mixing import MixConfig, Mixer, _beta
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import TokenGrid
 
 BOTH = MixConfig(mixup=0.8, cutmix=1.0)
 MIXUP, CUTMIX = MixConfig(mixup=0.8), MixConfig(cutmix=1.0)

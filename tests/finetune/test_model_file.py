@@ -6,16 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_tools.command import CheckpointError
-from data_tools.parts import Part, part_names
-from finetune.classifier import Classifier
-from finetune.heads.base import build_head
-from finetune.model_file import load_model, save_model
-from finetune.shortening import Shortening
-from pretrain.encoder_file import EncoderDescription, load_encoder
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.components import Part, part_names
+from kinemae.finetune.classifier import Classifier
+from kinemae.finetune.heads.base import build_head
+from kinemae.finetune.model_file import load_model, save_model
+from kinemae.finetune.token_reduction import Shortening
+from kinemae.pretrain.encoder_file import EncoderDescription, load_encoder
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import TokenGrid
 
 SHAPE = EncoderShape(width=32, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8))
 CLASSES = ("walk", "run", "sch\u00f6n")
@@ -47,7 +47,7 @@ def saved(folder, head="linear", shortening=None):
     return classifier.eval()
 
 
-@pytest.mark.parametrize("head", part_names("finetune.heads"))
+@pytest.mark.parametrize("head", part_names("kinemae.finetune.heads"))
 def test_a_loaded_model_scores_as_the_saved_one(tmp_path, head):
     classifier = saved(tmp_path, head)
     clip_BCTHW = torch.randint(256, (2, 3, 4, 16, 16), dtype=torch.uint8)

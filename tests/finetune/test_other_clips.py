@@ -5,16 +5,21 @@ import logging
 import pytest
 import torch
 
-from data_tools.config import load_config
-from data_tools.parts import Part, part_names
-from finetune.build import build_classifier, clip_config, describe_encoder
-from finetune.config import FinetuneConfig
-from finetune.layer_decay import layer_of
-from finetune.model_file import load_model, save_model
-from pretrain.encoder_file import EncoderDescription, announce_resampling, load_description, save_encoder
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.components import Part, part_names
+from kinemae.data_tools.config import load_config
+from kinemae.finetune.build import build_classifier, clip_config, describe_encoder
+from kinemae.finetune.config import FinetuneConfig
+from kinemae.finetune.layer_decay import layer_of
+from kinemae.finetune.model_file import load_model, save_model
+from kinemae.pretrain.encoder_file import (
+    EncoderDescription,
+    announce_resampling,
+    load_description,
+    save_encoder,
+)
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import TokenGrid
 
 GRID, OTHER = TokenGrid(2, 2, 2), TokenGrid(4, 3, 3)
 LONGER = ["clip.frames=8", "clip.size=24"]
@@ -32,7 +37,7 @@ def load(*overrides):
     return load_config(FinetuneConfig, None, [*needed, *overrides])
 
 
-@pytest.fixture(params=part_names("pretrain.model.positions"))
+@pytest.fixture(params=part_names("kinemae.pretrain.model.positions"))
 def folder(request, tmp_path):
     shape = EncoderShape(
         width=32, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8), positions=Part(name=request.param)

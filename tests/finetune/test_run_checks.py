@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command import CheckpointError, run_program
-from finetune.__main__ import PROGRAM
-from finetune.run_checks import check_finished_run
+from kinemae.data_tools.command import CheckpointError, run_program
+from kinemae.finetune.__main__ import PROGRAM
+from kinemae.finetune.run_checks import check_finished_run
 
 FILES: dict[str, dict[str, str]] = {
     "pretraining": {"config.yaml": "masking: {name: tube}"},
@@ -44,17 +44,17 @@ def test_what_can_be_scored_is_let_through(tmp_path: Path, name: str) -> None:
         (
             "pretraining",
             "got a pretraining run; fix: fine-tune it first, "
-            "python -m finetune train CONFIG 'encoder=FOLDER/encoder'",
+            "kinemae finetune train CONFIG 'encoder=FOLDER/encoder'",
         ),
         (
             "encoder",
             "got an exported encoder; fix: fine-tune it first, "
-            "python -m finetune train CONFIG 'encoder=FOLDER'",
+            "kinemae finetune train CONFIG 'encoder=FOLDER'",
         ),
         ("finetuning", "got a fine-tuning run that has no model yet; fix: repeat its `finetune train`"),
         (
             "transformers",
-            "got a model of transformers; fix: import it first, python -m finetune import 'FOLDER' OUT",
+            "got a model of transformers; fix: import it first, kinemae finetune import 'FOLDER' OUT",
         ),
         ("set", "got a data set; fix: give the run_dir of a `finetune train`"),
         ("sets", "got a data set; fix"),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.command import DataError
-from finetune.scoring import Vote, average_views, score, wilson_interval
+from kinemae.data_tools.command import DataError
+from kinemae.finetune.scoring import Vote, average_views, score, wilson_interval
 
 
 def random_votes(videos, classes, *, seed=0):

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data_tools.parts import Part
-from finetune.build import build_classifier, describe_encoder
-from finetune.config import settled
-from finetune.train import announce_beginning
-from pretrain.encoder_file import WEIGHTS, load_description, save_encoder
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape, ModelConfig
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.components import Part
+from kinemae.finetune.build import build_classifier, describe_encoder
+from kinemae.finetune.config import settled
+from kinemae.finetune.train import announce_beginning
+from kinemae.pretrain.encoder_file import WEIGHTS, load_description, save_encoder
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape, ModelConfig
+from kinemae.pretrain.model.tokens import TokenGrid
 from tests.finetune.test_build import load
 from tests.finetune.test_exported_formats import STORED
 

@@ -1,7 +1,6 @@
 """Jobs of a room that does as it is told, without torch: for what happens around a process, not in it."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,8 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launch.freezing import SOURCES
-from launch.job import Job, describe
+from kinemae.launch.job import Job, describe
+from tests.conftest import REPO
 
 # Each word of its argv is one deed; the words that stand for a rank alone are written RANK:DEED.
 ROOM = """
@@ -69,21 +68,27 @@ def do(deed, value):
 if "--dry-run" in sys.argv:  # three processes cannot share four clips
     print('{"global_clips": 4}')
     leave(2 if os.environ["WORLD_SIZE"] == "3" else 0)
-for word in sys.argv[2:]:
+for word in sys.argv[3:]:
     name, _, value = word.partition("=")
     of, colon, deed = name.rpartition(":")
     if not colon or of == RANK:
         do(deed, value)
+
+
+def main(argv):
+    return 0
 """
 
 
 def make_job(folder: Path, *deeds: str, **environment: str) -> Job:
     """A job whose processes do the deeds in order; its run's folder is `folder / "run"`."""
     run_dir, code = folder / "run", folder / "run" / "launch" / "code-test"
-    (code / "pretrain").mkdir(parents=True)
-    (code / "pretrain" / "__init__.py").touch()
-    (code / "pretrain" / "__main__.py").write_text(ROOM)
-    shutil.copytree(SOURCES / "launch", code / "launch", ignore=shutil.ignore_patterns("__pycache__"))
+    package, no_cache = code / "kinemae", shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPO / "kinemae", package, ignore=no_cache)
+    shutil.copytree(REPO / "launch", package / "launch", ignore=no_cache)
+    (package / "pretrain").mkdir()
+    (package / "pretrain" / "__init__.py").touch()
+    (package / "pretrain" / "__main__.py").write_text(ROOM)
     (run_dir / "logs").mkdir()
     job = Job(
         argv=["pretrain", "CONFIG", *deeds],
@@ -147,12 +152,12 @@ HEAD = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from launch.cluster import UsageError, read_cluster
-from launch.job import read_job
-from launch.local import LocalCluster, launch_of as local
-from launch.record import Record, held
-from launch.ssh import SshCluster, launch_of as ssh
-from launch.supervise import Supervisor
+from kinemae.launch.cluster import UsageError, read_cluster
+from kinemae.launch.job import read_job
+from kinemae.launch.local import LocalCluster, launch_of as local
+from kinemae.launch.record import Record, held
+from kinemae.launch.ssh import SshCluster, launch_of as ssh
+from kinemae.launch.supervisor.supervise import Supervisor
 
 kind, run_dir, *words = sys.argv[1:]
 cluster, launch_of = {"local": (LocalCluster, local), "ssh": (SshCluster, ssh)}[kind]
@@ -172,7 +177,6 @@ def head(job: Job, kind: str, *words: str) -> "subprocess.Popen[str]":
     with said.open("a") as file:
         return subprocess.Popen(
             [sys.executable, "-c", HEAD, kind, job.run_dir, *words],
-            env={**os.environ, "PYTHONPATH": str(SOURCES)},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

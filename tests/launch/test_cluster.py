@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from launch.cluster import UsageError, read_cluster, split_words
+from kinemae.launch.cluster import UsageError, read_cluster, split_words
 
 
 @dataclass(frozen=True, kw_only=True)

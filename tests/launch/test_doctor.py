@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from launch.__main__ import main
-from launch.checks import targets
+from kinemae.launch.__main__ import main
+from kinemae.launch.doctor.checks import targets
 from tests.conftest import REPO, run_module
 from tests.launch.controller import ask, controller, wait_for
 from tests.launch.hosts import Network

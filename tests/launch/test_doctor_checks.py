@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from launch.checks import folders, network
-from launch.checks.findings import Finding, as_json, as_text, named, odd_ones
-from launch.checks.group import check_group
-from launch.checks.machine import GIB, check_clocks, check_machines, check_paths
-from launch.checks.network import Attempt
-from launch.checks.silence import mend_of
-from launch.checks.versions import (
+from kinemae.launch.doctor.checks import folders, network
+from kinemae.launch.doctor.checks.findings import Finding, as_json, as_text, named, odd_ones
+from kinemae.launch.doctor.checks.group import check_group
+from kinemae.launch.doctor.checks.machine import GIB, check_clocks, check_machines, check_paths
+from kinemae.launch.doctor.checks.network import Attempt
+from kinemae.launch.doctor.checks.unreachable import mend_of
+from kinemae.launch.doctor.checks.versions import (
     PACKAGES,
     check_build_locks,
     check_code,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from launch.checks.devices import check_devices, has_gpus, read_gpus, read_xids
-from launch.probe.devices import devices
+from kinemae.launch.doctor.checks.devices import check_devices, has_gpus, read_gpus, read_xids
+from kinemae.launch.doctor.probe.devices import devices
 
 SOUND = """\
 0, GPU-5a1e, NVIDIA H100 80GB HBM3, 550.54.15, 81559, 4, 0, 0x0000000000000001, 33

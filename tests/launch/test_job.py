@@ -11,19 +11,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_tools import command
-from launch import exit_codes
-from launch.__main__ import main
-from launch.cluster import UsageError, read_cluster
-from launch.freezing import SOURCES
-from launch.job import Job, prepare, publish, read_job
-from launch.local import LocalCluster
-from launch.local import launch_of as local
-from launch.ssh import SshCluster
-from launch.ssh import launch_of as ssh
-from launch.start import plan_text
-from launch.supervise import Launch
-from launch.task import environment_of, first_host, of_slurm
+from kinemae.data_tools import command
+from kinemae.launch import exit_codes
+from kinemae.launch.__main__ import main
+from kinemae.launch.cluster import UsageError, read_cluster
+from kinemae.launch.job import Job, prepare, publish, read_job
+from kinemae.launch.local import LocalCluster
+from kinemae.launch.local import launch_of as local
+from kinemae.launch.ssh import SshCluster
+from kinemae.launch.ssh import launch_of as ssh
+from kinemae.launch.supervisor.start import plan_text
+from kinemae.launch.supervisor.supervise import Launch
+from kinemae.launch.supervisor.task import environment_of, first_host, of_slurm
 from tests.conftest import REPO, run_module
 from tests.launch.test_slurm import EXPECTED, neutral
 
@@ -111,10 +110,10 @@ def test_what_the_room_refuses_starts_nothing(
         (["local"], "expected `pretrain CONFIG .*` or `finetune train CONFIG .*` after --, got 'nothing'"),
         (["local", "--", "train", "x"], "got 'train x'"),
         (["local", "--", "pretrain", "preview", DEMO], "only trainings are launched"),
-        (["local", "--", "finetune", "evaluate", "RUN"], "start it as python -m finetune evaluate"),
+        (["local", "--", "finetune", "evaluate", "RUN"], "start it as kinemae finetune evaluate"),
         (
             ["local", "--", "pretrain", "cost", DEMO],
-            "only trainings are launched, start it as python -m pretrain cost",
+            "only trainings are launched, start it as kinemae pretrain cost",
         ),
         (["local", "--", "python", "-m", "pretrain", DEMO], "got 'python -m'; fix: write -- pretrain "),
         (["local", "--", "pretrain", "a=b"], "the config comes right after pretrain"),
@@ -133,15 +132,15 @@ def test_a_wrong_call_leaves_with_2(
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_the_code_and_the_config_are_frozen_once_for_each_content(tmp_path: Path) -> None:
+def test_the_code_and_the_config_are_frozen_once_for_each_content(tmp_path: Path, repo: Path) -> None:
     job = unchecked(tmp_path)
     publish(job)
     publish(job)
     frozen = [path.name for path in job.path.parent.iterdir()]
     assert sorted(frozen) == sorted([Path(job.code).name, Path(job.argv[1]).name, "job.json"])
     assert Path(job.argv[1]).read_text() == Path(DEMO).read_text()
-    for name in ("pretrain/__main__.py", "launch/task.py", "configs/pretrain/demo.yaml"):
-        assert (Path(job.code) / name).read_bytes() == (SOURCES / name).read_bytes()
+    for name in ("pretrain/__main__.py", "launch/supervisor/task.py", "configs/pretrain/demo.yaml"):
+        assert (Path(job.code) / "kinemae" / name).read_bytes() == (repo / name).read_bytes()
     assert not list(Path(job.code).rglob("__pycache__"))
     assert read_job(tmp_path / "run").argv == job.argv
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from launch.cluster import UsageError, read_cluster
-from launch.job import describe
-from launch.k8s import manifest_text
-from launch.k8s_cluster import KubernetesCluster
-from launch.k8s_pod import retryable
+from kinemae.launch.cluster import UsageError, read_cluster
+from kinemae.launch.job import describe
+from kinemae.launch.k8s.cluster import KubernetesCluster
+from kinemae.launch.k8s.command import manifest_text
+from kinemae.launch.k8s.pod import retryable
 from tests.conftest import REPO, run_module
 from tests.launch.published_schemas import check
 from tests.launch.rooms import make_job, told

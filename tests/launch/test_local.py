@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.job import describe
-from launch.record import is_held, read_record
+from kinemae.launch.job import describe
+from kinemae.launch.record import is_held, read_record
 from tests.launch.rooms import are_waiting, head, make_job, processes_of, run_head, told, wait_for
 
 pytestmark = pytest.mark.processes

@@ -12,17 +12,17 @@ import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-from data_tools.config import load_config
-from data_tools.stream.order import plan_batch
-from launch.__main__ import main
-from launch.cluster import UsageError
-from launch.plan import make_plan, split_words
-from launch.plan_devices import Machines, assumptions
-from launch.plan_measured import calibrate, read_run
-from launch.plan_memory import states
-from launch.plan_time import Fit, cut_batch
-from pretrain.config import PretrainConfig
-from pretrain.cost import measure_cost
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.stream.order import plan_batch
+from kinemae.launch.__main__ import main
+from kinemae.launch.cluster import UsageError
+from kinemae.launch.plan.command import make_plan, split_words
+from kinemae.launch.plan.devices import Machines, assumptions
+from kinemae.launch.plan.measured import calibrate, read_run
+from kinemae.launch.plan.memory import states
+from kinemae.launch.plan.step_time import Fit, cut_batch
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.cost import measure_cost
 from tests.conftest import run_module
 
 CONFIG = """

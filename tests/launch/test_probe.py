@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from launch.checks.nodes import BOOTSTRAP, Nodes, probe_words
-from launch.checks.silence import silences
-from launch.checks.versions import PACKAGES
-from launch.probe.answering import CHUNK
-from launch.probe.folders import clean, lock, look, read_shards, write
-from launch.probe.group import group, rounds, wrong_senders, wrong_sums
-from launch.probe.machine import machine
-from launch.probe.network import connect, listen, network
+from kinemae.launch.doctor.checks.nodes import BOOTSTRAP, Nodes, probe_words
+from kinemae.launch.doctor.checks.unreachable import silences
+from kinemae.launch.doctor.checks.versions import PACKAGES
+from kinemae.launch.doctor.probe.folders import clean, lock, look, read_shards, write
+from kinemae.launch.doctor.probe.group import group, rounds, wrong_senders, wrong_sums
+from kinemae.launch.doctor.probe.machine import machine
+from kinemae.launch.doctor.probe.network import connect, listen, network
+from kinemae.launch.doctor.probe.server import CHUNK
 
 
 def look_up() -> dict[str, Any]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.checks.targets import KINDS
-from launch.cluster import UsageError, read_cluster
-from launch.job import Job, prepare
-from launch.slurm import plan_text, script_of
-from launch.slurm_cluster import SlurmCluster
+from kinemae.launch.cluster import UsageError, read_cluster
+from kinemae.launch.doctor.checks.targets import KINDS
+from kinemae.launch.job import Job, prepare
+from kinemae.launch.slurm.cluster import SlurmCluster
+from kinemae.launch.slurm.command import plan_text, script_of
 from tests.conftest import REPO
 
 SHIPPED = REPO / "configs" / "cluster" / "slurm.yaml"

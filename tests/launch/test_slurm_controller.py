@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.job import Job
-from launch.slurm import script_of
-from launch.slurm_cluster import SlurmCluster
-from launch.slurm_watch import CANCELLED, cancel_job, job_end, job_line, job_states
+from kinemae.launch.job import Job
+from kinemae.launch.slurm.cluster import SlurmCluster
+from kinemae.launch.slurm.command import script_of
+from kinemae.launch.slurm.watch import CANCELLED, cancel_job, job_end, job_line, job_states
 from tests.conftest import demo_job, run_module
 from tests.launch.controller import ask, controller, field, state, wait_for
 from tests.launch.rooms import are_waiting, make_job, told

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster import UsageError, read_cluster
-from launch.hosts import Answer
-from launch.names import name_fault
-from launch.record import ask_for_stop, read_record
-from launch.ssh import SshCluster, read_hostfile
+from kinemae.launch.cluster import UsageError, read_cluster
+from kinemae.launch.record import ask_for_stop, read_record
+from kinemae.launch.ssh import SshCluster, read_hostfile
+from kinemae.launch.supervisor.hosts import Answer
+from kinemae.launch.supervisor.name_resolution import name_fault
 from tests.launch.hosts import Network
 from tests.launch.rooms import are_waiting, head, make_job, processes_of, run_head, told, wait_for
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.record import newest_checkpoint, read_record
+from kinemae.launch.record import newest_checkpoint, read_record
 from tests.conftest import REPO, demo_job, run_module
 from tests.launch.hosts import Network
 from tests.launch.rooms import wait_for

@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from pretrain.encoder_file import EncoderDescription, save_encoder
-from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import ModelConfig
-from pretrain.model.tokens import Patch, TokenGrid, gather_tokens, patchify
-from pretrain.noise.gaussian import GaussianNoise
-from pretrain.targets.base import Shown, Target
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.encoder_file import EncoderDescription, save_encoder
+from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.model.tokens import Patch, TokenGrid, gather_tokens, patchify
+from kinemae.pretrain.noise.gaussian import GaussianNoise
+from kinemae.pretrain.targets.base import Shown, Target
 from tests.default_parts import build_default
 
-FOLDER = "pretrain.targets"
+FOLDER = "kinemae.pretrain.targets"
 PATCH = (2, 4, 4)
 GRID = TokenGrid(2, 2, 2)
 WANTED = torch.tensor([[3, 0, 7], [5, 6, 1]])

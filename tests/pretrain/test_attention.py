@@ -8,14 +8,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from data_tools.parts import Part, part_names
-from pretrain.model import attending
-from pretrain.model.attention.base import Looks, Tokens, build_attention
-from pretrain.model.places import REGISTER, Places
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.components import Part, part_names
+from kinemae.pretrain.model import attention_backends
+from kinemae.pretrain.model.attention.base import Looks, Tokens, build_attention
+from kinemae.pretrain.model.token_positions import REGISTER, Places
+from kinemae.pretrain.model.tokens import TokenGrid
 from tests.token_places import CPU, GRIDS, LAYOUTS, grids, layouts, places_of
 
-FOLDER = "pretrain.model.attention"
+FOLDER = "kinemae.pretrain.model.attention"
 KINDS = [Part(name=name) for name in part_names(FOLDER)] + [
     Part(name="windowed", args={"window": [2, 2, 3]}),
     Part(name="windowed", args={"window": [3, 2, 1], "shifted": False}),
@@ -133,12 +133,12 @@ class TestWaysOfLongRows:
     def test_chunks_of_queries_equal_the_dense_reference_and_so_do_their_gradients(
         self, part, layout, monkeypatch
     ):
-        monkeypatch.setattr(attending, "QUERIES_AT_ONCE", 50)
+        monkeypatch.setattr(attention_backends, "QUERIES_AT_ONCE", 50)
         places = places_of(layout, self.GRID)
         heads, tokens = random_heads(places, width=8), Tokens.at(places, CPU)
         for relation in relations_of(part):
             allowed_BNN = relation.allowed(places, CPU)
-            look = attending.query_by_query(relation.rule(tokens), *tokens.shape, CPU)
+            look = attention_backends.query_by_query(relation.rule(tokens), *tokens.shape, CPU)
             found = with_gradients(look, heads)
             expected = with_gradients(lambda *h, allowed=allowed_BNN: plain(allowed, *h), heads)
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
@@ -160,14 +160,14 @@ class Largest(TorchDispatchMode):
 def test_where_flex_attention_is_not_compiled_no_table_of_all_scores_is_made():
     """Simulate PyTorch's limit of compiled variants."""
     tokens, heads = 1024, [torch.randn(1, 4, 1024, 16, requires_grad=True) for _ in range(3)]
-    look = attending.query_by_query(lambda row, query, key: query // 4 == key // 4, 1, tokens, CPU)
-    flex = attending._flex(is_compiled=True)
+    look = attention_backends.query_by_query(lambda row, query, key: query // 4 == key // 4, 1, tokens, CPU)
+    flex = attention_backends._flex(is_compiled=True)
     with Largest() as largest, torch.compiler.set_stance("force_eager"):
         with pytest.warns(UserWarning, match="FlexAttention is not compiled here"):
             seen = flex(*heads, None, look)
         seen.sum().backward()
     assert largest.values < 4 * tokens * tokens / 2
-    allowed_1NN = attending.table(lambda row, query, key: query // 4 == key // 4, 1, tokens, CPU)
+    allowed_1NN = attention_backends.table(lambda row, query, key: query // 4 == key // 4, 1, tokens, CPU)
     torch.testing.assert_close(seen, plain(allowed_1NN, *heads), atol=2e-5, rtol=2e-5)
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from data_tools.parts import Part
-from pretrain.model.attending import group_jobs
-from pretrain.model.attention.base import Tokens, build_attention
-from pretrain.model.places import REGISTER, Places
-from pretrain.model.sizes import ModelConfig
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.components import Part
+from kinemae.pretrain.model.attention.base import Tokens, build_attention
+from kinemae.pretrain.model.attention_backends import group_jobs
+from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.model.token_positions import REGISTER, Places
+from kinemae.pretrain.model.tokens import TokenGrid
 from tests.token_places import CPU, grids, layouts, places_of
 
 

@@ -1,16 +1,16 @@
 import pytest
 import torch
 
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from pretrain.masking.tube import TubeMasking
-from pretrain.model.autoencoder import build_autoencoder
-from pretrain.model.sizes import ModelConfig
-from pretrain.model.tokens import TokenGrid, normalise, take_patches
-from pretrain.noise.gaussian import GaussianNoise
-from pretrain.noise.none import NoNoise
-from pretrain.split import TokenSplit
-from pretrain.targets.pixels import PixelTarget
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.masking.tube import TubeMasking
+from kinemae.pretrain.model.autoencoder import build_autoencoder
+from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.model.tokens import TokenGrid, normalise, take_patches
+from kinemae.pretrain.noise.gaussian import GaussianNoise
+from kinemae.pretrain.noise.none import NoNoise
+from kinemae.pretrain.targets.pixels import PixelTarget
+from kinemae.pretrain.token_selection import TokenSplit
 
 PATCH = (2, 4, 4)
 GRID = TokenGrid.of(4, 16, PATCH)

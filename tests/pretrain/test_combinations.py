@@ -7,17 +7,17 @@ import re
 import pytest
 import torch
 
-from pretrain.combination import check_combination
-from pretrain.masking.tube import TubeMasking
-from pretrain.model.sizes import ModelConfig
-from pretrain.noise.gaussian import GaussianNoise
-from pretrain.noise.none import NoNoise
-from pretrain.noise.token import TokenNoise
-from pretrain.pruning.motion import MotionPruning
-from pretrain.pruning.none import NoPruning
-from pretrain.pruning.run_length import RunLengthPruning
-from pretrain.targets.noise import NoiseTarget
-from pretrain.targets.pixels import PixelTarget
+from kinemae.pretrain.compatibility import check_combination
+from kinemae.pretrain.masking.tube import TubeMasking
+from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.noise.gaussian import GaussianNoise
+from kinemae.pretrain.noise.none import NoNoise
+from kinemae.pretrain.noise.token import TokenNoise
+from kinemae.pretrain.pruning.motion import MotionPruning
+from kinemae.pretrain.pruning.none import NoPruning
+from kinemae.pretrain.pruning.run_length import RunLengthPruning
+from kinemae.pretrain.targets.noise import NoiseTarget
+from kinemae.pretrain.targets.pixels import PixelTarget
 from tests.combining import axes, pairs_of, pairwise_covering, prepare, refusal_or_training, train
 from tests.seeds import SEED
 

@@ -1,4 +1,4 @@
-"""`python -m pretrain`: whatever is wrong is said in one line with its exit code before anything starts."""
+"""`kinemae pretrain`: whatever is wrong is said in one line with its exit code before anything starts."""
 
 import json
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from data_tools.command import run_program
-from data_tools.config import load_config
-from pretrain.__main__ import PROGRAM
-from pretrain.config import PretrainConfig
-from pretrain.runtime.run_folder import open_run_dir
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.config import load_config
+from kinemae.pretrain.__main__ import PROGRAM
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime.run_folder import open_run_dir
 from tests.conftest import run_module
 
 CONFIG, DATA = 2, 3
@@ -232,7 +232,7 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
         run_program(PROGRAM, ["--help"])
     assert left.value.code == 0
     output = capsys.readouterr().out
-    assert "example:\n  python -m pretrain configs/pretrain/demo.yaml data.shards=" in output
+    assert "example:\n  kinemae pretrain configs/pretrain/demo.yaml data.shards=" in output
     assert "--dry-run" in output
 
 

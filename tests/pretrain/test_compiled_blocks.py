@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_tools.parts import Part
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from pretrain.masking.base import Masking
-from pretrain.masking.jitter import JitterMasking
-from pretrain.masking.uniform import UniformMasking
-from pretrain.model.autoencoder import build_autoencoder
-from pretrain.model.blocks import set_up_blocks
-from pretrain.model.sizes import ModelConfig
-from pretrain.model.tokens import TokenGrid
-from pretrain.noise.none import NoNoise
-from pretrain.split import TokenSplit
-from pretrain.targets.base import Target
-from pretrain.targets.features import FeatureTarget
-from pretrain.targets.pixels import PixelTarget
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.masking.base import Masking
+from kinemae.pretrain.masking.jitter import JitterMasking
+from kinemae.pretrain.masking.uniform import UniformMasking
+from kinemae.pretrain.model.autoencoder import build_autoencoder
+from kinemae.pretrain.model.blocks import set_up_blocks
+from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.noise.none import NoNoise
+from kinemae.pretrain.targets.base import Target
+from kinemae.pretrain.targets.features import FeatureTarget
+from kinemae.pretrain.targets.pixels import PixelTarget
+from kinemae.pretrain.token_selection import TokenSplit
 
 STEPS, CLIPS, FRAMES, SIZE = 20, 2, 4, 32
 WINDOW = {"window": [2, 2, 2]}

@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 import torch
 
-from data_tools.command import run_program
-from data_tools.config import load_config
-from data_tools.parts import Part, build_part, part_names
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from pretrain.__main__ import PROGRAM
-from pretrain.config import PretrainConfig
-from pretrain.cost import measure_cost
-from pretrain.model import work
-from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
-from pretrain.model.sizes import ModelConfig
-from pretrain.model.tokens import TokenGrid
-from pretrain.model.work import ATTENTION, PRODUCT, Trace, trace_step
-from pretrain.noise.none import NoNoise
-from pretrain.targets.base import Target
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.__main__ import PROGRAM
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.cost import measure_cost
+from kinemae.pretrain.model import cost_tracer
+from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
+from kinemae.pretrain.model.cost_tracer import ATTENTION, PRODUCT, Trace, trace_step
+from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.noise.none import NoNoise
+from kinemae.pretrain.targets.base import Target
 from tests.pretrain.test_flops import clips
 
 GRID = TokenGrid(2, 6, 6)
@@ -40,7 +40,7 @@ masking: {name: uniform, args: {ratio: 0.5}}
 
 def builder(target: str = "pixels", **changes: object) -> Callable[[], MaskedAutoencoder]:
     model = ModelConfig(size="tiny", patch_size=8, **changes)  # type: ignore[arg-type]
-    part = build_part("pretrain.targets", Part(name=target), Target)
+    part = build_part("kinemae.pretrain.targets", Part(name=target), Target)
     return lambda: build_autoencoder(model, GRID, target=part, noise=NoNoise())
 
 
@@ -101,7 +101,7 @@ def test_views_move_no_bytes_whether_they_say_that_they_are_views_or_not() -> No
         weight_B=torch.ones(1),
     )
     given = torch.ones(4, 6)
-    with work._Ledger(torch.nn.Linear(1, 1), batch) as ledger:
+    with cost_tracer._Ledger(torch.nn.Linear(1, 1), batch) as ledger:
         torch.ops.aten._unsafe_view(given, [24])
         given.view(24).unsqueeze(0)
         assert ledger.operations == []
@@ -117,7 +117,7 @@ def test_gradients_come_on_top_where_an_optimiser_has_set_them_to_none() -> None
     assert max(found.peak, gradients) <= found.peak_with_gradients <= found.peak + gradients
 
 
-@pytest.mark.parametrize("kind", part_names("pretrain.model.attention"))
+@pytest.mark.parametrize("kind", part_names("kinemae.pretrain.model.attention"))
 def test_every_kind_of_attention_has_its_cost(kind: str) -> None:
     assert trace(builder(attention=Part(name=kind))).held > 0
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from pretrain.model.decoder import CrossDecoder, SelfDecoder
-from pretrain.model.sizes import DecoderShape
-from pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.model.decoder import CrossDecoder, SelfDecoder
+from kinemae.pretrain.model.sizes import DecoderShape
+from kinemae.pretrain.model.tokens import TokenGrid
 
 GRID = TokenGrid(2, 3, 4)
 VISIBLE = torch.tensor([[1, 5, 9, 23], [0, 2, 3, 11]])

@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_tools.command import CheckpointError
-from data_tools.parts import Part, part_names
-from pretrain.decoder_file import describe_decoder, has_decoder, load_decoder, save_decoder
-from pretrain.model.decoder import DECODERS
-from pretrain.model.sizes import DecoderShape
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.components import Part, part_names
+from kinemae.pretrain.decoder_file import describe_decoder, has_decoder, load_decoder, save_decoder
+from kinemae.pretrain.model.decoder import DECODERS
+from kinemae.pretrain.model.sizes import DecoderShape
+from kinemae.pretrain.model.tokens import TokenGrid
 
 GRID = TokenGrid(2, 3, 3)
 TARGET = Part(name="pixels", args={"normalise": "patch"})
@@ -36,7 +36,7 @@ def edit(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize("positions", part_names("pretrain.model.positions"))
+@pytest.mark.parametrize("positions", part_names("kinemae.pretrain.model.positions"))
 @pytest.mark.parametrize("kind", DECODERS)
 def test_a_decoder_comes_back_from_its_folder_alone(tmp_path, kind, positions):
     own = saved(tmp_path / "encoder", kind=kind, positions=positions, told_noise=True)
@@ -50,7 +50,7 @@ def test_a_decoder_comes_back_from_its_folder_alone(tmp_path, kind, positions):
     assert description.target == TARGET and description.told_noise
 
 
-@pytest.mark.parametrize("positions", part_names("pretrain.model.positions"))
+@pytest.mark.parametrize("positions", part_names("kinemae.pretrain.model.positions"))
 def test_it_may_be_loaded_for_another_grid(tmp_path, positions):
     saved(tmp_path, positions=positions)
     other = TokenGrid(4, 5, 5)

@@ -2,11 +2,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_tools.randomness import ClipRandom
-from pretrain.model.blocks import SelfAttention, kept_branches
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.pretrain.model.blocks import SelfAttention, kept_branches
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import TokenGrid
 
 SHAPE = EncoderShape(width=32, depth=3, heads=2, mlp_width=64, patch=(1, 2, 2))
 GRID = TokenGrid(2, 3, 4)

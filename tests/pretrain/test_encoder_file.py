@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_tools.command import CheckpointError
-from pretrain.encoder_file import EncoderDescription, load_description, load_encoder, save_encoder
-from pretrain.model.encoder import Encoder
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.command import CheckpointError
+from kinemae.pretrain.encoder_file import EncoderDescription, load_description, load_encoder, save_encoder
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import TokenGrid
 
 SHAPE = EncoderShape(width=16, depth=2, heads=2, mlp_width=32, patch=(2, 4, 4))
 GRID = TokenGrid.of(4, 8, SHAPE.patch)

@@ -5,20 +5,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data_tools.parts import Part, part_names
-from data_tools.randomness import ClipRandom
-from pretrain.model.decoder import SelfDecoder
-from pretrain.model.encoder import Encoder
-from pretrain.model.places import REGISTER, Places
-from pretrain.model.sizes import DecoderShape, EncoderShape
-from pretrain.model.tokens import TokenGrid
-from pretrain.runtime.optimiser import parameter_groups
+from kinemae.data_tools.components import Part, part_names
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.pretrain.model.decoder import SelfDecoder
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import DecoderShape, EncoderShape
+from kinemae.pretrain.model.token_positions import REGISTER, Places
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.runtime.optimiser import parameter_groups
 
 PLAIN = EncoderShape(width=32, depth=2, heads=2, mlp_width=64, patch=(1, 2, 2))
 FULL = replace(PLAIN, qk_norm=True, layer_scale=0.1, registers=2, run_lengths=3)
 GRID = TokenGrid(3, 3, 4)
 VISIBLE = torch.tensor([[1, 5, 9, 13, 35], [0, 2, 12, 24, 11]])
-KINDS = part_names("pretrain.model.attention")
+KINDS = part_names("kinemae.pretrain.model.attention")
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 

@@ -3,21 +3,24 @@
 import pytest
 import torch
 
-from data_tools.parts import Part, build_part, part_names
-from data_tools.stream.batch import ClipBatch
-from pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
-from pretrain.model.flops import count_flops
-from pretrain.model.sizes import SIZES, ModelConfig
-from pretrain.model.tokens import TokenGrid
-from pretrain.noise.none import NoNoise
-from pretrain.pruning.base import Pruning
-from pretrain.targets.base import Target
+from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
+from kinemae.pretrain.model.flops import count_flops
+from kinemae.pretrain.model.sizes import SIZES, ModelConfig
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.noise.none import NoNoise
+from kinemae.pretrain.pruning.base import Pruning
+from kinemae.pretrain.targets.base import Target
 
 
 def model_of(config: ModelConfig, grid: TokenGrid, target: str = "pixels") -> MaskedAutoencoder:
     with torch.device("meta"):
         return build_autoencoder(
-            config, grid, target=build_part("pretrain.targets", Part(name=target), Target), noise=NoNoise()
+            config,
+            grid,
+            target=build_part("kinemae.pretrain.targets", Part(name=target), Target),
+            noise=NoNoise(),
         )
 
 
@@ -80,7 +83,7 @@ def tiny(**changes: object) -> ModelConfig:
     return ModelConfig(size="tiny", **{**fixed, **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", part_names("pretrain.model.attention"))
+@pytest.mark.parametrize("kind", part_names("kinemae.pretrain.model.attention"))
 def test_every_kind_of_attention_is_counted_and_none_costs_more_than_all_pairs_of_each_pass(
     kind: str,
 ) -> None:
@@ -88,7 +91,7 @@ def test_every_kind_of_attention_is_counted_and_none_costs_more_than_all_pairs_o
     grid = TokenGrid(4, 6, 6)
     batch = clips(grid, visible=36, wanted=50, patch=8)
     torch.manual_seed(0)
-    target = build_part("pretrain.targets", Part(name="pixels"), Target)
+    target = build_part("kinemae.pretrain.targets", Part(name="pixels"), Target)
     model, joint = (
         build_autoencoder(tiny(attention=Part(name=name)), grid, target=target, noise=NoNoise())
         for name in (kind, "joint")
@@ -101,7 +104,7 @@ def test_every_kind_of_attention_is_counted_and_none_costs_more_than_all_pairs_o
 
 def test_the_count_is_of_one_clip_and_leaves_the_model_as_it_was() -> None:
     grid = TokenGrid(2, 4, 4)
-    target = build_part("pretrain.targets", Part(name="pixels"), Target)
+    target = build_part("kinemae.pretrain.targets", Part(name="pixels"), Target)
     model = build_autoencoder(tiny(), grid, target=target, noise=NoNoise())
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     one, three = (
@@ -123,8 +126,8 @@ def test_a_target_that_runs_a_second_encoder_is_counted_apart() -> None:
 
 def test_a_learned_pruner_makes_the_encoder_cheaper_by_what_it_drops() -> None:
     grid = TokenGrid(2, 4, 4)
-    target = build_part("pretrain.targets", Part(name="pixels"), Target)
-    pruning = build_part("pretrain.pruning", Part(name="learned", args={"keep": 0.5}), Pruning)
+    target = build_part("kinemae.pretrain.targets", Part(name="pixels"), Target)
+    pruning = build_part("kinemae.pretrain.pruning", Part(name="learned", args={"keep": 0.5}), Pruning)
     model = build_autoencoder(tiny(), grid, target=target, noise=NoNoise(), pruning=pruning)
     flops = count_flops(model, clips(grid, visible=8, wanted=16, patch=8))
     embedding, scoring = 2 * 8 * (2 * 8 * 8 * 3) * 24, 8 * 2 * (24 * 8 + 8)

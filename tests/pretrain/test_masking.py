@@ -1,18 +1,18 @@
 import pytest
 import torch
 
-from data_tools.parts import part_names
-from data_tools.randomness import generator
-from pretrain.masking.base import Masking, check_split
-from pretrain.masking.blocks import BlockMasking
-from pretrain.masking.frame import FrameMasking
-from pretrain.masking.motion import MotionMasking
-from pretrain.masking.tube import TubeMasking
-from pretrain.masking.uniform import UniformMasking
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.components import part_names
+from kinemae.data_tools.randomness import generator
+from kinemae.pretrain.masking.base import Masking, check_split
+from kinemae.pretrain.masking.blocks import BlockMasking
+from kinemae.pretrain.masking.frame import FrameMasking
+from kinemae.pretrain.masking.motion import MotionMasking
+from kinemae.pretrain.masking.tube import TubeMasking
+from kinemae.pretrain.masking.uniform import UniformMasking
+from kinemae.pretrain.model.tokens import TokenGrid
 from tests.default_parts import build_default
 
-FOLDER = "pretrain.masking"
+FOLDER = "kinemae.pretrain.masking"
 GRID = TokenGrid(4, 6, 5)
 GRIDS = [GRID, TokenGrid(8, 14, 14), TokenGrid(1, 6, 5), TokenGrid(3, 1, 20), TokenGrid(16, 1, 1)]
 KINDS = [TubeMasking, UniformMasking, BlockMasking, FrameMasking, MotionMasking]

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from data_tools.parts import Part
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from pretrain.model.autoencoder import build_autoencoder
-from pretrain.model.encoder import Encoder
-from pretrain.model.merging import Merging, match
-from pretrain.model.sizes import EncoderShape, ModelConfig
-from pretrain.model.tokens import TokenGrid
-from pretrain.noise.none import NoNoise
-from pretrain.targets.pixels import PixelTarget
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.model.autoencoder import build_autoencoder
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.merging import Merging, match
+from kinemae.pretrain.model.sizes import EncoderShape, ModelConfig
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.noise.none import NoNoise
+from kinemae.pretrain.targets.pixels import PixelTarget
 
 GRID = TokenGrid(2, 3, 3)
 WIDTH, HEADS = 24, 2

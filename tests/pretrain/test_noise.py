@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from data_tools.parts import Part, build_part, part_names
-from data_tools.randomness import ClipRandom
-from pretrain.model.places import Places
-from pretrain.model.tokens import TokenGrid
-from pretrain.noise.base import Noise, Strength
+from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.noise.base import Noise, Strength
 from tests.default_parts import default_part
 
-FOLDER = "pretrain.noise"
+FOLDER = "kinemae.pretrain.noise"
 GRID = TokenGrid(4, 3, 3)
 PATCH = (2, 4, 4)
 DISTURBING = sorted(set(part_names(FOLDER)) - {"none"})

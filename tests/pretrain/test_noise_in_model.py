@@ -3,28 +3,28 @@
 import pytest
 import torch
 
-from data_tools.parts import Part, build_part, part_names
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from pretrain.combination import check_combination
-from pretrain.masking.tube import TubeMasking
-from pretrain.model.autoencoder import build_autoencoder
-from pretrain.model.places import Places
-from pretrain.model.sizes import ModelConfig
-from pretrain.model.tokens import TokenGrid, normalise, take_patches
-from pretrain.noise.base import Noise
-from pretrain.noise.correlated import CorrelatedNoise
-from pretrain.noise.frames import FrameNoise
-from pretrain.noise.gaussian import GaussianNoise
-from pretrain.noise.none import NoNoise
-from pretrain.noise.several import SeveralNoises
-from pretrain.pruning.learned import LearnedPruning
-from pretrain.pruning.none import NoPruning
-from pretrain.split import TokenSplit
-from pretrain.targets.base import Prediction
-from pretrain.targets.noise import NoiseTarget
-from pretrain.targets.pixels import PixelTarget
-from pretrain.targets.weighted import WeightedTarget
+from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.compatibility import check_combination
+from kinemae.pretrain.masking.tube import TubeMasking
+from kinemae.pretrain.model.autoencoder import build_autoencoder
+from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.tokens import TokenGrid, normalise, take_patches
+from kinemae.pretrain.noise.base import Noise
+from kinemae.pretrain.noise.correlated import CorrelatedNoise
+from kinemae.pretrain.noise.frames import FrameNoise
+from kinemae.pretrain.noise.gaussian import GaussianNoise
+from kinemae.pretrain.noise.none import NoNoise
+from kinemae.pretrain.noise.several import SeveralNoises
+from kinemae.pretrain.pruning.learned import LearnedPruning
+from kinemae.pretrain.pruning.none import NoPruning
+from kinemae.pretrain.targets.base import Prediction
+from kinemae.pretrain.targets.noise import NoiseTarget
+from kinemae.pretrain.targets.pixels import PixelTarget
+from kinemae.pretrain.targets.weighted import WeightedTarget
+from kinemae.pretrain.token_selection import TokenSplit
 from tests.default_parts import default_part
 
 PATCH = (2, 4, 4)
@@ -69,10 +69,12 @@ def run(model, batch):
     return model.predict(batch, draws_of(batch))
 
 
-@pytest.mark.parametrize("name", part_names("pretrain.noise"))
+@pytest.mark.parametrize("name", part_names("kinemae.pretrain.noise"))
 class TestEveryNoise:
     def build(self, name):
-        return build(build_part("pretrain.noise", default_part("pretrain.noise", name), Noise))
+        return build(
+            build_part("kinemae.pretrain.noise", default_part("kinemae.pretrain.noise", name), Noise)
+        )
 
     def test_the_target_is_the_clean_clip(self, name):
         model, batch = self.build(name), make_batch()
@@ -106,14 +108,14 @@ class TestEveryNoise:
         assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(set(part_names("pretrain.noise")) - {"none"}))
+@pytest.mark.parametrize("name", sorted(set(part_names("kinemae.pretrain.noise")) - {"none"}))
 def test_every_kind_reaches_what_the_encoder_makes_of_a_clip(name):
     model, batch = build(NoNoise()), make_batch()
     clean_BMP = run(model, batch)[0].wanted_BMP
-    args = default_part("pretrain.noise", name).args | {"strength": {"min_level": 1.0}}
+    args = default_part("kinemae.pretrain.noise", name).args | {"strength": {"min_level": 1.0}}
     if name == "frames":
         args["drop"] = 1.0
-    model.noise = build_part("pretrain.noise", Part(name=name, args=args), Noise)
+    model.noise = build_part("kinemae.pretrain.noise", Part(name=name, args=args), Noise)
     moved_B = (run(model, batch)[0].wanted_BMP - clean_BMP).abs().amax(dim=(1, 2))
     assert (moved_B > 1e-4).all()
 

@@ -5,15 +5,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from data_tools.randomness import ClipRandom
-from pretrain.model.places import Places
-from pretrain.model.tokens import MEAN, STD, TokenGrid, denormalise, normalise, unpatchify
-from pretrain.noise.correlated import CorrelatedNoise
-from pretrain.noise.frames import FrameNoise
-from pretrain.noise.gaussian import GaussianNoise
-from pretrain.noise.photometric import PhotometricNoise
-from pretrain.noise.several import SeveralNoises
-from pretrain.noise.token import TokenNoise
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid, denormalise, normalise, unpatchify
+from kinemae.pretrain.noise.correlated import CorrelatedNoise
+from kinemae.pretrain.noise.frames import FrameNoise
+from kinemae.pretrain.noise.gaussian import GaussianNoise
+from kinemae.pretrain.noise.photometric import PhotometricNoise
+from kinemae.pretrain.noise.several import SeveralNoises
+from kinemae.pretrain.noise.token import TokenNoise
 
 GRID = TokenGrid(4, 3, 3)
 PATCH = (2, 4, 4)

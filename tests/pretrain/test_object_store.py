@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.__main__ import PROGRAM
-from data_tools.command import run_program
-from data_tools.storage.cache import Cache
-from pretrain.runtime.settings import StreamConfig
+from kinemae.data_tools.__main__ import PROGRAM
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.storage.cache import Cache
+from kinemae.pretrain.runtime.settings import StreamConfig
 from tests.conftest import run_module
 from tests.faulty_server import FaultyServer
 from tests.sharding import shard

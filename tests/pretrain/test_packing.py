@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from data_tools.parts import Part
-from data_tools.randomness import ClipRandom
-from pretrain.model.encoder import Encoder
-from pretrain.model.packing import Packing, share_of, top_tokens
-from pretrain.model.sizes import EncoderShape
-from pretrain.model.tokens import TokenGrid, gather_tokens, patchify, take_patches
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.packing import Packing, share_of, top_tokens
+from kinemae.pretrain.model.sizes import EncoderShape
+from kinemae.pretrain.model.tokens import TokenGrid, gather_tokens, patchify, take_patches
 
 GRID = TokenGrid(2, 3, 3)
 IS_KEPT_BN = torch.tensor([[True, False, True, True], [False] * 4, [False, True, False, False]])

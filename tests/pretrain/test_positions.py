@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from data_tools.parts import Part, part_names
-from pretrain.model.decoder import DECODERS
-from pretrain.model.encoder import Encoder
-from pretrain.model.places import REGISTER
-from pretrain.model.positions.base import axis, build_positions
-from pretrain.model.sizes import DecoderShape, EncoderShape
-from pretrain.model.tokens import TokenGrid
-from pretrain.runtime.optimiser import parameter_groups
+from kinemae.data_tools.components import Part, part_names
+from kinemae.pretrain.model.decoder import DECODERS
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.positions.base import axis, build_positions
+from kinemae.pretrain.model.sizes import DecoderShape, EncoderShape
+from kinemae.pretrain.model.token_positions import REGISTER
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.runtime.optimiser import parameter_groups
 
-NAMES = part_names("pretrain.model.positions")
+NAMES = part_names("kinemae.pretrain.model.positions")
 GRID, ODD, LONGER = TokenGrid(3, 4, 4), TokenGrid(1, 3, 5), TokenGrid(6, 4, 4)
 WIDTH, HEADS = 32, 4
 

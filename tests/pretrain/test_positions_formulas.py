@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_tools.parts import Part
-from pretrain.model.positions.base import build_positions
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.components import Part
+from kinemae.pretrain.model.positions.base import build_positions
+from kinemae.pretrain.model.tokens import TokenGrid
 
 SMALL, LARGE = TokenGrid(2, 3, 4), TokenGrid(4, 5, 4)
 

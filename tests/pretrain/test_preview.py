@@ -1,4 +1,4 @@
-"""`python -m pretrain preview`: what it draws and counts is what training would get."""
+"""`kinemae pretrain preview`: what it draws and counts is what training would get."""
 
 import json
 from collections.abc import Callable
@@ -12,16 +12,16 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
-from data_tools.command import run_program
-from data_tools.config import load_config
-from data_tools.stream.batch import ClipBatch
-from data_tools.stream.pixels import luma_of
-from pretrain.__main__ import PROGRAM
-from pretrain.config import PretrainConfig
-from pretrain.model.tokens import patchify
-from pretrain.preview import preview_columns, read_clips
-from pretrain.sheet import HIDDEN, NOT_ASKED, PRUNED, PRUNED_HIDDEN, named_tokens, tint
-from pretrain.training import Plan, clips_of_pictures, make_plan, training_clips
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.data_tools.stream.yuv_to_rgb import luma_of
+from kinemae.pretrain.__main__ import PROGRAM
+from kinemae.pretrain.clip_grid import HIDDEN, NOT_ASKED, PRUNED, PRUNED_HIDDEN, named_tokens, tint
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.model.tokens import patchify
+from kinemae.pretrain.preview import preview_columns, read_clips
+from kinemae.pretrain.training import Plan, clips_of_pictures, make_plan, training_clips
 from tests.conftest import run_module
 
 CONFIG, DATA = 2, 3

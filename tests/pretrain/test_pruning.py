@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from data_tools.parts import part_names
-from pretrain.model.sizes import SIZES
-from pretrain.pruning.base import Pruning, check_keep
+from kinemae.data_tools.components import part_names
+from kinemae.pretrain.model.sizes import SIZES
+from kinemae.pretrain.pruning.base import Pruning, check_keep
 from tests.default_parts import build_default
 
-FOLDER = "pretrain.pruning"
+FOLDER = "kinemae.pretrain.pruning"
 NAMES = part_names(FOLDER)
 PATCH = (2, 4, 4)
 SIZES_THW = [(8, 24, 20), (2, 8, 8), (8, 4, 4), (6, 4, 20)]

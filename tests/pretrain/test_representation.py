@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.representation import deviation, effective_rank, mean_cosine, neighbours_accuracy
+from kinemae.pretrain.representation import deviation, effective_rank, mean_cosine, neighbours_accuracy
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from pretrain.model.autoencoder import build_autoencoder
-from pretrain.model.sizes import SIZES, DecoderShape, EncoderShape, ModelConfig
-from pretrain.model.tokens import TokenGrid
-from pretrain.noise.none import NoNoise
-from pretrain.targets.pixels import PixelTarget
+from kinemae.pretrain.model.autoencoder import build_autoencoder
+from kinemae.pretrain.model.sizes import SIZES, DecoderShape, EncoderShape, ModelConfig
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.noise.none import NoNoise
+from kinemae.pretrain.targets.pixels import PixelTarget
 
 
 def build_on_meta(config):

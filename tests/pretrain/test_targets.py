@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.parts import part_names
-from pretrain.model.tokens import TokenGrid
-from pretrain.runtime.optimiser import parameter_groups
-from pretrain.targets.base import Prediction, WantedTarget
+from kinemae.data_tools.components import part_names
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.targets.base import Prediction, WantedTarget
 from tests.pretrain.target_models import (
     FOLDER,
     GRID,

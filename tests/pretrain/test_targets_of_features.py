@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.command import CheckpointError
-from data_tools.parts import Part, build_part
-from pretrain.model.encoder import Encoder
-from pretrain.model.tokens import MEAN, STD, TokenGrid, normalise, patchify
-from pretrain.targets.base import Prediction, Target
-from pretrain.targets.features import FeatureTarget
-from pretrain.targets.motion import MotionTarget
-from pretrain.targets.noise import NoiseTarget
-from pretrain.targets.pixels import PixelTarget
-from pretrain.targets.teacher import TeacherTarget
-from pretrain.targets.weighted import WeightedTarget
+from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.components import Part, build_part
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid, normalise, patchify
+from kinemae.pretrain.targets.base import Prediction, Target
+from kinemae.pretrain.targets.features import FeatureTarget
+from kinemae.pretrain.targets.motion import MotionTarget
+from kinemae.pretrain.targets.noise import NoiseTarget
+from kinemae.pretrain.targets.pixels import PixelTarget
+from kinemae.pretrain.targets.teacher import TeacherTarget
+from kinemae.pretrain.targets.weighted import WeightedTarget
 from tests.pretrain.target_models import (
     PATCH,
     WANTED,
@@ -217,4 +217,4 @@ def test_parts_about_visible_tokens_alone_need_no_decoder() -> None:
 )
 def test_a_wrong_argument_is_named(part: Part, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_part("pretrain.targets", part, Target)
+        build_part("kinemae.pretrain.targets", part, Target)

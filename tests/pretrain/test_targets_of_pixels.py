@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.parts import Part, build_part
-from pretrain.model.tokens import TokenGrid, gather_tokens, normalise, patchify
-from pretrain.targets.base import Target
-from pretrain.targets.hog import HogTarget
-from pretrain.targets.motion import MotionTarget
-from pretrain.targets.pixels import PixelTarget
+from kinemae.data_tools.components import Part, build_part
+from kinemae.pretrain.model.tokens import TokenGrid, gather_tokens, normalise, patchify
+from kinemae.pretrain.targets.base import Target
+from kinemae.pretrain.targets.hog import HogTarget
+from kinemae.pretrain.targets.motion import MotionTarget
+from kinemae.pretrain.targets.pixels import PixelTarget
 from tests.pretrain.target_models import (
     GRID,
     PATCH,
@@ -217,7 +217,7 @@ def test_hog_of_an_edge_is_one_orientation_whichever_side_is_bright() -> None:
 )
 def test_a_wrong_argument_is_named(part: Part, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_part("pretrain.targets", part, Target)
+        build_part("kinemae.pretrain.targets", part, Target)
 
 
 def test_cells_that_do_not_divide_the_patch_are_refused() -> None:

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.model.positions.sine import SinePositions
-from pretrain.model.tokens import (
+from kinemae.pretrain.model.positions.sine import SinePositions
+from kinemae.pretrain.model.tokens import (
     MEAN,
     STD,
     TokenGrid,

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from data_tools.config import require
-from data_tools.parts import Part, build_part
-from pretrain.model.attending import (
+from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.config import require
+from kinemae.pretrain.model.attention_backends import (
     Job,
     Look,
     Rule,
@@ -27,8 +27,8 @@ from pretrain.model.attending import (
     in_order,
     table,
 )
-from pretrain.model.places import REGISTER, Places, coordinates
-from pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.model.token_positions import REGISTER, Places, coordinates
+from kinemae.pretrain.model.tokens import TokenGrid
 
 BLOCKS_PAY_FROM = 512
 """Tokens from which on blocks of pairs are skipped; a shorter row is only a few blocks wide."""
@@ -205,7 +205,7 @@ def build_attention(part: Part, *, key: str = "model.attention") -> AttentionKin
         ValueError: no such kind, or arguments it refuses.
     """
     try:
-        return build_part("pretrain.model.attention", part, AttentionKind, key=key)
+        return build_part("kinemae.pretrain.model.attention", part, AttentionKind, key=key)
     except ValueError as error:
         # A kind cannot know whether it stands in the encoder or in the decoder.
         raise ValueError(str(error).replace("model.attention.", f"{key}.", 1)) from None

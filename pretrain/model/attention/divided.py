@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pretrain.model.attention.base import AttentionKind, Partition, Relation, Tokens
+from kinemae.pretrain.model.attention.base import AttentionKind, Partition, Relation, Tokens
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.model.attending import Look, Rule, split_into
-from pretrain.model.attention.base import BLOCKS_PAY_FROM, AttentionKind, Relation, Tokens
-from pretrain.model.places import Places
+from kinemae.pretrain.model.attention.base import BLOCKS_PAY_FROM, AttentionKind, Relation, Tokens
+from kinemae.pretrain.model.attention_backends import Look, Rule, split_into
+from kinemae.pretrain.model.token_positions import Places
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data_tools.config import require
-from pretrain.model.attending import Rule
-from pretrain.model.attention.base import AttentionKind, Relation, Tokens, check_window
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.config import require
+from kinemae.pretrain.model.attention.base import AttentionKind, Relation, Tokens, check_window
+from kinemae.pretrain.model.attention_backends import Rule
+from kinemae.pretrain.model.tokens import TokenGrid
 
 DEFAULT = (3, 3, 3)
 

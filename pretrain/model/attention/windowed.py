@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pretrain.model.attention.base import AttentionKind, Partition, Relation, Tokens, check_window
+from kinemae.pretrain.model.attention.base import AttentionKind, Partition, Relation, Tokens, check_window
 
 DEFAULT = (4, 7, 7)
 

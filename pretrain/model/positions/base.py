@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from data_tools.parts import Part, build_part
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.components import Part, build_part
+from kinemae.pretrain.model.tokens import TokenGrid
 
 Rotate = Callable[[Tensor], Tensor]
 """Queries or keys of shape (B, A, N, F) to the same, turned by their tokens' places."""
@@ -84,4 +84,4 @@ def build_positions(
     if wrong:
         raise ValueError(f"model.positions.args.{wrong[0]} comes from the model: remove it from the config")
     complete = Part(name=part.name, args={**part.args, **given})
-    return build_part("pretrain.model.positions", complete, Positions, key="model.positions")
+    return build_part("kinemae.pretrain.model.positions", complete, Positions, key="model.positions")

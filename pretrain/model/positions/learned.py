@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from pretrain.model.positions.base import Positions
-from pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.model.positions.base import Positions
+from kinemae.pretrain.model.tokens import TokenGrid
 
 
 class LearnedPositions(Positions):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from data_tools.config import require
-from pretrain.model.positions.base import Positions, Rotate
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.config import require
+from kinemae.pretrain.model.positions.base import Positions, Rotate
+from kinemae.pretrain.model.tokens import TokenGrid
 
 
 class RotaryPositions(Positions):

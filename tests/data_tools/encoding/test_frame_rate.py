@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.encoding.frame_rate import measure, nominal_rate
-from data_tools.layouts.base import Layout, Task
-from data_tools.layouts.clips import Clips
-from data_tools.layouts.jpegs import Jpegs
-from data_tools.layouts.stride_aligned import StrideAligned
-from data_tools.listing.videos import SourceVideo
+from kinemae.data_tools.encoding.frame_rate import measure, nominal_rate
+from kinemae.data_tools.layouts.base import Layout, Task
+from kinemae.data_tools.layouts.clips import Clips
+from kinemae.data_tools.layouts.jpegs import Jpegs
+from kinemae.data_tools.layouts.stride_aligned import StrideAligned
+from kinemae.data_tools.manifest.videos import SourceVideo
 from tests.sharding import MATROSKA, encoded, numbered, numbers_in
 
 CASES = Path(__file__).resolve().parents[4] / "shared" / "cases"

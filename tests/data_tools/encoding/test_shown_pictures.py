@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from av.video.frame import VideoFrame
 
-from data_tools.encoding.deinterlace import deinterlaced
-from data_tools.layouts.base import Laid, Layout, Task
-from data_tools.layouts.jpegs import Jpegs
-from data_tools.layouts.stride_aligned import StrideAligned
-from data_tools.listing.videos import SourceVideo
+from kinemae.data_tools.encoding.deinterlace import deinterlaced
+from kinemae.data_tools.layouts.base import Laid, Layout, Task
+from kinemae.data_tools.layouts.jpegs import Jpegs
+from kinemae.data_tools.layouts.stride_aligned import StrideAligned
+from kinemae.data_tools.manifest.videos import SourceVideo
 from tests.filming import turned
 from tests.sharding import encoded, number_of, numbered, numbers_in
 

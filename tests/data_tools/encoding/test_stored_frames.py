@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.layouts.base import Laid, Task
-from data_tools.layouts.clips import Clips
-from data_tools.layouts.copy import Copy
-from data_tools.layouts.jpegs import Jpegs
-from data_tools.layouts.stride_aligned import StrideAligned
-from data_tools.listing.videos import SourceVideo, is_video
-from data_tools.stream.decode import decode_at, probe
-from data_tools.stream.geometry import turns
+from kinemae.data_tools.layouts.base import Laid, Task
+from kinemae.data_tools.layouts.clips import Clips
+from kinemae.data_tools.layouts.copy import Copy
+from kinemae.data_tools.layouts.jpegs import Jpegs
+from kinemae.data_tools.layouts.stride_aligned import StrideAligned
+from kinemae.data_tools.manifest.videos import SourceVideo, is_video
+from kinemae.data_tools.stream.decode import decode_at, probe
+from kinemae.data_tools.stream.geometry import turns
 from tests import filming
 from tests.sharding import encoded, number_of, numbered, numbers_in
 

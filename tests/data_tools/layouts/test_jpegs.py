@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from data_tools.encoding.jpeg_colours import jpeg_planes
-from data_tools.layouts.base import Laid, Task
-from data_tools.layouts.jpegs import Jpegs
-from data_tools.layouts.stride_aligned import StrideAligned
-from data_tools.listing.videos import SourceVideo
-from data_tools.stream.container import BadVideo
-from data_tools.stream.decode import decode_at, probe
-from data_tools.stream.pixels import YuvClips, colour_numbers
-from data_tools.stream.planes import pictures_at, shares_of
+from kinemae.data_tools.encoding.jpeg_colours import jpeg_planes
+from kinemae.data_tools.layouts.base import Laid, Task
+from kinemae.data_tools.layouts.jpegs import Jpegs
+from kinemae.data_tools.layouts.stride_aligned import StrideAligned
+from kinemae.data_tools.manifest.videos import SourceVideo
+from kinemae.data_tools.stream.container import BadVideo
+from kinemae.data_tools.stream.decode import decode_at, probe
+from kinemae.data_tools.stream.yuv_planes import pictures_at, shares_of
+from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, colour_numbers
 from tests.filming import SHIPPED
 from tests.filming import encoded as filmed
 from tests.sharding import encoded, moving

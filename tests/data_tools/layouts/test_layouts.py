@@ -6,21 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.command import DataError
-from data_tools.encoding.steady import Cuts
-from data_tools.layouts.base import Laid, Layout, Task
-from data_tools.listing.videos import SourceVideo
-from data_tools.parts import Part, build_part, part_names
-from data_tools.stream.container import BadVideo
-from data_tools.stream.decode import decode_at, probe
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.encoding.resample import Cuts
+from kinemae.data_tools.layouts.base import Laid, Layout, Task
+from kinemae.data_tools.manifest.videos import SourceVideo
+from kinemae.data_tools.stream.container import BadVideo
+from kinemae.data_tools.stream.decode import decode_at, probe
 from tests.sharding import cut_after, encoded, moving
 
-LAYOUTS = part_names("data_tools.layouts")
+LAYOUTS = part_names("kinemae.data_tools.layouts")
 CUTTING = [name for name in LAYOUTS if name not in ("copy", "clips")]
 
 
 def build(name: str, **arguments: object) -> Layout:
-    return build_part("data_tools.layouts", Part(name=name, args=arguments), Layout)
+    return build_part("kinemae.data_tools.layouts", Part(name=name, args=arguments), Layout)
 
 
 def lay(layout: Layout, video: SourceVideo, folder: Path, **options: object) -> list[Laid]:

@@ -8,11 +8,11 @@ import av
 import numpy as np
 import pytest
 
-from data_tools.layouts.base import Laid, Task
-from data_tools.layouts.stride_aligned import StrideAligned
-from data_tools.listing.videos import SourceVideo
-from data_tools.stream.container import BadVideo
-from data_tools.stream.decode import decode_at, probe
+from kinemae.data_tools.layouts.base import Laid, Task
+from kinemae.data_tools.layouts.stride_aligned import StrideAligned
+from kinemae.data_tools.manifest.videos import SourceVideo
+from kinemae.data_tools.stream.container import BadVideo
+from kinemae.data_tools.stream.decode import decode_at, probe
 from tests.filming import FORMATS, SHIPPED
 from tests.sharding import MATROSKA, encoded, moving
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data_tools.__main__ import PROGRAM
-from data_tools.command import run_program
-from data_tools.encoding.encode import EncodeConfig, write_video
-from data_tools.index import open_index
-from data_tools.randomness import generator
+from kinemae.data_tools.__main__ import PROGRAM
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.encoding.encode import EncodeConfig, write_video
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.randomness import generator
 
 # A class folder that ends in "<" and a file that begins with "script>": the name is a whole element.
 SCRIPT = "<script>alert(1)</script>.mp4"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.report.figures import histogram, ranking, short, size_text, time_text
+from kinemae.data_tools.report.figures import histogram, ranking, short, size_text, time_text
 from tests.seeds import examples
 
 numbers = st.lists(st.floats(0, 1e7, allow_subnormal=False), min_size=1, max_size=50)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_tools.report.duplicates import distance, most_bits_found, near_groups
-from data_tools.report.look import HASH_BITS, PICTURES, difference_hash
+from kinemae.data_tools.report.duplicates import distance, most_bits_found, near_groups
+from kinemae.data_tools.report.video_stats import HASH_BITS, PICTURES, difference_hash
 from tests.seeds import examples
 
 

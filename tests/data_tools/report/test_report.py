@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_tools.__main__ import PROGRAM
-from data_tools.command import run_program
-from data_tools.index import NO_LABEL, Sample, Shard, write_index
-from data_tools.report.collection import open_collection, runs_of_equals
-from data_tools.report.content import LIMITS
-from data_tools.report.duplicates import exact_groups, leaks
-from data_tools.report.look import failed
-from data_tools.storage.location import location
+from kinemae.data_tools.__main__ import PROGRAM
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.index import NO_LABEL, Sample, Shard, write_index
+from kinemae.data_tools.report.collection import open_collection, runs_of_equals
+from kinemae.data_tools.report.content import LIMITS
+from kinemae.data_tools.report.duplicates import exact_groups, leaks
+from kinemae.data_tools.report.video_stats import failed
+from kinemae.data_tools.storage.location import location
 
 
 class Elements(HTMLParser):
@@ -150,7 +150,7 @@ def test_one_data_set_is_reported_inside_its_folder(odd_shards: Path, tmp_path: 
         (["{shards}", "workers=-1"], 2, "workers must be 0 or more, got -1"),
         (["{shards}", "page.txt"], 2, "OUT page.txt: expected the name of a page, as in page.html"),
         (["s3://bucket/shards"], 2, "s3://bucket/shards is not on this machine: say where the page goes"),
-        (["{empty}"], 3, "holds no data set: give a folder made by `python -m data_tools shard SOURCE OUT`"),
+        (["{empty}"], 3, "holds no data set: give a folder made by `kinemae data shard SOURCE OUT`"),
         (["{shards}", "{empty}/file/x.html"], 3, "cannot write to {empty}/file"),
         (["{shards}", "page.htm"], 2, "OUT page.htm: expected the name of a page, as in page.html"),
     ],

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.index import open_index
-from data_tools.layouts.base import Laid, Layout, Task
-from data_tools.layouts.stride_aligned import StrideAligned
-from data_tools.listing.videos import SourceVideo
-from data_tools.sharding.transcode import JOURNAL_NAME, transcode
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.layouts.base import Laid, Layout, Task
+from kinemae.data_tools.layouts.stride_aligned import StrideAligned
+from kinemae.data_tools.manifest.videos import SourceVideo
+from kinemae.data_tools.sharding.transcode import JOURNAL_NAME, transcode
 from tests.sharding import contents, encoded, moving, shard
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from data_tools.config import load_config
-from data_tools.index import NO_LABEL, ShardIndex, open_index
-from data_tools.sharding.plan import ShardConfig
-from data_tools.stream.decode import probe
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.index import NO_LABEL, ShardIndex, open_index
+from kinemae.data_tools.sharding.plan import ShardConfig
+from kinemae.data_tools.stream.decode import probe
 from tests import sharding
 from tests.filming import FORMATS, SHIPPED, VIDEO_ENDINGS
 from tests.sharding import contents, video_bytes, write_clip

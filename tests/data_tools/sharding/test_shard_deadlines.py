@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.__main__ import PROGRAM
-from data_tools.command import EXIT_DATA, EXIT_INTERRUPTED, EXIT_STUCK, run_program
-from data_tools.index import open_index
-from data_tools.sharding import transcode as transcode_module
+from kinemae.data_tools.__main__ import PROGRAM
+from kinemae.data_tools.command import EXIT_DATA, EXIT_INTERRUPTED, EXIT_STUCK, run_program
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.sharding import transcode as transcode_module
 from tests.sharding import encoded, moving, shard
 
 TIMED_OUT = "timed out: no sign of progress for timeout_s=2 seconds"

@@ -9,8 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from data_tools.index import open_index
-from data_tools.stream.decode import decode_at, probe
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.stream.decode import decode_at, probe
 from tests.sharding import MATROSKA, cut_after, encoded, moving, shard, video_bytes
 
 LAYOUTS = ("copy", "stride_aligned")

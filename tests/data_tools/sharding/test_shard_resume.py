@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command import DataError
-from data_tools.index import open_index
-from data_tools.sharding.output import Output
-from data_tools.sharding.tars import ShardSample
-from data_tools.storage.location import location
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.sharding.output import Output
+from kinemae.data_tools.sharding.tar_writer import ShardSample
+from kinemae.data_tools.storage.location import location
 from tests.seeds import SEED
 from tests.sharding import contents, encoded, moving, shard
 

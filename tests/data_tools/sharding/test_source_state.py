@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.listing.videos import SourceVideo
-from data_tools.sharding.source_state import source_states
-from data_tools.storage.location import location
+from kinemae.data_tools.manifest.videos import SourceVideo
+from kinemae.data_tools.sharding.source_state import source_states
+from kinemae.data_tools.storage.location import location
 from tests.faulty_server import faulty_server
 from tests.sharding import encoded, moving, shard
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.listing.videos import SourceVideo
-from data_tools.sharding.splits import copies, divide, families, leaks
+from kinemae.data_tools.manifest.videos import SourceVideo
+from kinemae.data_tools.sharding.splits import copies, divide, families, leaks
 
 
 def videos(counts: dict[str | None, int], split: str | None = None) -> list[SourceVideo]:

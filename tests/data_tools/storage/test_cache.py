@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command import log
-from data_tools.storage import cache as cache_module
-from data_tools.storage.cache import Cache
+from kinemae.data_tools.command import log
+from kinemae.data_tools.storage import cache as cache_module
+from kinemae.data_tools.storage.cache import Cache
 
 SHARDS, SAMPLES, LENGTH = 8, 20, 30_000
 MEGABYTE = 1_000_000

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command import DataError
-from data_tools.index import DATASET_NAME, INDEX_NAME, open_index, write_index
-from data_tools.storage.cache import Cache
-from data_tools.storage.location import Location, Patience, location
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.index import DATASET_NAME, INDEX_NAME, open_index, write_index
+from kinemae.data_tools.storage.cache import Cache
+from kinemae.data_tools.storage.location import Location, Patience, location
 from tests.faulty_server import FaultyServer
 
 QUICK = Patience(attempts=2, idle_s=2.0, total_s=5.0, pause_s=0.01)

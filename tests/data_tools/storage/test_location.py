@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.command import DataError
-from data_tools.storage.location import Location, Patience, StorageError, location
-from data_tools.storage.remote import _file_system_of
-from data_tools.storage.retries import masked
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.storage.location import Location, Patience, StorageError, location
+from kinemae.data_tools.storage.remote import _file_system_of
+from kinemae.data_tools.storage.retries import masked
 from tests.faulty_server import FAULTS, FaultyServer, faulty_server
 from tests.seeds import examples
 
@@ -287,7 +287,9 @@ def test_missing_credentials_are_named_at_once(bucket: str, monkeypatch: pytest.
 
 
 def test_a_library_that_is_missing_is_named():
-    code = "import sys; sys.modules['s3fs'] = None; from data_tools.storage.location import location; "
+    code = (
+        "import sys; sys.modules['s3fs'] = None; from kinemae.data_tools.storage.location import location; "
+    )
     result = subprocess.run(
         [sys.executable, "-c", f"{code} location('s3://bucket/x').read()"], capture_output=True, text=True
     )

@@ -18,10 +18,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from data_tools.stream.container import BadVideo, open_video
-from data_tools.stream.decode import probe
-from data_tools.stream.picking import picked_frames
-from data_tools.stream.times import last_frame_s
+from kinemae.data_tools.stream.container import BadVideo, open_video
+from kinemae.data_tools.stream.decode import probe
+from kinemae.data_tools.stream.frame_decoder import picked_frames
+from kinemae.data_tools.stream.frame_sampling import last_frame_s
 from tests.data_tools.stream import matrix
 
 ENDINGS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mpg", ".ogg", ".gif", ".wmv"}

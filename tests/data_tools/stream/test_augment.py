@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data_tools.stream.augment import AugmentConfig, random_crop
+from kinemae.data_tools.stream.augment import AugmentConfig, random_crop
 
 
 def generators(count):

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from data_tools.index import open_index
-from data_tools.stream import clips as clips_module
-from data_tools.stream.batch import ClipBatch
-from data_tools.stream.colour import JitterConfig
-from data_tools.stream.container import BadVideo
-from data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips
-from data_tools.stream.pixels import YuvClips
-from data_tools.stream.reading import read_pictures
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.stream import training_clips as clips_module
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.data_tools.stream.colour import JitterConfig
+from kinemae.data_tools.stream.container import BadVideo
+from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips
+from kinemae.data_tools.stream.video_reader import read_pictures
+from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
 
 CLIP = ClipConfig(frames=4, stride=2, size=24)
 GRAY = AugmentConfig(jitter=JitterConfig(gray=1.0))

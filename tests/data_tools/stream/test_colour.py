@@ -4,16 +4,16 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from data_tools.config import load_config
-from data_tools.stream.augment import AugmentConfig
-from data_tools.stream.colour import (
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.stream.augment import AugmentConfig
+from kinemae.data_tools.stream.colour import (
     ColourConfig,
     EraseConfig,
     JitterConfig,
     RandAugmentConfig,
     colour_augment,
 )
-from pretrain.model.tokens import normalise
+from kinemae.pretrain.model.tokens import normalise
 
 JITTER = JitterConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, gray=0.3)
 RAND_AUGMENT = RandAugmentConfig(operations=4)

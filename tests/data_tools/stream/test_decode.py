@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.stream import container as container_module
-from data_tools.stream.container import BadVideo
-from data_tools.stream.decode import decode_at, probe
-from data_tools.stream.times import last_frame_s
+from kinemae.data_tools.stream import container as container_module
+from kinemae.data_tools.stream.container import BadVideo
+from kinemae.data_tools.stream.decode import decode_at, probe
+from kinemae.data_tools.stream.frame_sampling import last_frame_s
 from tests.filming import FORMATS, encoded, middle_s, scene, sequential, turned, video_files
 
 GOLDEN = [
@@ -205,11 +205,11 @@ def test_a_small_file_of_many_large_frames_stays_small_in_memory(repo):
     program = """
 import io, sys, av, torch, numpy as np
 from fractions import Fraction
-from data_tools.stream.decode import decode_at, probe
-from data_tools.stream.pixels import YuvClips
-from data_tools.stream.planes import pictures_at
-from data_tools.stream.views import cut_views, evaluation_views
-from pretrain.runtime.meter import peak_memory_bytes
+from kinemae.data_tools.stream.decode import decode_at, probe
+from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
+from kinemae.data_tools.stream.yuv_planes import pictures_at
+from kinemae.data_tools.stream.views import cut_views, evaluation_views
+from kinemae.pretrain.runtime.meter import peak_memory_bytes
 small, large = io.BytesIO(), io.BytesIO()
 with av.open(small, "w", format="mp4") as output:
     stream = output.add_stream("libx264", rate=25, options={"preset": "ultrafast", "bf": "0"})

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.index import open_index
-from data_tools.stream import container as container_module
-from data_tools.stream.container import BadVideo
-from data_tools.stream.decode import decode_at, probe
-from data_tools.stream.decode_torchcodec import pictures_at
-from data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips, evaluation_loader
-from data_tools.stream.pixels import luma_of
-from pretrain.model.content import change
-from pretrain.runtime.settings import StreamConfig
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.stream import container as container_module
+from kinemae.data_tools.stream.container import BadVideo
+from kinemae.data_tools.stream.decode import decode_at, probe
+from kinemae.data_tools.stream.decode_torchcodec import pictures_at
+from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips, evaluation_loader
+from kinemae.data_tools.stream.yuv_to_rgb import luma_of
+from kinemae.pretrain.model.motion_energy import change
+from kinemae.pretrain.runtime.settings import StreamConfig
 from tests.data_tools.stream.test_decode import GOLDEN
 from tests.filming import ALIGNED, FORMATS, encoded, middle_s, scene
 
@@ -79,7 +79,7 @@ def test_any_order_repeats_and_instants_past_the_end_work():
     ],
 )
 def test_what_is_no_video_never_reaches_torchcodec(video, monkeypatch):
-    from data_tools.stream import decode_torchcodec
+    from kinemae.data_tools.stream import decode_torchcodec
 
     monkeypatch.setattr(decode_torchcodec, "_decoder", lambda *args: pytest.fail("torchcodec was asked"))
     with pytest.raises(BadVideo, match="FFmpeg cannot read it"):

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from data_tools.stream.container import open_video
-from data_tools.stream.picking import picked_frames
+from kinemae.data_tools.stream.container import open_video
+from kinemae.data_tools.stream.frame_decoder import picked_frames
 from tests.data_tools.stream.differential import ENDINGS, compared, our_times, sequential, shown
 from tests.data_tools.stream.matrix import FRAMES, collapsed_stamps, number_of, videos
 from tests.filming import REAL, SHIPPED

@@ -6,10 +6,10 @@ from pathlib import Path
 import av
 import pytest
 
-from data_tools.command import DataError
-from data_tools.storage.retries import StorageUnavailable
-from data_tools.stream.container import BadVideo, ffmpeg_errors
-from data_tools.stream.decode import probe
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.storage.retries import StorageUnavailable
+from kinemae.data_tools.stream.container import BadVideo, ffmpeg_errors
+from kinemae.data_tools.stream.decode import probe
 
 
 @pytest.mark.parametrize(

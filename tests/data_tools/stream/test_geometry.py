@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from data_tools.randomness import generator
-from data_tools.stream.augment import AugmentConfig
-from data_tools.stream.container import open_video
-from data_tools.stream.decode import decode_at, probe
-from data_tools.stream.geometry import fitted_size, pixel_aspect, square_size
-from data_tools.stream.pixels import YuvClips
-from data_tools.stream.planes import pictures_at
-from data_tools.stream.views import cut_views, evaluation_views, training_view
+from kinemae.data_tools.randomness import generator
+from kinemae.data_tools.stream.augment import AugmentConfig
+from kinemae.data_tools.stream.container import open_video
+from kinemae.data_tools.stream.decode import decode_at, probe
+from kinemae.data_tools.stream.geometry import fitted_size, pixel_aspect, square_size
+from kinemae.data_tools.stream.views import cut_views, evaluation_views, training_view
+from kinemae.data_tools.stream.yuv_planes import pictures_at
+from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
 from tests.data_tools.stream.matrix import FRAMES, number_of, numbered, videos
 from tests.filming import REAL, SHIPPED
 

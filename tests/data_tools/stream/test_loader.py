@@ -14,20 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.index import open_index
-from data_tools.stream import workers as workers_module
-from data_tools.stream.crew import Crew
-from data_tools.stream.evaluation import EvaluationVideos
-from data_tools.stream.loader import (
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.stream import worker_setup as workers_module
+from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
+from kinemae.data_tools.stream.loader import (
     AugmentConfig,
     ClipConfig,
     TrainingClips,
     evaluation_loader,
     training_loader,
 )
-from data_tools.stream.order import clip_place, plan_batch, sample_at
-from data_tools.stream.pixels import luma_of
-from data_tools.stream.workers import CoreLimits, available_cores, share_of_cores, worker_count
+from kinemae.data_tools.stream.order import clip_place, plan_batch, sample_at
+from kinemae.data_tools.stream.worker_pool import Crew
+from kinemae.data_tools.stream.worker_setup import CoreLimits, available_cores, share_of_cores, worker_count
+from kinemae.data_tools.stream.yuv_to_rgb import luma_of
 
 CLIP = ClipConfig(frames=4, stride=2, size=24)
 
@@ -312,9 +312,9 @@ def test_a_program_that_fails_with_workers_at_hand_still_ends(synth_shards, repo
     program = tmp_path / "program.py"
     program.write_text(
         f"""
-from data_tools.index import open_index
-from data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips, training_loader
-from data_tools.stream.order import plan_batch
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips, training_loader
+from kinemae.data_tools.stream.order import plan_batch
 
 if __name__ == "__main__":
     clips = TrainingClips(

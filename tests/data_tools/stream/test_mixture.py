@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.command import DataError
-from data_tools.index import open_index
-from data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips, training_loader
-from data_tools.stream.mixture import Mixture, find, open_mixture
-from data_tools.stream.order import MIXTURE_BLOCK, plan_batch
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips, training_loader
+from kinemae.data_tools.stream.mixture import Mixture, find, open_mixture
+from kinemae.data_tools.stream.order import MIXTURE_BLOCK, plan_batch
 
 CLIP = ClipConfig(frames=2, stride=2, size=16)
 

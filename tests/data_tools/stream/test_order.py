@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.stream.order import (
+from kinemae.data_tools.stream.order import (
     MIXTURE_BLOCK,
     clip_place,
     mixture_place,

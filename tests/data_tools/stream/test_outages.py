@@ -9,21 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.command import EXIT_STUCK, Stopped, exit_code_of
-from data_tools.index import ShardIndex, open_index
-from data_tools.storage.location import Patience, StorageError, StorageUnavailable, location
-from data_tools.stream.batch import ClipBatch
-from data_tools.stream.container import BadVideo
-from data_tools.stream.evaluation import EvaluationItem
-from data_tools.stream.loader import (
+from kinemae.data_tools.command import EXIT_STUCK, Stopped, exit_code_of
+from kinemae.data_tools.index import ShardIndex, open_index
+from kinemae.data_tools.storage.location import Patience, StorageError, StorageUnavailable, location
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.data_tools.stream.container import BadVideo
+from kinemae.data_tools.stream.evaluation_clips import EvaluationItem
+from kinemae.data_tools.stream.loader import (
     AugmentConfig,
     ClipConfig,
     TrainingClips,
     evaluation_loader,
     training_loader,
 )
-from data_tools.stream.order import plan_batch
-from data_tools.stream.shards import read_video
+from kinemae.data_tools.stream.order import plan_batch
+from kinemae.data_tools.stream.shards import read_video
 from tests.faulty_server import FaultyServer
 
 CLIP = ClipConfig(frames=4, stride=2, size=24)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command import DataError
-from data_tools.index import ShardIndex, open_index
-from data_tools.storage.cache import Cache
-from data_tools.storage.location import Location, Patience, StorageUnavailable, location
-from data_tools.stream.container import BadVideo
-from data_tools.stream.shards import read_video
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.index import ShardIndex, open_index
+from kinemae.data_tools.storage.cache import Cache
+from kinemae.data_tools.storage.location import Location, Patience, StorageUnavailable, location
+from kinemae.data_tools.stream.container import BadVideo
+from kinemae.data_tools.stream.shards import read_video
 from tests.faulty_server import FaultyServer
 
 QUICK = Patience(attempts=4, idle_s=0.5, total_s=5.0, pause_s=0.01)

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from data_tools.index import open_index
-from data_tools.stream.container import BadVideo
-from data_tools.stream.decode import probe
-from data_tools.stream.shards import read_video
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.stream.container import BadVideo
+from kinemae.data_tools.stream.decode import probe
+from kinemae.data_tools.stream.shards import read_video
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.stream.decode import decode_at, probe
+from kinemae.data_tools.stream.decode import decode_at, probe
 from tests.data.make_videos import FRAMES, HEIGHT, WIDTH, numbered_pictures
 from tests.filming import SHIPPED, middle_s, number_of, sequential, video_files
 
@@ -52,7 +52,7 @@ def test_each_frame_alone_is_the_right_one(path):
 @pytest.mark.skipif(importlib.util.find_spec("torchcodec") is None, reason="torchcodec is not installed")
 @pytest.mark.parametrize("path", KINDS)
 def test_torchcodec_gives_the_same_frames(path):
-    from data_tools.stream.decode_torchcodec import pictures_at
+    from kinemae.data_tools.stream.decode_torchcodec import pictures_at
 
     name, video = path.name, path.read_bytes()
     if name in NOT_BY_TORCHCODEC:

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as reference
 
-from data_tools.stream.augment import AugmentConfig, Crop
-from data_tools.stream.decode import decode_at
-from data_tools.stream.pixels import YuvClips, colour_numbers, cut_in_time, join, to_rgb
-from data_tools.stream.planes import Picture, pictures_at
-from data_tools.stream.views import View, cut_views, evaluation_views, even, training_view
+from kinemae.data_tools.stream.augment import AugmentConfig, Crop
+from kinemae.data_tools.stream.decode import decode_at
+from kinemae.data_tools.stream.views import View, cut_views, evaluation_views, even, training_view
+from kinemae.data_tools.stream.yuv_planes import Picture, pictures_at
+from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, colour_numbers, cut_in_time, join, to_rgb
 from tests.filming import ALIGNED, encoded, middle_s, scene
 
 COLOUR = colour_numbers(0.299, 0.114, is_full_range=True)

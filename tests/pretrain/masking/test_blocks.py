@@ -3,11 +3,11 @@ import re
 import pytest
 import torch
 
-from data_tools.parts import Part, build_part
-from data_tools.randomness import generator
-from pretrain.masking.base import Masking
-from pretrain.masking.blocks import BlockMasking
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.randomness import generator
+from kinemae.pretrain.masking.base import Masking
+from kinemae.pretrain.masking.blocks import BlockMasking
+from kinemae.pretrain.model.tokens import TokenGrid
 
 GRID = TokenGrid(8, 14, 14)
 
@@ -81,4 +81,4 @@ def test_every_place_is_hidden_now_and_then_even_the_corners():
 def test_scales_that_are_no_shares_are_refused(scales):
     message = f"masking.args.scales must be a list of shares strictly between 0 and 1, got {scales!r}"
     with pytest.raises(ValueError, match=re.escape(message)):
-        build_part("pretrain.masking", Part(name="blocks", args={"scales": scales}), Masking)
+        build_part("kinemae.pretrain.masking", Part(name="blocks", args={"scales": scales}), Masking)

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from data_tools.randomness import generator
-from pretrain.masking.frame import FrameMasking
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.randomness import generator
+from kinemae.pretrain.masking.frame import FrameMasking
+from kinemae.pretrain.model.tokens import TokenGrid
 
 GRID = TokenGrid(8, 2, 3)
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from data_tools.parts import Part, build_part
-from data_tools.randomness import generator
-from pretrain.masking.base import Masking
-from pretrain.masking.tube import TubeMasking
-from pretrain.model.tokens import TokenGrid
-from pretrain.split import TokenSplit
+from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.randomness import generator
+from kinemae.pretrain.masking.base import Masking
+from kinemae.pretrain.masking.tube import TubeMasking
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.token_selection import TokenSplit
 
 GRID = TokenGrid(4, 6, 5)
 PATCH = (2, 2, 2)
@@ -15,7 +15,7 @@ STILL_THW = torch.zeros(8, 12, 10, dtype=torch.uint8)
 
 def jitter(**args):
     return build_part(
-        "pretrain.masking",
+        "kinemae.pretrain.masking",
         Part(name="jitter", args={"of": "tube", "least": 0.5, "most": 0.9, "levels": 3} | args),
         Masking,
     )

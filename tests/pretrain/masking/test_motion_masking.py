@@ -3,9 +3,9 @@ from itertools import permutations
 import pytest
 import torch
 
-from data_tools.randomness import generator
-from pretrain.masking.motion import STILL, MotionMasking
-from pretrain.model.tokens import TokenGrid
+from kinemae.data_tools.randomness import generator
+from kinemae.pretrain.masking.motion import STILL, MotionMasking
+from kinemae.pretrain.model.tokens import TokenGrid
 
 GRID = TokenGrid(3, 4, 5)
 MOTION_N = torch.rand(GRID.tokens, generator=torch.Generator().manual_seed(1)) * 50 + STILL

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from pretrain.model.content import motion
-from pretrain.pruning.motion import MotionPruning
+from kinemae.pretrain.model.motion_energy import motion
+from kinemae.pretrain.pruning.motion import MotionPruning
 
 PATCH = (2, 4, 4)
 PER_SLICE, TOKENS = 6, 30

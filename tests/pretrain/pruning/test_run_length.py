@@ -3,8 +3,8 @@ import re
 import pytest
 import torch
 
-from pretrain.model.content import change
-from pretrain.pruning.run_length import RunLengthPruning
+from kinemae.pretrain.model.motion_energy import change
+from kinemae.pretrain.pruning.run_length import RunLengthPruning
 
 PATCH = (2, 4, 4)
 T = 10

@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data_tools.command import configure_logging
-from data_tools.config import load_config
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from data_tools.stream.loader import TrainingClips
-from pretrain.config import PretrainConfig
-from pretrain.runtime.ending import ending_together
-from pretrain.runtime.loop import Training, Watcher
-from pretrain.runtime.optimiser import parameter_groups
-from pretrain.runtime.run_folder import open_run_dir
-from pretrain.training import Plan, make_plan
+from kinemae.data_tools.command import configure_logging
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.data_tools.stream.loader import TrainingClips
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime.abort import ending_together
+from kinemae.pretrain.runtime.loop import Training, Watcher
+from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.run_folder import open_run_dir
+from kinemae.pretrain.training import Plan, make_plan
 
 # Of four clips in a step, the second of two processes has the last two: NaN at step 5, a spike at step 9.
 BAD_ON_THE_SECOND = {5 * 4 + 2: math.nan, 9 * 4 + 3: 1000.0}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.config import load_config
-from pretrain.config import PretrainConfig
+from kinemae.data_tools.config import load_config
+from kinemae.pretrain.config import PretrainConfig
 
 SMALL_RUN = """
 seed: 3

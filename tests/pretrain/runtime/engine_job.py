@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_tools.config import load_config
-from data_tools.randomness import ClipRandom
-from pretrain.config import PretrainConfig
-from pretrain.runtime import engine as engine_module
-from pretrain.runtime.engine import Engine
-from pretrain.runtime.optimiser import learning_rate, parameter_groups
-from pretrain.runtime.pieces import ReadPiece
-from pretrain.runtime.processes import leave_group
-from pretrain.training import Plan, make_plan, training_clips
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime import engine as engine_module
+from kinemae.pretrain.runtime.engine import Engine
+from kinemae.pretrain.runtime.optimiser import learning_rate, parameter_groups
+from kinemae.pretrain.runtime.processes import leave_group
+from kinemae.pretrain.runtime.state_shards import ReadPiece
+from kinemae.pretrain.training import Plan, make_plan, training_clips
 
 STAGES = (3, 0, 1, 2)  # 3 first: DeepSpeed then puts its own linear layers in place for all that follow
 SAVED_AT, STEPS, SPOILT = 2, 4, 1

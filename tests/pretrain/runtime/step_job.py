@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_tools.stream.order import plan_batch
-from pretrain.runtime.engine import Engine
-from pretrain.runtime.optimiser import parameter_groups
-from pretrain.runtime.processes import find_processes, join_group, leave_group
-from pretrain.runtime.settings import EngineConfig, OptimConfig
+from kinemae.data_tools.stream.order import plan_batch
+from kinemae.pretrain.runtime.engine import Engine
+from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.processes import find_processes, join_group, leave_group
+from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig
 
 WIDTH, LAYERS, STEPS, ACCUMULATION = 300, 12, 3, 2
 GRADIENTS = LAYERS * (WIDTH * WIDTH + WIDTH)

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_tools.parts import Part
-from data_tools.randomness import ClipRandom
-from finetune.shortening import Shortening
-from pretrain.config import PretrainConfig
-from pretrain.model.blocks import set_up_blocks
-from pretrain.runtime.engine_checks import check_engine
-from pretrain.runtime.metrics import read_metrics
-from pretrain.runtime.processes import find_processes
-from pretrain.runtime.settings import EngineConfig
-from pretrain.training import make_plan, training_clips
+from kinemae.data_tools.components import Part
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.finetune.token_reduction import Shortening
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.model.blocks import set_up_blocks
+from kinemae.pretrain.runtime.engine_checks import check_engine
+from kinemae.pretrain.runtime.metrics import read_metrics
+from kinemae.pretrain.runtime.processes import find_processes
+from kinemae.pretrain.runtime.settings import EngineConfig
+from kinemae.pretrain.training import make_plan, training_clips
 from tests.conftest import run_module
 from tests.pretrain.runtime.test_engine_equals_a_plain_loop import plain_losses
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from data_tools.command import CheckpointError
-from pretrain.runtime import saving
-from pretrain.runtime.checkpoint import RunState
-from pretrain.runtime.checkpoint_files import check_file, mark_of, read_notes
-from pretrain.runtime.pieces import Piece
-from pretrain.runtime.saving import HostCopy
+from kinemae.data_tools.command import CheckpointError
+from kinemae.pretrain.runtime import async_writer
+from kinemae.pretrain.runtime.async_writer import HostCopy
+from kinemae.pretrain.runtime.checkpoint import RunState
+from kinemae.pretrain.runtime.checkpoint_files import check_file, mark_of, read_notes
+from kinemae.pretrain.runtime.state_shards import Piece
 from tests.checkpointing import (
     SHAPES,
     PlainEngine,
@@ -133,7 +133,7 @@ def test_what_comes_next_commits_what_is_under_way(tmp_path: Path, action: str) 
 
 
 def test_memory_is_taken_once_and_pieces_may_lie_across_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "_BLOCK_VALUES", 8)
+    monkeypatch.setattr(async_writer, "_BLOCK_VALUES", 8)
     copy, places = HostCopy(), []
     for first in (0.0, 100.0):
         runs = torch.arange(first, first + 37).split([5, 0, 3, 20, 9])

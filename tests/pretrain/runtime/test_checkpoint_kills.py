@@ -18,7 +18,7 @@ WRITER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
-from pretrain.runtime.checkpoint import RunState
+from kinemae.pretrain.runtime.checkpoint import RunState
 from tests.checkpointing import PlainEngine, checkpoints, stored_steps
 
 torch.set_num_threads(1)

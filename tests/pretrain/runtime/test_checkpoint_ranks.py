@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.runtime.shared_pieces import load_shared
+from kinemae.pretrain.runtime.shared_pieces import load_shared
 from tests.checkpointing import Line, alone
 from tests.ranks import start_ranks
 
@@ -16,11 +16,11 @@ Told = tuple[dict[str, Any], list[tuple[str, str]]]
 RANK = """
 import json, resource, sys
 from pathlib import Path
-from data_tools.command import CheckpointError, Stuck
-from pretrain.runtime import file_retries
-from pretrain.runtime.checkpoint import Checkpoints, RunState
-from pretrain.runtime.processes import find_processes, join_group, leave_group
-from pretrain.runtime.shared_pieces import load_shared
+from kinemae.data_tools.command import CheckpointError, Stuck
+from kinemae.pretrain.runtime import file_retries
+from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
+from kinemae.pretrain.runtime.processes import find_processes, join_group, leave_group
+from kinemae.pretrain.runtime.shared_pieces import load_shared
 from tests.checkpointing import Line, PlainEngine, stored_steps
 
 def save_again(saver, engine):

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_tools.randomness import ClipRandom
-from data_tools.stream.loader import TrainingClips
-from pretrain.config import PretrainConfig
-from pretrain.runtime.metrics import read_metrics
-from pretrain.training import make_plan
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.loader import TrainingClips
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime.metrics import read_metrics
+from kinemae.pretrain.training import make_plan
 from tests.ranks import free_port
 
 STEPS = 6

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.runtime.pieces import Piece
-from pretrain.runtime.shared_pieces import share_of
+from kinemae.pretrain.runtime.shared_pieces import share_of
+from kinemae.pretrain.runtime.state_shards import Piece
 from tests.pretrain.runtime.conftest import SMALL_RUN
 from tests.pretrain.runtime.engine_job import SAVED_AT, SPOILT, STAGES, STEPS
 from tests.ranks import free_port

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command import EXIT_STUCK, CheckpointError, Stuck, exit_code_of
-from launch.exit_codes import is_crash
-from pretrain.config import PretrainConfig
-from pretrain.runtime import file_retries
-from pretrain.runtime.checkpoint import RunState
-from pretrain.runtime.file_retries import FileFailure, retried
-from pretrain.runtime.processes import Processes
-from pretrain.runtime.run_folder import open_run_dir
-from pretrain.runtime.run_lock import run_lock
-from pretrain.runtime.saving import SavedPart, failure_among
-from pretrain.runtime.watchdog import WatchConfig
+from kinemae.data_tools.command import EXIT_STUCK, CheckpointError, Stuck, exit_code_of
+from kinemae.launch.exit_codes import is_crash
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime import file_retries
+from kinemae.pretrain.runtime.async_writer import SavedPart, failure_among
+from kinemae.pretrain.runtime.checkpoint import RunState
+from kinemae.pretrain.runtime.file_retries import FileFailure, retried
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.run_folder import open_run_dir
+from kinemae.pretrain.runtime.run_lock import run_lock
+from kinemae.pretrain.runtime.watchdog import WatchConfig
 from tests.checkpointing import PlainEngine, alone, checkpoints, save, stored_steps
 
 

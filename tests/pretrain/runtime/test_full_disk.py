@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from data_tools.command import log
-from pretrain.config import PretrainConfig
-from pretrain.runtime.metrics import read_metrics
-from pretrain.training import make_plan
+from kinemae.data_tools.command import log
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime.metrics import read_metrics
+from kinemae.pretrain.training import make_plan
 from tests.full_disk import small_disk
 from tests.pretrain.runtime.bad_numbers import fragile_training
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_tools.command import DataError
-from data_tools.index import ShardIndex, open_index, write_index
-from data_tools.stream.evaluation import EvaluationVideos
-from data_tools.stream.pixels import luma_of
-from pretrain.config import PretrainConfig
-from pretrain.health import HealthConfig, _spread, spread_videos
-from pretrain.model.tokens import normalise, patchify
-from pretrain.runtime.metrics import MetricsWriter, read_metrics
-from pretrain.training import Plan, _health_watch, make_plan, run_pretraining
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.index import ShardIndex, open_index, write_index
+from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
+from kinemae.data_tools.stream.yuv_to_rgb import luma_of
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.model.tokens import normalise, patchify
+from kinemae.pretrain.representation_monitor import HealthConfig, _spread, spread_videos
+from kinemae.pretrain.runtime.metrics import MetricsWriter, read_metrics
+from kinemae.pretrain.training import Plan, _health_watch, make_plan, run_pretraining
 
 SmallConfig = Callable[..., PretrainConfig]
 ALWAYS = {"feature_std", "token_std", "effective_rank", "token_rank", "cosine", "kept_tokens"}

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_tools.config import load_config
-from data_tools.stream.mixture import Mixture, find
-from finetune.config import FinetuneConfig
-from finetune.train import prepare
-from pretrain.config import PretrainConfig
-from pretrain.runtime.inputs import encoder_inputs, read_inputs
-from pretrain.runtime.run_folder import open_run_dir
-from pretrain.training import Plan, make_plan
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.stream.mixture import Mixture, find
+from kinemae.finetune.config import FinetuneConfig
+from kinemae.finetune.train import prepare
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime.inputs import encoder_inputs, read_inputs
+from kinemae.pretrain.runtime.run_folder import open_run_dir
+from kinemae.pretrain.training import Plan, make_plan
 
 Build = Callable[..., PretrainConfig]
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data_tools.command import DataError, Diverged
-from data_tools.config import load_config
-from data_tools.index import open_index
-from data_tools.randomness import ClipRandom
-from data_tools.stream.batch import ClipBatch
-from data_tools.stream.loader import TrainingClips
-from pretrain.config import PretrainConfig
-from pretrain.runtime.loop import Training
-from pretrain.runtime.metrics import read_metrics
-from pretrain.runtime.optimiser import parameter_groups
-from pretrain.training import Plan, make_plan, run_pretraining
+from kinemae.data_tools.command import DataError, Diverged
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.randomness import ClipRandom
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.data_tools.stream.loader import TrainingClips
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime.loop import Training
+from kinemae.pretrain.runtime.metrics import read_metrics
+from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.training import Plan, make_plan, run_pretraining
 
 
 class Poisoned(nn.Module):
@@ -107,7 +107,7 @@ def test_a_video_that_fails_is_named_counted_and_skipped(
     config = small_config(f"data.shards={damaged_shards}", "steps=10", "batch.global_clips=4")
     caplog.set_level("WARNING", logger="kinemae")
     with caplog.at_level("WARNING"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data_tools.command.log.propagate", True)
+        patch.setattr("kinemae.data_tools.command.log.propagate", True)
         run_pretraining(make_plan(config))
     lines = read_metrics(Path(config.run_dir) / "metrics.jsonl")
     key = open_index(damaged_shards).sample(0).key

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data_tools.command import log
-from pretrain.runtime.metrics import MetricsWriter, gif_bytes, read_metrics
+from kinemae.data_tools.command import log
+from kinemae.pretrain.runtime.metrics import MetricsWriter, gif_bytes, read_metrics
 from tests.conftest import REPO
 from tests.full_disk import no_file_above
 
@@ -121,7 +121,7 @@ def test_the_memory_of_a_process_is_not_that_of_its_parent() -> None:
         1 << 30
     )  # written to, so that it is there; a child begins with ru_maxrss above it
     program = (
-        "import torch; from pretrain.runtime.meter import peak_memory_bytes as peak; import sys\n"
+        "import torch; from kinemae.pretrain.runtime.meter import peak_memory_bytes as peak; import sys\n"
         "sys.stdout.write(f'{peak(torch.device(\"cpu\"))} ')\n"
         "held = bytearray(b'x') * (1 << 28)\n"
         "sys.stdout.write(f'{peak(torch.device(\"cpu\"))}')"

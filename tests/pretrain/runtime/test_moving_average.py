@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from data_tools.stream.batch import ClipBatch
-from pretrain.config import PretrainConfig
-from pretrain.runtime.metrics import read_metrics
-from pretrain.targets.features import FeatureTarget
-from pretrain.training import make_plan, run_pretraining
+from kinemae.data_tools.stream.batch import ClipBatch
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime.metrics import read_metrics
+from kinemae.pretrain.targets.features import FeatureTarget
+from kinemae.pretrain.training import make_plan, run_pretraining
 
 TARGET = "target={name: features, args: {decay: 0.5, final_decay: 0.9}}"
 

@@ -6,8 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pretrain.runtime.optimiser import build_optimiser, learning_rate, parameter_groups, set_learning_rate
-from pretrain.runtime.settings import OptimConfig
+from kinemae.pretrain.runtime.optimiser import (
+    build_optimiser,
+    learning_rate,
+    parameter_groups,
+    set_learning_rate,
+)
+from kinemae.pretrain.runtime.settings import OptimConfig
 
 OPTIM = OptimConfig(lr=1.0, final_lr=0.1, warmup_share=0.1)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.runtime.agreement import Agreed, Agreement
-from pretrain.runtime.processes import find_processes
+from kinemae.pretrain.runtime.processes import find_processes
+from kinemae.pretrain.runtime.rank_flags import Agreed, Agreement
 from tests.ranks import free_port, start_ranks
 
 VARIABLES = (
@@ -28,8 +28,8 @@ LAUNCHED = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1", "MASTER_
 CONVERSATION = """
 import json
 import torch
-from pretrain.runtime.agreement import Agreement
-from pretrain.runtime.processes import find_processes, join_group, leave_group
+from kinemae.pretrain.runtime.rank_flags import Agreement
+from kinemae.pretrain.runtime.processes import find_processes, join_group, leave_group
 
 processes = find_processes("cpu")
 join_group(processes)
@@ -132,11 +132,11 @@ def test_two_processes_sum_gather_agree_and_listen_to_the_first(repo: Path) -> N
 
 CORES = """
 import json, os, sys
-from pretrain.runtime.cores import share_cores
-from pretrain.runtime.processes import find_processes, join_group, leave_group
-import data_tools.command, torch
+from kinemae.pretrain.runtime.cores import share_cores
+from kinemae.pretrain.runtime.processes import find_processes, join_group, leave_group
+import kinemae.data_tools.command, torch
 
-data_tools.command.configure_logging()
+kinemae.data_tools.command.configure_logging()
 del os.environ["OMP_NUM_THREADS"]
 processes, found = find_processes("cpu"), []
 join_group(processes)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command import log
-from pretrain.config import PretrainConfig
-from pretrain.runtime.checkpoint import RunState
-from pretrain.runtime.incidents import Incidents
-from pretrain.runtime.meter import Report
-from pretrain.runtime.reporting import Reporting
-from pretrain.runtime.stragglers import Stragglers
-from pretrain.training import make_plan, training_clips
+from kinemae.data_tools.command import log
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime.checkpoint import RunState
+from kinemae.pretrain.runtime.incidents import Incidents
+from kinemae.pretrain.runtime.meter import Report
+from kinemae.pretrain.runtime.reporting import Reporting
+from kinemae.pretrain.runtime.stragglers import Stragglers
+from kinemae.pretrain.training import make_plan, training_clips
 
 SmallConfig = Callable[..., PretrainConfig]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command import CheckpointError
-from pretrain.config import PretrainConfig
-from pretrain.runtime.metrics import read_metrics
-from pretrain.training import make_plan, run_pretraining
+from kinemae.data_tools.command import CheckpointError
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime.metrics import read_metrics
+from kinemae.pretrain.training import make_plan, run_pretraining
 from tests.checkpointing import stored_steps
 from tests.full_disk import no_file_above
 from tests.seeds import SEED

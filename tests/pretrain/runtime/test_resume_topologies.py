@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.index import open_index
-from data_tools.stream.order import sample_at
-from pretrain.config import PretrainConfig
-from pretrain.runtime.metrics import read_metrics
-from pretrain.training import make_plan, run_pretraining
+from kinemae.data_tools.index import open_index
+from kinemae.data_tools.stream.order import sample_at
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime.metrics import read_metrics
+from kinemae.pretrain.training import make_plan, run_pretraining
 from tests.pretrain.runtime.test_resume import start, wait_for_step
 from tests.ranks import start_ranks
 from tests.seeds import SEED

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_tools.command import DataError
-from data_tools.config import to_yaml
-from data_tools.files import write_whole
-from finetune.config import FinetuneConfig
-from pretrain.config import PretrainConfig
-from pretrain.runtime.config_changes import FREE_KEYS, REFUSED, find_changes, table_of
-from pretrain.runtime.run_folder import check_run_dir, open_run_dir
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.config import to_yaml
+from kinemae.data_tools.files import write_whole
+from kinemae.finetune.config import FinetuneConfig
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime.config_changes import FREE_KEYS, REFUSED, find_changes, table_of
+from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
 from tests.conftest import run_module
 
 CANARY = "canary-4c1f9a"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command import DataError
-from pretrain.runtime.processes import Processes, find_processes
-from pretrain.runtime.run_lock import LOCK_FILE, run_lock
-from pretrain.runtime.watchdog import WatchConfig
+from kinemae.data_tools.command import DataError
+from kinemae.pretrain.runtime.processes import Processes, find_processes
+from kinemae.pretrain.runtime.run_lock import LOCK_FILE, run_lock
+from kinemae.pretrain.runtime.watchdog import WatchConfig
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from pretrain.runtime.settings import EngineConfig, precision_on
+from kinemae.pretrain.runtime.settings import EngineConfig, precision_on
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.runtime.span_table import (
+from kinemae.pretrain.runtime.span_table import (
     MOMENTS,
     Span,
     SpanTable,

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_tools.command import CheckpointError
-from pretrain.config import PretrainConfig
-from pretrain.encoder_file import load_description
-from pretrain.training import make_plan, run_pretraining
+from kinemae.data_tools.command import CheckpointError
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.encoder_file import load_description
+from kinemae.pretrain.training import make_plan, run_pretraining
 
 Build = Callable[..., PretrainConfig]
 

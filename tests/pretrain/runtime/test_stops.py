@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.runtime.metrics import read_metrics
+from kinemae.pretrain.runtime.metrics import read_metrics
 from tests.ranks import Ranks, started
 
 REQUEUE, STUCK = 138, 5

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command import EXIT_STUCK, EXIT_TERMINATED, Stopped, exit_code_of
-from data_tools.storage.location import StorageUnavailable
-from launch.exit_codes import is_crash
-from pretrain.config import PretrainConfig
-from pretrain.runtime.metrics import read_metrics
-from pretrain.training import make_plan, run_pretraining
+from kinemae.data_tools.command import EXIT_STUCK, EXIT_TERMINATED, Stopped, exit_code_of
+from kinemae.data_tools.storage.location import StorageUnavailable
+from kinemae.launch.exit_codes import is_crash
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.runtime.metrics import read_metrics
+from kinemae.pretrain.training import make_plan, run_pretraining
 
 RARE = ("save_every_steps=6", "log.every_steps=10")  # nothing is reported or saved before the outage
 CLIPS_A_STEP = 4
@@ -79,9 +79,9 @@ def test_a_stop_signal_ends_the_wait_with_a_checkpoint(
 def test_a_wait_is_not_held_against_the_step(repo: Path) -> None:
     script = """
 import time
-from pretrain.runtime.outages import StorageWait
-from pretrain.runtime.signals import StopSignals
-from pretrain.runtime.watchdog import WatchConfig, Watchdog
+from kinemae.pretrain.runtime.outages import StorageWait
+from kinemae.pretrain.runtime.signals import StopSignals
+from kinemae.pretrain.runtime.watchdog import WatchConfig, Watchdog
 
 limits = {"step_timeout_s": 3.0, "first_step_timeout_s": 60.0, "save_timeout_s": 60.0}
 with Watchdog(WatchConfig(**limits), rank=0) as watchdog:

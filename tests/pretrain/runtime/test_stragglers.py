@@ -2,8 +2,8 @@
 
 import pytest
 
-from data_tools.command import log
-from pretrain.runtime.stragglers import Stragglers
+from kinemae.data_tools.command import log
+from kinemae.pretrain.runtime.stragglers import Stragglers
 
 HOSTS = ["here", "there", "yonder"]
 

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.config import load_config
-from pretrain.config import PretrainConfig
+from kinemae.data_tools.config import load_config
+from kinemae.pretrain.config import PretrainConfig
 
 STUCK, CRASHED = 5, 1
 
 # Enters a step with a limit of argument 3 seconds, and hangs as argument 1 specifies.
 HANGING = """
 import ctypes, sys, time
-from data_tools.command import configure_logging
-from pretrain.runtime import watchdog as module
-from pretrain.runtime.watchdog import WatchConfig, Watchdog
+from kinemae.data_tools.command import configure_logging
+from kinemae.pretrain.runtime import watchdog as module
+from kinemae.pretrain.runtime.watchdog import WatchConfig, Watchdog
 
 module._LOCKED_FACTOR = float(sys.argv[2])
 configure_logging()

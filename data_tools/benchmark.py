@@ -1,0 +1,244 @@
+"""`kinemae data bench SHARDS [a.b=c]`: how fast training reads a data set here, and why.
+
+Batch by batch the same clips are read twice: once exactly as training does, which gives the rate of one core,
+and once step by step with a clock around each. Time is this process's CPU time, so that neighbours on the
+machine do not count; what was waited for (disk, network, other programs) is told apart. Then the loader runs
+with its worker processes, by the clock on the wall.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import TypeVar
+
+from kinemae.data_tools.config import load_config, require
+from kinemae.data_tools.index import ShardIndex, open_index
+from kinemae.data_tools.randomness import generator
+from kinemae.data_tools.stream.augment import AugmentConfig
+from kinemae.data_tools.stream.container import BadVideo, open_container
+from kinemae.data_tools.stream.frame_sampling import ClipConfig, last_frame_s, training_instants_s
+from kinemae.data_tools.stream.loader import training_loader
+from kinemae.data_tools.stream.mixture import find
+from kinemae.data_tools.stream.order import BatchPlan
+from kinemae.data_tools.stream.shards import read_video
+from kinemae.data_tools.stream.training_clips import TrainingClips
+from kinemae.data_tools.stream.video_reader import DECODERS, empty_pixels
+from kinemae.data_tools.stream.views import View, cut_views, training_view
+from kinemae.data_tools.stream.worker_setup import available_cores
+from kinemae.data_tools.stream.yuv_to_rgb import Pixels
+
+Item = TypeVar("Item")
+
+READ, OPEN, DECODE, PIXELS, REST = "read, checksum", "open", "seek, decode", "crop, resize", "batch, colours"
+WHOLE = "whole"
+_CLIPS_IN_A_BATCH = 8  # about: a whole number of videos with all their views
+_AHEAD = 2  # batches a worker before and after the timed ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchData:
+    """The keys of `data` that change how fast clips are read; they mean what they mean in training."""
+
+    views_per_video: int = 1
+    decoder: str = "pyav"
+
+    def __post_init__(self) -> None:
+        require(self.views_per_video >= 1, "data.views_per_video", "be at least 1", self.views_per_video)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What is measured; `clip`, `augment` and `data` as in training.
+
+    Attributes:
+        clips: how many clips of the run each pass reads, from its first one on.
+        workers: processes of the last pass; 0 means one for each core.
+        gpu_clips_per_s: what a GPU takes, to say how many such cores it needs.
+    """
+
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    data: BenchData = field(default_factory=BenchData)
+    seed: int = 0
+    clips: int = 256
+    workers: int = 0
+    gpu_clips_per_s: float = 1000.0
+
+    def __post_init__(self) -> None:
+        require(self.clips >= 1, "clips", "be at least 1", self.clips)
+        require(self.workers >= 0, "workers", "be 0 or more", self.workers)
+        require(self.gpu_clips_per_s > 0, "gpu_clips_per_s", "be above 0", self.gpu_clips_per_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """What was measured.
+
+    Attributes:
+        clips: clips of each pass, rounded up to whole videos.
+        skipped: of them, clips whose video could not be read.
+        clips_per_s_per_core: by CPU time, in one process.
+        waited_s: wall-clock time less CPU time of the first pass.
+        seconds: CPU time of each step, for all clips.
+        workers, clips_per_s: processes of the last pass and their rate together, by the wall clock.
+        cores_for_gpu: cores that give `gpu_clips_per_s` at the rate of one.
+    """
+
+    clips: int
+    skipped: int
+    clips_per_s_per_core: float
+    waited_s: float
+    seconds: dict[str, float]
+    workers: int
+    clips_per_s: float
+    gpu_clips_per_s: float
+    cores_for_gpu: float
+
+
+def run_bench(arguments: argparse.Namespace) -> None:
+    """The command."""
+    settings = load_config(BenchConfig, None, arguments.overrides)
+    result = bench(open_index(arguments.shards), settings)
+    text = json.dumps(asdict(result)) if arguments.json else as_text(result)
+    sys.stdout.write(text + "\n")
+
+
+def bench(index: ShardIndex, settings: BenchConfig) -> BenchResult:
+    """Measure a data set."""
+    clips = TrainingClips(
+        index,
+        clip=settings.clip,
+        augment=settings.augment,
+        seed=settings.seed,
+        views=settings.data.views_per_video,
+        decoder=settings.data.decoder,
+    )
+    videos = max(_CLIPS_IN_A_BATCH // clips.views, 1)
+    batches = -(-settings.clips // (videos * clips.views))
+    clips.batch(range(videos * clips.views))  # the first one also pays for imports
+    whole, steps, skipped = Clock(), Clock(), 0
+    wall_s = 0.0
+    for number in range(batches):
+        begin = time.perf_counter()
+        skipped += whole.time(WHOLE, lambda first=number: _batch(clips, first, videos))  # type: ignore[misc]
+        wall_s += time.perf_counter() - begin
+        for position in range(number * videos, (number + 1) * videos):
+            with suppress(BadVideo):  # counted where the whole batch is read
+                step_by_step(clips, position, steps)
+    count, cpu_s = batches * videos * clips.views, whole.seconds[WHOLE]
+    workers = settings.workers or available_cores()
+    return BenchResult(
+        clips=count,
+        skipped=skipped,
+        clips_per_s_per_core=count / cpu_s,
+        waited_s=max(wall_s - cpu_s, 0.0),
+        seconds=_shares(steps.seconds, cpu_s),
+        workers=workers,
+        clips_per_s=_together(clips, videos * clips.views, batches, workers),
+        gpu_clips_per_s=settings.gpu_clips_per_s,
+        cores_for_gpu=settings.gpu_clips_per_s * cpu_s / count,
+    )
+
+
+def as_text(result: BenchResult) -> str:
+    """The table for people."""
+    whole_s = sum(result.seconds.values()) or 1.0
+    rows = [
+        f"{name:16s}{1000 * seconds / result.clips:8.2f} ms{100 * seconds / whole_s:6.0f} %"
+        for name, seconds in result.seconds.items()
+    ]
+    lines = [
+        f"{result.clips} clips, {result.skipped} of them unreadable",
+        f"one core        {result.clips_per_s_per_core:8.1f} clips/s",
+        "of which, a clip",
+        *rows,
+        f"waited besides  {1000 * result.waited_s / result.clips:8.2f} ms",
+        f"{result.workers} workers       {result.clips_per_s:8.1f} clips/s together, on this machine",
+        f"a GPU that takes {result.gpu_clips_per_s:g} clips/s needs {result.cores_for_gpu:.1f} such cores",
+    ]
+    return "\n".join(lines)
+
+
+class Clock:
+    """Adds up CPU time by step."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys((WHOLE, READ, OPEN, DECODE, PIXELS), 0.0)
+
+    def time(self, step: str, work: Callable[[], Item]) -> Item:
+        """Do the work on the step's account."""
+        begin = time.process_time()
+        try:
+            return work()
+        finally:
+            self.seconds[step] += time.process_time() - begin
+
+    def each(self, step: str, items: Iterator[Item]) -> Iterator[Item]:
+        """Pass items on; making them counts for the step, using them does not."""
+        missing = object()
+        while (item := self.time(step, lambda: next(items, missing))) is not missing:
+            yield item  # type: ignore[misc]
+
+
+def _batch(clips: TrainingClips, number: int, videos: int) -> int:
+    """Read one batch; how many of its clips were skipped."""
+    size = videos * clips.views
+    return len(clips.batch(range(number * size, (number + 1) * size)).skipped)
+
+
+def _shares(seconds: dict[str, float], whole_s: float) -> dict[str, float]:
+    """Time of each step for itself; what the steps do not explain of the whole is the last one's."""
+    own = {step: seconds[step] for step in (READ, OPEN, DECODE, PIXELS)}
+    own[DECODE] = max(own[DECODE] - own[OPEN], 0.0)  # making pictures includes opening the file
+    return {**own, REST: max(whole_s - sum(own.values()), 0.0)}
+
+
+def step_by_step(clips: TrainingClips, position: int, clock: Clock) -> Pixels:
+    """What `TrainingClips.batch` does for the video at a position of the run, short of changing colours.
+
+    Raises:
+        BadVideo: it cannot be read.
+    """
+    found = find(clips.index, seed=clips.seed, position=position)
+    sample, first_clip = found.sample, position * clips.views
+    draw = generator(clips.seed, purpose="start", sample=position)
+    instants_s = training_instants_s(sample, clips.clip, draw)
+    draws = [
+        generator(clips.seed, purpose="augment", sample=first_clip + view) for view in range(clips.views)
+    ]
+
+    def choose(height: int, width: int) -> list[View]:
+        return [training_view(height, width, clips.augment, draw) for draw in draws]
+
+    video = clock.time(READ, lambda: read_video(found.index, sample))
+    if clips.decoder == "pyav":
+        clock.time(OPEN, lambda: _open(video))
+    end_s = last_frame_s(sample.frames, sample.duration_s)
+    pictures = DECODERS[clips.decoder](video, instants_s, last_frame_s=end_s)
+    pixels = empty_pixels(clips.views, clips.clip, decoder=clips.decoder)
+    before_s = clock.seconds[DECODE]
+    clock.time(PIXELS, lambda: cut_views(clock.each(DECODE, pictures), choose, pixels))
+    clock.seconds[PIXELS] -= clock.seconds[DECODE] - before_s
+    return pixels
+
+
+def _open(video: bytes) -> None:
+    with open_container(video) as (container, stream):
+        next(container.demux(stream))
+
+
+def _together(clips: TrainingClips, in_a_batch: int, batches: int, workers: int) -> float:
+    """Clips a second of several processes: from all at work to all still at work."""
+    plan = BatchPlan(global_clips=in_a_batch, world=1, micro_clips=in_a_batch, accumulation=1)
+    steps = batches + 2 * _AHEAD * workers
+    loader = training_loader(clips, plan, rank=0, first_step=0, last_step=steps, workers=workers, pin=False)
+    for _ in range(_AHEAD * workers):
+        next(loader)
+    begin = time.perf_counter()
+    for _ in range(batches):
+        next(loader)
+    return batches * in_a_batch / (time.perf_counter() - begin)

@@ -1,0 +1,131 @@
+"""Parts: swappable strategies, each one file in its folder and one line of config.
+
+`masking: {name: tube, args: {ratio: 0.9}}` means the class in `pretrain/masking/tube.py`, built with
+`ratio=0.9`. A part is found by file name inside its own folder and never by a dotted path, so a config
+or a checkpoint cannot name code from elsewhere.
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from kinemae.data_tools.config_hints import SYNONYMS
+
+Interface = TypeVar("Interface")
+
+# What fits where a constructor says float, int, str or bool; other types are the part's own to check.
+_FITTING: dict[Any, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part as it stands in a config: the file's name and the constructor's keyword arguments."""
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+def is_part(kind: Any) -> bool:
+    """Whether a field of a config holds a part, or a part whose name may be left out."""
+    return isinstance(kind, type) and issubclass(kind, Part)
+
+
+def part_names(folder: str) -> list[str]:
+    """Names of the parts in a folder given as a package, as in `kinemae.pretrain.masking`."""
+    package = importlib.import_module(folder)
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base")
+
+
+def build_part(folder: str, part: Part, interface: type[Interface], *, key: str | None = None) -> Interface:
+    """Build the part that a config names.
+
+    Args:
+        folder: the package that holds the parts of this kind.
+        interface: the class in the folder's `base.py` that every part of it implements.
+        key: the config key, where it is not the folder's own name, as in `model.attention`.
+
+    Raises:
+        ValueError: no such part, an unknown or missing argument, or an argument the part refuses.
+    """
+    kind = folder.rpartition(".")[2].removesuffix("s")  # the config key is `head`, the folder heads/
+    names = part_names(folder)
+    if part.name not in names:
+        raise ValueError(f"{key or kind}.name: no {kind} named {part.name!r}{_suggest(part.name, names)}")
+    part_class = _only_class(folder, part.name, interface)
+    return part_class(**_checked_arguments(part_class, part, f"{key or kind}.args"))
+
+
+def named_parts(given: Any, key: str, kind: str) -> dict[str, Any]:
+    """Several parts as a mapping of names to their settings; a name alone has none: `{}`.
+
+    Args:
+        given: such a mapping, one name, or a list of names.
+        kind: what the parts are, for messages.
+
+    Raises:
+        ValueError: something else, no part, or one twice; the message names `key`.
+    """
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, list):
+        is_named = all(isinstance(name, str) for name in given) and len(set(given)) == len(given)
+        given = dict.fromkeys(given) if is_named else given
+    if not isinstance(given, dict) or not given:
+        raise ValueError(
+            f"{key} must name at least one {kind}, each once, as in [NAME, NAME] or {{NAME: {{...}}}}, "
+            f"got {given!r}"
+        )
+    return {name: {} if settings is None else settings for name, settings in given.items()}
+
+
+def _only_class(folder: str, name: str, interface: type[Interface]) -> type[Interface]:
+    module = importlib.import_module(f"{folder}.{name}")
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, interface) and value.__module__ == module.__name__
+    ]
+    assert len(found) == 1, f"{module.__name__} must define exactly one {interface.__name__}, found {found}"
+    return found[0]
+
+
+def _checked_arguments(part_class: type, part: Part, key: str) -> dict[str, Any]:
+    """Convert whole floats to integers where the constructor expects integers."""
+    parameters = inspect.signature(part_class).parameters
+    checked = {}
+    for argument, value in part.args.items():
+        if argument not in parameters:
+            raise ValueError(
+                f"{key}: {part.name} has no argument {argument!r}"
+                f"{_suggest_argument(argument, key, parameters)}"
+            )
+        annotation = parameters[argument].annotation
+        is_whole = annotation is int and isinstance(value, float) and value.is_integer()
+        checked[argument] = int(value) if is_whole else value
+        _check_type(checked[argument], annotation, f"{key}.{argument}")
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in part.args:
+            raise ValueError(f"{key}: {part.name} needs {name}; set {key}.{name}=...")
+    return checked
+
+
+def _check_type(value: Any, annotation: Any, key: str) -> None:
+    fitting = _FITTING.get(annotation)
+    if fitting and (not isinstance(value, fitting) or (isinstance(value, bool) and annotation is not bool)):
+        raise ValueError(f"{key} must be of type {annotation.__name__}, got {value!r}")
+
+
+def _suggest_argument(given: str, key: str, known: Iterable[str]) -> str:
+    """By the name that other projects have for an argument, else by its spelling."""
+    hints = {hint.removeprefix(f"{key}.") for hint in SYNONYMS.get(given.lower(), ())}
+    named = [name for name in known if name in hints]
+    return f"; did you mean {named[0]!r}?" if named else _suggest(given, list(known))
+
+
+def _suggest(given: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(known) or 'none'}"

@@ -1,0 +1,183 @@
+"""Frames of an original at an even rate, upright, as 4:2:0 planes of the size asked for; cut into pieces."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, groupby
+from operator import itemgetter
+
+from av.filter import Graph
+from av.video.frame import VideoFrame
+
+from kinemae.data_tools.encoding.convert import Converter
+from kinemae.data_tools.encoding.deinterlace import deinterlaced
+from kinemae.data_tools.encoding.frame_rate import MOST_REPEATS, SLACK_S, Pace, is_stored, tidy_rate
+from kinemae.data_tools.encoding.source_decoder import Original
+from kinemae.data_tools.stream.container import BadVideo
+
+_SLOWEST_FPS, _FASTEST_FPS = 0.001, 100_000  # beyond, time stamps are no such thing
+_SHORTEST_SCENE_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cuts:
+    """Where videos are cut: every so many seconds, where a scene begins, or nowhere."""
+
+    segment_s: float | None = None
+    scene_cuts: bool = False
+
+    def __bool__(self) -> bool:
+        return self.segment_s is not None or self.scene_cuts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steady:
+    """A video as it will be stored.
+
+    Attributes:
+        frames: one after the other, each on screen for 1 / rate seconds.
+        expected: how many there will be, if the container tells the truth.
+        start_s: where in the original the first of them comes on screen.
+    """
+
+    frames: Iterator[VideoFrame]
+    rate: Fraction
+    expected: int
+    start_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A run of frames that becomes one stored video; take its frames before asking for the next piece."""
+
+    number: int
+    start_s: float
+    frames: Iterator[VideoFrame]
+
+
+def steady(
+    original: Original,
+    *,
+    fps: float | None,
+    short_side: int | None,
+    jpeg: bool = False,
+    every: int = 1,
+) -> Steady:
+    """Resample an original in time and space; deinterlace it.
+
+    Frame k is what is on screen at (k + 0.5) / rate seconds, so a constant rate keeps every frame once.
+    Frames of a varying rate that is kept may come up to a frame later, so that none is lost.
+
+    Args:
+        fps: frames a second; None keeps the original's, or the nominal rate of a varying one.
+        every: take every n-th of these frames.
+        short_side: in pixels, rounded to even sizes; nothing is enlarged. None keeps the size.
+        jpeg: convert to the colours of JPEG files, which have no tags to tell others by.
+
+    Raises:
+        BadVideo: while frames are taken, where the original cannot be read or holds none of the part.
+    """
+    rate = original.rate if fps is None and every == 1 else tidy_rate((fps or original.rate) / every)
+    if not _SLOWEST_FPS <= rate <= _FASTEST_FPS:
+        raise BadVideo(f"it shows {float(rate):g} frames a second: set layout.args.fps")
+    until_s = min(original.end_s, original.frames / float(original.mean_rate))
+    converter = Converter(original, short_side, jpeg)
+    pace = original.pace if rate == original.rate else "constant"
+    if original.pace == "varying" != pace:
+        original.notes.append(f"varying frame rate, stored at {float(rate):.4g} a second")
+    return Steady(
+        frames=_converted(_retimed(original, rate, pace), converter),
+        rate=rate,
+        expected=max(round((until_s - original.start_s) * float(rate)), 1),
+        start_s=original.start_s,
+    )
+
+
+def pieces(video: Steady, cuts: Cuts) -> Iterator[Piece]:
+    """Cut a video as the config says.
+
+    No piece is shorter than half a segment, or than a second where scenes alone decide: what is left over
+    stays with the piece before. A video that is not cut is one piece.
+    """
+    numbered = _numbered(video, cuts)
+    for (number, begin), members in groupby(numbered, key=itemgetter(0, 1)):
+        start_s = video.start_s + float(begin / video.rate)
+        yield Piece(number=number, start_s=start_s, frames=(frame for _, _, frame in members))
+
+
+def _numbered(video: Steady, cuts: Cuts) -> Iterator[tuple[int, int, VideoFrame]]:
+    """Frames with the number and the first frame of their piece."""
+    longest, shortest = math.inf, _SHORTEST_SCENE_S * float(video.rate)
+    if cuts.segment_s is not None:
+        longest = max(round(cuts.segment_s * float(video.rate)), 1)
+        shortest = longest / 2
+    scenes = _SceneDetector() if cuts.scene_cuts else None
+    piece, begin = 0, 0
+    for number, frame in enumerate(video.frames):
+        here = number - begin
+        cut = here >= longest
+        if scenes is not None:
+            cut |= scenes.begins_with(frame, number) and here >= shortest
+        if cut and video.expected - number >= shortest:
+            piece, begin = piece + 1, number
+        yield piece, begin, frame
+
+
+def _retimed(original: Original, rate: Fraction, pace: Pace) -> Iterator[VideoFrame]:
+    """The frame on screen in the middle of each 1 / rate seconds.
+
+    Args:
+        pace: as in `is_stored`; for a varying pace, the number of lost frames is noted.
+    """
+    shown, shown_s, taken, lost, made, already = None, 0.0, 0, 0, 0, 0
+    for begin_s, frame in chain(deinterlaced(original.timed, original.notes), [(math.inf, None)]):
+        until_s = min(begin_s - SLACK_S, original.end_s)
+        if frame is None:  # the last one stays for the mean time of a frame
+            until_s = min(shown_s + 1 / float(original.mean_rate), original.end_s)
+        while shown is not None and is_stored(
+            made, rate, until_s, start_s=original.start_s, pace=pace, is_new=made == already
+        ):
+            yield shown
+            made += 1
+            if made > MOST_REPEATS * max(taken + 1, original.frames):
+                raise BadVideo(f"its time stamps leap to second {begin_s:.0f} after {taken} frames")
+        lost += made == already and shown is not None
+        if begin_s >= original.end_s:
+            break
+        shown, shown_s, taken, already = frame, begin_s, taken + 1, made
+    if made == 0:
+        raise BadVideo(f"it shows nothing from second {original.start_s:g} to {original.end_s:g}")
+    if pace == "varying":
+        original.notes.append(
+            f"varying frame rate, stored at {float(rate):.4g} a second: {lost} of {taken} frames lost, "
+            f"{made - taken + lost} repeated"
+        )
+
+
+def _converted(frames: Iterator[VideoFrame], converter: Converter) -> Iterator[VideoFrame]:
+    taken: VideoFrame | None = None
+    for frame in frames:
+        if frame is not taken:
+            taken, picture = frame, converter.picture(frame)
+        yield picture
+
+
+class _SceneDetector:
+    """FFmpeg's scene change detector, with its own threshold."""
+
+    def __init__(self) -> None:
+        self._graph: Graph | None = None
+
+    def begins_with(self, frame: VideoFrame, number: int) -> bool:
+        """Whether a new scene begins with this frame, the next in order."""
+        if self._graph is None:
+            self._graph = Graph()
+            source = self._graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+            )
+            self._graph.link_nodes(source, self._graph.add("scdet"), self._graph.add("buffersink"))
+            self._graph.configure()
+        frame.pts, frame.time_base = number, Fraction(1, 1000)
+        self._graph.vpush(frame)
+        return "lavfi.scd.time" in self._graph.vpull().metadata

@@ -1,0 +1,218 @@
+"""Videos as a source has them, read once from end to end: files, parts of files, tar members, pictures."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+from av.video.frame import VideoFrame
+
+from kinemae.data_tools.encoding.frame_rate import Pace, measure, tidy_rate
+from kinemae.data_tools.encoding.image_sequence import read_picture, timed_pictures
+from kinemae.data_tools.files import read_blocks
+from kinemae.data_tools.manifest.videos import SourceVideo
+from kinemae.data_tools.storage.location import StorageError, StorageUnavailable
+from kinemae.data_tools.storage.outage import refuse_outage
+from kinemae.data_tools.stream.container import (
+    BadVideo,
+    OpenedVideo,
+    claimed_frame_s,
+    frames_after_seek,
+    open_video,
+    worth_seeking,
+)
+from kinemae.data_tools.stream.geometry import pixel_aspect, turns
+from kinemae.data_tools.stream.whole_frames import WholeFrames
+
+_PICTURES_FPS = 25.0  # where the source does not say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """An opened original.
+
+    Attributes:
+        timed: frames with the second at which each comes on screen, counted from the first frame shown;
+            it begins with the frame on screen at the start of the part that is meant.
+        first: a frame of it, for sizes and colours.
+        turns: what brings its frames upright, as `stream.geometry.turns` says.
+        rate: frames a second: exactly the video's own where that is constant, else the nominal rate.
+        mean_rate: mean frames a second, equal to `rate` where that is constant.
+        pace: whether the rate is constant, as `frame_rate.Timing` says.
+        frames: how many frames the container holds, damaged ones included, in the whole video.
+        start_s, end_s: the part that is meant; the end may lie beyond that of the video.
+        pixel_aspect: width / height of its pixels.
+        notes: gets a line about what is odd but no reason to reject the video.
+        are_pictures: it is a folder of pictures, each of which has its own `turns`.
+    """
+
+    timed: Iterator[tuple[float, VideoFrame]]
+    first: VideoFrame
+    turns: tuple[bool, bool, bool]
+    rate: Fraction
+    mean_rate: Fraction
+    frames: int
+    start_s: float
+    end_s: float
+    pixel_aspect: Fraction
+    notes: list[str]
+    pace: Pace = "constant"
+    are_pictures: bool = False
+
+
+@contextmanager
+def open_original(video: SourceVideo, *, notes: list[str]) -> Iterator[Original]:
+    """Open a video of a source for one pass through its frames.
+
+    Args:
+        notes: gets a line about what is odd but no reason to reject the video, when all frames were taken.
+
+    Raises:
+        BadVideo: it cannot be read, now or while its frames are taken; a damaged frame counts as that.
+    """
+    if video.frames:
+        yield _pictures(video, notes)
+        return
+    source = video_source(video)
+    timing = measure(source)
+    start_s = video.start_s or 0.0
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_video(source))
+        frames: Iterator[VideoFrame] | None = chain([opened.first], opened.rest)
+        if start_s > 0 and worth_seeking(opened, start_s):
+            frames = frames_after_seek(opened, start_s)
+            if frames is None:  # the container led past the place
+                opened = stack.enter_context(open_video(source))
+                frames = chain([opened.first], opened.rest)
+        assert frames is not None
+        whole = WholeFrames(frames, opened)
+        yield Original(
+            timed=_on_screen_from(start_s, ((opened.start_s(frame), frame) for frame in whole)),
+            first=opened.first,
+            turns=turns(opened.first),
+            rate=timing.nominal or _single_rate(opened),
+            mean_rate=timing.mean or _single_rate(opened),
+            pace=timing.pace,
+            frames=max(timing.frames, 1),
+            start_s=start_s,
+            end_s=math.inf if video.end_s is None else video.end_s,
+            pixel_aspect=_noted_aspect(pixel_aspect(opened.stream), notes),
+            notes=notes,
+        )
+        if video.start_s is None and video.end_s is None:
+            notes.extend(whole.missing())
+        elif whole.note:
+            notes.append(whole.note)
+
+
+def video_source(video: SourceVideo) -> bytes | Path:
+    """What `stream.decode` reads: the file, or the bytes of a remote file or of a member of a tar.
+
+    Raises:
+        BadVideo: there is no such file, or the tar ends before the member does.
+        StorageError: a remote file cannot be read now, after all retries.
+    """
+    if video.member is None and not video.url:
+        return video.path
+    offset, length = video.member or (0, None)
+    try:
+        content = video.place.read(offset, length)
+    except StorageError as error:
+        if isinstance(error, StorageUnavailable) or (video.url and not error.is_missing):
+            raise
+        raise BadVideo(str(error)) from error
+    if length is not None and len(content) < length:
+        raise BadVideo(f"{video.path.name} ends before this member of it does")
+    return content
+
+
+def fetch(video: SourceVideo, file: Path) -> None:
+    """Bring a remote video to this machine.
+
+    Raises:
+        BadVideo: there is no such file, or the tar ends before the member does.
+        StorageError: it cannot be read now, after all retries.
+    """
+    source = video_source(video) if video.member is not None else None
+    if isinstance(source, bytes):
+        file.write_bytes(source)
+        return
+    try:
+        video.place.download(file)
+    except StorageError as error:
+        if not error.is_missing:
+            raise
+        raise BadVideo(str(error)) from error
+
+
+def content_digest(video: SourceVideo) -> str:
+    """Names the bytes of the original: equal for equal ones, whatever they are called and wherever they lie.
+
+    Raises:
+        BadVideo: they cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for block in _blocks(video):
+            digest.update(block)
+    except OSError as error:
+        refuse_outage(error, f"cannot read {video.path}")
+        raise BadVideo(f"cannot read it: {error.strerror or error}") from error
+    return digest.hexdigest()[:32]
+
+
+def _blocks(video: SourceVideo) -> Iterator[bytes]:
+    offset, length = video.member or (0, None)
+    for path in [video.path / name for name in video.frames] or [video.path]:
+        yield from read_blocks(path, offset, length)
+
+
+def _single_rate(opened: OpenedVideo) -> Fraction:
+    """Rate of a video of one frame."""
+    interval_s = claimed_frame_s(opened)
+    for claimed in (opened.stream.average_rate, opened.stream.base_rate):
+        if claimed and abs(1 / float(claimed) - interval_s) < interval_s / 4:
+            return Fraction(claimed)
+    return tidy_rate(1 / interval_s)
+
+
+def _noted_aspect(aspect: Fraction, notes: list[str]) -> Fraction:
+    if aspect != 1:
+        notes.append(f"pixels of {aspect} were made square")
+    return aspect
+
+
+def _on_screen_from(
+    start_s: float, timed: Iterator[tuple[float, VideoFrame]]
+) -> Iterator[tuple[float, VideoFrame]]:
+    """Leave out the frames that are gone from the screen at the start."""
+    shown = None
+    for entry in timed:
+        if shown is not None and entry[0] > start_s:
+            yield shown
+        shown = entry
+    if shown is not None:
+        yield shown
+
+
+def _pictures(video: SourceVideo, notes: list[str]) -> Original:
+    rate = tidy_rate(video.fps or _PICTURES_FPS)
+    first, aspect = read_picture(video.path / video.frames[0])
+    start_s = video.start_s or 0.0
+    return Original(
+        timed=_on_screen_from(start_s, timed_pictures(video, first, rate)),
+        first=first,
+        turns=turns(first),
+        rate=rate,
+        mean_rate=rate,
+        frames=len(video.frames),
+        start_s=start_s,
+        end_s=math.inf if video.end_s is None else video.end_s,
+        pixel_aspect=_noted_aspect(aspect, notes),
+        notes=notes,
+        are_pictures=True,
+    )

@@ -1,0 +1,180 @@
+"""Loader processes: how many, how they start, and how they leave signals to the main process."""
+
+import fcntl
+import multiprocessing
+import os
+import platform
+import signal
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from multiprocessing import resource_tracker
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import NamedTuple
+
+from kinemae.data_tools.command import log
+
+_MAIN_ONLY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+class CoreLimits(NamedTuple):
+    """The CPU limits of one process, compared between the processes of a machine.
+
+    Attributes:
+        machine: identifies the running kernel.
+        cores: numbers of the cores that it may run on (its affinity).
+        quotas: cores that each control group above it may use together, by the group's name.
+    """
+
+    machine: str
+    cores: frozenset[int]
+    quotas: dict[str, float]
+
+
+def worker_count(requested: int, cores: int) -> int:
+    """Loader workers of one process.
+
+    Args:
+        requested: data.workers; -1 means the process's cores less one for itself. Any other number is used as
+            given. More than the cores gives a warning, not an error: it helps with a slow disk.
+        cores: the process's share of its machine, see `share_of_cores`.
+
+    Raises:
+        ValueError: a negative number other than -1.
+    """
+    if requested < -1:
+        raise ValueError(
+            f"data.workers must be -1 (as many as the cores allow) or at least 0, got {requested}"
+        )
+    if requested == -1:
+        return max(cores - 1, 0)
+    if requested > max(cores, 1):
+        log.warning(
+            "data.workers=%d is more than the %d cores of this process: its loader workers will take turns",
+            requested, cores,
+        )  # fmt: skip
+    return requested
+
+
+def share_of_cores(own: CoreLimits, everyone: Sequence[CoreLimits]) -> int:
+    """Whole cores for one process, at least 1.
+
+    A core is shared by the processes that may run on it; processes bound to separate cores, as by Slurm,
+    share none. A quota is shared by the processes of its control group.
+
+    Args:
+        everyone: the limits of all processes of the run, including this one.
+    """
+    here = [limits for limits in everyone if limits.machine == own.machine]
+    users = Counter(core for limits in here for core in limits.cores)
+    shares = [sum(Fraction(1, max(users[core], 1)) for core in own.cores)]
+    for group, quota in own.quotas.items():
+        shares.append(Fraction(quota) / max(1, sum(group in limits.quotas for limits in here)))
+    return max(int(min(shares)), 1)
+
+
+def core_limits() -> CoreLimits:
+    """The limits of this process."""
+    try:
+        machine = _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        machine = platform.node()
+    return CoreLimits(machine, frozenset(os.sched_getaffinity(0)), dict(_quotas()))
+
+
+def available_cores() -> int:
+    """Cores that this process may use if it runs alone: its affinity, limited by quotas."""
+    own = core_limits()
+    return share_of_cores(own, [own])
+
+
+def _quotas() -> Iterator[tuple[str, float]]:
+    """The limits of this process's control groups, from its own to the outermost that it sees."""
+    space = _inode(Path("/proc/self/ns/cgroup"))
+    for line in _text(_OWN_CGROUPS).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = _CGROUPS / controllers if controllers else _CGROUPS
+        for folder in (root / path.lstrip("/"), *(root / path.lstrip("/")).parents):
+            if not folder.is_relative_to(root):
+                break
+            quota, period = _quota_of(folder)
+            if quota > 0 and period > 0:
+                yield f"{space}:{folder}", quota / period
+
+
+def _quota_of(folder: Path) -> tuple[int, int]:
+    """CPU microseconds per period; (0, 0) without a limit. Control groups v2 have one file, v1 two."""
+    words = _text(folder / "cpu.max").split()
+    words = words or [_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+    quota, period = words if len(words) == 2 else ("", "")
+    return (int(quota), int(period)) if quota.isdigit() and period.isdigit() else (0, 0)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def worker_context(preload: Iterable[str]) -> BaseContext:
+    """How workers start: forked from a clean server process that has imported what they need.
+
+    A plain fork would copy a process with CUDA, NCCL and pinned memory in use, and keep the GPU's memory
+    alive for as long as a worker outlives a killed parent; `spawn` imports torch in every worker.
+
+    Args:
+        preload: modules that the server imports once for all workers.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(sorted(set(preload) - {"__main__"}))
+    return context
+
+
+@contextmanager
+def signals_left_to_main() -> Iterator[None]:
+    """Processes started in this block never see the signals that ask the run to stop.
+
+    A scheduler signals the whole process group, and a run that wants to save a checkpoint first needs
+    its workers alive. The signals are blocked rather than ignored, which children inherit through fork
+    and exec, so one that arrives meanwhile reaches the main process afterwards.
+    """
+    resource_tracker.ensure_running()  # started inside the block, it would unblock SIGINT and SIGTERM again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _MAIN_ONLY)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_signals_to_main() -> None:
+    """The same from inside a worker, for one whose server was started by somebody else."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _MAIN_ONLY)
+
+
+def end_with_main() -> None:
+    """Make the kernel kill this process when the main process ends, which closes a pipe that is held here.
+
+    A thread that waits for the main process could not kill a worker that is stopped or stuck in C code.
+    """
+    main = multiprocessing.parent_process()
+    assert main is not None
+    fcntl.fcntl(main.sentinel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(main.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(main.sentinel, fcntl.F_SETFL, fcntl.FASYNC)
+    if not main.is_alive():  # since before the kernel was asked
+        os._exit(1)

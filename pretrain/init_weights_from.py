@@ -1,0 +1,102 @@
+"""Beginning with the weights of an exported model in place of random ones: config key `start_from`."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.components import Part
+from kinemae.pretrain.decoder_file import DecoderDescription, describe_decoder, has_decoder, load_decoder
+from kinemae.pretrain.encoder_file import WEIGHTS, EncoderDescription, load_description
+from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
+from kinemae.pretrain.serialization import check_weights, read_weights
+
+# Config keys of the encoder's shape, where they are not `model.` and the field's own name.
+_KEYS = {
+    "mlp_width": "model.size (the MLP's width)",
+    "patch": "model.patch_frames and model.patch_size",
+    "run_lengths": "pruning (how many lengths of runs it embeds)",
+    "scorer": "pruning (whether it scores tokens)",
+    "final_norm": "the final norm, which every encoder in pretraining has,",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """An exported encoder, and the decoder beside it where there is one."""
+
+    folder: Path
+    description: EncoderDescription
+
+    def give_weights(self, model: MaskedAutoencoder, target: Part) -> str:
+        """Put the weights into a model built with the encoder's reference; the decoder's where they fit.
+
+        Args:
+            target: what the model is to predict.
+
+        Returns:
+            What was done, for the log.
+
+        Raises:
+            CheckpointError: the encoder is another one than the config's; or a file is damaged.
+        """
+        self._refuse_another_encoder(model)
+        weights = read_weights(self.folder / WEIGHTS)
+        check_weights(model.encoder, weights, self.folder / WEIGHTS)
+        model.encoder.load_state_dict(weights)
+        model.target.bind(model.encoder)  # anew: a target may be made of the encoder's weights
+        return f"the run begins with the encoder in {self.folder}; {self._give_decoder(model, target)}"
+
+    def _refuse_another_encoder(self, model: MaskedAutoencoder) -> None:
+        own, theirs = model.encoder.shape, self.description.shape
+        pairs = {
+            _KEYS.get(known.name, f"model.{known.name}"): (
+                getattr(own, known.name),
+                getattr(theirs, known.name),
+            )
+            for known in fields(own)
+        }
+        pairs |= {
+            "model.mean": (model.mean, self.description.mean),
+            "model.std": (model.std, self.description.std),
+        }
+        differ = [
+            f"{key} {here} here, {there} there" for key, (here, there) in pairs.items() if here != there
+        ]
+        if differ:
+            raise CheckpointError(
+                f"start_from={self.folder} holds another encoder than the config's ({'; '.join(differ)}): "
+                "set these keys as they are there, or give another folder"
+            )
+
+    def _give_decoder(self, model: MaskedAutoencoder, target: Part) -> str:
+        """The same for the decoder; what happened, and why."""
+        if model.decoder is None:
+            return "the target needs no decoder"
+        if not has_decoder(self.folder):
+            return "the decoder begins afresh: none was exported there"
+        given, found = load_decoder(self.folder)
+        wanted = describe_decoder(model.decoder, target=target)
+        differ = _differences(wanted, found)
+        if differ:
+            return f"the decoder begins afresh, the one exported there is another: {', '.join(differ)}"
+        model.decoder.load_state_dict(given.state_dict())
+        changed = f", which learned {found.target.name} {found.target.args}" if target != found.target else ""
+        return f"the decoder is the one exported there{changed}"
+
+
+def open_start(folder: str | None) -> Start | None:
+    """What the run begins with; None for random weights.
+
+    Raises:
+        CheckpointError: no exported encoder there.
+    """
+    return None if folder is None else Start(folder=Path(folder), description=load_description(Path(folder)))
+
+
+def _differences(wanted: DecoderDescription, found: DecoderDescription) -> list[str]:
+    free = {"grid", "target", "format"}
+    return [
+        f"{known.name} {getattr(wanted, known.name)} here, {getattr(found, known.name)} there"
+        for known in fields(wanted)
+        if known.name not in free and getattr(wanted, known.name) != getattr(found, known.name)
+    ]

@@ -1,0 +1,45 @@
+"""Motion of each token, measured on the grey levels of `luma_of`: masks and pruning use it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kinemae.pretrain.model.tokens import Patch, TokenGrid
+
+
+def grid_of(luma_BTHW: Tensor, patch: Patch) -> TokenGrid:
+    """The grid that patches of this size cut such clips into."""
+    _, frames, height, width = luma_BTHW.shape
+    return TokenGrid(frames // patch[0], height // patch[1], width // patch[2])
+
+
+def change(luma_BTHW: Tensor, patch: Patch) -> Tensor:
+    """How much each token differs from the one before it at the same place, change_BN, float32.
+
+    The mean absolute difference in grey levels, each frame against the frame of the same number in the
+    tubelet before. Tokens of the first slice have none before them: infinity.
+    """
+    grid = grid_of(luma_BTHW, patch)
+    difference_BTHW = (luma_BTHW[:, patch[0] :].float() - luma_BTHW[:, : -patch[0]].float()).abs()
+    first_B1hw = difference_BTHW.new_full((len(luma_BTHW), 1, grid.h, grid.w), torch.inf)
+    if grid.t == 1:
+        return first_B1hw.flatten(1)
+    return torch.cat([first_B1hw, _mean_over_patches(difference_BTHW, patch)], dim=1).flatten(1)
+
+
+def motion(luma_BTHW: Tensor, patch: Patch) -> Tensor:
+    """How much each token changes from frame to frame, motion_BN, float32.
+
+    The mean absolute difference in grey levels between each frame and the next one; the last frame
+    repeats the difference before it. A clip of one frame has none: zeros.
+    """
+    difference_BTHW = luma_BTHW.float().diff(dim=1).abs()
+    if not difference_BTHW.shape[1]:
+        return _mean_over_patches(torch.zeros_like(luma_BTHW, dtype=torch.float32), patch).flatten(1)
+    padded_BTHW = torch.cat([difference_BTHW, difference_BTHW[:, -1:]], dim=1)
+    return _mean_over_patches(padded_BTHW, patch).flatten(1)
+
+
+def _mean_over_patches(values_BTHW: Tensor, patch: Patch) -> Tensor:
+    """The mean of each patch, (B, t, h, w)."""
+    return F.avg_pool3d(values_BTHW[:, None], patch)[:, 0]

@@ -1,0 +1,238 @@
+"""Exported models: a JSON description and safetensors weights, both checked on reading.
+
+A description is a dataclass written as JSON. Reading it checks every key and the type of every value, and
+builds only dataclasses and numbers: no file can execute code. A missing key takes the default of its field,
+so a new field with a default keeps older files readable. An unknown key is an error that names the key.
+"""
+
+import json
+import math
+import os
+import types
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.files import give_usual_mode
+
+Record = TypeVar("Record")
+Module = TypeVar("Module", bound=nn.Module)
+
+_LISTED = 5
+"""How many names of tensors an error lists."""
+
+_PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    bool: ("true or false", (bool,)),
+    str: ("a text", (str,)),
+}
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write a module's state in float32 as safetensors, complete or absent."""
+    weights = {name: value.detach().float().cpu().contiguous() for name, value in module.state_dict().items()}
+    partial = path.with_name(f"{path.name}.partial")
+    save_file(weights, partial)
+    _publish(partial, path)
+
+
+def save_description(description: Any, path: Path) -> None:
+    """Write a dataclass as JSON, complete or absent."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(asdict(description), indent=2) + "\n", encoding="utf-8")
+    _publish(partial, path)
+
+
+def read_description(path: Path, kind: type[Record], *, formats: range) -> Record:
+    """Read what `save_description` wrote.
+
+    Args:
+        kind: the dataclass of the description.
+        formats: the values of its `format` that this version reads.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        CheckpointError: it is unreadable, of another format, or a key or a value of it is wrong.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; export it again") from error
+    check_format(found, formats, path)
+    try:
+        # Files are always written in the current format.
+        return read_record(kind, {**found, "format": formats[-1]})
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from error
+
+
+def check_format(found: Any, formats: range, path: Path) -> None:
+    """Reject a description in a format that this version does not read.
+
+    Raises:
+        CheckpointError: it is no object, or its format is too old or too new.
+    """
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: expected an object, got {type(found).__name__}; fix: export it again")
+    number = found.get("format")
+    if type(number) is not int or number not in formats:
+        known = str(formats[-1]) if len(formats) == 1 else f"{formats[0]} to {formats[-1]}"
+        is_newer = type(number) is int and number > formats[-1]
+        fix = "install a newer version of KineMAE" if is_newer else "export it again"
+        raise CheckpointError(
+            f"{path} is of format {number!r}, this version reads format {known}; fix: {fix}"
+        )
+
+
+def read_buildable(
+    path: Path,
+    kind: type[Record],
+    build: Callable[[Record], Module],
+    *,
+    formats: range,
+    what: str,
+    absent: str,
+) -> tuple[Record, Module]:
+    """Read a description and what it describes, on the meta device: it has shapes and takes no memory.
+
+    Building is the only sure check that the parts exist and take their arguments.
+
+    Args:
+        what: it describes, for messages.
+        absent: the message where the file is not there.
+
+    Raises:
+        CheckpointError: see `read_description`; or it is not there, or nothing can be built of it.
+    """
+    try:
+        description = read_description(path, kind, formats=formats)
+    except FileNotFoundError as error:
+        raise CheckpointError(absent) from error
+    try:
+        with torch.device("meta"):
+            return description, build(description)
+    except ValueError as error:
+        raise CheckpointError(f"{path} describes no {what} that can be built: {error}") from error
+
+
+def read_record(kind: type[Record], found: Any, name: str = "") -> Record:
+    """Build a dataclass from JSON, each value checked against the type of its field, nested ones too.
+
+    A missing key takes the default of its field.
+
+    Args:
+        name: the key under which the record stands; empty for the whole file.
+
+    Raises:
+        ValueError: a key without a default is missing, a key is unknown, or a value is of another type; the
+            message names the key.
+    """
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    given = set(found) if isinstance(found, dict) else set()
+    needed = {
+        name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING
+    }
+    wrong = [f"missing {key}" for key in sorted(needed - given)]
+    wrong += [f"unknown {key}" for key in sorted(given - known.keys())]
+    if wrong or not isinstance(found, dict):
+        raise ValueError(f"wrong keys in {name or 'the file'}: {', '.join(wrong) or 'it is no object'}")
+    hints = get_type_hints(kind)
+    prefix = f"{name}." if name else ""
+    return kind(**{key: _value(hints[key], found[key], f"{prefix}{key}") for key in sorted(given)})
+
+
+def _value(hint: Any, value: Any, key: str) -> Any:
+    """A value as the type says, or ValueError."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        (inner,) = (kind for kind in get_args(hint) if kind is not type(None))
+        return None if value is None else _value(inner, value, key)
+    if origin is Literal:
+        _expect(value in get_args(hint), key, f"be one of {', '.join(map(str, get_args(hint)))}", value)
+        return value
+    if origin is tuple:
+        return _tuple(get_args(hint), value, key)
+    if origin is dict:
+        _expect(isinstance(value, dict), key, "be an object", value)
+        return value
+    if is_dataclass(hint):
+        return read_record(hint, value, key)  # type: ignore[arg-type]
+    description, kinds = _PLAIN[hint]
+    _expect(type(value) in kinds, key, f"be {description}", value)
+    if hint is float:
+        _expect(math.isfinite(value), key, "be finite", value)
+        return float(value)
+    return value
+
+
+def _tuple(kinds: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
+    _expect(isinstance(value, list), key, "be a list", value)
+    if kinds[-1] is ...:
+        kinds = (kinds[0],) * len(value)
+    _expect(len(value) == len(kinds), key, f"hold {len(kinds)} values", value)
+    pairs = zip(kinds, value, strict=True)
+    return tuple(_value(kind, part, f"{key}[{i}]") for i, (kind, part) in enumerate(pairs))
+
+
+def _expect(is_right: bool, key: str, expected: str, given: Any) -> None:
+    if not is_right:
+        raise ValueError(f"{key} must {expected}, got {given!r}")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read safetensors.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no weights at {path}: export them again") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; the file is damaged, export it again") from error
+
+
+def check_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Refuse weights that are not exactly the module's parameters; it may be on the meta device.
+
+    Raises:
+        CheckpointError: tensors are missing, unexpected or mis-shaped; they are named.
+    """
+    expected = {name: value.shape for name, value in module.named_parameters()}
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in weights and weights[name].shape != shape
+    ]
+    wrong = {
+        "missing": sorted(expected.keys() - weights.keys()),
+        "unexpected": sorted(weights.keys() - expected.keys()),
+        "mis-shaped": shapes,
+    }
+    if any(wrong.values()):
+        parts = [f"{len(names)} {kind} ({_some(names)})" for kind, names in wrong.items() if names]
+        described = path.with_suffix(".json").name
+        raise CheckpointError(f"{path} does not fit {described}: {', '.join(parts)} tensors")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Give a finished file its name, after its bytes are on the disk."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    give_usual_mode(partial)  # safetensors writes files that only the owner can read
+    os.replace(partial, final)

@@ -1,0 +1,129 @@
+"""Peers for the tests of import and export: transformers' models, and the names of the official files."""
+
+import functools
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
+from transformers.models.videomae import modeling_videomae
+
+from kinemae.finetune.conversion.command import read_any
+from kinemae.finetune.conversion.model_bundle import Kin
+from kinemae.finetune.conversion.options import ImportOptions
+from kinemae.finetune.conversion.read_weights import read_weights
+
+# transformers fills its tables of positions number by number, seconds at base: each once, not per model.
+modeling_videomae.get_sinusoid_encoding_table = functools.cache(modeling_videomae.get_sinusoid_encoding_table)
+
+SIZES: dict[str, dict[str, Any]] = {
+    # The published models, 16 x 224 x 224.
+    "base": {},
+    "small": {
+        "hidden_size": 384,
+        "num_attention_heads": 6,
+        "intermediate_size": 1536,
+        "decoder_hidden_size": 192,
+        "decoder_num_attention_heads": 3,
+        "decoder_intermediate_size": 768,
+    },
+    # Small in every way, and no two lengths of it alike.
+    "tiny": {
+        "image_size": 24,
+        "patch_size": 8,
+        "num_frames": 8,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "intermediate_size": 80,
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 64,
+    },
+}
+TINY = ImportOptions(frames=8, size=24, heads=3, decoder_heads=2)
+"""What the tiny model's official file does not say."""
+
+
+def without_onednn() -> AbstractContextManager[None]:
+    """PyTorch's own kernels in place of oneDNN's."""
+    return torch.backends.mkldnn.flags(enabled=False)
+
+
+def huggingface_pretraining(size: str) -> VideoMAEForPreTraining:
+    """Random weights, biases too, and the official epsilon everywhere."""
+    torch.manual_seed(0)
+    config = VideoMAEConfig(**SIZES[size], layer_norm_eps=1e-6, use_mean_pooling=False)
+    model = _randomised(VideoMAEForPreTraining(config))
+    model.decoder.norm.eps = 1e-6  # not in the config: transformers leaves PyTorch's 1e-5
+    return model
+
+
+def huggingface_classification(size: str, classes: int) -> VideoMAEForVideoClassification:
+    """As above."""
+    torch.manual_seed(0)
+    config = VideoMAEConfig(**SIZES[size], layer_norm_eps=1e-6, num_labels=classes)
+    model = _randomised(VideoMAEForVideoClassification(config))
+    model.fc_norm.eps = 1e-6
+    return model
+
+
+def _randomised(model: Any) -> Any:
+    """Keep the weights it begins with; make no bias 0 and no norm the identity."""
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = 0.1 * torch.randn(parameter.shape, generator=chance)
+            if "norm" in name and name.endswith("weight"):
+                parameter.copy_(1 + noise)
+            elif name.endswith("bias") or name == "mask_token":
+                parameter.copy_(noise)
+    return model.eval()
+
+
+def official_names(model: Any) -> dict[str, Tensor]:
+    """A transformers model's tensors as the official file has them."""
+    is_pretraining = isinstance(model, VideoMAEForPreTraining)
+    encoder = "encoder." if is_pretraining else ""
+    state = dict(model.state_dict())
+    official = {}
+    for name in list(state):
+        if ".attention.attention." in name:
+            layer = name.split(".attention.attention.")[0]
+            attention = f"{layer}.attention.attention"
+            where = _renamed(layer, encoder)
+            if name.endswith("query.weight"):
+                rows = [state[f"{attention}.{part}.weight"] for part in ("query", "key", "value")]
+                official[f"{where}.attn.qkv.weight"] = torch.cat(rows)
+                official[f"{where}.attn.q_bias"] = state[f"{attention}.query.bias"]
+                official[f"{where}.attn.v_bias"] = state[f"{attention}.value.bias"]
+        else:
+            official[_renamed(name, encoder)] = state[name]
+    return {name: value.clone() for name, value in official.items()}
+
+
+def _renamed(name: str, encoder: str) -> str:
+    for theirs, official in (
+        ("videomae.embeddings.patch_embeddings.projection", f"{encoder}patch_embed.proj"),
+        ("videomae.encoder.layer", f"{encoder}blocks"),
+        ("videomae.layernorm", "encoder.norm"),
+        ("decoder.decoder_layers", "decoder.blocks"),
+        (".attention.output.dense", ".attn.proj"),
+        (".layernorm_before", ".norm1"),
+        (".layernorm_after", ".norm2"),
+        (".intermediate.dense", ".mlp.fc1"),
+        (".output.dense", ".mlp.fc2"),
+        ("classifier", "head"),
+    ):
+        name = name.replace(theirs, official)
+    return name
+
+
+def imported(path: Path, options: ImportOptions | None = None, *, allow_partial: bool = False) -> Kin:
+    """What the import command reads."""
+    kin = read_any(read_weights(path), options or ImportOptions(), allow_partial=allow_partial)
+    kin.encoder.eval()
+    return kin

@@ -1,0 +1,199 @@
+"""Shards made by `shard`: an index rebuilt from the tars equals the original one."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from kinemae.data_tools.__main__ import PROGRAM
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.index import COLUMNS, INDEX_NAME, ShardIndex, open_index
+from kinemae.data_tools.sharding.tar_writer import ShardSample, write_shard
+from tests.sharding import encoded, moving, shard
+from tests.source_collections import write_text
+
+
+def index(*arguments: object) -> int:
+    return run_program(PROGRAM, ["index", *map(str, arguments), "workers=1"])
+
+
+def written(folder: Path, name: str, *, classes: str = "", seed: int = 0) -> Path:
+    """A data set of six videos in the default layout, with groups, parts and columns of its own."""
+    for number in range(3):
+        folder.joinpath("v").mkdir(parents=True, exist_ok=True)
+        (folder / "v" / f"{number}.mp4").write_bytes(encoded(moving(20 + number + seed, 32, 48)))
+    rows = [
+        f"v/{number}.mp4,{'zab'[number]},g{number},{start},{start + 0.4},{number / 2},{'' if number else 'x'}"
+        for number in range(3)
+        for start in (0, 0.4)
+    ]
+    table = write_text(folder / "list.csv", "\n".join(["path,label,group,start_s,end_s,score,note", *rows]))
+    options = ["validation_share=0", "samples_per_shard=4", *([f"classes={classes}"] if classes else [])]
+    assert shard(table, folder / name, *options) == 0
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ours")
+    classes = write_text(root / "classes.txt", "z\nunused\nb\na\n")
+    return written(root, "out", classes=str(classes))
+
+
+def rows(data_set: ShardIndex) -> dict[str, list[object]]:
+    return {name: data_set.column(name).tolist() for name in (*COLUMNS.names, *data_set.extra)}
+
+
+def test_a_lost_index_is_made_anew_from_the_tars(ours: Path, tmp_path: Path):
+    before = open_index(ours / "train")
+    assert set(before.column("reference_stride").tolist()) == {4}
+    assert before.column("start_s").tolist().count(0.0) == 3
+    for probe in ("full", "header"):
+        assert index(ours, tmp_path / probe, f"probe={probe}") == 0
+        after = open_index(tmp_path / probe / "train")
+        assert rows(after) == rows(before)
+        assert (after.classes, after.fingerprint) == (before.classes, before.fingerprint)
+        assert after.sha256 == before.sha256  # the index is the same to the byte
+
+
+def test_an_index_is_made_in_the_place_of_the_lost_one(ours: Path, capsys: pytest.CaptureFixture[str]):
+    before = (ours / "train" / INDEX_NAME).read_bytes()
+    assert index(ours) == 2
+    assert "expected a new folder, got a data set made by data_tools shard" in capsys.readouterr().err
+    (ours / "train" / INDEX_NAME).unlink()
+    assert index(ours) == 0
+    assert (ours / "train" / INDEX_NAME).read_bytes() == before
+    assert run_program(PROGRAM, ["verify", str(ours / "train"), "workers=1"]) == 0
+
+
+def test_another_column_becomes_the_label_of_an_index_in_place(ours: Path, tmp_path: Path):
+    before = open_index(ours / "train")
+    assert index(ours, tmp_path / "other", "label=json.group") == 0
+    after = open_index(tmp_path / "other" / "train")
+    assert after.classes == ("g0", "g1", "g2")
+    assert [after.classes[label] for label in after.column("label").tolist()] == before.column(
+        "group"
+    ).tolist()
+    changed = {"label"}
+    first, second = rows(before), rows(after)
+    assert {name for name in first if first[name] != second[name]} == changed
+
+
+def test_data_sets_of_ours_are_merged(ours: Path, tmp_path: Path):
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    (merged / "a").symlink_to(ours)
+    other = written(tmp_path / "b", "out", seed=1)
+    (merged / "b").symlink_to(other)
+    assert index(merged, tmp_path / "index") == 0
+    parts = [rows(open_index(folder / "train")) for folder in (ours, other)]
+    together = open_index(tmp_path / "index" / "train")
+    assert together.classes == ("a", "b", "z")  # the numbers of the two differ
+    found = rows(together)
+    for name in (
+        "name",
+        "length",
+        "crc32",
+        "content",
+        "reference_stride",
+        "reference_phase",
+        "start_s",
+        "score",
+    ):
+        assert found[name] == parts[0][name] + parts[1][name]
+    assert found["key"][0] == f"a/train/shard-000000.tar/{parts[0]['key'][0]}"
+    assert len(set(map(str, found["key"]))) == len(together) == 12
+
+
+def test_classes_without_a_video_keep_their_numbers_only_with_a_list(
+    ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shards = tmp_path / "moved" / "train"
+    shards.mkdir(parents=True)
+    for tar in (ours / "train").glob("*.tar"):
+        (shards / tar.name).write_bytes(tar.read_bytes())
+    assert index(tmp_path / "moved", tmp_path / "one") == 0
+    assert "class 1 has no video and no name here: classes are numbered anew; classes=OUT" in str(
+        capsys.readouterr().err
+    )
+    assert open_index(tmp_path / "one" / "train").classes == ("a", "b", "z")
+    assert index(tmp_path / "moved", tmp_path / "two", f"classes={ours}") == 0
+    assert open_index(tmp_path / "two" / "train").classes == ("z", "unused", "b", "a")
+
+
+def described(tar: Path) -> dict[str, object]:
+    with tarfile.open(tar) as opened:
+        member = next(member for member in opened if member.name.endswith(".json"))
+        content = opened.extractfile(member)
+        assert content is not None
+        return json.loads(content.read())
+
+
+def one_sample(folder: Path, ours: Path, **changes: object) -> Path:
+    """A shard with the first video of ours, its description changed."""
+    tar = ours / "train" / "shard-000000.tar"
+    sample = open_index(ours / "train").sample(0)
+    description = {**described(tar), **changes}
+    folder.mkdir(parents=True)
+    wanted = {name: value for name, value in description.items() if value != "left out"}
+    write_shard(
+        folder,
+        0,
+        [
+            ShardSample(
+                key=sample.key,
+                description=json.dumps(wanted).encode(),
+                ending="mp4",
+                file=tar,
+                offset=sample.offset,
+                length=sample.length,
+                crc32=sample.crc32,
+            )
+        ],
+    )
+    return folder
+
+
+def test_a_description_holds_every_column_that_the_tar_does_not_tell(ours: Path):
+    told = set(described(ours / "train" / "shard-000000.tar"))
+    assert {*COLUMNS.names} - told == {"key", "shard", "offset", "length"}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"frames": "ten"}, "expected frames in its .json as shard writes it, got 'ten'; fix: download"),
+        ({"content": "left out"}, "expected content in its .json as shard writes it, got None"),
+        ({"width": True}, "expected width in its .json as shard writes it, got True"),
+        ({"start_s": float("nan")}, "expected start_s in its .json as shard writes it, got nan"),
+        ({"crc32": 1}, "its bytes are not those that shard wrote: the checksum in its .json differs"),
+    ],
+)
+def test_a_wrong_description_is_named(
+    ours: Path, tmp_path: Path, changes: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert index(one_sample(tmp_path / "x", ours, **changes)) == 3
+    assert message in capsys.readouterr().err
+
+
+def test_shards_of_an_older_version_are_read_as_any_other(ours: Path, tmp_path: Path):
+    old = one_sample(tmp_path / "x", ours, kinemae_format="left out", crc32="left out", content="left out")
+    assert index(old, "group=group", "columns=[score]") == 0
+    data_set = open_index(old)
+    first = open_index(ours / "train").sample(0)
+    assert data_set.classes == (open_index(ours / "train").classes[first.label],)
+    assert (data_set.sample(0).group, data_set.sample(0).reference_stride) == (first.group, 1)
+
+
+def test_old_and_new_shards_together_are_told_what_to_do(
+    ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    one_sample(tmp_path / "x" / "0", ours)
+    one_sample(tmp_path / "x" / "1", ours, kinemae_format="left out")
+    assert index(tmp_path / "x") == 3
+    assert (
+        "expected kinemae_format=1 in its .json as in the first, got None; fix: add label=json.label"
+        in str(capsys.readouterr().err)
+    )
+    assert index(tmp_path / "x", "label=json.label") == 0

@@ -1,0 +1,161 @@
+"""Foreign tars: grouped as webdataset groups them, and refused where webdataset stops without a word."""
+
+import io
+import logging
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.indexing.tar_members import Member, members_of, read_member, samples_in, split_member
+from tests.source_collections import write_tar
+
+MEMBERS = [
+    ("sub/a.mp4", bytes(range(256)) * 5),
+    ("sub/a.cls", b"3"),
+    ("b.mp4", b"video"),
+    ("b.json", b"{}"),
+    ("long/" + "n" * 150 + ".mp4", b"x" * 600),
+]
+
+
+@pytest.fixture(scope="module")
+def tar(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_tar(tmp_path_factory.mktemp("tar") / "x.tar", MEMBERS).read_bytes()
+
+
+def members(content: bytes) -> list[Member]:
+    return members_of(io.BytesIO(content), "x.tar")
+
+
+def members_named(*names: str) -> list[Member]:
+    return [Member(name=name, offset=number, length=1) for number, name in enumerate(names)]
+
+
+def test_members_are_where_the_tar_has_them(tar: bytes):
+    found = members(tar)
+    assert [member.name for member in found] == [name for name, _ in MEMBERS]
+    assert [tar[member.offset :][: member.length] for member in found] == [content for _, content in MEMBERS]
+
+
+def test_a_tar_that_is_cut_anywhere_is_refused(tar: bytes):
+    end = members(tar)[-1].offset + 1024  # the last member's blocks
+    for length in range(0, end + 512, 97):
+        with pytest.raises(DataError, match=r"^x.tar is (no whole tar: |cut short after ).*; get or make"):
+            members(tar[:length])
+    assert len(members(tar[: end + 512])) == len(MEMBERS)
+
+
+def test_webdataset_says_nothing_where_we_name_the_tar(tar: bytes, tmp_path: Path):
+    """Cut between two members, and with one byte of a header changed."""
+    third = members(tar)[2].offset - 512
+    damaged = bytearray(tar)
+    damaged[third + 1] ^= 1
+    for content, message in (
+        (tar[:third], r"x.tar is cut short after sub/a.cls: it has no end mark; get or make it anew"),
+        (
+            bytes(damaged),
+            rf"x.tar has a damaged header after sub/a.cls, at byte {third}; get or",
+        ),
+    ):
+        (tmp_path / "x.tar").write_bytes(content)
+        silent = webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False)
+        assert [sample["__key__"] for sample in silent] == ["sub/a"]
+        with pytest.raises(DataError, match=message):
+            members(content)
+
+
+@given(st.data())
+def test_a_changed_bit_in_a_header_is_refused_or_changes_nothing(tar: bytes, data: st.DataObject):
+    header = data.draw(st.sampled_from([member.offset - 512 for member in members(tar)]))
+    byte, bit = data.draw(st.integers(0, 511)), data.draw(st.integers(0, 7))
+    damaged = bytearray(tar)
+    damaged[header + byte] ^= 1 << bit
+    try:
+        found = members(bytes(damaged))
+    except DataError as error:
+        assert re.match(r"x.tar (is|has|goes on)", str(error))
+    else:
+        assert found == members(tar)
+
+
+def test_what_is_no_plain_tar_is_named(tar: bytes):
+    with pytest.raises(DataError, match=r"x.tar is no whole tar: .*; get or make it anew"):
+        members(b"no tar at all" * 100)
+    with pytest.raises(DataError, match=r"x.tar goes on after its end mark at byte \d+: tars cannot"):
+        members(tar + tar)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz"):
+        pass
+    with pytest.raises(DataError, match=r"x.tar is compressed: unpack it to a plain tar"):
+        members(packed.getvalue())
+
+
+def test_a_sparse_member_is_refused():
+    info = tarfile.TarInfo("a.mp4")
+    info.type = tarfile.GNUTYPE_SPARSE
+    with pytest.raises(DataError, match=r"x.tar holds the sparse file a.mp4: pack it anew without --sparse"):
+        members(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+
+
+def test_links_are_marked_and_folders_are_no_members():
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE):
+            info = tarfile.TarInfo("a.mp4")
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+    found = members(packed.getvalue())
+    assert [(member.length, member.link) for member in found] == [(0, "/etc/passwd"), (0, "/etc/passwd")]
+
+
+def test_a_tar_that_became_shorter_is_named():
+    with pytest.raises(DataError, match=r"x.tar ends inside a.mp4; get or make it anew"):
+        read_member(io.BytesIO(b"abc"), Member(name="a.mp4", offset=1, length=3), "x.tar")
+
+
+WORDS = st.lists(st.text("ab1_- \u00e9", min_size=1, max_size=3), min_size=1, max_size=3)
+
+
+@given(WORDS, st.sampled_from(["", ".mp4", ".MP4", ".v2.mp4", ".cls", ".json"]))
+def test_keys_and_endings_are_those_of_webdataset(words: list[str], ending: str):
+    for name in ["/".join(words) + ending, "__meta__/x.json", "__index__", "a.b/c.d.mp4", "./a.mp4"]:
+        key, ending = webdataset.tariterators.base_plus_ext(name)
+        skipped = key is None or re.match(r"__[^/]*__($|/)", name)
+        assert split_member(name) == (("", "") if skipped else (key, ending.lower()))
+
+
+def test_the_video_is_found_by_its_ending_and_what_is_none_is_counted():
+    contents = samples_in(
+        members_named("a.MP4", "a.txt", "b.right.webm", "c.json", "README", "d/.hidden.mp4", "__x__/y.mp4"),
+        "x",
+    )
+    assert [(sample.key, sample.video.name) for sample in contents.samples] == [
+        ("a", "a.MP4"),
+        ("b", "b.right.webm"),
+    ]
+    assert (contents.left_out, contents.ignored) == ({"c": "no member of it is a video"}, 3)
+
+
+def test_of_several_videos_one_must_be_chosen():
+    several = members_named("a.left.mp4", "a.right.mp4")
+    with pytest.raises(DataError, match=r"x.tar, a holds both a.left.mp4 and a.right.mp4: .* video=mp4"):
+        samples_in(several, "x.tar")
+    [sample] = samples_in(several, "x.tar", video="Right.mp4").samples
+    assert sample.video.name == "a.right.mp4"
+
+
+def test_a_member_twice_is_refused():
+    with pytest.raises(DataError, match=r"x.tar holds a.MP4 twice: keys must be unique; remove one"):
+        samples_in(members_named("a.mp4", "b.mp4", "a.MP4"), "x.tar")
+
+
+def test_pickles_are_named_and_never_read(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(logging.getLogger("kinemae"), "propagate", True)
+    samples_in(members_named("a.mp4", "a.pyd", "b.mp4", "b.state.pth"), "x.tar")
+    assert "x.tar holds 2 pickled members, first a.pyd: they can hold code and are never read" in caplog.text

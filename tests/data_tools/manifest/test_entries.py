@@ -1,0 +1,311 @@
+"""The official lists of well-known collections, and the lists of other people's programs."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.manifest.videos import Listing
+from kinemae.data_tools.sources.base import Source
+from tests.source_collections import COLLECTIONS, write_text
+
+
+def listing(name: str, root: Path, **args: Any) -> Listing:
+    return build_part("kinemae.data_tools.sources", Part(name=name, args=args), Source).listing(root)
+
+
+def path_label(tmp_path: Path, text: str, **args: Any) -> Listing:
+    return listing("path_label", write_text(tmp_path / "list.txt", text), max_missing_fraction=1.0, **args)
+
+
+def test_the_label_stands_behind_the_last_space(tmp_path: Path):
+    found = path_label(tmp_path, '/data/a b  c.mp4 10\n"d e.mp4" 9\r\n\n"f ""g"".mp4" 010\n')
+    assert [(video.name, video.label) for video in found.videos] == [
+        ("/data/a b  c.mp4", "10"),
+        ("d e.mp4", "9"),
+        ('f "g".mp4', "10"),
+    ]
+    assert found.videos[0].path == Path("/data/a b  c.mp4")
+    assert found.videos[1].path == tmp_path / "d e.mp4"
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("a.mp4", r"list.txt, line 2: expected PATH LABEL, got 'a.mp4'"),
+        ("a b.mp4", r"list.txt, line 2: expected a label that is a whole number, 0 or more, got 'b.mp4'"),
+        ("a.mp4 1.5", r"line 2: expected a label that is a whole number, 0 or more, got '1.5'"),
+        ("a.mp4 -1", r"line 2: expected a label that is a whole number, 0 or more, got '-1'"),
+        ("a.mp4 7", r"line 2: label 7 is out of range, source.args.classes=7 allows 0 to 6"),
+        ("b.mp4 1", r"line 2: b.mp4 stands in line 1 already"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str):
+    with pytest.raises(DataError, match=message):
+        path_label(tmp_path, f"b.mp4 6\n{line}\n", classes=7)
+
+
+def test_another_delimiter_is_understood_and_a_longer_one_refused(tmp_path: Path):
+    [video] = path_label(tmp_path, "a b.mp4, 3\n", delimiter=",").videos
+    assert (video.name, video.label) == ("a b.mp4", "3")
+    with pytest.raises(ValueError, match=r"source.args.delimiter must be one character, got ', '"):
+        path_label(tmp_path, "", delimiter=", ")
+
+
+def test_a_video_in_two_splits_is_named_with_both_lists(tmp_path: Path):
+    write_text(tmp_path / "train.csv", "a.mp4 0\n")
+    write_text(tmp_path / "test.csv", "b.mp4 0\na.mp4 0\n")
+    with pytest.raises(DataError, match=r"train.csv, line 1: a.mp4 stands in .*test.csv, line 2 already"):
+        listing("path_label", tmp_path, max_missing_fraction=1.0)
+
+
+def test_a_folder_without_lists_or_with_two_of_a_split_is_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"expected train.csv .*, got no list"):
+        listing("path_label", tmp_path)
+    write_text(tmp_path / "val.csv", "")
+    write_text(tmp_path / "valid.txt", "")
+    with pytest.raises(DataError, match=r"expected one list for each split, got two, one of them val.csv"):
+        listing("path_label", tmp_path)
+
+
+def test_mmaction2_knows_videos_and_pictures(tmp_path: Path):
+    write_text(tmp_path / "clips" / "a b.mp4", "")
+    write_text(tmp_path / "clips" / "v" / "flow_0.png", "")
+    found = listing("mmaction2", write_text(tmp_path / "one.txt", "a b.mp4 4\n"), videos="clips")
+    assert [(video.name, video.label, video.frames) for video in found.videos] == [("a b.mp4", "4", ())]
+    arguments = {"rawframes": True, "filename_tmpl": "flow_{:d}.png", "fps": 10}
+    [video] = listing("mmaction2", write_text(tmp_path / "l", "v 1 4"), videos="clips", **arguments).videos
+    assert (video.frames, video.fps, video.path) == (("flow_0.png",), 10.0, tmp_path / "clips" / "v")
+
+
+@pytest.mark.parametrize(
+    "text, args, message",
+    [
+        ("v 3 1\n", {}, r"list.txt, line 1: .*v is a folder; .* set source.args.rawframes=true"),
+        ("a.mp4 3 1\n", {"rawframes": True}, r"line 1: .*a.mp4 is a file; for videos leave .*rawframes out"),
+        ("v 1\n", {"rawframes": True}, r"line 1: expected PATH TOTAL_FRAMES LABEL, got 'v 1'"),
+        ("v 0 1\n", {"rawframes": True}, r"line 1: expected a number of frames, 1 or more, got '0'"),
+        ("v 3 1\n", {"rawframes": True}, r"line 1: there is no .*img_00003.jpg; check the number of frames"),
+        ("a.mp4\n", {}, r"line 1: expected PATH LABEL, got 'a.mp4'"),
+        ("a.mp4 9\n", {"classes": 9}, r"line 1: label 9 is out of range"),
+    ],
+)
+def test_a_wrong_mmaction2_list_is_named(tmp_path: Path, text: str, args: dict[str, Any], message: str):
+    write_text(tmp_path / "v" / "img_00001.jpg", "")
+    write_text(tmp_path / "a.mp4", "")
+    with pytest.raises(DataError, match=message):
+        listing("mmaction2", write_text(tmp_path / "list.txt", text), **args)
+
+
+def test_mmaction2_lists_must_tell_their_split_alone(tmp_path: Path):
+    with pytest.raises(
+        DataError, match=r"holds no list: expected names like ucf101_train_split_1_videos.txt"
+    ):
+        listing("mmaction2", tmp_path)
+    write_text(tmp_path / "ucf101_train_split_1_videos.txt", "")
+    write_text(tmp_path / "ucf101_train_split_2_videos.txt", "")
+    with pytest.raises(DataError, match=r"train_split_2_videos.txt does not tell its split alone .*split_1"):
+        listing("mmaction2", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, args, message",
+    [
+        ("mmaction2", {"fps": 0}, "source.args.fps must be above 0, got 0"),
+        (
+            "mmaction2",
+            {"filename_tmpl": "img.jpg"},
+            r"filename_tmpl must hold one {:05} or so, got 'img.jpg'",
+        ),
+        ("mmaction2", {"filename_tmpl": "{0.x:5}"}, "filename_tmpl must hold one"),
+        ("frames", {"fps": -1.0}, "source.args.fps must be above 0, got -1.0"),
+        ("ucf101", {"fold": 4}, "source.args.fold must be 1, 2 or 3, got 4"),
+        ("hmdb51", {"fold": 0}, "source.args.fold must be 1, 2 or 3, got 0"),
+        (
+            "webdataset",
+            {"label": "txt.clas"},
+            "label must be auto, cls, txt, none or json.FIELD, or NAME.cls or NAME.txt, got 'txt.clas'",
+        ),
+        (
+            "webdataset",
+            {"columns": ["width"]},
+            "columns must hold no name that the index uses itself, got 'width'",
+        ),
+        ("webdataset", {"classes": -1}, "classes must be 0 .* or more, got -1"),
+    ],
+)
+def test_a_wrong_argument_is_named(name: str, args: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        build_part("kinemae.data_tools.sources", Part(name=name, args=args), Source)
+
+
+def test_kinetics_groups_the_clips_of_a_video_and_counts_what_is_not_listed(tmp_path: Path):
+    root = COLLECTIONS["kinetics"](tmp_path).root
+    found = listing("kinetics", root)
+    assert [video.group for video in found.videos] == ["-_a1b2c3d4e", "zz_y1b2c3d4e"]
+    assert (found.ignored, found.missing) == (1, 0)
+    single = listing("kinetics", root / "annotations" / "val.csv")
+    assert [video.split for video in single.videos] == ["validation"]
+
+
+def test_lost_kinetics_videos_are_counted_up_to_a_share(tmp_path: Path):
+    root = COLLECTIONS["kinetics"](tmp_path).root
+    with (root / "annotations" / "val.csv").open("a") as file:
+        file.write("yoga,lost_video_,100,110,validate\n")
+    found = listing("kinetics", root)
+    assert (found.missing, found.videos[-1].name) == (1, "lost_video__000100_000110.mp4")
+    with pytest.raises(
+        DataError, match=r"1 of 3 videos .* have no file, first .*val.csv, line 3: .*lost_video_"
+    ):
+        listing("kinetics", root, max_missing_fraction=0.3)
+
+
+def test_kinetics_takes_the_copy_in_the_folder_of_the_class(tmp_path: Path):
+    root = COLLECTIONS["kinetics"](tmp_path).root
+    videos = root / "videos"
+    write_text(videos / "yoga" / "-_a1b2c3d4e_000010_000020.mp4", "")
+    assert listing("kinetics", root).videos[0].name.startswith("train/playing chess/")
+    write_text(videos / "playing_chess" / "-_a1b2c3d4e_000010_000020.mkv", "")
+    with pytest.raises(DataError, match=r"train.csv, line 2: both .* and .* have that name; remove one"):
+        listing("kinetics", root)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("label,youtube_id,split\n", r"x.csv, line 1: expected label,youtube_id,time_start,time_end,split"),
+        ("youtube_id,time_start,time_end,split\na,1\n", r"line 2: expected as many cells as the header"),
+        (
+            "youtube_id,time_start,time_end,split\na,1,2,dev\n",
+            r"line 2: no split named 'dev'; there is train",
+        ),
+        ('youtube_id,time_start,time_end,split\n"a,1,2,dev\n', r"this is no csv: unexpected end of data"),
+        (
+            "youtube_id,time_start,time_end,split\na,1,inf,train\n",
+            r"line 2: time_end must be a number of sec",
+        ),
+    ],
+)
+def test_a_wrong_kinetics_csv_is_named(tmp_path: Path, text: str, message: str):
+    with pytest.raises(DataError, match=message):
+        listing("kinetics", write_text(tmp_path / "x.csv", text))
+
+
+def test_ssv2_classes_keep_their_numbers_and_captions_become_a_column(tmp_path: Path):
+    found = listing("ssv2", COLLECTIONS["ssv2"](tmp_path).root)
+    assert found.classes == ("Dropping something", "Holding something")
+    assert [video.extra for video in found.videos] == [
+        {"caption": "holding a cup"},
+        {"caption": "dropping it"},
+        {},
+    ]
+
+
+@pytest.mark.parametrize(
+    "file, text, message",
+    [
+        (
+            "labels.json",
+            '{"Holding something": "2"}',
+            r"labels.json: expected classes numbered 0, 1, 2, ..., got",
+        ),
+        ("labels.json", "[1]", r"labels.json must hold a json object"),
+        ("train.json", '{"id": "1"}', r"train.json must hold a json list"),
+        ("train.json", "[\n{", r"train.json, line 2: this is no json"),
+        ("train.json", '[{"id": "../1"}]', r"train.json, entry 1: expected {\"id\": \"...\", \"template\""),
+        ("2-train.json", "[]", r"holds both 2-train.json and train.json: remove one"),
+    ],
+)
+def test_wrong_ssv2_files_are_named(tmp_path: Path, file: str, text: str, message: str):
+    root = COLLECTIONS["ssv2"](tmp_path).root
+    write_text(root / "labels" / file, text)
+    with pytest.raises(DataError, match=message):
+        listing("ssv2", root)
+
+
+def test_ssv2_without_its_files_is_named(tmp_path: Path):
+    with pytest.raises(DataError, match=r"holds no labels.json: expected the json files of ssv2"):
+        listing("ssv2", tmp_path)
+    with pytest.raises(DataError, match=r"must be the folder that holds labels/ and the videos of ssv2"):
+        listing("ssv2", write_text(tmp_path / "x.json", "[]"))
+
+
+def test_ucf101_groups_and_classes_are_the_official_ones(tmp_path: Path):
+    found = listing("ucf101", COLLECTIONS["ucf101"](tmp_path).root)
+    assert found.classes == ("Archery", "YoYo")
+    assert [video.group for video in found.videos] == ["YoYo_g08", "Archery_g01", "YoYo_g01"]
+
+
+@pytest.mark.parametrize(
+    "file, text, message",
+    [
+        ("classInd.txt", "0 Archery\n", r"classInd.txt, line 1: expected `1 CLASS`, got '0 Archery'"),
+        ("trainlist01.txt", "x.avi 1\n", r"trainlist01.txt, line 1: expected CLASS/v_CLASS_gXX_cXX.avi"),
+        (
+            "testlist01.txt",
+            "Run/v_Run_g01_c01.avi\n",
+            r"testlist01.txt, line 1: no class 'Run' in classInd.txt",
+        ),
+    ],
+)
+def test_wrong_ucf101_lists_are_named(tmp_path: Path, file: str, text: str, message: str):
+    root = COLLECTIONS["ucf101"](tmp_path).root
+    write_text(root / "ucfTrainTestlist" / file, text)
+    with pytest.raises(DataError, match=message):
+        listing("ucf101", root)
+
+
+def test_another_fold_takes_its_own_lists(tmp_path: Path):
+    with pytest.raises(DataError, match=r"cannot read .*trainlist02.txt: No such file"):
+        listing("ucf101", COLLECTIONS["ucf101"](tmp_path / "ucf").root, fold=2)
+    with pytest.raises(
+        DataError, match=r"holds no CLASS_test_split3.txt: expected the split files of HMDB51"
+    ):
+        listing("hmdb51", COLLECTIONS["hmdb51"](tmp_path / "hmdb").root, fold=3)
+
+
+def test_hmdb51_leaves_out_what_is_in_neither_split(tmp_path: Path):
+    found = listing("hmdb51", COLLECTIONS["hmdb51"](tmp_path).root)
+    assert (found.ignored, found.classes) == (1, ("run", "wave"))
+
+
+def test_pictures_follow_their_numbers(tmp_path: Path):
+    for number in (10, 9, 1):
+        write_text(tmp_path / "v" / f"shot 7 frame{number}.PNG", "")
+    write_text(tmp_path / "v" / "depth1.png", "")
+    write_text(tmp_path / ".cache" / "w" / "1.png", "")
+    [video] = listing("frames", tmp_path, pattern="shot*", fps=12).videos
+    assert video.frames == tuple(f"shot 7 frame{number}.PNG" for number in (1, 9, 10))
+    assert (video.name, video.label, video.split, video.fps) == ("v", None, None, 12.0)
+    assert listing("frames", tmp_path, pattern="shot*").ignored == 1
+
+
+def test_folders_of_pictures_may_lie_deep_in_a_class(tmp_path: Path):
+    write_text(tmp_path / "run" / "day 1" / "v" / "1.jpg", "")
+    write_text(tmp_path / "train" / "v" / "1.jpg", "")  # a class beside others, not a split
+    found = listing("frames", tmp_path)
+    assert [(video.name, video.label) for video in found.videos] == [
+        ("run/day 1/v", "run"),
+        ("train/v", "train"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["1.jpg"], "holds pictures itself: expected one folder of pictures for each video"),
+        (["a/v/1.jpg", "w/1.jpg"], "holds both videos in class folders and w in none"),
+        (
+            ["v/img_1.jpg", "v/flow_x_1.jpg"],
+            "holds pictures of several kinds, such as flow_x_1.jpg and img_1.jpg",
+        ),
+    ],
+)
+def test_an_ambiguous_folder_of_pictures_is_refused(tmp_path: Path, names: list[str], message: str):
+    for name in names:
+        write_text(tmp_path / name, "")
+    with pytest.raises(DataError, match=re.escape(message)):
+        listing("frames", tmp_path)

@@ -1,0 +1,305 @@
+"""Frame times: arithmetic that no rounding of time stamps can upset."""
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from kinemae.data_tools.index import Sample
+from kinemae.data_tools.stream.frame_sampling import (
+    ClipConfig,
+    evaluation_instants_s,
+    last_frame_s,
+    on_references,
+    training_instants_s,
+)
+
+RATES = st.sampled_from([1.0, 12.0, 15.0, 24000 / 1001, 25.0, 30000 / 1001, 30.0, 59.94])
+PHASES = st.tuples(st.integers(1, 8), st.integers(0, 7)).filter(lambda pair: pair[1] < pair[0])
+
+
+def video(frames, rate=1.0, references=(1, 0)):
+    return Sample(
+        key="k",
+        shard=0,
+        offset=0,
+        length=1,
+        crc32=0,
+        frames=frames,
+        duration_s=frames / rate,
+        width=8,
+        height=8,
+        codec="h264",
+        label=0,
+        name="k.mp4",
+        reference_stride=references[0],
+        reference_phase=references[1],
+    )
+
+
+@st.composite
+def videos(draw):
+    return video(draw(st.integers(1, 300)), draw(RATES), draw(PHASES))
+
+
+@st.composite
+def clips(draw):
+    kind = draw(st.sampled_from(["stride", "fps", "uniform"]))
+    settings = {
+        "stride": lambda: {"stride": draw(st.integers(1, 9))},
+        "fps": lambda: {"fps": draw(st.sampled_from([0.5, 3.0, 4.0, 7.5, 12.0, 15.0, 25.0, 60.0]))},
+        "uniform": lambda: {"sampling": "uniform"},
+    }[kind]()
+    short = draw(st.sampled_from(["hold", "loop"]))
+    return ClipConfig(frames=draw(st.integers(1, 20)), short_video=short, **settings)
+
+
+@st.composite
+def aligned(draw):
+    """A video with reference frames and a clip whose step is a whole number of them."""
+    stride = draw(st.integers(2, 8))
+    sample = video(draw(st.integers(1, 200)), draw(RATES), (stride, draw(st.integers(0, stride - 1))))
+    step = stride * draw(st.integers(1, 3))
+    apart = {"fps": sample.frames / sample.duration_s / step} if draw(st.booleans()) else {"stride": step}
+    short = draw(st.sampled_from(["hold", "loop"]))
+    return sample, ClipConfig(frames=draw(st.integers(1, 20)), short_video=short, **apart), step
+
+
+def places_of(instants_s, sample):
+    """The instants in frames of the video, on a grid where a frame reaches from n to n + 1."""
+    return [instant / sample.duration_s * sample.frames for instant in instants_s]
+
+
+def frames_of(instants_s, sample):
+    return [int(place) for place in places_of(instants_s, sample)]
+
+
+def training(sample, clip, number=0):
+    return training_instants_s(sample, clip, torch.Generator().manual_seed(number))
+
+
+def every_start(sample, clip, draws):
+    return Counter(frames_of(training(sample, clip, number), sample)[0] for number in range(draws))
+
+
+def every_clip(sample, clip):
+    return [
+        *(training(sample, clip, number) for number in range(4)),
+        *evaluation_instants_s(sample, clip, temporal_clips=3),
+        *evaluation_instants_s(sample, clip, temporal_clips=1),
+    ]
+
+
+@given(frames=st.integers(1, 400), stride=st.integers(1, 8), wanted=st.integers(1, 20), seed=st.integers(0))
+def test_a_clip_takes_every_stride_th_frame_and_holds_the_last(frames, stride, wanted, seed):
+    sample, clip = video(frames, 29.97), ClipConfig(frames=wanted, stride=stride)
+
+    taken = frames_of(training(sample, clip, seed % 2**32), sample)
+
+    assert taken == [min(taken[0] + k * stride, frames - 1) for k in range(wanted)]
+    assert taken[0] == 0 or taken[0] + (wanted - 1) * stride < frames
+
+
+@given(sample=videos(), clip=clips())
+def test_no_instant_is_outside_the_video(sample, clip):
+    for instants_s in every_clip(sample, clip):
+        assert len(instants_s) == clip.frames
+        assert all(0 <= instant < sample.duration_s for instant in instants_s)
+
+
+@given(pair=st.one_of(aligned(), st.tuples(videos(), clips())))
+def test_a_clip_on_references_lies_in_the_middle_of_reference_frames(pair):
+    sample, clip = pair[:2]
+    if not on_references(sample, clip):
+        return
+
+    for instants_s in every_clip(sample, clip):
+        for place in places_of(instants_s, sample):
+            assert place % 1 == pytest.approx(0.5, abs=1e-6)
+            assert int(place) >= sample.reference_phase
+            assert (int(place) - sample.reference_phase) % sample.reference_stride == 0
+
+
+@given(case=aligned())
+def test_a_video_that_could_stay_on_references_does(case):
+    sample, clip, step = case
+    stride, phase, span = sample.reference_stride, sample.reference_phase, (clip.frames - 1) * step
+
+    can_hold = phase < sample.frames and (clip.short_video == "hold" or sample.frames % stride == 0)
+    fits = phase + span < sample.frames
+    assert on_references(sample, clip) == (fits or (span >= sample.frames and can_hold))
+
+
+@given(frames=st.integers(1, 30), references=PHASES, stride=st.integers(1, 9), wanted=st.integers(1, 6))
+def test_training_reaches_all_starts_that_fit_and_no_other(frames, references, stride, wanted):
+    sample, clip = video(frames, references=references), ClipConfig(frames=wanted, stride=stride)
+    fitting = [start for start in range(frames) if start + (wanted - 1) * stride < frames]
+    if on_references(sample, clip):
+        fitting = [start for start in fitting if start % references[0] == references[1]] or [references[1]]
+
+    # The chance that so many draws miss one of n starts is below n * exp(-30).
+    assert set(every_start(sample, clip, 30 * max(len(fitting), 1))) == set(fitting or [0])
+
+
+@pytest.mark.parametrize("references, starts", [((1, 0), range(33)), ((4, 3), range(3, 33, 4))])
+def test_starts_are_drawn_equally_often(references, starts):
+    sample = video(45, references=references)
+
+    drawn = every_start(sample, ClipConfig(frames=4, stride=4), 6000)
+
+    expected = 6000 / len(starts)
+    assert sorted(drawn) == list(starts)
+    # The 0.9999 quantile of chi-squared with 32 degrees of freedom is 71; fewer degrees, a smaller one.
+    assert sum((count - expected) ** 2 / expected for count in drawn.values()) < 71
+
+
+@given(sample=videos(), clip=clips(), temporal_clips=st.integers(1, 9))
+def test_evaluation_clips_reach_evenly_from_the_first_start_to_the_last(sample, clip, temporal_clips):
+    assume(clip.sampling == "dense")
+    firsts = [
+        places_of(instants_s, sample)[0]
+        for instants_s in evaluation_instants_s(sample, clip, temporal_clips=temporal_clips)
+    ]
+    step = sample.reference_stride if on_references(sample, clip) else 1
+    gaps = [after - before for before, after in pairwise(firsts)]
+    possible = [places_of(training(sample, clip, number), sample)[0] for number in range(30)]
+
+    assert len(firsts) == temporal_clips
+    assert all(gap >= 0 for gap in gaps)
+    assert max(gaps, default=0) - min(gaps, default=0) <= step + 1e-6
+    if temporal_clips > 1:
+        assert firsts[0] - 1e-6 <= min(possible) and max(possible) <= firsts[-1] + 1e-6
+
+
+def test_a_single_evaluation_clip_is_the_middle_one():
+    clip = ClipConfig(frames=3, stride=2)
+    assert frames_of(evaluation_instants_s(video(14), clip, temporal_clips=1)[0], video(14)) == [4, 6, 8]
+    aligned = video(15, references=(2, 1))  # may start at 1, 3, 5, 7, 9
+    assert frames_of(evaluation_instants_s(aligned, clip, temporal_clips=1)[0], aligned) == [5, 7, 9]
+
+
+def test_a_short_video_starts_again_under_loop():
+    clip = ClipConfig(frames=5, stride=2, short_video="loop")
+    assert frames_of(training(video(3), clip), video(3)) == [0, 2, 1, 0, 2]
+
+
+def test_a_short_video_holds_its_last_reference_frame_where_it_stays_on_them():
+    clip, sample = ClipConfig(frames=5, stride=4), video(15, references=(4, 1))
+    assert on_references(sample, clip)
+    assert frames_of(training(sample, clip), sample) == [1, 5, 9, 13, 13]
+
+
+def test_a_loop_stays_on_references_only_where_the_video_is_a_whole_number_of_strides():
+    clip = ClipConfig(frames=5, stride=4, short_video="loop")
+    whole, odd = video(12, references=(4, 2)), video(13, references=(4, 2))
+    assert on_references(whole, clip) and not on_references(odd, clip)
+    assert frames_of(training(whole, clip), whole) == [2, 6, 10, 2, 6]
+    assert frames_of(training(odd, clip), odd) == [0, 4, 8, 12, 3]
+
+
+def test_a_clip_that_fits_is_never_held_for_the_sake_of_references():
+    clip, sample = ClipConfig(frames=3, stride=4), video(9, references=(4, 3))
+    assert not on_references(sample, clip)
+    assert frames_of(training(sample, clip), sample) == [0, 4, 8]
+
+
+@given(sample=videos(), fps=st.floats(0.5, 60), wanted=st.integers(2, 16))
+def test_frames_at_a_rate_are_those_on_screen_every_so_often(sample, fps, wanted):
+    clip = ClipConfig(frames=wanted, fps=fps)
+    assume((wanted - 1) / fps < (sample.frames - 1) / sample.frames * sample.duration_s)
+
+    instants_s = training(sample, clip)
+
+    # The last may be moved by up to half a frame inside its frame, any other by less.
+    off = [instant - instants_s[0] - k / fps for k, instant in enumerate(instants_s)]
+    assert max(map(abs, off)) <= 0.501 * sample.duration_s / sample.frames
+    exact = places_of([instants_s[0] + k / fps for k in range(wanted)], sample)
+    for place, frame in zip(exact, frames_of(instants_s, sample), strict=True):
+        later = min(round(place), sample.frames - 1)
+        distance = abs(place - round(place))
+        assert frame == (int(place) if distance > 0.051 else later) or 0.049 < distance < 0.051
+
+
+def test_at_twice_the_videos_rate_every_frame_is_shown_twice():
+    sample, clip = video(139, 30.0), ClipConfig(frames=7, fps=60.0)
+    first, *rest = frames_of(training(sample, clip), sample)
+    assert rest == [first + k for k in (1, 1, 2, 2, 3, 3)]
+
+
+def test_a_rate_does_not_depend_on_the_videos_own():
+    clip = ClipConfig(frames=8, fps=4.0)
+    for rate in (8.0, 12.0, 25.0, 30000 / 1001, 60.0):
+        sample = video(round(10 * rate), rate)
+        instants_s = training(sample, clip)
+        assert instants_s[-1] - instants_s[0] == pytest.approx(7 / 4, abs=0.25 / rate)
+
+
+@pytest.mark.parametrize(
+    "rate, fps, aligned",
+    [
+        (30.0, 7.5, True),
+        (30.0, 3.75, True),
+        (30.0, 7.0, False),
+        (30.0, 10.0, False),
+        (30000 / 1001, 7.5, True),
+    ],
+)
+def test_a_rate_stays_on_references_where_it_shows_the_same_frames_as_a_stride(rate, fps, aligned):
+    sample = video(240, rate, (4, 2))
+    assert on_references(sample, ClipConfig(frames=16, fps=fps)) == aligned
+
+
+@given(sample=videos(), wanted=st.integers(1, 20), seed=st.integers(0, 1000))
+def test_uniform_sampling_takes_one_frame_of_each_segment(sample, wanted, seed):
+    clip = ClipConfig(frames=wanted, sampling="uniform")
+
+    taken = frames_of(training(sample, clip, seed), sample)
+
+    segment = sample.frames / wanted
+    for number, frame in enumerate(taken):
+        assert int(number * segment) <= frame <= (number + 1) * segment
+    assert not on_references(sample, clip)
+
+
+def test_uniform_sampling_reaches_every_frame_of_a_segment():
+    clip = ClipConfig(frames=3, sampling="uniform")
+    drawn = [frames_of(training(video(12), clip, number), video(12)) for number in range(200)]
+    assert [sorted(set(segment)) for segment in zip(*drawn, strict=True)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10, 11],
+    ]
+
+
+def test_uniform_evaluation_takes_the_middles_and_spreads_several_clips_inside_the_segments():
+    clip, sample = ClipConfig(frames=3, sampling="uniform"), video(30)
+    middles = [frames_of(one, sample) for one in evaluation_instants_s(sample, clip, temporal_clips=1)]
+    halves = [frames_of(one, sample) for one in evaluation_instants_s(sample, clip, temporal_clips=2)]
+    assert middles == [[5, 15, 25]]
+    assert halves == [[2, 12, 22], [7, 17, 27]]
+
+
+def test_the_last_frame_starts_one_period_before_the_end():
+    assert last_frame_s(4, 2.0) == 1.5
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"frames": 0}, "clip.frames must be at least 1, got 0"),
+        ({"stride": 0}, "clip.stride must be at least 1, got 0"),
+        ({"size": 0}, "clip.size must be at least 1, got 0"),
+        ({"short_video": "pad"}, "clip.short_video must be hold or loop, got 'pad'"),
+        ({"sampling": "tsn"}, "clip.sampling must be dense or uniform, got 'tsn'"),
+        ({"fps": 0.0}, "clip.fps must be above 0, or null for clip.stride, got 0"),
+        ({"fps": 4.0, "stride": 2}, "clip.stride must be left out where clip.fps=4 says .*, got 2"),
+        ({"sampling": "uniform", "stride": 2}, "clip.stride must be left out where clip.sampling=uniform"),
+        ({"sampling": "uniform", "fps": 4.0}, "clip.fps must be left out where clip.sampling=uniform"),
+    ],
+)
+def test_a_clip_that_cannot_be_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ClipConfig(**wrong)

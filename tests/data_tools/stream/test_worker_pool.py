@@ -1,0 +1,417 @@
+"""Loader processes: items in order, and what happens when a worker dies, hangs or fails. All of them real."""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.stream import worker_pool as crew_module
+from kinemae.data_tools.stream.loader import being_read
+from kinemae.data_tools.stream.prefetch import Ahead
+from kinemae.data_tools.stream.worker import Readable
+from kinemae.data_tools.stream.worker_pool import Crew
+
+SAMPLES = 3  # samples in an item
+ITEMS = 12
+
+
+class Unpicklable:
+    def __reduce__(self):
+        raise TypeError("this one stays here")
+
+
+class ForeignError(Exception):
+    """An error whose pickling works and whose unpickling does not."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crash():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leave():
+    os._exit(7)
+
+
+def hang():
+    time.sleep(600)
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def fail():
+    raise OSError("the disk is on fire")
+
+
+def fail_foreign():
+    raise ForeignError("one", "two")
+
+
+def run_out_of_memory():
+    # The limit of a file's size holds for files in memory too.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+@dataclass(frozen=True)
+class Numbers(Readable[Any]):
+    """Items of three samples each; some samples do something when they are read."""
+
+    deeds: dict[int, Callable[[], None]] = field(default_factory=dict)
+    length: int = ITEMS
+    pace_s: float = 0.0
+    before: Callable[[], None] | None = None
+    more: Any = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, number: int, *, quarantined: Mapping[str, str], reading: Callable[[str], None]) -> Any:
+        if self.before:
+            self.before()
+        values, skipped = [], {}
+        for sample in range(number * SAMPLES, (number + 1) * SAMPLES):
+            key = f"sample-{sample}"
+            if key in quarantined:
+                skipped[key] = quarantined[key]
+                continue
+            reading(key)
+            time.sleep(self.pace_s)
+            self.deeds.get(sample, int)()
+            values.append(sample)
+        return {"values": torch.tensor(values), "skipped": skipped, "pid": os.getpid(), "more": self.more}
+
+
+def crew_of(numbers: Readable[Any], *, workers: int = 2, timeout_s: float = 60.0) -> Crew[Any]:
+    return Crew(numbers, workers=workers, timeout_s=timeout_s, preload=[__name__])
+
+
+def processes_alive() -> list[int]:
+    return [process.pid for process in multiprocessing.active_children() if process.name == "kinemae-loader"]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(crew_module.log, "propagate", True)
+    return caplog
+
+
+@pytest.mark.parametrize("workers", [1, 3, 20])
+@pytest.mark.slow
+def test_items_come_in_order_whoever_reads_them(workers: int) -> None:
+    items = list(crew_of(Numbers(), workers=workers))
+    assert [item["values"].tolist() for item in items] == [
+        [3 * n, 3 * n + 1, 3 * n + 2] for n in range(ITEMS)
+    ]
+    assert len({item["pid"] for item in items}) <= min(workers, ITEMS)
+    assert wait_until(lambda: processes_alive() == [])
+
+
+def test_no_more_is_read_ahead_than_the_prefetch(tmp_path: Path) -> None:
+    crew = crew_of(Counting(str(tmp_path)), workers=2)
+    for taken in range(1, 5):
+        assert next(crew) == taken - 1
+        assert wait_until(lambda taken=taken: len(list(tmp_path.iterdir())) == taken + 4)
+    time.sleep(0.3)
+    assert len(list(tmp_path.iterdir())) == 8  # 4 taken, and 2 for each worker
+    crew.close()
+
+
+@dataclass(frozen=True)
+class Counting(Readable[int]):
+    folder: str
+
+    def __len__(self) -> int:
+        return 100
+
+    def read(self, number: int, *, quarantined: Mapping[str, str], reading: Callable[[str], None]) -> int:
+        (Path(self.folder) / str(number)).touch()
+        return number
+
+
+@pytest.mark.parametrize(
+    ("deed", "how"),
+    [
+        (die, "was killed by SIGKILL"),
+        (crash, "was killed by SIGSEGV"),
+        (leave, "left with exit code 7"),
+        (hang, "did nothing for data.timeout_s=1.5 seconds"),
+        (stop, "did nothing for data.timeout_s=1.5 seconds"),
+    ],
+)
+def test_the_sample_that_ends_or_holds_up_a_worker_is_left_out_and_all_others_are_read(
+    said: pytest.LogCaptureFixture, deed: Callable[[], None], how: str
+) -> None:
+    items = list(crew_of(Numbers({7: deed}), timeout_s=1.5))
+    assert [value for item in items for value in item["values"].tolist()] == [
+        sample for sample in range(SAMPLES * ITEMS) if sample != 7
+    ]
+    assert items[2]["skipped"] == {
+        "sample-7": f"a loader worker {how} while it read the sample, earlier in this run"
+    }
+    [record] = said.records
+    assert f"a loader worker {how} while it read sample sample-7: it is left out" in record.getMessage()
+    assert wait_until(lambda: processes_alive() == [])
+
+
+@pytest.mark.slow
+def test_two_bad_samples_of_one_item_are_both_left_out(said: pytest.LogCaptureFixture) -> None:
+    crew = crew_of(Numbers({3: crash, 5: hang, 20: die}), timeout_s=1.5)
+    items = list(crew)
+    left_out = ["sample-20", "sample-3", "sample-5"]
+    assert sorted(key for item in items for key in item["skipped"]) == left_out
+    assert sorted(crew.quarantined) == left_out and len(said.records) == 3
+    assert items[1]["values"].tolist() == [4]
+
+
+def test_a_worker_killed_from_outside_is_replaced_and_nothing_is_lost() -> None:
+    crew = crew_of(Numbers(pace_s=0.05), workers=2)
+    first = next(crew)
+    os.kill(first["pid"], signal.SIGKILL)
+    items = [first, *crew]
+    seen = [value for item in items for value in item["values"].tolist()]
+    left_out = [int(key.removeprefix("sample-")) for item in items for key in item["skipped"]]
+    assert sorted(seen + left_out) == list(range(SAMPLES * ITEMS)) and len(left_out) <= 1
+    assert first["pid"] not in [item["pid"] for item in items[-4:]]
+
+
+def test_a_worker_killed_while_it_has_nothing_to_do_costs_no_sample(
+    said: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    last_ahead = tmp_path / "read"  # of the two items that it reads ahead
+    crew = crew_of(Numbers({3 * SAMPLES - 1: partial(Path.touch, last_ahead)}), workers=1)
+    first = next(crew)
+    assert wait_until(lambda: last_ahead.exists() and being_read(crew) == [])
+    os.kill(first["pid"], signal.SIGKILL)
+    items = [first, *crew]
+    assert [value for item in items for value in item["values"].tolist()] == list(range(SAMPLES * ITEMS))
+    assert "was killed by SIGKILL between two samples: a new one takes its place" in said.text
+
+
+@pytest.mark.slow
+def test_a_slow_main_process_is_no_reason_to_replace_a_worker() -> None:
+    crew = crew_of(Numbers(pace_s=0.1, length=3), workers=1, timeout_s=2.0)
+    first = next(crew)
+    time.sleep(3.0)  # longer than a worker's limit
+    assert {item["pid"] for item in crew} == {first["pid"]}
+
+
+def test_it_is_known_which_samples_are_being_read() -> None:
+    crew = crew_of(Numbers({0: hang, 3: hang}))
+    assert wait_until(lambda: sorted(being_read(crew)) == ["sample-0", "sample-3"])
+    assert sorted(being_read(Ahead(crew, lambda item: item))) == ["sample-0", "sample-3"]
+    crew.close()
+    assert being_read(crew) == [] == being_read(iter([1]))
+
+
+def test_many_deaths_end_the_run_and_name_the_samples() -> None:
+    crew = crew_of(Numbers(dict.fromkeys(range(36), die)))
+    message = r"11 loader workers died or hung, the last one was killed by SIGKILL: .*they were at: sample-"
+    with pytest.raises(DataError, match=message):
+        list(crew)
+    assert wait_until(lambda: processes_alive() == [])
+    assert list(crew) == []
+
+
+def test_a_worker_that_cannot_begin_ends_the_run() -> None:
+    message = (
+        "a loader worker left with exit code 7 before it had read anything: .*data.workers=0 reads in the"
+    )
+    with pytest.raises(DataError, match=message):
+        list(crew_of(Numbers(before=leave)))
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_before_its_first_sample_ends_the_run() -> None:
+    with pytest.raises(DataError, match=r"did nothing for data.timeout_s=1 seconds before it had read"):
+        list(crew_of(Numbers(before=hang), timeout_s=1.0))
+
+
+def test_an_error_keeps_its_type_and_brings_its_traceback_and_its_sample() -> None:
+    with pytest.raises(OSError, match="the disk is on fire") as caught:
+        list(crew_of(Numbers({4: fail})))
+    assert str(caught.value) == "the disk is on fire"
+    assert caught.value.__notes__ == ["in a loader worker, at sample sample-4"]
+    assert "in fail\n" in str(caught.value.__cause__)
+    assert wait_until(lambda: processes_alive() == [])
+
+
+def test_an_error_that_cannot_travel_is_told_in_words() -> None:
+    with pytest.raises(RuntimeError, match="ForeignError: one and two"):
+        list(crew_of(Numbers({4: fail_foreign})))
+
+
+def test_a_stream_that_cannot_be_sent_to_a_process_is_refused() -> None:
+    message = r"data.workers=2 reads in processes of their own, .* \(this one stays here\): use classes and"
+    with pytest.raises(ValueError, match=message):
+        crew_of(Numbers(more=Unpicklable()))
+
+
+def test_an_item_that_cannot_be_sent_back_is_an_error() -> None:
+    class_of_this_test = Numbers(more=None)
+    assert len(list(crew_of(class_of_this_test))) == ITEMS
+    with pytest.raises(TypeError, match="this one stays here"):
+        list(crew_of(MadeThere()))
+
+
+class MadeThere(Numbers):
+    def read(self, number: int, *, quarantined: Mapping[str, str], reading: Callable[[str], None]) -> Any:
+        return Unpicklable()
+
+
+def test_a_batch_for_which_there_is_no_memory_says_what_to_lower() -> None:
+    with pytest.raises(
+        DataError, match=r"no memory for a batch of 0\.0 MB .*lower data.workers or batch.clips"
+    ):
+        list(crew_of(Numbers({4: run_out_of_memory}, more=torch.zeros(10_000))))
+
+
+def test_a_crew_that_is_let_go_takes_its_workers_along() -> None:
+    crew = crew_of(Numbers())
+    pid = next(crew)["pid"]
+    del crew
+    assert wait_until(lambda: not runs(pid) and processes_alive() == [])
+
+
+PROGRAM = """
+import json
+import sys
+from tests.data_tools.stream.test_worker_pool import Ahead, Numbers, crew_of, hang, processes_alive, stop
+
+if __name__ == "__main__":
+    crew = crew_of(Numbers({9: hang, 12: stop}, length=1000), workers=2)
+    next(crew)
+    print(json.dumps(processes_alive()), flush=True)
+    exec(sys.argv[1])
+"""
+
+
+def start(repo: Path, tmp_path: Path, ending: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """A program that has taken one item, whose workers are soon stuck, and which goes on with `ending`."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    arguments = [sys.executable, str(program), ending]
+    process = subprocess.Popen(
+        arguments,
+        env={**os.environ, "PYTHONPATH": str(repo)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    pids = json.loads(process.stdout.readline())
+    assert len(pids) == 2  # they told their own: they ran; the ending may close them at once
+    return process, pids
+
+
+@pytest.mark.processes
+def test_workers_do_not_outlive_a_main_process_that_is_killed(repo: Path, tmp_path: Path) -> None:
+    process, pids = start(repo, tmp_path, "list(crew)")
+    time.sleep(0.5)  # by now one of them hangs and the other is stopped
+    process.kill()
+    process.communicate()
+    assert wait_until(lambda: not any(runs(pid) for pid in pids))
+
+
+SUSPENDED = """
+crew.close()
+crew = crew_of(Numbers(pace_s=0.2, length=6), workers=2, timeout_s=2.0)
+first = [next(crew), next(crew)]
+print(json.dumps([item["pid"] for item in first]), flush=True)
+print(json.dumps([item["pid"] for item in crew]), flush=True)
+"""
+
+
+@pytest.mark.processes
+def test_a_job_that_was_suspended_does_not_replace_its_workers(repo: Path, tmp_path: Path) -> None:
+    process, _ = start(repo, tmp_path, SUSPENDED)
+    assert process.stdout is not None
+    pids = json.loads(process.stdout.readline())
+    for pid in (process.pid, *pids):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(3.0)  # longer than a worker's limit
+    for pid in (process.pid, *pids):
+        os.kill(pid, signal.SIGCONT)
+    rest, errors = process.communicate(timeout=60)
+    assert set(json.loads(rest)) <= set(pids) and errors == ""
+
+
+@pytest.mark.processes
+def test_ctrl_c_ends_the_program_at_once_with_its_workers(repo: Path, tmp_path: Path) -> None:
+    process, pids = start(repo, tmp_path, "list(crew)")
+    time.sleep(0.5)
+    for pid in (process.pid, *pids):  # as a terminal does, to all of the group
+        os.kill(pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in errors
+    assert "loader worker" not in errors
+    assert wait_until(lambda: not any(runs(pid) for pid in pids))
+
+
+@pytest.mark.processes
+def test_a_program_that_ends_early_ends_with_its_workers(repo: Path, tmp_path: Path) -> None:
+    process, pids = start(repo, tmp_path, "ahead = Ahead(crew, dict); next(ahead); raise SystemExit(5)")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 5 and errors == ""
+    assert wait_until(lambda: not any(runs(pid) for pid in pids))
+
+
+def doubled(item: dict[str, Any]) -> dict[str, Any]:
+    return {**item, "values": item["values"] * 2}
+
+
+def test_ahead_changes_items_in_order_and_ends_with_them() -> None:
+    items = list(Ahead(crew_of(Numbers()), doubled))
+    assert [value for item in items for value in item["values"].tolist()] == list(range(0, 72, 2))
+    assert wait_until(lambda: processes_alive() == [])
+
+
+def test_ahead_brings_errors_of_workers_and_of_the_change() -> None:
+    ahead = Ahead(crew_of(Numbers({4: fail})), doubled)
+    with pytest.raises(OSError, match="the disk is on fire"):
+        list(ahead)
+    assert list(ahead) == []
+    with pytest.raises(KeyError, match="nothing"):
+        list(Ahead(crew_of(Numbers()), lambda item: item["nothing"]))
+    assert wait_until(lambda: processes_alive() == [])
+
+
+def test_ahead_that_is_let_go_takes_its_workers_along() -> None:
+    ahead = Ahead(crew_of(Numbers()), doubled)
+    next(ahead)
+    del ahead
+    assert wait_until(lambda: processes_alive() == [])

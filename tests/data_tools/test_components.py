@@ -1,0 +1,76 @@
+"""Parts are found by file name in their own folder, and a wrong config says what to fix."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.layouts.base import Layout
+from kinemae.data_tools.sources.base import Source
+
+BASE = "class Shape:\n    def area(self): raise NotImplementedError\n"
+SQUARE = """
+from shapes.base import Shape
+
+class Square(Shape):
+    def __init__(self, *, side: float, colour: str = "red"):
+        if side <= 0:
+            raise ValueError(f"shape.args.side must be above 0, got {side}")
+        self.side = side
+
+    def area(self):
+        return self.side ** 2
+"""
+
+
+@pytest.fixture
+def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type:
+    """A folder of parts, as a newcomer would write it."""
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    for name, text in {"__init__": "", "base": BASE, "square": SQUARE}.items():
+        (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "shapes"]:
+        monkeypatch.delitem(sys.modules, name)
+    from shapes.base import Shape  # type: ignore[import-not-found]
+
+    return Shape
+
+
+def test_a_part_is_a_file_in_the_folder(shapes: type):
+    assert part_names("shapes") == ["square"]
+    square = build_part("shapes", Part(name="square", args={"side": 3}), shapes)
+    assert square.area() == 9
+
+
+@pytest.mark.parametrize(
+    "part, message",
+    [
+        (Part(name="sqare"), "shape.name: no shape named 'sqare'; did you mean 'square'"),
+        (Part(name="x"), "no shape named 'x'; there is square"),
+        (Part(name="base"), "no shape named 'base'"),
+        (Part(name="os.path"), "no shape named 'os.path'"),
+        (
+            Part(name="square", args={"sides": 3}),
+            "shape.args: square has no argument 'sides'; did you mean 'side'",
+        ),
+        (Part(name="square", args={"self": 3}), "square has no argument 'self'"),
+        (Part(name="square"), r"shape.args: square needs side; set shape.args.side=\.\.\."),
+        (Part(name="square", args={"side": -1}), "shape.args.side must be above 0, got -1"),
+    ],
+)
+def test_a_wrong_part_says_what_to_fix(shapes: type, part: Part, message: str):
+    with pytest.raises(ValueError, match=message):
+        build_part("shapes", part, shapes)
+
+
+def test_a_part_without_arguments_takes_none():
+    with pytest.raises(ValueError, match="folder has no argument 'depth'"):
+        build_part("kinemae.data_tools.sources", Part(name="folder", args={"depth": 2}), Source)
+
+
+def test_an_argument_by_the_name_of_other_projects_is_answered_with_ours():
+    with pytest.raises(ValueError, match=r"has no argument 'size'; did you mean 'short_side'\?"):
+        build_part("kinemae.data_tools.layouts", Part(name="stride_aligned", args={"size": 64}), Layout)

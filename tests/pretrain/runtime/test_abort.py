@@ -1,0 +1,119 @@
+"""How a process of several ends by an error: at once, with the reason and its exit code."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kinemae.data_tools.command import (
+    CheckpointError,
+    DataError,
+    Diverged,
+    Stopped,
+    Stuck,
+    exit_code_of,
+)
+from kinemae.pretrain.runtime.processes import _meet, find_processes, lost_peer
+from kinemae.pretrain.runtime.signals import StopSignals
+from tests.ranks import free_port
+
+# One of two processes, of which the other does not exist; whoever waits for something at exit waits long.
+FAILING = """
+import atexit, time
+from kinemae.data_tools.command import DataError, configure_logging
+from kinemae.pretrain.runtime.abort import ending_together
+from kinemae.pretrain.runtime.processes import find_processes
+
+configure_logging()
+atexit.register(time.sleep, 1000)
+with ending_together(find_processes("cpu")):
+    {what}
+"""
+
+
+def fail(repo: Path, what: str) -> subprocess.CompletedProcess[str]:
+    variables = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", FAILING.format(what=what)],
+        cwd=repo,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(repo), **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError(), 2),
+        (DataError(), 3),
+        (CheckpointError(), 4),
+        (Stuck(), 5),
+        (Diverged(), 6),
+        (Stopped(138, ""), 138),
+        (KeyboardInterrupt(), 130),
+        (RuntimeError(), 1),
+    ],
+)
+def test_each_end_has_its_exit_code(error: BaseException, code: int) -> None:
+    assert exit_code_of(error) == code
+
+
+@pytest.mark.processes
+def test_an_error_ends_a_process_of_several_at_once_with_its_reason(repo: Path) -> None:
+    result = fail(repo, 'raise DataError("no videos")')
+    assert result.returncode == 3
+    assert result.stderr.count("\n") == 1 and "rank 1 ERROR no videos" in result.stderr
+
+
+@pytest.mark.processes
+def test_an_error_that_was_not_foreseen_leaves_its_traceback(repo: Path) -> None:
+    result = fail(repo, "{}['nothing']")
+    assert result.returncode == 1
+    assert "an error that was not foreseen" in result.stderr and "KeyError: 'nothing'" in result.stderr
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.slow
+def test_who_does_not_meet_the_others_says_where_it_looked(
+    rank: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = str(free_port())
+    variables = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    message = (
+        rf"rank {rank} could not meet .* MASTER_ADDR:MASTER_PORT=127\.0\.0\.1:{port} within watch\.start_t"
+    )
+    with pytest.raises(Stuck, match=message):
+        _meet(find_processes("cpu"), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
+)
+def test_a_signal_is_noted_with_its_exit_code_and_a_second_interrupt_ends_at_once(
+    number: signal.Signals, code: int
+) -> None:
+    before = signal.getsignal(number)
+    with StopSignals() as signals:
+        assert signals.exit_code == 0
+        signal.raise_signal(number)
+        assert signals.exit_code == code
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.exit_code == code  # the first one counts
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(number) == before
+
+
+def test_only_what_the_link_to_another_process_says_is_a_lost_peer() -> None:
+    gloo = "[/a b/gloo/transport/tcp/pair.cc:545] Read error [::1]:2: Connection reset by peer. This is"
+    assert lost_peer(RuntimeError(gloo)) == "Read error [::1]:2: Connection reset by peer"
+    nccl = "NCCL error in: a.cpp:5, remote process exited\nncclRemoteError: A call failed"
+    assert lost_peer(RuntimeError(nccl)) == "ncclRemoteError"
+    assert lost_peer(RuntimeError("ncclUnhandledCudaError: out of memory")) is None

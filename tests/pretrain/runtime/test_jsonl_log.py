@@ -1,0 +1,61 @@
+"""A journal's lines are whole or absent, whatever the disk does."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kinemae.data_tools.command import log
+from kinemae.data_tools.files import read_journal
+from kinemae.pretrain.runtime.jsonl_log import Journal, drop_lines_from
+from tests.full_disk import no_file_above
+
+
+def line(step: int) -> dict[str, object]:
+    return {"step": step, "keys": ["a", "b"]}
+
+
+def test_a_full_disk_costs_whole_lines_and_is_warned_of_once_each_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    path = tmp_path / "run" / "metrics.jsonl"
+    journal = Journal(path, first_step=0, title="metrics")
+    journal.write([line(0), line(1)])
+    with no_file_above(path.stat().st_size + 10):  # room for half a line
+        journal.write([line(2)])
+        journal.write([line(3)])
+        assert journal.is_failing
+        assert [entry["step"] for entry in read_journal(path)] == [0, 1]
+        assert path.read_text().endswith("\n")
+    journal.write([line(4)])
+    journal.close()
+    assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [0, 1, 4]
+    (warning,) = caplog.messages
+    assert "cannot write metrics" in warning and "training goes on without it" in warning
+
+
+def test_a_folder_that_cannot_be_made_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    (tmp_path / "file").write_text("")
+    journal = Journal(tmp_path / "file" / "metrics.jsonl", first_step=0, title="metrics")
+    journal.write([line(0)])
+    journal.close()
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("tail", ['{"step": 3, "ke', "\0\0\0\0\n", json.dumps(line(3)), ""])
+def test_what_lies_past_the_checkpoint_or_was_cut_short_is_dropped_without_a_second_file(
+    tmp_path: Path, tail: str
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line(step)) + "\n" for step in range(3)) + tail)
+    with no_file_above(1):
+        drop_lines_from(path, 2)
+    assert list(read_journal(path)) == [line(0), line(1)]
+    with no_file_above(1):
+        drop_lines_from(path, 9)
+    assert list(read_journal(path)) == [line(0), line(1)]
+    drop_lines_from(tmp_path / "none.jsonl", 0)

@@ -1,0 +1,151 @@
+"""Beginning with exported weights: all of them, or a reason why not."""
+
+import re
+
+import pytest
+import torch
+
+from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.pretrain.decoder_file import describe_decoder, save_decoder
+from kinemae.pretrain.encoder_file import EncoderDescription, save_encoder
+from kinemae.pretrain.init_weights_from import open_start
+from kinemae.pretrain.model.autoencoder import build_autoencoder
+from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.noise.none import NoNoise
+from kinemae.pretrain.targets.base import Target
+
+PIXELS = Part(name="pixels")
+FRAMES, SIZE = 4, 16
+
+
+def model_of(*, seed, grid=None, reference=None, target=PIXELS, **changes):
+    keys = {"size": "tiny", "patch_size": 8, "width": 24, "depth": 2, "decoder_width": 24, "decoder_depth": 1}
+    config = ModelConfig(**keys | changes)
+    grid = grid or TokenGrid.of(FRAMES, SIZE, config.shape().encoder.patch)
+    torch.manual_seed(seed)
+    built = build_part("kinemae.pretrain.targets", target, Target, key="target")
+    return build_autoencoder(config, grid, target=built, noise=NoNoise(), reference=reference)
+
+
+def exported(model, folder, *, with_decoder=True):
+    description = EncoderDescription(
+        shape=model.encoder.shape,
+        grid=model.encoder.grid,
+        reference=model.encoder.reference,
+        frames=FRAMES,
+        size=SIZE,
+        stride=2,
+    )
+    save_encoder(folder, model.encoder, description)
+    if with_decoder:
+        save_decoder(folder, model.decoder, describe_decoder(model.decoder, target=PIXELS))
+    return open_start(str(folder))
+
+
+def is_equal(one, other):
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+@pytest.mark.parametrize("positions", part_names("kinemae.pretrain.model.positions"))
+@pytest.mark.parametrize("kind", ["self", "cross"])
+def test_encoder_and_decoder_are_those_of_the_folder(tmp_path, kind, positions):
+    parts = {"decoder": kind, "positions": Part(name=positions), "registers": 1, "qk_norm": True}
+    first = model_of(seed=1, **parts)
+    start = exported(first, tmp_path)
+    second = model_of(seed=2, **parts)
+    assert not is_equal(second.encoder, first.encoder)
+
+    said = start.give_weights(second, PIXELS)
+
+    assert is_equal(second.encoder, first.encoder) and is_equal(second.decoder, first.decoder)
+    assert f"begins with the encoder in {tmp_path}; the decoder is the one exported there" in said
+
+
+@pytest.mark.parametrize("positions", part_names("kinemae.pretrain.model.positions"))
+def test_on_another_grid_the_reference_stays(tmp_path, positions):
+    part = Part(name=positions)
+    first = model_of(seed=1, positions=part)
+    start = exported(first, tmp_path)
+    second = model_of(seed=2, positions=part, grid=TokenGrid(3, 3, 4), reference=start.description.reference)
+
+    start.give_weights(second, PIXELS)
+
+    assert second.encoder.reference == second.decoder.reference == TokenGrid(2, 2, 2)
+    assert is_equal(second.encoder, first.encoder) and is_equal(second.decoder, first.decoder)
+
+
+@pytest.mark.parametrize(
+    "changes, target, message",
+    [
+        (
+            {"decoder_width": 36},
+            PIXELS,
+            "begins afresh, the one exported there is another: shape DecoderShape",
+        ),
+        ({"decoder": "self"}, PIXELS, "is another: kind self here, cross there"),
+        ({"noise_conditioning": True}, PIXELS, "is another: told_noise True here, False there"),
+        ({}, Part(name="features"), "is another: values 24 here, 384 there"),
+        ({}, Part(name="motion"), r"is the one exported there, which learned pixels \{\}"),
+    ],
+)
+def test_a_decoder_that_does_not_fit_begins_afresh_and_is_named(tmp_path, changes, target, message):
+    start = exported(model_of(seed=1), tmp_path)
+    second, untouched = (model_of(seed=2, target=target, **changes) for _ in range(2))
+
+    said = start.give_weights(second, target)
+
+    assert re.search(message, said)
+    assert is_equal(second.decoder, untouched.decoder) == ("afresh" in said)
+
+
+def test_without_an_exported_decoder_it_begins_afresh(tmp_path):
+    start = exported(model_of(seed=1), tmp_path, with_decoder=False)
+    second = model_of(seed=2)
+    assert "the decoder begins afresh: none was exported there" in start.give_weights(second, PIXELS)
+    assert is_equal(second.decoder, model_of(seed=2).decoder)
+
+
+def test_a_moving_average_begins_with_the_given_weights_too(tmp_path):
+    first = model_of(seed=1)
+    start = exported(first, tmp_path)
+    second = model_of(seed=2, target=Part(name="features"))
+
+    start.give_weights(second, Part(name="features"))
+
+    assert is_equal(second.target.teacher, first.encoder)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"width": 36}, "model.width 36 here, 24 there"),
+        ({"depth": 3}, "model.depth 3 here, 2 there"),
+        ({"heads": 2}, "model.heads 2 here, 1 there"),
+        ({"patch_frames": 1}, r"model.patch_frames and model.patch_size \(1, 8, 8\) here, \(2, 8, 8\) there"),
+        ({"positions": Part(name="learned")}, "model.positions Part.*learned.* here, Part.*sine"),
+        ({"qk_norm": True, "registers": 2}, "model.qk_norm True here, False there; model.registers 2 here"),
+        ({"layer_scale": 0.1}, "model.layer_scale 0.1 here, None there"),
+        ({"mean": [0.5, 0.5, 0.5]}, r"model.mean \(0.5, 0.5, 0.5\) here, \(0.485"),
+    ],
+)
+def test_another_encoder_is_refused_by_its_keys(tmp_path, changes, message):
+    start = exported(model_of(seed=1), tmp_path)
+    with pytest.raises(CheckpointError, match=f"start_from={tmp_path} holds another encoder.*{message}"):
+        start.give_weights(model_of(seed=2, **changes), PIXELS)
+
+
+def test_no_start_and_no_encoder(tmp_path):
+    assert open_start(None) is None
+    with pytest.raises(CheckpointError, match=f"no exported encoder in {tmp_path}"):
+        open_start(str(tmp_path))
+
+
+def test_damaged_weights_of_a_decoder_are_refused(tmp_path):
+    start = exported(model_of(seed=1), tmp_path)
+    path = tmp_path / "decoder.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match=r"cannot read .*decoder.safetensors.*is damaged"):
+        start.give_weights(model_of(seed=2), PIXELS)

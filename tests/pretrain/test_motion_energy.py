@@ -1,0 +1,59 @@
+from itertools import pairwise
+
+import pytest
+import torch
+
+from kinemae.pretrain.model.motion_energy import change, grid_of, motion
+from kinemae.pretrain.model.tokens import TokenGrid
+
+CASES = [((8, 6, 4), (2, 3, 2)), ((4, 4, 6), (1, 2, 2)), ((2, 4, 4), (2, 2, 2)), ((1, 4, 4), (1, 2, 2))]
+
+
+def clips(size, count=2):
+    chance = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, *size), dtype=torch.uint8, generator=chance)
+
+
+def cut(clip_THW, patch):
+    """Every token's pixels by slice and place, as lists of float tensors."""
+    frames, height, width = patch
+    return [
+        [
+            clip_THW[t : t + frames, y : y + height, x : x + width].float()
+            for y in range(0, clip_THW.shape[1], height)
+            for x in range(0, clip_THW.shape[2], width)
+        ]
+        for t in range(0, clip_THW.shape[0], frames)
+    ]
+
+
+@pytest.mark.parametrize(("size", "patch"), CASES)
+def test_change_is_the_mean_difference_to_the_token_before(size, patch):
+    luma_BTHW = clips(size)
+    for clip_THW, change_N in zip(luma_BTHW, change(luma_BTHW, patch), strict=True):
+        slices = cut(clip_THW, patch)
+        expected = [torch.tensor(float("inf"))] * len(slices[0])
+        for earlier, later in pairwise(slices):
+            expected += [(a - b).abs().mean() for a, b in zip(earlier, later, strict=True)]
+        torch.testing.assert_close(change_N, torch.stack(expected))
+
+
+@pytest.mark.parametrize(("size", "patch"), CASES)
+def test_motion_is_the_mean_difference_from_frame_to_frame(size, patch):
+    luma_BTHW = clips(size)
+    for clip_THW, motion_N in zip(luma_BTHW, motion(luma_BTHW, patch), strict=True):
+        frames = list(clip_THW.float())
+        steps = [(b - a).abs() for a, b in pairwise(frames)]
+        steps.append(steps[-1] if steps else torch.zeros_like(frames[0]))
+        expected = [token.mean() for row in cut(torch.stack(steps), patch) for token in row]
+        torch.testing.assert_close(motion_N, torch.stack(expected))
+
+
+def test_a_difference_of_bytes_does_not_wrap_around():
+    luma_BTHW = torch.tensor([0, 255], dtype=torch.uint8).view(1, 2, 1, 1)
+    assert motion(luma_BTHW, (1, 1, 1)).tolist() == [[255.0, 255.0]]
+    assert change(luma_BTHW, (1, 1, 1)).tolist() == [[float("inf"), 255.0]]
+
+
+def test_the_grid_is_that_of_whole_patches():
+    assert grid_of(clips((8, 6, 4)), (2, 3, 2)) == TokenGrid(4, 2, 2)
