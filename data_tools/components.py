@@ -22,25 +22,27 @@ _FITTING: dict[Any, tuple[type, ...]] = {float: (float, int), int: (int,), str: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Component:
     """A part as it stands in a config: the file's name and the constructor's keyword arguments."""
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)
 
 
-def is_part(kind: Any) -> bool:
+def is_component(kind: Any) -> bool:
     """Whether a field of a config holds a part, or a part whose name may be left out."""
-    return isinstance(kind, type) and issubclass(kind, Part)
+    return isinstance(kind, type) and issubclass(kind, Component)
 
 
-def part_names(folder: str) -> list[str]:
+def component_names(folder: str) -> list[str]:
     """Names of the parts in a folder given as a package, as in `kinemae.pretrain.masking`."""
     package = importlib.import_module(folder)
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base")
 
 
-def build_part(folder: str, part: Part, interface: type[Interface], *, key: str | None = None) -> Interface:
+def build_component(
+    folder: str, component: Component, interface: type[Interface], *, key: str | None = None
+) -> Interface:
     """Build the part that a config names.
 
     Args:
@@ -52,14 +54,16 @@ def build_part(folder: str, part: Part, interface: type[Interface], *, key: str 
         ValueError: no such part, an unknown or missing argument, or an argument the part refuses.
     """
     kind = folder.rpartition(".")[2].removesuffix("s")  # the config key is `head`, the folder heads/
-    names = part_names(folder)
-    if part.name not in names:
-        raise ValueError(f"{key or kind}.name: no {kind} named {part.name!r}{_suggest(part.name, names)}")
-    part_class = _only_class(folder, part.name, interface)
-    return part_class(**_checked_arguments(part_class, part, f"{key or kind}.args"))
+    names = component_names(folder)
+    if component.name not in names:
+        raise ValueError(
+            f"{key or kind}.name: no {kind} named {component.name!r}{_suggest(component.name, names)}"
+        )
+    component_class = _only_class(folder, component.name, interface)
+    return component_class(**_checked_arguments(component_class, component, f"{key or kind}.args"))
 
 
-def named_parts(given: Any, key: str, kind: str) -> dict[str, Any]:
+def named_components(given: Any, key: str, kind: str) -> dict[str, Any]:
     """Several parts as a mapping of names to their settings; a name alone has none: `{}`.
 
     Args:
@@ -93,14 +97,14 @@ def _only_class(folder: str, name: str, interface: type[Interface]) -> type[Inte
     return found[0]
 
 
-def _checked_arguments(part_class: type, part: Part, key: str) -> dict[str, Any]:
+def _checked_arguments(component_class: type, component: Component, key: str) -> dict[str, Any]:
     """Convert whole floats to integers where the constructor expects integers."""
-    parameters = inspect.signature(part_class).parameters
+    parameters = inspect.signature(component_class).parameters
     checked = {}
-    for argument, value in part.args.items():
+    for argument, value in component.args.items():
         if argument not in parameters:
             raise ValueError(
-                f"{key}: {part.name} has no argument {argument!r}"
+                f"{key}: {component.name} has no argument {argument!r}"
                 f"{_suggest_argument(argument, key, parameters)}"
             )
         annotation = parameters[argument].annotation
@@ -108,8 +112,8 @@ def _checked_arguments(part_class: type, part: Part, key: str) -> dict[str, Any]
         checked[argument] = int(value) if is_whole else value
         _check_type(checked[argument], annotation, f"{key}.{argument}")
     for name, parameter in parameters.items():
-        if parameter.default is inspect.Parameter.empty and name not in part.args:
-            raise ValueError(f"{key}: {part.name} needs {name}; set {key}.{name}=...")
+        if parameter.default is inspect.Parameter.empty and name not in component.args:
+            raise ValueError(f"{key}: {component.name} needs {name}; set {key}.{name}=...")
     return checked
 
 

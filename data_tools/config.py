@@ -17,7 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, flag_override
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from kinemae.data_tools.config_hints import wrong_type
-from kinemae.data_tools.config_schema import Tree, choose_alternatives, fit, part_keys, value_at
+from kinemae.data_tools.config_schema import Tree, choose_alternatives, component_keys, fit, value_at
 from kinemae.data_tools.overrides import check_overrides, check_tree, first_line, parse_override, yaml_problem
 
 __all__ = ["MISSING", "load_config", "parse_override", "require", "to_yaml", "with_defaults"]
@@ -61,7 +61,7 @@ def load_config(schema: type[Config], path: str | Path | None, overrides: Sequen
         if path is not None:
             merged = _over(schema, merged, _fit_file(schema, Path(path)))
         given, short = _read_overrides(schema, overrides)
-        merged = _without_arguments_of_another_part(schema, merged, given, short)
+        merged = _drop_replaced_arguments(schema, merged, given, short)
         merged = _over(schema, merged, given)
         OmegaConf.resolve(merged)
         missing = sorted(OmegaConf.missing_keys(merged))
@@ -93,18 +93,18 @@ def _read_overrides(schema: type, overrides: Sequence[str]) -> tuple[Tree, set[s
     together: Any = OmegaConf.create({})
     for override in overrides:
         tree = _plain(OmegaConf.from_dotlist([override]))
-        short |= {key for key in part_keys(schema) if isinstance(value_at(tree, key), str)}
+        short |= {key for key in component_keys(schema) if isinstance(value_at(tree, key), str)}
         together = OmegaConf.merge(together, fit(schema, tree))
     return _plain(together), short
 
 
-def _without_arguments_of_another_part(schema: type, merged: Any, given: Tree, short: set[str]) -> Any:
+def _drop_replaced_arguments(schema: type, merged: Any, given: Tree, short: set[str]) -> Any:
     """Drop the file's arguments of a part where an override selects another part.
 
     A name alone stands for the default arguments, so it drops those of the same part too.
     """
     current = _plain(merged)
-    for key in part_keys(schema):
+    for key in component_keys(schema):
         name = value_at(given, f"{key}.name")
         before = value_at(current, key)
         if not isinstance(name, str) or not before or not before["args"]:

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kinemae.data_tools.components import is_part
+from kinemae.data_tools.components import is_component
 from kinemae.data_tools.config_hints import unknown_key
 from kinemae.data_tools.overrides import lacks_space, leaves, with_space
 
@@ -32,9 +32,9 @@ def nodes(schema: type, prefix: str = "") -> Iterator[tuple[str, type]]:
             yield from nodes(typing.cast(type, kind), f"{prefix}.{name}" if prefix else name)
 
 
-def part_keys(schema: type) -> list[str]:
+def component_keys(schema: type) -> list[str]:
     """The dotted keys of a schema that hold a part."""
-    return [key for key, kind in nodes(schema) if is_part(kind)]
+    return [key for key, kind in nodes(schema) if is_component(kind)]
 
 
 def all_keys(schema: type) -> list[str]:
@@ -113,7 +113,7 @@ def _fit_node(root: type, node: type, tree: Mapping[str, Any], prefix: str) -> T
         key = f"{prefix}.{name}" if prefix else str(name)
         if name not in kinds(node):
             full = next(leaves(value, key))[0] if isinstance(value, dict) else key
-            raise ValueError(unknown_key(full, all_keys(root), parts=part_keys(root)))
+            raise ValueError(unknown_key(full, all_keys(root), parts=component_keys(root)))
         kind = kinds(node)[name]
         if value is None and dataclasses.is_dataclass(kind) and name not in _optional(node):
             raise ValueError(f"config key {key}: {_expected(typing.cast(type, kind), key, value)}, got null")
@@ -124,7 +124,7 @@ def _fit_node(root: type, node: type, tree: Mapping[str, Any], prefix: str) -> T
 def _fit_value(root: type, kind: Any, value: Any, key: str) -> Any:
     if value is None or (isinstance(value, str) and ("${" in value or value == "???")):
         return value
-    if is_part(kind) and isinstance(value, str):
+    if is_component(kind) and isinstance(value, str):
         if lacks_space(value):
             raise ValueError(
                 f"{key}: expected a space after the colon of {value!r}; "
@@ -149,7 +149,7 @@ def _fit_value(root: type, kind: Any, value: Any, key: str) -> Any:
 
 
 def _expected(node: type, key: str, value: Any) -> str:
-    if is_part(node):
+    if is_component(node):
         return "expected a name, or a mapping {name: ..., args: {...}}"
     if "size" in kinds(node) and isinstance(value, str | int):
         return f"expected a mapping of its keys, as in {key}.size={value}"

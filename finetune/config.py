@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.loader import AugmentConfig
 from kinemae.finetune.mixing import MixConfig
@@ -163,8 +163,8 @@ class FinetuneConfig:
     seed: int = 0
     encoder: str | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
-    head: Part = field(default_factory=lambda: Part(name="linear"))
-    pruning: Part = field(default_factory=lambda: Part(name="none"))
+    head: Component = field(default_factory=lambda: Component(name="linear"))
+    pruning: Component = field(default_factory=lambda: Component(name="none"))
     final_norm: bool = True
     freeze: bool = False
     epochs: float = MISSING

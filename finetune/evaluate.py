@@ -14,7 +14,7 @@ from torch import Tensor
 from kinemae.data_tools.command import CheckpointError, log
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.config_hints import is_key, unknown_key
-from kinemae.data_tools.config_schema import all_keys, part_keys
+from kinemae.data_tools.config_schema import all_keys, component_keys
 from kinemae.data_tools.files import write_whole
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.progress import progress
@@ -214,7 +214,7 @@ def _stored_config(run_dir: Path, overrides: list[str], *, is_imported: bool) ->
         if not override.startswith(_OVERRIDABLE):
             key = override.partition("=")[0]
             free = ", ".join(name.rstrip(".") for name in _OVERRIDABLE)
-            keys, parts = all_keys(FinetuneConfig), part_keys(FinetuneConfig)
+            keys, parts = all_keys(FinetuneConfig), component_keys(FinetuneConfig)
             if not is_key(key, keys, parts) and key not in {known.partition(".")[0] for known in keys}:
                 raise ValueError(unknown_key(key, keys, parts=parts))
             raise ValueError(f"{key} is settled by the run: evaluate takes overrides of {free}")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from kinemae.data_tools.command import CheckpointError
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.files import write_whole
 from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.heads.base import Head, build_head
@@ -46,7 +46,7 @@ def save_model(
     classifier: Classifier,
     *,
     description: EncoderDescription,
-    head: Part,
+    head: Component,
     classes: Sequence[str],
     shortening: Shortening | None = None,
 ) -> None:
@@ -78,7 +78,9 @@ def load_model(folder: Path, *, shortening: Shortening | None = None) -> Finetun
     try:
         classes = tuple(map(str, content["classes"]))
         head = build_head(
-            read_record(Part, content["head"], "head"), width=description.shape.width, classes=len(classes)
+            read_record(Component, content["head"], "head"),
+            width=description.shape.width,
+            classes=len(classes),
         )
         own = read_record(Shortening, content.get("shortening", {}), "shortening")
         own.build(description.shape, may_learn=False)

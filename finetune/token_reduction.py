@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.components import Component, build_component
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape, check_merging
 from kinemae.pretrain.pruning.base import Pruning
@@ -17,13 +17,13 @@ class Shortening:
         merge_per_block: how many tokens merge in each block of the encoder.
     """
 
-    pruning: Part = field(default_factory=lambda: Part(name="none"))
+    pruning: Component = field(default_factory=lambda: Component(name="none"))
     merge_per_block: int = 0
 
     @property
     def packs(self) -> bool:
         """Whether each clip keeps as many tokens as it needs, so that clips are packed into one row."""
-        return build_part("kinemae.pretrain.pruning", self.pruning, Pruning).keep is None
+        return build_component("kinemae.pretrain.pruning", self.pruning, Pruning).keep is None
 
     def build(self, shape: EncoderShape, *, may_learn: bool = True) -> Pruning:
         """The pruning, for an encoder of this shape.
@@ -34,7 +34,7 @@ class Shortening:
         Raises:
             ValueError: no such pruning, arguments that it refuses, or what does not go with the rest.
         """
-        pruning = build_part("kinemae.pretrain.pruning", self.pruning, Pruning)
+        pruning = build_component("kinemae.pretrain.pruning", self.pruning, Pruning)
         check_merging(self.merge_per_block, shape.attention, key="merge.per_block")
         if self.merge_per_block and pruning.keep is None:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from kinemae.data_tools.components import build_part
+from kinemae.data_tools.components import build_component
 from kinemae.pretrain.compatibility import check_combination
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.masking.base import Masking
@@ -14,7 +14,7 @@ from kinemae.pretrain.targets.base import Target
 from kinemae.pretrain.token_selection import TokenSplit
 
 
-class Parts(NamedTuple):
+class Components(NamedTuple):
     """What a config names in one line each."""
 
     masking: Masking
@@ -23,32 +23,32 @@ class Parts(NamedTuple):
     target: Target
 
 
-def build_parts(config: PretrainConfig, grid: TokenGrid) -> Parts:
+def build_components(config: PretrainConfig, grid: TokenGrid) -> Components:
     """Build the parts and check that they go together.
 
     Raises:
         ValueError: a part that cannot be built, or two that do not go together.
     """
-    masking = build_part("kinemae.pretrain.masking", config.masking, Masking)
+    masking = build_component("kinemae.pretrain.masking", config.masking, Masking)
     masking.counts(grid)
-    parts = Parts(
+    components = Components(
         masking=masking,
-        pruning=build_part("kinemae.pretrain.pruning", config.pruning, Pruning),
-        noise=build_part("kinemae.pretrain.noise", config.noise, Noise),
-        target=build_part("kinemae.pretrain.targets", config.target, Target),
+        pruning=build_component("kinemae.pretrain.pruning", config.pruning, Pruning),
+        noise=build_component("kinemae.pretrain.noise", config.noise, Noise),
+        target=build_component("kinemae.pretrain.targets", config.target, Target),
     )
-    check_combination(config.model, **parts._asdict())
-    return parts
+    check_combination(config.model, **components._asdict())
+    return components
 
 
-def token_split(config: PretrainConfig, grid: TokenGrid, parts: Parts) -> TokenSplit:
+def token_split(config: PretrainConfig, grid: TokenGrid, components: Components) -> TokenSplit:
     """Which tokens of the run's clips are seen and predicted."""
     return TokenSplit(
-        masking=parts.masking,
+        masking=components.masking,
         grid=grid,
         patch=config.model.shape().encoder.patch,
         seed=config.seed,
-        pruning=parts.pruning,
+        pruning=components.pruning,
         clips_per_step=config.batch.global_clips,
         predict_share=config.model.predict_share,
         predict=config.model.predict,
@@ -56,7 +56,7 @@ def token_split(config: PretrainConfig, grid: TokenGrid, parts: Parts) -> TokenS
 
 
 def build_model(
-    config: PretrainConfig, grid: TokenGrid, parts: Parts, *, reference: TokenGrid | None = None
+    config: PretrainConfig, grid: TokenGrid, components: Components, *, reference: TokenGrid | None = None
 ) -> MaskedAutoencoder:
     """The model of a run, with weights from PyTorch's generator; works on the meta device too.
 
@@ -66,9 +66,9 @@ def build_model(
     return build_autoencoder(
         config.model,
         grid,
-        target=parts.target,
-        noise=parts.noise,
-        pruning=parts.pruning,
+        target=components.target,
+        noise=components.noise,
+        pruning=components.pruning,
         clips=config.steps * config.batch.global_clips,
         reference=reference,
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig
 from kinemae.pretrain.model.sizes import ModelConfig
@@ -81,10 +81,10 @@ class PretrainConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     # No default arguments: they would stay behind when only the name is overridden.
-    masking: Part = field(default_factory=lambda: Part(name="tube"))
-    pruning: Part = field(default_factory=lambda: Part(name="none"))
-    noise: Part = field(default_factory=lambda: Part(name="none"))
-    target: Part = field(default_factory=lambda: Part(name="pixels"))
+    masking: Component = field(default_factory=lambda: Component(name="tube"))
+    pruning: Component = field(default_factory=lambda: Component(name="none"))
+    noise: Component = field(default_factory=lambda: Component(name="none"))
+    target: Component = field(default_factory=lambda: Component(name="pixels"))
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)

@@ -19,7 +19,7 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import NO_LABEL, open_index
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.pretrain.builders import build_model, build_parts, token_split
+from kinemae.pretrain.builders import build_components, build_model, token_split
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.cost_tracer import ATTENTION, OTHER, PRODUCT, Operation, Trace, trace_step
@@ -64,12 +64,12 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
         ValueError: the config cannot be run; the message names the key.
     """
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
-    parts = build_parts(config, grid)
-    split = token_split(config, grid, parts)
+    components = build_components(config, grid)
+    split = token_split(config, grid, components)
     step = max(range(min(config.steps, _STEPS_LOOKED_AT)), key=lambda step: sum(split.counts(step)))
 
     def build() -> MaskedAutoencoder:
-        return build_model(config, grid, parts)
+        return build_model(config, grid, components)
 
     with torch.device("meta"):
         model = build()

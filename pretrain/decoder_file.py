@@ -7,7 +7,7 @@ that hold both.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import require
 from kinemae.pretrain.model.decoder import DECODERS, Decoder
 from kinemae.pretrain.model.sizes import DecoderShape
@@ -48,7 +48,7 @@ class DecoderDescription:
     told_noise: bool
     grid: TokenGrid
     reference: TokenGrid
-    target: Part = field(default_factory=lambda: Part(name="pixels"))
+    target: Component = field(default_factory=lambda: Component(name="pixels"))
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ def build_decoder(description: DecoderDescription, *, grid: TokenGrid | None = N
     )
 
 
-def describe_decoder(decoder: Decoder, *, target: Part) -> DecoderDescription:
+def describe_decoder(decoder: Decoder, *, target: Component) -> DecoderDescription:
     """What a decoder is; `target` is what it learns to predict."""
     (kind,) = (name for name, found in DECODERS.items() if type(decoder) is found)
     return DecoderDescription(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from kinemae.data_tools.command import CheckpointError
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.pretrain.decoder_file import DecoderDescription, describe_decoder, has_decoder, load_decoder
 from kinemae.pretrain.encoder_file import WEIGHTS, EncoderDescription, load_description
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
@@ -27,7 +27,7 @@ class Start:
     folder: Path
     description: EncoderDescription
 
-    def give_weights(self, model: MaskedAutoencoder, target: Part) -> str:
+    def give_weights(self, model: MaskedAutoencoder, target: Component) -> str:
         """Put the weights into a model built with the encoder's reference; the decoder's where they fit.
 
         Args:
@@ -68,7 +68,7 @@ class Start:
                 "set these keys as they are there, or give another folder"
             )
 
-    def _give_decoder(self, model: MaskedAutoencoder, target: Part) -> str:
+    def _give_decoder(self, model: MaskedAutoencoder, target: Component) -> str:
         """The same for the decoder; what happened, and why."""
         if model.decoder is None:
             return "the target needs no decoder"

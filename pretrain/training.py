@@ -11,7 +11,7 @@ from kinemae.data_tools.overrides import as_override
 from kinemae.data_tools.stream.loader import Annotate, TrainingClips
 from kinemae.data_tools.stream.mixture import Mixture, open_mixture
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
-from kinemae.pretrain.builders import Parts, build_model, build_parts, token_split
+from kinemae.pretrain.builders import Components, build_components, build_model, token_split
 from kinemae.pretrain.callbacks import Schedule
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.decoder_file import describe_decoder, save_decoder
@@ -89,7 +89,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     processes = find_processes(config.engine.device)
     check_engine(config.engine, processes, merges=config.model.merge_per_block > 0)
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
-    parts = build_parts(config, grid)
+    components = build_components(config, grid)
     batch = plan_batch(
         config.batch.global_clips,
         config.batch.clips_per_device,
@@ -113,8 +113,8 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
         processes=processes,
         index=index,
         batch=batch,
-        split=token_split(config, grid, parts),
-        model=_build_model(config, grid, parts, is_first=processes.is_first),
+        split=token_split(config, grid, components),
+        model=_build_model(config, grid, components, is_first=processes.is_first),
         probe=probe,
         continues=continues,
         inputs=tuple(inputs),
@@ -122,12 +122,14 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
 
 
 def _build_model(
-    config: PretrainConfig, grid: TokenGrid, parts: Parts, *, is_first: bool
+    config: PretrainConfig, grid: TokenGrid, components: Components, *, is_first: bool
 ) -> MaskedAutoencoder:
     """The model at the start of a run. A run that goes on has its checkpoint over these weights later."""
     start = open_start(config.start_from)
     torch.manual_seed(config.seed)
-    model = build_model(config, grid, parts, reference=None if start is None else start.description.reference)
+    model = build_model(
+        config, grid, components, reference=None if start is None else start.description.reference
+    )
     if start is not None:
         said = start.give_weights(model, config.target)
         if is_first:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from kinemae.data_tools.components import part_names
+from kinemae.data_tools.components import component_names
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.yuv_to_rgb import luma_of
@@ -30,7 +30,7 @@ from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.runtime.optimiser import parameter_groups
 from kinemae.pretrain.targets.base import Target
 from kinemae.pretrain.token_selection import TokenSplit
-from tests.default_parts import build_default, default_part
+from tests.default_components import build_default, default_component
 from tests.pretrain.target_models import save_teacher
 
 FOLDERS = {
@@ -62,7 +62,9 @@ Combination = Mapping[str, str]
 
 def axes() -> dict[str, list[str]]:
     """What there is to choose from."""
-    return {axis: part_names(folder) for axis, folder in FOLDERS.items()} | {"decoder": ["cross", "self"]}
+    return {axis: component_names(folder) for axis, folder in FOLDERS.items()} | {
+        "decoder": ["cross", "self"]
+    }
 
 
 def all_combinations() -> Iterator[Combination]:
@@ -163,7 +165,7 @@ def teacher() -> Path:
 
 
 def _model_config(combination: Combination, *, noise: Noise, target: Target, **other: object) -> ModelConfig:
-    attention = default_part(FOLDERS["attention"], combination["attention"])
+    attention = default_component(FOLDERS["attention"], combination["attention"])
     has_decoder = target.wanted_values(ModelConfig(**MODEL).shape().encoder) > 0
     is_odd = len("".join(combination.values())) % 2 == 1
     return ModelConfig(
@@ -173,7 +175,7 @@ def _model_config(combination: Combination, *, noise: Noise, target: Target, **o
         **({"decoder_attention": attention} if combination["decoder"] == "self" else {}),
         decoder=combination["decoder"],
         attention=attention,
-        positions=default_part(FOLDERS["positions"], combination["positions"]),
+        positions=default_component(FOLDERS["positions"], combination["positions"]),
         noise_conditioning=noise.has_level and has_decoder,
         predict="running_cell" if is_odd else "random",
     )

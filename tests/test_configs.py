@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinemae.data_tools.components import build_part
+from kinemae.data_tools.components import build_component
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.pretrain.compatibility import check_combination
@@ -28,10 +28,10 @@ def test_a_pretraining_recipe_builds(path: Path) -> None:
     config = load_config(PretrainConfig, path, [])
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
     parts = {
-        "masking": build_part("kinemae.pretrain.masking", config.masking, Masking),
-        "pruning": build_part("kinemae.pretrain.pruning", config.pruning, Pruning),
-        "noise": build_part("kinemae.pretrain.noise", config.noise, Noise),
-        "target": build_part("kinemae.pretrain.targets", config.target, Target),
+        "masking": build_component("kinemae.pretrain.masking", config.masking, Masking),
+        "pruning": build_component("kinemae.pretrain.pruning", config.pruning, Pruning),
+        "noise": build_component("kinemae.pretrain.noise", config.noise, Noise),
+        "target": build_component("kinemae.pretrain.targets", config.target, Target),
     }
     visible, hidden = parts["masking"].counts(grid)
     assert visible + hidden == grid.tokens

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.randomness import generator
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.pretrain.config import PretrainConfig
@@ -30,7 +30,7 @@ def keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for entry in dataclasses.fields(schema):
         has_factory = entry.default is dataclasses.MISSING
         default = entry.default_factory() if has_factory else entry.default  # type: ignore[misc]
-        if isinstance(default, Part):
+        if isinstance(default, Component):
             yield prefix + entry.name, default.name
         elif dataclasses.is_dataclass(default):
             yield from keys(type(default), f"{prefix}{entry.name}.")

@@ -30,7 +30,7 @@ from kinemae.launch.local import LocalCluster
 from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.ssh import SshCluster
 from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
-from kinemae.pretrain.builders import build_parts
+from kinemae.pretrain.builders import build_components
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.tokens import TokenGrid
 from tests.documented_commands import documented, unquoted_mappings
@@ -110,7 +110,7 @@ def take_program(program: Program, words: list[str]) -> None:
     if program is PRETRAIN:
         config = load("pretrain", PretrainConfig, arguments)
         grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
-        build_parts(config, grid)
+        build_components(config, grid)
         batch, views = config.batch, config.data.views_per_video
         plan_batch(batch.global_clips, batch.clips_per_device, world=1, views=views)
     elif name == "train":

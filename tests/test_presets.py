@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kinemae.data_tools.components import build_part
+from kinemae.data_tools.components import build_component
 from kinemae.data_tools.config import load_config
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.pretrain.config import PretrainConfig
@@ -106,11 +106,11 @@ def test_a_preset_builds_the_published_model(name):
     config = load_config(PretrainConfig, CONFIGS / "pretrain" / f"{name}.yaml", [])
     shape = config.model.shape()
     grid = TokenGrid.of(config.clip.frames, config.clip.size, shape.encoder.patch)
-    target = build_part("kinemae.pretrain.targets", config.target, Target)
+    target = build_component("kinemae.pretrain.targets", config.target, Target)
     with torch.device("meta"):
-        noise = build_part("kinemae.pretrain.noise", config.noise, Noise)
+        noise = build_component("kinemae.pretrain.noise", config.noise, Noise)
         model = build_autoencoder(config.model, grid, target=target, noise=noise)
-    masking = build_part("kinemae.pretrain.masking", config.masking, Masking)
+    masking = build_component("kinemae.pretrain.masking", config.masking, Masking)
     parameters, of_encoder, seen, values = SIZES[name]
 
     assert masking.counts(grid)[0] == seen
@@ -131,7 +131,7 @@ def test_dual_masking_predicts_half_of_what_is_hidden():
     config = load_config(PretrainConfig, CONFIGS / "pretrain" / "videomae_v2_base.yaml", [])
     grid = TokenGrid.of(16, 224, (2, 16, 16))
     split = TokenSplit(
-        masking=build_part("kinemae.pretrain.masking", config.masking, Masking),
+        masking=build_component("kinemae.pretrain.masking", config.masking, Masking),
         grid=grid,
         patch=(2, 16, 16),
         seed=0,

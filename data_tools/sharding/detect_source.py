@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kinemae.data_tools.command import DataError, log
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.folder_checks import data_sets_in
 from kinemae.data_tools.index import DATASET_NAME
 from kinemae.data_tools.indexing.shard_list import find_shards
@@ -31,7 +31,7 @@ _OTHER_KINDS = {
 _MOST_LISTS = 3  # in a message
 
 
-def source_of(root: Location) -> Part:
+def source_of(root: Location) -> Component:
     """The source for a folder, or for a file by its ending.
 
     Raises:
@@ -51,9 +51,9 @@ def source_of(root: Location) -> Part:
                 "SOURCE %s is read by source.name=%s, by its official lists; source.name=folder uses the "
                 "folders", *(root, official),
             )  # fmt: skip
-            return Part(name=official)
+            return Component(name=official)
         _refuse_lists(root.path)
-        return Part(name="folder")
+        return Component(name="folder")
     if ending not in _BY_ENDING:
         expected = "a folder or a file" if root.path is not None else "a file"
         raise ValueError(
@@ -65,7 +65,7 @@ def source_of(root: Location) -> Part:
         name = source_of_csv(root.path)
     if name not in ("csv", "jsonl", "webdataset"):
         log.info("SOURCE %s is read by source.name=%s", root, name)
-    return Part(name=name)
+    return Component(name=name)
 
 
 def _other_kind(root: Location) -> str:

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.config import require
 from kinemae.data_tools.encoding.resample import Cuts
 from kinemae.data_tools.layouts.base import Layout
@@ -21,7 +21,7 @@ from kinemae.data_tools.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourcePart(Part):
+class SourceComponent(Component):
     """The source in a config; without a name it is inferred from SOURCE."""
 
     name: str = ""
@@ -47,8 +47,8 @@ class ShardConfig:
         retry_rejected: try videos again that an earlier start rejected, also where OUT is complete.
     """
 
-    source: SourcePart | None = None
-    layout: Part = field(default_factory=lambda: Part(name="stride_aligned"))
+    source: SourceComponent | None = None
+    layout: Component = field(default_factory=lambda: Component(name="stride_aligned"))
     segment_s: float | None = None
     scene_cuts: bool = False
     seed: int = 0
@@ -110,10 +110,10 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
         DataError: nothing is there, no video is, or a label is not among the classes asked for.
         ValueError: a part that does not exist, or a layout that cannot store these videos.
     """
-    layout = build_part("kinemae.data_tools.layouts", settings.layout, Layout)
+    layout = build_component("kinemae.data_tools.layouts", settings.layout, Layout)
     given = tuple(read_classes(settings.classes)) if settings.classes else ()
-    part = _source_part(root, settings)
-    listing = build_part("kinemae.data_tools.sources", part, Source).listing(root)
+    part = _source_component(root, settings)
+    listing = build_component("kinemae.data_tools.sources", part, Source).listing(root)
     refuse_empty(root, listing, source=part.name)
     if part.name == "folder":
         warn_of_one_class(root, listing)
@@ -132,12 +132,16 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
     return Plan(settings=settings, layout=layout, listing=listing, given_classes=given, state=state)
 
 
-def _source_part(root: Location, settings: ShardConfig) -> Part:
+def _source_component(root: Location, settings: ShardConfig) -> Component:
     """The source; inferred from SOURCE if its name is not given."""
     given = settings.source
     if given is None:
         return source_of(root)
-    return Part(name=given.name, args=given.args) if given.name else replace(source_of(root), args=given.args)
+    return (
+        Component(name=given.name, args=given.args)
+        if given.name
+        else replace(source_of(root), args=given.args)
+    )
 
 
 def _name(root: Location) -> str:

@@ -5,7 +5,7 @@ left out, because MAE-ST's has a class token of its own.
 """
 
 from kinemae.data_tools.command import CheckpointError, log
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.finetune.conversion.key_rules import (
     Layout,
     Rule,
@@ -49,7 +49,7 @@ def read_mae_st(found: Found, options: ImportOptions, *, allow_partial: bool) ->
     shape = EncoderShape(
         **sizes,
         heads=options.head_count(sizes["width"]),
-        positions=Part(name="learned"),
+        positions=Component(name="learned"),
         registers=1,
     )
     layout = _layout(shape)

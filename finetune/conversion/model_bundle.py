@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import nn
 
 from kinemae.data_tools.command import CheckpointError, log
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.conversion.key_rules import Sections, Tensors
 from kinemae.finetune.heads.base import Head
@@ -29,7 +29,7 @@ from kinemae.pretrain.pruning.none import NoPruning
 
 Module = TypeVar("Module", bound=nn.Module)
 
-HEAD = Part(name="linear")
+HEAD = Component(name="linear")
 """The head of official fine-tuned models: mean, norm, linear layer."""
 
 

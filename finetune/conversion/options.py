@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kinemae.data_tools.command import CheckpointError
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import require
 from kinemae.data_tools.stream.loader import ClipConfig
 from kinemae.finetune.conversion.key_rules import Tensors
@@ -21,7 +21,7 @@ _HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 _DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
 """Attention heads of the published encoders and decoders, by width. The weights do not tell."""
 
-FLAT_SINE = Part(name="flat_sine")
+FLAT_SINE = Component(name="flat_sine")
 """VideoMAE's positions; its files leave them out, since they are computed."""
 
 
@@ -166,7 +166,7 @@ class ImportOptions:
             told_noise=False,
             grid=encoder.grid,
             reference=encoder.reference,
-            target=Part(name="pixels", args={"normalise": "channel"}),
+            target=Component(name="pixels", args={"normalise": "channel"}),
         )
 
 

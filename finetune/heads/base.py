@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.randomness import ClipRandom
 
 # Given by the data and the encoder, so a config must not set them.
@@ -63,16 +63,16 @@ class Standard(nn.Module):
         return (values_BD - self.mean_D) / self.deviation_D
 
 
-def build_head(part: Part, *, width: int, classes: int) -> Head:
+def build_head(component: Component, *, width: int, classes: int) -> Head:
     """Build the head that a config names, for an encoder and a set of classes.
 
     Raises:
         ValueError: no such head, or arguments it refuses.
     """
     for name in _GIVEN:
-        if name in part.args:
+        if name in component.args:
             raise ValueError(
                 f"head.args.{name} comes from the encoder and the data: remove it from the config"
             )
-    complete = Part(name=part.name, args={**part.args, "width": width, "classes": classes})
-    return build_part("kinemae.finetune.heads", complete, Head)
+    complete = Component(name=component.name, args={**component.args, "width": width, "classes": classes})
+    return build_component("kinemae.finetune.heads", complete, Head)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.pretrain.masking.base import Masking
@@ -41,7 +41,7 @@ class JitterMasking(Masking):
     ):
         given = {} if args is None else args
         require(isinstance(given, dict), "masking.args.args", "be that masking's arguments by name", given)
-        known = [name for name in part_names(FOLDER) if name != "jitter"]
+        known = [name for name in component_names(FOLDER) if name != "jitter"]
         require(of in known, "masking.args.of", f"be one of {', '.join(known)}", of)
         require("ratio" not in given, "masking.args.args", "not hold ratio, which least and most set", given)
         require(0 < least < most < 1, "masking.args", "hold 0 < least < most < 1", (least, most))
@@ -49,7 +49,9 @@ class JitterMasking(Masking):
         ratios = [least + (most - least) * level / (levels - 1) for level in range(levels)]
         self.seed = seed
         self.maskings = tuple(
-            build_part(FOLDER, Part(name=of, args={**given, "ratio": ratio}), Masking, key="masking.args")
+            build_component(
+                FOLDER, Component(name=of, args={**given, "ratio": ratio}), Masking, key="masking.args"
+            )
             for ratio in ratios
         )
         self.needs_motion = self.maskings[0].needs_motion

@@ -8,7 +8,7 @@ heads of 64 are what fused attention is fastest with.
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import require
 from kinemae.pretrain.model.attention.base import build_attention
 from kinemae.pretrain.model.tokens import COLOURS, MEAN, STD, Patch
@@ -43,8 +43,8 @@ class EncoderShape:
     heads: int
     mlp_width: int
     patch: Patch = (2, 16, 16)
-    attention: Part = field(default_factory=lambda: Part(name="joint"))
-    positions: Part = field(default_factory=lambda: Part(name="sine"))
+    attention: Component = field(default_factory=lambda: Component(name="joint"))
+    positions: Component = field(default_factory=lambda: Component(name="sine"))
     qk_norm: bool = False
     layer_scale: float | None = None
     registers: int = 0
@@ -86,8 +86,8 @@ class DecoderShape:
     width: int
     depth: int
     heads: int
-    attention: Part = field(default_factory=lambda: Part(name="joint"))
-    positions: Part = field(default_factory=lambda: Part(name="sine"))
+    attention: Component = field(default_factory=lambda: Component(name="joint"))
+    positions: Component = field(default_factory=lambda: Component(name="sine"))
 
     def __post_init__(self) -> None:
         _check_width(self.width, self.heads, "model.decoder_width")
@@ -154,9 +154,9 @@ class ModelConfig:
     decoder: Literal["cross", "self"] = "cross"
     predict_share: float = 0.5
     predict: Literal["random", "running_cell"] = "random"
-    attention: Part = field(default_factory=lambda: Part(name="joint"))
-    decoder_attention: Part = field(default_factory=lambda: Part(name="joint"))
-    positions: Part = field(default_factory=lambda: Part(name="sine"))
+    attention: Component = field(default_factory=lambda: Component(name="joint"))
+    decoder_attention: Component = field(default_factory=lambda: Component(name="joint"))
+    positions: Component = field(default_factory=lambda: Component(name="sine"))
     patch_frames: int | None = None
     patch_size: int | None = None
     width: int | None = None
@@ -238,7 +238,7 @@ class ModelConfig:
         )
 
 
-def check_merging(per_block: int, attention: Part, *, key: str) -> None:
+def check_merging(per_block: int, attention: Component, *, key: str) -> None:
     """Refuse to merge tokens where attention goes by their places: a merged token has several.
 
     Args:

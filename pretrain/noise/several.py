@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kinemae.data_tools.components import Part, build_part, named_parts
+from kinemae.data_tools.components import Component, build_component, named_components
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.pretrain.model.token_positions import Places
@@ -25,7 +25,7 @@ class SeveralNoises(Noise):
     """
 
     def __init__(self, *, parts: dict[str, Any] | list[str] | str, strength: dict[str, Any] | None = None):
-        named = named_parts(parts, "noise.args.parts", "noise")
+        named = named_components(parts, "noise.args.parts", "noise")
         self.parts = [_build(name, args) for name, args in named.items()]
         self.strength = Strength.read(strength)
         self.is_on_patches = any(part.is_on_patches for part in self.parts)
@@ -62,7 +62,7 @@ def _build(name: str, args: Any) -> Noise:
     require(name not in ("several", "none"), key, "be a noise that is neither several nor none", name)
     require(isinstance(args, dict), key, "hold the kind's arguments, {} for the defaults", args)
     try:
-        noise = build_part("kinemae.pretrain.noise", Part(name=name, args=args), Noise)
+        noise = build_component("kinemae.pretrain.noise", Component(name=name, args=args), Noise)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
     require(

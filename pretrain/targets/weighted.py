@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kinemae.data_tools.components import Part, build_part, named_parts
+from kinemae.data_tools.components import Component, build_component, named_components
 from kinemae.data_tools.config import require
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
@@ -22,7 +22,7 @@ class WeightedTarget(Target):
     """
 
     def __init__(self, *, parts: dict[str, Any] | list[str] | str):
-        named = named_parts(parts, "target.args.parts", "target")
+        named = named_components(parts, "target.args.parts", "target")
         super().__init__()
         self.parts = nn.ModuleDict({name: _build(name, settings) for name, settings in named.items()})
         self.weights = {name: float(settings.get("weight", 1.0)) for name, settings in named.items()}
@@ -96,7 +96,7 @@ def _build(name: str, settings: Any) -> Target:
     args = settings.get("args", {})
     require(isinstance(args, dict), f"{key}.args", "be a mapping", args)
     try:
-        return build_part("kinemae.pretrain.targets", Part(name=name, args=args), Target)
+        return build_component("kinemae.pretrain.targets", Component(name=name, args=args), Target)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
 

@@ -18,18 +18,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import SIZES
 from kinemae.pretrain.model.tokens import TokenGrid
 
 DEPTH = 2
 KINDS = {
-    "joint": Part(name="joint"),
-    "divided": Part(name="divided"),
-    "windowed, 4x7x7, shifted": Part(name="windowed"),
-    "sparse, 3x3x3 and all of the place": Part(name="sparse"),
-    "sparse, 3x3x3 and top_k=4": Part(name="sparse", args={"top_k": 4}),
+    "joint": Component(name="joint"),
+    "divided": Component(name="divided"),
+    "windowed, 4x7x7, shifted": Component(name="windowed"),
+    "sparse, 3x3x3 and all of the place": Component(name="sparse"),
+    "sparse, 3x3x3 and top_k=4": Component(name="sparse", args={"top_k": 4}),
 }
 
 

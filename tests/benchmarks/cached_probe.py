@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.loader import ClipConfig, evaluation_loader
 from kinemae.data_tools.stream.yuv_to_rgb import on_device
@@ -68,7 +68,7 @@ def main() -> None:
     encoder = encoder_of(name).eval()
     tokens_BND, label_B = features(encoder, shards / "train")
     held_out_BND, truth_B = features(encoder, shards / "validation")
-    part = Part(name="attentive", args={"norm": "standard"})
+    part = Component(name="attentive", args={"norm": "standard"})
     head = build_head(part, width=tokens_BND.shape[2], classes=int(label_B.max()) + 1)
     head.calibrate(tokens_BND)
     optimiser = torch.optim.AdamW(head.parameters(), lr=RATE, betas=(0.9, 0.999), weight_decay=0.05)

@@ -10,7 +10,7 @@ import torch
 from timing import Step, least_seconds
 from torch import Tensor
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.decode import probe
@@ -33,8 +33,8 @@ MERGED = 65
 ALL = "all tokens"
 WAYS = {
     ALL: Shortening(),
-    "run-length, as each clip needs": Shortening(pruning=Part(name="run_length")),
-    "run-length, half": Shortening(pruning=Part(name="run_length", args={"keep": 0.5})),
+    "run-length, as each clip needs": Shortening(pruning=Component(name="run_length")),
+    "run-length, half": Shortening(pruning=Component(name="run_length", args={"keep": 0.5})),
     f"merging {MERGED} a block": Shortening(merge_per_block=MERGED),
 }
 
@@ -95,7 +95,7 @@ def _classifier(size: str, frames: int, pixels: int, shortening: Shortening) -> 
     torch.manual_seed(0)
     shape = SIZES[size].encoder
     encoder = Encoder(shape, TokenGrid.of(frames, pixels, shape.patch))
-    head = build_head(Part(name="linear", args={"init_std": 0.02}), width=shape.width, classes=CLASSES)
+    head = build_head(Component(name="linear", args={"init_std": 0.02}), width=shape.width, classes=CLASSES)
     pruning = shortening.build(shape)
     return Classifier(shortening.apply(encoder, pruning), head, pruning=pruning)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.data_tools.layouts.base import Layout
 from kinemae.data_tools.sources.base import Source
 
@@ -39,38 +39,40 @@ def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type:
     return Shape
 
 
-def test_a_part_is_a_file_in_the_folder(shapes: type):
-    assert part_names("shapes") == ["square"]
-    square = build_part("shapes", Part(name="square", args={"side": 3}), shapes)
+def test_a_component_is_a_file_in_the_folder(shapes: type):
+    assert component_names("shapes") == ["square"]
+    square = build_component("shapes", Component(name="square", args={"side": 3}), shapes)
     assert square.area() == 9
 
 
 @pytest.mark.parametrize(
     "part, message",
     [
-        (Part(name="sqare"), "shape.name: no shape named 'sqare'; did you mean 'square'"),
-        (Part(name="x"), "no shape named 'x'; there is square"),
-        (Part(name="base"), "no shape named 'base'"),
-        (Part(name="os.path"), "no shape named 'os.path'"),
+        (Component(name="sqare"), "shape.name: no shape named 'sqare'; did you mean 'square'"),
+        (Component(name="x"), "no shape named 'x'; there is square"),
+        (Component(name="base"), "no shape named 'base'"),
+        (Component(name="os.path"), "no shape named 'os.path'"),
         (
-            Part(name="square", args={"sides": 3}),
+            Component(name="square", args={"sides": 3}),
             "shape.args: square has no argument 'sides'; did you mean 'side'",
         ),
-        (Part(name="square", args={"self": 3}), "square has no argument 'self'"),
-        (Part(name="square"), r"shape.args: square needs side; set shape.args.side=\.\.\."),
-        (Part(name="square", args={"side": -1}), "shape.args.side must be above 0, got -1"),
+        (Component(name="square", args={"self": 3}), "square has no argument 'self'"),
+        (Component(name="square"), r"shape.args: square needs side; set shape.args.side=\.\.\."),
+        (Component(name="square", args={"side": -1}), "shape.args.side must be above 0, got -1"),
     ],
 )
-def test_a_wrong_part_says_what_to_fix(shapes: type, part: Part, message: str):
+def test_a_wrong_component_is_refused_with_a_fix(shapes: type, part: Component, message: str):
     with pytest.raises(ValueError, match=message):
-        build_part("shapes", part, shapes)
+        build_component("shapes", part, shapes)
 
 
 def test_a_part_without_arguments_takes_none():
     with pytest.raises(ValueError, match="folder has no argument 'depth'"):
-        build_part("kinemae.data_tools.sources", Part(name="folder", args={"depth": 2}), Source)
+        build_component("kinemae.data_tools.sources", Component(name="folder", args={"depth": 2}), Source)
 
 
 def test_an_argument_by_the_name_of_other_projects_is_answered_with_ours():
     with pytest.raises(ValueError, match=r"has no argument 'size'; did you mean 'short_side'\?"):
-        build_part("kinemae.data_tools.layouts", Part(name="stride_aligned", args={"size": 64}), Layout)
+        build_component(
+            "kinemae.data_tools.layouts", Component(name="stride_aligned", args={"size": 64}), Layout
+        )

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import MISSING, load_config, parse_override, require, to_yaml
 from kinemae.data_tools.overrides import as_override
 
@@ -30,7 +30,7 @@ class Settings:
     precision: Literal["fp32", "bf16"] = "fp32"
     text: str | None = None
     optim: Optim = field(default_factory=Optim)
-    masking: Part = field(default_factory=lambda: Part(name="tube"))
+    masking: Component = field(default_factory=lambda: Component(name="tube"))
 
 
 def load(*overrides: str, text: str | None = None, tmp_path: Path | None = None) -> Settings:
@@ -55,7 +55,7 @@ def test_the_later_override_wins():
 
 def test_a_part_takes_any_arguments():
     settings = load("masking={name: random, args: {ratio: 0.5}}", "masking.args.seed=3")
-    assert settings.masking == Part(name="random", args={"ratio": 0.5, "seed": 3})
+    assert settings.masking == Component(name="random", args={"ratio": 0.5, "seed": 3})
 
 
 def test_written_yaml_reads_back_to_an_equal_config(tmp_path: Path):
@@ -145,47 +145,49 @@ def test_an_override_in_order_is_returned_unchanged():
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithPart:
+class WithComponent:
     """A config with one part."""
 
-    mask: Part = field(default_factory=lambda: Part(name="tube"))
+    mask: Component = field(default_factory=lambda: Component(name="tube"))
 
 
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        ([], Part(name="uniform", args={"ratio": 0.5})),
-        (["mask.args.ratio=0.6"], Part(name="uniform", args={"ratio": 0.6})),
-        (["mask.name=uniform"], Part(name="uniform", args={"ratio": 0.5})),
-        (["mask.name=tube"], Part(name="tube")),
-        (["mask.args.ratio=0.7", "mask.name=tube"], Part(name="tube", args={"ratio": 0.7})),
-        (["mask={name: tube, args: {ratio: 0.8}}"], Part(name="tube", args={"ratio": 0.8})),
-        (["mask={name: tube}"], Part(name="tube")),
+        ([], Component(name="uniform", args={"ratio": 0.5})),
+        (["mask.args.ratio=0.6"], Component(name="uniform", args={"ratio": 0.6})),
+        (["mask.name=uniform"], Component(name="uniform", args={"ratio": 0.5})),
+        (["mask.name=tube"], Component(name="tube")),
+        (["mask.args.ratio=0.7", "mask.name=tube"], Component(name="tube", args={"ratio": 0.7})),
+        (["mask={name: tube, args: {ratio: 0.8}}"], Component(name="tube", args={"ratio": 0.8})),
+        (["mask={name: tube}"], Component(name="tube")),
     ],
 )
 def test_arguments_of_a_part_do_not_pass_to_another_part(
-    tmp_path: Path, overrides: list[str], part: Part
+    tmp_path: Path, overrides: list[str], part: Component
 ) -> None:
     path = tmp_path / "part.yaml"
     path.write_text("mask: {name: uniform, args: {ratio: 0.5}}")
-    assert load_config(WithPart, path, overrides).mask == part
+    assert load_config(WithComponent, path, overrides).mask == part
 
 
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        (["mask=tube"], Part(name="tube")),
-        (["mask=uniform"], Part(name="uniform")),
-        (["mask=uniform", "mask.args.ratio=0.6"], Part(name="uniform", args={"ratio": 0.6})),
-        (["mask.args.ratio=0.6", "mask=tube"], Part(name="tube", args={"ratio": 0.6})),
+        (["mask=tube"], Component(name="tube")),
+        (["mask=uniform"], Component(name="uniform")),
+        (["mask=uniform", "mask.args.ratio=0.6"], Component(name="uniform", args={"ratio": 0.6})),
+        (["mask.args.ratio=0.6", "mask=tube"], Component(name="tube", args={"ratio": 0.6})),
     ],
 )
-def test_a_name_alone_is_the_part_with_its_defaults(tmp_path: Path, overrides: list[str], part: Part) -> None:
+def test_a_name_alone_is_the_part_with_its_defaults(
+    tmp_path: Path, overrides: list[str], part: Component
+) -> None:
     path = tmp_path / "part.yaml"
     path.write_text("mask: {name: uniform, args: {ratio: 0.5}}")
-    assert load_config(WithPart, path, overrides).mask == part
+    assert load_config(WithComponent, path, overrides).mask == part
     path.write_text("mask: uniform")
-    assert load_config(WithPart, path, []).mask == Part(name="uniform")
+    assert load_config(WithComponent, path, []).mask == Component(name="uniform")
 
 
 def test_whole_floats_are_integers(tmp_path: Path) -> None:

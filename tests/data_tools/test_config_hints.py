@@ -6,7 +6,7 @@ import pytest
 
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.config_hints import SYNONYMS, is_key, suggestions, unknown_key
-from kinemae.data_tools.config_schema import all_keys, part_keys
+from kinemae.data_tools.config_schema import all_keys, component_keys
 from kinemae.data_tools.sharding.plan import ShardConfig
 from kinemae.data_tools.synth import SynthConfig
 from kinemae.finetune.config import FinetuneConfig
@@ -20,14 +20,14 @@ SCHEMAS: dict[str, type] = {
 }
 
 
-def keys_and_parts(schema: type) -> tuple[list[str], list[str]]:
-    return all_keys(schema), part_keys(schema)
+def keys_and_components(schema: type) -> tuple[list[str], list[str]]:
+    return all_keys(schema), component_keys(schema)
 
 
 def test_every_synonym_names_a_key_that_exists() -> None:
     for hints in SYNONYMS.values():
         for hint in hints:
-            exists = any(is_key(hint, *keys_and_parts(schema)) for schema in SCHEMAS.values())
+            exists = any(is_key(hint, *keys_and_components(schema)) for schema in SCHEMAS.values())
             assert exists or " " in hint, hint
 
 
@@ -80,7 +80,7 @@ def test_every_synonym_names_a_key_that_exists() -> None:
     ],
 )
 def test_a_key_of_another_name_is_answered_with_ours(schema: str, given: str, expected: list[str]) -> None:
-    keys, parts = keys_and_parts(SCHEMAS[schema])
+    keys, parts = keys_and_components(SCHEMAS[schema])
     assert suggestions(given, keys, parts=parts) == expected
 
 
@@ -90,7 +90,7 @@ def test_a_source_may_be_given_by_its_name_alone() -> None:
 
 
 def message(schema: type, given: str) -> Any:
-    keys, parts = keys_and_parts(schema)
+    keys, parts = keys_and_components(schema)
     return unknown_key(given, keys, parts=parts)
 
 

@@ -55,9 +55,7 @@ def test_tars_behind_a_url_name_the_command_too(bucket: str):
 
 def test_a_folder_of_videos_names_the_command_and_every_split_is_named(ours: Path):
     videos = ours.parent / "videos"
-    with pytest.raises(
-        DataError, match=rf"it holds videos; fix: .*`kinemae data shard {videos} OUT`"
-    ):
+    with pytest.raises(DataError, match=rf"it holds videos; fix: .*`kinemae data shard {videos} OUT`"):
         open_index(videos)
     (ours / "validation").mkdir(exist_ok=True)
     (ours / "validation" / "dataset.json").touch()

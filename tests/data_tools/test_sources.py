@@ -10,7 +10,7 @@ import pytest
 
 from kinemae.data_tools.__main__ import PROGRAM
 from kinemae.data_tools.command import DataError, run_program
-from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.data_tools.index import DATASET_NAME, open_index
 from kinemae.data_tools.manifest.videos import SPLITS
 from kinemae.data_tools.sources.base import Source
@@ -30,7 +30,7 @@ def listed(source: Source, root: Path) -> list[tuple[str, str | None, str | None
     return [(video.name, video.label, video.split) for video in source.listing(root).videos]
 
 
-@pytest.fixture(params=part_names("kinemae.data_tools.sources"))
+@pytest.fixture(params=component_names("kinemae.data_tools.sources"))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -41,7 +41,7 @@ def collection(name: str, tmp_path: Path) -> Collection:
 
 
 def built(name: str, collection: Collection) -> Source:
-    return build_part("kinemae.data_tools.sources", Part(name=name, args=collection.args), Source)
+    return build_component("kinemae.data_tools.sources", Component(name=name, args=collection.args), Source)
 
 
 class TestContract:
@@ -115,7 +115,7 @@ class TestContract:
 
 def test_a_misspelt_source_is_told_the_right_name():
     with pytest.raises(ValueError, match=r"no source named 'ucf01'; did you mean 'ucf101'\?"):
-        build_part("kinemae.data_tools.sources", Part(name="ucf01"), Source)
+        build_component("kinemae.data_tools.sources", Component(name="ucf01"), Source)
 
 
 def test_a_folder_for_each_class(tmp_path: Path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.finetune.classifier import Classifier
@@ -21,7 +21,7 @@ def make(*, drop_path=0.0, head="attentive", **settings):
     torch.manual_seed(0)
     encoder = Encoder(SHAPE, GRID, drop_path=drop_path)
     args = {"head_width": 8} if head == "attentive" else {"init_std": 0.5}
-    return Classifier(encoder, build_head(Part(name=head, args=args), width=24, classes=5), **settings)
+    return Classifier(encoder, build_head(Component(name=head, args=args), width=24, classes=5), **settings)
 
 
 def make_batch(clips=6):

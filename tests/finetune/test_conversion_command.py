@@ -10,7 +10,7 @@ from torch import nn
 from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEImageProcessor
 
 from kinemae.data_tools.command import EXIT_CHECKPOINT, EXIT_CONFIG, EXIT_DATA, CheckpointError, run_program
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import open_index
 from kinemae.finetune.__main__ import PROGRAM
@@ -70,7 +70,7 @@ def shaped(**changes: object) -> Kin:
 def headed(*, final_norm: bool = False, **args: object) -> Kin:
     kin = shaped(final_norm=final_norm)
     return replace(
-        kin, head=build_head(Part(name="linear", args=args), width=24, classes=2), classes=("a", "b")
+        kin, head=build_head(Component(name="linear", args=args), width=24, classes=2), classes=("a", "b")
     )
 
 
@@ -212,8 +212,8 @@ def test_a_model_that_was_tuned_as_videomae_is_can_be_exported(tmp_path):
 @pytest.mark.parametrize(
     "kin, message",
     [
-        (lambda: shaped(positions=Part(name="sine")), "model.positions=flat_sine, not sine"),
-        (lambda: shaped(attention=Part(name="divided")), "model.attention=joint, not divided"),
+        (lambda: shaped(positions=Component(name="sine")), "model.positions=flat_sine, not sine"),
+        (lambda: shaped(attention=Component(name="divided")), "model.attention=joint, not divided"),
         (lambda: shaped(registers=2), "model.registers=0, not 2"),
         (lambda: shaped(qk_norm=True), "model.qk_norm=false"),
         (lambda: shaped(run_lengths=4), "without run lengths"),
@@ -234,7 +234,8 @@ def test_a_model_that_was_tuned_as_videomae_is_can_be_exported(tmp_path):
         (lambda: headed(pool="statistics"), "head={name: linear"),
         (
             lambda: replace(
-                headed(), head=build_head(Part(name="attentive", args={"head_width": 8}), width=24, classes=2)
+                headed(),
+                head=build_head(Component(name="attentive", args={"head_width": 8}), width=24, classes=2),
             ),
             "head={name: linear",
         ),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kinemae.data_tools.components import Part, part_names
+from kinemae.data_tools.components import Component, component_names
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, colour_numbers, luma_of
@@ -21,13 +21,13 @@ CLIPS = 4
 SHARE, NEED = 0.4, None
 
 PRUNINGS = [
-    Part(name="run_length", args={"keep": SHARE}),
-    Part(name="run_length", args={"keep": NEED}),
-    Part(name="motion", args={"keep": SHARE}),
-    Part(name="motion", args={"threshold": 30.0}),
-    Part(name="learned", args={"keep": SHARE}),
-    Part(name="learned", args={"keep": NEED}),
-    Part(name="none"),
+    Component(name="run_length", args={"keep": SHARE}),
+    Component(name="run_length", args={"keep": NEED}),
+    Component(name="motion", args={"keep": SHARE}),
+    Component(name="motion", args={"threshold": 30.0}),
+    Component(name="learned", args={"keep": SHARE}),
+    Component(name="learned", args={"keep": NEED}),
+    Component(name="none"),
 ]
 prunings = pytest.mark.parametrize("part", PRUNINGS, ids=lambda part: f"{part.name}-{part.args}")
 
@@ -43,7 +43,7 @@ def make(part, *, head="attentive", drop_path=0.0, registers=0, merge_per_block=
     if encoder.shape.scorer:
         torch.nn.init.normal_(encoder.scorer.shrink.weight)
     args = {"head_width": 8} if head == "attentive" else {"init_std": 0.5}
-    built = build_head(Part(name=head, args=args), width=24, classes=5)
+    built = build_head(Component(name=head, args=args), width=24, classes=5)
     return Classifier(encoder, built, pruning=pruning, **settings)
 
 
@@ -111,7 +111,7 @@ def test_the_encoder_sees_the_kept_tokens_of_each_clip_alone(part, registers):
 
 
 def test_a_clip_that_stands_still_keeps_its_first_slice_and_one_that_moves_keeps_all():
-    classifier = make(Part(name="run_length"))
+    classifier = make(Component(name="run_length"))
 
     kept_B = classifier.features(make_batch().clip_BCTHW).kept_B
 
@@ -128,13 +128,13 @@ def test_a_threshold_means_the_same_on_planes_in_pretraining_and_on_rgb_in_fine_
         chroma_BCTHW=torch.full((CLIPS, 2, 8, 8, 8), 128, dtype=torch.uint8),
         colour_BX=colour.repeat(CLIPS, 1),
     )
-    classifier = make(Part(name="run_length", args={"threshold": 2.0}))
+    classifier = make(Component(name="run_length", args={"threshold": 2.0}))
     in_pretraining_B = classifier.pruning.weigh(luma_of(planes), SHAPE.patch).is_kept_BN.sum(dim=1)
     assert 20 < in_pretraining_B.float().mean() < 55
     assert classifier.features(planes.rgb()).kept_B.tolist() == in_pretraining_B.tolist()
 
 
-@pytest.mark.parametrize("part", [Part(name="none"), Part(name="motion", args={"keep": 0.5})])
+@pytest.mark.parametrize("part", [Component(name="none"), Component(name="motion", args={"keep": 0.5})])
 def test_clips_of_another_grid_are_refused_also_where_their_tokens_are_as_many(part):
     clip_BCTHW = torch.zeros(1, 3, 4, 32, 16, dtype=torch.uint8)
     with pytest.raises(
@@ -157,9 +157,9 @@ def test_every_weight_that_has_a_say_learns_and_no_other_is_trained(part):
 
 
 def test_a_scorer_that_is_not_asked_stays_as_it_is():
-    encoder = make(Part(name="learned")).encoder
+    encoder = make(Component(name="learned")).encoder
 
-    classifier = Classifier(encoder, build_head(Part(name="linear"), width=24, classes=5))
+    classifier = Classifier(encoder, build_head(Component(name="linear"), width=24, classes=5))
 
     assert not any(value.requires_grad for value in classifier.encoder.scorer.parameters())
     assert classifier.encoder.embed_patches.weight.requires_grad
@@ -179,15 +179,15 @@ def test_training_tells_which_share_was_kept_where_something_is_pruned():
     batch = make_batch()
     draws = ClipRandom(0, batch.clip_index_B)
 
-    values = make(Part(name="run_length"))(batch, draws)
+    values = make(Component(name="run_length"))(batch, draws)
 
     assert values["kept"].tolist() == [1, 52 / 64, 28 / 64, 0.25]
-    assert "kept" not in make(Part(name="none"))(batch, draws)
+    assert "kept" not in make(Component(name="none"))(batch, draws)
 
 
 def test_an_encoder_that_knows_runs_is_told_runs_of_one_where_nothing_is_pruned():
-    encoder = make(Part(name="run_length")).encoder
-    classifier = Classifier(encoder, build_head(Part(name="linear"), width=24, classes=5)).eval()
+    encoder = make(Component(name="run_length")).encoder
+    classifier = Classifier(encoder, build_head(Component(name="linear"), width=24, classes=5)).eval()
     clip_BCTHW = make_batch().clip_BCTHW
 
     before_BND = classifier.features(clip_BCTHW).tokens_BND
@@ -201,7 +201,9 @@ def test_an_encoder_that_knows_runs_is_told_runs_of_one_where_nothing_is_pruned(
     assert not torch.allclose(classifier.features(clip_BCTHW).tokens_BND, before_BND, atol=1e-3)
 
 
-@pytest.mark.parametrize("part", [Part(name="none"), Part(name="motion", args={"keep": 0.5})], ids=str)
+@pytest.mark.parametrize(
+    "part", [Component(name="none"), Component(name="motion", args={"keep": 0.5})], ids=str
+)
 def test_merging_goes_with_all_tokens_and_with_a_fixed_share(part):
     classifier, clip_BCTHW = make(part, merge_per_block=3).eval(), make_batch().clip_BCTHW
     merged_BND = classifier.features(clip_BCTHW).tokens_BND
@@ -225,12 +227,12 @@ def test_batches_of_different_lengths_are_joined_with_padding():
 
 
 def test_the_contract_holds_every_pruning_there_is():
-    assert {part.name for part in PRUNINGS} == set(part_names("kinemae.pretrain.pruning"))
+    assert {part.name for part in PRUNINGS} == set(component_names("kinemae.pretrain.pruning"))
 
 
 def test_a_pruned_encoder_keeps_its_weights_and_gets_what_it_lacks():
     encoder = Encoder(SHAPE, GRID)
-    shortening = Shortening(pruning=Part(name="run_length", args={"run_lengths": 3}))
+    shortening = Shortening(pruning=Component(name="run_length", args={"run_lengths": 3}))
 
     grown = shortening.apply(encoder, shortening.build(SHAPE))
 
@@ -244,20 +246,25 @@ def test_a_pruned_encoder_keeps_its_weights_and_gets_what_it_lacks():
 @pytest.mark.parametrize(
     ("part", "merge", "options", "message"),
     [
-        (Part(name="run_lenght"), 0, {}, "no pruning named 'run_lenght'; did you mean 'run_length'"),
+        (Component(name="run_lenght"), 0, {}, "no pruning named 'run_lenght'; did you mean 'run_length'"),
         (
-            Part(name="run_length"),
+            Component(name="run_length"),
             4,
             {},
             r"merge\.per_block must be 0 where pruning lets each clip keep what it needs, got 4",
         ),
         (
-            Part(name="none"),
+            Component(name="none"),
             4,
-            {"attention": Part(name="divided")},
+            {"attention": Component(name="divided")},
             r"merge\.per_block must be 0 where model\.attention is divided, not joint, got 4",
         ),
-        (Part(name="learned"), 0, {}, r"pruning\.name=learned needs an encoder that has learned to score"),
+        (
+            Component(name="learned"),
+            0,
+            {},
+            r"pruning\.name=learned needs an encoder that has learned to score",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(part, merge, options, message):

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kinemae.data_tools.components import Part, part_names
+from kinemae.data_tools.components import Component, component_names
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.finetune.heads.base import build_head
 
-HEADS = part_names("kinemae.finetune.heads")
+HEADS = component_names("kinemae.finetune.heads")
 
 
 def clip_random(clips):
@@ -22,7 +22,7 @@ def test_the_folder_holds_heads():
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("classes", [1, 7])
 def test_a_head_scores_every_class_of_every_clip(name, classes):
-    head = build_head(Part(name=name), width=32, classes=classes)
+    head = build_head(Component(name=name), width=32, classes=classes)
 
     logits_BY = head(torch.randn(3, 20, 32), clip_random(3))
 
@@ -33,7 +33,7 @@ def test_a_head_scores_every_class_of_every_clip(name, classes):
 @pytest.mark.parametrize("name", HEADS)
 def test_every_parameter_of_a_head_learns(name):
     torch.manual_seed(0)
-    head = build_head(Part(name=name), width=32, classes=5)
+    head = build_head(Component(name=name), width=32, classes=5)
     # A second step: a head that starts at zero weights passes nothing down in the first.
     optimiser = torch.optim.SGD(head.parameters(), lr=0.1)
     for _ in range(2):
@@ -46,7 +46,7 @@ def test_every_parameter_of_a_head_learns(name):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_clips_score_does_not_depend_on_its_neighbours(name):
-    head = build_head(Part(name=name), width=32, classes=5)
+    head = build_head(Component(name=name), width=32, classes=5)
     tokens_BND = torch.randn(4, 20, 32)
 
     together_BY = head(tokens_BND, clip_random(4))
@@ -57,7 +57,7 @@ def test_a_clips_score_does_not_depend_on_its_neighbours(name):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_evaluation_draws_nothing(name):
-    head = build_head(Part(name=name), width=32, classes=5)
+    head = build_head(Component(name=name), width=32, classes=5)
     tokens_BND = torch.randn(2, 20, 32)
 
     assert torch.equal(head(tokens_BND, None), head(tokens_BND, None))
@@ -66,15 +66,15 @@ def test_evaluation_draws_nothing(name):
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_builds_on_the_meta_device(name):
     with torch.device("meta"):
-        head = build_head(Part(name=name), width=1408, classes=400)
+        head = build_head(Component(name=name), width=1408, classes=400)
 
     assert all(parameter.is_meta for parameter in head.parameters())
 
 
 PADDED_HEADS = [
-    *(Part(name=name) for name in HEADS),
-    Part(name="linear", args={"pool": "statistics", "norm": "standard", "init_std": 0.1}),
-    Part(name="attentive", args={"norm": "standard"}),
+    *(Component(name=name) for name in HEADS),
+    Component(name="linear", args={"pool": "statistics", "norm": "standard", "init_std": 0.1}),
+    Component(name="attentive", args={"norm": "standard"}),
 ]
 
 
@@ -97,7 +97,7 @@ def test_padding_behind_a_clips_tokens_does_not_matter(part):
 
 
 def test_the_standard_norm_is_measured_without_the_padding():
-    head = build_head(Part(name="linear", args={"norm": "standard"}), width=8, classes=3)
+    head = build_head(Component(name="linear", args={"norm": "standard"}), width=8, classes=3)
     tokens_BND = torch.randn(6, 9, 8)
     tokens_BND[:, 4:] = 100
 
@@ -107,7 +107,7 @@ def test_the_standard_norm_is_measured_without_the_padding():
 
 
 def test_the_linear_head_is_a_norm_and_a_layer_on_the_mean():
-    head = build_head(Part(name="linear", args={"init_std": 0.02}), width=16, classes=3)
+    head = build_head(Component(name="linear", args={"init_std": 0.02}), width=16, classes=3)
     tokens_BND = torch.randn(2, 10, 16)
 
     mean_BD = functional.layer_norm(tokens_BND.mean(1), (16,), eps=1e-6)
@@ -117,7 +117,7 @@ def test_the_linear_head_is_a_norm_and_a_layer_on_the_mean():
 
 @pytest.mark.slow
 def test_dropout_zeroes_the_share_it_says_and_keeps_the_mean():
-    head = build_head(Part(name="linear", args={"dropout": 0.5}), width=4096, classes=4096)
+    head = build_head(Component(name="linear", args={"dropout": 0.5}), width=4096, classes=4096)
     with torch.no_grad():
         head.linear.weight.copy_(torch.eye(4096))
     tokens_BND = torch.full((1, 2, 4096), 1.0)
@@ -131,7 +131,7 @@ def test_dropout_zeroes_the_share_it_says_and_keeps_the_mean():
 
 def test_the_attentive_head_equals_attention_written_out():
     torch.manual_seed(0)
-    head = build_head(Part(name="attentive", args={"head_width": 8}), width=16, classes=3)
+    head = build_head(Component(name="attentive", args={"head_width": 8}), width=16, classes=3)
     tokens_ND = torch.randn(10, 16)
 
     key_value_NX = head.to_key_value(head.norm_tokens(tokens_ND))
@@ -150,20 +150,23 @@ def test_the_attentive_head_equals_attention_written_out():
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (Part(name="liner"), "head.name: no head named 'liner'; did you mean 'linear'"),
+        (Component(name="liner"), "head.name: no head named 'liner'; did you mean 'linear'"),
         (
-            Part(name="linear", args={"dropuot": 0.1}),
+            Component(name="linear", args={"dropuot": 0.1}),
             "head.args: linear has no argument 'dropuot'; did you mean 'dropout'",
         ),
-        (Part(name="linear", args={"dropout": 1.0}), r"head.args.dropout must lie in \[0, 1\), got 1.0"),
-        (Part(name="linear", args={"init_std": -1.0}), "head.args.init_std must be 0 or more"),
-        (Part(name="linear", args={"classes": 3}), "head.args.classes comes from the encoder and the data"),
+        (Component(name="linear", args={"dropout": 1.0}), r"head.args.dropout must lie in \[0, 1\), got 1.0"),
+        (Component(name="linear", args={"init_std": -1.0}), "head.args.init_std must be 0 or more"),
         (
-            Part(name="attentive", args={"head_width": 24}),
+            Component(name="linear", args={"classes": 3}),
+            "head.args.classes comes from the encoder and the data",
+        ),
+        (
+            Component(name="attentive", args={"head_width": 24}),
             "head_width must divide the encoder's width 32, got 24",
         ),
-        (Part(name="attentive", args={"mlp_ratio": 0}), "head.args.mlp_ratio must be above 0"),
-        (Part(name="attentive", args={"norm": "batch"}), "head.args.norm must be layer or standard"),
+        (Component(name="attentive", args={"mlp_ratio": 0}), "head.args.mlp_ratio must be above 0"),
+        (Component(name="attentive", args={"norm": "batch"}), "head.args.norm must be layer or standard"),
     ],
 )
 def test_a_wrong_head_says_what_to_fix(part, message):
@@ -173,7 +176,7 @@ def test_a_wrong_head_says_what_to_fix(part, message):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_may_be_shown_training_tokens_before_the_first_step(name):
-    head = build_head(Part(name=name), width=32, classes=5)
+    head = build_head(Component(name=name), width=32, classes=5)
 
     head.calibrate(torch.randn(6, 20, 32))
 
@@ -181,7 +184,7 @@ def test_a_head_may_be_shown_training_tokens_before_the_first_step(name):
 
 
 def test_the_standard_norm_brings_pooled_tokens_to_mean_0_and_deviation_1():
-    head = build_head(Part(name="linear", args={"norm": "standard"}), width=8, classes=3)
+    head = build_head(Component(name="linear", args={"norm": "standard"}), width=8, classes=3)
     tokens_BND = 100 + torch.arange(8) + 0.01 * torch.randn(64, 5, 8)
 
     head.calibrate(tokens_BND)
@@ -192,7 +195,7 @@ def test_the_standard_norm_brings_pooled_tokens_to_mean_0_and_deviation_1():
 
 
 def test_the_attentive_heads_standard_norm_brings_tokens_to_mean_0_and_deviation_1():
-    head = build_head(Part(name="attentive", args={"norm": "standard"}), width=32, classes=3)
+    head = build_head(Component(name="attentive", args={"norm": "standard"}), width=32, classes=3)
     tokens_BND = 100 + 0.01 * torch.randn(16, 20, 32)
     weight_BN = (torch.arange(20) < 15).float().expand(16, -1)
 
@@ -204,9 +207,9 @@ def test_the_attentive_heads_standard_norm_brings_tokens_to_mean_0_and_deviation
 
 
 def test_the_standard_norm_survives_a_value_that_never_differs_and_a_file():
-    head = build_head(Part(name="linear", args={"norm": "standard"}), width=8, classes=3)
+    head = build_head(Component(name="linear", args={"norm": "standard"}), width=8, classes=3)
     head.calibrate(torch.full((4, 5, 8), 7.0))
-    copy = build_head(Part(name="linear", args={"norm": "standard"}), width=8, classes=3)
+    copy = build_head(Component(name="linear", args={"norm": "standard"}), width=8, classes=3)
 
     copy.load_state_dict(head.state_dict())
 
@@ -215,7 +218,7 @@ def test_the_standard_norm_survives_a_value_that_never_differs_and_a_file():
 
 def test_statistics_pooling_reads_mean_and_deviation_of_the_tokens():
     args = {"pool": "statistics", "norm": "standard", "init_std": 0.02}
-    head = build_head(Part(name="linear", args=args), width=8, classes=3)
+    head = build_head(Component(name="linear", args=args), width=8, classes=3)
     tokens_BND = torch.randn(4, 50, 8)
 
     both_BD = torch.cat([tokens_BND.mean(1), tokens_BND.std(1, unbiased=False)], dim=1)
@@ -224,7 +227,7 @@ def test_statistics_pooling_reads_mean_and_deviation_of_the_tokens():
 
 
 def test_statistics_pooling_has_a_finite_gradient_where_all_tokens_are_equal():
-    head = build_head(Part(name="linear", args={"pool": "statistics"}), width=8, classes=3)
+    head = build_head(Component(name="linear", args={"pool": "statistics"}), width=8, classes=3)
     tokens_BND = torch.ones(2, 5, 8, requires_grad=True)
 
     head(tokens_BND, None).sum().backward()

@@ -9,7 +9,7 @@ from torch.nn import functional
 from torchvision.transforms.v2 import CutMix, MixUp
 from torchvision.tv_tensors import Video
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
@@ -194,7 +194,7 @@ SHAPE = EncoderShape(width=24, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8))
 
 def make_classifier(smoothing=0.1, mixer=None):
     torch.manual_seed(0)
-    head = build_head(Part(name="linear", args={"init_std": 0.5}), width=24, classes=5)
+    head = build_head(Component(name="linear", args={"init_std": 0.5}), width=24, classes=5)
     encoder = Encoder(SHAPE, TokenGrid.of(2, 16, SHAPE.patch))
     return Classifier(encoder, head, label_smoothing=smoothing, mixer=mixer)
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kinemae.data_tools.command import CheckpointError
-from kinemae.data_tools.components import Part, part_names
+from kinemae.data_tools.components import Component, component_names
 from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.heads.base import build_head
 from kinemae.finetune.model_file import load_model, save_model
@@ -23,7 +23,7 @@ CLASSES = ("walk", "run", "sch\u00f6n")
 
 def saved(folder, head="linear", shortening=None):
     grid = TokenGrid.of(4, 16, SHAPE.patch)
-    part, shortening = Part(name=head), shortening or Shortening()
+    part, shortening = Component(name=head), shortening or Shortening()
     pruning = shortening.build(SHAPE)
     classifier = Classifier(
         shortening.apply(Encoder(SHAPE, grid), pruning),
@@ -47,7 +47,7 @@ def saved(folder, head="linear", shortening=None):
     return classifier.eval()
 
 
-@pytest.mark.parametrize("head", part_names("kinemae.finetune.heads"))
+@pytest.mark.parametrize("head", component_names("kinemae.finetune.heads"))
 def test_a_loaded_model_scores_as_the_saved_one(tmp_path, head):
     classifier = saved(tmp_path, head)
     clip_BCTHW = torch.randint(256, (2, 3, 4, 16, 16), dtype=torch.uint8)
@@ -60,10 +60,10 @@ def test_a_loaded_model_scores_as_the_saved_one(tmp_path, head):
 
 
 SHORTENINGS = [
-    Shortening(pruning=Part(name="run_length", args={"threshold": 80.0})),
-    Shortening(pruning=Part(name="learned", args={"keep": 0.5})),
+    Shortening(pruning=Component(name="run_length", args={"threshold": 80.0})),
+    Shortening(pruning=Component(name="learned", args={"keep": 0.5})),
     Shortening(merge_per_block=2),
-    Shortening(pruning=Part(name="motion", args={"keep": 0.5}), merge_per_block=1),
+    Shortening(pruning=Component(name="motion", args={"keep": 0.5}), merge_per_block=1),
 ]
 
 
@@ -85,7 +85,7 @@ def test_a_model_that_never_pruned_may_do_so_when_it_is_loaded(tmp_path):
     clip_BCTHW = torch.randint(256, (2, 3, 4, 16, 16), dtype=torch.uint8)
     clip_BCTHW[0] = 7
 
-    pruned = load_model(tmp_path, shortening=Shortening(pruning=Part(name="run_length"))).classifier
+    pruned = load_model(tmp_path, shortening=Shortening(pruning=Component(name="run_length"))).classifier
 
     assert pruned.features(clip_BCTHW).kept_B.tolist() == [4, 8]
     logits_BY, plain_BY = pruned.logits(clip_BCTHW), classifier.logits(clip_BCTHW)

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from kinemae.data_tools.components import Part, part_names
+from kinemae.data_tools.components import Component, component_names
 from kinemae.data_tools.config import load_config
 from kinemae.finetune.build import build_classifier, clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig
@@ -37,10 +37,10 @@ def load(*overrides):
     return load_config(FinetuneConfig, None, [*needed, *overrides])
 
 
-@pytest.fixture(params=part_names("kinemae.pretrain.model.positions"))
+@pytest.fixture(params=component_names("kinemae.pretrain.model.positions"))
 def folder(request, tmp_path):
     shape = EncoderShape(
-        width=32, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8), positions=Part(name=request.param)
+        width=32, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8), positions=Component(name=request.param)
     )
     description = EncoderDescription(shape=shape, grid=GRID, reference=GRID, frames=4, stride=2, size=16)
     torch.manual_seed(5)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.finetune.build import build_classifier, describe_encoder
 from kinemae.finetune.config import settled
 from kinemae.finetune.train import announce_beginning
@@ -17,8 +17,8 @@ from tests.finetune.test_build import load
 from tests.finetune.test_exported_formats import STORED
 
 OTHERS = EncoderShape(
-    width=24, depth=2, heads=2, mlp_width=40, patch=(2, 8, 8), positions=Part(name="rotary"),
-    attention=Part(name="divided"), registers=2, qk_norm=True, layer_scale=0.1,
+    width=24, depth=2, heads=2, mlp_width=40, patch=(2, 8, 8), positions=Component(name="rotary"),
+    attention=Component(name="divided"), registers=2, qk_norm=True, layer_scale=0.1,
 )  # fmt: skip
 
 

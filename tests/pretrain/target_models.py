@@ -16,7 +16,7 @@ from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.tokens import Patch, TokenGrid, gather_tokens, patchify
 from kinemae.pretrain.noise.gaussian import GaussianNoise
 from kinemae.pretrain.targets.base import Shown, Target
-from tests.default_parts import build_default
+from tests.default_components import build_default
 
 FOLDER = "kinemae.pretrain.targets"
 PATCH = (2, 4, 4)

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kinemae.data_tools.components import Part, part_names
+from kinemae.data_tools.components import Component, component_names
 from kinemae.pretrain.model import attention_backends
 from kinemae.pretrain.model.attention.base import Looks, Tokens, build_attention
 from kinemae.pretrain.model.token_positions import REGISTER, Places
@@ -16,11 +16,11 @@ from kinemae.pretrain.model.tokens import TokenGrid
 from tests.token_places import CPU, GRIDS, LAYOUTS, grids, layouts, places_of
 
 FOLDER = "kinemae.pretrain.model.attention"
-KINDS = [Part(name=name) for name in part_names(FOLDER)] + [
-    Part(name="windowed", args={"window": [2, 2, 3]}),
-    Part(name="windowed", args={"window": [3, 2, 1], "shifted": False}),
-    Part(name="sparse", args={"window": [1, 1, 1], "stride": 2}),
-    Part(name="sparse", args={"window": [1, 3, 1], "top_k": 2}),
+KINDS = [Component(name=name) for name in component_names(FOLDER)] + [
+    Component(name="windowed", args={"window": [2, 2, 3]}),
+    Component(name="windowed", args={"window": [3, 2, 1], "shifted": False}),
+    Component(name="sparse", args={"window": [1, 1, 1], "stride": 2}),
+    Component(name="sparse", args={"window": [1, 3, 1], "top_k": 2}),
 ]
 kinds = pytest.mark.parametrize("part", KINDS, ids=lambda part: f"{part.name}{list(part.args.values())}")
 
@@ -199,7 +199,7 @@ def test_on_a_gpu_long_rows_and_their_gradients_equal_the_dense_reference(part, 
 
 
 def test_what_is_kept_of_an_evaluation_can_be_trained_with():
-    (relation,) = build_attention(Part(name="sparse", args={"window": [3, 1, 1]})).relations(0)
+    (relation,) = build_attention(Component(name="sparse", args={"window": [3, 1, 1]})).relations(0)
     places = Places(grid=TokenGrid(8, 8, 9))
     heads = random_heads(places, clips=1, width=8)
     with torch.inference_mode():

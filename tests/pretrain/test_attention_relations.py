@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.pretrain.model.attention.base import Tokens, build_attention
 from kinemae.pretrain.model.attention_backends import group_jobs
 from kinemae.pretrain.model.sizes import ModelConfig
@@ -67,19 +67,34 @@ def sparse_sees(reach, stride=None, top_k=None):
 @pytest.mark.parametrize(
     "part, block, attention, sees",
     [
-        (Part(name="joint"), 0, 0, lambda query, key, there, grid: True),
-        (Part(name="divided"), 0, 0, lambda query, key, there, grid: query[1:] == key[1:]),
-        (Part(name="divided"), 1, 1, lambda query, key, there, grid: query[0] == key[0]),
-        (Part(name="windowed", args={"window": [3, 2, 1]}), 0, 0, window_sees((3, 2, 1))),
-        (Part(name="windowed", args={"window": [3, 2, 1]}), 1, 0, window_sees((3, 2, 1), True)),
-        (Part(name="windowed", args={"window": [2, 3, 4]}), 3, 0, window_sees((2, 3, 4), True)),
-        (Part(name="windowed", args={"window": [2, 3, 4], "shifted": False}), 3, 0, window_sees((2, 3, 4))),
-        (Part(name="sparse"), 0, 0, sparse_sees((1, 1, 1), stride=1)),
-        (Part(name="sparse", args={"window": [3, 1, 3], "stride": 3}), 1, 0, sparse_sees((1, 0, 1), 3)),
-        (Part(name="sparse", args={"window": [1, 1, 1], "top_k": 1}), 0, 0, sparse_sees((0, 0, 0), top_k=1)),
-        (Part(name="sparse", args={"window": [1, 3, 5], "top_k": 2}), 0, 0, sparse_sees((0, 1, 2), top_k=2)),
+        (Component(name="joint"), 0, 0, lambda query, key, there, grid: True),
+        (Component(name="divided"), 0, 0, lambda query, key, there, grid: query[1:] == key[1:]),
+        (Component(name="divided"), 1, 1, lambda query, key, there, grid: query[0] == key[0]),
+        (Component(name="windowed", args={"window": [3, 2, 1]}), 0, 0, window_sees((3, 2, 1))),
+        (Component(name="windowed", args={"window": [3, 2, 1]}), 1, 0, window_sees((3, 2, 1), True)),
+        (Component(name="windowed", args={"window": [2, 3, 4]}), 3, 0, window_sees((2, 3, 4), True)),
+        (
+            Component(name="windowed", args={"window": [2, 3, 4], "shifted": False}),
+            3,
+            0,
+            window_sees((2, 3, 4)),
+        ),
+        (Component(name="sparse"), 0, 0, sparse_sees((1, 1, 1), stride=1)),
+        (Component(name="sparse", args={"window": [3, 1, 3], "stride": 3}), 1, 0, sparse_sees((1, 0, 1), 3)),
+        (
+            Component(name="sparse", args={"window": [1, 1, 1], "top_k": 1}),
+            0,
+            0,
+            sparse_sees((0, 0, 0), top_k=1),
+        ),
+        (
+            Component(name="sparse", args={"window": [1, 3, 5], "top_k": 2}),
+            0,
+            0,
+            sparse_sees((0, 1, 2), top_k=2),
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_relation_is_what_its_coordinates_say(part, block, attention, sees, grid, layout):
     relation = build_attention(part).relations(block)[attention]
     for seed in range(3):
@@ -90,24 +105,30 @@ def test_a_relation_is_what_its_coordinates_say(part, block, attention, sees, gr
 @pytest.mark.parametrize(
     "part, message",
     [
-        (Part(name="windows"), "attention.name: no attention named 'windows'; did you mean 'windowed'"),
+        (Component(name="windows"), "attention.name: no attention named 'windows'; did you mean 'windowed'"),
         (
-            Part(name="windowed", args={"window": [2, 7]}),
+            Component(name="windowed", args={"window": [2, 7]}),
             r"args.window must be three whole numbers .*got \[2, 7\]",
         ),
-        (Part(name="windowed", args={"window": [2, 0, 7]}), r"args.window must be three .*got \[2, 0, 7\]"),
-        (Part(name="windowed", args={"window": 7}), "args.window must be three .*got 7"),
         (
-            Part(name="sparse", args={"window": [3, 4, 3]}),
+            Component(name="windowed", args={"window": [2, 0, 7]}),
+            r"args.window must be three .*got \[2, 0, 7\]",
+        ),
+        (Component(name="windowed", args={"window": 7}), "args.window must be three .*got 7"),
+        (
+            Component(name="sparse", args={"window": [3, 4, 3]}),
             r"args.window must hold odd numbers, got \[3, 4, 3\]",
         ),
         (
-            Part(name="sparse", args={"top_k": 0}),
+            Component(name="sparse", args={"top_k": 0}),
             "args.top_k must be null or a whole number of at least 1, got 0",
         ),
-        (Part(name="sparse", args={"stride": True}), "args.stride must be null or a whole number .*got True"),
         (
-            Part(name="sparse", args={"stride": 2, "top_k": 2}),
+            Component(name="sparse", args={"stride": True}),
+            "args.stride must be null or a whole number .*got True",
+        ),
+        (
+            Component(name="sparse", args={"stride": 2, "top_k": 2}),
             "args.top_k must be null where stride is set, got 2",
         ),
     ],
@@ -120,7 +141,7 @@ def test_a_wrong_config_says_what_to_fix_and_where(part, message, key):
 
 def test_groups_cost_their_own_pairs_alone():
     places, chosen = places_of("registers", TokenGrid(8, 6, 6)), ("divided", "windowed")
-    for relation in [each for name in chosen for each in build_attention(Part(name=name)).relations(1)]:
+    for relation in [each for name in chosen for each in build_attention(Component(name=name)).relations(1)]:
         tokens = Tokens.at(places, CPU)
         jobs = group_jobs(relation.near(tokens), tokens.clip_BN, tokens.is_register_BN, clips=tokens.clips)
         assert pairs_of(jobs) == relation.allowed(places, CPU).sum()
@@ -129,7 +150,7 @@ def test_groups_cost_their_own_pairs_alone():
 @pytest.mark.parametrize("args", [{}, {"stride": 2}, {"top_k": 2}])
 def test_chunks_of_a_long_clip_cost_a_fraction_of_its_pairs(args):
     places = Places(grid=TokenGrid(8, 14, 14))
-    (relation,) = build_attention(Part(name="sparse", args=args)).relations(0)
+    (relation,) = build_attention(Component(name="sparse", args=args)).relations(0)
     assert pairs_of(relation.chunks(Tokens.at(places, CPU))) < 0.15 * places.grid.tokens**2
 
 

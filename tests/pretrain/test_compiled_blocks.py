@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.masking.base import Masking
@@ -71,10 +71,10 @@ def graphs_by_step(target: Target, masking: Masking, **model: Any) -> tuple[list
     "model",
     [
         {"decoder": "cross"},
-        {"decoder": "self", "positions": Part(name="rotary"), "drop_path": 0.2},
-        {"decoder": "cross", "attention": Part(name="divided")},
-        {"decoder": "self", "attention": Part(name="windowed", args=WINDOW)},
-        {"decoder": "cross", "attention": Part(name="sparse", args={"window": [1, 3, 3]})},
+        {"decoder": "self", "positions": Component(name="rotary"), "drop_path": 0.2},
+        {"decoder": "cross", "attention": Component(name="divided")},
+        {"decoder": "self", "attention": Component(name="windowed", args=WINDOW)},
+        {"decoder": "cross", "attention": Component(name="sparse", args={"window": [1, 3, 3]})},
     ],
     ids=["joint", "rotary", "divided", "windowed", "sparse"],
 )

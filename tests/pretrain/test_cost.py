@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kinemae.data_tools.command import run_program
-from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
@@ -40,7 +40,7 @@ masking: {name: uniform, args: {ratio: 0.5}}
 
 def builder(target: str = "pixels", **changes: object) -> Callable[[], MaskedAutoencoder]:
     model = ModelConfig(size="tiny", patch_size=8, **changes)  # type: ignore[arg-type]
-    part = build_part("kinemae.pretrain.targets", Part(name=target), Target)
+    part = build_component("kinemae.pretrain.targets", Component(name=target), Target)
     return lambda: build_autoencoder(model, GRID, target=part, noise=NoNoise())
 
 
@@ -117,9 +117,9 @@ def test_gradients_come_on_top_where_an_optimiser_has_set_them_to_none() -> None
     assert max(found.peak, gradients) <= found.peak_with_gradients <= found.peak + gradients
 
 
-@pytest.mark.parametrize("kind", part_names("kinemae.pretrain.model.attention"))
+@pytest.mark.parametrize("kind", component_names("kinemae.pretrain.model.attention"))
 def test_every_kind_of_attention_has_its_cost(kind: str) -> None:
-    assert trace(builder(attention=Part(name=kind))).held > 0
+    assert trace(builder(attention=Component(name=kind))).held > 0
 
 
 @pytest.mark.parametrize("target", ["pixels", "features", "hog"])

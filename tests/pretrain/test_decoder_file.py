@@ -7,19 +7,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kinemae.data_tools.command import CheckpointError
-from kinemae.data_tools.components import Part, part_names
+from kinemae.data_tools.components import Component, component_names
 from kinemae.pretrain.decoder_file import describe_decoder, has_decoder, load_decoder, save_decoder
 from kinemae.pretrain.model.decoder import DECODERS
 from kinemae.pretrain.model.sizes import DecoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
 
 GRID = TokenGrid(2, 3, 3)
-TARGET = Part(name="pixels", args={"normalise": "patch"})
+TARGET = Component(name="pixels", args={"normalise": "patch"})
 
 
 def decoder(kind="cross", *, positions="sine", grid=GRID, told_noise=False):
     torch.manual_seed(0)
-    shape = DecoderShape(width=24, depth=1, heads=2, positions=Part(name=positions))
+    shape = DecoderShape(width=24, depth=1, heads=2, positions=Component(name=positions))
     return DECODERS[kind](
         shape, grid, memory_width=16, values=6, told_noise=told_noise, reference=GRID
     ).eval()
@@ -36,7 +36,7 @@ def edit(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize("positions", part_names("kinemae.pretrain.model.positions"))
+@pytest.mark.parametrize("positions", component_names("kinemae.pretrain.model.positions"))
 @pytest.mark.parametrize("kind", DECODERS)
 def test_a_decoder_comes_back_from_its_folder_alone(tmp_path, kind, positions):
     own = saved(tmp_path / "encoder", kind=kind, positions=positions, told_noise=True)
@@ -50,7 +50,7 @@ def test_a_decoder_comes_back_from_its_folder_alone(tmp_path, kind, positions):
     assert description.target == TARGET and description.told_noise
 
 
-@pytest.mark.parametrize("positions", part_names("kinemae.pretrain.model.positions"))
+@pytest.mark.parametrize("positions", component_names("kinemae.pretrain.model.positions"))
 def test_it_may_be_loaded_for_another_grid(tmp_path, positions):
     saved(tmp_path, positions=positions)
     other = TokenGrid(4, 5, 5)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kinemae.data_tools.components import Part, part_names
+from kinemae.data_tools.components import Component, component_names
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.pretrain.model.decoder import SelfDecoder
 from kinemae.pretrain.model.encoder import Encoder
@@ -18,13 +18,13 @@ PLAIN = EncoderShape(width=32, depth=2, heads=2, mlp_width=64, patch=(1, 2, 2))
 FULL = replace(PLAIN, qk_norm=True, layer_scale=0.1, registers=2, run_lengths=3)
 GRID = TokenGrid(3, 3, 4)
 VISIBLE = torch.tensor([[1, 5, 9, 13, 35], [0, 2, 12, 24, 11]])
-KINDS = part_names("kinemae.pretrain.model.attention")
+KINDS = component_names("kinemae.pretrain.model.attention")
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def build(shape=PLAIN, *, kind="joint", **options):
     torch.manual_seed(0)
-    encoder = Encoder(replace(shape, attention=Part(name=kind)), GRID, **options)
+    encoder = Encoder(replace(shape, attention=Component(name=kind)), GRID, **options)
     for parameter in encoder.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape)  # zeros and ones would hide mistakes
     return encoder
@@ -114,10 +114,13 @@ def test_every_kind_runs_in_bfloat16_with_gradients_for_every_parameter(kind, ca
         ({"run_lengths": 5}, 5 * 32),
         ({"layer_scale": 1e-4}, 2 * 2 * 32),
         ({"qk_norm": True}, 2 * 2 * 2 * 16),
-        ({"attention": Part(name="divided")}, 2 * (2 * 32 + (32 + 1) * 4 * 32)),
-        ({"attention": Part(name="divided"), "layer_scale": 0.1}, 2 * (2 * 32 + (32 + 1) * 4 * 32 + 3 * 32)),
-        ({"attention": Part(name="windowed")}, 0),
-        ({"attention": Part(name="sparse")}, 0),
+        ({"attention": Component(name="divided")}, 2 * (2 * 32 + (32 + 1) * 4 * 32)),
+        (
+            {"attention": Component(name="divided"), "layer_scale": 0.1},
+            2 * (2 * 32 + (32 + 1) * 4 * 32 + 3 * 32),
+        ),
+        ({"attention": Component(name="windowed")}, 0),
+        ({"attention": Component(name="sparse")}, 0),
         ({"final_norm": False}, -2 * 32),
     ],
 )
@@ -164,7 +167,7 @@ def test_runs_change_nothing_at_first_and_long_ones_count_as_the_longest():
 
 @kinds
 def test_only_the_weights_of_layers_decay(kind):
-    encoder = Encoder(replace(FULL, attention=Part(name=kind)), GRID)
+    encoder = Encoder(replace(FULL, attention=Component(name=kind)), GRID)
     decayed = {
         id(p) for group in parameter_groups(encoder, 0.05) if group["weight_decay"] for p in group["params"]
     }
@@ -180,7 +183,7 @@ class TestSelfDecoder:
 
     def build(self, kind):
         torch.manual_seed(0)
-        shape = DecoderShape(width=16, depth=2, heads=2, attention=Part(name=kind))
+        shape = DecoderShape(width=16, depth=2, heads=2, attention=Component(name=kind))
         return SelfDecoder(shape, GRID, memory_width=32, values=12)
 
     def memory(self):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
 from kinemae.pretrain.model.flops import count_flops
@@ -19,7 +19,7 @@ def model_of(config: ModelConfig, grid: TokenGrid, target: str = "pixels") -> Ma
         return build_autoencoder(
             config,
             grid,
-            target=build_part("kinemae.pretrain.targets", Part(name=target), Target),
+            target=build_component("kinemae.pretrain.targets", Component(name=target), Target),
             noise=NoNoise(),
         )
 
@@ -83,7 +83,7 @@ def tiny(**changes: object) -> ModelConfig:
     return ModelConfig(size="tiny", **{**fixed, **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", part_names("kinemae.pretrain.model.attention"))
+@pytest.mark.parametrize("kind", component_names("kinemae.pretrain.model.attention"))
 def test_every_kind_of_attention_is_counted_and_none_costs_more_than_all_pairs_of_each_pass(
     kind: str,
 ) -> None:
@@ -91,9 +91,9 @@ def test_every_kind_of_attention_is_counted_and_none_costs_more_than_all_pairs_o
     grid = TokenGrid(4, 6, 6)
     batch = clips(grid, visible=36, wanted=50, patch=8)
     torch.manual_seed(0)
-    target = build_part("kinemae.pretrain.targets", Part(name="pixels"), Target)
+    target = build_component("kinemae.pretrain.targets", Component(name="pixels"), Target)
     model, joint = (
-        build_autoencoder(tiny(attention=Part(name=name)), grid, target=target, noise=NoNoise())
+        build_autoencoder(tiny(attention=Component(name=name)), grid, target=target, noise=NoNoise())
         for name in (kind, "joint")
     )
     flops, all_pairs = count_flops(model, batch), count_flops(joint, batch)
@@ -104,7 +104,7 @@ def test_every_kind_of_attention_is_counted_and_none_costs_more_than_all_pairs_o
 
 def test_the_count_is_of_one_clip_and_leaves_the_model_as_it_was() -> None:
     grid = TokenGrid(2, 4, 4)
-    target = build_part("kinemae.pretrain.targets", Part(name="pixels"), Target)
+    target = build_component("kinemae.pretrain.targets", Component(name="pixels"), Target)
     model = build_autoencoder(tiny(), grid, target=target, noise=NoNoise())
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     one, three = (
@@ -126,8 +126,10 @@ def test_a_target_that_runs_a_second_encoder_is_counted_apart() -> None:
 
 def test_a_learned_pruner_makes_the_encoder_cheaper_by_what_it_drops() -> None:
     grid = TokenGrid(2, 4, 4)
-    target = build_part("kinemae.pretrain.targets", Part(name="pixels"), Target)
-    pruning = build_part("kinemae.pretrain.pruning", Part(name="learned", args={"keep": 0.5}), Pruning)
+    target = build_component("kinemae.pretrain.targets", Component(name="pixels"), Target)
+    pruning = build_component(
+        "kinemae.pretrain.pruning", Component(name="learned", args={"keep": 0.5}), Pruning
+    )
     model = build_autoencoder(tiny(), grid, target=target, noise=NoNoise(), pruning=pruning)
     flops = count_flops(model, clips(grid, visible=8, wanted=16, patch=8))
     embedding, scoring = 2 * 8 * (2 * 8 * 8 * 3) * 24, 8 * 2 * (24 * 8 + 8)

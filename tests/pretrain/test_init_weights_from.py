@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kinemae.data_tools.command import CheckpointError
-from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.pretrain.decoder_file import describe_decoder, save_decoder
 from kinemae.pretrain.encoder_file import EncoderDescription, save_encoder
 from kinemae.pretrain.init_weights_from import open_start
@@ -16,7 +16,7 @@ from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.targets.base import Target
 
-PIXELS = Part(name="pixels")
+PIXELS = Component(name="pixels")
 FRAMES, SIZE = 4, 16
 
 
@@ -25,7 +25,7 @@ def model_of(*, seed, grid=None, reference=None, target=PIXELS, **changes):
     config = ModelConfig(**keys | changes)
     grid = grid or TokenGrid.of(FRAMES, SIZE, config.shape().encoder.patch)
     torch.manual_seed(seed)
-    built = build_part("kinemae.pretrain.targets", target, Target, key="target")
+    built = build_component("kinemae.pretrain.targets", target, Target, key="target")
     return build_autoencoder(config, grid, target=built, noise=NoNoise(), reference=reference)
 
 
@@ -49,10 +49,10 @@ def is_equal(one, other):
     return mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
-@pytest.mark.parametrize("positions", part_names("kinemae.pretrain.model.positions"))
+@pytest.mark.parametrize("positions", component_names("kinemae.pretrain.model.positions"))
 @pytest.mark.parametrize("kind", ["self", "cross"])
 def test_encoder_and_decoder_are_those_of_the_folder(tmp_path, kind, positions):
-    parts = {"decoder": kind, "positions": Part(name=positions), "registers": 1, "qk_norm": True}
+    parts = {"decoder": kind, "positions": Component(name=positions), "registers": 1, "qk_norm": True}
     first = model_of(seed=1, **parts)
     start = exported(first, tmp_path)
     second = model_of(seed=2, **parts)
@@ -64,9 +64,9 @@ def test_encoder_and_decoder_are_those_of_the_folder(tmp_path, kind, positions):
     assert f"begins with the encoder in {tmp_path}; the decoder is the one exported there" in said
 
 
-@pytest.mark.parametrize("positions", part_names("kinemae.pretrain.model.positions"))
+@pytest.mark.parametrize("positions", component_names("kinemae.pretrain.model.positions"))
 def test_on_another_grid_the_reference_stays(tmp_path, positions):
-    part = Part(name=positions)
+    part = Component(name=positions)
     first = model_of(seed=1, positions=part)
     start = exported(first, tmp_path)
     second = model_of(seed=2, positions=part, grid=TokenGrid(3, 3, 4), reference=start.description.reference)
@@ -87,8 +87,8 @@ def test_on_another_grid_the_reference_stays(tmp_path, positions):
         ),
         ({"decoder": "self"}, PIXELS, "is another: kind self here, cross there"),
         ({"noise_conditioning": True}, PIXELS, "is another: told_noise True here, False there"),
-        ({}, Part(name="features"), "is another: values 24 here, 384 there"),
-        ({}, Part(name="motion"), r"is the one exported there, which learned pixels \{\}"),
+        ({}, Component(name="features"), "is another: values 24 here, 384 there"),
+        ({}, Component(name="motion"), r"is the one exported there, which learned pixels \{\}"),
     ],
 )
 def test_a_decoder_that_does_not_fit_begins_afresh_and_is_named(tmp_path, changes, target, message):
@@ -111,9 +111,9 @@ def test_without_an_exported_decoder_it_begins_afresh(tmp_path):
 def test_a_moving_average_begins_with_the_given_weights_too(tmp_path):
     first = model_of(seed=1)
     start = exported(first, tmp_path)
-    second = model_of(seed=2, target=Part(name="features"))
+    second = model_of(seed=2, target=Component(name="features"))
 
-    start.give_weights(second, Part(name="features"))
+    start.give_weights(second, Component(name="features"))
 
     assert is_equal(second.target.teacher, first.encoder)
 
@@ -125,7 +125,10 @@ def test_a_moving_average_begins_with_the_given_weights_too(tmp_path):
         ({"depth": 3}, "model.depth 3 here, 2 there"),
         ({"heads": 2}, "model.heads 2 here, 1 there"),
         ({"patch_frames": 1}, r"model.patch_frames and model.patch_size \(1, 8, 8\) here, \(2, 8, 8\) there"),
-        ({"positions": Part(name="learned")}, "model.positions Part.*learned.* here, Part.*sine"),
+        (
+            {"positions": Component(name="learned")},
+            "model.positions Component.*learned.* here, Component.*sine",
+        ),
         ({"qk_norm": True, "registers": 2}, "model.qk_norm True here, False there; model.registers 2 here"),
         ({"layer_scale": 0.1}, "model.layer_scale 0.1 here, None there"),
         ({"mean": [0.5, 0.5, 0.5]}, r"model.mean \(0.5, 0.5, 0.5\) here, \(0.485"),

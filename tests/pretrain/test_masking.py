@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kinemae.data_tools.components import part_names
+from kinemae.data_tools.components import component_names
 from kinemae.data_tools.randomness import generator
 from kinemae.pretrain.masking.base import Masking, check_split
 from kinemae.pretrain.masking.blocks import BlockMasking
@@ -10,7 +10,7 @@ from kinemae.pretrain.masking.motion import MotionMasking
 from kinemae.pretrain.masking.tube import TubeMasking
 from kinemae.pretrain.masking.uniform import UniformMasking
 from kinemae.pretrain.model.tokens import TokenGrid
-from tests.default_parts import build_default
+from tests.default_components import build_default
 
 FOLDER = "kinemae.pretrain.masking"
 GRID = TokenGrid(4, 6, 5)
@@ -31,7 +31,7 @@ def split(masking, grid=GRID, sample=0):
     return masking.split(grid, chance(sample), some_motion(grid))
 
 
-@pytest.mark.parametrize("name", part_names(FOLDER))
+@pytest.mark.parametrize("name", component_names(FOLDER))
 class TestContract:
     """What every masking promises; a new file in the folder is tested without a line here."""
 

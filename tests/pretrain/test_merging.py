@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.model.autoencoder import build_autoencoder
@@ -122,7 +122,7 @@ def test_the_tokens_most_alike_are_matched():
 @pytest.mark.parametrize("positions", ["sine", "rotary"])
 @torch.no_grad()
 def test_equal_tokens_merge_without_a_trace(positions):
-    encoder = build(positions=Part(name=positions), qk_norm=True, layer_scale=0.5)
+    encoder = build(positions=Component(name=positions), qk_norm=True, layer_scale=0.5)
     visible_BK = torch.tensor([[3, 3, 7, 7, 9, 9], [0, 0, 1, 1, 17, 17]])
     patches_BKP = some_patches(tokens=3).repeat_interleave(2, dim=1)
     x_BKD, merging = encoder.embed(patches_BKP, visible_BK), Merging(3, visible_BK)
@@ -139,7 +139,7 @@ def test_equal_tokens_merge_without_a_trace(positions):
 
 @pytest.mark.parametrize("positions", ["sine", "rotary"])
 def test_merging_none_is_the_encoder_to_the_last_bit_and_merging_some_is_close(positions):
-    encoder, patches_BNP = build(positions=Part(name=positions)), some_patches()
+    encoder, patches_BNP = build(positions=Component(name=positions)), some_patches()
     plain_BND = encoder(patches_BNP, None)
 
     encoder.merge_tokens(2)
@@ -211,7 +211,7 @@ def test_bfloat16_merges_too():
     [
         ({"merge_per_block": -1}, "model.merge_per_block must be 0 or more, got -1"),
         (
-            {"merge_per_block": 4, "attention": Part(name="divided")},
+            {"merge_per_block": 4, "attention": Component(name="divided")},
             "model.merge_per_block must be 0 where model.attention is divided, not joint, got 4",
         ),
     ],

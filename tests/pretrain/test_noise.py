@@ -3,21 +3,23 @@
 import pytest
 import torch
 
-from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.pretrain.model.token_positions import Places
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.base import Noise, Strength
-from tests.default_parts import default_part
+from tests.default_components import default_component
 
 FOLDER = "kinemae.pretrain.noise"
 GRID = TokenGrid(4, 3, 3)
 PATCH = (2, 4, 4)
-DISTURBING = sorted(set(part_names(FOLDER)) - {"none"})
+DISTURBING = sorted(set(component_names(FOLDER)) - {"none"})
 
 
 def build(name, **args):
-    return build_part(FOLDER, Part(name=name, args=default_part(FOLDER, name).args | args), Noise)
+    return build_component(
+        FOLDER, Component(name=name, args=default_component(FOLDER, name).args | args), Noise
+    )
 
 
 def draws_for(clips):
@@ -49,7 +51,7 @@ def disturb(noise, level_B, clips, inputs=None):
     ]
 
 
-@pytest.mark.parametrize("name", part_names(FOLDER))
+@pytest.mark.parametrize("name", component_names(FOLDER))
 class TestContract:
     """A new file in the folder is tested without a line here."""
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.compatibility import check_combination
@@ -25,7 +25,7 @@ from kinemae.pretrain.targets.noise import NoiseTarget
 from kinemae.pretrain.targets.pixels import PixelTarget
 from kinemae.pretrain.targets.weighted import WeightedTarget
 from kinemae.pretrain.token_selection import TokenSplit
-from tests.default_parts import default_part
+from tests.default_components import default_component
 
 PATCH = (2, 4, 4)
 GRID = TokenGrid.of(4, 16, PATCH)
@@ -69,11 +69,13 @@ def run(model, batch):
     return model.predict(batch, draws_of(batch))
 
 
-@pytest.mark.parametrize("name", part_names("kinemae.pretrain.noise"))
+@pytest.mark.parametrize("name", component_names("kinemae.pretrain.noise"))
 class TestEveryNoise:
     def build(self, name):
         return build(
-            build_part("kinemae.pretrain.noise", default_part("kinemae.pretrain.noise", name), Noise)
+            build_component(
+                "kinemae.pretrain.noise", default_component("kinemae.pretrain.noise", name), Noise
+            )
         )
 
     def test_the_target_is_the_clean_clip(self, name):
@@ -108,14 +110,14 @@ class TestEveryNoise:
         assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(set(part_names("kinemae.pretrain.noise")) - {"none"}))
+@pytest.mark.parametrize("name", sorted(set(component_names("kinemae.pretrain.noise")) - {"none"}))
 def test_every_kind_reaches_what_the_encoder_makes_of_a_clip(name):
     model, batch = build(NoNoise()), make_batch()
     clean_BMP = run(model, batch)[0].wanted_BMP
-    args = default_part("kinemae.pretrain.noise", name).args | {"strength": {"min_level": 1.0}}
+    args = default_component("kinemae.pretrain.noise", name).args | {"strength": {"min_level": 1.0}}
     if name == "frames":
         args["drop"] = 1.0
-    model.noise = build_part("kinemae.pretrain.noise", Part(name=name, args=args), Noise)
+    model.noise = build_component("kinemae.pretrain.noise", Component(name=name, args=args), Noise)
     moved_B = (run(model, batch)[0].wanted_BMP - clean_BMP).abs().amax(dim=(1, 2))
     assert (moved_B > 1e-4).all()
 

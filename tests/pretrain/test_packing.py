@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.packing import Packing, share_of, top_tokens
@@ -75,7 +75,7 @@ def test_packed_clips_are_encoded_as_if_each_were_alone(registers, positions):
         mlp_width=48,
         patch=(2, 4, 4),
         registers=registers,
-        positions=Part(name=positions),
+        positions=Component(name=positions),
     )
     encoder = Encoder(shape, GRID, drop_path=0.5).train()
     patches_BNP = torch.randn(3, GRID.tokens, shape.patch_values)

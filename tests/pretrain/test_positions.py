@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kinemae.data_tools.components import Part, part_names
+from kinemae.data_tools.components import Component, component_names
 from kinemae.pretrain.model.decoder import DECODERS
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.positions.base import axis, build_positions
@@ -12,14 +12,14 @@ from kinemae.pretrain.model.token_positions import REGISTER
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.runtime.optimiser import parameter_groups
 
-NAMES = part_names("kinemae.pretrain.model.positions")
+NAMES = component_names("kinemae.pretrain.model.positions")
 GRID, ODD, LONGER = TokenGrid(3, 4, 4), TokenGrid(1, 3, 5), TokenGrid(6, 4, 4)
 WIDTH, HEADS = 32, 4
 
 
 def built(name, grid=GRID, reference=None, **args):
     torch.manual_seed(0)
-    part = Part(name=name, args=args)
+    part = Component(name=name, args=args)
     return build_positions(part, width=WIDTH, heads=HEADS, grid=grid, reference=reference or grid)
 
 
@@ -30,7 +30,7 @@ def shape(name, registers=0):
         heads=HEADS,
         mlp_width=64,
         patch=(2, 4, 4),
-        positions=Part(name=name),
+        positions=Component(name=name),
         registers=registers,
     )
 
@@ -152,7 +152,7 @@ def test_all_tokens_unnamed_are_all_tokens_named(name):
 @pytest.mark.parametrize("kind", DECODERS)
 def test_a_decoder_predicts_by_the_place_asked_for(kind, name):
     torch.manual_seed(3)
-    decoder_shape = DecoderShape(width=WIDTH, depth=2, heads=HEADS, positions=Part(name=name))
+    decoder_shape = DecoderShape(width=WIDTH, depth=2, heads=HEADS, positions=Component(name=name))
     decoder = DECODERS[kind](decoder_shape, GRID, memory_width=WIDTH, values=7)
     memory_BKD, visible_BK = torch.randn(1, 3, WIDTH), torch.tensor([[0, 20, 41]])
     wanted_BM = torch.tensor([[5, 6, 30, 22]])

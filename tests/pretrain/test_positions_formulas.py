@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kinemae.data_tools.components import Part
+from kinemae.data_tools.components import Component
 from kinemae.pretrain.model.positions.base import build_positions
 from kinemae.pretrain.model.tokens import TokenGrid
 
@@ -15,7 +15,7 @@ SMALL, LARGE = TokenGrid(2, 3, 4), TokenGrid(4, 5, 4)
 
 
 def built(name, grid, reference=None, *, width=32, heads=4, **args):
-    part = Part(name=name, args=args)
+    part = Component(name=name, args=args)
     return build_positions(part, width=width, heads=heads, grid=grid, reference=reference or grid)
 
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from kinemae.data_tools.components import part_names
+from kinemae.data_tools.components import component_names
 from kinemae.pretrain.model.sizes import SIZES
 from kinemae.pretrain.pruning.base import Pruning, check_keep
-from tests.default_parts import build_default
+from tests.default_components import build_default
 
 FOLDER = "kinemae.pretrain.pruning"
-NAMES = part_names(FOLDER)
+NAMES = component_names(FOLDER)
 PATCH = (2, 4, 4)
 SIZES_THW = [(8, 24, 20), (2, 8, 8), (8, 4, 4), (6, 4, 20)]
 

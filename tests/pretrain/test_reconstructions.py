@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.callbacks import Schedule, at_rest
@@ -31,9 +31,9 @@ def model_with(
     return build_autoencoder(
         ModelConfig(size="tiny", **{**config, **changes}),  # type: ignore[arg-type]
         GRID,
-        target=build_part("kinemae.pretrain.targets", Part(name=target), Target),
-        noise=build_part("kinemae.pretrain.noise", Part(name=noise), Noise),
-        pruning=build_part("kinemae.pretrain.pruning", Part(name=pruning), Pruning),
+        target=build_component("kinemae.pretrain.targets", Component(name=target), Target),
+        noise=build_component("kinemae.pretrain.noise", Component(name=noise), Noise),
+        pruning=build_component("kinemae.pretrain.pruning", Component(name=pruning), Pruning),
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinemae.data_tools.components import part_names
+from kinemae.data_tools.components import component_names
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.runtime.optimiser import parameter_groups
 from kinemae.pretrain.targets.base import Prediction, WantedTarget
@@ -30,7 +30,7 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize("name", part_names(FOLDER))
+@pytest.mark.parametrize("name", component_names(FOLDER))
 class TestContract:
     @pytest.fixture
     def model(self, name, tmp_path):

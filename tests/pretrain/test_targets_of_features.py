@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kinemae.data_tools.command import CheckpointError
-from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.components import Component, build_component
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid, normalise, patchify
 from kinemae.pretrain.targets.base import Prediction, Target
@@ -194,27 +194,48 @@ def test_parts_about_visible_tokens_alone_need_no_decoder() -> None:
 @pytest.mark.parametrize(
     "part, message",
     [
-        (Part(name="features", args={"decay": 1.0}), r"target\.args\.decay must lie in \[0, 1\), got 1\.0"),
-        (Part(name="features", args={"final_decay": 0.5}), r"final_decay must lie between .*0\.998 and 1"),
-        (Part(name="features", args={"beta": 0.0}), r"target\.args\.beta must be above 0"),
-        (Part(name="teacher"), r"teacher needs encoder; set target\.args\.encoder=\.\.\."),
-        (Part(name="weighted", args={"parts": {}}), r"target\.args\.parts must name at least one target"),
         (
-            Part(name="weighted", args={"parts": ["pixels", "pixels"]}),
+            Component(name="features", args={"decay": 1.0}),
+            r"target\.args\.decay must lie in \[0, 1\), got 1\.0",
+        ),
+        (
+            Component(name="features", args={"final_decay": 0.5}),
+            r"final_decay must lie between .*0\.998 and 1",
+        ),
+        (Component(name="features", args={"beta": 0.0}), r"target\.args\.beta must be above 0"),
+        (Component(name="teacher"), r"teacher needs encoder; set target\.args\.encoder=\.\.\."),
+        (
+            Component(name="weighted", args={"parts": {}}),
+            r"target\.args\.parts must name at least one target",
+        ),
+        (
+            Component(name="weighted", args={"parts": ["pixels", "pixels"]}),
             "must name at least one target, each once",
         ),
-        (Part(name="weighted", args={"parts": {"pixel": {}}}), r"parts\.pixel: .* did you mean 'pixels'"),
-        (Part(name="weighted", args={"parts": {"weighted": {}}}), "weighted ones do not nest"),
-        (Part(name="weighted", args={"parts": {"pixels": 1}}), "hold nothing but weight and args"),
-        (Part(name="weighted", args={"parts": {"pixels": {"wait": 1}}}), "hold nothing but weight and args"),
-        (Part(name="weighted", args={"parts": {"pixels": {"weight": 0}}}), "weight must be a number above 0"),
-        (Part(name="weighted", args={"parts": {"hog": {"args": 3}}}), r"hog\.args must be a mapping, got 3"),
         (
-            Part(name="weighted", args={"parts": {"hog": {"args": {"cells": 0}}}}),
+            Component(name="weighted", args={"parts": {"pixel": {}}}),
+            r"parts\.pixel: .* did you mean 'pixels'",
+        ),
+        (Component(name="weighted", args={"parts": {"weighted": {}}}), "weighted ones do not nest"),
+        (Component(name="weighted", args={"parts": {"pixels": 1}}), "hold nothing but weight and args"),
+        (
+            Component(name="weighted", args={"parts": {"pixels": {"wait": 1}}}),
+            "hold nothing but weight and args",
+        ),
+        (
+            Component(name="weighted", args={"parts": {"pixels": {"weight": 0}}}),
+            "weight must be a number above 0",
+        ),
+        (
+            Component(name="weighted", args={"parts": {"hog": {"args": 3}}}),
+            r"hog\.args must be a mapping, got 3",
+        ),
+        (
+            Component(name="weighted", args={"parts": {"hog": {"args": {"cells": 0}}}}),
             r"target\.args\.parts\.hog: .*cells must be at least 1",
         ),
     ],
 )
-def test_a_wrong_argument_is_named(part: Part, message: str) -> None:
+def test_a_wrong_argument_is_named(part: Component, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_part("kinemae.pretrain.targets", part, Target)
+        build_component("kinemae.pretrain.targets", part, Target)

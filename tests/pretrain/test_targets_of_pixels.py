@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.components import Component, build_component
 from kinemae.pretrain.model.tokens import TokenGrid, gather_tokens, normalise, patchify
 from kinemae.pretrain.targets.base import Target
 from kinemae.pretrain.targets.hog import HogTarget
@@ -208,16 +208,22 @@ def test_hog_of_an_edge_is_one_orientation_whichever_side_is_bright() -> None:
 @pytest.mark.parametrize(
     "part, message",
     [
-        (Part(name="pixels", args={"normalise": "pixel"}), "normalise must be one of channel, patch, none"),
-        (Part(name="pixels", args={"frames": "first"}), r"target\.args\.frames must be one of all, one"),
-        (Part(name="motion", args={"normalise": "flow"}), "normalise must be one of channel, patch, none"),
-        (Part(name="hog", args={"cells": 0}), r"target\.args\.cells must be at least 1, got 0"),
-        (Part(name="hog", args={"bins": 9}), "hog has no argument 'bins'"),
+        (
+            Component(name="pixels", args={"normalise": "pixel"}),
+            "normalise must be one of channel, patch, none",
+        ),
+        (Component(name="pixels", args={"frames": "first"}), r"target\.args\.frames must be one of all, one"),
+        (
+            Component(name="motion", args={"normalise": "flow"}),
+            "normalise must be one of channel, patch, none",
+        ),
+        (Component(name="hog", args={"cells": 0}), r"target\.args\.cells must be at least 1, got 0"),
+        (Component(name="hog", args={"bins": 9}), "hog has no argument 'bins'"),
     ],
 )
-def test_a_wrong_argument_is_named(part: Part, message: str) -> None:
+def test_a_wrong_argument_is_named(part: Component, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_part("kinemae.pretrain.targets", part, Target)
+        build_component("kinemae.pretrain.targets", part, Target)
 
 
 def test_cells_that_do_not_divide_the_patch_are_refused() -> None:

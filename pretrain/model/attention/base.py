@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.config import require
 from kinemae.pretrain.model.attention_backends import (
     Job,
@@ -198,14 +198,14 @@ class Looks(dict[Relation, Look]):
         return self[relation]
 
 
-def build_attention(part: Part, *, key: str = "model.attention") -> AttentionKind:
+def build_attention(component: Component, *, key: str = "model.attention") -> AttentionKind:
     """Build the kind that a config names under `key`.
 
     Raises:
         ValueError: no such kind, or arguments it refuses.
     """
     try:
-        return build_part("kinemae.pretrain.model.attention", part, AttentionKind, key=key)
+        return build_component("kinemae.pretrain.model.attention", component, AttentionKind, key=key)
     except ValueError as error:
         # A kind cannot know whether it stands in the encoder or in the decoder.
         raise ValueError(str(error).replace("model.attention.", f"{key}.", 1)) from None

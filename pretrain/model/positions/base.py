@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.components import Component, build_component
 from kinemae.pretrain.model.tokens import TokenGrid
 
 Rotate = Callable[[Tensor], Tensor]
@@ -72,7 +72,7 @@ def _blend(place: Tensor, length: int) -> Tensor:
 
 
 def build_positions(
-    part: Part, *, width: int, heads: int, grid: TokenGrid, reference: TokenGrid
+    component: Component, *, width: int, heads: int, grid: TokenGrid, reference: TokenGrid
 ) -> Positions:
     """Build the way of telling positions that a config names.
 
@@ -80,8 +80,8 @@ def build_positions(
         ValueError: no such way, or arguments it refuses.
     """
     given = {"width": width, "heads": heads, "grid": grid, "reference": reference}
-    wrong = sorted(part.args.keys() & given.keys())
+    wrong = sorted(component.args.keys() & given.keys())
     if wrong:
         raise ValueError(f"model.positions.args.{wrong[0]} comes from the model: remove it from the config")
-    complete = Part(name=part.name, args={**part.args, **given})
-    return build_part("kinemae.pretrain.model.positions", complete, Positions, key="model.positions")
+    complete = Component(name=component.name, args={**component.args, **given})
+    return build_component("kinemae.pretrain.model.positions", complete, Positions, key="model.positions")

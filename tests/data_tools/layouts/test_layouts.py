@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.components import Part, build_part, part_names
+from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.data_tools.encoding.resample import Cuts
 from kinemae.data_tools.layouts.base import Laid, Layout, Task
 from kinemae.data_tools.manifest.videos import SourceVideo
@@ -15,12 +15,12 @@ from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import decode_at, probe
 from tests.sharding import cut_after, encoded, moving
 
-LAYOUTS = part_names("kinemae.data_tools.layouts")
+LAYOUTS = component_names("kinemae.data_tools.layouts")
 CUTTING = [name for name in LAYOUTS if name not in ("copy", "clips")]
 
 
 def build(name: str, **arguments: object) -> Layout:
-    return build_part("kinemae.data_tools.layouts", Part(name=name, args=arguments), Layout)
+    return build_component("kinemae.data_tools.layouts", Component(name=name, args=arguments), Layout)
 
 
 def lay(layout: Layout, video: SourceVideo, folder: Path, **options: object) -> list[Laid]:

@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.manifest.videos import Listing
 from kinemae.data_tools.sources.base import Source
 from tests.source_collections import COLLECTIONS, write_text
 
 
 def listing(name: str, root: Path, **args: Any) -> Listing:
-    return build_part("kinemae.data_tools.sources", Part(name=name, args=args), Source).listing(root)
+    return build_component("kinemae.data_tools.sources", Component(name=name, args=args), Source).listing(
+        root
+    )
 
 
 def path_label(tmp_path: Path, text: str, **args: Any) -> Listing:
@@ -139,7 +141,7 @@ def test_mmaction2_lists_must_tell_their_split_alone(tmp_path: Path):
 )
 def test_a_wrong_argument_is_named(name: str, args: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        build_part("kinemae.data_tools.sources", Part(name=name, args=args), Source)
+        build_component("kinemae.data_tools.sources", Component(name=name, args=args), Source)
 
 
 def test_kinetics_groups_the_clips_of_a_video_and_counts_what_is_not_listed(tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.manifest.labels import label_text, one_spelling, warn_of_labels
 from kinemae.data_tools.manifest.videos import Listing
@@ -29,8 +29,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def listing(root: Path, text: str, name: str = "list.txt", **args: Any) -> Listing:
-    part = Part(name="csv" if name.endswith("csv") else "path_label", args=args)
-    return build_part("kinemae.data_tools.sources", part, Source).listing(write_text(root / name, text))
+    part = Component(name="csv" if name.endswith("csv") else "path_label", args=args)
+    return build_component("kinemae.data_tools.sources", part, Source).listing(write_text(root / name, text))
 
 
 def facts(found: Listing) -> list[tuple[str, str | None]]:
@@ -249,7 +249,7 @@ def test_links_to_folders_are_followed_and_loops_refused(tmp_path: Path, source:
     for label in ("x", "y"):
         write_text(tmp_path / "set" / label / "own" / name, "")
     (tmp_path / "set" / "x" / "more").symlink_to(tmp_path / "elsewhere")
-    built = build_part("kinemae.data_tools.sources", Part(name=source), Source)
+    built = build_component("kinemae.data_tools.sources", Component(name=source), Source)
     found = built.listing(tmp_path / "set")
     assert len(found.videos) == 3
     assert {video.label for video in found.videos if "/more/deep/" in video.name} == {"x"}

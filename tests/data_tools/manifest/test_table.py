@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.manifest.table import Row, one_type, parse_column
 from kinemae.data_tools.manifest.videos import Listing, SourceVideo
 from kinemae.data_tools.sources.base import Source
@@ -24,7 +24,9 @@ def listing(tmp_path: Path, text: str, **args: Any) -> Listing:
     path = tmp_path / f"list.{name}"
     path.write_bytes(text.encode())
     args = {"max_missing_fraction": 1.0, **args}
-    return build_part("kinemae.data_tools.sources", Part(name=name, args=args), Source).listing(path)
+    return build_component("kinemae.data_tools.sources", Component(name=name, args=args), Source).listing(
+        path
+    )
 
 
 def videos(tmp_path: Path, text: str, **args: Any) -> tuple[SourceVideo, ...]:

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.randomness import generator
 from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.masking.blocks import BlockMasking
@@ -81,4 +81,6 @@ def test_every_place_is_hidden_now_and_then_even_the_corners():
 def test_scales_that_are_no_shares_are_refused(scales):
     message = f"masking.args.scales must be a list of shares strictly between 0 and 1, got {scales!r}"
     with pytest.raises(ValueError, match=re.escape(message)):
-        build_part("kinemae.pretrain.masking", Part(name="blocks", args={"scales": scales}), Masking)
+        build_component(
+            "kinemae.pretrain.masking", Component(name="blocks", args={"scales": scales}), Masking
+        )

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.randomness import generator
 from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.masking.tube import TubeMasking
@@ -14,9 +14,9 @@ STILL_THW = torch.zeros(8, 12, 10, dtype=torch.uint8)
 
 
 def jitter(**args):
-    return build_part(
+    return build_component(
         "kinemae.pretrain.masking",
-        Part(name="jitter", args={"of": "tube", "least": 0.5, "most": 0.9, "levels": 3} | args),
+        Component(name="jitter", args={"of": "tube", "least": 0.5, "most": 0.9, "levels": 3} | args),
         Masking,
     )
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from kinemae.data_tools.components import Part, build_part
+from kinemae.data_tools.components import Component, build_component
 
 Interface = TypeVar("Interface")
 
@@ -18,16 +18,18 @@ ARGS: dict[str, dict[str, Any]] = {
 }
 
 
-def default_part(folder: str, name: str) -> Part:
+def default_component(folder: str, name: str) -> Component:
     """The part as a config would name it, with the arguments that it cannot do without."""
-    return Part(name=name, args=dict(ARGS.get(f"{folder}.{name}", {})))
+    return Component(name=name, args=dict(ARGS.get(f"{folder}.{name}", {})))
 
 
 def build_default(folder: str, name: str, interface: type[Interface], **given: Any) -> Interface:
     """Build a part with its defaults; says what to do about a new one that needs arguments."""
-    part = default_part(folder, name)
+    part = default_component(folder, name)
     try:
-        return build_part(folder, replace(part, args={**part.args, **given}), interface)
+        return build_component(folder, replace(part, args={**part.args, **given}), interface)
     except ValueError as error:
-        message = f"{folder}.{name} needs arguments: add them to ARGS in tests/default_parts.py ({error})"
+        message = (
+            f"{folder}.{name} needs arguments: add them to ARGS in tests/default_components.py ({error})"
+        )
         raise AssertionError(message) from error
