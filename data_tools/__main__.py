@@ -67,7 +67,7 @@ PROGRAM = Program(
         Command(
             name="shard",
             help="turn a collection of videos into shards with an index",
-            example="kinemae data shard videos shards validation_share=0.1",
+            example="kinemae data shard videos shards validation_fraction=0.1",
             run=_shard,
             positionals=(
                 ("source", "folder (CLASS/*.mp4, *.mp4, train/CLASS/*.mp4) or csv file (path,label[,split])"),

@@ -85,7 +85,7 @@ _FIELD_NAMES: dict[str, str] = {
     "keep_checkpoints": "save_total_limit keep_last max_keep_ckpts save_top_k",
     "log.every_steps": "log_interval logging_steps print_freq log_every log_freq log_every_n_steps",
     "seed": "random_seed rng_seed manual_seed",
-    "validation_share": "val_ratio val_split val_share validation_split test_size val_fraction",
+    "validation_fraction": "val_ratio val_split val_share validation_split test_size val_fraction",
     "samples_per_shard": "maxcount shard_size samples videos_per_shard",
     "megabytes_per_shard": "maxsize max_size mb_per_shard",
     "layout.args.short_side": "size resolution short_side resize height",

@@ -81,7 +81,7 @@ def write_video(path: Path, frames_THWC: Tensor, settings: EncodeConfig) -> None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coding:
+class EncoderSettings:
     """How frames are coded.
 
     Attributes:
@@ -97,7 +97,9 @@ class Coding:
     key_frame_at: int = 0
 
 
-def write_frames(path: Path, frames: Iterable[VideoFrame], rate: Fraction, coding: Coding) -> VideoInfo:
+def write_frames(
+    path: Path, frames: Iterable[VideoFrame], rate: Fraction, encoder: EncoderSettings
+) -> VideoInfo:
     """Write frames as an mp4 at a constant rate, one frame in memory at a time; the file is whole or absent.
 
     Returns:
@@ -111,11 +113,11 @@ def write_frames(path: Path, frames: Iterable[VideoFrame], rate: Fraction, codin
     first = next(rest)
     with _whole_mp4(path) as container:
         with _writing(path):
-            stream = _add_stream(container, first, rate, coding)
+            stream = _add_stream(container, first, rate, encoder)
         for number, frame in enumerate(chain([first], rest)):
             frame.pts, frame.time_base = number, 1 / rate
             # A decoded frame brings its own type along, and the encoder would obey it.
-            frame.pict_type = PictureType.I if number == coding.key_frame_at else _AS_THE_ENCODER_LIKES
+            frame.pict_type = PictureType.I if number == encoder.key_frame_at else _AS_THE_ENCODER_LIKES
             with _writing(path):
                 container.mux(stream.encode(frame))
         with _writing(path):
@@ -136,7 +138,7 @@ def write_pictures(path: Path, files: Iterable[Path], rate: Fraction, like: Vide
         DataError: the file cannot be written, or a picture cannot be read.
     """
     with _whole_mp4(path) as container, _writing(path):
-        stream = _add_stream(container, like, rate, Coding(codec="mjpeg", options={}, gop=1))
+        stream = _add_stream(container, like, rate, EncoderSettings(codec="mjpeg", options={}, gop=1))
         for number, file in enumerate(files):
             packet = av.Packet(file.read_bytes())
             packet.stream, packet.time_base = stream, 1 / rate
@@ -175,13 +177,15 @@ def _whole_mp4(path: Path) -> Iterator[OutputContainer]:
         partial.unlink(missing_ok=True)
 
 
-def _add_stream(container: OutputContainer, like: VideoFrame, rate: Fraction, coding: Coding) -> VideoStream:
-    stream = cast(VideoStream, container.add_stream(coding.codec, rate=rate))
+def _add_stream(
+    container: OutputContainer, like: VideoFrame, rate: Fraction, encoder: EncoderSettings
+) -> VideoStream:
+    stream = cast(VideoStream, container.add_stream(encoder.codec, rate=rate))
     stream.width, stream.height, stream.pix_fmt = like.width, like.height, like.format.name
-    stream.gop_size = coding.gop
+    stream.gop_size = encoder.gop
     codec = stream.codec_context
     codec.color_range, codec.colorspace = like.color_range, like.colorspace
     codec.color_primaries, codec.color_trc = like.color_primaries, like.color_trc
     codec.thread_count = 1
-    stream.options = {**coding.options, "flags": "+bitexact"}
+    stream.options = {**encoder.options, "flags": "+bitexact"}
     return stream

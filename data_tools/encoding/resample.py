@@ -1,4 +1,4 @@
-"""Frames of an original at an even rate, upright, as 4:2:0 planes of the size asked for; cut into pieces."""
+"""Frames of an original at an even rate, upright, as 4:2:0 planes of the size asked for, cut in segments."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _SHORTEST_SCENE_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cuts:
+class SegmentRules:
     """Where videos are cut: every so many seconds, where a scene begins, or nowhere."""
 
     segment_s: float | None = None
@@ -48,8 +48,8 @@ class Steady:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """A run of frames that becomes one stored video; take its frames before asking for the next piece."""
+class Segment:
+    """A run of frames that becomes one stored video; take its frames before asking for the next segment."""
 
     number: int
     start_s: float
@@ -94,34 +94,34 @@ def steady(
     )
 
 
-def pieces(video: Steady, cuts: Cuts) -> Iterator[Piece]:
+def cut_segments(video: Steady, segment_rules: SegmentRules) -> Iterator[Segment]:
     """Cut a video as the config says.
 
-    No piece is shorter than half a segment, or than a second where scenes alone decide: what is left over
-    stays with the piece before. A video that is not cut is one piece.
+    No segment is shorter than half a segment, or than a second where scenes alone decide: what is left over
+    stays with the segment before. A video that is not cut is one segment.
     """
-    numbered = _numbered(video, cuts)
+    numbered = _numbered(video, segment_rules)
     for (number, begin), members in groupby(numbered, key=itemgetter(0, 1)):
         start_s = video.start_s + float(begin / video.rate)
-        yield Piece(number=number, start_s=start_s, frames=(frame for _, _, frame in members))
+        yield Segment(number=number, start_s=start_s, frames=(frame for _, _, frame in members))
 
 
-def _numbered(video: Steady, cuts: Cuts) -> Iterator[tuple[int, int, VideoFrame]]:
-    """Frames with the number and the first frame of their piece."""
+def _numbered(video: Steady, segment_rules: SegmentRules) -> Iterator[tuple[int, int, VideoFrame]]:
+    """Frames with the number and the first frame of their segment."""
     longest, shortest = math.inf, _SHORTEST_SCENE_S * float(video.rate)
-    if cuts.segment_s is not None:
-        longest = max(round(cuts.segment_s * float(video.rate)), 1)
+    if segment_rules.segment_s is not None:
+        longest = max(round(segment_rules.segment_s * float(video.rate)), 1)
         shortest = longest / 2
-    scenes = _SceneDetector() if cuts.scene_cuts else None
-    piece, begin = 0, 0
+    scenes = _SceneDetector() if segment_rules.scene_cuts else None
+    segment, begin = 0, 0
     for number, frame in enumerate(video.frames):
         here = number - begin
         cut = here >= longest
         if scenes is not None:
             cut |= scenes.begins_with(frame, number) and here >= shortest
         if cut and video.expected - number >= shortest:
-            piece, begin = piece + 1, number
-        yield piece, begin, frame
+            segment, begin = segment + 1, number
+        yield segment, begin, frame
 
 
 def _retimed(original: Original, rate: Fraction, pace: Pace) -> Iterator[VideoFrame]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kinemae.data_tools.config import require
-from kinemae.data_tools.encoding.resample import Cuts
+from kinemae.data_tools.encoding.resample import SegmentRules
 from kinemae.data_tools.index import VideoInfo
 from kinemae.data_tools.manifest.videos import SourceVideo
 
@@ -15,8 +15,8 @@ _PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """One video of a source, to be laid out.
+class Job:
+    """One video of a source, to be sample out.
 
     Attributes:
         key: of the sample, or the beginning of the keys of its samples.
@@ -29,16 +29,16 @@ class Task:
     key: str
     folder: Path
     seed: int = 0
-    cuts: Cuts = field(default_factory=Cuts)
+    segment_rules: SegmentRules = field(default_factory=SegmentRules)
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Laid:
+class EncodedSample:
     """One sample of a data set.
 
     Attributes:
-        key: the task's, followed by a number where the video gives several samples.
+        key: the job's, followed by a number where the video gives several samples.
         file: the stored video; None where it is the original itself, bytes untouched.
         ending: of the member in the tar.
         start_s: where in the original it begins.
@@ -57,7 +57,7 @@ class Laid:
 class Layout:
     """A way of storing videos; a new one is a file in this folder."""
 
-    def lay(self, task: Task) -> Iterator[Laid]:
+    def encode(self, job: Job) -> Iterator[EncodedSample]:
         """Decode the video from end to end, and store it.
 
         Equal originals, keys and seeds give equal files. A file is complete before its sample is yielded.
@@ -68,7 +68,7 @@ class Layout:
         """
         raise NotImplementedError
 
-    def check(self, video: SourceVideo, cuts: Cuts) -> None:
+    def check(self, video: SourceVideo, segment_rules: SegmentRules) -> None:
         """Refuse what this layout can never store, before anything is decoded.
 
         Raises:

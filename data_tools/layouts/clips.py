@@ -7,10 +7,10 @@ from operator import itemgetter
 from typing import Any
 
 from kinemae.data_tools.config import require
-from kinemae.data_tools.encoding.encode import Coding, write_frames
-from kinemae.data_tools.encoding.resample import Cuts, Steady, steady
+from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
+from kinemae.data_tools.encoding.resample import SegmentRules, Steady, steady
 from kinemae.data_tools.encoding.source_decoder import open_original
-from kinemae.data_tools.layouts.base import FAST, Laid, Layout, Task, check_picture, check_x264
+from kinemae.data_tools.layouts.base import FAST, EncodedSample, Job, Layout, check_picture, check_x264
 from kinemae.data_tools.manifest.videos import SourceVideo
 
 # Every frame will be decoded, so decoding is made cheap.
@@ -49,26 +49,26 @@ class Clips(Layout):
         self.frames, self.stride, self.clips = frames, stride, clips
         self.short_side, self.fps = short_side, fps
         options = {"crf": str(crf), "preset": FAST, "a53cc": "0", "x264-params": _X264}
-        self.coding = Coding(codec="libx264", options=options, gop=frames)
+        self.encoder = EncoderSettings(codec="libx264", options=options, gop=frames)
 
-    def lay(self, task: Task) -> Iterator[Laid]:
-        """See `Layout.lay`."""
-        with open_original(task.video, notes=task.notes) as original:
+    def encode(self, job: Job) -> Iterator[EncodedSample]:
+        """See `Layout.encode`."""
+        with open_original(job.video, notes=job.notes) as original:
             video = steady(original, fps=self.fps, short_side=self.short_side, every=self.stride)
             starts = self._starts(video.expected)
             for clip, group in groupby(self._members(video, starts), key=itemgetter(0)):
-                key = f"{task.key}-{clip:04d}"
-                file = task.folder / f"{key}.mp4"
-                info = write_frames(file, (frame for _, frame in group), video.rate, self.coding)
+                key = f"{job.key}-{clip:04d}"
+                file = job.folder / f"{key}.mp4"
+                info = write_frames(file, (frame for _, frame in group), video.rate, self.encoder)
                 start_s = video.start_s + float(starts[clip] / video.rate)
                 if info.frames == self.frames or clip == 0:
-                    yield Laid(key=key, file=file, ending="mp4", info=info, start_s=start_s)
+                    yield EncodedSample(key=key, file=file, ending="mp4", info=info, start_s=start_s)
                 else:  # the video ended before its container said it would
                     file.unlink()
 
-    def check(self, video: SourceVideo, cuts: Cuts) -> None:
+    def check(self, video: SourceVideo, segment_rules: SegmentRules) -> None:
         """See `Layout.check`."""
-        if cuts:
+        if segment_rules:
             raise ValueError(
                 "layout.name=clips cuts videos by its own args: leave segment_s and scene_cuts out"
             )

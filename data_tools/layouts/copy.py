@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from kinemae.data_tools.encoding.resample import Cuts
+from kinemae.data_tools.encoding.resample import SegmentRules
 from kinemae.data_tools.encoding.source_decoder import video_source
-from kinemae.data_tools.layouts.base import Laid, Layout, Task
+from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout
 from kinemae.data_tools.manifest.videos import VIDEO_ENDINGS, SourceVideo
 from kinemae.data_tools.stream.container import open_container
 from kinemae.data_tools.stream.decode import probe
@@ -29,15 +29,15 @@ _CUTTING = "layout.name=stride_aligned, clips or jpegs"
 class Copy(Layout):
     """Encodes nothing. A video is decoded once, to see that it can be."""
 
-    def lay(self, task: Task) -> Iterator[Laid]:
-        """See `Layout.lay`."""
-        source = video_source(task.video)
-        info = probe(source, notes=task.notes)
-        yield Laid(key=task.key, file=None, ending=_ending(task.video.name, source), info=info)
+    def encode(self, job: Job) -> Iterator[EncodedSample]:
+        """See `Layout.encode`."""
+        source = video_source(job.video)
+        info = probe(source, notes=job.notes)
+        yield EncodedSample(key=job.key, file=None, ending=_ending(job.video.name, source), info=info)
 
-    def check(self, video: SourceVideo, cuts: Cuts) -> None:
+    def check(self, video: SourceVideo, segment_rules: SegmentRules) -> None:
         """See `Layout.check`."""
-        if cuts:
+        if segment_rules:
             raise ValueError(
                 f"layout.name=copy leaves videos as they are and cannot cut them; use {_CUTTING} "
                 "with segment_s and scene_cuts"

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from kinemae.data_tools.config import require
-from kinemae.data_tools.encoding.encode import Coding, write_frames, write_pictures
-from kinemae.data_tools.encoding.resample import pieces, steady
+from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames, write_pictures
+from kinemae.data_tools.encoding.resample import cut_segments, steady
 from kinemae.data_tools.encoding.source_decoder import Original, open_original
 from kinemae.data_tools.index import VideoInfo
-from kinemae.data_tools.layouts.base import Laid, Layout, Task, check_picture
+from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout, check_picture
 from kinemae.data_tools.stream.geometry import turns
 
 _JPEG_ENDINGS = (".jpg", ".jpeg")
@@ -26,27 +26,29 @@ class Jpegs(Layout):
         require(2 <= quality <= 31, "layout.args.quality", "lie in [2, 31]", quality)
         check_picture(short_side=short_side, fps=fps)
         self.short_side, self.fps = short_side, fps
-        self.coding = Coding(codec="mjpeg", options={"qmin": str(quality), "qmax": str(quality)}, gop=1)
+        self.encoder = EncoderSettings(
+            codec="mjpeg", options={"qmin": str(quality), "qmax": str(quality)}, gop=1
+        )
 
-    def lay(self, task: Task) -> Iterator[Laid]:
-        """See `Layout.lay`."""
-        if not task.cuts and task.video.frames:
-            with open_original(task.video, notes=[]) as original:
-                laid = _untouched(task, original) if self._may_stay(task, original) else None
-            if laid is not None:
-                yield laid
+    def encode(self, job: Job) -> Iterator[EncodedSample]:
+        """See `Layout.encode`."""
+        if not job.segment_rules and job.video.frames:
+            with open_original(job.video, notes=[]) as original:
+                sample = _untouched(job, original) if self._may_stay(job, original) else None
+            if sample is not None:
+                yield sample
                 return
-        with open_original(task.video, notes=task.notes) as original:
+        with open_original(job.video, notes=job.notes) as original:
             video = steady(original, fps=self.fps, short_side=self.short_side, jpeg=True)
-            for piece in pieces(video, task.cuts):
-                key = f"{task.key}-{piece.number:04d}" if task.cuts else task.key
-                file = task.folder / f"{key}.mp4"
-                info = write_frames(file, piece.frames, video.rate, self.coding)
-                yield Laid(key=key, file=file, ending="mp4", info=info, start_s=piece.start_s)
+            for segment in cut_segments(video, job.segment_rules):
+                key = f"{job.key}-{segment.number:04d}" if job.segment_rules else job.key
+                file = job.folder / f"{key}.mp4"
+                info = write_frames(file, segment.frames, video.rate, self.encoder)
+                yield EncodedSample(key=key, file=file, ending="mp4", info=info, start_s=segment.start_s)
 
-    def _may_stay(self, task: Task, original: Original) -> bool:
+    def _may_stay(self, job: Job, original: Original) -> bool:
         """Whether the files themselves are what this layout would make."""
-        video, first = task.video, original.first
+        video, first = job.video, original.first
         return (
             all(name.lower().endswith(_JPEG_ENDINGS) for name in video.frames)
             and video.start_s is None
@@ -57,15 +59,15 @@ class Jpegs(Layout):
         )
 
 
-def _untouched(task: Task, original: Original) -> Laid | None:
+def _untouched(job: Job, original: Original) -> EncodedSample | None:
     """The files as they are; None if one is to be turned."""
     frames = 0
     for _, frame in original.timed:  # each is decoded, and has to be of one size
         if any(turns(frame)):
             return None
         frames += 1
-    file = task.folder / f"{task.key}.mp4"
-    files = [task.video.path / name for name in task.video.frames]
+    file = job.folder / f"{job.key}.mp4"
+    files = [job.video.path / name for name in job.video.frames]
     write_pictures(file, files, original.rate, original.first)
     info = VideoInfo(
         frames=frames,
@@ -74,4 +76,4 @@ def _untouched(task: Task, original: Original) -> Laid | None:
         height=original.first.height,
         codec="mjpeg",
     )
-    return Laid(key=task.key, file=file, ending="mp4", info=info)
+    return EncodedSample(key=job.key, file=file, ending="mp4", info=info)

@@ -11,10 +11,10 @@ learn where reference frames lie; a key frame is forced there, and all groups of
 from collections.abc import Iterator
 
 from kinemae.data_tools.config import require
-from kinemae.data_tools.encoding.encode import Coding, write_frames
-from kinemae.data_tools.encoding.resample import pieces, steady
+from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
+from kinemae.data_tools.encoding.resample import cut_segments, steady
 from kinemae.data_tools.encoding.source_decoder import open_original
-from kinemae.data_tools.layouts.base import FAST, Laid, Layout, Task, check_picture, check_x264
+from kinemae.data_tools.layouts.base import FAST, EncodedSample, Job, Layout, check_picture, check_x264
 from kinemae.data_tools.randomness import derived_seed
 
 # No B frame may be referred to and none may move; the rest makes decoding cheap: no CABAC, no deblocking.
@@ -61,23 +61,25 @@ class StrideAligned(Layout):
         }
         self.gop = gop
 
-    def lay(self, task: Task) -> Iterator[Laid]:
-        """See `Layout.lay`."""
-        with open_original(task.video, notes=task.notes) as original:
+    def encode(self, job: Job) -> Iterator[EncodedSample]:
+        """See `Layout.encode`."""
+        with open_original(job.video, notes=job.notes) as original:
             video = steady(original, fps=self.fps, short_side=self.short_side)
-            for piece in pieces(video, task.cuts):
-                key = f"{task.key}-{piece.number:04d}" if task.cuts else task.key
-                phase = derived_seed(task.seed, purpose=f"shard/phase/{key}") % self.stride
-                file = task.folder / f"{key}.mp4"
-                coding = Coding(codec="libx264", options=self.options, gop=self.gop, key_frame_at=phase)
-                info = write_frames(file, piece.frames, video.rate, coding)
+            for segment in cut_segments(video, job.segment_rules):
+                key = f"{job.key}-{segment.number:04d}" if job.segment_rules else job.key
+                phase = derived_seed(job.seed, purpose=f"shard/phase/{key}") % self.stride
+                file = job.folder / f"{key}.mp4"
+                encoder = EncoderSettings(
+                    codec="libx264", options=self.options, gop=self.gop, key_frame_at=phase
+                )
+                info = write_frames(file, segment.frames, video.rate, encoder)
                 is_aligned = phase < info.frames
-                yield Laid(
+                yield EncodedSample(
                     key=key,
                     file=file,
                     ending="mp4",
                     info=info,
-                    start_s=piece.start_s,
+                    start_s=segment.start_s,
                     reference_stride=self.stride if is_aligned else 1,
                     reference_phase=phase if is_aligned else 0,
                 )

@@ -18,7 +18,7 @@ from typing import Any
 from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import DATASET_NAME, REJECTED_NAME, open_index
-from kinemae.data_tools.layouts.base import Task
+from kinemae.data_tools.layouts.base import Job
 from kinemae.data_tools.manifest.class_map import CLASSES_NAME, class_list, sorted_classes
 from kinemae.data_tools.manifest.videos import SPLITS, Listing, SourceVideo
 from kinemae.data_tools.sharding.keys import safe_keys
@@ -27,14 +27,14 @@ from kinemae.data_tools.sharding.plan import Plan, ShardConfig, make_plan
 from kinemae.data_tools.sharding.rejects import (
     NOTES_NAME,
     Found,
+    check_rejects,
     count_reasons,
     hint_at_retry,
-    judge,
     note_lines,
     rejected_lines,
     warn_of_gaps,
 )
-from kinemae.data_tools.sharding.split_writer import Chosen, write_split
+from kinemae.data_tools.sharding.split_writer import SplitSample, write_split
 from kinemae.data_tools.sharding.splits import Contents, copies, divide, leaks
 from kinemae.data_tools.sharding.transcode import forget_rejected, transcode
 from kinemae.data_tools.storage.location import Location, location
@@ -82,13 +82,13 @@ def _can_be_read_now(plan: Plan, output: Output) -> bool:
     """Try the rejected videos of a complete OUT again; if one can be read, OUT has to be made anew."""
     lines = (output.out / REJECTED_NAME).read().decode().splitlines()
     rejected = {json.loads(line)["path"] for line in lines}
-    tasks = [task for task in _tasks(plan, output) if task.video.name in rejected]
-    if not tasks:
+    jobs = [job for job in _tasks(plan, output) if job.video.name in rejected]
+    if not jobs:
         return False
     with writing_to(output.out.path or output.work), output.opened():
-        found = _transcoded(plan, output, tasks)
-        readable = sum(bool(finding.samples) for _, finding in found)
-    log.info("%d of %d rejected videos can be read now", readable, len(tasks))
+        found = _transcoded(plan, output, jobs)
+        readable = sum(bool(result.samples) for _, result in found)
+    log.info("%d of %d rejected videos can be read now", readable, len(jobs))
     return readable > 0
 
 
@@ -98,24 +98,26 @@ def _remove_indexes(out: Location) -> None:
         (out / split / DATASET_NAME).remove()
 
 
-def _tasks(plan: Plan, output: Output) -> list[Task]:
+def _tasks(plan: Plan, output: Output) -> list[Job]:
     settings, videos = plan.settings, plan.listing.videos
     return [
-        Task(video=video, key=key, folder=output.work, seed=settings.seed, cuts=settings.cuts)
+        Job(
+            video=video, key=key, folder=output.work, seed=settings.seed, segment_rules=settings.segment_rules
+        )
         for video, key in zip(videos, safe_keys([video.name for video in videos]), strict=True)
     ]
 
 
-def _transcoded(plan: Plan, output: Output, tasks: list[Task]) -> Found:
-    findings = transcode(
-        tasks,
+def _transcoded(plan: Plan, output: Output, jobs: list[Job]) -> Found:
+    results = transcode(
+        jobs,
         plan.layout,
         output.work,
         workers=plan.settings.workers,
         is_sharded=output.is_sharded,
         timeout_s=plan.settings.timeout_s,
     )
-    return list(zip([task.video for task in tasks], findings, strict=True))
+    return list(zip([job.video for job in jobs], results, strict=True))
 
 
 def _shard(plan: Plan, output: Output) -> None:
@@ -123,8 +125,8 @@ def _shard(plan: Plan, output: Output) -> None:
     found = _transcoded(plan, output, _tasks(plan, output))
     output.write_text(REJECTED_NAME, rejected_lines(found))
     output.write_text(NOTES_NAME, note_lines(found))
-    judge(found, settings.max_bad_fraction, str(output.out / REJECTED_NAME))
-    readable = {video.name: finding for video, finding in found if finding.samples}
+    check_rejects(found, settings.max_bad_fraction, str(output.out / REJECTED_NAME))
+    readable = {video.name: result for video, result in found if result.samples}
     taken = [video for video in videos if video.name in readable]
     classes = class_list(
         taken,
@@ -132,11 +134,11 @@ def _shard(plan: Plan, output: Output) -> None:
         of="the source" if not plan.given_classes else f"classes={settings.classes}",
     )
     output.write_text(CLASSES_NAME, _json(classes))
-    contents = {name: finding.content for name, finding in readable.items()}
+    contents = {name: result.content for name, result in readable.items()}
     splits = _divide(taken, contents, settings)
     for split, members in splits.items():
         chosen = [
-            Chosen(video=video, stored=stored, content=contents[video.name])
+            SplitSample(video=video, stored=stored, content=contents[video.name])
             for video in members
             for stored in readable[video.name].samples
         ]
@@ -153,7 +155,7 @@ def _divide(
     Raises:
         DataError: the source's own splits share a video or a group, and the config does not allow that.
     """
-    splits = divide(videos, contents, validation_share=settings.validation_share, seed=settings.seed)
+    splits = divide(videos, contents, validation_fraction=settings.validation_fraction, seed=settings.seed)
     found = leaks(splits, contents)
     if found:
         message = f"{len(found)} leaks between splits, first {found[0]}"

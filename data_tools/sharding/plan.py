@@ -9,7 +9,7 @@ from typing import Any
 
 from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.config import require
-from kinemae.data_tools.encoding.resample import Cuts
+from kinemae.data_tools.encoding.resample import SegmentRules
 from kinemae.data_tools.layouts.base import Layout
 from kinemae.data_tools.manifest.class_map import class_list, read_classes, sorted_classes
 from kinemae.data_tools.manifest.labels import warn_of_labels
@@ -36,7 +36,7 @@ class ShardConfig:
         layout: the part that stores them, a file in data_tools/layouts.
         segment_s: cut long videos every so many seconds; None cuts none.
         scene_cuts: cut videos where a new scene begins.
-        validation_share: of each class, where the source has no splits of its own.
+        validation_fraction: of each class, where the source has no splits of its own.
         leaks: what to do where given splits share a video or a group, "error" or "warn".
         classes: fixes the label numbers: an earlier OUT, a dataset.json, or a list of classes.
         samples_per_shard, megabytes_per_shard: whichever is reached first ends a shard.
@@ -52,7 +52,7 @@ class ShardConfig:
     segment_s: float | None = None
     scene_cuts: bool = False
     seed: int = 0
-    validation_share: float = 0.2
+    validation_fraction: float = 0.2
     leaks: str = "error"
     classes: str | None = None
     samples_per_shard: int = 1000
@@ -66,7 +66,12 @@ class ShardConfig:
     def __post_init__(self) -> None:
         is_length = self.segment_s is None or self.segment_s > 0
         require(is_length, "segment_s", "be above 0, or null", self.segment_s)
-        require(0 <= self.validation_share < 1, "validation_share", "lie in [0, 1)", self.validation_share)
+        require(
+            0 <= self.validation_fraction < 1,
+            "validation_fraction",
+            "lie in [0, 1)",
+            self.validation_fraction,
+        )
         require(self.leaks in ("error", "warn"), "leaks", "be error or warn", self.leaks)
         require(self.samples_per_shard >= 1, "samples_per_shard", "be at least 1", self.samples_per_shard)
         require(
@@ -77,9 +82,9 @@ class ShardConfig:
         require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
 
     @property
-    def cuts(self) -> Cuts:
+    def segment_rules(self) -> SegmentRules:
         """Where videos are cut."""
-        return Cuts(segment_s=self.segment_s, scene_cuts=self.scene_cuts)
+        return SegmentRules(segment_s=self.segment_s, scene_cuts=self.scene_cuts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +123,7 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
     if part.name == "folder":
         warn_of_one_class(root, listing)
     for video in listing.videos:
-        layout.check(video, settings.cuts)
+        layout.check(video, settings.segment_rules)
     warn_of_labels(sorted_classes([video.label for video in listing.videos if video.label is not None]))
     if given:
         class_list(listing.videos, given, of=f"classes={settings.classes}")

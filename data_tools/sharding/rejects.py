@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.files import json_lines
 from kinemae.data_tools.manifest.videos import SourceVideo
-from kinemae.data_tools.sharding.transcode import Finding
+from kinemae.data_tools.sharding.transcode import TranscodeResult
 
 NOTES_NAME = "notes.jsonl"
 _MOST_REASONS = 5  # in the log
 
-Found = Sequence[tuple[SourceVideo, Finding]]
+Found = Sequence[tuple[SourceVideo, TranscodeResult]]
 
 
 def rejected_lines(found: Found) -> str:
     """rejected.jsonl: path and reason of every video that is left out, and whether the cause may pass."""
     return json_lines(
-        {"path": video.name, "reason": finding.reason, **({} if finding.is_final else {"is_final": False})}
-        for video, finding in found
-        if finding.reason
+        {"path": video.name, "reason": result.reason, **({} if result.is_final else {"is_final": False})}
+        for video, result in found
+        if result.reason
     )
 
 
@@ -39,7 +39,7 @@ def hint_at_retry(lines: str) -> None:
 
 def note_lines(found: Found) -> str:
     """notes.jsonl: path and note of every video that is odd and nevertheless taken."""
-    return json_lines({"path": video.name, "note": finding.note} for video, finding in found if finding.note)
+    return json_lines({"path": video.name, "note": result.note} for video, result in found if result.note)
 
 
 def count_reasons(lines: str) -> dict[str, int]:
@@ -53,21 +53,21 @@ def _pattern(reason: str) -> str:
     return re.sub(r"[0-9]+([.][0-9]+)?", "N", reason)
 
 
-def judge(found: Found, max_bad_fraction: float, where: str) -> None:
+def check_rejects(found: Found, max_bad_fraction: float, where: str) -> None:
     """Log what is left out, and stop where that is too much.
 
     Raises:
         DataError: no video can be used, or fewer than the config allows.
     """
-    bad = [(video, finding) for video, finding in found if finding.reason]
-    odd = [(video, finding) for video, finding in found if finding.note]
+    bad = [(video, result) for video, result in found if result.reason]
+    odd = [(video, result) for video, result in found if result.note]
     if odd:
         first = f"{odd[0][0].name}: {odd[0][1].note}"
         log.warning("%d videos are taken with a note, first %s; see %s", len(odd), first, NOTES_NAME)
     if not bad:
         return
     first = f"first {bad[0][0].name}: {bad[0][1].reason}"
-    examples = {_pattern(finding.reason): finding.reason for _, finding in reversed(bad)}
+    examples = {_pattern(result.reason): result.reason for _, result in reversed(bad)}
     for pattern, count in list(count_reasons(rejected_lines(bad)).items())[:_MOST_REASONS]:
         alike = ", the first of them" if count > 1 and examples[pattern] != pattern else ""
         log.info("left out %d%s: %s", count, alike, examples[pattern])

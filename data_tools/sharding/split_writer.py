@@ -16,7 +16,7 @@ from kinemae.data_tools.sharding.transcode import SPOOL_NAME, Stored, stored_fil
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class SplitSample:
     """A sample on its way into a shard.
 
     Attributes:
@@ -29,7 +29,7 @@ class Chosen:
 
 
 def write_split(
-    output: Output, split: str, chosen: Sequence[Chosen], classes: Sequence[str], record: dict[str, Any]
+    output: Output, split: str, chosen: Sequence[SplitSample], classes: Sequence[str], record: dict[str, Any]
 ) -> None:
     """Write a split in a seeded order; shards that are finished already are left alone.
 
@@ -54,7 +54,7 @@ def write_split(
     log.info("%s: %d videos in %d shards", output.out / split, len(rows), len(shards))
 
 
-def _shard_sample(output: Output, item: Chosen, numbers: dict[str, int]) -> ShardSample:
+def _shard_sample(output: Output, item: SplitSample, numbers: dict[str, int]) -> ShardSample:
     video, stored = item.video, item.stored
     description = {
         "name": video.name,
@@ -84,7 +84,7 @@ def _shard_sample(output: Output, item: Chosen, numbers: dict[str, int]) -> Shar
     )
 
 
-def _row(item: Chosen, place: Place, numbers: dict[str, int]) -> Sample:
+def _row(item: SplitSample, place: Place, numbers: dict[str, int]) -> Sample:
     return Sample(
         **dataclasses.asdict(place),
         **dataclasses.asdict(item.stored.info),
@@ -102,7 +102,7 @@ def _label(video: SourceVideo, numbers: dict[str, int]) -> int:
     return NO_LABEL if video.label is None else numbers[video.label]
 
 
-def _extra_columns(chosen: Sequence[Chosen]) -> dict[str, list[Any]]:
+def _extra_columns(chosen: Sequence[SplitSample]) -> dict[str, list[Any]]:
     """What the source says besides, by column; sources see to it that a column has one type."""
     names = sorted({name for item in chosen for name in item.video.extra})
     return {name: [item.video.extra.get(name) for item in chosen] for name in names}

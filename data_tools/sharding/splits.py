@@ -10,7 +10,7 @@ Contents = Mapping[str, str]
 
 
 def divide(
-    videos: Sequence[SourceVideo], contents: Contents, *, validation_share: float, seed: int
+    videos: Sequence[SourceVideo], contents: Contents, *, validation_fraction: float, seed: int
 ) -> dict[str, list[SourceVideo]]:
     """Videos by split, sorted by name: as the source says, else by a seeded draw that is balanced by class.
 
@@ -24,11 +24,11 @@ def divide(
     splits: dict[str, list[SourceVideo]] = defaultdict(list)
     drawn = []
     for video in sorted(videos, key=lambda video: video.name):
-        if video.split is None and validation_share > 0:
+        if video.split is None and validation_fraction > 0:
             drawn.append(video)
         else:
             splits[video.split or "train"].append(video)
-    for family, is_held_out in _draw(families(drawn, contents), validation_share, seed):
+    for family, is_held_out in _draw(families(drawn, contents), validation_fraction, seed):
         splits["validation" if is_held_out else "train"] += family
     return {split: sorted(splits[split], key=lambda video: video.name) for split in SPLITS if splits[split]}
 

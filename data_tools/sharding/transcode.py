@@ -15,7 +15,7 @@ from pathlib import Path
 from kinemae.data_tools.encoding.source_decoder import content_digest, fetch
 from kinemae.data_tools.files import read_blocks, read_journal, write_whole
 from kinemae.data_tools.index import VideoInfo
-from kinemae.data_tools.layouts.base import Laid, Layout, Task
+from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.pool import TIMEOUT_S, map_as_done
 from kinemae.data_tools.progress import progress
@@ -33,7 +33,7 @@ class Stored:
 
     Attributes:
         length, crc32: of its bytes.
-        The others are those of `Laid`.
+        The others are those of `EncodedSample`.
     """
 
     key: str
@@ -48,7 +48,7 @@ class Stored:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class TranscodeResult:
     """What became of one video.
 
     Attributes:
@@ -66,22 +66,22 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class _LayoutJob:
     """One video's work, as it is sent to a process."""
 
     layout: Layout
-    task: Task
+    job: Job
 
 
 def transcode(
-    tasks: Sequence[Task],
+    jobs: Sequence[Job],
     layout: Layout,
     work: Path,
     *,
     workers: int,
     is_sharded: Callable[[str], bool],
     timeout_s: float = TIMEOUT_S,
-) -> list[Finding]:
+) -> list[TranscodeResult]:
     """Store all videos, and say in their order what became of each.
 
     Args:
@@ -100,28 +100,30 @@ def transcode(
         leftover.unlink()
     journal = work / JOURNAL_NAME
     known = _still_known(journal, spool, is_sharded)
-    states = source_states([task.video for task in tasks])
+    states = source_states([job.video for job in jobs])
     stamps = [state.stamp for state in states]
     unknown = [position for position, stamp in enumerate(stamps) if stamp not in known]
     # The longest first, so that no process is left alone with one at the end.
     unknown.sort(key=lambda position: -states[position].size)
-    jobs = [Job(layout=layout, task=replace(tasks[position], folder=spool)) for position in unknown]
+    layout_jobs = [
+        _LayoutJob(layout=layout, job=replace(jobs[position], folder=spool)) for position in unknown
+    ]
     write_whole(journal, "".join(_line(*entry) for entry in known.items()))  # without a half line at the end
     with journal.open("a", encoding="utf-8") as file:
-        done = map_as_done(_lay_out, jobs, workers=workers, on_failure=_failed, timeout_s=timeout_s)
-        for place, finding in progress(done, total=len(jobs), what="store"):
+        done = map_as_done(_lay_out, layout_jobs, workers=workers, on_failure=_failed, timeout_s=timeout_s)
+        for place, result in progress(done, total=len(layout_jobs), what="store"):
             stamp = stamps[unknown[place]]
-            known[stamp] = finding
-            file.write(_line(stamp, finding))
+            known[stamp] = result
+            file.write(_line(stamp, result))
             file.flush()
     return [known[stamp] for stamp in stamps]
 
 
-def _still_known(journal: Path, spool: Path, is_sharded: Callable[[str], bool]) -> dict[str, Finding]:
+def _still_known(journal: Path, spool: Path, is_sharded: Callable[[str], bool]) -> dict[str, TranscodeResult]:
     return {
-        stamp: finding
-        for stamp, finding in _read_journal(journal).items()
-        if all(_is_there(sample, spool, is_sharded) for sample in finding.samples)
+        stamp: result
+        for stamp, result in _read_journal(journal).items()
+        if all(_is_there(sample, spool, is_sharded) for sample in result.samples)
     }
 
 
@@ -132,35 +134,37 @@ def forget_rejected(work: Path) -> None:
     write_whole(journal, "".join(_line(*entry) for entry in known if not entry[1].reason))
 
 
-def _lay_out(job: Job) -> Finding:
-    return wait_out(lambda: _lay_out_now(job), outage_s=OUTAGE_S)
+def _lay_out(layout_job: _LayoutJob) -> TranscodeResult:
+    return wait_out(lambda: _lay_out_now(layout_job), outage_s=OUTAGE_S)
 
 
-def _lay_out_now(job: Job) -> Finding:
-    task = replace(job.task, notes=[])
+def _lay_out_now(layout_job: _LayoutJob) -> TranscodeResult:
+    job = replace(layout_job.job, notes=[])
     made: list[Stored] = []
     try:
-        with _at_hand(task) as video:
+        with _at_hand(job) as video:
             content = _digest(video)
-            for laid in job.layout.lay(replace(task, video=video)):
-                if laid.file is None and task.video.url:
-                    laid = replace(laid, file=video.path.rename(task.folder / f"{laid.key}.{laid.ending}"))
-                made.append(_stored(laid, video))
+            for sample in layout_job.layout.encode(replace(job, video=video)):
+                if sample.file is None and job.video.url:
+                    sample = replace(
+                        sample, file=video.path.rename(job.folder / f"{sample.key}.{sample.ending}")
+                    )
+                made.append(_stored(sample, video))
     except BadVideo as error:
         for sample in made:
-            stored_file(sample, task.folder).unlink(missing_ok=True)
-        return Finding(reason=" ".join(str(error).split()))
-    return Finding(samples=tuple(made), content=content, note="; ".join(task.notes))
+            stored_file(sample, job.folder).unlink(missing_ok=True)
+        return TranscodeResult(reason=" ".join(str(error).split()))
+    return TranscodeResult(samples=tuple(made), content=content, note="; ".join(job.notes))
 
 
 @contextmanager
-def _at_hand(task: Task) -> Iterator[SourceVideo]:
+def _at_hand(job: Job) -> Iterator[SourceVideo]:
     """The video, fetched once if it is remote."""
-    video = task.video
+    video = job.video
     if not video.url:
         yield video
         return
-    file = task.folder / f"{task.key}.partial"
+    file = job.folder / f"{job.key}.partial"
     try:
         fetch(video, file)
         yield replace(video, path=file, url="", member=None)
@@ -173,27 +177,27 @@ def stored_file(sample: Stored, spool: Path) -> Path:
     return spool / f"{sample.key}.{sample.ending}"
 
 
-def _stored(laid: Laid, video: SourceVideo) -> Stored:
-    offset, length = (video.member if laid.file is None else None) or (0, None)
+def _stored(sample: EncodedSample, video: SourceVideo) -> Stored:
+    offset, length = (video.member if sample.file is None else None) or (0, None)
     crc32 = taken = 0
-    for block in read_blocks(laid.file or video.path, offset, length):
+    for block in read_blocks(sample.file or video.path, offset, length):
         crc32, taken = zlib.crc32(block, crc32), taken + len(block)
     return Stored(
-        key=laid.key,
-        is_spooled=laid.file is not None,
-        ending=laid.ending,
+        key=sample.key,
+        is_spooled=sample.file is not None,
+        ending=sample.ending,
         length=taken,
         crc32=crc32,
-        info=laid.info,
-        start_s=laid.start_s,
-        reference_stride=laid.reference_stride,
-        reference_phase=laid.reference_phase,
+        info=sample.info,
+        start_s=sample.start_s,
+        reference_stride=sample.reference_stride,
+        reference_phase=sample.reference_phase,
     )
 
 
-def _failed(job: Job, reason: str) -> Finding:
+def _failed(layout_job: _LayoutJob, reason: str) -> TranscodeResult:
     """The result for a crash or time-out, whose cause may be outside of the video."""
-    return Finding(reason=reason, is_final=False)
+    return TranscodeResult(reason=reason, is_final=False)
 
 
 def _digest(video: SourceVideo) -> str:
@@ -216,18 +220,18 @@ def _is_there(sample: Stored, spool: Path, is_sharded: Callable[[str], bool]) ->
     return file.is_file() and file.stat().st_size == sample.length
 
 
-def _line(stamp: str, finding: Finding) -> str:
-    return json.dumps({"video": stamp, **asdict(finding)}) + "\n"
+def _line(stamp: str, result: TranscodeResult) -> str:
+    return json.dumps({"video": stamp, **asdict(result)}) + "\n"
 
 
-def _read_journal(journal: Path) -> dict[str, Finding]:
+def _read_journal(journal: Path) -> dict[str, TranscodeResult]:
     known = {}
     for entry in read_journal(journal):
         stamp = entry.pop("video")
         samples = [
             Stored(**{**sample, "info": VideoInfo(**sample["info"])}) for sample in entry.pop("samples")
         ]
-        finding = Finding(samples=tuple(samples), **entry)
-        if finding.is_final:
-            known[stamp] = finding
+        result = TranscodeResult(samples=tuple(samples), **entry)
+        if result.is_final:
+            known[stamp] = result
     return known

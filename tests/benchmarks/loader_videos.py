@@ -72,7 +72,7 @@ def _sharded(name: str, folder: Path, folder_30: Path | None) -> Collection:
             str(out),
             f"layout.name={layout}",
         ]
-        subprocess.run([*command, "validation_share=0"], cwd=REPO, check=True, capture_output=True)
+        subprocess.run([*command, "validation_fraction=0"], cwd=REPO, check=True, capture_output=True)
         indexes[layout] = open_index(out / "train")
     return Collection(
         name=name,

@@ -73,7 +73,7 @@ def test_every_synonym_names_a_key_that_exists() -> None:
         ("finetune", "data_path", ["data.train"]),
         ("finetune", "smoothing", ["label_smoothing"]),
         ("finetune", "evaluate.num_crops", ["evaluate.spatial_crops"]),
-        ("shard", "val_split", ["validation_share"]),
+        ("shard", "val_split", ["validation_fraction"]),
         ("shard", "num_workers", ["workers"]),
         ("shard", "layout.size", ["layout.args.short_side"]),
         ("pretrain", "zzz", []),

@@ -122,7 +122,14 @@ def test_names_that_hurt_become_safe_keys_and_are_kept_as_they_were(tmp_path: Pa
     source, out = tmp_path / "videos" / "a.b c", tmp_path / "shards"
     written = {f"a.b c/{name}": put(source / name, number) for number, name in enumerate(HURTFUL)}
     hidden = {name for name in written if Path(name).name.startswith(".")}
-    arguments = ["shard", str(source.parent), str(out), "workers=1", "layout.name=copy", "validation_share=0"]
+    arguments = [
+        "shard",
+        str(source.parent),
+        str(out),
+        "workers=1",
+        "layout.name=copy",
+        "validation_fraction=0",
+    ]
     assert run_program(PROGRAM, arguments) == 0
     found = {}
     for sample in webdataset.WebDataset(str(out / "train" / "shard-000000.tar"), shardshuffle=False):

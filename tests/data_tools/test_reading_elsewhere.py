@@ -44,7 +44,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shards(collection: Path) -> Path:
     out = collection / "shards"
-    options = ["layout.name=copy", "validation_share=0", "samples_per_shard=7", "workers=1"]
+    options = ["layout.name=copy", "validation_fraction=0", "samples_per_shard=7", "workers=1"]
     run_module("data_tools", "shard", str(collection / "list.csv"), str(out), *options)
     return out / "train"
 
@@ -112,7 +112,7 @@ def test_a_csv_with_any_names_works_from_end_to_end(tmp_path: Path):
     text = "\n".join(f'{cell},"{labels[row % 2]}",{row}' for row, cell in enumerate(cells))
     table = write_text(tmp_path / "my list.csv", f"\ufeffpath,label,n\n{text}\n")
     out = tmp_path / "my shards"
-    options = ["layout.name=copy", "validation_share=0", "workers=1"]
+    options = ["layout.name=copy", "validation_fraction=0", "workers=1"]
     run_module("data_tools", "shard", str(table), str(out), *options)
     index = open_index(out / "train")
     samples = [index.sample(position) for position in range(len(index))]

@@ -52,7 +52,7 @@ def test_columns_of_the_source_reach_index_and_description(films: Path, tmp_path
         "1.mp4,b,,1.5,,",
         "2.mp4,a,h,2,7,no",
     )
-    assert shard(listing, tmp_path / "out", "validation_share=0") == 0
+    assert shard(listing, tmp_path / "out", "validation_fraction=0") == 0
     index = open_index(tmp_path / "out" / "train")
     rows = {
         name: [index.column(column)[n] for column in ("group", "score", "note")]
@@ -68,7 +68,7 @@ def test_columns_of_the_source_reach_index_and_description(films: Path, tmp_path
 def test_parts_of_a_video_are_cut_out_and_stay_together(films: Path, tmp_path: Path):
     rows = [f"0.mp4,a,{start},{start + 0.5}" for start in (0, 0.5, 1, 1.5)] + ["1.mp4,a,,", "2.mp4,a,,"]
     listing = table(films, "parts.csv", "path,label,start_s,end_s", *rows)
-    assert shard(listing, tmp_path / "out", "validation_share=0.3") == 0
+    assert shard(listing, tmp_path / "out", "validation_fraction=0.3") == 0
     found = {}
     for split in ("train", "validation"):
         index = open_index(tmp_path / "out" / split)

@@ -78,7 +78,7 @@ class TestContract:
         listing = built(name, collection).listing(collection.root)
         layout = "stride_aligned" if listing.videos[0].frames else "copy"
         source = json.dumps({"name": name, "args": collection.args})
-        options = [f"source={source}", f"layout.name={layout}", "validation_share=0", "workers=1"]
+        options = [f"source={source}", f"layout.name={layout}", "validation_fraction=0", "workers=1"]
         out = tmp_path / "out"
         assert run_program(PROGRAM, ["shard", str(collection.root), str(out), *options]) == 0
         found = {}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kinemae.data_tools.encoding.frame_rate import measure, nominal_rate
-from kinemae.data_tools.layouts.base import Layout, Task
+from kinemae.data_tools.layouts.base import Job, Layout
 from kinemae.data_tools.layouts.clips import Clips
 from kinemae.data_tools.layouts.jpegs import Jpegs
 from kinemae.data_tools.layouts.stride_aligned import StrideAligned
@@ -23,12 +23,12 @@ def stored(video: bytes | Path, folder: Path, layout: Layout) -> tuple[list[int]
     path = video if isinstance(video, Path) else folder / "original"
     if isinstance(video, bytes):
         path.write_bytes(video)
-    task = Task(video=SourceVideo(path=path, name=path.name), key="key", folder=folder)
-    [laid] = layout.lay(task)
-    assert laid.file is not None
-    numbers = numbers_in(laid.file)
-    assert len(numbers) == laid.info.frames
-    return numbers, task.notes
+    job = Job(video=SourceVideo(path=path, name=path.name), key="key", folder=folder)
+    [sample] = layout.encode(job)
+    assert sample.file is not None
+    numbers = numbers_in(sample.file)
+    assert len(numbers) == sample.info.frames
+    return numbers, job.notes
 
 
 # Measured in the review: (ticks in thousandths, frames stored, frames repeated, rate).
@@ -131,8 +131,8 @@ def test_stamps_that_are_wrong_by_a_frame_change_nothing(tmp_path: Path):
     path = tmp_path / "part.mkv"
     path.write_bytes(video)
     part = SourceVideo(path=path, name="part", start_s=0.2, end_s=0.6)
-    [laid] = StrideAligned(crf=10).lay(Task(video=part, key="key", folder=tmp_path))
-    assert laid.file is not None and numbers_in(laid.file) == list(range(5, 14))
+    [sample] = StrideAligned(crf=10).encode(Job(video=part, key="key", folder=tmp_path))
+    assert sample.file is not None and numbers_in(sample.file) == list(range(5, 14))
 
 
 def test_jitter_of_a_third_of_a_frame_loses_nothing():

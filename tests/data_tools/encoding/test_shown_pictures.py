@@ -12,7 +12,7 @@ import pytest
 from av.video.frame import VideoFrame
 
 from kinemae.data_tools.encoding.deinterlace import deinterlaced
-from kinemae.data_tools.layouts.base import Laid, Layout, Task
+from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout
 from kinemae.data_tools.layouts.jpegs import Jpegs
 from kinemae.data_tools.layouts.stride_aligned import StrideAligned
 from kinemae.data_tools.manifest.videos import SourceVideo
@@ -24,13 +24,13 @@ NOTE = "interlaced frames were deinterlaced"
 needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason=f"no cases at {CASES}")
 
 
-def laid(video: bytes | Path, folder: Path, layout: Layout) -> tuple[Laid, list[str]]:
+def encode(video: bytes | Path, folder: Path, layout: Layout) -> tuple[EncodedSample, list[str]]:
     path = video if isinstance(video, Path) else folder / "original"
     if isinstance(video, bytes):
         path.write_bytes(video)
-    task = Task(video=SourceVideo(path=path, name=path.name), key="key", folder=folder)
-    [only] = layout.lay(task)
-    return only, task.notes
+    job = Job(video=SourceVideo(path=path, name=path.name), key="key", folder=folder)
+    [only] = layout.encode(job)
+    return only, job.notes
 
 
 def with_fields(frames: int, height: int = 64, width: int = 96) -> Iterator[np.ndarray]:
@@ -75,7 +75,7 @@ def test_interlaced_video_is_deinterlaced_frame_by_frame(tmp_path: Path):
     assert all(frame.interlaced_frame for frame in frames_of(video))
     (tmp_path / "in.mp4").write_bytes(video)
     for layout in (StrideAligned(crf=8), Jpegs(quality=2)):
-        stored, notes = laid(video, tmp_path, layout)
+        stored, notes = encode(video, tmp_path, layout)
         assert notes == [NOTE]
         assert stored.file is not None and numbers_in(stored.file) == list(range(20))
         assert stored.info.duration_s == 20 / 25
@@ -85,7 +85,7 @@ def test_interlaced_video_is_deinterlaced_frame_by_frame(tmp_path: Path):
 @needs_cases
 @pytest.mark.parametrize("name", ["tff.mp4", "mpeg2.mpg"])
 def test_interlaced_files_keep_their_frames(name: str, tmp_path: Path):
-    stored, notes = laid(CASES / "interlaced" / name, tmp_path, StrideAligned(crf=8))
+    stored, notes = encode(CASES / "interlaced" / name, tmp_path, StrideAligned(crf=8))
     assert notes == [NOTE]
     assert stored.file is not None
     assert numbers_in(stored.file) == numbers_in(CASES / "interlaced" / name) == list(range(60))
@@ -94,7 +94,7 @@ def test_interlaced_files_keep_their_frames(name: str, tmp_path: Path):
 def test_a_part_of_an_interlaced_video_is_that_part(tmp_path: Path):
     (tmp_path / "a.mp4").write_bytes(h264(with_fields(20), "tff=1", INTERLACED))
     video = SourceVideo(path=tmp_path / "a.mp4", name="a", start_s=0.2, end_s=0.4)
-    [stored] = StrideAligned(crf=8).lay(Task(video=video, key="key", folder=tmp_path))
+    [stored] = StrideAligned(crf=8).encode(Job(video=video, key="key", folder=tmp_path))
     assert stored.file is not None and numbers_in(stored.file) == [5, 6, 7, 8, 9]
 
 
@@ -117,7 +117,7 @@ def test_progressive_frames_among_interlaced_ones_pass_unchanged():
 @needs_cases
 @pytest.mark.parametrize("layout", [StrideAligned(crf=8), Jpegs()])
 def test_pixels_become_square(layout: Layout, tmp_path: Path):
-    stored, notes = laid(CASES / "anamorphic" / "pal16x9.mp4", tmp_path, layout)
+    stored, notes = encode(CASES / "anamorphic" / "pal16x9.mp4", tmp_path, layout)
     assert (stored.info.width, stored.info.height) == (136, 64)  # 96 * 64 / 45
     assert notes == ["pixels of 64/45 were made square"]
 
@@ -138,19 +138,19 @@ def test_the_short_side_is_that_of_square_pixels(
     aspect: str, short_side: int, size: tuple[int, int], tmp_path: Path
 ):
     video = h264(numbered(range(3)), f"sar={aspect}")
-    stored, notes = laid(video, tmp_path, StrideAligned(short_side=short_side))
+    stored, notes = encode(video, tmp_path, StrideAligned(short_side=short_side))
     assert (stored.info.width, stored.info.height) == size
     assert notes == ([f"pixels of {aspect} were made square"] if aspect in ("64/45", "8/9", "1/2") else [])
 
 
 def test_a_turned_video_is_stretched_before_it_is_turned(tmp_path: Path):
     video = turned(h264(numbered(range(3)), "sar=2"), 90, mirrored=False)
-    stored, _ = laid(video, tmp_path, StrideAligned(crf=8))
+    stored, _ = encode(video, tmp_path, StrideAligned(crf=8))
     assert (stored.info.width, stored.info.height) == (64, 192)
 
 
 def test_an_ordinary_video_gets_no_note(tmp_path: Path):
-    assert laid(encoded(numbered(range(5))), tmp_path, StrideAligned())[1] == []
+    assert encode(encoded(numbered(range(5))), tmp_path, StrideAligned())[1] == []
 
 
 def changing(*sizes: tuple[int, int]) -> bytes:
@@ -181,7 +181,7 @@ def changing(*sizes: tuple[int, int]) -> bytes:
 
 @pytest.mark.parametrize("layout", [StrideAligned(crf=8), Jpegs(quality=2)])
 def test_a_size_that_changes_keeps_the_aspect_ratio(layout: Layout, tmp_path: Path):
-    stored, notes = laid(changing((64, 96), (128, 192), (128, 96)), tmp_path, layout)
+    stored, notes = encode(changing((64, 96), (128, 192), (128, 96)), tmp_path, layout)
     assert (stored.info.width, stored.info.height, stored.info.frames) == (96, 64, 30)
     assert notes == [
         "the size changes on the way, to 192x128",
@@ -198,7 +198,7 @@ def test_a_size_that_changes_keeps_the_aspect_ratio(layout: Layout, tmp_path: Pa
 
 @needs_cases
 def test_a_turned_telephone_is_no_squeezed_picture(tmp_path: Path):
-    stored, notes = laid(CASES / "size_changes" / "turned.webm", tmp_path, StrideAligned(crf=8))
+    stored, notes = encode(CASES / "size_changes" / "turned.webm", tmp_path, StrideAligned(crf=8))
     assert (stored.info.width, stored.info.height, stored.info.frames) == (96, 64, 120)
     assert len(notes) == 2
     assert stored.file is not None

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from kinemae.data_tools.layouts.base import Layout, Task
+from kinemae.data_tools.layouts.base import Job, Layout
 from kinemae.data_tools.layouts.copy import Copy
 from kinemae.data_tools.layouts.jpegs import Jpegs
 from kinemae.data_tools.layouts.stride_aligned import StrideAligned
@@ -49,13 +49,13 @@ def recorded(
 
 def stored(video: SourceVideo, folder: Path, layout: Layout) -> tuple[list[int], list[str]]:
     folder.mkdir(exist_ok=True)
-    task = Task(video=video, key="key", folder=folder)
-    [laid] = layout.lay(task)
-    if laid.file is not None:
-        return numbers_in(laid.file), task.notes
-    step_s = laid.info.duration_s / laid.info.frames
-    shown = decode_at(video.path.read_bytes(), [(n + 0.5) * step_s for n in range(laid.info.frames)])
-    return [number_of(luma) for luma in shown.float().mean(dim=1).numpy()], task.notes
+    job = Job(video=video, key="key", folder=folder)
+    [sample] = layout.encode(job)
+    if sample.file is not None:
+        return numbers_in(sample.file), job.notes
+    step_s = sample.info.duration_s / sample.info.frames
+    shown = decode_at(video.path.read_bytes(), [(n + 0.5) * step_s for n in range(sample.info.frames)])
+    return [number_of(luma) for luma in shown.float().mean(dim=1).numpy()], job.notes
 
 
 @pytest.mark.parametrize("layout", [StrideAligned(crf=10), Jpegs(quality=2)])

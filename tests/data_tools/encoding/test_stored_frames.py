@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from kinemae.data_tools.layouts.base import Laid, Task
+from kinemae.data_tools.layouts.base import EncodedSample, Job
 from kinemae.data_tools.layouts.clips import Clips
 from kinemae.data_tools.layouts.copy import Copy
 from kinemae.data_tools.layouts.jpegs import Jpegs
@@ -65,10 +65,10 @@ FILES = {  # cases: (frames, whether the rate varies)
 }
 
 
-def laid(path: Path, folder: Path, layout: object) -> tuple[list[Laid], list[str]]:
+def encode(path: Path, folder: Path, layout: object) -> tuple[list[EncodedSample], list[str]]:
     folder.mkdir(exist_ok=True)
-    task = Task(video=SourceVideo(path=path, name=path.name), key="key", folder=folder)
-    return list(layout.lay(task)), task.notes  # type: ignore[attr-defined]
+    job = Job(video=SourceVideo(path=path, name=path.name), key="key", folder=folder)
+    return list(layout.encode(job)), job.notes  # type: ignore[attr-defined]
 
 
 def lumas_in(path: Path) -> list[np.ndarray]:
@@ -88,22 +88,22 @@ def shipped_numbers(path: Path) -> list[int]:
     return [filming.number_of(torch.from_numpy(luma)[None]) for luma in lumas_in(path)]
 
 
-def stored(samples: list[Laid]) -> list[int]:
+def stored(samples: list[EncodedSample]) -> list[int]:
     return [number for sample in samples for number in numbers_in(sample.file or Path())]
 
 
 def assert_all_layouts_store(path: Path, source: list[int], folder: Path) -> None:
     """Each layout stores the frames of a constant rate once and in order; the index is right."""
     for layout in (StrideAligned(crf=10), Jpegs(quality=2)):
-        samples, _ = laid(path, folder / "out", layout)
+        samples, _ = encode(path, folder / "out", layout)
         assert stored(samples) == source, layout
         assert samples[0].info.frames == len(source)
     # A clip takes the frame in the middle of each stride.
-    samples, _ = laid(path, folder / "clips", Clips(frames=5, stride=4, crf=10))
+    samples, _ = encode(path, folder / "clips", Clips(frames=5, stride=4, crf=10))
     expected = source[2 : len(samples) * 20 : 4]
     late = 1 if path.name == "x.mpg" else 0  # some of its time stamps are a frame too late
     assert np.abs(np.subtract(stored(samples), expected)).max() <= late
-    [sample], _ = laid(path, folder, Copy())
+    [sample], _ = encode(path, folder, Copy())
     info = sample.info
     assert info == probe(path) and info.frames == len(source)
     middles_s = [(number + 0.5) * info.duration_s / info.frames for number in range(info.frames)]
@@ -131,7 +131,7 @@ def test_every_layout_stores_the_frames_of_strange_files(name: str, tmp_path: Pa
         assert_all_layouts_store(path, source, tmp_path)
         return
     for layout in (StrideAligned(crf=10), Jpegs(quality=2)):
-        numbers = stored(laid(path, tmp_path / "out", layout)[0])
+        numbers = stored(encode(path, tmp_path / "out", layout)[0])
         assert sorted(set(numbers)) == source
         assert numbers == sorted(numbers)
 
@@ -140,7 +140,7 @@ def test_every_layout_stores_the_frames_of_strange_files(name: str, tmp_path: Pa
 def test_every_layout_stores_the_frames_of_the_files_that_ship(name: str, tmp_path: Path):
     source = shipped_numbers(SHIPPED / name)
     for layout in (StrideAligned(crf=4), Jpegs(quality=2), Copy()):
-        [sample], notes = laid(SHIPPED / name, tmp_path / "out", layout)
+        [sample], notes = encode(SHIPPED / name, tmp_path / "out", layout)
         numbers = shipped_numbers(sample.file or SHIPPED / name)
         assert sample.info.frames == len(numbers)
         if any("varying" in note for note in notes):
@@ -165,7 +165,7 @@ def test_every_layout_stores_ucf101_and_spatial_video(folder: str, frames: dict[
         shown = small_lumas(path)
         assert len(shown) == count
         for layout in (StrideAligned(crf=8, short_side=64), Jpegs(short_side=64), Copy()):
-            [sample], notes = laid(path, tmp_path / "out", layout)
+            [sample], notes = encode(path, tmp_path / "out", layout)
             assert (sample.info.frames, notes) == (count, [])
             if sample.file is not None:
                 assert np.abs(small_lumas(sample.file) - shown).mean(axis=(1, 2)).max() < 4

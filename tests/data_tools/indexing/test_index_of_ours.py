@@ -29,7 +29,7 @@ def written(folder: Path, name: str, *, classes: str = "", seed: int = 0) -> Pat
         for start in (0, 0.4)
     ]
     table = write_text(folder / "list.csv", "\n".join(["path,label,group,start_s,end_s,score,note", *rows]))
-    options = ["validation_share=0", "samples_per_shard=4", *([f"classes={classes}"] if classes else [])]
+    options = ["validation_fraction=0", "samples_per_shard=4", *([f"classes={classes}"] if classes else [])]
     assert shard(table, folder / name, *options) == 0
     return folder / name
 

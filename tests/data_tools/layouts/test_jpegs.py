@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from kinemae.data_tools.encoding.jpeg_colours import jpeg_planes
-from kinemae.data_tools.layouts.base import Laid, Task
+from kinemae.data_tools.layouts.base import EncodedSample, Job
 from kinemae.data_tools.layouts.jpegs import Jpegs
 from kinemae.data_tools.layouts.stride_aligned import StrideAligned
 from kinemae.data_tools.manifest.videos import SourceVideo
@@ -38,48 +38,48 @@ def folder(tmp_path: Path) -> SourceVideo:
     return SourceVideo(path=tmp_path, name="folder", frames=tuple(names), fps=5.0)
 
 
-def lay(video: SourceVideo, layout: Jpegs | StrideAligned) -> Laid:
+def encode(video: SourceVideo, layout: Jpegs | StrideAligned) -> EncodedSample:
     out = video.path.parent / "out"
     out.mkdir(exist_ok=True)
-    [laid] = layout.lay(Task(video=video, key="key", folder=out))
-    return laid
+    [sample] = layout.encode(Job(video=video, key="key", folder=out))
+    return sample
 
 
-def packets(laid: Laid) -> list[bytes]:
-    with av.open(str(laid.file)) as container:
+def packets(sample: EncodedSample) -> list[bytes]:
+    with av.open(str(sample.file)) as container:
         return [bytes(packet) for packet in container.demux(video=0) if packet.size]
 
 
 def test_jpeg_files_go_in_untouched(folder: SourceVideo):
-    laid = lay(folder, Jpegs())
-    assert packets(laid) == [(folder.path / name).read_bytes() for name in folder.frames]
-    assert laid.file is not None
-    found = probe(laid.file)
+    sample = encode(folder, Jpegs())
+    assert packets(sample) == [(folder.path / name).read_bytes() for name in folder.frames]
+    assert sample.file is not None
+    found = probe(sample.file)
     assert (found.frames, found.codec, found.width, found.height) == (9, "mjpeg", 64, 48)
-    assert found.duration_s == pytest.approx(laid.info.duration_s) == 9 / 5
+    assert found.duration_s == pytest.approx(sample.info.duration_s) == 9 / 5
 
 
 def test_the_reader_sees_the_pictures_at_their_times(folder: SourceVideo):
-    laid = lay(folder, Jpegs())
-    assert laid.file is not None
-    stored = decode_at(laid.file.read_bytes(), [(number + 0.5) / 5 for number in range(9)]).float()
+    sample = encode(folder, Jpegs())
+    assert sample.file is not None
+    stored = decode_at(sample.file.read_bytes(), [(number + 0.5) / 5 for number in range(9)]).float()
     wanted = np.stack(moving(9)).transpose(0, 3, 1, 2)
     assert np.abs(stored.numpy() - wanted).mean() < 3
 
 
 @pytest.mark.parametrize("arguments", [{"short_side": 32}, {"fps": 10.0}, {"quality": 5, "fps": 2.5}])
 def test_pictures_are_encoded_anew_where_they_must_be(folder: SourceVideo, arguments: dict[str, object]):
-    laid = lay(folder, Jpegs(**arguments))  # type: ignore[arg-type]
-    assert packets(laid)[0] != (folder.path / folder.frames[0]).read_bytes()
-    assert laid.info.duration_s == pytest.approx(9 / 5, abs=0.2)
-    assert laid.info.height == arguments.get("short_side", 48)
+    sample = encode(folder, Jpegs(**arguments))  # type: ignore[arg-type]
+    assert packets(sample)[0] != (folder.path / folder.frames[0]).read_bytes()
+    assert sample.info.duration_s == pytest.approx(9 / 5, abs=0.2)
+    assert sample.info.height == arguments.get("short_side", 48)
 
 
 def test_a_folder_of_pictures_becomes_a_film(folder: SourceVideo):
-    laid = lay(folder, StrideAligned(crf=10))
-    assert (laid.info.frames, laid.info.duration_s, laid.info.codec) == (9, 9 / 5, "h264")
-    assert laid.file is not None
-    stored = decode_at(laid.file.read_bytes(), [(number + 0.5) / 5 for number in range(9)]).float()
+    sample = encode(folder, StrideAligned(crf=10))
+    assert (sample.info.frames, sample.info.duration_s, sample.info.codec) == (9, 9 / 5, "h264")
+    assert sample.file is not None
+    stored = decode_at(sample.file.read_bytes(), [(number + 0.5) / 5 for number in range(9)]).float()
     wanted = np.stack(moving(9)).transpose(0, 3, 1, 2)
     assert np.abs(stored.numpy() - wanted).mean() < 3
 
@@ -97,11 +97,11 @@ def test_pictures_are_turned_as_exif_says(
         names.append(f"{number}.jpg")
         image.save(tmp_path / names[-1], exif=exif, quality=95)
         upright.append(np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / names[-1]))))
-    laid = lay(SourceVideo(path=tmp_path, name="folder", frames=tuple(names), fps=5.0), layout)
+    sample = encode(SourceVideo(path=tmp_path, name="folder", frames=tuple(names), fps=5.0), layout)
     height, width = upright[0].shape[:2]
-    assert (laid.info.width, laid.info.height, laid.info.frames) == (width, height, 4)
-    assert laid.file is not None
-    stored = decode_at(laid.file.read_bytes(), [(number + 0.5) / 5 for number in range(4)]).float()
+    assert (sample.info.width, sample.info.height, sample.info.frames) == (width, height, 4)
+    assert sample.file is not None
+    stored = decode_at(sample.file.read_bytes(), [(number + 0.5) / 5 for number in range(4)]).float()
     assert np.abs(stored.numpy() - np.stack(upright).transpose(0, 3, 1, 2)).mean() < 4
 
 
@@ -110,22 +110,22 @@ def test_a_picture_of_another_upright_size_is_named(folder: SourceVideo):
     exif[0x0112] = 6
     Image.open(folder.path / "frame4.jpg").save(folder.path / "frame4.jpg", exif=exif)
     with pytest.raises(BadVideo, match=r"picture frame4\.jpg has 48x64 pixels, frame0\.jpg has 64x48"):
-        lay(folder, Jpegs())
+        encode(folder, Jpegs())
 
 
 def test_png_pictures_are_read_too(tmp_path: Path):
     for number, picture in enumerate(moving(3)):
         (tmp_path / f"{number}.png").write_bytes(encoded([picture], kind=("image2pipe", "png", "rgb24")))
     video = SourceVideo(path=tmp_path, name="folder", frames=("0.png", "1.png", "2.png"))
-    assert lay(video, Jpegs()).info.duration_s == pytest.approx(3 / 25)  # 25 where nobody says
+    assert encode(video, Jpegs()).info.duration_s == pytest.approx(3 / 25)  # 25 where nobody says
 
 
 def test_colours_of_high_definition_survive_jpeg(tmp_path: Path):
     video = (SHIPPED / "h264_b_frames.mp4").read_bytes()  # tagged BT.709, which JPEG cannot say
     (tmp_path / "in").write_bytes(video)
-    laid = lay(SourceVideo(path=tmp_path / "in", name="in"), Jpegs(short_side=None, quality=2))
-    assert laid.file is not None
-    stored, wanted = (decode_at(file, [1.0]).float() for file in (laid.file.read_bytes(), video))
+    sample = encode(SourceVideo(path=tmp_path / "in", name="in"), Jpegs(short_side=None, quality=2))
+    assert sample.file is not None
+    stored, wanted = (decode_at(file, [1.0]).float() for file in (sample.file.read_bytes(), video))
     off = torch.nn.functional.avg_pool2d((stored - wanted)[..., -16:, :], 8)  # six colours
     assert off.abs().max() < 10  # 30 with the wrong matrix
 
@@ -160,9 +160,9 @@ def test_a_stored_video_of_high_definition_is_as_bright_as_the_original(tmp_path
     picture = levels.repeat(8, axis=0).repeat(8, axis=1)
     video = filmed([picture] * 2, codec="ffv1", container="matroska", colorspace="1", color_range="1")
     (tmp_path / "in").write_bytes(video)
-    laid = lay(SourceVideo(path=tmp_path / "in", name="in"), Jpegs(quality=2))
-    assert laid.file is not None
-    stored, wanted = (rgb_of(content) for content in (laid.file.read_bytes(), video))
+    sample = encode(SourceVideo(path=tmp_path / "in", name="in"), Jpegs(quality=2))
+    assert sample.file is not None
+    stored, wanted = (rgb_of(content) for content in (sample.file.read_bytes(), video))
     assert (stored - wanted).mean((0, 2, 3, 4)).abs().max() < 0.6
 
 
@@ -196,19 +196,19 @@ def test_a_bad_picture_is_named(
     if content is not None:
         (folder.path / "frame4.jpg").write_bytes(content)
     with pytest.raises(BadVideo, match=message):
-        lay(folder, layout)
+        encode(folder, layout)
 
 
 def test_a_picture_that_is_a_play_list_opens_nothing(folder: SourceVideo):
     (folder.path / "frame4.jpg").write_text("ffconcat version 1.0\nfile frame0.jpg\n")
     with pytest.raises(BadVideo, match=r"picture frame4\.jpg cannot be read"):
-        lay(folder, Jpegs())
+        encode(folder, Jpegs())
 
 
 def test_a_part_of_the_pictures(folder: SourceVideo):
     part = SourceVideo(path=folder.path, name="part", frames=folder.frames, fps=5.0, start_s=0.4, end_s=1.0)
-    laid = lay(part, Jpegs())
-    assert (laid.info.frames, laid.start_s) == (3, 0.4)
+    sample = encode(part, Jpegs())
+    assert (sample.info.frames, sample.start_s) == (3, 0.4)
 
 
 def test_encoding_is_the_same_through_the_file_or_its_bytes(tmp_path: Path):
@@ -219,8 +219,8 @@ def test_encoding_is_the_same_through_the_file_or_its_bytes(tmp_path: Path):
     member = SourceVideo(path=tmp_path / "in" / "a.tar", name="a", member=(6, len(content)))
     made = []
     for video in (member, SourceVideo(path=tmp_path / "in" / "a.mp4", name="a")):
-        laid = lay(video, StrideAligned())
-        assert laid.file is not None
-        made.append(laid.file.read_bytes())
+        sample = encode(video, StrideAligned())
+        assert sample.file is not None
+        made.append(sample.file.read_bytes())
     assert made[0] == made[1]
     assert io.BytesIO(made[0]).getbuffer().nbytes == len(made[0])

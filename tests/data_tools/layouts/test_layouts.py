@@ -8,8 +8,8 @@ import pytest
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.components import Component, build_component, component_names
-from kinemae.data_tools.encoding.resample import Cuts
-from kinemae.data_tools.layouts.base import Laid, Layout, Task
+from kinemae.data_tools.encoding.resample import SegmentRules
+from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import decode_at, probe
@@ -23,13 +23,13 @@ def build(name: str, **arguments: object) -> Layout:
     return build_component("kinemae.data_tools.layouts", Component(name=name, args=arguments), Layout)
 
 
-def lay(layout: Layout, video: SourceVideo, folder: Path, **options: object) -> list[Laid]:
+def encode(layout: Layout, video: SourceVideo, folder: Path, **options: object) -> list[EncodedSample]:
     folder.mkdir(exist_ok=True)
-    return list(layout.lay(Task(video=video, key="key", folder=folder, **options)))  # type: ignore[arg-type]
+    return list(layout.encode(Job(video=video, key="key", folder=folder, **options)))  # type: ignore[arg-type]
 
 
-def content(laid: Laid, video: SourceVideo) -> bytes:
-    return (laid.file or video.path).read_bytes()
+def content(sample: EncodedSample, video: SourceVideo) -> bytes:
+    return (sample.file or video.path).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ class TestContract:
     def test_what_it_says_of_a_sample_is_what_the_reader_finds(
         self, name: str, clip: SourceVideo, tmp_path: Path
     ):
-        samples = lay(build(name), clip, tmp_path)
+        samples = encode(build(name), clip, tmp_path)
         assert samples
         for sample in samples:
             found = probe(content(sample, clip))
@@ -60,14 +60,14 @@ class TestContract:
             assert sample.file is None or sample.file.name == f"{sample.key}.{sample.ending}"
 
     def test_equal_videos_give_equal_bytes(self, name: str, clip: SourceVideo, tmp_path: Path):
-        twice = [lay(build(name), clip, tmp_path / folder) for folder in ("one", "other")]
+        twice = [encode(build(name), clip, tmp_path / folder) for folder in ("one", "other")]
         assert [content(sample, clip) for sample in twice[0]] == [
             content(sample, clip) for sample in twice[1]
         ]
         assert [sample.start_s for sample in twice[0]] == [sample.start_s for sample in twice[1]]
 
     def test_only_whole_files_of_its_samples_are_left(self, name: str, clip: SourceVideo, tmp_path: Path):
-        samples = lay(build(name), clip, tmp_path)
+        samples = encode(build(name), clip, tmp_path)
         stored = {sample.file for sample in samples if sample.file is not None}
         assert set(tmp_path.iterdir()) == stored
 
@@ -75,12 +75,12 @@ class TestContract:
         path = tmp_path / "broken.mp4"
         path.write_bytes(encoded(moving(20))[:-500])
         with pytest.raises(BadVideo):
-            lay(build(name), SourceVideo(path=path, name=path.name), tmp_path / "out")
+            encode(build(name), SourceVideo(path=path, name=path.name), tmp_path / "out")
         assert not list((tmp_path / "out").iterdir())
 
     def test_a_frame_is_where_it_was_in_the_original(self, name: str, clip: SourceVideo, tmp_path: Path):
         original = clip.path.read_bytes()
-        for sample in lay(build(name), clip, tmp_path):
+        for sample in encode(build(name), clip, tmp_path):
             step_s = sample.info.duration_s / sample.info.frames
             middles_s = [(number + 0.5) * step_s for number in range(sample.info.frames)]
             stored = decode_at(content(sample, clip), middles_s).float().mean(dim=(1, 2, 3))
@@ -92,7 +92,7 @@ class TestContract:
 @pytest.mark.parametrize("name", CUTTING)
 def test_a_part_of_a_video_is_that_part(name: str, clip: SourceVideo, tmp_path: Path):
     part = SourceVideo(path=clip.path, name="part", start_s=1.0, end_s=2.0)
-    [sample] = lay(build(name), part, tmp_path)
+    [sample] = encode(build(name), part, tmp_path)
     assert (sample.info.frames, sample.start_s) == (25, 1.0)
     stored = decode_at(content(sample, part), [0.02, 0.98]).float().mean(dim=(1, 2, 3))
     wanted = decode_at(clip.path.read_bytes(), [1.02, 1.98]).float().mean(dim=(1, 2, 3))
@@ -103,16 +103,16 @@ def test_a_part_of_a_video_is_that_part(name: str, clip: SourceVideo, tmp_path: 
 def test_a_part_beyond_the_end_is_a_bad_video(name: str, clip: SourceVideo, tmp_path: Path):
     part = SourceVideo(path=clip.path, name="part", start_s=9.0, end_s=11.0)
     with pytest.raises(BadVideo, match="it shows nothing from second 9 to 11"):
-        lay(build(name), part, tmp_path)
+        encode(build(name), part, tmp_path)
 
 
 @pytest.mark.parametrize("name", CUTTING)
 def test_segments_are_of_the_asked_length_and_leave_nothing_out(name: str, clip: SourceVideo, tmp_path: Path):
-    samples = lay(build(name), clip, tmp_path, cuts=Cuts(segment_s=0.8))
+    samples = encode(build(name), clip, tmp_path, segment_rules=SegmentRules(segment_s=0.8))
     assert [sample.key for sample in samples] == ["key-0000", "key-0001", "key-0002", "key-0003"]
     assert [sample.info.frames for sample in samples] == [20, 20, 20, 15]
     assert [sample.start_s for sample in samples] == pytest.approx([0, 0.8, 1.6, 2.4])
-    [long, longer] = lay(build(name), clip, tmp_path, cuts=Cuts(segment_s=1.3))
+    [long, longer] = encode(build(name), clip, tmp_path, segment_rules=SegmentRules(segment_s=1.3))
     assert (long.info.frames, longer.info.frames) == (32, 43)  # 10 frames alone would be less than half
 
 
@@ -123,49 +123,59 @@ def test_scenes_are_cut_where_the_picture_changes(name: str, tmp_path: Path):
     pictures = [scene for scene, frames in zip(scenes, (30, 40, 10), strict=True) for _ in range(frames)]
     path = tmp_path / "scenes.mp4"
     path.write_bytes(encoded(pictures))
-    samples = lay(build(name), SourceVideo(path=path, name="s"), tmp_path / "out", cuts=Cuts(scene_cuts=True))
+    samples = encode(
+        build(name),
+        SourceVideo(path=path, name="s"),
+        tmp_path / "out",
+        segment_rules=SegmentRules(scene_cuts=True),
+    )
     assert [sample.info.frames for sample in samples] == [30, 50]  # the last scene is shorter than a second
-    both = Cuts(segment_s=0.6, scene_cuts=True)
-    samples = lay(build(name), SourceVideo(path=path, name="s"), tmp_path / "out", cuts=both)
+    both = SegmentRules(segment_s=0.6, scene_cuts=True)
+    samples = encode(build(name), SourceVideo(path=path, name="s"), tmp_path / "out", segment_rules=both)
     assert [sample.info.frames for sample in samples] == [15, 15, 15, 15, 10, 10]
 
 
 @pytest.mark.parametrize(
-    "name, video, cuts, message",
+    "name, video, segment_rules, message",
     [
         (
             "copy",
             {},
-            Cuts(segment_s=1),
+            SegmentRules(segment_s=1),
             "copy leaves videos as they are and cannot cut them; use layout.name=",
         ),
-        ("copy", {}, Cuts(scene_cuts=True), "stride_aligned, clips or jpegs"),
+        ("copy", {}, SegmentRules(scene_cuts=True), "stride_aligned, clips or jpegs"),
         (
             "copy",
             {"start_s": 1.0},
-            Cuts(),
+            SegmentRules(),
             r"a.mp4 is a part of a video \(start_s, end_s\) and layout.name=copy",
         ),
-        ("copy", {"end_s": 1.0}, Cuts(), "stores whole files; use layout.name=stride_aligned"),
-        ("copy", {"frames": ("1.jpg",)}, Cuts(), "a.mp4 is a folder of pictures and layout.name=copy stores"),
+        ("copy", {"end_s": 1.0}, SegmentRules(), "stores whole files; use layout.name=stride_aligned"),
+        (
+            "copy",
+            {"frames": ("1.jpg",)},
+            SegmentRules(),
+            "a.mp4 is a folder of pictures and layout.name=copy stores",
+        ),
         (
             "clips",
             {},
-            Cuts(segment_s=1),
+            SegmentRules(segment_s=1),
             "clips cuts videos by its own args: leave segment_s and scene_cuts out",
         ),
     ],
 )
 def test_what_a_layout_cannot_do_is_said_before_anything_is_read(
-    name: str, video: dict[str, object], cuts: Cuts, message: str
+    name: str, video: dict[str, object], segment_rules: SegmentRules, message: str
 ):
     with pytest.raises(ValueError, match=message):
-        build(name).check(SourceVideo(path=Path("a.mp4"), name="a.mp4", **video), cuts)  # type: ignore[arg-type]
+        build(name).check(SourceVideo(path=Path("a.mp4"), name="a.mp4", **video), segment_rules)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_what_a_layout_can_do_is_not_refused(name: str):
-    build(name).check(SourceVideo(path=Path("a.mp4"), name="a.mp4", member=(0, 10)), Cuts())
+    build(name).check(SourceVideo(path=Path("a.mp4"), name="a.mp4", member=(0, 10)), SegmentRules())
 
 
 @pytest.mark.parametrize(
@@ -207,7 +217,7 @@ def test_a_full_disk_is_no_fault_of_the_video(name: str, clip: SourceVideo, tmp_
         with pytest.raises(
             DataError, match=f"cannot write to {tmp_path}: File too large; mend that"
         ) as raised:
-            lay(build(name), clip, tmp_path)
+            encode(build(name), clip, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not isinstance(raised.value, BadVideo)
@@ -218,9 +228,9 @@ def test_a_full_disk_is_no_fault_of_the_video(name: str, clip: SourceVideo, tmp_
 def test_a_tail_that_is_cut_off_is_noted(name: str, tmp_path: Path):
     path = tmp_path / "tail.mp4"
     path.write_bytes(cut_after(encoded(moving(50), is_index_first=True), 40))
-    task = Task(video=SourceVideo(path=path, name=path.name), key="key", folder=tmp_path)
-    samples = list(build(name).lay(task))
-    assert task.notes == ["40 of 50 frames"]
+    job = Job(video=SourceVideo(path=path, name=path.name), key="key", folder=tmp_path)
+    samples = list(build(name).encode(job))
+    assert job.notes == ["40 of 50 frames"]
     # The last frame on screen was decoded before the one that belongs in front of it, which is cut off.
     stored = {"copy": 40, "clips": 10}.get(name, 41)
     assert sum(sample.info.frames for sample in samples) == stored

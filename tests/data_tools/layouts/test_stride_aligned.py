@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from kinemae.data_tools.layouts.base import Laid, Task
+from kinemae.data_tools.layouts.base import EncodedSample, Job
 from kinemae.data_tools.layouts.stride_aligned import StrideAligned
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.stream.container import BadVideo
@@ -17,20 +17,22 @@ from tests.filming import FORMATS, SHIPPED
 from tests.sharding import MATROSKA, encoded, moving
 
 
-def lay(video: bytes, folder: Path, *, seed: int = 0, key: str = "key", **arguments: object) -> Laid:
+def encode(
+    video: bytes, folder: Path, *, seed: int = 0, key: str = "key", **arguments: object
+) -> EncodedSample:
     path = folder / "original"
     path.write_bytes(video)
-    task = Task(video=SourceVideo(path=path, name="original"), key=key, folder=folder, seed=seed)
-    [laid] = StrideAligned(**arguments).lay(task)  # type: ignore[arg-type]
-    return laid
+    job = Job(video=SourceVideo(path=path, name="original"), key=key, folder=folder, seed=seed)
+    [sample] = StrideAligned(**arguments).encode(job)  # type: ignore[arg-type]
+    return sample
 
 
-def planes(laid: Laid, skip: str = "DEFAULT") -> dict[int, np.ndarray]:
+def planes(sample: EncodedSample, skip: str = "DEFAULT") -> dict[int, np.ndarray]:
     """Decoded frames by their number."""
-    assert laid.file is not None
+    assert sample.file is not None
     found = {}
-    step_s = laid.info.duration_s / laid.info.frames
-    with av.open(io.BytesIO(laid.file.read_bytes())) as container:
+    step_s = sample.info.duration_s / sample.info.frames
+    with av.open(io.BytesIO(sample.file.read_bytes())) as container:
         stream = container.streams.video[0]
         stream.codec_context.skip_frame = skip
         start = stream.start_time or 0
@@ -40,35 +42,35 @@ def planes(laid: Laid, skip: str = "DEFAULT") -> dict[int, np.ndarray]:
     return found
 
 
-def assert_references_stand_alone(laid: Laid) -> None:
-    every, alone = planes(laid), planes(laid, "NONREF")
-    assert sorted(every) == list(range(laid.info.frames))
-    promised = range(laid.reference_phase, laid.info.frames, laid.reference_stride)
-    assert laid.reference_stride == 1 or set(promised) <= set(alone)
+def assert_references_stand_alone(sample: EncodedSample) -> None:
+    every, alone = planes(sample), planes(sample, "NONREF")
+    assert sorted(every) == list(range(sample.info.frames))
+    promised = range(sample.reference_phase, sample.info.frames, sample.reference_stride)
+    assert sample.reference_stride == 1 or set(promised) <= set(alone)
     assert all(np.array_equal(every[number], alone[number]) for number in alone)
     # At most the first frame, one before the phase, and the last one of each group are decoded besides.
-    groups = laid.info.frames // 16 + 1
+    groups = sample.info.frames // 16 + 1
     assert len(alone) <= len(promised) + 2 + groups
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("seed", range(4))
 def test_reference_frames_decode_alone_to_the_same_bits(stride: int, seed: int, tmp_path: Path):
-    laid = lay(encoded(moving(77)), tmp_path, stride=stride, seed=seed, gop=16 // stride * stride)
-    assert (laid.reference_stride, laid.info.frames) == (stride, 77)
-    assert_references_stand_alone(laid)
+    sample = encode(encoded(moving(77)), tmp_path, stride=stride, seed=seed, gop=16 // stride * stride)
+    assert (sample.reference_stride, sample.info.frames) == (stride, 77)
+    assert_references_stand_alone(sample)
 
 
 def test_every_phase_occurs(tmp_path: Path):
     video = encoded(moving(20))
-    phases = {lay(video, tmp_path, key=f"key{number}").reference_phase for number in range(20)}
+    phases = {encode(video, tmp_path, key=f"key{number}").reference_phase for number in range(20)}
     assert phases == {0, 1, 2, 3}
 
 
 def test_the_phase_is_a_function_of_seed_and_key(tmp_path: Path):
     video = encoded(moving(20))
     phases = [
-        [lay(video, tmp_path, key=f"key{n}", seed=seed).reference_phase for n in range(8)]
+        [encode(video, tmp_path, key=f"key{n}", seed=seed).reference_phase for n in range(8)]
         for seed in (1, 1, 2)
     ]
     assert phases[0] == phases[1] != phases[2]
@@ -78,9 +80,9 @@ def test_the_phase_is_a_function_of_seed_and_key(tmp_path: Path):
 def test_a_video_that_ends_before_its_phase_promises_nothing(frames: int, tmp_path: Path):
     video = encoded(moving(frames))
     for number in range(8):
-        laid = lay(video, tmp_path, key=f"key{number}", stride=4)
-        assert laid.reference_phase < laid.info.frames == frames
-        assert_references_stand_alone(laid)
+        sample = encode(video, tmp_path, key=f"key{number}", stride=4)
+        assert sample.reference_phase < sample.info.frames == frames
+        assert_references_stand_alone(sample)
 
 
 @pytest.mark.parametrize(
@@ -99,29 +101,29 @@ def test_the_rate_is_the_asked_one_and_the_length_stays(
     source: Fraction, fps: float | None, frames: int, tmp_path: Path
 ):
     video = encoded(moving(50), rate=source)
-    laid = lay(video, tmp_path, fps=fps)
-    assert laid.info.frames == frames
-    assert laid.info.duration_s == pytest.approx(50 / source, abs=0.5 / float(fps or source))
-    assert_references_stand_alone(laid)
-    step_s = laid.info.duration_s / frames
+    sample = encode(video, tmp_path, fps=fps)
+    assert sample.info.frames == frames
+    assert sample.info.duration_s == pytest.approx(50 / source, abs=0.5 / float(fps or source))
+    assert_references_stand_alone(sample)
+    step_s = sample.info.duration_s / frames
     middles_s = [(number + 0.5) * step_s for number in range(frames)]
     wanted = decode_at(video, middles_s).float().mean(dim=(1, 2, 3))
-    assert laid.file is not None
-    stored = decode_at(laid.file.read_bytes(), middles_s).float().mean(dim=(1, 2, 3))
+    assert sample.file is not None
+    stored = decode_at(sample.file.read_bytes(), middles_s).float().mean(dim=(1, 2, 3))
     assert (stored - wanted).abs().max() < 2
 
 
 def test_a_varying_rate_becomes_its_usual_one_and_frames_keep_their_time(tmp_path: Path):
     ticks = [0, 40, 80, 400, 440, 480, 800, 1200, 1240, 1600, 1640, 2000]
     video = encoded(moving(12), ticks=ticks, kind=MATROSKA)
-    laid = lay(video, tmp_path)
-    assert laid.info.frames == 55
-    assert laid.info.duration_s == pytest.approx(2.0 * 12 / 11, abs=0.02)
-    assert_references_stand_alone(laid)
-    step_s = laid.info.duration_s / 55
+    sample = encode(video, tmp_path)
+    assert sample.info.frames == 55
+    assert sample.info.duration_s == pytest.approx(2.0 * 12 / 11, abs=0.02)
+    assert_references_stand_alone(sample)
+    step_s = sample.info.duration_s / 55
     middles_s = [(number + 0.5) * step_s for number in range(55)]
-    assert laid.file is not None
-    stored = decode_at(laid.file.read_bytes(), middles_s).float().mean(dim=(1, 2, 3))
+    assert sample.file is not None
+    stored = decode_at(sample.file.read_bytes(), middles_s).float().mean(dim=(1, 2, 3))
     assert (stored - decode_at(video, middles_s).float().mean(dim=(1, 2, 3))).abs().max() < 2
 
 
@@ -129,9 +131,9 @@ def test_rounded_time_stamps_are_no_varying_rate(tmp_path: Path):
     ticks = [
         round(number * 1001 / 30) for number in range(60)
     ]  # 29.97 fps in thousandths, as Matroska has it
-    laid = lay(encoded(moving(60), ticks=ticks, kind=MATROSKA), tmp_path)
-    assert laid.info.frames == 60
-    levels = [plane[:8].mean() for _, plane in sorted(planes(laid).items())]
+    sample = encode(encoded(moving(60), ticks=ticks, kind=MATROSKA), tmp_path)
+    assert sample.info.frames == 60
+    levels = [plane[:8].mean() for _, plane in sorted(planes(sample).items())]
     steps = np.diff(levels[:24])
     assert ((steps > 2) & (steps < 7)).all()  # every frame once, none twice
 
@@ -154,11 +156,11 @@ def test_sizes_are_even_and_never_larger_than_they_were(
     picture = np.full((height, width, 3), 90, np.uint8)
     codec, pix_fmt = ("ffv1", "yuv420p") if width == 1 else ("libx264", "yuv444p")
     video = encoded([picture] * 5, kind=("matroska", codec, pix_fmt))
-    laid = lay(video, tmp_path, short_side=short_side)
-    assert (laid.info.width, laid.info.height) == expected
-    assert laid.file is not None
-    assert probe(laid.file) == laid.info
-    stored = decode_at(laid.file.read_bytes(), [0.02]).float()
+    sample = encode(video, tmp_path, short_side=short_side)
+    assert (sample.info.width, sample.info.height) == expected
+    assert sample.file is not None
+    assert probe(sample.file) == sample.info
+    stored = decode_at(sample.file.read_bytes(), [0.02]).float()
     assert (stored - 90).abs().max() < 6
 
 
@@ -183,37 +185,37 @@ def test_real_files_of_every_kind_keep_their_pictures_upright(tmp_path: Path):
     for path in filter(Path.exists, UPRIGHT):
         name, video = path.name, path.read_bytes()
         before = probe(video)
-        laid = lay(video, tmp_path, short_side=4096, crf=10)
-        assert laid.info.frames == before.frames
-        assert laid.info.duration_s == pytest.approx(before.duration_s, rel=1e-3)
-        assert (laid.info.width, laid.info.height) == (before.width // 2 * 2, before.height // 2 * 2)
-        assert_references_stand_alone(laid)
+        sample = encode(video, tmp_path, short_side=4096, crf=10)
+        assert sample.info.frames == before.frames
+        assert sample.info.duration_s == pytest.approx(before.duration_s, rel=1e-3)
+        assert (sample.info.width, sample.info.height) == (before.width // 2 * 2, before.height // 2 * 2)
+        assert_references_stand_alone(sample)
         middles_s = [
             (number + 0.5) * before.duration_s / before.frames for number in range(min(before.frames, 6))
         ]
-        assert laid.file is not None
-        stored = decode_at(laid.file.read_bytes(), middles_s).float()[..., :-1, :-1]
+        assert sample.file is not None
+        stored = decode_at(sample.file.read_bytes(), middles_s).float()[..., :-1, :-1]
         wanted = decode_at(video, middles_s).float()[..., : stored.shape[-2], : stored.shape[-1]]
         assert (stored - wanted).mean(dim=(0, 2, 3)).abs().max() < 2.5, name  # no shift of colours
         assert (stored - wanted).abs().mean() < 8, name
 
 
 def test_sound_captions_and_turns_stay_behind(tmp_path: Path):
-    laid = lay((SHIPPED / "rotated.mp4").read_bytes(), tmp_path)
-    with av.open(str(laid.file)) as container:
+    sample = encode((SHIPPED / "rotated.mp4").read_bytes(), tmp_path)
+    with av.open(str(sample.file)) as container:
         assert [stream.type for stream in container.streams] == ["video"]
         frame = next(container.decode(video=0))
         assert frame.side_data.get("DISPLAYMATRIX") is None
 
 
 def test_the_file_is_as_ordinary_as_promised(tmp_path: Path):
-    laid = lay(encoded(moving(70)), tmp_path, stride=4)
-    with av.open(str(laid.file)) as container:
+    sample = encode(encoded(moving(70)), tmp_path, stride=4)
+    with av.open(str(sample.file)) as container:
         stream = container.streams.video[0]
         assert stream.average_rate == 25
         keys = [frame.key_frame for frame in container.decode(stream)]
     key_frames = [number for number, is_key in enumerate(keys) if is_key]
-    phase = laid.reference_phase
+    phase = sample.reference_phase
     assert key_frames == sorted({0, phase, phase + 32, phase + 64} & set(range(70)))
 
 
@@ -221,6 +223,6 @@ def test_absurd_time_stamps_fill_no_disk(tmp_path: Path):
     year = 365 * 24 * 3600 * 1000
     video = encoded(moving(3), ticks=[0, 40, year], kind=MATROSKA)
     with pytest.raises(BadVideo, match="its time stamps leap to second 31536000 after 2 frames"):
-        lay(video, tmp_path, fps=25)
+        encode(video, tmp_path, fps=25)
     with pytest.raises(BadVideo, match=r"it shows 6\.34196e-08 frames a second: set layout\.args\.fps"):
-        lay(video, tmp_path)
+        encode(video, tmp_path)

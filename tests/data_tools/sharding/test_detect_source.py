@@ -19,7 +19,7 @@ from tests.source_collections import COLLECTIONS, write_clips, write_tar, write_
 
 
 def shard(*arguments: object) -> int:
-    return run_program(PROGRAM, ["shard", *map(str, arguments), "validation_share=0", "workers=1"])
+    return run_program(PROGRAM, ["shard", *map(str, arguments), "validation_fraction=0", "workers=1"])
 
 
 def videos_in(folder: Path) -> dict[str, bytes]:

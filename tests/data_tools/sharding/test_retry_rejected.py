@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kinemae.data_tools.index import open_index
-from kinemae.data_tools.layouts.base import Laid, Layout, Task
+from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout
 from kinemae.data_tools.layouts.stride_aligned import StrideAligned
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.sharding.transcode import JOURNAL_NAME, transcode
@@ -33,7 +33,7 @@ def test_an_unfinished_command_tries_rejected_videos_again(tmp_path: Path):
     good = encoded(moving(5))
     source = write(tmp_path / "videos", a=good, b=bytes(len(good)))
     out = tmp_path / "out"
-    arguments = (source, out, "validation_share=0", "max_bad_fraction=0.1")
+    arguments = (source, out, "validation_fraction=0", "max_bad_fraction=0.1")
     assert shard(*arguments) == 3
     write(source, b=good)  # of the same size and time
     assert shard(*arguments) == 3
@@ -48,15 +48,15 @@ def test_a_complete_data_set_takes_in_what_can_be_read_now(
     good, other = encoded(moving(5)), encoded(moving(6))
     source = write(tmp_path / "videos", a=other, b=bytes(len(good)), c=good)
     out, whole = tmp_path / "out", tmp_path / "whole"
-    assert shard(source, out, "validation_share=0") == 0
+    assert shard(source, out, "validation_fraction=0") == 0
     before = contents(out)
     if is_mended:
         write(source, b=good)
-        assert shard(source, whole, "validation_share=0") == 0
-    assert shard(source, out, "validation_share=0") == 0
+        assert shard(source, whole, "validation_fraction=0") == 0
+    assert shard(source, out, "validation_fraction=0") == 0
     assert contents(out) == before
     capsys.readouterr()
-    assert shard(source, out, "validation_share=0", "retry_rejected=true") == 0
+    assert shard(source, out, "validation_fraction=0", "retry_rejected=true") == 0
     assert f"{int(is_mended)} of 1 rejected videos can be read now" in capsys.readouterr().err
     assert contents(out) == (contents(whole) if is_mended else before)
 
@@ -76,10 +76,10 @@ class Deadly(Layout):
     def __init__(self, file: Path):
         self.file = file
 
-    def lay(self, task: Task) -> Iterator[Laid]:
-        if task.video.name == "b" and self.file.exists():
+    def encode(self, job: Job) -> Iterator[EncodedSample]:
+        if job.video.name == "b" and self.file.exists():
             os.kill(os.getpid(), signal.SIGKILL)
-        yield from StrideAligned().lay(task)
+        yield from StrideAligned().encode(job)
 
 
 @pytest.mark.processes
@@ -87,16 +87,16 @@ def test_a_crash_is_not_final(tmp_path: Path):
     source = write(tmp_path / "videos", a=encoded(moving(5)), b=encoded(moving(6)))
     flag = tmp_path / "memory is short"
     flag.touch()
-    tasks = [
-        Task(video=SourceVideo(path=source / f"{name}.mp4", name=name), key=name, folder=tmp_path)
+    jobs = [
+        Job(video=SourceVideo(path=source / f"{name}.mp4", name=name), key=name, folder=tmp_path)
         for name in "ab"
     ]
     for is_short in (True, False):
         if not is_short:
             flag.unlink()
-        findings = transcode(tasks, Deadly(flag), tmp_path / "work", workers=2, is_sharded=lambda key: False)
-        assert [bool(finding.samples) for finding in findings] == [True, not is_short]
-        assert findings[1].is_final != is_short
+        results = transcode(jobs, Deadly(flag), tmp_path / "work", workers=2, is_sharded=lambda key: False)
+        assert [bool(result.samples) for result in results] == [True, not is_short]
+        assert results[1].is_final != is_short
     lines = (tmp_path / "work" / JOURNAL_NAME).read_text().splitlines()
     assert len([line for line in lines if json.loads(line)["samples"]]) == 2
 

@@ -196,7 +196,7 @@ def test_keys_that_collide_keep_both_videos(tmp_path: Path):
     names = ["a/Clip.mp4", "a/clip.mp4", "a/CLIP (1).mp4"]
     for number, name in enumerate(names):
         write_clip(tmp_path / "videos" / name, number)
-    assert shard(tmp_path / "videos", tmp_path / "out", "validation_share=0") == 0
+    assert shard(tmp_path / "videos", tmp_path / "out", "validation_fraction=0") == 0
     found = names_and_bytes(open_index(tmp_path / "out" / "train"))
     assert found == {name: (tmp_path / "videos" / name).read_bytes() for name in names}
 
@@ -242,7 +242,7 @@ def test_too_many_bad_videos_stop(collection: Path, tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("validation_share=1", "validation_share must lie in [0, 1), got 1.0"),
+        ("validation_fraction=1", "validation_fraction must lie in [0, 1), got 1.0"),
         ("samples_per_shard=0", "samples_per_shard must be at least 1, got 0"),
         ("megabytes_per_shard=0", "megabytes_per_shard must be at least 1"),
         ("max_bad_fraction=2", "max_bad_fraction must lie in [0, 1]"),

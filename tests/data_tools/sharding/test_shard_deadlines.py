@@ -61,7 +61,7 @@ def test_a_named_pipe_is_rejected_without_being_opened(
 ):
     os.mkfifo(source / "x.mp4")
     os.symlink("/dev/zero", source / "y.mp4")
-    command = (source, tmp_path / "out", f"layout.name={layout}", "validation_share=0")
+    command = (source, tmp_path / "out", f"layout.name={layout}", "validation_fraction=0")
     assert shard(*command, workers=workers) == 0
     assert rejected(tmp_path / "out") == {
         "x.mp4": "cannot read it: expected a regular file, got a named pipe",
@@ -72,7 +72,7 @@ def test_a_named_pipe_is_rejected_without_being_opened(
 
 @pytest.mark.processes
 def test_a_blocked_video_is_left_out_and_tried_again_by_the_next_run(source: Path, tmp_path: Path):
-    command = (source, tmp_path / "out", "validation_share=0", "max_bad_fraction=0")
+    command = (source, tmp_path / "out", "validation_fraction=0", "max_bad_fraction=0")
     with blocked(source / "1.mp4"):
         assert shard(*command, "timeout_s=2", workers=2) == EXIT_DATA
     assert rejected(tmp_path / "out") == {"1.mp4": TIMED_OUT}
@@ -111,7 +111,7 @@ def test_a_disk_that_fails_is_no_fault_of_the_video(
 ):
     monkeypatch.setattr(transcode_module, "OUTAGE_S", 0.0)
     os.symlink("/proc/self/mem", source / "x.mp4")  # a regular file whose first byte gives EIO
-    command = (source, tmp_path / "out", "validation_share=0", "layout.name=copy")
+    command = (source, tmp_path / "out", "validation_fraction=0", "layout.name=copy")
     assert shard(*command) == EXIT_STUCK
     assert f"cannot read {source / 'x.mp4'}: Input/output error; fix: check" in capsys.readouterr().err
     (source / "x.mp4").unlink()
@@ -142,6 +142,6 @@ def test_a_file_system_without_locks_is_warned_of_and_used(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    assert shard(source, tmp_path / "out", "validation_share=0", "layout.name=copy") == 0
+    assert shard(source, tmp_path / "out", "validation_fraction=0", "layout.name=copy") == 0
     said = "is on a file system without locks (flock): run one command at a time for"
     assert said in capsys.readouterr().err

@@ -20,7 +20,7 @@ from tests.seeds import SEED
 from tests.sharding import contents, encoded, moving, shard
 
 # Small shards, so that a kill may also come between two of them.
-ARGUMENTS = ("samples_per_shard=3", "validation_share=0.25", "segment_s=1")
+ARGUMENTS = ("samples_per_shard=3", "validation_fraction=0.25", "segment_s=1")
 
 
 @pytest.fixture(scope="module")
