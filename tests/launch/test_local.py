@@ -24,7 +24,7 @@ def test_each_process_knows_who_it_is_and_gets_hostile_words_as_they_are(tmp_pat
     code, said = run_head(job, "local", "processes=2")
     assert code == 0, said
     for rank, process in enumerate(told(job)):
-        assert process["argv"] == ["CONFIG", "tell", *HOSTILE]
+        assert process["argv"] == ["pretrain", "CONFIG", "tell", *HOSTILE]
         assert (process["RANK"], process["LOCAL_RANK"]) == (str(rank), str(rank))
         assert (process["WORLD_SIZE"], process["LOCAL_WORLD_SIZE"]) == ("2", "2")
         assert process["MASTER_ADDR"] == "127.0.0.1" and str(process["MASTER_PORT"]).isdigit()
