@@ -66,8 +66,8 @@ def test_bash_reads_every_hostile_value_as_it_is(tmp_path: Path) -> None:
     # The assignments alone, and what bash has then in `task`.
     settings = script.partition("\nset -o pipefail")[0] + '\nprintf "%s\\0" "${task[@]}" "$cancelled"'
     read = subprocess.run(["bash"], input=settings, text=True, capture_output=True, cwd=tmp_path)
-    task_py, job_json, cancelled = job.script("supervisor/task.py"), str(job.path), str(job.path.with_name("cancelled"))
-    assert read.stdout.split("\0")[:-1] == [HOSTILE, "-P", task_py, job_json, cancelled]
+    task_py, cancelled = job.script("supervisor/task.py"), str(job.path.with_name("cancelled"))
+    assert read.stdout.split("\0")[:-1] == [HOSTILE, "-P", task_py, str(job.path), cancelled]
     assert not list(tmp_path.rglob("pwned"))
 
 

@@ -33,7 +33,7 @@ def test_hostile_words_reach_every_host_as_they_are(tmp_path: Path, network: Net
     code, said = run_head(job, "ssh", *cluster(network))
     assert code == 0, said
     for rank, process in enumerate(told(job)):
-        assert process["argv"] == ["CONFIG", "tell", *HOSTILE]
+        assert process["argv"] == ["pretrain", "CONFIG", "tell", *HOSTILE]
         assert (process["RANK"], process["LOCAL_RANK"], process["WORLD_SIZE"]) == (str(rank), "0", "2")
         assert process["MASTER_ADDR"] == network.hosts[0].name
         assert process["GIVEN"] == "$HOME 'x'\ny" and process["cwd"] == job.cwd
