@@ -22,7 +22,7 @@ TUNE := $(RUN) finetune train configs/finetune/demo.yaml seed=$(SEED) \
 	data.train=$(DEMO)/shards/train data.validation=$(DEMO)/shards/validation
 PRETRAINED := encoder=$(DEMO)/pretrain/encoder
 SCRATCH := $(PRETRAINED) weights=random optim.layer_decay=1
-PROBE := freeze=true optim.lr=0.01 'head.args={norm: standard, pool: statistics}'
+PROBE := freeze=true optim.lr=0.01 'head.args={norm: standardize, pool: statistics}'
 
 demo: install
 	$(RUN) data synth $(DEMO)/videos seed=$(SEED)

@@ -74,6 +74,7 @@ _FIELD_NAMES: dict[str, str] = {
     "mix.mixup": "mixup mixup_alpha",
     "mix.cutmix": "cutmix cutmix_alpha",
     "mix.probability": "mixup_prob mix_prob",
+    "mix.switch_probability": "mixup_switch_prob switch_prob switch",
     "augment.flip": "flip hflip horizontal_flip random_flip",
     "augment.erase.probability": "reprob random_erase random_erasing erase_prob",
     "augment.rand_augment.operations": "aa auto_augment autoaugment rand_augment randaug",

@@ -71,7 +71,7 @@ def _evaluate(folder: Path) -> str:
 
 
 def _row(result: dict[str, Any]) -> tuple[str, ...]:
-    low, high = result["top1_interval"]
+    low, high = result["top1_ci95"]
     run = result["run"]
     return (
         result["name"],

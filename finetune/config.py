@@ -8,7 +8,7 @@ from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.loader import AugmentConfig
 from kinemae.finetune.mixing import MixConfig
-from kinemae.finetune.token_reduction import Shortening
+from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.runtime.loss_guard import GuardConfig
 from kinemae.pretrain.runtime.settings import (
     BatchConfig,
@@ -194,9 +194,9 @@ class FinetuneConfig:
         return self.encoder is None or self.weights == "random"
 
     @property
-    def shortening(self) -> Shortening:
+    def token_reduction(self) -> TokenReduction:
         """Pruning and merging together."""
-        return Shortening(pruning=self.pruning, merge_per_block=self.merge.per_block)
+        return TokenReduction(pruning=self.pruning, merge_per_block=self.merge.per_block)
 
     def __post_init__(self) -> None:
         require(self.run_dir != "", "run_dir", "name a folder", self.run_dir)

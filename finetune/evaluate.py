@@ -1,4 +1,4 @@
-"""Scoring a fine-tuned model: several clips and crops of each video, each video counted once."""
+"""Evaluate a fine-tuned model: score several clips and crops of each validation video."""
 
 import argparse
 import json
@@ -25,14 +25,14 @@ from kinemae.finetune.compare import RESULT_NAME
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.data_checks import check_validation
 from kinemae.finetune.model_file import DESCRIPTION, FinetunedModel, load_model
-from kinemae.finetune.scoring import Vote, average_views, score
+from kinemae.finetune.scoring import VideoPrediction, average_views, score
 from kinemae.pretrain.runtime.cores import share_cores
 from kinemae.pretrain.runtime.processes import Processes, find_processes, join_group, leave_group
 from kinemae.pretrain.runtime.settings import precision_on
 
 MODEL_FOLDER = "model"
 
-# What may differ from the run's own config: the rest is settled by the model.
+# Prefixes of the keys that `evaluate` accepts; the trained model determines all other keys.
 _OVERRIDABLE = (
     "evaluate.",
     "pruning",
@@ -50,23 +50,27 @@ _OVERRIDABLE = (
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
-    """`kinemae finetune evaluate RUN [a.b=c]`; an imported model without a run around it will do."""
+    """Run `kinemae finetune evaluate RUN [a.b=c]`; RUN may also be the folder of an imported model."""
     run_dir = Path(arguments.run_dir)
     is_imported = (run_dir / DESCRIPTION).is_file()
-    config = _stored_config(run_dir, arguments.overrides, is_imported=is_imported)
-    model = load_model(run_dir if is_imported else run_dir / MODEL_FOLDER, shortening=config.shortening)
+    config = _load_run_config(run_dir, arguments.overrides, is_imported=is_imported)
+    model_dir = run_dir if is_imported else run_dir / MODEL_FOLDER
+    model = load_model(model_dir, token_reduction=config.token_reduction)
     index = open_index(config.data.validation, cache=config.data.cache, outage_s=config.data.outage_s)
     check_validation(index, model.classes, folder=config.data.validation)
     processes = find_processes(config.engine.device)
     if arguments.dry_run:
-        log.info("would score %d videos of %s with %s", len(index), config.data.validation, _views(config))
+        views = f"{config.evaluate.temporal_clips} x {config.evaluate.spatial_crops} views each"
+        log.info("would score %d videos of %s with %s", len(index), config.data.validation, views)
         return
     model.classifier.to(processes.device)
     try:
         join_group(processes)
         result = evaluate(model, index, config, processes)
-        result["run"] |= {"lr": 0.0, "epochs": 0} if is_imported else {}  # nothing was trained here
-        publish(result, run_dir, processes, as_json=arguments.json)
+        result["run"] |= (
+            {"lr": 0.0, "epochs": 0} if is_imported else {}
+        )  # an imported model was not trained here
+        write_result(result, run_dir, processes, as_json=arguments.json)
     finally:
         leave_group()
 
@@ -74,43 +78,40 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 def evaluate(
     model: FinetunedModel, index: ShardIndex, config: FinetuneConfig, processes: Processes
 ) -> dict[str, Any]:
-    """Score a model on every video of an index; all processes share the work and get the same result.
+    """Score a model on every video of an index, divided among the processes; all return the same result.
 
     Raises:
-        DataError: not one video could be read.
-        StorageUnavailable: a storage was down for data.outage_s.
+        DataError: no video could be read.
+        StorageUnavailable: a storage did not respond for data.outage_s.
     """
+    views = config.evaluate
     items = evaluation_loader(
         index,
         clip=clip_config(config, model.description),
-        temporal_clips=config.evaluate.temporal_clips,
-        spatial_crops=config.evaluate.spatial_crops,
+        temporal_clips=views.temporal_clips,
+        spatial_crops=views.spatial_crops,
         rank=processes.rank,
         world=processes.world,
         workers=share_cores(processes, workers=config.data.workers, cpu_threads=config.engine.cpu_threads),
         timeout_s=config.data.timeout_s,
         decoder=config.data.decoder,
     )
-    share = len(range(processes.rank, len(index), processes.world))
-    shown = progress(items, total=share, what="scoring") if processes.is_first else items
-    votes = list(_votes(model, shown, config, processes.device))
-    gathered = [vote for part in processes.gather(votes) for vote in part]
-    views = config.evaluate.temporal_clips * config.evaluate.spatial_crops
+    if processes.is_first:
+        own_videos = len(range(processes.rank, len(index), processes.world))
+        items = progress(items, total=own_videos, what="scoring")
+    own = list(_predict(model, items, config, processes.device))
+    predictions = [prediction for part in processes.gather(own) for prediction in part]
     return {
-        **score(gathered, model.classes, validation=config.data.validation),
-        "views": {
-            "temporal_clips": config.evaluate.temporal_clips,
-            "spatial_crops": config.evaluate.spatial_crops,
-            "total": views,
-        },
-        "tokens": {"grid": model.description.grid.tokens, "kept": _mean_tokens(gathered)},
+        **score(predictions, model.classes, validation=config.data.validation),
+        "views": {**asdict(views), "total": views.temporal_clips * views.spatial_crops},
+        "tokens": {"grid": model.description.grid.tokens, "kept": _mean_tokens(predictions)},
         "data": {"validation": config.data.validation, "fingerprint": index.fingerprint},
         "run": {
             "encoder": config.encoder,
             "weights": "random" if config.from_scratch else "pretrained",
             "freeze": config.freeze,
             "head": config.head.name,
-            **asdict(config.shortening),
+            **asdict(config.token_reduction),
             "lr": config.optim.lr,
             "epochs": config.epochs,
             "seed": config.seed,
@@ -118,14 +119,14 @@ def evaluate(
     }
 
 
-def publish(result: dict[str, Any], run_dir: Path, processes: Processes, *, as_json: bool) -> None:
-    """Write `result.json`, log the score, print the json where asked for: the first process alone."""
+def write_result(result: dict[str, Any], run_dir: Path, processes: Processes, *, as_json: bool) -> None:
+    """Write `result.json`, log the score and optionally print the result; does nothing on ranks above 0."""
     if not processes.is_first:
         return
-    # One key a line: a confusion matrix indented number by number would bury the rest.
+    # One key per line: json's own indentation would put every number of the confusion matrix on a line.
     lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in result.items()]
     write_whole(run_dir / RESULT_NAME, "{\n" + ",\n".join(lines) + "\n}\n")
-    low, high = result["top1_interval"]
+    low, high = result["top1_ci95"]
     log.info(
         "top-1 %.1f %% (95 %% interval %.1f - %.1f), top-5 %.1f %%, %d videos, %d views each: %s",
         100 * result["top1"],
@@ -140,48 +141,38 @@ def publish(result: dict[str, Any], run_dir: Path, processes: Processes, *, as_j
         sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
 
 
-def _votes(
+def _predict(
     model: FinetunedModel, items: Iterable[EvaluationItem], config: FinetuneConfig, device: torch.device
-) -> Iterator[Vote]:
-    """One vote an item, in the items' order."""
+) -> Iterator[VideoPrediction]:
+    """Yield one prediction per item, in the items' order."""
     limit = config.batch.clips_per_device
-    is_half = precision_on(config.engine, device) == "bf16"
+    is_bf16 = precision_on(config.engine, device) == "bf16"
     model.classifier.eval()
-    for group in _grouped(items, limit):
+    for group in _batched(items, limit):
         views = [item.pixels for item in group if item.skipped is None]
-        with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_half):
-            scored = iter(_scored(model, views, limit=limit, device=device))
+        with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16):
+            outputs = iter(_forward(model, views, limit=limit, device=device))
         for item in group:
+            video: dict[str, Any] = {"position": item.position, "key": item.key, "label": item.label}
             if item.skipped is not None:
-                log.warning("%s cannot be scored: %s", item.key, item.skipped.reason)
-                yield Vote(
-                    position=item.position,
-                    key=item.key,
-                    label=item.label,
-                    probability_Y=None,
-                    reason=item.skipped.reason,
-                )
+                log.warning("%s is not scored: %s", item.key, item.skipped.reason)
+                yield VideoPrediction(**video, probability_Y=None, error=item.skipped.reason)
             else:
-                logits_VY, kept_V = next(scored)
-                yield Vote(
-                    position=item.position,
-                    key=item.key,
-                    label=item.label,
-                    probability_Y=average_views(logits_VY),
-                    tokens=float(kept_V.mean()),
-                )
+                logits_VY, kept_V = next(outputs)
+                probability_Y = average_views(logits_VY)
+                yield VideoPrediction(**video, probability_Y=probability_Y, tokens=float(kept_V.mean()))
 
 
-def _scored(
+def _forward(
     model: FinetunedModel, views: list[Pixels], *, limit: int, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
-    """Scores and kept tokens of each video's views, on at most `limit` views at once, whichever video's."""
+    """Return logits_VY and kept_V of each video. A forward pass has at most `limit` views, of any videos."""
     if not views:
         return []
-    everything = join(views)
+    joined = join(views)
     logits, kept = [], []
-    for begin in range(0, len(everything), limit):
-        features = model.classifier.features(on_device(everything[begin : begin + limit], device))
+    for begin in range(0, len(joined), limit):
+        features = model.classifier.features(on_device(joined[begin : begin + limit], device))
         logits.append(model.classifier.head(features.tokens_BND, None, features.weight_BN))
         kept.append(features.kept_B)
     lengths = [len(pixels) for pixels in views]
@@ -189,46 +180,42 @@ def _scored(
     return list(zip(*columns, strict=True))
 
 
-def _mean_tokens(votes: list[Vote]) -> float:
-    """Over the videos that could be read, each once."""
-    read = {vote.position: vote.tokens for vote in votes if vote.probability_Y is not None}
-    return sum(read[position] for position in sorted(read)) / max(1, len(read))
+def _mean_tokens(predictions: list[VideoPrediction]) -> float:
+    """Average the tokens per view over the readable videos, each counted once."""
+    tokens = {each.position: each.tokens for each in predictions if each.probability_Y is not None}
+    return sum(tokens[position] for position in sorted(tokens)) / max(1, len(tokens))
 
 
-def _grouped(items: Iterable[EvaluationItem], limit: int) -> Iterator[list[EvaluationItem]]:
-    """Gather neighbouring videos until they make `limit` views together, so that small ones share a batch."""
+def _batched(items: Iterable[EvaluationItem], limit: int) -> Iterator[list[EvaluationItem]]:
+    """Group neighbouring videos that have at least `limit` views together."""
     group: list[EvaluationItem] = []
-    held = 0
     for item in items:
         group.append(item)
-        held += len(item.pixels)
-        if held >= limit:
+        if sum(len(each.pixels) for each in group) >= limit:
             yield group
-            group, held = [], 0
+            group = []
     if group:
         yield group
 
 
-def _stored_config(run_dir: Path, overrides: list[str], *, is_imported: bool) -> FinetuneConfig:
+def _load_run_config(run_dir: Path, overrides: list[str], *, is_imported: bool) -> FinetuneConfig:
     for override in overrides:
         if not override.startswith(_OVERRIDABLE):
             key = override.partition("=")[0]
-            free = ", ".join(name.rstrip(".") for name in _OVERRIDABLE)
-            keys, parts = all_keys(FinetuneConfig), component_keys(FinetuneConfig)
-            if not is_key(key, keys, parts) and key not in {known.partition(".")[0] for known in keys}:
-                raise ValueError(unknown_key(key, keys, parts=parts))
-            raise ValueError(f"{key} is settled by the run: evaluate takes overrides of {free}")
+            keys, components = all_keys(FinetuneConfig), component_keys(FinetuneConfig)
+            if not is_key(key, keys, components) and key not in {known.partition(".")[0] for known in keys}:
+                raise ValueError(unknown_key(key, keys, parts=components))
+            allowed = ", ".join(name.rstrip(".") for name in _OVERRIDABLE)
+            raise ValueError(
+                f"{key}: expected a key that evaluate can override ({allowed}); the run fixes {key}"
+            )
     if is_imported:
         folder = json.dumps(str(run_dir))
-        needed = [f"run_dir={folder}", f"encoder={folder}", "epochs=1", "data.train=none"]
-        return load_config(FinetuneConfig, None, [*needed, *overrides])
+        required = [f"run_dir={folder}", f"encoder={folder}", "epochs=1", "data.train=none"]
+        return load_config(FinetuneConfig, None, [*required, *overrides])
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise CheckpointError(
-            f"no run in {run_dir} (it lacks config.yaml): give the run_dir of a `finetune train`"
+            f"{path}: expected a run's config, got no file; fix: give the run_dir of a `finetune train`"
         )
     return load_config(FinetuneConfig, path, overrides)
-
-
-def _views(config: FinetuneConfig) -> str:
-    return f"{config.evaluate.temporal_clips} x {config.evaluate.spatial_crops} views each"

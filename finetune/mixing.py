@@ -28,18 +28,18 @@ class MixConfig:
         mixup: alpha of mixup (https://arxiv.org/abs/1710.09412): both clips shine through; 0 is off.
         cutmix: alpha of cutmix (https://arxiv.org/abs/1905.04899): a box shows the partner; 0 is off.
         probability: share of the clips that are mixed.
-        switch: share of the mixed ones that are cut, where both are on.
+        switch_probability: fraction of the mixed ones that are cut, where both are on.
     """
 
     mixup: float = 0.0
     cutmix: float = 0.0
     probability: float = 1.0
-    switch: float = 0.5
+    switch_probability: float = 0.5
 
     def __post_init__(self) -> None:
         require(self.mixup >= 0, "mix.mixup", "be 0 (off) or more", self.mixup)
         require(self.cutmix >= 0, "mix.cutmix", "be 0 (off) or more", self.cutmix)
-        for name in ("probability", "switch"):
+        for name in ("probability", "switch_probability"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"mix.{name}", "lie between 0 and 1", value)
 
@@ -52,7 +52,7 @@ class MixConfig:
     def cut_share(self) -> float:
         """Share of the mixed clips that are cut."""
         if self.mixup and self.cutmix:
-            return self.switch
+            return self.switch_probability
         return 1.0 if self.cutmix else 0.0
 
     def block(self, views: int) -> int:

@@ -22,7 +22,7 @@ from kinemae.data_tools.components import Component
 from kinemae.data_tools.files import write_whole
 from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.heads.base import Head, build_head
-from kinemae.finetune.token_reduction import Shortening
+from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.encoder_file import EncoderDescription, load_encoder, save_encoder
 from kinemae.pretrain.serialization import check_format, read_record, save_weights
 
@@ -48,7 +48,7 @@ def save_model(
     description: EncoderDescription,
     head: Component,
     classes: Sequence[str],
-    shortening: Shortening | None = None,
+    token_reduction: TokenReduction | None = None,
 ) -> None:
     """Write encoder, head and classes in float32. `head.json` comes last and says that all is there."""
     (folder / DESCRIPTION).unlink(missing_ok=True)
@@ -57,17 +57,17 @@ def save_model(
     content = {
         "format": FORMAT,
         "head": asdict(head),
-        "shortening": asdict(shortening or Shortening()),
+        "token_reduction": asdict(token_reduction or TokenReduction()),
         "classes": list(classes),
     }
     write_whole(folder / DESCRIPTION, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def load_model(folder: Path, *, shortening: Shortening | None = None) -> FinetunedModel:
+def load_model(folder: Path, *, token_reduction: TokenReduction | None = None) -> FinetunedModel:
     """Rebuild a fine-tuned model for scoring.
 
     Args:
-        shortening: another than it was trained with; None: the same.
+        token_reduction: another than it was trained with; None: the same.
 
     Raises:
         CheckpointError: a file is missing, damaged, of another format, or does not fit the others.
@@ -82,17 +82,17 @@ def load_model(folder: Path, *, shortening: Shortening | None = None) -> Finetun
             width=description.shape.width,
             classes=len(classes),
         )
-        own = read_record(Shortening, content.get("shortening", {}), "shortening")
+        own = read_record(TokenReduction, content.get("token_reduction", {}), "token_reduction")
         own.build(description.shape, may_learn=False)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / DESCRIPTION} describes no head and pruning that can be built: {error}"
         ) from error
     _load_weights(head, folder / WEIGHTS)
-    shortening = shortening or own
-    pruning = shortening.build(description.shape, may_learn=False)
+    token_reduction = token_reduction or own
+    pruning = token_reduction.build(description.shape, may_learn=False)
     classifier = Classifier(
-        shortening.apply(encoder, pruning),
+        token_reduction.apply(encoder, pruning),
         head,
         pruning=pruning,
         freeze=True,

@@ -9,7 +9,7 @@ from kinemae.pretrain.pruning.base import Pruning
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shortening:
+class TokenReduction:
     """What makes fewer tokens of a clip.
 
     Attributes:

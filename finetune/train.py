@@ -87,8 +87,8 @@ def prepare(config: FinetuneConfig) -> Prepared:
     """
     config = settled(config)
     processes = find_processes(config.engine.device)
-    shortening = config.shortening
-    check_engine(config.engine, processes, merges=config.merge.per_block > 0, packs=shortening.packs)
+    token_reduction = config.token_reduction
+    check_engine(config.engine, processes, merges=config.merge.per_block > 0, packs=token_reduction.packs)
     plan = plan_batch(
         config.batch.global_clips,
         config.batch.clips_per_device,
@@ -198,7 +198,7 @@ def _save(model: FinetunedModel, config: FinetuneConfig) -> None:
         description=replace(model.description, trained_by=trained_by),
         head=config.head,
         classes=model.classes,
-        shortening=config.shortening,
+        token_reduction=config.token_reduction,
     )
 
 

@@ -27,7 +27,7 @@ class Start:
     folder: Path
     description: EncoderDescription
 
-    def give_weights(self, model: MaskedAutoencoder, target: Component) -> str:
+    def load_pretrained(self, model: MaskedAutoencoder, target: Component) -> str:
         """Put the weights into a model built with the encoder's reference; the decoder's where they fit.
 
         Args:

@@ -131,7 +131,7 @@ def _build_model(
         config, grid, components, reference=None if start is None else start.description.reference
     )
     if start is not None:
-        said = start.give_weights(model, config.target)
+        said = start.load_pretrained(model, config.target)
         if is_first:
             log.info("%s", said)
             announce_resampling(start.description.reference, grid)

@@ -1,4 +1,4 @@
-"""Heads: what turns an encoder's tokens into class scores."""
+"""Interface of heads: modules that map an encoder's tokens to class scores."""
 
 import torch
 from torch import Tensor, nn
@@ -6,15 +6,12 @@ from torch import Tensor, nn
 from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.randomness import ClipRandom
 
-# Given by the data and the encoder, so a config must not set them.
-_GIVEN = ("width", "classes")
-
 
 class Head(nn.Module):
-    """A head is built with `width` (of the encoder's tokens), `classes` and its own `head.args`.
+    """Base class. A head is built with `width` (of the encoder's tokens), `classes` and its own `head.args`.
 
     Attributes:
-        needs_calibration: it wants to be shown training tokens before the first step.
+        needs_calibration: whether `calibrate` must be called before the first training step.
     """
 
     needs_calibration = False
@@ -22,13 +19,12 @@ class Head(nn.Module):
     def forward(
         self, tokens_BND: Tensor, draws: ClipRandom | None, weight_BN: Tensor | None = None
     ) -> Tensor:
-        """Score the classes.
+        """Compute class scores.
 
         Args:
-            tokens_BND: each clip's tokens, after the encoder's last norm.
-            draws: chance for dropout, one row a clip; None in evaluation.
-            weight_BN: 1 for a token, 0 for padding behind the tokens of a clip that has fewer than
-                others, which must not matter; None: all are tokens.
+            tokens_BND: each clip's tokens after the encoder's final norm.
+            draws: random numbers for dropout, one row per clip; None in evaluation.
+            weight_BN: 1 for a token, 0 for padding, which must not affect the scores; None: no padding.
 
         Returns:
             logits_BY
@@ -36,14 +32,11 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def calibrate(self, tokens_BND: Tensor, weight_BN: Tensor | None = None) -> None:
-        """Look once, before the first step, at the tokens of some training clips.
-
-        What is measured here is kept with the weights and stays as it is.
-        """
+        """Measure statistics of training tokens once; they are saved with the weights and stay fixed."""
 
 
-class Standard(nn.Module):
-    """Takes a measured mean away and divides by a measured deviation, value by value."""
+class Standardize(nn.Module):
+    """Subtract a measured mean and divide by a measured standard deviation, per feature."""
 
     mean_D: Tensor
     deviation_D: Tensor
@@ -54,7 +47,7 @@ class Standard(nn.Module):
         self.register_buffer("deviation_D", torch.ones(width))
 
     def measure(self, values_BD: Tensor) -> None:
-        """Take mean and deviation from examples; a value that never differs is only centred."""
+        """Take mean and deviation from examples; a constant feature is only centred."""
         deviation_D, mean_D = torch.std_mean(values_BD.float(), dim=0, unbiased=False)
         self.mean_D.copy_(mean_D)
         self.deviation_D.copy_(torch.where(deviation_D > 1e-6, deviation_D, 1.0))
@@ -64,15 +57,16 @@ class Standard(nn.Module):
 
 
 def build_head(component: Component, *, width: int, classes: int) -> Head:
-    """Build the head that a config names, for an encoder and a set of classes.
+    """Build the head that a config names, for an encoder's width and a number of classes.
 
     Raises:
-        ValueError: no such head, or arguments it refuses.
+        ValueError: unknown head, or arguments that it rejects.
     """
-    for name in _GIVEN:
+    for name in ("width", "classes"):
         if name in component.args:
             raise ValueError(
-                f"head.args.{name} comes from the encoder and the data: remove it from the config"
+                f"head.args.{name}: expected no such key, since the encoder and the data determine it; "
+                "fix: remove it"
             )
     complete = Component(name=component.name, args={**component.args, "width": width, "classes": classes})
     return build_component("kinemae.finetune.heads", complete, Head)

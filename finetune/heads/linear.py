@@ -1,30 +1,30 @@
-"""The linear head: all tokens pooled into one vector, a norm and one linear layer."""
+"""Linear head: pooled tokens, a norm and one linear layer."""
 
 import torch
 from torch import Tensor, nn
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.finetune.heads.base import Head, Standard
+from kinemae.finetune.heads.base import Head, Standardize
 
 
 class LinearHead(Head):
-    """Mean pooling as in VideoMAE's fine-tuning (arXiv 2203.12602).
+    """Mean pooling, norm and linear layer as in VideoMAE's fine-tuning (arXiv 2203.12602).
 
     Args:
         width: values per token.
         classes: number of classes.
-        pool: "mean": the mean of the tokens. "statistics": that and, beside it, their deviation
-            (as in speaker recognition, Snyder et al. 2018): what a video does can stand in how much
-            tokens differ where their mean says little. Made for frozen encoders.
-        norm: "layer": a layer norm, as VideoMAE has it. "standard": each value is brought to mean 0 and
-            deviation 1 over the training clips. The pooled tokens of a masked autoencoder differ little
-            from clip to clip beside what they share, and a small set of labels cannot lift that out of
-            a layer norm in time; MAE's linear probe (arXiv 2111.06377, A.1) has a batch norm there, whose
-            statistics would depend on the number of processes: these are measured once instead.
-        dropout: share of the pooled values set to zero in training.
-        init_std: of the linear weights. Tiny, so that the first steps hardly disturb a pretrained
-            encoder: VideoMAE draws with 0.02 and scales by 0.001.
+        pool: "mean": the mean of the tokens. "statistics": the mean and the standard deviation of the tokens,
+            concatenated (as in speaker recognition, Snyder et al. 2018). Motion can show in the differences
+            between tokens where their mean is uninformative. Meant for frozen encoders.
+        norm: "layer": a layer norm, as in VideoMAE. "standardize": subtract a mean and divide by a standard
+            deviation, both measured once on training clips. The pooled tokens of a masked autoencoder differ
+            little between clips, and few labels cannot amplify the difference through a layer norm in time.
+            MAE's linear probe (arXiv 2111.06377, A.1) uses a batch norm here, whose statistics would depend
+            on the number of processes.
+        dropout: fraction of the pooled values set to zero in training.
+        init_std: standard deviation of the initial linear weights. Small, so that the first steps change a
+            pretrained encoder little: VideoMAE draws with 0.02 and scales by 0.001.
     """
 
     def __init__(
@@ -39,34 +39,33 @@ class LinearHead(Head):
     ):
         super().__init__()
         require(pool in ("mean", "statistics"), "head.args.pool", "be mean or statistics", pool)
-        require(norm in ("layer", "standard"), "head.args.norm", "be layer or standard", norm)
+        require(norm in ("layer", "standardize"), "head.args.norm", "be layer or standardize", norm)
         require(0 <= dropout < 1, "head.args.dropout", "lie in [0, 1)", dropout)
         require(init_std >= 0, "head.args.init_std", "be 0 or more", init_std)
         self.dropout = dropout
         self.pool = pool
-        self.needs_calibration = norm == "standard"
+        self.needs_calibration = norm == "standardize"
         pooled_width = width if pool == "mean" else 2 * width
-        self.norm = nn.LayerNorm(pooled_width, eps=1e-6) if norm == "layer" else Standard(pooled_width)
+        self.norm = nn.LayerNorm(pooled_width, eps=1e-6) if norm == "layer" else Standardize(pooled_width)
         self.linear = nn.Linear(pooled_width, classes)
         nn.init.trunc_normal_(self.linear.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
         nn.init.zeros_(self.linear.bias)
 
     def calibrate(self, tokens_BND: Tensor, weight_BN: Tensor | None = None) -> None:
         """See `Head.calibrate`."""
-        if isinstance(self.norm, Standard):
-            self.norm.measure(self._pooled(tokens_BND, weight_BN))
+        if isinstance(self.norm, Standardize):
+            self.norm.measure(self._pool(tokens_BND, weight_BN))
 
     def forward(
         self, tokens_BND: Tensor, draws: ClipRandom | None, weight_BN: Tensor | None = None
     ) -> Tensor:
-        pooled_BD = self.norm(self._pooled(tokens_BND, weight_BN))
+        pooled_BD = self.norm(self._pool(tokens_BND, weight_BN))
         if draws is not None and self.dropout > 0:
             is_kept_BD = draws.uniform("head/dropout", (pooled_BD.shape[-1],)) >= self.dropout
             pooled_BD = pooled_BD * is_kept_BD / (1 - self.dropout)
         return self.linear(pooled_BD)
 
-    def _pooled(self, tokens_BND: Tensor, weight_BN: Tensor | None) -> Tensor:
-        """One vector a clip, as wide as a token or twice as wide."""
+    def _pool(self, tokens_BND: Tensor, weight_BN: Tensor | None) -> Tensor:
         if self.pool == "mean":
             return _mean(tokens_BND, weight_BN)
         if weight_BN is None:
@@ -74,13 +73,13 @@ class LinearHead(Head):
         else:
             mean_BD = _mean(tokens_BND, weight_BN)
             variance_BD = _mean((tokens_BND - mean_BD[:, None]).square(), weight_BN)
-        # A square root is steep at 0: without the small number, equal tokens would have no finite gradient.
+        # The square root's gradient is infinite at 0: the constant keeps it finite for equal tokens.
         return torch.cat([mean_BD, (variance_BD + 1e-6).sqrt()], dim=1)
 
 
 def _mean(values_BND: Tensor, weight_BN: Tensor | None) -> Tensor:
-    """The mean of each clip's tokens, without its padding."""
+    """Average each clip's tokens without its padding."""
     if weight_BN is None:
         return values_BND.mean(dim=1)
-    share_BN1 = (weight_BN / weight_BN.sum(dim=1, keepdim=True))[..., None]
-    return (values_BND * share_BN1.to(values_BND.dtype)).sum(dim=1)
+    fraction_BN1 = (weight_BN / weight_BN.sum(dim=1, keepdim=True))[..., None]
+    return (values_BND * fraction_BN1.to(values_BND.dtype)).sum(dim=1)

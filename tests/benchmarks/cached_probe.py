@@ -68,7 +68,7 @@ def main() -> None:
     encoder = encoder_of(name).eval()
     tokens_BND, label_B = features(encoder, shards / "train")
     held_out_BND, truth_B = features(encoder, shards / "validation")
-    part = Component(name="attentive", args={"norm": "standard"})
+    part = Component(name="attentive", args={"norm": "standardize"})
     head = build_head(part, width=tokens_BND.shape[2], classes=int(label_B.max()) + 1)
     head.calibrate(tokens_BND)
     optimiser = torch.optim.AdamW(head.parameters(), lr=RATE, betas=(0.9, 0.999), weight_decay=0.05)

@@ -42,13 +42,13 @@ PRETRAIN = [
     *("pictures.every_steps=0", "health.every_steps=0"),
 ]
 TUNE = [
-    *("head={name: attentive, args: {norm: standard}}", "label_smoothing=0.1", "optim.warmup_share=0.1"),
+    *("head={name: attentive, args: {norm: standardize}}", "label_smoothing=0.1", "optim.warmup_share=0.1"),
     *("save_every_steps=1000000", "evaluate.spatial_crops=1"),
 ]
 FROZEN = ["freeze=true", "drop_path=0.0", "optim.lr=3e-3"]
 TUNED = [
     *("freeze=false", "drop_path=0.1", "optim.lr=1e-3", "optim.layer_decay=0.75"),
-    "head={name: linear, args: {norm: standard}}",  # starts at once, where an attentive one hesitates
+    "head={name: linear, args: {norm: standardize}}",  # starts at once, where an attentive one hesitates
 ]
 UNTRAINED = ["encoder=null", "model.size=tiny", "model.patch_size=8", "optim.layer_decay=1.0"]
 

@@ -19,7 +19,7 @@ from kinemae.data_tools.stream.yuv_planes import pictures_at
 from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
 from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.heads.base import build_head
-from kinemae.finetune.token_reduction import Shortening
+from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import SIZES
 from kinemae.pretrain.model.tokens import TokenGrid
@@ -32,10 +32,10 @@ MERGED = 65
 
 ALL = "all tokens"
 WAYS = {
-    ALL: Shortening(),
-    "run-length, as each clip needs": Shortening(pruning=Component(name="run_length")),
-    "run-length, half": Shortening(pruning=Component(name="run_length", args={"keep": 0.5})),
-    f"merging {MERGED} a block": Shortening(merge_per_block=MERGED),
+    ALL: TokenReduction(),
+    "run-length, as each clip needs": TokenReduction(pruning=Component(name="run_length")),
+    "run-length, half": TokenReduction(pruning=Component(name="run_length", args={"keep": 0.5})),
+    f"merging {MERGED} a block": TokenReduction(merge_per_block=MERGED),
 }
 
 
@@ -48,7 +48,9 @@ def print_finetuning(*, size: str, shape: tuple[int, ...], stride: int, repeats:
     """
     clips, _, frames, pixels, _ = shape
     name, clip_BCTHW = load_clips(4 * clips, frames=frames, size=pixels, stride=stride)
-    models = {way: _classifier(size, frames, pixels, shortening) for way, shortening in WAYS.items()}
+    models = {
+        way: _classifier(size, frames, pixels, token_reduction) for way, token_reduction in WAYS.items()
+    }
     scored = {way: _scored(model.eval(), clip_BCTHW) for way, model in models.items()}
     timed = slice(None, None, 4)
     batch_BCTHW = clip_BCTHW[timed]
@@ -90,14 +92,14 @@ def _read(files: list[Path], count: int, frames: int, size: int, stride: int) ->
     return torch.cat(clips)
 
 
-def _classifier(size: str, frames: int, pixels: int, shortening: Shortening) -> Classifier:
+def _classifier(size: str, frames: int, pixels: int, token_reduction: TokenReduction) -> Classifier:
     """The same random weights for every way."""
     torch.manual_seed(0)
     shape = SIZES[size].encoder
     encoder = Encoder(shape, TokenGrid.of(frames, pixels, shape.patch))
     head = build_head(Component(name="linear", args={"init_std": 0.02}), width=shape.width, classes=CLASSES)
-    pruning = shortening.build(shape)
-    return Classifier(shortening.apply(encoder, pruning), head, pruning=pruning)
+    pruning = token_reduction.build(shape)
+    return Classifier(token_reduction.apply(encoder, pruning), head, pruning=pruning)
 
 
 def _step(model: Classifier, clip_BCTHW: Tensor) -> Step:

@@ -12,7 +12,7 @@ def write_result(folder, *, top1, encoder=None, freeze=False, lr=1e-3):
     folder.mkdir()
     result = {
         "top1": top1,
-        "top1_interval": [top1 - 0.05, top1 + 0.05],
+        "top1_ci95": [top1 - 0.05, top1 + 0.05],
         "videos": 200,
         "run": {"encoder": encoder, "freeze": freeze, "head": "linear", "lr": lr},
     }

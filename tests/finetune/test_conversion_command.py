@@ -230,7 +230,7 @@ def test_a_model_that_was_tuned_as_videomae_is_can_be_exported(tmp_path):
             "the decoder's positions to be flat_sine, not sine",
         ),
         (lambda: headed(final_norm=True), "without a last norm .*final_norm=false"),
-        (lambda: headed(norm="standard"), "head={name: linear"),
+        (lambda: headed(norm="standardize"), "head={name: linear"),
         (lambda: headed(pool="statistics"), "head={name: linear"),
         (
             lambda: replace(

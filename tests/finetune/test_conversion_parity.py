@@ -221,7 +221,7 @@ def test_pretraining_goes_on_from_an_official_file_with_its_decoder(tmp_path):
     grid = TokenGrid.of(config.clip.frames, config.clip.size, (2, 16, 16))
     model = build_autoencoder(config.model, grid, target=PixelTarget(), noise=NoNoise())
 
-    said = open_start(str(tmp_path / "ours")).give_weights(model, config.target)
+    said = open_start(str(tmp_path / "ours")).load_pretrained(model, config.target)
 
     assert said.endswith("the decoder is the one exported there")
     assert torch.equal(model.decoder.head.weight, theirs.decoder.head.weight)

@@ -10,7 +10,7 @@ from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, colour_numbers, luma_
 from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.features import Features
 from kinemae.finetune.heads.base import build_head
-from kinemae.finetune.token_reduction import Shortening
+from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid, normalise, patchify
@@ -35,9 +35,9 @@ prunings = pytest.mark.parametrize("part", PRUNINGS, ids=lambda part: f"{part.na
 def make(part, *, head="attentive", drop_path=0.0, registers=0, merge_per_block=0, **settings):
     torch.manual_seed(0)
     shape = EncoderShape(**{**vars(SHAPE), "registers": registers})
-    shortening = Shortening(pruning=part, merge_per_block=merge_per_block)
-    pruning = shortening.build(shape)
-    encoder = shortening.apply(Encoder(shape, GRID, drop_path=drop_path), pruning)
+    token_reduction = TokenReduction(pruning=part, merge_per_block=merge_per_block)
+    pruning = token_reduction.build(shape)
+    encoder = token_reduction.apply(Encoder(shape, GRID, drop_path=drop_path), pruning)
     if encoder.shape.run_lengths:
         torch.nn.init.normal_(encoder.run_table_ND)
     if encoder.shape.scorer:
@@ -232,14 +232,14 @@ def test_the_contract_holds_every_pruning_there_is():
 
 def test_a_pruned_encoder_keeps_its_weights_and_gets_what_it_lacks():
     encoder = Encoder(SHAPE, GRID)
-    shortening = Shortening(pruning=Component(name="run_length", args={"run_lengths": 3}))
+    token_reduction = TokenReduction(pruning=Component(name="run_length", args={"run_lengths": 3}))
 
-    grown = shortening.apply(encoder, shortening.build(SHAPE))
+    grown = token_reduction.apply(encoder, token_reduction.build(SHAPE))
 
     assert not grown.run_table_ND.any() and len(grown.run_table_ND) == 3
     for name, value in encoder.state_dict().items():
         assert torch.equal(grown.state_dict()[name], value)
-    again = shortening.apply(grown, shortening.build(grown.shape))
+    again = token_reduction.apply(grown, token_reduction.build(grown.shape))
     assert again is grown
 
 
@@ -271,4 +271,4 @@ def test_what_does_not_go_together_is_refused(part, merge, options, message):
     shape = EncoderShape(**{**vars(SHAPE), **options})
 
     with pytest.raises(ValueError, match=message):
-        Shortening(pruning=part, merge_per_block=merge).build(shape, may_learn=False)
+        TokenReduction(pruning=part, merge_per_block=merge).build(shape, may_learn=False)

@@ -67,10 +67,10 @@ def test_a_run_scores_every_validation_video_once(scratch_run, synth_shards):
     result = read_result(scratch_run)
 
     assert result["videos"] == len(validation)
-    assert sum(map(sum, result["confusion"])) == len(validation)
-    assert result["top1_interval"][0] <= result["top1"] <= result["top1_interval"][1]
+    assert sum(map(sum, result["confusion_matrix"])) == len(validation)
+    assert result["top1_ci95"][0] <= result["top1"] <= result["top1_interval"][1]
     assert result["views"] == {"temporal_clips": 3, "spatial_crops": 1, "total": 3}
-    assert list(result["per_class"]) == list(validation.classes)
+    assert list(result["per_class_accuracy"]) == list(validation.classes)
 
 
 def test_metrics_hold_loss_and_accuracy_of_each_step(scratch_run):
@@ -107,7 +107,7 @@ def test_two_processes_at_zero_3_train_and_score_as_one_at_zero_0(scratch_run, c
     start("train", *common, *SCRATCH, *run, repo=repo, launcher=launcher)
 
     own, sharded = read_result(scratch_run), read_result(tmp_path / "sharded")
-    assert sharded["confusion"] == own["confusion"] and sharded["videos"] == own["videos"]
+    assert sharded["confusion_matrix"] == own["confusion_matrix"] and sharded["videos"] == own["videos"]
     for part in ("encoder", "head"):
         path = Path("model") / f"{part}.safetensors"
         weights, others = load_file(scratch_run / path), load_file(tmp_path / "sharded" / path)
@@ -294,6 +294,6 @@ def test_a_damaged_video_is_named_in_the_result_and_does_not_count(scratch_run, 
 
     result = read_result(scratch_run)
     assert [skipped["key"] for skipped in result["skipped"]] == [victim.key]
-    assert result["skipped"][0]["reason"]
+    assert result["skipped"][0]["error"]
     assert result["videos"] == len(index) - 1
     (scratch_run / "result.json").write_text(before)

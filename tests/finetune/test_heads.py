@@ -73,8 +73,8 @@ def test_a_head_builds_on_the_meta_device(name):
 
 PADDED_HEADS = [
     *(Component(name=name) for name in HEADS),
-    Component(name="linear", args={"pool": "statistics", "norm": "standard", "init_std": 0.1}),
-    Component(name="attentive", args={"norm": "standard"}),
+    Component(name="linear", args={"pool": "statistics", "norm": "standardize", "init_std": 0.1}),
+    Component(name="attentive", args={"norm": "standardize"}),
 ]
 
 
@@ -97,7 +97,7 @@ def test_padding_behind_a_clips_tokens_does_not_matter(part):
 
 
 def test_the_standard_norm_is_measured_without_the_padding():
-    head = build_head(Component(name="linear", args={"norm": "standard"}), width=8, classes=3)
+    head = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, classes=3)
     tokens_BND = torch.randn(6, 9, 8)
     tokens_BND[:, 4:] = 100
 
@@ -134,15 +134,15 @@ def test_the_attentive_head_equals_attention_written_out():
     head = build_head(Component(name="attentive", args={"head_width": 8}), width=16, classes=3)
     tokens_ND = torch.randn(10, 16)
 
-    key_value_NX = head.to_key_value(head.norm_tokens(tokens_ND))
-    query_D = head.to_query(head.query_D)
+    key_value_NX = head.kv(head.norm1(tokens_ND))
+    query_D = head.q(head.query_D)
     seen = []
     for first in (0, 8):
         key_NF, value_NF = key_value_NX[:, first : first + 8], key_value_NX[:, 16 + first : 24 + first]
         weight_N = torch.softmax(key_NF @ query_D[first : first + 8] / 8**0.5, dim=0)
         seen.append(weight_N @ value_NF)
-    pooled_D = head.query_D + head.project(torch.cat(seen))
-    pooled_D = pooled_D + head.mlp(head.norm_mlp(pooled_D))
+    pooled_D = head.query_D + head.proj(torch.cat(seen))
+    pooled_D = pooled_D + head.mlp(head.norm2(pooled_D))
 
     assert torch.allclose(head(tokens_ND[None], None)[0], head.linear(head.norm(pooled_D)), atol=1e-5)
 
@@ -159,14 +159,14 @@ def test_the_attentive_head_equals_attention_written_out():
         (Component(name="linear", args={"init_std": -1.0}), "head.args.init_std must be 0 or more"),
         (
             Component(name="linear", args={"classes": 3}),
-            "head.args.classes comes from the encoder and the data",
+            "head.args.classes: expected no such key, since the encoder and the data",
         ),
         (
             Component(name="attentive", args={"head_width": 24}),
             "head_width must divide the encoder's width 32, got 24",
         ),
         (Component(name="attentive", args={"mlp_ratio": 0}), "head.args.mlp_ratio must be above 0"),
-        (Component(name="attentive", args={"norm": "batch"}), "head.args.norm must be layer or standard"),
+        (Component(name="attentive", args={"norm": "batch"}), "head.args.norm must be layer or standardize"),
     ],
 )
 def test_a_wrong_head_says_what_to_fix(part, message):
@@ -184,7 +184,7 @@ def test_a_head_may_be_shown_training_tokens_before_the_first_step(name):
 
 
 def test_the_standard_norm_brings_pooled_tokens_to_mean_0_and_deviation_1():
-    head = build_head(Component(name="linear", args={"norm": "standard"}), width=8, classes=3)
+    head = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, classes=3)
     tokens_BND = 100 + torch.arange(8) + 0.01 * torch.randn(64, 5, 8)
 
     head.calibrate(tokens_BND)
@@ -195,21 +195,21 @@ def test_the_standard_norm_brings_pooled_tokens_to_mean_0_and_deviation_1():
 
 
 def test_the_attentive_heads_standard_norm_brings_tokens_to_mean_0_and_deviation_1():
-    head = build_head(Component(name="attentive", args={"norm": "standard"}), width=32, classes=3)
+    head = build_head(Component(name="attentive", args={"norm": "standardize"}), width=32, classes=3)
     tokens_BND = 100 + 0.01 * torch.randn(16, 20, 32)
     weight_BN = (torch.arange(20) < 15).float().expand(16, -1)
 
     head.calibrate(tokens_BND.where(weight_BN[..., None] > 0, 0.0), weight_BN)
 
-    normed_XD = head.norm_tokens(tokens_BND[:, :15]).flatten(0, 1)
+    normed_XD = head.norm1(tokens_BND[:, :15]).flatten(0, 1)
     assert torch.allclose(normed_XD.mean(dim=0), torch.zeros(32), atol=1e-3)
     assert torch.allclose(normed_XD.std(dim=0, unbiased=False), torch.ones(32), atol=1e-3)
 
 
 def test_the_standard_norm_survives_a_value_that_never_differs_and_a_file():
-    head = build_head(Component(name="linear", args={"norm": "standard"}), width=8, classes=3)
+    head = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, classes=3)
     head.calibrate(torch.full((4, 5, 8), 7.0))
-    copy = build_head(Component(name="linear", args={"norm": "standard"}), width=8, classes=3)
+    copy = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, classes=3)
 
     copy.load_state_dict(head.state_dict())
 
@@ -217,7 +217,7 @@ def test_the_standard_norm_survives_a_value_that_never_differs_and_a_file():
 
 
 def test_statistics_pooling_reads_mean_and_deviation_of_the_tokens():
-    args = {"pool": "statistics", "norm": "standard", "init_std": 0.02}
+    args = {"pool": "statistics", "norm": "standardize", "init_std": 0.02}
     head = build_head(Component(name="linear", args=args), width=8, classes=3)
     tokens_BND = torch.randn(4, 50, 8)
 

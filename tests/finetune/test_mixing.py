@@ -161,7 +161,7 @@ def test_a_clip_whose_partner_could_not_be_read_stays_as_it_is():
 
 def test_clips_are_mixed_and_cut_as_often_as_asked():
     batch = make_batch(4000, size=4, frames=1)
-    config = MixConfig(mixup=0.8, cutmix=0.8, probability=0.7, switch=0.25)
+    config = MixConfig(mixup=0.8, cutmix=0.8, probability=0.7, switch_probability=0.25)
     mixed = mix(batch, config)
     draws = ClipRandom(0, batch.clip_index_B).uniform("mix", (5,))
 
@@ -254,7 +254,7 @@ def test_partners_take_a_block_of_two_videos_only_where_clips_are_mixed():
         ("mixup=-1", "mix.mixup must be 0 .off. or more, got -1"),
         ("cutmix=-0.5", "mix.cutmix must be 0 .off. or more, got -0.5"),
         ("probability=1.1", "mix.probability must lie between 0 and 1, got 1.1"),
-        ("switch=-1", "mix.switch must lie between 0 and 1, got -1"),
+        ("switch_probability=-1", "mix.switch_probability must lie between 0 and 1, got -1"),
     ],
 )
 def test_a_wrong_value_is_named(override, message):

@@ -11,7 +11,7 @@ from kinemae.data_tools.components import Component, component_names
 from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.heads.base import build_head
 from kinemae.finetune.model_file import load_model, save_model
-from kinemae.finetune.token_reduction import Shortening
+from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.encoder_file import EncoderDescription, load_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
@@ -21,12 +21,12 @@ SHAPE = EncoderShape(width=32, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8))
 CLASSES = ("walk", "run", "sch\u00f6n")
 
 
-def saved(folder, head="linear", shortening=None):
+def saved(folder, head="linear", token_reduction=None):
     grid = TokenGrid.of(4, 16, SHAPE.patch)
-    part, shortening = Component(name=head), shortening or Shortening()
-    pruning = shortening.build(SHAPE)
+    part, token_reduction = Component(name=head), token_reduction or TokenReduction()
+    pruning = token_reduction.build(SHAPE)
     classifier = Classifier(
-        shortening.apply(Encoder(SHAPE, grid), pruning),
+        token_reduction.apply(Encoder(SHAPE, grid), pruning),
         build_head(part, width=32, classes=3),
         pruning=pruning,
         mean=(0.4,) * 3,
@@ -43,7 +43,14 @@ def saved(folder, head="linear", shortening=None):
         mean=(0.4,) * 3,
         std=(0.3,) * 3,
     )
-    save_model(folder, classifier, description=description, head=part, classes=CLASSES, shortening=shortening)
+    save_model(
+        folder,
+        classifier,
+        description=description,
+        head=part,
+        classes=CLASSES,
+        token_reduction=token_reduction,
+    )
     return classifier.eval()
 
 
@@ -59,24 +66,24 @@ def test_a_loaded_model_scores_as_the_saved_one(tmp_path, head):
     assert model.description.stride == 2
 
 
-SHORTENINGS = [
-    Shortening(pruning=Component(name="run_length", args={"threshold": 80.0})),
-    Shortening(pruning=Component(name="learned", args={"keep": 0.5})),
-    Shortening(merge_per_block=2),
-    Shortening(pruning=Component(name="motion", args={"keep": 0.5}), merge_per_block=1),
+TOKEN_REDUCTIONS = [
+    TokenReduction(pruning=Component(name="run_length", args={"threshold": 80.0})),
+    TokenReduction(pruning=Component(name="learned", args={"keep": 0.5})),
+    TokenReduction(merge_per_block=2),
+    TokenReduction(pruning=Component(name="motion", args={"keep": 0.5}), merge_per_block=1),
 ]
 
 
-@pytest.mark.parametrize("shortening", SHORTENINGS, ids=str)
-def test_a_loaded_model_prunes_and_merges_as_the_saved_one(tmp_path, shortening):
-    classifier = saved(tmp_path, shortening=shortening)
+@pytest.mark.parametrize("token_reduction", TOKEN_REDUCTIONS, ids=str)
+def test_a_loaded_model_prunes_and_merges_as_the_saved_one(tmp_path, token_reduction):
+    classifier = saved(tmp_path, token_reduction=token_reduction)
     clip_BCTHW = torch.randint(256, (2, 3, 4, 16, 16), dtype=torch.uint8)
 
     model = load_model(tmp_path)
 
     assert torch.equal(model.classifier.logits(clip_BCTHW), classifier.logits(clip_BCTHW))
     assert model.description.shape == classifier.encoder.shape
-    plain = load_model(tmp_path, shortening=Shortening())
+    plain = load_model(tmp_path, token_reduction=TokenReduction())
     assert not torch.allclose(plain.classifier.logits(clip_BCTHW), classifier.logits(clip_BCTHW), atol=1e-4)
 
 
@@ -85,7 +92,9 @@ def test_a_model_that_never_pruned_may_do_so_when_it_is_loaded(tmp_path):
     clip_BCTHW = torch.randint(256, (2, 3, 4, 16, 16), dtype=torch.uint8)
     clip_BCTHW[0] = 7
 
-    pruned = load_model(tmp_path, shortening=Shortening(pruning=Component(name="run_length"))).classifier
+    pruned = load_model(
+        tmp_path, token_reduction=TokenReduction(pruning=Component(name="run_length"))
+    ).classifier
 
     assert pruned.features(clip_BCTHW).kept_B.tolist() == [4, 8]
     logits_BY, plain_BY = pruned.logits(clip_BCTHW), classifier.logits(clip_BCTHW)
@@ -123,14 +132,14 @@ def test_a_save_that_never_ended_is_no_model(tmp_path):
         ({"head": {"name": "os.system", "args": {}}}, "no head named 'os.system'"),
         ({"head": {"name": "linear", "args": {"command": "x"}}}, "no argument 'command'"),
         ({"head": None}, "describes no head and pruning that can be built"),
-        ({"shortening": {"merge": 2}}, "wrong keys in shortening: unknown merge"),
-        ({"shortening": None}, "wrong keys in shortening: it is no object"),
+        ({"token_reduction": {"merge": 2}}, "wrong keys in token_reduction: unknown merge"),
+        ({"token_reduction": None}, "wrong keys in token_reduction: it is no object"),
         (
-            {"shortening": {"pruning": {"name": "os.system", "args": {}}, "merge_per_block": 0}},
+            {"token_reduction": {"pruning": {"name": "os.system", "args": {}}, "merge_per_block": 0}},
             "no pruning named 'os.system'",
         ),
         (
-            {"shortening": {"pruning": {"name": "learned", "args": {}}, "merge_per_block": 0}},
+            {"token_reduction": {"pruning": {"name": "learned", "args": {}}, "merge_per_block": 0}},
             "needs an encoder that has learned to score its tokens",
         ),
         ({"classes": ["one"]}, "head.safetensors does not fit head.json.*size mismatch"),

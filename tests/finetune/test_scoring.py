@@ -1,4 +1,4 @@
-"""Scoring: every video once, views averaged, numbers that agree with their plain definitions."""
+"""Scoring: each video counts once, views are averaged, and the metrics equal their definitions."""
 
 import json
 import logging
@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from kinemae.data_tools.command import DataError
-from kinemae.finetune.scoring import Vote, average_views, score, wilson_interval
+from kinemae.finetune.scoring import VideoPrediction, average_views, score, wilson_interval
 
 
-def random_votes(videos, classes, *, seed=0):
+def random_predictions(videos, classes, *, seed=0):
     rng = np.random.default_rng(seed)
     probability_RY = rng.dirichlet(np.ones(classes), size=videos)
     label_R = rng.integers(classes, size=videos)
     return [
-        Vote(position=position, key=f"video-{position}", label=int(label), probability_Y=probability_Y)
-        for position, (label, probability_Y) in enumerate(zip(label_R, probability_RY, strict=True))
+        VideoPrediction(position=i, key=f"video-{i}", label=int(label_R[i]), probability_Y=probability_RY[i])
+        for i in range(videos)
     ]
 
 
@@ -25,61 +25,60 @@ def names(count):
     return [f"class-{position}" for position in range(count)]
 
 
+def scored(predictions, classes):
+    return score(predictions, names(classes), validation="data")
+
+
 @pytest.mark.parametrize("classes", [1, 2, 5, 6, 11])
-def test_the_result_equals_plain_counting(classes):
-    votes = random_votes(60, classes)
-    right = [vote.probability_Y.argmax() == vote.label for vote in votes]
-    in_five = [vote.label in np.argsort(vote.probability_Y)[::-1][:5] for vote in votes]
+def test_metrics_equal_plain_counting(classes):
+    predictions = random_predictions(60, classes)
+    correct = [each.probability_Y.argmax() == each.label for each in predictions]
+    in_five = [each.label in np.argsort(each.probability_Y)[::-1][:5] for each in predictions]
 
-    result = score(votes, names(classes), validation="data")
+    result = scored(predictions, classes)
 
-    assert result["top1"] == pytest.approx(np.mean(right))
+    assert result["top1"] == pytest.approx(np.mean(correct))
     assert result["top5"] == pytest.approx(np.mean(in_five))
     for position, name in enumerate(names(classes)):
-        of_class = [hit for hit, vote in zip(right, votes, strict=True) if vote.label == position]
-        assert result["per_class"][name] == pytest.approx(np.mean(of_class))
-        assert sum(result["confusion"][position]) == len(of_class)
-    assert np.trace(result["confusion"]) == sum(right)
+        of_class = [hit for hit, each in zip(correct, predictions, strict=True) if each.label == position]
+        assert result["per_class_accuracy"][name] == pytest.approx(np.mean(of_class))
+        assert sum(result["confusion_matrix"][position]) == len(of_class)
+    assert np.trace(result["confusion_matrix"]) == sum(correct)
 
 
-def test_a_video_scored_by_two_processes_counts_once():
-    votes = random_votes(7, 3)
+def test_a_video_scored_by_two_processes_counts_once_in_any_order():
+    predictions = random_predictions(20, 8)
 
-    assert score(votes + votes[:3], names(3), validation="data") == score(votes, names(3), validation="data")
-
-
-def test_the_order_of_the_processes_changes_nothing():
-    votes = random_votes(20, 8)
-
-    assert score(votes[::-1], names(8), validation="data") == score(votes, names(8), validation="data")
+    assert scored(predictions + predictions[:3], 8) == scored(predictions, 8)
+    assert scored(predictions[::-1], 8) == scored(predictions, 8)
 
 
 def test_an_unreadable_video_is_named_and_does_not_count():
-    votes = random_votes(4, 3)
-    broken = Vote(position=9, key="video-9", label=0, probability_Y=None, reason="no video stream")
+    predictions = random_predictions(4, 3)
+    broken = VideoPrediction(position=9, key="video-9", label=0, probability_Y=None, error="no video stream")
 
-    result = score([*votes, broken], names(3), validation="data")
+    result = scored([*predictions, broken], 3)
 
     assert result["videos"] == 4
-    assert result["skipped"] == [{"key": "video-9", "reason": "no video stream"}]
-    assert result["top1"] == score(votes, names(3), validation="data")["top1"]
+    assert result["skipped"] == [{"key": "video-9", "error": "no video stream"}]
+    assert result["top1"] == scored(predictions, 3)["top1"]
 
 
-def test_a_class_without_videos_is_warned_of_and_has_no_accuracy(caplog):
+def test_a_class_without_videos_is_logged_and_has_no_accuracy(caplog):
     logging.getLogger("kinemae").propagate = True
-    votes = [vote for vote in random_votes(40, 3) if vote.label != 1]
+    predictions = [each for each in random_predictions(40, 3) if each.label != 1]
 
-    result = score(votes, names(3), validation="the-data")
+    result = score(predictions, names(3), validation="the-data")
 
-    assert result["per_class"]["class-1"] is None
-    assert "1 of 3 classes have no video in the-data: class-1" in caplog.text
+    assert result["per_class_accuracy"]["class-1"] is None
+    assert "the-data: 1 of 3 classes have no video: class-1" in caplog.text
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
-def test_no_readable_video_is_an_error_that_gives_the_first_reason():
-    broken = Vote(position=0, key="a", label=0, probability_Y=None, reason="truncated file")
+def test_an_evaluation_without_a_readable_video_raises_with_the_first_error():
+    broken = VideoPrediction(position=0, key="a", label=0, probability_Y=None, error="truncated file")
 
-    with pytest.raises(DataError, match=r"no video of the-data could be read.*truncated file"):
+    with pytest.raises(DataError, match=r"the-data: expected readable videos, got none.*truncated file"):
         score([broken], names(2), validation="the-data")
 
 
@@ -94,11 +93,12 @@ def test_views_are_averaged_as_probabilities():
 
 
 def test_the_interval_is_wilsons():
-    right, total, z = 40, 200, 1.959963984540054
-    share = right / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    correct, total, z = 40, 200, 1.959963984540054
+    fraction = correct / total
+    centre = (fraction + z * z / (2 * total)) / (1 + z * z / total)
+    variance = fraction * (1 - fraction) / total + z * z / (4 * total * total)
+    half = z / (1 + z * z / total) * np.sqrt(variance)
 
-    assert wilson_interval(right, total) == pytest.approx([centre - half, centre + half])
+    assert wilson_interval(correct, total) == pytest.approx([centre - half, centre + half])
     assert wilson_interval(0, 5)[0] == 0
     assert wilson_interval(5, 5)[1] == 1

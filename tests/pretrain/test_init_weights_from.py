@@ -58,7 +58,7 @@ def test_encoder_and_decoder_are_those_of_the_folder(tmp_path, kind, positions):
     second = model_of(seed=2, **parts)
     assert not is_equal(second.encoder, first.encoder)
 
-    said = start.give_weights(second, PIXELS)
+    said = start.load_pretrained(second, PIXELS)
 
     assert is_equal(second.encoder, first.encoder) and is_equal(second.decoder, first.decoder)
     assert f"begins with the encoder in {tmp_path}; the decoder is the one exported there" in said
@@ -71,7 +71,7 @@ def test_on_another_grid_the_reference_stays(tmp_path, positions):
     start = exported(first, tmp_path)
     second = model_of(seed=2, positions=part, grid=TokenGrid(3, 3, 4), reference=start.description.reference)
 
-    start.give_weights(second, PIXELS)
+    start.load_pretrained(second, PIXELS)
 
     assert second.encoder.reference == second.decoder.reference == TokenGrid(2, 2, 2)
     assert is_equal(second.encoder, first.encoder) and is_equal(second.decoder, first.decoder)
@@ -95,7 +95,7 @@ def test_a_decoder_that_does_not_fit_begins_afresh_and_is_named(tmp_path, change
     start = exported(model_of(seed=1), tmp_path)
     second, untouched = (model_of(seed=2, target=target, **changes) for _ in range(2))
 
-    said = start.give_weights(second, target)
+    said = start.load_pretrained(second, target)
 
     assert re.search(message, said)
     assert is_equal(second.decoder, untouched.decoder) == ("afresh" in said)
@@ -104,7 +104,7 @@ def test_a_decoder_that_does_not_fit_begins_afresh_and_is_named(tmp_path, change
 def test_without_an_exported_decoder_it_begins_afresh(tmp_path):
     start = exported(model_of(seed=1), tmp_path, with_decoder=False)
     second = model_of(seed=2)
-    assert "the decoder begins afresh: none was exported there" in start.give_weights(second, PIXELS)
+    assert "the decoder begins afresh: none was exported there" in start.load_pretrained(second, PIXELS)
     assert is_equal(second.decoder, model_of(seed=2).decoder)
 
 
@@ -113,7 +113,7 @@ def test_a_moving_average_begins_with_the_given_weights_too(tmp_path):
     start = exported(first, tmp_path)
     second = model_of(seed=2, target=Component(name="features"))
 
-    start.give_weights(second, Component(name="features"))
+    start.load_pretrained(second, Component(name="features"))
 
     assert is_equal(second.target.teacher, first.encoder)
 
@@ -137,7 +137,7 @@ def test_a_moving_average_begins_with_the_given_weights_too(tmp_path):
 def test_another_encoder_is_refused_by_its_keys(tmp_path, changes, message):
     start = exported(model_of(seed=1), tmp_path)
     with pytest.raises(CheckpointError, match=f"start_from={tmp_path} holds another encoder.*{message}"):
-        start.give_weights(model_of(seed=2, **changes), PIXELS)
+        start.load_pretrained(model_of(seed=2, **changes), PIXELS)
 
 
 def test_no_start_and_no_encoder(tmp_path):
@@ -151,4 +151,4 @@ def test_damaged_weights_of_a_decoder_are_refused(tmp_path):
     path = tmp_path / "decoder.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(CheckpointError, match=r"cannot read .*decoder.safetensors.*is damaged"):
-        start.give_weights(model_of(seed=2), PIXELS)
+        start.load_pretrained(model_of(seed=2), PIXELS)

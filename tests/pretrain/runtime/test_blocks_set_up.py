@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.finetune.token_reduction import Shortening
+from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.blocks import set_up_blocks
 from kinemae.pretrain.runtime.engine_checks import check_engine
@@ -79,8 +79,8 @@ def test_compiling_is_refused_where_it_cannot_work(
         EngineConfig(compile=True, zero_stage=3)
     with pytest.raises(ValueError, match=r"engine.compile=true compiles whole blocks, and token merging"):
         make_plan(small_config("engine.compile=true", "model.merge_per_block=2"))
-    assert Shortening(pruning=Component(name="run_length")).packs
-    assert not Shortening(pruning=Component(name="run_length", args={"keep": 0.5})).packs
+    assert TokenReduction(pruning=Component(name="run_length")).packs
+    assert not TokenReduction(pruning=Component(name="run_length", args={"keep": 0.5})).packs
     compiling = EngineConfig(compile=True, device="cpu")
     with pytest.raises(ValueError, match=r"keep=null each step has another number; fix: set keep"):
         check_engine(compiling, find_processes("cpu"), merges=False, packs=True)
