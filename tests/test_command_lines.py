@@ -35,12 +35,12 @@ def answer(run, words):
     heavy = [name for name in sys.argv[1:] if name in sys.modules]
     print(*words, "left with", code, "and imported", *heavy or ["nothing"])
 
-for room in (data_tools, pretrain, finetune):
-    run = lambda words, program=room.PROGRAM: run_program(program, words)
-    for command in room.PROGRAM.commands:
+for module in (data_tools, pretrain, finetune):
+    run = lambda words, program=module.PROGRAM: run_program(program, words)
+    for command in module.PROGRAM.commands:
         answer(run, [*filter(None, [command.name]), "--help"])
     answer(run, ["--help"])
-    for command in room.PROGRAM.commands:
+    for command in module.PROGRAM.commands:
         answer(run, [*filter(None, [command.name])])
         answer(run, [*filter(None, [command.name]), "one", "two", "--steps=3"])
 answer(lambda words: run_program(pretrain.PROGRAM, words), ["no_such_file.yaml"])
@@ -61,6 +61,37 @@ def test_help_and_wrong_usage_import_nothing_large(repo: Path) -> None:
         assert line.endswith("and imported nothing"), line
         expected = "left with 0 " if "--help" in line else "left with 2 "
         assert expected in line, line
+
+
+WITHOUT_TRAINING = """
+import sys
+from importlib.abc import MetaPathFinder
+from kinemae.data_tools.__main__ import main
+
+class Blocked(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in blocked or name == "torch.utils.tensorboard":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+videos, shards, *blocked = sys.argv[1:]
+sys.meta_path.insert(0, Blocked())
+few = ["train_per_class=1", "validation_per_class=1", "unlabelled=2", "workers=1"]
+sys.exit(
+    main(["synth", videos, *few])
+    or main(["shard", videos, shards, "workers=1"])
+    or main(["verify", shards, "--full", "workers=1"])
+)
+"""
+TRAINING_PACKAGES = ("deepspeed", "tensorboard", "safetensors", "scipy", "sklearn", "transformers", "torchcodec")
+
+
+@pytest.mark.slow
+def test_data_tools_work_without_the_packages_of_training(tmp_path: Path) -> None:
+    folders = [str(tmp_path / "videos"), str(tmp_path / "shards")]
+    command = [sys.executable, "-c", WITHOUT_TRAINING, *folders, *TRAINING_PACKAGES]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "shards" / "train" / "index.arrow").is_file()
 
 
 def test_help_of_export_names_every_system(capsys: pytest.CaptureFixture[str]) -> None:
