@@ -1,4 +1,4 @@
-"""The wheel, installed elsewhere: every command runs from another folder and reads nothing of the checkout."""
+"""The installed wheel: every command runs from another folder and reads no file of the checkout."""
 
 import os
 import shutil
@@ -63,11 +63,12 @@ def installed(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     environment, folder, log = root / "venv", root / "elsewhere", root / "opened.txt"
     venv.create(environment, with_pip=False, symlinks=True)
     python = str(environment / "bin" / "python")
-    own = Path(sysconfig.get_path("purelib", "venv", {"base": str(environment), "platbase": str(environment)}))
+    bases = {"base": str(environment), "platbase": str(environment)}
+    own = Path(sysconfig.get_path("purelib", "venv", bases))
     (own / "a_record_files.pth").write_text("import a_record_files\n")
     (own / "a_record_files.py").write_text(RECORD_FILES.format(log=str(log)))
     # Folders named in a .pth file are searched, but their own .pth files, of editable installs, are not read.
-    (own / "third_parties.pth").write_text("".join(f"{path}\n" for path in site_packages(repo)))
+    (own / "third_party.pth").write_text("".join(f"{path}\n" for path in site_packages(repo)))
     pip(python, "install", "--no-deps", "--no-index", "--ignore-installed", str(wheel))
     folder.mkdir()
     for name in NAMES_IN_THE_WAY:
@@ -157,11 +158,11 @@ def test_no_file_of_the_checkout_or_the_current_folder_is_run(
     installed: Installed, shards: str, pretrained: str, repo: Path
 ) -> None:
     opened = installed.opened_files()
-    third_parties = [Path(path) for path in site_packages(repo)]
+    third_party = [Path(path) for path in site_packages(repo)]
     of_checkout = {
         path
         for path in opened
-        if path.is_relative_to(repo) and not any(path.is_relative_to(folder) for folder in third_parties)
+        if path.is_relative_to(repo) and not any(path.is_relative_to(folder) for folder in third_party)
     }
     assert of_checkout == set()
     assert not opened & {installed.folder / name for name in NAMES_IN_THE_WAY}
