@@ -52,7 +52,7 @@ _FIELD_NAMES: dict[str, str] = {
     "model.attention": "attn attention_type attn_type",
     "target.args.normalise": "norm_pix_loss normalize_target normlize_target normalise normalize norm_target",
     "target": "loss target_type",
-    "data.workers": "num_workers workers dataloader_num_workers loader_workers",
+    "data.num_workers": "workers dataloader_num_workers loader_workers",
     "workers": "num_workers workers num_processes processes nproc jobs",
     "data.shards": "data_path data_dir data_root dataset data_set train_data root data shards",
     "data.train": "data_path data_dir data_root dataset train_data train_path train shards",

@@ -222,8 +222,8 @@ def steps_of(config: FinetuneConfig, samples: int) -> int:
     return max(1, math.ceil(round(clips / config.batch.global_clips, 9)))
 
 
-def run_settings(config: FinetuneConfig, samples: int, *, workers: int) -> RunSettings:
-    """The part of the config that the training loop needs; `workers` is the resolved number."""
+def run_settings(config: FinetuneConfig, samples: int, *, num_workers: int) -> RunSettings:
+    """The part of the config that the training loop needs; `num_workers` is the resolved number."""
     return RunSettings(
         run_dir=config.run_dir,
         seed=config.seed,
@@ -232,7 +232,7 @@ def run_settings(config: FinetuneConfig, samples: int, *, workers: int) -> RunSe
         keep_checkpoints=config.keep_checkpoints,
         keep_every_steps=config.keep_every_steps,
         save_in_background=config.save_in_background,
-        workers=workers,
+        num_workers=num_workers,
         max_bad_fraction=config.data.max_bad_fraction,
         timeout_s=config.data.timeout_s,
         optim=config.optim,

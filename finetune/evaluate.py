@@ -38,7 +38,7 @@ _OVERRIDABLE = (
     "pruning",
     "merge.",
     "data.validation",
-    "data.workers",
+    "data.num_workers",
     "data.timeout_s",
     "data.outage_s",
     "data.cache_dir",
@@ -92,7 +92,9 @@ def evaluate(
         spatial_crops=views.spatial_crops,
         rank=processes.rank,
         world=processes.world,
-        workers=share_cores(processes, workers=config.data.workers, cpu_threads=config.engine.cpu_threads),
+        workers=share_cores(
+            processes, workers=config.data.num_workers, cpu_threads=config.engine.cpu_threads
+        ),
         timeout_s=config.data.timeout_s,
         decoder=config.data.decoder,
     )

@@ -145,7 +145,7 @@ def training(prepared: Prepared) -> Training:
         groups=parameter_groups(prepared.classifier, config.optim.weight_decay, scale),
         clips=clips,
         plan=prepared.plan,
-        settings=run_settings(config, len(prepared.train), workers=config.data.workers),
+        settings=run_settings(config, len(prepared.train), num_workers=config.data.num_workers),
         processes=prepared.processes,
     )
 

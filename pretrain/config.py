@@ -102,8 +102,8 @@ class PretrainConfig:
         require(self.start_from != "", "start_from", "name a folder, or be null", self.start_from)
         check_saving(self.save_every_steps, self.keep_checkpoints, self.keep_every_steps)
 
-    def run_settings(self, workers: int) -> RunSettings:
-        """What the loop needs; `workers` is the resolved number."""
+    def run_settings(self, num_workers: int) -> RunSettings:
+        """What the loop needs; `num_workers` is the resolved number."""
         return RunSettings(
             run_dir=self.run_dir,
             seed=self.seed,
@@ -112,7 +112,7 @@ class PretrainConfig:
             keep_checkpoints=self.keep_checkpoints,
             keep_every_steps=self.keep_every_steps,
             save_in_background=self.save_in_background,
-            workers=workers,
+            num_workers=num_workers,
             max_bad_fraction=self.data.max_bad_fraction,
             timeout_s=self.data.timeout_s,
             optim=self.optim,

@@ -124,7 +124,7 @@ def _run(config: PretrainConfig) -> dict[str, Any]:
         "global_clips": config.batch.global_clips,
         "clips_per_device": config.batch.clips_per_device,
         "views_per_video": config.data.views_per_video,
-        "workers": config.data.workers,
+        "num_workers": config.data.num_workers,
         "zero_stage": config.engine.zero_stage,
         "precision": _precision(config),
         "bucket_mb": config.engine.bucket_mb,

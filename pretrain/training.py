@@ -150,7 +150,7 @@ def run_pretraining(plan: Plan) -> None:
         groups=parameter_groups(plan.model, config.optim.weight_decay),
         clips=training_clips(plan, plan.split),
         plan=plan.batch,
-        settings=config.run_settings(config.data.workers),
+        settings=config.run_settings(config.data.num_workers),
         processes=processes,
         watchers=_watchers(plan),
     )

@@ -191,5 +191,5 @@ def _write(descriptor: int, parts: list[memoryview]) -> None:
 def _no_memory(size: int, error: OSError) -> DataError:
     return DataError(
         f"no memory for a batch of {size / 1e6:.1f} MB that a loader worker read ({error.strerror}): lower "
-        "data.workers or batch.clips_per_device, or give the job more memory"
+        "data.num_workers or batch.clips_per_device, or give the job more memory"
     )

@@ -204,7 +204,7 @@ class Crew(Iterator[Item], Generic[Item]):
         elif member.record.samples == 0:
             raise DataError(
                 f"a loader worker {how} before it had read anything: what it said stands above; "
-                "data.workers=0 reads in the main process"
+                "data.num_workers=0 reads in the main process"
             )
         else:
             log.warning("a loader worker %s between two samples: a new one takes its place", how)
@@ -212,7 +212,7 @@ class Crew(Iterator[Item], Generic[Item]):
             raise DataError(
                 f"{self._deaths} loader workers died or hung, the last one {how}: too many for an accident. "
                 f"Samples they were at: {', '.join(sorted(self.quarantined)) or 'none'}. "
-                f"{signal.SIGKILL.name} means too little memory as a rule: lower data.workers"
+                f"{signal.SIGKILL.name} means too little memory as a rule: lower data.num_workers"
             )
         self._lost = sorted(self._lost + member.given)
         self._members[place] = self._hire()
@@ -241,6 +241,6 @@ def _pickled(readable: object, workers: int) -> bytes:
         return to_bytes(readable)
     except Exception as error:  # whatever the pickling of a part raises
         raise ValueError(
-            f"data.workers={workers} reads in processes of their own, to which this stream cannot be sent "
-            f"({error}): use classes and functions of a module's top level, or data.workers=0"
+            f"data.num_workers={workers} reads in other processes, to which this stream cannot be sent "
+            f"({error}): use classes and functions of a module's top level, or data.num_workers=0"
         ) from error

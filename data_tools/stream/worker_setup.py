@@ -40,8 +40,8 @@ def worker_count(requested: int, cores: int) -> int:
     """Loader workers of one process.
 
     Args:
-        requested: data.workers; -1 means the process's cores less one for itself. Any other number is used as
-            given. More than the cores gives a warning, not an error: it helps with a slow disk.
+        requested: data.num_workers; -1 means the process's cores less one for itself. Any other number is
+            used as given. More than the cores gives a warning, not an error: it helps with a slow disk.
         cores: the process's share of its machine, see `share_of_cores`.
 
     Raises:
@@ -49,13 +49,13 @@ def worker_count(requested: int, cores: int) -> int:
     """
     if requested < -1:
         raise ValueError(
-            f"data.workers must be -1 (as many as the cores allow) or at least 0, got {requested}"
+            f"data.num_workers must be -1 (as many as the cores allow) or at least 0, got {requested}"
         )
     if requested == -1:
         return max(cores - 1, 0)
     if requested > max(cores, 1):
         log.warning(
-            "data.workers=%d is more than the %d cores of this process: its loader workers will take turns",
+            "data.num_workers=%d is more than the %d cores of this process: loader workers will take turns",
             requested, cores,
         )  # fmt: skip
     return requested

@@ -190,9 +190,9 @@ def clips_per_core(cost: dict[str, Any], machines: Resolved, fit: Fit) -> float:
 
 
 def loader_cores(cost: dict[str, Any], machines: Resolved) -> int:
-    """Cores of a node that read: `data.workers` of each process, as many as there are."""
+    """Cores of a node that read: `data.num_workers` of each process, as many as there are."""
     left = max(machines.cores_per_node - machines.per_node, 0)
-    wanted = cost["run"]["workers"]
+    wanted = cost["run"]["num_workers"]
     return left if wanted < 0 else min(wanted * machines.per_node, left)
 
 

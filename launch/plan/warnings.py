@@ -52,7 +52,7 @@ def _loader(plan: dict[str, Any]) -> str | None:
     return (
         f"the loader will be the wall: {data['clips_per_s']:.0f} clips/s can be read with {data['cores']} "
         f"cores, computing takes {run['global_clips'] / worked_s:.0f}/s, for which {needed:.0f} are needed: "
-        "more cores (cores_per_node, data.workers), or data.views_per_video above "
+        "more cores (cores_per_node, data.num_workers), or data.views_per_video above "
         f"{run['views_per_video']}, which shares the decoding"
     )
 

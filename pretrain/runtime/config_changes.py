@@ -11,7 +11,7 @@ FREE_KEYS = {
     "keep_checkpoints": "other checkpoints stay",
     "keep_every_steps": "other checkpoints stay",
     "save_in_background": "speed and memory",
-    "data.workers": "speed",
+    "data.num_workers": "speed",
     "data.timeout_s": "when a video is given up",
     "data.outage_s": "how long a storage is waited for",
     "data.cache_dir": "speed",

@@ -16,7 +16,7 @@ def share_cores(processes: Processes, *, workers: int, cpu_threads: int) -> int:
     On CUDA the threads are unchanged. On the CPU neither threads nor loader workers wait for a core.
 
     Args:
-        workers: data.workers.
+        workers: data.num_workers.
         cpu_threads: engine.cpu_threads.
 
     Returns:
@@ -33,7 +33,7 @@ def share_cores(processes: Processes, *, workers: int, cpu_threads: int) -> int:
     if shares:
         all_cores, all_counts, all_threads = (_span(column) for column in zip(*shares, strict=True))
         log.info(
-            "each process: %s of its machine's cores, %s threads, %s loader workers (data.workers=%d)",
+            "each process: %s of its machine's cores, %s threads, %s loader workers (data.num_workers=%d)",
             all_cores, all_threads, all_counts, workers,
         )  # fmt: skip
     return count

@@ -86,8 +86,8 @@ class Training:
         if not self._has_cores:
             settings = self.settings
             threads = settings.engine.cpu_threads
-            workers = share_cores(self.processes, workers=settings.workers, cpu_threads=threads)
-            self.settings, self._has_cores = replace(settings, workers=workers), True
+            workers = share_cores(self.processes, workers=settings.num_workers, cpu_threads=threads)
+            self.settings, self._has_cores = replace(settings, num_workers=workers), True
 
 
 class _Run:

@@ -17,7 +17,7 @@ class StreamConfig:
     """How videos are read; each room adds which ones.
 
     Attributes:
-        workers: loader processes for each training process; -1 takes the cores that training leaves over.
+        num_workers: loader processes for each training process; -1 takes the cores that training leaves over.
         views_per_video: clips cut from one decoded video; they stand side by side in a batch.
         max_bad_fraction: the share of clips that may be unreadable before the run stops.
         timeout_s: limit without progress; then a loader worker is replaced and its sample skipped.
@@ -27,7 +27,7 @@ class StreamConfig:
         cache_gb: the most it may hold.
     """
 
-    workers: int = -1
+    num_workers: int = -1
     views_per_video: int = 1
     max_bad_fraction: float = 0.01
     timeout_s: float = 120.0
@@ -37,7 +37,9 @@ class StreamConfig:
     cache_gb: float = 100.0
 
     def __post_init__(self) -> None:
-        require(self.workers >= -1, "data.workers", "be 0 or more, or -1 (automatic)", self.workers)
+        require(
+            self.num_workers >= -1, "data.num_workers", "be 0 or more, or -1 (automatic)", self.num_workers
+        )
         require(self.views_per_video >= 1, "data.views_per_video", "be at least 1", self.views_per_video)
         is_share = 0 <= self.max_bad_fraction <= 1
         require(is_share, "data.max_bad_fraction", "lie between 0 and 1", self.max_bad_fraction)
@@ -190,7 +192,7 @@ class RunSettings:
     keep_checkpoints: int
     keep_every_steps: int
     save_in_background: bool
-    workers: int
+    num_workers: int
     max_bad_fraction: float
     timeout_s: float
     optim: OptimConfig

@@ -53,7 +53,7 @@ class Stepping:
             rank=processes.rank,
             first_step=state.step,
             last_step=settings.steps,
-            workers=settings.workers,
+            workers=settings.num_workers,
             pin=processes.device.type == "cuda",
             timeout_s=settings.timeout_s,
             on_outage=on_outage,

@@ -35,7 +35,7 @@ BLOCK = 10
 
 # The windows are as small as the clips, and a mirrored move would be another class.
 STILL = ["augment={min_scale: 1.0, max_scale: 1.0, min_aspect: 1.0, max_aspect: 1.0, flip: false}"]
-COMMON = ["data.workers=0", "engine.cpu_threads=1"]
+COMMON = ["data.num_workers=0", "engine.cpu_threads=1"]
 PRETRAIN = [
     *("model.size=tiny", "model.patch_size=8", "model.decoder=cross", "model.predict_share=0.5"),
     *("optim.lr=1e-3", "optim.warmup_share=0.05", "save_every_steps=1000000"),

@@ -30,7 +30,7 @@ CONFIG = """
 run_dir: RUN
 steps: 1
 save_every_steps: 1000
-data: {shards: SHARDS, workers: 0}
+data: {shards: SHARDS, num_workers: 0}
 clip: {frames: 16, stride: 1, size: 112}
 batch: {global_clips: 8, clips_per_device: 8}
 model: {size: small}

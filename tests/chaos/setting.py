@@ -15,7 +15,7 @@ seed: 7
 steps: {steps}
 save_every_steps: 20
 keep_checkpoints: 3
-data: {{shards: {shards}, workers: 1}}
+data: {{shards: {shards}, num_workers: 1}}
 clip: {{frames: 4, stride: 2, size: 32}}
 batch: {{global_clips: 4}}
 model: {{size: tiny, patch_size: 8, width: 24, depth: 2, decoder_width: 24, decoder_depth: 1}}

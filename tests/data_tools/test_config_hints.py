@@ -57,7 +57,7 @@ def test_every_synonym_names_a_key_that_exists() -> None:
         ("pretrain", "patch_size", ["model.patch_size"]),
         ("pretrain", "decoder_depth", ["model.decoder_depth"]),
         ("pretrain", "epochs", ["steps"]),
-        ("pretrain", "num_workers", ["data.workers"]),
+        ("pretrain", "num_workers", ["data.num_workers"]),
         ("pretrain", "data_path", ["data.shards"]),
         ("pretrain", "output_dir", ["run_dir"]),
         ("pretrain", "resume", ["run_dir"]),

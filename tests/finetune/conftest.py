@@ -10,7 +10,7 @@ def common(synth_shards, repo):
         repo / "configs/finetune/demo.yaml",
         f"data.train={synth_shards / 'train'}",
         f"data.validation={synth_shards / 'validation'}",
-        "data.workers=0",
+        "data.num_workers=0",
         "batch.global_clips=8",
         "epochs=0.5",
         "engine.device=cpu",

@@ -276,7 +276,12 @@ def test_an_imported_model_is_scored_where_it_stands(tmp_path, synth_shards, cap
     assert command("import", tmp_path / "theirs.pth", tmp_path / "ours", *keys) == 0
     capsys.readouterr()
 
-    scoring = [f"data.validation={validation}", "data.workers=0", "engine.device=cpu", "engine.cpu_threads=1"]
+    scoring = [
+        f"data.validation={validation}",
+        "data.num_workers=0",
+        "engine.device=cpu",
+        "engine.cpu_threads=1",
+    ]
     assert command("evaluate", tmp_path / "ours", *scoring, "--json") == 0
 
     result = json.loads(capsys.readouterr().out)

@@ -31,7 +31,7 @@ def load(*overrides):
         ("keep_checkpoints=0", "keep_checkpoints must be at least 1"),
         ("keep_every_steps=750", r"keep_every_steps must be 0 \(none\) or a multiple of .*=500"),
         ("keep_every_steps=-500", r"keep_every_steps must be 0 \(none\) or a multiple of .*=500"),
-        ("data.workers=-2", "data.workers must be 0 or more, or -1 .automatic., got -2"),
+        ("data.num_workers=-2", "data.num_workers must be 0 or more, or -1 .automatic., got -2"),
         ("data.views_per_video=0", "data.views_per_video must be at least 1"),
         ("data.max_bad_fraction=2", r"data.max_bad_fraction must lie between 0 and 1, got 2"),
         ("merge.per_block=-1", "merge.per_block must be 0 or more, got -1"),
@@ -60,9 +60,9 @@ def test_steps_are_the_epochs_clips_over_the_batch_rounded_up(epochs, views, sam
 def test_the_loops_settings_are_the_configs():
     config = load("seed=5", "optim.layer_decay=0.5")
 
-    settings = run_settings(config, 40, workers=3)
+    settings = run_settings(config, 40, num_workers=3)
 
-    assert (settings.seed, settings.steps, settings.workers) == (5, 10, 3)
+    assert (settings.seed, settings.steps, settings.num_workers) == (5, 10, 3)
     assert settings.optim is config.optim
 
 

@@ -28,7 +28,7 @@ from tests.conftest import run_module
 CONFIG = """
 run_dir: /no/run
 steps: 1000
-data: {shards: /no/shards, workers: -1}
+data: {shards: /no/shards, num_workers: -1}
 clip: {frames: 16, size: 112}
 batch: {global_clips: 1024, clips_per_device: 64}
 model: {size: small}
@@ -167,7 +167,7 @@ def test_what_will_limit_a_run_is_said_with_number_and_mend(
 
 
 def test_reading_in_the_process_itself_adds_to_its_step(cost: dict[str, Any]) -> None:
-    cost["run"]["workers"] = 0
+    cost["run"]["num_workers"] = 0
     step = plan(cost)["step"]
     assert step["all"] > step["data"] + step["compute"]
 
@@ -307,7 +307,7 @@ def small_memory(
     tmp_path: Path, synth_shards: Path, config: Path
 ) -> Callable[..., tuple[float, float, float, float]]:
     """Trains two models on the CPU; the smaller one tells what a process takes that holds next to nothing."""
-    common = [f"data.shards={synth_shards / 'unlabelled'}", "data.workers=0", "clip.stride=1"]
+    common = [f"data.shards={synth_shards / 'unlabelled'}", "data.num_workers=0", "clip.stride=1"]
     common += ["engine.precision=fp32", "engine.device=cpu", "engine.cpu_threads=1", "log.every_steps=1"]
     common += ["pictures.every_steps=0", "health.every_steps=0", "steps=3"]
     sizes = {

@@ -30,7 +30,7 @@ GRID = TokenGrid(2, 6, 6)
 TINY = """
 run_dir: /no/run
 steps: 200
-data: {shards: /no/shards, workers: 0}
+data: {shards: /no/shards, num_workers: 0}
 clip: {frames: 4, size: 32}
 batch: {global_clips: 8}
 model: {size: tiny, patch_size: 8, width: 24, depth: 2, decoder_width: 24, decoder_depth: 1}

@@ -14,7 +14,7 @@ from tests.faulty_server import FaultyServer
 from tests.sharding import shard
 
 TINY = [
-    *("steps=4", "save_every_steps=4", "batch.global_clips=4", "clip.frames=4", "data.workers=1"),
+    *("steps=4", "save_every_steps=4", "batch.global_clips=4", "clip.frames=4", "data.num_workers=1"),
     *("model.width=24", "model.depth=2", "model.decoder_width=24", "model.decoder_depth=1"),
     *("log.every_steps=1", "pictures.every_steps=0", "engine.device=cpu", "seed=5"),
 ]

@@ -28,7 +28,7 @@ CONFIG, DATA = 2, 3
 PATCH = (2, 8, 8)
 SMALL = """
 steps: 4
-data: {workers: 0}
+data: {num_workers: 0}
 clip: {frames: 8, stride: 1, size: 32}
 batch: {global_clips: 4}
 model: {size: tiny, patch_size: 8, width: 24, depth: 1, decoder_width: 24, decoder_depth: 1}

@@ -38,7 +38,7 @@ def _cores_and_memory(name: str, machine: Mapping[str, Any], processes: int) -> 
                 "machine",
                 f"{name} offers {counted(machine['cores'], 'core')} to {counted(processes, 'process')}",
                 "ask the scheduler for more cores, or start fewer processes; every process and every loader "
-                "worker (data.workers) wants one",
+                "worker (data.num_workers) wants one",
                 [name],
             )
         )
@@ -48,7 +48,7 @@ def _cores_and_memory(name: str, machine: Mapping[str, Any], processes: int) -> 
                 "machine",
                 f"{name} has {machine['memory_bytes'] / GIB:.1f} GiB of memory left for "
                 f"{counted(processes, 'process')}",
-                "end what else runs there, ask for more memory, or lower data.workers; `launch "
+                "end what else runs there, ask for more memory, or lower data.num_workers; `launch "
                 "plan` says what "
                 "a config needs",
                 [name],

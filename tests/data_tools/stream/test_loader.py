@@ -399,8 +399,8 @@ def test_workers_left_to_us_never_oversubscribe_the_cores_and_others_are_obeyed(
     monkeypatch.setattr(workers_module.log, "propagate", True)
     assert worker_count(12, 12) == 12 and caplog.text == ""
     assert worker_count(20, 12) == 20
-    assert "data.workers=20 is more than the 12 cores of this process" in caplog.text
-    with pytest.raises(ValueError, match=r"data.workers must be -1 .* got -2"):
+    assert "data.num_workers=20 is more than the 12 cores of this process" in caplog.text
+    with pytest.raises(ValueError, match=r"data.num_workers must be -1 .* got -2"):
         worker_count(-2, 1)
 
 

@@ -249,7 +249,7 @@ def test_many_deaths_end_the_run_and_name_the_samples() -> None:
 
 def test_a_worker_that_cannot_begin_ends_the_run() -> None:
     message = (
-        "a loader worker left with exit code 7 before it had read anything: .*data.workers=0 reads in the"
+        "a loader worker left with exit code 7 before it had read anything: .*data.num_workers=0 reads in the"
     )
     with pytest.raises(DataError, match=message):
         list(crew_of(Numbers(before=leave)))
@@ -276,7 +276,7 @@ def test_an_error_that_cannot_travel_is_told_in_words() -> None:
 
 
 def test_a_stream_that_cannot_be_sent_to_a_process_is_refused() -> None:
-    message = r"data.workers=2 reads in processes of their own, .* \(this one stays here\): use classes and"
+    message = r"data.num_workers=2 reads in other processes, .* \(this one stays here\): use classes and"
     with pytest.raises(ValueError, match=message):
         crew_of(Numbers(more=Unpicklable()))
 
@@ -295,7 +295,7 @@ class MadeThere(Numbers):
 
 def test_a_batch_for_which_there_is_no_memory_says_what_to_lower() -> None:
     with pytest.raises(
-        DataError, match=r"no memory for a batch of 0\.0 MB .*lower data.workers or batch.clips"
+        DataError, match=r"no memory for a batch of 0\.0 MB .*lower data.num_workers or batch.clips"
     ):
         list(crew_of(Numbers({4: run_out_of_memory}, more=torch.zeros(10_000))))
 

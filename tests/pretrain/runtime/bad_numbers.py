@@ -58,7 +58,7 @@ def fragile_training(
         groups=parameter_groups(module, 0.05),
         clips=TrainingClips(plan.index, clip=config.clip, augment=config.augment, seed=config.seed),
         plan=plan.batch,
-        settings=config.run_settings(workers=0),
+        settings=config.run_settings(num_workers=0),
         processes=plan.processes,
         watchers=watchers,
     )

@@ -12,7 +12,7 @@ SMALL_RUN = """
 seed: 3
 steps: 6
 save_every_steps: 2
-data: {workers: 0}
+data: {num_workers: 0}
 clip: {frames: 4, stride: 2, size: 32}
 batch: {global_clips: 4}
 model: {size: tiny, patch_size: 8, width: 24, depth: 2, decoder_width: 24, decoder_depth: 1}

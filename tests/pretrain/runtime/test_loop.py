@@ -47,7 +47,7 @@ def poisoned_training(plan: Plan, bad_steps: set[int]) -> tuple[Training, Poison
         groups=parameter_groups(module, 0.05),
         clips=clips,
         plan=plan.batch,
-        settings=config.run_settings(workers=0),
+        settings=config.run_settings(num_workers=0),
         processes=plan.processes,
     )
     return training, module

@@ -161,7 +161,9 @@ def test_processes_bound_to_cores_of_their_own_divide_nothing() -> None:
     expected = [[0, 1], 1, [max(cores - 1, 0), 1], 1]
     assert [json.loads(out) for out, _ in said] == [expected, expected]
     first, second = (errors for _, errors in said)
-    assert "each process: 1 of its machine's cores, 1 threads, 0 loader workers (data.workers=-1)" in first
-    assert "each process: 1 of its machine's cores, 2 threads, 1 loader workers (data.workers=1)" in first
+    assert (
+        "each process: 1 of its machine's cores, 1 threads, 0 loader workers (data.num_workers=-1)" in first
+    )
+    assert "each process: 1 of its machine's cores, 2 threads, 1 loader workers (data.num_workers=1)" in first
     assert "more than" not in first + second
     assert "each process" not in second

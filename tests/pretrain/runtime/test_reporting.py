@@ -31,7 +31,7 @@ def test_the_first_process_alone_warns_of_a_skipped_step(
     plan = make_plan(config)
     Path(config.run_dir).mkdir()
     reporting = Reporting(
-        config.run_settings(workers=0),
+        config.run_settings(num_workers=0),
         replace(plan.processes, rank=rank, world=2),
         RunState(),
         incidents=Incidents(Path(config.run_dir), training_clips(plan, plan.split), plan.batch),

@@ -70,7 +70,7 @@ def test_a_killed_run_goes_on_with_any_processes_and_any_zero_stage(
     """1 -> 2 -> 3 -> 1 processes, ZeRO 0 -> 2 -> 3 -> 1, and 3 -> 1 -> 0 -> 0 loader processes each."""
     unbroken, run_dir = tmp_path / "unbroken", tmp_path / "resumed"
     run_pretraining(make_plan(small_config(f"run_dir={unbroken}", *RUN)))
-    process = start(small_run, repo, f"run_dir={run_dir}", *RUN, "data.workers=3")
+    process = start(small_run, repo, f"run_dir={run_dir}", *RUN, "data.num_workers=3")
     wait_for_step(process, run_dir, random.Random(SEED).randrange(4, 7))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -80,7 +80,7 @@ def test_a_killed_run_goes_on_with_any_processes_and_any_zero_stage(
     stale.write_text(
         "".join(json.dumps({"step": step, "keys": ["stale"]}) + "\n" for step in range(saved, STEPS))
     )
-    go_on(small_run, run_dir, 2, "engine.zero_stage=2", "data.workers=1")
+    go_on(small_run, run_dir, 2, "engine.zero_stage=2", "data.num_workers=1")
     drop_after(run_dir, saved + 2)
     go_on(small_run, run_dir, 3, "engine.zero_stage=3")
     assert len(list((run_dir / "samples").glob("*"))) == 3 + 1

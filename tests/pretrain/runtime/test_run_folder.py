@@ -39,7 +39,7 @@ def test_the_same_config_continues(small_config: BuildConfig, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "override",
     [
-        "data.workers=3",
+        "data.num_workers=3",
         "data.max_bad_fraction=0.5",
         "batch.clips_per_device=2",
         "log.every_steps=7",
@@ -178,13 +178,13 @@ def test_a_folder_that_cannot_be_written_is_one_line(small_config: BuildConfig, 
 
 
 def test_the_first_config_stays_and_every_start_is_noted(small_config: BuildConfig, tmp_path: Path) -> None:
-    first, second = small_config(), small_config("data.workers=1")
+    first, second = small_config(), small_config("data.num_workers=1")
     open_run_dir(tmp_path / "run", first)
     open_run_dir(tmp_path / "run", second)
     assert (tmp_path / "run" / "config.yaml").read_text() == to_yaml(first)
     starts = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert len(starts) == 2
-    assert [start["changed"] for start in starts] == [{}, {"data.workers": [0, 1]}]
+    assert [start["changed"] for start in starts] == [{}, {"data.num_workers": [0, 1]}]
     for start in starts:
         assert {"started", "command", "commit", "host", "processes", "python", "versions"} <= start.keys()
         assert start["versions"]["torch"] and start["versions"]["deepspeed"]

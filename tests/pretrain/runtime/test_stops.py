@@ -11,7 +11,7 @@ from kinemae.pretrain.runtime.metrics import read_metrics
 from tests.ranks import Ranks, started
 
 REQUEUE, STUCK = 138, 5
-ENDLESS = ("steps=100000", "save_every_steps=100000", "log.every_steps=1", "data.workers=1")
+ENDLESS = ("steps=100000", "save_every_steps=100000", "log.every_steps=1", "data.num_workers=1")
 
 
 def has_done(run_dir: Path, steps: int) -> bool:
