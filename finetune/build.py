@@ -69,7 +69,7 @@ def build_classifier(config: FinetuneConfig, description: EncoderDescription, *,
         if encoder.shape.final_norm and not config.final_norm:
             encoder.norm = torch.nn.Identity()
             encoder.shape = replace(encoder.shape, final_norm=False)
-    pruning = config.token_reduction.build(description.shape)
+    pruning = config.token_reduction.build_pruning(description.shape)
     return Classifier(
         config.token_reduction.apply(encoder, pruning),
         build_head(config.head, width=description.shape.width, classes=classes),
@@ -86,7 +86,7 @@ def _with_pruning(config: FinetuneConfig, description: EncoderDescription) -> En
     """The encoder as it will be: pruning may add weights to it, and its last norm may go."""
     shape = description.shape
     shape = replace(shape, final_norm=shape.final_norm and config.final_norm)
-    pruning = config.token_reduction.build(shape, may_learn=not config.freeze)
+    pruning = config.token_reduction.build_pruning(shape, may_learn=not config.freeze)
     return replace(description, shape=pruning.shape(shape))
 
 

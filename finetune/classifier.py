@@ -1,4 +1,7 @@
-"""The classifier: an encoder that sees a clip's tokens, all or the kept ones, and a head on top."""
+"""Classifier: an encoder, optionally with token pruning, and a head on its tokens."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -6,29 +9,63 @@ from torch.nn import functional
 
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.finetune.features import FeatureReader, Features
+from kinemae.data_tools.stream.yuv_to_rgb import luma_of
 from kinemae.finetune.heads.base import Head
-from kinemae.finetune.mixing import MixedClips, Mixer
+from kinemae.finetune.mixing import Mixer
 from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.packing import Packing, share_of, top_tokens
 from kinemae.pretrain.model.scorer import with_gradient_of
-from kinemae.pretrain.model.tokens import MEAN, STD
+from kinemae.pretrain.model.tokens import MEAN, STD, normalise, patchify, take_patches
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.pruning.none import NoPruning
 
 
-class Classifier(nn.Module):
-    """Clips in, class scores or a loss out.
+class Features(NamedTuple):
+    """Output of the encoder for a batch of clips.
 
-    Args:
-        pruning: which tokens of a clip the encoder sees; None for all.
-        freeze: the head alone learns; the encoder runs without gradients and never drops a path.
-        label_smoothing: share of the target that is spread over all classes.
-        mixer: mixes the clips in training; None leaves them alone.
-        mean: colours that the encoder's pixels are normalised by, on a scale of 0 to 1.
-        std: likewise.
+    Attributes:
+        tokens_BND: the kept tokens, after the final norm.
+        weight_BN: 1 for a token, 0 for padding of clips that keep fewer tokens; None: no padding.
+        threshold_loss_B: loss of the scorer's threshold, with `pruning.args.keep`; see `Scorer`.
     """
 
-    def __init__(  # noqa: PLR0913 - all but the two modules by name
+    tokens_BND: Tensor
+    weight_BN: Tensor | None = None
+    threshold_loss_B: Tensor | None = None
+
+    @property
+    def kept_B(self) -> Tensor:
+        """Number of kept tokens per clip, float32."""
+        if self.weight_BN is not None:
+            return self.weight_BN.float().sum(dim=1)
+        clips, tokens = self.tokens_BND.shape[:2]
+        return self.tokens_BND.new_full((clips,), tokens, dtype=torch.float32)
+
+    @staticmethod
+    def join(parts: Sequence["Features"]) -> tuple[Tensor, Tensor | None]:
+        """Concatenate tokens and weights of several batches, padded to the longest."""
+        longest = max(part.tokens_BND.shape[1] for part in parts)
+        tokens, weights = [], []
+        for part in parts:
+            missing = longest - part.tokens_BND.shape[1]
+            tokens.append(functional.pad(part.tokens_BND, (0, 0, 0, missing)))
+            if part.weight_BN is not None:
+                weights.append(functional.pad(part.weight_BN, (0, missing)))
+        return torch.cat(tokens), torch.cat(weights) if weights else None
+
+
+class Classifier(nn.Module):
+    """Compute class scores of clips, or a loss.
+
+    Args:
+        pruning: selects the tokens that the encoder processes; None keeps all.
+        freeze: train the head only; the encoder runs in evaluation mode without gradients.
+        label_smoothing: fraction of the target distribution spread over all classes.
+        mixer: mixes clips in training (mixup, cutmix); None for none.
+        mean, std: normalisation of the encoder's pixels, RGB on a scale of 0 to 1.
+    """
+
+    def __init__(  # noqa: PLR0913 - keyword-only, except for the two modules
         self,
         encoder: Encoder,
         head: Head,
@@ -43,7 +80,10 @@ class Classifier(nn.Module):
         super().__init__()
         self.pruning = pruning or NoPruning()
         self.encoder = encoder.requires_grad_(not freeze)
-        _freeze_what_has_no_say(encoder, self.pruning)
+        if encoder.shape.scorer and not self.pruning.is_learned:
+            encoder.scorer.requires_grad_(False)  # this pruning does not use its scores
+        elif encoder.shape.scorer and self.pruning.keep is None:
+            encoder.scorer.threshold_1.requires_grad_(False)  # only a fixed fraction trains the threshold
         self.head = head
         self.freeze = freeze
         self.label_smoothing = label_smoothing
@@ -53,60 +93,103 @@ class Classifier(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Choose training or evaluation; a frozen encoder stays in evaluation."""
+        """Set training or evaluation mode; a frozen encoder stays in evaluation mode."""
         super().train(mode)
         self.encoder.train(mode and not self.freeze)
         return self
 
     def forward(self, batch: ClipBatch, draws: ClipRandom) -> dict[str, Tensor]:
-        """Per-clip values of shape (B,): the cross entropy as "loss", and 1 where the guess is "correct".
+        """Compute per-clip values of shape (B,).
 
-        The guess for a mixed clip is held against the label that has the larger share. With pruning,
-        "kept" is the share of the tokens that the encoder saw.
+        Returns:
+            "loss": cross entropy, for mixed clips with both labels. "accuracy": 1 where the prediction is
+            right, for mixed clips the label with the larger weight. "kept_fraction", with pruning: number of
+            tokens that the encoder processed, divided by all tokens.
         """
-        is_mixed = self.training and self.mixer is not None
-        mixed = self.mixer.mix(batch, draws) if is_mixed and self.mixer else None
-        features = self.features(batch.clip_BCTHW if mixed is None else mixed.clip_BCTHW, draws)
+        clip_BCTHW, label_B, mixed = batch.clip_BCTHW, batch.label_B, None
+        if self.training and self.mixer is not None:
+            mixed = self.mixer.mix(batch, draws)
+            clip_BCTHW = mixed.clip_BCTHW
+        features = self.features(clip_BCTHW, draws)
         logits_BY = self.head(features.tokens_BND, draws, features.weight_BN).float()
-        values = self._scored(logits_BY, batch, mixed)
+        loss_B = self._cross_entropy(logits_BY, label_B)
+        if mixed is not None:
+            loss_B = torch.lerp(self._cross_entropy(logits_BY, mixed.partner_label_B), loss_B, mixed.lam_B)
+            label_B = torch.where(mixed.lam_B >= 0.5, label_B, mixed.partner_label_B)
         if features.threshold_loss_B is not None:
-            values["loss"] = with_gradient_of(values["loss"], features.threshold_loss_B)
+            loss_B = with_gradient_of(loss_B, features.threshold_loss_B)
+        values = {"loss": loss_B, "accuracy": (logits_BY.argmax(dim=1) == label_B).float()}
         if not isinstance(self.pruning, NoPruning):
-            values["kept"] = features.kept_B / self.encoder.grid.tokens
+            values["kept_fraction"] = features.kept_B / self.encoder.grid.tokens
         return values
 
-    def _scored(self, logits_BY: Tensor, batch: ClipBatch, mixed: MixedClips | None) -> dict[str, Tensor]:
-        loss_B, label_B = self._loss(logits_BY, batch.label_B), batch.label_B
-        if mixed is not None:
-            loss_B = torch.lerp(self._loss(logits_BY, mixed.partner_label_B), loss_B, mixed.share_B)
-            label_B = torch.where(mixed.share_B >= 0.5, label_B, mixed.partner_label_B)
-        return {"loss": loss_B, "correct": (logits_BY.argmax(dim=1) == label_B).float()}
-
-    def _loss(self, logits_BY: Tensor, label_B: Tensor) -> Tensor:
+    def _cross_entropy(self, logits_BY: Tensor, label_B: Tensor) -> Tensor:
         return functional.cross_entropy(
             logits_BY, label_B, reduction="none", label_smoothing=self.label_smoothing
         )
 
     def logits(self, clip_BCTHW: Tensor, draws: ClipRandom | None = None) -> Tensor:
-        """Score the classes, as logits_BY.
+        """Compute class scores.
 
         Args:
             clip_BCTHW: uint8 RGB.
-            draws: the clips' randomness in training, None in evaluation.
+            draws: random numbers of the clips in training; None in evaluation.
+
+        Returns:
+            logits_BY
         """
         features = self.features(clip_BCTHW, draws)
         return self.head(features.tokens_BND, draws, features.weight_BN)
 
     def features(self, clip_BCTHW: Tensor, draws: ClipRandom | None = None) -> Features:
-        """What the encoder makes of clips."""
-        reader = FeatureReader(self.encoder, self.pruning, mean=self.mean, std=self.std)
+        """Encode clips, uint8 RGB. `draws` is for drop path in training.
+
+        Raises:
+            ValueError: the clip size differs from the encoder's.
+        """
+        self.encoder.check_clip(clip_BCTHW)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            return reader.read(clip_BCTHW, draws)
+            if self.pruning.is_learned:
+                return self._prune_by_scorer(clip_BCTHW, draws)
+            if isinstance(self.pruning, NoPruning):
+                return Features(self.encoder.encode(self._embed_all(clip_BCTHW), None, draws))
+            return self._prune_by_pixels(clip_BCTHW, draws)
 
+    def _prune_by_pixels(self, clip_BCTHW: Tensor, draws: ClipRandom | None) -> Features:
+        """Select patches by their pixels, and embed only these."""
+        worth = self.pruning.weigh(luma_of(clip_BCTHW), self.encoder.shape.patch)
+        if self.pruning.keep is None:
+            packing = Packing.of(worth.is_kept_BN, worth.score_BN)
+            run_1L = None if worth.run_BN is None else packing.pack(worth.run_BN)
+            x_1LD = self._embed(clip_BCTHW, packing.index_1L, run_1L, clip_BK=packing.clip_1L)
+            return self._encode_packed(x_1LD, packing, draws)
+        index_BK = top_tokens(worth.score_BN, share_of(worth.score_BN.shape[1], self.pruning.keep))
+        run_BK = None if worth.run_BN is None else worth.run_BN.gather(1, index_BK)
+        x_BKD = self._embed(clip_BCTHW, index_BK, run_BK)
+        return Features(self.encoder.encode(x_BKD, index_BK, draws))
 
-def _freeze_what_has_no_say(encoder: Encoder, pruning: Pruning) -> None:
-    """A scorer that is not asked, and the threshold of one that is not told a share, get no gradient."""
-    if encoder.shape.scorer and not pruning.is_learned:
-        encoder.scorer.requires_grad_(False)
-    elif encoder.shape.scorer and pruning.keep is None:
-        encoder.scorer.threshold_1.requires_grad_(False)
+    def _prune_by_scorer(self, clip_BCTHW: Tensor, draws: ClipRandom | None) -> Features:
+        """Embed all patches, then select tokens by the encoder's scorer."""
+        scorer, x_BND = self.encoder.scorer, self._embed_all(clip_BCTHW)
+        if self.pruning.keep is not None:
+            chosen = scorer.choose(x_BND, self.pruning.keep)
+            tokens_BKD = self.encoder.encode(chosen.x_BKD, chosen.place_BK, draws)
+            return Features(tokens_BKD, threshold_loss_B=chosen.threshold_loss_B)
+        score_BN = scorer(x_BND)
+        packing = Packing.of(score_BN.detach() > scorer.threshold_1.detach(), score_BN.detach())
+        gated_BND = x_BND * scorer.gate(score_BN, x_BND.dtype)
+        return self._encode_packed(packing.pack(gated_BND), packing, draws)
+
+    def _encode_packed(self, x_1LD: Tensor, packing: Packing, draws: ClipRandom | None) -> Features:
+        encoded_1LD = self.encoder.encode(x_1LD, packing.index_1L, draws, lengths=packing.lengths)
+        return Features(*packing.unpack(encoded_1LD))
+
+    def _embed_all(self, clip_BCTHW: Tensor) -> Tensor:
+        patches_BNP = normalise(patchify(clip_BCTHW, self.encoder.shape.patch), self.mean, self.std)
+        return self.encoder.embed(patches_BNP, None)
+
+    def _embed(
+        self, clip_BCTHW: Tensor, index_BK: Tensor, run_BK: Tensor | None, *, clip_BK: Tensor | None = None
+    ) -> Tensor:
+        taken_BKP = take_patches(clip_BCTHW, index_BK, self.encoder.shape.patch, clip_BK=clip_BK)
+        return self.encoder.embed(normalise(taken_BKP, self.mean, self.std), index_BK, run_BK)

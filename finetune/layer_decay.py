@@ -1,8 +1,8 @@
-"""Layer-wise learning rate decay: the nearer a layer is to the pixels, the less it moves.
+"""Layer-wise learning rate decay, as in BEiT and VideoMAE.
 
-As in BEiT and VideoMAE: a pretrained encoder of depth L has layers 0 (the embedding), 1 .. L (the blocks)
-and L + 1 (its last norm and the head); layer l learns at `decay ** (L + 1 - l)` times the rate. A learned
-scorer of tokens stands at the bottom but is often new, so it learns like the head.
+The layers of an encoder of depth L are 0 (embedding), 1 to L (blocks) and L + 1 (final norm and head). The
+learning rate of layer l is multiplied by `decay ** (L + 1 - l)`. A token scorer is often untrained, so it has
+the head's rate.
 """
 
 import re
@@ -13,7 +13,7 @@ _TOP = ("head.", "encoder.norm.", "encoder.scorer.")
 
 
 def layer_of(name: str, depth: int) -> int:
-    """The layer, from 0 to depth + 1, that a parameter of the classifier belongs to."""
+    """Return the layer, from 0 to depth + 1, of a classifier's parameter."""
     block = _BLOCK.match(name)
     if block:
         return int(block.group(1)) + 1
@@ -21,5 +21,5 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def layer_scale(decay: float, depth: int) -> Callable[[str], float]:
-    """The factor on the learning rate as a function of a parameter's name."""
+    """Return the function that maps a parameter's name to its learning rate factor."""
     return lambda name: decay ** (depth + 1 - layer_of(name, depth))

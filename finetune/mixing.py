@@ -1,8 +1,8 @@
-"""Mixup and cutmix for clips: two videos in one clip, their labels shared accordingly.
+"""Mixup and cutmix for clips.
 
-Neighbouring videos of the run are partners, each view of the one with the same view of the other. How a clip
-is mixed is drawn by its own place in the run, so it is the same on any number of processes, as long as
-partners stand in one micro-batch: see `MixConfig.block`.
+The partner of a clip is the same view of the neighbouring video. A clip's random numbers depend only on its
+index in the run, so mixed clips are the same on any number of processes. Partners must be in one micro-batch,
+see `MixConfig.group_size`.
 """
 
 import functools
@@ -22,13 +22,13 @@ _QUANTILES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class MixConfig:
-    """Mixing of clips; off by default.
+    """Settings of mixup and cutmix; off by default.
 
     Attributes:
-        mixup: alpha of mixup (https://arxiv.org/abs/1710.09412): both clips shine through; 0 is off.
-        cutmix: alpha of cutmix (https://arxiv.org/abs/1905.04899): a box shows the partner; 0 is off.
-        probability: share of the clips that are mixed.
-        switch_probability: fraction of the mixed ones that are cut, where both are on.
+        mixup: alpha of mixup (https://arxiv.org/abs/1710.09412), a weighted sum of two clips; 0 is off.
+        cutmix: alpha of cutmix (https://arxiv.org/abs/1905.04899), a box pasted from the partner; 0 is off.
+        probability: fraction of the clips that are mixed.
+        switch_probability: fraction of the mixed clips that use cutmix if both are on.
     """
 
     mixup: float = 0.0
@@ -37,8 +37,9 @@ class MixConfig:
     switch_probability: float = 0.5
 
     def __post_init__(self) -> None:
-        require(self.mixup >= 0, "mix.mixup", "be 0 (off) or more", self.mixup)
-        require(self.cutmix >= 0, "mix.cutmix", "be 0 (off) or more", self.cutmix)
+        for name in ("mixup", "cutmix"):
+            value = getattr(self, name)
+            require(value >= 0, f"mix.{name}", "be 0 (off) or more", value)
         for name in ("probability", "switch_probability"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"mix.{name}", "lie between 0 and 1", value)
@@ -49,14 +50,14 @@ class MixConfig:
         return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     @property
-    def cut_share(self) -> float:
-        """Share of the mixed clips that are cut."""
+    def cutmix_fraction(self) -> float:
+        """Fraction of the mixed clips that use cutmix."""
         if self.mixup and self.cutmix:
             return self.switch_probability
         return 1.0 if self.cutmix else 0.0
 
-    def block(self, views: int) -> int:
-        """Clips that must stand in one micro-batch, given the clips cut from one video."""
+    def group_size(self, views: int) -> int:
+        """Number of clips that must be in one micro-batch, given the number of clips per video."""
         return 2 * views if self.is_on else views
 
 
@@ -66,20 +67,20 @@ class MixedClips:
 
     Attributes:
         clip_BCTHW: uint8 RGB.
-        partner_label_B: the label of the video mixed in.
-        share_B: how much of the clip is its own; the rest is the partner's.
+        partner_label_B: the partner's label.
+        lam_B: weight of the clip's own label, lambda in the papers; the partner's weight is 1 - lam_B.
     """
 
     clip_BCTHW: Tensor
     partner_label_B: Tensor
-    share_B: Tensor
+    lam_B: Tensor
 
 
 class Mixer:
-    """Mixes the clips of a micro-batch, on its device.
+    """Mix the clips of a micro-batch on its device.
 
     Args:
-        views: clips cut from one video, which stand side by side.
+        views: clips per video, adjacent in the batch.
     """
 
     def __init__(self, config: MixConfig, *, views: int):
@@ -87,62 +88,61 @@ class Mixer:
         self.views = views
 
     def mix(self, batch: ClipBatch, draws: ClipRandom) -> MixedClips:
-        """Mix each clip with its partner. One whose partner could not be read stays as it is."""
+        """Mix each clip with its partner. A clip with an unreadable partner stays unchanged."""
         clips = len(batch.label_B)
-        assert clips % self.config.block(self.views) == 0, "the plan keeps partners together"
-        place_B = torch.arange(clips, device=batch.label_B.device)
-        partner_B = place_B.view(-1, 2, self.views).flip(1).flatten()
+        assert clips % self.config.group_size(self.views) == 0, "the batch plan keeps partners together"
+        index_B = torch.arange(clips, device=batch.label_B.device)
+        partner_B = index_B.view(-1, 2, self.views).flip(1).flatten()
         own_BCTHW = batch.clip_BCTHW
         height, width = own_BCTHW.shape[-2:]
-        keep_BHW = self._keep(draws, height, width)
         is_readable_B11 = batch.weight_B[partner_B, None, None] > 0
-        keep_BHW = torch.where(is_readable_B11, keep_BHW, 1.0)
-        clip_BCTHW = own_BCTHW[partner_B].float().lerp_(own_BCTHW.float(), keep_BHW[:, None, None])
+        weight_BHW = torch.where(is_readable_B11, self._own_weight(draws, height, width), 1.0)
+        clip_BCTHW = own_BCTHW[partner_B].float().lerp_(own_BCTHW.float(), weight_BHW[:, None, None])
         return MixedClips(
             clip_BCTHW=clip_BCTHW.round_().to(torch.uint8),
             partner_label_B=batch.label_B[partner_B],
-            share_B=keep_BHW.mean(dim=(1, 2)),
+            lam_B=weight_BHW.mean(dim=(1, 2)),
         )
 
-    def _keep(self, draws: ClipRandom, height: int, width: int) -> Tensor:
-        """How much of a clip's own stays at each place. Drawn for each clip, not for each pair."""
+    def _own_weight(self, draws: ClipRandom, height: int, width: int) -> Tensor:
+        """Draw the weight of each clip's own pixels, as weight_BHW."""
         config = self.config
         mixed_B, cut_B, level_B, row_B, column_B = draws.uniform("mix", (5,)).unbind(1)
-        share_B11 = _beta(level_B, config.mixup or 1.0)[:, None, None]
-        outside_BHW = _outside_box(
+        mixup_B11 = _beta(level_B, config.mixup or 1.0)[:, None, None]
+        cutmix_BHW = _outside_box(
             _beta(level_B, config.cutmix or 1.0), (row_B, column_B), height=height, width=width
         )
-        keep_BHW = torch.where(cut_B[:, None, None] < config.cut_share, outside_BHW, share_B11)
-        return torch.where(mixed_B[:, None, None] < config.probability, keep_BHW, 1.0)
+        weight_BHW = torch.where(cut_B[:, None, None] < config.cutmix_fraction, cutmix_BHW, mixup_B11)
+        return torch.where(mixed_B[:, None, None] < config.probability, weight_BHW, 1.0)
 
 
-def _outside_box(share_B: Tensor, centre: tuple[Tensor, Tensor], *, height: int, width: int) -> Tensor:
-    """1 outside the box that the partner fills and 0 inside, as outside_BHW; the box is torchvision's.
+def _outside_box(lam_B: Tensor, centre: tuple[Tensor, Tensor], *, height: int, width: int) -> Tensor:
+    """Return 1 outside the partner's box and 0 inside, as outside_BHW. The box is torchvision's.
 
     Args:
-        share_B: what stays outside, but for boxes that reach over the edge.
+        lam_B: fraction of the area outside a box that does not cross the edge.
         centre: row and column of the box's centre, on a scale of 0 to 1.
     """
-    half_B = 0.5 * (1.0 - share_B).sqrt()
+    half_B = 0.5 * (1.0 - lam_B).sqrt()
     sides = []
     for size, centre_B in zip((height, width), centre, strict=True):
         middle_B1 = (centre_B * size).floor()[:, None]
         reach_B1 = (half_B * size).floor()[:, None]
-        place_X = torch.arange(size, device=share_B.device)
-        sides.append((place_X >= middle_B1 - reach_B1) & (place_X < middle_B1 + reach_B1))
+        pixel_X = torch.arange(size, device=lam_B.device)
+        sides.append((pixel_X >= middle_B1 - reach_B1) & (pixel_X < middle_B1 + reach_B1))
     return 1.0 - (sides[0][:, :, None] & sides[1][:, None, :]).float()
 
 
 def _beta(uniform_B: Tensor, alpha: float) -> Tensor:
-    """Values of the Beta(alpha, alpha) distribution, from uniform ones by its quantiles."""
+    """Map uniform numbers to the Beta(alpha, alpha) distribution by its quantiles."""
     table_Q = _quantiles(alpha, uniform_B.device)
-    place_B = uniform_B * _QUANTILES
-    below_B = place_B.long()
-    return torch.lerp(table_Q[below_B], table_Q[below_B + 1], place_B - below_B)
+    position_B = uniform_B * _QUANTILES
+    below_B = position_B.long()
+    return torch.lerp(table_Q[below_B], table_Q[below_B + 1], position_B - below_B)
 
 
 @functools.cache
 def _quantiles(alpha: float, device: torch.device) -> Tensor:
-    """The 0th to the last quantile. Kept, since copying them to a GPU at each step would wait for it."""
+    """Compute the quantiles once per device: a copy to the GPU in each step would synchronise."""
     table_Q = betaincinv(alpha, alpha, np.linspace(0.0, 1.0, _QUANTILES + 1))
     return torch.tensor(table_Q, dtype=torch.float32, device=device)

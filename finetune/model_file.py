@@ -1,11 +1,11 @@
-"""A fine-tuned model on disk: an exported encoder like any other, and the head beside it.
+"""Save and load a fine-tuned model: an exported encoder with a head.
 
-    FOLDER/encoder.safetensors, encoder.json    what `kinemae.pretrain.encoder_file` writes
+    FOLDER/encoder.safetensors, encoder.json    as `kinemae.pretrain.encoder_file` writes them
     FOLDER/head.safetensors                     the head's weights
-    FOLDER/head.json                            format, config of head, pruning and merging, the classes;
+    FOLDER/head.json                            format, config of head, pruning and merging, class names;
                                                 written last
 
-Since the encoder keeps its own two files, the folder also serves as `encoder` of a further fine-tuning.
+The folder can also be the `encoder` of another fine-tuning.
 """
 
 import json
@@ -27,14 +27,14 @@ from kinemae.pretrain.encoder_file import EncoderDescription, load_encoder, save
 from kinemae.pretrain.serialization import check_format, read_record, save_weights
 
 FORMAT = 2
-READABLE = range(2, FORMAT + 1)
 WEIGHTS = "head.safetensors"
 DESCRIPTION = "head.json"
+_RETRAIN = "fix: repeat `kinemae finetune train`"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetunedModel:
-    """A model that can score clips: the classifier, the clips it wants, and the names of its classes."""
+    """A classifier with the description of its clips and the names of its classes."""
 
     classifier: Classifier
     description: EncoderDescription
@@ -50,7 +50,7 @@ def save_model(
     classes: Sequence[str],
     token_reduction: TokenReduction | None = None,
 ) -> None:
-    """Write encoder, head and classes in float32. `head.json` comes last and says that all is there."""
+    """Write encoder, head and classes in float32. `head.json` marks the model as complete."""
     (folder / DESCRIPTION).unlink(missing_ok=True)
     save_encoder(folder, classifier.encoder, description)
     save_weights(classifier.head, folder / WEIGHTS)
@@ -64,33 +64,30 @@ def save_model(
 
 
 def load_model(folder: Path, *, token_reduction: TokenReduction | None = None) -> FinetunedModel:
-    """Rebuild a fine-tuned model for scoring.
+    """Load a fine-tuned model in evaluation mode.
 
     Args:
-        token_reduction: another than it was trained with; None: the same.
+        token_reduction: replaces the one of the training; None keeps it.
 
     Raises:
-        CheckpointError: a file is missing, damaged, of another format, or does not fit the others.
-        ValueError: the given pruning or merging is not one that this encoder can do.
+        CheckpointError: a file is missing, damaged, of another format, or does not match the others.
+        ValueError: the encoder does not support the given token reduction.
     """
     content = _read_description(folder / DESCRIPTION)
     encoder, description = load_encoder(folder)
     try:
         classes = tuple(map(str, content["classes"]))
-        head = build_head(
-            read_record(Component, content["head"], "head"),
-            width=description.shape.width,
-            classes=len(classes),
-        )
-        own = read_record(TokenReduction, content.get("token_reduction", {}), "token_reduction")
-        own.build(description.shape, may_learn=False)
+        component = read_record(Component, content["head"], "head")
+        head = build_head(component, width=description.shape.width, classes=len(classes))
+        trained = read_record(TokenReduction, content.get("token_reduction", {}), "token_reduction")
+        trained.build_pruning(description.shape, may_learn=False)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder / DESCRIPTION} describes no head and pruning that can be built: {error}"
+            f"{folder / DESCRIPTION}: expected a valid head and token reduction, got an error: {error}"
         ) from error
     _load_weights(head, folder / WEIGHTS)
-    token_reduction = token_reduction or own
-    pruning = token_reduction.build(description.shape, may_learn=False)
+    token_reduction = token_reduction or trained
+    pruning = token_reduction.build_pruning(description.shape, may_learn=False)
     classifier = Classifier(
         token_reduction.apply(encoder, pruning),
         head,
@@ -99,11 +96,8 @@ def load_model(folder: Path, *, token_reduction: TokenReduction | None = None) -
         mean=description.mean,
         std=description.std,
     )
-    return FinetunedModel(
-        classifier=classifier.eval(),
-        description=replace(description, shape=classifier.encoder.shape),
-        classes=classes,
-    )
+    description = replace(description, shape=classifier.encoder.shape)
+    return FinetunedModel(classifier=classifier.eval(), description=description, classes=classes)
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -111,11 +105,12 @@ def _read_description(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"no fine-tuned model in {path.parent} (it lacks {path.name}): let `finetune train` end first"
+            f"{path.parent}: expected a fine-tuned model, got a folder without {path.name}; "
+            "fix: finish its `kinemae finetune train`"
         ) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; repeat `kinemae finetune train`") from error
-    check_format(content, READABLE, path)
+        raise CheckpointError(f"{path}: expected JSON, got an error: {error}; {_RETRAIN}") from error
+    check_format(content, range(FORMAT, FORMAT + 1), path)
     return content
 
 
@@ -123,6 +118,9 @@ def _load_weights(head: Head, path: Path) -> None:
     try:
         head.load_state_dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; repeat `kinemae finetune train`") from error
-    except RuntimeError as error:  # PyTorch's list of missing, unexpected and mis-shaped tensors
-        raise CheckpointError(f"{path} does not fit {DESCRIPTION}: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{path}: expected safetensors, got an error: {error}; {_RETRAIN}") from error
+    except RuntimeError as error:  # PyTorch lists missing, unexpected and mis-shaped tensors
+        message = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{path}: expected the weights of {DESCRIPTION}, got others: {message}"
+        ) from error

@@ -14,11 +14,10 @@ from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.stream.loader import TrainingClips
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.finetune.build import build_classifier, clip_config, describe_encoder
-from kinemae.finetune.classifier import Classifier
+from kinemae.finetune.classifier import Classifier, Features
 from kinemae.finetune.config import FinetuneConfig, run_settings, settled, steps_of
 from kinemae.finetune.data_checks import check_data
 from kinemae.finetune.evaluate import MODEL_FOLDER, evaluate, publish
-from kinemae.finetune.features import Features
 from kinemae.finetune.layer_decay import layer_scale
 from kinemae.finetune.model_file import FinetunedModel, save_model
 from kinemae.pretrain.encoder_file import EncoderDescription, announce_resampling
@@ -88,12 +87,12 @@ def prepare(config: FinetuneConfig) -> Prepared:
     config = settled(config)
     processes = find_processes(config.engine.device)
     token_reduction = config.token_reduction
-    check_engine(config.engine, processes, merges=config.merge.per_block > 0, packs=token_reduction.packs)
+    check_engine(config.engine, processes, merges=config.merge.per_block > 0, packs=token_reduction.is_packed)
     plan = plan_batch(
         config.batch.global_clips,
         config.batch.clips_per_device,
         processes.world,
-        config.mix.block(config.data.views_per_video),
+        config.mix.group_size(config.data.views_per_video),
         unit="2 x data.views_per_video (mix takes two videos)"
         if config.mix.is_on
         else "data.views_per_video",

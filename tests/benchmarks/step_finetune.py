@@ -98,7 +98,7 @@ def _classifier(size: str, frames: int, pixels: int, token_reduction: TokenReduc
     shape = SIZES[size].encoder
     encoder = Encoder(shape, TokenGrid.of(frames, pixels, shape.patch))
     head = build_head(Component(name="linear", args={"init_std": 0.02}), width=shape.width, classes=CLASSES)
-    pruning = token_reduction.build(shape)
+    pruning = token_reduction.build_pruning(shape)
     return Classifier(token_reduction.apply(encoder, pruning), head, pruning=pruning)
 
 

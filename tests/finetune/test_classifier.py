@@ -47,7 +47,7 @@ def test_the_loss_is_the_smoothed_cross_entropy_of_each_clip(smoothing):
     log_chance_BY = torch.log_softmax(classifier.logits(batch.clip_BCTHW), dim=1)
     target_BY = functional.one_hot(batch.label_B, 5) * (1 - smoothing) + smoothing / 5
     assert torch.allclose(values["loss"], -(target_BY * log_chance_BY).sum(1), atol=1e-6)
-    assert torch.equal(values["correct"], (log_chance_BY.argmax(1) == batch.label_B).float())
+    assert torch.equal(values["accuracy"], (log_chance_BY.argmax(1) == batch.label_B).float())
 
 
 def test_pixels_are_normalised_as_the_encoder_was_trained():
@@ -107,4 +107,4 @@ def test_labels_that_follow_the_clips_are_learnt():
         classifier(batch, draws_for(batch))["loss"].mean().backward()
         optimiser.step()
 
-    assert classifier(batch, draws_for(batch))["correct"].mean() == 1
+    assert classifier(batch, draws_for(batch))["accuracy"].mean() == 1

@@ -62,14 +62,22 @@ def test_good_data_pass_in_silence(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("labels", "classes", "message"),
     [
-        ([-1, -1, -1, -1], (), "data.train=.*has no labels: shard a source with one folder a class"),
+        (
+            [-1, -1, -1, -1],
+            (),
+            "data.train=.*: expected labelled videos, got no labels; fix: shard",
+        ),
         (
             [0, 1, -1, 0],
             ("left", "right"),
-            r"1 of 4 videos are in none of the 2 classes, first key-2 \(2.mp4\)",
+            r"labels from 0 to 1, got others in 1 of 4 videos, first key-2 \(2.mp4\)",
         ),
-        ([0, 1, 2, 0], ("left", "right"), "first key-2 .* with label 2: label it or leave it out"),
-        ([0, 1, 0], ("left", "right"), "gives 3 clips .3 videos .*fewer than batch.global_clips=4: lower it"),
+        ([0, 1, 2, 0], ("left", "right"), "first key-2 .* with label 2; fix: label or remove them"),
+        (
+            [0, 1, 0],
+            ("left", "right"),
+            "batch.global_clips: expected at most 3, .*got 4; fix: lower it",
+        ),
     ],
 )
 def test_training_data_that_cannot_teach_are_refused(tmp_path, labels, classes, message):
@@ -90,10 +98,13 @@ def test_views_count_as_clips(tmp_path):
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (("left", "up"), "data.validation=the-folder has other classes: 'up' is not among the 2 classes"),
-        (("left",), "it lacks 'right', one of the 2 classes trained on"),
-        (("right", "left"), "the same classes stand in another order"),
-        ((), "data.validation=the-folder has no labels"),
+        (
+            ("left", "up"),
+            "data.validation=the-folder: expected the 2 classes .*, got 'up', which",
+        ),
+        (("left",), "got none called 'right'"),
+        (("right", "left"), "got the same classes in another order"),
+        ((), "data.validation=the-folder: expected labelled videos, got no labels"),
     ],
 )
 def test_validation_data_with_other_classes_are_refused(tmp_path, classes, message):
@@ -110,5 +121,5 @@ def test_a_class_without_training_videos_is_warned_of(tmp_path, caplog):
 
     check_data(load(tmp_path), train, validation)
 
-    assert "1 classes have no training video, first right" in caplog.text
-    assert "every training video has the same label, left" in caplog.text
+    assert "data.train: 1 classes have no training video, first right" in caplog.text
+    assert "data.train: all videos have the label left" in caplog.text

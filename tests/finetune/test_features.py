@@ -7,8 +7,7 @@ from kinemae.data_tools.components import Component, component_names
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, colour_numbers, luma_of
-from kinemae.finetune.classifier import Classifier
-from kinemae.finetune.features import Features
+from kinemae.finetune.classifier import Classifier, Features
 from kinemae.finetune.heads.base import build_head
 from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.model.encoder import Encoder
@@ -36,7 +35,7 @@ def make(part, *, head="attentive", drop_path=0.0, registers=0, merge_per_block=
     torch.manual_seed(0)
     shape = EncoderShape(**{**vars(SHAPE), "registers": registers})
     token_reduction = TokenReduction(pruning=part, merge_per_block=merge_per_block)
-    pruning = token_reduction.build(shape)
+    pruning = token_reduction.build_pruning(shape)
     encoder = token_reduction.apply(Encoder(shape, GRID, drop_path=drop_path), pruning)
     if encoder.shape.run_lengths:
         torch.nn.init.normal_(encoder.run_table_ND)
@@ -181,8 +180,8 @@ def test_training_tells_which_share_was_kept_where_something_is_pruned():
 
     values = make(Component(name="run_length"))(batch, draws)
 
-    assert values["kept"].tolist() == [1, 52 / 64, 28 / 64, 0.25]
-    assert "kept" not in make(Component(name="none"))(batch, draws)
+    assert values["kept_fraction"].tolist() == [1, 52 / 64, 28 / 64, 0.25]
+    assert "kept_fraction" not in make(Component(name="none"))(batch, draws)
 
 
 def test_an_encoder_that_knows_runs_is_told_runs_of_one_where_nothing_is_pruned():
@@ -234,12 +233,12 @@ def test_a_pruned_encoder_keeps_its_weights_and_gets_what_it_lacks():
     encoder = Encoder(SHAPE, GRID)
     token_reduction = TokenReduction(pruning=Component(name="run_length", args={"run_lengths": 3}))
 
-    grown = token_reduction.apply(encoder, token_reduction.build(SHAPE))
+    grown = token_reduction.apply(encoder, token_reduction.build_pruning(SHAPE))
 
     assert not grown.run_table_ND.any() and len(grown.run_table_ND) == 3
     for name, value in encoder.state_dict().items():
         assert torch.equal(grown.state_dict()[name], value)
-    again = token_reduction.apply(grown, token_reduction.build(grown.shape))
+    again = token_reduction.apply(grown, token_reduction.build_pruning(grown.shape))
     assert again is grown
 
 
@@ -251,7 +250,7 @@ def test_a_pruned_encoder_keeps_its_weights_and_gets_what_it_lacks():
             Component(name="run_length"),
             4,
             {},
-            r"merge\.per_block must be 0 where pruning lets each clip keep what it needs, got 4",
+            r"merge\.per_block: expected 0 with a pruning that keeps a different number .*, got 4; fix",
         ),
         (
             Component(name="none"),
@@ -263,7 +262,7 @@ def test_a_pruned_encoder_keeps_its_weights_and_gets_what_it_lacks():
             Component(name="learned"),
             0,
             {},
-            r"pruning\.name=learned needs an encoder that has learned to score",
+            r"pruning\.name: expected a pruning that needs no trained scorer, got learned",
         ),
     ],
 )
@@ -271,4 +270,4 @@ def test_what_does_not_go_together_is_refused(part, merge, options, message):
     shape = EncoderShape(**{**vars(SHAPE), **options})
 
     with pytest.raises(ValueError, match=message):
-        TokenReduction(pruning=part, merge_per_block=merge).build(shape, may_learn=False)
+        TokenReduction(pruning=part, merge_per_block=merge).build_pruning(shape, may_learn=False)

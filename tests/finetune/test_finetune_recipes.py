@@ -45,7 +45,7 @@ def test_a_recipes_batch_can_be_shared(path, world):
         config.batch.global_clips,
         config.batch.clips_per_device,
         world,
-        config.mix.block(config.data.views_per_video),
+        config.mix.group_size(config.data.views_per_video),
     )
 
     assert plan.micro_clips * plan.accumulation * world == config.batch.global_clips

@@ -52,7 +52,7 @@ def test_mixup_is_torchvisions():
     batch = make_batch(2, size=24)
     mixed = mix(batch, MIXUP)
 
-    for row, share in enumerate(mixed.share_B.tolist()):
+    for row, share in enumerate(mixed.lam_B.tolist()):
         reference = MixUp(alpha=0.8, num_classes=5)
         reference._dist = Fixed(share)
         clip_BCTHW, label_BY = reference(Video(batch.clip_BCTHW.float()), batch.label_B)
@@ -92,7 +92,7 @@ class Fixed:
 
 def targets(mixed, batch, classes):
     own, other = (functional.one_hot(label_B, classes) for label_B in (batch.label_B, mixed.partner_label_B))
-    return own * mixed.share_B[:, None] + other * (1 - mixed.share_B[:, None])
+    return own * mixed.lam_B[:, None] + other * (1 - mixed.lam_B[:, None])
 
 
 @given(
@@ -103,7 +103,7 @@ def targets(mixed, batch, classes):
     config=st.sampled_from([MIXUP, CUTMIX, BOTH, MixConfig(mixup=0.4, cutmix=2.0, probability=0.5)]),
 )
 def test_a_clip_is_mixed_the_same_however_the_batch_is_cut(views, blocks, per_micro, first, config):
-    block = config.block(views)
+    block = config.group_size(views)
     whole = make_batch(blocks * per_micro * block, size=8, first=0)
     shift = first * block
     moved = ClipBatch(**{**vars(whole), "clip_index_B": whole.clip_index_B + shift})
@@ -120,7 +120,7 @@ def test_a_clip_is_mixed_the_same_however_the_batch_is_cut(views, blocks, per_mi
         )
         got = mix(part, config, views=views)
         assert torch.equal(got.clip_BCTHW, expected.clip_BCTHW[rows])
-        assert torch.equal(got.share_B, expected.share_B[rows])
+        assert torch.equal(got.lam_B, expected.lam_B[rows])
         assert torch.equal(got.partner_label_B, expected.partner_label_B[rows])
 
 
@@ -129,8 +129,8 @@ def test_partners_are_the_same_view_of_neighbouring_videos():
     mixed = mix(batch, MIXUP, views=2)
     partner_B = torch.tensor([2, 3, 0, 1, 6, 7, 4, 5])
     assert torch.equal(mixed.partner_label_B, batch.label_B[partner_B])
-    share_B = mixed.share_B.view(-1, 1, 1, 1, 1)
-    clip_BCTHW = share_B * batch.clip_BCTHW + (1 - share_B) * batch.clip_BCTHW[partner_B]
+    lam_B = mixed.lam_B.view(-1, 1, 1, 1, 1)
+    clip_BCTHW = lam_B * batch.clip_BCTHW + (1 - lam_B) * batch.clip_BCTHW[partner_B]
     assert (clip_BCTHW - mixed.clip_BCTHW).abs().max() <= 0.501
 
 
@@ -142,7 +142,7 @@ def test_the_box_of_cutmix_is_the_same_in_all_frames():
     is_partner_BTHW = (mixed.clip_BCTHW == partner_BCTHW).all(1)
     assert (is_own_BTHW | is_partner_BTHW).all()
     assert (is_own_BTHW == is_own_BTHW[:, :1]).float().mean() > 0.999  # pixels that are equal by chance
-    assert torch.allclose(is_own_BTHW.float().mean((1, 2, 3)), mixed.share_B, atol=1e-3)
+    assert torch.allclose(is_own_BTHW.float().mean((1, 2, 3)), mixed.lam_B, atol=1e-3)
 
 
 def test_a_clip_whose_partner_could_not_be_read_stays_as_it_is():
@@ -154,7 +154,7 @@ def test_a_clip_whose_partner_could_not_be_read_stays_as_it_is():
 
     for row in (0, 7):
         assert torch.equal(mixed.clip_BCTHW[row], batch.clip_BCTHW[row])
-        assert mixed.share_B[row] == 1
+        assert mixed.lam_B[row] == 1
     for row in (2, 3, 4, 5):
         assert torch.equal(mixed.clip_BCTHW[row], free.clip_BCTHW[row])
 
@@ -167,25 +167,23 @@ def test_clips_are_mixed_and_cut_as_often_as_asked():
 
     is_mixed_B = draws[:, 0] < 0.7
     is_cut_B = is_mixed_B & (draws[:, 1] < 0.25)
-    in_sixteenths = (mixed.share_B * 16 % 1 == 0) | (mixed.share_B * 16 % 1 > 0.999)
+    in_sixteenths = (mixed.lam_B * 16 % 1 == 0) | (mixed.lam_B * 16 % 1 > 0.999)
 
     assert abs(is_mixed_B.float().mean() - 0.7) < 0.03
     assert abs(is_cut_B.float().mean() - 0.7 * 0.25) < 0.03
-    assert (mixed.share_B[~is_mixed_B] == 1).all()
+    assert (mixed.lam_B[~is_mixed_B] == 1).all()
     assert in_sixteenths[is_cut_B].all()  # a box of whole pixels
     assert in_sixteenths[is_mixed_B & ~is_cut_B].float().mean() < 0.02
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 5.0])
 def test_shares_follow_the_beta_distribution(alpha):
-    shares = mix(make_batch(2000, size=2, frames=1), MixConfig(mixup=alpha), seed=3).share_B
+    shares = mix(make_batch(2000, size=2, frames=1), MixConfig(mixup=alpha), seed=3).lam_B
     assert stats.kstest(shares.double().numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
 def test_seeds_and_places_give_different_mixes():
-    shares = [
-        mix(make_batch(4, first=first), MIXUP, seed=seed).share_B for first in (0, 4) for seed in (0, 1)
-    ]
+    shares = [mix(make_batch(4, first=first), MIXUP, seed=seed).lam_B for first in (0, 4) for seed in (0, 1)]
     assert len(torch.cat(shares).unique()) == 16
 
 
@@ -213,10 +211,10 @@ def test_the_loss_is_the_cross_entropy_with_both_labels_smoothed_as_timm_does(sm
         functional.one_hot(label_B, 5) * (on - off) + off
         for label_B in (batch.label_B, mixed.partner_label_B)
     )
-    target_BY = own * mixed.share_B[:, None] + other * (1 - mixed.share_B[:, None])
+    target_BY = own * mixed.lam_B[:, None] + other * (1 - mixed.lam_B[:, None])
     assert torch.allclose(values["loss"], -(target_BY * logits_BY.log_softmax(1)).sum(1), atol=1e-5)
-    strongest_B = torch.where(mixed.share_B >= 0.5, batch.label_B, mixed.partner_label_B)
-    assert torch.equal(values["correct"], (logits_BY.argmax(1) == strongest_B).float())
+    strongest_B = torch.where(mixed.lam_B >= 0.5, batch.label_B, mixed.partner_label_B)
+    assert torch.equal(values["accuracy"], (logits_BY.argmax(1) == strongest_B).float())
 
 
 def test_the_gradient_of_a_mixed_batch_is_that_of_its_micro_batches():
@@ -244,8 +242,8 @@ def test_nothing_is_mixed_in_evaluation():
 
 
 def test_partners_take_a_block_of_two_videos_only_where_clips_are_mixed():
-    assert [config.block(3) for config in (MixConfig(), MIXUP, CUTMIX, BOTH)] == [3, 6, 6, 6]
-    assert MixConfig(mixup=1.0, probability=0.0).block(3) == 3
+    assert [config.group_size(3) for config in (MixConfig(), MIXUP, CUTMIX, BOTH)] == [3, 6, 6, 6]
+    assert MixConfig(mixup=1.0, probability=0.0).group_size(3) == 3
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ CLASSES = ("walk", "run", "sch\u00f6n")
 def saved(folder, head="linear", token_reduction=None):
     grid = TokenGrid.of(4, 16, SHAPE.patch)
     part, token_reduction = Component(name=head), token_reduction or TokenReduction()
-    pruning = token_reduction.build(SHAPE)
+    pruning = token_reduction.build_pruning(SHAPE)
     classifier = Classifier(
         token_reduction.apply(Encoder(SHAPE, grid), pruning),
         build_head(part, width=32, classes=3),
@@ -121,7 +121,7 @@ def test_a_save_that_never_ended_is_no_model(tmp_path):
     saved(tmp_path)
     (tmp_path / "head.json").unlink()
 
-    with pytest.raises(CheckpointError, match=r"no fine-tuned model in .*lacks head.json"):
+    with pytest.raises(CheckpointError, match=r"expected a fine-tuned model, got a folder without head.json"):
         load_model(tmp_path)
 
 
@@ -131,7 +131,7 @@ def test_a_save_that_never_ended_is_no_model(tmp_path):
         ({"format": 9}, "is of format 9, this version reads format 2"),
         ({"head": {"name": "os.system", "args": {}}}, "no head named 'os.system'"),
         ({"head": {"name": "linear", "args": {"command": "x"}}}, "no argument 'command'"),
-        ({"head": None}, "describes no head and pruning that can be built"),
+        ({"head": None}, "expected a valid head and token reduction"),
         ({"token_reduction": {"merge": 2}}, "wrong keys in token_reduction: unknown merge"),
         ({"token_reduction": None}, "wrong keys in token_reduction: it is no object"),
         (
@@ -140,9 +140,12 @@ def test_a_save_that_never_ended_is_no_model(tmp_path):
         ),
         (
             {"token_reduction": {"pruning": {"name": "learned", "args": {}}, "merge_per_block": 0}},
-            "needs an encoder that has learned to score its tokens",
+            "expected a pruning that needs no trained scorer",
         ),
-        ({"classes": ["one"]}, "head.safetensors does not fit head.json.*size mismatch"),
+        (
+            {"classes": ["one"]},
+            "expected the weights of head.json, got others.*size mismatch",
+        ),
     ],
 )
 def test_a_changed_description_is_refused(tmp_path, change, message):
@@ -168,7 +171,7 @@ def test_damaged_weights_are_refused(tmp_path):
     path = tmp_path / "head.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
 
-    with pytest.raises(CheckpointError, match=r"cannot read .*head\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"head\.safetensors: expected safetensors"):
         load_model(tmp_path)
 
 

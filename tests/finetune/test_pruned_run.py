@@ -29,7 +29,7 @@ def own_result(pruned_run):
 def test_a_pruned_run_tells_how_many_tokens_it_kept(pruned_run, own_result):
     lines = [json.loads(line) for line in (pruned_run / "metrics.jsonl").read_text().splitlines()]
 
-    assert all(0 < line["kept"] < 1 for line in lines)
+    assert all(0 < line["kept_fraction"] < 1 for line in lines)
     assert own_result["tokens"]["grid"] == TOKENS
     assert TOKENS / 2 <= own_result["tokens"]["kept"] < TOKENS
     assert own_result["run"]["pruning"] == {"name": "run_length", "args": {"threshold": 12.0}}
@@ -60,8 +60,8 @@ def test_a_model_may_be_evaluated_under_another_pruning(pruned_run, own_result, 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("pruning={name: learned}", "needs an encoder that has learned to score its tokens"),
-        ("merge.per_block=2", "merge.per_block must be 0 where pruning lets each clip keep what it needs"),
+        ("pruning={name: learned}", "expected a pruning that needs no trained scorer, got learned"),
+        ("merge.per_block=2", "merge.per_block: expected 0 with a pruning that keeps"),
         ("pruning.args.keep=2.0", "pruning.args.keep must be a share above 0 and at most 1"),
     ],
 )

@@ -79,8 +79,8 @@ def test_compiling_is_refused_where_it_cannot_work(
         EngineConfig(compile=True, zero_stage=3)
     with pytest.raises(ValueError, match=r"engine.compile=true compiles whole blocks, and token merging"):
         make_plan(small_config("engine.compile=true", "model.merge_per_block=2"))
-    assert TokenReduction(pruning=Component(name="run_length")).packs
-    assert not TokenReduction(pruning=Component(name="run_length", args={"keep": 0.5})).packs
+    assert TokenReduction(pruning=Component(name="run_length")).is_packed
+    assert not TokenReduction(pruning=Component(name="run_length", args={"keep": 0.5})).is_packed
     compiling = EngineConfig(compile=True, device="cpu")
     with pytest.raises(ValueError, match=r"keep=null each step has another number; fix: set keep"):
         check_engine(compiling, find_processes("cpu"), merges=False, packs=True)
