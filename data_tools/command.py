@@ -11,18 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kinemae.data_tools.exit_codes import (
+    EXIT_CHECKPOINT,
+    EXIT_CONFIG,
+    EXIT_CRASHED,
+    EXIT_DATA,
+    EXIT_DIVERGED,
+    EXIT_INTERRUPTED,
+    EXIT_STUCK,
+)
 from kinemae.data_tools.overrides import check_overrides, parse_override
-
-EXIT_CRASHED = 1  # whatever was not foreseen; a supervisor starts the run again, as after EXIT_STUCK
-EXIT_CONFIG = 2
-EXIT_DATA = 3
-EXIT_CHECKPOINT = 4
-EXIT_STUCK = 5
-EXIT_DIVERGED = 6
-# Stopped with a checkpoint, by SIGINT, SIGUSR1 and SIGTERM: 128 and the signal's number, as shells have it.
-EXIT_INTERRUPTED = 130
-EXIT_REQUEUE = 138
-EXIT_TERMINATED = 143
 
 log = logging.getLogger("kinemae")
 

@@ -11,7 +11,8 @@ from types import FrameType
 from typing import TypeVar
 
 from kinemae.data_tools import heartbeat
-from kinemae.data_tools.command import EXIT_STUCK, Stuck, log
+from kinemae.data_tools.command import Stuck, log
+from kinemae.data_tools.exit_codes import EXIT_STUCK
 from kinemae.data_tools.pool_worker import Signs, timed_out
 
 Job = TypeVar("Job")

@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from kinemae.data_tools.exit_codes import EXIT_CONFIG
+
 _MODULES = {
     "data": "kinemae.data_tools.__main__",
     "pretrain": "kinemae.pretrain.__main__",
@@ -22,7 +24,6 @@ _HELP = """usage: kinemae COMMAND ...
 
 `kinemae COMMAND --help` shows the arguments of a command.
 """
-_EXIT_USAGE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             expected = ", ".join(_MODULES)
             sys.stderr.write(f"kinemae: expected one of {expected}, got {words[0]!r}\n")
         (sys.stdout if is_help else sys.stderr).write(_HELP)
-        return 0 if is_help else _EXIT_USAGE
+        return 0 if is_help else EXIT_CONFIG
     try:
         code = importlib.import_module(_MODULES[words[0]]).main(words[1:])
         sys.stdout.flush()

@@ -5,8 +5,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from kinemae.data_tools.exit_codes import EXIT_CONFIG
 from kinemae.launch.cluster import UsageError
-from kinemae.launch.exit_codes import USAGE
 from kinemae.launch.job import JobRefused
 
 _ABOUT = "Start a training on this machine, on hosts by ssh, on Slurm or on Kubernetes, and look after it."
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         return code
     except UsageError as error:
         sys.stderr.write(f"{error}\n")
-        return USAGE
+        return EXIT_CONFIG
     except JobRefused as error:
         sys.stderr.write(f"{error}\n")
         return error.code

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED, describe_exit
 from kinemae.launch.cluster import UsageError
-from kinemae.launch.exit_codes import INTERRUPTED, meaning
 from kinemae.launch.job import LAUNCH_FOLDER, LOGS_FOLDER
 from kinemae.launch.record import ask_for_stop, checkpoints, is_held, read_record
 from kinemae.launch.slurm.watch import cancel_job, job_end, job_line, job_states
@@ -96,7 +96,7 @@ def _state(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
     if is_held(run_dir):
         return {"state": "running", "said": f"running since {record['started']}"}
     if record.get("state") == "ended":
-        return {"state": "ended", "said": f"{meaning(record['code'])} (exit code {record['code']})"}
+        return {"state": "ended", "said": f"{describe_exit(record['code'])} (exit code {record['code']})"}
     return {
         "state": "lost",
         "said": "its launcher died without a word; start it again and it goes on from its newest checkpoint",
@@ -186,7 +186,7 @@ def run_logs(arguments: argparse.Namespace) -> int:
             sys.stdout.write(text)
             sys.stdout.flush()
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     return 0
 
 

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED
 from kinemae.launch.cluster import UsageError, add_cluster_arguments, split_words
 from kinemae.launch.doctor.checks.findings import as_json, as_text
 from kinemae.launch.doctor.checks.run_checks import Wishes, examine
 from kinemae.launch.doctor.checks.sessions import Target
 from kinemae.launch.doctor.checks.targets import KINDS, target_of
-from kinemae.launch.exit_codes import INTERRUPTED
 from kinemae.launch.job import dry_run
 
 EXIT_UNWELL = 1
@@ -67,7 +67,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     try:
         findings, reports = examine(target, wishes)
     except KeyboardInterrupt as interrupt:  # the probes are ended and their jobs cancelled
-        code = interrupt.args[0] if interrupt.args else INTERRUPTED
+        code = interrupt.args[0] if interrupt.args else EXIT_INTERRUPTED
         sys.stderr.write("interrupted: the probes are ended\n")
         return int(code)
     seconds = time.monotonic() - began

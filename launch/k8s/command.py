@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from kinemae.data_tools.exit_codes import EXIT_DATA
 from kinemae.launch.cluster import UsageError, read_cluster, require, split_words
-from kinemae.launch.exit_codes import DATA
 from kinemae.launch.job import Job, JobRefused, describe, dry_run, prepare
 from kinemae.launch.k8s.cluster import KubernetesCluster
 from kinemae.launch.k8s.manifests import CONFIG, MOUNT, manifests
@@ -88,7 +88,7 @@ def _check_here(job_argv: list[str], cluster: KubernetesCluster) -> None:
     try:
         dry_run(job_argv, cluster.environment, processes=processes, is_node=False)
     except JobRefused as refused:
-        if refused.code != DATA:
+        if refused.code != EXIT_DATA:
             raise
         sys.stderr.write("the data is not here: what depends on it is checked in the pods\n")
 

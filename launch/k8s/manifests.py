@@ -8,14 +8,13 @@ and for Kubeflow's training operator v1.9 (kubeflow.org/v1).
 
 from typing import Any
 
-from kinemae.launch.exit_codes import CHECKPOINT, DATA, DIVERGED, STOPPED, USAGE
+from kinemae.data_tools.exit_codes import FAILED, STOPPED
 from kinemae.launch.k8s.cluster import KubernetesCluster
 
 Manifest = dict[str, Any]
 
 MOUNT = "/etc/kinemae"  # of the ConfigMap
 CONFIG, JOB = "config.yaml", "job.json"
-_REFUSED = sorted((USAGE, DATA, CHECKPOINT, DIVERGED))
 _GRACE_S = 30  # that a pod has on top of what its processes have to save
 _KUBEFLOW_CONTAINER = "pytorch"  # its controller looks for a container and a port of these names
 _KUBEFLOW_PORT = "pytorchjob-port"
@@ -65,7 +64,7 @@ def _job_set_spec(cluster: KubernetesCluster, labels: dict[str, str]) -> Manifes
     master = f"{cluster.name}-node-0-0.{cluster.name}:{cluster.port}"
     pod = _pod(cluster, "node", _agent(cluster, "supervisor/agent.py", "JOB_COMPLETION_INDEX", master))
     rules = [
-        {"action": "FailJob", "onExitCodes": {"operator": "In", "values": _REFUSED}},
+        {"action": "FailJob", "onExitCodes": {"operator": "In", "values": sorted(FAILED)}},
         {"action": "Ignore", "onExitCodes": {"operator": "In", "values": sorted(STOPPED)}},
     ]
     job = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # run as a file, with -P
 
-from kinemae.launch.exit_codes import is_crash
+from kinemae.data_tools.exit_codes import is_restartable
 from kinemae.launch.supervisor.agent import main
 
 _RETRYABLE = 128
@@ -17,7 +17,7 @@ _RETRYABLE = 128
 
 def retryable(code: int) -> int:
     """The same code, above 127 where the job may start again."""
-    return code + _RETRYABLE if is_crash(code) and 0 < code < _RETRYABLE else code
+    return code + _RETRYABLE if is_restartable(code) and 0 < code < _RETRYABLE else code
 
 
 if __name__ == "__main__":

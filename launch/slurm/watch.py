@@ -3,8 +3,8 @@
 import subprocess
 from pathlib import Path
 
+from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK, EXIT_TERMINATED, describe_exit
 from kinemae.launch.cluster import UsageError
-from kinemae.launch.exit_codes import CRASHED, FINE, TERMINATED, meaning
 
 OUTCOME = "outcome"  # a file beside the batch script: the job and its exit code, once the script has ended
 CANCELLED = "cancelled"  # a file beside the batch script: the job is not to be requeued or started again
@@ -31,7 +31,7 @@ def job_line(job_id: str) -> str:
 
 
 def job_end(job_id: str, launch_folder: Path) -> tuple[int | None, str]:
-    """The exit code of a job that has left the queue, and its meaning in words.
+    """The exit code of a job that has left the queue, and its description.
 
     The batch script writes its exit code. If the script was killed too, Slurm knows the job for some minutes,
     or as long as its accounting keeps it.
@@ -41,7 +41,7 @@ def job_end(job_id: str, launch_folder: Path) -> tuple[int | None, str]:
     """
     noted = _noted_code(job_id, launch_folder)
     if noted is not None:
-        return noted, f"job {job_id}: {meaning(noted)} (exit code {noted})"
+        return noted, f"job {job_id}: {describe_exit(noted)} (exit code {noted})"
     told = _ask(["scontrol", "--oneliner", "show", "job", job_id], "Invalid job id")
     state, code = _state_and_code(told) or _accounted(job_id) or ("", "")
     if not state:
@@ -88,7 +88,8 @@ def exit_code_of(state: str, code: str) -> int:
         return int(exit_code)
     if number.isdigit() and int(number):
         return 128 + int(number)
-    return FINE if state == "COMPLETED" else TERMINATED if state in ("CANCELLED", "TIMEOUT") else CRASHED
+    codes = {"COMPLETED": EXIT_OK, "CANCELLED": EXIT_TERMINATED, "TIMEOUT": EXIT_TERMINATED}
+    return codes.get(state, EXIT_CRASHED)
 
 
 def cancel_job(job_id: str, launch_folder: Path) -> str:

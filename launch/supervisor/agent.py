@@ -18,9 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # run as a file, with -P, from the frozen code
+if __name__ == "__main__":  # run as a file, with -P, from the frozen code
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from kinemae.launch.exit_codes import STOPPED
+from kinemae.data_tools.exit_codes import STOPPED
 from kinemae.launch.supervisor.rank import Rank, put, tell
 
 HEARTBEAT, END, KILL = b".", b"E", b"K"

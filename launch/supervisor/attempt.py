@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kinemae.launch.exit_codes import CRASHED, FINE, STOPPED, meaning
+from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK, STOPPED, describe_exit
 from kinemae.launch.supervisor.agent import END, HEARTBEAT, KILL, ORDERS
 from kinemae.launch.supervisor.rank import EVENT, put
 
@@ -149,7 +149,7 @@ class Attempt:
                     self._note_end(agent)
             self._mind_time()
         self._name_the_first()
-        return self._failure or FINE
+        return self._failure or EXIT_OK
 
     def _read(self, source: int) -> None:
         agent, printed = self._open[source], os.read(source, 1 << 16)
@@ -177,20 +177,21 @@ class Attempt:
             self._suspects.append({**event, "host": agent.host})
             # Who just lost its peer crashes too, and may be heard of first: the cause has a moment to come.
             self._settled = self._settled or time.monotonic() + _SETTLE_S
-            if event["code"] != CRASHED:
+            if event["code"] != EXIT_CRASHED:
                 self._name_the_first()
 
     def _name_the_first(self) -> None:
         """Say which process failed first, as far as that can be told; it ends the others."""
         if self._failure is not None or not self._suspects:
             return
-        first = min(self._suspects, key=lambda event: event["code"] == CRASHED)
+        first = min(self._suspects, key=lambda event: event["code"] == EXIT_CRASHED)
         # Rank 0's own words stand on the terminal already.
         lines = [] if first["rank"] == 0 else first["last_lines"]
         lines = lines and ["its last lines:", *lines]
-        text = f"rank {first['rank']} on {first['host']} {meaning(first['code'])} (exit code {first['code']})"
+        code = first["code"]
+        text = f"rank {first['rank']} on {first['host']} {describe_exit(code)} (exit code {code})"
         self._say("\n    ".join([f"{text}; all it said is in {first['log']}", *lines]))
-        self._fail(first["code"])
+        self._fail(code)
 
     def _note_end(self, agent: RemoteAgent) -> None:
         """Its last words may explain its end, or announce it."""
@@ -201,9 +202,9 @@ class Attempt:
         if agent.said is not None:
             agent.code = agent.said
         elif not agent.is_ours:
-            agent.code = ended if ended >= 0 else CRASHED
+            agent.code = ended if ended >= 0 else EXIT_CRASHED
         else:
-            agent.code = CRASHED
+            agent.code = EXIT_CRASHED
             why = f"its agent was killed by signal {-ended}" if ended < 0 else agent.complaint
             self._say(f"{agent.host} is lost: {why or 'its agent ended without a word'}")
         if not self._suspects:
@@ -211,7 +212,7 @@ class Attempt:
 
     def _fail(self, code: int) -> None:
         """The first failure ends the other agents. A stop is agreed on by all: they end by themselves."""
-        if code == FINE or self._failure is not None:
+        if code == EXIT_OK or self._failure is not None:
             return
         self._failure = code
         if code in STOPPED:

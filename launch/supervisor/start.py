@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from kinemae.data_tools.exit_codes import EXIT_CONFIG
 from kinemae.launch.cluster import add_cluster_arguments
-from kinemae.launch.exit_codes import USAGE
 from kinemae.launch.job import Job, describe, prepare, publish
 from kinemae.launch.record import Record, held, now
 from kinemae.launch.supervisor.supervise import Launch, Start, Supervisor
@@ -63,7 +63,7 @@ def start(launch: Launch, arguments: argparse.Namespace) -> int:
         try:
             return Supervisor(launch, job, record).run()
         except Exception:
-            record.note(state="ended", code=USAGE, ended=now())
+            record.note(state="ended", code=EXIT_CONFIG, ended=now())
             raise
 
 

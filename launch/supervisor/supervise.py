@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from kinemae.data_tools.exit_codes import EXIT_CRASHED, describe_exit, is_restartable
 from kinemae.launch.cluster import UsageError, require
-from kinemae.launch.exit_codes import CRASHED, is_crash, meaning
 from kinemae.launch.freezing import write_whole
 from kinemae.launch.job import LOGS_FOLDER, Job, JobRefused, dry_run
 from kinemae.launch.record import Record, newest_checkpoint, now, take_stop
@@ -126,7 +126,7 @@ class Supervisor:
         restarts, newest = 0, newest_checkpoint(self._run_dir)
         while True:
             code = self._attempt(wakeup)
-            if not is_crash(code) or self._wishes.first is not None:
+            if not is_restartable(code) or self._wishes.first is not None:
                 return self._end(code)
             progress = newest_checkpoint(self._run_dir)
             restarts = 1 if progress != newest else restarts + 1
@@ -151,7 +151,7 @@ class Supervisor:
     def _attempt(self, wakeup: int) -> int:
         start = self._plan_start()
         if start is None:
-            return 128 + self._wishes.first if self._wishes.first else CRASHED
+            return 128 + self._wishes.first if self._wishes.first else EXIT_CRASHED
         self._attempts += 1
         world = sum(start.dealt.values())
         hosts = ", ".join(f"{count} on {host}" for host, count in start.dealt.items())
@@ -178,7 +178,7 @@ class Supervisor:
         return attempt.run(self._wishes, wakeup)
 
     def _end(self, code: int) -> int:
-        self.say(f"the run {meaning(code)}")
+        self.say(f"the run {describe_exit(code)}")
         self._record.note(state="ended", code=code, ended=now(), agents={})
         return code
 

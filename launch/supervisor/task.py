@@ -14,7 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-EXIT_USAGE = 2
+if __name__ == "__main__":  # run as a file, with -P, from the frozen code
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from kinemae.data_tools.exit_codes import EXIT_CONFIG
+
 PARENT = "KINEMAE_PARENT"  # process id of the agent that started this
 COMMIT = "KINEMAE_COMMIT"  # of the frozen code, which lies in no repository
 _PR_SET_PDEATHSIG = 1
@@ -26,14 +30,14 @@ def main(argv: list[str]) -> int:
     """Read the job, set the environment, become the room."""
     if len(argv) != 1:
         sys.stderr.write("usage: python -P task.py JOB.json\n")
-        return EXIT_USAGE
+        return EXIT_CONFIG
     try:
         job = read(Path(argv[0]))
         environment = environment_of(job, os.environ)
         os.chdir(job["cwd"])
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{os.uname().nodename}: cannot start a process of {argv[0]}: {error}\n")
-        return EXIT_USAGE
+        return EXIT_CONFIG
     if PARENT in os.environ:
         end_with_parent(int(os.environ[PARENT]))
     command = command_of(job)

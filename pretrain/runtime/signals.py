@@ -3,7 +3,8 @@
 import signal
 from types import FrameType, TracebackType
 
-from kinemae.data_tools.command import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_TERMINATED, log
+from kinemae.data_tools.command import log
+from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_TERMINATED
 
 _EXIT_CODES = {
     signal.SIGTERM: EXIT_TERMINATED,

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 
-from kinemae.data_tools.command import EXIT_STUCK, log
+from kinemae.data_tools.command import log
 from kinemae.data_tools.config import require
+from kinemae.data_tools.exit_codes import EXIT_STUCK
 
 _TICK_S = 0.5
 _LAST_WORDS_S = 10.0  # saying where one is may hang too, on a pipe that nobody reads

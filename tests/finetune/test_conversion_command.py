@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEImageProcessor
 
-from kinemae.data_tools.command import EXIT_CHECKPOINT, EXIT_CONFIG, EXIT_DATA, CheckpointError, run_program
+from kinemae.data_tools.command import CheckpointError, run_program
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import load_config
+from kinemae.data_tools.exit_codes import EXIT_CHECKPOINT, EXIT_CONFIG, EXIT_DATA
 from kinemae.data_tools.index import open_index
 from kinemae.finetune.__main__ import PROGRAM
 from kinemae.finetune.build import build_classifier, describe_encoder

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kinemae.data_tools import command
-from kinemae.launch import exit_codes
 from kinemae.launch.__main__ import main
 from kinemae.launch.cluster import UsageError, read_cluster
 from kinemae.launch.job import Job, prepare, publish, read_job
@@ -163,15 +161,6 @@ def test_the_run_dir_of_an_unchecked_job_is_the_last_that_was_given(tmp_path: Pa
     assert given.run_dir == str(tmp_path)
     of_file = prepare(["pretrain", DEMO], {}, is_checked=False).run_dir
     assert of_file == str(Path(yaml.safe_load(Path(DEMO).read_text())["run_dir"]).absolute())
-
-
-def test_exit_codes_are_those_of_the_rooms() -> None:
-    pairs = {
-        "USAGE": "CONFIG", "DATA": "DATA", "CHECKPOINT": "CHECKPOINT", "STUCK": "STUCK",
-        "DIVERGED": "DIVERGED", "INTERRUPTED": "INTERRUPTED", "TERMINATED": "TERMINATED",
-    }  # fmt: skip
-    for ours, theirs in pairs.items():
-        assert getattr(exit_codes, ours) == getattr(command, f"EXIT_{theirs}")
 
 
 SLURM = {

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from kinemae.data_tools.__main__ import PROGRAM
-from kinemae.data_tools.command import EXIT_DATA, EXIT_INTERRUPTED, EXIT_STUCK, run_program
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.exit_codes import EXIT_DATA, EXIT_INTERRUPTED, EXIT_STUCK
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.sharding import transcode as transcode_module
 from tests.sharding import encoded, moving, shard

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinemae.data_tools.command import EXIT_STUCK, Stopped, exit_code_of
+from kinemae.data_tools.command import Stopped, exit_code_of
+from kinemae.data_tools.exit_codes import EXIT_STUCK
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.storage.location import Patience, StorageError, StorageUnavailable, location
 from kinemae.data_tools.stream.batch import ClipBatch

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kinemae.data_tools.command import EXIT_STUCK, CheckpointError, Stuck, exit_code_of
-from kinemae.launch.exit_codes import is_crash
+from kinemae.data_tools.command import CheckpointError, Stuck, exit_code_of
+from kinemae.data_tools.exit_codes import EXIT_STUCK, is_restartable
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime import file_retries
 from kinemae.pretrain.runtime.async_writer import SavedPart, failure_among
@@ -75,7 +75,7 @@ def test_an_error_that_stays_ends_the_start_so_that_a_supervisor_repeats_it(
         else:
             saver.save(engine, RunState(step=3))
             saver.commit()
-    assert exit_code_of(stuck.value) == EXIT_STUCK and is_crash(EXIT_STUCK)
+    assert exit_code_of(stuck.value) == EXIT_STUCK and is_restartable(EXIT_STUCK)
     assert checkpoints(tmp_path).load_newest(engine).step == 2  # sweeps up
     assert stored_steps(tmp_path) == ["step-00000001", "step-00000002"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kinemae.data_tools.command import EXIT_STUCK, EXIT_TERMINATED, Stopped, exit_code_of
+from kinemae.data_tools.command import Stopped, exit_code_of
+from kinemae.data_tools.exit_codes import EXIT_STUCK, EXIT_TERMINATED, is_restartable
 from kinemae.data_tools.storage.location import StorageUnavailable
-from kinemae.launch.exit_codes import is_crash
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.metrics import read_metrics
 from kinemae.pretrain.training import make_plan, run_pretraining
@@ -56,7 +56,7 @@ def test_a_run_stops_with_what_it_has_done_and_goes_on_to_the_same_losses(
         fail_after(patch, reads=3 * CLIPS_A_STEP + 1)
         with pytest.raises(StorageUnavailable, match="Input/output error; fix: check the disk") as caught:
             run_pretraining(plan)
-    assert exit_code_of(caught.value) == EXIT_STUCK and is_crash(EXIT_STUCK)
+    assert exit_code_of(caught.value) == EXIT_STUCK and is_restartable(EXIT_STUCK)
     assert steps_saved(config) == [3]
     run_pretraining(make_plan(config))
     assert losses(config) == losses(undisturbed)
