@@ -20,14 +20,14 @@ from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.container import BadVideo, open_container
-from kinemae.data_tools.stream.frame_sampling import ClipConfig, last_frame_s, training_instants_s
+from kinemae.data_tools.stream.frame_sampling import ClipConfig, last_frame_s, training_timestamps_s
 from kinemae.data_tools.stream.loader import training_loader
-from kinemae.data_tools.stream.mixture import find
+from kinemae.data_tools.stream.mixture import locate_sample
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.shards import read_video
 from kinemae.data_tools.stream.training_clips import TrainingClips
-from kinemae.data_tools.stream.video_reader import DECODERS, empty_pixels
-from kinemae.data_tools.stream.views import View, cut_views, training_view
+from kinemae.data_tools.stream.video_reader import DECODERS, empty_clips
+from kinemae.data_tools.stream.views import View, crop_views, training_view
 from kinemae.data_tools.stream.worker_setup import available_cores
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels
 
@@ -203,10 +203,10 @@ def step_by_step(clips: TrainingClips, position: int, clock: Clock) -> Pixels:
     Raises:
         BadVideo: it cannot be read.
     """
-    found = find(clips.index, seed=clips.seed, position=position)
+    found = locate_sample(clips.index, seed=clips.seed, position=position)
     sample, first_clip = found.sample, position * clips.views
     draw = generator(clips.seed, purpose="start", sample=position)
-    instants_s = training_instants_s(sample, clips.clip, draw)
+    timestamps_s = training_timestamps_s(sample, clips.clip, draw)
     draws = [
         generator(clips.seed, purpose="augment", sample=first_clip + view) for view in range(clips.views)
     ]
@@ -218,10 +218,10 @@ def step_by_step(clips: TrainingClips, position: int, clock: Clock) -> Pixels:
     if clips.decoder == "pyav":
         clock.time(OPEN, lambda: _open(video))
     end_s = last_frame_s(sample.frames, sample.duration_s)
-    pictures = DECODERS[clips.decoder](video, instants_s, last_frame_s=end_s)
-    pixels = empty_pixels(clips.views, clips.clip, decoder=clips.decoder)
+    pictures = DECODERS[clips.decoder](video, timestamps_s, last_frame_s=end_s)
+    pixels = empty_clips(clips.views, clips.clip, decoder=clips.decoder)
     before_s = clock.seconds[DECODE]
-    clock.time(PIXELS, lambda: cut_views(clock.each(DECODE, pictures), choose, pixels))
+    clock.time(PIXELS, lambda: crop_views(clock.each(DECODE, pictures), choose, pixels))
     clock.seconds[PIXELS] -= clock.seconds[DECODE] - before_s
     return pixels
 

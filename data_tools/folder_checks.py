@@ -110,7 +110,7 @@ def _index(place: Location, out: str = "") -> str:
 
 def _sizes(folder: Location) -> dict[str, int | None]:
     try:
-        return folder.sizes()
+        return folder.list_sizes()
     except StorageUnavailable:
         raise
     except StorageError:

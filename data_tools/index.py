@@ -25,9 +25,9 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.files import write_whole
 from kinemae.data_tools.folder_checks import check_shards_are_there, no_data_set
 from kinemae.data_tools.storage.cache import Cache
-from kinemae.data_tools.storage.index_copies import Brought, bring
+from kinemae.data_tools.storage.index_copies import LocalIndex, fetch_index
 from kinemae.data_tools.storage.location import Location, StorageError, location
-from kinemae.data_tools.storage.outage import wait_out
+from kinemae.data_tools.storage.outage import retry_during_outage
 
 FORMAT = 2
 NO_LABEL = -1
@@ -116,7 +116,7 @@ class ShardIndex:
     A pickled one is opened anew where it arrives, from the same file, whose memory all processes share.
     """
 
-    def __init__(self, folder: Location, table: pa.Table, description: dict[str, Any], brought: Brought):
+    def __init__(self, folder: Location, table: pa.Table, description: dict[str, Any], brought: LocalIndex):
         self.folder = folder
         self.cache = brought.cache
         self.classes: tuple[str, ...] = tuple(description["classes"])
@@ -169,7 +169,7 @@ class ShardIndex:
         return path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reopen, (self.folder, self.brought.without_keeper())
+        return reopen, (self.folder, self.brought.for_other_process())
 
 
 def open_index(
@@ -194,10 +194,11 @@ def open_index(
     """
     folder = location(folder)
     if outage_s is not None:
-        folder = replace(folder, patience=replace(folder.patience, outage_s=outage_s))
+        folder = replace(folder, retry_policy=replace(folder.retry_policy, outage_s=outage_s))
     try:
-        brought = wait_out(
-            lambda: bring(folder, (DATASET_NAME, INDEX_NAME), cache), outage_s=folder.patience.outage_s
+        brought = retry_during_outage(
+            lambda: fetch_index(folder, (DATASET_NAME, INDEX_NAME), cache),
+            outage_s=folder.retry_policy.outage_s,
         )
     except StorageError as error:
         is_file = folder.path is not None and folder.path.is_file()
@@ -214,7 +215,7 @@ def open_index(
     return index
 
 
-def reopen(folder: Location, brought: Brought) -> ShardIndex:
+def reopen(folder: Location, brought: LocalIndex) -> ShardIndex:
     """Open the files of an index as they lie on this machine."""
     try:
         description = json.loads((brought.place / DATASET_NAME).read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from kinemae.data_tools import heartbeat
-from kinemae.data_tools.stream.worker_setup import end_with_main, leave_signals_to_main, signals_left_to_main
+from kinemae.data_tools.stream.worker_setup import block_stop_signals, exit_with_parent, stop_signals_blocked
 
 _GONE_S = 1.0
 _BUSY_FACTOR = 10  # on the time without progress: so much CPU time without any is an endless loop
@@ -100,7 +100,7 @@ class Worker:
         self.process = context.Process(  # type: ignore[attr-defined]
             target=_work, args=(theirs, self._record), daemon=True, name="kinemae-pool"
         )
-        with signals_left_to_main():
+        with stop_signals_blocked():
             forkserver.ensure_running()  # workers inherit its blocked signals
         self.process.start()  # with signals: the server may import for minutes from a busy network disk
         theirs.close()
@@ -138,8 +138,8 @@ class Worker:
 
 def _work(connection: Connection, record: Any) -> None:
     """Run jobs until the main process ends."""
-    leave_signals_to_main()
-    end_with_main()
+    block_stop_signals()
+    exit_with_parent()
     torch.set_num_threads(1)
     with heartbeat.listening(heartbeat.Counting(record)):
         while True:

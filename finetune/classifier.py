@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.data_tools.stream.yuv_to_rgb import luma_of
+from kinemae.data_tools.stream.yuv_to_rgb import to_luma
 from kinemae.finetune.heads.base import Head
 from kinemae.finetune.mixing import Mixer
 from kinemae.pretrain.model.encoder import Encoder
@@ -157,7 +157,7 @@ class Classifier(nn.Module):
 
     def _prune_by_pixels(self, clip_BCTHW: Tensor, draws: ClipRandom | None) -> Features:
         """Select patches by their pixels, and embed only these."""
-        worth = self.pruning.weigh(luma_of(clip_BCTHW), self.encoder.shape.patch)
+        worth = self.pruning.weigh(to_luma(clip_BCTHW), self.encoder.shape.patch)
         if self.pruning.keep is None:
             packing = Packing.of(worth.is_kept_BN, worth.score_BN)
             run_1L = None if worth.run_BN is None else packing.pack(worth.run_BN)

@@ -16,7 +16,7 @@ from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.stream.loader import ClipConfig, EvaluationItem, evaluation_loader
 from kinemae.data_tools.stream.mixture import Mixture
-from kinemae.data_tools.stream.yuv_to_rgb import luma_of, on_device
+from kinemae.data_tools.stream.yuv_to_rgb import on_device, to_luma
 from kinemae.pretrain.callbacks import Schedule, at_rest
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.tokens import normalise, patchify
@@ -181,7 +181,7 @@ class HealthWatch:
         """The share of a full grid's tokens worth keeping; by the encoder's scores where it learns them."""
         encoder = self.model.encoder
         if not self.pruning.is_learned:
-            worth = self.pruning.weigh(luma_of(item.pixels), encoder.shape.patch)
+            worth = self.pruning.weigh(to_luma(item.pixels), encoder.shape.patch)
             return worth.is_kept_BN.float().mean().item()
         score_BN = encoder.scorer(encoder.embed(self._patches(item), None))
         return (score_BN > encoder.scorer.threshold_1).float().mean().item()

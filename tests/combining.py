@@ -19,7 +19,7 @@ import torch
 from kinemae.data_tools.components import component_names
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.data_tools.stream.yuv_to_rgb import luma_of
+from kinemae.data_tools.stream.yuv_to_rgb import to_luma
 from kinemae.pretrain.compatibility import check_combination
 from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
@@ -227,7 +227,7 @@ def make_batch(split: TokenSplit, clips: range) -> ClipBatch:
     still, late = slice(0, SIDE // 3), slice(SIDE // 3, 2 * SIDE // 3)
     clip_BCTHW[..., still] = clip_BCTHW[:, :, :1, :, still]
     clip_BCTHW[:, :, : FRAMES // 2, :, late] = clip_BCTHW[:, :, :1, :, late]
-    rows = [split(luma_THW, clip) for luma_THW, clip in zip(luma_of(clip_BCTHW), clips, strict=True)]
+    rows = [split(luma_THW, clip) for luma_THW, clip in zip(to_luma(clip_BCTHW), clips, strict=True)]
     return ClipBatch(
         pixels=clip_BCTHW,
         clip_index_B=torch.tensor(clips),

@@ -7,8 +7,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from kinemae.data_tools.encoding.jpeg_colours import jpeg_planes
-from kinemae.data_tools.encoding.source_decoder import Original
-from kinemae.data_tools.stream.geometry import square_size, turns
+from kinemae.data_tools.encoding.source_decoder import OpenedSource
+from kinemae.data_tools.stream.geometry import rotation, square_size
 
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 _BT601 = 6  # AVCOL_SPC_SMPTE170M
@@ -27,13 +27,13 @@ class Converter:
         jpeg: convert to the colour space of JPEG files, which have no colour tags.
     """
 
-    def __init__(self, original: Original, short_side: int | None, jpeg: bool):
-        self._turns, self._are_pictures, self._jpeg = original.turns, original.are_pictures, jpeg
+    def __init__(self, original: OpenedSource, short_side: int | None, jpeg: bool):
+        self._rotation, self._are_pictures, self._jpeg = original.rotation, original.is_image_sequence, jpeg
         self._first = original.first.width, original.first.height
         self._aspect, self._notes = original.pixel_aspect, original.notes
         shown = square_size(*self._first, self._aspect)
         size = even_size(*shown, short_side)
-        self._size = size[::-1] if self._turns[0] else size  # upright
+        self._size = size[::-1] if self._rotation[0] else size  # upright
         self._reformatter = VideoReformatter()
 
     def picture(self, frame: VideoFrame) -> VideoFrame:
@@ -41,12 +41,12 @@ class Converter:
         is_rgb = frame.format.is_rgb
         is_full = is_rgb or frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
         stored_full = is_full and (self._jpeg or not is_rgb)
-        own_turns = turns(frame) if self._are_pictures else self._turns
-        size = self._fitted(frame, own_turns[0])
+        own_rotation = rotation(frame) if self._are_pictures else self._rotation
+        size = self._fitted(frame, own_rotation[0])
         picture = self._reformatter.reformat(
             frame,
-            width=size[own_turns[0]],
-            height=size[not own_turns[0]],
+            width=size[own_rotation[0]],
+            height=size[not own_rotation[0]],
             format="yuv420p",
             dst_colorspace=Colorspace.ITU601 if is_rgb else None,
             interpolation=_SCALING,
@@ -56,9 +56,9 @@ class Converter:
         )
         if size != self._size:
             black = (_BLACK_FULL if stored_full else _BLACK, _NO_COLOUR, _NO_COLOUR)
-            picture = _from_planes(_framed(_turned(picture, own_turns), self._size, black), "yuv420p")
-        elif picture is frame or any(own_turns):  # a frame of the decoder's must not be changed
-            picture = _from_planes(_turned(picture, own_turns), "yuv420p")
+            picture = _from_planes(_framed(_turned(picture, own_rotation), self._size, black), "yuv420p")
+        elif picture is frame or any(own_rotation):  # a frame of the decoder's must not be changed
+            picture = _from_planes(_turned(picture, own_rotation), "yuv420p")
         if self._jpeg:
             planes = _turned(picture, _UPRIGHT)
             matrix = _BT601 if is_rgb else int(frame.colorspace)
@@ -93,9 +93,9 @@ def even_size(width: int, height: int, short_side: int | None) -> tuple[int, int
     return max(round(width * scale / 2) * 2, 2), max(round(height * scale / 2) * 2, 2)
 
 
-def _turned(picture: VideoFrame, own_turns: tuple[bool, bool, bool]) -> list[np.ndarray]:
+def _turned(picture: VideoFrame, own_rotation: tuple[bool, bool, bool]) -> list[np.ndarray]:
     """The planes of a 4:2:0 picture, upright."""
-    exchange, flip_rows, flip_columns = own_turns
+    exchange, flip_rows, flip_columns = own_rotation
     planes = []
     for plane in picture.planes:
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)

@@ -32,17 +32,17 @@ class EncodeConfig:
     Attributes:
         fps: frames per second.
         crf: x264's constant quality, 0 (lossless) to 51.
-        key_frame_every: frames from one key frame to the next.
+        gop: frames from one key frame to the next.
     """
 
     fps: int = 8
     crf: int = 18
-    key_frame_every: int = 12
+    gop: int = 12
 
     def __post_init__(self) -> None:
         require(self.fps >= 1, "encode.fps", "be at least 1", self.fps)
         require(0 <= self.crf <= 51, "encode.crf", "lie in [0, 51]", self.crf)
-        require(self.key_frame_every >= 1, "encode.key_frame_every", "be at least 1", self.key_frame_every)
+        require(self.gop >= 1, "encode.gop", "be at least 1", self.gop)
 
 
 def write_video(path: Path, frames_THWC: Tensor, settings: EncodeConfig) -> None:
@@ -64,7 +64,7 @@ def write_video(path: Path, frames_THWC: Tensor, settings: EncodeConfig) -> None
     with av.open(str(partial), "w", format="mp4", options=_CONTAINER) as container:
         stream = container.add_stream("libx264", rate=Fraction(settings.fps))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.gop_size = settings.key_frame_every
+        stream.gop_size = settings.gop
         stream.thread_count = 1
         stream.options = {
             "crf": str(settings.crf),
@@ -131,7 +131,7 @@ def write_frames(
     )
 
 
-def write_pictures(path: Path, files: Iterable[Path], rate: Fraction, like: VideoFrame) -> None:
+def mux_jpegs(path: Path, files: Iterable[Path], rate: Fraction, like: VideoFrame) -> None:
     """Put JPEG files into an mp4 as they are, one after the other at a constant rate.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Literal
 import av
 import numpy as np
 
-from kinemae.data_tools.storage.outage import refuse_outage
+from kinemae.data_tools.storage.outage import raise_if_outage
 from kinemae.data_tools.stream.container import BadVideo, open_container, open_video
 
 SLACK_S = 1e-6  # half of a rate often falls on a time stamp exactly: as in the reader, the new frame counts
@@ -30,7 +30,7 @@ _NARROW, _WIDE = 1.25, 1.6  # ratios by which jitter widens the range of one int
 _MOST_UNEVEN = 1.01  # frames
 _LOST_FRACTION = 0.01  # a slower rate is preferred if it loses no more of the frames than this
 
-Pace = Literal["constant", "uneven", "varying"]
+FrameRateMode = Literal["constant", "uneven", "varying"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +42,14 @@ class Timing:
         mean: mean frames a second, exactly the container's rate if that is constant; None if there are too
             few frames to tell.
         nominal: the mean if the rate is constant, else the rate that `nominal_rate` finds.
-        pace: constant; uneven, which is constant but for time stamps that are wrong by up to one frame; or
+        rate_mode: constant; uneven, which is a constant rate with time stamps wrong by up to one frame; or
             varying.
     """
 
     frames: int
     mean: Fraction | None = None
     nominal: Fraction | None = None
-    pace: Pace = "constant"
+    rate_mode: FrameRateMode = "constant"
 
 
 def measure(source: bytes | Path) -> Timing:
@@ -63,29 +63,31 @@ def measure(source: bytes | Path) -> Timing:
     try:
         status = source.stat()
     except OSError as error:
-        refuse_outage(error, f"cannot read {source}")
+        raise_if_outage(error, f"cannot read {source}")
         raise BadVideo(f"cannot read it: {error.strerror}") from error
     return _measure_file(source, status.st_size, status.st_mtime_ns)
 
 
-def tidy_rate(fps: float | Fraction) -> Fraction:
+def rational_rate(fps: float | Fraction) -> Fraction:
     """A rate as the ratio of small numbers, which containers can hold."""
     return (
         Fraction(fps).limit_denominator(1001) if fps >= 1 else 1 / Fraction(1 / fps).limit_denominator(1001)
     )
 
 
-def is_stored(slot: int, rate: Fraction, until_s: float, *, start_s: float, pace: Pace, is_new: bool) -> bool:
+def is_stored(
+    slot: int, rate: Fraction, until_s: float, *, start_s: float, rate_mode: FrameRateMode, is_new: bool
+) -> bool:
     """Whether a frame that leaves the screen at `until_s` is stored in a slot of 1 / rate seconds.
 
     Args:
         start_s: when slot 0 begins.
-        is_new: the frame has no slot yet. With a varying pace it may take one up to a frame later, so that it
-            is not lost; with an uneven pace new frames alone are stored.
+        is_new: the frame has no slot yet. In a varying mode it may take one up to a frame later, so it is
+            not lost; in an uneven mode only new frames are stored.
     """
-    if pace == "uneven":
+    if rate_mode == "uneven":
         return is_new
-    offset = _LATEST if is_new and pace == "varying" else _MIDDLE
+    offset = _LATEST if is_new and rate_mode == "varying" else _MIDDLE
     return start_s + (slot + offset) / float(rate) < until_s
 
 
@@ -134,7 +136,7 @@ def _measure(source: bytes | Path) -> Timing:
         claimed = [rate for rate in (stream.average_rate, stream.base_rate) if rate]
         tick_s, is_cut = float(stream.time_base or 1), stream.frames > len(ticks)
     timing = _timing((ticks - ticks[0]) * tick_s if len(ticks) else ticks, claimed, is_cut=is_cut)
-    if timing.pace == "constant":
+    if timing.rate_mode == "constant":
         return timing
     # Packets may have equal, missing or wrapped stamps where frames have proper times.
     times_s = np.array(sorted(_decoded_times(source)))
@@ -171,8 +173,8 @@ def _timing(times_s: np.ndarray, claimed: list[Fraction], *, is_cut: bool) -> Ti
     nominal = nominal_rate(times_s) or mean
     drift = abs(float(mean / nominal) - 1) * (count - 1)
     if drift < 1 / 4 and np.abs(times_s * float(mean) - np.arange(count)).max() < _MOST_UNEVEN:
-        return Timing(frames=count, mean=mean, nominal=mean, pace="uneven")
-    return Timing(frames=count, mean=mean, nominal=nominal, pace="varying")
+        return Timing(frames=count, mean=mean, nominal=mean, rate_mode="uneven")
+    return Timing(frames=count, mean=mean, nominal=nominal, rate_mode="varying")
 
 
 def _slots(times_s: np.ndarray, rate: Fraction) -> np.ndarray:
@@ -187,7 +189,7 @@ def _mean_rate(times_s: np.ndarray, claimed: list[Fraction]) -> Fraction:
     for rate in claimed:
         if abs(1 / float(rate) - interval_s) * (count - 1) < interval_s / 4:
             return Fraction(rate)
-    return tidy_rate(1 / interval_s)
+    return rational_rate(1 / interval_s)
 
 
 def _similar(intervals: np.ndarray, median: float) -> np.ndarray:
@@ -202,7 +204,7 @@ def _candidates(intervals: np.ndarray) -> list[Fraction]:
     rate = 1 / float(intervals.mean())
     usual = [Fraction(round(rate)), *_NTSC]
     near = [other for other in usual if abs(float(other) / rate - 1) < 0.01]
-    return sorted(near, key=lambda other: abs(float(other) - rate)) or [tidy_rate(rate)]
+    return sorted(near, key=lambda other: abs(float(other) - rate)) or [rational_rate(rate)]
 
 
 def _lost(times_s: np.ndarray, rate: Fraction) -> int:

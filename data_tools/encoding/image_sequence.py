@@ -10,17 +10,15 @@ from av.video.frame import VideoFrame
 
 from kinemae.data_tools.files import refuse_irregular
 from kinemae.data_tools.manifest.videos import SourceVideo
-from kinemae.data_tools.storage.outage import refuse_outage
+from kinemae.data_tools.storage.outage import raise_if_outage
 from kinemae.data_tools.stream.container import MAX_PIXELS, BadVideo
-from kinemae.data_tools.stream.geometry import pixel_aspect, turns
+from kinemae.data_tools.stream.geometry import pixel_aspect, rotation
 
 # Single images only: "image2" reads numbered files and would open others too.
 _PICTURES = "jpeg_pipe,png_pipe,bmp_pipe,webp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,jpegls_pipe,j2k_pipe"
 
 
-def timed_pictures(
-    video: SourceVideo, first: VideoFrame, rate: Fraction
-) -> Iterator[tuple[float, VideoFrame]]:
+def timed_images(video: SourceVideo, first: VideoFrame, rate: Fraction) -> Iterator[tuple[float, VideoFrame]]:
     """Each image with its presentation time in seconds.
 
     Raises:
@@ -28,7 +26,7 @@ def timed_pictures(
     """
     size = upright_size(first)
     for number, name in enumerate(video.frames):
-        frame = read_picture(video.path / name)[0]
+        frame = read_image(video.path / name)[0]
         width, height = upright_size(frame)
         if (width, height) != size:
             raise BadVideo(
@@ -39,10 +37,10 @@ def timed_pictures(
 
 def upright_size(frame: VideoFrame) -> tuple[int, int]:
     """Width and height of a frame as it is shown."""
-    return (frame.height, frame.width) if turns(frame)[0] else (frame.width, frame.height)
+    return (frame.height, frame.width) if rotation(frame)[0] else (frame.width, frame.height)
 
 
-def read_picture(path: Path) -> tuple[VideoFrame, Fraction]:
+def read_image(path: Path) -> tuple[VideoFrame, Fraction]:
     """A picture's file as a frame, and the aspect ratio of its pixels.
 
     Raises:
@@ -59,6 +57,6 @@ def read_picture(path: Path) -> tuple[VideoFrame, Fraction]:
             return frame, pixel_aspect(stream)
     except (av.FFmpegError, OSError, IndexError, StopIteration) as error:
         if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
-            refuse_outage(error, f"cannot read {path}")
+            raise_if_outage(error, f"cannot read {path}")
         reason = getattr(error, "strerror", None) or "it holds no picture"
         raise BadVideo(f"picture {path.name} cannot be read: {reason}") from error

@@ -9,10 +9,10 @@ from itertools import product
 
 import numpy as np
 
-from kinemae.data_tools.stream.yuv_planes import shares_of
-from kinemae.data_tools.stream.yuv_to_rgb import colour_numbers
+from kinemae.data_tools.stream.yuv_planes import luma_weights
+from kinemae.data_tools.stream.yuv_to_rgb import colour_coefficients
 
-_SHIFT = 13  # as in `colour_numbers`
+_SHIFT = 13  # as in `colour_coefficients`
 _BLUE_SCALE, _RED_SCALE = 1.772, 1.402  # the colour differences of JPEG times these are B - Y and R - Y
 _SAME = [0, 1 << _SHIFT]
 
@@ -26,8 +26,8 @@ def jpeg_planes(planes: Sequence[np.ndarray], matrix: int, *, is_full_range: boo
         planes: luma and the two colour differences, uint8, the latter at half the size.
         matrix: FFmpeg's number of the colour space.
     """
-    offset, gain, v_red, _, _, u_blue, u_luma, v_luma = colour_numbers(
-        *shares_of(matrix), is_full_range=is_full_range
+    offset, gain, v_red, _, _, u_blue, u_luma, v_luma = colour_coefficients(
+        *luma_weights(matrix), is_full_range=is_full_range
     )
     if [offset, gain] == _SAME and not (u_luma or v_luma):
         return list(planes)

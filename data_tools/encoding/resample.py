@@ -12,8 +12,14 @@ from av.video.frame import VideoFrame
 
 from kinemae.data_tools.encoding.convert import Converter
 from kinemae.data_tools.encoding.deinterlace import deinterlaced
-from kinemae.data_tools.encoding.frame_rate import MOST_REPEATS, SLACK_S, Pace, is_stored, tidy_rate
-from kinemae.data_tools.encoding.source_decoder import Original
+from kinemae.data_tools.encoding.frame_rate import (
+    MOST_REPEATS,
+    SLACK_S,
+    FrameRateMode,
+    is_stored,
+    rational_rate,
+)
+from kinemae.data_tools.encoding.source_decoder import OpenedSource
 from kinemae.data_tools.stream.container import BadVideo
 
 _SLOWEST_FPS, _FASTEST_FPS = 0.001, 100_000  # beyond, time stamps are no such thing
@@ -32,7 +38,7 @@ class SegmentRules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steady:
+class ResampledVideo:
     """A video as it will be stored.
 
     Attributes:
@@ -56,14 +62,14 @@ class Segment:
     frames: Iterator[VideoFrame]
 
 
-def steady(
-    original: Original,
+def resample(
+    original: OpenedSource,
     *,
     fps: float | None,
     short_side: int | None,
     jpeg: bool = False,
     every: int = 1,
-) -> Steady:
+) -> ResampledVideo:
     """Resample an original in time and space; deinterlace it.
 
     Frame k is what is on screen at (k + 0.5) / rate seconds, so a constant rate keeps every frame once.
@@ -78,23 +84,23 @@ def steady(
     Raises:
         BadVideo: while frames are taken, where the original cannot be read or holds none of the part.
     """
-    rate = original.rate if fps is None and every == 1 else tidy_rate((fps or original.rate) / every)
+    rate = original.rate if fps is None and every == 1 else rational_rate((fps or original.rate) / every)
     if not _SLOWEST_FPS <= rate <= _FASTEST_FPS:
         raise BadVideo(f"it shows {float(rate):g} frames a second: set layout.args.fps")
     until_s = min(original.end_s, original.frames / float(original.mean_rate))
     converter = Converter(original, short_side, jpeg)
-    pace = original.pace if rate == original.rate else "constant"
-    if original.pace == "varying" != pace:
+    rate_mode = original.rate_mode if rate == original.rate else "constant"
+    if original.rate_mode == "varying" != rate_mode:
         original.notes.append(f"varying frame rate, stored at {float(rate):.4g} a second")
-    return Steady(
-        frames=_converted(_retimed(original, rate, pace), converter),
+    return ResampledVideo(
+        frames=_converted(_retimed(original, rate, rate_mode), converter),
         rate=rate,
         expected=max(round((until_s - original.start_s) * float(rate)), 1),
         start_s=original.start_s,
     )
 
 
-def cut_segments(video: Steady, segment_rules: SegmentRules) -> Iterator[Segment]:
+def cut_segments(video: ResampledVideo, segment_rules: SegmentRules) -> Iterator[Segment]:
     """Cut a video as the config says.
 
     No segment is shorter than half a segment, or than a second where scenes alone decide: what is left over
@@ -106,7 +112,7 @@ def cut_segments(video: Steady, segment_rules: SegmentRules) -> Iterator[Segment
         yield Segment(number=number, start_s=start_s, frames=(frame for _, _, frame in members))
 
 
-def _numbered(video: Steady, segment_rules: SegmentRules) -> Iterator[tuple[int, int, VideoFrame]]:
+def _numbered(video: ResampledVideo, segment_rules: SegmentRules) -> Iterator[tuple[int, int, VideoFrame]]:
     """Frames with the number and the first frame of their segment."""
     longest, shortest = math.inf, _SHORTEST_SCENE_S * float(video.rate)
     if segment_rules.segment_s is not None:
@@ -124,11 +130,11 @@ def _numbered(video: Steady, segment_rules: SegmentRules) -> Iterator[tuple[int,
         yield segment, begin, frame
 
 
-def _retimed(original: Original, rate: Fraction, pace: Pace) -> Iterator[VideoFrame]:
+def _retimed(original: OpenedSource, rate: Fraction, rate_mode: FrameRateMode) -> Iterator[VideoFrame]:
     """The frame on screen in the middle of each 1 / rate seconds.
 
     Args:
-        pace: as in `is_stored`; for a varying pace, the number of lost frames is noted.
+        rate_mode: as in `is_stored`; for a varying rate_mode, the number of lost frames is noted.
     """
     shown, shown_s, taken, lost, made, already = None, 0.0, 0, 0, 0, 0
     for begin_s, frame in chain(deinterlaced(original.timed, original.notes), [(math.inf, None)]):
@@ -136,7 +142,7 @@ def _retimed(original: Original, rate: Fraction, pace: Pace) -> Iterator[VideoFr
         if frame is None:  # the last one stays for the mean time of a frame
             until_s = min(shown_s + 1 / float(original.mean_rate), original.end_s)
         while shown is not None and is_stored(
-            made, rate, until_s, start_s=original.start_s, pace=pace, is_new=made == already
+            made, rate, until_s, start_s=original.start_s, rate_mode=rate_mode, is_new=made == already
         ):
             yield shown
             made += 1
@@ -148,7 +154,7 @@ def _retimed(original: Original, rate: Fraction, pace: Pace) -> Iterator[VideoFr
         shown, shown_s, taken, already = frame, begin_s, taken + 1, made
     if made == 0:
         raise BadVideo(f"it shows nothing from second {original.start_s:g} to {original.end_s:g}")
-    if pace == "varying":
+    if rate_mode == "varying":
         original.notes.append(
             f"varying frame rate, stored at {float(rate):.4g} a second: {lost} of {taken} frames lost, "
             f"{made - taken + lost} repeated"

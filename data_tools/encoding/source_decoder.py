@@ -11,48 +11,48 @@ from pathlib import Path
 
 from av.video.frame import VideoFrame
 
-from kinemae.data_tools.encoding.frame_rate import Pace, measure, tidy_rate
-from kinemae.data_tools.encoding.image_sequence import read_picture, timed_pictures
+from kinemae.data_tools.encoding.frame_rate import FrameRateMode, measure, rational_rate
+from kinemae.data_tools.encoding.image_sequence import read_image, timed_images
 from kinemae.data_tools.files import read_blocks
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.storage.location import StorageError, StorageUnavailable
-from kinemae.data_tools.storage.outage import refuse_outage
+from kinemae.data_tools.storage.outage import raise_if_outage
 from kinemae.data_tools.stream.container import (
     BadVideo,
     OpenedVideo,
-    claimed_frame_s,
     frames_after_seek,
+    nominal_frame_s,
     open_video,
-    worth_seeking,
+    should_seek,
 )
-from kinemae.data_tools.stream.geometry import pixel_aspect, turns
-from kinemae.data_tools.stream.whole_frames import WholeFrames
+from kinemae.data_tools.stream.geometry import pixel_aspect, rotation
+from kinemae.data_tools.stream.whole_frames import IntactFrames
 
 _PICTURES_FPS = 25.0  # where the source does not say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Original:
+class OpenedSource:
     """An opened original.
 
     Attributes:
         timed: frames with the second at which each comes on screen, counted from the first frame shown;
             it begins with the frame on screen at the start of the part that is meant.
         first: a frame of it, for sizes and colours.
-        turns: what brings its frames upright, as `stream.geometry.turns` says.
+        rotation: what brings its frames upright, as `stream.geometry.rotation` says.
         rate: frames a second: exactly the video's own where that is constant, else the nominal rate.
         mean_rate: mean frames a second, equal to `rate` where that is constant.
-        pace: whether the rate is constant, as `frame_rate.Timing` says.
+        rate_mode: whether the rate is constant, as `frame_rate.Timing` says.
         frames: how many frames the container holds, damaged ones included, in the whole video.
         start_s, end_s: the part that is meant; the end may lie beyond that of the video.
         pixel_aspect: width / height of its pixels.
         notes: gets a line about what is odd but no reason to reject the video.
-        are_pictures: it is a folder of pictures, each of which has its own `turns`.
+        is_image_sequence: it is a folder of pictures, each of which has its own `rotation`.
     """
 
     timed: Iterator[tuple[float, VideoFrame]]
     first: VideoFrame
-    turns: tuple[bool, bool, bool]
+    rotation: tuple[bool, bool, bool]
     rate: Fraction
     mean_rate: Fraction
     frames: int
@@ -60,12 +60,12 @@ class Original:
     end_s: float
     pixel_aspect: Fraction
     notes: list[str]
-    pace: Pace = "constant"
-    are_pictures: bool = False
+    rate_mode: FrameRateMode = "constant"
+    is_image_sequence: bool = False
 
 
 @contextmanager
-def open_original(video: SourceVideo, *, notes: list[str]) -> Iterator[Original]:
+def open_source(video: SourceVideo, *, notes: list[str]) -> Iterator[OpenedSource]:
     """Open a video of a source for one pass through its frames.
 
     Args:
@@ -77,26 +77,26 @@ def open_original(video: SourceVideo, *, notes: list[str]) -> Iterator[Original]
     if video.frames:
         yield _pictures(video, notes)
         return
-    source = video_source(video)
+    source = decoder_input(video)
     timing = measure(source)
     start_s = video.start_s or 0.0
     with ExitStack() as stack:
         opened = stack.enter_context(open_video(source))
         frames: Iterator[VideoFrame] | None = chain([opened.first], opened.rest)
-        if start_s > 0 and worth_seeking(opened, start_s):
+        if start_s > 0 and should_seek(opened, start_s):
             frames = frames_after_seek(opened, start_s)
             if frames is None:  # the container led past the place
                 opened = stack.enter_context(open_video(source))
                 frames = chain([opened.first], opened.rest)
         assert frames is not None
-        whole = WholeFrames(frames, opened)
-        yield Original(
+        whole = IntactFrames(frames, opened)
+        yield OpenedSource(
             timed=_on_screen_from(start_s, ((opened.start_s(frame), frame) for frame in whole)),
             first=opened.first,
-            turns=turns(opened.first),
+            rotation=rotation(opened.first),
             rate=timing.nominal or _single_rate(opened),
             mean_rate=timing.mean or _single_rate(opened),
-            pace=timing.pace,
+            rate_mode=timing.rate_mode,
             frames=max(timing.frames, 1),
             start_s=start_s,
             end_s=math.inf if video.end_s is None else video.end_s,
@@ -109,7 +109,7 @@ def open_original(video: SourceVideo, *, notes: list[str]) -> Iterator[Original]
             notes.append(whole.note)
 
 
-def video_source(video: SourceVideo) -> bytes | Path:
+def decoder_input(video: SourceVideo) -> bytes | Path:
     """What `stream.decode` reads: the file, or the bytes of a remote file or of a member of a tar.
 
     Raises:
@@ -137,7 +137,7 @@ def fetch(video: SourceVideo, file: Path) -> None:
         BadVideo: there is no such file, or the tar ends before the member does.
         StorageError: it cannot be read now, after all retries.
     """
-    source = video_source(video) if video.member is not None else None
+    source = decoder_input(video) if video.member is not None else None
     if isinstance(source, bytes):
         file.write_bytes(source)
         return
@@ -160,7 +160,7 @@ def content_digest(video: SourceVideo) -> str:
         for block in _blocks(video):
             digest.update(block)
     except OSError as error:
-        refuse_outage(error, f"cannot read {video.path}")
+        raise_if_outage(error, f"cannot read {video.path}")
         raise BadVideo(f"cannot read it: {error.strerror or error}") from error
     return digest.hexdigest()[:32]
 
@@ -173,11 +173,11 @@ def _blocks(video: SourceVideo) -> Iterator[bytes]:
 
 def _single_rate(opened: OpenedVideo) -> Fraction:
     """Rate of a video of one frame."""
-    interval_s = claimed_frame_s(opened)
+    interval_s = nominal_frame_s(opened)
     for claimed in (opened.stream.average_rate, opened.stream.base_rate):
         if claimed and abs(1 / float(claimed) - interval_s) < interval_s / 4:
             return Fraction(claimed)
-    return tidy_rate(1 / interval_s)
+    return rational_rate(1 / interval_s)
 
 
 def _noted_aspect(aspect: Fraction, notes: list[str]) -> Fraction:
@@ -199,14 +199,14 @@ def _on_screen_from(
         yield shown
 
 
-def _pictures(video: SourceVideo, notes: list[str]) -> Original:
-    rate = tidy_rate(video.fps or _PICTURES_FPS)
-    first, aspect = read_picture(video.path / video.frames[0])
+def _pictures(video: SourceVideo, notes: list[str]) -> OpenedSource:
+    rate = rational_rate(video.fps or _PICTURES_FPS)
+    first, aspect = read_image(video.path / video.frames[0])
     start_s = video.start_s or 0.0
-    return Original(
-        timed=_on_screen_from(start_s, timed_pictures(video, first, rate)),
+    return OpenedSource(
+        timed=_on_screen_from(start_s, timed_images(video, first, rate)),
         first=first,
-        turns=turns(first),
+        rotation=rotation(first),
         rate=rate,
         mean_rate=rate,
         frames=len(video.frames),
@@ -214,5 +214,5 @@ def _pictures(video: SourceVideo, notes: list[str]) -> Original:
         end_s=math.inf if video.end_s is None else video.end_s,
         pixel_aspect=_noted_aspect(aspect, notes),
         notes=notes,
-        are_pictures=True,
+        is_image_sequence=True,
     )

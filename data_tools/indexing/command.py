@@ -47,7 +47,7 @@ from kinemae.data_tools.manifest.labels import warn_of_labels
 from kinemae.data_tools.pool import TIMEOUT_S
 from kinemae.data_tools.sharding.rejects import NOTES_NAME
 from kinemae.data_tools.storage.location import Location, location
-from kinemae.data_tools.storage.retries import masked
+from kinemae.data_tools.storage.retries import mask_secrets
 
 JOURNAL_NAME = "indexed.jsonl"
 _COMMAND = "data_tools index"
@@ -253,7 +253,7 @@ def _out(root: Location, out: str | None, overrides: list[str]) -> tuple[Path, l
 def _refuse_secrets(shards: Sequence[ForeignShard]) -> None:
     """Their URLs are written into dataset.json, for everybody who may read it."""
     for shard in shards:
-        if shard.place.is_remote and masked(shard.place.url) != shard.place.url:
+        if shard.place.is_remote and mask_secrets(shard.place.url) != shard.place.url:
             raise ValueError(
                 f"SHARDS {shard.place} holds a password or a signature, which the index would show: "
                 "give it through the environment instead"

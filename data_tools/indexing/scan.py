@@ -21,7 +21,7 @@ from kinemae.data_tools.indexing.tar_members import read_member
 from kinemae.data_tools.pool import TIMEOUT_S, map_in_order
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.storage.location import location
-from kinemae.data_tools.storage.outage import outages_of
+from kinemae.data_tools.storage.outage import outage_errors
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import probe
 
@@ -135,7 +135,7 @@ def _joined(shard: ForeignShard, parts: list[Found]) -> Found:
 
 def _examine(job: _Job) -> Found:
     with (
-        outages_of(f"cannot read {job.shard.place}"),
+        outage_errors(f"cannot read {job.shard.place}"),
         _local(job.shard) as shard,
         open_shard(shard.place) as file,
     ):

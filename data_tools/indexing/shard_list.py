@@ -13,7 +13,7 @@ from kinemae.data_tools.files import open_regular
 from kinemae.data_tools.manifest.videos import printable, split_name
 from kinemae.data_tools.manifest.walk import walk
 from kinemae.data_tools.storage.location import Location, location
-from kinemae.data_tools.storage.outage import refuse_outage
+from kinemae.data_tools.storage.outage import raise_if_outage
 
 _MOST_SHARDS = 1_000_000
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tbz2", ".txz", ".tar.lz4")
@@ -71,7 +71,7 @@ def open_shard(place: Location) -> IO[bytes]:
     try:
         return open_regular(place.path)
     except OSError as error:
-        refuse_outage(error, f"cannot read {place}")
+        raise_if_outage(error, f"cannot read {place}")
         raise DataError(f"cannot read {place}: {error.strerror}; check that it is there") from error
 
 

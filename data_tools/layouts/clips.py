@@ -8,8 +8,8 @@ from typing import Any
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
-from kinemae.data_tools.encoding.resample import SegmentRules, Steady, steady
-from kinemae.data_tools.encoding.source_decoder import open_original
+from kinemae.data_tools.encoding.resample import ResampledVideo, SegmentRules, resample
+from kinemae.data_tools.encoding.source_decoder import open_source
 from kinemae.data_tools.layouts.base import FAST, EncodedSample, Job, Layout, check_picture, check_x264
 from kinemae.data_tools.manifest.videos import SourceVideo
 
@@ -53,8 +53,8 @@ class Clips(Layout):
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
         """See `Layout.encode`."""
-        with open_original(job.video, notes=job.notes) as original:
-            video = steady(original, fps=self.fps, short_side=self.short_side, every=self.stride)
+        with open_source(job.video, notes=job.notes) as original:
+            video = resample(original, fps=self.fps, short_side=self.short_side, every=self.stride)
             starts = self._starts(video.expected)
             for clip, group in groupby(self._members(video, starts), key=itemgetter(0)):
                 key = f"{job.key}-{clip:04d}"
@@ -73,7 +73,7 @@ class Clips(Layout):
                 "layout.name=clips cuts videos by its own args: leave segment_s and scene_cuts out"
             )
 
-    def _members(self, video: Steady, starts: list[int]) -> Iterator[tuple[int, Any]]:
+    def _members(self, video: ResampledVideo, starts: list[int]) -> Iterator[tuple[int, Any]]:
         """The frames of clips, each with the number of its clip."""
         for number, frame in enumerate(video.frames):
             clip = bisect_right(starts, number) - 1

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kinemae.data_tools.encoding.resample import SegmentRules
-from kinemae.data_tools.encoding.source_decoder import video_source
+from kinemae.data_tools.encoding.source_decoder import decoder_input
 from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout
 from kinemae.data_tools.manifest.videos import VIDEO_ENDINGS, SourceVideo
 from kinemae.data_tools.stream.container import open_container
@@ -31,7 +31,7 @@ class Copy(Layout):
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
         """See `Layout.encode`."""
-        source = video_source(job.video)
+        source = decoder_input(job.video)
         info = probe(source, notes=job.notes)
         yield EncodedSample(key=job.key, file=None, ending=_ending(job.video.name, source), info=info)
 

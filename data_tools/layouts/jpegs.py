@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 from kinemae.data_tools.config import require
-from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames, write_pictures
-from kinemae.data_tools.encoding.resample import cut_segments, steady
-from kinemae.data_tools.encoding.source_decoder import Original, open_original
+from kinemae.data_tools.encoding.encode import EncoderSettings, mux_jpegs, write_frames
+from kinemae.data_tools.encoding.resample import cut_segments, resample
+from kinemae.data_tools.encoding.source_decoder import OpenedSource, open_source
 from kinemae.data_tools.index import VideoInfo
 from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout, check_picture
-from kinemae.data_tools.stream.geometry import turns
+from kinemae.data_tools.stream.geometry import rotation
 
 _JPEG_ENDINGS = (".jpg", ".jpeg")
 
@@ -33,20 +33,20 @@ class Jpegs(Layout):
     def encode(self, job: Job) -> Iterator[EncodedSample]:
         """See `Layout.encode`."""
         if not job.segment_rules and job.video.frames:
-            with open_original(job.video, notes=[]) as original:
+            with open_source(job.video, notes=[]) as original:
                 sample = _untouched(job, original) if self._may_stay(job, original) else None
             if sample is not None:
                 yield sample
                 return
-        with open_original(job.video, notes=job.notes) as original:
-            video = steady(original, fps=self.fps, short_side=self.short_side, jpeg=True)
+        with open_source(job.video, notes=job.notes) as original:
+            video = resample(original, fps=self.fps, short_side=self.short_side, jpeg=True)
             for segment in cut_segments(video, job.segment_rules):
                 key = f"{job.key}-{segment.number:04d}" if job.segment_rules else job.key
                 file = job.folder / f"{key}.mp4"
                 info = write_frames(file, segment.frames, video.rate, self.encoder)
                 yield EncodedSample(key=key, file=file, ending="mp4", info=info, start_s=segment.start_s)
 
-    def _may_stay(self, job: Job, original: Original) -> bool:
+    def _may_stay(self, job: Job, original: OpenedSource) -> bool:
         """Whether the files themselves are what this layout would make."""
         video, first = job.video, original.first
         return (
@@ -59,16 +59,16 @@ class Jpegs(Layout):
         )
 
 
-def _untouched(job: Job, original: Original) -> EncodedSample | None:
+def _untouched(job: Job, original: OpenedSource) -> EncodedSample | None:
     """The files as they are; None if one is to be turned."""
     frames = 0
     for _, frame in original.timed:  # each is decoded, and has to be of one size
-        if any(turns(frame)):
+        if any(rotation(frame)):
             return None
         frames += 1
     file = job.folder / f"{job.key}.mp4"
     files = [job.video.path / name for name in job.video.frames]
-    write_pictures(file, files, original.rate, original.first)
+    mux_jpegs(file, files, original.rate, original.first)
     info = VideoInfo(
         frames=frames,
         duration_s=float(frames / original.rate),

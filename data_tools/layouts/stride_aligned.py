@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
-from kinemae.data_tools.encoding.resample import cut_segments, steady
-from kinemae.data_tools.encoding.source_decoder import open_original
+from kinemae.data_tools.encoding.resample import cut_segments, resample
+from kinemae.data_tools.encoding.source_decoder import open_source
 from kinemae.data_tools.layouts.base import FAST, EncodedSample, Job, Layout, check_picture, check_x264
 from kinemae.data_tools.randomness import derived_seed
 
@@ -63,8 +63,8 @@ class StrideAligned(Layout):
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
         """See `Layout.encode`."""
-        with open_original(job.video, notes=job.notes) as original:
-            video = steady(original, fps=self.fps, short_side=self.short_side)
+        with open_source(job.video, notes=job.notes) as original:
+            video = resample(original, fps=self.fps, short_side=self.short_side)
             for segment in cut_segments(video, job.segment_rules):
                 key = f"{job.key}-{segment.number:04d}" if job.segment_rules else job.key
                 phase = derived_seed(job.seed, purpose=f"shard/phase/{key}") % self.stride

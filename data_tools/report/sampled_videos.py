@@ -14,7 +14,7 @@ from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.report.collection import Collection
 from kinemae.data_tools.report.duplicates import distance, most_bits_found, near_groups
 from kinemae.data_tools.report.figures import short, size_text, time_text
-from kinemae.data_tools.report.video_stats import HASH_BITS, PICTURES, Look, failed, instants_s, look_at
+from kinemae.data_tools.report.video_stats import HASH_BITS, PICTURES, Look, failed, look_at, timestamps_s
 from kinemae.data_tools.storage.location import Location, location
 
 
@@ -88,7 +88,7 @@ class Looked:
     def card(self, place: int, note: str = "") -> Card:
         """A video with its pictures, where it has any."""
         sample, look = self.collection.sample(place), self.looks.get(place, Look())
-        shown_s = ", ".join(short(instant_s) for instant_s in instants_s(sample.duration_s)[::2])
+        shown_s = ", ".join(short(timestamp_s) for timestamp_s in timestamps_s(sample.duration_s)[::2])
         return Card(
             place=place,
             key=sample.key,

@@ -64,7 +64,7 @@ def failed(job: tuple[Location, int], reason: str) -> Look:
     return Look(reason=reason)
 
 
-def instants_s(duration_s: float) -> list[float]:
+def timestamps_s(duration_s: float) -> list[float]:
     """The middles of equal parts of the video."""
     return [(number + 0.5) / INSTANTS * duration_s for number in range(INSTANTS)]
 
@@ -96,11 +96,11 @@ def _look(index: ShardIndex, sample: Sample) -> Look:
 
 def _pictures(video: bytes, sample: Sample) -> list[Image.Image]:
     """The frames at all instants, shrunk to little more than the strip needs."""
-    wanted_s = instants_s(sample.duration_s)
+    wanted_s = timestamps_s(sample.duration_s)
     end_s = last_frame_s(sample.frames, sample.duration_s)
     is_long = sample.duration_s > _ALONE_GAP_S * INSTANTS
     if is_long or sample.width * sample.height > _ALONE_PIXELS:
-        found = (decode_at(video, [instant_s], last_frame_s=end_s)[0] for instant_s in wanted_s)
+        found = (decode_at(video, [timestamp_s], last_frame_s=end_s)[0] for timestamp_s in wanted_s)
         return [_picture(frame_CHW) for frame_CHW in found]
     return [_picture(frame_CHW) for frame_CHW in decode_at(video, wanted_s, last_frame_s=end_s)]
 

@@ -130,7 +130,7 @@ class Output:
             file.unlink()
 
     def _still_there(self, finished: Sequence[FinishedShard]) -> dict[tuple[str, str], FinishedShard]:
-        sizes = {split: (self.out / split).sizes() for split in {entry.split for entry in finished}}
+        sizes = {split: (self.out / split).list_sizes() for split in {entry.split for entry in finished}}
         there = {
             (entry.split, entry.shard.name): entry
             for entry in finished

@@ -20,7 +20,7 @@ from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.pool import TIMEOUT_S, map_as_done
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.sharding.source_state import source_states
-from kinemae.data_tools.storage.outage import OUTAGE_S, wait_out
+from kinemae.data_tools.storage.outage import OUTAGE_S, retry_during_outage
 from kinemae.data_tools.stream.container import BadVideo
 
 JOURNAL_NAME = "checked.jsonl"
@@ -135,7 +135,7 @@ def forget_rejected(work: Path) -> None:
 
 
 def _lay_out(layout_job: _LayoutJob) -> TranscodeResult:
-    return wait_out(lambda: _lay_out_now(layout_job), outage_s=OUTAGE_S)
+    return retry_during_outage(lambda: _lay_out_now(layout_job), outage_s=OUTAGE_S)
 
 
 def _lay_out_now(layout_job: _LayoutJob) -> TranscodeResult:

@@ -26,23 +26,23 @@ _CHECKED = b"\0checked"  # part of the name of a copy whose checksum was compare
 
 
 @dataclass(frozen=True, kw_only=True)
-class Brought:
+class LocalIndex:
     """The location of an index's files on this machine.
 
     Attributes:
-        keeper: keeps the folder while the index is in use: a temporary folder, or the lock of a copy.
+        keep_alive: keeps the folder while the index is in use: a temporary folder, or the lock of a copy.
     """
 
     place: Path
     cache: Cache | None = None
-    keeper: "tempfile.TemporaryDirectory[str] | Descriptor | None" = None
+    keep_alive: "tempfile.TemporaryDirectory[str] | Descriptor | None" = None
 
-    def without_keeper(self) -> "Brought":
+    def for_other_process(self) -> "LocalIndex":
         """For another process, which must not delete the folder."""
-        return replace(self, keeper=None)
+        return replace(self, keep_alive=None)
 
 
-def bring(folder: Location, names: Sequence[str], cache: Cache | None) -> Brought:
+def fetch_index(folder: Location, names: Sequence[str], cache: Cache | None) -> LocalIndex:
     """Copy an index to this machine unless it is there: into the cache, or else into a temporary folder.
 
     Args:
@@ -57,7 +57,7 @@ def bring(folder: Location, names: Sequence[str], cache: Cache | None) -> Brough
     if folder.path is not None:
         for name in names:
             (folder / name).size()
-        return Brought(place=folder.path, cache=cache)
+        return LocalIndex(place=folder.path, cache=cache)
     for attempt in range(_ATTEMPTS):
         small = (folder / names[0]).read()
         brought = _temporary() if cache is None else _in_cache(folder, names, small, cache)
@@ -67,19 +67,19 @@ def bring(folder: Location, names: Sequence[str], cache: Cache | None) -> Brough
                 _remove_old(cache)
             return brought
         del brought  # its lock would make the next attempt wait for this one
-        time.sleep(folder.patience.pause_s * 2**attempt)
+        time.sleep(folder.retry_policy.pause_s * 2**attempt)
     raise DataError(
         f"{folder / names[1]} is not the file that {names[0]} describes: index_sha256 differs; fix: publish "
         "both files again, or wait until the upload ends"
     )
 
 
-def _temporary() -> Brought:
-    keeper = tempfile.TemporaryDirectory(prefix="kinemae-index-")
-    return Brought(place=Path(keeper.name), keeper=keeper)
+def _temporary() -> LocalIndex:
+    keep_alive = tempfile.TemporaryDirectory(prefix="kinemae-index-")
+    return LocalIndex(place=Path(keep_alive.name), keep_alive=keep_alive)
 
 
-def _in_cache(folder: Location, names: Sequence[str], small: bytes, cache: Cache) -> Brought:
+def _in_cache(folder: Location, names: Sequence[str], small: bytes, cache: Cache) -> LocalIndex:
     """The locked folder of a copy: a shared lock if it is complete, else an exclusive one to fill it.
 
     The processes of a machine start at the same time; one of them copies.
@@ -96,7 +96,7 @@ def _in_cache(folder: Location, names: Sequence[str], small: bytes, cache: Cache
             _try(lock, fcntl.LOCK_SH) and all((place / name).exists() for name in names)
         )
         if may_use and _is_at(place / "lock", lock):
-            return Brought(place=place, cache=cache, keeper=lock)
+            return LocalIndex(place=place, cache=cache, keep_alive=lock)
         del lock
         time.sleep(_POLL_S)
 
@@ -140,11 +140,11 @@ def _is_described(file: Path, small: bytes) -> bool:
         return not expected or hashlib.file_digest(content, "sha256").hexdigest() == expected
 
 
-def _share(brought: Brought) -> None:
+def _share(brought: LocalIndex) -> None:
     """Downgrade to a shared lock, held while this process uses the copy."""
-    assert isinstance(brought.keeper, Descriptor)
-    os.utime(brought.keeper.number)
-    flock(brought.keeper.number, fcntl.LOCK_SH)
+    assert isinstance(brought.keep_alive, Descriptor)
+    os.utime(brought.keep_alive.number)
+    flock(brought.keep_alive.number, fcntl.LOCK_SH)
 
 
 def _remove_old(cache: Cache) -> None:

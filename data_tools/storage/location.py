@@ -18,10 +18,24 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from kinemae.data_tools import heartbeat
 from kinemae.data_tools.files import open_regular
 from kinemae.data_tools.storage import remote
-from kinemae.data_tools.storage.outage import refuse_outage
-from kinemae.data_tools.storage.retries import PATIENCE, Patience, StorageError, StorageUnavailable, masked
+from kinemae.data_tools.storage.outage import raise_if_outage
+from kinemae.data_tools.storage.retries import (
+    DEFAULT_RETRY_POLICY,
+    RetryPolicy,
+    StorageError,
+    StorageUnavailable,
+    mask_secrets,
+)
 
-__all__ = ["PATIENCE", "SCHEMES", "Location", "Patience", "StorageError", "StorageUnavailable", "location"]
+__all__ = [
+    "DEFAULT_RETRY_POLICY",
+    "SCHEMES",
+    "Location",
+    "RetryPolicy",
+    "StorageError",
+    "StorageUnavailable",
+    "location",
+]
 
 Result = TypeVar("Result")
 
@@ -43,10 +57,10 @@ class Location:
     """
 
     url: str
-    patience: Patience = field(default=PATIENCE, compare=False, repr=False)
+    retry_policy: RetryPolicy = field(default=DEFAULT_RETRY_POLICY, compare=False, repr=False)
 
     def __str__(self) -> str:
-        return masked(self.url) if self.is_remote else self.url
+        return mask_secrets(self.url) if self.is_remote else self.url
 
     def __repr__(self) -> str:
         return f"Location({str(self)!r})"
@@ -54,14 +68,14 @@ class Location:
     def __truediv__(self, name: str) -> "Location":
         """What is inside of that name; a name that is a URL or an absolute path stands for itself."""
         if _SCHEME.match(name) or name.startswith("/"):
-            return location(name, patience=self.patience)
+            return location(name, retry_policy=self.retry_policy)
         if self.path is not None:
-            return Location(str(self.path / name), self.patience)
+            return Location(str(self.path / name), self.retry_policy)
         if not self._is_web:
-            return Location(f"{self.url.rstrip('/')}/{name}", self.patience)
+            return Location(f"{self.url.rstrip('/')}/{name}", self.retry_policy)
         parts = urlsplit(self.url)
         path = f"{parts.path.rstrip('/')}/{quote(name)}"
-        return Location(urlunsplit(parts._replace(path=path)), self.patience)
+        return Location(urlunsplit(parts._replace(path=path)), self.retry_policy)
 
     @property
     def is_remote(self) -> bool:
@@ -84,16 +98,16 @@ class Location:
 
     def exists(self) -> bool:
         """Whether there is a file or a folder."""
-        return remote.exists(self.url, self.patience) if self.path is None else self.path.exists()
+        return remote.exists(self.url, self.retry_policy) if self.path is None else self.path.exists()
 
     def is_dir(self) -> bool:
         """Whether it is a folder; object stores have those only with something in them."""
-        return bool(remote.entries(self.url, self.patience)) if self.path is None else self.path.is_dir()
+        return bool(remote.entries(self.url, self.retry_policy)) if self.path is None else self.path.is_dir()
 
     def size(self) -> int:
         """Bytes of the file."""
         if self.path is None:
-            return remote.size(self.url, self.patience)
+            return remote.size(self.url, self.retry_policy)
         return self._here("look up", lambda path: path.stat().st_size)
 
     def version(self) -> tuple[int | None, str]:
@@ -102,7 +116,7 @@ class Location:
         The text is the checksum or the time of the last change, as the storage provides.
         """
         if self.path is None:
-            return remote.version(self.url, self.patience)
+            return remote.version(self.url, self.retry_policy)
         status = self._here("look up", lambda path: path.stat())
         return status.st_size, str(status.st_mtime_ns)
 
@@ -113,10 +127,10 @@ class Location:
             StorageError: it is not there, may not be read, or could not be read in time.
         """
         if self.path is None:
-            return remote.read(self.url, offset, length, self.patience)
+            return remote.read(self.url, offset, length, self.retry_policy)
         return self._here("read", lambda path: _read(path, offset, length))
 
-    def pieces(self, size: int = _PIECE) -> Iterator[bytes]:
+    def iter_chunks(self, size: int = _PIECE) -> Iterator[bytes]:
         """The whole file, a piece at a time."""
         offset = 0
         while piece := self.read(offset, size):
@@ -131,7 +145,7 @@ class Location:
         partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
         try:
             with partial.open("wb") as out:
-                out.writelines(self.pieces())
+                out.writelines(self.iter_chunks())
             partial.replace(file)
         finally:
             partial.unlink(missing_ok=True)
@@ -140,7 +154,7 @@ class Location:
         """Make a file of these bytes, and the folders above it; readers see all of it or nothing."""
         self._refuse_read_only()
         if self.path is None:
-            remote.write(self.url, data, self.patience)
+            remote.write(self.url, data, self.retry_policy)
         else:
             self._here("write", lambda path: _replace(path, lambda partial: partial.write_bytes(data)))
 
@@ -148,21 +162,21 @@ class Location:
         """Copy a file of this machine to here; readers see all of it or nothing."""
         self._refuse_read_only()
         if self.path is None:
-            remote.upload(self.url, file, self.patience)
+            remote.upload(self.url, file, self.retry_policy)
         else:
             self._here("write", lambda path: _replace(path, lambda partial: shutil.copyfile(file, partial)))
 
     def list(self, ending: str = "") -> list[str]:
         """Names of what is directly inside and ends like that, sorted; none where there is no folder."""
-        return sorted(name for name in self.sizes() if name.endswith(ending))
+        return sorted(name for name in self.list_sizes() if name.endswith(ending))
 
-    def sizes(self) -> dict[str, int | None]:
+    def list_sizes(self) -> dict[str, int | None]:
         """Names of what is directly inside, with bytes of files where these are known.
 
         One request for about a thousand names; a web server must show a page with links.
         """
         if self.path is None:
-            return remote.entries(self.url, self.patience)
+            return remote.entries(self.url, self.retry_policy)
         if not self.path.is_dir():
             return {}
         return self._here(
@@ -173,7 +187,7 @@ class Location:
         """Delete the file; there need be none."""
         self._refuse_read_only()
         if self.path is None:
-            remote.remove(self.url, self.patience)
+            remote.remove(self.url, self.retry_policy)
         else:
             self._here("remove", lambda path: path.unlink(missing_ok=True))
 
@@ -191,12 +205,12 @@ class Location:
             return work(self.path)
         except OSError as error:
             if doing in _READING:
-                refuse_outage(error, f"cannot {doing} {self}")
+                raise_if_outage(error, f"cannot {doing} {self}")
             status = {FileNotFoundError: 404, PermissionError: 403}.get(type(error))
             raise StorageError(f"cannot {doing} {self}: {error.strerror or error}", status) from error
 
 
-def location(text: str | Path | Location, *, patience: Patience = PATIENCE) -> Location:
+def location(text: str | Path | Location, *, retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY) -> Location:
     """The place that a user means: a path, file:///..., s3://bucket/..., gs://, http(s):// or hf://.
 
     Raises:
@@ -209,23 +223,23 @@ def location(text: str | Path | Location, *, patience: Patience = PATIENCE) -> L
     if isinstance(text, Path):
         if re.match(rf"({'|'.join(SCHEMES)}):", text.parts[0] if text.parts else ""):
             raise ValueError(f"{url!r} is a URL that was made a path on its way: hand it on as text")
-        return Location(url, patience)
+        return Location(url, retry_policy)
     found = _SCHEME.match(url)
     if found is None:
-        return Location(url, patience)
+        return Location(url, retry_policy)
     scheme = (found[1] or found[2]).lower()
     if scheme not in SCHEMES or found[1] is None:
         raise ValueError(
-            f"{masked(url)!r} cannot be used for videos or shards: expected a path or a URL that begins with "
+            f"{mask_secrets(url)!r} cannot be used: expected a path or a URL that begins with "
             + ", ".join(f"{name}://" for name in SCHEMES)
         )
     if re.match(r"[^/?#]*:[^/?#]*@", url.partition("://")[2]):
         raise ValueError(
-            f"{masked(url)!r} holds a password: put it in ~/.netrc, for s3:// into the environment"
+            f"{mask_secrets(url)!r} holds a password: put it in ~/.netrc, for s3:// into the environment"
         )
     if scheme == "file":
-        return Location(unquote(urlsplit(url).path), patience)
-    return Location(url, patience)
+        return Location(unquote(urlsplit(url).path), retry_policy)
+    return Location(url, retry_policy)
 
 
 def _read(path: Path, offset: int, length: int | None) -> bytes:

@@ -49,7 +49,7 @@ def is_outage(error: OSError, path: Path | None = None) -> bool:
     return error.errno not in _OF_THE_FILE
 
 
-def refuse_outage(error: OSError, what: str, path: Path | None = None) -> None:
+def raise_if_outage(error: OSError, what: str, path: Path | None = None) -> None:
     """Raise StorageUnavailable where an error means an outage; return where the file itself causes it."""
     if is_outage(error, path):
         raise StorageUnavailable(
@@ -59,7 +59,7 @@ def refuse_outage(error: OSError, what: str, path: Path | None = None) -> None:
 
 
 @contextmanager
-def outages_of(what: str) -> Iterator[None]:
+def outage_errors(what: str) -> Iterator[None]:
     """Turn errors that mean an outage into StorageUnavailable; all others pass.
 
     Args:
@@ -68,11 +68,11 @@ def outages_of(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        refuse_outage(error, what)
+        raise_if_outage(error, what)
         raise
 
 
-def wait_out(attempt: Callable[[], Result], *, outage_s: float) -> Result:
+def retry_during_outage(attempt: Callable[[], Result], *, outage_s: float) -> Result:
     """Call `attempt` again while it raises StorageUnavailable, with growing pauses.
 
     Raises:

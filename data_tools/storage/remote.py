@@ -15,7 +15,7 @@ import fsspec
 import fsspec.asyn
 
 from kinemae.data_tools import heartbeat
-from kinemae.data_tools.storage.retries import Patience, StorageError, masked, persist
+from kinemae.data_tools.storage.retries import RetryPolicy, StorageError, mask_secrets, retry
 
 Result = TypeVar("Result")
 
@@ -33,48 +33,48 @@ _PIECE = 1 << 18
 _UNKNOWN_SIZE = 1 << 30
 
 
-def read(url: str, offset: int, length: int | None, patience: Patience) -> bytes:
+def read(url: str, offset: int, length: int | None, retry_policy: RetryPolicy) -> bytes:
     """Bytes of an object; fewer than `length` only where the object ends.
 
     What a broken connection has brought is kept, and the next try asks for the rest.
     """
     download = _Download(url, offset, length)
-    fs = _file_system(url, patience)
+    fs = _file_system(url, retry_policy)
 
     def attempt(seconds: float) -> bytes:
         _wait_for(lambda: download.go_on(fs), seconds)
         return bytes(download.received)
 
     size = _UNKNOWN_SIZE if length is None else length
-    return persist(
+    return retry(
         attempt,
         doing="read",
         url=url,
-        patience=patience,
+        retry_policy=retry_policy,
         size=size,
         progress=lambda: len(download.received),
     )
 
 
-def size(url: str, patience: Patience) -> int:
+def size(url: str, retry_policy: RetryPolicy) -> int:
     """Bytes of an object."""
-    found = _call(url, "info", _path(url), doing="look up", patience=patience)["size"]
+    found = _call(url, "info", _path(url), doing="look up", retry_policy=retry_policy)["size"]
     if found is None:
-        raise StorageError(f"cannot tell the size of {masked(url)}: its server does not say")
+        raise StorageError(f"cannot tell the size of {mask_secrets(url)}: its server does not say")
     return int(found)
 
 
-def version(url: str, patience: Patience) -> tuple[int | None, str]:
+def version(url: str, retry_policy: RetryPolicy) -> tuple[int | None, str]:
     """Size of an object if the server gives it, and its ETag or modification time."""
-    found = _call(url, "info", _path(url), doing="look up", patience=patience)
+    found = _call(url, "info", _path(url), doing="look up", retry_policy=retry_policy)
     tags = [f"{name}={found[name]}" for name in _TAGS if found.get(name)]
     return found.get("size"), " ".join(tags)
 
 
-def exists(url: str, patience: Patience) -> bool:
+def exists(url: str, retry_policy: RetryPolicy) -> bool:
     """Whether there is an object or a folder of this name."""
     try:
-        _call(url, "info", _path(url), doing="look up", patience=patience)
+        _call(url, "info", _path(url), doing="look up", retry_policy=retry_policy)
     except StorageError as error:
         if error.is_missing:
             return False
@@ -82,11 +82,11 @@ def exists(url: str, patience: Patience) -> bool:
     return True
 
 
-def entries(url: str, patience: Patience) -> dict[str, int | None]:
+def entries(url: str, retry_policy: RetryPolicy) -> dict[str, int | None]:
     """Names directly inside a folder, with the sizes of objects where the server tells them."""
     path = _path(url).partition("?")[0].rstrip("/")
     try:
-        listed = _call(url, "ls", path + "/", doing="list", patience=patience, detail=True)
+        listed = _call(url, "ls", path + "/", doing="list", retry_policy=retry_policy, detail=True)
     except StorageError as error:
         if error.is_missing:
             return {}
@@ -99,21 +99,21 @@ def entries(url: str, patience: Patience) -> dict[str, int | None]:
     }
 
 
-def write(url: str, data: bytes, patience: Patience) -> None:
+def write(url: str, data: bytes, retry_policy: RetryPolicy) -> None:
     """Make an object of these bytes; readers see all of it or nothing."""
-    _call(url, "pipe_file", _path(url), data, doing="write", patience=patience, size=len(data))
+    _call(url, "pipe_file", _path(url), data, doing="write", retry_policy=retry_policy, size=len(data))
 
 
-def upload(url: str, file: Path, patience: Patience) -> None:
+def upload(url: str, file: Path, retry_policy: RetryPolicy) -> None:
     """Make an object of a file's bytes; readers see all of it or nothing."""
     there = file.stat().st_size
-    _call(url, "put_file", str(file), _path(url), doing="write", patience=patience, size=there)
+    _call(url, "put_file", str(file), _path(url), doing="write", retry_policy=retry_policy, size=there)
 
 
-def remove(url: str, patience: Patience) -> None:
+def remove(url: str, retry_policy: RetryPolicy) -> None:
     """Delete an object; there need be none."""
     try:
-        _call(url, "rm_file", _path(url), doing="remove", patience=patience)
+        _call(url, "rm_file", _path(url), doing="remove", retry_policy=retry_policy)
     except StorageError as error:
         if not error.is_missing:
             raise
@@ -175,8 +175,8 @@ class _Download:
                 self._ranged(answer.headers)
             elif self._first > 0:
                 raise StorageError(
-                    f"cannot read {masked(self.url)} in parts: its server ignores byte ranges; copy the "
-                    "shards to a folder or to an object store"
+                    f"cannot read {mask_secrets(self.url)} in parts: its server ignores byte ranges; copy "
+                    "the shards to a folder or to an object store"
                 )
             elif answer.content_length is not None:
                 self._total_is(answer.content_length)
@@ -219,14 +219,20 @@ class _Download:
 
 
 def _call(
-    url: str, method: str, *arguments: Any, doing: str, patience: Patience, size: int = 0, **options: Any
+    url: str,
+    method: str,
+    *arguments: Any,
+    doing: str,
+    retry_policy: RetryPolicy,
+    size: int = 0,
+    **options: Any,
 ) -> Any:
-    fs = _file_system(url, patience)
-    return persist(
+    fs = _file_system(url, retry_policy)
+    return retry(
         lambda seconds: _wait_for(lambda: _method(fs, method)(*arguments, **options), seconds),
         doing=doing,
         url=url,
-        patience=patience,
+        retry_policy=retry_policy,
         size=size,
     )
 
@@ -252,8 +258,8 @@ def _path(url: str) -> str:
     return url if scheme.lower() in ("http", "https") else rest
 
 
-def _file_system(url: str, patience: Patience) -> Any:
-    return _file_system_of(url.partition("://")[0].lower(), url.isascii(), patience.idle_s, os.getpid())
+def _file_system(url: str, retry_policy: RetryPolicy) -> Any:
+    return _file_system_of(url.partition("://")[0].lower(), url.isascii(), retry_policy.idle_s, os.getpid())
 
 
 @lru_cache(maxsize=16)

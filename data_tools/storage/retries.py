@@ -59,7 +59,7 @@ class StorageUnavailable(StorageError, Stuck):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """How long a request is tried.
 
     Attributes:
@@ -81,19 +81,19 @@ class Patience:
         return self.total_s + size / _SLOWEST_BYTES_S
 
 
-PATIENCE = Patience()
+DEFAULT_RETRY_POLICY = RetryPolicy()
 
 
-def persist(
+def retry(
     attempt: Callable[[float], Result],
     *,
     doing: str,
     url: str,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     size: int = 0,
     progress: Callable[[], int] = int,
 ) -> Result:
-    """Call `attempt` until it succeeds, gives a reason that will not change, or patience ends.
+    """Call `attempt` until it succeeds, gives a reason that will not change, or retry_policy ends.
 
     Args:
         attempt: gets the seconds left, beyond which it must not go.
@@ -107,35 +107,35 @@ def persist(
     """
     begin, failed, brought = time.monotonic(), 0, progress()
     while True:
-        left = begin + patience.deadline_s(size) - time.monotonic()
+        left = begin + retry_policy.deadline_s(size) - time.monotonic()
         try:
             return attempt(left)
         except Exception as error:
             if not _is_storage_failure(error):
                 raise
             heartbeat.progress()  # the number of tries is limited, so a reader that retries does not hang
-            status = status_of(error)
+            status = http_status(error)
             failed = 1 if progress() > brought else failed + 1
             brought = progress()
-            pause = min(patience.pause_s * 2 ** (failed - 1), _LONGEST_PAUSE_S) * random.uniform(0.5, 1)
+            pause = min(retry_policy.pause_s * 2 ** (failed - 1), _LONGEST_PAUSE_S) * random.uniform(0.5, 1)
             spent = time.monotonic() - begin
-            is_over = failed >= patience.attempts or spent + pause >= patience.deadline_s(size)
+            is_over = failed >= retry_policy.attempts or spent + pause >= retry_policy.deadline_s(size)
             may_pass = _may_pass(status, error)
             if is_over or not may_pass:
                 what = _what(error, status, spent if may_pass else None)
                 raise (StorageUnavailable if may_pass else StorageError)(
-                    f"cannot {doing} {masked(url)}: {what}; {_advice(status, error, url)}", status
+                    f"cannot {doing} {mask_secrets(url)}: {what}; {_advice(status, error, url)}", status
                 ) from error
         time.sleep(pause)
 
 
-def masked(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """The text without the passwords and signatures of URLs in it."""
     text = re.sub(r"(://)[^/@\s]+@", r"\1***@", text)
     return re.sub(r"(://[^?\s]*\?)[^\s'\"]+", r"\1***", text)
 
 
-def status_of(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
     """The HTTP status behind an error, whichever library raised it."""
     for cause in _chain(error):
         answer = getattr(cause, "response", None)
@@ -164,7 +164,7 @@ def _is_storage_failure(error: Exception) -> bool:
         return False
     library = type(error).__module__.split(".")[0]
     is_ours = isinstance(error, OSError | EOFError | TimeoutError)
-    return is_ours or library in _NETWORK_LIBRARIES or status_of(error) is not None
+    return is_ours or library in _NETWORK_LIBRARIES or http_status(error) is not None
 
 
 def _may_pass(status: int | None, error: Exception) -> bool:
@@ -187,7 +187,7 @@ def _what(error: Exception, status: int | None, spent_s: float | None) -> str:
     elif status is not None:
         what = f"HTTP {status}"
     else:
-        what = f"{type(error).__name__}: {masked(told)}" if told else type(error).__name__
+        what = f"{type(error).__name__}: {mask_secrets(told)}" if told else type(error).__name__
     return what if spent_s is None else f"{what}, retried for {spent_s:.0f} s"
 
 

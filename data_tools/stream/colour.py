@@ -30,7 +30,7 @@ class JitterConfig:
     Attributes:
         probability: share of the clips whose colours change.
         hue: largest turn of the colour circle, of a whole one; up to 0.5. By far the slowest of the four.
-        gray: share of all clips that lose their colour.
+        grayscale: share of all clips that lose their colour.
     """
 
     probability: float = 1.0
@@ -38,7 +38,7 @@ class JitterConfig:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
-    gray: float = 0.0
+    grayscale: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "saturation"):
@@ -46,7 +46,7 @@ class JitterConfig:
             require(value >= 0, f"augment.jitter.{name}", "be 0 (off) or more", value)
         require(0 <= self.hue <= 0.5, "augment.jitter.hue", "lie between 0 (off) and 0.5", self.hue)
         _require_share("augment.jitter.probability", self.probability)
-        _require_share("augment.jitter.gray", self.gray)
+        _require_share("augment.jitter.grayscale", self.grayscale)
 
     @property
     def factors(self) -> dict[str, float]:
@@ -127,7 +127,7 @@ class ColourConfig:
     def jitters(self) -> bool:
         """Whether colour jitter does anything."""
         is_on = self.jitter.probability > 0 and any(self.jitter.factors.values())
-        return is_on or self.jitter.gray > 0
+        return is_on or self.jitter.grayscale > 0
 
 
 def colour_augment(clip_TCHW: Tensor, colour: ColourConfig, generator: torch.Generator) -> Tensor:
@@ -168,7 +168,7 @@ def _jittered(clip_TCHW: Tensor, jitter: JitterConfig) -> Tensor:
     transforms = _torchvision()
     if any(jitter.factors.values()) and _happens(jitter.probability):
         clip_TCHW = transforms.ColorJitter(**jitter.factors)(clip_TCHW)
-    if _happens(jitter.gray):
+    if _happens(jitter.grayscale):
         clip_TCHW = transforms.functional.rgb_to_grayscale(clip_TCHW, num_output_channels=3)
     return clip_TCHW
 

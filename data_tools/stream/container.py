@@ -19,9 +19,9 @@ from av.video.stream import VideoStream
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.files import refuse_irregular
-from kinemae.data_tools.storage.outage import refuse_outage
+from kinemae.data_tools.storage.outage import raise_if_outage
 from kinemae.data_tools.stream.random_access import is_random_access_point, sound_stamps
-from kinemae.data_tools.stream.sequential import Decoding, error_text, packets_of, shown_frames
+from kinemae.data_tools.stream.sequential import DecodeState, error_text, frames_in_order, packets_of
 
 MAX_PIXELS = 1 << 25  # an 8K frame (7680 x 4320) still fits
 SLACK_S = 1e-6  # instants that were written down as decimal seconds are rounded
@@ -59,7 +59,7 @@ class OpenedVideo:
     first: VideoFrame
     rest: Iterator[VideoFrame]
     tick_s: float
-    decoding: Decoding = field(default_factory=Decoding)
+    decoding: DecodeState = field(default_factory=DecodeState)
 
     def start_s(self, frame: VideoFrame) -> float:
         """When a frame comes on screen, counted from the first frame shown."""
@@ -70,8 +70,8 @@ class OpenedVideo:
 def open_video(source: bytes | Path) -> Iterator[OpenedVideo]:
     """Open a video up to its first frame; every error of FFmpeg in the block becomes BadVideo."""
     with open_container(source) as (container, stream):
-        decoding = Decoding()
-        frames = shown_frames(packets_of(container, stream, decoding), stream, decoding)
+        decoding = DecodeState()
+        frames = frames_in_order(packets_of(container, stream, decoding), stream, decoding)
         first = next(frames, None)
         if first is None:
             why = f": {error_text(decoding.error)}" if decoding.error else ""
@@ -119,7 +119,7 @@ def ffmpeg_errors() -> Iterator[None]:
         raise
     except _OF_A_FILE as error:
         if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
-            refuse_outage(error, "the video cannot be read")
+            raise_if_outage(error, "the video cannot be read")
         raise BadVideo(f"FFmpeg cannot read it: {error_text(error)}") from error
 
 
@@ -150,7 +150,7 @@ def _outages_of(file: io.BytesIO | _File) -> Iterator[None]:
         yield
     finally:
         if isinstance(file, _File) and file.error is not None:
-            refuse_outage(file.error, f"cannot read {str(file.name)!r}")
+            raise_if_outage(file.error, f"cannot read {str(file.name)!r}")
 
 
 def _best_stream(container: InputContainer) -> VideoStream:
@@ -182,26 +182,26 @@ def _ticks(frame: VideoFrame) -> int:
     return frame.pts
 
 
-def worth_seeking(opened: OpenedVideo, instant_s: float) -> bool:
+def should_seek(opened: OpenedVideo, timestamp_s: float) -> bool:
     """Whether a key frame may lie between the first frame and the instant."""
-    return key_frame_may_precede(opened.stream, _target(opened, instant_s), instant_s)
+    return key_frame_may_precede(opened.stream, _target(opened, timestamp_s), timestamp_s)
 
 
-def key_frame_may_precede(stream: VideoStream, target: int, instant_s: float) -> bool:
+def key_frame_may_precede(stream: VideoStream, target: int, timestamp_s: float) -> bool:
     """Whether a key frame may lie between the beginning and an instant, given in ticks and in seconds."""
     entries = stream.index_entries
     if len(entries) and entries[len(entries) - 1].timestamp >= target:
         return entries.search_timestamp(target) > 0
-    return instant_s > _BLIND_SEEK_S
+    return timestamp_s > _BLIND_SEEK_S
 
 
-def frames_after_seek(opened: OpenedVideo, instant_s: float) -> Iterator[VideoFrame] | None:
+def frames_after_seek(opened: OpenedVideo, timestamp_s: float) -> Iterator[VideoFrame] | None:
     """Frames from a random access point before the instant on.
 
     None if there is no certain one, or if time stamps are wrong anywhere in the video: then a frame's time
     may depend on all frames before it. `opened.decoding.is_repaired` is set if wrong stamps appear later.
     """
-    container, stream, target = opened.container, opened.stream, _target(opened, instant_s)
+    container, stream, target = opened.container, opened.stream, _target(opened, timestamp_s)
     depth = stream.codec_context.reorder_depth
     if opened.decoding.is_repaired or (depth and container.format.name == "avi"):  # its stamps are no times
         return None
@@ -211,7 +211,7 @@ def frames_after_seek(opened: OpenedVideo, instant_s: float) -> Iterator[VideoFr
         if not known:
             return None
         container.seek(target, stream=stream)
-        frames = shown_frames(_entered(opened, known), stream, opened.decoding)
+        frames = frames_in_order(_entered(opened, known), stream, opened.decoding)
         # Leading pictures of an open GOP refer to frames that were not decoded.
         entry = next((frame for frame in frames if frame.key_frame), None)
         if entry is not None and _ticks(entry) <= target and not opened.decoding.is_repaired:
@@ -232,11 +232,11 @@ def _entered(opened: OpenedVideo, known: set[tuple[int | None, int | None, int]]
         yield packet
 
 
-def _target(opened: OpenedVideo, instant_s: float) -> int:
-    return _ticks(opened.first) + int((instant_s + SLACK_S) / opened.tick_s)
+def _target(opened: OpenedVideo, timestamp_s: float) -> int:
+    return _ticks(opened.first) + int((timestamp_s + SLACK_S) / opened.tick_s)
 
 
-def claimed_frame_s(opened: OpenedVideo) -> float:
+def nominal_frame_s(opened: OpenedVideo) -> float:
     """How long the first frame is on screen, as far as the container says."""
     if opened.first.duration:
         return opened.first.duration * opened.tick_s

@@ -20,14 +20,14 @@ from torch import Tensor
 from kinemae.data_tools.index import VideoInfo
 from kinemae.data_tools.stream.container import (
     OpenedVideo,
-    claimed_frame_s,
     ffmpeg_errors,
+    nominal_frame_s,
     open_video,
 )
-from kinemae.data_tools.stream.frame_decoder import picked_frames
-from kinemae.data_tools.stream.geometry import fitted_size, pixel_aspect, square_size, turns
-from kinemae.data_tools.stream.picture_notes import PictureNotes
-from kinemae.data_tools.stream.whole_frames import WholeFrames
+from kinemae.data_tools.stream.frame_decoder import frames_at
+from kinemae.data_tools.stream.geometry import fitted_size, pixel_aspect, rotation, square_size
+from kinemae.data_tools.stream.picture_notes import FrameNotes
+from kinemae.data_tools.stream.whole_frames import IntactFrames
 
 
 def probe(source: bytes | Path, *, full: bool = True, notes: list[str] | None = None) -> VideoInfo:
@@ -46,12 +46,12 @@ def probe(source: bytes | Path, *, full: bool = True, notes: list[str] | None = 
             earlier than its container says is taken for what can be decoded.
     """
     with open_video(source) as opened:
-        pictures = PictureNotes(opened)
+        pictures = FrameNotes(opened)
         if full:
-            whole = WholeFrames(pictures.watched(chain([opened.first], opened.rest)), opened)
+            whole = IntactFrames(pictures.watched(chain([opened.first], opened.rest)), opened)
             last_s = max(map(opened.start_s, whole))
             frames = whole.count
-            duration_s = last_s * frames / (frames - 1) if frames > 1 else claimed_frame_s(opened)
+            duration_s = last_s * frames / (frames - 1) if frames > 1 else nominal_frame_s(opened)
             missing = whole.missing()
         else:
             frames, duration_s = _claimed_length(opened)
@@ -64,14 +64,14 @@ def probe(source: bytes | Path, *, full: bool = True, notes: list[str] | None = 
     return VideoInfo(frames=frames, duration_s=duration_s, width=width, height=height, codec=codec)
 
 
-def decode_at(video: bytes, instants_s: Sequence[float], *, last_frame_s: float | None = None) -> Tensor:
+def decode_at(video: bytes, timestamps_s: Sequence[float], *, last_frame_s: float | None = None) -> Tensor:
     """The frames on screen at the given instants.
 
-    Decoding starts at the key frame before the first instant and stops after the last; only the frames
+    DecodeState starts at the key frame before the first instant and stops after the last; only the frames
     asked for are converted to RGB.
 
     Args:
-        instants_s: seconds from the first frame shown, in any order, repeats allowed.
+        timestamps_s: seconds from the first frame shown, in any order, repeats allowed.
         last_frame_s: when the last frame comes on screen according to the index.
 
     Returns:
@@ -82,8 +82,8 @@ def decode_at(video: bytes, instants_s: Sequence[float], *, last_frame_s: float 
     """
     canvas: _Canvas | None = None
     with ffmpeg_errors():
-        for frame, places, stream in picked_frames(video, instants_s, last_frame_s=last_frame_s):
-            canvas = canvas or _Canvas(frame, pixel_aspect(stream), len(instants_s))
+        for frame, places, stream in frames_at(video, timestamps_s, last_frame_s=last_frame_s):
+            canvas = canvas or _Canvas(frame, pixel_aspect(stream), len(timestamps_s))
             canvas.put(frame, places)
     assert canvas is not None
     return canvas.upright().permute(0, 3, 1, 2)
@@ -98,7 +98,7 @@ class _Canvas:
         width, height = self._size
         self._frames_THWC = torch.zeros((frames, height, width, 3), dtype=torch.uint8)
         self._pixels_THWC = self._frames_THWC.numpy()
-        self._turns = turns(first)
+        self._rotation = rotation(first)
         self._reformatter = VideoReformatter()
 
     def put(self, frame: VideoFrame, places: Sequence[int]) -> None:
@@ -114,7 +114,7 @@ class _Canvas:
 
     def upright(self) -> Tensor:
         """The frames as they are shown."""
-        exchange, flip_rows, flip_columns = self._turns
+        exchange, flip_rows, flip_columns = self._rotation
         frames_THWC = self._frames_THWC.transpose(1, 2) if exchange else self._frames_THWC
         flipped = [dim for dim, flip in ((1, flip_rows), (2, flip_columns)) if flip]
         return frames_THWC.flip(flipped) if flipped else frames_THWC
@@ -122,7 +122,7 @@ class _Canvas:
 
 def _claimed_length(opened: OpenedVideo) -> tuple[int, float]:
     """Frames and seconds as the container has them, at least one frame."""
-    stream, frame_s = opened.stream, claimed_frame_s(opened)
+    stream, frame_s = opened.stream, nominal_frame_s(opened)
     if stream.duration:
         duration_s = stream.duration * opened.tick_s
     else:
@@ -134,7 +134,7 @@ def _claimed_length(opened: OpenedVideo) -> tuple[int, float]:
 def _shown_size(opened: OpenedVideo) -> tuple[int, int]:
     """Height and width as shown: upright, in square pixels."""
     first, aspect = opened.first, pixel_aspect(opened.stream)
-    if turns(first)[0]:
+    if rotation(first)[0]:
         width, height = square_size(first.height, first.width, 1 / aspect)
     else:
         width, height = square_size(first.width, first.height, aspect)

@@ -10,7 +10,7 @@ from typing import Any
 
 from kinemae.data_tools.stream.container import SLACK_S, BadVideo, open_container
 from kinemae.data_tools.stream.geometry import pixel_aspect
-from kinemae.data_tools.stream.yuv_planes import Picture
+from kinemae.data_tools.stream.yuv_planes import YuvFrame
 
 
 def require_torchcodec() -> None:
@@ -26,10 +26,10 @@ def require_torchcodec() -> None:
         )
 
 
-def pictures_at(
-    video: bytes, instants_s: Sequence[float], *, last_frame_s: float | None = None
-) -> Iterator[tuple[Picture, list[int]]]:
-    """See `planes.pictures_at`; the pictures are RGB.
+def yuv_frames_at(
+    video: bytes, timestamps_s: Sequence[float], *, last_frame_s: float | None = None
+) -> Iterator[tuple[YuvFrame, list[int]]]:
+    """See `planes.yuv_frames_at`; the pictures are RGB.
 
     Raises:
         BadVideo: it cannot be read, or it ends before `last_frame_s`.
@@ -37,20 +37,20 @@ def pictures_at(
     # PyAV looks first: containers that open other files and pictures that are too large go no further.
     with open_container(video) as (_, stream):
         index, aspect = stream.index, pixel_aspect(stream)
-    order = sorted(range(len(instants_s)), key=instants_s.__getitem__)
+    order = sorted(range(len(timestamps_s)), key=timestamps_s.__getitem__)
     with _errors():
         decoder = _decoder(video, index)
         begin_s, end_s = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
-        if last_frame_s is not None and end_s - begin_s < min(last_frame_s, instants_s[order[-1]]) - 1e-3:
+        if last_frame_s is not None and end_s - begin_s < min(last_frame_s, timestamps_s[order[-1]]) - 1e-3:
             raise BadVideo(
                 f"it ends at {end_s - begin_s:.3f} s, the index promises a frame at {last_frame_s:.3f} s"
             )
     for place in order:
-        at_s = begin_s + instants_s[place] + SLACK_S
+        at_s = begin_s + timestamps_s[place] + SLACK_S
         with _errors():
             is_over = at_s >= end_s  # the last frame stays
             frame = decoder.get_frame_at(-1) if is_over else decoder.get_frame_played_at(at_s)
-        yield Picture(planes=(frame.data.numpy(),), colour=None, aspect=aspect), [place]
+        yield YuvFrame(planes=(frame.data.numpy(),), colour=None, aspect=aspect), [place]
 
 
 def _decoder(video: bytes, index: int) -> Any:

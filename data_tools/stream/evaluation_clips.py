@@ -6,10 +6,16 @@ from dataclasses import dataclass, replace
 from kinemae.data_tools.index import Sample, ShardIndex
 from kinemae.data_tools.stream.batch import SkippedClip
 from kinemae.data_tools.stream.container import BadVideo
-from kinemae.data_tools.stream.frame_sampling import ClipConfig, evaluation_instants_s
-from kinemae.data_tools.stream.video_reader import admit, check_decoder, empty_pixels, naming, read_pictures
-from kinemae.data_tools.stream.views import View, cut_views, evaluation_views
-from kinemae.data_tools.stream.yuv_to_rgb import Pixels, cut_in_time
+from kinemae.data_tools.stream.frame_sampling import ClipConfig, evaluation_timestamps_s
+from kinemae.data_tools.stream.video_reader import (
+    check_decoder,
+    decode_sample,
+    empty_clips,
+    error_context,
+    skip_quarantined,
+)
+from kinemae.data_tools.stream.views import View, crop_views, evaluation_views
+from kinemae.data_tools.stream.yuv_to_rgb import Pixels, split_in_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,31 +62,31 @@ class EvaluationVideos:
     def read(
         self, number: int, *, quarantined: Mapping[str, str], reading: Callable[[str], None]
     ) -> EvaluationItem:
-        """All views of a video; see `crew_member.Readable`."""
+        """All views of a video; see `crew_member.ItemReader`."""
         position = self.positions[number]
         sample = self.index.sample(position)
         skipped = None
         try:
-            admit(sample.key, quarantined, reading)
+            skip_quarantined(sample.key, quarantined, reading)
             pixels = self._views(sample)
         except BadVideo as error:
             skipped = SkippedClip(key=sample.key, reason=str(error))
-            pixels = empty_pixels(self.temporal_clips * self.spatial_crops, self.clip, decoder=self.decoder)
+            pixels = empty_clips(self.temporal_clips * self.spatial_crops, self.clip, decoder=self.decoder)
         return EvaluationItem(
             pixels=pixels, label=sample.label, key=sample.key, position=position, skipped=skipped
         )
 
     def _views(self, sample: Sample) -> Pixels:
         """All clips of the video in one decode, as one long clip for each crop, which is then cut."""
-        with naming(sample):
-            clips = evaluation_instants_s(sample, self.clip, temporal_clips=self.temporal_clips)
-            instants_s = [instant_s for clip in clips for instant_s in clip]
-            long_clip = replace(self.clip, frames=len(instants_s))
-            pixels = empty_pixels(self.spatial_crops, long_clip, decoder=self.decoder)
+        with error_context(sample):
+            clips = evaluation_timestamps_s(sample, self.clip, temporal_clips=self.temporal_clips)
+            timestamps_s = [timestamp_s for clip in clips for timestamp_s in clip]
+            long_clip = replace(self.clip, frames=len(timestamps_s))
+            pixels = empty_clips(self.spatial_crops, long_clip, decoder=self.decoder)
 
             def choose(height: int, width: int) -> list[View]:
                 return evaluation_views(height, width, self.spatial_crops)
 
-            pictures = read_pictures(self.index, sample, instants_s, decoder=self.decoder)
-            cut_views(pictures, choose, pixels)
-            return cut_in_time(pixels, len(clips))
+            pictures = decode_sample(self.index, sample, timestamps_s, decoder=self.decoder)
+            crop_views(pictures, choose, pixels)
+            return split_in_time(pixels, len(clips))

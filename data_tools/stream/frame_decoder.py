@@ -31,7 +31,7 @@ from kinemae.data_tools.stream.container import (
     key_frame_may_precede,
     open_container,
     open_video,
-    worth_seeking,
+    should_seek,
 )
 from kinemae.data_tools.stream.random_access import has_b_slices, in_order, is_random_access_point
 
@@ -47,8 +47,8 @@ class _OtherWay(Exception):
     """The frames cannot be had in this way for certain."""
 
 
-def picked_frames(
-    video: bytes, instants_s: Sequence[float], *, last_frame_s: float | None = None
+def frames_at(
+    video: bytes, timestamps_s: Sequence[float], *, last_frame_s: float | None = None
 ) -> Iterator[tuple[VideoFrame, list[int], VideoStream]]:
     """Each frame that is on screen at one of the instants, with the places of those instants in the list.
 
@@ -56,14 +56,14 @@ def picked_frames(
     frame's stream.
 
     Args:
-        instants_s: seconds from the first frame shown, in any order, repeats allowed.
+        timestamps_s: seconds from the first frame shown, in any order, repeats allowed.
         last_frame_s: when the last frame comes on screen according to the index.
 
     Raises:
         BadVideo: it cannot be read, a frame asked for is damaged, or it ends before `last_frame_s`.
     """
-    order = sorted(range(len(instants_s)), key=instants_s.__getitem__)
-    wanted_s = [instants_s[place] for place in order]
+    order = sorted(range(len(timestamps_s)), key=timestamps_s.__getitem__)
+    wanted_s = [timestamps_s[place] for place in order]
     for way in (_planned, _after_seek, _from_start):
         try:
             for frame, positions, stream in way(video, wanted_s, last_frame_s):
@@ -90,7 +90,7 @@ def _planned(video: bytes, wanted_s: list[float], last_frame_s: float | None) ->
         if not (is_single and _is_h264(stream) and _opens_the_video(head, stream)):
             raise _OtherWay
         origin, tick_s = head.pts or 0, float(stream.time_base or 1)
-        targets = [origin + int((instant_s + SLACK_S) / tick_s) for instant_s in wanted_s]
+        targets = [origin + int((timestamp_s + SLACK_S) / tick_s) for timestamp_s in wanted_s]
         for begin, end in _runs(wanted_s):
             if begin or key_frame_may_precede(stream, targets[begin], wanted_s[begin]):
                 found, following = _packets_after_seek(container, stream, targets[begin], targets[end - 1])
@@ -119,7 +119,7 @@ def _in_order(
 ) -> _Picked:
     """Every frame is decoded; one is on screen until the next one is."""
     frames: Iterator[VideoFrame] | None = chain([opened.first], opened.rest)
-    if seek and worth_seeking(opened, wanted_s[0]):
+    if seek and should_seek(opened, wanted_s[0]):
         frames = frames_after_seek(opened, wanted_s[0])
     if frames is None:
         raise _OtherWay

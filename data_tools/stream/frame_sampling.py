@@ -63,30 +63,30 @@ class ClipConfig:
             require(self.fps is None, "clip.fps", unset, self.fps)
 
 
-def training_instants_s(sample: Sample, clip: ClipConfig, generator: torch.Generator) -> list[float]:
+def training_timestamps_s(sample: Sample, clip: ClipConfig, generator: torch.Generator) -> list[float]:
     """Instants of one clip: any start that fits, or any moment of each segment, equally likely."""
     if clip.sampling == "uniform":
         draws = torch.rand(clip.frames, generator=generator, dtype=torch.float64)
-        return _segment_instants_s(sample, draws.tolist())
+        return _segment_timestamps_s(sample, draws.tolist())
     starts = _starts(sample, clip)
     share = torch.rand((), generator=generator, dtype=torch.float64).item()
-    return _instants_s(sample, clip, start=starts[int(share * len(starts))])
+    return _timestamps_s(sample, clip, start=starts[int(share * len(starts))])
 
 
-def evaluation_instants_s(sample: Sample, clip: ClipConfig, *, temporal_clips: int) -> list[list[float]]:
+def evaluation_timestamps_s(sample: Sample, clip: ClipConfig, *, temporal_clips: int) -> list[list[float]]:
     """Instants of clips spread evenly over the starts that fit, or over each segment; one: the middle."""
     if clip.sampling == "uniform":
         shares = [(number + 0.5) / temporal_clips for number in range(temporal_clips)]
-        return [_segment_instants_s(sample, [share] * clip.frames) for share in shares]
+        return [_segment_timestamps_s(sample, [share] * clip.frames) for share in shares]
     starts = _starts(sample, clip)
     last = len(starts) - 1
     chosen = [last // 2]
     if temporal_clips > 1:
         chosen = [round(number * last / (temporal_clips - 1)) for number in range(temporal_clips)]
-    return [_instants_s(sample, clip, start=starts[place]) for place in chosen]
+    return [_timestamps_s(sample, clip, start=starts[place]) for place in chosen]
 
 
-def on_references(sample: Sample, clip: ClipConfig) -> bool:
+def uses_reference_frames(sample: Sample, clip: ClipConfig) -> bool:
     """Whether the clips of this video show none but frames that decode without the ones between."""
     stride, phase = sample.reference_stride, sample.reference_phase
     if stride <= 1 or clip.sampling == "uniform" or _step(sample, clip) % stride:
@@ -120,19 +120,19 @@ def _room(sample: Sample, clip: ClipConfig) -> int:
 def _starts(sample: Sample, clip: ClipConfig) -> range:
     """The frames at which a clip may begin: where it can stay on reference frames, those alone."""
     room = _room(sample, clip)
-    if on_references(sample, clip):
+    if uses_reference_frames(sample, clip):
         first = sample.reference_phase
         return range(first, max(room, first) + 1, sample.reference_stride)
     return range(max(room, 0) + 1)
 
 
-def _instants_s(sample: Sample, clip: ClipConfig, *, start: int) -> list[float]:
+def _timestamps_s(sample: Sample, clip: ClipConfig, *, start: int) -> list[float]:
     step = _step(sample, clip)
     places = [_off_border(start + 0.5 + number * step) for number in range(clip.frames)]
     if clip.short_video == "loop" and _room(sample, clip) < 0:
         places = [place % sample.frames for place in places]
     held = sample.frames - 1
-    if on_references(sample, clip):
+    if uses_reference_frames(sample, clip):
         held -= (held - sample.reference_phase) % sample.reference_stride
     period_s = sample.duration_s / sample.frames
     return [min(place, held + 0.5) * period_s for place in places]
@@ -144,7 +144,7 @@ def _off_border(place: float) -> float:
     return border + _MARGIN if abs(place - border) < _MARGIN else place
 
 
-def _segment_instants_s(sample: Sample, shares: list[float]) -> list[float]:
+def _segment_timestamps_s(sample: Sample, shares: list[float]) -> list[float]:
     """Cut the video into equal segments, go a share into each, and take the middle of the frame there."""
     segment = sample.frames / len(shares)
     places = [int((number + share) * segment) for number, share in enumerate(shares)]

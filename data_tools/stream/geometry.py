@@ -14,7 +14,7 @@ _MOST_ASPECT = 8  # larger ratios are errors in the file
 _LEAST_ASPECT = 0.02  # smaller deviations come from rounded sizes, such as 224/225
 
 
-def turns(frame: VideoFrame) -> tuple[bool, bool, bool]:
+def rotation(frame: VideoFrame) -> tuple[bool, bool, bool]:
     """(exchange rows and columns, then flip rows, then flip columns) that the display matrix asks for."""
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
@@ -22,7 +22,7 @@ def turns(frame: VideoFrame) -> tuple[bool, bool, bool]:
         matrix = _without_unknown_side_data(frame).side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return False, False, False
-    # A pixel (x, y) is shown at (a x + c y, b x + d y); angles are rounded to quarter turns.
+    # A pixel (x, y) is shown at (a x + c y, b x + d y); angles are rounded to quarter rotation.
     a, b, _, c, d = np.frombuffer(memoryview(matrix), np.int32)[:5].tolist()
     if abs(b) + abs(c) > abs(a) + abs(d):
         return True, b < 0, c < 0

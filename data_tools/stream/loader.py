@@ -19,10 +19,10 @@ from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.evaluation_clips import EvaluationItem, EvaluationVideos
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.order import BatchPlan
-from kinemae.data_tools.stream.prefetch import Ahead
+from kinemae.data_tools.stream.prefetch import Prefetcher
 from kinemae.data_tools.stream.training_clips import Annotate, TrainingClips
-from kinemae.data_tools.stream.worker import Readable
-from kinemae.data_tools.stream.worker_pool import Crew
+from kinemae.data_tools.stream.worker import ItemReader
+from kinemae.data_tools.stream.worker_pool import WorkerPool
 
 __all__ = [
     "Annotate",
@@ -30,8 +30,8 @@ __all__ = [
     "ClipConfig",
     "EvaluationItem",
     "TrainingClips",
-    "being_read",
     "evaluation_loader",
+    "samples_in_progress",
     "training_loader",
 ]
 
@@ -57,10 +57,10 @@ def training_loader(  # noqa: PLR0913 - a run's coordinates, all by name
     They come in order: all accumulation indices of a step, then the next step.
 
     Args:
-        workers: loader processes, see `worker_count`; 0 reads in this process.
+        workers: loader processes, see `resolve_num_workers`; 0 reads in this process.
         pin: page-locked memory, for copies to a GPU that nobody waits for.
         timeout_s: limit without progress; then the worker is replaced and its sample skipped.
-        on_outage: see `Crew`; no sample is skipped because of an outage.
+        on_outage: see `WorkerPool`; no sample is skipped because of an outage.
 
     Raises:
         StorageUnavailable: a storage was down for longer than the index's `outage_s`.
@@ -77,15 +77,15 @@ def training_loader(  # noqa: PLR0913 - a run's coordinates, all by name
     if not (pin and torch.cuda.is_available()):
         return batches
     return (
-        Ahead(batches, ClipBatch.pin_memory)
-        if isinstance(batches, Crew)
+        Prefetcher(batches, ClipBatch.pin_memory)
+        if isinstance(batches, WorkerPool)
         else map(ClipBatch.pin_memory, batches)
     )
 
 
-def being_read(items: Iterator[Item]) -> list[str]:
+def samples_in_progress(items: Iterator[Item]) -> list[str]:
     """Keys of the samples that a loader's workers are reading right now; none where it has no workers."""
-    return items.being_read if isinstance(items, Crew | Ahead) else []
+    return items.samples_in_progress if isinstance(items, WorkerPool | Prefetcher) else []
 
 
 def evaluation_loader(  # noqa: PLR0913 - a run's coordinates, all by name
@@ -144,7 +144,7 @@ class _MicroBatches:
 
 
 def _items(
-    readable: Readable[Item],
+    readable: ItemReader[Item],
     *,
     workers: int,
     timeout_s: float,
@@ -153,11 +153,13 @@ def _items(
 ) -> Iterator[Item]:
     """The items in order; workers start at once, so that they read while the model is built."""
     if workers and len(readable):
-        return Crew(readable, workers=workers, timeout_s=timeout_s, preload=preload, on_outage=on_outage)
+        return WorkerPool(
+            readable, workers=workers, timeout_s=timeout_s, preload=preload, on_outage=on_outage
+        )
     return _read_here(readable, on_outage)
 
 
-def _read_here(readable: Readable[Item], on_outage: Callable[[str], None] | None) -> Iterator[Item]:
+def _read_here(readable: ItemReader[Item], on_outage: Callable[[str], None] | None) -> Iterator[Item]:
     listener = heartbeat.Listener(on_outage)
     for number in range(len(readable)):
         with heartbeat.listening(listener):

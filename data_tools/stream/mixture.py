@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from kinemae.data_tools.index import Sample, ShardIndex, open_index
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.storage.cache import Cache
-from kinemae.data_tools.stream.order import clip_place, mixture_place, mixture_quotas, sample_at
+from kinemae.data_tools.stream.order import clip_position, mixture_position, mixture_quotas, sample_at
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class LocatedSample:
     """The sample at a place of the run.
 
     Attributes:
@@ -28,7 +28,7 @@ class Mixture:
 
     Attributes:
         sets: the data sets by the name they were given.
-        quotas: how many of a block's places each set gets, see `order.mixture_place`.
+        quotas: how many of a block's places each set gets, see `order.mixture_position`.
     """
 
     def __init__(self, sets: Mapping[str, ShardIndex], weights: Mapping[str, float]):
@@ -78,14 +78,14 @@ def open_mixture(
         raise ValueError(f"data.mixture: {error}") from error
 
 
-def find(source: ShardIndex | Mixture, *, seed: int, position: int) -> Found:
+def locate_sample(source: ShardIndex | Mixture, *, seed: int, position: int) -> LocatedSample:
     """The sample at a position of the run, which counts videos."""
     if isinstance(source, Mixture):
-        number, epoch, i = mixture_place(seed, position, source.quotas, source.sizes)
+        number, epoch, i = mixture_position(seed, position, source.quotas, source.sizes)
         name, index = list(source.sets.items())[number]
         seed = derived_seed(seed, purpose="mixture/set", sample=number)
         sample = index.sample(sample_at(seed, epoch, i, len(index)))
-        return Found(index=index, sample=sample, key=f"{name}/{sample.key}")
-    epoch, i, _ = clip_place(position, len(source), 1)
+        return LocatedSample(index=index, sample=sample, key=f"{name}/{sample.key}")
+    epoch, i, _ = clip_position(position, len(source), 1)
     sample = source.sample(sample_at(seed, epoch, i, len(source)))
-    return Found(index=source, sample=sample, key=sample.key)
+    return LocatedSample(index=source, sample=sample, key=sample.key)

@@ -60,7 +60,7 @@ def mixture_quotas(weights: Sequence[float], block: int = MIXTURE_BLOCK) -> tupl
     return tuple(quotas)
 
 
-def mixture_place(
+def mixture_position(
     seed: int, place: int, quotas: tuple[int, ...], sizes: tuple[int, ...]
 ) -> tuple[int, int, int]:
     """(set, epoch of that set, place in that epoch) of a place of the run.
@@ -77,7 +77,7 @@ def mixture_place(
     return number, epoch, i
 
 
-def clip_place(clip_index: int, samples: int, views: int) -> tuple[int, int, int]:
+def clip_position(clip_index: int, samples: int, views: int) -> tuple[int, int, int]:
     """(epoch, place in the epoch, view) of a clip of the run; the views of one video stand side by side."""
     position, view = divmod(clip_index, views)
     epoch, i = divmod(position, samples)

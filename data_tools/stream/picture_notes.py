@@ -8,7 +8,7 @@ from kinemae.data_tools.stream.container import OpenedVideo
 from kinemae.data_tools.stream.geometry import pixel_aspect
 
 
-class PictureNotes:
+class FrameNotes:
     """Collects anomalies of the frames of a video that is read in place."""
 
     def __init__(self, opened: OpenedVideo):

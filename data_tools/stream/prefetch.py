@@ -9,21 +9,21 @@ from typing import Any, TypeVar
 
 import torch
 
-from kinemae.data_tools.stream.worker_pool import Crew
+from kinemae.data_tools.stream.worker_pool import WorkerPool
 
 Item = TypeVar("Item")
 
 _TICK_S = 0.5
 
 
-class Ahead(Iterator[Item]):
+class Prefetcher(Iterator[Item]):
     """Fetches the next item in a thread and changes it there, while the last one is in use.
 
     Args:
         change: runs on the CUDA device that is current here.
     """
 
-    def __init__(self, crew: Crew[Item], change: Callable[[Item], Item]):
+    def __init__(self, crew: WorkerPool[Item], change: Callable[[Item], Item]):
         self._done: queue.Queue[Item | BaseException] = queue.Queue(maxsize=1)
         self._ended = threading.Event()
         # A new thread begins on device 0, and pinning there would take memory of another process's GPU.
@@ -34,9 +34,9 @@ class Ahead(Iterator[Item]):
         self._crew = crew
 
     @property
-    def being_read(self) -> list[str]:
-        """See `Crew.being_read`."""
-        return self._crew.being_read
+    def samples_in_progress(self) -> list[str]:
+        """See `WorkerPool.samples_in_progress`."""
+        return self._crew.samples_in_progress
 
     def __next__(self) -> Item:
         if self._ended.is_set():
@@ -48,13 +48,13 @@ class Ahead(Iterator[Item]):
         return item
 
 
-def _let_go(crew: Crew[Any], ended: threading.Event) -> None:
+def _let_go(crew: WorkerPool[Any], ended: threading.Event) -> None:
     ended.set()
-    crew.dismiss()  # wakes the thread
+    crew.shutdown()  # wakes the thread
 
 
 def _run_ahead(
-    crew: Crew[Item],
+    crew: WorkerPool[Item],
     change: Callable[[Item], Item],
     done: "queue.Queue[Item | BaseException]",
     ended: threading.Event,
@@ -74,4 +74,4 @@ def _run_ahead(
     except BaseException as error:  # the border to the thread that uses the items, which raises it again
         put(error)
     finally:
-        crew.dismiss()
+        crew.shutdown()

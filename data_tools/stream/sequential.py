@@ -16,7 +16,7 @@ _MOST_UNREADABLE = 2  # packets at the end of a file that was cut
 
 
 @dataclass(kw_only=True)
-class Decoding:
+class DecodeState:
     """The state of a decode.
 
     Attributes:
@@ -34,8 +34,8 @@ class Decoding:
     corrupt: int = 0
 
 
-def shown_frames(
-    packets: Iterable[Packet | None], stream: VideoStream, decoding: Decoding
+def frames_in_order(
+    packets: Iterable[Packet | None], stream: VideoStream, decoding: DecodeState
 ) -> Iterator[VideoFrame]:
     """All frames in presentation order, each with its time; the packets end with None."""
     clock: FrameClock[VideoFrame] = FrameClock(nominal_ticks(stream))
@@ -51,7 +51,9 @@ def shown_frames(
         yield timed
 
 
-def packets_of(container: InputContainer, stream: VideoStream, decoding: Decoding) -> Iterator[Packet | None]:
+def packets_of(
+    container: InputContainer, stream: VideoStream, decoding: DecodeState
+) -> Iterator[Packet | None]:
     """The packets of a stream, then None; an unreadable end is stored in `error`."""
     try:
         for packet in container.demux(stream):
@@ -64,7 +66,7 @@ def packets_of(container: InputContainer, stream: VideoStream, decoding: Decodin
     yield None
 
 
-def _frames_of(packet: Packet | None, stream: VideoStream, decoding: Decoding) -> list[VideoFrame]:
+def _frames_of(packet: Packet | None, stream: VideoStream, decoding: DecodeState) -> list[VideoFrame]:
     """The frames that the decoder gives for a packet; for an unreadable packet none, and `error` is set.
 
     Raises:

@@ -9,7 +9,7 @@ from kinemae.data_tools import heartbeat
 from kinemae.data_tools.files import Descriptor, read_at
 from kinemae.data_tools.index import Sample, Shard, ShardIndex
 from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable
-from kinemae.data_tools.storage.outage import refuse_outage, wait_out
+from kinemae.data_tools.storage.outage import raise_if_outage, retry_during_outage
 from kinemae.data_tools.stream.container import BadVideo
 
 _OPEN_SHARDS = 64
@@ -24,9 +24,9 @@ def read_video(index: ShardIndex, sample: Sample) -> bytes:
         BadVideo: the bytes are missing, cut short or changed; the message names the sample and the shard.
         StorageUnavailable: the storage was down for the whole `outage_s` of the index.
     """
-    outage_s = index.folder.patience.outage_s
+    outage_s = index.folder.retry_policy.outage_s
     with heartbeat.at_storage(outage_s):
-        return wait_out(lambda: _read(index, sample), outage_s=outage_s)
+        return retry_during_outage(lambda: _read(index, sample), outage_s=outage_s)
 
 
 def _read(index: ShardIndex, sample: Sample) -> bytes:
@@ -40,7 +40,7 @@ def _read(index: ShardIndex, sample: Sample) -> bytes:
     except OSError as error:
         _open_shard.cache_clear()  # the descriptor of a file on a network disk may stay stale forever
         what = f"sample {sample.key} cannot be read from {shard.name}"
-        refuse_outage(error, what, (index.folder / shard.name).path)
+        raise_if_outage(error, what, (index.folder / shard.name).path)
         raise BadVideo(f"{what}: {error.strerror or error}") from error
     _check(video, sample, shard)
     return video

@@ -32,7 +32,7 @@ _PROTOCOL = 5  # the first with buffers beside the pickle
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parcel:
+class SharedBuffer:
     """A packed value: the file that holds it, its number, and the sizes of the pickle and the buffers."""
 
     descriptor: int
@@ -57,7 +57,7 @@ class Sender:
         """The receiver no longer needs what these files held."""
         self._free += files
 
-    def pack(self, value: object) -> Parcel:
+    def pack(self, value: object) -> SharedBuffer:
         """Copy a value into a file in memory.
 
         Raises:
@@ -73,9 +73,9 @@ class Sender:
             _write(descriptor, parts)
         except OSError as error:
             raise _no_memory(sum(part.nbytes for part in parts), error) from error
-        return Parcel(descriptor=descriptor, file=file, sizes=tuple(part.nbytes for part in parts))
+        return SharedBuffer(descriptor=descriptor, file=file, sizes=tuple(part.nbytes for part in parts))
 
-    def send(self, number: int, parcel: Parcel) -> None:
+    def send(self, number: int, parcel: SharedBuffer) -> None:
         """Send a packed value and the number of the task that it answers."""
         message = json.dumps([number, parcel.file, *parcel.sizes]).encode()
         socket.send_fds(self._socket, [message], [parcel.descriptor])

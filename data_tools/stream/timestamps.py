@@ -7,7 +7,7 @@ not expose). This module uses the same counts. Four rules are added, so that eac
 
 - A frame waits while an undecoded packet has an earlier stamp. So a file with stamps in decoding order is
   recognised before its first wrong frame is given.
-- Decoding stamps are shifted by the first frame's difference from its presentation stamp.
+- DecodeState stamps are shifted by the first frame's difference from its presentation stamp.
 - Frames with equal or missing stamps are spread evenly up to the next frame with a later stamp.
 - Where stamps decrease permanently (joined files, a wrapped counter), the time advances by one frame.
 

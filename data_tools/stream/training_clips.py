@@ -12,13 +12,19 @@ from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.batch import ClipBatch, SkippedClip
 from kinemae.data_tools.stream.colour import colour_augment
 from kinemae.data_tools.stream.container import BadVideo
-from kinemae.data_tools.stream.frame_sampling import ClipConfig, training_instants_s
-from kinemae.data_tools.stream.mixture import Found, Mixture, find
-from kinemae.data_tools.stream.video_reader import admit, check_decoder, empty_pixels, naming, read_pictures
-from kinemae.data_tools.stream.views import View, cut_views, training_view
-from kinemae.data_tools.stream.yuv_to_rgb import Pixels, luma_of, map_pixels, to_rgb
+from kinemae.data_tools.stream.frame_sampling import ClipConfig, training_timestamps_s
+from kinemae.data_tools.stream.mixture import LocatedSample, Mixture, locate_sample
+from kinemae.data_tools.stream.video_reader import (
+    check_decoder,
+    decode_sample,
+    empty_clips,
+    error_context,
+    skip_quarantined,
+)
+from kinemae.data_tools.stream.views import View, crop_views, training_view
+from kinemae.data_tools.stream.yuv_to_rgb import Pixels, map_pixels, to_luma, to_rgb
 
-# Adds index lists to a clip, from its grey levels luma_THW (see `pixels.luma_of`) and the clip's place in the
+# Adds index lists to a clip, from its grey levels luma_THW (see `pixels.to_luma`) and the clip's place in the
 # run. The levels are those of the clip as the model gets it, so after augmentation. Workers pickle it.
 Annotate = Callable[[Tensor | None, int], dict[str, Tensor]]
 
@@ -75,18 +81,18 @@ class TrainingClips:
         Raises:
             RuntimeError: a sample failed in a way that is no property of its video; the message names it.
         """
-        pixels = empty_pixels(len(clips), self.clip, decoder=self.decoder, rgb=self.augment.changes_colour)
+        pixels = empty_clips(len(clips), self.clip, decoder=self.decoder, rgb=self.augment.changes_colour)
         weight_B = torch.ones(len(clips))
-        shown: list[Found] = []
+        shown: list[LocatedSample] = []
         annotations: list[dict[str, Tensor]] = []
         skipped: list[SkippedClip] = []
         for position, group in groupby(range(len(clips)), key=lambda row: clips[row] // self.views):
             rows = list(group)
             filled = pixels[rows[0] : rows[-1] + 1]
-            found = find(self.index, seed=self.seed, position=position)
+            found = locate_sample(self.index, seed=self.seed, position=position)
             shown += [found] * len(rows)
             try:
-                admit(found.key, quarantined or {}, reading)
+                skip_quarantined(found.key, quarantined or {}, reading)
                 self._fill(filled, clips[rows[0]], found)
             except BadVideo as error:
                 map_pixels(Tensor.zero_, filled)
@@ -107,15 +113,15 @@ class TrainingClips:
     def _annotations(self, pixels: Pixels, clips: range) -> list[dict[str, Tensor]]:
         if self.annotate is None:
             return []
-        lumas = luma_of(pixels) if self.needs_luma else [None] * len(clips)
+        lumas = to_luma(pixels) if self.needs_luma else [None] * len(clips)
         return [self.annotate(luma_THW, clip) for luma_THW, clip in zip(lumas, clips, strict=True)]
 
-    def _fill(self, pixels: Pixels, first_clip: int, found: Found) -> None:
+    def _fill(self, pixels: Pixels, first_clip: int, found: LocatedSample) -> None:
         """Decode a sample once and cut its views, which stand side by side from `first_clip` on."""
         sample = found.sample
-        with naming(sample):
+        with error_context(sample):
             draw = generator(self.seed, purpose="start", sample=first_clip // self.views)
-            instants_s = training_instants_s(sample, self.clip, draw)
+            timestamps_s = training_timestamps_s(sample, self.clip, draw)
             draws = [
                 generator(self.seed, purpose="augment", sample=first_clip + view)
                 for view in range(len(pixels))
@@ -124,12 +130,12 @@ class TrainingClips:
             def choose(height: int, width: int) -> list[View]:
                 return [training_view(height, width, self.augment, draw) for draw in draws]
 
-            pictures = read_pictures(found.index, sample, instants_s, decoder=self.decoder)
+            pictures = decode_sample(found.index, sample, timestamps_s, decoder=self.decoder)
             if not self.augment.changes_colour:
-                cut_views(pictures, choose, pixels)
+                crop_views(pictures, choose, pixels)
                 return
-            cut = empty_pixels(len(pixels), self.clip, decoder=self.decoder)
-            cut_views(pictures, choose, cut)
+            cut = empty_clips(len(pixels), self.clip, decoder=self.decoder)
+            crop_views(pictures, choose, cut)
             assert isinstance(pixels, Tensor)
             for out_CTHW, clip_CTHW, draw in zip(pixels, to_rgb(cut), draws, strict=True):
                 changed_TCHW = colour_augment(clip_CTHW.transpose(0, 1), self.augment, draw)

@@ -13,11 +13,11 @@ from kinemae.data_tools.stream import decode_torchcodec, yuv_planes
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, last_frame_s
 from kinemae.data_tools.stream.shards import read_video
-from kinemae.data_tools.stream.yuv_planes import Picture
+from kinemae.data_tools.stream.yuv_planes import YuvFrame
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips
 
 # What `data.decoder` names.
-DECODERS = {"pyav": yuv_planes.pictures_at, "torchcodec": decode_torchcodec.pictures_at}
+DECODERS = {"pyav": yuv_planes.yuv_frames_at, "torchcodec": decode_torchcodec.yuv_frames_at}
 
 
 def check_decoder(decoder: str) -> None:
@@ -31,7 +31,7 @@ def check_decoder(decoder: str) -> None:
         decode_torchcodec.require_torchcodec()
 
 
-def empty_pixels(clips: int, clip: ClipConfig, *, decoder: str, rgb: bool = False) -> Pixels:
+def empty_clips(clips: int, clip: ClipConfig, *, decoder: str, rgb: bool = False) -> Pixels:
     """Black clips to be filled: RGB, or of the kind that the decoder gives."""
     if decoder == "pyav" and not rgb:
         return YuvClips.empty(clips, clip.frames, clip.size)
@@ -39,20 +39,20 @@ def empty_pixels(clips: int, clip: ClipConfig, *, decoder: str, rgb: bool = Fals
     return torch.zeros(shape, dtype=torch.uint8).permute(0, 4, 1, 2, 3)
 
 
-def read_pictures(
-    index: ShardIndex, sample: Sample, instants_s: Sequence[float], *, decoder: str
-) -> Iterator[tuple[Picture, list[int]]]:
+def decode_sample(
+    index: ShardIndex, sample: Sample, timestamps_s: Sequence[float], *, decoder: str
+) -> Iterator[tuple[YuvFrame, list[int]]]:
     """The sample's pictures at the given instants, as they come, with their places among the instants.
 
     Raises:
         BadVideo: the bytes or the video are not what the index says.
     """
-    pictures_at = DECODERS[decoder]
+    yuv_frames_at = DECODERS[decoder]
     video = read_video(index, sample)
-    return pictures_at(video, instants_s, last_frame_s=last_frame_s(sample.frames, sample.duration_s))
+    return yuv_frames_at(video, timestamps_s, last_frame_s=last_frame_s(sample.frames, sample.duration_s))
 
 
-def admit(key: str, quarantined: Mapping[str, str], reading: Callable[[str], None]) -> None:
+def skip_quarantined(key: str, quarantined: Mapping[str, str], reading: Callable[[str], None]) -> None:
     """Announce a sample that is about to be read, unless it must not be touched.
 
     Raises:
@@ -64,7 +64,7 @@ def admit(key: str, quarantined: Mapping[str, str], reading: Callable[[str], Non
 
 
 @contextmanager
-def naming(sample: Sample) -> Iterator[None]:
+def error_context(sample: Sample) -> Iterator[None]:
     """Let a bad video pass to whoever skips it; anything else stops the run and names the sample.
 
     Raises:

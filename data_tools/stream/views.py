@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kinemae.data_tools.stream.augment import AugmentConfig, Crop, random_crop
-from kinemae.data_tools.stream.yuv_planes import Picture
+from kinemae.data_tools.stream.yuv_planes import YuvFrame
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips
 
 _MOST_LINEAR_SHRINK = 2.0
@@ -62,8 +62,8 @@ def even(crop: Crop) -> Crop:
     )
 
 
-def cut_views(
-    pictures: Iterable[tuple[Picture, list[int]]],
+def crop_views(
+    pictures: Iterable[tuple[YuvFrame, list[int]]],
     choose: Callable[[int, int], list[View]],
     pixels: Pixels,
 ) -> None:
@@ -89,7 +89,7 @@ def cut_views(
                     array[clip, places[1:]] = array[clip, places[0]]
 
 
-def _stored(view: View, picture: Picture) -> View:
+def _stored(view: View, picture: YuvFrame) -> View:
     """A view's box in stored pixels, where those are not square; resizing it makes them so."""
     width, (_, shown) = picture.planes[0].shape[1], picture.size
     if width == shown:
@@ -100,7 +100,7 @@ def _stored(view: View, picture: Picture) -> View:
     return View(crop=even(stored), flip=view.flip)
 
 
-def _set_colour(pixels: Pixels, picture: Picture) -> None:
+def _set_colour(pixels: Pixels, picture: YuvFrame) -> None:
     if isinstance(pixels, YuvClips):
         pixels.colour_BX[:] = torch.tensor(picture.colour, dtype=torch.int32)
 

@@ -10,7 +10,7 @@ from kinemae.data_tools.stream.container import BadVideo, OpenedVideo
 from kinemae.data_tools.stream.sequential import error_text
 
 
-class WholeFrames:
+class IntactFrames:
     """The frames before the first damage, counted.
 
     Damage at the end of a video, as in a file that was cut or a capture that was stopped, ends the frames;

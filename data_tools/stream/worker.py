@@ -16,14 +16,14 @@ import torch
 from kinemae.data_tools import heartbeat
 from kinemae.data_tools.stream.shared_buffers import (
     MOST_BYTES,
-    Parcel,
     Receiver,
     Sender,
+    SharedBuffer,
     from_bytes,
     socket_pair,
     to_bytes,
 )
-from kinemae.data_tools.stream.worker_setup import end_with_main, leave_signals_to_main, signals_left_to_main
+from kinemae.data_tools.stream.worker_setup import block_stop_signals, exit_with_parent, stop_signals_blocked
 
 Item = TypeVar("Item", covariant=True)
 
@@ -33,7 +33,7 @@ _MOST_REASON_BYTES = 1024
 _SHORTEST_S = 1e-3
 
 
-class Readable(Protocol, Generic[Item]):
+class ItemReader(Protocol, Generic[Item]):
     """What a crew reads: items by number, each a function of its number alone."""
 
     def __len__(self) -> int: ...
@@ -47,7 +47,7 @@ class Readable(Protocol, Generic[Item]):
         """
 
 
-class Record(ctypes.Structure):
+class WorkerStatus(ctypes.Structure):
     """What a worker is at, in memory that the main process sees and the worker alone writes.
 
     Attributes:
@@ -68,7 +68,7 @@ class Record(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Failure:
+class WorkerError:
     """An error in a worker, on its way to the main process."""
 
     error: Exception
@@ -82,7 +82,7 @@ class Failure:
         raise self.error from RuntimeError(f"in a loader worker:\n{self.trace}")
 
 
-class Member(Generic[Item]):
+class Worker(Generic[Item]):
     """A worker process.
 
     Attributes:
@@ -94,14 +94,14 @@ class Member(Generic[Item]):
     def __init__(self, pickled: bytes, context: BaseContext):
         self.given: list[int] = []
         self.quiet_s = 0.0
-        self.record = RawValue(Record)
+        self.record = RawValue(WorkerStatus)
         self._events = 0
         self.socket, theirs = socket_pair()
         self._receiver = Receiver(self.socket)
         self.process = context.Process(  # type: ignore[attr-defined]
             target=work, args=(pickled, theirs, self.record), daemon=True, name="kinemae-loader"
         )
-        with signals_left_to_main():
+        with stop_signals_blocked():
             self.process.start()
         theirs.close()
 
@@ -130,7 +130,7 @@ class Member(Generic[Item]):
             return
 
     def take(self) -> tuple[int, Any]:
-        """The number of an item and the item, or a `Failure` in its place.
+        """The number of an item and the item, or a `WorkerError` in its place.
 
         Raises:
             EOFError: the process is gone, and all that it delivered has been taken.
@@ -163,10 +163,10 @@ class Member(Generic[Item]):
         self.socket.close()
 
 
-def work(pickled: bytes, tasks: socket, record: Record) -> None:
+def work(pickled: bytes, tasks: socket, record: WorkerStatus) -> None:
     """The life of a worker: read what is asked for until the main process is gone."""
-    leave_signals_to_main()
-    end_with_main()
+    block_stop_signals()
+    exit_with_parent()
     torch.set_num_threads(1)
     sender = Sender(tasks)
     reader = _Reader(pickled, record, sender)
@@ -186,7 +186,7 @@ def work(pickled: bytes, tasks: socket, record: Record) -> None:
 class _Noting(heartbeat.Listener):
     """Writes the heartbeats of a worker into its record."""
 
-    def __init__(self, record: Record):
+    def __init__(self, record: WorkerStatus):
         super().__init__()
         self._record = record
 
@@ -203,13 +203,13 @@ class _Noting(heartbeat.Listener):
 
 
 class _Reader:
-    def __init__(self, pickled: bytes, record: Record, sender: Sender):
+    def __init__(self, pickled: bytes, record: WorkerStatus, sender: Sender):
         self._pickled = pickled
         self._sender = sender
         self._record = record
-        self._readable: Readable[Any] | None = None
+        self._readable: ItemReader[Any] | None = None
 
-    def answer(self, number: int, quarantined: Mapping[str, str]) -> Parcel:
+    def answer(self, number: int, quarantined: Mapping[str, str]) -> SharedBuffer:
         """The item, or the failure to read it."""
         try:
             if self._readable is None:  # here and not at the start, so that an error in it is reported too
@@ -221,7 +221,7 @@ class _Reader:
         except Exception as error:  # the border to the main process, which raises it again
             key = self._record.key.decode(errors="replace")
             self._record.key = b""
-            return self._sender.pack(Failure(_portable(error), traceback.format_exc(), key))
+            return self._sender.pack(WorkerError(_portable(error), traceback.format_exc(), key))
 
     def _note(self, key: str) -> None:
         self._record.key = b""  # should the process die right here, no other sample is blamed

@@ -1,6 +1,6 @@
 """A crew of loader processes: items in order, whoever reads them, and whoever dies or hangs meanwhile.
 
-    for item in Crew(readable, workers=4, timeout_s=120.0, preload=[]): ...
+    for item in WorkerPool(readable, workers=4, timeout_s=120.0, preload=[]): ...
 
 The main process asks for items by number and keeps no thread for it: it looks after the workers whenever it
 comes for an item. A worker that dies, or does nothing for `timeout_s` while the main process waits, is
@@ -24,7 +24,7 @@ from kinemae.data_tools import heartbeat
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.storage.location import StorageUnavailable
 from kinemae.data_tools.stream.shared_buffers import to_bytes
-from kinemae.data_tools.stream.worker import Failure, Member, Readable
+from kinemae.data_tools.stream.worker import ItemReader, Worker, WorkerError
 from kinemae.data_tools.stream.worker_setup import worker_context
 
 Item = TypeVar("Item")
@@ -36,7 +36,7 @@ _TICK_S = 1.0
 _SILENT_S = 10.0  # a read of bytes without progress for so long counts as an outage
 
 
-class Crew(Iterator[Item], Generic[Item]):
+class WorkerPool(Iterator[Item], Generic[Item]):
     """Iterates over all items of a readable in order; the workers start at once.
 
     Args:
@@ -54,7 +54,7 @@ class Crew(Iterator[Item], Generic[Item]):
 
     def __init__(
         self,
-        readable: Readable[Item],
+        readable: ItemReader[Item],
         *,
         workers: int,
         timeout_s: float,
@@ -74,15 +74,15 @@ class Crew(Iterator[Item], Generic[Item]):
         self._arrived: dict[int, Item] = {}
         self._deaths = 0
         self._processes: set[BaseProcess] = set()
-        self._dismissed = threading.Event()
-        weakref.finalize(self, _dismiss, self._processes, self._dismissed)
+        self._is_shut_down = threading.Event()
+        weakref.finalize(self, _shutdown, self._processes, self._is_shut_down)
         # At exit multiprocessing would send them SIGTERM, which they do not take, and wait without end: so
         # this has to come before it, which weakref does not promise.
-        self._at_exit = atexit.register(partial(_dismiss, self._processes, self._dismissed))
-        self._members: list[Member[Item]] = []
+        self._at_exit = atexit.register(partial(_shutdown, self._processes, self._is_shut_down))
+        self._members: list[Worker[Item]] = []
         try:
             for _ in range(min(workers, self._length)):
-                self._members.append(self._hire())
+                self._members.append(self._start_worker())
             self._give_work()
         except BaseException:
             self.close()
@@ -107,28 +107,28 @@ class Crew(Iterator[Item], Generic[Item]):
         return item
 
     @property
-    def being_read(self) -> list[str]:
+    def samples_in_progress(self) -> list[str]:
         """Keys of the samples that workers are at. Any thread may ask."""
         return [member.key for member in list(self._members) if member.key]
 
-    def dismiss(self) -> None:
+    def shutdown(self) -> None:
         """Kill the workers, which have nothing to save. Any thread may call this while another iterates."""
-        _dismiss(self._processes, self._dismissed)
+        _shutdown(self._processes, self._is_shut_down)
 
     def close(self) -> None:
         """End the workers and let go of what they have read."""
         atexit.unregister(self._at_exit)
-        self.dismiss()
+        self.shutdown()
         for member in self._members:
             member.close()
         self._members.clear()
         self._arrived.clear()
         self._next = self._length
 
-    def _hire(self) -> Member[Item]:
-        member: Member[Item] = Member(self._pickled, self._context)
+    def _start_worker(self) -> Worker[Item]:
+        member: Worker[Item] = Worker(self._pickled, self._context)
         self._processes.add(member.process)
-        if self._dismissed.is_set():
+        if self._is_shut_down.is_set():
             member.process.kill()
         return member
 
@@ -147,7 +147,7 @@ class Crew(Iterator[Item], Generic[Item]):
 
     def _look_after(self, *, wait_s: float) -> None:
         """Take what has arrived, wait for it where asked to, and replace who is gone or stuck."""
-        if self._dismissed.is_set():
+        if self._is_shut_down.is_set():
             raise RuntimeError("the loader workers have been dismissed: nothing more can be read")
         begin_s = time.monotonic()
         ready = wait([member.socket for member in self._members], wait_s)
@@ -165,7 +165,7 @@ class Crew(Iterator[Item], Generic[Item]):
                 member.end()
                 self._replace(place, member, f"did nothing for data.timeout_s={self._timeout_s:g} seconds")
 
-    def _patience_s(self, member: Member[Item]) -> float:
+    def _patience_s(self, member: Worker[Item]) -> float:
         if not member.record.events:
             return max(self._timeout_s, _START_S)
         return max(self._timeout_s, member.storage_s)
@@ -182,19 +182,19 @@ class Crew(Iterator[Item], Generic[Item]):
             self._has_outage = bool(reason)
             self._on_outage(reason)
 
-    def _take(self, place: int, member: Member[Item]) -> None:
+    def _take(self, place: int, member: Worker[Item]) -> None:
         try:
             number, item = member.take()
         except EOFError:
-            if not self._dismissed.is_set():
+            if not self._is_shut_down.is_set():
                 self._replace(place, member, member.end())
             return
-        if isinstance(item, Failure):
+        if isinstance(item, WorkerError):
             item.reraise()
         self._arrived[number] = item
         self._give_work()
 
-    def _replace(self, place: int, member: Member[Item], how: str) -> None:
+    def _replace(self, place: int, member: Worker[Item], how: str) -> None:
         """A new worker in the place of one that is gone, its items asked for again, its sample left out."""
         self._processes.discard(member.process)
         member.close()
@@ -215,7 +215,7 @@ class Crew(Iterator[Item], Generic[Item]):
                 f"{signal.SIGKILL.name} means too little memory as a rule: lower data.num_workers"
             )
         self._lost = sorted(self._lost + member.given)
-        self._members[place] = self._hire()
+        self._members[place] = self._start_worker()
         self._give_work()
 
     def _quarantine(self, key: str, how: str) -> None:
@@ -227,7 +227,7 @@ class Crew(Iterator[Item], Generic[Item]):
             )  # fmt: skip
 
 
-def _dismiss(processes: set[BaseProcess], dismissed: threading.Event) -> None:
+def _shutdown(processes: set[BaseProcess], dismissed: threading.Event) -> None:
     dismissed.set()  # first, so that a thread which sees them die knows why
     for process in list(processes):
         process.kill()

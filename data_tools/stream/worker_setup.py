@@ -36,13 +36,13 @@ class CoreLimits(NamedTuple):
     quotas: dict[str, float]
 
 
-def worker_count(requested: int, cores: int) -> int:
+def resolve_num_workers(requested: int, cores: int) -> int:
     """Loader workers of one process.
 
     Args:
         requested: data.num_workers; -1 means the process's cores less one for itself. Any other number is
             used as given. More than the cores gives a warning, not an error: it helps with a slow disk.
-        cores: the process's share of its machine, see `share_of_cores`.
+        cores: the process's share of its machine, see `cores_per_process`.
 
     Raises:
         ValueError: a negative number other than -1.
@@ -61,7 +61,7 @@ def worker_count(requested: int, cores: int) -> int:
     return requested
 
 
-def share_of_cores(own: CoreLimits, everyone: Sequence[CoreLimits]) -> int:
+def cores_per_process(own: CoreLimits, everyone: Sequence[CoreLimits]) -> int:
     """Whole cores for one process, at least 1.
 
     A core is shared by the processes that may run on it; processes bound to separate cores, as by Slurm,
@@ -90,7 +90,7 @@ def core_limits() -> CoreLimits:
 def available_cores() -> int:
     """Cores that this process may use if it runs alone: its affinity, limited by quotas."""
     own = core_limits()
-    return share_of_cores(own, [own])
+    return cores_per_process(own, [own])
 
 
 def _quotas() -> Iterator[tuple[str, float]]:
@@ -146,7 +146,7 @@ def worker_context(preload: Iterable[str]) -> BaseContext:
 
 
 @contextmanager
-def signals_left_to_main() -> Iterator[None]:
+def stop_signals_blocked() -> Iterator[None]:
     """Processes started in this block never see the signals that ask the run to stop.
 
     A scheduler signals the whole process group, and a run that wants to save a checkpoint first needs
@@ -161,12 +161,12 @@ def signals_left_to_main() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_signals_to_main() -> None:
+def block_stop_signals() -> None:
     """The same from inside a worker, for one whose server was started by somebody else."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _MAIN_ONLY)
 
 
-def end_with_main() -> None:
+def exit_with_parent() -> None:
     """Make the kernel kill this process when the main process ends, which closes a pipe that is held here.
 
     A thread that waits for the main process could not kill a worker that is stopped or stuck in C code.

@@ -14,9 +14,9 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, VideoReformatter
 
 from kinemae.data_tools.stream.container import ffmpeg_errors
-from kinemae.data_tools.stream.frame_decoder import picked_frames
-from kinemae.data_tools.stream.geometry import fitted_size, pixel_aspect, square_size, turns
-from kinemae.data_tools.stream.yuv_to_rgb import colour_numbers
+from kinemae.data_tools.stream.frame_decoder import frames_at
+from kinemae.data_tools.stream.geometry import fitted_size, pixel_aspect, rotation, square_size
+from kinemae.data_tools.stream.yuv_to_rgb import colour_coefficients
 
 _AS_IT_IS = ("yuv420p", "yuvj420p")
 # Shares of red and blue by FFmpeg's number of the matrix; what is not named counts as BT.601, as with FFmpeg.
@@ -25,13 +25,13 @@ _SHARES = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class YuvFrame:
     """One frame, upright.
 
     Attributes:
         planes: brightness and the two colour differences, uint8, the latter at half the size; or RGB alone,
             (height, width, 3). Valid until the next picture is asked for.
-        colour: as `pixels.colour_numbers`; None for RGB.
+        colour: as `pixels.colour_coefficients`; None for RGB.
         aspect: width of a pixel divided by its height.
     """
 
@@ -46,27 +46,27 @@ class Picture:
         return height, square_size(width, height, self.aspect)[0]
 
 
-def shares_of(matrix: int) -> tuple[float, float]:
+def luma_weights(matrix: int) -> tuple[float, float]:
     """Shares of red and blue in the luma, by FFmpeg's number of the matrix."""
     return _SHARES.get(matrix, _BT601)
 
 
-def pictures_at(
-    video: bytes, instants_s: Sequence[float], *, last_frame_s: float | None = None
-) -> Iterator[tuple[Picture, list[int]]]:
+def yuv_frames_at(
+    video: bytes, timestamps_s: Sequence[float], *, last_frame_s: float | None = None
+) -> Iterator[tuple[YuvFrame, list[int]]]:
     """Each picture that is on screen at one of the instants, with the places of those instants in the list.
 
     An odd last row or column is left out, as two by two pixels share a colour.
 
     Args:
-        instants_s, last_frame_s: see `picked_frames`; as there, what is given last for a place counts.
+        timestamps_s, last_frame_s: see `frames_at`; as there, what is given last for a place counts.
 
     Raises:
         BadVideo: it cannot be read, or it ends before `last_frame_s`.
     """
     reader: _Reader | None = None
     with ffmpeg_errors():
-        for frame, places, stream in picked_frames(video, instants_s, last_frame_s=last_frame_s):
+        for frame, places, stream in frames_at(video, timestamps_s, last_frame_s=last_frame_s):
             reader = reader or _Reader(frame, pixel_aspect(stream))
             yield reader.picture(frame), places
 
@@ -77,16 +77,18 @@ class _Reader:
     def __init__(self, first: VideoFrame, aspect: Fraction):
         self._width, self._height = first.width, first.height
         self._is_full_range = first.color_range == ColorRange.JPEG
-        self._colour = colour_numbers(*shares_of(int(first.colorspace)), is_full_range=self._is_full_range)
-        self._turns = turns(first)
-        self._aspect = 1 / aspect if self._turns[0] else aspect
+        self._colour = colour_coefficients(
+            *luma_weights(int(first.colorspace)), is_full_range=self._is_full_range
+        )
+        self._rotation = rotation(first)
+        self._aspect = 1 / aspect if self._rotation[0] else aspect
         even = max(self._height // 2 * 2, 1), max(self._width // 2 * 2, 1)
         half = (even[0] + 1) // 2, (even[1] + 1) // 2
         self._shapes = (even, half, half)
         self._black = (0 if self._is_full_range else 16, 128, 128)
         self._reformatter = VideoReformatter()
 
-    def picture(self, frame: VideoFrame) -> Picture:
+    def picture(self, frame: VideoFrame) -> YuvFrame:
         """The frame's planes; they live as long as the picture."""
         if (frame.width, frame.height) != (self._width, self._height):
             stored = self._bordered(frame)
@@ -94,8 +96,8 @@ class _Reader:
             stored = _pixels(frame, self._shapes)
         else:
             stored = _pixels(self._reformatted(frame, self._width, self._height), self._shapes)
-        planes = [self._upright(pixels) for pixels in stored] if any(self._turns) else stored
-        return Picture(planes=tuple(planes), colour=self._colour, aspect=self._aspect)
+        planes = [self._upright(pixels) for pixels in stored] if any(self._rotation) else stored
+        return YuvFrame(planes=tuple(planes), colour=self._colour, aspect=self._aspect)
 
     def _bordered(self, frame: VideoFrame) -> list[np.ndarray]:
         """The planes of a frame of another size, fitted into those of the first frame."""
@@ -127,7 +129,7 @@ class _Reader:
         )
 
     def _upright(self, pixels: np.ndarray) -> np.ndarray:
-        exchange, flip_rows, flip_columns = self._turns
+        exchange, flip_rows, flip_columns = self._rotation
         pixels = pixels.T if exchange else pixels
         pixels = pixels[::-1] if flip_rows else pixels
         pixels = pixels[:, ::-1] if flip_columns else pixels

@@ -15,7 +15,7 @@ from torch import Tensor
 _SHIFT = 13  # coefficients are whole 8192ths; sums stay below 2 ** 23
 # What is converted at once: on the CPU what stays in its caches, elsewhere what bounds the memory to 150 MB.
 _PIXELS_ON_CPU, _PIXELS_AT_ONCE = 1 << 18, 1 << 23
-COLOUR_NUMBERS = 8
+COLOUR_COEFFICIENTS = 8
 # Shares of red, green and blue in the luma of ITU-R BT.601, in 8192ths. Their sum is 8192.
 _RED, _GREEN, _BLUE = 2449, 4809, 934
 
@@ -25,9 +25,9 @@ class YuvClips:
     """B clips as planes.
 
     Attributes:
-        luma_BTHW: uint8 brightness as it was stored, of any range and matrix; `luma_of` gives grey levels.
+        luma_BTHW: uint8 brightness as it was stored, of any range and matrix; `to_luma` gives grey levels.
         chroma_BCTHW: uint8, both colour differences at half the height and width, rounded up.
-        colour_BX: int32, what the numbers mean, see `colour_numbers`; zeros make a clip black.
+        colour_BX: int32, what the numbers mean, see `colour_coefficients`; zeros make a clip black.
     """
 
     luma_BTHW: Tensor
@@ -41,7 +41,7 @@ class YuvClips:
         return cls(
             luma_BTHW=torch.zeros((clips, frames, size, size), dtype=torch.uint8),
             chroma_BCTHW=torch.zeros((clips, 2, frames, half, half), dtype=torch.uint8),
-            colour_BX=torch.zeros((clips, COLOUR_NUMBERS), dtype=torch.int32),
+            colour_BX=torch.zeros((clips, COLOUR_COEFFICIENTS), dtype=torch.int32),
         )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "YuvClips":
@@ -85,7 +85,7 @@ def to_rgb(pixels: Pixels) -> Tensor:
     return pixels if isinstance(pixels, Tensor) else pixels.rgb()
 
 
-def luma_of(pixels: Pixels) -> Tensor:
+def to_luma(pixels: Pixels) -> Tensor:
     """Grey levels of clips: the luma of ITU-R BT.601 in full range, 0 to 255, as luma_BTHW uint8.
 
     Integer arithmetic: the same bits on every device. Planes and their RGB give the same levels but for
@@ -136,7 +136,7 @@ def join(parts: Sequence[Pixels]) -> Pixels:
     )
 
 
-def cut_in_time(pixels: Pixels, parts: int) -> Pixels:
+def split_in_time(pixels: Pixels, parts: int) -> Pixels:
     """Clips cut into equal parts: first all first parts, then all second ones."""
     if isinstance(pixels, YuvClips):
         return YuvClips(
@@ -151,7 +151,7 @@ def _cut_in_time(clip_BCTHW: Tensor, parts: int) -> Tensor:
     return clip_BCTHW.unflatten(2, (parts, -1)).movedim(2, 0).flatten(0, 1)
 
 
-def colour_numbers(red_share: float, blue_share: float, *, is_full_range: bool) -> list[int]:
+def colour_coefficients(red_share: float, blue_share: float, *, is_full_range: bool) -> list[int]:
     """What turns brightness Y and colour differences U, V into RGB, as a row of `YuvClips.colour_BX`.
 
     Args:

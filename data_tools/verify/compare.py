@@ -14,13 +14,13 @@ from typing import IO, Any
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.index import NO_LABEL, Sample, ShardIndex, reopen
 from kinemae.data_tools.indexing.tar_members import PICKLES, Member, members_of, split_member
-from kinemae.data_tools.storage.index_copies import Brought
+from kinemae.data_tools.storage.index_copies import LocalIndex
 from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable
-from kinemae.data_tools.storage.outage import refuse_outage
+from kinemae.data_tools.storage.outage import raise_if_outage
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import probe
 from kinemae.data_tools.stream.shards import read_video
-from kinemae.data_tools.stream.video_reader import read_pictures
+from kinemae.data_tools.stream.video_reader import decode_sample
 
 _OWN_COMMAND = "data_tools shard"  # whose tars hold KEY.json and KEY.ENDING and nothing else
 _SAME_S = 1e-6
@@ -43,12 +43,12 @@ class Opened:
     """An index as a job for another process, which opens it once for all its jobs."""
 
     folder: Location
-    brought: Brought
+    brought: LocalIndex
 
     @staticmethod
     def of(index: ShardIndex) -> "Opened":
         """The job's handle of an index."""
-        return Opened(folder=index.folder, brought=index.brought.without_keeper())
+        return Opened(folder=index.folder, brought=index.brought.for_other_process())
 
     def index(self) -> ShardIndex:
         """The index itself."""
@@ -89,7 +89,7 @@ def check_shard(job: ShardJob) -> list[Fault]:
         raise
     except (StorageError, OSError) as error:
         if isinstance(error, OSError):
-            refuse_outage(error, f"cannot read {place}", place.path)
+            raise_if_outage(error, f"cannot read {place}", place.path)
         return [Fault(place=str(place), what=f"cannot be read, nor can its {len(samples)} samples: {error}")]
 
 
@@ -97,10 +97,10 @@ def check_sample(job: SampleJob) -> list[Fault]:
     """Read a video and decode it to its end, once by itself and once as training does."""
     index = job.opened.index()
     sample = index.sample(job.position)
-    instants_s = [(frame + 0.5) * sample.duration_s / sample.frames for frame in range(sample.frames)]
+    timestamps_s = [(frame + 0.5) * sample.duration_s / sample.frames for frame in range(sample.frames)]
     try:
         found = asdict(probe(read_video(index, sample)))
-        for _ in read_pictures(index, sample, instants_s, decoder="pyav") if instants_s else ():
+        for _ in decode_sample(index, sample, timestamps_s, decoder="pyav") if timestamps_s else ():
             pass
     except BadVideo as error:
         return [fault(index, sample, str(error))]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from kinemae.data_tools.command import log
-from kinemae.data_tools.stream.worker_setup import core_limits, share_of_cores, worker_count
+from kinemae.data_tools.stream.worker_setup import core_limits, cores_per_process, resolve_num_workers
 from kinemae.pretrain.runtime.processes import Processes
 
 
@@ -23,8 +23,8 @@ def share_cores(processes: Processes, *, workers: int, cpu_threads: int) -> int:
         The loader workers of this process.
     """
     own = core_limits()
-    cores = share_of_cores(own, processes.gather(own))
-    count = worker_count(workers, cores)
+    cores = cores_per_process(own, processes.gather(own))
+    count = resolve_num_workers(workers, cores)
     if cpu_threads:
         torch.set_num_threads(cpu_threads)
     elif processes.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:

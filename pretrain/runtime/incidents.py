@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kinemae.data_tools.command import log
 from kinemae.data_tools.files import write_whole
-from kinemae.data_tools.stream.mixture import find
+from kinemae.data_tools.stream.mixture import locate_sample
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.training_clips import TrainingClips
 from kinemae.pretrain.runtime.checkpoint import RunState
@@ -61,7 +61,7 @@ class Incidents:
         first = step * self._plan.global_clips
         positions = [clip // self._clips.views for clip in range(first, first + self._plan.global_clips)]
         key_of = {
-            position: find(self._clips.index, seed=self._clips.seed, position=position).key
+            position: locate_sample(self._clips.index, seed=self._clips.seed, position=position).key
             for position in set(positions)
         }
         return [key_of[position] for position in positions]

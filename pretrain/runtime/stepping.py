@@ -8,7 +8,7 @@ import torch
 
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.data_tools.stream.loader import TrainingClips, being_read, training_loader
+from kinemae.data_tools.stream.loader import TrainingClips, samples_in_progress, training_loader
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.pretrain.runtime.checkpoint import RunState
 from kinemae.pretrain.runtime.engine import Engine
@@ -58,7 +58,7 @@ class Stepping:
             timeout_s=settings.timeout_s,
             on_outage=on_outage,
         )
-        watchdog.reading = lambda: being_read(self._batches)
+        watchdog.reading = lambda: samples_in_progress(self._batches)
 
     def do(self, step: int, *, may_take_long: bool) -> None:
         """Do a step.

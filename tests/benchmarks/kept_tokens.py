@@ -13,9 +13,9 @@ import torch
 
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.stream.decode import probe
-from kinemae.data_tools.stream.views import cut_views, evaluation_views
-from kinemae.data_tools.stream.yuv_planes import pictures_at
-from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, luma_of
+from kinemae.data_tools.stream.views import crop_views, evaluation_views
+from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
+from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, to_luma
 from kinemae.pretrain.masking.motion import MotionMasking
 from kinemae.pretrain.model.motion_energy import grid_of, motion
 from kinemae.pretrain.pruning.run_length import RunLengthPruning
@@ -29,9 +29,9 @@ def read_clip(file: Path) -> YuvClips:
     video = probe(file)
     step_s = STRIDE * video.duration_s / video.frames
     start_s = max(0.0, (video.duration_s - FRAMES * step_s) / 2)
-    instants_s = [min(start_s + i * step_s, video.duration_s * 0.999) for i in range(FRAMES)]
+    timestamps_s = [min(start_s + i * step_s, video.duration_s * 0.999) for i in range(FRAMES)]
     planes = YuvClips.empty(1, FRAMES, SIZE)
-    cut_views(pictures_at(file.read_bytes(), instants_s), lambda h, w: evaluation_views(h, w, 1), planes)
+    crop_views(yuv_frames_at(file.read_bytes(), timestamps_s), lambda h, w: evaluation_views(h, w, 1), planes)
     return planes
 
 
@@ -40,7 +40,7 @@ def main(count: int) -> None:
     torch.set_num_threads(1)
     files = sorted(VIDEOS.rglob("*.mp4"))
     clips = [read_clip(file) for file in files[:: max(1, len(files) // count)][:count]]
-    luma_BTHW = torch.cat([luma_of(clip) for clip in clips])
+    luma_BTHW = torch.cat([to_luma(clip) for clip in clips])
     print(f"{len(clips)} clips")
     for threshold in (0.5, 1, 2, 3, 5):
         kept_B = RunLengthPruning(threshold=threshold).weigh(luma_BTHW, PATCH).is_kept_BN.float().mean(dim=1)

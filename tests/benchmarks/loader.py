@@ -44,12 +44,12 @@ from torchvision.transforms import v2
 
 from kinemae.data_tools.index import Sample, ShardIndex
 from kinemae.data_tools.randomness import generator
-from kinemae.data_tools.stream.frame_decoder import picked_frames
-from kinemae.data_tools.stream.frame_sampling import training_instants_s
+from kinemae.data_tools.stream.frame_decoder import frames_at
+from kinemae.data_tools.stream.frame_sampling import training_timestamps_s
 from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips
 from kinemae.data_tools.stream.shards import read_video
-from kinemae.data_tools.stream.views import View, cut_views, training_view
-from kinemae.data_tools.stream.yuv_planes import pictures_at
+from kinemae.data_tools.stream.views import View, crop_views, training_view
+from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
 from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
 
 CLIP = ClipConfig()
@@ -173,9 +173,9 @@ def peer_clips(
     """A file's bytes, or without files a sample's, and the numbers of 16 frames of it."""
     for sample, chance in draws(index, first, count):
         period_s = sample.duration_s / sample.frames
-        instants_s = training_instants_s(sample, CLIP, chance)
+        timestamps_s = training_timestamps_s(sample, CLIP, chance)
         video = files[Path(sample.name).name].read_bytes() if files else stored(index, sample)
-        yield video, [int(at / period_s) for at in instants_s], chance
+        yield video, [int(at / period_s) for at in timestamps_s], chance
 
 
 def videomae_clip(video: bytes, frames: list[int], chance: torch.Generator) -> Tensor:
@@ -236,9 +236,9 @@ def stored(index: ShardIndex, sample: Sample) -> bytes:
 def bare_clips(index: ShardIndex, first: int, count: int) -> Iterator[tuple[bytes, float, float]]:
     """The bytes of a stride-aligned video, and when the first and the last frame of a clip come on screen."""
     for sample, chance in draws(index, first, count):
-        instants_s = training_instants_s(sample, CLIP, chance)
+        timestamps_s = training_timestamps_s(sample, CLIP, chance)
         early_s = 0.499 * sample.duration_s / sample.frames  # instants lie in the middle of a frame's time
-        yield stored(index, sample), instants_s[0], instants_s[-1] - early_s
+        yield stored(index, sample), timestamps_s[0], timestamps_s[-1] - early_s
 
 
 def bare_clip(video: bytes, first_s: float, last_s: float) -> int:
@@ -261,11 +261,11 @@ def print_phases(index: ShardIndex, count: int) -> None:
     """Where the time of one clip on stride-aligned shards goes."""
     spent_s = np.zeros(4)
     for sample, chance in draws(index, 0, count):
-        instants_s = training_instants_s(sample, CLIP, chance)
+        timestamps_s = training_timestamps_s(sample, CLIP, chance)
         start = time.process_time()
         video = read_video(index, sample)
         read = time.process_time()
-        for _ in picked_frames(video, instants_s):
+        for _ in frames_at(video, timestamps_s):
             pass
         decoded = time.process_time()
         pixels = YuvClips.empty(1, CLIP.frames, CLIP.size)
@@ -273,7 +273,7 @@ def print_phases(index: ShardIndex, count: int) -> None:
         def choose(height: int, width: int, chance: torch.Generator = chance) -> list[View]:
             return [training_view(height, width, AUGMENT, chance)]
 
-        cut_views(pictures_at(video, instants_s), choose, pixels)
+        crop_views(yuv_frames_at(video, timestamps_s), choose, pixels)
         made = time.process_time()
         pixels.rgb()
         spent_s += read - start, decoded - read, made - decoded, time.process_time() - made

@@ -14,8 +14,8 @@ from kinemae.data_tools.components import Component
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.decode import probe
-from kinemae.data_tools.stream.views import cut_views, evaluation_views
-from kinemae.data_tools.stream.yuv_planes import pictures_at
+from kinemae.data_tools.stream.views import crop_views, evaluation_views
+from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
 from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
 from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.heads.base import build_head
@@ -85,9 +85,11 @@ def _read(files: list[Path], count: int, frames: int, size: int, stride: int) ->
         video = probe(file)
         step_s = stride * video.duration_s / video.frames
         start_s = max(0.0, (video.duration_s - frames * step_s) / 2)
-        instants_s = [min(start_s + i * step_s, video.duration_s * 0.999) for i in range(frames)]
+        timestamps_s = [min(start_s + i * step_s, video.duration_s * 0.999) for i in range(frames)]
         planes = YuvClips.empty(1, frames, size)
-        cut_views(pictures_at(file.read_bytes(), instants_s), lambda h, w: evaluation_views(h, w, 1), planes)
+        crop_views(
+            yuv_frames_at(file.read_bytes(), timestamps_s), lambda h, w: evaluation_views(h, w, 1), planes
+        )
         clips.append(planes.rgb())
     return torch.cat(clips)
 

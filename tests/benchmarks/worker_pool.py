@@ -20,15 +20,15 @@ from torch.utils.data import DataLoader, Dataset
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips
-from kinemae.data_tools.stream.worker import Readable
-from kinemae.data_tools.stream.worker_pool import Crew
+from kinemae.data_tools.stream.worker import ItemReader
+from kinemae.data_tools.stream.worker_pool import WorkerPool
 from kinemae.data_tools.stream.worker_setup import worker_context
 
 ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class Empty(Readable[Any]):
+class Empty(ItemReader[Any]):
     """Batches of clips as the stream makes them, without any decoding."""
 
     clips: int
@@ -49,7 +49,7 @@ class Empty(Readable[Any]):
 
 
 @dataclass(frozen=True)
-class Real(Readable[Any]):
+class Real(ItemReader[Any]):
     """Batches of real clips."""
 
     stream: TrainingClips
@@ -66,7 +66,7 @@ class Real(Readable[Any]):
 
 
 class AsDataset(Dataset[Any]):
-    def __init__(self, items: Readable[Any]):
+    def __init__(self, items: ItemReader[Any]):
         self.items = items
 
     def __len__(self) -> int:
@@ -80,11 +80,11 @@ def as_it_is(item: Any) -> Any:
     return item
 
 
-def crew(items: Readable[Any], workers: int) -> Iterator[Any]:
-    return Crew(items, workers=workers, timeout_s=120.0, preload=[__name__])
+def crew(items: ItemReader[Any], workers: int) -> Iterator[Any]:
+    return WorkerPool(items, workers=workers, timeout_s=120.0, preload=[__name__])
 
 
-def data_loader(items: Readable[Any], workers: int) -> Iterator[Any]:
+def data_loader(items: ItemReader[Any], workers: int) -> Iterator[Any]:
     loader: DataLoader[Any] = DataLoader(
         AsDataset(items), batch_size=None, num_workers=workers, collate_fn=as_it_is, prefetch_factor=2,
         multiprocessing_context=worker_context([__name__]),
@@ -100,7 +100,7 @@ def touch(item: Any) -> int:
 
 
 def measure(
-    start: Callable[[Readable[Any], int], Iterator[Any]], items: Any, workers: int
+    start: Callable[[ItemReader[Any], int], Iterator[Any]], items: Any, workers: int
 ) -> tuple[float, float]:
     """(clips/s, seconds of CPU per 1000 clips), from the first item of each worker on."""
     iterator = start(items, workers)

@@ -115,7 +115,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.
         ("kinds=[wobble]", "kinds must be among move_left"),
         ("encode.fps=0", "encode.fps must be at least 1"),
         ("encode.crf=60", "encode.crf must lie in [0, 51]"),
-        ("encode.key_frame_every=0", "encode.key_frame_every must be at least 1"),
+        ("encode.gop=0", "encode.gop must be at least 1"),
         ("scene.szie=4", "did you mean scene.size?"),
     ],
 )

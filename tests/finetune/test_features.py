@@ -6,7 +6,7 @@ import torch
 from kinemae.data_tools.components import Component, component_names
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, colour_numbers, luma_of
+from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, colour_coefficients, to_luma
 from kinemae.finetune.classifier import Classifier, Features
 from kinemae.finetune.heads.base import build_head
 from kinemae.finetune.token_reduction import TokenReduction
@@ -69,7 +69,7 @@ def chosen_by_hand(classifier, clip_1CTHW):
         score_N = encoder.scorer(encoder.embed(patches_1NP, None))[0]
         is_kept_N, run_N = score_N > encoder.scorer.threshold_1, None
     else:
-        worth = pruning.weigh(luma_of(clip_1CTHW), SHAPE.patch)
+        worth = pruning.weigh(to_luma(clip_1CTHW), SHAPE.patch)
         score_N, is_kept_N = worth.score_BN[0], worth.is_kept_BN[0]
         run_N = None if worth.run_BN is None else worth.run_BN[0]
     if pruning.keep is None:
@@ -121,14 +121,14 @@ def test_a_clip_that_stands_still_keeps_its_first_slice_and_one_that_moves_keeps
 def test_a_threshold_means_the_same_on_planes_in_pretraining_and_on_rgb_in_fine_tuning(shares):
     """A grey clip of limited range, as nearly all H.264 is, whose noise grows from left to right."""
     noise = torch.randn(CLIPS, 8, 16, 16, generator=torch.Generator().manual_seed(0))
-    colour = torch.tensor(colour_numbers(*shares, is_full_range=False), dtype=torch.int32)
+    colour = torch.tensor(colour_coefficients(*shares, is_full_range=False), dtype=torch.int32)
     planes = YuvClips(
         luma_BTHW=(120 + noise * torch.linspace(0.3, 4.0, 16)).round().to(torch.uint8),
         chroma_BCTHW=torch.full((CLIPS, 2, 8, 8, 8), 128, dtype=torch.uint8),
         colour_BX=colour.repeat(CLIPS, 1),
     )
     classifier = make(Component(name="run_length", args={"threshold": 2.0}))
-    in_pretraining_B = classifier.pruning.weigh(luma_of(planes), SHAPE.patch).is_kept_BN.sum(dim=1)
+    in_pretraining_B = classifier.pruning.weigh(to_luma(planes), SHAPE.patch).is_kept_BN.sum(dim=1)
     assert 20 < in_pretraining_B.float().mean() < 55
     assert classifier.features(planes.rgb()).kept_B.tolist() == in_pretraining_B.tolist()
 

@@ -162,7 +162,7 @@ def test_other_clips_than_the_encoders_are_planned_and_announced(common, encoder
 EVERYTHING = [
     "augment.crop=multi_scale",
     "augment.flip=true",
-    "augment.jitter={brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1, gray: 0.2}",
+    "augment.jitter={brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1, grayscale: 0.2}",
     "augment.rand_augment.operations=4",
     "augment.erase.probability=0.5",
     "mix={mixup: 0.8, cutmix: 1.0}",

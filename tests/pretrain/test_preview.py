@@ -15,7 +15,7 @@ from torch import Tensor
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.data_tools.stream.yuv_to_rgb import luma_of
+from kinemae.data_tools.stream.yuv_to_rgb import to_luma
 from kinemae.pretrain.__main__ import PROGRAM
 from kinemae.pretrain.clip_grid import HIDDEN, NOT_ASKED, PRUNED, PRUNED_HIDDEN, named_tokens, tint
 from kinemae.pretrain.config import PretrainConfig
@@ -184,7 +184,7 @@ def test_pruned_tokens_are_tinted_by_what_the_mask_had_in_mind_for_them(
     assert not (is_blue_BN & named_tokens(batch.tokens["wanted"], 64)).any()
     # What goes, is worth no more than what stays.
     for luma_THW, red_N, visible_K in zip(
-        luma_of(batch.pixels), is_red_BN, batch.tokens["visible"], strict=True
+        to_luma(batch.pixels), is_red_BN, batch.tokens["visible"], strict=True
     ):
         score_N = plan.split.pruning.weigh(luma_THW[None], PATCH).score_BN[0]
         assert score_N[red_N].max() <= score_N[visible_K].min()

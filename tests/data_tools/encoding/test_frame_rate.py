@@ -113,13 +113,13 @@ def test_a_leap_for_years_has_no_rate():
 def test_the_rate_of_a_constant_video_is_its_own(tmp_path: Path):
     for rate in (Fraction(30000, 1001), Fraction(25), Fraction(1, 2)):
         timing = measure(encoded(numbered(range(20)), rate=rate))
-        assert (timing.mean, timing.nominal, timing.frames, timing.pace) == (rate, rate, 20, "constant")
+        assert (timing.mean, timing.nominal, timing.frames, timing.rate_mode) == (rate, rate, 20, "constant")
 
 
 def test_a_pause_is_measured():
     ticks = [40 * n for n in range(20) if n not in (5, 6)]
     timing = measure(encoded(numbered(range(18)), ticks=ticks, kind=MATROSKA))
-    assert (timing.pace, timing.nominal) == ("varying", 25)
+    assert (timing.rate_mode, timing.nominal) == ("varying", 25)
 
 
 def test_stamps_that_are_wrong_by_a_frame_change_nothing(tmp_path: Path):

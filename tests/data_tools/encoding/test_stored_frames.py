@@ -18,7 +18,7 @@ from kinemae.data_tools.layouts.jpegs import Jpegs
 from kinemae.data_tools.layouts.stride_aligned import StrideAligned
 from kinemae.data_tools.manifest.videos import SourceVideo, is_video
 from kinemae.data_tools.stream.decode import decode_at, probe
-from kinemae.data_tools.stream.geometry import turns
+from kinemae.data_tools.stream.geometry import rotation
 from tests import filming
 from tests.sharding import encoded, number_of, numbered, numbers_in
 
@@ -77,7 +77,7 @@ def lumas_in(path: Path) -> list[np.ndarray]:
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
             luma = frame.to_ndarray(format="gray")
-            exchange, flip_rows, flip_columns = turns(frame)
+            exchange, flip_rows, flip_columns = rotation(frame)
             luma = luma.T if exchange else luma
             luma = luma[::-1] if flip_rows else luma
             lumas.append(np.ascontiguousarray(luma[:, ::-1] if flip_columns else luma))

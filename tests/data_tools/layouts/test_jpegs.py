@@ -17,8 +17,8 @@ from kinemae.data_tools.layouts.stride_aligned import StrideAligned
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import decode_at, probe
-from kinemae.data_tools.stream.yuv_planes import pictures_at, shares_of
-from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, colour_numbers
+from kinemae.data_tools.stream.yuv_planes import luma_weights, yuv_frames_at
+from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, colour_coefficients
 from tests.filming import SHIPPED
 from tests.filming import encoded as filmed
 from tests.sharding import encoded, moving
@@ -146,7 +146,7 @@ def test_converted_colours_are_not_darker_on_average(matrix: int, is_full_range:
 def as_rgb(planes: Sequence[np.ndarray], matrix: int, *, is_full_range: bool) -> torch.Tensor:
     """Planes as clip_BCTHW of one picture."""
     luma, *differences = (torch.from_numpy(plane) for plane in planes)
-    colour = colour_numbers(*shares_of(matrix), is_full_range=is_full_range)
+    colour = colour_coefficients(*luma_weights(matrix), is_full_range=is_full_range)
     clips = YuvClips(
         luma_BTHW=luma[None, None],
         chroma_BCTHW=torch.stack(differences)[None, :, None],
@@ -168,7 +168,7 @@ def test_a_stored_video_of_high_definition_is_as_bright_as_the_original(tmp_path
 
 def rgb_of(video: bytes) -> torch.Tensor:
     """The first picture as training sees it."""
-    picture, _ = next(pictures_at(video, [0.0]))
+    picture, _ = next(yuv_frames_at(video, [0.0]))
     assert picture.colour is not None
     luma, *differences = (torch.from_numpy(plane.copy()) for plane in picture.planes)
     clips = YuvClips(

@@ -164,9 +164,9 @@ def test_a_start_that_is_not_zero_and_a_varying_rate_keep_their_times(sharded: P
     index = open_index(sharded / "train")
     row = rows(sharded)["varying.mkv"]
     assert row["duration_s"] == pytest.approx(0.9 * 10 / 9, rel=1e-3)
-    instants_s = [0.06, 0.2, 0.5, 0.75]
-    stored = decode_at(video_bytes(index)[str(row["key"])], instants_s).float().mean(dim=(1, 2, 3))
-    wanted = decode_at((collection / "varying.mkv").read_bytes(), instants_s).float().mean(dim=(1, 2, 3))
+    timestamps_s = [0.06, 0.2, 0.5, 0.75]
+    stored = decode_at(video_bytes(index)[str(row["key"])], timestamps_s).float().mean(dim=(1, 2, 3))
+    wanted = decode_at((collection / "varying.mkv").read_bytes(), timestamps_s).float().mean(dim=(1, 2, 3))
     assert (stored - wanted).abs().max() < 6  # within a frame at the mean rate
 
 

@@ -13,15 +13,15 @@ import pytest
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import DATASET_NAME, INDEX_NAME, open_index, write_index
 from kinemae.data_tools.storage.cache import Cache
-from kinemae.data_tools.storage.location import Location, Patience, location
+from kinemae.data_tools.storage.location import Location, RetryPolicy, location
 from tests.faulty_server import FaultyServer
 
-QUICK = Patience(attempts=2, idle_s=2.0, total_s=5.0, pause_s=0.01)
+QUICK = RetryPolicy(attempts=2, idle_s=2.0, total_s=5.0, pause_s=0.01)
 
 
 @pytest.fixture
 def folder(server: FaultyServer) -> Location:
-    return location(f"{server.url}/train", patience=QUICK)
+    return location(f"{server.url}/train", retry_policy=QUICK)
 
 
 @pytest.fixture

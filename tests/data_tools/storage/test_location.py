@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.storage.location import Location, Patience, StorageError, location
+from kinemae.data_tools.storage.location import Location, RetryPolicy, StorageError, location
 from kinemae.data_tools.storage.remote import _file_system_of
-from kinemae.data_tools.storage.retries import masked
+from kinemae.data_tools.storage.retries import mask_secrets
 from tests.faulty_server import FAULTS, FaultyServer, faulty_server
 from tests.seeds import examples
 
-QUICK = Patience(attempts=4, idle_s=0.4, total_s=5.0, pause_s=0.01)
+QUICK = RetryPolicy(attempts=4, idle_s=0.4, total_s=5.0, pause_s=0.01)
 DATA = bytes(range(256)) * 1000
 
 
@@ -33,7 +33,7 @@ def server(tmp_path: Path) -> Iterator[FaultyServer]:
 
 @pytest.fixture
 def remote_file(server: FaultyServer) -> Location:
-    return location(server.url, patience=QUICK) / "a b.tar"
+    return location(server.url, retry_policy=QUICK) / "a b.tar"
 
 
 @pytest.mark.parametrize(
@@ -83,19 +83,19 @@ def test_secrets_are_in_the_url_and_in_nothing_that_is_shown():
     place = location("https://host/x.tar?X-Amz-Signature=abc")
     for shown in (str(place), repr(place), f"{place}"):
         assert "abc" not in shown and "host/x.tar" in shown
-    assert masked("see s3://key:secret@b/x and https://h/y?sig=1 there") == (
+    assert mask_secrets("see s3://key:secret@b/x and https://h/y?sig=1 there") == (
         "see s3://***@b/x and https://h/y?*** there"
     )
 
 
 def test_a_location_is_a_plain_value():
-    place = location("s3://bucket/x", patience=QUICK)
+    place = location("s3://bucket/x", retry_policy=QUICK)
     copied = pickle.loads(pickle.dumps(place))
-    assert copied == place and hash(copied) == hash(place) and copied.patience == QUICK
+    assert copied == place and hash(copied) == hash(place) and copied.retry_policy == QUICK
 
 
 def places(tmp_path: Path, bucket: str) -> list[Location]:
-    return [location(tmp_path / "local"), location(f"{bucket}/folder", patience=QUICK)]
+    return [location(tmp_path / "local"), location(f"{bucket}/folder", retry_policy=QUICK)]
 
 
 def test_here_and_there_behave_alike(tmp_path: Path, bucket: str):
@@ -108,12 +108,12 @@ def test_here_and_there_behave_alike(tmp_path: Path, bucket: str):
         (folder / "sub" / "c.json").write(b"{}")
         assert folder.is_dir() and file.exists() and not file.is_dir()
         assert folder.list() == ["a b.tar", "sub"] and folder.list(".tar") == ["a b.tar"]
-        assert folder.sizes()["a b.tar"] == file.size() == len(DATA)
+        assert folder.list_sizes()["a b.tar"] == file.size() == len(DATA)
         assert file.read() == DATA
         assert file.read(10, 20) == DATA[10:30]
         assert file.read(len(DATA) - 5, 20) == DATA[-5:]
         assert file.read(len(DATA) + 5, 20) == b"" == file.read(7, 0)
-        assert b"".join(file.pieces(100_000)) == DATA
+        assert b"".join(file.iter_chunks(100_000)) == DATA
         file.download(tmp_path / "copy")
         assert (tmp_path / "copy").read_bytes() == DATA
         file.remove()
@@ -135,7 +135,7 @@ def raise_like_remote(file: Location) -> None:
 def test_a_web_server_can_be_read_and_listed_but_not_written(server: FaultyServer, remote_file: Location):
     assert remote_file.read() == DATA and remote_file.size() == len(DATA)
     assert location(server.url).list(".tar") == ["a b.tar"]
-    assert not (location(server.url, patience=QUICK) / "no").exists()
+    assert not (location(server.url, retry_policy=QUICK) / "no").exists()
     for write in (lambda: remote_file.write(b""), lambda: remote_file.upload(Path("x")), remote_file.remove):
         with pytest.raises(ValueError, match=r"can only be read: write to a folder, s3:// or gs://"):
             write()
@@ -147,7 +147,7 @@ def test_any_range_comes_back_whatever_breaks_on_the_way(folder_server: FaultySe
     offset = data.draw(st.integers(0, len(DATA) + 10))
     length = data.draw(st.none() | st.integers(0, len(DATA) + 10))
     folder_server.script(*data.draw(st.lists(st.sampled_from([*FAULTS, 503, 429]), max_size=3)))
-    place = location(folder_server.url, patience=QUICK) / "data"
+    place = location(folder_server.url, retry_policy=QUICK) / "data"
     assert place.read(offset, length) == DATA[offset:][:length]
 
 
@@ -193,9 +193,9 @@ def test_a_server_that_says_nothing_is_not_waited_for(server: FaultyServer, remo
 
 def test_patience_has_an_end_in_time_as_well(server: FaultyServer):
     server.fault = lambda method, path: "slow"
-    patience = Patience(attempts=100, idle_s=0.2, total_s=0.6, pause_s=0.01)
+    retry_policy = RetryPolicy(attempts=100, idle_s=0.2, total_s=0.6, pause_s=0.01)
     with pytest.raises(StorageError, match="retried for"):
-        (location(server.url, patience=patience) / "a b.tar").read(0, 10)
+        (location(server.url, retry_policy=retry_policy) / "a b.tar").read(0, 10)
     assert 2 <= len(server.requests) <= 5
 
 
@@ -222,7 +222,7 @@ def test_what_will_not_change_fails_at_once(
 def test_an_error_does_not_show_a_signature(server: FaultyServer):
     server.fault = lambda method, path: 403
     with pytest.raises(StorageError, match=r"/x\?\*\*\*: ") as caught:
-        location(f"{server.url}/x?sig=secret", patience=QUICK).read(0, 10)
+        location(f"{server.url}/x?sig=secret", retry_policy=QUICK).read(0, 10)
     assert "secret" not in str(caught.value)
 
 
@@ -251,7 +251,7 @@ def test_a_server_without_ranges_is_read_whole_and_never_in_parts(tmp_path: Path
     (tmp_path / "x").write_bytes(DATA)
     with faulty_server(tmp_path) as server:
         server.without_ranges = True
-        place = location(server.url, patience=QUICK) / "x"
+        place = location(server.url, retry_policy=QUICK) / "x"
         assert place.read() == DATA and place.read(0, 10) == DATA[:10]
         with pytest.raises(StorageError, match="its server ignores byte ranges; copy the shards"):
             place.read(10, 10)
@@ -272,9 +272,9 @@ def test_an_outage_is_not_taken_for_absence(server: FaultyServer, remote_file: L
 
 def test_an_address_where_nobody_is_is_named():
     with pytest.raises(StorageError, match=r"cannot read http://127.0.0.1:9/x: ClientConnectorError: .*"):
-        location("http://127.0.0.1:9/x", patience=QUICK).read(0, 1)
+        location("http://127.0.0.1:9/x", retry_policy=QUICK).read(0, 1)
     with pytest.raises(StorageError, match=r"cannot look up http://127.0.0.1:9/x: "):
-        location("http://127.0.0.1:9/x", patience=QUICK).exists()
+        location("http://127.0.0.1:9/x", retry_policy=QUICK).exists()
 
 
 def test_missing_credentials_are_named_at_once(bucket: str, monkeypatch: pytest.MonkeyPatch):
@@ -282,7 +282,7 @@ def test_missing_credentials_are_named_at_once(bucket: str, monkeypatch: pytest.
         monkeypatch.delenv(name)
     _file_system_of.cache_clear()
     with pytest.raises(StorageError, match=r"access denied \(NoCredentialsError\).*AWS_PROFILE"):
-        location(f"{bucket}/x", patience=QUICK).read(0, 1)
+        location(f"{bucket}/x", retry_policy=QUICK).read(0, 1)
     _file_system_of.cache_clear()
 
 
@@ -304,7 +304,7 @@ def read_in_child(place: Location, results: "multiprocessing.Queue[bytes]") -> N
 @pytest.mark.processes
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_a_child_process_reads_on_its_own(remote_file: Location, bucket: str, start: str):
-    stored = location(f"{bucket}/x", patience=QUICK)
+    stored = location(f"{bucket}/x", retry_policy=QUICK)
     stored.write(DATA)
     context = multiprocessing.get_context(start)
     for place in (remote_file, stored):
@@ -332,7 +332,9 @@ def test_an_upload_that_was_cut_is_noticed_and_repeated(
     proxy, url = proxied_bucket
     (tmp_path / "shard").write_bytes(DATA)
     proxy.at_random(0.3, seed=1)
-    place = location(f"{url}/shard", patience=Patience(attempts=10, idle_s=5.0, total_s=30.0, pause_s=0.01))
+    place = location(
+        f"{url}/shard", retry_policy=RetryPolicy(attempts=10, idle_s=5.0, total_s=30.0, pause_s=0.01)
+    )
     for _ in range(5):
         place.upload(tmp_path / "shard")
         assert place.read() == DATA

@@ -20,7 +20,7 @@ import numpy as np
 
 from kinemae.data_tools.stream.container import BadVideo, open_video
 from kinemae.data_tools.stream.decode import probe
-from kinemae.data_tools.stream.frame_decoder import picked_frames
+from kinemae.data_tools.stream.frame_decoder import frames_at
 from kinemae.data_tools.stream.frame_sampling import last_frame_s
 from tests.data_tools.stream import matrix
 
@@ -103,15 +103,15 @@ def compared(video: bytes, *, seed: int = 0, singles: int = 40) -> Compared:
         result.faults.append("times do not increase")
         return result
     end_s = last_frame_s(info.frames, info.duration_s)
-    for instants_s in _reads(times, info.duration_s, random.Random(seed), singles):
-        result.reads += len(instants_s)
+    for timestamps_s in _reads(times, info.duration_s, random.Random(seed), singles):
+        result.reads += len(timestamps_s)
         try:
-            got = _read(video, instants_s, end_s)
+            got = _read(video, timestamps_s, end_s)
         except BadVideo as error:
             result.faults.append(str(error))
-            result.differing += len(instants_s)
+            result.differing += len(timestamps_s)
             continue
-        right = [frames[bisect_right(times, instant_s + 1e-6) - 1] for instant_s in instants_s]
+        right = [frames[bisect_right(times, timestamp_s + 1e-6) - 1] for timestamp_s in timestamps_s]
         result.differing += sum(one != other for one, other in zip(got, right, strict=True))
     return result
 
@@ -132,18 +132,18 @@ def _reads(
         yield [draw.uniform(0, duration_s) for _ in range(draw.randint(1, 5))]
 
 
-def _read(video: bytes, instants_s: list[float], end_s: float) -> list[str]:
+def _read(video: bytes, timestamps_s: list[float], end_s: float) -> list[str]:
     found: dict[int, str] = {}
-    for frame, places, _ in picked_frames(video, instants_s, last_frame_s=end_s):
+    for frame, places, _ in frames_at(video, timestamps_s, last_frame_s=end_s):
         found.update(dict.fromkeys(places, digest(frame)))
-    return [found[place] for place in range(len(instants_s))]
+    return [found[place] for place in range(len(timestamps_s))]
 
 
 def shown(video: bytes) -> tuple[list[int], list[float]]:
     """The numbers on the frames of a generated video, read all at once, and when they come on screen."""
     times = our_times(video, probe(video).frames)
     found: dict[int, int] = {}
-    for frame, places, _ in picked_frames(video, [time + 1e-4 for time in times]):
+    for frame, places, _ in frames_at(video, [time + 1e-4 for time in times]):
         number = matrix.number_of(frame.to_ndarray(format="gray"))
         found.update(dict.fromkeys(places, number))
     return [found[place] for place in range(len(times))], times

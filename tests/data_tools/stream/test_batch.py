@@ -12,11 +12,11 @@ from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.colour import JitterConfig
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips
-from kinemae.data_tools.stream.video_reader import read_pictures
+from kinemae.data_tools.stream.video_reader import decode_sample
 from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
 
 CLIP = ClipConfig(frames=4, stride=2, size=24)
-GRAY = AugmentConfig(jitter=JitterConfig(gray=1.0))
+GRAY = AugmentConfig(jitter=JitterConfig(grayscale=1.0))
 HERE = torch.device("cpu")
 
 
@@ -95,12 +95,12 @@ def test_a_skipped_clip_is_black(damaged, augment):
 
 def test_a_video_that_fails_on_its_way_leaves_nothing_of_itself(synth_shards, monkeypatch):
     def failing(*args, **options):
-        pictures = read_pictures(*args, **options)
+        pictures = decode_sample(*args, **options)
         yield next(pictures)
         yield next(pictures)
         raise BadVideo("gone")
 
-    monkeypatch.setattr(clips_module, "read_pictures", failing)
+    monkeypatch.setattr(clips_module, "decode_sample", failing)
     batch = clips_of(synth_shards / "train").batch(range(2))
     assert not batch.weight_B.any() and not batch.clip_BCTHW.any() and not batch.pixels.luma_BTHW.any()
 

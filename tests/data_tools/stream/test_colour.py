@@ -15,12 +15,12 @@ from kinemae.data_tools.stream.colour import (
 )
 from kinemae.pretrain.model.tokens import normalise
 
-JITTER = JitterConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, gray=0.3)
+JITTER = JitterConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.3)
 RAND_AUGMENT = RandAugmentConfig(operations=4)
 ERASE = EraseConfig(probability=1.0)
 KINDS = {
     "jitter": ColourConfig(jitter=JITTER),
-    "gray": ColourConfig(jitter=JitterConfig(gray=1.0)),
+    "gray": ColourConfig(jitter=JitterConfig(grayscale=1.0)),
     "rand_augment": ColourConfig(rand_augment=RAND_AUGMENT),
     "erase": ColourConfig(erase=ERASE),
     "all": ColourConfig(jitter=JITTER, rand_augment=RAND_AUGMENT, erase=ERASE),
@@ -107,7 +107,7 @@ def test_all_of_it_is_off_by_default():
     "override, expected",
     [
         ("jitter.brightness=0.4", True),
-        ("jitter.gray=0.1", True),
+        ("jitter.grayscale=0.1", True),
         ("rand_augment.operations=4", True),
         ("erase.probability=0.25", True),
         ("jitter.probability=0.5", False),
@@ -129,7 +129,7 @@ def test_jitter_is_torchvisions():
 
 
 def test_jitter_and_gray_happen_as_often_as_asked():
-    colour = ColourConfig(jitter=JitterConfig(probability=0.3, brightness=0.8, gray=0.4))
+    colour = ColourConfig(jitter=JitterConfig(probability=0.3, brightness=0.8, grayscale=0.4))
     clips = [augmented(colour, number, clip_of(frames=1, size=8)) for number in range(600)]
 
     gray = sum(bool((clip == clip[:, :1]).all()) for clip in clips)
@@ -204,7 +204,7 @@ def test_the_noise_of_erasing_is_standard_normal_to_the_model():
         ("jitter.brightness=-1", "augment.jitter.brightness must be 0 .off. or more, got -1"),
         ("jitter.hue=0.6", "augment.jitter.hue must lie between 0 .off. and 0.5, got 0.6"),
         ("jitter.probability=2", "augment.jitter.probability must lie between 0 and 1, got 2"),
-        ("jitter.gray=-0.1", "augment.jitter.gray must lie between 0 and 1"),
+        ("jitter.grayscale=-0.1", "augment.jitter.grayscale must lie between 0 and 1"),
         ("rand_augment.operations=-1", "augment.rand_augment.operations must be 0 .off. or more"),
         ("rand_augment.magnitude=11", "augment.rand_augment.magnitude must lie between 0 and 10, got 11"),
         ("rand_augment.deviation=-1", "augment.rand_augment.deviation must be 0 or more"),

@@ -207,8 +207,8 @@ import io, sys, av, torch, numpy as np
 from fractions import Fraction
 from kinemae.data_tools.stream.decode import decode_at, probe
 from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
-from kinemae.data_tools.stream.yuv_planes import pictures_at
-from kinemae.data_tools.stream.views import cut_views, evaluation_views
+from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
+from kinemae.data_tools.stream.views import crop_views, evaluation_views
 from kinemae.pretrain.runtime.meter import peak_memory_bytes
 small, large = io.BytesIO(), io.BytesIO()
 with av.open(small, "w", format="mp4") as output:
@@ -236,7 +236,7 @@ assert (info.frames, info.width) == (600, 1920), info
 assert decode_at(large.getvalue(), [0.5, 23.0]).shape == (2, 3, 1080, 1920)
 everywhere = [frame / 25 + 0.01 for frame in range(600)]
 clips = YuvClips.empty(1, 600, 16)
-cut_views(pictures_at(large.getvalue(), everywhere), lambda *size: evaluation_views(*size, 1), clips)
+crop_views(yuv_frames_at(large.getvalue(), everywhere), lambda *size: evaluation_views(*size, 1), clips)
 sys.stdout.write(str((peak_memory_bytes(torch.device("cpu")) - before) >> 20))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=repo, capture_output=True, text=True)

@@ -10,9 +10,9 @@ from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream import container as container_module
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import decode_at, probe
-from kinemae.data_tools.stream.decode_torchcodec import pictures_at
+from kinemae.data_tools.stream.decode_torchcodec import yuv_frames_at
 from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips, evaluation_loader
-from kinemae.data_tools.stream.yuv_to_rgb import luma_of
+from kinemae.data_tools.stream.yuv_to_rgb import to_luma
 from kinemae.pretrain.model.motion_energy import change
 from kinemae.pretrain.runtime.settings import StreamConfig
 from tests.data_tools.stream.test_decode import GOLDEN
@@ -25,12 +25,12 @@ with_torchcodec = pytest.mark.skipif(
 )
 
 
-def frames_at(video, instants_s, **options):
+def frames_at(video, timestamps_s, **options):
     """The frames as decode_at gives them."""
     found = {}
-    for picture, places in pictures_at(video, instants_s, **options):
+    for picture, places in yuv_frames_at(video, timestamps_s, **options):
         found.update(dict.fromkeys(places, torch.from_numpy(np.array(picture.planes[0])).permute(2, 0, 1)))
-    return torch.stack([found[place] for place in range(len(instants_s))])
+    return torch.stack([found[place] for place in range(len(timestamps_s))])
 
 
 @with_torchcodec
@@ -54,8 +54,8 @@ def test_golden_frames_match_and_their_neighbours_do_not(videos, name, stream, f
 def test_frames_are_those_of_pyav(videos, name):
     video = (videos / "formats" / name).read_bytes()
     last = probe(video).frames - 1
-    instants_s = middle_s(video, last, 0, last // 2)
-    ours, theirs = decode_at(video, instants_s), frames_at(video, instants_s)
+    timestamps_s = middle_s(video, last, 0, last // 2)
+    ours, theirs = decode_at(video, timestamps_s), frames_at(video, timestamps_s)
     assert ours.shape == theirs.shape
     assert (ours.float() - theirs.float()).abs().mean() < 1.5
 
@@ -63,8 +63,8 @@ def test_frames_are_those_of_pyav(videos, name):
 @with_torchcodec
 def test_any_order_repeats_and_instants_past_the_end_work():
     video = encoded(scene(40), **ALIGNED)
-    instants_s = [*middle_s(video, 7, 3, 3, 39, 0), 1.7]
-    ours, theirs = decode_at(video, instants_s), frames_at(video, instants_s)
+    timestamps_s = [*middle_s(video, 7, 3, 3, 39, 0), 1.7]
+    ours, theirs = decode_at(video, timestamps_s), frames_at(video, timestamps_s)
     assert (ours.float() - theirs.float()).abs().mean() < 1.5
     assert torch.equal(theirs[1], theirs[2]) and torch.equal(theirs[3], theirs[5])
 
@@ -83,20 +83,20 @@ def test_what_is_no_video_never_reaches_torchcodec(video, monkeypatch):
 
     monkeypatch.setattr(decode_torchcodec, "_decoder", lambda *args: pytest.fail("torchcodec was asked"))
     with pytest.raises(BadVideo, match="FFmpeg cannot read it"):
-        list(pictures_at(video, [0.0]))
+        list(yuv_frames_at(video, [0.0]))
 
 
 def test_large_frames_never_reach_torchcodec(monkeypatch):
     monkeypatch.setattr(container_module, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(BadVideo, match="frames of 64x48 are larger than 3071 pixels"):
-        list(pictures_at(encoded(scene(3)), [0.0]))
+        list(yuv_frames_at(encoded(scene(3)), [0.0]))
 
 
 @with_torchcodec
 def test_a_video_shorter_than_the_index_says_is_refused():
     video = encoded(scene(10))
     with pytest.raises(BadVideo, match=r"it ends at 0.400 s, the index promises a frame at 0.760 s"):
-        list(pictures_at(video, [0.1, 0.78], last_frame_s=0.76))
+        list(yuv_frames_at(video, [0.1, 0.78], last_frame_s=0.76))
 
 
 @with_torchcodec
@@ -105,7 +105,7 @@ def test_a_damaged_video_is_a_bad_one():
     middle = len(video) // 2
     video[middle - 2000 : middle + 2000] = bytes(4000)
     with pytest.raises(BadVideo, match="torchcodec cannot read it: "):
-        list(pictures_at(bytes(video), [number / 25 for number in range(40)]))
+        list(yuv_frames_at(bytes(video), [number / 25 for number in range(40)]))
 
 
 @with_torchcodec
@@ -121,7 +121,7 @@ def test_training_and_evaluation_run_on_it(synth_shards):
     ours, theirs = (batch.clip_BCTHW.float() for batch in batches.values())
     assert batches["torchcodec"].weight_B.all()
     assert (ours - theirs).abs().mean() < 8 < 24 < (ours - theirs.roll(2, 0)).abs().mean()
-    changes = [change(luma_of(batch.pixels), (1, 8, 8)) for batch in batches.values()]
+    changes = [change(to_luma(batch.pixels), (1, 8, 8)) for batch in batches.values()]
     ours, theirs = (change_BN[change_BN.isfinite()] for change_BN in changes)
     assert ours.mean() > 5
     assert (ours - theirs).abs().max() < 0.05 * ours.max(), "or masks would change with the decoder"

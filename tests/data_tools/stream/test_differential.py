@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from kinemae.data_tools.stream.container import open_video
-from kinemae.data_tools.stream.frame_decoder import picked_frames
+from kinemae.data_tools.stream.frame_decoder import frames_at
 from tests.data_tools.stream.differential import ENDINGS, compared, our_times, sequential, shown
 from tests.data_tools.stream.matrix import FRAMES, collapsed_stamps, number_of, videos
 from tests.filming import REAL, SHIPPED
@@ -77,8 +77,8 @@ def test_times_are_those_of_ffprobes_best_effort(name, tmp_path):
 
 def test_stamps_that_contradict_the_order_of_the_decoder_are_not_believed():
     video = collapsed_stamps()
-    instants_s = [time_s + 1e-5 for time_s in our_times(video, FRAMES)[34:54]]
+    timestamps_s = [time_s + 1e-5 for time_s in our_times(video, FRAMES)[34:54]]
     found = {}
-    for frame, places, _ in picked_frames(video, instants_s):
+    for frame, places, _ in frames_at(video, timestamps_s):
         found.update(dict.fromkeys(places, number_of(frame.to_ndarray(format="gray"))))
     assert [found[place] for place in range(20)] == list(range(34, 54))

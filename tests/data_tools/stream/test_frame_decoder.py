@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kinemae.data_tools.stream import frame_decoder
 from kinemae.data_tools.stream.container import BadVideo
-from kinemae.data_tools.stream.frame_decoder import picked_frames
+from kinemae.data_tools.stream.frame_decoder import frames_at
 from tests.filming import ALIGNED, REAL, all_planes, encoded, planes_of, same_planes, scene, video_files
 from tests.seeds import examples
 
@@ -29,13 +29,13 @@ VIDEOS = {name: encoded(scene(FRAMES), **options) for name, options in CODINGS.i
 WHOLE = {name: all_planes(video) for name, video in VIDEOS.items()}
 
 
-def picked(video, instants_s, **options):
+def picked(video, timestamps_s, **options):
     """The planes at each instant."""
     found = {}
-    for frame, places, _ in picked_frames(video, instants_s, **options):
+    for frame, places, _ in frames_at(video, timestamps_s, **options):
         found.update(dict.fromkeys(places, planes_of(frame)))
-    assert sorted(found) == list(range(len(instants_s)))
-    return [found[place] for place in range(len(instants_s))]
+    assert sorted(found) == list(range(len(timestamps_s)))
+    return [found[place] for place in range(len(timestamps_s))]
 
 
 def assert_exact(video, whole, numbers):

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from kinemae.data_tools.index import Sample
 from kinemae.data_tools.stream.frame_sampling import (
     ClipConfig,
-    evaluation_instants_s,
+    evaluation_timestamps_s,
     last_frame_s,
-    on_references,
-    training_instants_s,
+    training_timestamps_s,
+    uses_reference_frames,
 )
 
 RATES = st.sampled_from([1.0, 12.0, 15.0, 24000 / 1001, 25.0, 30000 / 1001, 30.0, 59.94])
@@ -68,17 +68,17 @@ def aligned(draw):
     return sample, ClipConfig(frames=draw(st.integers(1, 20)), short_video=short, **apart), step
 
 
-def places_of(instants_s, sample):
+def places_of(timestamps_s, sample):
     """The instants in frames of the video, on a grid where a frame reaches from n to n + 1."""
-    return [instant / sample.duration_s * sample.frames for instant in instants_s]
+    return [instant / sample.duration_s * sample.frames for instant in timestamps_s]
 
 
-def frames_of(instants_s, sample):
-    return [int(place) for place in places_of(instants_s, sample)]
+def frames_of(timestamps_s, sample):
+    return [int(place) for place in places_of(timestamps_s, sample)]
 
 
 def training(sample, clip, number=0):
-    return training_instants_s(sample, clip, torch.Generator().manual_seed(number))
+    return training_timestamps_s(sample, clip, torch.Generator().manual_seed(number))
 
 
 def every_start(sample, clip, draws):
@@ -88,8 +88,8 @@ def every_start(sample, clip, draws):
 def every_clip(sample, clip):
     return [
         *(training(sample, clip, number) for number in range(4)),
-        *evaluation_instants_s(sample, clip, temporal_clips=3),
-        *evaluation_instants_s(sample, clip, temporal_clips=1),
+        *evaluation_timestamps_s(sample, clip, temporal_clips=3),
+        *evaluation_timestamps_s(sample, clip, temporal_clips=1),
     ]
 
 
@@ -105,19 +105,19 @@ def test_a_clip_takes_every_stride_th_frame_and_holds_the_last(frames, stride, w
 
 @given(sample=videos(), clip=clips())
 def test_no_instant_is_outside_the_video(sample, clip):
-    for instants_s in every_clip(sample, clip):
-        assert len(instants_s) == clip.frames
-        assert all(0 <= instant < sample.duration_s for instant in instants_s)
+    for timestamps_s in every_clip(sample, clip):
+        assert len(timestamps_s) == clip.frames
+        assert all(0 <= instant < sample.duration_s for instant in timestamps_s)
 
 
 @given(pair=st.one_of(aligned(), st.tuples(videos(), clips())))
 def test_a_clip_on_references_lies_in_the_middle_of_reference_frames(pair):
     sample, clip = pair[:2]
-    if not on_references(sample, clip):
+    if not uses_reference_frames(sample, clip):
         return
 
-    for instants_s in every_clip(sample, clip):
-        for place in places_of(instants_s, sample):
+    for timestamps_s in every_clip(sample, clip):
+        for place in places_of(timestamps_s, sample):
             assert place % 1 == pytest.approx(0.5, abs=1e-6)
             assert int(place) >= sample.reference_phase
             assert (int(place) - sample.reference_phase) % sample.reference_stride == 0
@@ -130,14 +130,14 @@ def test_a_video_that_could_stay_on_references_does(case):
 
     can_hold = phase < sample.frames and (clip.short_video == "hold" or sample.frames % stride == 0)
     fits = phase + span < sample.frames
-    assert on_references(sample, clip) == (fits or (span >= sample.frames and can_hold))
+    assert uses_reference_frames(sample, clip) == (fits or (span >= sample.frames and can_hold))
 
 
 @given(frames=st.integers(1, 30), references=PHASES, stride=st.integers(1, 9), wanted=st.integers(1, 6))
 def test_training_reaches_all_starts_that_fit_and_no_other(frames, references, stride, wanted):
     sample, clip = video(frames, references=references), ClipConfig(frames=wanted, stride=stride)
     fitting = [start for start in range(frames) if start + (wanted - 1) * stride < frames]
-    if on_references(sample, clip):
+    if uses_reference_frames(sample, clip):
         fitting = [start for start in fitting if start % references[0] == references[1]] or [references[1]]
 
     # The chance that so many draws miss one of n starts is below n * exp(-30).
@@ -160,10 +160,10 @@ def test_starts_are_drawn_equally_often(references, starts):
 def test_evaluation_clips_reach_evenly_from_the_first_start_to_the_last(sample, clip, temporal_clips):
     assume(clip.sampling == "dense")
     firsts = [
-        places_of(instants_s, sample)[0]
-        for instants_s in evaluation_instants_s(sample, clip, temporal_clips=temporal_clips)
+        places_of(timestamps_s, sample)[0]
+        for timestamps_s in evaluation_timestamps_s(sample, clip, temporal_clips=temporal_clips)
     ]
-    step = sample.reference_stride if on_references(sample, clip) else 1
+    step = sample.reference_stride if uses_reference_frames(sample, clip) else 1
     gaps = [after - before for before, after in pairwise(firsts)]
     possible = [places_of(training(sample, clip, number), sample)[0] for number in range(30)]
 
@@ -176,9 +176,9 @@ def test_evaluation_clips_reach_evenly_from_the_first_start_to_the_last(sample, 
 
 def test_a_single_evaluation_clip_is_the_middle_one():
     clip = ClipConfig(frames=3, stride=2)
-    assert frames_of(evaluation_instants_s(video(14), clip, temporal_clips=1)[0], video(14)) == [4, 6, 8]
+    assert frames_of(evaluation_timestamps_s(video(14), clip, temporal_clips=1)[0], video(14)) == [4, 6, 8]
     aligned = video(15, references=(2, 1))  # may start at 1, 3, 5, 7, 9
-    assert frames_of(evaluation_instants_s(aligned, clip, temporal_clips=1)[0], aligned) == [5, 7, 9]
+    assert frames_of(evaluation_timestamps_s(aligned, clip, temporal_clips=1)[0], aligned) == [5, 7, 9]
 
 
 def test_a_short_video_starts_again_under_loop():
@@ -188,21 +188,21 @@ def test_a_short_video_starts_again_under_loop():
 
 def test_a_short_video_holds_its_last_reference_frame_where_it_stays_on_them():
     clip, sample = ClipConfig(frames=5, stride=4), video(15, references=(4, 1))
-    assert on_references(sample, clip)
+    assert uses_reference_frames(sample, clip)
     assert frames_of(training(sample, clip), sample) == [1, 5, 9, 13, 13]
 
 
 def test_a_loop_stays_on_references_only_where_the_video_is_a_whole_number_of_strides():
     clip = ClipConfig(frames=5, stride=4, short_video="loop")
     whole, odd = video(12, references=(4, 2)), video(13, references=(4, 2))
-    assert on_references(whole, clip) and not on_references(odd, clip)
+    assert uses_reference_frames(whole, clip) and not uses_reference_frames(odd, clip)
     assert frames_of(training(whole, clip), whole) == [2, 6, 10, 2, 6]
     assert frames_of(training(odd, clip), odd) == [0, 4, 8, 12, 3]
 
 
 def test_a_clip_that_fits_is_never_held_for_the_sake_of_references():
     clip, sample = ClipConfig(frames=3, stride=4), video(9, references=(4, 3))
-    assert not on_references(sample, clip)
+    assert not uses_reference_frames(sample, clip)
     assert frames_of(training(sample, clip), sample) == [0, 4, 8]
 
 
@@ -211,13 +211,13 @@ def test_frames_at_a_rate_are_those_on_screen_every_so_often(sample, fps, wanted
     clip = ClipConfig(frames=wanted, fps=fps)
     assume((wanted - 1) / fps < (sample.frames - 1) / sample.frames * sample.duration_s)
 
-    instants_s = training(sample, clip)
+    timestamps_s = training(sample, clip)
 
     # The last may be moved by up to half a frame inside its frame, any other by less.
-    off = [instant - instants_s[0] - k / fps for k, instant in enumerate(instants_s)]
+    off = [instant - timestamps_s[0] - k / fps for k, instant in enumerate(timestamps_s)]
     assert max(map(abs, off)) <= 0.501 * sample.duration_s / sample.frames
-    exact = places_of([instants_s[0] + k / fps for k in range(wanted)], sample)
-    for place, frame in zip(exact, frames_of(instants_s, sample), strict=True):
+    exact = places_of([timestamps_s[0] + k / fps for k in range(wanted)], sample)
+    for place, frame in zip(exact, frames_of(timestamps_s, sample), strict=True):
         later = min(round(place), sample.frames - 1)
         distance = abs(place - round(place))
         assert frame == (int(place) if distance > 0.051 else later) or 0.049 < distance < 0.051
@@ -233,8 +233,8 @@ def test_a_rate_does_not_depend_on_the_videos_own():
     clip = ClipConfig(frames=8, fps=4.0)
     for rate in (8.0, 12.0, 25.0, 30000 / 1001, 60.0):
         sample = video(round(10 * rate), rate)
-        instants_s = training(sample, clip)
-        assert instants_s[-1] - instants_s[0] == pytest.approx(7 / 4, abs=0.25 / rate)
+        timestamps_s = training(sample, clip)
+        assert timestamps_s[-1] - timestamps_s[0] == pytest.approx(7 / 4, abs=0.25 / rate)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_rate_does_not_depend_on_the_videos_own():
 )
 def test_a_rate_stays_on_references_where_it_shows_the_same_frames_as_a_stride(rate, fps, aligned):
     sample = video(240, rate, (4, 2))
-    assert on_references(sample, ClipConfig(frames=16, fps=fps)) == aligned
+    assert uses_reference_frames(sample, ClipConfig(frames=16, fps=fps)) == aligned
 
 
 @given(sample=videos(), wanted=st.integers(1, 20), seed=st.integers(0, 1000))
@@ -261,7 +261,7 @@ def test_uniform_sampling_takes_one_frame_of_each_segment(sample, wanted, seed):
     segment = sample.frames / wanted
     for number, frame in enumerate(taken):
         assert int(number * segment) <= frame <= (number + 1) * segment
-    assert not on_references(sample, clip)
+    assert not uses_reference_frames(sample, clip)
 
 
 def test_uniform_sampling_reaches_every_frame_of_a_segment():
@@ -276,8 +276,8 @@ def test_uniform_sampling_reaches_every_frame_of_a_segment():
 
 def test_uniform_evaluation_takes_the_middles_and_spreads_several_clips_inside_the_segments():
     clip, sample = ClipConfig(frames=3, sampling="uniform"), video(30)
-    middles = [frames_of(one, sample) for one in evaluation_instants_s(sample, clip, temporal_clips=1)]
-    halves = [frames_of(one, sample) for one in evaluation_instants_s(sample, clip, temporal_clips=2)]
+    middles = [frames_of(one, sample) for one in evaluation_timestamps_s(sample, clip, temporal_clips=1)]
+    halves = [frames_of(one, sample) for one in evaluation_timestamps_s(sample, clip, temporal_clips=2)]
     assert middles == [[5, 15, 25]]
     assert halves == [[2, 12, 22], [7, 17, 27]]
 

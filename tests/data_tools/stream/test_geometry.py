@@ -14,8 +14,8 @@ from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.container import open_video
 from kinemae.data_tools.stream.decode import decode_at, probe
 from kinemae.data_tools.stream.geometry import fitted_size, pixel_aspect, square_size
-from kinemae.data_tools.stream.views import cut_views, evaluation_views, training_view
-from kinemae.data_tools.stream.yuv_planes import pictures_at
+from kinemae.data_tools.stream.views import crop_views, evaluation_views, training_view
+from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
 from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
 from tests.data_tools.stream.matrix import FRAMES, number_of, numbered, videos
 from tests.filming import REAL, SHIPPED
@@ -56,14 +56,14 @@ def test_pictures_with_side_data_of_unknown_types_are_read_upright(orientation):
 @pytest.mark.parametrize("path", SPATIAL, ids=lambda path: path.name)
 def test_spatial_videos_are_read(path):
     info = probe(path)
-    [(picture, _)] = list(pictures_at(path.read_bytes(), [info.duration_s / 2]))
+    [(picture, _)] = list(yuv_frames_at(path.read_bytes(), [info.duration_s / 2]))
     assert picture.size == (info.height, info.width)
 
 
-def luma_of(video, instants_s, choose, size=64):
+def to_luma(video, timestamps_s, choose, size=64):
     """Clips of square views, as training cuts them."""
-    clips = YuvClips.empty(1, len(instants_s), size)
-    cut_views(pictures_at(video, instants_s), choose, clips)
+    clips = YuvClips.empty(1, len(timestamps_s), size)
+    crop_views(yuv_frames_at(video, timestamps_s), choose, clips)
     return clips.luma_BTHW[0].numpy()
 
 
@@ -75,7 +75,7 @@ def test_pixels_that_are_not_square_become_square():
     assert aspect != 1 and info.width == round(stored * aspect)
     assert decode_at(video, [0.0]).shape[2:] == (info.height, info.width)
     seen = []
-    luma = luma_of(video, [0.0], lambda *size: seen.append(size) or evaluation_views(*size, 1))
+    luma = to_luma(video, [0.0], lambda *size: seen.append(size) or evaluation_views(*size, 1))
     assert seen == [(info.height, info.width)]
     # The middle square of the picture with square pixels, whichever way it is cut.
     square = decode_at(video, [0.0])[0].float().mean(0)
@@ -89,7 +89,7 @@ def test_boxes_of_training_lie_inside_stored_pictures_of_any_aspect():
     video = (SHIPPED / "anamorphic.mp4").read_bytes()
     for seed in range(50):
         draw = generator(seed, purpose="augment")
-        luma_of(video, [0.0], lambda *size: [training_view(*size, AugmentConfig(), draw)], size=16)  # noqa: B023
+        to_luma(video, [0.0], lambda *size: [training_view(*size, AugmentConfig(), draw)], size=16)  # noqa: B023
 
 
 def test_where_the_size_changes_the_aspect_stays_and_numbers_can_be_read():

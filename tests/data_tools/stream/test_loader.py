@@ -24,10 +24,15 @@ from kinemae.data_tools.stream.loader import (
     evaluation_loader,
     training_loader,
 )
-from kinemae.data_tools.stream.order import clip_place, plan_batch, sample_at
-from kinemae.data_tools.stream.worker_pool import Crew
-from kinemae.data_tools.stream.worker_setup import CoreLimits, available_cores, share_of_cores, worker_count
-from kinemae.data_tools.stream.yuv_to_rgb import luma_of
+from kinemae.data_tools.stream.order import clip_position, plan_batch, sample_at
+from kinemae.data_tools.stream.worker_pool import WorkerPool
+from kinemae.data_tools.stream.worker_setup import (
+    CoreLimits,
+    available_cores,
+    cores_per_process,
+    resolve_num_workers,
+)
+from kinemae.data_tools.stream.yuv_to_rgb import to_luma
 
 CLIP = ClipConfig(frames=4, stride=2, size=24)
 
@@ -124,7 +129,7 @@ def test_an_epoch_shows_every_sample_once_with_its_label(synth_shards):
     }
     assert sorted(batch.keys) == sorted(labels)
     assert batch.label_B.tolist() == [labels[key] for key in batch.keys]
-    epoch, i, _ = clip_place(samples + 3, samples, 1)
+    epoch, i, _ = clip_position(samples + 3, samples, 1)
     assert batch.keys[3] == clips.index.sample(sample_at(5, epoch, i, samples)).key
 
 
@@ -152,7 +157,7 @@ def test_a_video_looks_different_in_the_next_epoch_and_under_another_seed(synth_
 
 def test_annotations_belong_to_their_clips(synth_shards):
     batch = clips_of(synth_shards / "train").batch(range(6, 10))
-    sums = luma_of(batch.pixels).flatten(1).long().sum(dim=1)
+    sums = to_luma(batch.pixels).flatten(1).long().sum(dim=1)
     assert torch.equal(batch.tokens["seen"], torch.stack([batch.clip_index_B, sums], dim=1))
     assert clips_of(synth_shards / "train", annotate=None).batch(range(2)).tokens == {}
 
@@ -394,14 +399,14 @@ def test_wrong_views_are_refused(synth_shards, clips, crops):
 
 
 def test_workers_left_to_us_never_oversubscribe_the_cores_and_others_are_obeyed(caplog, monkeypatch):
-    assert [worker_count(-1, cores) for cores in (1, 2, 12)] == [0, 1, 11]
-    assert worker_count(0, 4) == 0 and worker_count(1, 1) == 1
+    assert [resolve_num_workers(-1, cores) for cores in (1, 2, 12)] == [0, 1, 11]
+    assert resolve_num_workers(0, 4) == 0 and resolve_num_workers(1, 1) == 1
     monkeypatch.setattr(workers_module.log, "propagate", True)
-    assert worker_count(12, 12) == 12 and caplog.text == ""
-    assert worker_count(20, 12) == 20
+    assert resolve_num_workers(12, 12) == 12 and caplog.text == ""
+    assert resolve_num_workers(20, 12) == 20
     assert "data.num_workers=20 is more than the 12 cores of this process" in caplog.text
     with pytest.raises(ValueError, match=r"data.num_workers must be -1 .* got -2"):
-        worker_count(-2, 1)
+        resolve_num_workers(-2, 1)
 
 
 def limits(cores, machine="a", quotas=None):
@@ -411,23 +416,23 @@ def limits(cores, machine="a", quotas=None):
 
 def test_cores_are_divided_where_processes_share_them_and_only_there():
     bound = [limits(range(12 * task, 12 * task + 12), machine) for machine in "ab" for task in range(8)]
-    assert {share_of_cores(own, bound) for own in bound} == {12}, "8 tasks of 12 CPUs, bound by Slurm"
+    assert {cores_per_process(own, bound) for own in bound} == {12}, "8 tasks of 12 CPUs, bound by Slurm"
     free = [limits(range(96), machine) for machine in "ab" for _ in range(8)]
-    assert {share_of_cores(own, free) for own in free} == {12}
+    assert {cores_per_process(own, free) for own in free} == {12}
     halves = [limits(range(8)), limits(range(8)), limits(range(8, 16))]
-    assert [share_of_cores(own, halves) for own in halves] == [4, 4, 8]
+    assert [cores_per_process(own, halves) for own in halves] == [4, 4, 8]
     mixed = [limits(range(4)), limits(range(2))]
-    assert [share_of_cores(own, mixed) for own in mixed] == [3, 1]
+    assert [cores_per_process(own, mixed) for own in mixed] == [3, 1]
     crowd = [limits(range(2)) for _ in range(5)]
-    assert share_of_cores(crowd[0], crowd) == 1, "never none"
+    assert cores_per_process(crowd[0], crowd) == 1, "never none"
 
 
 def test_a_quota_is_divided_in_its_control_group_and_only_there():
     pods = [limits(range(64), quotas={group: 8.0}) for group in ("one", "one", "two")]
-    assert [share_of_cores(own, pods) for own in pods] == [4, 4, 8]
+    assert [cores_per_process(own, pods) for own in pods] == [4, 4, 8]
     nested = [limits(range(64), quotas={"job": 8.0, f"task {task}": 6.5}) for task in range(2)]
-    assert share_of_cores(nested[0], nested) == 4
-    assert share_of_cores(nested[0], nested[:1]) == 6
+    assert cores_per_process(nested[0], nested) == 4
+    assert cores_per_process(nested[0], nested[:1]) == 6
 
 
 @pytest.mark.parametrize(
@@ -465,7 +470,7 @@ def test_a_video_that_kills_a_worker_in_evaluation_is_reported_and_all_others_ar
     index = open_index(synth_shards / "validation")
     deadly = [place for place in range(len(index)) if index.sample(place).label == 3]
     videos = DeadlyVideos(index, range(len(index)), clip=CLIP, temporal_clips=1, spatial_crops=1)
-    items = list(Crew(videos, workers=2, timeout_s=60.0, preload=[__name__]))
+    items = list(WorkerPool(videos, workers=2, timeout_s=60.0, preload=[__name__]))
     assert [item.position for item in items] == list(range(len(index)))
     assert [item.position for item in items if item.skipped] == deadly and len(deadly) == 3
     assert "killed by SIGKILL while it read the sample" in items[deadly[0]].skipped.reason

@@ -10,7 +10,7 @@ import torch
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips, training_loader
-from kinemae.data_tools.stream.mixture import Mixture, find, open_mixture
+from kinemae.data_tools.stream.mixture import Mixture, locate_sample, open_mixture
 from kinemae.data_tools.stream.order import MIXTURE_BLOCK, plan_batch
 
 CLIP = ClipConfig(frames=2, stride=2, size=16)
@@ -29,7 +29,7 @@ def test_each_set_is_shown_in_its_proportion_and_every_sample_once_in_each_epoch
     weights: dict[str, float],
 ) -> None:
     mixture = open_mixture(weights)
-    found = [find(mixture, seed=3, position=place) for place in range(MIXTURE_BLOCK)]
+    found = [locate_sample(mixture, seed=3, position=place) for place in range(MIXTURE_BLOCK)]
     for name, index in mixture.sets.items():
         keys = [one.key for one in found if one.index is index]
         assert len(keys) == MIXTURE_BLOCK * weights[name] / 4
@@ -43,7 +43,7 @@ def test_the_sets_of_a_mixture_have_orders_of_their_own(synth_shards: Path) -> N
     # The same videos under two names: were their orders the same, the two would go side by side.
     index = open_index(synth_shards / "train")
     mixture = Mixture({"a": index, "b": index}, {"a": 1, "b": 1})
-    found = [find(mixture, seed=3, position=place) for place in range(MIXTURE_BLOCK)]
+    found = [locate_sample(mixture, seed=3, position=place) for place in range(MIXTURE_BLOCK)]
     first = {name: {one.key[2:] for one in found if one.key[0] == name} for name in ("a", "b")}
     assert first["a"] == first["b"]  # all of them, many times over
     shown = {name: [one.key[2:] for one in found if one.key[0] == name] for name in ("a", "b")}
@@ -52,7 +52,10 @@ def test_the_sets_of_a_mixture_have_orders_of_their_own(synth_shards: Path) -> N
 
 def test_the_order_in_which_the_folders_are_named_changes_nothing(weights: dict[str, float]) -> None:
     one, other = open_mixture(weights), open_mixture(dict(reversed(weights.items())))
-    keys = [[find(mixture, seed=3, position=place).key for place in range(200)] for mixture in (one, other)]
+    keys = [
+        [locate_sample(mixture, seed=3, position=place).key for place in range(200)]
+        for mixture in (one, other)
+    ]
     assert keys[0] == keys[1] and one.fingerprint == other.fingerprint
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from kinemae.data_tools.stream.order import (
     MIXTURE_BLOCK,
-    clip_place,
-    mixture_place,
+    clip_position,
+    mixture_position,
     mixture_quotas,
     plan_batch,
     sample_at,
@@ -53,7 +53,7 @@ def test_a_place_outside_the_epoch_is_refused():
 
 
 def test_views_of_a_video_stand_side_by_side():
-    assert [clip_place(clip, 3, 2) for clip in range(5, 9)] == [(0, 2, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0)]
+    assert [clip_position(clip, 3, 2) for clip in range(5, 9)] == [(0, 2, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0)]
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def test_each_epoch_shows_each_sample_once_with_all_its_views_in_any_topology(
 ) -> None:
     shown: dict[int, list[tuple[int, int]]] = {}
     for clip in clips_as_read(run):
-        epoch, i, view = clip_place(clip, samples, run.views)
+        epoch, i, view = clip_position(clip, samples, run.views)
         shown.setdefault(epoch, []).append((sample_at(seed, epoch, i, samples), view))
     last = max(shown)
     for epoch, pairs in shown.items():  # the last one may be cut short anywhere
@@ -176,7 +176,7 @@ def test_a_mixture_keeps_its_quotas_in_each_block_and_each_set_its_own_epochs(
 ) -> None:
     block, blocks = sum(quotas), 3
     sets = tuple(sizes[: len(quotas)])
-    places = [mixture_place(seed, place, tuple(quotas), sets) for place in range(block * blocks)]
+    places = [mixture_position(seed, place, tuple(quotas), sets) for place in range(block * blocks)]
     for begin in range(0, len(places), block):
         counts = Counter(number for number, _, _ in places[begin : begin + block])
         assert [counts[number] for number in range(len(quotas))] == quotas
@@ -191,8 +191,8 @@ def test_a_mixture_keeps_its_quotas_in_each_block_and_each_set_its_own_epochs(
 def test_a_mixture_is_the_same_in_any_topology(run: Run, quotas: list[int], seed: int) -> None:
     sizes = tuple(range(3, 3 + len(quotas)))
     read = [clip // run.views for clip in clips_as_read(run)]
-    whole = [mixture_place(seed, place, tuple(quotas), sizes) for place in range(max(read) + 1)]
-    assert [mixture_place(seed, place, tuple(quotas), sizes) for place in read] == [
+    whole = [mixture_position(seed, place, tuple(quotas), sizes) for place in range(max(read) + 1)]
+    assert [mixture_position(seed, place, tuple(quotas), sizes) for place in read] == [
         whole[place] for place in read
     ]
     assert len(set(whole)) == len(whole)
@@ -201,7 +201,7 @@ def test_a_mixture_is_the_same_in_any_topology(run: Run, quotas: list[int], seed
 def test_the_sets_of_a_mixture_come_in_another_order_in_each_block_and_under_each_seed() -> None:
     orders = {
         tuple(
-            mixture_place(seed, place, (5, 3, 2), (9, 9, 9))[0]
+            mixture_position(seed, place, (5, 3, 2), (9, 9, 9))[0]
             for place in range(block * 10, block * 10 + 10)
         )
         for seed in range(3)

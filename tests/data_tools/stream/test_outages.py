@@ -12,7 +12,7 @@ import torch
 from kinemae.data_tools.command import Stopped, exit_code_of
 from kinemae.data_tools.exit_codes import EXIT_STUCK
 from kinemae.data_tools.index import ShardIndex, open_index
-from kinemae.data_tools.storage.location import Patience, StorageError, StorageUnavailable, location
+from kinemae.data_tools.storage.location import RetryPolicy, StorageError, StorageUnavailable, location
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.evaluation_clips import EvaluationItem
@@ -28,12 +28,12 @@ from kinemae.data_tools.stream.shards import read_video
 from tests.faulty_server import FaultyServer
 
 CLIP = ClipConfig(frames=4, stride=2, size=24)
-QUICK = Patience(attempts=2, idle_s=0.5, total_s=1.0, pause_s=0.01)
-PATIENT = Patience(attempts=2, idle_s=0.5, total_s=1.0, pause_s=0.01, outage_s=60.0)
+QUICK = RetryPolicy(attempts=2, idle_s=0.5, total_s=1.0, pause_s=0.01)
+PATIENT = RetryPolicy(attempts=2, idle_s=0.5, total_s=1.0, pause_s=0.01, outage_s=60.0)
 
 
-def index_at(server: FaultyServer, patience: Patience) -> ShardIndex:
-    return open_index(location(f"{server.url}/train", patience=patience))
+def index_at(server: FaultyServer, retry_policy: RetryPolicy) -> ShardIndex:
+    return open_index(location(f"{server.url}/train", retry_policy=retry_policy))
 
 
 def clips_of(index: ShardIndex) -> TrainingClips:
@@ -102,7 +102,7 @@ def test_evaluation_waits_too(shards: Path, server: FaultyServer):
 
 @pytest.mark.processes
 def test_an_outage_is_waited_for_once_and_not_for_each_sample(server: FaultyServer):
-    index = index_at(server, Patience(attempts=1, idle_s=0.5, total_s=0.5, outage_s=5.0))
+    index = index_at(server, RetryPolicy(attempts=1, idle_s=0.5, total_s=0.5, outage_s=5.0))
     server.fault = lambda method, path: 503
     begin_s = time.monotonic()
     with pytest.raises(StorageUnavailable, match=r"HTTP 503.*; still so after [5-9] s of waiting"):
@@ -189,7 +189,7 @@ def test_opening_waits_for_a_storage_that_is_down(server: FaultyServer):
 
 @pytest.mark.processes
 def test_a_slow_download_that_goes_on_is_not_taken_for_a_hang(server: FaultyServer):
-    index = index_at(server, Patience(idle_s=20.0, total_s=60.0))
+    index = index_at(server, RetryPolicy(idle_s=20.0, total_s=60.0))
     server.fault = lambda method, path: "trickle" if path.endswith(".tar") else None
     batches = load(index, workers=1, timeout_s=3.0, clips=1, last_step=1)  # the body takes 6 s
     assert batches[0].weight_B.all() and batches[0].skipped == ()

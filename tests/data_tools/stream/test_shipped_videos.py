@@ -52,16 +52,16 @@ def test_each_frame_alone_is_the_right_one(path):
 @pytest.mark.skipif(importlib.util.find_spec("torchcodec") is None, reason="torchcodec is not installed")
 @pytest.mark.parametrize("path", KINDS)
 def test_torchcodec_gives_the_same_frames(path):
-    from kinemae.data_tools.stream.decode_torchcodec import pictures_at
+    from kinemae.data_tools.stream.decode_torchcodec import yuv_frames_at
 
     name, video = path.name, path.read_bytes()
     if name in NOT_BY_TORCHCODEC:
         pytest.skip("torchcodec itself gives other frames")
-    instants_s = [start_s + PERIOD_S / 2 for start_s in starts_s(name)[::5]]
+    timestamps_s = [start_s + PERIOD_S / 2 for start_s in starts_s(name)[::5]]
     found = {}
-    for picture, places in pictures_at(video, instants_s):
+    for picture, places in yuv_frames_at(video, timestamps_s):
         found.update(dict.fromkeys(places, torch.from_numpy(np.array(picture.planes[0])).permute(2, 0, 1)))
-    theirs = [number_of(found[place]) for place in range(len(instants_s))]
+    theirs = [number_of(found[place]) for place in range(len(timestamps_s))]
     assert theirs == SHOWN.get(name, EVERY)[::5]
 
 

@@ -10,12 +10,12 @@ from torchvision.transforms.v2 import functional as reference
 
 from kinemae.data_tools.stream.augment import AugmentConfig, Crop
 from kinemae.data_tools.stream.decode import decode_at
-from kinemae.data_tools.stream.views import View, cut_views, evaluation_views, even, training_view
-from kinemae.data_tools.stream.yuv_planes import Picture, pictures_at
-from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, colour_numbers, cut_in_time, join, to_rgb
+from kinemae.data_tools.stream.views import View, crop_views, evaluation_views, even, training_view
+from kinemae.data_tools.stream.yuv_planes import YuvFrame, yuv_frames_at
+from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, colour_coefficients, join, split_in_time, to_rgb
 from tests.filming import ALIGNED, encoded, middle_s, scene
 
-COLOUR = colour_numbers(0.299, 0.114, is_full_range=True)
+COLOUR = colour_coefficients(0.299, 0.114, is_full_range=True)
 
 
 def picture_of(height, width, seed=0):
@@ -26,12 +26,12 @@ def picture_of(height, width, seed=0):
         coarse = low + span * torch.rand(1, 1, height // 8, width // 8, generator=draw)
         soft = functional.interpolate(coarse, size=(height // divisor, width // divisor), mode="bicubic")
         planes.append(soft[0, 0].round().to(torch.uint8).numpy())
-    return Picture(planes=tuple(planes), colour=COLOUR)
+    return YuvFrame(planes=tuple(planes), colour=COLOUR)
 
 
 def cut(pictures, views, *, frames, size):
     clips = YuvClips.empty(len(views), frames, size)
-    cut_views(pictures, lambda height, width: views, clips)
+    crop_views(pictures, lambda height, width: views, clips)
     return clips
 
 
@@ -72,7 +72,7 @@ def test_fine_detail_does_not_flicker_where_a_box_shrinks_much(size):
     shades = []
     for offset in range(4):
         stripes[:] = np.where((np.arange(64) + offset) % 4 < 1, 252, 0)
-        picture = Picture(planes=(stripes.copy(), *[np.zeros((32, 32), np.uint8)] * 2), colour=COLOUR)
+        picture = YuvFrame(planes=(stripes.copy(), *[np.zeros((32, 32), np.uint8)] * 2), colour=COLOUR)
         view = View(crop=Crop(top=0, left=0, height=64, width=64))
         shades.append(cut([(picture, [0])], [view], frames=1, size=size).luma_BTHW.float())
     assert max((shade.mean() - 63).abs() for shade in shades) < 4
@@ -97,7 +97,7 @@ def test_rgb_pictures_fill_rgb_clips():
     rgb = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     pixels = torch.zeros(1, 2, 16, 16, 3, dtype=torch.uint8).permute(0, 4, 1, 2, 3)
     views = [View(crop=Crop(top=4, left=8, height=16, width=16), flip=True)]
-    cut_views([(Picture(planes=(rgb,), colour=None), [0, 1])], lambda *size: views, pixels)
+    crop_views([(YuvFrame(planes=(rgb,), colour=None), [0, 1])], lambda *size: views, pixels)
     expected = torch.from_numpy(rgb[4:20, 8:24][:, ::-1].copy()).permute(2, 0, 1)
     assert torch.equal(pixels[0, :, 0], expected) and torch.equal(pixels[0, :, 1], expected)
 
@@ -139,7 +139,7 @@ def test_another_number_of_crops_is_refused():
 def test_tiny_pictures_and_odd_sizes_work(size):
     video = encoded(scene(3, 2, 2), container="matroska", codec="ffv1")
     clips = YuvClips.empty(3, 1, size)
-    cut_views(pictures_at(video, [0.0]), lambda *shape: evaluation_views(*shape, 3), clips)
+    crop_views(yuv_frames_at(video, [0.0]), lambda *shape: evaluation_views(*shape, 3), clips)
     assert clips.rgb().shape == (3, 3, 1, size, size)
 
 
@@ -147,20 +147,20 @@ def test_clips_that_are_decoded_together_are_those_decoded_alone():
     video = encoded(scene(60, 64, 80), **ALIGNED)
     starts = [middle_s(video, *range(start, start + 12, 3)) for start in (0, 7, 40)]
 
-    def views(instants_s):
-        clips = YuvClips.empty(3, len(instants_s), 24)
-        cut_views(pictures_at(video, instants_s), lambda *shape: evaluation_views(*shape, 3), clips)
+    def views(timestamps_s):
+        clips = YuvClips.empty(3, len(timestamps_s), 24)
+        crop_views(yuv_frames_at(video, timestamps_s), lambda *shape: evaluation_views(*shape, 3), clips)
         return clips
 
-    together = cut_in_time(views([instant for start in starts for instant in start]), 3)
+    together = split_in_time(views([instant for start in starts for instant in start]), 3)
     alone = join([views(start) for start in starts])
     assert torch.equal(together.luma_BTHW, alone.luma_BTHW) and torch.equal(together.rgb(), alone.rgb())
 
 
 def test_a_whole_video_through_planes_looks_like_its_rgb_frames():
     video = encoded(scene(8, 64, 64), crf="1")
-    instants_s = middle_s(video, 1, 3, 6)
+    timestamps_s = middle_s(video, 1, 3, 6)
     clips = YuvClips.empty(1, 3, 64)
-    cut_views(pictures_at(video, instants_s), lambda *shape: evaluation_views(*shape, 1), clips)
-    error = (to_rgb(clips)[0].transpose(0, 1).int() - decode_at(video, instants_s).int()).abs().float()
+    crop_views(yuv_frames_at(video, timestamps_s), lambda *shape: evaluation_views(*shape, 1), clips)
+    error = (to_rgb(clips)[0].transpose(0, 1).int() - decode_at(video, timestamps_s).int()).abs().float()
     assert error.mean() < 1.2 and error.max() <= 4

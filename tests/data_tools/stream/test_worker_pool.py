@@ -19,10 +19,10 @@ import torch
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.stream import worker_pool as crew_module
-from kinemae.data_tools.stream.loader import being_read
-from kinemae.data_tools.stream.prefetch import Ahead
-from kinemae.data_tools.stream.worker import Readable
-from kinemae.data_tools.stream.worker_pool import Crew
+from kinemae.data_tools.stream.loader import samples_in_progress
+from kinemae.data_tools.stream.prefetch import Prefetcher
+from kinemae.data_tools.stream.worker import ItemReader
+from kinemae.data_tools.stream.worker_pool import WorkerPool
 
 SAMPLES = 3  # samples in an item
 ITEMS = 12
@@ -74,7 +74,7 @@ def run_out_of_memory():
 
 
 @dataclass(frozen=True)
-class Numbers(Readable[Any]):
+class Numbers(ItemReader[Any]):
     """Items of three samples each; some samples do something when they are read."""
 
     deeds: dict[int, Callable[[], None]] = field(default_factory=dict)
@@ -102,8 +102,8 @@ class Numbers(Readable[Any]):
         return {"values": torch.tensor(values), "skipped": skipped, "pid": os.getpid(), "more": self.more}
 
 
-def crew_of(numbers: Readable[Any], *, workers: int = 2, timeout_s: float = 60.0) -> Crew[Any]:
-    return Crew(numbers, workers=workers, timeout_s=timeout_s, preload=[__name__])
+def crew_of(numbers: ItemReader[Any], *, workers: int = 2, timeout_s: float = 60.0) -> WorkerPool[Any]:
+    return WorkerPool(numbers, workers=workers, timeout_s=timeout_s, preload=[__name__])
 
 
 def processes_alive() -> list[int]:
@@ -152,7 +152,7 @@ def test_no_more_is_read_ahead_than_the_prefetch(tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Counting(Readable[int]):
+class Counting(ItemReader[int]):
     folder: str
 
     def __len__(self) -> int:
@@ -215,7 +215,7 @@ def test_a_worker_killed_while_it_has_nothing_to_do_costs_no_sample(
     last_ahead = tmp_path / "read"  # of the two items that it reads ahead
     crew = crew_of(Numbers({3 * SAMPLES - 1: partial(Path.touch, last_ahead)}), workers=1)
     first = next(crew)
-    assert wait_until(lambda: last_ahead.exists() and being_read(crew) == [])
+    assert wait_until(lambda: last_ahead.exists() and samples_in_progress(crew) == [])
     os.kill(first["pid"], signal.SIGKILL)
     items = [first, *crew]
     assert [value for item in items for value in item["values"].tolist()] == list(range(SAMPLES * ITEMS))
@@ -232,10 +232,10 @@ def test_a_slow_main_process_is_no_reason_to_replace_a_worker() -> None:
 
 def test_it_is_known_which_samples_are_being_read() -> None:
     crew = crew_of(Numbers({0: hang, 3: hang}))
-    assert wait_until(lambda: sorted(being_read(crew)) == ["sample-0", "sample-3"])
-    assert sorted(being_read(Ahead(crew, lambda item: item))) == ["sample-0", "sample-3"]
+    assert wait_until(lambda: sorted(samples_in_progress(crew)) == ["sample-0", "sample-3"])
+    assert sorted(samples_in_progress(Prefetcher(crew, lambda item: item))) == ["sample-0", "sample-3"]
     crew.close()
-    assert being_read(crew) == [] == being_read(iter([1]))
+    assert samples_in_progress(crew) == [] == samples_in_progress(iter([1]))
 
 
 def test_many_deaths_end_the_run_and_name_the_samples() -> None:
@@ -310,7 +310,7 @@ def test_a_crew_that_is_let_go_takes_its_workers_along() -> None:
 PROGRAM = """
 import json
 import sys
-from tests.data_tools.stream.test_worker_pool import Ahead, Numbers, crew_of, hang, processes_alive, stop
+from tests.data_tools.stream.test_worker_pool import Prefetcher, Numbers, crew_of, hang, processes_alive, stop
 
 if __name__ == "__main__":
     crew = crew_of(Numbers({9: hang, 12: stop}, length=1000), workers=2)
@@ -384,7 +384,7 @@ def test_ctrl_c_ends_the_program_at_once_with_its_workers(repo: Path, tmp_path: 
 
 @pytest.mark.processes
 def test_a_program_that_ends_early_ends_with_its_workers(repo: Path, tmp_path: Path) -> None:
-    process, pids = start(repo, tmp_path, "ahead = Ahead(crew, dict); next(ahead); raise SystemExit(5)")
+    process, pids = start(repo, tmp_path, "ahead = Prefetcher(crew, dict); next(ahead); raise SystemExit(5)")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 5 and errors == ""
     assert wait_until(lambda: not any(runs(pid) for pid in pids))
@@ -395,23 +395,23 @@ def doubled(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_ahead_changes_items_in_order_and_ends_with_them() -> None:
-    items = list(Ahead(crew_of(Numbers()), doubled))
+    items = list(Prefetcher(crew_of(Numbers()), doubled))
     assert [value for item in items for value in item["values"].tolist()] == list(range(0, 72, 2))
     assert wait_until(lambda: processes_alive() == [])
 
 
 def test_ahead_brings_errors_of_workers_and_of_the_change() -> None:
-    ahead = Ahead(crew_of(Numbers({4: fail})), doubled)
+    ahead = Prefetcher(crew_of(Numbers({4: fail})), doubled)
     with pytest.raises(OSError, match="the disk is on fire"):
         list(ahead)
     assert list(ahead) == []
     with pytest.raises(KeyError, match="nothing"):
-        list(Ahead(crew_of(Numbers()), lambda item: item["nothing"]))
+        list(Prefetcher(crew_of(Numbers()), lambda item: item["nothing"]))
     assert wait_until(lambda: processes_alive() == [])
 
 
 def test_ahead_that_is_let_go_takes_its_workers_along() -> None:
-    ahead = Ahead(crew_of(Numbers()), doubled)
+    ahead = Prefetcher(crew_of(Numbers()), doubled)
     next(ahead)
     del ahead
     assert wait_until(lambda: processes_alive() == [])

@@ -9,7 +9,7 @@ import torch
 
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import decode_at
-from kinemae.data_tools.stream.yuv_planes import pictures_at
+from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
 from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
 from tests.filming import encoded, scene, turned, video_files
 
@@ -25,14 +25,14 @@ def whole_rgb(picture):
     return clips.rgb()[0, :, 0]
 
 
-def errors(video, instant_s=0.0):
+def errors(video, timestamp_s=0.0):
     """Mean and largest difference to PyAV's rgb24."""
-    [(picture, _)] = list(pictures_at(video, [instant_s]))
+    [(picture, _)] = list(yuv_frames_at(video, [timestamp_s]))
     ours = whole_rgb(picture).int()
     height, width = picture.planes[0].shape
     if picture.aspect != 1:  # ours are made square when they are cut
         return 0.0, 0.0
-    error = (ours - decode_at(video, [instant_s])[0, :, :height, :width].int()).abs().float()
+    error = (ours - decode_at(video, [timestamp_s])[0, :, :height, :width].int()).abs().float()
     return error.mean().item(), error.max().item()
 
 
@@ -112,7 +112,7 @@ def test_pictures_are_upright(angle, mirrored, height, width):
 )
 def test_an_odd_last_row_or_column_is_left_out(height, width, even):
     video = encoded([smooth(height, width)] * 2, container="matroska", codec="ffv1")
-    [(picture, _)] = list(pictures_at(video, [0.0]))
+    [(picture, _)] = list(yuv_frames_at(video, [0.0]))
     assert picture.size == even
     halves = tuple((length + 1) // 2 for length in even)
     assert [plane.shape for plane in picture.planes] == [even, halves, halves]
@@ -120,7 +120,7 @@ def test_an_odd_last_row_or_column_is_left_out(height, width, even):
 
 def test_the_planes_are_those_of_the_decoder_without_a_copy():
     video = encoded(scene(3))
-    [(picture, _)] = list(pictures_at(video, [0.0]))
+    [(picture, _)] = list(yuv_frames_at(video, [0.0]))
     assert not any(plane.flags.owndata for plane in picture.planes)
 
 
@@ -135,10 +135,10 @@ def test_frames_that_change_their_size_take_that_of_the_first():
         for number, packet in enumerate(packet for packet in given.demux(video=0) if packet.size):
             packet.stream, packet.pts, packet.dts = stream, number * 3600, number * 3600
             output.mux(packet)
-    found = list(pictures_at(file.getvalue(), [0.0, 0.5]))
+    found = list(yuv_frames_at(file.getvalue(), [0.0, 0.5]))
     assert [picture.size for picture, _ in found] == [(48, 64), (48, 64)]
 
 
 def test_what_ffmpeg_cannot_read_is_a_bad_video():
     with pytest.raises(BadVideo, match="FFmpeg cannot read it"):
-        list(pictures_at(b"no video", [0.0]))
+        list(yuv_frames_at(b"no video", [0.0]))

@@ -6,12 +6,12 @@ import torch
 from kinemae.data_tools.stream import yuv_to_rgb as module
 from kinemae.data_tools.stream.yuv_to_rgb import (
     YuvClips,
-    colour_numbers,
-    cut_in_time,
+    colour_coefficients,
     join,
-    luma_of,
     map_pixels,
     on_device,
+    split_in_time,
+    to_luma,
     to_rgb,
 )
 
@@ -25,7 +25,7 @@ def noise(*shape, seed=0):
 
 def clips_of(clips=2, frames=4, size=6, shares=BT601, full=False):
     half = (size + 1) // 2
-    row = torch.tensor(colour_numbers(*shares, is_full_range=full), dtype=torch.int32)
+    row = torch.tensor(colour_coefficients(*shares, is_full_range=full), dtype=torch.int32)
     return YuvClips(
         luma_BTHW=noise(clips, frames, size, size),
         chroma_BCTHW=noise(clips, 2, frames, half, half, seed=1),
@@ -38,7 +38,7 @@ def flat(luma, u, v, *, shares=BT601, full=False):
     clips = YuvClips.empty(1, 1, 2)
     clips.luma_BTHW[:] = luma
     clips.chroma_BCTHW[:, 0], clips.chroma_BCTHW[:, 1] = u, v
-    clips.colour_BX[:] = torch.tensor(colour_numbers(*shares, is_full_range=full), dtype=torch.int32)
+    clips.colour_BX[:] = torch.tensor(colour_coefficients(*shares, is_full_range=full), dtype=torch.int32)
     [colour] = {tuple(rgb) for rgb in clips.rgb().flatten(2)[0].T.tolist()}
     return colour
 
@@ -105,11 +105,11 @@ def test_odd_sizes_keep_the_colours_of_the_last_row_and_column():
 
 def test_clips_are_cut_in_time_part_by_part():
     clips = clips_of(clips=2, frames=6)
-    parts = cut_in_time(clips, 3)
+    parts = split_in_time(clips, 3)
     rgb = clips.rgb()
     expected = torch.cat([rgb[:, :, 0:2], rgb[:, :, 2:4], rgb[:, :, 4:6]])
     assert torch.equal(to_rgb(parts), expected)
-    assert torch.equal(cut_in_time(rgb, 3), expected)
+    assert torch.equal(split_in_time(rgb, 3), expected)
 
 
 def test_planes_and_rgb_join_and_move():
@@ -124,16 +124,16 @@ def test_planes_and_rgb_join_and_move():
 
 def test_grey_levels_of_full_range_planes_are_their_luma():
     clips = clips_of(full=True)
-    assert torch.equal(luma_of(clips), clips.luma_BTHW)
+    assert torch.equal(to_luma(clips), clips.luma_BTHW)
     grey = map_pixels(lambda tensor: torch.full_like(tensor, 128), clips.chroma_BCTHW)
     flat_clips = YuvClips(luma_BTHW=clips.luma_BTHW, chroma_BCTHW=grey, colour_BX=clips.colour_BX)
-    assert torch.equal(luma_of(flat_clips.rgb()), clips.luma_BTHW)
+    assert torch.equal(to_luma(flat_clips.rgb()), clips.luma_BTHW)
 
 
 def test_grey_levels_of_rgb_are_weighed_as_the_eye_does():
     pixels = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [80, 80, 80]], dtype=torch.uint8)
     clip_BCTHW = pixels.T.reshape(1, 3, 4, 1, 1)
-    assert luma_of(clip_BCTHW).flatten().tolist() == [76, 150, 29, 80]
+    assert to_luma(clip_BCTHW).flatten().tolist() == [76, 150, 29, 80]
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -145,10 +145,10 @@ def test_planes_and_their_rgb_have_the_same_grey_levels_but_for_rounding(shares,
     clips.chroma_BCTHW.copy_(clips.chroma_BCTHW // 4 + 96)
     rgb = clips.rgb()
     is_inside = ((rgb > 0) & (rgb < 255)).all(dim=1)
-    difference = (luma_of(clips).int() - luma_of(rgb).int()).abs()
+    difference = (to_luma(clips).int() - to_luma(rgb).int()).abs()
     assert is_inside.float().mean() > 0.9
     assert difference[is_inside].max() <= (0 if full and shares == BT601 else 1)
 
 
 def test_black_planes_have_no_grey_levels():
-    assert not luma_of(YuvClips.empty(2, 3, 8)).any()
+    assert not to_luma(YuvClips.empty(2, 3, 8)).any()

@@ -16,7 +16,7 @@ import pytest
 from kinemae.data_tools.__main__ import PROGRAM
 from kinemae.data_tools.command import DataError, log, run_program
 from kinemae.data_tools.index import INDEX_NAME, Sample, open_index, write_index
-from kinemae.data_tools.storage.location import Patience, location
+from kinemae.data_tools.storage.location import RetryPolicy, location
 from kinemae.data_tools.verify.command import open_sets, verify
 from kinemae.data_tools.verify.compare import Opened, SampleJob, failed_on_sample
 from tests.conftest import run_module
@@ -257,8 +257,8 @@ def test_a_folder_without_data_sets_is_named(tmp_path: Path):
 
 def test_remote_shards_are_verified_and_outages_are_faults(shards: Path):
     with faulty_server(shards.parent) as server:
-        patience = Patience(attempts=8, idle_s=2.0, total_s=10.0, pause_s=0.01)
-        index = open_sets(location(server.url, patience=patience))
+        retry_policy = RetryPolicy(attempts=8, idle_s=2.0, total_s=10.0, pause_s=0.01)
+        index = open_sets(location(server.url, retry_policy=retry_policy))
         assert list(index) == ["train"]
         server.at_random(0.2, seed=3)
         assert list(verify(index, full=True, workers=1)) == []

@@ -14,7 +14,7 @@ from torch import Tensor
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import ShardIndex, open_index, write_index
 from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
-from kinemae.data_tools.stream.yuv_to_rgb import luma_of
+from kinemae.data_tools.stream.yuv_to_rgb import to_luma
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.tokens import normalise, patchify
 from kinemae.pretrain.representation_monitor import HealthConfig, _spread, spread_videos
@@ -112,7 +112,7 @@ def test_a_pruner_s_kept_share_is_what_it_would_keep_of_whole_clips(
         small_config("health.clips=4", "pruning={name: run_length, args: {keep: 0.5, threshold: 20.0}}")
     )
     shares = [
-        plan.split.pruning.weigh(luma_of(item.pixels), plan.split.patch).is_kept_BN.float().mean().item()
+        plan.split.pruning.weigh(to_luma(item.pixels), plan.split.patch).is_kept_BN.float().mean().item()
         for videos in _health_watch(plan).videos
         for item in videos
     ]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from kinemae.data_tools.config import load_config
-from kinemae.data_tools.stream.mixture import Mixture, find
+from kinemae.data_tools.stream.mixture import Mixture, locate_sample
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.train import prepare
 from kinemae.pretrain.config import PretrainConfig
@@ -98,7 +98,9 @@ def test_the_sets_of_a_mixture_that_moved_keep_their_clips(
     (tmp_path / "first").rename(tmp_path / "xyz")  # comes after the other now
     after = make_plan(mixed(tmp_path / "xyz", data, 1, 3))
     assert after.continues
-    clips = [[find(plan.index, seed=3, position=i).key for i in range(300)] for plan in (before, after)]
+    clips = [
+        [locate_sample(plan.index, seed=3, position=i).key for i in range(300)] for plan in (before, after)
+    ]
     assert clips[0] == clips[1]
     assert isinstance(after.index, Mixture)
     assert str(after.index.sets[str(tmp_path / "first")].folder) == str(tmp_path / "xyz")
