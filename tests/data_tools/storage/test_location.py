@@ -48,7 +48,7 @@ def remote_file(server: FaultyServer) -> Location:
     ],
 )
 def test_a_scheme_that_is_not_on_the_list_is_refused(text: str):
-    with pytest.raises(ValueError, match=r"cannot be used .* begins with file://, s3://, gs://, http://"):
+    with pytest.raises(ValueError, match=r"cannot be used: .* begins with file://, s3://, gs://, http://"):
         location(text)
 
 
