@@ -1,57 +1,77 @@
-"""`kinemae finetune`: train on labelled videos, score, compare; import and export checkpoints."""
+"""Command line of `kinemae finetune`: train, evaluate, compare, import and export."""
 
 import argparse
+import importlib
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kinemae.data_tools.command import Command, Program, run_program
+from kinemae.data_tools.command import CheckpointError, Command, Program, run_program
 from kinemae.data_tools.config_files import find_config
-from kinemae.finetune.run_checks import check_finished_run
+from kinemae.data_tools.overrides import as_override
+from kinemae.pretrain.folder_kinds import (
+    ENCODER,
+    FINETUNING,
+    FOREIGN,
+    MODEL,
+    PRETRAINING,
+    exported_in,
+    kind_of_folder,
+)
 
-_DRY_RUN = ("--dry-run", "resolve, check, count and say what would be done; start nothing")
-_JSON = ("--json", "print the result as json")
+_DRY_RUN = ("--dry-run", "check the config and the data, print the plan, and start nothing")
+_JSON = ("--json", "print the result as JSON")
+
+
+def _lazy(module: str, function: str) -> Callable[[argparse.Namespace], None]:
+    """Import a command's module when it runs, so that `--help` does not import torch."""
+
+    def run(arguments: argparse.Namespace) -> None:
+        getattr(importlib.import_module(f"kinemae.finetune.{module}"), function)(arguments)
+
+    return run
 
 
 def _train(arguments: argparse.Namespace) -> None:
     arguments.config = find_config(arguments.config, "finetune")
-    from kinemae.finetune.train import run_train
-
-    run_train(arguments)
+    _lazy("train", "run_train")(arguments)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     check_finished_run(Path(arguments.run_dir))
-    from kinemae.finetune.evaluate import run_evaluate
-
-    run_evaluate(arguments)
+    _lazy("evaluate", "run_evaluate")(arguments)
 
 
-def _compare(arguments: argparse.Namespace) -> None:
-    from kinemae.finetune.compare import run_compare
+def check_finished_run(run_dir: Path) -> None:
+    """Reject a folder that `finetune evaluate` cannot score. Does not import torch.
 
-    run_compare(arguments)
-
-
-def _import(arguments: argparse.Namespace) -> None:
-    from kinemae.finetune.conversion.command import run_import
-
-    run_import(arguments)
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    from kinemae.finetune.conversion.command import run_export
-
-    run_export(arguments)
+    Raises:
+        CheckpointError: the folder is neither a finished fine-tuning run nor a fine-tuned model.
+    """
+    kind = kind_of_folder(run_dir)
+    if kind == MODEL or (kind == FINETUNING and exported_in(run_dir) is not None):
+        return
+    if kind == FINETUNING:
+        fix = "repeat its `finetune train`, which continues it"
+        kind = "a fine-tuning run without a model"
+    elif kind in (PRETRAINING, ENCODER):
+        encoder = run_dir / "encoder" if kind == PRETRAINING else run_dir
+        fix = f"fine-tune it first, kinemae finetune train CONFIG {as_override('encoder', encoder)}"
+    elif kind == FOREIGN:
+        fix = f"import it first, kinemae finetune import {shlex.quote(str(run_dir))} OUT"
+    else:
+        fix = "give the run_dir of a `finetune train`"
+    raise CheckpointError(f"{run_dir}: expected a fine-tuning run, got {kind}; fix: {fix}")
 
 
 PROGRAM = Program(
     name="finetune",
-    about="Fine-tune an exported encoder (or one from scratch) on labelled videos, and score it.",
+    about="Fine-tune a pretrained video encoder on labelled videos and score it.",
     commands=(
         Command(
             name="train",
-            help="train on labelled shards, save the model, score it; the same command again continues",
+            help="train on labelled shards, save the model and score it; the same command continues a run",
             example="kinemae finetune train configs/finetune/demo.yaml encoder=runs/mine/encoder",
             run=_train,
             positionals=(("config", "a YAML file, or a name in configs/finetune"),),
@@ -67,34 +87,38 @@ PROGRAM = Program(
         ),
         Command(
             name="compare",
-            help="print the scores of several runs side by side",
+            help="print a table of the scores of several runs",
             example="kinemae finetune compare runs/tuned runs/from_scratch",
-            run=_compare,
+            run=_lazy("compare", "run_compare"),
             options=(_JSON,),
-            more=("runs", "run folders; the first is what the others are compared with"),
+            more=("runs", "run folders; differences are relative to the first"),
         ),
         Command(
             name="import",
-            help="read a checkpoint of VideoMAE V1 or V2, of transformers' VideoMAE or of MAE-ST",
+            help="import a checkpoint of VideoMAE V1 or V2, of VideoMAE in transformers, or of MAE-ST",
             example="kinemae finetune import checkpoint.pth imported frames=16 stride=4 size=224",
-            run=_import,
+            run=_lazy("conversion.command", "run_import"),
             positionals=(
-                ("path", "a file of weights, or a folder as transformers writes it"),
-                ("out", "the folder to write: `encoder=OUT` fine-tunes it"),
+                ("path", "a file of weights, or a folder written by transformers"),
+                ("out", "the folder to write; `encoder=OUT` fine-tunes it"),
             ),
-            options=(_DRY_RUN, _JSON, ("--allow-partial", "leave out what is not known or not whole")),
+            options=(
+                _DRY_RUN,
+                _JSON,
+                ("--allow-partial", "skip unknown tensors, and an incomplete decoder or head"),
+            ),
         ),
         Command(
             name="export",
-            help="write an encoder with its decoder, or a fine-tuned model, as another system's checkpoint",
+            help="export an encoder with its decoder, or a fine-tuned model, to VideoMAE or transformers",
             example="kinemae finetune export runs/mine/encoder mine.pth --to videomae",
-            run=_export,
+            run=_lazy("conversion.command", "run_export"),
             positionals=(
-                ("folder", "an exported encoder, a fine-tuned model, or the run that has one"),
+                ("folder", "an exported encoder, a fine-tuned model, or a run that has one"),
                 ("out", "the file (videomae) or the folder (huggingface) to write"),
             ),
             options=(_DRY_RUN, _JSON),
-            settings=(("--to", "SYSTEM", "whose checkpoint to write: videomae or huggingface"),),
+            settings=(("--to", "FORMAT", "format of the checkpoint: videomae or huggingface"),),
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""The table that sets runs side by side, made from their `result.json` alone."""
+"""Compare runs: a table of their `result.json` files."""
 
 import argparse
 import json
@@ -14,21 +14,21 @@ from kinemae.pretrain.folder_kinds import FINETUNING, MODEL, kind_of_folder
 RESULT_NAME = "result.json"
 
 _HEADINGS = ("run", "encoder", "frozen", "head", "lr", "videos", "top-1 %", "95 % interval", "difference")
-_NUMBERS_FROM = 4  # columns from here on are flush right
+_FIRST_NUMBER = 4  # columns from here on are right-aligned
 
 
 def run_compare(arguments: argparse.Namespace) -> None:
-    """`kinemae finetune compare RUN RUN ...`."""
+    """Run `kinemae finetune compare RUN RUN ...`."""
     results = read_results(arguments.runs)
     sys.stdout.write(json.dumps(results, ensure_ascii=False) if arguments.json else table(results))
     sys.stdout.write("\n")
 
 
 def read_results(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """The results of runs, each with its folder as "folder", its "name" and its "difference" to the first.
+    """Read the results of runs and add "folder", "name" and the "difference" of top-1 to the first run.
 
     Raises:
-        CheckpointError: a folder holds no result, or not one of ours.
+        CheckpointError: a folder has no valid result.
     """
     results = [_read(Path(folder)) for folder in folders]
     for result in results:
@@ -37,15 +37,24 @@ def read_results(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """A plain aligned table with one line a run."""
+    """Format the results as an aligned table with one line per run."""
     rows = [_HEADINGS, *(_row(result) for result in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple("-" * width for width in widths))
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, range(len(row)), strict=True)
+        lines.append(
+            "  ".join(
+                text.rjust(width) if i >= _FIRST_NUMBER else text.ljust(width) for text, width, i in cells
+            )
+        )
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / RESULT_NAME
+    evaluate = f"`kinemae finetune evaluate {shlex.quote(str(folder))}`"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         _row({**result, "name": "", "difference": 0.0})
@@ -57,25 +66,22 @@ def _read(folder: Path) -> dict[str, Any]:
                 "fix: give the run_dir of a `finetune train`"
             ) from error
         raise CheckpointError(
-            f"{path}: expected a result, got no such file; fix: finish the run, or `{_evaluate(folder)}`"
+            f"{path}: expected a result, got no such file; fix: finish the run, or run {evaluate}"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is not a result of this version; fix: run `{_evaluate(folder)}`"
+            f"{path}: expected a result of this version, got another file; fix: run {evaluate}"
         ) from error
     return {"name": folder.name, "folder": str(folder), **result}
-
-
-def _evaluate(folder: Path) -> str:
-    return f"kinemae finetune evaluate {shlex.quote(str(folder))}"
 
 
 def _row(result: dict[str, Any]) -> tuple[str, ...]:
     low, high = result["top1_ci95"]
     run = result["run"]
+    encoder = "from scratch" if run["encoder"] is None else str(run["encoder"])
     return (
         result["name"],
-        _encoder(run),
+        f"{encoder}, random weights" if run["encoder"] and run.get("weights") == "random" else encoder,
         "yes" if run["freeze"] else "no",
         run["head"],
         f"{run['lr']:g}",
@@ -84,18 +90,3 @@ def _row(result: dict[str, Any]) -> tuple[str, ...]:
         f"{100 * low:.1f} - {100 * high:.1f}",
         f"{100 * result['difference']:+.1f}",
     )
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [
-        text.rjust(width) if column >= _NUMBERS_FROM else text.ljust(width)
-        for column, (text, width) in enumerate(zip(row, widths, strict=True))
-    ]
-
-
-def _encoder(run: dict[str, Any]) -> str:
-    """The initial weights of the encoder."""
-    if run["encoder"] is None:
-        return "from scratch"
-    name = str(run["encoder"])
-    return f"{name}, random weights" if run.get("weights") == "random" else name

@@ -67,5 +67,5 @@ def test_what_is_no_fine_tuning_run_is_not_to_be_scored(tmp_path):
 def test_a_foreign_result_is_refused(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
 
-    with pytest.raises(CheckpointError, match="is not a result of this version"):
+    with pytest.raises(CheckpointError, match="expected a result of this version"):
         read_results([tmp_path])

@@ -267,7 +267,7 @@ def test_evaluate_needs_a_finished_run(scratch_run, tmp_path, capsys):
 
     assert finetune("evaluate", tmp_path) == 4
 
-    assert "got a fine-tuning run that has no model yet; fix: repeat" in capsys.readouterr().err
+    assert "got a fine-tuning run without a model; fix: repeat" in capsys.readouterr().err
 
 
 def test_the_folder_of_a_pretraining_is_not_fine_tuned_into(common, repo, tmp_path, capsys):

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from kinemae.data_tools.command import CheckpointError, run_program
-from kinemae.finetune.__main__ import PROGRAM
-from kinemae.finetune.run_checks import check_finished_run
+from kinemae.finetune.__main__ import PROGRAM, check_finished_run
 
 FILES: dict[str, dict[str, str]] = {
     "pretraining": {"config.yaml": "masking: {name: tube}"},
@@ -51,7 +50,7 @@ def test_what_can_be_scored_is_let_through(tmp_path: Path, name: str) -> None:
             "got an exported encoder; fix: fine-tune it first, "
             "kinemae finetune train CONFIG 'encoder=FOLDER'",
         ),
-        ("finetuning", "got a fine-tuning run that has no model yet; fix: repeat its `finetune train`"),
+        ("finetuning", "got a fine-tuning run without a model; fix: repeat its `finetune train`"),
         (
             "transformers",
             "got a model of transformers; fix: import it first, kinemae finetune import 'FOLDER' OUT",
