@@ -83,7 +83,7 @@ class Classifier(nn.Module):
         if encoder.shape.scorer and not self.pruning.is_learned:
             encoder.scorer.requires_grad_(False)  # this pruning does not use its scores
         elif encoder.shape.scorer and self.pruning.keep is None:
-            encoder.scorer.threshold_1.requires_grad_(False)  # only a fixed fraction trains the threshold
+            encoder.scorer.threshold.requires_grad_(False)  # only a fixed fraction trains the threshold
         self.head = head
         self.freeze = freeze
         self.label_smoothing = label_smoothing
@@ -176,7 +176,7 @@ class Classifier(nn.Module):
             tokens_BKD = self.encoder.encode(chosen.x_BKD, chosen.place_BK, draws)
             return Features(tokens_BKD, threshold_loss_B=chosen.threshold_loss_B)
         score_BN = scorer(x_BND)
-        packing = Packing.of(score_BN.detach() > scorer.threshold_1.detach(), score_BN.detach())
+        packing = Packing.of(score_BN.detach() > scorer.threshold.detach(), score_BN.detach())
         gated_BND = x_BND * scorer.gate(score_BN, x_BND.dtype)
         return self._encode_packed(packing.pack(gated_BND), packing, draws)
 

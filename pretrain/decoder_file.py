@@ -110,9 +110,9 @@ def describe_decoder(decoder: Decoder, *, target: Component) -> DecoderDescripti
     return DecoderDescription(
         shape=decoder.shape,
         kind=kind,
-        memory_width=decoder.project.in_features,
+        memory_width=decoder.embed.in_features,
         values=decoder.head.out_features,
-        told_noise=hasattr(decoder, "noise_level_D"),
+        told_noise=hasattr(decoder, "noise_embed"),
         grid=decoder.grid,
         reference=decoder.reference,
         target=target,

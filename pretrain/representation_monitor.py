@@ -184,7 +184,7 @@ class HealthWatch:
             worth = self.pruning.weigh(to_luma(item.pixels), encoder.shape.patch)
             return worth.is_kept_BN.float().mean().item()
         score_BN = encoder.scorer(encoder.embed(self._patches(item), None))
-        return (score_BN > encoder.scorer.threshold_1).float().mean().item()
+        return (score_BN > encoder.scorer.threshold).float().mean().item()
 
 
 def spread_videos(

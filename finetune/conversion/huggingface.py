@@ -18,7 +18,6 @@ from kinemae.finetune.conversion.key_rules import (
     Layout,
     Rule,
     Tensors,
-    boxed,
     convolution,
     give,
     same,
@@ -237,8 +236,8 @@ def _layout(shape: EncoderShape, decoder_depth: int | None, has_head: bool) -> L
     return Layout(
         name=f"transformers VideoMAE {name}",
         encoder=(
-            convolution("embed_patches.weight", f"{_MODEL}{_KERNEL}", shape.patch),
-            same("embed_patches.bias", f"{_MODEL}{_KERNEL.replace('weight', 'bias')}"),
+            convolution("patch_embed.weight", f"{_MODEL}{_KERNEL}", shape.patch),
+            same("patch_embed.bias", f"{_MODEL}{_KERNEL.replace('weight', 'bias')}"),
             *_blocks(shape.depth, f"{_MODEL}encoder.layer"),
             *(same_layer("norm", f"{_MODEL}layernorm") if shape.final_norm else ()),
         ),
@@ -249,8 +248,8 @@ def _layout(shape: EncoderShape, decoder_depth: int | None, has_head: bool) -> L
 
 def _decoder(depth: int) -> tuple[Rule, ...]:
     return (
-        same("project.weight", "encoder_to_decoder.weight"),
-        boxed("mask_token_D", "mask_token", axes=2),
+        same("embed.weight", "encoder_to_decoder.weight"),
+        same("mask_token", "mask_token"),
         *_blocks(depth, "decoder.decoder_layers"),
         *same_layer("norm", "decoder.norm"),
         *same_layer("head", "decoder.head"),
@@ -261,13 +260,13 @@ def _blocks(depth: int, prefix: str) -> list[Rule]:
     rules: list[Rule] = []
     for i in range(depth):
         ours, theirs = f"blocks.{i}", f"{prefix}.{i}"
-        attention, inner = f"{ours}.attentions.0", f"{theirs}.attention.attention"
-        rules += same_layer(f"{ours}.norms_attention.0", f"{theirs}.layernorm_before")
+        attention, inner = f"{ours}.attn", f"{theirs}.attention.attention"
+        rules += same_layer(f"{ours}.norm1", f"{theirs}.layernorm_before")
         parts = [f"{inner}.{part}.weight" for part in ("query", "key", "value")]
         rules.append(stacked(f"{attention}.qkv.weight", *parts))
         rules.append(without_key(f"{attention}.qkv.bias", f"{inner}.q_bias", f"{inner}.v_bias"))
-        rules += same_layer(f"{attention}.out", f"{theirs}.attention.output.dense")
-        rules += same_layer(f"{ours}.norm_mlp", f"{theirs}.layernorm_after")
-        rules += same_layer(f"{ours}.mlp.expand", f"{theirs}.intermediate.dense")
-        rules += same_layer(f"{ours}.mlp.shrink", f"{theirs}.output.dense")
+        rules += same_layer(f"{attention}.proj", f"{theirs}.attention.output.dense")
+        rules += same_layer(f"{ours}.norm2", f"{theirs}.layernorm_after")
+        rules += same_layer(f"{ours}.mlp.fc1", f"{theirs}.intermediate.dense")
+        rules += same_layer(f"{ours}.mlp.fc2", f"{theirs}.output.dense")
     return rules

@@ -104,16 +104,6 @@ def convolution(ours: str, theirs: str, patch: Patch) -> Rule:
     )
 
 
-def boxed(ours: str, theirs: str, axes: int) -> Rule:
-    """Our tensor within so many axes of length 1 in front."""
-    return Rule(
-        ours=ours,
-        theirs=(theirs,),
-        read=lambda value: value.reshape(value.shape[axes:]),
-        write=lambda value: (value[(None,) * axes],),
-    )
-
-
 def give(rules: Iterable[Rule], ours: Tensors) -> Tensors:
     """Write their tensors, each with memory of its own."""
     written = {}

@@ -10,7 +10,6 @@ from kinemae.finetune.conversion.key_rules import (
     Layout,
     Rule,
     Tensors,
-    boxed,
     convolution,
     same,
     same_layer,
@@ -79,11 +78,11 @@ def _layout(shape: EncoderShape) -> Layout:
     return Layout(
         name="MAE-ST pretraining",
         encoder=(
-            convolution("embed_patches.weight", "patch_embed.proj.weight", shape.patch),
-            same("embed_patches.bias", "patch_embed.proj.bias"),
+            convolution("patch_embed.weight", "patch_embed.proj.weight", shape.patch),
+            same("patch_embed.bias", "patch_embed.proj.bias"),
             _register(),
-            boxed("positions.slices_tD", "pos_embed_temporal", axes=1),
-            boxed("positions.places_SD", "pos_embed_spatial", axes=1),
+            same("pos_embed.temporal", "pos_embed_temporal"),
+            same("pos_embed.spatial", "pos_embed_spatial"),
             *_blocks(shape.depth),
             *same_layer("norm", "norm"),
         ),
@@ -94,9 +93,9 @@ def _layout(shape: EncoderShape) -> Layout:
 def _register() -> Rule:
     """The class token and its position, which are always added, as one; nobody can take them apart again."""
     return Rule(
-        ours="registers_RD",
+        ours="reg_token",
         theirs=("cls_token", "pos_embed_class"),
-        read=lambda token, position: (token + position)[0],
+        read=lambda token, position: token + position,
         write=lambda register: (),
     )
 
@@ -105,12 +104,12 @@ def _blocks(depth: int) -> list[Rule]:
     rules: list[Rule] = []
     for i in range(depth):
         ours, theirs = f"blocks.{i}", f"blocks.{i}"
-        rules += same_layer(f"{ours}.norms_attention.0", f"{theirs}.norm1")
+        rules += same_layer(f"{ours}.norm1", f"{theirs}.norm1")
         for leaf in ("weight", "bias"):
             parts = [f"{theirs}.attn.{part}.{leaf}" for part in "qkv"]
-            rules.append(stacked(f"{ours}.attentions.0.qkv.{leaf}", *parts))
-        rules += same_layer(f"{ours}.attentions.0.out", f"{theirs}.attn.proj")
-        rules += same_layer(f"{ours}.norm_mlp", f"{theirs}.norm2")
-        rules += same_layer(f"{ours}.mlp.expand", f"{theirs}.mlp.fc1")
-        rules += same_layer(f"{ours}.mlp.shrink", f"{theirs}.mlp.fc2")
+            rules.append(stacked(f"{ours}.attn.qkv.{leaf}", *parts))
+        rules += same_layer(f"{ours}.attn.proj", f"{theirs}.attn.proj")
+        rules += same_layer(f"{ours}.norm2", f"{theirs}.norm2")
+        rules += same_layer(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1")
+        rules += same_layer(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2")
     return rules

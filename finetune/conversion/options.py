@@ -151,7 +151,7 @@ class ImportOptions:
         Raises:
             ValueError: nobody says how many heads.
         """
-        width = len(ours["project.weight"])
+        width = len(ours["embed.weight"])
         heads = self.decoder_heads or heads or _DECODER_HEADS.get(width)
         return DecoderDescription(
             shape=DecoderShape(

@@ -10,7 +10,6 @@ from kinemae.finetune.conversion.key_rules import (
     Layout,
     Rule,
     Tensors,
-    boxed,
     convolution,
     give,
     same,
@@ -107,16 +106,16 @@ def finetuned_layout(shape: EncoderShape, *, has_head: bool) -> Layout:
 
 def _encoder(shape: EncoderShape, prefix: str) -> tuple[Rule, ...]:
     return (
-        convolution("embed_patches.weight", f"{prefix}patch_embed.proj.weight", shape.patch),
-        same("embed_patches.bias", f"{prefix}patch_embed.proj.bias"),
+        convolution("patch_embed.weight", f"{prefix}patch_embed.proj.weight", shape.patch),
+        same("patch_embed.bias", f"{prefix}patch_embed.proj.bias"),
         *_blocks(shape.depth, f"{prefix}blocks", is_scaled=shape.layer_scale is not None),
     )
 
 
 def _decoder(depth: int) -> tuple[Rule, ...]:
     return (
-        same("project.weight", "encoder_to_decoder.weight"),
-        boxed("mask_token_D", "mask_token", axes=2),
+        same("embed.weight", "encoder_to_decoder.weight"),
+        same("mask_token", "mask_token"),
         *_blocks(depth, "decoder.blocks", is_scaled=False),
         *same_layer("norm", "decoder.norm"),
         *same_layer("head", "decoder.head"),
@@ -127,14 +126,14 @@ def _blocks(depth: int, prefix: str, *, is_scaled: bool) -> list[Rule]:
     rules: list[Rule] = []
     for i in range(depth):
         ours, theirs = f"blocks.{i}", f"{prefix}.{i}"
-        attention = f"{ours}.attentions.0"
-        rules += same_layer(f"{ours}.norms_attention.0", f"{theirs}.norm1")
+        attention = f"{ours}.attn"
+        rules += same_layer(f"{ours}.norm1", f"{theirs}.norm1")
         rules.append(same(f"{attention}.qkv.weight", f"{theirs}.attn.qkv.weight"))
         rules.append(without_key(f"{attention}.qkv.bias", f"{theirs}.attn.q_bias", f"{theirs}.attn.v_bias"))
-        rules += same_layer(f"{attention}.out", f"{theirs}.attn.proj")
-        rules += same_layer(f"{ours}.norm_mlp", f"{theirs}.norm2")
-        rules += same_layer(f"{ours}.mlp.expand", f"{theirs}.mlp.fc1")
-        rules += same_layer(f"{ours}.mlp.shrink", f"{theirs}.mlp.fc2")
+        rules += same_layer(f"{attention}.proj", f"{theirs}.attn.proj")
+        rules += same_layer(f"{ours}.norm2", f"{theirs}.norm2")
+        rules += same_layer(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1")
+        rules += same_layer(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2")
         if is_scaled:
-            rules += [same(f"{ours}.scales_D.{j}", f"{theirs}.gamma_{j + 1}") for j in range(2)]
+            rules += [same(f"{ours}.ls{j}.gamma", f"{theirs}.gamma_{j}") for j in (1, 2)]
     return rules

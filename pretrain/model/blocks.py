@@ -36,22 +36,22 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm_query = norm(width // heads) if qk_norm else nn.Identity()
-        self.norm_key = norm(width // heads) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(width, width)
+        self.q_norm = norm(width // heads) if qk_norm else nn.Identity()
+        self.k_norm = norm(width // heads) if qk_norm else nn.Identity()
         self.call_look: Callable[..., Tensor] = _call_look
 
     def forward(self, x_BND: Tensor, look: Look, rotate: Rotate | None = None) -> Tensor:
         """Mix the tokens, as x_BND."""
         query_BANF, key_BANF, value_BANF = _split_heads(self.qkv(x_BND), 3, self.heads)
-        query_BANF, key_BANF = self.norm_query(query_BANF), self.norm_key(key_BANF)
+        query_BANF, key_BANF = self.q_norm(query_BANF), self.k_norm(key_BANF)
         if rotate is not None:
             query_BANF, key_BANF = rotate(query_BANF), rotate(key_BANF)
         # Under autocast a norm gives float32, and FlexAttention takes no mixture.
         query_BANF, key_BANF = query_BANF.to(value_BANF.dtype), key_BANF.to(value_BANF.dtype)
         # On the CPU an attention pattern may hold index lists whose number changes from step to step.
         call = self.call_look if query_BANF.is_cpu else _call_look
-        return self.out(_join_heads(call(look, query_BANF, key_BANF, value_BANF)))
+        return self.proj(_join_heads(call(look, query_BANF, key_BANF, value_BANF)))
 
 
 class CrossAttention(nn.Module):
@@ -60,9 +60,9 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
 
     def forward(
         self,
@@ -71,11 +71,11 @@ class CrossAttention(nn.Module):
         rotate: tuple[Rotate, Rotate] | None = None,
     ) -> Tensor:
         """Read the memory at each query, as x_BMD; `rotate` turns the queries and the keys."""
-        (query_BAMF,) = _split_heads(self.query(x_BMD), 1, self.heads)
-        key_BAKF, value_BAKF = _split_heads(self.key_value(memory_BKD), 2, self.heads)
+        (query_BAMF,) = _split_heads(self.q(x_BMD), 1, self.heads)
+        key_BAKF, value_BAKF = _split_heads(self.kv(memory_BKD), 2, self.heads)
         if rotate is not None:
             query_BAMF, key_BAKF = rotate[0](query_BAMF), rotate[1](key_BAKF)
-        return self.out(_join_heads(F.scaled_dot_product_attention(query_BAMF, key_BAKF, value_BAKF)))
+        return self.proj(_join_heads(F.scaled_dot_product_attention(query_BAMF, key_BAKF, value_BAKF)))
 
 
 class Mlp(nn.Module):
@@ -83,22 +83,34 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.expand = nn.Linear(width, hidden)
-        self.shrink = nn.Linear(hidden, width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Change each token by itself, as x_BND."""
-        return self.shrink(F.gelu(self.expand(x_BND)))
+        return self.fc2(F.gelu(self.fc1(x_BND)))
+
+
+class LayerScale(nn.Module):
+    """Learned scale of a residual branch, one weight per channel (arXiv 2103.17239)."""
+
+    def __init__(self, width: int, init: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), init))
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Scale the channels."""
+        return x_BND * self.gamma
 
 
 class Block(nn.Module):
-    """One attention or several, then the MLP, each after a norm and added to the stream.
+    """Pre-norm transformer block: one or several attentions, then the MLP, each added to the residual.
 
     Args:
-        attentions: how many attentions follow one another, each with weights of its own.
+        attentions: number of attentions in sequence, each with its own weights. The first has timm's names
+            (`norm1`, `attn`, `ls1`), further ones are in `extra_norms`, `extra_attns` and `extra_ls`.
         qk_norm: see `SelfAttention`.
-        layer_scale: what each branch is first multiplied by, channel by channel, a weight that is learned
-            (arXiv 2103.17239); None for no such weights.
+        layer_scale: initial value of the `LayerScale` of each branch; None for none.
     """
 
     recompute = False
@@ -114,15 +126,20 @@ class Block(nn.Module):
         layer_scale: float | None = None,
     ):
         super().__init__()
-        self.norms_attention = nn.ModuleList(norm(width) for _ in range(attentions))
-        self.attentions = nn.ModuleList(
-            SelfAttention(width, heads, qk_norm=qk_norm) for _ in range(attentions)
-        )
-        self.norm_mlp = norm(width)
+
+        def scale() -> nn.Module:
+            return nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+
+        extra = range(attentions - 1)
+        self.norm1 = norm(width)
+        self.extra_norms = nn.ModuleList(norm(width) for _ in extra)
+        self.attn = SelfAttention(width, heads, qk_norm=qk_norm)
+        self.extra_attns = nn.ModuleList(SelfAttention(width, heads, qk_norm=qk_norm) for _ in extra)
+        self.norm2 = norm(width)
         self.mlp = Mlp(width, mlp_width)
-        self.scales_D = nn.ParameterList()
-        if layer_scale is not None:
-            self.scales_D.extend(torch.full((width,), layer_scale) for _ in range(attentions + 1))
+        self.ls1 = scale()
+        self.extra_ls = nn.ModuleList(scale() for _ in extra)
+        self.ls2 = scale()
 
     def forward(
         self,
@@ -134,8 +151,8 @@ class Block(nn.Module):
         """Run the block, as x_BND.
 
         Args:
-            looks: how each of the attentions looks.
-            keep_XBN1: weighs the X branches, attentions first, clip by clip or token by token (drop path).
+            looks: the attention function of each attention.
+            keep_XBN1: drop-path weights of the X branches, attentions first, per clip or per token.
         """
         return self.feed_forward(self.attend(x_BND, looks, rotate, keep_XBN1), keep_XBN1)
 
@@ -146,20 +163,21 @@ class Block(nn.Module):
         rotate: Rotate | None = None,
         keep_XBN1: Tensor | None = None,
     ) -> Tensor:
-        """The first half of a block, its attentions; tokens may merge after it. See `forward`."""
-        branches = zip(self.norms_attention, self.attentions, looks, strict=True)
-        for i, (norm_attention, attention, look) in enumerate(branches):
-            x_BND = x_BND + self._weighed(i, attention(norm_attention(x_BND), look, rotate), keep_XBN1)
+        """Run the attentions, the first half of the block. See `forward`."""
+        for i, ((norm_i, attn, scale), look) in enumerate(zip(self.branches(), looks, strict=True)):
+            change_BND = scale(attn(norm_i(x_BND), look, rotate))
+            x_BND = x_BND + (change_BND if keep_XBN1 is None else change_BND * keep_XBN1[i])
         return x_BND
 
-    def feed_forward(self, x_BND: Tensor, keep_XBN1: Tensor | None = None) -> Tensor:
-        """The second half of a block, its MLP."""
-        return x_BND + self._weighed(len(self.attentions), self.mlp(self.norm_mlp(x_BND)), keep_XBN1)
+    def branches(self) -> list[tuple[nn.Module, nn.Module, nn.Module]]:
+        """Norm, attention and layer scale of each attention branch."""
+        extra = zip(self.extra_norms, self.extra_attns, self.extra_ls, strict=True)
+        return [(self.norm1, self.attn, self.ls1), *extra]
 
-    def _weighed(self, branch: int, change_BND: Tensor, keep_XBN1: Tensor | None) -> Tensor:
-        if len(self.scales_D):
-            change_BND = change_BND * self.scales_D[branch]
-        return change_BND if keep_XBN1 is None else change_BND * keep_XBN1[branch]
+    def feed_forward(self, x_BND: Tensor, keep_XBN1: Tensor | None = None) -> Tensor:
+        """Run the MLP, the second half of the block."""
+        change_BND = self.ls2(self.mlp(self.norm2(x_BND)))
+        return x_BND + (change_BND if keep_XBN1 is None else change_BND * keep_XBN1[-1])
 
 
 class CrossBlock(nn.Module):
@@ -169,17 +187,17 @@ class CrossBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_width: int):
         super().__init__()
-        self.norm_attention = norm(width)
-        self.attention = CrossAttention(width, heads)
-        self.norm_mlp = norm(width)
+        self.norm1 = norm(width)
+        self.cross_attn = CrossAttention(width, heads)
+        self.norm2 = norm(width)
         self.mlp = Mlp(width, mlp_width)
 
     def forward(
         self, x_BMD: Tensor, memory_BKD: Tensor, rotate: tuple[Rotate, Rotate] | None = None
     ) -> Tensor:
         """Run the block, as x_BMD."""
-        x_BMD = x_BMD + self.attention(self.norm_attention(x_BMD), memory_BKD, rotate)
-        return x_BMD + self.mlp(self.norm_mlp(x_BMD))
+        x_BMD = x_BMD + self.cross_attn(self.norm1(x_BMD), memory_BKD, rotate)
+        return x_BMD + self.mlp(self.norm2(x_BMD))
 
 
 def run_block(block: nn.Module, *inputs: object, part: Callable[..., Tensor] | None = None) -> Tensor:

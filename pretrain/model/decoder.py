@@ -40,19 +40,19 @@ class Decoder(nn.Module, ABC):
         self.shape = shape
         self.grid = grid
         self.reference = reference or grid
-        self.project = nn.Linear(memory_width, width, bias=False)
-        self.mask_token_D = nn.Parameter(torch.zeros(width))
-        self.positions = build_positions(
+        self.embed = nn.Linear(memory_width, width, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = build_positions(
             shape.positions, width=width, heads=shape.heads, grid=grid, reference=self.reference
         )
         self.norm = norm(width)
         self.head = nn.Linear(width, values)
         if told_noise:
             # Zero: at first, every strength looks the same.
-            self.noise_level_D = nn.Parameter(torch.zeros(width))
+            self.noise_embed = nn.Parameter(torch.zeros(width))
         self._build_blocks(shape)
         init_weights(self)
-        nn.init.trunc_normal_(self.mask_token_D, std=0.02)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     @abstractmethod
     def _build_blocks(self, shape: DecoderShape) -> None:
@@ -80,18 +80,17 @@ class Decoder(nn.Module, ABC):
 
     def _placed(self, memory_BKD: Tensor, visible_BK: Tensor) -> Tensor:
         """The memory in the decoder's width, with its places."""
-        seen_BKD = self.project(memory_BKD)
-        added = self.positions(visible_BK)
+        seen_BKD = self.embed(memory_BKD)
+        added = self.pos_embed(visible_BK)
         return seen_BKD if added is None else seen_BKD + added
 
     def _questions(self, wanted_BM: Tensor, level_B: Tensor | None) -> Tensor:
         """What stands for the wanted tokens at first, as x_BMD."""
-        asked_D = self.mask_token_D
-        added = self.positions(wanted_BM)
-        asked_BMD = asked_D.expand(*wanted_BM.shape, -1) if added is None else asked_D + added
-        if level_B is None or not hasattr(self, "noise_level_D"):
+        token_11D, added = self.mask_token, self.pos_embed(wanted_BM)
+        asked_BMD = token_11D.expand(*wanted_BM.shape, -1) if added is None else token_11D + added
+        if level_B is None or not hasattr(self, "noise_embed"):
             return asked_BMD
-        return asked_BMD + level_B[:, None, None] * self.noise_level_D
+        return asked_BMD + level_B[:, None, None] * self.noise_embed
 
 
 class SelfDecoder(Decoder):
@@ -122,7 +121,7 @@ class SelfDecoder(Decoder):
         x_BND = torch.cat([seen_BKD, asked_BMD.to(seen_BKD.dtype)], dim=1)
         places = Places(grid=self.grid, index_BN=torch.cat([visible_BK, wanted_BM], dim=1))
         looks = Looks(places, x_BND.device)
-        rotate = self.positions.rotation(places.indices(x_BND.device))
+        rotate = self.pos_embed.rotation(places.indices(x_BND.device))
         for block, relations in zip(self.blocks, self.relations, strict=True):
             x_BND = run_block(block, x_BND, [looks[relation] for relation in relations], rotate)
         return self.head(self.norm(x_BND[:, visible_BK.shape[1] :]))
@@ -152,7 +151,7 @@ class CrossDecoder(Decoder):
         """See `Decoder.forward`."""
         seen_BKD = self.norm_memory(self._placed(memory_BKD, visible_BK))
         x_BMD = self._questions(wanted_BM, level_B)
-        turned = [self.positions.rotation(index) for index in (wanted_BM, visible_BK)]
+        turned = [self.pos_embed.rotation(index) for index in (wanted_BM, visible_BK)]
         rotate = None if turned[0] is None or turned[1] is None else (turned[0], turned[1])
         for block in self.blocks:
             x_BMD = run_block(block, x_BMD, seen_BKD, rotate)

@@ -43,8 +43,8 @@ class Encoder(nn.Module):
         self.drop_path_rates = [drop_path * i / max(shape.depth - 1, 1) for i in range(shape.depth)]
         kind = build_attention(shape.attention)
         self.relations = [kind.relations(i) for i in range(shape.depth)]
-        self.embed_patches = nn.Linear(shape.patch_values, shape.width)
-        self.positions = build_positions(
+        self.patch_embed = nn.Linear(shape.patch_values, shape.width)
+        self.pos_embed = build_positions(
             shape.positions, width=shape.width, heads=shape.heads, grid=grid, reference=self.reference
         )
         self.blocks = nn.ModuleList(
@@ -61,11 +61,11 @@ class Encoder(nn.Module):
         self.norm = norm(shape.width) if shape.final_norm else nn.Identity()
         init_weights(self)
         if shape.registers:
-            self.registers_RD = nn.Parameter(torch.empty(shape.registers, shape.width))
-            nn.init.trunc_normal_(self.registers_RD, std=0.02)
+            self.reg_token = nn.Parameter(torch.empty(1, shape.registers, shape.width))
+            nn.init.trunc_normal_(self.reg_token, std=0.02)
         if shape.run_lengths:
             # Zero: an encoder that never saw runs starts as if there were none.
-            self.run_table_ND = nn.Parameter(torch.zeros(shape.run_lengths, shape.width))
+            self.run_length_embed = nn.Parameter(torch.zeros(shape.run_lengths, shape.width))
         if shape.scorer:
             self.scorer = Scorer(shape.width)
         self.merge_per_block = 0
@@ -109,13 +109,13 @@ class Encoder(nn.Module):
             run_BK: int64, for how many slices each token stands, at least 1; needs `shape.run_lengths`.
                 None: for itself alone.
         """
-        x_BKD = self.embed_patches(patches_BKP.to(self.embed_patches.weight.dtype))
-        added = self.positions(visible_BK)
+        x_BKD = self.patch_embed(patches_BKP.to(self.patch_embed.weight.dtype))
+        added = self.pos_embed(visible_BK)
         if added is not None:
             x_BKD = x_BKD + added
         if run_BK is not None:
-            return x_BKD + self.run_table_ND[run_BK.clamp(1, self.shape.run_lengths) - 1]
-        return x_BKD + self.run_table_ND[0] if self.shape.run_lengths else x_BKD
+            return x_BKD + self.run_length_embed[run_BK.clamp(1, self.shape.run_lengths) - 1]
+        return x_BKD + self.run_length_embed[0] if self.shape.run_lengths else x_BKD
 
     def encode(
         self,
@@ -141,7 +141,7 @@ class Encoder(nn.Module):
             x_BND = self._encode_merging(x_BND, places, draws)
             return self.norm(_without_registers(x_BND, places, self.shape.registers))
         looks = Looks(places, x_BND.device)
-        rotate = self.positions.rotation(places.indices(x_BND.device))
+        rotate = self.pos_embed.rotation(places.indices(x_BND.device))
         for i, block in enumerate(self.blocks):
             x_BND = run_block(
                 block,
@@ -159,7 +159,7 @@ class Encoder(nn.Module):
             cast("Iterable[Block]", self.blocks),
             x_BND,
             Merging(self.merge_per_block, index_BN, registers=self.shape.registers),
-            positions=self.positions,
+            positions=self.pos_embed,
             keep=lambda block: self._keep(block, draws, places, x_BND),
         )
 
@@ -169,7 +169,7 @@ class Encoder(nn.Module):
         if not count:
             return x_BKD, places
         rows = len(x_BKD)
-        registers_BRD = self.registers_RD.to(x_BKD.dtype).expand(rows, -1, -1)
+        registers_BRD = self.reg_token.to(x_BKD.dtype).expand(rows, -1, -1)
         index_BN = places.indices(x_BKD.device).expand(rows, -1)
         nowhere_BR = index_BN.new_full((rows, count), REGISTER)
         lengths = None if places.lengths is None else tuple(length + count for length in places.lengths)

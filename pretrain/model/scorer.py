@@ -45,17 +45,17 @@ class Scorer(nn.Module):
         super().__init__()
         hidden = max(8, width // 4)
         self.norm = norm(width)
-        self.expand = nn.Linear(width, hidden)
-        self.shrink = nn.Linear(hidden, 1)
-        self.threshold_1 = nn.Parameter(torch.zeros(1))
-        for linear in (self.expand, self.shrink):
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, 1)
+        self.threshold = nn.Parameter(torch.zeros(1))
+        for linear in (self.fc1, self.fc2):
             nn.init.trunc_normal_(linear.weight, std=_START_STD)
             nn.init.zeros_(linear.bias)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Score the tokens, score_BN in float32."""
-        hidden_BNX = nn.functional.gelu(self.expand(self.norm(x_BND)))
-        return self.shrink(hidden_BNX).squeeze(2).float()
+        hidden_BNX = nn.functional.gelu(self.fc1(self.norm(x_BND)))
+        return self.fc2(hidden_BNX).squeeze(2).float()
 
     def choose(self, x_BND: Tensor, keep: float) -> Chosen:
         """Keep the tokens of the highest score, a share of them, rounded."""
@@ -70,11 +70,11 @@ class Scorer(nn.Module):
 
     def gate(self, score_BN: Tensor, dtype: torch.dtype) -> Tensor:
         """What tokens of such scores are multiplied by, gate_BN1."""
-        return (2 * torch.sigmoid(score_BN - self.threshold_1.detach())).to(dtype)[..., None]
+        return (2 * torch.sigmoid(score_BN - self.threshold.detach())).to(dtype)[..., None]
 
     def _threshold_loss(self, score_BN: Tensor, keep: float) -> Tensor:
         """The pinball loss, least where a share `keep` lies above (Koenker and Bassett 1978)."""
-        above_BN = score_BN.detach() - self.threshold_1
+        above_BN = score_BN.detach() - self.threshold
         return _THRESHOLD_WEIGHT * torch.maximum((1 - keep) * above_BN, -keep * above_BN).mean(dim=1)
 
 

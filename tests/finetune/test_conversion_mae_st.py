@@ -108,7 +108,7 @@ def test_another_clip_resamples_the_learned_positions(tmp_path):
     kin = imported(saved(tmp_path, mae_st()), ImportOptions(heads=HEADS, frames=16, size=48))
 
     assert kin.description.grid.tokens == 8 * kin.description.reference.tokens
-    assert kin.encoder.positions(None).shape == (8 * SLICES * PLACES, WIDTH)
+    assert kin.encoder.pos_embed(None).shape == (8 * SLICES * PLACES, WIDTH)
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,9 @@ def make(part, *, head="attentive", drop_path=0.0, registers=0, merge_per_block=
     pruning = token_reduction.build_pruning(shape)
     encoder = token_reduction.apply(Encoder(shape, GRID, drop_path=drop_path), pruning)
     if encoder.shape.run_lengths:
-        torch.nn.init.normal_(encoder.run_table_ND)
+        torch.nn.init.normal_(encoder.run_length_embed)
     if encoder.shape.scorer:
-        torch.nn.init.normal_(encoder.scorer.shrink.weight)
+        torch.nn.init.normal_(encoder.scorer.fc2.weight)
     args = {"head_width": 8} if head == "attentive" else {"init_std": 0.5}
     built = build_head(Component(name=head, args=args), width=24, classes=5)
     return Classifier(encoder, built, pruning=pruning, **settings)
@@ -67,7 +67,7 @@ def chosen_by_hand(classifier, clip_1CTHW):
     everything = list(range(GRID.tokens))
     if pruning.is_learned:
         score_N = encoder.scorer(encoder.embed(patches_1NP, None))[0]
-        is_kept_N, run_N = score_N > encoder.scorer.threshold_1, None
+        is_kept_N, run_N = score_N > encoder.scorer.threshold, None
     else:
         worth = pruning.weigh(to_luma(clip_1CTHW), SHAPE.patch)
         score_N, is_kept_N = worth.score_BN[0], worth.is_kept_BN[0]
@@ -88,7 +88,7 @@ def features_by_hand(classifier, clip_1CTHW):
     run_1K = None if run_N is None else run_N[index_1K]
     x_1KD = encoder.embed(patches_1NP[:, kept], index_1K, run_1K)
     if classifier.pruning.is_learned:
-        x_1KD = x_1KD * 2 * torch.sigmoid(score_N[kept] - encoder.scorer.threshold_1)[None, :, None]
+        x_1KD = x_1KD * 2 * torch.sigmoid(score_N[kept] - encoder.scorer.threshold)[None, :, None]
     return encoder.encode(x_1KD, index_1K)
 
 
@@ -150,7 +150,7 @@ def test_every_weight_that_has_a_say_learns_and_no_other_is_trained(part):
 
     idle = {name for name, value in classifier.named_parameters() if not value.requires_grad}
     is_by_need = part.name == "learned" and part.args["keep"] is None
-    assert idle == ({"encoder.scorer.threshold_1"} if is_by_need else set())
+    assert idle == ({"encoder.scorer.threshold"} if is_by_need else set())
     for name, parameter in classifier.named_parameters():
         assert name in idle or parameter.grad.abs().sum() > 0, name
 
@@ -161,7 +161,7 @@ def test_a_scorer_that_is_not_asked_stays_as_it_is():
     classifier = Classifier(encoder, build_head(Component(name="linear"), width=24, classes=5))
 
     assert not any(value.requires_grad for value in classifier.encoder.scorer.parameters())
-    assert classifier.encoder.embed_patches.weight.requires_grad
+    assert classifier.encoder.patch_embed.weight.requires_grad
 
 
 @prunings
@@ -191,10 +191,10 @@ def test_an_encoder_that_knows_runs_is_told_runs_of_one_where_nothing_is_pruned(
 
     before_BND = classifier.features(clip_BCTHW).tokens_BND
     with torch.no_grad():
-        encoder.run_table_ND[1:] += 1
+        encoder.run_length_embed[1:] += 1
     unchanged_BND = classifier.features(clip_BCTHW).tokens_BND
     with torch.no_grad():
-        encoder.run_table_ND[0] += torch.randn(24)
+        encoder.run_length_embed[0] += torch.randn(24)
 
     assert torch.equal(unchanged_BND, before_BND)
     assert not torch.allclose(classifier.features(clip_BCTHW).tokens_BND, before_BND, atol=1e-3)
@@ -235,7 +235,7 @@ def test_a_pruned_encoder_keeps_its_weights_and_gets_what_it_lacks():
 
     grown = token_reduction.apply(encoder, token_reduction.build_pruning(SHAPE))
 
-    assert not grown.run_table_ND.any() and len(grown.run_table_ND) == 3
+    assert not grown.run_length_embed.any() and len(grown.run_length_embed) == 3
     for name, value in encoder.state_dict().items():
         assert torch.equal(grown.state_dict()[name], value)
     again = token_reduction.apply(grown, token_reduction.build_pruning(grown.shape))

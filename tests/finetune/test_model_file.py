@@ -107,7 +107,7 @@ def test_the_folder_is_an_encoder_for_further_fine_tuning(tmp_path):
 
     encoder, _ = load_encoder(tmp_path)
 
-    assert torch.equal(encoder.embed_patches.weight, classifier.encoder.embed_patches.weight)
+    assert torch.equal(encoder.patch_embed.weight, classifier.encoder.patch_embed.weight)
 
 
 def test_nothing_in_the_folder_is_a_pickle(tmp_path):

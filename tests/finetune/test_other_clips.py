@@ -117,5 +117,5 @@ def test_resampling_is_announced_with_both_grids_and_nothing_else_is(folder, cap
 def test_what_is_learned_of_positions_moves_as_little_as_the_patches(folder):
     config = load(f"encoder={folder}")
     classifier = build_classifier(config, describe_encoder(config), classes=3)
-    names = [name for name, _ in classifier.named_parameters() if ".positions." in name]
+    names = [name for name, _ in classifier.named_parameters() if ".pos_embed." in name]
     assert all(layer_of(name, depth=2) == 0 for name in names)

@@ -47,7 +47,7 @@ def test_random_weights_have_the_encoders_architecture_clip_and_colours(folder):
     )
 
     assert fresh.encoder.shape == learned.encoder.shape and fresh.mean == learned.mean
-    weight, other = (model.encoder.embed_patches.weight for model in (fresh, learned))
+    weight, other = (model.encoder.patch_embed.weight for model in (fresh, learned))
     assert weight.shape == other.shape and not torch.equal(weight, other)
 
 

@@ -154,14 +154,14 @@ def tiny_peer(transformers):
 def copy_peer(peer, model):
     embed = peer.videomae.embeddings
     kernel_DCTHW = embed.patch_embeddings.projection.weight
-    model.encoder.embed_patches.weight.copy_(kernel_DCTHW.permute(0, 2, 3, 4, 1).flatten(1))
-    model.encoder.embed_patches.bias.copy_(embed.patch_embeddings.projection.bias)
-    model.encoder.positions.table_ND.copy_(embed.position_embeddings[0])
+    model.encoder.patch_embed.weight.copy_(kernel_DCTHW.permute(0, 2, 3, 4, 1).flatten(1))
+    model.encoder.patch_embed.bias.copy_(embed.patch_embeddings.projection.bias)
+    model.encoder.pos_embed.table_ND.copy_(embed.position_embeddings[0])
     model.encoder.norm.load_state_dict(peer.videomae.layernorm.state_dict())
     copy_blocks(peer.videomae.encoder.layer, model.encoder.blocks)
-    model.decoder.project.weight.copy_(peer.encoder_to_decoder.weight)
-    model.decoder.mask_token_D.copy_(peer.mask_token.flatten())
-    model.decoder.positions.table_ND.copy_(peer.position_embeddings[0])
+    model.decoder.embed.weight.copy_(peer.encoder_to_decoder.weight)
+    model.decoder.mask_token.copy_(peer.mask_token.flatten())
+    model.decoder.pos_embed.table_ND.copy_(peer.position_embeddings[0])
     copy_blocks(peer.decoder.decoder_layers, model.decoder.blocks)
     model.decoder.norm.load_state_dict(peer.decoder.norm.state_dict())
     model.decoder.head.load_state_dict(peer.decoder.head.state_dict())
@@ -172,10 +172,10 @@ def copy_blocks(layers, blocks):
         attention = layer.attention.attention
         weights = [part.weight for part in (attention.query, attention.key, attention.value)]
         no_bias = torch.zeros_like(attention.query.bias)
-        block.attentions[0].qkv.weight.copy_(torch.cat(weights))
-        block.attentions[0].qkv.bias.copy_(torch.cat([attention.query.bias, no_bias, attention.value.bias]))
-        block.attentions[0].out.load_state_dict(layer.attention.output.dense.state_dict())
-        block.norms_attention[0].load_state_dict(layer.layernorm_before.state_dict())
-        block.norm_mlp.load_state_dict(layer.layernorm_after.state_dict())
-        block.mlp.expand.load_state_dict(layer.intermediate.dense.state_dict())
-        block.mlp.shrink.load_state_dict(layer.output.dense.state_dict())
+        block.attn.qkv.weight.copy_(torch.cat(weights))
+        block.attn.qkv.bias.copy_(torch.cat([attention.query.bias, no_bias, attention.value.bias]))
+        block.attn.proj.load_state_dict(layer.attention.output.dense.state_dict())
+        block.norm1.load_state_dict(layer.layernorm_before.state_dict())
+        block.norm2.load_state_dict(layer.layernorm_after.state_dict())
+        block.mlp.fc1.load_state_dict(layer.intermediate.dense.state_dict())
+        block.mlp.fc2.load_state_dict(layer.output.dense.state_dict())

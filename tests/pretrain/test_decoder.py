@@ -58,17 +58,17 @@ def test_the_cross_decoder_equals_a_slow_plain_one():
     decoder, memory_BKD = build(CrossDecoder), random_memory()
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    memory = decoder.norm_memory(memory_BKD @ decoder.project.weight.T + decoder.positions.table_ND[VISIBLE])
-    x = decoder.mask_token_D + decoder.positions.table_ND[WANTED]
+    memory = decoder.norm_memory(memory_BKD @ decoder.embed.weight.T + decoder.pos_embed.table_ND[VISIBLE])
+    x = decoder.mask_token + decoder.pos_embed.table_ND[WANTED]
     for block in decoder.blocks:
-        query = block.attention.query(block.norm_attention(x))
-        key, value = block.attention.key_value(memory).chunk(2, dim=-1)
+        query = block.cross_attn.q(block.norm1(x))
+        key, value = block.cross_attn.kv(memory).chunk(2, dim=-1)
         heads = [
             (query[..., part] @ key[..., part].transpose(1, 2) / 8**0.5).softmax(dim=-1) @ value[..., part]
             for part in (slice(0, 8), slice(8, 16))
         ]
-        x = x + block.attention.out(torch.cat(heads, dim=-1))
-        x = x + block.mlp(block.norm_mlp(x))
+        x = x + block.cross_attn.proj(torch.cat(heads, dim=-1))
+        x = x + block.mlp(block.norm2(x))
     expected_BMP = decoder.head(decoder.norm(x))
     torch.testing.assert_close(decoder(memory_BKD, VISIBLE, WANTED), expected_BMP, atol=1e-5, rtol=1e-5)
 

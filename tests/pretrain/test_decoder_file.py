@@ -84,7 +84,7 @@ def test_the_folder_says_whether_it_holds_one(tmp_path):
         ({"target": None}, "wrong keys in target: missing name"),
         ({"shape": {}}, "wrong keys in shape: missing depth, missing heads, missing width"),
         ({"values": 7}, r"2 mis-shaped \(head.weight \(6, 24\) instead of \(7, 24\), head.bias"),
-        ({"told_noise": True}, r"1 missing \(noise_level_D\) tensors"),
+        ({"told_noise": True}, r"1 missing \(noise_embed\) tensors"),
     ],
 )
 def test_a_description_of_something_else_is_refused(tmp_path, changes, message):
@@ -105,7 +105,7 @@ def test_parts_that_there_are_not_are_refused(tmp_path):
 def test_weights_of_another_decoder_are_refused_tensor_by_tensor(tmp_path):
     saved(tmp_path)
     weights = load_file(tmp_path / "decoder.safetensors")
-    weights["extra"] = weights.pop("mask_token_D")
+    weights["extra"] = weights.pop("mask_token")
     save_file(weights, tmp_path / "decoder.safetensors")
-    with pytest.raises(CheckpointError, match=r"1 missing \(mask_token_D\), 1 unexpected \(extra\) tensors"):
+    with pytest.raises(CheckpointError, match=r"1 missing \(mask_token\), 1 unexpected \(extra\) tensors"):
         load_decoder(tmp_path)

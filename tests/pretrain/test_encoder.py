@@ -26,12 +26,12 @@ def test_it_equals_a_slow_plain_vision_transformer():
     encoder, patches_BKP = build(), random_patches()
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.2)  # zero biases would hide a mistake
-    x = patches_BKP @ encoder.embed_patches.weight.T + encoder.embed_patches.bias
-    x = x + encoder.positions.table_ND[VISIBLE]
+    x = patches_BKP @ encoder.patch_embed.weight.T + encoder.patch_embed.bias
+    x = x + encoder.pos_embed.table_ND[VISIBLE]
     for block in encoder.blocks:
-        x = x + plain_attention(block.attentions[0], block.norms_attention[0](x))
-        wide = block.norm_mlp(x) @ block.mlp.expand.weight.T + block.mlp.expand.bias
-        x = x + F.gelu(wide) @ block.mlp.shrink.weight.T + block.mlp.shrink.bias
+        x = x + plain_attention(block.attn, block.norm1(x))
+        wide = block.norm2(x) @ block.mlp.fc1.weight.T + block.mlp.fc1.bias
+        x = x + F.gelu(wide) @ block.mlp.fc2.weight.T + block.mlp.fc2.bias
     torch.testing.assert_close(encoder(patches_BKP, VISIBLE), encoder.norm(x), atol=1e-5, rtol=1e-5)
 
 
@@ -41,7 +41,7 @@ def plain_attention(attention, x):
     for part in torch.arange(x.shape[-1]).chunk(attention.heads):
         scores = query[..., part] @ key[..., part].transpose(1, 2) / len(part) ** 0.5
         heads.append(scores.softmax(dim=-1) @ value[..., part])
-    return torch.cat(heads, dim=-1) @ attention.out.weight.T + attention.out.bias
+    return torch.cat(heads, dim=-1) @ attention.proj.weight.T + attention.proj.bias
 
 
 def test_no_index_list_means_all_tokens_in_order():
@@ -102,12 +102,12 @@ def test_it_runs_in_bfloat16_with_finite_gradients(cast):
 def test_it_starts_as_mae_does():
     encoder = build()
     bound = (6 / (SHAPE.width + 3 * SHAPE.width)) ** 0.5
-    attention = encoder.blocks[0].attentions[0]
+    attention = encoder.blocks[0].attn
     assert 0.9 * bound < attention.qkv.weight.abs().max() <= bound
-    assert not attention.qkv.bias.any() and not encoder.embed_patches.bias.any()
+    assert not attention.qkv.bias.any() and not encoder.patch_embed.bias.any()
     assert (encoder.norm.weight == 1).all() and encoder.norm.eps == 1e-6
 
 
 def test_positions_are_neither_trained_nor_saved():
     encoder = build()
-    assert not any("positions" in name for name in [*encoder.state_dict(), *dict(encoder.named_parameters())])
+    assert not any("pos_embed" in name for name in [*encoder.state_dict(), *dict(encoder.named_parameters())])

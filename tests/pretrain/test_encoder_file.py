@@ -63,7 +63,7 @@ def test_saving_again_replaces_the_encoder(folder):
     torch.manual_seed(1)
     newer = Encoder(SHAPE, GRID)
     save_encoder(folder, newer, DESCRIPTION)
-    assert torch.equal(load_encoder(folder)[0].embed_patches.weight, newer.embed_patches.weight)
+    assert torch.equal(load_encoder(folder)[0].patch_embed.weight, newer.patch_embed.weight)
 
 
 def test_drop_path_for_further_training_is_the_callers_choice(folder):
@@ -171,12 +171,12 @@ def test_weights_of_another_encoder_are_refused_tensor_by_tensor(folder):
     def change(weights):
         del weights["norm.bias"]
         weights["head.weight"] = torch.zeros(1)
-        weights["embed_patches.bias"] = torch.zeros(3)
+        weights["patch_embed.bias"] = torch.zeros(3)
 
     edit_weights(folder, change)
     message = (
         r"1 missing \(norm.bias\), 1 unexpected \(head.weight\), "
-        r"1 mis-shaped \(embed_patches.bias \(3,\) instead of \(16,\)\) tensors"
+        r"1 mis-shaped \(patch_embed.bias \(3,\) instead of \(16,\)\) tensors"
     )
     with pytest.raises(CheckpointError, match=message):
         load_encoder(folder)

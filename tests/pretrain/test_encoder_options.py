@@ -35,17 +35,16 @@ def random_patches(clips=2, tokens=5):
 
 
 def slow_plain(encoder, patches_BKP, visible_BK, run_BK):
-    registers = encoder.registers_RD.expand(len(patches_BKP), -1, -1)
+    registers = encoder.reg_token.expand(len(patches_BKP), -1, -1)
     index_BN = torch.cat([torch.full(registers.shape[:2], REGISTER), visible_BK], dim=1)
     places = Places(grid=GRID, index_BN=index_BN)
-    x = encoder.embed_patches(patches_BKP) + encoder.positions.table_ND[visible_BK]
-    x = torch.cat([registers, x + encoder.run_table_ND[run_BK - 1]], dim=1)
+    x = encoder.patch_embed(patches_BKP) + encoder.pos_embed.table_ND[visible_BK]
+    x = torch.cat([registers, x + encoder.run_length_embed[run_BK - 1]], dim=1)
     for block, relations in zip(encoder.blocks, encoder.relations, strict=True):
-        for i, relation in enumerate(relations):
+        for (norm, attn, scale), relation in zip(block.branches(), relations, strict=True):
             allowed_BNN = relation.allowed(places, torch.device("cpu"))
-            change = plain_attention(block.attentions[i], block.norms_attention[i](x), allowed_BNN)
-            x = x + block.scales_D[i] * change
-        x = x + block.scales_D[-1] * block.mlp(block.norm_mlp(x))
+            x = x + scale.gamma * plain_attention(attn, norm(x), allowed_BNN)
+        x = x + block.ls2.gamma * block.mlp(block.norm2(x))
     return encoder.norm(x)[:, 2:]
 
 
@@ -53,10 +52,10 @@ def plain_attention(attention, x, allowed_BNN):
     query, key, value = attention.qkv(x).chunk(3, dim=-1)
     heads = []
     for part in torch.arange(x.shape[-1]).chunk(attention.heads):
-        q, k = attention.norm_query(query[..., part]), attention.norm_key(key[..., part])
+        q, k = attention.q_norm(query[..., part]), attention.k_norm(key[..., part])
         scores = (q @ k.transpose(1, 2) / len(part) ** 0.5).masked_fill(~allowed_BNN, -torch.inf)
         heads.append(scores.softmax(dim=-1) @ value[..., part])
-    return attention.out(torch.cat(heads, dim=-1))
+    return attention.proj(torch.cat(heads, dim=-1))
 
 
 def gradients(output, module):
@@ -102,7 +101,7 @@ def test_every_kind_runs_in_bfloat16_with_gradients_for_every_parameter(kind, ca
     found_BKD.float().square().mean().backward()
     assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
     assert all(parameter.grad.any() for parameter in encoder.parameters())
-    encoder.run_table_ND.data.zero_()
+    encoder.run_length_embed.data.zero_()
     assert (found_BKD.float() - exact_BKD).abs().mean() < 0.2
 
 
@@ -134,7 +133,7 @@ def test_options_add_the_parameters_that_they_should(option, count):
 def test_registers_change_what_is_seen_and_do_not_come_out():
     encoder, patches_BKP = build(FULL), random_patches()
     before_BKD = encoder(patches_BKP, VISIBLE)
-    encoder.registers_RD.data.normal_()
+    encoder.reg_token.data.normal_()
     assert before_BKD.shape == (2, 5, 32)
     assert not torch.allclose(encoder(patches_BKP, VISIBLE), before_BKD, atol=1e-3)
 
@@ -150,7 +149,7 @@ def test_under_qk_norm_the_size_of_queries_and_keys_does_not_matter():
     encoder, patches_BKP = Encoder(replace(PLAIN, qk_norm=True), GRID), random_patches()
     before_BKD = encoder(patches_BKP, VISIBLE)
     for block in encoder.blocks:
-        block.attentions[0].qkv.weight.data[:64] *= 30
+        block.attn.qkv.weight.data[:64] *= 30
     torch.testing.assert_close(encoder(patches_BKP, VISIBLE), before_BKD, atol=1e-4, rtol=1e-4)
 
 
@@ -160,7 +159,7 @@ def test_runs_change_nothing_at_first_and_long_ones_count_as_the_longest():
     run_BK = torch.tensor([[1, 2, 3, 4, 50]]).expand(2, -1)
     without_BKD = encoder.embed(patches_BKP, VISIBLE)
     torch.testing.assert_close(encoder.embed(patches_BKP, VISIBLE, run_BK), without_BKD)
-    encoder.run_table_ND.data.copy_(torch.arange(1.0, 4.0)[:, None].expand(-1, 32))
+    encoder.run_length_embed.data.copy_(torch.arange(1.0, 4.0)[:, None].expand(-1, 32))
     added_BKD = encoder.embed(patches_BKP, VISIBLE, run_BK) - without_BKD
     torch.testing.assert_close(added_BKD[0, :, 0], torch.tensor([1.0, 2.0, 3.0, 3.0, 3.0]))
 

@@ -54,8 +54,8 @@ def merged_by_a_loop(x_ND, key_NF, sizes, count, first):
 
 def attention_by_a_loop(block, x_ND, sizes):
     """A block's attention in which a key counts as often as its token's size says."""
-    attention = block.attentions[0]
-    query, key, value = attention.qkv(block.norms_attention[0](x_ND)).chunk(3, dim=1)
+    attention = block.attn
+    query, key, value = attention.qkv(block.norm1(x_ND)).chunk(3, dim=1)
     width = WIDTH // HEADS
     seen, keys = [], []
     for head in range(HEADS):
@@ -63,7 +63,7 @@ def attention_by_a_loop(block, x_ND, sizes):
         strength = (query[:, part] @ key[:, part].T / width**0.5).exp() * torch.tensor(sizes)
         seen.append(strength / strength.sum(dim=1, keepdim=True) @ value[:, part])
         keys.append(key[:, part])
-    return x_ND + attention.out(torch.cat(seen, dim=1)), torch.stack(keys).mean(dim=0)
+    return x_ND + attention.proj(torch.cat(seen, dim=1)), torch.stack(keys).mean(dim=0)
 
 
 @pytest.mark.parametrize("registers", [0, 3])
@@ -78,14 +78,14 @@ def test_an_encoder_that_merges_equals_a_loop_over_its_tokens(registers, per_blo
     for clip, patches_NP in enumerate(patches_BNP):
         x_ND = encoder.embed(patches_NP[None], None)[0]
         if registers:
-            x_ND = torch.cat([encoder.registers_RD, x_ND])
+            x_ND = torch.cat([encoder.reg_token[0], x_ND])
         sizes, group = [1.0] * len(x_ND), list(range(len(x_ND)))
         for block in encoder.blocks:
             x_ND, key_NF = attention_by_a_loop(block, x_ND, sizes)
             count = min(per_block, (len(x_ND) - registers) // 2)
             x_ND, sizes, place = merged_by_a_loop(x_ND, key_NF, sizes, count, registers)
             group = [place[token] for token in group]
-            x_ND = x_ND + block.mlp(block.norm_mlp(x_ND))
+            x_ND = x_ND + block.mlp(block.norm2(x_ND))
         expected_ND = encoder.norm(x_ND)[group][registers:]
         assert torch.allclose(tokens_BND[clip], expected_ND, atol=1e-5)
 
@@ -126,7 +126,7 @@ def test_equal_tokens_merge_without_a_trace(positions):
     visible_BK = torch.tensor([[3, 3, 7, 7, 9, 9], [0, 0, 1, 1, 17, 17]])
     patches_BKP = some_patches(tokens=3).repeat_interleave(2, dim=1)
     x_BKD, merging = encoder.embed(patches_BKP, visible_BK), Merging(3, visible_BK)
-    rotation = encoder.positions.rotation
+    rotation = encoder.pos_embed.rotation
 
     for block in encoder.blocks:
         x_BKD = block.attend(x_BKD, [merging.look()], rotation(merging.index_BN))

@@ -172,7 +172,7 @@ def test_gradients_reach_whatever_can_learn(name, grid):
     model = encoder(name, grid, reference=GRID)
     visible_BK = torch.arange(grid.tokens)[None, ::2]
     model(torch.randn(1, visible_BK.shape[1], 96), visible_BK).square().sum().backward()
-    for key, value in model.positions.named_parameters():
+    for key, value in model.pos_embed.named_parameters():
         assert value.grad is not None and value.grad.abs().sum() > 0, key
 
 
@@ -180,8 +180,8 @@ def test_gradients_reach_whatever_can_learn(name, grid):
 def test_what_is_learned_of_places_does_not_decay(name):
     model = encoder(name)
     decayed = {id(p) for g in parameter_groups(model, 0.05) if g["weight_decay"] for p in g["params"]}
-    assert id(model.embed_patches.weight) in decayed
-    assert not decayed & {id(parameter) for parameter in model.positions.parameters()}
+    assert id(model.patch_embed.weight) in decayed
+    assert not decayed & {id(parameter) for parameter in model.pos_embed.parameters()}
 
 
 @pytest.mark.parametrize("grid", [GRID, LONGER], ids=str)
@@ -192,11 +192,11 @@ def test_in_bfloat16_an_encoder_says_nearly_the_same(name, grid):
     exact = model(patches_BNP, None)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = model(patches_BNP, None)
-        added = model.positions(None)
+        added = model.pos_embed(None)
     assert (rounded - exact).abs().mean() < 0.02
     assert added is None or added.dtype == torch.float32
     if added is not None:
-        assert torch.equal(added, model.positions(None)), "autocast has rounded the positions"
+        assert torch.equal(added, model.pos_embed(None)), "autocast has rounded the positions"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -47,7 +47,7 @@ def test_learned_positions_are_a_slices_vector_and_a_places_vector():
     table_ND = positions(None)
 
     for token in range(SMALL.tokens):
-        expected_D = positions.slices_tD[token // 12] + positions.places_SD[token % 12]
+        expected_D = positions.temporal[0, token // 12] + positions.spatial[0, token % 12]
         assert torch.equal(table_ND[token], expected_D)
 
 
@@ -62,8 +62,8 @@ def test_learned_positions_begin_narrow():
 def test_learned_positions_are_resampled_as_pictures_are(grid, reference):
     torch.manual_seed(0)
     positions = built("learned", grid, reference)
-    time = F.interpolate(positions.slices_tD.T[None], size=grid.t, mode="linear", align_corners=False)[0].T
-    picture = positions.places_SD.T.unflatten(1, (reference.h, reference.w))[None]
+    time = F.interpolate(positions.temporal.mT, size=grid.t, mode="linear", align_corners=False)[0].T
+    picture = positions.spatial.mT.unflatten(2, (reference.h, reference.w))
     space = F.interpolate(picture, size=(grid.h, grid.w), mode="bilinear", align_corners=False)
     expected_ND = (time[:, None] + space[0].flatten(1).T).flatten(0, 1)
 

@@ -97,13 +97,13 @@ def test_the_loss_teaches_the_scorer_to_keep_what_lowers_it():
 @pytest.mark.parametrize("keep", [0.2, 0.7])
 def test_the_threshold_learns_which_score_the_kept_share_has(keep):
     scorer, x_BND = make_scorer(), torch.randn(50, 20, 16)
-    optimiser = torch.optim.Adam([scorer.threshold_1], lr=1e-3)
+    optimiser = torch.optim.Adam([scorer.threshold], lr=1e-3)
     for _ in range(300):
         optimiser.zero_grad()
         scorer.choose(x_BND, keep).threshold_loss_B.mean().backward()
         optimiser.step()
 
-    assert (scorer(x_BND) > scorer.threshold_1).float().mean() == pytest.approx(keep, abs=0.03)
+    assert (scorer(x_BND) > scorer.threshold).float().mean() == pytest.approx(keep, abs=0.03)
 
 
 def test_the_thresholds_loss_moves_nothing_else_and_does_not_show_in_the_models_loss():
@@ -113,14 +113,14 @@ def test_the_thresholds_loss_moves_nothing_else_and_does_not_show_in_the_models_
     both_B.sum().backward()
 
     assert torch.equal(both_B, loss_B) and torch.equal(loss_B.grad, torch.ones(4))
-    assert [name for name, value in scorer.named_parameters() if value.grad is not None] == ["threshold_1"]
+    assert [name for name, value in scorer.named_parameters() if value.grad is not None] == ["threshold"]
 
 
 @pytest.mark.parametrize("decoder", ["cross", "self"])
 def test_an_autoencoder_goes_on_with_the_kept_visible_tokens_alone(decoder):
     model, plain, batch = build(decoder=decoder), build(keep=None, decoder=decoder), make_batch()
     plain.load_state_dict(model.state_dict(), strict=False)
-    torch.nn.init.zeros_(model.encoder.scorer.shrink.weight)  # all tokens alike: the first are kept, gate 1
+    torch.nn.init.zeros_(model.encoder.scorer.fc2.weight)  # all tokens alike: the first are kept, gate 1
 
     prediction, shown = model.predict(batch, draws_of(batch))
 

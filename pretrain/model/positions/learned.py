@@ -20,27 +20,27 @@ class LearnedPositions(Positions):
 
     def __init__(self, *, width: int, heads: int, grid: TokenGrid, reference: TokenGrid):
         super().__init__(width=width, heads=heads, grid=grid, reference=reference)
-        self.slices_tD = nn.Parameter(torch.empty(reference.t, width))
-        self.places_SD = nn.Parameter(torch.empty(reference.per_slice, width))
-        for table in (self.slices_tD, self.places_SD):
+        self.temporal = nn.Parameter(torch.empty(1, reference.t, width))
+        self.spatial = nn.Parameter(torch.empty(1, reference.per_slice, width))
+        for table in (self.temporal, self.spatial):
             nn.init.trunc_normal_(table, std=0.02)
         for name, blend in zip(("time", "rows", "columns"), self.blends(), strict=True):
             self.register_buffer(f"along_{name}", blend.float(), persistent=False)
 
     def forward(self, index_BN: Tensor | None) -> Tensor:
         """See `Positions.forward`."""
-        slices_tD, places_SD = self._tables()
+        temporal_tD, spatial_SD = self._tables()
         # The sum first: gathering from the two small tables would add up gradients in far fewer rows.
-        table_ND = (slices_tD[:, None] + places_SD).flatten(0, 1)
+        table_ND = (temporal_tD[:, None] + spatial_SD).flatten(0, 1)
         return table_ND if index_BN is None else table_ND[index_BN]
 
     def _tables(self) -> tuple[Tensor, Tensor]:
         if self.grid == self.reference:
-            return self.slices_tD, self.places_SD
-        places_hwD = self.places_SD.unflatten(0, (self.reference.h, self.reference.w))
+            return self.temporal[0], self.spatial[0]
+        places_hwD = self.spatial[0].unflatten(0, (self.reference.h, self.reference.w))
         rows_hwD = _blended(self.along_rows, places_hwD)
         columns_whD = _blended(self.along_columns, rows_hwD.transpose(0, 1))
-        return _blended(self.along_time, self.slices_tD), columns_whD.transpose(0, 1).flatten(0, 1)
+        return _blended(self.along_time, self.temporal[0]), columns_whD.transpose(0, 1).flatten(0, 1)
 
 
 def _blended(blend: Tensor, table: Tensor) -> Tensor:

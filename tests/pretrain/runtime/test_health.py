@@ -124,7 +124,7 @@ def test_a_learned_pruner_s_kept_share_is_what_scores_above_its_threshold(
     small_config: SmallConfig, tmp_path: Path
 ) -> None:
     plan = make_plan(small_config("health.clips=4", "pruning={name: learned, args: {keep: 0.5}}"))
-    threshold = plan.model.encoder.scorer.threshold_1
+    threshold = plan.model.encoder.scorer.threshold
     shares = []
     for i, value in enumerate((-1e6, 0.0, 1e6)):
         threshold.data.fill_(value)
