@@ -19,7 +19,7 @@ _FIELD_NAMES: dict[str, str] = {
     "optim.betas": "betas opt_betas adam_betas beta1 beta2 adam_beta1 adam_beta2",
     "optim.clip_norm": "clip_grad grad_clip clip_grad_norm max_grad_norm max_norm gradient_clip_val "
     "gradient_clipping",
-    "optim.warmup_share": "warmup warmup_epochs warmup_steps warmup_ratio warmup_iters num_warmup_steps",
+    "optim.warmup_fraction": "warmup warmup_epochs warmup_steps warmup_ratio warmup_iters num_warmup_steps",
     "optim.layer_decay": "layer_decay llrd layer_wise_decay layer_decay_rate",
     "batch.global_clips": "batch_size global_batch_size train_batch_size total_batch_size",
     "batch.clips_per_device": "batch_size micro_batch_size batch_size_per_gpu per_device_train_batch_size "
@@ -64,9 +64,8 @@ _FIELD_NAMES: dict[str, str] = {
     "epochs": "steps num_epochs max_epochs num_train_epochs total_epochs max_steps",
     "run_dir": "output_dir log_dir out_dir save_dir work_dir exp_dir logdir output out experiment_dir resume "
     "resume_from resume_from_checkpoint auto_resume load_checkpoint",
-    "start_from": "pretrained init_from checkpoint ckpt load_from weights init_weights encoder finetune "
-    "init_checkpoint",
-    "encoder": "pretrained init_from checkpoint ckpt load_from weights init_weights start_from finetune "
+    "init_from": "pretrained checkpoint ckpt load_from weights init_weights encoder finetune init_checkpoint",
+    "encoder": "pretrained init_from checkpoint ckpt load_from weights init_weights finetune "
     "model_path pretrained_checkpoint backbone_weights",
     "freeze": "linear_probe freeze_backbone freeze_encoder linear_probing",
     "head": "classifier head_type pooling use_mean_pooling",

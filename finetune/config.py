@@ -9,7 +9,7 @@ from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.loader import AugmentConfig
 from kinemae.finetune.mixing import MixConfig
 from kinemae.finetune.token_reduction import TokenReduction
-from kinemae.pretrain.runtime.loss_guard import GuardConfig
+from kinemae.pretrain.runtime.loss_guard import LossGuardConfig
 from kinemae.pretrain.runtime.settings import (
     BatchConfig,
     EngineConfig,
@@ -19,7 +19,7 @@ from kinemae.pretrain.runtime.settings import (
     StreamConfig,
     check_saving,
 )
-from kinemae.pretrain.runtime.watchdog import WatchConfig
+from kinemae.pretrain.runtime.watchdog import TimeoutsConfig
 
 PRETRAINED_LAYER_DECAY = 0.75
 
@@ -185,8 +185,8 @@ class FinetuneConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
-    guard: GuardConfig = field(default_factory=GuardConfig)
+    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+    loss_guard: LossGuardConfig = field(default_factory=LossGuardConfig)
 
     @property
     def from_scratch(self) -> bool:
@@ -238,6 +238,6 @@ def run_settings(config: FinetuneConfig, samples: int, *, num_workers: int) -> R
         optim=config.optim,
         engine=config.engine,
         log=config.log,
-        watch=config.watch,
-        guard=config.guard,
+        timeouts=config.timeouts,
+        loss_guard=config.loss_guard,
     )

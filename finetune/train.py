@@ -58,11 +58,11 @@ def run_train(arguments: argparse.Namespace) -> None:
         return
     config, processes = prepared.config, prepared.processes
     run_dir = Path(config.run_dir)
-    with ending_together(processes), run_lock(run_dir, processes, config.watch):
+    with ending_together(processes), run_lock(run_dir, processes, config.timeouts):
         if processes.is_first:
             open_run_dir(run_dir, config, prepared.inputs)
         run = training(prepared)
-        join_group(processes, config.watch)
+        join_group(processes, config.timeouts)
         run.share_cores()
         calibrate_head(prepared, run)
         run.run()

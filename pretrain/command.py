@@ -21,5 +21,5 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
         sys.stdout.write(text if arguments.json else f"{to_yaml(config)}\n{text}")
         sys.stdout.write("\n")
         return
-    with ending_together(plan.processes), run_lock(Path(config.run_dir), plan.processes, config.watch):
+    with ending_together(plan.processes), run_lock(Path(config.run_dir), plan.processes, config.timeouts):
         run_pretraining(plan)

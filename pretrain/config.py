@@ -7,8 +7,8 @@ from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig
 from kinemae.pretrain.model.sizes import ModelConfig
-from kinemae.pretrain.representation_monitor import HealthConfig
-from kinemae.pretrain.runtime.loss_guard import GuardConfig
+from kinemae.pretrain.representation_monitor import MonitorConfig
+from kinemae.pretrain.runtime.loss_guard import LossGuardConfig
 from kinemae.pretrain.runtime.settings import (
     BatchConfig,
     EngineConfig,
@@ -18,7 +18,7 @@ from kinemae.pretrain.runtime.settings import (
     StreamConfig,
     check_saving,
 )
-from kinemae.pretrain.runtime.watchdog import WatchConfig
+from kinemae.pretrain.runtime.watchdog import TimeoutsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class PretrainConfig:
     seed: int = 0
     steps: int = MISSING
     # Folder of an exported encoder, whose weights a new run begins with; null for random ones.
-    start_from: str | None = None
+    init_from: str | None = None
     save_every_steps: int = 1000
     keep_checkpoints: int = 2
     keep_every_steps: int = 0
@@ -88,10 +88,10 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
-    guard: GuardConfig = field(default_factory=GuardConfig)
+    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+    loss_guard: LossGuardConfig = field(default_factory=LossGuardConfig)
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
-    health: HealthConfig = field(default_factory=HealthConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
         if self.data.shards is None and self.data.mixture is None:
@@ -99,7 +99,7 @@ class PretrainConfig:
                 "no data: set data.shards=FOLDER, or data.mixture={FOLDER: weight, ...} for several folders"
             )
         require(self.steps >= 1, "steps", "be at least 1", self.steps)
-        require(self.start_from != "", "start_from", "name a folder, or be null", self.start_from)
+        require(self.init_from != "", "init_from", "name a folder, or be null", self.init_from)
         check_saving(self.save_every_steps, self.keep_checkpoints, self.keep_every_steps)
 
     def run_settings(self, num_workers: int) -> RunSettings:
@@ -118,6 +118,6 @@ class PretrainConfig:
             optim=self.optim,
             engine=self.engine,
             log=self.log,
-            watch=self.watch,
-            guard=self.guard,
+            timeouts=self.timeouts,
+            loss_guard=self.loss_guard,
         )

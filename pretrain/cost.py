@@ -129,7 +129,7 @@ def _run(config: PretrainConfig) -> dict[str, Any]:
         "precision": _precision(config),
         "bucket_mb": config.engine.bucket_mb,
         "recomputes": config.engine.activation_checkpointing,
-        "communication": config.engine.communication,
+        "grad_reduce_dtype": config.engine.grad_reduce_dtype,
         "save_every_steps": config.save_every_steps,
         "keep_checkpoints": config.keep_checkpoints,
         "frames": clip.frames,

@@ -1,4 +1,4 @@
-"""Beginning with the weights of an exported model in place of random ones: config key `start_from`."""
+"""Beginning with the weights of an exported model in place of random ones: config key `init_from`."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -64,7 +64,7 @@ class Start:
         ]
         if differ:
             raise CheckpointError(
-                f"start_from={self.folder} holds another encoder than the config's ({'; '.join(differ)}): "
+                f"init_from={self.folder} holds another encoder than the config's ({'; '.join(differ)}): "
                 "set these keys as they are there, or give another folder"
             )
 

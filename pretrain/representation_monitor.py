@@ -30,8 +30,8 @@ _CLIPS_OF_A_VIDEO = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class HealthConfig:
-    """Measures of the representation, among the metrics as `health/...`.
+class MonitorConfig:
+    """Measures of the representation, among the metrics as `monitor/...`.
 
     Attributes:
         every_steps: how often they are taken, besides the last step; 0 for never.
@@ -50,14 +50,14 @@ class HealthConfig:
     neighbours: int = 10
 
     def __post_init__(self) -> None:
-        require(self.every_steps >= 0, "health.every_steps", "be 0 (never) or more", self.every_steps)
-        require(self.clips >= 2, "health.clips", "be at least 2", self.clips)
-        require(self.knn_videos >= 2, "health.knn_videos", "be at least 2", self.knn_videos)
-        require(self.neighbours >= 1, "health.neighbours", "be at least 1", self.neighbours)
+        require(self.every_steps >= 0, "monitor.every_steps", "be 0 (never) or more", self.every_steps)
+        require(self.clips >= 2, "monitor.clips", "be at least 2", self.clips)
+        require(self.knn_videos >= 2, "monitor.knn_videos", "be at least 2", self.knn_videos)
+        require(self.neighbours >= 1, "monitor.neighbours", "be at least 1", self.neighbours)
         if (self.knn_train is None) != (self.knn_validation is None):
             lacking = "knn_train" if self.knn_train is None else "knn_validation"
             raise ValueError(
-                f"health.{lacking} must be set where the other of the two is: set both, or neither"
+                f"monitor.{lacking} must be set where the other of the two is: set both, or neither"
             )
 
 
@@ -123,7 +123,7 @@ class HealthWatch:
             values = {**self._unlabelled(), **{name: value.item() for name, value in watched.items()}}
             if self.probe is not None:
                 values["knn_accuracy"] = self._guess(self.probe)
-        writer.note({f"health/{name}": value for name, value in values.items()})
+        writer.note({f"monitor/{name}": value for name, value in values.items()})
 
     def _unlabelled(self) -> dict[str, float]:
         """What needs no labels; nothing where fewer than two of the clips can be read."""
@@ -200,7 +200,7 @@ def spread_videos(
 
 
 def open_probe(
-    config: HealthConfig,
+    config: MonitorConfig,
     *,
     clip: ClipConfig,
     decoder: str,
@@ -220,7 +220,7 @@ def open_probe(
         return None
     train, validation = (
         _labelled_videos(
-            f"health.{key}={folder}",
+            f"monitor.{key}={folder}",
             open_index(folder, cache=cache, outage_s=outage_s),
             config.knn_videos,
             clip=clip,
@@ -231,13 +231,13 @@ def open_probe(
     label_R = train.index.column("label")[list(train.positions)]
     if len(set(label_R.tolist())) < 2:
         raise DataError(
-            f"health.knn_train={config.knn_train}: the {len(label_R)} videos that are used have one class "
+            f"monitor.knn_train={config.knn_train}: the {len(label_R)} videos that are used have one class "
             f"alone, {train.index.classes[label_R[0]]!r}, so there is nothing to guess: give more videos, "
-            "or raise health.knn_videos"
+            "or raise monitor.knn_videos"
         )
     if train.index.classes != validation.index.classes:
         raise DataError(
-            f"health.knn_validation={config.knn_validation} has other classes than health.knn_train="
+            f"monitor.knn_validation={config.knn_validation} has other classes than monitor.knn_train="
             f"{config.knn_train}: shard both parts with one command"
         )
     return Probe(train=train, validation=validation, neighbours=config.neighbours)

@@ -84,7 +84,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     Raises:
         ValueError: the config cannot be run; the message names the key.
         DataError: the shards cannot be used.
-        CheckpointError: `start_from` cannot be used.
+        CheckpointError: `init_from` cannot be used.
     """
     processes = find_processes(config.engine.device)
     check_engine(config.engine, processes, merges=config.model.merge_per_block > 0)
@@ -106,7 +106,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
         index = index.renamed(first_places(run_dir, inputs))
     data = config.data
     probe = open_probe(
-        config.health, clip=config.clip, decoder=data.decoder, cache=data.cache, outage_s=data.outage_s
+        config.monitor, clip=config.clip, decoder=data.decoder, cache=data.cache, outage_s=data.outage_s
     )
     return Plan(
         config=config,
@@ -125,7 +125,7 @@ def _build_model(
     config: PretrainConfig, grid: TokenGrid, components: Components, *, is_first: bool
 ) -> MaskedAutoencoder:
     """The model at the start of a run. A run that goes on has its checkpoint over these weights later."""
-    start = open_start(config.start_from)
+    start = open_start(config.init_from)
     torch.manual_seed(config.seed)
     model = build_model(
         config, grid, components, reference=None if start is None else start.description.reference
@@ -178,7 +178,7 @@ def training_clips(plan: Plan, split: Annotate) -> TrainingClips:
 def _watchers(plan: Plan) -> tuple[Watcher, ...]:
     """What looks at the run now and then; every process knows when, the first one looks."""
     watchers: list[Watcher] = [_picture_book(plan)] if plan.config.pictures.every_steps else []
-    if plan.config.health.every_steps:
+    if plan.config.monitor.every_steps:
         watchers.append(_health_watch(plan))
     return tuple(watchers)
 
@@ -210,9 +210,9 @@ def _health_watch(plan: Plan) -> HealthWatch:
     config = plan.config
     return HealthWatch(
         model=plan.model,
-        videos=spread_videos(plan.index, config.health.clips, clip=config.clip, decoder=config.data.decoder),
+        videos=spread_videos(plan.index, config.monitor.clips, clip=config.clip, decoder=config.data.decoder),
         pruning=plan.split.pruning,
-        schedule=Schedule(every_steps=config.health.every_steps, last_step=config.steps - 1),
+        schedule=Schedule(every_steps=config.monitor.every_steps, last_step=config.steps - 1),
         probe=plan.probe,
     )
 
@@ -224,7 +224,7 @@ def _export(plan: Plan) -> None:
         "steps": config.steps,
         "global_clips": config.batch.global_clips,
         "shards": plan.index.fingerprint,
-        "start_from": config.start_from,
+        "init_from": config.init_from,
     }
     description = EncoderDescription(
         shape=plan.model.encoder.shape,
@@ -262,7 +262,7 @@ def _inputs(config: PretrainConfig, index: ShardIndex | Mixture) -> list[Input]:
     data, target = config.data, asdict(config.target)
     key = "data.shards" if data.mixture is None else "data.mixture"
     found = data_inputs(key, data.shards, index, data.mixture)
-    return [*found, *encoder_inputs("start_from", config.start_from), *encoder_inputs("target", target)]
+    return [*found, *encoder_inputs("init_from", config.init_from), *encoder_inputs("target", target)]
 
 
 def _check_enough(index: ShardIndex | Mixture, config: PretrainConfig) -> None:

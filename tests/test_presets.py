@@ -83,7 +83,7 @@ def check_schedule(config: PretrainConfig, script: Pretraining) -> None:
     assert config.batch.global_clips == script.batch * script.views
     assert config.data.views_per_video == script.views
     assert config.steps == script.epochs * steps_an_epoch
-    assert round(config.optim.warmup_share * config.steps) == script.warmup * steps_an_epoch
+    assert round(config.optim.warmup_fraction * config.steps) == script.warmup * steps_an_epoch
     assert config.optim.lr == pytest.approx(script.base * script.batch / 256)
     assert config.optim.final_lr == pytest.approx(script.end * script.batch / 256)
     assert config.optim.betas == [0.9, 0.95] and config.optim.weight_decay == 0.05
@@ -187,7 +187,7 @@ def test_a_finetuning_preset_has_its_scripts_schedule(name):
     assert config.data.views_per_video == script.views
     assert optim.lr == pytest.approx(script.base * script.batch / 256)
     assert optim.final_lr == pytest.approx(script.end * script.batch / 256)
-    assert optim.warmup_share == pytest.approx(5 / config.epochs, abs=1e-5)
+    assert optim.warmup_fraction == pytest.approx(5 / config.epochs, abs=1e-5)
     assert (config.epochs, optim.layer_decay, config.drop_path) == (
         script.epochs,
         script.layer_decay,

@@ -53,7 +53,7 @@ def read_run(path: Path) -> Run:
             "run more steps, or lower log.every_steps"
         )
     rates = [report["clips_per_s"] for report in reports[1:]]
-    waits = [report["data_wait_share"] for report in reports[1:]]
+    waits = [report["data_wait_fraction"] for report in reports[1:]]
     worked = [
         config["batch"]["global_clips"] / rate * (1 - wait) for rate, wait in zip(rates, waits, strict=True)
     ]
@@ -95,7 +95,7 @@ def calibrate(run: Run, cost: dict[str, Any], machines: Resolved) -> tuple[Fit, 
         "memory_bytes": {"planned": round(planned_bytes), "measured": round(run.memory_bytes)},
         "slower_than_planned": fit.compute,
         "tflops_of_a_device": tflops,
-        "data_wait_share": run.wait_share,
+        "data_wait_fraction": run.wait_share,
         "clips_per_core": {"measured": round(rate_of_core, 1), "is_the_limit": is_wall},
     }
     return fit, machines._replace(base_bytes=base), said

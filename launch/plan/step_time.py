@@ -121,7 +121,7 @@ def exchanged(cost: dict[str, Any], *, stage: int, accumulation: int) -> dict[st
     gathers weights for each forward and each backward pass.
     """
     values = cost["parameters"]["trainable"]
-    gradients = values * (2 if cost["run"]["communication"] == "bf16" else 4)
+    gradients = values * (2 if cost["run"]["grad_reduce_dtype"] == "bf16" else 4)
     if stage == 3:
         return {"gradients": accumulation * gradients, "weights": accumulation * 2 * 4 * values}
     times = accumulation if stage == 2 else 1

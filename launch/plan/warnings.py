@@ -67,7 +67,7 @@ def _network(plan: dict[str, Any]) -> str | None:
         f"the network will be the wall: {share:.0%} of a step is the exchange between processes "
         f"({1000 * step['exchange']:.0f} ms, that nothing hides): more clips in a step (batch.global_clips, "
         f"now {batch['micro'] * batch['accumulation']} for each device), a lower engine.zero_stage, "
-        "engine.communication=bf16, or a faster link_gbit"
+        "engine.grad_reduce_dtype=bf16, or a faster link_gbit"
     )
 
 

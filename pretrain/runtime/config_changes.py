@@ -25,18 +25,18 @@ FREE_KEYS = {
     "engine.activation_checkpointing": "speed and memory",
     "engine.compile": "speed; sums are rounded otherwise",
     # Weights and moments are float32 whatever is computed in, so they fit.
-    "engine.communication": "gradients are rounded otherwise from here on",
+    "engine.grad_reduce_dtype": "gradients are rounded otherwise from here on",
     "engine.precision": "everything is rounded otherwise from here on",
     # What one does against a run that diverges; like every config, a function of the step.
     "optim.lr": "another learning rate from here on",
     "optim.final_lr": "another learning rate from here on",
     "optim.clip_norm": "gradients are clipped otherwise from here on",
-    "guard": "other updates are left out from here on",
-    "watch": "when the run is taken to hang",
+    "loss_guard": "other updates are left out from here on",
+    "timeouts": "when the run is taken to hang",
     "evaluate": "how the result is scored",
     "log": "what is written",
     "pictures": "what is written",
-    "health": "what is written",
+    "monitor": "what is written",
 }
 
 # Why the others may not. Longer keys come before the shorter ones that they begin with.
@@ -53,7 +53,7 @@ REFUSED = {
     "model": "another model: what was saved does not fit it",
     "head": "another model: what was saved does not fit it",
     "final_norm": "another model: what was saved does not fit it",
-    "start_from": "another beginning",
+    "init_from": "another beginning",
     "encoder": "another beginning",
     "weights": "another beginning",
     "masking": "another task",

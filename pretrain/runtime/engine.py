@@ -218,7 +218,7 @@ def _deepspeed_config(
 ) -> dict[str, Any]:
     bucket = _bucket_values(engine)
     autocast: dict[str, Any] = {"enabled": precision == "bf16", "dtype": "bfloat16"}
-    if engine.communication == "fp32":
+    if engine.grad_reduce_dtype == "fp32":
         # Else DeepSpeed exchanges the gradients of linear layers in what autocast computes in.
         autocast["lower_precision_safe_modules"] = []
     return {
@@ -228,7 +228,7 @@ def _deepspeed_config(
         "gradient_clipping": optim.clip_norm if engine.zero_stage > 0 else 0.0,
         "steps_per_print": None,
         "zero_allow_untested_optimizer": True,
-        "communication_data_type": engine.communication,
+        "communication_data_type": engine.grad_reduce_dtype,
         "zero_optimization": {
             "stage": engine.zero_stage,
             "reduce_bucket_size": bucket,

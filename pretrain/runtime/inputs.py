@@ -18,7 +18,7 @@ from kinemae.data_tools.stream.mixture import Mixture
 from kinemae.pretrain.runtime.config_changes import Change
 
 INPUTS_FILE = "inputs.json"
-_READ_ONCE = frozenset(("start_from",))  # by the first start alone: a checkpoint holds what became of it
+_READ_ONCE = frozenset(("init_from",))  # by the first start alone: a checkpoint holds what became of it
 _WEIGHTS = "*.safetensors"
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 

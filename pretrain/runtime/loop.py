@@ -19,7 +19,7 @@ from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
 from kinemae.pretrain.runtime.cores import share_cores
 from kinemae.pretrain.runtime.engine import Engine
 from kinemae.pretrain.runtime.incidents import Incidents
-from kinemae.pretrain.runtime.loss_guard import GuardConfig, Incident
+from kinemae.pretrain.runtime.loss_guard import Incident, LossGuardConfig
 from kinemae.pretrain.runtime.metrics import MetricsWriter
 from kinemae.pretrain.runtime.outages import StorageWait
 from kinemae.pretrain.runtime.processes import Processes, join_group
@@ -73,12 +73,12 @@ class Training:
             Diverged: the numbers went bad, and no roll-back is left.
             Stuck: the processes could not connect, or a storage was down for data.outage_s.
         """
-        watchdog = Watchdog(self.settings.watch, rank=self.processes.rank)
+        watchdog = Watchdog(self.settings.timeouts, rank=self.processes.rank)
         with watchdog:
             # `join_group` itself is bounded by the same key and says more, so it comes to its end first.
-            join_group(self.processes, self.settings.watch)
+            join_group(self.processes, self.settings.timeouts)
             self.share_cores()
-            watchdog.enter("building the engine and loading a checkpoint", limit="start_timeout_s")
+            watchdog.enter("building the engine and loading a checkpoint", limit="start_s")
             _Run(self, watchdog).go()
 
     def share_cores(self) -> None:
@@ -117,7 +117,7 @@ class _Run:
         self.incidents = Incidents(run_dir, training.clips, training.plan)
         self.agreement = Agreement(processes)
         nodes = processes.gather(platform.node())
-        ratio = settings.watch.straggler_ratio
+        ratio = settings.timeouts.straggler_ratio
         self.stragglers = Stragglers(nodes, ratio=ratio, logs=processes.is_first)
         self.signals = StopSignals()
         self.saved_step = 0  # the step of the newest checkpoint
@@ -139,7 +139,7 @@ class _Run:
         self.saved_step = state.step
         if state.step:
             log.info("continuing at step %d of %d", state.step, self.settings.steps)
-        elif self.settings.guard.is_on:
+        elif self.settings.loss_guard.is_on:
             self._save(state)  # to have something to go back to
             self._commit()
         return state
@@ -209,7 +209,7 @@ class _Run:
         due = [watcher for watcher in self.training.watchers if watcher.is_due(first_step, last_step)]
         if not due:
             return
-        self.watchdog.enter("taking pictures and measures", limit="first_step_timeout_s", step=last_step)
+        self.watchdog.enter("taking pictures and measures", limit="first_step_s", step=last_step)
         self.has_looked = True
         self.engine.make_readable()
         if writer is None:
@@ -223,7 +223,7 @@ class _Run:
     def _save(self, state: RunState) -> None:
         """Begin to write a checkpoint, signed with who writes it."""
         stage = self.settings.engine.zero_stage
-        with self.watchdog.during("saving a checkpoint", limit="save_timeout_s"):
+        with self.watchdog.during("saving a checkpoint", limit="save_s"):
             self.checkpoints.save(self.engine, replace(state, world=self.processes.world, zero_stage=stage))
         self.saved_step = state.step
 
@@ -236,7 +236,7 @@ class _Run:
             self._commit()
 
     def _commit(self) -> None:
-        with self.watchdog.during("committing a checkpoint", limit="save_timeout_s"):
+        with self.watchdog.during("committing a checkpoint", limit="save_s"):
             self.checkpoints.commit()
 
     def _end_if_due(self, state: RunState, stop: int) -> None:
@@ -260,13 +260,13 @@ class _Run:
         Raises:
             Diverged: there is no guard, or it has gone back too often.
         """
-        guard, first = self.settings.guard, incident.steps[0]
+        guard, first = self.settings.loss_guard, incident.steps[0]
         what = f"step {first}: {incident.reason}"
-        if not guard.is_on or state.rollbacks >= guard.most_rollbacks:
+        if not guard.is_on or state.rollbacks >= guard.max_rollbacks:
             self._commit()
             self._note(incident, range(0))
             raise Diverged(self._said(f"{what}; {_ways_out(guard, state.rollbacks)}"))
-        with self.watchdog.during("going back to a checkpoint", limit="save_timeout_s"):
+        with self.watchdog.during("going back to a checkpoint", limit="save_s"):
             self.checkpoints.commit()
             loaded = self.checkpoints.load_newest(self.engine, before=first)
         omitted = incident.omitted(loaded.step)
@@ -288,13 +288,13 @@ class _Run:
         return what if self.processes.is_first else "ended as all processes did: the log of rank 0 says why"
 
 
-def _ways_out(guard: GuardConfig, rollbacks: int) -> str:
+def _ways_out(guard: LossGuardConfig, rollbacks: int) -> str:
     if guard.is_on:
         return (
-            f"the run went back {rollbacks} times already, guard.most_rollbacks={guard.most_rollbacks}: see "
-            "RUN/incidents for the clips, lower optim.lr, or raise guard.most_rollbacks"
+            f"the run went back {rollbacks} times already, loss_guard.max_rollbacks={guard.max_rollbacks}: "
+            "see RUN/incidents for the clips, lower optim.lr, or raise loss_guard.max_rollbacks"
         )
     return (
         "lower optim.lr or set optim.clip_norm, and continue from an older checkpoint; or set "
-        "guard.spike_sigmas, and the run goes back by itself"
+        "loss_guard.spike_sigmas, and the run goes back by itself"
     )

@@ -16,32 +16,32 @@ from typing import Any
 
 from kinemae.data_tools.config import require
 
-_WATCHED = ("loss", "gradient_norm")
+_WATCHED = ("loss", "grad_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardConfig:
+class LossGuardConfig:
     """When numbers count as bad, and how often a run may go back.
 
     Attributes:
         spike_sigmas: a step is a spike where its loss or gradient norm lies so many standard deviations above
             the mean of the last steps; 0 for no guard: nothing is rolled back.
         window: how many of the last applied steps those are; before there are so many nothing is a spike.
-        most_rollbacks: in the whole run; at the next incident it stops.
-        most_skipped: steps in a row whose gradient is not finite before the run goes back or, without a
+        max_rollbacks: in the whole run; at the next incident it stops.
+        max_skipped: steps in a row whose gradient is not finite before the run goes back or, without a
             guard, stops.
     """
 
     spike_sigmas: float = 0.0
     window: int = 128
-    most_rollbacks: int = 10
-    most_skipped: int = 10
+    max_rollbacks: int = 10
+    max_skipped: int = 10
 
     def __post_init__(self) -> None:
-        require(self.spike_sigmas >= 0, "guard.spike_sigmas", "be 0 (off) or more", self.spike_sigmas)
-        require(self.window >= 2, "guard.window", "be at least 2", self.window)
-        require(self.most_rollbacks >= 0, "guard.most_rollbacks", "be 0 or more", self.most_rollbacks)
-        require(self.most_skipped >= 1, "guard.most_skipped", "be at least 1", self.most_skipped)
+        require(self.spike_sigmas >= 0, "loss_guard.spike_sigmas", "be 0 (off) or more", self.spike_sigmas)
+        require(self.window >= 2, "loss_guard.window", "be at least 2", self.window)
+        require(self.max_rollbacks >= 0, "loss_guard.max_rollbacks", "be 0 or more", self.max_rollbacks)
+        require(self.max_skipped >= 1, "loss_guard.max_skipped", "be at least 1", self.max_skipped)
 
     @property
     def is_on(self) -> bool:
@@ -75,7 +75,7 @@ class Guard:
             checkpoint holds of them is where a continued run begins.
     """
 
-    def __init__(self, config: GuardConfig, recent: Sequence[list[float]]):
+    def __init__(self, config: LossGuardConfig, recent: Sequence[list[float]]):
         self._config = config
         self.recent = deque(recent if config.is_on else (), maxlen=config.window)
         self._skipped: list[int] = []  # the row of steps without a finite gradient that ends here
@@ -95,12 +95,12 @@ class Guard:
 
     def _judge_skipped(self, line: dict[str, Any]) -> Incident | None:
         self._skipped.append(line["step"])
-        if len(self._skipped) < self._config.most_skipped:
+        if len(self._skipped) < self._config.max_skipped:
             return None
         return Incident(
             steps=tuple(self._skipped),
             # Skipping did the weights no harm: what is wrong with them came before.
-            led_by=self._config.most_skipped,
+            led_by=self._config.max_skipped,
             reason=f"{len(self._skipped)} steps in a row had a gradient that is not finite",
         )
 
@@ -113,7 +113,7 @@ class Guard:
                 limit = fmean(before) + self._config.spike_sigmas * pstdev(before)
                 if line[name] > limit:
                     reason = (
-                        f"{name} {line[name]:.6g} is above {limit:.6g}, guard.spike_sigmas="
+                        f"{name} {line[name]:.6g} is above {limit:.6g}, loss_guard.spike_sigmas="
                         f"{self._config.spike_sigmas:g} deviations above the mean of {len(before)} steps"
                     )
                     return Incident(steps=(line["step"],), led_by=0, reason=reason)
@@ -123,4 +123,4 @@ class Guard:
 
 def is_skipped(line: dict[str, Any]) -> bool:
     """Whether the engine left the update out because the gradient was not finite."""
-    return not line.get("omitted") and not math.isfinite(line["gradient_norm"])
+    return not line.get("omitted") and not math.isfinite(line["grad_norm"])

@@ -91,7 +91,7 @@ class Meter:
         lines = [self._line(head, row) for head, row in zip(self._steps, table, strict=True)]
         elapsed_s = max(time.monotonic() - self._since_s, 1e-9)
         lines[-1]["clips_per_s"] = round(self._clips / elapsed_s, 2)
-        lines[-1]["data_wait_share"] = round(self._waited_s / elapsed_s, 4)
+        lines[-1]["data_wait_fraction"] = round(self._waited_s / elapsed_s, 4)
         lines[-1]["memory_gb"] = round(peak_memory_bytes(self._processes.device) / 1e9, 3)
         self._rows, self._host_rows, self._steps, self._norms = [], [], [], []
         self._waited_s, self._clips, self._since_s = 0.0, 0, time.monotonic()
@@ -117,7 +117,7 @@ class Meter:
             for name, total in zip(self._names, totals, strict=True)
         }
         counts = {"samples": int(samples), "skipped_clips": int(skipped)}
-        return {"step": head["step"], **means, "lr": head["lr"], "gradient_norm": norm, **counts, **head}
+        return {"step": head["step"], **means, "lr": head["lr"], "grad_norm": norm, **counts, **head}
 
 
 def peak_memory_bytes(device: torch.device) -> int:

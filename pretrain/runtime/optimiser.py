@@ -49,7 +49,7 @@ def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
     Args:
         step: 0-based, before the update.
     """
-    warmup_steps = round(optim.warmup_share * steps)
+    warmup_steps = round(optim.warmup_fraction * steps)
     if step < warmup_steps:
         return optim.lr * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)

@@ -16,7 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from kinemae.data_tools.command import Stuck
 from kinemae.data_tools.config import require
-from kinemae.pretrain.runtime.watchdog import WatchConfig
+from kinemae.pretrain.runtime.watchdog import TimeoutsConfig
 
 Value = TypeVar("Value")
 
@@ -139,13 +139,13 @@ class LargestOf:
         return self._values.tolist()
 
 
-def join_group(processes: Processes, watch: WatchConfig | None = None) -> None:
+def join_group(processes: Processes, timeouts: TimeoutsConfig | None = None) -> None:
     """Let the processes talk to each other; does nothing where they already do.
 
     A single process meets itself in memory, without a port that another run could hold.
 
     Args:
-        watch: how long to wait for the others, and for any message later; that is left to the watchdog,
+        timeouts: how long to wait for the others, and for any message later; that is left to the watchdog,
             which says more than a message's own time-out.
 
     Raises:
@@ -156,15 +156,15 @@ def join_group(processes: Processes, watch: WatchConfig | None = None) -> None:
         torch.cuda.set_device(processes.device)
     if dist.is_initialized():
         return
-    watch = watch or WatchConfig()
+    timeouts = timeouts or TimeoutsConfig()
     backend = "nccl" if processes.device.type == "cuda" else "gloo"
-    store = dist.HashStore() if processes.world == 1 else _meet(processes, watch.start_timeout_s)
+    store = dist.HashStore() if processes.world == 1 else _meet(processes, timeouts.start_s)
     dist.init_process_group(
         backend,
         store=store,
         rank=processes.rank,
         world_size=processes.world,
-        timeout=timedelta(seconds=2 * watch.longest_s),
+        timeout=timedelta(seconds=2 * timeouts.longest_s),
     )
 
 
@@ -177,7 +177,7 @@ def _meet(processes: Processes, timeout_s: float) -> Any:
         reason = str(error).splitlines()[0]
         raise Stuck(
             f"rank {processes.rank} could not meet the other {processes.world - 1} processes at MASTER_ADDR:"
-            f"MASTER_PORT={place} within watch.start_timeout_s={timeout_s:g} seconds ({reason}): see whether "
+            f"MASTER_PORT={place} within timeouts.start_s={timeout_s:g} seconds ({reason}): see whether "
             "all of them were started, whether that is the host of rank 0 as all others know it, and whether "
             "the port is free there and no firewall stands between"
         ) from error

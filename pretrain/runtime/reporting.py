@@ -39,7 +39,7 @@ class Reporting:
         self.state = state
         self._incidents = incidents
         self._stragglers = stragglers
-        self._guard = Guard(settings.guard, state.recent)
+        self._guard = Guard(settings.loss_guard, state.recent)
         self.writer: MetricsWriter | None = None
         if processes.is_first:
             run_dir = Path(settings.run_dir)

@@ -18,7 +18,7 @@ from kinemae.data_tools.command import log
 from kinemae.data_tools.files import Descriptor
 from kinemae.pretrain.runtime.file_retries import written
 from kinemae.pretrain.runtime.processes import Processes
-from kinemae.pretrain.runtime.watchdog import WatchConfig
+from kinemae.pretrain.runtime.watchdog import TimeoutsConfig
 
 LOCK_FILE = "lock"
 _POLL_S = 0.2
@@ -27,13 +27,13 @@ _NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 @contextmanager
-def run_lock(run_dir: Path, processes: Processes, watch: WatchConfig) -> Iterator[None]:
+def run_lock(run_dir: Path, processes: Processes, timeouts: TimeoutsConfig) -> Iterator[None]:
     """Hold the folder's lock while entered; the first process does, for all.
 
     A run that is started again may meet its predecessor while that is still ending, so it waits first.
 
     Raises:
-        ValueError: another process holds it still after `watch.lock_wait_s`; names its host and process.
+        ValueError: another process holds it still after `timeouts.lock_wait_s`; names its host and process.
         DataError: the folder cannot be written.
         Stuck: the same, where it may succeed if it is tried again.
     """
@@ -41,7 +41,7 @@ def run_lock(run_dir: Path, processes: Processes, watch: WatchConfig) -> Iterato
         yield
         return
     lock = written(partial(_open, run_dir), run_dir)
-    _take(lock.number, run_dir, watch.lock_wait_s)
+    _take(lock.number, run_dir, timeouts.lock_wait_s)
     try:
         yield
     finally:
@@ -61,7 +61,7 @@ def _take(lock: int, run_dir: Path, wait_s: float) -> None:
         if time.monotonic() > deadline_s:
             raise ValueError(
                 f"run_dir {run_dir} is in use by {_holder(lock)}: wait for it to end or end it, or choose "
-                f"another run_dir (watch.lock_wait_s={wait_s:g} seconds were waited)"
+                f"another run_dir (timeouts.lock_wait_s={wait_s:g} seconds were waited)"
             )
         if not is_said:
             log.info("waiting for %s to leave %s", _holder(lock), run_dir)

@@ -8,8 +8,8 @@ import torch
 from kinemae.data_tools.config import require
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.stream.video_reader import check_decoder
-from kinemae.pretrain.runtime.loss_guard import GuardConfig
-from kinemae.pretrain.runtime.watchdog import WatchConfig
+from kinemae.pretrain.runtime.loss_guard import LossGuardConfig
+from kinemae.pretrain.runtime.watchdog import TimeoutsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +80,14 @@ class OptimConfig:
     Attributes:
         lr: the peak learning rate itself, not one to be scaled by the batch.
         final_lr: where the cosine ends.
-        warmup_share: share of all steps that the warm-up takes.
+        warmup_fraction: share of all steps that the warm-up takes.
         betas: AdamW's two decay rates.
         clip_norm: largest norm of the gradient; 0 for no clipping.
     """
 
     lr: float = 3e-4
     final_lr: float = 1e-6
-    warmup_share: float = 0.05
+    warmup_fraction: float = 0.05
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     clip_norm: float = 1.0
@@ -95,7 +95,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         require(self.lr > 0, "optim.lr", "be above 0", self.lr)
         require(0 <= self.final_lr <= self.lr, "optim.final_lr", "lie between 0 and optim.lr", self.final_lr)
-        require(0 <= self.warmup_share < 1, "optim.warmup_share", "lie in [0, 1)", self.warmup_share)
+        require(0 <= self.warmup_fraction < 1, "optim.warmup_fraction", "lie in [0, 1)", self.warmup_fraction)
         require(self.weight_decay >= 0, "optim.weight_decay", "be 0 or more", self.weight_decay)
         good_betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         require(good_betas, "optim.betas", "be two numbers in [0, 1)", self.betas)
@@ -112,7 +112,7 @@ class EngineConfig:
         precision: "bf16" for fp32 weights with bf16 compute where that is safe (autocast), "fp32", or "auto":
             bf16 on CUDA devices that support it, fp32 elsewhere.
         device: "auto" takes CUDA where there is one.
-        communication: "fp32", or "bf16" to exchange gradients in half the bytes and with 8 bits of mantissa.
+        grad_reduce_dtype: "fp32", or "bf16" to reduce gradients in half the bytes, with 8 bits of mantissa.
         bucket_mb: size of the buckets in which gradients are exchanged, counted in float32.
         activation_checkpointing: keep each block's input alone and compute the rest again in the backward
             pass: the same numbers, less memory, a third more computing.
@@ -124,7 +124,7 @@ class EngineConfig:
     zero_stage: int = 0
     precision: str = "auto"
     device: str = "auto"
-    communication: str = "fp32"
+    grad_reduce_dtype: str = "fp32"
     bucket_mb: int = 200
     activation_checkpointing: bool = False
     compile: bool = False
@@ -135,8 +135,8 @@ class EngineConfig:
         is_known = self.precision in ("auto", "fp32", "bf16")
         require(is_known, "engine.precision", "be auto, fp32 or bf16", self.precision)
         require(self.device in ("auto", "cpu", "cuda"), "engine.device", "be auto, cpu or cuda", self.device)
-        is_known = self.communication in ("fp32", "bf16")
-        require(is_known, "engine.communication", "be fp32 or bf16", self.communication)
+        is_known = self.grad_reduce_dtype in ("fp32", "bf16")
+        require(is_known, "engine.grad_reduce_dtype", "be fp32 or bf16", self.grad_reduce_dtype)
         can_compile = not self.compile or self.zero_stage < 3
         why = "be false at engine.zero_stage=3, where weights come and go inside a block"
         require(can_compile, "engine.compile", why, self.compile)
@@ -198,5 +198,5 @@ class RunSettings:
     optim: OptimConfig
     engine: EngineConfig
     log: LogConfig
-    watch: WatchConfig
-    guard: GuardConfig
+    timeouts: TimeoutsConfig
+    loss_guard: LossGuardConfig

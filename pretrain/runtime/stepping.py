@@ -70,7 +70,7 @@ class Stepping:
             StorageUnavailable: a storage was down for data.outage_s.
             Stopped: a stop was asked for while a storage was down.
         """
-        limit = "first_step_timeout_s" if may_take_long else "step_timeout_s"
+        limit = "first_step_s" if may_take_long else "step_s"
         self._watchdog.enter("waiting for data", limit=limit, step=step)
         head: dict[str, Any] = {
             "step": step,

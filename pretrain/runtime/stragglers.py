@@ -58,7 +58,7 @@ class Stragglers:
 
     Args:
         hosts: of all processes, by rank.
-        ratio: `watch.straggler_ratio`.
+        ratio: `timeouts.straggler_ratio`.
         logs: whether to warn; one process does, since all know the same.
     """
 

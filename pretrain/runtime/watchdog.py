@@ -28,43 +28,43 @@ _LOCKED_FACTOR = 2.0  # on a limit, see `_arm`
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchConfig:
+class TimeoutsConfig:
     """How long things may take before a run counts as stuck, and who counts as slow.
 
     Attributes:
-        start_timeout_s: until all processes have met, and then until the engine stands and a checkpoint is
+        start_s: until all processes have met, and then until the engine stands and a checkpoint is
             loaded.
-        step_timeout_s: one step, its report included.
-        first_step_timeout_s: the first step after a start, which may compile; and a step after pictures or
+        step_s: one step, its report included.
+        first_step_s: the first step after a start, which may compile; and a step after pictures or
             measures, which the first process takes while the others wait.
-        save_timeout_s: one checkpoint.
+        save_s: one checkpoint.
         straggler_ratio: a process whose own work takes so many times the median's is named in the log.
         lock_wait_s: how long a run waits for another one in the same folder to end.
     """
 
-    start_timeout_s: float = 600.0
-    step_timeout_s: float = 600.0
-    first_step_timeout_s: float = 1800.0
-    save_timeout_s: float = 1800.0
+    start_s: float = 600.0
+    step_s: float = 600.0
+    first_step_s: float = 1800.0
+    save_s: float = 1800.0
     straggler_ratio: float = 1.5
     lock_wait_s: float = 60.0
 
     def __post_init__(self) -> None:
-        for key in ("start_timeout_s", "step_timeout_s", "first_step_timeout_s", "save_timeout_s"):
-            require(getattr(self, key) > 0, f"watch.{key}", "be above 0", getattr(self, key))
+        for key in ("start_s", "step_s", "first_step_s", "save_s"):
+            require(getattr(self, key) > 0, f"timeouts.{key}", "be above 0", getattr(self, key))
         require(
-            self.first_step_timeout_s >= self.step_timeout_s,
-            "watch.first_step_timeout_s",
-            f"be at least watch.step_timeout_s={self.step_timeout_s:g}",
-            self.first_step_timeout_s,
+            self.first_step_s >= self.step_s,
+            "timeouts.first_step_s",
+            f"be at least timeouts.step_s={self.step_s:g}",
+            self.first_step_s,
         )
-        require(self.straggler_ratio > 1, "watch.straggler_ratio", "be above 1", self.straggler_ratio)
-        require(self.lock_wait_s >= 0, "watch.lock_wait_s", "be 0 or more", self.lock_wait_s)
+        require(self.straggler_ratio > 1, "timeouts.straggler_ratio", "be above 1", self.straggler_ratio)
+        require(self.lock_wait_s >= 0, "timeouts.lock_wait_s", "be 0 or more", self.lock_wait_s)
 
     @property
     def longest_s(self) -> float:
         """The longest that any of it may take."""
-        return max(self.start_timeout_s, self.first_step_timeout_s, self.save_timeout_s)
+        return max(self.start_s, self.first_step_s, self.save_s)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ class Watchdog:
         reading: what loader workers are reading, for the report.
     """
 
-    def __init__(self, config: WatchConfig, *, rank: int, reading: Callable[[], Sequence[str]] = lambda: ()):
+    def __init__(
+        self, config: TimeoutsConfig, *, rank: int, reading: Callable[[], Sequence[str]] = lambda: ()
+    ):
         self.config = config
         self.reading = reading
         self._rank = rank
@@ -110,7 +112,7 @@ class Watchdog:
         """Begin something; its time runs from here.
 
         Args:
-            limit: the key of `watch` that bounds it.
+            limit: the key of `timeouts` that bounds it.
         """
         limit_s: float = getattr(self.config, limit)
         self._post = _Post(place, limit, limit_s, self._clock_s, step)
@@ -163,9 +165,9 @@ class Watchdog:
         reading = self.reading()
         loaders = f"; loader workers are reading {', '.join(reading)}" if reading else ""
         log.error(
-            "rank %d on %s is stuck%s, %s, for more than watch.%s=%g seconds%s: the job ends with exit code "
-            "%d and can be started again. All stacks of this process follow; a rank that says nothing like "
-            "this is the one that the others wait for",
+            "rank %d on %s is stuck%s, %s, for more than timeouts.%s=%g seconds%s: the job ends with exit "
+            "code %d and can be started again. All stacks of this process follow; a rank that says nothing "
+            "like this is the one that the others wait for",
             self._rank, platform.node(), step, post.place, post.key, post.limit_s, loaders, EXIT_STUCK,
         )  # fmt: skip
         with contextlib.suppress(OSError, io.UnsupportedOperation):  # no standard error, or a captured one

@@ -38,11 +38,15 @@ STILL = ["augment={min_scale: 1.0, max_scale: 1.0, min_aspect: 1.0, max_aspect: 
 COMMON = ["data.num_workers=0", "engine.cpu_threads=1"]
 PRETRAIN = [
     *("model.size=tiny", "model.patch_size=8", "model.decoder=cross", "model.predict_share=0.5"),
-    *("optim.lr=1e-3", "optim.warmup_share=0.05", "save_every_steps=1000000"),
-    *("pictures.every_steps=0", "health.every_steps=0"),
+    *("optim.lr=1e-3", "optim.warmup_fraction=0.05", "save_every_steps=1000000"),
+    *("pictures.every_steps=0", "monitor.every_steps=0"),
 ]
 TUNE = [
-    *("head={name: attentive, args: {norm: standardize}}", "label_smoothing=0.1", "optim.warmup_share=0.1"),
+    *(
+        "head={name: attentive, args: {norm: standardize}}",
+        "label_smoothing=0.1",
+        "optim.warmup_fraction=0.1",
+    ),
     *("save_every_steps=1000000", "evaluate.spatial_crops=1"),
 ]
 FROZEN = ["freeze=true", "drop_path=0.0", "optim.lr=3e-3"]

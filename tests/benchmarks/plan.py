@@ -38,7 +38,7 @@ masking: {name: tube, args: {ratio: 0.9}}
 engine: {device: cpu, cpu_threads: 1}
 log: {every_steps: 1}
 pictures: {every_steps: 0}
-health: {every_steps: 0}
+monitor: {every_steps: 0}
 """
 CASES = {
     "calibration": [],

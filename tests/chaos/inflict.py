@@ -102,7 +102,7 @@ def _is_idle(worker: Seen) -> bool:
 
 
 def freeze_and_thaw(scene: Scene, chance: random.Random) -> None:
-    """A rank stands still for less than watch.step_timeout_s."""
+    """A rank stands still for less than timeouts.step_s."""
     victim = chance.choice(scene.ranks())
     victim.send(signal.SIGSTOP)
     time.sleep(1.0)

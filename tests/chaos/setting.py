@@ -21,12 +21,12 @@ batch: {{global_clips: 4}}
 model: {{size: tiny, patch_size: 8, width: 24, depth: 2, decoder_width: 24, decoder_depth: 1}}
 masking: {{name: uniform, args: {{ratio: 0.5}}}}
 noise: {{name: gaussian, args: {{std: 0.3}}}}
-optim: {{lr: 1e-3, warmup_share: 0.0}}
+optim: {{lr: 1e-3, warmup_fraction: 0.0}}
 engine: {{device: cpu, cpu_threads: 1}}
 log: {{every_steps: 1, samples: true}}
 pictures: {{every_steps: 0}}
-health: {{every_steps: 0}}
-watch: {{step_timeout_s: 10, straggler_ratio: 100}}
+monitor: {{every_steps: 0}}
+watch: {{step_s: 10, straggler_ratio: 100}}
 """
 # Who is frozen or cut off is not waited for long; faults may come faster than checkpoints.
 PATIENCE = ("max_restarts=10", "grace_s=3", "silence_s=10")

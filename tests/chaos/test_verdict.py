@@ -31,7 +31,7 @@ def write_run(run_dir: Path) -> Path:
 def metrics(step: int) -> dict[str, float]:
     loss = 1 / (step + 1)
     return {
-        "step": step, "loss": loss, "gradient_norm": 0.5, "lr": 0.1, "samples": step, "skipped_clips": 0,
+        "step": step, "loss": loss, "grad_norm": 0.5, "lr": 0.1, "samples": step, "skipped_clips": 0,
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from tests.chaos.scene import Scene
 
 # What a step computes, and which samples it saw. Times, memory and shares of waiting are the machine's.
-COMPARED = ("loss", "gradient_norm", "lr", "samples", "skipped_clips")
+COMPARED = ("loss", "grad_norm", "lr", "samples", "skipped_clips")
 TOLERANCE = 1e-5  # relative, fp32, where the number of processes changed on the way
 NORM_TOLERANCE = 1e-3  # of gradient norms, which are small beside the sums that they come from
 
@@ -51,7 +51,7 @@ def _check_steps(found: Any, expected: Any, full_spells: list[tuple[int, int]]) 
 
 
 def _check_value(step: int, name: str, value: float, expected: float, *, bitwise: bool) -> None:
-    tolerance = 0.0 if bitwise else {"loss": TOLERANCE, "gradient_norm": NORM_TOLERANCE}.get(name, 0.0)
+    tolerance = 0.0 if bitwise else {"loss": TOLERANCE, "grad_norm": NORM_TOLERANCE}.get(name, 0.0)
     is_same = value == expected or math.isclose(value, expected, rel_tol=tolerance)
     assert is_same, f"{name} of step {step} is {value!r} and was {expected!r} undisturbed"
 

@@ -178,9 +178,9 @@ def write_run(folder: Path, config: Path, *, step_s: float, wait_share: float = 
     (folder / "config.yaml").write_text(config.read_text())
     (folder / "environment.json").write_text(json.dumps([{"processes": 8}]))
     rate = 1024 * (1 - wait_share) / step_s
-    lines = [{"step": 0, "clips_per_s": 1.0, "data_wait_share": 0.9, "memory_gb": 1.0}]
+    lines = [{"step": 0, "clips_per_s": 1.0, "data_wait_fraction": 0.9, "memory_gb": 1.0}]
     lines += [
-        {"step": step, "clips_per_s": rate, "data_wait_share": wait_share, "memory_gb": 9.0}
+        {"step": step, "clips_per_s": rate, "data_wait_fraction": wait_share, "memory_gb": 9.0}
         for step in (1, 2, 3)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -309,7 +309,7 @@ def small_memory(
     """Trains two models on the CPU; the smaller one tells what a process takes that holds next to nothing."""
     common = [f"data.shards={synth_shards / 'unlabelled'}", "data.num_workers=0", "clip.stride=1"]
     common += ["engine.precision=fp32", "engine.device=cpu", "engine.cpu_threads=1", "log.every_steps=1"]
-    common += ["pictures.every_steps=0", "health.every_steps=0", "steps=3"]
+    common += ["pictures.every_steps=0", "monitor.every_steps=0", "steps=3"]
     sizes = {
         "tiny": ["model.size=tiny", "batch.global_clips=1"],
         "small": ["batch.global_clips=8", "batch.clips_per_device=8"],

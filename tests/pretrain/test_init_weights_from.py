@@ -136,7 +136,7 @@ def test_a_moving_average_begins_with_the_given_weights_too(tmp_path):
 )
 def test_another_encoder_is_refused_by_its_keys(tmp_path, changes, message):
     start = exported(model_of(seed=1), tmp_path)
-    with pytest.raises(CheckpointError, match=f"start_from={tmp_path} holds another encoder.*{message}"):
+    with pytest.raises(CheckpointError, match=f"init_from={tmp_path} holds another encoder.*{message}"):
         start.load_pretrained(model_of(seed=2, **changes), PIXELS)
 
 

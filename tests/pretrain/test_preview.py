@@ -110,7 +110,7 @@ def test_a_run_can_be_started_in_the_folder_that_a_preview_was_drawn_into(
     preview: Callable[..., dict[str, Any]], config_file: Path, tmp_path: Path
 ) -> None:
     preview()
-    run_module("pretrain", str(config_file), "steps=1", "health.every_steps=0")
+    run_module("pretrain", str(config_file), "steps=1", "monitor.every_steps=0")
     assert (tmp_path / "run" / "encoder" / "encoder.json").exists()
     preview("seed=7", "--out", str(tmp_path / "elsewhere"))  # another config than the run's
     assert (tmp_path / "elsewhere" / "preview.png").exists()

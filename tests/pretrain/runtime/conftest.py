@@ -18,7 +18,7 @@ batch: {global_clips: 4}
 model: {size: tiny, patch_size: 8, width: 24, depth: 2, decoder_width: 24, decoder_depth: 1}
 masking: {name: uniform, args: {ratio: 0.5}}
 noise: {name: gaussian, args: {std: 0.3}}
-optim: {lr: 1e-3, warmup_share: 0.0}
+optim: {lr: 1e-3, warmup_fraction: 0.0}
 engine: {device: cpu, cpu_threads: 1}
 log: {every_steps: 1, samples: true}
 pictures: {every_steps: 0}

@@ -105,7 +105,7 @@ class Job:
             plan, engine = self.engine(stage)
             found["spoilt"][stage] = self.train(engine, plan, range(STEPS), spoilt=SPOILT)
             found["updates"][stage] = sorted(set(engine.updates().values()))
-            plan, engine = self.engine(stage, "engine.communication=bf16")
+            plan, engine = self.engine(stage, "engine.grad_reduce_dtype=bf16")
             found["bf16"][stage] = self.train(engine, plan, range(STEPS))
         return found
 

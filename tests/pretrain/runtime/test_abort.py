@@ -87,7 +87,7 @@ def test_who_does_not_meet_the_others_says_where_it_looked(
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     message = (
-        rf"rank {rank} could not meet .* MASTER_ADDR:MASTER_PORT=127\.0\.0\.1:{port} within watch\.start_t"
+        rf"rank {rank} could not meet .* MASTER_ADDR:MASTER_PORT=127\.0\.0\.1:{port} within timeouts\.start_s"
     )
     with pytest.raises(Stuck, match=message):
         _meet(find_processes("cpu"), 1.0)

@@ -64,7 +64,7 @@ def test_a_run_recomputes_and_compiles_where_it_is_asked_to(
     small_run: Path, small_config: SmallConfig
 ) -> None:
     """With a target of visible tokens alone: no decoder, so one kind of block to compile."""
-    parts = ["target.name=noise", "model.depth=1", "steps=2", "health.every_steps=1", "health.clips=2"]
+    parts = ["target.name=noise", "model.depth=1", "steps=2", "monitor.every_steps=1", "monitor.clips=2"]
     config = small_config(*parts, "run_dir=plain")
     asked = ["engine.compile=true", "engine.activation_checkpointing=true"]
     run_module("pretrain", str(small_run), *parts, *asked)
@@ -99,7 +99,7 @@ def test_compiling_is_refused_where_it_cannot_work(
     ("arguments", "message"),
     [
         ({"zero_stage": 4}, "engine.zero_stage must be 0, 1, 2 or 3, got 4"),
-        ({"communication": "fp16"}, "engine.communication must be fp32 or bf16, got 'fp16'"),
+        ({"grad_reduce_dtype": "fp16"}, "engine.grad_reduce_dtype must be fp32 or bf16, got 'fp16'"),
     ],
 )
 def test_a_wrong_value_is_refused(arguments: dict[str, object], message: str) -> None:

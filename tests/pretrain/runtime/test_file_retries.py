@@ -21,7 +21,7 @@ from kinemae.pretrain.runtime.file_retries import FileFailure, retried
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.run_folder import open_run_dir
 from kinemae.pretrain.runtime.run_lock import run_lock
-from kinemae.pretrain.runtime.watchdog import WatchConfig
+from kinemae.pretrain.runtime.watchdog import TimeoutsConfig
 from tests.checkpointing import PlainEngine, alone, checkpoints, save, stored_steps
 
 
@@ -142,11 +142,11 @@ def test_opening_a_run_folder_is_tried_again_and_then_ends_so_that_a_supervisor_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_config: Callable[..., PretrainConfig], stays: bool
 ) -> None:
     monkeypatch.setattr(file_retries, "DELAYS_S", (0.01,) if stays else (0.05,) * 200)
-    config, processes, watch = small_config(), alone(), WatchConfig()
+    config, processes, timeouts = small_config(), alone(), TimeoutsConfig()
     run_dir = tmp_path / "run"
-    with run_lock(run_dir, processes, watch):
+    with run_lock(run_dir, processes, timeouts):
         open_run_dir(run_dir, config)
-    for action in (lambda: open_run_dir(run_dir, config), lambda: take(run_dir, processes, watch)):
+    for action in (lambda: open_run_dir(run_dir, config), lambda: take(run_dir, processes, timeouts)):
         with no_descriptors(for_s=None if stays else 0.2):
             if not stays:
                 action()
@@ -158,6 +158,6 @@ def test_opening_a_run_folder_is_tried_again_and_then_ends_so_that_a_supervisor_
     assert len(starts) == (1 if stays else 2)
 
 
-def take(run_dir: Path, processes: Processes, watch: WatchConfig) -> None:
-    with run_lock(run_dir, processes, watch):
+def take(run_dir: Path, processes: Processes, timeouts: TimeoutsConfig) -> None:
+    with run_lock(run_dir, processes, timeouts):
         pass

@@ -17,7 +17,7 @@ from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
 from kinemae.data_tools.stream.yuv_to_rgb import to_luma
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.tokens import normalise, patchify
-from kinemae.pretrain.representation_monitor import HealthConfig, _spread, spread_videos
+from kinemae.pretrain.representation_monitor import MonitorConfig, _spread, spread_videos
 from kinemae.pretrain.runtime.metrics import MetricsWriter, read_metrics
 from kinemae.pretrain.training import Plan, _health_watch, make_plan, run_pretraining
 
@@ -26,7 +26,9 @@ ALWAYS = {"feature_std", "token_std", "effective_rank", "token_rank", "cosine", 
 
 
 def health_of(line: dict[str, Any]) -> dict[str, float]:
-    return {name.removeprefix("health/"): value for name, value in line.items() if name.startswith("health/")}
+    return {
+        name.removeprefix("monitor/"): value for name, value in line.items() if name.startswith("monitor/")
+    }
 
 
 def measured(plan: Plan, folder: Path) -> dict[str, float]:
@@ -41,10 +43,10 @@ def measured(plan: Plan, folder: Path) -> dict[str, float]:
 
 def probe_of(synth_shards: Path, *, validation: str = "validation") -> list[str]:
     return [
-        f"health.knn_train={synth_shards / 'train'}",
-        f"health.knn_validation={synth_shards / validation}",
-        "health.knn_videos=6",
-        "health.neighbours=3",
+        f"monitor.knn_train={synth_shards / 'train'}",
+        f"monitor.knn_validation={synth_shards / validation}",
+        "monitor.knn_videos=6",
+        "monitor.neighbours=3",
     ]
 
 
@@ -55,8 +57,8 @@ def test_training_is_the_same_to_the_last_bit_with_and_without(
     """With noise, drop path and a teacher that has a mode of its own."""
     lines, weights = {}, {}
     for name, overrides in {
-        "with": ["health.every_steps=2", "health.clips=3", *probe_of(synth_shards)],
-        "without": ["health.every_steps=0"],
+        "with": ["monitor.every_steps=2", "monitor.clips=3", *probe_of(synth_shards)],
+        "without": ["monitor.every_steps=0"],
     }.items():
         config = small_config(
             f"run_dir={tmp_path / name}", "target.name=features", "model.drop_path=0.3", *overrides
@@ -88,7 +90,7 @@ def features(plan: Plan, index: ShardIndex, positions: Sequence[int]) -> Tensor:
 def test_the_numbers_are_those_of_numpy_on_the_encoder_s_features(
     small_config: SmallConfig, tmp_path: Path
 ) -> None:
-    plan = make_plan(small_config("health.clips=5", "noise.args.std=5.0"))
+    plan = make_plan(small_config("monitor.clips=5", "noise.args.std=5.0"))
     plan.model.train()
     found = measured(plan, tmp_path / "measured")
     assert isinstance(plan.index, ShardIndex)
@@ -109,7 +111,7 @@ def test_a_pruner_s_kept_share_is_what_it_would_keep_of_whole_clips(
     small_config: SmallConfig, tmp_path: Path
 ) -> None:
     plan = make_plan(
-        small_config("health.clips=4", "pruning={name: run_length, args: {keep: 0.5, threshold: 20.0}}")
+        small_config("monitor.clips=4", "pruning={name: run_length, args: {keep: 0.5, threshold: 20.0}}")
     )
     shares = [
         plan.split.pruning.weigh(to_luma(item.pixels), plan.split.patch).is_kept_BN.float().mean().item()
@@ -123,7 +125,7 @@ def test_a_pruner_s_kept_share_is_what_it_would_keep_of_whole_clips(
 def test_a_learned_pruner_s_kept_share_is_what_scores_above_its_threshold(
     small_config: SmallConfig, tmp_path: Path
 ) -> None:
-    plan = make_plan(small_config("health.clips=4", "pruning={name: learned, args: {keep: 0.5}}"))
+    plan = make_plan(small_config("monitor.clips=4", "pruning={name: learned, args: {keep: 0.5}}"))
     threshold = plan.model.encoder.scorer.threshold
     shares = []
     for i, value in enumerate((-1e6, 0.0, 1e6)):
@@ -135,16 +137,16 @@ def test_a_learned_pruner_s_kept_share_is_what_scores_above_its_threshold(
 def test_each_video_s_nearest_neighbour_among_the_same_videos_is_itself(
     small_config: SmallConfig, synth_shards: Path, tmp_path: Path
 ) -> None:
-    probe = [*probe_of(synth_shards, validation="train"), "health.neighbours=1"]
-    plan = make_plan(small_config("health.clips=2", *probe))
+    probe = [*probe_of(synth_shards, validation="train"), "monitor.neighbours=1"]
+    plan = make_plan(small_config("monitor.clips=2", *probe))
     assert measured(plan, tmp_path / "measured")["knn_accuracy"] == 1.0
 
 
 def test_clips_are_encoded_one_at_a_time_whatever_the_number(
     small_config: SmallConfig, synth_shards: Path, tmp_path: Path
 ) -> None:
-    """So memory does not grow with `health.clips` or `health.knn_videos`."""
-    plan = make_plan(small_config("health.clips=7", *probe_of(synth_shards)))
+    """So memory does not grow with `monitor.clips` or `monitor.knn_videos`."""
+    plan = make_plan(small_config("monitor.clips=7", *probe_of(synth_shards)))
     sizes = []
     plan.model.encoder.blocks[0].register_forward_hook(
         lambda block, inputs, output: sizes.append(len(inputs[0]))
@@ -161,27 +163,27 @@ def test_videos_that_cannot_be_read_are_left_out_and_cost_the_run_nothing(
         path = tmp_path / "zeros" / shard.name
         path.write_bytes(bytes(path.stat().st_size))
     probe = probe_of(synth_shards)
-    plan = make_plan(small_config("health.clips=3", *probe, f"data.shards={tmp_path / 'zeros'}"))
+    plan = make_plan(small_config("monitor.clips=3", *probe, f"data.shards={tmp_path / 'zeros'}"))
     found = measured(plan, tmp_path / "measured")
     assert found.keys() == {"knn_accuracy"} and found["knn_accuracy"] is not None
-    plan = make_plan(small_config("health.clips=3", *probe, f"health.knn_validation={tmp_path / 'zeros'}"))
+    plan = make_plan(small_config("monitor.clips=3", *probe, f"monitor.knn_validation={tmp_path / 'zeros'}"))
     assert measured(plan, tmp_path / "again")["knn_accuracy"] is None  # a number that is none
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"every_steps": -1}, "health.every_steps must be 0 .never. or more, got -1"),
-        ({"clips": 1}, "health.clips must be at least 2, got 1"),
-        ({"knn_videos": 1}, "health.knn_videos must be at least 2, got 1"),
-        ({"neighbours": 0}, "health.neighbours must be at least 1, got 0"),
-        ({"knn_train": "x"}, "health.knn_validation must be set where the other of the two is"),
-        ({"knn_validation": "x"}, "health.knn_train must be set where the other of the two is"),
+        ({"every_steps": -1}, "monitor.every_steps must be 0 .never. or more, got -1"),
+        ({"clips": 1}, "monitor.clips must be at least 2, got 1"),
+        ({"knn_videos": 1}, "monitor.knn_videos must be at least 2, got 1"),
+        ({"neighbours": 0}, "monitor.neighbours must be at least 1, got 0"),
+        ({"knn_train": "x"}, "monitor.knn_validation must be set where the other of the two is"),
+        ({"knn_validation": "x"}, "monitor.knn_train must be set where the other of the two is"),
     ],
 )
 def test_a_wrong_value_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        HealthConfig(**arguments)
+        MonitorConfig(**arguments)
 
 
 def relabelled(folder: Path, out: Path, *, label: int | None, classes: Sequence[str] | None) -> Path:
@@ -208,14 +210,14 @@ def test_labelled_data_that_cannot_tell_anything_is_refused_before_the_run(
         "good": synth_shards / "train",
     }
     for train, validation, message in [
-        ("unlabelled", "good", f"health.knn_train={folders['unlabelled']} has no labels"),
-        ("good", "unlabelled", f"health.knn_validation={folders['unlabelled']} has no labels"),
+        ("unlabelled", "good", f"monitor.knn_train={folders['unlabelled']} has no labels"),
+        ("good", "unlabelled", f"monitor.knn_validation={folders['unlabelled']} has no labels"),
         ("one", "good", f"the 32 videos that are used have one class alone, '{classes[2]}'"),
-        ("good", "others", "has other classes than health.knn_train="),
+        ("good", "others", "has other classes than monitor.knn_train="),
         ("missing", "good", f"no folder of shards at {folders['missing']}"),
     ]:
         config = small_config(
-            f"health.knn_train={folders[train]}", f"health.knn_validation={folders[validation]}"
+            f"monitor.knn_train={folders[train]}", f"monitor.knn_validation={folders[validation]}"
         )
         with pytest.raises(DataError) as caught:
             make_plan(config)

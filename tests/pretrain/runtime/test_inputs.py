@@ -117,13 +117,13 @@ def test_encoders_are_known_by_their_weights_wherever_a_config_names_them(tmp_pa
         (tmp_path / name).mkdir()
         save_file({"w": torch.full((100_000,), value)}, tmp_path / name / "encoder.safetensors")
     one, same, other = (
-        encoder_inputs("start_from", str(tmp_path / name))[0] for name in ("a", "same", "other")
+        encoder_inputs("init_from", str(tmp_path / name))[0] for name in ("a", "same", "other")
     )
     assert one.fingerprint == same.fingerprint != other.fingerprint
     nested = {"name": "weighted", "args": {"parts": {"teacher": {"args": {"encoder": str(tmp_path / "a")}}}}}
     (found,) = encoder_inputs("target", nested)
     assert found.key == "target.args.parts.teacher.args.encoder" and found.fingerprint == one.fingerprint
-    assert encoder_inputs("start_from", None) == [] == encoder_inputs("encoder", str(tmp_path / "none"))
+    assert encoder_inputs("init_from", None) == [] == encoder_inputs("encoder", str(tmp_path / "none"))
 
 
 def test_a_fine_tuning_goes_on_where_its_shards_and_encoder_have_moved(

@@ -11,7 +11,7 @@ import pytest
 from kinemae.data_tools.command import Diverged
 from kinemae.data_tools.config import load_config
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.runtime.loss_guard import Guard, GuardConfig
+from kinemae.pretrain.runtime.loss_guard import Guard, LossGuardConfig
 from kinemae.pretrain.runtime.metrics import read_metrics
 from kinemae.pretrain.training import make_plan
 from tests.pretrain.runtime.bad_numbers import BAD_ON_THE_SECOND, fragile_training
@@ -19,11 +19,11 @@ from tests.ranks import started
 
 STEPS, CLIPS = 14, 4
 SPIKE = {9 * CLIPS + 1: 1000.0}  # one clip of step 9
-GUARDED = ("guard.spike_sigmas=8", "guard.window=4", f"steps={STEPS}", "save_every_steps=4")
+GUARDED = ("loss_guard.spike_sigmas=8", "loss_guard.window=4", f"steps={STEPS}", "save_every_steps=4")
 
 
 def line(step: int, loss: float = 1.0, norm: float = 1.0, **more: Any) -> dict[str, Any]:
-    return {"step": step, "loss": loss, "gradient_norm": norm, **more}
+    return {"step": step, "loss": loss, "grad_norm": norm, **more}
 
 
 def steady(count: int) -> list[dict[str, Any]]:
@@ -55,43 +55,45 @@ def losses(run_dir: Path) -> list[float]:
 
 
 def test_a_spike_is_a_step_far_above_the_last_applied_ones() -> None:
-    guard = Guard(GuardConfig(spike_sigmas=6, window=8), [])
+    guard = Guard(LossGuardConfig(spike_sigmas=6, window=8), [])
     assert guard.judge(steady(8)) is None
     assert guard.judge([line(8, loss=1.02, norm=2.02)]) is None
     incident = guard.judge([line(9, loss=1.0, norm=2.2), line(10, loss=50.0)])
     assert incident is not None and incident.steps == (9,)  # what follows the first may come of it
-    assert "gradient_norm 2.2 is above" in incident.reason and "guard.spike_sigmas=6" in incident.reason
+    assert "grad_norm 2.2 is above" in incident.reason and "loss_guard.spike_sigmas=6" in incident.reason
     incident = guard.judge([line(9, loss=1.2, norm=2.0)])
     assert incident is not None and "loss 1.2 is above" in incident.reason
 
 
 def test_nothing_is_a_spike_before_the_window_is_full_nor_without_a_guard() -> None:
-    assert Guard(GuardConfig(spike_sigmas=6, window=8), []).judge([*steady(7), line(7, loss=99.0)]) is None
-    assert Guard(GuardConfig(window=8), []).judge([*steady(8), line(8, loss=99.0)]) is None
+    assert (
+        Guard(LossGuardConfig(spike_sigmas=6, window=8), []).judge([*steady(7), line(7, loss=99.0)]) is None
+    )
+    assert Guard(LossGuardConfig(window=8), []).judge([*steady(8), line(8, loss=99.0)]) is None
 
 
 def test_skipped_and_omitted_steps_are_not_in_the_window() -> None:
-    guard = Guard(GuardConfig(spike_sigmas=6, window=8), [])
+    guard = Guard(LossGuardConfig(spike_sigmas=6, window=8), [])
     between = [line(8, loss=math.nan, norm=math.nan), line(9, loss=99.0, norm=math.nan, omitted=True)]
     assert guard.judge([*steady(8), *between]) is None
-    assert [list(pair) for pair in guard.recent] == [[one["loss"], one["gradient_norm"]] for one in steady(8)]
+    assert [list(pair) for pair in guard.recent] == [[one["loss"], one["grad_norm"]] for one in steady(8)]
 
 
 def test_the_judgement_does_not_depend_on_how_often_there_is_a_report() -> None:
     lines = [*steady(10), line(10, loss=3.0), line(11)]
-    at_once = Guard(GuardConfig(spike_sigmas=6, window=8), []).judge(lines)
-    one_by_one = Guard(GuardConfig(spike_sigmas=6, window=8), [])
+    at_once = Guard(LossGuardConfig(spike_sigmas=6, window=8), []).judge(lines)
+    one_by_one = Guard(LossGuardConfig(spike_sigmas=6, window=8), [])
     first_of_all = next(filter(None, (one_by_one.judge([one]) for one in lines)))
     assert at_once == first_of_all
 
 
 def test_a_row_of_skipped_steps_blames_the_updates_before_it_too() -> None:
     bad = [line(step, loss=math.nan, norm=math.inf) for step in (5, 6, 7)]
-    incident = Guard(GuardConfig(most_skipped=3), []).judge([line(4), *bad])
+    incident = Guard(LossGuardConfig(max_skipped=3), []).judge([line(4), *bad])
     assert incident is not None and incident.steps == (5, 6, 7)
     assert list(incident.omitted(0)) == [2, 3, 4, 5, 6, 7]
     assert list(incident.omitted(4)) == [4, 5, 6, 7]
-    assert Guard(GuardConfig(most_skipped=3), []).judge([*bad[:2], line(7), *bad[:2]]) is None
+    assert Guard(LossGuardConfig(max_skipped=3), []).judge([*bad[:2], line(7), *bad[:2]]) is None
 
 
 @pytest.mark.slow
@@ -105,7 +107,7 @@ def test_a_spike_is_rolled_back_as_if_its_step_had_been_left_out_from_the_start(
     lines = read_metrics(run_dir / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(STEPS))
     assert [line["step"] for line in lines if line.get("omitted")] == [9]
-    assert lines[9]["gradient_norm"] is None and lines[9]["loss"] > 100
+    assert lines[9]["grad_norm"] is None and lines[9]["loss"] > 100
     state = newest_state(run_dir)
     assert (state["step"], state["omitted"], state["rollbacks"]) == (STEPS, [9], 1)
     undisturbed = losses(guarded("undisturbed", {}, stage))
@@ -117,11 +119,11 @@ def test_an_incident_names_the_clips_of_its_step(guarded: Callable[..., Path]) -
     incident = json.loads((run_dir / "incidents" / "step-00000009.json").read_text())
     shown = {line["step"]: line["keys"] for line in read_metrics(run_dir / "samples" / "rank-00000.jsonl")}
     assert incident["keys"] == {"9": shown[9]} and len(shown[9]) == CLIPS
-    assert incident["omitted"] == [9] and "guard.spike_sigmas=8" in incident["reason"]
+    assert incident["omitted"] == [9] and "loss_guard.spike_sigmas=8" in incident["reason"]
 
 
 def test_without_a_guard_a_spike_is_learned_from(guarded: Callable[..., Path]) -> None:
-    run_dir = guarded("spike", SPIKE, "guard.spike_sigmas=0")
+    run_dir = guarded("spike", SPIKE, "loss_guard.spike_sigmas=0")
     assert not (run_dir / "incidents").exists()
     assert newest_state(run_dir)["rollbacks"] == 0
 
@@ -152,15 +154,15 @@ def test_a_run_killed_after_it_went_back_knows_what_it_had_left_out(
         fragile_training(make_plan(config), SPIKE, watchers=(Killed(),)).run()
     assert newest_state(tmp_path / "killed")["omitted"] == []
     # Were it to judge anew, this loss would be no spike.
-    harmless = "guard.spike_sigmas=1e9"
+    harmless = "loss_guard.spike_sigmas=1e9"
     assert losses(guarded("killed", SPIKE, harmless)) == losses(guarded("spike", SPIKE))
     assert newest_state(tmp_path / "killed")["rollbacks"] == 1
 
 
 def test_after_too_many_roll_backs_the_run_stops(guarded: Callable[..., Path], tmp_path: Path) -> None:
     spikes = {9 * CLIPS: 1000.0, 11 * CLIPS: 1000.0}
-    with pytest.raises(Diverged, match=r"step 11: .* went back 1 times already, guard\.most_rollbacks=1"):
-        guarded("spikes", spikes, "guard.most_rollbacks=1")
+    with pytest.raises(Diverged, match=r"step 11: .* went back 1 times already, loss_guard\.max_rollbacks=1"):
+        guarded("spikes", spikes, "loss_guard.max_rollbacks=1")
     incident = json.loads((tmp_path / "spikes" / "incidents" / "step-00000011.json").read_text())
     assert incident["omitted"] == []
     assert newest_state(guarded("enough", spikes))["omitted"] == [9, 11]
@@ -168,14 +170,14 @@ def test_after_too_many_roll_backs_the_run_stops(guarded: Callable[..., Path], t
 
 def test_a_row_of_skipped_steps_goes_back_before_it_stops(guarded: Callable[..., Path]) -> None:
     bad = {step * CLIPS: math.nan for step in (6, 7, 8)}
-    run_dir = guarded("row", bad, "guard.most_skipped=3")
+    run_dir = guarded("row", bad, "loss_guard.max_skipped=3")
     state = newest_state(run_dir)
     assert (state["omitted"], state["rollbacks"]) == ([4, 5, 6, 7, 8], 1)  # back to the checkpoint of step 4
     assert all(math.isfinite(value) for value in losses(run_dir)[9:])
 
 
 def test_a_skipped_step_leaves_its_clips_keys_behind(guarded: Callable[..., Path]) -> None:
-    run_dir = guarded("one", {6 * CLIPS: math.nan}, "guard.spike_sigmas=0")
+    run_dir = guarded("one", {6 * CLIPS: math.nan}, "loss_guard.spike_sigmas=0")
     incident = json.loads((run_dir / "incidents" / "step-00000006.json").read_text())
     assert len(incident["keys"]["6"]) == CLIPS and incident["omitted"] == []
     assert newest_state(run_dir)["skipped_steps"] == 1
@@ -209,10 +211,10 @@ def test_two_processes_judge_alike_and_name_the_slow_one(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("guard.spike_sigmas=-1", r"guard\.spike_sigmas must be 0 \(off\) or more, got -1"),
-        ("guard.window=1", r"guard\.window must be at least 2, got 1"),
-        ("guard.most_rollbacks=-1", r"guard\.most_rollbacks must be 0 or more, got -1"),
-        ("guard.most_skipped=0", r"guard\.most_skipped must be at least 1, got 0"),
+        ("loss_guard.spike_sigmas=-1", r"loss_guard\.spike_sigmas must be 0 \(off\) or more, got -1"),
+        ("loss_guard.window=1", r"loss_guard\.window must be at least 2, got 1"),
+        ("loss_guard.max_rollbacks=-1", r"loss_guard\.max_rollbacks must be 0 or more, got -1"),
+        ("loss_guard.max_skipped=0", r"loss_guard\.max_skipped must be at least 1, got 0"),
     ],
 )
 def test_a_guard_that_cannot_be_is_refused_by_name(small_run: Path, override: str, message: str) -> None:

@@ -19,7 +19,7 @@ from tests.full_disk import no_file_above
 
 
 def line(step: int) -> dict[str, float]:
-    return {"step": step, "loss": 1.0 / (step + 1), "lr": 1e-3, "gradient_norm": 0.5, "samples": 7}
+    return {"step": step, "loss": 1.0 / (step + 1), "lr": 1e-3, "grad_norm": 0.5, "samples": 7}
 
 
 def write(run_dir: Path, steps: range, *, of: int = 10) -> None:
@@ -53,20 +53,20 @@ def test_tensorboard_shows_every_number_once_after_a_continued_run(tmp_path: Pat
 
 def test_what_a_watcher_notes_stands_on_the_last_of_the_next_lines_and_only_there(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path, first_step=0, steps=4)
-    writer.note({"health/cosine": 0.5})
-    writer.note({"health/rank": 3.0})
+    writer.note({"monitor/cosine": 0.5})
+    writer.note({"monitor/rank": 3.0})
     writer.write([line(0), line(1)])
     writer.write([line(2), line(3)])
     writer.close()
     assert read_metrics(tmp_path / "metrics.jsonl") == [
         line(0),
-        {**line(1), "health/cosine": 0.5, "health/rank": 3.0},
+        {**line(1), "monitor/cosine": 0.5, "monitor/rank": 3.0},
         line(2),
         line(3),
     ]
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    assert [(event.step, event.value) for event in board.Scalars("health/cosine")] == [(1, 0.5)]
+    assert [(event.step, event.value) for event in board.Scalars("monitor/cosine")] == [(1, 0.5)]
 
 
 def test_an_animation_is_served_back_as_an_animated_gif(tmp_path: Path) -> None:

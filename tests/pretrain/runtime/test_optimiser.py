@@ -14,7 +14,7 @@ from kinemae.pretrain.runtime.optimiser import (
 )
 from kinemae.pretrain.runtime.settings import OptimConfig
 
-OPTIM = OptimConfig(lr=1.0, final_lr=0.1, warmup_share=0.1)
+OPTIM = OptimConfig(lr=1.0, final_lr=0.1, warmup_fraction=0.1)
 
 
 def model() -> nn.Module:
@@ -34,7 +34,7 @@ def test_warm_up_rises_to_the_peak_and_the_cosine_falls_to_the_end() -> None:
 
 @given(steps=st.integers(1, 5000), share=st.floats(0, 0.9))
 def test_the_rate_never_leaves_its_bounds(steps: int, share: float) -> None:
-    optim = OptimConfig(lr=1.0, final_lr=0.1, warmup_share=share)
+    optim = OptimConfig(lr=1.0, final_lr=0.1, warmup_fraction=share)
     for step in {0, steps // 2, steps - 1}:
         assert 0 < learning_rate(step, steps, optim) <= 1.0
 
@@ -65,7 +65,7 @@ def test_layers_get_their_scale_of_the_rate() -> None:
     [
         ({"lr": 0.0}, "optim.lr must be above 0, got 0.0"),
         ({"lr": 1e-3, "final_lr": 1e-2}, "optim.final_lr must lie between 0 and optim.lr"),
-        ({"warmup_share": 1.0}, r"optim.warmup_share must lie in \[0, 1\)"),
+        ({"warmup_fraction": 1.0}, r"optim.warmup_fraction must lie in \[0, 1\)"),
         ({"weight_decay": -1.0}, "optim.weight_decay must be 0 or more"),
         ({"betas": [0.9]}, "optim.betas must be two numbers"),
         ({"clip_norm": -1.0}, r"optim.clip_norm must be 0 \(off\) or more"),

@@ -37,7 +37,7 @@ def test_the_first_process_alone_warns_of_a_skipped_step(
         incidents=Incidents(Path(config.run_dir), training_clips(plan, plan.split), plan.batch),
         stragglers=Stragglers(["here", "there"], ratio=1.5),
     )
-    line = {"step": 0, "loss": 1.0, "gradient_norm": float("nan"), "skipped_clips": 0}
+    line = {"step": 0, "loss": 1.0, "grad_norm": float("nan"), "skipped_clips": 0}
     reporting.take(Report(lines=[line], own_s=[1.0, 1.0]), clips_per_step=4)
     reporting.close()
     assert len([message for message in caplog.messages if "step 0 was skipped" in message]) == lines

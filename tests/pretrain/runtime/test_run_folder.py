@@ -99,7 +99,7 @@ def test_a_key_that_the_runs_config_lacks_had_its_default(small_config: BuildCon
     """A config of an older version lacks newer keys."""
     open_run_dir(tmp_path / "run", small_config())
     stored = yaml.safe_load(to_yaml(small_config()))
-    del stored["optim"]["weight_decay"], stored["guard"]
+    del stored["optim"]["weight_decay"], stored["loss_guard"]
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(stored))
     assert check_run_dir(tmp_path / "run", small_config()) is True
     with pytest.raises(ValueError, match=r"\(optim\.weight_decay: 0\.05 there, 0\.1 here\)"):

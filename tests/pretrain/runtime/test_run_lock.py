@@ -13,7 +13,7 @@ import pytest
 from kinemae.data_tools.command import DataError
 from kinemae.pretrain.runtime.processes import Processes, find_processes
 from kinemae.pretrain.runtime.run_lock import LOCK_FILE, run_lock
-from kinemae.pretrain.runtime.watchdog import WatchConfig
+from kinemae.pretrain.runtime.watchdog import TimeoutsConfig
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Processes:
 
 @contextmanager
 def lock(run_dir: Path, processes: Processes, wait_s: float = 0.0) -> Iterator[None]:
-    with run_lock(run_dir, processes, WatchConfig(lock_wait_s=wait_s)):
+    with run_lock(run_dir, processes, TimeoutsConfig(lock_wait_s=wait_s)):
         yield
 
 

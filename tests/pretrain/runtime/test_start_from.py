@@ -1,4 +1,4 @@
-"""`start_from`: a run that begins with the weights of another run's encoder."""
+"""`init_from`: a run that begins with the weights of another run's encoder."""
 
 import json
 import shutil
@@ -38,22 +38,22 @@ def test_a_run_begins_where_the_other_ended_and_notes_it(
     first: Path, small_config: Build, tmp_path: Path
 ) -> None:
     # A rate of nearly nothing: what is exported at the end is what the run began with.
-    config = small_config("steps=1", f"start_from={first}", "optim.lr=1e-12", "optim.final_lr=0", "seed=9")
+    config = small_config("steps=1", f"init_from={first}", "optim.lr=1e-12", "optim.final_lr=0", "seed=9")
     run_pretraining(make_plan(config))
 
     own = Path(config.run_dir) / "encoder"
     for name in ("encoder.safetensors", "decoder.safetensors"):
         given, kept = load_file(first / name), load_file(own / name)
         assert all(torch.allclose(kept[key], value, atol=1e-9) for key, value in given.items())
-    assert load_description(own).trained_by["start_from"] == str(first)
+    assert load_description(own).trained_by["init_from"] == str(first)
 
 
 def test_a_continued_run_goes_on_from_its_checkpoint(
     first: Path, small_config: Build, tmp_path: Path
 ) -> None:
-    whole = small_config("steps=4", f"start_from={first}", f"run_dir={tmp_path / 'whole'}")
+    whole = small_config("steps=4", f"init_from={first}", f"run_dir={tmp_path / 'whole'}")
     run_pretraining(make_plan(whole))
-    broken = small_config("steps=4", f"start_from={first}", f"run_dir={tmp_path / 'broken'}")
+    broken = small_config("steps=4", f"init_from={first}", f"run_dir={tmp_path / 'broken'}")
     shutil.copytree(whole.run_dir, broken.run_dir)
     shutil.rmtree(Path(broken.run_dir) / "checkpoints" / "step-00000004")
     nothing = {name: torch.zeros_like(value) for name, value in weights(first).items()}
@@ -67,8 +67,8 @@ def test_a_continued_run_goes_on_from_its_checkpoint(
 
 def test_another_start_is_another_run(first: Path, small_config: Build) -> None:
     run_pretraining(make_plan(small_config("steps=1")))
-    with pytest.raises(ValueError, match=r"start_from: None there, '.*encoder' here"):
-        make_plan(small_config("steps=1", f"start_from={first}"))
+    with pytest.raises(ValueError, match=r"init_from: None there, '.*encoder' here"):
+        make_plan(small_config("steps=1", f"init_from={first}"))
 
 
 @pytest.mark.parametrize("positions", ["sine", "learned"])
@@ -78,7 +78,7 @@ def test_longer_and_larger_clips_resample_the_positions(
     way = f"model.positions.name={positions}"
     run_pretraining(make_plan(small_config("steps=1", way, f"run_dir={tmp_path / 'first'}")))
     first = tmp_path / "first" / "encoder"
-    config = small_config("steps=1", way, f"start_from={first}", "clip.frames=8", "clip.size=48")
+    config = small_config("steps=1", way, f"init_from={first}", "clip.frames=8", "clip.size=48")
     caplog.set_level("INFO", logger="kinemae")
 
     run_pretraining(make_plan(config))
@@ -91,7 +91,7 @@ def test_longer_and_larger_clips_resample_the_positions(
 def test_a_start_that_is_not_there_is_named_before_anything_begins(
     small_config: Build, tmp_path: Path
 ) -> None:
-    config = small_config("steps=1", f"start_from={tmp_path / 'nowhere'}")
+    config = small_config("steps=1", f"init_from={tmp_path / 'nowhere'}")
     with pytest.raises(CheckpointError, match=r"no exported encoder in .*nowhere"):
         make_plan(config)
     assert not Path(config.run_dir).exists()

@@ -78,14 +78,14 @@ def test_a_killed_process_takes_its_loaders_along_and_the_other_ends_by_itself(
 def test_a_frozen_process_is_found_by_the_other_which_shows_its_stacks_and_leaves_with_5(
     small_run: Path, tmp_path: Path
 ) -> None:
-    limits = ("watch.step_timeout_s=12", "watch.save_timeout_s=60")
+    limits = ("timeouts.step_s=12", "timeouts.save_s=60")
     with started(tmp_path, "pretrain", str(small_run), *ENDLESS, *limits) as ranks:
         ranks.wait_until(lambda: has_done(tmp_path / "run", 2))
         loaders = loaders_of(ranks.processes[0].pid)
         ranks.processes[1].send_signal(signal.SIGSTOP)
         assert ranks.exit_code(0) == STUCK
         said = ranks.said(0)
-        assert "rank 0 on " in said and "for more than watch.step_timeout_s=12 seconds" in said
+        assert "rank 0 on " in said and "for more than timeouts.step_s=12 seconds" in said
         assert "waiting for another process" in said and 'stepping.py", line' in said
         wait_for_end(ranks, loaders)
 

@@ -81,11 +81,11 @@ def test_a_wait_is_not_held_against_the_step(repo: Path) -> None:
 import time
 from kinemae.pretrain.runtime.outages import StorageWait
 from kinemae.pretrain.runtime.signals import StopSignals
-from kinemae.pretrain.runtime.watchdog import WatchConfig, Watchdog
+from kinemae.pretrain.runtime.watchdog import TimeoutsConfig, Watchdog
 
-limits = {"step_timeout_s": 3.0, "first_step_timeout_s": 60.0, "save_timeout_s": 60.0}
-with Watchdog(WatchConfig(**limits), rank=0) as watchdog:
-    watchdog.enter("waiting for data", limit="step_timeout_s", step=7)
+limits = {"step_s": 3.0, "first_step_s": 60.0, "save_s": 60.0}
+with Watchdog(TimeoutsConfig(**limits), rank=0) as watchdog:
+    watchdog.enter("waiting for data", limit="step_s", step=7)
     wait = StorageWait(watchdog, StopSignals())
     for _ in range(14):
         wait("the store is down")

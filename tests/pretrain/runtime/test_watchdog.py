@@ -18,13 +18,13 @@ HANGING = """
 import ctypes, sys, time
 from kinemae.data_tools.command import configure_logging
 from kinemae.pretrain.runtime import watchdog as module
-from kinemae.pretrain.runtime.watchdog import WatchConfig, Watchdog
+from kinemae.pretrain.runtime.watchdog import TimeoutsConfig, Watchdog
 
 module._LOCKED_FACTOR = float(sys.argv[2])
 configure_logging()
-limits = {"step_timeout_s": float(sys.argv[3]), "first_step_timeout_s": 60.0, "save_timeout_s": 60.0}
-with Watchdog(WatchConfig(**limits), rank=3, reading=lambda: ["brushing/4"]) as watchdog:
-    watchdog.enter("waiting for data", limit="step_timeout_s", step=7)
+limits = {"step_s": float(sys.argv[3]), "first_step_s": 60.0, "save_s": 60.0}
+with Watchdog(TimeoutsConfig(**limits), rank=3, reading=lambda: ["brushing/4"]) as watchdog:
+    watchdog.enter("waiting for data", limit="step_s", step=7)
     watchdog.move("computing")
     print("begun", flush=True)
     def hang_here():
@@ -50,7 +50,7 @@ def test_a_process_that_hangs_in_c_says_where_and_leaves_with_5(repo: Path) -> N
     result = hang(repo, "ctypes.CDLL(None).sleep(80)")
     assert result.returncode == STUCK
     assert "rank 3 on " in result.stderr and "is stuck at step 7, computing" in result.stderr
-    assert "more than watch.step_timeout_s=1 seconds" in result.stderr
+    assert "more than timeouts.step_s=1 seconds" in result.stderr
     assert "loader workers are reading brushing/4" in result.stderr
     assert "in hang_here" in result.stderr and "in _watch" in result.stderr  # all threads' stacks
 
@@ -64,8 +64,8 @@ def test_a_process_that_hangs_while_it_holds_pythons_lock_ends_all_the_same(repo
 
 @pytest.mark.slow
 def test_what_goes_on_is_left_alone_and_a_save_has_a_limit_of_its_own(repo: Path) -> None:
-    steps = "[(time.sleep(0.5), watchdog.enter('step', limit='step_timeout_s')) for _ in range(6)]\n"
-    save = "with watchdog.during('saving', limit='save_timeout_s'): time.sleep(3.0)\n"
+    steps = "[(time.sleep(0.5), watchdog.enter('step', limit='step_s')) for _ in range(6)]\n"
+    save = "with watchdog.during('saving', limit='save_s'): time.sleep(3.0)\n"
     result = hang(repo, steps + save + "time.sleep(0.3)", limit_s=2.5)
     assert (result.returncode, result.stderr) == (0, "")
 
@@ -90,15 +90,15 @@ def test_a_job_that_was_suspended_goes_on(repo: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("watch.step_timeout_s=0", r"watch\.step_timeout_s must be above 0, got 0"),
-        ("watch.start_timeout_s=-1", r"watch\.start_timeout_s must be above 0, got -1"),
-        ("watch.save_timeout_s=0", r"watch\.save_timeout_s must be above 0"),
+        ("timeouts.step_s=0", r"timeouts\.step_s must be above 0, got 0"),
+        ("timeouts.start_s=-1", r"timeouts\.start_s must be above 0, got -1"),
+        ("timeouts.save_s=0", r"timeouts\.save_s must be above 0"),
         (
-            "watch.first_step_timeout_s=60",
-            r"watch\.first_step_timeout_s must be at least watch\.step_timeout_s=600, got 60",
+            "timeouts.first_step_s=60",
+            r"timeouts\.first_step_s must be at least timeouts\.step_s=600, got 60",
         ),
-        ("watch.straggler_ratio=1", r"watch\.straggler_ratio must be above 1, got 1"),
-        ("watch.lock_wait_s=-1", r"watch\.lock_wait_s must be 0 or more, got -1"),
+        ("timeouts.straggler_ratio=1", r"timeouts\.straggler_ratio must be above 1, got 1"),
+        ("timeouts.lock_wait_s=-1", r"timeouts\.lock_wait_s must be 0 or more, got -1"),
     ],
 )
 def test_a_watch_that_cannot_be_is_refused_by_name(small_run: Path, override: str, message: str) -> None:
