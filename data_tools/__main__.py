@@ -54,7 +54,7 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 PROGRAM = Program(
     name="data",
-    about="Data sets of videos: make a synthetic one, shard your own, look at what is there.",
+    description="Data sets of videos: make a synthetic one, shard your own, look at what is there.",
     commands=(
         Command(
             name="synth",

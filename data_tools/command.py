@@ -80,8 +80,8 @@ class Command:
         positionals: (name, help) pairs.
         optional: one more that may be left out; it may then hold the first override.
         options: (flag, help) pairs of on/off switches.
-        settings: (flag, placeholder, help) of options that take a value, None where not given.
-        more: name of a last positional that takes one or more values in place of overrides.
+        value_options: (flag, placeholder, help) of options that take a value, None where not given.
+        variadic: name of a last positional that takes one or more values in place of overrides.
     """
 
     name: str
@@ -91,8 +91,8 @@ class Command:
     positionals: Sequence[tuple[str, str]] = ()
     optional: tuple[str, str] | None = None
     options: Sequence[tuple[str, str]] = ()
-    settings: Sequence[tuple[str, str, str]] = ()
-    more: tuple[str, str] | None = None
+    value_options: Sequence[tuple[str, str, str]] = ()
+    variadic: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class Program:
     """
 
     name: str
-    about: str
+    description: str
     commands: Sequence[Command] = field(default_factory=tuple)
 
 
@@ -119,7 +119,7 @@ def run_program(program: Program, argv: Sequence[str] | None = None) -> int:
         code = exit_code_of(error)
         if code == EXIT_CRASHED:
             raise
-        say_why(error)
+        log_error(error)
         return code
 
 
@@ -130,7 +130,7 @@ def exit_code_of(error: BaseException) -> int:
     return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), EXIT_CRASHED)
 
 
-def say_why(error: BaseException) -> None:
+def log_error(error: BaseException) -> None:
     """Log an error that ends the program: in a line where it was foreseen, with its traceback where not."""
     if isinstance(error, Stopped):
         log.warning("%s", error)
@@ -160,7 +160,7 @@ def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
     Raises:
         ValueError: an override is malformed.
     """
-    parser = argparse.ArgumentParser(prog=f"kinemae {program.name}", description=program.about)
+    parser = argparse.ArgumentParser(prog=f"kinemae {program.name}", description=program.description)
     named = {command.name: command for command in program.commands if command.name}
     unnamed = next((command for command in program.commands if not command.name), None)
     first = next((word for word in argv if not word.startswith("-")), None)
@@ -212,10 +212,10 @@ def _describe(parser: argparse.ArgumentParser, command: Command) -> None:
         parser.add_argument(command.optional[0], help=command.optional[1], nargs="?")
     for flag, text in command.options:
         parser.add_argument(flag, help=text, action="store_true")
-    for flag, placeholder, text in command.settings:
+    for flag, placeholder, text in command.value_options:
         parser.add_argument(flag, help=text, metavar=placeholder)
-    if command.more:
-        parser.add_argument(command.more[0], help=command.more[1], nargs="+")
+    if command.variadic:
+        parser.add_argument(command.variadic[0], help=command.variadic[1], nargs="+")
         parser.set_defaults(overrides=[])
     else:
         # With a default, argparse does not list it among the missing required arguments.

@@ -22,14 +22,14 @@ _KINDS = {
 }
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old one or the new one, never half of it."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
-def give_usual_mode(path: Path) -> None:
+def set_default_mode(path: Path) -> None:
     """Give a file the default permissions of a new file (by the umask).
 
     Some libraries write via a temporary file that is readable only by its owner.
@@ -59,11 +59,11 @@ def open_regular(path: Path) -> IO[bytes]:
     Raises:
         OSError: there is no such file, or it is of another kind.
     """
-    refuse_irregular(path)
+    require_regular_file(path)
     return path.open("rb")
 
 
-def refuse_irregular(path: Path) -> None:
+def require_regular_file(path: Path) -> None:
     """See `open_regular`."""
     kind = _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
     if kind is not None:
@@ -91,12 +91,12 @@ def write_at(descriptor: int, offset: int, content: bytes) -> None:
         left, offset = left[taken:], offset + taken
 
 
-def json_lines(entries: Iterable[Mapping[str, Any]]) -> str:
+def to_jsonl(entries: Iterable[Mapping[str, Any]]) -> str:
     """Entries as JSON, one a line, names readable."""
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
-def read_journal(journal: Path) -> Iterator[dict[str, Any]]:
+def read_jsonl(journal: Path) -> Iterator[dict[str, Any]]:
     """Entries of a file of JSON lines, up to the line that was being written when a run was killed."""
     for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
         try:

@@ -15,13 +15,13 @@ _MOST_LOOKED_AT = 1000  # names in a folder
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 
-def no_data_set(folder: Location, names: Sequence[str]) -> DataError:
+def not_a_data_set(folder: Location, names: Sequence[str]) -> DataError:
     """The error for a location that should be a data set folder.
 
     Args:
         names: the files of an index; the first one marks a data set.
     """
-    if names_tars(folder):
+    if is_tar_pattern(folder):
         return DataError(
             f"{folder}: expected the folder of a data set, got tars; fix: {_folder_of(folder, names[0])}"
         )
@@ -32,7 +32,7 @@ def no_data_set(folder: Location, names: Sequence[str]) -> DataError:
         made = "make one with `kinemae data shard SOURCE OUT`"
         return DataError(f"no folder of shards at {folder}: {f'did you mean {near}?' if near else made}")
     lacking = next((name for name in names if not (folder / name).exists()), names[0])
-    splits = data_sets_in(folder, names[0])
+    splits = list_data_sets(folder, names[0])
     hint = f"; did you mean {' or '.join(str(folder / split) for split in splits[:3])}?" if splits else ""
     if not splits and any(name.endswith(".tar") for name in _sizes(folder)):
         hint = f"; fix: make an index of its tars with `{_index(folder)}`"
@@ -55,12 +55,12 @@ def _near(path: Path, mark: str) -> Path | None:
     return beside[names[0]] if names else None
 
 
-def data_sets_in(folder: Location, mark: str) -> list[str]:
+def list_data_sets(folder: Location, mark: str) -> list[str]:
     """Names of the folders directly inside that are data sets."""
     return [name for name in sorted(_sizes(folder)) if "." not in name and (folder / name / mark).exists()]
 
 
-def check_shards_are_there(folder: Location, shards: Mapping[str, int]) -> None:
+def check_shards_exist(folder: Location, shards: Mapping[str, int]) -> None:
     """Refuse a folder that lacks shards, or has shorter ones, as far as one listing of it tells.
 
     Args:
@@ -87,7 +87,7 @@ def check_shards_are_there(folder: Location, shards: Mapping[str, int]) -> None:
             )
 
 
-def names_tars(place: Location) -> bool:
+def is_tar_pattern(place: Location) -> bool:
     """Whether a place is one tar or a pattern of tars, and no folder of that name."""
     is_named = place.name.endswith(_TARS) or any(sign in place.url for sign in "{*")
     return is_named and not (place.path is not None and place.path.is_dir())

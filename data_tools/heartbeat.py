@@ -47,7 +47,7 @@ class Listener:
             log.warning("waiting for a storage, %.0f s so far: %s", now_s - self._since_s, reason)
 
 
-class Counting(Listener):
+class CountingListener(Listener):
     """Listener that counts heartbeats, those of an outage among them; outages are logged.
 
     Args:

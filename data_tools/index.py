@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.files import write_whole
-from kinemae.data_tools.folder_checks import check_shards_are_there, no_data_set
+from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.folder_checks import check_shards_exist, not_a_data_set
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.storage.index_copies import LocalIndex, fetch_index
 from kinemae.data_tools.storage.location import Location, StorageError, location
@@ -116,22 +116,24 @@ class ShardIndex:
     A pickled one is opened anew where it arrives, from the same file, whose memory all processes share.
     """
 
-    def __init__(self, folder: Location, table: pa.Table, description: dict[str, Any], brought: LocalIndex):
+    def __init__(
+        self, folder: Location, table: pa.Table, description: dict[str, Any], local_index: LocalIndex
+    ):
         self.folder = folder
-        self.cache = brought.cache
+        self.cache = local_index.cache
         self.classes: tuple[str, ...] = tuple(description["classes"])
         self.shards: tuple[Shard, ...] = tuple(Shard(**shard) for shard in description["shards"])
         self.fingerprint: str = description["fingerprint"]
         self.sha256: str = description.get("index_sha256", "")
         self.made_by: dict[str, Any] = description.get("made_by", {})
-        self.brought = brought
+        self.local_index = local_index
         self._table = table
         self._batches = table.select(COLUMNS.names).to_batches()
         self._starts = np.cumsum([0, *(len(batch) for batch in self._batches[:-1])]).tolist()
 
     @property
     def extra(self) -> tuple[str, ...]:
-        """Names of the columns that the source brought besides the schema's."""
+        """Names of the columns that the source local_index besides the schema's."""
         return tuple(self._table.schema.names[len(COLUMNS) :])
 
     @property
@@ -169,7 +171,7 @@ class ShardIndex:
         return path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return reopen, (self.folder, self.brought.for_other_process())
+        return load_index, (self.folder, self.local_index.for_other_process())
 
 
 def open_index(
@@ -196,7 +198,7 @@ def open_index(
     if outage_s is not None:
         folder = replace(folder, retry_policy=replace(folder.retry_policy, outage_s=outage_s))
     try:
-        brought = retry_during_outage(
+        local_index = retry_during_outage(
             lambda: fetch_index(folder, (DATASET_NAME, INDEX_NAME), cache),
             outage_s=folder.retry_policy.outage_s,
         )
@@ -204,22 +206,22 @@ def open_index(
         is_file = folder.path is not None and folder.path.is_file()
         if not (error.is_missing or is_file or folder.name.endswith(".tar")):
             raise
-        raise no_data_set(folder, (DATASET_NAME, INDEX_NAME)) from error
-    index = reopen(folder, brought)
+        raise not_a_data_set(folder, (DATASET_NAME, INDEX_NAME)) from error
+    index = load_index(folder, local_index)
     if len(index) == 0:
         raise DataError(
             f"{folder} holds no samples: check the source and the rejected files in {folder}/rejected.jsonl"
         )
     if check_shards:
-        check_shards_are_there(folder, {shard.name: shard.bytes for shard in index.shards})
+        check_shards_exist(folder, {shard.name: shard.bytes for shard in index.shards})
     return index
 
 
-def reopen(folder: Location, brought: LocalIndex) -> ShardIndex:
+def load_index(folder: Location, local_index: LocalIndex) -> ShardIndex:
     """Open the files of an index as they lie on this machine."""
     try:
-        description = json.loads((brought.place / DATASET_NAME).read_text(encoding="utf-8"))
-        table = pa.ipc.open_file(pa.memory_map(str(brought.place / INDEX_NAME))).read_all()
+        description = json.loads((local_index.place / DATASET_NAME).read_text(encoding="utf-8"))
+        table = pa.ipc.open_file(pa.memory_map(str(local_index.place / INDEX_NAME))).read_all()
     except OSError as error:
         raise DataError(
             f"the index in {folder} cannot be read: {error.strerror or error}; mend that"
@@ -237,7 +239,7 @@ def reopen(folder: Location, brought: LocalIndex) -> ShardIndex:
             f"{folder} has {len(table)} samples in {INDEX_NAME} and {description['samples']} in "
             f"{DATASET_NAME}: one of the two is of another time; shard the source again"
         )
-    return ShardIndex(folder, table, description, brought)
+    return ShardIndex(folder, table, description, local_index)
 
 
 def _check_format(folder: Location, given: Any) -> None:
@@ -247,7 +249,7 @@ def _check_format(folder: Location, given: Any) -> None:
         raise DataError(f"{folder}: expected an index of format {FORMAT}, got {given!r}; fix: {fix}")
 
 
-def coded_column(indexes: Sequence[ShardIndex], name: str) -> tuple[Any, list[np.ndarray]]:
+def dictionary_encode_column(indexes: Sequence[ShardIndex], name: str) -> tuple[Any, list[np.ndarray]]:
     """A text column of several data sets as numbers.
 
     Returns:
@@ -293,7 +295,7 @@ def write_index(
         "fingerprint": fingerprint(shards),
         "made_by": made_by,
     }
-    write_whole(folder / DATASET_NAME, json.dumps(description, indent=1, ensure_ascii=False))
+    atomic_write_text(folder / DATASET_NAME, json.dumps(description, indent=1, ensure_ascii=False))
 
 
 def fingerprint(shards: Sequence[Shard]) -> str:

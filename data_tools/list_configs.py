@@ -47,7 +47,7 @@ def _title(path: Path) -> str:
 
 PROGRAM = Program(
     name="configs",
-    about="List the configs that come with KineMAE, or print one.",
+    description="List the configs that come with KineMAE, or print one.",
     commands=[
         Command(
             name="",

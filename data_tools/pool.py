@@ -32,7 +32,7 @@ _SERVER_S = 5.0
 _MOST_TIMEOUTS = 10  # in a row; more are not the fault of single inputs
 
 
-def map_in_order(
+def imap(
     function: Callable[[Job], Result],
     jobs: Sequence[Job],
     *,
@@ -40,10 +40,10 @@ def map_in_order(
     on_failure: Callable[[Job, str], Result] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Iterator[Result]:
-    """Yield `function(job)` for each job, in order, whatever the number of processes; see `map_as_done`."""
+    """Yield `function(job)` for each job, in the order of the jobs; see `imap_unordered`."""
     waiting: dict[int, Result] = {}
     following = 0
-    done = map_as_done(function, jobs, workers=workers, on_failure=on_failure, timeout_s=timeout_s)
+    done = imap_unordered(function, jobs, workers=workers, on_failure=on_failure, timeout_s=timeout_s)
     for position, result in done:
         waiting[position] = result
         while following in waiting:
@@ -51,7 +51,7 @@ def map_in_order(
             following += 1
 
 
-def map_as_done(
+def imap_unordered(
     function: Callable[[Job], Result],
     jobs: Sequence[Job],
     *,

@@ -34,7 +34,7 @@ def do_here(
     on_failure: Callable[[Job, str], Result] | None,
     timeout_s: float,
 ) -> Iterator[tuple[int, Result]]:
-    """Yield the position of each job and its result; see `pool.map_as_done`."""
+    """Yield the position of each job and its result; see `pool.imap_unordered`."""
     for position, job in enumerate(jobs):
         try:
             with _deadline(timeout_s):
@@ -57,7 +57,7 @@ def _deadline(timeout_s: float) -> Iterator[None]:
     watcher = threading.Thread(target=_watch, args=(beats, ended, timeout_s), daemon=True)
     before = signal.signal(_SIGNAL, _interrupt)
     try:
-        with heartbeat.listening(heartbeat.Counting(beats)):
+        with heartbeat.listening(heartbeat.CountingListener(beats)):
             watcher.start()
             yield
     finally:

@@ -141,7 +141,7 @@ def _work(connection: Connection, record: Any) -> None:
     block_stop_signals()
     exit_with_parent()
     torch.set_num_threads(1)
-    with heartbeat.listening(heartbeat.Counting(record)):
+    with heartbeat.listening(heartbeat.CountingListener(record)):
         while True:
             try:
                 function, job = connection.recv()

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from kinemae.data_tools.index import NO_LABEL, ShardIndex, coded_column, open_index
+from kinemae.data_tools.index import NO_LABEL, ShardIndex, dictionary_encode_column, open_index
 
 _MOST_LINES = 20  # of classes or picture sizes
 
@@ -65,7 +65,7 @@ def summarise(index: ShardIndex) -> dict[str, Any]:
 
 
 def _groups(index: ShardIndex) -> int:
-    values, _ = coded_column([index], "group")
+    values, _ = dictionary_encode_column([index], "group")
     return sum(1 for value in values if value.as_py())
 
 

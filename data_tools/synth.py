@@ -24,8 +24,8 @@ import torch
 from kinemae.data_tools.command import log, writing_to
 from kinemae.data_tools.config import load_config, require
 from kinemae.data_tools.encoding.encode import EncodeConfig, write_video
-from kinemae.data_tools.files import write_whole
-from kinemae.data_tools.pool import map_in_order
+from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.pool import imap
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.synthetic_scenes import KINDS, SceneConfig, make_scene
@@ -132,9 +132,9 @@ def _make(out: Path, settings: SynthConfig, videos: list[SynthVideo]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for folder in sorted({(out / video.file).parent for video in videos}):
         folder.mkdir(parents=True, exist_ok=True)
-    write_whole(out / CONFIG_NAME, json.dumps(_recorded(settings), indent=1))
+    atomic_write_text(out / CONFIG_NAME, json.dumps(_recorded(settings), indent=1))
     work = functools.partial(_make_one, out, settings)
-    for _ in progress(map_in_order(work, videos, workers=settings.workers), total=len(videos), what="synth"):
+    for _ in progress(imap(work, videos, workers=settings.workers), total=len(videos), what="synth"):
         pass
 
 

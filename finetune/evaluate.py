@@ -15,7 +15,7 @@ from kinemae.data_tools.command import CheckpointError, log
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.config_hints import is_key, unknown_key
 from kinemae.data_tools.config_schema import all_keys, component_keys
-from kinemae.data_tools.files import write_whole
+from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.stream.loader import EvaluationItem, evaluation_loader
@@ -127,7 +127,7 @@ def write_result(result: dict[str, Any], run_dir: Path, processes: Processes, *,
         return
     # One key per line: json's own indentation would put every number of the confusion matrix on a line.
     lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in result.items()]
-    write_whole(run_dir / RESULT_NAME, "{\n" + ",\n".join(lines) + "\n}\n")
+    atomic_write_text(run_dir / RESULT_NAME, "{\n" + ",\n".join(lines) + "\n}\n")
     low, high = result["top1_ci95"]
     log.info(
         "top-1 %.1f %% (95 %% interval %.1f - %.1f), top-5 %.1f %%, %d videos, %d views each: %s",

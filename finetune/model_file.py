@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.components import Component
-from kinemae.data_tools.files import write_whole
+from kinemae.data_tools.files import atomic_write_text
 from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.heads.base import Head, build_head
 from kinemae.finetune.token_reduction import TokenReduction
@@ -60,7 +60,7 @@ def save_model(
         "token_reduction": asdict(token_reduction or TokenReduction()),
         "classes": list(classes),
     }
-    write_whole(folder / DESCRIPTION, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    atomic_write_text(folder / DESCRIPTION, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def load_model(folder: Path, *, token_reduction: TokenReduction | None = None) -> FinetunedModel:

@@ -15,7 +15,7 @@ PACKAGE = _ROOT / "kinemae" if (_ROOT / "kinemae").is_dir() else _ROOT
 _DIGITS = 12
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees all of it or the one before."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")

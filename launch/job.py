@@ -19,12 +19,12 @@ import yaml
 
 from kinemae.launch.cluster import UsageError, require
 from kinemae.launch.freezing import (
+    atomic_write_text,
     commit_of_code,
     digest_of_code,
     digest_of_file,
     find_recipe,
     freeze_code,
-    write_whole,
 )
 
 LAUNCH_FOLDER, LOGS_FOLDER = "launch", "logs"
@@ -133,8 +133,10 @@ def publish(job: Job) -> Path:
         job.path.parent.mkdir(parents=True, exist_ok=True)
         (Path(job.run_dir) / LOGS_FOLDER).mkdir(exist_ok=True)
         freeze_code(Path(job.code))
-        write_whole(Path(job.argv[_place_of_config(job.argv)]), Path(job.config).read_text(encoding="utf-8"))
-        write_whole(job.path, describe(job) + "\n")
+        atomic_write_text(
+            Path(job.argv[_place_of_config(job.argv)]), Path(job.config).read_text(encoding="utf-8")
+        )
+        atomic_write_text(job.path, describe(job) + "\n")
     except OSError as error:
         raise UsageError(f"cannot write to {job.path.parent}: {error}; choose another run_dir") from error
     return job.path

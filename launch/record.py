@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kinemae.launch.cluster import UsageError
-from kinemae.launch.freezing import write_whole
+from kinemae.launch.freezing import atomic_write_text
 from kinemae.launch.job import LAUNCH_FOLDER
 
 _RECORD, _LOCK, _STOP = "launch.json", "launcher.lock", "stop"
@@ -44,7 +44,7 @@ class Record:
         """Change some of what is known and write all of it."""
         self._told.update(told)
         with suppress(OSError):
-            write_whole(self._path, json.dumps(self._told, indent=1, ensure_ascii=False) + "\n")
+            atomic_write_text(self._path, json.dumps(self._told, indent=1, ensure_ascii=False) + "\n")
 
 
 def now() -> str:
@@ -123,7 +123,7 @@ def is_held(run_dir: Path) -> bool:
 
 def ask_for_stop(run_dir: Path) -> None:
     """Ask the launcher of a run for a stop with a checkpoint; it looks every second or so."""
-    write_whole(run_dir / LAUNCH_FOLDER / _STOP, f"asked on {socket.gethostname()} at {now()}\n")
+    atomic_write_text(run_dir / LAUNCH_FOLDER / _STOP, f"asked on {socket.gethostname()} at {now()}\n")
 
 
 def take_stop(run_dir: Path) -> signal.Signals | None:

@@ -37,7 +37,7 @@ def _cost(arguments: argparse.Namespace) -> None:
 
 PROGRAM = Program(
     name="pretrain",
-    about="Pretrain a video encoder on shards of video. The same command goes on with a stopped run.",
+    description="Pretrain a video encoder on shards of video. The same command goes on with a stopped run.",
     commands=[
         Command(
             name="",

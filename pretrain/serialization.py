@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kinemae.data_tools.command import CheckpointError
-from kinemae.data_tools.files import give_usual_mode
+from kinemae.data_tools.files import set_default_mode
 
 Record = TypeVar("Record")
 Module = TypeVar("Module", bound=nn.Module)
@@ -234,5 +234,5 @@ def _publish(partial: Path, final: Path) -> None:
     """Give a finished file its name, after its bytes are on the disk."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
-    give_usual_mode(partial)  # safetensors writes files that only the owner can read
+    set_default_mode(partial)  # safetensors writes files that only the owner can read
     os.replace(partial, final)

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 from av.video.frame import VideoFrame
 
-from kinemae.data_tools.files import refuse_irregular
+from kinemae.data_tools.files import require_regular_file
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.storage.outage import raise_if_outage
 from kinemae.data_tools.stream.container import MAX_PIXELS, BadVideo
@@ -47,7 +47,7 @@ def read_image(path: Path) -> tuple[VideoFrame, Fraction]:
         BadVideo: it cannot be read, or is larger than `MAX_PIXELS`.
     """
     try:
-        refuse_irregular(path)
+        require_regular_file(path)
         content = io.BytesIO(path.read_bytes())  # a file name would select the demuxer for numbered files
         with av.open(content, "r", options={"format_whitelist": _PICTURES}) as container:
             stream = container.streams.video[0]

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.config import load_config, require
-from kinemae.data_tools.files import json_lines, write_whole
+from kinemae.data_tools.files import atomic_write_text, to_jsonl
 from kinemae.data_tools.index import (
     DATASET_NAME,
     INDEX_NAME,
@@ -172,9 +172,9 @@ def _write(
         for row in one.rows
         if row.info is None
     ]
-    write_whole(folder / REJECTED_NAME, json_lines(bad))
+    atomic_write_text(folder / REJECTED_NAME, to_jsonl(bad))
     odd = [{"path": row.name, "shard": one.shard.name, "note": row.note} for one in found for row in one.rows]
-    write_whole(folder / NOTES_NAME, json_lines(entry for entry in odd if entry["note"]))
+    atomic_write_text(folder / NOTES_NAME, to_jsonl(entry for entry in odd if entry["note"]))
     numbers = {label: number for number, label in enumerate(classes)}
     samples = [
         Sample(

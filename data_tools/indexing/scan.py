@@ -12,13 +12,13 @@ from math import ceil
 from pathlib import Path
 from typing import IO, Any
 
-from kinemae.data_tools.files import read_journal, write_whole
+from kinemae.data_tools.files import atomic_write_text, read_jsonl
 from kinemae.data_tools.index import VideoInfo
 from kinemae.data_tools.indexing.field_rules import Described, Rules, Shelf, read_shelf
 from kinemae.data_tools.indexing.own_json import Told
 from kinemae.data_tools.indexing.shard_list import ForeignShard, open_shard
 from kinemae.data_tools.indexing.tar_members import read_member
-from kinemae.data_tools.pool import TIMEOUT_S, map_in_order
+from kinemae.data_tools.pool import TIMEOUT_S, imap
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.storage.outage import outage_errors
@@ -92,7 +92,7 @@ def examine_shards(
 
     Args:
         journal: a file of what is known already, so that a stopped run is continued.
-        timeout_s: see `map_as_done`.
+        timeout_s: see `imap_unordered`.
 
     Raises:
         StorageUnavailable: a shard cannot be read now.
@@ -101,10 +101,10 @@ def examine_shards(
     jobs = [job for shard in shards for job in _jobs(shard, rules, is_full, len(shards), workers)]
     stamps = [_stamp(job) for job in jobs]
     known = _read_journal(journal, dict(zip(stamps, jobs, strict=True)))
-    write_whole(journal, "".join(_line(*entry) for entry in known.items()))
+    atomic_write_text(journal, "".join(_line(*entry) for entry in known.items()))
     todo = [position for position, stamp in enumerate(stamps) if stamp not in known]
     unknown = [jobs[position] for position in todo]
-    results = map_in_order(_examine, unknown, workers=workers, on_failure=_failed, timeout_s=timeout_s)
+    results = imap(_examine, unknown, workers=workers, on_failure=_failed, timeout_s=timeout_s)
     with journal.open("a", encoding="utf-8") as file:
         shown = progress(results, total=len(todo), what="index, parts of shards", unit="part")
         for position, result in zip(todo, shown, strict=True):
@@ -218,7 +218,7 @@ def _one_by_one(job: _Job, workers: int, timeout_s: float) -> Found:
         total = len(shelf.described)
         singles = [replace(job, shard=shard, part=i, parts=total) for i in range(job.part, total, job.parts)]
         rows = _left_out(shelf) if job.part == 0 else []
-        done = map_in_order(_examine, singles, workers=workers, on_failure=_failed, timeout_s=timeout_s)
+        done = imap(_examine, singles, workers=workers, on_failure=_failed, timeout_s=timeout_s)
         for single, found in zip(singles, done, strict=True):
             sample = shelf.described[single.part]
             if isinstance(found, str):
@@ -258,7 +258,7 @@ def _line(stamp: str, found: Found) -> str:
 def _read_journal(journal: Path, jobs: dict[str, _Job]) -> dict[str, Found]:
     """What an earlier run has found of these jobs, less the line in which it was killed."""
     known = {}
-    for entry in read_journal(journal):
+    for entry in read_jsonl(journal):
         if entry["shard"] in jobs:
             known[entry["shard"]] = Found(
                 shard=jobs[entry["shard"]].shard,

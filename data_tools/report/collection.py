@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.folder_checks import data_sets_in, names_tars, no_data_set
-from kinemae.data_tools.index import DATASET_NAME, Sample, ShardIndex, coded_column, open_index
+from kinemae.data_tools.folder_checks import is_tar_pattern, list_data_sets, not_a_data_set
+from kinemae.data_tools.index import DATASET_NAME, Sample, ShardIndex, dictionary_encode_column, open_index
 from kinemae.data_tools.manifest.videos import SPLITS
 from kinemae.data_tools.storage.location import Location
 
@@ -52,7 +52,7 @@ class Collection:
     def coded(self, name: str) -> tuple[Any, list[np.ndarray]]:
         """A column of text as its distinct values and, a data set each, which of them every sample has."""
         if name not in self._coded:
-            self._coded[name] = coded_column(self.indexes, name)
+            self._coded[name] = dictionary_encode_column(self.indexes, name)
         return self._coded[name]
 
     def says(self, name: str) -> bool:
@@ -78,10 +78,10 @@ def open_collection(folder: Location) -> Collection:
     name = folder.name if folder.path is None else folder.path.resolve().name
     if (folder / DATASET_NAME).exists():
         return Collection(name=name, splits=("",), indexes=(open_index(folder),))
-    names = data_sets_in(folder, DATASET_NAME)
+    names = list_data_sets(folder, DATASET_NAME)
     names.sort(key=lambda name: SPLITS.index(name) if name in SPLITS else len(SPLITS))
-    if not names and names_tars(folder):
-        raise no_data_set(folder, (DATASET_NAME,))
+    if not names and is_tar_pattern(folder):
+        raise not_a_data_set(folder, (DATASET_NAME,))
     if not names:
         raise DataError(
             f"{folder} holds no data set: give a folder made by `kinemae data shard SOURCE OUT`, "

@@ -72,7 +72,7 @@ def _as_json(out: Path, content: dict[str, Any]) -> dict[str, Any]:
         "unreadable": {card.key: reason for card, reason in content["unreadable"]},
         "static": [card.key for card in content["static"]],
         "blank": [card.key for card in content["blank"]],
-        "look_alikes": [[card.key for card in group] for group in content["alike"]],
+        "near_duplicates": [[card.key for card in group] for group in content["alike"]],
         "exact_duplicates": [[card.key for card in group] for group in content["exact"]],
         "leaked_files": len(content["leaks"]["content"]),
         "leaked_groups": len(content["leaks"]["group"]),

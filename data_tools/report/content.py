@@ -13,7 +13,7 @@ from kinemae.data_tools.report.findings import (
     findings_of_splits,
     worst_first,
 )
-from kinemae.data_tools.report.sampled_videos import Card, Looked, ReportConfig, look_alikes, look_at_some
+from kinemae.data_tools.report.sampled_videos import Card, Looked, ReportConfig, look_at_some, near_duplicates
 from kinemae.data_tools.report.tables import (
     class_counts,
     extra_columns,
@@ -51,7 +51,7 @@ def gather(collection: Collection, folder: Location, settings: ReportConfig) -> 
         "classes": ranking("Classes", names, counts_SX, shown=LIMITS["classes"]) if names else None,
         "static": _still(looked, settings),
         "blank": _blank(looked, settings),
-        "alike": look_alikes(looked, settings),
+        "alike": near_duplicates(looked, settings),
         "unreadable": looked.unreadable,
         "rejected": rejected,
         "notes": listed_files(folder, collection, NOTES_NAME, "note"),
@@ -75,14 +75,14 @@ def gather(collection: Collection, folder: Location, settings: ReportConfig) -> 
 def _still(looked: Looked, settings: ReportConfig) -> list[Card]:
     """Videos in which next to nothing moves, the stillest first."""
     motion = {place: looked.looks[place].motion for place in looked.readable}
-    still = sorted((value, place) for place, value in motion.items() if value < settings.static_below)
+    still = sorted((value, place) for place, value in motion.items() if value < settings.static_threshold)
     return [looked.card(place, f"motion {value:.2f}") for value, place in still]
 
 
 def _blank(looked: Looked, settings: ReportConfig) -> list[Card]:
     """Videos of a single grey."""
     contrast = {place: looked.looks[place].contrast for place in looked.readable}
-    blank = sorted((value, place) for place, value in contrast.items() if value < settings.blank_below)
+    blank = sorted((value, place) for place, value in contrast.items() if value < settings.blank_threshold)
     return [looked.card(place, f"spread {value:.2f}") for value, place in blank]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import NO_LABEL, Sample
-from kinemae.data_tools.pool import TIMEOUT_S, map_as_done
+from kinemae.data_tools.pool import TIMEOUT_S, imap_unordered
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.report.collection import Collection
@@ -25,9 +25,9 @@ class ReportConfig:
     Attributes:
         samples: videos decoded for pictures, motion and look-alikes; all else is told of every video.
         pictures: videos on the contact sheet.
-        static_below: a video is called static where successive frames differ by less, in grey levels.
-        blank_below: a video is called blank where its grey levels spread by less.
-        near_bits: look-alikes differ in at most so many of the 256 bits of their hashes.
+        static_threshold: a video is called static where successive frames differ by less, in grey levels.
+        blank_threshold: a video is called blank where its grey levels spread by less.
+        near_duplicate_bits: look-alikes differ in at most so many of the 256 bits of their hashes.
         workers: processes that decode; 0 means one for each core.
         timeout_s: limit for a video without progress.
     """
@@ -35,19 +35,24 @@ class ReportConfig:
     seed: int = 0
     samples: int = 2000
     pictures: int = 24
-    static_below: float = 0.5
-    blank_below: float = 3.0
-    near_bits: int = 16
+    static_threshold: float = 0.5
+    blank_threshold: float = 3.0
+    near_duplicate_bits: int = 16
     workers: int = 0
     timeout_s: float = TIMEOUT_S
 
     def __post_init__(self) -> None:
         require(self.samples >= 1, "samples", "be at least 1", self.samples)
         require(self.pictures >= 0, "pictures", "be 0 or more", self.pictures)
-        require(self.static_below >= 0, "static_below", "be 0 or more", self.static_below)
-        require(self.blank_below >= 0, "blank_below", "be 0 or more", self.blank_below)
+        require(self.static_threshold >= 0, "static_threshold", "be 0 or more", self.static_threshold)
+        require(self.blank_threshold >= 0, "blank_threshold", "be 0 or more", self.blank_threshold)
         most = most_bits_found(HASH_BITS)
-        require(0 <= self.near_bits <= most, "near_bits", f"lie between 0 and {most}", self.near_bits)
+        require(
+            0 <= self.near_duplicate_bits <= most,
+            "near_duplicate_bits",
+            f"lie between 0 and {most}",
+            self.near_duplicate_bits,
+        )
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
         require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
 
@@ -112,20 +117,20 @@ def look_at_some(collection: Collection, settings: ReportConfig) -> Looked:
     for place in in_order:
         number, position = collection.locate(place)
         jobs.append((location(collection.indexes[number].folder), position))
-    done = map_as_done(
+    done = imap_unordered(
         look_at, jobs, workers=settings.workers, on_failure=failed, timeout_s=settings.timeout_s
     )
     found = {in_order[number]: look for number, look in progress(done, total=len(jobs), what="look at")}
     return Looked(collection=collection, looks={place: found[place] for place in places})
 
 
-def look_alikes(looked: Looked, settings: ReportConfig) -> list[list[Card]]:
+def near_duplicates(looked: Looked, settings: ReportConfig) -> list[list[Card]]:
     """Groups of videos with nearly the same pictures; those in several splits first, then the largest.
 
     Blank videos are left out: their hashes tell nothing.
     """
-    places = [p for p in looked.readable if looked.looks[p].contrast >= settings.blank_below]
-    groups = near_groups([looked.looks[place].hash for place in places], settings.near_bits)
+    places = [p for p in looked.readable if looked.looks[p].contrast >= settings.blank_threshold]
+    groups = near_groups([looked.looks[place].hash for place in places], settings.near_duplicate_bits)
     cards = [_alike(looked, sorted(places[position] for position in group)) for group in groups]
     return sorted(cards, key=lambda group: (-len({card.split for card in group}), -len(group)))
 

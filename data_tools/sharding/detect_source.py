@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.components import Component
-from kinemae.data_tools.folder_checks import data_sets_in
+from kinemae.data_tools.folder_checks import list_data_sets
 from kinemae.data_tools.index import DATASET_NAME
 from kinemae.data_tools.indexing.shard_list import find_shards
 from kinemae.data_tools.manifest.detect_lists import lists_beside, mentions, official_source, source_of_csv
@@ -134,7 +134,7 @@ def _is_pattern(root: Location) -> bool:
 def _hint(root: Location) -> str:
     if root.path is None or not root.path.is_dir():
         return ""
-    splits = data_sets_in(root, DATASET_NAME)
+    splits = list_data_sets(root, DATASET_NAME)
     if splits or (root / DATASET_NAME).exists():
         made = root / splits[0] if splits else root
         return f"; it is a data set already; fix: train on it, {as_override('data.shards', made)}"

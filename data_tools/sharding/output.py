@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kinemae.data_tools.command import DataError, log
-from kinemae.data_tools.files import flock, read_journal, write_whole
+from kinemae.data_tools.files import atomic_write_text, flock, read_jsonl
 from kinemae.data_tools.index import DATASET_NAME, INDEX_NAME, Shard
 from kinemae.data_tools.manifest.videos import SPLITS
 from kinemae.data_tools.sharding.tar_writer import Place, ShardSample, shard_name, write_shard
@@ -143,7 +143,7 @@ class Output:
     def _remember(self) -> None:
         """Write down what is finished, without the half line of a run that was killed."""
         text = "".join(json.dumps(asdict(entry)) + "\n" for entry in self._finished.values())
-        write_whole(self.work / _FINISHED_NAME, text)
+        atomic_write_text(self.work / _FINISHED_NAME, text)
         self._keys = {place.key for entry in self._finished.values() for place in entry.places}
 
 
@@ -165,7 +165,7 @@ def _holds(finished: FinishedShard, group: Sequence[ShardSample]) -> bool:
 
 def _read_finished(file: Path) -> list[FinishedShard]:
     found = []
-    for entry in read_journal(file):
+    for entry in read_jsonl(file):
         assert entry["split"] in SPLITS
         places = tuple(Place(**place) for place in entry["places"])
         found.append(FinishedShard(split=entry["split"], shard=Shard(**entry["shard"]), places=places))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from kinemae.data_tools.command import DataError, log
-from kinemae.data_tools.files import json_lines
+from kinemae.data_tools.files import to_jsonl
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.sharding.transcode import TranscodeResult
 
@@ -18,7 +18,7 @@ Found = Sequence[tuple[SourceVideo, TranscodeResult]]
 
 def rejected_lines(found: Found) -> str:
     """rejected.jsonl: path and reason of every video that is left out, and whether the cause may pass."""
-    return json_lines(
+    return to_jsonl(
         {"path": video.name, "reason": result.reason, **({} if result.is_final else {"is_final": False})}
         for video, result in found
         if result.reason
@@ -39,7 +39,7 @@ def hint_at_retry(lines: str) -> None:
 
 def note_lines(found: Found) -> str:
     """notes.jsonl: path and note of every video that is odd and nevertheless taken."""
-    return json_lines({"path": video.name, "note": result.note} for video, result in found if result.note)
+    return to_jsonl({"path": video.name, "note": result.note} for video, result in found if result.note)
 
 
 def count_reasons(lines: str) -> dict[str, int]:

@@ -13,11 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from kinemae.data_tools.encoding.source_decoder import content_digest, fetch
-from kinemae.data_tools.files import read_blocks, read_journal, write_whole
+from kinemae.data_tools.files import atomic_write_text, read_blocks, read_jsonl
 from kinemae.data_tools.index import VideoInfo
 from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout
 from kinemae.data_tools.manifest.videos import SourceVideo
-from kinemae.data_tools.pool import TIMEOUT_S, map_as_done
+from kinemae.data_tools.pool import TIMEOUT_S, imap_unordered
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.sharding.source_state import source_states
 from kinemae.data_tools.storage.outage import OUTAGE_S, retry_during_outage
@@ -88,7 +88,7 @@ def transcode(
         work: the folder of the journal and the spool; an entry of the journal holds as long as the
             original's size and time are the same and its files lie in the spool.
         is_sharded: whether a finished shard holds the sample of a key, which need not be in the spool then.
-        timeout_s: see `map_as_done`.
+        timeout_s: see `imap_unordered`.
 
     Raises:
         StorageUnavailable: an original cannot be read now; the video is not rejected.
@@ -108,9 +108,11 @@ def transcode(
     layout_jobs = [
         _LayoutJob(layout=layout, job=replace(jobs[position], folder=spool)) for position in unknown
     ]
-    write_whole(journal, "".join(_line(*entry) for entry in known.items()))  # without a half line at the end
+    atomic_write_text(
+        journal, "".join(_line(*entry) for entry in known.items())
+    )  # without a half line at the end
     with journal.open("a", encoding="utf-8") as file:
-        done = map_as_done(_lay_out, layout_jobs, workers=workers, on_failure=_failed, timeout_s=timeout_s)
+        done = imap_unordered(_lay_out, layout_jobs, workers=workers, on_failure=_failed, timeout_s=timeout_s)
         for place, result in progress(done, total=len(layout_jobs), what="store"):
             stamp = stamps[unknown[place]]
             known[stamp] = result
@@ -131,7 +133,7 @@ def forget_rejected(work: Path) -> None:
     """Let the next `transcode` try all videos again that were rejected."""
     journal = work / JOURNAL_NAME
     known = _read_journal(journal).items()
-    write_whole(journal, "".join(_line(*entry) for entry in known if not entry[1].reason))
+    atomic_write_text(journal, "".join(_line(*entry) for entry in known if not entry[1].reason))
 
 
 def _lay_out(layout_job: _LayoutJob) -> TranscodeResult:
@@ -226,7 +228,7 @@ def _line(stamp: str, result: TranscodeResult) -> str:
 
 def _read_journal(journal: Path) -> dict[str, TranscodeResult]:
     known = {}
-    for entry in read_journal(journal):
+    for entry in read_jsonl(journal):
         stamp = entry.pop("video")
         samples = [
             Stored(**{**sample, "info": VideoInfo(**sample["info"])}) for sample in entry.pop("samples")

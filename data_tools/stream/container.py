@@ -18,7 +18,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.files import refuse_irregular
+from kinemae.data_tools.files import require_regular_file
 from kinemae.data_tools.storage.outage import raise_if_outage
 from kinemae.data_tools.stream.random_access import is_random_access_point, sound_stamps
 from kinemae.data_tools.stream.sequential import DecodeState, error_text, frames_in_order, packets_of
@@ -139,7 +139,7 @@ class _File(io.FileIO):
 def _as_file(source: bytes | Path) -> io.BytesIO | _File:
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    refuse_irregular(source)
+    require_regular_file(source)
     return _File(source)
 
 

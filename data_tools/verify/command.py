@@ -17,22 +17,22 @@ import numpy as np
 
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import load_config, require
-from kinemae.data_tools.folder_checks import data_sets_in
+from kinemae.data_tools.folder_checks import list_data_sets
 from kinemae.data_tools.index import (
     DATASET_NAME,
     INDEX_NAME,
     NO_LABEL,
     ShardIndex,
-    coded_column,
+    dictionary_encode_column,
     fingerprint,
     open_index,
 )
-from kinemae.data_tools.pool import TIMEOUT_S, map_in_order
+from kinemae.data_tools.pool import TIMEOUT_S, imap
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.storage.location import Location, location
 from kinemae.data_tools.verify.compare import (
     Fault,
-    Opened,
+    IndexHandle,
     SampleJob,
     ShardJob,
     check_sample,
@@ -96,7 +96,7 @@ def open_sets(folder: Location) -> dict[str, ShardIndex]:
     Raises:
         DataError: there is none, or its index cannot be used.
     """
-    splits = [] if (folder / DATASET_NAME).exists() else data_sets_in(folder, DATASET_NAME)
+    splits = [] if (folder / DATASET_NAME).exists() else list_data_sets(folder, DATASET_NAME)
     places = {split: folder / split for split in splits} or {folder.name: folder}
     return {name: open_index(place, check_shards=False) for name, place in places.items()}
 
@@ -114,13 +114,13 @@ def verify(
     for index in sets.values():
         yield from _check_index(index)
         jobs = _shard_jobs(index)
-        checked = map_in_order(check_shard, jobs, workers=workers, timeout_s=timeout_s)
+        checked = imap(check_shard, jobs, workers=workers, timeout_s=timeout_s)
         for faults in progress(checked, total=len(jobs), what=f"shards of {index.folder}", unit="shard"):
             yield from faults
     for index in sets.values() if full else ():
-        opened = Opened.of(index)
+        opened = IndexHandle.of(index)
         samples = [SampleJob(opened=opened, position=position) for position in range(len(index))]
-        decoded = map_in_order(
+        decoded = imap(
             check_sample, samples, workers=workers, on_failure=failed_on_sample, timeout_s=timeout_s
         )
         for faults in progress(decoded, total=len(samples), what=f"videos of {index.folder}"):
@@ -131,7 +131,7 @@ def _shard_jobs(index: ShardIndex) -> list[ShardJob]:
     shard_R = index.column("shard")
     order = np.argsort(shard_R, kind="stable")
     ends = np.searchsorted(shard_R[order], np.arange(1, len(index.shards)))
-    opened = Opened.of(index)
+    opened = IndexHandle.of(index)
     return [
         ShardJob(opened=opened, number=number, positions=tuple(positions.tolist()))
         for number, positions in enumerate(np.split(order, ends))
@@ -166,7 +166,7 @@ def _check_rows(index: ShardIndex) -> Iterator[Fault]:
         "it has no frames": index.column("frames") < 1,
         "it has no length in time": ~(index.column("duration_s") > 0),
     }
-    keys, [code_R] = coded_column([index], "key")
+    keys, [code_R] = dictionary_encode_column([index], "key")
     if len(keys) < len(index):
         wrong["another sample has the same key"] = np.bincount(code_R)[code_R] > 1
     for what, is_wrong_R in wrong.items():
@@ -184,7 +184,7 @@ def _leaks(sets: dict[str, ShardIndex]) -> Iterator[Fault]:
         if {one, other} == _MAY_SHARE:
             continue
         for column, what in (("content", "the same file"), ("group", "the same group")):
-            values, codes = coded_column([one_index, other_index], column)
+            values, codes = dictionary_encode_column([one_index, other_index], column)
             unnamed = (-1, values.index("").as_py())
             shared = [code for code in np.intersect1d(codes[0], codes[1]).tolist() if code not in unnamed]
             for code in shared[:_NAMED]:
@@ -199,5 +199,5 @@ def _leaks(sets: dict[str, ShardIndex]) -> Iterator[Fault]:
 
 
 def _digest(index: ShardIndex) -> str:
-    with (index.brought.place / INDEX_NAME).open("rb") as file:
+    with (index.local_index.place / INDEX_NAME).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

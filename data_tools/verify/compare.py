@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kinemae.data_tools.command import DataError, log
-from kinemae.data_tools.index import NO_LABEL, Sample, ShardIndex, reopen
+from kinemae.data_tools.index import NO_LABEL, Sample, ShardIndex, load_index
 from kinemae.data_tools.indexing.tar_members import PICKLES, Member, members_of, split_member
 from kinemae.data_tools.storage.index_copies import LocalIndex
 from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable
@@ -39,16 +39,16 @@ class Fault:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
+class IndexHandle:
     """An index as a job for another process, which opens it once for all its jobs."""
 
     folder: Location
-    brought: LocalIndex
+    local_index: LocalIndex
 
     @staticmethod
-    def of(index: ShardIndex) -> "Opened":
+    def of(index: ShardIndex) -> "IndexHandle":
         """The job's handle of an index."""
-        return Opened(folder=index.folder, brought=index.brought.for_other_process())
+        return IndexHandle(folder=index.folder, local_index=index.local_index.for_other_process())
 
     def index(self) -> ShardIndex:
         """The index itself."""
@@ -59,7 +59,7 @@ class Opened:
 class ShardJob:
     """A shard of an index and the positions of its samples."""
 
-    opened: Opened
+    opened: IndexHandle
     number: int
     positions: tuple[int, ...]
 
@@ -68,7 +68,7 @@ class ShardJob:
 class SampleJob:
     """A sample of an index."""
 
-    opened: Opened
+    opened: IndexHandle
     position: int
 
 
@@ -123,8 +123,8 @@ def fault(index: ShardIndex, sample: Sample, what: str) -> Fault:
 
 
 @lru_cache(maxsize=2)
-def _shared(opened: Opened) -> ShardIndex:
-    return reopen(opened.folder, opened.brought)
+def _shared(opened: IndexHandle) -> ShardIndex:
+    return load_index(opened.folder, opened.local_index)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from kinemae.data_tools.command import CheckpointError, log
-from kinemae.data_tools.files import give_usual_mode, write_whole
+from kinemae.data_tools.files import atomic_write_text, set_default_mode
 from kinemae.finetune.conversion.key_rules import (
     Layout,
     Rule,
@@ -104,9 +104,9 @@ def write_huggingface(folder: Path, kin: Kin, tensors: Tensors) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    give_usual_mode(folder / WEIGHTS)  # safetensors writes files that only the owner can read
+    set_default_mode(folder / WEIGHTS)  # safetensors writes files that only the owner can read
     for name, content in ((PREPROCESSOR, _preprocessor(kin)), (CONFIG, huggingface_config(kin))):
-        write_whole(folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        atomic_write_text(folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def huggingface_tensors(kin: Kin, *, source: object) -> Tensors:

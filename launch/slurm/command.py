@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kinemae.launch.cluster import UsageError, read_cluster, require, split_words
-from kinemae.launch.freezing import write_whole
+from kinemae.launch.freezing import atomic_write_text
 from kinemae.launch.job import LAUNCH_FOLDER, LOGS_FOLDER, Job, describe, prepare, publish
 from kinemae.launch.record import Record, read_record
 from kinemae.launch.slurm.cluster import Container, SlurmCluster
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     publish(job)
     for name in (CANCELLED, OUTCOME):
         (path.parent / name).unlink(missing_ok=True)
-    write_whole(path, script)
+    atomic_write_text(path, script)
     job_id = _submitted(command)
     steps = job.counts.get("steps")
     record = Record(Path(job.run_dir), kind="slurm", job_id=job_id, command=command, steps=steps)

@@ -15,7 +15,7 @@ from typing import Any
 
 from kinemae.data_tools.exit_codes import EXIT_CRASHED, describe_exit, is_restartable
 from kinemae.launch.cluster import UsageError, require
-from kinemae.launch.freezing import write_whole
+from kinemae.launch.freezing import atomic_write_text
 from kinemae.launch.job import LOGS_FOLDER, Job, JobRefused, dry_run
 from kinemae.launch.record import Record, newest_checkpoint, now, take_stop
 from kinemae.launch.supervisor.attempt import Attempt, Wishes
@@ -167,7 +167,7 @@ class Supervisor:
                 self._record.note(agents=agents)
 
         for path, text in self._launch.files(self._job, start).items():
-            write_whole(Path(path), text)
+            atomic_write_text(Path(path), text)
         attempt = Attempt(
             self._launch.commands(self._job, start),
             note=note,

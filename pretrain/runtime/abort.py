@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from kinemae.data_tools.command import exit_code_of, log, say_why
+from kinemae.data_tools.command import exit_code_of, log, log_error
 from kinemae.pretrain.runtime.processes import Processes, leave_group, lost_peer
 
 
@@ -26,7 +26,7 @@ def ending_together(processes: Processes) -> Iterator[None]:
             raise
         lost = lost_peer(error)
         if lost is None:
-            say_why(error)
+            log_error(error)
         else:  # no fault of this one, and its stack says nothing of why the other ended
             log.error("lost another process in an exchange (%s): that one's log says why it ended", lost)
         logging.shutdown()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kinemae.data_tools.command import log
-from kinemae.data_tools.files import write_whole
+from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.stream.mixture import locate_sample
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.training_clips import TrainingClips
@@ -43,7 +43,7 @@ class Incidents:
         }
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._folder / f"step-{steps[0]:08d}.json", json.dumps(found, indent=1))
+            atomic_write_text(self._folder / f"step-{steps[0]:08d}.json", json.dumps(found, indent=1))
         except OSError as error:
             log.warning("cannot write the incident of step %d to %s (%s)", steps[0], self._folder, error)
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kinemae.data_tools.files import write_whole
+from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.mixture import Mixture
 from kinemae.pretrain.runtime.config_changes import Change
@@ -92,7 +92,7 @@ def write_inputs(run_dir: Path, inputs: Sequence[Input]) -> None:
     """Write the inputs of a run that has no record of them."""
     if inputs and not (run_dir / INPUTS_FILE).exists():
         text = json.dumps([asdict(entry) for entry in inputs], indent=1, ensure_ascii=False)
-        write_whole(run_dir / INPUTS_FILE, text)
+        atomic_write_text(run_dir / INPUTS_FILE, text)
 
 
 def first_places(run_dir: Path, inputs: Sequence[Input]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from kinemae.data_tools.command import log
-from kinemae.data_tools.files import read_journal
+from kinemae.data_tools.files import read_jsonl
 from kinemae.data_tools.progress import Pace
 from kinemae.pretrain.runtime.jsonl_log import Journal
 
@@ -167,4 +167,4 @@ def _strict(line: dict[str, Any]) -> dict[str, Any]:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a run's `metrics.jsonl`; a last line cut short by a kill is left out."""
-    return list(read_journal(path))
+    return list(read_jsonl(path))

@@ -22,7 +22,7 @@ import yaml
 
 from kinemae.data_tools.command import log
 from kinemae.data_tools.config import to_yaml, with_defaults
-from kinemae.data_tools.files import write_whole
+from kinemae.data_tools.files import atomic_write_text
 from kinemae.pretrain.folder_kinds import kind_of_config, kind_of_run
 from kinemae.pretrain.runtime.config_changes import FREE_KEYS, Change, find_changes, table_of
 from kinemae.pretrain.runtime.file_retries import written
@@ -87,7 +87,7 @@ def open_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> No
 def _note_start(run_dir: Path, config: Any, inputs: Sequence[Input]) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     if not (run_dir / "config.yaml").exists():
-        write_whole(run_dir / "config.yaml", to_yaml(config))
+        atomic_write_text(run_dir / "config.yaml", to_yaml(config))
     path = run_dir / "environment.json"
     starts = json.loads(path.read_text()) if path.exists() else []
     # Against the config of the first start, which stays as it is.
@@ -97,7 +97,7 @@ def _note_start(run_dir: Path, config: Any, inputs: Sequence[Input]) -> None:
     if starts and starts[-1].get("precision", precision) != precision:
         effect = FREE_KEYS["engine.precision"]
         log.info("precision: %s at the last start, %s now: %s", starts[-1]["precision"], precision, effect)
-    write_whole(
+    atomic_write_text(
         path,
         json.dumps([*starts, {**_environment(), "precision": precision, "changed": changed}], indent=1),
     )

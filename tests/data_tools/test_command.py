@@ -33,7 +33,7 @@ def program(run=remember, **more: object) -> Program:  # type: ignore[no-untyped
         options=(("--dry-run", "start nothing"),),
         **more,  # type: ignore[arg-type]
     )
-    return Program(name="tool", about="Makes things.", commands=(command,))
+    return Program(name="tool", description="Makes things.", commands=(command,))
 
 
 def raising(error: BaseException) -> Program:
@@ -50,7 +50,10 @@ def test_positionals_options_and_overrides_reach_the_command():
 
 def test_a_program_of_one_unnamed_command_has_no_subcommand():
     only = Command(name="", help="run", example="x", run=remember, positionals=(("config", "a file"),))
-    assert run_program(Program(name="tool", about="Runs.", commands=(only,)), ["demo.yaml", "steps=3"]) == 0
+    assert (
+        run_program(Program(name="tool", description="Runs.", commands=(only,)), ["demo.yaml", "steps=3"])
+        == 0
+    )
     assert (seen[-1].config, seen[-1].overrides) == ("demo.yaml", ["steps=3"])
 
 
@@ -59,9 +62,9 @@ def both(**more: object) -> Program:
     train = Command(name="", help="", example="x", run=remember, positionals=(("config", "a file"),))
     look = Command(
         name="look", help="look first", example="y", run=remember, positionals=(("video", "a file"),),
-        settings=(("--out", "FOLDER", "where to"),),
+        value_options=(("--out", "FOLDER", "where to"),),
     )  # fmt: skip
-    return Program(name="tool", about="Trains.", commands=(train, look))
+    return Program(name="tool", description="Trains.", commands=(train, look))
 
 
 def test_an_unnamed_command_may_stand_beside_named_ones():
@@ -91,7 +94,7 @@ def test_help_of_the_unnamed_command_names_the_others(capsys: pytest.CaptureFixt
 
 
 def test_a_command_may_take_a_list_in_place_of_overrides():
-    assert run_program(program(more=("files", "some files")), ["make", "here", "one", "two"]) == 0
+    assert run_program(program(variadic=("files", "some files")), ["make", "here", "one", "two"]) == 0
     assert (seen[-1].files, seen[-1].overrides) == (["one", "two"], [])
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from kinemae.data_tools import heartbeat
 from kinemae.data_tools.command import Stuck
-from kinemae.data_tools.pool import map_as_done, map_in_order
+from kinemae.data_tools.pool import imap, imap_unordered
 
 
 def square(number: int) -> int:
@@ -93,7 +93,7 @@ def fail(number: int) -> int:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_the_order_of_the_jobs(workers: int):
     jobs = list(range(40))
-    assert list(map_in_order(square, jobs, workers=workers)) == [number * number for number in jobs]
+    assert list(imap(square, jobs, workers=workers)) == [number * number for number in jobs]
 
 
 def sleep_for_long_jobs(number: int) -> int:
@@ -103,24 +103,24 @@ def sleep_for_long_jobs(number: int) -> int:
 
 @pytest.mark.processes
 def test_a_long_job_holds_nothing_up():
-    done = list(map_as_done(sleep_for_long_jobs, range(20), workers=2))
+    done = list(imap_unordered(sleep_for_long_jobs, range(20), workers=2))
     assert sorted(done) == [(number, number) for number in range(20)]
     assert done[-1] == (0, 0)
 
 
 def test_no_jobs_start_no_processes():
-    assert list(map_in_order(square, [], workers=0)) == []
+    assert list(imap(square, [], workers=0)) == []
 
 
 @pytest.mark.processes
 def test_a_job_that_kills_its_process_is_found_and_the_others_are_done():
-    assert list(map_in_order(crash_on_three, range(6), workers=2, on_failure=failed)) == [0, 1, 2, -3, 4, 5]
+    assert list(imap(crash_on_three, range(6), workers=2, on_failure=failed)) == [0, 1, 2, -3, 4, 5]
 
 
 @pytest.mark.processes
 def test_a_job_that_kills_its_process_is_repeated_once_and_no_other_job_is(tmp_path: Path):
     jobs = [(tmp_path, number) for number in range(8)]
-    results = dict(map_as_done(count_and_crash, jobs, workers=2, on_failure=failed_one))
+    results = dict(imap_unordered(count_and_crash, jobs, workers=2, on_failure=failed_one))
     assert results == {number: number for number in range(8)} | {5: "the decoder crashed on it"}
     calls = Counter(int(path.name.partition("-")[0]) for path in tmp_path.iterdir())
     assert calls == {number: 2 if number == 5 else 1 for number in range(8)}
@@ -129,19 +129,19 @@ def test_a_job_that_kills_its_process_is_repeated_once_and_no_other_job_is(tmp_p
 @pytest.mark.processes
 def test_an_innocent_job_whose_process_was_killed_is_done_alone(tmp_path: Path):
     jobs = [(tmp_path, number) for number in range(4)]
-    assert list(map_in_order(crash_once, jobs, workers=2, on_failure=failed_one)) == [0, 1, 2, 3]
+    assert list(imap(crash_once, jobs, workers=2, on_failure=failed_one)) == [0, 1, 2, 3]
 
 
 @pytest.mark.processes
 def test_a_crash_without_a_result_for_it_is_raised():
     with pytest.raises(BrokenProcessPool, match=r"a worker process died \(exit code -11\)"):
-        list(map_in_order(crash_on_three, range(6), workers=2))
+        list(imap(crash_on_three, range(6), workers=2))
 
 
 @pytest.mark.processes
 def test_an_error_of_a_job_is_raised_with_its_traceback():
     with pytest.raises(ValueError, match="number 0 is wrong") as caught:
-        list(map_in_order(fail, range(6), workers=2))
+        list(imap(fail, range(6), workers=2))
     assert "in fail" in str(caught.value.__cause__)
 
 
@@ -153,15 +153,15 @@ def test_a_blocked_input_times_out_and_the_others_are_done(tmp_path: Path, worke
         path.touch()
     paths[1].unlink()
     os.mkfifo(paths[1])  # without a writer, so a read blocks
-    results = list(map_in_order(block_on_pipe, paths, workers=workers, on_failure=failed_one, timeout_s=1.0))
+    results = list(imap(block_on_pipe, paths, workers=workers, on_failure=failed_one, timeout_s=1.0))
     assert results == [1, "timed out: no sign of progress for timeout_s=1 seconds", 1, 1, 1]
     with pytest.raises(Stuck, match=r"an input timed out: .*; fix: run the same command again"):
-        list(map_in_order(block_on_pipe, paths, workers=workers, timeout_s=1.0))
+        list(imap(block_on_pipe, paths, workers=workers, timeout_s=1.0))
 
 
 @pytest.mark.processes
 def test_an_endless_loop_times_out_later_than_a_blocked_read():
-    found = dict(map_as_done(spin, range(3), workers=2, on_failure=failed_why, timeout_s=0.3))
+    found = dict(imap_unordered(spin, range(3), workers=2, on_failure=failed_why, timeout_s=0.3))
     assert found == {0: 0, 1: "1: timed out: no sign of progress for timeout_s=0.3 seconds", 2: 2}
 
 
@@ -169,7 +169,7 @@ def test_an_endless_loop_times_out_later_than_a_blocked_read():
 @pytest.mark.parametrize("work", [compute_for_a_while, beat_for_a_while])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_work_that_gets_on_is_not_held_to_the_deadline(work: Callable[[int], int], workers: int):
-    results = list(map_in_order(work, [7], workers=workers, on_failure=failed, timeout_s=1.5))
+    results = list(imap(work, [7], workers=workers, on_failure=failed, timeout_s=1.5))
     assert results == [7]
 
 
@@ -178,7 +178,7 @@ def test_many_inputs_in_a_row_that_time_out_are_an_outage(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(Stuck, match=r"11 inputs in a row timed out: .*: their storage does not answer"):
         list(
-            map_as_done(
+            imap_unordered(
                 block_on_pipe, [tmp_path / "pipe"] * 20, workers=12, on_failure=failed_one, timeout_s=0.5
             )
         )
@@ -187,18 +187,18 @@ def test_many_inputs_in_a_row_that_time_out_are_an_outage(tmp_path: Path):
 BLOCKED = """
 import pathlib, sys, time
 from kinemae.data_tools.command import Command, Program, run_program
-from kinemae.data_tools.pool import map_in_order
+from kinemae.data_tools.pool import imap
 
 def work(number):
     pathlib.Path(sys.argv[1], "seen", str(__import__("os").getpid())).touch()
     pathlib.Path(sys.argv[1], "pipe").read_bytes()
 
 def run(arguments):
-    list(map_in_order(work, range(10), workers=int(arguments.workers)))
+    list(imap(work, range(10), workers=int(arguments.workers)))
 
 if __name__ == "__main__":
     command = Command(name="", help="", example="", run=run, positionals=[("folder", ""), ("workers", "")])
-    sys.exit(run_program(Program(name="blocked", about="", commands=[command])))
+    sys.exit(run_program(Program(name="blocked", description="", commands=[command])))
 """
 
 
@@ -224,14 +224,14 @@ def test_processes_end_with_a_killed_parent(tmp_path: Path):
         textwrap.dedent(
             """
             import os, pathlib, sys, time
-            from kinemae.data_tools.pool import map_in_order
+            from kinemae.data_tools.pool import imap
 
             def work(number):
                 pathlib.Path(sys.argv[1], str(os.getpid())).touch()
                 time.sleep(0.1)
 
             if __name__ == "__main__":
-                for _ in map_in_order(work, range(10_000), workers=1 + 1):
+                for _ in imap(work, range(10_000), workers=1 + 1):
                     pass
             """
         )

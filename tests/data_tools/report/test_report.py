@@ -54,7 +54,7 @@ def test_static_and_blank_videos_are_named(summary: dict[str, Any]) -> None:
 
 
 def test_a_video_that_was_encoded_anew_is_a_look_alike(summary: dict[str, Any]) -> None:
-    groups = [set(group) for group in summary["look_alikes"]]
+    groups = [set(group) for group in summary["near_duplicates"]]
     assert {"train_walk_0", "validation_walk_again"} in groups
     assert {"train_run_1", "validation_run_copy"} in groups
     assert len(groups) == 2
@@ -144,9 +144,9 @@ def test_one_data_set_is_reported_inside_its_folder(odd_shards: Path, tmp_path: 
     [
         (["{shards}", "pictures=-1"], 2, "pictures must be 0 or more, got -1"),
         (["{shards}", "samples=0"], 2, "samples must be at least 1, got 0"),
-        (["{shards}", "near_bits=32"], 2, "near_bits must lie between 0 and 31, got 32"),
-        (["{shards}", "static_below=-1"], 2, "static_below must be 0 or more, got -1.0"),
-        (["{shards}", "blank_below=-1"], 2, "blank_below must be 0 or more, got -1.0"),
+        (["{shards}", "near_duplicate_bits=32"], 2, "near_duplicate_bits must lie between 0 and 31, got 32"),
+        (["{shards}", "static_threshold=-1"], 2, "static_threshold must be 0 or more, got -1.0"),
+        (["{shards}", "blank_threshold=-1"], 2, "blank_threshold must be 0 or more, got -1.0"),
         (["{shards}", "workers=-1"], 2, "workers must be 0 or more, got -1"),
         (["{shards}", "page.txt"], 2, "OUT page.txt: expected the name of a page, as in page.html"),
         (["s3://bucket/shards"], 2, "s3://bucket/shards is not on this machine: say where the page goes"),

@@ -18,7 +18,7 @@ from kinemae.data_tools.command import DataError, log, run_program
 from kinemae.data_tools.index import INDEX_NAME, Sample, open_index, write_index
 from kinemae.data_tools.storage.location import RetryPolicy, location
 from kinemae.data_tools.verify.command import open_sets, verify
-from kinemae.data_tools.verify.compare import Opened, SampleJob, failed_on_sample
+from kinemae.data_tools.verify.compare import IndexHandle, SampleJob, failed_on_sample
 from tests.conftest import run_module
 from tests.faulty_server import faulty_server
 
@@ -271,5 +271,7 @@ def test_remote_shards_are_verified_and_outages_are_faults(shards: Path):
 
 def test_a_decoder_that_crashes_costs_one_sample(shards: Path):
     index = open_index(shards)
-    [fault] = failed_on_sample(SampleJob(opened=Opened.of(index), position=2), "the decoder crashed on it")
+    [fault] = failed_on_sample(
+        SampleJob(opened=IndexHandle.of(index), position=2), "the decoder crashed on it"
+    )
     assert f"sample {index.sample(2).key}: the decoder crashed on it" in str(fault)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kinemae.data_tools.command import log
-from kinemae.data_tools.files import read_journal
+from kinemae.data_tools.files import read_jsonl
 from kinemae.pretrain.runtime.jsonl_log import Journal, drop_lines_from
 from tests.full_disk import no_file_above
 
@@ -26,7 +26,7 @@ def test_a_full_disk_costs_whole_lines_and_is_warned_of_once_each_time(
         journal.write([line(2)])
         journal.write([line(3)])
         assert journal.is_failing
-        assert [entry["step"] for entry in read_journal(path)] == [0, 1]
+        assert [entry["step"] for entry in read_jsonl(path)] == [0, 1]
         assert path.read_text().endswith("\n")
     journal.write([line(4)])
     journal.close()
@@ -54,8 +54,8 @@ def test_what_lies_past_the_checkpoint_or_was_cut_short_is_dropped_without_a_sec
     path.write_text("".join(json.dumps(line(step)) + "\n" for step in range(3)) + tail)
     with no_file_above(1):
         drop_lines_from(path, 2)
-    assert list(read_journal(path)) == [line(0), line(1)]
+    assert list(read_jsonl(path)) == [line(0), line(1)]
     with no_file_above(1):
         drop_lines_from(path, 9)
-    assert list(read_journal(path)) == [line(0), line(1)]
+    assert list(read_jsonl(path)) == [line(0), line(1)]
     drop_lines_from(tmp_path / "none.jsonl", 0)

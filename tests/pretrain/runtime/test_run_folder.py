@@ -10,7 +10,7 @@ import yaml
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import to_yaml
-from kinemae.data_tools.files import write_whole
+from kinemae.data_tools.files import atomic_write_text
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.config_changes import FREE_KEYS, REFUSED, find_changes, table_of
@@ -193,8 +193,8 @@ def test_the_first_config_stays_and_every_start_is_noted(small_config: BuildConf
 
 def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / "note.txt.partial").write_text("of a killed process, longer than what follows")
-    write_whole(tmp_path / "note.txt", "old")
-    write_whole(tmp_path / "note.txt", "new")
+    atomic_write_text(tmp_path / "note.txt", "old")
+    atomic_write_text(tmp_path / "note.txt", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
     assert (tmp_path / "note.txt").read_text() == "new"
 
