@@ -67,7 +67,7 @@ def check_finished_run(run_dir: Path) -> None:
 
 PROGRAM = Program(
     name="finetune",
-    about="Fine-tune a pretrained video encoder on labelled videos and score it.",
+    description="Fine-tune a pretrained video encoder on labelled videos and score it.",
     commands=(
         Command(
             name="train",
@@ -91,7 +91,7 @@ PROGRAM = Program(
             example="kinemae finetune compare runs/tuned runs/from_scratch",
             run=_lazy("compare", "run_compare"),
             options=(_JSON,),
-            more=("runs", "run folders; differences are relative to the first"),
+            variadic=("runs", "run folders; differences are relative to the first"),
         ),
         Command(
             name="import",
@@ -118,7 +118,7 @@ PROGRAM = Program(
                 ("out", "the file (videomae) or the folder (huggingface) to write"),
             ),
             options=(_DRY_RUN, _JSON),
-            settings=(("--to", "FORMAT", "format of the checkpoint: videomae or huggingface"),),
+            value_options=(("--to", "FORMAT", "format of the checkpoint: videomae or huggingface"),),
         ),
     ),
 )
