@@ -10,7 +10,7 @@ from kinemae.launch.__main__ import parser
 from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
 
 REPO = Path(__file__).resolve().parents[1]
-PAGES = [REPO / "README.md", REPO / "ARCHITECTURE.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = [*sorted(REPO.glob("*.md")), *sorted((REPO / "docs").rglob("*.md"))]
 _COMMAND = re.compile(
     r"^(?:\$ )?(?:OMP_NUM_THREADS=1 )?"
     r"(?:(?:torchrun(?: --\S+)* -m |\.venv/bin/)?(kinemae .*)|(?:\.venv/bin/)?python (-m .*))$"

@@ -19,7 +19,7 @@ from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.runtime.config_changes import FREE_KEYS
 
 REPO = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/*.md")])
+DOCUMENTS = sorted([*REPO.glob("*.md"), *REPO.glob("docs/**/*.md")])
 SHARED = (  # docs/finetuning.md refers to the other page
     "batch.", "augment.", "engine.", "log.", "optim.", "timeouts.", "loss_guard.",
 )  # fmt: skip
@@ -69,14 +69,34 @@ def test_what_may_differ_in_a_continued_run_is_documented() -> None:
     assert named == set(FREE_KEYS) - {"evaluate"}  # a key of fine-tuning alone
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPO)))
 def test_links_and_named_files_are_there(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (document.parent / link).exists(), link
+    for link, heading in re.findall(r"\]\(([^)#:]*)(?:#([\w-]+))?\)", text):
+        target = document.parent / link if link else document
+        assert target.exists(), link
+        assert not heading or heading in anchors(target), f"{link}#{heading}"
     for name in re.findall(r"`((?:data_tools|pretrain|finetune|launch|configs|tests)/[\w/.]+)`", text):
         is_example = "NAME" in name or name == "pretrain/masking/rows.py"
         assert is_example or (REPO / name).exists(), name
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which GitHub links to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_architecture_is_short() -> None:
+    lines = (REPO / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 200 and max(map(len, lines)) <= 100
+
+
+def test_every_page_and_decision_is_in_an_index() -> None:
+    for folder in (REPO / "docs", REPO / "docs" / "decisions"):
+        index = (folder / "README.md").read_text(encoding="utf-8")
+        for page in folder.glob("*.md"):
+            assert f"({page.name})" in index or page.name == "README.md", page.name
 
 
 def test_the_mask_that_the_architecture_shows_keeps_the_contract() -> None:
