@@ -57,7 +57,7 @@ PROGRAM = Program(
             run=_preview,
             positionals=[("config", "a YAML file, or a name in configs/pretrain")],
             options=[("--json", "print the counts as JSON")],
-            settings=[
+            value_options=[
                 ("--out", "FOLDER", "where the pictures go; RUN_DIR/preview where not given"),
                 (
                     "--step",
