@@ -24,10 +24,9 @@ import pyarrow as pa
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.folder_checks import check_shards_exist, not_a_data_set
-from kinemae.data_tools.storage.cache import Cache
-from kinemae.data_tools.storage.index_copies import LocalIndex, fetch_index
+from kinemae.data_tools.storage.cache import Cache, LocalIndex, fetch_index
 from kinemae.data_tools.storage.location import Location, StorageError, location
-from kinemae.data_tools.storage.outage import retry_during_outage
+from kinemae.data_tools.storage.retries import retry_during_outage
 
 FORMAT = 2
 NO_LABEL = -1
@@ -133,7 +132,7 @@ class ShardIndex:
 
     @property
     def extra(self) -> tuple[str, ...]:
-        """Names of the columns that the source local_index besides the schema's."""
+        """Names of the columns that the source adds to the schema's."""
         return tuple(self._table.schema.names[len(COLUMNS) :])
 
     @property
@@ -220,8 +219,8 @@ def open_index(
 def load_index(folder: Location, local_index: LocalIndex) -> ShardIndex:
     """Open the files of an index as they lie on this machine."""
     try:
-        description = json.loads((local_index.place / DATASET_NAME).read_text(encoding="utf-8"))
-        table = pa.ipc.open_file(pa.memory_map(str(local_index.place / INDEX_NAME))).read_all()
+        description = json.loads((local_index.folder / DATASET_NAME).read_text(encoding="utf-8"))
+        table = pa.ipc.open_file(pa.memory_map(str(local_index.folder / INDEX_NAME))).read_all()
     except OSError as error:
         raise DataError(
             f"the index in {folder} cannot be read: {error.strerror or error}; mend that"

@@ -17,7 +17,7 @@ from typing import Literal
 import av
 import numpy as np
 
-from kinemae.data_tools.storage.outage import raise_if_outage
+from kinemae.data_tools.storage.retries import raise_if_outage
 from kinemae.data_tools.stream.container import BadVideo, open_container, open_video
 
 SLACK_S = 1e-6  # half of a rate often falls on a time stamp exactly: as in the reader, the new frame counts

@@ -10,7 +10,7 @@ from av.video.frame import VideoFrame
 
 from kinemae.data_tools.files import require_regular_file
 from kinemae.data_tools.manifest.videos import SourceVideo
-from kinemae.data_tools.storage.outage import raise_if_outage
+from kinemae.data_tools.storage.retries import raise_if_outage
 from kinemae.data_tools.stream.container import MAX_PIXELS, BadVideo
 from kinemae.data_tools.stream.geometry import pixel_aspect, rotation
 

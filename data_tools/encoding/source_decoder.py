@@ -16,7 +16,7 @@ from kinemae.data_tools.encoding.image_sequence import read_image, timed_images
 from kinemae.data_tools.files import read_blocks
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.storage.location import StorageError, StorageUnavailable
-from kinemae.data_tools.storage.outage import raise_if_outage
+from kinemae.data_tools.storage.retries import raise_if_outage
 from kinemae.data_tools.stream.container import (
     BadVideo,
     OpenedVideo,

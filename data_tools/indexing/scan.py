@@ -21,7 +21,7 @@ from kinemae.data_tools.indexing.tar_members import read_member
 from kinemae.data_tools.pool import TIMEOUT_S, imap
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.storage.location import location
-from kinemae.data_tools.storage.outage import outage_errors
+from kinemae.data_tools.storage.retries import outage_errors
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import probe
 

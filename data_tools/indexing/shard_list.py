@@ -13,7 +13,7 @@ from kinemae.data_tools.files import open_regular
 from kinemae.data_tools.manifest.videos import printable, split_name
 from kinemae.data_tools.manifest.walk import walk
 from kinemae.data_tools.storage.location import Location, location
-from kinemae.data_tools.storage.outage import raise_if_outage
+from kinemae.data_tools.storage.retries import raise_if_outage
 
 _MOST_SHARDS = 1_000_000
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tbz2", ".txz", ".tar.lz4")

@@ -20,7 +20,7 @@ from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.pool import TIMEOUT_S, imap_unordered
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.sharding.source_state import source_states
-from kinemae.data_tools.storage.outage import OUTAGE_S, retry_during_outage
+from kinemae.data_tools.storage.retries import OUTAGE_S, retry_during_outage
 from kinemae.data_tools.stream.container import BadVideo
 
 JOURNAL_NAME = "checked.jsonl"

@@ -1,53 +1,60 @@
-"""What was read from remote shards, kept on this machine within a bound, for all processes together.
+"""Local cache of remote data sets: single samples of shards, and copies of indexes.
 
-Training reads one sample here and one there, all over the data set. To keep whole shards, or large blocks,
-would fetch many times what is used, so what is kept is exactly what was read: a shard's entry is a file with
-holes, in which a sample lies at the same bytes as in the shard. No list says which samples are there: one is
-there when its checksum fits. A hole, a write that was killed half way and a bad disk all are misses.
+Training reads samples in random order, so the cache stores samples and not whole shards. The entry of a shard
+is a sparse file in which a sample has the same offset as in the shard. There is no list of samples: a cached
+sample is valid if its checksum is correct. A hole, an interrupted write and a bad disk are all misses.
 
-    FOLDER/DIGEST.shard    an entry, by the sha256 of the shard
-    FOLDER/ledger          bytes in use, an upper bound; who changes anything holds its lock
-    FOLDER/indexes/        copies of remote indexes, not counted; see `index_copies`
+    FOLDER/DIGEST.shard    entry, named by the sha256 of the shard
+    FOLDER/ledger          upper bound of the bytes in use; locked for every change
+    FOLDER/indexes/DIGEST/ copy of a remote index; processes that use it hold a shared lock on `lock`
 """
 
 import fcntl
+import hashlib
+import json
 import os
+import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from kinemae.data_tools.command import log
-from kinemae.data_tools.files import Descriptor, read_at, write_at
+from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.files import Descriptor, flock, read_at, write_at
+from kinemae.data_tools.storage.location import Location, location
 
 _BLOCK = 4096
-_MAP = 4 * _BLOCK  # where the data of a file with holes lies; file systems count it late
-_OPEN_ENTRIES = 64
-_KEPT_SHARE = 0.9  # of the bound, after making room
+_FILE_OVERHEAD = 4 * _BLOCK  # block map of a sparse file, which file systems count late
+_MAX_OPEN_ENTRIES = 64
+_FILL_FRACTION = 0.9  # of the size limit, after eviction
 _TOUCH_S = 60.0
-_thread_lock = threading.Lock()  # the file's lock holds off other processes alone
+_MAX_COPIES = 8  # of indexes: the newest stay, and those in use
+_INDEX_ATTEMPTS = 6  # while another process publishes both files again
+_POLL_S = 0.05
+_thread_lock = threading.Lock()  # a file lock excludes other processes only
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """A folder that keeps samples of remote shards.
+    """A folder of cached samples.
 
     Attributes:
-        folder: on a disk of this machine that can hold files with holes, as all usual ones can.
-        size: the most bytes that samples may take in it.
+        folder: on a local disk whose file system supports sparse files.
+        size: maximum number of bytes of all samples.
     """
 
     folder: Path
     size: int
 
     def check(self) -> "Cache":
-        """Make the folder.
+        """Create the folder.
 
         Raises:
-            ValueError: it cannot be made or written.
+            ValueError: the folder cannot be created or written.
         """
         try:
             (self.folder / "indexes").mkdir(parents=True, exist_ok=True)
@@ -60,7 +67,7 @@ class Cache:
         return self
 
     def read(self, digest: str, offset: int, length: int) -> bytes:
-        """What lies at these bytes of a shard's entry: the sample, or anything else."""
+        """Read a range of a shard's entry: the sample, or anything else if it is not cached."""
         try:
             entry = _entry(str(self._path(digest)), os.getpid())
             entry.touch()
@@ -69,35 +76,35 @@ class Cache:
             _warn_once(str(self.folder), str(error))
             return b""
 
-    def keep(self, digest: str, offset: int, video: bytes) -> None:
-        """Remember a sample's bytes; others are forgotten where there is no room."""
-        room = (len(video) // _BLOCK + 2) * _BLOCK
-        if room > self.size * (1 - _KEPT_SHARE):
+    def write(self, digest: str, offset: int, video: bytes) -> None:
+        """Store a sample; evict other samples if there is no space."""
+        needed = (len(video) // _BLOCK + 2) * _BLOCK
+        if needed > self.size * (1 - _FILL_FRACTION):
             return
         try:
             entry = _entry(str(self._path(digest)), os.getpid())
             with self._locked() as ledger:
                 used = _used(ledger)
-                if used + room > self.size:
-                    used = self._make_room(room)
-                os.pwrite(ledger, b"%020d" % (used + room), 0)  # first: a killed process must not hide bytes
+                if used + needed > self.size:
+                    used = self._evict(needed)
+                os.pwrite(ledger, b"%020d" % (used + needed), 0)  # first, so that a kill hides no bytes
                 write_at(entry.number, offset, video)
         except OSError as error:
             _warn_once(str(self.folder), str(error))
 
-    def _make_room(self, room: int) -> int:
-        """Empty the entries that were used longest ago; returns the bytes still in use.
+    def _evict(self, needed: int) -> int:
+        """Empty the least recently used entries; return the bytes still in use.
 
-        An entry is emptied and not deleted: whoever has it open would go on filling a file without a name.
+        Entries are truncated, not deleted: a process with an open entry would fill a file without a name.
         """
         entries = []
         for path in self.folder.glob("*.shard"):
-            found = path.stat()
-            if found.st_blocks:
-                entries.append((found.st_mtime_ns, path, found.st_blocks * 512 + _MAP))
+            status = path.stat()
+            if status.st_blocks:
+                entries.append((status.st_mtime_ns, path, status.st_blocks * 512 + _FILE_OVERHEAD))
         used = sum(size for _, _, size in entries)
         for _, path, size in sorted(entries):
-            if used + room <= self.size * _KEPT_SHARE:
+            if used + needed <= self.size * _FILL_FRACTION:
                 break
             os.truncate(path, 0)
             used -= size
@@ -110,39 +117,34 @@ class Cache:
     def _locked(self) -> Iterator[int]:
         with _thread_lock:
             ledger = _ledger(str(self.folder), os.getpid()).number
-            fcntl.lockf(ledger, fcntl.LOCK_EX)  # the kernel lets go of it when a process is killed
+            fcntl.lockf(ledger, fcntl.LOCK_EX)  # the kernel releases it when the process is killed
             try:
                 yield ledger
             finally:
                 fcntl.lockf(ledger, fcntl.LOCK_UN)
 
 
-class _Entry:
-    """A shard's entry, held open."""
+class _Entry(Descriptor):
+    """The open entry of a shard."""
 
     def __init__(self, path: str):
-        self._file = _opened(path)
-        self.number = self._file.number
+        super().__init__(path, os.O_RDWR | os.O_CREAT, 0o664)
         self._touched = 0.0
 
     def touch(self) -> None:
-        """Say that it is in use, now and then."""
+        """Update the time of the last use, at most once a minute."""
         if time.monotonic() - self._touched > _TOUCH_S:
             os.utime(self.number)
             self._touched = time.monotonic()
 
 
-def _opened(path: str) -> Descriptor:
-    return Descriptor(path, os.O_RDWR | os.O_CREAT, 0o664)
-
-
-# By process: a lock belongs to the process that opened the file and ends when it closes any descriptor of it.
+# Keyed by process: a file lock belongs to a process and ends when that process closes any of its descriptors.
 @lru_cache(maxsize=4)
 def _ledger(folder: str, _process: int) -> Descriptor:
-    return _opened(os.path.join(folder, "ledger"))
+    return Descriptor(os.path.join(folder, "ledger"), os.O_RDWR | os.O_CREAT, 0o664)
 
 
-@lru_cache(maxsize=_OPEN_ENTRIES)
+@lru_cache(maxsize=_MAX_OPEN_ENTRIES)
 def _entry(path: str, _process: int) -> _Entry:
     return _Entry(path)
 
@@ -153,6 +155,147 @@ def _warn_once(folder: str, reason: str) -> None:
 
 
 def _used(ledger: int) -> int:
-    """Bytes in use; more than any bound where that is not known, so that they are counted."""
-    noted = os.pread(ledger, 20, 0)
-    return int(noted) if noted.isdigit() else 1 << 62
+    """Bytes in use; a number above every limit if it is unknown, so that the entries are counted."""
+    content = os.pread(ledger, 20, 0)
+    return int(content) if content.isdigit() else 1 << 62
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalIndex:
+    """The folder with an index's files on this machine.
+
+    Attributes:
+        keep_alive: keeps the folder while the index is in use: a temporary folder, or the lock of a copy.
+    """
+
+    folder: Path
+    cache: Cache | None = None
+    keep_alive: "tempfile.TemporaryDirectory[str] | Descriptor | None" = None
+
+    def for_other_process(self) -> "LocalIndex":
+        """The same for another process, which must not delete the folder."""
+        return replace(self, keep_alive=None)
+
+
+def fetch_index(folder: Location, names: Sequence[str], cache: Cache | None) -> LocalIndex:
+    """Copy a remote index to this machine, into the cache or else a temporary folder; a local one stays.
+
+    Args:
+        names: first the small file, which holds the sha256 of the second one as `index_sha256`.
+
+    Raises:
+        StorageError: a file is missing or cannot be read.
+        DataError: the two files do not match, also after retries.
+    """
+    if cache is not None:
+        cache.check()
+    if folder.path is not None:
+        for name in names:
+            (folder / name).size()
+        return LocalIndex(folder=folder.path, cache=cache)
+    for attempt in range(_INDEX_ATTEMPTS):
+        small = (folder / names[0]).read()
+        local = _temporary_copy() if cache is None else _cached_copy(folder, names, small, cache)
+        if _download(local.folder, folder, names, small):
+            if cache is not None:
+                _downgrade_lock(local)
+                _remove_old_copies(cache)
+            return local
+        del local  # its lock would make the next attempt wait for this one
+        time.sleep(folder.retry_policy.pause_s * 2**attempt)
+    raise DataError(
+        f"{folder / names[1]} is not the file that {names[0]} describes: index_sha256 differs; fix: publish "
+        "both files again, or wait until the upload ends"
+    )
+
+
+def _temporary_copy() -> LocalIndex:
+    temporary = tempfile.TemporaryDirectory(prefix="kinemae-index-")
+    return LocalIndex(folder=Path(temporary.name), keep_alive=temporary)
+
+
+def _cached_copy(folder: Location, names: Sequence[str], small: bytes, cache: Cache) -> LocalIndex:
+    """Lock the folder of a copy: shared if the copy is complete, else exclusively to fill it.
+
+    The processes of a machine start at the same time, so one of them downloads.
+    """
+    digest = hashlib.sha256(folder.url.encode() + b"\0" + small).hexdigest()[:40]
+    copy = cache.folder / "indexes" / digest
+    while True:
+        copy.mkdir(exist_ok=True)
+        try:
+            lock = Descriptor(str(copy / "lock"), os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:  # removed by another process in between
+            continue
+        may_use = _try_lock(lock, fcntl.LOCK_EX) or (
+            _try_lock(lock, fcntl.LOCK_SH) and all((copy / name).exists() for name in names)
+        )
+        if may_use and _is_same_file(copy / "lock", lock):
+            return LocalIndex(folder=copy, cache=cache, keep_alive=lock)
+        del lock
+        time.sleep(_POLL_S)
+
+
+def _try_lock(lock: Descriptor, operation: int) -> bool:
+    try:
+        flock(lock.number, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_same_file(path: Path, lock: Descriptor) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(lock.number).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _download(copy: Path, folder: Location, names: Sequence[str], small: bytes) -> bool:
+    """Download the files into a folder; return whether they match."""
+    large = copy / names[1]
+    if not large.exists():
+        new = large.with_name(f"{large.name}.{os.getpid()}.new")
+        (folder / names[1]).download(new)
+        if not _has_expected_sha256(new, small):
+            new.unlink()
+            return False
+        new.replace(large)
+    if not (copy / names[0]).exists():
+        location(copy / names[0]).write(small)  # atomic: other processes may read it
+    return True
+
+
+def _has_expected_sha256(file: Path, small: bytes) -> bool:
+    try:
+        expected = json.loads(small).get("index_sha256", "")
+    except (ValueError, AttributeError):
+        return True  # opening the index reports damage
+    with file.open("rb") as content:
+        return not expected or hashlib.file_digest(content, "sha256").hexdigest() == expected
+
+
+def _downgrade_lock(local: LocalIndex) -> None:
+    """Hold a shared lock while this process uses the copy."""
+    assert isinstance(local.keep_alive, Descriptor)
+    os.utime(local.keep_alive.number)
+    flock(local.keep_alive.number, fcntl.LOCK_SH)
+
+
+def _remove_old_copies(cache: Cache) -> None:
+    """Remove the copies that were opened longest ago and that no process uses."""
+    copies = sorted((cache.folder / "indexes").iterdir(), key=_opened_ns)
+    for copy in copies[:-_MAX_COPIES]:
+        try:
+            lock = Descriptor(str(copy / "lock"), os.O_RDWR)
+            if flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB):  # False on a file system without locks
+                shutil.rmtree(copy, ignore_errors=True)
+        except (FileNotFoundError, BlockingIOError):
+            continue
+
+
+def _opened_ns(copy: Path) -> int:
+    try:
+        return (copy / "lock").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

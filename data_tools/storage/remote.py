@@ -1,6 +1,6 @@
-"""Storage behind URLs. The only file that knows fsspec; `data_tools/storage/location.py` is its one user.
+"""Storage behind URLs, through fsspec; `kinemae.data_tools.storage.location` is its only user.
 
-File systems belong to a process: their connections live on a thread that a forked child does not have.
+Each process has its own file systems: their connections live on a thread that a forked child does not have.
 """
 
 import asyncio
@@ -19,62 +19,61 @@ from kinemae.data_tools.storage.retries import RetryPolicy, StorageError, mask_s
 
 Result = TypeVar("Result")
 
-EXTRAS = {
+INSTALL = {
     "s3": "pip install 'kinemae[s3]'",
     "http": "pip install 'kinemae[http]'",
     "https": "pip install 'kinemae[http]'",
     "gs": "pip install gcsfs",
     "hf": "pip install huggingface_hub",
 }
-# The fsspec names for an object's checksum or the time of its last change.
+# The keys under which fsspec gives an object's checksum or the time of its last change.
 _TAGS = ("ETag", "etag", "Content-MD5", "Digest", "blob_id", "Last-Modified", "LastModified", "updated")
 _CONNECT_S = 10.0
-_PIECE = 1 << 18
+_CHUNK = 1 << 18
 _UNKNOWN_SIZE = 1 << 30
 
 
-def read(url: str, offset: int, length: int | None, retry_policy: RetryPolicy) -> bytes:
-    """Bytes of an object; fewer than `length` only where the object ends.
+def read(url: str, offset: int, length: int | None, policy: RetryPolicy) -> bytes:
+    """Read a range of an object; the result is shorter than `length` only at the end of the object.
 
-    What a broken connection has brought is kept, and the next try asks for the rest.
+    After a broken connection, the next attempt requests only the missing bytes.
     """
     download = _Download(url, offset, length)
-    fs = _file_system(url, retry_policy)
+    fs = _file_system(url, policy)
 
     def attempt(seconds: float) -> bytes:
-        _wait_for(lambda: download.go_on(fs), seconds)
+        _run(lambda: download.resume(fs), seconds)
         return bytes(download.received)
 
-    size = _UNKNOWN_SIZE if length is None else length
     return retry(
         attempt,
-        doing="read",
+        action="read",
         url=url,
-        retry_policy=retry_policy,
-        size=size,
-        progress=lambda: len(download.received),
+        policy=policy,
+        size=_UNKNOWN_SIZE if length is None else length,
+        bytes_received=lambda: len(download.received),
     )
 
 
-def size(url: str, retry_policy: RetryPolicy) -> int:
-    """Bytes of an object."""
-    found = _call(url, "info", _path(url), doing="look up", retry_policy=retry_policy)["size"]
+def size(url: str, policy: RetryPolicy) -> int:
+    """Size of an object in bytes."""
+    found = _call(url, "info", _path(url), action="look up", policy=policy)["size"]
     if found is None:
         raise StorageError(f"cannot tell the size of {mask_secrets(url)}: its server does not say")
     return int(found)
 
 
-def version(url: str, retry_policy: RetryPolicy) -> tuple[int | None, str]:
+def version(url: str, policy: RetryPolicy) -> tuple[int | None, str]:
     """Size of an object if the server gives it, and its ETag or modification time."""
-    found = _call(url, "info", _path(url), doing="look up", retry_policy=retry_policy)
+    found = _call(url, "info", _path(url), action="look up", policy=policy)
     tags = [f"{name}={found[name]}" for name in _TAGS if found.get(name)]
     return found.get("size"), " ".join(tags)
 
 
-def exists(url: str, retry_policy: RetryPolicy) -> bool:
+def exists(url: str, policy: RetryPolicy) -> bool:
     """Whether there is an object or a folder of this name."""
     try:
-        _call(url, "info", _path(url), doing="look up", retry_policy=retry_policy)
+        _call(url, "info", _path(url), action="look up", policy=policy)
     except StorageError as error:
         if error.is_missing:
             return False
@@ -82,157 +81,154 @@ def exists(url: str, retry_policy: RetryPolicy) -> bool:
     return True
 
 
-def entries(url: str, retry_policy: RetryPolicy) -> dict[str, int | None]:
-    """Names directly inside a folder, with the sizes of objects where the server tells them."""
+def list_sizes(url: str, policy: RetryPolicy) -> dict[str, int | None]:
+    """Names directly inside a folder, with the sizes of objects if the server gives them."""
     path = _path(url).partition("?")[0].rstrip("/")
     try:
-        listed = _call(url, "ls", path + "/", doing="list", retry_policy=retry_policy, detail=True)
+        listed = _call(url, "ls", path + "/", action="list", policy=policy, detail=True)
     except StorageError as error:
         if error.is_missing:
             return {}
         raise
-    names = {entry["name"].rstrip("/"): entry.get("size") for entry in listed}
+    sizes = {entry["name"].rstrip("/"): entry.get("size") for entry in listed}
     return {
         unquote(name.rpartition("/")[2]) if url.startswith("http") else name.rpartition("/")[2]: bytes_
-        for name, bytes_ in names.items()
+        for name, bytes_ in sizes.items()
         if name.rpartition("/")[0] == path
     }
 
 
-def write(url: str, data: bytes, retry_policy: RetryPolicy) -> None:
-    """Make an object of these bytes; readers see all of it or nothing."""
-    _call(url, "pipe_file", _path(url), data, doing="write", retry_policy=retry_policy, size=len(data))
+def write(url: str, data: bytes, policy: RetryPolicy) -> None:
+    """Write an object; it is complete or absent."""
+    _call(url, "pipe_file", _path(url), data, action="write", policy=policy, size=len(data))
 
 
-def upload(url: str, file: Path, retry_policy: RetryPolicy) -> None:
-    """Make an object of a file's bytes; readers see all of it or nothing."""
-    there = file.stat().st_size
-    _call(url, "put_file", str(file), _path(url), doing="write", retry_policy=retry_policy, size=there)
+def upload(url: str, file: Path, policy: RetryPolicy) -> None:
+    """Copy a file to an object; it is complete or absent."""
+    size = file.stat().st_size
+    _call(url, "put_file", str(file), _path(url), action="write", policy=policy, size=size)
 
 
-def remove(url: str, retry_policy: RetryPolicy) -> None:
-    """Delete an object; there need be none."""
+def remove(url: str, policy: RetryPolicy) -> None:
+    """Delete an object if it exists."""
     try:
-        _call(url, "rm_file", _path(url), doing="remove", retry_policy=retry_policy)
+        _call(url, "rm_file", _path(url), action="remove", policy=policy)
     except StorageError as error:
         if not error.is_missing:
             raise
 
 
 class _Download:
-    """A range of an object on its way: what has come, and how much there will be."""
+    """A download of a byte range that can be resumed after an error.
+
+    Attributes:
+        length: number of bytes to receive; None until it is known.
+        received: the bytes so far.
+    """
 
     def __init__(self, url: str, offset: int, length: int | None):
         self.url = url
         self.offset = offset
-        self.wanted = length
+        self.length = length
         self.received = bytearray()
 
-    async def go_on(self, fs: Any) -> None:
-        """Ask for what is missing.
+    async def resume(self, fs: Any) -> None:
+        """Request the missing bytes.
 
         Raises:
-            EOFError: the body ended too early, without an error from below.
+            EOFError: the body ended too early without an error of the library.
         """
-        if self.wanted == 0:
+        if self.length == 0:
             return
         protocol = self.url.partition("://")[0].lower()
-        source = {"http": self._over_http, "https": self._over_http, "s3": self._over_s3}
-        await source.get(protocol, self._over_any)(fs)
-        if self.wanted is not None and len(self.received) < self.wanted:
-            raise EOFError(f"the body ended after {len(self.received)} of {self.wanted} bytes")
+        methods = {"http": self._from_http, "https": self._from_http, "s3": self._from_s3}
+        await methods.get(protocol, self._from_any)(fs)
+        if self.length is not None and len(self.received) < self.length:
+            raise EOFError(f"the body ended after {len(self.received)} of {self.length} bytes")
 
     @property
-    def _first(self) -> int:
+    def _start(self) -> int:
         return self.offset + len(self.received)
 
     @property
     def _range(self) -> str:
-        last = "" if self.wanted is None else self.offset + self.wanted - 1
-        return f"bytes={self._first}-{last}"
+        last = "" if self.length is None else self.offset + self.length - 1
+        return f"bytes={self._start}-{last}"
 
-    def _total_is(self, total: int) -> None:
-        """The object's size is known: no more can be had than there is."""
-        there = max(total - self.offset, 0)
-        self.wanted = there if self.wanted is None else min(self.wanted, there)
+    def _limit_to(self, object_size: int) -> None:
+        available = max(object_size - self.offset, 0)
+        self.length = available if self.length is None else min(self.length, available)
 
-    def _ranged(self, headers: Any) -> None:
-        """Read `Content-Range: bytes 0-9/100`."""
-        total = headers.get("Content-Range", "").rpartition("/")[2]
+    def _read_content_range(self, header: str) -> None:
+        """Read the size from `Content-Range: bytes 0-9/100`."""
+        total = header.rpartition("/")[2]
         if total.isdigit():
-            self._total_is(int(total))
+            self._limit_to(int(total))
 
-    async def _over_http(self, fs: Any) -> None:
+    async def _from_http(self, fs: Any) -> None:
         session = await fs.set_session()
         headers = {"Range": self._range, "Accept-Encoding": "identity"}
-        async with session.get(fs.encode_url(self.url), headers=headers) as answer:
-            if answer.status == 416:
-                self._ranged(answer.headers)
-                self.wanted = len(self.received)
+        async with session.get(fs.encode_url(self.url), headers=headers) as response:
+            if response.status == 416:
+                self.length = len(self.received)
                 return
-            answer.raise_for_status()
-            if answer.status == 206:
-                self._ranged(answer.headers)
-            elif self._first > 0:
+            response.raise_for_status()
+            if response.status == 206:
+                self._read_content_range(response.headers.get("Content-Range", ""))
+            elif self._start > 0:
                 raise StorageError(
                     f"cannot read {mask_secrets(self.url)} in parts: its server ignores byte ranges; copy "
                     "the shards to a folder or to an object store"
                 )
-            elif answer.content_length is not None:
-                self._total_is(answer.content_length)
-            async for piece in answer.content.iter_chunked(_PIECE):
-                if self._take(piece):
+            elif response.content_length is not None:
+                self._limit_to(response.content_length)
+            async for chunk in response.content.iter_chunked(_CHUNK):
+                if self._append(chunk):
                     return
 
-    async def _over_s3(self, fs: Any) -> None:
+    async def _from_s3(self, fs: Any) -> None:
         bucket, key, version = fs.split_path(self.url)
-        chosen = {"VersionId": version} if version else {}
+        options = {"VersionId": version} if version else {}
         try:
-            answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=self._range, **chosen)
+            response = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=self._range, **options)
         except OSError as error:
             if "InvalidRange" not in str(error.__cause__):
                 raise
-            self.wanted = len(self.received)
+            self.length = len(self.received)
             return
-        self._ranged({"Content-Range": answer.get("ContentRange", "")})
-        async with answer["Body"] as body:
-            while piece := await body.read(_PIECE):
-                self._take(piece)
+        self._read_content_range(response.get("ContentRange", ""))
+        async with response["Body"] as body:
+            while chunk := await body.read(_CHUNK):
+                self._append(chunk)
 
-    async def _over_any(self, fs: Any) -> None:
+    async def _from_any(self, fs: Any) -> None:
         path = _path(self.url)
-        if self.wanted is None:
-            self._total_is((await _method(fs, "info")(path))["size"])
-            assert self.wanted is not None
-        end = self.offset + self.wanted
-        piece = await _method(fs, "cat_file")(path, start=self._first, end=end)
-        if not self._take(piece):
-            self._total_is((await _method(fs, "info")(path))["size"])
+        if self.length is None:
+            self._limit_to((await _method(fs, "info")(path))["size"])
+            assert self.length is not None
+        end = self.offset + self.length
+        chunk = await _method(fs, "cat_file")(path, start=self._start, end=end)
+        if not self._append(chunk):
+            self._limit_to((await _method(fs, "info")(path))["size"])
 
-    def _take(self, piece: bytes) -> bool:
-        """Keep what was asked for; whether that was the last of it."""
+    def _append(self, chunk: bytes) -> bool:
+        """Store received bytes; return whether the range is complete."""
         heartbeat.progress()
-        self.received += piece
-        if self.wanted is not None and len(self.received) > self.wanted:
-            del self.received[self.wanted :]
-        return self.wanted is not None and len(self.received) == self.wanted
+        self.received += chunk
+        if self.length is not None:
+            del self.received[self.length :]
+        return len(self.received) == self.length
 
 
 def _call(
-    url: str,
-    method: str,
-    *arguments: Any,
-    doing: str,
-    retry_policy: RetryPolicy,
-    size: int = 0,
-    **options: Any,
+    url: str, method: str, *arguments: Any, action: str, policy: RetryPolicy, size: int = 0, **options: Any
 ) -> Any:
-    fs = _file_system(url, retry_policy)
+    fs = _file_system(url, policy)
     return retry(
-        lambda seconds: _wait_for(lambda: _method(fs, method)(*arguments, **options), seconds),
-        doing=doing,
+        lambda seconds: _run(lambda: _method(fs, method)(*arguments, **options), seconds),
+        action=action,
         url=url,
-        retry_policy=retry_policy,
+        policy=policy,
         size=size,
     )
 
@@ -243,45 +239,44 @@ def _method(fs: Any, name: str) -> Callable[..., Awaitable[Any]]:
     return lambda *arguments, **options: asyncio.to_thread(getattr(fs, name), *arguments, **options)
 
 
-def _wait_for(work: Callable[[], Awaitable[Result]], seconds: float) -> Result:
-    """Run something on fsspec's thread, and no longer than that."""
+def _run(work: Callable[[], Awaitable[Result]], seconds: float) -> Result:
+    """Run a coroutine on fsspec's thread with a time limit."""
 
-    async def bounded() -> Result:
+    async def limited() -> Result:
         return await asyncio.wait_for(work(), max(seconds, 0.001))
 
-    return fsspec.asyn.sync(fsspec.asyn.get_loop(), bounded)
+    return fsspec.asyn.sync(fsspec.asyn.get_loop(), limited)
 
 
 def _path(url: str) -> str:
-    """What the file system calls it: web addresses whole, all others without the scheme."""
+    """The path that fsspec expects: the whole URL for web servers, else the URL without its scheme."""
     scheme, _, rest = url.partition("://")
     return url if scheme.lower() in ("http", "https") else rest
 
 
-def _file_system(url: str, retry_policy: RetryPolicy) -> Any:
-    return _file_system_of(url.partition("://")[0].lower(), url.isascii(), retry_policy.idle_s, os.getpid())
+def _file_system(url: str, policy: RetryPolicy) -> Any:
+    return _file_system_of(url.partition("://")[0].lower(), url.isascii(), policy.idle_s, os.getpid())
 
 
 @lru_cache(maxsize=16)
 def _file_system_of(protocol: str, is_encoded: bool, idle_s: float, _process: int) -> Any:
+    options: dict[str, Any] = {"use_listings_cache": False}
     try:
         if protocol in ("http", "https"):
             from aiohttp import ClientTimeout
 
-            times = ClientTimeout(total=None, sock_connect=min(_CONNECT_S, idle_s), sock_read=idle_s)
-            session = {"timeout": times, "trust_env": True}  # passwords from ~/.netrc, and proxies
-            options: dict[str, Any] = {"client_kwargs": session, "encoded": is_encoded}
+            timeout = ClientTimeout(total=None, sock_connect=min(_CONNECT_S, idle_s), sock_read=idle_s)
+            session = {"timeout": timeout, "trust_env": True}  # passwords from ~/.netrc, and proxies
+            options = {"client_kwargs": session, "encoded": is_encoded}
         elif protocol == "s3":
-            once = {"total_max_attempts": 1}
-            config = {"connect_timeout": min(_CONNECT_S, idle_s), "read_timeout": idle_s, "retries": once}
-            options = {"config_kwargs": config, "use_listings_cache": False}
-        else:
-            options = {"use_listings_cache": False}
+            retries = {"total_max_attempts": 1}
+            timeouts = {"connect_timeout": min(_CONNECT_S, idle_s), "read_timeout": idle_s}
+            options["config_kwargs"] = {**timeouts, "retries": retries}
         fs = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
     except ImportError as error:
         raise ValueError(
-            f"{protocol}:// needs a library that is not installed ({error}): {EXTRAS[protocol]}"
+            f"{protocol}:// needs a library that is not installed ({error}): {INSTALL[protocol]}"
         ) from error
     if protocol == "s3":
-        fs.retries = 1  # ours are the ones that are bounded in time
+        fs.retries = 1  # `retry` limits attempts and time
     return fs

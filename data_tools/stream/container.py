@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.files import require_regular_file
-from kinemae.data_tools.storage.outage import raise_if_outage
+from kinemae.data_tools.storage.retries import raise_if_outage
 from kinemae.data_tools.stream.random_access import is_random_access_point, sound_stamps
 from kinemae.data_tools.stream.sequential import DecodeState, error_text, frames_in_order, packets_of
 

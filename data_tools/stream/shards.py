@@ -9,7 +9,7 @@ from kinemae.data_tools import heartbeat
 from kinemae.data_tools.files import Descriptor, read_at
 from kinemae.data_tools.index import Sample, Shard, ShardIndex
 from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable
-from kinemae.data_tools.storage.outage import raise_if_outage, retry_during_outage
+from kinemae.data_tools.storage.retries import raise_if_outage, retry_during_outage
 from kinemae.data_tools.stream.container import BadVideo
 
 _OPEN_SHARDS = 64
@@ -63,7 +63,7 @@ def _read_remote(index: ShardIndex, sample: Sample, shard: Shard, place: Locatio
         raise BadVideo(f"sample {sample.key}: {error}; no sample of that shard can be read") from error
     _check(video, sample, shard)
     if cache is not None:
-        cache.keep(digest, sample.offset, video)
+        cache.write(digest, sample.offset, video)
     return video
 
 

@@ -199,5 +199,5 @@ def _leaks(sets: dict[str, ShardIndex]) -> Iterator[Fault]:
 
 
 def _digest(index: ShardIndex) -> str:
-    with (index.local_index.place / INDEX_NAME).open("rb") as file:
+    with (index.local_index.folder / INDEX_NAME).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,9 +14,9 @@ from typing import IO, Any
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.index import NO_LABEL, Sample, ShardIndex, load_index
 from kinemae.data_tools.indexing.tar_members import PICKLES, Member, members_of, split_member
-from kinemae.data_tools.storage.index_copies import LocalIndex
+from kinemae.data_tools.storage.cache import LocalIndex
 from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable
-from kinemae.data_tools.storage.outage import raise_if_outage
+from kinemae.data_tools.storage.retries import raise_if_outage
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import probe
 from kinemae.data_tools.stream.shards import read_video

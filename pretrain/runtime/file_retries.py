@@ -5,7 +5,6 @@ still fails, the process ends with `Stuck`, and a supervisor restarts it. A perm
 disk, is raised at once.
 """
 
-import errno
 import platform
 import time
 from collections.abc import Callable
@@ -13,16 +12,10 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar, cast
 
 from kinemae.data_tools.command import Stuck, log, writing_to
+from kinemae.data_tools.storage.retries import PERMANENT_ERRORS
 from kinemae.pretrain.runtime.processes import Processes
 
 DELAYS_S: tuple[float, ...] = (0.5, 1, 2, 4, 8, 16)
-
-_LASTING = frozenset(
-    {
-        errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
-        errno.ENOENT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS,
-    }
-)  # fmt: skip
 
 Value = TypeVar("Value")
 
@@ -49,7 +42,7 @@ class FileFailure(NamedTuple):
 
 def may_pass(error: OSError) -> bool:
     """Whether an error is transient: the same call may succeed later."""
-    return error.errno not in _LASTING
+    return error.errno not in PERMANENT_ERRORS
 
 
 def retried(act: Callable[[], Value], what: str) -> Value:

@@ -122,7 +122,7 @@ def test_shards_in_a_bucket_and_behind_a_web_server(bucket: str, tmp_path: Path)
 
 
 def test_a_tar_behind_a_url_that_is_not_there_is_named(bucket: str):
-    with pytest.raises(DataError, match=r"cannot .* s3://bucket-.*/lost-0.tar: there is no such thing"):
+    with pytest.raises(DataError, match=r"cannot .* s3://bucket-.*/lost-0.tar: there is no such file"):
         listing(f"{bucket}/lost-{{0..1}}.tar")
 
 

@@ -110,7 +110,7 @@ def test_a_csv_of_urls_is_sharded_and_what_is_not_there_is_rejected(tmp_path: Pa
         urls[1]: (tmp_path / "web" / "c.mp4").read_bytes(),
     }
     rejected = (tmp_path / "out" / "rejected.jsonl").read_text()
-    assert "lost.mp4: there is no such thing (HTTP 404)" in rejected
+    assert "lost.mp4: there is no such file (HTTP 404)" in rejected
     assert len(rejected.splitlines()) == 1
 
 

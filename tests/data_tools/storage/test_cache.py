@@ -41,8 +41,8 @@ def cache(tmp_path: Path) -> Cache:
 
 def test_what_was_kept_is_there_and_nothing_else(cache: Cache):
     assert cache.read(digest(0), offset(3), LENGTH).strip(b"\0") == b""
-    cache.keep(digest(0), offset(3), sample(0, 3))
-    cache.keep(digest(0), offset(1), sample(0, 1))
+    cache.write(digest(0), offset(3), sample(0, 3))
+    cache.write(digest(0), offset(1), sample(0, 1))
     assert cache.read(digest(0), offset(3), LENGTH) == sample(0, 3)
     assert cache.read(digest(0), offset(1), LENGTH) == sample(0, 1)
     assert cache.read(digest(0), offset(2), LENGTH).strip(b"\0") == b""
@@ -52,7 +52,7 @@ def test_what_was_kept_is_there_and_nothing_else(cache: Cache):
 def test_the_bound_holds_and_what_was_used_last_stays(cache: Cache):
     for shard in range(SHARDS):
         for number in range(SAMPLES):
-            cache.keep(digest(shard), offset(number), sample(shard, number))
+            cache.write(digest(shard), offset(number), sample(shard, number))
             assert on_disk(cache.folder) <= cache.size
         os.utime(cache.folder / f"{digest(shard)[:40]}.shard", (shard, shard))
     there = [cache.read(digest(shard), offset(7), LENGTH) == sample(shard, 7) for shard in range(SHARDS)]
@@ -60,7 +60,7 @@ def test_the_bound_holds_and_what_was_used_last_stays(cache: Cache):
 
 
 def test_a_sample_as_large_as_the_cache_is_not_kept(cache: Cache):
-    cache.keep(digest(0), 0, bytes(cache.size))
+    cache.write(digest(0), 0, bytes(cache.size))
     assert on_disk(cache.folder) == 0
 
 
@@ -78,7 +78,7 @@ def test_a_disk_that_fails_is_told_once_and_reading_goes_on(
     monkeypatch.setattr(log, "propagate", True)
     (cache.folder / f"{digest(0)[:40]}.shard").mkdir()
     for _ in range(3):
-        cache.keep(digest(0), 0, b"data")
+        cache.write(digest(0), 0, b"data")
         assert cache.read(digest(0), 0, 4) == b""
     told = {id(record): record.getMessage() for record in caplog.records}  # pytest may hear a record twice
     assert ["does not work" in message and "read without it" in message for message in told.values()] == [
@@ -100,7 +100,7 @@ def use(
             hits += 1
         else:
             misses += 1
-            cache.keep(digest(shard), offset(number), expected)
+            cache.write(digest(shard), offset(number), expected)
         with cache._locked():
             most = max(most, on_disk(cache.folder))
     report.put((hits, misses, most))
@@ -142,5 +142,5 @@ def test_processes_that_are_killed_leave_it_whole(cache: Cache):
             right += found == sample(shard, number)
             wrong += found != sample(shard, number) and zlib.crc32(found) == zlib.crc32(sample(shard, number))
     assert right > 0 and wrong == 0
-    cache.keep(digest(1), offset(0), sample(1, 0))
+    cache.write(digest(1), offset(0), sample(1, 0))
     assert cache.read(digest(1), offset(0), LENGTH) == sample(1, 0)

@@ -75,7 +75,7 @@ def test_few_copies_stay_and_those_in_use_all_do(shards: Path, folder: Location,
         last = open_index(folder, cache=cache)
     copies = list((cache.folder / "indexes").iterdir())
     assert len(copies) == 9  # the newest 8 and the one in use
-    assert {in_use.local_index.place, last.local_index.place} <= set(copies)
+    assert {in_use.local_index.folder, last.local_index.folder} <= set(copies)
     del in_use
     (shards / DATASET_NAME).write_text(json.dumps({**description, "made_by": {"number": 99}}))
     open_index(folder, cache=cache)

@@ -53,7 +53,7 @@ def test_a_scheme_that_is_not_on_the_list_is_refused(text: str):
 
 
 def test_a_url_that_went_through_a_path_is_refused():
-    with pytest.raises(ValueError, match="made a path on its way"):
+    with pytest.raises(ValueError, match="expected a URL as text"):
         location(Path("s3://bucket/x"))
 
 
@@ -204,7 +204,7 @@ def test_patience_has_an_end_in_time_as_well(server: FaultyServer):
     [
         (403, r"access denied \(HTTP 403\); check that the credentials are set and allow it"),
         (401, r"access denied \(HTTP 401\)"),
-        (404, r"there is no such thing \(HTTP 404\); check the name"),
+        (404, r"there is no such file \(HTTP 404\); check the name"),
         (400, r"HTTP 400; the server refuses such a request"),
     ],
 )

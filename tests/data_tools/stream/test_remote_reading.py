@@ -143,7 +143,7 @@ def test_a_worker_gets_the_index_without_fetching_it_again(
 
 def test_the_copy_of_an_index_goes_with_its_last_user(folder: Location):
     index = open_index(folder)
-    place = index.local_index.place
+    place = index.local_index.folder
     assert (place / "index.arrow").is_file()
     del index
     assert not place.exists()
