@@ -207,7 +207,7 @@ class FinetuneConfig:
         check_saving(self.save_every_steps, self.keep_checkpoints, self.keep_every_steps)
 
 
-def settled(config: FinetuneConfig) -> FinetuneConfig:
+def resolve_layer_decay(config: FinetuneConfig) -> FinetuneConfig:
     """The config with `optim.layer_decay` derived where it is null."""
     if config.optim.layer_decay is not None:
         return config
@@ -215,7 +215,7 @@ def settled(config: FinetuneConfig) -> FinetuneConfig:
     return replace(config, optim=replace(config.optim, layer_decay=decay))
 
 
-def steps_of(config: FinetuneConfig, samples: int) -> int:
+def total_steps(config: FinetuneConfig, samples: int) -> int:
     """Optimiser steps that make the configured epochs, rounded up."""
     clips = config.epochs * samples * config.data.views_per_video
     # The product of a decimal and a whole number may miss the whole number by one bit: 0.1 * 30 > 3.
@@ -227,7 +227,7 @@ def run_settings(config: FinetuneConfig, samples: int, *, num_workers: int) -> R
     return RunSettings(
         run_dir=config.run_dir,
         seed=config.seed,
-        steps=steps_of(config, samples),
+        steps=total_steps(config, samples),
         save_every_steps=config.save_every_steps,
         keep_checkpoints=config.keep_checkpoints,
         keep_every_steps=config.keep_every_steps,

@@ -1,4 +1,4 @@
-"""`kinemae finetune train CONFIG`: an encoder and a head learn the classes of labelled videos."""
+"""Train an encoder and a head on labelled videos: `kinemae finetune train CONFIG`."""
 
 import argparse
 import json
@@ -15,9 +15,9 @@ from kinemae.data_tools.stream.loader import TrainingClips
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.finetune.build import build_classifier, clip_config, describe_encoder
 from kinemae.finetune.classifier import Classifier, Features
-from kinemae.finetune.config import FinetuneConfig, run_settings, settled, steps_of
+from kinemae.finetune.config import FinetuneConfig, resolve_layer_decay, run_settings, total_steps
 from kinemae.finetune.data_checks import check_data
-from kinemae.finetune.evaluate import MODEL_FOLDER, evaluate, publish
+from kinemae.finetune.evaluate import MODEL_FOLDER, evaluate, write_result
 from kinemae.finetune.layer_decay import layer_scale
 from kinemae.finetune.model_file import FinetunedModel, save_model
 from kinemae.pretrain.encoder_file import EncoderDescription, announce_resampling
@@ -36,8 +36,8 @@ _CALIBRATION_CLIPS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A run whose every check has passed; no process group has been started."""
+class PreparedRun:
+    """A checked run, before its processes join a group."""
 
     config: FinetuneConfig
     train: ShardIndex
@@ -49,12 +49,38 @@ class Prepared:
     continues: bool
     inputs: tuple[Input, ...]
 
+    def summary(self) -> dict[str, object]:
+        """Return what `--dry-run` prints."""
+        config, plan = self.config, self.plan
+        parameters = list(self.classifier.parameters())
+        tokens, keep = self.description.grid.tokens, self.classifier.pruning.keep
+        return {
+            "run_dir": config.run_dir,
+            "continues": self.continues,
+            "encoder": config.encoder,
+            "weights": "random" if config.from_scratch else "pretrained",
+            "layer_decay": config.optim.layer_decay,
+            "training_videos": len(self.train),
+            "validation_videos": len(self.validation),
+            "classes": len(self.train.classes),
+            "steps": total_steps(config, len(self.train)),
+            "global_clips": plan.global_clips,
+            "processes": plan.world,
+            "clips_per_process_at_once": plan.micro_clips,
+            "accumulation": plan.accumulation,
+            "tokens": tokens,
+            "kept_tokens": "differs per clip" if keep is None else share_of(tokens, keep),
+            "parameters": sum(each.numel() for each in parameters),
+            "trainable_parameters": sum(each.numel() for each in parameters if each.requires_grad),
+        }
+
 
 def run_train(arguments: argparse.Namespace) -> None:
-    """Check, train, save the model, score it."""
+    """Check the config and the data, train, save the model, and score it."""
     prepared = prepare(load_config(FinetuneConfig, arguments.config, arguments.overrides))
     if arguments.dry_run:
-        _show_plan(prepared, as_json=arguments.json)
+        text = json.dumps(prepared.summary(), indent=1, ensure_ascii=False)
+        sys.stdout.write(f"{text}\n" if arguments.json else f"{to_yaml(prepared.config)}\n{text}\n")
         return
     config, processes = prepared.config, prepared.processes
     run_dir = Path(config.run_dir)
@@ -66,28 +92,28 @@ def run_train(arguments: argparse.Namespace) -> None:
         run.share_cores()
         calibrate_head(prepared, run)
         run.run()
-        prepared.classifier.to(processes.device)  # at ZeRO 3 it waited on the CPU
+        prepared.classifier.to(processes.device)  # ZeRO 3 leaves it on the CPU
         model = FinetunedModel(
             classifier=prepared.classifier, description=prepared.description, classes=prepared.train.classes
         )
         if processes.is_first:
             _save(model, config)
         result = evaluate(model, prepared.validation, config, processes)
-        publish(result, run_dir, processes, as_json=arguments.json)
+        write_result(result, run_dir, processes, as_json=arguments.json)
 
 
-def prepare(config: FinetuneConfig) -> Prepared:
-    """Open, check and build everything that can go wrong before processes meet.
+def prepare(config: FinetuneConfig) -> PreparedRun:
+    """Check the config and the data and build the model, before processes join a group.
 
     Raises:
-        ValueError: the config cannot work.
-        DataError: the shards or their labels cannot be used.
-        CheckpointError: the encoder cannot be used.
+        ValueError: invalid config.
+        DataError: unusable shards or labels.
+        CheckpointError: unusable encoder.
     """
-    config = settled(config)
+    config = resolve_layer_decay(config)
     processes = find_processes(config.engine.device)
-    token_reduction = config.token_reduction
-    check_engine(config.engine, processes, merges=config.merge.per_block > 0, packs=token_reduction.is_packed)
+    is_packed = config.token_reduction.is_packed
+    check_engine(config.engine, processes, merges=config.merge.per_block > 0, packs=is_packed)
     plan = plan_batch(
         config.batch.global_clips,
         config.batch.clips_per_device,
@@ -109,8 +135,8 @@ def prepare(config: FinetuneConfig) -> Prepared:
     description = describe_encoder(config)
     if processes.is_first:
         announce_resampling(description.reference, description.grid)
-        announce_beginning(config)
-    return Prepared(
+        log_initial_weights(config)
+    return PreparedRun(
         config=config,
         train=train,
         validation=validation,
@@ -123,8 +149,8 @@ def prepare(config: FinetuneConfig) -> Prepared:
     )
 
 
-def training(prepared: Prepared) -> Training:
-    """The run as the loop takes it."""
+def training(prepared: PreparedRun) -> Training:
+    """Create the training loop."""
     config = prepared.config
     engine = config.engine
     set_up_blocks(prepared.classifier, recompute=engine.activation_checkpointing, compiled=engine.compile)
@@ -149,10 +175,10 @@ def training(prepared: Prepared) -> Training:
     )
 
 
-def announce_beginning(config: FinetuneConfig) -> None:
+def log_initial_weights(config: FinetuneConfig) -> None:
     """Log the encoder's initial weights and the layer-wise learning rate decay."""
-    begins = "random weights" if config.from_scratch else f"the weights of {config.encoder}"
-    log.info("the encoder begins with %s; optim.layer_decay is %g", begins, config.optim.layer_decay)
+    weights = "random weights" if config.from_scratch else f"the weights of {config.encoder}"
+    log.info("the encoder starts from %s; optim.layer_decay is %g", weights, config.optim.layer_decay)
     if config.from_scratch and config.optim.layer_decay != 1:
         log.warning(
             "optim.layer_decay: expected null or 1 with random weights, got %g, which slows the lower "
@@ -161,19 +187,19 @@ def announce_beginning(config: FinetuneConfig) -> None:
         )
 
 
-def calibrate_head(prepared: Prepared, run: Training) -> None:
-    """Show a head that wants it the first clips of the run, as the encoder sees them before training.
+def calibrate_head(prepared: PreparedRun, run: Training) -> None:
+    """Calibrate a head that needs it on the first clips of the run, encoded with the initial weights.
 
-    The first process measures for all. A continued run measures the same and then loads its checkpoint.
+    Rank 0 measures for all ranks. A continued run repeats this before it loads its checkpoint.
     """
     classifier, processes = prepared.classifier, prepared.processes
     if not classifier.head.needs_calibration:
         return
     if processes.is_first:
         count = min(_CALIBRATION_CLIPS, len(prepared.train) * run.clips.views)
+        step = prepared.plan.micro_clips
         classifier.to(processes.device).eval()
         with torch.no_grad():
-            step = prepared.plan.micro_clips
             parts = [range(first, min(first + step, count)) for first in range(0, count, step)]
             features = [
                 classifier.features(run.clips.batch(part).to(processes.device).clip_BCTHW) for part in parts
@@ -199,36 +225,3 @@ def _save(model: FinetunedModel, config: FinetuneConfig) -> None:
         classes=model.classes,
         token_reduction=config.token_reduction,
     )
-
-
-def _show_plan(prepared: Prepared, *, as_json: bool) -> None:
-    """What `--dry-run` prints: the resolved config and the counts, or the counts alone."""
-    text = json.dumps(_summary(prepared), indent=1, ensure_ascii=False)
-    sys.stdout.write(f"{text}\n" if as_json else f"{to_yaml(prepared.config)}\n{text}\n")
-
-
-def _summary(prepared: Prepared) -> dict[str, object]:
-    config, plan = prepared.config, prepared.plan
-    parameters = list(prepared.classifier.parameters())
-    tokens, keep = prepared.description.grid.tokens, prepared.classifier.pruning.keep
-    return {
-        "run_dir": config.run_dir,
-        "continues": prepared.continues,
-        "encoder": config.encoder,
-        "weights": "random" if config.from_scratch else "pretrained",
-        "layer_decay": config.optim.layer_decay,
-        "training_videos": len(prepared.train),
-        "validation_videos": len(prepared.validation),
-        "classes": len(prepared.train.classes),
-        "steps": steps_of(config, len(prepared.train)),
-        "global_clips": plan.global_clips,
-        "processes": plan.world,
-        "clips_per_process_at_once": plan.micro_clips,
-        "accumulation": plan.accumulation,
-        "tokens": tokens,
-        "kept_tokens": "as many as each clip needs" if keep is None else share_of(tokens, keep),
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "parameters_that_learn": sum(
-            parameter.numel() for parameter in parameters if parameter.requires_grad
-        ),
-    }

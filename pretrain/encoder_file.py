@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kinemae.data_tools.command import log
+from kinemae.data_tools.command import CheckpointError, log
 from kinemae.data_tools.config import require
 from kinemae.pretrain.folder_kinds import exported_in, kind_of_folder
 from kinemae.pretrain.model.encoder import Encoder
@@ -146,3 +146,23 @@ def _place_of_encoder(folder: Path) -> str:
 
 def _named(grid: TokenGrid) -> str:
     return f"{grid.t}x{grid.h}x{grid.w}"
+
+
+def check_same_encoder(source: str, pairs: dict[str, tuple[Any, Any]]) -> None:
+    """Reject an encoder that is not the one of the config.
+
+    Args:
+        source: config key and folder of the encoder, for the message.
+        pairs: for each config key its value in the config and in the encoder.
+
+    Raises:
+        CheckpointError: names the differences.
+    """
+    different = [
+        f"{key}: config {own}, encoder {other}" for key, (own, other) in pairs.items() if own != other
+    ]
+    if different:
+        raise CheckpointError(
+            f"{source}: expected the encoder of the config, got another ({'; '.join(different)}); "
+            "fix: set these keys to the encoder's values, or choose another folder"
+        )

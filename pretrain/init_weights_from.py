@@ -3,10 +3,14 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.components import Component
 from kinemae.pretrain.decoder_file import DecoderDescription, describe_decoder, has_decoder, load_decoder
-from kinemae.pretrain.encoder_file import WEIGHTS, EncoderDescription, load_description
+from kinemae.pretrain.encoder_file import (
+    WEIGHTS,
+    EncoderDescription,
+    check_same_encoder,
+    load_description,
+)
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.serialization import check_weights, read_weights
 
@@ -39,14 +43,14 @@ class Start:
         Raises:
             CheckpointError: the encoder is another one than the config's; or a file is damaged.
         """
-        self._refuse_another_encoder(model)
+        self._check_same_encoder(model)
         weights = read_weights(self.folder / WEIGHTS)
         check_weights(model.encoder, weights, self.folder / WEIGHTS)
         model.encoder.load_state_dict(weights)
         model.target.bind(model.encoder)  # anew: a target may be made of the encoder's weights
         return f"the run begins with the encoder in {self.folder}; {self._give_decoder(model, target)}"
 
-    def _refuse_another_encoder(self, model: MaskedAutoencoder) -> None:
+    def _check_same_encoder(self, model: MaskedAutoencoder) -> None:
         own, theirs = model.encoder.shape, self.description.shape
         pairs = {
             _KEYS.get(known.name, f"model.{known.name}"): (
@@ -59,14 +63,7 @@ class Start:
             "model.mean": (model.mean, self.description.mean),
             "model.std": (model.std, self.description.std),
         }
-        differ = [
-            f"{key} {here} here, {there} there" for key, (here, there) in pairs.items() if here != there
-        ]
-        if differ:
-            raise CheckpointError(
-                f"init_from={self.folder} holds another encoder than the config's ({'; '.join(differ)}): "
-                "set these keys as they are there, or give another folder"
-            )
+        check_same_encoder(f"init_from={self.folder}", pairs)
 
     def _give_decoder(self, model: MaskedAutoencoder, target: Component) -> str:
         """The same for the decoder; what happened, and why."""

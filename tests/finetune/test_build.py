@@ -122,10 +122,10 @@ def test_keys_that_repeat_what_the_encoder_is_are_welcome(encoder):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.patch_size=16", "model.patch_size 16, encoder 8"),
-        ("model.patch_frames=1", "model.patch_frames 1, encoder 2"),
-        ("model.depth=12", "model.depth 12, encoder 2"),
-        ("model.size=tiny", "model.size=tiny, that is width 96, encoder 24.*depth 4, encoder 2"),
+        ("model.patch_size=16", "model.patch_size: config 16, encoder 8"),
+        ("model.patch_frames=1", "model.patch_frames: config 1, encoder 2"),
+        ("model.depth=12", "model.depth: config 12, encoder 2"),
+        ("model.size=tiny", "size=tiny, width: config 96, encoder 24; .*, depth: config 4, encoder 2"),
     ],
 )
 def test_another_encoder_than_the_given_one_is_refused_with_both_numbers(encoder, override, message):
@@ -164,7 +164,7 @@ def test_from_scratch_everything_comes_from_the_config():
 def test_from_scratch_a_missing_key_is_named(lacking):
     given = [override for override in SCRATCH if not override.startswith(f"{lacking}=")]
 
-    with pytest.raises(ValueError, match=f"from scratch and needs {lacking}"):
+    with pytest.raises(ValueError, match=f"expected a folder, or null with {lacking}"):
         describe_encoder(load(*given))
 
 

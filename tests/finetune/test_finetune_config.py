@@ -3,7 +3,7 @@
 import pytest
 
 from kinemae.data_tools.config import load_config
-from kinemae.finetune.config import FinetuneConfig, run_settings, steps_of
+from kinemae.finetune.config import FinetuneConfig, run_settings, total_steps
 
 NEEDED = [
     "run_dir=run",
@@ -54,7 +54,7 @@ def test_a_wrong_value_is_refused_with_its_key(override, message):
     [(2, 1, 30, 8), (2, 2, 30, 15), (0.1, 1, 240, 3), (0.1, 1, 241, 4), (0.001, 1, 8, 1)],
 )
 def test_steps_are_the_epochs_clips_over_the_batch_rounded_up(epochs, views, samples, steps):
-    assert steps_of(load(f"epochs={epochs}", f"data.views_per_video={views}"), samples) == steps
+    assert total_steps(load(f"epochs={epochs}", f"data.views_per_video={views}"), samples) == steps
 
 
 def test_the_loops_settings_are_the_configs():

@@ -201,7 +201,7 @@ def test_compare_prints_the_runs(scratch_run, capsys):
 @pytest.mark.parametrize(
     ("overrides", "exit_code", "message"),
     [
-        (["encoder=null"], 2, "from scratch and needs model.size, clip.frames"),
+        (["encoder=null"], 2, "expected a folder, or null with model.size, clip.frames"),
         (["encoder=/nowhere"], 4, "no exported encoder in /nowhere"),
         ([*SCRATCH, "clip.size=20"], 2, "clip.size of model.patch_size"),
         ([*SCRATCH, "head.name=liner"], 2, "did you mean 'linear'"),
@@ -247,7 +247,7 @@ def test_the_run_folder_of_another_config_is_refused(common, scratch_run, capsys
     [
         (
             "optim.lr=1",
-            "optim.lr is settled by the run: evaluate takes overrides of evaluate, pruning, merge",
+            "optim.lr: expected a key that evaluate can override (evaluate, pruning, merge, ",
         ),
         (
             "temporal_clips=5",

@@ -7,8 +7,8 @@ import torch
 
 from kinemae.data_tools.components import Component
 from kinemae.finetune.build import build_classifier, describe_encoder
-from kinemae.finetune.config import settled
-from kinemae.finetune.train import announce_beginning
+from kinemae.finetune.config import resolve_layer_decay
+from kinemae.finetune.train import log_initial_weights
 from kinemae.pretrain.encoder_file import WEIGHTS, load_description, save_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape, ModelConfig
@@ -83,7 +83,7 @@ def test_random_weights_are_those_of_the_same_encoder_without_a_folder(tmp_path)
     ],
 )
 def test_the_decay_over_layers_follows_from_the_weights_unless_it_is_set(overrides, expected):
-    assert settled(load(*overrides)).optim.layer_decay == expected
+    assert resolve_layer_decay(load(*overrides)).optim.layer_decay == expected
 
 
 def test_other_weights_are_refused():
@@ -97,5 +97,5 @@ def test_a_recipes_layer_decay_is_named_where_weights_are_random(caplog):
         (["weights=random"], False),
     ]:
         caplog.clear()
-        announce_beginning(settled(load("encoder=x", *overrides)))
+        log_initial_weights(resolve_layer_decay(load("encoder=x", *overrides)))
         assert ("expected null or 1 with random weights, got 0.6" in caplog.text) == warned

@@ -121,22 +121,25 @@ def test_a_moving_average_begins_with_the_given_weights_too(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"width": 36}, "model.width 36 here, 24 there"),
-        ({"depth": 3}, "model.depth 3 here, 2 there"),
-        ({"heads": 2}, "model.heads 2 here, 1 there"),
-        ({"patch_frames": 1}, r"model.patch_frames and model.patch_size \(1, 8, 8\) here, \(2, 8, 8\) there"),
+        ({"width": 36}, "model.width: config 36, encoder 24"),
+        ({"depth": 3}, "model.depth: config 3, encoder 2"),
+        ({"heads": 2}, "model.heads: config 2, encoder 1"),
+        (
+            {"patch_frames": 1},
+            r"model.patch_frames and model.patch_size: config \(1, 8, 8\), encoder \(2, 8, 8\)",
+        ),
         (
             {"positions": Component(name="learned")},
-            "model.positions Component.*learned.* here, Component.*sine",
+            "model.positions: config Component.*learned.*, encoder Component.*sine",
         ),
-        ({"qk_norm": True, "registers": 2}, "model.qk_norm True here, False there; model.registers 2 here"),
-        ({"layer_scale": 0.1}, "model.layer_scale 0.1 here, None there"),
-        ({"mean": [0.5, 0.5, 0.5]}, r"model.mean \(0.5, 0.5, 0.5\) here, \(0.485"),
+        ({"qk_norm": True, "registers": 2}, "qk_norm: config True, encoder False; model.registers: config 2"),
+        ({"layer_scale": 0.1}, "model.layer_scale: config 0.1, encoder None"),
+        ({"mean": [0.5, 0.5, 0.5]}, r"model.mean: config \(0.5, 0.5, 0.5\), encoder \(0.485"),
     ],
 )
 def test_another_encoder_is_refused_by_its_keys(tmp_path, changes, message):
     start = exported(model_of(seed=1), tmp_path)
-    with pytest.raises(CheckpointError, match=f"init_from={tmp_path} holds another encoder.*{message}"):
+    with pytest.raises(CheckpointError, match=f"init_from={tmp_path}: expected the encoder of.*{message}"):
         start.load_pretrained(model_of(seed=2, **changes), PIXELS)
 
 
