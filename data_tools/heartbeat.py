@@ -1,7 +1,7 @@
-"""Heartbeats of a worker process; the parent process kills the worker when they stop.
+"""Heartbeats of a worker process. The parent process kills a worker whose heartbeats stop.
 
-Long work calls `progress` after each piece and `waiting_for_storage` about twice a second while a storage
-is down, and reads the bytes of a sample inside `at_storage`. A watched process installs a `Listener`.
+Long work calls `progress` after each piece. While a storage is down, it calls `waiting_for_storage` about
+twice a second. It reads the bytes of a sample inside `at_storage`. A monitored process installs a `Listener`.
 """
 
 import ctypes
@@ -11,14 +11,14 @@ from time import monotonic
 
 from kinemae.data_tools.command import log
 
-_REPEAT_S = 60.0
+_LOG_EVERY_S = 60.0
 
 
 class Listener:
-    """Receiver of the heartbeats of this process.
+    """Receives the heartbeats of this process.
 
     Args:
-        on_outage: gets the arguments of `outage`; the default logs an outage once a minute.
+        on_outage: called with the arguments of `outage`; the default logs an outage once a minute.
     """
 
     def __init__(self, on_outage: Callable[[str], None] | None = None) -> None:
@@ -27,13 +27,13 @@ class Listener:
         self._logged_s = 0.0
 
     def progress(self) -> None:
-        """A piece of the work is done."""
+        """Handle a heartbeat: a piece of the work is done."""
 
     def storage_read(self, limit_s: float | None) -> None:
-        """A read of a sample's bytes begins, with its time limit without progress; None at its end."""
+        """Handle the begin of a sample's read, with its time limit without progress, or its end (None)."""
 
     def outage(self, reason: str) -> None:
-        """A storage is waited for; the reason is empty when it answers again."""
+        """Handle an outage of a storage; an empty reason means that it answers again."""
         now_s = monotonic()
         if self._on_outage is not None:
             self._on_outage(reason)
@@ -41,17 +41,17 @@ class Listener:
             if self._since_s:
                 log.warning("the storage answers again after %.0f s", now_s - self._since_s)
             self._since_s = 0.0
-        elif not self._since_s or now_s - self._logged_s >= _REPEAT_S:
+        elif not self._since_s or now_s - self._logged_s >= _LOG_EVERY_S:
             self._since_s = self._since_s or now_s
             self._logged_s = now_s
             log.warning("waiting for a storage, %.0f s so far: %s", now_s - self._since_s, reason)
 
 
 class CountingListener(Listener):
-    """Listener that counts heartbeats, those of an outage among them; outages are logged.
+    """Listener that counts heartbeats, including those of an outage. It also logs outages.
 
     Args:
-        count: its `value` grows by one at each heartbeat; it may lie in shared memory.
+        count: its `value` is incremented at each heartbeat; it may be in shared memory.
     """
 
     def __init__(self, count: ctypes.c_uint64):
@@ -73,7 +73,7 @@ _listeners = [Listener()]
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Send the heartbeats of this process to a listener."""
+    """Send the heartbeats of this process to a listener inside the block."""
     _listeners.append(listener)
     try:
         yield
@@ -93,10 +93,10 @@ def at_storage(limit_s: float) -> Iterator[None]:
 
 
 def progress() -> None:
-    """Tell the listener that a piece of the work is done."""
+    """Report that a piece of the work is done."""
     _listeners[-1].progress()
 
 
 def waiting_for_storage(reason: str) -> None:
-    """Report an outage and its reason to the listener; an empty reason ends the outage."""
+    """Report an outage and its reason; an empty reason ends the outage."""
     _listeners[-1].outage(reason)

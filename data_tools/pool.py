@@ -1,35 +1,59 @@
-"""Worker pool: apply a function to many inputs on several processes, each input with a deadline.
+"""Process pool whose jobs time out one by one.
 
-A job without progress for `timeout_s` (no heartbeat, no byte read or written, no CPU time) times out, and its
-process is killed. The other jobs continue. Only a process that crashed or timed out is replaced.
+`concurrent.futures` waits forever for a worker that blocks in a read. This pool kills a worker whose job made
+no progress for `timeout_s`: no heartbeat, no byte read or written, no CPU time. The other jobs continue.
 """
 
 import atexit
+import ctypes
+import logging
+import multiprocessing
 import os
+import signal
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import forkserver
-from multiprocessing.connection import wait
+from multiprocessing import process as process_module
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from multiprocessing.sharedctypes import RawValue
+from pathlib import Path
 from time import monotonic
-from typing import Generic, TypeVar
+from types import FrameType
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from kinemae.data_tools.command import Stuck
-from kinemae.data_tools.pool_alone import do_here
-from kinemae.data_tools.pool_worker import Failure, Worker, timed_out
-from kinemae.data_tools.stream.worker_setup import worker_context
+import torch
+
+from kinemae.data_tools import heartbeat
+from kinemae.data_tools.command import Stuck, log
+from kinemae.data_tools.exit_codes import EXIT_STUCK
+from kinemae.data_tools.stream.worker_setup import (
+    block_stop_signals,
+    exit_with_parent,
+    stop_signals_blocked,
+    worker_context,
+)
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 TIMEOUT_S = 300.0
 CRASHED = "the decoder crashed on it"
-_TICK_S = 1.0
-_SERVER_S = 5.0
-_MOST_TIMEOUTS = 10  # in a row; more are not the fault of single inputs
+_POLL_S = 1.0
+_JOIN_S = 1.0
+_SERVER_JOIN_S = 5.0
+_MAX_TIMEOUTS = 10  # in a row; more of them mean that the storage is down
+_INTERRUPT_S = 30.0  # for a job of the main process to react to its timeout
+_TIMEOUT_SIGNAL = signal.SIGVTALRM  # unused otherwise
+_CPU_TIMEOUT_FACTOR = 10  # on timeout_s, for a job that only uses CPU time: an endless loop
+_MIN_CPU_FRACTION = 0.02  # of one core; less counts as no progress
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def imap(
@@ -41,13 +65,13 @@ def imap(
     timeout_s: float = TIMEOUT_S,
 ) -> Iterator[Result]:
     """Yield `function(job)` for each job, in the order of the jobs; see `imap_unordered`."""
-    waiting: dict[int, Result] = {}
+    finished: dict[int, Result] = {}
     following = 0
-    done = imap_unordered(function, jobs, workers=workers, on_failure=on_failure, timeout_s=timeout_s)
-    for position, result in done:
-        waiting[position] = result
-        while following in waiting:
-            yield waiting.pop(following)
+    results = imap_unordered(function, jobs, workers=workers, on_failure=on_failure, timeout_s=timeout_s)
+    for position, result in results:
+        finished[position] = result
+        while following in finished:
+            yield finished.pop(following)
             following += 1
 
 
@@ -61,45 +85,52 @@ def imap_unordered(
 ) -> Iterator[tuple[int, Result]]:
     """Yield the position of each job and `function(job)`, as soon as it is done.
 
-    A job on which a process died is tried once more, alone, when all others are done: the kernel's
-    out-of-memory killer takes any process. Closing the iterator and any error kill the processes.
+    A job whose worker died runs once more at the end, alone, because the kernel's out-of-memory killer may
+    hit any process. Closing the iterator and any error kill the workers.
 
     Args:
         function: a module-level function.
-        workers: number of processes; 0 means one for each core, 1 means this one, crashes included.
-        on_failure: gives the result of a job that crashed, also alone, or timed out, from the job and the
-            reason. Another run may succeed, so the result is not final. Without it the failure is raised.
-        timeout_s: limit without progress. With CPU time as the only progress the limit is ten times as long.
+        workers: number of processes; 0 means one per core, 1 runs the jobs in this process.
+        on_failure: computes the result of a job that crashed twice or timed out, from the job and the
+            reason. Another run may succeed, so the result is not final. None raises the failure.
+        timeout_s: limit without progress. For a job that only uses CPU time the limit is ten times as long.
 
     Raises:
-        BrokenProcessPool: a process died and there is no `on_failure`.
-        Stuck: a job timed out and there is no `on_failure`, or many did in a row.
+        BrokenProcessPool: a worker died and there is no `on_failure`.
+        Stuck: a job timed out and there is no `on_failure`, or more than 10 timed out in a row.
     """
     if workers == 1:
-        yield from do_here(function, jobs, on_failure=on_failure, timeout_s=timeout_s)
+        yield from _run_in_main_process(function, jobs, on_failure=on_failure, timeout_s=timeout_s)
         return
     workers = min(workers or len(os.sched_getaffinity(0)), max(len(jobs), 1))
     crashed: list[int] = []
-    for each, processes in ((range(len(jobs)), workers), (crashed, 1)):
+    for positions, count in ((range(len(jobs)), workers), (crashed, 1)):
         pool = _Pool(function, jobs, timeout_s=timeout_s)
-        for position, outcome in pool.run(deque(each), processes):
-            if not isinstance(outcome, Lost):
+        for position, outcome in pool.run(deque(positions), count):
+            if not isinstance(outcome, _Lost):
                 yield position, outcome
             elif on_failure is None:
                 raise outcome.error
-            elif outcome.may_retry and each is not crashed:
+            elif outcome.may_retry and positions is not crashed:
                 crashed.append(position)
             else:
                 yield position, on_failure(jobs[position], outcome.reason)
 
 
-class Lost:
-    """A job whose process ended: the reason, and the error to raise without `on_failure`."""
+class _Lost(NamedTuple):
+    """A job whose worker is gone: the reason, and the error to raise without `on_failure`."""
 
-    def __init__(self, reason: str, error: Exception, *, may_retry: bool):
-        self.reason = reason
-        self.error = error
-        self.may_retry = may_retry
+    reason: str
+    error: Exception
+    may_retry: bool
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An exception of a job, sent to the main process."""
+
+    error: Exception
+    trace: str
 
 
 class _Pool(Generic[Job, Result]):
@@ -108,106 +139,284 @@ class _Pool(Generic[Job, Result]):
         self._jobs = jobs
         self._timeout_s = timeout_s
         self._timeouts = 0  # in a row
-        self._workers: list[Worker] = []
-        # A child forked from here may inherit torch's threads and hang; a server that imported it has none.
-        self._context = worker_context(
-            ["torch", "kinemae.data_tools.stream.decode", "kinemae.data_tools.pool_worker"]
-        )
-        _wait_for_the_server_at_exit()
+        self._workers: list[_Worker] = []
+        # A child forked from this process may inherit torch's threads and hang; a fork server has none.
+        self._context = worker_context(["torch", "kinemae.data_tools.stream.decode", __name__])
+        _join_fork_server_at_exit()
 
-    def run(self, todo: deque[int], processes: int) -> Iterator[tuple[int, Result | Lost]]:
-        """Do the jobs at some positions; processes start as they are needed."""
+    def run(self, todo: deque[int], count: int) -> Iterator[tuple[int, Result | _Lost]]:
+        """Run the jobs at some positions on at most `count` workers, which start when they are needed."""
         at_exit = atexit.register(self._kill)
         try:
             while todo or any(worker.position is not None for worker in self._workers):
-                self._give(todo, processes)
-                yield from self._finished()
+                self._assign(todo, count)
+                yield from self._collect()
         finally:
             self._kill()
             atexit.unregister(at_exit)
 
-    def _give(self, todo: deque[int], processes: int) -> None:
+    def _assign(self, todo: deque[int], count: int) -> None:
         while todo:
             idle = next((worker for worker in self._workers if worker.position is None), None)
             if idle is None:
-                if len(self._workers) == processes:
+                if len(self._workers) == count:
                     return
-                idle = Worker(self._context)
+                idle = _Worker(self._context)
                 self._workers.append(idle)
             position = todo.popleft()
-            idle.give(position, self._function, self._jobs[position])
+            idle.start(position, self._function, self._jobs[position])
 
-    def _finished(self) -> Iterator[tuple[int, Result | Lost]]:
-        """Remove finished and lost jobs."""
+    def _collect(self) -> Iterator[tuple[int, Result | _Lost]]:
+        """Wait for results for up to a second; kill workers whose job timed out."""
         begin_s = monotonic()
         busy = [worker for worker in self._workers if worker.position is not None]
-        ready = wait([worker.connection for worker in busy], _TICK_S)
-        # Capped: time during which the command itself was suspended does not count against its workers.
-        waited_s = min(monotonic() - begin_s, _TICK_S)
+        ready = wait([worker.connection for worker in busy], _POLL_S)
+        # Capped: time during which this process was suspended does not count against the workers.
+        waited_s = min(monotonic() - begin_s, _POLL_S)
         for worker in busy:
             position = worker.position
             assert position is not None
             if worker.connection in ready:
-                yield position, self._take(worker)
+                yield position, self._receive(worker)
                 continue
-            worker.signs.watch(waited_s)
-            if worker.signs.is_stuck(self._timeout_s):
+            worker.monitor.update(waited_s)
+            if worker.monitor.is_stuck(self._timeout_s):
                 yield position, self._give_up(worker)
 
-    def _take(self, worker: Worker) -> Result | Lost:
+    def _receive(self, worker: "_Worker") -> Result | _Lost:
         try:
-            answer = worker.take()
-        except EOFError:
+            answer = worker.receive()
+        except (EOFError, ConnectionResetError):
             self._remove(worker)
             code = worker.process.exitcode
-            how = f"a worker process died (exit code {code}): negative codes are signals"
-            return Lost(CRASHED, BrokenProcessPool(how), may_retry=True)
-        if isinstance(answer, Failure):
-            answer.reraise()
+            message = f"a worker process died (exit code {code}): negative codes are signals"
+            return _Lost(CRASHED, BrokenProcessPool(message), may_retry=True)
+        if isinstance(answer, _Failure):
+            raise answer.error from RuntimeError(f"in a worker process:\n{answer.trace}")
         self._timeouts = 0
         result: Result = answer
         return result
 
-    def _give_up(self, worker: Worker) -> Lost:
+    def _give_up(self, worker: "_Worker") -> _Lost:
         self._remove(worker)
         self._timeouts += 1
-        reason = timed_out(self._timeout_s)
-        if self._timeouts > _MOST_TIMEOUTS:
+        reason = _timeout_reason(self._timeout_s)
+        if self._timeouts > _MAX_TIMEOUTS:
             raise Stuck(
-                f"{self._timeouts} inputs in a row {reason}: their storage does not answer; fix: run the "
-                "same command again when it does"
+                f"{self._timeouts} inputs in a row {reason}: the storage does not answer; fix: run the same "
+                "command again when it does"
             )
-        return Lost(reason, Stuck(f"an input {reason}; fix: run the same command again"), may_retry=False)
+        return _Lost(reason, Stuck(f"an input {reason}; fix: run the same command again"), may_retry=False)
 
-    def _remove(self, worker: Worker) -> None:
-        worker.end()
+    def _remove(self, worker: "_Worker") -> None:
+        worker.kill()
         self._workers.remove(worker)
 
     def _kill(self) -> None:
         for worker in self._workers:
-            worker.process.kill()  # all of them first
+            worker.process.kill()  # all of them before the first join
         for worker in self._workers:
-            worker.end()
+            worker.kill()
         self._workers.clear()
 
 
-@cache
-def _wait_for_the_server_at_exit() -> None:
-    """Workers are children of the server that forks them: their CPU time is ours once we waited for it.
+class _Worker:
+    """A worker process and its current job.
 
-    Then `time kinemae data shard ...` includes the workers. multiprocessing only closes the
-    connection. The server ends after its last child, which may block in a read of a dead network disk: so the
-    wait has a limit.
+    Attributes:
+        connection: readable when a result has arrived or the process has ended.
+        position: of the current job, or None.
+        monitor: progress of the current job.
+    """
+
+    def __init__(self, context: BaseContext):
+        self.position: int | None = None
+        self._heartbeats = RawValue(ctypes.c_uint64)
+        self.connection, remote_end = multiprocessing.Pipe()
+        self.process = context.Process(  # type: ignore[attr-defined]
+            target=_run_worker, args=(remote_end, self._heartbeats), daemon=True, name="kinemae-pool"
+        )
+        with stop_signals_blocked():
+            forkserver.ensure_running()  # workers inherit its blocked signals
+        self.process.start()  # signals are unblocked: the server may import for minutes from a slow disk
+        remote_end.close()
+
+    def start(self, position: int, function: Callable[[Any], Any], job: object) -> None:
+        """Send a job to the process. `receive` reports a process that has ended."""
+        self.position = position
+        self.monitor = _ProgressMonitor(str(self.process.pid), lambda: self._heartbeats.value)
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send((function, job))
+
+    def receive(self) -> Any:
+        """Return the result of the job or a `_Failure`; raise an error if the process has ended."""
+        answer = self.connection.recv()
+        self.position = None
+        return answer
+
+    def kill(self) -> None:
+        """Kill the process; do not wait long, because a blocked read may delay its end."""
+        self.process.kill()
+        self.process.join(_JOIN_S)
+        if self.process.is_alive():
+            process_module._children.discard(self.process)  # type: ignore[attr-defined]
+        self.connection.close()
+
+
+def _run_worker(connection: Connection, heartbeats: Any) -> None:
+    """Run jobs until the main process ends."""
+    block_stop_signals()
+    exit_with_parent()
+    torch.set_num_threads(1)
+    with heartbeat.listening(heartbeat.CountingListener(heartbeats)):
+        while True:
+            try:
+                function, job = connection.recv()
+                answer = function(job)
+            except EOFError:
+                return
+            except Exception as error:  # the main process raises it again
+                answer = _Failure(_picklable(error), traceback.format_exc())
+            try:
+                connection.send(answer)
+            except BrokenPipeError:
+                return
+
+
+def _picklable(error: Exception) -> Exception:
+    """Return the error itself if it can be pickled, else an error with the same text."""
+    pickler = multiprocessing.reduction.ForkingPickler
+    try:
+        pickler.loads(pickler.dumps(error))
+    except Exception:  # pickling the exception of a library may raise anything
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+class _ProgressMonitor:
+    """Measures how long a process or thread has made no progress.
+
+    Args:
+        folder: its folder in /proc.
+        heartbeats: returns the number of its heartbeats.
+    """
+
+    def __init__(self, folder: str, heartbeats: Callable[[], int]):
+        self._folder = Path("/proc", folder)
+        self._heartbeats = heartbeats
+        *self._counters, self._cpu_s = self._read()
+        self._idle_s = 0.0  # without any progress
+        self._cpu_only_s = 0.0  # CPU time without other progress
+
+    def update(self, waited_s: float) -> None:
+        """Account for the last `waited_s` seconds."""
+        *counters, cpu_s = self._read()
+        if counters != self._counters:
+            self._counters, self._idle_s, self._cpu_only_s = counters, 0.0, 0.0
+        else:
+            used_s = cpu_s - self._cpu_s
+            self._idle_s = 0.0 if used_s > _MIN_CPU_FRACTION * waited_s else self._idle_s + waited_s
+            self._cpu_only_s += used_s
+        self._cpu_s = cpu_s
+
+    def is_stuck(self, timeout_s: float) -> bool:
+        """Whether there was no progress for `timeout_s`."""
+        return self._idle_s > timeout_s or self._cpu_only_s > _CPU_TIMEOUT_FACTOR * timeout_s
+
+    def _read(self) -> tuple[int, int, float]:
+        """Heartbeats, bytes read and written, CPU seconds."""
+        try:
+            io = (self._folder / "io").read_text(encoding="ascii").split()
+            stat = (self._folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except (OSError, ValueError):  # the process has ended, or /proc is hidden
+            return self._heartbeats(), 0, 0.0
+        return self._heartbeats(), int(io[1]) + int(io[3]), sum(map(int, stat[11:13])) / _TICKS_PER_S
+
+
+class _TimedOut(BaseException):
+    """Raised in a job after its timeout. Not an Exception, so that no job handles it."""
+
+
+def _run_in_main_process(
+    function: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    *,
+    on_failure: Callable[[Job, str], Result] | None,
+    timeout_s: float,
+) -> Iterator[tuple[int, Result]]:
+    for position, job in enumerate(jobs):
+        try:
+            with _interrupted_after(timeout_s):
+                result = function(job)
+        except _TimedOut:
+            reason = _timeout_reason(timeout_s)
+            if on_failure is None:
+                raise Stuck(f"an input {reason}; fix: run the same command again") from None
+            result = on_failure(job, reason)
+        yield position, result
+
+
+@contextmanager
+def _interrupted_after(timeout_s: float) -> Iterator[None]:
+    """Raise `_TimedOut` after `timeout_s` without progress; only the main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heartbeats, ended = ctypes.c_uint64(), threading.Event()
+    monitor = threading.Thread(target=_interrupt_if_stuck, args=(heartbeats, ended, timeout_s), daemon=True)
+    before = signal.signal(_TIMEOUT_SIGNAL, _raise_timed_out)
+    try:
+        with heartbeat.listening(heartbeat.CountingListener(heartbeats)):
+            monitor.start()
+            yield
+    finally:
+        ended.set()
+        monitor.join()
+        signal.signal(_TIMEOUT_SIGNAL, before)
+
+
+def _raise_timed_out(number: int, frame: FrameType | None) -> None:
+    raise _TimedOut
+
+
+def _interrupt_if_stuck(heartbeats: ctypes.c_uint64, ended: threading.Event, timeout_s: float) -> None:
+    main = threading.main_thread()
+    monitor = _ProgressMonitor(f"self/task/{main.native_id}", lambda: heartbeats.value)
+    while not ended.wait(_POLL_S):
+        monitor.update(_POLL_S)
+        if not monitor.is_stuck(timeout_s):
+            continue
+        assert main.ident is not None
+        signal.pthread_kill(main.ident, _TIMEOUT_SIGNAL)
+        if not ended.wait(_INTERRUPT_S):
+            log.error(
+                "an input made no progress for timeout_s=%g seconds and cannot be interrupted in this "
+                "process; fix: set workers=2, which skips the input", timeout_s,
+            )  # fmt: skip
+            logging.shutdown()
+            os._exit(EXIT_STUCK)
+        return
+
+
+def _timeout_reason(timeout_s: float) -> str:
+    return f"timed out: no sign of progress for timeout_s={timeout_s:g} seconds"
+
+
+@cache
+def _join_fork_server_at_exit() -> None:
+    """Wait for the fork server at exit, so that `time kinemae data shard ...` includes the workers' CPU time.
+
+    The wait has a limit: the server ends after its last child, which may block in a read of a network disk.
     """
     stop = forkserver._forkserver._stop  # type: ignore[attr-defined]
 
-    def quietly() -> None:
-        with suppress(OSError):  # its socket is gone when the wait was given up
+    def stop_quietly() -> None:
+        with suppress(OSError):  # its socket no longer exists after the wait timed out
             stop()
 
-    def bounded() -> None:
-        thread = threading.Thread(target=quietly, daemon=True)
+    def stop_with_limit() -> None:
+        thread = threading.Thread(target=stop_quietly, daemon=True)
         thread.start()
-        thread.join(_SERVER_S)
+        thread.join(_SERVER_JOIN_S)
 
-    atexit.register(bounded)
+    atexit.register(stop_with_limit)

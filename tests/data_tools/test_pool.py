@@ -1,4 +1,4 @@
-"""Work on several processes gives the results of one, in order, and survives a crash."""
+"""Process pool: same results as one process, in order; crashes and timeouts cost one job."""
 
 import os
 import signal
@@ -102,7 +102,7 @@ def sleep_for_long_jobs(number: int) -> int:
 
 
 @pytest.mark.processes
-def test_a_long_job_holds_nothing_up():
+def test_a_long_job_does_not_delay_others():
     done = list(imap_unordered(sleep_for_long_jobs, range(20), workers=2))
     assert sorted(done) == [(number, number) for number in range(20)]
     assert done[-1] == (0, 0)
@@ -113,12 +113,12 @@ def test_no_jobs_start_no_processes():
 
 
 @pytest.mark.processes
-def test_a_job_that_kills_its_process_is_found_and_the_others_are_done():
+def test_a_job_that_kills_its_process_fails_alone():
     assert list(imap(crash_on_three, range(6), workers=2, on_failure=failed)) == [0, 1, 2, -3, 4, 5]
 
 
 @pytest.mark.processes
-def test_a_job_that_kills_its_process_is_repeated_once_and_no_other_job_is(tmp_path: Path):
+def test_only_a_job_that_killed_its_process_is_repeated_once(tmp_path: Path):
     jobs = [(tmp_path, number) for number in range(8)]
     results = dict(imap_unordered(count_and_crash, jobs, workers=2, on_failure=failed_one))
     assert results == {number: number for number in range(8)} | {5: "the decoder crashed on it"}
@@ -127,13 +127,13 @@ def test_a_job_that_kills_its_process_is_repeated_once_and_no_other_job_is(tmp_p
 
 
 @pytest.mark.processes
-def test_an_innocent_job_whose_process_was_killed_is_done_alone(tmp_path: Path):
+def test_a_job_whose_process_was_killed_once_succeeds_alone(tmp_path: Path):
     jobs = [(tmp_path, number) for number in range(4)]
     assert list(imap(crash_once, jobs, workers=2, on_failure=failed_one)) == [0, 1, 2, 3]
 
 
 @pytest.mark.processes
-def test_a_crash_without_a_result_for_it_is_raised():
+def test_a_crash_without_on_failure_is_raised():
     with pytest.raises(BrokenProcessPool, match=r"a worker process died \(exit code -11\)"):
         list(imap(crash_on_three, range(6), workers=2))
 
@@ -168,7 +168,7 @@ def test_an_endless_loop_times_out_later_than_a_blocked_read():
 @pytest.mark.processes
 @pytest.mark.parametrize("work", [compute_for_a_while, beat_for_a_while])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_work_that_gets_on_is_not_held_to_the_deadline(work: Callable[[int], int], workers: int):
+def test_work_that_makes_progress_does_not_time_out(work: Callable[[int], int], workers: int):
     results = list(imap(work, [7], workers=workers, on_failure=failed, timeout_s=1.5))
     assert results == [7]
 
@@ -176,7 +176,7 @@ def test_work_that_gets_on_is_not_held_to_the_deadline(work: Callable[[int], int
 @pytest.mark.processes
 def test_many_inputs_in_a_row_that_time_out_are_an_outage(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(Stuck, match=r"11 inputs in a row timed out: .*: their storage does not answer"):
+    with pytest.raises(Stuck, match=r"11 inputs in a row timed out: .*: the storage does not answer"):
         list(
             imap_unordered(
                 block_on_pipe, [tmp_path / "pipe"] * 20, workers=12, on_failure=failed_one, timeout_s=0.5
@@ -218,7 +218,7 @@ def test_ctrl_c_ends_a_command_whose_inputs_are_blocked(tmp_path: Path, workers:
 
 
 @pytest.mark.processes
-def test_processes_end_with_a_killed_parent(tmp_path: Path):
+def test_workers_end_with_a_killed_parent(tmp_path: Path):
     script = tmp_path / "parent.py"
     script.write_text(
         textwrap.dedent(
