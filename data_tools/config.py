@@ -1,14 +1,17 @@
 """Configs: a YAML file, then `a.b=c` overrides, checked against a frozen dataclass.
 
-This is the only file that knows omegaconf. A config class is a keyword-only frozen dataclass whose
-`__post_init__` raises `ValueError` with the full key of a wrong value. `ALTERNATIVES` lists keys that exclude
-one another, see `kinemae.data_tools.config_schema.choose_alternatives`.
+Only this file imports omegaconf. A config class is a keyword-only frozen dataclass. Its `__post_init__`
+raises `ValueError` with the full key of a wrong value. `ALTERNATIVES` of a class lists mutually exclusive
+keys, see `_unset_alternatives`.
 """
 
 import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,23 +19,38 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf, flag_override
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from kinemae.data_tools.config_hints import wrong_type
-from kinemae.data_tools.config_schema import Tree, choose_alternatives, component_keys, fit, value_at
-from kinemae.data_tools.overrides import check_overrides, check_tree, first_line, parse_override, yaml_problem
+from kinemae.data_tools.components import is_component
+from kinemae.data_tools.config_hints import unknown_key, wrong_type
+from kinemae.data_tools.overrides import (
+    check_overrides,
+    check_tree,
+    first_line,
+    lacks_space,
+    leaves,
+    parse_override,
+    with_space,
+    yaml_problem,
+)
 
-__all__ = ["MISSING", "load_config", "parse_override", "require", "to_yaml", "with_defaults"]
+__all__ = [
+    "MISSING", "all_keys", "component_keys", "load_config", "parse_override", "require", "to_yaml",
+    "with_defaults",
+]  # fmt: skip
 
 Config = TypeVar("Config")
+Tree = dict[str, Any]
+"""A nested mapping of keys to values, as YAML gives it."""
 
+_SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _log = logging.getLogger("kinemae")
 
 
 def require(condition: bool, key: str, expected: str, given: object) -> None:
-    """Raise `ValueError` in the house wording unless the condition holds.
+    """Raise `ValueError` with the project's wording unless the condition holds.
 
     Args:
-        key: the full config key, as a user would write it in an override.
-        expected: what the value must be, read after "must".
+        key: the full config key, as in an override.
+        expected: continues "KEY must".
     """
     if not condition:
         raise ValueError(f"{key} must {expected}, got {given!r}")
@@ -41,80 +59,42 @@ def require(condition: bool, key: str, expected: str, given: object) -> None:
 def load_config(schema: type[Config], path: str | Path | None, overrides: Sequence[str]) -> Config:
     """Build a checked config from a file and overrides.
 
-    A part may be given by its name alone, which means its default arguments. An override of one of several
-    keys that exclude one another unsets the others, and the log says so.
+    A component may be given by its name alone, which selects its default arguments. An override of one of
+    several mutually exclusive keys unsets the others and logs this.
 
     Args:
-        schema: the config dataclass; its defaults come first, then the file, then the overrides.
+        schema: the config dataclass. Its defaults come first, then the file, then the overrides.
         path: a YAML file, or None for the defaults alone.
-        overrides: `a.b=c` strings; values are read as YAML.
+        overrides: `a.b=c` strings; values are parsed as YAML.
 
     Raises:
-        ValueError: unreadable file, unknown key, wrong type, missing value, NaN or infinity, or
-            whatever the dataclass itself refuses; the message names the key.
+        ValueError: unreadable file, unknown key, wrong type, missing value, NaN or infinity, or an error of
+            the dataclass itself; the message names the key.
     """
-    OmegaConf.clear_resolver("oc.env")  # a resolved copy is written to the run folder: no secrets in it
+    OmegaConf.clear_resolver("oc.env")  # the resolved config is written to the run folder: no secrets in it
     check_overrides(overrides)
     merged = OmegaConf.structured(schema)
     OmegaConf.set_readonly(merged, False)
     try:
         if path is not None:
-            merged = _over(schema, merged, _fit_file(schema, Path(path)))
-        given, short = _read_overrides(schema, overrides)
-        merged = _drop_replaced_arguments(schema, merged, given, short)
-        merged = _over(schema, merged, given)
+            merged = _merge(schema, merged, _read_file(schema, Path(path)))
+        given, named_only = _read_overrides(schema, overrides)
+        merged = _drop_replaced_arguments(schema, merged, given, named_only)
+        merged = _merge(schema, merged, given)
         OmegaConf.resolve(merged)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ValueError(
                 f"no value for {', '.join(missing)}: set it in the config or as {missing[0]}=..."
             )
-        _refuse_non_finite(OmegaConf.to_container(merged), "")
+        _require_finite(OmegaConf.to_container(merged), "")
         return cast(Config, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:
         raise ValueError(f"a value is missing: {first_line(error)}") from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        said = wrong_type(first_line(error))
-        raise ValueError(f"config key {key}: {said}" if key else said) from error
-
-
-def _over(schema: type, merged: Any, tree: Tree) -> Any:
-    """Merge a tree of values into a config and unset the keys that these values exclude."""
-    unset, said = choose_alternatives(schema, _plain(merged), tree)
-    for sentence in said:
-        _log.info("%s", sentence)
-    return OmegaConf.merge(merged, unset, tree)
-
-
-def _read_overrides(schema: type, overrides: Sequence[str]) -> tuple[Tree, set[str]]:
-    """Merge overrides into one tree (later ones win); also return the keys of parts given by name only."""
-    short: set[str] = set()
-    together: Any = OmegaConf.create({})
-    for override in overrides:
-        tree = _plain(OmegaConf.from_dotlist([override]))
-        short |= {key for key in component_keys(schema) if isinstance(value_at(tree, key), str)}
-        together = OmegaConf.merge(together, fit(schema, tree))
-    return _plain(together), short
-
-
-def _drop_replaced_arguments(schema: type, merged: Any, given: Tree, short: set[str]) -> Any:
-    """Drop the file's arguments of a part where an override selects another part.
-
-    A name alone stands for the default arguments, so it drops those of the same part too.
-    """
-    current = _plain(merged)
-    for key in component_keys(schema):
-        name = value_at(given, f"{key}.name")
-        before = value_at(current, key)
-        if not isinstance(name, str) or not before or not before["args"]:
-            continue
-        if key in short or before["name"] != name:
-            _log.info("%s=%s: the arguments that the config gives %s are left out", key, name, before["name"])
-            part = OmegaConf.select(merged, key)
-            with flag_override(part, "readonly", False):
-                part.args = {}
-    return merged
+        message = wrong_type(first_line(error))
+        raise ValueError(f"config key {key}: {message}" if key else message) from error
 
 
 def to_yaml(config: Any) -> str:
@@ -123,16 +103,63 @@ def to_yaml(config: Any) -> str:
 
 
 def with_defaults(schema: type[Any], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill a config's missing keys with the schema's defaults.
-
-    A config from an older version lacks newer keys. Their defaults keep the old behaviour.
-    """
+    """Fill a config's missing keys with the schema's defaults."""
     defaults = OmegaConf.to_container(OmegaConf.structured(schema))
     assert isinstance(defaults, dict)
     return _filled(dict(tree), defaults)
 
 
-def _filled(tree: dict[str, Any], defaults: Mapping[Any, Any]) -> dict[str, Any]:
+def component_keys(schema: type) -> list[str]:
+    """The dotted keys of a schema that hold a component."""
+    return [key for key, kind in _dataclasses(schema) if is_component(kind)]
+
+
+def all_keys(schema: type) -> list[str]:
+    """Every dotted key of a schema, including those of nested dataclasses."""
+    return [
+        f"{key}.{name}" if key else name for key, node in _dataclasses(schema) for name in _field_types(node)
+    ]
+
+
+def _merge(schema: type, merged: Any, tree: Tree) -> Any:
+    """Merge a tree of values into a config and unset the keys that these values exclude."""
+    unset, messages = _unset_alternatives(schema, _plain(merged), tree)
+    for message in sorted(messages):
+        _log.info("%s", message)
+    return OmegaConf.merge(merged, unset, tree)
+
+
+def _read_overrides(schema: type, overrides: Sequence[str]) -> tuple[Tree, set[str]]:
+    """Merge overrides into one tree, later ones win. Also return the components given by name only."""
+    named_only: set[str] = set()
+    merged: Any = OmegaConf.create({})
+    for override in overrides:
+        tree = _plain(OmegaConf.from_dotlist([override]))
+        named_only |= {key for key in component_keys(schema) if isinstance(_value_at(tree, key), str)}
+        merged = OmegaConf.merge(merged, _normalize(schema, schema, tree, ""))
+    return _plain(merged), named_only
+
+
+def _drop_replaced_arguments(schema: type, merged: Any, given: Tree, named_only: set[str]) -> Any:
+    """Drop the file's arguments of a component if an override selects another component.
+
+    A name alone selects the default arguments, so it also drops those of the same component.
+    """
+    current = _plain(merged)
+    for key in component_keys(schema):
+        name = _value_at(given, f"{key}.name")
+        before = _value_at(current, key)
+        if not isinstance(name, str) or not before or not before["args"]:
+            continue
+        if key in named_only or before["name"] != name:
+            _log.info("%s=%s: the arguments that the config gives %s are left out", key, name, before["name"])
+            component = OmegaConf.select(merged, key)
+            with flag_override(component, "readonly", False):
+                component.args = {}
+    return merged
+
+
+def _filled(tree: Tree, defaults: Mapping[Any, Any]) -> Tree:
     for key, default in defaults.items():
         if key not in tree and default != MISSING:
             tree[key] = default
@@ -148,38 +175,184 @@ def _plain(config: Any) -> Tree:
     return cast(Tree, tree)
 
 
-def _fit_file(schema: type, path: Path) -> Tree:
-    tree = _read_file(path)
-    try:
-        return fit(schema, tree)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _read_file(path: Path) -> Tree:
+def _read_file(schema: type, path: Path) -> Tree:
     try:
         text = path.read_text(encoding="utf-8")
         check_tree(yaml.compose(text, Loader=yaml.SafeLoader), "")
         loaded = OmegaConf.create(text)
+        if isinstance(loaded, DictConfig):
+            return _normalize(schema, schema, _plain(loaded), "")
     except FileNotFoundError as error:
         raise ValueError(f"no config file at {path}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"cannot read the config file {path}: {yaml_problem(error)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the config file {path}: {first_line(error)}") from error
-    except ValueError as error:  # of check_tree
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if not isinstance(loaded, DictConfig):
-        raise ValueError(f"the config file {path} must hold a mapping of keys to values")
-    return _plain(loaded)
+    raise ValueError(f"the config file {path} must hold a mapping of keys to values")
 
 
-def _refuse_non_finite(value: Any, key: str) -> None:
+def _require_finite(value: Any, key: str) -> None:
     if isinstance(value, dict):
         for name, child in value.items():
-            _refuse_non_finite(child, f"{key}.{name}" if key else str(name))
+            _require_finite(child, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple):
         for index, child in enumerate(value):
-            _refuse_non_finite(child, f"{key}[{index}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{key} must be a finite number, got {value}")
+            _require_finite(child, f"{key}[{index}]")
+    else:
+        is_finite = not isinstance(value, float) or math.isfinite(value)
+        require(is_finite, key, "be a finite number", value)
+
+
+@functools.cache
+def _field_types(schema: type) -> dict[str, Any]:
+    """The type of each field, without None for optional fields."""
+    hints = typing.get_type_hints(schema)
+    return {field.name: _without_none(hints[field.name]) for field in dataclasses.fields(schema)}
+
+
+@functools.cache
+def _optional_fields(schema: type) -> frozenset[str]:
+    hints = typing.get_type_hints(schema)
+    return frozenset(name for name, hint in hints.items() if type(None) in typing.get_args(hint))
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        return inner[0] if len(inner) == 1 else hint
+    return hint
+
+
+def _dataclasses(schema: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """The dotted key and class of the schema and of every nested dataclass, including components."""
+    yield prefix, schema
+    for name, kind in _field_types(schema).items():
+        if dataclasses.is_dataclass(kind):
+            yield from _dataclasses(cast(type, kind), f"{prefix}.{name}" if prefix else name)
+
+
+def _value_at(tree: Any, key: str) -> Any:
+    """The value at a dotted key, or None."""
+    for name in key.split(".") if key else ():
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _normalize(root: type, node: type, tree: Mapping[str, Any], prefix: str) -> Tree:
+    """Check the keys of a tree; expand a bare name to a component; convert whole floats to integers."""
+    normalized = {}
+    for name, value in tree.items():
+        key = f"{prefix}.{name}" if prefix else str(name)
+        if name not in _field_types(node):
+            full = next(leaves(value, key))[0] if isinstance(value, dict) else key
+            raise ValueError(unknown_key(full, all_keys(root), components=component_keys(root)))
+        kind = _field_types(node)[name]
+        if value is None and dataclasses.is_dataclass(kind) and name not in _optional_fields(node):
+            raise ValueError(f"config key {key}: {_expected(cast(type, kind), key, value)}, got null")
+        normalized[str(name)] = _normalize_value(root, kind, value, key)
+    return normalized
+
+
+def _normalize_value(root: type, kind: Any, value: Any, key: str) -> Any:
+    if value is None or (isinstance(value, str) and ("${" in value or value == MISSING)):
+        return value
+    if is_component(kind) and isinstance(value, str):
+        if lacks_space(value):
+            raise ValueError(
+                f"{key}: expected a space after the colon of {value!r}; "
+                f"fix: write '{key}={{{with_space(value)}}}'"
+            )
+        return {"name": value}
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"config key {key}: {_expected(cast(type, kind), key, value)}, got {value!r}")
+        return _normalize(root, cast(type, kind), value, key)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if typing.get_origin(kind) in (list, tuple):
+        if not isinstance(value, list):
+            raise ValueError(f"config key {key}: expected a list, as in '{key}=[A, B]', got {value!r}")
+        return [_normalize_value(root, typing.get_args(kind)[0], child, key) for child in value]
+    if kind in _SCALARS and isinstance(value, list | dict):
+        raise ValueError(f"config key {key}: expected {_SCALARS[kind]}, got {value!r}")
+    return value
+
+
+def _expected(node: type, key: str, value: Any) -> str:
+    if is_component(node):
+        return "expected a name, or a mapping {name: ..., args: {...}}"
+    if "size" in _field_types(node) and isinstance(value, str | int):
+        return f"expected a mapping of its keys, as in {key}.size={value}"
+    return f"expected a mapping of its keys ({', '.join(_field_types(node))})"
+
+
+def _unset_alternatives(schema: type, current: Tree, tree: Tree) -> tuple[Tree, list[str]]:
+    """Resolve mutually exclusive keys: a key that `tree` sets unsets the others.
+
+    `ALTERNATIVES` of a class lists them. `"key"` is selected by any value but null, `"key=value"` by this
+    value.
+
+    Args:
+        current: the config into which the tree is merged.
+
+    Returns:
+        Values to merge into the config before the tree, and a log line for each value that is unset. A null
+        in the tree that requests the same is replaced by the default.
+    """
+    unset: Tree = {}
+    messages: list[str] = []
+    for prefix, node in _dataclasses(schema):
+        given, before = _value_at(tree, prefix), _value_at(current, prefix) or {}
+        alternatives = _alternatives(node)
+        if not alternatives or not isinstance(given, dict):
+            continue
+        selected = [name for name, value in alternatives.items() if _is_selected(given.get(name), value)]
+        for name in alternatives.keys() - set(selected) if len(selected) == 1 else ():
+            default = _default(node, name)
+            if before.get(name) != default and given.get(name) is None:
+                _put(unset, f"{prefix}.{name}", default)
+                pair = f"{prefix}.{selected[0]}={given[selected[0]]}"
+                messages.append(f"{pair}: {prefix}.{name}={before.get(name)} of the config is left out")
+        _replace_nulls(node, prefix, given, {**before, **(_value_at(unset, prefix) or {}), **given})
+    return unset, messages
+
+
+def _replace_nulls(node: type, prefix: str, given: Tree, after: Tree) -> None:
+    """Replace a null of one alternative by the default if another alternative is selected."""
+    alternatives = _alternatives(node)
+    for name in [name for name in alternatives if name in given and given[name] is None]:
+        others = {other: value for other, value in alternatives.items() if other != name}
+        if any(_is_selected(after.get(other), value) for other, value in others.items()):
+            given[name] = _default(node, name)
+        elif _default(node, name) is not None:
+            fixes = [
+                f"{prefix}.{other}={value}" if value else f"{prefix}.{other}"
+                for other, value in others.items()
+            ]
+            raise ValueError(
+                f"config key {prefix}.{name}: expected a value, or {' or '.join(fixes)} instead, got null"
+            )
+
+
+def _alternatives(node: type) -> dict[str, str | None]:
+    """By key, the value that selects it; None if any value does."""
+    entries: tuple[str, ...] = getattr(node, "ALTERNATIVES", ())
+    pairs = [entry.partition("=") for entry in entries]
+    return {name: value or None for name, _, value in pairs}
+
+
+def _is_selected(given: Any, selecting: str | None) -> bool:
+    return given is not None if selecting is None else given == selecting
+
+
+def _default(node: type, name: str) -> Any:
+    return next(field.default for field in dataclasses.fields(node) if field.name == name)
+
+
+def _put(tree: Tree, key: str, value: Any) -> None:
+    above, _, name = key.rpartition(".")
+    for step in above.split("."):
+        tree = tree.setdefault(step, {})
+    tree[name] = value

@@ -1,11 +1,15 @@
-"""Find a config file by its path, or by its name in `configs/`."""
+"""Config files: found by path or by name in `configs/`; the command `kinemae configs`."""
 
+import argparse
 import difflib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kinemae.data_tools.command import Command, Program, run_program
+
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-_ENDINGS = (".yaml", ".yml")
+_SUFFIXES = (".yaml", ".yml")
 _KINDS = {
     "pretrain": "a pretraining config; fix: start it with kinemae pretrain",
     "finetune": "a fine-tuning config; fix: start it with kinemae finetune train",
@@ -18,19 +22,21 @@ def find_config(given: str, kind: str, *, commands: Sequence[str] = ()) -> Path:
 
     Args:
         given: a path, or a name such as `demo` for `configs/KIND/demo.yaml`.
-        kind: the folder of `configs/`: `pretrain` or `finetune`.
+        kind: the folder of `configs/`: `pretrain`, `finetune` or `cluster`.
         commands: commands of the same program, suggested for a misspelled command.
 
     Raises:
-        ValueError: there is no such file; the message names the nearest one.
+        ValueError: there is no such file; the message suggests the nearest one.
     """
     path = Path(given)
     if path.is_file():
-        _refuse_another_kind(path, kind)
+        folder = path.resolve().parent
+        if folder.parent.name == "configs" and folder.name in _KINDS and folder.name != kind:
+            raise ValueError(f"{path} is {_KINDS[folder.name]}")
         return path
     for folder in (Path("configs") / kind, CONFIGS / kind):
         named = folder / f"{given.removeprefix(f'{kind}/')}.yaml"
-        if path.suffix not in _ENDINGS and named.is_file():
+        if path.suffix not in _SUFFIXES and named.is_file():
             return named
     if "=" in given and not path.exists():
         raise ValueError(
@@ -38,28 +44,69 @@ def find_config(given: str, kind: str, *, commands: Sequence[str] = ()) -> Path:
         )
     if path.is_dir():
         stored = path / "config.yaml"
-        more = f"; fix: give {stored}" if stored.is_file() else ""
-        raise ValueError(f"{given}: expected a config file, got a folder{more}")
-    near = _near(path, kind, commands)
+        fix = f"; fix: give {stored}" if stored.is_file() else ""
+        raise ValueError(f"{given}: expected a config file, got a folder{fix}")
+    near = _nearest(path, kind, commands)
     raise ValueError(f"no config file at {given}" + (f"; did you mean {near}?" if near else ""))
 
 
-def _refuse_another_kind(path: Path, kind: str) -> None:
-    folder = path.resolve().parent
-    if folder.parent.name == "configs" and folder.name in _KINDS and folder.name != kind:
-        raise ValueError(f"{path} is {_KINDS[folder.name]}")
-
-
-def _near(path: Path, kind: str, commands: Sequence[str]) -> str | None:
-    """The nearest file: another ending, another name in the same folder, a name in `configs/`, a command."""
-    beside = [path.with_suffix(ending) for ending in _ENDINGS] if path.name.strip(".") else []
-    found = next((other for other in beside if other.is_file()), None)
+def _nearest(path: Path, kind: str, commands: Sequence[str]) -> str | None:
+    """The nearest of: another suffix, another name in the same folder, a name in `configs/`, a command."""
+    others = [path.with_suffix(suffix) for suffix in _SUFFIXES] if path.name.strip(".") else []
+    found = next((other for other in others if other.is_file()), None)
     if found is not None:
         return str(found)
     for folder in (path.parent, CONFIGS / kind):
-        files = {other.stem: other for ending in _ENDINGS for other in folder.glob(f"*{ending}")}
+        files = {other.stem: other for suffix in _SUFFIXES for other in folder.glob(f"*{suffix}")}
         names = difflib.get_close_matches(path.stem, files, n=1)
         if names:
             return str(files[names[0]]) if folder == path.parent else names[0]
     close = difflib.get_close_matches(str(path), commands, n=1)
     return f"the command {close[0]}" if close else None
+
+
+def _list_configs(arguments: argparse.Namespace) -> None:
+    """Print the names of all configs by kind, each with the first line of its header."""
+    for kind in _KINDS:
+        paths = sorted((CONFIGS / kind).glob("*.yaml"))
+        width = max(len(path.stem) for path in paths)
+        sys.stdout.write(f"{kind}:\n")
+        for path in paths:
+            first = path.read_text(encoding="utf-8").splitlines()[0]
+            title = first.removeprefix("#").strip() if first.startswith("#") else ""
+            sys.stdout.write(f"  {path.stem:{width}}  {title}\n")
+
+
+def _show_config(arguments: argparse.Namespace) -> None:
+    """Print a config with its comments, found by `NAME` or `KIND/NAME`."""
+    name: str = arguments.name
+    kind, slash, _ = name.partition("/")
+    if slash and kind not in _KINDS:
+        raise ValueError(f"{name}: expected one of {', '.join(_KINDS)} before the slash, got {kind!r}")
+    if not slash:
+        kinds = [kind for kind in _KINDS if (CONFIGS / kind / f"{name}.yaml").is_file()]
+        if len(kinds) > 1:
+            fix = " or ".join(f"{kind}/{name}" for kind in kinds)
+            raise ValueError(f"{name}: several configs have this name; fix: write {fix}")
+        kind = kinds[0] if kinds else "pretrain"
+    sys.stdout.write(find_config(name, kind).read_text(encoding="utf-8"))
+
+
+PROGRAM = Program(
+    name="configs",
+    description="List the configs that come with KineMAE, or print one.",
+    commands=[
+        Command(name="", help="list all configs", example="kinemae configs", run=_list_configs),
+        Command(
+            name="show",
+            help="print one config",
+            example="kinemae configs show pretrain/demo",
+            run=_show_config,
+            positionals=[("name", "NAME, or KIND/NAME as in finetune/demo")],
+        ),
+    ],
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(PROGRAM, argv)

@@ -1,14 +1,14 @@
-"""Hints for config keys that do not exist: misspellings, and the names that other projects use."""
+"""Hints for unknown config keys: misspellings, and the key names of other projects."""
 
 import difflib
 import re
 from collections.abc import Sequence
 
-_ALIKE = 0.75
-_MOST_NAMED = 3
+_CUTOFF = 0.75
+_MAX_HINTS = 3
 
 # Our keys, each with the names that VideoMAE, MAE, V-JEPA, timm, transformers and others use for it. Keys
-# that are not in the given schema are skipped. An entry with spaces is a sentence and is shown verbatim.
+# that are not in the schema are skipped. A key with spaces is a sentence and is shown verbatim.
 _FIELD_NAMES: dict[str, str] = {
     "masking.args.ratio": "ratio mask_ratio masking_ratio mask_prob encoder_mask_ratio",
     "masking": "mask mask_type mask_generator masking_strategy",
@@ -113,29 +113,28 @@ for _key, _names in _FIELD_NAMES.items():
         SYNONYMS.setdefault(_name.lower(), []).append(_key)
 
 
-def unknown_key(key: str, keys: Sequence[str], *, parts: Sequence[str] = ()) -> str:
+def unknown_key(key: str, keys: Sequence[str], *, components: Sequence[str] = ()) -> str:
     """The message for a key that a config does not have.
 
     Args:
         key: dotted, as it was given.
         keys: all existing dotted keys.
-        parts: those of them that hold a part, which takes arguments of its own.
+        components: those of them that hold a component, which takes arguments of its own.
     """
-    hints = suggestions(key, keys, parts=parts)
-    notes = [hint for hint in hints if " " in hint]
-    if notes:
-        return f"config key {key}: there is no such key; {notes[0]}"
+    hints = suggestions(key, keys, components=components)
+    sentences = [hint for hint in hints if " " in hint]
+    if sentences:
+        return f"config key {key}: there is no such key; {sentences[0]}"
     if hints:
         return f"config key {key}: there is no such key; did you mean {' or '.join(hints)}?"
     above = key.rpartition(".")[0]
-    level = [known for known in keys if known.rpartition(".")[0] == above] or [
-        known for known in keys if "." not in known
-    ]
-    return f"config key {key}: there is no such key; there are {', '.join(level)}"
+    siblings = [known for known in keys if known.rpartition(".")[0] == above]
+    known_keys = siblings or [known for known in keys if "." not in known]
+    return f"config key {key}: there is no such key; there are {', '.join(known_keys)}"
 
 
 def wrong_type(text: str) -> str:
-    """omegaconf's sentence about a value of the wrong type, as expected and given."""
+    """Reword omegaconf's message about a value of the wrong type as "expected ..., got ..."."""
     found = next(filter(None, (pattern.match(text) for pattern in _WRONG_TYPES)), None)
     if found is None or found["kind"].lower() not in _KINDS:
         return text
@@ -143,40 +142,40 @@ def wrong_type(text: str) -> str:
     return f"expected {_KINDS[found['kind'].lower()]}, got {given}"
 
 
-def suggestions(key: str, keys: Sequence[str], *, parts: Sequence[str] = ()) -> list[str]:
+def suggestions(key: str, keys: Sequence[str], *, components: Sequence[str] = ()) -> list[str]:
     """Up to three similar keys, the best match first; a sentence if no key fits."""
     above, _, leaf = key.rpartition(".")
     siblings = {known.rpartition(".")[2]: known for known in keys if known.rpartition(".")[0] == above}
     same_depth = [known for known in keys if known.count(".") == key.count(".")]
     same_leaf = [known for known in keys if known.rpartition(".")[2] == leaf]
-    by_name = _of_the_field(leaf, keys, parts)
-    by_near_name = [
+    by_name = _from_synonym(leaf, keys, components)
+    by_similar_name = [
         hint
         for name in difflib.get_close_matches(leaf.lower(), SYNONYMS, n=1, cutoff=0.8)
-        for hint in _of_the_field(name, keys, parts)
+        for hint in _from_synonym(name, keys, components)
     ]
-    tries = (
-        [hint for hint in by_name if above not in parts or hint.startswith(f"{above}.")],
+    candidates = (
+        [hint for hint in by_name if above not in components or hint.startswith(f"{above}.")],
         _close(leaf, siblings),
-        [hint for hint in by_near_name if above in parts and hint.startswith(f"{above}.")],
-        [f"{above}.args.{leaf}"] if above in parts else [],
+        [hint for hint in by_similar_name if above in components and hint.startswith(f"{above}.")],
+        [f"{above}.args.{leaf}"] if above in components else [],
         same_leaf,
-        difflib.get_close_matches(key, same_depth, n=1, cutoff=_ALIKE),
+        difflib.get_close_matches(key, same_depth, n=1, cutoff=_CUTOFF),
         _close(leaf, {known.rpartition(".")[2]: known for known in reversed(keys)}),
-        by_near_name,
+        by_similar_name,
     )
-    return next((found[:_MOST_NAMED] for found in tries if found), [])
+    return next((found[:_MAX_HINTS] for found in candidates if found), [])
 
 
-def _of_the_field(leaf: str, keys: Sequence[str], parts: Sequence[str]) -> list[str]:
+def is_key(key: str, keys: Sequence[str], components: Sequence[str]) -> bool:
+    """Whether a dotted key exists; any argument of a component counts as a key."""
+    return key in keys or any(key.startswith(f"{component}.args.") for component in components)
+
+
+def _from_synonym(leaf: str, keys: Sequence[str], components: Sequence[str]) -> list[str]:
     """Translate a key name of another project to the keys of this schema."""
-    return [hint for hint in SYNONYMS.get(leaf.lower(), ()) if " " in hint or is_key(hint, keys, parts)]
-
-
-def is_key(key: str, keys: Sequence[str], parts: Sequence[str]) -> bool:
-    """Whether a dotted key exists; arguments of parts count."""
-    return key in keys or any(key.startswith(f"{part}.args.") for part in parts)
+    return [hint for hint in SYNONYMS.get(leaf.lower(), ()) if " " in hint or is_key(hint, keys, components)]
 
 
 def _close(leaf: str, by_leaf: dict[str, str]) -> list[str]:
-    return [by_leaf[name] for name in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=_ALIKE)]
+    return [by_leaf[name] for name in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=_CUTOFF)]

@@ -1,6 +1,6 @@
 """Syntax checks of command-line overrides: `a.b=c` with the value in YAML.
 
-This file imports no config class, so a command rejects a malformed command line before slow imports.
+This file imports no config class. A command rejects a malformed command line before slow imports.
 """
 
 import itertools
@@ -14,12 +14,12 @@ import yaml
 
 MISSING = "???"
 
-# YAML 1.1 reads 12:30:00 as 45000 and 010 as 8, which is never intended.
+# YAML 1.1 reads 12:30:00 as 45000 and 010 as 8.
 _SURPRISING_NUMBER = re.compile(r"[-+]?(0[0-7_]+|[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 _YAML_HINTS = {
     "expected ':'": "; is a space missing after a colon?",
     "mapping values": "; is a space missing after a colon, or a line indented too far?",
-    "<block end>": "; is a line indented otherwise than those beside it?",
+    "<block end>": "; is a line indented differently from its neighbours?",
     "found character '\\t'": "; indent with spaces, not with tabs",
     "expected ',' or": "; is a bracket not closed?",
 }
@@ -30,7 +30,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """Check the form of every override.
 
     Raises:
-        ValueError: see `parse_override`; or a shell has split a mapping or a list at its spaces.
+        ValueError: see `parse_override`, or the shell has split a mapping or a list at its spaces.
     """
     for number, override in enumerate(overrides):
         _refuse_spaces(override, overrides[number + 1 :])
@@ -43,8 +43,8 @@ def parse_override(text: str) -> str:
     """Check the form of one `a.b=c` override and return it unchanged.
 
     Raises:
-        ValueError: it begins with dashes, has no `=`, is no YAML, lacks the space after a colon, or holds a
-            number that YAML 1.1 misreads.
+        ValueError: the override begins with dashes, has no `=`, is no YAML, lacks the space after a colon, or
+            holds a number that YAML 1.1 misreads.
     """
     key, equals, value = text.partition("=")
     if text.startswith("-"):
@@ -57,7 +57,7 @@ def parse_override(text: str) -> str:
     if value.startswith("~/"):
         fix = shlex.quote(f"{key}={os.path.expanduser(value)}")
         raise ValueError(
-            f"{key}: expected a path without ~, which a shell leaves as it is here; fix: write {fix}"
+            f"{key}: expected a path without ~, because the shell does not expand ~ here; fix: write {fix}"
         )
     if key != key.strip() or re.search(r"\s", key):
         raise ValueError(f"expected an override of the form key=value, got {text!r}: its key holds a space")
@@ -78,10 +78,11 @@ def parse_override(text: str) -> str:
 
 
 def check_tree(node: yaml.Node | None, key: str) -> None:
-    """Reject values that YAML reads differently from the intended meaning; the error states the key.
+    """Reject values that YAML reads differently from the intended meaning.
 
     Raises:
-        ValueError: a number such as 010, or an entry of a mapping without the space after its colon.
+        ValueError: a number such as 010, or an entry of a mapping without the space after its colon; the
+            message names the key.
     """
     for child_key, scalar in _plain_scalars(node, key):
         if _SURPRISING_NUMBER.fullmatch(scalar):
@@ -97,7 +98,7 @@ def check_tree(node: yaml.Node | None, key: str) -> None:
 
 
 def as_override(key: str, value: object) -> str:
-    """`key=value`, quoted for the shell, and for YAML if it would not read the value as text."""
+    """Write `key=value`, quoted for the shell, and also for YAML if YAML would not read the value as text."""
     text = str(value)
     try:
         is_text = yaml.safe_load(text) == text and not _SURPRISING_NUMBER.fullmatch(text)
@@ -107,13 +108,13 @@ def as_override(key: str, value: object) -> str:
 
 
 def lacks_space(text: str) -> bool:
-    """Whether a text looks like `name:value`, which YAML reads as one word without a space."""
+    """Whether a text looks like `name:value`. YAML reads it as one word, because the space is missing."""
     name, colon, value = text.rpartition(":")
     return bool(colon and name.strip() and value.strip()) and not value.startswith(("//", "\\", " "))
 
 
 def with_space(text: str) -> str:
-    """`name:value` as `name: value`."""
+    """Rewrite `name:value` as `name: value`."""
     name, _, value = text.rpartition(":")
     return f"{name}: {value}"
 
@@ -132,7 +133,7 @@ def first_line(error: BaseException) -> str:
 
 
 def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """The values of a nested mapping with their dotted keys; an empty mapping and a list are values."""
+    """Values of a nested mapping with their dotted keys. Empty mappings and lists count as values."""
     if not isinstance(value, dict) or not value:
         yield key, value
         return
@@ -153,8 +154,8 @@ def _refuse_spaces(override: str, following: Sequence[str]) -> None:
     pieces = list(itertools.takewhile(lambda word: "=" not in word and word[:1] != "-", following))
     if pieces and "/" in override.partition("=")[2]:
         raise ValueError(
-            f"expected an override of the form key=value, got {pieces[0]!r}; fix: where it belongs to the "
-            f"word before it, quote both, {shlex.quote(' '.join([override, *pieces]))}"
+            f"expected an override of the form key=value, got {pieces[0]!r}; fix: if it belongs to the word "
+            f"before it, quote both, {shlex.quote(' '.join([override, *pieces]))}"
         )
 
 
@@ -167,7 +168,7 @@ def _is_open(value: str) -> bool:
 
 
 def _refuse_split_by_shell(words: Sequence[str]) -> None:
-    """Reject a mapping or a list that a shell has split: `words` are its pieces and the following words."""
+    """Reject a mapping or a list that the shell has split into the first ones of `words`."""
     joined, rest = words[0], list(words[1:])
     while _is_open(joined.partition("=")[2]) and rest:
         joined = f"{joined} {rest.pop(0)}"
@@ -187,12 +188,12 @@ def _refuse_split_by_shell(words: Sequence[str]) -> None:
 
 
 def _flow(value: Any) -> str:
-    """A value as YAML in one line."""
+    """Write a value as YAML in one line."""
     return yaml.safe_dump(value, default_flow_style=True, width=1 << 20).removesuffix("\n...\n").strip()
 
 
 def _yaml_text(value: str) -> str:
-    """A text in YAML's double quotes."""
+    """Quote a text with YAML's double quotes."""
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -212,7 +213,7 @@ def _plain_scalars(node: yaml.Node | None, key: str) -> list[tuple[str, str]]:
 
 
 def _entries_without_value(node: yaml.Node | None, key: str) -> Iterator[tuple[str, str]]:
-    """The mapping's key and the name of each `{name}` in braces without a value."""
+    """Entries in braces without a value, as in `{name}`: the key of the mapping and the name."""
     if isinstance(node, yaml.MappingNode) and node.flow_style:
         for name, child in node.value:
             if isinstance(name, yaml.ScalarNode) and name.style is None and child.value == "":

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from kinemae.data_tools.command import CheckpointError, log
-from kinemae.data_tools.config import load_config
+from kinemae.data_tools.config import all_keys, component_keys, load_config
 from kinemae.data_tools.config_hints import is_key, unknown_key
-from kinemae.data_tools.config_schema import all_keys, component_keys
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.progress import progress
@@ -206,7 +205,7 @@ def _load_run_config(run_dir: Path, overrides: list[str], *, is_imported: bool) 
             key = override.partition("=")[0]
             keys, components = all_keys(FinetuneConfig), component_keys(FinetuneConfig)
             if not is_key(key, keys, components) and key not in {known.partition(".")[0] for known in keys}:
-                raise ValueError(unknown_key(key, keys, parts=components))
+                raise ValueError(unknown_key(key, keys, components=components))
             allowed = ", ".join(name.rstrip(".") for name in _OVERRIDABLE)
             raise ValueError(
                 f"{key}: expected a key that evaluate can override ({allowed}); the run fixes {key}"

@@ -12,7 +12,7 @@ _MODULES = {
     "pretrain": "kinemae.pretrain.__main__",
     "finetune": "kinemae.finetune.__main__",
     "launch": "kinemae.launch.__main__",
-    "configs": "kinemae.data_tools.list_configs",
+    "configs": "kinemae.data_tools.config_files",
 }
 _HELP = """usage: kinemae COMMAND ...
 

@@ -136,7 +136,7 @@ def test_a_name_is_found_from_any_folder_and_a_file_there_comes_first(
         ("demo dry-run", "expected an override of the form key=value, got 'dry-run'; fix: write --dry-run"),
         (
             "demo data.shards=/my shards a=1",
-            "fix: where it belongs to the word before it, quote both, 'data.shards=/my shards'",
+            "fix: if it belongs to the word before it, quote both, 'data.shards=/my shards'",
         ),
         ("configs", "configs: expected a config file, got a folder\n"),
         (

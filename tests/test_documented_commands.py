@@ -13,8 +13,8 @@ from kinemae.data_tools.benchmark import BenchConfig
 from kinemae.data_tools.command import Program, parse_arguments
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.config_files import CONFIGS, find_config
+from kinemae.data_tools.config_files import PROGRAM as CONFIGS_PROGRAM
 from kinemae.data_tools.indexing.command import IndexConfig
-from kinemae.data_tools.list_configs import PROGRAM as CONFIGS_PROGRAM
 from kinemae.data_tools.report.sampled_videos import ReportConfig
 from kinemae.data_tools.sharding.plan import ShardConfig
 from kinemae.data_tools.stream.order import plan_batch

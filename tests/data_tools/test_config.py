@@ -267,7 +267,7 @@ def test_choosing_one_of_several_alternatives_unsets_the_others(
 
 
 def test_an_alternative_cannot_be_null_where_none_of_the_others_is_given() -> None:
-    message = r"clip.stride: expected a value, or clip.fps or clip.sampling=uniform in its place, got null"
+    message = r"clip.stride: expected a value, or clip.fps or clip.sampling=uniform instead, got null"
     with pytest.raises(ValueError, match=message):
         load_config(WithClip, None, ["clip.stride=null"])
 
@@ -337,7 +337,7 @@ def test_a_quoted_override_means_the_text_that_the_hint_says() -> None:
     [
         ("steps:\n\t- 1", "line 2: .*; indent with spaces, not with tabs"),
         ("steps: 3\n  text: a", "line 2: .*; is a space missing after a colon, or a line indented too far"),
-        ("optim:\n    lr: 1\n   betas: 2", "line 3: .*; is a line indented otherwise than those beside it"),
+        ("optim:\n    lr: 1\n   betas: 2", "line 3: .*; is a line indented differently from its neighbours"),
         ("optim:\n  betas: [1, 2\nsteps: 3", "; is a bracket not closed"),
         (
             "optim: {lr:/a}",

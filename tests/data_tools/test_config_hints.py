@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from kinemae.data_tools.config import load_config
+from kinemae.data_tools.config import all_keys, component_keys, load_config
 from kinemae.data_tools.config_hints import SYNONYMS, is_key, suggestions, unknown_key
-from kinemae.data_tools.config_schema import all_keys, component_keys
 from kinemae.data_tools.sharding.plan import ShardConfig
 from kinemae.data_tools.synth import SynthConfig
 from kinemae.finetune.config import FinetuneConfig
@@ -80,8 +79,8 @@ def test_every_synonym_names_a_key_that_exists() -> None:
     ],
 )
 def test_a_key_of_another_name_is_answered_with_ours(schema: str, given: str, expected: list[str]) -> None:
-    keys, parts = keys_and_components(SCHEMAS[schema])
-    assert suggestions(given, keys, parts=parts) == expected
+    keys, components = keys_and_components(SCHEMAS[schema])
+    assert suggestions(given, keys, components=components) == expected
 
 
 def test_a_source_may_be_given_by_its_name_alone() -> None:
@@ -90,8 +89,8 @@ def test_a_source_may_be_given_by_its_name_alone() -> None:
 
 
 def message(schema: type, given: str) -> Any:
-    keys, parts = keys_and_components(schema)
-    return unknown_key(given, keys, parts=parts)
+    keys, components = keys_and_components(schema)
+    return unknown_key(given, keys, components=components)
 
 
 def test_what_is_no_key_is_answered_with_a_sentence() -> None:
