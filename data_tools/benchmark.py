@@ -24,11 +24,11 @@ from kinemae.data_tools.stream.frame_sampling import ClipConfig, last_frame_s, t
 from kinemae.data_tools.stream.loader import training_loader
 from kinemae.data_tools.stream.mixture import locate_sample
 from kinemae.data_tools.stream.order import BatchPlan
-from kinemae.data_tools.stream.shards import read_video
 from kinemae.data_tools.stream.training_clips import TrainingClips
-from kinemae.data_tools.stream.video_reader import DECODERS, empty_clips
+from kinemae.data_tools.stream.video_reader import empty_clips, read_video
 from kinemae.data_tools.stream.views import View, crop_views, training_view
 from kinemae.data_tools.stream.worker_setup import available_cores
+from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels
 
 Item = TypeVar("Item")
@@ -44,7 +44,6 @@ class BenchData:
     """The keys of `data` that change how fast clips are read; they mean what they mean in training."""
 
     views_per_video: int = 1
-    decoder: str = "pyav"
 
     def __post_init__(self) -> None:
         require(self.views_per_video >= 1, "data.views_per_video", "be at least 1", self.views_per_video)
@@ -115,7 +114,6 @@ def bench(index: ShardIndex, settings: BenchConfig) -> BenchResult:
         augment=settings.augment,
         seed=settings.seed,
         views=settings.data.views_per_video,
-        decoder=settings.data.decoder,
     )
     videos = max(_CLIPS_IN_A_BATCH // clips.views, 1)
     batches = -(-settings.clips // (videos * clips.views))
@@ -215,13 +213,12 @@ def step_by_step(clips: TrainingClips, position: int, clock: Clock) -> Pixels:
         return [training_view(height, width, clips.augment, draw) for draw in draws]
 
     video = clock.time(READ, lambda: read_video(found.index, sample))
-    if clips.decoder == "pyav":
-        clock.time(OPEN, lambda: _open(video))
+    clock.time(OPEN, lambda: _open(video))
     end_s = last_frame_s(sample.frames, sample.duration_s)
-    pictures = DECODERS[clips.decoder](video, timestamps_s, last_frame_s=end_s)
-    pixels = empty_clips(clips.views, clips.clip, decoder=clips.decoder)
+    frames = yuv_frames_at(video, timestamps_s, last_frame_s=end_s)
+    pixels = empty_clips(clips.views, clips.clip)
     before_s = clock.seconds[DECODE]
-    clock.time(PIXELS, lambda: crop_views(clock.each(DECODE, pictures), choose, pixels))
+    clock.time(PIXELS, lambda: crop_views(clock.each(DECODE, frames), choose, pixels))
     clock.seconds[PIXELS] -= clock.seconds[DECODE] - before_s
     return pixels
 

@@ -83,7 +83,7 @@ def read_at(descriptor: int, offset: int, length: int, *, at_once: int = _READ_A
     return b"".join(pieces)
 
 
-def write_at(descriptor: int, offset: int, content: bytes) -> None:
+def write_at(descriptor: int, offset: int, content: bytes | memoryview) -> None:
     """Write all bytes to an open file; a single system call may write fewer."""
     left = memoryview(content)
     while left:

@@ -95,7 +95,6 @@ def evaluate(
             processes, workers=config.data.num_workers, cpu_threads=config.engine.cpu_threads
         ),
         timeout_s=config.data.timeout_s,
-        decoder=config.data.decoder,
     )
     if processes.is_first:
         own_videos = len(range(processes.rank, len(index), processes.world))

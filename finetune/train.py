@@ -160,7 +160,6 @@ def training(prepared: PreparedRun) -> Training:
         augment=config.augment,
         seed=config.seed,
         views=config.data.views_per_video,
-        decoder=config.data.decoder,
         annotate=None,
     )
     assert config.optim.layer_decay is not None, "prepare sets it"

@@ -68,7 +68,6 @@ class Videos:
     index: ShardIndex
     positions: Sequence[int]
     clip: ClipConfig
-    decoder: str
     clips_of_each: int = 1
 
     def __iter__(self) -> Iterator[EvaluationItem]:
@@ -82,7 +81,6 @@ class Videos:
             world=1,
             workers=0,
             samples=self.positions,
-            decoder=self.decoder,
         )
         return (item for item in items if item.skipped is None)
 
@@ -187,14 +185,12 @@ class HealthWatch:
         return (score_BN > encoder.scorer.threshold).float().mean().item()
 
 
-def spread_videos(
-    source: ShardIndex | Mixture, count: int, *, clip: ClipConfig, decoder: str
-) -> tuple[Videos, ...]:
+def spread_videos(source: ShardIndex | Mixture, count: int, *, clip: ClipConfig) -> tuple[Videos, ...]:
     """So many videos of the training data, evenly over each set and over the sets of a mixture."""
     indexes = list(source.sets.values()) if isinstance(source, Mixture) else [source]
     shares = [count // len(indexes) + (i < count % len(indexes)) for i in range(len(indexes))]
     return tuple(
-        Videos(index=index, positions=_spread(range(len(index)), share), clip=clip, decoder=decoder)
+        Videos(index=index, positions=_spread(range(len(index)), share), clip=clip)
         for index, share in zip(indexes, shares, strict=True)
     )
 
@@ -203,7 +199,6 @@ def open_probe(
     config: MonitorConfig,
     *,
     clip: ClipConfig,
-    decoder: str,
     cache: Cache | None,
     outage_s: float | None = None,
 ) -> Probe | None:
@@ -224,7 +219,6 @@ def open_probe(
             open_index(folder, cache=cache, outage_s=outage_s),
             config.knn_videos,
             clip=clip,
-            decoder=decoder,
         )
         for key, folder in (("knn_train", config.knn_train), ("knn_validation", config.knn_validation))
     )
@@ -243,7 +237,7 @@ def open_probe(
     return Probe(train=train, validation=validation, neighbours=config.neighbours)
 
 
-def _labelled_videos(named: str, index: ShardIndex, most: int, *, clip: ClipConfig, decoder: str) -> Videos:
+def _labelled_videos(named: str, index: ShardIndex, most: int, *, clip: ClipConfig) -> Videos:
     has_label_R = (index.column("label") >= 0) & (index.column("label") < len(index.classes))
     positions = has_label_R.nonzero()[0].tolist()
     if not positions:
@@ -254,7 +248,6 @@ def _labelled_videos(named: str, index: ShardIndex, most: int, *, clip: ClipConf
         index=index,
         positions=_spread(positions, most),
         clip=clip,
-        decoder=decoder,
         clips_of_each=_CLIPS_OF_A_VIDEO,
     )
 

@@ -105,9 +105,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     if isinstance(index, Mixture):  # moved data sets keep their positions in the order of clips
         index = index.renamed(first_places(run_dir, inputs))
     data = config.data
-    probe = open_probe(
-        config.monitor, clip=config.clip, decoder=data.decoder, cache=data.cache, outage_s=data.outage_s
-    )
+    probe = open_probe(config.monitor, clip=config.clip, cache=data.cache, outage_s=data.outage_s)
     return Plan(
         config=config,
         processes=processes,
@@ -169,7 +167,6 @@ def training_clips(plan: Plan, split: Annotate) -> TrainingClips:
         augment=config.augment,
         seed=config.seed,
         views=config.data.views_per_video,
-        decoder=config.data.decoder,
         annotate=split,
         needs_luma=plan.split.needs_luma,
     )
@@ -210,7 +207,7 @@ def _health_watch(plan: Plan) -> HealthWatch:
     config = plan.config
     return HealthWatch(
         model=plan.model,
-        videos=spread_videos(plan.index, config.monitor.clips, clip=config.clip, decoder=config.data.decoder),
+        videos=spread_videos(plan.index, config.monitor.clips, clip=config.clip),
         pruning=plan.split.pruning,
         schedule=Schedule(every_steps=config.monitor.every_steps, last_step=config.steps - 1),
         probe=plan.probe,

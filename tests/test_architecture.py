@@ -41,7 +41,7 @@ OWNERS = {
         "data_tools/stream/whole_frames.py",
     },
     "cv2": {"data_tools/stream/views.py"},
-    "torchcodec": {"data_tools/stream/decode_torchcodec.py"},
+    "torchcodec": set(),
     "deepspeed": {"pretrain/runtime/engine.py", "pretrain/runtime/sharded_state.py"},
     "tensorboard": {"pretrain/runtime/metrics.py"},
     "torch.utils.tensorboard": {"pretrain/runtime/metrics.py"},

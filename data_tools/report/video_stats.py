@@ -14,7 +14,7 @@ from kinemae.data_tools.index import Sample, ShardIndex, open_index
 from kinemae.data_tools.storage.location import Location, StorageUnavailable
 from kinemae.data_tools.stream.decode import decode_at
 from kinemae.data_tools.stream.frame_sampling import last_frame_s
-from kinemae.data_tools.stream.shards import read_video
+from kinemae.data_tools.stream.video_reader import read_video
 
 INSTANTS = 8  # spread over the whole video
 PICTURES = 4  # every second instant, in the strip and in the hash

@@ -1,13 +1,14 @@
-"""Batches of clips for training and views of videos for evaluation, in the order of the run.
+"""Loaders: batches of clips for training, and views of videos for evaluation, in the order of the run.
 
-    clips = TrainingClips(open_index(folder), clip=..., augment=..., seed=0, views=2, annotate=None)
+    clips = TrainingClips(open_index(folder), clip=..., augment=..., seed=0)
     for batch in training_loader(clips, plan, rank=0, first_step=0, last_step=100, workers=4, pin=True): ...
 
-A batch is a function of (seed, clip indices) alone. Who reads it, in which process, after which
-interruption, changes nothing.
+A batch is a function of the seed and the clip indices. The number of workers and interruptions do not
+change it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -19,10 +20,9 @@ from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.evaluation_clips import EvaluationItem, EvaluationVideos
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.order import BatchPlan
-from kinemae.data_tools.stream.prefetch import Prefetcher
 from kinemae.data_tools.stream.training_clips import Annotate, TrainingClips
 from kinemae.data_tools.stream.worker import ItemReader
-from kinemae.data_tools.stream.worker_pool import WorkerPool
+from kinemae.data_tools.stream.worker_pool import Prefetcher, WorkerPool
 
 __all__ = [
     "Annotate",
@@ -40,7 +40,7 @@ TIMEOUT_S = 120.0
 Item = TypeVar("Item")
 
 
-def training_loader(  # noqa: PLR0913 - a run's coordinates, all by name
+def training_loader(  # noqa: PLR0913 - coordinates of the run, all by name
     clips: TrainingClips,
     plan: BatchPlan,
     *,
@@ -52,43 +52,36 @@ def training_loader(  # noqa: PLR0913 - a run's coordinates, all by name
     timeout_s: float = TIMEOUT_S,
     on_outage: Callable[[str], None] | None = None,
 ) -> Iterator[ClipBatch]:
-    """Micro-batches of a process from `first_step` up to, not including, `last_step`.
+    """Iterate over the micro-batches of a process from `first_step` to `last_step` (exclusive).
 
-    They come in order: all accumulation indices of a step, then the next step.
+    The order is: all accumulation indices of a step, then the next step.
 
     Args:
         workers: loader processes, see `resolve_num_workers`; 0 reads in this process.
-        pin: page-locked memory, for copies to a GPU that nobody waits for.
+        pin: put batches into page-locked memory, for asynchronous copies to a GPU.
         timeout_s: limit without progress; then the worker is replaced and its sample skipped.
         on_outage: see `WorkerPool`; no sample is skipped because of an outage.
 
     Raises:
         StorageUnavailable: a storage was down for longer than the index's `outage_s`.
     """
-    micro_batches = _MicroBatches(clips, plan, rank=rank, first_step=first_step, last_step=last_step)
+    micro_batches = _MicroBatches(clips, plan, rank, first_step, last_step)
     annotate_module = __name__ if clips.annotate is None else clips.annotate.__module__
-    batches = _items(
-        micro_batches,
-        workers=workers,
-        timeout_s=timeout_s,
-        preload=[__name__, annotate_module],
-        on_outage=on_outage,
-    )
+    preload = [__name__, annotate_module]
+    batches = _items(micro_batches, workers, timeout_s, preload=preload, on_outage=on_outage)
     if not (pin and torch.cuda.is_available()):
         return batches
-    return (
-        Prefetcher(batches, ClipBatch.pin_memory)
-        if isinstance(batches, WorkerPool)
-        else map(ClipBatch.pin_memory, batches)
-    )
+    if isinstance(batches, WorkerPool):
+        return Prefetcher(batches, ClipBatch.pin_memory)
+    return map(ClipBatch.pin_memory, batches)
 
 
 def samples_in_progress(items: Iterator[Item]) -> list[str]:
-    """Keys of the samples that a loader's workers are reading right now; none where it has no workers."""
+    """Keys of the samples that a loader's workers read now; empty without workers."""
     return items.samples_in_progress if isinstance(items, WorkerPool | Prefetcher) else []
 
 
-def evaluation_loader(  # noqa: PLR0913 - a run's coordinates, all by name
+def evaluation_loader(  # noqa: PLR0913 - coordinates of the run, all by name
     index: ShardIndex,
     *,
     clip: ClipConfig,
@@ -99,13 +92,11 @@ def evaluation_loader(  # noqa: PLR0913 - a run's coordinates, all by name
     workers: int,
     samples: Sequence[int] | None = None,
     timeout_s: float = TIMEOUT_S,
-    decoder: str = "pyav",
 ) -> Iterator[EvaluationItem]:
-    """Every video once over all processes, whether it can be read or not, with its fixed views.
+    """Iterate over the videos of a process with their fixed views; unreadable videos are included.
 
     Args:
-        samples: positions in the index to go through, all of them by default.
-        decoder: `data.decoder`.
+        samples: positions in the index; all by default.
     """
     if temporal_clips < 1 or spatial_crops not in (1, 3):
         raise ValueError(
@@ -119,49 +110,46 @@ def evaluation_loader(  # noqa: PLR0913 - a run's coordinates, all by name
         clip=clip,
         temporal_clips=temporal_clips,
         spatial_crops=spatial_crops,
-        decoder=decoder,
     )
-    return _items(videos, workers=workers, timeout_s=timeout_s, preload=[__name__])
+    return _items(videos, workers, timeout_s, preload=[__name__])
 
 
+@dataclass(frozen=True)
 class _MicroBatches:
-    def __init__(self, clips: TrainingClips, plan: BatchPlan, *, rank: int, first_step: int, last_step: int):
-        self.clips = clips
-        self.plan = plan
-        self.rank = rank
-        self.first_step = first_step
-        self.last_step = last_step
+    clips: TrainingClips
+    plan: BatchPlan
+    rank: int
+    first_step: int
+    last_step: int
 
     def __len__(self) -> int:
         return max(self.last_step - self.first_step, 0) * self.plan.accumulation
 
     def read(
-        self, number: int, *, quarantined: Mapping[str, str], reading: Callable[[str], None]
+        self, number: int, *, quarantined: Mapping[str, str], on_sample: Callable[[str], None]
     ) -> ClipBatch:
         steps, accumulation_index = divmod(number, self.plan.accumulation)
         clips = self.plan.clip_range(self.first_step + steps, accumulation_index, self.rank)
-        return self.clips.batch(clips, quarantined=quarantined, reading=reading)
+        return self.clips.batch(clips, quarantined=quarantined, on_sample=on_sample)
 
 
 def _items(
-    readable: ItemReader[Item],
-    *,
+    reader: ItemReader[Item],
     workers: int,
     timeout_s: float,
+    *,
     preload: Sequence[str],
     on_outage: Callable[[str], None] | None = None,
 ) -> Iterator[Item]:
-    """The items in order; workers start at once, so that they read while the model is built."""
-    if workers and len(readable):
-        return WorkerPool(
-            readable, workers=workers, timeout_s=timeout_s, preload=preload, on_outage=on_outage
-        )
-    return _read_here(readable, on_outage)
+    """Read the items in order; workers start at once, so that they read while the model is built."""
+    if workers and len(reader):
+        return WorkerPool(reader, workers=workers, timeout_s=timeout_s, preload=preload, on_outage=on_outage)
+    return _read_in_process(reader, on_outage)
 
 
-def _read_here(readable: ItemReader[Item], on_outage: Callable[[str], None] | None) -> Iterator[Item]:
+def _read_in_process(reader: ItemReader[Item], on_outage: Callable[[str], None] | None) -> Iterator[Item]:
     listener = heartbeat.Listener(on_outage)
-    for number in range(len(readable)):
+    for number in range(len(reader)):
         with heartbeat.listening(listener):
-            item = readable.read(number, quarantined={}, reading=lambda key: None)
+            item = reader.read(number, quarantined={}, on_sample=lambda key: None)
         yield item

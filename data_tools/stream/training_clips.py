@@ -1,4 +1,4 @@
-"""Training clips, each a function of the seed and its place in the run."""
+"""Training clips; each clip is a function of the seed and its position in the run."""
 
 from collections.abc import Callable, Mapping
 from itertools import groupby
@@ -14,31 +14,24 @@ from kinemae.data_tools.stream.colour import colour_augment
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, training_timestamps_s
 from kinemae.data_tools.stream.mixture import LocatedSample, Mixture, locate_sample
-from kinemae.data_tools.stream.video_reader import (
-    check_decoder,
-    decode_sample,
-    empty_clips,
-    error_context,
-    skip_quarantined,
-)
+from kinemae.data_tools.stream.video_reader import decode_sample, empty_clips, error_context, skip_quarantined
 from kinemae.data_tools.stream.views import View, crop_views, training_view
-from kinemae.data_tools.stream.yuv_to_rgb import Pixels, map_pixels, to_luma, to_rgb
+from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips, map_pixels, to_luma, to_rgb
 
-# Adds index lists to a clip, from its grey levels luma_THW (see `pixels.to_luma`) and the clip's place in the
-# run. The levels are those of the clip as the model gets it, so after augmentation. Workers pickle it.
+# Computes index lists of a clip from its augmented luma_THW (see `yuv_to_rgb.to_luma`) and its position in
+# the run. It is pickled for the loader workers.
 Annotate = Callable[[Tensor | None, int], dict[str, Tensor]]
 
 
 class TrainingClips:
-    """The clips of a run, readable at any place.
+    """The clips of a run, readable at any position.
 
     Args:
-        index: the data set, or several; the videos of each are shown in a new order in each of its epochs.
+        index: the data set, or several; each epoch of a data set shows its videos in a new order.
         seed: the run's seed.
-        views: clips cut from one decoded video; they share their frames and differ in crop and flip.
-        annotate: called for every clip, for a skipped one on its zeros.
-        needs_luma: whether `annotate` gets the grey levels, or None in their place.
-        decoder: `data.decoder`, a key of `reading.DECODERS`.
+        views: clips cut from one decoded video; they share its frames and differ in crop and flip.
+        annotate: called for each clip; a skipped clip is all zeros.
+        needs_luma: whether `annotate` gets the luma; otherwise it gets None.
     """
 
     def __init__(  # noqa: PLR0913 - all but the index by name
@@ -51,11 +44,9 @@ class TrainingClips:
         views: int = 1,
         annotate: Annotate | None = None,
         needs_luma: bool = True,
-        decoder: str = "pyav",
     ):
         if views < 1:
             raise ValueError(f"data.views_per_video must be at least 1, got {views}")
-        check_decoder(decoder)
         self.index = index
         self.clip = clip
         self.augment = augment
@@ -63,50 +54,50 @@ class TrainingClips:
         self.views = views
         self.annotate = annotate
         self.needs_luma = needs_luma
-        self.decoder = decoder
 
     def batch(
         self,
         clips: range,
         *,
         quarantined: Mapping[str, str] | None = None,
-        reading: Callable[[str], None] = lambda key: None,
+        on_sample: Callable[[str], None] = lambda key: None,
     ) -> ClipBatch:
-        """Read a run of clips; each video is decoded once for those of its views that are asked for.
+        """Read consecutive clips; each video is decoded once for all its requested views.
 
         Args:
-            quarantined: samples that are not to be touched, by key, and why.
-            reading: told the key of each sample right before it is read.
+            quarantined: keys of samples that must not be read, with the reasons.
+            on_sample: called with the key of each sample before it is read.
 
         Raises:
-            RuntimeError: a sample failed in a way that is no property of its video; the message names it.
+            RuntimeError: an error that no video causes; the message names the sample.
         """
-        pixels = empty_clips(len(clips), self.clip, decoder=self.decoder, rgb=self.augment.changes_colour)
+        pixels = empty_clips(len(clips), self.clip, rgb=self.augment.changes_colour)
         weight_B = torch.ones(len(clips))
-        shown: list[LocatedSample] = []
+        located: list[LocatedSample] = []
         annotations: list[dict[str, Tensor]] = []
         skipped: list[SkippedClip] = []
         for position, group in groupby(range(len(clips)), key=lambda row: clips[row] // self.views):
             rows = list(group)
-            filled = pixels[rows[0] : rows[-1] + 1]
+            out = pixels[rows[0] : rows[-1] + 1]
             found = locate_sample(self.index, seed=self.seed, position=position)
-            shown += [found] * len(rows)
+            located += [found] * len(rows)
             try:
-                skip_quarantined(found.key, quarantined or {}, reading)
-                self._fill(filled, clips[rows[0]], found)
+                skip_quarantined(found.key, quarantined or {}, on_sample)
+                self._decode_views(out, clips[rows[0]], found)
             except BadVideo as error:
-                map_pixels(Tensor.zero_, filled)
+                map_pixels(Tensor.zero_, out)
                 weight_B[rows[0] : rows[-1] + 1] = 0.0
                 skipped += [SkippedClip(key=found.key, reason=str(error))] * len(rows)
-            # Before the next sample is read, so that what goes wrong here is put down to this one.
-            annotations += self._annotations(filled, clips[rows[0] : rows[-1] + 1])
+            # Before the next sample is read, so that an error in `annotate` is reported for this sample.
+            annotations += self._annotations(out, clips[rows[0] : rows[-1] + 1])
+        names = annotations[0] if annotations else ()
         return ClipBatch(
             pixels=pixels,
             clip_index_B=torch.tensor(clips, dtype=torch.int64),
-            label_B=torch.tensor([found.sample.label for found in shown], dtype=torch.int64),
+            label_B=torch.tensor([found.sample.label for found in located], dtype=torch.int64),
             weight_B=weight_B,
-            tokens=_stacked(annotations),
-            keys=tuple(found.key for found in shown),
+            tokens={name: torch.stack([row[name] for row in annotations]) for name in names},
+            keys=tuple(found.key for found in located),
             skipped=tuple(skipped),
         )
 
@@ -116,8 +107,8 @@ class TrainingClips:
         lumas = to_luma(pixels) if self.needs_luma else [None] * len(clips)
         return [self.annotate(luma_THW, clip) for luma_THW, clip in zip(lumas, clips, strict=True)]
 
-    def _fill(self, pixels: Pixels, first_clip: int, found: LocatedSample) -> None:
-        """Decode a sample once and cut its views, which stand side by side from `first_clip` on."""
+    def _decode_views(self, pixels: Pixels, first_clip: int, found: LocatedSample) -> None:
+        """Decode a sample once and cut its views, the clips from `first_clip` on."""
         sample = found.sample
         with error_context(sample):
             draw = generator(self.seed, purpose="start", sample=first_clip // self.views)
@@ -130,19 +121,12 @@ class TrainingClips:
             def choose(height: int, width: int) -> list[View]:
                 return [training_view(height, width, self.augment, draw) for draw in draws]
 
-            pictures = decode_sample(found.index, sample, timestamps_s, decoder=self.decoder)
-            if not self.augment.changes_colour:
-                crop_views(pictures, choose, pixels)
+            frames = decode_sample(found.index, sample, timestamps_s)
+            if isinstance(pixels, YuvClips):
+                crop_views(frames, choose, pixels)
                 return
-            cut = empty_clips(len(pixels), self.clip, decoder=self.decoder)
-            crop_views(pictures, choose, cut)
-            assert isinstance(pixels, Tensor)
-            for out_CTHW, clip_CTHW, draw in zip(pixels, to_rgb(cut), draws, strict=True):
+            planes = YuvClips.empty(len(pixels), self.clip.frames, self.clip.size)
+            crop_views(frames, choose, planes)
+            for out_CTHW, clip_CTHW, draw in zip(pixels, to_rgb(planes), draws, strict=True):
                 changed_TCHW = colour_augment(clip_CTHW.transpose(0, 1), self.augment, draw)
                 out_CTHW.copy_(changed_TCHW.transpose(0, 1))
-
-
-def _stacked(annotations: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The index lists of all clips, by name; none without annotations."""
-    names = annotations[0] if annotations else ()
-    return {name: torch.stack([row[name] for row in annotations]) for name in names}

@@ -1,76 +1,78 @@
-"""From a row of the index to pictures: what training and evaluation have in common."""
+"""Read a sample: its bytes from a local or remote shard, checked against the index, then its frames."""
 
+import hashlib
+import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 
+from kinemae.data_tools import heartbeat
 from kinemae.data_tools.command import Stopped
-from kinemae.data_tools.config import require
-from kinemae.data_tools.index import Sample, ShardIndex
-from kinemae.data_tools.storage.location import StorageError
-from kinemae.data_tools.stream import decode_torchcodec, yuv_planes
+from kinemae.data_tools.files import Descriptor, read_at
+from kinemae.data_tools.index import Sample, Shard, ShardIndex
+from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable
+from kinemae.data_tools.storage.retries import raise_if_outage, retry_during_outage
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, last_frame_s
-from kinemae.data_tools.stream.shards import read_video
-from kinemae.data_tools.stream.yuv_planes import YuvFrame
+from kinemae.data_tools.stream.yuv_planes import YuvFrame, yuv_frames_at
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips
 
-# What `data.decoder` names.
-DECODERS = {"pyav": yuv_planes.yuv_frames_at, "torchcodec": decode_torchcodec.yuv_frames_at}
+_MAX_OPEN_SHARDS = 64
 
 
-def check_decoder(decoder: str) -> None:
-    """Refuse a value of `data.decoder` that cannot be used here.
+def read_video(index: ShardIndex, sample: Sample) -> bytes:
+    """Read the bytes of a sample's video and compare their checksum: decoders do not notice a flipped bit.
 
     Raises:
-        ValueError: there is no such decoder, or its package is not installed.
+        BadVideo: the bytes are missing, cut short or changed; the message names the sample and the shard.
+        StorageUnavailable: the storage was down for the whole `outage_s` of the index.
     """
-    require(decoder in DECODERS, "data.decoder", f"be {' or '.join(DECODERS)}", decoder)
-    if decoder == "torchcodec":
-        decode_torchcodec.require_torchcodec()
+    outage_s = index.folder.retry_policy.outage_s
+    with heartbeat.at_storage(outage_s):
+        return retry_during_outage(lambda: _read(index, sample), outage_s=outage_s)
 
 
-def empty_clips(clips: int, clip: ClipConfig, *, decoder: str, rgb: bool = False) -> Pixels:
-    """Black clips to be filled: RGB, or of the kind that the decoder gives."""
-    if decoder == "pyav" and not rgb:
+def decode_sample(
+    index: ShardIndex, sample: Sample, timestamps_s: Sequence[float]
+) -> Iterator[tuple[YuvFrame, list[int]]]:
+    """Decode the frames of a sample at the given timestamps; see `yuv_frames_at`.
+
+    Raises:
+        BadVideo: the bytes or the frames do not match the index.
+    """
+    video = read_video(index, sample)
+    return yuv_frames_at(video, timestamps_s, last_frame_s=last_frame_s(sample.frames, sample.duration_s))
+
+
+def empty_clips(clips: int, clip: ClipConfig, *, rgb: bool = False) -> Pixels:
+    """Allocate black clips, as YUV planes or as RGB in (B, T, H, W, C) memory order."""
+    if not rgb:
         return YuvClips.empty(clips, clip.frames, clip.size)
     shape = (clips, clip.frames, clip.size, clip.size, 3)
     return torch.zeros(shape, dtype=torch.uint8).permute(0, 4, 1, 2, 3)
 
 
-def decode_sample(
-    index: ShardIndex, sample: Sample, timestamps_s: Sequence[float], *, decoder: str
-) -> Iterator[tuple[YuvFrame, list[int]]]:
-    """The sample's pictures at the given instants, as they come, with their places among the instants.
+def skip_quarantined(key: str, quarantined: Mapping[str, str], on_sample: Callable[[str], None]) -> None:
+    """Report the key of the next sample to `on_sample` unless the sample is quarantined.
 
     Raises:
-        BadVideo: the bytes or the video are not what the index says.
-    """
-    yuv_frames_at = DECODERS[decoder]
-    video = read_video(index, sample)
-    return yuv_frames_at(video, timestamps_s, last_frame_s=last_frame_s(sample.frames, sample.duration_s))
-
-
-def skip_quarantined(key: str, quarantined: Mapping[str, str], reading: Callable[[str], None]) -> None:
-    """Announce a sample that is about to be read, unless it must not be touched.
-
-    Raises:
-        BadVideo: it is quarantined, and why.
+        BadVideo: the sample is quarantined; the message is the reason.
     """
     if key in quarantined:
         raise BadVideo(quarantined[key])
-    reading(key)
+    on_sample(key)
 
 
 @contextmanager
 def error_context(sample: Sample) -> Iterator[None]:
-    """Let a bad video pass to whoever skips it; anything else stops the run and names the sample.
+    """Add the sample to errors that its video does not cause; such an error ends the run.
 
     Raises:
-        StorageError: the storage cannot be read now, or refuses what is asked of it.
-        Stopped: a stop was asked for while the storage was waited for.
-        RuntimeError: something failed that is no property of the video.
+        BadVideo, StorageError, Stopped: unchanged.
+        RuntimeError: any other error, with the key and the name of the sample.
     """
     try:
         yield
@@ -78,3 +80,57 @@ def error_context(sample: Sample) -> Iterator[None]:
         raise
     except Exception as error:
         raise RuntimeError(f"sample {sample.key} ({sample.name}) cannot be read: {error!r}") from error
+
+
+def _read(index: ShardIndex, sample: Sample) -> bytes:
+    shard = index.shards[sample.shard]
+    try:
+        opened = _open_shard(index.folder, shard.name)
+        if isinstance(opened, Location):
+            return _read_remote(index, sample, shard, opened)
+        # pread has no file position, so processes that inherit the descriptor do not disturb each other.
+        video = read_at(opened.number, sample.offset, sample.length)
+    except OSError as error:
+        _open_shard.cache_clear()  # the descriptor of a file on a network disk may stay stale forever
+        what = f"sample {sample.key} cannot be read from {shard.name}"
+        raise_if_outage(error, what, (index.folder / shard.name).path)
+        raise BadVideo(f"{what}: {error.strerror or error}") from error
+    _check(video, sample, shard)
+    return video
+
+
+def _read_remote(index: ShardIndex, sample: Sample, shard: Shard, remote: Location) -> bytes:
+    cache, digest = index.cache, shard.sha256 or hashlib.sha256(remote.url.encode()).hexdigest()
+    if cache is not None:
+        video = cache.read(digest, sample.offset, sample.length)
+        if len(video) == sample.length and zlib.crc32(video) == sample.crc32:
+            return video
+    try:
+        video = remote.read(sample.offset, sample.length)
+    except StorageUnavailable as error:
+        raise StorageUnavailable(f"sample {sample.key}: {error}", error.status) from error
+    except StorageError as error:
+        if error.status not in (401, 403, 404, 410):
+            raise
+        raise BadVideo(f"sample {sample.key}: {error}; no sample of that shard can be read") from error
+    _check(video, sample, shard)
+    if cache is not None:
+        cache.write(digest, sample.offset, video)
+    return video
+
+
+def _check(video: bytes, sample: Sample, shard: Shard) -> None:
+    if len(video) != sample.length:
+        raise BadVideo(
+            f"sample {sample.key} is cut short: {len(video)} of {sample.length} bytes left in {shard.name}"
+        )
+    if zlib.crc32(video) != sample.crc32:
+        raise BadVideo(
+            f"sample {sample.key} was changed after it was written to {shard.name}: its checksum differs"
+        )
+
+
+@lru_cache(maxsize=_MAX_OPEN_SHARDS)
+def _open_shard(folder: Location, name: str) -> Descriptor | Location:
+    shard = folder / name
+    return shard if shard.path is None else Descriptor(shard.url, os.O_RDONLY)

@@ -1,24 +1,29 @@
-"""A crew of loader processes: items in order, whoever reads them, and whoever dies or hangs meanwhile.
+"""Worker pool of the loader: items in order, replacement of dead or stuck workers, prefetching.
 
-    for item in WorkerPool(readable, workers=4, timeout_s=120.0, preload=[]): ...
+    for item in WorkerPool(reader, workers=4, timeout_s=120.0, preload=[]): ...
 
-The main process asks for items by number and keeps no thread for it: it looks after the workers whenever it
-comes for an item. A worker that dies, or does nothing for `timeout_s` while the main process waits, is
-replaced; the sample it was at is quarantined for as long as the crew lives, and its item is read again.
-A storage that is down quarantines no sample: workers report it while they wait. The main process raises
+The main process requests items by number. It has no thread for this: it checks the workers each time it needs
+an item. A worker that dies, or makes no progress for `timeout_s`, is replaced. Its current sample is
+quarantined for the life of the pool, and its item is read again.
+
+An outage of a storage quarantines no sample: workers report it while they wait. The main process raises
 StorageUnavailable when their wait times out, or when a read of bytes makes no progress.
 """
 
 import atexit
+import queue
 import signal
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import torch
 
 from kinemae.data_tools import heartbeat
 from kinemae.data_tools.command import DataError, log
@@ -29,32 +34,33 @@ from kinemae.data_tools.stream.worker_setup import worker_context
 
 Item = TypeVar("Item")
 
-_PREFETCH = 2  # items that a worker holds ready in memory
-_MOST_DEATHS = 10  # in one run; each costs a sample, and more than that are no accident
+_PREFETCH_FACTOR = 2  # items that a worker holds ready
+_MAX_DEATHS = 10  # of workers in one run
 _START_S = 600.0  # importing torch from a busy network disk takes minutes
-_TICK_S = 1.0
-_SILENT_S = 10.0  # a read of bytes without progress for so long counts as an outage
+_POLL_S = 1.0
+_SILENT_S = 10.0  # a read of bytes without progress for so long is reported as an outage
+_PUT_S = 0.5
 
 
 class WorkerPool(Iterator[Item], Generic[Item]):
-    """Iterates over all items of a readable in order; the workers start at once.
+    """Iterate over all items of a reader in order; the workers start at once.
 
     Args:
         workers: number of processes, at least 1.
-        timeout_s: how long the main process waits for a worker that shows no sign of life.
-        preload: modules that are imported once for all workers.
+        timeout_s: time limit of a worker without progress while the main process waits.
+        preload: modules to import once for all workers.
         on_outage: called about once a second with the reason while the next item waits for a storage, and
             with an empty text at the end of the wait; may raise. The default logs.
 
     Raises:
-        ValueError: the readable cannot be sent to a process.
-        DataError: too many workers died, or one did before it had read anything.
+        ValueError: the reader cannot be pickled.
+        DataError: too many workers died, or one died before it read a sample.
         StorageUnavailable: a storage was down for longer than the index's `outage_s`.
     """
 
     def __init__(
         self,
-        readable: ItemReader[Item],
+        reader: ItemReader[Item],
         *,
         workers: int,
         timeout_s: float,
@@ -65,25 +71,25 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         self._on_outage = on_outage or heartbeat.Listener().outage
         self._has_outage = False
         self._context = worker_context([*preload, "kinemae.data_tools.stream.worker"])
-        self._pickled = _pickled(readable, workers)
+        self._pickled = _pickled(reader, workers)
         self._timeout_s = timeout_s
-        self._length = len(readable)
-        self._next = 0  # the item to hand out
-        self._unread = 0  # the first item that nobody has been asked for
-        self._lost: list[int] = []  # items that died with their workers
+        self._length = len(reader)
+        self._next = 0  # the item to return
+        self._first_unassigned = 0
+        self._lost: list[int] = []  # items of dead workers
         self._arrived: dict[int, Item] = {}
         self._deaths = 0
         self._processes: set[BaseProcess] = set()
         self._is_shut_down = threading.Event()
         weakref.finalize(self, _shutdown, self._processes, self._is_shut_down)
-        # At exit multiprocessing would send them SIGTERM, which they do not take, and wait without end: so
-        # this has to come before it, which weakref does not promise.
+        # At exit, multiprocessing would send SIGTERM, which the workers block, and wait for ever. atexit runs
+        # before that; weakref does not promise it.
         self._at_exit = atexit.register(partial(_shutdown, self._processes, self._is_shut_down))
-        self._members: list[Worker[Item]] = []
+        self._workers: list[Worker[Item]] = []
         try:
             for _ in range(min(workers, self._length)):
-                self._members.append(self._start_worker())
-            self._give_work()
+                self._workers.append(self._start_worker())
+            self._assign_items()
         except BaseException:
             self.close()
             raise
@@ -92,13 +98,13 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         if self._next == self._length:
             raise StopIteration
         try:
-            self._look_after(wait_s=0.0)
+            self._poll(wait_s=0.0)
             while self._next not in self._arrived:
-                self._look_after(wait_s=min(_TICK_S, self._timeout_s / 10))
-                self._tell_outage()
+                self._poll(wait_s=min(_POLL_S, self._timeout_s / 10))
+                self._report_outage()
             item = self._arrived.pop(self._next)
             self._next += 1
-            self._give_work()
+            self._assign_items()
         except BaseException:
             self.close()
             raise
@@ -108,127 +114,188 @@ class WorkerPool(Iterator[Item], Generic[Item]):
 
     @property
     def samples_in_progress(self) -> list[str]:
-        """Keys of the samples that workers are at. Any thread may ask."""
-        return [member.key for member in list(self._members) if member.key]
+        """Keys of the samples that workers read now; safe to call from any thread."""
+        return [worker.key for worker in list(self._workers) if worker.key]
 
     def shutdown(self) -> None:
-        """Kill the workers, which have nothing to save. Any thread may call this while another iterates."""
+        """Kill the workers, which have nothing to save; safe to call from any thread."""
         _shutdown(self._processes, self._is_shut_down)
 
     def close(self) -> None:
-        """End the workers and let go of what they have read."""
+        """Shut down and free the items that were read."""
         atexit.unregister(self._at_exit)
         self.shutdown()
-        for member in self._members:
-            member.close()
-        self._members.clear()
+        for worker in self._workers:
+            worker.close()
+        self._workers.clear()
         self._arrived.clear()
         self._next = self._length
 
     def _start_worker(self) -> Worker[Item]:
-        member: Worker[Item] = Worker(self._pickled, self._context)
-        self._processes.add(member.process)
+        worker: Worker[Item] = Worker(self._pickled, self._context)
+        self._processes.add(worker.process)
         if self._is_shut_down.is_set():
-            member.process.kill()
-        return member
+            worker.process.kill()
+        return worker
 
-    def _give_work(self) -> None:
-        """Ask for the next items, as many as the prefetch allows, of whoever has the least to do."""
-        end = min(self._next + _PREFETCH * len(self._members), self._length)
-        while self._lost or self._unread < end:
-            member = min(self._members, key=lambda member: len(member.given))
-            if len(member.given) == _PREFETCH:
+    def _assign_items(self) -> None:
+        """Assign the next items, within the prefetch limit, to the workers with the fewest items."""
+        end = min(self._next + _PREFETCH_FACTOR * len(self._workers), self._length)
+        while self._lost or self._first_unassigned < end:
+            worker = min(self._workers, key=lambda worker: len(worker.assigned))
+            if len(worker.assigned) == _PREFETCH_FACTOR:
                 return
             if self._lost:
-                member.give(self._lost.pop(0), self.quarantined)
+                worker.submit(self._lost.pop(0), self.quarantined)
             else:
-                member.give(self._unread, self.quarantined)
-                self._unread += 1
+                worker.submit(self._first_unassigned, self.quarantined)
+                self._first_unassigned += 1
 
-    def _look_after(self, *, wait_s: float) -> None:
-        """Take what has arrived, wait for it where asked to, and replace who is gone or stuck."""
+    def _poll(self, *, wait_s: float) -> None:
+        """Receive items, wait for at most `wait_s`, and replace dead or stuck workers."""
         if self._is_shut_down.is_set():
-            raise RuntimeError("the loader workers have been dismissed: nothing more can be read")
+            raise RuntimeError("the loader workers have been shut down: nothing more can be read")
         begin_s = time.monotonic()
-        ready = wait([member.socket for member in self._members], wait_s)
-        # No more than was meant: a job that was itself suspended does not hold it against its workers.
+        ready = wait([worker.socket for worker in self._workers], wait_s)
+        # At most `wait_s`: the time during which the job itself was suspended does not count.
         waited_s = min(time.monotonic() - begin_s, wait_s)
-        for place, member in enumerate(self._members):
-            if member.socket in ready:
-                self._take(place, member)
-            elif member.watch(waited_s) > self._patience_s(member):
-                if member.storage_s:
+        for place, worker in enumerate(self._workers):
+            if worker.socket in ready:
+                self._receive(place, worker)
+            elif worker.idle_after(waited_s) > self._limit_s(worker):
+                if worker.storage_s:
                     raise StorageUnavailable(
-                        f"sample {member.key}: the read of its bytes did nothing for "
-                        f"{self._patience_s(member):g} s; fix: check the disk, the mount and the network"
+                        f"sample {worker.key}: the read of its bytes did nothing for "
+                        f"{self._limit_s(worker):g} s; fix: check the disk, the mount and the network"
                     )
-                member.end()
-                self._replace(place, member, f"did nothing for data.timeout_s={self._timeout_s:g} seconds")
+                worker.kill()
+                self._replace(place, worker, f"did nothing for data.timeout_s={self._timeout_s:g} seconds")
 
-    def _patience_s(self, member: Worker[Item]) -> float:
-        if not member.record.events:
+    def _limit_s(self, worker: Worker[Item]) -> float:
+        if not worker.status.events:
             return max(self._timeout_s, _START_S)
-        return max(self._timeout_s, member.storage_s)
+        return max(self._timeout_s, worker.storage_s)
 
-    def _tell_outage(self) -> None:
-        reasons = (member.outage for member in self._members)
+    def _report_outage(self) -> None:
+        reasons = (worker.outage for worker in self._workers)
         silent = (
-            f"the read of the bytes of sample {member.key} has been silent for {member.quiet_s:.0f} s"
-            for member in self._members
-            if member.storage_s and member.quiet_s > _SILENT_S
+            f"the read of the bytes of sample {worker.key} has been silent for {worker.idle_s:.0f} s"
+            for worker in self._workers
+            if worker.storage_s and worker.idle_s > _SILENT_S
         )
         reason = next((reason for reason in (*reasons, *silent) if reason), "")
         if reason or self._has_outage:
             self._has_outage = bool(reason)
             self._on_outage(reason)
 
-    def _take(self, place: int, member: Worker[Item]) -> None:
+    def _receive(self, place: int, worker: Worker[Item]) -> None:
         try:
-            number, item = member.take()
+            number, item = worker.receive()
         except EOFError:
             if not self._is_shut_down.is_set():
-                self._replace(place, member, member.end())
+                self._replace(place, worker, worker.kill())
             return
         if isinstance(item, WorkerError):
             item.reraise()
         self._arrived[number] = item
-        self._give_work()
+        self._assign_items()
 
-    def _replace(self, place: int, member: Worker[Item], how: str) -> None:
-        """A new worker in the place of one that is gone, its items asked for again, its sample left out."""
-        self._processes.discard(member.process)
-        member.close()
+    def _replace(self, place: int, worker: Worker[Item], cause: str) -> None:
+        """Start a new worker, request the items of the old one again and quarantine its sample."""
+        self._processes.discard(worker.process)
+        worker.close()
         self._deaths += 1
-        if member.key:
-            self._quarantine(member.key, how)
-        elif member.record.samples == 0:
+        if worker.key:
+            self._quarantine(worker.key, cause)
+        elif worker.status.samples == 0:
             raise DataError(
-                f"a loader worker {how} before it had read anything: what it said stands above; "
+                f"a loader worker {cause} before it had read anything: its output stands above; "
                 "data.num_workers=0 reads in the main process"
             )
         else:
-            log.warning("a loader worker %s between two samples: a new one takes its place", how)
-        if self._deaths > _MOST_DEATHS:
+            log.warning("a loader worker %s between two samples: a new one takes its place", cause)
+        if self._deaths > _MAX_DEATHS:
             raise DataError(
-                f"{self._deaths} loader workers died or hung, the last one {how}: too many for an accident. "
-                f"Samples they were at: {', '.join(sorted(self.quarantined)) or 'none'}. "
-                f"{signal.SIGKILL.name} means too little memory as a rule: lower data.num_workers"
+                f"{self._deaths} loader workers died or hung, the last one {cause}; samples they read: "
+                f"{', '.join(sorted(self.quarantined)) or 'none'}; fix: lower data.num_workers, because "
+                f"{signal.SIGKILL.name} usually means too little memory"
             )
-        self._lost = sorted(self._lost + member.given)
-        self._members[place] = self._start_worker()
-        self._give_work()
+        self._lost = sorted(self._lost + worker.assigned)
+        self._workers[place] = self._start_worker()
+        self._assign_items()
 
-    def _quarantine(self, key: str, how: str) -> None:
+    def _quarantine(self, key: str, cause: str) -> None:
         if key not in self.quarantined:
-            self.quarantined[key] = f"a loader worker {how} while it read the sample, earlier in this run"
+            self.quarantined[key] = f"a loader worker {cause} while it read the sample, earlier in this run"
             log.warning(
                 "a loader worker %s while it read sample %s: it is left out for the rest of this run, "
-                "and a new worker reads on", how, key,
+                "and a new worker reads on", cause, key,
             )  # fmt: skip
 
 
-def _shutdown(processes: set[BaseProcess], dismissed: threading.Event) -> None:
-    dismissed.set()  # first, so that a thread which sees them die knows why
+class Prefetcher(Iterator[Item]):
+    """Fetch and transform the next item in a thread while the last one is in use, for pinning memory.
+
+    Args:
+        transform: runs on the current CUDA device.
+    """
+
+    def __init__(self, pool: WorkerPool[Item], transform: Callable[[Item], Item]):
+        self._done: queue.Queue[Item | BaseException] = queue.Queue(maxsize=1)
+        self._ended = threading.Event()
+        # A new thread starts on device 0, and pinning there would take memory of another process's GPU.
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        arguments = (pool, transform, self._done, self._ended, device)
+        threading.Thread(target=_prefetch, args=arguments, daemon=True).start()
+        weakref.finalize(self, _end_prefetch, pool, self._ended)
+        self._pool = pool
+
+    @property
+    def samples_in_progress(self) -> list[str]:
+        """See `WorkerPool.samples_in_progress`."""
+        return self._pool.samples_in_progress
+
+    def __next__(self) -> Item:
+        if self._ended.is_set():
+            raise StopIteration
+        item = self._done.get()
+        if isinstance(item, BaseException):
+            self._ended.set()
+            raise item
+        return item
+
+
+def _end_prefetch(pool: WorkerPool[Any], ended: threading.Event) -> None:
+    ended.set()
+    pool.shutdown()  # wakes the thread
+
+
+def _prefetch(
+    pool: WorkerPool[Item],
+    transform: Callable[[Item], Item],
+    done: "queue.Queue[Item | BaseException]",
+    ended: threading.Event,
+    device: int | None,
+) -> None:
+    def put(item: Item | BaseException) -> None:
+        while not ended.is_set():
+            with suppress(queue.Full):
+                return done.put(item, timeout=_PUT_S)
+
+    try:
+        if device is not None:
+            torch.cuda.set_device(device)
+        for item in pool:
+            put(transform(item))
+        put(StopIteration())
+    except BaseException as error:  # raised again in the thread that uses the items
+        put(error)
+    finally:
+        pool.shutdown()
+
+
+def _shutdown(processes: set[BaseProcess], is_shut_down: threading.Event) -> None:
+    is_shut_down.set()  # first, so that a thread that sees the workers die knows the reason
     for process in list(processes):
         process.kill()
     for process in list(processes):
@@ -236,10 +303,10 @@ def _shutdown(processes: set[BaseProcess], dismissed: threading.Event) -> None:
     processes.clear()
 
 
-def _pickled(readable: object, workers: int) -> bytes:
+def _pickled(reader: object, workers: int) -> bytes:
     try:
-        return to_bytes(readable)
-    except Exception as error:  # whatever the pickling of a part raises
+        return to_bytes(reader)
+    except Exception as error:  # pickling a component may raise anything
         raise ValueError(
             f"data.num_workers={workers} reads in other processes, to which this stream cannot be sent "
             f"({error}): use classes and functions of a module's top level, or data.num_workers=0"

@@ -1,4 +1,4 @@
-"""Loader processes: how many, how they start, and how they leave signals to the main process."""
+"""Loader processes: their number, their start, and signals, which only the main process handles."""
 
 import fcntl
 import multiprocessing
@@ -16,19 +16,19 @@ from typing import NamedTuple
 
 from kinemae.data_tools.command import log
 
-_MAIN_ONLY = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 class CoreLimits(NamedTuple):
-    """The CPU limits of one process, compared between the processes of a machine.
+    """The CPU limits of a process, compared between the processes of a machine.
 
     Attributes:
-        machine: identifies the running kernel.
-        cores: numbers of the cores that it may run on (its affinity).
-        quotas: cores that each control group above it may use together, by the group's name.
+        machine: identifier of the running kernel.
+        cores: the cores of its CPU affinity.
+        quotas: cores that each control group above it may use in total, by the group's name.
     """
 
     machine: str
@@ -37,12 +37,12 @@ class CoreLimits(NamedTuple):
 
 
 def resolve_num_workers(requested: int, cores: int) -> int:
-    """Loader workers of one process.
+    """Number of loader workers of a process.
 
     Args:
-        requested: data.num_workers; -1 means the process's cores less one for itself. Any other number is
-            used as given. More than the cores gives a warning, not an error: it helps with a slow disk.
-        cores: the process's share of its machine, see `cores_per_process`.
+        requested: data.num_workers; -1 means one less than the cores. Any other number is used as given;
+            a number above the cores gives a warning, because it helps with a slow disk.
+        cores: cores of the process, see `cores_per_process`.
 
     Raises:
         ValueError: a negative number other than -1.
@@ -64,8 +64,8 @@ def resolve_num_workers(requested: int, cores: int) -> int:
 def cores_per_process(own: CoreLimits, everyone: Sequence[CoreLimits]) -> int:
     """Whole cores for one process, at least 1.
 
-    A core is shared by the processes that may run on it; processes bound to separate cores, as by Slurm,
-    share none. A quota is shared by the processes of its control group.
+    A core is divided among the processes whose affinity includes it; processes bound to separate cores, as by
+    Slurm, share none. A quota is divided among the processes of its control group.
 
     Args:
         everyone: the limits of all processes of the run, including this one.
@@ -80,21 +80,18 @@ def cores_per_process(own: CoreLimits, everyone: Sequence[CoreLimits]) -> int:
 
 def core_limits() -> CoreLimits:
     """The limits of this process."""
-    try:
-        machine = _BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError:
-        machine = platform.node()
+    machine = _text(_BOOT_ID).strip() or platform.node()
     return CoreLimits(machine, frozenset(os.sched_getaffinity(0)), dict(_quotas()))
 
 
 def available_cores() -> int:
-    """Cores that this process may use if it runs alone: its affinity, limited by quotas."""
+    """Cores of this process if it runs alone: its affinity, limited by quotas."""
     own = core_limits()
     return cores_per_process(own, [own])
 
 
 def _quotas() -> Iterator[tuple[str, float]]:
-    """The limits of this process's control groups, from its own to the outermost that it sees."""
+    """The quotas of this process's control groups, from its own to the outermost that it sees."""
     space = _inode(Path("/proc/self/ns/cgroup"))
     for line in _text(_OWN_CGROUPS).splitlines():
         _, controllers, path = line.split(":", 2)
@@ -132,13 +129,13 @@ def _inode(path: Path) -> int:
 
 
 def worker_context(preload: Iterable[str]) -> BaseContext:
-    """How workers start: forked from a clean server process that has imported what they need.
+    """Multiprocessing context: workers are forked from a clean server process with preloaded modules.
 
-    A plain fork would copy a process with CUDA, NCCL and pinned memory in use, and keep the GPU's memory
-    alive for as long as a worker outlives a killed parent; `spawn` imports torch in every worker.
+    A plain fork would copy a process that uses CUDA, NCCL and pinned memory, and a worker that outlives a
+    killed parent would keep the GPU's memory. `spawn` imports torch in every worker.
 
     Args:
-        preload: modules that the server imports once for all workers.
+        preload: modules to import once for all workers.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(sorted(set(preload) - {"__main__"}))
@@ -147,14 +144,14 @@ def worker_context(preload: Iterable[str]) -> BaseContext:
 
 @contextmanager
 def stop_signals_blocked() -> Iterator[None]:
-    """Processes started in this block never see the signals that ask the run to stop.
+    """Start processes in this block with the signals blocked that ask a run to stop.
 
-    A scheduler signals the whole process group, and a run that wants to save a checkpoint first needs
-    its workers alive. The signals are blocked rather than ignored, which children inherit through fork
-    and exec, so one that arrives meanwhile reaches the main process afterwards.
+    A scheduler signals the whole process group, and a run that saves a checkpoint first needs its workers.
+    Children inherit blocked signals through fork and exec; a signal that arrives in the block reaches the
+    main process afterwards.
     """
     resource_tracker.ensure_running()  # started inside the block, it would unblock SIGINT and SIGTERM again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _MAIN_ONLY)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield
     finally:
@@ -162,12 +159,12 @@ def stop_signals_blocked() -> Iterator[None]:
 
 
 def block_stop_signals() -> None:
-    """The same from inside a worker, for one whose server was started by somebody else."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _MAIN_ONLY)
+    """Block these signals in a worker, whose fork server may have been started by other code."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
 
 
 def exit_with_parent() -> None:
-    """Make the kernel kill this process when the main process ends, which closes a pipe that is held here.
+    """Let the kernel kill this process when the main process ends, which closes a pipe held here.
 
     A thread that waits for the main process could not kill a worker that is stopped or stuck in C code.
     """
@@ -176,5 +173,5 @@ def exit_with_parent() -> None:
     fcntl.fcntl(main.sentinel, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(main.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(main.sentinel, fcntl.F_SETFL, fcntl.FASYNC)
-    if not main.is_alive():  # since before the kernel was asked
+    if not main.is_alive():  # ended before the kernel was asked
         os._exit(1)

@@ -19,8 +19,7 @@ from kinemae.data_tools.storage.location import Location, StorageError, StorageU
 from kinemae.data_tools.storage.retries import raise_if_outage
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import probe
-from kinemae.data_tools.stream.shards import read_video
-from kinemae.data_tools.stream.video_reader import decode_sample
+from kinemae.data_tools.stream.video_reader import decode_sample, read_video
 
 _OWN_COMMAND = "data_tools shard"  # whose tars hold KEY.json and KEY.ENDING and nothing else
 _SAME_S = 1e-6
@@ -100,7 +99,7 @@ def check_sample(job: SampleJob) -> list[Fault]:
     timestamps_s = [(frame + 0.5) * sample.duration_s / sample.frames for frame in range(sample.frames)]
     try:
         found = asdict(probe(read_video(index, sample)))
-        for _ in decode_sample(index, sample, timestamps_s, decoder="pyav") if timestamps_s else ():
+        for _ in decode_sample(index, sample, timestamps_s) if timestamps_s else ():
             pass
     except BadVideo as error:
         return [fault(index, sample, str(error))]

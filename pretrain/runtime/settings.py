@@ -7,7 +7,6 @@ import torch
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.storage.cache import Cache
-from kinemae.data_tools.stream.video_reader import check_decoder
 from kinemae.pretrain.runtime.loss_guard import LossGuardConfig
 from kinemae.pretrain.runtime.watchdog import TimeoutsConfig
 
@@ -22,7 +21,6 @@ class StreamConfig:
         max_bad_fraction: the share of clips that may be unreadable before the run stops.
         timeout_s: limit without progress; then a loader worker is replaced and its sample skipped.
         outage_s: how long to wait for a storage that is down; then the run stops and can be started again.
-        decoder: "pyav", or "torchcodec" where that package is installed; the frames are the same.
         cache_dir: a folder of this machine that keeps what is read from remote shards; null for none.
         cache_gb: the most it may hold.
     """
@@ -32,7 +30,6 @@ class StreamConfig:
     max_bad_fraction: float = 0.01
     timeout_s: float = 120.0
     outage_s: float = 300.0
-    decoder: str = "pyav"
     cache_dir: str | None = None
     cache_gb: float = 100.0
 
@@ -45,7 +42,6 @@ class StreamConfig:
         require(is_share, "data.max_bad_fraction", "lie between 0 and 1", self.max_bad_fraction)
         require(self.timeout_s > 0, "data.timeout_s", "be above 0", self.timeout_s)
         require(self.outage_s >= 0, "data.outage_s", "be 0 or more", self.outage_s)
-        check_decoder(self.decoder)
         require(self.cache_gb > 0, "data.cache_gb", "be above 0", self.cache_gb)
 
     @property

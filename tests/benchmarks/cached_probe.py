@@ -50,7 +50,6 @@ def features(encoder: Encoder, shards: Path) -> tuple[Tensor, Tensor]:
         world=1,
         workers=0,
         timeout_s=60,
-        decoder="pyav",
     )
     tokens, labels = [], []
     for item in found:

@@ -47,7 +47,7 @@ from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.stream.frame_decoder import frames_at
 from kinemae.data_tools.stream.frame_sampling import training_timestamps_s
 from kinemae.data_tools.stream.loader import AugmentConfig, ClipConfig, TrainingClips
-from kinemae.data_tools.stream.shards import read_video
+from kinemae.data_tools.stream.video_reader import read_video
 from kinemae.data_tools.stream.views import View, crop_views, training_view
 from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
 from kinemae.data_tools.stream.yuv_to_rgb import YuvClips

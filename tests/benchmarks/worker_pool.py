@@ -38,10 +38,10 @@ class Empty(ItemReader[Any]):
     def __len__(self) -> int:
         return self.length
 
-    def read(self, number: int, *, quarantined: Mapping[str, str], reading: Callable[[str], None]) -> Any:
+    def read(self, number: int, *, quarantined: Mapping[str, str], on_sample: Callable[[str], None]) -> Any:
         began_s = time.process_time()
         for row in range(self.clips):
-            reading(f"sample-{row}")
+            on_sample(f"sample-{row}")
         luma = torch.full((self.clips, 16, self.size, self.size), number % 256, dtype=torch.uint8)
         chroma = torch.full((self.clips, 16, 2, self.size // 2, self.size // 2), 128, dtype=torch.uint8)
         index = torch.arange(self.clips)
@@ -59,9 +59,9 @@ class Real(ItemReader[Any]):
     def __len__(self) -> int:
         return self.length
 
-    def read(self, number: int, *, quarantined: Mapping[str, str], reading: Callable[[str], None]) -> Any:
+    def read(self, number: int, *, quarantined: Mapping[str, str], on_sample: Callable[[str], None]) -> Any:
         began_s = time.process_time()
-        batch = self.stream.batch(range(number * self.clips, (number + 1) * self.clips), reading=reading)
+        batch = self.stream.batch(range(number * self.clips, (number + 1) * self.clips), on_sample=on_sample)
         return {"batch": batch, "pid": os.getpid(), "cpu_s": began_s}
 
 
@@ -73,14 +73,14 @@ class AsDataset(Dataset[Any]):
         return len(self.items)
 
     def __getitem__(self, number: int) -> Any:
-        return self.items.read(number, quarantined={}, reading=lambda key: None)
+        return self.items.read(number, quarantined={}, on_sample=lambda key: None)
 
 
 def as_it_is(item: Any) -> Any:
     return item
 
 
-def crew(items: ItemReader[Any], workers: int) -> Iterator[Any]:
+def pool(items: ItemReader[Any], workers: int) -> Iterator[Any]:
     return WorkerPool(items, workers=workers, timeout_s=120.0, preload=[__name__])
 
 
@@ -121,15 +121,15 @@ def measure(
 
 
 def compare(name: str, items: Any, workers: int) -> None:
-    rates: dict[str, list[tuple[float, float]]] = {"DataLoader": [], "crew": []}
+    rates: dict[str, list[tuple[float, float]]] = {"DataLoader": [], "pool": []}
     for _ in range(ROUNDS):
         rates["DataLoader"].append(measure(data_loader, items, workers))
-        rates["crew"].append(measure(crew, items, workers))
+        rates["pool"].append(measure(pool, items, workers))
     best = {who: (max(rate for rate, _ in runs), min(cpu for _, cpu in runs)) for who, runs in rates.items()}
     for who, (rate, cpu_s) in best.items():
         print(f"{name:32} {who:12} {rate:10.0f} clips/s {cpu_s:8.3f} s of CPU per 1000 clips")
-    print(f"{name:32} {'crew / DL':12} {best['crew'][0] / best['DataLoader'][0]:10.2f} x"
-          f" {best['crew'][1] / best['DataLoader'][1]:14.2f} x")  # fmt: skip
+    print(f"{name:32} {'pool / DL':12} {best['pool'][0] / best['DataLoader'][0]:10.2f} x"
+          f" {best['pool'][1] / best['DataLoader'][1]:14.2f} x")  # fmt: skip
 
 
 def main() -> None:

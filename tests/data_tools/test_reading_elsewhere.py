@@ -12,7 +12,7 @@ import pytest
 import webdataset
 
 from kinemae.data_tools.index import open_index
-from kinemae.data_tools.stream.shards import read_video
+from kinemae.data_tools.stream.video_reader import read_video
 from tests.conftest import run_module
 from tests.source_collections import write_clip, write_clips, write_text
 

@@ -20,8 +20,8 @@ from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.decode import probe
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
-from kinemae.data_tools.stream.shards import read_video
 from kinemae.data_tools.stream.training_clips import TrainingClips
+from kinemae.data_tools.stream.video_reader import read_video
 from tests.conftest import run_module
 from tests.source_collections import write_clip, write_clips, write_tar, write_text
 

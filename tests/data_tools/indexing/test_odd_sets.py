@@ -13,7 +13,7 @@ from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.indexing.shard_list import find_shards
 from kinemae.data_tools.indexing.tar_members import members_of
 from kinemae.data_tools.storage.location import location
-from kinemae.data_tools.stream.shards import read_video
+from kinemae.data_tools.stream.video_reader import read_video
 from tests.source_collections import write_clip, write_tar, write_text
 
 

@@ -13,7 +13,7 @@ from kinemae.data_tools.manifest.videos import Listing
 from kinemae.data_tools.sharding.detect_source import refuse_empty, source_of
 from kinemae.data_tools.sharding.plan import ShardConfig
 from kinemae.data_tools.storage.location import location
-from kinemae.data_tools.stream.shards import read_video
+from kinemae.data_tools.stream.video_reader import read_video
 from tests.faulty_server import faulty_server
 from tests.source_collections import COLLECTIONS, write_clips, write_tar, write_text
 

@@ -107,10 +107,10 @@ def test_a_video_that_fails_on_its_way_leaves_nothing_of_itself(synth_shards, mo
 
 def test_a_quarantined_sample_is_skipped_untouched_and_the_others_are_announced(synth_shards):
     clips, announced = clips_of(synth_shards / "train"), []
-    whole = clips.batch(range(6), reading=announced.append)
+    whole = clips.batch(range(6), on_sample=announced.append)
     assert announced == list(whole.keys[::2])
     announced.clear()
-    part = clips.batch(range(6), quarantined={whole.keys[2]: "it hung"}, reading=announced.append)
+    part = clips.batch(range(6), quarantined={whole.keys[2]: "it hung"}, on_sample=announced.append)
     assert announced == [whole.keys[0], whole.keys[4]]
     assert [(clip.key, clip.reason) for clip in part.skipped] == [(whole.keys[2], "it hung")] * 2
     assert not part.clip_BCTHW[2:4].any() and torch.equal(part.clip_BCTHW[4:], whole.clip_BCTHW[4:])

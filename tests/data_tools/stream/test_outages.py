@@ -24,7 +24,7 @@ from kinemae.data_tools.stream.loader import (
     training_loader,
 )
 from kinemae.data_tools.stream.order import plan_batch
-from kinemae.data_tools.stream.shards import read_video
+from kinemae.data_tools.stream.video_reader import read_video
 from tests.faulty_server import FaultyServer
 
 CLIP = ClipConfig(frames=4, stride=2, size=24)

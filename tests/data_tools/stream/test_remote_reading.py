@@ -13,7 +13,7 @@ from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.storage.location import Location, RetryPolicy, StorageUnavailable, location
 from kinemae.data_tools.stream.container import BadVideo
-from kinemae.data_tools.stream.shards import read_video
+from kinemae.data_tools.stream.video_reader import read_video
 from tests.faulty_server import FaultyServer
 
 QUICK = RetryPolicy(attempts=4, idle_s=0.5, total_s=5.0, pause_s=0.01)

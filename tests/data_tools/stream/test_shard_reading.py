@@ -9,7 +9,7 @@ import pytest
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import probe
-from kinemae.data_tools.stream.shards import read_video
+from kinemae.data_tools.stream.video_reader import read_video
 
 
 @pytest.fixture

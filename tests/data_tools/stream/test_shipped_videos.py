@@ -1,8 +1,5 @@
 """The videos that ship with the tests: every reader gives every frame, by its visible number."""
 
-import importlib.util
-
-import numpy as np
 import pytest
 import torch
 
@@ -11,8 +8,6 @@ from tests.data.make_videos import FRAMES, HEIGHT, WIDTH, numbered_pictures
 from tests.filming import SHIPPED, middle_s, number_of, sequential, video_files
 
 KINDS = video_files(SHIPPED, most=0)
-# torchcodec 0.17 finds other frames in these; PyAV, the default, finds all.
-NOT_BY_TORCHCODEC = {"interlaced.ts", "mpeg2.mpg", "xvid_packed.avi"}
 PAUSED = {5, 6, 7, 8, 9, 20, 21, 26}  # the picture before stays on screen
 EVERY = list(range(FRAMES))
 SHOWN = {
@@ -47,22 +42,6 @@ def test_each_frame_alone_is_the_right_one(path):
     shown = SHOWN.get(name, EVERY)
     alone = [decode_at(video, [start_s + 1e-3])[0] for start_s in starts_s(name)]
     assert [number_of(frame_CHW) for frame_CHW in alone] == shown
-
-
-@pytest.mark.skipif(importlib.util.find_spec("torchcodec") is None, reason="torchcodec is not installed")
-@pytest.mark.parametrize("path", KINDS)
-def test_torchcodec_gives_the_same_frames(path):
-    from kinemae.data_tools.stream.decode_torchcodec import yuv_frames_at
-
-    name, video = path.name, path.read_bytes()
-    if name in NOT_BY_TORCHCODEC:
-        pytest.skip("torchcodec itself gives other frames")
-    timestamps_s = [start_s + PERIOD_S / 2 for start_s in starts_s(name)[::5]]
-    found = {}
-    for picture, places in yuv_frames_at(video, timestamps_s):
-        found.update(dict.fromkeys(places, torch.from_numpy(np.array(picture.planes[0])).permute(2, 0, 1)))
-    theirs = [number_of(found[place]) for place in range(len(timestamps_s))]
-    assert theirs == SHOWN.get(name, EVERY)[::5]
 
 
 def test_a_rotated_video_is_upright():

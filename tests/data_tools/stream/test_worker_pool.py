@@ -18,11 +18,10 @@ import pytest
 import torch
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.stream import worker_pool as crew_module
+from kinemae.data_tools.stream import worker_pool as pool_module
 from kinemae.data_tools.stream.loader import samples_in_progress
-from kinemae.data_tools.stream.prefetch import Prefetcher
 from kinemae.data_tools.stream.worker import ItemReader
-from kinemae.data_tools.stream.worker_pool import WorkerPool
+from kinemae.data_tools.stream.worker_pool import Prefetcher, WorkerPool
 
 SAMPLES = 3  # samples in an item
 ITEMS = 12
@@ -86,7 +85,7 @@ class Numbers(ItemReader[Any]):
     def __len__(self) -> int:
         return self.length
 
-    def read(self, number: int, *, quarantined: Mapping[str, str], reading: Callable[[str], None]) -> Any:
+    def read(self, number: int, *, quarantined: Mapping[str, str], on_sample: Callable[[str], None]) -> Any:
         if self.before:
             self.before()
         values, skipped = [], {}
@@ -95,14 +94,14 @@ class Numbers(ItemReader[Any]):
             if key in quarantined:
                 skipped[key] = quarantined[key]
                 continue
-            reading(key)
+            on_sample(key)
             time.sleep(self.pace_s)
             self.deeds.get(sample, int)()
             values.append(sample)
         return {"values": torch.tensor(values), "skipped": skipped, "pid": os.getpid(), "more": self.more}
 
 
-def crew_of(numbers: ItemReader[Any], *, workers: int = 2, timeout_s: float = 60.0) -> WorkerPool[Any]:
+def pool_of(numbers: ItemReader[Any], *, workers: int = 2, timeout_s: float = 60.0) -> WorkerPool[Any]:
     return WorkerPool(numbers, workers=workers, timeout_s=timeout_s, preload=[__name__])
 
 
@@ -126,14 +125,14 @@ def runs(pid: int) -> bool:
 
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(crew_module.log, "propagate", True)
+    monkeypatch.setattr(pool_module.log, "propagate", True)
     return caplog
 
 
 @pytest.mark.parametrize("workers", [1, 3, 20])
 @pytest.mark.slow
 def test_items_come_in_order_whoever_reads_them(workers: int) -> None:
-    items = list(crew_of(Numbers(), workers=workers))
+    items = list(pool_of(Numbers(), workers=workers))
     assert [item["values"].tolist() for item in items] == [
         [3 * n, 3 * n + 1, 3 * n + 2] for n in range(ITEMS)
     ]
@@ -142,13 +141,13 @@ def test_items_come_in_order_whoever_reads_them(workers: int) -> None:
 
 
 def test_no_more_is_read_ahead_than_the_prefetch(tmp_path: Path) -> None:
-    crew = crew_of(Counting(str(tmp_path)), workers=2)
+    pool = pool_of(Counting(str(tmp_path)), workers=2)
     for taken in range(1, 5):
-        assert next(crew) == taken - 1
+        assert next(pool) == taken - 1
         assert wait_until(lambda taken=taken: len(list(tmp_path.iterdir())) == taken + 4)
     time.sleep(0.3)
     assert len(list(tmp_path.iterdir())) == 8  # 4 taken, and 2 for each worker
-    crew.close()
+    pool.close()
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class Counting(ItemReader[int]):
     def __len__(self) -> int:
         return 100
 
-    def read(self, number: int, *, quarantined: Mapping[str, str], reading: Callable[[str], None]) -> int:
+    def read(self, number: int, *, quarantined: Mapping[str, str], on_sample: Callable[[str], None]) -> int:
         (Path(self.folder) / str(number)).touch()
         return number
 
@@ -176,7 +175,7 @@ class Counting(ItemReader[int]):
 def test_the_sample_that_ends_or_holds_up_a_worker_is_left_out_and_all_others_are_read(
     said: pytest.LogCaptureFixture, deed: Callable[[], None], how: str
 ) -> None:
-    items = list(crew_of(Numbers({7: deed}), timeout_s=1.5))
+    items = list(pool_of(Numbers({7: deed}), timeout_s=1.5))
     assert [value for item in items for value in item["values"].tolist()] == [
         sample for sample in range(SAMPLES * ITEMS) if sample != 7
     ]
@@ -190,19 +189,19 @@ def test_the_sample_that_ends_or_holds_up_a_worker_is_left_out_and_all_others_ar
 
 @pytest.mark.slow
 def test_two_bad_samples_of_one_item_are_both_left_out(said: pytest.LogCaptureFixture) -> None:
-    crew = crew_of(Numbers({3: crash, 5: hang, 20: die}), timeout_s=1.5)
-    items = list(crew)
+    pool = pool_of(Numbers({3: crash, 5: hang, 20: die}), timeout_s=1.5)
+    items = list(pool)
     left_out = ["sample-20", "sample-3", "sample-5"]
     assert sorted(key for item in items for key in item["skipped"]) == left_out
-    assert sorted(crew.quarantined) == left_out and len(said.records) == 3
+    assert sorted(pool.quarantined) == left_out and len(said.records) == 3
     assert items[1]["values"].tolist() == [4]
 
 
 def test_a_worker_killed_from_outside_is_replaced_and_nothing_is_lost() -> None:
-    crew = crew_of(Numbers(pace_s=0.05), workers=2)
-    first = next(crew)
+    pool = pool_of(Numbers(pace_s=0.05), workers=2)
+    first = next(pool)
     os.kill(first["pid"], signal.SIGKILL)
-    items = [first, *crew]
+    items = [first, *pool]
     seen = [value for item in items for value in item["values"].tolist()]
     left_out = [int(key.removeprefix("sample-")) for item in items for key in item["skipped"]]
     assert sorted(seen + left_out) == list(range(SAMPLES * ITEMS)) and len(left_out) <= 1
@@ -212,39 +211,41 @@ def test_a_worker_killed_from_outside_is_replaced_and_nothing_is_lost() -> None:
 def test_a_worker_killed_while_it_has_nothing_to_do_costs_no_sample(
     said: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    last_ahead = tmp_path / "read"  # of the two items that it reads ahead
-    crew = crew_of(Numbers({3 * SAMPLES - 1: partial(Path.touch, last_ahead)}), workers=1)
-    first = next(crew)
-    assert wait_until(lambda: last_ahead.exists() and samples_in_progress(crew) == [])
+    last_ahead = tmp_path / "read"  # of the two items that it prefetches
+    pool = pool_of(Numbers({3 * SAMPLES - 1: partial(Path.touch, last_ahead)}), workers=1)
+    first = next(pool)
+    assert wait_until(lambda: last_ahead.exists() and samples_in_progress(pool) == [])
     os.kill(first["pid"], signal.SIGKILL)
-    items = [first, *crew]
+    items = [first, *pool]
     assert [value for item in items for value in item["values"].tolist()] == list(range(SAMPLES * ITEMS))
     assert "was killed by SIGKILL between two samples: a new one takes its place" in said.text
 
 
 @pytest.mark.slow
 def test_a_slow_main_process_is_no_reason_to_replace_a_worker() -> None:
-    crew = crew_of(Numbers(pace_s=0.1, length=3), workers=1, timeout_s=2.0)
-    first = next(crew)
+    pool = pool_of(Numbers(pace_s=0.1, length=3), workers=1, timeout_s=2.0)
+    first = next(pool)
     time.sleep(3.0)  # longer than a worker's limit
-    assert {item["pid"] for item in crew} == {first["pid"]}
+    assert {item["pid"] for item in pool} == {first["pid"]}
 
 
 def test_it_is_known_which_samples_are_being_read() -> None:
-    crew = crew_of(Numbers({0: hang, 3: hang}))
-    assert wait_until(lambda: sorted(samples_in_progress(crew)) == ["sample-0", "sample-3"])
-    assert sorted(samples_in_progress(Prefetcher(crew, lambda item: item))) == ["sample-0", "sample-3"]
-    crew.close()
-    assert samples_in_progress(crew) == [] == samples_in_progress(iter([1]))
+    pool = pool_of(Numbers({0: hang, 3: hang}))
+    assert wait_until(lambda: sorted(samples_in_progress(pool)) == ["sample-0", "sample-3"])
+    assert sorted(samples_in_progress(Prefetcher(pool, lambda item: item))) == ["sample-0", "sample-3"]
+    pool.close()
+    assert samples_in_progress(pool) == [] == samples_in_progress(iter([1]))
 
 
 def test_many_deaths_end_the_run_and_name_the_samples() -> None:
-    crew = crew_of(Numbers(dict.fromkeys(range(36), die)))
-    message = r"11 loader workers died or hung, the last one was killed by SIGKILL: .*they were at: sample-"
+    pool = pool_of(Numbers(dict.fromkeys(range(36), die)))
+    message = (
+        r"11 loader workers died or hung, the last one was killed by SIGKILL; samples they read: sample-"
+    )
     with pytest.raises(DataError, match=message):
-        list(crew)
+        list(pool)
     assert wait_until(lambda: processes_alive() == [])
-    assert list(crew) == []
+    assert list(pool) == []
 
 
 def test_a_worker_that_cannot_begin_ends_the_run() -> None:
@@ -252,18 +253,18 @@ def test_a_worker_that_cannot_begin_ends_the_run() -> None:
         "a loader worker left with exit code 7 before it had read anything: .*data.num_workers=0 reads in the"
     )
     with pytest.raises(DataError, match=message):
-        list(crew_of(Numbers(before=leave)))
+        list(pool_of(Numbers(before=leave)))
 
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_before_its_first_sample_ends_the_run() -> None:
     with pytest.raises(DataError, match=r"did nothing for data.timeout_s=1 seconds before it had read"):
-        list(crew_of(Numbers(before=hang), timeout_s=1.0))
+        list(pool_of(Numbers(before=hang), timeout_s=1.0))
 
 
 def test_an_error_keeps_its_type_and_brings_its_traceback_and_its_sample() -> None:
     with pytest.raises(OSError, match="the disk is on fire") as caught:
-        list(crew_of(Numbers({4: fail})))
+        list(pool_of(Numbers({4: fail})))
     assert str(caught.value) == "the disk is on fire"
     assert caught.value.__notes__ == ["in a loader worker, at sample sample-4"]
     assert "in fail\n" in str(caught.value.__cause__)
@@ -272,24 +273,24 @@ def test_an_error_keeps_its_type_and_brings_its_traceback_and_its_sample() -> No
 
 def test_an_error_that_cannot_travel_is_told_in_words() -> None:
     with pytest.raises(RuntimeError, match="ForeignError: one and two"):
-        list(crew_of(Numbers({4: fail_foreign})))
+        list(pool_of(Numbers({4: fail_foreign})))
 
 
 def test_a_stream_that_cannot_be_sent_to_a_process_is_refused() -> None:
     message = r"data.num_workers=2 reads in other processes, .* \(this one stays here\): use classes and"
     with pytest.raises(ValueError, match=message):
-        crew_of(Numbers(more=Unpicklable()))
+        pool_of(Numbers(more=Unpicklable()))
 
 
 def test_an_item_that_cannot_be_sent_back_is_an_error() -> None:
     class_of_this_test = Numbers(more=None)
-    assert len(list(crew_of(class_of_this_test))) == ITEMS
+    assert len(list(pool_of(class_of_this_test))) == ITEMS
     with pytest.raises(TypeError, match="this one stays here"):
-        list(crew_of(MadeThere()))
+        list(pool_of(MadeThere()))
 
 
 class MadeThere(Numbers):
-    def read(self, number: int, *, quarantined: Mapping[str, str], reading: Callable[[str], None]) -> Any:
+    def read(self, number: int, *, quarantined: Mapping[str, str], on_sample: Callable[[str], None]) -> Any:
         return Unpicklable()
 
 
@@ -297,24 +298,24 @@ def test_a_batch_for_which_there_is_no_memory_says_what_to_lower() -> None:
     with pytest.raises(
         DataError, match=r"no memory for a batch of 0\.0 MB .*lower data.num_workers or batch.clips"
     ):
-        list(crew_of(Numbers({4: run_out_of_memory}, more=torch.zeros(10_000))))
+        list(pool_of(Numbers({4: run_out_of_memory}, more=torch.zeros(10_000))))
 
 
-def test_a_crew_that_is_let_go_takes_its_workers_along() -> None:
-    crew = crew_of(Numbers())
-    pid = next(crew)["pid"]
-    del crew
+def test_a_pool_that_is_let_go_takes_its_workers_along() -> None:
+    pool = pool_of(Numbers())
+    pid = next(pool)["pid"]
+    del pool
     assert wait_until(lambda: not runs(pid) and processes_alive() == [])
 
 
 PROGRAM = """
 import json
 import sys
-from tests.data_tools.stream.test_worker_pool import Prefetcher, Numbers, crew_of, hang, processes_alive, stop
+from tests.data_tools.stream.test_worker_pool import Numbers, Prefetcher, pool_of, hang, processes_alive, stop
 
 if __name__ == "__main__":
-    crew = crew_of(Numbers({9: hang, 12: stop}, length=1000), workers=2)
-    next(crew)
+    pool = pool_of(Numbers({9: hang, 12: stop}, length=1000), workers=2)
+    next(pool)
     print(json.dumps(processes_alive()), flush=True)
     exec(sys.argv[1])
 """
@@ -340,7 +341,7 @@ def start(repo: Path, tmp_path: Path, ending: str) -> tuple[subprocess.Popen[str
 
 @pytest.mark.processes
 def test_workers_do_not_outlive_a_main_process_that_is_killed(repo: Path, tmp_path: Path) -> None:
-    process, pids = start(repo, tmp_path, "list(crew)")
+    process, pids = start(repo, tmp_path, "list(pool)")
     time.sleep(0.5)  # by now one of them hangs and the other is stopped
     process.kill()
     process.communicate()
@@ -348,11 +349,11 @@ def test_workers_do_not_outlive_a_main_process_that_is_killed(repo: Path, tmp_pa
 
 
 SUSPENDED = """
-crew.close()
-crew = crew_of(Numbers(pace_s=0.2, length=6), workers=2, timeout_s=2.0)
-first = [next(crew), next(crew)]
+pool.close()
+pool = pool_of(Numbers(pace_s=0.2, length=6), workers=2, timeout_s=2.0)
+first = [next(pool), next(pool)]
 print(json.dumps([item["pid"] for item in first]), flush=True)
-print(json.dumps([item["pid"] for item in crew]), flush=True)
+print(json.dumps([item["pid"] for item in pool]), flush=True)
 """
 
 
@@ -372,7 +373,7 @@ def test_a_job_that_was_suspended_does_not_replace_its_workers(repo: Path, tmp_p
 
 @pytest.mark.processes
 def test_ctrl_c_ends_the_program_at_once_with_its_workers(repo: Path, tmp_path: Path) -> None:
-    process, pids = start(repo, tmp_path, "list(crew)")
+    process, pids = start(repo, tmp_path, "list(pool)")
     time.sleep(0.5)
     for pid in (process.pid, *pids):  # as a terminal does, to all of the group
         os.kill(pid, signal.SIGINT)
@@ -384,7 +385,7 @@ def test_ctrl_c_ends_the_program_at_once_with_its_workers(repo: Path, tmp_path: 
 
 @pytest.mark.processes
 def test_a_program_that_ends_early_ends_with_its_workers(repo: Path, tmp_path: Path) -> None:
-    process, pids = start(repo, tmp_path, "ahead = Prefetcher(crew, dict); next(ahead); raise SystemExit(5)")
+    process, pids = start(repo, tmp_path, "one = Prefetcher(pool, dict); next(one); raise SystemExit(5)")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 5 and errors == ""
     assert wait_until(lambda: not any(runs(pid) for pid in pids))
@@ -394,24 +395,24 @@ def doubled(item: dict[str, Any]) -> dict[str, Any]:
     return {**item, "values": item["values"] * 2}
 
 
-def test_ahead_changes_items_in_order_and_ends_with_them() -> None:
-    items = list(Prefetcher(crew_of(Numbers()), doubled))
+def test_the_prefetcher_changes_items_in_order_and_ends_with_them() -> None:
+    items = list(Prefetcher(pool_of(Numbers()), doubled))
     assert [value for item in items for value in item["values"].tolist()] == list(range(0, 72, 2))
     assert wait_until(lambda: processes_alive() == [])
 
 
-def test_ahead_brings_errors_of_workers_and_of_the_change() -> None:
-    ahead = Prefetcher(crew_of(Numbers({4: fail})), doubled)
+def test_the_prefetcher_brings_errors_of_workers_and_of_the_change() -> None:
+    prefetcher = Prefetcher(pool_of(Numbers({4: fail})), doubled)
     with pytest.raises(OSError, match="the disk is on fire"):
-        list(ahead)
-    assert list(ahead) == []
+        list(prefetcher)
+    assert list(prefetcher) == []
     with pytest.raises(KeyError, match="nothing"):
-        list(Prefetcher(crew_of(Numbers()), lambda item: item["nothing"]))
+        list(Prefetcher(pool_of(Numbers()), lambda item: item["nothing"]))
     assert wait_until(lambda: processes_alive() == [])
 
 
-def test_ahead_that_is_let_go_takes_its_workers_along() -> None:
-    ahead = Prefetcher(crew_of(Numbers()), doubled)
-    next(ahead)
-    del ahead
+def test_a_prefetcher_that_is_let_go_takes_its_workers_along() -> None:
+    prefetcher = Prefetcher(pool_of(Numbers()), doubled)
+    next(prefetcher)
+    del prefetcher
     assert wait_until(lambda: processes_alive() == [])

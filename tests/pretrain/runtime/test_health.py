@@ -80,7 +80,7 @@ def test_training_is_the_same_to_the_last_bit_with_and_without(
 def features(plan: Plan, index: ShardIndex, positions: Sequence[int]) -> Tensor:
     """Tokens of centre crops, all clips at once, x_BND, as the plain encoder gives them."""
     videos = EvaluationVideos(index, positions, clip=plan.config.clip, temporal_clips=1, spatial_crops=1)
-    items = [videos.read(i, quarantined={}, reading=lambda key: None) for i in range(len(positions))]
+    items = [videos.read(i, quarantined={}, on_sample=lambda key: None) for i in range(len(positions))]
     clip_BCTHW = torch.cat([item.pixels.rgb() for item in items])  # type: ignore[union-attr]
     plan.model.encoder.eval()
     with torch.no_grad():
@@ -231,6 +231,6 @@ def test_videos_are_spread_over_a_data_set_and_over_the_sets_of_a_mixture(
     assert _spread([3, 5, 9], 8) == [3, 5, 9]
     mixture = {str(synth_shards / name): 1 for name in ("train", "unlabelled", "validation")}
     plan = make_plan(small_config("data.shards=null", f"data.mixture={mixture}"))
-    found = spread_videos(plan.index, 8, clip=plan.config.clip, decoder="pyav")
+    found = spread_videos(plan.index, 8, clip=plan.config.clip)
     assert [len(videos.positions) for videos in found] == [3, 3, 2]
     assert sum(len(list(videos)) for videos in found) == 8
