@@ -13,8 +13,8 @@ from kinemae.data_tools.stream.yuv_to_rgb import to_luma
 from kinemae.finetune.heads.base import Head
 from kinemae.finetune.mixing import Mixer
 from kinemae.pretrain.model.encoder import Encoder
-from kinemae.pretrain.model.packing import Packing, share_of, top_tokens
-from kinemae.pretrain.model.scorer import with_gradient_of
+from kinemae.pretrain.model.packing import Packing, kept_count, top_tokens
+from kinemae.pretrain.model.scorer import add_gradient_of
 from kinemae.pretrain.model.tokens import MEAN, STD, normalise, patchify, take_patches
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.pruning.none import NoPruning
@@ -117,7 +117,7 @@ class Classifier(nn.Module):
             loss_B = torch.lerp(self._cross_entropy(logits_BY, mixed.partner_label_B), loss_B, mixed.lam_B)
             label_B = torch.where(mixed.lam_B >= 0.5, label_B, mixed.partner_label_B)
         if features.threshold_loss_B is not None:
-            loss_B = with_gradient_of(loss_B, features.threshold_loss_B)
+            loss_B = add_gradient_of(loss_B, features.threshold_loss_B)
         values = {"loss": loss_B, "accuracy": (logits_BY.argmax(dim=1) == label_B).float()}
         if not isinstance(self.pruning, NoPruning):
             values["kept_fraction"] = features.kept_B / self.encoder.grid.tokens
@@ -157,24 +157,24 @@ class Classifier(nn.Module):
 
     def _prune_by_pixels(self, clip_BCTHW: Tensor, draws: ClipRandom | None) -> Features:
         """Select patches by their pixels, and embed only these."""
-        worth = self.pruning.weigh(to_luma(clip_BCTHW), self.encoder.shape.patch)
+        scores = self.pruning.score_tokens(to_luma(clip_BCTHW), self.encoder.shape.patch)
         if self.pruning.keep is None:
-            packing = Packing.of(worth.is_kept_BN, worth.score_BN)
-            run_1L = None if worth.run_BN is None else packing.pack(worth.run_BN)
+            packing = Packing.of(scores.is_kept_BN, scores.score_BN)
+            run_1L = None if scores.run_length_BN is None else packing.pack(scores.run_length_BN)
             x_1LD = self._embed(clip_BCTHW, packing.index_1L, run_1L, clip_BK=packing.clip_1L)
             return self._encode_packed(x_1LD, packing, draws)
-        index_BK = top_tokens(worth.score_BN, share_of(worth.score_BN.shape[1], self.pruning.keep))
-        run_BK = None if worth.run_BN is None else worth.run_BN.gather(1, index_BK)
-        x_BKD = self._embed(clip_BCTHW, index_BK, run_BK)
+        index_BK = top_tokens(scores.score_BN, kept_count(scores.score_BN.shape[1], self.pruning.keep))
+        run_length_BK = None if scores.run_length_BN is None else scores.run_length_BN.gather(1, index_BK)
+        x_BKD = self._embed(clip_BCTHW, index_BK, run_length_BK)
         return Features(self.encoder.encode(x_BKD, index_BK, draws))
 
     def _prune_by_scorer(self, clip_BCTHW: Tensor, draws: ClipRandom | None) -> Features:
         """Embed all patches, then select tokens by the encoder's scorer."""
         scorer, x_BND = self.encoder.scorer, self._embed_all(clip_BCTHW)
         if self.pruning.keep is not None:
-            chosen = scorer.choose(x_BND, self.pruning.keep)
-            tokens_BKD = self.encoder.encode(chosen.x_BKD, chosen.place_BK, draws)
-            return Features(tokens_BKD, threshold_loss_B=chosen.threshold_loss_B)
+            kept = scorer.select(x_BND, self.pruning.keep)
+            tokens_BKD = self.encoder.encode(kept.x_BKD, kept.index_BK, draws)
+            return Features(tokens_BKD, threshold_loss_B=kept.threshold_loss_B)
         score_BN = scorer(x_BND)
         packing = Packing.of(score_BN.detach() > scorer.threshold.detach(), score_BN.detach())
         gated_BND = x_BND * scorer.gate(score_BN, x_BND.dtype)
@@ -189,7 +189,12 @@ class Classifier(nn.Module):
         return self.encoder.embed(patches_BNP, None)
 
     def _embed(
-        self, clip_BCTHW: Tensor, index_BK: Tensor, run_BK: Tensor | None, *, clip_BK: Tensor | None = None
+        self,
+        clip_BCTHW: Tensor,
+        index_BK: Tensor,
+        run_length_BK: Tensor | None,
+        *,
+        clip_BK: Tensor | None = None,
     ) -> Tensor:
         taken_BKP = take_patches(clip_BCTHW, index_BK, self.encoder.shape.patch, clip_BK=clip_BK)
-        return self.encoder.embed(normalise(taken_BKP, self.mean, self.std), index_BK, run_BK)
+        return self.encoder.embed(normalise(taken_BKP, self.mean, self.std), index_BK, run_length_BK)

@@ -22,7 +22,7 @@ from kinemae.finetune.layer_decay import layer_scale
 from kinemae.finetune.model_file import FinetunedModel, save_model
 from kinemae.pretrain.encoder_file import EncoderDescription, announce_resampling
 from kinemae.pretrain.model.blocks import set_up_blocks
-from kinemae.pretrain.model.packing import share_of
+from kinemae.pretrain.model.packing import kept_count
 from kinemae.pretrain.runtime.abort import ending_together
 from kinemae.pretrain.runtime.engine_checks import check_engine
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs
@@ -69,7 +69,7 @@ class PreparedRun:
             "clips_per_process_at_once": plan.micro_clips,
             "accumulation": plan.accumulation,
             "tokens": tokens,
-            "kept_tokens": "differs per clip" if keep is None else share_of(tokens, keep),
+            "kept_tokens": "differs per clip" if keep is None else kept_count(tokens, keep),
             "parameters": sum(each.numel() for each in parameters),
             "trainable_parameters": sum(each.numel() for each in parameters if each.requires_grad),
         }

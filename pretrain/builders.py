@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from kinemae.data_tools.components import build_component
-from kinemae.pretrain.compatibility import check_combination
+from kinemae.pretrain.compatibility import check_compatibility
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
@@ -11,7 +11,7 @@ from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.base import Noise
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.targets.base import Target
-from kinemae.pretrain.token_selection import TokenSplit
+from kinemae.pretrain.token_selection import TokenSelection
 
 
 class Components(NamedTuple):
@@ -37,20 +37,20 @@ def build_components(config: PretrainConfig, grid: TokenGrid) -> Components:
         noise=build_component("kinemae.pretrain.noise", config.noise, Noise),
         target=build_component("kinemae.pretrain.targets", config.target, Target),
     )
-    check_combination(config.model, **components._asdict())
+    check_compatibility(config.model, **components._asdict())
     return components
 
 
-def token_split(config: PretrainConfig, grid: TokenGrid, components: Components) -> TokenSplit:
+def token_selection(config: PretrainConfig, grid: TokenGrid, components: Components) -> TokenSelection:
     """Which tokens of the run's clips are seen and predicted."""
-    return TokenSplit(
+    return TokenSelection(
         masking=components.masking,
         grid=grid,
         patch=config.model.shape().encoder.patch,
         seed=config.seed,
         pruning=components.pruning,
         clips_per_step=config.batch.global_clips,
-        predict_share=config.model.predict_share,
+        predict_ratio=config.model.predict_ratio,
         predict=config.model.predict,
     )
 

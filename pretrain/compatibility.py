@@ -7,7 +7,7 @@ from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.targets.base import Target
 
 
-def check_combination(
+def check_compatibility(
     model: ModelConfig, *, masking: Masking, pruning: Pruning, noise: Noise, target: Target
 ) -> None:
     """Refuse parts of a pretraining run that do not go together.
@@ -30,7 +30,7 @@ def check_combination(
             "model.noise_conditioning must be false where the noise has no strength that differs from clip "
             "to clip: set noise.name=gaussian, or another that has, and its strength.min_level below 1"
         )
-    if model.noise_conditioning and not target.wanted_values(model.shape().encoder):
+    if model.noise_conditioning and not target.target_values(model.shape().encoder):
         raise ValueError(
             "model.noise_conditioning must be false where the target needs no decoder that could be told: "
             "choose another target.name, or weigh it together with one about hidden tokens"

@@ -19,13 +19,13 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import NO_LABEL, open_index
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.pretrain.builders import build_components, build_model, token_split
+from kinemae.pretrain.builders import build_components, build_model, token_selection
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.cost_tracer import ATTENTION, OTHER, PRODUCT, Operation, Trace, trace_step
 from kinemae.pretrain.model.flops import count_flops
 from kinemae.pretrain.model.tokens import TokenGrid
-from kinemae.pretrain.token_selection import TokenSplit
+from kinemae.pretrain.token_selection import TokenSelection
 
 UPDATE_FLOPS = 16
 """Of fused AdamW, for each value: two moving averages, corrections, a root, a division, decay and clip."""
@@ -65,7 +65,7 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
     """
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
     components = build_components(config, grid)
-    split = token_split(config, grid, components)
+    split = token_selection(config, grid, components)
     step = max(range(min(config.steps, _STEPS_LOOKED_AT)), key=lambda step: sum(split.counts(step)))
 
     def build() -> MaskedAutoencoder:
@@ -167,7 +167,7 @@ def _size(module: nn.Module | None) -> int:
     return 0 if module is None else sum(weight.numel() for weight in module.parameters())
 
 
-def _clips(config: PretrainConfig, split: TokenSplit, first_clip: int, count: int) -> ClipBatch:
+def _clips(config: PretrainConfig, split: TokenSelection, first_clip: int, count: int) -> ClipBatch:
     """Black clips with the tokens that the split gives a black clip."""
     clip = config.clip
     luma_THW = torch.zeros(clip.frames, clip.size, clip.size, dtype=torch.uint8)
@@ -184,7 +184,7 @@ def _clips(config: PretrainConfig, split: TokenSplit, first_clip: int, count: in
 def _traced(
     build: Callable[[], MaskedAutoencoder],
     config: PretrainConfig,
-    split: TokenSplit,
+    split: TokenSelection,
     first_clip: int,
     *,
     recomputes: bool,

@@ -14,7 +14,7 @@ from kinemae.pretrain.model.sizes import DecoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.serialization import (
     check_weights,
-    read_buildable,
+    read_and_build,
     read_weights,
     save_description,
     save_weights,
@@ -35,7 +35,7 @@ class DecoderDescription:
         kind: "self" or "cross", as in `model.decoder`.
         memory_width: the encoder's width.
         values: P, how many values it predicts of a token.
-        told_noise: whether it is told how strong the noise was.
+        noise_conditioned: whether it is told how strong the noise was.
         grid: the tokens of a full clip.
         reference: the grid of its first pretraining, to which positions are resampled.
         target: what it was trained to predict; information, for weights do not depend on it.
@@ -45,7 +45,7 @@ class DecoderDescription:
     kind: str
     memory_width: int
     values: int
-    told_noise: bool
+    noise_conditioned: bool
     grid: TokenGrid
     reference: TokenGrid
     target: Component = field(default_factory=lambda: Component(name="pixels"))
@@ -76,7 +76,7 @@ def load_decoder(folder: Path, *, grid: TokenGrid | None = None) -> tuple[Decode
     Raises:
         CheckpointError: a file is missing or unreadable, of another format, or the two do not fit.
     """
-    description, shapes = read_buildable(
+    description, shapes = read_and_build(
         folder / DESCRIPTION,
         DecoderDescription,
         build_decoder,
@@ -100,7 +100,7 @@ def build_decoder(description: DecoderDescription, *, grid: TokenGrid | None = N
         reference=description.reference,
         memory_width=description.memory_width,
         values=description.values,
-        told_noise=description.told_noise,
+        noise_conditioned=description.noise_conditioned,
     )
 
 
@@ -112,7 +112,7 @@ def describe_decoder(decoder: Decoder, *, target: Component) -> DecoderDescripti
         kind=kind,
         memory_width=decoder.embed.in_features,
         values=decoder.head.out_features,
-        told_noise=hasattr(decoder, "noise_embed"),
+        noise_conditioned=hasattr(decoder, "noise_embed"),
         grid=decoder.grid,
         reference=decoder.reference,
         target=target,

@@ -12,7 +12,7 @@ from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import COLOURS, MEAN, STD, TokenGrid
 from kinemae.pretrain.serialization import (
     check_weights,
-    read_buildable,
+    read_and_build,
     read_weights,
     save_description,
     save_weights,
@@ -107,7 +107,7 @@ def build_encoder(
     )
 
 
-def announce_resampling(reference: TokenGrid, grid: TokenGrid) -> None:
+def log_resampling(reference: TokenGrid, grid: TokenGrid) -> None:
     """Say in the log where clips make another grid than those that positions were learned on."""
     if grid != reference:
         log.info(
@@ -128,7 +128,7 @@ def load_description(folder: Path) -> EncoderDescription:
 
 def _read(folder: Path) -> tuple[EncoderDescription, Encoder]:
     """The description, and the encoder without values."""
-    return read_buildable(
+    return read_and_build(
         folder / DESCRIPTION,
         EncoderDescription,
         build_encoder,

@@ -50,7 +50,7 @@ from kinemae.pretrain.model.tokens import denormalise, patchify, to_bytes, unpat
 from kinemae.pretrain.pruning.none import NoPruning
 from kinemae.pretrain.runtime.metrics import gif_bytes
 from kinemae.pretrain.runtime.run_folder import PREVIEW_FOLDER
-from kinemae.pretrain.token_selection import TokenSplit, share_of
+from kinemae.pretrain.token_selection import TokenSelection, kept_count
 from kinemae.pretrain.training import Plan, clips_of_pictures, make_plan, training_clips
 
 PARTS = ("encoder", "decoder", "target")
@@ -92,16 +92,16 @@ class Fate:
     of which the wanted ones are some.
     """
 
-    split: TokenSplit
+    split: TokenSelection
 
     def __call__(self, luma_THW: Tensor | None, clip_index: int) -> dict[str, Tensor]:
         """See `kinemae.data_tools.stream.training_clips.Annotate`."""
-        mask_alone = replace(self.split, pruning=NoPruning(), predict_share=1.0)
-        all_asked = replace(self.split, predict_share=1.0)
+        mask_alone = replace(self.split, pruning=NoPruning(), predict_ratio=1.0)
+        all_asked = replace(self.split, predict_ratio=1.0)
         return {
             **self.split(luma_THW, clip_index),
             "unpruned": mask_alone(luma_THW, clip_index)["visible"],
-            "askable": all_asked(luma_THW, clip_index)["wanted"],
+            "askable": all_asked(luma_THW, clip_index)["target"],
         }
 
 
@@ -112,7 +112,7 @@ def preview_columns(plan: Plan, batch: ClipBatch) -> list[Column]:
     batch = batch.to(torch.device("cpu"))
     draws = ClipRandom(plan.config.seed, batch.clip_index_B)
     is_visible_BN, is_wanted_BN, is_unpruned_BN, is_askable_BN = (
-        named_tokens(batch.tokens[name], grid.tokens) for name in ("visible", "wanted", "unpruned", "askable")
+        named_tokens(batch.tokens[name], grid.tokens) for name in ("visible", "target", "unpruned", "askable")
     )
     clean_BNP = patchify(batch.clip_BCTHW, patch)
     every_BN = torch.arange(grid.tokens).expand(len(clean_BNP), -1)
@@ -159,8 +159,8 @@ def count(plan: Plan, step: int) -> dict[str, Any]:
             "rows": grid.h,
             "columns": grid.w,
             "visible": sizes["visible"],
-            "encoded": share_of(sizes["visible"], 1.0 if model.keep is None else model.keep),
-            "predicted": sizes["wanted"] if model.decoder is not None else 0,
+            "encoded": kept_count(sizes["visible"], 1.0 if model.keep is None else model.keep),
+            "predicted": sizes["target"] if model.decoder is not None else 0,
             "pruned_visible": sizes["unpruned"] - sizes["visible"],
             "pruned_hidden": grid.tokens - sizes["unpruned"] - sizes["askable"],
         },

@@ -38,7 +38,7 @@ class PictureBook:
     """Draws the same few clips again and again while the model learns.
 
     Attributes:
-        clips: annotates with all hidden tokens as "wanted", but for those that pruning leaves out.
+        clips: annotates with all hidden tokens as "target", but for those that pruning leaves out.
         shown: which clips of the run.
     """
 
@@ -73,22 +73,22 @@ def draw_clips(model: MaskedAutoencoder, batch: ClipBatch, *, seed: int) -> np.n
 def _columns(model: MaskedAutoencoder, batch: ClipBatch, seed: int) -> list[Column]:
     patch, grid = model.encoder.shape.patch, model.encoder.grid
     draws = ClipRandom(seed, batch.clip_index_B)
-    prediction, shown = model.predict(batch, draws)
+    prediction, inputs = model.predict(batch, draws)
     clean_BNP = patchify(batch.clip_BCTHW, patch)
-    seen_BKP = to_bytes(denormalise(model.seen(batch, draws).patches_BKP, model.mean, model.std))
+    seen_BKP = to_bytes(denormalise(model.encoder_inputs(batch, draws).patches_BKP, model.mean, model.std))
     # Those that the encoder kept, which may be fewer than those that it was given.
-    is_used_BN = named_tokens(shown.visible_BK, grid.tokens) | named_tokens(shown.wanted_BM, grid.tokens)
+    is_used_BN = named_tokens(inputs.visible_BK, grid.tokens) | named_tokens(inputs.target_BM, grid.tokens)
     known_BNP = tint(clean_BNP, ~is_used_BN, PRUNED)
     grey_BNP = torch.full_like(clean_BNP, HIDDEN[0])
     patches = {"clip": clean_BNP, "encoder input": put(grey_BNP, batch.tokens["visible"], seen_BKP)}
     if not is_used_BN.all():
         patches["pruned"] = known_BNP
-    for title, is_honest in _PREDICTIONS:
-        if prediction.wanted_BMP is None:
+    for title, visible_only in _PREDICTIONS:
+        if prediction.decoded_BMP is None:
             break
-        pixels_BMP = model.target.to_pixels(prediction.wanted_BMP, shown, is_honest=is_honest)
+        pixels_BMP = model.target.to_pixels(prediction.decoded_BMP, inputs, visible_only=visible_only)
         if pixels_BMP is not None:
-            patches[title] = put(known_BNP, shown.wanted_BM, pixels_BMP)
+            patches[title] = put(known_BNP, inputs.target_BM, pixels_BMP)
     return [
         Column(title=title, clip_BCTHW=unpatchify(patches_BNP, grid, patch), key=_KEYS.get(title, ()))
         for title, patches_BNP in patches.items()

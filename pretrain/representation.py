@@ -35,7 +35,7 @@ def mean_cosine(x_RD: Tensor) -> float:
     return ((unit_RD.sum(dim=0).square().sum() - rows) / (rows * (rows - 1))).item()
 
 
-def neighbours_accuracy(
+def knn_accuracy(
     train_RD: Tensor, train_label_R: Tensor, test_VD: Tensor, test_label_V: Tensor, *, neighbours: int
 ) -> float:
     """The share of test rows whose label their nearest training rows tell.

@@ -21,7 +21,7 @@ from kinemae.pretrain.callbacks import Schedule, at_rest
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.tokens import normalise, patchify
 from kinemae.pretrain.pruning.base import Pruning
-from kinemae.pretrain.representation import deviation, effective_rank, mean_cosine, neighbours_accuracy
+from kinemae.pretrain.representation import deviation, effective_rank, knn_accuracy, mean_cosine
 from kinemae.pretrain.runtime.metrics import MetricsWriter
 
 # Bounds the memory: a clip's tokens are kept in part, and few clips are encoded at once.
@@ -117,7 +117,7 @@ class HealthWatch:
     def after_step(self, step: int, writer: MetricsWriter) -> None:
         """See `runtime.loop.Watcher`."""
         with at_rest(self.model):
-            watched = self.model.target.watched(self.model.encoder)
+            watched = self.model.target.state_metrics(self.model.encoder)
             values = {**self._unlabelled(), **{name: value.item() for name, value in watched.items()}}
             if self.probe is not None:
                 values["knn_accuracy"] = self._guess(self.probe)
@@ -150,9 +150,7 @@ class HealthWatch:
         test_VD, test_label_V = self._labelled(probe.validation)
         if not len(train_RD) or not len(test_VD):
             return float("nan")
-        return neighbours_accuracy(
-            train_RD, train_label_R, test_VD, test_label_V, neighbours=probe.neighbours
-        )
+        return knn_accuracy(train_RD, train_label_R, test_VD, test_label_V, neighbours=probe.neighbours)
 
     def _labelled(self, videos: Videos) -> tuple[Tensor, Tensor]:
         """Features and labels of videos: mean and deviation over tokens, averaged over a video's clips."""
@@ -179,8 +177,8 @@ class HealthWatch:
         """The share of a full grid's tokens worth keeping; by the encoder's scores where it learns them."""
         encoder = self.model.encoder
         if not self.pruning.is_learned:
-            worth = self.pruning.weigh(to_luma(item.pixels), encoder.shape.patch)
-            return worth.is_kept_BN.float().mean().item()
+            scores = self.pruning.score_tokens(to_luma(item.pixels), encoder.shape.patch)
+            return scores.is_kept_BN.float().mean().item()
         score_BN = encoder.scorer(encoder.embed(self._patches(item), None))
         return (score_BN > encoder.scorer.threshold).float().mean().item()
 

@@ -94,7 +94,7 @@ def check_format(found: Any, formats: range, path: Path) -> None:
         )
 
 
-def read_buildable(
+def read_and_build(
     path: Path,
     kind: type[Record],
     build: Callable[[Record], Module],

@@ -9,16 +9,17 @@ from torch import Tensor
 from kinemae.data_tools.randomness import generator
 from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.model.motion_energy import motion
-from kinemae.pretrain.model.packing import share_of
+from kinemae.pretrain.model.packing import kept_count
 from kinemae.pretrain.model.token_positions import coordinates
 from kinemae.pretrain.model.tokens import Patch, TokenGrid
-from kinemae.pretrain.pruning.base import Pruning, Worth
+from kinemae.pretrain.pruning.base import Pruning, TokenScores
 from kinemae.pretrain.pruning.none import NoPruning
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenSplit:
-    """The loader's `annotate`: gives a clip the index lists "visible" and "wanted"; "run" where it is known.
+class TokenSelection:
+    """The loader's `annotate`: gives a clip the index lists "visible" and "target"; "run_length" where it is
+    known.
 
     Pruning lowers both budgets to its `keep`: of the visible tokens those that are worth most stay, of the
     hidden ones likewise, and the wanted ones are chosen from these. A `keep` of 1 changes nothing. With a
@@ -27,7 +28,7 @@ class TokenSplit:
     Attributes:
         seed: the run's seed. The split is a function of it and the clip's place in the run.
         clips_per_step: how many clips make a step, for what depends on the step.
-        predict_share: config key `model.predict_share`.
+        predict_ratio: config key `model.predict_ratio`.
         predict: config key `model.predict`.
     """
 
@@ -37,23 +38,23 @@ class TokenSplit:
     seed: int
     pruning: Pruning = NoPruning()  # noqa: RUF009 - it has no state
     clips_per_step: int = 1
-    predict_share: float = 1.0
+    predict_ratio: float = 1.0
     predict: Literal["random", "running_cell"] = "random"
 
     def counts(self, step: int = 0) -> tuple[int, int]:
         """(K, M): how many tokens of a clip are embedded and predicted at a step."""
         visible, hidden = self.masking.at(step).counts(self.grid)
         keep = 1.0 if self.pruning.is_learned else self._keep
-        return share_of(visible, keep), share_of(hidden, self._keep * self.predict_share)
+        return kept_count(visible, keep), kept_count(hidden, self._keep * self.predict_ratio)
 
     def encoded(self, step: int = 0) -> int:
         """How many of the embedded tokens go on: fewer than K where the encoder itself chooses."""
-        return share_of(self.masking.at(step).counts(self.grid)[0], self._keep)
+        return kept_count(self.masking.at(step).counts(self.grid)[0], self._keep)
 
     @property
     def needs_luma(self) -> bool:
         """Whether the choice depends on the clip's grey levels."""
-        return self.masking.needs_motion or self._weighs
+        return self.masking.needs_motion or self._scores_tokens
 
     def __call__(self, luma_THW: Tensor | None, clip_index: int) -> dict[str, Tensor]:
         """Choose for one clip; its grey levels may be None where `needs_luma` is false."""
@@ -65,21 +66,21 @@ class TokenSplit:
         if luma_THW is not None and masking.needs_motion:
             motion_N = motion(luma_THW[None], self.patch)[0]
         visible_K, hidden_M = masking.split(self.grid, chance, motion_N)
-        visible_count, wanted_count = self.counts(step)
-        worth = None
-        if luma_THW is not None and self._weighs:
-            worth = self.pruning.weigh(luma_THW[None], self.patch)
-            visible_K = _worthiest(visible_K, visible_count, worth, chance)
-            hidden_M = _worthiest(hidden_M, share_of(len(hidden_M), self._keep), worth, chance)
+        visible_count, target_count = self.counts(step)
+        scores = None
+        if luma_THW is not None and self._scores_tokens:
+            scores = self.pruning.score_tokens(luma_THW[None], self.patch)
+            visible_K = _highest_scores(visible_K, visible_count, scores, chance)
+            hidden_M = _highest_scores(hidden_M, kept_count(len(hidden_M), self._keep), scores, chance)
         if self.predict == "running_cell":
             hidden_M = running_cell_first(hidden_M, self.grid, chance)
-        found = {"visible": visible_K, "wanted": hidden_M[:wanted_count]}
-        if worth is None or worth.run_BN is None:
+        found = {"visible": visible_K, "target": hidden_M[:target_count]}
+        if scores is None or scores.run_length_BN is None:
             return found
-        return {**found, "run": worth.run_BN[0, visible_K]}
+        return {**found, "run_length": scores.run_length_BN[0, visible_K]}
 
     @property
-    def _weighs(self) -> bool:
+    def _scores_tokens(self) -> bool:
         return not self.pruning.is_learned and not isinstance(self.pruning, NoPruning)
 
     @property
@@ -102,10 +103,10 @@ def running_cell_first(hidden_M: Tensor, grid: TokenGrid, generator: torch.Gener
     return torch.cat([hidden_M[is_chosen_M], hidden_M[~is_chosen_M]])
 
 
-def _worthiest(index_K: Tensor, count: int, worth: Worth, generator: torch.Generator) -> Tensor:
+def _highest_scores(index_K: Tensor, count: int, scores: TokenScores, generator: torch.Generator) -> Tensor:
     """The tokens that are worth most, in the order they came; which of equal ones, is drawn."""
     if count == len(index_K):
         return index_K  # and no draw, so that later ones are what they would be without pruning
     drawn_K = torch.randperm(len(index_K), generator=generator)
-    best_K = drawn_K[worth.score_BN[0, index_K[drawn_K]].argsort(descending=True, stable=True)[:count]]
+    best_K = drawn_K[scores.score_BN[0, index_K[drawn_K]].argsort(descending=True, stable=True)[:count]]
     return index_K[best_K.sort().values]

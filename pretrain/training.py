@@ -11,11 +11,11 @@ from kinemae.data_tools.overrides import as_override
 from kinemae.data_tools.stream.loader import Annotate, TrainingClips
 from kinemae.data_tools.stream.mixture import Mixture, open_mixture
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
-from kinemae.pretrain.builders import Components, build_components, build_model, token_split
+from kinemae.pretrain.builders import Components, build_components, build_model, token_selection
 from kinemae.pretrain.callbacks import Schedule
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.decoder_file import describe_decoder, save_decoder
-from kinemae.pretrain.encoder_file import EncoderDescription, announce_resampling, save_encoder
+from kinemae.pretrain.encoder_file import EncoderDescription, log_resampling, save_encoder
 from kinemae.pretrain.init_weights_from import open_start
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.blocks import set_up_blocks
@@ -28,7 +28,7 @@ from kinemae.pretrain.runtime.loop import Training, Watcher
 from kinemae.pretrain.runtime.optimiser import parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
-from kinemae.pretrain.token_selection import TokenSplit
+from kinemae.pretrain.token_selection import TokenSelection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Plan:
     processes: Processes
     index: ShardIndex | Mixture
     batch: BatchPlan
-    split: TokenSplit
+    split: TokenSelection
     model: MaskedAutoencoder
     probe: Probe | None
     continues: bool
@@ -111,7 +111,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
         processes=processes,
         index=index,
         batch=batch,
-        split=token_split(config, grid, components),
+        split=token_selection(config, grid, components),
         model=_build_model(config, grid, components, is_first=processes.is_first),
         probe=probe,
         continues=continues,
@@ -132,7 +132,7 @@ def _build_model(
         said = start.load_pretrained(model, config.target)
         if is_first:
             log.info("%s", said)
-            announce_resampling(start.description.reference, grid)
+            log_resampling(start.description.reference, grid)
     return model
 
 
@@ -182,7 +182,7 @@ def _watchers(plan: Plan) -> tuple[Watcher, ...]:
 
 def _picture_book(plan: Plan) -> PictureBook:
     config = plan.config
-    everything = replace(plan.split, predict_share=1.0)  # pictures show all that is hidden
+    everything = replace(plan.split, predict_ratio=1.0)  # pictures show all that is hidden
     return PictureBook(
         model=plan.model,
         clips=training_clips(plan, everything),

@@ -20,7 +20,7 @@ from kinemae.data_tools.components import component_names
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.yuv_to_rgb import to_luma
-from kinemae.pretrain.compatibility import check_combination
+from kinemae.pretrain.compatibility import check_compatibility
 from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
 from kinemae.pretrain.model.sizes import ModelConfig
@@ -29,7 +29,7 @@ from kinemae.pretrain.noise.base import Noise
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.runtime.optimiser import parameter_groups
 from kinemae.pretrain.targets.base import Target
-from kinemae.pretrain.token_selection import TokenSplit
+from kinemae.pretrain.token_selection import TokenSelection
 from tests.default_components import build_default, default_component
 from tests.pretrain.target_models import save_teacher
 
@@ -117,7 +117,7 @@ class Prepared(NamedTuple):
     """What a run is made of once its config has been accepted."""
 
     model: MaskedAutoencoder
-    split: TokenSplit
+    split: TokenSelection
 
 
 def prepare(combination: Combination) -> Prepared:
@@ -137,18 +137,18 @@ def prepare(combination: Combination) -> Prepared:
     patch = config.shape().encoder.patch
     grid = TokenGrid.of(FRAMES, SIDE, patch)
     parts["masking"].counts(grid)
-    check_combination(config, **parts)
+    check_compatibility(config, **parts)
     torch.manual_seed(0)
     masking = parts.pop("masking")
     model = build_autoencoder(config, grid, **parts, clips=STEPS * CLIPS)
-    split = TokenSplit(
+    split = TokenSelection(
         masking=masking,
         grid=grid,
         patch=patch,
         seed=0,
         pruning=parts["pruning"],
         clips_per_step=CLIPS,
-        predict_share=config.predict_share,
+        predict_ratio=config.predict_ratio,
         predict=config.predict,
     )
     return Prepared(model, split)
@@ -166,7 +166,7 @@ def teacher() -> Path:
 
 def _model_config(combination: Combination, *, noise: Noise, target: Target, **other: object) -> ModelConfig:
     attention = default_component(FOLDERS["attention"], combination["attention"])
-    has_decoder = target.wanted_values(ModelConfig(**MODEL).shape().encoder) > 0
+    has_decoder = target.target_values(ModelConfig(**MODEL).shape().encoder) > 0
     is_odd = len("".join(combination.values())) % 2 == 1
     return ModelConfig(
         **MODEL,
@@ -219,7 +219,7 @@ def _check_gradients(model: MaskedAutoencoder, groups: list[dict]) -> None:
         assert not sizes or any(sizes), f"the gradient of {name} is zero"
 
 
-def make_batch(split: TokenSplit, clips: range) -> ClipBatch:
+def make_batch(split: TokenSelection, clips: range) -> ClipBatch:
     """Clips of noise, a third of which stands still and a third of which moves late."""
     chance = torch.Generator().manual_seed(clips[0])
     size = (len(clips), 3, FRAMES, SIDE, SIDE)

@@ -9,7 +9,7 @@ import torch
 from kinemae.data_tools.components import build_component
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.pretrain.compatibility import check_combination
+from kinemae.pretrain.compatibility import check_compatibility
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.model.autoencoder import build_autoencoder
@@ -35,7 +35,7 @@ def test_a_pretraining_recipe_builds(path: Path) -> None:
     }
     visible, hidden = parts["masking"].counts(grid)
     assert visible + hidden == grid.tokens
-    check_combination(config.model, **parts)
+    check_compatibility(config.model, **parts)
     with torch.device("meta"):
         model = build_autoencoder(config.model, grid, **{k: v for k, v in parts.items() if k != "masking"})
     assert next(model.parameters()).device.type == "meta"

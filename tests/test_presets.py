@@ -17,7 +17,7 @@ from kinemae.pretrain.model.autoencoder import build_autoencoder
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.base import Noise
 from kinemae.pretrain.targets.base import Target
-from kinemae.pretrain.token_selection import TokenSplit
+from kinemae.pretrain.token_selection import TokenSelection
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 VIDEOS = {"k400": 240_000, "hybrid": 1_350_000, "ssv2": 168_913, "ucf101": 9_537, "hmdb51": 3_570}
@@ -114,7 +114,7 @@ def test_a_preset_builds_the_published_model(name):
     parameters, of_encoder, seen, values = SIZES[name]
 
     assert masking.counts(grid)[0] == seen
-    assert target.wanted_values(shape.encoder) == values
+    assert target.target_values(shape.encoder) == values
     if parameters is not None:
         assert float(f"{millions(model):.4g}") == parameters
         assert float(f"{millions(model.encoder):.4g}") == of_encoder
@@ -130,12 +130,12 @@ def millions(model: nn.Module) -> float:
 def test_dual_masking_predicts_half_of_what_is_hidden():
     config = load_config(PretrainConfig, CONFIGS / "pretrain" / "videomae_v2_base.yaml", [])
     grid = TokenGrid.of(16, 224, (2, 16, 16))
-    split = TokenSplit(
+    split = TokenSelection(
         masking=build_component("kinemae.pretrain.masking", config.masking, Masking),
         grid=grid,
         patch=(2, 16, 16),
         seed=0,
-        predict_share=config.model.predict_share,
+        predict_ratio=config.model.predict_ratio,
         predict=config.model.predict,
     )
     assert config.model.predict == "running_cell"

@@ -163,7 +163,7 @@ class ImportOptions:
             kind="self",
             memory_width=encoder.shape.width,
             values=len(ours["head.weight"]),
-            told_noise=False,
+            noise_conditioned=False,
             grid=encoder.grid,
             reference=encoder.reference,
             target=Component(name="pixels", args={"normalise": "channel"}),

@@ -60,7 +60,7 @@ def _of_decoder(kin: Kin) -> list[str]:
         f"the decoder's positions to be flat_sine, not {shape.positions.name}": (
             shape.positions.name == "flat_sine"
         ),
-        "model.noise_conditioning=false": not decoder.told_noise,
+        "model.noise_conditioning=false": not decoder.noise_conditioned,
         f"a decoder of a patch's {values} pixels, not of {decoder.values} values": decoder.values == values,
         "an encoder with a last norm before its decoder": kin.description.shape.final_norm,
     }

@@ -1,9 +1,8 @@
-"""Ways to attend under a rule that says who looks at whom: all give the same, at different costs.
+"""Attention backends: dense mask, FlexAttention, groups and packed clips. All compute the same result.
 
-`dense` computes every pair. `grouped` computes jobs, each some queries and the keys that they need; their
-sizes must be known on the CPU. `split_into` is for clips in a row and nothing else. `blockwise` is
-FlexAttention, which on a GPU skips masked blocks of 128 x 128 pairs; `query_by_query` replaces FlexAttention
-if PyTorch would not compile it.
+`dense` computes all pairs. `grouped` computes batches of groups, whose sizes must be known on the CPU.
+`per_clip` is for packed clips without further restriction. `flex` is FlexAttention, which skips masked blocks
+of 128 x 128 pairs on a GPU; `chunked_queries` replaces it where PyTorch does not compile it.
 """
 
 import functools
@@ -16,110 +15,99 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Look = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(query, key, value), each (B, A, N, F), to what the queries saw, (B, A, N, F)."""
+AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of (query, key, value), each (B, A, N, F), as (B, A, N, F)."""
 
-Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(row, query, key), int64 numbers that broadcast, to whether the query looks at the key."""
+MaskMod = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Whether a query attends to a key, by (row, query, key): int64 indices that broadcast."""
 
-FLEX_LEAST_HEAD = 16
-"""FlexAttention's kernels take no narrower heads."""
+FLEX_MIN_HEAD = 16
+"""Narrowest head that FlexAttention's kernels accept."""
 
-CHUNK = 64
-"""Queries in a chunk: with more of them, more keys are taken along that only few of them look at."""
+GROUP_CHUNK = 64
+"""Queries in a chunk of `chunk_batches`; larger chunks compute more pairs in vain."""
 
-QUERIES_AT_ONCE = 512
-"""Number of queries in one chunk of `query_by_query`; the mask has one row for each."""
+QUERY_CHUNK = 512
+"""Queries in a chunk of `chunked_queries`."""
 
 
-class Job(NamedTuple):
-    """U groups of equal sizes: in each, M queries look at its N keys, or at those of them that are allowed.
+class GroupBatch(NamedTuple):
+    """U groups of equal sizes: in each, M queries attend to N keys, or to the allowed ones of them.
 
-    Queries and keys are numbers in flattened tokens.
+    Queries and keys are indices into the flattened tokens.
     """
 
     query_UM: Tensor
     key_UN: Tensor
     allowed_UMN: Tensor | None = None
 
-    def on(self, device: torch.device) -> "Job":
-        """The same, on that device."""
-        allowed = None if self.allowed_UMN is None else self.allowed_UMN.to(device)
-        return Job(self.query_UM.to(device), self.key_UN.to(device), allowed)
 
-
-def table(rule: Rule, rows: int, tokens: int, device: torch.device) -> Tensor:
-    """The rule written out, allowed_BNN, query by key."""
+def mask_table(mask_mod: MaskMod, rows: int, tokens: int, device: torch.device) -> Tensor:
+    """Evaluate a mask for all pairs, as allowed_BNN, query by key."""
     row_B = torch.arange(rows, device=device)
     token_N = torch.arange(tokens, device=device)
-    return rule(row_B[:, None, None], token_N[None, :, None], token_N[None, None, :])
+    return mask_mod(row_B[:, None, None], token_N[None, :, None], token_N[None, None, :])
 
 
-def dense(allowed_BNN: Tensor) -> Look:
-    """Every pair is computed, and those that are not allowed are masked away."""
-    allowed_B1NN = allowed_BNN[:, None]
-
-    def attend(query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(query_BANF, key_BANF, value_BANF, attn_mask=allowed_B1NN)
-
-    return attend
+def dense(allowed_BNN: Tensor) -> AttentionFn:
+    """Compute all pairs and mask those that are not allowed."""
+    return functools.partial(F.scaled_dot_product_attention, attn_mask=allowed_BNN[:, None])
 
 
-def blockwise(rule: Rule, rows: int, tokens: int, device: torch.device) -> Look:
-    """FlexAttention: compiled on a GPU; elsewhere uncompiled, for tests of the rule and without gradients.
+def flex(mask_mod: MaskMod, rows: int, tokens: int, device: torch.device) -> AttentionFn:
+    """FlexAttention: compiled on a GPU, uncompiled (for tests, without gradients) elsewhere.
 
-    Heads narrower than `FLEX_LEAST_HEAD` are computed densely. At PyTorch's limit of compiled variants
-    FlexAttention would run uncompiled, with all scores of all heads in memory; `query_by_query` is used
+    Heads narrower than `FLEX_MIN_HEAD` are computed densely. At PyTorch's limit of compiled variants
+    FlexAttention would run uncompiled, with all scores of all heads in memory; `chunked_queries` is used
     instead.
     """
-    from torch.nn.attention.flex_attention import create_block_mask  # brings half of the compiler along
+    from torch.nn.attention.flex_attention import create_block_mask  # imports half of the compiler
 
-    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        # One row of places stands for every clip.
-        return rule(row if rows > 1 else row * 0, query, key)
+    def row_mask_mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        # A single row of positions applies to all clips.
+        return mask_mod(row if rows > 1 else row * 0, query, key)
 
     mask = create_block_mask(
-        sees, B=rows if rows > 1 else None, H=None, Q_LEN=tokens, KV_LEN=tokens, device=device
+        row_mask_mod, B=rows if rows > 1 else None, H=None, Q_LEN=tokens, KV_LEN=tokens, device=device
     )
-    flex = _flex(is_compiled=device.type == "cuda")
-    by_query = query_by_query(rule, rows, tokens, device)
+    run = _flex(is_compiled=device.type == "cuda")
+    uncompiled = chunked_queries(mask_mod, rows, tokens, device)
 
     def attend(query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor) -> Tensor:
-        if query_BANF.shape[3] < FLEX_LEAST_HEAD:
-            return dense(table(rule, rows, tokens, device))(query_BANF, key_BANF, value_BANF)
-        return flex(query_BANF, key_BANF, value_BANF, mask, by_query)
+        if query_BANF.shape[3] < FLEX_MIN_HEAD:
+            return dense(mask_table(mask_mod, rows, tokens, device))(query_BANF, key_BANF, value_BANF)
+        return run(query_BANF, key_BANF, value_BANF, mask, uncompiled)
 
     return attend
 
 
-def query_by_query(rule: Rule, rows: int, tokens: int, device: torch.device) -> Look:
+def chunked_queries(mask_mod: MaskMod, rows: int, tokens: int, device: torch.device) -> AttentionFn:
     """Masked attention in chunks of queries, recomputed in the backward pass: slow, with little memory."""
 
     def chunk(query_BAMF: Tensor, key_BANF: Tensor, value_BANF: Tensor, first: int) -> Tensor:
         row_B = torch.arange(rows, device=device)
         query_M = torch.arange(first, first + query_BAMF.shape[2], device=device)
         key_N = torch.arange(tokens, device=device)
-        allowed_BMN = rule(row_B[:, None, None], query_M[None, :, None], key_N[None, None, :])
-        return F.scaled_dot_product_attention(
-            query_BAMF, key_BANF, value_BANF, attn_mask=allowed_BMN[:, None]
-        )
+        allowed_BMN = mask_mod(row_B[:, None, None], query_M[None, :, None], key_N[None, None, :])
+        return dense(allowed_BMN)(query_BAMF, key_BANF, value_BANF)
 
     def attend(query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor) -> Tensor:
         run = functools.partial(checkpoint, chunk, use_reentrant=False, preserve_rng_state=False)
-        firsts = range(0, tokens, QUERIES_AT_ONCE)
-        chunks = zip(query_BANF.split(QUERIES_AT_ONCE, dim=2), firsts, strict=True)
-        seen = [run(query_BAMF, key_BANF, value_BANF, first) for query_BAMF, first in chunks]
-        return torch.cat(seen, dim=2)
+        chunks = zip(query_BANF.split(QUERY_CHUNK, dim=2), range(0, tokens, QUERY_CHUNK), strict=True)
+        return torch.cat(
+            [run(query_BAMF, key_BANF, value_BANF, first) for query_BAMF, first in chunks], dim=2
+        )
 
     return attend
 
 
 @functools.cache
 def _flex(*, is_compiled: bool) -> Callable[..., Tensor]:
-    """FlexAttention, and the fallback if PyTorch does not compile it."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    def flex(query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor, mask: Any, uncompiled: Look) -> Tensor:
+    def run(
+        query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor, mask: Any, uncompiled: AttentionFn
+    ) -> Tensor:
         if is_compiled and not torch.compiler.is_compiling():
             warnings.warn(
                 "FlexAttention is not compiled here, since PyTorch compiles it for a few shapes in a "
@@ -129,27 +117,26 @@ def _flex(*, is_compiled: bool) -> Callable[..., Tensor]:
             return uncompiled(query_BANF, key_BANF, value_BANF)
         return flex_attention(query_BANF, key_BANF, value_BANF, block_mask=mask)
 
-    return cast("Callable[..., Tensor]", torch.compile(flex)) if is_compiled else flex
+    return cast("Callable[..., Tensor]", torch.compile(run)) if is_compiled else run
 
 
-def in_order(look: Look, order_BN: Tensor) -> Look:
-    """Let `look` have the tokens in another order, in which those that see one another stand together."""
-    back_BN = order_BN.argsort(dim=1)
+def reordered(attention_fn: AttentionFn, order_BN: Tensor) -> AttentionFn:
+    """Run attention on the tokens in another order, and restore the order of the result."""
+    inverse_BN = order_BN.argsort(dim=1)
+
+    def take(x_BANF: Tensor, index_BN: Tensor) -> Tensor:
+        batch, heads, _, width = x_BANF.shape
+        return x_BANF.gather(2, index_BN[:, None, :, None].expand(batch, heads, -1, width))
 
     def attend(query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor) -> Tensor:
-        ordered = (_taken(x_BANF, order_BN) for x_BANF in (query_BANF, key_BANF, value_BANF))
-        return _taken(look(*ordered), back_BN)
+        ordered = (take(x_BANF, order_BN) for x_BANF in (query_BANF, key_BANF, value_BANF))
+        return take(attention_fn(*ordered), inverse_BN)
 
     return attend
 
 
-def _taken(x_BANF: Tensor, order_BN: Tensor) -> Tensor:
-    batch, heads, _, width = x_BANF.shape
-    return x_BANF.gather(2, order_BN[:, None, :, None].expand(batch, heads, -1, width))
-
-
-def split_into(lengths: Sequence[int]) -> Look:
-    """Clips of these lengths stand one after another, and each sees itself alone."""
+def per_clip(lengths: Sequence[int]) -> AttentionFn:
+    """Attention within each clip of a packed row, for clips of these lengths."""
 
     def attend(query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor) -> Tensor:
         clips = zip(*(x.split(list(lengths), dim=2) for x in (query_BANF, key_BANF, value_BANF)), strict=True)
@@ -158,20 +145,21 @@ def split_into(lengths: Sequence[int]) -> Look:
     return attend
 
 
-def grouped(jobs: Sequence[Job], rows: int) -> Look:
-    """Each job is one fused attention.
+def grouped(batches: Sequence[GroupBatch], rows: int, device: torch.device) -> AttentionFn:
+    """One fused attention per batch of groups.
 
     Args:
-        jobs: numbers in the `rows * N` flattened tokens; each token is a query in exactly one of them.
-        rows: 1 where the same jobs hold for every clip, else the number of clips.
+        batches: indices into the `rows * N` flattened tokens; each token is a query in exactly one group.
+        rows: 1 if the same groups apply to all clips, else the number of clips.
     """
-    back_N = torch.cat([job.query_UM.flatten() for job in jobs]).argsort()
+    batches = [GroupBatch(*(None if x is None else x.to(device) for x in batch)) for batch in batches]  # type: ignore[arg-type]
+    inverse_N = torch.cat([batch.query_UM.flatten() for batch in batches]).argsort()
 
     def attend(query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor) -> Tensor:
-        # X is B where rows is 1, else 1.
+        # X is B if rows is 1, else 1.
         flat = [_flattened(x_BANF, rows) for x_BANF in (query_BANF, key_BANF, value_BANF)]
-        seen_XNAF = torch.cat([_done(job, *flat) for job in jobs], dim=1).index_select(1, back_N)
-        return seen_XNAF.view(len(query_BANF), -1, *seen_XNAF.shape[2:]).transpose(1, 2)
+        mixed_XNAF = torch.cat([_run(batch, *flat) for batch in batches], dim=1).index_select(1, inverse_N)
+        return mixed_XNAF.view(len(query_BANF), -1, *mixed_XNAF.shape[2:]).transpose(1, 2)
 
     return attend
 
@@ -181,12 +169,12 @@ def _flattened(x_BANF: Tensor, rows: int) -> Tensor:
     return x_BNAF.reshape(len(x_BNAF) // rows, rows * x_BNAF.shape[1], *x_BNAF.shape[2:])
 
 
-def _done(job: Job, query_XNAF: Tensor, key_XNAF: Tensor, value_XNAF: Tensor) -> Tensor:
-    allowed = None if job.allowed_UMN is None else job.allowed_UMN.repeat(len(query_XNAF), 1, 1)[:, None]
-    query = _groups(query_XNAF, job.query_UM)
-    key, value = _groups(key_XNAF, job.key_UN), _groups(value_XNAF, job.key_UN)
-    seen = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
-    return seen.transpose(1, 2).reshape(len(query_XNAF), -1, *query_XNAF.shape[2:])
+def _run(batch: GroupBatch, query_XNAF: Tensor, key_XNAF: Tensor, value_XNAF: Tensor) -> Tensor:
+    allowed = None if batch.allowed_UMN is None else batch.allowed_UMN.repeat(len(query_XNAF), 1, 1)[:, None]
+    query = _groups(query_XNAF, batch.query_UM)
+    key, value = _groups(key_XNAF, batch.key_UN), _groups(value_XNAF, batch.key_UN)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+    return mixed.transpose(1, 2).reshape(len(query_XNAF), -1, *query_XNAF.shape[2:])
 
 
 def _groups(x_XNAF: Tensor, index_UM: Tensor) -> Tensor:
@@ -195,10 +183,12 @@ def _groups(x_XNAF: Tensor, index_UM: Tensor) -> Tensor:
     return taken.flatten(0, 1).transpose(1, 2)
 
 
-def group_jobs(group_BN: Tensor, clip_BN: Tensor, is_register_BN: Tensor, *, clips: int) -> list[Job]:
-    """The jobs of tokens that see their own group and the registers of their clip, and are seen by these.
+def group_batches(
+    group_BN: Tensor, clip_BN: Tensor, is_register_BN: Tensor, *, clips: int
+) -> list[GroupBatch]:
+    """Batches of tokens that attend to their own group and to the registers of their clip.
 
-    Groups of one size are one job, so that nothing is padded.
+    Registers attend to their whole clip. Groups of one size form one batch, so nothing is padded.
 
     Args:
         group_BN: int64, 0 or more.
@@ -206,43 +196,48 @@ def group_jobs(group_BN: Tensor, clip_BN: Tensor, is_register_BN: Tensor, *, cli
     """
     group_N, clip_N, is_register_N = group_BN.flatten(), clip_BN.flatten(), is_register_BN.flatten()
     labels = int(group_N.max()) + 1
-    whole = _Lists.of(clip_N, clips)
-    registers = _Lists.of(torch.where(is_register_N, clip_N, clips), clips)
-    groups = _Lists.of(torch.where(is_register_N, clips * labels, clip_N * labels + group_N), clips * labels)
-    jobs = [
-        Job(registers.take(clip_U, count), whole.take(clip_U, keys))
+    whole = _TokensByLabel.of(clip_N, clips)
+    registers = _TokensByLabel.of(torch.where(is_register_N, clip_N, clips), clips)
+    groups = _TokensByLabel.of(
+        torch.where(is_register_N, clips * labels, clip_N * labels + group_N), clips * labels
+    )
+    batches = [
+        GroupBatch(registers.take(clip_U, count), whole.take(clip_U, keys))
         for count, keys, clip_U in _by_size(registers.count_U, whole.count_U)
     ]
-    registers_of_group = registers.count_U.repeat_interleave(labels)
-    for count, registers_there, group_U in _by_size(groups.count_U, registers_of_group):
-        members_UM = groups.take(group_U, count)
-        registers_UR = registers.take(group_U // labels, registers_there)
-        jobs.append(Job(members_UM, torch.cat([registers_UR, members_UM], dim=1)))
-    return jobs
+    for count, register_count, group_U in _by_size(
+        groups.count_U, registers.count_U.repeat_interleave(labels)
+    ):
+        member_UM = groups.take(group_U, count)
+        register_UR = registers.take(group_U // labels, register_count)
+        batches.append(GroupBatch(member_UM, torch.cat([register_UR, member_UM], dim=1)))
+    return batches
 
 
-def chunk_jobs(allowed_BNN: Tensor, order_BN: Tensor) -> list[Job]:
-    """The jobs of a rule written out: chunks of queries, each with the keys that any of it looks at."""
-    jobs = []
+def chunk_batches(allowed_BNN: Tensor, order_BN: Tensor) -> list[GroupBatch]:
+    """Chunks of queries in this order, each with the keys that any of its queries attends to."""
+    batches = []
     for row, (allowed_NN, order_N) in enumerate(zip(allowed_BNN, order_BN, strict=True)):
-        for query_M in order_N.split(CHUNK):
+        for query_M in order_N.split(GROUP_CHUNK):
             allowed_MN = allowed_NN[query_M]
             key_N = allowed_MN.any(dim=0).nonzero().flatten()
             first = row * len(order_N)
-            jobs.append(Job((first + query_M)[None], (first + key_N)[None], allowed_MN[:, key_N][None]))
-    return jobs
+            batches.append(
+                GroupBatch((first + query_M)[None], (first + key_N)[None], allowed_MN[:, key_N][None])
+            )
+    return batches
 
 
-class _Lists(NamedTuple):
-    """Tokens by label: those of label u are `token_N[start_U[u] :][: count_U[u]]`."""
+class _TokensByLabel(NamedTuple):
+    """Tokens sorted by label: those of label u are `token_N[start_U[u] :][: count_U[u]]`."""
 
     token_N: Tensor
     start_U: Tensor
     count_U: Tensor
 
     @classmethod
-    def of(cls, label_N: Tensor, labels: int) -> "_Lists":
-        """Tokens with a label of `labels` are left out."""
+    def of(cls, label_N: Tensor, labels: int) -> "_TokensByLabel":
+        """Sort tokens by label; tokens with the label `labels` are left out."""
         count_U = label_N.bincount(minlength=labels + 1)[:labels]
         return cls(label_N.argsort(stable=True), count_U.cumsum(0) - count_U, count_U)
 
@@ -252,7 +247,6 @@ class _Lists(NamedTuple):
 
 
 def _by_size(count_U: Tensor, other_U: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Labels that have any tokens, gathered where both of their counts are equal."""
-    pairs_U2 = torch.stack([count_U, other_U], dim=1)
-    for count, other in pairs_U2[count_U > 0].unique(dim=0).tolist():
+    """Nonempty labels, one item per pair of equal counts."""
+    for count, other in torch.stack([count_U, other_U], dim=1)[count_U > 0].unique(dim=0).tolist():
         yield count, other, ((count_U == count) & (other_U == other)).nonzero().flatten()

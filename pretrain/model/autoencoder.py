@@ -10,16 +10,16 @@ from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.model.blocks import init_weights
 from kinemae.pretrain.model.decoder import DECODERS, Decoder
 from kinemae.pretrain.model.encoder import Encoder
-from kinemae.pretrain.model.scorer import with_gradient_of
+from kinemae.pretrain.model.scorer import add_gradient_of
 from kinemae.pretrain.model.sizes import ModelConfig
-from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.token_positions import TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid, gather_tokens, normalise, take_patches
 from kinemae.pretrain.noise.base import Noise
 from kinemae.pretrain.pruning.base import Pruning
-from kinemae.pretrain.targets.base import Prediction, Shown, Target
+from kinemae.pretrain.targets.base import Prediction, Target, TargetInputs
 
 
-class Seen(NamedTuple):
+class EncoderInputs(NamedTuple):
     """What the encoder is given of a batch.
 
     Attributes:
@@ -74,50 +74,50 @@ class MaskedAutoencoder(nn.Module):
         """Per-clip values of shape (B,), "loss" among them.
 
         Args:
-            batch: its tokens name "visible" (B, K) and "wanted" (B, M), and may name "run" (B, K).
+            batch: its tokens name "visible" (B, K) and "target" (B, M), and may name "run_length" (B, K).
             draws: the clips' randomness, for noise and drop path.
         """
-        prediction, shown, threshold_loss_B = self._predict(batch, draws)
-        losses = self.target.losses(prediction, shown)
+        prediction, inputs, threshold_loss_B = self._predict(batch, draws)
+        losses = self.target.losses(prediction, inputs)
         if threshold_loss_B is not None:
-            losses["loss"] = with_gradient_of(losses["loss"], threshold_loss_B)
+            losses["loss"] = add_gradient_of(losses["loss"], threshold_loss_B)
         return losses
 
-    def predict(self, batch: ClipBatch, draws: ClipRandom) -> tuple[Prediction, Shown]:
-        """What the model says of a batch, and what it was shown."""
+    def predict(self, batch: ClipBatch, draws: ClipRandom) -> tuple[Prediction, TargetInputs]:
+        """What the model says of a batch, and the target inputs."""
         return self._predict(batch, draws)[:2]
 
-    def _predict(self, batch: ClipBatch, draws: ClipRandom) -> tuple[Prediction, Shown, Tensor | None]:
+    def _predict(self, batch: ClipBatch, draws: ClipRandom) -> tuple[Prediction, TargetInputs, Tensor | None]:
         """The same, and the loss of the scorer's threshold where there is one."""
-        visible_BK, wanted_BM = batch.tokens["visible"], batch.tokens["wanted"]
-        seen = self.seen(batch, draws)
-        added_BKP, threshold_loss_B = seen.added_BKP, None
-        x_BKD = self.encoder.embed(seen.patches_BKP, visible_BK, batch.tokens.get("run"))
-        x_BKD = self.noise.on_tokens(x_BKD, seen.level_B, draws)
+        visible_BK, target_BM = batch.tokens["visible"], batch.tokens["target"]
+        encoder_inputs = self.encoder_inputs(batch, draws)
+        added_BKP, threshold_loss_B = encoder_inputs.added_BKP, None
+        x_BKD = self.encoder.embed(encoder_inputs.patches_BKP, visible_BK, batch.tokens.get("run_length"))
+        x_BKD = self.noise.on_tokens(x_BKD, encoder_inputs.level_B, draws)
         if self.keep is not None:
-            chosen = self.encoder.scorer.choose(x_BKD, self.keep)
-            x_BKD, threshold_loss_B = chosen.x_BKD, chosen.threshold_loss_B
-            visible_BK = visible_BK.gather(1, chosen.place_BK)
-            added_BKP = None if added_BKP is None else gather_tokens(added_BKP, chosen.place_BK)
+            kept = self.encoder.scorer.select(x_BKD, self.keep)
+            x_BKD, threshold_loss_B = kept.x_BKD, kept.threshold_loss_B
+            visible_BK = visible_BK.gather(1, kept.index_BK)
+            added_BKP = None if added_BKP is None else gather_tokens(added_BKP, kept.index_BK)
         memory_BKD = self.encoder.encode(x_BKD, visible_BK, draws)
         prediction = Prediction(
-            wanted_BMP=None
+            decoded_BMP=None
             if self.decoder is None
-            else self.decoder(memory_BKD, visible_BK, wanted_BM, seen.level_B),
+            else self.decoder(memory_BKD, visible_BK, target_BM, encoder_inputs.level_B),
             visible_BKP=self.visible_head(memory_BKD) if hasattr(self, "visible_head") else None,
         )
-        shown = Shown(
+        inputs = TargetInputs(
             clip_BCTHW=batch.clip_BCTHW,
-            wanted_BM=wanted_BM,
+            target_BM=target_BM,
             visible_BK=visible_BK,
             added_BKP=added_BKP,
             patch=self.encoder.shape.patch,
             mean=self.mean,
             std=self.std,
         )
-        return prediction, shown, threshold_loss_B
+        return prediction, inputs, threshold_loss_B
 
-    def seen(self, batch: ClipBatch, draws: ClipRandom) -> Seen:
+    def encoder_inputs(self, batch: ClipBatch, draws: ClipRandom) -> EncoderInputs:
         """What the encoder gets: the visible patches, normalised, and noised but for noise on tokens."""
         clip_BCTHW = batch.clip_BCTHW
         self.encoder.check_clip(clip_BCTHW)
@@ -126,10 +126,10 @@ class MaskedAutoencoder(nn.Module):
         level_B = self.noise.level(progress_B, draws)
         noisy_BCTHW = self.noise.on_clip(clip_BCTHW, level_B, draws)
         clean_BKP = normalise(take_patches(noisy_BCTHW, visible_BK, patch), self.mean, self.std)
-        places = Places(grid=self.encoder.grid, index_BN=visible_BK)
-        patches_BKP = self.noise.on_patches(clean_BKP, level_B, draws, places=places, patch=patch)
+        positions = TokenPositions(grid=self.encoder.grid, index_BN=visible_BK)
+        patches_BKP = self.noise.on_patches(clean_BKP, level_B, draws, positions=positions, patch=patch)
         added_BKP = patches_BKP - clean_BKP if self.target.needs_noise else None
-        return Seen(patches_BKP, added_BKP, level_B)
+        return EncoderInputs(patches_BKP, added_BKP, level_B)
 
     def after_update(self, progress: float) -> None:
         """Called after each update of the weights, `progress` of the run being done."""
@@ -161,14 +161,14 @@ def build_autoencoder(  # noqa: PLR0913 - all but the first two by name
     encoder_shape = shape.encoder if pruning is None else pruning.shape(shape.encoder)
     encoder = Encoder(encoder_shape, grid, reference=reference, drop_path=config.drop_path)
     encoder.merge_tokens(config.merge_per_block)
-    decoder, values = None, target.wanted_values(shape.encoder)
+    decoder, values = None, target.target_values(shape.encoder)
     if values:
         decoder = DECODERS[config.decoder](
             shape.decoder,
             grid,
             memory_width=shape.encoder.width,
             values=values,
-            told_noise=config.noise_conditioning,
+            noise_conditioned=config.noise_conditioning,
             reference=reference,
         )
     return MaskedAutoencoder(

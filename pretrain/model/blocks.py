@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kinemae.pretrain.model.attention_backends import Look
+from kinemae.pretrain.model.attention_backends import AttentionFn
 from kinemae.pretrain.model.positions.base import Rotate
 
 NORM_EPS = 1e-6
@@ -39,9 +39,9 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.q_norm = norm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = norm(width // heads) if qk_norm else nn.Identity()
-        self.call_look: Callable[..., Tensor] = _call_look
+        self.call_attention: Callable[..., Tensor] = _call_attention
 
-    def forward(self, x_BND: Tensor, look: Look, rotate: Rotate | None = None) -> Tensor:
+    def forward(self, x_BND: Tensor, attention_fn: AttentionFn, rotate: Rotate | None = None) -> Tensor:
         """Mix the tokens, as x_BND."""
         query_BANF, key_BANF, value_BANF = _split_heads(self.qkv(x_BND), 3, self.heads)
         query_BANF, key_BANF = self.q_norm(query_BANF), self.k_norm(key_BANF)
@@ -50,8 +50,8 @@ class SelfAttention(nn.Module):
         # Under autocast a norm gives float32, and FlexAttention takes no mixture.
         query_BANF, key_BANF = query_BANF.to(value_BANF.dtype), key_BANF.to(value_BANF.dtype)
         # On the CPU an attention pattern may hold index lists whose number changes from step to step.
-        call = self.call_look if query_BANF.is_cpu else _call_look
-        return self.proj(_join_heads(call(look, query_BANF, key_BANF, value_BANF)))
+        call = self.call_attention if query_BANF.is_cpu else _call_attention
+        return self.proj(_join_heads(call(attention_fn, query_BANF, key_BANF, value_BANF)))
 
 
 class CrossAttention(nn.Module):
@@ -144,28 +144,30 @@ class Block(nn.Module):
     def forward(
         self,
         x_BND: Tensor,
-        looks: Sequence[Look],
+        attention_fns: Sequence[AttentionFn],
         rotate: Rotate | None = None,
         keep_XBN1: Tensor | None = None,
     ) -> Tensor:
         """Run the block, as x_BND.
 
         Args:
-            looks: the attention function of each attention.
+            attention_fns: the attention function of each attention.
             keep_XBN1: drop-path weights of the X branches, attentions first, per clip or per token.
         """
-        return self.feed_forward(self.attend(x_BND, looks, rotate, keep_XBN1), keep_XBN1)
+        return self.feed_forward(self.attend(x_BND, attention_fns, rotate, keep_XBN1), keep_XBN1)
 
     def attend(
         self,
         x_BND: Tensor,
-        looks: Sequence[Look],
+        attention_fns: Sequence[AttentionFn],
         rotate: Rotate | None = None,
         keep_XBN1: Tensor | None = None,
     ) -> Tensor:
         """Run the attentions, the first half of the block. See `forward`."""
-        for i, ((norm_i, attn, scale), look) in enumerate(zip(self.branches(), looks, strict=True)):
-            change_BND = scale(attn(norm_i(x_BND), look, rotate))
+        for i, ((norm_i, attn, scale), attention_fn) in enumerate(
+            zip(self.branches(), attention_fns, strict=True)
+        ):
+            change_BND = scale(attn(norm_i(x_BND), attention_fn, rotate))
             x_BND = x_BND + (change_BND if keep_XBN1 is None else change_BND * keep_XBN1[i])
         return x_BND
 
@@ -226,13 +228,15 @@ def set_up_blocks(
             if compiled:
                 child.compile(dynamic=False, backend=backend)
         if isinstance(child, SelfAttention) and compiled:
-            child.call_look = torch.compiler.disable(_call_look)
+            child.call_attention = torch.compiler.disable(_call_attention)
     if compiled:
         torch._dynamo.config.recompile_limit = _MOST_GRAPHS
 
 
-def _call_look(look: Look, query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor) -> Tensor:
-    return look(query_BANF, key_BANF, value_BANF)
+def _call_attention(
+    attention_fn: AttentionFn, query_BANF: Tensor, key_BANF: Tensor, value_BANF: Tensor
+) -> Tensor:
+    return attention_fn(query_BANF, key_BANF, value_BANF)
 
 
 def init_weights(module: nn.Module) -> None:
@@ -260,6 +264,6 @@ def _join_heads(mixed_BANF: Tensor) -> Tensor:
     return mixed_BANF.transpose(1, 2).flatten(2)
 
 
-def kept_branches(chance_BX: Tensor, rate: float) -> Tensor:
+def drop_path_weights(chance_BX: Tensor, rate: float) -> Tensor:
     """Weights of a clip's X branches: 0 with chance `rate`, else 1 / (1 - rate) so the mean stays 1."""
     return (chance_BX >= rate).to(chance_BX.dtype) / (1 - rate)

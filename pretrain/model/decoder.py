@@ -5,11 +5,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from kinemae.pretrain.model.attention.base import Looks, build_attention
+from kinemae.pretrain.model.attention.base import AttentionCache, build_attention
 from kinemae.pretrain.model.blocks import Block, CrossBlock, init_weights, norm, run_block
 from kinemae.pretrain.model.positions.base import build_positions
 from kinemae.pretrain.model.sizes import DecoderShape
-from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.token_positions import TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid
 
 MLP_RATIO = 4
@@ -21,7 +21,7 @@ class Decoder(nn.Module, ABC):
     Args:
         memory_width: the encoder's width.
         values: P, how many values a prediction has.
-        told_noise: whether it is told how strong each clip's noise was.
+        noise_conditioned: whether it is told how strong each clip's noise was.
         reference: the grid that it was first trained on, to which positions are resampled; None: `grid`.
     """
 
@@ -32,7 +32,7 @@ class Decoder(nn.Module, ABC):
         *,
         memory_width: int,
         values: int,
-        told_noise: bool = False,
+        noise_conditioned: bool = False,
         reference: TokenGrid | None = None,
     ):
         super().__init__()
@@ -47,7 +47,7 @@ class Decoder(nn.Module, ABC):
         )
         self.norm = norm(width)
         self.head = nn.Linear(width, values)
-        if told_noise:
+        if noise_conditioned:
             # Zero: at first, every strength looks the same.
             self.noise_embed = nn.Parameter(torch.zeros(width))
         self._build_blocks(shape)
@@ -63,7 +63,7 @@ class Decoder(nn.Module, ABC):
         self,
         memory_BKD: Tensor,
         visible_BK: Tensor,
-        wanted_BM: Tensor,
+        target_BM: Tensor,
         level_B: Tensor | None = None,
     ) -> Tensor:
         """Predict the wanted tokens' values.
@@ -71,7 +71,7 @@ class Decoder(nn.Module, ABC):
         Args:
             memory_BKD: the encoder's tokens.
             visible_BK: which tokens of the grid those are.
-            wanted_BM: which tokens to predict.
+            target_BM: which tokens to predict.
             level_B: how strong each clip's noise was, 0 to 1; used where the decoder was built to be told.
 
         Returns:
@@ -79,15 +79,15 @@ class Decoder(nn.Module, ABC):
         """
 
     def _placed(self, memory_BKD: Tensor, visible_BK: Tensor) -> Tensor:
-        """The memory in the decoder's width, with its places."""
+        """The memory in the decoder's width, with its positions."""
         seen_BKD = self.embed(memory_BKD)
         added = self.pos_embed(visible_BK)
         return seen_BKD if added is None else seen_BKD + added
 
-    def _questions(self, wanted_BM: Tensor, level_B: Tensor | None) -> Tensor:
+    def _questions(self, target_BM: Tensor, level_B: Tensor | None) -> Tensor:
         """What stands for the wanted tokens at first, as x_BMD."""
-        token_11D, added = self.mask_token, self.pos_embed(wanted_BM)
-        asked_BMD = token_11D.expand(*wanted_BM.shape, -1) if added is None else token_11D + added
+        token_11D, added = self.mask_token, self.pos_embed(target_BM)
+        asked_BMD = token_11D.expand(*target_BM.shape, -1) if added is None else token_11D + added
         if level_B is None or not hasattr(self, "noise_embed"):
             return asked_BMD
         return asked_BMD + level_B[:, None, None] * self.noise_embed
@@ -102,28 +102,28 @@ class SelfDecoder(Decoder):
 
     def _build_blocks(self, shape: DecoderShape) -> None:
         kind = build_attention(shape.attention, key="model.decoder_attention")
-        self.relations = [kind.relations(i) for i in range(shape.depth)]
+        self.patterns = [kind.patterns(i) for i in range(shape.depth)]
         self.blocks = nn.ModuleList(
-            Block(shape.width, shape.heads, MLP_RATIO * shape.width, attentions=len(relations))
-            for relations in self.relations
+            Block(shape.width, shape.heads, MLP_RATIO * shape.width, attentions=len(patterns))
+            for patterns in self.patterns
         )
 
     def forward(
         self,
         memory_BKD: Tensor,
         visible_BK: Tensor,
-        wanted_BM: Tensor,
+        target_BM: Tensor,
         level_B: Tensor | None = None,
     ) -> Tensor:
         """See `Decoder.forward`."""
         seen_BKD = self._placed(memory_BKD, visible_BK)
-        asked_BMD = self._questions(wanted_BM, level_B)
+        asked_BMD = self._questions(target_BM, level_B)
         x_BND = torch.cat([seen_BKD, asked_BMD.to(seen_BKD.dtype)], dim=1)
-        places = Places(grid=self.grid, index_BN=torch.cat([visible_BK, wanted_BM], dim=1))
-        looks = Looks(places, x_BND.device)
-        rotate = self.pos_embed.rotation(places.indices(x_BND.device))
-        for block, relations in zip(self.blocks, self.relations, strict=True):
-            x_BND = run_block(block, x_BND, [looks[relation] for relation in relations], rotate)
+        positions = TokenPositions(grid=self.grid, index_BN=torch.cat([visible_BK, target_BM], dim=1))
+        attention_fns = AttentionCache(positions, x_BND.device)
+        rotate = self.pos_embed.rotation(positions.indices(x_BND.device))
+        for block, patterns in zip(self.blocks, self.patterns, strict=True):
+            x_BND = run_block(block, x_BND, [attention_fns[pattern] for pattern in patterns], rotate)
         return self.head(self.norm(x_BND[:, visible_BK.shape[1] :]))
 
 
@@ -145,13 +145,13 @@ class CrossDecoder(Decoder):
         self,
         memory_BKD: Tensor,
         visible_BK: Tensor,
-        wanted_BM: Tensor,
+        target_BM: Tensor,
         level_B: Tensor | None = None,
     ) -> Tensor:
         """See `Decoder.forward`."""
         seen_BKD = self.norm_memory(self._placed(memory_BKD, visible_BK))
-        x_BMD = self._questions(wanted_BM, level_B)
-        turned = [self.pos_embed.rotation(index) for index in (wanted_BM, visible_BK)]
+        x_BMD = self._questions(target_BM, level_B)
+        turned = [self.pos_embed.rotation(index) for index in (target_BM, visible_BK)]
         rotate = None if turned[0] is None or turned[1] is None else (turned[0], turned[1])
         for block in self.blocks:
             x_BMD = run_block(block, x_BMD, seen_BKD, rotate)

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.pretrain.model.attention.base import Looks, build_attention
-from kinemae.pretrain.model.blocks import Block, init_weights, kept_branches, norm, run_block
+from kinemae.pretrain.model.attention.base import AttentionCache, build_attention
+from kinemae.pretrain.model.blocks import Block, drop_path_weights, init_weights, norm, run_block
 from kinemae.pretrain.model.merging import Merging, merging_blocks
 from kinemae.pretrain.model.positions.base import build_positions
 from kinemae.pretrain.model.scorer import Scorer
 from kinemae.pretrain.model.sizes import EncoderShape, check_merging
-from kinemae.pretrain.model.token_positions import REGISTER, Places
+from kinemae.pretrain.model.token_positions import REGISTER, TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid
 
 
@@ -42,7 +42,7 @@ class Encoder(nn.Module):
         self.reference = reference or grid
         self.drop_path_rates = [drop_path * i / max(shape.depth - 1, 1) for i in range(shape.depth)]
         kind = build_attention(shape.attention)
-        self.relations = [kind.relations(i) for i in range(shape.depth)]
+        self.patterns = [kind.patterns(i) for i in range(shape.depth)]
         self.patch_embed = nn.Linear(shape.patch_values, shape.width)
         self.pos_embed = build_positions(
             shape.positions, width=shape.width, heads=shape.heads, grid=grid, reference=self.reference
@@ -52,11 +52,11 @@ class Encoder(nn.Module):
                 shape.width,
                 shape.heads,
                 shape.mlp_width,
-                attentions=len(relations),
+                attentions=len(patterns),
                 qk_norm=shape.qk_norm,
                 layer_scale=shape.layer_scale,
             )
-            for relations in self.relations
+            for patterns in self.patterns
         )
         self.norm = norm(shape.width) if shape.final_norm else nn.Identity()
         init_weights(self)
@@ -100,21 +100,23 @@ class Encoder(nn.Module):
         """Embed and encode the given patches; see the two methods that this calls."""
         return self.encode(self.embed(patches_BKP, visible_BK), visible_BK, draws)
 
-    def embed(self, patches_BKP: Tensor, visible_BK: Tensor | None, run_BK: Tensor | None = None) -> Tensor:
-        """Turn patches into tokens_BKD that know their places.
+    def embed(
+        self, patches_BKP: Tensor, visible_BK: Tensor | None, run_length_BK: Tensor | None = None
+    ) -> Tensor:
+        """Turn patches into tokens_BKD that know their positions.
 
         Args:
             patches_BKP: normalised patches, already gathered.
             visible_BK: which tokens of the grid they are; None for all of them, in order.
-            run_BK: int64, for how many slices each token stands, at least 1; needs `shape.run_lengths`.
-                None: for itself alone.
+            run_length_BK: int64, for how many slices each token stands, at least 1; needs
+                `shape.run_lengths`. None: for itself alone.
         """
         x_BKD = self.patch_embed(patches_BKP.to(self.patch_embed.weight.dtype))
         added = self.pos_embed(visible_BK)
         if added is not None:
             x_BKD = x_BKD + added
-        if run_BK is not None:
-            return x_BKD + self.run_length_embed[run_BK.clamp(1, self.shape.run_lengths) - 1]
+        if run_length_BK is not None:
+            return x_BKD + self.run_length_embed[run_length_BK.clamp(1, self.shape.run_lengths) - 1]
         return x_BKD + self.run_length_embed[0] if self.shape.run_lengths else x_BKD
 
     def encode(
@@ -130,61 +132,63 @@ class Encoder(nn.Module):
         Args:
             visible_BK: which tokens of the grid they are; None for all of them, in order.
             draws: the clips' randomness; needed in training with drop path.
-            lengths: how many tokens each clip has, where clips are packed into one row; see `Places`.
+            lengths: how many tokens each clip has, where clips are packed into one row; see `TokenPositions`.
 
         Returns:
             tokens_BKD after the final norm, in the order they came.
         """
-        places = Places(grid=self.grid, index_BN=visible_BK, lengths=lengths)
-        x_BND, places = self._with_registers(x_BKD, places)
+        positions = TokenPositions(grid=self.grid, index_BN=visible_BK, lengths=lengths)
+        x_BND, positions = self._with_registers(x_BKD, positions)
         if self.merge_per_block:
-            x_BND = self._encode_merging(x_BND, places, draws)
-            return self.norm(_without_registers(x_BND, places, self.shape.registers))
-        looks = Looks(places, x_BND.device)
-        rotate = self.pos_embed.rotation(places.indices(x_BND.device))
+            x_BND = self._encode_merging(x_BND, positions, draws)
+            return self.norm(_without_registers(x_BND, positions, self.shape.registers))
+        attention_fns = AttentionCache(positions, x_BND.device)
+        rotate = self.pos_embed.rotation(positions.indices(x_BND.device))
         for i, block in enumerate(self.blocks):
             x_BND = run_block(
                 block,
                 x_BND,
-                [looks[relation] for relation in self.relations[i]],
+                [attention_fns[pattern] for pattern in self.patterns[i]],
                 rotate,
-                self._keep(i, draws, places, x_BND),
+                self._keep(i, draws, positions, x_BND),
             )
-        return self.norm(_without_registers(x_BND, places, self.shape.registers))
+        return self.norm(_without_registers(x_BND, positions, self.shape.registers))
 
-    def _encode_merging(self, x_BND: Tensor, places: Places, draws: ClipRandom | None) -> Tensor:
-        assert places.lengths is None, "packed clips do not merge: checked with the config"
-        index_BN = places.indices(x_BND.device).expand(len(x_BND), -1)
+    def _encode_merging(self, x_BND: Tensor, positions: TokenPositions, draws: ClipRandom | None) -> Tensor:
+        assert positions.lengths is None, "packed clips do not merge: checked with the config"
+        index_BN = positions.indices(x_BND.device).expand(len(x_BND), -1)
         return merging_blocks(
             cast("Iterable[Block]", self.blocks),
             x_BND,
             Merging(self.merge_per_block, index_BN, registers=self.shape.registers),
-            positions=self.pos_embed,
-            keep=lambda block: self._keep(block, draws, places, x_BND),
+            pos_embed=self.pos_embed,
+            keep=lambda block: self._keep(block, draws, positions, x_BND),
         )
 
-    def _with_registers(self, x_BKD: Tensor, places: Places) -> tuple[Tensor, Places]:
+    def _with_registers(self, x_BKD: Tensor, positions: TokenPositions) -> tuple[Tensor, TokenPositions]:
         """Put the registers before each clip's tokens."""
         count = self.shape.registers
         if not count:
-            return x_BKD, places
+            return x_BKD, positions
         rows = len(x_BKD)
         registers_BRD = self.reg_token.to(x_BKD.dtype).expand(rows, -1, -1)
-        index_BN = places.indices(x_BKD.device).expand(rows, -1)
+        index_BN = positions.indices(x_BKD.device).expand(rows, -1)
         nowhere_BR = index_BN.new_full((rows, count), REGISTER)
-        lengths = None if places.lengths is None else tuple(length + count for length in places.lengths)
-        index_BN = _before_each_clip(nowhere_BR, index_BN, places.lengths)
-        x_BND = _before_each_clip(registers_BRD, x_BKD, places.lengths)
-        return x_BND, Places(grid=places.grid, index_BN=index_BN, lengths=lengths)
+        lengths = None if positions.lengths is None else tuple(length + count for length in positions.lengths)
+        index_BN = _before_each_clip(nowhere_BR, index_BN, positions.lengths)
+        x_BND = _before_each_clip(registers_BRD, x_BKD, positions.lengths)
+        return x_BND, TokenPositions(grid=positions.grid, index_BN=index_BN, lengths=lengths)
 
-    def _keep(self, i: int, draws: ClipRandom | None, places: Places, x_BND: Tensor) -> Tensor | None:
+    def _keep(
+        self, i: int, draws: ClipRandom | None, positions: TokenPositions, x_BND: Tensor
+    ) -> Tensor | None:
         rate = self.drop_path_rates[i]
         if not self.training or rate == 0:
             return None
         assert draws is not None, "drop path in training needs the clips' draws"
-        branches = len(self.relations[i]) + 1
-        keep_XB = kept_branches(draws.uniform(f"drop_path/{i}", (branches,)), rate).to(x_BND.dtype).T
-        clip_1N = places.clips(x_BND.device)
+        branches = len(self.patterns[i]) + 1
+        keep_XB = drop_path_weights(draws.uniform(f"drop_path/{i}", (branches,)), rate).to(x_BND.dtype).T
+        clip_1N = positions.clips(x_BND.device)
         return keep_XB[:, :, None, None] if clip_1N is None else keep_XB[:, clip_1N][..., None]
 
 
@@ -194,7 +198,7 @@ def _before_each_clip(first_BR: Tensor, x_BN: Tensor, lengths: tuple[int, ...] |
     return torch.cat([part for clip in clips for part in (first_BR, clip)], dim=1)
 
 
-def _without_registers(x_BND: Tensor, places: Places, count: int) -> Tensor:
-    if not count or places.lengths is None:
+def _without_registers(x_BND: Tensor, positions: TokenPositions, count: int) -> Tensor:
+    if not count or positions.lengths is None:
         return x_BND[:, count:]
-    return torch.cat([clip[:, count:] for clip in x_BND.split(list(places.lengths), dim=1)], dim=1)
+    return torch.cat([clip[:, count:] for clip in x_BND.split(list(positions.lengths), dim=1)], dim=1)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kinemae.pretrain.model.attention_backends import Look
+from kinemae.pretrain.model.attention_backends import AttentionFn
 from kinemae.pretrain.model.blocks import Block, run_block
 from kinemae.pretrain.model.positions.base import Positions
 
@@ -53,7 +53,7 @@ class Merging:
         self.group_BN = torch.arange(index_BN.shape[1], device=index_BN.device).expand_as(index_BN)
         self._key_BNF: Tensor | None = None
 
-    def look(self) -> Look:
+    def attention_fn(self) -> AttentionFn:
         """Attention in which a token that stands for n weighs as n equal ones would (section 3)."""
         log_size_BN = self.size_BN.log()  # as it is now: a block may run again in the backward pass
 
@@ -89,7 +89,7 @@ def merging_blocks(
     x_BND: Tensor,
     merging: Merging,
     *,
-    positions: Positions,
+    pos_embed: Positions,
     keep: Callable[[int], Tensor | None],
 ) -> Tensor:
     """Run an encoder's blocks of joint attention and merge in each, as x_BND of all tokens.
@@ -98,8 +98,8 @@ def merging_blocks(
         keep: the weights of a block's branches (drop path), by its number.
     """
     for i, block in enumerate(blocks):
-        rotate, keep_XBN1 = positions.rotation(merging.index_BN), keep(i)
-        x_BND = run_block(block, x_BND, [merging.look()], rotate, keep_XBN1, part=block.attend)
+        rotate, keep_XBN1 = pos_embed.rotation(merging.index_BN), keep(i)
+        x_BND = run_block(block, x_BND, [merging.attention_fn()], rotate, keep_XBN1, part=block.attend)
         x_BND = run_block(block, merging.merge(x_BND), keep_XBN1, part=block.feed_forward)
     return merging.unmerge(x_BND)
 

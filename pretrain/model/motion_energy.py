@@ -7,7 +7,7 @@ from torch import Tensor
 from kinemae.pretrain.model.tokens import Patch, TokenGrid
 
 
-def grid_of(luma_BTHW: Tensor, patch: Patch) -> TokenGrid:
+def luma_grid(luma_BTHW: Tensor, patch: Patch) -> TokenGrid:
     """The grid that patches of this size cut such clips into."""
     _, frames, height, width = luma_BTHW.shape
     return TokenGrid(frames // patch[0], height // patch[1], width // patch[2])
@@ -19,7 +19,7 @@ def change(luma_BTHW: Tensor, patch: Patch) -> Tensor:
     The mean absolute difference in grey levels, each frame against the frame of the same number in the
     tubelet before. Tokens of the first slice have none before them: infinity.
     """
-    grid = grid_of(luma_BTHW, patch)
+    grid = luma_grid(luma_BTHW, patch)
     difference_BTHW = (luma_BTHW[:, patch[0] :].float() - luma_BTHW[:, : -patch[0]].float()).abs()
     first_B1hw = difference_BTHW.new_full((len(luma_BTHW), 1, grid.h, grid.w), torch.inf)
     if grid.t == 1:

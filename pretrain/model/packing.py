@@ -1,6 +1,7 @@
 """Fewer tokens a clip: the most worthy of each, or clips of different lengths in one row.
 
-A packed row costs what its tokens cost and no padding; attention keeps its clips apart (`Places.lengths`).
+A packed row costs what its tokens cost and no padding; attention keeps its clips apart
+(`TokenPositions.lengths`).
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def share_of(count: int, share: float) -> int:
+def kept_count(count: int, share: float) -> int:
     """A share of some tokens, rounded, at least one."""
     return max(1, round(count * share))
 

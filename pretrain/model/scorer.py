@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kinemae.pretrain.model.blocks import norm
-from kinemae.pretrain.model.packing import share_of, top_tokens
+from kinemae.pretrain.model.packing import kept_count, top_tokens
 
 _START_STD = 0.02
 _THRESHOLD_WEIGHT = 0.01
@@ -20,16 +20,16 @@ _THRESHOLD_WEIGHT = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Chosen:
+class KeptTokens:
     """The tokens that a fixed share leaves.
 
     Attributes:
-        place_BK: which of the tokens given, ascending.
+        index_BK: which of the tokens given, ascending.
         x_BKD: those tokens, gated.
         threshold_loss_B: to be added to the loss; only the threshold has a gradient of it.
     """
 
-    place_BK: Tensor
+    index_BK: Tensor
     x_BKD: Tensor
     threshold_loss_B: Tensor
 
@@ -57,14 +57,14 @@ class Scorer(nn.Module):
         hidden_BNX = nn.functional.gelu(self.fc1(self.norm(x_BND)))
         return self.fc2(hidden_BNX).squeeze(2).float()
 
-    def choose(self, x_BND: Tensor, keep: float) -> Chosen:
+    def select(self, x_BND: Tensor, keep: float) -> KeptTokens:
         """Keep the tokens of the highest score, a share of them, rounded."""
         score_BN = self(x_BND)
-        place_BK = top_tokens(score_BN.detach(), share_of(x_BND.shape[1], keep))
-        x_BKD = x_BND.gather(1, place_BK[..., None].expand(-1, -1, x_BND.shape[2]))
-        return Chosen(
-            place_BK=place_BK,
-            x_BKD=x_BKD * self.gate(score_BN.gather(1, place_BK), x_BKD.dtype),
+        index_BK = top_tokens(score_BN.detach(), kept_count(x_BND.shape[1], keep))
+        x_BKD = x_BND.gather(1, index_BK[..., None].expand(-1, -1, x_BND.shape[2]))
+        return KeptTokens(
+            index_BK=index_BK,
+            x_BKD=x_BKD * self.gate(score_BN.gather(1, index_BK), x_BKD.dtype),
             threshold_loss_B=self._threshold_loss(score_BN, keep),
         )
 
@@ -78,6 +78,6 @@ class Scorer(nn.Module):
         return _THRESHOLD_WEIGHT * torch.maximum((1 - keep) * above_BN, -keep * above_BN).mean(dim=1)
 
 
-def with_gradient_of(loss_B: Tensor, other_B: Tensor) -> Tensor:
+def add_gradient_of(loss_B: Tensor, other_B: Tensor) -> Tensor:
     """The loss unchanged in value, with another's gradient added to its own."""
     return loss_B + (other_B - other_B.detach())

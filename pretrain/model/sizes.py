@@ -24,7 +24,7 @@ def _check_width(width: int, heads: int, key: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderShape:
-    """Everything that fixes the encoder's parameters.
+    """AllTokens that fixes the encoder's parameters.
 
     Attributes:
         patch: size of a patch in (frames, pixels, pixels).
@@ -75,7 +75,7 @@ class EncoderShape:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderShape:
-    """Everything that fixes the decoder's parameters but what it predicts.
+    """AllTokens that fixes the decoder's parameters but what it predicts.
 
     Its MLP is four times as wide as itself; blocks are otherwise like the encoder's.
 
@@ -135,7 +135,7 @@ class ModelConfig:
     Attributes:
         size: a name of `SIZES`.
         decoder: "cross" (wanted queries look at the visible tokens) or "self" (VideoMAE's).
-        predict_share: the share of a clip's hidden tokens that is predicted.
+        predict_ratio: the share of a clip's hidden tokens that is predicted.
         predict: which of them: "random", or "running_cell" (arXiv 2303.16727, section 3.2).
         attention: the encoder's kind of attention, a part of `model/attention`.
         decoder_attention: the self decoder's.
@@ -152,7 +152,7 @@ class ModelConfig:
 
     size: str = "base"
     decoder: Literal["cross", "self"] = "cross"
-    predict_share: float = 0.5
+    predict_ratio: float = 0.5
     predict: Literal["random", "running_cell"] = "random"
     attention: Component = field(default_factory=lambda: Component(name="joint"))
     decoder_attention: Component = field(default_factory=lambda: Component(name="joint"))
@@ -177,9 +177,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ValueError(f"model.size must be one of {', '.join(SIZES)}, got {self.size!r}")
-        if not 0 < self.predict_share <= 1:
+        if not 0 < self.predict_ratio <= 1:
             raise ValueError(
-                f"model.predict_share must lie above 0 and at most at 1, got {self.predict_share}"
+                f"model.predict_ratio must lie above 0 and at most at 1, got {self.predict_ratio}"
             )
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"model.drop_path must lie in [0, 1), got {self.drop_path}")

@@ -12,7 +12,7 @@ REGISTER = -1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Places:
+class TokenPositions:
     """Which token of the grid each token of a sequence is.
 
     Attributes:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.token_positions import TokenPositions
 from kinemae.pretrain.model.tokens import Patch
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -29,32 +29,32 @@ class Strength:
 
     Attributes:
         min_level: the least that a clip draws; 1 for the same strength at every clip.
-        schedule: "constant": the factor is 1 all the time. "linear" or "cosine": it goes from `first` to
-            `last`, evenly or as half a cosine wave.
-        first, last: the factor up to `begin_share` of the run, and from `end_share` on.
+        schedule: "constant": the factor is 1 all the time. "linear" or "cosine": it goes from `start` to
+            `end`, evenly or as half a cosine wave.
+        start, end: the factor up to `ramp_start` of the run, and from `ramp_end` on.
     """
 
     min_level: float = 0.0
     schedule: str = "constant"
-    first: float = 0.0
-    last: float = 1.0
-    begin_share: float = 0.0
-    end_share: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    ramp_start: float = 0.0
+    ramp_end: float = 1.0
 
     def __post_init__(self) -> None:
         known = get_args(Schedule)
         require(self.schedule in known, _key("schedule"), f"be one of {', '.join(known)}", self.schedule)
-        for name in ("min_level", "first", "last", "begin_share", "end_share"):
+        for name in ("min_level", "start", "end", "ramp_start", "ramp_end"):
             value = getattr(self, name)
             is_number = isinstance(value, float | int) and not isinstance(value, bool)
             require(is_number and 0 <= value <= 1, _key(name), "be a number from 0 to 1", value)
             is_idle = self.schedule == "constant" and name != "min_level" and value != getattr(Strength, name)
             require(not is_idle, _key(name), "be left out where the schedule is constant", value)
         require(
-            self.begin_share < self.end_share,
-            _key("begin_share"),
-            f"be less than end_share={self.end_share}",
-            self.begin_share,
+            self.ramp_start < self.ramp_end,
+            _key("ramp_start"),
+            f"be less than ramp_end={self.ramp_end}",
+            self.ramp_start,
         )
 
     @classmethod
@@ -74,10 +74,10 @@ class Strength:
         """level_B from how far the run is, 0 to 1, and from what each clip drew evenly from 0 to 1."""
         level_B = self.min_level + (1 - self.min_level) * drawn_B
         if self.schedule != "constant":
-            share_B = ((progress_B - self.begin_share) / (self.end_share - self.begin_share)).clamp(0, 1)
+            share_B = ((progress_B - self.ramp_start) / (self.ramp_end - self.ramp_start)).clamp(0, 1)
             if self.schedule == "cosine":
                 share_B = 0.5 - 0.5 * torch.cos(math.pi * share_B)
-            level_B = level_B * (self.first * (1 - share_B) + self.last * share_B)
+            level_B = level_B * (self.start * (1 - share_B) + self.end * share_B)
         return level_B.clamp(0, 1)  # rounding may have led a hair beyond
 
 
@@ -124,14 +124,14 @@ class Noise:
         level_B: Tensor,
         draws: ClipRandom,
         *,
-        places: Places,
+        positions: TokenPositions,
         patch: Patch,
     ) -> Tensor:
         """Disturb the visible patches.
 
         Args:
             patches_BKP: normalised patches (`tokens.normalise`); not to be changed in place.
-            places: which tokens of the grid they are.
+            positions: which tokens of the grid they are.
             patch: size of a patch.
 
         Returns:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.token_positions import TokenPositions
 from kinemae.pretrain.model.tokens import COLOURS, Patch, gather_tokens
 from kinemae.pretrain.noise.base import Noise, Strength
 
@@ -51,22 +51,22 @@ class CorrelatedNoise(Noise):
         level_B: Tensor,
         draws: ClipRandom,
         *,
-        places: Places,
+        positions: TokenPositions,
         patch: Patch,
     ) -> Tensor:
         """See `Noise.on_patches`."""
         pattern_BRX = draws.normal("noise/correlated/pattern", (self.rank, patch[1] * patch[2] * COLOURS))
         size_B11 = self.std / self.rank**0.5 * level_B[:, None, None]
-        weight_BNX = size_B11 * self._weights(draws, places, patch[0])
-        index_BK = places.indices(patches_BKP.device).expand(*patches_BKP.shape[:2])
+        weight_BNX = size_B11 * self._weights(draws, positions, patch[0])
+        index_BK = positions.indices(patches_BKP.device).expand(*patches_BKP.shape[:2])
         weight_BKFR = gather_tokens(weight_BNX, index_BK).unflatten(2, (patch[0], self.rank))
         # Not as a product of matrices: that would be rounded to bfloat16 under autocast.
         noise = sum(weight_BKFR[..., i, None] * pattern_BRX[:, None, None, i] for i in range(self.rank))
         return patches_BKP + noise.flatten(2).to(patches_BKP.dtype)
 
-    def _weights(self, draws: ClipRandom, places: Places, frames: int) -> Tensor:
+    def _weights(self, draws: ClipRandom, positions: TokenPositions, frames: int) -> Tensor:
         """How much of each pattern every token has in its frames: (B, N, frames * rank), of variance 1."""
-        grid = places.grid
+        grid = positions.grid
         fresh = draws.normal("noise/correlated/weight", (grid.t * frames, grid.per_slice, self.rank))
         rest = (1 - self.correlation**2) ** 0.5
         drifted = [fresh[:, 0]]

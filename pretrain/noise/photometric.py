@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.token_positions import TokenPositions
 from kinemae.pretrain.model.tokens import COLOURS, Patch
 from kinemae.pretrain.noise.base import Noise, Strength
 
@@ -54,7 +54,7 @@ class PhotometricNoise(Noise):
         level_B: Tensor,
         draws: ClipRandom,
         *,
-        places: Places,
+        positions: TokenPositions,
         patch: Patch,
     ) -> Tensor:
         """See `Noise.on_patches`."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from kinemae.data_tools.components import Component, build_component, named_components
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.token_positions import TokenPositions
 from kinemae.pretrain.model.tokens import Patch
 from kinemae.pretrain.noise.base import Noise, Strength
 
@@ -42,12 +42,12 @@ class SeveralNoises(Noise):
         level_B: Tensor,
         draws: ClipRandom,
         *,
-        places: Places,
+        positions: TokenPositions,
         patch: Patch,
     ) -> Tensor:
         """See `Noise.on_patches`."""
         for part in self.parts:
-            patches_BKP = part.on_patches(patches_BKP, level_B, draws, places=places, patch=patch)
+            patches_BKP = part.on_patches(patches_BKP, level_B, draws, positions=positions, patch=patch)
         return patches_BKP
 
     def on_tokens(self, x_BKD: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:

@@ -15,18 +15,19 @@ from kinemae.pretrain.model.tokens import Patch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Worth:
-    """What the tokens of B full grids are worth.
+class TokenScores:
+    """What the tokens of B full grids are scores.
 
     Attributes:
         score_BN: float32; tokens of a higher score are kept first, equal ones by chance.
         is_kept_BN: boolean, which are kept where their number may differ from clip to clip.
-        run_BN: int64, for how many slices each token stands, itself included; None where it says nothing.
+        run_length_BN: int64, for how many slices each token stands, itself included; None where it says
+            nothing.
     """
 
     score_BN: Tensor
     is_kept_BN: Tensor
-    run_BN: Tensor | None = None
+    run_length_BN: Tensor | None = None
 
 
 class Pruning(ABC):
@@ -35,7 +36,7 @@ class Pruning(ABC):
     Attributes:
         keep: share of the tokens that is kept, above 0 and at most 1; None where each clip keeps what it
             needs, which pretraining refuses, since its budgets are fixed.
-        is_learned: the encoder scores its own tokens (`shape.scorer`); `weigh` is then not called.
+        is_learned: the encoder scores its own tokens (`shape.scorer`); `score_tokens` is then not called.
         run_lengths: how many lengths of runs the encoder is to embed; 0 for none.
     """
 
@@ -52,8 +53,8 @@ class Pruning(ABC):
         )
 
     @abstractmethod
-    def weigh(self, luma_BTHW: Tensor, patch: Patch) -> Worth:
-        """Look at clips' brightness, uint8 grey levels, and say what each token of the grid is worth."""
+    def score_tokens(self, luma_BTHW: Tensor, patch: Patch) -> TokenScores:
+        """Look at clips' brightness, uint8 grey levels, and say what each token of the grid is scores."""
 
 
 def check_keep(keep: float | None) -> None:

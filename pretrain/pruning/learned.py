@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kinemae.pretrain.model.tokens import Patch
-from kinemae.pretrain.pruning.base import Pruning, Worth, check_keep
+from kinemae.pretrain.pruning.base import Pruning, TokenScores, check_keep
 
 
 class LearnedPruning(Pruning):
@@ -23,6 +23,6 @@ class LearnedPruning(Pruning):
         check_keep(keep)
         self.keep = keep
 
-    def weigh(self, luma_BTHW: Tensor, patch: Patch) -> Worth:
+    def score_tokens(self, luma_BTHW: Tensor, patch: Patch) -> TokenScores:
         """Never asked: the pixels alone do not say; `Encoder.scorer` does."""
         raise NotImplementedError("the encoder scores its own tokens")

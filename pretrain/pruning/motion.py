@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from kinemae.data_tools.config import require
-from kinemae.pretrain.model.motion_energy import grid_of, motion
+from kinemae.pretrain.model.motion_energy import luma_grid, motion
 from kinemae.pretrain.model.tokens import Patch
-from kinemae.pretrain.pruning.base import Pruning, Worth, check_keep
+from kinemae.pretrain.pruning.base import Pruning, TokenScores, check_keep
 
 
 class MotionPruning(Pruning):
@@ -38,13 +38,13 @@ class MotionPruning(Pruning):
         self.keep = keep
         self.threshold = threshold
 
-    def weigh(self, luma_BTHW: Tensor, patch: Patch) -> Worth:
-        """See `Pruning.weigh`."""
-        grid = grid_of(luma_BTHW, patch)
+    def score_tokens(self, luma_BTHW: Tensor, patch: Patch) -> TokenScores:
+        """See `Pruning.score_tokens`."""
+        grid = luma_grid(luma_BTHW, patch)
         score_BN = motion(luma_BTHW, patch)
         order_BN = score_BN.argsort(dim=1, descending=True, stable=True)
         always = grid.per_slice if self.keep is None else max(1, round(self.keep * grid.tokens))
         is_kept_BN = torch.zeros_like(score_BN, dtype=torch.bool).scatter(1, order_BN[:, :always], True)
         if self.threshold is not None:
             is_kept_BN |= score_BN > self.threshold
-        return Worth(score_BN=score_BN, is_kept_BN=is_kept_BN)
+        return TokenScores(score_BN=score_BN, is_kept_BN=is_kept_BN)

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from kinemae.data_tools.config import require
-from kinemae.pretrain.model.motion_energy import change, grid_of
+from kinemae.pretrain.model.motion_energy import change, luma_grid
 from kinemae.pretrain.model.tokens import Patch
-from kinemae.pretrain.pruning.base import Pruning, Worth, check_keep
+from kinemae.pretrain.pruning.base import Pruning, TokenScores, check_keep
 
 
 class RunLengthPruning(Pruning):
@@ -35,9 +35,9 @@ class RunLengthPruning(Pruning):
         self.threshold = threshold
         self.run_lengths = run_lengths
 
-    def weigh(self, luma_BTHW: Tensor, patch: Patch) -> Worth:
-        """See `Pruning.weigh`."""
-        grid = grid_of(luma_BTHW, patch)
+    def score_tokens(self, luma_BTHW: Tensor, patch: Patch) -> TokenScores:
+        """See `Pruning.score_tokens`."""
+        grid = luma_grid(luma_BTHW, patch)
         is_static_BtS = (change(luma_BTHW, patch) <= self.threshold).view(-1, grid.t, grid.per_slice)
         age_BS = torch.zeros_like(is_static_BtS[:, 0], dtype=torch.int64)  # slices since the run began
         ages = [age_BS]
@@ -51,8 +51,8 @@ class RunLengthPruning(Pruning):
             run_BS = torch.where(is_next_kept_BS, 1, run_BS + 1)
             runs.append(run_BS)
         is_kept_BN = is_kept_BtS.flatten(1)
-        return Worth(
+        return TokenScores(
             score_BN=is_kept_BN.float(),
             is_kept_BN=is_kept_BN,
-            run_BN=torch.stack(runs[::-1], dim=1).flatten(1),
+            run_length_BN=torch.stack(runs[::-1], dim=1).flatten(1),
         )

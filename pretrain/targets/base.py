@@ -17,12 +17,12 @@ from kinemae.pretrain.model.tokens import Patch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shown:
+class TargetInputs:
     """What is known when the loss is computed: the clean clip and what the model was shown of it.
 
     Attributes:
         clip_BCTHW: the clean clip, uint8 RGB.
-        wanted_BM: which tokens the decoder predicts; only those should cost anything.
+        target_BM: which tokens the decoder predicts; only those should cost anything.
         visible_BK: which tokens the encoder kept.
         added_BKP: what noise added to the visible patches, in normalised units; None where none did.
         patch: size of a patch.
@@ -30,7 +30,7 @@ class Shown:
     """
 
     clip_BCTHW: Tensor
-    wanted_BM: Tensor
+    target_BM: Tensor
     visible_BK: Tensor
     added_BKP: Tensor | None
     patch: Patch
@@ -40,9 +40,9 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """What the model says: wanted_BMP from the decoder, visible_BKP from the layer on the visible tokens."""
+    """What the model says: decoded_BMP from the decoder, visible_BKP from the layer on the visible tokens."""
 
-    wanted_BMP: Tensor | None = None
+    decoded_BMP: Tensor | None = None
     visible_BKP: Tensor | None = None
 
 
@@ -62,7 +62,7 @@ class Target(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def wanted_values(self, shape: EncoderShape) -> int:
+    def target_values(self, shape: EncoderShape) -> int:
         """P, how many values are predicted for one wanted token; 0 for none, so that no decoder is built."""
 
     def visible_values(self, shape: EncoderShape) -> int:
@@ -77,7 +77,7 @@ class Target(nn.Module, ABC):
         """
 
     @abstractmethod
-    def losses(self, prediction: Prediction, shown: Shown) -> dict[str, Tensor]:
+    def losses(self, prediction: Prediction, inputs: TargetInputs) -> dict[str, Tensor]:
         """How wrong each clip's prediction is, loss_B in float32 as "loss"; parts of it under other names."""
 
     def after_update(self, encoder: Encoder, progress: float) -> None:
@@ -87,37 +87,37 @@ class Target(nn.Module, ABC):
             progress: how much of the run is done, above 0 and at most 1.
         """
 
-    def watched(self, encoder: Encoder) -> dict[str, Tensor]:
+    def state_metrics(self, encoder: Encoder) -> dict[str, Tensor]:
         """What is worth logging about the target's own state: single numbers by name, none by default."""
         return {}
 
-    def to_pixels(self, wanted_BMP: Tensor, shown: Shown, *, is_honest: bool) -> Tensor | None:
+    def to_pixels(self, decoded_BMP: Tensor, inputs: TargetInputs, *, visible_only: bool) -> Tensor | None:
         """Turn predictions into pictures, as uint8 patches_BMP; None where the target has no picture.
 
         Args:
-            is_honest: only the visible tokens may be looked at. Else whatever the target has taken away is
+            visible_only: only the visible tokens may be looked at. Else whatever the target has taken away is
                 put back from the hidden pixels themselves, the usual and flattering view.
         """
         return None
 
 
-class WantedTarget(Target):
+class DecoderTarget(Target):
     """A target that is a value for each wanted token of the clean clip."""
 
     @abstractmethod
-    def truth(self, shown: Shown) -> Tensor:
+    def compute_target(self, inputs: TargetInputs) -> Tensor:
         """What should have been predicted, as target_BMP in float32; called without gradients."""
 
     def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
         """How wrong each clip's prediction is, as loss_B in float32: the mean squared error."""
         return squared_errors(prediction_BMP, target_BMP)
 
-    def losses(self, prediction: Prediction, shown: Shown) -> dict[str, Tensor]:
+    def losses(self, prediction: Prediction, inputs: TargetInputs) -> dict[str, Tensor]:
         """See `Target.losses`."""
-        assert prediction.wanted_BMP is not None
+        assert prediction.decoded_BMP is not None
         with torch.no_grad():
-            target_BMP = self.truth(shown)
-        return {"loss": self.errors(prediction.wanted_BMP, target_BMP)}
+            target_BMP = self.compute_target(inputs)
+        return {"loss": self.errors(prediction.decoded_BMP, target_BMP)}
 
 
 def squared_errors(prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ from kinemae.data_tools.config import require
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import gather_tokens, normalise, patchify
-from kinemae.pretrain.targets.base import Shown, WantedTarget
+from kinemae.pretrain.targets.base import DecoderTarget, TargetInputs
 
 
-class FeatureTarget(WantedTarget):
+class FeatureTarget(DecoderTarget):
     """Predicts a teacher's features under the smooth L1 loss; the decoder is the predictor.
 
     The teacher is an exponential moving average of the encoder's weights, as in data2vec (arXiv 2202.03555)
@@ -46,8 +46,8 @@ class FeatureTarget(WantedTarget):
         self.final_decay = final_decay
         self.beta = beta
 
-    def wanted_values(self, shape: EncoderShape) -> int:
-        """See `Target.wanted_values`."""
+    def target_values(self, shape: EncoderShape) -> int:
+        """See `Target.target_values`."""
         return shape.width
 
     def bind(self, encoder: Encoder) -> None:
@@ -62,12 +62,12 @@ class FeatureTarget(WantedTarget):
             child.eval()
         return self
 
-    def truth(self, shown: Shown) -> Tensor:
-        """See `WantedTarget.truth`."""
-        return clean_features(self.teacher, shown, mean=shown.mean, std=shown.std)
+    def compute_target(self, inputs: TargetInputs) -> Tensor:
+        """See `DecoderTarget.compute_target`."""
+        return clean_features(self.teacher, inputs, mean=inputs.mean, std=inputs.std)
 
     def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-        """See `WantedTarget.errors`."""
+        """See `DecoderTarget.errors`."""
         return feature_errors(prediction_BMP, target_BMP, beta=self.beta)
 
     def after_update(self, encoder: Encoder, progress: float) -> None:
@@ -81,8 +81,8 @@ class FeatureTarget(WantedTarget):
         """The decay when `progress` of the run is done, 0 to 1."""
         return self.final_decay - (self.final_decay - self.decay) * (math.cos(math.pi * progress) + 1) / 2
 
-    def watched(self, encoder: Encoder) -> dict[str, Tensor]:
-        """See `Target.watched`: "ema_distance", of the teacher's weights, as a share of the encoder's."""
+    def state_metrics(self, encoder: Encoder) -> dict[str, Tensor]:
+        """See `Target.state_metrics`: "ema_distance", relative to the norm of the encoder's weights."""
         pairs = list(zip(self.teacher.parameters(), encoder.parameters(), strict=True))
         with torch.no_grad():
             apart = torch.stack([(taught - own).norm() for taught, own in pairs]).norm()
@@ -90,16 +90,16 @@ class FeatureTarget(WantedTarget):
 
 
 def clean_features(
-    teacher: Encoder, shown: Shown, *, mean: tuple[float, ...], std: tuple[float, ...]
+    teacher: Encoder, inputs: TargetInputs, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
     """What an encoder makes of the whole clean clip, at the wanted tokens, layer-normed, as target_BMD.
 
     Args:
         mean, std: what the teacher's pixels are normalised by.
     """
-    patches_BNP = normalise(patchify(shown.clip_BCTHW, teacher.shape.patch), mean, std)
-    wanted_BMD = gather_tokens(teacher(patches_BNP, None), shown.wanted_BM).float()
-    return F.layer_norm(wanted_BMD, wanted_BMD.shape[2:])
+    patches_BNP = normalise(patchify(inputs.clip_BCTHW, teacher.shape.patch), mean, std)
+    target_BMD = gather_tokens(teacher(patches_BNP, None), inputs.target_BM).float()
+    return F.layer_norm(target_BMD, target_BMD.shape[2:])
 
 
 def feature_errors(prediction_BMD: Tensor, target_BMD: Tensor, *, beta: float) -> Tensor:

@@ -11,13 +11,13 @@ from kinemae.data_tools.config import require
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.token_positions import coordinates
 from kinemae.pretrain.model.tokens import COLOURS, TokenGrid
-from kinemae.pretrain.targets.base import Shown, WantedTarget
+from kinemae.pretrain.targets.base import DecoderTarget, TargetInputs
 
 BINS = 9
 """Orientations from 0 to 180 degrees; a gradient and its opposite are one."""
 
 
-class HogTarget(WantedTarget):
+class HogTarget(DecoderTarget):
     """Predicts, under the mean squared error, the edges of the frame in the middle of each wanted patch.
 
     After MaskFeat: Sobel gradients of each colour; each pixel votes with its gradient's length for one of 9
@@ -39,8 +39,8 @@ class HogTarget(WantedTarget):
         self.cells = cells
         self.gaussian = gaussian
 
-    def wanted_values(self, shape: EncoderShape) -> int:
-        """See `Target.wanted_values`.
+    def target_values(self, shape: EncoderShape) -> int:
+        """See `Target.target_values`.
 
         Raises:
             ValueError: the cells do not divide the patch, or the patch is a single pixel.
@@ -53,11 +53,11 @@ class HogTarget(WantedTarget):
             )
         return self.cells**2 * COLOURS * BINS
 
-    def truth(self, shown: Shown) -> Tensor:
-        """See `WantedTarget.truth`."""
-        length, orientation = _gradients(_with_rims(shown))
+    def compute_target(self, inputs: TargetInputs) -> Tensor:
+        """See `DecoderTarget.compute_target`."""
+        length, orientation = _gradients(_with_rims(inputs))
         if self.gaussian:
-            length = length * _centred_weights(*shown.patch[1:], length.device)
+            length = length * _centred_weights(*inputs.patch[1:], length.device)
         histogram = torch.stack(
             [self._sum_cells(length.where(orientation == k, 0.0)) for k in range(BINS)], dim=-1
         )
@@ -69,20 +69,20 @@ class HogTarget(WantedTarget):
         return cells.permute(0, 1, 3, 4, 2)
 
 
-def _with_rims(shown: Shown) -> Tensor:
+def _with_rims(inputs: TargetInputs) -> Tensor:
     """The wanted patches' middle frames with one pixel more on every side, float (B, M, C, row, column).
 
     At the frame's border the pixel next to it is mirrored. Of the rest of the clip, bytes are copied.
     """
-    frames, height, width = shown.patch
-    middle_BCtHW = shown.clip_BCTHW[:, :, frames // 2 :: frames]
+    frames, height, width = inputs.patch
+    middle_BCtHW = inputs.clip_BCTHW[:, :, frames // 2 :: frames]
     for dim in (3, 4):
         length = middle_BCtHW.shape[dim]
         place = torch.arange(-1, length + 1, device=middle_BCtHW.device).abs()
         middle_BCtHW = middle_BCtHW.index_select(dim, place.where(place < length, length - 2))
     windows = middle_BCtHW.unfold(3, height + 2, height).unfold(4, width + 2, width)
     grid = TokenGrid(windows.shape[2], windows.shape[3], windows.shape[4])
-    slice_BM, row_BM, column_BM = coordinates(shown.wanted_BM, grid)
+    slice_BM, row_BM, column_BM = coordinates(inputs.target_BM, grid)
     clip_B1 = torch.arange(len(windows), device=windows.device)[:, None]
     return windows.permute(0, 2, 3, 4, 1, 5, 6)[clip_B1, slice_BM, row_BM, column_BM].float()
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kinemae.pretrain.model.sizes import EncoderShape
-from kinemae.pretrain.targets.base import Prediction, Shown, Target, squared_errors
+from kinemae.pretrain.targets.base import Prediction, Target, TargetInputs, squared_errors
 
 EPS = 1e-6
 
@@ -23,19 +23,19 @@ class NoiseTarget(Target):
 
     needs_noise = True
 
-    def wanted_values(self, shape: EncoderShape) -> int:
-        """See `Target.wanted_values`."""
+    def target_values(self, shape: EncoderShape) -> int:
+        """See `Target.target_values`."""
         return 0
 
     def visible_values(self, shape: EncoderShape) -> int:
         """See `Target.visible_values`."""
         return shape.patch_values
 
-    def losses(self, prediction: Prediction, shown: Shown) -> dict[str, Tensor]:
+    def losses(self, prediction: Prediction, inputs: TargetInputs) -> dict[str, Tensor]:
         """See `Target.losses`."""
-        assert prediction.visible_BKP is not None and shown.added_BKP is not None
+        assert prediction.visible_BKP is not None and inputs.added_BKP is not None
         with torch.no_grad():
-            added_BKP = shown.added_BKP.float()
+            added_BKP = inputs.added_BKP.float()
             size_B11 = added_BKP.square().mean(dim=(1, 2), keepdim=True).sqrt()
             target_BKP = added_BKP / (size_B11 + EPS)
         return {"loss": squared_errors(prediction.visible_BKP, target_BKP)}

@@ -9,14 +9,14 @@ from kinemae.data_tools.config import require
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.token_positions import coordinates
 from kinemae.pretrain.model.tokens import COLOURS, TokenGrid, denormalise, normalise, take_patches, to_bytes
-from kinemae.pretrain.targets.base import Shown, WantedTarget
+from kinemae.pretrain.targets.base import DecoderTarget, TargetInputs
 
 EPS = 1e-6
 Normalisation = Literal["channel", "patch", "none"]
 Frames = Literal["all", "one"]
 
 
-class PixelTarget(WantedTarget):
+class PixelTarget(DecoderTarget):
     """Predicts pixels under the mean squared error.
 
     Args:
@@ -39,58 +39,58 @@ class PixelTarget(WantedTarget):
         self.normalise = normalise
         self.frames = frames
 
-    def wanted_values(self, shape: EncoderShape) -> int:
-        """See `Target.wanted_values`."""
+    def target_values(self, shape: EncoderShape) -> int:
+        """See `Target.target_values`."""
         return shape.patch_values if self.frames == "all" else shape.patch_values // shape.patch[0]
 
-    def truth(self, shown: Shown) -> Tensor:
-        """See `WantedTarget.truth`."""
-        patches_BMP = self._take(shown, shown.wanted_BM)
+    def compute_target(self, inputs: TargetInputs) -> Tensor:
+        """See `DecoderTarget.compute_target`."""
+        patches_BMP = self._take(inputs, inputs.target_BM)
         if self.normalise == "none":
-            return normalise(patches_BMP, shown.mean, shown.std)
-        grouped = self._group(patches_BMP, shown)
+            return normalise(patches_BMP, inputs.mean, inputs.std)
+        grouped = self._group(patches_BMP, inputs)
         mean, spread = self._statistics(grouped)
         return grouped.sub_(mean).div_(spread).flatten(2)
 
-    def to_pixels(self, wanted_BMP: Tensor, shown: Shown, *, is_honest: bool) -> Tensor:
+    def to_pixels(self, decoded_BMP: Tensor, inputs: TargetInputs, *, visible_only: bool) -> Tensor:
         """See `Target.to_pixels`. Without the true statistics, those of the visible patches around are used.
 
         A wanted patch's mean and deviation are then the average of the visible patches', each weighed by one
         over its squared distance in tokens: near ones decide, and all of them help where none is near.
         Where one frame is predicted, it stands for all frames of its patch.
         """
-        values_BMP = wanted_BMP.float()
+        values_BMP = decoded_BMP.float()
         if self.normalise != "none":
-            source_BK = shown.visible_BK if is_honest else shown.wanted_BM
-            mean, spread = self._statistics(self._group(self._take(shown, source_BK), shown))
-            if is_honest:
-                weight_BMK = _nearness(shown)
+            source_BK = inputs.visible_BK if visible_only else inputs.target_BM
+            mean, spread = self._statistics(self._group(self._take(inputs, source_BK), inputs))
+            if visible_only:
+                weight_BMK = _nearness(inputs)
                 mean, spread = _blend(weight_BMK, mean), _blend(weight_BMK, spread)
             values_BMP = (values_BMP.unflatten(2, (-1, self._colours)) * spread + mean).flatten(2)
         if self.normalise != "channel":
-            values_BMP = denormalise(values_BMP, shown.mean, shown.std)
-        return to_bytes(values_BMP).repeat(1, 1, 1 if self.frames == "all" else shown.patch[0])
+            values_BMP = denormalise(values_BMP, inputs.mean, inputs.std)
+        return to_bytes(values_BMP).repeat(1, 1, 1 if self.frames == "all" else inputs.patch[0])
 
     @property
     def _colours(self) -> int:
         """How many colours have statistics of their own."""
         return COLOURS if self.normalise == "channel" else 1
 
-    def _take(self, shown: Shown, index_BK: Tensor) -> Tensor:
+    def _take(self, inputs: TargetInputs, index_BK: Tensor) -> Tensor:
         """The patches' bytes in those frames that are predicted."""
         if self.frames == "all":
-            return take_patches(shown.clip_BCTHW, index_BK, shown.patch)
-        frames, height, width = shown.patch
-        last = shown.clip_BCTHW.shape[2] - 1
-        slices = shown.clip_BCTHW.shape[2] // frames
+            return take_patches(inputs.clip_BCTHW, index_BK, inputs.patch)
+        frames, height, width = inputs.patch
+        last = inputs.clip_BCTHW.shape[2] - 1
+        slices = inputs.clip_BCTHW.shape[2] // frames
         frame_t = torch.arange(slices, device=index_BK.device) * last // max(1, slices - 1)
-        return take_patches(shown.clip_BCTHW.index_select(2, frame_t), index_BK, (1, height, width))
+        return take_patches(inputs.clip_BCTHW.index_select(2, frame_t), index_BK, (1, height, width))
 
-    def _group(self, patches_BMP: Tensor, shown: Shown) -> Tensor:
+    def _group(self, patches_BMP: Tensor, inputs: TargetInputs) -> Tensor:
         """Pixels in the units that their statistics are taken in, as (B, M, pixels, colours)."""
         if self.normalise == "channel":
             return patches_BMP.float().mul_(1 / 255).unflatten(2, (-1, COLOURS))
-        return normalise(patches_BMP, shown.mean, shown.std).unflatten(2, (-1, 1))
+        return normalise(patches_BMP, inputs.mean, inputs.std).unflatten(2, (-1, 1))
 
     def _statistics(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and the deviation to divide by, each (B, M, 1, colours)."""
@@ -98,15 +98,16 @@ class PixelTarget(WantedTarget):
         return mean, variance.sqrt() + EPS if self.normalise == "channel" else (variance + EPS).sqrt()
 
 
-def _nearness(shown: Shown) -> Tensor:
+def _nearness(inputs: TargetInputs) -> Tensor:
     """Weights of the visible tokens for each wanted one, as weight_BMK with rows that sum to 1."""
-    frames, height, width = shown.clip_BCTHW.shape[2:]
-    patch = shown.patch
+    frames, height, width = inputs.clip_BCTHW.shape[2:]
+    patch = inputs.patch
     grid = TokenGrid(frames // patch[0], height // patch[1], width // patch[2])
-    wanted_BM3, visible_BK3 = (
-        torch.stack(coordinates(index, grid), dim=2).float() for index in (shown.wanted_BM, shown.visible_BK)
+    target_BM3, visible_BK3 = (
+        torch.stack(coordinates(index, grid), dim=2).float()
+        for index in (inputs.target_BM, inputs.visible_BK)
     )
-    weight_BMK = 1 / torch.cdist(wanted_BM3, visible_BK3).square().clamp(min=EPS)
+    weight_BMK = 1 / torch.cdist(target_BM3, visible_BK3).square().clamp(min=EPS)
     return weight_BMK / weight_BMK.sum(dim=2, keepdim=True)
 
 

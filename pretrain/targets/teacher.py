@@ -10,11 +10,11 @@ from kinemae.pretrain.encoder_file import load_description, load_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import Patch, TokenGrid
-from kinemae.pretrain.targets.base import Shown, WantedTarget
+from kinemae.pretrain.targets.base import DecoderTarget, TargetInputs
 from kinemae.pretrain.targets.features import clean_features, feature_errors
 
 
-class TeacherTarget(WantedTarget):
+class TeacherTarget(DecoderTarget):
     """Predicts a frozen teacher's layer-normed features under the smooth L1 loss.
 
     The second stage of SALT (arXiv 2509.24317): the first is an ordinary run, for example of pixels. The
@@ -37,8 +37,8 @@ class TeacherTarget(WantedTarget):
             raise ValueError(f"target.args.encoder: {error}") from error
         self._held: tuple[Encoder, ...] = ()  # in a tuple PyTorch does not see it: no state, no mode
 
-    def wanted_values(self, shape: EncoderShape) -> int:
-        """See `Target.wanted_values`."""
+    def target_values(self, shape: EncoderShape) -> int:
+        """See `Target.target_values`."""
         return self.description.shape.width
 
     def bind(self, encoder: Encoder) -> None:
@@ -57,14 +57,14 @@ class TeacherTarget(WantedTarget):
         teacher, _ = load_encoder(self.folder)
         self._held = (teacher.requires_grad_(False).eval(),)
 
-    def truth(self, shown: Shown) -> Tensor:
-        """See `WantedTarget.truth`."""
+    def compute_target(self, inputs: TargetInputs) -> Tensor:
+        """See `DecoderTarget.compute_target`."""
         (teacher,) = self._held
-        teacher.to(shown.clip_BCTHW.device)  # moves once
-        return clean_features(teacher, shown, mean=self.description.mean, std=self.description.std)
+        teacher.to(inputs.clip_BCTHW.device)  # moves once
+        return clean_features(teacher, inputs, mean=self.description.mean, std=self.description.std)
 
     def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-        """See `WantedTarget.errors`."""
+        """See `DecoderTarget.errors`."""
         return feature_errors(prediction_BMP, target_BMP, beta=self.beta)
 
 

@@ -8,7 +8,7 @@ from kinemae.data_tools.components import Component, build_component, named_comp
 from kinemae.data_tools.config import require
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
-from kinemae.pretrain.targets.base import Prediction, Shown, Target
+from kinemae.pretrain.targets.base import Prediction, Target, TargetInputs
 
 KEYS = ("weight", "args")
 
@@ -32,9 +32,9 @@ class WeightedTarget(Target):
     def _targets(self) -> dict[str, Target]:
         return dict(self.parts.items())  # type: ignore[arg-type]
 
-    def wanted_values(self, shape: EncoderShape) -> int:
-        """See `Target.wanted_values`."""
-        return sum(target.wanted_values(shape) for target in self._targets.values())
+    def target_values(self, shape: EncoderShape) -> int:
+        """See `Target.target_values`."""
+        return sum(target.target_values(shape) for target in self._targets.values())
 
     def visible_values(self, shape: EncoderShape) -> int:
         """See `Target.visible_values`."""
@@ -44,19 +44,19 @@ class WeightedTarget(Target):
         """See `Target.bind`."""
         for target in self._targets.values():
             target.bind(encoder)
-        self._wanted = [target.wanted_values(encoder.shape) for target in self._targets.values()]
+        self._wanted = [target.target_values(encoder.shape) for target in self._targets.values()]
         self._visible = [target.visible_values(encoder.shape) for target in self._targets.values()]
 
-    def losses(self, prediction: Prediction, shown: Shown) -> dict[str, Tensor]:
+    def losses(self, prediction: Prediction, inputs: TargetInputs) -> dict[str, Tensor]:
         """See `Target.losses`; each part's own, unweighted, as "loss/NAME"."""
-        wanted = _split(prediction.wanted_BMP, self._wanted)
+        wanted = _split(prediction.decoded_BMP, self._wanted)
         visible = _split(prediction.visible_BKP, self._visible)
         found: dict[str, Tensor] = {}
         total_B: Tensor | None = None
-        for (name, target), wanted_BMP, visible_BKP in zip(
+        for (name, target), decoded_BMP, visible_BKP in zip(
             self._targets.items(), wanted, visible, strict=True
         ):
-            own = target.losses(Prediction(wanted_BMP=wanted_BMP, visible_BKP=visible_BKP), shown)
+            own = target.losses(Prediction(decoded_BMP=decoded_BMP, visible_BKP=visible_BKP), inputs)
             found |= {f"{key}/{name}": value_B for key, value_B in own.items()}
             weighed_B = self.weights[name] * own["loss"]
             total_B = weighed_B if total_B is None else total_B + weighed_B
@@ -68,18 +68,18 @@ class WeightedTarget(Target):
         for target in self._targets.values():
             target.after_update(encoder, progress)
 
-    def watched(self, encoder: Encoder) -> dict[str, Tensor]:
-        """See `Target.watched`."""
+    def state_metrics(self, encoder: Encoder) -> dict[str, Tensor]:
+        """See `Target.state_metrics`."""
         found: dict[str, Tensor] = {}
         for target in self._targets.values():
-            found |= target.watched(encoder)
+            found |= target.state_metrics(encoder)
         return found
 
-    def to_pixels(self, wanted_BMP: Tensor, shown: Shown, *, is_honest: bool) -> Tensor | None:
+    def to_pixels(self, decoded_BMP: Tensor, inputs: TargetInputs, *, visible_only: bool) -> Tensor | None:
         """See `Target.to_pixels`: the picture of the first part that has one."""
-        for target, values_BMP in zip(self._targets.values(), _split(wanted_BMP, self._wanted), strict=True):
+        for target, values_BMP in zip(self._targets.values(), _split(decoded_BMP, self._wanted), strict=True):
             if values_BMP is not None:
-                picture_BMP = target.to_pixels(values_BMP, shown, is_honest=is_honest)
+                picture_BMP = target.to_pixels(values_BMP, inputs, visible_only=visible_only)
                 if picture_BMP is not None:
                     return picture_BMP
         return None

@@ -32,7 +32,7 @@ from kinemae.pretrain.runtime.optimiser import parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes
 from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig
 from kinemae.pretrain.targets.pixels import PixelTarget
-from kinemae.pretrain.token_selection import TokenSplit
+from kinemae.pretrain.token_selection import TokenSelection
 
 FRAMES, PIXELS, CLIPS = 4, 64, 2
 WAYS = ("not at all", "at once", "in the background")
@@ -53,7 +53,7 @@ class Trainee:
         patch = config.shape().encoder.patch
         grid = TokenGrid.of(FRAMES, PIXELS, patch)
         model = build_autoencoder(config, grid, target=PixelTarget(), noise=NoNoise())
-        split = TokenSplit(masking=TubeMasking(ratio=0.5), grid=grid, patch=patch, seed=0)
+        split = TokenSelection(masking=TubeMasking(ratio=0.5), grid=grid, patch=patch, seed=0)
         clip_BCTHW = torch.randint(0, 256, (CLIPS, 3, FRAMES, PIXELS, PIXELS), dtype=torch.uint8)
         rows = [split(clip_BCTHW[index, 0], index) for index in range(CLIPS)]
         self.batch = ClipBatch(

@@ -17,7 +17,7 @@ from kinemae.data_tools.stream.views import crop_views, evaluation_views
 from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
 from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, to_luma
 from kinemae.pretrain.masking.motion import MotionMasking
-from kinemae.pretrain.model.motion_energy import grid_of, motion
+from kinemae.pretrain.model.motion_energy import luma_grid, motion
 from kinemae.pretrain.pruning.run_length import RunLengthPruning
 
 VIDEOS = Path(__file__).resolve().parents[3] / "shared/videos/surveillance"
@@ -43,13 +43,18 @@ def main(count: int) -> None:
     luma_BTHW = torch.cat([to_luma(clip) for clip in clips])
     print(f"{len(clips)} clips")
     for threshold in (0.5, 1, 2, 3, 5):
-        kept_B = RunLengthPruning(threshold=threshold).weigh(luma_BTHW, PATCH).is_kept_BN.float().mean(dim=1)
+        kept_B = (
+            RunLengthPruning(threshold=threshold)
+            .score_tokens(luma_BTHW, PATCH)
+            .is_kept_BN.float()
+            .mean(dim=1)
+        )
         low, mean, high = kept_B.min(), kept_B.mean(), kept_B.max()
         print(f"run_length, threshold {threshold}: keeps {mean:.2f} (least {low:.2f}, most {high:.2f})")
     motion_BN = motion(luma_BTHW, PATCH)
     for threshold in (1, 2, 3, 5):
         print(f"motion of at least {threshold}: {(motion_BN >= threshold).float().mean():.2f} of the tokens")
-    grid = grid_of(luma_BTHW, PATCH)
+    grid = luma_grid(luma_BTHW, PATCH)
     for led, temperature in (("hidden", 1.0), ("visible", 1.0), ("hidden", 2.0), ("visible", 2.0)):
         masking = MotionMasking(ratio=0.9, led=led, temperature=temperature)
         ratios = []

@@ -37,7 +37,7 @@ BLOCK = 10
 STILL = ["augment={min_scale: 1.0, max_scale: 1.0, min_aspect: 1.0, max_aspect: 1.0, flip: false}"]
 COMMON = ["data.num_workers=0", "engine.cpu_threads=1"]
 PRETRAIN = [
-    *("model.size=tiny", "model.patch_size=8", "model.decoder=cross", "model.predict_share=0.5"),
+    *("model.size=tiny", "model.patch_size=8", "model.decoder=cross", "model.predict_ratio=0.5"),
     *("optim.lr=1e-3", "optim.warmup_fraction=0.05", "save_every_steps=1000000"),
     *("pictures.every_steps=0", "monitor.every_steps=0"),
 ]

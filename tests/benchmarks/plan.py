@@ -45,7 +45,7 @@ CASES = {
     "half the depth": ["model.depth=6"],
     "mask of 0.75": ["masking.args.ratio=0.75"],
     "half the batch": ["batch.global_clips=4"],
-    "self decoder, all tokens": ["model.decoder=self", "model.predict_share=1.0"],
+    "self decoder, all tokens": ["model.decoder=self", "model.predict_ratio=1.0"],
     "width 576": ["model.width=576", "model.heads=9"],
 }
 FEW, MANY = 2, 8

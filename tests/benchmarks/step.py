@@ -36,7 +36,7 @@ from kinemae.pretrain.model.sizes import SIZES, ModelConfig
 from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid
 from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.targets.pixels import PixelTarget
-from kinemae.pretrain.token_selection import TokenSplit
+from kinemae.pretrain.token_selection import TokenSelection
 
 PEER = "transformers, SDPA"
 OURS: dict[str, tuple[Literal["self", "cross"], float]] = {
@@ -52,8 +52,8 @@ def our_step(config: ModelConfig, clip_BCTHW: Tensor) -> Step:
     grid = TokenGrid.of(clip_BCTHW.shape[2], clip_BCTHW.shape[4], config.shape().encoder.patch)
     model = build_autoencoder(config, grid, target=PixelTarget(), noise=NoNoise())
     patch = config.shape().encoder.patch
-    split = TokenSplit(
-        masking=TubeMasking(ratio=0.9), grid=grid, patch=patch, seed=0, predict_share=config.predict_share
+    split = TokenSelection(
+        masking=TubeMasking(ratio=0.9), grid=grid, patch=patch, seed=0, predict_ratio=config.predict_ratio
     )
     clips = len(clip_BCTHW)
     rows = [split(clip_BCTHW[index, 0], index) for index in range(clips)]
@@ -108,7 +108,7 @@ def print_pretraining(*, size: str, shape: tuple[int, ...], repeats: int) -> Non
         print(no_peer)
     steps = {} if no_peer else {PEER: peer_step(ModelConfig(size=size, decoder="self"), clip_BCTHW)}
     for name, (decoder, share) in OURS.items():
-        steps[name] = our_step(ModelConfig(size=size, decoder=decoder, predict_share=share), clip_BCTHW)
+        steps[name] = our_step(ModelConfig(size=size, decoder=decoder, predict_ratio=share), clip_BCTHW)
     best = least_seconds(steps, repeats)
     print(f"{size}, {'x'.join(map(str, shape))}, tube 0.9, fp32, 1 thread, min of {repeats}")
     for name, time_s in best.items():

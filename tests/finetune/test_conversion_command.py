@@ -37,7 +37,7 @@ DECODER = DecoderDescription(
     kind="self",
     memory_width=24,
     values=SHAPE.patch_values,
-    told_noise=False,
+    noise_conditioned=False,
     grid=GRID,
     reference=GRID,
 )
@@ -224,7 +224,7 @@ def test_a_model_that_was_tuned_as_videomae_is_can_be_exported(tmp_path):
             "the clip of its pretraining",
         ),
         (lambda: a_kin(decoder=replace(DECODER, kind="cross")), "model.decoder=self, not cross"),
-        (lambda: a_kin(decoder=replace(DECODER, told_noise=True)), "model.noise_conditioning=false"),
+        (lambda: a_kin(decoder=replace(DECODER, noise_conditioned=True)), "model.noise_conditioning=false"),
         (lambda: a_kin(decoder=replace(DECODER, values=10)), "384 pixels, not of 10 values"),
         (
             lambda: a_kin(decoder=replace(DECODER, shape=DecoderShape(width=16, depth=1, heads=2))),

@@ -24,7 +24,7 @@ from kinemae.pretrain.init_weights_from import open_start
 from kinemae.pretrain.model.autoencoder import build_autoencoder
 from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid, normalise, take_patches
 from kinemae.pretrain.noise.none import NoNoise
-from kinemae.pretrain.targets.base import Prediction, Shown
+from kinemae.pretrain.targets.base import Prediction, TargetInputs
 from kinemae.pretrain.targets.pixels import PixelTarget
 from tests.conversion import (
     TINY,
@@ -79,10 +79,10 @@ def told(model: VideoMAEForPreTraining, pixels: Tensor, is_hidden_BN: Tensor):
 
 def ours(kin: Kin, peer: Peer) -> tuple[Tensor, Tensor, Tensor]:
     """tokens_BKD, prediction_BMP and loss of the peer's clip under its mask."""
-    visible_BK, wanted_BM = (is_it.nonzero()[:, 1][None] for is_it in (~peer.is_hidden_BN, peer.is_hidden_BN))
-    shown = Shown(
+    visible_BK, target_BM = (is_it.nonzero()[:, 1][None] for is_it in (~peer.is_hidden_BN, peer.is_hidden_BN))
+    inputs = TargetInputs(
         clip_BCTHW=peer.clip_BCTHW,
-        wanted_BM=wanted_BM,
+        target_BM=target_BM,
         visible_BK=visible_BK,
         added_BKP=None,
         patch=kin.description.shape.patch,
@@ -91,10 +91,10 @@ def ours(kin: Kin, peer: Peer) -> tuple[Tensor, Tensor, Tensor]:
     )
     with torch.inference_mode():
         tokens_BKD = kin.encoder(
-            normalise(take_patches(peer.clip_BCTHW, visible_BK, shown.patch)), visible_BK
+            normalise(take_patches(peer.clip_BCTHW, visible_BK, inputs.patch)), visible_BK
         )
-        prediction_BMP = kin.decoder(tokens_BKD, visible_BK, wanted_BM)
-        loss_B = PixelTarget().losses(Prediction(wanted_BMP=prediction_BMP), shown)["loss"]
+        prediction_BMP = kin.decoder(tokens_BKD, visible_BK, target_BM)
+        loss_B = PixelTarget().losses(Prediction(decoded_BMP=prediction_BMP), inputs)["loss"]
     return tokens_BKD, prediction_BMP, loss_B.mean()
 
 

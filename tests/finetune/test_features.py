@@ -69,9 +69,9 @@ def chosen_by_hand(classifier, clip_1CTHW):
         score_N = encoder.scorer(encoder.embed(patches_1NP, None))[0]
         is_kept_N, run_N = score_N > encoder.scorer.threshold, None
     else:
-        worth = pruning.weigh(to_luma(clip_1CTHW), SHAPE.patch)
+        worth = pruning.score_tokens(to_luma(clip_1CTHW), SHAPE.patch)
         score_N, is_kept_N = worth.score_BN[0], worth.is_kept_BN[0]
-        run_N = None if worth.run_BN is None else worth.run_BN[0]
+        run_N = None if worth.run_length_BN is None else worth.run_length_BN[0]
     if pruning.keep is None:
         kept = [token for token in everything if is_kept_N[token]]
     else:
@@ -128,7 +128,7 @@ def test_a_threshold_means_the_same_on_planes_in_pretraining_and_on_rgb_in_fine_
         colour_BX=colour.repeat(CLIPS, 1),
     )
     classifier = make(Component(name="run_length", args={"threshold": 2.0}))
-    in_pretraining_B = classifier.pruning.weigh(to_luma(planes), SHAPE.patch).is_kept_BN.sum(dim=1)
+    in_pretraining_B = classifier.pruning.score_tokens(to_luma(planes), SHAPE.patch).is_kept_BN.sum(dim=1)
     assert 20 < in_pretraining_B.float().mean() < 55
     assert classifier.features(planes.rgb()).kept_B.tolist() == in_pretraining_B.tolist()
 

@@ -13,8 +13,8 @@ from kinemae.finetune.layer_decay import layer_of
 from kinemae.finetune.model_file import load_model, save_model
 from kinemae.pretrain.encoder_file import (
     EncoderDescription,
-    announce_resampling,
     load_description,
+    log_resampling,
     save_encoder,
 )
 from kinemae.pretrain.model.encoder import Encoder
@@ -108,7 +108,7 @@ def test_resampling_is_announced_with_both_grids_and_nothing_else_is(folder, cap
     caplog.set_level(logging.INFO, logger="kinemae")
     for overrides in ([], LONGER):
         description = describe_encoder(load(f"encoder={folder}", *overrides))
-        announce_resampling(description.reference, description.grid)
+        log_resampling(description.reference, description.grid)
 
     (message,) = caplog.messages
     assert "from 2x2x2 tokens (slices x rows x columns) in pretraining to 4x3x3" in message

@@ -15,13 +15,13 @@ from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.tokens import Patch, TokenGrid, gather_tokens, patchify
 from kinemae.pretrain.noise.gaussian import GaussianNoise
-from kinemae.pretrain.targets.base import Shown, Target
+from kinemae.pretrain.targets.base import Target, TargetInputs
 from tests.default_components import build_default
 
 FOLDER = "kinemae.pretrain.targets"
 PATCH = (2, 4, 4)
 GRID = TokenGrid(2, 2, 2)
-WANTED = torch.tensor([[3, 0, 7], [5, 6, 1]])
+TARGET = torch.tensor([[3, 0, 7], [5, 6, 1]])
 VISIBLE = torch.tensor([[1, 2, 4], [0, 2, 4]])
 
 
@@ -31,11 +31,11 @@ def random_clip(grid: TokenGrid = GRID, patch: Patch = PATCH, *, low: int = 0, h
     return torch.randint(low, high, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def shown(clip_BCTHW: Tensor, **changes: Any) -> Shown:
+def target_inputs(clip_BCTHW: Tensor, **changes: Any) -> TargetInputs:
     """What is known of clips of the usual grid."""
-    usual = Shown(
+    usual = TargetInputs(
         clip_BCTHW=clip_BCTHW,
-        wanted_BM=WANTED,
+        target_BM=TARGET,
         visible_BK=VISIBLE,
         added_BKP=None,
         patch=PATCH,
@@ -46,7 +46,7 @@ def shown(clip_BCTHW: Tensor, **changes: Any) -> Shown:
 
 
 def wanted_pixels(clip_BCTHW: Tensor) -> Tensor:
-    return gather_tokens(patchify(clip_BCTHW, PATCH), WANTED)
+    return gather_tokens(patchify(clip_BCTHW, PATCH), TARGET)
 
 
 def batch_of(clip_BCTHW: Tensor, grid: TokenGrid = GRID) -> ClipBatch:
@@ -59,7 +59,7 @@ def batch_of(clip_BCTHW: Tensor, grid: TokenGrid = GRID) -> ClipBatch:
         clip_index_B=torch.arange(len(clip_BCTHW)),
         label_B=torch.zeros(len(clip_BCTHW), dtype=torch.int64),
         weight_B=torch.ones(len(clip_BCTHW)),
-        tokens={"visible": order_BN[:, :count], "wanted": order_BN[:, count:]},
+        tokens={"visible": order_BN[:, :count], "target": order_BN[:, count:]},
     )
 
 

@@ -1,4 +1,4 @@
-"""Attention kinds: each relation against a loop over coordinates, each fast way against the dense one."""
+"""Attention kinds: each pattern against a loop over coordinates, each backend against the dense one."""
 
 import itertools
 from dataclasses import replace
@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_leaves
 
 from kinemae.data_tools.components import Component, component_names
 from kinemae.pretrain.model import attention_backends
-from kinemae.pretrain.model.attention.base import Looks, Tokens, build_attention
-from kinemae.pretrain.model.token_positions import REGISTER, Places
+from kinemae.pretrain.model.attention.base import AttentionCache, Tokens, build_attention
+from kinemae.pretrain.model.token_positions import REGISTER, TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid
-from tests.token_places import CPU, GRIDS, LAYOUTS, grids, layouts, places_of
+from tests.token_positions import CPU, GRIDS, LAYOUTS, grids, layouts, places_of
 
 FOLDER = "kinemae.pretrain.model.attention"
 KINDS = [Component(name=name) for name in component_names(FOLDER)] + [
@@ -25,24 +25,24 @@ KINDS = [Component(name=name) for name in component_names(FOLDER)] + [
 kinds = pytest.mark.parametrize("part", KINDS, ids=lambda part: f"{part.name}{list(part.args.values())}")
 
 
-def relations_of(part):
+def patterns_of(part):
     kind = build_attention(part)
-    return list(dict.fromkeys(kind.relations(0) + kind.relations(1)))
+    return list(dict.fromkeys(kind.patterns(0) + kind.patterns(1)))
 
 
-def random_heads(places, clips=3, heads=2, width=16, device=CPU):
+def random_heads(positions, clips=3, heads=2, width=16, device=CPU):
     chance = torch.Generator().manual_seed(0)
-    clips = 1 if places.lengths else clips
-    shape = (clips, heads, places.indices(device).shape[1], width)
+    clips = 1 if positions.lengths else clips
+    shape = (clips, heads, positions.indices(device).shape[1], width)
     return [torch.randn(shape, generator=chance).to(device).requires_grad_() for _ in range(3)]
 
 
-def on(device, places):
-    return replace(places, index_BN=None if places.index_BN is None else places.index_BN.to(device))
+def on(device, positions):
+    return replace(positions, index_BN=None if positions.index_BN is None else positions.index_BN.to(device))
 
 
-def with_gradients(look, heads):
-    seen = look(*heads)
+def with_gradients(attention_fn, heads):
+    seen = attention_fn(*heads)
     weights = torch.arange(seen.numel(), device=seen.device).view(seen.shape).sin()
     return seen, *torch.autograd.grad((seen * weights).sum(), heads)
 
@@ -58,13 +58,13 @@ def plain(allowed_BNN, query, key, value):
 @grids
 @layouts
 class TestContract:
-    """What every kind promises; a new file in the folder is tested without a line here."""
+    """The contract of every kind; a new file in the folder is tested automatically."""
 
-    def test_every_token_sees_itself_and_registers_see_all_of_their_clip_alone(self, part, grid, layout):
-        places = places_of(layout, grid)
-        index_BN, clip_1N = places.indices(CPU), places.clips(CPU)
-        for relation in relations_of(part):
-            allowed_BNN = relation.allowed(places, CPU)
+    def test_every_token_attends_to_itself_and_registers_to_their_whole_clip_only(self, part, grid, layout):
+        positions = places_of(layout, grid)
+        index_BN, clip_1N = positions.indices(CPU), positions.clips(CPU)
+        for pattern in patterns_of(part):
+            allowed_BNN = pattern.allowed(positions, CPU)
             assert allowed_BNN.shape == (*index_BN.shape, index_BN.shape[1])
             assert allowed_BNN.diagonal(dim1=1, dim2=2).all()
             is_register_BN = index_BN == REGISTER
@@ -73,49 +73,51 @@ class TestContract:
             free_BNN = (is_register_BN[:, :, None] | is_register_BN[:, None, :]) & same
             assert (allowed_BNN | free_BNN).equal(allowed_BNN)
 
-    def test_looking_equals_the_dense_reference_and_so_do_its_gradients(self, part, grid, layout):
-        places = places_of(layout, grid)
-        heads = random_heads(places)
-        for relation in relations_of(part):
-            allowed_BNN = relation.allowed(places, CPU)
-            found = with_gradients(relation.look(places, CPU), heads)
+    def test_outputs_and_gradients_equal_the_dense_reference(self, part, grid, layout):
+        positions = places_of(layout, grid)
+        heads = random_heads(positions)
+        for pattern in patterns_of(part):
+            allowed_BNN = pattern.allowed(positions, CPU)
+            found = with_gradients(pattern.attention_fn(positions, CPU), heads)
             expected = with_gradients(lambda *h, allowed=allowed_BNN: plain(allowed, *h), heads)
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
-            again = with_gradients(relation.look(places, CPU), heads)
+            again = with_gradients(pattern.attention_fn(positions, CPU), heads)
             assert all(torch.equal(*pair) for pair in zip(found, again, strict=True))
 
-    def test_it_takes_bfloat16(self, part, grid, layout):
-        places = places_of(layout, grid)
-        heads = [x.detach().bfloat16() for x in random_heads(places)]
-        for relation in relations_of(part):
-            seen = relation.look(places, CPU)(*heads)
-            exact = plain(relation.allowed(places, CPU), *(x.float() for x in heads))
+    def test_bfloat16_inputs_are_accepted(self, part, grid, layout):
+        positions = places_of(layout, grid)
+        heads = [x.detach().bfloat16() for x in random_heads(positions)]
+        for pattern in patterns_of(part):
+            seen = pattern.attention_fn(positions, CPU)(*heads)
+            exact = plain(pattern.allowed(positions, CPU), *(x.float() for x in heads))
             assert seen.dtype == torch.bfloat16
             torch.testing.assert_close(seen.float(), exact, atol=0.05, rtol=0.05)
 
 
 @kinds
-def test_every_block_has_equally_many_attentions_and_equal_relations_are_looked_up_once(part):
+def test_every_block_has_as_many_attentions_and_equal_patterns_share_a_function(part):
     kind = build_attention(part)
-    assert len({len(kind.relations(block)) for block in range(4)}) == 1
-    assert kind.relations(0) == kind.relations(2) and kind.relations(1) == kind.relations(3)
-    looks = Looks(places_of("subset", GRIDS[0]), CPU)
-    assert looks[kind.relations(0)[0]] is looks[build_attention(part).relations(2)[0]]
+    assert len({len(kind.patterns(block)) for block in range(4)}) == 1
+    assert kind.patterns(0) == kind.patterns(2) and kind.patterns(1) == kind.patterns(3)
+    attention_fns = AttentionCache(places_of("subset", GRIDS[0]), CPU)
+    assert attention_fns[kind.patterns(0)[0]] is attention_fns[build_attention(part).patterns(2)[0]]
 
 
 @kinds
 @layouts
-class TestWaysOfLongRows:
-    """What `look` takes for rows too long for these tests; of several chunks or blocks each."""
+class TestBackendsOfLongRows:
+    """Backends for rows that are too long for the other tests, with several chunks or blocks each."""
 
     GRID = TokenGrid(6, 5, 7)
 
-    def test_chunks_equal_the_dense_reference_and_so_do_their_gradients(self, part, layout):
-        places = places_of(layout, self.GRID)
-        heads = random_heads(places, width=8)
-        for relation in relations_of(part):
-            allowed_BNN = relation.allowed(places, CPU)
-            found = with_gradients(relation.look_in_chunks(Tokens.at(places, CPU)), heads)
+    def test_chunks_and_their_gradients_equal_the_dense_reference(self, part, layout):
+        positions = places_of(layout, self.GRID)
+        heads = random_heads(positions, width=8)
+        for pattern in patterns_of(part):
+            allowed_BNN = pattern.allowed(positions, CPU)
+            tokens = Tokens.at(positions, CPU)
+            chunks = attention_backends.grouped(pattern.chunks(tokens), tokens.shape[0], CPU)
+            found = with_gradients(chunks, heads)
             expected = with_gradients(lambda *h, allowed=allowed_BNN: plain(allowed, *h), heads)
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
 
@@ -123,23 +125,23 @@ class TestWaysOfLongRows:
     @torch.no_grad()  # FlexAttention has no gradients on the CPU
     @pytest.mark.slow
     def test_block_masks_equal_the_dense_reference(self, part, layout):
-        places = places_of(layout, self.GRID)
-        heads = random_heads(places)
-        for relation in relations_of(part):
-            expected = plain(relation.allowed(places, CPU), *heads)
-            seen = relation.look_blockwise(Tokens.at(places, CPU))(*heads)
+        positions = places_of(layout, self.GRID)
+        heads = random_heads(positions)
+        for pattern in patterns_of(part):
+            expected = plain(pattern.allowed(positions, CPU), *heads)
+            seen = pattern.block_sparse(Tokens.at(positions, CPU))(*heads)
             torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-5)
 
     def test_chunks_of_queries_equal_the_dense_reference_and_so_do_their_gradients(
         self, part, layout, monkeypatch
     ):
-        monkeypatch.setattr(attention_backends, "QUERIES_AT_ONCE", 50)
-        places = places_of(layout, self.GRID)
-        heads, tokens = random_heads(places, width=8), Tokens.at(places, CPU)
-        for relation in relations_of(part):
-            allowed_BNN = relation.allowed(places, CPU)
-            look = attention_backends.query_by_query(relation.rule(tokens), *tokens.shape, CPU)
-            found = with_gradients(look, heads)
+        monkeypatch.setattr(attention_backends, "QUERY_CHUNK", 50)
+        positions = places_of(layout, self.GRID)
+        heads, tokens = random_heads(positions, width=8), Tokens.at(positions, CPU)
+        for pattern in patterns_of(part):
+            allowed_BNN = pattern.allowed(positions, CPU)
+            attention_fn = attention_backends.chunked_queries(pattern.mask_mod(tokens), *tokens.shape, CPU)
+            found = with_gradients(attention_fn, heads)
             expected = with_gradients(lambda *h, allowed=allowed_BNN: plain(allowed, *h), heads)
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
 
@@ -157,27 +159,31 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.slow
-def test_where_flex_attention_is_not_compiled_no_table_of_all_scores_is_made():
+def test_uncompiled_flex_attention_does_not_materialise_all_scores():
     """Simulate PyTorch's limit of compiled variants."""
     tokens, heads = 1024, [torch.randn(1, 4, 1024, 16, requires_grad=True) for _ in range(3)]
-    look = attention_backends.query_by_query(lambda row, query, key: query // 4 == key // 4, 1, tokens, CPU)
+    attention_fn = attention_backends.chunked_queries(
+        lambda row, query, key: query // 4 == key // 4, 1, tokens, CPU
+    )
     flex = attention_backends._flex(is_compiled=True)
     with Largest() as largest, torch.compiler.set_stance("force_eager"):
         with pytest.warns(UserWarning, match="FlexAttention is not compiled here"):
-            seen = flex(*heads, None, look)
+            seen = flex(*heads, None, attention_fn)
         seen.sum().backward()
     assert largest.values < 4 * tokens * tokens / 2
-    allowed_1NN = attention_backends.table(lambda row, query, key: query // 4 == key // 4, 1, tokens, CPU)
+    allowed_1NN = attention_backends.mask_table(
+        lambda row, query, key: query // 4 == key // 4, 1, tokens, CPU
+    )
     torch.testing.assert_close(seen, plain(allowed_1NN, *heads), atol=2e-5, rtol=2e-5)
 
 
 @kinds
-def test_a_long_row_is_seen_as_the_dense_reference_sees_it(part):
-    places = Places(grid=TokenGrid(8, 8, 9))
-    heads = random_heads(places, clips=2, width=8)
-    for relation in relations_of(part):
-        allowed_BNN = relation.allowed(places, CPU)
-        found = with_gradients(relation.look(places, CPU), heads)
+def test_a_long_row_equals_the_dense_reference(part):
+    positions = TokenPositions(grid=TokenGrid(8, 8, 9))
+    heads = random_heads(positions, clips=2, width=8)
+    for pattern in patterns_of(part):
+        allowed_BNN = pattern.allowed(positions, CPU)
+        found = with_gradients(pattern.attention_fn(positions, CPU), heads)
         expected = with_gradients(lambda *h, allowed=allowed_BNN: plain(allowed, *h), heads)
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
 
@@ -186,22 +192,22 @@ def test_a_long_row_is_seen_as_the_dense_reference_sees_it(part):
 @kinds
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-2), (torch.bfloat16, 5e-2)])
 def test_on_a_gpu_long_rows_and_their_gradients_equal_the_dense_reference(part, dtype, tolerance):
-    torch.compiler.reset()  # it compiles for a few relations only, then goes on uncompiled
+    torch.compiler.reset()  # PyTorch compiles a limited number of variants
     device = torch.device("cuda")
-    for layout, relation in itertools.product(LAYOUTS, relations_of(part)):
-        places = on(device, places_of(layout, TokenGrid(8, 12, 14)))
-        heads = random_heads(places, width=32, device=device)
-        allowed_BNN = relation.allowed(places, device)
-        found = with_gradients(relation.look(places, device), [x.to(dtype) for x in heads])
+    for layout, pattern in itertools.product(LAYOUTS, patterns_of(part)):
+        positions = on(device, places_of(layout, TokenGrid(8, 12, 14)))
+        heads = random_heads(positions, width=32, device=device)
+        allowed_BNN = pattern.allowed(positions, device)
+        found = with_gradients(pattern.attention_fn(positions, device), [x.to(dtype) for x in heads])
         expected = with_gradients(lambda *h, allowed=allowed_BNN: plain(allowed, *h), heads)
         found = [x.float() for x in found]
         torch.testing.assert_close(found, list(expected), atol=tolerance, rtol=tolerance)
 
 
-def test_what_is_kept_of_an_evaluation_can_be_trained_with():
-    (relation,) = build_attention(Component(name="sparse", args={"window": [3, 1, 1]})).relations(0)
-    places = Places(grid=TokenGrid(8, 8, 9))
-    heads = random_heads(places, clips=1, width=8)
+def test_tensors_cached_in_inference_mode_can_be_used_in_training():
+    (pattern,) = build_attention(Component(name="sparse", args={"window": [3, 1, 1]})).patterns(0)
+    positions = TokenPositions(grid=TokenGrid(8, 8, 9))
+    heads = random_heads(positions, clips=1, width=8)
     with torch.inference_mode():
-        relation.look(places, CPU)(*heads)
-    assert with_gradients(relation.look(places, CPU), heads)[1].isfinite().all()
+        pattern.attention_fn(positions, CPU)(*heads)
+    assert with_gradients(pattern.attention_fn(positions, CPU), heads)[1].isfinite().all()

@@ -10,7 +10,7 @@ from kinemae.pretrain.model.tokens import TokenGrid, normalise, take_patches
 from kinemae.pretrain.noise.gaussian import GaussianNoise
 from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.targets.pixels import PixelTarget
-from kinemae.pretrain.token_selection import TokenSplit
+from kinemae.pretrain.token_selection import TokenSelection
 
 PATCH = (2, 4, 4)
 GRID = TokenGrid.of(4, 16, PATCH)
@@ -24,10 +24,10 @@ def build(*, noise=None, **options):
     )
 
 
-def make_batch(clips=(5, 6, 7), predict_share=0.5):
+def make_batch(clips=(5, 6, 7), predict_ratio=0.5):
     clip_BCTHW = torch.stack([random_clip(clip) for clip in clips])
-    split = TokenSplit(
-        masking=TubeMasking(ratio=0.75), grid=GRID, patch=PATCH, seed=0, predict_share=predict_share
+    split = TokenSelection(
+        masking=TubeMasking(ratio=0.75), grid=GRID, patch=PATCH, seed=0, predict_ratio=predict_ratio
     )
     rows = [split(clip_BCTHW[row, 0], clip) for row, clip in enumerate(clips)]
     return ClipBatch(
@@ -49,7 +49,7 @@ def draws_of(batch):
 
 
 def predicted(model, batch):
-    return model.predict(batch, draws_of(batch))[0].wanted_BMP
+    return model.predict(batch, draws_of(batch))[0].decoded_BMP
 
 
 decoders = pytest.mark.parametrize("decoder", ["cross", "self"])
@@ -77,9 +77,9 @@ def test_a_clips_loss_does_not_depend_on_its_batch(decoder):
 def test_noise_is_on_what_the_encoder_sees_and_not_on_the_target():
     model, batch = build(noise=GaussianNoise(std=1.0, min_std=1.0)), make_batch()
     clean_BKP = normalise(take_patches(batch.clip_BCTHW, batch.tokens["visible"], PATCH))
-    assert (model.seen(batch, draws_of(batch)).patches_BKP - clean_BKP).std() > 0.9
-    prediction, shown = model.predict(batch, draws_of(batch))
-    expected_B = (prediction.wanted_BMP - PixelTarget().truth(shown)).square().mean(dim=(1, 2))
+    assert (model.encoder_inputs(batch, draws_of(batch)).patches_BKP - clean_BKP).std() > 0.9
+    prediction, inputs = model.predict(batch, draws_of(batch))
+    expected_B = (prediction.decoded_BMP - PixelTarget().compute_target(inputs)).square().mean(dim=(1, 2))
     torch.testing.assert_close(model(batch, draws_of(batch))["loss"], expected_B)
 
 
@@ -97,7 +97,7 @@ def test_gradients_are_finite_and_reach_every_parameter(decoder, precision):
 
 @decoders
 def test_it_learns_one_batch_by_heart(decoder):
-    model, batch = build(decoder=decoder), make_batch(predict_share=0.2)
+    model, batch = build(decoder=decoder), make_batch(predict_ratio=0.2)
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
     for _ in range(40):
@@ -121,10 +121,10 @@ def test_predicting_all_hidden_tokens_with_the_self_decoder_is_videomae():
     peer = tiny_peer(transformers)
     model = build(decoder="self", width=32, depth=2)
     copy_peer(peer, model)
-    batch = make_batch(predict_share=1.0)
-    wanted_BM = batch.tokens["wanted"].sort().values
-    batch.tokens["wanted"] = wanted_BM  # the peer predicts in ascending order
-    hidden_BN = torch.zeros(3, GRID.tokens, dtype=torch.bool).scatter(1, wanted_BM, True)
+    batch = make_batch(predict_ratio=1.0)
+    target_BM = batch.tokens["target"].sort().values
+    batch.tokens["target"] = target_BM  # the peer predicts in ascending order
+    hidden_BN = torch.zeros(3, GRID.tokens, dtype=torch.bool).scatter(1, target_BM, True)
     mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     pixels = ((batch.clip_BCTHW / 255 - mean) / std).transpose(1, 2)
     with torch.no_grad():

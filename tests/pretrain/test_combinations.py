@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from kinemae.pretrain.compatibility import check_combination
+from kinemae.pretrain.compatibility import check_compatibility
 from kinemae.pretrain.masking.tube import TubeMasking
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.noise.gaussian import GaussianNoise
@@ -75,9 +75,9 @@ def test_the_plain_combination_trains():
 )
 def test_parts_that_cannot_work_together_are_refused(parts, model, message):
     usual = {"masking": TubeMasking(), "pruning": NoPruning(), "noise": NoNoise(), "target": PixelTarget()}
-    check_combination(ModelConfig(), **usual)
+    check_compatibility(ModelConfig(), **usual)
     with pytest.raises(ValueError, match=message):
-        check_combination(ModelConfig(**model), **usual | parts)
+        check_compatibility(ModelConfig(**model), **usual | parts)
 
 
 def test_the_walk_says_why_a_combination_is_refused():

@@ -22,7 +22,7 @@ def arguments(repo: Path, synth_shards: Path, tmp_path: Path) -> list[str]:
     """The shipped demo on small shards, its run in `tmp_path / "run"`."""
     config = str(repo / "configs/pretrain/demo.yaml")
     places = [f"data.shards={synth_shards / 'unlabelled'}", f"run_dir={tmp_path / 'run'}"]
-    shape = ["data.views_per_video=2", "model.predict_share=0.5"]
+    shape = ["data.views_per_video=2", "model.predict_ratio=0.5"]
     return [
         config,
         *places,
@@ -76,7 +76,7 @@ def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
         (["steps=0"], "steps must be at least 1, got 0"),
         (["save_every_steps=0"], "save_every_steps must be at least 1, got 0"),
         (["data.views_per_video=0"], "data.views_per_video must be at least 1, got 0"),
-        (["model.predict_share=0"], "model.predict_share must lie above 0 and at most at 1, got 0.0"),
+        (["model.predict_ratio=0"], "model.predict_ratio must lie above 0 and at most at 1, got 0.0"),
         (["engine.zero_stage=7"], "engine.zero_stage must be 0, 1, 2 or 3, got 7"),
         (["engine.precision=fp8"], "engine.precision must be auto, fp32 or bf16, got 'fp8'"),
         (

@@ -20,7 +20,7 @@ from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.targets.base import Target
 from kinemae.pretrain.targets.features import FeatureTarget
 from kinemae.pretrain.targets.pixels import PixelTarget
-from kinemae.pretrain.token_selection import TokenSplit
+from kinemae.pretrain.token_selection import TokenSelection
 
 STEPS, CLIPS, FRAMES, SIZE = 20, 2, 4, 32
 WINDOW = {"window": [2, 2, 2]}
@@ -49,7 +49,7 @@ def graphs_by_step(target: Target, masking: Masking, **model: Any) -> tuple[list
     grid = TokenGrid.of(FRAMES, SIZE, patch)
     autoencoder = build_autoencoder(config, grid, target=target, noise=NoNoise(), clips=CLIPS * STEPS)
     set_up_blocks(autoencoder, recompute=False, compiled=True, backend=graphs)
-    split = TokenSplit(masking=masking, grid=grid, patch=patch, seed=0, clips_per_step=CLIPS)
+    split = TokenSelection(masking=masking, grid=grid, patch=patch, seed=0, clips_per_step=CLIPS)
     counts = []
     for step in range(STEPS):
         places = torch.arange(CLIPS) + step * CLIPS

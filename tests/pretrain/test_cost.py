@@ -138,7 +138,7 @@ def cost_of(folder: Path, *overrides: str) -> dict[str, Any]:
 def test_memory_is_that_of_the_dearest_step_of_a_mask_whose_ratio_changes(tmp_path: Path) -> None:
     jitter = "masking={name: jitter, args: {of: uniform, least: 0.25, most: 0.75}}"
     light, heavy, changing = (
-        cost_of(tmp_path, override, "model.predict_share=0.2")
+        cost_of(tmp_path, override, "model.predict_ratio=0.2")
         for override in ("masking.args.ratio=0.75", "masking.args.ratio=0.25", jitter)
     )
     assert light["tokens"]["visible"] < heavy["tokens"]["visible"] == changing["tokens"]["visible"]

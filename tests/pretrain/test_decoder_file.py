@@ -17,11 +17,11 @@ GRID = TokenGrid(2, 3, 3)
 TARGET = Component(name="pixels", args={"normalise": "patch"})
 
 
-def decoder(kind="cross", *, positions="sine", grid=GRID, told_noise=False):
+def decoder(kind="cross", *, positions="sine", grid=GRID, noise_conditioned=False):
     torch.manual_seed(0)
     shape = DecoderShape(width=24, depth=1, heads=2, positions=Component(name=positions))
     return DECODERS[kind](
-        shape, grid, memory_width=16, values=6, told_noise=told_noise, reference=GRID
+        shape, grid, memory_width=16, values=6, noise_conditioned=noise_conditioned, reference=GRID
     ).eval()
 
 
@@ -39,7 +39,7 @@ def edit(folder, **changes):
 @pytest.mark.parametrize("positions", component_names("kinemae.pretrain.model.positions"))
 @pytest.mark.parametrize("kind", DECODERS)
 def test_a_decoder_comes_back_from_its_folder_alone(tmp_path, kind, positions):
-    own = saved(tmp_path / "encoder", kind=kind, positions=positions, told_noise=True)
+    own = saved(tmp_path / "encoder", kind=kind, positions=positions, noise_conditioned=True)
 
     loaded, description = load_decoder(tmp_path / "encoder")
 
@@ -47,7 +47,7 @@ def test_a_decoder_comes_back_from_its_folder_alone(tmp_path, kind, positions):
     level = torch.tensor([0.5])
     assert torch.equal(loaded(memory, visible, wanted, level), own(memory, visible, wanted, level))
     assert (description.kind, description.values, description.memory_width) == (kind, 6, 16)
-    assert description.target == TARGET and description.told_noise
+    assert description.target == TARGET and description.noise_conditioned
 
 
 @pytest.mark.parametrize("positions", component_names("kinemae.pretrain.model.positions"))
@@ -79,12 +79,12 @@ def test_the_folder_says_whether_it_holds_one(tmp_path):
         ({"kind": ["self"]}, "kind must be a text"),
         ({"values": 0}, "values must be at least 1"),
         ({"memory_width": "16"}, "memory_width must be a whole number, got '16'"),
-        ({"told_noise": 0}, "told_noise must be true or false, got 0"),
+        ({"noise_conditioned": 0}, "noise_conditioned must be true or false, got 0"),
         ({"reference": {"t": 0, "h": 1, "w": 1}}, "reference must be at least 1 along every axis"),
         ({"target": None}, "wrong keys in target: missing name"),
         ({"shape": {}}, "wrong keys in shape: missing depth, missing heads, missing width"),
         ({"values": 7}, r"2 mis-shaped \(head.weight \(6, 24\) instead of \(7, 24\), head.bias"),
-        ({"told_noise": True}, r"1 missing \(noise_embed\) tensors"),
+        ({"noise_conditioned": True}, r"1 missing \(noise_embed\) tensors"),
     ],
 )
 def test_a_description_of_something_else_is_refused(tmp_path, changes, message):

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.pretrain.model.blocks import SelfAttention, kept_branches
+from kinemae.pretrain.model.blocks import SelfAttention, drop_path_weights
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
@@ -84,7 +84,7 @@ def test_drop_path_acts_in_training_alone_and_equally_on_any_topology():
 
 def test_drop_path_grows_with_depth_and_keeps_the_mean():
     assert build(drop_path=0.6).drop_path_rates == pytest.approx([0.0, 0.3, 0.6])
-    keep_B2 = kept_branches(ClipRandom(0, torch.arange(20000)).uniform("drop_path/1", (2,)), 0.3)
+    keep_B2 = drop_path_weights(ClipRandom(0, torch.arange(20000)).uniform("drop_path/1", (2,)), 0.3)
     torch.testing.assert_close(keep_B2.mean(dim=0), torch.ones(2), atol=0.02, rtol=0)
     assert keep_B2.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
 

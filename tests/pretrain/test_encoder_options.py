@@ -10,7 +10,7 @@ from kinemae.data_tools.randomness import ClipRandom
 from kinemae.pretrain.model.decoder import SelfDecoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import DecoderShape, EncoderShape
-from kinemae.pretrain.model.token_positions import REGISTER, Places
+from kinemae.pretrain.model.token_positions import REGISTER, TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.runtime.optimiser import parameter_groups
 
@@ -34,15 +34,15 @@ def random_patches(clips=2, tokens=5):
     return torch.randn(clips, tokens, PLAIN.patch_values, generator=torch.Generator().manual_seed(1))
 
 
-def slow_plain(encoder, patches_BKP, visible_BK, run_BK):
+def slow_plain(encoder, patches_BKP, visible_BK, run_length_BK):
     registers = encoder.reg_token.expand(len(patches_BKP), -1, -1)
     index_BN = torch.cat([torch.full(registers.shape[:2], REGISTER), visible_BK], dim=1)
-    places = Places(grid=GRID, index_BN=index_BN)
+    positions = TokenPositions(grid=GRID, index_BN=index_BN)
     x = encoder.patch_embed(patches_BKP) + encoder.pos_embed.table_ND[visible_BK]
-    x = torch.cat([registers, x + encoder.run_length_embed[run_BK - 1]], dim=1)
-    for block, relations in zip(encoder.blocks, encoder.relations, strict=True):
-        for (norm, attn, scale), relation in zip(block.branches(), relations, strict=True):
-            allowed_BNN = relation.allowed(places, torch.device("cpu"))
+    x = torch.cat([registers, x + encoder.run_length_embed[run_length_BK - 1]], dim=1)
+    for block, patterns in zip(encoder.blocks, encoder.patterns, strict=True):
+        for (norm, attn, scale), pattern in zip(block.branches(), patterns, strict=True):
+            allowed_BNN = pattern.allowed(positions, torch.device("cpu"))
             x = x + scale.gamma * plain_attention(attn, norm(x), allowed_BNN)
         x = x + block.ls2.gamma * block.mlp(block.norm2(x))
     return encoder.norm(x)[:, 2:]
@@ -66,9 +66,9 @@ def gradients(output, module):
 @kinds
 def test_an_encoder_with_everything_equals_a_slow_plain_one_and_so_do_its_gradients(kind):
     encoder, patches_BKP = build(FULL, kind=kind), random_patches()
-    run_BK = torch.tensor([[1, 2, 3, 1, 3], [2, 2, 1, 1, 1]])
-    found = encoder.encode(encoder.embed(patches_BKP, VISIBLE, run_BK), VISIBLE)
-    expected = slow_plain(encoder, patches_BKP, VISIBLE, run_BK)
+    run_length_BK = torch.tensor([[1, 2, 3, 1, 3], [2, 2, 1, 1, 1]])
+    found = encoder.encode(encoder.embed(patches_BKP, VISIBLE, run_length_BK), VISIBLE)
+    expected = slow_plain(encoder, patches_BKP, VISIBLE, run_length_BK)
     assert found.shape == (2, 5, 32)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(gradients(found, encoder), gradients(expected, encoder), atol=1e-4, rtol=1e-4)
@@ -156,11 +156,11 @@ def test_under_qk_norm_the_size_of_queries_and_keys_does_not_matter():
 def test_runs_change_nothing_at_first_and_long_ones_count_as_the_longest():
     torch.manual_seed(0)
     encoder, patches_BKP = Encoder(FULL, GRID), random_patches()
-    run_BK = torch.tensor([[1, 2, 3, 4, 50]]).expand(2, -1)
+    run_length_BK = torch.tensor([[1, 2, 3, 4, 50]]).expand(2, -1)
     without_BKD = encoder.embed(patches_BKP, VISIBLE)
-    torch.testing.assert_close(encoder.embed(patches_BKP, VISIBLE, run_BK), without_BKD)
+    torch.testing.assert_close(encoder.embed(patches_BKP, VISIBLE, run_length_BK), without_BKD)
     encoder.run_length_embed.data.copy_(torch.arange(1.0, 4.0)[:, None].expand(-1, 32))
-    added_BKD = encoder.embed(patches_BKP, VISIBLE, run_BK) - without_BKD
+    added_BKD = encoder.embed(patches_BKP, VISIBLE, run_length_BK) - without_BKD
     torch.testing.assert_close(added_BKD[0, :, 0], torch.tensor([1.0, 2.0, 3.0, 3.0, 3.0]))
 
 
@@ -178,7 +178,7 @@ def test_only_the_weights_of_layers_decay(kind):
 class TestSelfDecoder:
     """The self decoder under every kind, on the visible and the wanted tokens one after another."""
 
-    WANTED = torch.tensor([[2, 6, 20], [22, 4, 7]])
+    TARGET = torch.tensor([[2, 6, 20], [22, 4, 7]])
 
     def build(self, kind):
         torch.manual_seed(0)
@@ -190,15 +190,15 @@ class TestSelfDecoder:
 
     def test_it_predicts_the_wanted_tokens_in_their_order_and_from_the_memory(self, kind):
         decoder, memory_BKD, order = self.build(kind), self.memory(), [2, 0, 1]
-        prediction_BMP = decoder(memory_BKD, VISIBLE, self.WANTED)
+        prediction_BMP = decoder(memory_BKD, VISIBLE, self.TARGET)
         assert prediction_BMP.shape == (2, 3, 12)
-        turned_BMP = decoder(memory_BKD, VISIBLE, self.WANTED[:, order])
+        turned_BMP = decoder(memory_BKD, VISIBLE, self.TARGET[:, order])
         torch.testing.assert_close(turned_BMP, prediction_BMP[:, order])
         assert not torch.allclose(
-            decoder(memory_BKD.flip(2), VISIBLE, self.WANTED), prediction_BMP, atol=1e-4
+            decoder(memory_BKD.flip(2), VISIBLE, self.TARGET), prediction_BMP, atol=1e-4
         )
 
     def test_every_parameter_learns(self, kind):
         decoder = self.build(kind)
-        decoder(self.memory(), VISIBLE, self.WANTED).square().mean().backward()
+        decoder(self.memory(), VISIBLE, self.TARGET).square().mean().backward()
         assert all(p.grad.isfinite().all() and p.grad.any() for p in decoder.parameters())

@@ -34,7 +34,7 @@ def clips(grid: TokenGrid, *, visible: int, wanted: int, patch: int = 16, count:
         weight_B=torch.ones(count),
         tokens={
             "visible": order_BN[:, :visible].sort(dim=1).values,
-            "wanted": order_BN[:, visible : visible + wanted],
+            "target": order_BN[:, visible : visible + wanted],
         },
     )
 
@@ -98,7 +98,7 @@ def test_every_kind_of_attention_is_counted_and_none_costs_more_than_all_pairs_o
     )
     flops, all_pairs = count_flops(model, batch), count_flops(joint, batch)
     assert flops.decoder == all_pairs.decoder
-    passes = max(len(relations) for relations in model.encoder.relations)
+    passes = max(len(patterns) for patterns in model.encoder.patterns)
     assert 0.5 * all_pairs.encoder < flops.encoder <= passes * all_pairs.encoder
 
 

@@ -86,7 +86,7 @@ def test_on_another_grid_the_reference_stays(tmp_path, positions):
             "begins afresh, the one exported there is another: shape DecoderShape",
         ),
         ({"decoder": "self"}, PIXELS, "is another: kind self here, cross there"),
-        ({"noise_conditioning": True}, PIXELS, "is another: told_noise True here, False there"),
+        ({"noise_conditioning": True}, PIXELS, "is another: noise_conditioned True here, False there"),
         ({}, Component(name="features"), "is another: values 24 here, 384 there"),
         ({}, Component(name="motion"), r"is the one exported there, which learned pixels \{\}"),
     ],

@@ -96,7 +96,7 @@ def test_sizes_add_up_and_unmerging_gives_every_token_its_groups_vector():
 
     for _ in range(3):
         query_BANF = torch.randn(2, HEADS, x_BND.shape[1], 4)
-        merging.look()(query_BANF, query_BANF, query_BANF)
+        merging.attention_fn()(query_BANF, query_BANF, query_BANF)
         x_BND = merging.merge(x_BND)
 
     assert torch.equal(merging.size_BN.sum(dim=1), torch.tensor([11.0, 11.0]))
@@ -129,7 +129,7 @@ def test_equal_tokens_merge_without_a_trace(positions):
     rotation = encoder.pos_embed.rotation
 
     for block in encoder.blocks:
-        x_BKD = block.attend(x_BKD, [merging.look()], rotation(merging.index_BN))
+        x_BKD = block.attend(x_BKD, [merging.attention_fn()], rotation(merging.index_BN))
         x_BKD = block.feed_forward(merging.merge(x_BKD) if x_BKD.shape[1] == 6 else x_BKD)
 
     assert x_BKD.shape[1] == 3
@@ -186,7 +186,7 @@ def test_an_autoencoder_whose_encoder_merges_trains(decoder):
         weight_B=torch.ones(2),
         tokens={
             "visible": torch.tensor([[0, 2, 5, 9, 10, 14]] * 2),
-            "wanted": torch.tensor([[1, 3, 4]] * 2),
+            "target": torch.tensor([[1, 3, 4]] * 2),
         },
     )
 

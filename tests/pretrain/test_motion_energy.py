@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from kinemae.pretrain.model.motion_energy import change, grid_of, motion
+from kinemae.pretrain.model.motion_energy import change, luma_grid, motion
 from kinemae.pretrain.model.tokens import TokenGrid
 
 CASES = [((8, 6, 4), (2, 3, 2)), ((4, 4, 6), (1, 2, 2)), ((2, 4, 4), (2, 2, 2)), ((1, 4, 4), (1, 2, 2))]
@@ -56,4 +56,4 @@ def test_a_difference_of_bytes_does_not_wrap_around():
 
 
 def test_the_grid_is_that_of_whole_patches():
-    assert grid_of(clips((8, 6, 4)), (2, 3, 2)) == TokenGrid(4, 2, 2)
+    assert luma_grid(clips((8, 6, 4)), (2, 3, 2)) == TokenGrid(4, 2, 2)

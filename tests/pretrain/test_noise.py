@@ -5,7 +5,7 @@ import torch
 
 from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.token_positions import TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.base import Noise, Strength
 from tests.default_components import default_component
@@ -43,10 +43,10 @@ def disturb(noise, level_B, clips, inputs=None):
     """What the three methods make of it."""
     clip_BCTHW, patches_BKP, x_BKD, visible_BK = inputs or given(clips)
     draws = clips if isinstance(clips, ClipRandom) else draws_for(clips)
-    places = Places(grid=GRID, index_BN=visible_BK)
+    positions = TokenPositions(grid=GRID, index_BN=visible_BK)
     return [
         noise.on_clip(clip_BCTHW, level_B, draws),
-        noise.on_patches(patches_BKP, level_B, draws, places=places, patch=PATCH),
+        noise.on_patches(patches_BKP, level_B, draws, positions=positions, patch=PATCH),
         noise.on_tokens(x_BKD, level_B, draws),
     ]
 
@@ -121,7 +121,7 @@ class TestContractOfThoseThatDisturb:
         assert noise.is_on_patches != torch.equal(noisy_BKP, given((0, 1, 2))[1])
 
     def test_its_strength_is_a_schedule_of_the_step_and_drawn_per_clip(self, name):
-        noise = build(name, strength={"min_level": 0.5, "schedule": "linear", "end_share": 0.5})
+        noise = build(name, strength={"min_level": 0.5, "schedule": "linear", "ramp_end": 0.5})
         assert noise.has_level
         draws = ClipRandom(0, torch.arange(300))
         early_B, late_B = (noise.level(torch.full((300,), progress), draws) for progress in (0.25, 0.9))
@@ -147,10 +147,10 @@ def test_no_noise_has_no_level():
     [
         ({}, [1, 1, 1, 1, 1]),
         ({"schedule": "linear"}, [0, 0.25, 0.5, 0.75, 1]),
-        ({"schedule": "linear", "first": 1, "last": 0.2}, [1, 0.8, 0.6, 0.4, 0.2]),
-        ({"schedule": "linear", "begin_share": 0.25, "end_share": 0.75}, [0, 0, 0.5, 1, 1]),
+        ({"schedule": "linear", "start": 1, "end": 0.2}, [1, 0.8, 0.6, 0.4, 0.2]),
+        ({"schedule": "linear", "ramp_start": 0.25, "ramp_end": 0.75}, [0, 0, 0.5, 1, 1]),
         ({"schedule": "cosine"}, [0, 0.1464466, 0.5, 0.8535534, 1]),
-        ({"schedule": "cosine", "first": 1.0, "last": 0.0}, [1, 0.8535534, 0.5, 0.1464466, 0]),
+        ({"schedule": "cosine", "start": 1.0, "end": 0.0}, [1, 0.8535534, 0.5, 0.1464466, 0]),
     ],
 )
 def test_schedules(strength, expected):
@@ -162,12 +162,12 @@ def test_schedules(strength, expected):
     "strength, message",
     [
         ({"min_level": -0.1}, "strength.min_level must be a number from 0 to 1, got -0.1"),
-        ({"last": True, "schedule": "linear"}, "strength.last must be a number from 0 to 1, got True"),
-        ({"first": "0", "schedule": "linear"}, "strength.first must be a number from 0 to 1, got '0'"),
+        ({"end": True, "schedule": "linear"}, "strength.end must be a number from 0 to 1, got True"),
+        ({"start": "0", "schedule": "linear"}, "strength.start must be a number from 0 to 1, got '0'"),
         ({"schedule": "sine"}, "strength.schedule must be one of constant, linear, cosine, got 'sine'"),
-        ({"first": 0.5}, "strength.first must be left out where the schedule is constant, got 0.5"),
-        ({"schedule": "linear", "begin_share": 1.0}, "begin_share must be less than end_share=1.0, got 1.0"),
-        ({"leve": 0.5}, "strength.leve must be one of the keys min_level, schedule, first"),
+        ({"start": 0.5}, "strength.start must be left out where the schedule is constant, got 0.5"),
+        ({"schedule": "linear", "ramp_start": 1.0}, "ramp_start must be less than ramp_end=1.0, got 1.0"),
+        ({"leve": 0.5}, "strength.leve must be one of the keys min_level, schedule, start"),
         (0.5, r"noise.args.strength must hold keys, got 0.5"),
     ],
 )

@@ -6,11 +6,11 @@ import torch
 from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.pretrain.compatibility import check_combination
+from kinemae.pretrain.compatibility import check_compatibility
 from kinemae.pretrain.masking.tube import TubeMasking
 from kinemae.pretrain.model.autoencoder import build_autoencoder
 from kinemae.pretrain.model.sizes import ModelConfig
-from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.token_positions import TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid, normalise, take_patches
 from kinemae.pretrain.noise.base import Noise
 from kinemae.pretrain.noise.correlated import CorrelatedNoise
@@ -24,7 +24,7 @@ from kinemae.pretrain.targets.base import Prediction
 from kinemae.pretrain.targets.noise import NoiseTarget
 from kinemae.pretrain.targets.pixels import PixelTarget
 from kinemae.pretrain.targets.weighted import WeightedTarget
-from kinemae.pretrain.token_selection import TokenSplit
+from kinemae.pretrain.token_selection import TokenSelection
 from tests.default_components import default_component
 
 PATCH = (2, 4, 4)
@@ -46,7 +46,7 @@ def build(noise, *, target=None, pruning=None, **options):
 
 
 def make_batch(clips=CLIPS):
-    split = TokenSplit(masking=TubeMasking(ratio=0.5), grid=GRID, patch=PATCH, seed=0)
+    split = TokenSelection(masking=TubeMasking(ratio=0.5), grid=GRID, patch=PATCH, seed=0)
     rows, pixels = [], []
     for clip in clips:
         chance = torch.Generator().manual_seed(clip)
@@ -81,9 +81,9 @@ class TestEveryNoise:
     def test_the_target_is_the_clean_clip(self, name):
         model, batch = self.build(name), make_batch()
         before = batch.clip_BCTHW.clone()
-        prediction, shown = run(model, batch)
-        assert torch.equal(shown.clip_BCTHW, before)
-        expected_B = (prediction.wanted_BMP - PixelTarget().truth(shown)).square().mean(dim=(1, 2))
+        prediction, inputs = run(model, batch)
+        assert torch.equal(inputs.clip_BCTHW, before)
+        expected_B = (prediction.decoded_BMP - PixelTarget().compute_target(inputs)).square().mean(dim=(1, 2))
         torch.testing.assert_close(model(batch, draws_of(batch))["loss"], expected_B)
 
     def test_a_clips_loss_does_not_depend_on_its_batch(self, name):
@@ -93,13 +93,13 @@ class TestEveryNoise:
 
     def test_hidden_pixels_stay_unseen_behind_tubes(self, name):
         model, batch = self.build(name), make_batch()
-        before_BMP = run(model, batch)[0].wanted_BMP
+        before_BMP = run(model, batch)[0].decoded_BMP
         is_seen = torch.zeros(3, GRID.tokens, dtype=torch.bool).scatter(1, batch.tokens["visible"], True)
         is_seen = is_seen.view(3, 1, 2, 4, 4)
         for dim, size in enumerate(PATCH, start=2):
             is_seen = is_seen.repeat_interleave(size, dim)
         batch.clip_BCTHW.copy_(torch.where(is_seen, batch.clip_BCTHW, 255 - batch.clip_BCTHW))
-        assert torch.equal(run(model, batch)[0].wanted_BMP, before_BMP)
+        assert torch.equal(run(model, batch)[0].decoded_BMP, before_BMP)
 
     def test_gradients_are_finite_under_bfloat16(self, name):
         model, batch = self.build(name), make_batch()
@@ -113,19 +113,19 @@ class TestEveryNoise:
 @pytest.mark.parametrize("name", sorted(set(component_names("kinemae.pretrain.noise")) - {"none"}))
 def test_every_kind_reaches_what_the_encoder_makes_of_a_clip(name):
     model, batch = build(NoNoise()), make_batch()
-    clean_BMP = run(model, batch)[0].wanted_BMP
+    clean_BMP = run(model, batch)[0].decoded_BMP
     args = default_component("kinemae.pretrain.noise", name).args | {"strength": {"min_level": 1.0}}
     if name == "frames":
         args["drop"] = 1.0
     model.noise = build_component("kinemae.pretrain.noise", Component(name=name, args=args), Noise)
-    moved_B = (run(model, batch)[0].wanted_BMP - clean_BMP).abs().amax(dim=(1, 2))
+    moved_B = (run(model, batch)[0].decoded_BMP - clean_BMP).abs().amax(dim=(1, 2))
     assert (moved_B > 1e-4).all()
 
 
 def test_the_schedule_follows_a_clips_place_in_the_run():
     model = build(GaussianNoise(strength={"min_level": 1.0, "schedule": "linear"}))
     batch = make_batch((0, 5, 10, 25))  # of 10 clips; beyond the end it stays as it is at the end
-    seen = model.seen(batch, draws_of(batch))
+    seen = model.encoder_inputs(batch, draws_of(batch))
     torch.testing.assert_close(seen.level_B, torch.tensor([0, 0.5, 1, 1]))
     clean_BKP = normalise(take_patches(batch.clip_BCTHW, batch.tokens["visible"], PATCH))
     assert torch.equal(seen.patches_BKP[0], clean_BKP[0])
@@ -135,10 +135,10 @@ def test_the_schedule_follows_a_clips_place_in_the_run():
 @pytest.mark.parametrize("level", [0.01, 1.0])
 def test_a_blind_prediction_of_noise_costs_1_and_the_right_one_nothing(level):
     model, batch = build(fixed(level), target=NoiseTarget()), make_batch()
-    shown = run(model, batch)[1]
-    unit_BKP = shown.added_BKP / shown.added_BKP.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    inputs = run(model, batch)[1]
+    unit_BKP = inputs.added_BKP / inputs.added_BKP.square().mean(dim=(1, 2), keepdim=True).sqrt()
     for guess_BKP, loss in ((torch.zeros_like(unit_BKP), 1.0), (unit_BKP, 0.0), (-unit_BKP, 4.0)):
-        loss_B = NoiseTarget().losses(Prediction(visible_BKP=guess_BKP), shown)["loss"]
+        loss_B = NoiseTarget().losses(Prediction(visible_BKP=guess_BKP), inputs)["loss"]
         torch.testing.assert_close(loss_B, torch.full((3,), loss), atol=1e-3, rtol=1e-3)
 
 
@@ -149,9 +149,9 @@ def fixed(level):
 
 def test_where_no_noise_was_added_nothing_is_to_be_predicted():
     model, batch = build(fixed(0.0), target=NoiseTarget()), make_batch()
-    prediction, shown = run(model, batch)
+    prediction, inputs = run(model, batch)
     loss_B = model(batch, draws_of(batch))["loss"]
-    assert not shown.added_BKP.any()
+    assert not inputs.added_BKP.any()
     torch.testing.assert_close(loss_B, prediction.visible_BKP.square().mean(dim=(1, 2)))
 
 
@@ -180,22 +180,22 @@ def test_noise_and_pixels_can_be_predicted_together():
 def test_the_noise_of_tokens_that_a_learned_pruner_keeps_goes_with_them():
     noise = CorrelatedNoise(strength={"min_level": 1.0})  # a token's noise is a function of its place
     model, batch = build(noise, target=NoiseTarget(), pruning=LearnedPruning(keep=0.5)), make_batch()
-    shown = run(model, batch)[1]
-    assert shown.visible_BK.shape[1] < batch.tokens["visible"].shape[1]
+    inputs = run(model, batch)[1]
+    assert inputs.visible_BK.shape[1] < batch.tokens["visible"].shape[1]
     expected_BKP = noise.on_patches(
-        torch.zeros(*shown.visible_BK.shape, 96),
+        torch.zeros(*inputs.visible_BK.shape, 96),
         torch.ones(3),
         draws_of(batch),
-        places=Places(grid=GRID, index_BN=shown.visible_BK),
+        positions=TokenPositions(grid=GRID, index_BN=inputs.visible_BK),
         patch=PATCH,
     )
-    torch.testing.assert_close(shown.added_BKP, expected_BKP)
+    torch.testing.assert_close(inputs.added_BKP, expected_BKP)
 
 
 def test_what_noise_does_to_frames_is_no_part_of_the_target():
     parts = {"frames": {"drop": 0.9}, "gaussian": {"std": 0.3}}
     model, batch = build(SeveralNoises(parts=parts), target=NoiseTarget()), make_batch()
-    level_B = model.seen(batch, draws_of(batch)).level_B
+    level_B = model.encoder_inputs(batch, draws_of(batch)).level_B
     expected_BKP = 0.3 * level_B[:, None, None] * draws_of(batch).normal("noise/values", (16, 96))
     torch.testing.assert_close(run(model, batch)[1].added_BKP, expected_BKP, atol=1e-5, rtol=0)
 
@@ -223,9 +223,9 @@ def test_a_told_decoder_learns_to_use_the_level(decoder, precision):
 @torch.no_grad()
 def told(model, batch, level_B):
     """Predictions from the same memory, told another level."""
-    visible_BK, wanted_BM = batch.tokens["visible"], batch.tokens["wanted"]
+    visible_BK, target_BM = batch.tokens["visible"], batch.tokens["target"]
     memory_BKD = torch.randn(3, visible_BK.shape[1], 32, generator=torch.Generator().manual_seed(0))
-    return model.decoder(memory_BKD, visible_BK, wanted_BM, level_B)
+    return model.decoder(memory_BKD, visible_BK, target_BM, level_B)
 
 
 @decoders
@@ -249,4 +249,4 @@ def test_what_does_not_go_together_is_refused(noise, target, is_told, message):
     model = ModelConfig(**SMALL, noise_conditioning=is_told)
     masking, pruning = TubeMasking(), NoPruning()
     with pytest.raises(ValueError, match=message):
-        check_combination(model, masking=masking, pruning=pruning, noise=noise, target=target)
+        check_compatibility(model, masking=masking, pruning=pruning, noise=noise, target=target)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.token_positions import TokenPositions
 from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid, denormalise, normalise, unpatchify
 from kinemae.pretrain.noise.correlated import CorrelatedNoise
 from kinemae.pretrain.noise.frames import FrameNoise
@@ -27,7 +27,7 @@ def on_zeros(noise, *, level=1.0, clips=CLIPS):
         torch.zeros(clips, GRID.tokens, 96),
         torch.full((clips,), level),
         ClipRandom(0, torch.arange(clips)),
-        places=Places(grid=GRID, index_BN=torch.arange(GRID.tokens).expand(clips, -1)),
+        positions=TokenPositions(grid=GRID, index_BN=torch.arange(GRID.tokens).expand(clips, -1)),
         patch=PATCH,
     )
 
@@ -132,7 +132,7 @@ def test_the_correlated_noise_of_a_token_does_not_depend_on_which_others_are_vis
         torch.zeros(CLIPS, 3, 96),
         torch.ones(CLIPS),
         DRAWS,
-        places=Places(grid=GRID, index_BN=visible_BK),
+        positions=TokenPositions(grid=GRID, index_BN=visible_BK),
         patch=PATCH,
     )
     assert torch.equal(some_BKP, whole_BNP[:, [3, 17, 35]])
@@ -190,7 +190,9 @@ def test_photometric_noise_is_its_formula_in_pixels():
     noise = PhotometricNoise(brightness=0.3, contrast=0.5, saturation=0.7)
     pixels = torch.randint(0, 256, (CLIPS, 5, 96), generator=torch.Generator().manual_seed(0)).byte()
     level_B = torch.linspace(0.1, 1, CLIPS)
-    noisy_BKP = noise.on_patches(normalise(pixels), level_B, DRAWS, places=Places(grid=GRID), patch=PATCH)
+    noisy_BKP = noise.on_patches(
+        normalise(pixels), level_B, DRAWS, positions=TokenPositions(grid=GRID), patch=PATCH
+    )
     found = denormalise(noisy_BKP).unflatten(2, (-1, 3))
     mean_C, std_C = torch.tensor(MEAN), torch.tensor(STD)
     for clip, level in enumerate(level_B.tolist()):
@@ -208,7 +210,7 @@ def test_several_noises_are_their_parts_one_after_another_at_one_level():
     level_B = noise.level(torch.zeros(CLIPS), DRAWS)
     assert level_B.min() >= 0.4 and level_B.std() > 0.1
     x_BKP = torch.randn(CLIPS, 5, 96, generator=torch.Generator().manual_seed(0))
-    where = {"places": Places(grid=GRID), "patch": PATCH}
+    where = {"positions": TokenPositions(grid=GRID), "patch": PATCH}
     lit_BKP = PhotometricNoise(brightness=1.0).on_patches(x_BKP, level_B, DRAWS, **where)
     expected_BKP = GaussianNoise(std=0.3).on_patches(lit_BKP, level_B, DRAWS, **where)
     assert torch.equal(noise.on_patches(x_BKP, level_B, DRAWS, **where), expected_BKP)

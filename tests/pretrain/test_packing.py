@@ -6,7 +6,7 @@ import torch
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.pretrain.model.encoder import Encoder
-from kinemae.pretrain.model.packing import Packing, share_of, top_tokens
+from kinemae.pretrain.model.packing import Packing, kept_count, top_tokens
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid, gather_tokens, patchify, take_patches
 
@@ -61,7 +61,7 @@ def test_the_best_tokens_come_in_order_and_of_equal_ones_the_first():
 
 @pytest.mark.parametrize(("count", "share", "expected"), [(160, 0.5, 80), (3, 0.1, 1), (5, 1.0, 5)])
 def test_a_share_of_tokens_is_rounded_and_at_least_one(count, share, expected):
-    assert share_of(count, share) == expected
+    assert kept_count(count, share) == expected
 
 
 @pytest.mark.parametrize("registers", [0, 2])

@@ -155,14 +155,14 @@ def test_a_decoder_predicts_by_the_place_asked_for(kind, name):
     decoder_shape = DecoderShape(width=WIDTH, depth=2, heads=HEADS, positions=Component(name=name))
     decoder = DECODERS[kind](decoder_shape, GRID, memory_width=WIDTH, values=7)
     memory_BKD, visible_BK = torch.randn(1, 3, WIDTH), torch.tensor([[0, 20, 41]])
-    wanted_BM = torch.tensor([[5, 6, 30, 22]])
+    target_BM = torch.tensor([[5, 6, 30, 22]])
 
-    said_BMP = decoder(memory_BKD, visible_BK, wanted_BM)
+    said_BMP = decoder(memory_BKD, visible_BK, target_BM)
 
-    flipped_BMP = decoder(memory_BKD, visible_BK, wanted_BM.flip(1))
+    flipped_BMP = decoder(memory_BKD, visible_BK, target_BM.flip(1))
     assert torch.allclose(flipped_BMP.flip(1), said_BMP, atol=1e-5)
     assert torch.cdist(said_BMP[0], said_BMP[0]).add(torch.eye(4)).min() > 1e-4
-    moved_BMP = decoder(memory_BKD, visible_BK.flip(1), wanted_BM)
+    moved_BMP = decoder(memory_BKD, visible_BK.flip(1), target_BM)
     assert (moved_BMP - said_BMP).abs().max() > 1e-5
 
 

@@ -156,7 +156,7 @@ def test_what_is_asked_for_is_as_it_is_and_what_is_not_is_tinted(
 ) -> None:
     _, batch, columns = drawn()
     clean_BNP = patchify(batch.clip_BCTHW, PATCH)
-    is_visible_BN, is_wanted_BN = (named_tokens(batch.tokens[name], 64) for name in ("visible", "wanted"))
+    is_visible_BN, is_wanted_BN = (named_tokens(batch.tokens[name], 64) for name in ("visible", "target"))
     is_not_asked_BN = ~is_visible_BN & ~is_wanted_BN
     assert is_not_asked_BN.sum(dim=1).tolist() == [16] * 3
     found_BNP = columns["to predict"]
@@ -181,12 +181,12 @@ def test_pruned_tokens_are_tinted_by_what_the_mask_had_in_mind_for_them(
     is_visible_BN = named_tokens(batch.tokens["visible"], 64)
     assert torch.equal(is_red_BN, is_shown_BN & ~is_visible_BN)
     assert is_blue_BN.sum(dim=1).tolist() == [16] * 3 and not (is_blue_BN & is_shown_BN).any()
-    assert not (is_blue_BN & named_tokens(batch.tokens["wanted"], 64)).any()
+    assert not (is_blue_BN & named_tokens(batch.tokens["target"], 64)).any()
     # What goes, is worth no more than what stays.
     for luma_THW, red_N, visible_K in zip(
         to_luma(batch.pixels), is_red_BN, batch.tokens["visible"], strict=True
     ):
-        score_N = plan.split.pruning.weigh(luma_THW[None], PATCH).score_BN[0]
+        score_N = plan.split.pruning.score_tokens(luma_THW[None], PATCH).score_BN[0]
         assert score_N[red_N].max() <= score_N[visible_K].min()
 
 
@@ -216,7 +216,7 @@ def test_clips_and_masks_are_of_the_step_that_is_asked_for(
     plan, batch, _ = drawn(step=2)
     assert batch.clip_index_B.tolist() == [8, 9, 10]
     wanted = training_clips(plan, plan.split).batch(range(8, 11))
-    assert batch.keys == wanted.keys and torch.equal(batch.tokens["wanted"], wanted.tokens["wanted"])
+    assert batch.keys == wanted.keys and torch.equal(batch.tokens["target"], wanted.tokens["target"])
     assert preview("--step", "3")["step"] == 3
 
 

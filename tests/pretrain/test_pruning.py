@@ -28,29 +28,33 @@ class TestContract:
 
     def test_it_weighs_every_token_of_the_grid(self, name, size):
         luma_BTHW = clips(size)
-        worth = build_default(FOLDER, name, Pruning).weigh(luma_BTHW, PATCH)
+        worth = build_default(FOLDER, name, Pruning).score_tokens(luma_BTHW, PATCH)
         shape = (3, size[0] // 2 * (size[1] // 4) * (size[2] // 4))
         assert worth.score_BN.shape == worth.is_kept_BN.shape == shape
         assert worth.score_BN.dtype == torch.float32 and worth.is_kept_BN.dtype == torch.bool
         assert not worth.score_BN.isnan().any()
 
     def test_something_is_kept_of_every_clip_even_of_a_still_one(self, name, size):
-        assert build_default(FOLDER, name, Pruning).weigh(clips(size), PATCH).is_kept_BN.any(1).all()
+        assert build_default(FOLDER, name, Pruning).score_tokens(clips(size), PATCH).is_kept_BN.any(1).all()
 
     def test_runs_are_told_where_they_are_embedded_and_lie_in_the_table(self, name, size):
         pruning = build_default(FOLDER, name, Pruning)
-        worth = pruning.weigh(clips(size), PATCH)
-        assert (worth.run_BN is not None) == (pruning.run_lengths > 0)
-        if worth.run_BN is not None:
-            assert worth.run_BN.shape == worth.score_BN.shape and worth.run_BN.dtype == torch.int64
-            assert worth.run_BN.min() >= 1 and worth.run_BN.max() <= min(pruning.run_lengths, size[0] // 2)
+        worth = pruning.score_tokens(clips(size), PATCH)
+        assert (worth.run_length_BN is not None) == (pruning.run_lengths > 0)
+        if worth.run_length_BN is not None:
+            assert (
+                worth.run_length_BN.shape == worth.score_BN.shape and worth.run_length_BN.dtype == torch.int64
+            )
+            assert worth.run_length_BN.min() >= 1 and worth.run_length_BN.max() <= min(
+                pruning.run_lengths, size[0] // 2
+            )
 
     def test_a_clip_is_weighed_by_itself_and_without_chance(self, name, size):
         luma_BTHW, pruning = clips(size), build_default(FOLDER, name, Pruning)
         before = luma_BTHW.clone()
-        together = pruning.weigh(luma_BTHW, PATCH)
+        together = pruning.score_tokens(luma_BTHW, PATCH)
         for row in range(3):
-            alone = pruning.weigh(luma_BTHW[row : row + 1], PATCH)
+            alone = pruning.score_tokens(luma_BTHW[row : row + 1], PATCH)
             assert torch.equal(alone.score_BN[0], together.score_BN[row])
             assert torch.equal(alone.is_kept_BN[0], together.is_kept_BN[row])
         assert torch.equal(luma_BTHW, before)

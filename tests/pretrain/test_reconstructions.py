@@ -46,7 +46,7 @@ def batch_of(visible: Sequence[int], wanted: Sequence[int], *, clips: int = 2) -
         weight_B=torch.ones(clips),
         tokens={
             "visible": torch.tensor(visible).expand(clips, -1),
-            "wanted": torch.tensor(wanted).expand(clips, -1),
+            "target": torch.tensor(wanted).expand(clips, -1),
         },
     )
 
@@ -93,8 +93,8 @@ def test_a_learned_pruner_s_choice_is_what_the_overlay_shows() -> None:
     model = model_with(pruning="learned")
     batch = batch_of(range(10), range(10, 32))
     with at_rest(model):
-        _, shown = model.predict(batch, ClipRandom(0, batch.clip_index_B))
-    is_kept_BN = named_tokens(shown.visible_BK, 32)
+        _, inputs = model.predict(batch, ClipRandom(0, batch.clip_index_B))
+    is_kept_BN = named_tokens(inputs.visible_BK, 32)
     assert is_kept_BN.sum(dim=1).tolist() == [5, 5]
     clean_BNP = patchify(batch.clip_BCTHW, PATCH)
     found = columns(model, batch)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kinemae.pretrain.representation import deviation, effective_rank, mean_cosine, neighbours_accuracy
+from kinemae.pretrain.representation import deviation, effective_rank, knn_accuracy, mean_cosine
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -55,7 +55,7 @@ def test_neighbours_tell_separable_classes() -> None:
     label_R = torch.arange(60) % 3
     centres = 4 * normal(3, 8, seed=1)
     train_RD, test_VD = (centres[label_R] + 0.1 * normal(60, 8, seed=seed) for seed in (2, 3))
-    assert neighbours_accuracy(train_RD, label_R, test_VD, label_R, neighbours=10) == 1.0
+    assert knn_accuracy(train_RD, label_R, test_VD, label_R, neighbours=10) == 1.0
 
 
 def test_neighbours_tell_classes_that_differ_little_in_features_that_are_nearly_the_same() -> None:
@@ -67,19 +67,19 @@ def test_neighbours_tell_classes_that_differ_little_in_features_that_are_nearly_
         common_D + (2 * label_R[:, None] - 1) * signal_D + 0.01 * normal(60, 8, seed=seed) for seed in (2, 3)
     )
     assert mean_cosine(train_RD) > 0.9999
-    assert neighbours_accuracy(train_RD, label_R, test_VD, label_R, neighbours=10) > 0.9
+    assert knn_accuracy(train_RD, label_R, test_VD, label_R, neighbours=10) > 0.9
 
 
 def test_neighbours_of_shuffled_labels_guess() -> None:
     label_R = torch.randint(4, (400,), generator=torch.Generator().manual_seed(5))
-    accuracy = neighbours_accuracy(normal(400, 8), label_R, normal(400, 8, seed=1), label_R, neighbours=20)
+    accuracy = knn_accuracy(normal(400, 8), label_R, normal(400, 8, seed=1), label_R, neighbours=20)
     assert accuracy == pytest.approx(0.25, abs=0.08)  # 3.7 standard deviations of a guess
 
 
 def test_nearer_neighbours_count_more_and_few_rows_are_enough() -> None:
     """Two far rows of one class against a near one of the other, with fewer rows than neighbours."""
     train_RD = torch.tensor([[1.0, 0.1], [-1.0, 1.0], [-1.0, -1.0]])
-    accuracy = neighbours_accuracy(
+    accuracy = knn_accuracy(
         train_RD, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.0]]), torch.tensor([1]), neighbours=10
     )
     assert accuracy == 1.0

@@ -7,7 +7,7 @@ from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.masking.tube import TubeMasking
 from kinemae.pretrain.model.autoencoder import build_autoencoder
-from kinemae.pretrain.model.scorer import Scorer, with_gradient_of
+from kinemae.pretrain.model.scorer import Scorer, add_gradient_of
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.gaussian import GaussianNoise
@@ -15,7 +15,7 @@ from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.pruning.learned import LearnedPruning
 from kinemae.pretrain.targets.noise import NoiseTarget
 from kinemae.pretrain.targets.pixels import PixelTarget
-from kinemae.pretrain.token_selection import TokenSplit
+from kinemae.pretrain.token_selection import TokenSelection
 
 PATCH = (2, 4, 4)
 GRID = TokenGrid.of(4, 16, PATCH)
@@ -39,13 +39,13 @@ def build(*, keep=0.5, target=None, noise=None, **options):
 
 
 def split_of(keep):
-    return TokenSplit(
+    return TokenSelection(
         masking=TubeMasking(ratio=0.5),
         grid=GRID,
         patch=PATCH,
         seed=0,
         pruning=LearnedPruning(keep=keep),
-        predict_share=0.5,
+        predict_ratio=0.5,
     )
 
 
@@ -69,12 +69,12 @@ def draws_of(batch):
 def test_the_tokens_of_the_highest_score_are_kept_in_order_and_nearly_as_they_were():
     scorer, x_BND = make_scorer(), torch.randn(3, 10, 16)
 
-    chosen = scorer.choose(x_BND, 0.4)
+    kept = scorer.select(x_BND, 0.4)
 
     for clip, score_N in enumerate(scorer(x_BND)):
         best = sorted(sorted(range(10), key=lambda token: -score_N[token])[:4])
-        assert chosen.place_BK[clip].tolist() == best
-        assert torch.allclose(chosen.x_BKD[clip], x_BND[clip, best], rtol=0.1)
+        assert kept.index_BK[clip].tolist() == best
+        assert torch.allclose(kept.x_BKD[clip], x_BND[clip, best], rtol=0.1)
 
 
 def test_the_loss_teaches_the_scorer_to_keep_what_lowers_it():
@@ -85,11 +85,11 @@ def test_the_loss_teaches_the_scorer_to_keep_what_lowers_it():
         x_BND = torch.randn(8, 20, 16, generator=chance)
         optimiser.zero_grad()
         # Tokens whose first value is above 0 lower this loss, the others raise it.
-        (-scorer.choose(x_BND, 0.5).x_BKD[..., 0].sum()).backward()
+        (-scorer.select(x_BND, 0.5).x_BKD[..., 0].sum()).backward()
         optimiser.step()
 
     x_BND = torch.randn(8, 20, 16, generator=chance)
-    kept_BK = x_BND[..., 0].gather(1, scorer.choose(x_BND, 0.25).place_BK)
+    kept_BK = x_BND[..., 0].gather(1, scorer.select(x_BND, 0.25).place_BK)
 
     assert (kept_BK > 0).float().mean() > 0.9
 
@@ -100,7 +100,7 @@ def test_the_threshold_learns_which_score_the_kept_share_has(keep):
     optimiser = torch.optim.Adam([scorer.threshold], lr=1e-3)
     for _ in range(300):
         optimiser.zero_grad()
-        scorer.choose(x_BND, keep).threshold_loss_B.mean().backward()
+        scorer.select(x_BND, keep).threshold_loss_B.mean().backward()
         optimiser.step()
 
     assert (scorer(x_BND) > scorer.threshold).float().mean() == pytest.approx(keep, abs=0.03)
@@ -109,7 +109,7 @@ def test_the_threshold_learns_which_score_the_kept_share_has(keep):
 def test_the_thresholds_loss_moves_nothing_else_and_does_not_show_in_the_models_loss():
     scorer, loss_B = make_scorer(), torch.ones(4, requires_grad=True)
 
-    both_B = with_gradient_of(loss_B, scorer.choose(torch.randn(4, 10, 16), 0.3).threshold_loss_B)
+    both_B = add_gradient_of(loss_B, scorer.select(torch.randn(4, 10, 16), 0.3).threshold_loss_B)
     both_B.sum().backward()
 
     assert torch.equal(both_B, loss_B) and torch.equal(loss_B.grad, torch.ones(4))
@@ -122,13 +122,13 @@ def test_an_autoencoder_goes_on_with_the_kept_visible_tokens_alone(decoder):
     plain.load_state_dict(model.state_dict(), strict=False)
     torch.nn.init.zeros_(model.encoder.scorer.fc2.weight)  # all tokens alike: the first are kept, gate 1
 
-    prediction, shown = model.predict(batch, draws_of(batch))
+    prediction, inputs = model.predict(batch, draws_of(batch))
 
     kept_BK = batch.tokens["visible"][:, : batch.tokens["visible"].shape[1] // 2]
-    assert torch.equal(shown.visible_BK, kept_BK)
+    assert torch.equal(inputs.visible_BK, kept_BK)
     batch.tokens["visible"] = kept_BK
     expected, _ = plain.predict(batch, draws_of(batch))
-    assert torch.allclose(prediction.wanted_BMP, expected.wanted_BMP, atol=1e-6)
+    assert torch.allclose(prediction.decoded_BMP, expected.decoded_BMP, atol=1e-6)
 
 
 def test_training_reaches_every_weight_of_the_scorer_and_its_threshold():
@@ -144,15 +144,15 @@ def test_the_noise_that_a_target_asks_for_is_that_of_the_kept_tokens():
     model = build(target=NoiseTarget(), noise=GaussianNoise(std=0.5))
     batch = make_batch()
 
-    prediction, shown = model.predict(batch, draws_of(batch))
+    prediction, inputs = model.predict(batch, draws_of(batch))
 
-    assert prediction.visible_BKP.shape == shown.added_BKP.shape
+    assert prediction.visible_BKP.shape == inputs.added_BKP.shape
     place_BK = torch.stack(
-        [torch.searchsorted(*pair) for pair in zip(batch.tokens["visible"], shown.visible_BK, strict=True)]
+        [torch.searchsorted(*pair) for pair in zip(batch.tokens["visible"], inputs.visible_BK, strict=True)]
     )
-    seen = model.seen(batch, draws_of(batch))
-    added_BKP = seen.added_BKP.gather(1, place_BK[..., None].expand_as(shown.added_BKP))
-    assert torch.equal(shown.added_BKP, added_BKP)
+    seen = model.encoder_inputs(batch, draws_of(batch))
+    added_BKP = seen.added_BKP.gather(1, place_BK[..., None].expand_as(inputs.added_BKP))
+    assert torch.equal(inputs.added_BKP, added_BKP)
 
 
 def test_the_plan_counts_what_is_embedded_what_goes_on_and_what_is_predicted():

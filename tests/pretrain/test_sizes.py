@@ -43,7 +43,7 @@ def test_overrides_bend_a_size_and_keep_its_proportions():
     "arguments, message",
     [
         ({"size": "medium"}, "model.size must be one of tiny, small, .*got 'medium'"),
-        ({"predict_share": 0.0}, "model.predict_share must lie above 0 .*got 0.0"),
+        ({"predict_ratio": 0.0}, "model.predict_ratio must lie above 0 .*got 0.0"),
         ({"drop_path": 1.0}, r"model.drop_path must lie in \[0, 1\), got 1.0"),
         ({"width": 200}, "model.width must be .*heads divide, got 200 for 3 heads"),
         ({"width": 4}, "model.width must be an even number of at least 6"),

@@ -8,7 +8,7 @@ import torch
 from kinemae.data_tools.components import component_names
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.runtime.optimiser import parameter_groups
-from kinemae.pretrain.targets.base import Prediction, WantedTarget
+from kinemae.pretrain.targets.base import DecoderTarget, Prediction
 from tests.pretrain.target_models import (
     FOLDER,
     GRID,
@@ -48,9 +48,9 @@ class TestContract:
         batch = batch_of(random_clip(grid, patch), grid)
         prediction = model.predict(batch, draws())[0]
         shape, target = model.encoder.shape, model.target
-        sizes = {"wanted": target.wanted_values(shape), "visible": target.visible_values(shape)}
+        sizes = {"target": target.target_values(shape), "visible": target.visible_values(shape)}
         assert max(sizes.values()) > 0
-        for kind, found in (("wanted", prediction.wanted_BMP), ("visible", prediction.visible_BKP)):
+        for kind, found in (("target", prediction.decoded_BMP), ("visible", prediction.visible_BKP)):
             expected = (*batch.tokens[kind].shape, sizes[kind])
             assert found.shape == expected if sizes[kind] else found is None
         values = model(batch, draws())
@@ -94,28 +94,28 @@ class TestContract:
         assert all(grad.isfinite().all() for grad in grads)
 
     def test_the_truth_has_no_loss_and_anything_else_has(self, name, model):
-        if not isinstance(model.target, WantedTarget):
+        if not isinstance(model.target, DecoderTarget):
             pytest.skip("it has no truth that can be asked for; its own tests say it")
-        _, shown = model.predict(batch_of(random_clip()), draws())
-        truth_BMP = model.target.truth(shown)
+        _, inputs = model.predict(batch_of(random_clip()), draws())
+        truth_BMP = model.target.compute_target(inputs)
         assert truth_BMP.dtype == torch.float32 and truth_BMP.isfinite().all()
         assert not truth_BMP.requires_grad
-        perfect_B = model.target.losses(Prediction(wanted_BMP=truth_BMP), shown)["loss"]
-        worse_B = model.target.losses(Prediction(wanted_BMP=(truth_BMP + 0.5).bfloat16()), shown)["loss"]
+        perfect_B = model.target.losses(Prediction(decoded_BMP=truth_BMP), inputs)["loss"]
+        worse_B = model.target.losses(Prediction(decoded_BMP=(truth_BMP + 0.5).bfloat16()), inputs)["loss"]
         assert (perfect_B == 0).all() and (worse_B > 0.05).all()
 
     def test_pictures_are_bytes_of_whole_patches_or_absent(self, name, model):
-        prediction, shown = model.predict(batch_of(random_clip()), draws())
-        if prediction.wanted_BMP is None:
+        prediction, inputs = model.predict(batch_of(random_clip()), draws())
+        if prediction.decoded_BMP is None:
             pytest.skip("it predicts nothing of wanted tokens")
-        for is_honest in (True, False):
-            picture_BMP = model.target.to_pixels(prediction.wanted_BMP, shown, is_honest=is_honest)
+        for visible_only in (True, False):
+            picture_BMP = model.target.to_pixels(prediction.decoded_BMP, inputs, visible_only=visible_only)
             if picture_BMP is not None:
                 assert picture_BMP.dtype == torch.uint8
-                assert picture_BMP.shape == (*shown.wanted_BM.shape, model.encoder.shape.patch_values)
+                assert picture_BMP.shape == (*inputs.target_BM.shape, model.encoder.shape.patch_values)
 
     def test_what_is_watched_are_single_finite_numbers(self, name, model):
-        watched = model.target.watched(model.encoder)
+        watched = model.target.state_metrics(model.encoder)
         assert all(value.shape == () and value.isfinite() for value in watched.values())
 
     def test_a_copy_loaded_from_its_state_predicts_the_same(self, name, model, tmp_path: Path):

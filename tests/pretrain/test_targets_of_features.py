@@ -19,13 +19,13 @@ from kinemae.pretrain.targets.teacher import TeacherTarget
 from kinemae.pretrain.targets.weighted import WeightedTarget
 from tests.pretrain.target_models import (
     PATCH,
-    WANTED,
+    TARGET,
     batch_of,
     build_model,
     draws,
     random_clip,
     save_teacher,
-    shown,
+    target_inputs,
 )
 
 
@@ -35,7 +35,7 @@ def normed_features(
     """The wanted tokens' features of the usual clip, each brought to mean 0 and deviation 1."""
     with torch.no_grad():
         x_BND = encoder(normalise(patchify(random_clip(), PATCH), mean, std), None)
-    picked_BMD = torch.stack([x_BND[b, WANTED[b]] for b in range(2)]).double()
+    picked_BMD = torch.stack([x_BND[b, TARGET[b]] for b in range(2)]).double()
     spread = (picked_BMD.var(dim=2, unbiased=False, keepdim=True) + 1e-5).sqrt()
     return ((picked_BMD - picked_BMD.mean(dim=2, keepdim=True)) / spread).float()
 
@@ -50,7 +50,7 @@ def test_the_truth_is_the_teachers_normed_features_of_the_whole_clip() -> None:
         model.encoder.norm.weight.uniform_(0.5, 3.0)
         model.encoder.norm.bias.uniform_(-2.0, 2.0)
     model.target.bind(model.encoder)
-    truth_BMD = model.target.truth(shown(random_clip()))
+    truth_BMD = model.target.compute_target(target_inputs(random_clip()))
     torch.testing.assert_close(truth_BMD, normed_features(model.encoder), atol=1e-4, rtol=1e-4)
 
 
@@ -65,9 +65,9 @@ def test_the_loss_is_square_near_the_truth_and_straight_far_from_it() -> None:
 def test_the_teacher_knows_neither_noise_nor_drop_path_nor_training_mode() -> None:
     model = build_model(FeatureTarget(), drop_path=0.9).train()
     assert model.encoder.training and not any(m.training for m in model.target.teacher.modules())
-    truths = [model.target.truth(shown(random_clip()))]
+    truths = [model.target.compute_target(target_inputs(random_clip()))]
     model(batch_of(random_clip()), draws())
-    truths.append(model.eval().target.truth(shown(random_clip())))
+    truths.append(model.eval().target.compute_target(target_inputs(random_clip())))
     assert torch.equal(*truths)
 
 
@@ -96,7 +96,7 @@ def test_the_decay_goes_from_the_first_to_the_last_along_a_half_cosine() -> None
 
 def test_the_watched_distance_is_of_all_weights_together() -> None:
     model = build_model(FeatureTarget())
-    assert model.target.watched(model.encoder)["ema_distance"] == 0
+    assert model.target.state_metrics(model.encoder)["ema_distance"] == 0
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter.add_(torch.rand_like(parameter))
@@ -104,7 +104,7 @@ def test_the_watched_distance_is_of_all_weights_together() -> None:
         torch.cat([p.flatten() for p in weights(m)]) for m in (model.encoder, model.target.teacher)
     )
     expected = (taught - own).norm() / own.norm()
-    torch.testing.assert_close(model.target.watched(model.encoder)["ema_distance"], expected)
+    torch.testing.assert_close(model.target.state_metrics(model.encoder)["ema_distance"], expected)
 
 
 def test_the_moving_average_is_in_the_models_state_and_a_frozen_teacher_is_not(tmp_path: Path) -> None:
@@ -120,11 +120,11 @@ def test_a_frozen_teacher_sees_clips_as_it_was_trained_to(tmp_path: Path) -> Non
     encoder, _ = save_teacher(tmp_path, mean=mean, std=std)
     target = TeacherTarget(encoder=str(tmp_path))
     model = build_model(target).train()
-    assert target.wanted_values(model.encoder.shape) == encoder.shape.width != model.encoder.shape.width
-    truth_BMD = target.truth(shown(random_clip()))
+    assert target.target_values(model.encoder.shape) == encoder.shape.width != model.encoder.shape.width
+    truth_BMD = target.compute_target(target_inputs(random_clip()))
     torch.testing.assert_close(truth_BMD, normed_features(encoder, mean, std), atol=1e-4, rtol=1e-4)
     model.after_update(1.0)
-    assert torch.equal(target.truth(shown(random_clip())), truth_BMD)
+    assert torch.equal(target.compute_target(target_inputs(random_clip())), truth_BMD)
 
 
 def test_a_teacher_of_another_grid_is_refused_with_both(tmp_path: Path) -> None:
@@ -152,11 +152,11 @@ def test_weighted_losses_are_those_of_the_parts_alone() -> None:
     prediction, known = model.predict(batch_of(random_clip()), draws())
     values = model.target.losses(prediction, known)
     size = model.encoder.shape.patch_values
-    shares = {"motion": prediction.wanted_BMP[..., :size], "pixels": prediction.wanted_BMP[..., size:]}
+    shares = {"motion": prediction.decoded_BMP[..., :size], "pixels": prediction.decoded_BMP[..., size:]}
     expected = {
-        "motion": MotionTarget().losses(Prediction(wanted_BMP=shares["motion"]), known)["loss"],
+        "motion": MotionTarget().losses(Prediction(decoded_BMP=shares["motion"]), known)["loss"],
         "noise": NoiseTarget().losses(Prediction(visible_BKP=prediction.visible_BKP), known)["loss"],
-        "pixels": PixelTarget(normalise="patch").losses(Prediction(wanted_BMP=shares["pixels"]), known)[
+        "pixels": PixelTarget(normalise="patch").losses(Prediction(decoded_BMP=shares["pixels"]), known)[
             "loss"
         ],
     }
@@ -171,19 +171,19 @@ def test_weighted_parts_are_bound_updated_and_watched() -> None:
     with torch.no_grad():
         for parameter in model.encoder.parameters():
             parameter.add_(1.0)
-    before = model.target.watched(model.encoder)["ema_distance"]
+    before = model.target.state_metrics(model.encoder)["ema_distance"]
     model.after_update(0.01)
-    after = model.target.watched(model.encoder)["ema_distance"]
+    after = model.target.state_metrics(model.encoder)["ema_distance"]
     assert 0.45 * before < after < 0.55 * before
 
 
 def test_a_weighted_picture_is_that_of_the_first_part_that_has_one() -> None:
-    pixels, known = PixelTarget(), shown(random_clip())
+    pixels, known = PixelTarget(), target_inputs(random_clip())
     target = WeightedTarget(parts={"motion": {}, "pixels": {}})
     build_model(target)
-    wanted_BMP = torch.cat([torch.zeros(2, 3, 96), pixels.truth(known)], dim=2)
-    expected_BMP = pixels.to_pixels(pixels.truth(known), known, is_honest=True)
-    assert torch.equal(target.to_pixels(wanted_BMP, known, is_honest=True), expected_BMP)
+    decoded_BMP = torch.cat([torch.zeros(2, 3, 96), pixels.compute_target(known)], dim=2)
+    expected_BMP = pixels.to_pixels(pixels.compute_target(known), known, visible_only=True)
+    assert torch.equal(target.to_pixels(decoded_BMP, known, visible_only=True), expected_BMP)
 
 
 def test_parts_about_visible_tokens_alone_need_no_decoder() -> None:

@@ -15,19 +15,19 @@ from kinemae.pretrain.targets.pixels import PixelTarget
 from tests.pretrain.target_models import (
     GRID,
     PATCH,
+    TARGET,
     VISIBLE,
-    WANTED,
     build_model,
     random_clip,
-    shown,
     small_config,
+    target_inputs,
     wanted_pixels,
 )
 
 
 def test_channel_normalisation_is_videomaes_formula() -> None:
     clip_BCTHW = random_clip()
-    target_BMP = PixelTarget(normalise="channel").truth(shown(clip_BCTHW))
+    target_BMP = PixelTarget(normalise="channel").compute_target(target_inputs(clip_BCTHW))
     pixels = wanted_pixels(clip_BCTHW).double().view(2, 3, 32, 3) / 255
     for colour in range(3):
         values = pixels[1, 2, :, colour]
@@ -50,20 +50,20 @@ def mae_st_target(clip_BCTHW: torch.Tensor, mean: float, std: float) -> torch.Te
 def test_patch_normalisation_of_one_frame_is_mae_sts(low: int, high: int) -> None:
     # With two neighbouring grey levels the variance is near 1e-6, so that the scale it is taken on decides.
     clip_BCTHW = torch.cat([random_clip(low=low, high=high)] * 4, dim=2).roll(3, dims=3)
-    wanted_BM = torch.stack([torch.randperm(32) for _ in range(2)])
+    target_BM = torch.stack([torch.randperm(32) for _ in range(2)])
     target = PixelTarget(normalise="patch", frames="one")
-    known = shown(clip_BCTHW, wanted_BM=wanted_BM, mean=(0.45,) * 3, std=(0.225,) * 3)
-    expected_BMP = gather_tokens(mae_st_target(clip_BCTHW, 0.45, 0.225), wanted_BM)
-    assert target.wanted_values(small_config().shape().encoder) == expected_BMP.shape[2]
-    torch.testing.assert_close(target.truth(known), expected_BMP.float(), atol=2e-4, rtol=1e-5)
+    known = target_inputs(clip_BCTHW, target_BM=target_BM, mean=(0.45,) * 3, std=(0.225,) * 3)
+    expected_BMP = gather_tokens(mae_st_target(clip_BCTHW, 0.45, 0.225), target_BM)
+    assert target.target_values(small_config().shape().encoder) == expected_BMP.shape[2]
+    torch.testing.assert_close(target.compute_target(known), expected_BMP.float(), atol=2e-4, rtol=1e-5)
 
 
 def test_one_frame_a_slice_is_the_first_but_for_the_last_slices() -> None:
     clip_BCTHW = torch.arange(16, dtype=torch.uint8)[None, None, :, None, None].expand(2, 3, 16, 4, 4)
-    wanted_BM = torch.arange(8).expand(2, -1)
+    target_BM = torch.arange(8).expand(2, -1)
     target = PixelTarget(normalise="none", frames="one")
-    known = shown(clip_BCTHW, wanted_BM=wanted_BM, mean=(0.0,) * 3, std=(1 / 255,) * 3)
-    frames = target.truth(known)[0, :, 0].round().int().tolist()
+    known = target_inputs(clip_BCTHW, target_BM=target_BM, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    frames = target.compute_target(known)[0, :, 0].round().int().tolist()
     assert frames == [0, 2, 4, 6, 8, 10, 12, 15] == torch.linspace(0, 15, 8).long().tolist()
 
 
@@ -71,40 +71,41 @@ def test_patch_normalisation_of_all_frames_is_over_all_values_of_a_patch() -> No
     values_BMP = normalise(wanted_pixels(random_clip())).double()
     mean, variance = values_BMP.mean(dim=2, keepdim=True), values_BMP.var(dim=2, keepdim=True)
     expected_BMP = (values_BMP - mean) / (variance + 1e-6).sqrt()
-    actual_BMP = PixelTarget(normalise="patch").truth(shown(random_clip()))
+    actual_BMP = PixelTarget(normalise="patch").compute_target(target_inputs(random_clip()))
     torch.testing.assert_close(actual_BMP, expected_BMP.float(), atol=1e-5, rtol=0)
 
 
 def test_without_normalisation_the_target_is_what_the_encoder_would_see() -> None:
-    actual_BMP = PixelTarget(normalise="none").truth(shown(random_clip()))
+    actual_BMP = PixelTarget(normalise="none").compute_target(target_inputs(random_clip()))
     assert torch.equal(actual_BMP, normalise(wanted_pixels(random_clip())))
 
 
 @pytest.mark.parametrize("kind", ["channel", "patch", "none"])
 def test_the_usual_view_of_a_perfect_prediction_is_the_clip(kind: str) -> None:
-    target, known = PixelTarget(normalise=kind), shown(random_clip())
-    picture_BMP = target.to_pixels(target.truth(known), known, is_honest=False)
+    target, known = PixelTarget(normalise=kind), target_inputs(random_clip())
+    picture_BMP = target.to_pixels(target.compute_target(known), known, visible_only=False)
     assert torch.equal(picture_BMP, wanted_pixels(random_clip()))
 
 
 def test_a_single_predicted_frame_stands_for_its_whole_patch_in_pictures() -> None:
-    target, known = PixelTarget(normalise="patch", frames="one"), shown(random_clip())
-    picture = target.to_pixels(target.truth(known), known, is_honest=False).view(2, 3, 2, 48)
+    target, known = PixelTarget(normalise="patch", frames="one"), target_inputs(random_clip())
+    picture = target.to_pixels(target.compute_target(known), known, visible_only=False).view(2, 3, 2, 48)
     clip = patchify(random_clip(), PATCH).view(2, 8, 2, 48)
     for b, m in np.ndindex(2, 3):
-        token = int(WANTED[b, m])
+        token = int(TARGET[b, m])
         assert (picture[b, m] == clip[b, token, token // 4]).all()  # slice 0: its first frame; 1: its second
 
 
 @pytest.mark.parametrize("kind", ["channel", "patch", "none"])
 def test_the_honest_view_cannot_see_hidden_pixels(kind: str) -> None:
     target, clip_BCTHW = PixelTarget(normalise=kind), random_clip()
-    prediction_BMP = target.truth(shown(clip_BCTHW))
+    prediction_BMP = target.compute_target(target_inputs(clip_BCTHW))
     other_BCTHW = clip_BCTHW.clone()
     other_BCTHW[0, :, 2:, 4:, 4:] = 0  # token 7 of clip 0, a wanted one
-    assert not torch.equal(target.truth(shown(other_BCTHW)), prediction_BMP)
+    assert not torch.equal(target.compute_target(target_inputs(other_BCTHW)), prediction_BMP)
     pictures = [
-        target.to_pixels(prediction_BMP, shown(clip), is_honest=True) for clip in (clip_BCTHW, other_BCTHW)
+        target.to_pixels(prediction_BMP, target_inputs(clip), visible_only=True)
+        for clip in (clip_BCTHW, other_BCTHW)
     ]
     assert torch.equal(*pictures)
 
@@ -112,9 +113,9 @@ def test_the_honest_view_cannot_see_hidden_pixels(kind: str) -> None:
 def test_the_honest_view_takes_its_statistics_from_near_visible_patches() -> None:
     clip_BCTHW = torch.zeros(1, 3, 1, 4, 32, dtype=torch.uint8)
     clip_BCTHW[..., 16:] = 200  # eight tokens in a row, the left half black and the right half bright
-    wanted_BM, visible_BK = torch.tensor([[1, 6]]), torch.tensor([[0, 7]])
-    known = shown(clip_BCTHW, wanted_BM=wanted_BM, visible_BK=visible_BK, patch=(1, 4, 4))
-    picture_BMP = PixelTarget().to_pixels(torch.zeros(1, 2, 48), known, is_honest=True)
+    target_BM, visible_BK = torch.tensor([[1, 6]]), torch.tensor([[0, 7]])
+    known = target_inputs(clip_BCTHW, target_BM=target_BM, visible_BK=visible_BK, patch=(1, 4, 4))
+    picture_BMP = PixelTarget().to_pixels(torch.zeros(1, 2, 48), known, visible_only=True)
     dark, bright = picture_BMP[0, 0].float().mean(), picture_BMP[0, 1].float().mean()
     assert dark < 20 and bright > 180
 
@@ -122,9 +123,9 @@ def test_the_honest_view_takes_its_statistics_from_near_visible_patches() -> Non
 @pytest.mark.parametrize("kind", ["channel", "patch", "none"])
 def test_motion_is_the_next_frame_less_this_one(kind: str) -> None:
     clip_BCTHW, std = random_clip(), (0.229, 0.224, 0.225)
-    actual = MotionTarget(normalise=kind).truth(shown(clip_BCTHW)).view(2, 3, *PATCH, 3)
+    actual = MotionTarget(normalise=kind).compute_target(target_inputs(clip_BCTHW)).view(2, 3, *PATCH, 3)
     for b, m in np.ndindex(2, 3):
-        slice_, row, column = (int(i) for i in np.unravel_index(int(WANTED[b, m]), (GRID.t, GRID.h, GRID.w)))
+        slice_, row, column = (int(i) for i in np.unravel_index(int(TARGET[b, m]), (GRID.t, GRID.h, GRID.w)))
         expected = torch.zeros(*PATCH, 3, dtype=torch.float64)
         for frame, y, x, colour in np.ndindex(*PATCH, 3):
             now = min(slice_ * 2 + frame, 2)  # of the last frame, the difference before it
@@ -141,9 +142,9 @@ def test_motion_is_the_next_frame_less_this_one(kind: str) -> None:
 
 
 def test_what_stands_still_has_a_motion_near_zero_even_under_compression_noise() -> None:
-    still = shown(random_clip(low=100, high=102))
-    moving = shown(random_clip(low=0, high=256))
-    quiet, loud = (MotionTarget().truth(known).square().mean() for known in (still, moving))
+    still = target_inputs(random_clip(low=100, high=102))
+    moving = target_inputs(random_clip(low=0, high=256))
+    quiet, loud = (MotionTarget().compute_target(known).square().mean() for known in (still, moving))
     assert quiet < 0.2 < 0.9 < loud
 
 
@@ -187,9 +188,13 @@ def hog_by_loops(
 @pytest.mark.parametrize("cells", [1, 2, 4])
 def test_hog_equals_a_loop_over_pixels(cells: int, gaussian: bool) -> None:
     clip_BCTHW = random_clip()
-    actual = HogTarget(cells=cells, gaussian=gaussian).truth(shown(clip_BCTHW)).view(2, 3, cells, cells, 3, 9)
+    actual = (
+        HogTarget(cells=cells, gaussian=gaussian)
+        .compute_target(target_inputs(clip_BCTHW))
+        .view(2, 3, cells, cells, 3, 9)
+    )
     for b, m in np.ndindex(2, 3):
-        slice_, row, column = np.unravel_index(int(WANTED[b, m]), (GRID.t, GRID.h, GRID.w))
+        slice_, row, column = np.unravel_index(int(TARGET[b, m]), (GRID.t, GRID.h, GRID.w))
         frame_CHW = clip_BCTHW[b, :, slice_ * 2 + 1].numpy()
         expected = hog_by_loops(frame_CHW, int(row) * 4, int(column) * 4, 4, cells, gaussian=gaussian)
         np.testing.assert_allclose(actual[b, m].numpy(), expected, atol=1e-5)
@@ -199,8 +204,8 @@ def test_hog_of_an_edge_is_one_orientation_whichever_side_is_bright() -> None:
     clip_BCTHW = torch.zeros(2, 3, 4, 8, 8, dtype=torch.uint8)
     clip_BCTHW[0, ..., 2:] = 200  # a vertical edge inside the left patches, dark to bright
     clip_BCTHW[1, ..., :2] = 90  # bright to dark
-    known = shown(clip_BCTHW, wanted_BM=torch.zeros(2, 1, dtype=torch.int64), visible_BK=VISIBLE)
-    target = HogTarget(cells=1).truth(known)
+    known = target_inputs(clip_BCTHW, target_BM=torch.zeros(2, 1, dtype=torch.int64), visible_BK=VISIBLE)
+    target = HogTarget(cells=1).compute_target(known)
     assert torch.equal(target[0], target[1])
     assert target[0].count_nonzero() == 3  # one orientation a colour
 

@@ -13,7 +13,7 @@ from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.pruning.motion import MotionPruning
 from kinemae.pretrain.pruning.run_length import RunLengthPruning
-from kinemae.pretrain.token_selection import TokenSplit, running_cell_first
+from kinemae.pretrain.token_selection import TokenSelection, running_cell_first
 
 PATCH = (2, 4, 4)
 GRID = TokenGrid(4, 6, 5)
@@ -30,8 +30,8 @@ def moving(seed=0):
     return (100 + strength_THW * torch.rand(SIZE, generator=chance)).to(torch.uint8)
 
 
-def token_split(masking, **options):
-    return TokenSplit(masking=masking, grid=GRID, patch=PATCH, seed=3, **options)
+def token_selection(masking, **options):
+    return TokenSelection(masking=masking, grid=GRID, patch=PATCH, seed=3, **options)
 
 
 def same(one, other):
@@ -42,47 +42,47 @@ class LearnedPruning(Pruning):
     keep = 0.5
     is_learned = True
 
-    def weigh(self, luma_BTHW, patch):
+    def score_tokens(self, luma_BTHW, patch):
         raise AssertionError("the encoder scores")
 
 
 @pytest.mark.parametrize("masking", [TubeMasking(ratio=0.7), UniformMasking(ratio=0.7)])
-@pytest.mark.parametrize("predict_share", [1.0, 0.5, 0.001])
-def test_without_pruning_the_split_is_the_masks_own_and_its_first_hidden_tokens(masking, predict_share):
-    found = token_split(masking, predict_share=predict_share)(moving(), 5)
+@pytest.mark.parametrize("predict_ratio", [1.0, 0.5, 0.001])
+def test_without_pruning_the_split_is_the_masks_own_and_its_first_hidden_tokens(masking, predict_ratio):
+    found = token_selection(masking, predict_ratio=predict_ratio)(moving(), 5)
     visible_K, hidden_M = masking.split(GRID, generator(3, purpose="masking", sample=5))
-    wanted = max(1, round(len(hidden_M) * predict_share))
-    assert same(found, {"visible": visible_K, "wanted": hidden_M[:wanted]})
+    wanted = max(1, round(len(hidden_M) * predict_ratio))
+    assert same(found, {"visible": visible_K, "target": hidden_M[:wanted]})
 
 
 def test_a_clips_split_is_a_function_of_the_seed_and_its_place_in_the_run():
-    split = token_split(UniformMasking(ratio=0.5), predict_share=0.5)
+    split = token_selection(UniformMasking(ratio=0.5), predict_ratio=0.5)
     first, again, other = split(moving(0), 5), split(moving(1), 5), split(moving(0), 6)
     assert same(first, again) and not torch.equal(first["visible"], other["visible"])
-    assert len(first["wanted"]) == 30 and not set(first["wanted"].tolist()) & set(first["visible"].tolist())
+    assert len(first["target"]) == 30 and not set(first["target"].tolist()) & set(first["visible"].tolist())
 
 
 def test_a_masking_that_asks_is_told_what_moves():
     masking = MotionMasking(ratio=0.5, temperature=1e-9, tubes=False)
-    found = token_split(masking)(moving(), 0)
+    found = token_selection(masking)(moving(), 0)
     most_first = motion(moving()[None], PATCH)[0].argsort(descending=True)
-    assert set(found["wanted"].tolist()) == set(most_first[:60].tolist())
+    assert set(found["target"].tolist()) == set(most_first[:60].tolist())
 
 
 @pytest.mark.parametrize("keep", [0.05, 0.5, 1.0])
-@pytest.mark.parametrize("predict_share", [0.3, 1.0])
+@pytest.mark.parametrize("predict_ratio", [0.3, 1.0])
 @pytest.mark.parametrize("kind", [MotionPruning, RunLengthPruning])
 @pytest.mark.parametrize("predict", ["random", "running_cell"])
-def test_budgets_are_what_was_promised_and_filled_by_worth(kind, keep, predict_share, predict):
+def test_budgets_are_what_was_promised_and_filled_by_worth(kind, keep, predict_ratio, predict):
     masking, pruning, clip_THW = UniformMasking(ratio=0.6), kind(keep=keep), moving()
-    split = token_split(masking, pruning=pruning, predict_share=predict_share, predict=predict)
+    split = token_selection(masking, pruning=pruning, predict_ratio=predict_ratio, predict=predict)
     found = split(clip_THW, 5)
-    assert (len(found["visible"]), len(found["wanted"])) == split.counts()
-    assert split.counts() == (max(1, round(48 * keep)), max(1, round(72 * keep * predict_share)))
+    assert (len(found["visible"]), len(found["target"])) == split.counts()
+    assert split.counts() == (max(1, round(48 * keep)), max(1, round(72 * keep * predict_ratio)))
     assert (found["visible"].diff() > 0).all()
-    score_N = pruning.weigh(clip_THW[None], PATCH).score_BN[0]
+    score_N = pruning.score_tokens(clip_THW[None], PATCH).score_BN[0]
     visible_K, hidden_M = masking.split(GRID, generator(3, purpose="masking", sample=5))
-    for kept, pool, share in ((found["visible"], visible_K, keep), (found["wanted"], hidden_M, keep)):
+    for kept, pool, share in ((found["visible"], visible_K, keep), (found["target"], hidden_M, keep)):
         assert set(kept.tolist()) <= set(pool.tolist()) and len(set(kept.tolist())) == len(kept)
         # Nothing that is kept is worth less than the last that the share lets in.
         bound = score_N[pool].sort(descending=True).values[max(1, round(len(pool) * share)) - 1]
@@ -91,49 +91,52 @@ def test_budgets_are_what_was_promised_and_filled_by_worth(kind, keep, predict_s
 
 @pytest.mark.parametrize("predict", ["random", "running_cell"])
 def test_a_keep_of_1_changes_nothing(predict):
-    options = {"predict_share": 0.5, "predict": predict}
+    options = {"predict_ratio": 0.5, "predict": predict}
     masking = TubeMasking(ratio=0.7)
     for clip in range(10):
-        plain = token_split(masking, **options)(moving(), clip)
-        pruned = token_split(masking, pruning=MotionPruning(keep=1.0), **options)(moving(), clip)
+        plain = token_selection(masking, **options)(moving(), clip)
+        pruned = token_selection(masking, pruning=MotionPruning(keep=1.0), **options)(moving(), clip)
         assert same(pruned, plain)
-        told = token_split(masking, pruning=RunLengthPruning(keep=1.0), **options)(moving(), clip)
-        assert told.pop("run").shape == plain["visible"].shape and same(told, plain)
+        told = token_selection(masking, pruning=RunLengthPruning(keep=1.0), **options)(moving(), clip)
+        assert told.pop("run_length").shape == plain["visible"].shape and same(told, plain)
 
 
 def test_the_wanted_tokens_are_any_of_the_hidden_ones_that_pruning_left_in_the_masks_order():
     masking, pruning = UniformMasking(ratio=0.6), MotionPruning(keep=0.5)
     _, hidden_M = masking.split(GRID, generator(3, purpose="masking", sample=5))
-    left = token_split(masking, pruning=pruning)(moving(), 5)["wanted"].tolist()
+    left = token_selection(masking, pruning=pruning)(moving(), 5)["target"].tolist()
     assert left == [token for token in hidden_M.tolist() if token in set(left)]
     assert (
-        token_split(masking, pruning=pruning, predict_share=0.5)(moving(), 5)["wanted"].tolist() == left[:18]
+        token_selection(masking, pruning=pruning, predict_ratio=0.5)(moving(), 5)["target"].tolist()
+        == left[:18]
     )
 
 
 def test_which_of_equal_tokens_are_kept_is_drawn_by_the_clips_chance():
-    split = token_split(TubeMasking(ratio=0.5), pruning=MotionPruning(keep=0.5), predict_share=0.5)
+    split = token_selection(TubeMasking(ratio=0.5), pruning=MotionPruning(keep=0.5), predict_ratio=0.5)
     assert same(split(STILL_THW, 7), split(STILL_THW, 7))
     kept, wanted = Counter(), Counter()
     for clip in range(600):
         found = split(STILL_THW, clip)
         kept.update(found["visible"].tolist())
-        wanted.update(found["wanted"].tolist())
+        wanted.update(found["target"].tolist())
     for often, share in ((kept, 0.25), (wanted, 0.125)):  # half visible, half of it kept; half of it wanted
         assert max(abs(often[token] / 600 - share) for token in range(GRID.tokens)) < 5 * (0.25 / 600) ** 0.5
 
 
 def test_the_run_of_each_visible_token_goes_with_it():
     pruning = RunLengthPruning(keep=0.5)
-    found = token_split(UniformMasking(ratio=0.5), pruning=pruning)(moving(), 2)
-    assert torch.equal(found["run"], pruning.weigh(moving()[None], PATCH).run_BN[0, found["visible"]])
-    assert found["run"].max() > 1
+    found = token_selection(UniformMasking(ratio=0.5), pruning=pruning)(moving(), 2)
+    assert torch.equal(
+        found["run_length"], pruning.score_tokens(moving()[None], PATCH).run_length_BN[0, found["visible"]]
+    )
+    assert found["run_length"].max() > 1
 
 
 def test_a_learned_pruner_is_given_all_visible_tokens_and_fewer_to_predict():
-    split = token_split(TubeMasking(ratio=0.5), pruning=LearnedPruning(), predict_share=0.5)
+    split = token_selection(TubeMasking(ratio=0.5), pruning=LearnedPruning(), predict_ratio=0.5)
     assert split.counts() == (60, 15)
-    plain = token_split(TubeMasking(ratio=0.5), predict_share=0.25)
+    plain = token_selection(TubeMasking(ratio=0.5), predict_ratio=0.25)
     assert same(split(moving(), 1), plain(moving(), 1))
 
 
@@ -170,14 +173,14 @@ def test_over_four_slices_a_running_cell_chooses_every_place_twice():
 
 @pytest.mark.parametrize("masking", [TubeMasking(ratio=0.9), UniformMasking(ratio=0.5), FrameMasking()])
 def test_a_running_cell_takes_from_any_hidden_set_what_it_can_and_fills_up(masking):
-    for predict_share in (0.2, 0.5, 0.8, 1.0):
-        split = token_split(masking, predict="running_cell", predict_share=predict_share)
+    for predict_ratio in (0.2, 0.5, 0.8, 1.0):
+        split = token_selection(masking, predict="running_cell", predict_ratio=predict_ratio)
         starts = set()
         for clip in range(20):
             found = split(STILL_THW, clip)
-            assert len(found["wanted"]) == split.counts()[1]
+            assert len(found["target"]) == split.counts()[1]
             hidden = set(range(GRID.tokens)) - set(found["visible"].tolist())
-            wanted = set(found["wanted"].tolist())
+            wanted = set(found["target"].tolist())
             fits = {
                 start
                 for start in range(4)

@@ -1,8 +1,8 @@
-"""Attention kinds: which tokens look at which. One file here is one kind.
+"""Attention kinds: which tokens attend to which. Each file in this folder is one kind.
 
-A kind gives each block its relations, one attention (with weights of its own) for each. A relation says of
-any two tokens whether the first looks at the second, by their places alone, so it holds on any visible
-subset. That rule is the truth; `Relation.look` may do the same faster, and a test compares the two.
+A kind gives each block its patterns: one attention, with its own weights, per pattern. A pattern is a rule on
+the grid positions of two tokens, so it applies to any visible subset. `AttentionPattern.attention_fn` may
+choose a faster backend for it; a test compares the backends with the rule.
 """
 
 import functools
@@ -16,33 +16,33 @@ from torch import Tensor
 from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.config import require
 from kinemae.pretrain.model.attention_backends import (
-    Job,
-    Look,
-    Rule,
-    blockwise,
-    chunk_jobs,
+    AttentionFn,
+    GroupBatch,
+    MaskMod,
+    chunk_batches,
     dense,
-    group_jobs,
+    flex,
+    group_batches,
     grouped,
-    in_order,
-    table,
+    mask_table,
+    reordered,
 )
-from kinemae.pretrain.model.token_positions import REGISTER, Places, coordinates
+from kinemae.pretrain.model.token_positions import REGISTER, TokenPositions, coordinates
 from kinemae.pretrain.model.tokens import TokenGrid
 
-BLOCKS_PAY_FROM = 512
-"""Tokens from which on blocks of pairs are skipped; a shorter row is only a few blocks wide."""
+MIN_BLOCK_SPARSE = 512
+"""Fewest tokens for which blocks of pairs are skipped; a shorter row has too few blocks."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokens:
-    """The tokens of a sequence, int64 (B, N) each; B is 1 where all clips' tokens stand alike.
+    """Tokens of a sequence, int64 (B, N) each; B is 1 if the positions are the same for all clips.
 
     Attributes:
-        slice_BN, row_BN, column_BN: where they stand in the grid; nonsense inside it for registers.
-        clip_BN: which clip they are of, counted through all rows.
-        clips: how many clips those are.
-        is_register_BN: which of them stand nowhere.
+        slice_BN, row_BN, column_BN: grid coordinates; arbitrary valid ones for registers.
+        clip_BN: the clip of each token, counted over all rows.
+        clips: number of clips.
+        is_register_BN: true for registers.
     """
 
     grid: TokenGrid
@@ -54,24 +54,24 @@ class Tokens:
     is_register_BN: Tensor
 
     @classmethod
-    def at(cls, places: Places, device: torch.device) -> "Tokens":
-        """The tokens at these places."""
-        index_BN = places.indices(device)
-        slice_BN, row_BN, column_BN = coordinates(index_BN.clamp(min=0), places.grid)
-        clip_BN = places.clips(device)
+    def at(cls, positions: TokenPositions, device: torch.device) -> "Tokens":
+        """The tokens at these positions."""
+        index_BN = positions.indices(device)
+        slice_BN, row_BN, column_BN = coordinates(index_BN.clamp(min=0), positions.grid)
+        clip_BN = positions.clips(device)
         if clip_BN is None:
             clip_BN = torch.arange(len(index_BN), device=device)[:, None].expand_as(index_BN)
         return cls(
-            grid=places.grid,
+            grid=positions.grid,
             slice_BN=slice_BN,
             row_BN=row_BN,
             column_BN=column_BN,
             clip_BN=clip_BN,
-            clips=len(index_BN) if places.lengths is None else len(places.lengths),
+            clips=len(index_BN) if positions.lengths is None else len(positions.lengths),
             is_register_BN=index_BN == REGISTER,
         )
 
-    def taken(self, order_BN: Tensor) -> "Tokens":
+    def reordered(self, order_BN: Tensor) -> "Tokens":
         """The same tokens in another order."""
         names = ("slice_BN", "row_BN", "column_BN", "clip_BN", "is_register_BN")
         return replace(self, **{name: getattr(self, name).gather(1, order_BN) for name in names})
@@ -84,138 +84,142 @@ class Tokens:
 
     @property
     def place_BN(self) -> Tensor:
-        """The number of a token's place in its slice."""
+        """Spatial index of each token within its slice."""
         return self.row_BN * self.grid.w + self.column_BN
 
 
-class Relation(ABC):
-    """Who looks at whom. Equal relations (frozen dataclasses) share one `Look` in a forward pass."""
+class AttentionPattern(ABC):
+    """Which tokens attend to which; equal patterns (frozen dataclasses) share an `AttentionFn`."""
 
     @abstractmethod
-    def sees(self, tokens: Tokens) -> Rule:
-        """Which of these tokens look at which, registers and other clips aside. Each sees itself."""
+    def pair_mask(self, tokens: Tokens) -> MaskMod:
+        """The mask between grid tokens of one clip. Each token attends to itself."""
 
     @abstractmethod
-    def near(self, tokens: Tokens) -> Tensor:
-        """Numbers, int64 (B, N) from 0 and below the grid's tokens, alike for tokens that see one another.
+    def sort_key(self, tokens: Tokens) -> Tensor:
+        """Sort keys, int64 (B, N) from 0 and below the grid's tokens, close for tokens that attend to each
+        other.
 
-        In their order the work falls into few blocks. Registers' are not looked at.
+        Sorted by them, the allowed pairs fall into few blocks. Registers' keys are ignored.
         """
 
-    def rule(self, tokens: Tokens) -> Rule:
-        """The whole truth: registers see and are seen by all of their clip, and nobody sees another clip."""
-        sees = self.sees(tokens)
+    def mask_mod(self, tokens: Tokens) -> MaskMod:
+        """The complete mask: `pair_mask`, between registers and their clip, never between clips."""
+        pair_mask = self.pair_mask(tokens)
         clip_BN, is_register_BN = tokens.clip_BN, tokens.is_register_BN
 
-        def rule(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            free = is_register_BN[row, query] | is_register_BN[row, key]
-            return (sees(row, query, key) | free) & (clip_BN[row, query] == clip_BN[row, key])
+        def mask_mod(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            has_register = is_register_BN[row, query] | is_register_BN[row, key]
+            return (pair_mask(row, query, key) | has_register) & (clip_BN[row, query] == clip_BN[row, key])
 
-        return rule
+        return mask_mod
 
-    def allowed(self, places: Places, device: torch.device) -> Tensor:
-        """The rule written out, allowed_BNN, query by key."""
-        return self._table(Tokens.at(places, device))
+    def allowed(self, positions: TokenPositions, device: torch.device) -> Tensor:
+        """The complete mask for all pairs, as allowed_BNN, query by key."""
+        return self._table(Tokens.at(positions, device))
 
-    def look(self, places: Places, device: torch.device) -> Look:
-        """A way to attend under this relation, made once for all blocks of a forward pass."""
-        if device.type == "cpu" and places.index_BN is None and places.grid.tokens >= BLOCKS_PAY_FROM:
-            return grouped(_whole_clip_in_chunks(self, places.grid), 1)
-        tokens = Tokens.at(places, device)
-        if tokens.shape[1] < BLOCKS_PAY_FROM:
+    def attention_fn(self, positions: TokenPositions, device: torch.device) -> AttentionFn:
+        """The attention function for a forward pass, by the backend that suits the device and the length."""
+        if device.type == "cpu" and positions.index_BN is None and positions.grid.tokens >= MIN_BLOCK_SPARSE:
+            return grouped(_full_clip_chunks(self, positions.grid), 1, device)
+        tokens = Tokens.at(positions, device)
+        if tokens.shape[1] < MIN_BLOCK_SPARSE:
             return dense(self._table(tokens))
-        return self.look_blockwise(tokens) if device.type == "cuda" else self.look_in_chunks(tokens)
+        if device.type == "cuda":
+            return self.block_sparse(tokens)
+        return grouped(self.chunks(tokens), tokens.shape[0], device)
 
-    def look_in_chunks(self, tokens: Tokens) -> Look:
-        """Attend chunk by chunk to those keys that any of a chunk looks at; for the CPU."""
-        return grouped(self.chunks(tokens), tokens.shape[0])
+    def chunks(self, tokens: Tokens) -> list[GroupBatch]:
+        """Chunks of queries with the keys that they need, for the CPU."""
+        return chunk_batches(self._table(tokens), self._order(tokens))
 
-    def chunks(self, tokens: Tokens) -> list[Job]:
-        """The jobs of `look_in_chunks`."""
-        return chunk_jobs(self._table(tokens), self._order(tokens))
-
-    def look_blockwise(self, tokens: Tokens) -> Look:
-        """Attend by FlexAttention's block masks; for a GPU."""
+    def block_sparse(self, tokens: Tokens) -> AttentionFn:
+        """FlexAttention with a block mask, for a GPU."""
         order_BN = self._order(tokens)
-        ordered = tokens.taken(order_BN)
-        return in_order(blockwise(self.rule(ordered), *tokens.shape, order_BN.device), order_BN)
+        mask_mod = self.mask_mod(tokens.reordered(order_BN))
+        return reordered(flex(mask_mod, *tokens.shape, order_BN.device), order_BN)
 
     def _table(self, tokens: Tokens) -> Tensor:
-        return table(self.rule(tokens), *tokens.shape, tokens.slice_BN.device)
+        return mask_table(self.mask_mod(tokens), *tokens.shape, tokens.slice_BN.device)
 
     def _order(self, tokens: Tokens) -> Tensor:
-        """Clip after clip, in each the registers first, as order_BN."""
-        near_BN = self.near(tokens).masked_fill(tokens.is_register_BN, -1) + 1
-        return (tokens.clip_BN * (tokens.grid.tokens + 1) + near_BN).argsort(dim=1, stable=True)
+        """Tokens sorted by clip, then registers first, then by sort key, as order_BN."""
+        key_BN = self.sort_key(tokens).masked_fill(tokens.is_register_BN, -1) + 1
+        return (tokens.clip_BN * (tokens.grid.tokens + 1) + key_BN).argsort(dim=1, stable=True)
 
 
 @functools.lru_cache(maxsize=8)
-def _whole_clip_in_chunks(relation: Relation, grid: TokenGrid) -> list[Job]:
-    """Kept, since making them takes as long as using them in a small model."""
+def _full_clip_chunks(pattern: AttentionPattern, grid: TokenGrid) -> list[GroupBatch]:
+    """Cached, since building them takes as long as using them in a small model."""
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training
-        return relation.chunks(Tokens.at(Places(grid=grid), torch.device("cpu")))
+        return pattern.chunks(Tokens.at(TokenPositions(grid=grid), torch.device("cpu")))
 
 
-class Partition(Relation):
-    """A relation in which tokens fall into groups, and see their own group: those with the same `near`."""
+class GroupPattern(AttentionPattern):
+    """A pattern of disjoint groups: tokens attend to those with the same `sort_key`."""
 
-    def sees(self, tokens: Tokens) -> Rule:
-        """See `Relation.sees`."""
-        group_BN = self.near(tokens)
+    def pair_mask(self, tokens: Tokens) -> MaskMod:
+        """See `AttentionPattern.pair_mask`."""
+        group_BN = self.sort_key(tokens)
         return lambda row, query, key: group_BN[row, query] == group_BN[row, key]
 
-    def look(self, places: Places, device: torch.device) -> Look:
-        """Group by group, so that it costs the sum of the groups' squares.
+    def attention_fn(self, positions: TokenPositions, device: torch.device) -> AttentionFn:
+        """Attention group by group, at the cost of the sum of the squared group sizes.
 
-        The groups' sizes must be known on the CPU. On a GPU they are for a whole clip in order, by the grid
-        alone; for other places it would have to be waited for, and `Relation.look`'s ways are taken.
+        The group sizes must be known on the CPU. On a GPU they are only for full clips; for other positions
+        the host would have to wait for the device, so the backends of `AttentionPattern` are used.
         """
-        if device.type == "cuda" and places.index_BN is not None:
-            return super().look(places, device)
-        tokens = Tokens.at(places, torch.device("cpu") if places.index_BN is None else device)
-        jobs = group_jobs(self.near(tokens), tokens.clip_BN, tokens.is_register_BN, clips=tokens.clips)
-        return grouped([job.on(device) for job in jobs], tokens.shape[0])
+        if device.type == "cuda" and positions.index_BN is not None:
+            return super().attention_fn(positions, device)
+        tokens = Tokens.at(positions, torch.device("cpu") if positions.index_BN is None else device)
+        batches = group_batches(
+            self.sort_key(tokens), tokens.clip_BN, tokens.is_register_BN, clips=tokens.clips
+        )
+        return grouped(batches, tokens.shape[0], device)
 
 
 class AttentionKind(ABC):
-    """A kind of attention: the relations of each block."""
+    """An attention kind: the patterns of each block."""
 
     @abstractmethod
-    def relations(self, block: int) -> tuple[Relation, ...]:
-        """The attentions of a block, done one after another; `block` counts from 0. Always equally many."""
+    def patterns(self, block: int) -> tuple[AttentionPattern, ...]:
+        """The patterns of a block's attentions, in sequence; as many for each block, counted from 0."""
 
 
-class Looks(dict[Relation, Look]):
-    """The looks of one forward pass, each made when it is first asked for."""
+class AttentionCache(dict[AttentionPattern, AttentionFn]):
+    """The attention functions of one forward pass, each built at its first use."""
 
-    def __init__(self, places: Places, device: torch.device):
+    def __init__(self, positions: TokenPositions, device: torch.device):
         super().__init__()
-        self._places = places
+        self._positions = positions
         self._device = device
 
-    def __missing__(self, relation: Relation) -> Look:
-        self[relation] = relation.look(self._places, self._device)
-        return self[relation]
+    def __missing__(self, pattern: AttentionPattern) -> AttentionFn:
+        self[pattern] = pattern.attention_fn(self._positions, self._device)
+        return self[pattern]
 
 
 def build_attention(component: Component, *, key: str = "model.attention") -> AttentionKind:
-    """Build the kind that a config names under `key`.
+    """Build the attention kind of a config.
+
+    Args:
+        key: config key of the kind, for error messages.
 
     Raises:
-        ValueError: no such kind, or arguments it refuses.
+        ValueError: unknown kind, or invalid arguments.
     """
     try:
         return build_component("kinemae.pretrain.model.attention", component, AttentionKind, key=key)
     except ValueError as error:
-        # A kind cannot know whether it stands in the encoder or in the decoder.
+        # A kind does not know whether it belongs to the encoder or to the decoder.
         raise ValueError(str(error).replace("model.attention.", f"{key}.", 1)) from None
 
 
 def check_window(window: Sequence[int]) -> tuple[int, int, int]:
-    """The window as it is used.
+    """Check that a window is three whole numbers of at least 1.
 
     Raises:
-        ValueError: it is not three whole numbers of at least 1.
+        ValueError: it is not.
     """
     is_right = isinstance(window, Sequence) and len(window) == 3
     is_right = is_right and all(type(side) is int and side >= 1 for side in window)

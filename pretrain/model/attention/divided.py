@@ -1,38 +1,38 @@
-"""Divided attention: through time at one place, then through the place's slice (arXiv 2102.05095)."""
+"""Divided attention: over time, then over space (TimeSformer, arXiv 2102.05095)."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from kinemae.pretrain.model.attention.base import AttentionKind, Partition, Relation, Tokens
+from kinemae.pretrain.model.attention.base import AttentionKind, AttentionPattern, GroupPattern, Tokens
 
 
 @dataclass(frozen=True)
-class SamePlace(Partition):
-    """Tokens at one place see one another, through all slices."""
+class SamePlace(GroupPattern):
+    """Attention over time: among the tokens of one spatial position."""
 
-    def near(self, tokens: Tokens) -> Tensor:
-        """See `Relation.near`."""
+    def sort_key(self, tokens: Tokens) -> Tensor:
+        """See `AttentionPattern.sort_key`."""
         return tokens.place_BN
 
 
 @dataclass(frozen=True)
-class SameSlice(Partition):
-    """Tokens of one slice see one another."""
+class SameSlice(GroupPattern):
+    """Attention over space: among the tokens of one time slice."""
 
-    def near(self, tokens: Tokens) -> Tensor:
-        """See `Relation.near`."""
+    def sort_key(self, tokens: Tokens) -> Tensor:
+        """See `AttentionPattern.sort_key`."""
         return tokens.slice_BN
 
 
 class DividedAttention(AttentionKind):
-    """Two attentions a block, first through time, then through space, each with weights of its own.
+    """Two attentions per block, over time and over space, each with its own weights.
 
-    TimeSformer (section 3 of the paper) starts from an image model and therefore sets the temporal
-    attention's output to zero, and it has one more linear layer after it. Here both attentions start from
-    scratch, so they begin alike and are built alike. Blocks have about a third more parameters for it.
+    TimeSformer (section 3 of the paper) starts from an image model: it initialises the output of the temporal
+    attention to zero and adds a linear layer after it. Here both attentions are built and initialised alike.
+    The second attention adds about a third to the parameters of a block.
     """
 
-    def relations(self, block: int) -> tuple[Relation, ...]:
-        """See `AttentionKind.relations`."""
+    def patterns(self, block: int) -> tuple[AttentionPattern, ...]:
+        """See `AttentionKind.patterns`."""
         return SamePlace(), SameSlice()

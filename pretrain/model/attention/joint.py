@@ -1,4 +1,4 @@
-"""Joint attention: every token looks at every token of its clip (arXiv 2203.12602)."""
+"""Joint attention: every token attends to all tokens of its clip (arXiv 2203.12602)."""
 
 from dataclasses import dataclass
 
@@ -6,39 +6,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kinemae.pretrain.model.attention.base import BLOCKS_PAY_FROM, AttentionKind, Relation, Tokens
-from kinemae.pretrain.model.attention_backends import Look, Rule, split_into
-from kinemae.pretrain.model.token_positions import Places
+from kinemae.pretrain.model.attention.base import MIN_BLOCK_SPARSE, AttentionKind, AttentionPattern, Tokens
+from kinemae.pretrain.model.attention_backends import AttentionFn, MaskMod, per_clip
+from kinemae.pretrain.model.token_positions import TokenPositions
 
 
 @dataclass(frozen=True)
-class Everything(Relation):
-    """All tokens of a clip see one another."""
+class AllTokens(AttentionPattern):
+    """All tokens of a clip attend to each other."""
 
-    def sees(self, tokens: Tokens) -> Rule:
-        """See `Relation.sees`."""
+    def pair_mask(self, tokens: Tokens) -> MaskMod:
+        """See `AttentionPattern.pair_mask`."""
+        return lambda row, query, key: query == query
 
-        def sees(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return query == query
-
-        return sees
-
-    def near(self, tokens: Tokens) -> Tensor:
-        """See `Relation.near`."""
+    def sort_key(self, tokens: Tokens) -> Tensor:
+        """See `AttentionPattern.sort_key`."""
         return torch.zeros_like(tokens.slice_BN)
 
-    def look(self, places: Places, device: torch.device) -> Look:
-        """Without a mask: clip by clip where they are packed, but for long rows on a GPU."""
-        if places.lengths is None:
+    def attention_fn(self, positions: TokenPositions, device: torch.device) -> AttentionFn:
+        """Attention without a mask; packed clips one by one, long packed rows on a GPU by FlexAttention."""
+        if positions.lengths is None:
             return F.scaled_dot_product_attention
-        if device.type == "cuda" and sum(places.lengths) >= BLOCKS_PAY_FROM:
-            return self.look_blockwise(Tokens.at(places, device))
-        return split_into(places.lengths)
+        if device.type == "cuda" and sum(positions.lengths) >= MIN_BLOCK_SPARSE:
+            return self.block_sparse(Tokens.at(positions, device))
+        return per_clip(positions.lengths)
 
 
 class JointAttention(AttentionKind):
-    """One attention a block, among all tokens."""
+    """One attention per block, among all tokens."""
 
-    def relations(self, block: int) -> tuple[Relation, ...]:
-        """See `AttentionKind.relations`."""
-        return (Everything(),)
+    def patterns(self, block: int) -> tuple[AttentionPattern, ...]:
+        """See `AttentionKind.patterns`."""
+        return (AllTokens(),)

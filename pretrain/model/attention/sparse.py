@@ -1,4 +1,4 @@
-"""Sparse attention: the neighbourhood in space and time, and the same place's history."""
+"""Sparse attention: a neighbourhood in space and time, and other slices at the same spatial position."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,50 +7,50 @@ import torch
 from torch import Tensor
 
 from kinemae.data_tools.config import require
-from kinemae.pretrain.model.attention.base import AttentionKind, Relation, Tokens, check_window
-from kinemae.pretrain.model.attention_backends import Rule
+from kinemae.pretrain.model.attention.base import AttentionKind, AttentionPattern, Tokens, check_window
+from kinemae.pretrain.model.attention_backends import MaskMod
 from kinemae.pretrain.model.tokens import TokenGrid
 
 DEFAULT = (3, 3, 3)
 
 
 @dataclass(frozen=True)
-class NearOrSamePlace(Relation):
-    """A token sees those around it, and tokens at its own place in slices further away.
+class NearOrSamePlace(AttentionPattern):
+    """A token attends to its neighbourhood and to tokens of other slices at its spatial position.
 
     Attributes:
-        reach: how many slices, rows and columns away the neighbourhood ends.
-        stride: see every `stride`-th slice of the own place, before and after; None for `nearest`.
-        nearest: see this many slices of the own place, those with a token there that are nearest in
-            time; of two equally near ones the earlier first.
+        reach: radius of the neighbourhood in slices, rows and columns.
+        stride: attend to every `stride`-th slice at the same position; None if `nearest` is set.
+        nearest: attend to this many slices at the same position: those with a visible token that are nearest
+            in time, the earlier of two equally near ones first.
     """
 
     reach: tuple[int, int, int]
     stride: int | None
     nearest: int | None
 
-    def sees(self, tokens: Tokens) -> Rule:
-        """See `Relation.sees`."""
+    def pair_mask(self, tokens: Tokens) -> MaskMod:
+        """See `AttentionPattern.pair_mask`."""
         slice_BN, row_BN, column_BN = tokens.slice_BN, tokens.row_BN, tokens.column_BN
         place_BN = tokens.place_BN
         slices, rows, columns = self.reach
         history_BNt = self._history(tokens)
 
-        def sees(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        def pair_mask(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
             is_near = (slice_BN[row, query] - slice_BN[row, key]).abs() <= slices
             is_near = is_near & ((row_BN[row, query] - row_BN[row, key]).abs() <= rows)
             is_near = is_near & ((column_BN[row, query] - column_BN[row, key]).abs() <= columns)
             is_same_place = place_BN[row, query] == place_BN[row, key]
             return is_near | (is_same_place & history_BNt[row, query, slice_BN[row, key]])
 
-        return sees
+        return pair_mask
 
-    def near(self, tokens: Tokens) -> Tensor:
-        """See `Relation.near`. Place after place: slice after slice, the history would touch every block."""
+    def sort_key(self, tokens: Tokens) -> Tensor:
+        """Position, then slice: in the reverse order a token's slices would touch all blocks."""
         return tokens.place_BN * tokens.grid.t + tokens.slice_BN
 
     def _history(self, tokens: Tokens) -> Tensor:
-        """Which slices of its own place each token sees, boolean (B, N, t)."""
+        """The slices at its position that each token attends to, boolean (B, N, t)."""
         if self.nearest is not None:
             return _nearest(tokens, self.nearest)
         assert self.stride is not None
@@ -61,10 +61,10 @@ class NearOrSamePlace(Relation):
 def _nearest(tokens: Tokens, count: int) -> Tensor:
     order_tt, rank_tt = _by_distance(tokens.grid, tokens.slice_BN.device)
     present_BNt = _present(tokens)
-    # For each token its place's slices from near to far, and how many of them have a token so far.
+    # For each token: slices from near to far, and the running count of visible tokens there.
     order_BNt = order_tt[tokens.slice_BN]
     so_far_BNt = present_BNt.gather(2, order_BNt).long().cumsum(dim=2)
-    # The first is the token's own slice, which it sees in any case.
+    # The first is the token's own slice, which is always included.
     return (so_far_BNt <= count + 1).gather(2, rank_tt[tokens.slice_BN])
 
 
@@ -77,10 +77,9 @@ def _by_distance(grid: TokenGrid, device: torch.device) -> tuple[Tensor, Tensor]
 
 
 def _present(tokens: Tokens) -> Tensor:
-    """In which slices there is a token at each token's place, boolean (B, N, t)."""
+    """The slices with a visible token at each token's position, boolean (B, N, t)."""
     grid, clip_BN = tokens.grid, tokens.clip_BN
-    nowhere = grid.per_slice
-    place_BN = tokens.place_BN.masked_fill(tokens.is_register_BN, nowhere)
+    place_BN = tokens.place_BN.masked_fill(tokens.is_register_BN, grid.per_slice)
     shape = (tokens.clips, grid.per_slice + 1, grid.t)
     has_token = torch.zeros(shape, dtype=torch.bool, device=clip_BN.device)
     has_token[clip_BN, place_BN, tokens.slice_BN] = True
@@ -88,14 +87,13 @@ def _present(tokens: Tokens) -> Tensor:
 
 
 class SparseAttention(AttentionKind):
-    """One attention a block: a neighbourhood, and the history of the token's own place.
-
-    So what was there earlier and later is one step away, however long the clip is.
+    """One attention per block: a neighbourhood, and other slices at the token's spatial position.
 
     Args:
-        window: slices, rows and columns of the neighbourhood, odd: the token stands in its middle.
-        stride: see every `stride`-th slice of the own place; all of them where neither this nor top_k is set.
-        top_k: instead, see so many slices of the own place: those nearest in time that have a token there.
+        window: slices, rows and columns of the neighbourhood, odd numbers; the token is its centre.
+        stride: attend to every `stride`-th slice at the same position; all slices if stride and top_k are
+            null.
+        top_k: instead of `stride`: the number of slices, nearest in time, that have a visible token there.
     """
 
     def __init__(
@@ -115,8 +113,8 @@ class SparseAttention(AttentionKind):
         self.stride = stride or (1 if top_k is None else None)
         self.top_k = top_k
 
-    def relations(self, block: int) -> tuple[Relation, ...]:
-        """See `AttentionKind.relations`."""
+    def patterns(self, block: int) -> tuple[AttentionPattern, ...]:
+        """See `AttentionKind.patterns`."""
         return (NearOrSamePlace(self.reach, stride=self.stride, nearest=self.top_k),)
 
 

@@ -1,28 +1,34 @@
-"""Windowed attention: inside boxes of slices, rows and columns (arXiv 2106.13230)."""
+"""Windowed attention: within windows of slices, rows and columns (Video Swin, arXiv 2106.13230)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from kinemae.pretrain.model.attention.base import AttentionKind, Partition, Relation, Tokens, check_window
+from kinemae.pretrain.model.attention.base import (
+    AttentionKind,
+    AttentionPattern,
+    GroupPattern,
+    Tokens,
+    check_window,
+)
 
 DEFAULT = (4, 7, 7)
 
 
 @dataclass(frozen=True)
-class SameWindow(Partition):
-    """Tokens in one box see one another.
+class SameWindow(GroupPattern):
+    """Attention among the tokens of one window.
 
-    Shifted boxes begin half a box later, and what is before the first and after the last whole box is a
-    smaller one. Along an axis that a box spans wholly nothing is shifted, since that would only cut it.
+    Shifted windows start half a window later; the windows at both ends are then smaller. An axis that fits
+    into one window is not shifted.
     """
 
     window: tuple[int, int, int]
     is_shifted: bool
 
-    def near(self, tokens: Tokens) -> Tensor:
-        """See `Relation.near`."""
+    def sort_key(self, tokens: Tokens) -> Tensor:
+        """See `AttentionPattern.sort_key`."""
         grid = tokens.grid
         group_BN = tokens.slice_BN.new_zeros(())
         axes = zip(
@@ -32,21 +38,21 @@ class SameWindow(Partition):
             strict=True,
         )
         for place_BN, length, side in axes:
-            # Counted from the begin of the box that the axis begins in.
+            # Offset of the axis within its first window.
             before = side - side // 2 if self.is_shifted and 1 < side < length else 0
-            boxes = (before + length - 1) // side + 1
-            group_BN = group_BN * boxes + (place_BN + before).div(side, rounding_mode="floor")
+            windows = (before + length - 1) // side + 1
+            group_BN = group_BN * windows + (place_BN + before).div(side, rounding_mode="floor")
         return group_BN
 
 
 class WindowedAttention(AttentionKind):
-    """One attention a block, inside windows; every second block's are shifted, which joins neighbours.
+    """One attention per block, within windows that are shifted in every second block.
 
-    Windows go by the places of the tokens that are there. So unlike in Swin nothing is padded, and shifted
-    windows at the clip's edges are smaller rather than wrapped around and masked, which is the same.
+    Windows apply to the grid positions of the visible tokens. Unlike in Swin nothing is padded, and shifted
+    windows at the clip's edges are smaller, which equals Swin's cyclic shift with a mask.
 
     Args:
-        window: slices, rows and columns of tokens in a window; an axis that is shorter is one window.
+        window: slices, rows and columns of a window, in tokens; a shorter axis is one window.
         shifted: shift the windows of odd blocks by half a window.
     """
 
@@ -54,6 +60,6 @@ class WindowedAttention(AttentionKind):
         self.window = check_window(window)
         self.shifted = shifted
 
-    def relations(self, block: int) -> tuple[Relation, ...]:
-        """See `AttentionKind.relations`."""
+    def patterns(self, block: int) -> tuple[AttentionPattern, ...]:
+        """See `AttentionKind.patterns`."""
         return (SameWindow(self.window, is_shifted=self.shifted and block % 2 == 1),)

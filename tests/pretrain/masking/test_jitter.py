@@ -6,7 +6,7 @@ from kinemae.data_tools.randomness import generator
 from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.masking.tube import TubeMasking
 from kinemae.pretrain.model.tokens import TokenGrid
-from kinemae.pretrain.token_selection import TokenSplit
+from kinemae.pretrain.token_selection import TokenSelection
 
 GRID = TokenGrid(4, 6, 5)
 PATCH = (2, 2, 2)
@@ -38,12 +38,12 @@ def test_every_level_has_its_turn_equally_often_and_another_seed_another_order()
 
 
 def test_all_clips_of_a_step_share_its_counts_and_its_clips_differ():
-    split = TokenSplit(masking=jitter(), grid=GRID, patch=PATCH, seed=3, clips_per_step=4)
+    split = TokenSelection(masking=jitter(), grid=GRID, patch=PATCH, seed=3, clips_per_step=4)
     seen = set()
     for step in range(12):
         clips = [split(STILL_THW, 4 * step + clip) for clip in range(4)]
-        assert {(len(clip["visible"]), len(clip["wanted"])) for clip in clips} == {split.counts(step)}
-        assert not torch.equal(clips[0]["wanted"], clips[1]["wanted"])
+        assert {(len(clip["visible"]), len(clip["target"])) for clip in clips} == {split.counts(step)}
+        assert not torch.equal(clips[0]["target"], clips[1]["target"])
         seen.add(split.counts(step))
     assert len(seen) == 3
 

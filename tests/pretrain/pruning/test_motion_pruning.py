@@ -18,7 +18,7 @@ def clips():
 
 
 def test_the_score_is_the_motion_and_a_share_keeps_the_most_moving():
-    worth = MotionPruning(keep=0.4).weigh(clips(), PATCH)
+    worth = MotionPruning(keep=0.4).score_tokens(clips(), PATCH)
     assert torch.equal(worth.score_BN, motion(clips(), PATCH))
     for score_N, is_kept_N in zip(worth.score_BN, worth.is_kept_BN, strict=True):
         assert is_kept_N.sum() == 12
@@ -26,7 +26,7 @@ def test_the_score_is_the_motion_and_a_share_keeps_the_most_moving():
 
 
 def test_a_threshold_keeps_what_moves_more_and_never_less_than_a_slices_number():
-    worth = MotionPruning(threshold=85.0).weigh(clips(), PATCH)
+    worth = MotionPruning(threshold=85.0).score_tokens(clips(), PATCH)
     lively, lone, still = worth.is_kept_BN
     assert torch.equal(lively, worth.score_BN[0] > 85) and PER_SLICE < lively.sum() < TOKENS
     assert lone.sum() == PER_SLICE and bool(lone[worth.score_BN[1].argmax()])

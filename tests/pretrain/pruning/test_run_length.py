@@ -16,30 +16,30 @@ def clip_of(changes):
     return grey_t.to(torch.uint8).repeat_interleave(2).view(1, -1, 1, 1).expand(1, -1, 4, 4)
 
 
-def weigh(clip_BTHW, **args):
-    worth = RunLengthPruning(**args).weigh(clip_BTHW, PATCH)
-    return worth.is_kept_BN.int()[0].tolist(), worth.run_BN[0].tolist()
+def score_tokens(clip_BTHW, **args):
+    worth = RunLengthPruning(**args).score_tokens(clip_BTHW, PATCH)
+    return worth.is_kept_BN.int()[0].tolist(), worth.run_length_BN[0].tolist()
 
 
 def test_the_first_of_a_run_is_kept_and_says_how_long_it_is():
-    kept, run = weigh(clip_of([0, 0, 9, 9, 0]))
+    kept, run = score_tokens(clip_of([0, 0, 9, 9, 0]))
     assert kept == [1, 0, 0, 1, 1, 0]
     assert run == [3, 2, 1, 1, 2, 1]
 
 
 def test_a_change_of_just_the_threshold_is_still_a_repetition():
-    assert weigh(clip_of([3, 4]), threshold=3.0)[0] == [1, 0, 1]
-    assert weigh(clip_of([0, 1]), threshold=0.0)[0] == [1, 0, 1]
+    assert score_tokens(clip_of([3, 4]), threshold=3.0)[0] == [1, 0, 1]
+    assert score_tokens(clip_of([0, 1]), threshold=0.0)[0] == [1, 0, 1]
 
 
 def test_a_run_ends_with_the_table_so_that_its_length_is_true():
-    kept, run = weigh(clip_of([0] * 6), run_lengths=3)
+    kept, run = score_tokens(clip_of([0] * 6), run_lengths=3)
     assert kept == [1, 0, 0, 1, 0, 0, 1]
     assert run == [3, 2, 1, 3, 2, 1, 1]
 
 
 def test_a_slow_drift_is_looked_at_again():
-    kept, _ = weigh(clip_of([1] * 9), threshold=2.0, run_lengths=5)
+    kept, _ = score_tokens(clip_of([1] * 9), threshold=2.0, run_lengths=5)
     assert kept == [1, 0, 0, 0, 0, 1, 0, 0, 0, 0]
 
 
@@ -69,23 +69,23 @@ def test_it_equals_a_walk_over_places_and_slices(longest, threshold):
     )
     grey = 120 + step_BtS.cumsum(1).view(3, T, 2, 3)
     clip_BTHW = grey.to(torch.uint8).repeat_interleave(2, 1).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    worth = RunLengthPruning(threshold=threshold, run_lengths=longest).weigh(clip_BTHW, PATCH)
+    worth = RunLengthPruning(threshold=threshold, run_lengths=longest).score_tokens(clip_BTHW, PATCH)
     for row, change_N in enumerate(change(clip_BTHW, PATCH)):
         kept, run = naive(change_N.view(T, 6).tolist(), threshold, longest)
         assert worth.is_kept_BN[row].int().tolist() == kept
-        assert worth.run_BN[row].tolist() == run
+        assert worth.run_length_BN[row].tolist() == run
 
 
 def test_each_clips_runs_cover_its_grid_exactly():
     chance = torch.Generator().manual_seed(0)
     clip_BTHW = torch.randint(100, 104, (4, 2 * T, 8, 8), generator=chance, dtype=torch.uint8)
-    worth = RunLengthPruning(threshold=1.2).weigh(clip_BTHW, PATCH)
+    worth = RunLengthPruning(threshold=1.2).score_tokens(clip_BTHW, PATCH)
     assert 0 < worth.is_kept_BN.sum() < worth.is_kept_BN.numel()
-    assert ((worth.run_BN * worth.is_kept_BN).sum(1) == T * 4).all()
+    assert ((worth.run_length_BN * worth.is_kept_BN).sum(1) == T * 4).all()
 
 
 def test_moving_tokens_are_worth_more_than_static_ones_and_alike_among_themselves():
-    worth = RunLengthPruning(keep=0.5).weigh(clip_of([0, 9, 90, 0]), PATCH)
+    worth = RunLengthPruning(keep=0.5).score_tokens(clip_of([0, 9, 90, 0]), PATCH)
     assert worth.score_BN[0].tolist() == [1, 0, 1, 1, 0]
 
 

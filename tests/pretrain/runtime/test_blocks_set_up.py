@@ -33,12 +33,12 @@ def trained_once(config: PretrainConfig, *, recompute: bool) -> tuple[Tensor, di
     batch = training_clips(plan, plan.split).batch(range(config.batch.global_clips))
     kept_bytes = 0
 
-    def weigh(kept: Tensor) -> Tensor:
+    def measure(kept: Tensor) -> Tensor:
         nonlocal kept_bytes
         kept_bytes += kept.numel() * kept.element_size()
         return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(weigh, lambda kept: kept):
+    with torch.autograd.graph.saved_tensors_hooks(measure, lambda kept: kept):
         loss_B = plan.model(batch, ClipRandom(config.seed, batch.clip_index_B))["loss"]
     loss_B.mean().backward()
     gradients = {name: p.grad for name, p in plan.model.named_parameters() if p.grad is not None}

@@ -114,7 +114,10 @@ def test_a_pruner_s_kept_share_is_what_it_would_keep_of_whole_clips(
         small_config("monitor.clips=4", "pruning={name: run_length, args: {keep: 0.5, threshold: 20.0}}")
     )
     shares = [
-        plan.split.pruning.weigh(to_luma(item.pixels), plan.split.patch).is_kept_BN.float().mean().item()
+        plan.split.pruning.score_tokens(to_luma(item.pixels), plan.split.patch)
+        .is_kept_BN.float()
+        .mean()
+        .item()
         for videos in _health_watch(plan).videos
         for item in videos
     ]

@@ -1,22 +1,22 @@
-"""Relations against a loop over pairs of coordinates; what kinds of attention refuse."""
+"""Attention patterns against a loop over pairs of coordinates; errors of invalid arguments."""
 
 import pytest
 import torch
 
 from kinemae.data_tools.components import Component
 from kinemae.pretrain.model.attention.base import Tokens, build_attention
-from kinemae.pretrain.model.attention_backends import group_jobs
+from kinemae.pretrain.model.attention_backends import group_batches
 from kinemae.pretrain.model.sizes import ModelConfig
-from kinemae.pretrain.model.token_positions import REGISTER, Places
+from kinemae.pretrain.model.token_positions import REGISTER, TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid
-from tests.token_places import CPU, grids, layouts, places_of
+from tests.token_positions import CPU, grids, layouts, places_of
 
 
-def brute_force(sees, places):
+def brute_force(sees, positions):
     """A loop over pairs, allowed_BNN; `sees` gets two (slice, row, column), their clip's tokens, the grid."""
-    grid, found = places.grid, []
-    rows = places.indices(CPU).tolist()
-    clips = [[0] * len(rows[0])] * len(rows) if places.lengths is None else places.clips(CPU).tolist()
+    grid, found = positions.grid, []
+    rows = positions.indices(CPU).tolist()
+    clips = [[0] * len(rows[0])] * len(rows) if positions.lengths is None else positions.clips(CPU).tolist()
     at = {
         index: (index // (grid.h * grid.w), index // grid.w % grid.h, index % grid.w)
         for index in range(grid.tokens)
@@ -95,11 +95,11 @@ def sparse_sees(reach, stride=None, top_k=None):
         ),
     ],
 )
-def test_a_relation_is_what_its_coordinates_say(part, block, attention, sees, grid, layout):
-    relation = build_attention(part).relations(block)[attention]
+def test_a_pattern_equals_a_loop_over_coordinates(part, block, attention, sees, grid, layout):
+    pattern = build_attention(part).patterns(block)[attention]
     for seed in range(3):
-        places = places_of(layout, grid, seed)
-        assert relation.allowed(places, CPU).equal(brute_force(sees, places))
+        positions = places_of(layout, grid, seed)
+        assert pattern.allowed(positions, CPU).equal(brute_force(sees, positions))
 
 
 @pytest.mark.parametrize(
@@ -139,20 +139,22 @@ def test_a_wrong_config_says_what_to_fix_and_where(part, message, key):
         ModelConfig(decoder="self", **{key: part})
 
 
-def test_groups_cost_their_own_pairs_alone():
-    places, chosen = places_of("registers", TokenGrid(8, 6, 6)), ("divided", "windowed")
-    for relation in [each for name in chosen for each in build_attention(Component(name=name)).relations(1)]:
-        tokens = Tokens.at(places, CPU)
-        jobs = group_jobs(relation.near(tokens), tokens.clip_BN, tokens.is_register_BN, clips=tokens.clips)
-        assert pairs_of(jobs) == relation.allowed(places, CPU).sum()
+def test_groups_compute_their_own_pairs_only():
+    positions, chosen = places_of("registers", TokenGrid(8, 6, 6)), ("divided", "windowed")
+    for pattern in [each for name in chosen for each in build_attention(Component(name=name)).patterns(1)]:
+        tokens = Tokens.at(positions, CPU)
+        batches = group_batches(
+            pattern.sort_key(tokens), tokens.clip_BN, tokens.is_register_BN, clips=tokens.clips
+        )
+        assert pairs_of(batches) == pattern.allowed(positions, CPU).sum()
 
 
 @pytest.mark.parametrize("args", [{}, {"stride": 2}, {"top_k": 2}])
 def test_chunks_of_a_long_clip_cost_a_fraction_of_its_pairs(args):
-    places = Places(grid=TokenGrid(8, 14, 14))
-    (relation,) = build_attention(Component(name="sparse", args=args)).relations(0)
-    assert pairs_of(relation.chunks(Tokens.at(places, CPU))) < 0.15 * places.grid.tokens**2
+    positions = TokenPositions(grid=TokenGrid(8, 14, 14))
+    (pattern,) = build_attention(Component(name="sparse", args=args)).patterns(0)
+    assert pairs_of(pattern.chunks(Tokens.at(positions, CPU))) < 0.15 * positions.grid.tokens**2
 
 
-def pairs_of(jobs):
-    return sum(job.query_UM.numel() * job.key_UN.shape[1] for job in jobs)
+def pairs_of(batches):
+    return sum(batch.query_UM.numel() * batch.key_UN.shape[1] for batch in batches)

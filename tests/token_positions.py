@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from kinemae.pretrain.model.token_positions import REGISTER, Places
+from kinemae.pretrain.model.token_positions import REGISTER, TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ def places_of(layout, grid, seed=0):
     chance = random.Random(seed)
     rows = [chance.sample(range(grid.tokens), (grid.tokens + 1) // 2) for _ in range(3)]
     if layout == "every":
-        return Places(grid=grid)
+        return TokenPositions(grid=grid)
     if layout == "registers":
         rows = [[REGISTER, REGISTER, *row] for row in rows]
     if layout == "twice":
@@ -28,5 +28,5 @@ def places_of(layout, grid, seed=0):
     if layout == "packed":
         rows = [[REGISTER, *row[at * len(row) // 4 :]] for at, row in enumerate(rows)]
         packed = torch.tensor([[index for row in rows for index in row]])
-        return Places(grid=grid, index_BN=packed, lengths=tuple(len(row) for row in rows))
-    return Places(grid=grid, index_BN=torch.tensor(rows))
+        return TokenPositions(grid=grid, index_BN=packed, lengths=tuple(len(row) for row in rows))
+    return TokenPositions(grid=grid, index_BN=torch.tensor(rows))
