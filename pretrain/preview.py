@@ -118,7 +118,7 @@ def preview_columns(plan: Plan, batch: ClipBatch) -> list[Column]:
     every_BN = torch.arange(grid.tokens).expand(len(clean_BNP), -1)
     whole = replace(batch, tokens={"visible": every_BN})
     noisy_BNP, seen_BKP = (
-        to_bytes(denormalise(model.seen(given, draws).patches_BKP, model.mean, model.std))
+        to_bytes(denormalise(model.encoder_inputs(given, draws).patches_BKP, model.mean, model.std))
         for given in (whole, batch)
     )
     noisy_BNP = put(noisy_BNP, batch.tokens["visible"], seen_BKP)  # where both draw, what training gets

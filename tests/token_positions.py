@@ -15,7 +15,7 @@ LAYOUTS = ["every", "subset", "registers", "twice", "packed"]
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
 
-def places_of(layout, grid, seed=0):
+def positions_of(layout, grid, seed=0):
     """Whole clips, random subsets, with two registers, with a place twice, and clips packed in a row."""
     chance = random.Random(seed)
     rows = [chance.sample(range(grid.tokens), (grid.tokens + 1) // 2) for _ in range(3)]

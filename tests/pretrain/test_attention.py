@@ -13,7 +13,7 @@ from kinemae.pretrain.model import attention_backends
 from kinemae.pretrain.model.attention.base import AttentionCache, Tokens, build_attention
 from kinemae.pretrain.model.token_positions import REGISTER, TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid
-from tests.token_positions import CPU, GRIDS, LAYOUTS, grids, layouts, places_of
+from tests.token_positions import CPU, GRIDS, LAYOUTS, grids, layouts, positions_of
 
 FOLDER = "kinemae.pretrain.model.attention"
 KINDS = [Component(name=name) for name in component_names(FOLDER)] + [
@@ -61,7 +61,7 @@ class TestContract:
     """The contract of every kind; a new file in the folder is tested automatically."""
 
     def test_every_token_attends_to_itself_and_registers_to_their_whole_clip_only(self, part, grid, layout):
-        positions = places_of(layout, grid)
+        positions = positions_of(layout, grid)
         index_BN, clip_1N = positions.indices(CPU), positions.clips(CPU)
         for pattern in patterns_of(part):
             allowed_BNN = pattern.allowed(positions, CPU)
@@ -74,7 +74,7 @@ class TestContract:
             assert (allowed_BNN | free_BNN).equal(allowed_BNN)
 
     def test_outputs_and_gradients_equal_the_dense_reference(self, part, grid, layout):
-        positions = places_of(layout, grid)
+        positions = positions_of(layout, grid)
         heads = random_heads(positions)
         for pattern in patterns_of(part):
             allowed_BNN = pattern.allowed(positions, CPU)
@@ -85,7 +85,7 @@ class TestContract:
             assert all(torch.equal(*pair) for pair in zip(found, again, strict=True))
 
     def test_bfloat16_inputs_are_accepted(self, part, grid, layout):
-        positions = places_of(layout, grid)
+        positions = positions_of(layout, grid)
         heads = [x.detach().bfloat16() for x in random_heads(positions)]
         for pattern in patterns_of(part):
             seen = pattern.attention_fn(positions, CPU)(*heads)
@@ -99,7 +99,7 @@ def test_every_block_has_as_many_attentions_and_equal_patterns_share_a_function(
     kind = build_attention(part)
     assert len({len(kind.patterns(block)) for block in range(4)}) == 1
     assert kind.patterns(0) == kind.patterns(2) and kind.patterns(1) == kind.patterns(3)
-    attention_fns = AttentionCache(places_of("subset", GRIDS[0]), CPU)
+    attention_fns = AttentionCache(positions_of("subset", GRIDS[0]), CPU)
     assert attention_fns[kind.patterns(0)[0]] is attention_fns[build_attention(part).patterns(2)[0]]
 
 
@@ -111,7 +111,7 @@ class TestBackendsOfLongRows:
     GRID = TokenGrid(6, 5, 7)
 
     def test_chunks_and_their_gradients_equal_the_dense_reference(self, part, layout):
-        positions = places_of(layout, self.GRID)
+        positions = positions_of(layout, self.GRID)
         heads = random_heads(positions, width=8)
         for pattern in patterns_of(part):
             allowed_BNN = pattern.allowed(positions, CPU)
@@ -125,7 +125,7 @@ class TestBackendsOfLongRows:
     @torch.no_grad()  # FlexAttention has no gradients on the CPU
     @pytest.mark.slow
     def test_block_masks_equal_the_dense_reference(self, part, layout):
-        positions = places_of(layout, self.GRID)
+        positions = positions_of(layout, self.GRID)
         heads = random_heads(positions)
         for pattern in patterns_of(part):
             expected = plain(pattern.allowed(positions, CPU), *heads)
@@ -136,7 +136,7 @@ class TestBackendsOfLongRows:
         self, part, layout, monkeypatch
     ):
         monkeypatch.setattr(attention_backends, "QUERY_CHUNK", 50)
-        positions = places_of(layout, self.GRID)
+        positions = positions_of(layout, self.GRID)
         heads, tokens = random_heads(positions, width=8), Tokens.at(positions, CPU)
         for pattern in patterns_of(part):
             allowed_BNN = pattern.allowed(positions, CPU)
@@ -195,7 +195,7 @@ def test_on_a_gpu_long_rows_and_their_gradients_equal_the_dense_reference(part, 
     torch.compiler.reset()  # PyTorch compiles a limited number of variants
     device = torch.device("cuda")
     for layout, pattern in itertools.product(LAYOUTS, patterns_of(part)):
-        positions = on(device, places_of(layout, TokenGrid(8, 12, 14)))
+        positions = on(device, positions_of(layout, TokenGrid(8, 12, 14)))
         heads = random_heads(positions, width=32, device=device)
         allowed_BNN = pattern.allowed(positions, device)
         found = with_gradients(pattern.attention_fn(positions, device), [x.to(dtype) for x in heads])

@@ -9,7 +9,7 @@ from kinemae.pretrain.model.attention_backends import group_batches
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.token_positions import REGISTER, TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid
-from tests.token_positions import CPU, grids, layouts, places_of
+from tests.token_positions import CPU, grids, layouts, positions_of
 
 
 def brute_force(sees, positions):
@@ -98,7 +98,7 @@ def sparse_sees(reach, stride=None, top_k=None):
 def test_a_pattern_equals_a_loop_over_coordinates(part, block, attention, sees, grid, layout):
     pattern = build_attention(part).patterns(block)[attention]
     for seed in range(3):
-        positions = places_of(layout, grid, seed)
+        positions = positions_of(layout, grid, seed)
         assert pattern.allowed(positions, CPU).equal(brute_force(sees, positions))
 
 
@@ -140,7 +140,7 @@ def test_a_wrong_config_says_what_to_fix_and_where(part, message, key):
 
 
 def test_groups_compute_their_own_pairs_only():
-    positions, chosen = places_of("registers", TokenGrid(8, 6, 6)), ("divided", "windowed")
+    positions, chosen = positions_of("registers", TokenGrid(8, 6, 6)), ("divided", "windowed")
     for pattern in [each for name in chosen for each in build_attention(Component(name=name)).patterns(1)]:
         tokens = Tokens.at(positions, CPU)
         batches = group_batches(

@@ -143,7 +143,7 @@ def test_a_blind_prediction_of_noise_costs_1_and_the_right_one_nothing(level):
 
 
 def fixed(level):
-    noise = {"min_level": 1.0, "schedule": "linear", "first": level, "last": level}
+    noise = {"min_level": 1.0, "schedule": "linear", "start": level, "end": level}
     return GaussianNoise(std=0.5, strength=noise)
 
 

@@ -89,7 +89,7 @@ def test_the_loss_teaches_the_scorer_to_keep_what_lowers_it():
         optimiser.step()
 
     x_BND = torch.randn(8, 20, 16, generator=chance)
-    kept_BK = x_BND[..., 0].gather(1, scorer.select(x_BND, 0.25).place_BK)
+    kept_BK = x_BND[..., 0].gather(1, scorer.select(x_BND, 0.25).index_BK)
 
     assert (kept_BK > 0).float().mean() > 0.9
 
