@@ -1,14 +1,13 @@
-"""What each kind of attention costs on the CPU, against joint attention.
+"""Benchmark attention kinds on the CPU against joint attention.
 
     python tests/benchmarks/attention.py               # base width, 2 blocks: about 2 minutes
     python tests/benchmarks/attention.py --size small  # quicker
 
-Prints the time of an encoder's forward and backward on one clip that is seen as a whole (as in fine-tuning),
-per block with the embedding's share, on one thread in fp32, for 16 and for 32 frames of 224x224: 1568, 3136
-tokens. Of two blocks one has shifted windows, as in any even depth; what is made once a forward (groups, some
-masks) is in the time, and weighs less in a deeper encoder. Kinds take turns, each one's least time counts;
-time is the process's own. A divided block has a second attention with linear layers of its own. What
-FlexAttention does on a GPU is not measured.
+Prints the time per block of an encoder's forward and backward on one clip with all tokens visible, on one
+thread in fp32, for 16 and 32 frames of 224x224 (1568 and 3136 tokens). The embedding is included. One of
+the two blocks has shifted windows. Work done once per forward (groups, some masks) is included and weighs
+less in a deeper encoder. Kinds alternate; the minimum of each is printed. Time is CPU time of the process.
+FlexAttention on a GPU is not measured.
 """
 
 import argparse
@@ -28,13 +27,13 @@ KINDS = {
     "joint": Component(name="joint"),
     "divided": Component(name="divided"),
     "windowed, 4x7x7, shifted": Component(name="windowed"),
-    "sparse, 3x3x3 and all of the place": Component(name="sparse"),
-    "sparse, 3x3x3 and top_k=4": Component(name="sparse", args={"top_k": 4}),
+    "sparse, 3x3x3, all times of the location": Component(name="sparse"),
+    "sparse, 3x3x3, top_k=4": Component(name="sparse", args={"top_k": 4}),
 }
 
 
 def seconds(encoder: Encoder, patches_BNP: Tensor) -> float:
-    """Time of one forward and backward, from no gradients as an optimiser leaves them."""
+    """Measure one forward and backward, without gradients from before."""
     encoder.zero_grad(set_to_none=True)
     start = time.process_time()
     encoder(patches_BNP, None).square().mean().backward()
@@ -57,7 +56,7 @@ def main() -> None:
             name: Encoder(replace(named, depth=DEPTH, attention=kind), grid) for name, kind in KINDS.items()
         }
         for encoder in encoders.values():
-            seconds(encoder, patches_BNP)  # the first one allocates
+            seconds(encoder, patches_BNP)  # warm-up
         rounds = [
             {name: seconds(encoder, patches_BNP) for name, encoder in encoders.items()}
             for _ in range(arguments.repeats)
@@ -66,7 +65,7 @@ def main() -> None:
         print(f"{arguments.size}, {grid.tokens} tokens, {DEPTH} blocks, fp32, 1 thread, 1 clip")
         for name, time_s in best.items():
             ratio = best["joint"] / time_s
-            print(f"  {name:36}{1000 * time_s / DEPTH:8.0f} ms a block   joint takes {ratio:4.2f} x")
+            print(f"  {name:42}{1000 * time_s / DEPTH:8.0f} ms per block   joint / this {ratio:4.2f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""An attentive probe on features computed once: what `freeze=true` is where nothing is augmented.
+"""Train an attentive probe on cached features: equals `freeze=true` without augmentation.
 
     python -m tests.benchmarks.cached_probe ENCODER SHARDS RESULT.json SEED
 
-ENCODER is the folder of an exported one, or "random".
+ENCODER is the folder of an exported encoder, or "random".
 """
 
 import json
@@ -31,7 +31,7 @@ FRAMES, SIDE_PX = 8, 32
 
 
 def encoder_of(name: str) -> Encoder:
-    """The exported encoder of a folder, or one that was never trained."""
+    """Load an exported encoder, or build one with random weights."""
     if name != "random":
         return load_encoder(Path(name))[0]
     shape = ModelConfig(size="tiny", patch_size=8).shape().encoder
@@ -40,7 +40,7 @@ def encoder_of(name: str) -> Encoder:
 
 @torch.no_grad()
 def features(encoder: Encoder, shards: Path) -> tuple[Tensor, Tensor]:
-    """tokens_BND and label_B of all clips of a data set."""
+    """Compute tokens_BND and label_B of all clips of a data set."""
     found = evaluation_loader(
         open_index(str(shards), cache=None),
         clip=ClipConfig(frames=FRAMES, stride=1, size=SIDE_PX),
@@ -60,21 +60,21 @@ def features(encoder: Encoder, shards: Path) -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    """Probe and write the score."""
+    """Train the probe and write its score."""
     name, shards, result, seed = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     encoder = encoder_of(name).eval()
     tokens_BND, label_B = features(encoder, shards / "train")
     held_out_BND, truth_B = features(encoder, shards / "validation")
-    part = Component(name="attentive", args={"norm": "standardize"})
-    head = build_head(part, width=tokens_BND.shape[2], classes=int(label_B.max()) + 1)
+    component = Component(name="attentive", args={"norm": "standardize"})
+    head = build_head(component, width=tokens_BND.shape[2], classes=int(label_B.max()) + 1)
     head.calibrate(tokens_BND)
     optimiser = torch.optim.AdamW(head.parameters(), lr=RATE, betas=(0.9, 0.999), weight_decay=0.05)
     warmup = STEPS // 10
     for step in range(STEPS):
-        share = (step + 1) / warmup if step < warmup else 0.5 + 0.5 * math.cos(math.pi * step / STEPS)
-        optimiser.param_groups[0]["lr"] = RATE * min(1.0, share)
+        factor = (step + 1) / warmup if step < warmup else 0.5 + 0.5 * math.cos(math.pi * step / STEPS)
+        optimiser.param_groups[0]["lr"] = RATE * min(1.0, factor)
         chosen = torch.randint(len(label_B), (BATCH,))
         logits_BY = head(tokens_BND[chosen], None)
         loss = functional.cross_entropy(logits_BY, label_B[chosen], label_smoothing=0.1)
@@ -83,9 +83,9 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimiser.step()
     with torch.no_grad():
-        right_B = head(held_out_BND, None).argmax(dim=1) == truth_B
+        correct_B = head(held_out_BND, None).argmax(dim=1) == truth_B
     result.parent.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps({"top1": right_B.float().mean().item(), "videos": len(truth_B)}) + "\n")
+    result.write_text(json.dumps({"top1": correct_B.float().mean().item(), "videos": len(truth_B)}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Small videos in which a camera moves over real clips in one of eight ways: labels that only motion tells.
+"""Small videos of a virtual camera that moves over real clips in one of eight ways.
 
-The real clips go on playing at their own pace while a window of 32 x 32 px slides, turns or zooms over them,
-from almost still to fast (as in `data_tools synth`, and for the same reason). All windows stand at a random
-angle, so that a single frame says nothing of the class.
+Only motion tells the classes apart. The real clip plays at its own speed while a window of 32 x 32 px
+slides, rotates or zooms over it, from almost still to fast, as in `kinemae data synth`. All windows start
+at a random angle, so a single frame does not show the class.
 """
 
 import csv
@@ -18,18 +18,18 @@ import numpy as np
 SIDE_PX = 32
 FRAMES = 8
 SHORT_SIDE_PX = 128
-"""Real clips are made this small first, so that a window holds something."""
+"""Real clips are resized to this first, so that a window has content."""
 
 UNLABELLED, LABELLED = 8, 4
-"""Windows cut from each real clip."""
+"""Windows per real clip."""
 
 SPEED = (0.3, 2.5)
-"""Least and greatest, in px a frame at the window's edge."""
+"""Minimum and maximum, in px per frame at the edge of the window."""
 
 FLAT = 6.0
-"""Windows whose brightness deviates less, in grey levels, show no motion; another one is drawn."""
+"""Minimum standard deviation of the grey levels; a flatter window shows no motion and is drawn again."""
 
-# x and y: where the picture goes, in px; turn: clockwise; zoom: inwards.
+# (x, y, clockwise rotation, zoom in)
 MOVES = {
     "left": (-1, 0, 0, 0),
     "right": (1, 0, 0, 0),
@@ -43,8 +43,8 @@ MOVES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
-    """A file that was made: from which real clip, and what moves; None: not to be told."""
+class Window:
+    """A video: its file, the index of the real clip, its number and its class."""
 
     path: Path
     original: int
@@ -52,13 +52,13 @@ class Cut:
     label: str
 
 
-def cut_windows(originals: list[Path], out: Path) -> list[Cut]:
-    """Make the videos of all real clips, the same ones at every call; what is there is not made again."""
+def cut_windows(originals: list[Path], out: Path) -> list[Window]:
+    """Write the videos of all real clips that do not exist yet; every call gives the same videos."""
     out.mkdir(parents=True, exist_ok=True)
     cuts = []
     for index, original in enumerate(originals):
         mine = [
-            Cut(
+            Window(
                 path=out / f"{index:04d}-{number:02d}.mp4",
                 original=index,
                 number=number,
@@ -75,10 +75,10 @@ def cut_windows(originals: list[Path], out: Path) -> list[Cut]:
     return cuts
 
 
-def write_table(path: Path, cuts: list[Cut], held_out: set[int], labels: int) -> None:
-    """A csv for `data_tools shard`.
+def write_table(path: Path, cuts: list[Window], held_out: set[int], labels: int) -> None:
+    """Write a csv for `kinemae data shard`.
 
-    Windows of held-out clips are for validation; of the others most are unlabelled, and `labels` have one.
+    Windows of held-out clips are for validation; `labels` of the others have a label, the rest is unlabelled.
     """
     training = [cut for cut in cuts if cut.original not in held_out]
     with_label = [cut for cut in training if cut.number < LABELLED]
@@ -103,7 +103,7 @@ def write_table(path: Path, cuts: list[Cut], held_out: set[int], labels: int) ->
 
 
 def _decode(path: Path) -> np.ndarray:
-    """The clip's frames, small, as frames_THWC uint8."""
+    """Decode and resize a clip to frames_THWC, uint8."""
     with av.open(str(path)) as container:
         container.streams.video[0].thread_count = 1
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -113,7 +113,7 @@ def _decode(path: Path) -> np.ndarray:
 
 
 def _window(frames_THWC: np.ndarray, label: str, chance: np.random.Generator) -> np.ndarray:
-    """A moving window that is not flat, frames_THWC uint8."""
+    """Cut a moving window that is not flat, as frames_THWC, uint8."""
     x, y, turn, zoom = MOVES[label]
     half = SIDE_PX / 2
     speed = chance.uniform(*SPEED)

@@ -1,12 +1,12 @@
-"""What a checkpoint costs the step loop: saved in the background, saved at once, not saved.
+"""Benchmark the cost of checkpoints for the step loop: background save, foreground save, no save.
 
-    python tests/benchmarks/checkpoint.py                     # base, about 100 M parameters: some 5 minutes
+    python tests/benchmarks/checkpoint.py                     # base, about 100 M parameters: 5 minutes
     python tests/benchmarks/checkpoint.py --size small --folder /mnt/shared    # quicker, on another disk
 
-One process trains on small synthetic clips under DeepSpeed on the CPU, on one thread, and saves every few
-steps. A save's stall is the time that the loop spends in `save` and `commit`; the first save of each kind is
-told apart, since its memory is new. The three ways take turns, round by round, and saves of one round never
-overlap those of the next. The loop's time is that of all steps and saves of a round, up to the last `commit`.
+One process trains on small synthetic clips with DeepSpeed on the CPU, on one thread, and saves every few
+steps. The stall of a save is the time of the loop in `save` and `commit`. The first save of each mode is
+listed separately, because it allocates memory. The modes alternate, and saves of one round do not overlap
+those of the next. The time of a round includes all its steps and saves, up to the last `commit`.
 """
 
 import argparse
@@ -35,18 +35,18 @@ from kinemae.pretrain.targets.pixels import PixelTarget
 from kinemae.pretrain.token_selection import TokenSelection
 
 FRAMES, PIXELS, CLIPS = 4, 64, 2
-WAYS = ("not at all", "at once", "in the background")
+MODES = ("none", "foreground", "background")
 
 
 class Round(NamedTuple):
-    """Seconds of one round: the whole loop, and the stall of each save."""
+    """Seconds of one round: the loop, and the stall of each save."""
 
     loop: float
     stalls: list[float]
 
 
-class Trainee:
-    """A model under the engine, and one batch that it sees again and again."""
+class Trainer:
+    """An engine with a model, and one batch that is used at every step."""
 
     def __init__(self, size: str, processes: Processes):
         config = ModelConfig(size=size)
@@ -74,67 +74,67 @@ class Trainee:
         )
 
     def step(self) -> None:
-        """One update."""
+        """Do one update."""
         values = self.engine(self.batch, ClipRandom(0, self.batch.clip_index_B))
         self.engine.backward(values["loss"].mean())
         self.engine.step(1e-4)
 
 
-def run_round(trainee: Trainee, saver: Checkpoints | None, *, steps: int, every: int) -> Round:
-    """Train, and save as the loop does: a save that is on the disk is committed after the next step."""
+def run_round(trainer: Trainer, saver: Checkpoints | None, *, steps: int, every: int) -> Round:
+    """Train and save like the training loop, which commits a written save after the next step."""
     stalls: list[float] = []
-    begun = time.perf_counter()
+    begin = time.perf_counter()
     for step in range(steps):
-        trainee.step()
-        asked = time.perf_counter()
+        trainer.step()
+        start = time.perf_counter()
         if saver is not None and stalls and saver.is_written():
             saver.commit()
-            stalls[-1] += time.perf_counter() - asked
-        asked = time.perf_counter()
+            stalls[-1] += time.perf_counter() - start
+        start = time.perf_counter()
         if saver is not None and step % every == 0:
-            saver.save(trainee.engine, RunState(step=step + 1))
-            stalls.append(time.perf_counter() - asked)
-    asked = time.perf_counter()
+            saver.save(trainer.engine, RunState(step=step + 1))
+            stalls.append(time.perf_counter() - start)
+    start = time.perf_counter()
     if saver is not None:
         saver.commit()
-        stalls[-1] += time.perf_counter() - asked
-    return Round(time.perf_counter() - begun, stalls)
+        stalls[-1] += time.perf_counter() - start
+    return Round(time.perf_counter() - begin, stalls)
 
 
-def measure(trainee: Trainee, processes: Processes, folder: Path, options: argparse.Namespace) -> None:
-    """Run and print."""
-    savers: dict[str, Checkpoints | None] = {"not at all": None}
-    for way in WAYS[1:]:
-        background = way == "in the background"
-        savers[way] = Checkpoints(folder / way, processes, keep=1, background=background)
-    trainee.step()  # makes the optimiser's memory
+def measure(trainer: Trainer, processes: Processes, folder: Path, options: argparse.Namespace) -> None:
+    """Run all rounds and print the results."""
+    savers: dict[str, Checkpoints | None] = {"none": None}
+    for mode in MODES[1:]:
+        background = mode == "background"
+        savers[mode] = Checkpoints(folder / mode, processes, keep=1, background=background)
+    trainer.step()  # allocates the optimizer's state
     first = {
-        way: run_round(trainee, saver, steps=options.every, every=options.every).stalls
-        for way, saver in savers.items()
+        mode: run_round(trainer, saver, steps=options.every, every=options.every).stalls
+        for mode, saver in savers.items()
     }
-    rounds: dict[str, list[Round]] = {way: [] for way in WAYS}
+    rounds: dict[str, list[Round]] = {mode: [] for mode in MODES}
     for _ in range(options.rounds):
-        for way, saver in savers.items():
-            rounds[way].append(run_round(trainee, saver, steps=options.steps, every=options.every))
-    size = sum(path.stat().st_size for path in (folder / "at once").rglob("*.safetensors"))
-    print(f"{options.size}: {trainee.parameters / 1e6:.0f} M parameters, a checkpoint of {size / 1e9:.2f} GB")
+        for mode, saver in savers.items():
+            rounds[mode].append(run_round(trainer, saver, steps=options.steps, every=options.every))
+    size = sum(path.stat().st_size for path in (folder / "foreground").rglob("*.safetensors"))
+    print(f"{options.size}: {trainer.parameters / 1e6:.0f} M parameters, checkpoint of {size / 1e9:.2f} GB")
     print(f"{options.rounds} rounds of {options.steps} steps, saved every {options.every}; medians")
     medians = {}
-    for way in WAYS:
-        loop = statistics.median(one.loop for one in rounds[way])
-        stalls = [stall for one in rounds[way] for stall in one.stalls]
-        medians[way] = statistics.median(stalls) if stalls else 0.0
-        cold = f", {first[way][0]:.3f} s the first time" if stalls else ""
+    for mode in MODES:
+        loop = statistics.median(one.loop for one in rounds[mode])
+        stalls = [stall for one in rounds[mode] for stall in one.stalls]
+        medians[mode] = statistics.median(stalls) if stalls else 0.0
+        first_text = f", first {first[mode][0]:.3f} s" if stalls else ""
         spread = f" ({min(stalls):.3f} to {max(stalls):.3f})" if stalls else ""
-        print(f"saved {way:18} loop {loop:7.2f} s    stall {medians[way]:.3f} s{spread}{cold}")
-    print(f"stall, background / at once: {100 * medians['in the background'] / medians['at once']:.1f} %")
+        print(f"save {mode:12} loop {loop:7.2f} s    stall {medians[mode]:.3f} s{spread}{first_text}")
+    print(f"stall, background / foreground: {100 * medians['background'] / medians['foreground']:.1f} %")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="base", choices=list(SIZES))
-    parser.add_argument("--steps", type=int, default=24, help="of a round")
+    parser.add_argument("--steps", type=int, default=24, help="per round")
     parser.add_argument("--every", type=int, default=12, help="steps between saves")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="on the disk to measure; temporary if not given")
@@ -143,7 +143,7 @@ def main() -> None:
     torch.manual_seed(0)
     processes = find_processes("cpu")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        measure(Trainee(options.size, processes), processes, Path(folder), options)
+        measure(Trainer(options.size, processes), processes, Path(folder), options)
 
 
 if __name__ == "__main__":

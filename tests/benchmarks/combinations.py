@@ -1,9 +1,9 @@
-"""Every combination of parts, each trained for three steps at a tiny size or refused with a reason.
+"""Train every combination of components for three steps at a tiny size, or check that it is refused.
 
     python -m tests.benchmarks.combinations [--processes 2] [--only masking=tube,blocks]
 
-Prints how many trained, how many were refused for which reason, and what went otherwise; leaves with 1 if
-anything did. `tests/pretrain/test_combinations.py` walks a few of them each day.
+Prints the numbers of trained and refused combinations, the reasons, and the failures; exit code 1 if there
+are any. `tests/pretrain/test_combinations.py` tests a part of them each day.
 """
 
 import argparse
@@ -20,8 +20,8 @@ CHUNK = 50
 REPORT_S = 15
 
 
-def walk(combinations: list[dict[str, str]]) -> list[tuple[str, str]]:
-    """("trained" or "refused" or "failed", why) for each combination."""
+def try_all(combinations: list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Try combinations; return ("trained" or "refused" or "failed", reason) for each."""
     import torch
 
     from tests.combining import refusal_or_training
@@ -38,31 +38,31 @@ def walk(combinations: list[dict[str, str]]) -> list[tuple[str, str]]:
 
 
 def chosen(only: list[str]) -> list[dict[str, str]]:
-    """All combinations, or those that the command line names: AXIS=NAME,NAME."""
+    """Return all combinations, or those given by AXIS=NAME,NAME."""
     from tests.combining import all_combinations, axes
 
-    names = {axis: set(parts) for axis, parts in axes().items()}
+    names = {axis: set(components) for axis, components in axes().items()}
     for choice in only:
-        axis, _, parts = choice.partition("=")
-        if axis not in names or not set(parts.split(",")) <= names[axis]:
+        axis, _, given = choice.partition("=")
+        if axis not in names or not set(given.split(",")) <= names[axis]:
             known = "; ".join(f"{name}={','.join(sorted(of))}" for name, of in names.items())
-            sys.exit(f"--only {choice}: there is {known}")
-        names[axis] = set(parts.split(","))
+            sys.exit(f"--only {choice}: expected one of {known}")
+        names[axis] = set(given.split(","))
     return [row for row in map(dict, all_combinations()) if all(row[axis] in names[axis] for axis in row)]
 
 
 def report(found: list[tuple[str, str]], seconds: float) -> None:
-    """Counts, reasons, and the first of what failed."""
+    """Print counts, reasons, and the first failures."""
     outcomes = Counter(outcome for outcome, _ in found)
     print(f"\n{len(found)} combinations in {seconds / 60:.1f} minutes")
     print(f"{outcomes['trained']:8} trained")
     print(f"{outcomes['refused']:8} refused")
-    reasons = Counter(re.sub(r"\d+(\.\d+)?", "N", why) for outcome, why in found if outcome == "refused")
+    reasons = Counter(re.sub(r"\d+(\.\d+)?", "N", text) for outcome, text in found if outcome == "refused")
     for reason, count in reasons.most_common():
         print(f"{count:16} {reason}")
     print(f"{outcomes['failed']:8} failed")
-    for _, why in [row for row in found if row[0] == "failed"][:10]:
-        print(f"\n{why}")
+    for _, text in [row for row in found if row[0] == "failed"][:10]:
+        print(f"\n{text}")
 
 
 def main() -> None:
@@ -75,17 +75,17 @@ def main() -> None:
     rows = chosen(arguments.only)
     chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
     found: list[tuple[str, str]] = []
-    began = said = time.monotonic()
+    begin = reported = time.monotonic()
     with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(walk, chunk) for chunk in chunks]):
+        for done in as_completed([pool.submit(try_all, chunk) for chunk in chunks]):
             found += done.result()
-            if time.monotonic() - said > REPORT_S:
-                said = time.monotonic()
-                left_s = (said - began) / len(found) * (len(rows) - len(found))
+            if time.monotonic() - reported > REPORT_S:
+                reported = time.monotonic()
+                left_s = (reported - begin) / len(found) * (len(rows) - len(found))
                 failed = sum(outcome == "failed" for outcome, _ in found)
                 progress = f"{len(found)}/{len(rows)}, {failed} failed, {left_s / 60:.1f} minutes left"
                 print(progress, file=sys.stderr, flush=True)
-    report(found, time.monotonic() - began)
+    report(found, time.monotonic() - begin)
     sys.exit(any(outcome == "failed" for outcome, _ in found))
 
 

@@ -1,13 +1,12 @@
-"""How long it takes to open an index of 10 million samples, and how much memory.
+"""Benchmark the time and memory to open an index of 10 million samples.
 
     python tests/benchmarks/index.py                     # half a minute and 2 GB of disk, removed afterwards
     python tests/benchmarks/index.py --samples 100000
 
-Generates an index with as many samples, 1000 a shard (the shards themselves are empty files with holes), then
-opens it in a new process and prints what that took beyond importing the program: seconds, and the largest
-resident set before and after. Then what a training step asks of it, samples in random order, and what
-fine-tuning does once at start, the check of the labels. What these touch of the mapped file is resident as
-well, though all processes share it and the system takes it back at need; "own memory" leaves it out.
+Generates an index with 1000 samples per shard (the shards are sparse files), opens it in a new process, and
+prints seconds and the maximum resident set before and after, beyond the imports. Then it measures samples
+in random order, as in training, and the check of labels at the start of fine-tuning. Pages of the mapped
+file are part of the resident set, although all processes share them; "own memory" excludes them.
 """
 
 import argparse
@@ -35,7 +34,9 @@ _CLASSES = 400
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--samples", type=int, default=10_000_000)
-    parser.add_argument("--open", help="open this folder and print what it took; what the script does itself")
+    parser.add_argument(
+        "--open", help="open this folder and print the measurements; used by the script itself"
+    )
     arguments = parser.parse_args()
     if arguments.open:
         print(json.dumps(measure(Path(arguments.open))))
@@ -46,12 +47,12 @@ def main() -> None:
         command = [sys.executable, __file__, "--open", folder]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     print(f"{arguments.samples} samples, {size / 1e9:.2f} GB of index")
-    for what, value in found.items():
-        print(f"{what:32} {value:10.3f}")
+    for name, value in found.items():
+        print(f"{name:32} {value:10.3f}")
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """What opening takes in this process."""
+    """Measure opening in this process."""
     before_mb, begin_s = peak_mb(), time.perf_counter()
     index = open_index(folder)
     opened_s, opened_mb = time.perf_counter() - begin_s, peak_mb()
@@ -67,7 +68,7 @@ def measure(folder: Path) -> dict[str, float]:
         "open, seconds": opened_s,
         "memory before, MB": before_mb,
         "memory after opening, MB": opened_mb,
-        "a sample at random, microseconds": sample_s * 1e6,
+        "random sample, microseconds": sample_s * 1e6,
         "labels checked, seconds": time.perf_counter() - begin_s,
         "memory at the end, MB": peak_mb(),
         "own memory at the end, MB": own_mb(),
@@ -75,18 +76,18 @@ def measure(folder: Path) -> dict[str, float]:
 
 
 def peak_mb() -> float:
-    """The largest resident set so far; pages of the mapped file count, though all processes share them."""
+    """Return the maximum resident set so far, with pages of the mapped file."""
     return peak_memory_bytes(torch.device("cpu")) / 1e6
 
 
 def own_mb() -> float:
-    """Memory that is no file's."""
+    """Return anonymous memory, without mapped files."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.partition("RssAnon:")[2].split()[0]) / 1000
 
 
 def generate(folder: Path, samples: int) -> None:
-    """An index like those that `shard` writes, without the videos."""
+    """Write an index as `kinemae data shard` does, without videos."""
     with (
         pa.OSFile(str(folder / INDEX_NAME), "wb") as file,
         pa.ipc.new_file(file, COLUMNS) as writer,
@@ -113,7 +114,7 @@ def generate(folder: Path, samples: int) -> None:
 
 
 def rows(number_R: np.ndarray) -> pa.RecordBatch:
-    """Some rows, with keys and digests as long as real ones."""
+    """Make rows with keys and digests of realistic length."""
     count = len(number_R)
     key = pa.array([f"class_name_some_video_{number:011d}" for number in number_R.tolist()])
     columns = {

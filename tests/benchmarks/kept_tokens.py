@@ -1,9 +1,9 @@
-"""Measure the effect of thresholds on real clips: shares kept by pruning, and motion left visible by masks.
+"""Measure thresholds on real clips: fractions kept by pruning, and motion left visible by masks.
 
     .venv/bin/python tests/benchmarks/kept_tokens.py [CLIPS]
 
-Clips of 16 frames, every second one, 224 px, from the middle of the videos in
-`../shared/videos/surveillance`; patches of 2x16x16. The numbers are in docs/model.md.
+Clips have 16 frames at stride 2, 224 px, from the middle of the videos in `../shared/videos/surveillance`;
+patches are 2x16x16. docs/model.md has the numbers.
 """
 
 import sys
@@ -25,7 +25,7 @@ FRAMES, STRIDE, SIZE, PATCH = 16, 2, 224, (2, 16, 16)
 
 
 def read_clip(file: Path) -> YuvClips:
-    """The clip in the middle of a video, as planes."""
+    """Read the clip in the middle of a video as planes."""
     video = probe(file)
     step_s = STRIDE * video.duration_s / video.frames
     start_s = max(0.0, (video.duration_s - FRAMES * step_s) / 2)
@@ -50,7 +50,7 @@ def main(count: int) -> None:
             .mean(dim=1)
         )
         low, mean, high = kept_B.min(), kept_B.mean(), kept_B.max()
-        print(f"run_length, threshold {threshold}: keeps {mean:.2f} (least {low:.2f}, most {high:.2f})")
+        print(f"run_length, threshold {threshold}: keeps {mean:.2f} (minimum {low:.2f}, maximum {high:.2f})")
     motion_BN = motion(luma_BTHW, PATCH)
     for threshold in (1, 2, 3, 5):
         print(f"motion of at least {threshold}: {(motion_BN >= threshold).float().mean():.2f} of the tokens")

@@ -1,26 +1,26 @@
-"""How many clips a second one core makes, against the usual loaders on the same machine.
+"""Benchmark clips per second of one core, from files to a batch, against common loaders.
 
     python tests/benchmarks/loader.py                      # both collections: some minutes, more at first
     python tests/benchmarks/loader.py --clips 16 --repeats 2 --only generated
 
-A clip is 16 frames, every 4th of the video, from a random start, 224x224, in a batch in the CPU's memory.
-Collections: real clips (`--real FOLDER`, left out where there is none) and generated ones of a natural rate
-(a moving textured scene with noise, 10 s of 30 fps at 256x340, H.264 with x264's own settings). Rows:
+A clip has 16 frames at stride 4 from a random start, 224x224, in a batch in CPU memory. Collections: real
+clips (`--real FOLDER`, skipped if there are none) and generated ones (a moving textured scene with noise,
+10 s of 30 fps at 256x340, H.264 with x264's default settings). Rows:
 
-    VideoMAE-style     PyAV from the key frame before to the last frame, only the 16 made RGB; PIL multi-scale
-                       crop and resize; floats, normalised
+    VideoMAE-style     PyAV from the key frame before to the last frame, only the 16 converted to RGB; PIL
+                       multi-scale crop and resize; normalized floats
     torchcodec         exact, one thread, the 16 frames; torchvision v2 random resized crop on uint8
-    the same, GOP 30   on files with a key frame every 30 frames, which suit it better
-    the same, aligned  on the stride-aligned files, whose frames it cannot skip
+    the same, GOP 30   on files with a key frame every 30 frames
+    the same, aligned  on the stride-aligned files
     ours, originals    `TrainingClips` on the same files, in shards of the layout `copy`
     ours               on shards of the default layout, stride_aligned
-    ours, 4 views      four clips of each decoded run of frames
+    ours, 4 views      four clips of each decoded range of frames
     bare decoder       PyAV with skip_frame=NONREF on the stride-aligned files: the same frames, no pixels
 
-The peers are given the 16 frames of random starts drawn as ours are, and read whole files. Ours read shards,
-check every checksum, and end with uint8 planes; making RGB of those is the device's work, and what it costs
-on this CPU is printed below. The rows take turns, repeat by repeat; ratios are medians of the repeats' own
-ratios. Time is the process's own, on one thread.
+The other loaders read whole files and get the 16 frame numbers, drawn like ours. Ours read shards, verify
+each checksum, and return uint8 planes; conversion to RGB belongs to the device, and its cost on this CPU is
+printed below. The rows alternate; ratios are medians of the ratios per repeat. Time is CPU time on one
+thread.
 """
 
 import argparse
@@ -55,23 +55,23 @@ from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
 CLIP = ClipConfig()
 AUGMENT = AugmentConfig()
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PEER, SANE = "VideoMAE-style", "torchcodec exact + v2"
-SANE_30, SANE_ALIGNED = "the same, GOP 30", "the same, aligned"
+VIDEOMAE, TORCHCODEC = "VideoMAE-style", "torchcodec exact + v2"
+TORCHCODEC_30, TORCHCODEC_ALIGNED = "the same, GOP 30", "the same, aligned"
 ORIGINALS, ALIGNED, VIEWS, BARE = "ours, originals", "ours, stride-aligned", "ours, 4 views", "bare decoder"
 REAL = Path(__file__).resolve().parents[3] / "shared" / "videos" / "surveillance"
 
 NO_TORCHCODEC = why_missing("torchcodec.decoders", "torchcodec")
 
-# Makes `count` clips, from the `first` one on.
+# (first, count) -> clips
 Row = Callable[[int, int], object]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--real", type=Path, default=REAL, help="a folder of videos")
-    parser.add_argument("--videos", type=int, default=40, help="of the real ones, at most")
-    parser.add_argument("--clips", type=int, default=32, help="for each row in each repeat")
+    parser.add_argument("--real", type=Path, default=REAL, help="folder of videos")
+    parser.add_argument("--videos", type=int, default=40, help="maximum number of real videos")
+    parser.add_argument("--clips", type=int, default=32, help="clips per row and repeat")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", choices=["real", "generated"])
     parser.add_argument(
@@ -90,10 +90,10 @@ def main() -> None:
 
 
 def report(videos: Collection, arguments: argparse.Namespace) -> None:
-    """Measure the rows in turns and print them, then where the time of ours goes."""
+    """Measure the rows alternately and print them, then the phases of our reader."""
     rows = rows_of(videos)
     for row in rows.values():
-        row(0, 4)  # the first ones import and allocate
+        row(0, 4)  # warm-up
     rounds = [
         {name: cpu_s(row, repeat, arguments.clips) for name, row in rows.items()}
         for repeat in range(arguments.repeats)
@@ -105,38 +105,38 @@ def report(videos: Collection, arguments: argparse.Namespace) -> None:
         f"{videos.name}: {len(videos.files)} videos, {megabytes[0]:.1f} MB, {megabytes[1]:.1f} MB "
         f"stride-aligned; {arguments.clips} clips x {arguments.repeats} repeats, one core"
     )
-    print(f"{'':24}{'clips/s':>9}{'best':>8}   times {PEER}   times {SANE}   of the bare decoder")
+    print(f"{'':24}{'clips/s':>9}{'best':>8}   times {VIDEOMAE}   times {TORCHCODEC}   of the bare decoder")
     for name in rows:
         rate = statistics.median(1 / times[name] for times in rounds)
         best = max(1 / times[name] for times in rounds)
-        ratios = [ratio_to(other, name, rounds) for other in (PEER, SANE, BARE)]
+        ratios = [ratio_to(other, name, rounds) for other in (VIDEOMAE, TORCHCODEC, BARE)]
         print(f"{name:24}{rate:9.1f}{best:8.1f}{ratios[0]:>17}{ratios[1]:>24}{ratios[2]:>22}")
     print_phases(videos.aligned, arguments.clips)
 
 
 def ratio_to(other: str, name: str, rounds: list[dict[str, float]]) -> str:
-    """How many times as fast as another row; "-" where that one is left out."""
+    """Return the speed relative to another row, or "-" if that one is missing."""
     if other not in rounds[0]:
         return "-"
     return f"{statistics.median(times[other] / times[name] for times in rounds):.2f}"
 
 
 def cpu_s(row: Row, repeat: int, clips: int) -> float:
-    """Seconds of one clip."""
+    """Measure CPU seconds per clip."""
     start = time.process_time()
     row(repeat * clips, clips)
     return (time.process_time() - start) / clips
 
 
 def rows_of(videos: Collection) -> dict[str, Row]:
-    """All rows of a collection."""
+    """Return all rows of a collection."""
     ours = {
         ORIGINALS: TrainingClips(videos.originals, clip=CLIP, augment=AUGMENT, seed=0),
         ALIGNED: TrainingClips(videos.aligned, clip=CLIP, augment=AUGMENT, seed=0),
         VIEWS: TrainingClips(videos.aligned, clip=CLIP, augment=AUGMENT, seed=0, views=4),
     }
     rows: dict[str, Row] = {
-        PEER: lambda first, count: torch.stack(
+        VIDEOMAE: lambda first, count: torch.stack(
             [videomae_clip(*clip) for clip in peer_clips(videos.originals, videos.files, first, count)]
         ),
     }
@@ -149,10 +149,10 @@ def rows_of(videos: Collection) -> dict[str, Row]:
 
 
 def rows_of_torchcodec(videos: Collection) -> dict[str, Row]:
-    """Its rows, on each kind of file."""
-    files = {SANE: (videos.originals, videos.files), SANE_ALIGNED: (videos.aligned, None)}
+    """Return the torchcodec rows, one for each kind of file."""
+    files = {TORCHCODEC: (videos.originals, videos.files), TORCHCODEC_ALIGNED: (videos.aligned, None)}
     if videos.files_30:
-        files = {SANE: files[SANE], SANE_30: (videos.originals, videos.files_30), **files}
+        files = {TORCHCODEC: files[TORCHCODEC], TORCHCODEC_30: (videos.originals, videos.files_30), **files}
     return {
         name: lambda first, count, of=of: torch.stack(
             [torchcodec_clip(*clip) for clip in peer_clips(*of, first, count)]
@@ -162,7 +162,7 @@ def rows_of_torchcodec(videos: Collection) -> dict[str, Row]:
 
 
 def draws(index: ShardIndex, first: int, count: int) -> Iterator[tuple[Sample, torch.Generator]]:
-    """Videos in turn, each with a generator of its own."""
+    """Yield videos in order, each with its own generator."""
     for number in range(first, first + count):
         yield index.sample(number % len(index)), generator(0, purpose="benchmark", sample=number)
 
@@ -170,7 +170,7 @@ def draws(index: ShardIndex, first: int, count: int) -> Iterator[tuple[Sample, t
 def peer_clips(
     index: ShardIndex, files: dict[str, Path] | None, first: int, count: int
 ) -> Iterator[tuple[bytes, list[int], torch.Generator]]:
-    """A file's bytes, or without files a sample's, and the numbers of 16 frames of it."""
+    """Yield the bytes of a file, or of a sample if no files are given, and 16 frame numbers."""
     for sample, chance in draws(index, first, count):
         period_s = sample.duration_s / sample.frames
         timestamps_s = training_timestamps_s(sample, CLIP, chance)
@@ -180,7 +180,7 @@ def peer_clips(
 
 def videomae_clip(video: bytes, frames: list[int], chance: torch.Generator) -> Tensor:
     """As in VideoMAE's datasets: decord, GroupMultiScaleCrop, Stack, ToTorchFormatTensor, GroupNormalize."""
-    wanted, pictures = set(frames), {}
+    needed, pictures = set(frames), {}
     with av.open(io.BytesIO(video)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -189,7 +189,7 @@ def videomae_clip(video: bytes, frames: list[int], chance: torch.Generator) -> T
         container.seek(start + int(frames[0] / rate / tick), stream=stream)
         for frame in container.decode(stream):
             number = round(((frame.pts or 0) - start) * tick * rate)
-            if number in wanted:
+            if number in needed:
                 pictures[number] = frame.to_image(threads=1)
             if number >= frames[-1]:
                 break
@@ -205,7 +205,7 @@ def videomae_clip(video: bytes, frames: list[int], chance: torch.Generator) -> T
 
 
 def multi_scale_box(width: int, height: int, chance: torch.Generator) -> tuple[int, int, int, int]:
-    """One of VideoMAE's scales at a random place."""
+    """Draw one of VideoMAE's scales at a random position."""
     sides = [int(min(width, height) * scale) for scale in (1, 0.875, 0.75, 0.66)]
     i, j = (int(draw * 4) for draw in torch.rand(2, generator=chance).tolist())
     down, right = torch.rand(2, generator=chance).tolist()
@@ -219,7 +219,7 @@ TRANSFORM = v2.Compose(
 
 
 def torchcodec_clip(video: bytes, frames: list[int], _: torch.Generator) -> Tensor:
-    """Frames in (T, H, W, C) memory, on which torchvision's resizing is fastest."""
+    """Use (T, H, W, C) memory, on which torchvision's resize is fastest."""
     from torchcodec.decoders import VideoDecoder
 
     decoder = VideoDecoder(video, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
@@ -229,20 +229,20 @@ def torchcodec_clip(video: bytes, frames: list[int], _: torch.Generator) -> Tens
 
 
 def stored(index: ShardIndex, sample: Sample) -> bytes:
-    """A sample's bytes, unchecked."""
+    """Read the bytes of a sample without a checksum."""
     return (index.folder / index.shards[sample.shard].name).read(sample.offset, sample.length)
 
 
 def bare_clips(index: ShardIndex, first: int, count: int) -> Iterator[tuple[bytes, float, float]]:
-    """The bytes of a stride-aligned video, and when the first and the last frame of a clip come on screen."""
+    """Yield the bytes of a stride-aligned video, and the times of a clip's first and last frame."""
     for sample, chance in draws(index, first, count):
         timestamps_s = training_timestamps_s(sample, CLIP, chance)
-        early_s = 0.499 * sample.duration_s / sample.frames  # instants lie in the middle of a frame's time
+        early_s = 0.499 * sample.duration_s / sample.frames  # timestamps are in the middle of a frame
         yield stored(index, sample), timestamps_s[0], timestamps_s[-1] - early_s
 
 
 def bare_clip(video: bytes, first_s: float, last_s: float) -> int:
-    """Decode what a clip needs and look at nothing."""
+    """Decode the frames of a clip without reading pixels."""
     with av.open(io.BytesIO(video)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -258,7 +258,7 @@ def bare_clip(video: bytes, first_s: float, last_s: float) -> int:
 
 
 def print_phases(index: ShardIndex, count: int) -> None:
-    """Where the time of one clip on stride-aligned shards goes."""
+    """Print the time of each phase for a clip on stride-aligned shards."""
     spent_s = np.zeros(4)
     for sample, chance in draws(index, 0, count):
         timestamps_s = training_timestamps_s(sample, CLIP, chance)
@@ -279,8 +279,8 @@ def print_phases(index: ShardIndex, count: int) -> None:
         spent_s += read - start, decoded - read, made - decoded, time.process_time() - made
     read_ms, decode_ms, all_ms, rgb_ms = 1000 * spent_s / count
     print(
-        f"ours, ms a clip: {read_ms:.2f} to read and check, {decode_ms:.2f} to open, seek and decode, "
-        f"{all_ms - decode_ms:.2f} to crop and resize; RGB would cost this CPU {rgb_ms:.2f} more\n"
+        f"ours, ms per clip: {read_ms:.2f} to read and check, {decode_ms:.2f} to open, seek and decode, "
+        f"{all_ms - decode_ms:.2f} to crop and resize; RGB on this CPU would cost {rgb_ms:.2f}\n"
     )
 
 

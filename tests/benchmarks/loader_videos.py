@@ -1,4 +1,4 @@
-"""The videos that `loader.py` times loaders on: real ones, and generated ones of a natural rate."""
+"""Videos for `loader.py`: real ones, and generated ones with a realistic bit rate."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ _NOISE = 9.0  # of 255; gives about 500 kbit/s with the settings of x264, as in 
 
 @dataclass(frozen=True)
 class Collection:
-    """Videos as files, perhaps the same with a key frame every 30 frames, and the shards made of them."""
+    """Videos as files, optionally also with a key frame every 30 frames, and their shards."""
 
     name: str
     files: dict[str, Path]
@@ -30,7 +30,7 @@ class Collection:
 
 
 def real(folder: Path, videos: int, cache: Path) -> Collection:
-    """Some of the videos in a folder, evenly chosen, linked into one folder of the cache."""
+    """Link evenly spaced videos of a folder into the cache, and shard them."""
     files = sorted(folder.rglob("*.mp4"))
     place = cache / f"real-{videos}"
     place.mkdir(exist_ok=True)
@@ -42,7 +42,7 @@ def real(folder: Path, videos: int, cache: Path) -> Collection:
 
 
 def generated(cache: Path) -> Collection:
-    """Moving textured scenes with noise: 10 s of 30 fps at 256x340."""
+    """Generate moving textured scenes with noise: 10 s of 30 fps at 256x340."""
     places = {gop: cache / f"generated-gop{gop}" for gop in (250, 30)}
     for place in places.values():
         place.mkdir(exist_ok=True)
@@ -59,14 +59,15 @@ def generated(cache: Path) -> Collection:
 
 
 def _sharded(name: str, folder: Path, folder_30: Path | None) -> Collection:
-    """Shards of both layouts, made by the command as a user would."""
+    """Make shards of both layouts with the command."""
     indexes = {}
     for layout in ("copy", "stride_aligned"):
         out = folder.with_name(f"{folder.name}-{layout}")
         command = [
             sys.executable,
             "-m",
-            "data_tools",
+            "kinemae",
+            "data",
             "shard",
             str(folder),
             str(out),
@@ -84,7 +85,7 @@ def _sharded(name: str, folder: Path, folder_30: Path | None) -> Collection:
 
 
 def _scene(seed: int) -> list[np.ndarray]:
-    """A texture of many scales under a camera that pans, turns and zooms, with fresh noise each frame."""
+    """Render a texture under a camera that pans, rotates and zooms, with new noise in each frame."""
     chance = np.random.default_rng(seed)
     height, width = 3 * _HEIGHT, 3 * _WIDTH
     texture = np.zeros((height, width, 3))

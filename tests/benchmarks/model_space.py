@@ -1,16 +1,15 @@
-"""Which mask, noise, pruning and target serve best on real clips, at equal compute: the table in docs.
+"""Compare masks, noises, pruning and targets on real clips at equal compute, for docs/results.md.
 
     python -m tests.benchmarks.model_space VIDEOS WORK             # VIDEOS: a folder per class
     python -m tests.benchmarks.model_space VIDEOS WORK --rows tube,blocks --seeds 1 --budget 0.1
 
-Two tasks. "moves": which way a camera moves over the real clips, eight ways, few labels (`camera_moves.py`);
-"classes": the clips' own classes, from the whole picture. Every row pretrains a tiny encoder from nothing on
-the training clips of a fold, then trains an attentive probe on the frozen encoder and fine-tunes it,
-everything through the command line. A seed is a fold: the clips are cut into blocks of neighbouring files
-(one camera's clips lie side by side), each block is held out once, and each seed also draws other weights,
-masks and orders. "random" probes an encoder that was never trained, "scratch" fine-tunes one. Each row gets
-the same training FLOPs in pretraining (as `preview` counts them), whatever its steps cost. What is finished
-in WORK is not done again.
+Two tasks. "moves": the direction of a camera over the real clips, eight classes, few labels
+(`camera_moves.py`). "classes": the clips' own classes, from the whole picture. Each row pretrains a tiny
+encoder on the training clips of a fold, then trains an attentive probe on the frozen encoder and fine-tunes
+it, with the commands. A seed is a fold: the clips are cut into blocks of neighbouring files (clips of one
+camera are neighbours), each block is held out once, and each seed also draws other weights, masks and
+orders. "random" probes an encoder with random weights, "scratch" fine-tunes one. Each row gets the same
+training FLOPs in pretraining, as `preview` counts them. Finished results in WORK are kept.
 """
 
 import argparse
@@ -28,12 +27,12 @@ from typing import Any
 from tests.benchmarks.camera_moves import cut_windows, write_table
 
 LABELS = 800
-"""Of the moves, over all eight."""
+"""Labelled videos of the task "moves", over all eight classes."""
 
 BLOCK = 10
-"""So many neighbouring clips of a class go to the same fold."""
+"""Neighbouring clips of a class that belong to the same fold."""
 
-# The windows are as small as the clips, and a mirrored move would be another class.
+# Windows have the size of the clips, and mirroring would change the class.
 STILL = ["augment={min_scale: 1.0, max_scale: 1.0, min_aspect: 1.0, max_aspect: 1.0, flip: false}"]
 COMMON = ["data.num_workers=0", "engine.cpu_threads=1"]
 PRETRAIN = [
@@ -52,19 +51,19 @@ TUNE = [
 FROZEN = ["freeze=true", "drop_path=0.0", "optim.lr=3e-3"]
 TUNED = [
     *("freeze=false", "drop_path=0.1", "optim.lr=1e-3", "optim.layer_decay=0.75"),
-    "head={name: linear, args: {norm: standardize}}",  # starts at once, where an attentive one hesitates
+    "head={name: linear, args: {norm: standardize}}",  # learns from the first step on
 ]
 UNTRAINED = ["encoder=null", "model.size=tiny", "model.patch_size=8", "optim.layer_decay=1.0"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What differs between the tasks.
+    """Settings of a task.
 
     Attributes:
-        steps: of the first row's pretraining.
-        views: clips that pretraining cuts from one decoded video.
-        tuning: epochs, and clips a video in evaluation.
+        steps: steps of pretraining for the base row.
+        views: clips per decoded video in pretraining.
+        tuning: epochs, and clips per video in evaluation.
     """
 
     ratio: float
@@ -111,7 +110,7 @@ FLOORS = ("random", "scratch")
 
 
 def run(command: list[str], log: Path) -> None:
-    """Run a command of ours on one thread, its output in a file."""
+    """Run a module on one thread, with its output in a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -121,7 +120,7 @@ def run(command: list[str], log: Path) -> None:
 
 
 def held_out(videos: list[Path], fold: int, folds: int) -> set[int]:
-    """The numbers of the clips that a fold keeps for validation."""
+    """Return the numbers of a fold's validation clips."""
     within: dict[str, int] = {}
     chosen = set()
     for number, video in enumerate(videos):
@@ -133,7 +132,7 @@ def held_out(videos: list[Path], fold: int, folds: int) -> set[int]:
 
 
 def make_folds(task: str, videos: list[Path], work: Path, seeds: int) -> None:
-    """Shard the videos once a fold, `work/shards/FOLD/{train,validation,...}`."""
+    """Shard the videos once per fold to `work/shards/FOLD/{train,validation,...}`."""
     cuts = cut_windows(videos, work.parent / "windows") if task == "moves" else []
     for fold in range(seeds):
         if (work / f"shards/{fold}/validation").exists():
@@ -152,16 +151,28 @@ def make_folds(task: str, videos: list[Path], work: Path, seeds: int) -> None:
                     split = "validation" if number in away else "train"
                     writer.writerow([video, video.parent.name, split])
         shards = str(work / f"shards/{fold}")
-        run(["data_tools", "shard", str(table), shards, *layout, "leaks=warn"], work / f"shard-{fold}.log")
+        run(
+            ["kinemae", "data", "shard", str(table), shards, *layout, "leaks=warn"],
+            work / f"shard-{fold}.log",
+        )
 
 
 def steps_of(rows: list[str], task: str, base: str, work: Path, budget: float) -> dict[str, int]:
-    """The steps that each row can have for the FLOPs of the base row's."""
+    """Return the steps of each row that take the FLOPs of the base row."""
     flops = {}
     for row in {base, *rows} - set(FLOORS):
         command = ["preview", str(work / "empty.yaml"), *overrides(row, task, base, work, 0)]
         out = subprocess.run(
-            [sys.executable, "-m", "pretrain", *command, "--json", "--out", str(work / "preview" / row)],
+            [
+                sys.executable,
+                "-m",
+                "kinemae",
+                "pretrain",
+                *command,
+                "--json",
+                "--out",
+                str(work / "preview" / row),
+            ],
             check=True,
             capture_output=True,
             text=True,
@@ -174,15 +185,15 @@ def steps_of(rows: list[str], task: str, base: str, work: Path, budget: float) -
 
 
 def overrides(row: str, task: str, base: str, work: Path, seed: int) -> list[str]:
-    """What a row's pretraining is, but for its steps and its folder; what a row leaves open is the base's."""
-    what = TASKS[task]
-    data = [f"data.shards={work}/shards/{seed}/{what.pool}", f"seed={seed}", "steps=1", "run_dir=unused"]
+    """Return the overrides of a row's pretraining without steps and folder, on top of the base row's."""
+    settings = TASKS[task]
+    data = [f"data.shards={work}/shards/{seed}/{settings.pool}", f"seed={seed}", "steps=1", "run_dir=unused"]
     mask = ROWS[row] if row in MASKS else [*ROWS[base], *ROWS[row]]
-    ratio = [f"masking.args.ratio={what.ratio}"]
+    ratio = [f"masking.args.ratio={settings.ratio}"]
     return [
-        *what.clip,
-        *what.batch,
-        f"data.views_per_video={what.views}",
+        *settings.clip,
+        *settings.batch,
+        f"data.views_per_video={settings.views}",
         *COMMON,
         *PRETRAIN,
         *data,
@@ -192,36 +203,36 @@ def overrides(row: str, task: str, base: str, work: Path, seed: int) -> list[str
 
 
 def pretrain(row: str, seed: int, task: str, base: str, work: Path, steps: int) -> None:
-    """Pretrain one row of one seed, where that is not done."""
+    """Pretrain one row of one seed unless it is finished."""
     folder = work / row.replace(" ", "") / str(seed)
     if row not in FLOORS and not (folder / "pretrain/encoder/encoder.json").exists():
         given = [*overrides(row, task, base, work, seed), f"steps={steps}", f"run_dir={folder}/pretrain"]
-        run(["pretrain", str(work / "empty.yaml"), *given], folder / "pretrain.log")
+        run(["kinemae", "pretrain", str(work / "empty.yaml"), *given], folder / "pretrain.log")
 
 
 def score(name: str, row: str, seed: int, task: str, work: Path) -> None:
-    """The "probe" or the fine-tuning ("tuned") of one row of one seed, where that is not done."""
-    what, folder = TASKS[task], work / row.replace(" ", "") / str(seed)
+    """Run the "probe" or the fine-tuning ("tuned") of one row of one seed unless it is finished."""
+    settings, folder = TASKS[task], work / row.replace(" ", "") / str(seed)
     encoder = folder / "pretrain/encoder"
     if (folder / name / "result.json").exists():
         return
-    if name == "probe" and task == "moves":  # nothing is augmented: features may be computed once
-        told = ["random" if row in FLOORS else str(encoder), f"{work}/shards/{seed}"]
-        probe = ["tests.benchmarks.cached_probe", *told, f"{folder}/probe/result.json", str(seed)]
+    if name == "probe" and task == "moves":  # without augmentation features can be cached
+        inputs = ["random" if row in FLOORS else str(encoder), f"{work}/shards/{seed}"]
+        probe = ["tests.benchmarks.cached_probe", *inputs, f"{folder}/probe/result.json", str(seed)]
         return run(probe, folder / "probe.log")
     data = [f"data.{split}={work}/shards/{seed}/{split}" for split in ("train", "validation")]
     start = UNTRAINED if row in FLOORS else [f"encoder={encoder}"]
     how = FROZEN if name == "probe" else TUNED
-    given = [*what.clip, *what.batch, *COMMON, *TUNE, *what.tuning, *how, *start, *data]
+    given = [*settings.clip, *settings.batch, *COMMON, *TUNE, *settings.tuning, *how, *start, *data]
     config = str(work / "empty.yaml")
     run(
-        ["finetune", "train", config, *given, f"seed={seed}", f"run_dir={folder}/{name}"],
+        ["kinemae", "finetune", "train", config, *given, f"seed={seed}", f"run_dir={folder}/{name}"],
         folder / f"{name}.log",
     )
 
 
 def table(rows: list[str], seeds: int, work: Path) -> str:
-    """The table in Markdown: mean and deviation over the seeds, and all held-out videos together."""
+    """Format the table as Markdown: mean, seeds and deviation."""
     lines = [
         "| row | frozen, attentive probe | deviation | fine-tuned | deviation |",
         "|---|---|---|---|---|",
@@ -239,24 +250,24 @@ def table(rows: list[str], seeds: int, work: Path) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A result file."""
+    """Read a result file."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
 def main() -> None:
-    """Make folds, run what is missing, print the table."""
+    """Make folds, run missing rows, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("videos", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--task", default="moves", choices=list(TASKS))
-    parser.add_argument(
-        "--base", default="uniform", choices=MASKS, help="the mask of the rows that name none"
-    )
+    parser.add_argument("--base", default="uniform", choices=MASKS, help="mask of the rows that set none")
     parser.add_argument("--rows", default=",".join([*ROWS, *FLOORS]))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="rows at once, a core each")
-    parser.add_argument("--budget", type=float, default=1.0, help="share of the pretraining, to try it out")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel rows, one core each")
+    parser.add_argument(
+        "--budget", type=float, default=1.0, help="fraction of the pretraining steps, for a trial"
+    )
     arguments = parser.parse_args()
     rows, task, base = arguments.rows.split(","), arguments.task, arguments.base
     work = arguments.work.resolve() / task
@@ -279,7 +290,7 @@ def main() -> None:
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for stage in (pretrain_and_probe, tune):
-            list(pool.map(stage, *zip(*everything, strict=True)))  # raises what a run raised
+            list(pool.map(stage, *zip(*everything, strict=True)))  # re-raises errors
     print(table(rows, arguments.seeds, work))
 
 

@@ -1,22 +1,20 @@
-"""How long a step takes: of pretraining, against transformers' VideoMAE on the same machine; of fine-tuning,
-with fewer tokens against all.
+"""Benchmark training steps: pretraining against transformers' VideoMAE, fine-tuning with fewer tokens.
 
     python tests/benchmarks/step.py                         # base, 4 clips of 16x224x224: about 15 minutes
-    python tests/benchmarks/step.py --only pretraining      # about 3 of them
+    python tests/benchmarks/step.py --only pretraining      # about 3 minutes
     python tests/benchmarks/step.py --size small --clips 1  # quicker
 
-Prints, on one thread in fp32, the time of a pretraining step (forward and backward, one micro-batch) of
-`VideoMAEForPreTraining` with PyTorch's fused attention divided by ours: for the same mathematics
-(self-attention decoder over all hidden tokens), for dual masking (half of them), and for the
-cross-attention decoder on half and on a quarter. Tube mask of 0.9. The peer gets floats that are normalised
-already, ours gets bytes and normalises them within its time.
+Pretraining: one forward and backward of a micro-batch, tube mask of 0.9, on one thread in fp32. The
+reference is `VideoMAEForPreTraining` with PyTorch's fused attention. Rows: the same mathematics
+(self-attention decoder, all hidden tokens), dual masking (half of them), and the cross-attention decoder on
+a half and a quarter. The reference gets normalized floats; ours gets bytes, and its time includes
+normalization.
 
-Then the time of a fine-tuning step on all tokens divided by that with run-length pruning and with merging, on
-clips of `../shared/videos/surveillance` where these are, else on synthetic ones; and how far the class scores
-move, of a model with random weights: relative to their size, and to how much they differ from clip to clip.
+Fine-tuning: all tokens against run-length pruning and merging, on clips of `../shared/videos/surveillance`
+if there are any, else on synthetic ones. It also prints the change of the logits of a model with random
+weights, relative to their size and to their spread over clips.
 
-The steps take turns, and each one's least time counts: a busy machine disturbs all alike. Time is the
-process's own, which on one thread is the clock's but for what others take.
+The steps alternate, and the minimum of each is printed. Time is CPU time of the process.
 """
 
 import argparse
@@ -25,7 +23,7 @@ from typing import Literal
 import torch
 from peers import why_missing
 from step_finetune import print_finetuning
-from timing import Step, least_seconds
+from timing import Step, min_seconds
 from torch import Tensor
 
 from kinemae.data_tools.randomness import ClipRandom
@@ -48,7 +46,7 @@ OURS: dict[str, tuple[Literal["self", "cross"], float]] = {
 
 
 def our_step(config: ModelConfig, clip_BCTHW: Tensor) -> Step:
-    """Our model's step."""
+    """Make the step of our model."""
     grid = TokenGrid.of(clip_BCTHW.shape[2], clip_BCTHW.shape[4], config.shape().encoder.patch)
     model = build_autoencoder(config, grid, target=PixelTarget(), noise=NoNoise())
     patch = config.shape().encoder.patch
@@ -69,7 +67,7 @@ def our_step(config: ModelConfig, clip_BCTHW: Tensor) -> Step:
 
 
 def peer_step(config: ModelConfig, clip_BCTHW: Tensor) -> Step:
-    """The step of transformers' model of the same shape."""
+    """Make the step of transformers' model of the same shape."""
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
     shape = config.shape()
@@ -101,30 +99,35 @@ def peer_step(config: ModelConfig, clip_BCTHW: Tensor) -> Step:
 
 
 def print_pretraining(*, size: str, shape: tuple[int, ...], repeats: int) -> None:
-    """Measure and print; `shape` is the clips', (B, C, T, H, W)."""
+    """Measure and print; `shape` is (B, C, T, H, W) of the clips."""
     clip_BCTHW = torch.randint(0, 256, shape, dtype=torch.uint8)
     no_peer = why_missing("transformers", "'transformers>=5,<6'")
     if no_peer:
         print(no_peer)
     steps = {} if no_peer else {PEER: peer_step(ModelConfig(size=size, decoder="self"), clip_BCTHW)}
-    for name, (decoder, share) in OURS.items():
-        steps[name] = our_step(ModelConfig(size=size, decoder=decoder, predict_ratio=share), clip_BCTHW)
-    best = least_seconds(steps, repeats)
+    for name, (decoder, ratio) in OURS.items():
+        steps[name] = our_step(ModelConfig(size=size, decoder=decoder, predict_ratio=ratio), clip_BCTHW)
+    best = min_seconds(steps, repeats)
     print(f"{size}, {'x'.join(map(str, shape))}, tube 0.9, fp32, 1 thread, min of {repeats}")
     for name, time_s in best.items():
-        ratio = "" if no_peer else f"   ratio {best[PEER] / time_s:5.2f}"
-        print(f"{name:34}{1000 * time_s / len(clip_BCTHW):9.0f} ms a clip{ratio}")
+        speed_up = "" if no_peer else f"   ratio {best[PEER] / time_s:5.2f}"
+        print(f"{name:34}{1000 * time_s / len(clip_BCTHW):9.0f} ms per clip{speed_up}")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmarks."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", choices=["pretraining", "finetuning"], help="one of the two parts")
+    parser.add_argument("--only", choices=["pretraining", "finetuning"], help="run one of the two benchmarks")
     parser.add_argument("--size", default="base", choices=list(SIZES))
     parser.add_argument("--clips", type=int, default=4, help="clips in the micro-batch")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--pixels", type=int, default=224, help="height and width of the clip")
-    parser.add_argument("--stride", type=int, default=2, help="fine-tuning: video frames between the clip's")
+    parser.add_argument(
+        "--stride",
+        type=int,
+        default=2,
+        help="fine-tuning: video frames from one frame of the clip to the next",
+    )
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What run-length pruning and merging save in fine-tuning, on real clips; a part of `step.py`."""
+"""Benchmark run-length pruning and merging in fine-tuning, on real clips; used by `step.py`."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from timing import Step, least_seconds
+from timing import Step, min_seconds
 from torch import Tensor
 
 from kinemae.data_tools.components import Component
@@ -28,14 +28,14 @@ REPO = Path(__file__).resolve().parents[2]
 REAL = REPO.parent / "shared/videos/surveillance"
 CLASSES = 400
 MERGED = 65
-"""Tokens that merge in each block: what ToMe has for video of 1568 tokens (arXiv 2210.09461)."""
+"""Tokens merged per block, ToMe's value for video of 1568 tokens (arXiv 2210.09461)."""
 
 ALL = "all tokens"
-WAYS = {
+VARIANTS = {
     ALL: TokenReduction(),
-    "run-length, as each clip needs": TokenReduction(pruning=Component(name="run_length")),
-    "run-length, half": TokenReduction(pruning=Component(name="run_length", args={"keep": 0.5})),
-    f"merging {MERGED} a block": TokenReduction(merge_per_block=MERGED),
+    "run-length, adaptive (packed)": TokenReduction(pruning=Component(name="run_length")),
+    "run-length, keep=0.5": TokenReduction(pruning=Component(name="run_length", args={"keep": 0.5})),
+    f"merging, {MERGED} per block": TokenReduction(merge_per_block=MERGED),
 }
 
 
@@ -43,38 +43,39 @@ def print_finetuning(*, size: str, shape: tuple[int, ...], stride: int, repeats:
     """Measure and print.
 
     Args:
-        shape: of the clips, (B, C, T, H, W); B of them are timed, four times as many are counted.
+        shape: (B, C, T, H, W) of the clips; B of them are timed, four times as many are scored.
         stride: video frames from one of the clip's to the next.
     """
     clips, _, frames, pixels, _ = shape
     name, clip_BCTHW = load_clips(4 * clips, frames=frames, size=pixels, stride=stride)
     models = {
-        way: _classifier(size, frames, pixels, token_reduction) for way, token_reduction in WAYS.items()
+        name: _classifier(size, frames, pixels, token_reduction) for name, token_reduction in VARIANTS.items()
     }
-    scored = {way: _scored(model.eval(), clip_BCTHW) for way, model in models.items()}
+    scored = {name: _scored(model.eval(), clip_BCTHW) for name, model in models.items()}
     timed = slice(None, None, 4)
     batch_BCTHW = clip_BCTHW[timed]
-    times = least_seconds({way: _step(model.train(), batch_BCTHW) for way, model in models.items()}, repeats)
+    times = min_seconds({name: _step(model.train(), batch_BCTHW) for name, model in models.items()}, repeats)
     print(f"{size}, fine-tuning, {name} of {frames} frames {stride} apart, {len(clip_BCTHW)} scored")
     plain_BY = scored[ALL].logits_BY
     spread = _size(plain_BY - plain_BY.mean(dim=0))
-    for way, (logits_BY, left_B) in scored.items():
+    for name, (logits_BY, left_B) in scored.items():
         difference = _size(logits_BY - plain_BY)
         print(
-            f"{way:34}{1000 * times[way] / clips:9.0f} ms a clip   ratio {times[ALL] / times[way]:5.2f}   "
-            f"tokens left {100 * left_B[timed].mean():5.1f} % ({100 * left_B.mean():5.1f} % of all scored)   "
-            f"logits differ by {100 * difference / _size(plain_BY):5.1f} % "
-            f"of their size, {100 * difference / spread:5.1f} % of their spread"
+            f"{name:34}{1000 * times[name] / clips:9.0f} ms per clip   "
+            f"ratio {times[ALL] / times[name]:5.2f}   "
+            f"tokens kept {100 * left_B[timed].mean():5.1f} % ({100 * left_B.mean():5.1f} % of all scored)   "
+            f"logits change by {100 * difference / _size(plain_BY):5.1f} % "
+            f"of their norm, {100 * difference / spread:5.1f} % of their spread"
         )
 
 
 def load_clips(count: int, *, frames: int, size: int, stride: int) -> tuple[str, Tensor]:
-    """Clips out of the middle of real videos where there are any, else of synthetic ones; and their name."""
+    """Read clips from the middle of real videos, or of synthetic ones; return their name too."""
     if REAL.is_dir():
         return "real clips", _read(sorted(REAL.rglob("*.mp4")), count, frames, size, stride)
     with tempfile.TemporaryDirectory() as folder:
         counts = ["train_per_class=4", "validation_per_class=1", "unlabelled=1"]
-        command = [sys.executable, "-m", "data_tools", "synth", folder, *counts]
+        command = [sys.executable, "-m", "kinemae", "data", "synth", folder, *counts]
         subprocess.run(command, cwd=REPO, check=True, capture_output=True)
         return "synthetic clips", _read(sorted(Path(folder).rglob("*.mp4")), count, frames, size, stride)
 
@@ -95,7 +96,7 @@ def _read(files: list[Path], count: int, frames: int, size: int, stride: int) ->
 
 
 def _classifier(size: str, frames: int, pixels: int, token_reduction: TokenReduction) -> Classifier:
-    """The same random weights for every way."""
+    """Build a classifier; every variant has the same random weights."""
     torch.manual_seed(0)
     shape = SIZES[size].encoder
     encoder = Encoder(shape, TokenGrid.of(frames, pixels, shape.patch))
@@ -117,7 +118,7 @@ def _step(model: Classifier, clip_BCTHW: Tensor) -> Step:
 
 
 class Scored(NamedTuple):
-    """The scores of clips, and the share of each one's tokens that reaches the last block's MLP."""
+    """Logits of clips, and the fraction of tokens of each clip that reaches the MLP of the last block."""
 
     logits_BY: Tensor
     left_B: Tensor

@@ -1,4 +1,4 @@
-"""Times of training steps, taken so that a busy machine disturbs all of them alike."""
+"""CPU times of training steps that alternate, so that a busy machine affects all alike."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,22 +8,22 @@ from torch import Tensor, nn
 
 
 class Step(NamedTuple):
-    """A model and the loss of one micro-batch under it."""
+    """A model and a function that computes its loss on one micro-batch."""
 
     model: nn.Module
     loss: Callable[[], Tensor]
 
 
 def seconds(step: Step) -> float:
-    """The process's own time of one forward and backward, from no gradients as an optimiser leaves them."""
+    """Measure CPU seconds of one forward and backward, without gradients from before."""
     step.model.zero_grad(set_to_none=True)
     start = time.process_time()
     step.loss().backward()
     return time.process_time() - start
 
 
-def least_seconds(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
-    """The least time of each step, after one that allocates; the steps take turns."""
+def min_seconds(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
+    """Return the minimum time of each step after a warm-up; the steps alternate."""
     for step in steps.values():
         seconds(step)
     rounds = [{name: seconds(step) for name, step in steps.items()} for _ in range(repeats)]

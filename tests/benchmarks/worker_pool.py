@@ -1,10 +1,10 @@
-"""Our loader processes beside torch's DataLoader: what it costs to bring a batch from a worker.
+"""Benchmark our worker pool against PyTorch's DataLoader: the cost of moving a batch from a worker.
 
     python -m tests.benchmarks.worker_pool [--shards SHARDS/train] [--workers 2]
 
-Two kinds of rows: "empty" batches, whose pixels nobody decodes, so that only the transport is seen; and,
-with --shards, real clips. Seconds of CPU are those of the workers and of the main process per 1000 clips.
-Both sides read the same items in turn, several times, and the best of each counts.
+"Empty" batches need no decoding and show the transport alone. With --shards real clips are read too. CPU
+seconds are those of the workers and of the main process per 1000 clips. Both read the same items
+alternately, several times; the best of each is printed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Empty(ItemReader[Any]):
-    """Batches of clips as the stream makes them, without any decoding."""
+    """Batches like those of the loader, without decoding."""
 
     clips: int
     size: int
@@ -76,24 +76,24 @@ class AsDataset(Dataset[Any]):
         return self.items.read(number, quarantined={}, on_sample=lambda key: None)
 
 
-def as_it_is(item: Any) -> Any:
+def identity(item: Any) -> Any:
     return item
 
 
-def pool(items: ItemReader[Any], workers: int) -> Iterator[Any]:
+def worker_pool(items: ItemReader[Any], workers: int) -> Iterator[Any]:
     return WorkerPool(items, workers=workers, timeout_s=120.0, preload=[__name__])
 
 
 def data_loader(items: ItemReader[Any], workers: int) -> Iterator[Any]:
     loader: DataLoader[Any] = DataLoader(
-        AsDataset(items), batch_size=None, num_workers=workers, collate_fn=as_it_is, prefetch_factor=2,
+        AsDataset(items), batch_size=None, num_workers=workers, collate_fn=identity, prefetch_factor=2,
         multiprocessing_context=worker_context([__name__]),
     )  # fmt: skip
     return iter(loader)
 
 
 def touch(item: Any) -> int:
-    """Look at every page of the memory; to look at every byte would take longer than all the rest."""
+    """Read one byte of every memory page."""
     batch = item.get("batch")
     tensors = vars(batch.pixels).values() if isinstance(batch, ClipBatch) else item.values()
     return sum(int(tensor.flatten()[::4096].sum()) for tensor in tensors if isinstance(tensor, torch.Tensor))
@@ -102,7 +102,7 @@ def touch(item: Any) -> int:
 def measure(
     start: Callable[[ItemReader[Any], int], Iterator[Any]], items: Any, workers: int
 ) -> tuple[float, float]:
-    """(clips/s, seconds of CPU per 1000 clips), from the first item of each worker on."""
+    """Return (clips/s, CPU seconds per 1000 clips), after the first item of each worker."""
     iterator = start(items, workers)
     first = [next(iterator) for _ in range(2 * workers)]
     began_s, cpu_s, done = time.monotonic(), time.process_time(), 0
@@ -121,22 +121,24 @@ def measure(
 
 
 def compare(name: str, items: Any, workers: int) -> None:
-    rates: dict[str, list[tuple[float, float]]] = {"DataLoader": [], "pool": []}
+    rates: dict[str, list[tuple[float, float]]] = {"DataLoader": [], "WorkerPool": []}
     for _ in range(ROUNDS):
         rates["DataLoader"].append(measure(data_loader, items, workers))
-        rates["pool"].append(measure(pool, items, workers))
-    best = {who: (max(rate for rate, _ in runs), min(cpu for _, cpu in runs)) for who, runs in rates.items()}
-    for who, (rate, cpu_s) in best.items():
-        print(f"{name:32} {who:12} {rate:10.0f} clips/s {cpu_s:8.3f} s of CPU per 1000 clips")
-    print(f"{name:32} {'pool / DL':12} {best['pool'][0] / best['DataLoader'][0]:10.2f} x"
-          f" {best['pool'][1] / best['DataLoader'][1]:14.2f} x")  # fmt: skip
+        rates["WorkerPool"].append(measure(worker_pool, items, workers))
+    best = {
+        loader: (max(rate for rate, _ in runs), min(cpu for _, cpu in runs)) for loader, runs in rates.items()
+    }
+    for loader, (rate, cpu_s) in best.items():
+        print(f"{name:32} {loader:12} {rate:10.0f} clips/s {cpu_s:8.3f} CPU s per 1000 clips")
+    print(f"{name:32} {'pool / DL':12} {best['WorkerPool'][0] / best['DataLoader'][0]:10.2f} x"
+          f" {best['WorkerPool'][1] / best['DataLoader'][1]:14.2f} x")  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shards", help="a data set, to read real clips too")
+    parser.add_argument("--shards", help="data set; reads real clips too")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
