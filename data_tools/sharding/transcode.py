@@ -108,9 +108,7 @@ def transcode(
     layout_jobs = [
         _LayoutJob(layout=layout, job=replace(jobs[position], folder=spool)) for position in unknown
     ]
-    atomic_write_text(
-        journal, "".join(_line(*entry) for entry in known.items())
-    )  # without a half line at the end
+    atomic_write_text(journal, "".join(_line(*entry) for entry in known.items()))  # drops a partial last line
     with journal.open("a", encoding="utf-8") as file:
         done = imap_unordered(_lay_out, layout_jobs, workers=workers, on_failure=_failed, timeout_s=timeout_s)
         for place, result in progress(done, total=len(layout_jobs), what="store"):
