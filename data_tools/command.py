@@ -66,7 +66,7 @@ def writing_to(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"cannot write to {folder}: {error.strerror or error}; mend that and run the same command again"
+            f"cannot write to {folder}: {error.strerror or error}; fix that and run the same command again"
         ) from error
 
 

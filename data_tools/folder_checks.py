@@ -1,4 +1,4 @@
-"""What a folder must hold to be a data set, told from listings alone."""
+"""Checks of data set folders from listings alone, and error messages that suggest the right folder."""
 
 import difflib
 import itertools
@@ -11,15 +11,15 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.manifest.videos import is_video
 from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable, location
 
-_MOST_LOOKED_AT = 1000  # names in a folder
+_MAX_NAMES = 1000  # of a folder
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 
 def not_a_data_set(folder: Location, names: Sequence[str]) -> DataError:
-    """The error for a location that should be a data set folder.
+    """Make the error for a location that should be a data set folder.
 
     Args:
-        names: the files of an index; the first one marks a data set.
+        names: files of an index; the first one marks a data set.
     """
     if is_tar_pattern(folder):
         return DataError(
@@ -29,8 +29,8 @@ def not_a_data_set(folder: Location, names: Sequence[str]) -> DataError:
         return DataError(f"{folder}: expected the folder of a data set, got a file")
     if folder.path is not None and not folder.is_dir():
         near = _near(folder.path, names[0])
-        made = "make one with `kinemae data shard SOURCE OUT`"
-        return DataError(f"no folder of shards at {folder}: {f'did you mean {near}?' if near else made}")
+        fix = "fix: make one with `kinemae data shard SOURCE OUT`"
+        return DataError(f"no folder of shards at {folder}; {f'did you mean {near}?' if near else fix}")
     lacking = next((name for name in names if not (folder / name).exists()), names[0])
     splits = list_data_sets(folder, names[0])
     hint = f"; did you mean {' or '.join(str(folder / split) for split in splits[:3])}?" if splits else ""
@@ -43,9 +43,9 @@ def not_a_data_set(folder: Location, names: Sequence[str]) -> DataError:
 
 
 def _holds_video(folder: Path) -> bool:
-    """Whether there are videos in a folder, or one folder deeper."""
+    """Whether a folder or its subfolders hold videos."""
     places = itertools.chain(folder.glob("*.*"), folder.glob("*/*.*"))
-    return any(is_video(place.name) for place in itertools.islice(places, _MOST_LOOKED_AT))
+    return any(is_video(place.name) for place in itertools.islice(places, _MAX_NAMES))
 
 
 def _near(path: Path, mark: str) -> Path | None:
@@ -56,22 +56,22 @@ def _near(path: Path, mark: str) -> Path | None:
 
 
 def list_data_sets(folder: Location, mark: str) -> list[str]:
-    """Names of the folders directly inside that are data sets."""
+    """Names of the subfolders that are data sets."""
     return [name for name in sorted(_sizes(folder)) if "." not in name and (folder / name / mark).exists()]
 
 
 def check_shards_exist(folder: Location, shards: Mapping[str, int]) -> None:
-    """Refuse a folder that lacks shards, or has shorter ones, as far as one listing of it tells.
+    """Reject a folder with missing or truncated shards, from one listing of it.
 
     Args:
-        shards: their names and bytes.
+        shards: sizes in bytes by name.
 
     Raises:
-        DataError: as said, or a remote folder names files of this machine.
+        DataError: as above, or a remote folder names local files.
     """
     for name in shards:
         if folder.is_remote and "/" in name and not (folder / name).is_remote:
-            raise DataError(f"{folder} names {name}, a file of this machine: such an index is not used")
+            raise DataError(f"{folder}: expected remote shards in a remote index, got the local file {name}")
     there = _sizes(folder)
     inside = [name for name in shards if there and "/" not in name]
     elsewhere = [place.path for name in shards if "/" in name and (place := folder / name).path is not None]
@@ -82,13 +82,13 @@ def check_shards_exist(folder: Location, shards: Mapping[str, int]) -> None:
     for name in inside:
         if there[name] not in (shards[name], None):
             raise DataError(
-                f"{folder / name} has {there[name]} bytes instead of {shards[name]}: it was cut short or "
-                "changed after it was written; copy it again"
+                f"{folder / name}: expected {shards[name]} bytes, got {there[name]}: it was truncated or "
+                "changed after it was written; fix: copy it again"
             )
 
 
 def is_tar_pattern(place: Location) -> bool:
-    """Whether a place is one tar or a pattern of tars, and no folder of that name."""
+    """Whether a location is one tar or a pattern of tars, and not a folder."""
     is_named = place.name.endswith(_TARS) or any(sign in place.url for sign in "{*")
     return is_named and not (place.path is not None and place.path.is_dir())
 
@@ -114,4 +114,4 @@ def _sizes(folder: Location) -> dict[str, int | None]:
     except StorageUnavailable:
         raise
     except StorageError:
-        return {}  # who may read need not be allowed to list
+        return {}  # permission to read does not include permission to list

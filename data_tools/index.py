@@ -1,13 +1,14 @@
-"""The shard schema: what a data set on disk is, in one place.
+"""Data sets of shards on disk: schema, reading and writing of the index.
 
     FOLDER/
-      shard-000000.tar ...   WebDataset tars; a sample is KEY.json (its row of the index), KEY.mp4
-      index.arrow            one row a sample (`COLUMNS`), an uncompressed Arrow file that is memory-mapped
+      shard-000000.tar ...   WebDataset tars; a sample is KEY.json (its row of the index) and KEY.mp4
+      index.arrow            one row per sample (`COLUMNS`), an uncompressed, memory-mapped Arrow file
       dataset.json           format, classes, shards (name, samples, bytes, sha256), fingerprint, origin
-      rejected.jsonl         videos that were left out, and why
+      rejected.jsonl         rejected videos with reasons
 
-The index is what makes a read one `pread`, or one ranged request: shard, offset and length of the video bytes
-inside the tar. A shard's name may be a URL or an absolute path: so is a data set indexed that lies elsewhere.
+The index holds shard, offset and length of the video bytes inside the tar, so a sample is read by one `pread`
+or one range request. The name of a shard may be a URL or an absolute path; the shards of an indexed
+WebDataset stay where they are.
 """
 
 import hashlib
@@ -16,25 +17,26 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.files import atomic_write_text
-from kinemae.data_tools.folder_checks import check_shards_exist, not_a_data_set
+from kinemae.data_tools.folder_checks import check_shards_exist, list_data_sets, not_a_data_set
+from kinemae.data_tools.manifest.videos import SPLITS
 from kinemae.data_tools.storage.cache import Cache, LocalIndex, fetch_index
 from kinemae.data_tools.storage.location import Location, StorageError, location
 from kinemae.data_tools.storage.retries import retry_during_outage
 
 FORMAT = 2
 NO_LABEL = -1
-_ROWS_IN_A_CHUNK = 65_536  # the text of one chunk must stay below 2 GiB
+_ROWS_PER_CHUNK = 65_536  # the text of one chunk must stay below 2 GiB
 INDEX_NAME = "index.arrow"
 DATASET_NAME = "dataset.json"
-REJECTED_NAME = "rejected.jsonl"  # videos that were left out, and why
-# Marks a KEY.json with every column of the sample's index row except those that the tar itself gives.
+REJECTED_NAME = "rejected.jsonl"
+# Marks a KEY.json that holds the sample's index row without the columns that the tar itself gives.
 DESCRIPTION_KEY = "kinemae_format"
 DESCRIPTION_FORMAT = 1
 
@@ -45,18 +47,18 @@ COLUMNS = pa.schema(
         ("offset", pa.int64()),  # first byte of the video inside the shard
         ("length", pa.int64()),  # bytes of the video
         ("crc32", pa.uint32()),  # of those bytes
-        ("frames", pa.int32()),  # decoded frames, not what the container claims
+        ("frames", pa.int32()),  # counted by decoding, not taken from the container
         ("duration_s", pa.float64()),
         ("width", pa.int32()),  # as shown, after rotation
         ("height", pa.int32()),
         ("codec", pa.string()),
-        ("label", pa.int32()),  # position in dataset.json's "classes", NO_LABEL for none
+        ("label", pa.int32()),  # position in dataset.json's "classes", or NO_LABEL
         ("name", pa.string()),  # the original path, relative to the source
         ("group", pa.string()),  # samples of one group stay in one split; "" for none
-        ("start_s", pa.float64()),  # where in the original video the sample begins
-        ("content", pa.string()),  # digest of the original file's bytes, equal for equal files; "" if unknown
-        # Every reference_stride-th frame from reference_phase on can be decoded without the ones between;
-        # a stride of 1 says nothing.
+        ("start_s", pa.float64()),  # start of the sample in the original video
+        ("content", pa.string()),  # digest of the original file; "" if unknown
+        # Every reference_stride-th frame from reference_phase on decodes without the frames between. A stride
+        # of 1 means an ordinary encoding.
         ("reference_stride", pa.int32()),
         ("reference_phase", pa.int32()),
     ]
@@ -67,7 +69,7 @@ EXTRA_TYPES = (pa.string(), pa.int64(), pa.float64())
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a full decode of a video found: frames, seconds, the size as shown in pixels, the codec's name."""
+    """Result of a full decode: frames, seconds, display size in pixels, name of the codec."""
 
     frames: int
     duration_s: float
@@ -78,7 +80,7 @@ class VideoInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One row of the index; the meaning of each field stands at `COLUMNS`."""
+    """One row of the index; see `COLUMNS` for the fields."""
 
     key: str
     shard: int
@@ -101,7 +103,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One tar: file name, number of samples, size in bytes, sha256 of the whole in hex, "" if unknown."""
+    """One tar: file name, number of samples, size in bytes, sha256 in hex ("" if unknown)."""
 
     name: str
     samples: int
@@ -110,9 +112,9 @@ class Shard:
 
 
 class ShardIndex:
-    """An opened data set. Opening costs no more than the small json, however many samples there are.
+    """An opened data set. Opening reads only the json file; the rows are memory-mapped.
 
-    A pickled one is opened anew where it arrives, from the same file, whose memory all processes share.
+    Unpickling opens the same files again, so all processes share their memory.
     """
 
     def __init__(
@@ -144,27 +146,27 @@ class ShardIndex:
         return self._table.num_rows
 
     def sample(self, position: int) -> Sample:
-        """The sample at a position of the index, which is not the order of training."""
+        """The sample at a position of the index; training uses another order."""
         if not 0 <= position < len(self):
-            raise IndexError(f"{self.folder} holds {len(self)} samples, asked for number {position}")
+            raise IndexError(f"{self.folder} holds {len(self)} samples, got position {position}")
         batch = bisect_right(self._starts, position) - 1
         [row] = self._batches[batch].slice(position - self._starts[batch], 1).to_pylist()
         return Sample(**row)
 
     def column(self, name: str) -> np.ndarray:
-        """A whole column as a numpy array, without a copy where the type allows it."""
+        """A column as a numpy array, without a copy if the type allows it."""
         return self._table.column(name).to_numpy()
 
     def arrow_column(self, name: str) -> pa.ChunkedArray:
-        """A whole column as it lies in the file."""
+        """A column as an Arrow array."""
         return self._table.column(name)
 
     def shard_location(self, sample: Sample) -> Location:
-        """Where a sample's shard lies."""
+        """The location of a sample's shard."""
         return self.folder / self.shards[sample.shard].name
 
     def shard_path(self, sample: Sample) -> Path:
-        """The same for a data set on this machine."""
+        """The path of a sample's shard; the data set must be local."""
         path = self.shard_location(sample).path
         assert path is not None, "remote shards have no path"
         return path
@@ -180,18 +182,18 @@ def open_index(
     check_shards: bool = True,
     outage_s: float | None = None,
 ) -> ShardIndex:
-    """Open the data set in a folder of shards, here or at a URL.
+    """Open the data set in a local or remote folder of shards.
 
     Args:
-        cache: keeps what is read from remote shards.
-        check_shards: refuse a folder that lacks shards or has shorter ones.
+        cache: stores samples of remote shards.
+        check_shards: reject a folder with missing or truncated shards.
         outage_s: how long to wait for a storage that is down, now and at each sample; None keeps the
             value of the location, 0 by default.
 
     Raises:
         StorageUnavailable: the storage was down for that long.
-        DataError: the folder is missing or empty, lacks shards, holds no index or one of another version.
-        ValueError: a URL of a kind that is not read.
+        DataError: the folder is missing or empty, lacks shards, holds no index or one of another format.
+        ValueError: a URL with an unsupported scheme.
     """
     folder = location(folder)
     if outage_s is not None:
@@ -209,7 +211,7 @@ def open_index(
     index = load_index(folder, local_index)
     if len(index) == 0:
         raise DataError(
-            f"{folder} holds no samples: check the source and the rejected files in {folder}/rejected.jsonl"
+            f"{folder} holds no samples; fix: check the source and the reasons in {folder}/rejected.jsonl"
         )
     if check_shards:
         check_shards_exist(folder, {shard.name: shard.bytes for shard in index.shards})
@@ -217,26 +219,24 @@ def open_index(
 
 
 def load_index(folder: Location, local_index: LocalIndex) -> ShardIndex:
-    """Open the files of an index as they lie on this machine."""
+    """Open the local files of an index."""
     try:
         description = json.loads((local_index.folder / DATASET_NAME).read_text(encoding="utf-8"))
         table = pa.ipc.open_file(pa.memory_map(str(local_index.folder / INDEX_NAME))).read_all()
     except OSError as error:
-        raise DataError(
-            f"the index in {folder} cannot be read: {error.strerror or error}; mend that"
-        ) from error
+        raise DataError(f"the index in {folder} cannot be read: {error.strerror or error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, pa.ArrowInvalid) as error:
-        raise DataError(f"the index in {folder} is damaged ({error}): shard the source again") from error
+        raise DataError(f"the index in {folder} is damaged ({error}); fix: shard the source again") from error
     _check_format(folder, description.get("format"))
     fixed, extra = list(table.schema)[: len(COLUMNS)], list(table.schema)[len(COLUMNS) :]
     if fixed != list(COLUMNS) or any(column.type not in EXTRA_TYPES for column in extra):
         raise DataError(
-            f"{folder / INDEX_NAME} does not have the columns of format {FORMAT}: shard the source again"
+            f"{folder / INDEX_NAME} does not have the columns of format {FORMAT}; fix: shard the source again"
         )
     if len(table) != description["samples"]:
         raise DataError(
-            f"{folder} has {len(table)} samples in {INDEX_NAME} and {description['samples']} in "
-            f"{DATASET_NAME}: one of the two is of another time; shard the source again"
+            f"{folder}: expected {description['samples']} samples as in {DATASET_NAME}, got {len(table)} in "
+            f"{INDEX_NAME}: the two files come from different runs; fix: shard the source again"
         )
     return ShardIndex(folder, table, description, local_index)
 
@@ -248,18 +248,62 @@ def _check_format(folder: Location, given: Any) -> None:
         raise DataError(f"{folder}: expected an index of format {FORMAT}, got {given!r}; fix: {fix}")
 
 
+def open_data_sets(folder: Location, *, check_shards: bool = True) -> dict[str, ShardIndex]:
+    """Open the data set in a folder, named "", or the data sets of its subfolders by their names.
+
+    Raises:
+        DataError: there is none, or its index cannot be used.
+    """
+    names = [] if (folder / DATASET_NAME).exists() else list_data_sets(folder, DATASET_NAME)
+    names.sort(key=lambda name: SPLITS.index(name) if name in SPLITS else len(SPLITS))
+    folders = {name: folder / name for name in names} or {"": folder}
+    return {name: open_index(folder, check_shards=check_shards) for name, folder in folders.items()}
+
+
 def dictionary_encode_column(indexes: Sequence[ShardIndex], name: str) -> tuple[Any, list[np.ndarray]]:
-    """A text column of several data sets as numbers.
+    """Encode a text column of several data sets as numbers.
 
     Returns:
-        The distinct values as an Arrow array, and for each data set the place of every sample's value in it,
-        -1 where it has none.
+        The distinct values as an Arrow array, and per data set the code of every sample's value, -1 for null.
     """
     chunks = [chunk for index in indexes for chunk in index.arrow_column(name).chunks]
     together = pa.chunked_array(chunks).dictionary_encode()  # one dictionary for all chunks
     codes = np.concatenate([chunk.indices.fill_null(-1).to_numpy() for chunk in together.chunks])
     ends = np.cumsum([len(index) for index in indexes])[:-1]
     return together.chunk(0).dictionary, np.split(codes, ends)
+
+
+class Leak(NamedTuple):
+    """A value that samples of several data sets have.
+
+    Attributes:
+        first: by the number of each data set, the position of its first sample with this value.
+        samples: number of samples with this value in all data sets.
+    """
+
+    value: str
+    first: dict[int, int]
+    samples: int
+
+
+def find_leaks(values: Any, codes: Sequence[np.ndarray]) -> list[Leak]:
+    """Find the non-empty values of `dictionary_encode_column` that occur in more than one data set."""
+    uniques = [np.unique(of_set, return_index=True, return_counts=True) for of_set in codes]
+    set_count = np.zeros(len(values), dtype=np.int32)
+    for present, _, _ in uniques:
+        set_count[present[present >= 0]] += 1
+    found = []
+    for code in np.flatnonzero(set_count > 1).tolist():
+        if not (value := values[code].as_py()):
+            continue
+        first, samples = {}, 0
+        for number, (present, position, count) in enumerate(uniques):
+            at = int(np.searchsorted(present, code))
+            if at < len(present) and present[at] == code:
+                first[number] = int(position[at])
+                samples += int(count[at])
+        found.append(Leak(value=value, first=first, samples=samples))
+    return found
 
 
 def write_index(
@@ -270,10 +314,10 @@ def write_index(
     made_by: dict[str, Any],
     extra: Mapping[str, Sequence[Any]] | None = None,
 ) -> None:
-    """Write `index.arrow`, then `dataset.json`, whose presence says that the data set is complete.
+    """Write `index.arrow`, then `dataset.json`; its presence marks a complete data set.
 
     Args:
-        extra: more columns of text, integers or floats, a value a sample; None where there is none.
+        extra: more columns of text, integers or floats: one value or None per sample.
     """
     rows = [asdict(sample) for sample in samples]
     table = pa.Table.from_pylist(rows, schema=COLUMNS)
@@ -281,7 +325,7 @@ def write_index(
         table = table.append_column(name, pa.array(values))
     partial_index = folder / f"{INDEX_NAME}.partial"
     with pa.OSFile(str(partial_index), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=_ROWS_IN_A_CHUNK)
+        writer.write_table(table, max_chunksize=_ROWS_PER_CHUNK)
     with partial_index.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     partial_index.replace(folder / INDEX_NAME)
@@ -298,5 +342,5 @@ def write_index(
 
 
 def fingerprint(shards: Sequence[Shard]) -> str:
-    """Names the content: equal for equal shards in equal order, wherever they lie."""
+    """Digest of the shards' content: equal for equal shards in equal order, independent of the location."""
     return hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]

@@ -154,7 +154,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"cannot write to {path.parent}: {error.strerror or error}; mend that and run the same "
+            f"cannot write to {path.parent}: {error.strerror or error}; fix that and run the same "
             "command again"
         ) from error
     except av.FFmpegError as error:

@@ -14,7 +14,7 @@ from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.manifest.videos import VIDEO_ENDINGS, printable
 
 # Endings of members that webdataset's own decoders would run as code or unpickle.
-PICKLES = frozenset("pickle pkl pyd pth pt dill joblib".split())  # noqa: SIM905
+_PICKLES = frozenset("pickle pkl pyd pth pt dill joblib".split())  # noqa: SIM905
 _BLOCK = 512
 _PIECE = 1 << 20
 
@@ -130,7 +130,7 @@ def samples_in(members: Sequence[Member], name: str, *, video: str = "") -> Cont
             raise DataError(f"{name} holds {member.name} twice: keys must be unique; remove one or rename it")
         else:
             keys[key][ending] = member
-    _warn_of_pickles(keys, name)
+    warn_of_pickles(members, name)
     samples, left_out = [], {}
     for key, found in keys.items():
         chosen = _video_of(found, f"{name}, {key}", video)
@@ -139,6 +139,18 @@ def samples_in(members: Sequence[Member], name: str, *, video: str = "") -> Cont
         else:
             samples.append(ForeignSample(key=key, video=chosen, members=found))
     return Contents(samples=tuple(samples), left_out=left_out, ignored=ignored)
+
+
+def warn_of_pickles(members: Sequence[Member], tar: str) -> set[str]:
+    """Log a warning if a tar has pickled members; return their names."""
+    pickles = [member.name for member in members if member.name.rpartition(".")[2].lower() in _PICKLES]
+    if pickles:
+        log.warning(
+            "%s holds %d pickled members, first %s: they can hold code and are never read; do not call "
+            "webdataset's .decode() on them",
+            *(tar, len(pickles), pickles[0]),
+        )
+    return set(pickles)
 
 
 def _why_without_video(link: Member | None) -> str:
@@ -192,21 +204,6 @@ def _check_end(file: IO[bytes], name: str, end: int, members: Sequence[Member]) 
     while piece := file.read(_PIECE):
         if piece.strip(b"\0"):
             raise DataError(f"{name} goes on after its end mark at byte {end}: tars cannot be joined by cat")
-
-
-def _warn_of_pickles(keys: dict[str, dict[str, Member]], name: str) -> None:
-    pickles = [
-        member.name
-        for found in keys.values()
-        for ending, member in found.items()
-        if ending.rpartition(".")[2] in PICKLES
-    ]
-    if pickles:
-        log.warning(
-            "%s holds %d pickled members, first %s: they can hold code and are never read; do not call "
-            "webdataset's .decode() on them",
-            *(name, len(pickles), pickles[0]),
-        )
 
 
 def _video_of(found: dict[str, Member], where: str, wanted: str) -> Member | None:

@@ -158,7 +158,7 @@ def test_a_line_names_its_rank_where_there_are_several(
 
 def test_a_disk_that_cannot_be_written_becomes_one_line():
     with (
-        pytest.raises(DataError, match="cannot write to out: No space left on device; mend that and run"),
+        pytest.raises(DataError, match="cannot write to out: No space left on device; fix that and run"),
         writing_to(Path("out")),
     ):
         raise OSError(28, "No space left on device")

@@ -127,7 +127,7 @@ def test_a_config_without_its_mandatory_keys_leaves_with_2(
 
 
 def test_missing_shards_leave_with_3(refused: Callable[..., str]) -> None:
-    assert "no folder of shards at /no/where: make one with" in refused(DATA, "data.shards=/no/where")
+    assert "no folder of shards at /no/where; fix: make one with" in refused(DATA, "data.shards=/no/where")
 
 
 def test_an_empty_folder_of_shards_leaves_with_3(refused: Callable[..., str], tmp_path: Path) -> None:

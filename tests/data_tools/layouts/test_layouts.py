@@ -215,7 +215,7 @@ def test_a_full_disk_is_no_fault_of_the_video(name: str, clip: SourceVideo, tmp_
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
         with pytest.raises(
-            DataError, match=f"cannot write to {tmp_path}: File too large; mend that"
+            DataError, match=f"cannot write to {tmp_path}: File too large; fix that"
         ) as raised:
             encode(build(name), clip, tmp_path)
     finally:

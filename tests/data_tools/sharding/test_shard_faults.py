@@ -210,7 +210,7 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(
         assert shard(source, tmp_path / "out", *arguments) == 3
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "; mend that and run the same command again" in capsys.readouterr().err
+    assert "; fix that and run the same command again" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("*.partial"))
     assert not list((tmp_path / "out").rglob("*.tar"))
     assert shard(source, tmp_path / "out", *arguments) == 0

@@ -62,7 +62,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_shard(tmp_path: Path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
     try:
         write_shard(out, 0, [small])
-        with pytest.raises(DataError, match=r"cannot write to .*; mend that and run the same command again"):
+        with pytest.raises(DataError, match=r"cannot write to .*; fix that and run the same command again"):
             write_shard(out, 1, [large])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -173,7 +173,7 @@ def test_a_first_start_that_was_cut_short_in_its_config_can_be_repeated(
 
 def test_a_folder_that_cannot_be_written_is_one_line(small_config: BuildConfig, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"cannot write to .*file/run: Not a directory; mend that and run"):
+    with pytest.raises(DataError, match=r"cannot write to .*file/run: Not a directory; fix that and run"):
         open_run_dir(tmp_path / "file" / "run", small_config())
 
 
