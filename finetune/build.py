@@ -12,7 +12,7 @@ from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.config import FinetuneClip, FinetuneConfig
 from kinemae.finetune.heads.base import build_head
 from kinemae.finetune.mixing import Mixer
-from kinemae.pretrain.encoder_file import (
+from kinemae.pretrain.exported_model import (
     EncoderDescription,
     build_encoder,
     check_same_encoder,

@@ -1,6 +1,6 @@
 """Save and load a fine-tuned model: an exported encoder with a head.
 
-    FOLDER/encoder.safetensors, encoder.json    as `kinemae.pretrain.encoder_file` writes them
+    FOLDER/encoder.safetensors, encoder.json    as `kinemae.pretrain.exported_model` writes them
     FOLDER/head.safetensors                     the head's weights
     FOLDER/head.json                            format, config of head, pruning and merging, class names;
                                                 written last
@@ -23,7 +23,7 @@ from kinemae.data_tools.files import atomic_write_text
 from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.heads.base import Head, build_head
 from kinemae.finetune.token_reduction import TokenReduction
-from kinemae.pretrain.encoder_file import EncoderDescription, load_encoder, save_encoder
+from kinemae.pretrain.exported_model import EncoderDescription, load_encoder, save_encoder
 from kinemae.pretrain.serialization import check_format, read_record, save_weights
 
 FORMAT = 2

@@ -20,7 +20,7 @@ from kinemae.finetune.data_checks import check_data
 from kinemae.finetune.evaluate import MODEL_FOLDER, evaluate, write_result
 from kinemae.finetune.layer_decay import layer_scale
 from kinemae.finetune.model_file import FinetunedModel, save_model
-from kinemae.pretrain.encoder_file import EncoderDescription, log_resampling
+from kinemae.pretrain.exported_model import EncoderDescription, log_resampling
 from kinemae.pretrain.model.blocks import set_up_blocks
 from kinemae.pretrain.model.packing import kept_count
 from kinemae.pretrain.runtime.abort import ending_together

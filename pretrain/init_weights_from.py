@@ -4,11 +4,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from kinemae.data_tools.components import Component
-from kinemae.pretrain.decoder_file import DecoderDescription, describe_decoder, has_decoder, load_decoder
-from kinemae.pretrain.encoder_file import (
+from kinemae.pretrain.exported_model import (
     WEIGHTS,
+    DecoderDescription,
     EncoderDescription,
     check_same_encoder,
+    describe_decoder,
+    has_decoder,
+    load_decoder,
     load_description,
 )
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder

@@ -14,8 +14,13 @@ from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.pretrain.builders import Components, build_components, build_model, token_selection
 from kinemae.pretrain.callbacks import Schedule
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.decoder_file import describe_decoder, save_decoder
-from kinemae.pretrain.encoder_file import EncoderDescription, log_resampling, save_encoder
+from kinemae.pretrain.exported_model import (
+    EncoderDescription,
+    describe_decoder,
+    log_resampling,
+    save_decoder,
+    save_encoder,
+)
 from kinemae.pretrain.init_weights_from import open_start
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.blocks import set_up_blocks

@@ -61,7 +61,7 @@ PURE_MAY_USE = {
 }
 # A finished encoder is a file.
 READS_AN_ENCODER = {
-    "pretrain/targets/teacher.py": ("kinemae.pretrain.encoder_file", "kinemae.data_tools.command")
+    "pretrain/targets/teacher.py": ("kinemae.pretrain.exported_model", "kinemae.data_tools.command")
 }
 MOST_LINES = 500
 MOST_FUNCTION_LINES = 45  # 40 and a docstring's worth

@@ -22,7 +22,7 @@ from kinemae.finetune.conversion.model_bundle import Kin, load_kin, save_kin
 from kinemae.finetune.conversion.options import ImportOptions
 from kinemae.finetune.conversion.read_weights import Found, read_weights
 from kinemae.finetune.conversion.videomae import is_official, read_official, write_official
-from kinemae.pretrain.encoder_file import DESCRIPTION
+from kinemae.pretrain.exported_model import DESCRIPTION
 from kinemae.pretrain.folder_kinds import exported_in, kind_of_folder
 
 SYSTEMS = ("videomae", "huggingface")

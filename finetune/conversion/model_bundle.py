@@ -15,14 +15,17 @@ from kinemae.finetune.heads.base import Head
 from kinemae.finetune.heads.linear import LinearHead
 from kinemae.finetune.model_file import DESCRIPTION as HEAD_DESCRIPTION
 from kinemae.finetune.model_file import load_model, save_model
-from kinemae.pretrain.decoder_file import (
+from kinemae.pretrain.exported_model import (
     DecoderDescription,
+    EncoderDescription,
     build_decoder,
+    build_encoder,
     has_decoder,
     load_decoder,
+    load_encoder,
     save_decoder,
+    save_encoder,
 )
-from kinemae.pretrain.encoder_file import EncoderDescription, build_encoder, load_encoder, save_encoder
 from kinemae.pretrain.model.decoder import Decoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.pruning.none import NoPruning

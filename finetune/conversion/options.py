@@ -10,8 +10,7 @@ from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import require
 from kinemae.data_tools.stream.loader import ClipConfig
 from kinemae.finetune.conversion.key_rules import Tensors
-from kinemae.pretrain.decoder_file import DecoderDescription
-from kinemae.pretrain.encoder_file import EncoderDescription
+from kinemae.pretrain.exported_model import DecoderDescription, EncoderDescription
 from kinemae.pretrain.model.sizes import DecoderShape, EncoderShape
 from kinemae.pretrain.model.tokens import COLOURS, MEAN, STD, TokenGrid
 

@@ -65,8 +65,8 @@ class MaskedAutoencoder(nn.Module):
         self.std = std
         self.keep = keep
         values = target.visible_values(encoder.shape)
-        if values:
-            self.visible_head = nn.Linear(encoder.shape.width, values)
+        self.visible_head = nn.Linear(encoder.shape.width, values) if values else None
+        if self.visible_head is not None:
             init_weights(self.visible_head)
         target.bind(encoder)
 
@@ -104,7 +104,7 @@ class MaskedAutoencoder(nn.Module):
             decoded_BMP=None
             if self.decoder is None
             else self.decoder(memory_BKD, visible_BK, target_BM, encoder_inputs.level_B),
-            visible_BKP=self.visible_head(memory_BKD) if hasattr(self, "visible_head") else None,
+            visible_BKP=None if self.visible_head is None else self.visible_head(memory_BKD),
         )
         inputs = TargetInputs(
             clip_BCTHW=batch.clip_BCTHW,

@@ -47,9 +47,8 @@ class Decoder(nn.Module, ABC):
         )
         self.norm = norm(width)
         self.head = nn.Linear(width, values)
-        if noise_conditioned:
-            # Zero: at first, every strength looks the same.
-            self.noise_embed = nn.Parameter(torch.zeros(width))
+        # Zero: at first the noise level has no effect.
+        self.noise_embed = nn.Parameter(torch.zeros(width)) if noise_conditioned else None
         self._build_blocks(shape)
         init_weights(self)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
@@ -88,7 +87,7 @@ class Decoder(nn.Module, ABC):
         """What stands for the wanted tokens at first, as x_BMD."""
         token_11D, added = self.mask_token, self.pos_embed(target_BM)
         asked_BMD = token_11D.expand(*target_BM.shape, -1) if added is None else token_11D + added
-        if level_B is None or not hasattr(self, "noise_embed"):
+        if level_B is None or self.noise_embed is None:
             return asked_BMD
         return asked_BMD + level_B[:, None, None] * self.noise_embed
 

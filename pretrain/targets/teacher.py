@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.config import require
-from kinemae.pretrain.encoder_file import load_description, load_encoder
+from kinemae.pretrain.exported_model import load_description, load_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import Patch, TokenGrid

@@ -19,7 +19,7 @@ from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.loader import ClipConfig, evaluation_loader
 from kinemae.data_tools.stream.yuv_to_rgb import on_device
 from kinemae.finetune.heads.base import build_head
-from kinemae.pretrain.encoder_file import load_encoder
+from kinemae.pretrain.exported_model import load_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.tokens import TokenGrid, normalise, patchify

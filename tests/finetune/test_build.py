@@ -7,7 +7,7 @@ from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.config import load_config
 from kinemae.finetune.build import build_classifier, clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.pretrain.encoder_file import EncoderDescription, save_encoder
+from kinemae.pretrain.exported_model import EncoderDescription, save_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid

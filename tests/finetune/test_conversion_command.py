@@ -23,8 +23,12 @@ from kinemae.finetune.conversion.options import FLAT_SINE
 from kinemae.finetune.conversion.videomae import write_official
 from kinemae.finetune.heads.base import build_head
 from kinemae.finetune.model_file import save_model
-from kinemae.pretrain.decoder_file import DecoderDescription, build_decoder
-from kinemae.pretrain.encoder_file import EncoderDescription, build_encoder
+from kinemae.pretrain.exported_model import (
+    DecoderDescription,
+    EncoderDescription,
+    build_decoder,
+    build_encoder,
+)
 from kinemae.pretrain.model.sizes import DecoderShape, EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid, normalise, patchify
 from tests.conversion import huggingface_classification, huggingface_pretraining, official_names

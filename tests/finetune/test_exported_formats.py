@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.finetune.model_file import load_model
-from kinemae.pretrain.decoder_file import load_decoder
-from kinemae.pretrain.encoder_file import load_description, load_encoder
+from kinemae.pretrain.exported_model import load_decoder, load_description, load_encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import normalise, patchify
 from kinemae.pretrain.serialization import read_description, read_record

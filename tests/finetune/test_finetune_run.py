@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.index import open_index
 from kinemae.finetune.__main__ import PROGRAM
-from kinemae.pretrain.encoder_file import EncoderDescription, save_encoder
+from kinemae.pretrain.exported_model import EncoderDescription, save_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
@@ -202,7 +202,11 @@ def test_compare_prints_the_runs(scratch_run, capsys):
     ("overrides", "exit_code", "message"),
     [
         (["encoder=null"], 2, "expected a folder, or null with model.size, clip.frames"),
-        (["encoder=/nowhere"], 4, "no exported encoder in /nowhere"),
+        (
+            ["encoder=/nowhere"],
+            4,
+            "/nowhere: expected encoder.json and encoder.safetensors, got no such folder",
+        ),
         ([*SCRATCH, "clip.size=20"], 2, "clip.size of model.patch_size"),
         ([*SCRATCH, "head.name=liner"], 2, "did you mean 'linear'"),
         ([*SCRATCH, "batch.global_clips=1000"], 3, "batch.global_clips: expected at most"),

@@ -12,7 +12,7 @@ from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.heads.base import build_head
 from kinemae.finetune.model_file import load_model, save_model
 from kinemae.finetune.token_reduction import TokenReduction
-from kinemae.pretrain.encoder_file import EncoderDescription, load_encoder
+from kinemae.pretrain.exported_model import EncoderDescription, load_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid

@@ -11,7 +11,7 @@ from kinemae.finetune.build import build_classifier, clip_config, describe_encod
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.layer_decay import layer_of
 from kinemae.finetune.model_file import load_model, save_model
-from kinemae.pretrain.encoder_file import (
+from kinemae.pretrain.exported_model import (
     EncoderDescription,
     load_description,
     log_resampling,

@@ -9,7 +9,7 @@ from kinemae.data_tools.components import Component
 from kinemae.finetune.build import build_classifier, describe_encoder
 from kinemae.finetune.config import resolve_layer_decay
 from kinemae.finetune.train import log_initial_weights
-from kinemae.pretrain.encoder_file import WEIGHTS, load_description, save_encoder
+from kinemae.pretrain.exported_model import WEIGHTS, load_description, save_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape, ModelConfig
 from kinemae.pretrain.model.tokens import TokenGrid

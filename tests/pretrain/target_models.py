@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.pretrain.encoder_file import EncoderDescription, save_encoder
+from kinemae.pretrain.exported_model import EncoderDescription, save_encoder
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import ModelConfig

@@ -7,8 +7,7 @@ import torch
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.components import Component, build_component, component_names
-from kinemae.pretrain.decoder_file import describe_decoder, save_decoder
-from kinemae.pretrain.encoder_file import EncoderDescription, save_encoder
+from kinemae.pretrain.exported_model import EncoderDescription, describe_decoder, save_decoder, save_encoder
 from kinemae.pretrain.init_weights_from import open_start
 from kinemae.pretrain.model.autoencoder import build_autoencoder
 from kinemae.pretrain.model.sizes import ModelConfig
@@ -145,7 +144,7 @@ def test_another_encoder_is_refused_by_its_keys(tmp_path, changes, message):
 
 def test_no_start_and_no_encoder(tmp_path):
     assert open_start(None) is None
-    with pytest.raises(CheckpointError, match=f"no exported encoder in {tmp_path}"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path}.*: expected encoder.json"):
         open_start(str(tmp_path))
 
 

@@ -135,7 +135,7 @@ def test_a_teacher_of_another_grid_is_refused_with_both(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_an_encoder_is_refused_with_the_config(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"target\.args\.encoder: no exported encoder in .*missing"):
+    with pytest.raises(ValueError, match=r"target\.args\.encoder: .*missing: expected encoder.json"):
         TeacherTarget(encoder=str(tmp_path / "missing"))
 
 

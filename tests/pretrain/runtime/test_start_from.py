@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.encoder_file import load_description
+from kinemae.pretrain.exported_model import load_description
 from kinemae.pretrain.training import make_plan, run_pretraining
 
 Build = Callable[..., PretrainConfig]
@@ -92,6 +92,6 @@ def test_a_start_that_is_not_there_is_named_before_anything_begins(
     small_config: Build, tmp_path: Path
 ) -> None:
     config = small_config("steps=1", f"init_from={tmp_path / 'nowhere'}")
-    with pytest.raises(CheckpointError, match=r"no exported encoder in .*nowhere"):
+    with pytest.raises(CheckpointError, match=r"nowhere: expected encoder.json and encoder.safetensors"):
         make_plan(config)
     assert not Path(config.run_dir).exists()

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kinemae.data_tools.command import CheckpointError
-from kinemae.pretrain.encoder_file import EncoderDescription, load_description, load_encoder, save_encoder
+from kinemae.pretrain.exported_model import EncoderDescription, load_description, load_encoder, save_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
@@ -151,7 +151,8 @@ def test_a_description_that_is_no_json_object_is_refused(folder):
 
 def test_a_missing_folder_or_file_is_named(folder, tmp_path):
     with pytest.raises(
-        CheckpointError, match=r"no exported encoder in .*elsewhere.*give the folder encoder/"
+        CheckpointError,
+        match=r"elsewhere: expected encoder.json .*got no such folder; fix: give the folder",
     ):
         load_encoder(tmp_path / "elsewhere")
     (folder / "encoder.safetensors").unlink()

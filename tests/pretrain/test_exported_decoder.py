@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.components import Component, component_names
-from kinemae.pretrain.decoder_file import describe_decoder, has_decoder, load_decoder, save_decoder
+from kinemae.pretrain.exported_model import describe_decoder, has_decoder, load_decoder, save_decoder
 from kinemae.pretrain.model.decoder import DECODERS
 from kinemae.pretrain.model.sizes import DecoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
@@ -64,7 +64,7 @@ def test_it_may_be_loaded_for_another_grid(tmp_path, positions):
 
 def test_the_folder_says_whether_it_holds_one(tmp_path):
     assert not has_decoder(tmp_path)
-    with pytest.raises(CheckpointError, match=r"no exported decoder in .*expected decoder.json"):
+    with pytest.raises(CheckpointError, match=r"expected decoder.json and .*got no exported decoder; fix"):
         load_decoder(tmp_path)
     saved(tmp_path)
     assert has_decoder(tmp_path)
