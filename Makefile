@@ -1,4 +1,4 @@
-# Every target sets up .venv first where it is needed. `make demo` shows the whole chain; `make test` proves it.
+# Every target installs .venv first if it is missing. `make demo` runs the whole chain, `make test` all tests.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/kinemae
@@ -9,16 +9,15 @@ SEED ?= 0
 
 install: .venv/installed
 
-# The stamp holds as long as neither the dependencies nor their pins change.
+# A change of the dependencies or their pins repeats the installation.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The whole chain on real H.264 files, each command as a user would type it; a stopped demo goes on where it was.
-# Two fine-tunings at a time: one for each of two cores. The runs differ in the encoder alone; from scratch the
-# learning rate is the best of a sweep (docs/results.md), and layers do not decay it, since none is trained yet.
-TUNE := $(RUN) finetune train configs/finetune/demo.yaml seed=$(SEED) \
+# The whole chain on real H.264 files; a stopped demo continues. Two fine-tunings run at a time, one per core. They
+# differ only in the encoder's weights; the learning rate from scratch is the best of a sweep (docs/results.md).
+FINETUNE := $(RUN) finetune train demo seed=$(SEED) \
 	data.train=$(DEMO)/shards/train data.validation=$(DEMO)/shards/validation
 PRETRAINED := encoder=$(DEMO)/pretrain/encoder
 SCRATCH := $(PRETRAINED) weights=random optim.layer_decay=1
@@ -27,27 +26,27 @@ PROBE := freeze=true optim.lr=0.01 'head.args={norm: standardize, pool: statisti
 demo: install
 	$(RUN) data synth $(DEMO)/videos seed=$(SEED)
 	$(RUN) data shard $(DEMO)/videos $(DEMO)/shards layout.name=copy
-	$(RUN) pretrain configs/pretrain/demo.yaml seed=$(SEED) \
+	$(RUN) pretrain demo seed=$(SEED) \
 		data.shards=$(DEMO)/shards/unlabelled run_dir=$(DEMO)/pretrain
-	$(TUNE) $(PRETRAINED) run_dir=$(DEMO)/finetuned & pid=$$!; \
-	$(TUNE) $(SCRATCH) run_dir=$(DEMO)/scratch && wait $$pid
-	$(TUNE) $(PRETRAINED) $(PROBE) run_dir=$(DEMO)/probe & pid=$$!; \
-	$(TUNE) $(SCRATCH) $(PROBE) run_dir=$(DEMO)/random && wait $$pid
-	@echo; echo "Fine-tuned: from the pretrained encoder, and from scratch with the same budget"
+	$(FINETUNE) $(PRETRAINED) run_dir=$(DEMO)/finetuned & pid=$$!; \
+	$(FINETUNE) $(SCRATCH) run_dir=$(DEMO)/scratch && wait $$pid
+	$(FINETUNE) $(PRETRAINED) $(PROBE) run_dir=$(DEMO)/probe & pid=$$!; \
+	$(FINETUNE) $(SCRATCH) $(PROBE) run_dir=$(DEMO)/random && wait $$pid
+	@echo; echo "Fine-tuned: from scratch, and from the pretrained encoder, with the same budget"
 	@$(RUN) finetune compare $(DEMO)/scratch $(DEMO)/finetuned
-	@echo; echo "Frozen: the same head on a random encoder, and on the pretrained one"
+	@echo; echo "Linear probe: on a frozen random encoder, and on the frozen pretrained encoder"
 	@$(RUN) finetune compare $(DEMO)/random $(DEMO)/probe
-	@echo; echo "What the model saw and predicted:  $(DEMO)/pretrain/pictures/*.gif"
-	@echo "The curves, with the same pictures: $(BIN)/tensorboard --logdir $(DEMO) --samples_per_plugin images=100"
-	@echo; echo "On your own videos (a folder per class, or a csv with the columns path,label):"
+	@echo; echo "Reconstructions: $(DEMO)/pretrain/pictures/*.gif"
+	@echo "Curves: $(BIN)/tensorboard --logdir $(DEMO) --samples_per_plugin images=100"
+	@echo; echo "For your own videos (a folder per class, or a csv file with the columns path,label):"
 	@echo "  $(BIN)/kinemae data shard VIDEOS SHARDS"
-	@echo "  $(BIN)/kinemae pretrain configs/pretrain/videomae_small.yaml data.shards=SHARDS/train run_dir=RUN"
-	@echo "  $(BIN)/kinemae finetune train configs/finetune/videomae_small_k400.yaml encoder=RUN/encoder \\"
+	@echo "  $(BIN)/kinemae pretrain videomae_small data.shards=SHARDS/train run_dir=RUN"
+	@echo "  $(BIN)/kinemae finetune train videomae_small_k400 encoder=RUN/encoder \\"
 	@echo "      data.train=SHARDS/train data.validation=SHARDS/validation run_dir=RUN/finetuned"
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-# Fast tests for use after each change: no slow or multi-process test, the first case of each parametrised one.
+# Fast tests for use after each change: no slow or multi-process tests, one case of each parametrized test.
 quick: install
 	TEST_CASES=1 $(PYTEST) -m "not slow and not processes and not chaos and not cluster and not gpu"
 
@@ -65,7 +64,7 @@ test-nightly: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	mkdir -p build/mypy/kinemae  # mypy does not follow package-dir: give it the installed layout
+	mkdir -p build/mypy/kinemae  # mypy ignores package-dir: link the installed layout
 	ln -sfn $(CURDIR)/kinemae/*.py $(foreach folder,data_tools finetune launch pretrain,$(CURDIR)/$(folder)) build/mypy/kinemae
 	cd build/mypy && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
 
