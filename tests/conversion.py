@@ -1,4 +1,4 @@
-"""Peers for the tests of import and export: transformers' models, and the names of the official files."""
+"""Models of transformers and their tensors by VideoMAE's names, for the tests of import and export."""
 
 import functools
 from contextlib import AbstractContextManager
@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 from transformers.models.videomae import modeling_videomae
 
-from kinemae.finetune.conversion.command import read_any
-from kinemae.finetune.conversion.model_bundle import Kin
+from kinemae.finetune.conversion.command import convert
+from kinemae.finetune.conversion.model_bundle import ModelBundle
 from kinemae.finetune.conversion.options import ImportOptions
-from kinemae.finetune.conversion.read_weights import read_weights
+from kinemae.finetune.conversion.read_weights import load_checkpoint
 
-# transformers fills its tables of positions number by number, seconds at base: each once, not per model.
+# transformers computes its positional embedding in Python, which takes seconds at base: cache it.
 modeling_videomae.get_sinusoid_encoding_table = functools.cache(modeling_videomae.get_sinusoid_encoding_table)
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -29,7 +29,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "decoder_num_attention_heads": 3,
         "decoder_intermediate_size": 768,
     },
-    # Small in every way, and no two lengths of it alike.
+    # Small, with different values for all sizes.
     "tiny": {
         "image_size": 24,
         "patch_size": 8,
@@ -45,16 +45,16 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 TINY = ImportOptions(frames=8, size=24, heads=3, decoder_heads=2)
-"""What the tiny model's official file does not say."""
+"""Options for the tiny model that its VideoMAE checkpoint does not contain."""
 
 
 def without_onednn() -> AbstractContextManager[None]:
-    """PyTorch's own kernels in place of oneDNN's."""
+    """Use PyTorch's own kernels instead of oneDNN's."""
     return torch.backends.mkldnn.flags(enabled=False)
 
 
 def huggingface_pretraining(size: str) -> VideoMAEForPreTraining:
-    """Random weights, biases too, and the official epsilon everywhere."""
+    """Make a pretraining model with random weights and biases and VideoMAE's epsilon."""
     torch.manual_seed(0)
     config = VideoMAEConfig(**SIZES[size], layer_norm_eps=1e-6, use_mean_pooling=False)
     model = _randomised(VideoMAEForPreTraining(config))
@@ -63,7 +63,7 @@ def huggingface_pretraining(size: str) -> VideoMAEForPreTraining:
 
 
 def huggingface_classification(size: str, classes: int) -> VideoMAEForVideoClassification:
-    """As above."""
+    """Make a classification model with random weights and biases and VideoMAE's epsilon."""
     torch.manual_seed(0)
     config = VideoMAEConfig(**SIZES[size], layer_norm_eps=1e-6, num_labels=classes)
     model = _randomised(VideoMAEForVideoClassification(config))
@@ -72,11 +72,11 @@ def huggingface_classification(size: str, classes: int) -> VideoMAEForVideoClass
 
 
 def _randomised(model: Any) -> Any:
-    """Keep the weights it begins with; make no bias 0 and no norm the identity."""
-    chance = torch.Generator().manual_seed(0)
+    """Set biases and norms to random values, and keep the other weights."""
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            noise = 0.1 * torch.randn(parameter.shape, generator=chance)
+            noise = 0.1 * torch.randn(parameter.shape, generator=generator)
             if "norm" in name and name.endswith("weight"):
                 parameter.copy_(1 + noise)
             elif name.endswith("bias") or name == "mask_token":
@@ -84,12 +84,12 @@ def _randomised(model: Any) -> Any:
     return model.eval()
 
 
-def official_names(model: Any) -> dict[str, Tensor]:
-    """A transformers model's tensors as the official file has them."""
+def videomae_names(model: Any) -> dict[str, Tensor]:
+    """Return the tensors of a transformers model by VideoMAE's names."""
     is_pretraining = isinstance(model, VideoMAEForPreTraining)
     encoder = "encoder." if is_pretraining else ""
     state = dict(model.state_dict())
-    official = {}
+    videomae = {}
     for name in list(state):
         if ".attention.attention." in name:
             layer = name.split(".attention.attention.")[0]
@@ -97,16 +97,16 @@ def official_names(model: Any) -> dict[str, Tensor]:
             where = _renamed(layer, encoder)
             if name.endswith("query.weight"):
                 rows = [state[f"{attention}.{part}.weight"] for part in ("query", "key", "value")]
-                official[f"{where}.attn.qkv.weight"] = torch.cat(rows)
-                official[f"{where}.attn.q_bias"] = state[f"{attention}.query.bias"]
-                official[f"{where}.attn.v_bias"] = state[f"{attention}.value.bias"]
+                videomae[f"{where}.attn.qkv.weight"] = torch.cat(rows)
+                videomae[f"{where}.attn.q_bias"] = state[f"{attention}.query.bias"]
+                videomae[f"{where}.attn.v_bias"] = state[f"{attention}.value.bias"]
         else:
-            official[_renamed(name, encoder)] = state[name]
-    return {name: value.clone() for name, value in official.items()}
+            videomae[_renamed(name, encoder)] = state[name]
+    return {name: value.clone() for name, value in videomae.items()}
 
 
 def _renamed(name: str, encoder: str) -> str:
-    for theirs, official in (
+    for theirs, videomae in (
         ("videomae.embeddings.patch_embeddings.projection", f"{encoder}patch_embed.proj"),
         ("videomae.encoder.layer", f"{encoder}blocks"),
         ("videomae.layernorm", "encoder.norm"),
@@ -118,12 +118,12 @@ def _renamed(name: str, encoder: str) -> str:
         (".output.dense", ".mlp.fc2"),
         ("classifier", "head"),
     ):
-        name = name.replace(theirs, official)
+        name = name.replace(theirs, videomae)
     return name
 
 
-def imported(path: Path, options: ImportOptions | None = None, *, allow_partial: bool = False) -> Kin:
-    """What the import command reads."""
-    kin = read_any(read_weights(path), options or ImportOptions(), allow_partial=allow_partial)
-    kin.encoder.eval()
-    return kin
+def imported(path: Path, options: ImportOptions | None = None, *, allow_partial: bool = False) -> ModelBundle:
+    """Import a checkpoint as the command does."""
+    bundle = convert(load_checkpoint(path), options or ImportOptions(), allow_partial=allow_partial)
+    bundle.encoder.eval()
+    return bundle

@@ -1,10 +1,9 @@
-"""`kinemae finetune export` and `import`: our folders to other systems' files, and back."""
+"""Commands `kinemae finetune import` and `export`: convert checkpoints from and to other systems."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,113 +15,101 @@ from kinemae.finetune.conversion.huggingface import (
     read_huggingface,
     write_huggingface,
 )
-from kinemae.finetune.conversion.key_rules import Tensors
 from kinemae.finetune.conversion.mae_st import is_mae_st, read_mae_st
-from kinemae.finetune.conversion.model_bundle import Kin, load_kin, save_kin
+from kinemae.finetune.conversion.model_bundle import ModelBundle, load_bundle, save_bundle
 from kinemae.finetune.conversion.options import ImportOptions
-from kinemae.finetune.conversion.read_weights import Found, read_weights
-from kinemae.finetune.conversion.videomae import is_official, read_official, write_official
+from kinemae.finetune.conversion.read_weights import LoadedCheckpoint, load_checkpoint
+from kinemae.finetune.conversion.videomae import is_videomae, read_videomae, videomae_tensors
 from kinemae.pretrain.exported_model import DESCRIPTION
 from kinemae.pretrain.folder_kinds import exported_in, kind_of_folder
 
-SYSTEMS = ("videomae", "huggingface")
-"""What can be written."""
+EXPORT_FORMATS = ("videomae", "huggingface")
 
-# MAE-ST first: some of its names are VideoMAE's too.
+# MAE-ST first, since some of its tensor names are also VideoMAE's.
 _READERS = (
     (is_mae_st, read_mae_st),
     (is_huggingface, read_huggingface),
-    (is_official, read_official),
+    (is_videomae, read_videomae),
 )
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    """`kinemae finetune export FOLDER OUT --to videomae|huggingface`."""
+    """Run `kinemae finetune export FOLDER OUT --to videomae|huggingface`."""
     folder, out = Path(arguments.folder), Path(arguments.out)
     if arguments.overrides:
         given = arguments.overrides[0]
         fix = f"; fix: write --to {given.removeprefix('to=')}" if given.startswith("to=") else ""
         raise ValueError(f"export takes no key=value, got {given}{fix}")
-    if arguments.to not in SYSTEMS:
+    if arguments.to not in EXPORT_FORMATS:
         given = "nothing" if arguments.to is None else repr(arguments.to)
-        raise ValueError(
-            f"expected --to {' or --to '.join(SYSTEMS)}, got {given}; fix: add --to {SYSTEMS[0]}"
-        )
-    _refuse_existing(out)
-    folder = _model_of(folder)
-    kin = load_kin(folder)
-    is_official_file = arguments.to == "videomae"
-    tensors = (write_official if is_official_file else huggingface_tensors)(kin, source=folder)
+        expected = " or ".join(f"--to {name}" for name in EXPORT_FORMATS)
+        raise ValueError(f"expected {expected}, got {given}; fix: add --to {EXPORT_FORMATS[0]}")
+    _check_free(out)
+    exported = exported_in(folder)
+    if exported is not None and not (folder / DESCRIPTION).is_file():
+        log.info("%s is %s: exporting %s", folder, kind_of_folder(folder), exported)
+        folder = exported
+    bundle = load_bundle(folder)
+    is_file = arguments.to == "videomae"
+    tensors = (videomae_tensors if is_file else huggingface_tensors)(bundle, source=folder)
     if not arguments.dry_run:
         with writing_to(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            if is_official_file:
-                _save_official(tensors, out)
+            if is_file:
+                partial = out.with_name(f"{out.name}.partial")
+                torch.save({"model": tensors}, partial)  # VideoMAE's code expects the tensors under "model"
+                partial.replace(out)
             else:
-                write_huggingface(out, kin, tensors)
-    _report({"from": str(folder), "to": arguments.to, "tensors": len(tensors)}, kin, out, arguments)
+                write_huggingface(out, bundle, tensors)
+    report = {"from": str(folder), "to": arguments.to, "tensors": len(tensors)}
+    _print_report(report, bundle, out, arguments)
 
 
 def run_import(arguments: argparse.Namespace) -> None:
-    """`kinemae finetune import FILE_OR_FOLDER OUT [key=value]`."""
-    path, out = Path(arguments.path), Path(arguments.out)
+    """Run `kinemae finetune import FILE_OR_FOLDER OUT [key=value]`."""
+    out = Path(arguments.out)
     options = load_config(ImportOptions, None, arguments.overrides)
-    _refuse_existing(out)
-    found = read_weights(path)
-    kin = read_any(found, options, allow_partial=arguments.allow_partial)
+    _check_free(out)
+    loaded = load_checkpoint(Path(arguments.path))
+    bundle = convert(loaded, options, allow_partial=arguments.allow_partial)
     if not arguments.dry_run:
         with writing_to(out):
-            save_kin(out, kin)
-    layout = kin.description.trained_by["layout"]
-    _report({"from": str(found.source), "layout": layout, "tensors": len(found.tensors)}, kin, out, arguments)
+            save_bundle(out, bundle)
+    name = bundle.description.trained_by["format"]
+    report = {"from": str(loaded.source), "format": name, "tensors": len(loaded.tensors)}
+    _print_report(report, bundle, out, arguments)
 
 
-def read_any(found: Found, options: ImportOptions, *, allow_partial: bool = False) -> Kin:
-    """Read a file of any system that is known; the names of its tensors say which.
+def convert(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_partial: bool = False) -> ModelBundle:
+    """Convert a checkpoint of any known system, which is detected by its tensor names.
 
     Raises:
-        CheckpointError: none is, or the file is not whole.
+        CheckpointError: unknown system, or incomplete checkpoint.
         ValueError: the options do not fit it.
     """
-    for is_its, read in _READERS:
-        if is_its(found.tensors):
-            return read(found, options, allow_partial=allow_partial)
-    names = sorted(found.tensors)
+    for is_format, read in _READERS:
+        if is_format(loaded.tensors):
+            return read(loaded, options, allow_partial=allow_partial)
+    names = sorted(loaded.tensors)
     raise CheckpointError(
-        f"{found.source} is of no system that is known here (VideoMAE, transformers' VideoMAE, MAE-ST): its "
-        f"{len(names)} tensors are called {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        f"{loaded.source}: expected a checkpoint of VideoMAE, of VideoMAE in transformers or of MAE-ST, got "
+        f"{len(names)} other tensors ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
     )
 
 
-def _model_of(folder: Path) -> Path:
-    """Resolve the folder of a run to its exported model."""
-    exported = exported_in(folder)
-    if exported is None or (folder / DESCRIPTION).is_file():
-        return folder
-    log.info("%s is %s: %s is taken", folder, kind_of_folder(folder), exported)
-    return exported
+def _check_free(out: Path) -> None:
+    if any(out.iterdir()) if out.is_dir() else out.exists():
+        raise DataError(f"{out}: expected a new path, got an existing one; fix: choose another, or delete it")
 
 
-def _save_official(tensors: Tensors, out: Path) -> None:
-    """A file as the official code saves it: the tensors under "model"."""
-    partial = out.with_name(f"{out.name}.partial")
-    torch.save({"model": tensors}, partial)
-    partial.replace(out)
-
-
-def _refuse_existing(out: Path) -> None:
-    is_taken = any(out.iterdir()) if out.is_dir() else out.exists()
-    if is_taken:
-        raise DataError(f"{out} exists: name another place, or delete it first")
-
-
-def _report(more: dict[str, Any], kin: Kin, out: Path, arguments: argparse.Namespace) -> None:
-    description = kin.description
-    facts = {
-        **more,
+def _print_report(
+    report: dict[str, object], bundle: ModelBundle, out: Path, arguments: argparse.Namespace
+) -> None:
+    description = bundle.description
+    report |= {
         "out": str(out),
-        "holds": kin.kind,
-        "parameters": kin.parameters,
+        "contents": bundle.contents,
+        "parameters": bundle.parameters,
         "width": description.shape.width,
         "depth": description.shape.depth,
         "heads": description.shape.heads,
@@ -134,12 +121,12 @@ def _report(more: dict[str, Any], kin: Kin, out: Path, arguments: argparse.Names
         "size": description.size,
         "mean": list(description.mean),
         "std": list(description.std),
-        "classes": len(kin.classes),
+        "classes": len(bundle.classes),
     }
     if arguments.json:
-        sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(report, ensure_ascii=False) + "\n")
         return
-    for key, value in facts.items():
+    for key, value in report.items():
         if value not in (None, 0):
             sys.stdout.write(f"{key:<12}{value}\n")
     log.info("%s %s", "would write" if arguments.dry_run else "wrote", out)

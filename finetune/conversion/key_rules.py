@@ -1,11 +1,13 @@
-"""Rules: of which tensors of another system one of ours is made, and how to get those back.
+"""Rules that convert tensors between KineMAE and other checkpoint formats, in both directions.
 
-A system's file is described by a list of rules, once; reading and writing it, and which tensors must be in
-it, all follow from that list.
+A list of rules describes a format. It determines how a checkpoint is read and written, and which tensors it
+must contain.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,17 +17,21 @@ from kinemae.pretrain.model.tokens import COLOURS, Patch
 
 Tensors = dict[str, Tensor]
 
-_LISTED = 5
-"""How many names of tensors a message lists."""
+TIMM_LAYERS = {name: name for name in ("norm1", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")}
+"""Layers of a block that have the same names in KineMAE, timm, VideoMAE and MAE-ST."""
+
+_LISTED = 5  # names of tensors that a message lists
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One tensor of ours and those it is made of.
+    """Conversion of one KineMAE tensor.
 
     Attributes:
-        read: from their tensors, in order, to ours.
-        write: the way back.
+        ours: its name in KineMAE.
+        theirs: the names of the tensors that it is made of in the other format.
+        read: converts their tensors, in order, to ours.
+        write: converts our tensor to theirs.
     """
 
     ours: str
@@ -35,56 +41,56 @@ class Rule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """All tensors of one kind of file.
+class CheckpointFormat:
+    """All tensors of one kind of checkpoint.
 
     Attributes:
-        name: of the kind, for messages.
-        encoder, decoder, head: the rules of each; empty where the kind has none.
-        left_out: beginnings of names that are known and not read.
+        name: for messages.
+        encoder, decoder, head: the rules of each module; empty if the checkpoint has none.
+        ignored: prefixes of known tensors that are not converted.
     """
 
     name: str
-    encoder: tuple[Rule, ...]
-    decoder: tuple[Rule, ...] = ()
-    head: tuple[Rule, ...] = ()
-    left_out: tuple[str, ...] = ()
+    encoder: Sequence[Rule]
+    decoder: Sequence[Rule] = ()
+    head: Sequence[Rule] = ()
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sections:
-    """Our tensors, sorted by what they belong to; empty where the file has none."""
+class ModelTensors:
+    """Converted tensors of each module; empty if the checkpoint has none."""
 
     encoder: Tensors
     decoder: Tensors
     head: Tensors
 
 
-def same(ours: str, theirs: str) -> Rule:
+def rename(ours: str, theirs: str) -> Rule:
     """The same tensor under another name."""
     return Rule(ours=ours, theirs=(theirs,), read=lambda value: value, write=lambda value: (value,))
 
 
-def same_layer(ours: str, theirs: str) -> tuple[Rule, Rule]:
+def rename_layer(ours: str, theirs: str) -> tuple[Rule, Rule]:
     """Weight and bias of a linear layer or a norm."""
-    return same(f"{ours}.weight", f"{theirs}.weight"), same(f"{ours}.bias", f"{theirs}.bias")
+    return rename(f"{ours}.weight", f"{theirs}.weight"), rename(f"{ours}.bias", f"{theirs}.bias")
 
 
-def stacked(ours: str, *theirs: str) -> Rule:
-    """Their tensors one below the other, equally many rows each."""
+def concatenate(ours: str, theirs: Sequence[str]) -> Rule:
+    """Their tensors, of equal size, concatenated along the first dimension."""
     return Rule(
         ours=ours,
-        theirs=theirs,
+        theirs=tuple(theirs),
         read=lambda *values: torch.cat(values),
         write=lambda value: value.chunk(len(theirs)),
     )
 
 
-def without_key(ours: str, query: str, value: str) -> Rule:
-    """The bias of query, key and value, of which they have the first and the last.
+def qkv_bias(ours: str, query: str, value: str) -> Rule:
+    """The bias of query, key and value, from a format without a key bias.
 
-    The key's is 0 when it is read. It is dropped when it is written, which changes nothing: it adds the
-    same number to all of a query's scores, and softmax takes that away again.
+    Reading sets the key bias to 0. Writing drops it, which does not change the output: it adds the same
+    number to all scores of a query, and softmax is invariant to that.
     """
     return Rule(
         ours=ours,
@@ -94,18 +100,71 @@ def without_key(ours: str, query: str, value: str) -> Rule:
     )
 
 
-def convolution(ours: str, theirs: str, patch: Patch) -> Rule:
-    """Their kernel (D, C, frames, height, width) as our layer on (frame, row, column, channel) values."""
-    return Rule(
-        ours=ours,
-        theirs=(theirs,),
+def patch_embedding(ours: str, theirs: str, patch: Patch) -> tuple[Rule, Rule]:
+    """A 3-D convolution (D, C, frames, height, width), in KineMAE a linear layer on flattened patches."""
+    kernel = Rule(
+        ours=f"{ours}.weight",
+        theirs=(f"{theirs}.weight",),
         read=lambda kernel: kernel.permute(0, 2, 3, 4, 1).flatten(1),
         write=lambda weight_DP: (weight_DP.unflatten(1, (*patch, COLOURS)).permute(0, 4, 1, 2, 3),),
     )
+    return kernel, rename(f"{ours}.bias", f"{theirs}.bias")
 
 
-def give(rules: Iterable[Rule], ours: Tensors) -> Tensors:
-    """Write their tensors, each with memory of its own."""
+def block_rules(
+    depth: int, theirs: str, layers: Mapping[str, str], qkv: Callable[[str, str], Iterable[Rule]]
+) -> list[Rule]:
+    """Rules of all transformer blocks.
+
+    Args:
+        depth: number of blocks.
+        theirs: prefix of their blocks, before the number.
+        layers: maps our layer names within a block to theirs.
+        qkv: makes the rules of query, key and value from our layer's name and their block's name.
+    """
+    rules: list[Rule] = []
+    for i in range(depth):
+        rules += qkv(f"blocks.{i}.attn.qkv", f"{theirs}.{i}")
+        for our_layer, their_layer in layers.items():
+            rules += rename_layer(f"blocks.{i}.{our_layer}", f"{theirs}.{i}.{their_layer}")
+    return rules
+
+
+def count_blocks(tensors: Tensors, prefix: str) -> int:
+    """Count the blocks whose names begin with a prefix and a number."""
+    numbered = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    return len({match.group(1) for match in map(numbered.match, tensors) if match})
+
+
+def infer_sizes(tensors: Tensors, *, kernel: str, blocks: str, fc1: str, source: object) -> dict[str, Any]:
+    """Infer width, depth, mlp_width and patch of an encoder from its tensors.
+
+    Args:
+        kernel: name of the patch embedding's weight.
+        blocks: prefix of the blocks, before the number.
+        fc1: name of the first MLP layer within a block.
+
+    Raises:
+        CheckpointError: these tensors are missing or of other dimensions.
+    """
+    expand = f"{blocks}.0.{fc1}.weight"
+    missing = [name for name in (kernel, expand) if name not in tensors]
+    if missing:
+        raise CheckpointError(f"{source}: expected a complete model, got none of {', '.join(missing)}")
+    shape = tuple(tensors[kernel].shape)
+    if len(shape) != 5 or shape[1] != COLOURS:
+        expected = f"(width, {COLOURS}, frames, height, width)"
+        raise CheckpointError(f"{source}: expected {kernel} of shape {expected}, got {shape}")
+    return {
+        "width": shape[0],
+        "depth": count_blocks(tensors, blocks),
+        "mlp_width": len(tensors[expand]),
+        "patch": shape[2:],
+    }
+
+
+def write_tensors(rules: Iterable[Rule], ours: Tensors) -> Tensors:
+    """Convert KineMAE's tensors to the other format; each result has its own memory."""
     written = {}
     for rule in rules:
         for name, value in zip(rule.theirs, rule.write(ours[rule.ours]), strict=True):
@@ -113,54 +172,54 @@ def give(rules: Iterable[Rule], ours: Tensors) -> Tensors:
     return written
 
 
-def take(layout: Layout, theirs: Tensors, *, source: object, allow_partial: bool) -> Sections:
-    """Read our tensors in float32.
+def read_tensors(
+    layout: CheckpointFormat, theirs: Tensors, *, source: object, allow_partial: bool
+) -> ModelTensors:
+    """Convert a checkpoint's tensors to KineMAE's, in float32.
 
     Args:
         source: the file, for messages.
-        allow_partial: leave out, with a warning, what the layout does not know, and a decoder or a head that
-            is not whole. The encoder must be whole.
+        allow_partial: skip unknown tensors and an incomplete decoder or head, with a warning. The encoder
+            must be complete.
 
     Raises:
-        CheckpointError: tensors are missing or unexpected; they are named.
+        CheckpointError: names missing and unexpected tensors.
     """
-    parts = {"encoder": layout.encoder, "decoder": layout.decoder, "head": layout.head}
+    modules = {"encoder": layout.encoder, "decoder": layout.decoder, "head": layout.head}
     missing = {
-        part: [name for rule in rules for name in rule.theirs if name not in theirs]
-        for part, rules in parts.items()
+        module: [name for rule in rules for name in rule.theirs if name not in theirs]
+        for module, rules in modules.items()
     }
-    known = {name for rules in parts.values() for rule in rules for name in rule.theirs}
-    unexpected = sorted(name for name in theirs.keys() - known if not name.startswith(layout.left_out))
-    lacking = [name for names in missing.values() for name in names]
-    if missing["encoder"] or ((lacking or unexpected) and not allow_partial):
+    known = {name for rules in modules.values() for rule in rules for name in rule.theirs}
+    unexpected = sorted(name for name in theirs.keys() - known if not name.startswith(layout.ignored))
+    problems = []
+    for kind, names in (
+        ("missing", [name for each in missing.values() for name in each]),
+        ("unexpected", unexpected),
+    ):
+        if names:
+            listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+            problems.append(f"{len(names)} {kind} ({listed})")
+    if missing["encoder"] or (problems and not allow_partial):
+        fix = "" if missing["encoder"] else "; fix: --allow-partial skips them"
         raise CheckpointError(
-            f"{source} is no {layout.name} file: {_listing(missing=lacking, unexpected=unexpected)}"
-            + ("" if missing["encoder"] else "; --allow-partial leaves these out")
+            f"{source}: expected the tensors of {layout.name}, got {', '.join(problems)}{fix}"
         )
-    if lacking or unexpected:
-        log.warning("%s: left out: %s", source, _listing(missing=lacking, unexpected=unexpected))
-    read = {part: {} if missing[part] else _read(rules, theirs, source) for part, rules in parts.items()}
-    return Sections(**read)
+    if problems:
+        log.warning("%s: skipped tensors: %s", source, ", ".join(problems))
+    return ModelTensors(
+        **{
+            module: {} if missing[module] else {rule.ours: _read(rule, theirs, source) for rule in rules}
+            for module, rules in modules.items()
+        }
+    )
 
 
-def _read(rules: Iterable[Rule], theirs: Tensors, source: object) -> Tensors:
-    read = {}
-    for rule in rules:
-        values = [theirs[name] for name in rule.theirs]
-        try:
-            read[rule.ours] = rule.read(*values).float().contiguous()
-        except RuntimeError as error:  # what PyTorch says of shapes that cannot be joined or turned
-            shapes = ", ".join(
-                f"{name} {tuple(value.shape)}" for name, value in zip(rule.theirs, values, strict=True)
-            )
-            raise CheckpointError(f"{source} holds tensors of wrong shapes: {shapes}") from error
-    return read
-
-
-def _listing(**names: list[str]) -> str:
-    parts = [
-        f"{len(found)} {kind} ({', '.join(found[:_LISTED])}{', ...' if len(found) > _LISTED else ''})"
-        for kind, found in names.items()
-        if found
-    ]
-    return f"{', '.join(parts)} tensors"
+def _read(rule: Rule, theirs: Tensors, source: object) -> Tensor:
+    values = [theirs[name] for name in rule.theirs]
+    try:
+        return rule.read(*values).float().contiguous()
+    except RuntimeError as error:  # PyTorch cannot concatenate or reshape them
+        pairs = zip(rule.theirs, values, strict=True)
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in pairs)
+        raise CheckpointError(f"{source}: expected tensors of matching shapes, got {shapes}") from error

@@ -1,115 +1,96 @@
-"""MAE-ST's files (arXiv 2205.09113), as mae_st and PySlowFast write them: read, not written.
+"""Checkpoints of MAE-ST (arXiv 2205.09113) from mae_st and PySlowFast; import only.
 
-The class token never meets a decoder of ours and stands for no place: it is a register. The decoder is
-left out, because MAE-ST's has a class token of its own.
+The class token becomes a register token, since it has no position in the grid and does not reach the decoder.
+The decoder is skipped, because MAE-ST's decoder has a class token of its own.
 """
 
 from kinemae.data_tools.command import CheckpointError, log
 from kinemae.data_tools.components import Component
 from kinemae.finetune.conversion.key_rules import (
-    Layout,
+    TIMM_LAYERS,
+    CheckpointFormat,
     Rule,
     Tensors,
-    convolution,
-    same,
-    same_layer,
-    stacked,
-    take,
+    block_rules,
+    concatenate,
+    infer_sizes,
+    patch_embedding,
+    read_tensors,
+    rename,
+    rename_layer,
 )
-from kinemae.finetune.conversion.model_bundle import Kin, build_kin
-from kinemae.finetune.conversion.options import ImportOptions, measure
-from kinemae.finetune.conversion.read_weights import Found
+from kinemae.finetune.conversion.model_bundle import ModelBundle, build_bundle
+from kinemae.finetune.conversion.options import ImportOptions
+from kinemae.finetune.conversion.read_weights import LoadedCheckpoint
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import COLOURS
 
+# MAE-ST's normalisation of pixels on a scale of 0 to 1.
 MEAN = (0.45,) * COLOURS
 STD = (0.225,) * COLOURS
-"""What MAE-ST normalises pixels by, on a scale of 0 to 1."""
 
 _DECODER = ("decoder_", "mask_token", "pred_head.")
 
 
 def is_mae_st(tensors: Tensors) -> bool:
-    """Whether a file's names are MAE-ST's."""
+    """Check for MAE-ST's tensor names."""
     return "pos_embed_spatial" in tensors
 
 
-def read_mae_st(found: Found, options: ImportOptions, *, allow_partial: bool) -> Kin:
-    """Read the encoder of a pretraining file.
+def read_mae_st(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_partial: bool) -> ModelBundle:
+    """Convert the encoder of a pretraining checkpoint.
 
     Raises:
-        CheckpointError: it is none, or not whole.
+        CheckpointError: another or an incomplete checkpoint.
         ValueError: the options do not fit it.
     """
-    tensors, source = found.tensors, found.source
-    sizes = measure(
-        tensors, kernel="patch_embed.proj.weight", blocks="blocks.", expand="mlp.fc1.weight", source=source
+    tensors, source = loaded.tensors, loaded.source
+    sizes = infer_sizes(
+        tensors, kernel="patch_embed.proj.weight", blocks="blocks", fc1="mlp.fc1", source=source
     )
-    shape = EncoderShape(
-        **sizes,
-        heads=options.head_count(sizes["width"]),
-        positions=Component(name="learned"),
-        registers=1,
-    )
-    layout = _layout(shape)
-    sections = take(layout, tensors, source=source, allow_partial=allow_partial)
+    heads = options.num_heads(sizes["width"])
+    shape = EncoderShape(**sizes, heads=heads, positions=Component(name="learned"), registers=1)
+    layout = _format(shape)
+    converted = read_tensors(layout, tensors, source=source, allow_partial=allow_partial)
     if any(name.startswith(_DECODER) for name in tensors):
-        log.info("%s: its decoder is not read: it has a class token, which ours have not", source)
-    description = options.describe(
-        shape,
-        known_clip=_clip(tensors, sizes["patch"], source),
-        mean=MEAN,
-        std=STD,
-        trained_by={"imported_from": str(source), "layout": layout.name},
-    )
-    return build_kin(sections, description, None, (), source=source)
-
-
-def _clip(tensors: Tensors, patch: tuple[int, int, int], source: object) -> tuple[int, int]:
-    """Frames and size of the clip, which the tables of positions tell."""
+        log.info("%s: skipped the decoder, whose class token KineMAE does not support", source)
     slices, places = (tensors[f"pos_embed_{axis}"].shape[1] for axis in ("temporal", "spatial"))
     side = round(places**0.5)
     if side * side != places:
-        raise CheckpointError(f"{source}: its positions must be of a square of places, got {places} of them")
-    return slices * patch[0], side * patch[1]
-
-
-def _layout(shape: EncoderShape) -> Layout:
-    return Layout(
-        name="MAE-ST pretraining",
-        encoder=(
-            convolution("patch_embed.weight", "patch_embed.proj.weight", shape.patch),
-            same("patch_embed.bias", "patch_embed.proj.bias"),
-            _register(),
-            same("pos_embed.temporal", "pos_embed_temporal"),
-            same("pos_embed.spatial", "pos_embed_spatial"),
-            *_blocks(shape.depth),
-            *same_layer("norm", "norm"),
-        ),
-        left_out=_DECODER,
+        raise CheckpointError(f"{source}: expected a square number of spatial positions, got {places}")
+    description = options.describe(
+        shape,
+        known_clip=(slices * shape.patch[0], side * shape.patch[1]),
+        mean=MEAN,
+        std=STD,
+        trained_by={"imported_from": str(source), "format": layout.name},
     )
+    return build_bundle(converted, description, options, source=source)
 
 
-def _register() -> Rule:
-    """The class token and its position, which are always added, as one; nobody can take them apart again."""
-    return Rule(
+def _format(shape: EncoderShape) -> CheckpointFormat:
+    register = Rule(
         ours="reg_token",
         theirs=("cls_token", "pos_embed_class"),
         read=lambda token, position: token + position,
-        write=lambda register: (),
+        write=lambda register: (),  # the sum cannot be separated
+    )
+    return CheckpointFormat(
+        name="MAE-ST pretraining",
+        encoder=(
+            *patch_embedding("patch_embed", "patch_embed.proj", shape.patch),
+            register,
+            rename("pos_embed.temporal", "pos_embed_temporal"),
+            rename("pos_embed.spatial", "pos_embed_spatial"),
+            *block_rules(shape.depth, "blocks", TIMM_LAYERS, _qkv),
+            *rename_layer("norm", "norm"),
+        ),
+        ignored=_DECODER,
     )
 
 
-def _blocks(depth: int) -> list[Rule]:
-    rules: list[Rule] = []
-    for i in range(depth):
-        ours, theirs = f"blocks.{i}", f"blocks.{i}"
-        rules += same_layer(f"{ours}.norm1", f"{theirs}.norm1")
-        for leaf in ("weight", "bias"):
-            parts = [f"{theirs}.attn.{part}.{leaf}" for part in "qkv"]
-            rules.append(stacked(f"{ours}.attn.qkv.{leaf}", *parts))
-        rules += same_layer(f"{ours}.attn.proj", f"{theirs}.attn.proj")
-        rules += same_layer(f"{ours}.norm2", f"{theirs}.norm2")
-        rules += same_layer(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1")
-        rules += same_layer(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2")
-    return rules
+def _qkv(ours: str, block: str) -> list[Rule]:
+    return [
+        concatenate(f"{ours}.{leaf}", [f"{block}.attn.{part}.{leaf}" for part in "qkv"])
+        for leaf in ("weight", "bias")
+    ]

@@ -1,4 +1,4 @@
-"""A model on its way between our folders and other systems' files."""
+"""A model between KineMAE's folders and other checkpoint formats: an encoder with a decoder or a head."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from torch import nn
 from kinemae.data_tools.command import CheckpointError, log
 from kinemae.data_tools.components import Component
 from kinemae.finetune.classifier import Classifier
-from kinemae.finetune.conversion.key_rules import Sections, Tensors
+from kinemae.finetune.conversion.key_rules import CheckpointFormat, ModelTensors, Tensors, write_tensors
+from kinemae.finetune.conversion.options import ImportOptions
 from kinemae.finetune.heads.base import Head
 from kinemae.finetune.heads.linear import LinearHead
 from kinemae.finetune.model_file import DESCRIPTION as HEAD_DESCRIPTION
@@ -28,17 +29,15 @@ from kinemae.pretrain.exported_model import (
 )
 from kinemae.pretrain.model.decoder import Decoder
 from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.tokens import MEAN, STD
 from kinemae.pretrain.pruning.none import NoPruning
 
 Module = TypeVar("Module", bound=nn.Module)
 
-HEAD = Component(name="linear")
-"""The head of official fine-tuned models: mean, norm, linear layer."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Kin:
-    """An encoder, and what stands beside it: a decoder, or a head with its classes, or neither."""
+class ModelBundle:
+    """An encoder, optionally with a decoder, or with a head and its classes."""
 
     description: EncoderDescription
     encoder: Encoder
@@ -48,92 +47,173 @@ class Kin:
     classes: tuple[str, ...] = ()
 
     @property
-    def kind(self) -> str:
-        """What the folder holds, for people."""
-        beside = "a head" if self.head else "a decoder" if self.decoder else ""
-        return f"an encoder and {beside}" if beside else "an encoder"
+    def contents(self) -> str:
+        """The modules in the bundle, as a phrase."""
+        return "encoder and head" if self.head else "encoder and decoder" if self.decoder else "encoder"
 
     @property
     def parameters(self) -> int:
-        """How many numbers are learned, the decoder's and the head's too."""
+        """Number of parameters of all modules."""
         modules = [module for module in (self.encoder, self.decoder, self.head) if module is not None]
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
-def load_kin(folder: Path) -> Kin:
-    """Read one of our folders: an exported encoder, with its decoder if there is one, or a fine-tuned model.
+def load_bundle(folder: Path) -> ModelBundle:
+    """Load an exported encoder, with its decoder if it has one, or a fine-tuned model.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        CheckpointError: no model, or one that cannot be read.
     """
     if (folder / HEAD_DESCRIPTION).exists():
         model = load_model(folder)
-        if model.classifier.encoder.merge_per_block or not isinstance(model.classifier.pruning, NoPruning):
-            log.warning("%s prunes or merges tokens; other systems will see all of them", folder)
-        return Kin(
+        classifier = model.classifier
+        if classifier.encoder.merge_per_block or not isinstance(classifier.pruning, NoPruning):
+            log.warning("%s: pruning and merging of tokens are not exported", folder)
+        return ModelBundle(
             description=model.description,
-            encoder=model.classifier.encoder,
-            head=model.classifier.head,
+            encoder=classifier.encoder,
+            head=classifier.head,
             classes=model.classes,
         )
     encoder, description = load_encoder(folder)
     decoder, decoder_description = load_decoder(folder) if has_decoder(folder) else (None, None)
-    return Kin(
-        description=description,
-        encoder=encoder,
-        decoder=decoder,
-        decoder_description=decoder_description,
+    return ModelBundle(
+        description=description, encoder=encoder, decoder=decoder, decoder_description=decoder_description
     )
 
 
-def save_kin(folder: Path, kin: Kin) -> None:
-    """Write a model as one of our folders, in float32."""
-    if kin.head is not None:
-        classifier = Classifier(kin.encoder, kin.head)
-        save_model(folder, classifier, description=kin.description, head=HEAD, classes=kin.classes)
+def save_bundle(folder: Path, bundle: ModelBundle) -> None:
+    """Save an exported encoder or a fine-tuned model in float32."""
+    if bundle.head is not None:
+        classifier, head = Classifier(bundle.encoder, bundle.head), Component(name="linear")
+        save_model(folder, classifier, description=bundle.description, head=head, classes=bundle.classes)
         return
-    save_encoder(folder, kin.encoder, kin.description)
-    if kin.decoder is not None and kin.decoder_description is not None:
-        save_decoder(folder, kin.decoder, kin.decoder_description)
+    save_encoder(folder, bundle.encoder, bundle.description)
+    if bundle.decoder is not None and bundle.decoder_description is not None:
+        save_decoder(folder, bundle.decoder, bundle.decoder_description)
 
 
-def build_kin(
-    sections: Sections,
+def build_bundle(
+    tensors: ModelTensors,
     description: EncoderDescription,
-    decoder_description: DecoderDescription | None,
-    classes: tuple[str, ...],
+    options: ImportOptions,
     *,
     source: object,
-) -> Kin:
-    """Put tensors that were read into the modules that are described.
+    decoder_heads: int | None = None,
+    classes: tuple[str, ...] = (),
+) -> ModelBundle:
+    """Build the modules of converted tensors.
 
     Args:
-        classes: the head's, where the file has a head.
+        decoder_heads: attention heads of the decoder in the checkpoint's config.
+        classes: class names in the checkpoint's config.
 
     Raises:
-        CheckpointError: a tensor has another shape than the description says.
+        CheckpointError: a tensor's shape differs from the description.
+        ValueError: the options do not fit the decoder or the head.
     """
-    has_decoder_tensors = bool(sections.decoder) and decoder_description is not None
-    width = description.shape.width
-    return Kin(
+    decoder = decoder_description = head = None
+    names: tuple[str, ...] = ()
+    if tensors.decoder:
+        decoder_description = options.describe_decoder(tensors.decoder, description, heads=decoder_heads)
+        decoder = _load(lambda: build_decoder(decoder_description), tensors.decoder, source)
+    if tensors.head:
+        names = options.class_names(len(tensors.head["linear.weight"]), known=classes)
+        width = description.shape.width
+        head = _load(lambda: LinearHead(width=width, classes=len(names)), tensors.head, source)
+    return ModelBundle(
         description=description,
-        encoder=_filled(lambda: build_encoder(description), sections.encoder, source),
-        decoder_description=decoder_description if has_decoder_tensors else None,
-        decoder=_filled(lambda: build_decoder(decoder_description), sections.decoder, source)
-        if has_decoder_tensors and decoder_description
-        else None,
-        head=_filled(lambda: LinearHead(width=width, classes=len(classes)), sections.head, source)
-        if sections.head
-        else None,
-        classes=classes if sections.head else (),
+        encoder=_load(lambda: build_encoder(description), tensors.encoder, source),
+        decoder_description=decoder_description,
+        decoder=decoder,
+        head=head,
+        classes=names,
     )
 
 
-def _filled(build: Callable[[], Module], tensors: Tensors, source: object) -> Module:
-    """A module that holds these very tensors."""
+def export_tensors(layout: CheckpointFormat, bundle: ModelBundle) -> Tensors:
+    """Convert all modules of a bundle to the tensors of another format."""
+    pairs = ((bundle.encoder, layout.encoder), (bundle.decoder, layout.decoder), (bundle.head, layout.head))
+    tensors: Tensors = {}
+    for module, rules in pairs:
+        if module is not None:
+            tensors |= write_tensors(rules, module.state_dict())
+    return tensors
+
+
+def check_exportable(
+    bundle: ModelBundle, system: str, *, source: object, supports_layer_scale: bool = False
+) -> None:
+    """Reject a model that VideoMAE's formats do not support.
+
+    Args:
+        system: name of the format, for messages.
+        source: folder of the model, for messages.
+        supports_layer_scale: whether the format can store `layer_scale`.
+
+    Raises:
+        CheckpointError: lists all unsupported settings.
+    """
+    shape, description = bundle.description.shape, bundle.description
+    supported = {
+        f"model.attention=joint, got {shape.attention.name}": shape.attention.name == "joint",
+        f"model.positions=flat_sine, got {shape.positions.name}": shape.positions.name == "flat_sine",
+        "model.qk_norm=false, got true": not shape.qk_norm,
+        f"model.layer_scale=null, got {shape.layer_scale}": shape.layer_scale is None or supports_layer_scale,
+        f"model.registers=0, got {shape.registers}": shape.registers == 0,
+        "no embedding of run lengths, got one (pruning)": shape.run_lengths == 0,
+        "no scorer, got one (pruning)": not shape.scorer,
+        f"the grid of the pretraining, got one resampled from {description.reference}": (
+            description.grid == description.reference
+        ),
+        **_supported_decoder(bundle),
+        **_supported_head(bundle),
+    }
+    unsupported = [text for text, is_supported in supported.items() if not is_supported]
+    if unsupported:
+        raise CheckpointError(f"{source}: {system} expects {'; '.join(unsupported)}")
+    if (description.mean, description.std) != (MEAN, STD):
+        log.warning(
+            "%s: pixels are normalised by mean %s and std %s; %s uses ImageNet's unless configured",
+            source,
+            description.mean,
+            description.std,
+            system,
+        )
+
+
+def _supported_decoder(bundle: ModelBundle) -> dict[str, bool]:
+    decoder = bundle.decoder_description
+    if decoder is None:
+        return {}
+    shape, values = decoder.shape, bundle.description.shape.patch_values
+    return {
+        f"model.decoder=self, got {decoder.kind}": decoder.kind == "self",
+        f"model.decoder_attention=joint, got {shape.attention.name}": shape.attention.name == "joint",
+        f"a decoder with flat_sine positions, got {shape.positions.name}": shape.positions.name
+        == "flat_sine",
+        "model.noise_conditioning=false, got true": not decoder.noise_conditioned,
+        f"a decoder that predicts {values} pixels, got {decoder.values} values": decoder.values == values,
+        "an encoder with a final norm before the decoder, got none": bundle.description.shape.final_norm,
+    }
+
+
+def _supported_head(bundle: ModelBundle) -> dict[str, bool]:
+    head = bundle.head
+    if head is None:
+        return {}
+    is_mean = isinstance(head, LinearHead) and head.pool == "mean" and isinstance(head.norm, nn.LayerNorm)
+    return {
+        "head={name: linear, args: {pool: mean, norm: layer}}, got another head": is_mean,
+        "final_norm=false in fine-tuning, got true": not bundle.description.shape.final_norm,
+    }
+
+
+def _load(build: Callable[[], Module], tensors: Tensors, source: object) -> Module:
     module = build()
     try:
         module.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:  # PyTorch's list of mis-shaped tensors
-        raise CheckpointError(f"{source} does not fit together: {' '.join(str(error).split())}") from error
+    except RuntimeError as error:  # PyTorch lists the mis-shaped tensors
+        message = " ".join(str(error).split())
+        raise CheckpointError(f"{source}: expected tensors of matching shapes, got {message}") from error
     return module

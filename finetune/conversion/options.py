@@ -1,40 +1,38 @@
-"""What other systems' files do not say of a model, and what is taken where nobody says it."""
+"""Options of `kinemae finetune import`, for what a checkpoint does not contain."""
 
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import require
 from kinemae.data_tools.stream.loader import ClipConfig
-from kinemae.finetune.conversion.key_rules import Tensors
+from kinemae.finetune.conversion.key_rules import Tensors, count_blocks
 from kinemae.pretrain.exported_model import DecoderDescription, EncoderDescription
 from kinemae.pretrain.model.sizes import DecoderShape, EncoderShape
 from kinemae.pretrain.model.tokens import COLOURS, MEAN, STD, TokenGrid
 
 FRAMES = 16
 SIZE = 224
-_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
-_DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
-"""Attention heads of the published encoders and decoders, by width. The weights do not tell."""
+
+# Attention heads of the published models, by width; weights do not determine them.
+PUBLISHED_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
+_PUBLISHED_DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
 
 FLAT_SINE = Component(name="flat_sine")
-"""VideoMAE's positions; its files leave them out, since they are computed."""
+"""VideoMAE's positional embedding, which is computed and not in its checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """Keys of `kinemae finetune import FILE OUT [key=value]`; null takes the file's or the default.
+    """Keys of `kinemae finetune import FILE OUT [key=value]`; null is the checkpoint's value or the default.
 
     Attributes:
-        frames, size: the clip; 16 frames of 224 x 224 px where the file does not say.
-        stride, fps, sampling: which frames; every 4th by default. See `ClipConfig`.
-        heads, decoder_heads: of the attention; by the width where null, as the published models have them.
-        mean, std: what pixels are normalised by, RGB on a scale of 0 to 1; ImageNet's where the system has
-            no other.
-        classes: a file with a class a line, in the order of the scores; numbers where null.
+        frames, size: the clip; by default 16 frames of 224 x 224 pixels.
+        stride, fps, sampling: see `ClipConfig`; by default every 4th frame.
+        heads, decoder_heads: attention heads; by default those of the published model of the same width.
+        mean, std: normalisation of pixels, RGB on a scale of 0 to 1; by default that of the system.
+        classes: a file with one class name per line, in the order of the scores; by default numbers.
     """
 
     frames: int | None = None
@@ -55,13 +53,13 @@ class ImportOptions:
         for key in ("mean", "std"):
             value = getattr(self, key)
             require(value is None or len(value) == COLOURS, key, "hold a number each for R, G and B", value)
-        self.clip(FRAMES, SIZE)  # refuses what does not go together
+        self.clip(FRAMES, SIZE)  # rejects contradictory stride, fps and sampling
 
     def clip(self, frames: int, size: int) -> ClipConfig:
-        """The clips that the encoder is for, of so many frames and pixels where the options do not say.
+        """Return the clip; `frames` and `size` are its defaults.
 
         Raises:
-            ValueError: stride, fps and sampling do not go together.
+            ValueError: contradictory stride, fps and sampling.
         """
         return ClipConfig(
             frames=self.frames or frames,
@@ -72,35 +70,37 @@ class ImportOptions:
         )
 
     def class_names(self, count: int, *, known: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """The classes of a head with so many scores.
+        """Return the names of a head's classes.
 
         Args:
-            known: what the file itself calls them; empty where it does not.
+            known: names in the checkpoint; empty if it has none.
 
         Raises:
-            ValueError: `classes` cannot be read, or holds another number of names, or one twice.
+            ValueError: `classes` is unreadable, or does not contain `count` different names.
         """
         if self.classes is None:
             return known or tuple(map(str, range(count)))
         try:
             lines = Path(self.classes).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"classes: cannot read {self.classes}: {error}") from error
+            raise ValueError(
+                f"classes={self.classes}: expected a text file, got an error: {error}"
+            ) from error
         names = tuple(line.strip() for line in lines if line.strip())
         if len(names) != count or len(set(names)) != count:
             raise ValueError(
-                f"classes: {self.classes} must hold {count} different names, one a line, got {len(names)} "
-                f"({len(set(names))} different ones)"
+                f"classes={self.classes}: expected {count} different names, one per line, got {len(names)} "
+                f"({len(set(names))} different)"
             )
         return names
 
-    def head_count(self, width: int, *, known: int | None = None) -> int:
-        """Attention heads of the encoder; `known` is what the file says.
+    def num_heads(self, width: int, *, known: int | None = None) -> int:
+        """Return the encoder's attention heads; `known` is the number in the checkpoint's config.
 
         Raises:
-            ValueError: nobody says.
+            ValueError: unknown number.
         """
-        return _some_heads("heads", width, self.heads or known or usual_heads(width))
+        return _require_heads("heads", width, self.heads or known or PUBLISHED_HEADS.get(width))
 
     def describe(
         self,
@@ -111,17 +111,18 @@ class ImportOptions:
         std: tuple[float, ...] = STD,
         trained_by: dict[str, Any],
     ) -> EncoderDescription:
-        """The description of an encoder; the options come over what the file says.
+        """Describe an encoder. The options override `known_clip`, `mean` and `std`.
 
         Args:
-            known_clip: frames and size of its pretraining, where the file says; for other clips positions
-                are resampled. Else the options say, and what they do not is guessed.
+            known_clip: frames and size of the pretraining, if the checkpoint contains them. For other clips
+                positions are resampled.
 
         Raises:
             ValueError: the clip is not a whole number of patches.
         """
         clip = self.clip(*(known_clip or (FRAMES, SIZE)))
         grid = TokenGrid.of(clip.frames, clip.size, shape.patch)
+        options = {key: value for key, value in asdict(self).items() if value is not None}
         return EncoderDescription(
             shape=shape,
             grid=grid,
@@ -133,35 +134,32 @@ class ImportOptions:
             sampling=clip.sampling,
             mean=tuple(self.mean or mean),
             std=tuple(self.std or std),
-            trained_by={
-                **trained_by,
-                "options": {key: v for key, v in asdict(self).items() if v is not None},
-            },
+            trained_by={**trained_by, "options": options},
         )
 
     def describe_decoder(
-        self, ours: Tensors, encoder: EncoderDescription, *, heads: int | None = None
+        self, tensors: Tensors, encoder: EncoderDescription, *, heads: int | None = None
     ) -> DecoderDescription:
-        """The description of VideoMAE's decoder, from its tensors under our names.
+        """Describe VideoMAE's decoder from its converted tensors.
 
         Args:
-            heads: what the file says.
+            heads: number in the checkpoint's config.
 
         Raises:
-            ValueError: nobody says how many heads.
+            ValueError: unknown number of heads.
         """
-        width = len(ours["embed.weight"])
-        heads = self.decoder_heads or heads or _DECODER_HEADS.get(width)
+        width = len(tensors["embed.weight"])
+        heads = self.decoder_heads or heads or _PUBLISHED_DECODER_HEADS.get(width)
         return DecoderDescription(
             shape=DecoderShape(
                 width=width,
-                depth=depth_of(ours, "blocks."),
-                heads=_some_heads("decoder_heads", width, heads),
+                depth=count_blocks(tensors, "blocks"),
+                heads=_require_heads("decoder_heads", width, heads),
                 positions=FLAT_SINE,
             ),
             kind="self",
             memory_width=encoder.shape.width,
-            values=len(ours["head.weight"]),
+            values=len(tensors["head.weight"]),
             noise_conditioned=False,
             grid=encoder.grid,
             reference=encoder.reference,
@@ -169,57 +167,10 @@ class ImportOptions:
         )
 
 
-def usual_heads(width: int) -> int | None:
-    """How many attention heads published encoders of a width have."""
-    return _HEADS.get(width)
-
-
-def measure(
-    tensors: Tensors,
-    *,
-    kernel: str,
-    blocks: str,
-    expand: str,
-    source: object,
-) -> dict[str, Any]:
-    """What the tensors tell of an encoder's or a decoder's shape: width, depth, mlp_width and patch.
-
-    Args:
-        kernel: name of the patch embedding's weights.
-        blocks: how the blocks' names begin, up to their number.
-        expand: name, within a block, of the weights of the MLP's first layer.
-
-    Raises:
-        CheckpointError: these tensors are not there, or are no such weights.
-    """
-    depth = depth_of(tensors, blocks)
-    names = (kernel, f"{blocks}0.{expand}")
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise CheckpointError(f"{source} lacks {', '.join(missing)}: not a whole model")
-    shape = tuple(tensors[kernel].shape)
-    if len(shape) != 5 or shape[1] != COLOURS:
-        raise CheckpointError(
-            f"{source}: {kernel} must be of shape (width, {COLOURS}, frames, height, width), got {shape}"
-        )
-    return {
-        "width": shape[0],
-        "depth": depth,
-        "mlp_width": len(tensors[names[1]]),
-        "patch": shape[2:],
-    }
-
-
-def depth_of(tensors: Tensors, blocks: str) -> int:
-    """How many blocks there are whose names begin so."""
-    begin = re.compile(re.escape(blocks) + r"(\d+)\.")
-    return len({match.group(1) for match in map(begin.match, tensors) if match})
-
-
-def _some_heads(key: str, width: int, heads: int | None) -> int:
+def _require_heads(key: str, width: int, heads: int | None) -> int:
     if heads is None:
         raise ValueError(
-            f"{key} must be given for a width of {width}: the weights do not tell how many attention heads "
-            f"there are, and no published model has this width; add {key}=..."
+            f"{key}: expected the number of attention heads, got null; fix: add {key}=..., since no "
+            f"published model has the width {width} and weights do not determine the number"
         )
     return heads

@@ -1,6 +1,6 @@
-"""Other systems' files of weights: safetensors or PyTorch's, unpacked from whatever they are wrapped in.
+"""Load checkpoints of other systems: safetensors or PyTorch files, and folders of transformers.
 
-Nothing that a file holds is ever run: PyTorch's files are read with `weights_only`.
+Loading executes no code: PyTorch files are read with `weights_only`.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError  # what torch.load raises; nothing else of pickle is used
+from pickle import UnpicklingError  # raised by torch.load; nothing else of pickle is used
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ _PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-# Exceptions that the readers of both formats raise for a damaged file or another format.
+# Exceptions of both formats' readers for a damaged file or another format.
 _DAMAGED = (
     ArithmeticError,
     AssertionError,
@@ -42,19 +42,19 @@ _DAMAGED = (
     struct.error,
     zipfile.BadZipFile,
 )
-# Official files keep the parsed command line beside the weights; it is a plain bag of names.
-_HARMLESS = {"argparse.Namespace": argparse.Namespace}
+# VideoMAE's files contain the parsed command line beside the weights.
+_ALLOWED_GLOBALS = {"argparse.Namespace": argparse.Namespace}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """What stands in a file or a folder.
+class LoadedCheckpoint:
+    """Contents of a file or a folder.
 
     Attributes:
         source: the file of the weights, for messages.
-        tensors: by name, without the prefixes of wrappers.
-        config: of a folder as transformers writes it, its `config.json`; else empty.
-        preprocessor: likewise its `preprocessor_config.json`.
+        tensors: by name, without prefixes of wrappers.
+        config: `config.json` of a transformers folder, else empty.
+        preprocessor: `preprocessor_config.json` of a transformers folder, else empty.
     """
 
     source: Path
@@ -63,88 +63,85 @@ class Found:
     preprocessor: dict[str, Any]
 
 
-def read_weights(path: Path) -> Found:
-    """Read a file, or a folder as transformers writes it.
+def load_checkpoint(path: Path) -> LoadedCheckpoint:
+    """Load a file, or a folder written by transformers.
 
     Raises:
-        CheckpointError: it is missing, damaged, unsafe to read, or holds no tensors by name.
+        CheckpointError: missing, damaged, unsafe, or without named tensors.
     """
     if path.is_dir():
-        files = [path / name for name in _WEIGHTS if (path / name).is_file()]
-        if not files:
-            own = path if (path / "encoder.json").is_file() else exported_in(path)
-            if own is not None:
-                raise CheckpointError(
-                    f"{path}: expected a checkpoint of another project, got one of KineMAE; "
-                    f"fix: use it as it is, {as_override('encoder', own)}"
-                )
-            raise CheckpointError(f"no weights in {path}: expected {' or '.join(_WEIGHTS)}, or give a file")
-        path = files[0]
-    tensors = _read_file(path)
-    is_of_folder = path.name in _WEIGHTS
-    return Found(
+        path = _weights_in(path)
+    is_folder = path.name in _WEIGHTS
+    return LoadedCheckpoint(
         source=path,
-        tensors=tensors,
-        config=_read_json(path.with_name(CONFIG)) if is_of_folder else {},
-        preprocessor=_read_json(path.with_name(PREPROCESSOR)) if is_of_folder else {},
+        tensors=_unwrap(_read_file(path), path),
+        config=_read_json(path.with_name(CONFIG)) if is_folder else {},
+        preprocessor=_read_json(path.with_name(PREPROCESSOR)) if is_folder else {},
     )
 
 
-def _read_file(path: Path) -> Tensors:
+def _weights_in(folder: Path) -> Path:
+    files = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+    if files:
+        return files[0]
+    own = folder if (folder / "encoder.json").is_file() else exported_in(folder)
+    if own is not None:
+        raise CheckpointError(
+            f"{folder}: expected a checkpoint of another project, got one of KineMAE; "
+            f"fix: use it directly, {as_override('encoder', own)}"
+        )
+    raise CheckpointError(f"{folder}: expected {' or '.join(_WEIGHTS)}, got neither; fix: give a file")
+
+
+def _read_file(path: Path) -> Any:
     if not path.is_file():
-        raise CheckpointError(f"no file at {path}")
+        raise CheckpointError(f"{path}: expected a checkpoint file or folder, got no such file")
     try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else _load_pytorch(path)
+        return load_file(path) if path.suffix == ".safetensors" else _load_pytorch(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except _DAMAGED as error:
-        first = (
-            str(error).partition("\n")[0].partition(" In PyTorch 2.6")[0]
-        )  # then advice to run what it holds
-        reason = ": ".join(filter(None, [type(error).__name__, first]))
+        # PyTorch's text goes on with advice to load the file without weights_only.
+        text = str(error).partition("\n")[0].partition(" In PyTorch 2.6")[0]
+        reason = ": ".join(filter(None, [type(error).__name__, text]))
         raise CheckpointError(
             f"cannot read {path}: expected a checkpoint file of PyTorch or safetensors, got a damaged or "
             f"another file ({reason}); fix: download or save it again"
         ) from error
-    return _unwrapped(loaded, path)
 
 
 def _load_pytorch(path: Path) -> Any:
-    if zipfile.is_zipfile(path):  # files of PyTorch before 1.6 are not, and cannot be looked through first
-        unsafe = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - _HARMLESS.keys())
+    if zipfile.is_zipfile(path):  # files of PyTorch before 1.6 are not, and cannot be inspected first
+        unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - _ALLOWED_GLOBALS.keys()
         if unsafe:
             raise CheckpointError(
-                f"{path} is not read: besides tensors it holds {', '.join(unsafe)}, and building such "
-                "things can run code; where you trust it, save its tensors alone and import that file"
+                f"{path}: expected tensors and plain values, got {', '.join(sorted(unsafe))}, whose loading "
+                "can execute code; fix: if you trust the file, save only its tensors and import that file"
             )
-    with torch.serialization.safe_globals(list(_HARMLESS.values())):
+    with torch.serialization.safe_globals(list(_ALLOWED_GLOBALS.values())):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _unwrapped(loaded: Any, path: Path) -> Tensors:
-    """The tensors by name, out of their container and without prefixes."""
+def _unwrap(loaded: Any, path: Path) -> Tensors:
+    """Return the tensors by name, without their container and without prefixes."""
     for container in _CONTAINERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(container), dict):
             loaded = loaded[container]
             break
-    tensors = {
-        name: value
-        for name, value in (loaded.items() if isinstance(loaded, dict) else ())
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
-    if not tensors:
+    items = loaded.items() if isinstance(loaded, dict) else ()
+    named = {name: value for name, value in items if isinstance(name, str) and isinstance(value, Tensor)}
+    if not named:
         raise CheckpointError(
-            f"{path} holds no tensors by name, neither bare nor under {', '.join(_CONTAINERS)}"
+            f"{path}: expected named tensors at the top or under {', '.join(_CONTAINERS)}, got none"
         )
-    bare = {_bare(name): value for name, value in tensors.items()}
-    if len(bare) < len(tensors):
-        raise CheckpointError(f"{path} holds some tensors twice, under names that differ by a prefix alone")
-    return bare
+    tensors = {_without_prefixes(name): value for name, value in named.items()}
+    if len(tensors) < len(named):
+        raise CheckpointError(f"{path}: expected unique names, got names that differ only by a prefix")
+    return tensors
 
 
-def _bare(name: str) -> str:
-    """A tensor's name without the prefixes that wrappers put before it."""
-    while prefix := next((one for one in _PREFIXES if name.startswith(one)), None):
+def _without_prefixes(name: str) -> str:
+    while prefix := next((each for each in _PREFIXES if name.startswith(each)), None):
         name = name.removeprefix(prefix)
     return name
 
@@ -155,5 +152,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold an object, got {type(content).__name__}")
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content

@@ -1,139 +1,133 @@
-"""The official VideoMAE's files, of V1 and V2: pretraining (encoder and decoder) and fine-tuning.
+"""Checkpoints of VideoMAE V1 and V2: pretraining (encoder, decoder) and fine-tuning (encoder, head).
 
-Layouts: 218 tensors for a pretrained ViT-B with a decoder of four blocks, 162 for a fine-tuned one. The
-fine-tuned model norms the mean of the tokens and not the tokens, so its encoder has no last norm. Positions
-are in neither; they are computed.
+A pretrained ViT-B with a decoder of four blocks has 218 tensors, a fine-tuned one 162. The fine-tuned model
+normalises the mean of the tokens instead of each token, so its encoder has no final norm. The positional
+embedding is computed and not stored.
 """
 
 from kinemae.data_tools.command import log
 from kinemae.finetune.conversion.key_rules import (
-    Layout,
+    TIMM_LAYERS,
+    CheckpointFormat,
     Rule,
     Tensors,
-    convolution,
-    give,
-    same,
-    same_layer,
-    take,
-    without_key,
+    block_rules,
+    count_blocks,
+    infer_sizes,
+    patch_embedding,
+    qkv_bias,
+    read_tensors,
+    rename,
+    rename_layer,
 )
-from kinemae.finetune.conversion.model_bundle import Kin, build_kin
-from kinemae.finetune.conversion.options import FLAT_SINE, ImportOptions, depth_of, measure
-from kinemae.finetune.conversion.read_weights import Found
-from kinemae.finetune.conversion.unsupported import refuse_inexpressible
+from kinemae.finetune.conversion.model_bundle import (
+    ModelBundle,
+    build_bundle,
+    check_exportable,
+    export_tensors,
+)
+from kinemae.finetune.conversion.options import FLAT_SINE, ImportOptions
+from kinemae.finetune.conversion.read_weights import LoadedCheckpoint
 from kinemae.pretrain.model.sizes import EncoderShape
 
 
-def is_official(tensors: Tensors) -> bool:
-    """Whether a file's names are VideoMAE's own."""
+def is_videomae(tensors: Tensors) -> bool:
+    """Check for VideoMAE's tensor names."""
     return bool({"encoder.patch_embed.proj.weight", "patch_embed.proj.weight"} & tensors.keys())
 
 
-def read_official(found: Found, options: ImportOptions, *, allow_partial: bool) -> Kin:
-    """Read a pretraining or a fine-tuning file.
+def read_videomae(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_partial: bool) -> ModelBundle:
+    """Convert a pretraining or a fine-tuning checkpoint.
 
     Raises:
-        CheckpointError: it is not one, or not whole.
+        CheckpointError: another or an incomplete checkpoint.
         ValueError: the options do not fit it.
     """
-    tensors, source = found.tensors, found.source
+    tensors, source = loaded.tensors, loaded.source
     is_pretrained = "encoder.patch_embed.proj.weight" in tensors
     prefix = "encoder." if is_pretrained else ""
-    sizes = measure(
+    sizes = infer_sizes(
         tensors,
         kernel=f"{prefix}patch_embed.proj.weight",
-        blocks=f"{prefix}blocks.",
-        expand="mlp.fc1.weight",
+        blocks=f"{prefix}blocks",
+        fc1="mlp.fc1",
         source=source,
     )
     shape = EncoderShape(
         **sizes,
-        heads=options.head_count(sizes["width"]),
+        heads=options.num_heads(sizes["width"]),
         positions=FLAT_SINE,
-        # The weights are read; what stands here is where fresh ones would begin.
-        layer_scale=1.0 if f"{prefix}blocks.0.gamma_1" in tensors else None,
+        layer_scale=1.0 if f"{prefix}blocks.0.gamma_1" in tensors else None,  # the initial value is not used
         final_norm=is_pretrained,
     )
     if is_pretrained:
-        has_decoder = any(name.startswith("decoder.") for name in tensors)
-        layout = pretrained_layout(shape, depth_of(tensors, "decoder.blocks.") if has_decoder else None)
+        layout = pretraining_format(shape, count_blocks(tensors, "decoder.blocks") or None)
     else:
-        layout = finetuned_layout(shape, has_head="head.weight" in tensors)
-    sections = take(layout, tensors, source=source, allow_partial=allow_partial)
-    if not is_pretrained and not sections.head:
-        log.warning("%s has no head, so its fc_norm, which belongs to one, is left out", source)
-    description = options.describe(shape, trained_by={"imported_from": str(source), "layout": layout.name})
-    decoder = options.describe_decoder(sections.decoder, description) if sections.decoder else None
-    classes = options.class_names(len(sections.head["linear.weight"])) if sections.head else ()
-    return build_kin(sections, description, decoder, classes, source=source)
+        layout = finetuning_format(shape, has_head="head.weight" in tensors)
+    converted = read_tensors(layout, tensors, source=source, allow_partial=allow_partial)
+    if not is_pretrained and not converted.head:
+        log.warning("%s: skipped fc_norm, since the checkpoint has no head", source)
+    description = options.describe(shape, trained_by={"imported_from": str(source), "format": layout.name})
+    return build_bundle(converted, description, options, source=source)
 
 
-def write_official(kin: Kin, *, source: object) -> Tensors:
-    """The tensors of the official file that holds the same model.
+def videomae_tensors(bundle: ModelBundle, *, source: object) -> Tensors:
+    """Convert a model to the tensors of a VideoMAE checkpoint.
 
     Raises:
-        CheckpointError: the official VideoMAE cannot be such a model.
+        CheckpointError: VideoMAE does not support the model.
     """
-    shape = kin.description.shape
-    refuse_inexpressible(kin, "VideoMAE", source=source, may_scale=kin.decoder is None)
-    if kin.head is not None:
-        layout = finetuned_layout(shape, has_head=True)
-        return {**give(layout.encoder, kin.encoder.state_dict()), **give(layout.head, kin.head.state_dict())}
-    layout = pretrained_layout(shape, None if kin.decoder is None else kin.decoder.shape.depth)
-    decoder = {} if kin.decoder is None else give(layout.decoder, kin.decoder.state_dict())
-    return {**decoder, **give(layout.encoder, kin.encoder.state_dict())}
+    check_exportable(bundle, "VideoMAE", source=source, supports_layer_scale=bundle.decoder is None)
+    shape = bundle.description.shape
+    if bundle.head is not None:
+        return export_tensors(finetuning_format(shape, has_head=True), bundle)
+    decoder_depth = None if bundle.decoder is None else bundle.decoder.shape.depth
+    return export_tensors(pretraining_format(shape, decoder_depth), bundle)
 
 
-def pretrained_layout(shape: EncoderShape, decoder_depth: int | None) -> Layout:
-    """A pretraining file's tensors; `decoder_depth` is None where it has no decoder."""
-    return Layout(
+def pretraining_format(shape: EncoderShape, decoder_depth: int | None) -> CheckpointFormat:
+    """Describe a pretraining checkpoint; `decoder_depth` is None without a decoder."""
+    blocks = () if decoder_depth is None else block_rules(decoder_depth, "decoder.blocks", TIMM_LAYERS, _qkv)
+    return CheckpointFormat(
         name="VideoMAE pretraining",
-        encoder=(*_encoder(shape, "encoder."), *same_layer("norm", "encoder.norm")),
-        decoder=() if decoder_depth is None else _decoder(decoder_depth),
+        encoder=(*_encoder_rules(shape, "encoder."), *rename_layer("norm", "encoder.norm")),
+        decoder=decoder_rules(blocks) if blocks else (),
     )
 
 
-def finetuned_layout(shape: EncoderShape, *, has_head: bool) -> Layout:
-    """A fine-tuning file's tensors."""
-    head = (*same_layer("norm", "fc_norm"), *same_layer("linear", "head"))
-    return Layout(
+def finetuning_format(shape: EncoderShape, *, has_head: bool) -> CheckpointFormat:
+    """Describe a fine-tuning checkpoint."""
+    head = (*rename_layer("norm", "fc_norm"), *rename_layer("linear", "head"))
+    return CheckpointFormat(
         name="VideoMAE fine-tuning",
-        encoder=_encoder(shape, ""),
+        encoder=_encoder_rules(shape, ""),
         head=head if has_head else (),
-        left_out=() if has_head else ("fc_norm.",),
+        ignored=() if has_head else ("fc_norm.",),
     )
 
 
-def _encoder(shape: EncoderShape, prefix: str) -> tuple[Rule, ...]:
+def decoder_rules(blocks: list[Rule]) -> list[Rule]:
+    """Add the rules of the decoder's other layers, which have the same names in transformers."""
+    return [
+        rename("embed.weight", "encoder_to_decoder.weight"),
+        rename("mask_token", "mask_token"),
+        *blocks,
+        *rename_layer("norm", "decoder.norm"),
+        *rename_layer("head", "decoder.head"),
+    ]
+
+
+def _encoder_rules(shape: EncoderShape, prefix: str) -> list[Rule]:
+    scales = [(i, j) for i in range(shape.depth) for j in (1, 2) if shape.layer_scale is not None]
+    return [
+        *patch_embedding("patch_embed", f"{prefix}patch_embed.proj", shape.patch),
+        *block_rules(shape.depth, f"{prefix}blocks", TIMM_LAYERS, _qkv),
+        *(rename(f"blocks.{i}.ls{j}.gamma", f"{prefix}blocks.{i}.gamma_{j}") for i, j in scales),
+    ]
+
+
+def _qkv(ours: str, block: str) -> tuple[Rule, Rule]:
     return (
-        convolution("patch_embed.weight", f"{prefix}patch_embed.proj.weight", shape.patch),
-        same("patch_embed.bias", f"{prefix}patch_embed.proj.bias"),
-        *_blocks(shape.depth, f"{prefix}blocks", is_scaled=shape.layer_scale is not None),
+        rename(f"{ours}.weight", f"{block}.attn.qkv.weight"),
+        qkv_bias(f"{ours}.bias", f"{block}.attn.q_bias", f"{block}.attn.v_bias"),
     )
-
-
-def _decoder(depth: int) -> tuple[Rule, ...]:
-    return (
-        same("embed.weight", "encoder_to_decoder.weight"),
-        same("mask_token", "mask_token"),
-        *_blocks(depth, "decoder.blocks", is_scaled=False),
-        *same_layer("norm", "decoder.norm"),
-        *same_layer("head", "decoder.head"),
-    )
-
-
-def _blocks(depth: int, prefix: str, *, is_scaled: bool) -> list[Rule]:
-    rules: list[Rule] = []
-    for i in range(depth):
-        ours, theirs = f"blocks.{i}", f"{prefix}.{i}"
-        attention = f"{ours}.attn"
-        rules += same_layer(f"{ours}.norm1", f"{theirs}.norm1")
-        rules.append(same(f"{attention}.qkv.weight", f"{theirs}.attn.qkv.weight"))
-        rules.append(without_key(f"{attention}.qkv.bias", f"{theirs}.attn.q_bias", f"{theirs}.attn.v_bias"))
-        rules += same_layer(f"{attention}.proj", f"{theirs}.attn.proj")
-        rules += same_layer(f"{ours}.norm2", f"{theirs}.norm2")
-        rules += same_layer(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1")
-        rules += same_layer(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2")
-        if is_scaled:
-            rules += [same(f"{ours}.ls{j}.gamma", f"{theirs}.gamma_{j}") for j in (1, 2)]
-    return rules

@@ -92,7 +92,7 @@ def test_import_of_an_encoder_of_ours_says_that_none_is_needed(
 ) -> None:
     folder = made(tmp_path, name)
     assert run_program(PROGRAM, ["import", str(folder), str(tmp_path / "out")]) == 4
-    assert f"got one of KineMAE; fix: use it as it is, 'encoder={folder}" in capsys.readouterr().err
+    assert f"got one of KineMAE; fix: use it directly, 'encoder={folder}" in capsys.readouterr().err
 
 
 def test_import_repeats_no_advice_to_run_what_a_file_holds(

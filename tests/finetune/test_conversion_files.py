@@ -1,4 +1,4 @@
-"""Other systems' files come in whole or not at all, and go out again as the same bytes."""
+"""Import and export of checkpoints: round trips are exact, and incomplete files are rejected."""
 
 import argparse
 import json
@@ -12,27 +12,27 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVide
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.finetune.conversion.huggingface import huggingface_tensors, write_huggingface
-from kinemae.finetune.conversion.model_bundle import load_kin, save_kin
+from kinemae.finetune.conversion.model_bundle import load_bundle, save_bundle
 from kinemae.finetune.conversion.options import FLAT_SINE, ImportOptions
-from kinemae.finetune.conversion.videomae import finetuned_layout, pretrained_layout, write_official
+from kinemae.finetune.conversion.videomae import finetuning_format, pretraining_format, videomae_tensors
 from kinemae.pretrain.model.sizes import SIZES, EncoderShape
 from tests.conversion import (
     TINY,
     huggingface_classification,
     huggingface_pretraining,
     imported,
-    official_names,
+    videomae_names,
 )
 
 CLASSES = 5
 
 
 def pretrained() -> dict[str, Tensor]:
-    return official_names(huggingface_pretraining("tiny"))
+    return videomae_names(huggingface_pretraining("tiny"))
 
 
 def finetuned() -> dict[str, Tensor]:
-    return official_names(huggingface_classification("tiny", CLASSES))
+    return videomae_names(huggingface_classification("tiny", CLASSES))
 
 
 def saved(folder: Path, content: object) -> Path:
@@ -47,15 +47,15 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("tensors", [pretrained, finetuned])
-def test_an_official_file_goes_through_our_folder_unchanged(tensors, tmp_path):
+def test_a_videomae_round_trip_is_exact(tensors, tmp_path):
     theirs = tensors()
-    save_kin(tmp_path / "ours", imported(saved(tmp_path, {"model": theirs}), TINY))
+    save_bundle(tmp_path / "ours", imported(saved(tmp_path, {"model": theirs}), TINY))
 
-    assert_same(write_official(load_kin(tmp_path / "ours"), source="ours"), theirs)
+    assert_same(videomae_tensors(load_bundle(tmp_path / "ours"), source="ours"), theirs)
 
 
 @pytest.mark.parametrize("model", ["pretraining", "classification", "encoder", "mean-pooled encoder"])
-def test_a_huggingface_folder_goes_through_our_folder_unchanged(model, tmp_path):
+def test_a_transformers_round_trip_is_exact(model, tmp_path):
     theirs = {
         "pretraining": lambda: huggingface_pretraining("tiny"),
         "classification": lambda: huggingface_classification("tiny", CLASSES),
@@ -63,10 +63,10 @@ def test_a_huggingface_folder_goes_through_our_folder_unchanged(model, tmp_path)
         "mean-pooled encoder": lambda: huggingface_classification("tiny", CLASSES).videomae,
     }[model]()
     theirs.save_pretrained(tmp_path / "theirs")
-    save_kin(tmp_path / "ours", imported(tmp_path / "theirs"))
+    save_bundle(tmp_path / "ours", imported(tmp_path / "theirs"))
 
-    kin = load_kin(tmp_path / "ours")
-    write_huggingface(tmp_path / "back", kin, huggingface_tensors(kin, source="ours"))
+    bundle = load_bundle(tmp_path / "ours")
+    write_huggingface(tmp_path / "back", bundle, huggingface_tensors(bundle, source="ours"))
 
     written = load_file(tmp_path / "back" / "model.safetensors")
     prefix = "" if type(theirs) is not VideoMAEModel else "videomae."
@@ -77,7 +77,7 @@ def test_a_huggingface_folder_goes_through_our_folder_unchanged(model, tmp_path)
     assert loaded.config.use_mean_pooling == theirs.config.use_mean_pooling
 
 
-def test_both_names_of_the_biases_are_read_and_the_older_is_written(tmp_path):
+def test_both_names_of_the_biases_are_read_and_the_older_are_written(tmp_path):
     model = huggingface_classification("tiny", CLASSES)
     model.save_pretrained(tmp_path / "theirs")
     path = tmp_path / "theirs" / "model.safetensors"
@@ -96,19 +96,19 @@ def test_both_names_of_the_biases_are_read_and_the_older_is_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_official_layouts_have_as_many_tensors_as_the_published_files():
+def test_the_formats_list_the_tensors_of_the_published_checkpoints():
     base = SIZES["base"].encoder
     with torch.device("meta"):
-        pretraining = official_names(VideoMAEForPreTraining(VideoMAEConfig(use_mean_pooling=False)))
-        classification = official_names(VideoMAEForVideoClassification(VideoMAEConfig()))
+        pretraining = videomae_names(VideoMAEForPreTraining(VideoMAEConfig(use_mean_pooling=False)))
+        classification = videomae_names(VideoMAEForVideoClassification(VideoMAEConfig()))
 
     def names(layout) -> set[str]:
         rules = (*layout.encoder, *layout.decoder, *layout.head)
         return {name for rule in rules for name in rule.theirs}
 
-    assert names(pretrained_layout(base, 4)) == pretraining.keys() and len(pretraining) == 218
+    assert names(pretraining_format(base, 4)) == pretraining.keys() and len(pretraining) == 218
     unnormed = EncoderShape(width=768, depth=12, heads=12, mlp_width=3072, final_norm=False)
-    assert names(finetuned_layout(unnormed, has_head=True)) == classification.keys()
+    assert names(finetuning_format(unnormed, has_head=True)) == classification.keys()
     assert len(classification) == 162
 
 
@@ -125,51 +125,51 @@ def test_the_official_layouts_have_as_many_tensors_as_the_published_files():
         lambda tensors: {f"model.{name}": value for name, value in tensors.items()},
     ],
 )
-def test_every_wrapping_is_taken_off(wrap, tmp_path):
+def test_containers_and_prefixes_are_removed(wrap, tmp_path):
     theirs = finetuned()
-    assert_same(write_official(imported(saved(tmp_path, wrap(theirs)), TINY), source="test"), theirs)
+    assert_same(videomae_tensors(imported(saved(tmp_path, wrap(theirs)), TINY), source="test"), theirs)
 
 
 def test_a_safetensors_file_with_half_precision_is_read_as_float32(tmp_path):
     theirs = {name: value.half() for name, value in finetuned().items()}
     save_file(theirs, tmp_path / "file.safetensors")
 
-    kin = imported(tmp_path / "file.safetensors", TINY)
+    bundle = imported(tmp_path / "file.safetensors", TINY)
 
-    assert torch.equal(kin.head.linear.weight, theirs["head.weight"].float())
+    assert torch.equal(bundle.head.linear.weight, theirs["head.weight"].float())
 
 
-def test_a_hub_folder_of_v2_is_read_without_its_head(tmp_path, caplog):
+def test_a_hub_folder_of_v2_without_a_head_is_read(tmp_path, caplog):
     theirs = {f"model.{name}": v for name, v in finetuned().items() if not name.startswith("head.")}
     save_file(theirs, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "VideoMAEv2_Base"}))
 
-    kin = imported(tmp_path, TINY)
+    bundle = imported(tmp_path, TINY)
 
-    assert kin.head is None and not kin.description.shape.final_norm
-    assert torch.equal(kin.encoder.blocks[2].mlp.fc1.bias, theirs["model.blocks.2.mlp.fc1.bias"])
+    assert bundle.head is None and not bundle.description.shape.final_norm
+    assert torch.equal(bundle.encoder.blocks[2].mlp.fc1.bias, theirs["model.blocks.2.mlp.fc1.bias"])
 
 
 def test_an_encoder_alone_is_read_and_written(tmp_path):
     theirs = {name: value for name, value in pretrained().items() if name.startswith("encoder.")}
 
-    kin = imported(saved(tmp_path, theirs), TINY)
+    bundle = imported(saved(tmp_path, theirs), TINY)
 
-    assert kin.decoder is None and kin.kind == "an encoder"
-    assert_same(write_official(kin, source="test"), theirs)
+    assert bundle.decoder is None and bundle.contents == "encoder"
+    assert_same(videomae_tensors(bundle, source="test"), theirs)
 
 
-def test_the_weights_of_layer_scale_go_through(tmp_path):
+def test_layer_scale_round_trip_is_exact(tmp_path):
     theirs = finetuned()
     for i in range(3):
         theirs |= {f"blocks.{i}.gamma_{j}": torch.rand(24) for j in (1, 2)}
 
-    kin = imported(saved(tmp_path, theirs), TINY)
+    bundle = imported(saved(tmp_path, theirs), TINY)
 
-    assert torch.equal(kin.encoder.blocks[1].ls2.gamma, theirs["blocks.1.gamma_2"])
-    assert_same(write_official(kin, source="test"), theirs)
+    assert torch.equal(bundle.encoder.blocks[1].ls2.gamma, theirs["blocks.1.gamma_2"])
+    assert_same(videomae_tensors(bundle, source="test"), theirs)
     with pytest.raises(CheckpointError, match=r"model\.layer_scale=null"):
-        huggingface_tensors(kin, source="test")
+        huggingface_tensors(bundle, source="test")
 
 
 def without(name: str) -> dict[str, Tensor]:
@@ -182,8 +182,11 @@ def without(name: str) -> dict[str, Tensor]:
     "tensors, message",
     [
         (without("encoder.blocks.1.attn.q_bias"), r"1 missing \(encoder.blocks.1.attn.q_bias\)"),
-        (without("encoder.blocks.0.mlp.fc1.weight"), "lacks encoder.blocks.0.mlp.fc1.weight"),
-        (without("decoder.norm.weight"), r"1 missing \(decoder.norm.weight\) tensors; --allow-partial"),
+        (
+            without("encoder.blocks.0.mlp.fc1.weight"),
+            "expected a complete model, got none of encoder.blocks.0.mlp.fc1.weight",
+        ),
+        (without("decoder.norm.weight"), r"1 missing \(decoder.norm.weight\); fix: --allow-partial"),
         (
             pretrained() | {"encoder.blocks.0.attn.scale": torch.ones(1)},
             r"1 unexpected \(encoder.blocks.0.attn.scale\)",
@@ -191,46 +194,49 @@ def without(name: str) -> dict[str, Tensor]:
         (finetuned() | {"norm.weight": torch.ones(24)}, r"1 unexpected \(norm.weight\)"),
         (
             pretrained() | {"encoder.blocks.0.attn.q_bias": torch.ones(23)},
-            "wrong shapes|does not fit together",
+            "expected tensors of matching shapes",
         ),
-        (pretrained() | {"encoder.patch_embed.proj.weight": torch.ones(24, 384)}, "must be of shape"),
-        ({"weight": torch.ones(2)}, "of no system that is known here .*: its 1 tensors are called weight"),
-        ({"model": {"note": "no tensors"}}, "holds no tensors by name"),
-        ({"a.x": torch.ones(1), "module.a.x": torch.ones(1)}, "some tensors twice"),
-        ([1, 2], "holds no tensors by name"),
+        (
+            pretrained() | {"encoder.patch_embed.proj.weight": torch.ones(24, 384)},
+            "expected encoder.patch_embed.proj.weight of shape",
+        ),
+        ({"weight": torch.ones(2)}, "expected a checkpoint of VideoMAE, .* got 1 other tensors .weight"),
+        ({"model": {"note": "no tensors"}}, "expected named tensors"),
+        ({"a.x": torch.ones(1), "module.a.x": torch.ones(1)}, "expected unique names"),
+        ([1, 2], "expected named tensors"),
     ],
 )
-def test_what_is_not_whole_or_not_known_is_refused_by_name(tensors, message, tmp_path):
+def test_incomplete_or_unknown_checkpoints_are_rejected(tensors, message, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         imported(saved(tmp_path, tensors), TINY)
 
 
-def test_with_allow_partial_a_broken_decoder_and_strangers_are_left_out(tmp_path, caplog):
+def test_allow_partial_skips_an_incomplete_decoder_and_unknown_tensors(tmp_path, caplog):
     theirs = without("decoder.norm.weight") | {"text.weight": torch.ones(1)}
 
-    kin = imported(saved(tmp_path, theirs), TINY, allow_partial=True)
+    bundle = imported(saved(tmp_path, theirs), TINY, allow_partial=True)
 
-    assert kin.decoder is None and torch.equal(kin.encoder.norm.bias, theirs["encoder.norm.bias"])
+    assert bundle.decoder is None and torch.equal(bundle.encoder.norm.bias, theirs["encoder.norm.bias"])
     with pytest.raises(CheckpointError, match="1 missing"):
         imported(saved(tmp_path, without("encoder.norm.bias")), TINY, allow_partial=True)
 
 
 class Trap:
-    """What a file must not make us build."""
+    """An object whose unpickling calls a function."""
 
     def __reduce__(self):
         return (print, ("run",))
 
 
-def test_a_file_that_would_run_code_is_refused_unread(tmp_path, capsys):
-    with pytest.raises(CheckpointError, match=r"besides tensors it holds .*print"):
+def test_a_file_that_would_execute_code_is_rejected(tmp_path, capsys):
+    with pytest.raises(CheckpointError, match=r"expected tensors and plain values, got .*print"):
         imported(saved(tmp_path, {"model": finetuned(), "more": Trap()}), TINY)
     assert "run" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["file.pth", "file.safetensors", "model.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04\x95", "half"])
-def test_a_damaged_file_is_refused(content, name, tmp_path):
+def test_a_damaged_file_is_rejected(content, name, tmp_path):
     path = tmp_path / name
     whole = saved(tmp_path, finetuned()).read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
@@ -238,28 +244,28 @@ def test_a_damaged_file_is_refused(content, name, tmp_path):
         imported(path if name.startswith("file") else tmp_path, TINY)
 
 
-def test_a_folder_without_weights_and_a_missing_file_are_refused(tmp_path):
+def test_a_folder_without_weights_and_a_missing_file_are_rejected(tmp_path):
     with pytest.raises(CheckpointError, match=r"expected model\.safetensors or pytorch_model\.bin"):
         imported(tmp_path)
-    with pytest.raises(CheckpointError, match="no file at"):
+    with pytest.raises(CheckpointError, match="expected a checkpoint file or folder, got no such file"):
         imported(tmp_path / "nothing.pth")
 
 
-def test_a_config_that_ours_cannot_be_is_refused(tmp_path):
+def test_an_unsupported_config_is_rejected(tmp_path):
     huggingface_classification("tiny", CLASSES).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
-    with pytest.raises(CheckpointError, match="hidden_act='relu'"):
+    with pytest.raises(CheckpointError, match="hidden_act='gelu', got 'relu'"):
         imported(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="must hold an object"):
+    with pytest.raises(CheckpointError, match="expected a JSON object, got list"):
         imported(tmp_path)
 
 
-def test_heads_that_nobody_knows_must_be_given(tmp_path):
+def test_an_unknown_number_of_heads_must_be_given(tmp_path):
     path = saved(tmp_path, pretrained())
-    with pytest.raises(ValueError, match="heads must be given for a width of 24"):
+    with pytest.raises(ValueError, match=r"heads: expected .* got null; fix: add heads=.*width 24"):
         imported(path, ImportOptions(frames=8, size=24))
-    with pytest.raises(ValueError, match="decoder_heads must be given for a width of 16"):
+    with pytest.raises(ValueError, match=r"decoder_heads: expected .*width 16"):
         imported(path, ImportOptions(frames=8, size=24, heads=3))
     assert imported(path, TINY).description.shape.positions == FLAT_SINE

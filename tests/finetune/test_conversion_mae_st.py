@@ -1,4 +1,4 @@
-"""MAE-ST's encoder computes what the paper's model computes, written out here by its tensors' names."""
+"""Import of MAE-ST: the encoder equals a plain implementation of the paper's model."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.finetune.conversion.huggingface import huggingface_tensors
-from kinemae.finetune.conversion.model_bundle import load_kin, save_kin
+from kinemae.finetune.conversion.model_bundle import load_bundle, save_bundle
 from kinemae.finetune.conversion.options import ImportOptions
-from kinemae.finetune.conversion.videomae import write_official
+from kinemae.finetune.conversion.videomae import videomae_tensors
 from kinemae.pretrain.model.tokens import take_patches
 from tests.conversion import imported
 
@@ -22,7 +22,7 @@ OPTIONS = ImportOptions(heads=HEADS)
 
 
 def mae_st() -> dict[str, Tensor]:
-    """A pretraining file with random tensors; of the decoder only what shows that there is one."""
+    """Make a pretraining checkpoint with random tensors and a few of the decoder's."""
     shapes = {
         "patch_embed.proj.weight": (WIDTH, 3, *PATCH),
         "patch_embed.proj.bias": (WIDTH,),
@@ -44,12 +44,12 @@ def mae_st() -> dict[str, Tensor]:
             shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
         for name in ("norm1", "norm2"):
             shapes |= {f"blocks.{i}.{name}.weight": (WIDTH,), f"blocks.{i}.{name}.bias": (WIDTH,)}
-    chance = torch.Generator().manual_seed(0)
-    return {name: 0.3 * torch.randn(shape, generator=chance) for name, shape in shapes.items()}
+    generator = torch.Generator().manual_seed(0)
+    return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 def reference(tensors: dict[str, Tensor], clip_BCTHW: Tensor, visible_BK: Tensor) -> Tensor:
-    """MAE-ST's encoder in float64: tokens_BKD of the visible tokens, without the class token."""
+    """Compute tokens_BKD of the visible tokens in float64, without the class token."""
     tensors = {name: value.double() for name, value in tensors.items()}
 
     def linear(x: Tensor, name: str) -> Tensor:
@@ -82,10 +82,10 @@ def saved(folder: Path, content: object) -> Path:
     return folder / "mae_st.pyth"
 
 
-def test_the_imported_encoder_computes_the_papers_model(tmp_path):
+def test_the_imported_encoder_equals_the_papers_model(tmp_path):
     tensors = mae_st()
-    save_kin(tmp_path / "ours", imported(saved(tmp_path, {"model_state": tensors}), OPTIONS))
-    encoder = load_kin(tmp_path / "ours").encoder.double()
+    save_bundle(tmp_path / "ours", imported(saved(tmp_path, {"model_state": tensors}), OPTIONS))
+    encoder = load_bundle(tmp_path / "ours").encoder.double()
     clip_BCTHW = torch.randn(2, 3, 8, 24, 24, generator=torch.Generator().manual_seed(1))
     visible_BK = torch.stack([torch.arange(36)[::5], torch.arange(36)[3::4][:8]])
 
@@ -96,7 +96,7 @@ def test_the_imported_encoder_computes_the_papers_model(tmp_path):
     torch.testing.assert_close(tokens_BKD, reference(tensors, clip_BCTHW, visible_BK), rtol=0, atol=1e-8)
 
 
-def test_the_file_tells_the_clip_and_the_system_its_colours(tmp_path):
+def test_clip_and_normalisation_follow_from_the_checkpoint(tmp_path):
     description = imported(saved(tmp_path, mae_st()), OPTIONS).description
 
     assert (description.frames, description.size, description.shape.patch) == (8, 24, PATCH)
@@ -105,10 +105,10 @@ def test_the_file_tells_the_clip_and_the_system_its_colours(tmp_path):
 
 
 def test_another_clip_resamples_the_learned_positions(tmp_path):
-    kin = imported(saved(tmp_path, mae_st()), ImportOptions(heads=HEADS, frames=16, size=48))
+    bundle = imported(saved(tmp_path, mae_st()), ImportOptions(heads=HEADS, frames=16, size=48))
 
-    assert kin.description.grid.tokens == 8 * kin.description.reference.tokens
-    assert kin.encoder.pos_embed(None).shape == (8 * SLICES * PLACES, WIDTH)
+    assert bundle.description.grid.tokens == 8 * bundle.description.reference.tokens
+    assert bundle.encoder.pos_embed(None).shape == (8 * SLICES * PLACES, WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -117,16 +117,19 @@ def test_another_clip_resamples_the_learned_positions(tmp_path):
         (mae_st() | {"head.projection.weight": torch.ones(2)}, r"1 unexpected \(head.projection.weight\)"),
         ({name: v for name, v in mae_st().items() if name != "pos_embed_class"}, "1 missing"),
         ({name: v for name, v in mae_st().items() if name != "pos_embed_temporal"}, "1 missing"),
-        (mae_st() | {"pos_embed_spatial": torch.ones(1, 8, WIDTH)}, "a square of places"),
+        (
+            mae_st() | {"pos_embed_spatial": torch.ones(1, 8, WIDTH)},
+            "expected a square number of spatial positions, got 8",
+        ),
     ],
 )
-def test_what_is_not_whole_is_refused(tensors, message, tmp_path):
+def test_an_incomplete_checkpoint_is_rejected(tensors, message, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         imported(saved(tmp_path, tensors), OPTIONS)
 
 
-def test_it_cannot_be_written_as_videomae(tmp_path):
-    kin = imported(saved(tmp_path, mae_st()), OPTIONS)
-    for write in (write_official, huggingface_tensors):
-        with pytest.raises(CheckpointError, match=r"model\.positions=flat_sine, not learned; model\.reg"):
-            write(kin, source="ours")
+def test_export_as_videomae_is_rejected(tmp_path):
+    bundle = imported(saved(tmp_path, mae_st()), OPTIONS)
+    for write in (videomae_tensors, huggingface_tensors):
+        with pytest.raises(CheckpointError, match=r"model\.positions=flat_sine, got learned; model\.reg"):
+            write(bundle, source="ours")
