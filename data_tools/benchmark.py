@@ -25,11 +25,11 @@ from kinemae.data_tools.stream.loader import training_loader
 from kinemae.data_tools.stream.mixture import locate_sample
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.training_clips import TrainingClips
-from kinemae.data_tools.stream.video_reader import empty_clips, read_video
+from kinemae.data_tools.stream.video_reader import read_video
 from kinemae.data_tools.stream.views import View, crop_views, training_view
 from kinemae.data_tools.stream.worker_setup import available_cores
 from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
-from kinemae.data_tools.stream.yuv_to_rgb import Pixels
+from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips
 
 Item = TypeVar("Item")
 
@@ -216,7 +216,7 @@ def step_by_step(clips: TrainingClips, position: int, clock: Clock) -> Pixels:
     clock.time(OPEN, lambda: _open(video))
     end_s = last_frame_s(sample.frames, sample.duration_s)
     frames = yuv_frames_at(video, timestamps_s, last_frame_s=end_s)
-    pixels = empty_clips(clips.views, clips.clip)
+    pixels = YuvClips.empty(clips.views, clips.clip.frames, clips.clip.size)
     before_s = clock.seconds[DECODE]
     clock.time(PIXELS, lambda: crop_views(clock.each(DECODE, frames), choose, pixels))
     clock.seconds[PIXELS] -= clock.seconds[DECODE] - before_s

@@ -33,7 +33,7 @@ class Converter:
         self._aspect, self._notes = original.pixel_aspect, original.notes
         shown = square_size(*self._first, self._aspect)
         size = even_size(*shown, short_side)
-        self._size = size[::-1] if self._rotation[0] else size  # upright
+        self._size = size[::-1] if self._rotation.transpose else size  # upright
         self._reformatter = VideoReformatter()
 
     def picture(self, frame: VideoFrame) -> VideoFrame:
@@ -42,11 +42,11 @@ class Converter:
         is_full = is_rgb or frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
         stored_full = is_full and (self._jpeg or not is_rgb)
         own_rotation = rotation(frame) if self._are_pictures else self._rotation
-        size = self._fitted(frame, own_rotation[0])
+        size = self._fitted(frame, own_rotation.transpose)
         picture = self._reformatter.reformat(
             frame,
-            width=size[own_rotation[0]],
-            height=size[not own_rotation[0]],
+            width=size[own_rotation.transpose],
+            height=size[not own_rotation.transpose],
             format="yuv420p",
             dst_colorspace=Colorspace.ITU601 if is_rgb else None,
             interpolation=_SCALING,

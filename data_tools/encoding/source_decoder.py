@@ -25,8 +25,8 @@ from kinemae.data_tools.stream.container import (
     open_video,
     should_seek,
 )
+from kinemae.data_tools.stream.decode import IntactFrames
 from kinemae.data_tools.stream.geometry import pixel_aspect, rotation
-from kinemae.data_tools.stream.whole_frames import IntactFrames
 
 _PICTURES_FPS = 25.0  # where the source does not say
 

@@ -1,4 +1,4 @@
-"""What travels from the stream to the model: one batch of clips with everything that belongs to it."""
+"""A batch of clips with its labels, weights and index lists."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ from kinemae.data_tools.stream.yuv_to_rgb import Pixels, map_pixels, on_device, 
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedClip:
-    """A clip whose video could not be read: its key and why."""
+    """A clip whose video could not be read: its key and the reason."""
 
     key: str
     reason: str
@@ -22,14 +22,14 @@ class ClipBatch:
     """A micro-batch of B clips.
 
     Attributes:
-        pixels: planes, as they travel; RGB after `to`, or where augmentation or the decoder made it so.
-        clip_index_B: int64, the clip's place in the run; every draw of chance for the clip is keyed by it.
-        label_B: int64, NO_LABEL where there is none.
-        weight_B: float32, 1 for a clip, 0 for one that was skipped. A skipped clip keeps its place, its
-            pixels are zero and it counts for nothing, so that shapes and all other clips stay as they are.
-        tokens: index lists that the caller's `annotate` added, for example "visible" of shape (B, K).
+        pixels: planes from the loader; RGB after `to` or colour augmentation.
+        clip_index_B: int64, the clip's position in the run, which keys all its random draws.
+        label_B: int64, NO_LABEL for none.
+        weight_B: float32, 1 for a clip, 0 for a skipped one. A skipped clip keeps its position and has
+            zeros as pixels, so shapes and all other clips do not change.
+        tokens: index lists from the caller's `annotate`, for example "visible" of shape (B, K).
         keys: the samples' keys, in order.
-        skipped: why clips have weight 0.
+        skipped: the reasons of the clips with weight 0.
     """
 
     pixels: Pixels
@@ -42,15 +42,15 @@ class ClipBatch:
 
     @property
     def clip_BCTHW(self) -> Tensor:
-        """The clips as uint8 RGB: at hand after `to`, converted at each call before."""
+        """The clips as uint8 RGB; before `to`, each access converts them."""
         return to_rgb(self.pixels)
 
     def pin_memory(self) -> "ClipBatch":
-        """The batch in page-locked memory."""
+        """Copy the batch to page-locked memory."""
         return self._map(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "ClipBatch":
-        """Move every tensor, without waiting for pinned ones, and make the clips RGB there."""
+        """Move every tensor, asynchronously from pinned memory, and convert the clips to RGB there."""
         clip_BCTHW = on_device(self.pixels, device)
         return replace(self, pixels=clip_BCTHW)._map(lambda tensor: tensor.to(device, non_blocking=True))
 

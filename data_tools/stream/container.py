@@ -1,7 +1,7 @@
 """Open videos safely: allowed containers, frame size limit, frame times, detection of damage.
 
-Time is in seconds from the first frame shown; a frame is on screen from its time stamp until that of the
-next.
+Time is in seconds from the first frame on screen; a frame is on screen from its time stamp until that of the
+next frame.
 """
 
 import io
@@ -20,38 +20,38 @@ from av.video.stream import VideoStream
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.files import require_regular_file
 from kinemae.data_tools.storage.retries import raise_if_outage
-from kinemae.data_tools.stream.random_access import is_random_access_point, sound_stamps
+from kinemae.data_tools.stream.random_access import correct_stamps, is_random_access_point
 from kinemae.data_tools.stream.sequential import DecodeState, error_text, frames_in_order, packets_of
 
 MAX_PIXELS = 1 << 25  # an 8K frame (7680 x 4320) still fits
-SLACK_S = 1e-6  # instants that were written down as decimal seconds are rounded
+SLACK_S = 1e-6  # timestamps that were stored as decimal seconds are rounded
 
-# Containers only: play lists and session descriptions (hls, concat, sdp) open other files or the network.
+# Containers only: playlists and session descriptions (hls, concat, sdp) open other files or the network.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,asf,ogg"
 _OPTIONS = {
     "format_whitelist": _CONTAINERS,
-    "threads": "1",  # given here it also holds while the container is opened, which it makes a quarter faster
+    "threads": "1",  # also holds while the container is opened, which is then a quarter faster
 }
-# While it opens a container FFmpeg decodes some frames to see for itself what the index of an mp4 file says.
-# Where it may use no decoder it cannot: that spares 0.6 of 0.8 ms, and with a sound track 2.8 of 3.
-_BY_INDEX = {**_OPTIONS, "codec_whitelist": "none", "probesize": "32"}
-_BLIND_SEEK_S = 1.0  # without an index, decoding on is cheaper than a search for nearer instants
-# Exceptions of PyAV and FFmpeg that a file causes; PyAV also lets internal errors of odd values through.
-_OF_A_FILE = (
+# When it opens a container, FFmpeg decodes some frames to confirm the index of an mp4 file. Without a decoder
+# it skips that, which saves 0.6 of 0.8 ms, and with a sound track 2.8 of 3.
+_OPTIONS_BY_INDEX = {**_OPTIONS, "codec_whitelist": "none", "probesize": "32"}
+_BLIND_SEEK_S = 1.0  # without an index, decoding a shorter distance is cheaper than a seek
+# Exceptions of PyAV and FFmpeg that a file causes; PyAV also raises internal errors for unusual values.
+_FILE_ERRORS = (
     *(av.FFmpegError, OSError, EOFError, ValueError, LookupError, ArithmeticError),
     *(MemoryError, BufferError, TypeError, RuntimeError),
 )
 
 
 class BadVideo(DataError):
-    """A video that cannot be read as it should; the message is one line without the video's name."""
+    """A video that cannot be read completely; the message is one line without the video's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedVideo:
     """A video opened up to its first frame: the stream, that frame and the following frames.
 
-    The `pts` of each frame is its presentation time in ticks, strictly increasing, as `stamps` says.
+    The `pts` of each frame is its presentation time in ticks, strictly increasing; see `timestamps`.
     """
 
     container: InputContainer
@@ -62,13 +62,13 @@ class OpenedVideo:
     decoding: DecodeState = field(default_factory=DecodeState)
 
     def start_s(self, frame: VideoFrame) -> float:
-        """When a frame comes on screen, counted from the first frame shown."""
+        """Time at which a frame comes on screen, from the first frame."""
         return (_ticks(frame) - _ticks(self.first)) * self.tick_s
 
 
 @contextmanager
 def open_video(source: bytes | Path) -> Iterator[OpenedVideo]:
-    """Open a video up to its first frame; every error of FFmpeg in the block becomes BadVideo."""
+    """Open a video up to its first frame; convert every error of FFmpeg in the block to BadVideo."""
     with open_container(source) as (container, stream):
         decoding = DecodeState()
         frames = frames_in_order(packets_of(container, stream, decoding), stream, decoding)
@@ -86,13 +86,13 @@ def open_video(source: bytes | Path) -> Iterator[OpenedVideo]:
 def open_container(
     source: bytes | Path, *, by_index: bool = False
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """A video's container and its best stream, nothing decoded yet; FFmpeg's errors become BadVideo.
+    """Open a container and its best video stream without decoding; convert FFmpeg's errors to BadVideo.
 
     Args:
-        by_index: believe the container about the stream; enough for a single one of H.264 in mp4.
+        by_index: trust the container's description of the stream; enough for a single H.264 stream in mp4.
     """
-    options = _BY_INDEX if by_index else _OPTIONS
-    # Never a path for FFmpeg: a name like "concat:..." would choose a protocol.
+    options = _OPTIONS_BY_INDEX if by_index else _OPTIONS
+    # FFmpeg never gets a path: a name like "concat:..." would select a protocol.
     with (
         ffmpeg_errors(),
         _as_file(source) as file,
@@ -108,7 +108,7 @@ def open_container(
 
 @contextmanager
 def ffmpeg_errors() -> Iterator[None]:
-    """Every error of FFmpeg or PyAV, and every file that cannot be read, becomes BadVideo.
+    """Convert errors of FFmpeg or PyAV, and of unreadable files, to BadVideo.
 
     Raises:
         StorageUnavailable: a file cannot be read now.
@@ -117,14 +117,14 @@ def ffmpeg_errors() -> Iterator[None]:
         yield
     except DataError:
         raise
-    except _OF_A_FILE as error:
+    except _FILE_ERRORS as error:
         if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
             raise_if_outage(error, "the video cannot be read")
         raise BadVideo(f"FFmpeg cannot read it: {error_text(error)}") from error
 
 
 class _File(io.FileIO):
-    """A file that stores read errors: PyAV may drop one, and the video would seem to end there."""
+    """A file that stores read errors: PyAV may drop an error, and the video would seem to end there."""
 
     error: OSError | None = None
 
@@ -154,21 +154,21 @@ def _outages_of(file: io.BytesIO | _File) -> Iterator[None]:
 
 
 def _best_stream(container: InputContainer) -> VideoStream:
-    pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-    films = [stream for stream in container.streams.video if not stream.disposition & pictures]
-    if not films:
+    still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & still]
+    if not streams:
         raise BadVideo("it holds no video stream")
-    films = [stream for stream in films if stream.codec_context is not None]
-    if not films:
+    streams = [stream for stream in streams if stream.codec_context is not None]
+    if not streams:
         raise BadVideo("FFmpeg has no decoder for its codec")
     best = container.streams.best("video")
-    if best in films:
+    if best in streams:
         return best
-    return max(films, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
+    return max(streams, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
 
 
 def _limit(stream: VideoStream) -> None:
-    """One thread, and no frame of more than MAX_PIXELS, not even where the size changes on the way."""
+    """Limit decoding to one thread and frames to MAX_PIXELS, also if the size changes within the video."""
     codec = stream.codec_context
     if codec.width * codec.height > MAX_PIXELS:
         raise BadVideo(f"frames of {codec.width}x{codec.height} are larger than {MAX_PIXELS} pixels")
@@ -178,17 +178,17 @@ def _limit(stream: VideoStream) -> None:
 
 
 def _ticks(frame: VideoFrame) -> int:
-    assert frame.pts is not None  # the clock has given one
+    assert frame.pts is not None  # set by FrameClock
     return frame.pts
 
 
 def should_seek(opened: OpenedVideo, timestamp_s: float) -> bool:
-    """Whether a key frame may lie between the first frame and the instant."""
+    """Whether a key frame may lie between the first frame and the timestamp."""
     return key_frame_may_precede(opened.stream, _target(opened, timestamp_s), timestamp_s)
 
 
 def key_frame_may_precede(stream: VideoStream, target: int, timestamp_s: float) -> bool:
-    """Whether a key frame may lie between the beginning and an instant, given in ticks and in seconds."""
+    """Whether a key frame may lie between the beginning and a timestamp, given in ticks and in seconds."""
     entries = stream.index_entries
     if len(entries) and entries[len(entries) - 1].timestamp >= target:
         return entries.search_timestamp(target) > 0
@@ -196,10 +196,12 @@ def key_frame_may_precede(stream: VideoStream, target: int, timestamp_s: float) 
 
 
 def frames_after_seek(opened: OpenedVideo, timestamp_s: float) -> Iterator[VideoFrame] | None:
-    """Frames from a random access point before the instant on.
+    """Decode from a random access point before the timestamp.
 
-    None if there is no certain one, or if time stamps are wrong anywhere in the video: then a frame's time
-    may depend on all frames before it. `opened.decoding.is_repaired` is set if wrong stamps appear later.
+    Returns:
+        None if there is no reliable random access point, or if time stamps are wrong anywhere in the video:
+        then a frame's time may depend on all frames before it. If wrong stamps appear later,
+        `opened.decoding.is_repaired` is set.
     """
     container, stream, target = opened.container, opened.stream, _target(opened, timestamp_s)
     depth = stream.codec_context.reorder_depth
@@ -207,11 +209,11 @@ def frames_after_seek(opened: OpenedVideo, timestamp_s: float) -> Iterator[Video
         return None
     with suppress(av.FFmpegError):
         container.seek(0 if stream.start_time is None else stream.start_time, stream=stream)
-        known = sound_stamps(container.demux(stream), depth)
+        known = correct_stamps(container.demux(stream), depth)
         if not known:
             return None
         container.seek(target, stream=stream)
-        frames = frames_in_order(_entered(opened, known), stream, opened.decoding)
+        frames = frames_in_order(_packets_after_seek(opened, known), stream, opened.decoding)
         # Leading pictures of an open GOP refer to frames that were not decoded.
         entry = next((frame for frame in frames if frame.key_frame), None)
         if entry is not None and _ticks(entry) <= target and not opened.decoding.is_repaired:
@@ -219,7 +221,9 @@ def frames_after_seek(opened: OpenedVideo, timestamp_s: float) -> Iterator[Video
     return None
 
 
-def _entered(opened: OpenedVideo, known: set[tuple[int | None, int | None, int]]) -> Iterator[Packet | None]:
+def _packets_after_seek(
+    opened: OpenedVideo, known: set[tuple[int | None, int | None, int]]
+) -> Iterator[Packet | None]:
     """Packets from a random access point on, while their stamps equal those of a sequential read.
 
     FFmpeg fills in missing stamps from earlier packets, which a seek skips.
@@ -237,7 +241,7 @@ def _target(opened: OpenedVideo, timestamp_s: float) -> int:
 
 
 def nominal_frame_s(opened: OpenedVideo) -> float:
-    """How long the first frame is on screen, as far as the container says."""
+    """Duration of the first frame as the container states it."""
     if opened.first.duration:
         return opened.first.duration * opened.tick_s
     rate = opened.stream.average_rate

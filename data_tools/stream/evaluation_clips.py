@@ -1,15 +1,15 @@
 """Evaluation videos: all views of a video in one item, so that each video counts once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kinemae.data_tools.index import Sample, ShardIndex
 from kinemae.data_tools.stream.batch import SkippedClip
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, evaluation_timestamps_s
-from kinemae.data_tools.stream.video_reader import decode_sample, empty_clips, error_context, skip_quarantined
+from kinemae.data_tools.stream.video_reader import decode_sample, error_context, skip_quarantined
 from kinemae.data_tools.stream.views import View, crop_views, evaluation_views
-from kinemae.data_tools.stream.yuv_to_rgb import Pixels, split_in_time
+from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips, split_in_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,8 @@ class EvaluationVideos:
             pixels = self._views(sample)
         except BadVideo as error:
             skipped = SkippedClip(key=sample.key, reason=str(error))
-            pixels = empty_clips(self.temporal_clips * self.spatial_crops, self.clip)
+            clips = self.temporal_clips * self.spatial_crops
+            pixels = YuvClips.empty(clips, self.clip.frames, self.clip.size)
         return EvaluationItem(
             pixels=pixels, label=sample.label, key=sample.key, position=position, skipped=skipped
         )
@@ -72,8 +73,7 @@ class EvaluationVideos:
         with error_context(sample):
             clips = evaluation_timestamps_s(sample, self.clip, temporal_clips=self.temporal_clips)
             timestamps_s = [timestamp_s for clip in clips for timestamp_s in clip]
-            long_clip = replace(self.clip, frames=len(timestamps_s))
-            pixels = empty_clips(self.spatial_crops, long_clip)
+            pixels = YuvClips.empty(self.spatial_crops, len(timestamps_s), self.clip.size)
 
             def choose(height: int, width: int) -> list[View]:
                 return evaluation_views(height, width, self.spatial_crops)

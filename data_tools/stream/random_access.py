@@ -15,7 +15,7 @@ _HEVC_SLICES, _HEVC_IRAP = range(32), range(16, 22)  # IRAP: IDR, BLA, CRA; lead
 
 
 def is_random_access_point(packet: Packet, stream: VideoStream) -> bool:
-    """Whether no frame shown after this packet's refers to anything before it."""
+    """Whether no frame shown after this packet's frame refers to a frame before it."""
     if not packet.is_keyframe:
         return False
     codec = stream.codec_context.name
@@ -27,7 +27,7 @@ def is_random_access_point(packet: Packet, stream: VideoStream) -> bool:
 
 
 def has_b_slices(packet: Packet, stream: VideoStream) -> bool:
-    """Whether a packet of H.264 holds a picture that may be shown before one that is decoded earlier."""
+    """Whether an H.264 packet holds a picture that may be shown before a picture decoded earlier."""
     kind, begin = _first_slice(packet, stream)
     if kind in (-1, _H264_IDR) or not begin:
         return False
@@ -35,8 +35,8 @@ def has_b_slices(packet: Packet, stream: VideoStream) -> bool:
     return not begin[0] & 128 or begin[0] >> 4 & 7 == 0b010 or begin[0] >> 2 & 31 == 0b00111
 
 
-def sound_stamps(packets: Iterable[Packet], reorder_depth: int) -> set[tuple[int | None, int | None, int]]:
-    """Stamps and sizes of all packets, if their frames get their own time stamps as their times.
+def correct_stamps(packets: Iterable[Packet], reorder_depth: int) -> set[tuple[int | None, int | None, int]]:
+    """Stamps and sizes of all packets, if the time of each frame is its own time stamp.
 
     Empty if stamps are missing, equal or decreasing, or may be in decoding order.
     """
@@ -52,11 +52,11 @@ def sound_stamps(packets: Iterable[Packet], reorder_depth: int) -> set[tuple[int
         seen[pts] = None
         latest = latest if dts is None else dts
         found.add((pts, dts, packet.size))
-    return set() if reorder_depth and in_order(seen) and len(seen) > 1 else found
+    return set() if reorder_depth and is_increasing(seen) and len(seen) > 1 else found
 
 
-def in_order(stamps: Iterable[int]) -> bool:
-    """Whether stamps increase from packet to packet: nothing is reordered."""
+def is_increasing(stamps: Iterable[int]) -> bool:
+    """Whether stamps increase from packet to packet, which means that no packet is reordered."""
     return all(one < other for one, other in pairwise(stamps))
 
 
@@ -65,7 +65,7 @@ def _first_slice(packet: Packet, stream: VideoStream) -> tuple[int, bytes]:
     is_h264 = stream.codec_context.name == "h264"
     header = 1 if is_h264 else 2
     data = memoryview(packet)
-    for at in _units(data, stream.codec_context.extradata or b"", is_h264=is_h264):
+    for at in _nal_offsets(data, stream.codec_context.extradata or b"", is_h264=is_h264):
         if at >= len(data):
             break
         kind = data[at] & 31 if is_h264 else data[at] >> 1 & 63
@@ -74,7 +74,7 @@ def _first_slice(packet: Packet, stream: VideoStream) -> tuple[int, bytes]:
     return -1, b""
 
 
-def _units(data: memoryview, extradata: bytes, *, is_h264: bool) -> Iterator[int]:
+def _nal_offsets(data: memoryview, extradata: bytes, *, is_h264: bool) -> Iterator[int]:
     """Offsets of the NAL units of a packet, found by length prefixes (mp4) or by start codes."""
     if extradata[:1] != b"\x01":
         content, at = bytes(data), 0

@@ -1,4 +1,4 @@
-"""Decode a stream sequentially: each frame once, in presentation order, with its time, up to damage."""
+"""Sequential decoding: each frame once, in presentation order, with its time, up to the first damage."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from av.video.stream import VideoStream
 from kinemae.data_tools import heartbeat
 from kinemae.data_tools.stream.timestamps import FrameClock
 
-_MOST_UNREADABLE = 2  # packets at the end of a file that was cut
+_MAX_UNREADABLE = 2  # packets at the end of a truncated file
 
 
 @dataclass(kw_only=True)
@@ -20,14 +20,14 @@ class DecodeState:
     """The state of a decode.
 
     Attributes:
-        began: whether a frame has been given.
-        error: the fault of an undecodable end of the video. Damage before intact packets is raised instead.
-        is_repaired: whether a frame has another time than its own time stamp.
-        unreadable: how many packets the decoder could not read.
-        corrupt: how many packets the demuxer marks as corrupt, as where transport packets were lost.
+        has_begun: whether a frame has been decoded.
+        error: error of an undecodable end of the video. Damage before intact packets is raised instead.
+        is_repaired: whether a frame's time differs from its own time stamp.
+        unreadable: number of packets that the decoder could not read.
+        corrupt: number of packets that the demuxer marks as corrupt, such as after lost transport packets.
     """
 
-    began: bool = False
+    has_begun: bool = False
     error: av.FFmpegError | None = None
     is_repaired: bool = False
     unreadable: int = 0
@@ -37,16 +37,16 @@ class DecodeState:
 def frames_in_order(
     packets: Iterable[Packet | None], stream: VideoStream, decoding: DecodeState
 ) -> Iterator[VideoFrame]:
-    """All frames in presentation order, each with its time; the packets end with None."""
+    """Decode packets, which end with None, to frames in presentation order, each with its time."""
     clock: FrameClock[VideoFrame] = FrameClock(nominal_ticks(stream))
     for packet in packets:
         if packet is not None and not packet.is_discard:
-            clock.sent(packet, stream.codec_context.reorder_depth)
-        for frame in _frames_of(packet, stream, decoding):
-            for timed in clock.timed(frame):
+            clock.send(packet, stream.codec_context.reorder_depth)
+        for frame in _decode(packet, stream, decoding):
+            for timed in clock.receive(frame):
                 decoding.is_repaired |= clock.is_repaired
                 yield timed
-    for timed in clock.rest():
+    for timed in clock.flush():
         decoding.is_repaired |= clock.is_repaired
         yield timed
 
@@ -66,25 +66,25 @@ def packets_of(
     yield None
 
 
-def _frames_of(packet: Packet | None, stream: VideoStream, decoding: DecodeState) -> list[VideoFrame]:
-    """The frames that the decoder gives for a packet; for an unreadable packet none, and `error` is set.
+def _decode(packet: Packet | None, stream: VideoStream, decoding: DecodeState) -> list[VideoFrame]:
+    """Decode a packet; an unreadable packet gives no frame and sets `error`.
 
     Raises:
-        av.FFmpegError: the decoder could not read an earlier packet, and this one is whole.
+        av.FFmpegError: the decoder could not read an earlier packet, and this one is intact.
     """
     try:
         frames = stream.codec_context.decode(packet)
     except av.InvalidDataError as error:
-        if not decoding.began and packet is not None and not packet.is_keyframe:
-            return []  # recorded from the middle of a group of pictures
+        if not decoding.has_begun and packet is not None and not packet.is_keyframe:
+            return []  # the recording starts inside a group of pictures
         decoding.error = decoding.error or error
         decoding.unreadable += 1
-        if decoding.unreadable > _MOST_UNREADABLE:
+        if decoding.unreadable > _MAX_UNREADABLE:
             raise
         return []
     if decoding.error is not None and packet is not None:
         raise decoding.error
-    decoding.began = decoding.began or bool(frames)
+    decoding.has_begun = decoding.has_begun or bool(frames)
     return frames
 
 
@@ -95,6 +95,6 @@ def nominal_ticks(stream: VideoStream) -> int:
 
 
 def error_text(error: BaseException) -> str:
-    """An error in one line: FFmpeg's own words, or the kind of the exception with its message."""
-    words = getattr(error, "strerror", None)
-    return " ".join(str(words or f"{type(error).__name__}: {error}").split())
+    """An error as one line: FFmpeg's text, or the type of the exception and its message."""
+    text = getattr(error, "strerror", None)
+    return " ".join(str(text or f"{type(error).__name__}: {error}").split())

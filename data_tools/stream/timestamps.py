@@ -6,8 +6,8 @@ that do not increase and uses the kind with fewer faults (`AVFrame.best_effort_t
 not expose). This module uses the same counts. Four rules are added, so that each frame gets a unique time:
 
 - A frame waits while an undecoded packet has an earlier stamp. So a file with stamps in decoding order is
-  recognised before its first wrong frame is given.
-- DecodeState stamps are shifted by the first frame's difference from its presentation stamp.
+  detected before its first wrong frame is returned.
+- Decoding stamps are shifted by the first frame's difference from its presentation stamp.
 - Frames with equal or missing stamps are spread evenly up to the next frame with a later stamp.
 - Where stamps decrease permanently (joined files, a wrapped counter), the time advances by one frame.
 
@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
-_MOST_HELD = 8  # frames in memory while their times are unknown, on top of those that a decoder reorders
+_MAX_HELD = 8  # frames in memory while their times are unknown, on top of those that a decoder reorders
 
 
 class StampedPacket(Protocol):
@@ -29,13 +29,10 @@ class StampedPacket(Protocol):
 
 
 class StampedFrame(Protocol):
-    """A decoded frame with both time stamps and its duration, in ticks."""
+    """A decoded frame with both time stamps, in ticks."""
 
     pts: int | None
     dts: int | None
-
-    @property
-    def duration(self) -> int: ...
 
 
 Frame = TypeVar("Frame", bound=StampedFrame)
@@ -48,72 +45,73 @@ class FrameClock(Generic[Frame]):
         step: the nominal duration of a frame in ticks, for frames without usable stamps.
 
     Attributes:
-        is_repaired: whether a frame got another time than its own presentation stamp.
+        is_repaired: whether a frame's time differs from its own presentation stamp.
     """
 
     def __init__(self, step: int):
         self.is_repaired = False
         self._step = max(step, 1)
         self._held: list[Frame] = []
-        self._waiting: deque[tuple[int, int]] = deque()  # number and stamp of packets that gave no frame yet
+        self._waiting: deque[tuple[int, int]] = deque()  # number and stamp of packets without a frame yet
         self._sent = 0
-        self._last: int | None = None  # time of the latest frame given
+        self._last: int | None = None  # time of the latest frame returned
         self._ahead: int | None = None  # presentation stamp minus decoding stamp of the first frame
         self._shift = 0
         self._last_pts: int | None = None
         self._last_dts: int | None = None
         self._faulty_pts = self._faulty_dts = 0
 
-    def sent(self, packet: StampedPacket, reorder_depth: int) -> None:
-        """Announce a packet that goes to the decoder, which holds back `reorder_depth` frames at most."""
+    def send(self, packet: StampedPacket, reorder_depth: int) -> None:
+        """Announce a packet for the decoder, which holds back `reorder_depth` frames at most."""
         self._sent += 1
         if reorder_depth and packet.pts is not None:
             self._waiting.append((self._sent, packet.pts))
         while self._waiting and self._waiting[0][0] < self._sent - reorder_depth - 1:
-            self._waiting.popleft()  # a packet that gives no frame
+            self._waiting.popleft()  # a packet without a frame
 
-    def timed(self, frame: Frame) -> Iterator[Frame]:
+    def receive(self, frame: Frame) -> Iterator[Frame]:
         """Add the decoder's next frame; return the frames with known times, in order."""
-        self._count(frame.pts, frame.dts)
+        self._count_faults(frame.pts, frame.dts)
         if self._waiting:
             self._waiting = deque(entry for entry in self._waiting if entry[1] != frame.pts)
         self._held.append(frame)
         return self._release(is_over=False)
 
-    def rest(self) -> Iterator[Frame]:
+    def flush(self) -> Iterator[Frame]:
         """Return the remaining frames at the end of decoding."""
         self._waiting.clear()
         return self._release(is_over=True)
 
-    def _count(self, pts: int | None, dts: int | None) -> None:
+    def _count_faults(self, pts: int | None, dts: int | None) -> None:
         """Count the stamps that do not increase; a missing stamp is replaced by the other kind."""
         if dts is not None and self._last_dts is not None:
             self._faulty_dts += dts <= self._last_dts
         if pts is not None and self._last_pts is not None:
             self._faulty_pts += pts <= self._last_pts
-        self._last_dts = self._last_dts if dts is None and pts is None else pts if dts is None else dts
-        self._last_pts = self._last_pts if dts is None and pts is None else dts if pts is None else pts
+        if pts is not None or dts is not None:
+            self._last_dts = pts if dts is None else dts
+            self._last_pts = dts if pts is None else pts
         if self._ahead is None and pts is not None and dts is not None:
             self._ahead = pts - dts
 
     def _stamp(self, frame: Frame) -> int | None:
-        """The frame's time by the kind of stamp that has fewer faults."""
-        if self._believes_pts and frame.pts is not None:
+        """The frame's time by the kind of stamp with fewer faults."""
+        if self._uses_pts and frame.pts is not None:
             return frame.pts + self._shift
         return None if frame.dts is None else frame.dts + (self._ahead or 0) + self._shift
 
     @property
-    def _believes_pts(self) -> bool:
+    def _uses_pts(self) -> bool:
         return self._faulty_pts <= self._faulty_dts
 
     def _release(self, *, is_over: bool) -> Iterator[Frame]:
         while self._held:
             place, time = self._next_placed()
             if time is None:
-                if not is_over and len(self._held) <= _MOST_HELD + len(self._waiting):
+                if not is_over and len(self._held) <= _MAX_HELD + len(self._waiting):
                     return
                 place, time = 0, self._restart()
-            yield from self._give(place, time)
+            yield from self._return(place, time)
 
     def _next_placed(self) -> tuple[int, int | None]:
         """The first held frame whose time is certain and later than the latest, and that time."""
@@ -121,7 +119,7 @@ class FrameClock(Generic[Frame]):
             time = self._stamp(frame)
             if time is None or (self._last is not None and time <= self._last):
                 continue
-            if self._believes_pts and self._is_early(frame):
+            if self._uses_pts and self._is_early(frame):
                 continue
             return place, time
         return 0, None
@@ -141,7 +139,7 @@ class FrameClock(Generic[Frame]):
             self._shift += time - stamp
         return time
 
-    def _give(self, place: int, time: int) -> Iterator[Frame]:
+    def _return(self, place: int, time: int) -> Iterator[Frame]:
         """Return the frames up to the placed one; the frames before it are spread evenly."""
         last = self._last if self._last is not None else time - (place + 1) * self._step
         time = max(time, last + place + 1)

@@ -14,7 +14,7 @@ from kinemae.data_tools.stream.colour import colour_augment
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, training_timestamps_s
 from kinemae.data_tools.stream.mixture import LocatedSample, Mixture, locate_sample
-from kinemae.data_tools.stream.video_reader import decode_sample, empty_clips, error_context, skip_quarantined
+from kinemae.data_tools.stream.video_reader import decode_sample, error_context, skip_quarantined
 from kinemae.data_tools.stream.views import View, crop_views, training_view
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips, map_pixels, to_luma, to_rgb
 
@@ -71,7 +71,7 @@ class TrainingClips:
         Raises:
             RuntimeError: an error that no video causes; the message names the sample.
         """
-        pixels = empty_clips(len(clips), self.clip, rgb=self.augment.changes_colour)
+        pixels = self._empty(len(clips))
         weight_B = torch.ones(len(clips))
         located: list[LocatedSample] = []
         annotations: list[dict[str, Tensor]] = []
@@ -100,6 +100,14 @@ class TrainingClips:
             keys=tuple(found.key for found in located),
             skipped=tuple(skipped),
         )
+
+    def _empty(self, clips: int) -> Pixels:
+        """Allocate black clips: planes, or RGB in (B, T, H, W, C) memory order for colour augmentation."""
+        frames, size = self.clip.frames, self.clip.size
+        if not self.augment.changes_colour:
+            return YuvClips.empty(clips, frames, size)
+        shape = (clips, frames, size, size, 3)
+        return torch.zeros(shape, dtype=torch.uint8).permute(0, 4, 1, 2, 3)
 
     def _annotations(self, pixels: Pixels, clips: range) -> list[dict[str, Tensor]]:
         if self.annotate is None:

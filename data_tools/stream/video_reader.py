@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
-import torch
-
 from kinemae.data_tools import heartbeat
 from kinemae.data_tools.command import Stopped
 from kinemae.data_tools.files import Descriptor, read_at
@@ -16,9 +14,8 @@ from kinemae.data_tools.index import Sample, Shard, ShardIndex
 from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable
 from kinemae.data_tools.storage.retries import raise_if_outage, retry_during_outage
 from kinemae.data_tools.stream.container import BadVideo
-from kinemae.data_tools.stream.frame_sampling import ClipConfig, last_frame_s
+from kinemae.data_tools.stream.frame_sampling import last_frame_s
 from kinemae.data_tools.stream.yuv_planes import YuvFrame, yuv_frames_at
-from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips
 
 _MAX_OPEN_SHARDS = 64
 
@@ -45,14 +42,6 @@ def decode_sample(
     """
     video = read_video(index, sample)
     return yuv_frames_at(video, timestamps_s, last_frame_s=last_frame_s(sample.frames, sample.duration_s))
-
-
-def empty_clips(clips: int, clip: ClipConfig, *, rgb: bool = False) -> Pixels:
-    """Allocate black clips, as YUV planes or as RGB in (B, T, H, W, C) memory order."""
-    if not rgb:
-        return YuvClips.empty(clips, clip.frames, clip.size)
-    shape = (clips, clip.frames, clip.size, clip.size, 3)
-    return torch.zeros(shape, dtype=torch.uint8).permute(0, 4, 1, 2, 3)
 
 
 def skip_quarantined(key: str, quarantined: Mapping[str, str], on_sample: Callable[[str], None]) -> None:

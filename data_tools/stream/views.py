@@ -1,8 +1,8 @@
-"""Views of a video: boxes cut from its pictures, resized straight into the memory of a batch.
+"""Views of a video: crops of its frames, resized directly into the memory of a batch.
 
-OpenCV resizes planes where they lie, and is by far the fastest to do so (docs/reading.md has the numbers). It
-interpolates linearly; where a box shrinks to less than half, that would pass over pixels and make them
-flicker, so there each pixel counts by its area.
+OpenCV resizes planes in place and is by far the fastest resizer (docs/reading.md has the numbers). It
+interpolates linearly. If a crop shrinks to less than half, linear interpolation would skip pixels and
+flicker; then each pixel counts by its area.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,28 +15,28 @@ import torch
 
 from kinemae.data_tools.stream.augment import AugmentConfig, Crop, random_crop
 from kinemae.data_tools.stream.yuv_planes import YuvFrame
-from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips
+from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
 
-_MOST_LINEAR_SHRINK = 2.0
+_MAX_LINEAR_SHRINK = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What one clip shows of a video: a box with even edges, perhaps mirrored left to right."""
+    """The part of a video that a clip shows: a crop with even edges, and a left-right flip."""
 
     crop: Crop
     flip: bool = False
 
 
 def training_view(height: int, width: int, augment: AugmentConfig, generator: torch.Generator) -> View:
-    """A random box of a picture, mirrored at random."""
+    """Draw a random crop and flip of a frame."""
     crop = random_crop(height, width, augment, generator)
     flip = augment.flip and torch.rand((), generator=generator).item() < 0.5
     return View(crop=even(crop), flip=flip)
 
 
 def evaluation_views(height: int, width: int, crops: int) -> list[View]:
-    """Squares as large as fit: 1 in the centre, or 3 from end to end along the longer side.
+    """The largest squares: 1 in the centre, or 3 from end to end along the longer side.
 
     Raises:
         ValueError: another number of crops.
@@ -44,16 +44,16 @@ def evaluation_views(height: int, width: int, crops: int) -> list[View]:
     if crops not in (1, 3):
         raise ValueError(f"the number of spatial crops must be 1 or 3, got {crops}")
     side = min(height, width)
-    room = max(height, width) - side
+    margin = max(height, width) - side
     views = []
-    for start in [room // 2] if crops == 1 else [0, room // 2, room]:
+    for start in [margin // 2] if crops == 1 else [0, margin // 2, margin]:
         top, left = (start, 0) if height > width else (0, start)
         views.append(View(crop=even(Crop(top=top, left=left, height=side, width=side))))
     return views
 
 
 def even(crop: Crop) -> Crop:
-    """The box with its edges on even pixels, where those of the colours lie; never empty."""
+    """Round the edges of a crop to even pixels, on which chroma lies; the result is never empty."""
     return Crop(
         top=crop.top // 2 * 2,
         left=crop.left // 2 * 2,
@@ -63,35 +63,35 @@ def even(crop: Crop) -> Crop:
 
 
 def crop_views(
-    pictures: Iterable[tuple[YuvFrame, list[int]]],
+    frames: Iterable[tuple[YuvFrame, list[int]]],
     choose: Callable[[int, int], list[View]],
-    pixels: Pixels,
+    clips: YuvClips,
 ) -> None:
-    """Fill clips, one for each view, with pictures as they come; only one picture is held at a time.
+    """Fill clips, one for each view, with frames as they are decoded; one frame is in memory at a time.
 
     Args:
-        pictures: with the frames of a clip that each one is.
-        choose: called once, with height and width of the pictures in square pixels.
-        pixels: the clips to fill; RGB in (B, T, H, W, C) memory.
+        frames: decoded frames, each with its positions in the clip.
+        choose: called once, with height and width of the frames in square pixels.
+        clips: planes to fill.
     """
     if cv2.getNumThreads() > 1:
-        cv2.setNumThreads(1)  # waking others for a single plane costs more than it saves
-    memory = _arrays(pixels)
-    cuts: list[list[_Cut]] | None = None
-    for picture, places in pictures:
-        if cuts is None:
-            cuts = [_cuts(_stored(view, picture), memory) for view in choose(*picture.size)]
-            _set_colour(pixels, picture)
-        for clip, planes in enumerate(cuts):
-            for cut, plane, array in zip(planes, picture.planes, memory, strict=True):
-                cut.write(plane, array[clip, places[0]])
+        cv2.setNumThreads(1)  # waking other threads for a single plane costs more than it saves
+    memory = [clips.luma_BTHW.numpy(), *clips.chroma_BCTHW.numpy().swapaxes(0, 1)]
+    crops: list[list[_PlaneCrop]] | None = None
+    for frame, places in frames:
+        if crops is None:
+            crops = [_plane_crops(_stored(view, frame), memory) for view in choose(*frame.size)]
+            clips.colour_BX[:] = torch.tensor(frame.colour, dtype=torch.int32)
+        for clip, planes in enumerate(crops):
+            for crop, plane, array in zip(planes, frame.planes, memory, strict=True):
+                crop.write(plane, array[clip, places[0]])
                 if len(places) > 1:
                     array[clip, places[1:]] = array[clip, places[0]]
 
 
-def _stored(view: View, picture: YuvFrame) -> View:
-    """A view's box in stored pixels, where those are not square; resizing it makes them so."""
-    width, (_, shown) = picture.planes[0].shape[1], picture.size
+def _stored(view: View, frame: YuvFrame) -> View:
+    """Convert a view to stored pixels if these are not square; the resize makes them square."""
+    width, (_, shown) = frame.planes[0].shape[1], frame.size
     if width == shown:
         return view
     crop = view.crop
@@ -100,42 +100,29 @@ def _stored(view: View, picture: YuvFrame) -> View:
     return View(crop=even(stored), flip=view.flip)
 
 
-def _set_colour(pixels: Pixels, picture: YuvFrame) -> None:
-    if isinstance(pixels, YuvClips):
-        pixels.colour_BX[:] = torch.tensor(picture.colour, dtype=torch.int32)
-
-
-def _arrays(pixels: Pixels) -> list[np.ndarray]:
-    """The memory of the planes of all clips, each (B, T, ...)."""
-    if isinstance(pixels, YuvClips):
-        return [pixels.luma_BTHW.numpy(), *pixels.chroma_BCTHW.numpy().swapaxes(0, 1)]
-    return [pixels.permute(0, 2, 3, 4, 1).numpy()]
-
-
-class _Cut(NamedTuple):
-    """What a view takes of one plane of every picture."""
+class _PlaneCrop(NamedTuple):
+    """The crop of a view in one plane."""
 
     rows: slice
     columns: slice
-    size: tuple[int, int]  # width and height, as OpenCV has them
+    size: tuple[int, int]  # width and height, OpenCV's order
     interpolation: int
     flip: bool
 
     def write(self, plane: np.ndarray, out: np.ndarray) -> None:
-        """Cut, resize and mirror into memory in C order."""
+        """Crop, resize and flip into memory in C order."""
         cv2.resize(plane[self.rows, self.columns], self.size, dst=out, interpolation=self.interpolation)
         if self.flip:
             cv2.flip(out, 1, dst=out)
 
 
-def _cuts(view: View, memory: Sequence[np.ndarray]) -> list[_Cut]:
-    """The parts of a view: one for each plane."""
-    crop, cuts = view.crop, []
-    for array, divisor in zip(memory, (1, 2, 2), strict=False):
+def _plane_crops(view: View, memory: Sequence[np.ndarray]) -> list[_PlaneCrop]:
+    crop, crops = view.crop, []
+    for array, divisor in zip(memory, (1, 2, 2), strict=True):
         top, left = crop.top // divisor, crop.left // divisor
         bottom, right = -(-(crop.top + crop.height) // divisor), -(-(crop.left + crop.width) // divisor)
         height, width = array.shape[2:4]
         shrink = max((bottom - top) / height, (right - left) / width)
-        how = cv2.INTER_LINEAR if shrink <= _MOST_LINEAR_SHRINK else cv2.INTER_AREA
-        cuts.append(_Cut(slice(top, bottom), slice(left, right), (width, height), how, view.flip))
-    return cuts
+        how = cv2.INTER_LINEAR if shrink <= _MAX_LINEAR_SHRINK else cv2.INTER_AREA
+        crops.append(_PlaneCrop(slice(top, bottom), slice(left, right), (width, height), how, view.flip))
+    return crops

@@ -148,14 +148,14 @@ def test_instants_far_apart_are_reached_by_seeking(monkeypatch):
 @pytest.mark.parametrize("name", ["aligned", "x264's own", "pyramid", "no B frames", "interlaced"])
 def test_every_start_is_reached_by_the_plan(name, monkeypatch):
     ways = []
-    for known in ("_planned", "_after_seek", "_from_start"):
+    for known in ("_by_packets", "_after_seek", "_from_start"):
         way = getattr(frame_decoder, known)
         monkeypatch.setattr(
             frame_decoder, known, lambda *args, way=way: ways.append(way.__name__) or way(*args)
         )
     for start in range(0, FRAMES - 60):
         assert_exact(VIDEOS[name], WHOLE[name], range(start, start + 61, 4))
-    assert set(ways) == {"_planned"}
+    assert set(ways) == {"_by_packets"}
 
 
 @pytest.mark.parametrize("name", CODINGS)

@@ -26,10 +26,10 @@ def timed(stamps, *, depth=0, step=1):
     frames = [Stamped(number, pts, dts) for number, (pts, dts) in enumerate(stamps)]
     for number in range(len(frames) + depth):
         if number < len(frames):
-            clock.sent(Stamped(number, sorted(stamps, key=decoding)[number][0], None), depth)
+            clock.send(Stamped(number, sorted(stamps, key=decoding)[number][0], None), depth)
         if number >= depth:
-            given.extend(clock.timed(frames[number - depth]))
-    given.extend(clock.rest())
+            given.extend(clock.receive(frames[number - depth]))
+    given.extend(clock.flush())
     assert [frame.number for frame in given] == list(range(len(frames))), "each once, in order"
     return [frame.pts for frame in given], clock.is_repaired
 
@@ -69,11 +69,11 @@ def test_the_clock_goes_on_where_stamps_go_back_for_good():
 
 def test_a_packet_that_gives_no_frame_delays_and_changes_nothing():
     clock = FrameClock(1)
-    clock.sent(Stamped(0, -5, None), 1)  # a leading picture, which the decoder drops
+    clock.send(Stamped(0, -5, None), 1)  # a leading picture, which the decoder drops
     given = []
     for number in range(6):
-        clock.sent(Stamped(number, number, number), 1)
-        given.extend(clock.timed(Stamped(number, number, number)))
+        clock.send(Stamped(number, number, number), 1)
+        given.extend(clock.receive(Stamped(number, number, number)))
     assert [frame.pts for frame in given] == list(range(6)) and not clock.is_repaired
 
 

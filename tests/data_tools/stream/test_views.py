@@ -93,15 +93,6 @@ def test_frames_go_to_their_places_however_they_come():
             assert torch.equal(clips.rgb()[clip, :, place], alone.rgb()[0, :, 0])
 
 
-def test_rgb_pictures_fill_rgb_clips():
-    rgb = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
-    pixels = torch.zeros(1, 2, 16, 16, 3, dtype=torch.uint8).permute(0, 4, 1, 2, 3)
-    views = [View(crop=Crop(top=4, left=8, height=16, width=16), flip=True)]
-    crop_views([(YuvFrame(planes=(rgb,), colour=None), [0, 1])], lambda *size: views, pixels)
-    expected = torch.from_numpy(rgb[4:20, 8:24][:, ::-1].copy()).permute(2, 0, 1)
-    assert torch.equal(pixels[0, :, 0], expected) and torch.equal(pixels[0, :, 1], expected)
-
-
 @given(height=st.integers(1, 50), width=st.integers(1, 50), top=st.integers(0, 30), left=st.integers(0, 30))
 def test_even_boxes_have_even_edges_lie_inside_and_are_never_empty(height, width, top, left):
     box = even(Crop(top=top, left=left, height=height, width=width))
