@@ -1,8 +1,8 @@
-"""`kinemae data report SHARDS [OUT.html]`: one page that shows what is in a data set.
+"""`kinemae data report SHARDS [OUT.html]`: one HTML page about a data set.
 
-The page stands alone: pictures and drawings are in it, and nothing is fetched when it is opened. Counts,
-sizes, lengths, classes, equal files and leakage come from the index and tell of every video. Pictures, motion
-and look-alikes come from decoding a seeded choice of at most `samples` videos. Equal data sets give equal
+The page is self-contained: images and charts are embedded, and a browser requests nothing else. Counts,
+sizes, lengths, classes, exact duplicates and leaks come from the index and cover every video. Images, motion
+and near duplicates come from decoding a seeded sample of at most `samples` videos. Equal data sets give equal
 pages.
 """
 
@@ -24,14 +24,14 @@ PAGE_NAME = "report.html"
 
 
 def run_report(arguments: argparse.Namespace) -> None:
-    """The command."""
+    """Run the command."""
     out_text, overrides = arguments.out, list(arguments.overrides)
     if out_text and not out_text.endswith(".html") and "=" not in out_text:
         raise ValueError(
             f"OUT {out_text}: expected the name of a page, as in {Path(out_text).with_suffix('.html')}"
         )
     if out_text and not out_text.endswith(".html"):
-        overrides.insert(0, out_text)  # the page was left out
+        overrides.insert(0, out_text)  # it is the first override
         out_text = None
     settings = load_config(ReportConfig, None, overrides)
     folder = location(arguments.shards)
@@ -42,24 +42,18 @@ def run_report(arguments: argparse.Namespace) -> None:
         partial = out.with_name(f"{out.name}.partial")
         partial.write_text(page, encoding="utf-8", errors="backslashreplace")
         partial.replace(out)
-    to_see = sum(finding.level != "good" for finding in content["findings"])
-    log.info("%s: %d videos, %d things to see to", out, content["total"], to_see)
+    failed = sum(check.level != "passed" for check in content["checks"])
+    log.info("%s: %d videos, %d problems and warnings", out, content["total"], failed)
     if arguments.json:
         sys.stdout.write(json.dumps(_as_json(out, content), ensure_ascii=False) + "\n")
 
 
 def _page_path(given: str | None, folder: Location) -> Path:
-    """Where the page goes: as asked, else beside the data set.
-
-    Raises:
-        ValueError: nothing was asked for a data set that lies elsewhere.
-    """
+    """The path of the page: as given, else inside the data set's folder."""
     if given:
         return Path(given)
     if folder.path is None:
-        raise ValueError(
-            f"{folder} is not on this machine: say where the page goes, as in `report {folder} report.html`"
-        )
+        raise ValueError(f"{folder} is remote: expected OUT; fix: `kinemae data report {folder} report.html`")
     return folder.path / PAGE_NAME
 
 
@@ -67,12 +61,12 @@ def _as_json(out: Path, content: dict[str, Any]) -> dict[str, Any]:
     return {
         "page": str(out),
         "videos": content["total"],
-        "looked_at": content["looked_at"],
-        "findings": [{"level": finding.level, "text": finding.text} for finding in content["findings"]],
+        "sampled": content["sampled"],
+        "checks": [{"level": check.level, "text": check.text} for check in content["checks"]],
         "unreadable": {card.key: reason for card, reason in content["unreadable"]},
         "static": [card.key for card in content["static"]],
         "blank": [card.key for card in content["blank"]],
-        "near_duplicates": [[card.key for card in group] for group in content["alike"]],
+        "near_duplicates": [[card.key for card in group] for group in content["near_duplicates"]],
         "exact_duplicates": [[card.key for card in group] for group in content["exact"]],
         "leaked_files": len(content["leaks"]["content"]),
         "leaked_groups": len(content["leaks"]["group"]),

@@ -1,4 +1,4 @@
-"""Numbers to charts: what a bar stands for, how high it is, and the words beside it."""
+"""Charts: histograms and rankings as relative bar sizes with labels."""
 
 import math
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 
 _BINS = 24
-_WIDE = (200.0, 1e9)  # of largest to smallest value, where the axis is logarithmic
-_MOST_TICKS = 8
-_MOST_ROWS = 1000
-_NICE = (1.0, 2.0, 2.5, 5.0, 10.0)
+_LOG_RANGE = (200.0, 1e9)  # of largest to smallest value, for a logarithmic axis
+_MAX_TICKS = 8
+_MAX_ROWS = 1000
+_ROUND_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A bar of a histogram, as shares of the drawing's width and height, a segment for each split.
+    """A bar of a histogram, as fractions of the chart's width and height, with one segment per split.
 
     Attributes:
         segments: (split's number, lower end, height).
-        text: what a reader is told of it, "12.5 to 13 s: 42".
-        range, counts: the same as cells of a table.
+        text: tooltip, such as "12.5 to 13 s: 42".
+        range, counts: the same as table cells.
     """
 
     left: float
@@ -33,12 +33,12 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """How often values fall into each of some ranges.
+    """A histogram over all splits.
 
     Attributes:
-        summary: least, median and most, in words.
-        ticks: (share of the width, label).
-        top: the count of the highest bar.
+        summary: minimum, maximum and median in words.
+        ticks: (fraction of the width, label).
+        top: count of the highest bar.
     """
 
     title: str
@@ -52,7 +52,7 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A bar of a table: its name, a count for each split, and the share of the longest bar."""
+    """A row of a ranking: name, count per split, and bar widths relative to the longest bar."""
 
     name: str
     counts: tuple[int, ...]
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Values by how often they occur: the first rows, further rows, and how many are not even there."""
+    """Values by frequency: visible rows, folded rows, and the number of values that are left out."""
 
     title: str
     rows: tuple[Row, ...]
@@ -74,17 +74,17 @@ class Ranking:
 
 
 def histogram(title: str, unit: str, values: Sequence[np.ndarray]) -> Histogram:
-    """Count the values of each split in ranges with round borders."""
+    """Make a histogram of the values of each split, with round bin edges."""
     together = np.concatenate(values)
     low, high = float(together.min()), float(together.max())
-    is_logarithmic = low > 0 and _WIDE[0] < high / low < _WIDE[1]
-    borders = _logarithmic(low, high) if is_logarithmic else _linear(low, high)
-    counts_SX = np.stack([np.histogram(of_split, borders)[0] for of_split in values])
-    place = np.log(borders) if is_logarithmic else borders
+    is_logarithmic = low > 0 and _LOG_RANGE[0] < high / low < _LOG_RANGE[1]
+    edges = _logarithmic(low, high) if is_logarithmic else _linear(low, high)
+    counts_SX = np.stack([np.histogram(of_split, edges)[0] for of_split in values])
+    place = np.log(edges) if is_logarithmic else edges
     place = (place - place[0]) / (place[-1] - place[0])
     top = int(counts_SX.sum(axis=0).max())
     bars = [
-        _bar(counts_SX[:, at], borders[at : at + 2], place[at : at + 2], (top, unit))
+        _bar(counts_SX[:, at], edges[at : at + 2], place[at : at + 2], (top, unit))
         for at in range(len(place) - 1)
     ]
     span = short(low) if low == high else f"{short(low)} to {short(high)}"
@@ -93,18 +93,18 @@ def histogram(title: str, unit: str, values: Sequence[np.ndarray]) -> Histogram:
         unit=unit,
         summary=f"{span} {unit}".rstrip() + f", median {short(float(np.median(together)))} {unit}".rstrip(),
         bars=tuple(bars),
-        ticks=_ticks(borders, place),
+        ticks=_ticks(edges, place),
         top=top,
         is_logarithmic=is_logarithmic,
     )
 
 
 def ranking(title: str, names: Sequence[str], counts_SX: np.ndarray, *, shown: int) -> Ranking:
-    """Names by their counts over all splits, most frequent first; beyond `shown` they are folded away."""
+    """Rank names by their counts over all splits; rows after the first `shown` are folded."""
     order = np.argsort(-counts_SX.sum(axis=0), kind="stable")
     longest = max(int(counts_SX.sum(axis=0).max(initial=0)), 1)
     rows = []
-    for at in order[:_MOST_ROWS]:
+    for at in order[:_MAX_ROWS]:
         counts = tuple(int(count) for count in counts_SX[:, at])
         rows.append(Row(name=names[at], counts=counts, widths=tuple(count / longest for count in counts)))
     return Ranking(
@@ -116,7 +116,7 @@ def ranking(title: str, names: Sequence[str], counts_SX: np.ndarray, *, shown: i
 
 
 def short(value: float) -> str:
-    """Three significant digits and no exponent: 0.0123, 4.7, 150, 12,346; next to nothing is 0."""
+    """Format with three significant digits and no exponent: 0.0123, 4.7, 150, 12,346; below 1e-6 as 0."""
     if abs(value) < 1e-6:
         return "0"
     digits = max(2 - math.floor(math.log10(abs(value))), 0)
@@ -125,7 +125,7 @@ def short(value: float) -> str:
 
 
 def size_text(count: float) -> str:
-    """Bytes as people read them, in powers of 1000."""
+    """Format a number of bytes, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000:
             return f"{short(count)} {unit}"
@@ -134,20 +134,20 @@ def size_text(count: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{short(seconds)} s"
     return f"{short(seconds / 60)} min" if seconds < 7200 else f"{short(seconds / 3600)} h"
 
 
-def _bar(counts_S: np.ndarray, borders: np.ndarray, place: np.ndarray, scale: tuple[int, str]) -> Bar:
+def _bar(counts_S: np.ndarray, edges: np.ndarray, place: np.ndarray, scale: tuple[int, str]) -> Bar:
     top, unit = scale
     segments, lower = [], 0.0
     for split, count in enumerate(counts_S.tolist()):
         if count:
             segments.append((split, lower, count / top))
             lower += count / top
-    span = f"{short(borders[0])} to {short(borders[1])}"
+    span = f"{short(edges[0])} to {short(edges[1])}"
     return Bar(
         left=float(place[0]),
         width=float(place[1] - place[0]),
@@ -158,19 +158,19 @@ def _bar(counts_S: np.ndarray, borders: np.ndarray, place: np.ndarray, scale: tu
     )
 
 
-def _ticks(borders: np.ndarray, place: np.ndarray) -> tuple[tuple[float, str], ...]:
-    """Where the axis is labelled: at borders, which are round, and of those at the roundest."""
+def _ticks(edges: np.ndarray, place: np.ndarray) -> tuple[tuple[float, str], ...]:
+    """Labels at every n-th bin edge, aligned to round numbers."""
     every = 1
-    while len(borders) / every > _MOST_TICKS:
+    while len(edges) / every > _MAX_TICKS:
         every = next(number for number in (2, 5, 10, 20, 50, 100) if number > every)
-    first = -round(borders[0] / (borders[1] - borders[0])) % every
-    return tuple((float(place[at]), short(borders[at])) for at in range(first, len(borders), every))
+    first = -round(edges[0] / (edges[1] - edges[0])) % every
+    return tuple((float(place[at]), short(edges[at])) for at in range(first, len(edges), every))
 
 
 def _linear(low: float, high: float) -> np.ndarray:
-    if high - low <= 1e-6 * max(abs(low), abs(high), 1):  # the same but for rounding
+    if high - low <= 1e-6 * max(abs(low), abs(high), 1):  # equal up to rounding
         low, high = low - max(abs(low), 1) * 0.05, high + max(abs(low), 1) * 0.05
-    step = _nice((high - low) / _BINS)
+    step = _round_step((high - low) / _BINS)
     first, last = math.floor(low / step), math.floor(high / step) + 1
     return np.arange(first, last + 1) * step
 
@@ -183,6 +183,6 @@ def _logarithmic(low: float, high: float) -> np.ndarray:
     return steps[first : last + 1]
 
 
-def _nice(rough: float) -> float:
+def _round_step(rough: float) -> float:
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor for factor in _NICE if factor * power >= rough * (1 - 1e-9)) * power
+    return next(factor for factor in _ROUND_STEPS if factor * power >= rough * (1 - 1e-9)) * power

@@ -1,7 +1,7 @@
-"""The page itself. The only file that knows jinja2.
+"""Rendering of the page. Only this file imports jinja2.
 
-Everything on it comes from strangers: jinja2 escapes all of it, and the page's own policy forbids scripts and
-every request, so that it shows the same on any machine and tells nobody that it was opened.
+File and class names are untrusted. jinja2 escapes all text, and the page's Content-Security-Policy forbids
+scripts and requests.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ _TEMPLATE = "page.html"
 
 
 def render(content: dict[str, Any]) -> str:
-    """The page as one text; it needs no other file."""
+    """Render the page as one self-contained text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

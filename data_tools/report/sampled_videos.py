@@ -1,4 +1,4 @@
-"""The videos that a report decodes: a seeded choice, what was seen of them, and which look alike."""
+"""Videos that a report decodes: a seeded sample, their statistics, and near duplicates."""
 
 import base64
 from collections.abc import Sequence
@@ -12,23 +12,30 @@ from kinemae.data_tools.pool import TIMEOUT_S, imap_unordered
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.report.collection import Collection
-from kinemae.data_tools.report.duplicates import distance, most_bits_found, near_groups
+from kinemae.data_tools.report.duplicates import distance, max_distance, near_duplicate_groups
 from kinemae.data_tools.report.figures import short, size_text, time_text
-from kinemae.data_tools.report.video_stats import HASH_BITS, PICTURES, Look, failed, look_at, timestamps_s
-from kinemae.data_tools.storage.location import Location, location
+from kinemae.data_tools.report.video_stats import (
+    HASH_BITS,
+    STRIP_FRAMES,
+    VideoStats,
+    compute_stats,
+    failed_stats,
+    timestamps_s,
+)
+from kinemae.data_tools.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """What a report looks at.
+    """Settings of a report.
 
     Attributes:
-        samples: videos decoded for pictures, motion and look-alikes; all else is told of every video.
-        pictures: videos on the contact sheet.
-        static_threshold: a video is called static where successive frames differ by less, in grey levels.
-        blank_threshold: a video is called blank where its grey levels spread by less.
-        near_duplicate_bits: look-alikes differ in at most so many of the 256 bits of their hashes.
-        workers: processes that decode; 0 means one for each core.
+        samples: number of videos decoded for images, motion and near duplicates; all else covers every video.
+        pictures: number of videos on the contact sheet.
+        static_threshold: a video is static if its motion is lower, in grey levels.
+        blank_threshold: a video is blank if the standard deviation of its grey levels is lower.
+        near_duplicate_bits: maximum Hamming distance of the 256-bit hashes of near duplicates.
+        workers: processes that decode; 0 means one per core.
         timeout_s: limit for a video without progress.
     """
 
@@ -46,7 +53,7 @@ class ReportConfig:
         require(self.pictures >= 0, "pictures", "be 0 or more", self.pictures)
         require(self.static_threshold >= 0, "static_threshold", "be 0 or more", self.static_threshold)
         require(self.blank_threshold >= 0, "blank_threshold", "be 0 or more", self.blank_threshold)
-        most = most_bits_found(HASH_BITS)
+        most = max_distance(HASH_BITS)
         require(
             0 <= self.near_duplicate_bits <= most,
             "near_duplicate_bits",
@@ -59,9 +66,9 @@ class ReportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One video as the page shows it."""
+    """One video as shown on the page."""
 
-    place: int
+    row: int
     key: str
     name: str
     split: str
@@ -74,90 +81,81 @@ class Card:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
-    """The videos that were decoded, in the seeded order of the choice."""
+class SampledVideos:
+    """The decoded videos by row, in the order of the seeded sample."""
 
     collection: Collection
-    looks: dict[int, Look]
+    stats: dict[int, VideoStats]
 
     @property
     def readable(self) -> list[int]:
-        """Places of the videos that could be read."""
-        return [place for place, look in self.looks.items() if not look.reason]
+        """Rows of the readable videos."""
+        return [row for row, stats in self.stats.items() if not stats.reason]
 
     @property
     def unreadable(self) -> list[tuple[Card, str]]:
-        """Videos that could not be read, and why."""
-        return [(self.card(place), look.reason) for place, look in self.looks.items() if look.reason]
+        """The unreadable videos with reasons."""
+        return [(self.card(row), stats.reason) for row, stats in self.stats.items() if stats.reason]
 
-    def card(self, place: int, note: str = "") -> Card:
-        """A video with its pictures, where it has any."""
-        sample, look = self.collection.sample(place), self.looks.get(place, Look())
+    def card(self, row: int, note: str = "") -> Card:
+        """Make the card of a video, with images if it was decoded."""
+        sample, stats = self.collection.sample(row), self.stats.get(row, VideoStats())
+        number, _ = self.collection.locate(row)
         shown_s = ", ".join(short(timestamp_s) for timestamp_s in timestamps_s(sample.duration_s)[::2])
         return Card(
-            place=place,
+            row=row,
             key=sample.key,
             name=sample.name,
-            split=self.collection.splits[self.collection.locate(place)[0]],
-            label=label_of(self.collection, place, sample),
-            facts=facts(sample),
-            strip=data_uri(look.strip),
-            strip_size=look.strip_size,
-            alt=f"{PICTURES} frames of {sample.key}, at {shown_s} s",
+            split=self.collection.splits[number],
+            label="" if sample.label == NO_LABEL else self.collection.indexes[number].classes[sample.label],
+            facts=_facts(sample),
+            strip=f"data:image/jpeg;base64,{base64.b64encode(stats.strip).decode()}" if stats.strip else "",
+            strip_size=stats.strip_size,
+            alt=f"{STRIP_FRAMES} frames of {sample.key}, at {shown_s} s",
             note=note,
         )
 
 
-def look_at_some(collection: Collection, settings: ReportConfig) -> Looked:
-    """Decode a seeded choice of the samples, on several processes."""
+def decode_sampled_videos(collection: Collection, settings: ReportConfig) -> SampledVideos:
+    """Decode a seeded sample of the videos on several processes."""
     draw = generator(settings.seed, purpose="report/samples")
-    places = torch.randperm(len(collection), generator=draw)[: settings.samples].tolist()
-    in_order = sorted(places)  # neighbours on the disk
+    rows = torch.randperm(len(collection), generator=draw)[: settings.samples].tolist()
+    sorted_rows = sorted(rows)  # neighbours on the disk
     jobs: list[tuple[Location, int]] = []
-    for place in in_order:
-        number, position = collection.locate(place)
-        jobs.append((location(collection.indexes[number].folder), position))
-    done = imap_unordered(
-        look_at, jobs, workers=settings.workers, on_failure=failed, timeout_s=settings.timeout_s
+    for row in sorted_rows:
+        number, position = collection.locate(row)
+        jobs.append((collection.indexes[number].folder, position))
+    results = imap_unordered(
+        compute_stats, jobs, workers=settings.workers, on_failure=failed_stats, timeout_s=settings.timeout_s
     )
-    found = {in_order[number]: look for number, look in progress(done, total=len(jobs), what="look at")}
-    return Looked(collection=collection, looks={place: found[place] for place in places})
+    stats = {sorted_rows[at]: result for at, result in progress(results, total=len(jobs), what="decode")}
+    return SampledVideos(collection=collection, stats={row: stats[row] for row in rows})
 
 
-def near_duplicates(looked: Looked, settings: ReportConfig) -> list[list[Card]]:
-    """Groups of videos with nearly the same pictures; those in several splits first, then the largest.
+def near_duplicates(sampled: SampledVideos, settings: ReportConfig) -> list[list[Card]]:
+    """Groups of videos with similar frames: those in several splits first, then the largest.
 
-    Blank videos are left out: their hashes tell nothing.
+    Blank videos are left out, because their hashes are alike.
     """
-    places = [p for p in looked.readable if looked.looks[p].contrast >= settings.blank_threshold]
-    groups = near_groups([looked.looks[place].hash for place in places], settings.near_duplicate_bits)
-    cards = [_alike(looked, sorted(places[position] for position in group)) for group in groups]
+    rows = [row for row in sampled.readable if sampled.stats[row].contrast >= settings.blank_threshold]
+    hashes = [sampled.stats[row].hash for row in rows]
+    groups = near_duplicate_groups(hashes, settings.near_duplicate_bits)
+    cards = [_group_cards(sampled, sorted(rows[at] for at in group)) for group in groups]
     return sorted(cards, key=lambda group: (-len({card.split for card in group}), -len(group)))
 
 
-def label_of(collection: Collection, place: int, sample: Sample) -> str:
-    """The name of a sample's class, "" for none."""
-    classes = collection.indexes[collection.locate(place)[0]].classes
-    return "" if sample.label == NO_LABEL else classes[sample.label]
+def _group_cards(sampled: SampledVideos, rows: Sequence[int]) -> list[Card]:
+    first = sampled.stats[rows[0]].hash
+    bits = [distance(first, sampled.stats[row].hash) for row in rows[1:]]
+    notes = [f"{count} {'bit' if count == 1 else 'bits'} from the first" for count in bits]
+    return [sampled.card(row, note) for row, note in zip(rows, ["", *notes], strict=True)]
 
 
-def facts(sample: Sample) -> str:
-    """Size, length and rate of a video in one line."""
+def _facts(sample: Sample) -> str:
+    """Size, length and frame rate in one line."""
     rate = short(sample.frames / sample.duration_s) if sample.duration_s > 0 else "?"
     frames = "1 frame" if sample.frames == 1 else f"{sample.frames:,} frames"
     return (
         f"{sample.width}x{sample.height}, {time_text(sample.duration_s)}, {frames}, {rate} fps, "
         f"{sample.codec}, {size_text(sample.length)}"
     )
-
-
-def data_uri(jpeg: bytes) -> str:
-    """A picture that stands in the page itself."""
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else ""
-
-
-def _alike(looked: Looked, places: Sequence[int]) -> list[Card]:
-    first = looked.looks[places[0]].hash
-    bits = [distance(first, looked.looks[place].hash) for place in places[1:]]
-    notes = [f"{count} {'bit' if count == 1 else 'bits'} from the first" for count in bits]
-    return [looked.card(place, note) for place, note in zip(places, ["", *notes], strict=True)]

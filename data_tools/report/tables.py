@@ -1,4 +1,4 @@
-"""What the index and the lists beside it say of every video: totals, drawings, columns, rejected files."""
+"""Tables and charts from the index and its lists: totals, histograms, columns, rejected files."""
 
 import json
 from collections import Counter
@@ -10,7 +10,7 @@ import numpy as np
 from kinemae.data_tools.index import NO_LABEL
 from kinemae.data_tools.report.collection import Collection
 from kinemae.data_tools.report.figures import Histogram, Ranking, histogram, ranking, short
-from kinemae.data_tools.report.sampled_videos import Looked
+from kinemae.data_tools.report.sampled_videos import SampledVideos
 from kinemae.data_tools.sharding.rejects import count_reasons
 from kinemae.data_tools.storage.location import Location
 
@@ -36,31 +36,31 @@ def split_row(collection: Collection, number: int) -> dict[str, Any]:
     }
 
 
-def histograms(looked: Looked) -> list[Histogram]:
-    """Lengths, sizes and rates of every video, motion of those that were looked at."""
-    collection = looked.collection
+def histograms(sampled: SampledVideos) -> list[Histogram]:
+    """Histograms of lengths, sizes and rates of every video, and of motion of the decoded ones."""
+    collection = sampled.collection
     duration_s, frames = collection.columns("duration_s"), collection.columns("frames")
     rates = [count / np.maximum(time_s, 1e-9) for count, time_s in zip(frames, duration_s, strict=True)]
     short_side = [np.minimum(*pair) for pair in _pairs(collection, "width", "height")]
     shape = [width / height for width, height in _pairs(collection, "width", "height")]
-    drawn = [
+    charts = [
         histogram("Length", "s", duration_s),
         histogram("Frame rate", "fps", rates),
         histogram("Short side", "px", short_side),
-        histogram("Width to height", "", shape),
-        histogram("Size of a video", "kB", [length / 1000 for length in collection.columns("length")]),
+        histogram("Aspect ratio", "", shape),
+        histogram("File size", "kB", [length / 1000 for length in collection.columns("length")]),
     ]
-    if readable := looked.readable:
-        motion = np.array([looked.looks[place].motion for place in readable])
-        split = collection.split_of(readable)
+    if readable := sampled.readable:
+        motion = np.array([sampled.stats[row].motion for row in readable])
+        split = collection.split_numbers(readable)
         by_split = [motion[split == number] for number in range(len(collection.splits))]
-        drawn.append(histogram("Motion", "grey levels", by_split))
-    return drawn
+        charts.append(histogram("Motion", "grey levels", by_split))
+    return charts
 
 
 def rankings(collection: Collection) -> list[Ranking]:
-    """Codecs and picture sizes by how often they occur."""
-    codecs, codes = collection.coded("codec")
+    """Codecs and frame sizes by frequency."""
+    codecs, codes = collection.encoded("codec")
     counts_SX = np.stack([np.bincount(of_split, minlength=len(codecs)) for of_split in codes])
     found = [ranking("Codecs", codecs.to_pylist(), counts_SX, shown=_VALUES_SHOWN)]
     sizes = [width.astype(np.int64) << 32 | height for width, height in _pairs(collection, "width", "height")]
@@ -69,13 +69,13 @@ def rankings(collection: Collection) -> list[Ranking]:
         [np.bincount(np.searchsorted(values, of_split), minlength=len(values)) for of_split in sizes]
     )
     names = [f"{value >> 32} x {value & 0xFFFFFFFF}" for value in values.tolist()]
-    found.append(ranking("Picture sizes", names, counts_SX, shown=_VALUES_SHOWN))
+    found.append(ranking("Frame sizes", names, counts_SX, shown=_VALUES_SHOWN))
     return found
 
 
 def class_counts(collection: Collection) -> tuple[list[str], np.ndarray]:
-    """Classes of all splits, and how many videos of each a split has, a row a split."""
-    names = collection.label_names()
+    """Classes of all splits, and their numbers of videos, one row per split."""
+    names = list(dict.fromkeys(name for index in collection.indexes for name in index.classes))
     place = {name: number for number, name in enumerate(names)}
     counts_SX = np.zeros((len(collection.indexes), len(names)), dtype=np.int64)
     for row, index in zip(counts_SX, collection.indexes, strict=True):
@@ -85,12 +85,12 @@ def class_counts(collection: Collection) -> tuple[list[str], np.ndarray]:
     return names, counts_SX
 
 
-def listed_files(folder: Location, collection: Collection, name: str, told: str) -> list[tuple[str, str]]:
-    """Files and what sharding said of them: the list beside the data sets, else those inside them.
+def listed_files(folder: Location, collection: Collection, name: str, key: str) -> list[tuple[str, str]]:
+    """Files of a list that sharding wrote, with reasons or notes.
 
     Args:
-        name: of the list, a json object a line.
-        told: the key of what is said.
+        name: of the JSON lines file, in the folder or else in the folders of the data sets.
+        key: of the reason or note.
     """
     places = [folder / name]
     if not places[0].exists():
@@ -98,23 +98,23 @@ def listed_files(folder: Location, collection: Collection, name: str, told: str)
     entries = []
     for place in places:
         if place.exists():
-            entries += [_entry(line, told) for line in place.read().decode("utf-8", "replace").splitlines()]
+            entries += [_entry(line, key) for line in place.read().decode("utf-8", "replace").splitlines()]
     return entries
 
 
 def reasons(entries: Sequence[tuple[str, str]]) -> list[tuple[str, int]]:
-    """Reasons with how often they stand there, most frequent first; their numbers are left out."""
+    """Reasons and their counts, most frequent first. Numbers inside a reason are ignored."""
     lines = [json.dumps({"reason": reason}) for _, reason in entries]
     return list(count_reasons("\n".join(lines)).items())
 
 
 def flattened(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A nested mapping as dotted names and texts."""
+    """Flatten a nested mapping to dotted names and texts."""
     if isinstance(value, dict) and value:
         pairs = (
             flattened(child, f"{prefix}.{name}" if prefix else str(name)) for name, child in value.items()
         )
-        return [pair for part in pairs for pair in part]
+        return [pair for group in pairs for pair in group]
     return [(prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
 
 
@@ -126,7 +126,7 @@ def extra_columns(collection: Collection) -> list[dict[str, str]]:
             column = index.arrow_column(name)
             filled = len(column) - column.null_count
             kind = {"string": "text", "int64": "integer", "double": "number"}[str(column.type)]
-            described = _values(index.column(name), kind) if filled else "nothing"
+            described = _values(index.column(name), kind) if filled else "none"
             rows.append(
                 {
                     "name": name,
@@ -140,16 +140,16 @@ def extra_columns(collection: Collection) -> list[dict[str, str]]:
 
 
 def origin(collection: Collection) -> list[tuple[str, list[tuple[str, str]]]]:
-    """How the data sets were made: names and values, once for all splits that say the same."""
-    told: dict[str, list[str]] = {}
+    """The configs of the data sets as names and values; equal configs are listed once."""
+    configs: dict[str, list[str]] = {}
     for split, index in zip(collection.splits, collection.indexes, strict=True):
         made_by = {name: value for name, value in index.made_by.items() if name != "split"}
-        told.setdefault(json.dumps(made_by, sort_keys=True), []).append(split or collection.name)
-    return [(", ".join(splits), flattened(json.loads(text))) for text, splits in told.items()]
+        configs.setdefault(json.dumps(made_by, sort_keys=True), []).append(split or collection.name)
+    return [(", ".join(splits), flattened(json.loads(text))) for text, splits in configs.items()]
 
 
 def reference_frames(collection: Collection) -> list[tuple[int, int]]:
-    """(stride, videos): every stride-th frame of so many videos decodes without the frames between."""
+    """(stride, number of videos whose every stride-th frame decodes without the frames between)."""
     strides = np.concatenate(collection.columns("reference_stride"))
     return [
         (int(stride), int(count))
@@ -170,9 +170,9 @@ def _values(values: np.ndarray, kind: str) -> str:
     return common + (f", and {len(counts) - _EXAMPLES:,} more" if len(counts) > _EXAMPLES else "")
 
 
-def _entry(line: str, told: str) -> tuple[str, str]:
+def _entry(line: str, key: str) -> tuple[str, str]:
     try:
         entry = json.loads(line)
-        return str(entry["path"]), str(entry[told])
+        return str(entry["path"]), str(entry[key])
     except (json.JSONDecodeError, KeyError, TypeError):
-        return line, "this line of the list is damaged"
+        return line, "this line is damaged"

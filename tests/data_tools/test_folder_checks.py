@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.index import open_index
-from kinemae.data_tools.report.collection import open_collection
+from kinemae.data_tools.index import open_data_sets, open_index
 from kinemae.data_tools.storage.location import location
 from tests.sharding import shard, write_clip
 from tests.source_collections import write_tar
@@ -29,7 +28,7 @@ def test_a_tar_of_a_data_set_names_the_folder(ours: Path, name: str):
     with pytest.raises(
         DataError, match=r"expected the folder of a data set, got tars; fix: give .*out/train$"
     ):
-        open_collection(location(ours / "train" / name))
+        open_data_sets(location(ours / "train" / name))
 
 
 @pytest.mark.parametrize("name", ["x-{000..999}.tar", "x-000.tar", "lost/*.tar"])

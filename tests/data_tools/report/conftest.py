@@ -1,4 +1,4 @@
-"""A small collection with everything in it that a report should point at."""
+"""A small collection with every problem that a report shows."""
 
 import shutil
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ SINGLE = EncodeConfig(fps=8, crf=20)
 
 
 def moving(seed: int, *, size: int = 64, speed: int = 3, frames: int = 16) -> Tensor:
-    """frames_THWC of a soft random texture that glides to the left."""
+    """frames_THWC of a smooth random texture that moves to the left."""
     coarse = torch.rand((1, 3, 8, 16), generator=generator(seed, purpose="test"))
     texture = functional.interpolate(coarse, size=(64, 128), mode="bicubic").clamp(0, 1)
     shown = torch.cat([texture[..., speed * frame : speed * frame + 64] for frame in range(frames)])
@@ -59,7 +59,7 @@ def odd_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def odd_shards(odd_videos: Path) -> Path:
-    """The collection as it is, sharded; then one video damaged inside its shard."""
+    """The sharded collection, with one video damaged inside its shard."""
     out = odd_videos.parent / "shards"
     assert (
         run_program(

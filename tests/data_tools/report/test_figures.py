@@ -1,4 +1,4 @@
-"""Histograms count every value once, between round borders."""
+"""Histograms count every value once, between round bin edges."""
 
 import numpy as np
 import pytest
@@ -34,12 +34,12 @@ def test_values_of_many_magnitudes_get_a_logarithmic_axis() -> None:
 
 
 def test_one_value_alone_is_one_bar() -> None:
-    drawn = histogram("Width to height", "", [np.array([1.5, 1.5])])
+    drawn = histogram("Aspect ratio", "", [np.array([1.5, 1.5])])
     assert [bar.counts for bar in drawn.bars if bar.segments] == [(2,)]
     assert drawn.summary == "1.5, median 1.5"
 
 
-def test_the_most_frequent_stand_first_and_many_are_folded() -> None:
+def test_a_ranking_is_sorted_and_folds_many_rows() -> None:
     names = [f"class {number}" for number in range(1500)]
     counts_SX = np.stack([np.arange(1500), np.ones(1500, dtype=int)])
     ranked = ranking("Classes", names, counts_SX, shown=30)
@@ -62,5 +62,5 @@ def test_the_most_frequent_stand_first_and_many_are_folded() -> None:
         (time_text(36_000), "10 h"),
     ],
 )
-def test_numbers_read_well(text: str, expected: str) -> None:
+def test_numbers_are_formatted(text: str, expected: str) -> None:
     assert text == expected

@@ -1,4 +1,4 @@
-"""The report tells what is in a data set and points at what is wrong with it."""
+"""The report shows the content of a data set and its problems."""
 
 import html
 import json
@@ -14,10 +14,10 @@ import pytest
 from kinemae.data_tools.__main__ import PROGRAM
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.index import NO_LABEL, Sample, Shard, write_index
-from kinemae.data_tools.report.collection import open_collection, runs_of_equals
+from kinemae.data_tools.report.collection import groups_of_equal_rows, open_collection
 from kinemae.data_tools.report.content import LIMITS
-from kinemae.data_tools.report.duplicates import exact_groups, leaks
-from kinemae.data_tools.report.video_stats import failed
+from kinemae.data_tools.report.duplicates import exact_duplicates
+from kinemae.data_tools.report.video_stats import failed_stats
 from kinemae.data_tools.storage.location import location
 
 
@@ -39,7 +39,7 @@ class Elements(HTMLParser):
 
 @pytest.fixture(scope="module")
 def summary(odd_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `--json` prints, read as a script would."""
+    """The parsed output of `--json`."""
     out = tmp_path_factory.mktemp("json") / "page.html"
     with pytest.MonkeyPatch.context() as patch:
         printed: list[str] = []
@@ -53,35 +53,35 @@ def test_static_and_blank_videos_are_named(summary: dict[str, Any]) -> None:
     assert summary["blank"] == ["train_walk_blank"]
 
 
-def test_a_video_that_was_encoded_anew_is_a_look_alike(summary: dict[str, Any]) -> None:
+def test_a_re_encoded_video_is_a_near_duplicate(summary: dict[str, Any]) -> None:
     groups = [set(group) for group in summary["near_duplicates"]]
     assert {"train_walk_0", "validation_walk_again"} in groups
     assert {"train_run_1", "validation_run_copy"} in groups
     assert len(groups) == 2
 
 
-def test_equal_files_and_leakage_are_found_by_their_bytes(summary: dict[str, Any]) -> None:
+def test_exact_duplicates_and_leaks_are_found_by_digest(summary: dict[str, Any]) -> None:
     assert [set(group) for group in summary["exact_duplicates"]] == [{"train_run_1", "validation_run_copy"}]
     assert (summary["leaked_files"], summary["leaked_groups"]) == (1, 0)
-    [leak] = [entry for entry in summary["findings"] if "files in more than one split: 1" in entry["text"]]
-    assert leak["level"] == "bad" and "run/" in leak["text"]
+    [leak] = [entry for entry in summary["checks"] if "files in more than one split: 1" in entry["text"]]
+    assert leak["level"] == "problem" and "run/" in leak["text"]
 
 
 def test_unreadable_and_rejected_videos_are_listed_and_not_fatal(summary: dict[str, Any]) -> None:
     assert list(summary["unreadable"]) == ["train_walk_3"]
     assert "its checksum differs" in summary["unreadable"]["train_walk_3"]
     assert summary["rejected"] == 1
-    assert summary["findings"][0] == {"level": "bad", "text": "1 of 17 videos looked at cannot be read"}
+    assert summary["checks"][0] == {"level": "problem", "text": "1 of 17 decoded videos are unreadable"}
 
 
-def test_names_of_strangers_are_text_and_nothing_else(page: Path, odd_shards: Path) -> None:
+def test_untrusted_names_are_escaped(page: Path, odd_shards: Path) -> None:
     elements = Elements(page)
     assert {"<script>alert(1)</script>.mp4", '"><img src=x onerror=alert(2)>.mp4'} <= {
         name for name in re.findall(r"(?m)(?:^|/)(<script.*?mp4|\">.*?mp4)", elements.text)
     }
     assert not {tag for tag, _ in elements.found} & {"script", "iframe", "object", "embed", "link", "form"}
     assert not [key for _, attributes in elements.found for key in attributes if key.startswith("on")]
-    # What turns the direction of writing cannot reach beyond its own name.
+    # A character that changes the writing direction affects its own name only.
     assert re.search(r"<bdi>[^<]*\u202efdp[^<]*</bdi>", page.read_text(encoding="utf-8"))
 
 
@@ -97,7 +97,7 @@ def test_the_page_refers_to_nothing_outside_itself(page: Path) -> None:
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in html.unescape(text)
 
 
-def test_pictures_have_words_and_tables_have_headers(page: Path) -> None:
+def test_images_have_alt_texts_and_tables_have_headers(page: Path) -> None:
     elements = Elements(page)
     pictures = [attributes for tag, attributes in elements.found if tag == "img"]
     assert len(pictures) >= 17
@@ -112,22 +112,24 @@ def test_pictures_have_words_and_tables_have_headers(page: Path) -> None:
     assert links <= {f"#{name}" for name in ids}
 
 
-def test_equal_data_sets_give_equal_pages_whatever_the_workers(odd_shards: Path, page: Path, tmp_path: Path):
+def test_equal_data_sets_give_equal_pages_with_any_number_of_workers(
+    odd_shards: Path, page: Path, tmp_path: Path
+):
     again = tmp_path / "again.html"
     assert run_program(PROGRAM, ["report", str(odd_shards), str(again), "workers=1"]) == 0
     assert again.read_bytes() == page.read_bytes()
 
 
-def test_a_large_set_is_told_of_by_a_part(odd_shards: Path, tmp_path: Path) -> None:
+def test_a_large_data_set_is_sampled(odd_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "part.html"
     assert (
         run_program(PROGRAM, ["report", str(odd_shards), str(out), "samples=5", "pictures=3", "workers=1"])
         == 0
     )
     text = " ".join(Elements(out).text.split())
-    assert "Pictures, motion and look-alikes are told of 5 of 17 videos, chosen with seed 0" in text
-    assert "3 videos by chance (seed 0)" in text
-    assert "files that are there more than once: 1" in text, "equal files are looked for among all videos"
+    assert "Images, motion and near duplicates cover a sample of 5 of 17 videos (seed 0)" in text
+    assert "3 randomly chosen videos (seed 0)" in text
+    assert "groups of exact duplicates: 1" in text, "the check covers all videos"
 
 
 def test_one_data_set_is_reported_inside_its_folder(odd_shards: Path, tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_one_data_set_is_reported_inside_its_folder(odd_shards: Path, tmp_path: 
     shutil.copytree(odd_shards / "validation", folder)
     assert run_program(PROGRAM, ["report", str(folder), "workers=1", "pictures=0"]) == 0
     text = " ".join(Elements(folder / "report.html").text.split())
-    assert "There is only one data set here" in text
+    assert "The report covers only one data set" in text
     assert not list(folder.glob("*.partial"))
 
 
@@ -149,8 +151,8 @@ def test_one_data_set_is_reported_inside_its_folder(odd_shards: Path, tmp_path: 
         (["{shards}", "blank_threshold=-1"], 2, "blank_threshold must be 0 or more, got -1.0"),
         (["{shards}", "workers=-1"], 2, "workers must be 0 or more, got -1"),
         (["{shards}", "page.txt"], 2, "OUT page.txt: expected the name of a page, as in page.html"),
-        (["s3://bucket/shards"], 2, "s3://bucket/shards is not on this machine: say where the page goes"),
-        (["{empty}"], 3, "holds no data set: give a folder made by `kinemae data shard SOURCE OUT`"),
+        (["s3://bucket/shards"], 2, "s3://bucket/shards is remote: expected OUT"),
+        (["{empty}"], 3, "holds no dataset.json, so it is no data set"),
         (["{shards}", "{empty}/file/x.html"], 3, "cannot write to {empty}/file"),
         (["{shards}", "page.htm"], 2, "OUT page.htm: expected the name of a page, as in page.html"),
     ],
@@ -178,7 +180,7 @@ def test_a_remote_data_set_is_reported_here(odd_shards: Path, bucket: str, tmp_p
     for path in odd_shards.rglob("*"):
         if path.is_file():
             (there / str(path.relative_to(odd_shards))).upload(path)
-    # In this process: the server that makes others keeps the environment of the test that started it.
+    # workers=1: the fork server keeps the environment of the test that started it.
     assert run_program(PROGRAM, ["report", str(there), str(page), "workers=1"]) == 0
     assert run_program(PROGRAM, ["report", str(odd_shards), str(here), "workers=1"]) == 0
     assert page.read_bytes() == here.read_bytes()
@@ -195,7 +197,7 @@ def rows(folder: Path, *samples: dict[str, Any], **extra: list[Any]) -> None:
     write_index(folder, made, shards, [], {}, extra=extra)
 
 
-def test_cuts_of_one_video_are_no_duplicates_but_leak_across_splits(tmp_path: Path) -> None:
+def test_segments_of_one_video_are_no_duplicates_but_leak_across_splits(tmp_path: Path) -> None:
     rows(tmp_path / "train", *({"content": "abc", "start_s": float(at)} for at in range(3)), {"content": ""})
     rows(
         tmp_path / "test",
@@ -205,39 +207,40 @@ def test_cuts_of_one_video_are_no_duplicates_but_leak_across_splits(tmp_path: Pa
     )
     collection = open_collection(location(tmp_path))
     assert collection.splits == ("train", "test")
-    assert exact_groups(collection) == [[1, 5]]
-    [leak] = leaks(collection, "content")
-    assert (leak.value, leak.places, leak.samples) == ("abc", (0, 4), 5)
-    assert leaks(collection, "group") == []
+    assert exact_duplicates(collection) == [[1, 5]]
+    [leak] = collection.leaks("content")
+    assert (leak.value, leak.first, leak.samples) == ("abc", {0: 0, 1: 0}, 5)
+    assert collection.first_rows(leak) == [0, 4]
+    assert collection.leaks("group") == []
 
 
 def test_groups_in_two_splits_are_leaks(tmp_path: Path) -> None:
     rows(tmp_path / "train", {"group": "ann"}, {"group": "bob"}, {"group": ""})
     rows(tmp_path / "validation", {"group": "bob"}, {"group": "bob"}, {"group": ""})
-    [leak] = leaks(open_collection(location(tmp_path)), "group")
-    assert (leak.value, leak.places, leak.samples) == ("bob", (1, 3), 3)
+    [leak] = open_collection(location(tmp_path)).leaks("group")
+    assert (leak.value, leak.first, leak.samples) == ("bob", {0: 1, 1: 0}, 3)
 
 
 @pytest.mark.slow
 def test_equal_rows_are_found_among_many_at_once() -> None:
     one = np.arange(1_000_000) // 2
-    assert [run.tolist() for run in runs_of_equals(one[:6])] == [[0, 1], [2, 3], [4, 5]]
-    assert len(runs_of_equals(one)) == 500_000
-    assert runs_of_equals(np.zeros(0)) == []
+    assert [run.tolist() for run in groups_of_equal_rows(one[:6])] == [[0, 1], [2, 3], [4, 5]]
+    assert len(groups_of_equal_rows(one)) == 500_000
+    assert groups_of_equal_rows(np.zeros(0)) == []
 
 
-def test_what_the_index_does_not_know_is_not_called_fine(tmp_path: Path) -> None:
+def test_missing_digests_give_a_warning(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     rows(folder, {}, {}, speed=[1.5, None], camera=["<i>", "<i>"])
     assert run_program(PROGRAM, ["report", str(folder), "workers=1"]) == 0
     text = " ".join(Elements(folder / "report.html").text.split())
-    assert "the index holds no digests of the original files: equal files cannot be told" in text
-    assert "no file is there twice" not in text
-    assert "2 of 2 videos looked at cannot be read" in text
+    assert "the index has no digests of the original files: exact duplicates cannot be found" in text
+    assert "no exact duplicates" not in text
+    assert "2 of 2 decoded videos are unreadable" in text
     assert "speed" in text and "1 of 2" in text and "<i> (2)" in text
 
 
-def test_long_lists_are_cut_and_their_length_told(tmp_path: Path) -> None:
+def test_long_lists_are_cut_with_their_lengths(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     rows(folder, {})
     lines = [json.dumps({"path": f"{at}.mp4", "reason": f"reason {chr(97 + at % 20)}"}) for at in range(300)]
@@ -246,10 +249,10 @@ def test_long_lists_are_cut_and_their_length_told(tmp_path: Path) -> None:
     assert run_program(PROGRAM, ["report", str(folder), "workers=1"]) == 0
     text = " ".join(Elements(folder / "report.html").text.split())
     assert f"{301 - LIMITS['listed']} more files are not shown" in text
-    assert f"{21 - LIMITS['still']} more reasons are not shown" in text
-    assert "odd, but used: 1, first 7 of 9 frames" in text and "<i>.mp4" in text
-    assert "rejected when the set was made: 301, most often: reason a" in text
+    assert f"{21 - LIMITS['cards']} more reasons are not shown" in text
+    assert "files with notes: 1, first: 7 of 9 frames" in text and "<i>.mp4" in text
+    assert "files rejected while sharding: 301, most frequent reason: reason a" in text
 
 
 def test_a_video_that_kills_its_process_is_listed() -> None:
-    assert failed((location("set"), 0), "timed out").reason == "timed out"
+    assert failed_stats((location("set"), 0), "timed out").reason == "timed out"
