@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 from kinemae.data_tools.report.collection import Collection, groups_of_equal_rows
 
 # Hashes are split into bands of 16 bits. Two hashes of 16 bands that differ in at most 31 bits have a band
-# that differs in at most one bit, so a lookup of every band and its 16 one-bit neighbours finds all such pairs.
+# that differs in at most one bit. A lookup of every band and its 16 one-bit neighbours finds all such pairs.
 BAND_BITS = 16
 _PAIRS_PER_CHUNK = 1 << 21
 
