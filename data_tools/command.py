@@ -1,6 +1,7 @@
-"""The command line's habits, the same in every room: subcommands, overrides, exit codes, one-line errors."""
+"""Command-line programs: subcommands, overrides, exit codes and one-line errors."""
 
 import argparse
+import importlib
 import logging
 import os
 import re
@@ -26,19 +27,19 @@ log = logging.getLogger("kinemae")
 
 
 class DataError(Exception):
-    """Something is wrong with videos, shards or labels; the message says what, where and how to mend it."""
+    """Videos, shards or labels cannot be used."""
 
 
 class CheckpointError(Exception):
-    """A checkpoint or an exported encoder cannot be used; the message says why and what to do."""
+    """A checkpoint or an exported encoder cannot be used."""
 
 
 class Diverged(Exception):
-    """The numbers of a run went bad, and no roll-back is left that could mend them."""
+    """The loss diverged, and the limit of roll-backs is reached."""
 
 
 class Stuck(Exception):
-    """Something that others have to do for this process did not happen in its time; trying again may help."""
+    """A step, a storage or a file system did not respond in time; a restart may help."""
 
 
 class Stopped(Exception):
@@ -61,7 +62,7 @@ _EXIT_CODES: dict[type[BaseException], int] = {
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turn a disk that is full or cannot be written into one line."""
+    """Turn an `OSError` of writing, such as a full disk, into a `DataError`."""
     try:
         yield
     except OSError as error:
@@ -70,18 +71,27 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def lazy(module: str, function: str) -> Callable[[argparse.Namespace], None]:
+    """A `run` function that imports its module when it is called."""
+
+    def run(arguments: argparse.Namespace) -> None:
+        getattr(importlib.import_module(module), function)(arguments)
+
+    return run
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """One subcommand: its positional arguments come first, overrides after them.
+    """A subcommand: positional arguments, then overrides.
 
     Attributes:
-        run: gets the parsed arguments; an exception becomes one line and an exit code. It imports
-            what it needs when it is called, so that `--help` and wrong usage are answered at once.
+        run: called with the parsed arguments. Expected errors become one line and an exit code. Slow
+            imports belong inside, see `lazy`, so that `--help` and usage errors are fast.
         positionals: (name, help) pairs.
-        optional: one more that may be left out; it may then hold the first override.
+        optional: (name, help) of an optional last positional; without it, it may hold the first override.
         options: (flag, help) pairs of on/off switches.
-        value_options: (flag, placeholder, help) of options that take a value, None where not given.
-        variadic: name of a last positional that takes one or more values in place of overrides.
+        value_options: (flag, placeholder, help) of options with a value; the default is None.
+        variadic: (name, help) of a last positional with one or more values, instead of overrides.
     """
 
     name: str
@@ -97,10 +107,10 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A room's command line.
+    """The command line of a package.
 
     Attributes:
-        commands: one of them may be unnamed: it is meant where no name of another comes first.
+        commands: the subcommands. An unnamed one runs if the first argument is no name of another.
     """
 
     name: str
@@ -109,7 +119,7 @@ class Program:
 
 
 def run_program(program: Program, argv: Sequence[str] | None = None) -> int:
-    """Parse, run, and turn every expected failure into one line and the design's exit code."""
+    """Parse and run a command line; log an expected error as one line and return its exit code."""
     configure_logging()
     try:
         arguments = parse_arguments(program, sys.argv[1:] if argv is None else list(argv))
@@ -124,26 +134,26 @@ def run_program(program: Program, argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code_of(error: BaseException) -> int:
-    """What a program leaves with when it ends by an error."""
+    """The exit code of a program that ends with an error."""
     if isinstance(error, Stopped):
         return error.exit_code
     return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), EXIT_CRASHED)
 
 
 def log_error(error: BaseException) -> None:
-    """Log an error that ends the program: in a line where it was foreseen, with its traceback where not."""
+    """Log an error that ends the program: an expected one as one line, any other with its traceback."""
     if isinstance(error, Stopped):
         log.warning("%s", error)
     elif isinstance(error, KeyboardInterrupt):
         log.error("interrupted")
     elif exit_code_of(error) == EXIT_CRASHED:
-        log.error("an error that was not foreseen:", exc_info=error)
+        log.error("unexpected error:", exc_info=error)
     else:
         log.error("%s", error)
 
 
 def configure_logging() -> None:
-    """Plain lines on standard error: time, level, message; the rank too where there are several."""
+    """Log to standard error: time, level and message; also the rank if there are several."""
     rank = f" rank {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     handler = logging.StreamHandler()
     handler.setFormatter(
@@ -174,8 +184,8 @@ def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
     arguments, unknown = parser.parse_known_args(argv)
     for stray in unknown:
         if re.fullmatch(r"--local[-_]rank=\d+", stray):
-            continue  # the deepspeed launcher adds it; LOCAL_RANK says the same
-        parse_override(stray)  # names the mistake: an override written with dashes
+            continue  # added by the deepspeed launcher; LOCAL_RANK is used instead
+        parse_override(stray)  # raises an error for an override with dashes
         arguments.overrides.append(stray)
     _refuse_wrong_order(arguments, named.get(first or "", unnamed))
     check_overrides(arguments.overrides)
@@ -183,7 +193,7 @@ def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
 
 
 def _refuse_wrong_order(arguments: argparse.Namespace, command: Command | None) -> None:
-    """Refuse an override ahead of the config, and an option without its dashes."""
+    """Reject an override before the config, and an option without its dashes."""
     given = getattr(arguments, "config", "")
     bare = next((word for word in arguments.overrides if "=" not in word), None)
     if "=" in given and bare is not None and not Path(given).exists():
@@ -197,7 +207,7 @@ def _refuse_wrong_order(arguments: argparse.Namespace, command: Command | None) 
 
 
 def _other_commands(program: str, named: dict[str, Command]) -> list[str]:
-    """The end of the unnamed command's help."""
+    """The last lines of the unnamed command's help."""
     lines = [f"  kinemae {program} {name} --help    {command.help}" for name, command in named.items()]
     return ["\nother commands:", *lines] if lines else []
 

@@ -1,8 +1,8 @@
-"""Parts: swappable strategies, each one file in its folder and one line of config.
+"""Components: swappable strategies. Each is one file in its folder and one line of config.
 
-`masking: {name: tube, args: {ratio: 0.9}}` means the class in `pretrain/masking/tube.py`, built with
-`ratio=0.9`. A part is found by file name inside its own folder and never by a dotted path, so a config
-or a checkpoint cannot name code from elsewhere.
+`masking: {name: tube, args: {ratio: 0.9}}` selects the class in `pretrain/masking/tube.py` and passes
+`ratio=0.9` to its constructor. A component is found by file name inside its own folder and never by a dotted
+path, so a config or a checkpoint cannot name other code.
 """
 
 import difflib
@@ -17,25 +17,25 @@ from kinemae.data_tools.config_hints import SYNONYMS
 
 Interface = TypeVar("Interface")
 
-# What fits where a constructor says float, int, str or bool; other types are the part's own to check.
-_FITTING: dict[Any, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}
+# Accepted types by annotation. A constructor checks arguments with other annotations itself.
+_ACCEPTED: dict[Any, tuple[type, ...]] = {float: (float, int), int: (int,), str: (str,), bool: (bool,)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """A part as it stands in a config: the file's name and the constructor's keyword arguments."""
+    """A component in a config: its file name and the keyword arguments of its constructor."""
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)
 
 
 def is_component(kind: Any) -> bool:
-    """Whether a field of a config holds a part, or a part whose name may be left out."""
+    """Whether the type of a config field is `Component` or a subclass."""
     return isinstance(kind, type) and issubclass(kind, Component)
 
 
 def component_names(folder: str) -> list[str]:
-    """Names of the parts in a folder given as a package, as in `kinemae.pretrain.masking`."""
+    """Names of the components in a package, such as `kinemae.pretrain.masking`."""
     package = importlib.import_module(folder)
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base")
 
@@ -43,15 +43,15 @@ def component_names(folder: str) -> list[str]:
 def build_component(
     folder: str, component: Component, interface: type[Interface], *, key: str | None = None
 ) -> Interface:
-    """Build the part that a config names.
+    """Build the component that a config names.
 
     Args:
-        folder: the package that holds the parts of this kind.
-        interface: the class in the folder's `base.py` that every part of it implements.
-        key: the config key, where it is not the folder's own name, as in `model.attention`.
+        folder: the package of this kind of components.
+        interface: the base class in the folder's `base.py`.
+        key: the config key if it is not the name of the folder, as in `model.attention`.
 
     Raises:
-        ValueError: no such part, an unknown or missing argument, or an argument the part refuses.
+        ValueError: no such component, an unknown or missing argument, or an invalid value.
     """
     kind = folder.rpartition(".")[2].removesuffix("s")  # the config key is `head`, the folder heads/
     names = component_names(folder)
@@ -64,14 +64,14 @@ def build_component(
 
 
 def named_components(given: Any, key: str, kind: str) -> dict[str, Any]:
-    """Several parts as a mapping of names to their settings; a name alone has none: `{}`.
+    """Normalize several components to a mapping of names to settings; a bare name gets `{}`.
 
     Args:
-        given: such a mapping, one name, or a list of names.
-        kind: what the parts are, for messages.
+        given: a mapping, one name, or a list of names.
+        kind: the kind of components, for messages.
 
     Raises:
-        ValueError: something else, no part, or one twice; the message names `key`.
+        ValueError: none of these, empty, or with duplicates; the message names `key`.
     """
     if isinstance(given, str):
         given = [given]
@@ -118,13 +118,13 @@ def _checked_arguments(component_class: type, component: Component, key: str) ->
 
 
 def _check_type(value: Any, annotation: Any, key: str) -> None:
-    fitting = _FITTING.get(annotation)
-    if fitting and (not isinstance(value, fitting) or (isinstance(value, bool) and annotation is not bool)):
+    accepted = _ACCEPTED.get(annotation)
+    if accepted and (not isinstance(value, accepted) or (isinstance(value, bool) and annotation is not bool)):
         raise ValueError(f"{key} must be of type {annotation.__name__}, got {value!r}")
 
 
 def _suggest_argument(given: str, key: str, known: Iterable[str]) -> str:
-    """By the name that other projects have for an argument, else by its spelling."""
+    """Suggest an argument by its name in other projects, else by its spelling."""
     hints = {hint.removeprefix(f"{key}.") for hint in SYNONYMS.get(given.lower(), ())}
     named = [name for name in known if name in hints]
     return f"; did you mean {named[0]!r}?" if named else _suggest(given, list(known))

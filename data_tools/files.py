@@ -1,4 +1,4 @@
-"""Small files that are whole or absent, lines of JSON, large files a block at a time, files held open."""
+"""File helpers: atomic writes, JSON lines, reads in blocks, locks."""
 
 import errno
 import fcntl
@@ -23,16 +23,16 @@ _KINDS = {
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old one or the new one, never half of it."""
+    """Write a small file atomically: a reader sees the old or the new content."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
 def set_default_mode(path: Path) -> None:
-    """Give a file the default permissions of a new file (by the umask).
+    """Give a file the default permissions of a new file, according to the umask.
 
-    Some libraries write via a temporary file that is readable only by its owner.
+    Some libraries write to a temporary file that only its owner can read.
     """
     usual = path.with_name(f"{path.name}.mode")
     usual.touch()
@@ -43,7 +43,7 @@ def set_default_mode(path: Path) -> None:
 
 
 def read_blocks(path: Path, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
-    """A file's bytes, or a range of them, about a megabyte at a time."""
+    """Read a file, or a range of it, in blocks of a megabyte."""
     with open_regular(path) as file:
         file.seek(offset)
         left = length
@@ -54,24 +54,24 @@ def read_blocks(path: Path, offset: int = 0, length: int | None = None) -> Itera
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a regular file for reading; named pipes and devices are rejected without opening them.
+    """Open a regular file for reading. Named pipes and devices are rejected without opening them.
 
     Raises:
-        OSError: there is no such file, or it is of another kind.
+        OSError: the file does not exist or is not regular.
     """
     require_regular_file(path)
     return path.open("rb")
 
 
 def require_regular_file(path: Path) -> None:
-    """See `open_regular`."""
+    """Raise `OSError` for a named pipe, a socket or a device."""
     kind = _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
     if kind is not None:
         raise OSError(errno.EINVAL, f"expected a regular file, got {kind}", str(path))
 
 
 def read_at(descriptor: int, offset: int, length: int, *, at_once: int = _READ_AT_ONCE) -> bytes:
-    """Read from an open file until `count` bytes or its end; a single system call may return fewer."""
+    """Read up to `length` bytes from an open file; a single system call may return fewer."""
     piece = os.pread(descriptor, min(length, at_once), offset)
     if len(piece) in (0, length):
         return piece
@@ -92,13 +92,13 @@ def write_at(descriptor: int, offset: int, content: bytes | memoryview) -> None:
 
 
 def to_jsonl(entries: Iterable[Mapping[str, Any]]) -> str:
-    """Entries as JSON, one a line, names readable."""
+    """Format entries as JSON lines, without escapes of non-ASCII characters."""
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
-def read_jsonl(journal: Path) -> Iterator[dict[str, Any]]:
-    """Entries of a file of JSON lines, up to the line that was being written when a run was killed."""
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Read a JSON lines file up to the first incomplete line, which a killed process may leave."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             yield json.loads(line)
         except json.JSONDecodeError:
@@ -106,10 +106,10 @@ def read_jsonl(journal: Path) -> Iterator[dict[str, Any]]:
 
 
 def flock(descriptor: int, operation: int) -> bool:
-    """Lock a file with `fcntl.flock`; False where its file system has no locks, as Lustre without -o flock.
+    """Lock a file with `fcntl.flock`. Return False if its file system has no locks (Lustre without -o flock).
 
     Raises:
-        BlockingIOError: another process holds the lock, and the operation does not wait.
+        BlockingIOError: another process holds the lock and the operation is non-blocking.
     """
     try:
         fcntl.flock(descriptor, operation)
@@ -121,7 +121,7 @@ def flock(descriptor: int, operation: int) -> bool:
 
 
 class Descriptor:
-    """An open file that is closed when the last who uses it lets go."""
+    """A file descriptor that is closed when the object is garbage collected."""
 
     def __init__(self, path: str, flags: int, mode: int = 0o666):
         self.number = os.open(path, flags | os.O_CLOEXEC, mode)

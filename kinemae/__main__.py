@@ -16,7 +16,7 @@ _MODULES = {
 }
 _HELP = """usage: kinemae COMMAND ...
 
-  data       make, index, check, show and measure data sets of videos
+  data       make, shard, index, check, show and measure data sets of videos
   pretrain   pretrain a video encoder, or resume a run
   finetune   fine-tune and evaluate an encoder, convert checkpoints
   launch     start a training on this machine, on hosts by ssh, on Slurm or on Kubernetes
