@@ -1,4 +1,4 @@
-"""Arguments for parts that cannot be built without any, for the tests that walk whole folders."""
+"""Arguments of components that have required arguments, for tests that build every component."""
 
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,21 +13,21 @@ ARGS: dict[str, dict[str, Any]] = {
         "parts": {"photometric": {}, "gaussian": {}, "frames": {}, "token": {}}
     },
     "kinemae.pretrain.pruning.motion": {"keep": 0.5},
-    "kinemae.pretrain.pruning.run_length": {"keep": 0.5},  # it needs none, but pretraining needs a share
+    "kinemae.pretrain.pruning.run_length": {"keep": 0.5},  # required in pretraining
     "kinemae.pretrain.targets.weighted": {"parts": {"pixels": {}, "features": {"weight": 0.5}}},
 }
 
 
 def default_component(folder: str, name: str) -> Component:
-    """The part as a config would name it, with the arguments that it cannot do without."""
+    """Return the component of a config, with its required arguments."""
     return Component(name=name, args=dict(ARGS.get(f"{folder}.{name}", {})))
 
 
 def build_default(folder: str, name: str, interface: type[Interface], **given: Any) -> Interface:
-    """Build a part with its defaults; says what to do about a new one that needs arguments."""
-    part = default_component(folder, name)
+    """Build a component with its defaults; fail with a fix if it has other required arguments."""
+    component = default_component(folder, name)
     try:
-        return build_component(folder, replace(part, args={**part.args, **given}), interface)
+        return build_component(folder, replace(component, args={**component.args, **given}), interface)
     except ValueError as error:
         message = (
             f"{folder}.{name} needs arguments: add them to ARGS in tests/default_components.py ({error})"

@@ -1,4 +1,4 @@
-"""The commands that README, the documents, the recipes and the help texts show."""
+"""Commands shown in the documents, the recipes and the help texts."""
 
 import re
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
 def is_usage(command: str) -> bool:
-    """Whether a command is not for pasting: `[optional]`, `one|other`, an ellipsis, or only the name."""
+    """Detect usage lines: `[optional]`, `one|other`, an ellipsis, or only a name."""
     bare = _QUOTED.sub("", command.split(" #")[0])
     is_name_alone = len(bare.split()) <= 3
     return is_name_alone or bool(re.search(r"(^|\s)\[|\w\|\w|\.\.\.", bare))
 
 
 def documented() -> Iterator[tuple[str, str]]:
-    """The location of a command, and the command from `kinemae` or `-m` on."""
+    """Yield the page of each command, and the command from `kinemae` or `-m` on."""
     for page in PAGES:
         for line in _whole_lines(page):
             yield from _commands(str(page.relative_to(REPO)), line.strip() if line.startswith("    ") else "")
@@ -43,7 +43,7 @@ def documented() -> Iterator[tuple[str, str]]:
 
 
 def unquoted_mappings() -> Iterator[tuple[str, str]]:
-    """Pieces of code within a sentence that show `key={...}` with spaces at which a shell would split."""
+    """Yield inline code with an unquoted `key={...}` that a shell would split."""
     for page in PAGES:
         for span in _CODE.findall(page.read_text(encoding="utf-8")):
             if re.search(r"(^|\s)[a-z_.]+=[{\[]\S* ", _QUOTED.sub("", span)):
@@ -51,7 +51,7 @@ def unquoted_mappings() -> Iterator[tuple[str, str]]:
 
 
 def _whole_lines(page: Path) -> list[str]:
-    """The lines of a page; those that a backslash breaks in one."""
+    """Split a page into lines; join lines that end with a backslash."""
     return re.sub(r"\\\n#?\s+", "", page.read_text(encoding="utf-8")).splitlines()
 
 

@@ -1,4 +1,4 @@
-"""Full disks for tests: by a limit on the size of files, and a real one where this machine allows it."""
+"""Full disks for tests: a limit on the size of files, or a small tmpfs if mounting is allowed."""
 
 import resource
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
-    """The disk is full for every file of that size: writes fail or fall short, the signal is ignored."""
+    """Limit the size of files: larger writes fail or are short; the signal is ignored."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -20,7 +20,7 @@ def no_file_above(size: int) -> Iterator[None]:
 
 @contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[bool]:
-    """A file system of that size at a folder, which is made; whether this machine allowed it."""
+    """Mount a file system of this size at a new folder; yield False if mounting is not allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
     is_mounted = subprocess.run(mount, capture_output=True).returncode == 0

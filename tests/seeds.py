@@ -1,4 +1,4 @@
-"""Seeds of the random tests: fixed, or given by `TEST_SEED` as `make test-nightly` does with the date."""
+"""Seeds of random tests: fixed, or given by `TEST_SEED`, which `make test-nightly` sets to the date."""
 
 import os
 
@@ -14,5 +14,5 @@ settings.load_profile("nightly" if IS_NIGHTLY else "fixed")
 
 
 def examples(count: int) -> settings:
-    """Decorate a hypothesis test with its number of examples; the nightly run tries ten times as many."""
+    """Set the number of examples of a hypothesis test; the nightly run has ten times as many."""
     return settings(max_examples=count * (_NIGHTLY_FACTOR if IS_NIGHTLY else 1))

@@ -1,4 +1,4 @@
-"""Videos and shards as the tests of sharding make and compare them."""
+"""Helpers of the sharding tests: make videos, run `kinemae data shard`, compare the results."""
 
 import io
 import tempfile
@@ -18,7 +18,7 @@ from kinemae.data_tools.randomness import generator
 
 
 def write_clip(path: Path, number: int, *, frames: int = 3, height: int = 16, width: int = 16) -> None:
-    """A small video of noise that no other number gives."""
+    """Write a small video of noise, another one for each number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     chance = generator(number, purpose="test")
     frames_THWC = torch.randint(0, 256, (frames, height, width, 3), dtype=torch.uint8, generator=chance)
@@ -26,7 +26,7 @@ def write_clip(path: Path, number: int, *, frames: int = 3, height: int = 16, wi
 
 
 def moving(frames: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
-    """Pictures that tell their number: a grey level for each, and a bright square that moves."""
+    """Make pictures with a grey level for each number and a bright square that moves."""
     pictures = []
     for number in range(frames):
         picture = np.full((height, width, 3), 40 + 5 * (number % 24), np.uint8)
@@ -44,11 +44,11 @@ def encoded(
     is_index_first: bool = False,
     kind: tuple[str, str, str] = ("mp4", "libx264", "yuv420p"),
 ) -> bytes:
-    """An ordinary video.
+    """Encode an ordinary video.
 
     Args:
         ticks: time stamps in thousandths of a second.
-        is_index_first: a file that is cut off then knows how long it was.
+        is_index_first: write the index first, so that a truncated file still has its duration.
         kind: container, encoder and pixel format.
     """
     pictures = list(pictures)
@@ -74,7 +74,7 @@ def encoded(
 
 
 def cut_after(video: bytes, packets: int) -> bytes:
-    """The file up to the end of a packet; make it with `is_index_first`."""
+    """Truncate a file, made with `is_index_first`, after a packet."""
     with av.open(io.BytesIO(video)) as container:
         ends = sorted((packet.pos or 0) + packet.size for packet in container.demux(video=0) if packet.size)
     return video[: ends[packets - 1]]
@@ -84,17 +84,17 @@ MATROSKA = ("matroska", "libx264", "yuv420p")
 
 
 def shard(source: Path | str, out: Path | str, *overrides: str, workers: int = 1) -> int:
-    """`data_tools shard` in this process; its exit code."""
+    """Run `kinemae data shard` in this process; return its exit code."""
     return run_program(PROGRAM, ["shard", str(source), str(out), f"workers={workers}", *overrides])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
+    """Read every file of a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def video_bytes(index: ShardIndex) -> dict[str, bytes]:
-    """By key, read as the index says: one range of one shard."""
+    """Read all videos by key, each as one range of a shard."""
     found = {}
     for position in range(len(index)):
         sample = index.sample(position)
@@ -103,7 +103,7 @@ def video_bytes(index: ShardIndex) -> dict[str, bytes]:
 
 
 def numbered(frames: Iterable[int], height: int = 64, width: int = 96) -> list[np.ndarray]:
-    """Pictures that carry their number in ten blocks, the lowest bit first, white for 1."""
+    """Make pictures that show their number in ten blocks, lowest bit first, white for 1."""
     pictures = []
     for number in frames:
         picture = np.full((height, width, 3), 90, np.uint8)
@@ -114,13 +114,13 @@ def numbered(frames: Iterable[int], height: int = 64, width: int = 96) -> list[n
 
 
 def number_of(luma: np.ndarray, height: int = 64, width: int = 96) -> int:
-    """The number of a picture of `numbered`, whatever its scale."""
+    """Read the number of a picture made by `numbered`, at any scale."""
     down, across = luma.shape[0] / height, luma.shape[1] / width
     return sum(1 << bit for bit in range(10) if luma[int(8 * down), int((12 + 8 * bit) * across)] > 128)
 
 
 def numbers_in(video: bytes | Path) -> list[int]:
-    """The numbers of all frames of a video of `numbered` pictures, in the order of a sequential decode."""
+    """Read the numbers of all frames of a video of `numbered` pictures by a sequential decode."""
     file = io.BytesIO(video) if isinstance(video, bytes) else str(video)
     with av.open(file) as container:
         return [number_of(frame.to_ndarray(format="gray")) for frame in container.decode(video=0)]

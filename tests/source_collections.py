@@ -1,4 +1,4 @@
-"""Tiny collections of every kind that a source reads, with real H.264 files, made on the spot."""
+"""Tiny collections for every kind of source, with real H.264 files."""
 
 import io
 import json
@@ -19,12 +19,12 @@ Facts = tuple[str | None, str | None]  # label and split
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """A collection, what a listing of it must say, and how to make one of its lists wrong.
+    """A collection, its expected listing, and a mistake to insert into one of its lists.
 
     Attributes:
         root: SOURCE.
         expected: label and split by name, in the order of the listing.
-        broken: a file, what to replace in it by what, and what the error must then say.
+        broken: a file, the text to replace, its replacement, and the expected error.
     """
 
     root: Path
@@ -34,7 +34,7 @@ class Collection:
 
 
 def write_clip(path: Path, number: int = 0) -> bytes:
-    """Three frames of 16 x 16 that no other number has."""
+    """Write three frames of 16 x 16, others for each number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     chance = generator(number, purpose="test")
     frames_THWC = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8, generator=chance)
@@ -46,11 +46,11 @@ def write_clips(root: Path, *names: str) -> None:
     for number, name in enumerate(names):
         write_clip(root / "clip.mp4", number)
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "clip.mp4").replace(root / name)  # the ending decides nothing: the bytes are an mp4
+        (root / "clip.mp4").replace(root / name)  # an mp4 under any extension
 
 
 def write_picture(path: Path, number: int) -> None:
-    """16 x 16 pixels that no other number has."""
+    """Write a picture of 16 x 16 pixels, another one for each number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     chance = generator(number, purpose="picture")
     pixels_HWC = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=chance)
@@ -249,7 +249,7 @@ def _webdataset(root: Path) -> Collection:
     )
 
 
-# A source without a collection here fails its contract test.
+# The contract test requires a collection for each source.
 COLLECTIONS: dict[str, Callable[[Path], Collection]] = {
     "csv": _csv,
     "folder": _folder,

@@ -46,10 +46,10 @@ OWNERS = {
     "torchvision": {"data_tools/stream/colour.py"},
     "torch.distributed": {"launch/doctor/probe/group.py", "pretrain/runtime/processes.py"},
     "jinja2": {"data_tools/report/page.py"},
-    "pickle": {"finetune/conversion/read_weights.py"},  # for the name of its error, see below
+    "pickle": {"finetune/conversion/read_weights.py"},  # only the name of its error
 }
 PURE = ("pretrain/model", "pretrain/masking", "pretrain/noise", "pretrain/pruning", "pretrain/targets")
-# Besides torch and the standard library: the shared core that knows neither ranks nor files.
+# Besides torch and the standard library: shared modules without ranks and files.
 PURE_MAY_USE = {
     "torch",
     "kinemae.data_tools.config",
@@ -57,12 +57,12 @@ PURE_MAY_USE = {
     "kinemae.data_tools.randomness",
     "kinemae.data_tools.stream.batch",
 }
-# A finished encoder is a file.
+# Exceptions.
 READS_AN_ENCODER = {
     "pretrain/targets/teacher.py": ("kinemae.pretrain.exported_model", "kinemae.data_tools.command")
 }
-MOST_LINES = 500
-MOST_FUNCTION_LINES = 45  # 40 and a docstring's worth
+MAX_LINES = 500
+MAX_FUNCTION_LINES = 45  # 40 lines and a docstring
 
 
 def sources(repo: Path, *folders: str) -> Iterator[tuple[str, ast.Module]]:
@@ -78,7 +78,7 @@ def parsed(path: Path) -> ast.Module:
 
 @functools.cache
 def imports(tree: ast.Module) -> set[str]:
-    """Every module that a file imports, anywhere in it, by its full dotted name."""
+    """Return the full dotted names of all modules that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -93,11 +93,11 @@ def begins_with(name: str, module: str) -> bool:
     return name == module or name.startswith(f"{module}.")
 
 
-def test_packages_import_only_down_the_chain(repo: Path) -> None:
+def test_packages_import_only_along_the_chain(repo: Path) -> None:
     for path, tree in sources(repo):
         package = path.split("/")[0]
         assert not {name.split(".")[0] for name in imports(tree)} & set(PACKAGES), (
-            f"{path}: begin with kinemae."
+            f"{path}: imports start with kinemae."
         )
         used = {name.split(".")[1] for name in imports(tree) if begins_with(name, "kinemae") and "." in name}
         more = (used & set(PACKAGES)) - MAY_IMPORT[package] - {package}
@@ -105,7 +105,7 @@ def test_packages_import_only_down_the_chain(repo: Path) -> None:
 
 
 @pytest.mark.parametrize("library", OWNERS)
-def test_a_third_party_is_known_to_its_own_file_alone(repo: Path, library: str) -> None:
+def test_only_its_owner_imports_a_library(repo: Path, library: str) -> None:
     users = {
         path for path, tree in sources(repo) if any(begins_with(name, library) for name in imports(tree))
     }
@@ -122,33 +122,33 @@ def test_nothing_is_unpickled(repo: Path) -> None:
                 assert "weights_only=True" in ast.unparse(node), path
 
 
-def test_the_model_space_imports_torch_alone(repo: Path) -> None:
+def test_model_components_import_only_torch(repo: Path) -> None:
     for path, tree in sources(repo, *PURE):
         for name in imports(tree):
             is_ours = any(begins_with(name, f"kinemae.{folder.replace('/', '.')}") for folder in PURE)
             is_known = any(begins_with(name, allowed) for allowed in PURE_MAY_USE)
             is_standard = name.split(".")[0] in sys.stdlib_module_names
-            is_excused = any(begins_with(name, allowed) for allowed in READS_AN_ENCODER.get(path, ()))
-            assert is_ours or is_known or is_standard or is_excused, f"{path} imports {name}"
+            is_exception = any(begins_with(name, allowed) for allowed in READS_AN_ENCODER.get(path, ()))
+            assert is_ours or is_known or is_standard or is_exception, f"{path} imports {name}"
 
 
-def test_packages_are_found_by_name_and_hold_no_code_of_their_own(repo: Path) -> None:
+def test_packages_have_an_empty_init(repo: Path) -> None:
     for path in repo.glob("*/**/__init__.py"):
         if path.relative_to(repo).parts[0] in PACKAGES:
             assert path.read_text().strip() == "" or path.parent.name == "launch", path
 
 
-def test_no_file_and_no_function_grows_too_large(repo: Path) -> None:
+def test_files_and_functions_are_below_the_limits(repo: Path) -> None:
     for path, tree in sources(repo):
         lines = len((repo / path).read_text(encoding="utf-8").splitlines())
-        assert lines <= MOST_LINES, f"{path} has {lines} lines"
+        assert lines <= MAX_LINES, f"{path} has {lines} lines"
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 length = (node.end_lineno or 0) - node.lineno + 1
-                assert length <= MOST_FUNCTION_LINES, f"{path}: {node.name} has {length} lines"
+                assert length <= MAX_FUNCTION_LINES, f"{path}: {node.name} has {length} lines"
 
 
-def test_every_public_function_and_class_says_what_it_is_for(repo: Path) -> None:
+def test_public_functions_and_classes_have_docstrings(repo: Path) -> None:
     for path, tree in sources(repo):
         assert ast.get_docstring(tree) or not tree.body, f"{path} has no docstring"
         for node in tree.body:
@@ -157,7 +157,7 @@ def test_every_public_function_and_class_says_what_it_is_for(repo: Path) -> None
                 assert ast.get_docstring(node) or lines <= 3, f"{path}: {node.name} has no docstring"
 
 
-def test_the_top_level_holds_the_planned_packages(repo: Path) -> None:
+def test_the_top_level_has_only_the_planned_packages(repo: Path) -> None:
     packages = {path.name for path in repo.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
     assert packages == {"kinemae", *PACKAGES}
 

@@ -1,4 +1,4 @@
-"""Benchmarks say in a line which package they cannot compare with."""
+"""Benchmarks report in one line a package that they cannot compare with."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from tests.benchmarks.peers import why_missing
         ("raise OSError", "peer_of_a_test cannot be imported: OSError"),
     ],
 )
-def test_a_peer_that_cannot_be_imported_is_named_in_a_line(
+def test_a_package_that_cannot_be_imported_is_reported_in_a_line(
     content: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if content is not None:
@@ -29,13 +29,15 @@ def test_a_peer_that_cannot_be_imported_is_named_in_a_line(
     assert line is not None and line.startswith(reason) and "\n" not in line
 
 
-def test_a_peer_that_is_there_is_not_missing() -> None:
+def test_an_installed_package_is_not_missing() -> None:
     assert why_missing("json.decoder", "nothing") is None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "peer"), [("loader", "torchcodec"), ("step", "transformers")])
-def test_a_benchmark_starts_without_its_peer(script: str, peer: str, repo: Path, tmp_path: Path) -> None:
+def test_a_benchmark_starts_without_the_other_package(
+    script: str, peer: str, repo: Path, tmp_path: Path
+) -> None:
     (tmp_path / f"{peer}.py").write_text("raise RuntimeError('its libraries are missing')")
     command = [sys.executable, str(repo / "tests" / "benchmarks" / f"{script}.py"), "--help"]
     path = os.pathsep.join([str(tmp_path), str(repo)])

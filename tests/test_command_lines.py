@@ -1,4 +1,4 @@
-"""Help and wrong usage of every command line are answered before anything large is imported."""
+"""Command lines: help and usage errors import no large packages; configs are found by name."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from kinemae.finetune.conversion.command import EXPORT_FORMATS
 from kinemae.launch.job import prepare
 from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
 
-# What takes long to import; the interpreter has none of it afterwards.
+# Packages that take long to import.
 HEAVY = ("torch", "numpy", "pyarrow", "av", "cv2", "omegaconf", "deepspeed", "scipy", "sklearn")
 
 ASK_ALL = """
@@ -30,10 +30,10 @@ def answer(run, words):
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             code = run(words)
-    except SystemExit as left:
-        code = left.code
+    except SystemExit as error:
+        code = error.code
     heavy = [name for name in sys.argv[1:] if name in sys.modules]
-    print(*words, "left with", code, "and imported", *heavy or ["nothing"])
+    print(*words, "exit code", code, "imported", *heavy or ["nothing"])
 
 for module in (data_tools, pretrain, finetune):
     run = lambda words, program=module.PROGRAM: run_program(program, words)
@@ -58,8 +58,8 @@ def test_help_and_wrong_usage_import_nothing_large(repo: Path) -> None:
     lines = ran.stdout.splitlines()
     assert len(lines) > 50
     for line in lines:
-        assert line.endswith("and imported nothing"), line
-        expected = "left with 0 " if "--help" in line else "left with 2 "
+        assert line.endswith("imported nothing"), line
+        expected = "exit code 0 " if "--help" in line else "exit code 2 "
         assert expected in line, line
 
 
@@ -109,7 +109,7 @@ def test_a_config_is_found_by_its_path_or_its_name(
     assert find_config(given, "pretrain").resolve() == CONFIGS / "pretrain" / "demo.yaml"
 
 
-def test_a_name_is_found_from_any_folder_and_a_file_there_comes_first(
+def test_a_name_is_found_from_any_folder_and_a_local_file_takes_precedence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -146,7 +146,7 @@ def test_a_name_is_found_from_any_folder_and_a_file_there_comes_first(
         ("configs/cluster/ssh.yaml", "is a cluster file; fix: start it with kinemae launch"),
     ],
 )
-def test_a_config_that_is_not_there_is_answered_with_the_nearest(
+def test_a_missing_config_error_suggests_the_nearest_name(
     given: str, message: str, repo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(repo)
@@ -154,7 +154,7 @@ def test_a_config_that_is_not_there_is_answered_with_the_nearest(
     assert message in capsys.readouterr().err
 
 
-def test_a_run_folder_in_place_of_a_config_is_answered_with_its_config(
+def test_a_run_folder_in_place_of_a_config_error_suggests_its_config(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.yaml").touch()

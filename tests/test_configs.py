@@ -1,4 +1,4 @@
-"""Every shipped config loads, fits together and says in its header how it is run."""
+"""Every shipped config loads, its components are compatible, and its header states how to run it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_a_recipe_states_command_hardware_time_and_score(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_resolved_copy_loads_to_the_same_config(tmp_path: Path) -> None:
+def test_a_resolved_config_loads_to_the_same_config(tmp_path: Path) -> None:
     for schema, name in ((PretrainConfig, "pretrain/demo.yaml"), (FinetuneConfig, "finetune/demo.yaml")):
         config = load_config(schema, CONFIGS / name, ["seed=7"])
         copy = tmp_path / "config.yaml"

@@ -1,4 +1,4 @@
-"""What the documents say is so: keys and defaults, files and links, and the example that one copies."""
+"""Documents are correct: keys and defaults, files and links, examples."""
 
 import dataclasses
 import re
@@ -26,7 +26,7 @@ SHARED = (  # docs/finetuning.md refers to the other page
 
 
 def keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a config with its default; a part counts as one key, its name."""
+    """Yield every key of a config with its default; a component is one key, its name."""
     for entry in dataclasses.fields(schema):
         has_factory = entry.default is dataclasses.MISSING
         default = entry.default_factory() if has_factory else entry.default  # type: ignore[misc]
@@ -39,7 +39,7 @@ def keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def table(document: str) -> dict[str, Any]:
-    """The keys of a document's config table with their defaults, read as YAML."""
+    """Read the keys of a document's config tables with their defaults, as YAML."""
     rows = re.findall(r"^\| `([\w.]+)` \| (?:`([^`]+)`|(required)) \|", (REPO / document).read_text(), re.M)
     return {key: "???" if required else yaml.safe_load(default) for key, default, required in rows}
 
@@ -62,7 +62,7 @@ def test_every_key_of_fine_tuning_is_documented_with_its_default() -> None:
         assert is_same(documented[key], default), key
 
 
-def test_what_may_differ_in_a_continued_run_is_documented() -> None:
+def test_keys_that_may_change_in_a_resumed_run_are_documented() -> None:
     text = (REPO / "docs/pretraining.md").read_text()
     may_differ = text[text.index("What may differ") : text.index("Anything else is refused")]
     named = set(re.findall(r"`([\w.]+)`", may_differ))
@@ -70,7 +70,7 @@ def test_what_may_differ_in_a_continued_run_is_documented() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPO)))
-def test_links_and_named_files_are_there(document: Path) -> None:
+def test_links_and_named_files_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     for link, heading in re.findall(r"\]\(([^)#:]*)(?:#([\w-]+))?\)", text):
         target = document.parent / link if link else document
@@ -82,7 +82,7 @@ def test_links_and_named_files_are_there(document: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The names by which GitHub links to the headings of a page."""
+    """Return the anchors that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -116,7 +116,7 @@ def test_every_page_and_decision_is_in_an_index() -> None:
             assert f"({page.name})" in index or page.name == "README.md", page.name
 
 
-def test_the_mask_that_the_architecture_shows_keeps_the_contract() -> None:
+def test_the_example_mask_of_the_architecture_satisfies_the_contract() -> None:
     source = re.search(r"```python\n(.*?)```", (REPO / "ARCHITECTURE.md").read_text(), re.S)
     assert source is not None
     found: dict[str, Any] = {}

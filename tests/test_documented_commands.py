@@ -1,4 +1,4 @@
-"""Every command that a document shows can be pasted: a shell leaves it whole, and its program takes it."""
+"""Every documented command can be pasted: a shell does not split it, and its program accepts it."""
 
 import shlex
 import subprocess
@@ -53,58 +53,58 @@ CLUSTERS: dict[str, type] = {
     "k8s": KubernetesCluster,
 }
 CLUSTER_FILES = {"ssh": "ssh", "slurm": "slurm", "k8s": "kubernetes", "local": "local"}
-# Keys without a value in every recipe.
+# Values for keys that recipes leave unset.
 GIVEN = {
     "pretrain": ["run_dir=RUN", "data.shards=SHARDS"],
     "finetune": ["run_dir=RUN", "data.train=TRAIN", "data.validation=VALIDATION"],
 }
 
 
-def after_a_shell(command: str, folder: Path) -> list[str]:
-    """The words into which a shell splits a command; redirected output goes to an empty folder."""
+def split_by_a_shell(command: str, folder: Path) -> list[str]:
+    """Let a shell split a command into words; redirected output goes to an empty folder."""
     script = f"python() {{ printf '%s\\0' \"$@\" > words; }}\npython {command}"
     subprocess.run(["bash", "-c", script], cwd=folder, check=True)
     return (folder / "words").read_text().split("\0")[:-1]
 
 
-def test_there_are_commands_of_every_program() -> None:
+def test_commands_of_every_program_are_found() -> None:
     modules = {shlex.split(command)[1] for _, command in COMMANDS}
     assert {"data", "pretrain", "finetune", "launch"} <= modules
     assert len(COMMANDS) > 100
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_a_shell_leaves_a_command_whole(page: str, command: str, tmp_path: Path) -> None:
-    words = after_a_shell(command, tmp_path)
+def test_a_shell_does_not_split_a_command(page: str, command: str, tmp_path: Path) -> None:
+    words = split_by_a_shell(command, tmp_path)
     as_written = shlex.split(command, comments=True)
     assert words == (as_written[: as_written.index(">")] if ">" in as_written else as_written)
-    assert not {"python", "kinemae"} & set(words[1:]), "one command a line"
+    assert not {"python", "kinemae"} & set(words[1:]), "one command per line"
 
 
-def test_mappings_in_a_sentence_are_quoted_as_a_shell_needs_it() -> None:
+def test_mappings_within_sentences_are_quoted_for_a_shell() -> None:
     assert list(unquoted_mappings()) == []
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_a_command_is_taken_by_its_program(page: str, command: str) -> None:
+def test_a_command_is_accepted_by_its_program(page: str, command: str) -> None:
     words = shlex.split(command.partition(" > ")[0], comments=True)
-    # The mask that ARCHITECTURE.md writes as an example does not exist.
-    take(words[1], [word.replace("name: rows", "name: uniform") for word in words[2:]])
+    # The example mask of ARCHITECTURE.md does not exist.
+    accept(words[1], [word.replace("name: rows", "name: uniform") for word in words[2:]])
 
 
-def take(module: str, words: list[str]) -> None:
-    """Parse a command and load the config it names."""
+def accept(module: str, words: list[str]) -> None:
+    """Parse a command and load its config."""
     if module == "launch":
-        take_launch(words)
+        accept_launch(words)
     elif module in PROGRAMS:
-        take_program(PROGRAMS[module], words)
+        accept_program(PROGRAMS[module], words)
     elif module == "configs":
         parse_arguments(CONFIGS_PROGRAM, words)
     else:
         assert module == "pytest" or module.startswith("tests."), module
 
 
-def take_program(program: Program, words: list[str]) -> None:
+def accept_program(program: Program, words: list[str]) -> None:
     arguments = parse_arguments(program, words)
     name = next(iter(words), "")
     if program is PRETRAIN:
@@ -131,7 +131,7 @@ def load(kind: str, schema: Callable[..., Any], arguments: Any) -> Any:
     return load_config(schema, path, [*given, *arguments.overrides])
 
 
-def take_launch(words: list[str]) -> None:
+def accept_launch(words: list[str]) -> None:
     arguments = parse(words)
     kind = getattr(arguments, "kind", words[0])
     if kind in CLUSTERS:
@@ -140,4 +140,4 @@ def take_launch(words: list[str]) -> None:
         file, overrides = split_words(words)
         read_cluster(CLUSTERS[kind], file, overrides)
     if arguments.job:
-        take(arguments.job[0], arguments.job[1:])
+        accept(arguments.job[0], arguments.job[1:])

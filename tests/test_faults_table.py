@@ -1,4 +1,4 @@
-"""docs/faults.md names the test of each fault: every file and test that it names exists."""
+"""Every test named in docs/faults.md exists."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ TABLE = REPO / "docs" / "faults.md"
 
 
 def named_tests() -> list[tuple[str, str]]:
-    """(file, test) of every reference, the test empty for a whole file or folder."""
+    """Return (file, test) of every reference; the test is empty for a whole file or folder."""
     found = []
     for line in TABLE.read_text(encoding="utf-8").splitlines():
         file = ""
@@ -27,12 +27,12 @@ def named_tests() -> list[tuple[str, str]]:
 
 
 def resolved(file: str) -> Path:
-    """A name without a folder lies in tests/data_tools/."""
+    """Resolve a name; names without a folder are in tests/data_tools/."""
     return REPO / file if file.startswith("tests/") else REPO / "tests" / "data_tools" / file
 
 
 @pytest.mark.parametrize("file, test", sorted(set(named_tests())))
-def test_every_test_that_the_table_of_faults_names_exists(file, test):
+def test_every_test_in_the_table_of_faults_exists(file, test):
     path = resolved(file)
     assert path.exists(), f"docs/faults.md names {file}"
     if test:
@@ -41,6 +41,6 @@ def test_every_test_that_the_table_of_faults_names_exists(file, test):
         assert test in names if whole else any(name.endswith(test) for name in names), f"{file}::{test}"
 
 
-def test_the_table_is_read():
+def test_the_table_has_references():
     found = named_tests()
     assert len(found) > 60 and any(test for _, test in found)

@@ -1,4 +1,4 @@
-"""The presets hold the published numbers: rates, batches and epochs as their scripts give them."""
+"""Presets have the published learning rates, batch sizes and epochs of the original scripts."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ VIDEOS = {"k400": 240_000, "hybrid": 1_350_000, "ssv2": 168_913, "ucf101": 9_537
 
 
 class Pretraining(NamedTuple):
-    """What a script says: `base` and `end` are rates at a batch of 256 videos."""
+    """Values of a pretraining script; `base` and `end` are learning rates at a batch of 256 videos."""
 
     data: str
     batch: int
@@ -47,7 +47,7 @@ PRETRAINING = {
     "videomae_v2_large": Pretraining("hybrid", 48 * 32, 300, 30, 1e-3, **V2),
     "videomae_v2_huge": Pretraining("hybrid", 64 * 32, 300, 30, 1e-3, **V2),
     "videomae_v2_giant": Pretraining("hybrid", 64 * 32, 300, 30, 6e-4, **V2),
-    # PySlowFast: a rate for each machine of 8 GPUs, with 64 (base) or 32 (huge) videos on it.
+    # PySlowFast: the learning rate is per machine of 8 GPUs, with 64 (base) or 32 (huge) videos.
     "mae_st_base": Pretraining("k400", 512, 200, 60, 1e-4 * 256 / 64, 1e-6 * 256 / 64, 4),
     "mae_st_large": Pretraining("k400", 2 * 128, 100, 5, 1.6e-3, 0.0, 4),
     "mae_st_huge": Pretraining("k400", 512, 400, 60, 1e-4 * 256 / 32, 1e-6 * 256 / 32, 4),
@@ -67,7 +67,7 @@ def test_a_pretraining_preset_has_its_scripts_schedule(name):
         ("HMDB51", Pretraining("hmdb51", epochs=4800, **SMALL_SETS)),
     ],
 )
-def test_the_overrides_in_a_header_are_the_other_sets_schedules(data, script):
+def test_overrides_in_a_header_give_the_schedules_of_other_data_sets(data, script):
     path = CONFIGS / "pretrain" / "videomae_base.yaml"
     text = re.search(rf"#   {data} ((.|\n#     )*)", path.read_text()).group(1)
     config = load_config(PretrainConfig, path, re.findall(r"[\w.]+=\S+", text))
@@ -79,17 +79,17 @@ def test_the_overrides_in_a_header_are_the_other_sets_schedules(data, script):
 
 
 def check_schedule(config: PretrainConfig, script: Pretraining) -> None:
-    steps_an_epoch = VIDEOS[script.data] // script.batch
+    steps_per_epoch = VIDEOS[script.data] // script.batch
     assert config.batch.global_clips == script.batch * script.views
     assert config.data.views_per_video == script.views
-    assert config.steps == script.epochs * steps_an_epoch
-    assert round(config.optim.warmup_fraction * config.steps) == script.warmup * steps_an_epoch
+    assert config.steps == script.epochs * steps_per_epoch
+    assert round(config.optim.warmup_fraction * config.steps) == script.warmup * steps_per_epoch
     assert config.optim.lr == pytest.approx(script.base * script.batch / 256)
     assert config.optim.final_lr == pytest.approx(script.end * script.batch / 256)
     assert config.optim.betas == [0.9, 0.95] and config.optim.weight_decay == 0.05
 
 
-# Millions of parameters, of the whole model and of its encoder; tokens seen; values predicted of a token.
+# Millions of parameters of model and encoder, visible tokens, predicted values per token.
 SIZES = {
     "videomae_small": (24.03, 21.88, 160, 1536),
     "videomae_base": (94.21, 86.23, 160, 1536),
@@ -111,9 +111,9 @@ def test_a_preset_builds_the_published_model(name):
         noise = build_component("kinemae.pretrain.noise", config.noise, Noise)
         model = build_autoencoder(config.model, grid, target=target, noise=noise)
     masking = build_component("kinemae.pretrain.masking", config.masking, Masking)
-    parameters, of_encoder, seen, values = SIZES[name]
+    parameters, of_encoder, visible, values = SIZES[name]
 
-    assert masking.counts(grid)[0] == seen
+    assert masking.counts(grid)[0] == visible
     assert target.target_values(shape.encoder) == values
     if parameters is not None:
         assert float(f"{millions(model):.4g}") == parameters
@@ -121,13 +121,13 @@ def test_a_preset_builds_the_published_model(name):
 
 
 def millions(model: nn.Module) -> float:
-    """Parameters without the biases of the keys, which the originals have not."""
+    """Count parameters without the biases of keys, which the originals do not have."""
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
     keys = sum(count // 3 for name, count in counts.items() if name.endswith("qkv.bias"))
     return (sum(counts.values()) - keys) / 1e6
 
 
-def test_dual_masking_predicts_half_of_what_is_hidden():
+def test_dual_masking_predicts_half_of_the_hidden_tokens():
     config = load_config(PretrainConfig, CONFIGS / "pretrain" / "videomae_v2_base.yaml", [])
     grid = TokenGrid.of(16, 224, (2, 16, 16))
     split = TokenSelection(
@@ -143,7 +143,7 @@ def test_dual_masking_predicts_half_of_what_is_hidden():
 
 
 class Finetuning(NamedTuple):
-    """What a script says: rates at a batch of 256 videos, their number, epochs and views for the score."""
+    """Values of a fine-tuning script; learning rates are at a batch of 256 videos."""
 
     batch: int
     views: int
@@ -171,7 +171,7 @@ FINETUNING = {
     "videomae_v2_huge_k400": Finetuning(32 * 4, 2, 1e-3, 1e-6, 40, 0.8, 0.2, 0.5),
     "videomae_v2_giant_k400": Finetuning(64 * 3, 2, 1e-3, 1e-6, 30, 0.9, 0.2, 0, weight_decay=0.1),
     "videomae_v2_base_ssv2": Finetuning(16 * 16, 2, 2e-3, 1e-6, 25, 0.65, 0.1, 0, 2),
-    # PySlowFast: a rate for each machine, with 16 videos on it.
+    # PySlowFast: the learning rate is per machine with 16 videos.
     "mae_st_base_k400": Finetuning(128, 2, 6e-4 * 16, 1e-5 * 16, 75, 0.65, 0.1, 0.3, 7, clip=5.0),
     "mae_st_large_k400": Finetuning(128, 2, 3e-4 * 16, 1e-5 * 16, 50, 0.75, 0.2, 0.3, 7, clip=5.0),
     "mae_st_huge_k400": Finetuning(128, 1, 3e-4 * 16, 1e-6 * 16, 75, 0.8, 0.2, 0.5, 7, clip=5.0),
@@ -202,7 +202,7 @@ def test_a_finetuning_preset_has_its_scripts_schedule(name):
     assert not config.final_norm and config.run_dir != config.encoder.removesuffix("/encoder")
 
 
-def test_every_preset_is_in_a_table_of_this_file():
+def test_every_preset_has_a_row_in_this_file():
     own = {"demo", "kinemae_base_k400"}
     assert {path.stem for path in (CONFIGS / "pretrain").glob("*.yaml")} == PRETRAINING.keys() | own
     assert {path.stem for path in (CONFIGS / "finetune").glob("*.yaml")} == FINETUNING.keys() | {"demo"}

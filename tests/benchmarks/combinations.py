@@ -24,13 +24,13 @@ def try_all(combinations: list[dict[str, str]]) -> list[tuple[str, str]]:
     """Try combinations; return ("trained" or "refused" or "failed", reason) for each."""
     import torch
 
-    from tests.combining import refusal_or_training
+    from tests.component_combinations import train_or_reject
 
     torch.set_num_threads(1)
     found = []
     for combination in combinations:
         try:
-            refusal = refusal_or_training(combination)
+            refusal = train_or_reject(combination)
             found.append(("trained", "") if refusal is None else ("refused", refusal))
         except Exception:
             found.append(("failed", f"{combination}\n{traceback.format_exc(limit=-4)}"))
@@ -39,7 +39,7 @@ def try_all(combinations: list[dict[str, str]]) -> list[tuple[str, str]]:
 
 def chosen(only: list[str]) -> list[dict[str, str]]:
     """Return all combinations, or those given by AXIS=NAME,NAME."""
-    from tests.combining import all_combinations, axes
+    from tests.component_combinations import all_combinations, axes
 
     names = {axis: set(components) for axis, components in axes().items()}
     for choice in only:

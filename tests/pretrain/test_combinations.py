@@ -18,7 +18,7 @@ from kinemae.pretrain.pruning.none import NoPruning
 from kinemae.pretrain.pruning.run_length import RunLengthPruning
 from kinemae.pretrain.targets.noise import NoiseTarget
 from kinemae.pretrain.targets.pixels import PixelTarget
-from tests.combining import axes, pairs_of, pairwise_covering, prepare, refusal_or_training, train
+from tests.component_combinations import axes, pairs_of, pairwise_covering, prepare, train, train_or_reject
 from tests.seeds import SEED
 
 WALK = pairwise_covering(axes(), SEED)
@@ -36,7 +36,7 @@ PLAIN = {
 @pytest.mark.parametrize("combination", WALK, ids=lambda combination: "-".join(combination.values()))
 def test_it_trains_or_is_refused_with_a_reason_that_names_keys(combination):
     try:
-        refusal = refusal_or_training(combination)
+        refusal = train_or_reject(combination)
     except Exception as error:
         raise AssertionError(f"{combination}: repeat with TEST_SEED={SEED}") from error
     assert refusal is None or re.search(r"\b(model|masking|pruning|noise|target|clip)\.\w+", refusal)
@@ -55,7 +55,7 @@ def test_the_walk_holds_every_pair_of_parts(seed):
 
 
 def test_the_plain_combination_trains():
-    assert refusal_or_training(PLAIN) is None
+    assert train_or_reject(PLAIN) is None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_parts_that_cannot_work_together_are_refused(parts, model, message):
 
 
 def test_the_walk_says_why_a_combination_is_refused():
-    assert "target.name" in refusal_or_training(PLAIN | {"target": "noise"})
+    assert "target.name" in train_or_reject(PLAIN | {"target": "noise"})
 
 
 def test_the_walk_sees_a_loss_that_is_not_finite(monkeypatch):

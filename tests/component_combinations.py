@@ -1,6 +1,6 @@
-"""Every combination of parts, at a tiny size: it trains, or it is refused before anything starts.
+"""Combinations of components at a tiny size: each one trains, or is rejected before the start.
 
-The parts are found in their folders, so a new one is combined with all the others by itself.
+Components are found in their folders, so new ones are included.
 """
 
 import atexit
@@ -54,27 +54,27 @@ MODEL = {
     "decoder_depth": 1,
 }
 EXTRAS = {"qk_norm": True, "layer_scale": 0.1, "registers": 1, "drop_path": 0.1}
-"""What every other combination has besides; with joint attention tokens are merged too."""
+"""Options of every second combination; with joint attention tokens are merged too."""
 
 Combination = Mapping[str, str]
-"""The name of a part for each axis, "cross" or "self" for the decoder."""
+"""The name of a component for each axis; "cross" or "self" for the decoder."""
 
 
 def axes() -> dict[str, list[str]]:
-    """What there is to choose from."""
+    """List the components of each axis."""
     return {axis: component_names(folder) for axis, folder in FOLDERS.items()} | {
         "decoder": ["cross", "self"]
     }
 
 
 def all_combinations() -> Iterator[Combination]:
-    """Each of them once."""
+    """Yield each combination once."""
     choices = axes()
     return (dict(zip(choices, names, strict=True)) for names in itertools.product(*choices.values()))
 
 
 def pairwise_covering(choices: Mapping[str, list[str]], seed: int) -> list[Combination]:
-    """Few combinations that hold every pair of parts of two axes, greedily, another set for another seed."""
+    """Select few combinations that cover every pair of components of two axes, greedily and by seed."""
     chance = random.Random(seed)
     missing = {
         frozenset(((one, a), (other, b)))
@@ -92,7 +92,7 @@ def pairwise_covering(choices: Mapping[str, list[str]], seed: int) -> list[Combi
 
 
 def pairs_of(combination: Combination) -> set[frozenset[tuple[str, str]]]:
-    """Each two parts of a combination."""
+    """Return each pair of components of a combination."""
     return {frozenset(pair) for pair in itertools.combinations(combination.items(), 2)}
 
 
@@ -102,7 +102,7 @@ def _filled(
     missing: set[frozenset[tuple[str, str]]],
     chance: random.Random,
 ) -> dict[str, str]:
-    """A combination that holds the start; the other axes, in any order, take what covers most."""
+    """Complete a combination; the other axes, in random order, take the component that covers most pairs."""
     row = dict(start)
     for axis in chance.sample(sorted(choices.keys() - start.keys()), len(choices) - len(start)):
         gains = {
@@ -114,39 +114,39 @@ def _filled(
 
 
 class Prepared(NamedTuple):
-    """What a run is made of once its config has been accepted."""
+    """Model and token selection of an accepted config."""
 
     model: MaskedAutoencoder
     split: TokenSelection
 
 
 def prepare(combination: Combination) -> Prepared:
-    """What `training.make_plan` does with a config, but for the data.
+    """Build what `training.make_plan` builds, without the data.
 
     Raises:
-        ValueError: the combination is refused.
+        ValueError: the combination is rejected.
     """
     given = {"encoder": str(teacher())} if combination["target"] == "teacher" else {}
-    parts = {
+    components = {
         "masking": build_default(FOLDERS["masking"], combination["masking"], Masking),
         "pruning": build_default(FOLDERS["pruning"], combination["pruning"], Pruning),
         "noise": build_default(FOLDERS["noise"], combination["noise"], Noise),
         "target": build_default(FOLDERS["target"], combination["target"], Target, **given),
     }
-    config = _model_config(combination, **parts)
+    config = _model_config(combination, **components)
     patch = config.shape().encoder.patch
     grid = TokenGrid.of(FRAMES, SIDE, patch)
-    parts["masking"].counts(grid)
-    check_compatibility(config, **parts)
+    components["masking"].counts(grid)
+    check_compatibility(config, **components)
     torch.manual_seed(0)
-    masking = parts.pop("masking")
-    model = build_autoencoder(config, grid, **parts, clips=STEPS * CLIPS)
+    masking = components.pop("masking")
+    model = build_autoencoder(config, grid, **components, clips=STEPS * CLIPS)
     split = TokenSelection(
         masking=masking,
         grid=grid,
         patch=patch,
         seed=0,
-        pruning=parts["pruning"],
+        pruning=components["pruning"],
         clips_per_step=CLIPS,
         predict_ratio=config.predict_ratio,
         predict=config.predict,
@@ -156,7 +156,7 @@ def prepare(combination: Combination) -> Prepared:
 
 @functools.cache
 def teacher() -> Path:
-    """A folder with an exported encoder for clips like these, gone when this process ends."""
+    """Make a folder with an exported encoder for these clips, deleted when the process ends."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     patch = ModelConfig(**MODEL).shape().encoder.patch
@@ -185,7 +185,7 @@ def train(prepared: Prepared) -> None:
     """Train a few steps.
 
     Raises:
-        AssertionError: a loss or a gradient is not finite, a parameter has none, or a group's is zero.
+        AssertionError: a loss or gradient is not finite, or a parameter or group has no gradient.
     """
     model, split = prepared
     model.train()
@@ -220,7 +220,7 @@ def _check_gradients(model: MaskedAutoencoder, groups: list[dict]) -> None:
 
 
 def make_batch(split: TokenSelection, clips: range) -> ClipBatch:
-    """Clips of noise, a third of which stands still and a third of which moves late."""
+    """Make clips of noise; one third of the width is static, one third moves in the second half only."""
     chance = torch.Generator().manual_seed(clips[0])
     size = (len(clips), 3, FRAMES, SIDE, SIDE)
     clip_BCTHW = torch.randint(0, 256, size, dtype=torch.uint8, generator=chance)
@@ -237,11 +237,11 @@ def make_batch(split: TokenSelection, clips: range) -> ClipBatch:
     )
 
 
-def refusal_or_training(combination: Combination) -> str | None:
-    """Why the combination is refused; None where it has trained. Whatever else happens is raised."""
+def train_or_reject(combination: Combination) -> str | None:
+    """Train a combination; return None, or the reason for which it is rejected."""
     try:
         prepared = prepare(combination)
-    except ValueError as refusal:
-        return str(refusal)
+    except ValueError as error:
+        return str(error)
     train(prepared)
     return None
