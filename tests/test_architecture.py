@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -167,3 +168,13 @@ def test_pyproject_lists_every_package(repo: Path) -> None:
     folders = [path.parent for name in PACKAGES for path in (repo / name).rglob("__init__.py")]
     found = {"kinemae." + ".".join(folder.relative_to(repo).parts) for folder in folders}
     assert set(listed) == {"kinemae", "kinemae.configs", *found}
+
+
+def test_every_imported_library_is_a_declared_dependency(repo: Path) -> None:
+    project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
+    extras = [project["optional-dependencies"][name] for name in ("s3", "http")]
+    declared = {re.split(r"[<>=\[ ]", given)[0] for given in sum(extras, project["dependencies"])}
+    names = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+    for path, tree in sources(repo):
+        roots = {name.split(".")[0] for name in imports(tree)} - {"kinemae"} - sys.stdlib_module_names
+        assert {names.get(root, root) for root in roots} <= declared, path
