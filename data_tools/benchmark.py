@@ -1,9 +1,9 @@
-"""`kinemae data bench SHARDS [a.b=c]`: how fast training reads a data set here, and why.
+"""`kinemae data bench SHARDS [a.b=c]`: measure how fast training reads a data set on this machine.
 
-Batch by batch the same clips are read twice: once exactly as training does, which gives the rate of one core,
-and once step by step with a clock around each. Time is this process's CPU time, so that neighbours on the
-machine do not count; what was waited for (disk, network, other programs) is told apart. Then the loader runs
-with its worker processes, by the clock on the wall.
+Each batch of clips is read twice: once as in training, for the rate of one core, and once with a timer around
+each step. Times are CPU times of this process, so other programs do not count. The waiting time (disk,
+network, other programs) is reported separately. Then the loader runs with its workers, measured by wall-clock
+time.
 """
 
 import argparse
@@ -35,13 +35,13 @@ Item = TypeVar("Item")
 
 READ, OPEN, DECODE, PIXELS, REST = "read, checksum", "open", "seek, decode", "crop, resize", "batch, colours"
 WHOLE = "whole"
-_CLIPS_IN_A_BATCH = 8  # about: a whole number of videos with all their views
-_AHEAD = 2  # batches a worker before and after the timed ones
+_CLIPS_PER_BATCH = 8  # approximately: a whole number of videos with all their views
+_WARMUP = 2  # batches per worker before and after the measured ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchData:
-    """The keys of `data` that change how fast clips are read; they mean what they mean in training."""
+    """The keys of `data` that affect the reading speed; same meaning as in training."""
 
     views_per_video: int = 1
 
@@ -51,12 +51,12 @@ class BenchData:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What is measured; `clip`, `augment` and `data` as in training.
+    """Settings; `clip`, `augment` and `data` as in training.
 
     Attributes:
-        clips: how many clips of the run each pass reads, from its first one on.
-        workers: processes of the last pass; 0 means one for each core.
-        gpu_clips_per_s: what a GPU takes, to say how many such cores it needs.
+        clips: number of clips that each pass reads.
+        workers: processes of the last pass; 0 means one per core.
+        gpu_clips_per_s: speed of a GPU, for the number of cores that it needs.
     """
 
     clip: ClipConfig = field(default_factory=ClipConfig)
@@ -75,22 +75,22 @@ class BenchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """What was measured.
+    """The measured times.
 
     Attributes:
         clips: clips of each pass, rounded up to whole videos.
-        skipped: of them, clips whose video could not be read.
+        skipped: clips among them whose video could not be read.
         clips_per_s_per_core: by CPU time, in one process.
-        waited_s: wall-clock time less CPU time of the first pass.
-        seconds: CPU time of each step, for all clips.
-        workers, clips_per_s: processes of the last pass and their rate together, by the wall clock.
-        cores_for_gpu: cores that give `gpu_clips_per_s` at the rate of one.
+        wait_s: wall-clock time minus CPU time of the first pass.
+        seconds: CPU time of each step, over all clips.
+        workers, clips_per_s: processes of the last pass and their total rate by wall-clock time.
+        cores_for_gpu: number of cores that read `gpu_clips_per_s`.
     """
 
     clips: int
     skipped: int
     clips_per_s_per_core: float
-    waited_s: float
+    wait_s: float
     seconds: dict[str, float]
     workers: int
     clips_per_s: float
@@ -99,7 +99,7 @@ class BenchResult:
 
 
 def run_bench(arguments: argparse.Namespace) -> None:
-    """The command."""
+    """Run the command."""
     settings = load_config(BenchConfig, None, arguments.overrides)
     result = bench(open_index(arguments.shards), settings)
     text = json.dumps(asdict(result)) if arguments.json else as_text(result)
@@ -115,9 +115,9 @@ def bench(index: ShardIndex, settings: BenchConfig) -> BenchResult:
         seed=settings.seed,
         views=settings.data.views_per_video,
     )
-    videos = max(_CLIPS_IN_A_BATCH // clips.views, 1)
+    videos = max(_CLIPS_PER_BATCH // clips.views, 1)
     batches = -(-settings.clips // (videos * clips.views))
-    clips.batch(range(videos * clips.views))  # the first one also pays for imports
+    clips.batch(range(videos * clips.views))  # warm-up: imports
     whole, steps, skipped = Clock(), Clock(), 0
     wall_s = 0.0
     for number in range(batches):
@@ -125,7 +125,7 @@ def bench(index: ShardIndex, settings: BenchConfig) -> BenchResult:
         skipped += whole.time(WHOLE, lambda first=number: _batch(clips, first, videos))  # type: ignore[misc]
         wall_s += time.perf_counter() - begin
         for position in range(number * videos, (number + 1) * videos):
-            with suppress(BadVideo):  # counted where the whole batch is read
+            with suppress(BadVideo):  # counted in the first pass
                 step_by_step(clips, position, steps)
     count, cpu_s = batches * videos * clips.views, whole.seconds[WHOLE]
     workers = settings.workers or available_cores()
@@ -133,17 +133,17 @@ def bench(index: ShardIndex, settings: BenchConfig) -> BenchResult:
         clips=count,
         skipped=skipped,
         clips_per_s_per_core=count / cpu_s,
-        waited_s=max(wall_s - cpu_s, 0.0),
-        seconds=_shares(steps.seconds, cpu_s),
+        wait_s=max(wall_s - cpu_s, 0.0),
+        seconds=_own_seconds(steps.seconds, cpu_s),
         workers=workers,
-        clips_per_s=_together(clips, videos * clips.views, batches, workers),
+        clips_per_s=_loader_rate(clips, videos * clips.views, batches, workers),
         gpu_clips_per_s=settings.gpu_clips_per_s,
         cores_for_gpu=settings.gpu_clips_per_s * cpu_s / count,
     )
 
 
 def as_text(result: BenchResult) -> str:
-    """The table for people."""
+    """Format the result as a table."""
     whole_s = sum(result.seconds.values()) or 1.0
     rows = [
         f"{name:16s}{1000 * seconds / result.clips:8.2f} ms{100 * seconds / whole_s:6.0f} %"
@@ -152,23 +152,23 @@ def as_text(result: BenchResult) -> str:
     lines = [
         f"{result.clips} clips, {result.skipped} of them unreadable",
         f"one core        {result.clips_per_s_per_core:8.1f} clips/s",
-        "of which, a clip",
+        "of which, per clip",
         *rows,
-        f"waited besides  {1000 * result.waited_s / result.clips:8.2f} ms",
-        f"{result.workers} workers       {result.clips_per_s:8.1f} clips/s together, on this machine",
-        f"a GPU that takes {result.gpu_clips_per_s:g} clips/s needs {result.cores_for_gpu:.1f} such cores",
+        f"waiting         {1000 * result.wait_s / result.clips:8.2f} ms",
+        f"{result.workers} workers       {result.clips_per_s:8.1f} clips/s in total",
+        f"a GPU with {result.gpu_clips_per_s:g} clips/s needs {result.cores_for_gpu:.1f} such cores",
     ]
     return "\n".join(lines)
 
 
 class Clock:
-    """Adds up CPU time by step."""
+    """CPU time by step."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys((WHOLE, READ, OPEN, DECODE, PIXELS), 0.0)
 
     def time(self, step: str, work: Callable[[], Item]) -> Item:
-        """Do the work on the step's account."""
+        """Run `work` and add its time to a step."""
         begin = time.process_time()
         try:
             return work()
@@ -176,30 +176,30 @@ class Clock:
             self.seconds[step] += time.process_time() - begin
 
     def each(self, step: str, items: Iterator[Item]) -> Iterator[Item]:
-        """Pass items on; making them counts for the step, using them does not."""
+        """Yield the items; add the time to make them, but not the time to use them, to a step."""
         missing = object()
         while (item := self.time(step, lambda: next(items, missing))) is not missing:
             yield item  # type: ignore[misc]
 
 
 def _batch(clips: TrainingClips, number: int, videos: int) -> int:
-    """Read one batch; how many of its clips were skipped."""
+    """Read a batch; return the number of skipped clips."""
     size = videos * clips.views
     return len(clips.batch(range(number * size, (number + 1) * size)).skipped)
 
 
-def _shares(seconds: dict[str, float], whole_s: float) -> dict[str, float]:
-    """Time of each step for itself; what the steps do not explain of the whole is the last one's."""
+def _own_seconds(seconds: dict[str, float], whole_s: float) -> dict[str, float]:
+    """Time of each step without nested steps. The last step gets the rest of the whole time."""
     own = {step: seconds[step] for step in (READ, OPEN, DECODE, PIXELS)}
-    own[DECODE] = max(own[DECODE] - own[OPEN], 0.0)  # making pictures includes opening the file
+    own[DECODE] = max(own[DECODE] - own[OPEN], 0.0)  # decoding includes opening the file
     return {**own, REST: max(whole_s - sum(own.values()), 0.0)}
 
 
 def step_by_step(clips: TrainingClips, position: int, clock: Clock) -> Pixels:
-    """What `TrainingClips.batch` does for the video at a position of the run, short of changing colours.
+    """Repeat `TrainingClips.batch` for one video with a timer around each step, without colour jitter.
 
     Raises:
-        BadVideo: it cannot be read.
+        BadVideo: the video cannot be read.
     """
     found = locate_sample(clips.index, seed=clips.seed, position=position)
     sample, first_clip = found.sample, position * clips.views
@@ -228,14 +228,14 @@ def _open(video: bytes) -> None:
         next(container.demux(stream))
 
 
-def _together(clips: TrainingClips, in_a_batch: int, batches: int, workers: int) -> float:
-    """Clips a second of several processes: from all at work to all still at work."""
-    plan = BatchPlan(global_clips=in_a_batch, world=1, micro_clips=in_a_batch, accumulation=1)
-    steps = batches + 2 * _AHEAD * workers
+def _loader_rate(clips: TrainingClips, batch_clips: int, batches: int, workers: int) -> float:
+    """Total rate of several workers, measured while all of them are busy."""
+    plan = BatchPlan(global_clips=batch_clips, world=1, micro_clips=batch_clips, accumulation=1)
+    steps = batches + 2 * _WARMUP * workers
     loader = training_loader(clips, plan, rank=0, first_step=0, last_step=steps, workers=workers, pin=False)
-    for _ in range(_AHEAD * workers):
+    for _ in range(_WARMUP * workers):
         next(loader)
     begin = time.perf_counter()
     for _ in range(batches):
         next(loader)
-    return batches * in_a_batch / (time.perf_counter() - begin)
+    return batches * batch_clips / (time.perf_counter() - begin)

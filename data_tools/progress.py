@@ -1,4 +1,4 @@
-"""Progress of a long command: a bar on a terminal, elsewhere plain lines with the time left."""
+"""Progress of a long command: a bar on a terminal, plain lines with the remaining time in a log."""
 
 import math
 import sys
@@ -16,14 +16,14 @@ LINE_EVERY_S = 20.0
 
 
 class Pace:
-    """When a line is due, and how much time is left.
+    """Decides when to log a progress line, and estimates the remaining time.
 
-    Lines come at the end, and at multiples of 1, 2 or 5 times a power of ten: of the one that makes them come
-    about every `every_s` seconds.
+    A line is due at the end and at multiples of 1, 2 or 5 times a power of ten, about every `every_s`
+    seconds.
 
     Args:
-        first: how many are done at the start.
-        total: how many there are.
+        first: number of steps done at the start.
+        total: number of all steps.
     """
 
     def __init__(
@@ -40,21 +40,21 @@ class Pace:
 
     @property
     def per_s(self) -> float:
-        """How many are done in a second, on average; 0 before there is any."""
+        """Average number of steps per second; 0 before the first one."""
         passed_s = self._clock() - self._start_s
         return (self._last - self._first) / passed_s if passed_s > 0 else 0.0
 
     def is_due(self, done: int) -> bool:
-        """Count what is done, and say whether a line is to be written."""
+        """Update the number of steps done; return whether a line is due."""
         before, self._last = self._last, done
         if done >= self._total:
             return True
         interval = round_up(self.per_s * self._every_s)
-        has_rate = self._clock() - self._start_s >= self._every_s / 4  # the start alone takes seconds
+        has_rate = self._clock() - self._start_s >= self._every_s / 4  # the start takes seconds
         return has_rate and done // interval > before // interval
 
     def left(self) -> str:
-        """The time left, as in `1 h 20 min left`; empty at the end and before there is any rate."""
+        """The remaining time, such as `1 h 20 min left`; empty at the end and before the first step."""
         rate = self.per_s
         if rate == 0 or self._last >= self._total:
             return ""
@@ -62,7 +62,7 @@ class Pace:
 
 
 def round_up(number: float) -> int:
-    """The smallest of 1, 2, 5, 10, 20, 50, ... that is not below a number."""
+    """Round up to one of 1, 2, 5, 10, 20, 50, ..."""
     if number <= 1:
         return 1
     power = 10 ** math.floor(math.log10(number))
@@ -70,7 +70,7 @@ def round_up(number: float) -> int:
 
 
 def duration(seconds: float) -> str:
-    """A time in its two largest units."""
+    """Format a duration in its two largest units."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -84,7 +84,7 @@ def duration(seconds: float) -> str:
 
 
 def progress(results: Iterable[Result], *, total: int, what: str, unit: str = "video") -> Iterator[Result]:
-    """Pass results on, showing a bar on a terminal and plain lines in a log."""
+    """Yield the results and show progress: a bar on a terminal, plain lines in a log."""
     if sys.stderr.isatty():
         yield from tqdm(results, total=total, desc=what, unit=unit)
         return

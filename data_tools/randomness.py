@@ -1,7 +1,6 @@
-"""Randomness as a function of (seed, purpose, step, sample), never of history.
+"""Random numbers as a function of (seed, purpose, step, sample), never of history.
 
-Whoever needs chance names its purpose and its place in the run. A resumed run, or one on another
-number of processes, asks with the same words and gets the same draws.
+A resumed run, and a run on another number of processes, draw the same numbers.
 """
 
 import hashlib
@@ -16,19 +15,19 @@ _ONES_23 = 0x7FFFFF
 
 
 def derived_seed(seed: int, *, purpose: str, step: int = 0, sample: int = 0) -> int:
-    """A 63-bit seed for one place in the run; different places give unrelated seeds."""
+    """Hash the arguments to a 63-bit seed; different arguments give unrelated seeds."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}/{sample}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def generator(seed: int, *, purpose: str, step: int = 0, sample: int = 0) -> torch.Generator:
-    """A fresh CPU generator for one place in the run.
+    """Make a CPU generator from the arguments.
 
     Args:
         seed: the run's seed.
-        purpose: what is drawn, for example "masking".
-        step: the optimiser step, where the draw belongs to a step.
-        sample: the clip's index in the run, where the draw belongs to a clip.
+        purpose: use of the numbers, such as "masking".
+        step: the optimizer step, for numbers of a step.
+        sample: the clip's index in the run, for numbers of a clip.
     """
     fresh = torch.Generator()
     fresh.manual_seed(derived_seed(seed, purpose=purpose, step=step, sample=sample))
@@ -36,10 +35,10 @@ def generator(seed: int, *, purpose: str, step: int = 0, sample: int = 0) -> tor
 
 
 class ClipRandom:
-    """Draws for a batch of clips, on the device, one row a clip and each row a function of its clip alone.
+    """Random numbers for a batch of clips, on their device. Each row depends on its clip only.
 
-    A counter is hashed for every value (murmur3's finaliser, 32 bit), so that one vectorised call gives
-    what a generator per clip would give, without a loop, a host sync or a dependence on the batch.
+    A hash of a counter (32-bit finalizer of MurmurHash3) gives each value. One vectorized call replaces one
+    generator per clip, without a loop or a host synchronization.
     """
 
     def __init__(self, seed: int, clip_index_B: Tensor):
@@ -49,7 +48,7 @@ class ClipRandom:
     def uniform(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Uniform values in the open interval (0, 1), float32 of shape (B, *shape)."""
         bits_BX = self._bits(purpose, math.prod(shape))
-        # 23 bits: with 24, float32 would round the largest value up to 1.
+        # 23 bits: with 24, float32 rounds the largest value up to 1.
         top_BX = (bits_BX >> 9).bitwise_and_(_ONES_23)
         return top_BX.float().add_(0.5).mul_(1.0 / (1 << 23)).view(len(bits_BX), *shape)
 
@@ -67,15 +66,15 @@ class ClipRandom:
         low_B = _mix_((clip_B ^ key).bitwise_and_(_MASK_32).to(torch.int32))
         row_B1 = _mix_(low_B ^ (clip_B >> 32 ^ key >> 32).to(torch.int32))[:, None]
         column_X = torch.arange(count, dtype=torch.int32, device=clip_B.device) * _signed(0x9E3779B9)
-        # Two rounds: one alone leaves rows whose keys differ by little visibly alike.
+        # Two rounds: after one, rows with similar keys are correlated.
         return _mix_(_mix_(row_B1 + column_X).bitwise_xor_(row_B1))
 
 
 def _mix_(bits: Tensor) -> Tensor:
-    """Murmur3's 32-bit finaliser, in place on an int32 tensor.
+    """The 32-bit finalizer of MurmurHash3, in place on an int32 tensor.
 
-    Signed: with torch.uint32 most operations are missing, and int64 takes five times as long. Products wrap
-    to the same bits, and what a right shift copies down from the sign is masked away.
+    Signed, because torch.uint32 lacks most operations and int64 is five times slower. Products wrap to the
+    same bits; masks remove the sign bits of right shifts.
     """
     bits.bitwise_xor_((bits >> 16).bitwise_and_(0xFFFF))
     bits.mul_(_signed(0x85EBCA6B))
@@ -85,5 +84,5 @@ def _mix_(bits: Tensor) -> Tensor:
 
 
 def _signed(bits: int) -> int:
-    """The int32 of the same 32 bits."""
+    """Reinterpret 32 bits as int32."""
     return bits - (1 << 32) if bits >> 31 else bits

@@ -1,17 +1,17 @@
-"""`kinemae data show SHARDS`: what a data set holds, on one screen.
+"""`kinemae data show SHARDS`: print a summary of a data set.
 
     samples      240 in 1 shards, 73.8 MB
     fingerprint  ecbb8db17b4ccbc0
     layout       stride_aligned; every 4th frame decodes alone in 240
-    time         0.14 h; 1.00 to 4.74 s, median 2.00 s
+    duration     0.14 h; 1.00 to 4.74 s, median 2.00 s
     frames       20 to 140, median 60
     frame rate   10.00 to 30.00 fps, median 30.00 fps
-    codecs (1)   a line for each, most frequent first; so for sizes and classes, at most 20 lines each
+    codecs (1)   one line each, most frequent first, at most 20; then sizes and classes likewise
     groups       12
     columns      camera, speed
     no label     0
 
-What a data set does not have (groups, columns) is left out.
+Lines of missing features (groups, columns) are left out.
 """
 
 import argparse
@@ -24,20 +24,20 @@ import numpy as np
 
 from kinemae.data_tools.index import NO_LABEL, ShardIndex, dictionary_encode_column, open_index
 
-_MOST_LINES = 20  # of classes or picture sizes
+_MAX_LINES = 20  # of classes or frame sizes
 
 
 def run_show(arguments: argparse.Namespace) -> None:
-    """The command."""
+    """Run the command."""
     if arguments.overrides:
-        raise ValueError(f"show takes no overrides, got {arguments.overrides[0]!r}")
+        raise ValueError(f"expected no overrides, got {arguments.overrides[0]!r}")
     summary = summarise(open_index(arguments.shards))
     text = json.dumps(summary, ensure_ascii=False) if arguments.json else _as_text(summary)
     sys.stdout.write(text + "\n")
 
 
 def summarise(index: ShardIndex) -> dict[str, Any]:
-    """Counts and ranges of a data set, as plain values."""
+    """Counts and ranges of a data set, as JSON values."""
     labels = Counter(index.column("label").tolist())
     widths, heights = index.column("width").tolist(), index.column("height").tolist()
     sizes = Counter(f"{width}x{height}" for width, height in zip(widths, heights, strict=True))
@@ -52,9 +52,9 @@ def summarise(index: ShardIndex) -> dict[str, Any]:
         "classes": {name: labels[position] for position, name in enumerate(index.classes)},
         "without_label": labels[NO_LABEL],
         "hours": float(duration_s.sum()) / 3600,
-        "duration_s": _range(duration_s),
-        "frames": _range(frames),
-        "fps": _range(frames / np.maximum(duration_s, 1e-9)),
+        "duration_s": _min_median_max(duration_s),
+        "frames": _min_median_max(frames),
+        "fps": _min_median_max(frames / np.maximum(duration_s, 1e-9)),
         "codecs": dict(Counter(index.column("codec").tolist()).most_common()),
         "sizes": dict(sizes.most_common()),
         "layout": layout.get("name", ""),
@@ -69,8 +69,8 @@ def _groups(index: ShardIndex) -> int:
     return sum(1 for value in values if value.as_py())
 
 
-def _range(values: np.ndarray) -> dict[str, float]:
-    return {"least": values.min().item(), "median": float(np.median(values)), "most": values.max().item()}
+def _min_median_max(values: np.ndarray) -> dict[str, float]:
+    return {"min": values.min().item(), "median": float(np.median(values)), "max": values.max().item()}
 
 
 def _as_text(summary: dict[str, Any]) -> str:
@@ -79,10 +79,10 @@ def _as_text(summary: dict[str, Any]) -> str:
         f"samples      {summary['samples']} in {summary['shards']} shards, {summary['bytes'] / 1e6:.1f} MB",
         f"fingerprint  {summary['fingerprint']}",
         *_layout(summary),
-        f"time         {summary['hours']:.2f} h; {duration_s['least']:.2f} to {duration_s['most']:.2f} s, "
+        f"duration     {summary['hours']:.2f} h; {duration_s['min']:.2f} to {duration_s['max']:.2f} s, "
         f"median {duration_s['median']:.2f} s",
-        f"frames       {frames['least']} to {frames['most']}, median {frames['median']:g}",
-        f"frame rate   {fps['least']:.2f} to {fps['most']:.2f} fps, median {fps['median']:.2f} fps",
+        f"frames       {frames['min']} to {frames['max']}, median {frames['median']:g}",
+        f"frame rate   {fps['min']:.2f} to {fps['max']:.2f} fps, median {fps['median']:.2f} fps",
         *_table("codecs", summary["codecs"]),
         *_table("sizes", summary["sizes"]),
         *_table("classes", summary["classes"]),
@@ -99,11 +99,11 @@ def _layout(summary: dict[str, Any]) -> list[str]:
         f"every {stride}{({2: 'nd', 3: 'rd'}).get(stride, 'th')} frame decodes alone in {count}"
         for stride, count in strides.items()
     ]
-    told = [summary["layout"], *aligned] if summary["layout"] else aligned
-    return [f"layout       {'; '.join(told)}"] if told else []
+    parts = [summary["layout"], *aligned] if summary["layout"] else aligned
+    return [f"layout       {'; '.join(parts)}"] if parts else []
 
 
 def _table(title: str, counts: dict[str, int]) -> list[str]:
-    lines = [f"  {count:8d}  {name}" for name, count in list(counts.items())[:_MOST_LINES]]
-    more = [f"            ... and {len(counts) - _MOST_LINES} more"] if len(counts) > _MOST_LINES else []
+    lines = [f"  {count:8d}  {name}" for name, count in list(counts.items())[:_MAX_LINES]]
+    more = [f"            ... and {len(counts) - _MAX_LINES} more"] if len(counts) > _MAX_LINES else []
     return [f"{title} ({len(counts)})", *lines, *more]

@@ -1,12 +1,12 @@
-"""`kinemae data synth OUT`: the embedded data set, H.264 files in which only motion tells the class.
+"""`kinemae data synth OUT`: a synthetic data set of H.264 videos whose classes differ only in motion.
 
-    OUT/synth.json                     the config; written first, so that a stopped run can be continued
+    OUT/synth.json                     the config; written first, so that a stopped run can be resumed
     OUT/train/CLASS/000000.mp4         few videos with labels
     OUT/validation/CLASS/000000.mp4
-    OUT/unlabelled/000000.mp4          many, of all classes mixed
+    OUT/unlabelled/000000.mp4          many videos of all classes
 
-Each video is a function of (seed, part, class, number) alone: parts share no texture, the number of processes
-changes nothing, and asking for more videos keeps those that are there.
+Each video is a function of (seed, split, class, number). So the splits share no texture, the result does not
+depend on the number of processes, and a rerun with larger counts keeps the existing videos.
 """
 
 import argparse
@@ -28,27 +28,28 @@ from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.pool import imap
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.randomness import generator
-from kinemae.data_tools.synthetic_scenes import KINDS, SceneConfig, make_scene
+from kinemae.data_tools.synthetic_scenes import MOTIONS, SceneConfig, make_scene
 
 CONFIG_NAME = "synth.json"
+_SPLITS = ("train", "validation", "unlabelled")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SynthConfig:
-    """What to make.
+    """Settings of the data set.
 
     Attributes:
-        train_per_class, validation_per_class: labelled videos.
-        unlabelled: videos without labels, their classes drawn evenly.
-        kinds: the classes, of those in `motions.KINDS`.
-        workers: processes; 0 means one for each core.
+        train_per_class, validation_per_class: labelled videos per class.
+        unlabelled: videos without labels, evenly from all classes.
+        classes: names from `synthetic_scenes.MOTIONS`.
+        workers: processes; 0 means one per core.
     """
 
     seed: int = 0
     train_per_class: int = 8
     validation_per_class: int = 50
     unlabelled: int = 1500
-    kinds: tuple[str, ...] = (
+    classes: tuple[str, ...] = (
         "move_left",
         "move_right",
         "move_up",
@@ -65,15 +66,20 @@ class SynthConfig:
     def __post_init__(self) -> None:
         for name in ("train_per_class", "validation_per_class", "unlabelled", "workers"):
             require(getattr(self, name) >= 0, name, "be 0 or more", getattr(self, name))
-        require(len(self.kinds) > 0, "kinds", "name at least one motion", list(self.kinds))
-        require(len(set(self.kinds)) == len(self.kinds), "kinds", "name each motion once", list(self.kinds))
-        for kind in self.kinds:
-            require(kind in KINDS, "kinds", f"be among {', '.join(KINDS)}", kind)
+        require(len(self.classes) > 0, "classes", "name at least one motion", list(self.classes))
+        require(
+            len(set(self.classes)) == len(self.classes),
+            "classes",
+            "name each motion once",
+            list(self.classes),
+        )
+        for name in self.classes:
+            require(name in MOTIONS, "classes", f"be among {', '.join(MOTIONS)}", name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SynthVideo:
-    """One video to make: its file relative to OUT, its class, and its place in the randomness."""
+    """A video: its file relative to OUT, its class, and purpose and sample number of its generator."""
 
     file: str
     kind: str
@@ -82,16 +88,16 @@ class SynthVideo:
 
 
 def run_synth(arguments: argparse.Namespace) -> None:
-    """The command: check the config and OUT, then make what is missing."""
+    """Run the command: check the config and OUT, then make the missing videos."""
     settings = load_config(SynthConfig, None, arguments.overrides)
     out = Path(arguments.out)
     videos = plan_synth(settings)
     _check_out(out, settings)
     missing = [video for video in videos if not (out / video.file).exists()]
     log.info(
-        "%d videos of %d classes, %d of them to make in %s",
+        "%d videos of %d classes, %d of them missing in %s",
         len(videos),
-        len(settings.kinds),
+        len(settings.classes),
         len(missing),
         out,
     )
@@ -100,29 +106,26 @@ def run_synth(arguments: argparse.Namespace) -> None:
             _make(out, settings, missing)
         log.info("done: shard them with `kinemae data shard %s OUT`", shlex.quote(str(out)))
     if arguments.json:
-        counts = {part: sum(video.file.startswith(f"{part}/") for video in videos) for part in _PARTS}
+        counts = {split: sum(video.file.startswith(f"{split}/") for video in videos) for split in _SPLITS}
         sys.stdout.write(json.dumps({"out": str(out), "videos": counts, "to_make": len(missing)}) + "\n")
 
 
-_PARTS = ("train", "validation", "unlabelled")
-
-
 def plan_synth(settings: SynthConfig) -> list[SynthVideo]:
-    """Every video of the data set, in a fixed order."""
+    """List all videos of the data set, in a fixed order."""
     per_class = {"train": settings.train_per_class, "validation": settings.validation_per_class}
     videos = [
         SynthVideo(
-            file=f"{part}/{kind}/{number:06d}.mp4", kind=kind, purpose=f"synth/{part}/{kind}", number=number
+            file=f"{split}/{kind}/{number:06d}.mp4", kind=kind, purpose=f"synth/{split}/{kind}", number=number
         )
-        for part, count in per_class.items()
-        for kind in settings.kinds
+        for split, count in per_class.items()
+        for kind in settings.classes
         for number in range(count)
     ]
     for number in range(settings.unlabelled):
-        # The classes come in shuffled rounds, so that all are equally frequent and the number tells none.
-        round_number, turn = divmod(number, len(settings.kinds))
+        # Each round is a permutation of the classes: all are equally frequent in random order.
+        round_number, turn = divmod(number, len(settings.classes))
         chance = generator(settings.seed, purpose="synth/unlabelled/class", sample=round_number)
-        kind = settings.kinds[int(torch.randperm(len(settings.kinds), generator=chance)[turn])]
+        kind = settings.classes[int(torch.randperm(len(settings.classes), generator=chance)[turn])]
         file = f"unlabelled/{number:06d}.mp4"
         videos.append(SynthVideo(file=file, kind=kind, purpose="synth/unlabelled", number=number))
     return videos
@@ -144,23 +147,23 @@ def _make_one(out: Path, settings: SynthConfig, video: SynthVideo) -> None:
 
 
 def _check_out(out: Path, settings: SynthConfig) -> None:
-    """Refuse to mix with what is there, unless it is this very data set, perhaps unfinished."""
+    """Reject a folder that holds anything but this data set, finished or not."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / CONFIG_NAME).is_file():
-        raise ValueError(f"OUT {out} is not empty and holds no {CONFIG_NAME}: give a new folder")
-    there = json.loads((out / CONFIG_NAME).read_text(encoding="utf-8"))
-    wanted = _recorded(settings)
-    different = sorted(name for name in wanted | there if wanted.get(name) != there.get(name))
+        raise ValueError(f"OUT {out} is not empty and holds no {CONFIG_NAME}; fix: give a new folder")
+    theirs = json.loads((out / CONFIG_NAME).read_text(encoding="utf-8"))
+    ours = _recorded(settings)
+    different = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
     if different:
         raise ValueError(
-            f"OUT {out} holds synthetic videos of another config, different in {', '.join(different)}: "
-            "give a new folder, or the same config to continue"
+            f"OUT {out} holds synthetic videos of another config, different in {', '.join(different)}; "
+            "fix: give a new folder, or the same config to resume"
         )
 
 
 def _recorded(settings: SynthConfig) -> dict[str, Any]:
-    """The config as it stands in synth.json, without what cannot change a byte of the videos."""
+    """The config for synth.json, without keys that do not change the videos."""
     record: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
     del record["workers"]
     return record

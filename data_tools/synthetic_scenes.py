@@ -1,16 +1,16 @@
-"""Moving scenes in which only motion tells the class: the picture side of `kinemae data synth`.
+"""Synthetic scenes whose classes differ only in motion.
 
-A scene has two layers, a background and, where a mask of blobs lets it through, a foreground. Each layer is
-noise of several octaves, drawn afresh for each video, and both obey the same motion at speeds of their own.
+A scene has a background layer and a foreground layer, which a mask of blobs makes visible. Each layer is
+noise of several octaves. Both layers have the same kind of motion at different speeds.
 
-Why one frame tells nothing: turn, place and scale of the noise are drawn uniformly, so that turning, moving
-and zooming carry a scene into another one just as likely. For zoom this needs octaves that fade in at the
-finest scale and out at the coarsest (a Shepard tone of pictures); otherwise a late frame of `zoom_in`
-would be coarse and one of `zoom_out` fine.
+A single frame does not reveal the class: rotation, position and scale of the noise are uniform, so that a
+rotated, moved or zoomed scene is equally likely. For zoom, octaves fade in at the finest scale and out at the
+coarsest (like a Shepard tone). Otherwise late frames of `zoom_in` would be coarse and those of `zoom_out`
+fine.
 
-Speeds run from almost still to fast on purpose. Slow scenes reward copying a hidden patch from the frame
-before, fast ones only copying along the motion; with fast scenes alone a small masked autoencoder finds
-neither within thousands of steps, and with slow ones alone it has no need of the motion.
+Speeds range from almost static to fast. In slow scenes a hidden patch can be copied from the frame before; in
+fast scenes only along the motion. With fast scenes alone, a small masked autoencoder learns neither within
+thousands of steps. With slow scenes alone, it does not need to learn motion.
 """
 
 import math
@@ -21,14 +21,14 @@ from torch import Tensor
 
 from kinemae.data_tools.config import require
 
-TILE = 128  # side of a noise tile in texels; it repeats without a seam
-WAVE = 8.0  # texels in one wave of the noise: enough for bilinear reading to stay sharp
-COLOURS = 2  # noise fields in a layer, each with a colour of its own
+TILE = 128  # side of a seamless noise tile in texels
+WAVE = 8.0  # texels per wavelength of the noise; enough for sharp bilinear sampling
+COLOURS = 2  # noise fields per layer, each with its own colour
 
 
 @dataclass(frozen=True)
 class Motion:
-    """What a class does to its scene: x is to the right, y down, turn clockwise, zoom inwards."""
+    """Direction of motion: x to the right, y down, turn clockwise, zoom inwards."""
 
     x: float = 0.0
     y: float = 0.0
@@ -38,7 +38,7 @@ class Motion:
 
 _DIAGONAL = math.sqrt(0.5)
 
-KINDS = {
+MOTIONS = {
     "move_left": Motion(x=-1),
     "move_right": Motion(x=1),
     "move_up": Motion(y=-1),
@@ -56,16 +56,16 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SceneConfig:
-    """How the scenes look and move.
+    """Appearance and motion of the scenes.
 
     Attributes:
-        frames, size: length of a video and its side in pixels.
-        move_px, turn_degrees, zoom_octaves: slowest and fastest speed per frame.
-        direction_jitter_degrees: largest deviation of a move from its direction.
-        finest_px, octaves: wavelength of the finest noise, and how often it doubles.
-        coarseness: how much stronger each octave is than the finer one, as a power of two.
-        foreground: smallest and largest share of the picture that the blobs cover, about.
-        contrast: spread of the noise in grey levels.
+        frames, size: number of frames and side in pixels.
+        move_px, turn_degrees, zoom_octaves: lowest and highest speed per frame.
+        direction_jitter_degrees: maximum deviation from the direction of motion.
+        finest_px, octaves: wavelength of the finest noise, and number of doublings.
+        coarseness: base-2 logarithm of the amplitude ratio of successive octaves.
+        foreground: approximate range of the fraction of the frame that the blobs cover.
+        contrast: standard deviation of the noise in grey levels.
     """
 
     frames: int = 16
@@ -102,23 +102,23 @@ class SceneConfig:
 def make_scene(kind: str, settings: SceneConfig, generator: torch.Generator) -> Tensor:
     """Draw one scene of a class.
 
-    The generator is used in the same way for every class: equal generators give classes that share the
-    frame in the middle, and opposite classes that are each other's film run backwards.
+    All classes use the generator in the same way. With equal generators, all classes have the same middle
+    frame, and opposite classes are time-reversed copies of each other.
 
     Returns:
         frames_THWC, uint8 RGB.
 
     Raises:
-        ValueError: no such class.
+        ValueError: unknown class.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kinds: no motion named {kind!r}; there is {', '.join(KINDS)}")
-    motion = KINDS[kind]
+    if kind not in MOTIONS:
+        raise ValueError(f"classes: no motion named {kind!r}; there is {', '.join(MOTIONS)}")
+    motion = MOTIONS[kind]
     behind_CTHW, _ = _layer(motion, settings, generator)
     before_CTHW, blobs_THW = _layer(motion, settings, generator)
     least, most = settings.foreground
     share = least + (most - least) * _uniform(generator)
-    # The blobs' field is a standard normal, so its quantile sets how much of the picture lies above.
+    # The field of the blobs is standard normal, so its quantile sets the covered fraction.
     level = math.sqrt(2) * torch.erfinv(torch.tensor(1 - 2 * share)).clamp(-4, 4).item()
     cover_THW = torch.sigmoid(8.0 * (blobs_THW - level))
     frames_CTHW = behind_CTHW + cover_THW * (before_CTHW - behind_CTHW)
@@ -126,7 +126,7 @@ def make_scene(kind: str, settings: SceneConfig, generator: torch.Generator) -> 
 
 
 def _layer(motion: Motion, settings: SceneConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One layer in motion: its colours_CTHW in grey levels and a field_THW of standard normal values."""
+    """A moving layer: colours_CTHW in grey levels and a field_THW of standard normal values."""
     fields_OXGG = _noise_tiles(settings.octaves, generator)
     octave_OT, places_OTHW2 = _places(motion, settings, generator)
     read_OXTHW = torch.stack([_read(*pair) for pair in zip(fields_OXGG, places_OTHW2, strict=True)])
@@ -147,8 +147,8 @@ def _layer(motion: Motion, settings: SceneConfig, generator: torch.Generator) ->
 
 
 def _noise_tiles(octaves: int, generator: torch.Generator) -> Tensor:
-    """Seamless isotropic noise around one wavelength, unit variance, for each octave and field."""
-    # Double precision, so that the last bits of a transform cannot tip a pixel to the next grey level.
+    """Seamless isotropic noise of one wavelength and unit variance, per octave and field."""
+    # Double precision, so that rounding of the transform does not change grey levels.
     frequency_G = torch.fft.fftfreq(TILE, dtype=torch.float64)
     radius_GG = torch.hypot(frequency_G[:, None], frequency_G[None, : TILE // 2 + 1])
     ring_GG = torch.exp(-0.5 * (torch.log2(radius_GG.clamp(min=1e-6) * WAVE) / 0.3) ** 2)
@@ -158,8 +158,8 @@ def _noise_tiles(octaves: int, generator: torch.Generator) -> Tensor:
 
 
 def _places(motion: Motion, settings: SceneConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Where each octave's tile is read: octave_OT, 0 (finest) to `octaves`, and places_OTHW2 in texels."""
-    # Counted from the middle of the film, where the classes meet, so that opposites are reversed films.
+    """Sampling grid of each octave: octave_OT from 0 (finest) to `octaves`, places_OTHW2 in texels."""
+    # Time 0 is the middle frame, which all classes share; opposite classes are time-reversed.
     time_T = torch.arange(settings.frames) - (settings.frames - 1) / 2
     move, turn, zoom = (
         slowest + (fastest - slowest) * _uniform(generator)
@@ -182,13 +182,13 @@ def _places(motion: Motion, settings: SceneConfig, generator: torch.Generator) -
 
 
 def _rotation(angle: Tensor) -> Tensor:
-    """Matrices (..., 2, 2) that turn row vectors (x, y) back, so that what is read there turns clockwise."""
+    """Inverse rotations (..., 2, 2) of row vectors (x, y); the sampled scene turns clockwise."""
     rows = (angle.cos(), -angle.sin(), angle.sin(), angle.cos())
     return torch.stack(rows, dim=-1).unflatten(-1, (2, 2))
 
 
 def _read(tile_XGG: Tensor, places_THW2: Tensor) -> Tensor:
-    """Read a seamless tile between its texels: fields_XTHW."""
+    """Sample a seamless tile bilinearly: fields_XTHW."""
     padded_XGG = torch.nn.functional.pad(tile_XGG, (0, 1, 0, 1), mode="circular")
     frames, height, width, _ = places_THW2.shape
     grid_THW2 = (places_THW2 % TILE) * (2 / TILE) - 1

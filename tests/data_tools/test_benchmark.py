@@ -47,7 +47,7 @@ def test_every_step_and_every_clip_is_told(synth_shards: Path, capsys: pytest.Ca
     assert list(result["seconds"]) == [READ, OPEN, DECODE, PIXELS, REST]
     assert all(seconds >= 0 for seconds in result["seconds"].values())
     assert result["cores_for_gpu"] == pytest.approx(500 / result["clips_per_s_per_core"])
-    assert result["clips_per_s"] > 0 and result["waited_s"] >= 0
+    assert result["clips_per_s"] > 0 and result["wait_s"] >= 0
 
 
 def test_videos_that_cannot_be_read_are_counted(

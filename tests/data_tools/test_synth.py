@@ -76,7 +76,7 @@ def test_the_unlabelled_part_has_all_classes_evenly_in_an_order_that_tells_none(
     ]
     assert set(Counter(video.kind for video in videos).values()) == {10}
     assert [video.kind for video in videos[:8]] != [video.kind for video in videos[8:16]]
-    assert not any(kind in video.file for video in videos for kind in SynthConfig().kinds)
+    assert not any(kind in video.file for video in videos for kind in SynthConfig().classes)
 
 
 def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -90,7 +90,7 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, capsys: pytest.Capt
 def test_a_folder_with_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "holiday.mp4").touch()
     assert synth(tmp_path) == 2
-    assert "is not empty and holds no synth.json: give a new folder" in capsys.readouterr().err
+    assert "is not empty and holds no synth.json; fix: give a new folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.mp4"]
 
 
@@ -110,9 +110,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.
     [
         ("unlabelled=-1", "unlabelled must be 0 or more, got -1"),
         ("train_per_class=-1", "train_per_class must be 0 or more"),
-        ("kinds=[]", "kinds must name at least one motion"),
-        ("kinds=[zoom_in,zoom_in]", "kinds must name each motion once"),
-        ("kinds=[wobble]", "kinds must be among move_left"),
+        ("classes=[]", "classes must name at least one motion"),
+        ("classes=[zoom_in,zoom_in]", "classes must name each motion once"),
+        ("classes=[wobble]", "classes must be among move_left"),
         ("encode.fps=0", "encode.fps must be at least 1"),
         ("encode.crf=60", "encode.crf must lie in [0, 51]"),
         ("encode.gop=0", "encode.gop must be at least 1"),

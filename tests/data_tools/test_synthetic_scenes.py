@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.randomness import generator
-from kinemae.data_tools.synthetic_scenes import KINDS, SceneConfig, make_scene
+from kinemae.data_tools.synthetic_scenes import MOTIONS, SceneConfig, make_scene
 
 SMALL = SceneConfig(frames=9, size=32)
 OPPOSITES = [
@@ -39,7 +39,7 @@ def affine_flow(frames_THWC: Tensor) -> dict[str, float]:
     return dict(zip(("x", "y", "turn", "zoom"), found, strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MOTIONS)
 def test_a_scene_moves_as_its_class_says(kind: str):
     slow = SceneConfig(
         frames=9,
@@ -53,11 +53,11 @@ def test_a_scene_moves_as_its_class_says(kind: str):
     flows = [affine_flow(scene(kind, seed, slow)) for seed in range(6)]
     for part in ("turn", "zoom"):
         speeds = [flow[part] for flow in flows]
-        expected = getattr(KINDS[kind], part)
+        expected = getattr(MOTIONS[kind], part)
         assert all(speed * expected > 0 for speed in speeds) if expected else max(map(abs, speeds)) < 0.01
-    if KINDS[kind].x or KINDS[kind].y:
-        along = [flow["x"] * KINDS[kind].x + flow["y"] * KINDS[kind].y for flow in flows]
-        across = [flow["x"] * KINDS[kind].y - flow["y"] * KINDS[kind].x for flow in flows]
+    if MOTIONS[kind].x or MOTIONS[kind].y:
+        along = [flow["x"] * MOTIONS[kind].x + flow["y"] * MOTIONS[kind].y for flow in flows]
+        across = [flow["x"] * MOTIONS[kind].y - flow["y"] * MOTIONS[kind].x for flow in flows]
         assert min(along) > 0.2
         assert max(map(abs, across)) < 0.15
 
@@ -72,7 +72,7 @@ def test_a_whole_pixel_of_motion_is_exact():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_all_classes_share_the_frame_in_the_middle(seed: int):
-    middle = [scene(kind, seed)[SMALL.frames // 2].int() for kind in KINDS]
+    middle = [scene(kind, seed)[SMALL.frames // 2].int() for kind in MOTIONS]
     assert all((other - middle[0]).abs().max() <= 1 for other in middle)
 
 
