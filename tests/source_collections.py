@@ -78,7 +78,12 @@ def _folder(root: Path) -> Collection:
     return Collection(
         root=root,
         expected={"a b/1.mp4": ("a b", None), "c/2.mp4": ("c", None)},
-        broken=(root / "loose.mp4", "", "", r"holds both videos \(loose.mp4\) and folders of videos"),
+        broken=(
+            root / "loose.mp4",
+            "",
+            "",
+            r"expected one folder per class, or videos only, got both folders and loose.mp4",
+        ),
     )
 
 
@@ -88,7 +93,12 @@ def _csv(root: Path) -> Collection:
     return Collection(
         root=write_text(root / "list.csv", text),
         expected={"clips/a, b.mp4": ("run", "train"), "clips/c.mp4": ("walk", "validation")},
-        broken=(root / "list.csv", ",val,", ",vall,", r"list.csv, line 3: no split named 'vall'; there is"),
+        broken=(
+            root / "list.csv",
+            ",val,",
+            ",vall,",
+            r"list.csv, line 3: expected one of the splits train, validation, test, unlabelled, got 'vall'",
+        ),
     )
 
 
@@ -127,7 +137,7 @@ def _mmaction2(root: Path) -> Collection:
             root / "x_val_list_rawframes.txt",
             "2 5",
             "4 5",
-            r"val_list_rawframes.txt, line 1: there is no",
+            r"val_list_rawframes.txt, line 1: expected the image",
         ),
     )
 
@@ -148,7 +158,7 @@ def _kinetics(root: Path) -> Collection:
             root / "annotations" / "val.csv",
             ",3,13",
             ",three,13",
-            r"val.csv, line 2: time_start must be a",
+            r"val.csv, line 2: expected seconds in time_start",
         ),
     )
 
@@ -174,7 +184,7 @@ def _ssv2(root: Path) -> Collection:
             root / "labels" / "validation.json",
             "Dropping",
             "Droping",
-            r"validation.json, entry 1: no class",
+            r"validation.json, entry 1: expected one of the 2 classes",
         ),
     )
 
@@ -193,7 +203,7 @@ def _ucf101(root: Path) -> Collection:
             lists / "trainlist01.txt",
             " 2",
             " 1",
-            r"trainlist01.txt, line 1: class YoYo has number 1 here",
+            r"trainlist01.txt, line 1: expected number 2 for class YoYo",
         ),
     )
 
@@ -226,7 +236,7 @@ def _frames(root: Path) -> Collection:
     return Collection(
         root=root,
         expected={"train/a/v1": ("a", "train"), "val/b/v2": ("b", "validation")},
-        broken=(root / "val" / "b" / "v2" / "flow1.jpg", "", "", "v2 holds pictures of several kinds"),
+        broken=(root / "val" / "b" / "v2" / "flow1.jpg", "", "", "v2: expected images of one kind"),
     )
 
 
@@ -244,7 +254,7 @@ def _webdataset(root: Path) -> Collection:
             root / "data" / "train-0.tar",
             "k1.cls\0",
             "k9.cls\0",
-            r"train-0.tar has a damaged header after sub/k1",
+            r"train-0.tar: expected a header, got damaged bytes after sub/k1",
         ),
     )
 

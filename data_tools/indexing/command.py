@@ -1,10 +1,10 @@
-"""`kinemae data index SHARDS [OUT]`: an index of our format for anybody's WebDataset, read in place.
+"""`kinemae data index SHARDS [OUT]`: index any WebDataset, without copying a video.
 
-    OUT/ or OUT/train/ validation/ ...   index.arrow, dataset.json, rejected.jsonl, see `data_tools/index.py`
-                                         and notes.jsonl: videos that are odd and nevertheless taken
-    OUT/indexed.jsonl                    only while running: what is known of each shard
+    OUT/ or OUT/train/ validation/ ...   index.arrow, dataset.json, rejected.jsonl: see `data_tools/index.py`;
+                                         notes.jsonl: readable videos with anomalies
+    OUT/indexed.jsonl                    results of each shard, until the command is complete
 
-No video is copied. The shards are named relative to OUT where they lie in it, else by path or URL.
+Shards inside OUT are referred to by relative paths, others by absolute path or URL.
 """
 
 import argparse
@@ -12,8 +12,9 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,27 +30,33 @@ from kinemae.data_tools.index import (
     Shard,
     write_index,
 )
-from kinemae.data_tools.indexing.combine import (
-    counted,
-    lists_of_classes,
-    one_spelling_each,
-    typed,
-    with_unique_keys,
+from kinemae.data_tools.indexing.field_rules import (
+    FieldRules,
+    ShardContents,
+    read_shards,
+    resolve_label,
+    stored_classes,
+    warn_of_skipped,
+    warn_of_unused,
 )
-from kinemae.data_tools.indexing.field_rules import Rules, read_shelves, settle
-from kinemae.data_tools.indexing.own_json import classes_told
-from kinemae.data_tools.indexing.scan import Found, examine_shards
-from kinemae.data_tools.indexing.shard_list import ForeignShard, find_shards
-from kinemae.data_tools.indexing.warnings import warn_of_left_out, warn_of_unread
-from kinemae.data_tools.manifest.class_map import read_classes, sorted_classes
-from kinemae.data_tools.manifest.entries import numbered_classes
-from kinemae.data_tools.manifest.labels import warn_of_labels
+from kinemae.data_tools.indexing.scan import SampleScan, ShardScan, scan_shards
+from kinemae.data_tools.indexing.shard_list import InputShard, find_shards
+from kinemae.data_tools.manifest.class_map import (
+    CLASSES_NAME,
+    class_list,
+    numbered_classes,
+    read_classes,
+    sorted_classes,
+    unified_labels,
+    warn_of_labels,
+)
+from kinemae.data_tools.manifest.table import Row, unify_columns
 from kinemae.data_tools.pool import TIMEOUT_S
-from kinemae.data_tools.sharding.rejects import NOTES_NAME
+from kinemae.data_tools.sharding.rejects import NOTES_NAME, check_rejects, warn_of_notes
 from kinemae.data_tools.storage.location import Location, location
 from kinemae.data_tools.storage.retries import mask_secrets
 
-JOURNAL_NAME = "indexed.jsonl"
+LOG_NAME = "indexed.jsonl"
 _COMMAND = "data_tools index"
 _COLUMNS = (
     *("key", "offset", "length", "crc32", "content", "name"),
@@ -58,71 +65,59 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexConfig:
-    """How a foreign WebDataset is indexed.
+class IndexConfig(FieldRules):
+    """Config of `kinemae data index`, in addition to the rules for the metadata of samples.
 
     Attributes:
-        label: cls, txt, NAME.cls, json.FIELD, none, or auto (cls, else the json's `label`, else none).
-        video: the ending of the member to take where a sample has several videos.
-        group: the field of the json that tells the group.
-        columns: fields of the json that become columns of the index.
-        classes: how many there are, and then every label must be a whole number below that; or, as for
-            `shard`, an earlier OUT, a dataset.json, or a list of classes.
-        missing_labels: what to do with a sample without a label where others have one: error, or reject.
-        by_split: whether folders (train/) and names (train-0000.tar) tell the split.
-        probe: "full" decodes every frame; "header" only the first, and believes the container.
-        max_bad_fraction: stop where more than this share of the videos cannot be read; 1 never stops.
-        workers: processes; 0 means one for each core.
-        timeout_s: a video without progress for so long is skipped.
+        classes: fixes the class numbers: an earlier OUT, a dataset.json, or a list of classes.
+        probe: "full" decodes every frame; "header" decodes the first frame and takes the number of frames
+            from the container.
+        max_bad_fraction: stop if a larger fraction of the videos is unreadable; 1 never stops.
+        workers: processes; 0 means one per core.
+        timeout_s: reject a video after this time without progress.
     """
 
-    label: str = "auto"
-    video: str = ""
-    group: str = ""
-    columns: list[str] = field(default_factory=list)
     classes: str | None = None
-    missing_labels: Literal["error", "reject"] = "error"
-    by_split: bool = True
     probe: Literal["full", "header"] = "full"
     max_bad_fraction: float = 1.0
     workers: int = 0
     timeout_s: float = TIMEOUT_S
 
     def __post_init__(self) -> None:
-        self.rules()
+        super().__post_init__()
         require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", "lie in [0, 1]", self.max_bad_fraction)
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
         require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
+        is_one = self.classes is None or self.num_classes == 0
+        require(is_one, "classes", "be left out if num_classes is set", self.classes)
 
-    def rules(self) -> Rules:
-        """What concerns the samples."""
-        return Rules(
-            label=self.label,
-            video=self.video,
-            group=self.group,
-            columns=tuple(self.columns),
-            classes=int(self.classes) if self.classes and self.classes.isdecimal() else 0,
-            missing_labels=self.missing_labels,
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class _Split:
+    """One data set: its folder, its samples, and the positions of its shards by shard number."""
+
+    folder: Path
+    numbers: Mapping[int, int]
+    samples: Sequence[SampleScan]
 
 
 def run_index(arguments: argparse.Namespace) -> None:
-    """The command: find the shards, read and check all of them, write an index for each split."""
+    """Find the shards, read and check all of them, and write an index for each split."""
     root = location(arguments.shards)
     out, overrides = _out(root, arguments.out, arguments.overrides)
     settings = load_config(IndexConfig, None, overrides)
     shards = find_shards(root, by_split=settings.by_split)
-    _refuse_secrets(shards)
+    _check_no_secrets(shards)
     folders = {split: out / split if split else out for split in sorted({s.split or "" for s in shards})}
     for folder in folders.values():
-        _refuse_ours(folder)
-    rules = settle(settings.rules(), shards)
-    log.info("%s: %d shards, splits: %s", root, len(shards), ", ".join(filter(None, folders)) or "none named")
+        _check_not_sharded(folder)
+    rules = resolve_label(settings, shards)
+    log.info("%s: %d shards, splits: %s", root, len(shards), ", ".join(filter(None, folders)) or "none")
     if arguments.dry_run:
-        shelves = read_shelves(shards, rules)
-        warn_of_unread([shelf.unread for shelf in shelves], rules)
-        warn_of_left_out(shards, shelves)
-        report = counted(shelves)
+        contents = read_shards(shards, rules)
+        warn_of_unused([content.unused for content in contents], rules)
+        warn_of_skipped(shards, contents)
+        report = _counts(contents)
     else:
         with writing_to(out):
             report = _index(shards, folders, out, rules, settings)
@@ -131,104 +126,157 @@ def run_index(arguments: argparse.Namespace) -> None:
 
 
 def _index(
-    shards: Sequence[ForeignShard],
-    folders: dict[str, Path],
+    shards: Sequence[InputShard],
+    folders: Mapping[str, Path],
     out: Path,
-    rules: Rules,
+    rules: FieldRules,
     settings: IndexConfig,
 ) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
-    journal = out / JOURNAL_NAME
+    log_file = out / LOG_NAME
     is_full = settings.probe == "full"
-    found = examine_shards(
-        shards, rules, journal, is_full=is_full, workers=settings.workers, timeout_s=settings.timeout_s
+    scans = scan_shards(
+        shards, rules, log_file, is_full=is_full, workers=settings.workers, timeout_s=settings.timeout_s
     )
-    warn_of_unread([one.unread for one in found], rules)
-    found = one_spelling_each(typed(found))
-    of_split = {
-        split: with_unique_keys([one for one in found if (one.shard.split or "") == split])
-        for split in folders
-    }
-    _refuse_too_bad(found, out, settings.max_bad_fraction)
-    classes = _classes(found, settings.classes, rules)
+    warn_of_unused([scan.unused for scan in scans], rules)
+    samples = _unified(shards, [sample for scan in scans for sample in scan.samples])
+    if not samples:
+        raise DataError(f"{shards[0].place}: expected members such as KEY.mp4, got no sample in any shard")
+    check_rejects(_rejected(shards, samples), len(samples), settings.max_bad_fraction, log_file)
+    classes = _classes(shards, samples, settings.classes, rules)
     warn_of_labels(classes)
+    record = dataclasses.asdict(settings)
+    del record["workers"], record["timeout_s"]  # they do not change the result
     report = {}
-    for split, group in of_split.items():
-        made_by = {"command": _COMMAND, "split": split, "config": _lasting(settings)}
-        report[split or "all"] = _write(group, folders[split], out, classes, made_by)
-    journal.unlink()
+    for split, folder in folders.items():
+        chosen = [number for number, shard in enumerate(shards) if (shard.split or "") == split]
+        numbers = {number: position for position, number in enumerate(chosen)}
+        of_split = _with_unique_keys(shards, [sample for sample in samples if sample.shard in numbers])
+        part = _Split(folder=folder, numbers=numbers, samples=of_split)
+        tars = _tars(shards, scans, part, out)
+        made_by = {"command": _COMMAND, "split": split, "config": record}
+        report[split or "all"] = _write(part, shards, tars, classes, made_by)
+    log_file.unlink()
     return {"splits": report, "classes": classes}
 
 
+def _unified(shards: Sequence[InputShard], samples: Sequence[SampleScan]) -> list[SampleScan]:
+    """One type for each column and one spelling for each integer label, in all splits."""
+    rows = [Row(where=f"{shards[each.shard].name}, {each.key}", cells=each.extra) for each in samples]
+    spelling = unified_labels(sample.label for sample in samples)
+    return [
+        replace(sample, extra=dict(row.cells), label=spelling.get(sample.label or "", sample.label))
+        for sample, row in zip(samples, unify_columns(rows), strict=True)
+    ]
+
+
+def _with_unique_keys(shards: Sequence[InputShard], samples: Sequence[SampleScan]) -> list[SampleScan]:
+    """Prefix a key of several shards with the name of its shard, as in `1.tar/KEY`."""
+    counts = Counter(sample.key for sample in samples)
+    repeated = [key for key, count in counts.items() if count > 1]
+    if repeated:
+        log.info(
+            "%d keys are in several shards, first %s: they get the name of the shard as a prefix",
+            *(len(repeated), repeated[0]),
+        )
+    unique = [
+        replace(sample, key=f"{shards[sample.shard].name}/{sample.key}") if counts[sample.key] > 1 else sample
+        for sample in samples
+    ]
+    [(key, count)] = Counter(sample.key for sample in unique).most_common(1) or [("", 0)]
+    if count > 1:
+        raise DataError(f"key {key}: expected unique keys, got it twice; fix: rename one of the shards")
+    return unique
+
+
+def _classes(
+    shards: Sequence[InputShard], samples: Sequence[SampleScan], given: str | None, rules: FieldRules
+) -> list[str]:
+    """The classes of all splits, in order."""
+    if rules.num_classes:
+        return numbered_classes(rules.num_classes)
+    if given:
+        labels = {f"{shards[sample.shard].name}, {sample.key}": sample.label for sample in samples}
+        return class_list(labels, read_classes(given), origin=f"classes={given}")
+    labelled = [
+        (sample.label, sample.label_index or 0)
+        for sample in samples
+        if sample.label is not None and sample.info is not None
+    ]
+    if rules.label == "kinemae":
+        return stored_classes(labelled, _class_lists(shards))
+    return sorted_classes(label for label, _ in labelled)
+
+
+def _class_lists(shards: Sequence[InputShard]) -> list[list[str]]:
+    """The class lists of shards made by `shard`: in their folder, or in its parent OUT."""
+    folders = dict.fromkeys(shard.place.path.parent for shard in shards if shard.place.path is not None)
+    files = dict.fromkeys(folder / CLASSES_NAME for inner in folders for folder in (inner, inner.parent))
+    return [read_classes(str(file)) for file in files if file.is_file()]
+
+
 def _write(
-    found: Sequence[Found], folder: Path, out: Path, classes: list[str], made_by: dict[str, Any]
+    part: _Split,
+    shards: Sequence[InputShard],
+    tars: Sequence[Shard],
+    classes: Sequence[str],
+    made_by: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """One data set: its rejected videos, then its index."""
+    """Write one data set: its rejected and noted videos, then its index."""
+    folder, samples = part.folder, part.samples
     folder.mkdir(parents=True, exist_ok=True)
-    good = [(position, row) for position, one in enumerate(found) for row in one.rows if row.info is not None]
-    bad = [
-        {"path": row.name, "shard": one.shard.name, "reason": row.reason}
-        for one in found
-        for row in one.rows
-        if row.info is None
+    rejected = _rejected(shards, samples)
+    atomic_write_text(folder / REJECTED_NAME, to_jsonl(rejected))
+    notes = [
+        {"path": sample.name, "shard": shards[sample.shard].name, "note": sample.note}
+        for sample in samples
+        if sample.note
     ]
-    atomic_write_text(folder / REJECTED_NAME, to_jsonl(bad))
-    odd = [{"path": row.name, "shard": one.shard.name, "note": row.note} for one in found for row in one.rows]
-    atomic_write_text(folder / NOTES_NAME, to_jsonl(entry for entry in odd if entry["note"]))
-    numbers = {label: number for number, label in enumerate(classes)}
-    samples = [
+    atomic_write_text(folder / NOTES_NAME, to_jsonl(notes))
+    good = [sample for sample in samples if sample.info is not None]
+    class_numbers = {label: number for number, label in enumerate(classes)}
+    rows = [
         Sample(
-            **dataclasses.asdict(row.info),
-            **{name: getattr(row, name) for name in _COLUMNS},
-            shard=position,
-            label=NO_LABEL if row.label is None else numbers[row.label],
-            group=row.group or "",
+            **dataclasses.asdict(sample.info),
+            **{name: getattr(sample, name) for name in _COLUMNS},
+            shard=part.numbers[sample.shard],
+            label=NO_LABEL if sample.label is None else class_numbers[sample.label],
+            group=sample.group or "",
         )
-        for position, row in good
-        if row.info is not None
+        for sample in good
+        if sample.info is not None
     ]
-    shards = [
+    names = sorted({name for sample in good for name in sample.extra})
+    extra = {name: [sample.extra.get(name) for sample in good] for name in names}
+    write_index(folder, rows, tars, classes, dict(made_by), extra)
+    warn_of_notes(notes, folder / NOTES_NAME)
+    log.info("%s: %d videos in %d shards, %d rejected", folder, len(rows), len(tars), len(rejected))
+    return {"samples": len(rows), "shards": len(tars), "rejected": len(rejected)}
+
+
+def _rejected(shards: Sequence[InputShard], samples: Sequence[SampleScan]) -> list[dict[str, str]]:
+    return [
+        {"path": sample.name, "shard": shards[sample.shard].name, "reason": sample.reason}
+        for sample in samples
+        if sample.info is None
+    ]
+
+
+def _tars(shards: Sequence[InputShard], scans: Sequence[ShardScan], part: _Split, out: Path) -> list[Shard]:
+    counts = Counter(sample.shard for sample in part.samples if sample.info is not None)
+    return [
         Shard(
-            name=_shard_name(one.shard.place, folder, out),
-            samples=sum(row.info is not None for row in one.rows),
-            bytes=one.bytes,
-            sha256=one.sha256,
+            name=_shard_name(shards[number].place, part.folder, out),
+            samples=counts[number],
+            bytes=scans[number].bytes,
+            sha256=scans[number].sha256,
         )
-        for one in found
+        for number in part.numbers
     ]
-    names = sorted({name for _, row in good for name in row.extra})
-    extra = {name: [row.extra.get(name) for _, row in good] for name in names}
-    write_index(folder, samples, shards, classes, made_by, extra)
-    noted = sum(bool(entry["note"]) for entry in odd)
-    if noted:
-        log.warning("%s: %d videos are odd, see %s", folder, noted, NOTES_NAME)
-    log.info("%s: %d videos in %d shards, %d rejected", folder, len(samples), len(shards), len(bad))
-    return {"samples": len(samples), "shards": len(shards), "rejected": len(bad)}
-
-
-def _classes(found: Sequence[Found], given: str | None, rules: Rules) -> list[str]:
-    """The classes in their order, which are those of all splits."""
-    if rules.classes:
-        return numbered_classes(rules.classes)
-    if not given:
-        good = [row for one in found for row in one.rows if row.label is not None and row.info is not None]
-        if rules.label == "ours":
-            pairs = [(row.label or "", row.label_index or 0) for row in good]
-            return classes_told(pairs, lists_of_classes([one.shard.place for one in found]))
-        return sorted_classes([row.label for row in good if row.label is not None])
-    classes = read_classes(given)
-    for one in found:
-        for row in one.rows:
-            if row.label is not None and row.label not in classes:
-                raise DataError(
-                    f"{one.shard.name}, {row.key}: label {row.label!r} is not among the {len(classes)} "
-                    f"classes of classes={given}"
-                )
-    return classes
 
 
 def _shard_name(place: Location, folder: Path, out: Path) -> str:
-    """Relative where the shard lies in OUT, so that both can be moved together."""
+    """A relative path if the shard lies in OUT, so that both can be moved together."""
     if place.path is None:
         return place.url
     path = place.path.resolve()
@@ -237,30 +285,43 @@ def _shard_name(place: Location, folder: Path, out: Path) -> str:
     return str(path)
 
 
+def _counts(contents: Sequence[ShardContents]) -> dict[str, Any]:
+    """The report of a dry run."""
+    labels = [sample.label for content in contents for sample in content.samples if sample.label is not None]
+    spelling = unified_labels(labels)
+    return {
+        "shards": len(contents),
+        "videos": sum(len(content.samples) for content in contents),
+        "without_video": sum(len(content.skipped) for content in contents),
+        "classes": sorted_classes(spelling.get(label, label) for label in labels),
+    }
+
+
 def _out(root: Location, out: str | None, overrides: list[str]) -> tuple[Path, list[str]]:
-    """OUT, and the overrides, of which argparse may have taken the first for OUT."""
+    """OUT and the overrides; argparse may have taken the first override for OUT."""
     if out is not None and "=" in out and not Path(out).is_dir():
         overrides = [out, *overrides]
         out = None
     if out is None and (root.path is None or not root.path.is_dir()):
-        raise ValueError(f"SHARDS {root} is no folder of this machine: give one for the index, SHARDS OUT")
+        raise ValueError(f"SHARDS {root}: expected a local folder, or OUT for the index; fix: add OUT")
     place = location(out or root)
     if place.path is None:
-        raise ValueError(f"OUT {place} must be a folder of this machine; upload what is in it afterwards")
+        raise ValueError(f"OUT {place}: expected a local folder, got a URL; fix: upload the index afterwards")
     return place.path, overrides
 
 
-def _refuse_secrets(shards: Sequence[ForeignShard]) -> None:
-    """Their URLs are written into dataset.json, for everybody who may read it."""
+def _check_no_secrets(shards: Sequence[InputShard]) -> None:
+    """Reject URLs with secrets: dataset.json holds the URLs and may be public."""
     for shard in shards:
         if shard.place.is_remote and mask_secrets(shard.place.url) != shard.place.url:
             raise ValueError(
-                f"SHARDS {shard.place} holds a password or a signature, which the index would show: "
-                "give it through the environment instead"
+                f"SHARDS {shard.place}: expected a URL without secrets, got a password or a signature, which "
+                "the index would publish; fix: set the credentials in the environment"
             )
 
 
-def _refuse_ours(folder: Path) -> None:
+def _check_not_sharded(folder: Path) -> None:
+    """Reject OUT if it holds an index made by `shard`."""
     try:
         description = json.loads((folder / DATASET_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -268,34 +329,6 @@ def _refuse_ours(folder: Path) -> None:
     made_by = description.get("made_by", {}).get("command") if isinstance(description, dict) else None
     if made_by != _COMMAND and (folder / INDEX_NAME).exists():
         raise ValueError(
-            f"OUT {folder}: expected a new folder, got a data set made by "
-            f"{made_by or 'another program'}, whose index holds more than this command can "
-            "derive; fix: choose another OUT"
+            f"OUT {folder}: expected a new folder, got a data set made by {made_by or 'another program'}, "
+            "whose index has more columns than this command can write; fix: choose another OUT"
         )
-
-
-def _refuse_too_bad(found: Sequence[Found], out: Path, max_bad_fraction: float) -> None:
-    pairs = [(one.shard.name, row) for one in found for row in one.rows]
-    bad = [(name, row) for name, row in pairs if row.info is None]
-    if not pairs:
-        raise DataError(
-            f"no shard holds a sample, first {found[0].shard.place}: expected members such as KEY.mp4"
-        )
-    if not bad:
-        return
-    first = f"first {bad[0][1].name} in {bad[0][0]}: {bad[0][1].reason}"
-    if len(bad) == len(pairs):
-        raise DataError(f"none of the {len(pairs)} videos can be read, {first}")
-    if len(bad) > max_bad_fraction * len(pairs):
-        raise DataError(
-            f"{len(bad)} of {len(pairs)} videos cannot be read, more than max_bad_fraction="
-            f"{max_bad_fraction}, {first}; what is known so far is in {out / JOURNAL_NAME}"
-        )
-    log.warning("%d of %d videos cannot be read, %s; see %s", len(bad), len(pairs), first, REJECTED_NAME)
-
-
-def _lasting(settings: IndexConfig) -> dict[str, Any]:
-    """The config without what cannot change the result."""
-    record = dataclasses.asdict(settings)
-    del record["workers"], record["timeout_s"]
-    return record

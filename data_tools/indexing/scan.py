@@ -1,4 +1,4 @@
-"""Every video of foreign shards read from end to end, once: checksums, digests, and what a decode finds."""
+"""Read every video of a WebDataset once, from end to end: checksums, digests, decoded frames."""
 
 import hashlib
 import json
@@ -7,34 +7,40 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import ceil
 from pathlib import Path
 from typing import IO, Any
 
-from kinemae.data_tools.files import atomic_write_text, read_jsonl
 from kinemae.data_tools.index import VideoInfo
-from kinemae.data_tools.indexing.field_rules import Described, Rules, Shelf, read_shelf
-from kinemae.data_tools.indexing.own_json import Told
-from kinemae.data_tools.indexing.shard_list import ForeignShard, open_shard
+from kinemae.data_tools.indexing.field_rules import (
+    FieldRules,
+    SampleInfo,
+    ShardContents,
+    StoredRow,
+    read_shard,
+)
+from kinemae.data_tools.indexing.shard_list import InputShard, open_shard
 from kinemae.data_tools.indexing.tar_members import read_member
-from kinemae.data_tools.pool import TIMEOUT_S, imap
+from kinemae.data_tools.pool import TIMEOUT_S, imap, imap_unordered
 from kinemae.data_tools.progress import progress
+from kinemae.data_tools.resumable import collect_results, load_results
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.storage.retries import outage_errors
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.decode import probe
 
-_OTHER_BYTES = "its bytes are not those that shard wrote: the checksum in its .json differs"
+_CHANGED = "its checksum differs from the one in its .json: the video has changed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundVideo:
-    """A sample: the location of its video, its metadata and the result of a decode.
+class SampleScan:
+    """A sample: the position of its video in the tar, its metadata and the result of a decode.
 
     Attributes:
-        reason: the reason why it cannot be read.
+        info: None if the video is unreadable; `reason` states why.
         note: an anomaly of a readable video.
+        shard: number of its shard.
     """
 
     key: str
@@ -49,107 +55,133 @@ class FoundVideo:
     start_s: float = 0.0
     reference_stride: int = 1
     reference_phase: int = 0
-    extra: dict[str, Any]
+    extra: Mapping[str, Any]
     info: VideoInfo | None = None
     reason: str = ""
     note: str = ""
+    shard: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """A shard as it is: its samples in order, its size and the sha256 of it; `unread` as in `Shelf`."""
+class ShardScan:
+    """A shard, or a part of it: its samples in order, its size and digest.
 
-    shard: ForeignShard
-    rows: tuple[FoundVideo, ...]
-    bytes: int
-    sha256: str
-    unread: Mapping[str, int]
+    Attributes:
+        unused: as in `ShardContents`.
+        failure: reason why a process crashed or timed out on one of the videos.
+    """
+
+    samples: tuple[SampleScan, ...] = ()
+    bytes: int = 0
+    sha256: str = ""
+    unused: Mapping[str, int]
+    failure: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """Every `parts`-th sample of a shard, from `part` on; the first part digests the whole shard as well."""
+    """Every `parts`-th sample of a shard, from `part` on; the first part also digests the shard."""
 
-    shard: ForeignShard
-    rules: Rules
+    shard: InputShard
+    rules: FieldRules
     is_full: bool
     part: int
     parts: int
 
 
-def examine_shards(
-    shards: Sequence[ForeignShard],
-    rules: Rules,
-    journal: Path,
+def scan_shards(
+    shards: Sequence[InputShard],
+    rules: FieldRules,
+    log_file: Path,
     *,
     is_full: bool,
     workers: int,
     timeout_s: float = TIMEOUT_S,
-) -> list[Found]:
+) -> list[ShardScan]:
     """Read all shards, on several processes.
 
-    A remote shard is downloaded to this machine's temporary folder for as long as it is read.
+    A remote shard is downloaded to a temporary folder while it is read.
 
     Args:
-        journal: a file of what is known already, so that a stopped run is continued.
+        log_file: keeps the results, so that a repeated command resumes.
         timeout_s: see `imap_unordered`.
 
     Raises:
         StorageUnavailable: a shard cannot be read now.
-        DataError: a shard is damaged, or a label is missing or wrong.
+        DataError: a shard is damaged, or a label is missing or invalid.
     """
-    jobs = [job for shard in shards for job in _jobs(shard, rules, is_full, len(shards), workers)]
-    stamps = [_stamp(job) for job in jobs]
-    known = _read_journal(journal, dict(zip(stamps, jobs, strict=True)))
-    atomic_write_text(journal, "".join(_line(*entry) for entry in known.items()))
-    todo = [position for position, stamp in enumerate(stamps) if stamp not in known]
-    unknown = [jobs[position] for position in todo]
-    results = imap(_examine, unknown, workers=workers, on_failure=_failed, timeout_s=timeout_s)
-    with journal.open("a", encoding="utf-8") as file:
-        shown = progress(results, total=len(todo), what="index, parts of shards", unit="part")
-        for position, result in zip(todo, shown, strict=True):
-            if isinstance(result, str):  # not written to the journal: another run may succeed
-                known[stamps[position]] = _one_by_one(jobs[position], workers, timeout_s)
-                continue
-            known[stamps[position]] = result
-            file.write(_line(stamps[position], result))
-            file.flush()
-    parts: dict[str, list[Found]] = {shard.name: [] for shard in shards}
-    for job, stamp in zip(jobs, stamps, strict=True):
-        parts[job.shard.name].append(known[stamp])
-    return [_joined(shard, parts[shard.name]) for shard in shards]
+    jobs = {_key(job): job for shard in shards for job in _jobs(shard, rules, is_full, len(shards), workers)}
+    logged = load_results(log_file, _parse)
+    known = {key: scan for key, scan in logged.items() if key in jobs and not scan.failure}
+    todo = [key for key in jobs if key not in known]
+    new = [jobs[key] for key in todo]
+    done = imap_unordered(_scan, new, workers=workers, on_failure=_failed, timeout_s=timeout_s)
+    shown = progress(done, total=len(todo), what="index, parts of shards", unit="part")
+    scans = collect_results(log_file, known, todo, shown)
+    parts: dict[str, list[ShardScan]] = {shard.name: [] for shard in shards}
+    for key, job in jobs.items():
+        scan = scans[key]
+        parts[job.shard.name].append(_scan_separately(job, workers, timeout_s) if scan.failure else scan)
+    return [_joined(parts[shard.name], number) for number, shard in enumerate(shards)]
 
 
-def _jobs(shard: ForeignShard, rules: Rules, is_full: bool, shards: int, workers: int) -> list[_Job]:
-    """Where there are fewer shards than processes, several share one; but none is downloaded twice."""
+def _jobs(shard: InputShard, rules: FieldRules, is_full: bool, shards: int, workers: int) -> list[_Job]:
+    """Split a local shard in parts if there are fewer shards than processes."""
     processes = workers or len(os.sched_getaffinity(0))
     parts = max(ceil(processes / shards), 1) if shard.place.path else 1
     return [_Job(shard=shard, rules=rules, is_full=is_full, part=part, parts=parts) for part in range(parts)]
 
 
-def _joined(shard: ForeignShard, parts: list[Found]) -> Found:
-    """The parts of a shard, which took turns, in order again."""
-    rows = [row for part in parts for row in part.rows]
-    return replace(parts[0], shard=shard, rows=tuple(sorted(rows, key=lambda row: (row.offset, row.key))))
+def _joined(parts: list[ShardScan], number: int) -> ShardScan:
+    samples = [replace(sample, shard=number) for part in parts for sample in part.samples]
+    return replace(parts[0], samples=tuple(sorted(samples, key=lambda sample: (sample.offset, sample.key))))
 
 
-def _examine(job: _Job) -> Found:
+def _scan(job: _Job) -> ShardScan:
     with (
         outage_errors(f"cannot read {job.shard.place}"),
         _local(job.shard) as shard,
         open_shard(shard.place) as file,
     ):
-        shelf = read_shelf(replace(shard, place=job.shard.place), job.rules, file)
-        rows = [_found(file, job, sample) for sample in shelf.described[job.part :: job.parts]]
-        rows += _left_out(shelf) if job.part == 0 else []
-        sha256, size = _digest(file) if job.part == 0 else ("", 0)
-    unread = dict(shelf.unread)
-    return Found(shard=job.shard, rows=tuple(rows), bytes=size, sha256=sha256, unread=unread)
+        contents = read_shard(replace(shard, place=job.shard.place), job.rules, file)
+        samples = [_scan_sample(file, job, sample) for sample in contents.samples[job.part :: job.parts]]
+        return _shard_scan(job, file, contents, samples)
 
 
-def _found(file: IO[bytes], job: _Job, sample: Described) -> FoundVideo:
+def _scan_separately(job: _Job, workers: int, timeout_s: float) -> ShardScan:
+    """Repeat a job that crashed or timed out, with each sample in a separate process."""
+    with _local(job.shard) as shard, open_shard(shard.place) as file:
+        contents = read_shard(shard, job.rules, file)
+        total = len(contents.samples)
+        singles = [replace(job, shard=shard, part=i, parts=total) for i in range(job.part, total, job.parts)]
+        done = imap(_scan, singles, workers=workers, on_failure=_failed, timeout_s=timeout_s)
+        samples = []
+        for single, scan in zip(singles, done, strict=True):
+            sample = contents.samples[single.part]
+            if scan.failure:
+                samples.append(_unreadable(sample.key, sample.video.name, scan.failure))
+            else:
+                samples += [row for row in scan.samples if row.key not in contents.skipped]
+        return _shard_scan(job, file, contents, samples)
+
+
+def _failed(job: _Job, reason: str) -> ShardScan:
+    return ShardScan(failure=reason, unused={})
+
+
+def _shard_scan(job: _Job, file: IO[bytes], contents: ShardContents, samples: list[SampleScan]) -> ShardScan:
+    unused = dict(contents.unused)
+    if job.part > 0:
+        return ShardScan(samples=tuple(samples), unused=unused)
+    samples = samples + [_unreadable(key, key, reason) for key, reason in contents.skipped.items()]
+    file.seek(0)
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    return ShardScan(samples=tuple(samples), bytes=file.tell(), sha256=sha256, unused=unused)
+
+
+def _scan_sample(file: IO[bytes], job: _Job, sample: SampleInfo) -> SampleScan:
     video = read_member(file, sample.video, f"{job.shard.place}, {sample.key}")
-    row = FoundVideo(
+    row = SampleScan(
         key=sample.key,
         name=sample.video.name,
         offset=sample.video.offset,
@@ -160,43 +192,40 @@ def _found(file: IO[bytes], job: _Job, sample: Described) -> FoundVideo:
         group=sample.group,
         extra=dict(sample.extra),
     )
-    if sample.told is not None:
-        row = _as_told(row, sample.told)
-    if row.reason:
-        return row
+    stored = sample.stored
+    if stored is not None:
+        if stored.crc32 != row.crc32:
+            return replace(row, reason=_CHANGED)
+        row = _with_stored(row, stored)
     notes: list[str] = []
     try:
         info = probe(video, full=job.is_full, notes=notes)
     except BadVideo as error:
         return replace(row, reason=" ".join(str(error).split()))
-    is_known = sample.told is not None and (not job.is_full or sample.told.info.frames == info.frames)
-    info = sample.told.info if sample.told is not None and is_known else info
+    if stored is not None and (not job.is_full or stored.info.frames == info.frames):
+        info = stored.info
     return replace(row, info=info, note="; ".join(notes))
 
 
-def _as_told(row: FoundVideo, told: Told) -> FoundVideo:
-    """The index row that `shard` wrote, if the video is unchanged."""
-    if row.crc32 != told.crc32:
-        return replace(row, reason=_OTHER_BYTES)
+def _with_stored(row: SampleScan, stored: StoredRow) -> SampleScan:
     return replace(
         row,
-        name=told.name,
-        content=told.content,
-        label_index=told.label_index if told.label is not None else None,
-        start_s=told.start_s,
-        reference_stride=told.reference_stride,
-        reference_phase=told.reference_phase,
+        name=stored.name,
+        content=stored.content,
+        label_index=stored.label_index if stored.label is not None else None,
+        start_s=stored.start_s,
+        reference_stride=stored.reference_stride,
+        reference_phase=stored.reference_phase,
     )
 
 
-def _digest(file: IO[bytes]) -> tuple[str, int]:
-    file.seek(0)
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    return sha256, file.tell()
+def _unreadable(key: str, name: str, reason: str) -> SampleScan:
+    return SampleScan(key=key, name=name, extra={}, reason=reason)
 
 
 @contextmanager
-def _local(shard: ForeignShard) -> Iterator[ForeignShard]:
+def _local(shard: InputShard) -> Iterator[InputShard]:
+    """The shard on this machine, downloaded if it is remote."""
     if shard.place.path is not None:
         yield shard
         return
@@ -206,70 +235,18 @@ def _local(shard: ForeignShard) -> Iterator[ForeignShard]:
         yield replace(shard, place=location(copy))
 
 
-def _failed(job: _Job, reason: str) -> Found | str:
-    """One of its videos crashed or blocked the process; `_one_by_one` finds it."""
-    return reason
-
-
-def _one_by_one(job: _Job, workers: int, timeout_s: float) -> Found:
-    """Repeat a job that crashed or blocked, with each sample in a separate process."""
-    with _local(job.shard) as shard, open_shard(shard.place) as file:
-        shelf = read_shelf(shard, job.rules, file)
-        total = len(shelf.described)
-        singles = [replace(job, shard=shard, part=i, parts=total) for i in range(job.part, total, job.parts)]
-        rows = _left_out(shelf) if job.part == 0 else []
-        done = imap(_examine, singles, workers=workers, on_failure=_failed, timeout_s=timeout_s)
-        for single, found in zip(singles, done, strict=True):
-            sample = shelf.described[single.part]
-            if isinstance(found, str):
-                rows.append(FoundVideo(key=sample.key, name=sample.video.name, extra={}, reason=found))
-            else:
-                rows += [row for row in found.rows if row.key not in shelf.left_out]
-        sha256, size = _digest(file) if job.part == 0 else ("", 0)
-    unread = dict(shelf.unread)
-    return Found(shard=job.shard, rows=tuple(rows), bytes=size, sha256=sha256, unread=unread)
-
-
-def _left_out(shelf: Shelf) -> list[FoundVideo]:
-    return [FoundVideo(key=key, name=key, extra={}, reason=why) for key, why in shelf.left_out.items()]
-
-
-def _stamp(job: _Job) -> str:
-    """Names a job as long as its shard and the rules stay the same."""
+def _key(job: _Job) -> str:
+    """A key that changes if the shard or the rules change."""
     path = job.shard.place.path
-    changed = path.stat().st_mtime_ns if path else 0
-    size = job.shard.place.size()
-    place = [str(job.shard.place), job.shard.split, size, changed]
-    return json.dumps([*place, asdict(job.rules), job.is_full, job.part, job.parts])
+    modified = path.stat().st_mtime_ns if path else 0
+    place = [str(job.shard.place), job.shard.split, job.shard.place.size(), modified]
+    rules = {each.name: getattr(job.rules, each.name) for each in fields(FieldRules)}
+    return json.dumps([*place, rules, job.is_full, job.part, job.parts])
 
 
-def _line(stamp: str, found: Found) -> str:
-    rows = [asdict(row) for row in found.rows]
-    entry = {
-        "shard": stamp,
-        "rows": rows,
-        "bytes": found.bytes,
-        "sha256": found.sha256,
-        "unread": found.unread,
-    }
-    return json.dumps(entry) + "\n"
-
-
-def _read_journal(journal: Path, jobs: dict[str, _Job]) -> dict[str, Found]:
-    """What an earlier run has found of these jobs, less the line in which it was killed."""
-    known = {}
-    for entry in read_jsonl(journal):
-        if entry["shard"] in jobs:
-            known[entry["shard"]] = Found(
-                shard=jobs[entry["shard"]].shard,
-                rows=tuple(_row(row) for row in entry["rows"]),
-                bytes=entry["bytes"],
-                sha256=entry["sha256"],
-                unread=entry["unread"],
-            )
-    return known
-
-
-def _row(row: dict[str, Any]) -> FoundVideo:
-    info = VideoInfo(**row["info"]) if row["info"] else None
-    return FoundVideo(**{**row, "info": info})
+def _parse(entry: dict[str, Any]) -> ShardScan:
+    samples = [
+        SampleScan(**{**row, "info": VideoInfo(**row["info"]) if row["info"] else None})
+        for row in entry.pop("samples")
+    ]
+    return ShardScan(samples=tuple(samples), **entry)

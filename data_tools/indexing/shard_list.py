@@ -1,82 +1,86 @@
-"""Where the tars of a foreign WebDataset are, here or behind a URL, and which split each belongs to."""
+"""Find the tars of a WebDataset, local or remote, and the split of each."""
 
 import fnmatch
 import io
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from braceexpand import braceexpand
+
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.files import open_regular
-from kinemae.data_tools.manifest.videos import printable, split_name
-from kinemae.data_tools.manifest.walk import walk
+from kinemae.data_tools.manifest.videos import printable, split_name, walk
 from kinemae.data_tools.storage.location import Location, location
 from kinemae.data_tools.storage.retries import raise_if_outage
 
-_MOST_SHARDS = 1_000_000
+_MAX_SHARDS = 1_000_000
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tbz2", ".txz", ".tar.lz4")
 _REMOTE_DEPTH = 2
 _BUFFER = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForeignShard:
-    """A tar: its name below what the user named, where it is, and its split where names tell splits."""
+class InputShard:
+    """A tar: its name relative to SHARDS, its location, and its split (None if names give no splits)."""
 
     name: str
     place: Location
     split: str | None
 
 
-def find_shards(root: str | Path | Location, *, by_split: bool = True) -> list[ForeignShard]:
-    """The tars that a user means, sorted by name.
+def find_shards(root: str | Path | Location, *, by_split: bool = True) -> list[InputShard]:
+    """Find tars, sorted by name.
 
     Args:
-        root: a folder (tars at any depth; two levels deep where it is remote), one tar, or a pattern such as
+        root: a folder (searched at any depth; two levels deep if remote), one tar, or a pattern such as
             s3://bucket/train-{0000..0099}.tar or data/train-*.tar.
-        by_split: whether folders (train/) and names (train-0000.tar) tell the split.
+        by_split: whether folders (train/) and file names (train-0000.tar) give the split.
 
     Raises:
-        DataError: there is no tar, they are compressed, or only some tell a split.
-        ValueError: a pattern that stands for too many tars, or a URL of an unknown kind.
+        DataError: there is no tar, a tar is compressed, or only some names give a split.
+        ValueError: an invalid pattern, a pattern with too many tars, or an unknown kind of URL.
     """
     place = location(root)
-    found = _named(place) if _is_pattern(place) else dict(_below(place))
+    found = _matching(place) if _is_pattern(place) else dict(_below(place))
     if not found:
         raise DataError(
-            f"{place} holds no tar: expected *.tar, train/*.tar, or a pattern like x-{{000..010}}.tar"
+            f"{place}: expected *.tar, train/*.tar, or a pattern such as x-{{000..010}}.tar, got no tar"
         )
     plain = sorted(name for name in found if name.endswith(".tar"))
     packed = sorted(name for name in found if name not in plain and _unpacked(name) not in found)
     if packed:
         raise DataError(
-            f"{found[packed[0]]}: expected plain tars, in which single videos can be read, got {len(packed)} "
+            f"{found[packed[0]]}: expected plain tars, for reads of single videos, got {len(packed)} "
             f"compressed and {len(plain)} plain ones; fix: unpack it, or select by a pattern such as '*.tar'"
         )
     splits = {name: _split_of(name) if by_split else None for name in plain}
-    _all_or_none(place, splits)
-    return [ForeignShard(name=printable(name), place=found[name], split=splits[name]) for name in plain]
+    _check_splits(place, splits)
+    return [InputShard(name=printable(name), place=found[name], split=splits[name]) for name in plain]
 
 
 def open_shard(place: Location) -> IO[bytes]:
-    """A tar as a seekable file; a remote one is read by ranges.
+    """Open a tar as a seekable file; a remote one is read by ranges.
 
     Raises:
-        DataError: it cannot be opened.
+        DataError: the tar cannot be opened.
     """
     if place.path is None:
-        return io.BufferedReader(_Ranges(place), buffer_size=_BUFFER)
+        return io.BufferedReader(_RemoteFile(place), buffer_size=_BUFFER)
     try:
         return open_regular(place.path)
     except OSError as error:
         raise_if_outage(error, f"cannot read {place}")
-        raise DataError(f"cannot read {place}: {error.strerror}; check that it is there") from error
+        raise DataError(
+            f"{place}: expected a readable tar, got an error ({error.strerror}); fix: check the path"
+        ) from error
 
 
-class _Ranges(io.RawIOBase):
-    """A remote file that can be read and sought in."""
+class _RemoteFile(io.RawIOBase):
+    """A seekable remote file."""
 
     def __init__(self, place: Location):
         self._place = place
@@ -104,14 +108,14 @@ class _Ranges(io.RawIOBase):
 
 
 def _is_pattern(place: Location) -> bool:
-    """A tar's name or a pattern; what exists under its own name is no pattern."""
+    """Whether a location is one tar or a pattern; an existing path is never a pattern."""
     if place.path is not None and place.path.exists():
         return place.path.is_file()
     return any(sign in place.url for sign in "{*") or place.name.endswith((".tar", *_COMPRESSED))
 
 
-def _named(place: Location) -> dict[str, Location]:
-    """Tars by name, below the folder in which a pattern begins: what the pattern stands for."""
+def _matching(place: Location) -> dict[str, Location]:
+    """The tars of a pattern by name, relative to the folder in which the pattern begins."""
     if place.path is not None and place.path.is_file():
         return {place.name: place}
     begin = len(re.split(r"[{*]", place.url)[0].rpartition("/")[0])
@@ -119,44 +123,46 @@ def _named(place: Location) -> dict[str, Location]:
     for url in _expand(place.url):
         folder, slash, name = url.rpartition("/")
         if "*" in name:
-            inside = location(f"{folder}{slash}" or ".")
-            names = [each for each in inside.list() if fnmatch.fnmatchcase(each, name)]
-            found |= {f"{folder}/{each}"[begin:].lstrip("/"): inside / each for each in names}
+            parent = location(f"{folder}{slash}" or ".")
+            names = fnmatch.filter(parent.list(), name)
+            found |= {f"{folder}/{each}"[begin:].lstrip("/"): parent / each for each in names}
         else:
             found[url[begin:].lstrip("/").partition("?" if place.is_remote else "\0")[0]] = location(url)
     return found
 
 
-def _expand(text: str) -> list[str]:
-    """Braces as the shell and webdataset expand them: {000..010} and {a,b}.
-
-    Raises:
-        ValueError: too many names.
-    """
-    braces = re.search(r"\{(?:([0-9]+)\.\.([0-9]+)|([^{}]*,[^{}]*))\}", text)
-    if braces is None:
-        return [text]
-    first, last, words = braces.groups()
-    count = words.count(",") + 1 if words else max(int(last) - int(first) + 1, 0)
-    rests = _expand(text[braces.end() :]) if count <= _MOST_SHARDS else [""]
-    if count * len(rests) > _MOST_SHARDS:
-        raise ValueError(
-            f"{text} stands for {count * len(rests)} shards, more than {_MOST_SHARDS}: name fewer of them"
-        )
-    chosen = words.split(",") if words else [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
-    return [text[: braces.start()] + word + rest for word in chosen for rest in rests]
+def _expand(pattern: str) -> list[str]:
+    # The count is checked first, because braceexpand builds all names in memory.
+    ranges = re.findall(r"\{([0-9]+)\.\.([0-9]+)\}", pattern)
+    count = math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges)
+    if count > _MAX_SHARDS:
+        raise ValueError(f"SHARDS {pattern}: expected at most {_MAX_SHARDS} shards, got {count}")
+    try:
+        return list(braceexpand(pattern, escape=False))
+    except ValueError as error:
+        raise ValueError(f"SHARDS {pattern}: expected a pattern with balanced braces, got {error}") from error
 
 
 def _below(place: Location) -> Iterator[tuple[str, Location]]:
-    endings = (".tar", *_COMPRESSED)
+    extensions = (".tar", *_COMPRESSED)
     if place.path is None:
-        yield from _remote_below(place, "", endings, _REMOTE_DEPTH)
+        yield from _remote_below(place, "", extensions, _REMOTE_DEPTH)
         return
     for folder, files in walk(place.path):
         for name in files:
-            if name.endswith(endings) and not name.startswith("."):
+            if name.endswith(extensions) and not name.startswith("."):
                 path = folder / name
                 yield path.relative_to(place.path).as_posix(), location(path)
+
+
+def _remote_below(
+    place: Location, prefix: str, extensions: tuple[str, ...], depth: int
+) -> Iterator[tuple[str, Location]]:
+    for name in place.list():
+        if name.endswith(extensions):
+            yield f"{prefix}{name}", place / name
+        elif depth > 1 and "." not in name:  # possibly a folder: object stores have no folders
+            yield from _remote_below(place / name, f"{prefix}{name}/", extensions, depth - 1)
 
 
 def _unpacked(name: str) -> str:
@@ -164,29 +170,18 @@ def _unpacked(name: str) -> str:
     return re.sub(r"\.(tgz|tbz2|txz|tar\.\w+)$", ".tar", name)
 
 
-def _remote_below(
-    place: Location, above: str, endings: tuple[str, ...], depth: int
-) -> Iterator[tuple[str, Location]]:
-    for name in place.list():
-        if name.endswith(endings):
-            yield f"{above}{name}", place / name
-        elif depth > 1 and "." not in name:  # perhaps a folder: object stores do not tell
-            yield from _remote_below(place / name, f"{above}{name}/", endings, depth - 1)
-
-
 def _split_of(name: str) -> str | None:
-    """From train/x.tar, data/train/x.tar, data/train-0000.tar or train.tar."""
+    """The split in train/x.tar, data/train/x.tar, data/train-0000.tar or train.tar."""
     *folders, file = name.split("/")
-    word = re.match(r"[A-Za-z]*", file)
-    assert word is not None
-    return next((split for text in (*folders, word[0]) if (split := split_name(text)) is not None), None)
+    words = [*folders, *re.findall(r"^[A-Za-z]+", file)]
+    return next((split for word in words if (split := split_name(word)) is not None), None)
 
 
-def _all_or_none(place: Location, splits: dict[str, str | None]) -> None:
+def _check_splits(place: Location, splits: dict[str, str | None]) -> None:
     named = [name for name, split in splits.items() if split is not None]
     others = [name for name, split in splits.items() if split is None]
     if named and others:
         raise DataError(
-            f"{place}: {named[0]} tells its split and {others[0]} tells none; rename them, or take all "
-            "for one with by_split=false (source.args.by_split=false to shard)"
+            f"{place}: expected a split in each name or in none, got {named[0]} and {others[0]}; fix: rename "
+            "them, or use all as one split with by_split=false (for shard source.args.by_split=false)"
         )

@@ -1,29 +1,29 @@
-"""WebDataset tars of other people: what is in them, checked where webdataset itself says nothing.
+"""Members of WebDataset tars: read all headers, group members into samples, reject damaged tars.
 
-webdataset ends early without a word on a tar that was cut short, or in which one byte of a header changed.
-Here such a tar is refused by name.
+webdataset stops silently at a truncated tar or at a damaged header. Here both are errors that name the tar.
 """
 
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO
 
 from kinemae.data_tools.command import DataError, log
-from kinemae.data_tools.manifest.videos import VIDEO_ENDINGS, printable
+from kinemae.data_tools.manifest.videos import VIDEO_EXTENSIONS, printable
 
-# Endings of members that webdataset's own decoders would run as code or unpickle.
-_PICKLES = frozenset("pickle pkl pyd pth pt dill joblib".split())  # noqa: SIM905
+# webdataset's own decoders unpickle these members, which can run code.
+_PICKLE_EXTENSIONS = frozenset("pickle pkl pyd pth pt dill joblib".split())  # noqa: SIM905
 _BLOCK = 512
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
-    """A file in a tar: its name, its first byte, and the number of its bytes.
+class TarMember:
+    """A file in a tar.
 
     Attributes:
+        offset, length: the position of its bytes.
         link: the target of a link whose bytes are not in the tar; "" for a file.
     """
 
@@ -34,53 +34,54 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForeignSample:
-    """The members of one key, by their endings in lower case, and the one that is the video."""
+class TarSample:
+    """The members of one key by lower-case extension, and the member that is the video."""
 
     key: str
-    video: Member
-    members: dict[str, Member] = field(default_factory=dict)
+    video: TarMember
+    members: dict[str, TarMember] = field(default_factory=dict)
 
-    def member(self, ending: str) -> Member | None:
+    def member(self, extension: str) -> TarMember | None:
         """The member with an extension; if the key holds dots, the member that shares the video's full name.
 
-        webdataset ends a key at the first dot, so `v2.0 a.mp4` has the key `v2` and `0 a.mp4` as its ending.
+        webdataset ends a key at the first dot: `v2.0 a.mp4` has the key `v2` and the extension `0 a.mp4`.
         """
         for found, member in self.members.items():
             if member == self.video:
-                beside = f"{found.rpartition('.')[0]}.{ending}"
-                return self.members.get(ending) or self.members.get(beside)
-        return self.members.get(ending)
+                same_name = f"{found.rpartition('.')[0]}.{extension}"
+                return self.members.get(extension) or self.members.get(same_name)
+        return self.members.get(extension)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contents:
+class TarContents:
     """Contents of a tar: samples in order, skipped keys with reasons, and the number of other files."""
 
-    samples: tuple[ForeignSample, ...]
-    left_out: dict[str, str]
+    samples: tuple[TarSample, ...]
+    skipped: dict[str, str]
     ignored: int
 
 
-def members_of(file: IO[bytes], name: str) -> list[Member]:
-    """Every file of a tar, in order: hard links with the bytes of their target, symbolic links as such.
+def read_members(file: IO[bytes], name: str) -> list[TarMember]:
+    """List all files of a tar in order. A hard link gets the bytes of its target.
 
     Args:
         file: the tar, seekable.
-        name: what errors call it.
+        name: the tar's name in errors.
 
     Raises:
-        DataError: it is no plain tar, a header is damaged, or it ends before its end mark.
+        DataError: the file is not a plain tar, is truncated, or has a damaged header.
     """
-    _refuse_compressed(file, name)
-    members: list[Member] = []
-    targets: dict[str, Member] = {}
+    _check_uncompressed(file, name)
+    members: list[TarMember] = []
+    targets: dict[str, TarMember] = {}
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 if info.issparse():
                     raise DataError(
-                        f"{name} holds the sparse file {info.name}: pack it anew without --sparse"
+                        f"{name}: expected plain members, got the sparse file {info.name}; "
+                        "fix: create the tar again without --sparse"
                     )
                 member = _member(info, targets)
                 if member is not None:
@@ -88,91 +89,88 @@ def members_of(file: IO[bytes], name: str) -> list[Member]:
                     targets[info.name] = member
             end = tar.offset
     except tarfile.TarError as error:
-        raise DataError(f"{name} is no whole tar: {error}; get or make it anew") from error
+        raise DataError(
+            f"{name}: expected a tar, got invalid data ({error}); fix: download or create it again"
+        ) from error
     _check_end(file, name, end, members)
     return members
 
 
-def _member(info: tarfile.TarInfo, targets: Mapping[str, Member]) -> Member | None:
-    """A file or a link, None for other members; a hard link has the bytes of an earlier member."""
+def _member(info: tarfile.TarInfo, targets: Mapping[str, TarMember]) -> TarMember | None:
+    """Convert a file or a link; None for other kinds of members."""
     name = printable(info.name)
     if info.isreg():
-        return Member(name=name, offset=info.offset_data, length=info.size)
+        return TarMember(name=name, offset=info.offset_data, length=info.size)
     target = targets.get(info.linkname) if info.islnk() else None
     if target is not None:
         return replace(target, name=name)
     if info.islnk() or info.issym():
-        return Member(name=name, offset=info.offset_data, length=0, link=printable(info.linkname))
+        return TarMember(name=name, offset=info.offset_data, length=0, link=printable(info.linkname))
     return None
 
 
-def samples_in(members: Sequence[Member], name: str, *, video: str = "") -> Contents:
-    """Members grouped by key as webdataset does it: a key ends at the first dot of the base name.
+def group_members(members: Sequence[TarMember], name: str, *, video: str = "") -> TarContents:
+    """Group members into samples as webdataset does: a key ends at the first dot of the base name.
 
     Args:
-        name: what errors call the tar.
-        video: the ending of the member to take where a sample has several videos.
+        name: the tar's name in errors.
+        video: the extension of the video member in samples with several videos.
 
     Raises:
-        DataError: a key has two members of one ending, or several videos and `video` does not say which.
+        DataError: a key has two members with one extension, or several videos without `video`.
     """
-    keys: dict[str, dict[str, Member]] = {}
-    links: dict[str, Member] = {}
+    keys: dict[str, dict[str, TarMember]] = {}
+    links: dict[str, TarMember] = {}
     ignored = 0
     for member in members:
-        key, ending = split_member(member.name)
+        key, extension = split_key(member.name)
         if not key:
             ignored += 1
         elif member.link:
             keys.setdefault(key, {})
-            links[key] = member if _is_video(ending) else links.get(key, member)
-        elif ending in keys.setdefault(key, {}):
-            raise DataError(f"{name} holds {member.name} twice: keys must be unique; remove one or rename it")
+            links[key] = member if _is_video(extension) else links.get(key, member)
+        elif extension in keys.setdefault(key, {}):
+            raise DataError(
+                f"{name}: expected unique members, got {member.name} twice; fix: remove or rename one"
+            )
         else:
-            keys[key][ending] = member
+            keys[key][extension] = member
     warn_of_pickles(members, name)
-    samples, left_out = [], {}
+    samples, skipped = [], {}
     for key, found in keys.items():
         chosen = _video_of(found, f"{name}, {key}", video)
-        if chosen is None:
-            left_out[key] = _why_without_video(links.get(key))
+        if chosen is not None:
+            samples.append(TarSample(key=key, video=chosen, members=found))
+        elif key in links:
+            skipped[key] = f"{links[key].name} is a link to {links[key].link}, which is not in the tar"
         else:
-            samples.append(ForeignSample(key=key, video=chosen, members=found))
-    return Contents(samples=tuple(samples), left_out=left_out, ignored=ignored)
+            skipped[key] = "no member of the sample is a video"
+    return TarContents(samples=tuple(samples), skipped=skipped, ignored=ignored)
 
 
-def warn_of_pickles(members: Sequence[Member], tar: str) -> set[str]:
-    """Log a warning if a tar has pickled members; return their names."""
-    pickles = [member.name for member in members if member.name.rpartition(".")[2].lower() in _PICKLES]
-    if pickles:
-        log.warning(
-            "%s holds %d pickled members, first %s: they can hold code and are never read; do not call "
-            "webdataset's .decode() on them",
-            *(tar, len(pickles), pickles[0]),
-        )
-    return set(pickles)
-
-
-def _why_without_video(link: Member | None) -> str:
-    if link is None:
-        return "no member of it is a video"
-    return f"{link.name} is a link to {link.link}, whose bytes are not in the tar"
-
-
-def _is_video(ending: str) -> bool:
-    return ending.rpartition(".")[2] in VIDEO_ENDINGS
-
-
-def split_member(name: str) -> tuple[str, str]:
-    """Key and ending of a member as webdataset splits them; two empty texts for what it passes over."""
+def split_key(name: str) -> tuple[str, str]:
+    """Split a member name into key and extension as webdataset does; two empty strings if it skips it."""
     found = re.fullmatch(r"((?:.*/)?[^./]+)[.]([^/]*)", name, re.DOTALL)
     if found is None or re.match(r"__[^/]*__($|/)", name):
         return "", ""
     return found.group(1), found.group(2).lower()
 
 
-def read_member(file: IO[bytes], member: Member, name: str) -> bytes:
-    """A member's bytes.
+def warn_of_pickles(members: Iterable[TarMember], tar: str) -> set[str]:
+    """Log the number of pickled members and the first one; returns their names."""
+    names = [member.name for member in members]
+    pickles = [name for name in names if name.rpartition(".")[2].lower() in _PICKLE_EXTENSIONS]
+    if pickles:
+        log.warning(
+            "%s holds %d pickled members, first %s: they can run code and are never read; do not call "
+            "webdataset's .decode() on them",
+            *(tar, len(pickles), pickles[0]),
+        )
+    return set(pickles)
+
+
+def read_member(file: IO[bytes], member: TarMember, name: str) -> bytes:
+    """Read the bytes of a member.
 
     Raises:
         DataError: the tar has become shorter.
@@ -180,40 +178,53 @@ def read_member(file: IO[bytes], member: Member, name: str) -> bytes:
     file.seek(member.offset)
     content = file.read(member.length)
     if len(content) != member.length:
-        raise DataError(f"{name} ends inside {member.name}; get or make it anew")
+        raise DataError(
+            f"{name}: expected {member.length} bytes of {member.name}, got {len(content)}; "
+            "fix: download or create the tar again"
+        )
     return content
 
 
-def _refuse_compressed(file: IO[bytes], name: str) -> None:
+def _is_video(extension: str) -> bool:
+    return extension.rpartition(".")[2] in VIDEO_EXTENSIONS
+
+
+def _check_uncompressed(file: IO[bytes], name: str) -> None:
     file.seek(0)
     begin = file.read(4)
     file.seek(0)
     if begin[:2] == b"\x1f\x8b" or begin == b"\x28\xb5\x2f\xfd" or begin[:3] == b"BZh" or begin == b"\xfd7zX":
-        raise DataError(f"{name} is compressed: unpack it to a plain tar, in which single videos can be read")
+        raise DataError(
+            f"{name}: expected a plain tar, for reads of single videos, got a compressed one; fix: unpack it"
+        )
 
 
-def _check_end(file: IO[bytes], name: str, end: int, members: Sequence[Member]) -> None:
-    """A whole tar ends with a block of zeros, and nothing but zeros follows."""
+def _check_end(file: IO[bytes], name: str, end: int, members: Sequence[TarMember]) -> None:
+    """Check that a block of zeros ends the tar and that only zeros follow."""
     file.seek(end)
     mark = file.read(_BLOCK)
     last = f"after {members[-1].name}" if members else "at its beginning"
+    fix = "fix: download or create it again"
     if len(mark) < _BLOCK:
-        raise DataError(f"{name} is cut short {last}: it has no end mark; get or make it anew")
+        raise DataError(f"{name}: expected a complete tar, got one that is cut short {last}; {fix}")
     if any(mark):
-        raise DataError(f"{name} has a damaged header {last}, at byte {end}; get or make it anew")
-    while piece := file.read(_PIECE):
-        if piece.strip(b"\0"):
-            raise DataError(f"{name} goes on after its end mark at byte {end}: tars cannot be joined by cat")
+        raise DataError(f"{name}: expected a header, got damaged bytes {last}, at byte {end}; {fix}")
+    while chunk := file.read(_CHUNK):
+        if chunk.strip(b"\0"):
+            raise DataError(
+                f"{name}: expected the end of the tar at byte {end}, got more data; fix: do not concatenate "
+                "tars with cat"
+            )
 
 
-def _video_of(found: dict[str, Member], where: str, wanted: str) -> Member | None:
-    if wanted:
-        return found.get(wanted.lower())
-    videos = [member for ending, member in found.items() if _is_video(ending)]
+def _video_of(found: dict[str, TarMember], where: str, extension: str) -> TarMember | None:
+    if extension:
+        return found.get(extension.lower())
+    videos = [member for name, member in found.items() if _is_video(name)]
     if len(videos) > 1:
         raise DataError(
-            f"{where} holds both {videos[0].name} and {videos[1].name}: say which is the video by its "
-            "ending, as in video=mp4 (source.args.video=mp4 to shard); names of several samples must differ "
-            "before their first dot"
+            f"{where}: expected one video, got {videos[0].name} and {videos[1].name}; fix: select one by its "
+            "extension, as in video=mp4 (for shard source.args.video=mp4), or rename the files: names of "
+            "different samples must differ before their first dot"
         )
     return videos[0] if videos else None

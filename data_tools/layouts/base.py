@@ -1,4 +1,4 @@
-"""What a layout is: it decides how a video of a source is stored, in one pass through its frames."""
+"""Interface of layouts: a layout encodes a video of a source in one pass through its frames."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,20 +9,20 @@ from kinemae.data_tools.encoding.resample import SegmentRules
 from kinemae.data_tools.index import VideoInfo
 from kinemae.data_tools.manifest.videos import SourceVideo
 
-# Against x264's own default ("medium") half the time at 6 % fewer bytes, for a little more noise.
+# Compared with x264's default ("medium"): half the time and 6 % fewer bytes, with slightly more noise.
 FAST = "veryfast"
 _PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One video of a source, to be sample out.
+    """One video to encode.
 
     Attributes:
-        key: of the sample, or the beginning of the keys of its samples.
-        folder: where files may be written; they are named after their samples' keys.
+        key: key of the sample, or prefix of the keys of its samples.
+        folder: folder for the encoded files, which are named after the keys.
         seed: of the run.
-        notes: gets a line about whatever is odd about the video but no reason to reject it.
+        notes: receives a line for each anomaly that is no reason to reject the video.
     """
 
     video: SourceVideo
@@ -38,16 +38,16 @@ class EncodedSample:
     """One sample of a data set.
 
     Attributes:
-        key: the job's, followed by a number where the video gives several samples.
-        file: the stored video; None where it is the original itself, bytes untouched.
-        ending: of the member in the tar.
-        start_s: where in the original it begins.
+        key: the key of the job, followed by a number if the video gives several samples.
+        file: the encoded video; None for the unchanged bytes of the source.
+        extension: of the member in the tar.
+        start_s: start of the sample in the source.
         reference_stride, reference_phase: as in the index.
     """
 
     key: str
     file: Path | None
-    ending: str
+    extension: str
     info: VideoInfo
     start_s: float = 0.0
     reference_stride: int = 1
@@ -55,29 +55,29 @@ class EncodedSample:
 
 
 class Layout:
-    """A way of storing videos; a new one is a file in this folder."""
+    """A way of encoding videos; each file in this folder adds one."""
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
-        """Decode the video from end to end, and store it.
+        """Decode a video from start to end, and encode it.
 
-        Equal originals, keys and seeds give equal files. A file is complete before its sample is yielded.
+        Equal sources, keys and seeds give equal files. A file is complete before its sample is yielded.
 
         Raises:
-            BadVideo: the video cannot be read, or this layout cannot hold it.
+            BadVideo: the video is unreadable, or this layout cannot hold it.
             DataError: a file cannot be written.
         """
         raise NotImplementedError
 
     def check(self, video: SourceVideo, segment_rules: SegmentRules) -> None:
-        """Refuse what this layout can never store, before anything is decoded.
+        """Reject videos and options that this layout does not support, before a video is decoded.
 
         Raises:
-            ValueError: the message says which layouts can.
+            ValueError: the message states which layouts do.
         """
 
 
-def check_picture(*, short_side: int | None, fps: float | None) -> None:
-    """Refuse sizes and rates that no video has."""
+def check_size_and_rate(*, short_side: int | None, fps: float | None) -> None:
+    """Reject invalid sizes and frame rates."""
     is_size = short_side is None or (type(short_side) is int and short_side >= 2)
     require(is_size, "layout.args.short_side", "be a whole number from 2 on, or null", short_side)
     is_rate = fps is None or (type(fps) in (int, float) and 0.001 <= fps <= 1000)
@@ -85,6 +85,6 @@ def check_picture(*, short_side: int | None, fps: float | None) -> None:
 
 
 def check_x264(*, crf: int, preset: str = FAST) -> None:
-    """Refuse what x264 would refuse only at the first video."""
+    """Reject arguments that x264 would reject only at the first video."""
     require(0 <= crf <= 51, "layout.args.crf", "lie in [0, 51]", crf)
     require(preset in _PRESETS, "layout.args.preset", f"be one of {', '.join(_PRESETS)}", preset)

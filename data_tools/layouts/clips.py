@@ -1,4 +1,4 @@
-"""Clips cut beforehand: each sample is a short video of exactly the frames that training will see."""
+"""Pre-cut clips: each sample is a short video of exactly the frames of one training clip."""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -10,24 +10,31 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
 from kinemae.data_tools.encoding.resample import ResampledVideo, SegmentRules, resample
 from kinemae.data_tools.encoding.source_decoder import open_source
-from kinemae.data_tools.layouts.base import FAST, EncodedSample, Job, Layout, check_picture, check_x264
+from kinemae.data_tools.layouts.base import (
+    FAST,
+    EncodedSample,
+    Job,
+    Layout,
+    check_size_and_rate,
+    check_x264,
+)
 from kinemae.data_tools.manifest.videos import SourceVideo
 
-# Every frame will be decoded, so decoding is made cheap.
+# Training decodes every frame, so decoding must be fast.
 _X264 = "scenecut=0:cabac=0:no-deblock=1:weightp=0:mbtree=0"
 
 
 class Clips(Layout):
-    """Encodes runs of every `stride`-th frame; a clip is then read with clip.stride=1.
+    """Encodes runs of every `stride`-th frame, which training reads with clip.stride=1.
 
-    A video too short for a clip gives one clip of all that it has; what is left over at the end is left out.
+    A video that is too short gives one clip of all its frames; frames after the last full clip are dropped.
 
     Args:
         frames, stride: of a clip.
-        clips: at most so many of each video, spread evenly and never overlapping; null for all that fit.
+        clips: maximum number of clips per video, evenly spaced without overlap; null takes all that fit.
         short_side: in pixels; smaller videos keep their size.
-        fps: rate of the video of which every `stride`-th frame is taken; null keeps its own.
-        crf: x264's constant quality, 0 to 51.
+        fps: frame rate of the video before the stride; null keeps the rate of the source.
+        crf: x264's constant rate factor, 0 to 51.
     """
 
     def __init__(
@@ -44,7 +51,7 @@ class Clips(Layout):
         require(stride >= 1, "layout.args.stride", "be at least 1", stride)
         is_count = clips is None or (type(clips) is int and clips >= 1)
         require(is_count, "layout.args.clips", "be at least 1, or null", clips)
-        check_picture(short_side=short_side, fps=fps)
+        check_size_and_rate(short_side=short_side, fps=fps)
         check_x264(crf=crf)
         self.frames, self.stride, self.clips = frames, stride, clips
         self.short_side, self.fps = short_side, fps
@@ -53,28 +60,29 @@ class Clips(Layout):
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
         """See `Layout.encode`."""
-        with open_source(job.video, notes=job.notes) as original:
-            video = resample(original, fps=self.fps, short_side=self.short_side, every=self.stride)
+        with open_source(job.video, notes=job.notes) as source:
+            video = resample(source, fps=self.fps, short_side=self.short_side, every=self.stride)
             starts = self._starts(video.expected)
-            for clip, group in groupby(self._members(video, starts), key=itemgetter(0)):
+            for clip, group in groupby(self._clip_frames(video, starts), key=itemgetter(0)):
                 key = f"{job.key}-{clip:04d}"
                 file = job.folder / f"{key}.mp4"
                 info = write_frames(file, (frame for _, frame in group), video.rate, self.encoder)
                 start_s = video.start_s + float(starts[clip] / video.rate)
                 if info.frames == self.frames or clip == 0:
-                    yield EncodedSample(key=key, file=file, ending="mp4", info=info, start_s=start_s)
-                else:  # the video ended before its container said it would
+                    yield EncodedSample(key=key, file=file, extension="mp4", info=info, start_s=start_s)
+                else:  # the video has fewer frames than its container states
                     file.unlink()
 
     def check(self, video: SourceVideo, segment_rules: SegmentRules) -> None:
         """See `Layout.check`."""
         if segment_rules:
             raise ValueError(
-                "layout.name=clips cuts videos by its own args: leave segment_s and scene_cuts out"
+                "layout.name=clips: expected no segment_s and scene_cuts, because it cuts videos by its own "
+                "arguments, got one; fix: leave them out"
             )
 
-    def _members(self, video: ResampledVideo, starts: list[int]) -> Iterator[tuple[int, Any]]:
-        """The frames of clips, each with the number of its clip."""
+    def _clip_frames(self, video: ResampledVideo, starts: list[int]) -> Iterator[tuple[int, Any]]:
+        """The frames of the clips, each with the number of its clip."""
         for number, frame in enumerate(video.frames):
             clip = bisect_right(starts, number) - 1
             if clip >= 0 and number < starts[clip] + self.frames:
@@ -85,7 +93,7 @@ class Clips(Layout):
         fitting = max(expected // self.frames, 1)
         if self.clips is None or self.clips >= fitting:
             return [clip * self.frames for clip in range(fitting)]
-        room = expected - self.frames
+        rest = expected - self.frames
         if self.clips == 1:
-            return [room // 2]
-        return [round(clip * room / (self.clips - 1)) for clip in range(self.clips)]
+            return [rest // 2]
+        return [round(clip * rest / (self.clips - 1)) for clip in range(self.clips)]

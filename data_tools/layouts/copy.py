@@ -1,4 +1,4 @@
-"""The bytes of each video as they are, whatever the codec."""
+"""Copy: the unchanged bytes of each video, in any codec."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 from kinemae.data_tools.encoding.resample import SegmentRules
 from kinemae.data_tools.encoding.source_decoder import decoder_input
 from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout
-from kinemae.data_tools.manifest.videos import VIDEO_ENDINGS, SourceVideo
+from kinemae.data_tools.manifest.videos import VIDEO_EXTENSIONS, SourceVideo
 from kinemae.data_tools.stream.container import open_container
 from kinemae.data_tools.stream.decode import probe
 
-# FFmpeg's names of containers, the first that a file's format has.
-_ENDINGS = {
+# By FFmpeg's names of containers; the first name in a file's format decides.
+_EXTENSIONS = {
     "mp4": "mp4",
     "webm": "mkv",
     "matroska": "mkv",
@@ -23,42 +23,40 @@ _ENDINGS = {
     "asf": "wmv",
     "ogg": "ogg",
 }
-_CUTTING = "layout.name=stride_aligned, clips or jpegs"
+_FIX = "fix: set layout.name to stride_aligned, clips or jpegs"
 
 
 class Copy(Layout):
-    """Encodes nothing. A video is decoded once, to see that it can be."""
+    """Encodes nothing. Each video is decoded once, to check that it is readable."""
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
         """See `Layout.encode`."""
         source = decoder_input(job.video)
         info = probe(source, notes=job.notes)
-        yield EncodedSample(key=job.key, file=None, ending=_ending(job.video.name, source), info=info)
+        yield EncodedSample(key=job.key, file=None, extension=_extension(job.video.name, source), info=info)
 
     def check(self, video: SourceVideo, segment_rules: SegmentRules) -> None:
         """See `Layout.check`."""
         if segment_rules:
             raise ValueError(
-                f"layout.name=copy leaves videos as they are and cannot cut them; use {_CUTTING} "
-                "with segment_s and scene_cuts"
+                "layout.name=copy: expected no segment_s and scene_cuts, because it stores videos unchanged, "
+                f"got one; {_FIX}"
             )
         if video.frames:
             raise ValueError(
-                f"{video.name} is a folder of pictures and layout.name=copy stores files of videos; "
-                f"use {_CUTTING}"
+                f"layout.name=copy: expected video files, got the folder of images {video.name}; {_FIX}"
             )
         if video.start_s is not None or video.end_s is not None:
             raise ValueError(
-                f"{video.name} is a part of a video (start_s, end_s) and layout.name=copy stores whole "
-                f"files; use {_CUTTING}"
+                f"layout.name=copy: expected whole files, got {video.name} with start_s or end_s; {_FIX}"
             )
 
 
-def _ending(name: str, source: bytes | Path) -> str:
+def _extension(name: str, source: bytes | Path) -> str:
     """The file extension of a video; derived from the container if the name has no known video extension."""
-    ending = Path(name).suffix[1:].lower()
-    if ending in VIDEO_ENDINGS:
-        return ending
+    extension = Path(name).suffix[1:].lower()
+    if extension in VIDEO_EXTENSIONS:
+        return extension
     with open_container(source) as (container, _):
         names = container.format.name.split(",")
-    return next(_ENDINGS[kind] for kind in _ENDINGS if kind in names)
+    return next(_EXTENSIONS[kind] for kind in _EXTENSIONS if kind in names)

@@ -1,11 +1,12 @@
-"""The default: H.264 in which every `stride`-th frame is the only kind that others refer to.
+"""The default layout: H.264 in which only every `stride`-th frame is a reference frame.
 
     frame     0 1 2 3 4 5 6 7 8 ...      stride 4, phase 2
-    type      I P I b b b P b b ...      b: nothing refers to it
+    type      I P I b b b P b b ...      b: a frame that no other frame refers to
 
-A reader that wants frames phase, phase + stride, ... skips the others undecoded (`skip_frame=NONREF`), any
-other reader sees an ordinary constant-rate file. The phase is drawn for each video, so that a model does not
-learn where reference frames lie; a key frame is forced there, and all groups of pictures are closed.
+A reader of the frames phase, phase + stride, ... skips the others without decoding (`skip_frame=NONREF`). Any
+other reader sees an ordinary file with a constant rate. The phase is drawn for each video, so that a model
+cannot learn the positions of reference frames. A key frame is forced at the phase, and all groups of pictures
+are closed.
 """
 
 from collections.abc import Iterator
@@ -14,25 +15,33 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
 from kinemae.data_tools.encoding.resample import cut_segments, resample
 from kinemae.data_tools.encoding.source_decoder import open_source
-from kinemae.data_tools.layouts.base import FAST, EncodedSample, Job, Layout, check_picture, check_x264
+from kinemae.data_tools.layouts.base import (
+    FAST,
+    EncodedSample,
+    Job,
+    Layout,
+    check_size_and_rate,
+    check_x264,
+)
 from kinemae.data_tools.randomness import derived_seed
 
-# No B frame may be referred to and none may move; the rest makes decoding cheap: no CABAC, no deblocking.
+# B frames must not be references and must not move. The other options make decoding fast.
 _X264 = "b-adapt=0:b-pyramid=none:scenecut=0:cabac=0:no-deblock=1:weightp=0:open-gop=0:mbtree=0"
-_LONGEST_GOP = 32
-_MOST_B_FRAMES = 16  # x264's limit
+_DEFAULT_GOP = 32
+_MAX_B_FRAMES = 16  # x264's limit
 
 
 class StrideAligned(Layout):
-    """Encodes anew, for fast reading at one stride.
+    """Encodes for fast reading at one stride.
 
     Args:
-        stride: of the clips that training will read; multiples of it are as fast. 1 aligns nothing.
+        stride: the stride of training clips; multiples of it are as fast. 1 aligns nothing.
         short_side: in pixels; smaller videos keep their size.
-        fps: frames a second; null keeps the video's own, or the nominal rate of a varying one.
-        crf: x264's constant quality, 0 to 51.
-        preset: x264's; slower ones make smaller files.
-        gop: frames from key frame to key frame, a multiple of the stride; null takes 32 or a little less.
+        fps: frames per second; null keeps the rate of the source, or the nominal rate of a varying one.
+        crf: x264's constant rate factor, 0 to 51.
+        preset: x264's preset; slower ones make smaller files.
+        gop: frames from key frame to key frame, a multiple of the stride; null uses 32 or the next lower
+            multiple.
     """
 
     def __init__(
@@ -45,10 +54,10 @@ class StrideAligned(Layout):
         preset: str = FAST,
         gop: int | None = None,
     ):
-        require(1 <= stride <= _MOST_B_FRAMES + 1, "layout.args.stride", "lie in [1, 17]", stride)
-        check_picture(short_side=short_side, fps=fps)
+        require(1 <= stride <= _MAX_B_FRAMES + 1, "layout.args.stride", "lie in [1, 17]", stride)
+        check_size_and_rate(short_side=short_side, fps=fps)
         check_x264(crf=crf, preset=preset)
-        gop = _LONGEST_GOP // stride * stride if gop is None else gop
+        gop = _DEFAULT_GOP // stride * stride if gop is None else gop
         is_multiple = type(gop) is int and gop >= 1 and gop % stride == 0
         require(is_multiple, "layout.args.gop", f"be a multiple of stride={stride}", gop)
         self.stride, self.short_side, self.fps = stride, short_side, fps
@@ -56,15 +65,15 @@ class StrideAligned(Layout):
             "crf": str(crf),
             "preset": preset,
             "forced-idr": "1",
-            "a53cc": "0",  # captions of the original stay behind, like its sound
+            "a53cc": "0",  # drops captions; sound is dropped too
             "x264-params": f"bframes={stride - 1}:{_X264}",
         }
         self.gop = gop
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
         """See `Layout.encode`."""
-        with open_source(job.video, notes=job.notes) as original:
-            video = resample(original, fps=self.fps, short_side=self.short_side)
+        with open_source(job.video, notes=job.notes) as source:
+            video = resample(source, fps=self.fps, short_side=self.short_side)
             for segment in cut_segments(video, job.segment_rules):
                 key = f"{job.key}-{segment.number:04d}" if job.segment_rules else job.key
                 phase = derived_seed(job.seed, purpose=f"shard/phase/{key}") % self.stride
@@ -77,7 +86,7 @@ class StrideAligned(Layout):
                 yield EncodedSample(
                     key=key,
                     file=file,
-                    ending="mp4",
+                    extension="mp4",
                     info=info,
                     start_s=segment.start_s,
                     reference_stride=self.stride if is_aligned else 1,

@@ -1,98 +1,109 @@
-"""What the sources that read a list share: entries that know their line, held against each other."""
+"""Entries of a list of videos: find their files, check them against each other, build the manifest."""
 
+import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from urllib.parse import unquote
 
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import require
-from kinemae.data_tools.manifest.labels import one_spelling
-from kinemae.data_tools.manifest.resolve_paths import Searched, Spellings, advice
-from kinemae.data_tools.manifest.text import is_comment, lines_of, read_text
-from kinemae.data_tools.manifest.videos import Listing, SourceVideo, is_video
+from kinemae.data_tools.manifest.class_map import unified_labels
+from kinemae.data_tools.manifest.videos import Manifest, SourceVideo, is_video
+from kinemae.data_tools.overrides import as_override
 from kinemae.data_tools.storage.location import location
 
-# What a list may leave without a label beside videos that have one.
-_MAY_LACK_A_LABEL = ("unlabelled", "test")
+# Splits whose videos may lack a label or have none, while all others have one.
+_UNLABELLED_SPLITS = ("unlabelled", "test")
+_MAX_FOLDERS = 200  # to search for a missing file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A video and where a list names it, as in "train.csv, line 7"."""
+    """A video and its location in a list, such as "train.csv, line 7"."""
 
     where: str
     video: SourceVideo
 
 
-def listing_of(
+@dataclass(frozen=True)
+class PathBase:
+    """The base of the paths of a list, for the fix in the error about missing files.
+
+    Attributes:
+        base: the folder that source.args.videos is relative to.
+        folder: the folder that relative paths are relative to.
+        has_strip: whether the source has the argument `strip`.
+    """
+
+    base: Path
+    folder: Path
+    has_strip: bool = False
+
+
+def build_manifest(
     entries: Sequence[Entry],
     *,
     max_missing_fraction: float,
     classes: Iterable[str] = (),
     ignored: int = 0,
-    searched: Searched | None = None,
-) -> Listing:
-    """The videos of a list that does not contradict itself.
+    path_base: PathBase | None = None,
+) -> Manifest:
+    """Check the entries of a list and build the manifest.
 
     Args:
-        max_missing_fraction: more videos without a file than this share are a mistake in the list or in
-            the folder; fewer stay in the listing, to be rejected one by one.
-        searched: the base of its paths, for the fix in the error about missing files.
+        max_missing_fraction: reject the list if a larger fraction of its files is missing. Otherwise the
+            missing ones stay in the manifest and are rejected one by one.
 
     Raises:
-        DataError: a video stands there twice, only some have a split or a label, or too many are missing;
-            the message names the line.
+        DataError: a video is repeated, only some videos have a split or a label, or too many files are
+            missing; the message states the line.
     """
-    entries, missing = _with_files(_with_one_spelling(entries))
-    _refuse_repeats(entries)
-    _all_or_none("split", [(entry, entry.video.split) for entry in entries])
-    labelled = [entry for entry in entries if entry.video.split not in _MAY_LACK_A_LABEL]
-    _all_or_none("label", [(entry, entry.video.label) for entry in labelled])
+    entries, missing = _with_files(_with_unified_labels(entries))
+    _check_unique(entries)
+    _check_all_or_none("split", [(entry, entry.video.split) for entry in entries])
+    labelled = [entry for entry in entries if entry.video.split not in _UNLABELLED_SPLITS]
+    _check_all_or_none("label", [(entry, entry.video.label) for entry in labelled])
     if missing:
-        _weigh_missing(missing, len(entries), max_missing_fraction, searched)
+        _check_missing(missing, len(entries), max_missing_fraction, path_base)
     videos = tuple(entry.video for entry in entries)
-    return Listing(videos=videos, ignored=ignored, missing=len(missing), classes=tuple(classes))
+    return Manifest(videos=videos, ignored=ignored, missing=len(missing), classes=tuple(classes))
 
 
-def check_list_arguments(max_missing_fraction: float, classes: int = 0) -> None:
-    """Refuse arguments that no list can have.
-
-    Raises:
-        ValueError: one of them is out of its range.
-    """
-    key = "source.args.max_missing_fraction"
-    require(0 <= max_missing_fraction <= 1, key, "lie in [0, 1]", max_missing_fraction)
-    require(classes >= 0, "source.args.classes", "be 0 (as many as there are) or more", classes)
-
-
-def check_fold(fold: int) -> None:
-    """Refuse a number that is none of the three official splits of UCF101 and HMDB51.
+def check_arguments(
+    *,
+    max_missing_fraction: float = 0.0,
+    num_classes: int = 0,
+    fold: int = 1,
+    fps: float = 25.0,
+    filename_tmpl: str = "{:05}",
+) -> None:
+    """Reject invalid arguments that several sources share.
 
     Raises:
-        ValueError: it is none.
+        ValueError: an argument is out of range.
     """
-    require(fold in (1, 2, 3), "source.args.fold", "be 1, 2 or 3", fold)
+    key = "source.args"
+    is_fraction = 0 <= max_missing_fraction <= 1
+    require(is_fraction, f"{key}.max_missing_fraction", "lie in [0, 1]", max_missing_fraction)
+    require(num_classes >= 0, f"{key}.num_classes", "be 0 (any labels) or more", num_classes)
+    require(fold in (1, 2, 3), f"{key}.fold", "be 1, 2 or 3", fold)
+    require(fps > 0, f"{key}.fps", "be above 0", fps)
+    is_template = re.fullmatch(r"[^{}/]*\{:0?[0-9]*d?\}[^{}/]*", filename_tmpl) is not None
+    require(is_template, f"{key}.filename_tmpl", "hold one number format such as {:05}", filename_tmpl)
 
 
-def numbered_lines(file: Path, encoding: str | None = None) -> list[tuple[str, str]]:
-    """The location and text of each line, without empty lines and comments.
-
-    Args:
-        encoding: as for `read_text`.
-    """
-    lines = enumerate(lines_of(read_text(file, encoding)), 1)
-    return [
-        (f"{file}, line {number}", line) for number, line in lines if line.strip() and not is_comment(line)
-    ]
-
-
-def placed(where: str, folder: Path, text: str) -> tuple[Path, str]:
-    """The path and the URL (empty where it is a file of this machine) of a video that a list names.
+def video_location(where: str, folder: Path, text: str) -> tuple[Path, str]:
+    """The path and the URL of a video in a list; the URL of a local file is empty.
 
     Raises:
-        DataError: a URL of a kind that is not allowed; the message names the line.
+        DataError: an unknown kind of URL; the message states the line.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is None:
         return folder / text, ""
@@ -104,49 +115,29 @@ def placed(where: str, folder: Path, text: str) -> tuple[Path, str]:
 
 
 def folder_of_videos(root: Path, videos: str, guesses: Sequence[str] = ()) -> Path:
-    """The folder that a list's paths begin from.
+    """The base folder of the paths of a list.
 
     Args:
         root: the folder of the list.
-        videos: the user's word, relative to it; "" takes the first of the guesses that exists, else the root.
+        videos: source.args.videos, relative to it; "" selects the first guess that exists, else the root.
 
     Raises:
-        ValueError: the user's folder does not exist.
+        ValueError: the folder of `videos` does not exist.
     """
     if videos:
         if not (root / videos).is_dir():
-            raise ValueError(f"source.args.videos: there is no folder {root / videos}")
+            raise ValueError(
+                f"source.args.videos must be a folder, got {root / videos}, which does not exist"
+            )
         return root / videos
     return next((root / guess for guess in guesses if (root / guess).is_dir()), root)
 
 
-def class_number(where: str, text: str, classes: int) -> str:
-    """A label that must be a whole number, in [0, classes) where `classes` is not 0.
-
-    Raises:
-        DataError: it is none, or out of range; the message names the line.
-    """
-    if not re.fullmatch(r"[0-9]+(\.0*)?", text):
-        raise DataError(f"{where}: expected a label that is a whole number, 0 or more, got {text!r}")
-    text = text.partition(".")[0]
-    if classes and int(text) >= classes:
-        raise DataError(
-            f"{where}: label {text} is out of range, source.args.classes={classes} allows 0 to {classes - 1}"
-        )
-    return str(int(text))
-
-
-def numbered_classes(classes: int) -> list[str]:
-    """The names of classes that are numbers; none where their number is not known."""
-    return [str(number) for number in range(classes)]
-
-
-def _with_one_spelling(entries: Sequence[Entry]) -> list[Entry]:
-    """Entries whose labels spell each whole number in one way."""
-    spelled = one_spelling(entry.video.label for entry in entries if entry.video.label is not None)
+def _with_unified_labels(entries: Sequence[Entry]) -> list[Entry]:
+    spelling = unified_labels(entry.video.label for entry in entries)
     return [
-        replace(entry, video=replace(entry.video, label=spelled[label]))
-        if (label := entry.video.label) is not None and spelled.get(label, label) != label
+        replace(entry, video=replace(entry.video, label=spelling[label]))
+        if (label := entry.video.label) is not None and spelling.get(label, label) != label
         else entry
         for entry in entries
     ]
@@ -154,7 +145,7 @@ def _with_one_spelling(entries: Sequence[Entry]) -> list[Entry]:
 
 def _with_files(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
     """Entries with paths resolved to existing files of other spellings, and the entries without a file."""
-    spellings = Spellings()
+    spellings = _Spellings()
     found, missing, respelled = [], [], []
     for entry in entries:
         video = entry.video
@@ -162,7 +153,7 @@ def _with_files(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
         if mode is not None and stat.S_ISDIR(mode) and not video.frames:
             raise DataError(
                 f"{entry.where}: expected a video file, got the folder {video.path}; fix: for folders of "
-                "pictures see source.name=frames, mmaction2 and path_label"
+                "images use source.name=frames, mmaction2 or path_label"
             )
         if mode is None and not video.url:
             path = spellings.find(video.path)
@@ -175,14 +166,13 @@ def _with_files(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
     if respelled:
         first, path = respelled[0]
         log.info(
-            "%d paths of the list are spelled otherwise on the disk, first %s: %s is %s",
+            "%d paths of the list have another spelling on the disk, first %s: %s is %s",
             *(len(respelled), first.where, first.video.name, path),
         )
     return found, missing
 
 
 def _mode(path: Path) -> int | None:
-    """The mode of a file; None where there is none."""
     try:
         return path.stat().st_mode
     except OSError:
@@ -195,35 +185,132 @@ def _respelled(video: SourceVideo, path: Path) -> str:
     return name if is_video(name) or not is_video(path.name) else f"{name}{path.suffix}"
 
 
-def _refuse_repeats(entries: Sequence[Entry]) -> None:
+def _check_unique(entries: Sequence[Entry]) -> None:
     first: dict[str, Entry] = {}
     for entry in entries:
         earlier = first.setdefault(entry.video.name, entry)
         if earlier is not entry:
             file, _, line = earlier.where.rpartition(", ")
             where = line if entry.where.startswith(f"{file}, ") else earlier.where
-            raise DataError(f"{entry.where}: {entry.video.name} stands in {where} already; keep one of them")
+            raise DataError(
+                f"{entry.where}: expected each video once, got {entry.video.name}, which is also in {where}; "
+                "fix: remove one of them"
+            )
 
 
-def _all_or_none(what: str, given: Sequence[tuple[Entry, str | None]]) -> None:
-    without = [entry for entry, value in given if value is None]
-    if without and len(without) < len(given):
+def _check_all_or_none(what: str, values: Sequence[tuple[Entry, str | None]]) -> None:
+    without = [entry for entry, value in values if value is None]
+    if without and len(without) < len(values):
         raise DataError(
-            f"{without[0].where}: the {what} is missing, as in {len(without)} of {len(given)} entries; "
-            f"give every video a {what} or none"
+            f"{without[0].where}: expected a {what} for all videos or for none, got none here and in "
+            f"{len(without) - 1} of the other {len(values) - 1} entries"
         )
 
 
-def _weigh_missing(
-    missing: Sequence[Entry], total: int, max_missing_fraction: float, searched: Searched | None
+def _check_missing(
+    missing: Sequence[Entry], total: int, max_missing_fraction: float, path_base: PathBase | None
 ) -> None:
-    first = f"first {missing[0].where}: {missing[0].video.path}"
-    hint = advice(searched, missing[0].video.path) if searched else ""
+    path = missing[0].video.path
+    first = f"first {missing[0].where}: {path}"
     if len(missing) > max_missing_fraction * total:
-        where = f"add {hint}" if hint else "correct the paths, or name their folder in source.args.videos"
-        share = f"source.args.max_missing_fraction above {max_missing_fraction}"
-        other = f", or raise {share}" if len(missing) < total else ""
+        hint = _path_fix(path_base, path) if path_base else ""
+        fix = f"add {hint}" if hint else "correct the paths, or set their folder by source.args.videos"
+        if len(missing) < total:
+            fix += f", or raise source.args.max_missing_fraction={max_missing_fraction}"
+        file = missing[0].where.rpartition(", ")[0]
         raise DataError(
-            f"{len(missing)} of {total} videos of the list have no file, {first}; fix: {where}{other}"
+            f"{file}: expected a file for each of {total} videos, got none for {len(missing)}, {first}; "
+            f"fix: {fix}"
         )
     log.warning("%d of %d videos of the list have no file, %s", len(missing), total, first)
+
+
+@dataclass
+class _Spellings:
+    """Other spellings of missing paths, looked up in their folders.
+
+    Lists from other systems may have backslashes, %20 for a space, ~, another Unicode form, another case, or
+    names without extension.
+    """
+
+    _folders: dict[Path, "_Names"] = field(default_factory=dict)
+
+    def find(self, path: Path) -> Path | None:
+        """The only file that matches a path under another spelling; None if there is none, or several."""
+        spellings = list(_spellings(str(path)))
+        exact = next((Path(text) for text in spellings if os.path.lexists(text)), None)
+        return exact or next((found for text in spellings if (found := self._alike(Path(text)))), None)
+
+    def _alike(self, path: Path) -> Path | None:
+        if path.parent not in self._folders:
+            self._folders[path.parent] = _Names(path.parent)
+        names = self._folders[path.parent]
+        key = _plain(path.name)
+        found = names.by_name.get(key) or ([] if is_video(path.name) else names.by_stem.get(key, []))
+        return path.parent / found[0] if len(found) == 1 else None
+
+
+class _Names:
+    """The files of a folder by normalised names, with and without extensions."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    @cached_property
+    def by_name(self) -> dict[str, list[str]]:
+        found = defaultdict(list)
+        with suppress(OSError):  # no such folder
+            for name in os.listdir(self._folder):
+                found[_plain(name)].append(name)
+        return found
+
+    @cached_property
+    def by_stem(self) -> dict[str, list[str]]:
+        found = defaultdict(list)
+        for names in self.by_name.values():
+            for name in filter(is_video, names):
+                found[_plain(name.rpartition(".")[0])].append(name)
+        return found
+
+
+def _spellings(text: str) -> Sequence[str]:
+    with_slashes = text.replace("\\", "/")
+    home = re.sub(r"^.*/~/", lambda _: f"{Path.home()}/", with_slashes)
+    found = [text, with_slashes, home]
+    found += [unquote(spelling) for spelling in found]
+    found += [unicodedata.normalize(form, spelling) for form in ("NFC", "NFD") for spelling in found]
+    return list(dict.fromkeys(found))
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _path_fix(path_base: PathBase, path: Path) -> str:
+    """Overrides with which the file of a path is found; "" if there are none."""
+    folder = path_base.folder
+    text = os.path.relpath(path, folder) if path.is_relative_to(folder) else str(path)
+    number = re.match(r"[0-9]+\s+", text)
+    if number is not None and (folder / text[number.end() :]).exists():
+        return as_override("source.args.header", "label,path")
+    starts = [match.end() for match in re.finditer(r"[\\/]+", text)] if path_base.has_strip else []
+    for start in (0, *starts):
+        rest = text[start:].replace("\\", "/")
+        base = next((base for base in _bases(path_base) if rest and (base / rest).exists()), None)
+        if base is not None:
+            words = [as_override("source.args.strip", text[:start])] if start else []
+            if base.resolve() != path_base.base.resolve():
+                words.append(as_override("source.args.videos", os.path.relpath(base, path_base.base)))
+            return " ".join(words)
+    return ""
+
+
+def _bases(path_base: PathBase) -> Iterator[Path]:
+    yield path_base.folder
+    absolute = path_base.base.absolute()
+    yield from (absolute, *list(absolute.parents)[:3], Path.cwd())
+    for folder in (absolute, absolute.parent):
+        try:
+            yield from sorted(child for child in folder.iterdir() if child.is_dir())[:_MAX_FOLDERS]
+        except OSError:
+            continue

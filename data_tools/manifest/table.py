@@ -1,4 +1,4 @@
-"""Tables of videos, a csv or a jsonl file: known columns, and any others with one type each."""
+"""Tables of videos, csv or jsonl: known columns, and any other columns with one type each."""
 
 import math
 import re
@@ -7,130 +7,243 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kinemae.data_tools.command import DataError
+from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.index import COLUMNS, DESCRIPTION_KEY
-from kinemae.data_tools.manifest.entries import Entry, class_number, placed
-from kinemae.data_tools.manifest.labels import check_label, label_text
-from kinemae.data_tools.manifest.videos import SPLITS, SourceVideo, split_name
+from kinemae.data_tools.manifest.class_map import check_label, class_number, label_text
+from kinemae.data_tools.manifest.entries import Entry, video_location
+from kinemae.data_tools.manifest.text import names_video
+from kinemae.data_tools.manifest.videos import SPLITS, SourceVideo, is_video, split_name
+from kinemae.data_tools.overrides import as_override
 
 KNOWN = ("path", "label", "split", "group", "start_s", "end_s")
 TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "text": str}
-RESERVED = frozenset({*COLUMNS.names, "label_index", DESCRIPTION_KEY}) - set(
-    KNOWN
-)  # names of ours in index and json
+# Columns of the index and fields of KEY.json that a source cannot set.
+RESERVED = frozenset({*COLUMNS.names, "label_index", DESCRIPTION_KEY}) - set(KNOWN)
 _PATTERNS = {
-    "int": r"0|-?[1-9][0-9]{0,17}",  # not 007: that is a name
+    "int": r"0|-?[1-9][0-9]{0,17}",  # 007 is text
     "float": r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?",
     "text": r"(?s:.*)",
 }
+_KINETICS = {"youtube_id", "time_start", "time_end"}
+_PATHS = re.compile(r"(?=.)(video|clip)?(file)?(path|name)?s?|fname|ur[il]|videourl|link")
+_STARTS = re.compile(r"(time|t)?(start|begin)(time|s|sec|seconds)?")
+_ENDS = re.compile(r"(time|t)?(end|stop)(time|s|sec|seconds)?")
+_LABELS = re.compile(
+    r"(cls|class|category|categorie|action|target|activity|gt|groundtruth|label)"
+    r"(name|id|idx|index|label)?(e?s)?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a table; empty cells are left out."""
+    """One row of a table: its location, and its cells by column without empty cells."""
 
     where: str
     cells: Mapping[str, Any]
 
 
-def check_columns(where: str, columns: Sequence[str]) -> None:
-    """Refuse a header without a path, with repeats, or with names that the index uses for itself.
+def is_path_name(name: str) -> bool:
+    """Whether a column name is a usual name of a path column."""
+    return _PATHS.fullmatch(_plain(name)) is not None
+
+
+def is_label_name(name: str) -> bool:
+    """Whether a column name is a usual name of a label column."""
+    return _LABELS.fullmatch(_plain(name)) is not None
+
+
+def is_kinetics(names: Sequence[str]) -> bool:
+    """Whether these are the column names of the Kinetics lists."""
+    return {name.strip().lower() for name in names} >= _KINETICS
+
+
+def check_names(columns: Mapping[str, Any], types: Mapping[str, str] | None = None) -> None:
+    """Reject invalid values of the arguments `columns` and `types`.
 
     Raises:
-        DataError: as said; the message names the line.
+        ValueError: an unknown name, or a value of another type; the message states the key.
     """
-    if "path" not in columns:
-        raise DataError(
-            f"{where}: expected a column path, and perhaps {', '.join(KNOWN[1:])} and any of your own, "
-            f"got {', '.join(columns)!r}"
+    for name, theirs in columns.items():
+        is_name = isinstance(theirs, str) and theirs and name not in RESERVED
+        if not is_name and not (theirs is None and name != "path"):
+            raise ValueError(
+                f"source.args.columns.{name} must be the name of a column of the list, or null to leave it "
+                f"out, got {theirs!r}"
+            )
+    for name, kind in (types or {}).items():
+        if name in KNOWN or kind not in TYPES:
+            raise ValueError(
+                f"source.args.types.{name} must be one of {', '.join(TYPES)} for an additional column "
+                f"(not {', '.join(KNOWN)}), got {kind!r}"
+            )
+
+
+def header_names(header: str) -> list[str]:
+    """The names in source.args.header.
+
+    Raises:
+        ValueError: a name is empty.
+    """
+    names = [name.strip() for name in header.split(",")] if header else []
+    if not all(names):
+        raise ValueError(
+            f"source.args.header must be names joined by commas, as in path,label, got {header!r}"
         )
-    for position, name in enumerate(columns):
-        if not name or name in columns[:position]:
+    return names
+
+
+def known_names(header: Sequence[str], columns: Mapping[str, str | None]) -> list[str | None]:
+    """Map each column of a list to its name in the index: known names are unified, None skips a column.
+
+    A known name matches in any case, with surrounding spaces, and after a #.
+
+    Args:
+        columns: source.args.columns: from names in the index to names in the list; None skips a column.
+    """
+    plain = {_plain(name): name for name in reversed(header)}
+    names: dict[str, str | None] = {name: name for name in header}
+    for known in dict.fromkeys((*KNOWN, *columns)):
+        theirs = columns.get(known, known)
+        found = theirs if theirs in names else plain.get(_plain(theirs or ""))
+        if theirs is None:
+            names |= {name: None for name in header if name == known}
+        elif found is not None and (known in columns or known not in header):
+            names[found] = known
+    return [names[name] for name in header]
+
+
+def check_header(
+    where: str,
+    header: Sequence[str],
+    names: Sequence[str],
+    columns: Mapping[str, str | None],
+    first: Sequence[str],
+    *,
+    has_header: bool = True,
+) -> None:
+    """Reject a list without a column `path`, or with columns that source.args.columns states wrongly.
+
+    Args:
+        header: the names of the columns in the list.
+        names: their names by `known_names`, without skipped columns.
+        columns: source.args.columns.
+        first: the cells of the first row, for the fix in the message.
+        has_header: whether the source has the argument `header`.
+
+    Raises:
+        DataError: a column is missing, or its name is repeated or reserved; the message states the fix.
+    """
+    plain = {_plain(name) for name in header}
+    for known, theirs in columns.items():
+        if theirs is not None and theirs not in header and _plain(theirs) not in plain:
             raise DataError(
-                f"{where}: column {position + 1} is called {name!r}: every column needs its own name"
+                f"{where}: expected source.args.columns.{known} to be one of "
+                f"{', '.join(header)}, got {theirs!r}"
+            )
+    if "path" not in names:
+        raise DataError(
+            f"{where}: expected a column path, optionally {', '.join(KNOWN[1:])} and additional columns, got "
+            f"{', '.join(header)!r}{_path_fix(header, first, has_header)}"
+        )
+    for position, name in enumerate(names):
+        if not name or name in names[:position]:
+            raise DataError(
+                f"{where}: expected a unique name for each column, got {name!r} for column {position + 1}"
             )
         if name in RESERVED:
             raise DataError(
-                f"{where}: the index has a column {name!r} of its own; fix: add "
-                f"source.args.columns.my_{name}={name} to call yours something else, or "
-                f"source.args.columns.{name}=null to leave it out"
+                f"{where}: expected other names than those of the index, got the column {name!r}; fix: add "
+                f"source.args.columns.my_{name}={name} to rename it, or source.args.columns.{name}=null to "
+                "leave it out"
             )
 
 
-def parse_column(rows: Sequence[Row], column: str, kind: str | None) -> list[Row]:
-    """The column's text as int, float or text: what `kind` says, else the narrowest that fits all rows.
+def check_labelled(
+    where: str, header: Sequence[str], extra: Mapping[str, Sequence[Any]], *, is_stated: bool
+) -> None:
+    """Log columns that might hold labels, times or splits.
+
+    Args:
+        extra: the values of each additional column.
+        is_stated: whether source.args.columns states the label column, or that there is none.
 
     Raises:
-        DataError: a cell does not fit `kind`; the message names the line.
+        DataError: there is no column label, and an additional column has a usual name of a label column.
+    """
+    _warn_of_times(where, header, extra)
+    if "split" not in header:
+        _warn_of_splits(where, extra)
+    if "label" in header or is_stated or not extra:
+        return
+    named = next((name for name in extra if is_label_name(name)), None)
+    if named is not None:
+        raise DataError(
+            f"{where}: expected a column label, got {named!r}; fix: add "
+            f"{as_override('source.args.columns.label', named)} to use it as the label, or "
+            "source.args.columns.label=null for videos without labels"
+        )
+    repeating = [name for name, values in extra.items() if 1 < len(set(values)) <= len(values) / 2]
+    hint = as_override("source.args.columns.label", repeating[0] if repeating else "NAME")
+    level = log.warning if repeating else log.info
+    level("%s: no column label, so the videos have no classes; %s uses one as the label", where, hint)
+
+
+def parse_column(rows: Sequence[Row], column: str, kind: str | None) -> list[Row]:
+    """Convert the texts of a column to `kind`, or to the narrowest of int, float and text that fits all.
+
+    Raises:
+        DataError: a cell does not fit `kind`; the message states the line.
     """
     texts = [row.cells[column] for row in rows if column in row.cells]
     fitting = kind or next(name for name in TYPES if all(_fits(text, name) for text in texts))
     for row in rows:
         if column in row.cells and not _fits(row.cells[column], fitting):
-            raise DataError(f"{row.where}: {column} must be of type {fitting}, got {row.cells[column]!r}")
-    convert = TYPES[fitting]
-    return [
-        Row(where=row.where, cells={**row.cells, column: convert(row.cells[column])})
-        if column in row.cells
-        else row
-        for row in rows
-    ]
-
-
-def one_type(rows: Sequence[Row], column: str) -> list[Row]:
-    """Rows in which the column's values are all int, all float (where one is) or all text.
-
-    Raises:
-        DataError: a value is of another type than the first, or of none of these; the message names the line.
-    """
-    first: Any = None
-    for row in rows:
-        value = row.cells.get(column)
-        good = isinstance(value, str | int | float) and not isinstance(value, bool)
-        if value is not None and (not good or (isinstance(value, float) and not math.isfinite(value))):
-            raise DataError(f"{row.where}: {column} must be text or a finite number, got {value!r}")
-        first = value if first is None else first
-        if value is not None and isinstance(value, str) != isinstance(first, str):
             raise DataError(
-                f"{row.where}: {column} is {value!r}, further up {first!r}: give a column one type"
+                f"{row.where}: expected a value of type {fitting} in {column}, got {row.cells[column]!r}"
             )
-    if any(isinstance(row.cells.get(column), float) for row in rows):
-        return [
-            Row(where=row.where, cells={**row.cells, column: float(row.cells[column])})
-            if column in row.cells
-            else row
-            for row in rows
-        ]
-    return list(rows)
+    return _converted(rows, column, TYPES[fitting])
 
 
-def entry_of(row: Row, folder: Path, classes: int, *, strip: str = "") -> Entry:
-    """The video that a row means.
+def unify_columns(rows: Sequence[Row], columns: Sequence[str] | None = None) -> list[Row]:
+    """Check that each column holds numbers or texts only; convert integers to float if a column has floats.
 
     Args:
-        folder: where relative paths begin.
-        classes: number of classes where labels must be numbers below it, 0 for any labels.
+        columns: the columns to check; None checks all.
+
+    Raises:
+        DataError: a value is neither, or differs from the others in kind; the message states the line.
+    """
+    rows = list(rows)
+    for column in sorted({name for row in rows for name in row.cells}) if columns is None else columns:
+        rows = _unify_column(rows, column)
+    return rows
+
+
+def entry_of(row: Row, folder: Path, num_classes: int, *, strip: str = "") -> Entry:
+    """Convert a row to a video.
+
+    Args:
+        folder: the base of relative paths.
+        num_classes: number of classes if labels are whole numbers below it, 0 for any labels.
         strip: prefix to remove from the path.
 
     Raises:
-        DataError: the path is missing, a split has an unknown name, a time is none, a label is out of range.
+        DataError: no path, an unknown split, an invalid time, or a label out of range.
     """
     path = row.cells.get("path")
     if not isinstance(path, str):
-        raise DataError(
-            f"{row.where}: the path is missing" if path is None else f"{row.where}: path must be text"
-        )
+        raise DataError(f"{row.where}: expected a path as text, got {path!r}")
     path = path.removeprefix(strip)
     split = _split(row)
     label = None if split == "unlabelled" else _text(row, "label")
     if label is not None:
         label = check_label(row.where, label)
-    if label is not None and classes:
-        label = class_number(row.where, label, classes)
+    if label is not None and num_classes:
+        label = class_number(row.where, label, num_classes)
     start_s, end_s = _seconds(row, "start_s"), _seconds(row, "end_s")
     if end_s is not None and end_s <= (start_s or 0.0):
-        raise DataError(f"{row.where}: end_s={end_s:g} must lie after start_s={start_s or 0.0:g}")
-    place, url = placed(row.where, folder, path)
+        raise DataError(f"{row.where}: expected end_s above start_s={start_s or 0.0:g}, got {end_s:g}")
+    place, url = video_location(row.where, folder, path)
     video = SourceVideo(
         path=place,
         url=url,
@@ -145,6 +258,88 @@ def entry_of(row: Row, folder: Path, classes: int, *, strip: str = "") -> Entry:
     return Entry(where=row.where, video=video)
 
 
+def _unify_column(rows: list[Row], column: str) -> list[Row]:
+    first: Any = None
+    for row in rows:
+        value = row.cells.get(column)
+        is_good = isinstance(value, str | int | float) and not isinstance(value, bool)
+        if value is not None and (not is_good or (isinstance(value, float) and not math.isfinite(value))):
+            raise DataError(f"{row.where}: expected text or a finite number in {column}, got {value!r}")
+        first = value if first is None else first
+        if value is not None and isinstance(value, str) != isinstance(first, str):
+            raise DataError(
+                f"{row.where}: expected one type in {column}, got {value!r} after {first!r}; fix: write all "
+                "values as text or all as numbers"
+            )
+    has_floats = any(isinstance(row.cells.get(column), float) for row in rows)
+    return _converted(rows, column, float) if has_floats else rows
+
+
+def _converted(rows: Sequence[Row], column: str, convert: Callable[[Any], Any]) -> list[Row]:
+    return [
+        Row(where=row.where, cells={**row.cells, column: convert(row.cells[column])})
+        if column in row.cells
+        else row
+        for row in rows
+    ]
+
+
+def _warn_of_times(where: str, header: Sequence[str], extra: Mapping[str, Sequence[Any]]) -> None:
+    for known, pattern in {"start_s": _STARTS, "end_s": _ENDS}.items():
+        name = next((name for name in extra if pattern.fullmatch(_plain(name))), None)
+        if name is not None and known not in header:
+            log.warning(
+                "%s: no column %s, and the column %s cuts no video; %s reads it as seconds",
+                *(where, known, name, as_override(f"source.args.columns.{known}", name)),
+            )
+
+
+def _warn_of_splits(where: str, extra: Mapping[str, Sequence[Any]]) -> None:
+    for name, values in extra.items():
+        if values and all(isinstance(value, str) and split_name(value) for value in values):
+            log.warning(
+                "%s: no column split, so splits are drawn; %s reads them from the column %s",
+                *(where, as_override("source.args.columns.split", name), name),
+            )
+
+
+def _path_fix(header: Sequence[str], first: Sequence[str], has_header: bool) -> str:
+    if is_kinetics(header):
+        return "; fix: these are the columns of Kinetics, add source.name=kinetics"
+    if has_header and any(names_video(cell) for cell in header):
+        return _header_fix(header)
+    path = next((name for name, cell in zip(header, first, strict=False) if is_video(cell.strip())), None)
+    path = path or next((name for name in header if is_path_name(name)), None)
+    if path is None:
+        words = [name for name in header if name and name not in KNOWN and not is_label_name(name)]
+        word = words[0] if words and len(header) > 1 else "NAME"
+        return f"; fix: state the column of the paths, as in {as_override('source.args.columns.path', word)}"
+    others = [name for name in header if name != path and name not in KNOWN]
+    label = next((name for name in others if is_label_name(name)), None)
+    if label is None and len(others) == 1 and "label" not in header:
+        label = others[0]
+    words = [as_override("source.args.columns.path", path)]
+    words += [as_override("source.args.columns.label", label)] if label and "label" not in header else []
+    return f"; fix: add {' '.join(words)}"
+
+
+def _header_fix(cells: Sequence[str]) -> str:
+    """The fix for a file whose first row is a video and no header."""
+    is_one_cell = len(cells) == 1 and re.search(r"\s-?[0-9]+(\.0*)?$", cells[0])
+    place = next(place for place, cell in enumerate(cells) if names_video(cell))
+    are_numbers = all(re.fullmatch(r"-?[0-9]+", cell) for cell in cells[1:])
+    if is_one_cell or (place == 0 and len(cells) > 2 and are_numbers):
+        return "; fix: this is a list of paths followed by numbers, add source.name=path_label"
+    names = [f"column{number}" for number in range(1, len(cells) + 1)]
+    names[place] = "path"
+    if len(cells) == 2:
+        names[1 - place] = "label"
+    return (
+        f"; fix: the file has no header row, add {as_override('source.args.header', ','.join(names))} (its "
+        f"columns in order; known are {', '.join(KNOWN)})"
+    )
+
+
 def _fits(text: str, kind: str) -> bool:
     matches = re.fullmatch(_PATTERNS[kind], text) is not None
     return matches and (kind != "float" or math.isfinite(float(text)))
@@ -154,7 +349,7 @@ def _split(row: Row) -> str | None:
     text = _text(row, "split")
     split = None if text is None else split_name(text)
     if text is not None and split is None:
-        raise DataError(f"{row.where}: no split named {text!r}; there is {', '.join(SPLITS)}")
+        raise DataError(f"{row.where}: expected one of the splits {', '.join(SPLITS)}, got {text!r}")
     return split
 
 
@@ -162,7 +357,7 @@ def _text(row: Row, column: str) -> str | None:
     value = row.cells.get(column)
     text = label_text(value)
     if value is not None and text is None:
-        raise DataError(f"{row.where}: {column} must be text or a whole number, got {value!r}")
+        raise DataError(f"{row.where}: expected text or a whole number in {column}, got {value!r}")
     return text or None
 
 
@@ -174,14 +369,18 @@ def _seconds(row: Row, column: str) -> float | None:
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         hint = "; fix: write a decimal point" if re.fullmatch(r"[0-9]+,[0-9]+", str(value)) else ""
-        raise DataError(f"{row.where}: {column} must be seconds, 0 or more, got {value!r}{hint}")
+        raise DataError(f"{row.where}: expected seconds, 0 or more, in {column}, got {value!r}{hint}")
     return float(value)
 
 
 def _name(path: str, start_s: float | None, end_s: float | None) -> str:
-    """Several parts of one video have names of their own: a/b.mp4 from 2 to 3.5 s is a/b#2-3.5.mp4."""
+    """A unique name for each part of a video: a/b.mp4 from 2 to 3.5 s is a/b#2-3.5.mp4."""
     if start_s is None and end_s is None:
         return path
     part = f"#{start_s or 0.0:.10g}-{'' if end_s is None else f'{end_s:.10g}'}"
-    ending = Path(path).suffix
-    return f"{path.removesuffix(ending)}{part}{ending}"
+    extension = Path(path).suffix
+    return f"{path.removesuffix(extension)}{part}{extension}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.casefold())

@@ -1,11 +1,15 @@
-"""Read the text of a list: its encoding, its lines and its comments."""
+"""Read lists of videos: encoding, lines and comments; csv files with any delimiter."""
 
 import codecs
+import csv
+import io
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.manifest.videos import VIDEO_ENDINGS
+from kinemae.data_tools.manifest.videos import VIDEO_EXTENSIONS
 
 # The byte order mark of UTF-32 begins with that of UTF-16, so it is tested first.
 _MARKS = (
@@ -15,39 +19,55 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_NO_LISTS = {
+_OTHER_FILES = {
     b"version https://git-lfs": "a pointer of Git LFS; fix: fetch the file with `git lfs pull`",
     b"<!DOCTYPE": "a web page; fix: download the file itself",
     b"<html": "a web page; fix: download the file itself",
     b"PK\x03\x04": "a zip file or a workbook; fix: save the table as CSV UTF-8",
 }
-_SHOWN = 80  # characters of a line in a message
-_VIDEO = re.compile(rf"\.({'|'.join(sorted(VIDEO_ENDINGS))})\b", re.IGNORECASE)
+_MAX_SHOWN = 80  # characters of a line in a message
+_VIDEO = re.compile(rf"\.({'|'.join(sorted(VIDEO_EXTENSIONS))})\b", re.IGNORECASE)
+_DELIMITERS = (",", ";", "\t", "|")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvRow:
+    """A row: its location, such as "list.csv, line 7", and its cells in order."""
+
+    where: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvTable:
+    """A csv file: the header, and the rows with as many cells as the header."""
+
+    header: CsvRow
+    rows: tuple[CsvRow, ...]
 
 
 def read_text(file: Path, encoding: str | None = None) -> str:
-    """Read a list in UTF-8, in UTF-16 or in the user's encoding.
+    """Read a list in UTF-8, in UTF-16 or in the given encoding.
 
     Args:
-        encoding: source.args.encoding, "" where it is not set, None where the source has no such argument.
+        encoding: source.args.encoding; "" if it is not set, None if the source has no such argument.
 
     Raises:
-        DataError: the file cannot be read, or it is in another encoding; the message names the line.
-        ValueError: no such encoding exists.
+        DataError: the file is unreadable, or has another encoding; the message states the line.
+        ValueError: the encoding is unknown.
     """
+    check_encoding(encoding or "")
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}; fix: check the path") from error
-    for begin, what in _NO_LISTS.items():
+        raise DataError(
+            f"{file}: expected a readable list, got an error ({error.strerror}); fix: check the path"
+        ) from error
+    for begin, kind in _OTHER_FILES.items():
         if content.startswith(begin):
-            raise DataError(f"{file}: expected a list as text, got {what}")
+            raise DataError(f"{file}: expected a list as text, got {kind}")
     try:
         return content.decode(encoding or _encoding_of(content))
-    except LookupError as error:
-        raise ValueError(
-            f"source.args.encoding must name an encoding, such as cp1252, got {encoding!r}"
-        ) from error
     except UnicodeDecodeError as error:
         raise DataError(_undecodable(file, content, error, encoding)) from error
 
@@ -71,6 +91,18 @@ def lines_of(text: str) -> list[str]:
     return re.split(r"\r\n|\r|\n", text)
 
 
+def numbered_lines(file: Path, encoding: str | None = None) -> list[tuple[str, str]]:
+    """The location and text of each line, without empty lines and comments.
+
+    Args:
+        encoding: as for `read_text`.
+    """
+    lines = enumerate(lines_of(read_text(file, encoding)), 1)
+    return [
+        (f"{file}, line {number}", line) for number, line in lines if line.strip() and not is_comment(line)
+    ]
+
+
 def is_comment(line: str) -> bool:
     """Whether a line is a comment: it begins with # and is not the name of a video."""
     line = line.strip()
@@ -80,6 +112,46 @@ def is_comment(line: str) -> bool:
 def names_video(text: str) -> bool:
     """Whether a text holds the name of a video file."""
     return _VIDEO.search(text) is not None
+
+
+def read_csv(
+    file: Path,
+    *,
+    encoding: str,
+    delimiter: str,
+    header: Sequence[str],
+    is_header: Callable[[Sequence[str]], bool],
+    folder: Path,
+) -> CsvTable:
+    """Read a csv file.
+
+    Args:
+        encoding: as for `read_text`.
+        delimiter: between the cells; "" selects the one of `, ; tab |` or space that gives a header.
+        header: the column names of a file without a header row.
+        is_header: whether cells are column names, including a path column.
+        folder: the base of paths; an unquoted path may hold the delimiter if its file exists there.
+
+    Raises:
+        DataError: the file is not a csv, or a row has another number of cells; the message states the line.
+    """
+    text = read_text(file, encoding)
+    declared = re.match(r"\s*sep=(.)\r?\n", text)  # Excel writes and reads such a line
+    if declared is not None:
+        text = "\n" + text[declared.end() :]
+        delimiter = delimiter or declared[1]
+    delimiter = delimiter or _delimiter_of(text, header, is_header)
+    if delimiter == " ":
+        text = "\n".join(re.sub(" +", " ", line.strip()) for line in lines_of(text))
+    rows = _rows(file, text, delimiter, None if header else is_header)
+    top = CsvRow(where=f"{file}, line 1", cells=tuple(header))
+    if not header and rows:
+        top = rows.pop(0)
+    top = replace(top, cells=tuple(cell.strip() for cell in top.cells))
+    if is_header(top.cells):  # a wrong header is reported before a wrong number of cells
+        top, rows = _without_empty_ends(top, rows)
+        rows = [_fitted(row, top, delimiter, folder) for row in rows]
+    return CsvTable(header=top, rows=tuple(rows))
 
 
 def _encoding_of(content: bytes) -> str:
@@ -106,5 +178,91 @@ def _undecodable(file: Path, content: bytes, error: UnicodeDecodeError, encoding
     return (
         f"{file}: expected text in UTF-8, got {where}; fix: save it as UTF-8, or set "
         "source.args.encoding=cp1252 (Windows in Western Europe), in which the line is "
-        f"{line.decode('cp1252', 'replace')[:_SHOWN]!r}"
+        f"{line.decode('cp1252', 'replace')[:_MAX_SHOWN]!r}"
     )
+
+
+def _delimiter_of(text: str, header: Sequence[str], is_header: Callable[[Sequence[str]], bool]) -> str:
+    signs = (*_DELIMITERS, " ")
+    begins = (
+        line
+        for line in text.splitlines()
+        if line.strip() and (not is_comment(line) or any(is_header(_cells(line, sign)) for sign in signs))
+    )
+    begin = next(begins, "")
+    cells = {sign: _cells(begin, sign) for sign in signs}
+    if header:
+        return next((sign for sign, found in cells.items() if len(found) == len(header)), ",")
+    named = next((sign for sign in signs if is_header(cells[sign])), None)
+    return named or max(_DELIMITERS, key=lambda sign: len(cells[sign]))
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:
+        return []
+
+
+def _rows(
+    file: Path, text: str, delimiter: str, is_header: Callable[[Sequence[str]], bool] | None
+) -> list[CsvRow]:
+    """The non-empty rows without comments; a header row may begin with #."""
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        strict=True,
+        # Strip spaces before a quote only: elsewhere they may be part of a path that holds the delimiter.
+        skipinitialspace=re.search(rf'{re.escape(delimiter)} +"', text) is not None and delimiter != " ",
+    )
+    rows: list[CsvRow] = []
+    try:
+        for cells in reader:
+            is_first = not rows and is_header is not None and is_header([cell.strip() for cell in cells])
+            is_left_out = is_comment(delimiter.join(cells)) and not is_first
+            if any(cell.strip() for cell in cells) and not is_left_out:
+                rows.append(CsvRow(where=f"{file}, line {reader.line_num}", cells=tuple(cells)))
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num}: expected csv, got invalid text: {error}") from error
+    return rows
+
+
+def _without_empty_ends(header: CsvRow, rows: Sequence[CsvRow]) -> tuple[CsvRow, list[CsvRow]]:
+    """Drop delimiters at line ends, and an unnamed first column of row numbers."""
+    width = len(header.cells)
+    while (
+        width > 1
+        and not header.cells[width - 1]
+        and not any("".join(row.cells[width - 1 :]).strip() for row in rows)
+    ):
+        width -= 1
+    first = 0
+    if width > 1 and not header.cells[0]:
+        numbers = [row.cells[0].strip() for row in rows]
+        first = int(numbers == [str(number) for number in range(len(rows))])
+    header = replace(header, cells=header.cells[first:width])
+    return header, [replace(row, cells=_without_blank_end(row.cells, width)[first:]) for row in rows]
+
+
+def _without_blank_end(cells: tuple[str, ...], width: int) -> tuple[str, ...]:
+    while len(cells) > width and not cells[-1].strip():
+        cells = cells[:-1]
+    return cells
+
+
+def _fitted(row: CsvRow, header: CsvRow, delimiter: str, folder: Path) -> CsvRow:
+    """The row with as many cells as the header; a path without quotes may hold the delimiter."""
+    extra = len(row.cells) - len(header.cells)
+    if extra > 0:
+        for start in range(len(header.cells)):
+            joined = delimiter.join(row.cells[start : start + extra + 1]).strip()
+            if (folder / joined).is_file():
+                return replace(row, cells=(*row.cells[:start], joined, *row.cells[start + extra + 1 :]))
+    if extra:
+        hint = f"; fix: put a cell that holds {delimiter!r} in double quotes"
+        hint = hint if extra > 0 else f"; fix: put {delimiter!r} between the cells, also of empty ones"
+        names = delimiter.join(header.cells)
+        raise DataError(
+            f"{row.where}: expected {len(header.cells)} cells ({names}), got {len(row.cells)}{hint}"
+        )
+    return row

@@ -104,8 +104,7 @@ def listed_files(folder: Location, collection: Collection, name: str, key: str) 
 
 def reasons(entries: Sequence[tuple[str, str]]) -> list[tuple[str, int]]:
     """Reasons and their counts, most frequent first. Numbers inside a reason are ignored."""
-    lines = [json.dumps({"reason": reason}) for _, reason in entries]
-    return list(count_reasons("\n".join(lines)).items())
+    return list(count_reasons(reason for _, reason in entries).items())
 
 
 def flattened(value: Any, prefix: str = "") -> list[tuple[str, str]]:

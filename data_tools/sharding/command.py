@@ -1,72 +1,73 @@
-"""`kinemae data shard SOURCE OUT`: any collection of videos to shards with an index.
+"""`kinemae data shard SOURCE OUT`: convert a collection of videos to shards with an index.
 
-    OUT/train/ validation/ ...   a data set each, as `kinemae.data_tools.index` describes
-    OUT/classes.json             label numbers, for classes=OUT of another run
-    OUT/rejected.jsonl           videos that cannot be used, and why; in each split its own as well
-    OUT/notes.jsonl              videos that are taken although something is odd, and what
-    OUT/shard.json               what this is; written first, so that a stopped run can be continued
-    OUT/work/                    only while running: see `kinemae.data_tools.sharding.output`
+    OUT/train/ validation/ ...   one data set each, see `kinemae.data_tools.index`
+    OUT/classes.json             the classes in order, for classes=OUT of another run
+    OUT/rejected.jsonl           rejected videos with reasons; also one per split
+    OUT/notes.jsonl              accepted videos with anomalies
+    OUT/shard.json               source and config; written first, so that a stopped run can be resumed
+    OUT/work/                    until the command is complete: see `kinemae.data_tools.sharding.output`
 
-Equal sources and configs give equal bytes, whatever the number of processes and however often it was stopped.
+Equal sources and configs give equal bytes, for any number of processes and of interruptions.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.config import load_config
+from kinemae.data_tools.files import to_jsonl
 from kinemae.data_tools.index import DATASET_NAME, REJECTED_NAME, open_index
 from kinemae.data_tools.layouts.base import Job
 from kinemae.data_tools.manifest.class_map import CLASSES_NAME, class_list, sorted_classes
-from kinemae.data_tools.manifest.videos import SPLITS, Listing, SourceVideo
-from kinemae.data_tools.sharding.keys import safe_keys
-from kinemae.data_tools.sharding.output import Output
+from kinemae.data_tools.manifest.videos import SPLITS, Manifest, SourceVideo
+from kinemae.data_tools.sharding.output import Output, SplitSample
 from kinemae.data_tools.sharding.plan import Plan, ShardConfig, make_plan
 from kinemae.data_tools.sharding.rejects import (
     NOTES_NAME,
-    Found,
     check_rejects,
     count_reasons,
-    hint_at_retry,
-    note_lines,
-    rejected_lines,
-    warn_of_gaps,
+    read_entries,
+    warn_of_notes,
+    warn_of_temporary,
 )
-from kinemae.data_tools.sharding.split_writer import SplitSample, write_split
-from kinemae.data_tools.sharding.splits import Contents, copies, divide, leaks
-from kinemae.data_tools.sharding.transcode import forget_rejected, transcode
+from kinemae.data_tools.sharding.splits import Digests, assign_splits, count_copies, leaks, safe_keys
+from kinemae.data_tools.sharding.transcode import TranscodeResult, forget_rejected, transcode
 from kinemae.data_tools.storage.location import Location, location
 
 STATE_NAME = "shard.json"
 
+Results = Sequence[tuple[SourceVideo, TranscodeResult]]
+
 
 def run_shard(arguments: argparse.Namespace) -> None:
-    """The command: list, store, divide, write."""
+    """List the videos, transcode them, assign splits, and write the shards."""
     settings = load_config(ShardConfig, None, arguments.overrides)
     root, out = location(arguments.source), location(arguments.out)
     plan = make_plan(root, settings)
     done = _check_out(out, plan.state)
-    listed = _listed(plan.listing)
+    summary = _summary(plan.manifest)
     log.info(
         "%s: %d videos, %d classes, splits: %s, %d other files",
-        *(root, listed["videos"], len(listed["classes"])),
-        *(", ".join(listed["given_splits"]) or "none given", plan.listing.ignored),
+        *(root, summary["videos"], len(summary["classes"])),
+        *(", ".join(summary["given_splits"]) or "none", plan.manifest.ignored),
     )
     output = Output(out, settings.work_dir)
     was_complete = done
     if done and settings.retry_rejected and not arguments.dry_run:
-        done = not _can_be_read_now(plan, output)
+        done = not _is_any_readable_now(plan, output)
     if done:
         log.info("%s is complete already", out)
-        hint_at_retry((out / REJECTED_NAME).read().decode())
+        warn_of_temporary(_entries(out, REJECTED_NAME))
         output.remove_work()
     elif not arguments.dry_run:
         with writing_to(out.path or output.work):
             output.write_text(STATE_NAME, _json({**plan.state, "complete": False}))
-            if was_complete:
-                _remove_indexes(out)
+            if was_complete:  # readers of OUT must not find new shards with an old index
+                for split in SPLITS:
+                    (out / split / DATASET_NAME).remove()
             with output.opened():
                 if settings.retry_rejected and not was_complete:
                     forget_rejected(output.work)
@@ -75,40 +76,31 @@ def run_shard(arguments: argparse.Namespace) -> None:
                 output.remove_work()
     if arguments.json:
         written = _written(out) if done or not arguments.dry_run else {}
-        sys.stdout.write(json.dumps({**listed, **written}) + "\n")
+        sys.stdout.write(json.dumps({**summary, **written}) + "\n")
 
 
-def _can_be_read_now(plan: Plan, output: Output) -> bool:
-    """Try the rejected videos of a complete OUT again; if one can be read, OUT has to be made anew."""
-    lines = (output.out / REJECTED_NAME).read().decode().splitlines()
-    rejected = {json.loads(line)["path"] for line in lines}
-    jobs = [job for job in _tasks(plan, output) if job.video.name in rejected]
+def _is_any_readable_now(plan: Plan, output: Output) -> bool:
+    """Try the rejected videos of a complete OUT again; if one is readable, OUT has to be written again."""
+    rejected = {entry["path"] for entry in _entries(output.out, REJECTED_NAME)}
+    jobs = [job for job in _jobs(plan, output) if job.video.name in rejected]
     if not jobs:
         return False
     with writing_to(output.out.path or output.work), output.opened():
-        found = _transcoded(plan, output, jobs)
-        readable = sum(bool(result.samples) for _, result in found)
-    log.info("%d of %d rejected videos can be read now", readable, len(jobs))
+        readable = sum(bool(result.samples) for _, result in _transcode(plan, output, jobs))
+    log.info("%d of %d rejected videos are readable now", readable, len(jobs))
     return readable > 0
 
 
-def _remove_indexes(out: Location) -> None:
-    """Readers of OUT must not find new shards with an old index."""
-    for split in SPLITS:
-        (out / split / DATASET_NAME).remove()
-
-
-def _tasks(plan: Plan, output: Output) -> list[Job]:
-    settings, videos = plan.settings, plan.listing.videos
+def _jobs(plan: Plan, output: Output) -> list[Job]:
+    settings, videos = plan.settings, plan.manifest.videos
+    rules, seed = settings.segment_rules, settings.seed
     return [
-        Job(
-            video=video, key=key, folder=output.work, seed=settings.seed, segment_rules=settings.segment_rules
-        )
+        Job(video=video, key=key, folder=output.work, seed=seed, segment_rules=rules)
         for video, key in zip(videos, safe_keys([video.name for video in videos]), strict=True)
     ]
 
 
-def _transcoded(plan: Plan, output: Output, jobs: list[Job]) -> Found:
+def _transcode(plan: Plan, output: Output, jobs: list[Job]) -> Results:
     results = transcode(
         jobs,
         plan.layout,
@@ -121,60 +113,76 @@ def _transcoded(plan: Plan, output: Output, jobs: list[Job]) -> Found:
 
 
 def _shard(plan: Plan, output: Output) -> None:
-    settings, videos = plan.settings, plan.listing.videos
-    found = _transcoded(plan, output, _tasks(plan, output))
-    output.write_text(REJECTED_NAME, rejected_lines(found))
-    output.write_text(NOTES_NAME, note_lines(found))
-    check_rejects(found, settings.max_bad_fraction, str(output.out / REJECTED_NAME))
-    readable = {video.name: result for video, result in found if result.samples}
-    taken = [video for video in videos if video.name in readable]
+    settings = plan.settings
+    results = _transcode(plan, output, _jobs(plan, output))
+    rejected = _rejected(results)
+    output.write_text(REJECTED_NAME, to_jsonl(rejected))
+    notes = [{"path": video.name, "note": result.note} for video, result in results if result.note]
+    output.write_text(NOTES_NAME, to_jsonl(notes))
+    warn_of_notes(notes, NOTES_NAME)
+    check_rejects(rejected, len(results), settings.max_bad_fraction, output.out / REJECTED_NAME)
+    readable = {video.name: result for video, result in results if result.samples}
+    videos = [video for video in plan.manifest.videos if video.name in readable]
     classes = class_list(
-        taken,
-        plan.given_classes or plan.listing.classes,
-        of="the source" if not plan.given_classes else f"classes={settings.classes}",
+        {video.name: video.label for video in videos},
+        plan.given_classes or plan.manifest.classes,
+        origin=f"classes={settings.classes}" if plan.given_classes else "the source",
     )
     output.write_text(CLASSES_NAME, _json(classes))
-    contents = {name: result.content for name, result in readable.items()}
-    splits = _divide(taken, contents, settings)
+    digests = {name: result.content for name, result in readable.items()}
+    splits = _assign_splits(videos, digests, settings)
     for split, members in splits.items():
-        chosen = [
-            SplitSample(video=video, stored=stored, content=contents[video.name])
+        samples = [
+            SplitSample(video=video, stored=stored, content=digests[video.name])
             for video in members
             for stored in readable[video.name].samples
         ]
-        write_split(output, split, chosen, classes, plan.record)
-        _write_rejected_of(output, split, found)
-    warn_of_gaps(splits, classes)
+        output.write_split(split, samples, classes, plan.record)
+        of_split = [pair for pair in results if (pair[0].split or "train") == split]
+        output.write_text(f"{split}/{REJECTED_NAME}", to_jsonl(_rejected(of_split)))
+    _warn_of_absent_classes(splits, classes)
 
 
-def _divide(
-    videos: list[SourceVideo], contents: Contents, settings: ShardConfig
+def _assign_splits(
+    videos: list[SourceVideo], digests: Digests, settings: ShardConfig
 ) -> dict[str, list[SourceVideo]]:
     """Splits without leaks.
 
     Raises:
-        DataError: the source's own splits share a video or a group, and the config does not allow that.
+        DataError: the source's own splits share a video or a group, and the config does not allow it.
     """
-    splits = divide(videos, contents, validation_fraction=settings.validation_fraction, seed=settings.seed)
-    found = leaks(splits, contents)
+    fraction = settings.validation_fraction
+    splits = assign_splits(videos, digests, validation_fraction=fraction, seed=settings.seed)
+    found = leaks(splits, digests)
     if found:
-        message = f"{len(found)} leaks between splits, first {found[0]}"
+        message = f"expected splits without common videos or groups, got {len(found)} leaks, first {found[0]}"
         if settings.leaks == "error":
-            raise DataError(f"{message}: remove one of them, or set leaks=warn")
+            raise DataError(f"leaks=error: {message}; fix: remove one of them, or set leaks=warn")
         log.warning("%s", message)
-    repeated = copies(videos, contents)
-    if repeated:
-        log.warning("%d videos have the same bytes as another one", repeated)
+    copies = count_copies(videos, digests)
+    if copies:
+        log.warning("%d videos have the same bytes as another one", copies)
     return splits
 
 
-def _write_rejected_of(output: Output, split: str, found: Found) -> None:
-    of_split = [pair for pair in found if (pair[0].split or "train") == split]
-    output.write_text(f"{split}/{REJECTED_NAME}", rejected_lines(of_split))
+def _rejected(results: Results) -> list[dict[str, Any]]:
+    return [
+        {"path": video.name, "reason": result.reason, **({} if result.is_final else {"is_final": False})}
+        for video, result in results
+        if result.reason
+    ]
+
+
+def _warn_of_absent_classes(splits: dict[str, list[SourceVideo]], classes: Sequence[str]) -> None:
+    for split, videos in splits.items():
+        present = {video.label for video in videos if video.label is not None}
+        absent = [label for label in classes if label not in present]
+        if present and absent:
+            log.warning("%s has no video of %d classes, first %s", split, len(absent), absent[0])
 
 
 def _check_out(out: Location, state: dict[str, Any]) -> bool:
-    """Whether OUT is this data set and complete.
+    """Whether OUT holds this data set completely.
 
     Raises:
         ValueError: OUT holds something else.
@@ -183,30 +191,32 @@ def _check_out(out: Location, state: dict[str, Any]) -> bool:
     if not names:
         return False
     if STATE_NAME not in names:
-        raise ValueError(f"OUT {out} is not empty and holds no {STATE_NAME}: give a new folder")
-    there = json.loads((out / STATE_NAME).read())
-    different = sorted(name for name in state if state[name] != there.get(name))
+        raise ValueError(
+            f"OUT {out}: expected an empty folder or an earlier output, got files but no {STATE_NAME}; "
+            "fix: choose a new folder"
+        )
+    found = json.loads((out / STATE_NAME).read())
+    different = sorted(name for name in state if state[name] != found.get(name))
     if different:
         raise ValueError(
-            f"OUT {out} holds another data set, made of {there.get('source')} and different in "
-            f"{', '.join(different)}: give a new folder, or remove that one"
+            f"OUT {out}: expected the same data set, got one made of {found.get('source')} with another "
+            f"{', '.join(different)}; fix: choose a new folder, or remove this one"
         )
-    return bool(there.get("complete"))
+    return bool(found.get("complete"))
 
 
-def _listed(listing: Listing) -> dict[str, Any]:
+def _summary(manifest: Manifest) -> dict[str, Any]:
     return {
-        "videos": len(listing.videos),
-        "ignored": listing.ignored,
-        "classes": sorted_classes([video.label for video in listing.videos if video.label is not None]),
-        "given_splits": sorted({video.split for video in listing.videos if video.split is not None}),
+        "videos": len(manifest.videos),
+        "ignored": manifest.ignored,
+        "classes": sorted_classes(video.label for video in manifest.videos if video.label is not None),
+        "given_splits": sorted({video.split for video in manifest.videos if video.split is not None}),
     }
 
 
 def _written(out: Location) -> dict[str, Any]:
-    there = [split for split in SPLITS if (out / split / DATASET_NAME).exists()]
-    splits = {split: open_index(out / split) for split in there}
-    rejected = (out / REJECTED_NAME).read().decode()
+    splits = {split: open_index(out / split) for split in SPLITS if (out / split / DATASET_NAME).exists()}
+    rejected = _entries(out, REJECTED_NAME)
     return {
         "splits": {
             split: {
@@ -217,10 +227,14 @@ def _written(out: Location) -> dict[str, Any]:
             }
             for split, index in splits.items()
         },
-        "rejected": len(rejected.splitlines()),
-        "reasons": count_reasons(rejected),
-        "notes": len((out / NOTES_NAME).read().decode().splitlines()),
+        "rejected": len(rejected),
+        "reasons": count_reasons(entry["reason"] for entry in rejected),
+        "notes": len(_entries(out, NOTES_NAME)),
     }
+
+
+def _entries(out: Location, name: str) -> list[dict[str, Any]]:
+    return read_entries((out / name).read().decode())
 
 
 def _json(content: Any) -> str:

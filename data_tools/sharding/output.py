@@ -1,35 +1,60 @@
-"""OUT, here or remote, and the folder of this machine in which its files are made before they get there.
+"""OUT, local or remote, and the local work folder in which its files are written.
 
-    WORK/checked.jsonl     what is known of each video
-    WORK/spool/            samples that lie in no shard yet
-    WORK/shards.jsonl      the shards that are finished
+    WORK/transcoded.jsonl  the result of each video
+    WORK/spool/            samples that are in no shard yet
+    WORK/shards.jsonl      the finished shards
     WORK/lock              held while a process writes to OUT
 
-WORK is OUT/work unless the config names another; for a remote OUT it lies in the user's cache. A shard of a
-local OUT is written in place, one of a remote OUT in WORK, and uploaded. It is finished when it has its line
-in shards.jsonl, and only then are its samples removed from the spool.
+WORK is OUT/work unless the config sets `work_dir`; for a remote OUT it is in the user's cache. Shards of a
+local OUT are written in place; those of a remote OUT are written in WORK and uploaded. A shard is finished
+when shards.jsonl lists it; only then are its samples removed from the spool.
 """
 
+import dataclasses
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.files import atomic_write_text, flock, read_jsonl
-from kinemae.data_tools.index import DATASET_NAME, INDEX_NAME, Shard
-from kinemae.data_tools.manifest.videos import SPLITS
-from kinemae.data_tools.sharding.tar_writer import Place, ShardSample, shard_name, write_shard
-from kinemae.data_tools.sharding.transcode import SPOOL_NAME
+from kinemae.data_tools.index import (
+    DATASET_NAME,
+    DESCRIPTION_FORMAT,
+    DESCRIPTION_KEY,
+    INDEX_NAME,
+    NO_LABEL,
+    Sample,
+    Shard,
+    write_index,
+)
+from kinemae.data_tools.manifest.videos import SPLITS, SourceVideo
+from kinemae.data_tools.sharding.splits import shuffled
+from kinemae.data_tools.sharding.tar_writer import Place, ShardSample, into_shards, shard_name, write_shard
+from kinemae.data_tools.sharding.transcode import SPOOL_NAME, StoredSample, stored_file
 from kinemae.data_tools.storage.location import Location
 
 WORK_NAME = "work"
 _FINISHED_NAME = "shards.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSample:
+    """A sample of a split, before it is in a shard.
+
+    Attributes:
+        content: digest of the source's bytes.
+    """
+
+    video: SourceVideo
+    stored: StoredSample
+    content: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +67,7 @@ class FinishedShard:
 
 
 class Output:
-    """Where shards go, and which of them are there already."""
+    """The folder or URL that gets the shards, and the list of shards that are finished."""
 
     def __init__(self, out: Location, work_dir: str | None):
         self.out = out
@@ -51,7 +76,7 @@ class Output:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the work folder for this process alone, and take up what an earlier run left there.
+        """Lock the work folder for this process, and read the state of an earlier run.
 
         Raises:
             DataError: another process writes to OUT.
@@ -61,40 +86,60 @@ class Output:
             try:
                 has_locks = flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise DataError(f"another process writes to {self.out} now: wait for it") from error
+                raise DataError(f"OUT {self.out}: another process writes to it; fix: wait for it") from error
             if not has_locks:
                 log.warning(
                     "%s is on a file system without locks (flock): run one command at a time for %s",
                     *(self.work, self.out),
                 )
             self._finished = self._still_there(_read_finished(self.work / _FINISHED_NAME))
-            self._remember()
+            self._save_finished()
             yield
 
     def is_sharded(self, key: str) -> bool:
-        """Whether a finished shard holds the sample."""
+        """Whether a finished shard holds the sample of a key."""
         return key in self._keys
 
-    def split_folder(self, split: str) -> Path:
-        """Where the files of a split are made."""
-        folder = (self.out.path or self.work) / split
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def write_split(
+        self, split: str, samples: Sequence[SplitSample], classes: Sequence[str], record: Mapping[str, Any]
+    ) -> None:
+        """Write the shards of a split in a seeded order, except the finished ones, and its index.
+
+        Args:
+            record: the config, as dataset.json holds it.
+        """
+        ordered = shuffled(samples, seed=record["seed"], purpose=f"shard/order/{split}")
+        numbers = {name: number for number, name in enumerate(classes)}
+        groups = into_shards(
+            [_shard_sample(sample, self.work / SPOOL_NAME, numbers) for sample in ordered],
+            samples_per_shard=record["samples_per_shard"],
+            bytes_per_shard=record["megabytes_per_shard"] * 1_000_000,
+        )
+        finished = [self.write_shard(split, number, group) for number, group in enumerate(groups)]
+        places = [place for entry in finished for place in entry.places]
+        rows = [_row(sample, place, numbers) for sample, place in zip(ordered, places, strict=True)]
+        made_by = {"command": "data_tools shard", "split": split, "config": record}
+        shards = [entry.shard for entry in finished]
+        names = sorted({name for sample in ordered for name in sample.video.extra})
+        extra = {name: [sample.video.extra.get(name) for sample in ordered] for name in names}
+        write_index(self._split_folder(split), rows, shards, classes, made_by, extra)
+        for name in (INDEX_NAME, DATASET_NAME):  # dataset.json marks the data set as complete
+            self._upload(split, name)
+        log.info("%s: %d videos in %d shards", self.out / split, len(rows), len(shards))
 
     def write_shard(self, split: str, number: int, group: Sequence[ShardSample]) -> FinishedShard:
-        """Make a shard, or take the one that is there.
+        """Write a shard, or return the finished one.
 
         Raises:
-            DataError: the disk is full, a video has changed since it was checked, or the upload fails.
+            DataError: the disk is full, a video has changed since it was checked, or the upload failed.
         """
-        there = self._finished.get((split, shard_name(number)))
-        if there is not None and _holds(there, group):
-            return there
-        if there is not None:
+        finished = self._finished.get((split, shard_name(number)))
+        if finished is not None and _holds(finished, group):
+            return finished
+        if finished is not None:
             del self._finished[(split, shard_name(number))]
-            self._remember()
-        folder = self.split_folder(split)
-        shard, places = write_shard(folder, number, group)
+            self._save_finished()
+        shard, places = write_shard(self._split_folder(split), number, group)
         self._upload(split, shard.name)
         finished = FinishedShard(split=split, shard=shard, places=tuple(places))
         with (self.work / _FINISHED_NAME).open("a", encoding="utf-8") as file:
@@ -107,21 +152,22 @@ class Output:
                 sample.file.unlink()
         return finished
 
-    def publish_index(self, split: str) -> None:
-        """Bring the index of a split to a remote OUT, what makes the data set complete last."""
-        for name in (INDEX_NAME, DATASET_NAME):
-            self._upload(split, name)
-
     def write_text(self, name: str, text: str) -> None:
-        """A small file of OUT, such as train/rejected.jsonl."""
+        """Write a small file of OUT, such as train/rejected.jsonl."""
         place = self.out
         for part in name.split("/"):
             place = place / part
         place.write(text.encode())
 
     def remove_work(self) -> None:
-        """Leave nothing of the work folder."""
+        """Remove the work folder."""
         shutil.rmtree(self.work, ignore_errors=True)
+
+    def _split_folder(self, split: str) -> Path:
+        """The local folder in which the files of a split are written."""
+        folder = (self.out.path or self.work) / split
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _upload(self, split: str, name: str) -> None:
         if self.out.path is None:
@@ -137,11 +183,14 @@ class Output:
             if sizes[entry.split].get(entry.shard.name) == entry.shard.bytes
         }
         if len(there) < len(finished):
-            log.warning("%s lacks %d shards that were finished", self.out, len(finished) - len(there))
+            log.warning(
+                "%s: %d finished shards are missing and are written again",
+                *(self.out, len(finished) - len(there)),
+            )
         return there
 
-    def _remember(self) -> None:
-        """Write down what is finished, without the half line of a run that was killed."""
+    def _save_finished(self) -> None:
+        """Write the list of finished shards; this also drops an incomplete last line."""
         text = "".join(json.dumps(asdict(entry)) + "\n" for entry in self._finished.values())
         atomic_write_text(self.work / _FINISHED_NAME, text)
         self._keys = {place.key for entry in self._finished.values() for place in entry.places}
@@ -170,3 +219,51 @@ def _read_finished(file: Path) -> list[FinishedShard]:
         places = tuple(Place(**place) for place in entry["places"])
         found.append(FinishedShard(split=entry["split"], shard=Shard(**entry["shard"]), places=places))
     return found
+
+
+def _shard_sample(sample: SplitSample, spool: Path, numbers: Mapping[str, int]) -> ShardSample:
+    video, stored = sample.video, sample.stored
+    description = {
+        "name": video.name,
+        "label": video.label,
+        "label_index": _label_index(video, numbers),
+        "group": video.group or "",  # Hugging Face datasets takes null for another type
+        "start_s": stored.start_s,
+        **dataclasses.asdict(stored.info),
+        "crc32": stored.crc32,
+        "content": sample.content,
+        "reference_stride": stored.reference_stride,
+        "reference_phase": stored.reference_phase,
+        DESCRIPTION_KEY: DESCRIPTION_FORMAT,
+        **video.extra,
+    }
+    file, offset = video.path, video.member[0] if video.member else 0
+    if stored.is_spooled:
+        file, offset = stored_file(stored, spool), 0
+    return ShardSample(
+        key=stored.key,
+        description=json.dumps(description, ensure_ascii=False).encode(),
+        extension=stored.extension,
+        file=file,
+        offset=offset,
+        length=stored.length,
+        crc32=stored.crc32,
+    )
+
+
+def _row(sample: SplitSample, place: Place, numbers: Mapping[str, int]) -> Sample:
+    return Sample(
+        **dataclasses.asdict(place),
+        **dataclasses.asdict(sample.stored.info),
+        label=_label_index(sample.video, numbers),
+        name=sample.video.name,
+        group=sample.video.group or "",
+        start_s=sample.stored.start_s,
+        content=sample.content,
+        reference_stride=sample.stored.reference_stride,
+        reference_phase=sample.stored.reference_phase,
+    )
+
+
+def _label_index(video: SourceVideo, numbers: Mapping[str, int]) -> int:
+    return NO_LABEL if video.label is None else numbers[video.label]

@@ -1,4 +1,4 @@
-"""The config of `data_tools shard`, and what can be said of a collection before a video is opened."""
+"""Config of `kinemae data shard`, and all checks before a video is opened."""
 
 import dataclasses
 import hashlib
@@ -11,40 +11,39 @@ from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.config import require
 from kinemae.data_tools.encoding.resample import SegmentRules
 from kinemae.data_tools.layouts.base import Layout
-from kinemae.data_tools.manifest.class_map import class_list, read_classes, sorted_classes
-from kinemae.data_tools.manifest.labels import warn_of_labels
-from kinemae.data_tools.manifest.videos import Listing
+from kinemae.data_tools.manifest.class_map import class_list, read_classes, sorted_classes, warn_of_labels
+from kinemae.data_tools.manifest.videos import Manifest
 from kinemae.data_tools.pool import TIMEOUT_S
-from kinemae.data_tools.sharding.detect_source import refuse_empty, source_of, warn_of_one_class
+from kinemae.data_tools.sharding.detect_source import check_not_empty, detect_source, warn_of_one_class
 from kinemae.data_tools.sources.base import Source
 from kinemae.data_tools.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceComponent(Component):
-    """The source in a config; without a name it is inferred from SOURCE."""
+    """The source in a config; without a name it is detected from SOURCE."""
 
     name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardConfig:
-    """How a collection becomes shards.
+    """Config of `kinemae data shard`.
 
     Attributes:
-        source: the part that lists the videos; without a name it is inferred from SOURCE.
-        layout: the part that stores them, a file in data_tools/layouts.
-        segment_s: cut long videos every so many seconds; None cuts none.
-        scene_cuts: cut videos where a new scene begins.
-        validation_fraction: of each class, where the source has no splits of its own.
-        leaks: what to do where given splits share a video or a group, "error" or "warn".
-        classes: fixes the label numbers: an earlier OUT, a dataset.json, or a list of classes.
-        samples_per_shard, megabytes_per_shard: whichever is reached first ends a shard.
-        max_bad_fraction: stop where more than this share of the videos cannot be read; 1 never stops.
-        workers: processes that decode and encode videos; 0 means one for each core.
-        timeout_s: a video that shows no sign of progress for so long is left out; a rerun tries it again.
-        work_dir: where samples lie until their shard is written; None takes OUT/work.
-        retry_rejected: try videos again that an earlier start rejected, also where OUT is complete.
+        source: the component that lists the videos; without a name it is detected from SOURCE.
+        layout: the component that encodes them, a file in data_tools/layouts.
+        segment_s: cut long videos after this many seconds; None does not cut.
+        scene_cuts: cut videos at scene changes.
+        validation_fraction: of each class, if the source has no splits.
+        leaks: if given splits share a video or a group: "error" or "warn".
+        classes: fixes the class numbers: an earlier OUT, a dataset.json, or a list of classes.
+        samples_per_shard, megabytes_per_shard: the limit that is reached first ends a shard.
+        max_bad_fraction: stop if a larger fraction of the videos is unreadable; 1 never stops.
+        workers: processes that decode and encode videos; 0 means one per core.
+        timeout_s: reject a video after this time without progress; the next run tries it again.
+        work_dir: folder for samples that are in no shard yet; None uses OUT/work.
+        retry_rejected: try videos again that an earlier run rejected, also if OUT is complete.
     """
 
     source: SourceComponent | None = None
@@ -66,45 +65,39 @@ class ShardConfig:
     def __post_init__(self) -> None:
         is_length = self.segment_s is None or self.segment_s > 0
         require(is_length, "segment_s", "be above 0, or null", self.segment_s)
-        require(
-            0 <= self.validation_fraction < 1,
-            "validation_fraction",
-            "lie in [0, 1)",
-            self.validation_fraction,
-        )
+        is_fraction = 0 <= self.validation_fraction < 1
+        require(is_fraction, "validation_fraction", "lie in [0, 1)", self.validation_fraction)
         require(self.leaks in ("error", "warn"), "leaks", "be error or warn", self.leaks)
-        require(self.samples_per_shard >= 1, "samples_per_shard", "be at least 1", self.samples_per_shard)
-        require(
-            self.megabytes_per_shard >= 1, "megabytes_per_shard", "be at least 1", self.megabytes_per_shard
-        )
+        for name in ("samples_per_shard", "megabytes_per_shard"):
+            require(getattr(self, name) >= 1, name, "be at least 1", getattr(self, name))
         require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", "lie in [0, 1]", self.max_bad_fraction)
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
         require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
 
     @property
     def segment_rules(self) -> SegmentRules:
-        """Where videos are cut."""
+        """The rules for cutting videos."""
         return SegmentRules(segment_s=self.segment_s, scene_cuts=self.scene_cuts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A checked config, and what it is applied to.
+    """A checked config and the videos of its source.
 
     Attributes:
-        given_classes: what `classes` names; empty where it names nothing.
-        state: names the data set that will be made: equal states make equal bytes.
+        given_classes: the classes of `classes`; empty if it is not set.
+        state: identifies the data set: equal states give equal bytes.
     """
 
     settings: ShardConfig
     layout: Layout
-    listing: Listing
+    manifest: Manifest
     given_classes: tuple[str, ...]
     state: dict[str, Any]
 
     @property
     def record(self) -> dict[str, Any]:
-        """The config as it is written down."""
+        """The config, as dataset.json holds it."""
         return self.state["config"]
 
 
@@ -112,59 +105,49 @@ def make_plan(root: Location, settings: ShardConfig) -> Plan:
     """Check everything that can be checked before a video is opened.
 
     Raises:
-        DataError: nothing is there, no video is, or a label is not among the classes asked for.
-        ValueError: a part that does not exist, or a layout that cannot store these videos.
+        DataError: SOURCE does not exist or holds no video, or a label is not among the given classes.
+        ValueError: an unknown component, or a layout that cannot store these videos.
     """
     layout = build_component("kinemae.data_tools.layouts", settings.layout, Layout)
     given = tuple(read_classes(settings.classes)) if settings.classes else ()
-    part = _source_component(root, settings)
-    listing = build_component("kinemae.data_tools.sources", part, Source).listing(root)
-    refuse_empty(root, listing, source=part.name)
-    if part.name == "folder":
-        warn_of_one_class(root, listing)
-    for video in listing.videos:
+    source = _source(root, settings)
+    manifest = build_component("kinemae.data_tools.sources", source, Source).list_videos(root)
+    check_not_empty(root, manifest, source=source.name)
+    if source.name == "folder":
+        warn_of_one_class(root, manifest)
+    for video in manifest.videos:
         layout.check(video, settings.segment_rules)
-    warn_of_labels(sorted_classes([video.label for video in listing.videos if video.label is not None]))
-    if given:
-        class_list(listing.videos, given, of=f"classes={settings.classes}")
+    labels = {video.name: video.label for video in manifest.videos}
+    warn_of_labels(sorted_classes(label for label in labels.values() if label is not None))
+    class_list(labels, given, origin=f"classes={settings.classes}")
     record = dataclasses.asdict(settings)
-    for name in ("workers", "timeout_s", "work_dir", "retry_rejected"):  # they change no byte of the result
+    for name in ("workers", "timeout_s", "work_dir", "retry_rejected"):  # they do not change the result
         del record[name]
     record["classes"] = list(given) or None
-    record["source"] = dataclasses.asdict(part) if settings.source else None
-    record["layout"]["args"] = _all_arguments(layout) | settings.layout.args
-    state = {"source": _name(root), "config": record, "listing": _fingerprint(listing)}
-    return Plan(settings=settings, layout=layout, listing=listing, given_classes=given, state=state)
+    record["source"] = dataclasses.asdict(source) if settings.source else None
+    defaults = inspect.signature(type(layout)).parameters.items()
+    record["layout"]["args"] = {name: each.default for name, each in defaults} | settings.layout.args
+    name = root.name if root.path is None else root.path.resolve().name
+    state = {"source": name, "config": record, "manifest": _fingerprint(manifest)}
+    return Plan(settings=settings, layout=layout, manifest=manifest, given_classes=given, state=state)
 
 
-def _source_component(root: Location, settings: ShardConfig) -> Component:
-    """The source; inferred from SOURCE if its name is not given."""
+def _source(root: Location, settings: ShardConfig) -> Component:
+    """The source; detected from SOURCE if its name is not set."""
     given = settings.source
     if given is None:
-        return source_of(root)
-    return (
-        Component(name=given.name, args=given.args)
-        if given.name
-        else replace(source_of(root), args=given.args)
-    )
+        return detect_source(root)
+    if given.name:
+        return Component(name=given.name, args=given.args)
+    return replace(detect_source(root), args=given.args)
 
 
-def _name(root: Location) -> str:
-    return root.name if root.path is None else root.path.resolve().name
-
-
-def _all_arguments(layout: Layout) -> dict[str, Any]:
-    """The defaults of a part, so that what made a data set is written down in full."""
-    parameters = inspect.signature(type(layout)).parameters
-    return {name: parameter.default for name, parameter in parameters.items()}
-
-
-def _fingerprint(listing: Listing) -> str:
-    """Names the collection: what the source says of each video and its size, not where it lies."""
+def _fingerprint(manifest: Manifest) -> str:
+    """A digest of the metadata and sizes of all videos, independent of their location."""
     digest = hashlib.sha256()
-    for video in listing.videos:
-        about = dataclasses.asdict(video)
-        del about["path"]
+    for video in manifest.videos:
+        metadata = dataclasses.asdict(video)
+        del metadata["path"]
         size = video.path.stat().st_size if not video.url and video.path.is_file() else None
-        digest.update(json.dumps([about, size], sort_keys=True, default=dict).encode())
+        digest.update(json.dumps([metadata, size], sort_keys=True, default=dict).encode())
     return digest.hexdigest()[:16]

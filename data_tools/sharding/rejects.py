@@ -1,91 +1,82 @@
-"""What `data_tools shard` says of videos that it leaves out or wonders about."""
+"""Lists of rejected and noted videos: rejected.jsonl, notes.jsonl, and the limit of rejects."""
 
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from kinemae.data_tools.command import DataError, log
-from kinemae.data_tools.files import to_jsonl
-from kinemae.data_tools.manifest.videos import SourceVideo
-from kinemae.data_tools.sharding.transcode import TranscodeResult
 
 NOTES_NAME = "notes.jsonl"
-_MOST_REASONS = 5  # in the log
+_MAX_REASONS = 5  # in the log
 
-Found = Sequence[tuple[SourceVideo, TranscodeResult]]
-
-
-def rejected_lines(found: Found) -> str:
-    """rejected.jsonl: path and reason of every video that is left out, and whether the cause may pass."""
-    return to_jsonl(
-        {"path": video.name, "reason": result.reason, **({} if result.is_final else {"is_final": False})}
-        for video, result in found
-        if result.reason
-    )
+# A line of rejected.jsonl: path and reason; for `index` the shard; is_final=False for a temporary cause.
+# A line of notes.jsonl: path and note; for `index` the shard.
+Entry = Mapping[str, Any]
 
 
-def hint_at_retry(lines: str) -> None:
-    """Log how many videos of a rejected.jsonl were left out for a cause that may pass."""
-    entries = [json.loads(line) for line in lines.splitlines()]
-    passing = [entry for entry in entries if not entry.get("is_final", True)]
-    if passing:
+def check_rejects(rejected: Sequence[Entry], total: int, max_bad_fraction: float, log_file: object) -> None:
+    """Log the rejected videos, and stop if there are too many.
+
+    Args:
+        total: number of all videos.
+        log_file: the file with all results, for the messages.
+
+    Raises:
+        DataError: no video is readable, or the rejected fraction is above the limit.
+    """
+    if not rejected:
+        return
+    first = f"first {_name(rejected[0])}: {rejected[0]['reason']}"
+    examples = {_pattern(entry["reason"]): entry["reason"] for entry in reversed(rejected)}
+    for pattern, count in list(count_reasons(entry["reason"] for entry in rejected).items())[:_MAX_REASONS]:
+        more = ", the first of them" if count > 1 and examples[pattern] != pattern else ""
+        log.info("rejected %d%s: %s", count, more, examples[pattern])
+    warn_of_temporary(rejected)
+    if len(rejected) == total:
+        raise DataError(
+            f"{log_file}: expected readable videos, got none of {total}, {first}; fix: see the reasons there"
+        )
+    if len(rejected) > max_bad_fraction * total:
+        raise DataError(
+            f"max_bad_fraction={max_bad_fraction}: expected at most this fraction of unreadable videos, got "
+            f"{len(rejected)} of {total}, {first}; fix: repair or remove those in {log_file}, or raise it"
+        )
+    log.warning("%d of %d videos are rejected, %s; see %s", len(rejected), total, first, log_file)
+
+
+def warn_of_notes(notes: Sequence[Entry], file: object) -> None:
+    """Log the number of videos with an anomaly and the first one."""
+    if notes:
+        first = f"{_name(notes[0])}: {notes[0]['note']}"
+        log.warning("%d videos have anomalies, first %s; see %s", len(notes), first, file)
+
+
+def warn_of_temporary(rejected: Sequence[Entry]) -> None:
+    """Log how many videos were rejected for a temporary cause."""
+    temporary = [entry for entry in rejected if not entry.get("is_final", True)]
+    if temporary:
         log.warning(
-            "%d videos were left out for a cause that may pass, first %s: %s; retry_rejected=true tries "
-            "them again",
-            *(len(passing), passing[0]["path"], passing[0]["reason"]),
+            "%d videos were rejected for a temporary cause, first %s: %s; retry_rejected=true tries them "
+            "again",
+            *(len(temporary), _name(temporary[0]), temporary[0]["reason"]),
         )
 
 
-def note_lines(found: Found) -> str:
-    """notes.jsonl: path and note of every video that is odd and nevertheless taken."""
-    return to_jsonl({"path": video.name, "note": result.note} for video, result in found if result.note)
-
-
-def count_reasons(lines: str) -> dict[str, int]:
-    """How often each reason stands in a rejected.jsonl; their numbers left out, the most frequent first."""
-    reasons = [json.loads(line)["reason"] for line in lines.splitlines()]
+def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
+    """Count reasons, with numbers replaced by N, the most frequent first."""
     return dict(Counter(map(_pattern, reasons)).most_common())
 
 
+def read_entries(text: str) -> list[dict[str, Any]]:
+    """Parse the text of a rejected.jsonl or notes.jsonl."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _name(entry: Entry) -> str:
+    return f"{entry['path']} in {entry['shard']}" if "shard" in entry else str(entry["path"])
+
+
 def _pattern(reason: str) -> str:
-    """A reason without its numbers."""
     return re.sub(r"[0-9]+([.][0-9]+)?", "N", reason)
-
-
-def check_rejects(found: Found, max_bad_fraction: float, where: str) -> None:
-    """Log what is left out, and stop where that is too much.
-
-    Raises:
-        DataError: no video can be used, or fewer than the config allows.
-    """
-    bad = [(video, result) for video, result in found if result.reason]
-    odd = [(video, result) for video, result in found if result.note]
-    if odd:
-        first = f"{odd[0][0].name}: {odd[0][1].note}"
-        log.warning("%d videos are taken with a note, first %s; see %s", len(odd), first, NOTES_NAME)
-    if not bad:
-        return
-    first = f"first {bad[0][0].name}: {bad[0][1].reason}"
-    examples = {_pattern(result.reason): result.reason for _, result in reversed(bad)}
-    for pattern, count in list(count_reasons(rejected_lines(bad)).items())[:_MOST_REASONS]:
-        alike = ", the first of them" if count > 1 and examples[pattern] != pattern else ""
-        log.info("left out %d%s: %s", count, alike, examples[pattern])
-    hint_at_retry(rejected_lines(bad))
-    if len(bad) == len(found):
-        raise DataError(f"none of the {len(found)} videos can be read, {first}; all are listed in {where}")
-    if len(bad) > max_bad_fraction * len(found):
-        raise DataError(
-            f"{len(bad)} of {len(found)} videos cannot be read, more than max_bad_fraction="
-            f"{max_bad_fraction}, {first}; mend or remove those in {where}, or raise max_bad_fraction"
-        )
-    log.warning("%d of %d videos cannot be read, %s; see %s", len(bad), len(found), first, where)
-
-
-def warn_of_gaps(splits: dict[str, list[SourceVideo]], classes: Sequence[str]) -> None:
-    """Log the classes that a split lacks."""
-    for split, videos in splits.items():
-        present = {video.label for video in videos if video.label is not None}
-        absent = [label for label in classes if label not in present]
-        if present and absent:
-            log.warning("%s has no video of %d classes, first %s", split, len(absent), absent[0])

@@ -1,25 +1,56 @@
-"""Which video goes into which split, so that what is alike stays together."""
+"""Keys, order and splits of samples, as pure functions of names, contents and seed."""
 
+import hashlib
+import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import torch
 
 from kinemae.data_tools.manifest.videos import SPLITS, SourceVideo
-from kinemae.data_tools.sharding.keys import shuffled
+from kinemae.data_tools.randomness import generator
 
-Contents = Mapping[str, str]
+Item = TypeVar("Item")
+Digests = Mapping[str, str]
+
+_MAX_KEY = 80  # a tar header holds names of 100 bytes
 
 
-def divide(
-    videos: Sequence[SourceVideo], contents: Contents, *, validation_fraction: float, seed: int
+def safe_keys(names: Sequence[str]) -> list[str]:
+    """Unique keys of [a-z0-9_-], independent of the order of the names.
+
+    A key must not hold a dot, because WebDataset ends a key there. Names that would give the same key get a
+    hash of the full name appended.
+    """
+    plain = [_plain(name) for name in names]
+    counts = Counter(plain)
+    keys = [
+        key if counts[key] == 1 and len(key) <= _MAX_KEY else f"{key[:_MAX_KEY]}-{_hash(name)}"
+        for key, name in zip(plain, names, strict=True)
+    ]
+    assert len(set(keys)) == len(keys), "two names share a 64-bit hash"
+    return keys
+
+
+def shuffled(items: Sequence[Item], *, seed: int, purpose: str) -> list[Item]:
+    """A seeded permutation."""
+    order = torch.randperm(len(items), generator=generator(seed, purpose=purpose))
+    return [items[position] for position in order.tolist()]
+
+
+def assign_splits(
+    videos: Sequence[SourceVideo], digests: Digests, *, validation_fraction: float, seed: int
 ) -> dict[str, list[SourceVideo]]:
-    """Videos by split, sorted by name: as the source says, else by a seeded draw that is balanced by class.
+    """Videos by split, sorted by name: the source's own splits, else a seeded draw balanced by class.
 
-    In a draw, videos of one group and videos of the same content stay in one split, and each class gets its
-    share as well as these allow. A class of two or more such families keeps one on either side if it can
-    (unless the share is 0). Families without a label go to train.
+    In a draw, videos of one group and videos of equal content stay in one split, and validation gets its
+    fraction of each class as closely as these allow. A class of two or more such families keeps one on either
+    side if possible (unless the fraction is 0). Families without a label go to train.
 
     Args:
-        contents: the digest of each video, by its name.
+        digests: the content digest of each video by its name.
     """
     splits: dict[str, list[SourceVideo]] = defaultdict(list)
     drawn = []
@@ -28,13 +59,13 @@ def divide(
             drawn.append(video)
         else:
             splits[video.split or "train"].append(video)
-    for family, is_held_out in _draw(families(drawn, contents), validation_fraction, seed):
+    for family, is_held_out in _draw(families(drawn, digests), validation_fraction, seed):
         splits["validation" if is_held_out else "train"] += family
     return {split: sorted(splits[split], key=lambda video: video.name) for split in SPLITS if splits[split]}
 
 
-def families(videos: Sequence[SourceVideo], contents: Contents) -> list[list[SourceVideo]]:
-    """Videos that have a group or a content in common, directly or through others, in the order given."""
+def families(videos: Sequence[SourceVideo], digests: Digests) -> list[list[SourceVideo]]:
+    """Videos that share a group or a content, directly or through others, in the given order."""
     first: dict[tuple[str, str], int] = {}
     parent = list(range(len(videos)))
 
@@ -45,7 +76,7 @@ def families(videos: Sequence[SourceVideo], contents: Contents) -> list[list[Sou
         return member
 
     for position, video in enumerate(videos):
-        for mark in _marks(video, contents):
+        for mark in _marks(video, digests):
             one, other = sorted((root(position), root(first.setdefault(mark, position))))
             parent[other] = one
     found: dict[int, list[SourceVideo]] = defaultdict(list)
@@ -54,13 +85,13 @@ def families(videos: Sequence[SourceVideo], contents: Contents) -> list[list[Sou
     return list(found.values())
 
 
-def leaks(splits: Mapping[str, Sequence[SourceVideo]], contents: Contents) -> list[str]:
-    """What stands in several splits: a line for each content and each group that does, naming two videos."""
+def leaks(splits: Mapping[str, Sequence[SourceVideo]], digests: Digests) -> list[str]:
+    """A message for each content and each group that is in several splits; it names two of the videos."""
     first: dict[tuple[str, str], tuple[str, SourceVideo]] = {}
     found: dict[tuple[str, str], str] = {}
     for split, videos in splits.items():
         for video in videos:
-            for mark in _marks(video, contents):
+            for mark in _marks(video, digests):
                 where, other = first.setdefault(mark, (split, video))
                 if where != split and mark not in found:
                     what = f"are of the group {mark[1]!r}" if mark[0] == "group" else "have the same content"
@@ -68,23 +99,23 @@ def leaks(splits: Mapping[str, Sequence[SourceVideo]], contents: Contents) -> li
     return list(found.values())
 
 
-def copies(videos: Sequence[SourceVideo], contents: Contents) -> int:
-    """How many whole videos have the content of another one."""
+def count_copies(videos: Sequence[SourceVideo], digests: Digests) -> int:
+    """Number of whole videos with the content of another one."""
     whole = [video for video in videos if video.start_s is None and video.end_s is None]
-    return len(whole) - len({contents.get(video.name) or video.name for video in whole})
+    return len(whole) - len({digests.get(video.name) or video.name for video in whole})
 
 
-def _marks(video: SourceVideo, contents: Contents) -> list[tuple[str, str]]:
-    marks = [("group", video.group or ""), ("content", contents.get(video.name, ""))]
+def _marks(video: SourceVideo, digests: Digests) -> list[tuple[str, str]]:
+    marks = [("group", video.group or ""), ("content", digests.get(video.name, ""))]
     return [mark for mark in marks if mark[1]]
 
 
 def _draw(
-    found: Sequence[list[SourceVideo]], share: float, seed: int
+    found: Sequence[list[SourceVideo]], fraction: float, seed: int
 ) -> list[tuple[list[SourceVideo], bool]]:
     """Each family, and whether it is held out for validation."""
     order = shuffled(found, seed=seed, purpose="shard/split")
-    order.sort(key=len, reverse=True)  # small ones last, they fill what the large ones leave
+    order.sort(key=len, reverse=True)  # small families last: they fill the remainder
     counts = [Counter(video.label for video in family if video.label is not None) for family in order]
     total: Counter[str] = Counter()
     spread: Counter[str] = Counter()
@@ -92,7 +123,7 @@ def _draw(
         total.update(count)
         spread.update(set(count))
     missing = {
-        label: min(max(round(total[label] * share), 1), total[label] - 1) if spread[label] > 1 else 0
+        label: min(max(round(total[label] * fraction), 1), total[label] - 1) if spread[label] > 1 else 0
         for label in total
     }
     chosen = []
@@ -106,17 +137,27 @@ def _draw(
                 missing[label] -= count[label]
                 left[label] -= 1
         chosen.append((family, is_held_out))
-    return _none_without(chosen, left, spread) if share else chosen
+    return _hold_out_missing(chosen, left, spread) if fraction else chosen
 
 
-def _none_without(
+def _hold_out_missing(
     chosen: list[tuple[list[SourceVideo], bool]], left: Counter[str], spread: Counter[str]
 ) -> list[tuple[list[SourceVideo], bool]]:
-    """Hold out a small family of each class whose families all were larger than its share."""
+    """Hold out a small family of each class whose families are all larger than its fraction."""
     for position, (family, is_held_out) in reversed(list(enumerate(chosen))):
         labels = {video.label for video in family if video.label is not None}
-        is_wanted = any(left[label] == spread[label] > 1 for label in labels)
-        if is_wanted and not is_held_out and all(left[label] > 1 for label in labels):
+        is_missing = any(left[label] == spread[label] > 1 for label in labels)
+        if is_missing and not is_held_out and all(left[label] > 1 for label in labels):
             chosen[position] = (family, True)
             left.subtract(labels)
     return chosen
+
+
+def _plain(name: str) -> str:
+    text = unicodedata.normalize("NFC", name)
+    stem = text.rpartition(".")[0] or text
+    return re.sub(r"[^a-z0-9_-]+", "_", stem.lower()).strip("_-") or "video"
+
+
+def _hash(name: str) -> str:
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()

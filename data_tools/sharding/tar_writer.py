@@ -1,4 +1,4 @@
-"""Samples to WebDataset tars. The only file that knows webdataset, which reads the shards back on its own."""
+"""Write samples to WebDataset tars. The only file that imports webdataset."""
 
 import hashlib
 import os
@@ -17,16 +17,16 @@ from kinemae.data_tools.index import Shard
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSample:
-    """What goes into a tar: KEY.json, then KEY.ENDING.
+    """The content of a sample in a tar: KEY.json, then KEY.EXTENSION.
 
     Attributes:
-        file, offset: where the video's bytes begin.
-        length, crc32: of the video's bytes, as they were when the video was checked.
+        file, offset: the position of the video's bytes.
+        length, crc32: of the video's bytes when the video was checked.
     """
 
     key: str
     description: bytes
-    ending: str
+    extension: str
     file: Path
     length: int
     crc32: int
@@ -35,7 +35,7 @@ class ShardSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where the video of a key lies."""
+    """The position of a video in its shard."""
 
     key: str
     shard: int
@@ -45,33 +45,33 @@ class Place:
 
 
 def shard_name(number: int) -> str:
-    """shard-000000.tar and on."""
+    """The file name of a shard: shard-000000.tar and so on."""
     return f"shard-{number:06d}.tar"
 
 
 def into_shards(
     samples: Sequence[ShardSample], *, samples_per_shard: int, bytes_per_shard: int
 ) -> Iterator[list[ShardSample]]:
-    """Samples in their order, a list for each shard; a video larger than a shard gets one of its own."""
+    """Group samples into shards, in order; a video larger than a shard gets its own."""
     group: list[ShardSample] = []
-    held = 0
+    total = 0
     for sample in samples:
         size = sample.length + len(sample.description)
-        if group and (len(group) == samples_per_shard or held + size > bytes_per_shard):
+        if group and (len(group) == samples_per_shard or total + size > bytes_per_shard):
             yield group
-            group, held = [], 0
+            group, total = [], 0
         group.append(sample)
-        held += size
+        total += size
     if group:
         yield group
 
 
 def write_shard(folder: Path, number: int, group: Sequence[ShardSample]) -> tuple[Shard, list[Place]]:
-    """Write one tar; equal samples give equal bytes. It has its name only when it is whole and on the disk.
+    """Write one tar; equal samples give equal bytes. The file has its final name only when it is complete.
 
     Raises:
-        DataError: the disk is full or cannot be written, or a video is not what it was when it was checked;
-            the unfinished shard is removed.
+        DataError: the disk is full or not writable, or a video has changed since it was checked; the
+            incomplete shard is removed.
     """
     name = shard_name(number)
     partial = folder / f"{name}.partial"
@@ -79,7 +79,9 @@ def write_shard(folder: Path, number: int, group: Sequence[ShardSample]) -> tupl
         with writing_to(folder):
             _write_tar(partial, group)
             places = _places(partial, number, group)
-            shard = _describe(partial, name, len(group))
+            with partial.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            shard = Shard(name=name, samples=len(group), bytes=partial.stat().st_size, sha256=sha256)
             partial.replace(folder / name)
     finally:
         partial.unlink(missing_ok=True)
@@ -88,7 +90,7 @@ def write_shard(folder: Path, number: int, group: Sequence[ShardSample]) -> tupl
 
 def _write_tar(path: Path, group: Sequence[ShardSample]) -> None:
     with path.open("wb") as file:
-        # No clock and no user in the tar: equal content must give equal bytes.
+        # Without times and users, so that equal content gives equal bytes.
         with webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
             for sample in group:
                 writer.write({"__key__": sample.key, "json": sample.description})
@@ -98,48 +100,50 @@ def _write_tar(path: Path, group: Sequence[ShardSample]) -> None:
 
 
 def _add_video(writer: webdataset.TarWriter, sample: ShardSample) -> None:
-    """What `writer.write` does, without the whole video in memory."""
-    member = tarfile.TarInfo(f"{sample.key}.{sample.ending}")
+    """Do the same as `writer.write`, without the whole video in memory."""
+    member = tarfile.TarInfo(f"{sample.key}.{sample.extension}")
     member.size, member.mode = sample.length, writer.mode
     try:
         with sample.file.open("rb") as file:
             file.seek(sample.offset)
-            video = _Summed(file)
+            video = _ChecksumReader(file)
             writer.tarstream.addfile(member, video)
         is_same = video.crc32 == sample.crc32
-    except (_Short, FileNotFoundError):
+    except (_TooShort, FileNotFoundError):
         is_same = False
     if not is_same:
-        raise DataError(f"{sample.file} has changed since it was checked: run the same command again")
+        raise DataError(
+            f"{sample.file}: expected the bytes that were checked, got others; fix: run the command again"
+        )
 
 
-class _Short(Exception):
+class _TooShort(Exception):
     """A file ended too early."""
 
 
-class _Summed:
-    """A file as `tarfile` reads it, its checksum taken on the way."""
+class _ChecksumReader:
+    """A file for `tarfile` that computes the checksum while it is read."""
 
     def __init__(self, file: IO[bytes]):
         self.crc32 = 0
         self._file = file
 
     def read(self, length: int) -> bytes:
-        """That many bytes."""
+        """Read exactly this number of bytes."""
         block = self._file.read(length)
         if len(block) < length:
-            raise _Short
+            raise _TooShort
         self.crc32 = zlib.crc32(block, self.crc32)
         return block
 
 
 def _places(path: Path, shard: int, group: Sequence[ShardSample]) -> list[Place]:
-    """Read the finished tar back: the index must say where the bytes are, not where they should be."""
+    """The positions of the videos, read from the finished tar."""
     with tarfile.open(path, "r:") as tar:
         members = {member.name: member for member in tar}
     found = []
     for sample in group:
-        member = members[f"{sample.key}.{sample.ending}"]
+        member = members[f"{sample.key}.{sample.extension}"]
         assert member.size == sample.length
         found.append(
             Place(
@@ -151,9 +155,3 @@ def _places(path: Path, shard: int, group: Sequence[ShardSample]) -> list[Place]
             )
         )
     return found
-
-
-def _describe(path: Path, name: str, samples: int) -> Shard:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(name=name, samples=samples, bytes=path.stat().st_size, sha256=sha256)

@@ -1,44 +1,45 @@
-"""Every video decoded once from end to end, and in that pass checked and stored as its layout says.
+"""Decode and encode every video once, on several processes; results are logged, so that a run resumes."""
 
-Processes do this side by side. What a video became is a line in a journal, written when its files are on the
-disk, so that a run that was killed goes on where it was.
-"""
-
+import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from kinemae.data_tools.encoding.source_decoder import content_digest, fetch
-from kinemae.data_tools.files import atomic_write_text, read_blocks, read_jsonl
+from kinemae.data_tools.files import read_blocks
 from kinemae.data_tools.index import VideoInfo
 from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.pool import TIMEOUT_S, imap_unordered
 from kinemae.data_tools.progress import progress
-from kinemae.data_tools.sharding.source_state import source_states
+from kinemae.data_tools.resumable import collect_results, load_results, save_results
+from kinemae.data_tools.storage.location import StorageError
 from kinemae.data_tools.storage.retries import OUTAGE_S, retry_during_outage
 from kinemae.data_tools.stream.container import BadVideo
 
-JOURNAL_NAME = "checked.jsonl"
+LOG_NAME = "transcoded.jsonl"
 SPOOL_NAME = "spool"
+_MAX_REQUESTS = 16  # at a time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
-    """A sample whose bytes are on the disk: in the spool, or in the original itself.
+class StoredSample:
+    """A sample whose bytes are on the disk: in the spool folder, or in the source file.
 
     Attributes:
         length, crc32: of its bytes.
-        The others are those of `EncodedSample`.
+        The other attributes are those of `EncodedSample`.
     """
 
     key: str
     is_spooled: bool
-    ending: str
+    extension: str
     length: int
     crc32: int
     info: VideoInfo
@@ -49,16 +50,16 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class TranscodeResult:
-    """What became of one video.
+    """The result for one video.
 
     Attributes:
-        samples: none where the video cannot be used; `reason` says why.
-        content: names the original's bytes.
-        note: what is odd about it, though it can be used.
-        is_final: whether another run would give the same result; if not, it tries the video again.
+        samples: empty for a rejected video; `reason` states why.
+        content: digest of the source's bytes.
+        note: anomalies of an accepted video.
+        is_final: False if the cause is temporary; the next run tries the video again.
     """
 
-    samples: tuple[Stored, ...] = ()
+    samples: tuple[StoredSample, ...] = ()
     content: str = ""
     reason: str = ""
     note: str = ""
@@ -66,11 +67,16 @@ class TranscodeResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _LayoutJob:
-    """One video's work, as it is sent to a process."""
+class SourceState:
+    """State of the files of a video.
 
-    layout: Layout
-    job: Job
+    Attributes:
+        stamp: identifies the video and the state of its files.
+        size: bytes to read; 0 if there are no files or the server does not report it.
+    """
+
+    stamp: str
+    size: int
 
 
 def transcode(
@@ -82,84 +88,116 @@ def transcode(
     is_sharded: Callable[[str], bool],
     timeout_s: float = TIMEOUT_S,
 ) -> list[TranscodeResult]:
-    """Store all videos, and say in their order what became of each.
+    """Store all videos; returns the results in order.
 
     Args:
-        work: the folder of the journal and the spool; an entry of the journal holds as long as the
-            original's size and time are the same and its files lie in the spool.
-        is_sharded: whether a finished shard holds the sample of a key, which need not be in the spool then.
+        work: the folder of the log and the spool. A logged result is valid while the source has the same
+            size and modification time and its files are in the spool.
+        is_sharded: whether a finished shard holds the sample of a key, which need not be in the spool.
         timeout_s: see `imap_unordered`.
 
     Raises:
-        StorageUnavailable: an original cannot be read now; the video is not rejected.
+        StorageUnavailable: a source cannot be read now; the video is not rejected.
         Stuck: many videos in a row timed out.
     """
     spool = work / SPOOL_NAME
     spool.mkdir(parents=True, exist_ok=True)
     for leftover in spool.glob("*.partial"):
         leftover.unlink()
-    journal = work / JOURNAL_NAME
-    known = _still_known(journal, spool, is_sharded)
     states = source_states([job.video for job in jobs])
-    stamps = [state.stamp for state in states]
-    unknown = [position for position, stamp in enumerate(stamps) if stamp not in known]
-    # The longest first, so that no process is left alone with one at the end.
-    unknown.sort(key=lambda position: -states[position].size)
-    layout_jobs = [
-        _LayoutJob(layout=layout, job=replace(jobs[position], folder=spool)) for position in unknown
-    ]
-    atomic_write_text(journal, "".join(_line(*entry) for entry in known.items()))  # drops a partial last line
-    with journal.open("a", encoding="utf-8") as file:
-        done = imap_unordered(_lay_out, layout_jobs, workers=workers, on_failure=_failed, timeout_s=timeout_s)
-        for place, result in progress(done, total=len(layout_jobs), what="store"):
-            stamp = stamps[unknown[place]]
-            known[stamp] = result
-            file.write(_line(stamp, result))
-            file.flush()
-    return [known[stamp] for stamp in stamps]
-
-
-def _still_known(journal: Path, spool: Path, is_sharded: Callable[[str], bool]) -> dict[str, TranscodeResult]:
-    return {
+    known = {
         stamp: result
-        for stamp, result in _read_journal(journal).items()
-        if all(_is_there(sample, spool, is_sharded) for sample in result.samples)
+        for stamp, result in load_results(work / LOG_NAME, _parse).items()
+        if result.is_final and all(_is_stored(sample, spool, is_sharded) for sample in result.samples)
     }
+    new = [(state, job) for state, job in zip(states, jobs, strict=True) if state.stamp not in known]
+    # The longest videos first, so that the processes end at about the same time.
+    new.sort(key=lambda pair: -pair[0].size)
+    done = imap_unordered(
+        partial(_transcode, layout),
+        [replace(job, folder=spool) for _, job in new],
+        workers=workers,
+        on_failure=_failed,
+        timeout_s=timeout_s,
+    )
+    shown = progress(done, total=len(new), what="store")
+    results = collect_results(work / LOG_NAME, known, [state.stamp for state, _ in new], shown)
+    return [results[state.stamp] for state in states]
 
 
 def forget_rejected(work: Path) -> None:
-    """Let the next `transcode` try all videos again that were rejected."""
-    journal = work / JOURNAL_NAME
-    known = _read_journal(journal).items()
-    atomic_write_text(journal, "".join(_line(*entry) for entry in known if not entry[1].reason))
+    """Remove rejected videos from the log, so that the next `transcode` tries them again."""
+    known = load_results(work / LOG_NAME, _parse)
+    save_results(work / LOG_NAME, {key: result for key, result in known.items() if not result.reason})
 
 
-def _lay_out(layout_job: _LayoutJob) -> TranscodeResult:
-    return retry_during_outage(lambda: _lay_out_now(layout_job), outage_s=OUTAGE_S)
+def stored_file(sample: StoredSample, spool: Path) -> Path:
+    """The path of a sample in the spool folder."""
+    return spool / f"{sample.key}.{sample.extension}"
 
 
-def _lay_out_now(layout_job: _LayoutJob) -> TranscodeResult:
-    job = replace(layout_job.job, notes=[])
-    made: list[Stored] = []
+def source_states(videos: Sequence[SourceVideo]) -> list[SourceState]:
+    """Look up the state of each video, with one request per URL.
+
+    Raises:
+        StorageError: a remote file cannot be looked up after all retries; a missing file is no error here.
+    """
+    by_url = {video.url: video for video in videos if video.url}
+    with ThreadPoolExecutor(_MAX_REQUESTS) as threads:
+        versions = dict(zip(by_url, threads.map(_remote_version, by_url.values()), strict=True))
+    return [_state(video, versions) for video in videos]
+
+
+def _remote_version(video: SourceVideo) -> tuple[int, str]:
     try:
-        with _at_hand(job) as video:
+        size, tag = video.place.version()
+    except StorageError as error:
+        if not error.is_missing:
+            raise
+        return 0, ""
+    return size or 0, tag
+
+
+def _state(video: SourceVideo, versions: Mapping[str, tuple[int, str]]) -> SourceState:
+    if video.url:
+        size, tag = versions[video.url]
+        times: list[int | str] = [f"{size} {tag}"]
+    else:
+        files = [video.path / name for name in video.frames] or [video.path]
+        found = [file.stat() if file.is_file() else None for file in files]
+        size = sum(each.st_size for each in found if each is not None)
+        times = [0 if each is None else each.st_mtime_ns for each in found]
+    size = video.member[1] if video.member is not None else size
+    text = json.dumps([video.name, video.start_s, video.end_s, video.member, video.fps, size, times])
+    stamp = text if len(times) == 1 else f"{video.name} {hashlib.sha256(text.encode()).hexdigest()}"
+    return SourceState(stamp=stamp, size=size)
+
+
+def _transcode(layout: Layout, job: Job) -> TranscodeResult:
+    return retry_during_outage(lambda: _transcode_now(layout, job), outage_s=OUTAGE_S)
+
+
+def _transcode_now(layout: Layout, job: Job) -> TranscodeResult:
+    job = replace(job, notes=[])
+    stored: list[StoredSample] = []
+    try:
+        with _local(job) as video:
             content = _digest(video)
-            for sample in layout_job.layout.encode(replace(job, video=video)):
+            for sample in layout.encode(replace(job, video=video)):
                 if sample.file is None and job.video.url:
-                    sample = replace(
-                        sample, file=video.path.rename(job.folder / f"{sample.key}.{sample.ending}")
-                    )
-                made.append(_stored(sample, video))
+                    file = job.folder / f"{sample.key}.{sample.extension}"
+                    sample = replace(sample, file=video.path.rename(file))
+                stored.append(_stored(sample, video))
     except BadVideo as error:
-        for sample in made:
-            stored_file(sample, job.folder).unlink(missing_ok=True)
+        for incomplete in stored:
+            stored_file(incomplete, job.folder).unlink(missing_ok=True)
         return TranscodeResult(reason=" ".join(str(error).split()))
-    return TranscodeResult(samples=tuple(made), content=content, note="; ".join(job.notes))
+    return TranscodeResult(samples=tuple(stored), content=content, note="; ".join(job.notes))
 
 
 @contextmanager
-def _at_hand(job: Job) -> Iterator[SourceVideo]:
-    """The video, fetched once if it is remote."""
+def _local(job: Job) -> Iterator[SourceVideo]:
+    """The video on this machine, downloaded once if it is remote."""
     video = job.video
     if not video.url:
         yield video
@@ -172,20 +210,15 @@ def _at_hand(job: Job) -> Iterator[SourceVideo]:
         file.unlink(missing_ok=True)
 
 
-def stored_file(sample: Stored, spool: Path) -> Path:
-    """Where a sample lies in the spool."""
-    return spool / f"{sample.key}.{sample.ending}"
-
-
-def _stored(sample: EncodedSample, video: SourceVideo) -> Stored:
+def _stored(sample: EncodedSample, video: SourceVideo) -> StoredSample:
     offset, length = (video.member if sample.file is None else None) or (0, None)
     crc32 = taken = 0
     for block in read_blocks(sample.file or video.path, offset, length):
         crc32, taken = zlib.crc32(block, crc32), taken + len(block)
-    return Stored(
+    return StoredSample(
         key=sample.key,
         is_spooled=sample.file is not None,
-        ending=sample.ending,
+        extension=sample.extension,
         length=taken,
         crc32=crc32,
         info=sample.info,
@@ -195,43 +228,32 @@ def _stored(sample: EncodedSample, video: SourceVideo) -> Stored:
     )
 
 
-def _failed(layout_job: _LayoutJob, reason: str) -> TranscodeResult:
+def _failed(job: Job, reason: str) -> TranscodeResult:
     """The result for a crash or time-out, whose cause may be outside of the video."""
     return TranscodeResult(reason=reason, is_final=False)
 
 
 def _digest(video: SourceVideo) -> str:
-    """Parts of one long video ask for the same digest again and again."""
     if video.frames or video.member is not None:
         return content_digest(video)
     [state] = source_states([replace(video, name="", start_s=None, end_s=None)])
     return _file_digest(video.path, state.stamp)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256)  # the parts of one long video need the same digest
 def _file_digest(path: Path, stamp: str) -> str:
     return content_digest(SourceVideo(path=path, name=path.name))
 
 
-def _is_there(sample: Stored, spool: Path, is_sharded: Callable[[str], bool]) -> bool:
+def _is_stored(sample: StoredSample, spool: Path, is_sharded: Callable[[str], bool]) -> bool:
     if not sample.is_spooled or is_sharded(sample.key):
         return True
     file = stored_file(sample, spool)
     return file.is_file() and file.stat().st_size == sample.length
 
 
-def _line(stamp: str, result: TranscodeResult) -> str:
-    return json.dumps({"video": stamp, **asdict(result)}) + "\n"
-
-
-def _read_journal(journal: Path) -> dict[str, TranscodeResult]:
-    known = {}
-    for entry in read_jsonl(journal):
-        stamp = entry.pop("video")
-        samples = [
-            Stored(**{**sample, "info": VideoInfo(**sample["info"])}) for sample in entry.pop("samples")
-        ]
-        result = TranscodeResult(samples=tuple(samples), **entry)
-        if result.is_final:
-            known[stamp] = result
-    return known
+def _parse(entry: dict[str, Any]) -> TranscodeResult:
+    samples = [
+        StoredSample(**{**sample, "info": VideoInfo(**sample["info"])}) for sample in entry.pop("samples")
+    ]
+    return TranscodeResult(samples=tuple(samples), **entry)

@@ -1,37 +1,37 @@
-"""What a source is: it lists the videos of somebody's collection, and opens none of them."""
+"""Interface of sources: a source lists the videos of a collection and opens none of them."""
 
 from pathlib import Path
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.manifest.videos import Listing
+from kinemae.data_tools.manifest.videos import Manifest
 from kinemae.data_tools.storage.location import Location, location
 
 
 class Source:
-    """A way in which collections are laid out; a new one is a file in this folder."""
+    """A way in which collections are stored; each file in this folder adds one."""
 
-    def listing(self, root: Path | Location) -> Listing:
-        """List every video of SOURCE, in a fixed order, and open none of them.
+    def list_videos(self, root: Path | Location) -> Manifest:
+        """List every video of SOURCE in a fixed order.
 
-        Names are unique; either all videos have a split or none has. What `missing` counts aside, every path
-        exists.
+        Names are unique, and either all videos have a split or none. Every path exists, except for the
+        number of videos in `missing`.
 
         Raises:
-            DataError: the collection contradicts itself; the message names the file and the line.
+            DataError: the collection is inconsistent; the message states the file and the line.
         """
         raise NotImplementedError
 
 
-def on_this_machine(root: Path | Location) -> Path:
-    """SOURCE for a source that reads files of this machine.
+def local_path(root: Path | Location) -> Path:
+    """SOURCE as a local path.
 
     Raises:
-        DataError: it is a URL.
+        DataError: SOURCE is a URL.
     """
     path = location(root).path
     if path is None:
         raise DataError(
-            f"SOURCE {root} is remote: give source.name=webdataset for tars, or a list on this machine (csv, "
-            "jsonl) with URLs as paths"
+            f"SOURCE {root}: expected a local path, got a URL; fix: set source.name=webdataset for tars, or "
+            "use a local csv or jsonl with URLs as paths"
         )
     return path

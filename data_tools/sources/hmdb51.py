@@ -1,56 +1,51 @@
-"""HMDB51 with its official splits: CLASS_test_split1.txt files that give each video a 0, 1 or 2."""
+"""HMDB51 with its official splits: CLASS_test_split1.txt files with code 0, 1 or 2 for each video."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.manifest.entries import (
-    Entry,
-    check_fold,
-    check_list_arguments,
-    folder_of_videos,
-    listing_of,
-    numbered_lines,
-)
-from kinemae.data_tools.manifest.videos import Listing, SourceVideo
-from kinemae.data_tools.sources.base import Source, on_this_machine
+from kinemae.data_tools.manifest.entries import Entry, build_manifest, check_arguments, folder_of_videos
+from kinemae.data_tools.manifest.text import numbered_lines
+from kinemae.data_tools.manifest.videos import Manifest, SourceVideo
+from kinemae.data_tools.sources.base import Source, local_path
 from kinemae.data_tools.storage.location import Location
 
 _SPLITS = {"0": None, "1": "train", "2": "test"}
 
 
+@dataclass(frozen=True, kw_only=True)
 class Hmdb51Source(Source):
-    """Reads the official split files beside the class folders of the videos.
+    """Reads the official split files next to the class folders of the videos.
 
-    1 means train, 2 test; videos of code 0 belong to neither and are left out, counted.
+    Code 1 means train, 2 means test; videos of code 0 belong to neither and are ignored.
 
     Args:
         fold: which of the three official splits.
-        lists: folder of the split files, relative to SOURCE (default: `testTrainMulti_7030_splits` or
-            `splits` there, else there itself).
-        videos: folder of the class folders, relative to SOURCE (default: `videos` or `hmdb51_org` there, else
-            there itself).
-        max_missing_fraction: refuse the lists where more than this share of the videos has no file.
+        lists: folder of the split files, relative to SOURCE; "" selects `testTrainMulti_7030_splits` or
+            `splits` if they exist, else SOURCE.
+        videos: folder of the class folders, relative to SOURCE; "" selects `videos` or `hmdb51_org` if they
+            exist, else SOURCE.
+        max_missing_fraction: reject the lists if a larger fraction of their files is missing.
     """
 
-    def __init__(
-        self, *, fold: int = 1, lists: str = "", videos: str = "", max_missing_fraction: float = 0.5
-    ):
-        check_list_arguments(max_missing_fraction)
-        check_fold(fold)
-        self.fold = fold
-        self.lists = lists
-        self.videos = videos
-        self.max_missing_fraction = max_missing_fraction
+    fold: int = 1
+    lists: str = ""
+    videos: str = ""
+    max_missing_fraction: float = 0.5
 
-    def listing(self, root: Path | Location) -> Listing:
-        """See `Source.listing`."""
-        root = on_this_machine(root)
+    def __post_init__(self) -> None:
+        check_arguments(max_missing_fraction=self.max_missing_fraction, fold=self.fold)
+
+    def list_videos(self, root: Path | Location) -> Manifest:
+        """See `Source.list_videos`."""
+        root = local_path(root)
         ending = f"_test_split{self.fold}.txt"
         guesses = [self.lists] if self.lists else ["testTrainMulti_7030_splits", "splits", "."]
         files = next((found for guess in guesses if (found := sorted((root / guess).glob(f"*{ending}")))), [])
         if not files:
             raise DataError(
-                f"{root} holds no CLASS{ending}: expected the split files of HMDB51; see source.args.lists"
+                f"{root}: expected the split files CLASS{ending} of HMDB51, got none; fix: set "
+                "source.args.lists"
             )
         folder = folder_of_videos(root, self.videos, ("videos", "hmdb51_org"))
         rows = [
@@ -59,7 +54,7 @@ class Hmdb51Source(Source):
             for where, line in numbered_lines(file)
         ]
         entries = [entry for entry in rows if entry is not None]
-        return listing_of(
+        return build_manifest(
             entries,
             max_missing_fraction=self.max_missing_fraction,
             classes=[file.name.removesuffix(ending) for file in files],

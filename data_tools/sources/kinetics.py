@@ -1,90 +1,89 @@
-"""The official Kinetics csv files, with the videos that one could still download."""
+"""The official Kinetics csv files, with the subset of videos that is available."""
 
 import csv
 import io
 from collections import defaultdict
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.manifest.entries import Entry, check_list_arguments, folder_of_videos, listing_of
+from kinemae.data_tools.manifest.entries import Entry, build_manifest, check_arguments, folder_of_videos
 from kinemae.data_tools.manifest.text import read_text
-from kinemae.data_tools.manifest.videos import Listing, SourceVideo, is_video, split_name
-from kinemae.data_tools.manifest.walk import walk
-from kinemae.data_tools.sources.base import Source, on_this_machine
+from kinemae.data_tools.manifest.videos import Manifest, SourceVideo, is_video, split_name, walk
+from kinemae.data_tools.sources.base import Source, local_path
 from kinemae.data_tools.storage.location import Location
 
 _COLUMNS = ("youtube_id", "time_start", "time_end", "split")
 
 
+@dataclass(frozen=True, kw_only=True)
 class KineticsSource(Source):
     """Reads label,youtube_id,time_start,time_end,split and finds {youtube_id}_{start:06d}_{end:06d}.mp4.
 
-    SOURCE is one of the csv files or a folder of them (or of `annotations/`). The videos may lie at any depth
-    below their folder, in class folders or in none. Clips of one YouTube video are a group.
+    SOURCE is one of the csv files, or a folder with them or with `annotations/`. The videos may be at any
+    depth below their folder, with or without class folders. Clips of one YouTube video are a group.
 
     Args:
-        videos: the folder of the videos, relative to SOURCE's (default: `videos` there, else there itself).
-        max_missing_fraction: refuse the list where more than this share of the videos has no file.
+        videos: the folder of the videos, relative to the folder of SOURCE; "" selects `videos` if it exists,
+            else that folder itself.
+        max_missing_fraction: reject the list if a larger fraction of its files is missing.
     """
 
-    def __init__(self, *, videos: str = "", max_missing_fraction: float = 0.5):
-        check_list_arguments(max_missing_fraction)
-        self.videos = videos
-        self.max_missing_fraction = max_missing_fraction
+    videos: str = ""
+    max_missing_fraction: float = 0.5
 
-    def listing(self, root: Path | Location) -> Listing:
-        """See `Source.listing`."""
-        root = on_this_machine(root)
-        files = _files(root)
+    def __post_init__(self) -> None:
+        check_arguments(max_missing_fraction=self.max_missing_fraction)
+
+    def list_videos(self, root: Path | Location) -> Manifest:
+        """See `Source.list_videos`."""
+        root = local_path(root)
         base = root if root.is_dir() else root.parent
         folder = folder_of_videos(base, self.videos, ("videos", "../videos"))
-        places = _places(folder)
-        entries = [entry for file in files for entry in _entries(file, folder, places)]
-        listing = listing_of(entries, max_missing_fraction=self.max_missing_fraction)
-        named = {entry.video.path for entry in entries}
-        others = sum(path not in named for paths in places.values() for path in paths)
-        return Listing(videos=listing.videos, missing=listing.missing, ignored=others)
+        paths = _paths_by_stem(folder)
+        entries = [entry for file in _lists(root) for entry in _entries(file, folder, paths)]
+        manifest = build_manifest(entries, max_missing_fraction=self.max_missing_fraction)
+        listed = {entry.video.path for entry in entries}
+        return replace(
+            manifest, ignored=sum(path not in listed for found in paths.values() for path in found)
+        )
 
 
-def _files(root: Path) -> list[Path]:
+def _lists(root: Path) -> list[Path]:
     if not root.is_dir():
         return [root]
     files = [
         file
         for folder in (root, root / "annotations")
         for file in sorted(folder.glob("*.csv"))
-        if set(_COLUMNS) <= set(_header(file))
+        if set(_COLUMNS) <= set(next(csv.reader(read_text(file).splitlines()), []))
     ]
     if not files:
-        raise DataError(f"{root} holds no Kinetics csv: expected label,{','.join(_COLUMNS)} as a first line")
+        raise DataError(f"{root}: expected a csv with the columns label,{','.join(_COLUMNS)}, got none")
     return files
 
 
-def _header(file: Path) -> list[str]:
-    return next(csv.reader(read_text(file).splitlines()), [])
-
-
-def _entries(file: Path, folder: Path, places: dict[str, list[Path]]) -> list[Entry]:
+def _entries(file: Path, folder: Path, paths: dict[str, list[Path]]) -> list[Entry]:
     reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
     header = reader.fieldnames or []
     if not set(_COLUMNS) <= set(header):
         raise DataError(f"{file}, line 1: expected label,{','.join(_COLUMNS)}, got {','.join(header)!r}")
     try:
-        return [_entry(f"{file}, line {reader.line_num}", row, folder, places) for row in reader]
+        return [_entry(f"{file}, line {reader.line_num}", row, folder, paths) for row in reader]
     except csv.Error as error:
-        raise DataError(f"{file}, line {reader.line_num}: this is no csv: {error}") from error
+        raise DataError(f"{file}, line {reader.line_num}: expected csv, got invalid text: {error}") from error
 
 
-def _entry(where: str, row: dict[str, str | None], folder: Path, places: dict[str, list[Path]]) -> Entry:
+def _entry(where: str, row: dict[str, str | None], folder: Path, paths: dict[str, list[Path]]) -> Entry:
     if None in row or None in row.values():
-        raise DataError(f"{where}: expected as many cells as the header has")
+        raise DataError(f"{where}: expected as many cells as in the header, got another number")
     cells = {name: (text or "").strip() for name, text in row.items()}
     split = split_name(cells["split"])
     if split is None:
-        raise DataError(f"{where}: no split named {cells['split']!r}; there is train, validate and test")
+        raise DataError(f"{where}: expected the split train, validate or test, got {cells['split']!r}")
     stem = f"{cells['youtube_id']}_{_second(where, cells, 'time_start')}_{_second(where, cells, 'time_end')}"
     label = cells.get("label") or None
-    path = _choose(where, places.get(stem, []), label) or folder / f"{stem}.mp4"
+    path = _choose(where, paths.get(stem, []), label) or folder / f"{stem}.mp4"
     video = SourceVideo(
         path=path,
         name=path.relative_to(folder).as_posix(),
@@ -99,24 +98,25 @@ def _second(where: str, cells: dict[str, str], column: str) -> str:
     try:
         return f"{int(float(cells[column])):06d}"
     except (ValueError, OverflowError) as error:
-        raise DataError(f"{where}: {column} must be a number of seconds, got {cells[column]!r}") from error
+        raise DataError(f"{where}: expected seconds in {column}, got {cells[column]!r}") from error
 
 
 def _choose(where: str, paths: list[Path], label: str | None) -> Path | None:
-    """The one file, or the one in the folder of the class, where another class has a copy."""
+    """The only file, or the one in the folder of the class if other classes have copies."""
     if len(paths) > 1 and label is not None:
         words = label.replace(" ", "_").casefold()
         paths = [path for path in paths if path.parent.name.replace(" ", "_").casefold() == words] or paths
     if len(paths) > 1:
-        raise DataError(f"{where}: both {paths[0]} and {paths[1]} have that name; remove one")
+        raise DataError(
+            f"{where}: expected one file of that name, got {paths[0]} and {paths[1]}; fix: remove one"
+        )
     return paths[0] if paths else None
 
 
-def _places(folder: Path) -> dict[str, list[Path]]:
-    """All videos below a folder by their name without ending."""
+def _paths_by_stem(folder: Path) -> dict[str, list[Path]]:
+    """All videos below a folder by their names without extensions."""
     found: dict[str, list[Path]] = defaultdict(list)
     for place, files in walk(folder):
-        for name in files:
-            if is_video(name):
-                found[name.rpartition(".")[0]].append(place / name)
+        for name in filter(is_video, files):
+            found[name.rpartition(".")[0]].append(place / name)
     return found

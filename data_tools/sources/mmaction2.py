@@ -1,70 +1,55 @@
-"""mmaction2's lists: `path label` for videos, `path total_frames label` for folders of pictures."""
+"""Lists of mmaction2: `path label` for videos, `path total_frames label` for folders of images."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.manifest.entries import (
-    Entry,
-    check_list_arguments,
-    class_number,
-    folder_of_videos,
-    listing_of,
-    numbered_classes,
-    numbered_lines,
-)
-from kinemae.data_tools.manifest.videos import Listing, SourceVideo, split_name
-from kinemae.data_tools.sources.base import Source, on_this_machine
+from kinemae.data_tools.manifest.class_map import class_number, numbered_classes
+from kinemae.data_tools.manifest.entries import Entry, build_manifest, check_arguments, folder_of_videos
+from kinemae.data_tools.manifest.text import numbered_lines
+from kinemae.data_tools.manifest.videos import Manifest, SourceVideo, split_name
+from kinemae.data_tools.sources.base import Source, local_path
 from kinemae.data_tools.storage.location import Location
 
 
+@dataclass(frozen=True, kw_only=True)
 class Mmaction2Source(Source):
-    """Reads a list, or a folder of lists whose names tell the split (kinetics400_train_list_videos.txt).
+    """Reads a list, or a folder of lists with the split in their names (kinetics400_train_list_videos.txt).
 
     Args:
-        rawframes: lines are `path total_frames label`, and the path is a folder of pictures.
-        filename_tmpl: names of the pictures, as in mmaction2; they begin with number 0 or 1.
-        fps: pictures a second; the lists do not say it.
-        videos: the folder in which relative paths begin, relative to the list's (mmaction2's data_prefix).
-        classes: how many classes there are; 0 takes as many as there are labels.
-        max_missing_fraction: refuse the list where more than this share of the videos has no file.
+        rawframes: lines are `path total_frames label`, and the path is a folder of images.
+        filename_tmpl: names of the images, as in mmaction2; the first number is 0 or 1.
+        fps: frames per second of the images; the lists do not state it.
+        videos: the base folder of relative paths, relative to the list (mmaction2's data_prefix).
+        num_classes: number of classes; 0 infers it from the labels.
+        max_missing_fraction: reject the list if a larger fraction of its files is missing.
     """
 
-    def __init__(
-        self,
-        *,
-        rawframes: bool = False,
-        filename_tmpl: str = "img_{:05}.jpg",
-        fps: float = 25.0,
-        videos: str = "",
-        classes: int = 0,
-        max_missing_fraction: float = 0.5,
-    ):
-        check_list_arguments(max_missing_fraction, classes)
-        if fps <= 0:
-            raise ValueError(f"source.args.fps must be above 0, got {fps}")
-        if not re.fullmatch(r"[^{}/]*\{:0?[0-9]*d?\}[^{}/]*", filename_tmpl):
-            raise ValueError(f"source.args.filename_tmpl must hold one {{:05}} or so, got {filename_tmpl!r}")
-        self.rawframes = rawframes
-        self.filename_tmpl = filename_tmpl
-        self.fps = float(fps)
-        self.videos = videos
-        self.classes = classes
-        self.max_missing_fraction = max_missing_fraction
+    rawframes: bool = False
+    filename_tmpl: str = "img_{:05}.jpg"
+    fps: float = 25.0
+    videos: str = ""
+    num_classes: int = 0
+    max_missing_fraction: float = 0.5
 
-    def listing(self, root: Path | Location) -> Listing:
-        """See `Source.listing`."""
-        root = on_this_machine(root)
+    def __post_init__(self) -> None:
+        check_arguments(
+            max_missing_fraction=self.max_missing_fraction,
+            num_classes=self.num_classes,
+            fps=self.fps,
+            filename_tmpl=self.filename_tmpl,
+        )
+
+    def list_videos(self, root: Path | Location) -> Manifest:
+        """See `Source.list_videos`."""
         entries = [
             self._entry(where, line, file.parent, split)
-            for file, split in _lists(root)
+            for file, split in _lists(local_path(root))
             for where, line in numbered_lines(file)
         ]
-        return listing_of(
-            entries,
-            max_missing_fraction=self.max_missing_fraction,
-            classes=numbered_classes(self.classes),
-        )
+        classes = numbered_classes(self.num_classes)
+        return build_manifest(entries, max_missing_fraction=self.max_missing_fraction, classes=classes)
 
     def _entry(self, where: str, line: str, folder: Path, split: str | None) -> Entry:
         numbers = 2 if self.rawframes else 1
@@ -76,33 +61,39 @@ class Mmaction2Source(Source):
         video = SourceVideo(
             path=path,
             name=cells[0],
-            label=class_number(where, cells[-1], self.classes),
+            label=class_number(where, cells[-1], self.num_classes),
             split=split,
-            frames=self._pictures(where, path, cells[1]) if self.rawframes else (),
-            fps=self.fps if self.rawframes else None,
+            frames=self._images(where, path, cells[1]) if self.rawframes else (),
+            fps=float(self.fps) if self.rawframes else None,
         )
-        _refuse_the_other_kind(where, video)
+        _check_kind(where, video)
         return Entry(where=where, video=video)
 
-    def _pictures(self, where: str, folder: Path, total: str) -> tuple[str, ...]:
+    def _images(self, where: str, folder: Path, total: str) -> tuple[str, ...]:
         if not re.fullmatch(r"[1-9][0-9]{0,7}", total):
             raise DataError(f"{where}: expected a number of frames, 1 or more, got {total!r}")
         first = 0 if (folder / self.filename_tmpl.format(0)).is_file() else 1
         return tuple(self.filename_tmpl.format(number) for number in range(first, first + int(total)))
 
 
-def _refuse_the_other_kind(where: str, video: SourceVideo) -> None:
+def _check_kind(where: str, video: SourceVideo) -> None:
+    """Reject a folder where a video file is expected, and the reverse."""
     folder = video.path.with_name(video.path.name.rpartition(" ")[0] or video.path.name)
     if folder.is_dir() and not video.frames:
         raise DataError(
-            f"{where}: {folder} is a folder; for folders of pictures set source.args.rawframes=true"
+            f"{where}: expected a video file, got the folder {folder}; fix: for folders of images set "
+            "source.args.rawframes=true"
         )
     if video.frames and video.path.is_file():
-        raise DataError(f"{where}: {video.path} is a file; for videos leave source.args.rawframes out")
-    lost = video.path / video.frames[-1] if video.frames else video.path
-    if video.path.is_dir() and not lost.is_file():
         raise DataError(
-            f"{where}: there is no {lost}; check the number of frames and source.args.filename_tmpl"
+            f"{where}: expected a folder of images, got the file {video.path}; fix: for videos remove "
+            "source.args.rawframes"
+        )
+    last = video.path / video.frames[-1] if video.frames else video.path
+    if video.path.is_dir() and not last.is_file():
+        raise DataError(
+            f"{where}: expected the image {last}, got no file; fix: check the number of frames and "
+            "source.args.filename_tmpl"
         )
 
 
@@ -117,9 +108,9 @@ def _lists(root: Path) -> list[tuple[Path, str | None]]:
             earlier = found.setdefault(split, file)
             if earlier is not file or len(splits) > 1:
                 raise DataError(
-                    f"{root}: {file.name} does not tell its split alone (beside {earlier.name}); "
-                    "name one of the lists as SOURCE"
+                    f"{root}: expected one list per split, got {file.name} and {earlier.name} for {split}; "
+                    "fix: give one of the lists as SOURCE"
                 )
     if not found:
-        raise DataError(f"{root} holds no list: expected names like ucf101_train_split_1_videos.txt")
+        raise DataError(f"{root}: expected lists such as ucf101_train_split_1_videos.txt, got none")
     return [(file, split) for split, file in found.items()]

@@ -1,64 +1,68 @@
-"""Something-Something v2 as it is given out: json lists, a json of the classes, videos/ID.webm."""
+"""Something-Something v2 in its official form: json lists, a json of the classes, videos/ID.webm."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.manifest.entries import Entry, check_list_arguments, folder_of_videos, listing_of
+from kinemae.data_tools.manifest.entries import Entry, build_manifest, check_arguments, folder_of_videos
 from kinemae.data_tools.manifest.text import read_text
-from kinemae.data_tools.manifest.videos import Listing, SourceVideo, split_name
-from kinemae.data_tools.sources.base import Source, on_this_machine
+from kinemae.data_tools.manifest.videos import Manifest, SourceVideo, split_name
+from kinemae.data_tools.sources.base import Source, local_path
 from kinemae.data_tools.storage.location import Location
 
 _LISTS = ("train", "validation", "test")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Ssv2Source(Source):
-    """Reads train.json, validation.json, test.json and labels.json; their names may begin with anything.
+    """Reads train.json, validation.json, test.json and labels.json; file names may have any prefix.
 
-    The class is the template without its brackets, numbered as in labels.json; what was said about the video
+    The class is the template without its brackets, numbered as in labels.json; the description of the video
     becomes the column `caption`. Videos of test.json have no label.
 
     Args:
-        labels: folder of the json files, relative to SOURCE (default: `labels` there, else there itself).
-        videos: folder of ID.webm, relative to SOURCE (default: 20bn-something-something-v2 or `videos`).
-        max_missing_fraction: refuse the lists where more than this share of the videos has no file.
+        labels: folder of the json files, relative to SOURCE; "" selects `labels` if it exists, else SOURCE.
+        videos: folder of ID.webm, relative to SOURCE; "" selects 20bn-something-something-v2 or `videos` if
+            they exist, else SOURCE.
+        max_missing_fraction: reject the lists if a larger fraction of their files is missing.
     """
 
-    def __init__(self, *, labels: str = "", videos: str = "", max_missing_fraction: float = 0.5):
-        check_list_arguments(max_missing_fraction)
-        self.labels = labels
-        self.videos = videos
-        self.max_missing_fraction = max_missing_fraction
+    labels: str = ""
+    videos: str = ""
+    max_missing_fraction: float = 0.5
 
-    def listing(self, root: Path | Location) -> Listing:
-        """See `Source.listing`."""
-        root = on_this_machine(root)
+    def __post_init__(self) -> None:
+        check_arguments(max_missing_fraction=self.max_missing_fraction)
+
+    def list_videos(self, root: Path | Location) -> Manifest:
+        """See `Source.list_videos`."""
+        root = local_path(root)
         if not root.is_dir():
-            raise DataError(f"{root} must be the folder that holds labels/ and the videos of ssv2")
+            raise DataError(f"{root}: expected the folder with labels/ and the videos of ssv2, got a file")
         lists = root / (self.labels or "labels")
         lists = lists if self.labels or lists.is_dir() else root
-        classes = _classes(_only(lists, "labels"))
+        classes = _classes(_find(lists, "labels"))
         folder = folder_of_videos(root, self.videos, ("20bn-something-something-v2", "videos"))
         entries = [
             _entry(f"{file}, entry {number}", item, folder, classes, split_name(name))
             for name in _LISTS
-            if (file := _only(lists, name, needed=name == "train")) is not None
+            if (file := _find(lists, name, is_required=name == "train")) is not None
             for number, item in enumerate(_load(file, list), start=1)
         ]
-        return listing_of(entries, max_missing_fraction=self.max_missing_fraction, classes=classes)
+        return build_manifest(entries, max_missing_fraction=self.max_missing_fraction, classes=classes)
 
 
-def _only(folder: Path, name: str, *, needed: bool = True) -> Any:
-    """The json file whose name ends in `name`, None where there is none and it is not needed."""
+def _find(folder: Path, name: str, *, is_required: bool = True) -> Any:
+    """The json file whose name ends in `name`; None if it does not exist and is not required."""
     found = sorted(folder.glob(f"*{name}.json"))
     if len(found) > 1:
-        raise DataError(f"{folder} holds both {found[0].name} and {found[1].name}: remove one")
-    if not found and needed:
         raise DataError(
-            f"{folder} holds no {name}.json: expected the json files of ssv2; see source.args.labels"
+            f"{folder}: expected one {name}.json, got {found[0].name} and {found[1].name}; fix: remove one"
         )
+    if not found and is_required:
+        raise DataError(f"{folder}: expected {name}.json of ssv2, got none; fix: set source.args.labels")
     return found[0] if found else None
 
 
@@ -66,9 +70,11 @@ def _load(file: Path, kind: type) -> Any:
     try:
         content = json.loads(read_text(file))
     except json.JSONDecodeError as error:
-        raise DataError(f"{file}, line {error.lineno}: this is no json: {error.msg}") from error
+        raise DataError(
+            f"{file}, line {error.lineno}: expected JSON, got invalid text: {error.msg}"
+        ) from error
     if not isinstance(content, kind):
-        raise DataError(f"{file} must hold a json {'object' if kind is dict else 'list'}")
+        raise DataError(f"{file}: expected a json {'object' if kind is dict else 'list'}, got another value")
     return content
 
 
@@ -91,14 +97,11 @@ def _entry(where: str, item: Any, folder: Path, classes: list[str], split: str |
     if split != "test":
         label = str(item.get("template", "")).replace("[", "").replace("]", "")
         if label not in classes:
-            raise DataError(f"{where}: no class {label!r} in the labels.json of {len(classes)} classes")
+            raise DataError(
+                f"{where}: expected one of the {len(classes)} classes of labels.json, got {label!r}"
+            )
     name = f"{item['id']}.webm"
     caption = item.get("label")
-    video = SourceVideo(
-        path=folder / name,
-        name=name,
-        label=label,
-        split=split,
-        extra={"caption": caption} if isinstance(caption, str) else {},
-    )
+    extra = {"caption": caption} if isinstance(caption, str) else {}
+    video = SourceVideo(path=folder / name, name=name, label=label, split=split, extra=extra)
     return Entry(where=where, video=video)

@@ -1,91 +1,62 @@
-"""A foreign WebDataset as a source: tars of samples, here or behind a URL, to be sharded anew."""
+"""WebDataset as a source: tars of samples, local or remote, to be sharded again."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from kinemae.data_tools.indexing.field_rules import Described, Rules, Shelf, read_shelves, settle
-from kinemae.data_tools.indexing.shard_list import ForeignShard, find_shards
-from kinemae.data_tools.indexing.warnings import warn_of_left_out, warn_of_unread
-from kinemae.data_tools.manifest.entries import Entry, listing_of, numbered_classes
-from kinemae.data_tools.manifest.table import Row, one_type
-from kinemae.data_tools.manifest.videos import Listing, SourceVideo
+from kinemae.data_tools.indexing.field_rules import (
+    FieldRules,
+    SampleInfo,
+    read_shards,
+    resolve_label,
+    warn_of_skipped,
+    warn_of_unused,
+)
+from kinemae.data_tools.indexing.shard_list import InputShard, find_shards
+from kinemae.data_tools.manifest.class_map import numbered_classes
+from kinemae.data_tools.manifest.entries import Entry, build_manifest
+from kinemae.data_tools.manifest.table import Row, unify_columns
+from kinemae.data_tools.manifest.videos import Manifest, SourceVideo
 from kinemae.data_tools.sources.base import Source
 from kinemae.data_tools.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
-class WebdatasetSource(Source):
+class WebdatasetSource(FieldRules, Source):
     """Reads *.tar, train/*.tar, data/train-*.tar (as on the Hugging Face hub) and video2dataset's 00000.tar.
 
-    SOURCE is a folder, one tar, or a pattern such as s3://bucket/train-{0000..0099}.tar. Headers, labels and
-    descriptions are read, no video is; pickled members are named and never read.
-
-    Args:
-        label: cls, txt, NAME.cls, json.FIELD, none, or auto (cls, else the json's `label`, else none).
-        video: the ending of the member to take where a sample has several videos.
-        group: the field of the json that tells the group.
-        columns: fields of the json that become columns of the index.
-        classes: how many classes there are; then every label must be a whole number below it.
-        by_split: whether folders (train/) and names (train-0000.tar) tell the split.
-        missing_labels: error, or reject to leave out samples without a label.
+    SOURCE is a folder, one tar, or a pattern such as s3://bucket/train-{0000..0099}.tar. Only headers, labels
+    and json members are read; pickled members are never read. The arguments are those of `FieldRules`.
     """
 
-    label: str = "auto"
-    video: str = ""
-    group: str = ""
-    columns: list[str] = field(default_factory=list)
-    classes: int = 0
-    by_split: bool = True
-    missing_labels: str = "error"
+    key_prefix = "source.args."
 
-    def __post_init__(self) -> None:
-        self.rules()
-
-    def rules(self) -> Rules:
-        """The rules for samples."""
-        return Rules(
-            label=self.label,
-            video=self.video,
-            group=self.group,
-            columns=tuple(self.columns),
-            classes=self.classes,
-            missing_labels=self.missing_labels,
-            keys="source.args.",
-        )
-
-    def listing(self, root: Path | Location) -> Listing:
-        """See `Source.listing`."""
+    def list_videos(self, root: Path | Location) -> Manifest:
+        """See `Source.list_videos`."""
         shards = find_shards(root, by_split=self.by_split)
-        rules = settle(self.rules(), shards)
-        shelves = read_shelves(shards, rules)
-        warn_of_unread([shelf.unread for shelf in shelves], rules)
-        warn_of_left_out(shards, shelves)
+        rules = resolve_label(self, shards)
+        contents = read_shards(shards, rules)
+        warn_of_unused([content.unused for content in contents], rules)
+        warn_of_skipped(shards, contents)
         pairs = [
             (shard, sample)
-            for shard, shelf in zip(shards, shelves, strict=True)
-            for sample in shelf.described
+            for shard, content in zip(shards, contents, strict=True)
+            for sample in content.samples
         ]
         rows = [Row(where=f"{shard.place}, {sample.key}", cells=sample.extra) for shard, sample in pairs]
-        for column in sorted({name for row in rows for name in row.cells}):
-            rows = one_type(rows, column)
-        entries = [_entry(*pair, row) for pair, row in zip(pairs, rows, strict=True)]
-        return listing_of(
+        entries = [_entry(*pair, row) for pair, row in zip(pairs, unify_columns(rows), strict=True)]
+        return build_manifest(
             entries,
             max_missing_fraction=0.0,
-            classes=numbered_classes(self.classes),
-            ignored=sum(_ignored(shelf) for shelf in shelves),
+            classes=numbered_classes(self.num_classes),
+            ignored=sum(content.ignored + len(content.skipped) for content in contents),
         )
 
 
-def _ignored(shelf: Shelf) -> int:
-    return shelf.ignored + len(shelf.left_out)
-
-
-def _entry(shard: ForeignShard, sample: Described, row: Row) -> Entry:
-    here = shard.place.path
+def _entry(shard: InputShard, sample: SampleInfo, row: Row) -> Entry:
+    path = shard.place.path
     video = SourceVideo(
-        path=here or Path(shard.place.name),
-        url="" if here else shard.place.url,
+        path=path or Path(shard.place.name),
+        url="" if path else shard.place.url,
         name=f"{shard.name}/{sample.video.name}",
         label=sample.label,
         split=shard.split,

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import NO_LABEL, Sample, ShardIndex, load_index
-from kinemae.data_tools.indexing.tar_members import Member, members_of, split_member, warn_of_pickles
+from kinemae.data_tools.indexing.tar_members import TarMember, read_members, split_key, warn_of_pickles
 from kinemae.data_tools.storage.cache import LocalIndex
 from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable
 from kinemae.data_tools.storage.retries import raise_if_outage
@@ -151,9 +151,9 @@ def _check_members(
     file: IO[bytes], place: Location, samples: list[Sample], index: ShardIndex
 ) -> Iterator[Fault]:
     try:
-        members = members_of(file, str(place))
+        members = read_members(file, str(place))
     except DataError as error:
-        yield Fault(place=str(place), problem=str(error).removeprefix(f"{place} "))
+        yield Fault(place=str(place), problem=str(error).removeprefix(f"{place}: "))
         return
     pickles = warn_of_pickles(members, str(place))
     by_offset = {member.offset: member for member in members}
@@ -167,7 +167,7 @@ def _check_members(
             found = "no member" if member is None else f"{member.name} with {member.length} bytes"
             problem = f"expected {sample.length} bytes at byte {sample.offset}, got {found}"
             yield _sample_fault(index, sample, problem)
-        elif is_own and split_member(member.name)[0] != sample.key:
+        elif is_own and split_key(member.name)[0] != sample.key:
             yield _sample_fault(index, sample, f"its offset is that of {member.name}")
         elif is_own:
             yield from _check_json(file, by_name.get(f"{sample.key}.json"), sample, index)
@@ -178,7 +178,9 @@ def _check_members(
             yield Fault(place=str(place), problem=f"{member.name} is not in the index")
 
 
-def _check_json(file: IO[bytes], member: Member | None, sample: Sample, index: ShardIndex) -> Iterator[Fault]:
+def _check_json(
+    file: IO[bytes], member: TarMember | None, sample: Sample, index: ShardIndex
+) -> Iterator[Fault]:
     """Check the json member, which other readers use instead of the index."""
     if member is None:
         yield _sample_fault(index, sample, f"{sample.key}.json is missing")

@@ -87,9 +87,12 @@ def test_copy_refuses_parts_before_anything_is_written(
 ):
     listing = table(films, "part.csv", "path,start_s,end_s", "0.mp4,0,1")
     assert shard(listing, tmp_path / "out", "layout.name=copy") == 2
-    assert "0#0-1.mp4 is a part of a video (start_s, end_s) and layout.name=copy" in capsys.readouterr().err
+    assert (
+        "layout.name=copy: expected whole files, got 0#0-1.mp4 with start_s or end_s"
+        in capsys.readouterr().err
+    )
     assert shard(films, tmp_path / "out", "source.name=folder", "layout.name=copy", "segment_s=1") == 2
-    assert "copy leaves videos as they are and cannot cut them" in capsys.readouterr().err
+    assert "layout.name=copy: expected no segment_s and scene_cuts" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -150,8 +153,8 @@ def test_drawn_splits_part_neither_groups_nor_copies(
     [
         (
             ["0.mp4,a,train,", "copy of 0.mp4,a,validation,"],
-            "1 leaks between splits, first 0.mp4 (train) and copy of 0.mp4 (validation) have the same "
-            "content: remove one of them, or set leaks=warn",
+            "got 1 leaks, first 0.mp4 (train) and copy of 0.mp4 (validation) have the same "
+            "content; fix: remove one of them, or set leaks=warn",
         ),
         (
             ["1.mp4,a,train,cam1", "2.mp4,a,validation,cam1"],
@@ -167,7 +170,7 @@ def test_given_splits_that_leak_are_an_error_unless_they_may(
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("dataset.json"))
     assert shard(listing, tmp_path / "warned", "layout.name=copy", "leaks=warn") == 0
-    assert message.split(": remove")[0] in capsys.readouterr().err
+    assert message.split("; fix")[0] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def place(root: Path, *names: str) -> Path:
 
 
 def listed(source: Source, root: Path) -> list[tuple[str, str | None, str | None]]:
-    return [(video.name, video.label, video.split) for video in source.listing(root).videos]
+    return [(video.name, video.label, video.split) for video in source.list_videos(root).videos]
 
 
 @pytest.fixture(params=component_names("kinemae.data_tools.sources"))
@@ -46,12 +46,12 @@ def built(name: str, collection: Collection) -> Source:
 
 class TestContract:
     def test_it_says_what_the_collection_says(self, name: str, collection: Collection):
-        listing = built(name, collection).listing(collection.root)
+        listing = built(name, collection).list_videos(collection.root)
         assert {video.name: (video.label, video.split) for video in listing.videos} == collection.expected
         assert [video.name for video in listing.videos] == list(collection.expected)
 
     def test_names_are_unique_and_values_are_of_their_types(self, name: str, collection: Collection):
-        listing = built(name, collection).listing(location(collection.root))
+        listing = built(name, collection).list_videos(location(collection.root))
         assert len({video.name for video in listing.videos}) == len(listing.videos)
         assert len({video.split is None for video in listing.videos}) == 1
         assert {video.split for video in listing.videos} <= {None, *SPLITS}
@@ -62,7 +62,7 @@ class TestContract:
             assert video.fps is None or video.frames
 
     def test_it_leads_to_the_bytes(self, name: str, collection: Collection):
-        for video in built(name, collection).listing(collection.root).videos:
+        for video in built(name, collection).list_videos(collection.root).videos:
             if video.frames:
                 assert all((video.path / picture).is_file() for picture in video.frames)
             else:
@@ -70,12 +70,12 @@ class TestContract:
 
     def test_no_video_is_opened(self, name: str, collection: Collection, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delattr(av, "open")
-        assert built(name, collection).listing(collection.root).videos
+        assert built(name, collection).list_videos(collection.root).videos
 
     def test_it_is_sharded_with_its_labels_and_splits(
         self, name: str, collection: Collection, tmp_path: Path
     ):
-        listing = built(name, collection).listing(collection.root)
+        listing = built(name, collection).list_videos(collection.root)
         layout = "stride_aligned" if listing.videos[0].frames else "copy"
         source = json.dumps({"name": name, "args": collection.args})
         options = [f"source={source}", f"layout.name={layout}", "validation_fraction=0", "workers=1"]
@@ -97,20 +97,21 @@ class TestContract:
         assert old.encode() in content
         file.write_bytes(content.replace(old.encode(), new.encode()))
         with pytest.raises(DataError, match=message):
-            built(name, collection).listing(collection.root)
+            built(name, collection).list_videos(collection.root)
 
     def test_a_source_that_is_not_there_is_named(self, name: str, collection: Collection, tmp_path: Path):
         with pytest.raises((DataError, ValueError), match="lost"):
-            built(name, Collection(root=tmp_path, expected={}, broken=collection.broken)).listing(
+            built(name, Collection(root=tmp_path, expected={}, broken=collection.broken)).list_videos(
                 tmp_path / "lost"
             )
 
     def test_only_tars_are_listed_from_afar(self, name: str, collection: Collection):
         if name != "webdataset":
             with pytest.raises(
-                DataError, match=r"SOURCE s3://bucket/x is remote: give source.name=webdataset"
+                DataError,
+                match=r"s3://bucket/x: expected a local path, got a URL; fix: set source.name=webdataset",
             ):
-                built(name, collection).listing(location("s3://bucket/x"))
+                built(name, collection).list_videos(location("s3://bucket/x"))
 
 
 def test_a_misspelt_source_is_told_the_right_name():
@@ -149,7 +150,7 @@ def test_a_class_may_be_named_like_a_split_beside_others(tmp_path: Path):
 
 def test_other_files_are_counted_and_hidden_ones_never_taken(tmp_path: Path):
     place(tmp_path, "a/1.mp4", "a/notes.txt", "a/._1.mp4", "LICENSE", ".cache/2.mp4")
-    listing = FolderSource().listing(tmp_path)
+    listing = FolderSource().list_videos(tmp_path)
     assert [video.name for video in listing.videos] == ["a/1.mp4"]
     assert listing.ignored == 3
 
@@ -163,21 +164,26 @@ def test_a_name_that_is_no_text_is_spelled_out(tmp_path: Path):
 @pytest.mark.parametrize(
     "names, message",
     [
-        (["a/1.mp4", "2.mp4"], r"holds both videos (2.mp4) and folders of videos"),
-        (["train/a/1.mp4", "train/2.mp4"], r"train holds both videos (2.mp4)"),
-        (["train/1.mp4", "val/2.mp4", "3.mp4"], "holds videos beside its split folders"),
+        (["a/1.mp4", "2.mp4"], r"expected one folder per class, or videos only, got both folders and 2.mp4"),
+        (
+            ["train/a/1.mp4", "train/2.mp4"],
+            r"train: expected one folder per class, or videos only, got both folders and 2.mp4",
+        ),
+        (["train/1.mp4", "val/2.mp4", "3.mp4"], "expected split folders only, got videos next to them"),
     ],
 )
 def test_an_ambiguous_folder_is_refused(tmp_path: Path, names: list[str], message: str):
     with pytest.raises(DataError, match=re.escape(message)):
-        FolderSource().listing(place(tmp_path, *names))
+        FolderSource().list_videos(place(tmp_path, *names))
 
 
 def test_real_clips_are_listed_by_class(videos: Path):
-    listing = FolderSource().listing(videos / "surveillance")
+    listing = FolderSource().list_videos(videos / "surveillance")
     assert Counter(video.label for video in listing.videos) == {"fight": 150, "no_fight": 150}
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(DataError, match=r"cannot list .*nothing: No such file"):
-        FolderSource().listing(tmp_path / "nothing")
+    with pytest.raises(
+        DataError, match=r"nothing: expected a folder that can be listed, got an error .No such file"
+    ):
+        FolderSource().list_videos(tmp_path / "nothing")

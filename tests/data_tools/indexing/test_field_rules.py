@@ -8,7 +8,7 @@ import pytest
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.indexing.shard_list import find_shards, open_shard
-from kinemae.data_tools.manifest.videos import Listing
+from kinemae.data_tools.manifest.videos import Manifest
 from kinemae.data_tools.sources.webdataset import WebdatasetSource
 from kinemae.data_tools.storage.location import location
 from tests.faulty_server import faulty_server
@@ -25,11 +25,11 @@ def tars(root: Path, *names: str) -> Path:
     return root
 
 
-def listing(root: Path | str, **args: Any) -> Listing:
-    return WebdatasetSource(**args).listing(location(root))
+def listing(root: Path | str, **args: Any) -> Manifest:
+    return WebdatasetSource(**args).list_videos(location(root))
 
 
-def facts(listing: Listing) -> list[tuple[str, str | None]]:
+def facts(listing: Manifest) -> list[tuple[str, str | None]]:
     return [(video.name.rpartition("/")[2], video.label) for video in listing.videos]
 
 
@@ -78,17 +78,17 @@ def test_a_pattern_of_folders_tells_splits_too(tmp_path: Path):
 
 def test_a_pattern_for_a_billion_shards_is_refused_at_once():
     with pytest.raises(
-        ValueError, match=r"\{0..999999999\}.tar stands for 1000000000 shards, more than 1000000: name"
+        ValueError, match=r"\{0..999999999\}.tar: expected at most 1000000 shards, got 1000000000"
     ):
         found("s3://bucket/{0..999999999}.tar")
-    with pytest.raises(ValueError, match=r"stands for 100000000 shards, more than 1000000: name fewer"):
+    with pytest.raises(ValueError, match=r"expected at most 1000000 shards, got 100000000"):
         found("s3://bucket/{0..9999}/{0..9999}.tar")
     with pytest.raises(ValueError, match=r"'pipe:cat x.tar' cannot be used"):
         found("pipe:cat x.tar")
 
 
 def test_what_holds_no_plain_tar_is_named(tmp_path: Path):
-    with pytest.raises(DataError, match=r"holds no tar: expected \*.tar, train/\*.tar, or a pattern"):
+    with pytest.raises(DataError, match=r"expected \*.tar, train/\*.tar, or a pattern .*, got no tar"):
         found(tmp_path)
     write_text(tmp_path / "a.tar.gz", "")
     with pytest.raises(DataError, match=r"a.tar.gz: expected plain tars, .*; fix: unpack it"):
@@ -96,10 +96,11 @@ def test_what_holds_no_plain_tar_is_named(tmp_path: Path):
     (tmp_path / "a.tar.gz").unlink()
     tars(tmp_path, "train.tar", "more.tar")
     with pytest.raises(
-        DataError, match=r"train.tar tells its split and more.tar tells none; .*by_split=false"
+        DataError,
+        match=r"expected a split in each name or in none, got train.tar and more.tar; .*by_split=false",
     ):
         found(tmp_path)
-    with pytest.raises(DataError, match=r"cannot read .*lost.tar: No such file"):
+    with pytest.raises(DataError, match=r"lost.tar: expected a readable tar, got an error .No such file"):
         open_shard(location(tmp_path / "lost.tar"))
 
 
@@ -213,16 +214,24 @@ def test_a_test_split_may_keep_its_labels_to_itself(tmp_path: Path):
         ),
         (
             [("b.mp4", b""), ("b.cls", b"x")],
-            {"classes": 2},
+            {"num_classes": 2},
             r"x.tar, b: expected a label that is a whole number",
         ),
         (
             [("b.mp4", b""), ("b.cls", b"2")],
-            {"classes": 2},
-            r"x.tar, b: label 2 is out of range, .*classes=2",
+            {"num_classes": 2},
+            r"x.tar, b: expected a label from 0 to 1 \(source.args.num_classes=2\), got 2",
         ),
-        ([("b.mp4", b"")], {"label": "json.x"}, r"x.tar, a: it has no .json to take its label"),
-        ([("b.mp4", b""), ("b.cls", b"1"), ("b.json", b"[]")], {"group": "x"}, r"x.tar, a: it has no .json"),
+        (
+            [("b.mp4", b"")],
+            {"label": "json.x"},
+            r"x.tar, a: expected a .json with label, group or columns, got none",
+        ),
+        (
+            [("b.mp4", b""), ("b.cls", b"1"), ("b.json", b"[]")],
+            {"group": "x"},
+            r"x.tar, a: expected a .json with label",
+        ),
     ],
 )
 def test_a_wrong_label_is_named_with_its_sample(
@@ -236,8 +245,8 @@ def test_a_wrong_label_is_named_with_its_sample(
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"{", r"x.tar, a: its .json is none"),
-        (b"[1]", r"x.tar, a: its .json must hold an object, got \[1\]"),
+        (b"{", r"x.tar, a: expected JSON in its .json, got invalid text"),
+        (b"[1]", r"x.tar, a: expected an object in its .json, got \[1\]"),
         (
             b'{"y": 1}',
             r"x.tar, a: expected a label from label=json.x, .* got None; the sample has mp4, json, json.y",
@@ -256,7 +265,7 @@ def test_a_label_that_appears_later_is_not_lost_in_silence(tmp_path: Path):
     write_tar(tmp_path / "x.tar", [("a.mp4", b""), ("b.mp4", b""), ("b.cls", b"1")])
     with pytest.raises(
         DataError,
-        match=r"x.tar, b: it has a .cls and the first sample has none; fix: set source.args",
+        match=r"x.tar, b: expected no .cls, as in the first sample, got one; fix: set source.args",
     ):
         listing(tmp_path)
     assert facts(listing(tmp_path, label="none")) == [("a.mp4", None), ("b.mp4", None)]
@@ -265,5 +274,5 @@ def test_a_label_that_appears_later_is_not_lost_in_silence(tmp_path: Path):
 def test_a_column_of_several_types_is_named_with_its_sample(tmp_path: Path):
     members = [("a.mp4", b""), ("a.json", described(x=1)), ("b.mp4", b""), ("b.json", described(x="y"))]
     write_tar(tmp_path / "x.tar", members)
-    with pytest.raises(DataError, match=r"x.tar, b: x is 'y', further up 1: give a column one type"):
+    with pytest.raises(DataError, match=r"x.tar, b: expected one type in x, got 'y' after 1"):
         listing(tmp_path, columns=["x"])

@@ -114,7 +114,7 @@ def test_classes_without_a_video_keep_their_numbers_only_with_a_list(
     for tar in (ours / "train").glob("*.tar"):
         (shards / tar.name).write_bytes(tar.read_bytes())
     assert index(tmp_path / "moved", tmp_path / "one") == 0
-    assert "class 1 has no video and no name here: classes are numbered anew; classes=OUT" in str(
+    assert "class 1 has neither a video nor a name: classes are renumbered; classes=OUT" in str(
         capsys.readouterr().err
     )
     assert open_index(tmp_path / "one" / "train").classes == ("a", "b", "z")
@@ -144,7 +144,7 @@ def one_sample(folder: Path, ours: Path, **changes: object) -> Path:
             ShardSample(
                 key=sample.key,
                 description=json.dumps(wanted).encode(),
-                ending="mp4",
+                extension="mp4",
                 file=tar,
                 offset=sample.offset,
                 length=sample.length,
@@ -163,11 +163,11 @@ def test_a_description_holds_every_column_that_the_tar_does_not_tell(ours: Path)
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"frames": "ten"}, "expected frames in its .json as shard writes it, got 'ten'; fix: download"),
-        ({"content": "left out"}, "expected content in its .json as shard writes it, got None"),
-        ({"width": True}, "expected width in its .json as shard writes it, got True"),
-        ({"start_s": float("nan")}, "expected start_s in its .json as shard writes it, got nan"),
-        ({"crc32": 1}, "its bytes are not those that shard wrote: the checksum in its .json differs"),
+        ({"frames": "ten"}, "expected frames in its .json as `shard` writes it, got 'ten'; fix: download"),
+        ({"content": "left out"}, "expected content in its .json as `shard` writes it, got None"),
+        ({"width": True}, "expected width in its .json as `shard` writes it, got True"),
+        ({"start_s": float("nan")}, "expected start_s in its .json as `shard` writes it, got nan"),
+        ({"crc32": 1}, "its checksum differs from the one in its .json"),
     ],
 )
 def test_a_wrong_description_is_named(

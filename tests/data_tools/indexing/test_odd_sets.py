@@ -11,7 +11,7 @@ from kinemae.data_tools.__main__ import PROGRAM
 from kinemae.data_tools.command import DataError, run_program
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.indexing.shard_list import find_shards
-from kinemae.data_tools.indexing.tar_members import members_of
+from kinemae.data_tools.indexing.tar_members import read_members
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.video_reader import read_video
 from tests.source_collections import write_clip, write_tar, write_text
@@ -73,11 +73,11 @@ def test_hard_links_are_read_and_other_links_named(tmp_path: Path, clips: list[b
         sample = data_set.sample(position)
         assert read_video(data_set, sample) == clips[1 if sample.key == "b" else 0]
     assert rejected(tmp_path) == {
-        "f": "f.mp4 is a link to /data/f.mp4, whose bytes are not in the tar",
-        "g": "g.mp4 is a link to not/there.mp4, whose bytes are not in the tar",
+        "f": "f.mp4 is a link to /data/f.mp4, which is not in the tar",
+        "g": "g.mp4 is a link to not/there.mp4, which is not in the tar",
     }
     with (tmp_path / "x.tar").open("rb") as file:
-        assert {member.link for member in members_of(file, "x")} == {"", "/data/f.mp4", "not/there.mp4"}
+        assert {member.link for member in read_members(file, "x")} == {"", "/data/f.mp4", "not/there.mp4"}
 
 
 def test_labels_are_found_where_names_hold_dots(tmp_path: Path, clips: list[bytes]):
@@ -108,20 +108,20 @@ def test_labels_are_found_where_the_first_one_is_missing(
     assert index(tmp_path) == 3
     message = capsys.readouterr().err
     assert "x.tar, 0: expected a label from label=json.label" in message
-    assert "fix: missing_labels=reject leaves such samples out, label=none takes no labels" in message
+    assert "fix: set missing_labels=reject to skip such samples, or label=none for no labels" in message
     assert index(tmp_path, "missing_labels=reject") == 0
     assert labels(open_index(tmp_path)) == {"1": "b", "2": "2"}
     assert rejected(tmp_path) == {"0": "it has no label from label=json.label"}
     sharding = ["shard", str(tmp_path), str(tmp_path / "out"), "--dry-run", "source.name=webdataset"]
     assert run_program(PROGRAM, sharding) == 3
-    assert "fix: source.args.missing_labels=reject leaves such samples out" in capsys.readouterr().err
+    assert "fix: set source.args.missing_labels=reject to skip such samples" in capsys.readouterr().err
     assert run_program(PROGRAM, [*sharding, "source.args.missing_labels=reject"]) == 0
-    assert "1 samples are left out, first x.tar, 0: it has no label from" in capsys.readouterr().err
+    assert "1 samples are skipped, first x.tar, 0: it has no label from" in capsys.readouterr().err
     assert index(tmp_path, "missing_labels=drop") == 2
     write_tar(tmp_path / "x.tar", [("a.mp4", clips[0]), ("a.json", described(label=1)), ("b.mp4", clips[1])])
     assert index(tmp_path) == 3
     assert (
-        "x.tar, b: it has no .json to take its label, group or columns from; fix: " in capsys.readouterr().err
+        "x.tar, b: expected a .json with label, group or columns, got none; fix: " in capsys.readouterr().err
     )
     assert index(tmp_path, "missing_labels=reject") == 0
     assert rejected(tmp_path) == {"b": "it has no label from label=json.label"}
@@ -151,7 +151,7 @@ def test_spellings_of_one_number_are_one_class_and_a_missing_value_none(
     assert open_index(tmp_path).classes == ("1",)
     write_tar(tmp_path / "1.tar", [("b.mp4", clips[1]), ("b.cls", b"nan")])
     assert index(tmp_path) == 3
-    assert "1.tar, b: expected a label, got 'nan', that stands for a missing value" in capsys.readouterr().err
+    assert "1.tar, b: expected a label, got 'nan', which means a missing value" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ending", [".tar.gz", ".tgz", ".tar.zst", ".txz"])
@@ -172,7 +172,10 @@ def test_a_tar_that_is_compressed_whatever_its_name_is_refused(
     with tarfile.open(tmp_path / "x.tar", "w:xz"):
         pass
     assert index(tmp_path) == 3
-    assert "x.tar is compressed: unpack it to a plain tar" in capsys.readouterr().err
+    assert (
+        "x.tar: expected a plain tar, for reads of single videos, got a compressed one"
+        in capsys.readouterr().err
+    )
 
 
 def test_shards_behind_a_link_and_splits_deep_in_folders_are_found(tmp_path: Path):

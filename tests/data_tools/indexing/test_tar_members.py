@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.indexing.tar_members import Member, members_of, read_member, samples_in, split_member
+from kinemae.data_tools.indexing.tar_members import (
+    TarMember,
+    group_members,
+    read_member,
+    read_members,
+    split_key,
+)
 from tests.source_collections import write_tar
 
 MEMBERS = [
@@ -29,12 +35,12 @@ def tar(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return write_tar(tmp_path_factory.mktemp("tar") / "x.tar", MEMBERS).read_bytes()
 
 
-def members(content: bytes) -> list[Member]:
-    return members_of(io.BytesIO(content), "x.tar")
+def members(content: bytes) -> list[TarMember]:
+    return read_members(io.BytesIO(content), "x.tar")
 
 
-def members_named(*names: str) -> list[Member]:
-    return [Member(name=name, offset=number, length=1) for number, name in enumerate(names)]
+def members_named(*names: str) -> list[TarMember]:
+    return [TarMember(name=name, offset=number, length=1) for number, name in enumerate(names)]
 
 
 def test_members_are_where_the_tar_has_them(tar: bytes):
@@ -46,7 +52,10 @@ def test_members_are_where_the_tar_has_them(tar: bytes):
 def test_a_tar_that_is_cut_anywhere_is_refused(tar: bytes):
     end = members(tar)[-1].offset + 1024  # the last member's blocks
     for length in range(0, end + 512, 97):
-        with pytest.raises(DataError, match=r"^x.tar is (no whole tar: |cut short after ).*; get or make"):
+        with pytest.raises(
+            DataError,
+            match=r"^x.tar: expected a (tar, got invalid|complete tar, got one that is cut short after).*fix",
+        ):
             members(tar[:length])
     assert len(members(tar[: end + 512])) == len(MEMBERS)
 
@@ -57,10 +66,10 @@ def test_webdataset_says_nothing_where_we_name_the_tar(tar: bytes, tmp_path: Pat
     damaged = bytearray(tar)
     damaged[third + 1] ^= 1
     for content, message in (
-        (tar[:third], r"x.tar is cut short after sub/a.cls: it has no end mark; get or make it anew"),
+        (tar[:third], r"x.tar: expected a complete tar, got one that is cut short after sub/a.cls"),
         (
             bytes(damaged),
-            rf"x.tar has a damaged header after sub/a.cls, at byte {third}; get or",
+            rf"x.tar: expected a header, got damaged bytes after sub/a.cls, at byte {third};",
         ),
     ):
         (tmp_path / "x.tar").write_bytes(content)
@@ -79,27 +88,29 @@ def test_a_changed_bit_in_a_header_is_refused_or_changes_nothing(tar: bytes, dat
     try:
         found = members(bytes(damaged))
     except DataError as error:
-        assert re.match(r"x.tar (is|has|goes on)", str(error))
+        assert re.match(r"x.tar: expected", str(error))
     else:
         assert found == members(tar)
 
 
 def test_what_is_no_plain_tar_is_named(tar: bytes):
-    with pytest.raises(DataError, match=r"x.tar is no whole tar: .*; get or make it anew"):
+    with pytest.raises(DataError, match=r"x.tar: expected a tar, got invalid data .*; fix: download"):
         members(b"no tar at all" * 100)
-    with pytest.raises(DataError, match=r"x.tar goes on after its end mark at byte \d+: tars cannot"):
+    with pytest.raises(DataError, match=r"x.tar: expected the end of the tar at byte \d+, got more data"):
         members(tar + tar)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz"):
         pass
-    with pytest.raises(DataError, match=r"x.tar is compressed: unpack it to a plain tar"):
+    with pytest.raises(
+        DataError, match=r"x.tar: expected a plain tar, for reads of single videos, got a compressed one"
+    ):
         members(packed.getvalue())
 
 
 def test_a_sparse_member_is_refused():
     info = tarfile.TarInfo("a.mp4")
     info.type = tarfile.GNUTYPE_SPARSE
-    with pytest.raises(DataError, match=r"x.tar holds the sparse file a.mp4: pack it anew without --sparse"):
+    with pytest.raises(DataError, match=r"x.tar: expected plain members, got the sparse file a.mp4"):
         members(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
 
 
@@ -115,8 +126,8 @@ def test_links_are_marked_and_folders_are_no_members():
 
 
 def test_a_tar_that_became_shorter_is_named():
-    with pytest.raises(DataError, match=r"x.tar ends inside a.mp4; get or make it anew"):
-        read_member(io.BytesIO(b"abc"), Member(name="a.mp4", offset=1, length=3), "x.tar")
+    with pytest.raises(DataError, match=r"x.tar: expected 3 bytes of a.mp4, got 2"):
+        read_member(io.BytesIO(b"abc"), TarMember(name="a.mp4", offset=1, length=3), "x.tar")
 
 
 WORDS = st.lists(st.text("ab1_- \u00e9", min_size=1, max_size=3), min_size=1, max_size=3)
@@ -127,11 +138,11 @@ def test_keys_and_endings_are_those_of_webdataset(words: list[str], ending: str)
     for name in ["/".join(words) + ending, "__meta__/x.json", "__index__", "a.b/c.d.mp4", "./a.mp4"]:
         key, ending = webdataset.tariterators.base_plus_ext(name)
         skipped = key is None or re.match(r"__[^/]*__($|/)", name)
-        assert split_member(name) == (("", "") if skipped else (key, ending.lower()))
+        assert split_key(name) == (("", "") if skipped else (key, ending.lower()))
 
 
 def test_the_video_is_found_by_its_ending_and_what_is_none_is_counted():
-    contents = samples_in(
+    contents = group_members(
         members_named("a.MP4", "a.txt", "b.right.webm", "c.json", "README", "d/.hidden.mp4", "__x__/y.mp4"),
         "x",
     )
@@ -139,23 +150,25 @@ def test_the_video_is_found_by_its_ending_and_what_is_none_is_counted():
         ("a", "a.MP4"),
         ("b", "b.right.webm"),
     ]
-    assert (contents.left_out, contents.ignored) == ({"c": "no member of it is a video"}, 3)
+    assert (contents.skipped, contents.ignored) == ({"c": "no member of the sample is a video"}, 3)
 
 
 def test_of_several_videos_one_must_be_chosen():
     several = members_named("a.left.mp4", "a.right.mp4")
-    with pytest.raises(DataError, match=r"x.tar, a holds both a.left.mp4 and a.right.mp4: .* video=mp4"):
-        samples_in(several, "x.tar")
-    [sample] = samples_in(several, "x.tar", video="Right.mp4").samples
+    with pytest.raises(
+        DataError, match=r"x.tar, a: expected one video, got a.left.mp4 and a.right.mp4; .* video=mp4"
+    ):
+        group_members(several, "x.tar")
+    [sample] = group_members(several, "x.tar", video="Right.mp4").samples
     assert sample.video.name == "a.right.mp4"
 
 
 def test_a_member_twice_is_refused():
-    with pytest.raises(DataError, match=r"x.tar holds a.MP4 twice: keys must be unique; remove one"):
-        samples_in(members_named("a.mp4", "b.mp4", "a.MP4"), "x.tar")
+    with pytest.raises(DataError, match=r"x.tar: expected unique members, got a.MP4 twice"):
+        group_members(members_named("a.mp4", "b.mp4", "a.MP4"), "x.tar")
 
 
 def test_pickles_are_named_and_never_read(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(logging.getLogger("kinemae"), "propagate", True)
-    samples_in(members_named("a.mp4", "a.pyd", "b.mp4", "b.state.pth"), "x.tar")
-    assert "x.tar holds 2 pickled members, first a.pyd: they can hold code and are never read" in caplog.text
+    group_members(members_named("a.mp4", "a.pyd", "b.mp4", "b.state.pth"), "x.tar")
+    assert "x.tar holds 2 pickled members, first a.pyd: they can run code and are never read" in caplog.text

@@ -55,9 +55,9 @@ class TestContract:
                 sample.info.height,
                 sample.info.codec,
             )
-            assert sample.ending == sample.ending.lower() == "mp4"
+            assert sample.extension == sample.extension.lower() == "mp4"
             assert sample.key.startswith("key")
-            assert sample.file is None or sample.file.name == f"{sample.key}.{sample.ending}"
+            assert sample.file is None or sample.file.name == f"{sample.key}.{sample.extension}"
 
     def test_equal_videos_give_equal_bytes(self, name: str, clip: SourceVideo, tmp_path: Path):
         twice = [encode(build(name), clip, tmp_path / folder) for folder in ("one", "other")]
@@ -142,27 +142,32 @@ def test_scenes_are_cut_where_the_picture_changes(name: str, tmp_path: Path):
             "copy",
             {},
             SegmentRules(segment_s=1),
-            "copy leaves videos as they are and cannot cut them; use layout.name=",
+            "layout.name=copy: expected no segment_s and scene_cuts, .*; fix: set layout.name",
         ),
         ("copy", {}, SegmentRules(scene_cuts=True), "stride_aligned, clips or jpegs"),
         (
             "copy",
             {"start_s": 1.0},
             SegmentRules(),
-            r"a.mp4 is a part of a video \(start_s, end_s\) and layout.name=copy",
+            r"layout.name=copy: expected whole files, got a.mp4 with start_s or end_s",
         ),
-        ("copy", {"end_s": 1.0}, SegmentRules(), "stores whole files; use layout.name=stride_aligned"),
+        (
+            "copy",
+            {"end_s": 1.0},
+            SegmentRules(),
+            "expected whole files, .*; fix: set layout.name to stride_aligned",
+        ),
         (
             "copy",
             {"frames": ("1.jpg",)},
             SegmentRules(),
-            "a.mp4 is a folder of pictures and layout.name=copy stores",
+            "expected video files, got the folder of images a.mp4",
         ),
         (
             "clips",
             {},
             SegmentRules(segment_s=1),
-            "clips cuts videos by its own args: leave segment_s and scene_cuts out",
+            "layout.name=clips: expected no segment_s and scene_cuts",
         ),
     ],
 )

@@ -8,7 +8,6 @@ import pytest
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.manifest.class_map import class_list, read_classes, sorted_classes
-from kinemae.data_tools.manifest.videos import SourceVideo
 from tests.sharding import shard, write_clip
 
 
@@ -38,9 +37,7 @@ def test_a_label_that_is_not_on_the_list_is_named_with_its_file(
     write_clip(tmp_path / "videos" / "a" / "1.mp4", 0)
     write_clip(tmp_path / "videos" / "d" / "2.mp4", 0)
     assert shard(tmp_path / "videos", tmp_path / "out", f"classes={earlier}", "--dry-run") == 3
-    message = (
-        f"d/2.mp4 has the label 'd', which is not among the 3 classes of classes={earlier}, as have 0 more"
-    )
+    message = f"d/2.mp4: expected one of the 3 classes of classes={earlier}, got the label 'd'"
     assert message in capsys.readouterr().err
 
 
@@ -60,12 +57,12 @@ def test_a_list_gives_the_order(tmp_path: Path, name: str, text: str, classes: l
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("list.txt", "a\nb\na\n", "names 'a' twice: expected each class once"),
-        ("list.txt", "\n", "names no class"),
-        ("list.json", "[1, 2]", "must hold a list of texts, or an object with such a list as classes"),
-        ("list.json", "{}", "must hold a list of texts"),
-        ("list.json", "[", "cannot be read: Expecting value"),
-        ("folder/x", "", "the folder holds neither classes.json nor dataset.json"),
+        ("list.txt", "a\nb\na\n", "expected each class once, got 'a' twice"),
+        ("list.txt", "\n", "expected each class once, got no class"),
+        ("list.json", "[1, 2]", "expected a list of texts, or an object with such a list as classes, got"),
+        ("list.json", "{}", "expected a list of texts, or an object with such a list as classes, got None"),
+        ("list.json", "[", "expected a list of classes, got invalid text: Expecting value"),
+        ("folder/x", "", "expected classes.json or dataset.json in the folder, got none"),
     ],
 )
 def test_what_is_no_list_of_classes_is_refused(tmp_path: Path, name: str, text: str, message: str):
@@ -81,9 +78,8 @@ def test_a_list_that_is_not_there_is_named(tmp_path: Path):
 
 
 def test_the_classes_of_a_source_keep_their_order_and_those_without_a_video():
-    videos = [SourceVideo(path=Path("x"), name="x.mp4", label="b")]
-    assert class_list(videos, ("c", "b"), of="the source") == ["c", "b"]
-    assert class_list(videos, (), of="") == ["b"]
+    assert class_list({"x.mp4": "b"}, ("c", "b"), origin="the source") == ["c", "b"]
+    assert class_list({"x.mp4": "b", "y.mp4": None}, (), origin="") == ["b"]
 
 
 def test_classes_are_sorted_as_numbers_where_all_are():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.manifest.videos import Listing
+from kinemae.data_tools.manifest.videos import Manifest
 from kinemae.data_tools.sources.csv import CsvSource
 from kinemae.data_tools.sources.jsonl import JsonlSource
 
@@ -22,13 +22,13 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def listing(root: Path, text: str | bytes, **args: Any) -> Listing:
+def listing(root: Path, text: str | bytes, **args: Any) -> Manifest:
     file = root / "list.csv"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
-    return CsvSource(**args).listing(file)
+    return CsvSource(**args).list_videos(file)
 
 
-def facts(found: Listing) -> list[tuple[str, str | None]]:
+def facts(found: Manifest) -> list[tuple[str, str | None]]:
     return [(video.name, video.label) for video in found.videos]
 
 
@@ -105,7 +105,9 @@ def test_other_names_are_told_the_argument_that_reads_them(root: Path, header: s
 
 def test_a_column_may_be_renamed_or_left_out(root: Path):
     text = "path,class,width,key\nv/a 1.mp4,x,3,4\n"
-    with pytest.raises(DataError, match=r"has a column 'width' .* add source.args.columns.my_width=width to"):
+    with pytest.raises(
+        DataError, match=r"got the column 'width'; fix: add source.args.columns.my_width=width to"
+    ):
         listing(root, text, columns={"label": None})
     found = listing(root, text, columns={"label": None, "my_width": "width", "key": None})
     assert (facts(found), found.videos[0].extra) == ([("v/a 1.mp4", None)], {"class": "x", "my_width": 3})
@@ -113,7 +115,7 @@ def test_a_column_may_be_renamed_or_left_out(root: Path):
         listing(root, text, columns={"path": "file"})
     for columns in ({"path": None}, {"label": 3}, {"crc32": "x"}):
         with pytest.raises(
-            ValueError, match=r"source.args.columns.\w+ must be the list's own name of the column"
+            ValueError, match=r"source.args.columns.\w+ must be the name of a column of the list"
         ):
             CsvSource(columns=columns)
 
@@ -121,13 +123,13 @@ def test_a_column_may_be_renamed_or_left_out(root: Path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("v/a 1.mp4,x\nv/\u00fc.mp4,y\n", r"got 'v/a 1.mp4, x'; fix: the file has no row of names"),
+        ("v/a 1.mp4,x\nv/\u00fc.mp4,y\n", r"got 'v/a 1.mp4, x'; fix: the file has no header row"),
         ("x;v/a 1.mp4\ny;v/\u00fc.mp4\n", r"add source.args.header=label,path \(its columns in order"),
         ("x v/1.mp4 9\n", r"got 'x v/1.mp4 9'; fix: this is a list of paths .* add source.name=path_label"),
         ("v/1.mp4,0,-1\n", r"add source.name=path_label"),
         ("label,youtube_id,time_start,time_end,split\n", r"columns of Kinetics, add source.name=kinetics"),
-        ("a,b\n1,2\n", r"fix: name the column of the paths, as in source.args.columns.path=a$"),
-        ("a\n1\n", r"fix: name the column of the paths, as in source.args.columns.path=NAME$"),
+        ("a,b\n1,2\n", r"fix: state the column of the paths, as in source.args.columns.path=a$"),
+        ("a\n1\n", r"fix: state the column of the paths, as in source.args.columns.path=NAME$"),
     ],
 )
 def test_a_file_without_names_is_told_what_reads_it(root: Path, text: str, message: str):
@@ -181,13 +183,13 @@ def test_no_labels_and_no_splits_are_said(root: Path, logged: pytest.LogCaptureF
         (b"PK\x03\x04\xff", r"got a zip file or a workbook; fix: save the table as CSV UTF-8"),
         (
             b"path,label\nv,x\n",
-            r"line 2: expected a video file, got the folder .*/v; fix: for folders of pictures",
+            r"line 2: expected a video file, got the folder .*/v; fix: for folders of images",
         ),
         (
             b"path,label\nv/a 1.mp4;x\n",
             r"line 2: expected 2 cells .*; fix: put ',' between the cells, also of",
         ),
-        (b"id,label\na,x\n", r"fix: name the column of the paths, as in source.args.columns.path=id"),
+        (b"id,label\na,x\n", r"fix: state the column of the paths, as in source.args.columns.path=id"),
     ],
 )
 def test_what_is_no_list_is_named(root: Path, content: bytes, message: str):
@@ -200,7 +202,9 @@ def test_a_row_with_too_many_cells_is_told_to_use_quotes(root: Path):
         DataError, match=r"line 2: expected 2 cells \(path,label\), got 3; fix: put a cell that"
     ):
         listing(root, "path,label\nv/c, 3.mp4,x\n")
-    with pytest.raises(DataError, match=r"start_s must be seconds, .* got '1,5'; fix: write a decimal point"):
+    with pytest.raises(
+        DataError, match=r"expected seconds, 0 or more, in start_s, got '1,5'; fix: write a decimal point"
+    ):
         listing(root, "path;start_s\nv/a 1.mp4;1,5\n")
 
 
@@ -210,9 +214,9 @@ def test_the_keys_of_a_jsonl_file_may_have_other_names(root: Path):
     with pytest.raises(
         DataError, match=r"jsonl, line 1: .*columns.path=file_name source.args.columns.label=class"
     ):
-        JsonlSource().listing(file)
-    found = JsonlSource(columns={"path": "file_name", "label": "class"}).listing(file)
+        JsonlSource().list_videos(file)
+    found = JsonlSource(columns={"path": "file_name", "label": "class"}).list_videos(file)
     assert facts(found) == [("v/a 1.mp4", "1")]
     file.write_text('{"path": "x"}\n{"path": "y", "label": 1, "LABEL": 2}\n')
     with pytest.raises(DataError, match=r"jsonl, line 2: expected one column 'label', got two; fix: remove"):
-        JsonlSource(columns={"label": "LABEL"}).listing(file)
+        JsonlSource(columns={"label": "LABEL"}).list_videos(file)

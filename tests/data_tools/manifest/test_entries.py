@@ -8,18 +8,18 @@ import pytest
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.components import Component, build_component
-from kinemae.data_tools.manifest.videos import Listing
+from kinemae.data_tools.manifest.videos import Manifest
 from kinemae.data_tools.sources.base import Source
 from tests.source_collections import COLLECTIONS, write_text
 
 
-def listing(name: str, root: Path, **args: Any) -> Listing:
-    return build_component("kinemae.data_tools.sources", Component(name=name, args=args), Source).listing(
+def listing(name: str, root: Path, **args: Any) -> Manifest:
+    return build_component("kinemae.data_tools.sources", Component(name=name, args=args), Source).list_videos(
         root
     )
 
 
-def path_label(tmp_path: Path, text: str, **args: Any) -> Listing:
+def path_label(tmp_path: Path, text: str, **args: Any) -> Manifest:
     return listing("path_label", write_text(tmp_path / "list.txt", text), max_missing_fraction=1.0, **args)
 
 
@@ -41,13 +41,13 @@ def test_the_label_stands_behind_the_last_space(tmp_path: Path):
         ("a b.mp4", r"list.txt, line 2: expected a label that is a whole number, 0 or more, got 'b.mp4'"),
         ("a.mp4 1.5", r"line 2: expected a label that is a whole number, 0 or more, got '1.5'"),
         ("a.mp4 -1", r"line 2: expected a label that is a whole number, 0 or more, got '-1'"),
-        ("a.mp4 7", r"line 2: label 7 is out of range, source.args.classes=7 allows 0 to 6"),
-        ("b.mp4 1", r"line 2: b.mp4 stands in line 1 already"),
+        ("a.mp4 7", r"line 2: expected a label from 0 to 6 .source.args.num_classes=7., got 7"),
+        ("b.mp4 1", r"line 2: expected each video once, got b.mp4, which is also in line 1"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str):
     with pytest.raises(DataError, match=message):
-        path_label(tmp_path, f"b.mp4 6\n{line}\n", classes=7)
+        path_label(tmp_path, f"b.mp4 6\n{line}\n", num_classes=7)
 
 
 def test_another_delimiter_is_understood_and_a_longer_one_refused(tmp_path: Path):
@@ -60,7 +60,9 @@ def test_another_delimiter_is_understood_and_a_longer_one_refused(tmp_path: Path
 def test_a_video_in_two_splits_is_named_with_both_lists(tmp_path: Path):
     write_text(tmp_path / "train.csv", "a.mp4 0\n")
     write_text(tmp_path / "test.csv", "b.mp4 0\na.mp4 0\n")
-    with pytest.raises(DataError, match=r"train.csv, line 1: a.mp4 stands in .*test.csv, line 2 already"):
+    with pytest.raises(
+        DataError, match=r"train.csv, line 1: .* got a.mp4, which is also in .*test.csv, line 2"
+    ):
         listing("path_label", tmp_path, max_missing_fraction=1.0)
 
 
@@ -86,13 +88,25 @@ def test_mmaction2_knows_videos_and_pictures(tmp_path: Path):
 @pytest.mark.parametrize(
     "text, args, message",
     [
-        ("v 3 1\n", {}, r"list.txt, line 1: .*v is a folder; .* set source.args.rawframes=true"),
-        ("a.mp4 3 1\n", {"rawframes": True}, r"line 1: .*a.mp4 is a file; for videos leave .*rawframes out"),
+        (
+            "v 3 1\n",
+            {},
+            r"list.txt, line 1: expected a video file, got the folder .*v; .* set source.args.rawframes=true",
+        ),
+        (
+            "a.mp4 3 1\n",
+            {"rawframes": True},
+            r"line 1: expected a folder of images, got the file .*a.mp4; .* remove source.args.rawframes",
+        ),
         ("v 1\n", {"rawframes": True}, r"line 1: expected PATH TOTAL_FRAMES LABEL, got 'v 1'"),
         ("v 0 1\n", {"rawframes": True}, r"line 1: expected a number of frames, 1 or more, got '0'"),
-        ("v 3 1\n", {"rawframes": True}, r"line 1: there is no .*img_00003.jpg; check the number of frames"),
+        (
+            "v 3 1\n",
+            {"rawframes": True},
+            r"line 1: expected the image .*img_00003.jpg, got no file; fix: check the number of frames",
+        ),
         ("a.mp4\n", {}, r"line 1: expected PATH LABEL, got 'a.mp4'"),
-        ("a.mp4 9\n", {"classes": 9}, r"line 1: label 9 is out of range"),
+        ("a.mp4 9\n", {"num_classes": 9}, r"line 1: expected a label from 0 to 8"),
     ],
 )
 def test_a_wrong_mmaction2_list_is_named(tmp_path: Path, text: str, args: dict[str, Any], message: str):
@@ -103,13 +117,13 @@ def test_a_wrong_mmaction2_list_is_named(tmp_path: Path, text: str, args: dict[s
 
 
 def test_mmaction2_lists_must_tell_their_split_alone(tmp_path: Path):
-    with pytest.raises(
-        DataError, match=r"holds no list: expected names like ucf101_train_split_1_videos.txt"
-    ):
+    with pytest.raises(DataError, match=r"expected lists such as ucf101_train_split_1_videos.txt, got none"):
         listing("mmaction2", tmp_path)
     write_text(tmp_path / "ucf101_train_split_1_videos.txt", "")
     write_text(tmp_path / "ucf101_train_split_2_videos.txt", "")
-    with pytest.raises(DataError, match=r"train_split_2_videos.txt does not tell its split alone .*split_1"):
+    with pytest.raises(
+        DataError, match=r"expected one list per split, got .*train_split_2_videos.txt and .*split_1"
+    ):
         listing("mmaction2", tmp_path)
 
 
@@ -120,7 +134,7 @@ def test_mmaction2_lists_must_tell_their_split_alone(tmp_path: Path):
         (
             "mmaction2",
             {"filename_tmpl": "img.jpg"},
-            r"filename_tmpl must hold one {:05} or so, got 'img.jpg'",
+            r"filename_tmpl must hold one number format such as {:05}, got 'img.jpg'",
         ),
         ("mmaction2", {"filename_tmpl": "{0.x:5}"}, "filename_tmpl must hold one"),
         ("frames", {"fps": -1.0}, "source.args.fps must be above 0, got -1.0"),
@@ -134,9 +148,9 @@ def test_mmaction2_lists_must_tell_their_split_alone(tmp_path: Path):
         (
             "webdataset",
             {"columns": ["width"]},
-            "columns must hold no name that the index uses itself, got 'width'",
+            "columns must not hold names of the index's own columns, got 'width'",
         ),
-        ("webdataset", {"classes": -1}, "classes must be 0 .* or more, got -1"),
+        ("webdataset", {"num_classes": -1}, "classes must be 0 .* or more, got -1"),
     ],
 )
 def test_a_wrong_argument_is_named(name: str, args: dict[str, Any], message: str):
@@ -160,7 +174,8 @@ def test_lost_kinetics_videos_are_counted_up_to_a_share(tmp_path: Path):
     found = listing("kinetics", root)
     assert (found.missing, found.videos[-1].name) == (1, "lost_video__000100_000110.mp4")
     with pytest.raises(
-        DataError, match=r"1 of 3 videos .* have no file, first .*val.csv, line 3: .*lost_video_"
+        DataError,
+        match=r"a file for each of 3 videos, got none for 1, first .*val.csv, line 3: .*lost_video_",
     ):
         listing("kinetics", root, max_missing_fraction=0.3)
 
@@ -171,7 +186,9 @@ def test_kinetics_takes_the_copy_in_the_folder_of_the_class(tmp_path: Path):
     write_text(videos / "yoga" / "-_a1b2c3d4e_000010_000020.mp4", "")
     assert listing("kinetics", root).videos[0].name.startswith("train/playing chess/")
     write_text(videos / "playing_chess" / "-_a1b2c3d4e_000010_000020.mkv", "")
-    with pytest.raises(DataError, match=r"train.csv, line 2: both .* and .* have that name; remove one"):
+    with pytest.raises(
+        DataError, match=r"train.csv, line 2: expected one file of that name, got .* and .*; fix: remove one"
+    ):
         listing("kinetics", root)
 
 
@@ -179,15 +196,18 @@ def test_kinetics_takes_the_copy_in_the_folder_of_the_class(tmp_path: Path):
     "text, message",
     [
         ("label,youtube_id,split\n", r"x.csv, line 1: expected label,youtube_id,time_start,time_end,split"),
-        ("youtube_id,time_start,time_end,split\na,1\n", r"line 2: expected as many cells as the header"),
+        ("youtube_id,time_start,time_end,split\na,1\n", r"line 2: expected as many cells as in the header"),
         (
             "youtube_id,time_start,time_end,split\na,1,2,dev\n",
-            r"line 2: no split named 'dev'; there is train",
+            r"line 2: expected the split train, validate or test, got 'dev'",
         ),
-        ('youtube_id,time_start,time_end,split\n"a,1,2,dev\n', r"this is no csv: unexpected end of data"),
+        (
+            'youtube_id,time_start,time_end,split\n"a,1,2,dev\n',
+            r"expected csv, got invalid text: unexpected end of data",
+        ),
         (
             "youtube_id,time_start,time_end,split\na,1,inf,train\n",
-            r"line 2: time_end must be a number of sec",
+            r"line 2: expected seconds in time_end",
         ),
     ],
 )
@@ -214,11 +234,11 @@ def test_ssv2_classes_keep_their_numbers_and_captions_become_a_column(tmp_path: 
             '{"Holding something": "2"}',
             r"labels.json: expected classes numbered 0, 1, 2, ..., got",
         ),
-        ("labels.json", "[1]", r"labels.json must hold a json object"),
-        ("train.json", '{"id": "1"}', r"train.json must hold a json list"),
-        ("train.json", "[\n{", r"train.json, line 2: this is no json"),
+        ("labels.json", "[1]", r"labels.json: expected a json object"),
+        ("train.json", '{"id": "1"}', r"train.json: expected a json list"),
+        ("train.json", "[\n{", r"train.json, line 2: expected JSON, got invalid text"),
         ("train.json", '[{"id": "../1"}]', r"train.json, entry 1: expected {\"id\": \"...\", \"template\""),
-        ("2-train.json", "[]", r"holds both 2-train.json and train.json: remove one"),
+        ("2-train.json", "[]", r"expected one train.json, got 2-train.json and train.json; fix: remove one"),
     ],
 )
 def test_wrong_ssv2_files_are_named(tmp_path: Path, file: str, text: str, message: str):
@@ -229,9 +249,9 @@ def test_wrong_ssv2_files_are_named(tmp_path: Path, file: str, text: str, messag
 
 
 def test_ssv2_without_its_files_is_named(tmp_path: Path):
-    with pytest.raises(DataError, match=r"holds no labels.json: expected the json files of ssv2"):
+    with pytest.raises(DataError, match=r"expected labels.json of ssv2, got none"):
         listing("ssv2", tmp_path)
-    with pytest.raises(DataError, match=r"must be the folder that holds labels/ and the videos of ssv2"):
+    with pytest.raises(DataError, match=r"expected the folder with labels/ and the videos of ssv2"):
         listing("ssv2", write_text(tmp_path / "x.json", "[]"))
 
 
@@ -249,7 +269,7 @@ def test_ucf101_groups_and_classes_are_the_official_ones(tmp_path: Path):
         (
             "testlist01.txt",
             "Run/v_Run_g01_c01.avi\n",
-            r"testlist01.txt, line 1: no class 'Run' in classInd.txt",
+            r"testlist01.txt, line 1: expected a class of classInd.txt, got 'Run'",
         ),
     ],
 )
@@ -261,10 +281,12 @@ def test_wrong_ucf101_lists_are_named(tmp_path: Path, file: str, text: str, mess
 
 
 def test_another_fold_takes_its_own_lists(tmp_path: Path):
-    with pytest.raises(DataError, match=r"cannot read .*trainlist02.txt: No such file"):
+    with pytest.raises(
+        DataError, match=r"trainlist02.txt: expected a readable list, got an error .No such file"
+    ):
         listing("ucf101", COLLECTIONS["ucf101"](tmp_path / "ucf").root, fold=2)
     with pytest.raises(
-        DataError, match=r"holds no CLASS_test_split3.txt: expected the split files of HMDB51"
+        DataError, match=r"expected the split files CLASS_test_split3.txt of HMDB51, got none"
     ):
         listing("hmdb51", COLLECTIONS["hmdb51"](tmp_path / "hmdb").root, fold=3)
 
@@ -298,11 +320,11 @@ def test_folders_of_pictures_may_lie_deep_in_a_class(tmp_path: Path):
 @pytest.mark.parametrize(
     "names, message",
     [
-        (["1.jpg"], "holds pictures itself: expected one folder of pictures for each video"),
-        (["a/v/1.jpg", "w/1.jpg"], "holds both videos in class folders and w in none"),
+        (["1.jpg"], "expected one folder of images per video, got images directly in it"),
+        (["a/v/1.jpg", "w/1.jpg"], "expected all videos in class folders or none, got w outside of them"),
         (
             ["v/img_1.jpg", "v/flow_x_1.jpg"],
-            "holds pictures of several kinds, such as flow_x_1.jpg and img_1.jpg",
+            "expected images of one kind, got flow_x_1.jpg and img_1.jpg",
         ),
     ],
 )

@@ -11,8 +11,8 @@ import pytest
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.config import load_config
-from kinemae.data_tools.manifest.labels import label_text, one_spelling, warn_of_labels
-from kinemae.data_tools.manifest.videos import Listing
+from kinemae.data_tools.manifest.class_map import label_text, unified_labels, warn_of_labels
+from kinemae.data_tools.manifest.videos import Manifest
 from kinemae.data_tools.sharding.plan import ShardConfig, make_plan
 from kinemae.data_tools.sources.base import Source
 from kinemae.data_tools.storage.location import location
@@ -28,12 +28,14 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def listing(root: Path, text: str, name: str = "list.txt", **args: Any) -> Listing:
+def listing(root: Path, text: str, name: str = "list.txt", **args: Any) -> Manifest:
     part = Component(name="csv" if name.endswith("csv") else "path_label", args=args)
-    return build_component("kinemae.data_tools.sources", part, Source).listing(write_text(root / name, text))
+    return build_component("kinemae.data_tools.sources", part, Source).list_videos(
+        write_text(root / name, text)
+    )
 
 
-def facts(found: Listing) -> list[tuple[str, str | None]]:
+def facts(found: Manifest) -> list[tuple[str, str | None]]:
     return [(video.name, video.label) for video in found.videos]
 
 
@@ -78,36 +80,36 @@ def test_frames_of_videomae_v2_are_pictures_from_a_number_on(root: Path):
         (
             "v/c.mp4 24 0\n",
             {},
-            r"line 1: expected PATH LABEL, got two numbers .*header=path,ignore,label where",
+            r"line 1: expected PATH LABEL, got two numbers .*header=path,ignore,label if",
         ),
         ("v/c.mp4 0,3\n", {}, r"line 1: expected PATH LABEL, got two numbers"),
         (
             "v/c.mp4 0 9\n",
             {"header": "path,start,frames"},
-            r"expected a folder of pictures, or -1 frames for a",
+            r"expected a folder of images, or -1 frames for a",
         ),
         (
             "v 1 9\n",
             {"header": "path,start,frames"},
-            r"expected 9 pictures from number 1 on in .*/v, the last is",
+            r"expected 9 images from number 1 on in .*/v, got no file",
         ),
         ("v 1 x\n", {"header": "path,start,frames"}, r"line 1: expected a whole number as frames, got 'x'"),
         ("v 1\n", {"header": "path,start,frames"}, r"line 1: expected PATH START FRAMES, got 'v 1'"),
         (
             "v/c.mp4 -1\n",
             {},
-            r"got '-1'; fix: source.args.header=path,ignore takes the videos without labels",
+            r"got '-1'; fix: add source.args.header=path,ignore for videos without labels",
         ),
         (
             "path label\nv/c.mp4 1\n",
             {},
-            r"got 'label'; fix: a list with a row of names is read by source.name=csv",
+            r"got 'label'; fix: add source.name=csv for a list with a header row",
         ),
-        ("v/c.mp4 run\n", {}, r"got 'run'; fix: .* add source.name=csv source.args.header=path,label"),
+        ("v/c.mp4 run\n", {}, r"got 'run'; fix: add source.name=csv source.args.header=path,label"),
         (
             "path,label\nv/c.mp4,a\n",
             {},
-            r"got 'path,label'; fix: a table with a row of names is read by source",
+            r"got 'path,label'; fix: add source.name=csv for a table with a header row",
         ),
         ("7 v/c.mp4\n8 v/\u00fc.mp4\n", {}, r"fix: add source.args.header=label,path"),
     ],
@@ -125,7 +127,7 @@ def test_what_stands_on_a_line_may_be_said(root: Path):
     assert facts(listing(root, "v/c.mp4 -1\n", header="path,ignore")) == [("v/c.mp4", None)]
     for header in ("label", "path,lable", "path,label,label"):
         with pytest.raises(
-            ValueError, match=r"source.args.header must be path and perhaps label, start, frames"
+            ValueError, match=r"source.args.header must be path and optionally label, start, frames"
         ):
             listing(root, "", header=header)
     with pytest.raises(ValueError, match=r"source.args.fps must be above 0"):
@@ -150,7 +152,7 @@ def test_paths_are_found_as_other_systems_write_them(
     for text, file in ((f"{written} 1\n", "list.txt"), (f"path,label\n{written},1\n", "list.csv")):
         [video] = listing(root, text, file).videos
         assert (video.path.is_file(), video.name) == (True, name)
-        assert f"1 paths of the list are spelled otherwise on the disk, first {root / file}" in logged.text
+        assert f"1 paths of the list have another spelling on the disk, first {root / file}" in logged.text
 
 
 def test_a_home_folder_is_understood_and_what_is_ambiguous_is_not_chosen(
@@ -160,7 +162,9 @@ def test_a_home_folder_is_understood_and_what_is_ambiguous_is_not_chosen(
     [video] = listing(root, "~/c.mp4 1\n").videos
     assert video.path == root / "v" / "c.mp4"
     write_text(root / "v" / "c.webm", "")
-    with pytest.raises(DataError, match=r"1 of 1 videos of the list have no file, .*/v/c; fix: correct the"):
+    with pytest.raises(
+        DataError, match=r"a file for each of 1 videos, got none for 1, .*/v/c; fix: correct the"
+    ):
         listing(root, "v/c 1\n")
 
 
@@ -178,12 +182,12 @@ def test_the_advice_for_missing_files_works_as_it_is_printed(root: Path, folder:
     rows = "".join(f'"{prefix}{name}",x\n' for name in VIDEOS)
     file = write_text(root / folder / "list.csv", f"path,label\n{rows}")
     settings = load_config(ShardConfig, None, [])
-    with pytest.raises(DataError, match=r"3 of 3 videos of the list have no file") as caught:
+    with pytest.raises(DataError, match=r"a file for each of 3 videos, got none for 3") as caught:
         make_plan(location(file), settings)
     advice = shlex.split(str(caught.value).partition("fix: add ")[2].partition(", or raise")[0])
     assert all(word.startswith(("source.args.videos=", "source.args.strip=")) for word in advice) and advice
     plan = make_plan(location(file), load_config(ShardConfig, None, advice))
-    assert plan.listing.missing == 0
+    assert plan.manifest.missing == 0
     assert plan.record["source"]["name"] == "csv"
 
 
@@ -209,14 +213,12 @@ def test_labels_that_are_one_number_are_one_class(root: Path, labels: list[str],
     rows = "".join(f"{number}.mp4,{label}\n" for number, label in enumerate(labels))
     found = listing(root, f"path,label\n{rows}", "list.csv", max_missing_fraction=1.0)
     assert [video.label for video in found.videos] == expected
-    assert one_spelling([]) == {}
+    assert unified_labels([]) == {}
 
 
 @pytest.mark.parametrize("label", ["nan", "NaN", "<NA>", "NaT", "null", "#N/A"])
 def test_a_missing_value_is_no_label(root: Path, label: str):
-    with pytest.raises(
-        DataError, match=r"line 3: expected a label, got .*stands for a missing value; fix: give"
-    ):
+    with pytest.raises(DataError, match=r"line 3: expected a label, got .*means a missing value; fix: add"):
         listing(root, f"path,label\nv/c.mp4,x\nv/a 1.mp4,{label}\n", "list.csv")
 
 
@@ -234,9 +236,9 @@ def test_classes_that_look_like_one_are_said(logged: pytest.LogCaptureFixture):
     assert "the labels 'Run' and 'run' are 2 classes: they differ only in case" in logged.text
     assert "the labels 'sit down' and 'sit_down' are 2 classes" in logged.text
     warn_of_labels(["-1", "0"])
-    assert "the label '-1' is a class like any other" in logged.text
+    assert "the label '-1' is used as a class" in logged.text
     warn_of_labels(["1", "4"])
-    assert "but not 0 to 1: their order gives class numbers, label 1 is 0" in logged.text
+    assert "but not 0 to 1: class numbers follow their order, label 1 is 0" in logged.text
     logged.clear()
     warn_of_labels(["0", "1"])
     warn_of_labels(["a", "b"])
@@ -250,7 +252,7 @@ def test_links_to_folders_are_followed_and_loops_refused(tmp_path: Path, source:
         write_text(tmp_path / "set" / label / "own" / name, "")
     (tmp_path / "set" / "x" / "more").symlink_to(tmp_path / "elsewhere")
     built = build_component("kinemae.data_tools.sources", Component(name=source), Source)
-    found = built.listing(tmp_path / "set")
+    found = built.list_videos(tmp_path / "set")
     assert len(found.videos) == 3
     assert {video.label for video in found.videos if "/more/deep/" in video.name} == {"x"}
     for link, target in (("set/x/loop", "set"), ("elsewhere/back", "set/x"), ("set/z", ".")):
@@ -258,9 +260,9 @@ def test_links_to_folders_are_followed_and_loops_refused(tmp_path: Path, source:
         with pytest.raises(
             DataError, match=r"expected a folder, got a link to .*, which holds it; fix: remove it"
         ):
-            built.listing(tmp_path / "set")
+            built.list_videos(tmp_path / "set")
         os.unlink(tmp_path / link)
-    assert len(built.listing(tmp_path / "set").videos) == 3
+    assert len(built.list_videos(tmp_path / "set").videos) == 3
 
 
 def test_kinetics_videos_behind_a_link_are_found(tmp_path: Path):
@@ -269,6 +271,6 @@ def test_kinetics_videos_behind_a_link_are_found(tmp_path: Path):
     file = write_text(tmp_path / "k" / "train.csv", text)
     (tmp_path / "k" / "videos").mkdir()
     (tmp_path / "k" / "videos" / "more").symlink_to(tmp_path / "disk2")
-    found = make_plan(location(file), load_config(ShardConfig, None, [])).listing
+    found = make_plan(location(file), load_config(ShardConfig, None, [])).manifest
     assert [video.name for video in found.videos] == ["more/yoga/abc_000001_000011.mp4"]
     assert json.dumps(found.missing) == "0"

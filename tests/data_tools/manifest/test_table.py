@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.components import Component, build_component
-from kinemae.data_tools.manifest.table import Row, one_type, parse_column
-from kinemae.data_tools.manifest.videos import Listing, SourceVideo
+from kinemae.data_tools.manifest.table import Row, parse_column, unify_columns
+from kinemae.data_tools.manifest.videos import Manifest, SourceVideo
 from kinemae.data_tools.sources.base import Source
 from kinemae.data_tools.sources.csv import CsvSource
 from kinemae.data_tools.sources.jsonl import JsonlSource
 
 
-def listing(tmp_path: Path, text: str, **args: Any) -> Listing:
+def listing(tmp_path: Path, text: str, **args: Any) -> Manifest:
     """Of a csv or jsonl text, without files for its videos."""
     name = "jsonl" if text.startswith("{") else "csv"
     path = tmp_path / f"list.{name}"
     path.write_bytes(text.encode())
     args = {"max_missing_fraction": 1.0, **args}
-    return build_component("kinemae.data_tools.sources", Component(name=name, args=args), Source).listing(
+    return build_component("kinemae.data_tools.sources", Component(name=name, args=args), Source).list_videos(
         path
     )
 
@@ -46,7 +46,7 @@ def test_paths_are_relative_to_the_table(tmp_path: Path):
 def test_paths_may_begin_in_another_folder(tmp_path: Path):
     (tmp_path / "clips").mkdir()
     assert videos(tmp_path, "path\n1.mp4\n", videos="clips")[0].path == tmp_path / "clips" / "1.mp4"
-    with pytest.raises(ValueError, match=r"source.args.videos: there is no folder .*clps"):
+    with pytest.raises(ValueError, match=r"source.args.videos must be a folder, got .*clps"):
         videos(tmp_path, "path\n1.mp4\n", videos="clps")
 
 
@@ -112,7 +112,7 @@ def test_parts_of_one_video_have_names_of_their_own(tmp_path: Path):
 
 def test_a_type_may_be_asked_for(tmp_path: Path):
     assert videos(tmp_path, "path,age\n1.mp4,40\n", types={"age": "float"})[0].extra == {"age": 40.0}
-    with pytest.raises(DataError, match=r"list.csv, line 3: age must be of type int, got 'old'"):
+    with pytest.raises(DataError, match=r"list.csv, line 3: expected a value of type int in age, got 'old'"):
         videos(tmp_path, "path,age\n1.mp4,40\n2.mp4,old\n", types={"age": "int"})
     with pytest.raises(
         DataError, match=r"list.csv, line 1: expected columns of the file in source.args.types, got 'aeg'"
@@ -123,37 +123,58 @@ def test_a_type_may_be_asked_for(tmp_path: Path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("path,label\n1.mp4,a\n2.mp4,\n", "line 3: the label is missing, as in 1 of 2 entries"),
-        ("path,label,split\n1.mp4,a,train\n2.mp4,b,\n", "line 3: the split is missing"),
-        ("path,label\n1.mp4,a\n,b\n", "line 3: the path is missing"),
+        (
+            "path,label\n1.mp4,a\n2.mp4,\n",
+            "line 3: expected a label for all videos or for none, got none here",
+        ),
+        (
+            "path,label,split\n1.mp4,a,train\n2.mp4,b,\n",
+            "line 3: expected a split for all videos or for none, got none here",
+        ),
+        ("path,label\n1.mp4,a\n,b\n", "line 3: expected a path as text, got None"),
         ("path,label\n1.mp4,a,b\n", "line 2: expected 2 cells (path,label), got 3"),
         ("path,label\n1.mp4\n", "line 2: expected 2 cells (path,label), got 1"),
-        ("path,label,split\n1.mp4,a,trian\n", "line 2: no split named 'trian'; there is train, validation"),
-        ("path,label\n1.mp4,a\n2.mp4,b\n1.mp4,a\n", "line 4: 1.mp4 stands in line 2 already"),
-        ("path,start_s\n1.mp4,2\n1.mp4,2.0\n", "line 3: 1#2-.mp4 stands in line 2 already"),
-        ("1.mp4,a\n", "line 1: expected a column path, and perhaps label, split, group, start_s, end_s"),
-        ("path,label,label\n", "line 1: column 3 is called 'label': every column needs its own name"),
-        ("path,,label\n", "line 1: column 2 is called ''"),
-        ("path,frames\n", "line 1: the index has a column 'frames' of its own"),
+        (
+            "path,label,split\n1.mp4,a,trian\n",
+            "line 2: expected one of the splits train, validation, test, unlabelled, got 'trian'",
+        ),
+        (
+            "path,label\n1.mp4,a\n2.mp4,b\n1.mp4,a\n",
+            "line 4: expected each video once, got 1.mp4, which is also in line 2",
+        ),
+        (
+            "path,start_s\n1.mp4,2\n1.mp4,2.0\n",
+            "line 3: expected each video once, got 1#2-.mp4, which is also in line 2",
+        ),
+        ("1.mp4,a\n", "line 1: expected a column path, optionally label, split, group, start_s, end_s"),
+        ("path,label,label\n", "line 1: expected a unique name for each column, got 'label' for column 3"),
+        ("path,,label\n", "line 1: expected a unique name for each column, got '' for column 2"),
+        ("path,frames\n", "line 1: expected other names than those of the index, got the column 'frames'"),
         ("", "line 1: expected a column path"),
-        ('path,label\n"1.mp4,a\n', "this is no csv: unexpected end of data"),
-        ("path,start_s\n1.mp4,soon\n", "line 2: start_s must be seconds, 0 or more, got 'soon'"),
-        ("path,start_s\n1.mp4,-1\n", "line 2: start_s must be seconds, 0 or more, got -1.0"),
-        ("path,start_s,end_s\n1.mp4,2,2\n", "line 2: end_s=2 must lie after start_s=2"),
+        ('path,label\n"1.mp4,a\n', "expected csv, got invalid text: unexpected end of data"),
+        ("path,start_s\n1.mp4,soon\n", "line 2: expected seconds, 0 or more, in start_s, got 'soon'"),
+        ("path,start_s\n1.mp4,-1\n", "line 2: expected seconds, 0 or more, in start_s, got -1.0"),
+        ("path,start_s,end_s\n1.mp4,2,2\n", "line 2: expected end_s above start_s=2, got 2"),
         ('{"path": "1.mp4"}\n["2.mp4"]', "line 2: expected a json object such as"),
         ('{"path": "1.mp4"}\n\n{"path": }', "line 3: expected one json object, got"),
         ('{"path": "1.mp4", "path": "2.mp4"}', "line 1: expected one json object, got"),
-        ('{"label": "1"}', "line 1: expected a column path, and perhaps label"),
-        ('{"path": 1}', "line 1: path must be text"),
-        ('{"path": "1.mp4", "label": 0.5}', "line 1: label must be text or a whole number, got 0.5"),
-        ('{"path": "1.mp4", "group": true}', "line 1: group must be text or a whole number, got True"),
-        ('{"path": "1.mp4", "end_s": true}', "line 1: end_s must be seconds, 0 or more, got True"),
-        ('{"path": "1.mp4", "end_s": Infinity}', "line 1: end_s must be seconds, 0 or more, got inf"),
-        ('{"path": "1.mp4", "crc32": 1}', "line 1: the index has a column 'crc32' of its own"),
-        ('{"path": "1.mp4", "x": [1]}', "line 1: x must be text or a finite number, got [1]"),
-        ('{"path": "1.mp4", "x": NaN}', "line 1: x must be text or a finite number, got nan"),
-        ("path,start_s\n1.mp4,1e999\n", "line 2: start_s must be seconds, 0 or more, got '1e999'"),
-        ('{"path": "1.mp4", "x": 1}\n{"path": "2.mp4", "x": "b"}', "line 2: x is 'b', further up 1: give a"),
+        ('{"label": "1"}', "line 1: expected a column path, optionally label"),
+        ('{"path": 1}', "line 1: expected a path as text, got 1"),
+        ('{"path": "1.mp4", "label": 0.5}', "line 1: expected text or a whole number in label, got 0.5"),
+        ('{"path": "1.mp4", "group": true}', "line 1: expected text or a whole number in group, got True"),
+        ('{"path": "1.mp4", "end_s": true}', "line 1: expected seconds, 0 or more, in end_s, got True"),
+        ('{"path": "1.mp4", "end_s": Infinity}', "line 1: expected seconds, 0 or more, in end_s, got inf"),
+        (
+            '{"path": "1.mp4", "crc32": 1}',
+            "line 1: expected other names than those of the index, got the column 'crc32'",
+        ),
+        ('{"path": "1.mp4", "x": [1]}', "line 1: expected text or a finite number in x, got [1]"),
+        ('{"path": "1.mp4", "x": NaN}', "line 1: expected text or a finite number in x, got nan"),
+        ("path,start_s\n1.mp4,1e999\n", "line 2: expected seconds, 0 or more, in start_s, got '1e999'"),
+        (
+            '{"path": "1.mp4", "x": 1}\n{"path": "2.mp4", "x": "b"}',
+            "line 2: expected one type in x, got 'b' after 1",
+        ),
     ],
 )
 def test_a_wrong_table_is_named_with_its_line(tmp_path: Path, text: str, message: str):
@@ -167,20 +188,20 @@ def test_a_wrong_table_is_named_with_its_line(tmp_path: Path, text: str, message
     [
         ("x", "line 3: expected a label that is a whole number, 0 or more, got 'x'"),
         ("-1", "line 3: expected a label that is a whole number, 0 or more, got '-1'"),
-        ("3", "line 3: label 3 is out of range, source.args.classes=3 allows 0 to 2"),
-        ("", "line 3: the label is missing"),
+        ("3", "line 3: expected a label from 0 to 2 .source.args.num_classes=3., got 3"),
+        ("", "line 3: expected a label for all videos or for none, got none here"),
     ],
 )
 def test_labels_may_have_to_be_numbers_below_a_count(tmp_path: Path, label: str, message: str):
     with pytest.raises(DataError, match=message):
-        listing(tmp_path, f"path,label\n1.mp4,2\n2.mp4,{label}\n", classes=3)
+        listing(tmp_path, f"path,label\n1.mp4,2\n2.mp4,{label}\n", num_classes=3)
     with pytest.raises(DataError, match=message):
         first, second = {"path": "1.mp4", "label": 2}, {"path": "2.mp4", "label": label or None}
-        listing(tmp_path, f"{json.dumps(first)}\n\n{json.dumps(second)}", classes=3)
+        listing(tmp_path, f"{json.dumps(first)}\n\n{json.dumps(second)}", num_classes=3)
 
 
 def test_a_count_of_classes_gives_also_those_without_a_video(tmp_path: Path):
-    assert listing(tmp_path, "path,label\n1.mp4,2\n", classes=4).classes == ("0", "1", "2", "3")
+    assert listing(tmp_path, "path,label\n1.mp4,2\n", num_classes=4).classes == ("0", "1", "2", "3")
 
 
 def test_many_missing_files_are_refused_and_few_are_counted(tmp_path: Path):
@@ -188,7 +209,8 @@ def test_many_missing_files_are_refused_and_few_are_counted(tmp_path: Path):
     found = listing(tmp_path, "path\n1.mp4\n2.mp4\n", max_missing_fraction=0.5)
     assert (len(found.videos), found.missing) == (2, 1)
     with pytest.raises(
-        DataError, match=r"2 of 3 videos of the list have no file, first .*list.csv, line 3: .*2.mp4"
+        DataError,
+        match=r"expected a file for each of 3 videos, got none for 2, first .*list.csv, line 3: .*2.mp4",
     ):
         listing(tmp_path, "path\n1.mp4\n2.mp4\n3.mp4\n", max_missing_fraction=0.5)
 
@@ -196,7 +218,7 @@ def test_many_missing_files_are_refused_and_few_are_counted(tmp_path: Path):
 def test_another_encoding_is_named(tmp_path: Path):
     (tmp_path / "list.csv").write_bytes("path,label\n\xe9.mp4,a\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"list.csv: expected text in UTF-8, .*; fix: save it as UTF-8"):
-        CsvSource().listing(tmp_path / "list.csv")
+        CsvSource().list_videos(tmp_path / "list.csv")
 
 
 @pytest.mark.parametrize(
@@ -206,16 +228,16 @@ def test_another_encoding_is_named(tmp_path: Path):
         ({"types": {"age": "number"}}, "source.args.types.age must be one of int, float, text"),
         (
             {"types": {"label": "int"}},
-            "source.args.types.label must be one of int, float, text for a column of",
+            "source.args.types.label must be one of int, float, text for an additional column",
         ),
-        ({"classes": -1}, "source.args.classes must be 0 .* or more, got -1"),
+        ({"num_classes": -1}, "source.args.num_classes must be 0 .* or more, got -1"),
         ({"max_missing_fraction": 2.0}, r"source.args.max_missing_fraction must lie in \[0, 1\], got 2.0"),
     ],
 )
 def test_a_wrong_argument_is_named(args: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         CsvSource(**args)
-    if "classes" in args:
+    if "num_classes" in args:
         with pytest.raises(ValueError, match=message):
             JsonlSource(**args)
 
@@ -235,4 +257,4 @@ def test_text_survives_whatever_it_looks_like(values: list[str]):
     kind = {type(value) for value in read}
     assert kind in ({str}, {int}, {float})
     assert kind == {float} or [str(value) for value in read] == values
-    assert one_type(rows, "x") == rows
+    assert unify_columns(rows, "x") == rows

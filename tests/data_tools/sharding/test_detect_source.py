@@ -9,8 +9,8 @@ from kinemae.data_tools.__main__ import PROGRAM
 from kinemae.data_tools.command import DataError, run_program
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import open_index
-from kinemae.data_tools.manifest.videos import Listing
-from kinemae.data_tools.sharding.detect_source import refuse_empty, source_of
+from kinemae.data_tools.manifest.videos import Manifest
+from kinemae.data_tools.sharding.detect_source import check_not_empty, detect_source
 from kinemae.data_tools.sharding.plan import ShardConfig
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.video_reader import read_video
@@ -42,45 +42,44 @@ def videos_in(folder: Path) -> dict[str, bytes]:
 def test_a_source_is_chosen_by_what_is_there(tmp_path: Path, name: str, source: str):
     if name and "-" not in name:
         write_text(tmp_path / name, "")
-    assert source_of(location(tmp_path / name)).name == source
+    assert detect_source(location(tmp_path / name)).name == source
     if name:
         expected = source if source == "webdataset" else "csv" if "csv" in name else "jsonl"
-        assert source_of(location(f"s3://bucket/{name}")).name == expected
+        assert detect_source(location(f"s3://bucket/{name}")).name == expected
 
 
 def test_what_no_source_is_known_for_is_named(tmp_path: Path):
-    with pytest.raises(
-        DataError, match=r"SOURCE .*lost does not exist: expected a folder of videos, or a csv"
-    ):
-        source_of(location(tmp_path / "lost"))
+    with pytest.raises(DataError, match=r"SOURCE .*lost: expected a folder of videos, or a csv"):
+        detect_source(location(tmp_path / "lost"))
     write_text(tmp_path / "list.xlsx", "")
     with pytest.raises(
-        ValueError, match=r"must be a folder or a file that ends in .csv, .jsonl, .tar, .* save the table"
+        ValueError,
+        match=r"expected a folder or a file with the extension .csv, .jsonl, .tar, .* save the table",
     ):
-        source_of(location(tmp_path / "list.xlsx"))
+        detect_source(location(tmp_path / "list.xlsx"))
     with pytest.raises(
-        ValueError, match=r"s3://b/x must be a file that ends .* of tars source.name=webdataset"
+        ValueError, match=r"s3://b/x: expected a file with the extension .* of tars source.name=webdataset"
     ):
-        source_of(location("s3://b/x"))
+        detect_source(location("s3://b/x"))
 
 
 def test_a_folder_of_something_else_says_what_it_seems_to_be(tmp_path: Path):
-    empty = Listing(videos=(), ignored=3)
-    with pytest.raises(DataError, match=r"holds no video: .*; 3 other files were passed over$"):
-        refuse_empty(location(tmp_path), empty)
+    empty = Manifest(videos=(), ignored=3)
+    with pytest.raises(DataError, match=r"got no video and 3 other files$"):
+        check_not_empty(location(tmp_path), empty)
     write_text(tmp_path / "v" / "1.jpg", "")
-    with pytest.raises(DataError, match=r"it holds pictures such as 1.jpg: set source.name=frames"):
-        refuse_empty(location(tmp_path), empty)
+    with pytest.raises(DataError, match=r"it holds images such as 1.jpg; fix: set source.name=frames"):
+        check_not_empty(location(tmp_path), empty)
     write_tar(tmp_path / "data" / "train-0.tar", [])
     with pytest.raises(
-        DataError, match=r"it holds tars such as data/train-0.tar: set source.name=webdataset"
+        DataError, match=r"it holds tars such as data/train-0.tar; fix: set source.name=webdataset"
     ):
-        refuse_empty(location(tmp_path), empty)
+        check_not_empty(location(tmp_path), empty)
     write_text(tmp_path / "train" / "dataset.json", "{}")
     with pytest.raises(DataError, match=r"it is a data set already; fix: train on it, data.shards=.*/train$"):
-        refuse_empty(location(tmp_path), empty)
+        check_not_empty(location(tmp_path), empty)
     with pytest.raises(DataError, match=r"SOURCE s3://b/x.tar holds no video: .* passed over$"):
-        refuse_empty(location("s3://b/x.tar"), empty)
+        check_not_empty(location("s3://b/x.tar"), empty)
 
 
 def test_a_foreign_set_in_a_bucket_is_sharded_as_one_on_the_disk(bucket: str, tmp_path: Path):
@@ -118,7 +117,7 @@ def refusal(root: Path) -> str:
     with pytest.raises(
         DataError, match=r"expected videos in folders alone, got \d+ lists of videos too"
     ) as caught:
-        source_of(location(root))
+        detect_source(location(root))
     return str(caught.value)
 
 
@@ -173,8 +172,8 @@ def test_official_lists_in_their_official_folder_are_used_and_named(
     write_text(tmp_path / "v" / "a.mp4", "")
     for name in lists:
         write_text(tmp_path / name, "a.mp4 1\n")
-    assert source_of(location(tmp_path)).name == source
-    assert f"is read by source.name={source}, by its official lists; source.name=folder uses" in caplog.text
+    assert detect_source(location(tmp_path)).name == source
+    assert f"is read by source.name={source}, with its official lists; source.name=folder uses" in caplog.text
 
 
 def test_ssv2_is_known_by_its_labels(tmp_path: Path):
@@ -189,11 +188,11 @@ def test_other_texts_beside_videos_are_at_most_mentioned(
     write_text(tmp_path / "v" / "a.mp4", "")
     write_text(tmp_path / "README.txt", "Our videos, a.mp4 among them\nare free.\n")
     write_text(tmp_path / "rejected.jsonl", '{"path": "v/a.mp4", "label": "x", "reason": ""}\n')
-    assert source_of(location(tmp_path)).name == "folder"
+    assert detect_source(location(tmp_path)).name == "folder"
     assert "README.txt" not in caplog.text
     write_text(tmp_path / "SHA256.txt", "0011 v/a.mp4\n")
-    assert source_of(location(tmp_path)).name == "folder"
-    assert "SHA256.txt names videos and is not read: the classes and splits are those of" in caplog.text
+    assert detect_source(location(tmp_path)).name == "folder"
+    assert "SHA256.txt lists videos and is not read: classes and splits are those of" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -211,13 +210,13 @@ def test_other_texts_beside_videos_are_at_most_mentioned(
     ],
 )
 def test_a_list_is_known_by_its_first_lines(tmp_path: Path, name: str, text: str, source: str):
-    assert source_of(location(write_text(tmp_path / name, text))).name == source
+    assert detect_source(location(write_text(tmp_path / name, text))).name == source
 
 
 def test_a_list_of_nothing_is_named_as_one(tmp_path: Path):
     file = write_text(tmp_path / "list.csv", "path,label\n")
     with pytest.raises(DataError, match=r"list.csv: expected a row for each video, got no video"):
-        refuse_empty(location(file), Listing(videos=()))
+        check_not_empty(location(file), Manifest(videos=()))
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -231,7 +230,7 @@ def test_one_class_that_may_be_a_folder_of_classes_is_said(
     write_text(tmp_path / "set" / "videos" / "a" / "1.mp4", "")
     assert "all videos are of" not in said(capsys, tmp_path / "set")
     write_text(tmp_path / "set" / "videos" / "b" / "2.mp4", "")
-    message = "all videos are of the class 'videos', in 2 folders; if those are the classes, give SOURCE"
+    message = "all videos are of the class 'videos', in 2 folders; if those are the classes, set SOURCE to"
     assert message in said(capsys, tmp_path / "set")
     assert "all videos are of" not in said(capsys, tmp_path / "set" / "videos")
 
@@ -239,7 +238,9 @@ def test_one_class_that_may_be_a_folder_of_classes_is_said(
 def test_a_folder_that_may_be_a_split_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_text(tmp_path / "train" / "1.mp4", "")
     write_text(tmp_path / "dev" / "2.mp4", "")
-    assert "train names a split, dev does not: all are classes; for splits rename" in said(capsys, tmp_path)
+    assert "train is the name of a split, dev is not: all are classes; for splits rename" in said(
+        capsys, tmp_path
+    )
 
 
 def test_a_source_is_named_alone_by_its_arguments_or_both(tmp_path: Path):
@@ -253,6 +254,6 @@ def test_a_source_is_named_alone_by_its_arguments_or_both(tmp_path: Path):
         assert (source.name, source.args) == (name, args)
     assert load_config(ShardConfig, None, ["source=null"]).source is None
     with pytest.raises(
-        ValueError, match=r"SOURCE .*a.mp4 must be .*; for a video give the folder in which it lies"
+        ValueError, match=r"SOURCE .*a.mp4: expected .*; for a video set SOURCE to its folder"
     ):
-        source_of(location(write_text(tmp_path / "a.mp4", "")))
+        detect_source(location(write_text(tmp_path / "a.mp4", "")))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinemae.data_tools.sharding.keys import safe_keys, shuffled
+from kinemae.data_tools.sharding.splits import safe_keys, shuffled
 
 
 @given(st.sets(st.text(max_size=120), max_size=20))

@@ -12,7 +12,7 @@ from kinemae.data_tools.index import open_index
 from kinemae.data_tools.layouts.base import EncodedSample, Job, Layout
 from kinemae.data_tools.layouts.stride_aligned import StrideAligned
 from kinemae.data_tools.manifest.videos import SourceVideo
-from kinemae.data_tools.sharding.transcode import JOURNAL_NAME, transcode
+from kinemae.data_tools.sharding.transcode import LOG_NAME, transcode
 from tests.sharding import contents, encoded, moving, shard
 
 
@@ -57,7 +57,7 @@ def test_a_complete_data_set_takes_in_what_can_be_read_now(
     assert contents(out) == before
     capsys.readouterr()
     assert shard(source, out, "validation_fraction=0", "retry_rejected=true") == 0
-    assert f"{int(is_mended)} of 1 rejected videos can be read now" in capsys.readouterr().err
+    assert f"{int(is_mended)} of 1 rejected videos are readable now" in capsys.readouterr().err
     assert contents(out) == (contents(whole) if is_mended else before)
 
 
@@ -97,7 +97,7 @@ def test_a_crash_is_not_final(tmp_path: Path):
         results = transcode(jobs, Deadly(flag), tmp_path / "work", workers=2, is_sharded=lambda key: False)
         assert [bool(result.samples) for result in results] == [True, not is_short]
         assert results[1].is_final != is_short
-    lines = (tmp_path / "work" / JOURNAL_NAME).read_text().splitlines()
+    lines = (tmp_path / "work" / LOG_NAME).read_text().splitlines()
     assert len([line for line in lines if json.loads(line)["samples"]]) == 2
 
 
@@ -110,5 +110,5 @@ def test_the_log_says_what_may_pass(tmp_path: Path, capsys: pytest.CaptureFixtur
     rejected.write_text(json.dumps({**entry, "reason": "the decoder crashed on it", "is_final": False}))
     capsys.readouterr()
     assert shard(source, out) == 0
-    expected = "1 videos were left out for a cause that may pass, first b.mp4: the decoder crashed on it"
+    expected = "1 videos were rejected for a temporary cause, first b.mp4: the decoder crashed on it"
     assert expected in capsys.readouterr().err

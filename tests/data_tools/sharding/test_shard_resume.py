@@ -64,7 +64,7 @@ def test_a_run_killed_three_times_is_continued_to_the_same_bytes(
 ):
     out, chance = tmp_path / "out", random.Random(SEED)
     stored, finished, later = chance.randint(0, 12), chance.randint(0, 3), chance.random() * 0.05
-    journal, shards = out / "work" / "checked.jsonl", out / "work" / "shards.jsonl"
+    journal, shards = out / "work" / "transcoded.jsonl", out / "work" / "shards.jsonl"
     kill_when(start(repo, collection, out), lambda: lines(journal) > stored)
     kill_when(start(repo, collection, out), lambda: lines(shards) > finished)
     running = start(repo, collection, out)
@@ -107,7 +107,7 @@ def test_two_runs_at_a_time_are_refused(collection: Path, tmp_path: Path, capsys
     with (out / "work" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert shard(collection, out, "max_bad_fraction=0.01") == 3
-    assert f"another process writes to {out} now: wait for it" in capsys.readouterr().err
+    assert f"{out}: another process writes to it" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def some_samples(work: Path) -> list[ShardSample]:
         file = work / "spool" / f"k{number}.mp4"
         file.write_bytes(bytes([number]) * 700)
         crc32 = zlib.crc32(file.read_bytes())
-        about = {"key": f"k{number}", "description": b"{}", "ending": "mp4", "length": 700, "crc32": crc32}
+        about = {"key": f"k{number}", "description": b"{}", "extension": "mp4", "length": 700, "crc32": crc32}
         samples.append(ShardSample(file=file, **about))  # type: ignore[arg-type]
     return samples
 
@@ -167,7 +167,9 @@ def test_a_finished_shard_of_other_samples_is_made_anew(tmp_path: Path):
         first = output.write_shard("train", 0, some_samples(output.work))
         second = output.write_shard("train", 0, some_samples(output.work)[:1])
         assert (first.shard.samples, second.shard.samples) == (2, 1)
-        with pytest.raises(DataError, match=r"has changed since it was checked: run the same command again"):
+        with pytest.raises(
+            DataError, match=r"expected the bytes that were checked, got others; fix: run the command again"
+        ):
             output.write_shard("train", 0, _without_files(tmp_path))
         assert not output.is_sharded("k0")
 

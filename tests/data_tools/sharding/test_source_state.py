@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kinemae.data_tools.manifest.videos import SourceVideo
-from kinemae.data_tools.sharding.source_state import source_states
+from kinemae.data_tools.sharding.transcode import source_states
 from kinemae.data_tools.storage.location import location
 from tests.faulty_server import faulty_server
 from tests.sharding import encoded, moving, shard
@@ -54,7 +54,7 @@ def test_a_remote_video_that_changed_is_stored_anew(
     table.write_text(f"path\n{bucket}/a.mp4\n{bucket}/b.mp4\n")
     out = tmp_path / "out"
     assert shard(table, out, "max_bad_fraction=0.1") == 3
-    journal = out / "work" / "checked.jsonl"
+    journal = out / "work" / "transcoded.jsonl"
     assert '"frames": 5' in journal.read_text()
     before = journal.read_text()
     assert shard(table, out, "max_bad_fraction=0.1") == 3

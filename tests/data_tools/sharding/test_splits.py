@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinemae.data_tools.manifest.videos import SourceVideo
-from kinemae.data_tools.sharding.splits import copies, divide, families, leaks
+from kinemae.data_tools.sharding.splits import assign_splits, count_copies, families, leaks
 
 
 def videos(counts: dict[str | None, int], split: str | None = None) -> list[SourceVideo]:
@@ -30,33 +30,33 @@ def grouped(groups: list[tuple[str, str]]) -> list[SourceVideo]:
 
 @pytest.mark.parametrize("share, held_out", [(0.2, 2), (0.01, 1), (0.99, 9), (0.0, 0)])
 def test_a_split_is_balanced_by_class(share: float, held_out: int):
-    splits = divide(videos({"a": 10, "b": 10}), {}, validation_fraction=share, seed=0)
+    splits = assign_splits(videos({"a": 10, "b": 10}), {}, validation_fraction=share, seed=0)
     counts = Counter(video.label for video in splits.get("validation", []))
     assert counts == ({"a": held_out, "b": held_out} if held_out else {})
     assert sum(map(len, splits.values())) == 20
 
 
 def test_a_class_of_one_stays_in_train_and_one_of_two_is_on_both_sides():
-    splits = divide(videos({"one": 1, "two": 2}), {}, validation_fraction=0.5, seed=0)
+    splits = assign_splits(videos({"one": 1, "two": 2}), {}, validation_fraction=0.5, seed=0)
     assert sorted(video.label for video in splits["train"] if video.label) == ["one", "two"]
     assert [video.label for video in splits["validation"]] == ["two"]
 
 
 def test_videos_without_labels_all_go_to_train():
-    splits = divide(videos({None: 5}), {}, validation_fraction=0.5, seed=0)
+    splits = assign_splits(videos({None: 5}), {}, validation_fraction=0.5, seed=0)
     assert {split: len(some) for split, some in splits.items()} == {"train": 5}
 
 
 def test_given_splits_are_kept():
     given_splits = videos({"a": 3}, "train") + videos({"b": 2}, "test") + videos({None: 1}, "unlabelled")
-    splits = divide(given_splits, {}, validation_fraction=0.5, seed=0)
+    splits = assign_splits(given_splits, {}, validation_fraction=0.5, seed=0)
     assert {split: len(some) for split, some in splits.items()} == {"train": 3, "test": 2, "unlabelled": 1}
 
 
 def test_a_split_depends_on_the_seed_and_not_on_the_order_of_the_source():
     some = videos({"a": 30, "b": 30})
-    drawn = [divide(order, {}, validation_fraction=0.3, seed=1) for order in (some, some[::-1])]
-    assert drawn[0] == drawn[1] != divide(some, {}, validation_fraction=0.3, seed=2)
+    drawn = [assign_splits(order, {}, validation_fraction=0.3, seed=1) for order in (some, some[::-1])]
+    assert drawn[0] == drawn[1] != assign_splits(some, {}, validation_fraction=0.3, seed=2)
 
 
 @given(
@@ -69,7 +69,7 @@ def test_neither_groups_nor_copies_are_ever_parted(
 ):
     some = grouped([(group.strip(), label) for group, label in groups])
     contents = {video.name: digest for video, digest in zip(some, digests, strict=False)}
-    splits = divide(some, contents, validation_fraction=share, seed=0)
+    splits = assign_splits(some, contents, validation_fraction=share, seed=0)
     assert leaks(splits, contents) == []
     assert sorted(video.name for members in splits.values() for video in members) == sorted(
         video.name for video in some
@@ -84,13 +84,13 @@ def test_neither_groups_nor_copies_are_ever_parted(
 
 def test_groups_of_equal_size_are_shared_out_as_exactly_as_single_videos():
     some = grouped([(f"{label}{number // 5}", label) for label in "ab" for number in range(50)])
-    splits = divide(some, {}, validation_fraction=0.2, seed=3)
+    splits = assign_splits(some, {}, validation_fraction=0.2, seed=3)
     assert Counter(video.label for video in splits["validation"]) == {"a": 10, "b": 10}
 
 
 def test_a_class_of_two_large_groups_is_on_both_sides():
     some = grouped([("one", "a")] * 9 + [("two", "a")] * 8)
-    splits = divide(some, {}, validation_fraction=0.1, seed=0)
+    splits = assign_splits(some, {}, validation_fraction=0.1, seed=0)
     assert (len(splits["train"]), len(splits["validation"])) == (9, 8)
 
 
@@ -110,5 +110,5 @@ def test_leaks_name_both_videos_and_where_they_are():
 def test_copies_are_counted_and_parts_of_a_video_are_none():
     some = videos({"a": 4})
     contents = dict.fromkeys((video.name for video in some), "x")
-    assert copies(some, contents) == 3
-    assert copies([replace(video, start_s=1.0) for video in some], contents) == 0
+    assert count_copies(some, contents) == 3
+    assert count_copies([replace(video, start_s=1.0) for video in some], contents) == 0

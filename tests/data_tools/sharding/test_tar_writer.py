@@ -21,7 +21,7 @@ def some_samples(folder: Path, sizes: list[int]) -> list[ShardSample]:
             ShardSample(
                 key=f"k{number}",
                 description=b"{}",
-                ending="mp4",
+                extension="mp4",
                 file=file,
                 offset=offset,
                 length=size,
@@ -74,7 +74,7 @@ def test_a_video_that_changed_since_it_was_checked_is_named(tmp_path: Path, dama
     samples = some_samples(tmp_path, [100])
     content = samples[0].file.read_bytes()
     samples[0].file.write_bytes(damage + content[len(damage) :] if len(damage) > 5 else damage)
-    with pytest.raises(DataError, match=r"videos has changed since it was checked: run the same command"):
+    with pytest.raises(DataError, match=r"videos: expected the bytes that were checked, got others"):
         write_shard(tmp_path, 0, samples)
     assert [path.name for path in tmp_path.iterdir()] == ["videos"]
 
