@@ -1,4 +1,4 @@
-"""Deinterlace frames that are flagged as interlaced; FFmpeg's bwdif makes one frame of each."""
+"""Deinterlacing of frames with the interlaced flag by FFmpeg's bwdif, one frame for each."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ _NOTE = "interlaced frames were deinterlaced"
 
 
 def deinterlaced(timed: _Timed, notes: list[str]) -> _Timed:
-    """The same frames at the same times, without combing.
+    """Deinterlace frames; their times stay.
 
-    Nothing is filtered before the first interlaced frame. From then on progressive frames pass unchanged.
+    Progressive frames pass unchanged.
 
     Args:
         notes: gets a line if a frame is interlaced.
@@ -38,7 +38,7 @@ def deinterlaced(timed: _Timed, notes: list[str]) -> _Timed:
 
 
 class _Bwdif:
-    """FFmpeg's filter for frames of one size and format; its output is one frame late."""
+    """FFmpeg's bwdif filter for frames of one size and format; its output is one frame late."""
 
     def __init__(self, first: VideoFrame):
         self._kind = _kind(first)
@@ -54,19 +54,19 @@ class _Bwdif:
         self._graph.configure()
 
     def takes(self, frame: VideoFrame) -> bool:
-        """Whether a frame is like the ones before."""
+        """Whether a frame has the size and format of the earlier ones."""
         return _kind(frame) == self._kind
 
     def put(self, at_s: float, frame: VideoFrame) -> _Timed:
-        """Add a frame; yields the one before."""
+        """Add a frame; yield the one before."""
         self._is_alone = not self._waiting
         self._waiting.append((at_s, frame))
         self._graph.vpush(frame)
         yield from self._finished()
 
     def end(self) -> _Timed:
-        """The frame that is left."""
-        if self._is_alone:  # the filter leaves a single frame as it is
+        """Yield the last frame."""
+        if self._is_alone:  # the filter does not change a single frame
             self._graph.vpush(self._waiting[0][1])
         self._graph.vpush(None)
         yield from self._finished()

@@ -1,4 +1,4 @@
-"""Frames to video files, the only writer of them. One thread and no dates: equal frames give equal bytes."""
+"""Encode frames to video files. With one thread and no dates, equal frames give equal bytes."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ from kinemae.data_tools.stream.container import BadVideo
 
 # `bitexact` leaves out the library's version and the date.
 _CONTAINER = {"fflags": "+bitexact"}
-_AS_THE_ENCODER_LIKES = PictureType(0)
+_ANY_TYPE = PictureType(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def write_video(path: Path, frames_THWC: Tensor, settings: EncodeConfig) -> None
     """Write frames as an H.264 mp4 (yuv420p, no sound); equal frames give equal bytes.
 
     Args:
-        path: the file; it appears under this name only when it is complete.
+        path: the file; it is complete or absent.
         frames_THWC: uint8 RGB with an even height and width.
 
     Raises:
@@ -71,7 +71,7 @@ def write_video(path: Path, frames_THWC: Tensor, settings: EncodeConfig) -> None
             "preset": "veryfast",
             "bf": "0",
             "flags": "+bitexact",
-            # With it x264 gave other bytes for equal small frames, about once in a hundred videos.
+            # With mbtree, x264 gave different bytes for equal small frames in about one of a hundred videos.
             "x264-params": "mbtree=0",
         }
         for frame_HWC in frames_THWC.numpy():
@@ -82,13 +82,13 @@ def write_video(path: Path, frames_THWC: Tensor, settings: EncodeConfig) -> None
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
-    """How frames are coded.
+    """Settings of an encoder.
 
     Attributes:
         codec: FFmpeg's name of the encoder.
         options: of the encoder.
         gop: frames from one key frame to the next at most.
-        key_frame_at: a frame that becomes a key frame whatever comes before it.
+        key_frame_at: number of a frame that becomes a key frame.
     """
 
     codec: str
@@ -100,24 +100,24 @@ class EncoderSettings:
 def write_frames(
     path: Path, frames: Iterable[VideoFrame], rate: Fraction, encoder: EncoderSettings
 ) -> VideoInfo:
-    """Write frames as an mp4 at a constant rate, one frame in memory at a time; the file is whole or absent.
+    """Write frames as an mp4 at a constant rate, one at a time in memory; the file is complete or absent.
 
     Returns:
-        What a full decode of the file will find.
+        The same as `probe` of the file.
 
     Raises:
         DataError: the file cannot be written.
-        BadVideo: the encoder refuses the frames. What the frames themselves raise passes through.
+        BadVideo: the encoder rejects the frames.
     """
     rest = iter(frames)
     first = next(rest)
-    with _whole_mp4(path) as container:
+    with _atomic_mp4(path) as container:
         with _writing(path):
             stream = _add_stream(container, first, rate, encoder)
         for number, frame in enumerate(chain([first], rest)):
             frame.pts, frame.time_base = number, 1 / rate
-            # A decoded frame brings its own type along, and the encoder would obey it.
-            frame.pict_type = PictureType.I if number == encoder.key_frame_at else _AS_THE_ENCODER_LIKES
+            # The encoder would use the type of the decoded frame.
+            frame.pict_type = PictureType.I if number == encoder.key_frame_at else _ANY_TYPE
             with _writing(path):
                 container.mux(stream.encode(frame))
         with _writing(path):
@@ -132,12 +132,12 @@ def write_frames(
 
 
 def mux_jpegs(path: Path, files: Iterable[Path], rate: Fraction, like: VideoFrame) -> None:
-    """Put JPEG files into an mp4 as they are, one after the other at a constant rate.
+    """Copy JPEG files unchanged into an mp4 at a constant rate.
 
     Raises:
-        DataError: the file cannot be written, or a picture cannot be read.
+        DataError: the file cannot be written, or an image cannot be read.
     """
-    with _whole_mp4(path) as container, _writing(path):
+    with _atomic_mp4(path) as container, _writing(path):
         stream = _add_stream(container, like, rate, EncoderSettings(codec="mjpeg", options={}, gop=1))
         for number, file in enumerate(files):
             packet = av.Packet(file.read_bytes())
@@ -149,7 +149,7 @@ def mux_jpegs(path: Path, files: Iterable[Path], rate: Fraction, like: VideoFram
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Tell a full disk from pictures that the encoder refuses: FFmpeg has one kind of error for both."""
+    """Convert a full disk to DataError and frames that the encoder rejects to BadVideo."""
     try:
         yield
     except OSError as error:
@@ -162,7 +162,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _whole_mp4(path: Path) -> Iterator[OutputContainer]:
+def _atomic_mp4(path: Path) -> Iterator[OutputContainer]:
     partial = path.with_name(f"{path.name}.partial")
     try:
         with _writing(path):

@@ -1,4 +1,4 @@
-"""Frame rate of a source video: constant, or the nominal rate of a varying one.
+"""Frame rate of a source video: a constant rate, or the nominal rate of a variable one.
 
 A rate is constant if each frame is on screen in the middle of exactly one slot of 1 / rate seconds. If the
 packets do not show a constant rate, the file is decoded once: only decoded frames have reliable times.
@@ -20,14 +20,14 @@ import numpy as np
 from kinemae.data_tools.storage.retries import raise_if_outage
 from kinemae.data_tools.stream.container import BadVideo, open_container, open_video
 
-SLACK_S = 1e-6  # half of a rate often falls on a time stamp exactly: as in the reader, the new frame counts
-MOST_REPEATS = 1000  # of a frame, on average: time stamps with huge gaps must not fill the disk
+SLACK_S = 1e-6  # half of a rate is often equal to a time stamp: as in the reader, the new frame counts
+MAX_REPEATS = 1000  # of a frame, on average: time stamps with huge gaps must not fill the disk
 _MIDDLE = 0.5  # of a slot
-_LATEST = -0.5  # where a frame of a varying rate must still be on screen to be stored in the slot
+_LATEST = -0.5  # position in a slot at which a frame of a variable rate must still be on screen
 _NTSC = tuple(Fraction(1000 * rate, 1001) for rate in (24, 30, 48, 60, 120))
-_MOST_REORDERED = 16  # frames by which the order on screen may differ from that of the packets
-_NARROW, _WIDE = 1.25, 1.6  # ratios by which jitter widens the range of one interval
-_MOST_UNEVEN = 1.01  # frames
+_MAX_REORDERED = 16  # frames by which the order on screen may differ from that of the packets
+_NARROW, _WIDE = 1.25, 1.6  # ratios by which jitter changes one interval
+_MAX_UNEVEN = 1.01  # frames
 _LOST_FRACTION = 0.01  # a slower rate is preferred if it loses no more of the frames than this
 
 FrameRateMode = Literal["constant", "uneven", "varying"]
@@ -39,8 +39,8 @@ class Timing:
 
     Attributes:
         frames: in the container, damaged ones included.
-        mean: mean frames a second, exactly the container's rate if that is constant; None if there are too
-            few frames to tell.
+        mean: mean frames per second, exactly the container's rate if that is constant; None if there are too
+            few frames.
         nominal: the mean if the rate is constant, else the rate that `nominal_rate` finds.
         rate_mode: constant; uneven, which is a constant rate with time stamps wrong by up to one frame; or
             varying.
@@ -56,7 +56,7 @@ def measure(source: bytes | Path) -> Timing:
     """Measure the frame rate of a video.
 
     Raises:
-        BadVideo: it cannot be opened. Damage on the way ends the measurement without an error.
+        BadVideo: the video cannot be opened. Damage within it ends the measurement without an error.
     """
     if isinstance(source, bytes):
         return _measure(source)
@@ -69,7 +69,7 @@ def measure(source: bytes | Path) -> Timing:
 
 
 def rational_rate(fps: float | Fraction) -> Fraction:
-    """A rate as the ratio of small numbers, which containers can hold."""
+    """Round a rate to a ratio of small integers, which containers can store."""
     return (
         Fraction(fps).limit_denominator(1001) if fps >= 1 else 1 / Fraction(1 / fps).limit_denominator(1001)
     )
@@ -106,7 +106,7 @@ def nominal_rate(times_s: np.ndarray) -> Fraction | None:
     while len(intervals):
         median = intervals[(len(intervals) - 1) // 2]
         rates = _candidates(_similar(intervals, median))
-        if min(rates) * (times_s[-1] - times_s[0]) > MOST_REPEATS * len(times_s):
+        if min(rates) * (times_s[-1] - times_s[0]) > MAX_REPEATS * len(times_s):
             break
         found = _least_lost(times_s, rates)
         best = min(found, best or found, key=lambda pair: pair[0])
@@ -164,7 +164,7 @@ def _timing(times_s: np.ndarray, claimed: list[Fraction], *, is_cut: bool) -> Ti
     mean = _mean_rate(times_s, claimed)
     if np.array_equal(_slots(times_s, mean), np.arange(count)):
         return Timing(frames=count, mean=mean, nominal=mean)
-    head = times_s[: -min(_MOST_REORDERED, count // 2)]
+    head = times_s[: -min(_MAX_REORDERED, count // 2)]
     if is_cut and len(head) > 1:  # B frames before the last frame in presentation order are cut off
         mean_of_head = _mean_rate(head, claimed)
         slots = _slots(times_s, mean_of_head)
@@ -172,7 +172,7 @@ def _timing(times_s: np.ndarray, claimed: list[Fraction], *, is_cut: bool) -> Ti
             return Timing(frames=int(slots[-1]) + 1, mean=mean_of_head, nominal=mean_of_head)
     nominal = nominal_rate(times_s) or mean
     drift = abs(float(mean / nominal) - 1) * (count - 1)
-    if drift < 1 / 4 and np.abs(times_s * float(mean) - np.arange(count)).max() < _MOST_UNEVEN:
+    if drift < 1 / 4 and np.abs(times_s * float(mean) - np.arange(count)).max() < _MAX_UNEVEN:
         return Timing(frames=count, mean=mean, nominal=mean, rate_mode="uneven")
     return Timing(frames=count, mean=mean, nominal=nominal, rate_mode="varying")
 

@@ -1,4 +1,4 @@
-"""Read videos that are folders of pictures."""
+"""Read videos that are folders of images."""
 
 import io
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from kinemae.data_tools.storage.retries import raise_if_outage
 from kinemae.data_tools.stream.container import MAX_PIXELS, BadVideo
 from kinemae.data_tools.stream.geometry import pixel_aspect, rotation
 
-# Single images only: "image2" reads numbered files and would open others too.
-_PICTURES = "jpeg_pipe,png_pipe,bmp_pipe,webp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,jpegls_pipe,j2k_pipe"
+# Single images only: "image2" reads numbered files and would open other files.
+_IMAGE_DEMUXERS = "jpeg_pipe,png_pipe,bmp_pipe,webp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,jpegls_pipe,j2k_pipe"
 
 
 def timed_images(video: SourceVideo, first: VideoFrame, rate: Fraction) -> Iterator[tuple[float, VideoFrame]]:
     """Each image with its presentation time in seconds.
 
     Raises:
-        BadVideo: a picture cannot be read, or is, upright, of another size than the first one.
+        BadVideo: an image cannot be read, or its upright size differs from the first one's.
     """
     size = upright_size(first)
     for number, name in enumerate(video.frames):
@@ -36,12 +36,12 @@ def timed_images(video: SourceVideo, first: VideoFrame, rate: Fraction) -> Itera
 
 
 def upright_size(frame: VideoFrame) -> tuple[int, int]:
-    """Width and height of a frame as it is shown."""
+    """Width and height of a frame after rotation."""
     return (frame.height, frame.width) if rotation(frame)[0] else (frame.width, frame.height)
 
 
 def read_image(path: Path) -> tuple[VideoFrame, Fraction]:
-    """A picture's file as a frame, and the aspect ratio of its pixels.
+    """Read an image file as a frame, and the aspect ratio of its pixels.
 
     Raises:
         BadVideo: it cannot be read, or is larger than `MAX_PIXELS`.
@@ -49,7 +49,7 @@ def read_image(path: Path) -> tuple[VideoFrame, Fraction]:
     try:
         require_regular_file(path)
         content = io.BytesIO(path.read_bytes())  # a file name would select the demuxer for numbered files
-        with av.open(content, "r", options={"format_whitelist": _PICTURES}) as container:
+        with av.open(content, "r", options={"format_whitelist": _IMAGE_DEMUXERS}) as container:
             stream = container.streams.video[0]
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             stream.codec_context.thread_count = 1

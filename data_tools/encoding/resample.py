@@ -1,4 +1,4 @@
-"""Frames of an original at an even rate, upright, as 4:2:0 planes of the size asked for, cut in segments."""
+"""Frames of an source at an even rate, upright, as 4:2:0 planes of the size asked for, cut in segments."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from av.video.frame import VideoFrame
 from kinemae.data_tools.encoding.convert import Converter
 from kinemae.data_tools.encoding.deinterlace import deinterlaced
 from kinemae.data_tools.encoding.frame_rate import (
-    MOST_REPEATS,
+    MAX_REPEATS,
     SLACK_S,
     FrameRateMode,
     is_stored,
@@ -22,7 +22,7 @@ from kinemae.data_tools.encoding.frame_rate import (
 from kinemae.data_tools.encoding.source_decoder import OpenedSource
 from kinemae.data_tools.stream.container import BadVideo
 
-_SLOWEST_FPS, _FASTEST_FPS = 0.001, 100_000  # beyond, time stamps are no such thing
+_SLOWEST_FPS, _FASTEST_FPS = 0.001, 100_000  # outside this range, time stamps are wrong
 _SHORTEST_SCENE_S = 1.0
 
 
@@ -39,12 +39,12 @@ class SegmentRules:
 
 @dataclass(frozen=True, kw_only=True)
 class ResampledVideo:
-    """A video as it will be stored.
+    """A video at a constant rate.
 
     Attributes:
-        frames: one after the other, each on screen for 1 / rate seconds.
-        expected: how many there will be, if the container tells the truth.
-        start_s: where in the original the first of them comes on screen.
+        frames: consecutive frames, each on screen for 1 / rate seconds.
+        expected: number of frames, if the container's values are correct.
+        start_s: time of the first frame in the source.
     """
 
     frames: Iterator[VideoFrame]
@@ -63,40 +63,40 @@ class Segment:
 
 
 def resample(
-    original: OpenedSource,
+    source: OpenedSource,
     *,
     fps: float | None,
     short_side: int | None,
     jpeg: bool = False,
     every: int = 1,
 ) -> ResampledVideo:
-    """Resample an original in time and space; deinterlace it.
+    """Resample a source in time and space; deinterlace it.
 
-    Frame k is what is on screen at (k + 0.5) / rate seconds, so a constant rate keeps every frame once.
-    Frames of a varying rate that is kept may come up to a frame later, so that none is lost.
+    Frame k is the frame on screen at (k + 0.5) / rate seconds, so a constant rate keeps every frame once.
+    With a variable rate that is kept, a frame may come up to one frame later, so that no frame is lost.
 
     Args:
-        fps: frames a second; None keeps the original's, or the nominal rate of a varying one.
-        every: take every n-th of these frames.
+        fps: frames per second; None keeps the source's rate, or the nominal rate of a variable one.
+        every: keep every n-th of these frames.
         short_side: in pixels, rounded to even sizes; nothing is enlarged. None keeps the size.
-        jpeg: convert to the colours of JPEG files, which have no tags to tell others by.
+        jpeg: convert to the colours of JPEG files, which have no colour tags.
 
     Raises:
-        BadVideo: while frames are taken, where the original cannot be read or holds none of the part.
+        BadVideo: while iterating, if the source cannot be read or has no frame in the segment.
     """
-    rate = original.rate if fps is None and every == 1 else rational_rate((fps or original.rate) / every)
+    rate = source.rate if fps is None and every == 1 else rational_rate((fps or source.rate) / every)
     if not _SLOWEST_FPS <= rate <= _FASTEST_FPS:
         raise BadVideo(f"it shows {float(rate):g} frames a second: set layout.args.fps")
-    until_s = min(original.end_s, original.frames / float(original.mean_rate))
-    converter = Converter(original, short_side, jpeg)
-    rate_mode = original.rate_mode if rate == original.rate else "constant"
-    if original.rate_mode == "varying" != rate_mode:
-        original.notes.append(f"varying frame rate, stored at {float(rate):.4g} a second")
+    until_s = min(source.end_s, source.frames / float(source.mean_rate))
+    converter = Converter(source, short_side, jpeg)
+    rate_mode = source.rate_mode if rate == source.rate else "constant"
+    if source.rate_mode == "varying" != rate_mode:
+        source.notes.append(f"varying frame rate, stored at {float(rate):.4g} a second")
     return ResampledVideo(
-        frames=_converted(_retimed(original, rate, rate_mode), converter),
+        frames=_converted(_retimed(source, rate, rate_mode), converter),
         rate=rate,
-        expected=max(round((until_s - original.start_s) * float(rate)), 1),
-        start_s=original.start_s,
+        expected=max(round((until_s - source.start_s) * float(rate)), 1),
+        start_s=source.start_s,
     )
 
 
@@ -130,32 +130,32 @@ def _numbered(video: ResampledVideo, segment_rules: SegmentRules) -> Iterator[tu
         yield segment, begin, frame
 
 
-def _retimed(original: OpenedSource, rate: Fraction, rate_mode: FrameRateMode) -> Iterator[VideoFrame]:
-    """The frame on screen in the middle of each 1 / rate seconds.
+def _retimed(source: OpenedSource, rate: Fraction, rate_mode: FrameRateMode) -> Iterator[VideoFrame]:
+    """Yield the frame on screen in the middle of each 1 / rate seconds.
 
     Args:
         rate_mode: as in `is_stored`; for a varying rate_mode, the number of lost frames is noted.
     """
     shown, shown_s, taken, lost, made, already = None, 0.0, 0, 0, 0, 0
-    for begin_s, frame in chain(deinterlaced(original.timed, original.notes), [(math.inf, None)]):
-        until_s = min(begin_s - SLACK_S, original.end_s)
-        if frame is None:  # the last one stays for the mean time of a frame
-            until_s = min(shown_s + 1 / float(original.mean_rate), original.end_s)
+    for begin_s, frame in chain(deinterlaced(source.timed, source.notes), [(math.inf, None)]):
+        until_s = min(begin_s - SLACK_S, source.end_s)
+        if frame is None:  # the last frame lasts for the mean duration
+            until_s = min(shown_s + 1 / float(source.mean_rate), source.end_s)
         while shown is not None and is_stored(
-            made, rate, until_s, start_s=original.start_s, rate_mode=rate_mode, is_new=made == already
+            made, rate, until_s, start_s=source.start_s, rate_mode=rate_mode, is_new=made == already
         ):
             yield shown
             made += 1
-            if made > MOST_REPEATS * max(taken + 1, original.frames):
+            if made > MAX_REPEATS * max(taken + 1, source.frames):
                 raise BadVideo(f"its time stamps leap to second {begin_s:.0f} after {taken} frames")
         lost += made == already and shown is not None
-        if begin_s >= original.end_s:
+        if begin_s >= source.end_s:
             break
         shown, shown_s, taken, already = frame, begin_s, taken + 1, made
     if made == 0:
-        raise BadVideo(f"it shows nothing from second {original.start_s:g} to {original.end_s:g}")
+        raise BadVideo(f"it shows nothing from second {source.start_s:g} to {source.end_s:g}")
     if rate_mode == "varying":
-        original.notes.append(
+        source.notes.append(
             f"varying frame rate, stored at {float(rate):.4g} a second: {lost} of {taken} frames lost, "
             f"{made - taken + lost} repeated"
         )
@@ -165,18 +165,18 @@ def _converted(frames: Iterator[VideoFrame], converter: Converter) -> Iterator[V
     taken: VideoFrame | None = None
     for frame in frames:
         if frame is not taken:
-            taken, picture = frame, converter.picture(frame)
+            taken, picture = frame, converter.convert(frame)
         yield picture
 
 
 class _SceneDetector:
-    """FFmpeg's scene change detector, with its own threshold."""
+    """FFmpeg's scene change detector with its default threshold."""
 
     def __init__(self) -> None:
         self._graph: Graph | None = None
 
     def begins_with(self, frame: VideoFrame, number: int) -> bool:
-        """Whether a new scene begins with this frame, the next in order."""
+        """Whether a new scene begins with the next frame."""
         if self._graph is None:
             self._graph = Graph()
             source = self._graph.add_buffer(

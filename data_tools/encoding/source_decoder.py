@@ -1,4 +1,4 @@
-"""Videos as a source has them, read once from end to end: files, parts of files, tar members, pictures."""
+"""Read source videos sequentially: files, segments, tar members and image folders."""
 
 import hashlib
 import math
@@ -26,33 +26,33 @@ from kinemae.data_tools.stream.container import (
     should_seek,
 )
 from kinemae.data_tools.stream.decode import IntactFrames
-from kinemae.data_tools.stream.geometry import pixel_aspect, rotation
+from kinemae.data_tools.stream.geometry import Rotation, pixel_aspect, rotation
 
-_PICTURES_FPS = 25.0  # where the source does not say
+_IMAGES_FPS = 25.0  # default
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedSource:
-    """An opened original.
+    """An opened source video.
 
     Attributes:
-        timed: frames with the second at which each comes on screen, counted from the first frame shown;
-            it begins with the frame on screen at the start of the part that is meant.
-        first: a frame of it, for sizes and colours.
-        rotation: what brings its frames upright, as `stream.geometry.rotation` says.
-        rate: frames a second: exactly the video's own where that is constant, else the nominal rate.
-        mean_rate: mean frames a second, equal to `rate` where that is constant.
+        timed: frames with the time at which each comes on screen, from the first frame of the video; starts
+            with the frame on screen at `start_s`.
+        first: the first frame, for sizes and colours.
+        rotation: rotation that makes its frames upright.
+        rate: frames per second: the exact constant rate, else the nominal rate.
+        mean_rate: mean frames per second, equal to a constant `rate`.
         rate_mode: whether the rate is constant, as `frame_rate.Timing` says.
-        frames: how many frames the container holds, damaged ones included, in the whole video.
-        start_s, end_s: the part that is meant; the end may lie beyond that of the video.
+        frames: number of frames in the whole container, including damaged ones.
+        start_s, end_s: the segment; the end may lie beyond the end of the video.
         pixel_aspect: width / height of its pixels.
-        notes: gets a line about what is odd but no reason to reject the video.
-        is_image_sequence: it is a folder of pictures, each of which has its own `rotation`.
+        notes: lines about defects that do not reject the video.
+        is_image_sequence: whether it is a folder of images, each with its own rotation.
     """
 
     timed: Iterator[tuple[float, VideoFrame]]
     first: VideoFrame
-    rotation: tuple[bool, bool, bool]
+    rotation: Rotation
     rate: Fraction
     mean_rate: Fraction
     frames: int
@@ -66,16 +66,16 @@ class OpenedSource:
 
 @contextmanager
 def open_source(video: SourceVideo, *, notes: list[str]) -> Iterator[OpenedSource]:
-    """Open a video of a source for one pass through its frames.
+    """Open a source video for one pass through its frames.
 
     Args:
-        notes: gets a line about what is odd but no reason to reject the video, when all frames were taken.
+        notes: gets a line for each defect that does not reject the video, after the last frame.
 
     Raises:
-        BadVideo: it cannot be read, now or while its frames are taken; a damaged frame counts as that.
+        BadVideo: the video cannot be read, or a frame is damaged; also while iterating.
     """
     if video.frames:
-        yield _pictures(video, notes)
+        yield _open_images(video, notes)
         return
     source = decoder_input(video)
     timing = measure(source)
@@ -85,7 +85,7 @@ def open_source(video: SourceVideo, *, notes: list[str]) -> Iterator[OpenedSourc
         frames: Iterator[VideoFrame] | None = chain([opened.first], opened.rest)
         if start_s > 0 and should_seek(opened, start_s):
             frames = frames_after_seek(opened, start_s)
-            if frames is None:  # the container led past the place
+            if frames is None:  # no reliable random access point
                 opened = stack.enter_context(open_video(source))
                 frames = chain([opened.first], opened.rest)
         assert frames is not None
@@ -110,11 +110,11 @@ def open_source(video: SourceVideo, *, notes: list[str]) -> Iterator[OpenedSourc
 
 
 def decoder_input(video: SourceVideo) -> bytes | Path:
-    """What `stream.decode` reads: the file, or the bytes of a remote file or of a member of a tar.
+    """The input of `open_video`: a file, or the bytes of a remote file or a tar member.
 
     Raises:
         BadVideo: there is no such file, or the tar ends before the member does.
-        StorageError: a remote file cannot be read now, after all retries.
+        StorageError: a remote file cannot be read after all retries.
     """
     if video.member is None and not video.url:
         return video.path
@@ -131,11 +131,11 @@ def decoder_input(video: SourceVideo) -> bytes | Path:
 
 
 def fetch(video: SourceVideo, file: Path) -> None:
-    """Bring a remote video to this machine.
+    """Download a video to a file of this machine.
 
     Raises:
         BadVideo: there is no such file, or the tar ends before the member does.
-        StorageError: it cannot be read now, after all retries.
+        StorageError: the video cannot be read after all retries.
     """
     source = decoder_input(video) if video.member is not None else None
     if isinstance(source, bytes):
@@ -150,10 +150,10 @@ def fetch(video: SourceVideo, file: Path) -> None:
 
 
 def content_digest(video: SourceVideo) -> str:
-    """Names the bytes of the original: equal for equal ones, whatever they are called and wherever they lie.
+    """Digest of the bytes of a video, independent of its name and location.
 
     Raises:
-        BadVideo: they cannot be read.
+        BadVideo: the bytes cannot be read.
     """
     digest = hashlib.sha256()
     try:
@@ -189,7 +189,7 @@ def _noted_aspect(aspect: Fraction, notes: list[str]) -> Fraction:
 def _on_screen_from(
     start_s: float, timed: Iterator[tuple[float, VideoFrame]]
 ) -> Iterator[tuple[float, VideoFrame]]:
-    """Leave out the frames that are gone from the screen at the start."""
+    """Skip the frames that have left the screen at the start."""
     shown = None
     for entry in timed:
         if shown is not None and entry[0] > start_s:
@@ -199,8 +199,8 @@ def _on_screen_from(
         yield shown
 
 
-def _pictures(video: SourceVideo, notes: list[str]) -> OpenedSource:
-    rate = rational_rate(video.fps or _PICTURES_FPS)
+def _open_images(video: SourceVideo, notes: list[str]) -> OpenedSource:
+    rate = rational_rate(video.fps or _IMAGES_FPS)
     first, aspect = read_image(video.path / video.frames[0])
     start_s = video.start_s or 0.0
     return OpenedSource(

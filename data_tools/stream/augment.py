@@ -1,4 +1,4 @@
-"""What is drawn at random for a clip: the box that is cut out, whether it is mirrored, and its colours."""
+"""Augmentation of a clip: random crop and flip; `colour` has the rest."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,20 +10,20 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.stream.colour import ColourConfig
 
 _ATTEMPTS = 10
-# Rows and columns of a 5 x 5 grid over the room that a box has: every second one, and the quarters' centres.
+# Rows and columns of a 5 x 5 grid of positions of a crop: every second one, and the quarters' centres.
 _PLACES = [(row, column) for row in range(5) for column in range(5) if row % 2 == column % 2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(ColourConfig):
-    """Crop and flip, and what `ColourConfig` does to the colours.
+    """Crop and flip, and the colour augmentation of `ColourConfig`.
 
     Attributes:
-        crop: "resized" draws area and aspect of the box; "multi_scale" draws height and width from `scales`.
-        min_scale, max_scale: of "resized": share of the frame's area that a crop covers.
-        min_aspect, max_aspect: of "resized": width of a crop divided by its height, log-uniform.
-        scales: of "multi_scale": height and width in short sides of the frame, in falling order.
-        flip: mirror half of the clips left to right; switch it off where direction is what is learnt.
+        crop: "resized" draws area and aspect of the crop; "multi_scale" draws height and width from `scales`.
+        min_scale, max_scale: area of a "resized" crop as a fraction of the frame.
+        min_aspect, max_aspect: width of a "resized" crop divided by its height, log-uniform.
+        scales: height and width of a "multi_scale" crop as fractions of the short side, descending.
+        flip: flip half of the clips left to right; switch it off if the direction of motion is the label.
     """
 
     crop: Literal["resized", "multi_scale"] = "resized"
@@ -37,28 +37,19 @@ class AugmentConfig(ColourConfig):
     def __post_init__(self) -> None:
         scale = (self.min_scale, self.max_scale)
         aspect = (self.min_aspect, self.max_aspect)
-        require(
-            0 < scale[0] <= scale[1] <= 1,
-            "augment.min_scale, augment.max_scale",
-            "ascend within (0, 1]",
-            scale,
-        )
-        require(
-            0 < aspect[0] <= aspect[1],
-            "augment.min_aspect, augment.max_aspect",
-            "ascend from above 0",
-            aspect,
-        )
-        require(
-            self.crop in ("resized", "multi_scale"), "augment.crop", "be resized or multi_scale", self.crop
-        )
+        keys = "augment.min_scale, augment.max_scale"
+        require(0 < scale[0] <= scale[1] <= 1, keys, "ascend within (0, 1]", scale)
+        keys = "augment.min_aspect, augment.max_aspect"
+        require(0 < aspect[0] <= aspect[1], keys, "ascend from above 0", aspect)
+        is_known = self.crop in ("resized", "multi_scale")
+        require(is_known, "augment.crop", "be resized or multi_scale", self.crop)
         falls = self.scales == sorted(self.scales, reverse=True) and all(0 < one <= 1 for one in self.scales)
         require(bool(self.scales) and falls, "augment.scales", "fall within (0, 1]", self.scales)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
-    """A box in pixels."""
+    """A crop in pixels."""
 
     top: int
     left: int
@@ -67,16 +58,16 @@ class Crop:
 
 
 def random_crop(height: int, width: int, augment: AugmentConfig, generator: torch.Generator) -> Crop:
-    """A box inside a frame, as `augment.crop` says."""
+    """Draw a crop by the method of `augment.crop`."""
     if augment.crop == "multi_scale":
         return _multi_scale_crop(height, width, augment.scales, generator)
     return _resized_crop_box(height, width, augment, generator)
 
 
 def _resized_crop_box(height: int, width: int, augment: AugmentConfig, generator: torch.Generator) -> Crop:
-    """A box of random area and aspect.
+    """Draw a crop of random area and aspect.
 
-    As torchvision's RandomResizedCrop: ten attempts, then the largest centred box with an allowed aspect.
+    As torchvision's RandomResizedCrop: ten attempts, then the largest centred crop with an allowed aspect.
     """
     draws = torch.rand(_ATTEMPTS, 4, generator=generator, dtype=torch.float64).tolist()
     low, high = math.log(augment.min_aspect), math.log(augment.max_aspect)
@@ -90,11 +81,12 @@ def _resized_crop_box(height: int, width: int, augment: AugmentConfig, generator
             return Crop(top=top, left=left, height=crop_height, width=crop_width)
     crop_width = min(width, max(round(height * augment.max_aspect), 1))
     crop_height = min(height, max(round(width / augment.min_aspect), 1))
-    return _centred(height, width, crop_height, crop_width)
+    top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    return Crop(top=top, left=left, height=crop_height, width=crop_width)
 
 
 def _multi_scale_crop(height: int, width: int, scales: list[float], generator: torch.Generator) -> Crop:
-    """A box whose sides are neighbouring scales of the short side, at one of 13 places.
+    """Draw a crop whose sides are neighbouring scales of the short side, at one of 13 positions.
 
     VideoMAE's and TSN's MultiScaleCrop (https://arxiv.org/abs/1608.00859): corners, centre, middles of the
     edges, and the centres of the quarters.
@@ -106,8 +98,3 @@ def _multi_scale_crop(height: int, width: int, scales: list[float], generator: t
     down, right = _PLACES[int(place * len(_PLACES))]
     top, left = down * ((height - sides[i]) // 4), right * ((width - sides[j]) // 4)
     return Crop(top=top, left=left, height=sides[i], width=sides[j])
-
-
-def _centred(height: int, width: int, crop_height: int, crop_width: int) -> Crop:
-    top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    return Crop(top=top, left=left, height=crop_height, width=crop_width)

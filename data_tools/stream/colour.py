@@ -1,8 +1,7 @@
-"""Augmentation that needs RGB: colour jitter, RandAugment, random erasing; torchvision's, on uint8.
+"""Colour augmentation on uint8 RGB with torchvision: colour jitter, RandAugment, random erasing.
 
-One draw holds for all frames of a clip. (Contrast, auto-contrast and equalising then measure each frame by
-itself, as they do in VideoMAE.) torchvision draws from torch's global generator, so that is lent the clip's
-own draws and put back as it was.
+One draw applies to all frames of a clip. Contrast, auto-contrast and equalize measure each frame separately,
+as in VideoMAE. torchvision draws from torch's global generator, which is seeded for the clip and restored.
 """
 
 from collections.abc import Iterator
@@ -17,20 +16,20 @@ from kinemae.data_tools.config import require
 
 _LEVELS = 10.0  # RandAugment's magnitudes run from 0 to 10
 _STEPS_IN_A_LEVEL = 10
-_GREY = 128.0  # what turning and shifting leave empty, as in timm
-# Of ImageNet, which encoders normalise by: after that, the noise has mean 0 and deviation 1.
+_FILL = 128.0  # grey, for areas that rotation and translation leave empty, as in timm
+# ImageNet's, by which encoders normalise: then the noise has mean 0 and deviation 1.
 _MEAN_C = (0.485, 0.456, 0.406)
 _STD_C = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JitterConfig:
-    """Colour jitter: a factor is drawn from 1 - value .. 1 + value for each of them, 0 leaves it alone.
+    """Colour jitter: each factor is drawn from [1 - value, 1 + value]; 0 switches it off.
 
     Attributes:
-        probability: share of the clips whose colours change.
-        hue: largest turn of the colour circle, of a whole one; up to 0.5. By far the slowest of the four.
-        grayscale: share of all clips that lose their colour.
+        probability: fraction of the clips whose colours change.
+        hue: largest rotation of the hue, as a fraction of the colour circle, up to 0.5; the slowest factor.
+        grayscale: fraction of all clips that become grayscale.
     """
 
     probability: float = 1.0
@@ -45,12 +44,12 @@ class JitterConfig:
             value = getattr(self, name)
             require(value >= 0, f"augment.jitter.{name}", "be 0 (off) or more", value)
         require(0 <= self.hue <= 0.5, "augment.jitter.hue", "lie between 0 (off) and 0.5", self.hue)
-        _require_share("augment.jitter.probability", self.probability)
-        _require_share("augment.jitter.grayscale", self.grayscale)
+        _require_fraction("augment.jitter.probability", self.probability)
+        _require_fraction("augment.jitter.grayscale", self.grayscale)
 
     @property
     def factors(self) -> dict[str, float]:
-        """The four strengths by torchvision's names."""
+        """The four factors by torchvision's names."""
         return {name: getattr(self, name) for name in ("brightness", "contrast", "saturation", "hue")}
 
 
@@ -61,10 +60,10 @@ class RandAugmentConfig:
     timm's "rand-m7-n4-mstd0.5-inc1", which VideoMAE fine-tunes with, is operations=4 and the defaults.
 
     Attributes:
-        operations: how many are tried one after another; 0 is off.
-        magnitude: from 0 (nothing) to 10.
-        deviation: the magnitude of each operation is drawn from a normal distribution this wide.
-        probability: that an operation which was drawn is done.
+        operations: number of operations; 0 is off.
+        magnitude: mean magnitude, from 0 (no change) to 10.
+        deviation: standard deviation of the magnitude.
+        probability: probability of applying each drawn operation.
     """
 
     operations: int = 0
@@ -79,7 +78,7 @@ class RandAugmentConfig:
         is_level = 0 <= self.magnitude <= _LEVELS
         require(is_level, "augment.rand_augment.magnitude", "lie between 0 and 10", self.magnitude)
         require(self.deviation >= 0, "augment.rand_augment.deviation", "be 0 or more", self.deviation)
-        _require_share("augment.rand_augment.probability", self.probability)
+        _require_fraction("augment.rand_augment.probability", self.probability)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +86,10 @@ class EraseConfig:
     """Random erasing (https://arxiv.org/abs/1708.04896): one box, the same in all frames.
 
     Attributes:
-        probability: share of the clips that lose a box; 0 is off.
-        min_area, max_area: share of the picture that the box covers.
+        probability: fraction of the clips with an erased box; 0 is off.
+        min_area, max_area: area of the box as a fraction of the frame.
         min_aspect, max_aspect: height of the box divided by its width, log-uniform.
-        mode: what fills it: "noise", a picture of normal noise, or "black".
+        mode: fill of the box: "noise", one image of normal noise, or "black".
     """
 
     probability: float = 0.0
@@ -101,7 +100,7 @@ class EraseConfig:
     mode: Literal["noise", "black"] = "noise"
 
     def __post_init__(self) -> None:
-        _require_share("augment.erase.probability", self.probability)
+        _require_fraction("augment.erase.probability", self.probability)
         area, aspect = (self.min_area, self.max_area), (self.min_aspect, self.max_aspect)
         keys = "augment.erase.min_area, augment.erase.max_area"
         require(0 < area[0] <= area[1] < 1, keys, "ascend within (0, 1)", area)
@@ -112,7 +111,7 @@ class EraseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ColourConfig:
-    """Everything that is done to a clip's colours and needs RGB; off by default."""
+    """Colour augmentation, which needs RGB; off by default."""
 
     jitter: JitterConfig = field(default_factory=JitterConfig)
     rand_augment: RandAugmentConfig = field(default_factory=RandAugmentConfig)
@@ -120,27 +119,27 @@ class ColourConfig:
 
     @property
     def changes_colour(self) -> bool:
-        """Whether clips have to be made RGB for it."""
+        """Whether any colour augmentation is on."""
         return self.jitters or self.rand_augment.operations > 0 or self.erase.probability > 0
 
     @property
     def jitters(self) -> bool:
-        """Whether colour jitter does anything."""
+        """Whether colour jitter is on."""
         is_on = self.jitter.probability > 0 and any(self.jitter.factors.values())
         return is_on or self.jitter.grayscale > 0
 
 
 def colour_augment(clip_TCHW: Tensor, colour: ColourConfig, generator: torch.Generator) -> Tensor:
-    """Jitter, RandAugment and erasing, as far as configured, the same for all frames.
+    """Apply jitter, RandAugment and erasing as configured, the same for all frames.
 
     Args:
-        clip_TCHW: uint8 RGB, already of its final size.
-        generator: the clip's own; one number is drawn from it, whatever is configured.
+        clip_TCHW: uint8 RGB in its final size; it is not changed.
+        generator: the clip's generator; one number is drawn from it for any config.
 
     Returns:
-        A new clip_TCHW uint8, or the given one where nothing was changed. The given one is never written to.
+        A new clip_TCHW uint8, or the given one if nothing was changed.
     """
-    with _lent(generator):
+    with _global_generator(generator):
         if colour.jitters:
             clip_TCHW = _jittered(clip_TCHW, colour.jitter)
         for _ in range(colour.rand_augment.operations):
@@ -151,11 +150,11 @@ def colour_augment(clip_TCHW: Tensor, colour: ColourConfig, generator: torch.Gen
 
 
 @contextmanager
-def _lent(generator: torch.Generator) -> Iterator[None]:
-    """Torch's global CPU generator draws as the given one does, and goes on afterwards as if never used."""
+def _global_generator(generator: torch.Generator) -> Iterator[None]:
+    """Seed torch's global CPU generator from the given one; restore its state at the end."""
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed CUDA as well, which stays.
+        # torch.manual_seed would also seed CUDA.
         torch.default_generator.manual_seed(seed)
         yield
 
@@ -174,7 +173,7 @@ def _jittered(clip_TCHW: Tensor, jitter: JitterConfig) -> Tensor:
 
 
 def _rand_augmented(clip_TCHW: Tensor, config: RandAugmentConfig) -> Tensor:
-    """One of the operations, perhaps."""
+    """Apply one operation with the configured probability."""
     if not _happens(config.probability):
         return clip_TCHW
     level = float(torch.randn(())) * config.deviation + config.magnitude
@@ -184,13 +183,13 @@ def _rand_augmented(clip_TCHW: Tensor, config: RandAugmentConfig) -> Tensor:
         magnitude=round(min(max(level, 0.0), _LEVELS) * _STEPS_IN_A_LEVEL),
         num_magnitude_bins=int(_LEVELS) * _STEPS_IN_A_LEVEL + 1,
         interpolation=v2.InterpolationMode.BILINEAR,
-        fill=_GREY,
+        fill=_FILL,
     )
     return one(clip_TCHW)
 
 
 def _erased(clip_TCHW: Tensor, erase: EraseConfig) -> Tensor:
-    """A box filled in; the picture in it is one for all frames, as noise that flickers would be motion."""
+    """Fill a box with the same content in all frames, because flickering noise would be motion."""
     drawn = _torchvision().RandomErasing(
         scale=(erase.min_area, erase.max_area), ratio=(erase.min_aspect, erase.max_aspect), value="random"
     )
@@ -206,11 +205,11 @@ def _erased(clip_TCHW: Tensor, erase: EraseConfig) -> Tensor:
 
 
 def _torchvision() -> Any:
-    # Here, because it takes a second to import and only fine-tuning asks for it.
+    # Imported here: it takes a second, and only fine-tuning uses it.
     from torchvision.transforms import v2
 
     return v2
 
 
-def _require_share(key: str, value: float) -> None:
+def _require_fraction(key: str, value: float) -> None:
     require(0 <= value <= 1, key, "lie between 0 and 1", value)

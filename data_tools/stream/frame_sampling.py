@@ -1,11 +1,11 @@
-"""Which instants of a video a clip shows: arithmetic on the index's numbers, no video needed.
+"""Timestamps of the frames of a clip, computed from the index without the video.
 
-A video of `frames` frames and `duration_s` seconds is taken as a grid of equal periods. A clip begins in the
-middle of one, so that no rounding of time stamps picks a neighbour. Where the rate varies, the grid is time
-itself: the frame on screen at the instant.
+A video of `frames` frames and `duration_s` seconds is divided into equal periods. Each timestamp is the
+middle of a period, so that rounded time stamps cannot select a neighbouring frame. With a variable frame
+rate, a timestamp selects the frame on screen at that time.
 
-In a video whose every S-th frame can be decoded without the ones between (`Sample.reference_stride`), a clip
-whose step is a multiple of S begins on one of those frames and so never needs another.
+If every S-th frame of a video can be decoded without the frames between (`Sample.reference_stride`), a clip
+whose step is a multiple of S begins on one of those reference frames and needs no other frame.
 """
 
 import math
@@ -18,22 +18,22 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.index import Sample
 
 _STRIDE = 4
-_MOST_DRIFT = 0.25  # of a frame's period, over a whole clip; half a period would reach the next frame
-_MARGIN = 0.05  # of a period; milliseconds, the coarsest time stamps in use, are off by 0.03 at 60 fps
+_MAX_DRIFT = 0.25  # in periods, over a whole clip; half a period would reach the next frame
+_MARGIN = 0.05  # in periods; milliseconds, the coarsest time stamps in use, are off by 0.03 at 60 fps
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """What a clip is.
+    """Frames and size of a clip.
 
     Attributes:
-        frames: frames in a clip.
+        frames: number of frames.
         stride: the clip takes every stride-th frame of the video.
-        fps: in place of stride: frames of the clip in a second, whatever the rate of the video.
-        sampling: "dense" takes frames `stride` or 1 / `fps` apart; "uniform" cuts the video into `frames`
+        fps: frames of the clip per second, for any frame rate of the video; replaces `stride`.
+        sampling: "dense" takes frames `stride` or 1 / `fps` apart; "uniform" divides the video into `frames`
             equal segments and takes one frame of each.
         size: height and width of a clip in pixels.
-        short_video: what follows the end of a video shorter than a dense clip: "hold" repeats its last frame,
+        short_video: continuation of a video that is shorter than a dense clip: "hold" repeats its last frame,
             "loop" starts it again.
     """
 
@@ -55,29 +55,29 @@ class ClipConfig:
         require(self.sampling in known, "clip.sampling", "be dense or uniform", self.sampling)
         if self.fps is not None:
             require(self.fps > 0, "clip.fps", "be above 0, or null for clip.stride", self.fps)
-            unset = f"be left out where clip.fps={self.fps:g} says how far apart the frames are"
+            unset = f"be left out with clip.fps={self.fps:g}"
             require(self.stride == _STRIDE, "clip.stride", unset, self.stride)
         if self.sampling == "uniform":
-            unset = "be left out where clip.sampling=uniform spreads the frames over the whole video"
+            unset = "be left out with clip.sampling=uniform"
             require(self.stride == _STRIDE, "clip.stride", unset, self.stride)
             require(self.fps is None, "clip.fps", unset, self.fps)
 
 
 def training_timestamps_s(sample: Sample, clip: ClipConfig, generator: torch.Generator) -> list[float]:
-    """Instants of one clip: any start that fits, or any moment of each segment, equally likely."""
+    """Timestamps of one clip: a random start that fits, or a random time in each segment."""
     if clip.sampling == "uniform":
         draws = torch.rand(clip.frames, generator=generator, dtype=torch.float64)
         return _segment_timestamps_s(sample, draws.tolist())
     starts = _starts(sample, clip)
-    share = torch.rand((), generator=generator, dtype=torch.float64).item()
-    return _timestamps_s(sample, clip, start=starts[int(share * len(starts))])
+    draw = torch.rand((), generator=generator, dtype=torch.float64).item()
+    return _timestamps_s(sample, clip, start=starts[int(draw * len(starts))])
 
 
 def evaluation_timestamps_s(sample: Sample, clip: ClipConfig, *, temporal_clips: int) -> list[list[float]]:
-    """Instants of clips spread evenly over the starts that fit, or over each segment; one: the middle."""
+    """Timestamps of clips spread evenly over the starts that fit, or over each segment."""
     if clip.sampling == "uniform":
-        shares = [(number + 0.5) / temporal_clips for number in range(temporal_clips)]
-        return [_segment_timestamps_s(sample, [share] * clip.frames) for share in shares]
+        fractions = [(number + 0.5) / temporal_clips for number in range(temporal_clips)]
+        return [_segment_timestamps_s(sample, [fraction] * clip.frames) for fraction in fractions]
     starts = _starts(sample, clip)
     last = len(starts) - 1
     chosen = [last // 2]
@@ -87,29 +87,29 @@ def evaluation_timestamps_s(sample: Sample, clip: ClipConfig, *, temporal_clips:
 
 
 def uses_reference_frames(sample: Sample, clip: ClipConfig) -> bool:
-    """Whether the clips of this video show none but frames that decode without the ones between."""
+    """Whether the clips of this video consist of reference frames only."""
     stride, phase = sample.reference_stride, sample.reference_phase
     if stride <= 1 or clip.sampling == "uniform" or _step(sample, clip) % stride:
         return False
     room = _room(sample, clip)
     if room >= 0:
         return room >= phase
-    # Played again from its first frame, a video that is no whole number of strides loses the beat.
+    # A loop keeps to reference frames only if the video's length is a multiple of the stride.
     return phase < sample.frames and (clip.short_video == "hold" or sample.frames % stride == 0)
 
 
 def last_frame_s(frames: int, duration_s: float) -> float:
-    """When the last frame comes on screen."""
+    """Time at which the last frame comes on screen."""
     return duration_s * (frames - 1) / frames
 
 
 def _step(sample: Sample, clip: ClipConfig) -> float:
-    """Frames of the video from one frame of the clip to the next, whole where that shows the same frames."""
+    """Frames of the video per frame of the clip, rounded to an integer if that selects the same frames."""
     if clip.fps is None:
         return clip.stride
     step = sample.frames / sample.duration_s / clip.fps
     drift = abs(step - round(step)) * (clip.frames - 1)
-    return round(step) if drift <= _MOST_DRIFT else step
+    return round(step) if drift <= _MAX_DRIFT else step
 
 
 def _room(sample: Sample, clip: ClipConfig) -> int:
@@ -118,7 +118,7 @@ def _room(sample: Sample, clip: ClipConfig) -> int:
 
 
 def _starts(sample: Sample, clip: ClipConfig) -> range:
-    """The frames at which a clip may begin: where it can stay on reference frames, those alone."""
+    """The frames at which a clip may begin: reference frames only, if the clip can stay on them."""
     room = _room(sample, clip)
     if uses_reference_frames(sample, clip):
         first = sample.reference_phase
@@ -139,14 +139,14 @@ def _timestamps_s(sample: Sample, clip: ClipConfig, *, start: int) -> list[float
 
 
 def _off_border(place: float) -> float:
-    """A place between two frames goes into the later one: at a border the rounding of time stamps decides."""
+    """Move a time near a border between two frames into the later one: there, rounded time stamps decide."""
     border = round(place)
     return border + _MARGIN if abs(place - border) < _MARGIN else place
 
 
-def _segment_timestamps_s(sample: Sample, shares: list[float]) -> list[float]:
-    """Cut the video into equal segments, go a share into each, and take the middle of the frame there."""
-    segment = sample.frames / len(shares)
-    places = [int((number + share) * segment) for number, share in enumerate(shares)]
+def _segment_timestamps_s(sample: Sample, fractions: list[float]) -> list[float]:
+    """Timestamps of one frame in each of equal segments, at the given fractions of the segments."""
+    segment = sample.frames / len(fractions)
+    places = [int((number + fraction) * segment) for number, fraction in enumerate(fractions)]
     period_s = sample.duration_s / sample.frames
     return [(min(place, sample.frames - 1) + 0.5) * period_s for place in places]

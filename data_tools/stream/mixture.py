@@ -1,4 +1,4 @@
-"""Where the samples of a run come from: one data set, or several in a fixed proportion."""
+"""Samples of a run, from one data set or from several in fixed proportions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from kinemae.data_tools.stream.order import clip_position, mixture_position, mix
 
 @dataclass(frozen=True, kw_only=True)
 class LocatedSample:
-    """The sample at a place of the run.
+    """The sample at a position of the run.
 
     Attributes:
-        index: the data set that holds it.
-        key: its name in the run; in a mixture the set's folder stands before its own key.
+        index: its data set.
+        key: its key in the run; in a mixture the folder of the data set and the sample's key.
     """
 
     index: ShardIndex
@@ -24,11 +24,11 @@ class LocatedSample:
 
 
 class Mixture:
-    """Several data sets read side by side, each as often as its weight says.
+    """Several data sets, sampled in proportion to their weights.
 
     Attributes:
-        sets: the data sets by the name they were given.
-        quotas: how many of a block's places each set gets, see `order.mixture_position`.
+        sets: the data sets by name.
+        quotas: positions of each data set in a block, see `order.mixture_position`.
     """
 
     def __init__(self, sets: Mapping[str, ShardIndex], weights: Mapping[str, float]):
@@ -42,19 +42,19 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """Names the content of all sets, in their order."""
+        """Fingerprints of all data sets, in their order."""
         return "+".join(index.fingerprint for index in self.sets.values())
 
     def renamed(self, names: Mapping[str, str]) -> "Mixture":
-        """The same sets under other names, in the order of these; `names` gives the new one for the old."""
+        """The same data sets under new names, sorted by these; `names` maps old to new names."""
         sets = {names.get(name, name): index for name, index in self.sets.items()}
         weights = {names.get(name, name): self._weights[name] for name in self.sets}
         return Mixture({name: sets[name] for name in sorted(sets)}, weights)
 
     def epochs(self, videos: float) -> dict[str, float]:
-        """How often each set is gone through while so many videos are read."""
-        shares = zip(self.sets, self.quotas, self.sizes, strict=True)
-        return {name: videos * quota / sum(self.quotas) / size for name, quota, size in shares}
+        """Epochs of each data set in a run over so many videos."""
+        sets = zip(self.sets, self.quotas, self.sizes, strict=True)
+        return {name: videos * quota / sum(self.quotas) / size for name, quota, size in sets}
 
 
 def open_mixture(
@@ -63,7 +63,7 @@ def open_mixture(
     """Open the data sets of `data.mixture`: folders and their weights.
 
     Args:
-        cache: keeps what is read from remote shards.
+        cache: cache of remote shards.
         outage_s: see `open_index`.
 
     Raises:
@@ -71,7 +71,7 @@ def open_mixture(
         DataError: a folder is no data set.
     """
     try:
-        # Sorted, so that the order in which a config names them changes nothing.
+        # Sorted, so that the order in the config has no effect.
         sets = {folder: open_index(folder, cache=cache, outage_s=outage_s) for folder in sorted(weights)}
         return Mixture(sets, weights)
     except ValueError as error:
@@ -79,7 +79,7 @@ def open_mixture(
 
 
 def locate_sample(source: ShardIndex | Mixture, *, seed: int, position: int) -> LocatedSample:
-    """The sample at a position of the run, which counts videos."""
+    """The sample at a position of the run; positions count videos."""
     if isinstance(source, Mixture):
         number, epoch, i = mixture_position(seed, position, source.quotas, source.sizes)
         name, index = list(source.sets.items())[number]

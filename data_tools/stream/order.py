@@ -1,10 +1,9 @@
-"""Which sample stands where in the run: a pure function of (seed, place), without any list.
+"""Order of the samples: a pure function of the seed and the position in the run, without a list.
 
-The run is one line of clips, 0, 1, 2, ... A step takes the next `global_clips` of them, whatever the number
-of processes, workers or accumulation steps; those only decide who reads which. So the whole state of the
-data stream is the number of the step.
+A run is a sequence of clips, 0, 1, 2, ... A step takes the next `global_clips` of them, for any number of
+processes, workers or accumulation steps. So the state of the data stream is the step number.
 
-A mixture of data sets has no epochs of its own: each of its sets goes through epochs of its own.
+A mixture of data sets has no epochs: each of its data sets has its own.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from itertools import accumulate
 
 from kinemae.data_tools.randomness import derived_seed
 
-MIXTURE_BLOCK = 1000  # places in which each set of a mixture has its exact share; so shares are thousandths
+MIXTURE_BLOCK = 1000  # positions in which a mixture has its exact proportions, so these are in thousandths
 _ROUNDS = 8
 _MASK_32 = 0xFFFFFFFF
 
@@ -24,14 +23,14 @@ def sample_at(seed: int, epoch: int, i: int, samples: int) -> int:
     """The i-th sample of an epoch.
 
     For each (seed, epoch) this is a permutation of range(samples): a Feistel network over the next even
-    power of two, walked until it lands inside (Black and Rogaway 2002, https://doi.org/10.1007/3-540-45760-7_9,
-    section 4). Costs the same whatever `samples` is, about two walks on average and no memory.
+    power of two, repeated until the result is in range (Black and Rogaway 2002, https://doi.org/10.1007/3-540-45760-7_9,
+    section 4). The cost does not depend on `samples`: about two rounds on average, and no memory.
 
     Raises:
-        ValueError: `i` is not a place of the epoch.
+        ValueError: `i` is not in the epoch.
     """
     if not 0 <= i < samples:
-        raise ValueError(f"an epoch of {samples} samples has the places 0 to {samples - 1}, asked for {i}")
+        raise ValueError(f"an epoch of {samples} samples has the positions 0 to {samples - 1}, got {i}")
     half = ((samples - 1).bit_length() + 1) // 2
     keys = _round_keys(seed, epoch)
     place = _feistel(i, half, keys)
@@ -41,14 +40,14 @@ def sample_at(seed: int, epoch: int, i: int, samples: int) -> int:
 
 
 def mixture_quotas(weights: Sequence[float], block: int = MIXTURE_BLOCK) -> tuple[int, ...]:
-    """How many of a block's places each set of a mixture gets, by largest remainder.
+    """Positions of each data set in a block of a mixture, by the largest remainder method.
 
     Raises:
-        ValueError: a weight is so small beside the others that its set would get none.
+        ValueError: a weight is too small for one position.
     """
     total = sum(Fraction(weight) for weight in weights)
     exact = [Fraction(weight) * block / total for weight in weights]
-    quotas = [int(share) for share in exact]
+    quotas = [int(quota) for quota in exact]
     by_remainder = sorted(range(len(exact)), key=lambda number: quotas[number] - exact[number])
     for number in by_remainder[: block - sum(quotas)]:
         quotas[number] += 1
@@ -63,11 +62,11 @@ def mixture_quotas(weights: Sequence[float], block: int = MIXTURE_BLOCK) -> tupl
 def mixture_position(
     seed: int, place: int, quotas: tuple[int, ...], sizes: tuple[int, ...]
 ) -> tuple[int, int, int]:
-    """(set, epoch of that set, place in that epoch) of a place of the run.
+    """(data set, its epoch, position in that epoch) at a position of the run.
 
-    The run is cut into blocks of `sum(quotas)` places. In each the sets have their quotas, in an order of its
-    own. A set's places in all blocks, counted one after the other, are its own run through its epochs; where
-    one of them ends inside a block, the first samples of the next may come before the last of this one.
+    The run is divided into blocks of `sum(quotas)` positions. Each block contains the quotas of all data sets
+    in a random order. The positions of a data set in all blocks are numbered consecutively and divided into
+    epochs. If an epoch ends within a block, samples of the next epoch may precede its last samples.
     """
     block, slot = divmod(place, sum(quotas))
     slot = sample_at(derived_seed(seed, purpose="mixture"), block, slot, sum(quotas))
@@ -78,7 +77,7 @@ def mixture_position(
 
 
 def clip_position(clip_index: int, samples: int, views: int) -> tuple[int, int, int]:
-    """(epoch, place in the epoch, view) of a clip of the run; the views of one video stand side by side."""
+    """(epoch, position in the epoch, view) of a clip; the views of a video are consecutive."""
     position, view = divmod(clip_index, views)
     epoch, i = divmod(position, samples)
     return epoch, i, view
@@ -86,7 +85,7 @@ def clip_position(clip_index: int, samples: int, views: int) -> tuple[int, int, 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """How a global batch is cut: `global_clips = world * accumulation * micro_clips`."""
+    """Division of a global batch: `global_clips = world * accumulation * micro_clips`."""
 
     global_clips: int
     world: int
@@ -94,7 +93,7 @@ class BatchPlan:
     accumulation: int
 
     def clip_range(self, step: int, accumulation_index: int, rank: int) -> range:
-        """The clips of the run that a process takes in one micro-batch of a step."""
+        """The clips of a process in one micro-batch of a step."""
         begin = step * self.global_clips + (accumulation_index * self.world + rank) * self.micro_clips
         return range(begin, begin + self.micro_clips)
 
@@ -107,20 +106,20 @@ def plan_batch(
     *,
     unit: str = "data.views_per_video",
 ) -> BatchPlan:
-    """Cut the global batch into the fewest micro-batches that fit a device and keep a video's views together.
+    """Divide the global batch into the fewest micro-batches that fit a device.
 
     Args:
-        views: clips that stay together.
-        unit: what those are, for the error.
+        views: a micro-batch is a multiple of this, so that the views of a video stay together.
+        unit: the config key of `views`, for the error.
 
     Raises:
-        ValueError: the numbers do not divide; the message names all of them.
+        ValueError: the numbers do not divide.
     """
-    share, rest = divmod(global_clips, world)
-    if rest == 0 and share > 0:
-        for accumulation in range(-(-share // clips_per_device), share + 1):
-            if share % accumulation == 0 and (share // accumulation) % views == 0:
-                micro_clips = share // accumulation
+    per_process, rest = divmod(global_clips, world)
+    if rest == 0 and per_process > 0:
+        for accumulation in range(-(-per_process // clips_per_device), per_process + 1):
+            if per_process % accumulation == 0 and (per_process // accumulation) % views == 0:
+                micro_clips = per_process // accumulation
                 return BatchPlan(
                     global_clips=global_clips, world=world, micro_clips=micro_clips, accumulation=accumulation
                 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from kinemae.data_tools.encoding.jpeg_colours import jpeg_planes
+from kinemae.data_tools.encoding.convert import jpeg_planes
 from kinemae.data_tools.layouts.base import EncodedSample, Job
 from kinemae.data_tools.layouts.jpegs import Jpegs
 from kinemae.data_tools.layouts.stride_aligned import StrideAligned

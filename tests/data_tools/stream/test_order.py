@@ -48,7 +48,7 @@ def test_each_sample_comes_equally_often_to_each_place():
 
 
 def test_a_place_outside_the_epoch_is_refused():
-    with pytest.raises(ValueError, match="5 samples has the places 0 to 4, asked for 5"):
+    with pytest.raises(ValueError, match="5 samples has the positions 0 to 4, got 5"):
         sample_at(0, 0, 5, 5)
 
 
