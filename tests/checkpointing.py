@@ -1,4 +1,4 @@
-"""What a checkpoint asks of an engine, on plain tensors: quick to start, and every value tells its step."""
+"""An engine on plain tensors for checkpoint tests: starts fast, and every value encodes its step."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ TRAINED = ("head.bias", "head.weight", "table")
 
 
 class PlainEngine:
-    """Values that are shared out evenly among the processes, as at ZeRO 3.
+    """Engine with values that are sharded evenly over the processes, as at ZeRO 3.
 
     Attributes:
         values: what the model is made of, whole on every process, by name and kind.
@@ -33,7 +33,7 @@ class PlainEngine:
                 self.values[name, kind] = torch.zeros(count)
 
     def train_to(self, step: int) -> None:
-        """Every value becomes a function of its place, kind and step."""
+        """Set every value to a function of its position, kind and step."""
         self.done = step
         for (name, kind), values_V in self.values.items():
             scale = 1 + KINDS.index(kind)
@@ -62,7 +62,7 @@ class PlainEngine:
             values_V[start:stop] = read(name, kind, start, stop)
 
     def is_at(self, step: int) -> bool:
-        """Whether what this process holds is that of one step, to the last bit."""
+        """Check that the values of this process are those of one step, bit for bit."""
         expected = PlainEngine(self._shapes)
         expected.train_to(step)
         return self.done == step and all(
@@ -83,18 +83,18 @@ class Line:
         self.total, self.asked = sum(sizes), 0
 
     def read(self, name: str, kind: str, start: int, stop: int) -> Tensor:
-        """Every value encodes its piece and offset."""
+        """Make values that encode their shard and offset."""
         self.asked += stop - start
         return torch.arange(start, stop) + 100.0 * int(name)
 
 
 def alone() -> Processes:
-    """The only process of a run."""
+    """Return the processes of a run with one process."""
     return Processes(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu"))
 
 
 def checkpoints(run_dir: Path, *, keep: int = 2, every: int = 0, background: bool = True) -> Checkpoints:
-    """Those of a run of one process."""
+    """Make checkpoints of a run with one process."""
     return Checkpoints(run_dir, alone(), keep=keep, keep_every_steps=every, background=background)
 
 
@@ -109,5 +109,5 @@ def save(run_dir: Path, *steps: int, keep: int = 100) -> None:
 
 
 def stored_steps(run_dir: Path) -> list[str]:
-    """What stands in the folder of checkpoints, whatever it is."""
+    """List all names in the checkpoint folder."""
     return sorted(path.name for path in (run_dir / "checkpoints").iterdir())

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: the repository, real videos, and small real shards made once."""
+"""Shared fixtures: the repository, real videos, small shards, an S3 server."""
 
 import fcntl
 import os
@@ -22,10 +22,10 @@ from tests.seeds import IS_NIGHTLY, SEED
 
 torch.set_num_threads(1)  # two threads on two busy cores are slower than one
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in `make test &`, which children would inherit
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in `make test &`; children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SECONDS = {"chaos": 100, "cluster": 5, "processes": 5, "slow": 3}  # that a marker adds to a test, roughly
+SECONDS = {"chaos": 100, "cluster": 5, "processes": 5, "slow": 3}  # rough duration of a test with this marker
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def keep_few_cases(config: pytest.Config, items: list[pytest.Item], most: int) -> None:
-    """Deselect all but the first cases of each parametrised test, as `make quick` does."""
+    """Deselect all but the first cases of each parametrized test, as `make quick` does."""
     seen: Counter[str] = Counter()
     kept, left = [], []
     for item in items:
@@ -52,7 +52,7 @@ def keep_few_cases(config: pytest.Config, items: list[pytest.Item], most: int) -
 
 
 def begin_with_the_longest_files(items: list[pytest.Item]) -> None:
-    """Sort so that no long file is left for one process at the end; see `--no-loadscope-reorder`."""
+    """Sort files by duration, longest first; see `--no-loadscope-reorder`."""
     seconds: Counter[Path] = Counter()
     for item in items:
         seconds[item.path] += sum(SECONDS[mark.name] for mark in item.iter_markers() if mark.name in SECONDS)
@@ -66,7 +66,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def process_as_new() -> Iterator[None]:
-    """What commands change for their process is put back: logging, and DeepSpeed's `linear` at ZeRO 3."""
+    """Restore state that commands change: logging, and `linear`, which DeepSpeed replaces at ZeRO 3."""
     log.handlers[:], log.propagate = [], True
     linear = torch.nn.functional.linear
     yield
@@ -82,12 +82,12 @@ def repo() -> Path:
 def videos() -> Path:
     folder = REPO.parent / "shared" / "videos"
     if not folder.is_dir():
-        pytest.skip(f"no more real videos at {folder}: those of tests/data/videos are read")
+        pytest.skip(f"no real videos at {folder}; tests use those of tests/data/videos")
     return folder
 
 
 def run_module(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m ...` as a user would, one thread, and return what it printed."""
+    """Run `python -m ...` on one thread and return its output."""
     result = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=REPO,
@@ -98,14 +98,14 @@ def run_module(*arguments: str, check: bool = True, **environment: str) -> subpr
     )
     if check and result.returncode != 0:
         raise AssertionError(
-            f"python -m {' '.join(arguments)} left with {result.returncode}:\n{result.stderr}"
+            f"python -m {' '.join(arguments)} exited with {result.returncode}:\n{result.stderr}"
         )
     return result
 
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """Make a folder that all processes of pytest-xdist read: `made_once(name, make)` gives its path."""
+    """Make a folder once for all processes of pytest-xdist: `made_once(name, make)` returns its path."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
@@ -121,7 +121,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 
 def data_tools(*arguments: str) -> None:
-    """Run `kinemae data` in this process, which has imported what it needs."""
+    """Run `kinemae data` in this process, without new imports."""
     assert run_program(PROGRAM, [*arguments, "workers=1"]) == 0
 
 
@@ -138,7 +138,7 @@ def synth_shards(synth_videos: Path, made_once: Callable[[str, Callable[[Path], 
 
 
 def demo_job(shards: Path, *, steps: int) -> list[str]:
-    """The demo's own pretraining, of so many steps on fewer videos; the run's folder is to be added."""
+    """Return the demo's pretraining job with other steps and shards, without `run_dir`."""
     config = str(REPO / "configs" / "pretrain" / "demo.yaml")
     data = f"data.shards={shards / 'unlabelled'}"
     return ["pretrain", config, data, f"steps={steps}", "engine.device=cpu"]
@@ -146,7 +146,7 @@ def demo_job(shards: Path, *, steps: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """A real S3 API on a port of this machine."""
+    """Start an S3 server on this machine."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -158,13 +158,13 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of a new bucket, with the environment set so that this process and its children reach it."""
+    """Make a bucket and set the environment for it; return its URL."""
     return new_bucket(s3_server, s3_server, monkeypatch)
 
 
 @pytest.fixture
 def proxied_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultyServer, str]]:
-    """The same behind a server that misbehaves when told to."""
+    """Make a bucket behind a server with injected faults."""
     with faulty_server(s3_server) as proxy:
         yield proxy, new_bucket(s3_server, proxy.url, monkeypatch)
         remote._file_system_of.cache_clear()
@@ -179,7 +179,7 @@ def new_bucket(server: str, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> s
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    remote._file_system_of.cache_clear()  # the end point is fixed when a file system is made
+    remote._file_system_of.cache_clear()  # a file system keeps its endpoint
     name = f"bucket-{uuid.uuid4().hex}"
     urllib.request.urlopen(urllib.request.Request(f"{server}/{name}", method="PUT")).close()
     return f"s3://{name}"

@@ -1,4 +1,4 @@
-"""A real web server that serves a folder, or stands before another server, and misbehaves on demand."""
+"""HTTP server with injected faults: serves a folder, or forwards to another server."""
 
 import http.client
 import random
@@ -18,9 +18,11 @@ _CHUNK = 1 << 14
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Asks `fault(method, path)` what to do with each request: None serves it, a number is the status it
-    gets, "slow" is no answer at all, "trickle" sends a body in 20 pieces within 6 seconds, and `FAULTS` break
-    the connection or the body."""
+    """Server that calls `fault(method, path)` for each request.
+
+    None serves it, a number is its status, "slow" never answers, "trickle" sends a body in 20 pieces within
+    6 seconds, and `FAULTS` break the connection or the body.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -31,7 +33,7 @@ class FaultyServer(ThreadingHTTPServer):
         self.fault: Callable[[str, str], str | int | None] = lambda method, path: None
         self.without_ranges = False
         self.without_sizes = False
-        self.password = ""  # the header that is asked for
+        self.password = ""  # required header
         self.requests: list[tuple[str, str, str]] = []  # method, path, Range
         self.injected: list[str | int] = []
         self.stopped = threading.Event()
@@ -41,12 +43,12 @@ class FaultyServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def script(self, *faults: str | int | None) -> None:
-        """Misbehave like this, one request after the other, and then no more."""
+        """Inject these faults, one per request, then none."""
         waiting = iter(faults)
         self.fault = lambda method, path: next(waiting, None)
 
     def at_random(self, share: float, seed: int, faults: tuple[str | int, ...] = (*FAULTS, 503)) -> None:
-        """Misbehave in a share of all requests."""
+        """Inject faults into a fraction of all requests."""
         chance = random.Random(seed)
         self.fault = lambda method, path: chance.choice(faults) if chance.random() < share else None
 
@@ -56,7 +58,7 @@ class FaultyServer(ThreadingHTTPServer):
 
 @contextmanager
 def faulty_server(source: Path | str) -> Iterator[FaultyServer]:
-    """Serve a folder, or what stands at a URL."""
+    """Serve a folder, or forward to a URL."""
     server = FaultyServer(source)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
@@ -71,7 +73,7 @@ def faulty_server(source: Path | str) -> Iterator[FaultyServer]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # header and body are two writes, and waiting for the second takes 40 ms
+    disable_nagle_algorithm = True  # otherwise the second of two writes (header, body) waits 40 ms
     server: FaultyServer
 
     def _any(self) -> None:
@@ -128,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(0.3)
 
     def _reset(self) -> None:
-        """Close so that the other side sees a reset connection instead of its orderly end."""
+        """Close with a reset instead of an orderly end."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
         self.connection.close()

@@ -1,4 +1,4 @@
-"""Small real videos for the tests of reading, and PyAV's plainest loop to compare with."""
+"""Small videos for tests of reading, and a sequential decode by PyAV as reference."""
 
 import io
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ SHIPPED = Path(__file__).parent / "data" / "videos"  # made by tests/data/make_v
 REAL = Path(__file__).resolve().parents[2] / "shared" / "videos"  # more files; not part of the project
 FORMATS = REAL / "formats"
 VIDEO_ENDINGS = {".mp4", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".ts"}
-# What the stride-aligned layout asks of x264: every fourth frame is all that others refer to.
+# x264 options of the stride-aligned layout: other frames reference only every fourth frame.
 ALIGNED = {
     "g": "32",
     "x264-params": "bframes=3:b-adapt=0:b-pyramid=none:scenecut=0:cabac=0:no-deblock=1:weightp=0:open-gop=0",
@@ -26,7 +26,7 @@ ALIGNED = {
 
 
 def video_files(folder: Path = FORMATS, *, most: int | None = None) -> list:
-    """Paths of the shipped videos, and of the first videos of another folder if it exists."""
+    """List the shipped videos, and the first videos of another folder if it exists."""
     shipped, others = (
         sorted(path for path in place.glob("*") if path.suffix in VIDEO_ENDINGS)
         for place in (SHIPPED, folder)
@@ -38,7 +38,7 @@ def video_files(folder: Path = FORMATS, *, most: int | None = None) -> list:
 
 
 def number_of(frame_CHW: Tensor) -> int:
-    """The number of a frame of a shipped video, as its six blocks show it."""
+    """Read the number of a frame of a shipped video from its six blocks."""
     height, width = frame_CHW.shape[-2:]
     rows = slice(height // 16, 3 * height // 16)
     middles = [slice(int((n + 0.25) * width / 6), int((n + 0.75) * width / 6)) for n in range(6)]
@@ -47,7 +47,7 @@ def number_of(frame_CHW: Tensor) -> int:
 
 
 def scene(frames: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
-    """Noise that moves a pixel a frame, down and to the right."""
+    """Make noise that moves one pixel per frame, down and to the right."""
     texture = np.random.default_rng(0).integers(0, 256, (height * 2, width * 2, 3), dtype=np.uint8)
     return [
         np.ascontiguousarray(texture[n % height : n % height + height, n % width : n % width + width])
@@ -64,7 +64,7 @@ def encoded(
     pix_fmt: str = "yuv420p",
     **options: str,
 ) -> bytes:
-    """An H.264 video of RGB pictures; `ticks` are their time stamps in 1/25 s."""
+    """Encode RGB pictures as H.264; `ticks` are their time stamps in 1/25 s."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream = output.add_stream(codec, rate=25, options=options)
@@ -79,7 +79,7 @@ def encoded(
 
 
 def turned(video: bytes, angle: int, *, mirrored: bool) -> bytes:
-    """The same video with a display matrix."""
+    """Add a display matrix to a video."""
     file = io.BytesIO()
     with av.open(io.BytesIO(video)) as given, av.open(file, "w", format="mp4") as output:
         stream = output.add_stream_from_template(given.streams.video[0])
@@ -92,13 +92,13 @@ def turned(video: bytes, angle: int, *, mirrored: bool) -> bytes:
 
 
 def middle_s(video: bytes, *frames: int) -> list[float]:
-    """Instants in the middle of frames of a constant rate."""
+    """Return timestamps in the middle of frames at a constant rate."""
     info = probe(video)
     return [(frame + 0.5) * info.duration_s / info.frames for frame in frames]
 
 
 def sequential(video: bytes) -> tuple[list[float], Tensor]:
-    """The times of all frames, and all frames_TCHW, by PyAV's plainest loop."""
+    """Decode all frames sequentially with PyAV; return their times and frames_TCHW."""
     with av.open(io.BytesIO(video)) as container:
         stream = container.streams.best("video")
         frames = [(frame.pts, frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
@@ -107,7 +107,7 @@ def sequential(video: bytes) -> tuple[list[float], Tensor]:
 
 
 def planes_of(frame: av.VideoFrame) -> list[np.ndarray]:
-    """The pixels of a frame's planes as they are, copied."""
+    """Copy the pixels of a frame's planes."""
     return [
         np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width].copy()
         for plane in frame.planes
@@ -115,7 +115,7 @@ def planes_of(frame: av.VideoFrame) -> list[np.ndarray]:
 
 
 def all_planes(video: bytes) -> tuple[list[float], list[list[np.ndarray]]]:
-    """The times and the planes of all frames of a full decode."""
+    """Return times and planes of all frames of a full decode."""
     stamps, pixels = [], []
     with av.open(io.BytesIO(video)) as container:
         stream = container.streams.best("video")
@@ -126,12 +126,12 @@ def all_planes(video: bytes) -> tuple[list[float], list[list[np.ndarray]]]:
 
 
 def _on_screen_s(stamps: Sequence[int], stream: av.VideoStream) -> list[float]:
-    """Times from the first frame; where stamps are in decoding order, those of a constant rate."""
+    """Return times from the first frame; for stamps in decoding order, those of a constant rate."""
     if any(one >= other for one, other in pairwise(stamps)):
         return [number / float(stream.average_rate) for number in range(len(stamps))]
     return [float((ticks - stamps[0]) * stream.time_base) for ticks in stamps]
 
 
 def same_planes(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
-    """Whether two frames are equal to the last bit."""
+    """Compare two frames bit for bit."""
     return all(np.array_equal(one, other) for one, other in zip(left, right, strict=True))

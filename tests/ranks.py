@@ -1,4 +1,4 @@
-"""The processes of a run on this machine, started without a launcher, each within a test's reach."""
+"""Start the processes of a run on this machine without a launcher."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ _PATIENCE_S = 300.0
 
 
 def free_port() -> int:
-    """A port of this machine that was free a moment ago."""
+    """Return a free port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -28,7 +28,7 @@ def start_ranks(
     """Start `python COMMAND` once for each rank, as a launcher would.
 
     Args:
-        said: files for what they say, by rank; pipes where not given.
+        said: output files by rank; None: pipes.
     """
     job = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
     port = str(free_port())
@@ -49,7 +49,7 @@ def start_ranks(
 
 
 class Ranks:
-    """Two processes of `python -m MODULE ARGUMENTS`; what they say goes to files in a folder."""
+    """Two processes of `python -m MODULE ARGUMENTS`, with their output in files of a folder."""
 
     def __init__(self, folder: Path, *arguments: str):
         self._logs = [folder / f"said-by-{rank}.txt" for rank in range(2)]
@@ -58,7 +58,7 @@ class Ranks:
             self.processes = start_ranks(2, "-m", *arguments, said=said)
 
     def said(self, rank: int) -> str:
-        """What a process has said so far."""
+        """Return the output of a process so far."""
         return self._logs[rank].read_text(encoding="utf-8", errors="replace")
 
     def wait_until(self, is_so: Callable[[], bool], *, while_all_run: bool = True) -> None:
@@ -76,13 +76,13 @@ class Ranks:
         return self.processes[rank].wait(timeout=_PATIENCE_S)
 
     def exit_codes(self) -> list[int]:
-        """Wait for all of them."""
+        """Wait for all processes."""
         return [self.exit_code(rank) for rank in range(len(self.processes))]
 
 
 @contextmanager
 def started(folder: Path, *arguments: str) -> Iterator[Ranks]:
-    """Start the processes; none of them outlives the block."""
+    """Start the processes and kill them at the end of the block."""
     ranks = Ranks(folder, *arguments)
     try:
         yield ranks
