@@ -1,4 +1,4 @@
-"""The config of a fine-tuning run: what a YAML in configs/finetune may say."""
+"""Config of a fine-tuning run: the keys of a YAML file in configs/finetune."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -26,11 +26,11 @@ PRETRAINED_LAYER_DECAY = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneData(StreamConfig):
-    """Where the videos are.
+    """The labelled data sets.
 
     Attributes:
-        train: a folder of shards with labels.
-        validation: another one with the same classes; it is scored at the end.
+        train: folder of labelled shards.
+        validation: folder of labelled shards with the same classes, scored after training.
     """
 
     train: str = MISSING
@@ -39,14 +39,14 @@ class FinetuneData(StreamConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneClip:
-    """The clip that the encoder sees. Null takes what the encoder was pretrained on.
+    """The clip; null takes the encoder's value.
 
     Attributes:
-        frames: per clip, a multiple of the patch's. Where frames or size differ from the encoder's, its
+        frames: frames per clip, a multiple of the patch's. If frames or size differ from the encoder's,
             positions are resampled.
-        stride, fps, sampling: which frames, as in `ClipConfig`. May differ from the encoder's.
+        stride, fps, sampling: selection of frames, see `ClipConfig`.
         size: height and width in pixels, a multiple of the patch's.
-        short_video: what fills a clip longer than its video: "hold" or "loop".
+        short_video: padding of a video shorter than the clip: "hold" (last frame) or "loop".
     """
 
     ALTERNATIVES: ClassVar[tuple[str, ...]] = ("stride", "fps", "sampling=uniform")
@@ -68,14 +68,14 @@ class FinetuneClip:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneModel:
-    """The encoder to build where none is given. With an encoder, every key here is its own, or null.
+    """The encoder to build from scratch. With `encoder`, every key must be null or equal the encoder's value.
 
     Attributes:
         size: tiny, small, base, large, huge or giant.
-        patch_frames: frames in one patch.
+        patch_frames: frames per patch.
         patch_size: height and width of a patch in pixels.
-        width: values per token, in place of the size's.
-        depth: blocks, in place of the size's.
+        width: values per token; null: that of the size.
+        depth: number of blocks; null: that of the size.
     """
 
     size: str | None = None
@@ -87,10 +87,10 @@ class FinetuneModel:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig:
-    """Merging of tokens that look alike, inside the encoder (`pretrain/model/merging.py`).
+    """Merging of similar tokens in the encoder (`pretrain/model/merging.py`).
 
     Attributes:
-        per_block: how many tokens go in each block; 0 for none.
+        per_block: number of tokens merged in each block; 0 for none.
     """
 
     per_block: int = 0
@@ -101,11 +101,11 @@ class MergeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptim(OptimConfig):
-    """The shared optimiser settings with fine-tuning's defaults and one key more.
+    """The optimiser settings of pretraining with other betas and a layer-wise decay.
 
     Attributes:
-        layer_decay: factor on the learning rate from each layer to the one below; 1 for none. Null takes
-            0.75 for a pretrained encoder and 1 for random weights.
+        layer_decay: learning rate factor from each layer to the one below; 1 for none; null: 0.75 for a
+            pretrained encoder, 1 for random weights.
     """
 
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
@@ -119,10 +119,10 @@ class FinetuneOptim(OptimConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """The views of each validation video: their class probabilities are averaged.
+    """Views per validation video, whose class probabilities are averaged.
 
     Attributes:
-        temporal_clips: clips spread evenly over the video.
+        temporal_clips: evenly spaced clips.
         spatial_crops: 1 (the centre) or 3 (both ends and the centre of the longer side).
     """
 
@@ -142,16 +142,14 @@ class FinetuneConfig:
         run_dir: the run's folder; the same command again continues the run in it.
         seed: of the head's weights, the order of clips, crops and drop path.
         encoder: folder of an exported encoder; null trains from scratch, with `model` and `clip`.
-        weights: of `encoder`: "pretrained", or "random" for the same architecture from scratch, with the
-            same colours to normalise pixels.
-        head: file name in finetune/heads and its arguments.
-        pruning: which tokens of a clip the encoder sees: file name in pretrain/pruning and its arguments.
-        final_norm: whether the encoder keeps its last norm. False is VideoMAE's fine-tuning, whose head has a
-            norm of its own, and what its checkpoints can hold.
-        freeze: train the head alone; the encoder stays as it is.
-        epochs: passes over the training videos; each pass takes `data.views_per_video` clips of each.
-        drop_path: largest share of clips for which a block is skipped; grows with depth.
-        label_smoothing: share of the target spread over all classes.
+        weights: weights of `encoder`: "pretrained", or "random" for the same architecture from scratch.
+        head: a component of finetune/heads.
+        pruning: a component of pretrain/pruning, which selects the tokens that the encoder processes.
+        final_norm: keep the encoder's final norm. False matches VideoMAE's fine-tuning, whose head has a norm.
+        freeze: train only the head.
+        epochs: passes over the training videos; each takes `data.views_per_video` clips per video.
+        drop_path: drop path rate of the last block; it increases linearly with depth.
+        label_smoothing: fraction of the target distribution spread over all classes.
         save_every_steps: optimiser steps between checkpoints.
         keep_checkpoints: how many of the newest ones stay.
         keep_every_steps: those of its multiples stay too; 0 for none.
@@ -190,12 +188,12 @@ class FinetuneConfig:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether the encoder starts from random weights."""
+        """Whether the encoder's initial weights are random."""
         return self.encoder is None or self.weights == "random"
 
     @property
     def token_reduction(self) -> TokenReduction:
-        """Pruning and merging together."""
+        """Settings of pruning and merging."""
         return TokenReduction(pruning=self.pruning, merge_per_block=self.merge.per_block)
 
     def __post_init__(self) -> None:
@@ -208,7 +206,7 @@ class FinetuneConfig:
 
 
 def resolve_layer_decay(config: FinetuneConfig) -> FinetuneConfig:
-    """The config with `optim.layer_decay` derived where it is null."""
+    """Set `optim.layer_decay` if it is null."""
     if config.optim.layer_decay is not None:
         return config
     decay = 1.0 if config.from_scratch else PRETRAINED_LAYER_DECAY
@@ -216,14 +214,14 @@ def resolve_layer_decay(config: FinetuneConfig) -> FinetuneConfig:
 
 
 def total_steps(config: FinetuneConfig, samples: int) -> int:
-    """Optimiser steps that make the configured epochs, rounded up."""
+    """Return the number of optimiser steps of the configured epochs, rounded up."""
     clips = config.epochs * samples * config.data.views_per_video
-    # The product of a decimal and a whole number may miss the whole number by one bit: 0.1 * 30 > 3.
+    # Floating-point rounding: 0.1 * 30 > 3.
     return max(1, math.ceil(round(clips / config.batch.global_clips, 9)))
 
 
 def run_settings(config: FinetuneConfig, samples: int, *, num_workers: int) -> RunSettings:
-    """The part of the config that the training loop needs; `num_workers` is the resolved number."""
+    """Return the settings of the training loop; `num_workers` is the resolved number."""
     return RunSettings(
         run_dir=config.run_dir,
         seed=config.seed,
