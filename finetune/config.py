@@ -145,7 +145,7 @@ class FinetuneConfig:
         weights: weights of `encoder`: "pretrained", or "random" for the same architecture from scratch.
         head: a component of finetune/heads.
         pruning: a component of pretrain/pruning, which selects the tokens that the encoder processes.
-        final_norm: keep the encoder's final norm. False matches VideoMAE's fine-tuning, whose head has a norm.
+        final_norm: keep the encoder's final norm; false as in VideoMAE's fine-tuning, whose head has a norm.
         freeze: train only the head.
         epochs: passes over the training videos; each takes `data.views_per_video` clips per video.
         drop_path: drop path rate of the last block; it increases linearly with depth.
