@@ -72,7 +72,7 @@ def test_the_table_is_for_people(synth_shards: Path, capsys: pytest.CaptureFixtu
     assert lines[0] == "24 clips, 0 of them unreadable"
     assert [line[:16].strip() for line in lines[3:8]] == [READ, OPEN, DECODE, PIXELS, REST]
     assert sum(int(line.split()[-2]) for line in lines[3:8]) == pytest.approx(100, abs=3)
-    assert lines[-1].startswith("a GPU that takes 1000 clips/s needs ")
+    assert lines[-1].startswith("a GPU with 1000 clips/s needs ")
 
 
 @pytest.mark.parametrize(
