@@ -118,7 +118,7 @@ def flattened(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def extra_columns(collection: Collection) -> list[dict[str, str]]:
-    """The columns that the source local_index: where they are, how full, and what stands in them."""
+    """The extra columns of the source: split, type, number of values, range or most frequent values."""
     rows = []
     for split, index in zip(collection.splits, collection.indexes, strict=True):
         for name in index.extra:

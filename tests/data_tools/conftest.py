@@ -26,6 +26,6 @@ def shards(synth_shards: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(shards: Path) -> Iterator[FaultyServer]:
-    """A server with those shards at /train, which misbehaves when told to."""
+    """A server with these shards at /train and configurable faults."""
     with faulty_server(shards.parent) as server:
         yield server

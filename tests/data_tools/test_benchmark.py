@@ -1,4 +1,4 @@
-"""`bench` measures what training does; times themselves are never asserted."""
+"""`bench` measures the steps of training; the tests assert no times."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def test_the_steps_read_what_training_reads(synth_shards: Path, views: int):
     assert clock.seconds[OPEN] > 0
 
 
-def test_every_step_and_every_clip_is_told(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_result_has_every_step_and_clip(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
     result = bench(capsys, str(synth_shards / "train"), "data.views_per_video=2", "gpu_clips_per_s=500")
     assert (result["clips"], result["skipped"], result["workers"]) == (24, 0, 1), "whole batches of 8"
     assert list(result["seconds"]) == [READ, OPEN, DECODE, PIXELS, REST]
@@ -66,7 +66,7 @@ def test_videos_that_cannot_be_read_are_counted(
     assert json.loads(capsys.readouterr().out)["skipped"] == 16
 
 
-def test_the_table_is_for_people(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_result_is_printed_as_a_table(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
     assert run_program(PROGRAM, ["bench", str(synth_shards / "train"), *SMALL]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "24 clips, 0 of them unreadable"
@@ -85,7 +85,7 @@ def test_the_table_is_for_people(synth_shards: Path, capsys: pytest.CaptureFixtu
         ("clip.sizes=3", "did you mean clip.size?"),
     ],
 )
-def test_a_wrong_key_is_one_line(
+def test_a_wrong_key_gives_a_one_line_error(
     synth_shards: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]
 ):
     assert run_program(PROGRAM, ["bench", str(synth_shards / "train"), override]) == 2

@@ -1,4 +1,4 @@
-"""The command line keeps the same habits everywhere: one line an error, one exit code a kind."""
+"""Command lines: parsing, one-line errors, exit codes."""
 
 import argparse
 from pathlib import Path
@@ -43,7 +43,7 @@ def raising(error: BaseException) -> Program:
     return program(run=fail)
 
 
-def test_positionals_options_and_overrides_reach_the_command():
+def test_a_command_gets_positionals_options_and_overrides():
     assert run_program(program(), ["make", "here", "a.b=1", "--dry-run", "c=2"]) == 0
     assert (seen[-1].out, seen[-1].dry_run, seen[-1].overrides) == ("here", True, ["a.b=1", "c=2"])
 
@@ -67,20 +67,20 @@ def both(**more: object) -> Program:
     return Program(name="tool", description="Trains.", commands=(train, look))
 
 
-def test_an_unnamed_command_may_stand_beside_named_ones():
+def test_a_program_may_have_an_unnamed_and_named_commands():
     assert run_program(both(), ["demo.yaml", "steps=3"]) == 0
     assert (seen[-1].config, seen[-1].overrides) == ("demo.yaml", ["steps=3"])
     assert run_program(both(), ["look", "a.mp4", "steps=3"]) == 0
     assert (seen[-1].video, seen[-1].out, seen[-1].overrides) == ("a.mp4", None, ["steps=3"])
 
 
-def test_a_file_with_the_name_of_a_command_is_written_as_a_path():
+def test_a_file_named_like_a_command_is_given_as_a_path():
     assert run_program(both(), ["./look"]) == 0
     assert seen[-1].config == "./look"
 
 
 @pytest.mark.parametrize("place", range(1, 4))
-def test_an_option_with_a_value_may_stand_anywhere_after_its_command(place: int):
+def test_an_option_with_a_value_may_come_anywhere_after_its_command(place: int):
     words = ["look", "a.mp4", "steps=3"]
     assert run_program(both(), [*words[:place], "--out", "here", *words[place:]]) == 0
     assert (seen[-1].video, seen[-1].out, seen[-1].overrides) == ("a.mp4", "here", ["steps=3"])
@@ -108,7 +108,7 @@ def test_a_command_may_take_a_list_in_place_of_overrides():
         (Stopped(143, "stopped on a signal"), 143),
     ],
 )
-def test_a_failure_is_one_line_and_its_exit_code(
+def test_an_expected_error_gives_one_line_and_its_exit_code(
     error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
 ):
     assert run_program(raising(error), ["make", "here"]) == code
@@ -117,12 +117,12 @@ def test_a_failure_is_one_line_and_its_exit_code(
     assert str(error) in lines[0]
 
 
-def test_a_bug_is_not_dressed_up_as_an_error_of_the_user():
+def test_an_unexpected_error_is_raised():
     with pytest.raises(ZeroDivisionError):
         run_program(raising(ZeroDivisionError()), ["make", "here"])
 
 
-def test_an_override_with_dashes_is_explained(capsys: pytest.CaptureFixture[str]):
+def test_an_override_with_dashes_gets_a_fix(capsys: pytest.CaptureFixture[str]):
     assert run_program(program(), ["make", "here", "--steps=3"]) == 2
     assert "without dashes, got '--steps=3'; fix: write steps=3" in capsys.readouterr().err
 
@@ -142,7 +142,7 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]):
     assert "kinemae tool make here size=3" in text and "folder to make" in text
 
 
-def test_a_line_names_its_rank_where_there_are_several(
+def test_log_lines_have_the_rank_if_there_are_several(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def say(arguments: argparse.Namespace) -> None:
@@ -156,7 +156,7 @@ def test_a_line_names_its_rank_where_there_are_several(
     assert " rank 2 INFO hello" in capsys.readouterr().err
 
 
-def test_a_disk_that_cannot_be_written_becomes_one_line():
+def test_a_full_disk_gives_a_one_line_error():
     with (
         pytest.raises(DataError, match="cannot write to out: No space left on device; fix that and run"),
         writing_to(Path("out")),

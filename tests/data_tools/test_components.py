@@ -1,4 +1,4 @@
-"""Parts are found by file name in their own folder, and a wrong config says what to fix."""
+"""Components are found by file name in their own folder; a wrong config gives an error with a fix."""
 
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ class Square(Shape):
 
 @pytest.fixture
 def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type:
-    """A folder of parts, as a newcomer would write it."""
+    """A package of components."""
     folder = tmp_path / "shapes"
     folder.mkdir()
     for name, text in {"__init__": "", "base": BASE, "square": SQUARE}.items():
@@ -66,12 +66,12 @@ def test_a_wrong_component_is_refused_with_a_fix(shapes: type, part: Component, 
         build_component("shapes", part, shapes)
 
 
-def test_a_part_without_arguments_takes_none():
+def test_a_component_without_arguments_rejects_any():
     with pytest.raises(ValueError, match="folder has no argument 'depth'"):
         build_component("kinemae.data_tools.sources", Component(name="folder", args={"depth": 2}), Source)
 
 
-def test_an_argument_by_the_name_of_other_projects_is_answered_with_ours():
+def test_an_argument_name_of_another_project_gets_a_suggestion():
     with pytest.raises(ValueError, match=r"has no argument 'size'; did you mean 'short_side'\?"):
         build_component(
             "kinemae.data_tools.layouts", Component(name="stride_aligned", args={"size": 64}), Layout

@@ -1,4 +1,4 @@
-"""A config is what its file and overrides say, and a wrong one is refused with the key's name."""
+"""A config is built from its file and overrides; errors name the key."""
 
 import logging
 import re
@@ -53,7 +53,7 @@ def test_the_later_override_wins():
     assert load("steps=1", "steps=2").steps == 2
 
 
-def test_a_part_takes_any_arguments():
+def test_a_component_takes_any_arguments():
     settings = load("masking={name: random, args: {ratio: 0.5}}", "masking.args.seed=3")
     assert settings.masking == Component(name="random", args={"ratio": 0.5, "seed": 3})
 
@@ -122,7 +122,7 @@ def test_a_missing_file_is_named(tmp_path: Path):
         load_config(Settings, tmp_path / "nothing.yaml", [])
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path: Path):
+def test_a_config_that_is_no_utf8_is_named(tmp_path: Path):
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="cannot read the config file"):
         load_config(Settings, tmp_path / "config.yaml", [])
@@ -133,20 +133,20 @@ def test_a_missing_value_is_named():
         load_config(Settings, None, [])
 
 
-def test_a_secret_of_the_environment_cannot_get_into_a_config(monkeypatch: pytest.MonkeyPatch):
+def test_a_config_cannot_read_environment_variables(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TOKEN", "canary")
     with pytest.raises(ValueError) as caught:
         load("text=${oc.env:TOKEN}")
     assert "canary" not in str(caught.value)
 
 
-def test_an_override_in_order_is_returned_unchanged():
+def test_a_valid_override_is_returned_unchanged():
     assert parse_override("a.b='010'") == "a.b='010'"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WithComponent:
-    """A config with one part."""
+    """A config with one component."""
 
     mask: Component = field(default_factory=lambda: Component(name="tube"))
 
@@ -163,7 +163,7 @@ class WithComponent:
         (["mask={name: tube}"], Component(name="tube")),
     ],
 )
-def test_arguments_of_a_part_do_not_pass_to_another_part(
+def test_arguments_of_a_component_do_not_apply_to_another_one(
     tmp_path: Path, overrides: list[str], part: Component
 ) -> None:
     path = tmp_path / "part.yaml"
@@ -180,7 +180,7 @@ def test_arguments_of_a_part_do_not_pass_to_another_part(
         (["mask.args.ratio=0.6", "mask=tube"], Component(name="tube", args={"ratio": 0.6})),
     ],
 )
-def test_a_name_alone_is_the_part_with_its_defaults(
+def test_a_bare_name_is_a_component_with_default_arguments(
     tmp_path: Path, overrides: list[str], part: Component
 ) -> None:
     path = tmp_path / "part.yaml"
@@ -197,7 +197,7 @@ def test_whole_floats_are_integers(tmp_path: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Three ways to say which frames, of which one is taken."""
+    """Three mutually exclusive keys."""
 
     ALTERNATIVES: ClassVar[tuple[str, ...]] = ("stride", "fps", "sampling=uniform")
 
@@ -247,10 +247,15 @@ class WithClip:
         ),
         ("stride: null, fps: 8", [], Clip(fps=8), []),
         ("fps: 8", ["clip.stride=null"], Clip(fps=8), []),
-        ("stride: 2", ["clip.stride=3", "clip.fps=8"], Clip(stride=3, fps=8), []),  # for the class to refuse
+        (
+            "stride: 2",
+            ["clip.stride=3", "clip.fps=8"],
+            Clip(stride=3, fps=8),
+            [],
+        ),  # rejected by the class itself
     ],
 )
-def test_choosing_one_of_several_alternatives_unsets_the_others(
+def test_selecting_an_alternative_unsets_the_others(
     tmp_path: Path,
     text: str,
     overrides: list[str],
@@ -266,7 +271,7 @@ def test_choosing_one_of_several_alternatives_unsets_the_others(
     assert caplog.messages == said
 
 
-def test_an_alternative_cannot_be_null_where_none_of_the_others_is_given() -> None:
+def test_an_alternative_cannot_be_null_without_another_one() -> None:
     message = r"clip.stride: expected a value, or clip.fps or clip.sampling=uniform instead, got null"
     with pytest.raises(ValueError, match=message):
         load_config(WithClip, None, ["clip.stride=null"])
@@ -306,7 +311,7 @@ def test_an_alternative_cannot_be_null_where_none_of_the_others_is_given() -> No
         (["text={a"], """quote it if it is text, as in 'text="{a"'"""),
     ],
 )
-def test_a_mistake_of_quoting_is_named_with_its_fix(overrides: list[str], message: str) -> None:
+def test_a_quoting_error_is_named_with_its_fix(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         load(*overrides)
 
@@ -323,12 +328,12 @@ def test_a_missing_space_in_a_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["/runs/a", "/runs/s 2 \u00fc/it's", "010", "a: b", "#1", "[x", "null", "a$b"]
 )
-def test_a_hint_can_be_pasted(text: str) -> None:
+def test_a_suggested_override_can_be_pasted_into_a_shell(text: str) -> None:
     (pasted,) = shlex.split(as_override("text", text))
     assert load(pasted).text == text
 
 
-def test_a_quoted_override_means_the_text_that_the_hint_says() -> None:
+def test_a_suggested_quoted_override_is_text() -> None:
     assert load('text="{a"').text == "{a"
 
 
@@ -346,7 +351,7 @@ def test_a_quoted_override_means_the_text_that_the_hint_says() -> None:
         ("stpes: 3", "settings.yaml: config key stpes: there is no such key; did you mean steps"),
     ],
 )
-def test_a_wrong_file_is_named_with_what_may_mend_it(tmp_path: Path, text: str, message: str):
+def test_a_wrong_file_is_named_with_a_possible_fix(tmp_path: Path, text: str, message: str):
     (tmp_path / "settings.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_config(Settings, tmp_path / "settings.yaml", [])

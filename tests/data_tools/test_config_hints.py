@@ -78,7 +78,7 @@ def test_every_synonym_names_a_key_that_exists() -> None:
         ("pretrain", "zzz", []),
     ],
 )
-def test_a_key_of_another_name_is_answered_with_ours(schema: str, given: str, expected: list[str]) -> None:
+def test_key_names_of_other_projects_get_suggestions(schema: str, given: str, expected: list[str]) -> None:
     keys, components = keys_and_components(SCHEMAS[schema])
     assert suggestions(given, keys, components=components) == expected
 
@@ -93,11 +93,11 @@ def message(schema: type, given: str) -> Any:
     return unknown_key(given, keys, components=components)
 
 
-def test_what_is_no_key_is_answered_with_a_sentence() -> None:
+def test_some_unknown_keys_are_answered_with_a_sentence() -> None:
     assert "kinemae launch local processes=N" in message(PretrainConfig, "nproc_per_node")
     assert "the classes come from the data set" in message(FinetuneConfig, "num_classes")
 
 
-def test_a_key_like_no_other_is_answered_with_those_beside_it() -> None:
+def test_other_unknown_keys_are_answered_with_the_known_ones() -> None:
     assert message(PretrainConfig, "engine.zzz").endswith("engine.compile, engine.cpu_threads")
     assert "; there are run_dir, seed, steps, " in message(PretrainConfig, "zzz")

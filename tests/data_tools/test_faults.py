@@ -1,6 +1,6 @@
-"""Really damaged and really strange files on their way through `shard`, copied and encoded anew.
+"""Damaged and unusual files in `shard`, with and without re-encoding.
 
-docs/data.md lists all faults with the tests of each; here stand those that concern files.
+docs/faults.md lists all faults with their tests; this file tests the faults of single files.
 """
 
 import http.server
@@ -44,7 +44,7 @@ BAD = {
 
 
 def film(frames: int, *, size: tuple[int, int] = (48, 64), **options: str) -> bytes:
-    """An H.264 video of a gliding texture, an mp4 by default."""
+    """Encode an H.264 video of a moving texture, mp4 by default."""
     height, width = size
     texture = np.random.default_rng(7).integers(0, 256, (2 * height, 2 * width, 3), dtype=np.uint8)
     header = {key: options.pop(key) for key in ("movflags",) if key in options}
@@ -64,7 +64,7 @@ def film(frames: int, *, size: tuple[int, int] = (48, 64), **options: str) -> by
 
 
 def with_streams(video: bytes, *, cover: bool = False, second: bytes = b"", sound: bool = False) -> bytes:
-    """The video's own stream (none for no bytes), and others before it."""
+    """Mux the stream of a video (none if it is empty) after other streams."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
         if cover:
@@ -93,7 +93,7 @@ def with_streams(video: bytes, *, cover: bool = False, second: bytes = b"", soun
 
 
 def repeated(video: bytes, frames: int, *, every: Fraction) -> bytes:
-    """The packets of a short video over and over: a long one that took no time to encode."""
+    """Repeat the packets of a short video to make a long one."""
     file = io.BytesIO()
     with av.open(io.BytesIO(video)) as given, av.open(file, "w", format="mp4") as output:
         stream = output.add_stream_from_template(given.streams.video[0])
@@ -117,7 +117,7 @@ def gif(size: tuple[int, int], frames: int, mode: str = "P") -> bytes:
 
 @contextmanager
 def listening() -> Iterator[tuple[int, list[str]]]:
-    """A web server that notes every request and serves a real video."""
+    """A web server that records every request and serves a video."""
     asked: list[str] = []
     video = film(5)
 
@@ -142,13 +142,13 @@ def listening() -> Iterator[tuple[int, list[str]]]:
 
 
 def playlist(port: int) -> bytes:
-    """What FFmpeg takes for a list of pieces on a web server."""
+    """An HLS playlist of segments on a web server."""
     head = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n"
     return f"{head}http://127.0.0.1:{port}/a.ts\n#EXT-X-ENDLIST\n".encode()
 
 
 def ends_of_frames(video: bytes) -> list[int]:
-    """Behind which byte each frame is complete."""
+    """The byte offsets at which the frames end."""
     with av.open(io.BytesIO(video)) as container:
         return [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
 
@@ -181,14 +181,14 @@ def write_all(folder: Path, port: int) -> None:
         "two_streams.mp4": with_streams(film(30, size=(96, 128)), second=whole),
         "ten_hours.mp4": repeated(film(20, size=(16, 16), bf="0"), 36_000, every=Fraction(1, 1)),
     }
-    files["joined.ts"] = 2 * film(40, container="mpegts", bf="0")  # its time stamps begin again half-way
+    files["joined.ts"] = 2 * film(40, container="mpegts", bf="0")  # the timestamps restart in the middle
     for name, content in files.items():
         (folder / name).write_bytes(content)
 
 
 @pytest.fixture(scope="module")
 def strange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[str]]]:
-    """The files, and what was asked of the web server that one of them points to."""
+    """The files, and the requests to the web server that one of them names."""
     folder = tmp_path_factory.mktemp("strange") / "videos"
     with listening() as (port, asked):
         write_all(folder, port)
@@ -214,20 +214,20 @@ def lines(path: Path, key: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_file_that_is_no_whole_video_is_rejected_with_its_reason(sharded: Path, name: str) -> None:
+def test_a_damaged_file_is_rejected_with_its_reason(sharded: Path, name: str) -> None:
     rejected = lines(sharded / "rejected.jsonl", "reason")
     assert BAD[name] in rejected[name] and rejected[name]
     assert name not in samples(sharded)
 
 
-def test_nothing_else_is_rejected_and_nothing_is_lost(sharded: Path) -> None:
+def test_all_other_files_are_stored(sharded: Path) -> None:
     assert lines(sharded / "rejected.jsonl", "reason").keys() == BAD.keys()
     assert sorted(samples(sharded)) == sorted(GOOD)
 
 
 def test_a_cut_tail_is_noted_and_the_decoded_frames_count(sharded: Path, strange: tuple[Path, list[str]]):
     with av.open(str(strange[0] / "tail.mp4")) as container:
-        assert container.streams.video[0].frames == 40, "what the container claims"
+        assert container.streams.video[0].frames == 40, "number of frames in the container"
         assert sum(1 for _ in container.decode(video=0)) == 30
     assert samples(sharded)["tail"].frames == samples(sharded)["broken_off"].frames == 30
     notes = lines(sharded / "notes.jsonl", "note")
@@ -235,8 +235,8 @@ def test_a_cut_tail_is_noted_and_the_decoded_frames_count(sharded: Path, strange
     assert notes["broken_off"].startswith("its end is damaged: 30 of 40 frames are whole (Invalid data")
 
 
-def test_training_reads_every_one_that_was_taken(sharded: Path) -> None:
-    """Ten hours, one frame, one pixel: a clip of each, none of them skipped or empty."""
+def test_training_reads_every_stored_video(sharded: Path) -> None:
+    """No clip is skipped or empty, even of ten hours, one frame or one pixel."""
     clips = training(open_index(sharded / "train"))
     batch = clips.batch(range(2 * len(GOOD)))
     assert batch.skipped == () and sorted({*batch.keys}) == sorted(GOOD)
@@ -250,34 +250,36 @@ def training(index: ShardIndex) -> TrainingClips:
     return TrainingClips(index, clip=ClipConfig(frames=4, size=32), augment=AugmentConfig(), seed=0)
 
 
-def test_the_stream_that_is_a_film_is_taken(sharded: Path, strange: tuple[Path, list[str]]) -> None:
+def test_the_video_stream_is_stored_and_not_the_cover(sharded: Path, strange: tuple[Path, list[str]]) -> None:
     found = samples(sharded)
     assert (found["cover"].width, found["cover"].height, found["cover"].frames) == (64, 48, 40)
     two = found["two_streams"]
-    assert (two.width, two.height, two.frames) in {(64, 48, 40), (128, 96, 30)}, "one of them, not a mixture"
+    assert (two.width, two.height, two.frames) in {(64, 48, 40), (128, 96, 30)}, "one of the two streams"
 
 
-def test_ten_hours_are_ten_hours_and_a_late_moment_is_found_at_once(sharded: Path) -> None:
+def test_a_video_of_ten_hours_keeps_its_length(sharded: Path) -> None:
     sample = samples(sharded)["ten_hours"]
     assert (sample.frames, sample.duration_s) == (36_000, pytest.approx(36_000))
 
 
-def test_time_stamps_that_go_back_do_not_turn_the_clock(sharded: Path) -> None:
-    """The second half is put behind the first, or never seen; it does not mix with it."""
+def test_timestamps_that_restart_do_not_mix_frames(sharded: Path) -> None:
+    """The second half follows the first or is dropped; the halves do not mix."""
     duration_s = samples(sharded)["joined"].duration_s
     assert min(abs(duration_s - 1.6), abs(duration_s - 3.2)) < 0.05
 
 
-def test_odd_sizes_stay_or_lose_a_line(sharded: Path) -> None:
+def test_odd_sizes_stay_or_lose_one_row_or_column(sharded: Path) -> None:
     found = samples(sharded)
     assert (found["odd"].width, found["odd"].height) in {(321, 241), (320, 240)}
     assert found["one_pixel"].width * found["one_pixel"].height in (1, 4)
 
 
-def test_lists_in_disguise_open_no_file_and_no_connection(sharded: Path, strange: tuple[Path, list[str]]):
+def test_playlists_with_a_video_suffix_open_no_file_and_no_connection(
+    sharded: Path, strange: tuple[Path, list[str]]
+):
     folder, asked = strange
     assert asked == []
-    # Without our list of formats FFmpeg follows both: the files are what they are taken for.
+    # Without the list of allowed formats FFmpeg follows both, so the files are valid playlists.
     with av.open(io.BytesIO((folder / "concat.mp4").read_bytes()), options={"safe": "0"}) as opened:
         assert len(opened.streams.video) == 1
     with listening() as (port, asked_now), suppress(av.FFmpegError):
@@ -285,7 +287,7 @@ def test_lists_in_disguise_open_no_file_and_no_connection(sharded: Path, strange
     assert asked_now
 
 
-def test_colours_with_alpha_are_plain_rgb(sharded: Path) -> None:
+def test_videos_with_alpha_become_rgb(sharded: Path) -> None:
     clips = training(open_index(sharded / "train"))
     batch = clips.batch(range(len(GOOD)))
     shown = dict(zip(batch.keys, batch.clip_BCTHW, strict=True))["alpha"]

@@ -1,4 +1,4 @@
-"""Faults of whole collections: a bomb among the videos, names that hurt, pickles, URLs that are programs."""
+"""Faults of collections: decompression bombs, unsafe names, pickles, pipe URLs."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.training_clips import TrainingClips
 
-MOST_MEBIBYTES = 300  # above what a small video needs; the bomb's frames are 5,930 as RGB
+MAX_MEBIBYTES = 300  # more than for a small video; the frames of the bomb are 5,930 MiB as RGB
 
 BOMB = """
 import io, sys
@@ -86,7 +86,7 @@ def test_a_bomb_is_sharded_read_and_reported_in_bounded_memory(repo: Path, tmp_p
     assert done.returncode == 0, done.stderr
     mebibytes, frames, size = map(int, done.stdout.split())
     assert frames == 1000 and size < 150_000
-    assert mebibytes < MOST_MEBIBYTES
+    assert mebibytes < MAX_MEBIBYTES
 
 
 def put(path: Path, number: int) -> bytes:
@@ -97,7 +97,7 @@ def put(path: Path, number: int) -> bytes:
     return path.read_bytes()
 
 
-HURTFUL = [
+UNSAFE_NAMES = [
     "v1.2.final.mp4",
     "two  spaces .mp4",
     "line\nbreak.mp4",
@@ -118,9 +118,9 @@ HURTFUL = [
 ]
 
 
-def test_names_that_hurt_become_safe_keys_and_are_kept_as_they_were(tmp_path: Path):
+def test_unsafe_names_become_safe_keys_and_are_kept_in_the_index(tmp_path: Path):
     source, out = tmp_path / "videos" / "a.b c", tmp_path / "shards"
-    written = {f"a.b c/{name}": put(source / name, number) for number, name in enumerate(HURTFUL)}
+    written = {f"a.b c/{name}": put(source / name, number) for number, name in enumerate(UNSAFE_NAMES)}
     hidden = {name for name in written if Path(name).name.startswith(".")}
     arguments = [
         "shard",
@@ -142,7 +142,7 @@ def test_names_that_hurt_become_safe_keys_and_are_kept_as_they_were(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shards", "videos"]
 
 
-def test_a_csv_cannot_write_or_shard_outside_by_its_names(tmp_path: Path):
+def test_names_in_a_csv_cannot_write_outside_the_output_folder(tmp_path: Path):
     put(tmp_path / "above.mp4", 0)
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "list.csv").write_text("path,label\n../above.mp4,x\n")
@@ -153,7 +153,7 @@ def test_a_csv_cannot_write_or_shard_outside_by_its_names(tmp_path: Path):
 
 
 def test_a_pickle_in_a_shard_is_never_opened(tmp_path: Path):
-    """Not by verify, index, training or the report; webdataset's own decoder would run it."""
+    """verify, index, training and report never open it; webdataset's decoder executes it."""
     source, out = tmp_path / "videos", tmp_path / "shards"
     for number in range(2):
         put(source / f"{number}.mp4", number)
@@ -177,14 +177,14 @@ def test_a_pickle_in_a_shard_is_never_opened(tmp_path: Path):
     run_program(PROGRAM, ["report", str(out), "workers=1"])
     assert not mark.exists()
     list(webdataset.WebDataset(str(shard), shardshuffle=False).decode())
-    assert mark.exists(), "it is a real one"
+    assert mark.exists(), "the pickle is harmful"
 
 
 @pytest.mark.parametrize("command", ["show", "verify", "report", "bench"])
 @pytest.mark.parametrize(
     "url", ["pipe:touch {mark}", "pipe://touch {mark}", "ftp://host/shards", "gopher://x"]
 )
-def test_a_program_or_an_unknown_scheme_is_refused_by_every_command(
+def test_every_command_rejects_pipes_and_unknown_url_schemes(
     command: str, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     mark = tmp_path / "executed"
@@ -195,7 +195,7 @@ def test_a_program_or_an_unknown_scheme_is_refused_by_every_command(
 
 
 @pytest.mark.parametrize("command", ["show", "verify", "report", "bench"])
-def test_what_is_no_data_set_is_named_by_every_command(
+def test_every_command_names_a_folder_that_is_not_a_data_set(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "empty").mkdir()

@@ -45,14 +45,14 @@ def test_tars_without_an_index_name_the_command(tmp_path: Path, name: str):
         open_index(tmp_path / "x y")
 
 
-def test_tars_behind_a_url_name_the_command_too(bucket: str):
+def test_remote_tars_without_an_index_name_the_command(bucket: str):
     with pytest.raises(
         DataError, match=rf"{bucket}/\{{000..999\}}.tar: expected the folder .*kinemae data index '"
     ):
         open_index(f"{bucket}/{{000..999}}.tar")
 
 
-def test_a_folder_of_videos_names_the_command_and_every_split_is_named(ours: Path):
+def test_a_folder_of_videos_names_the_command_and_a_parent_folder_its_splits(ours: Path):
     videos = ours.parent / "videos"
     with pytest.raises(DataError, match=rf"it holds videos; fix: .*`kinemae data shard {videos} OUT`"):
         open_index(videos)

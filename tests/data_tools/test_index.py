@@ -1,4 +1,4 @@
-"""An index that is missing, damaged or of another version is named before anything is read."""
+"""The index is written and read; a missing, damaged or wrong one gives a clear error."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_is_written_is_what_is_read(folder: Path):
+def test_written_data_reads_back_equal(folder: Path):
     index = open_index(folder)
     assert index.sample(0) == SAMPLE
     assert index.classes == ("x", "\u6253")
@@ -48,7 +48,7 @@ def test_what_is_written_is_what_is_read(folder: Path):
     assert not list(folder.glob("*.partial"))
 
 
-def test_the_fingerprint_names_the_content_and_not_the_place(folder: Path, tmp_path: Path):
+def test_the_fingerprint_depends_on_content_and_not_on_location(folder: Path, tmp_path: Path):
     shutil.copytree(folder, tmp_path / "moved")
     assert open_index(tmp_path / "moved").fingerprint == open_index(folder).fingerprint
     write_index(folder, [SAMPLE], [Shard(name="shard-000000.tar", samples=1, bytes=3, sha256="01")], [], {})
@@ -60,7 +60,7 @@ def test_a_missing_folder_is_named(tmp_path: Path):
         open_index(tmp_path / "nothing")
 
 
-def test_a_folder_without_index_is_named_and_its_splits_are_offered(folder: Path, tmp_path: Path):
+def test_a_folder_without_index_suggests_its_splits(folder: Path, tmp_path: Path):
     shutil.copytree(folder, tmp_path / "sets" / "train")
     with pytest.raises(
         DataError, match=r"holds no dataset.json, so it is no data set; did you mean .*train\?"
@@ -114,10 +114,10 @@ def test_opening_reads_no_rows(repo: Path):
     )
     assert index_mb > 50
     assert after - before < index_mb / 10
-    assert end > after  # the figures do see what is read
+    assert end > after  # the figures include the rows that are read
 
 
-def test_a_sample_is_found_in_whatever_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_samples_are_found_in_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("kinemae.data_tools.index._ROWS_PER_CHUNK", 3)
     (tmp_path / "shard-000000.tar").write_bytes(b"tar")
     rows = [replace(SAMPLE, key=str(number)) for number in range(10)]
@@ -136,7 +136,7 @@ def test_a_pickled_index_is_small_and_maps_the_same_file(folder: Path):
     assert copied.sample(0) == index.sample(0) and copied.folder == index.folder
 
 
-def test_a_shard_cut_short_is_named_before_anything_is_read(folder: Path):
+def test_a_truncated_shard_is_named_before_reading(folder: Path):
     (folder / "shard-000000.tar").write_bytes(b"ta")
     with pytest.raises(
         DataError, match=r"shard-000000.tar: expected 3 bytes, got 2: it was truncated or changed"
@@ -145,14 +145,14 @@ def test_a_shard_cut_short_is_named_before_anything_is_read(folder: Path):
     assert len(open_index(folder, check_shards=False)) == 1
 
 
-def test_files_of_two_times_are_named(folder: Path):
+def test_files_of_different_runs_are_rejected(folder: Path):
     description = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**description, "samples": 2}))
     with pytest.raises(DataError, match=r"expected 2 samples as in dataset.json, got 1 in index.arrow"):
         open_index(folder)
 
 
-def test_shards_may_lie_elsewhere(folder: Path, tmp_path: Path):
+def test_shards_may_be_in_another_folder(folder: Path, tmp_path: Path):
     elsewhere = tmp_path / "elsewhere" / "x.tar"
     elsewhere.parent.mkdir()
     elsewhere.write_bytes(b"tar")
@@ -163,21 +163,21 @@ def test_shards_may_lie_elsewhere(folder: Path, tmp_path: Path):
         open_index(folder)
 
 
-def test_an_index_that_may_not_be_read_is_named(folder: Path):
+def test_an_unreadable_index_is_named(folder: Path):
     (folder / "index.arrow").unlink()
     (folder / "index.arrow").mkdir()
     with pytest.raises(DataError, match=r"the index in .* cannot be read: .*directory"):
         open_index(folder)
 
 
-def test_a_misspelt_data_set_is_answered_with_the_one_beside_it(synth_shards: Path) -> None:
+def test_a_misspelt_data_set_gets_a_suggestion(synth_shards: Path) -> None:
     with pytest.raises(
         DataError, match=rf"no folder of shards at .*/trian; did you mean {synth_shards}/train\?"
     ):
         open_index(synth_shards / "trian")
 
 
-def test_a_file_is_no_data_set(tmp_path: Path) -> None:
+def test_a_file_is_not_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(DataError, match=r"notes.txt: expected the folder of a data set, got a file"):
         open_index(tmp_path / "notes.txt")

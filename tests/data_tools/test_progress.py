@@ -1,4 +1,4 @@
-"""Progress without a terminal: plain lines at round numbers, at a steady rate, with the time left."""
+"""Progress lines without a terminal: at round numbers, with the remaining time."""
 
 import pytest
 
@@ -17,7 +17,7 @@ class Clock:
 
 
 def walk(*, total: int, per_s: float, first: int = 0, report_every: int = 1) -> list[tuple[int, float, str]]:
-    """The lines of a steady job: what is done, the second, and the time left."""
+    """The lines of a job with constant speed: steps done, second, remaining time."""
     clock = Clock()
     pace = Pace(first=first, total=total, clock=clock)
     lines = []
@@ -29,7 +29,7 @@ def walk(*, total: int, per_s: float, first: int = 0, report_every: int = 1) -> 
 
 
 @pytest.mark.parametrize("per_s", [0.02, 0.3, 1.7, 12.0, 440.0])
-def test_lines_come_at_equal_distances_of_round_numbers(per_s: float) -> None:
+def test_lines_are_due_at_multiples_of_round_numbers(per_s: float) -> None:
     lines = walk(total=100_000, per_s=per_s)
     places = [done for done, _, _ in lines[:-1]]
     interval = places[0]
@@ -38,16 +38,16 @@ def test_lines_come_at_equal_distances_of_round_numbers(per_s: float) -> None:
     assert lines[-1] == (100_000, 100_000 / per_s, "")
 
 
-def test_lines_fall_on_reports_where_those_are_rarer() -> None:
+def test_lines_are_due_at_reports_if_these_are_less_frequent() -> None:
     assert [done for done, _, _ in walk(total=100, per_s=0.1, report_every=25)] == [25, 50, 75, 100]
 
 
-def test_a_run_that_goes_on_counts_its_own_time() -> None:
+def test_a_resumed_run_measures_its_own_time() -> None:
     lines = walk(first=900, total=1000, per_s=1.0)
     assert [line for line in lines if line[0] == 940] == [(940, 40.0, "1 min left")]
 
 
-def test_a_short_job_writes_its_end_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_job_logs_only_its_end(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging()
     assert list(progress(range(1000), total=1000, what="check")) == list(range(1000))
     (line,) = capsys.readouterr().err.splitlines()
@@ -72,5 +72,5 @@ def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None
 @pytest.mark.parametrize(
     ("number", "above"), [(0, 1), (1, 1), (1.1, 2), (5, 5), (5.1, 10), (20, 20), (21, 50), (999, 1000)]
 )
-def test_round_numbers_are_1_2_and_5_times_a_power_of_ten(number: float, above: int) -> None:
+def test_numbers_are_rounded_up_to_1_2_or_5_times_a_power_of_ten(number: float, above: int) -> None:
     assert round_up(number) == above

@@ -1,4 +1,4 @@
-"""Chance is a function of its purpose and place, and good enough to be called so."""
+"""Random numbers are functions of their arguments and statistically sound."""
 
 import math
 
@@ -10,7 +10,7 @@ from kinemae.data_tools.randomness import ClipRandom, derived_seed, generator
 CLIPS = torch.arange(4000)
 
 
-def test_each_place_has_a_seed_of_its_own():
+def test_different_arguments_give_different_seeds():
     places = [
         derived_seed(seed, purpose=purpose, step=step, sample=sample)
         for seed in range(4)
@@ -22,7 +22,7 @@ def test_each_place_has_a_seed_of_its_own():
     assert all(0 <= place < 2**63 for place in places)
 
 
-def test_a_generator_repeats_itself_and_no_other():
+def test_equal_arguments_give_equal_generators_and_others_do_not():
     def draw(**place: int) -> torch.Tensor:
         return torch.rand(5, generator=generator(7, purpose="masking", **place))
 
@@ -31,19 +31,19 @@ def test_a_generator_repeats_itself_and_no_other():
 
 
 @pytest.mark.parametrize("draw", ["uniform", "normal"])
-def test_a_clips_draws_do_not_depend_on_its_batch(draw: str):
+def test_numbers_of_a_clip_do_not_depend_on_its_batch(draw: str):
     whole = getattr(ClipRandom(1, CLIPS[:8]), draw)("noise", (3, 2))
     for part in (CLIPS[5:6], CLIPS[4:8].flip(0)):
         rows = getattr(ClipRandom(1, part), draw)("noise", (3, 2))
         assert torch.equal(rows, whole[part])
 
 
-def test_a_longer_draw_begins_like_a_shorter_one():
+def test_a_longer_draw_starts_with_the_shorter_one():
     draws = ClipRandom(1, CLIPS[:3])
     assert torch.equal(draws.uniform("x", (9,))[:, :4], draws.uniform("x", (4,)))
 
 
-def test_seeds_purposes_and_far_clips_differ():
+def test_seeds_purposes_and_distant_clips_differ():
     def draw(seed: int, purpose: str, clip: int) -> torch.Tensor:
         return ClipRandom(seed, torch.tensor([clip])).uniform(purpose, (6,))
 
@@ -79,7 +79,7 @@ def test_normal_values_are_normal():
     assert (values_BX.pow(4).mean() - 3).abs() < 5 * math.sqrt(96 / count)
 
 
-def test_neighbouring_clips_and_values_are_not_alike():
+def test_neighbouring_clips_and_values_are_uncorrelated():
     values_BX = ClipRandom(0, CLIPS).uniform("x", (64,)) - 0.5
     for one, other in (
         (values_BX[1:], values_BX[:-1]),
@@ -91,8 +91,8 @@ def test_neighbouring_clips_and_values_are_not_alike():
         assert correlation.abs() < 5 / math.sqrt(one.numel())
 
 
-def test_the_draws_are_murmur3_of_a_counter():
-    """In whole numbers of any size; the tensors' 32 bits wrap to the same."""
+def test_the_bits_are_murmur3_of_a_counter():
+    """Reference with Python integers."""
     clips = [0, 7, 2**31 + 5, 2**32 - 1, 2**33 + 7]
     key = derived_seed(2**40, purpose="x")
     values_BX = ClipRandom(2**40, torch.tensor(clips)).uniform("x", (50,))

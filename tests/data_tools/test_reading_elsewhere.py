@@ -1,4 +1,4 @@
-"""Our shards in other people's hands, and other people's names in ours: both through the command line."""
+"""Shards read by webdataset and Hugging Face datasets; unusual file names from end to end."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from kinemae.data_tools.stream.video_reader import read_video
 from tests.conftest import run_module
 from tests.source_collections import write_clip, write_clips, write_text
 
-# One line each in a script that knows nothing of this project.
+# A script without imports from this project; it prints one line per sample.
 _HUGGING_FACE = """
 import hashlib, json, sys
 from datasets import Video, load_dataset
@@ -30,7 +30,7 @@ for sample in samples:
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve videos in a csv with a label, a second label, a value, and groups for only some."""
+    """Twelve videos in a csv with a label, a second label, a number, and groups for some."""
     root = tmp_path_factory.mktemp("collection")
     rows = ["path,label,group,second label,score"]
     for number in range(12):
@@ -50,7 +50,7 @@ def shards(collection: Path) -> Path:
 
 
 def check(shards: Path, collection: Path, read: list[tuple[str, dict[str, Any], str]]) -> None:
-    """What was read elsewhere is what the index says and what the collection holds."""
+    """Compare the read samples with the index and the source videos."""
     index = open_index(shards)
     assert [key for key, _, _ in read] == index.column("key").tolist()
     assert len(read) == 12
@@ -104,8 +104,8 @@ NAMES = [
 
 
 @pytest.mark.slow
-def test_a_csv_with_any_names_works_from_end_to_end(tmp_path: Path):
-    """Spaces, quotes, line ends, dots, and names that a kinder file system would take for one another."""
+def test_a_csv_with_unusual_names_works_from_end_to_end(tmp_path: Path):
+    """Spaces, quotes, line breaks, dots, and names that differ in case or Unicode normalization only."""
     write_clips(tmp_path / "my videos", *NAMES)
     cells = ['"' + f"my videos/{name}".replace('"', '""') + '"' for name in NAMES]
     labels = ["\u00fcben, laut", "ruhig"]

@@ -1,4 +1,4 @@
-"""What the source and the config say of videos arrives in the index: groups, parts, columns, layouts."""
+"""Groups, segments, columns and layouts of source and config arrive in the index."""
 
 import json
 from collections import Counter
@@ -16,7 +16,7 @@ from tests.sharding import encoded, moving, shard, video_bytes, write_clip
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four videos of two seconds, two of them the same bytes."""
+    """Four videos of two seconds; two have the same bytes."""
     root = tmp_path_factory.mktemp("films")
     for number in range(3):
         (root / f"{number}.mp4").write_bytes(encoded(moving(50 + number)))
@@ -65,7 +65,7 @@ def test_columns_of_the_source_reach_index_and_description(films: Path, tmp_path
     assert (about["0"]["group"], about["0"]["score"], about["0"]["start_s"]) == ("g", 0.5, 0.0)
 
 
-def test_parts_of_a_video_are_cut_out_and_stay_together(films: Path, tmp_path: Path):
+def test_segments_of_a_video_are_cut_and_stay_in_one_split(films: Path, tmp_path: Path):
     rows = [f"0.mp4,a,{start},{start + 0.5}" for start in (0, 0.5, 1, 1.5)] + ["1.mp4,a,,", "2.mp4,a,,"]
     listing = table(films, "parts.csv", "path,label,start_s,end_s", *rows)
     assert shard(listing, tmp_path / "out", "validation_fraction=0.3") == 0
@@ -82,7 +82,7 @@ def test_parts_of_a_video_are_cut_out_and_stay_together(films: Path, tmp_path: P
     assert all(12 <= frames <= 13 for _, _, frames in parts.values())
 
 
-def test_copy_refuses_parts_before_anything_is_written(
+def test_layout_copy_rejects_segments_before_writing(
     films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     listing = table(films, "part.csv", "path,start_s,end_s", "0.mp4,0,1")
@@ -96,7 +96,7 @@ def test_copy_refuses_parts_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_segments_have_keys_and_starts_of_their_own(films: Path, tmp_path: Path):
+def test_segments_have_their_own_keys_and_start_times(films: Path, tmp_path: Path):
     assert shard(films, tmp_path / "out", "source.name=folder", "segment_s=0.8") == 0
     index = open_index(tmp_path / "out" / "train")
     starts = {index.sample(n).key: index.sample(n).start_s for n in range(len(index))}
@@ -116,7 +116,7 @@ def test_segments_have_keys_and_starts_of_their_own(films: Path, tmp_path: Path)
         (["layout={name: stride_aligned, args: {stride: 2, fps: 12.5}}"], 4, "h264"),
     ],
 )
-def test_every_layout_goes_through_the_command(
+def test_every_layout_works_in_the_command(
     films: Path, tmp_path: Path, overrides: list[str], samples: int, codec: str
 ):
     assert shard(films, tmp_path / "out", "source.name=folder", *overrides) == 0
@@ -129,7 +129,7 @@ def test_every_layout_goes_through_the_command(
         assert (info.frames, info.width, info.codec) == (sample.frames, sample.width, codec)
 
 
-def test_drawn_splits_part_neither_groups_nor_copies(
+def test_random_splits_separate_neither_groups_nor_copies(
     films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     for number in range(20):
@@ -162,7 +162,7 @@ def test_drawn_splits_part_neither_groups_nor_copies(
         ),
     ],
 )
-def test_given_splits_that_leak_are_an_error_unless_they_may(
+def test_leaks_between_given_splits_are_an_error_or_a_warning(
     films: Path, tmp_path: Path, rows: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ):
     listing = table(films, "leaks.csv", "path,label,split,group", *rows)

@@ -1,4 +1,4 @@
-"""`show` tells what a data set holds."""
+"""`show` prints a summary of a data set."""
 
 import json
 from pathlib import Path
@@ -12,18 +12,18 @@ from kinemae.data_tools.show import summarise
 from kinemae.data_tools.synth import SynthConfig
 
 
-def test_show_counts_what_is_there(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
+def test_show_prints_counts_as_json(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
     assert run_program(PROGRAM, ["show", str(synth_shards / "train"), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary == summarise(open_index(synth_shards / "train"))
-    assert summary["classes"] == dict.fromkeys(sorted(SynthConfig().kinds), 4)
+    assert summary["classes"] == dict.fromkeys(sorted(SynthConfig().classes), 4)
     assert (summary["samples"], summary["shards"], summary["without_label"]) == (32, 2, 0)
     assert summary["frames"] == {"min": 16, "median": 16.0, "max": 16}
     assert (summary["codecs"], summary["sizes"]) == ({"h264": 32}, {"32x32": 32})
     assert summary["hours"] == pytest.approx(32 * 2 / 3600)
 
 
-def test_show_prints_a_screen_of_text(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
+def test_show_prints_text(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
     assert run_program(PROGRAM, ["show", str(synth_shards / "unlabelled")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "samples      40 in 3 shards" in lines[0]
@@ -31,7 +31,7 @@ def test_show_prints_a_screen_of_text(synth_shards: Path, capsys: pytest.Capture
     assert len(lines) < 40
 
 
-def test_show_leads_to_the_splits(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
+def test_show_suggests_the_splits(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
     assert run_program(PROGRAM, ["show", str(synth_shards)]) == 3
     error = capsys.readouterr().err
     assert "did you mean" in error and str(synth_shards / "train") in error
@@ -42,7 +42,7 @@ def test_show_takes_no_overrides(synth_shards: Path, capsys: pytest.CaptureFixtu
     assert "expected no overrides, got 'a=1'" in capsys.readouterr().err
 
 
-def test_show_tells_layout_groups_and_columns_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_show_prints_layout_groups_and_extra_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = [
         Sample(
             key=f"k{at}", name=f"n{at}", shard=0, offset=0, length=9, crc32=0, frames=30, duration_s=1.0 + at,

@@ -45,7 +45,7 @@ def built(name: str, collection: Collection) -> Source:
 
 
 class TestContract:
-    def test_it_says_what_the_collection_says(self, name: str, collection: Collection):
+    def test_it_lists_names_labels_and_splits(self, name: str, collection: Collection):
         listing = built(name, collection).list_videos(collection.root)
         assert {video.name: (video.label, video.split) for video in listing.videos} == collection.expected
         assert [video.name for video in listing.videos] == list(collection.expected)
@@ -61,7 +61,7 @@ class TestContract:
             assert all(isinstance(value, str | int | float) for value in video.extra.values())
             assert video.fps is None or video.frames
 
-    def test_it_leads_to_the_bytes(self, name: str, collection: Collection):
+    def test_its_videos_can_be_read(self, name: str, collection: Collection):
         for video in built(name, collection).list_videos(collection.root).videos:
             if video.frames:
                 assert all((video.path / picture).is_file() for picture in video.frames)
@@ -91,7 +91,7 @@ class TestContract:
             path: (label, split or "train") for path, (label, split) in collection.expected.items()
         }
 
-    def test_what_is_wrong_is_named_with_its_place(self, name: str, collection: Collection):
+    def test_an_error_in_the_source_is_located(self, name: str, collection: Collection):
         file, old, new, message = collection.broken
         content = file.read_bytes() if file.exists() else b""
         assert old.encode() in content
@@ -99,13 +99,13 @@ class TestContract:
         with pytest.raises(DataError, match=message):
             built(name, collection).list_videos(collection.root)
 
-    def test_a_source_that_is_not_there_is_named(self, name: str, collection: Collection, tmp_path: Path):
+    def test_a_missing_source_is_named(self, name: str, collection: Collection, tmp_path: Path):
         with pytest.raises((DataError, ValueError), match="lost"):
             built(name, Collection(root=tmp_path, expected={}, broken=collection.broken)).list_videos(
                 tmp_path / "lost"
             )
 
-    def test_only_tars_are_listed_from_afar(self, name: str, collection: Collection):
+    def test_only_tars_can_be_remote(self, name: str, collection: Collection):
         if name != "webdataset":
             with pytest.raises(
                 DataError,
@@ -114,7 +114,7 @@ class TestContract:
                 built(name, collection).list_videos(location("s3://bucket/x"))
 
 
-def test_a_misspelt_source_is_told_the_right_name():
+def test_a_misspelt_source_gets_a_suggestion():
     with pytest.raises(ValueError, match=r"no source named 'ucf01'; did you mean 'ucf101'\?"):
         build_component("kinemae.data_tools.sources", Component(name="ucf01"), Source)
 
@@ -148,14 +148,14 @@ def test_a_class_may_be_named_like_a_split_beside_others(tmp_path: Path):
     assert listed(FolderSource(), tmp_path) == [("bus/2.mp4", "bus", None), ("train/1.mp4", "train", None)]
 
 
-def test_other_files_are_counted_and_hidden_ones_never_taken(tmp_path: Path):
+def test_other_and_hidden_files_are_ignored_and_counted(tmp_path: Path):
     place(tmp_path, "a/1.mp4", "a/notes.txt", "a/._1.mp4", "LICENSE", ".cache/2.mp4")
     listing = FolderSource().list_videos(tmp_path)
     assert [video.name for video in listing.videos] == ["a/1.mp4"]
     assert listing.ignored == 3
 
 
-def test_a_name_that_is_no_text_is_spelled_out(tmp_path: Path):
+def test_a_name_that_is_no_utf8_is_escaped(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "\udcff.mp4").touch()
     assert listed(FolderSource(), tmp_path) == [("a/\\xff.mp4", "a", None)]
@@ -182,7 +182,7 @@ def test_real_clips_are_listed_by_class(videos: Path):
     assert Counter(video.label for video in listing.videos) == {"fight": 150, "no_fight": 150}
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
+def test_a_missing_source_folder_is_named(tmp_path: Path):
     with pytest.raises(
         DataError, match=r"nothing: expected a folder that can be listed, got an error .No such file"
     ):

@@ -1,4 +1,4 @@
-"""The embedded data set: real files, the same bytes however they are made."""
+"""The synthetic data set: H.264 files with reproducible bytes."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def test_the_number_of_processes_does_not_change_a_byte(made: Path, tmp_path: Pa
     assert contents(tmp_path / "two") == contents(made)
 
 
-def test_a_stopped_run_is_continued_to_the_same_bytes(made: Path, tmp_path: Path):
+def test_a_resumed_run_writes_the_same_bytes(made: Path, tmp_path: Path):
     out = tmp_path / "videos"
     synth(out)
     for file in sorted(out.rglob("*.mp4"))[::3]:
@@ -56,7 +56,7 @@ def test_a_stopped_run_is_continued_to_the_same_bytes(made: Path, tmp_path: Path
     assert contents(out) == contents(made)
 
 
-def test_no_two_videos_look_alike(made: Path):
+def test_all_videos_differ(made: Path):
     firsts = [decode_at(file.read_bytes(), [0.0])[0].float() for file in sorted(made.rglob("*.mp4"))]
     distances = torch.stack(
         [(one - other).abs().mean() for one in firsts for other in firsts if one is not other]
@@ -64,13 +64,13 @@ def test_no_two_videos_look_alike(made: Path):
     assert distances.min() > 10
 
 
-def test_more_videos_keep_those_that_are_there():
+def test_larger_counts_keep_existing_videos():
     few = plan_synth(load_config(SynthConfig, None, TINY))
     many = plan_synth(load_config(SynthConfig, None, ["train_per_class=3", "unlabelled=9"]))
     assert set(few) <= set(many)
 
 
-def test_the_unlabelled_part_has_all_classes_evenly_in_an_order_that_tells_none():
+def test_the_unlabelled_split_has_all_classes_evenly_in_random_order():
     videos = [
         video for video in plan_synth(SynthConfig(unlabelled=80)) if video.purpose == "synth/unlabelled"
     ]
@@ -87,7 +87,7 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_with_other_files_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "holiday.mp4").touch()
     assert synth(tmp_path) == 2
     assert "is not empty and holds no synth.json; fix: give a new folder" in capsys.readouterr().err
@@ -99,7 +99,7 @@ def test_videos_of_another_config_are_refused(made: Path, capsys: pytest.Capture
     assert "of another config, different in encode, seed" in capsys.readouterr().err
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").touch()
     assert synth(tmp_path / "file" / "out") == 3
     assert f"cannot write to {tmp_path}/file/out: Not a directory" in capsys.readouterr().err
@@ -124,7 +124,7 @@ def test_a_wrong_config_says_what_to_fix(override: str, message: str):
         load_config(SynthConfig, None, [override])
 
 
-def test_what_is_written_is_what_is_read(tmp_path: Path):
+def test_written_data_reads_back_equal(tmp_path: Path):
     frames_THWC = (torch.arange(6).view(6, 1, 1, 1) * 40 + torch.zeros(6, 32, 48, 3)).to(torch.uint8)
     write_video(tmp_path / "grey.mp4", frames_THWC, EncodeConfig(fps=10, crf=10))
     read_TCHW = decode_at((tmp_path / "grey.mp4").read_bytes(), [(frame + 0.5) / 10 for frame in range(6)])

@@ -1,4 +1,4 @@
-"""Scenes move as their class says, and one frame of them says nothing."""
+"""Scenes have the motion of their class; a single frame does not reveal it."""
 
 import re
 
@@ -40,7 +40,7 @@ def affine_flow(frames_THWC: Tensor) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("kind", MOTIONS)
-def test_a_scene_moves_as_its_class_says(kind: str):
+def test_a_scene_has_the_motion_of_its_class(kind: str):
     slow = SceneConfig(
         frames=9,
         size=48,
@@ -71,13 +71,13 @@ def test_a_whole_pixel_of_motion_is_exact():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_all_classes_share_the_frame_in_the_middle(seed: int):
+def test_all_classes_share_the_middle_frame(seed: int):
     middle = [scene(kind, seed)[SMALL.frames // 2].int() for kind in MOTIONS]
     assert all((other - middle[0]).abs().max() <= 1 for other in middle)
 
 
 @pytest.mark.parametrize("one, other", OPPOSITES)
-def test_opposite_classes_are_each_other_run_backwards(one: str, other: str):
+def test_opposite_classes_are_time_reversed(one: str, other: str):
     assert (scene(one).int() - scene(other).flip(0).int()).abs().max() <= 1
 
 
@@ -97,7 +97,7 @@ def test_equal_generators_give_equal_scenes_and_others_do_not():
     assert (scene("zoom_in", 1).int() - scene("zoom_in", 2).int()).abs().float().mean() > 20
 
 
-def test_a_scene_is_bytes_of_the_configured_shape():
+def test_a_scene_is_uint8_of_the_configured_shape():
     frames = scene("move_up")
     assert frames.shape == (9, 32, 32, 3)
     assert frames.dtype == torch.uint8
