@@ -8,7 +8,7 @@ from kinemae.data_tools.components import Component, build_component
 Interface = TypeVar("Interface")
 
 ARGS: dict[str, dict[str, Any]] = {
-    "kinemae.pretrain.masking.jitter": {"of": "uniform", "least": 0.5, "most": 0.75},
+    "kinemae.pretrain.masking.jitter": {"of": "uniform", "min_ratio": 0.5, "max_ratio": 0.75},
     "kinemae.pretrain.noise.several": {
         "parts": {"photometric": {}, "gaussian": {}, "frames": {}, "token": {}}
     },

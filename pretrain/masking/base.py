@@ -1,4 +1,4 @@
-"""Masking: which tokens of a clip are seen and which are hidden. One file here is one way to choose."""
+"""Masking: which tokens of a clip are visible and which are hidden. Each file in this folder is one kind."""
 
 from abc import ABC, abstractmethod
 
@@ -9,82 +9,73 @@ from kinemae.pretrain.model.tokens import TokenGrid
 
 
 class Masking(ABC):
-    """A way to choose. How many are seen depends on the grid (and the step) alone: shapes stay as they are.
+    """A masking kind. The counts depend on the grid (and the step) only, so shapes are static.
 
     Attributes:
-        needs_motion: `split` wants to be told what moves.
+        needs_motion: whether `split` needs the motion of the tokens.
     """
 
     needs_motion: bool = False
 
     def at(self, step: int) -> "Masking":
-        """The masking of a step, where it differs from step to step; all clips of a step share it."""
+        """The masking of a step, the same for all clips of the step."""
         return self
 
     @abstractmethod
     def counts(self, grid: TokenGrid) -> tuple[int, int]:
-        """(K, M): how many tokens are visible and hidden.
+        """(K, M): number of visible and of hidden tokens.
 
         Raises:
-            ValueError: none would be visible, or none hidden.
+            ValueError: one of them is 0.
         """
 
     @abstractmethod
     def split(
         self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Choose for one clip.
+        """Draw the mask of one clip.
 
         Args:
-            generator: the clip's own; all chance comes from it.
-            motion_N: how much each token moves (`content.motion`); given where `needs_motion`.
+            generator: source of all random numbers.
+            motion_N: motion of each token (`motion_energy.motion`), if `needs_motion`.
 
         Returns:
-            visible_K ascending and hidden_M in random order, int64, together all tokens of the grid; so the
-            first few of the hidden ones are a random choice among them.
+            visible_K ascending and hidden_M in random order, int64, together all tokens of the grid. So the
+            first hidden tokens are a random choice among them.
         """
 
 
-def check_ratio(ratio: float) -> None:
-    """Refuse a ratio that hides nothing or everything on any grid.
+class RatioMasking(Masking):
+    """Base class of maskings that hide a fixed ratio, rounded down, of tokens, tubes or slices."""
 
-    Raises:
-        ValueError: it is not strictly between 0 and 1.
-    """
-    if not 0 < ratio < 1:
-        raise ValueError(f"masking.args.ratio must lie strictly between 0 and 1, got {ratio}")
+    def __init__(self, *, ratio: float = 0.9):
+        if not 0 < ratio < 1:
+            raise ValueError(f"masking.args.ratio must lie strictly between 0 and 1, got {ratio}")
+        self.ratio = ratio
 
+    def copies(self, grid: TokenGrid) -> int:
+        """Tokens per drawn item: 1 for tokens, `grid.t` for tubes, `grid.per_slice` for slices."""
+        return 1
 
-def check_split(visible: int, hidden: int, *, ratio: float, grid: TokenGrid) -> None:
-    """Refuse a split that leaves nothing to see or nothing to predict.
-
-    Raises:
-        ValueError: one side of the split is empty.
-    """
-    if visible < 1 or hidden < 1:
-        raise ValueError(
-            f"masking.args.ratio={ratio} leaves {visible} tokens visible and {hidden} hidden on a grid of "
-            f"{grid.t}x{grid.h}x{grid.w} tokens: both must be at least 1; "
-            "change the ratio, clip.size or clip.frames"
-        )
-
-
-def split_counts(ratio: float, grid: TokenGrid, *, copies: int = 1) -> tuple[int, int]:
-    """(K, M): the visible and the hidden tokens where a share of what is drawn is hidden, rounded down.
-
-    Args:
-        copies: how many tokens each thing drawn stands for: 1 for tokens, `grid.t` for places through the
-            whole clip, `grid.per_slice` for slices.
-
-    Raises:
-        ValueError: see `check_split`.
-    """
-    drawn = grid.tokens // copies
-    hidden = int(ratio * drawn)
-    check_split(copies * (drawn - hidden), copies * hidden, ratio=ratio, grid=grid)
-    return copies * (drawn - hidden), copies * hidden
+    def counts(self, grid: TokenGrid) -> tuple[int, int]:
+        """See `Masking.counts`."""
+        copies = self.copies(grid)
+        drawn = grid.tokens // copies
+        hidden = int(self.ratio * drawn)
+        if hidden < 1:
+            raise ValueError(
+                f"masking.args.ratio={self.ratio} leaves {copies * (drawn - hidden)} tokens visible and "
+                f"{copies * hidden} hidden on a grid of {grid.t}x{grid.h}x{grid.w} tokens: both must be at "
+                "least 1; change the ratio, clip.size or clip.frames"
+            )
+        return copies * (drawn - hidden), copies * hidden
 
 
 def over_time(place_S: Tensor, grid: TokenGrid) -> Tensor:
-    """The tokens of some places in every slice of the grid, slice after slice."""
+    """The tokens at some spatial positions in all slices, slice by slice."""
     return (torch.arange(grid.t)[:, None] * grid.per_slice + place_S).flatten()
+
+
+def shuffled(hidden_M: Tensor, generator: torch.Generator) -> Tensor:
+    """The tokens in random order."""
+    return hidden_M[torch.randperm(len(hidden_M), generator=generator)]

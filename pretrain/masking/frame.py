@@ -6,41 +6,37 @@ import torch
 from torch import Tensor
 
 from kinemae.data_tools.config import require
-from kinemae.pretrain.masking.base import Masking, check_ratio, split_counts
+from kinemae.pretrain.masking.base import RatioMasking, shuffled
 from kinemae.pretrain.model.tokens import TokenGrid
 
 Order = Literal["causal", "random"]
 
 
-class FrameMasking(Masking):
-    """Hides every place of some time slices, so that what happens in between, or next, must be told.
+class FrameMasking(RatioMasking):
+    """Hides all tokens of some time slices: interpolation or prediction in time.
 
     Args:
-        ratio: share of the slices to hide, rounded down.
-        order: "random": any slices are hidden. "causal": the last ones are, so that the first are seen and
-            the later ones predicted.
+        ratio: fraction of the slices to hide, rounded down.
+        order: "random": hide random slices. "causal": hide the last slices.
     """
 
     def __init__(self, *, ratio: float = 0.5, order: str = "random"):
-        check_ratio(ratio)
+        super().__init__(ratio=ratio)
         known = get_args(Order)
         require(order in known, "masking.args.order", f"be one of {', '.join(known)}", order)
-        self.ratio = ratio
         self.order = order
 
-    def counts(self, grid: TokenGrid) -> tuple[int, int]:
-        """See `Masking.counts`."""
-        return split_counts(self.ratio, grid, copies=grid.per_slice)
+    def copies(self, grid: TokenGrid) -> int:
+        """See `RatioMasking.copies`."""
+        return grid.per_slice
 
     def split(
         self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Masking.split`."""
-        seen = self.counts(grid)[0] // grid.per_slice
-        order_t = (
-            torch.randperm(grid.t, generator=generator) if self.order == "random" else torch.arange(grid.t)
-        )
+        visible = self.counts(grid)[0] // grid.per_slice
+        is_random = self.order == "random"
+        order_t = torch.randperm(grid.t, generator=generator) if is_random else torch.arange(grid.t)
         tokens_tS = torch.arange(grid.tokens).view(grid.t, grid.per_slice)
-        hidden_M = tokens_tS[order_t[seen:]].flatten()
-        order_M = torch.randperm(len(hidden_M), generator=generator)
-        return tokens_tS[order_t[:seen].sort().values].flatten(), hidden_M[order_M]
+        hidden_M = shuffled(tokens_tS[order_t[visible:]].flatten(), generator)
+        return tokens_tS[order_t[:visible].sort().values].flatten(), hidden_M

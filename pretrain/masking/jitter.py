@@ -1,4 +1,4 @@
-"""Ratio jitter: another masking whose ratio changes from step to step."""
+"""Ratio jitter: a masking whose ratio changes from step to step."""
 
 from typing import Any
 
@@ -15,26 +15,25 @@ FOLDER = "kinemae.pretrain.masking"
 
 
 class JitterMasking(Masking):
-    """Hides more at one step and less at another, so that the encoder is not used to one number of tokens.
+    """Varies the ratio, so that the encoder is trained on different numbers of tokens.
 
-    All clips of a step share its ratio, one of few levels, each as likely as the others: so only a few
-    shapes occur. Which one, follows from the number of the step alone. A fixed ratio is what all peers
-    have; that it is drawn anew is our own.
+    All clips of a step have the same ratio, one of a few levels with equal probability, so only a few shapes
+    occur. The ratio is a function of the step. This masking has no published source.
 
     Args:
-        of: the name of the masking whose ratio changes.
-        least, most: the ratios between which the levels lie evenly, both among them.
-        levels: how many.
-        args: that masking's arguments, without `ratio`.
-        seed: another one gives another order of the levels.
+        of: name of the masking.
+        min_ratio, max_ratio: lowest and highest level; the levels are evenly spaced.
+        levels: number of levels.
+        args: arguments of the masking without `ratio`.
+        seed: seed of the sequence of levels.
     """
 
     def __init__(
         self,
         *,
         of: str,
-        least: float,
-        most: float,
+        min_ratio: float,
+        max_ratio: float,
         levels: int = 3,
         args: dict[str, Any] | None = None,
         seed: int = 0,
@@ -43,10 +42,16 @@ class JitterMasking(Masking):
         require(isinstance(given, dict), "masking.args.args", "be that masking's arguments by name", given)
         known = [name for name in component_names(FOLDER) if name != "jitter"]
         require(of in known, "masking.args.of", f"be one of {', '.join(known)}", of)
-        require("ratio" not in given, "masking.args.args", "not hold ratio, which least and most set", given)
-        require(0 < least < most < 1, "masking.args", "hold 0 < least < most < 1", (least, most))
+        require(
+            "ratio" not in given,
+            "masking.args.args",
+            "not hold ratio, which min_ratio and max_ratio set",
+            given,
+        )
+        bounds = (min_ratio, max_ratio)
+        require(0 < min_ratio < max_ratio < 1, "masking.args", "hold 0 < min_ratio < max_ratio < 1", bounds)
         require(levels >= 2, "masking.args.levels", "be at least 2", levels)
-        ratios = [least + (most - least) * level / (levels - 1) for level in range(levels)]
+        ratios = [min_ratio + (max_ratio - min_ratio) * level / (levels - 1) for level in range(levels)]
         self.seed = seed
         self.maskings = tuple(
             build_component(
@@ -61,7 +66,7 @@ class JitterMasking(Masking):
         return self.maskings[derived_seed(self.seed, purpose="masking/level", step=step) % len(self.maskings)]
 
     def counts(self, grid: TokenGrid) -> tuple[int, int]:
-        """See `Masking.counts`: those of the first step, when all levels can be had."""
+        """See `Masking.counts`: the counts of step 0; all levels are checked."""
         for masking in self.maskings:
             masking.counts(grid)
         return self.at(0).counts(grid)
@@ -69,5 +74,5 @@ class JitterMasking(Masking):
     def split(
         self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Masking.split`: as at the first step."""
+        """See `Masking.split`: the masking of step 0."""
         return self.at(0).split(grid, generator, motion_N)

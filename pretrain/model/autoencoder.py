@@ -1,4 +1,4 @@
-"""The masked autoencoder: one clip in, one loss out."""
+"""The masked autoencoder: encoder, decoder, noise and target, from a batch to losses."""
 
 from typing import NamedTuple
 
@@ -20,12 +20,12 @@ from kinemae.pretrain.targets.base import Prediction, Target, TargetInputs
 
 
 class EncoderInputs(NamedTuple):
-    """What the encoder is given of a batch.
+    """Inputs of the encoder for a batch.
 
     Attributes:
-        patches_BKP: the visible patches, normalised and noised.
-        added_BKP: what noise on patches added to them; None where the target does not ask.
-        level_B: how strong the noise was.
+        patches_BKP: visible patches, normalised, with noise.
+        added_BKP: noise added to the patches; None unless the target needs it.
+        level_B: noise level.
     """
 
     patches_BKP: Tensor
@@ -34,13 +34,14 @@ class EncoderInputs(NamedTuple):
 
 
 class MaskedAutoencoder(nn.Module):
-    """Predicts wanted tokens of a clip from its visible ones; noise is on what it sees alone.
+    """Predicts the target tokens of a clip from its visible tokens; noise is added to the encoder's input
+    only.
 
     Args:
-        decoder: None where the target is about visible tokens alone.
-        clips: how many clips the whole run shows, so that a clip's place says how far the run is.
-        mean, std: what pixels are normalised by.
-        keep: the share of the visible tokens that the encoder's scorer keeps; None where it has no say.
+        decoder: None if the target concerns visible tokens only.
+        clips: number of clips in the whole run, from which a clip's progress in the run follows.
+        mean, std: normalisation of pixels.
+        keep: fraction of the visible tokens that the encoder's scorer keeps; None without a learned scorer.
     """
 
     def __init__(  # noqa: PLR0913 - all but the two modules by name
@@ -74,8 +75,8 @@ class MaskedAutoencoder(nn.Module):
         """Per-clip values of shape (B,), "loss" among them.
 
         Args:
-            batch: its tokens name "visible" (B, K) and "target" (B, M), and may name "run_length" (B, K).
-            draws: the clips' randomness, for noise and drop path.
+            batch: `batch.tokens` holds "visible" (B, K), "target" (B, M) and optionally "run_length" (B, K).
+            draws: random numbers of the clips, for noise and drop path.
         """
         prediction, inputs, threshold_loss_B = self._predict(batch, draws)
         losses = self.target.losses(prediction, inputs)
@@ -84,11 +85,11 @@ class MaskedAutoencoder(nn.Module):
         return losses
 
     def predict(self, batch: ClipBatch, draws: ClipRandom) -> tuple[Prediction, TargetInputs]:
-        """What the model says of a batch, and the target inputs."""
+        """Run the model; return the prediction and the inputs of the target."""
         return self._predict(batch, draws)[:2]
 
     def _predict(self, batch: ClipBatch, draws: ClipRandom) -> tuple[Prediction, TargetInputs, Tensor | None]:
-        """The same, and the loss of the scorer's threshold where there is one."""
+        """Like `predict`, with the loss of the scorer's threshold if there is one."""
         visible_BK, target_BM = batch.tokens["visible"], batch.tokens["target"]
         encoder_inputs = self.encoder_inputs(batch, draws)
         added_BKP, threshold_loss_B = encoder_inputs.added_BKP, None
@@ -118,7 +119,7 @@ class MaskedAutoencoder(nn.Module):
         return prediction, inputs, threshold_loss_B
 
     def encoder_inputs(self, batch: ClipBatch, draws: ClipRandom) -> EncoderInputs:
-        """What the encoder gets: the visible patches, normalised, and noised but for noise on tokens."""
+        """Normalised visible patches with all noise but noise on tokens."""
         clip_BCTHW = batch.clip_BCTHW
         self.encoder.check_clip(clip_BCTHW)
         visible_BK, patch = batch.tokens["visible"], self.encoder.shape.patch
@@ -132,7 +133,7 @@ class MaskedAutoencoder(nn.Module):
         return EncoderInputs(patches_BKP, added_BKP, level_B)
 
     def after_update(self, progress: float) -> None:
-        """Called after each update of the weights, `progress` of the run being done."""
+        """Update the target after an optimizer step; `progress` is the fraction of the run done."""
         with torch.no_grad():
             self.target.after_update(self.encoder, progress)
 
@@ -147,15 +148,14 @@ def build_autoencoder(  # noqa: PLR0913 - all but the first two by name
     clips: int = 1,
     reference: TokenGrid | None = None,
 ) -> MaskedAutoencoder:
-    """Build the model that a config names. Seed PyTorch first; works on the meta device too.
+    """Build the model of a config. Seed PyTorch beforehand; works on the meta device.
 
     Args:
-        clips: how many clips the whole run shows.
-        reference: the grid of the weights that it is to be given, to which positions are resampled; None:
-            `grid`.
+        clips: number of clips in the whole run.
+        reference: the grid of the weights to be loaded, from which positions are resampled; None: `grid`.
 
     Raises:
-        ValueError: parts that do not go together.
+        ValueError: incompatible components.
     """
     shape = config.shape()
     encoder_shape = shape.encoder if pruning is None else pruning.shape(shape.encoder)

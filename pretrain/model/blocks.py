@@ -1,4 +1,4 @@
-"""The transformer's parts: pre-norm blocks of fused attention and a GELU MLP (arXiv 2010.11929)."""
+"""Pre-norm transformer blocks (arXiv 2010.11929), with activation checkpointing and compilation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,16 +17,15 @@ _MOST_GRAPHS = 64
 
 
 def norm(width: int) -> nn.LayerNorm:
-    """The layer norm used everywhere; ViT's epsilon, not PyTorch's."""
+    """LayerNorm with the epsilon of ViT."""
     return nn.LayerNorm(width, eps=NORM_EPS)
 
 
 class SelfAttention(nn.Module):
-    """Attention among the tokens of a clip; which of them look at which is the caller's `look`.
+    """Multi-head self-attention; the attention function is an argument of `forward`.
 
-    Query, key and value share one linear layer with a full bias. In plain attention the key's third of it
-    has no effect: it adds the same number to all of a query's scores, which softmax takes away again. It is
-    kept because one plain layer also holds weights of models that were trained with it.
+    The bias of the key has no effect in softmax attention, since it adds the same number to all scores of a
+    query. It exists so that weights of models with such a bias can be loaded.
 
     Args:
         qk_norm: norm each head's queries and keys (arXiv 2302.05442, section 2.1).
@@ -47,15 +46,15 @@ class SelfAttention(nn.Module):
         query_BANF, key_BANF = self.q_norm(query_BANF), self.k_norm(key_BANF)
         if rotate is not None:
             query_BANF, key_BANF = rotate(query_BANF), rotate(key_BANF)
-        # Under autocast a norm gives float32, and FlexAttention takes no mixture.
+        # Under autocast a norm returns float32; FlexAttention requires equal dtypes.
         query_BANF, key_BANF = query_BANF.to(value_BANF.dtype), key_BANF.to(value_BANF.dtype)
-        # On the CPU an attention pattern may hold index lists whose number changes from step to step.
+        # On the CPU the number of index lists of an attention function may change from step to step.
         call = self.call_attention if query_BANF.is_cpu else _call_attention
         return self.proj(_join_heads(call(attention_fn, query_BANF, key_BANF, value_BANF)))
 
 
 class CrossAttention(nn.Module):
-    """Queries look at a memory and not at one another, so their number costs only linearly."""
+    """Multi-head cross-attention from queries to a memory."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -70,7 +69,7 @@ class CrossAttention(nn.Module):
         memory_BKD: Tensor,
         rotate: tuple[Rotate, Rotate] | None = None,
     ) -> Tensor:
-        """Read the memory at each query, as x_BMD; `rotate` turns the queries and the keys."""
+        """Attend to the memory, as x_BMD; `rotate` holds the rotations of queries and keys."""
         (query_BAMF,) = _split_heads(self.q(x_BMD), 1, self.heads)
         key_BAKF, value_BAKF = _split_heads(self.kv(memory_BKD), 2, self.heads)
         if rotate is not None:
@@ -87,7 +86,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """Change each token by itself, as x_BND."""
+        """Apply the MLP to each token, as x_BND."""
         return self.fc2(F.gelu(self.fc1(x_BND)))
 
 
@@ -183,7 +182,7 @@ class Block(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Cross-attention to a memory that is already normed, then the MLP."""
+    """Cross-attention to a normed memory, then the MLP."""
 
     recompute = False
 
@@ -205,8 +204,8 @@ class CrossBlock(nn.Module):
 def run_block(block: nn.Module, *inputs: object, part: Callable[..., Tensor] | None = None) -> Tensor:
     """Call a block, or a part of it, on these inputs.
 
-    Where the block has `recompute` set, what it computes is forgotten after the forward pass and computed
-    again in the backward pass (arXiv 1604.06174); nothing in a block draws from torch's generator.
+    If `block.recompute` is set, activations are recomputed in the backward pass (activation checkpointing,
+    arXiv 1604.06174). Blocks use no random numbers.
     """
     run = block if part is None else part
     if block.recompute and torch.is_grad_enabled():
@@ -219,8 +218,8 @@ def set_up_blocks(
 ) -> None:
     """Enable activation checkpointing, or compilation at the first call, for all blocks below `module`.
 
-    Each shape of the input is compiled once, with static sizes. On the CPU the attention function itself
-    stays uncompiled, so that no kind of attention is compiled again from step to step.
+    Each input shape is compiled once, with static sizes. On the CPU the attention function stays uncompiled,
+    so that no attention kind is compiled again from step to step.
     """
     for child in module.modules():
         if isinstance(child, (Block, CrossBlock)):
@@ -240,9 +239,9 @@ def _call_attention(
 
 
 def init_weights(module: nn.Module) -> None:
-    """MAE's start for every linear layer below `module`: Xavier-uniform weights, zero biases.
+    """Initialise all linear layers below `module` as MAE does: Xavier-uniform weights, zero biases.
 
-    Norms keep PyTorch's ones and zeros. The caller seeds PyTorch before the build.
+    Norms keep PyTorch's ones and zeros. The caller seeds PyTorch beforehand.
     """
     for child in module.modules():
         if isinstance(child, nn.Linear):
@@ -252,18 +251,15 @@ def init_weights(module: nn.Module) -> None:
 
 
 def _split_heads(x_BND: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """Split a fused projection into its parts, each (B, A, N, F).
-
-    By chunks: their gradients are then joined by one copy into the layout that the linear layer needs.
-    """
+    """Split a fused projection into its parts, each (B, A, N, F)."""
+    # By `chunk`: its backward is a single copy into the layout of the linear layer.
     return tuple(part.unflatten(2, (heads, -1)).transpose(1, 2) for part in x_BND.chunk(parts, dim=2))
 
 
 def _join_heads(mixed_BANF: Tensor) -> Tensor:
-    """The heads side by side again, as (B, N, D)."""
     return mixed_BANF.transpose(1, 2).flatten(2)
 
 
 def drop_path_weights(chance_BX: Tensor, rate: float) -> Tensor:
-    """Weights of a clip's X branches: 0 with chance `rate`, else 1 / (1 - rate) so the mean stays 1."""
+    """Weights of a clip's X branches: 0 with probability `rate`, else 1 / (1 - rate), so the mean stays 1."""
     return (chance_BX >= rate).to(chance_BX.dtype) / (1 - rate)

@@ -1,7 +1,6 @@
-"""What a training step computes, moves and holds, found by running it on tensors without values.
+"""Trace of a training step: its operations, memory traffic and memory use.
 
-A formula would have to know every part of every model. Here shapes without memory go through the real forward
-and backward pass, and each operation is written down.
+The real forward and backward pass runs on the meta device, and each operation is recorded.
 """
 
 import functools
@@ -30,9 +29,9 @@ class Operation(NamedTuple):
     """One operation on tensors.
 
     Attributes:
-        kind: `PRODUCT` of matrices, fused `ATTENTION`, or `OTHER` (element by element, copies, sums).
-        flops: of products; 0 for others.
-        bytes: read and written, had it found nothing in a cache.
+        kind: matrix `PRODUCT`, fused `ATTENTION`, or `OTHER` (elementwise, copies, reductions).
+        flops: of products and attention; 0 for others.
+        bytes: read and written, without caches.
     """
 
     kind: str
@@ -42,14 +41,13 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """One micro-batch, forward and backward. Bytes are those beside weights, buffers and the batch itself.
+    """One micro-batch, forward and backward. Bytes exclude weights, buffers and the batch.
 
     Attributes:
-        held: what autograd keeps from forward for backward.
-        peak: the most that is there at any moment, weights' gradients not counted.
-        peak_with_gradients: the same where they are made in this very backward pass, as they are after an
-            optimiser has set them to none.
-        operations: of both passes, in their order; views are none.
+        held: tensors saved for the backward pass.
+        peak: maximum of live bytes, without gradients of weights.
+        peak_with_gradients: the same with gradients of weights, as after `zero_grad(set_to_none=True)`.
+        operations: of both passes, in order, without views.
     """
 
     held: int
@@ -61,23 +59,23 @@ class Trace:
 def trace_step(
     build: Callable[[], MaskedAutoencoder], batch: ClipBatch, *, is_bf16: bool, recomputes: bool = False
 ) -> Trace:
-    """Run one micro-batch on shapes alone (PyTorch's meta device).
+    """Trace one micro-batch on PyTorch's meta device.
 
-    Attention that is fused on other devices is fused here, and products are done in bfloat16 where autocast
-    would. Kinds of attention that leave pairs out go the CPU's way; FlexAttention, the GPU's, may cost less.
-    Where a part has to look at values, the model is built and run for real.
+    Fused attention and autocast are emulated. Attention kinds other than joint use their CPU backend; the
+    GPU's FlexAttention may cost less. If a component needs values, the model is built and run on the default
+    device.
 
     Args:
-        build: makes the model, on the device that is set.
+        build: builds the model on the current default device.
         batch: RGB clips with their tokens, on the CPU.
-        is_bf16: as with `engine.precision=bf16`.
-        recomputes: hold only what enters each block, and compute the block again in backward.
+        is_bf16: emulate `engine.precision=bf16`.
+        recomputes: use activation checkpointing for each block.
     """
     try:
         with torch.device("meta"):
             model = build()
         return _trace(model, batch.to(torch.device("meta")), is_bf16=is_bf16, recomputes=recomputes)
-    except (NotImplementedError, RuntimeError):  # a value was asked for that shapes do not tell
+    except (NotImplementedError, RuntimeError):  # an operation needs values
         return _trace(build(), batch, is_bf16=is_bf16, recomputes=recomputes)
 
 
@@ -85,44 +83,44 @@ def _trace(model: MaskedAutoencoder, batch: ClipBatch, *, is_bf16: bool, recompu
     model.train()
     set_up_blocks(model, recompute=recomputes, compiled=False)
     draws = ClipRandom(0, batch.clip_index_B)
-    ledger, as_on_a_device = _Ledger(model, batch), _AsOnADevice(is_bf16=is_bf16)
-    as_on_a_device.follow_into_backward(model)
-    with ledger:
-        with as_on_a_device:
+    recorder, emulated = _Recorder(model, batch), _EmulatedDevice(is_bf16=is_bf16)
+    emulated.follow_into_backward(model)
+    with recorder:
+        with emulated:
             loss = model(batch, draws)["loss"].mean()
-        as_on_a_device.forget()
-        held = ledger.live
+        emulated.forget()
+        held = recorder.live
         loss.backward()
     gradients = {
         weight.grad.untyped_storage()._cdata for weight in model.parameters() if weight.grad is not None
     }
     return Trace(
         held=held,
-        peak=ledger.peak(without=gradients),
-        peak_with_gradients=ledger.peak(without=set()),
-        operations=tuple(ledger.operations),
+        peak=recorder.peak(without=gradients),
+        peak_with_gradients=recorder.peak(without=set()),
+        operations=tuple(recorder.operations),
     )
 
 
 _PRODUCTS = {F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.mm, torch.einsum}
 
 
-class _AsOnADevice(TorchFunctionMode):
-    """Lets shapes go the way of values: fused attention, and autocast, which the meta device lacks."""
+class _EmulatedDevice(TorchFunctionMode):
+    """Emulates fused attention and autocast, which the meta device lacks."""
 
     def __init__(self, *, is_bf16: bool):
         super().__init__()
         self._is_bf16 = is_bf16
         self._is_forward = True
-        self._cast: dict[int, Tensor] = {}  # autocast converts each weight once in a forward pass
+        self._cast: dict[int, Tensor] = {}  # autocast casts each weight once per forward pass
 
     def forget(self) -> None:
-        """Let go of the converted weights, as autocast does at its end."""
+        """Drop the cast weights, as autocast does when it exits."""
         self._cast.clear()
         self._is_forward = False
 
     def follow_into_backward(self, model: nn.Module) -> None:
-        """Let blocks that a backward pass computes again, which no mode reaches, enter one themselves."""
+        """Enter the mode in recomputed blocks, since the backward pass runs outside of it."""
         for block in model.modules():
             for part in ("forward", "attend", "feed_forward"):
                 if isinstance(block, Block | CrossBlock) and hasattr(block, part):
@@ -131,7 +129,7 @@ class _AsOnADevice(TorchFunctionMode):
     def _again(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
         if self._is_forward:
             return part(*inputs)
-        with _AsOnADevice(is_bf16=self._is_bf16):
+        with _EmulatedDevice(is_bf16=self._is_bf16):
             return part(*inputs)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -155,18 +153,18 @@ class _AsOnADevice(TorchFunctionMode):
 
 
 def _shares_storage(func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> bool:
-    """Whether an operation moves no data, such as `_unsafe_view`, a view that is not marked as one."""
+    """Whether an operation moves no data: views that are not marked as such, like `_unsafe_view`."""
     given = {tensor.untyped_storage()._cdata for tensor in inputs}
     return not func._schema.is_mutable and all(out.untyped_storage()._cdata in given for out in outputs)
 
 
-class _Ledger(TorchDispatchMode):
-    """Writes down every operation, and all memory that comes and goes."""
+class _Recorder(TorchDispatchMode):
+    """Records all operations, allocations and releases."""
 
     def __init__(self, model: nn.Module, batch: ClipBatch):
         super().__init__()
         self.live = 0
-        self._there: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
         self._changes: list[tuple[int, int]] = []  # (storage, bytes)
         self.operations: list[Operation] = []
         given = [*model.parameters(), *model.buffers(), *tree_leaves(vars(batch))]
@@ -179,21 +177,21 @@ class _Ledger(TorchDispatchMode):
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         is_view = func.is_view or not outputs or _shares_storage(func, inputs, outputs)
         for output in outputs:
-            self._arrive(output.untyped_storage())
+            self._allocate(output.untyped_storage())
         if not is_view:
             self._count(func, (args, kwargs, result), inputs, outputs)
         return result
 
-    def _arrive(self, storage: torch.UntypedStorage) -> None:
+    def _allocate(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._there or key in self._given:
+        if key in self._sizes or key in self._given:
             return
-        self._there[key] = size
+        self._sizes[key] = size
         self._change(key, size)
-        weakref.finalize(storage, self._leave, key)
+        weakref.finalize(storage, self._release, key)
 
-    def _leave(self, key: int) -> None:
-        self._change(key, -self._there.pop(key))
+    def _release(self, key: int) -> None:
+        self._change(key, -self._sizes.pop(key))
 
     def _change(self, key: int, size: int) -> None:
         self.live += size
@@ -212,8 +210,8 @@ class _Ledger(TorchDispatchMode):
         self.operations.append(Operation(kind, flops, moved))
 
     def peak(self, *, without: set[int]) -> int:
-        """The most bytes at once, those storages not counted."""
-        # A storage's number may be that of an earlier one that is gone: only the last to bear it is meant.
+        """Maximum of live bytes, excluding these storages."""
+        # Storage ids are reused: only the last storage with an id is excluded.
         last = {key: place for place, (key, size) in enumerate(self._changes) if size > 0}
         live = most = 0
         for place, (key, size) in enumerate(self._changes):

@@ -1,4 +1,4 @@
-"""Two decoders that predict wanted tokens from the encoder's visible ones; the rest costs nothing."""
+"""Decoders: predict the target tokens from the encoder's visible tokens."""
 
 from abc import ABC, abstractmethod
 
@@ -16,13 +16,13 @@ MLP_RATIO = 4
 
 
 class Decoder(nn.Module, ABC):
-    """A module that predicts tokens of the grid from those that were seen.
+    """Base class of the decoders.
 
     Args:
-        memory_width: the encoder's width.
-        values: P, how many values a prediction has.
-        noise_conditioned: whether it is told how strong each clip's noise was.
-        reference: the grid that it was first trained on, to which positions are resampled; None: `grid`.
+        memory_width: width of the encoder.
+        values: P, number of values per prediction.
+        noise_conditioned: whether the level of each clip's noise is an input.
+        reference: the grid of its first training, from which positions are resampled; None: `grid`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def _build_blocks(self, shape: DecoderShape) -> None:
-        """Add what the kind of decoder is made of."""
+        """Add the blocks of the decoder kind."""
 
     @abstractmethod
     def forward(
@@ -65,38 +65,38 @@ class Decoder(nn.Module, ABC):
         target_BM: Tensor,
         level_B: Tensor | None = None,
     ) -> Tensor:
-        """Predict the wanted tokens' values.
+        """Predict the values of the target tokens.
 
         Args:
             memory_BKD: the encoder's tokens.
-            visible_BK: which tokens of the grid those are.
-            target_BM: which tokens to predict.
-            level_B: how strong each clip's noise was, 0 to 1; used where the decoder was built to be told.
+            visible_BK: grid indices of the encoder's tokens.
+            target_BM: grid indices of the tokens to predict.
+            level_B: noise level of each clip, 0 to 1; used if the decoder is noise-conditioned.
 
         Returns:
             prediction_BMP in the target's units.
         """
 
-    def _placed(self, memory_BKD: Tensor, visible_BK: Tensor) -> Tensor:
-        """The memory in the decoder's width, with its positions."""
+    def _embed_memory(self, memory_BKD: Tensor, visible_BK: Tensor) -> Tensor:
+        """Project the encoder's tokens to the decoder's width and add positions."""
         seen_BKD = self.embed(memory_BKD)
         added = self.pos_embed(visible_BK)
         return seen_BKD if added is None else seen_BKD + added
 
-    def _questions(self, target_BM: Tensor, level_B: Tensor | None) -> Tensor:
-        """What stands for the wanted tokens at first, as x_BMD."""
+    def _embed_queries(self, target_BM: Tensor, level_B: Tensor | None) -> Tensor:
+        """Embed the target tokens: mask token, positions and noise level, as x_BMD."""
         token_11D, added = self.mask_token, self.pos_embed(target_BM)
-        asked_BMD = token_11D.expand(*target_BM.shape, -1) if added is None else token_11D + added
+        query_BMD = token_11D.expand(*target_BM.shape, -1) if added is None else token_11D + added
         if level_B is None or self.noise_embed is None:
-            return asked_BMD
-        return asked_BMD + level_B[:, None, None] * self.noise_embed
+            return query_BMD
+        return query_BMD + level_B[:, None, None] * self.noise_embed
 
 
 class SelfDecoder(Decoder):
-    """VideoMAE's decoder (arXiv 2203.12602, section 3): self-attention over visible and wanted tokens.
+    """VideoMAE's decoder (arXiv 2203.12602, section 3): self-attention over visible and target tokens.
 
-    Predicting all hidden tokens is VideoMAE; predicting some is the dual masking of VideoMAE V2
-    (arXiv 2303.16727, section 3.2), less its repeated decoding of visible tokens.
+    With all hidden tokens as targets it is VideoMAE's; with some of them it is the dual masking of VideoMAE
+    V2 (arXiv 2303.16727, section 3.2).
     """
 
     def _build_blocks(self, shape: DecoderShape) -> None:
@@ -115,9 +115,9 @@ class SelfDecoder(Decoder):
         level_B: Tensor | None = None,
     ) -> Tensor:
         """See `Decoder.forward`."""
-        seen_BKD = self._placed(memory_BKD, visible_BK)
-        asked_BMD = self._questions(target_BM, level_B)
-        x_BND = torch.cat([seen_BKD, asked_BMD.to(seen_BKD.dtype)], dim=1)
+        seen_BKD = self._embed_memory(memory_BKD, visible_BK)
+        query_BMD = self._embed_queries(target_BM, level_B)
+        x_BND = torch.cat([seen_BKD, query_BMD.to(seen_BKD.dtype)], dim=1)
         positions = TokenPositions(grid=self.grid, index_BN=torch.cat([visible_BK, target_BM], dim=1))
         attention_fns = AttentionCache(positions, x_BND.device)
         rotate = self.pos_embed.rotation(positions.indices(x_BND.device))
@@ -127,11 +127,11 @@ class SelfDecoder(Decoder):
 
 
 class CrossDecoder(Decoder):
-    """CrossMAE's decoder (arXiv 2401.14391): wanted queries look at the visible tokens, not at each other.
+    """CrossMAE's decoder (arXiv 2401.14391): target tokens attend to visible tokens, not to each other.
 
-    So a token's prediction does not depend on which others are wanted, and any share of them can be
-    asked for. Unlike CrossMAE all blocks read the encoder's last layer (no weighing of its layers), and
-    the memory carries the decoder's positions, which a decoder this shallow otherwise has to dig out.
+    A prediction does not depend on the other target tokens. Two differences to CrossMAE: all blocks use the
+    encoder's last layer instead of a weighted sum of its layers, and the decoder's positions are added to the
+    memory.
     """
 
     def _build_blocks(self, shape: DecoderShape) -> None:
@@ -148,8 +148,8 @@ class CrossDecoder(Decoder):
         level_B: Tensor | None = None,
     ) -> Tensor:
         """See `Decoder.forward`."""
-        seen_BKD = self.norm_memory(self._placed(memory_BKD, visible_BK))
-        x_BMD = self._questions(target_BM, level_B)
+        seen_BKD = self.norm_memory(self._embed_memory(memory_BKD, visible_BK))
+        x_BMD = self._embed_queries(target_BM, level_B)
         turned = [self.pos_embed.rotation(index) for index in (target_BM, visible_BK)]
         rotate = None if turned[0] is None or turned[1] is None else (turned[0], turned[1])
         for block in self.blocks:
@@ -158,4 +158,4 @@ class CrossDecoder(Decoder):
 
 
 DECODERS: dict[str, type[Decoder]] = {"self": SelfDecoder, "cross": CrossDecoder}
-"""By their names in `model.decoder`."""
+"""Decoder classes by the value of `model.decoder`."""

@@ -1,4 +1,4 @@
-"""The encoder: what pretraining is for. It embeds and sees only the tokens it is given."""
+"""The encoder: a vision transformer over the visible space-time patches of a clip."""
 
 from collections.abc import Iterable
 from typing import cast
@@ -21,11 +21,11 @@ class Encoder(nn.Module):
     """A vision transformer over space-time patches (arXiv 2203.12602).
 
     Args:
-        shape: everything that its parameters follow from, but the reference grid of learned positions.
+        shape: architecture.
         grid: the tokens of a full clip.
-        reference: the grid that it was pretrained on, to which positions are resampled; None: `grid`.
-        drop_path: chance that a clip skips a branch of the last block, growing linearly from 0 at the
-            first (arXiv 1603.09382). Only in training mode.
+        reference: the grid of pretraining, from which positions are resampled; None: `grid`.
+        drop_path: drop-path rate of the last block in training mode, growing linearly from 0 at the first
+            (arXiv 1603.09382).
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class Encoder(nn.Module):
             self.reg_token = nn.Parameter(torch.empty(1, shape.registers, shape.width))
             nn.init.trunc_normal_(self.reg_token, std=0.02)
         if shape.run_lengths:
-            # Zero: an encoder that never saw runs starts as if there were none.
+            # Zero: an encoder trained without run lengths is unchanged at first.
             self.run_length_embed = nn.Parameter(torch.zeros(shape.run_lengths, shape.width))
         if shape.scorer:
             self.scorer = Scorer(shape.width)
         self.merge_per_block = 0
 
     def check_clip(self, clip_BCTHW: Tensor) -> None:
-        """Reject clips of another grid than the encoder's, even if the number of tokens is the same.
+        """Reject clips of another grid, even if the number of tokens is the same.
 
         Raises:
             ValueError: the grids differ; the message states both sizes.
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
             )
 
     def merge_tokens(self, per_block: int, *, key: str = "model.merge_per_block") -> None:
-        """Merge this many tokens in each block from now on (`model/merging.py`); 0 for none.
+        """Set the number of tokens to merge in each block (`model/merging.py`); 0 for none.
 
         Raises:
             ValueError: see `check_merging`.
@@ -103,13 +103,13 @@ class Encoder(nn.Module):
     def embed(
         self, patches_BKP: Tensor, visible_BK: Tensor | None, run_length_BK: Tensor | None = None
     ) -> Tensor:
-        """Turn patches into tokens_BKD that know their positions.
+        """Embed patches and add positions, as tokens_BKD.
 
         Args:
-            patches_BKP: normalised patches, already gathered.
-            visible_BK: which tokens of the grid they are; None for all of them, in order.
-            run_length_BK: int64, for how many slices each token stands, at least 1; needs
-                `shape.run_lengths`. None: for itself alone.
+            patches_BKP: normalised patches of these tokens.
+            visible_BK: grid indices of the tokens; None for all tokens in order.
+            run_length_BK: int64 of at least 1, number of slices that each token represents; needs
+                `shape.run_lengths`. None: 1 for all tokens.
         """
         x_BKD = self.patch_embed(patches_BKP.to(self.patch_embed.weight.dtype))
         added = self.pos_embed(visible_BK)
@@ -127,15 +127,15 @@ class Encoder(nn.Module):
         *,
         lengths: tuple[int, ...] | None = None,
     ) -> Tensor:
-        """Let tokens look at one another.
+        """Run the blocks on embedded tokens.
 
         Args:
-            visible_BK: which tokens of the grid they are; None for all of them, in order.
-            draws: the clips' randomness; needed in training with drop path.
-            lengths: how many tokens each clip has, where clips are packed into one row; see `TokenPositions`.
+            visible_BK: grid indices of the tokens; None for all tokens in order.
+            draws: random numbers of the clips; needed in training with drop path.
+            lengths: number of tokens of each clip, for packed clips; see `TokenPositions`.
 
         Returns:
-            tokens_BKD after the final norm, in the order they came.
+            tokens_BKD after the final norm, in the same order.
         """
         positions = TokenPositions(grid=self.grid, index_BN=visible_BK, lengths=lengths)
         x_BND, positions = self._with_registers(x_BKD, positions)
@@ -155,7 +155,7 @@ class Encoder(nn.Module):
         return self.norm(_without_registers(x_BND, positions, self.shape.registers))
 
     def _encode_merging(self, x_BND: Tensor, positions: TokenPositions, draws: ClipRandom | None) -> Tensor:
-        assert positions.lengths is None, "packed clips do not merge: checked with the config"
+        assert positions.lengths is None, "packed clips do not merge: the config check refuses it"
         index_BN = positions.indices(x_BND.device).expand(len(x_BND), -1)
         return merging_blocks(
             cast("Iterable[Block]", self.blocks),
@@ -166,16 +166,16 @@ class Encoder(nn.Module):
         )
 
     def _with_registers(self, x_BKD: Tensor, positions: TokenPositions) -> tuple[Tensor, TokenPositions]:
-        """Put the registers before each clip's tokens."""
+        """Prepend the registers to each clip's tokens."""
         count = self.shape.registers
         if not count:
             return x_BKD, positions
         rows = len(x_BKD)
         registers_BRD = self.reg_token.to(x_BKD.dtype).expand(rows, -1, -1)
         index_BN = positions.indices(x_BKD.device).expand(rows, -1)
-        nowhere_BR = index_BN.new_full((rows, count), REGISTER)
+        register_BR = index_BN.new_full((rows, count), REGISTER)
         lengths = None if positions.lengths is None else tuple(length + count for length in positions.lengths)
-        index_BN = _before_each_clip(nowhere_BR, index_BN, positions.lengths)
+        index_BN = _before_each_clip(register_BR, index_BN, positions.lengths)
         x_BND = _before_each_clip(registers_BRD, x_BKD, positions.lengths)
         return x_BND, TokenPositions(grid=positions.grid, index_BN=index_BN, lengths=lengths)
 
@@ -185,7 +185,7 @@ class Encoder(nn.Module):
         rate = self.drop_path_rates[i]
         if not self.training or rate == 0:
             return None
-        assert draws is not None, "drop path in training needs the clips' draws"
+        assert draws is not None, "drop path in training needs draws"
         branches = len(self.patterns[i]) + 1
         keep_XB = drop_path_weights(draws.uniform(f"drop_path/{i}", (branches,)), rate).to(x_BND.dtype).T
         clip_1N = positions.clips(x_BND.device)
@@ -193,7 +193,7 @@ class Encoder(nn.Module):
 
 
 def _before_each_clip(first_BR: Tensor, x_BN: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
-    """Put the same before the tokens of each clip; any dims may follow."""
+    """Prepend the same to the tokens of each clip; any dims may follow."""
     clips = [x_BN] if lengths is None else x_BN.split(list(lengths), dim=1)
     return torch.cat([part for clip in clips for part in (first_BR, clip)], dim=1)
 

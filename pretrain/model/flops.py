@@ -1,8 +1,8 @@
-"""How much arithmetic a clip costs, counted from what is really computed rather than from a formula.
+"""FLOPs of a clip, counted from the operations of a real forward pass.
 
-A multiplication and an addition are two (2 * M * N * K for a product of matrices), as in the literature; what
-is no product of matrices (norms, softmax, GELU) is not counted, being a few per cent. Attention counts as it
-is done on the CPU: where pairs are computed and thrown away, they count.
+A multiplication and an addition count as two (2 * M * N * K for a matrix product). Other operations (norms,
+softmax, GELU), a few per cent, are not counted. Attention counts as executed on the CPU, including masked
+pairs that are computed.
 """
 
 import copy
@@ -26,12 +26,12 @@ for _name in ("_scaled_dot_product_flash_attention{}", "_scaled_dot_product_flas
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """Floating point operations of one clip.
+    """FLOPs of one clip.
 
     Attributes:
-        encoder: forward, embedding included.
-        decoder: forward, and likewise the layer that predicts from visible tokens.
-        target: what the target computes, for example with a copy of the encoder; it has no backward.
+        encoder: forward, with the patch embedding.
+        decoder: forward, with the layer that predicts from visible tokens.
+        target: the target, for example a teacher encoder; it has no backward pass.
     """
 
     encoder: int
@@ -40,24 +40,24 @@ class Flops:
 
     @property
     def training(self) -> int:
-        """Of forward and backward: a backward is twice its forward."""
+        """Forward and backward; a backward pass costs twice its forward pass."""
         return 3 * (self.encoder + self.decoder) + self.target
 
 
 def count_flops(model: MaskedAutoencoder, batch: ClipBatch) -> Flops:
-    """Count what one clip of a batch costs.
+    """Count the FLOPs of one clip of a batch.
 
-    Works on shapes alone (PyTorch's meta device), so that the size of the model costs nothing; where a part
-    has to look at values, a real forward pass runs where the model is.
+    Runs on PyTorch's meta device, without memory or arithmetic. If a component needs values, a real forward
+    pass runs on the model's device.
 
     Args:
-        model: stays as it is, whatever weights and device it has.
-        batch: clips with their tokens, as training gets them.
+        model: not modified.
+        batch: clips with their tokens, as in training.
     """
     clips = len(batch.clip_index_B)
     try:
         counted = _count(_on_meta(model), batch.to(torch.device("meta")))
-    except (NotImplementedError, RuntimeError):  # a value was asked for that shapes do not tell
+    except (NotImplementedError, RuntimeError):  # an operation needs values
         counted = _count(model, batch.to(next(model.parameters()).device))
     return Flops(
         encoder=counted.encoder // clips, decoder=counted.decoder // clips, target=counted.target // clips
@@ -65,12 +65,12 @@ def count_flops(model: MaskedAutoencoder, batch: ClipBatch) -> Flops:
 
 
 def counter_of(operation: Any) -> Callable[..., int] | None:
-    """What counts an operation of PyTorch's, called with its arguments and `out_val`; None for no product."""
+    """FLOP counter of a PyTorch operation, called with its arguments and `out_val`; None for others."""
     return flop_registry.get(operation._overloadpacket)
 
 
 def _count(model: MaskedAutoencoder, batch: ClipBatch) -> Flops:
-    """The same for all clips of a batch together."""
+    """FLOPs of all clips of a batch together."""
     draws = ClipRandom(0, batch.clip_index_B)
     with torch.no_grad():
         with FlopCounterMode(display=False) as predicting:
@@ -88,7 +88,7 @@ def _count(model: MaskedAutoencoder, batch: ClipBatch) -> Flops:
 
 
 def _on_meta(model: MaskedAutoencoder) -> MaskedAutoencoder:
-    """A copy of a model without its values."""
+    """A copy of a model on the meta device."""
     memo: dict[int, object] = {
         id(weight): nn.Parameter(weight.detach().to("meta"), requires_grad=False)
         for weight in model.parameters()

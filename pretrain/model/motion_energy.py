@@ -8,16 +8,16 @@ from kinemae.pretrain.model.tokens import Patch, TokenGrid
 
 
 def luma_grid(luma_BTHW: Tensor, patch: Patch) -> TokenGrid:
-    """The grid that patches of this size cut such clips into."""
+    """The token grid of such clips for this patch size."""
     _, frames, height, width = luma_BTHW.shape
     return TokenGrid(frames // patch[0], height // patch[1], width // patch[2])
 
 
 def change(luma_BTHW: Tensor, patch: Patch) -> Tensor:
-    """How much each token differs from the one before it at the same place, change_BN, float32.
+    """Difference of each token to the one before it at the same position, change_BN, float32.
 
-    The mean absolute difference in grey levels, each frame against the frame of the same number in the
-    tubelet before. Tokens of the first slice have none before them: infinity.
+    Mean absolute difference in grey levels between frames of the same index in both tubelets. Infinity in the
+    first slice.
     """
     grid = luma_grid(luma_BTHW, patch)
     difference_BTHW = (luma_BTHW[:, patch[0] :].float() - luma_BTHW[:, : -patch[0]].float()).abs()
@@ -28,10 +28,10 @@ def change(luma_BTHW: Tensor, patch: Patch) -> Tensor:
 
 
 def motion(luma_BTHW: Tensor, patch: Patch) -> Tensor:
-    """How much each token changes from frame to frame, motion_BN, float32.
+    """Change of each token from frame to frame, motion_BN, float32.
 
-    The mean absolute difference in grey levels between each frame and the next one; the last frame
-    repeats the difference before it. A clip of one frame has none: zeros.
+    Mean absolute difference in grey levels between each frame and the next; the last frame repeats the
+    difference before it. Zeros for a clip of one frame.
     """
     difference_BTHW = luma_BTHW.float().diff(dim=1).abs()
     if not difference_BTHW.shape[1]:
@@ -41,5 +41,5 @@ def motion(luma_BTHW: Tensor, patch: Patch) -> Tensor:
 
 
 def _mean_over_patches(values_BTHW: Tensor, patch: Patch) -> Tensor:
-    """The mean of each patch, (B, t, h, w)."""
+    """Mean of each patch, (B, t, h, w)."""
     return F.avg_pool3d(values_BTHW[:, None], patch)[:, 0]

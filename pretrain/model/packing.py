@@ -1,7 +1,6 @@
-"""Fewer tokens a clip: the most worthy of each, or clips of different lengths in one row.
+"""Token reduction: the highest-scored tokens of each clip, or clips of different lengths packed into one row.
 
-A packed row costs what its tokens cost and no padding; attention keeps its clips apart
-(`TokenPositions.lengths`).
+Packing needs no padding; attention stays within each clip (`TokenPositions.lengths`).
 """
 
 from dataclasses import dataclass
@@ -10,24 +9,24 @@ import torch
 from torch import Tensor
 
 
-def kept_count(count: int, share: float) -> int:
-    """A share of some tokens, rounded, at least one."""
-    return max(1, round(count * share))
+def kept_count(count: int, fraction: float) -> int:
+    """Number of tokens in a fraction of `count`, rounded, at least one."""
+    return max(1, round(count * fraction))
 
 
 def top_tokens(score_BN: Tensor, count: int) -> Tensor:
-    """Each clip's tokens of the highest score, index_BK ascending; of equal ones the first."""
+    """Indices of each clip's highest-scored tokens, index_BK ascending; of equal scores the first."""
     order_BN = score_BN.argsort(dim=1, descending=True, stable=True)
     return order_BN[:, :count].sort(dim=1).values
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Packing:
-    """Which token of which clip each of the L tokens of a packed row is, clip after clip.
+    """Clip and grid index of each of the L tokens of a packed row, clip after clip.
 
     Attributes:
-        clip_1L, index_1L: int64, the clip's number in the batch and the token's in the grid.
-        lengths: tokens of each clip.
+        clip_1L, index_1L: int64, index of the clip in the batch and of the token in the grid.
+        lengths: number of tokens of each clip.
     """
 
     clip_1L: Tensor
@@ -36,9 +35,9 @@ class Packing:
 
     @classmethod
     def of(cls, is_kept_BN: Tensor, score_BN: Tensor) -> "Packing":
-        """Pack the kept tokens; a clip that would have none keeps its token of the highest score.
+        """Pack the kept tokens; a clip without any keeps its highest-scored token.
 
-        On a GPU this waits for the lengths, which the host has to know.
+        On a GPU this synchronises with the host, which needs the lengths.
         """
         best_BN = torch.zeros_like(is_kept_BN).scatter(1, top_tokens(score_BN, 1), True)
         is_kept_BN = torch.where(is_kept_BN.any(dim=1, keepdim=True), is_kept_BN, best_BN)
@@ -47,13 +46,13 @@ class Packing:
         return cls(clip_1L=clip_L[None], index_1L=index_L[None], lengths=lengths)
 
     def pack(self, x_BND: Tensor) -> Tensor:
-        """Those of the clips' values, one for each token of the grid, that belong to the row's tokens."""
+        """Gather the values of the packed tokens from values of all grid tokens."""
         return x_BND[self.clip_1L, self.index_1L]
 
     def unpack(self, x_1LD: Tensor) -> tuple[Tensor, Tensor]:
-        """The row cut into clips, as x_BMD with zeros behind the shorter ones, and weight_BM in float32.
+        """Split the row into clips, as x_BMD padded with zeros, and weight_BM in float32.
 
-        The weight is 1 for a token and 0 for such a zero; M is the longest clip's length.
+        The weight is 1 for tokens and 0 for padding; M is the length of the longest clip.
         """
         length_B1 = torch.tensor(self.lengths, device=x_1LD.device)[:, None]
         is_token_BM = torch.arange(max(self.lengths), device=x_1LD.device) < length_B1

@@ -1,9 +1,9 @@
-"""Learned scoring: the encoder says itself which of its embedded tokens are worth going on with.
+"""Learned token scores: the encoder scores its embedded tokens and keeps the highest-scored ones.
 
-Kept tokens are multiplied by a gate of their score, so that the loss tells the scorer what it should have
-kept, as Mixture-of-Depths does (arXiv 2404.02258, section 3.4). There a second loss pushes the scores of
-kept tokens above 0, so that one may choose without ranking; it also pushes the choice itself. Here a
-threshold follows the scores instead: it learns the quantile that the kept share leaves below itself.
+Kept tokens are multiplied by a gate of their score, so the scorer gets a gradient from the loss, as in
+Mixture-of-Depths (arXiv 2404.02258, section 3.4). Mixture-of-Depths adds a loss on the scores, so that tokens
+can be chosen by a fixed threshold; that loss also changes the choice. Here a learned threshold tracks the
+quantile of the scores instead.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from kinemae.pretrain.model.packing import kept_count, top_tokens
 
 _START_STD = 0.02
 _THRESHOLD_WEIGHT = 0.01
-"""Of the threshold's loss. Adam does not care; it keeps the threshold out of the norm that gradients have."""
+"""Weight of the threshold's loss: keeps its gradient small in the gradient norm; Adam is invariant to it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KeptTokens:
-    """The tokens that a fixed share leaves.
+    """The kept tokens.
 
     Attributes:
-        index_BK: which of the tokens given, ascending.
-        x_BKD: those tokens, gated.
-        threshold_loss_B: to be added to the loss; only the threshold has a gradient of it.
+        index_BK: indices among the input tokens, ascending.
+        x_BKD: kept tokens, gated.
+        threshold_loss_B: term of the loss whose gradient reaches the threshold only.
     """
 
     index_BK: Tensor
@@ -35,10 +35,9 @@ class KeptTokens:
 
 
 class Scorer(nn.Module):
-    """A small MLP on each embedded token by itself, positions included.
+    """A small MLP that scores each embedded token, positions included.
 
-    A score above the threshold is as high as those of the kept share of the tokens on the whole. The gate,
-    twice the sigmoid of what the score has above the threshold, is close to 1 at the start.
+    The gate of a token is 2 * sigmoid(score - threshold), close to 1 at initialisation.
     """
 
     def __init__(self, width: int):
@@ -58,7 +57,7 @@ class Scorer(nn.Module):
         return self.fc2(hidden_BNX).squeeze(2).float()
 
     def select(self, x_BND: Tensor, keep: float) -> KeptTokens:
-        """Keep the tokens of the highest score, a share of them, rounded."""
+        """Keep this fraction of the tokens, rounded, those of the highest scores."""
         score_BN = self(x_BND)
         index_BK = top_tokens(score_BN.detach(), kept_count(x_BND.shape[1], keep))
         x_BKD = x_BND.gather(1, index_BK[..., None].expand(-1, -1, x_BND.shape[2]))
@@ -69,15 +68,15 @@ class Scorer(nn.Module):
         )
 
     def gate(self, score_BN: Tensor, dtype: torch.dtype) -> Tensor:
-        """What tokens of such scores are multiplied by, gate_BN1."""
+        """Factor of tokens with these scores, gate_BN1."""
         return (2 * torch.sigmoid(score_BN - self.threshold.detach())).to(dtype)[..., None]
 
     def _threshold_loss(self, score_BN: Tensor, keep: float) -> Tensor:
-        """The pinball loss, least where a share `keep` lies above (Koenker and Bassett 1978)."""
+        """Pinball loss; its minimum has a fraction `keep` of the scores above the threshold."""
         above_BN = score_BN.detach() - self.threshold
         return _THRESHOLD_WEIGHT * torch.maximum((1 - keep) * above_BN, -keep * above_BN).mean(dim=1)
 
 
 def add_gradient_of(loss_B: Tensor, other_B: Tensor) -> Tensor:
-    """The loss unchanged in value, with another's gradient added to its own."""
+    """Add the gradient of `other_B` to a loss without changing its value."""
     return loss_B + (other_B - other_B.detach())

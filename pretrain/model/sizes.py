@@ -1,8 +1,8 @@
-"""How big a model is: the named sizes, and the config keys `model.*` that choose and bend one.
+"""Model sizes, and the config keys `model.*` that select and override one.
 
-Encoders are VideoMAE's (arXiv 2203.12602, 2303.16727). Decoders are the narrow ones of its scripts, four
-blocks deep as VideoMAE V2 has them at every size; V2's width of 512, not V1's 640, for huge, because
-heads of 64 are what fused attention is fastest with.
+Encoders are VideoMAE's (arXiv 2203.12602, 2303.16727). Decoders have the widths of its scripts and four
+blocks, as in VideoMAE V2. The huge decoder has V2's width of 512, not V1's 640, since fused attention is
+fastest with heads of 64.
 """
 
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ from kinemae.pretrain.model.tokens import COLOURS, MEAN, STD, Patch
 
 
 def _check_width(width: int, heads: int, key: str) -> None:
-    # 6: the positions need a sine and a cosine for each of three axes.
+    # 6: sine positions need a sine and a cosine for each of three axes.
     if width < 6 or width % 2 or heads < 1 or width % heads:
         raise ValueError(
             f"{key} must be an even number of at least 6 that the heads divide, got {width} for {heads} heads"
@@ -24,18 +24,18 @@ def _check_width(width: int, heads: int, key: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderShape:
-    """AllTokens that fixes the encoder's parameters.
+    """Architecture of the encoder.
 
     Attributes:
         patch: size of a patch in (frames, pixels, pixels).
-        attention: a part of `model/attention`.
-        positions: a part of `model/positions`.
-        qk_norm: whether queries and keys are normed; see `SelfAttention`.
-        layer_scale: where the learned weights of the branches begin; None for none. See `Block`.
-        registers: tokens without a place that are learned and dropped at the end (arXiv 2309.16588).
-        run_lengths: how many lengths of runs are embedded, longer ones as the longest; 0 for none.
-        scorer: whether it scores its tokens by learning (`pruning/learned.py`).
-        final_norm: whether tokens are normed at the end. Official fine-tuned files have none.
+        attention: a component of `model/attention`.
+        positions: a component of `model/positions`.
+        qk_norm: normalise queries and keys; see `SelfAttention`.
+        layer_scale: initial value of layer scale; None for none. See `Block`.
+        registers: number of register tokens (arXiv 2309.16588).
+        run_lengths: number of embedded run lengths, longer runs count as the longest; 0 for none.
+        scorer: whether it has a learned token scorer (`pruning/learned.py`).
+        final_norm: LayerNorm after the last block. VideoMAE's fine-tuned files have none.
     """
 
     width: int
@@ -69,18 +69,16 @@ class EncoderShape:
 
     @property
     def patch_values(self) -> int:
-        """P, the values of one RGB patch."""
+        """P, number of values of an RGB patch."""
         return self.patch[0] * self.patch[1] * self.patch[2] * COLOURS
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderShape:
-    """AllTokens that fixes the decoder's parameters but what it predicts.
-
-    Its MLP is four times as wide as itself; blocks are otherwise like the encoder's.
+    """Architecture of the decoder. Its MLP is four times as wide as the decoder.
 
     Attributes:
-        attention: a part of `model/attention`, for the self decoder.
+        attention: a component of `model/attention`, for the self decoder.
     """
 
     width: int
@@ -97,7 +95,7 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A named size: an encoder and the decoder that goes with it."""
+    """Encoder and decoder of a named size."""
 
     encoder: EncoderShape
     decoder: DecoderShape
@@ -134,20 +132,21 @@ class ModelConfig:
 
     Attributes:
         size: a name of `SIZES`.
-        decoder: "cross" (wanted queries look at the visible tokens) or "self" (VideoMAE's).
-        predict_ratio: the share of a clip's hidden tokens that is predicted.
-        predict: which of them: "random", or "running_cell" (arXiv 2303.16727, section 3.2).
-        attention: the encoder's kind of attention, a part of `model/attention`.
-        decoder_attention: the self decoder's.
-        positions: how tokens say where they stand, in encoder and decoder: a part of `model/positions`.
-        patch_frames, patch_size: size of a patch in frames and pixels; the size's own where not set.
-        width, depth, heads: bend the encoder; without `heads` they keep their width. The MLP keeps its ratio.
-        decoder_width, decoder_depth, decoder_heads: bend the decoder likewise.
+        decoder: "cross" (target tokens attend to visible tokens) or "self" (VideoMAE's).
+        predict_ratio: fraction of the hidden tokens that is predicted.
+        predict: choice of these tokens: "random", or "running_cell" (arXiv 2303.16727, section 3.2).
+        attention: attention kind of the encoder, a component of `model/attention`.
+        decoder_attention: attention kind of the self decoder.
+        positions: position embedding of encoder and decoder, a component of `model/positions`.
+        patch_frames, patch_size: patch size in frames and pixels; null for that of `size`.
+        width, depth, heads: override the encoder's; null `heads` keeps the head width. The MLP keeps its
+            ratio.
+        decoder_width, decoder_depth, decoder_heads: likewise for the decoder.
         qk_norm, layer_scale, registers: see `EncoderShape`.
-        merge_per_block: tokens that become one with a similar one in each block (`model/merging.py`).
-        noise_conditioning: tell the decoder how strong a clip's noise was.
-        mean, std: what pixels on a scale of 0 to 1 are normalised by, RGB.
-        drop_path: chance that a clip skips a branch of the encoder's last block; less before it.
+        merge_per_block: tokens to merge in each block (`model/merging.py`).
+        noise_conditioning: give the decoder the noise level of each clip.
+        mean, std: normalisation of pixels on a scale of 0 to 1, RGB.
+        drop_path: drop-path rate of the encoder's last block, growing linearly from 0.
     """
 
     size: str = "base"
@@ -192,19 +191,19 @@ class ModelConfig:
         )
         if self.decoder == "cross" and self.decoder_attention.name != "joint":
             raise ValueError(
-                f"model.decoder_attention={self.decoder_attention.name} needs model.decoder=self: the cross "
-                "decoder's queries look at the memory alone"
+                f"model.decoder_attention: expected joint with model.decoder=cross, got "
+                f"{self.decoder_attention.name}; fix: model.decoder=self"
             )
         build_attention(self.attention)
         check_merging(self.merge_per_block, self.attention, key="model.merge_per_block")
         build_attention(self.decoder_attention, key="model.decoder_attention")
-        self.shape()  # refuses widths and depths that cannot be built
+        self.shape()  # checks widths and depths
 
     def shape(self) -> ModelShape:
         """The named size with the overrides applied.
 
         Raises:
-            ValueError: a width that the heads do not divide, or a depth or a patch below 1.
+            ValueError: a width that is no multiple of the heads, or a depth or a patch size below 1.
         """
         named = SIZES[self.size]
         encoder = named.encoder
@@ -239,13 +238,10 @@ class ModelConfig:
 
 
 def check_merging(per_block: int, attention: Component, *, key: str) -> None:
-    """Refuse to merge tokens where attention goes by their places: a merged token has several.
-
-    Args:
-        per_block: tokens to merge in each block.
+    """Check that merging is used with joint attention only: merged tokens have several grid positions.
 
     Raises:
-        ValueError: negative, or merging under an attention that is not joint.
+        ValueError: `per_block` is negative, or above 0 with another attention kind.
     """
     require(per_block >= 0, key, "be 0 or more", per_block)
     may_merge = per_block == 0 or attention.name == "joint"

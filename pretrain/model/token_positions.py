@@ -1,4 +1,4 @@
-"""Where the tokens of a sequence stand: what positions, attention kinds and packing go by."""
+"""Grid positions of the tokens of a sequence, used by position embeddings, attention and packing."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ from torch import Tensor
 from kinemae.pretrain.model.tokens import TokenGrid
 
 REGISTER = -1
-"""The index of a token that stands nowhere; it sees and is seen by every token of its clip."""
+"""Index of a register token. Registers attend to, and are attended by, all tokens of their clip."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenPositions:
-    """Which token of the grid each token of a sequence is.
+    """Grid index of each token of a sequence.
 
     Attributes:
         grid: the tokens of a full clip.
-        index_BN: int64, each token's number in the grid, or REGISTER. None: all of the grid's, in order.
-        lengths: None: each row is one clip. Given: there is one row, in which clips of these lengths
-            (registers included) stand one after another, and no token sees another clip's.
+        index_BN: int64 grid indices, or REGISTER. None: all tokens of the grid in order.
+        lengths: None: each row is one clip. Otherwise a single row holds clips of these lengths (registers
+            included) one after another, and attention does not cross clips.
     """
 
     grid: TokenGrid
@@ -27,11 +27,11 @@ class TokenPositions:
     lengths: tuple[int, ...] | None = None
 
     def indices(self, device: torch.device) -> Tensor:
-        """index_BN, or (1, N) with every token in order."""
+        """index_BN, or (1, N) with all tokens in order."""
         return torch.arange(self.grid.tokens, device=device)[None] if self.index_BN is None else self.index_BN
 
     def clips(self, device: torch.device) -> Tensor | None:
-        """clip_1N, which clip of a packed row each token is of; None where each row is one clip."""
+        """clip_1N, the clip of each token in a packed row; None if each row is one clip."""
         if self.lengths is None:
             return None
         length_B = torch.tensor(self.lengths, device=device)
@@ -40,6 +40,6 @@ class TokenPositions:
 
 
 def coordinates(index_BN: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor]:
-    """Each token's slice, row and column, int64 (B, N) each. Nonsense for registers: mask them yourself."""
+    """Slice, row and column of each token, int64 (B, N) each; undefined for registers."""
     row_BN = index_BN.div(grid.w, rounding_mode="floor")
     return row_BN.div(grid.h, rounding_mode="floor"), row_BN % grid.h, index_BN % grid.w

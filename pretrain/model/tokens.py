@@ -1,14 +1,14 @@
-"""From pixels to patches and back. The key of dimension letters, the same in the whole project:
+"""Patches: cut clips into patches and back, gather, normalise. Legend of the dimension suffixes:
 
     B  clips in a batch          N      tokens of the full grid, t * h * w
-    C  colour channels           K / M  visible / wanted (or hidden) tokens
+    C  colour channels           K / M  visible / target (or hidden) tokens
     T  frames                    S      tokens of one time slice, h * w
     H W  height, width in px     D      model width (encoder or decoder)
     t h w  the token grid        A / F  attention heads / width of one head
     P  values in one patch       Y      classes
 
-Tokens stand in (t, h, w) order, the last fastest; the values of a patch in (frame, row, column,
-channel) order. Patches stay uint8 until the few that a model looks at have been gathered.
+Tokens are in (t, h, w) order, w fastest; the values of a patch in (frame, row, column, channel)
+order. Patches stay uint8 until they are gathered.
 """
 
 import functools
@@ -23,12 +23,12 @@ Patch = tuple[int, int, int]
 COLOURS = 3
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-"""ImageNet's colour statistics, RGB on a scale of 0 to 1."""
+"""ImageNet statistics, RGB on a scale of 0 to 1."""
 
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """The tokens of a clip: t time slices of h rows and w columns."""
+    """Token grid of a clip: t time slices of h rows and w columns."""
 
     t: int
     h: int
@@ -36,12 +36,12 @@ class TokenGrid:
 
     @property
     def tokens(self) -> int:
-        """N, all tokens."""
+        """N, number of tokens."""
         return self.t * self.h * self.w
 
     @property
     def per_slice(self) -> int:
-        """S, the tokens of one time slice."""
+        """S, number of tokens in a time slice."""
         return self.h * self.w
 
     @classmethod
@@ -64,7 +64,7 @@ def patchify(clip_BCTHW: Tensor, patch: Patch) -> Tensor:
 
 
 def unpatchify(patches_BNP: Tensor, grid: TokenGrid, patch: Patch, channels: int = COLOURS) -> Tensor:
-    """Put all patches of a clip together again, as clip_BCTHW; the inverse of `patchify`."""
+    """Assemble a clip from all its patches, as clip_BCTHW; the inverse of `patchify`."""
     frames, height, width = patch
     windows = patches_BNP.unflatten(2, (frames, height, width, channels)).unflatten(
         1, (grid.t, grid.h, grid.w)
@@ -76,12 +76,12 @@ def unpatchify(patches_BNP: Tensor, grid: TokenGrid, patch: Patch, channels: int
 def take_patches(
     clip_BCTHW: Tensor, index_BK: Tensor, patch: Patch, *, clip_BK: Tensor | None = None
 ) -> Tensor:
-    """Cut only the named patches out of a clip, as patches_BKP; equals gathering from `patchify`.
+    """Cut only the indexed patches out of a clip, as patches_BKP; equals gathering from `patchify`.
 
-    At a mask of 0.9 this touches a tenth of the pixels.
+    With a mask ratio of 0.9 this reads a tenth of the pixels.
 
     Args:
-        clip_BK: which clip each patch is of, where that is not its row: packed clips have a single row.
+        clip_BK: clip of each patch, for packed clips, which share a single row.
 
     Raises:
         ValueError: the clip is not a whole number of patches.
@@ -96,12 +96,12 @@ def take_patches(
 
 
 def gather_tokens(x_BNP: Tensor, index_BK: Tensor) -> Tensor:
-    """Pick each clip's tokens by index, as x_BKP."""
+    """Gather tokens by index, as x_BKP."""
     return x_BNP.gather(1, index_BK[..., None].expand(-1, -1, x_BNP.shape[2]))
 
 
 def normalise(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
-    """Turn uint8 patches into the float32 values a model sees: mean 0, deviation 1 a colour.
+    """Normalise uint8 patches to float32 by mean and standard deviation of each colour.
 
     Raises:
         ValueError: the pixels are not uint8.
@@ -116,13 +116,13 @@ def normalise(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[fl
 
 
 def denormalise(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
-    """Turn normalised values back into pixels on a scale of 0 to 1, not clamped."""
+    """Invert `normalise`, to pixels on a scale of 0 to 1, not clamped."""
     scale_C, shift_C = _colour_line(mean, std, patches_BKP.device)
     return ((patches_BKP.float().unflatten(2, (-1, len(mean))) - shift_C) / (scale_C * 255)).flatten(2)
 
 
 def to_bytes(patches_BKP: Tensor) -> Tensor:
-    """Turn pixels on a scale of 0 to 1 into uint8, clamped and rounded."""
+    """Convert pixels on a scale of 0 to 1 to uint8, clamped and rounded."""
     return patches_BKP.clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
@@ -130,7 +130,7 @@ def to_bytes(patches_BKP: Tensor) -> Tensor:
 def _colour_line(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift of `normalise`. Kept, since copying them to a GPU at each step would wait for it."""
+    """Scale and shift of `normalise`; cached, since copying them to a GPU would synchronise each step."""
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training
         scale = torch.tensor([1 / (255 * s) for s in std], device=device)
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)

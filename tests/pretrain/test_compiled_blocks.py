@@ -86,7 +86,7 @@ def test_no_kind_of_attention_is_compiled_again_from_step_to_step(model: dict[st
 
 @pytest.mark.slow
 def test_each_ratio_of_a_jittered_mask_is_compiled_once() -> None:
-    masking = JitterMasking(of="uniform", least=0.5, most=0.75)
+    masking = JitterMasking(of="uniform", min_ratio=0.5, max_ratio=0.75)
     counts, graphs = graphs_by_step(PixelTarget(), masking, decoder="self")
     assert counts[-1] == counts[STEPS // 2] and not graphs.dynamic
 

@@ -101,7 +101,7 @@ def test_views_move_no_bytes_whether_they_say_that_they_are_views_or_not() -> No
         weight_B=torch.ones(1),
     )
     given = torch.ones(4, 6)
-    with cost_tracer._Ledger(torch.nn.Linear(1, 1), batch) as ledger:
+    with cost_tracer._Recorder(torch.nn.Linear(1, 1), batch) as ledger:
         torch.ops.aten._unsafe_view(given, [24])
         given.view(24).unsqueeze(0)
         assert ledger.operations == []
@@ -136,7 +136,7 @@ def cost_of(folder: Path, *overrides: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_memory_is_that_of_the_dearest_step_of_a_mask_whose_ratio_changes(tmp_path: Path) -> None:
-    jitter = "masking={name: jitter, args: {of: uniform, least: 0.25, most: 0.75}}"
+    jitter = "masking={name: jitter, args: {of: uniform, min_ratio: 0.25, max_ratio: 0.75}}"
     light, heavy, changing = (
         cost_of(tmp_path, override, "model.predict_ratio=0.2")
         for override in ("masking.args.ratio=0.75", "masking.args.ratio=0.25", jitter)

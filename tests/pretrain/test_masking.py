@@ -3,7 +3,7 @@ import torch
 
 from kinemae.data_tools.components import component_names
 from kinemae.data_tools.randomness import generator
-from kinemae.pretrain.masking.base import Masking, check_split
+from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.masking.blocks import BlockMasking
 from kinemae.pretrain.masking.frame import FrameMasking
 from kinemae.pretrain.masking.motion import MotionMasking
@@ -116,10 +116,3 @@ def test_a_grid_on_which_the_ratio_hides_nothing_is_refused(kind):
         ValueError, match=r"ratio=0.1 leaves 1 tokens visible and 0 hidden on a grid of 1x1x1"
     ):
         kind(ratio=0.1).counts(TokenGrid(1, 1, 1))
-
-
-def test_a_split_that_leaves_nothing_to_see_is_refused():
-    with pytest.raises(
-        ValueError, match=r"leaves 0 tokens visible and 4 hidden .*change the ratio, clip.size"
-    ):
-        check_split(0, 4, ratio=0.9, grid=TokenGrid(1, 2, 2))

@@ -1,7 +1,7 @@
-"""Positions: how a token says where it stands. One file here is one way.
+"""Position embeddings. Each file in this folder is one kind.
 
-A way is built for a grid and for the reference grid, the one its model was pretrained on. Where the two
-differ, the reference is resampled: token i of n stands at (i + 0.5) * reference / n - 0.5 of it.
+An embedding is built for a grid and for the reference grid of pretraining. If they differ, the reference is
+resampled: token i of n has the coordinate (i + 0.5) * reference / n - 0.5.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from kinemae.data_tools.components import Component, build_component
 from kinemae.pretrain.model.tokens import TokenGrid
 
 Rotate = Callable[[Tensor], Tensor]
-"""Queries or keys of shape (B, A, N, F) to the same, turned by their tokens' places."""
+"""Rotation of queries or keys, (B, A, N, F), by the positions of their tokens."""
 
 
 class Positions(nn.Module):
-    """A way is built with `width`, `heads`, `grid`, `reference` and its own arguments.
+    """Base class; built with `width`, `heads`, `grid`, `reference` and the arguments of the kind.
 
     Attributes:
         grid: the tokens of a full clip.
-        reference: the grid that the model was pretrained on; parameters depend on this one alone.
+        reference: the grid of pretraining; the shapes of parameters depend on this grid only.
     """
 
     def __init__(self, *, width: int, heads: int, grid: TokenGrid, reference: TokenGrid):
@@ -32,14 +32,14 @@ class Positions(nn.Module):
         self.reference = reference
 
     def forward(self, index_BN: Tensor | None) -> Tensor | None:
-        """What is added to the tokens: positions_BND, or (N, D) for None, every token in order.
+        """Vectors to add to the tokens: positions_BND, or (N, D) for all tokens in order (`index_BN` None).
 
-        None where nothing is added. Indices are never REGISTER.
+        None if nothing is added. Indices are never REGISTER.
         """
         raise NotImplementedError
 
     def rotation(self, index_BN: Tensor) -> Rotate | None:
-        """How queries and keys are turned; None where they are not. REGISTER tokens stay as they are."""
+        """Rotation of queries and keys; None if there is none. REGISTER tokens are not rotated."""
         return None
 
     def axes(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,9 +48,9 @@ class Positions(nn.Module):
         return axis(own.t, theirs.t), axis(own.h, theirs.h), axis(own.w, theirs.w)
 
     def blends(self) -> tuple[Tensor, Tensor, Tensor]:
-        """For slices, rows and columns, how each blends its neighbours in the reference: float64 (own, its).
+        """Linear interpolation weights for slices, rows and columns, float64 of shape (grid, reference).
 
-        Linear; beyond the outermost of the reference, that one alone.
+        Coordinates beyond the reference take its outermost value.
         """
         lengths = (self.reference.t, self.reference.h, self.reference.w)
         time, rows, columns = (_blend(*pair) for pair in zip(self.axes(), lengths, strict=True))
@@ -60,12 +60,12 @@ class Positions(nn.Module):
 def axis(length: int, reference: int) -> Tensor:
     """Coordinates of an axis's tokens in the reference grid, float64 of shape (length,)."""
     place = torch.arange(length, dtype=torch.float64)
-    # Untouched where nothing is resampled: exactly whole numbers.
+    # Exact whole numbers if nothing is resampled.
     return place if length == reference else (place + 0.5) * reference / length - 0.5
 
 
 def _blend(place: Tensor, length: int) -> Tensor:
-    """Weights of linear interpolation: one minus the distance, where that is less than one."""
+    """Weights of linear interpolation: max(0, 1 - distance)."""
     nearest = place.clamp(0, length - 1)
     distance = nearest[:, None] - torch.arange(length, dtype=torch.float64)
     return (1 - distance.abs()).clamp(min=0)
@@ -74,10 +74,10 @@ def _blend(place: Tensor, length: int) -> Tensor:
 def build_positions(
     component: Component, *, width: int, heads: int, grid: TokenGrid, reference: TokenGrid
 ) -> Positions:
-    """Build the way of telling positions that a config names.
+    """Build the position embedding of a config.
 
     Raises:
-        ValueError: no such way, or arguments it refuses.
+        ValueError: unknown kind, or invalid arguments.
     """
     given = {"width": width, "heads": heads, "grid": grid, "reference": reference}
     wrong = sorted(component.args.keys() & given.keys())

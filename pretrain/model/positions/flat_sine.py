@@ -1,4 +1,4 @@
-"""VideoMAE's fixed positions: one sinusoid over the tokens' flat numbers."""
+"""VideoMAE's fixed positions: a sinusoid over the flat token index."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from kinemae.pretrain.model.tokens import TokenGrid
 
 
 class FlatSinePositions(Positions):
-    """Adds the sinusoid of arXiv 1706.03762, section 3.5, over a token's number in (t, h, w) order.
+    """Adds the sinusoid of arXiv 1706.03762, section 3.5, over the token index in (t, h, w) order.
 
-    For weights of VideoMAE and VideoMAE V2, which have no other positions: channel j of token n is the sine
-    (j even) or the cosine (j odd) of n / 10000^(2 * (j // 2) / width). On another grid than the reference
-    that table is interpolated, linearly along each axis, since the number itself means another place there.
+    For weights of VideoMAE and VideoMAE V2. Channel j of token n is the sine (j even) or the cosine (j odd)
+    of n / 10000^(2 * (j // 2) / width). On another grid than the reference the table is interpolated linearly
+    along each axis.
     """
 
     table_ND: Tensor
@@ -21,7 +21,7 @@ class FlatSinePositions(Positions):
         super().__init__(width=width, heads=heads, grid=grid, reference=reference)
         table_ND = _sinusoid(reference.tokens, width)
         if grid != reference:
-            # Float64 like the table, so that neither rounds before the end.
+            # In float64, so that only the result is rounded.
             table_thwD = table_ND.unflatten(0, (reference.t, reference.h, reference.w))
             table_ND = torch.einsum("xt,yh,zw,thwD->xyzD", *self.blends(), table_thwD).flatten(0, 2)
         self.register_buffer("table_ND", table_ND.float(), persistent=False)
@@ -32,7 +32,7 @@ class FlatSinePositions(Positions):
 
 
 def _sinusoid(tokens: int, width: int) -> Tensor:
-    """The official table in float64, as (N, D)."""
+    """VideoMAE's table in float64, as (N, D)."""
     pair_D = torch.arange(width, dtype=torch.float64) // 2
     place_N1 = torch.arange(tokens, dtype=torch.float64)[:, None]
     angle_ND = place_N1 / torch.pow(10000.0, 2 * pair_D / width)

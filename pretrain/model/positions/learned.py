@@ -1,4 +1,4 @@
-"""Learned positions, separable over time and space."""
+"""Learned position embedding, separable over time and space."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ from kinemae.pretrain.model.tokens import TokenGrid
 
 
 class LearnedPositions(Positions):
-    """Adds a learned vector for the slice and one for the place in it (arXiv 2205.09113, section 3.1).
+    """Adds a learned vector per slice and one per spatial position (arXiv 2205.09113, section 3.1).
 
-    The two tables are of the reference grid and are saved so. On another grid they are interpolated at each
-    use, linearly in time and bilinearly in space: they go on learning, and the file stays the same.
+    Both tables have the size of the reference grid. On another grid they are interpolated at each use,
+    linearly in time and bilinearly in space, so they remain trainable and the file format does not change.
     """
 
     along_time: Tensor
@@ -30,7 +30,7 @@ class LearnedPositions(Positions):
     def forward(self, index_BN: Tensor | None) -> Tensor:
         """See `Positions.forward`."""
         temporal_tD, spatial_SD = self._tables()
-        # The sum first: gathering from the two small tables would add up gradients in far fewer rows.
+        # Sum first: gathering from the two small tables would accumulate many gradients in few rows.
         table_ND = (temporal_tD[:, None] + spatial_SD).flatten(0, 1)
         return table_ND if index_BN is None else table_ND[index_BN]
 
@@ -44,5 +44,5 @@ class LearnedPositions(Positions):
 
 
 def _blended(blend: Tensor, table: Tensor) -> Tensor:
-    """A table resampled along its first dimension. No matmul: autocast would round it to bfloat16."""
+    """Resample a table along its first dimension. No matmul, since autocast would round it to bfloat16."""
     return (blend[(...,) + (None,) * (table.dim() - 1)] * table).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Rotary positions in three dimensions: queries and keys are turned, nothing is added."""
+"""Rotary position embedding in three dimensions."""
 
 import torch
 from torch import Tensor
@@ -9,14 +9,13 @@ from kinemae.pretrain.model.tokens import TokenGrid
 
 
 class RotaryPositions(Positions):
-    """Turns pairs of a head's channels by the token's slice, row and column (arXiv 2104.09864, 2506.09985).
+    """Rotates pairs of a head's channels by slice, row and column (arXiv 2104.09864, 2506.09985).
 
-    A third of the pairs belongs to each axis, so that a score depends on how far apart two tokens are along
-    it and on nothing else; up to two pairs that are left over are never turned. Channel i goes with channel
-    i + F / 2. Pair i of an axis that has n turns by coordinate / theta^(i / n).
+    Each axis gets a third of the pairs; up to two remaining pairs are not rotated. Channel i is paired with
+    channel i + F / 2. Pair i of an axis with n pairs is rotated by coordinate / theta^(i / n).
 
     Args:
-        theta: the longest wavelength is 2 * pi * theta^((n - 1) / n) tokens.
+        theta: base of the frequencies; the longest wavelength is 2 * pi * theta^((n - 1) / n) tokens.
     """
 
     cos_NF: Tensor
@@ -35,10 +34,10 @@ class RotaryPositions(Positions):
             )
         pairs = head_width // 2
         each = pairs // 3
-        turn_E = theta ** (-torch.arange(each, dtype=torch.float64) / each)
+        frequency_E = theta ** (-torch.arange(each, dtype=torch.float64) / each)
         places = torch.meshgrid(*self.axes(), indexing="ij")
-        angle_NF = torch.cat([place.flatten()[:, None] * turn_E for place in places], dim=1)
-        # One row more: REGISTER, which is -1, picks it, and it turns nothing.
+        angle_NF = torch.cat([place.flatten()[:, None] * frequency_E for place in places], dim=1)
+        # An extra last row without rotation, selected by REGISTER (-1).
         angle_NF = torch.nn.functional.pad(angle_NF, (0, pairs - 3 * each, 0, 1))
         self.register_buffer("cos_NF", angle_NF.cos().float(), persistent=False)
         self.register_buffer("sin_NF", angle_NF.sin().float(), persistent=False)
@@ -47,7 +46,7 @@ class RotaryPositions(Positions):
         """See `Positions.forward`: nothing is added."""
 
     def rotation(self, index_BN: Tensor) -> Rotate:
-        """See `Positions.rotation`. In float32 whatever the tokens are: angles do not survive rounding."""
+        """See `Positions.rotation`. Computed in float32: bfloat16 rounds angles too coarsely."""
         cos_B1NF, sin_B1NF = self.cos_NF[index_BN].unsqueeze(1), self.sin_NF[index_BN].unsqueeze(1)
 
         def rotate(x_BANF: Tensor) -> Tensor:

@@ -8,13 +8,12 @@ from kinemae.pretrain.model.tokens import TokenGrid
 
 
 class SinePositions(Positions):
-    """Adds a fixed table of sines and cosines of the three coordinates.
+    """Adds sines and cosines of the three coordinates.
 
-    The channels are split over the axes in the order (t, h, w). Rows and columns get 2 * (width // 6)
-    channels each, time the rest: thirds where 6 divides the width, a few more for time elsewhere. Within
-    an axis of n channels come n / 2 sines, then n / 2 cosines of coordinate / 10000^(i / (n / 2)).
-    VideoMAE takes the sine of the token's flat number instead, in which a step down, and a step to the
-    right at a row's end, look unrelated; separable positions also carry over to other grids.
+    The channels are split over the axes in the order (t, h, w): rows and columns get 2 * (width // 6)
+    channels each, time the rest. An axis of n channels has n / 2 sines, then n / 2 cosines of
+    coordinate / 10000^(i / (n / 2)). Unlike VideoMAE's `flat_sine`, which uses the flat token index,
+    separable positions apply to other grids without interpolation.
     """
 
     table_ND: Tensor

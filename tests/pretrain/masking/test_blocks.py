@@ -79,7 +79,7 @@ def test_every_place_is_hidden_now_and_then_even_the_corners():
     "scales", [[], [0.0], [1.0], [0.15, 1.5], ["large"], 0.15, "0.15", [float("nan")], [1]]
 )
 def test_scales_that_are_no_shares_are_refused(scales):
-    message = f"masking.args.scales must be a list of shares strictly between 0 and 1, got {scales!r}"
+    message = f"masking.args.scales must be a list of fractions strictly between 0 and 1, got {scales!r}"
     with pytest.raises(ValueError, match=re.escape(message)):
         build_component(
             "kinemae.pretrain.masking", Component(name="blocks", args={"scales": scales}), Masking

@@ -16,7 +16,7 @@ STILL_THW = torch.zeros(8, 12, 10, dtype=torch.uint8)
 def jitter(**args):
     return build_component(
         "kinemae.pretrain.masking",
-        Component(name="jitter", args={"of": "tube", "least": 0.5, "most": 0.9, "levels": 3} | args),
+        Component(name="jitter", args={"of": "tube", "min_ratio": 0.5, "max_ratio": 0.9, "levels": 3} | args),
         Masking,
     )
 
@@ -56,15 +56,15 @@ def test_by_itself_it_is_the_first_step():
 
 
 def test_a_level_that_the_grid_cannot_have_is_refused_before_its_step_comes():
-    masking = jitter(of="frame", least=0.1, most=0.5)
+    masking = jitter(of="frame", min_ratio=0.1, max_ratio=0.5)
     with pytest.raises(ValueError, match=r"ratio=0.1 leaves 120 tokens visible and 0 hidden"):
         masking.counts(GRID)
 
 
 def test_what_the_other_masking_needs_is_passed_on():
     assert not jitter().needs_motion
-    masking = jitter(of="motion", args={"led": "visible", "tubes": False})
-    assert masking.needs_motion and masking.at(3).led == "visible"
+    masking = jitter(of="motion", args={"side": "visible", "tubes": False})
+    assert masking.needs_motion and masking.at(3).side == "visible"
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def test_what_the_other_masking_needs_is_passed_on():
         ({"args": {"ratio": 0.5}}, "masking.args.args must not hold ratio"),
         ({"args": {"raito": 0.5}}, "masking.args.args: tube has no argument 'raito'; did you mean 'ratio'"),
         ({"args": [1]}, r"masking.args.args must be that masking's arguments by name, got \[1\]"),
-        ({"least": 0.9}, r"masking.args must hold 0 < least < most < 1, got \(0.9, 0.9\)"),
-        ({"most": 1.0}, r"masking.args must hold 0 < least < most < 1, got \(0.5, 1.0\)"),
-        ({"least": float("nan")}, "masking.args must hold 0 < least < most < 1"),
+        ({"min_ratio": 0.9}, r"masking.args must hold 0 < min_ratio < max_ratio < 1, got \(0.9, 0.9\)"),
+        ({"max_ratio": 1.0}, r"masking.args must hold 0 < min_ratio < max_ratio < 1, got \(0.5, 1.0\)"),
+        ({"min_ratio": float("nan")}, "masking.args must hold 0 < min_ratio < max_ratio < 1"),
         ({"levels": 1}, "masking.args.levels must be at least 2, got 1"),
     ],
 )

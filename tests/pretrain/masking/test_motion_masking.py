@@ -28,30 +28,30 @@ def chance_of_being_drawn(odds, count):
     return torch.tensor(chance)
 
 
-@pytest.mark.parametrize("led", ["hidden", "visible"])
+@pytest.mark.parametrize("side", ["hidden", "visible"])
 @pytest.mark.parametrize(("temperature", "power"), [(1.0, 1.0), (2.0, 0.5), (float("inf"), 0.0)])
-def test_tokens_are_drawn_without_replacement_with_odds_by_their_motion(led, temperature, power):
+def test_tokens_are_drawn_without_replacement_with_odds_by_their_motion(side, temperature, power):
     grid, draws = TokenGrid(1, 1, 5), 3000
     motion_N = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
-    masking = MotionMasking(ratio=0.4, led=led, temperature=temperature, tubes=False)
-    side = 1 if led == "hidden" else 0
-    drawn = torch.cat([split(masking, motion_N, grid, sample)[side] for sample in range(draws)])
-    expected = chance_of_being_drawn((motion_N**power).tolist(), count=2 if led == "hidden" else 3)
+    masking = MotionMasking(ratio=0.4, side=side, temperature=temperature, tubes=False)
+    index = 1 if side == "hidden" else 0
+    drawn = torch.cat([split(masking, motion_N, grid, sample)[index] for sample in range(draws)])
+    expected = chance_of_being_drawn((motion_N**power).tolist(), count=2 if side == "hidden" else 3)
     assert (drawn.bincount(minlength=5) / draws - expected).abs().max() < 5 * (0.25 / draws) ** 0.5
 
 
-def test_an_infinite_temperature_does_not_look_at_motion_at_all():
+def test_an_infinite_temperature_ignores_motion():
     masking = MotionMasking(temperature=float("inf"), tubes=False)
     moving, still = split(masking), split(masking, torch.zeros(GRID.tokens))
     assert torch.equal(torch.cat(moving), torch.cat(still))
 
 
 @pytest.mark.parametrize("temperature", [1e-9, 1e-3])
-def test_a_temperature_near_0_takes_what_moves_most(temperature):
+def test_a_temperature_near_0_takes_the_tokens_with_most_motion(temperature):
     most_first = MOTION_N.argsort(descending=True)
     visible_K, hidden_M = split(MotionMasking(ratio=0.8, temperature=temperature, tubes=False))
     assert torch.equal(hidden_M.sort().values, most_first[:48].sort().values)
-    visible_K, _ = split(MotionMasking(ratio=0.8, led="visible", temperature=temperature, tubes=False))
+    visible_K, _ = split(MotionMasking(ratio=0.8, side="visible", temperature=temperature, tubes=False))
     assert torch.equal(visible_K, most_first[:12].sort().values)
 
 
@@ -75,7 +75,7 @@ def test_noise_below_a_grey_level_counts_as_no_motion():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"led": "both"}, "masking.args.led must be one of hidden, visible, got 'both'"),
+        ({"side": "both"}, "masking.args.side must be one of hidden, visible, got 'both'"),
         ({"temperature": 0.0}, "masking.args.temperature must be above 0, got 0.0"),
         ({"temperature": -1.0}, "masking.args.temperature must be above 0, got -1.0"),
         ({"temperature": float("nan")}, "masking.args.temperature must be above 0, got nan"),
