@@ -12,8 +12,8 @@ from kinemae.data_tools.config_files import find_config
 from kinemae.data_tools.overrides import as_override
 from kinemae.pretrain.folder_kinds import (
     ENCODER,
+    EXTERNAL,
     FINETUNING,
-    FOREIGN,
     MODEL,
     PRETRAINING,
     exported_in,
@@ -58,7 +58,7 @@ def check_finished_run(run_dir: Path) -> None:
     elif kind in (PRETRAINING, ENCODER):
         encoder = run_dir / "encoder" if kind == PRETRAINING else run_dir
         fix = f"fine-tune it first, kinemae finetune train CONFIG {as_override('encoder', encoder)}"
-    elif kind == FOREIGN:
+    elif kind == EXTERNAL:
         fix = f"import it first, kinemae finetune import {shlex.quote(str(run_dir))} OUT"
     else:
         fix = "give the run_dir of a `finetune train`"

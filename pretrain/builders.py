@@ -1,12 +1,12 @@
-"""From a config to the parts that it names, its masks and its model."""
+"""Build the components, the token selection and the model of a config."""
 
 from typing import NamedTuple
 
 from kinemae.data_tools.components import build_component
-from kinemae.pretrain.compatibility import check_compatibility
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
+from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.base import Noise
 from kinemae.pretrain.pruning.base import Pruning
@@ -15,7 +15,7 @@ from kinemae.pretrain.token_selection import TokenSelection
 
 
 class Components(NamedTuple):
-    """What a config names in one line each."""
+    """The components of a pretraining config."""
 
     masking: Masking
     pruning: Pruning
@@ -24,10 +24,10 @@ class Components(NamedTuple):
 
 
 def build_components(config: PretrainConfig, grid: TokenGrid) -> Components:
-    """Build the parts and check that they go together.
+    """Build the components and check that they are compatible.
 
     Raises:
-        ValueError: a part that cannot be built, or two that do not go together.
+        ValueError: an invalid component, or incompatible ones.
     """
     masking = build_component("kinemae.pretrain.masking", config.masking, Masking)
     masking.counts(grid)
@@ -41,8 +41,38 @@ def build_components(config: PretrainConfig, grid: TokenGrid) -> Components:
     return components
 
 
+def check_compatibility(
+    model: ModelConfig, *, masking: Masking, pruning: Pruning, noise: Noise, target: Target
+) -> None:
+    """Check that the components of a pretraining run are compatible.
+
+    Raises:
+        ValueError: names the reason and the key to change.
+    """
+    if pruning.keep is None:
+        raise ValueError(
+            "pruning.args.keep must be a fraction above 0 and at most 1, got None: pretraining keeps a fixed "
+            "number of tokens; only fine-tuning supports a number per clip"
+        )
+    if target.needs_noise and not noise.is_on_patches:
+        raise ValueError(
+            "target.name: expected noise on patches for this target, got none; fix: set noise.name=gaussian "
+            "or another noise on patches"
+        )
+    if model.noise_conditioning and not noise.has_level:
+        raise ValueError(
+            "model.noise_conditioning must be false if the noise level does not differ between clips; "
+            "fix: set noise.name=gaussian or another noise, with strength.min_level below 1"
+        )
+    if model.noise_conditioning and not target.target_values(model.shape().encoder):
+        raise ValueError(
+            "model.noise_conditioning must be false if the target needs no decoder; fix: choose another "
+            "target.name, or combine it with a target for hidden tokens in target.name=weighted"
+        )
+
+
 def token_selection(config: PretrainConfig, grid: TokenGrid, components: Components) -> TokenSelection:
-    """Which tokens of the run's clips are seen and predicted."""
+    """The token selection of a run."""
     return TokenSelection(
         masking=components.masking,
         grid=grid,
@@ -58,10 +88,10 @@ def token_selection(config: PretrainConfig, grid: TokenGrid, components: Compone
 def build_model(
     config: PretrainConfig, grid: TokenGrid, components: Components, *, reference: TokenGrid | None = None
 ) -> MaskedAutoencoder:
-    """The model of a run, with weights from PyTorch's generator; works on the meta device too.
+    """The model of a run, initialised from PyTorch's generator; works on the meta device.
 
     Args:
-        reference: the grid of the weights that it is to be given, or None; see `build_autoencoder`.
+        reference: the grid of the weights to be loaded, or None; see `build_autoencoder`.
     """
     return build_autoencoder(
         config.model,

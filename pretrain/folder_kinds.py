@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 PRETRAINING, FINETUNING = "a pretraining run", "a fine-tuning run"
-ENCODER, MODEL, FOREIGN = "an exported encoder", "a fine-tuned model", "a model of transformers"
+ENCODER, MODEL, EXTERNAL = "an exported encoder", "a fine-tuned model", "a model of transformers"
 DATA, ABSENT, FILE, EMPTY, OTHER = "a data set", "no such folder", "a file", "an empty folder", "no run"
 
 ENCODER_FOLDER, MODEL_FOLDER = "encoder", "model"
@@ -15,7 +15,7 @@ _FILES = (
     ("encoder.json", ENCODER),
     ("dataset.json", DATA),
     ("train/dataset.json", DATA),
-    ("config.json", FOREIGN),
+    ("config.json", EXTERNAL),
 )
 
 

@@ -1,8 +1,8 @@
 """Exported models: a JSON description and safetensors weights, both checked on reading.
 
 A description is a dataclass written as JSON. Reading it checks every key and the type of every value, and
-builds only dataclasses and numbers: no file can execute code. A missing key takes the default of its field,
-so a new field with a default keeps older files readable. An unknown key is an error that names the key.
+builds only dataclasses and numbers: no file can execute code. A missing key takes the default of its field.
+An unknown key is an error.
 """
 
 import json
@@ -26,7 +26,7 @@ Record = TypeVar("Record")
 Module = TypeVar("Module", bound=nn.Module)
 
 _LISTED = 5
-"""How many names of tensors an error lists."""
+"""Number of tensor names in an error."""
 
 _PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
     int: ("a whole number", (int,)),
@@ -67,13 +67,15 @@ def read_description(path: Path, kind: type[Record], *, formats: range) -> Recor
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; export it again") from error
+        raise CheckpointError(
+            f"{path}: expected JSON, got an error: {error}; fix: export it again"
+        ) from error
     check_format(found, formats, path)
     try:
         # Files are always written in the current format.
         return read_record(kind, {**found, "format": formats[-1]})
     except ValueError as error:
-        raise CheckpointError(f"{path} cannot be used: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def check_format(found: Any, formats: range, path: Path) -> None:
@@ -103,16 +105,14 @@ def read_and_build(
     what: str,
     absent: str,
 ) -> tuple[Record, Module]:
-    """Read a description and what it describes, on the meta device: it has shapes and takes no memory.
-
-    Building is the only sure check that the parts exist and take their arguments.
+    """Read a description and build its module on the meta device, which checks all components.
 
     Args:
-        what: it describes, for messages.
-        absent: the message where the file is not there.
+        what: name of the module, for messages.
+        absent: message if the file is missing.
 
     Raises:
-        CheckpointError: see `read_description`; or it is not there, or nothing can be built of it.
+        CheckpointError: the file is missing, see `read_description`, or the module cannot be built.
     """
     try:
         description = read_description(path, kind, formats=formats)
@@ -122,7 +122,7 @@ def read_and_build(
         with torch.device("meta"):
             return description, build(description)
     except ValueError as error:
-        raise CheckpointError(f"{path} describes no {what} that can be built: {error}") from error
+        raise CheckpointError(f"{path}: expected a valid {what}, got an error: {error}") from error
 
 
 def read_record(kind: type[Record], found: Any, name: str = "") -> Record:
@@ -131,7 +131,7 @@ def read_record(kind: type[Record], found: Any, name: str = "") -> Record:
     A missing key takes the default of its field.
 
     Args:
-        name: the key under which the record stands; empty for the whole file.
+        name: key of the record; empty for the whole file.
 
     Raises:
         ValueError: a key without a default is missing, a key is unknown, or a value is of another type; the
@@ -152,7 +152,7 @@ def read_record(kind: type[Record], found: Any, name: str = "") -> Record:
 
 
 def _value(hint: Any, value: Any, key: str) -> Any:
-    """A value as the type says, or ValueError."""
+    """Check a value against its type."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         (inner,) = (kind for kind in get_args(hint) if kind is not type(None))
@@ -198,16 +198,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"no weights at {path}: export them again") from error
+        raise CheckpointError(f"{path}: expected weights, got no file; fix: export them again") from error
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; the file is damaged, export it again") from error
+        raise CheckpointError(
+            f"{path}: expected safetensors, got a damaged file ({error}); fix: export it again"
+        ) from error
 
 
 def check_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Refuse weights that are not exactly the module's parameters; it may be on the meta device.
+    """Check that the weights are exactly the module's parameters; it may be on the meta device.
 
     Raises:
-        CheckpointError: tensors are missing, unexpected or mis-shaped; they are named.
+        CheckpointError: names missing, unexpected and mis-shaped tensors.
     """
     expected = {name: value.shape for name, value in module.named_parameters()}
     shapes = [
@@ -231,7 +233,7 @@ def _some(names: list[str]) -> str:
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Give a finished file its name, after its bytes are on the disk."""
+    """Rename a complete file to its final name, after fsync."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     set_default_mode(partial)  # safetensors writes files that only the owner can read

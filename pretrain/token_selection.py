@@ -1,4 +1,4 @@
-"""Which tokens of a clip are embedded, and which are predicted: masking, led by pruning, within budgets."""
+"""Token selection of a clip: masking, then pruning within fixed budgets."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,16 +18,15 @@ from kinemae.pretrain.pruning.none import NoPruning
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSelection:
-    """The loader's `annotate`: gives a clip the index lists "visible" and "target"; "run_length" where it is
-    known.
+    """The loader's `annotate`: index lists "visible" and "target" of a clip, and "run_length" if known.
 
-    Pruning lowers both budgets to its `keep`: of the visible tokens those that are worth most stay, of the
-    hidden ones likewise, and the wanted ones are chosen from these. A `keep` of 1 changes nothing. With a
-    learned pruner all of the visible tokens go to the encoder, which scores them itself.
+    Pruning reduces the visible and the hidden tokens to the fraction `keep` with the highest scores; target
+    tokens are chosen from the remaining hidden ones. With learned pruning the encoder gets all visible tokens
+    and scores them itself.
 
     Attributes:
-        seed: the run's seed. The split is a function of it and the clip's place in the run.
-        clips_per_step: how many clips make a step, for what depends on the step.
+        seed: seed of the run. The selection is a function of the seed and of the clip's index in the run.
+        clips_per_step: number of clips in a step, for maskings that depend on the step.
         predict_ratio: config key `model.predict_ratio`.
         predict: config key `model.predict`.
     """
@@ -42,22 +41,22 @@ class TokenSelection:
     predict: Literal["random", "running_cell"] = "random"
 
     def counts(self, step: int = 0) -> tuple[int, int]:
-        """(K, M): how many tokens of a clip are embedded and predicted at a step."""
+        """(K, M): number of tokens of a clip that are embedded and predicted at a step."""
         visible, hidden = self.masking.at(step).counts(self.grid)
         keep = 1.0 if self.pruning.is_learned else self._keep
         return kept_count(visible, keep), kept_count(hidden, self._keep * self.predict_ratio)
 
     def encoded(self, step: int = 0) -> int:
-        """How many of the embedded tokens go on: fewer than K where the encoder itself chooses."""
+        """Number of tokens in the blocks: fewer than K with learned pruning."""
         return kept_count(self.masking.at(step).counts(self.grid)[0], self._keep)
 
     @property
     def needs_luma(self) -> bool:
-        """Whether the choice depends on the clip's grey levels."""
+        """Whether the selection depends on the luma of the clip."""
         return self.masking.needs_motion or self._scores_tokens
 
     def __call__(self, luma_THW: Tensor | None, clip_index: int) -> dict[str, Tensor]:
-        """Choose for one clip; its grey levels may be None where `needs_luma` is false."""
+        """Select the tokens of one clip; `luma_THW` may be None if `needs_luma` is false."""
         step = clip_index // self.clips_per_step
         chance = generator(self.seed, purpose="masking", sample=clip_index)
         masking = self.masking.at(step)
@@ -85,17 +84,16 @@ class TokenSelection:
 
     @property
     def _keep(self) -> float:
-        assert self.pruning.keep is not None, "fixed budgets need a fixed share: checked with the config"
+        assert self.pruning.keep is not None, "fixed budgets need a fixed fraction"
         return self.pruning.keep
 
 
 def running_cell_first(hidden_M: Tensor, grid: TokenGrid, generator: torch.Generator) -> Tensor:
     """Reorder hidden tokens so that those of a running cell come first (arXiv 2303.16727, section 3.2).
 
-    In each cell of 2 x 2 places two are chosen, neighbours in the order left to right, top to bottom and
-    around again. Which two, is drawn for the first slice and runs on by one from slice to slice, so that
-    over four slices every place is chosen twice. Within each part the order stays as it was. Cells at an
-    odd edge are cut off.
+    In each cell of 2 x 2 positions two successive ones, clockwise, are chosen. They are drawn for the first
+    slice and advance by one position per slice, so each position is chosen twice in four slices. The order
+    within both parts is kept. Cells at an odd edge are cropped.
     """
     slice_M, row_M, column_M = coordinates(hidden_M, grid)
     start = torch.randint(4, (), generator=generator)
@@ -104,9 +102,9 @@ def running_cell_first(hidden_M: Tensor, grid: TokenGrid, generator: torch.Gener
 
 
 def _highest_scores(index_K: Tensor, count: int, scores: TokenScores, generator: torch.Generator) -> Tensor:
-    """The tokens that are worth most, in the order they came; which of equal ones, is drawn."""
+    """The highest-scored tokens in their order; ties are broken at random."""
     if count == len(index_K):
-        return index_K  # and no draw, so that later ones are what they would be without pruning
+        return index_K  # without a draw, so that later draws equal those without pruning
     drawn_K = torch.randperm(len(index_K), generator=generator)
     best_K = drawn_K[scores.score_BN[0, index_K[drawn_K]].argsort(descending=True, stable=True)[:count]]
     return index_K[best_K.sort().values]

@@ -20,7 +20,7 @@ from kinemae.data_tools.components import component_names
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.yuv_to_rgb import to_luma
-from kinemae.pretrain.compatibility import check_compatibility
+from kinemae.pretrain.builders import check_compatibility
 from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
 from kinemae.pretrain.model.sizes import ModelConfig

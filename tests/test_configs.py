@@ -9,7 +9,7 @@ import torch
 from kinemae.data_tools.components import build_component
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.pretrain.compatibility import check_compatibility
+from kinemae.pretrain.builders import check_compatibility
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.model.autoencoder import build_autoencoder

@@ -1,8 +1,7 @@
-"""Noise: what is done to the clip that the encoder sees; the target keeps the clean one.
+"""Noise on the encoder's input; the target uses the clean clip. Each file in this folder is one kind.
 
-One file here is one kind. A kind works where its nature is: on the frames, on the visible patches or on
-their embedded tokens. How strong it is, `level_B` from 0 to 1, is drawn anew for each clip under a schedule
-of the step: `Strength`, the same for all kinds.
+A kind acts on the frames, on the visible patches or on the embedded tokens. Its level, `level_B` from 0 to 1,
+is drawn per clip and scheduled over the run by `Strength`, which is the same for all kinds.
 """
 
 import math
@@ -22,16 +21,17 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 @dataclass(frozen=True, kw_only=True)
 class Strength:
-    """How strong noise is: config keys `noise.args.strength.*`.
+    """Noise level: config keys `noise.args.strength.*`.
 
-    A clip's level is a factor of the schedule, times a number that the clip draws evenly between `min_level`
-    and 1. What level 1 means is said by the kind's own arguments.
+    The level of a clip is the factor of the schedule times a number drawn uniformly from `min_level` to 1.
+    The arguments of the kind define the noise at level 1.
 
     Attributes:
-        min_level: the least that a clip draws; 1 for the same strength at every clip.
-        schedule: "constant": the factor is 1 all the time. "linear" or "cosine": it goes from `start` to
-            `end`, evenly or as half a cosine wave.
-        start, end: the factor up to `ramp_start` of the run, and from `ramp_end` on.
+        min_level: lower bound of the drawn number; 1 for the same level in all clips.
+        schedule: "constant": the factor is 1. "linear" or "cosine" (half a period): the factor changes from
+            `start` to `end`.
+        start, end: the factor before and after the ramp.
+        ramp_start, ramp_end: begin and end of the ramp as fractions of the run.
     """
 
     min_level: float = 0.0
@@ -59,10 +59,10 @@ class Strength:
 
     @classmethod
     def read(cls, given: dict[str, Any] | None) -> "Strength":
-        """Build one from a config's keys; None for the defaults.
+        """Build from the keys of a config; None for the defaults.
 
         Raises:
-            ValueError: an unknown key, or a value that cannot be; the message names it.
+            ValueError: an unknown key or an invalid value.
         """
         require(given is None or isinstance(given, dict), "noise.args.strength", "hold keys", given)
         known = [field.name for field in fields(cls)]
@@ -71,14 +71,14 @@ class Strength:
         return cls(**(given or {}))
 
     def level(self, progress_B: Tensor, drawn_B: Tensor) -> Tensor:
-        """level_B from how far the run is, 0 to 1, and from what each clip drew evenly from 0 to 1."""
+        """level_B from the progress of the run and a uniform random number per clip, both from 0 to 1."""
         level_B = self.min_level + (1 - self.min_level) * drawn_B
         if self.schedule != "constant":
-            share_B = ((progress_B - self.ramp_start) / (self.ramp_end - self.ramp_start)).clamp(0, 1)
+            ramp_B = ((progress_B - self.ramp_start) / (self.ramp_end - self.ramp_start)).clamp(0, 1)
             if self.schedule == "cosine":
-                share_B = 0.5 - 0.5 * torch.cos(math.pi * share_B)
-            level_B = level_B * (self.start * (1 - share_B) + self.end * share_B)
-        return level_B.clamp(0, 1)  # rounding may have led a hair beyond
+                ramp_B = 0.5 - 0.5 * torch.cos(math.pi * ramp_B)
+            level_B = level_B * (self.start * (1 - ramp_B) + self.end * ramp_B)
+        return level_B.clamp(0, 1)  # rounding may exceed the bounds
 
 
 def _key(name: str) -> str:
@@ -86,13 +86,13 @@ def _key(name: str) -> str:
 
 
 class Noise:
-    """A kind of noise; a kind replaces those methods that it needs.
+    """A noise kind; a subclass overrides the methods that it needs.
 
-    At level 0 every method returns exactly what it was given.
+    At level 0 all methods return their input unchanged.
 
     Attributes:
-        strength: how strong it is when; None where there is nothing to be strong.
-        is_on_patches: `on_patches` changes something, and a target may ask for the difference.
+        strength: schedule of the level; None without noise.
+        is_on_patches: whether `on_patches` adds noise, which a target may predict.
     """
 
     strength: Strength | None = None
@@ -100,22 +100,22 @@ class Noise:
 
     @property
     def has_level(self) -> bool:
-        """Whether its strength differs from clip to clip, so that a decoder can be told."""
+        """Whether the level differs between clips, so that a decoder can be conditioned on it."""
         return self.strength is not None and self.strength.min_level < 1
 
     def level(self, progress_B: Tensor, draws: ClipRandom) -> Tensor:
-        """How strong the noise is for each clip, level_B, float32 from 0 to 1.
+        """Noise level of each clip, level_B, float32 from 0 to 1.
 
         Args:
-            progress_B: how far the run is at each clip, 0 to 1.
-            draws: the clips' randomness; all chance comes from it.
+            progress_B: progress of the run at each clip, 0 to 1.
+            draws: source of all random numbers.
         """
         if self.strength is None:
             return torch.zeros_like(progress_B)
         return self.strength.level(progress_B, draws.uniform("noise/strength", ()))
 
     def on_clip(self, clip_BCTHW: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:
-        """Disturb the frames, uint8 to uint8; not to be changed in place."""
+        """Add noise to the frames, uint8 to uint8; must not modify them in place."""
         return clip_BCTHW
 
     def on_patches(
@@ -127,11 +127,11 @@ class Noise:
         positions: TokenPositions,
         patch: Patch,
     ) -> Tensor:
-        """Disturb the visible patches.
+        """Add noise to the visible patches.
 
         Args:
-            patches_BKP: normalised patches (`tokens.normalise`); not to be changed in place.
-            positions: which tokens of the grid they are.
+            patches_BKP: normalised patches (`tokens.normalise`); must not be modified in place.
+            positions: grid positions of the patches.
             patch: size of a patch.
 
         Returns:
@@ -140,5 +140,5 @@ class Noise:
         return patches_BKP
 
     def on_tokens(self, x_BKD: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:
-        """Disturb the embedded visible tokens; not to be changed in place."""
+        """Add noise to the embedded visible tokens; must not modify them in place."""
         return x_BKD

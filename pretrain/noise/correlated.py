@@ -1,4 +1,4 @@
-"""Pixel noise of low rank that drifts over time instead of flickering."""
+"""Pixel noise of low rank that is correlated over time."""
 
 from typing import Any
 
@@ -13,18 +13,17 @@ from kinemae.pretrain.noise.base import Noise, Strength
 
 
 class CorrelatedNoise(Noise):
-    """Adds a few random patterns with weights that follow a random walk of their own at each place.
+    """Adds random patterns with normally distributed weights that drift over time.
 
-    A clip draws `rank` patterns, white noise over the pixels of a patch in one frame. Each place of the grid
-    weighs them by normal numbers that run on from frame to frame as a stationary first-order autoregression
-    (over time the progressive noise of arXiv 2305.10474; the low rank is ours). So what one place shows in
-    one frame tells of the noise at other places and in other frames, and averaging over a few frames does
-    not remove it. A token's noise does not depend on which others are visible.
+    A clip draws `rank` patterns, white noise over the pixels of a patch in one frame. At each spatial
+    position their weights follow a stationary first-order autoregression from frame to frame (over time the
+    progressive noise of arXiv 2305.10474; the low rank has no published source). Averaging over a few frames
+    does not remove this noise. The noise of a token does not depend on which other tokens are visible.
 
     Args:
-        std: the standard deviation at level 1, in normalised units (1 is a colour's deviation).
-        rank: how many patterns.
-        correlation: of the noise at one place with that in the frame before, 0 to 1; 1 for still noise.
+        std: standard deviation at level 1, in normalised units (1 is the deviation of a colour).
+        rank: number of patterns.
+        correlation: correlation of the weights with those of the frame before, 0 to 1; 1 for constant noise.
         strength: see `Strength`.
     """
 
@@ -60,12 +59,12 @@ class CorrelatedNoise(Noise):
         weight_BNX = size_B11 * self._weights(draws, positions, patch[0])
         index_BK = positions.indices(patches_BKP.device).expand(*patches_BKP.shape[:2])
         weight_BKFR = gather_tokens(weight_BNX, index_BK).unflatten(2, (patch[0], self.rank))
-        # Not as a product of matrices: that would be rounded to bfloat16 under autocast.
+        # No matmul, since autocast would round it to bfloat16.
         noise = sum(weight_BKFR[..., i, None] * pattern_BRX[:, None, None, i] for i in range(self.rank))
         return patches_BKP + noise.flatten(2).to(patches_BKP.dtype)
 
     def _weights(self, draws: ClipRandom, positions: TokenPositions, frames: int) -> Tensor:
-        """How much of each pattern every token has in its frames: (B, N, frames * rank), of variance 1."""
+        """Weights of the patterns in the frames of each token, (B, N, frames * rank), of variance 1."""
         grid = positions.grid
         fresh = draws.normal("noise/correlated/weight", (grid.t * frames, grid.per_slice, self.rank))
         rest = (1 - self.correlation**2) ** 0.5

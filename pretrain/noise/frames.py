@@ -1,4 +1,4 @@
-"""Disturbed time: frames that were dropped, and a clock that runs too fast or too slow."""
+"""Temporal noise: repeated frames and changed speed."""
 
 import math
 from typing import Any
@@ -12,16 +12,15 @@ from kinemae.pretrain.noise.base import Noise, Strength
 
 
 class FrameNoise(Noise):
-    """Shows the encoder wrong frames at some times; what it is to predict stays where it was.
+    """Replaces frames of the encoder's input by frames of other times; the target is unchanged.
 
-    Where a mask hides a place in some frames and shows it in others, a frame that is shown late may be one
-    that was hidden. Tube masking hides a place in all of them, so that nothing hidden is shown.
+    With a mask that differs between slices, a replaced frame may show pixels that are hidden. Tube masking
+    hides the same positions in all slices and avoids this.
 
     Args:
-        drop: at level 1, the chance that a frame was dropped: the one before it is shown again.
-        jitter: at level 1, the greatest factor by which time runs faster or slower around the middle of the
-            clip, the factor's logarithm drawn evenly; the nearest frame is shown, at the ends the last one
-            there is. 1 for none.
+        drop: probability at level 1 that a frame is replaced by the one before it.
+        jitter: largest factor of the speed change around the middle of the clip at level 1, its logarithm
+            drawn uniformly; takes the nearest frame, at the ends the first or last one. 1 for none.
         strength: see `Strength`.
     """
 
@@ -34,16 +33,16 @@ class FrameNoise(Noise):
 
     def on_clip(self, clip_BCTHW: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:
         """See `Noise.on_clip`."""
-        shown_BT = self.shown_frames(clip_BCTHW.shape[2], level_B, draws)
+        frame_BT = self.frame_indices(clip_BCTHW.shape[2], level_B, draws)
         clip_B1 = torch.arange(len(clip_BCTHW), device=clip_BCTHW.device)[:, None]
-        return clip_BCTHW.transpose(1, 2)[clip_B1, shown_BT].transpose(1, 2)
+        return clip_BCTHW.transpose(1, 2)[clip_B1, frame_BT].transpose(1, 2)
 
-    def shown_frames(self, frames: int, level_B: Tensor, draws: ClipRandom) -> Tensor:
-        """Which of a clip's frames is shown in place of each, int64 shown_BT."""
+    def frame_indices(self, frames: int, level_B: Tensor, draws: ClipRandom) -> Tensor:
+        """Index of the frame that replaces each frame, int64 frame_BT."""
         frame_T = torch.arange(frames, device=level_B.device)
         middle = (frames - 1) / 2
-        turn_B = 2 * draws.uniform("noise/frames/jitter", ()) - 1
-        speed_B1 = torch.exp(math.log(self.jitter) * level_B * turn_B)[:, None]
+        uniform_B = 2 * draws.uniform("noise/frames/jitter", ()) - 1
+        speed_B1 = torch.exp(math.log(self.jitter) * level_B * uniform_B)[:, None]
         nearest_BT = (middle + speed_B1 * (frame_T - middle)).round().clamp(0, frames - 1).long()
         is_dropped_BT = draws.uniform("noise/frames/drop", (frames,)) < self.drop * level_B[:, None]
         held_BT = frame_T.masked_fill(is_dropped_BT, 0).cummax(dim=1).values

@@ -1,4 +1,4 @@
-"""Gaussian pixel noise, independent for every visible value."""
+"""Gaussian pixel noise, independent for each visible value."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from kinemae.pretrain.noise.base import Noise, Strength
 
 
 class GaussianNoise(Noise):
-    """Adds independent normal noise to every visible value, in normalised units (1 is a colour's deviation).
+    """Adds independent normal noise to visible values, in normalised units (1 is the deviation of a colour).
 
     Args:
-        std: the standard deviation at level 1.
-        min_std: the least that a clip draws, the same as a `strength.min_level` of min_std / std.
+        std: standard deviation at level 1.
+        min_std: lowest standard deviation of a clip; sets `strength.min_level` to min_std / std.
         strength: see `Strength`.
     """
 

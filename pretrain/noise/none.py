@@ -1,7 +1,7 @@
-"""No noise: the encoder sees the clip as it is."""
+"""No noise."""
 
 from kinemae.pretrain.noise.base import Noise
 
 
 class NoNoise(Noise):
-    """Leaves everything as it is."""
+    """Returns all inputs unchanged."""

@@ -1,4 +1,4 @@
-"""Jitter of brightness, contrast and saturation, on what the encoder sees alone."""
+"""Jitter of brightness, contrast and saturation of the encoder's input."""
 
 from typing import Any
 
@@ -12,22 +12,20 @@ from kinemae.pretrain.noise.base import Noise, Strength
 
 
 class PhotometricNoise(Noise):
-    """Changes each clip's light and colours, all its frames alike; the target keeps the true ones.
+    """Changes brightness, contrast and saturation of a clip, equally in all frames.
 
-    On normalised values, that is, around the data's mean colour and in units of its deviation, so that no
-    pixel but the changed one matters and only visible ones cost. Each amount is drawn evenly between minus
-    and plus the level times the argument:
+    Acts on normalised values, so each value changes independently of other pixels and only visible patches
+    are computed. Each amount is drawn uniformly from [-level, level] times the argument:
 
-        x = x + saturation * (x - grey), with grey the mean of the pixel's three colours;
+        x = x + saturation * (x - grey), grey being the mean of the pixel's three colours;
         x = x + contrast * x;
         x = x + brightness.
 
     In pixels p = mean + std * x of a colour, contrast c is mean + (1 + c) * (p - mean), and brightness adds
-    b * std. Nothing is cut off at black and white. `augment.jitter` is another thing: it changes the target
-    too.
+    b * std. Values are not clamped. Unlike this noise, `augment.jitter` also changes the target.
 
     Args:
-        brightness, contrast, saturation: the greatest amounts at level 1.
+        brightness, contrast, saturation: largest amounts at level 1.
         strength: see `Strength`.
     """
 
@@ -58,8 +56,8 @@ class PhotometricNoise(Noise):
         patch: Patch,
     ) -> Tensor:
         """See `Noise.on_patches`."""
-        turn_B3 = level_B[:, None] * (2 * draws.uniform("noise/photometric", (3,)) - 1)
-        brightness, contrast, saturation = turn_B3[..., None, None, None].unbind(1)
+        amount_B3 = level_B[:, None] * (2 * draws.uniform("noise/photometric", (3,)) - 1)
+        brightness, contrast, saturation = amount_B3[..., None, None, None].unbind(1)
         x_BKXC = patches_BKP.float().unflatten(2, (-1, COLOURS))
         x_BKXC = x_BKXC + self.saturation * saturation * (x_BKXC - x_BKXC.mean(dim=3, keepdim=True))
         x_BKXC = x_BKXC + self.contrast * contrast * x_BKXC

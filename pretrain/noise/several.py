@@ -1,4 +1,4 @@
-"""Several kinds of noise at once."""
+"""Several noise kinds in sequence."""
 
 from typing import Any
 
@@ -13,14 +13,13 @@ from kinemae.pretrain.noise.base import Noise, Strength
 
 
 class SeveralNoises(Noise):
-    """Applies its parts one after another, in the order of the config, all at the same level.
+    """Applies its parts in the order of the config, all at the same level.
 
-    One level, not one for each part: so it is a scale from clean to fully disturbed. Clips that are nearly
-    clean, as all are in fine-tuning, stay as frequent as with one kind, where with a level for each part
-    hardly any would be; and a decoder that is told the level knows all of it.
+    A shared level keeps nearly clean clips as frequent as with one kind, and a noise-conditioned decoder
+    needs only one number.
 
     Args:
-        parts: arguments of each kind by its name, without `strength`; or a list of names.
+        parts: arguments by kind, without `strength`; or a list of kinds.
         strength: see `Strength`.
     """
 

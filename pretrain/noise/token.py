@@ -8,16 +8,17 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.pretrain.noise.base import Noise, Strength
 
-_LEAST_SQUARE = 1e-12  # a token of zeros has a gradient too
+_EPS = 1e-12  # avoids an infinite gradient at zero
 
 
 class TokenNoise(Noise):
-    """Adds independent normal noise to every visible token as it enters the encoder, position and all.
+    """Adds independent normal noise to the embedded visible tokens, positions included.
 
-    Relative to the token's own size, and gradients know it: an encoder gains nothing by embedding larger.
+    The noise is relative to the root mean square of the token, which has a gradient, so larger embeddings do
+    not reduce the noise.
 
     Args:
-        std: the standard deviation at level 1, in units of the token's root mean square.
+        std: standard deviation at level 1, in units of the token's root mean square.
         strength: see `Strength`.
     """
 
@@ -28,6 +29,6 @@ class TokenNoise(Noise):
 
     def on_tokens(self, x_BKD: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:
         """See `Noise.on_tokens`."""
-        size_BK1 = (x_BKD.float().square().mean(dim=2, keepdim=True) + _LEAST_SQUARE).sqrt()
+        size_BK1 = (x_BKD.float().square().mean(dim=2, keepdim=True) + _EPS).sqrt()
         noise_BKD = draws.normal("noise/token", x_BKD.shape[1:])
         return x_BKD + (self.std * level_B[:, None, None] * size_BK1 * noise_BKD).to(x_BKD.dtype)

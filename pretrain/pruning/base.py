@@ -1,7 +1,7 @@
-"""Pruning: which tokens of a clip say little. One file here is one way to tell.
+"""Pruning: dropping tokens with little information. Each file in this folder is one kind.
 
-In pretraining the budgets are fixed: pruning says which tokens fill them (`pretrain/token_selection.py`). In
-fine-tuning and inference it shortens the sequence: to a fixed share, or to what each clip needs.
+In pretraining the token budgets are fixed, and pruning selects the tokens (`pretrain/token_selection.py`). In
+fine-tuning and inference it shortens the sequence, to a fixed fraction or by a threshold per clip.
 """
 
 from abc import ABC, abstractmethod
@@ -16,13 +16,12 @@ from kinemae.pretrain.model.tokens import Patch
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenScores:
-    """What the tokens of B full grids are scores.
+    """Scores of the tokens of B full grids.
 
     Attributes:
-        score_BN: float32; tokens of a higher score are kept first, equal ones by chance.
-        is_kept_BN: boolean, which are kept where their number may differ from clip to clip.
-        run_length_BN: int64, for how many slices each token stands, itself included; None where it says
-            nothing.
+        score_BN: float32; higher-scored tokens are kept first, in random order among equal scores.
+        is_kept_BN: boolean, the tokens to keep if their number may differ between clips.
+        run_length_BN: int64, number of slices that each token represents; None if unknown.
     """
 
     score_BN: Tensor
@@ -31,13 +30,13 @@ class TokenScores:
 
 
 class Pruning(ABC):
-    """A way to tell.
+    """A pruning kind.
 
     Attributes:
-        keep: share of the tokens that is kept, above 0 and at most 1; None where each clip keeps what it
-            needs, which pretraining refuses, since its budgets are fixed.
-        is_learned: the encoder scores its own tokens (`shape.scorer`); `score_tokens` is then not called.
-        run_lengths: how many lengths of runs the encoder is to embed; 0 for none.
+        keep: fraction of the tokens to keep, above 0 and at most 1; None for a number per clip, which
+            pretraining does not support.
+        is_learned: the encoder scores its own tokens (`shape.scorer`), and `score_tokens` is not called.
+        run_lengths: number of run lengths that the encoder embeds; 0 for none.
     """
 
     keep: float | None = 1.0
@@ -45,7 +44,7 @@ class Pruning(ABC):
     run_lengths: int = 0
 
     def shape(self, shape: EncoderShape) -> EncoderShape:
-        """The encoder with the parameters that this pruning needs; what it already has stays."""
+        """The shape with the parameters that this pruning needs; existing ones are kept."""
         return replace(
             shape,
             run_lengths=shape.run_lengths or self.run_lengths,
@@ -54,11 +53,11 @@ class Pruning(ABC):
 
     @abstractmethod
     def score_tokens(self, luma_BTHW: Tensor, patch: Patch) -> TokenScores:
-        """Look at clips' brightness, uint8 grey levels, and say what each token of the grid is scores."""
+        """Score all tokens of the grid by the luma of the clips, uint8."""
 
 
 def check_keep(keep: float | None) -> None:
-    """Refuse a share that keeps nothing, or more than all.
+    """Check the fraction of tokens to keep.
 
     Raises:
         ValueError: it is neither None nor above 0 and at most 1.
@@ -66,6 +65,6 @@ def check_keep(keep: float | None) -> None:
     require(
         keep is None or 0 < keep <= 1,
         "pruning.args.keep",
-        "be a share above 0 and at most 1, or null for as many as each clip needs",
+        "be a fraction above 0 and at most 1, or null for a number per clip",
         keep,
     )

@@ -1,4 +1,4 @@
-"""Learned pruning: the encoder scores its embedded tokens and goes on with the best."""
+"""Learned pruning: the encoder scores its embedded tokens and keeps the highest-scored."""
 
 from torch import Tensor
 
@@ -7,14 +7,14 @@ from kinemae.pretrain.pruning.base import Pruning, TokenScores, check_keep
 
 
 class LearnedPruning(Pruning):
-    """All tokens of the budget are embedded, a small MLP scores them, those of the highest score are kept.
+    """Keeps the tokens with the highest scores of a small MLP.
 
-    Kept tokens are gated by their score, so the loss teaches the scorer (arXiv 2404.02258; see
-    `model/scorer.py`). Which tokens matter is then found by learning, not by what moves.
+    Kept tokens are gated by their score, so the scorer gets a gradient from the loss (arXiv 2404.02258; see
+    `model/scorer.py`).
 
     Args:
-        keep: share of the tokens to keep, rounded; None: each clip keeps what scores above the threshold
-            that the scorer has learned, at least one token.
+        keep: fraction of the tokens to keep, rounded; None: each clip keeps the tokens above the learned
+            threshold, at least one.
     """
 
     is_learned = True
@@ -24,5 +24,5 @@ class LearnedPruning(Pruning):
         self.keep = keep
 
     def score_tokens(self, luma_BTHW: Tensor, patch: Patch) -> TokenScores:
-        """Never asked: the pixels alone do not say; `Encoder.scorer` does."""
+        """Not used: `Encoder.scorer` scores the tokens."""
         raise NotImplementedError("the encoder scores its own tokens")

@@ -1,4 +1,4 @@
-"""Motion pruning: the tokens that move most are kept."""
+"""Motion pruning: the tokens with the most motion are kept."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,14 @@ from kinemae.pretrain.pruning.base import Pruning, TokenScores, check_keep
 
 
 class MotionPruning(Pruning):
-    """Keeps a share of the tokens, or those that move enough; the still background goes.
+    """Keeps a fraction of the tokens, or those with motion above a threshold.
 
-    EVEREST (arXiv 2211.10636) keeps a share likewise, by the distance of embeddings between frames; here
-    it is the mean change of brightness from frame to frame.
+    EVEREST (arXiv 2211.10636) uses the distance of embeddings between frames instead of the change of luma.
 
     Args:
-        keep: share of the tokens to keep; None: each clip keeps those above `threshold`.
-        threshold: grey levels, 0 to 255, for `keep` of None alone. At least as many tokens as a slice has
-            are kept, those that move most; in a still clip its first slice.
+        keep: fraction of the tokens to keep; None: each clip keeps those above `threshold`.
+        threshold: grey levels, 0 to 255, if `keep` is None. At least as many tokens as in a slice are kept,
+            those with the most motion.
     """
 
     def __init__(self, *, keep: float | None = None, threshold: float | None = None):
@@ -26,7 +25,7 @@ class MotionPruning(Pruning):
         require(
             (keep is None) != (threshold is None),
             "pruning.args",
-            "hold either keep (a share) or threshold (grey levels, with keep of null)",
+            "hold either keep (a fraction) or threshold (grey levels)",
             {"keep": keep, "threshold": threshold},
         )
         require(

@@ -1,4 +1,4 @@
-"""No pruning: every token is worth the same and is kept."""
+"""No pruning: all tokens are kept."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from kinemae.pretrain.pruning.base import Pruning, TokenScores
 
 
 class NoPruning(Pruning):
-    """Keeps all."""
+    """Keeps all tokens."""
 
     def score_tokens(self, luma_BTHW: Tensor, patch: Patch) -> TokenScores:
         """See `Pruning.score_tokens`."""

@@ -1,4 +1,4 @@
-"""Run-length pruning: a token that repeats the one before it is dropped (RLT, arXiv 2411.05222)."""
+"""Run-length pruning: drops tokens that repeat the one before them (RLT, arXiv 2411.05222)."""
 
 import torch
 from torch import Tensor
@@ -10,21 +10,20 @@ from kinemae.pretrain.pruning.base import Pruning, TokenScores, check_keep
 
 
 class RunLengthPruning(Pruning):
-    """Keeps the first token of every run of tokens that look alike, and tells the encoder how long it is.
+    """Keeps the first token of each run of similar tokens; the encoder embeds the length of the run.
 
-    A token is static if it differs from its predecessor at the same place by at most `threshold`. Where a
-    fixed share is kept, the others come first, by chance among themselves, and static ones fill what is
-    left. A static token that is kept stands for itself and for those of its run that follow it.
+    A token is static if it differs from the token before it at the same position by at most `threshold`. With
+    a fixed `keep`, tokens that are not static are kept first, in random order, then static ones. A static
+    token that is kept represents itself and the rest of its run.
 
-    A run ends after `run_lengths` slices and the next token is kept again: so the encoder is never told a
-    wrong length, and a slow drift is looked at again. Unlike RLT, which compares the first frame of a
-    token with the last one of the next, all frames are compared, each with that of the same number, in
-    brightness alone.
+    A run ends after `run_lengths` slices, so its length is always exact and slow changes are not lost. RLT
+    compares the first frame of a token with the last one of the next token; here all frames are compared,
+    each with that of the same index, in luma only.
 
     Args:
-        keep: share of the tokens to keep; None: each clip keeps what is not static.
-        threshold: grey levels, 0 to 255, of mean absolute difference.
-        run_lengths: how many lengths are embedded, and so the longest run.
+        keep: fraction of the tokens to keep; None: each clip keeps the tokens that are not static.
+        threshold: mean absolute difference in grey levels, 0 to 255.
+        run_lengths: number of embedded lengths, and length of the longest run.
     """
 
     def __init__(self, *, keep: float | None = None, threshold: float = 2.0, run_lengths: int = 8):

@@ -1,7 +1,7 @@
-"""Targets: what a masked autoencoder predicts. One file here is one target, with the loss that belongs to it.
+"""Targets of the prediction and their losses. Each file in this folder is one target.
 
-A target may be about the wanted tokens, which the decoder predicts, or about the visible ones, for which a
-linear layer on the encoder's tokens is enough.
+A target concerns the target tokens, which the decoder predicts, or the visible tokens, which a linear layer
+on the encoder's output predicts.
 """
 
 from abc import ABC, abstractmethod
@@ -18,15 +18,15 @@ from kinemae.pretrain.model.tokens import Patch
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TargetInputs:
-    """What is known when the loss is computed: the clean clip and what the model was shown of it.
+    """Inputs of the loss: the clean clip and the token selection.
 
     Attributes:
         clip_BCTHW: the clean clip, uint8 RGB.
-        target_BM: which tokens the decoder predicts; only those should cost anything.
-        visible_BK: which tokens the encoder kept.
-        added_BKP: what noise added to the visible patches, in normalised units; None where none did.
+        target_BM: tokens that the decoder predicts.
+        visible_BK: tokens that the encoder kept.
+        added_BKP: noise added to the visible patches, in normalised units; None if not needed.
         patch: size of a patch.
-        mean, std: what pixels are normalised by.
+        mean, std: normalisation of pixels.
     """
 
     clip_BCTHW: Tensor
@@ -40,76 +40,76 @@ class TargetInputs:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """What the model says: decoded_BMP from the decoder, visible_BKP from the layer on the visible tokens."""
+    """Predictions: decoded_BMP of the decoder, visible_BKP of the layer on the visible tokens."""
 
     decoded_BMP: Tensor | None = None
     visible_BKP: Tensor | None = None
 
 
 class Target(nn.Module, ABC):
-    """What is predicted and how wrong a prediction is.
+    """A target and its loss.
 
-    A module, because some targets have weights; none of them is learned by gradients.
+    A module, because some targets have weights. They are not trained by gradients.
 
     Attributes:
-        needs_noise: it is about what noise added to the patches, and means nothing without.
+        needs_noise: whether it predicts the noise added to the patches.
     """
 
     needs_noise: bool = False
 
     def __init__(self) -> None:
-        # nn.Module's would take any argument, and a config could not be told of a wrong one.
+        # Without this, nn.Module's signature would accept any argument of a config.
         super().__init__()
 
     @abstractmethod
     def target_values(self, shape: EncoderShape) -> int:
-        """P, how many values are predicted for one wanted token; 0 for none, so that no decoder is built."""
+        """P, number of values predicted per target token; 0 for a model without a decoder."""
 
     def visible_values(self, shape: EncoderShape) -> int:
-        """How many values are predicted for one visible token; 0 for none."""
+        """Number of values predicted per visible token; 0 for none."""
         return 0
 
     def bind(self, encoder: Encoder) -> None:
-        """Called when the model has been built and before it trains; the last call counts.
+        """Called after the model is built or loaded, before training; the last call counts.
 
         Raises:
-            ValueError: this target and this encoder do not go together.
+            ValueError: the encoder does not support this target.
         """
 
     @abstractmethod
     def losses(self, prediction: Prediction, inputs: TargetInputs) -> dict[str, Tensor]:
-        """How wrong each clip's prediction is, loss_B in float32 as "loss"; parts of it under other names."""
+        """Loss of each clip as "loss", loss_B in float32, and further values by name."""
 
     def after_update(self, encoder: Encoder, progress: float) -> None:
-        """Called after each update of the weights.
+        """Called after each optimizer step.
 
         Args:
-            progress: how much of the run is done, above 0 and at most 1.
+            progress: fraction of the run done, above 0 and at most 1.
         """
 
     def state_metrics(self, encoder: Encoder) -> dict[str, Tensor]:
-        """What is worth logging about the target's own state: single numbers by name, none by default."""
+        """Metrics of the target's own state: scalars by name, none by default."""
         return {}
 
     def to_pixels(self, decoded_BMP: Tensor, inputs: TargetInputs, *, visible_only: bool) -> Tensor | None:
-        """Turn predictions into pictures, as uint8 patches_BMP; None where the target has no picture.
+        """Convert predictions to pixels, as uint8 patches_BMP; None if the target has no picture.
 
         Args:
-            visible_only: only the visible tokens may be looked at. Else whatever the target has taken away is
-                put back from the hidden pixels themselves, the usual and flattering view.
+            visible_only: use visible pixels only. Otherwise normalisation is inverted with the true
+                statistics of the hidden pixels, as papers usually do, which makes predictions look better.
         """
         return None
 
 
 class DecoderTarget(Target):
-    """A target that is a value for each wanted token of the clean clip."""
+    """A target with values for each target token of the clean clip."""
 
     @abstractmethod
     def compute_target(self, inputs: TargetInputs) -> Tensor:
-        """What should have been predicted, as target_BMP in float32; called without gradients."""
+        """The true values, as target_BMP in float32; called without gradients."""
 
     def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-        """How wrong each clip's prediction is, as loss_B in float32: the mean squared error."""
+        """Loss of each clip, as loss_B in float32: the mean squared error."""
         return squared_errors(prediction_BMP, target_BMP)
 
     def losses(self, prediction: Prediction, inputs: TargetInputs) -> dict[str, Tensor]:
@@ -121,5 +121,5 @@ class DecoderTarget(Target):
 
 
 def squared_errors(prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-    """Each clip's mean squared error, as loss_B in float32."""
+    """Mean squared error of each clip, as loss_B in float32."""
     return F.mse_loss(prediction_BMP.float(), target_BMP, reduction="none").mean(dim=(1, 2))

@@ -1,4 +1,4 @@
-"""Feature target: what a slow copy of the encoder makes of the whole clean clip at the wanted tokens."""
+"""Feature target: features of an EMA teacher on the whole clean clip, at the target tokens."""
 
 import copy
 import math
@@ -16,20 +16,17 @@ from kinemae.pretrain.targets.base import DecoderTarget, TargetInputs
 
 
 class FeatureTarget(DecoderTarget):
-    """Predicts a teacher's features under the smooth L1 loss; the decoder is the predictor.
+    """Predicts a teacher's features with the smooth L1 loss; the decoder is the predictor.
 
-    The teacher is an exponential moving average of the encoder's weights, as in data2vec (arXiv 2202.03555)
-    and V-JEPA (arXiv 2404.08471): it is never trained, sees every token without noise or drop path, and its
-    last tokens are layer-normed without weights. Its state is part of the checkpoints. Nothing but the moving
-    average and the mask keeps features from becoming all alike: watch their spread in the log.
-
-    It costs a forward pass over all N tokens where the encoder sees K of them.
+    The teacher is an exponential moving average of the encoder, as in data2vec (arXiv 2202.03555) and V-JEPA
+    (arXiv 2404.08471). It encodes all tokens without noise or drop path; its output is layer-normalised
+    without weights. Its state is part of the checkpoints. Features may collapse: monitor their deviation in
+    the log. The teacher adds a forward pass over all N tokens.
 
     Args:
-        decay: share of the teacher's weights that stays at an update, at the start of the run.
-        final_decay: the same at the end; in between a half cosine leads from one to the other
-            (arXiv 2006.07733, section 3.2). Equal ones keep it constant.
-        beta: where the loss turns from square to straight (arXiv 2202.03555, section 3.3).
+        decay: decay of the moving average at the start of the run.
+        final_decay: decay at the end of the run, reached by a half cosine (arXiv 2006.07733, section 3.2).
+        beta: threshold between squared and linear error (arXiv 2202.03555, section 3.3).
     """
 
     def __init__(self, *, decay: float = 0.998, final_decay: float = 1.0, beta: float = 1.0):
@@ -51,9 +48,9 @@ class FeatureTarget(DecoderTarget):
         return shape.width
 
     def bind(self, encoder: Encoder) -> None:
-        """See `Target.bind`. The teacher starts as the encoder is."""
+        """See `Target.bind`. The teacher starts as a copy of the encoder."""
         self.teacher = copy.deepcopy(encoder).requires_grad_(False).eval()
-        self.teacher.merge_tokens(0)  # merged tokens would share their target
+        self.teacher.merge_tokens(0)  # merged tokens would have the same target
 
     def train(self, mode: bool = True) -> Self:
         """See `nn.Module.train`; the teacher stays in evaluation mode."""
@@ -78,24 +75,24 @@ class FeatureTarget(DecoderTarget):
             )
 
     def decay_at(self, progress: float) -> float:
-        """The decay when `progress` of the run is done, 0 to 1."""
+        """Decay at a progress of the run, 0 to 1."""
         return self.final_decay - (self.final_decay - self.decay) * (math.cos(math.pi * progress) + 1) / 2
 
     def state_metrics(self, encoder: Encoder) -> dict[str, Tensor]:
         """See `Target.state_metrics`: "ema_distance", relative to the norm of the encoder's weights."""
         pairs = list(zip(self.teacher.parameters(), encoder.parameters(), strict=True))
         with torch.no_grad():
-            apart = torch.stack([(taught - own).norm() for taught, own in pairs]).norm()
+            apart = torch.stack([(teacher - own).norm() for teacher, own in pairs]).norm()
             return {"ema_distance": apart / torch.stack([own.norm() for _, own in pairs]).norm()}
 
 
 def clean_features(
     teacher: Encoder, inputs: TargetInputs, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
-    """What an encoder makes of the whole clean clip, at the wanted tokens, layer-normed, as target_BMD.
+    """Layer-normalised features of the whole clean clip at the target tokens, as target_BMD.
 
     Args:
-        mean, std: what the teacher's pixels are normalised by.
+        mean, std: normalisation of the teacher's pixels.
     """
     patches_BNP = normalise(patchify(inputs.clip_BCTHW, teacher.shape.patch), mean, std)
     target_BMD = gather_tokens(teacher(patches_BNP, None), inputs.target_BM).float()
@@ -103,5 +100,5 @@ def clean_features(
 
 
 def feature_errors(prediction_BMD: Tensor, target_BMD: Tensor, *, beta: float) -> Tensor:
-    """The smooth L1 loss of each clip, loss_B in float32."""
+    """Smooth L1 loss of each clip, loss_B in float32."""
     return F.smooth_l1_loss(prediction_BMD.float(), target_BMD, reduction="none", beta=beta).mean(dim=(1, 2))

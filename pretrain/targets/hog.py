@@ -1,4 +1,4 @@
-"""HOG target: histograms of oriented gradients of the wanted patches (MaskFeat, arXiv 2112.09133)."""
+"""HOG target: histograms of oriented gradients of the target patches (MaskFeat, arXiv 2112.09133)."""
 
 import functools
 import math
@@ -14,23 +14,22 @@ from kinemae.pretrain.model.tokens import COLOURS, TokenGrid
 from kinemae.pretrain.targets.base import DecoderTarget, TargetInputs
 
 BINS = 9
-"""Orientations from 0 to 180 degrees; a gradient and its opposite are one."""
+"""Orientations from 0 to 180 degrees, without sign."""
 
 
 class HogTarget(DecoderTarget):
-    """Predicts, under the mean squared error, the edges of the frame in the middle of each wanted patch.
+    """Predicts the HOG of the middle frame of each target patch with the mean squared error.
 
-    After MaskFeat: Sobel gradients of each colour; each pixel votes with its gradient's length for one of 9
-    orientations in its cell; each cell's histogram of a colour is brought to length 1. P is in (cell row,
-    cell column, colour, orientation) order: 108 values at the default. Of an even number of frames, the
-    middle one is the later. Gradients at the patch's rim look one pixel beyond it.
+    As in MaskFeat: Sobel gradients per colour; the gradient magnitudes of a cell are summed in 9 orientation
+    bins; each histogram is normalised to length 1. P is in (cell row, cell column, colour, orientation)
+    order: 108 values by default. Of two frames the second is used. Gradients use one pixel beyond the patch.
 
-    PySlowFast's MaskFeat code differs in two points: its votes are not weighed (`gaussian=False` here), and
-    of a patch of two frames it takes the first.
+    PySlowFast's MaskFeat code differs in two points: it has no Gaussian weights (`gaussian=False`), and uses
+    the first of two frames.
 
     Args:
-        cells: along a side of the patch. 2 makes MaskFeat's cells of 8 px of a patch of 16 px.
-        gaussian: weigh votes by a Gaussian around the patch's middle, whose deviation is half the patch.
+        cells: cells along a side of the patch; 2 gives MaskFeat's cells of 8 px for patches of 16 px.
+        gaussian: weight magnitudes by a Gaussian around the patch centre with a deviation of half the patch.
     """
 
     def __init__(self, *, cells: int = 2, gaussian: bool = True):
@@ -55,9 +54,9 @@ class HogTarget(DecoderTarget):
 
     def compute_target(self, inputs: TargetInputs) -> Tensor:
         """See `DecoderTarget.compute_target`."""
-        length, orientation = _gradients(_with_rims(inputs))
+        length, orientation = _gradients(_bordered_patches(inputs))
         if self.gaussian:
-            length = length * _centred_weights(*inputs.patch[1:], length.device)
+            length = length * _gaussian_weights(*inputs.patch[1:], length.device)
         histogram = torch.stack(
             [self._sum_cells(length.where(orientation == k, 0.0)) for k in range(BINS)], dim=-1
         )
@@ -69,10 +68,10 @@ class HogTarget(DecoderTarget):
         return cells.permute(0, 1, 3, 4, 2)
 
 
-def _with_rims(inputs: TargetInputs) -> Tensor:
-    """The wanted patches' middle frames with one pixel more on every side, float (B, M, C, row, column).
+def _bordered_patches(inputs: TargetInputs) -> Tensor:
+    """Middle frames of the target patches with a border of one pixel, float (B, M, C, row, column).
 
-    At the frame's border the pixel next to it is mirrored. Of the rest of the clip, bytes are copied.
+    The border is mirrored at the edge of the frame.
     """
     frames, height, width = inputs.patch
     middle_BCtHW = inputs.clip_BCTHW[:, :, frames // 2 :: frames]
@@ -87,10 +86,10 @@ def _with_rims(inputs: TargetInputs) -> Tensor:
     return windows.permute(0, 2, 3, 4, 1, 5, 6)[clip_B1, slice_BM, row_BM, column_BM].float()
 
 
-def _gradients(rimmed: Tensor) -> tuple[Tensor, Tensor]:
-    """Length and orientation's number of each pixel's Sobel gradient, without the rim."""
-    across = rimmed[..., :-2, :] + 2 * rimmed[..., 1:-1, :] + rimmed[..., 2:, :]
-    down = rimmed[..., :-2] + 2 * rimmed[..., 1:-1] + rimmed[..., 2:]
+def _gradients(bordered: Tensor) -> tuple[Tensor, Tensor]:
+    """Magnitude and orientation bin of the Sobel gradient of each pixel, without the border."""
+    across = bordered[..., :-2, :] + 2 * bordered[..., 1:-1, :] + bordered[..., 2:, :]
+    down = bordered[..., :-2] + 2 * bordered[..., 1:-1] + bordered[..., 2:]
     x = across[..., :-2] - across[..., 2:]
     y = down[..., :-2, :] - down[..., 2:, :]
     orientation = (torch.atan2(x, y) * (BINS / math.pi)).floor() % BINS
@@ -98,8 +97,8 @@ def _gradients(rimmed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def _centred_weights(height: int, width: int, device: torch.device) -> Tensor:
-    """A Gaussian over a patch whose deviation is half the patch. Its height does not matter."""
+def _gaussian_weights(height: int, width: int, device: torch.device) -> Tensor:
+    """Gaussian over a patch, with a deviation of half the patch."""
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training
         lines = [
             torch.exp(-0.5 * ((torch.arange(side) - (side - 1) / 2) / (side / 2)) ** 2)

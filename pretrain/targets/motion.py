@@ -1,4 +1,4 @@
-"""Motion target: how the pixels of the wanted patches change from each frame to the next."""
+"""Motion target: differences between successive frames in the target patches."""
 
 from typing import get_args
 
@@ -13,18 +13,18 @@ from kinemae.pretrain.targets.base import DecoderTarget, TargetInputs
 from kinemae.pretrain.targets.pixels import Normalisation
 
 STILL = 2 / 255
-"""A deviation on a scale of 0 to 1 that compression alone causes: well below it, nothing moves."""
+"""Deviation that compression causes, on a scale of 0 to 1."""
 
 
 class MotionTarget(DecoderTarget):
-    """Predicts temporal differences under the mean squared error (MotionMAE, arXiv 2210.04154).
+    """Predicts temporal differences with the mean squared error (MotionMAE, arXiv 2210.04154).
 
-    For frame i of a tubelet it is x[i + 1] - x[i], also where the next frame is the next tubelet's; the
-    clip's last frame repeats the difference before it, as `model.content.motion` does. So P is a patch's.
+    The value of frame i is x[i + 1] - x[i], also across tubelets; the last frame of the clip repeats the
+    difference before it.
 
     Args:
         normalise: "channel": each colour of each patch as (d - mean) / sqrt(var + STILL^2) on a scale of 0 to
-            1, with the unbiased variance; what is still stays near 0 instead of being blown up to noise.
+            1, with the unbiased variance; STILL keeps still patches near 0.
             "patch": likewise, all colours of a patch together.
             "none": differences in the units of the encoder's input.
     """
@@ -46,7 +46,7 @@ class MotionTarget(DecoderTarget):
 
     def compute_target(self, inputs: TargetInputs) -> Tensor:
         """See `DecoderTarget.compute_target`."""
-        now_BMP, next_BMP = _moments(inputs)
+        now_BMP, next_BMP = _frame_pairs(inputs)
         if self.normalise == "none":
             return normalise(next_BMP, inputs.mean, inputs.std) - normalise(now_BMP, inputs.mean, inputs.std)
         colours = COLOURS if self.normalise == "channel" else 1
@@ -55,12 +55,12 @@ class MotionTarget(DecoderTarget):
         return ((grouped - mean) / (variance + STILL**2).sqrt()).flatten(2)
 
 
-def _moments(inputs: TargetInputs) -> tuple[Tensor, Tensor]:
-    """The wanted patches' bytes and those of the frames after. Of the rest of the clip, bytes are copied."""
+def _frame_pairs(inputs: TargetInputs) -> tuple[Tensor, Tensor]:
+    """Pixels of the target patches and of the same patches one frame later."""
     last = inputs.clip_BCTHW.shape[2] - 1
     frame_T = torch.arange(last + 1, device=inputs.clip_BCTHW.device).clamp(max=last - 1)
     now_BMP, next_BMP = (
-        take_patches(inputs.clip_BCTHW.index_select(2, moment_T), inputs.target_BM, inputs.patch)
-        for moment_T in (frame_T, frame_T + 1)
+        take_patches(inputs.clip_BCTHW.index_select(2, index_T), inputs.target_BM, inputs.patch)
+        for index_T in (frame_T, frame_T + 1)
     )
     return now_BMP, next_BMP

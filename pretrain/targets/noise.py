@@ -1,4 +1,4 @@
-"""The noise itself as the target: denoising of the visible patches."""
+"""Noise target: the noise added to the visible patches (denoising)."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,11 @@ EPS = 1e-6
 
 
 class NoiseTarget(Target):
-    """Predicts what noise added to the visible patches, by a linear layer on the encoder's tokens.
+    """Predicts the noise added to the visible patches with a linear layer on the encoder's tokens.
 
-    Each clip's noise is divided by its own root mean square, as a diffusion model predicts noise of
-    deviation 1 at every strength (arXiv 2006.11239, section 3.4): so a prediction of zeros has a loss of 1
-    at every strength and for every kind of noise, which is what makes a weight beside other targets mean
-    something. In the patches' own units, strong clips would decide alone. Noise too weak to be seen cannot
-    be told from none: give the noise a `strength.min_level`.
-
-    Alone, it needs no decoder. What noise did to frames or tokens does not count.
+    The noise of each clip is divided by its root mean square, as in diffusion models (arXiv 2006.11239,
+    section 3.4), so a prediction of zeros has a loss of 1 at every level. Weak noise cannot be detected: set
+    `strength.min_level`. This target needs no decoder, and ignores noise on frames and tokens.
     """
 
     needs_noise = True

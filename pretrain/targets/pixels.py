@@ -1,4 +1,4 @@
-"""Pixel targets: the wanted patches themselves, by default with their own mean and contrast taken away."""
+"""Pixel target: the pixels of the target patches, normalised per patch by default."""
 
 from typing import Literal, get_args
 
@@ -17,12 +17,11 @@ Frames = Literal["all", "one"]
 
 
 class PixelTarget(DecoderTarget):
-    """Predicts pixels under the mean squared error.
+    """Predicts pixels with the mean squared error.
 
     Args:
-        normalise: "channel": each colour of each patch is brought to mean 0 and deviation 1, with the
-            unbiased variance, as (x - mean) / (sqrt(var) + 1e-6) on a scale of 0 to 1 (VideoMAE,
-            arXiv 2203.12602).
+        normalise: "channel": each colour of each patch as (x - mean) / (sqrt(var) + 1e-6) on a scale of 0 to
+            1, with the unbiased variance (VideoMAE, arXiv 2203.12602).
             "patch": all values of a patch together, (x - mean) / sqrt(var + 1e-6), in the units of the
             encoder's input (MAE-ST, arXiv 2205.09113).
             "none": pixels in the units of the encoder's input.
@@ -53,11 +52,10 @@ class PixelTarget(DecoderTarget):
         return grouped.sub_(mean).div_(spread).flatten(2)
 
     def to_pixels(self, decoded_BMP: Tensor, inputs: TargetInputs, *, visible_only: bool) -> Tensor:
-        """See `Target.to_pixels`. Without the true statistics, those of the visible patches around are used.
+        """See `Target.to_pixels`. With `visible_only`, statistics are interpolated from the visible patches.
 
-        A wanted patch's mean and deviation are then the average of the visible patches', each weighed by one
-        over its squared distance in tokens: near ones decide, and all of them help where none is near.
-        Where one frame is predicted, it stands for all frames of its patch.
+        The weights are inverse squared distances in tokens. A single predicted frame is repeated for all
+        frames of its patch.
         """
         values_BMP = decoded_BMP.float()
         if self.normalise != "none":
@@ -73,11 +71,11 @@ class PixelTarget(DecoderTarget):
 
     @property
     def _colours(self) -> int:
-        """How many colours have statistics of their own."""
+        """Number of colours with separate statistics."""
         return COLOURS if self.normalise == "channel" else 1
 
     def _take(self, inputs: TargetInputs, index_BK: Tensor) -> Tensor:
-        """The patches' bytes in those frames that are predicted."""
+        """Pixels of the patches in the predicted frames."""
         if self.frames == "all":
             return take_patches(inputs.clip_BCTHW, index_BK, inputs.patch)
         frames, height, width = inputs.patch
@@ -87,19 +85,19 @@ class PixelTarget(DecoderTarget):
         return take_patches(inputs.clip_BCTHW.index_select(2, frame_t), index_BK, (1, height, width))
 
     def _group(self, patches_BMP: Tensor, inputs: TargetInputs) -> Tensor:
-        """Pixels in the units that their statistics are taken in, as (B, M, pixels, colours)."""
+        """Pixels in the units of the statistics, as (B, M, pixels, colours)."""
         if self.normalise == "channel":
             return patches_BMP.float().mul_(1 / 255).unflatten(2, (-1, COLOURS))
         return normalise(patches_BMP, inputs.mean, inputs.std).unflatten(2, (-1, 1))
 
     def _statistics(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and the deviation to divide by, each (B, M, 1, colours)."""
+        """Mean and divisor, each (B, M, 1, colours)."""
         variance, mean = torch.var_mean(grouped, dim=2, keepdim=True, unbiased=grouped.shape[2] > 1)
         return mean, variance.sqrt() + EPS if self.normalise == "channel" else (variance + EPS).sqrt()
 
 
 def _nearness(inputs: TargetInputs) -> Tensor:
-    """Weights of the visible tokens for each wanted one, as weight_BMK with rows that sum to 1."""
+    """Weights of the visible tokens for each target token, as weight_BMK with rows that sum to 1."""
     frames, height, width = inputs.clip_BCTHW.shape[2:]
     patch = inputs.patch
     grid = TokenGrid(frames // patch[0], height // patch[1], width // patch[2])
@@ -112,5 +110,5 @@ def _nearness(inputs: TargetInputs) -> Tensor:
 
 
 def _blend(weight_BMK: Tensor, statistic: Tensor) -> Tensor:
-    """Average the visible patches' (B, K, 1, colours) into the wanted patches' (B, M, 1, colours)."""
+    """Average statistics of visible patches, (B, K, 1, colours), to (B, M, 1, colours)."""
     return (weight_BMK @ statistic.squeeze(2)).unsqueeze(2)

@@ -1,4 +1,4 @@
-"""Teacher target: what a finished, frozen encoder makes of the whole clean clip at the wanted tokens."""
+"""Teacher target: features of a frozen encoder on the whole clean clip, at the target tokens."""
 
 from pathlib import Path
 
@@ -15,15 +15,15 @@ from kinemae.pretrain.targets.features import clean_features, feature_errors
 
 
 class TeacherTarget(DecoderTarget):
-    """Predicts a frozen teacher's layer-normed features under the smooth L1 loss.
+    """Predicts the layer-normalised features of a frozen teacher with the smooth L1 loss.
 
-    The second stage of SALT (arXiv 2509.24317): the first is an ordinary run, for example of pixels. The
-    teacher may be of any size and sees clips as it was trained to (its own mean and deviation). It is not
-    part of the checkpoints: a run that goes on reads it again.
+    This is the second stage of SALT (arXiv 2509.24317); the first is an ordinary run. The teacher may have
+    any size and uses its own normalisation of pixels. It is not part of the checkpoints and is loaded at each
+    start.
 
     Args:
-        encoder: a folder with an exported encoder, as in `RUN/encoder`.
-        beta: where the loss turns from square to straight.
+        encoder: folder of an exported encoder, such as `RUN/encoder`.
+        beta: threshold between squared and linear error.
     """
 
     def __init__(self, *, encoder: str, beta: float = 1.0):
@@ -35,7 +35,7 @@ class TeacherTarget(DecoderTarget):
             self.description = load_description(self.folder)
         except CheckpointError as error:
             raise ValueError(f"target.args.encoder: {error}") from error
-        self._held: tuple[Encoder, ...] = ()  # in a tuple PyTorch does not see it: no state, no mode
+        self._teacher: tuple[Encoder, ...] = ()  # in a tuple, so that it is not a submodule
 
     def target_values(self, shape: EncoderShape) -> int:
         """See `Target.target_values`."""
@@ -48,19 +48,20 @@ class TeacherTarget(DecoderTarget):
             CheckpointError: the teacher's weights cannot be read.
         """
         own = (encoder.grid, encoder.shape.patch)
-        taught = (self.description.grid, self.description.shape.patch)
-        if own != taught:
+        given = (self.description.grid, self.description.shape.patch)
+        if own != given:
             raise ValueError(
-                f"target.args.encoder: the teacher in {self.folder} cuts clips into {_said(*taught)}, this "
-                f"model into {_said(*own)}: clip.frames, clip.size and the patch must be the teacher's"
+                f"target.args.encoder: expected a teacher on {_described(*own)} as this model, got one on "
+                f"{_described(*given)} in {self.folder}; fix: set clip.frames, clip.size and the patch "
+                "like the teacher's"
             )
         teacher, _ = load_encoder(self.folder)
-        self._held = (teacher.requires_grad_(False).eval(),)
+        self._teacher = (teacher.requires_grad_(False).eval(),)
 
     def compute_target(self, inputs: TargetInputs) -> Tensor:
         """See `DecoderTarget.compute_target`."""
-        (teacher,) = self._held
-        teacher.to(inputs.clip_BCTHW.device)  # moves once
+        (teacher,) = self._teacher
+        teacher.to(inputs.clip_BCTHW.device)  # moves at the first call
         return clean_features(teacher, inputs, mean=self.description.mean, std=self.description.std)
 
     def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
@@ -68,5 +69,5 @@ class TeacherTarget(DecoderTarget):
         return feature_errors(prediction_BMP, target_BMP, beta=self.beta)
 
 
-def _said(grid: TokenGrid, patch: Patch) -> str:
+def _described(grid: TokenGrid, patch: Patch) -> str:
     return f"{grid.t}x{grid.h}x{grid.w} tokens of {patch[0]} frames at {patch[1]}x{patch[2]} px"

@@ -1,4 +1,4 @@
-"""Several targets at once: the decoder predicts all of them, the loss is their weighted sum."""
+"""Weighted sum of several targets."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ KEYS = ("weight", "args")
 
 
 class WeightedTarget(Target):
-    """Predicts the values of its parts side by side, in the order of the config.
+    """Predicts the values of its parts together, in the order of the config.
 
     Args:
-        parts: by the part's name, {"weight": ..., "args": {...}}: the factor on its loss, 1 where not given,
-            and its own arguments; or a list of names.
+        parts: {"weight": ..., "args": {...}} by target name: the factor on its loss, 1 by default, and its
+            arguments; or a list of names.
     """
 
     def __init__(self, *, parts: dict[str, Any] | list[str] | str):
@@ -44,22 +44,22 @@ class WeightedTarget(Target):
         """See `Target.bind`."""
         for target in self._targets.values():
             target.bind(encoder)
-        self._wanted = [target.target_values(encoder.shape) for target in self._targets.values()]
+        self._decoded = [target.target_values(encoder.shape) for target in self._targets.values()]
         self._visible = [target.visible_values(encoder.shape) for target in self._targets.values()]
 
     def losses(self, prediction: Prediction, inputs: TargetInputs) -> dict[str, Tensor]:
-        """See `Target.losses`; each part's own, unweighted, as "loss/NAME"."""
-        wanted = _split(prediction.decoded_BMP, self._wanted)
+        """See `Target.losses`; the unweighted losses of the parts are "loss/NAME"."""
+        decoded = _split(prediction.decoded_BMP, self._decoded)
         visible = _split(prediction.visible_BKP, self._visible)
         found: dict[str, Tensor] = {}
         total_B: Tensor | None = None
         for (name, target), decoded_BMP, visible_BKP in zip(
-            self._targets.items(), wanted, visible, strict=True
+            self._targets.items(), decoded, visible, strict=True
         ):
             own = target.losses(Prediction(decoded_BMP=decoded_BMP, visible_BKP=visible_BKP), inputs)
             found |= {f"{key}/{name}": value_B for key, value_B in own.items()}
-            weighed_B = self.weights[name] * own["loss"]
-            total_B = weighed_B if total_B is None else total_B + weighed_B
+            weighted_B = self.weights[name] * own["loss"]
+            total_B = weighted_B if total_B is None else total_B + weighted_B
         assert total_B is not None, "there is at least one part"
         return {"loss": total_B, **found}
 
@@ -76,8 +76,10 @@ class WeightedTarget(Target):
         return found
 
     def to_pixels(self, decoded_BMP: Tensor, inputs: TargetInputs, *, visible_only: bool) -> Tensor | None:
-        """See `Target.to_pixels`: the picture of the first part that has one."""
-        for target, values_BMP in zip(self._targets.values(), _split(decoded_BMP, self._wanted), strict=True):
+        """See `Target.to_pixels`: the first part that has a picture."""
+        for target, values_BMP in zip(
+            self._targets.values(), _split(decoded_BMP, self._decoded), strict=True
+        ):
             if values_BMP is not None:
                 picture_BMP = target.to_pixels(values_BMP, inputs, visible_only=visible_only)
                 if picture_BMP is not None:
@@ -102,7 +104,7 @@ def _build(name: str, settings: Any) -> Target:
 
 
 def _split(values: Tensor | None, sizes: list[int]) -> list[Tensor | None]:
-    """Each part's predictions, None for a part that has none."""
+    """Predictions of each part, None for a part without any."""
     if values is None:
         return [None] * len(sizes)
     return [part if part.shape[2] else None for part in values.split(sizes, dim=2)]

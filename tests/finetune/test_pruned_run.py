@@ -62,7 +62,7 @@ def test_a_model_may_be_evaluated_under_another_pruning(pruned_run, own_result, 
     [
         ("pruning={name: learned}", "expected a pruning that needs no trained scorer, got learned"),
         ("merge.per_block=2", "merge.per_block: expected 0 with a pruning that keeps"),
-        ("pruning.args.keep=2.0", "pruning.args.keep must be a share above 0 and at most 1"),
+        ("pruning.args.keep=2.0", "pruning.args.keep must be a fraction above 0 and at most 1"),
     ],
 )
 def test_a_pruning_that_the_model_cannot_do_is_refused(pruned_run, own_result, override, message, capsys):

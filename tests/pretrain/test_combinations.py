@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from kinemae.pretrain.compatibility import check_compatibility
+from kinemae.pretrain.builders import check_compatibility
 from kinemae.pretrain.masking.tube import TubeMasking
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.noise.gaussian import GaussianNoise
@@ -61,8 +61,8 @@ def test_the_plain_combination_trains():
 @pytest.mark.parametrize(
     ("parts", "model", "message"),
     [
-        ({"pruning": RunLengthPruning()}, {}, r"pruning.args.keep must be a share .* only fine-tuning"),
-        ({"pruning": MotionPruning(threshold=3.0)}, {}, "pruning.args.keep must be a share"),
+        ({"pruning": RunLengthPruning()}, {}, r"pruning.args.keep must be a fraction .* only fine-tuning"),
+        ({"pruning": MotionPruning(threshold=3.0)}, {}, "pruning.args.keep must be a fraction"),
         ({"target": NoiseTarget()}, {}, r"target.name: .* set noise.name=gaussian"),
         ({"target": NoiseTarget(), "noise": TokenNoise()}, {}, r"target.name: .* set noise.name=gaussian"),
         ({}, {"noise_conditioning": True}, r"model.noise_conditioning must be false .* set noise.name"),

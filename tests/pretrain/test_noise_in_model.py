@@ -6,7 +6,7 @@ import torch
 from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.pretrain.compatibility import check_compatibility
+from kinemae.pretrain.builders import check_compatibility
 from kinemae.pretrain.masking.tube import TubeMasking
 from kinemae.pretrain.model.autoencoder import build_autoencoder
 from kinemae.pretrain.model.sizes import ModelConfig
@@ -238,11 +238,11 @@ def test_a_decoder_that_is_not_told_has_no_weights_for_it(decoder):
     "noise, target, is_told, message",
     [
         (NoNoise(), NoiseTarget(), False, "set noise.name=gaussian"),
-        (FrameNoise(), NoiseTarget(), False, "the noise of this config adds nothing to them"),
-        (GaussianNoise(std=0.0), NoiseTarget(), False, "the noise of this config adds nothing to them"),
-        (NoNoise(), PixelTarget(), True, "model.noise_conditioning must be false where the noise has no"),
+        (FrameNoise(), NoiseTarget(), False, "expected noise on patches for this target, got none"),
+        (GaussianNoise(std=0.0), NoiseTarget(), False, "expected noise on patches for this target, got none"),
+        (NoNoise(), PixelTarget(), True, "model.noise_conditioning must be false if the noise level"),
         (GaussianNoise(std=0.5, min_std=0.5), PixelTarget(), True, "strength.min_level below 1"),
-        (GaussianNoise(), NoiseTarget(), True, "must be false where the target needs no decoder"),
+        (GaussianNoise(), NoiseTarget(), True, "must be false if the target needs no decoder"),
     ],
 )
 def test_what_does_not_go_together_is_refused(noise, target, is_told, message):

@@ -71,7 +71,7 @@ def test_the_encoder_gets_the_parameters_that_a_pruning_needs_and_keeps_its_own(
 
 @pytest.mark.parametrize("keep", [0.0, -0.5, 1.5, float("nan")])
 def test_a_share_that_keeps_nothing_or_more_than_all_is_refused(keep):
-    with pytest.raises(ValueError, match=f"pruning.args.keep must be a share above 0 .*, got {keep}"):
+    with pytest.raises(ValueError, match=f"pruning.args.keep must be a fraction above 0 .*, got {keep}"):
         check_keep(keep)
 
 

@@ -164,5 +164,5 @@ def test_the_plan_counts_what_is_embedded_what_goes_on_and_what_is_predicted():
 
 @pytest.mark.parametrize("keep", [0.0, 1.5])
 def test_a_share_that_cannot_be_kept_is_refused(keep):
-    with pytest.raises(ValueError, match=r"pruning\.args\.keep must be a share above 0 and at most 1"):
+    with pytest.raises(ValueError, match=r"pruning\.args\.keep must be a fraction above 0 and at most 1"):
         LearnedPruning(keep=keep)

@@ -38,7 +38,7 @@ def test_a_threshold_keeps_what_moves_more_and_never_less_than_a_slices_number()
     [
         ({}, "pruning.args must hold either keep"),
         ({"keep": 0.5, "threshold": 3.0}, "pruning.args must hold either keep"),
-        ({"keep": 1.5}, "pruning.args.keep must be a share above 0 and at most 1"),
+        ({"keep": 1.5}, "pruning.args.keep must be a fraction above 0 and at most 1"),
         ({"threshold": -1.0}, "pruning.args.threshold must be at least 0 grey levels, got -1.0"),
     ],
 )

@@ -92,7 +92,7 @@ def test_moving_tokens_are_worth_more_than_static_ones_and_alike_among_themselve
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"keep": 0.0}, "pruning.args.keep must be a share above 0 and at most 1"),
+        ({"keep": 0.0}, "pruning.args.keep must be a fraction above 0 and at most 1"),
         ({"threshold": -1.0}, "pruning.args.threshold must be at least 0 grey levels, got -1.0"),
         ({"threshold": float("nan")}, "pruning.args.threshold must be at least 0 grey levels, got nan"),
         ({"run_lengths": 1}, "pruning.args.run_lengths must be at least 2, got 1"),
