@@ -1,4 +1,4 @@
-"""Foreign WebDatasets as a source: which tars are meant, and what their samples say about themselves."""
+"""WebDatasets as a source: finding tars, and reading labels, groups and columns of samples."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def facts(listing: Manifest) -> list[tuple[str, str | None]]:
         (["trains/1.tar"], [("trains/1.tar", None)]),
     ],
 )
-def test_folders_and_names_tell_splits(
+def test_folder_and_file_names_give_splits(
     tmp_path: Path, names: list[str], expected: list[tuple[str, str | None]]
 ):
     tars(tmp_path, *names)
@@ -69,14 +69,14 @@ def test_patterns_and_single_tars(tmp_path: Path):
     assert found(tmp_path / "train-01*.tar") == [("train-010.tar", "train"), ("train-011.tar", "train")]
 
 
-def test_a_pattern_of_folders_tells_splits_too(tmp_path: Path):
+def test_a_pattern_of_folders_gives_splits(tmp_path: Path):
     tars(tmp_path, "train/x-0.tar", "train/x-1.tar", "val/x-0.tar")
     expected = [("train/x-0.tar", "train"), ("val/x-0.tar", "validation")]
     assert found(tmp_path / "{train,val}" / "x-0.tar") == expected
     assert found(tmp_path / "{train,val}" / "*-0.tar") == expected
 
 
-def test_a_pattern_for_a_billion_shards_is_refused_at_once():
+def test_a_pattern_for_a_billion_shards_is_an_error_at_once():
     with pytest.raises(
         ValueError, match=r"\{0..999999999\}.tar: expected at most 1000000 shards, got 1000000000"
     ):
@@ -87,7 +87,7 @@ def test_a_pattern_for_a_billion_shards_is_refused_at_once():
         found("pipe:cat x.tar")
 
 
-def test_what_holds_no_plain_tar_is_named(tmp_path: Path):
+def test_a_folder_without_plain_tars_is_an_error(tmp_path: Path):
     with pytest.raises(DataError, match=r"expected \*.tar, train/\*.tar, or a pattern .*, got no tar"):
         found(tmp_path)
     write_text(tmp_path / "a.tar.gz", "")
@@ -122,7 +122,7 @@ def test_shards_in_a_bucket_and_behind_a_web_server(bucket: str, tmp_path: Path)
         assert (video.url, video.member) == (f"{server.url}/val/b.tar", (512, 5))
 
 
-def test_a_tar_behind_a_url_that_is_not_there_is_named(bucket: str):
+def test_a_missing_remote_tar_is_an_error(bucket: str):
     with pytest.raises(DataError, match=r"cannot .* s3://bucket-.*/lost-0.tar: there is no such file"):
         listing(f"{bucket}/lost-{{0..1}}.tar")
 
@@ -154,7 +154,7 @@ LABELLED = [
         ("none", [None, None]),
     ],
 )
-def test_labels_come_from_where_one_says(tmp_path: Path, rule: str, labels: list[str | None]):
+def test_the_label_rule_selects_the_field(tmp_path: Path, rule: str, labels: list[str | None]):
     write_tar(tmp_path / "x.tar", LABELLED)
     assert [label for _, label in facts(listing(tmp_path, label=rule))] == labels
 
@@ -166,7 +166,7 @@ def test_groups_and_columns_come_from_the_json(tmp_path: Path):
     assert [video.extra for video in videos] == [{"score": 1.0, "meta.age": 3}, {"score": 0.5}]
 
 
-def test_without_cls_the_label_is_the_jsons_and_else_there_is_none(tmp_path: Path):
+def test_without_cls_the_label_is_that_of_the_json(tmp_path: Path):
     write_tar(tmp_path / "1" / "x.tar", [pair for pair in LABELLED if not pair[0].endswith("cls")])
     write_tar(tmp_path / "2" / "x.tar", [("a.mp4", b""), ("a.json", described(label=None))])
     assert facts(listing(tmp_path / "1")) == [("a.mp4", "run"), ("b.mp4", "walk")]
@@ -197,7 +197,7 @@ def test_unlabelled_shards_lose_their_labels(tmp_path: Path):
     assert facts(listing(tmp_path)) == [("a.mp4", "1"), ("b.mp4", None)]
 
 
-def test_a_test_split_may_keep_its_labels_to_itself(tmp_path: Path):
+def test_a_test_split_may_lack_labels(tmp_path: Path):
     write_tar(tmp_path / "train.tar", [("a.mp4", b""), ("a.json", described(label="x"))])
     write_tar(tmp_path / "test.tar", [("b.mp4", b""), ("b.json", described(label=None))])
     assert facts(listing(tmp_path, label="json.label")) == [("b.mp4", None), ("a.mp4", "x")]
@@ -234,7 +234,7 @@ def test_a_test_split_may_keep_its_labels_to_itself(tmp_path: Path):
         ),
     ],
 )
-def test_a_wrong_label_is_named_with_its_sample(
+def test_an_invalid_label_is_an_error_that_names_the_sample(
     tmp_path: Path, members: list[tuple[str, bytes]], args: dict[str, Any], message: str
 ):
     write_tar(tmp_path / "x.tar", [("a.mp4", b""), ("a.cls", b"1"), *members])
@@ -255,13 +255,13 @@ def test_a_wrong_label_is_named_with_its_sample(
         (b'{"x": 0.5}', r"label=json.x, text or a whole number, got 0.5"),
     ],
 )
-def test_a_wrong_json_is_named_with_its_sample(tmp_path: Path, content: bytes, message: str):
+def test_an_invalid_json_is_an_error_that_names_the_sample(tmp_path: Path, content: bytes, message: str):
     write_tar(tmp_path / "x.tar", [("a.mp4", b""), ("a.json", content)])
     with pytest.raises(DataError, match=message):
         listing(tmp_path, label="json.x")
 
 
-def test_a_label_that_appears_later_is_not_lost_in_silence(tmp_path: Path):
+def test_a_label_after_samples_without_one_is_an_error(tmp_path: Path):
     write_tar(tmp_path / "x.tar", [("a.mp4", b""), ("b.mp4", b""), ("b.cls", b"1")])
     with pytest.raises(
         DataError,
@@ -271,7 +271,7 @@ def test_a_label_that_appears_later_is_not_lost_in_silence(tmp_path: Path):
     assert facts(listing(tmp_path, label="none")) == [("a.mp4", None), ("b.mp4", None)]
 
 
-def test_a_column_of_several_types_is_named_with_its_sample(tmp_path: Path):
+def test_a_column_of_several_types_is_an_error_that_names_the_sample(tmp_path: Path):
     members = [("a.mp4", b""), ("a.json", described(x=1)), ("b.mp4", b""), ("b.json", described(x="y"))]
     write_tar(tmp_path / "x.tar", members)
     with pytest.raises(DataError, match=r"x.tar, b: expected one type in x, got 'y' after 1"):

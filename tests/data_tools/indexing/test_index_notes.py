@@ -12,7 +12,7 @@ from tests.data_tools.stream.matrix import videos
 from tests.filming import SHIPPED
 
 
-def test_odd_videos_are_taken_and_noted(tmp_path: Path) -> None:
+def test_videos_with_anomalies_are_accepted_and_noted(tmp_path: Path) -> None:
     made = dict(videos())
     stream = made["mpegts/h264_pyramid"]()
     members = {

@@ -1,4 +1,4 @@
-"""Foreign tars: grouped as webdataset groups them, and refused where webdataset stops without a word."""
+"""Members of tars: grouped like in webdataset; damaged tars are errors, where webdataset stops silently."""
 
 import io
 import logging
@@ -43,13 +43,13 @@ def members_named(*names: str) -> list[TarMember]:
     return [TarMember(name=name, offset=number, length=1) for number, name in enumerate(names)]
 
 
-def test_members_are_where_the_tar_has_them(tar: bytes):
+def test_members_have_the_offsets_of_the_tar(tar: bytes):
     found = members(tar)
     assert [member.name for member in found] == [name for name, _ in MEMBERS]
     assert [tar[member.offset :][: member.length] for member in found] == [content for _, content in MEMBERS]
 
 
-def test_a_tar_that_is_cut_anywhere_is_refused(tar: bytes):
+def test_a_tar_truncated_at_any_byte_is_an_error(tar: bytes):
     end = members(tar)[-1].offset + 1024  # the last member's blocks
     for length in range(0, end + 512, 97):
         with pytest.raises(
@@ -60,8 +60,8 @@ def test_a_tar_that_is_cut_anywhere_is_refused(tar: bytes):
     assert len(members(tar[: end + 512])) == len(MEMBERS)
 
 
-def test_webdataset_says_nothing_where_we_name_the_tar(tar: bytes, tmp_path: Path):
-    """Cut between two members, and with one byte of a header changed."""
+def test_webdataset_stops_silently_where_read_members_raises(tar: bytes, tmp_path: Path):
+    """A tar truncated between two members, and a tar with one changed byte in a header."""
     third = members(tar)[2].offset - 512
     damaged = bytearray(tar)
     damaged[third + 1] ^= 1
@@ -80,7 +80,7 @@ def test_webdataset_says_nothing_where_we_name_the_tar(tar: bytes, tmp_path: Pat
 
 
 @given(st.data())
-def test_a_changed_bit_in_a_header_is_refused_or_changes_nothing(tar: bytes, data: st.DataObject):
+def test_a_changed_bit_in_a_header_is_an_error_or_has_no_effect(tar: bytes, data: st.DataObject):
     header = data.draw(st.sampled_from([member.offset - 512 for member in members(tar)]))
     byte, bit = data.draw(st.integers(0, 511)), data.draw(st.integers(0, 7))
     damaged = bytearray(tar)
@@ -93,7 +93,7 @@ def test_a_changed_bit_in_a_header_is_refused_or_changes_nothing(tar: bytes, dat
         assert found == members(tar)
 
 
-def test_what_is_no_plain_tar_is_named(tar: bytes):
+def test_a_file_that_is_not_a_plain_tar_is_an_error(tar: bytes):
     with pytest.raises(DataError, match=r"x.tar: expected a tar, got invalid data .*; fix: download"):
         members(b"no tar at all" * 100)
     with pytest.raises(DataError, match=r"x.tar: expected the end of the tar at byte \d+, got more data"):
@@ -107,14 +107,14 @@ def test_what_is_no_plain_tar_is_named(tar: bytes):
         members(packed.getvalue())
 
 
-def test_a_sparse_member_is_refused():
+def test_a_sparse_member_is_an_error():
     info = tarfile.TarInfo("a.mp4")
     info.type = tarfile.GNUTYPE_SPARSE
     with pytest.raises(DataError, match=r"x.tar: expected plain members, got the sparse file a.mp4"):
         members(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
 
 
-def test_links_are_marked_and_folders_are_no_members():
+def test_links_have_a_target_and_folders_are_skipped():
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE):
@@ -125,7 +125,7 @@ def test_links_are_marked_and_folders_are_no_members():
     assert [(member.length, member.link) for member in found] == [(0, "/etc/passwd"), (0, "/etc/passwd")]
 
 
-def test_a_tar_that_became_shorter_is_named():
+def test_a_tar_that_became_shorter_is_an_error():
     with pytest.raises(DataError, match=r"x.tar: expected 3 bytes of a.mp4, got 2"):
         read_member(io.BytesIO(b"abc"), TarMember(name="a.mp4", offset=1, length=3), "x.tar")
 
@@ -134,14 +134,14 @@ WORDS = st.lists(st.text("ab1_- \u00e9", min_size=1, max_size=3), min_size=1, ma
 
 
 @given(WORDS, st.sampled_from(["", ".mp4", ".MP4", ".v2.mp4", ".cls", ".json"]))
-def test_keys_and_endings_are_those_of_webdataset(words: list[str], ending: str):
+def test_keys_and_extensions_are_those_of_webdataset(words: list[str], ending: str):
     for name in ["/".join(words) + ending, "__meta__/x.json", "__index__", "a.b/c.d.mp4", "./a.mp4"]:
         key, ending = webdataset.tariterators.base_plus_ext(name)
         skipped = key is None or re.match(r"__[^/]*__($|/)", name)
         assert split_key(name) == (("", "") if skipped else (key, ending.lower()))
 
 
-def test_the_video_is_found_by_its_ending_and_what_is_none_is_counted():
+def test_the_video_is_found_by_its_extension_and_other_files_are_counted():
     contents = group_members(
         members_named("a.MP4", "a.txt", "b.right.webm", "c.json", "README", "d/.hidden.mp4", "__x__/y.mp4"),
         "x",
@@ -153,7 +153,7 @@ def test_the_video_is_found_by_its_ending_and_what_is_none_is_counted():
     assert (contents.skipped, contents.ignored) == ({"c": "no member of the sample is a video"}, 3)
 
 
-def test_of_several_videos_one_must_be_chosen():
+def test_several_videos_in_a_sample_need_the_argument_video():
     several = members_named("a.left.mp4", "a.right.mp4")
     with pytest.raises(
         DataError, match=r"x.tar, a: expected one video, got a.left.mp4 and a.right.mp4; .* video=mp4"
@@ -163,12 +163,12 @@ def test_of_several_videos_one_must_be_chosen():
     assert sample.video.name == "a.right.mp4"
 
 
-def test_a_member_twice_is_refused():
+def test_a_repeated_member_is_an_error():
     with pytest.raises(DataError, match=r"x.tar: expected unique members, got a.MP4 twice"):
         group_members(members_named("a.mp4", "b.mp4", "a.MP4"), "x.tar")
 
 
-def test_pickles_are_named_and_never_read(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+def test_group_members_warns_about_pickles(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(logging.getLogger("kinemae"), "propagate", True)
     group_members(members_named("a.mp4", "a.pyd", "b.mp4", "b.state.pth"), "x.tar")
     assert "x.tar holds 2 pickled members, first a.pyd: they can run code and are never read" in caplog.text

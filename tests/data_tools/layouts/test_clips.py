@@ -1,4 +1,4 @@
-"""Pre-cut clips hold exactly the frames that a clip of the original would."""
+"""Pre-cut clips hold exactly the frames of a training clip."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_as_many_clips_as_fit(tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 5
 
 
-def test_each_frame_is_one_of_the_stride_apart(tmp_path: Path):
+def test_the_frames_of_a_clip_are_a_stride_apart(tmp_path: Path):
     video = encoded(moving(75))
     for sample in encode(video, tmp_path, frames=5, stride=4, clips=3, crf=10):
         assert sample.file is not None
@@ -45,14 +45,14 @@ def test_a_number_of_clips_is_spread_evenly(clips: int, starts: list[int], tmp_p
     assert [sample.info.frames for sample in samples] == [15] * len(starts)
 
 
-def test_a_short_video_gives_all_it_has(tmp_path: Path):
+def test_a_short_video_gives_one_clip_of_all_frames(tmp_path: Path):
     [sample] = encode(encoded(moving(21)), tmp_path, frames=16, stride=4)
     assert (sample.info.frames, sample.start_s) == (5, 0)
     assert sample.file is not None
     assert probe(sample.file).frames == 5
 
 
-def test_a_clip_that_the_container_promised_and_did_not_hold_is_left_out(tmp_path: Path):
+def test_an_incomplete_last_clip_is_dropped(tmp_path: Path):
     whole = encoded(moving(60), is_index_first=True, kind=("mp4", "mpeg4", "yuv420p"))
     samples = encode(cut_after(whole, 50), tmp_path, frames=20, stride=1)
     assert len(samples) == 2

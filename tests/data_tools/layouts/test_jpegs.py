@@ -1,4 +1,4 @@
-"""Pictures are stored each alone, and JPEG files as they are."""
+"""Layout jpegs: one JPEG per frame; JPEG files are copied unchanged."""
 
 import io
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def packets(sample: EncodedSample) -> list[bytes]:
         return [bytes(packet) for packet in container.demux(video=0) if packet.size]
 
 
-def test_jpeg_files_go_in_untouched(folder: SourceVideo):
+def test_jpeg_files_are_copied_unchanged(folder: SourceVideo):
     sample = encode(folder, Jpegs())
     assert packets(sample) == [(folder.path / name).read_bytes() for name in folder.frames]
     assert sample.file is not None
@@ -59,7 +59,7 @@ def test_jpeg_files_go_in_untouched(folder: SourceVideo):
     assert found.duration_s == pytest.approx(sample.info.duration_s) == 9 / 5
 
 
-def test_the_reader_sees_the_pictures_at_their_times(folder: SourceVideo):
+def test_the_reader_gets_the_images_at_their_timestamps(folder: SourceVideo):
     sample = encode(folder, Jpegs())
     assert sample.file is not None
     stored = decode_at(sample.file.read_bytes(), [(number + 0.5) / 5 for number in range(9)]).float()
@@ -68,14 +68,16 @@ def test_the_reader_sees_the_pictures_at_their_times(folder: SourceVideo):
 
 
 @pytest.mark.parametrize("arguments", [{"short_side": 32}, {"fps": 10.0}, {"quality": 5, "fps": 2.5}])
-def test_pictures_are_encoded_anew_where_they_must_be(folder: SourceVideo, arguments: dict[str, object]):
+def test_images_are_encoded_again_if_size_rate_or_format_changes(
+    folder: SourceVideo, arguments: dict[str, object]
+):
     sample = encode(folder, Jpegs(**arguments))  # type: ignore[arg-type]
     assert packets(sample)[0] != (folder.path / folder.frames[0]).read_bytes()
     assert sample.info.duration_s == pytest.approx(9 / 5, abs=0.2)
     assert sample.info.height == arguments.get("short_side", 48)
 
 
-def test_a_folder_of_pictures_becomes_a_film(folder: SourceVideo):
+def test_a_folder_of_images_becomes_a_video(folder: SourceVideo):
     sample = encode(folder, StrideAligned(crf=10))
     assert (sample.info.frames, sample.info.duration_s, sample.info.codec) == (9, 9 / 5, "h264")
     assert sample.file is not None
@@ -86,7 +88,7 @@ def test_a_folder_of_pictures_becomes_a_film(folder: SourceVideo):
 
 @pytest.mark.parametrize("layout", [Jpegs(quality=2), StrideAligned(crf=8)])
 @pytest.mark.parametrize("orientations", [(6,) * 4, (1, 6, 1, 8), (3, 2, 4, 1)])
-def test_pictures_are_turned_as_exif_says(
+def test_images_are_rotated_by_their_exif_orientation(
     layout: Jpegs | StrideAligned, orientations: tuple[int, ...], tmp_path: Path
 ):
     names, upright = [], []
@@ -105,7 +107,7 @@ def test_pictures_are_turned_as_exif_says(
     assert np.abs(stored.numpy() - np.stack(upright).transpose(0, 3, 1, 2)).mean() < 4
 
 
-def test_a_picture_of_another_upright_size_is_named(folder: SourceVideo):
+def test_an_image_of_another_size_raises_bad_video(folder: SourceVideo):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(folder.path / "frame4.jpg").save(folder.path / "frame4.jpg", exif=exif)
@@ -113,15 +115,15 @@ def test_a_picture_of_another_upright_size_is_named(folder: SourceVideo):
         encode(folder, Jpegs())
 
 
-def test_png_pictures_are_read_too(tmp_path: Path):
+def test_png_images_are_read(tmp_path: Path):
     for number, picture in enumerate(moving(3)):
         (tmp_path / f"{number}.png").write_bytes(encoded([picture], kind=("image2pipe", "png", "rgb24")))
     video = SourceVideo(path=tmp_path, name="folder", frames=("0.png", "1.png", "2.png"))
-    assert encode(video, Jpegs()).info.duration_s == pytest.approx(3 / 25)  # 25 where nobody says
+    assert encode(video, Jpegs()).info.duration_s == pytest.approx(3 / 25)  # 25 by default
 
 
-def test_colours_of_high_definition_survive_jpeg(tmp_path: Path):
-    video = (SHIPPED / "h264_b_frames.mp4").read_bytes()  # tagged BT.709, which JPEG cannot say
+def test_bt709_colours_are_converted_for_jpeg(tmp_path: Path):
+    video = (SHIPPED / "h264_b_frames.mp4").read_bytes()  # tagged BT.709, which JPEG has no tag for
     (tmp_path / "in").write_bytes(video)
     sample = encode(SourceVideo(path=tmp_path / "in", name="in"), Jpegs(short_side=None, quality=2))
     assert sample.file is not None
@@ -132,7 +134,7 @@ def test_colours_of_high_definition_survive_jpeg(tmp_path: Path):
 
 @pytest.mark.parametrize("matrix", [1, 6, 9])
 @pytest.mark.parametrize("is_full_range", [False, True])
-def test_converted_colours_are_not_darker_on_average(matrix: int, is_full_range: bool):
+def test_converted_colours_have_no_bias(matrix: int, is_full_range: bool):
     draw = np.random.default_rng(0)
     luma, *differences = draw.integers(100, 140, (3, 40, 40)).astype(np.uint8)
     planes = [luma.repeat(2, 0).repeat(2, 1), *differences]
@@ -144,7 +146,7 @@ def test_converted_colours_are_not_darker_on_average(matrix: int, is_full_range:
 
 
 def as_rgb(planes: Sequence[np.ndarray], matrix: int, *, is_full_range: bool) -> torch.Tensor:
-    """Planes as clip_BCTHW of one picture."""
+    """Convert planes of one frame to clip_BCTHW."""
     luma, *differences = (torch.from_numpy(plane) for plane in planes)
     colour = colour_coefficients(*luma_weights(matrix), is_full_range=is_full_range)
     clips = YuvClips(
@@ -155,7 +157,7 @@ def as_rgb(planes: Sequence[np.ndarray], matrix: int, *, is_full_range: bool) ->
     return clips.rgb().float()
 
 
-def test_a_stored_video_of_high_definition_is_as_bright_as_the_original(tmp_path: Path):
+def test_a_stored_bt709_video_has_the_brightness_of_its_source(tmp_path: Path):
     levels = np.random.default_rng(0).integers(60, 200, (8, 8, 3), dtype=np.uint8)
     picture = levels.repeat(8, axis=0).repeat(8, axis=1)
     video = filmed([picture] * 2, codec="ffv1", container="matroska", colorspace="1", color_range="1")
@@ -167,7 +169,7 @@ def test_a_stored_video_of_high_definition_is_as_bright_as_the_original(tmp_path
 
 
 def rgb_of(video: bytes) -> torch.Tensor:
-    """The first picture as training sees it."""
+    """Read the first frame like in training."""
     picture, _ = next(yuv_frames_at(video, [0.0]))
     assert picture.colour is not None
     luma, *differences = (torch.from_numpy(plane.copy()) for plane in picture.planes)
@@ -189,7 +191,7 @@ def rgb_of(video: bytes) -> torch.Tensor:
     ],
 )
 @pytest.mark.parametrize("layout", [Jpegs(), StrideAligned()])
-def test_a_bad_picture_is_named(
+def test_an_unreadable_image_raises_bad_video(
     folder: SourceVideo, layout: Jpegs | StrideAligned, content: bytes | None, message: str
 ):
     (folder.path / "frame4.jpg").unlink()
@@ -199,13 +201,13 @@ def test_a_bad_picture_is_named(
         encode(folder, layout)
 
 
-def test_a_picture_that_is_a_play_list_opens_nothing(folder: SourceVideo):
+def test_an_image_that_is_a_playlist_opens_no_file(folder: SourceVideo):
     (folder.path / "frame4.jpg").write_text("ffconcat version 1.0\nfile frame0.jpg\n")
     with pytest.raises(BadVideo, match=r"picture frame4\.jpg cannot be read"):
         encode(folder, Jpegs())
 
 
-def test_a_part_of_the_pictures(folder: SourceVideo):
+def test_start_s_and_end_s_select_images(folder: SourceVideo):
     part = SourceVideo(path=folder.path, name="part", frames=folder.frames, fps=5.0, start_s=0.4, end_s=1.0)
     sample = encode(part, Jpegs())
     assert (sample.info.frames, sample.start_s) == (3, 0.4)

@@ -1,4 +1,4 @@
-"""Every layout keeps what the index and the reader are promised, also one that is added later."""
+"""Contract of all layouts: what the index and the reader rely on."""
 
 import resource
 from pathlib import Path
@@ -41,7 +41,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> SourceVideo:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 class TestContract:
-    def test_what_it_says_of_a_sample_is_what_the_reader_finds(
+    def test_the_info_of_a_sample_equals_that_of_the_reader(
         self, name: str, clip: SourceVideo, tmp_path: Path
     ):
         samples = encode(build(name), clip, tmp_path)
@@ -66,19 +66,19 @@ class TestContract:
         ]
         assert [sample.start_s for sample in twice[0]] == [sample.start_s for sample in twice[1]]
 
-    def test_only_whole_files_of_its_samples_are_left(self, name: str, clip: SourceVideo, tmp_path: Path):
+    def test_only_complete_files_of_samples_remain(self, name: str, clip: SourceVideo, tmp_path: Path):
         samples = encode(build(name), clip, tmp_path)
         stored = {sample.file for sample in samples if sample.file is not None}
         assert set(tmp_path.iterdir()) == stored
 
-    def test_a_broken_video_is_a_bad_video(self, name: str, tmp_path: Path):
+    def test_an_unreadable_video_raises_bad_video(self, name: str, tmp_path: Path):
         path = tmp_path / "broken.mp4"
         path.write_bytes(encoded(moving(20))[:-500])
         with pytest.raises(BadVideo):
             encode(build(name), SourceVideo(path=path, name=path.name), tmp_path / "out")
         assert not list((tmp_path / "out").iterdir())
 
-    def test_a_frame_is_where_it_was_in_the_original(self, name: str, clip: SourceVideo, tmp_path: Path):
+    def test_frames_keep_their_timestamps(self, name: str, clip: SourceVideo, tmp_path: Path):
         original = clip.path.read_bytes()
         for sample in encode(build(name), clip, tmp_path):
             step_s = sample.info.duration_s / sample.info.frames
@@ -90,7 +90,7 @@ class TestContract:
 
 
 @pytest.mark.parametrize("name", CUTTING)
-def test_a_part_of_a_video_is_that_part(name: str, clip: SourceVideo, tmp_path: Path):
+def test_start_s_and_end_s_select_a_part(name: str, clip: SourceVideo, tmp_path: Path):
     part = SourceVideo(path=clip.path, name="part", start_s=1.0, end_s=2.0)
     [sample] = encode(build(name), part, tmp_path)
     assert (sample.info.frames, sample.start_s) == (25, 1.0)
@@ -100,14 +100,16 @@ def test_a_part_of_a_video_is_that_part(name: str, clip: SourceVideo, tmp_path: 
 
 
 @pytest.mark.parametrize("name", CUTTING)
-def test_a_part_beyond_the_end_is_a_bad_video(name: str, clip: SourceVideo, tmp_path: Path):
+def test_a_part_beyond_the_end_raises_bad_video(name: str, clip: SourceVideo, tmp_path: Path):
     part = SourceVideo(path=clip.path, name="part", start_s=9.0, end_s=11.0)
     with pytest.raises(BadVideo, match="it shows nothing from second 9 to 11"):
         encode(build(name), part, tmp_path)
 
 
 @pytest.mark.parametrize("name", CUTTING)
-def test_segments_are_of_the_asked_length_and_leave_nothing_out(name: str, clip: SourceVideo, tmp_path: Path):
+def test_segments_have_the_configured_length_and_cover_the_video(
+    name: str, clip: SourceVideo, tmp_path: Path
+):
     samples = encode(build(name), clip, tmp_path, segment_rules=SegmentRules(segment_s=0.8))
     assert [sample.key for sample in samples] == ["key-0000", "key-0001", "key-0002", "key-0003"]
     assert [sample.info.frames for sample in samples] == [20, 20, 20, 15]
@@ -117,7 +119,7 @@ def test_segments_are_of_the_asked_length_and_leave_nothing_out(name: str, clip:
 
 
 @pytest.mark.parametrize("name", CUTTING)
-def test_scenes_are_cut_where_the_picture_changes(name: str, tmp_path: Path):
+def test_scene_cuts_follow_the_content(name: str, tmp_path: Path):
     chance = np.random.default_rng(0)
     scenes = [chance.integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1) for _ in range(3)]
     pictures = [scene for scene, frames in zip(scenes, (30, 40, 10), strict=True) for _ in range(frames)]
@@ -171,7 +173,7 @@ def test_scenes_are_cut_where_the_picture_changes(name: str, tmp_path: Path):
         ),
     ],
 )
-def test_what_a_layout_cannot_do_is_said_before_anything_is_read(
+def test_unsupported_videos_and_options_are_errors_before_reading(
     name: str, video: dict[str, object], segment_rules: SegmentRules, message: str
 ):
     with pytest.raises(ValueError, match=message):
@@ -179,7 +181,7 @@ def test_what_a_layout_cannot_do_is_said_before_anything_is_read(
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_what_a_layout_can_do_is_not_refused(name: str):
+def test_supported_videos_pass_the_check(name: str):
     build(name).check(SourceVideo(path=Path("a.mp4"), name="a.mp4", member=(0, 10)), SegmentRules())
 
 
@@ -215,7 +217,7 @@ def test_a_wrong_argument_says_what_to_fix(name: str, arguments: dict[str, objec
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "copy"])
-def test_a_full_disk_is_no_fault_of_the_video(name: str, clip: SourceVideo, tmp_path: Path):
+def test_a_full_disk_raises_a_data_error(name: str, clip: SourceVideo, tmp_path: Path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
@@ -230,7 +232,7 @@ def test_a_full_disk_is_no_fault_of_the_video(name: str, clip: SourceVideo, tmp_
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_tail_that_is_cut_off_is_noted(name: str, tmp_path: Path):
+def test_a_truncated_video_is_noted(name: str, tmp_path: Path):
     path = tmp_path / "tail.mp4"
     path.write_bytes(cut_after(encoded(moving(50), is_index_first=True), 40))
     job = Job(video=SourceVideo(path=path, name=path.name), key="key", folder=tmp_path)

@@ -1,4 +1,4 @@
-"""Every S-th frame decodes without the others, to the same bits, and the video is otherwise what it was."""
+"""Layout stride_aligned: every S-th frame decodes without the others, to the same bits."""
 
 import io
 from fractions import Fraction
@@ -28,7 +28,7 @@ def encode(
 
 
 def planes(sample: EncodedSample, skip: str = "DEFAULT") -> dict[int, np.ndarray]:
-    """Decoded frames by their number."""
+    """Decode frames by number."""
     assert sample.file is not None
     found = {}
     step_s = sample.info.duration_s / sample.info.frames
@@ -48,7 +48,7 @@ def assert_references_stand_alone(sample: EncodedSample) -> None:
     promised = range(sample.reference_phase, sample.info.frames, sample.reference_stride)
     assert sample.reference_stride == 1 or set(promised) <= set(alone)
     assert all(np.array_equal(every[number], alone[number]) for number in alone)
-    # At most the first frame, one before the phase, and the last one of each group are decoded besides.
+    # Besides, at most the first frame, one before the phase, and the last one of each group are decoded.
     groups = sample.info.frames // 16 + 1
     assert len(alone) <= len(promised) + 2 + groups
 
@@ -67,7 +67,7 @@ def test_every_phase_occurs(tmp_path: Path):
     assert phases == {0, 1, 2, 3}
 
 
-def test_the_phase_is_a_function_of_seed_and_key(tmp_path: Path):
+def test_the_phase_depends_on_seed_and_key(tmp_path: Path):
     video = encoded(moving(20))
     phases = [
         [encode(video, tmp_path, key=f"key{n}", seed=seed).reference_phase for n in range(8)]
@@ -77,7 +77,7 @@ def test_the_phase_is_a_function_of_seed_and_key(tmp_path: Path):
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3])
-def test_a_video_that_ends_before_its_phase_promises_nothing(frames: int, tmp_path: Path):
+def test_a_video_shorter_than_its_phase_has_reference_stride_1(frames: int, tmp_path: Path):
     video = encoded(moving(frames))
     for number in range(8):
         sample = encode(video, tmp_path, key=f"key{number}", stride=4)
@@ -97,7 +97,7 @@ def test_a_video_that_ends_before_its_phase_promises_nothing(frames: int, tmp_pa
         (Fraction(1, 2), None, 50),
     ],
 )
-def test_the_rate_is_the_asked_one_and_the_length_stays(
+def test_fps_sets_the_rate_and_keeps_the_duration(
     source: Fraction, fps: float | None, frames: int, tmp_path: Path
 ):
     video = encoded(moving(50), rate=source)
@@ -113,7 +113,7 @@ def test_the_rate_is_the_asked_one_and_the_length_stays(
     assert (stored - wanted).abs().max() < 2
 
 
-def test_a_varying_rate_becomes_its_usual_one_and_frames_keep_their_time(tmp_path: Path):
+def test_a_varying_rate_becomes_the_nominal_rate_and_frames_keep_their_timestamps(tmp_path: Path):
     ticks = [0, 40, 80, 400, 440, 480, 800, 1200, 1240, 1600, 1640, 2000]
     video = encoded(moving(12), ticks=ticks, kind=MATROSKA)
     sample = encode(video, tmp_path)
@@ -127,7 +127,7 @@ def test_a_varying_rate_becomes_its_usual_one_and_frames_keep_their_time(tmp_pat
     assert (stored - decode_at(video, middles_s).float().mean(dim=(1, 2, 3))).abs().max() < 2
 
 
-def test_rounded_time_stamps_are_no_varying_rate(tmp_path: Path):
+def test_rounded_timestamps_do_not_count_as_a_varying_rate(tmp_path: Path):
     ticks = [
         round(number * 1001 / 30) for number in range(60)
     ]  # 29.97 fps in thousandths, as Matroska has it
@@ -135,7 +135,7 @@ def test_rounded_time_stamps_are_no_varying_rate(tmp_path: Path):
     assert sample.info.frames == 60
     levels = [plane[:8].mean() for _, plane in sorted(planes(sample).items())]
     steps = np.diff(levels[:24])
-    assert ((steps > 2) & (steps < 7)).all()  # every frame once, none twice
+    assert ((steps > 2) & (steps < 7)).all()  # each frame exactly once
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_rounded_time_stamps_are_no_varying_rate(tmp_path: Path):
         (640, 2, 256, (640, 2)),
     ],
 )
-def test_sizes_are_even_and_never_larger_than_they_were(
+def test_sizes_are_even_and_never_enlarged(
     width: int, height: int, short_side: int, expected: tuple[int, int], tmp_path: Path
 ):
     picture = np.full((height, width, 3), 90, np.uint8)
@@ -181,7 +181,7 @@ UPRIGHT += [
 
 
 @pytest.mark.slow
-def test_real_files_of_every_kind_keep_their_pictures_upright(tmp_path: Path):
+def test_real_files_of_every_format_stay_upright(tmp_path: Path):
     for path in filter(Path.exists, UPRIGHT):
         name, video = path.name, path.read_bytes()
         before = probe(video)
@@ -200,7 +200,7 @@ def test_real_files_of_every_kind_keep_their_pictures_upright(tmp_path: Path):
         assert (stored - wanted).abs().mean() < 8, name
 
 
-def test_sound_captions_and_turns_stay_behind(tmp_path: Path):
+def test_sound_captions_and_rotation_tags_are_dropped(tmp_path: Path):
     sample = encode((SHIPPED / "rotated.mp4").read_bytes(), tmp_path)
     with av.open(str(sample.file)) as container:
         assert [stream.type for stream in container.streams] == ["video"]
@@ -208,7 +208,7 @@ def test_sound_captions_and_turns_stay_behind(tmp_path: Path):
         assert frame.side_data.get("DISPLAYMATRIX") is None
 
 
-def test_the_file_is_as_ordinary_as_promised(tmp_path: Path):
+def test_the_file_has_a_constant_rate_and_closed_groups(tmp_path: Path):
     sample = encode(encoded(moving(70)), tmp_path, stride=4)
     with av.open(str(sample.file)) as container:
         stream = container.streams.video[0]
@@ -219,7 +219,7 @@ def test_the_file_is_as_ordinary_as_promised(tmp_path: Path):
     assert key_frames == sorted({0, phase, phase + 32, phase + 64} & set(range(70)))
 
 
-def test_absurd_time_stamps_fill_no_disk(tmp_path: Path):
+def test_invalid_timestamps_do_not_fill_the_disk(tmp_path: Path):
     year = 365 * 24 * 3600 * 1000
     video = encoded(moving(3), ticks=[0, 40, year], kind=MATROSKA)
     with pytest.raises(BadVideo, match="its time stamps leap to second 31536000 after 2 frames"):

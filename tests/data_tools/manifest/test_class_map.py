@@ -1,4 +1,4 @@
-"""Label numbers are fixed once and used again; a label that has none is named."""
+"""Class numbers: fixed by lists and earlier outputs; unknown labels are errors."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["", "classes.json", "train", "train/dataset.json"])
-def test_an_earlier_out_fixes_the_numbers(earlier: Path, tmp_path: Path, name: str):
+def test_an_earlier_output_fixes_the_class_numbers(earlier: Path, tmp_path: Path, name: str):
     write_clip(tmp_path / "videos" / "c" / "1.mp4", 0)
     arguments = ("layout.name=copy", f"classes={earlier / name}")
     assert shard(tmp_path / "videos", tmp_path / "out", *arguments) == 0
@@ -31,7 +31,7 @@ def test_an_earlier_out_fixes_the_numbers(earlier: Path, tmp_path: Path, name: s
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["a", "b", "c"]
 
 
-def test_a_label_that_is_not_on_the_list_is_named_with_its_file(
+def test_a_label_outside_of_the_class_list_is_an_error_that_names_the_video(
     earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     write_clip(tmp_path / "videos" / "a" / "1.mp4", 0)
@@ -49,7 +49,7 @@ def test_a_label_that_is_not_on_the_list_is_named_with_its_file(
         ("x.json", '{"classes": ["b", "a"], "more": 1}', ["b", "a"]),
     ],
 )
-def test_a_list_gives_the_order(tmp_path: Path, name: str, text: str, classes: list[str]):
+def test_a_class_list_gives_the_order(tmp_path: Path, name: str, text: str, classes: list[str]):
     (tmp_path / name).write_text(text)
     assert read_classes(str(tmp_path / name)) == classes
 
@@ -65,24 +65,24 @@ def test_a_list_gives_the_order(tmp_path: Path, name: str, text: str, classes: l
         ("folder/x", "", "expected classes.json or dataset.json in the folder, got none"),
     ],
 )
-def test_what_is_no_list_of_classes_is_refused(tmp_path: Path, name: str, text: str, message: str):
+def test_an_invalid_class_list_is_an_error(tmp_path: Path, name: str, text: str, message: str):
     (tmp_path / "folder").mkdir()
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         read_classes(str(tmp_path / name.removesuffix("/x")))
 
 
-def test_a_list_that_is_not_there_is_named(tmp_path: Path):
+def test_a_missing_class_list_is_an_error(tmp_path: Path):
     with pytest.raises(DataError, match=r"cannot read .*nothing.txt: No such file"):
         read_classes(str(tmp_path / "nothing.txt"))
 
 
-def test_the_classes_of_a_source_keep_their_order_and_those_without_a_video():
+def test_given_classes_keep_their_order():
     assert class_list({"x.mp4": "b"}, ("c", "b"), origin="the source") == ["c", "b"]
     assert class_list({"x.mp4": "b", "y.mp4": None}, (), origin="") == ["b"]
 
 
-def test_classes_are_sorted_as_numbers_where_all_are():
+def test_integer_classes_are_sorted_by_value():
     assert sorted_classes(["10", "9", "10", "-1"]) == ["-1", "9", "10"]
     assert sorted_classes(["10", "9", "b"]) == ["10", "9", "b"]
     assert sorted_classes([]) == []

@@ -1,4 +1,4 @@
-"""Csv files as other programs write them: read, or refused with the argument that reads them."""
+"""Csv files of other programs: read, or an error that states the argument to read them."""
 
 import re
 from pathlib import Path
@@ -47,17 +47,17 @@ EXPECTED = [("v/a 1.mp4", "x"), ("v/b, 2.mp4", "y")]
         'Path, Label \n"v/a 1.mp4", "x"\n"v/b, 2.mp4", "y"\n',
         '\r\n# made by hand\r\n#path,label\r\n# one\r\nv/a 1.mp4,x\r\n\r\n"v/b, 2.mp4",y\r\n# end\r\n',
         'path,label\rv/a 1.mp4,x\r"v/b, 2.mp4",y\r',
-        ',path,label\n0,v/a 1.mp4,x\n1,"v/b, 2.mp4",y\n',  # pandas' index
+        ',path,label\n0,v/a 1.mp4,x\n1,"v/b, 2.mp4",y\n',  # index of pandas
         'path,label,\nv/a 1.mp4,x,\n"v/b, 2.mp4",y,\n',
         'path,label\nv/a 1.mp4,x,,\n"v/b, 2.mp4",y,\n',
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_what_other_programs_write_is_read(root: Path, text: str, encoding: str):
+def test_csv_files_of_other_programs_are_read(root: Path, text: str, encoding: str):
     assert facts(listing(root, text.encode(encoding))) == EXPECTED
 
 
-def test_another_encoding_is_named_with_its_line_and_can_be_given(root: Path):
+def test_another_encoding_is_an_error_that_states_the_line_and_the_argument(root: Path):
     text = "path;label\r\nv/a 1.mp4;x\r\nv/\u00fc.mp4;y\r\n".encode("cp1252")
     message = (
         r"list.csv: expected text in UTF-8, got byte 0xfc in line 3; fix: save it as UTF-8, or set "
@@ -74,7 +74,7 @@ def test_another_encoding_is_named_with_its_line_and_can_be_given(root: Path):
 
 
 def words(error: DataError) -> dict[str, Any]:
-    """The arguments that a message tells the user to add."""
+    """Parse the arguments that a message tells the user to add."""
     found: dict[str, Any] = {}
     for key, value in re.findall(r"source\.args\.([\w.]+)=([^\s;')]+)", str(error).partition("fix: ")[2]):
         outer, _, inner = key.partition(".")
@@ -95,7 +95,7 @@ def words(error: DataError) -> dict[str, Any]:
         ("path,Category Name", r"expected a column label, got 'Category Name'"),
     ],
 )
-def test_other_names_are_told_the_argument_that_reads_them(root: Path, header: str, message: str):
+def test_other_column_names_are_an_error_that_states_the_argument(root: Path, header: str, message: str):
     text = f"{header}\nv/a 1.mp4,x\nv/\u00fc.mp4,y\n"
     with pytest.raises(DataError, match=rf"list.csv, line 1: .*{message}") as caught:
         listing(root, text)
@@ -103,7 +103,7 @@ def test_other_names_are_told_the_argument_that_reads_them(root: Path, header: s
     assert facts(listing(root, text, **given)) == [("v/a 1.mp4", "x"), ("v/\u00fc.mp4", "y")]
 
 
-def test_a_column_may_be_renamed_or_left_out(root: Path):
+def test_a_column_can_be_renamed_or_left_out(root: Path):
     text = "path,class,width,key\nv/a 1.mp4,x,3,4\n"
     with pytest.raises(
         DataError, match=r"got the column 'width'; fix: add source.args.columns.my_width=width to"
@@ -132,7 +132,7 @@ def test_a_column_may_be_renamed_or_left_out(root: Path):
         ("a\n1\n", r"fix: state the column of the paths, as in source.args.columns.path=NAME$"),
     ],
 )
-def test_a_file_without_names_is_told_what_reads_it(root: Path, text: str, message: str):
+def test_a_missing_header_is_an_error_that_states_the_fix(root: Path, text: str, message: str):
     with pytest.raises(DataError, match=message) as caught:
         listing(root, text)
     if "source.args.header" in str(caught.value):
@@ -142,7 +142,7 @@ def test_a_file_without_names_is_told_what_reads_it(root: Path, text: str, messa
         ]
 
 
-def test_a_header_gives_the_names_of_any_list(root: Path):
+def test_the_argument_header_names_the_columns(root: Path):
     assert facts(listing(root, "v/1.mp4 x\n", header="path,label", max_missing_fraction=1.0)) == [
         ("v/1.mp4", "x")
     ]
@@ -154,7 +154,7 @@ def test_a_header_gives_the_names_of_any_list(root: Path):
         CsvSource(header="path,,x")
 
 
-def test_no_labels_and_no_splits_are_said(root: Path, logged: pytest.LogCaptureFixture):
+def test_missing_label_and_split_columns_are_logged(root: Path, logged: pytest.LogCaptureFixture):
     rows = "".join(f"v/{number}.mp4,{'ab'[number % 2]},train\n" for number in range(4))
     listing(root, f"path,Klasse,subset\n{rows}", max_missing_fraction=1.0)
     assert "no column label, so the videos have no classes; source.args.columns.label=Klasse" in logged.text
@@ -192,12 +192,12 @@ def test_no_labels_and_no_splits_are_said(root: Path, logged: pytest.LogCaptureF
         (b"id,label\na,x\n", r"fix: state the column of the paths, as in source.args.columns.path=id"),
     ],
 )
-def test_what_is_no_list_is_named(root: Path, content: bytes, message: str):
+def test_a_file_that_is_not_a_list_is_an_error(root: Path, content: bytes, message: str):
     with pytest.raises(DataError, match=message):
         listing(root, content)
 
 
-def test_a_row_with_too_many_cells_is_told_to_use_quotes(root: Path):
+def test_a_row_with_too_many_cells_is_an_error_with_a_fix(root: Path):
     with pytest.raises(
         DataError, match=r"line 2: expected 2 cells \(path,label\), got 3; fix: put a cell that"
     ):
@@ -208,7 +208,7 @@ def test_a_row_with_too_many_cells_is_told_to_use_quotes(root: Path):
         listing(root, "path;start_s\nv/a 1.mp4;1,5\n")
 
 
-def test_the_keys_of_a_jsonl_file_may_have_other_names(root: Path):
+def test_keys_of_a_jsonl_file_can_be_renamed(root: Path):
     file = root / "metadata.jsonl"
     file.write_text('{"file_name": "v/a 1.mp4", "class": 1.0}\n')
     with pytest.raises(

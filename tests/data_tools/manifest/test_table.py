@@ -1,4 +1,4 @@
-"""Tables of videos, csv and jsonl: columns and their types, and every mistake named with its line."""
+"""Tables of videos, csv and jsonl: columns, their types, and errors that state the line."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from kinemae.data_tools.sources.jsonl import JsonlSource
 
 
 def listing(tmp_path: Path, text: str, **args: Any) -> Manifest:
-    """Of a csv or jsonl text, without files for its videos."""
+    """List the videos of a csv or jsonl text, without files for them."""
     name = "jsonl" if text.startswith("{") else "csv"
     path = tmp_path / f"list.{name}"
     path.write_bytes(text.encode())
@@ -43,7 +43,7 @@ def test_paths_are_relative_to_the_table(tmp_path: Path):
     assert found[0].path == tmp_path / "a, b" / "1.mp4"
 
 
-def test_paths_may_begin_in_another_folder(tmp_path: Path):
+def test_the_argument_videos_sets_the_base_of_paths(tmp_path: Path):
     (tmp_path / "clips").mkdir()
     assert videos(tmp_path, "path\n1.mp4\n", videos="clips")[0].path == tmp_path / "clips" / "1.mp4"
     with pytest.raises(ValueError, match=r"source.args.videos must be a folder, got .*clps"):
@@ -64,11 +64,11 @@ def test_paths_may_be_urls(tmp_path: Path):
         videos(tmp_path, "path\nftp://x/c.mp4\n")
 
 
-def test_a_path_that_names_a_program_is_a_path(tmp_path: Path):
+def test_a_path_that_looks_like_a_pipe_is_a_file_name(tmp_path: Path):
     assert videos(tmp_path, "path\npipe:cat x.mp4\n")[0].path == tmp_path / "pipe:cat x.mp4"
 
 
-def test_the_table_may_fix_splits_and_leave_the_unlabelled_and_the_test_without_label(tmp_path: Path):
+def test_a_table_may_give_splits_with_unlabelled_and_test_videos_without_labels(tmp_path: Path):
     text = "split;path;label\nval;1.mp4;3\nunlabelled;2.mp4;\ntest;3.mp4;\n"
     assert facts(videos(tmp_path, text, delimiter=";")) == [
         ("1.mp4", "3", "validation"),
@@ -80,7 +80,7 @@ def test_the_table_may_fix_splits_and_leave_the_unlabelled_and_the_test_without_
 @pytest.mark.parametrize(
     "text", ["path\n1.mp4\n", "path,label\n1.mp4,\n", '{"path": "1.mp4", "label": null}']
 )
-def test_there_may_be_no_labels_at_all(tmp_path: Path, text: str):
+def test_a_table_may_have_no_labels(tmp_path: Path, text: str):
     assert facts(videos(tmp_path, text)) == [("1.mp4", None, None)]
 
 
@@ -94,7 +94,7 @@ def test_there_may_be_no_labels_at_all(tmp_path: Path, text: str):
         '{"path": "b.mp4", "start_s": 1, "second label": "", "age": 7, "score": 1, "room": "12"}',
     ],
 )
-def test_columns_of_ones_own_get_one_type_each(tmp_path: Path, text: str):
+def test_additional_columns_get_one_type_each(tmp_path: Path, text: str):
     first, second = videos(tmp_path, text)
     assert (first.group, first.start_s, first.end_s) == ("p1", None, 2.5)
     assert first.extra == {"second label": "sit", "age": 40, "score": 0.5, "room": "007"}
@@ -103,14 +103,14 @@ def test_columns_of_ones_own_get_one_type_each(tmp_path: Path, text: str):
     assert [type(second.extra[name]) for name in ("age", "score")] == [int, float]
 
 
-def test_parts_of_one_video_have_names_of_their_own(tmp_path: Path):
+def test_parts_of_one_video_have_unique_names(tmp_path: Path):
     found = videos(tmp_path, "path,start_s,end_s\na/b.mp4,0,2\na/b.mp4,2,4.25\na/b.mp4,4.25,\nc,1,2\n")
     names = [video.name for video in found]
     assert names == ["a/b#0-2.mp4", "a/b#2-4.25.mp4", "a/b#4.25-.mp4", "c#1-2"]
     assert {video.path.name for video in found} == {"b.mp4", "c"}
 
 
-def test_a_type_may_be_asked_for(tmp_path: Path):
+def test_the_argument_types_sets_the_type_of_a_column(tmp_path: Path):
     assert videos(tmp_path, "path,age\n1.mp4,40\n", types={"age": "float"})[0].extra == {"age": 40.0}
     with pytest.raises(DataError, match=r"list.csv, line 3: expected a value of type int in age, got 'old'"):
         videos(tmp_path, "path,age\n1.mp4,40\n2.mp4,old\n", types={"age": "int"})
@@ -177,7 +177,7 @@ def test_a_type_may_be_asked_for(tmp_path: Path):
         ),
     ],
 )
-def test_a_wrong_table_is_named_with_its_line(tmp_path: Path, text: str, message: str):
+def test_an_invalid_table_is_an_error_that_states_the_line(tmp_path: Path, text: str, message: str):
     with pytest.raises(DataError, match=re.escape(message)) as caught:
         listing(tmp_path, text)
     assert "/list." in str(caught.value)
@@ -192,7 +192,7 @@ def test_a_wrong_table_is_named_with_its_line(tmp_path: Path, text: str, message
         ("", "line 3: expected a label for all videos or for none, got none here"),
     ],
 )
-def test_labels_may_have_to_be_numbers_below_a_count(tmp_path: Path, label: str, message: str):
+def test_num_classes_requires_numbers_below_it(tmp_path: Path, label: str, message: str):
     with pytest.raises(DataError, match=message):
         listing(tmp_path, f"path,label\n1.mp4,2\n2.mp4,{label}\n", num_classes=3)
     with pytest.raises(DataError, match=message):
@@ -200,11 +200,11 @@ def test_labels_may_have_to_be_numbers_below_a_count(tmp_path: Path, label: str,
         listing(tmp_path, f"{json.dumps(first)}\n\n{json.dumps(second)}", num_classes=3)
 
 
-def test_a_count_of_classes_gives_also_those_without_a_video(tmp_path: Path):
+def test_num_classes_includes_classes_without_a_video(tmp_path: Path):
     assert listing(tmp_path, "path,label\n1.mp4,2\n", num_classes=4).classes == ("0", "1", "2", "3")
 
 
-def test_many_missing_files_are_refused_and_few_are_counted(tmp_path: Path):
+def test_many_missing_files_are_an_error_and_few_are_counted(tmp_path: Path):
     (tmp_path / "1.mp4").touch()
     found = listing(tmp_path, "path\n1.mp4\n2.mp4\n", max_missing_fraction=0.5)
     assert (len(found.videos), found.missing) == (2, 1)
@@ -215,7 +215,7 @@ def test_many_missing_files_are_refused_and_few_are_counted(tmp_path: Path):
         listing(tmp_path, "path\n1.mp4\n2.mp4\n3.mp4\n", max_missing_fraction=0.5)
 
 
-def test_another_encoding_is_named(tmp_path: Path):
+def test_another_encoding_is_an_error(tmp_path: Path):
     (tmp_path / "list.csv").write_bytes("path,label\n\xe9.mp4,a\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"list.csv: expected text in UTF-8, .*; fix: save it as UTF-8"):
         CsvSource().list_videos(tmp_path / "list.csv")
@@ -251,7 +251,7 @@ def test_numbers_survive_a_csv(values: list[int | float]):
 
 
 @given(st.lists(st.text(min_size=1), min_size=1))
-def test_text_survives_whatever_it_looks_like(values: list[str]):
+def test_any_text_survives_a_csv(values: list[str]):
     rows = [Row(where=str(number), cells={"x": value}) for number, value in enumerate(values)]
     read = [row.cells["x"] for row in parse_column(rows, "x", None)]
     kind = {type(value) for value in read}

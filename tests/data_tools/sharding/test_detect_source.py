@@ -1,4 +1,4 @@
-"""Which source lists a collection where none is named, and what is said where it finds nothing."""
+"""Detection of the source, and errors and hints if it finds no videos."""
 
 import logging
 from pathlib import Path
@@ -39,7 +39,7 @@ def videos_in(folder: Path) -> dict[str, bytes]:
         ("c-*.tar", "webdataset"),
     ],
 )
-def test_a_source_is_chosen_by_what_is_there(tmp_path: Path, name: str, source: str):
+def test_a_source_is_detected_by_the_path(tmp_path: Path, name: str, source: str):
     if name and "-" not in name:
         write_text(tmp_path / name, "")
     assert detect_source(location(tmp_path / name)).name == source
@@ -48,7 +48,7 @@ def test_a_source_is_chosen_by_what_is_there(tmp_path: Path, name: str, source: 
         assert detect_source(location(f"s3://bucket/{name}")).name == expected
 
 
-def test_what_no_source_is_known_for_is_named(tmp_path: Path):
+def test_a_path_without_a_source_is_an_error_with_a_fix(tmp_path: Path):
     with pytest.raises(DataError, match=r"SOURCE .*lost: expected a folder of videos, or a csv"):
         detect_source(location(tmp_path / "lost"))
     write_text(tmp_path / "list.xlsx", "")
@@ -63,7 +63,7 @@ def test_what_no_source_is_known_for_is_named(tmp_path: Path):
         detect_source(location("s3://b/x"))
 
 
-def test_a_folder_of_something_else_says_what_it_seems_to_be(tmp_path: Path):
+def test_a_folder_without_videos_is_an_error_with_a_hint(tmp_path: Path):
     empty = Manifest(videos=(), ignored=3)
     with pytest.raises(DataError, match=r"got no video and 3 other files$"):
         check_not_empty(location(tmp_path), empty)
@@ -82,7 +82,7 @@ def test_a_folder_of_something_else_says_what_it_seems_to_be(tmp_path: Path):
         check_not_empty(location("s3://b/x.tar"), empty)
 
 
-def test_a_foreign_set_in_a_bucket_is_sharded_as_one_on_the_disk(bucket: str, tmp_path: Path):
+def test_a_webdataset_in_a_bucket_is_sharded_like_a_local_one(bucket: str, tmp_path: Path):
     collection = COLLECTIONS["webdataset"](tmp_path / "foreign")
     for name in ("data/train-0.tar", "data/test-0.tar"):
         location(f"{bucket}/set/{name}").upload(collection.root / name)
@@ -94,7 +94,7 @@ def test_a_foreign_set_in_a_bucket_is_sharded_as_one_on_the_disk(bucket: str, tm
 
 
 @pytest.mark.slow
-def test_a_csv_of_urls_is_sharded_and_what_is_not_there_is_rejected(tmp_path: Path):
+def test_a_csv_of_urls_is_sharded_and_missing_files_are_rejected(tmp_path: Path):
     write_clips(tmp_path / "web", "a b.mp4", "c.mp4")
     with faulty_server(tmp_path / "web") as server:
         urls = [f"{server.url}/{name}" for name in ("a%20b.mp4", "c.mp4", "lost.mp4")]
@@ -136,7 +136,7 @@ def refusal(root: Path) -> str:
         ("splits/a_test_split1.txt", "b.avi 1\n", "give source.name=hmdb51"),
     ],
 )
-def test_a_folder_with_lists_is_not_read_by_its_folders_in_silence(
+def test_a_folder_with_lists_is_an_error_that_states_the_arguments(
     tmp_path: Path, name: str, text: str, advice: str
 ):
     write_text(tmp_path / "v" / "a.mp4", "")
@@ -160,7 +160,7 @@ def test_a_folder_with_lists_is_not_read_by_its_folders_in_silence(
         ("hmdb51", ["testTrainMulti_7030_splits/a_test_split1.txt"]),
     ],
 )
-def test_official_lists_in_their_official_folder_are_used_and_named(
+def test_official_lists_in_their_official_folder_are_used(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -176,12 +176,12 @@ def test_official_lists_in_their_official_folder_are_used_and_named(
     assert f"is read by source.name={source}, with its official lists; source.name=folder uses" in caplog.text
 
 
-def test_ssv2_is_known_by_its_labels(tmp_path: Path):
+def test_ssv2_is_detected_by_its_labels(tmp_path: Path):
     collection = COLLECTIONS["ssv2"](tmp_path / "ssv2")
     assert "labels/labels.json give source.name=ssv2" in refusal(collection.root)
 
 
-def test_other_texts_beside_videos_are_at_most_mentioned(
+def test_other_text_files_next_to_videos_give_at_most_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(logging.getLogger("kinemae"), "propagate", True)
@@ -209,11 +209,11 @@ def test_other_texts_beside_videos_are_at_most_mentioned(
         ("a.tsv", "path\tlabel\n", "csv"),
     ],
 )
-def test_a_list_is_known_by_its_first_lines(tmp_path: Path, name: str, text: str, source: str):
+def test_a_list_is_detected_by_its_first_lines(tmp_path: Path, name: str, text: str, source: str):
     assert detect_source(location(write_text(tmp_path / name, text))).name == source
 
 
-def test_a_list_of_nothing_is_named_as_one(tmp_path: Path):
+def test_an_empty_list_is_an_error(tmp_path: Path):
     file = write_text(tmp_path / "list.csv", "path,label\n")
     with pytest.raises(DataError, match=r"list.csv: expected a row for each video, got no video"):
         check_not_empty(location(file), Manifest(videos=()))
@@ -224,7 +224,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().err
 
 
-def test_one_class_that_may_be_a_folder_of_classes_is_said(
+def test_a_single_class_of_several_folders_gives_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     write_text(tmp_path / "set" / "videos" / "a" / "1.mp4", "")
@@ -235,7 +235,7 @@ def test_one_class_that_may_be_a_folder_of_classes_is_said(
     assert "all videos are of" not in said(capsys, tmp_path / "set" / "videos")
 
 
-def test_a_folder_that_may_be_a_split_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_split_name_among_class_folders_gives_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_text(tmp_path / "train" / "1.mp4", "")
     write_text(tmp_path / "dev" / "2.mp4", "")
     assert "train is the name of a split, dev is not: all are classes; for splits rename" in said(
@@ -243,7 +243,7 @@ def test_a_folder_that_may_be_a_split_is_said(tmp_path: Path, capsys: pytest.Cap
     )
 
 
-def test_a_source_is_named_alone_by_its_arguments_or_both(tmp_path: Path):
+def test_a_source_is_given_by_name_by_arguments_or_both(tmp_path: Path):
     for override, name, args in (
         ("source=csv", "csv", {}),
         ("source.args.videos=..", "", {"videos": ".."}),

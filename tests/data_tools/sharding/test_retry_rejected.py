@@ -1,4 +1,4 @@
-"""A rejection whose cause was not the video is not final; `retry_rejected` tries all rejected videos."""
+"""A rejection with a temporary cause is not final; `retry_rejected` tries all rejected videos again."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def write(folder: Path, **videos: bytes) -> Path:
     for name, video in videos.items():
         file = folder / f"{name}.mp4"
         file.write_bytes(video)
-        os.utime(file, ns=(0, 0))  # the journal must not notice the change
+        os.utime(file, ns=(0, 0))  # the same size and time, so that the log stays valid
     return folder
 
 
@@ -42,7 +42,7 @@ def test_an_unfinished_command_tries_rejected_videos_again(tmp_path: Path):
 
 
 @pytest.mark.parametrize("is_mended", [True, False])
-def test_a_complete_data_set_takes_in_what_can_be_read_now(
+def test_retry_rejected_rewrites_a_complete_data_set_if_a_video_is_readable_now(
     is_mended: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     good, other = encoded(moving(5)), encoded(moving(6))
@@ -61,7 +61,7 @@ def test_a_complete_data_set_takes_in_what_can_be_read_now(
     assert contents(out) == (contents(whole) if is_mended else before)
 
 
-def test_nothing_is_tried_again_where_nothing_was_rejected(
+def test_retry_rejected_does_nothing_without_rejected_videos(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     source = write(tmp_path / "videos", a=encoded(moving(5)))
@@ -71,7 +71,7 @@ def test_nothing_is_tried_again_where_nothing_was_rejected(
 
 
 class Deadly(Layout):
-    """Kills its process while a file exists, like the kernel's out-of-memory killer."""
+    """A layout that kills its process while a file exists, like the kernel's out-of-memory killer."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -101,7 +101,7 @@ def test_a_crash_is_not_final(tmp_path: Path):
     assert len([line for line in lines if json.loads(line)["samples"]]) == 2
 
 
-def test_the_log_says_what_may_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_log_counts_temporary_rejections(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = write(tmp_path / "videos", a=encoded(moving(5)), b=b"no video")
     out = tmp_path / "out"
     assert shard(source, out) == 0

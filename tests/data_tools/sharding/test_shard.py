@@ -1,4 +1,4 @@
-"""Any collection becomes shards that others can read, with the same bytes however it was run."""
+"""`kinemae data shard`: shards readable by webdataset, with the same bytes for any way of running."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from tests.sharding import contents, video_bytes, write_clip
 
 
 def shard(source: Path, out: Path, *overrides: str, workers: int = 1) -> int:
-    """With the bytes as they are, so that they can be compared; `layouts/` tests the other ways."""
+    """Shard with the layout copy, so that bytes can be compared; `layouts/` tests the other layouts."""
     return sharding.shard(source, out, "layout.name=copy", *overrides, workers=workers)
 
 
@@ -32,7 +32,7 @@ def names_and_bytes(index: ShardIndex) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of ten clips, three files that are no videos, and one that is not even called so."""
+    """Two classes of ten clips, three unreadable videos, and one file of another kind."""
     root = tmp_path_factory.mktemp("collection") / "videos"
     for number in range(20):
         write_clip(root / ("Run" if number % 2 else "walk slowly") / f"Clip.{number}.mp4", number)
@@ -64,7 +64,7 @@ def test_webdataset_alone_reads_the_same_samples_and_bytes(sharded: Path, collec
             assert about["label"] == Path(about["name"]).parts[0] == index.classes[about["label_index"]]
 
 
-def test_the_index_leads_to_the_bytes_and_tells_the_truth_about_them(sharded: Path, collection: Path):
+def test_the_index_gives_the_position_and_metadata_of_each_video(sharded: Path, collection: Path):
     index = open_index(sharded / "train")
     found = names_and_bytes(index)
     for position in range(len(index)):
@@ -111,20 +111,20 @@ def test_the_number_of_processes_does_not_change_a_byte(sharded: Path, collectio
     assert contents(tmp_path / "two") == contents(sharded)
 
 
-def test_the_place_of_the_source_does_not_change_a_byte(sharded: Path, collection: Path, tmp_path: Path):
+def test_the_location_of_the_source_does_not_change_a_byte(sharded: Path, collection: Path, tmp_path: Path):
     shutil.copytree(collection, tmp_path / "videos")
     assert shard(tmp_path / "videos", tmp_path / "out", "samples_per_shard=6") == 0
     assert contents(tmp_path / "out") == contents(sharded)
 
 
-def test_a_stopped_run_leaves_what_it_checked_to_the_next(collection: Path, tmp_path: Path):
+def test_a_stopped_run_keeps_its_results_for_the_next(collection: Path, tmp_path: Path):
     out = tmp_path / "out"
     assert shard(collection, out, "max_bad_fraction=0.1") == 3
     journal = out / "work" / "transcoded.jsonl"
     lines = journal.read_text().splitlines()
     assert len(lines) == 23
     remembered = [line.replace('"frames": 3', '"frames": 30') for line in lines]
-    journal.write_text("\n".join(remembered)[:-20])  # as if killed in the last line
+    journal.write_text("\n".join(remembered)[:-20])  # an incomplete last line
     assert shard(collection, out, "max_bad_fraction=0.1") == 3
     again = journal.read_text().splitlines()
     assert again[:-1] == remembered[:-1]
@@ -140,12 +140,14 @@ def test_a_complete_data_set_is_left_alone(
     assert {path: path.stat().st_mtime_ns for path in sharded.rglob("*")} == before
 
 
-def test_another_data_set_is_refused(sharded: Path, collection: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_output_of_another_config_is_an_error(
+    sharded: Path, collection: Path, capsys: pytest.CaptureFixture[str]
+):
     assert shard(collection, sharded, "seed=5") == 2
     assert "expected the same data set, got one made of videos with another config" in capsys.readouterr().err
 
 
-def test_a_folder_with_something_else_is_refused(collection: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_output_folder_with_other_files_is_an_error(collection: Path, capsys: pytest.CaptureFixture[str]):
     assert shard(collection, collection) == 2
     assert (
         "expected an empty folder or an earlier output, got files but no shard.json"
@@ -223,7 +225,7 @@ def test_real_clips_of_every_format_are_sharded_as_they_are(folder: Path, tmp_pa
         ("broken", 3, ".*rejected.jsonl: expected readable videos, got none of 1, first a/b.mp4: "),
     ],
 )
-def test_a_source_without_videos_is_named(
+def test_a_source_without_videos_is_an_error(
     tmp_path: Path, make: str | None, code: int, message: str, capsys: pytest.CaptureFixture[str]
 ):
     source = tmp_path / "source"
@@ -260,6 +262,6 @@ def test_a_wrong_config_says_what_to_fix(override: str, message: str):
         load_config(ShardConfig, None, [override])
 
 
-def test_an_unknown_source_is_named(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_unknown_source_is_an_error(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert shard(collection, tmp_path / "out", "source.name=foldr") == 2
     assert "no source named 'foldr'; did you mean 'folder'?" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Deadlines of `shard`: inputs that block are skipped by name, and Ctrl-C ends the command."""
+"""Deadlines of `shard`: inputs that block are rejected, and Ctrl-C ends the command."""
 
 import errno
 import fcntl
@@ -72,12 +72,12 @@ def test_a_named_pipe_is_rejected_without_being_opened(
 
 
 @pytest.mark.processes
-def test_a_blocked_video_is_left_out_and_tried_again_by_the_next_run(source: Path, tmp_path: Path):
+def test_a_blocked_video_is_rejected_and_tried_again_by_the_next_run(source: Path, tmp_path: Path):
     command = (source, tmp_path / "out", "validation_fraction=0", "max_bad_fraction=0")
     with blocked(source / "1.mp4"):
         assert shard(*command, "timeout_s=2", workers=2) == EXIT_DATA
     assert rejected(tmp_path / "out") == {"1.mp4": TIMED_OUT}
-    assert shard(*command, workers=2) == 0  # another timeout_s makes no other data set
+    assert shard(*command, workers=2) == 0  # timeout_s does not change the data set
     assert rejected(tmp_path / "out") == {}
     assert len(open_index(tmp_path / "out" / "train")) == 3
 
@@ -107,7 +107,7 @@ def test_ctrl_c_ends_sharding_while_an_input_blocks(repo: Path, source: Path, tm
         assert process.stderr.read().endswith("interrupted\n")
 
 
-def test_a_disk_that_fails_is_no_fault_of_the_video(
+def test_a_disk_failure_does_not_reject_the_video(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(transcode_module, "OUTAGE_S", 0.0)
@@ -122,7 +122,7 @@ def test_a_disk_that_fails_is_no_fault_of_the_video(
     assert rejected(tmp_path / "out") == {}
 
 
-def test_a_deadline_has_a_length(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_deadline_must_be_above_0(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert shard(source, tmp_path / "out", "timeout_s=0") == 2
     assert "timeout_s must be above 0, got 0.0" in capsys.readouterr().err
     for command in ("index", "verify"):
@@ -130,13 +130,13 @@ def test_a_deadline_has_a_length(source: Path, tmp_path: Path, capsys: pytest.Ca
         assert "timeout_s must be above 0, got 0.0" in capsys.readouterr().err
 
 
-def test_a_named_pipe_among_shards_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_named_pipe_among_shards_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     os.mkfifo(tmp_path / "x.tar")
     assert run_program(PROGRAM, ["index", str(tmp_path), "workers=1"]) == EXIT_DATA
     assert "expected a regular file, got a named pipe" in capsys.readouterr().err
 
 
-def test_a_file_system_without_locks_is_warned_of_and_used(
+def test_a_file_system_without_locks_gives_a_warning(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def no_locks(descriptor: int, operation: int) -> None:

@@ -1,4 +1,4 @@
-"""Whatever a collection holds, each video is taken or named with its reason, the others untouched."""
+"""Faulty inputs of `shard`: each video is stored or rejected with a reason, without effect on others."""
 
 import json
 import resource
@@ -17,7 +17,7 @@ LAYOUTS = ("copy", "stride_aligned")
 
 
 def with_streams(*, path: Path, sound: bool = False, films: tuple[tuple[int, int], ...] = ()) -> bytes:
-    """A file of a sound, and of films of these (height, width)."""
+    """Write a file with a sound stream and video streams of these sizes (height, width)."""
     with av.open(str(path), "w", format="mp4") as output:
         made = []
         for height, width in films:
@@ -89,7 +89,7 @@ def rows(out: Path) -> dict[str, dict[str, object]]:
     return {index.sample(n).name: vars(index.sample(n)) for n in range(len(index))}
 
 
-def test_what_cannot_be_read_is_left_out_with_its_reason(sharded: Path):
+def test_unreadable_videos_are_rejected_with_a_reason(sharded: Path):
     lines = (sharded / "rejected.jsonl").read_text().splitlines()
     reasons = {entry["path"]: entry["reason"] for entry in map(json.loads, lines)}
     assert set(reasons) == {
@@ -132,7 +132,7 @@ def test_the_log_gives_reasons_with_their_numbers(tmp_path: Path, capsys: pytest
     assert " of N frames" not in log
 
 
-def test_a_tail_that_is_missing_is_reported_and_what_is_there_is_taken(sharded: Path):
+def test_a_truncated_video_is_noted_and_its_frames_are_stored(sharded: Path):
     lines = (sharded / "notes.jsonl").read_text().splitlines()
     notes = {entry["path"]: entry["note"] for entry in map(json.loads, lines)}
     assert notes.pop("tail.mp4") == "25 of 40 frames"
@@ -143,7 +143,7 @@ def test_a_tail_that_is_missing_is_reported_and_what_is_there_is_taken(sharded: 
     assert rows(sharded)["tail.mp4"]["frames"] == 25
 
 
-def test_the_index_says_what_was_stored(sharded: Path, collection: Path):
+def test_the_index_describes_the_stored_videos(sharded: Path, collection: Path):
     index = open_index(sharded / "train")
     found = video_bytes(index)
     for number in range(len(index)):
@@ -160,7 +160,7 @@ def test_the_index_says_what_was_stored(sharded: Path, collection: Path):
         assert (sizes["odd.mp4"], sizes["one_pixel.mkv"]) == ((320, 240), (2, 2))
 
 
-def test_a_start_that_is_not_zero_and_a_varying_rate_keep_their_times(sharded: Path, collection: Path):
+def test_a_nonzero_start_and_a_varying_rate_keep_timestamps(sharded: Path, collection: Path):
     index = open_index(sharded / "train")
     row = rows(sharded)["varying.mkv"]
     assert row["duration_s"] == pytest.approx(0.9 * 10 / 9, rel=1e-3)
@@ -171,7 +171,7 @@ def test_a_start_that_is_not_zero_and_a_varying_rate_keep_their_times(sharded: P
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_names_of_all_kinds_give_safe_keys_and_stay_in_the_description(layout: str, tmp_path: Path):
+def test_any_file_name_gives_a_safe_key_and_stays_in_the_json(layout: str, tmp_path: Path):
     composed = unicodedata.normalize("NFC", "caf\u00e9.mp4")
     names = ["a.b.c.mp4", "a b.mp4", "new\nline.mp4", "A B.mp4", "x..mp4.mp4", "\u6253.mp4", composed]
     names += [unicodedata.normalize("NFD", composed), "quote'\".mp4", "back\\slash.mp4"]
@@ -196,7 +196,7 @@ def test_names_of_all_kinds_give_safe_keys_and_stay_in_the_description(layout: s
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("limit", [6_000, 20_000])
-def test_a_full_disk_is_named_and_the_next_run_goes_on(
+def test_a_full_disk_is_an_error_and_the_next_run_resumes(
     layout: str, limit: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     source = tmp_path / "videos"
@@ -220,7 +220,7 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(
     assert not (tmp_path / "out" / "work").exists()
 
 
-def test_a_file_that_vanishes_after_it_was_listed_is_rejected(tmp_path: Path):
+def test_a_file_removed_after_listing_is_rejected(tmp_path: Path):
     (tmp_path / "a.mp4").write_bytes(encoded(moving(5)))
     (tmp_path / "list.csv").write_text("path\na.mp4\nlost.mp4\n")
     assert (

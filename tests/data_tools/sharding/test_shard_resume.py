@@ -1,4 +1,4 @@
-"""However often a run is killed, and wherever it writes to, it ends with the bytes of an unbroken one."""
+"""A killed run resumes, locally and remotely, and ends with the bytes of an uninterrupted one."""
 
 import fcntl
 import random
@@ -59,7 +59,7 @@ def lines(path: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_run_killed_three_times_is_continued_to_the_same_bytes(
+def test_a_run_killed_three_times_resumes_to_the_same_bytes(
     collection: Path, unbroken: Path, tmp_path: Path, repo: Path
 ):
     out, chance = tmp_path / "out", random.Random(SEED)
@@ -76,7 +76,7 @@ def test_a_run_killed_three_times_is_continued_to_the_same_bytes(
     assert contents(out) == contents(unbroken), f"killed after {stored}, {finished}, {later}"
 
 
-def test_what_is_finished_is_not_made_again(collection: Path, unbroken: Path, tmp_path: Path):
+def test_finished_videos_are_not_encoded_again(collection: Path, unbroken: Path, tmp_path: Path):
     out = tmp_path / "out"
     assert shard(collection, out, *ARGUMENTS, "max_bad_fraction=0.01") == 3
     spool = {path: path.stat().st_mtime_ns for path in (out / "work" / "spool").iterdir()}
@@ -94,14 +94,16 @@ def test_the_number_of_processes_does_not_change_a_byte(collection: Path, unbrok
     assert contents(tmp_path / "out") == contents(unbroken)
 
 
-def test_the_work_folder_may_lie_elsewhere(collection: Path, unbroken: Path, tmp_path: Path):
+def test_work_dir_sets_the_work_folder(collection: Path, unbroken: Path, tmp_path: Path):
     work = tmp_path / "work"
     assert shard(collection, tmp_path / "out", *ARGUMENTS, f"work_dir={work}") == 0
     assert contents(tmp_path / "out") == contents(unbroken)
     assert not list(work.iterdir())
 
 
-def test_two_runs_at_a_time_are_refused(collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_two_runs_at_a_time_are_an_error(
+    collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     out = tmp_path / "out"
     assert shard(collection, out, "max_bad_fraction=0.01") == 3
     with (out / "work" / "lock").open("w") as lock:
@@ -111,7 +113,7 @@ def test_two_runs_at_a_time_are_refused(collection: Path, tmp_path: Path, capsys
 
 
 @pytest.mark.slow
-def test_shards_go_to_s3_and_are_those_of_a_local_out(
+def test_shards_on_s3_equal_those_of_a_local_output(
     collection: Path, unbroken: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -139,7 +141,7 @@ def some_samples(work: Path) -> list[ShardSample]:
 
 
 @pytest.mark.parametrize("is_remote", [False, True])
-def test_a_finished_shard_is_neither_made_nor_uploaded_again(
+def test_a_finished_shard_is_neither_written_nor_uploaded_again(
     is_remote: bool, request: pytest.FixtureRequest, tmp_path: Path
 ):
     place = location(f"{request.getfixturevalue('bucket')}/set" if is_remote else tmp_path / "out")
@@ -149,11 +151,11 @@ def test_a_finished_shard_is_neither_made_nor_uploaded_again(
         first = output.write_shard("train", 0, samples)
         assert (place / "train" / "shard-000000.tar").size() == first.shard.bytes
         assert not list((output.work / "spool").iterdir())
-    (output.work / "shards.jsonl").open("a").write('{"split": "tra')  # killed in the middle of a line
+    (output.work / "shards.jsonl").open("a").write('{"split": "tra')  # an incomplete last line
     again = Output(place, str(tmp_path / "work"))
     with again.opened():
         assert again.is_sharded("k0")
-        assert again.write_shard("train", 0, samples) == first  # the spool is empty: nothing could be made
+        assert again.write_shard("train", 0, samples) == first  # the spool is empty: nothing can be written
     (place / "train" / "shard-000000.tar").remove()
     lost = Output(place, str(tmp_path / "work"))
     with lost.opened():
@@ -161,7 +163,7 @@ def test_a_finished_shard_is_neither_made_nor_uploaded_again(
         assert lost.write_shard("train", 0, some_samples(output.work)) == first
 
 
-def test_a_finished_shard_of_other_samples_is_made_anew(tmp_path: Path):
+def test_a_finished_shard_of_other_samples_is_written_again(tmp_path: Path):
     output = Output(location(tmp_path / "out"), None)
     with output.opened():
         first = output.write_shard("train", 0, some_samples(output.work))

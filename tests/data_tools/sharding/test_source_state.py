@@ -1,4 +1,4 @@
-"""Journal entries of a video are valid while its files are unchanged, locally or at a URL."""
+"""Logged results of a video are valid while its files are unchanged, locally or at a URL."""
 
 import tarfile
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.faulty_server import faulty_server
 from tests.sharding import encoded, moving, shard
 
 
-def test_a_file_of_the_same_name_says_nothing_of_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_local_file_of_the_same_name_does_not_affect_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "a.mp4").write_bytes(b"remote")
     monkeypatch.chdir(tmp_path)
@@ -28,7 +28,7 @@ def test_a_file_of_the_same_name_says_nothing_of_a_url(tmp_path: Path, monkeypat
         assert lost.size == 0
 
 
-def test_each_url_is_asked_for_once(tmp_path: Path):
+def test_each_url_is_looked_up_once(tmp_path: Path):
     (tmp_path / "a.tar").write_bytes(bytes(100))
     with faulty_server(tmp_path) as server:
         url = f"{server.url}/a.tar"
@@ -40,10 +40,10 @@ def test_each_url_is_asked_for_once(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_remote_video_that_changed_is_stored_anew(
+def test_a_changed_remote_video_is_stored_again(
     bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """Between two starts of one command; the new file has the same size, so its tag must tell."""
+    """A file changes between two runs; it keeps its size, so only its tag differs."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first, second = encoded(moving(5)), encoded(moving(9))
     length = max(len(first), len(second))
@@ -66,7 +66,7 @@ def test_a_remote_video_that_changed_is_stored_anew(
 
 @pytest.mark.parametrize("layout", ["copy", "stride_aligned"])
 @pytest.mark.parametrize("kind, ending", [(("mp4", "libx264"), "mp4"), (("webm", "libvpx"), "mkv")])
-def test_a_url_without_an_ending_gets_that_of_its_container(
+def test_a_url_without_an_extension_gets_that_of_its_container(
     layout: str, kind: tuple[str, str], ending: str, tmp_path: Path
 ):
     (tmp_path / "web").mkdir()

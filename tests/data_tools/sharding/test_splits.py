@@ -1,4 +1,4 @@
-"""Splits are balanced by class and never part what is alike."""
+"""Splits are balanced by class and keep groups and copies together."""
 
 from collections import Counter
 from dataclasses import replace
@@ -21,7 +21,7 @@ def videos(counts: dict[str | None, int], split: str | None = None) -> list[Sour
 
 
 def grouped(groups: list[tuple[str, str]]) -> list[SourceVideo]:
-    """A video for each (group, label)."""
+    """Make a video for each (group, label)."""
     return [
         SourceVideo(path=Path("unused"), name=f"{number}.mp4", label=label, group=group or None)
         for number, (group, label) in enumerate(groups)
@@ -36,7 +36,7 @@ def test_a_split_is_balanced_by_class(share: float, held_out: int):
     assert sum(map(len, splits.values())) == 20
 
 
-def test_a_class_of_one_stays_in_train_and_one_of_two_is_on_both_sides():
+def test_a_class_of_one_video_stays_in_train_and_one_of_two_is_in_both_splits():
     splits = assign_splits(videos({"one": 1, "two": 2}), {}, validation_fraction=0.5, seed=0)
     assert sorted(video.label for video in splits["train"] if video.label) == ["one", "two"]
     assert [video.label for video in splits["validation"]] == ["two"]
@@ -64,9 +64,7 @@ def test_a_split_depends_on_the_seed_and_not_on_the_order_of_the_source():
     st.lists(st.sampled_from(["", *"01234567"]), min_size=40, max_size=40),
     st.floats(0.05, 0.6),
 )
-def test_neither_groups_nor_copies_are_ever_parted(
-    groups: list[tuple[str, str]], digests: list[str], share: float
-):
+def test_groups_and_copies_stay_in_one_split(groups: list[tuple[str, str]], digests: list[str], share: float):
     some = grouped([(group.strip(), label) for group, label in groups])
     contents = {video.name: digest for video, digest in zip(some, digests, strict=False)}
     splits = assign_splits(some, contents, validation_fraction=share, seed=0)
@@ -74,7 +72,7 @@ def test_neither_groups_nor_copies_are_ever_parted(
     assert sorted(video.name for members in splits.values() for video in members) == sorted(
         video.name for video in some
     )
-    for label in "ab":  # whoever has two families of its own is on either side
+    for label in "ab":  # a class with two families is in both splits
         own = [family for family in families(some, contents) if {video.label for video in family} == {label}]
         mixed = [family for family in families(some, contents) if len({video.label for video in family}) > 1]
         if len(own) > 1 and not mixed:
@@ -82,19 +80,19 @@ def test_neither_groups_nor_copies_are_ever_parted(
             assert sorted(sides) == ["train", "validation"]
 
 
-def test_groups_of_equal_size_are_shared_out_as_exactly_as_single_videos():
+def test_groups_of_equal_size_are_split_as_exactly_as_single_videos():
     some = grouped([(f"{label}{number // 5}", label) for label in "ab" for number in range(50)])
     splits = assign_splits(some, {}, validation_fraction=0.2, seed=3)
     assert Counter(video.label for video in splits["validation"]) == {"a": 10, "b": 10}
 
 
-def test_a_class_of_two_large_groups_is_on_both_sides():
+def test_a_class_of_two_large_groups_is_in_both_splits():
     some = grouped([("one", "a")] * 9 + [("two", "a")] * 8)
     splits = assign_splits(some, {}, validation_fraction=0.1, seed=0)
     assert (len(splits["train"]), len(splits["validation"])) == (9, 8)
 
 
-def test_leaks_name_both_videos_and_where_they_are():
+def test_leaks_name_both_videos_and_their_splits():
     train, validation = videos({"a": 2}, "train"), videos({"b": 2}, "validation")
     validation[1] = replace(validation[1], group="cam")
     train[1] = replace(train[1], group="cam")
@@ -107,7 +105,7 @@ def test_leaks_name_both_videos_and_where_they_are():
     assert leaks({"train": train + validation}, contents) == []
 
 
-def test_copies_are_counted_and_parts_of_a_video_are_none():
+def test_copies_are_counted_without_parts_of_a_video():
     some = videos({"a": 4})
     contents = dict.fromkeys((video.name for video in some), "x")
     assert count_copies(some, contents) == 3

@@ -1,4 +1,4 @@
-"""Shards have their names only when they are whole."""
+"""Shards have their final names only when they are complete."""
 
 import resource
 import zlib
@@ -11,7 +11,7 @@ from kinemae.data_tools.sharding.tar_writer import ShardSample, into_shards, wri
 
 
 def some_samples(folder: Path, sizes: list[int]) -> list[ShardSample]:
-    """Ranges of one file, as members of a tar are."""
+    """Samples that are ranges of one file, like the members of a tar."""
     file, samples, offset = folder / "videos", [], 7
     content = b"before." + b"".join(bytes([number]) * size for number, size in enumerate(sizes))
     file.write_bytes(content)
@@ -32,7 +32,7 @@ def some_samples(folder: Path, sizes: list[int]) -> list[ShardSample]:
     return samples
 
 
-def test_a_shard_ends_where_it_would_be_too_large(tmp_path: Path):
+def test_a_shard_ends_before_it_exceeds_a_limit(tmp_path: Path):
     samples = some_samples(tmp_path, [400, 400, 400, 5000, 100])
     groups = list(into_shards(samples, samples_per_shard=10, bytes_per_shard=1000))
     assert [[sample.key for sample in group] for group in groups] == [["k0", "k1"], ["k2"], ["k3"], ["k4"]]
@@ -44,7 +44,7 @@ def test_a_shard_ends_where_it_would_be_too_large(tmp_path: Path):
     assert list(into_shards([], samples_per_shard=5, bytes_per_shard=1000)) == []
 
 
-def test_places_lead_to_the_bytes(tmp_path: Path):
+def test_places_give_the_positions_of_the_bytes(tmp_path: Path):
     samples = some_samples(tmp_path, [10, 0, 3000])
     shard, places = write_shard(tmp_path, 3, samples)
     content = (tmp_path / "shard-000003.tar").read_bytes()
@@ -54,7 +54,7 @@ def test_places_lead_to_the_bytes(tmp_path: Path):
         assert (place.key, place.shard) == (f"k{number}", 3)
 
 
-def test_a_full_disk_is_named_and_leaves_no_half_shard(tmp_path: Path):
+def test_a_full_disk_is_an_error_and_leaves_no_partial_shard(tmp_path: Path):
     out = tmp_path / "out"
     out.mkdir()
     small, large = some_samples(tmp_path, [5000, 90_000])
@@ -70,7 +70,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_shard(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", [b"before.\x09", b"bef"])
-def test_a_video_that_changed_since_it_was_checked_is_named(tmp_path: Path, damage: bytes):
+def test_a_video_that_changed_after_its_check_is_an_error(tmp_path: Path, damage: bytes):
     samples = some_samples(tmp_path, [100])
     content = samples[0].file.read_bytes()
     samples[0].file.write_bytes(damage + content[len(damage) :] if len(damage) > 5 else damage)

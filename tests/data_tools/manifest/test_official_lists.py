@@ -1,4 +1,4 @@
-"""The official lists of well-known collections, and the lists of other people's programs."""
+"""Sources for the official lists of known data sets, for path_label lists and for mmaction2."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def path_label(tmp_path: Path, text: str, **args: Any) -> Manifest:
     return listing("path_label", write_text(tmp_path / "list.txt", text), max_missing_fraction=1.0, **args)
 
 
-def test_the_label_stands_behind_the_last_space(tmp_path: Path):
+def test_the_label_follows_the_last_space(tmp_path: Path):
     found = path_label(tmp_path, '/data/a b  c.mp4 10\n"d e.mp4" 9\r\n\n"f ""g"".mp4" 010\n')
     assert [(video.name, video.label) for video in found.videos] == [
         ("/data/a b  c.mp4", "10"),
@@ -45,19 +45,19 @@ def test_the_label_stands_behind_the_last_space(tmp_path: Path):
         ("b.mp4 1", r"line 2: expected each video once, got b.mp4, which is also in line 1"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str):
+def test_an_invalid_line_is_an_error_that_states_it(tmp_path: Path, line: str, message: str):
     with pytest.raises(DataError, match=message):
         path_label(tmp_path, f"b.mp4 6\n{line}\n", num_classes=7)
 
 
-def test_another_delimiter_is_understood_and_a_longer_one_refused(tmp_path: Path):
+def test_a_delimiter_is_one_character(tmp_path: Path):
     [video] = path_label(tmp_path, "a b.mp4, 3\n", delimiter=",").videos
     assert (video.name, video.label) == ("a b.mp4", "3")
     with pytest.raises(ValueError, match=r"source.args.delimiter must be one character, got ', '"):
         path_label(tmp_path, "", delimiter=", ")
 
 
-def test_a_video_in_two_splits_is_named_with_both_lists(tmp_path: Path):
+def test_a_video_in_two_splits_is_an_error_that_names_both_lists(tmp_path: Path):
     write_text(tmp_path / "train.csv", "a.mp4 0\n")
     write_text(tmp_path / "test.csv", "b.mp4 0\na.mp4 0\n")
     with pytest.raises(
@@ -66,7 +66,7 @@ def test_a_video_in_two_splits_is_named_with_both_lists(tmp_path: Path):
         listing("path_label", tmp_path, max_missing_fraction=1.0)
 
 
-def test_a_folder_without_lists_or_with_two_of_a_split_is_refused(tmp_path: Path):
+def test_a_folder_needs_one_list_per_split(tmp_path: Path):
     with pytest.raises(DataError, match=r"expected train.csv .*, got no list"):
         listing("path_label", tmp_path)
     write_text(tmp_path / "val.csv", "")
@@ -75,7 +75,7 @@ def test_a_folder_without_lists_or_with_two_of_a_split_is_refused(tmp_path: Path
         listing("path_label", tmp_path)
 
 
-def test_mmaction2_knows_videos_and_pictures(tmp_path: Path):
+def test_mmaction2_reads_videos_and_folders_of_images(tmp_path: Path):
     write_text(tmp_path / "clips" / "a b.mp4", "")
     write_text(tmp_path / "clips" / "v" / "flow_0.png", "")
     found = listing("mmaction2", write_text(tmp_path / "one.txt", "a b.mp4 4\n"), videos="clips")
@@ -109,14 +109,14 @@ def test_mmaction2_knows_videos_and_pictures(tmp_path: Path):
         ("a.mp4 9\n", {"num_classes": 9}, r"line 1: expected a label from 0 to 8"),
     ],
 )
-def test_a_wrong_mmaction2_list_is_named(tmp_path: Path, text: str, args: dict[str, Any], message: str):
+def test_an_invalid_mmaction2_list_is_an_error(tmp_path: Path, text: str, args: dict[str, Any], message: str):
     write_text(tmp_path / "v" / "img_00001.jpg", "")
     write_text(tmp_path / "a.mp4", "")
     with pytest.raises(DataError, match=message):
         listing("mmaction2", write_text(tmp_path / "list.txt", text), **args)
 
 
-def test_mmaction2_lists_must_tell_their_split_alone(tmp_path: Path):
+def test_mmaction2_lists_need_one_split_each(tmp_path: Path):
     with pytest.raises(DataError, match=r"expected lists such as ucf101_train_split_1_videos.txt, got none"):
         listing("mmaction2", tmp_path)
     write_text(tmp_path / "ucf101_train_split_1_videos.txt", "")
@@ -158,7 +158,7 @@ def test_a_wrong_argument_is_named(name: str, args: dict[str, Any], message: str
         build_component("kinemae.data_tools.sources", Component(name=name, args=args), Source)
 
 
-def test_kinetics_groups_the_clips_of_a_video_and_counts_what_is_not_listed(tmp_path: Path):
+def test_kinetics_groups_the_clips_of_a_video_and_counts_unlisted_files(tmp_path: Path):
     root = COLLECTIONS["kinetics"](tmp_path).root
     found = listing("kinetics", root)
     assert [video.group for video in found.videos] == ["-_a1b2c3d4e", "zz_y1b2c3d4e"]
@@ -167,7 +167,7 @@ def test_kinetics_groups_the_clips_of_a_video_and_counts_what_is_not_listed(tmp_
     assert [video.split for video in single.videos] == ["validation"]
 
 
-def test_lost_kinetics_videos_are_counted_up_to_a_share(tmp_path: Path):
+def test_missing_kinetics_videos_are_counted_up_to_a_fraction(tmp_path: Path):
     root = COLLECTIONS["kinetics"](tmp_path).root
     with (root / "annotations" / "val.csv").open("a") as file:
         file.write("yoga,lost_video_,100,110,validate\n")
@@ -180,7 +180,7 @@ def test_lost_kinetics_videos_are_counted_up_to_a_share(tmp_path: Path):
         listing("kinetics", root, max_missing_fraction=0.3)
 
 
-def test_kinetics_takes_the_copy_in_the_folder_of_the_class(tmp_path: Path):
+def test_kinetics_prefers_the_copy_in_the_class_folder(tmp_path: Path):
     root = COLLECTIONS["kinetics"](tmp_path).root
     videos = root / "videos"
     write_text(videos / "yoga" / "-_a1b2c3d4e_000010_000020.mp4", "")
@@ -211,7 +211,7 @@ def test_kinetics_takes_the_copy_in_the_folder_of_the_class(tmp_path: Path):
         ),
     ],
 )
-def test_a_wrong_kinetics_csv_is_named(tmp_path: Path, text: str, message: str):
+def test_an_invalid_kinetics_csv_is_an_error(tmp_path: Path, text: str, message: str):
     with pytest.raises(DataError, match=message):
         listing("kinetics", write_text(tmp_path / "x.csv", text))
 
@@ -241,14 +241,14 @@ def test_ssv2_classes_keep_their_numbers_and_captions_become_a_column(tmp_path: 
         ("2-train.json", "[]", r"expected one train.json, got 2-train.json and train.json; fix: remove one"),
     ],
 )
-def test_wrong_ssv2_files_are_named(tmp_path: Path, file: str, text: str, message: str):
+def test_invalid_ssv2_files_are_errors(tmp_path: Path, file: str, text: str, message: str):
     root = COLLECTIONS["ssv2"](tmp_path).root
     write_text(root / "labels" / file, text)
     with pytest.raises(DataError, match=message):
         listing("ssv2", root)
 
 
-def test_ssv2_without_its_files_is_named(tmp_path: Path):
+def test_missing_ssv2_files_are_an_error(tmp_path: Path):
     with pytest.raises(DataError, match=r"expected labels.json of ssv2, got none"):
         listing("ssv2", tmp_path)
     with pytest.raises(DataError, match=r"expected the folder with labels/ and the videos of ssv2"):
@@ -273,14 +273,14 @@ def test_ucf101_groups_and_classes_are_the_official_ones(tmp_path: Path):
         ),
     ],
 )
-def test_wrong_ucf101_lists_are_named(tmp_path: Path, file: str, text: str, message: str):
+def test_invalid_ucf101_lists_are_errors(tmp_path: Path, file: str, text: str, message: str):
     root = COLLECTIONS["ucf101"](tmp_path).root
     write_text(root / "ucfTrainTestlist" / file, text)
     with pytest.raises(DataError, match=message):
         listing("ucf101", root)
 
 
-def test_another_fold_takes_its_own_lists(tmp_path: Path):
+def test_the_fold_selects_the_lists(tmp_path: Path):
     with pytest.raises(
         DataError, match=r"trainlist02.txt: expected a readable list, got an error .No such file"
     ):
@@ -291,12 +291,12 @@ def test_another_fold_takes_its_own_lists(tmp_path: Path):
         listing("hmdb51", COLLECTIONS["hmdb51"](tmp_path / "hmdb").root, fold=3)
 
 
-def test_hmdb51_leaves_out_what_is_in_neither_split(tmp_path: Path):
+def test_hmdb51_ignores_videos_of_neither_split(tmp_path: Path):
     found = listing("hmdb51", COLLECTIONS["hmdb51"](tmp_path).root)
     assert (found.ignored, found.classes) == (1, ("run", "wave"))
 
 
-def test_pictures_follow_their_numbers(tmp_path: Path):
+def test_images_are_ordered_by_their_numbers(tmp_path: Path):
     for number in (10, 9, 1):
         write_text(tmp_path / "v" / f"shot 7 frame{number}.PNG", "")
     write_text(tmp_path / "v" / "depth1.png", "")
@@ -307,9 +307,9 @@ def test_pictures_follow_their_numbers(tmp_path: Path):
     assert listing("frames", tmp_path, pattern="shot*").ignored == 1
 
 
-def test_folders_of_pictures_may_lie_deep_in_a_class(tmp_path: Path):
+def test_folders_of_images_may_be_nested_in_a_class(tmp_path: Path):
     write_text(tmp_path / "run" / "day 1" / "v" / "1.jpg", "")
-    write_text(tmp_path / "train" / "v" / "1.jpg", "")  # a class beside others, not a split
+    write_text(tmp_path / "train" / "v" / "1.jpg", "")  # a class next to others, not a split
     found = listing("frames", tmp_path)
     assert [(video.name, video.label) for video in found.videos] == [
         ("run/day 1/v", "run"),
@@ -328,7 +328,7 @@ def test_folders_of_pictures_may_lie_deep_in_a_class(tmp_path: Path):
         ),
     ],
 )
-def test_an_ambiguous_folder_of_pictures_is_refused(tmp_path: Path, names: list[str], message: str):
+def test_an_ambiguous_folder_of_images_is_an_error(tmp_path: Path, names: list[str], message: str):
     for name in names:
         write_text(tmp_path / name, "")
     with pytest.raises(DataError, match=re.escape(message)):

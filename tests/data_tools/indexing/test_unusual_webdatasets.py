@@ -42,7 +42,7 @@ def described(**fields: object) -> bytes:
 
 
 def write_links(path: Path, clips: list[bytes]) -> None:
-    """Two videos, hard links to them and to one another, and symbolic links."""
+    """Write two videos, hard links to them and to each other, and symbolic links."""
     with tarfile.open(path, "w") as tar:
         for name, content in (("d/a.mp4", clips[0]), ("d/a.cls", b"1"), ("b.mp4", clips[1]), ("b.cls", b"2")):
             info = tarfile.TarInfo(name)
@@ -64,7 +64,7 @@ def write_links(path: Path, clips: list[bytes]) -> None:
             tar.addfile(info)
 
 
-def test_hard_links_are_read_and_other_links_named(tmp_path: Path, clips: list[bytes]):
+def test_hard_links_are_read_and_symbolic_links_are_rejected(tmp_path: Path, clips: list[bytes]):
     write_links(tmp_path / "x.tar", clips)
     assert index(tmp_path) == 0
     data_set = open_index(tmp_path)
@@ -80,7 +80,7 @@ def test_hard_links_are_read_and_other_links_named(tmp_path: Path, clips: list[b
         assert {member.link for member in read_members(file, "x")} == {"", "/data/f.mp4", "not/there.mp4"}
 
 
-def test_labels_are_found_where_names_hold_dots(tmp_path: Path, clips: list[bytes]):
+def test_labels_are_found_if_names_hold_dots(tmp_path: Path, clips: list[bytes]):
     names = ("v1.d/Track 2.0 (Clean).mp4", "v1.d/Take 1.b.c.mp4", "plain.mp4")
     members = [(name, clips[number]) for number, name in enumerate(names)]
     members += [(name.replace(".mp4", ".cls"), b"%d" % number) for number, name in enumerate(names)]
@@ -93,13 +93,13 @@ def test_labels_are_found_where_names_hold_dots(tmp_path: Path, clips: list[byte
 
 
 @pytest.mark.parametrize("rule", ["auto", "fine.cls", "FINE.cls"])
-def test_a_member_of_a_name_of_its_own_gives_the_label(tmp_path: Path, clips: list[bytes], rule: str):
+def test_a_member_name_cls_gives_the_label(tmp_path: Path, clips: list[bytes], rule: str):
     write_tar(tmp_path / "x.tar", [("a.mp4", clips[0]), ("a.fine.cls", b"7"), ("a.txt", b"a man")])
     assert index(tmp_path, f"label={rule}") == 0
     assert labels(open_index(tmp_path)) == {"a": "7"}
 
 
-def test_labels_are_found_where_the_first_one_is_missing(
+def test_labels_are_found_if_the_first_one_is_missing(
     tmp_path: Path, clips: list[bytes], capsys: pytest.CaptureFixture[str]
 ):
     values = (None, "b", 2.0)
@@ -140,7 +140,7 @@ def test_members_that_no_rule_reads_are_counted(
     assert "no labels were found" not in capsys.readouterr().err
 
 
-def test_spellings_of_one_number_are_one_class_and_a_missing_value_none(
+def test_spellings_of_one_number_are_one_class_and_a_missing_value_is_an_error(
     tmp_path: Path, clips: list[bytes], capsys: pytest.CaptureFixture[str]
 ):
     write_tar(tmp_path / "0.tar", [("a.mp4", clips[0]), ("a.cls", b"1.0")])
@@ -155,18 +155,18 @@ def test_spellings_of_one_number_are_one_class_and_a_missing_value_none(
 
 
 @pytest.mark.parametrize("ending", [".tar.gz", ".tgz", ".tar.zst", ".txz"])
-def test_a_compressed_shard_among_plain_ones_is_named(tmp_path: Path, ending: str):
+def test_a_compressed_shard_among_plain_ones_is_an_error(tmp_path: Path, ending: str):
     write_tar(tmp_path / "0.tar", [])
     write_text(tmp_path / f"1{ending}", "")
     message = rf"1{ending}: expected plain tars, .* got 1 compressed and 1 plain ones; fix: unpack it"
     with pytest.raises(DataError, match=message):
         find_shards(tmp_path)
     assert [shard.name for shard in find_shards(str(tmp_path / "*.tar"))] == ["0.tar"]
-    write_tar(tmp_path / "1.tar", [])  # unpacked, the other one kept
+    write_tar(tmp_path / "1.tar", [])  # both the compressed and the unpacked tar
     assert [shard.name for shard in find_shards(tmp_path)] == ["0.tar", "1.tar"]
 
 
-def test_a_tar_that_is_compressed_whatever_its_name_is_refused(
+def test_a_compressed_tar_with_the_extension_tar_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     with tarfile.open(tmp_path / "x.tar", "w:xz"):
@@ -178,7 +178,7 @@ def test_a_tar_that_is_compressed_whatever_its_name_is_refused(
     )
 
 
-def test_shards_behind_a_link_and_splits_deep_in_folders_are_found(tmp_path: Path):
+def test_shards_behind_links_and_nested_split_folders_are_found(tmp_path: Path):
     write_tar(tmp_path / "disk2" / "0.tar", [])
     write_tar(tmp_path / "set" / "data" / "train" / "0.tar", [])
     (tmp_path / "set" / "data" / "val").symlink_to(tmp_path / "disk2")
@@ -189,7 +189,7 @@ def test_shards_behind_a_link_and_splits_deep_in_folders_are_found(tmp_path: Pat
     ]
 
 
-def test_a_set_without_a_video_is_told_how_a_video_is_named(
+def test_a_data_set_without_videos_is_an_error_with_a_fix(
     tmp_path: Path, clips: list[bytes], capsys: pytest.CaptureFixture[str]
 ):
     write_tar(tmp_path / "0.tar", [("a.film", clips[0]), ("a.cls", b"1")])

@@ -1,4 +1,4 @@
-"""`data_tools index`: anybody's WebDataset becomes a data set that training reads in place."""
+"""`kinemae data index`: an index for any WebDataset, which training then reads in place."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ from tests.source_collections import write_clip, write_clips, write_tar, write_t
 
 
 def index(*arguments: object, workers: int = 1) -> int:
-    """Run the command; arguments stand where a user puts them."""
+    """Run the command with its arguments in the order of a command line."""
     return run_program(PROGRAM, ["index", *map(str, arguments), f"workers={workers}"])
 
 
@@ -51,9 +51,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 
 @pytest.fixture
-def foreign(tmp_path: Path, clips: list[bytes]) -> Path:
+def external(tmp_path: Path, clips: list[bytes]) -> Path:
     """Two training shards and one for validation, as on the Hugging Face hub; one video is damaged."""
-    root = tmp_path / "foreign"
+    root = tmp_path / "external"
     described = [json.dumps({"score": number / 2, "who": f"p{number}"}).encode() for number in range(8)]
     samples = [
         [(f"k{number}.mp4", clip), (f"k{number}.cls", b"%d" % (10 - number)), (f"k{number}.json", about)]
@@ -67,7 +67,7 @@ def foreign(tmp_path: Path, clips: list[bytes]) -> Path:
 
 
 def check_truth(data_set: ShardIndex) -> None:
-    """Every row says where the bytes are and what they are."""
+    """Check that every row gives the position and metadata of its video."""
     for position in range(len(data_set)):
         sample = data_set.sample(position)
         video = read_video(data_set, sample)
@@ -78,12 +78,12 @@ def check_truth(data_set: ShardIndex) -> None:
 
 
 def test_each_split_becomes_a_data_set_with_the_same_classes(
-    foreign: Path, clips: list[bytes], tmp_path: Path
+    external: Path, clips: list[bytes], tmp_path: Path
 ):
-    assert index(foreign, tmp_path / "out", "columns=[score]", "group=who", "label=cls") == 3
-    write_tar(foreign / "data" / "train-1.tar", [("k3.mp4", clips[3]), ("k3.cls", b"7"), ("k3.json", b"{}")])
-    write_tar(foreign / "data" / "val-0.tar", [("k5.mp4", clips[5]), ("k5.cls", b"10"), ("k5.json", b"{}")])
-    assert index(foreign, tmp_path / "out", "columns=[score]", "group=who") == 0
+    assert index(external, tmp_path / "out", "columns=[score]", "group=who", "label=cls") == 3
+    write_tar(external / "data" / "train-1.tar", [("k3.mp4", clips[3]), ("k3.cls", b"7"), ("k3.json", b"{}")])
+    write_tar(external / "data" / "val-0.tar", [("k5.mp4", clips[5]), ("k5.cls", b"10"), ("k5.json", b"{}")])
+    assert index(external, tmp_path / "out", "columns=[score]", "group=who") == 0
     train, validation = (open_index(tmp_path / "out" / split) for split in ("train", "validation"))
     assert train.classes == validation.classes == ("7", "8", "10")
     assert train.column("key").tolist() == ["k0", "k2", "k3"]
@@ -104,21 +104,21 @@ def test_each_split_becomes_a_data_set_with_the_same_classes(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"train", "validation"}
 
 
-def test_a_sample_without_video_is_rejected_by_name(foreign: Path):
-    assert index(foreign, "label=none") == 0
-    assert rejected(foreign / "train") == {
+def test_a_sample_without_video_is_rejected_by_name(external: Path):
+    assert index(external, "label=none") == 0
+    assert rejected(external / "train") == {
         "k1.mp4": "FFmpeg cannot read it: Invalid data found when processing input",
         "dir/k": "no member of the sample is a video",
     }
-    assert rejected(foreign / "validation") == {}
-    assert open_index(foreign / "validation").column("key").tolist() == ["k5", "dir/k"]
+    assert rejected(external / "validation") == {}
+    assert open_index(external / "validation").column("key").tolist() == ["k5", "dir/k"]
 
 
-def test_it_is_read_in_place_and_may_be_moved_with_its_shards(
-    foreign: Path, tmp_path: Path, clips: list[bytes]
+def test_an_indexed_data_set_is_read_in_place_and_can_be_moved_with_its_shards(
+    external: Path, tmp_path: Path, clips: list[bytes]
 ):
-    assert index(foreign, "label=none") == 0
-    foreign.rename(tmp_path / "moved")
+    assert index(external, "label=none") == 0
+    external.rename(tmp_path / "moved")
     data_set = open_index(tmp_path / "moved" / "train")
     assert [shard.name for shard in data_set.shards] == ["../data/train-0.tar", "../data/train-1.tar"]
     check_truth(data_set)
@@ -130,23 +130,23 @@ def test_it_is_read_in_place_and_may_be_moved_with_its_shards(
     assert batch.skipped == ()
 
 
-def test_the_keys_are_those_of_webdataset(foreign: Path):
-    assert index(foreign, "label=none") == 0
-    tars = [str(foreign / "data" / f"train-{number}.tar") for number in (0, 1)]
+def test_the_keys_are_those_of_webdataset(external: Path):
+    assert index(external, "label=none") == 0
+    tars = [str(external / "data" / f"train-{number}.tar") for number in (0, 1)]
     videos = {
         sample["__key__"]: sample["mp4"]
         for sample in webdataset.WebDataset(tars, shardshuffle=False)
         if "mp4" in sample and sample["__key__"] != "k1"
     }
-    data_set = open_index(foreign / "train")
+    data_set = open_index(external / "train")
     samples = [data_set.sample(position) for position in range(len(data_set))]
     assert {sample.key: read_video(data_set, sample) for sample in samples} == videos
 
 
 @pytest.mark.slow
-def test_the_number_of_processes_changes_nothing(foreign: Path, tmp_path: Path):
-    assert index(foreign, tmp_path / "one", "label=none") == 0
-    assert index(foreign, tmp_path / "five", "label=none", workers=5) == 0
+def test_the_number_of_processes_changes_nothing(external: Path, tmp_path: Path):
+    assert index(external, tmp_path / "one", "label=none") == 0
+    assert index(external, tmp_path / "five", "label=none", workers=5) == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "five")
 
 
@@ -156,12 +156,12 @@ def test_shards_without_splits_are_one_data_set(tmp_path: Path, clips: list[byte
     data_set = open_index(tmp_path)
     assert data_set.shards[0].name == "00000.tar"
     assert data_set.column("label").tolist() == [NO_LABEL]
-    assert index(tmp_path, "label=txt") == 0  # its own index it may make anew
+    assert index(tmp_path, "label=txt") == 0  # an index of `index` may be overwritten
     assert open_index(tmp_path).classes == ("a man runs",)
 
 
-def test_a_header_is_believed_where_one_says_so(tmp_path: Path, clips: list[bytes]):
-    """Frames that cannot be decoded are found only by decoding them."""
+def test_probe_header_takes_the_number_of_frames_from_the_container(tmp_path: Path, clips: list[bytes]):
+    """Only a full decode finds undecodable frames."""
     begin, end = clips[0].find(b"mdat") + 4, clips[0].find(b"moov") - 4
     assert begin < end, "the description of the file is expected at its end"
     last = end - (end - begin) // 8
@@ -193,7 +193,7 @@ def test_json_reports_what_was_written(
     assert report["classes"] == [str(number) for number in range(7)]
 
 
-def test_the_classes_of_another_data_set_are_used_again(
+def test_classes_of_another_data_set_are_reused(
     tmp_path: Path, clips: list[bytes], capsys: pytest.CaptureFixture[str]
 ):
     for split, label in (("a", b"run"), ("b", b"walk"), ("c", b"fly")):
@@ -230,7 +230,7 @@ def damage(path: Path, offset: int, size: int | None = None) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_damaged_or_truncated_tar_is_refused_by_name(
+def test_a_damaged_or_truncated_tar_is_an_error_that_names_it(
     tmp_path: Path, clips: list[bytes], workers: int, capsys: pytest.CaptureFixture[str]
 ):
     tar = write_tar(tmp_path / "x.tar", [("a.mp4", clips[0]), ("b.mp4", clips[1])])
@@ -247,7 +247,7 @@ def test_a_damaged_or_truncated_tar_is_refused_by_name(
     assert not (tmp_path / "dataset.json").exists()
 
 
-def test_a_changed_video_is_noticed_when_it_is_read(tmp_path: Path, clips: list[bytes]):
+def test_a_changed_video_is_skipped_by_the_reader(tmp_path: Path, clips: list[bytes]):
     tar = write_tar(tmp_path / "x.tar", [("a.mp4", clips[0]), ("b.mp4", clips[1])])
     assert index(tmp_path) == 0
     damage(tar, open_index(tmp_path).sample(0).offset + 100)
@@ -258,7 +258,7 @@ def test_a_changed_video_is_noticed_when_it_is_read(tmp_path: Path, clips: list[
     assert [(clip.key, "its checksum differs" in clip.reason) for clip in batch.skipped] == [("a", True)]
 
 
-def test_a_key_of_several_shards_gets_the_name_of_its_shard(
+def test_a_key_of_several_shards_gets_the_name_of_its_shard_as_prefix(
     tmp_path: Path, clips: list[bytes], capsys: pytest.CaptureFixture[str]
 ):
     for number in range(3):
@@ -314,7 +314,7 @@ def test_a_key_of_several_shards_gets_the_name_of_its_shard(
         ([("a.mp4", b"")], ["columns=[crc32]"], 2, "columns must not hold names of the index's own columns"),
     ],
 )
-def test_a_wrong_shard_or_option_is_named(
+def test_an_invalid_shard_or_option_is_an_error_that_names_it(
     tmp_path: Path,
     members: list[tuple[str, bytes]],
     options: list[str],
@@ -329,13 +329,13 @@ def test_a_wrong_shard_or_option_is_named(
     assert not (tmp_path / "dataset.json").exists()
 
 
-def test_wrong_workers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_negative_number_of_workers_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_tar(tmp_path / "x.tar", [])
     assert index(tmp_path, workers=-1) == 2
     assert "workers must be 0 or more, got -1" in written(capsys)
 
 
-def test_too_many_bad_videos_stop_and_what_is_known_is_kept(
+def test_too_many_bad_videos_stop_the_command_and_results_are_kept(
     tmp_path: Path, clips: list[bytes], capsys: pytest.CaptureFixture[str]
 ):
     write_tar(tmp_path / "x.tar", [("a.mp4", clips[0]), ("b.mp4", b"text")])
@@ -347,20 +347,20 @@ def test_too_many_bad_videos_stop_and_what_is_known_is_kept(
     journal = (tmp_path / "indexed.jsonl").read_text()
     remembered = journal.replace('"frames": 3', '"frames": 30')
     assert remembered != journal
-    (tmp_path / "indexed.jsonl").write_text(remembered + remembered[:-20])  # as if killed in the last line
+    (tmp_path / "indexed.jsonl").write_text(remembered + remembered[:-20])  # an incomplete last line
     assert index(tmp_path, "max_bad_fraction=0.5") == 0
     assert open_index(tmp_path).column("frames").tolist() == [30]
     assert not (tmp_path / "indexed.jsonl").exists()
 
 
 def pretended(folder: Path) -> None:
-    """A stopped run whose journal says something else than the truth."""
+    """Stop a run and change the results in its log."""
     assert index(folder, "max_bad_fraction=0") == 3
     journal = (folder / "indexed.jsonl").read_text()
     (folder / "indexed.jsonl").write_text(journal.replace('"frames": 3', '"frames": 30'))
 
 
-def test_what_is_known_of_another_shard_or_by_other_rules_is_not_believed(tmp_path: Path, clips: list[bytes]):
+def test_logged_results_of_another_shard_or_other_rules_are_not_reused(tmp_path: Path, clips: list[bytes]):
     write_tar(tmp_path / "x.tar", [("a.mp4", clips[0]), ("b.mp4", b"text")])
     pretended(tmp_path)
     os.utime(tmp_path / "x.tar", (1, 1))
@@ -372,8 +372,8 @@ def test_what_is_known_of_another_shard_or_by_other_rules_is_not_believed(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_video_on_which_the_decoder_dies_is_rejected_alone(tmp_path: Path, clips: list[bytes]):
-    """Its process ends as in a crash; the others of its shard are indexed."""
+def test_only_the_video_that_crashes_the_decoder_is_rejected(tmp_path: Path, clips: list[bytes]):
+    """The process dies on one video; the other videos of the shard are indexed."""
     members = [("a.mp4", clips[0]), ("b.mp4", b"DEADLY"), ("d.txt", b"")]
     write_tar(tmp_path / "shards" / "x.tar", members)
     killer = """
@@ -398,7 +398,7 @@ def test_a_video_on_which_the_decoder_dies_is_rejected_alone(tmp_path: Path, cli
     check_truth(data_set)
 
 
-def test_pickles_are_warned_about_and_never_opened(
+def test_index_warns_about_pickles_and_never_reads_them(
     tmp_path: Path, clips: list[bytes], capsys: pytest.CaptureFixture[str]
 ):
     write_tar(tmp_path / "x.tar", [("a.mp4", clips[0]), ("a.pyd", b"cos\nsystem\n(S'touch owned'\ntR.")])
@@ -407,7 +407,7 @@ def test_pickles_are_warned_about_and_never_opened(
     assert not Path("owned").exists()
 
 
-def test_a_data_set_of_our_own_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_index_of_shard_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_clips(tmp_path / "videos", "train/b/1.mp4", "train/a/2.mp4", "val/a/3.mp4", "unlabelled/4.mp4")
     ours = tmp_path / "ours"
     sharding = ["shard", str(tmp_path / "videos"), str(ours), "layout.name=copy", "workers=1"]
@@ -423,15 +423,15 @@ def test_a_data_set_of_our_own_is_not_overwritten(tmp_path: Path, capsys: pytest
             assert first.column(name).tolist() == second.column(name).tolist()
 
 
-def test_a_remote_set_is_indexed_here_and_read_there(
-    bucket: str, foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_remote_data_set_is_indexed_locally_and_read_remotely(
+    bucket: str, external: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     for name in ("train-0.tar", "train-1.tar", "val-0.tar"):
-        location(f"{bucket}/set/data/{name}").upload(foreign / "data" / name)
+        location(f"{bucket}/set/data/{name}").upload(external / "data" / name)
     assert index(f"{bucket}/set", "label=none") == 2
     assert f"SHARDS {bucket}/set: expected a local folder, or OUT for the index" in written(capsys)
     assert index(f"{bucket}/set", tmp_path / "there", "label=none") == 0
-    assert index(foreign, tmp_path / "here", "label=none") == 0
+    assert index(external, tmp_path / "here", "label=none") == 0
     for split in ("train", "validation"):
         here, there = (open_index(tmp_path / place / split) for place in ("here", "there"))
         assert here.fingerprint == there.fingerprint
@@ -441,9 +441,7 @@ def test_a_remote_set_is_indexed_here_and_read_there(
         check_truth(there)
 
 
-def test_an_index_shows_no_password_and_lies_on_this_machine(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_an_index_contains_no_secrets_and_is_local(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert index("https://host/x.tar?signature=secret", tmp_path) == 2
     error = written(capsys)
     assert "got a password or a signature, which the index would publish" in error

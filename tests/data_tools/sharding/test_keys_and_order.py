@@ -1,4 +1,4 @@
-"""Keys are safe and unique, and the order a function of the seed."""
+"""Keys are safe and unique; the order depends on the seed."""
 
 import re
 import unicodedata
@@ -11,7 +11,7 @@ from kinemae.data_tools.sharding.splits import safe_keys, shuffled
 
 
 @given(st.sets(st.text(max_size=120), max_size=20))
-def test_keys_of_any_names_are_safe_unique_and_indifferent_to_order(names: set[str]):
+def test_keys_are_safe_unique_and_independent_of_order(names: set[str]):
     some_order = sorted(names)
     keys = safe_keys(some_order)
     assert all(re.fullmatch(r"[a-z0-9_-]{1,97}", key) for key in keys)
@@ -35,7 +35,7 @@ def test_a_plain_name_keeps_its_words():
         ["\u6253.mp4", "\u67b6.mp4"],
     ],
 )
-def test_names_that_would_collide_get_a_hash(names: list[str]):
+def test_colliding_names_get_a_hash(names: list[str]):
     one, other = safe_keys(names)
     assert one != other
     assert re.fullmatch(r".*-[0-9a-f]{16}", one)

@@ -19,7 +19,7 @@ def index(*arguments: object) -> int:
 
 
 def written(folder: Path, name: str, *, classes: str = "", seed: int = 0) -> Path:
-    """A data set of six videos in the default layout, with groups, parts and columns of its own."""
+    """Shard six videos in the default layout, with groups, parts and additional columns."""
     for number in range(3):
         folder.joinpath("v").mkdir(parents=True, exist_ok=True)
         (folder / "v" / f"{number}.mp4").write_bytes(encoded(moving(20 + number + seed, 32, 48)))
@@ -45,7 +45,7 @@ def rows(data_set: ShardIndex) -> dict[str, list[object]]:
     return {name: data_set.column(name).tolist() for name in (*COLUMNS.names, *data_set.extra)}
 
 
-def test_a_lost_index_is_made_anew_from_the_tars(ours: Path, tmp_path: Path):
+def test_a_lost_index_is_rebuilt_from_the_tars(ours: Path, tmp_path: Path):
     before = open_index(ours / "train")
     assert set(before.column("reference_stride").tolist()) == {4}
     assert before.column("start_s").tolist().count(0.0) == 3
@@ -54,10 +54,10 @@ def test_a_lost_index_is_made_anew_from_the_tars(ours: Path, tmp_path: Path):
         after = open_index(tmp_path / probe / "train")
         assert rows(after) == rows(before)
         assert (after.classes, after.fingerprint) == (before.classes, before.fingerprint)
-        assert after.sha256 == before.sha256  # the index is the same to the byte
+        assert after.sha256 == before.sha256  # the same bytes
 
 
-def test_an_index_is_made_in_the_place_of_the_lost_one(ours: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_lost_index_is_rebuilt_in_place(ours: Path, capsys: pytest.CaptureFixture[str]):
     before = (ours / "train" / INDEX_NAME).read_bytes()
     assert index(ours) == 2
     assert "expected a new folder, got a data set made by data_tools shard" in capsys.readouterr().err
@@ -67,7 +67,7 @@ def test_an_index_is_made_in_the_place_of_the_lost_one(ours: Path, capsys: pytes
     assert run_program(PROGRAM, ["verify", str(ours / "train"), "workers=1"]) == 0
 
 
-def test_another_column_becomes_the_label_of_an_index_in_place(ours: Path, tmp_path: Path):
+def test_another_column_can_be_the_label_of_an_index(ours: Path, tmp_path: Path):
     before = open_index(ours / "train")
     assert index(ours, tmp_path / "other", "label=json.group") == 0
     after = open_index(tmp_path / "other" / "train")
@@ -80,7 +80,7 @@ def test_another_column_becomes_the_label_of_an_index_in_place(ours: Path, tmp_p
     assert {name for name in first if first[name] != second[name]} == changed
 
 
-def test_data_sets_of_ours_are_merged(ours: Path, tmp_path: Path):
+def test_data_sets_of_shard_are_merged(ours: Path, tmp_path: Path):
     merged = tmp_path / "merged"
     merged.mkdir()
     (merged / "a").symlink_to(ours)
@@ -89,7 +89,7 @@ def test_data_sets_of_ours_are_merged(ours: Path, tmp_path: Path):
     assert index(merged, tmp_path / "index") == 0
     parts = [rows(open_index(folder / "train")) for folder in (ours, other)]
     together = open_index(tmp_path / "index" / "train")
-    assert together.classes == ("a", "b", "z")  # the numbers of the two differ
+    assert together.classes == ("a", "b", "z")  # renumbered: the two data sets differ
     found = rows(together)
     for name in (
         "name",
@@ -106,7 +106,7 @@ def test_data_sets_of_ours_are_merged(ours: Path, tmp_path: Path):
     assert len(set(map(str, found["key"]))) == len(together) == 12
 
 
-def test_classes_without_a_video_keep_their_numbers_only_with_a_list(
+def test_classes_without_a_video_keep_their_numbers_if_there_is_a_class_list(
     ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     shards = tmp_path / "moved" / "train"
@@ -131,7 +131,7 @@ def described(tar: Path) -> dict[str, object]:
 
 
 def one_sample(folder: Path, ours: Path, **changes: object) -> Path:
-    """A shard with the first video of ours, its description changed."""
+    """Write a shard with the first video and a changed json."""
     tar = ours / "train" / "shard-000000.tar"
     sample = open_index(ours / "train").sample(0)
     description = {**described(tar), **changes}
@@ -155,7 +155,7 @@ def one_sample(folder: Path, ours: Path, **changes: object) -> Path:
     return folder
 
 
-def test_a_description_holds_every_column_that_the_tar_does_not_tell(ours: Path):
+def test_the_json_holds_every_column_except_the_position_in_the_tar(ours: Path):
     told = set(described(ours / "train" / "shard-000000.tar"))
     assert {*COLUMNS.names} - told == {"key", "shard", "offset", "length"}
 
@@ -170,14 +170,14 @@ def test_a_description_holds_every_column_that_the_tar_does_not_tell(ours: Path)
         ({"crc32": 1}, "its checksum differs from the one in its .json"),
     ],
 )
-def test_a_wrong_description_is_named(
+def test_an_invalid_json_of_shard_is_an_error_that_names_the_field(
     ours: Path, tmp_path: Path, changes: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
 ):
     assert index(one_sample(tmp_path / "x", ours, **changes)) == 3
     assert message in capsys.readouterr().err
 
 
-def test_shards_of_an_older_version_are_read_as_any_other(ours: Path, tmp_path: Path):
+def test_shards_without_the_format_number_are_read_as_any_webdataset(ours: Path, tmp_path: Path):
     old = one_sample(tmp_path / "x", ours, kinemae_format="left out", crc32="left out", content="left out")
     assert index(old, "group=group", "columns=[score]") == 0
     data_set = open_index(old)
@@ -186,7 +186,7 @@ def test_shards_of_an_older_version_are_read_as_any_other(ours: Path, tmp_path: 
     assert (data_set.sample(0).group, data_set.sample(0).reference_stride) == (first.group, 1)
 
 
-def test_old_and_new_shards_together_are_told_what_to_do(
+def test_shards_with_and_without_the_format_number_are_an_error_with_a_fix(
     ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     one_sample(tmp_path / "x" / "0", ours)

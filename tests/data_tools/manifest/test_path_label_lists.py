@@ -1,4 +1,4 @@
-"""Lists of paths with numbers behind them, paths as other systems write them, and folders with links."""
+"""Lists of paths followed by numbers, path spellings of other systems, and folders with links."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def test_lists_with_and_without_labels_are_read(root: Path, line: str, label: st
     assert facts(listing(root, text)) == [(name, label) for name in VIDEOS]
 
 
-def test_frames_of_videomae_v2_are_pictures_from_a_number_on(root: Path):
+def test_frames_of_videomae_v2_are_images_from_a_start_number(root: Path):
     for number in range(3, 8):
         write_text(root / "f 1" / f"img_{number:05}.jpg", "")
     text = "v/c.mp4 0 -1\nf 1 3 5\n"
@@ -114,14 +114,14 @@ def test_frames_of_videomae_v2_are_pictures_from_a_number_on(root: Path):
         ("7 v/c.mp4\n8 v/\u00fc.mp4\n", {}, r"fix: add source.args.header=label,path"),
     ],
 )
-def test_a_list_of_another_kind_is_told_what_reads_it(
+def test_a_list_of_another_kind_is_an_error_with_a_fix(
     root: Path, text: str, args: dict[str, Any], message: str
 ):
     with pytest.raises(DataError, match=message):
         listing(root, text, **args)
 
 
-def test_what_stands_on_a_line_may_be_said(root: Path):
+def test_the_argument_header_names_the_cells_of_a_line(root: Path):
     assert facts(listing(root, "v/a 1.mp4 24 0\n", header="path,ignore,label")) == [("v/a 1.mp4", "0")]
     assert facts(listing(root, "5 v/a 1.mp4\n", header="label,path")) == [("v/a 1.mp4", "5")]
     assert facts(listing(root, "v/c.mp4 -1\n", header="path,ignore")) == [("v/c.mp4", None)]
@@ -146,7 +146,7 @@ def test_what_stands_on_a_line_may_be_said(root: Path):
         ("v/c", "v/c.mp4"),
     ],
 )
-def test_paths_are_found_as_other_systems_write_them(
+def test_paths_with_spellings_of_other_systems_are_found(
     root: Path, written: str, name: str, logged: pytest.LogCaptureFixture
 ):
     for text, file in ((f"{written} 1\n", "list.txt"), (f"path,label\n{written},1\n", "list.csv")):
@@ -155,7 +155,7 @@ def test_paths_are_found_as_other_systems_write_them(
         assert f"1 paths of the list have another spelling on the disk, first {root / file}" in logged.text
 
 
-def test_a_home_folder_is_understood_and_what_is_ambiguous_is_not_chosen(
+def test_a_home_folder_is_expanded_and_an_ambiguous_name_is_missing(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HOME", str(root / "v"))
@@ -178,7 +178,7 @@ def test_a_home_folder_is_understood_and_what_is_ambiguous_is_not_chosen(
         ("", "data/"),
     ],
 )
-def test_the_advice_for_missing_files_works_as_it_is_printed(root: Path, folder: str, prefix: str):
+def test_the_printed_fix_for_missing_files_works(root: Path, folder: str, prefix: str):
     rows = "".join(f'"{prefix}{name}",x\n' for name in VIDEOS)
     file = write_text(root / folder / "list.csv", f"path,label\n{rows}")
     settings = load_config(ShardConfig, None, [])
@@ -191,7 +191,7 @@ def test_the_advice_for_missing_files_works_as_it_is_printed(root: Path, folder:
     assert plan.record["source"]["name"] == "csv"
 
 
-def test_the_record_of_a_source_that_is_not_named_stays_as_it_was(root: Path):
+def test_the_record_holds_no_source_that_is_detected(root: Path):
     file = write_text(root / "list.csv", "path\nv/c.mp4\n")
     assert make_plan(location(file), load_config(ShardConfig, None, [])).record["source"] is None
     named = make_plan(location(file), load_config(ShardConfig, None, ["source={name: csv}"]))
@@ -217,12 +217,12 @@ def test_labels_that_are_one_number_are_one_class(root: Path, labels: list[str],
 
 
 @pytest.mark.parametrize("label", ["nan", "NaN", "<NA>", "NaT", "null", "#N/A"])
-def test_a_missing_value_is_no_label(root: Path, label: str):
+def test_a_missing_value_as_label_is_an_error(root: Path, label: str):
     with pytest.raises(DataError, match=r"line 3: expected a label, got .*means a missing value; fix: add"):
         listing(root, f"path,label\nv/c.mp4,x\nv/a 1.mp4,{label}\n", "list.csv")
 
 
-def test_labels_in_json_may_be_whole_floats():
+def test_labels_in_json_may_be_integral_floats():
     assert [label_text(value) for value in (1.0, 2, "x", 0.5, True, None, [1])] == [
         "1",
         "2",
@@ -231,7 +231,7 @@ def test_labels_in_json_may_be_whole_floats():
     ]
 
 
-def test_classes_that_look_like_one_are_said(logged: pytest.LogCaptureFixture):
+def test_similar_class_names_are_logged(logged: pytest.LogCaptureFixture):
     warn_of_labels(["Run", "run", "sit down", "sit_down", "walk"])
     assert "the labels 'Run' and 'run' are 2 classes: they differ only in case" in logged.text
     assert "the labels 'sit down' and 'sit_down' are 2 classes" in logged.text
@@ -246,7 +246,7 @@ def test_classes_that_look_like_one_are_said(logged: pytest.LogCaptureFixture):
 
 
 @pytest.mark.parametrize("source, name", [("folder", "a.mp4"), ("frames", "v/1.jpg")])
-def test_links_to_folders_are_followed_and_loops_refused(tmp_path: Path, source: str, name: str):
+def test_links_to_folders_are_followed_and_cycles_are_errors(tmp_path: Path, source: str, name: str):
     write_text(tmp_path / "elsewhere" / "deep" / name, "")
     for label in ("x", "y"):
         write_text(tmp_path / "set" / label / "own" / name, "")
