@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Groups, segments, columns and layouts of source and config arrive in the index."""
-=======
-"""Options of `shard` and metadata of sources in the index: groups, parts, columns, layouts."""
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
 
 import json
 from collections import Counter
@@ -20,11 +16,7 @@ from tests.sharding import encoded, moving, shard, video_bytes, write_clip
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-<<<<<<< HEAD
     """Four videos of two seconds; two have the same bytes."""
-=======
-    """Four videos of two seconds, two of them with equal bytes."""
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
     root = tmp_path_factory.mktemp("films")
     for number in range(3):
         (root / f"{number}.mp4").write_bytes(encoded(moving(50 + number)))
@@ -73,11 +65,7 @@ def test_additional_columns_are_in_the_index_and_in_the_json(films: Path, tmp_pa
     assert (about["0"]["group"], about["0"]["score"], about["0"]["start_s"]) == ("g", 0.5, 0.0)
 
 
-<<<<<<< HEAD
 def test_segments_of_a_video_are_cut_and_stay_in_one_split(films: Path, tmp_path: Path):
-=======
-def test_parts_of_a_video_are_cut_and_stay_in_one_split(films: Path, tmp_path: Path):
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
     rows = [f"0.mp4,a,{start},{start + 0.5}" for start in (0, 0.5, 1, 1.5)] + ["1.mp4,a,,", "2.mp4,a,,"]
     listing = table(films, "parts.csv", "path,label,start_s,end_s", *rows)
     assert shard(listing, tmp_path / "out", "validation_fraction=0.3") == 0
@@ -94,11 +82,7 @@ def test_parts_of_a_video_are_cut_and_stay_in_one_split(films: Path, tmp_path: P
     assert all(12 <= frames <= 13 for _, _, frames in parts.values())
 
 
-<<<<<<< HEAD
 def test_layout_copy_rejects_segments_before_writing(
-=======
-def test_copy_rejects_parts_before_anything_is_written(
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
     films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     listing = table(films, "part.csv", "path,start_s,end_s", "0.mp4,0,1")
@@ -112,11 +96,7 @@ def test_copy_rejects_parts_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-<<<<<<< HEAD
 def test_segments_have_their_own_keys_and_start_times(films: Path, tmp_path: Path):
-=======
-def test_segments_have_their_own_keys_and_starts(films: Path, tmp_path: Path):
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
     assert shard(films, tmp_path / "out", "source.name=folder", "segment_s=0.8") == 0
     index = open_index(tmp_path / "out" / "train")
     starts = {index.sample(n).key: index.sample(n).start_s for n in range(len(index))}
@@ -149,11 +129,7 @@ def test_every_layout_works_in_the_command(
         assert (info.frames, info.width, info.codec) == (sample.frames, sample.width, codec)
 
 
-<<<<<<< HEAD
 def test_random_splits_separate_neither_groups_nor_copies(
-=======
-def test_random_splits_keep_groups_and_copies_together(
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
     films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     for number in range(20):
@@ -186,11 +162,7 @@ def test_random_splits_keep_groups_and_copies_together(
         ),
     ],
 )
-<<<<<<< HEAD
 def test_leaks_between_given_splits_are_an_error_or_a_warning(
-=======
-def test_given_splits_with_leaks_are_an_error_or_a_warning(
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
     films: Path, tmp_path: Path, rows: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ):
     listing = table(films, "leaks.csv", "path,label,split,group", *rows)

@@ -45,11 +45,7 @@ def built(name: str, collection: Collection) -> Source:
 
 
 class TestContract:
-<<<<<<< HEAD
     def test_it_lists_names_labels_and_splits(self, name: str, collection: Collection):
-=======
-    def test_labels_and_splits_are_those_of_the_collection(self, name: str, collection: Collection):
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
         listing = built(name, collection).list_videos(collection.root)
         assert {video.name: (video.label, video.split) for video in listing.videos} == collection.expected
         assert [video.name for video in listing.videos] == list(collection.expected)
@@ -65,11 +61,7 @@ class TestContract:
             assert all(isinstance(value, str | int | float) for value in video.extra.values())
             assert video.fps is None or video.frames
 
-<<<<<<< HEAD
     def test_its_videos_can_be_read(self, name: str, collection: Collection):
-=======
-    def test_paths_and_members_give_the_bytes(self, name: str, collection: Collection):
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
         for video in built(name, collection).list_videos(collection.root).videos:
             if video.frames:
                 assert all((video.path / picture).is_file() for picture in video.frames)
@@ -99,11 +91,7 @@ class TestContract:
             path: (label, split or "train") for path, (label, split) in collection.expected.items()
         }
 
-<<<<<<< HEAD
     def test_an_error_in_the_source_is_located(self, name: str, collection: Collection):
-=======
-    def test_an_error_names_its_file_or_line(self, name: str, collection: Collection):
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
         file, old, new, message = collection.broken
         content = file.read_bytes() if file.exists() else b""
         assert old.encode() in content
@@ -111,21 +99,13 @@ class TestContract:
         with pytest.raises(DataError, match=message):
             built(name, collection).list_videos(collection.root)
 
-<<<<<<< HEAD
     def test_a_missing_source_is_named(self, name: str, collection: Collection, tmp_path: Path):
-=======
-    def test_a_missing_source_is_an_error(self, name: str, collection: Collection, tmp_path: Path):
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
         with pytest.raises((DataError, ValueError), match="lost"):
             built(name, Collection(root=tmp_path, expected={}, broken=collection.broken)).list_videos(
                 tmp_path / "lost"
             )
 
-<<<<<<< HEAD
     def test_only_tars_can_be_remote(self, name: str, collection: Collection):
-=======
-    def test_only_tars_are_listed_remotely(self, name: str, collection: Collection):
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
         if name != "webdataset":
             with pytest.raises(
                 DataError,
@@ -134,11 +114,7 @@ class TestContract:
                 built(name, collection).list_videos(location("s3://bucket/x"))
 
 
-<<<<<<< HEAD
 def test_a_misspelt_source_gets_a_suggestion():
-=======
-def test_a_misspelt_source_name_gets_a_suggestion():
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
     with pytest.raises(ValueError, match=r"no source named 'ucf01'; did you mean 'ucf101'\?"):
         build_component("kinemae.data_tools.sources", Component(name="ucf01"), Source)
 
@@ -172,22 +148,14 @@ def test_a_split_name_next_to_class_folders_is_a_class(tmp_path: Path):
     assert listed(FolderSource(), tmp_path) == [("bus/2.mp4", "bus", None), ("train/1.mp4", "train", None)]
 
 
-<<<<<<< HEAD
 def test_other_and_hidden_files_are_ignored_and_counted(tmp_path: Path):
-=======
-def test_other_files_are_counted_and_hidden_files_are_skipped(tmp_path: Path):
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
     place(tmp_path, "a/1.mp4", "a/notes.txt", "a/._1.mp4", "LICENSE", ".cache/2.mp4")
     listing = FolderSource().list_videos(tmp_path)
     assert [video.name for video in listing.videos] == ["a/1.mp4"]
     assert listing.ignored == 3
 
 
-<<<<<<< HEAD
 def test_a_name_that_is_no_utf8_is_escaped(tmp_path: Path):
-=======
-def test_an_undecodable_file_name_is_escaped(tmp_path: Path):
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "\udcff.mp4").touch()
     assert listed(FolderSource(), tmp_path) == [("a/\\xff.mp4", "a", None)]
@@ -214,11 +182,7 @@ def test_real_clips_are_listed_by_class(videos: Path):
     assert Counter(video.label for video in listing.videos) == {"fight": 150, "no_fight": 150}
 
 
-<<<<<<< HEAD
 def test_a_missing_source_folder_is_named(tmp_path: Path):
-=======
-def test_a_missing_folder_is_an_error(tmp_path: Path):
->>>>>>> 705c33c (Tests of data preparation: plain names and docstrings; files named after what they test)
     with pytest.raises(
         DataError, match=r"nothing: expected a folder that can be listed, got an error .No such file"
     ):
