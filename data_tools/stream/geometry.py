@@ -59,9 +59,9 @@ def pixel_aspect(stream: VideoStream) -> Fraction:
 
     The container's ratio has priority, as in FFmpeg. The codec's ratio is known after the first frame.
     """
-    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
-    is_valid = aspect and Fraction(1, _MAX_ASPECT) <= aspect <= _MAX_ASPECT
-    return Fraction(aspect) if is_valid and abs(aspect - 1) >= _MIN_DEVIATION else Fraction(1)
+    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
+    is_valid = Fraction(1, _MAX_ASPECT) <= aspect <= _MAX_ASPECT and abs(aspect - 1) >= _MIN_DEVIATION
+    return Fraction(aspect) if is_valid else Fraction(1)
 
 
 def square_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:

@@ -53,7 +53,7 @@ VARYING = {
 
 
 @pytest.mark.parametrize("name", VARYING)
-def test_no_frame_of_a_varying_rate_is_lost_and_pauses_alone_repeat(name: str, tmp_path: Path):
+def test_a_variable_rate_loses_no_frame_and_repeats_only_pauses(name: str, tmp_path: Path):
     ticks, frames, repeated, rate = VARYING[name]
     video = encoded(numbered(range(len(ticks))), ticks=ticks, kind=MATROSKA)
     numbers, notes = stored(video, tmp_path, StrideAligned(crf=10))
@@ -75,7 +75,7 @@ def test_no_frame_of_a_varying_rate_is_lost_and_pauses_alone_repeat(name: str, t
 
 @pytest.mark.parametrize("layout", [StrideAligned(crf=10), Jpegs()])
 @pytest.mark.skipif(not CASES.is_dir(), reason=f"no cases at {CASES}")
-def test_a_phone_s_video_keeps_all_its_frames(layout: Layout, tmp_path: Path):
+def test_a_phone_video_keeps_all_its_frames(layout: Layout, tmp_path: Path):
     numbers, notes = stored(CASES / "phone_vfr" / "flat.mp4", tmp_path, layout)
     assert sorted(set(numbers)) == list(range(100))
     assert notes == ["varying frame rate, stored at 29.97 a second: 0 of 100 frames lost, 225 repeated"]
@@ -101,12 +101,12 @@ def test_clips_are_taken_at_the_usual_rate(tmp_path: Path):
         ([n / 25 + 0.01 * (n > 50) for n in range(100)], 25),  # one odd interval
     ],
 )
-def test_the_rate_is_the_one_that_loses_nothing(times_s: list[float], rate: Fraction):
+def test_the_nominal_rate_loses_no_frame(times_s: list[float], rate: Fraction):
     found = nominal_rate(np.array(times_s))
     assert found == rate
 
 
-def test_a_leap_for_years_has_no_rate():
+def test_a_gap_of_years_has_no_rate():
     assert nominal_rate(np.array([0, 0.04, 3e7])) is None
 
 
@@ -122,7 +122,7 @@ def test_a_pause_is_measured():
     assert (timing.rate_mode, timing.nominal) == ("varying", 25)
 
 
-def test_stamps_that_are_wrong_by_a_frame_change_nothing(tmp_path: Path):
+def test_stamps_that_are_wrong_by_a_frame_have_no_effect(tmp_path: Path):
     """As in program streams where a group of pictures is stamped a frame too late."""
     ticks = [40 * n + 40 * (10 <= n < 20) - 20 * (n == 20) for n in range(30)]
     ticks[20] = ticks[19] + 20

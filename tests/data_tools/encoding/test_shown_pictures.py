@@ -65,7 +65,7 @@ def frames_of(video: bytes | Path) -> list[VideoFrame]:
 
 
 def combing(file: Path) -> float:
-    """How far each row of the lower part lies from the mean of its neighbours, on average."""
+    """Mean distance of each row of the lower part from the mean of its neighbours."""
     rows = np.stack([frame.to_ndarray(format="gray") for frame in frames_of(file)]).astype(float)[:, 26:58]
     return float(np.abs(rows[:, 1:-1] - (rows[:, :-2] + rows[:, 2:]) / 2).mean())
 
@@ -91,7 +91,7 @@ def test_interlaced_files_keep_their_frames(name: str, tmp_path: Path):
     assert numbers_in(stored.file) == numbers_in(CASES / "interlaced" / name) == list(range(60))
 
 
-def test_a_part_of_an_interlaced_video_is_that_part(tmp_path: Path):
+def test_a_segment_of_an_interlaced_video_has_its_frames(tmp_path: Path):
     (tmp_path / "a.mp4").write_bytes(h264(with_fields(20), "tff=1", INTERLACED))
     video = SourceVideo(path=tmp_path / "a.mp4", name="a", start_s=0.2, end_s=0.4)
     [stored] = StrideAligned(crf=8).encode(Job(video=video, key="key", folder=tmp_path))
@@ -143,13 +143,13 @@ def test_the_short_side_is_that_of_square_pixels(
     assert notes == ([f"pixels of {aspect} were made square"] if aspect in ("64/45", "8/9", "1/2") else [])
 
 
-def test_a_turned_video_is_stretched_before_it_is_turned(tmp_path: Path):
+def test_a_rotated_video_is_stretched_before_the_rotation(tmp_path: Path):
     video = turned(h264(numbered(range(3)), "sar=2"), 90, mirrored=False)
     stored, _ = encode(video, tmp_path, StrideAligned(crf=8))
     assert (stored.info.width, stored.info.height) == (64, 192)
 
 
-def test_an_ordinary_video_gets_no_note(tmp_path: Path):
+def test_a_plain_video_gets_no_note(tmp_path: Path):
     assert encode(encoded(numbered(range(5))), tmp_path, StrideAligned())[1] == []
 
 
@@ -197,7 +197,7 @@ def test_a_size_that_changes_keeps_the_aspect_ratio(layout: Layout, tmp_path: Pa
 
 
 @needs_cases
-def test_a_turned_telephone_is_no_squeezed_picture(tmp_path: Path):
+def test_a_rotated_phone_video_keeps_its_aspect(tmp_path: Path):
     stored, notes = encode(CASES / "size_changes" / "turned.webm", tmp_path, StrideAligned(crf=8))
     assert (stored.info.width, stored.info.height, stored.info.frames) == (96, 64, 120)
     assert len(notes) == 2

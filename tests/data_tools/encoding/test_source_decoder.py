@@ -60,7 +60,7 @@ def stored(video: SourceVideo, folder: Path, layout: Layout) -> tuple[list[int],
 
 @pytest.mark.parametrize("layout", [StrideAligned(crf=10), Jpegs(quality=2)])
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
-def test_a_part_counts_from_the_first_frame_shown(container: str, layout: Layout, tmp_path: Path):
+def test_a_segment_counts_from_the_first_frame(container: str, layout: Layout, tmp_path: Path):
     """Times are not relative to the container's start, which the sound sets here."""
     path = tmp_path / "video"
     path.write_bytes(recorded(40, container, sound_s=1.6, delay_s=0.4))
@@ -77,7 +77,7 @@ def test_a_part_counts_from_the_first_frame_shown(container: str, layout: Layout
     "container, movflags",
     [("mp4", "frag_keyframe+empty_moov"), ("mpegts", ""), ("matroska", ""), ("flv", "")],
 )
-def test_a_capture_that_was_cut_off_gives_its_whole_frames(
+def test_a_truncated_capture_gives_its_intact_frames(
     container: str, movflags: str, bframes: str, layout: Layout, tmp_path: Path
 ):
     whole = recorded(60, container, movflags=movflags, bframes=bframes)

@@ -122,7 +122,7 @@ def test_every_layout_stores_the_frames_of_a_sequential_decode(kind: tuple[str, 
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_layout_stores_the_frames_of_strange_files(name: str, tmp_path: Path):
+def test_every_layout_stores_the_frames_of_unusual_files(name: str, tmp_path: Path):
     path, (frames, is_varying) = CASES / name, FILES[name]
     if not path.is_file():
         pytest.skip(f"no cases at {CASES}")

@@ -1,4 +1,4 @@
-"""What is read from afar is kept within a bound, by several processes at once, of which some are killed."""
+"""The cache of samples: size limit, concurrent and killed processes."""
 
 import multiprocessing
 import os
@@ -39,7 +39,7 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(folder=tmp_path / "cache", size=4 * MEGABYTE).check()
 
 
-def test_what_was_kept_is_there_and_nothing_else(cache: Cache):
+def test_written_samples_are_read_and_nothing_else(cache: Cache):
     assert cache.read(digest(0), offset(3), LENGTH).strip(b"\0") == b""
     cache.write(digest(0), offset(3), sample(0, 3))
     cache.write(digest(0), offset(1), sample(0, 1))
@@ -49,7 +49,7 @@ def test_what_was_kept_is_there_and_nothing_else(cache: Cache):
     assert on_disk(cache.folder) < 4 * LENGTH  # the holes take no room
 
 
-def test_the_bound_holds_and_what_was_used_last_stays(cache: Cache):
+def test_the_size_limit_holds_and_recent_samples_stay(cache: Cache):
     for shard in range(SHARDS):
         for number in range(SAMPLES):
             cache.write(digest(shard), offset(number), sample(shard, number))
@@ -59,12 +59,12 @@ def test_the_bound_holds_and_what_was_used_last_stays(cache: Cache):
     assert there[-1] and not there[0] and there == sorted(there)
 
 
-def test_a_sample_as_large_as_the_cache_is_not_kept(cache: Cache):
+def test_a_sample_as_large_as_the_cache_is_not_stored(cache: Cache):
     cache.write(digest(0), 0, bytes(cache.size))
     assert on_disk(cache.folder) == 0
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
         ValueError, match=r"data.cache_dir=.*file/x cannot be used \(Not a directory\): name a"
@@ -72,7 +72,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
         Cache(folder=tmp_path / "file" / "x", size=1).check()
 
 
-def test_a_disk_that_fails_is_told_once_and_reading_goes_on(
+def test_a_failing_disk_gives_one_warning_and_reads_continue(
     cache: Cache, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(log, "propagate", True)
@@ -107,7 +107,7 @@ def use(
 
 
 @pytest.mark.slow
-def test_processes_share_it_within_the_bound(cache: Cache):
+def test_processes_share_the_cache_within_its_limit(cache: Cache):
     context = multiprocessing.get_context("fork")
     report = context.Queue()
     crew = [context.Process(target=use, args=(cache, seed, 1.5, report)) for seed in range(4)]
@@ -121,7 +121,7 @@ def test_processes_share_it_within_the_bound(cache: Cache):
 
 
 @pytest.mark.slow
-def test_processes_that_are_killed_leave_it_whole(cache: Cache):
+def test_killed_processes_leave_the_cache_valid(cache: Cache):
     context = multiprocessing.get_context("fork")
     report = context.Queue()
     chance = random.Random(0)

@@ -1,4 +1,4 @@
-"""The copy of a remote index: the files of one publication, shared by processes, few of them kept."""
+"""Local copies of remote indexes: consistent, shared by processes, limited in number."""
 
 import errno
 import fcntl
@@ -38,7 +38,7 @@ def publish_backwards(shards: Path, into: Path) -> None:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_an_index_that_its_description_does_not_name_is_refused(
+def test_an_index_with_another_sha256_is_an_error(
     shards: Path, folder: Location, cache: Cache, tmp_path: Path, cached: bool
 ):
     publish_backwards(shards, tmp_path / "new")
@@ -49,7 +49,7 @@ def test_an_index_that_its_description_does_not_name_is_refused(
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_publication_in_between_is_read_again(
+def test_a_publication_during_the_copy_is_read_again(
     shards: Path, server: FaultyServer, folder: Location, cache: Cache, tmp_path: Path, cached: bool
 ):
     publish_backwards(shards, tmp_path / "new")
@@ -67,7 +67,7 @@ def test_a_publication_in_between_is_read_again(
     assert [index.sample(0).key] == keys
 
 
-def test_few_copies_stay_and_those_in_use_all_do(shards: Path, folder: Location, cache: Cache):
+def test_old_copies_are_removed_unless_in_use(shards: Path, folder: Location, cache: Cache):
     in_use = open_index(folder, cache=cache)
     description = json.loads((shards / DATASET_NAME).read_text())
     for number in range(12):

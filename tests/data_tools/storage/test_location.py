@@ -1,4 +1,4 @@
-"""Places for shards: what may be named, and what is tried again, resumed, given up on, and said."""
+"""Locations: allowed URLs, retries, resumed downloads and errors."""
 
 import multiprocessing
 import os
@@ -47,17 +47,17 @@ def remote_file(server: FaultyServer) -> Location:
         "zip://x",
     ],
 )
-def test_a_scheme_that_is_not_on_the_list_is_refused(text: str):
+def test_an_unknown_scheme_is_an_error(text: str):
     with pytest.raises(ValueError, match=r"cannot be used: .* begins with file://, s3://, gs://, http://"):
         location(text)
 
 
-def test_a_url_that_went_through_a_path_is_refused():
+def test_a_url_in_a_path_object_is_an_error():
     with pytest.raises(ValueError, match="expected a URL as text"):
         location(Path("s3://bucket/x"))
 
 
-def test_paths_are_local_whatever_is_in_their_names(tmp_path: Path):
+def test_paths_with_any_names_are_local(tmp_path: Path):
     assert location("a:b/c.tar").path == Path("a:b/c.tar")
     assert location(tmp_path).path == tmp_path
     assert location("file:///a%20b/c").path == Path("/a b/c")
@@ -74,12 +74,12 @@ def test_paths_are_local_whatever_is_in_their_names(tmp_path: Path):
         ("a", "/b/y.tar", "/b/y.tar"),
     ],
 )
-def test_names_are_joined_as_their_kind_of_place_wants(base: str, name: str, joined: str):
+def test_names_are_joined_by_the_rules_of_the_storage(base: str, name: str, joined: str):
     place = location(base) / name
     assert (place.url, place.name) == (joined, name.rpartition("/")[2])
 
 
-def test_secrets_are_in_the_url_and_in_nothing_that_is_shown():
+def test_secrets_are_hidden_in_texts():
     place = location("https://host/x.tar?X-Amz-Signature=abc")
     for shown in (str(place), repr(place), f"{place}"):
         assert "abc" not in shown and "host/x.tar" in shown
@@ -98,7 +98,7 @@ def places(tmp_path: Path, bucket: str) -> list[Location]:
     return [location(tmp_path / "local"), location(f"{bucket}/folder", retry_policy=QUICK)]
 
 
-def test_here_and_there_behave_alike(tmp_path: Path, bucket: str):
+def test_local_and_remote_folders_behave_alike(tmp_path: Path, bucket: str):
     (tmp_path / "source").write_bytes(DATA)
     for folder in places(tmp_path, bucket):
         assert not folder.exists() and not folder.is_dir() and folder.list() == []
@@ -143,7 +143,7 @@ def test_a_web_server_can_be_read_and_listed_but_not_written(server: FaultyServe
 
 @examples(30)
 @given(data=st.data())
-def test_any_range_comes_back_whatever_breaks_on_the_way(folder_server: FaultyServer, data: st.DataObject):
+def test_any_range_is_read_despite_faults(folder_server: FaultyServer, data: st.DataObject):
     offset = data.draw(st.integers(0, len(DATA) + 10))
     length = data.draw(st.none() | st.integers(0, len(DATA) + 10))
     folder_server.script(*data.draw(st.lists(st.sampled_from([*FAULTS, 503, 429]), max_size=3)))
@@ -172,7 +172,7 @@ def test_a_broken_body_is_resumed_where_it_broke(server: FaultyServer, remote_fi
 @pytest.mark.parametrize(
     "fault, what", [(503, "HTTP 503"), (429, "HTTP 429"), ("reset", "Disconnected|OSError|Reset")]
 )
-def test_a_server_that_stays_down_is_given_up_on(
+def test_retries_of_a_server_that_stays_down_end(
     server: FaultyServer, remote_file: Location, fault: str | int, what: str
 ):
     server.fault = lambda method, path: fault
@@ -184,14 +184,14 @@ def test_a_server_that_stays_down_is_given_up_on(
 
 
 @pytest.mark.slow
-def test_a_server_that_says_nothing_is_not_waited_for(server: FaultyServer, remote_file: Location):
+def test_a_silent_server_times_out(server: FaultyServer, remote_file: Location):
     server.fault = lambda method, path: "slow"
     with pytest.raises(StorageError, match=r"Timeout.*; check the address and the network"):
         remote_file.read(0, 10)
     assert len(server.requests) == QUICK.attempts
 
 
-def test_patience_has_an_end_in_time_as_well(server: FaultyServer):
+def test_retries_have_a_time_limit(server: FaultyServer):
     server.fault = lambda method, path: "slow"
     retry_policy = RetryPolicy(attempts=100, idle_s=0.2, total_s=0.6, pause_s=0.01)
     with pytest.raises(StorageError, match="retried for"):
@@ -208,9 +208,7 @@ def test_patience_has_an_end_in_time_as_well(server: FaultyServer):
         (400, r"HTTP 400; the server refuses such a request"),
     ],
 )
-def test_what_will_not_change_fails_at_once(
-    server: FaultyServer, remote_file: Location, status: int, said: str
-):
+def test_permanent_errors_fail_at_once(server: FaultyServer, remote_file: Location, status: int, said: str):
     server.fault = lambda method, path: status
     with pytest.raises(StorageError, match=said) as caught:
         remote_file.read(0, 10)
@@ -227,7 +225,7 @@ def test_an_error_does_not_show_a_signature(server: FaultyServer):
 
 
 @pytest.mark.parametrize("text", ["https://me:hidden@host/x", "s3://key:hidden@bucket/x"])
-def test_a_password_in_a_url_is_refused_and_not_repeated(text: str):
+def test_a_password_in_a_url_is_an_error_that_does_not_show_it(text: str):
     with pytest.raises(ValueError, match=r"holds a password: put it in ~/.netrc") as caught:
         location(text)
     assert "hidden" not in str(caught.value)
@@ -257,27 +255,27 @@ def test_a_server_without_ranges_is_read_whole_and_never_in_parts(tmp_path: Path
             place.read(10, 10)
 
 
-def test_a_server_that_tells_no_sizes_is_read_whole(server: FaultyServer, remote_file: Location):
+def test_a_server_without_sizes_is_read_whole(server: FaultyServer, remote_file: Location):
     server.without_ranges = server.without_sizes = True
     assert remote_file.read() == DATA
     with pytest.raises(StorageError, match=r"cannot tell the size of .*: its server does not say"):
         remote_file.size()
 
 
-def test_an_outage_is_not_taken_for_absence(server: FaultyServer, remote_file: Location):
+def test_an_outage_is_not_a_missing_file(server: FaultyServer, remote_file: Location):
     server.fault = lambda method, path: 503
     with pytest.raises(StorageError, match=r"cannot look up .* HTTP 503"):
         remote_file.exists()
 
 
-def test_an_address_where_nobody_is_is_named():
+def test_an_unreachable_address_is_an_error_with_the_address():
     with pytest.raises(StorageError, match=r"cannot read http://127.0.0.1:9/x: ClientConnectorError: .*"):
         location("http://127.0.0.1:9/x", retry_policy=QUICK).read(0, 1)
     with pytest.raises(StorageError, match=r"cannot look up http://127.0.0.1:9/x: "):
         location("http://127.0.0.1:9/x", retry_policy=QUICK).exists()
 
 
-def test_missing_credentials_are_named_at_once(bucket: str, monkeypatch: pytest.MonkeyPatch):
+def test_missing_credentials_are_an_error_at_once(bucket: str, monkeypatch: pytest.MonkeyPatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     _file_system_of.cache_clear()
@@ -286,7 +284,7 @@ def test_missing_credentials_are_named_at_once(bucket: str, monkeypatch: pytest.
     _file_system_of.cache_clear()
 
 
-def test_a_library_that_is_missing_is_named():
+def test_a_missing_library_is_an_error_with_its_name():
     code = (
         "import sys; sys.modules['s3fs'] = None; from kinemae.data_tools.storage.location import location; "
     )
@@ -303,7 +301,7 @@ def read_in_child(place: Location, results: "multiprocessing.Queue[bytes]") -> N
 
 @pytest.mark.processes
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_a_child_process_reads_on_its_own(remote_file: Location, bucket: str, start: str):
+def test_a_child_process_opens_its_own_connections(remote_file: Location, bucket: str, start: str):
     stored = location(f"{bucket}/x", retry_policy=QUICK)
     stored.write(DATA)
     context = multiprocessing.get_context(start)
@@ -326,7 +324,7 @@ def test_a_local_failure_leaves_nothing_behind(tmp_path: Path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_an_upload_that_was_cut_is_noticed_and_repeated(
+def test_an_interrupted_upload_is_detected_and_repeated(
     tmp_path: Path, proxied_bucket: tuple[FaultyServer, str]
 ):
     proxy, url = proxied_bucket

@@ -47,7 +47,7 @@ class Compared:
 
 
 def digest(frame: av.VideoFrame) -> str:
-    """Names the pixels of a frame."""
+    """Digest of the pixels of a frame."""
     named = hashlib.sha1(f"{frame.format.name} {frame.width} {frame.height}".encode())
     if frame.format.name in ("pal8", "rgb8", "bgra", "rgb24") or frame.format.is_bit_stream:
         frame = frame.reformat(format="rgb24")

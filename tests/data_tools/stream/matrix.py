@@ -1,4 +1,4 @@
-"""Generated videos of every kind that decoders and containers get wrong; each frame shows its number."""
+"""Generated videos of unusual containers and codecs; each frame shows its number."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -59,7 +59,7 @@ OF_H264 = ("mp4", "mov", "matroska", "avi", "flv", "mpegts")
 
 
 def numbered(frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH) -> list[np.ndarray]:
-    """Pictures whose upper third shows their number in blocks, over noise that moves."""
+    """Images with moving noise whose upper third shows their number in blocks."""
     noise = np.random.default_rng(0).integers(60, 190, (height, width + frames, 3), dtype=np.uint8)
     pictures = []
     for number in range(frames):
@@ -153,7 +153,7 @@ def _moved(container: str, seconds: float) -> bytes:
 
 
 def collapsed_stamps() -> bytes:
-    """From the middle on the stamps count packets, as where a muxer mends stamps that go back."""
+    """From the middle on the stamps count packets, as after a muxer that repairs decreasing stamps."""
     given: list[int] = []
 
     def change(number: int, packet: av.Packet) -> None:

@@ -1,4 +1,4 @@
-"""Boxes of crops: inside the frame, of the configured shape, chance from the generator alone."""
+"""Crops: inside the frame, of the configured shape, random only through the generator."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ def generators(count):
     return [torch.Generator().manual_seed(seed) for seed in range(count)]
 
 
-def test_boxes_stay_inside_and_keep_to_scale_and_aspect():
+def test_crops_are_inside_the_frame_with_the_configured_scale_and_aspect():
     augment = AugmentConfig(min_scale=0.3, max_scale=0.6, min_aspect=0.5, max_aspect=2.0)
     for draw in generators(200):
         crop = random_crop(120, 160, augment, draw)
@@ -20,7 +20,7 @@ def test_boxes_stay_inside_and_keep_to_scale_and_aspect():
 
 
 @pytest.mark.parametrize("height, width", [(120, 160), (160, 120), (100, 100)])
-def test_multi_scale_boxes_have_neighbouring_scales_and_13_places(height, width):
+def test_multi_scale_crops_have_neighbouring_scales_and_13_positions(height, width):
     augment = AugmentConfig(crop="multi_scale", scales=[1.0, 0.8, 0.5])
     crops = {random_crop(height, width, augment, draw) for draw in generators(3000)}
 
@@ -37,21 +37,21 @@ def test_multi_scale_boxes_have_neighbouring_scales_and_13_places(height, width)
 
 @pytest.mark.parametrize("crop", ["resized", "multi_scale"])
 @pytest.mark.parametrize("height, width", [(10, 200), (200, 10), (1, 1), (1, 300), (3, 2)])
-def test_a_frame_of_any_shape_has_a_box(height, width, crop):
+def test_a_frame_of_any_shape_has_a_crop(height, width, crop):
     for draw in generators(20):
         box = random_crop(height, width, AugmentConfig(crop=crop, min_scale=0.9), draw)
         assert box.height >= 1 and box.width >= 1
         assert 0 <= box.top <= height - box.height and 0 <= box.left <= width - box.width
 
 
-def test_a_frame_of_no_allowed_aspect_is_cut_in_the_centre():
+def test_a_frame_without_an_allowed_aspect_is_cropped_in_the_centre():
     box = random_crop(10, 200, AugmentConfig(min_scale=0.9), generators(1)[0])
     assert (box.top, box.height) == (0, 10)
     assert abs(box.left + box.width / 2 - 100) <= 1
 
 
 @pytest.mark.parametrize("crop", ["resized", "multi_scale"])
-def test_a_box_is_a_function_of_the_generator(crop):
+def test_a_crop_is_a_function_of_the_generator(crop):
     augment = AugmentConfig(crop=crop)
     first, second = ([random_crop(120, 160, augment, draw) for draw in generators(20)] for _ in range(2))
     assert first == second and len(set(first)) > 10
@@ -69,6 +69,6 @@ def test_a_box_is_a_function_of_the_generator(crop):
         ({"scales": [1.5, 1.0]}, r"augment.scales must fall within"),
     ],
 )
-def test_wrong_ranges_are_named(wrong, message):
+def test_wrong_ranges_are_errors(wrong, message):
     with pytest.raises(ValueError, match=message):
         AugmentConfig(**wrong)

@@ -1,4 +1,4 @@
-"""A batch: planes on the way, RGB at its end, whoever asked for what."""
+"""Batches: planes from the loader, RGB on the device."""
 
 import shutil
 from dataclasses import replace
@@ -37,7 +37,7 @@ def damaged(synth_shards, tmp_path):
     return folder, sample.key
 
 
-def test_clips_travel_as_planes_and_arrive_as_rgb(synth_shards):
+def test_clips_are_planes_in_the_loader_and_rgb_on_the_device(synth_shards):
     batch = clips_of(synth_shards / "train").batch(range(6))
     assert isinstance(batch.pixels, YuvClips)
     planes = (batch.pixels.luma_BTHW, batch.pixels.chroma_BCTHW)
@@ -49,7 +49,7 @@ def test_clips_travel_as_planes_and_arrive_as_rgb(synth_shards):
     assert arrived.keys == batch.keys and torch.equal(arrived.label_B, batch.label_B)
 
 
-def test_clips_are_rgb_already_where_colours_change_in_the_worker(synth_shards):
+def test_clips_are_rgb_after_colour_augmentation_in_the_worker(synth_shards):
     plain = clips_of(synth_shards / "train").batch(range(6))
     gray = clips_of(synth_shards / "train", GRAY).batch(range(6))
     assert isinstance(gray.pixels, torch.Tensor)
@@ -60,7 +60,7 @@ def test_clips_are_rgb_already_where_colours_change_in_the_worker(synth_shards):
 
 
 def levels_seen(folder, augment=None, **options):
-    """The grey levels that `annotate` gets of two clips."""
+    """The luma that `annotate` gets for two clips."""
     seen = []
 
     def look(luma_THW, clip_index):
@@ -71,7 +71,7 @@ def levels_seen(folder, augment=None, **options):
     return seen
 
 
-def test_masks_are_shown_the_same_grey_levels_whether_clips_travel_as_planes_or_as_rgb(synth_shards):
+def test_annotate_gets_the_same_luma_for_planes_and_rgb(synth_shards):
     planes, rgb = (levels_seen(synth_shards / "train", augment) for augment in (AugmentConfig(), GRAY))
     assert all(luma_THW.shape == (4, 24, 24) and luma_THW.dtype == torch.uint8 for luma_THW in planes + rgb)
     difference = (torch.stack(planes).int() - torch.stack(rgb).int()).abs()
@@ -79,7 +79,7 @@ def test_masks_are_shown_the_same_grey_levels_whether_clips_travel_as_planes_or_
     assert (difference <= 1).float().mean() > 0.98 and difference.max() < 8
 
 
-def test_no_grey_levels_are_made_for_a_mask_that_needs_none(synth_shards):
+def test_luma_is_not_computed_if_annotate_does_not_need_it(synth_shards):
     assert levels_seen(synth_shards / "train", needs_luma=False) == [None, None]
 
 
@@ -93,7 +93,7 @@ def test_a_skipped_clip_is_black(damaged, augment):
     assert batch.to(HERE).clip_BCTHW.flatten(1).any(dim=1).sum() == len(batch.keys) - 2
 
 
-def test_a_video_that_fails_on_its_way_leaves_nothing_of_itself(synth_shards, monkeypatch):
+def test_a_video_that_fails_while_decoding_gives_zeros(synth_shards, monkeypatch):
     def failing(*args, **options):
         pictures = decode_sample(*args, **options)
         yield next(pictures)
@@ -105,7 +105,7 @@ def test_a_video_that_fails_on_its_way_leaves_nothing_of_itself(synth_shards, mo
     assert not batch.weight_B.any() and not batch.clip_BCTHW.any() and not batch.pixels.luma_BTHW.any()
 
 
-def test_a_quarantined_sample_is_skipped_untouched_and_the_others_are_announced(synth_shards):
+def test_a_quarantined_sample_is_not_read_and_the_others_are_reported(synth_shards):
     clips, announced = clips_of(synth_shards / "train"), []
     whole = clips.batch(range(6), on_sample=announced.append)
     assert announced == list(whole.keys[::2])
@@ -116,7 +116,7 @@ def test_a_quarantined_sample_is_skipped_untouched_and_the_others_are_announced(
     assert not part.clip_BCTHW[2:4].any() and torch.equal(part.clip_BCTHW[4:], whole.clip_BCTHW[4:])
 
 
-def test_a_batch_of_rgb_stays_as_it_is():
+def test_a_batch_of_rgb_is_not_converted():
     rgb = torch.randint(0, 256, (2, 3, 1, 4, 4), dtype=torch.uint8)
     nothing = torch.zeros(2)
     batch = ClipBatch(pixels=rgb, clip_index_B=nothing.long(), label_B=nothing.long(), weight_B=nothing)

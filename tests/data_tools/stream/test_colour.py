@@ -1,4 +1,4 @@
-"""Augmentation in RGB: the same for all frames, a function of the clip, no trace in torch's own chance."""
+"""Colour augmentation: the same for all frames, a function of the clip, no effect on torch's generator."""
 
 import pytest
 import torch
@@ -29,13 +29,13 @@ each_kind = pytest.mark.parametrize("colour", KINDS.values(), ids=KINDS)
 
 
 def picture(size=32, seed=0):
-    """A smooth coloured picture, as (C, H, W): noise alone would be the same after a turn."""
+    """A smooth coloured image (C, H, W): noise would look the same after a rotation."""
     coarse = torch.rand((1, 3, 4, 4), generator=torch.Generator().manual_seed(seed)) * 255
     return torch.nn.functional.interpolate(coarse, size=size, mode="bicubic")[0].clamp(0, 255).to(torch.uint8)
 
 
 def clip_of(frames=4, **kwargs):
-    """A clip that stands still, in the stream's memory order."""
+    """A static clip in the stream's memory order."""
     frame_HWC = picture(**kwargs).permute(1, 2, 0).contiguous()
     return frame_HWC.repeat(frames, 1, 1, 1).permute(0, 3, 1, 2)
 
@@ -46,7 +46,7 @@ def augmented(colour, number=0, clip_TCHW=None):
 
 
 @each_kind
-def test_what_is_done_to_one_frame_is_done_to_all(colour):
+def test_all_frames_are_changed_alike(colour):
     for number in range(30):
         got_TCHW = augmented(colour, number)
         assert got_TCHW.dtype == torch.uint8 and got_TCHW.shape == (4, 3, 32, 32)
@@ -54,7 +54,7 @@ def test_what_is_done_to_one_frame_is_done_to_all(colour):
 
 
 @each_kind
-def test_it_is_a_function_of_the_generator_and_changes_with_it(colour):
+def test_augmentation_is_a_function_of_the_generator(colour):
     first, again = augmented(colour, 3), augmented(colour, 3)
     others = [augmented(colour, number) for number in range(12)]
 
@@ -64,7 +64,7 @@ def test_it_is_a_function_of_the_generator_and_changes_with_it(colour):
 
 
 @each_kind
-def test_the_global_chance_and_the_given_clip_stay_as_they_were(colour):
+def test_the_global_generator_and_the_input_clip_do_not_change(colour):
     clip_TCHW = clip_of()
     before, state = clip_TCHW.clone(), torch.get_rng_state()
 
@@ -76,14 +76,14 @@ def test_the_global_chance_and_the_given_clip_stay_as_they_were(colour):
 
 
 @each_kind
-def test_what_the_global_chance_was_does_not_matter(colour):
+def test_the_state_of_the_global_generator_has_no_effect(colour):
     first = augmented(colour, 5)
     torch.rand(7)
     assert torch.equal(augmented(colour, 5), first)
 
 
 @each_kind
-def test_one_number_is_drawn_whatever_is_done(colour):
+def test_one_number_is_drawn_for_any_config(colour):
     drawn = [torch.Generator().manual_seed(1) for _ in range(2)]
     for generator, one in zip(drawn, (colour, ColourConfig()), strict=True):
         colour_augment(clip_of(), one, generator)
@@ -91,14 +91,14 @@ def test_one_number_is_drawn_whatever_is_done(colour):
 
 
 @each_kind
-def test_memory_order_decides_nothing(colour):
+def test_memory_order_has_no_effect(colour):
     for number in range(5):
         plain = augmented(colour, number, clip_of().contiguous())
         difference = (augmented(colour, number).int() - plain.int()).abs()
         assert difference.max() <= 1  # the last bit of a float32 sum
 
 
-def test_all_of_it_is_off_by_default():
+def test_colour_augmentation_is_off_by_default():
     assert not AugmentConfig().changes_colour
     assert torch.equal(augmented(ColourConfig()), clip_of())
 
@@ -115,11 +115,11 @@ def test_all_of_it_is_off_by_default():
         ("erase.mode=black", False),
     ],
 )
-def test_only_what_does_something_asks_for_rgb(override, expected):
+def test_rgb_is_required_only_if_colours_change(override, expected):
     assert load_config(ColourConfig, None, [override]).changes_colour == expected
 
 
-def test_jitter_is_torchvisions():
+def test_jitter_equals_torchvisions():
     jitter = JitterConfig(brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1)
     got_TCHW = augmented(ColourConfig(jitter=jitter), 9)
 
@@ -128,7 +128,7 @@ def test_jitter_is_torchvisions():
     assert torch.equal(got_TCHW, v2.ColorJitter(0.4, 0.3, 0.2, 0.1)(clip_of()))
 
 
-def test_jitter_and_gray_happen_as_often_as_asked():
+def test_jitter_and_grayscale_have_the_configured_probabilities():
     colour = ColourConfig(jitter=JitterConfig(probability=0.3, brightness=0.8, grayscale=0.4))
     clips = [augmented(colour, number, clip_of(frames=1, size=8)) for number in range(600)]
 
@@ -139,7 +139,7 @@ def test_jitter_and_gray_happen_as_often_as_asked():
     assert 0.7 * 0.6 * 600 - 50 < same < 0.7 * 0.6 * 600 + 50
 
 
-def test_rand_augment_does_more_the_greater_the_magnitude():
+def test_rand_augment_changes_more_with_greater_magnitude():
     def change(magnitude):
         config = RandAugmentConfig(operations=2, magnitude=magnitude, deviation=0.0, probability=1.0)
         clips = [augmented(ColourConfig(rand_augment=config), number) for number in range(80)]
@@ -177,7 +177,7 @@ def test_erasing_fills_one_box_of_the_configured_size():
         assert 0.08 < rows * columns / 64**2 < 0.33
 
 
-def test_erasing_happens_as_often_as_asked():
+def test_erasing_has_the_configured_probability():
     colour = ColourConfig(erase=EraseConfig(probability=0.25))
     small = clip_of(frames=1, size=16)
     touched = sum(not torch.equal(augmented(colour, number, small), small) for number in range(800))
@@ -216,11 +216,11 @@ def test_the_noise_of_erasing_is_standard_normal_to_the_model():
         ("erase.probablity=1", "probablity"),
     ],
 )
-def test_a_wrong_value_is_named(override, message):
+def test_a_wrong_value_is_an_error(override, message):
     with pytest.raises(ValueError, match=message):
         load_config(ColourConfig, None, [override])
 
 
-def test_an_unknown_mode_is_named_without_a_config_file():
+def test_an_unknown_mode_is_an_error_without_a_config_file():
     with pytest.raises(ValueError, match=r"augment.erase.mode must be noise or black, got 'white'"):
         EraseConfig(mode="white")

@@ -1,4 +1,4 @@
-"""Exact frames: golden ones, random access equal to sequential decoding, clear words for the rest."""
+"""Exact frames: golden frames, random access equal to sequential decoding, one-line errors."""
 
 import io
 import json
@@ -90,7 +90,7 @@ def test_frames_of_a_variable_rate_stay_until_the_next_one():
     assert torch.equal(got, frames_TCHW[[0, 1, 1, 2, 3, 4]])
 
 
-def test_instants_may_come_in_any_order_and_repeat():
+def test_timestamps_may_be_in_any_order_and_repeat():
     video = encoded(scene(20))
     _, frames_TCHW = sequential(video)
     chosen = [7, 3, 3, 19, 0]
@@ -108,7 +108,7 @@ def test_a_rotated_video_is_upright(videos):
 
 @pytest.mark.parametrize("angle", [0, 90, 180, 270])
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_display_matrices_turn_and_mirror(angle, mirrored):
+def test_display_matrices_rotate_and_flip(angle, mirrored):
     source = encoded(scene(3))
     stored = sequential(source)[1][0]
     upright = torch.rot90(stored, k=angle // 90, dims=(1, 2))
@@ -126,7 +126,7 @@ def test_display_matrices_turn_and_mirror(angle, mirrored):
         (b"#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1:1/a.ts\n#EXT-X-ENDLIST\n", "FFmpeg cannot read it"),
     ],
 )
-def test_what_is_no_video_is_refused_in_a_line(video, reason):
+def test_other_files_give_a_one_line_error(video, reason):
     for read in (probe, lambda video: decode_at(video, [0.0])):
         with pytest.raises(BadVideo, match=reason) as refused:
             read(video)
@@ -152,7 +152,7 @@ def test_a_missing_file_is_refused(tmp_path):
         probe(tmp_path / "gone.mp4")
 
 
-def test_sound_alone_is_no_video():
+def test_a_file_with_sound_only_is_refused():
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
         stream = output.add_stream("aac", rate=16000)
@@ -171,7 +171,7 @@ def test_a_video_shorter_than_the_index_says_is_refused():
     assert len(decode_at(video, [0.1, 0.2], last_frame_s=0.76)) == 2
 
 
-def test_the_header_alone_tells_the_same_of_a_plain_video():
+def test_the_header_gives_the_same_properties_as_a_full_decode():
     video = encoded(scene(30))
     assert probe(video, full=False) == probe(video)
 
@@ -183,7 +183,7 @@ def test_a_frame_of_too_many_pixels_is_refused(monkeypatch):
         probe(video)
 
 
-def test_a_frame_that_grows_too_large_on_the_way_is_refused(monkeypatch):
+def test_a_frame_that_becomes_too_large_within_the_video_is_refused(monkeypatch):
     small, large = encoded(scene(8), container="h264"), encoded(scene(8, 240, 320), container="h264")
     file = io.BytesIO()
     with (

@@ -75,7 +75,7 @@ def test_times_are_those_of_ffprobes_best_effort(name, tmp_path):
     assert ours == theirs and len(ours) == len(sequential(file.read_bytes()))
 
 
-def test_stamps_that_contradict_the_order_of_the_decoder_are_not_believed():
+def test_stamps_that_contradict_the_decoding_order_are_not_used():
     video = collapsed_stamps()
     timestamps_s = [time_s + 1e-5 for time_s in our_times(video, FRAMES)[34:54]]
     found = {}

@@ -30,22 +30,22 @@ from kinemae.data_tools.stream.decode import probe
         (OSError(errno.EINVAL, "Invalid argument"), "Invalid argument"),
     ],
 )
-def test_every_error_of_a_file_is_a_bad_video(error, line):
+def test_every_error_of_a_file_becomes_bad_video(error, line):
     with pytest.raises(BadVideo, match="FFmpeg cannot read it: ") as refused, ffmpeg_errors():
         raise error
     assert line in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_what_is_said_already_stays():
+def test_a_bad_video_error_is_not_changed():
     with pytest.raises(DataError, match=r"^the store is down$"), ffmpeg_errors():
         raise DataError("the store is down")
 
 
-def test_a_disk_that_cannot_be_read_is_no_bad_video():
+def test_a_disk_error_is_an_outage():
     with pytest.raises(StorageUnavailable, match="Input/output error"), ffmpeg_errors():
         raise OSError(errno.EIO, "Input/output error")
 
 
-def test_a_file_that_cannot_be_read_is_no_video_that_ends_there():
+def test_a_read_error_is_not_the_end_of_the_video():
     with pytest.raises(StorageUnavailable, match="Input/output error"):
         probe(Path("/proc/self/mem"))  # the first page of memory can never be read

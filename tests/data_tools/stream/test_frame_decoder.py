@@ -1,4 +1,4 @@
-"""Picked frames: to the last bit those of a full decode, and no others decoded where that can be spared."""
+"""Frames at timestamps: bit-identical to a full decode; other frames are not decoded if possible."""
 
 import io
 from contextlib import suppress
@@ -30,7 +30,7 @@ WHOLE = {name: all_planes(video) for name, video in VIDEOS.items()}
 
 
 def picked(video, timestamps_s, **options):
-    """The planes at each instant."""
+    """The planes at each timestamp."""
     found = {}
     for frame, places, _ in frames_at(video, timestamps_s, **options):
         found.update(dict.fromkeys(places, planes_of(frame)))
@@ -104,13 +104,13 @@ def test_frames_between_reference_frames_are_never_decoded():
         assert_exact(broken, WHOLE["aligned"], range(start, start + 61, 4))
 
 
-def test_frames_that_are_wanted_are_decoded_though_no_other_refers_to_them():
+def test_requested_non_reference_frames_are_decoded():
     broken, _ = without_disposable_pictures(VIDEOS["aligned"])
     with pytest.raises((BadVideo, AssertionError)):
         assert_exact(broken, WHOLE["aligned"], [1, 2, 3])
 
 
-def test_a_closed_group_in_which_nothing_is_wanted_is_passed_over(monkeypatch):
+def test_a_closed_group_without_a_requested_frame_is_skipped(monkeypatch):
     video, sent = encoded(scene(60), g="10", bf="0"), []
     needed = frame_decoder._needed
     monkeypatch.setattr(frame_decoder, "_needed", lambda *args: sent.extend(needed(*args)) or iter(sent))
@@ -121,7 +121,7 @@ def test_a_closed_group_in_which_nothing_is_wanted_is_passed_over(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"g": "250", "bf": "0"}, {"x264-params": "intra-refresh=1:keyint=12"}])
-def test_a_container_that_lies_about_key_frames_changes_no_frame(options):
+def test_wrong_key_frame_flags_change_no_frame(options):
     video, file = encoded(scene(80), **options), io.BytesIO()
     with av.open(io.BytesIO(video)) as given, av.open(file, "w", format="mp4") as output:
         stream = output.add_stream_from_template(given.streams.video[0])
@@ -133,7 +133,7 @@ def test_a_container_that_lies_about_key_frames_changes_no_frame(options):
         assert_exact(file.getvalue(), whole, range(start, start + 8, 4))
 
 
-def test_instants_far_apart_are_reached_by_seeking(monkeypatch):
+def test_timestamps_far_apart_are_reached_by_seeking(monkeypatch):
     video = encoded(scene(400), g="20")
     whole = all_planes(video)
     looked_at = []
@@ -146,7 +146,7 @@ def test_instants_far_apart_are_reached_by_seeking(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["aligned", "x264's own", "pyramid", "no B frames", "interlaced"])
-def test_every_start_is_reached_by_the_plan(name, monkeypatch):
+def test_every_start_is_decoded_by_packets(name, monkeypatch):
     ways = []
     for known in ("_by_packets", "_after_seek", "_from_start"):
         way = getattr(frame_decoder, known)
@@ -167,7 +167,7 @@ def test_a_video_that_ends_early_is_refused(name):
     assert len(picked(VIDEOS[name], [times[-20], times[-9]], last_frame_s=beyond_s)) == 2
 
 
-def test_a_damaged_frame_that_is_wanted_is_refused():
+def test_a_damaged_requested_frame_is_an_error():
     video = bytearray(VIDEOS["x264's own"])
     middle = len(video) // 2
     video[middle : middle + 512] = np.random.default_rng(1).bytes(512)
@@ -187,7 +187,7 @@ def test_frames_of_a_varying_rate_stay_until_the_next_one():
 @pytest.mark.parametrize("name", ["aligned", "open groups"])
 @examples(150)
 @given(data=st.data())
-def test_a_damaged_video_gives_frames_or_is_a_bad_one(name, data):
+def test_a_damaged_video_gives_frames_or_bad_video(name, data):
     video = bytearray(VIDEOS[name])
     for _ in range(data.draw(st.integers(1, 4))):
         # Half of the blows fall on the last 3 kB, where the container describes itself.

@@ -1,4 +1,4 @@
-"""Frame times: arithmetic that no rounding of time stamps can upset."""
+"""Timestamps of clips: independent of rounded time stamps."""
 
 from collections import Counter
 from itertools import pairwise
@@ -59,7 +59,7 @@ def clips(draw):
 
 @st.composite
 def aligned(draw):
-    """A video with reference frames and a clip whose step is a whole number of them."""
+    """A video with reference frames and a clip whose step is a multiple of their stride."""
     stride = draw(st.integers(2, 8))
     sample = video(draw(st.integers(1, 200)), draw(RATES), (stride, draw(st.integers(0, stride - 1))))
     step = stride * draw(st.integers(1, 3))
@@ -69,7 +69,7 @@ def aligned(draw):
 
 
 def places_of(timestamps_s, sample):
-    """The instants in frames of the video, on a grid where a frame reaches from n to n + 1."""
+    """The timestamps in frames of the video; frame n reaches from n to n + 1."""
     return [instant / sample.duration_s * sample.frames for instant in timestamps_s]
 
 
@@ -104,14 +104,14 @@ def test_a_clip_takes_every_stride_th_frame_and_holds_the_last(frames, stride, w
 
 
 @given(sample=videos(), clip=clips())
-def test_no_instant_is_outside_the_video(sample, clip):
+def test_no_timestamp_is_outside_the_video(sample, clip):
     for timestamps_s in every_clip(sample, clip):
         assert len(timestamps_s) == clip.frames
         assert all(0 <= instant < sample.duration_s for instant in timestamps_s)
 
 
 @given(pair=st.one_of(aligned(), st.tuples(videos(), clips())))
-def test_a_clip_on_references_lies_in_the_middle_of_reference_frames(pair):
+def test_timestamps_on_references_are_in_the_middle_of_reference_frames(pair):
     sample, clip = pair[:2]
     if not uses_reference_frames(sample, clip):
         return
@@ -124,7 +124,7 @@ def test_a_clip_on_references_lies_in_the_middle_of_reference_frames(pair):
 
 
 @given(case=aligned())
-def test_a_video_that_could_stay_on_references_does(case):
+def test_clips_use_reference_frames_if_possible(case):
     sample, clip, step = case
     stride, phase, span = sample.reference_stride, sample.reference_phase, (clip.frames - 1) * step
 
@@ -134,7 +134,7 @@ def test_a_video_that_could_stay_on_references_does(case):
 
 
 @given(frames=st.integers(1, 30), references=PHASES, stride=st.integers(1, 9), wanted=st.integers(1, 6))
-def test_training_reaches_all_starts_that_fit_and_no_other(frames, references, stride, wanted):
+def test_training_uses_all_starts_that_fit_and_no_others(frames, references, stride, wanted):
     sample, clip = video(frames, references=references), ClipConfig(frames=wanted, stride=stride)
     fitting = [start for start in range(frames) if start + (wanted - 1) * stride < frames]
     if uses_reference_frames(sample, clip):
@@ -157,7 +157,7 @@ def test_starts_are_drawn_equally_often(references, starts):
 
 
 @given(sample=videos(), clip=clips(), temporal_clips=st.integers(1, 9))
-def test_evaluation_clips_reach_evenly_from_the_first_start_to_the_last(sample, clip, temporal_clips):
+def test_evaluation_clips_are_spread_evenly_from_the_first_to_the_last_start(sample, clip, temporal_clips):
     assume(clip.sampling == "dense")
     firsts = [
         places_of(timestamps_s, sample)[0]
@@ -186,13 +186,13 @@ def test_a_short_video_starts_again_under_loop():
     assert frames_of(training(video(3), clip), video(3)) == [0, 2, 1, 0, 2]
 
 
-def test_a_short_video_holds_its_last_reference_frame_where_it_stays_on_them():
+def test_a_short_video_on_references_holds_its_last_reference_frame():
     clip, sample = ClipConfig(frames=5, stride=4), video(15, references=(4, 1))
     assert uses_reference_frames(sample, clip)
     assert frames_of(training(sample, clip), sample) == [1, 5, 9, 13, 13]
 
 
-def test_a_loop_stays_on_references_only_where_the_video_is_a_whole_number_of_strides():
+def test_a_loop_uses_references_only_if_the_length_is_a_multiple_of_the_stride():
     clip = ClipConfig(frames=5, stride=4, short_video="loop")
     whole, odd = video(12, references=(4, 2)), video(13, references=(4, 2))
     assert uses_reference_frames(whole, clip) and not uses_reference_frames(odd, clip)
@@ -200,14 +200,14 @@ def test_a_loop_stays_on_references_only_where_the_video_is_a_whole_number_of_st
     assert frames_of(training(odd, clip), odd) == [0, 4, 8, 12, 3]
 
 
-def test_a_clip_that_fits_is_never_held_for_the_sake_of_references():
+def test_a_clip_that_fits_never_holds_a_frame_to_stay_on_references():
     clip, sample = ClipConfig(frames=3, stride=4), video(9, references=(4, 3))
     assert not uses_reference_frames(sample, clip)
     assert frames_of(training(sample, clip), sample) == [0, 4, 8]
 
 
 @given(sample=videos(), fps=st.floats(0.5, 60), wanted=st.integers(2, 16))
-def test_frames_at_a_rate_are_those_on_screen_every_so_often(sample, fps, wanted):
+def test_clip_fps_gives_the_frames_on_screen_at_that_rate(sample, fps, wanted):
     clip = ClipConfig(frames=wanted, fps=fps)
     assume((wanted - 1) / fps < (sample.frames - 1) / sample.frames * sample.duration_s)
 
@@ -229,7 +229,7 @@ def test_at_twice_the_videos_rate_every_frame_is_shown_twice():
     assert rest == [first + k for k in (1, 1, 2, 2, 3, 3)]
 
 
-def test_a_rate_does_not_depend_on_the_videos_own():
+def test_clip_fps_does_not_depend_on_the_videos_rate():
     clip = ClipConfig(frames=8, fps=4.0)
     for rate in (8.0, 12.0, 25.0, 30000 / 1001, 60.0):
         sample = video(round(10 * rate), rate)
@@ -247,7 +247,7 @@ def test_a_rate_does_not_depend_on_the_videos_own():
         (30000 / 1001, 7.5, True),
     ],
 )
-def test_a_rate_stays_on_references_where_it_shows_the_same_frames_as_a_stride(rate, fps, aligned):
+def test_clip_fps_uses_references_if_it_equals_a_stride(rate, fps, aligned):
     sample = video(240, rate, (4, 2))
     assert uses_reference_frames(sample, ClipConfig(frames=16, fps=fps)) == aligned
 
@@ -300,6 +300,6 @@ def test_the_last_frame_starts_one_period_before_the_end():
         ({"sampling": "uniform", "fps": 4.0}, "clip.fps must be left out with clip.sampling=uniform"),
     ],
 )
-def test_a_clip_that_cannot_be_is_refused(wrong, message):
+def test_an_invalid_clip_config_is_an_error(wrong, message):
     with pytest.raises(ValueError, match=message):
         ClipConfig(**wrong)

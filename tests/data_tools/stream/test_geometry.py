@@ -1,4 +1,4 @@
-"""Readers give upright frames of one size with square pixels, however the video stores them."""
+"""Decoded frames are upright, of one size, with square pixels, for any storage."""
 
 import io
 from fractions import Fraction
@@ -85,14 +85,14 @@ def test_pixels_that_are_not_square_become_square():
     assert np.corrcoef(expected.flatten(), luma.flatten())[0, 1] > 0.93
 
 
-def test_boxes_of_training_lie_inside_stored_pictures_of_any_aspect():
+def test_training_crops_are_inside_stored_frames_of_any_aspect():
     video = (SHIPPED / "anamorphic.mp4").read_bytes()
     for seed in range(50):
         draw = generator(seed, purpose="augment")
         to_luma(video, [0.0], lambda *size: [training_view(*size, AugmentConfig(), draw)], size=16)  # noqa: B023
 
 
-def test_where_the_size_changes_the_aspect_stays_and_numbers_can_be_read():
+def test_the_aspect_is_kept_if_the_size_changes():
     video = dict(videos())["mpegts/resized"]()
     notes = []
     info = probe(video, notes=notes)

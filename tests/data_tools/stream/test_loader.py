@@ -1,4 +1,4 @@
-"""Batches: a function of the seed and the clip's place, whoever reads them."""
+"""Batches: a function of the seed and the clip's position, for any workers."""
 
 import os
 import pickle
@@ -38,7 +38,7 @@ CLIP = ClipConfig(frames=4, stride=2, size=24)
 
 
 def row_numbers(luma_THW, clip_index):
-    """An `annotate` whose result tells which clip it was called for and what it saw."""
+    """An `annotate` that returns its clip and a value of its luma."""
     return {"seen": torch.tensor([clip_index, int(luma_THW.long().sum())])}
 
 
@@ -144,7 +144,7 @@ def test_views_of_a_video_share_their_frames_and_differ_in_crop(synth_shards):
     assert cropped.keys[0] == cropped.keys[2] != cropped.keys[3]
 
 
-def test_a_video_looks_different_in_the_next_epoch_and_under_another_seed(synth_shards):
+def test_a_video_gives_other_clips_in_the_next_epoch_and_with_another_seed(synth_shards):
     clips = clips_of(synth_shards / "train", views=1)
     samples = len(clips.index)
     batch = clips.batch(range(2 * samples))
@@ -163,7 +163,7 @@ def test_annotations_belong_to_their_clips(synth_shards):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_video_is_skipped_named_and_counts_for_nothing(synth_shards, damaged, workers):
+def test_a_bad_video_is_skipped_with_its_key_and_weight_0(synth_shards, damaged, workers):
     folder, key = damaged
     plan = plan_batch(32, 32, 1, 2)
     good = load(clips_of(synth_shards / "train"), plan, last_step=2)
@@ -183,7 +183,7 @@ def test_a_bad_video_is_skipped_named_and_counts_for_nothing(synth_shards, damag
 
 @dataclass(frozen=True)
 class Deadly:
-    """An `annotate` that ends or holds up its worker at some places of the run, where they show anything."""
+    """An `annotate` that kills or blocks its worker at some positions, unless the clip is skipped."""
 
     deeds: dict[int, Callable[[], None]]
 
@@ -202,7 +202,7 @@ def hang():
 
 
 @pytest.mark.slow
-def test_samples_that_kill_or_hold_up_a_worker_are_skipped_and_all_others_are_as_they_were(synth_shards):
+def test_samples_that_kill_or_block_a_worker_are_skipped_and_all_others_are_unchanged(synth_shards):
     folder, plan = synth_shards / "train", plan_batch(8, 8, 1, 2)
     good = load(clips_of(folder, annotate=Deadly({})), plan, last_step=6)
     deadly = clips_of(folder, annotate=Deadly({11: die, 28: hang}))
@@ -251,7 +251,7 @@ mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"
 
 
 @pytest.mark.processes
-def test_a_container_with_hardly_any_shared_memory_is_no_obstacle(synth_shards, repo, tmp_path):
+def test_a_container_with_little_shared_memory_works(synth_shards, repo, tmp_path):
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this machine lets nobody make a /dev/shm of his own")
     program = tmp_path / "program.py"
@@ -275,7 +275,7 @@ if __name__ == "__main__":
 
 
 class BrokenIndex:
-    """An index whose rows are wrong in a way that only a bug makes."""
+    """An index with wrong rows, as only a bug could produce."""
 
     def __init__(self, index):
         self.index, self.folder, self.shards = index, index.folder, ()
@@ -287,7 +287,7 @@ class BrokenIndex:
         return self.index.sample(position)
 
 
-def test_what_is_no_bad_video_stops_the_run_and_names_the_sample(synth_shards):
+def test_an_error_that_no_video_causes_stops_the_run_and_names_the_sample(synth_shards):
     clips = clips_of(synth_shards / "train")
     clips.index = BrokenIndex(clips.index)
     key = clips.index.sample(sample_at(5, 0, 0, len(clips.index))).key
@@ -301,7 +301,7 @@ def test_an_error_in_a_worker_reaches_the_main_process(synth_shards):
         load(clips, plan_batch(4, 4, 1, 2), last_step=1, workers=1)
 
 
-def test_workers_take_no_signals_and_one_thread(synth_shards):
+def test_workers_block_stop_signals_and_use_one_thread(synth_shards):
     clips = clips_of(synth_shards / "train", annotate=process_state)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     [batch] = load(clips, plan_batch(2, 2, 1, 2), last_step=1, workers=1)
@@ -313,7 +313,7 @@ def test_workers_take_no_signals_and_one_thread(synth_shards):
 
 
 @pytest.mark.processes
-def test_a_program_that_fails_with_workers_at_hand_still_ends(synth_shards, repo, tmp_path):
+def test_a_program_that_fails_ends_its_workers(synth_shards, repo, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         f"""
@@ -342,7 +342,7 @@ if __name__ == "__main__":
     assert done.returncode == 1 and "as planned" in done.stderr
 
 
-def test_a_pickled_stream_takes_no_index_along(synth_shards):
+def test_a_pickled_stream_contains_no_index(synth_shards):
     clips = clips_of(synth_shards / "train")
     pickled = pickle.dumps(clips)
     assert len(pickled) < 2000
@@ -378,7 +378,7 @@ def test_evaluation_shows_every_video_once(synth_shards, world, workers):
         assert (item.key, item.label) == (expected.key, expected.label)
 
 
-def test_evaluation_can_take_a_part_of_the_videos(synth_shards):
+def test_evaluation_can_use_some_of_the_videos(synth_shards):
     items = evaluate(synth_shards / "validation", samples=[5, 1], crops=1)
     assert [item.position for item in items] == [5, 1] and len(items[0].pixels) == 2
 
@@ -398,7 +398,7 @@ def test_wrong_views_are_refused(synth_shards, clips, crops):
         )
 
 
-def test_workers_left_to_us_never_oversubscribe_the_cores_and_others_are_obeyed(caplog, monkeypatch):
+def test_automatic_workers_never_oversubscribe_the_cores_and_explicit_numbers_are_used(caplog, monkeypatch):
     assert [resolve_num_workers(-1, cores) for cores in (1, 2, 12)] == [0, 1, 11]
     assert resolve_num_workers(0, 4) == 0 and resolve_num_workers(1, 1) == 1
     monkeypatch.setattr(workers_module.log, "propagate", True)
@@ -414,7 +414,7 @@ def limits(cores, machine="a", quotas=None):
     return CoreLimits(machine, frozenset(cores), quotas or {})
 
 
-def test_cores_are_divided_where_processes_share_them_and_only_there():
+def test_cores_are_divided_only_among_processes_that_share_them():
     bound = [limits(range(12 * task, 12 * task + 12), machine) for machine in "ab" for task in range(8)]
     assert {cores_per_process(own, bound) for own in bound} == {12}, "8 tasks of 12 CPUs, bound by Slurm"
     free = [limits(range(96), machine) for machine in "ab" for _ in range(8)]
@@ -427,7 +427,7 @@ def test_cores_are_divided_where_processes_share_them_and_only_there():
     assert cores_per_process(crowd[0], crowd) == 1, "never none"
 
 
-def test_a_quota_is_divided_in_its_control_group_and_only_there():
+def test_a_quota_is_divided_only_within_its_control_group():
     pods = [limits(range(64), quotas={group: 8.0}) for group in ("one", "one", "two")]
     assert [cores_per_process(own, pods) for own in pods] == [4, 4, 8]
     nested = [limits(range(64), quotas={"job": 8.0, f"task {task}": 6.5}) for task in range(2)]

@@ -1,4 +1,4 @@
-"""Several data sets in one run: each in its proportion, each through its own epochs."""
+"""Mixtures of data sets: proportions and separate epochs."""
 
 import pickle
 from collections import Counter
@@ -39,7 +39,7 @@ def test_each_set_is_shown_in_its_proportion_and_every_sample_once_in_each_epoch
         assert set(counts) == {f"{name}/{index.sample(place).key}" for place in range(len(index))}
 
 
-def test_the_sets_of_a_mixture_have_orders_of_their_own(synth_shards: Path) -> None:
+def test_the_data_sets_of_a_mixture_have_different_orders(synth_shards: Path) -> None:
     # The same videos under two names: were their orders the same, the two would go side by side.
     index = open_index(synth_shards / "train")
     mixture = Mixture({"a": index, "b": index}, {"a": 1, "b": 1})
@@ -50,7 +50,7 @@ def test_the_sets_of_a_mixture_have_orders_of_their_own(synth_shards: Path) -> N
     assert shown["a"] != shown["b"]
 
 
-def test_the_order_in_which_the_folders_are_named_changes_nothing(weights: dict[str, float]) -> None:
+def test_the_order_of_the_folders_has_no_effect(weights: dict[str, float]) -> None:
     one, other = open_mixture(weights), open_mixture(dict(reversed(weights.items())))
     keys = [
         [locate_sample(mixture, seed=3, position=place).key for place in range(200)]
@@ -85,7 +85,7 @@ def test_a_clip_of_a_mixture_is_the_clip_of_its_own_set(weights: dict[str, float
         assert batch.label_B[row] == labels[own]
 
 
-def test_a_pickled_mixture_takes_no_index_along(weights: dict[str, float]) -> None:
+def test_a_pickled_mixture_contains_no_index(weights: dict[str, float]) -> None:
     clips = clips_of(open_mixture(weights))
     pickled = pickle.dumps(clips)
     assert len(pickled) < 4000
@@ -108,6 +108,6 @@ def test_a_weight_too_small_for_the_mixture_is_refused(weights: dict[str, float]
         open_mixture(tiny)
 
 
-def test_a_folder_that_is_no_data_set_is_named(weights: dict[str, float], tmp_path: Path) -> None:
+def test_a_folder_without_a_data_set_is_an_error(weights: dict[str, float], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=str(tmp_path / "nothing")):
         open_mixture({**weights, str(tmp_path / "nothing"): 1})

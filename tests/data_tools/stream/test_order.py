@@ -1,4 +1,4 @@
-"""The order of the run: every sample once an epoch, whoever reads it."""
+"""Sample order: every sample once per epoch, in any topology."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ def test_an_epoch_shows_every_sample_once(seed, epoch, samples):
 
 @examples(30)
 @given(samples=st.integers(2**33, 2**60), places=st.sets(st.integers(0, 2**33 - 1), min_size=20, max_size=20))
-def test_places_of_a_huge_data_set_keep_apart(samples, places):
+def test_positions_of_a_huge_data_set_give_different_samples(samples, places):
     shown = {sample_at(0, 0, i, samples) for i in places}
     assert len(shown) == len(places) and all(0 <= sample < samples for sample in shown)
 
@@ -38,7 +38,7 @@ def test_epochs_and_seeds_give_other_orders():
     assert len(set(orders)) == 9
 
 
-def test_each_sample_comes_equally_often_to_each_place():
+def test_each_sample_has_each_position_equally_often():
     counts = [[0] * 10 for _ in range(10)]
     for epoch in range(4000):
         for i in range(10):
@@ -47,18 +47,18 @@ def test_each_sample_comes_equally_often_to_each_place():
     assert statistic < 150  # chi-square with 81 degrees of freedom: less than one in 100,000 lies above
 
 
-def test_a_place_outside_the_epoch_is_refused():
+def test_a_position_outside_the_epoch_is_an_error():
     with pytest.raises(ValueError, match="5 samples has the positions 0 to 4, got 5"):
         sample_at(0, 0, 5, 5)
 
 
-def test_views_of_a_video_stand_side_by_side():
+def test_views_of_a_video_are_consecutive():
     assert [clip_position(clip, 3, 2) for clip in range(5, 9)] == [(0, 2, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0)]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is interrupted, and goes on each time with another number of processes.
+    """A run that is interrupted and resumed with other numbers of processes.
 
     Attributes:
         topologies: for each stretch: its steps, the processes, the clips that a process holds at once.
@@ -82,7 +82,7 @@ def runs(draw: st.DrawFn, most_videos: int = 64, most_steps: int = 4) -> Run:
 
 
 def ranges_as_read(run: Run) -> list[range]:
-    """The clips of every micro-batch: by step, then by its place in the step, then by process."""
+    """The clips of every micro-batch, by step, accumulation index and process."""
     begin, ranges = 0, []
     for length, world, room in run.topologies:
         plan = plan_batch(run.global_clips, room, world, run.views)
@@ -99,7 +99,7 @@ def clips_as_read(run: Run) -> list[int]:
 @pytest.mark.slow
 @examples(600)
 @given(run=runs(most_videos=512))
-def test_whatever_the_topologies_and_the_restarts_the_run_is_one_line_of_clips(run: Run) -> None:
+def test_topologies_and_restarts_do_not_change_the_sequence_of_clips(run: Run) -> None:
     ranges = ranges_as_read(run)
     steps = sum(length for length, _, _ in run.topologies)
     assert [clips.start for clips in ranges] == [0, *(clips.stop for clips in ranges[:-1])]
@@ -111,7 +111,7 @@ def test_whatever_the_topologies_and_the_restarts_the_run_is_one_line_of_clips(r
 @given(
     world=st.integers(1, 512), share=st.integers(1, 12), room=st.integers(1, 12), step=st.integers(0, 10**9)
 )
-def test_any_number_of_processes_takes_the_same_clips_of_a_step(
+def test_any_number_of_processes_reads_the_same_clips_of_a_step(
     world: int, share: int, room: int, step: int
 ) -> None:
     plan = plan_batch(world * share, room, world, 1)
@@ -143,21 +143,23 @@ weights_of_sets = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
 @examples(500)
 @given(weights=st.lists(st.floats(0.01, 5.0), min_size=1, max_size=8), block=st.integers(500, 2000))
-def test_quotas_fill_a_block_and_miss_no_weight_by_a_whole_place(weights: list[float], block: int) -> None:
+def test_quotas_fill_a_block_and_differ_from_the_weights_by_less_than_one(
+    weights: list[float], block: int
+) -> None:
     quotas = mixture_quotas(weights, 10 * block)
     assert sum(quotas) == 10 * block
     for weight, quota in zip(weights, quotas, strict=True):
         assert abs(quota - weight / sum(weights) * 10 * block) < 1.0 + 1e-6
 
 
-def test_quotas_of_round_shares_are_exact_and_a_remainder_goes_to_the_first() -> None:
+def test_quotas_of_round_fractions_are_exact_and_a_remainder_goes_to_the_first() -> None:
     assert mixture_quotas([0.7, 0.2, 0.1]) == (700, 200, 100)
     assert mixture_quotas([7, 2, 1]) == (700, 200, 100)
     assert mixture_quotas([1, 1, 1]) == (334, 333, 333)
     assert mixture_quotas([3.0]) == (MIXTURE_BLOCK,)
 
 
-def test_a_weight_that_would_get_no_place_is_refused() -> None:
+def test_a_weight_without_a_position_is_an_error() -> None:
     with pytest.raises(
         ValueError, match=r"must be at least 1/1000 of all weights together, got 0\.001 of 5\.001"
     ):
@@ -215,7 +217,7 @@ def test_the_smallest_accumulation_is_chosen():
 
 
 @pytest.mark.parametrize("numbers", [(10, 8, 4, 1), (8, 1, 2, 2), (6, 6, 2, 2), (2, 8, 4, 1)])
-def test_a_batch_that_does_not_divide_names_all_numbers(numbers):
+def test_a_batch_that_does_not_divide_is_an_error_with_all_numbers(numbers):
     global_clips, clips_per_device, world, views = numbers
     message = (
         f"global_clips={global_clips} .* {world} processes .*"

@@ -55,7 +55,7 @@ def evaluate(index: ShardIndex, **options) -> list[EvaluationItem]:  # type: ign
 
 
 def down_for(server: FaultyServer, seconds: float, fault: str | int = 503) -> None:
-    """Take the shards away, from their first request on."""
+    """Fail all requests of shards."""
     until_s: list[float] = []
 
     def answer(method: str, path: str) -> str | int | None:
@@ -112,7 +112,7 @@ def test_an_outage_is_waited_for_once_and_not_for_each_sample(server: FaultyServ
 
 @pytest.mark.processes
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_stop_ends_the_waiting(server: FaultyServer, workers: int):
+def test_a_stop_signal_ends_the_wait(server: FaultyServer, workers: int):
     index = index_at(server, PATIENT)
     server.fault = lambda method, path: 503
 
@@ -188,7 +188,7 @@ def test_opening_waits_for_a_storage_that_is_down(server: FaultyServer):
 
 
 @pytest.mark.processes
-def test_a_slow_download_that_goes_on_is_not_taken_for_a_hang(server: FaultyServer):
+def test_a_slow_download_with_progress_is_not_a_hang(server: FaultyServer):
     index = index_at(server, RetryPolicy(idle_s=20.0, total_s=60.0))
     server.fault = lambda method, path: "trickle" if path.endswith(".tar") else None
     batches = load(index, workers=1, timeout_s=3.0, clips=1, last_step=1)  # the body takes 6 s

@@ -1,4 +1,4 @@
-"""Shards behind URLs give the bytes of those in a folder, whatever the network does, or say what is wrong."""
+"""Remote shards give the bytes of local ones despite network faults, or an error with the cause."""
 
 import json
 import multiprocessing
@@ -44,7 +44,7 @@ def test_a_sample_is_one_ranged_request(folder: Location, server: FaultyServer):
     assert len(server.requests) == 1
 
 
-def test_opening_asks_for_no_shard(folder: Location, server: FaultyServer):
+def test_opening_reads_no_shard(folder: Location, server: FaultyServer):
     open_index(folder)
     assert not [path for _, path, _ in server.requests if path.endswith(".tar")]
 
@@ -62,7 +62,7 @@ def test_opening_asks_for_no_shard(folder: Location, server: FaultyServer):
         (404, BadVideo, r"no such thing \(HTTP 404\); check the name; no sample of that shard can be read$"),
     ],
 )
-def test_a_storage_that_fails_says_why(
+def test_a_storage_error_has_its_reason(
     folder: Location, server: FaultyServer, fault: str | int, kind: type[Exception], said: str
 ):
     index = open_index(folder)
@@ -71,9 +71,7 @@ def test_a_storage_that_fails_says_why(
         read_video(index, index.sample(0))
 
 
-def test_a_bit_that_changed_over_there_is_noticed_and_not_kept(
-    shards: Path, folder: Location, tmp_path: Path
-):
+def test_a_flipped_remote_bit_is_detected_and_not_cached(shards: Path, folder: Location, tmp_path: Path):
     cache = Cache(folder=tmp_path / "cache", size=10**8)
     index = open_index(folder, cache=cache)
     sample = index.sample(0)
@@ -87,7 +85,7 @@ def test_a_bit_that_changed_over_there_is_noticed_and_not_kept(
     assert read_video(index, sample) == good[sample.offset :][: sample.length]
 
 
-def test_the_cache_answers_the_second_time(
+def test_the_second_read_comes_from_the_cache(
     shards: Path, folder: Location, server: FaultyServer, tmp_path: Path
 ):
     index = open_index(folder, cache=Cache(folder=tmp_path / "cache", size=10**8))
@@ -101,7 +99,7 @@ def test_the_cache_answers_the_second_time(
     assert not [path for _, path, _ in server.requests if not path.endswith(("dataset.json", "train/"))]
 
 
-def test_a_damaged_cache_is_read_past(shards: Path, folder: Location, tmp_path: Path):
+def test_a_damaged_cache_entry_is_read_again(shards: Path, folder: Location, tmp_path: Path):
     index = open_index(folder, cache=Cache(folder=tmp_path / "cache", size=10**8))
     expected = videos_of(index)
     for entry in (tmp_path / "cache").glob("*.shard"):
@@ -141,7 +139,7 @@ def test_a_worker_gets_the_index_without_fetching_it_again(
     assert not [path for _, path, _ in server.requests if "tar" not in path]
 
 
-def test_the_copy_of_an_index_goes_with_its_last_user(folder: Location):
+def test_the_copy_of_an_index_is_deleted_after_its_last_use(folder: Location):
     index = open_index(folder)
     place = index.local_index.folder
     assert (place / "index.arrow").is_file()
@@ -149,7 +147,7 @@ def test_the_copy_of_an_index_goes_with_its_last_user(folder: Location):
     assert not place.exists()
 
 
-def test_what_is_wrong_with_a_remote_folder_is_said(shards: Path, server: FaultyServer, folder: Location):
+def test_errors_of_a_remote_folder_name_their_cause(shards: Path, server: FaultyServer, folder: Location):
     with pytest.raises(DataError, match=r"127.0.0.1:\d+ holds no dataset.json, .*; did you mean .*/train\?"):
         open_index(location(server.url, retry_policy=QUICK))
     with pytest.raises(DataError, match=r"/nothing holds no dataset.json, so it is no data set$"):
@@ -167,7 +165,7 @@ def test_a_remote_index_that_names_files_of_this_machine_is_refused(shards: Path
         open_index(folder)
 
 
-def test_a_missing_or_cut_shard_is_named_at_opening_where_the_store_lists(shards: Path, bucket: str):
+def test_a_missing_or_truncated_shard_is_an_error_at_opening_if_the_store_lists(shards: Path, bucket: str):
     folder = location(f"{bucket}/train", retry_policy=QUICK)
     for path in shards.iterdir():
         (folder / path.name).upload(path)

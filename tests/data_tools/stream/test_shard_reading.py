@@ -1,4 +1,4 @@
-"""One read a video, and bytes that are not what was sharded never pass for a video."""
+"""Reads of shards: one read per video; changed bytes are errors."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def change_byte(path, place):
         file.write(bytes([value ^ 1]))
 
 
-def test_a_video_comes_back_as_it_was_sharded(synth_shards):
+def test_a_video_is_read_as_it_was_sharded(synth_shards):
     index = open_index(synth_shards / "train")
     for position in (0, len(index) - 1):
         sample = index.sample(position)
@@ -33,7 +33,7 @@ def test_a_video_comes_back_as_it_was_sharded(synth_shards):
         assert (info.frames, info.duration_s, info.width) == (sample.frames, sample.duration_s, sample.width)
 
 
-def test_a_flipped_bit_is_noticed(shards):
+def test_a_flipped_bit_is_detected(shards):
     index = open_index(shards)
     sample = index.sample(3)
     change_byte(index.shard_path(sample), sample.offset + sample.length // 2)
@@ -42,7 +42,7 @@ def test_a_flipped_bit_is_noticed(shards):
     assert read_video(index, index.sample(4))
 
 
-def test_a_shard_cut_short_is_noticed(shards):
+def test_a_truncated_shard_is_detected(shards):
     index = open_index(shards)
     sample = index.sample(0)
     os.truncate(index.shard_path(sample), sample.offset + 10)
@@ -50,7 +50,7 @@ def test_a_shard_cut_short_is_noticed(shards):
         read_video(index, sample)
 
 
-def test_a_shard_that_vanished_is_named(shards):
+def test_a_missing_shard_is_an_error_with_its_name(shards):
     index = open_index(shards)
     sample = index.sample(0)
     index.shard_path(sample).unlink()

@@ -1,4 +1,4 @@
-"""Tensors through shared memory: what arrives is what was sent, for as long as anybody holds it."""
+"""Tensors through shared memory are received unchanged and stay valid while referenced."""
 
 import gc
 import os
@@ -15,7 +15,7 @@ from tests.seeds import examples
 
 
 class Line:
-    """A sender and a receiver that talk as a worker and the main process do."""
+    """A connected sender and receiver."""
 
     def __init__(self) -> None:
         near, far = socket_pair()
@@ -42,7 +42,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_tensor_of_any_layout_arrives_as_it_is(name: str) -> None:
+def test_a_tensor_of_any_layout_is_received_unchanged(name: str) -> None:
     sent = LAYOUTS[name]
     arrived = Line().carry({"tensor": sent, "words": ("a", None)})
     assert torch.equal(arrived["tensor"], sent) and arrived["tensor"].dtype == sent.dtype
@@ -56,7 +56,7 @@ def test_a_permuted_batch_keeps_its_layout() -> None:
     arrived.zero_()  # and is one's own to write into
 
 
-def test_what_is_pickled_for_workers_can_be_read_by_any_number_of_them() -> None:
+def test_to_bytes_can_be_unpickled_any_number_of_times() -> None:
     pickled = to_bytes([torch.arange(3)])
     assert [from_bytes(pickled)[0].tolist() for _ in range(3)] == [[0, 1, 2]] * 3
 
@@ -64,7 +64,7 @@ def test_what_is_pickled_for_workers_can_be_read_by_any_number_of_them() -> None
 @examples(200)
 @given(sizes=st.lists(st.integers(0, 9000), min_size=1, max_size=20), held=st.data())
 @pytest.mark.slow
-def test_memory_is_used_again_only_when_nobody_holds_it(sizes: list[int], held: st.DataObject) -> None:
+def test_memory_is_not_reused_while_a_tensor_refers_to_it(sizes: list[int], held: st.DataObject) -> None:
     line, kept = Line(), {}
     for number, size in enumerate(sizes):
         kept[number] = line.carry({"values": torch.full((size,), number), "more": torch.full((3,), number)})
@@ -75,13 +75,13 @@ def test_memory_is_used_again_only_when_nobody_holds_it(sizes: list[int], held: 
             assert (value["values"] == which).all() and len(value["values"]) == sizes[which]
 
 
-def test_memory_that_nobody_holds_is_used_again() -> None:
+def test_free_memory_is_reused() -> None:
     line = Line()
     places = {line.carry(torch.full((5000,), number)).data_ptr() for number in range(10)}
     assert len(places) == 1
 
 
-def test_a_part_of_a_value_holds_its_memory() -> None:
+def test_a_part_of_a_value_keeps_its_memory() -> None:
     line = Line()
     row = line.carry(torch.arange(1000).view(10, 100))[3, :5]
     for _ in range(8):
@@ -100,7 +100,7 @@ def test_neither_descriptors_nor_memory_grow_with_the_number_of_batches() -> Non
     assert len(os.listdir("/proc/self/fd")) <= before + 3 and len(kept) == 50
 
 
-def test_the_receiver_sees_the_end_after_all_that_was_sent() -> None:
+def test_the_receiver_gets_the_end_after_all_values() -> None:
     near, far = socket_pair()
     sender, receiver = Sender(near), Receiver(far)
     sender.send(1, sender.pack(torch.ones(3)))

@@ -1,4 +1,4 @@
-"""The videos that ship with the tests: every reader gives every frame, by its visible number."""
+"""Shipped videos: every decoder gives every frame, checked by its visible number."""
 
 import pytest
 import torch

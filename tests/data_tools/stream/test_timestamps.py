@@ -1,4 +1,4 @@
-"""Times of frames from their stamps, without a video."""
+"""Frame times computed from time stamps, without a video."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +21,7 @@ class Stamped:
 
 
 def timed(stamps, *, depth=0, step=1):
-    """The times that frames get, given as (pts, dts) in the order of output; decoded `depth` frames late."""
+    """The times of frames with these (pts, dts) in output order; decoded `depth` frames late."""
     clock, given = FrameClock(step), []
     frames = [Stamped(number, pts, dts) for number, (pts, dts) in enumerate(stamps)]
     for number in range(len(frames) + depth):
@@ -56,18 +56,18 @@ def test_each_frame_gets_a_later_time_than_the_one_before(stamps, times):
     assert is_repaired == ([pts for pts, _ in stamps] != times)
 
 
-def test_stamps_in_decoding_order_are_recognised_before_the_first_wrong_frame():
+def test_stamps_in_decoding_order_are_detected_before_the_first_wrong_frame():
     # As FFmpeg gives H.264 with B frames from AVI: 2 frames late, presentation stamps in decoding order.
     stamps = [(1, 2), (3, 3), (2, 4), (5, 5), (6, 6), (4, 7), (8, 8), (9, None), (7, None)]
     assert timed(stamps, depth=2)[0] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
-def test_the_clock_goes_on_where_stamps_go_back_for_good():
+def test_the_time_advances_if_stamps_decrease_permanently():
     stamps = [(number, number) for number in [*range(100, 130), *range(20)]]
     assert timed(stamps)[0] == list(range(100, 150))
 
 
-def test_a_packet_that_gives_no_frame_delays_and_changes_nothing():
+def test_a_packet_without_a_frame_has_no_effect():
     clock = FrameClock(1)
     clock.send(Stamped(0, -5, None), 1)  # a leading picture, which the decoder drops
     given = []

@@ -1,4 +1,4 @@
-"""Views: the right box, mirrored or not, resized without flicker, into the memory that is given."""
+"""Views: crop, flip and resize without flicker, into given memory."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ COLOUR = colour_coefficients(0.299, 0.114, is_full_range=True)
 
 
 def picture_of(height, width, seed=0):
-    """A picture of soft noise, in colours that RGB has."""
+    """A frame of smooth noise in colours inside RGB."""
     draw = torch.Generator().manual_seed(seed)
     planes = []
     for divisor, low, span in ((1, 60, 130), (2, 110, 36), (2, 110, 36)):
@@ -43,7 +43,7 @@ def generators(count):
 @pytest.mark.parametrize(
     "crop", [Crop(top=4, left=6, height=32, width=32), Crop(top=0, left=0, height=64, width=96)]
 )
-def test_a_view_is_the_resized_box_of_the_whole_picture(crop, size):
+def test_a_view_is_the_resized_crop_of_the_frame(crop, size):
     picture = picture_of(64, 96)
     got = cut([(picture, [0])], [View(crop=crop)], frames=1, size=size).rgb()[0, :, 0]
     whole = View(crop=Crop(top=0, left=0, height=64, width=96))
@@ -59,7 +59,7 @@ def test_a_view_is_the_resized_box_of_the_whole_picture(crop, size):
     assert error.mean() < 6 and error.quantile(0.99) < 25
 
 
-def test_a_mirrored_view_is_the_view_mirrored():
+def test_a_flipped_view_is_the_view_flipped():
     picture, crop = picture_of(48, 64), Crop(top=2, left=10, height=30, width=44)
     clips = cut([(picture, [0])], [View(crop=crop), View(crop=crop, flip=True)], frames=1, size=20)
     for plane in (clips.luma_BTHW, clips.chroma_BCTHW):
@@ -67,7 +67,7 @@ def test_a_mirrored_view_is_the_view_mirrored():
 
 
 @pytest.mark.parametrize("size", [20, 16, 14])
-def test_fine_detail_does_not_flicker_where_a_box_shrinks_much(size):
+def test_fine_detail_does_not_flicker_if_a_crop_shrinks_much(size):
     stripes = np.zeros((64, 64), np.uint8)
     shades = []
     for offset in range(4):
@@ -80,7 +80,7 @@ def test_fine_detail_does_not_flicker_where_a_box_shrinks_much(size):
         assert all((shade - 63).abs().max() < 2 for shade in shades)
 
 
-def test_frames_go_to_their_places_however_they_come():
+def test_frames_in_any_order_go_to_their_positions():
     pictures = [(picture_of(32, 32, seed), places) for seed, places in enumerate([[2], [0, 3], [1], [2]])]
     views = [
         View(crop=Crop(top=0, left=0, height=32, width=32)),
@@ -94,7 +94,7 @@ def test_frames_go_to_their_places_however_they_come():
 
 
 @given(height=st.integers(1, 50), width=st.integers(1, 50), top=st.integers(0, 30), left=st.integers(0, 30))
-def test_even_boxes_have_even_edges_lie_inside_and_are_never_empty(height, width, top, left):
+def test_even_crops_have_even_edges_are_inside_and_never_empty(height, width, top, left):
     box = even(Crop(top=top, left=left, height=height, width=width))
     assert box.top % 2 == box.left % 2 == 0
     assert box.height % 2 == 0 or box.height == 1
@@ -102,7 +102,7 @@ def test_even_boxes_have_even_edges_lie_inside_and_are_never_empty(height, width
     assert box.top + box.height <= top + height and box.left + box.width <= left + width
 
 
-def test_training_views_are_mirrored_half_of_the_time_and_never_where_it_is_off():
+def test_training_views_are_flipped_half_of_the_time_unless_flip_is_off():
     views = [training_view(120, 160, AugmentConfig(), draw) for draw in generators(200)]
     assert 70 < sum(view.flip for view in views) < 130 and len({view.crop for view in views}) > 150
     assert not any(training_view(120, 160, AugmentConfig(flip=False), draw).flip for draw in generators(50))
@@ -121,13 +121,13 @@ def test_three_crops_are_both_ends_and_the_centre(height, width):
     assert evaluation_views(height, width, 1) == views[1:2]
 
 
-def test_another_number_of_crops_is_refused():
+def test_another_number_of_crops_is_an_error():
     with pytest.raises(ValueError, match="must be 1 or 3, got 2"):
         evaluation_views(8, 8, 2)
 
 
 @pytest.mark.parametrize("size", [1, 7, 15])
-def test_tiny_pictures_and_odd_sizes_work(size):
+def test_tiny_frames_and_odd_sizes_work(size):
     video = encoded(scene(3, 2, 2), container="matroska", codec="ffv1")
     clips = YuvClips.empty(3, 1, size)
     crop_views(yuv_frames_at(video, [0.0]), lambda *shape: evaluation_views(*shape, 3), clips)

@@ -1,4 +1,4 @@
-"""Loader processes: items in order, and what happens when a worker dies, hangs or fails. All of them real."""
+"""Worker pool with real processes: order of items, and workers that die, hang or fail."""
 
 import json
 import multiprocessing
@@ -74,7 +74,7 @@ def run_out_of_memory():
 
 @dataclass(frozen=True)
 class Numbers(ItemReader[Any]):
-    """Items of three samples each; some samples do something when they are read."""
+    """Items of three samples each; some samples run an action when they are read."""
 
     deeds: dict[int, Callable[[], None]] = field(default_factory=dict)
     length: int = ITEMS
@@ -131,7 +131,7 @@ def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> p
 
 @pytest.mark.parametrize("workers", [1, 3, 20])
 @pytest.mark.slow
-def test_items_come_in_order_whoever_reads_them(workers: int) -> None:
+def test_items_come_in_order_with_any_number_of_workers(workers: int) -> None:
     items = list(pool_of(Numbers(), workers=workers))
     assert [item["values"].tolist() for item in items] == [
         [3 * n, 3 * n + 1, 3 * n + 2] for n in range(ITEMS)
@@ -140,7 +140,7 @@ def test_items_come_in_order_whoever_reads_them(workers: int) -> None:
     assert wait_until(lambda: processes_alive() == [])
 
 
-def test_no_more_is_read_ahead_than_the_prefetch(tmp_path: Path) -> None:
+def test_no_more_items_are_read_than_the_prefetch_factor(tmp_path: Path) -> None:
     pool = pool_of(Counting(str(tmp_path)), workers=2)
     for taken in range(1, 5):
         assert next(pool) == taken - 1
@@ -172,7 +172,7 @@ class Counting(ItemReader[int]):
         (stop, "did nothing for data.timeout_s=1.5 seconds"),
     ],
 )
-def test_the_sample_that_ends_or_holds_up_a_worker_is_left_out_and_all_others_are_read(
+def test_the_sample_that_kills_or_blocks_a_worker_is_skipped_and_all_others_are_read(
     said: pytest.LogCaptureFixture, deed: Callable[[], None], how: str
 ) -> None:
     items = list(pool_of(Numbers({7: deed}), timeout_s=1.5))
@@ -188,7 +188,7 @@ def test_the_sample_that_ends_or_holds_up_a_worker_is_left_out_and_all_others_ar
 
 
 @pytest.mark.slow
-def test_two_bad_samples_of_one_item_are_both_left_out(said: pytest.LogCaptureFixture) -> None:
+def test_two_bad_samples_of_one_item_are_both_skipped(said: pytest.LogCaptureFixture) -> None:
     pool = pool_of(Numbers({3: crash, 5: hang, 20: die}), timeout_s=1.5)
     items = list(pool)
     left_out = ["sample-20", "sample-3", "sample-5"]
@@ -208,7 +208,7 @@ def test_a_worker_killed_from_outside_is_replaced_and_nothing_is_lost() -> None:
     assert first["pid"] not in [item["pid"] for item in items[-4:]]
 
 
-def test_a_worker_killed_while_it_has_nothing_to_do_costs_no_sample(
+def test_an_idle_worker_that_is_killed_costs_no_sample(
     said: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     last_ahead = tmp_path / "read"  # of the two items that it prefetches
@@ -222,14 +222,14 @@ def test_a_worker_killed_while_it_has_nothing_to_do_costs_no_sample(
 
 
 @pytest.mark.slow
-def test_a_slow_main_process_is_no_reason_to_replace_a_worker() -> None:
+def test_a_slow_main_process_does_not_replace_a_worker() -> None:
     pool = pool_of(Numbers(pace_s=0.1, length=3), workers=1, timeout_s=2.0)
     first = next(pool)
     time.sleep(3.0)  # longer than a worker's limit
     assert {item["pid"] for item in pool} == {first["pid"]}
 
 
-def test_it_is_known_which_samples_are_being_read() -> None:
+def test_samples_in_progress_are_listed() -> None:
     pool = pool_of(Numbers({0: hang, 3: hang}))
     assert wait_until(lambda: sorted(samples_in_progress(pool)) == ["sample-0", "sample-3"])
     assert sorted(samples_in_progress(Prefetcher(pool, lambda item: item))) == ["sample-0", "sample-3"]
@@ -262,7 +262,7 @@ def test_a_worker_that_hangs_before_its_first_sample_ends_the_run() -> None:
         list(pool_of(Numbers(before=hang), timeout_s=1.0))
 
 
-def test_an_error_keeps_its_type_and_brings_its_traceback_and_its_sample() -> None:
+def test_an_error_keeps_its_type_with_traceback_and_sample() -> None:
     with pytest.raises(OSError, match="the disk is on fire") as caught:
         list(pool_of(Numbers({4: fail})))
     assert str(caught.value) == "the disk is on fire"
@@ -271,18 +271,18 @@ def test_an_error_keeps_its_type_and_brings_its_traceback_and_its_sample() -> No
     assert wait_until(lambda: processes_alive() == [])
 
 
-def test_an_error_that_cannot_travel_is_told_in_words() -> None:
+def test_an_error_that_cannot_be_pickled_is_raised_with_its_text() -> None:
     with pytest.raises(RuntimeError, match="ForeignError: one and two"):
         list(pool_of(Numbers({4: fail_foreign})))
 
 
-def test_a_stream_that_cannot_be_sent_to_a_process_is_refused() -> None:
+def test_a_stream_that_cannot_be_pickled_is_an_error() -> None:
     message = r"data.num_workers=2 reads in other processes, .* \(this one stays here\): use classes and"
     with pytest.raises(ValueError, match=message):
         pool_of(Numbers(more=Unpicklable()))
 
 
-def test_an_item_that_cannot_be_sent_back_is_an_error() -> None:
+def test_an_item_that_cannot_be_pickled_is_an_error() -> None:
     class_of_this_test = Numbers(more=None)
     assert len(list(pool_of(class_of_this_test))) == ITEMS
     with pytest.raises(TypeError, match="this one stays here"):
@@ -294,14 +294,14 @@ class MadeThere(Numbers):
         return Unpicklable()
 
 
-def test_a_batch_for_which_there_is_no_memory_says_what_to_lower() -> None:
+def test_a_batch_without_memory_is_an_error_with_a_fix() -> None:
     with pytest.raises(
         DataError, match=r"no memory for a batch of 0\.0 MB .*lower data.num_workers or batch.clips"
     ):
         list(pool_of(Numbers({4: run_out_of_memory}, more=torch.zeros(10_000))))
 
 
-def test_a_pool_that_is_let_go_takes_its_workers_along() -> None:
+def test_a_deleted_pool_ends_its_workers() -> None:
     pool = pool_of(Numbers())
     pid = next(pool)["pid"]
     del pool
@@ -322,7 +322,7 @@ if __name__ == "__main__":
 
 
 def start(repo: Path, tmp_path: Path, ending: str) -> tuple[subprocess.Popen[str], list[int]]:
-    """A program that has taken one item, whose workers are soon stuck, and which goes on with `ending`."""
+    """A program that reads one item, whose workers get stuck, and that continues with `ending`."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     arguments = [sys.executable, str(program), ending]
@@ -395,13 +395,13 @@ def doubled(item: dict[str, Any]) -> dict[str, Any]:
     return {**item, "values": item["values"] * 2}
 
 
-def test_the_prefetcher_changes_items_in_order_and_ends_with_them() -> None:
+def test_the_prefetcher_transforms_items_in_order() -> None:
     items = list(Prefetcher(pool_of(Numbers()), doubled))
     assert [value for item in items for value in item["values"].tolist()] == list(range(0, 72, 2))
     assert wait_until(lambda: processes_alive() == [])
 
 
-def test_the_prefetcher_brings_errors_of_workers_and_of_the_change() -> None:
+def test_the_prefetcher_raises_errors_of_workers_and_of_the_transform() -> None:
     prefetcher = Prefetcher(pool_of(Numbers({4: fail})), doubled)
     with pytest.raises(OSError, match="the disk is on fire"):
         list(prefetcher)
@@ -411,7 +411,7 @@ def test_the_prefetcher_brings_errors_of_workers_and_of_the_change() -> None:
     assert wait_until(lambda: processes_alive() == [])
 
 
-def test_a_prefetcher_that_is_let_go_takes_its_workers_along() -> None:
+def test_a_deleted_prefetcher_ends_its_workers() -> None:
     prefetcher = Prefetcher(pool_of(Numbers()), doubled)
     next(prefetcher)
     del prefetcher

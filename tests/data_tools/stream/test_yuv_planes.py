@@ -1,4 +1,4 @@
-"""Pictures of every format as planes: close to FFmpeg's RGB, upright, of one size."""
+"""Frames of every format as planes: close to FFmpeg's RGB, upright, of one size."""
 
 import io
 
@@ -15,7 +15,7 @@ from tests.filming import encoded, scene, turned, video_files
 
 
 def whole_rgb(picture):
-    """A picture as RGB, (3, H, W), by the conversion that batches go through."""
+    """A frame as RGB, (3, H, W), by the conversion of batches."""
     luma, u, v = (torch.from_numpy(plane.copy()) for plane in picture.planes)
     clips = YuvClips(
         luma_BTHW=luma[None, None],
@@ -37,7 +37,7 @@ def errors(video, timestamp_s=0.0):
 
 
 def smooth(height=48, width=64):
-    """A picture whose colours change so slowly that how they are interpolated hardly matters."""
+    """A frame with such smooth colours that the interpolation hardly matters."""
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     colours = (120 + 90 * np.sin(5 * x), 120 + 90 * np.cos(4 * y), 120 + 90 * np.sin(3 * (x + y)))
     return np.stack(colours, axis=2).astype(np.uint8)
@@ -101,7 +101,7 @@ def test_matrix_and_range_are_those_of_the_tags(space, matrix, extent):
 @pytest.mark.parametrize("angle", [0, 90, 180, 270])
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("height, width", [(48, 64), (50, 34)])
-def test_pictures_are_upright(angle, mirrored, height, width):
+def test_frames_are_upright(angle, mirrored, height, width):
     video = turned(encoded([smooth(height, width)] * 3), angle, mirrored=mirrored)
     mean, most = errors(video)
     assert mean < 1.5 and most <= 4
@@ -110,7 +110,7 @@ def test_pictures_are_upright(angle, mirrored, height, width):
 @pytest.mark.parametrize(
     "height, width, even", [(49, 65, (48, 64)), (49, 64, (48, 64)), (1, 1, (1, 1)), (1, 8, (1, 8))]
 )
-def test_an_odd_last_row_or_column_is_left_out(height, width, even):
+def test_an_odd_last_row_or_column_is_dropped(height, width, even):
     video = encoded([smooth(height, width)] * 2, container="matroska", codec="ffv1")
     [(picture, _)] = list(yuv_frames_at(video, [0.0]))
     assert picture.size == even
@@ -139,6 +139,6 @@ def test_frames_that_change_their_size_take_that_of_the_first():
     assert [picture.size for picture, _ in found] == [(48, 64), (48, 64)]
 
 
-def test_what_ffmpeg_cannot_read_is_a_bad_video():
+def test_an_error_of_ffmpeg_becomes_bad_video():
     with pytest.raises(BadVideo, match="FFmpeg cannot read it"):
         list(yuv_frames_at(b"no video", [0.0]))

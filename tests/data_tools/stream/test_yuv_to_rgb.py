@@ -1,4 +1,4 @@
-"""Planes to RGB: the standard's formula, the same bits however it is cut, black where nothing was read."""
+"""Planes to RGB: the standard's formula, the same bits for any chunk size, black for empty clips."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_the_conversion_is_that_of_the_standard(shares, full):
         ((255, 255, 0), False, (74, 255, 255)),
     ],
 )
-def test_black_white_and_the_corners_come_out_right(given, full, expected):
+def test_black_white_and_the_corners_are_exact(given, full, expected):
     assert flat(*given, full=full) == expected
 
 
@@ -87,7 +87,7 @@ def test_the_bits_do_not_depend_on_how_much_is_converted_at_once(monkeypatch):
     assert torch.equal(clips[1:3].rgb(), expected[1:3])
 
 
-def test_clips_nobody_filled_are_black():
+def test_empty_clips_are_black():
     assert not YuvClips.empty(2, 3, 8).rgb().any()
 
 
@@ -103,7 +103,7 @@ def test_odd_sizes_keep_the_colours_of_the_last_row_and_column():
     assert torch.equal(larger.rgb()[..., :7, :7], rgb)
 
 
-def test_clips_are_cut_in_time_part_by_part():
+def test_clips_are_split_in_time():
     clips = clips_of(clips=2, frames=6)
     parts = split_in_time(clips, 3)
     rgb = clips.rgb()
@@ -122,7 +122,7 @@ def test_planes_and_rgb_join_and_move():
     assert torch.equal(on_device(expected, torch.device("cpu")), expected)
 
 
-def test_grey_levels_of_full_range_planes_are_their_luma():
+def test_luma_of_full_range_planes_is_unchanged():
     clips = clips_of(full=True)
     assert torch.equal(to_luma(clips), clips.luma_BTHW)
     grey = map_pixels(lambda tensor: torch.full_like(tensor, 128), clips.chroma_BCTHW)
@@ -130,7 +130,7 @@ def test_grey_levels_of_full_range_planes_are_their_luma():
     assert torch.equal(to_luma(flat_clips.rgb()), clips.luma_BTHW)
 
 
-def test_grey_levels_of_rgb_are_weighed_as_the_eye_does():
+def test_luma_of_rgb_uses_the_weights_of_bt601():
     pixels = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [80, 80, 80]], dtype=torch.uint8)
     clip_BCTHW = pixels.T.reshape(1, 3, 4, 1, 1)
     assert to_luma(clip_BCTHW).flatten().tolist() == [76, 150, 29, 80]
@@ -139,7 +139,7 @@ def test_grey_levels_of_rgb_are_weighed_as_the_eye_does():
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("shares", [BT601, BT709, BT2020])
 @pytest.mark.parametrize("size", [31, 32])
-def test_planes_and_their_rgb_have_the_same_grey_levels_but_for_rounding(shares, full, size):
+def test_planes_and_their_rgb_have_the_same_luma_within_rounding(shares, full, size):
     clips = clips_of(clips=3, frames=8, size=size, shares=shares, full=full)
     clips.luma_BTHW.copy_(clips.luma_BTHW // 2 + 64)
     clips.chroma_BCTHW.copy_(clips.chroma_BCTHW // 4 + 96)
@@ -150,5 +150,5 @@ def test_planes_and_their_rgb_have_the_same_grey_levels_but_for_rounding(shares,
     assert difference[is_inside].max() <= (0 if full and shares == BT601 else 1)
 
 
-def test_black_planes_have_no_grey_levels():
+def test_black_planes_have_luma_0():
     assert not to_luma(YuvClips.empty(2, 3, 8)).any()
