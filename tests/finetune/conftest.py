@@ -1,11 +1,11 @@
-"""What the tests of whole fine-tuning runs share."""
+"""Fixtures of the tests of fine-tuning runs."""
 
 import pytest
 
 
 @pytest.fixture(scope="module")
 def common(synth_shards, repo):
-    """What every run here shares: the shipped demo config on small shards, few steps."""
+    """Arguments of every run: the demo config on small shards with few steps."""
     return [
         repo / "configs/finetune/demo.yaml",
         f"data.train={synth_shards / 'train'}",

@@ -1,4 +1,4 @@
-"""Which encoder and which clip: an exported encoder's own, or all of it from the config."""
+"""Encoder and clip of a run come from an exported encoder, or from the config."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def encoder(tmp_path_factory):
     return folder
 
 
-def test_the_clip_is_the_encoders(encoder):
+def test_the_clip_comes_from_the_encoder(encoder):
     config = load(f"encoder={encoder}", "clip.short_video=loop")
 
     clip = clip_config(config, describe_encoder(config))
@@ -55,7 +55,7 @@ def test_the_clip_is_the_encoders(encoder):
     assert (clip.frames, clip.stride, clip.size, clip.short_video) == (4, 3, 16, "loop")
 
 
-def test_the_stride_may_be_another(encoder):
+def test_the_config_overrides_the_stride(encoder):
     assert describe_encoder(load(f"encoder={encoder}", "clip.stride=5")).stride == 5
 
 
@@ -69,7 +69,7 @@ def test_the_stride_may_be_another(encoder):
         (["clip.stride=2", "clip.sampling=dense"], 2, None, "dense"),
     ],
 )
-def test_the_config_may_take_other_frames_than_the_encoders(encoder, overrides, stride, fps, sampling):
+def test_the_config_overrides_the_selection_of_frames(encoder, overrides, stride, fps, sampling):
     config = load(f"encoder={encoder}", *overrides)
 
     clip = clip_config(config, describe_encoder(config))
@@ -78,7 +78,7 @@ def test_the_config_may_take_other_frames_than_the_encoders(encoder, overrides, 
 
 
 @pytest.mark.parametrize("frames", ["clip.fps=4", "clip.sampling=uniform"])
-def test_an_encoders_rate_or_sampling_holds_unless_the_config_says_otherwise(tmp_path, frames):
+def test_fps_and_sampling_come_from_the_encoder_by_default(tmp_path, frames):
     from_scratch = [override for override in SCRATCH if "stride" not in override] + [frames]
     described = describe_encoder(load(*from_scratch))
     save_encoder(tmp_path, Encoder(described.shape, described.grid), described)
@@ -99,12 +99,12 @@ def test_an_encoders_rate_or_sampling_holds_unless_the_config_says_otherwise(tmp
         (["clip.sampling=tsn"], "clip.sampling"),
     ],
 )
-def test_frames_said_twice_are_refused(overrides, message):
+def test_contradictory_selections_of_frames_are_rejected(overrides, message):
     with pytest.raises(ValueError, match=message):
         load(*overrides)
 
 
-def test_the_classifier_starts_from_the_encoders_weights_and_colours(encoder):
+def test_the_classifier_has_the_encoders_weights_and_normalisation(encoder):
     config = load(f"encoder={encoder}")
 
     classifier = build_classifier(config, describe_encoder(config), classes=3)
@@ -115,7 +115,7 @@ def test_the_classifier_starts_from_the_encoders_weights_and_colours(encoder):
     assert classifier.mean == (0.45,) * 3
 
 
-def test_keys_that_repeat_what_the_encoder_is_are_welcome(encoder):
+def test_keys_equal_to_the_encoders_are_accepted(encoder):
     describe_encoder(load(f"encoder={encoder}", "clip.frames=4", "clip.size=16", "model.width=24"))
 
 
@@ -128,7 +128,7 @@ def test_keys_that_repeat_what_the_encoder_is_are_welcome(encoder):
         ("model.size=tiny", "size=tiny, width: config 96, encoder 24; .*, depth: config 4, encoder 2"),
     ],
 )
-def test_another_encoder_than_the_given_one_is_refused_with_both_numbers(encoder, override, message):
+def test_an_encoder_that_differs_from_the_config_is_rejected(encoder, override, message):
     with pytest.raises(CheckpointError, match=message):
         describe_encoder(load(f"encoder={encoder}", override))
 
@@ -141,7 +141,7 @@ def test_another_encoder_than_the_given_one_is_refused_with_both_numbers(encoder
         ("clip.size=20", "clip.size of model.patch_size"),
     ],
 )
-def test_clips_that_are_no_whole_number_of_patches_are_refused(encoder, override, message):
+def test_clips_with_partial_patches_are_rejected(encoder, override, message):
     with pytest.raises(ValueError, match=message):
         describe_encoder(load(f"encoder={encoder}", override))
 
@@ -172,12 +172,12 @@ def test_from_scratch_a_missing_key_is_named(lacking):
     ("override", "message"),
     [("clip.frames=3", "clip.frames must be a multiple"), ("model.size=vast", "model.size must be one of")],
 )
-def test_from_scratch_an_impossible_encoder_is_refused(override, message):
+def test_from_scratch_an_invalid_encoder_is_rejected(override, message):
     with pytest.raises(ValueError, match=message):
         describe_encoder(load(*SCRATCH, override))
 
 
-def test_new_weights_are_a_function_of_the_seed():
+def test_new_weights_depend_only_on_the_seed():
     def weights(seed):
         config = load(*SCRATCH, f"seed={seed}", "head.name=attentive")
         classifier = build_classifier(config, describe_encoder(config), classes=3)

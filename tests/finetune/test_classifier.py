@@ -1,4 +1,4 @@
-"""The classifier: plain arithmetic around an encoder and a head."""
+"""The classifier, compared with plain formulas."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_a_frozen_encoder_drops_no_path_in_training():
     assert torch.equal(in_training, classifier.eval()(batch, draws_for(batch))["loss"])
 
 
-def test_drop_path_acts_in_training_and_is_a_function_of_the_clip():
+def test_drop_path_in_training_depends_only_on_the_clip():
     classifier, batch = make(drop_path=0.8, head="linear").train(), make_batch()
 
     first_B = classifier(batch, draws_for(batch))["loss"]
@@ -90,7 +90,7 @@ def test_drop_path_acts_in_training_and_is_a_function_of_the_clip():
     assert not torch.allclose(first_B, classifier.eval()(batch, draws_for(batch))["loss"])
 
 
-def test_an_unfrozen_encoder_learns_everywhere():
+def test_all_weights_of_an_unfrozen_encoder_have_a_gradient():
     classifier, batch = make(), make_batch()
 
     classifier(batch, draws_for(batch))["loss"].mean().backward()
@@ -98,7 +98,7 @@ def test_an_unfrozen_encoder_learns_everywhere():
     assert all(parameter.grad.abs().sum() > 0 for parameter in classifier.encoder.parameters())
 
 
-def test_labels_that_follow_the_clips_are_learnt():
+def test_training_fits_a_small_batch():
     classifier, batch = make(head="linear"), make_batch(10)
     optimiser = torch.optim.AdamW(classifier.parameters(), lr=3e-3)
 

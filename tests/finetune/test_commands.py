@@ -1,4 +1,4 @@
-"""`finetune evaluate` states the kind of a folder that it cannot score, and the fix."""
+"""Errors of the finetune commands state the kind of a folder and the fix."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def made(tmp_path: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["finished", "imported"])
-def test_what_can_be_scored_is_let_through(tmp_path: Path, name: str) -> None:
+def test_a_folder_that_can_be_scored_is_accepted(tmp_path: Path, name: str) -> None:
     check_finished_run(made(tmp_path, name))
 
 
@@ -62,7 +62,7 @@ def test_what_can_be_scored_is_let_through(tmp_path: Path, name: str) -> None:
         ("broken", "got no run; fix"),
     ],
 )
-def test_what_cannot_be_scored_is_named_with_the_next_step(tmp_path: Path, name: str, message: str) -> None:
+def test_other_folders_are_named_with_the_fix(tmp_path: Path, name: str, message: str) -> None:
     folder = made(tmp_path, name)
     with pytest.raises(CheckpointError) as caught:
         check_finished_run(folder)
@@ -70,7 +70,7 @@ def test_what_cannot_be_scored_is_named_with_the_next_step(tmp_path: Path, name:
     assert str(caught.value).startswith(expected), json.dumps(str(caught.value))
 
 
-def test_a_folder_that_is_not_there_leaves_with_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_folder_exits_with_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert run_program(PROGRAM, ["evaluate", str(tmp_path / "none")]) == 4
     assert (
@@ -81,13 +81,13 @@ def test_a_folder_that_is_not_there_leaves_with_4(tmp_path: Path, capsys: pytest
     assert "file: expected a fine-tuning run, got a file; fix: give the run_dir" in capsys.readouterr().err
 
 
-def test_compare_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_of_compare_states_the_fix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_program(PROGRAM, ["compare", str(tmp_path)]) == 4
     assert "got an empty folder; fix: give the run_dir of a `finetune train`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["encoder", "finished"])
-def test_import_of_an_encoder_of_ours_says_that_none_is_needed(
+def test_import_of_kinemaes_own_encoder_states_that_none_is_needed(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = made(tmp_path, name)
@@ -95,13 +95,13 @@ def test_import_of_an_encoder_of_ours_says_that_none_is_needed(
     assert f"got one of KineMAE; fix: use it directly, 'encoder={folder}" in capsys.readouterr().err
 
 
-def test_import_repeats_no_advice_to_run_what_a_file_holds(
+def test_import_errors_omit_pytorchs_advice_to_load_unsafely(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.pth").write_text("garbage")
     assert run_program(PROGRAM, ["import", str(tmp_path / "bad.pth"), str(tmp_path / "out")]) == 4
-    said = capsys.readouterr().err
-    assert "bad.pth: expected a checkpoint file" in said and "weights_only" not in said
+    errors = capsys.readouterr().err
+    assert "bad.pth: expected a checkpoint file" in errors and "weights_only" not in errors
 
 
 @pytest.mark.parametrize(

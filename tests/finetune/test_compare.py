@@ -1,4 +1,4 @@
-"""The comparison table: aligned, complete, and clear about what is missing."""
+"""The comparison table and its errors."""
 
 import json
 
@@ -20,7 +20,7 @@ def write_result(folder, *, top1, encoder=None, freeze=False, lr=1e-3):
     return folder
 
 
-def test_the_table_sets_each_run_against_the_first(tmp_path):
+def test_the_table_has_differences_to_the_first_run(tmp_path):
     scratch = write_result(tmp_path / "scratch", top1=0.21)
     tuned = write_result(tmp_path / "tuned", top1=0.575, encoder="runs/demo/encoder", freeze=True, lr=3e-4)
 
@@ -45,7 +45,7 @@ def test_the_columns_are_aligned(tmp_path):
     assert lines[0].index("encoder") == lines[2].index("a/long") == lines[3].index("from scratch")
 
 
-def test_a_run_without_a_result_is_named_with_the_command_that_makes_one(tmp_path):
+def test_a_run_without_a_result_is_named_with_the_fix(tmp_path):
     run = tmp_path / "my run"
     run.mkdir()
     (run / "config.yaml").write_text("head: {name: linear}")
@@ -53,7 +53,7 @@ def test_a_run_without_a_result_is_named_with_the_command_that_makes_one(tmp_pat
         read_results([run])
 
 
-def test_what_is_no_fine_tuning_run_is_not_to_be_scored(tmp_path):
+def test_other_folders_are_rejected(tmp_path):
     (tmp_path / "config.yaml").write_text("masking: {name: tube}")
     with pytest.raises(
         CheckpointError, match="expected a fine-tuning run with its result, got a pretraining run"
@@ -64,7 +64,7 @@ def test_what_is_no_fine_tuning_run_is_not_to_be_scored(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"top1": 0.5}'])
-def test_a_foreign_result_is_refused(tmp_path, text):
+def test_an_invalid_result_is_rejected(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
 
     with pytest.raises(CheckpointError, match="expected a result of this version"):

@@ -1,4 +1,4 @@
-"""Labels are checked before anything starts: each mistake has its own line."""
+"""Labels and classes are checked before training starts."""
 
 import logging
 
@@ -12,7 +12,7 @@ from kinemae.finetune.data_checks import check_data, check_validation
 
 
 def write_data(folder, labels, classes=("left", "right")):
-    """An index as the sharding writes it, over an empty tar: nothing here reads a video."""
+    """Write an index over an empty tar; no test here reads a video."""
     folder.mkdir(exist_ok=True)
     (folder / "shard-000000.tar").touch()
     samples = [
@@ -49,7 +49,7 @@ def load(tmp_path, *overrides):
     return load_config(FinetuneConfig, None, [*needed, *overrides])
 
 
-def test_good_data_pass_in_silence(tmp_path, caplog):
+def test_valid_data_is_accepted_without_warnings(tmp_path, caplog):
     logging.getLogger("kinemae").propagate = True
     train = write_data(tmp_path / "train", [0, 1, 0, 1])
     validation = write_data(tmp_path / "validation", [0, 1])
@@ -80,7 +80,7 @@ def test_good_data_pass_in_silence(tmp_path, caplog):
         ),
     ],
 )
-def test_training_data_that_cannot_teach_are_refused(tmp_path, labels, classes, message):
+def test_unusable_training_data_is_rejected(tmp_path, labels, classes, message):
     train = write_data(tmp_path / "train", labels, classes)
     validation = write_data(tmp_path / "validation", [0, 1])
 
@@ -107,14 +107,14 @@ def test_views_count_as_clips(tmp_path):
         ((), "data.validation=the-folder: expected labelled videos, got no labels"),
     ],
 )
-def test_validation_data_with_other_classes_are_refused(tmp_path, classes, message):
+def test_validation_data_with_other_classes_is_rejected(tmp_path, classes, message):
     validation = write_data(tmp_path / "validation", [0], classes)
 
     with pytest.raises(DataError, match=message):
         check_validation(validation, ("left", "right"), folder="the-folder")
 
 
-def test_a_class_without_training_videos_is_warned_of(tmp_path, caplog):
+def test_a_class_without_training_videos_is_logged(tmp_path, caplog):
     logging.getLogger("kinemae").propagate = True
     train = write_data(tmp_path / "train", [0, 0, 0, 0])
     validation = write_data(tmp_path / "validation", [0, 1])

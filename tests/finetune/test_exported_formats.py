@@ -1,7 +1,7 @@
-"""Files exported by an earlier version are read and give the same outputs.
+"""Exported models of released versions are read and have the same outputs.
 
-`tests/data/exported` holds a tiny model as version 0.1.0 wrote it: encoder of format 3, decoder of format 1,
-head of format 2, and what they computed. A change of format adds a folder and leaves this one as it is.
+`tests/data/exported` contains a tiny model of version 0.1.0 (encoder format 3, decoder format 1, head format 2)
+and its outputs. A new format adds a folder and keeps this one.
 """
 
 import json
@@ -36,7 +36,7 @@ def edit(path, change):
 
 
 @torch.no_grad()
-def test_a_stored_encoder_and_its_head_compute_what_they_did():
+def test_a_stored_encoder_and_head_repeat_their_outputs():
     expected = load_file(STORED / "expected.safetensors")
     encoder, description = load_encoder(STORED)
     patches_BNP = patchify(expected["clip_BCTHW"], encoder.shape.patch)
@@ -54,19 +54,19 @@ def test_a_stored_decoder_is_read():
 
 
 @pytest.mark.parametrize("key", ["scorer", "final_norm", "run_lengths"])
-def test_a_key_that_a_file_lacks_takes_its_default(folder, key):
+def test_a_missing_key_takes_its_default(folder, key):
     edit(folder / "encoder.json", lambda content: content["shape"].pop(key))
     assert load_description(folder) == load_description(STORED)
     load_encoder(folder)
 
 
-def test_a_field_that_a_later_version_adds_leaves_stored_files_readable():
+def test_stored_files_stay_readable_after_a_field_is_added():
     later = make_dataclass("LaterShape", [("gate", bool, False)], bases=(EncoderShape,), frozen=True)
     stored = json.loads((STORED / "encoder.json").read_text())["shape"]
     assert read_record(later, stored).gate is False
 
 
-def test_a_description_of_an_older_format_is_read_and_becomes_one_of_todays(tmp_path):
+def test_a_description_of_an_older_format_is_read(tmp_path):
     @dataclass(frozen=True)
     class Described:
         width: int
@@ -81,20 +81,20 @@ def test_a_description_of_an_older_format_is_read_and_becomes_one_of_todays(tmp_
     ("name", "load"),
     [("encoder.json", load_encoder), ("decoder.json", load_decoder), ("head.json", load_model)],
 )
-def test_files_of_a_newer_format_say_what_to_install(folder, name, load):
+def test_the_error_for_a_newer_format_states_the_fix(folder, name, load):
     edit(folder / name, lambda content: content.update(format=9))
     with pytest.raises(CheckpointError, match=rf"{name} is of format 9, .*fix: install a newer version"):
         load(folder)
 
 
 @pytest.mark.parametrize("number", [0, None, "3", True])
-def test_files_of_no_known_format_are_to_be_exported_again(folder, number):
+def test_the_error_for_an_unknown_format_states_the_fix(folder, number):
     edit(folder / "encoder.json", lambda content: content.update(format=number))
     with pytest.raises(CheckpointError, match=r"this version reads format 3; fix: export it again"):
         load_encoder(folder)
 
 
-def test_an_unknown_key_is_refused_by_name(folder):
+def test_an_unknown_key_is_rejected_by_name(folder):
     edit(folder / "encoder.json", lambda content: content["shape"].update(gate=True))
     with pytest.raises(CheckpointError, match=r"wrong keys in shape: unknown gate"):
         load_encoder(folder)

@@ -1,4 +1,4 @@
-"""The config: every wrong value is refused by name, and epochs become steps."""
+"""Validation of the config, and the number of steps."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def load(*overrides):
         ("freeze=perhaps", "freeze"),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_key(override, message):
+def test_an_invalid_value_is_rejected_with_its_key(override, message):
     with pytest.raises(ValueError, match=message):
         load(override)
 
@@ -53,11 +53,11 @@ def test_a_wrong_value_is_refused_with_its_key(override, message):
     ("epochs", "views", "samples", "steps"),
     [(2, 1, 30, 8), (2, 2, 30, 15), (0.1, 1, 240, 3), (0.1, 1, 241, 4), (0.001, 1, 8, 1)],
 )
-def test_steps_are_the_epochs_clips_over_the_batch_rounded_up(epochs, views, samples, steps):
+def test_steps_are_clips_per_batch_rounded_up(epochs, views, samples, steps):
     assert total_steps(load(f"epochs={epochs}", f"data.views_per_video={views}"), samples) == steps
 
 
-def test_the_loops_settings_are_the_configs():
+def test_the_training_loop_has_the_configs_settings():
     config = load("seed=5", "optim.layer_decay=0.5")
 
     settings = run_settings(config, 40, num_workers=3)
@@ -66,5 +66,5 @@ def test_the_loops_settings_are_the_configs():
     assert settings.optim is config.optim
 
 
-def test_only_fine_tunings_defaults_differ_from_pretrainings():
+def test_the_betas_have_fine_tunings_default():
     assert load().optim.betas == [0.9, 0.999]

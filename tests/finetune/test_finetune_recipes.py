@@ -1,4 +1,4 @@
-"""Every shipped recipe in configs/finetune loads, says what it needs, and builds its model."""
+"""Every recipe in configs/finetune loads and builds its model."""
 
 import re
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_a_recipe_builds_its_model(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("world", [1, 2, 8])
-def test_a_recipes_batch_can_be_shared(path, world):
+def test_a_recipes_batch_can_be_divided(path, world):
     config = load_config(FinetuneConfig, path, [])
 
     plan = plan_batch(

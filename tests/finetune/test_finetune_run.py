@@ -1,4 +1,4 @@
-"""Fine-tuning from the command line, on real videos: train, evaluate, compare."""
+"""The commands train, evaluate and compare on encoded videos."""
 
 import json
 import os
@@ -26,12 +26,12 @@ SCRATCH = ["encoder=null", *SMALL, "model.width=32", "model.depth=2"]
 
 
 def finetune(*arguments):
-    """The command in this process: for everything that starts no engine, which a process can do but once."""
+    """Run a command in this process; not for training, since a process can start the engine only once."""
     return run_program(PROGRAM, [str(argument) for argument in arguments])
 
 
 def start(*arguments, repo, launcher=()):
-    """The command as a user starts it."""
+    """Run a command in a new process."""
     subprocess.run(
         [sys.executable, "-m", *launcher, "finetune", *map(str, arguments)],
         check=True,
@@ -73,14 +73,14 @@ def test_a_run_scores_every_validation_video_once(scratch_run, synth_shards):
     assert list(result["per_class_accuracy"]) == list(validation.classes)
 
 
-def test_metrics_hold_loss_and_accuracy_of_each_step(scratch_run):
+def test_metrics_contain_loss_and_accuracy_of_each_step(scratch_run):
     lines = [json.loads(line) for line in (scratch_run / "metrics.jsonl").read_text().splitlines()]
 
     assert [line["step"] for line in lines] == [0, 1]
     assert all(0 <= line["accuracy"] <= 1 and line["loss"] > 0 for line in lines)
 
 
-def test_evaluating_the_saved_model_gives_the_runs_own_score(scratch_run, capsys):
+def test_evaluating_the_saved_model_repeats_the_runs_score(scratch_run, capsys):
     own = read_result(scratch_run)
 
     assert finetune("evaluate", scratch_run, "--json", "batch.clips_per_device=2") == 0
@@ -123,7 +123,7 @@ def test_more_views_are_averaged(scratch_run, tmp_path):
     (scratch_run / "result.json").write_text(before)
 
 
-def test_freezing_leaves_the_encoder_as_it_was_and_trains_the_head(common, encoder, repo, tmp_path):
+def test_a_frozen_encoder_is_unchanged_and_the_head_is_trained(common, encoder, repo, tmp_path):
     run_dir = tmp_path / "frozen"
 
     start("train", *common, f"encoder={encoder}", "freeze=true", f"run_dir={run_dir}", repo=repo)
@@ -134,9 +134,7 @@ def test_freezing_leaves_the_encoder_as_it_was_and_trains_the_head(common, encod
     assert bias_Y.abs().min() > 0
 
 
-def test_whole_fine_tuning_changes_the_encoder_and_its_model_can_be_tuned_again(
-    common, encoder, repo, tmp_path
-):
+def test_fine_tuning_changes_the_encoder_and_can_start_from_a_model(common, encoder, repo, tmp_path):
     run_dir = tmp_path / "whole"
     attentive = ["head.name=attentive", "engine.zero_stage=1"]
 
@@ -149,7 +147,7 @@ def test_whole_fine_tuning_changes_the_encoder_and_its_model_can_be_tuned_again(
     assert not (tmp_path / "again").exists()
 
 
-def test_other_clips_than_the_encoders_are_planned_and_announced(common, encoder, tmp_path, capsys):
+def test_other_clips_than_the_encoders_are_planned_and_logged(common, encoder, tmp_path, capsys):
     clip = ["clip.frames=8", "clip.size=24", f"run_dir={tmp_path / 'run'}"]
 
     assert finetune("train", *common, f"encoder={encoder}", *clip, "--dry-run", "--json") == 0
@@ -220,9 +218,7 @@ def test_compare_prints_the_runs(scratch_run, capsys):
         ([*SCRATCH, "--epochs=2"], 2, "without dashes"),
     ],
 )
-def test_a_run_that_cannot_work_is_refused_in_one_line(
-    common, tmp_path, capsys, overrides, exit_code, message
-):
+def test_an_invalid_run_is_rejected_in_one_line(common, tmp_path, capsys, overrides, exit_code, message):
     run_dir = tmp_path / "run"
 
     assert finetune("train", *common, f"run_dir={run_dir}", *overrides) == exit_code
@@ -232,7 +228,7 @@ def test_a_run_that_cannot_work_is_refused_in_one_line(
     assert not run_dir.exists()
 
 
-def test_data_without_labels_are_refused(common, synth_shards, tmp_path, capsys):
+def test_data_without_labels_is_rejected(common, synth_shards, tmp_path, capsys):
     unlabelled = f"data.train={synth_shards / 'unlabelled'}"
 
     assert finetune("train", *common, *SCRATCH, unlabelled, f"run_dir={tmp_path / 'run'}") == 3
@@ -240,7 +236,7 @@ def test_data_without_labels_are_refused(common, synth_shards, tmp_path, capsys)
     assert "expected labelled videos, got no labels" in capsys.readouterr().err
 
 
-def test_the_run_folder_of_another_config_is_refused(common, scratch_run, capsys):
+def test_the_run_folder_of_another_config_is_rejected(common, scratch_run, capsys):
     assert finetune("train", *common, *SCRATCH, f"run_dir={scratch_run}", "optim.weight_decay=0.5") == 2
 
     assert "optim.weight_decay: 0.05 there, 0.5 here" in capsys.readouterr().err
@@ -260,7 +256,7 @@ def test_the_run_folder_of_another_config_is_refused(common, scratch_run, capsys
         ("evaluate.spatial_crops=2", "evaluate.spatial_crops must be 1 or 3"),
     ],
 )
-def test_evaluate_refuses_what_it_cannot_change(scratch_run, override, message, capsys):
+def test_evaluate_rejects_keys_that_the_run_determines(scratch_run, override, message, capsys):
     assert finetune("evaluate", scratch_run, override) == 2
 
     assert message in capsys.readouterr().err
@@ -274,7 +270,7 @@ def test_evaluate_needs_a_finished_run(scratch_run, tmp_path, capsys):
     assert "got a fine-tuning run without a model; fix: repeat" in capsys.readouterr().err
 
 
-def test_the_folder_of_a_pretraining_is_not_fine_tuned_into(common, repo, tmp_path, capsys):
+def test_the_folder_of_a_pretraining_is_rejected(common, repo, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text((repo / "configs/pretrain/demo.yaml").read_text())
 
     assert finetune("train", *common, *SCRATCH, f"run_dir={tmp_path}") == 2

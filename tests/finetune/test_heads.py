@@ -1,4 +1,4 @@
-"""The contract that every head in finetune/heads keeps, and what is particular to each."""
+"""The contract of every head in finetune/heads, and tests of each head."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def clip_random(clips):
     return ClipRandom(3, torch.arange(clips))
 
 
-def test_the_folder_holds_heads():
+def test_the_folder_contains_the_heads():
     assert {"linear", "attentive"} <= set(HEADS)
 
 
@@ -56,7 +56,7 @@ def test_a_clips_score_does_not_depend_on_its_neighbours(name):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_evaluation_draws_nothing(name):
+def test_evaluation_is_deterministic(name):
     head = build_head(Component(name=name), width=32, classes=5)
     tokens_BND = torch.randn(2, 20, 32)
 
@@ -79,7 +79,7 @@ PADDED_HEADS = [
 
 
 @pytest.mark.parametrize("part", PADDED_HEADS, ids=str)
-def test_padding_behind_a_clips_tokens_does_not_matter(part):
+def test_padding_does_not_affect_the_scores(part):
     torch.manual_seed(0)
     head = build_head(part, width=32, classes=5)
     lengths = (20, 7, 1)
@@ -96,7 +96,7 @@ def test_padding_behind_a_clips_tokens_does_not_matter(part):
     assert torch.allclose(head(padded_BND, None, torch.ones(3, 20)), head(padded_BND, None), atol=1e-5)
 
 
-def test_the_standard_norm_is_measured_without_the_padding():
+def test_standardize_is_measured_without_the_padding():
     head = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, classes=3)
     tokens_BND = torch.randn(6, 9, 8)
     tokens_BND[:, 4:] = 100
@@ -116,7 +116,7 @@ def test_the_linear_head_is_a_norm_and_a_layer_on_the_mean():
 
 
 @pytest.mark.slow
-def test_dropout_zeroes_the_share_it_says_and_keeps_the_mean():
+def test_dropout_zeroes_the_configured_fraction_and_keeps_the_mean():
     head = build_head(Component(name="linear", args={"dropout": 0.5}), width=4096, classes=4096)
     with torch.no_grad():
         head.linear.weight.copy_(torch.eye(4096))
@@ -129,7 +129,7 @@ def test_dropout_zeroes_the_share_it_says_and_keeps_the_mean():
     assert set(dropped_D.tolist()) == {0.0, 2.0}
 
 
-def test_the_attentive_head_equals_attention_written_out():
+def test_the_attentive_head_equals_plain_attention():
     torch.manual_seed(0)
     head = build_head(Component(name="attentive", args={"head_width": 8}), width=16, classes=3)
     tokens_ND = torch.randn(10, 16)
@@ -169,13 +169,13 @@ def test_the_attentive_head_equals_attention_written_out():
         (Component(name="attentive", args={"norm": "batch"}), "head.args.norm must be layer or standardize"),
     ],
 )
-def test_a_wrong_head_says_what_to_fix(part, message):
+def test_an_invalid_head_is_rejected_with_a_fix(part, message):
     with pytest.raises(ValueError, match=message):
         build_head(part, width=32, classes=3)
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_head_may_be_shown_training_tokens_before_the_first_step(name):
+def test_every_head_accepts_calibration(name):
     head = build_head(Component(name=name), width=32, classes=5)
 
     head.calibrate(torch.randn(6, 20, 32))
@@ -183,7 +183,7 @@ def test_a_head_may_be_shown_training_tokens_before_the_first_step(name):
     assert torch.isfinite(head(torch.randn(2, 20, 32), None)).all()
 
 
-def test_the_standard_norm_brings_pooled_tokens_to_mean_0_and_deviation_1():
+def test_standardize_brings_pooled_tokens_to_mean_0_and_deviation_1():
     head = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, classes=3)
     tokens_BND = 100 + torch.arange(8) + 0.01 * torch.randn(64, 5, 8)
 
@@ -194,7 +194,7 @@ def test_the_standard_norm_brings_pooled_tokens_to_mean_0_and_deviation_1():
     assert torch.allclose(pooled_BD.std(dim=0, unbiased=False), torch.ones(8), atol=1e-2)
 
 
-def test_the_attentive_heads_standard_norm_brings_tokens_to_mean_0_and_deviation_1():
+def test_standardize_brings_tokens_of_the_attentive_head_to_mean_0_and_deviation_1():
     head = build_head(Component(name="attentive", args={"norm": "standardize"}), width=32, classes=3)
     tokens_BND = 100 + 0.01 * torch.randn(16, 20, 32)
     weight_BN = (torch.arange(20) < 15).float().expand(16, -1)
@@ -206,7 +206,7 @@ def test_the_attentive_heads_standard_norm_brings_tokens_to_mean_0_and_deviation
     assert torch.allclose(normed_XD.std(dim=0, unbiased=False), torch.ones(32), atol=1e-3)
 
 
-def test_the_standard_norm_survives_a_value_that_never_differs_and_a_file():
+def test_standardize_handles_a_constant_value_and_is_saved():
     head = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, classes=3)
     head.calibrate(torch.full((4, 5, 8), 7.0))
     copy = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, classes=3)
@@ -216,7 +216,7 @@ def test_the_standard_norm_survives_a_value_that_never_differs_and_a_file():
     assert torch.equal(copy.norm(torch.full((1, 8), 7.0)), torch.zeros(1, 8))
 
 
-def test_statistics_pooling_reads_mean_and_deviation_of_the_tokens():
+def test_statistics_pooling_is_mean_and_deviation_of_the_tokens():
     args = {"pool": "statistics", "norm": "standardize", "init_std": 0.02}
     head = build_head(Component(name="linear", args=args), width=8, classes=3)
     tokens_BND = torch.randn(4, 50, 8)
@@ -226,7 +226,7 @@ def test_statistics_pooling_reads_mean_and_deviation_of_the_tokens():
     assert torch.allclose(head(tokens_BND, None), both_BD @ head.linear.weight.T, atol=1e-4)
 
 
-def test_statistics_pooling_has_a_finite_gradient_where_all_tokens_are_equal():
+def test_statistics_pooling_has_a_finite_gradient_for_equal_tokens():
     head = build_head(Component(name="linear", args={"pool": "statistics"}), width=8, classes=3)
     tokens_BND = torch.ones(2, 5, 8, requires_grad=True)
 

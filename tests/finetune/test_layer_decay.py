@@ -1,4 +1,4 @@
-"""Layer-wise decay: layers counted from the pixels up."""
+"""Layer-wise learning rate decay."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_a_parameter_belongs_to_its_layer(name, layer):
     assert layer_of(name, depth=12) == layer
 
 
-def test_the_rate_falls_by_the_same_factor_from_layer_to_layer():
+def test_the_rate_decreases_by_the_same_factor_per_layer():
     scale = layer_scale(0.5, depth=2)
 
     names = ["head.norm", "encoder.blocks.1.norm1", "encoder.blocks.0.norm1", "encoder.embed"]

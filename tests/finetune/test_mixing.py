@@ -1,4 +1,4 @@
-"""Mixup and cutmix: the papers' arithmetic, drawn clip by clip, whatever the batch is cut into."""
+"""Mixup and cutmix, compared with torchvision; mixed clips do not depend on the batch size."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ MIXUP, CUTMIX = MixConfig(mixup=0.8), MixConfig(cutmix=1.0)
 
 
 def make_batch(clips=8, first=0, size=16, frames=2):
-    """Clips first .. first + clips of an endless run, each a function of its place alone."""
+    """Make the clips first .. first + clips of a run; each depends only on its index."""
     pixels = [
         torch.randint(
             256,
@@ -35,11 +35,11 @@ def make_batch(clips=8, first=0, size=16, frames=2):
         )
         for clip in range(clips)
     ]
-    place_B = torch.arange(first, first + clips)
+    index_B = torch.arange(first, first + clips)
     return ClipBatch(
         pixels=torch.stack(pixels).permute(0, 4, 1, 2, 3),
-        clip_index_B=place_B,
-        label_B=place_B * 7 % 5,
+        clip_index_B=index_B,
+        label_B=index_B * 7 % 5,
         weight_B=torch.ones(clips),
     )
 
@@ -48,7 +48,7 @@ def mix(batch, config, *, views=1, seed=0):
     return Mixer(config, views=views).mix(batch, ClipRandom(seed, batch.clip_index_B))
 
 
-def test_mixup_is_torchvisions():
+def test_mixup_equals_torchvisions():
     batch = make_batch(2, size=24)
     mixed = mix(batch, MIXUP)
 
@@ -61,7 +61,7 @@ def test_mixup_is_torchvisions():
         assert torch.allclose(targets(mixed, batch, 5)[row], label_BY[row], atol=1e-6)
 
 
-def test_cutmix_is_torchvisions(monkeypatch):
+def test_cutmix_equals_torchvisions(monkeypatch):
     for first in range(0, 40, 2):
         batch = make_batch(2, first=first, size=24)
         draws = ClipRandom(0, batch.clip_index_B).uniform("mix", (5,))
@@ -81,7 +81,7 @@ def test_cutmix_is_torchvisions(monkeypatch):
 
 
 class Fixed:
-    """A distribution that always gives the same."""
+    """A distribution with a constant sample."""
 
     def __init__(self, value):
         self.value = value
@@ -102,7 +102,7 @@ def targets(mixed, batch, classes):
     first=st.integers(0, 2**40),
     config=st.sampled_from([MIXUP, CUTMIX, BOTH, MixConfig(mixup=0.4, cutmix=2.0, probability=0.5)]),
 )
-def test_a_clip_is_mixed_the_same_however_the_batch_is_cut(views, blocks, per_micro, first, config):
+def test_mixed_clips_do_not_depend_on_the_micro_batch_size(views, blocks, per_micro, first, config):
     block = config.group_size(views)
     whole = make_batch(blocks * per_micro * block, size=8, first=0)
     shift = first * block
@@ -145,7 +145,7 @@ def test_the_box_of_cutmix_is_the_same_in_all_frames():
     assert torch.allclose(is_own_BTHW.float().mean((1, 2, 3)), mixed.lam_B, atol=1e-3)
 
 
-def test_a_clip_whose_partner_could_not_be_read_stays_as_it_is():
+def test_a_clip_with_an_unreadable_partner_is_not_mixed():
     batch = make_batch(8)
     batch.weight_B[[1, 6]] = 0.0
     batch.clip_BCTHW[[1, 6]] = 0
@@ -159,7 +159,7 @@ def test_a_clip_whose_partner_could_not_be_read_stays_as_it_is():
         assert torch.equal(mixed.clip_BCTHW[row], free.clip_BCTHW[row])
 
 
-def test_clips_are_mixed_and_cut_as_often_as_asked():
+def test_the_fractions_of_mixed_and_cut_clips_are_as_configured():
     batch = make_batch(4000, size=4, frames=1)
     config = MixConfig(mixup=0.8, cutmix=0.8, probability=0.7, switch_probability=0.25)
     mixed = mix(batch, config)
@@ -177,12 +177,12 @@ def test_clips_are_mixed_and_cut_as_often_as_asked():
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 5.0])
-def test_shares_follow_the_beta_distribution(alpha):
+def test_lambda_follows_the_beta_distribution(alpha):
     shares = mix(make_batch(2000, size=2, frames=1), MixConfig(mixup=alpha), seed=3).lam_B
     assert stats.kstest(shares.double().numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
-def test_seeds_and_places_give_different_mixes():
+def test_seeds_and_clips_give_different_mixes():
     shares = [mix(make_batch(4, first=first), MIXUP, seed=seed).lam_B for first in (0, 4) for seed in (0, 1)]
     assert len(torch.cat(shares).unique()) == 16
 
@@ -198,7 +198,7 @@ def make_classifier(smoothing=0.1, mixer=None):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_is_the_cross_entropy_with_both_labels_smoothed_as_timm_does(smoothing):
+def test_the_loss_is_the_cross_entropy_with_both_labels_smoothed_as_in_timm(smoothing):
     batch = make_batch(8)
     classifier = make_classifier(smoothing, Mixer(BOTH, views=1))
     mixed = mix(batch, BOTH)
@@ -241,7 +241,7 @@ def test_nothing_is_mixed_in_evaluation():
     assert not torch.allclose(in_training, plain(batch, draws)["loss"])
 
 
-def test_partners_take_a_block_of_two_videos_only_where_clips_are_mixed():
+def test_a_group_has_two_videos_only_if_clips_are_mixed():
     assert [config.group_size(3) for config in (MixConfig(), MIXUP, CUTMIX, BOTH)] == [3, 6, 6, 6]
     assert MixConfig(mixup=1.0, probability=0.0).group_size(3) == 3
 
@@ -255,6 +255,6 @@ def test_partners_take_a_block_of_two_videos_only_where_clips_are_mixed():
         ("switch_probability=-1", "mix.switch_probability must lie between 0 and 1, got -1"),
     ],
 )
-def test_a_wrong_value_is_named(override, message):
+def test_an_invalid_value_is_named(override, message):
     with pytest.raises(ValueError, match=message):
         load_config(MixConfig, None, [override])

@@ -1,4 +1,4 @@
-"""The fine-tuned model on disk: it comes back as it was, or says why not."""
+"""Saved models are loaded unchanged, or rejected with a reason."""
 
 import json
 
@@ -55,7 +55,7 @@ def saved(folder, head="linear", token_reduction=None):
 
 
 @pytest.mark.parametrize("head", component_names("kinemae.finetune.heads"))
-def test_a_loaded_model_scores_as_the_saved_one(tmp_path, head):
+def test_a_loaded_model_has_the_saved_models_scores(tmp_path, head):
     classifier = saved(tmp_path, head)
     clip_BCTHW = torch.randint(256, (2, 3, 4, 16, 16), dtype=torch.uint8)
 
@@ -75,7 +75,7 @@ TOKEN_REDUCTIONS = [
 
 
 @pytest.mark.parametrize("token_reduction", TOKEN_REDUCTIONS, ids=str)
-def test_a_loaded_model_prunes_and_merges_as_the_saved_one(tmp_path, token_reduction):
+def test_a_loaded_model_keeps_pruning_and_merging(tmp_path, token_reduction):
     classifier = saved(tmp_path, token_reduction=token_reduction)
     clip_BCTHW = torch.randint(256, (2, 3, 4, 16, 16), dtype=torch.uint8)
 
@@ -87,7 +87,7 @@ def test_a_loaded_model_prunes_and_merges_as_the_saved_one(tmp_path, token_reduc
     assert not torch.allclose(plain.classifier.logits(clip_BCTHW), classifier.logits(clip_BCTHW), atol=1e-4)
 
 
-def test_a_model_that_never_pruned_may_do_so_when_it_is_loaded(tmp_path):
+def test_a_model_trained_without_pruning_can_be_pruned(tmp_path):
     classifier = saved(tmp_path)
     clip_BCTHW = torch.randint(256, (2, 3, 4, 16, 16), dtype=torch.uint8)
     clip_BCTHW[0] = 7
@@ -117,7 +117,7 @@ def test_nothing_in_the_folder_is_a_pickle(tmp_path):
     assert names == {"encoder.safetensors", "encoder.json", "head.safetensors", "head.json"}
 
 
-def test_a_save_that_never_ended_is_no_model(tmp_path):
+def test_an_interrupted_save_is_not_a_model(tmp_path):
     saved(tmp_path)
     (tmp_path / "head.json").unlink()
 
@@ -148,7 +148,7 @@ def test_a_save_that_never_ended_is_no_model(tmp_path):
         ),
     ],
 )
-def test_a_changed_description_is_refused(tmp_path, change, message):
+def test_an_invalid_description_is_rejected(tmp_path, change, message):
     saved(tmp_path)
     path = tmp_path / "head.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -158,7 +158,7 @@ def test_a_changed_description_is_refused(tmp_path, change, message):
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
-def test_an_unreadable_description_is_refused(tmp_path, text):
+def test_an_unreadable_description_is_rejected(tmp_path, text):
     saved(tmp_path)
     (tmp_path / "head.json").write_text(text)
 
@@ -166,7 +166,7 @@ def test_an_unreadable_description_is_refused(tmp_path, text):
         load_model(tmp_path)
 
 
-def test_damaged_weights_are_refused(tmp_path):
+def test_damaged_weights_are_rejected(tmp_path):
     saved(tmp_path)
     path = tmp_path / "head.safetensors"
     path.write_bytes(path.read_bytes()[:-10])

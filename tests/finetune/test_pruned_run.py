@@ -1,4 +1,4 @@
-"""Fine-tuning with pruning from the command line: train, evaluate as trained, evaluate otherwise."""
+"""Fine-tuning with pruning on the command line, and evaluation with the same and another pruning."""
 
 import json
 
@@ -20,13 +20,13 @@ def pruned_run(common, repo, tmp_path_factory):
 
 @pytest.fixture
 def own_result(pruned_run):
-    """The run's own result, put back after the test."""
+    """The run's result, restored after the test."""
     text = (pruned_run / "result.json").read_text()
     yield json.loads(text)
     (pruned_run / "result.json").write_text(text)
 
 
-def test_a_pruned_run_tells_how_many_tokens_it_kept(pruned_run, own_result):
+def test_a_pruned_run_reports_its_kept_tokens(pruned_run, own_result):
     lines = [json.loads(line) for line in (pruned_run / "metrics.jsonl").read_text().splitlines()]
 
     assert all(0 < line["kept_fraction"] < 1 for line in lines)
@@ -36,7 +36,7 @@ def test_a_pruned_run_tells_how_many_tokens_it_kept(pruned_run, own_result):
 
 
 @pytest.mark.parametrize("clips", [1, 5])
-def test_evaluating_a_pruned_model_gives_the_runs_own_score(pruned_run, own_result, clips):
+def test_evaluating_a_pruned_model_repeats_the_runs_score(pruned_run, own_result, clips):
     assert finetune("evaluate", pruned_run, f"batch.clips_per_device={clips}") == 0
 
     assert read_result(pruned_run) == own_result
@@ -51,7 +51,7 @@ def test_evaluating_a_pruned_model_gives_the_runs_own_score(pruned_run, own_resu
         (["pruning.args.threshold=300"], TOKENS / 2),
     ],
 )
-def test_a_model_may_be_evaluated_under_another_pruning(pruned_run, own_result, overrides, kept):
+def test_a_model_can_be_evaluated_with_another_pruning(pruned_run, own_result, overrides, kept):
     assert finetune("evaluate", pruned_run, *overrides) == 0
 
     assert read_result(pruned_run)["tokens"] == {"grid": TOKENS, "kept": kept}
@@ -65,13 +65,13 @@ def test_a_model_may_be_evaluated_under_another_pruning(pruned_run, own_result, 
         ("pruning.args.keep=2.0", "pruning.args.keep must be a fraction above 0 and at most 1"),
     ],
 )
-def test_a_pruning_that_the_model_cannot_do_is_refused(pruned_run, own_result, override, message, capsys):
+def test_an_unsupported_pruning_is_rejected(pruned_run, own_result, override, message, capsys):
     assert finetune("evaluate", pruned_run, override) == 2
 
     assert message in capsys.readouterr().err
 
 
-def test_a_dry_run_says_how_many_tokens_are_kept(common, tmp_path, capsys):
+def test_a_dry_run_prints_the_kept_tokens(common, tmp_path, capsys):
     share = ["pruning={name: motion, args: {keep: 0.25}}", "clip.size=32"]
 
     assert (

@@ -37,7 +37,7 @@ def folder(request, tmp_path):
     return tmp_path
 
 
-def test_random_weights_have_the_encoders_architecture_clip_and_colours(folder):
+def test_random_weights_keep_architecture_clip_and_normalisation(folder):
     pretrained, random = (load(f"encoder={folder}", *more) for more in ([], ["weights=random"]))
     described, scratch = describe_encoder(pretrained), describe_encoder(random)
     assert scratch == replace(described, trained_by={}) and scratch.mean == (0.5, 0.4, 0.3)
@@ -57,7 +57,7 @@ def test_only_the_description_is_read_for_random_weights(folder):
     build_classifier(config, describe_encoder(config), classes=3)
 
 
-def test_random_weights_are_those_of_the_same_encoder_without_a_folder(tmp_path):
+def test_random_weights_equal_those_of_the_same_encoder_from_scratch(tmp_path):
     shape, keys = TINY, ["encoder=null", "model.size=tiny"]
     grid = TokenGrid.of(4, 16, shape.patch)
     description = replace(
@@ -82,16 +82,16 @@ def test_random_weights_are_those_of_the_same_encoder_without_a_folder(tmp_path)
         (["encoder=x", "optim.layer_decay=0.6"], 0.6),
     ],
 )
-def test_the_decay_over_layers_follows_from_the_weights_unless_it_is_set(overrides, expected):
+def test_the_default_layer_decay_depends_on_the_weights(overrides, expected):
     assert resolve_layer_decay(load(*overrides)).optim.layer_decay == expected
 
 
-def test_other_weights_are_refused():
+def test_other_values_of_weights_are_rejected():
     with pytest.raises(ValueError, match="weights"):
         load("encoder=x", "weights=imagenet")
 
 
-def test_a_recipes_layer_decay_is_named_where_weights_are_random(caplog):
+def test_layer_decay_with_random_weights_is_logged(caplog):
     for overrides, warned in [
         (["weights=random", "optim.layer_decay=0.6"], True),
         (["weights=random"], False),

@@ -1,4 +1,4 @@
-"""Fine-tuning on other clips than the encoder was pretrained on: its positions are resampled."""
+"""Fine-tuning on other clips than those of the pretraining resamples the positions."""
 
 import logging
 
@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from kinemae.data_tools.components import Component, component_names
-from kinemae.data_tools.config import load_config
 from kinemae.finetune.build import build_classifier, clip_config, describe_encoder
-from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.layer_decay import layer_of
 from kinemae.finetune.model_file import load_model, save_model
 from kinemae.pretrain.exported_model import (
@@ -20,21 +18,10 @@ from kinemae.pretrain.exported_model import (
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
+from tests.finetune.test_build import load
 
 GRID, OTHER = TokenGrid(2, 2, 2), TokenGrid(4, 3, 3)
 LONGER = ["clip.frames=8", "clip.size=24"]
-
-
-def load(*overrides):
-    needed = [
-        "run_dir=r",
-        "epochs=1",
-        "data.train=t",
-        "data.validation=v",
-        "batch.global_clips=8",
-        "optim.lr=1",
-    ]
-    return load_config(FinetuneConfig, None, [*needed, *overrides])
 
 
 @pytest.fixture(params=component_names("kinemae.pretrain.model.positions"))
@@ -55,7 +42,7 @@ def saved(config, folder):
     return classifier, description
 
 
-def test_the_model_sees_the_configs_clips_with_the_encoders_weights(folder):
+def test_the_model_has_the_configs_clip_and_the_encoders_weights(folder):
     config = load(f"encoder={folder}", *LONGER)
 
     description = describe_encoder(config)
@@ -70,14 +57,14 @@ def test_the_model_sees_the_configs_clips_with_the_encoders_weights(folder):
 
 
 @pytest.mark.parametrize("clip", [["clip.frames=8"], ["clip.size=24"], ["clip.frames=2", "clip.size=8"]])
-def test_one_size_may_differ_alone(folder, clip):
+def test_frames_or_size_can_differ_alone(folder, clip):
     config = load(f"encoder={folder}", *clip)
     description = describe_encoder(config)
     clip_BCTHW = torch.zeros(1, 3, description.frames, description.size, description.size, dtype=torch.uint8)
     assert build_classifier(config, description, classes=3).logits(clip_BCTHW).isfinite().all()
 
 
-def test_a_model_of_other_clips_comes_back_as_it_was(folder, tmp_path):
+def test_a_model_with_other_clips_round_trips(folder, tmp_path):
     classifier, description = saved(load(f"encoder={folder}", *LONGER), tmp_path / "model")
     clip_BCTHW = torch.randint(256, (2, 3, 8, 24, 24), dtype=torch.uint8)
 
@@ -104,7 +91,7 @@ def test_a_further_fine_tuning_resamples_from_the_first_grid(folder, tmp_path):
     assert torch.equal(encoder(clip_BNP, None), Encoder(back.shape, GRID)(clip_BNP, None))
 
 
-def test_resampling_is_announced_with_both_grids_and_nothing_else_is(folder, caplog):
+def test_only_resampling_is_logged_with_both_grids(folder, caplog):
     caplog.set_level(logging.INFO, logger="kinemae")
     for overrides in ([], LONGER):
         description = describe_encoder(load(f"encoder={folder}", *overrides))
@@ -114,7 +101,7 @@ def test_resampling_is_announced_with_both_grids_and_nothing_else_is(folder, cap
     assert "from 2x2x2 tokens (slices x rows x columns) in pretraining to 4x3x3" in message
 
 
-def test_what_is_learned_of_positions_moves_as_little_as_the_patches(folder):
+def test_learned_positions_have_the_layer_decay_of_the_embedding(folder):
     config = load(f"encoder={folder}")
     classifier = build_classifier(config, describe_encoder(config), classes=3)
     names = [name for name, _ in classifier.named_parameters() if ".pos_embed." in name]

@@ -1,4 +1,4 @@
-"""Pruning in the classifier: what the encoder is shown of each clip, against one clip at a time."""
+"""Pruning in the classifier, compared with a plain implementation for one clip."""
 
 import pytest
 import torch
@@ -17,15 +17,15 @@ from kinemae.pretrain.model.tokens import TokenGrid, normalise, patchify
 SHAPE = EncoderShape(width=24, depth=2, heads=2, mlp_width=48, patch=(2, 4, 4))
 GRID = TokenGrid.of(8, 16, SHAPE.patch)
 CLIPS = 4
-SHARE, NEED = 0.4, None
+FRACTION, PER_CLIP = 0.4, None
 
 PRUNINGS = [
-    Component(name="run_length", args={"keep": SHARE}),
-    Component(name="run_length", args={"keep": NEED}),
-    Component(name="motion", args={"keep": SHARE}),
+    Component(name="run_length", args={"keep": FRACTION}),
+    Component(name="run_length", args={"keep": PER_CLIP}),
+    Component(name="motion", args={"keep": FRACTION}),
     Component(name="motion", args={"threshold": 30.0}),
-    Component(name="learned", args={"keep": SHARE}),
-    Component(name="learned", args={"keep": NEED}),
+    Component(name="learned", args={"keep": FRACTION}),
+    Component(name="learned", args={"keep": PER_CLIP}),
     Component(name="none"),
 ]
 prunings = pytest.mark.parametrize("part", PRUNINGS, ids=lambda part: f"{part.name}-{part.args}")
@@ -47,9 +47,9 @@ def make(part, *, head="attentive", drop_path=0.0, registers=0, merge_per_block=
 
 
 def make_batch():
-    """Clips of which a growing part stands still, the last one altogether."""
-    chance = torch.Generator().manual_seed(1)
-    clip_BCTHW = torch.randint(256, (CLIPS, 3, 8, 16, 16), generator=chance, dtype=torch.uint8)
+    """Make clips with a growing static part; the last clip is fully static."""
+    generator = torch.Generator().manual_seed(1)
+    clip_BCTHW = torch.randint(256, (CLIPS, 3, 8, 16, 16), generator=generator, dtype=torch.uint8)
     for row, still in enumerate((0, 4, 12, 16)):
         clip_BCTHW[row, :, :, :, :still] = clip_BCTHW[row, :, :1, :, :still]
     return ClipBatch(
@@ -61,7 +61,7 @@ def make_batch():
 
 
 def chosen_by_hand(classifier, clip_1CTHW):
-    """Which tokens of a clip stay: a plain list, and how long their runs are."""
+    """Return the kept tokens of a clip as a list, and their run lengths."""
     pruning, encoder = classifier.pruning, classifier.encoder
     patches_1NP = normalise(patchify(clip_1CTHW, SHAPE.patch))
     everything = list(range(GRID.tokens))
@@ -81,7 +81,7 @@ def chosen_by_hand(classifier, clip_1CTHW):
 
 
 def features_by_hand(classifier, clip_1CTHW):
-    """A clip's tokens, with nothing but the encoder's own two steps."""
+    """Encode one clip with the encoder's embed and encode only."""
     encoder = classifier.encoder
     patches_1NP, kept, run_N, score_N = chosen_by_hand(classifier, clip_1CTHW)
     index_1K = torch.tensor([kept])
@@ -95,7 +95,7 @@ def features_by_hand(classifier, clip_1CTHW):
 @prunings
 @pytest.mark.parametrize("registers", [0, 2])
 @torch.no_grad()
-def test_the_encoder_sees_the_kept_tokens_of_each_clip_alone(part, registers):
+def test_features_are_the_kept_tokens_of_each_clip(part, registers):
     classifier, clip_BCTHW = make(part, registers=registers).eval(), make_batch().clip_BCTHW
 
     features = classifier.features(clip_BCTHW)
@@ -109,7 +109,7 @@ def test_the_encoder_sees_the_kept_tokens_of_each_clip_alone(part, registers):
         assert torch.allclose(logits_BY[row], classifier.head(expected_1KD, None)[0], atol=1e-5)
 
 
-def test_a_clip_that_stands_still_keeps_its_first_slice_and_one_that_moves_keeps_all():
+def test_a_static_clip_keeps_its_first_slice_and_a_moving_clip_keeps_all_tokens():
     classifier = make(Component(name="run_length"))
 
     kept_B = classifier.features(make_batch().clip_BCTHW).kept_B
@@ -118,8 +118,8 @@ def test_a_clip_that_stands_still_keeps_its_first_slice_and_one_that_moves_keeps
 
 
 @pytest.mark.parametrize("shares", [(0.299, 0.114), (0.2126, 0.0722)])
-def test_a_threshold_means_the_same_on_planes_in_pretraining_and_on_rgb_in_fine_tuning(shares):
-    """A grey clip of limited range, as nearly all H.264 is, whose noise grows from left to right."""
+def test_a_threshold_keeps_the_same_tokens_on_yuv_planes_and_on_rgb(shares):
+    """The clip is grey, in limited range, with noise that increases from left to right."""
     noise = torch.randn(CLIPS, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     colour = torch.tensor(colour_coefficients(*shares, is_full_range=False), dtype=torch.int32)
     planes = YuvClips(
@@ -134,7 +134,7 @@ def test_a_threshold_means_the_same_on_planes_in_pretraining_and_on_rgb_in_fine_
 
 
 @pytest.mark.parametrize("part", [Component(name="none"), Component(name="motion", args={"keep": 0.5})])
-def test_clips_of_another_grid_are_refused_also_where_their_tokens_are_as_many(part):
+def test_clips_of_another_grid_are_rejected_even_with_equally_many_tokens(part):
     clip_BCTHW = torch.zeros(1, 3, 4, 32, 16, dtype=torch.uint8)
     with pytest.raises(
         ValueError, match=r"clip: expected 8 frames of 16x16 pixels, got 4 of 32x16; fix: cut"
@@ -143,19 +143,19 @@ def test_clips_of_another_grid_are_refused_also_where_their_tokens_are_as_many(p
 
 
 @prunings
-def test_every_weight_that_has_a_say_learns_and_no_other_is_trained(part):
+def test_all_used_weights_are_trained_and_no_others(part):
     classifier, batch = make(part, head="linear"), make_batch()
 
     classifier(batch, ClipRandom(0, batch.clip_index_B))["loss"].mean().backward()
 
     idle = {name for name, value in classifier.named_parameters() if not value.requires_grad}
-    is_by_need = part.name == "learned" and part.args["keep"] is None
-    assert idle == ({"encoder.scorer.threshold"} if is_by_need else set())
+    is_per_clip = part.name == "learned" and part.args["keep"] is None
+    assert idle == ({"encoder.scorer.threshold"} if is_per_clip else set())
     for name, parameter in classifier.named_parameters():
         assert name in idle or parameter.grad.abs().sum() > 0, name
 
 
-def test_a_scorer_that_is_not_asked_stays_as_it_is():
+def test_an_unused_scorer_is_frozen():
     encoder = make(Component(name="learned")).encoder
 
     classifier = Classifier(encoder, build_head(Component(name="linear"), width=24, classes=5))
@@ -165,7 +165,7 @@ def test_a_scorer_that_is_not_asked_stays_as_it_is():
 
 
 @prunings
-def test_drop_path_in_training_is_a_function_of_the_clip_whatever_is_kept(part):
+def test_drop_path_depends_only_on_the_clip_with_every_pruning(part):
     classifier, batch = make(part, drop_path=0.8, head="linear").train(), make_batch()
 
     first_B = classifier(batch, ClipRandom(0, batch.clip_index_B))["loss"]
@@ -174,7 +174,7 @@ def test_drop_path_in_training_is_a_function_of_the_clip_whatever_is_kept(part):
     assert not torch.allclose(first_B, classifier.eval()(batch, ClipRandom(0, batch.clip_index_B))["loss"])
 
 
-def test_training_tells_which_share_was_kept_where_something_is_pruned():
+def test_pruning_reports_the_kept_fraction():
     batch = make_batch()
     draws = ClipRandom(0, batch.clip_index_B)
 
@@ -184,7 +184,7 @@ def test_training_tells_which_share_was_kept_where_something_is_pruned():
     assert "kept_fraction" not in make(Component(name="none"))(batch, draws)
 
 
-def test_an_encoder_that_knows_runs_is_told_runs_of_one_where_nothing_is_pruned():
+def test_without_pruning_all_run_lengths_are_one():
     encoder = make(Component(name="run_length")).encoder
     classifier = Classifier(encoder, build_head(Component(name="linear"), width=24, classes=5)).eval()
     clip_BCTHW = make_batch().clip_BCTHW
@@ -203,7 +203,7 @@ def test_an_encoder_that_knows_runs_is_told_runs_of_one_where_nothing_is_pruned(
 @pytest.mark.parametrize(
     "part", [Component(name="none"), Component(name="motion", args={"keep": 0.5})], ids=str
 )
-def test_merging_goes_with_all_tokens_and_with_a_fixed_share(part):
+def test_merging_works_with_all_tokens_and_with_a_fixed_fraction(part):
     classifier, clip_BCTHW = make(part, merge_per_block=3).eval(), make_batch().clip_BCTHW
     merged_BND = classifier.features(clip_BCTHW).tokens_BND
     classifier.encoder.merge_tokens(0)
@@ -225,11 +225,11 @@ def test_batches_of_different_lengths_are_joined_with_padding():
     assert torch.equal(tokens_BND.sum(dim=2), 2 * weight_BN)
 
 
-def test_the_contract_holds_every_pruning_there_is():
+def test_every_pruning_is_tested():
     assert {part.name for part in PRUNINGS} == set(component_names("kinemae.pretrain.pruning"))
 
 
-def test_a_pruned_encoder_keeps_its_weights_and_gets_what_it_lacks():
+def test_pruning_keeps_the_encoders_weights_and_adds_missing_ones():
     encoder = Encoder(SHAPE, GRID)
     token_reduction = TokenReduction(pruning=Component(name="run_length", args={"run_lengths": 3}))
 
@@ -266,7 +266,7 @@ def test_a_pruned_encoder_keeps_its_weights_and_gets_what_it_lacks():
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused(part, merge, options, message):
+def test_unsupported_combinations_are_rejected(part, merge, options, message):
     shape = EncoderShape(**{**vars(SHAPE), **options})
 
     with pytest.raises(ValueError, match=message):
