@@ -1,7 +1,7 @@
 """Exported models of released versions are read and have the same outputs.
 
-`tests/data/exported` contains a tiny model of version 0.1.0 (encoder format 3, decoder format 1, head format 2)
-and its outputs. A new format adds a folder and keeps this one.
+`tests/data/exported` contains a tiny model of version 0.1.0 (encoder format 3, decoder format 1, head format
+2) and its outputs. A new format adds a folder and keeps this one.
 """
 
 import json
