@@ -28,6 +28,7 @@ from kinemae.data_tools.overrides import (
     lacks_space,
     leaves,
     parse_override,
+    require,
     with_space,
     yaml_problem,
 )
@@ -43,17 +44,6 @@ Tree = dict[str, Any]
 
 _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 _log = logging.getLogger("kinemae")
-
-
-def require(condition: bool, key: str, expected: str, given: object) -> None:
-    """Raise `ValueError` with the project's wording unless the condition holds.
-
-    Args:
-        key: the full config key, as in an override.
-        expected: continues "KEY must".
-    """
-    if not condition:
-        raise ValueError(f"{key} must {expected}, got {given!r}")
 
 
 def load_config(schema: type[Config], path: str | Path | None, overrides: Sequence[str]) -> Config:
@@ -78,6 +68,8 @@ def load_config(schema: type[Config], path: str | Path | None, overrides: Sequen
     try:
         if path is not None:
             merged = _merge(schema, merged, _read_file(schema, Path(path)))
+        for key in _replaced_mappings(schema, overrides):
+            merged[key] = {}
         given, named_only = _read_overrides(schema, overrides)
         merged = _drop_replaced_arguments(schema, merged, given, named_only)
         merged = _merge(schema, merged, given)
@@ -127,6 +119,12 @@ def _merge(schema: type, merged: Any, tree: Tree) -> Any:
     for message in sorted(messages):
         _log.info("%s", message)
     return OmegaConf.merge(merged, unset, tree)
+
+
+def _replaced_mappings(schema: type, overrides: Sequence[str]) -> list[str]:
+    """Mappings of scalars that an override `key={...}` replaces, such as the hosts of a cluster file."""
+    keys = [override.partition("=")[0] for override in overrides]
+    return [key for key in keys if typing.get_origin(_field_types(schema).get(key)) is dict]
 
 
 def _read_overrides(schema: type, overrides: Sequence[str]) -> tuple[Tree, set[str]]:
@@ -269,15 +267,36 @@ def _normalize_value(root: type, kind: Any, value: Any, key: str) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError(f"config key {key}: {_expected(cast(type, kind), key, value)}, got {value!r}")
         return _normalize(root, cast(type, kind), value, key)
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
     if typing.get_origin(kind) in (list, tuple):
         if not isinstance(value, list):
             raise ValueError(f"config key {key}: expected a list, as in '{key}=[A, B]', got {value!r}")
         return [_normalize_value(root, typing.get_args(kind)[0], child, key) for child in value]
+    if typing.get_origin(kind) is dict and typing.get_args(kind)[1] in _SCALARS:
+        return _normalize_mapping(root, typing.get_args(kind)[1], value, key)
+    return _normalize_scalar(kind, value, key)
+
+
+def _normalize_scalar(kind: Any, value: Any, key: str) -> Any:
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     if kind in _SCALARS and isinstance(value, list | dict):
         raise ValueError(f"config key {key}: expected {_SCALARS[kind]}, got {value!r}")
+    if kind is str and isinstance(value, bool):
+        return str(value).lower()  # as YAML writes it
     return value
+
+
+def _normalize_mapping(root: type, kind: type, value: Any, key: str) -> Tree:
+    """Normalize a mapping of scalars; its names may contain dots, as in hosts.10.0.0.1=8."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"config key {key}: expected a mapping, as in '{key}={{a: b}}', got {value!r}")
+    pairs = [pair for name, child in value.items() for pair in leaves(child, str(name))]
+    for name, child in pairs:
+        if child is None and lacks_space(name):
+            raise ValueError(
+                f"{key}: expected a space after the colon of {name!r}; fix: write {{{with_space(name)}}}"
+            )
+    return {name: _normalize_value(root, kind, child, f"{key}.{name}") for name, child in pairs}
 
 
 def _expected(node: type, key: str, value: Any) -> str:

@@ -26,6 +26,17 @@ _YAML_HINTS = {
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
+def require(condition: bool, key: str, expected: str, given: object) -> None:
+    """Raise `ValueError` with the project's wording unless the condition holds.
+
+    Args:
+        key: the full config key, as in an override.
+        expected: continues "KEY must".
+    """
+    if not condition:
+        raise ValueError(f"{key} must {expected}, got {given!r}")
+
+
 def check_overrides(overrides: Sequence[str]) -> None:
     """Check the form of every override.
 

@@ -1,4 +1,4 @@
-"""`kinemae launch KIND [CLUSTER.yaml] [a.b=c] -- pretrain CONFIG [a.b=c]`; status, logs, cancel."""
+"""`kinemae launch COMMAND [CLUSTER] [a.b=c] -- pretrain CONFIG [a.b=c]`."""
 
 import argparse
 import importlib
@@ -6,16 +6,15 @@ import sys
 from collections.abc import Sequence
 
 from kinemae.data_tools.exit_codes import EXIT_CONFIG
-from kinemae.launch.cluster import UsageError
 from kinemae.launch.job import JobRefused
 
-_ABOUT = "Start a training on this machine, on hosts by ssh, on Slurm or on Kubernetes, and look after it."
+_ABOUT = "Start and supervise trainings on this machine, on hosts by ssh, on Slurm or on Kubernetes."
 _EPILOG = """examples:
   kinemae launch local processes=2 -- pretrain CONFIG run_dir=RUN
   kinemae launch ssh configs/cluster/ssh.yaml -- pretrain CONFIG run_dir=RUN
   kinemae launch status RUN"""
 
-# The module that registers each command. Only the module of the given command is imported.
+# The module that registers each command; only the module of the given command is imported.
 _MODULES = {
     "local": "kinemae.launch.local",
     "ssh": "kinemae.launch.ssh",
@@ -30,52 +29,51 @@ _MODULES = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, run, and turn every expected failure into its message and exit code."""
+    """Parse and run; print expected errors as one line and return their exit code."""
     try:
         arguments = parse(argv)
         code = arguments.run(arguments)
         assert isinstance(code, int)
         return code
-    except UsageError as error:
+    except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_CONFIG
     except JobRefused as error:
         sys.stderr.write(f"{error}\n")
         return error.code
-    except BrokenPipeError:  # `launch logs RUN | head`
+    except BrokenPipeError:  # as in `launch logs RUN | head`
         sys.stderr.close()
         return 0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line; `job` is what stands behind `--`, and `words` may stand among the options.
+    """Parse the command line; `job` holds the words after `--`, `words` the positional ones before.
 
     Raises:
-        UsageError: an unknown option, or a job where none is started.
+        ValueError: an unknown option, or a job after a command that starts none.
     """
     own, job = list(argv), []
     if "--" in own:
         place = own.index("--")
         own, job = own[:place], own[place + 1 :]
-    arguments, strays = parser(own[0] if own else None).parse_known_args(own)
-    for stray in strays:
-        if stray.startswith("-") or not hasattr(arguments, "words"):
-            takes_keys = hasattr(arguments, "words") and stray.startswith("--")
-            more = (
-                f"; keys are written without dashes, {stray[2:].partition('=')[0]}=..." if takes_keys else ""
+    arguments, unknown = parser(own[0] if own else None).parse_known_args(own)
+    for word in unknown:
+        takes_words = hasattr(arguments, "words")
+        if word.startswith("-") or not takes_words:
+            is_key = takes_words and word.startswith("--")
+            hint = f"; keys have no dashes: {word[2:].partition('=')[0]}=..." if is_key else ""
+            raise ValueError(
+                f"unknown argument {word!r}{hint}; fix: see kinemae launch {own[0]} --help for all arguments"
             )
-            raise UsageError(
-                f"unknown argument {stray!r}{more}; kinemae launch {own[0]} --help lists all arguments"
-            )
-        arguments.words.append(stray)
+        arguments.words.append(word)
     if job and not getattr(arguments, "takes_job", False):
-        raise UsageError(f"kinemae launch {own[0]} starts no job: leave out what stands after --")
+        raise ValueError(f"kinemae launch {own[0]} starts no job; fix: remove the words from -- on")
     arguments.job = job
     return arguments
 
 
 def parser(first: str | None = None) -> argparse.ArgumentParser:
-    """All commands, or only `first` if it is one of them; each file registers its own."""
+    """The parser of all commands, or only of `first` if it is one of them."""
     whole = argparse.ArgumentParser(
         prog="kinemae launch",
         description=_ABOUT,
@@ -83,8 +81,8 @@ def parser(first: str | None = None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parsers = whole.add_subparsers(required=True, metavar="COMMAND")
-    wanted = [_MODULES[first]] if first in _MODULES else list(_MODULES.values())
-    for module in dict.fromkeys(wanted):
+    modules = [_MODULES[first]] if first in _MODULES else list(_MODULES.values())
+    for module in dict.fromkeys(modules):
         importlib.import_module(module).add_to(parsers)
     return whole
 

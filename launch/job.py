@@ -1,8 +1,8 @@
-"""A job: one room's training, checked once, with its code and config frozen in the run's folder.
+"""A job: one training run, checked once, with its code and config frozen in the run folder.
 
-RUN/launch/code-DIGEST/         the packages and recipes, once for each content
-RUN/launch/config-DIGEST.yaml   the config file as it was when the job was started
-RUN/launch/job.json             what `task.py` reads: the argv never travels through a shell
+RUN/launch/code-DIGEST/         copy of the package
+RUN/launch/config-DIGEST.yaml   copy of the config file
+RUN/launch/job.json             read by `supervisor/task.py`: no argument passes through a shell
 """
 
 import json
@@ -17,22 +17,17 @@ from typing import Any
 
 import yaml
 
-from kinemae.launch.cluster import UsageError, require
-from kinemae.launch.freezing import (
-    atomic_write_text,
-    commit_of_code,
-    digest_of_code,
-    digest_of_file,
-    find_recipe,
-    freeze_code,
-)
+from kinemae.data_tools.config_files import find_config
+from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.overrides import require
+from kinemae.launch.freezing import commit_of_code, digest_of_code, digest_of_file, freeze_code
 
 LAUNCH_FOLDER, LOGS_FOLDER = "launch", "logs"
-_PROGRAMS = (("python", "-m", "kinemae"), ("python", "-m"), ("kinemae",))
+_PREFIXES = (("python", "-m", "kinemae"), ("python", "-m"), ("kinemae",))
 
 
 class JobRefused(Exception):
-    """The room refused the job before anything was started; it has said why."""
+    """The dry run of the job's command failed; the message is its error output."""
 
     def __init__(self, code: int, message: str):
         super().__init__(message)
@@ -41,19 +36,19 @@ class JobRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every process of a job needs to know, and `task.py` reads.
+    """The content of `job.json`, and the summary of the dry run.
 
     Attributes:
-        argv: the room and its arguments; the config is the frozen copy.
-        cwd: where relative paths of the arguments begin; every host must have it.
-        code: folder of the frozen packages.
+        argv: the command and its arguments; the config is the frozen copy.
+        cwd: working folder of the processes; it must exist on every host.
+        code: folder of the frozen package.
         python: the interpreter on the hosts.
-        environment: what the cluster file sets for each process; nothing of the starter's own.
-        commit: of the code, where it lay in a git repository.
-        run_dir: absolute.
-        config: the config file that is frozen.
-        container: words before the interpreter of each process; the process must stay our child.
-        counts: what the room's `--dry-run` counted (`global_clips`, ...); empty where it was not asked.
+        environment: variables from the cluster file; none of the launcher's own environment.
+        commit: git commit of the code, if known.
+        run_dir: absolute path.
+        config: the original config file.
+        container: command prefix of each process, as in [apptainer, exec, IMAGE].
+        summary: what the dry run printed (`global_clips`, `steps`, ...); empty without a dry run.
     """
 
     argv: list[str]
@@ -65,53 +60,63 @@ class Job:
     run_dir: str
     config: str
     container: list[str] = field(default_factory=list)
-    counts: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
-        """Where `job.json` is, or will be."""
+        """Path of `job.json`."""
         return Path(self.run_dir) / LAUNCH_FOLDER / "job.json"
 
+    @property
+    def frozen_config(self) -> str:
+        """Path of the frozen config file."""
+        return self.argv[1 if self.argv[0] == "pretrain" else 2]
+
     def script(self, name: str) -> str:
-        """The frozen copy of one of our scripts, as in `script("supervisor/task.py")`."""
+        """Path of a frozen script of `launch/`, such as `supervisor/task.py`."""
         return str(Path(self.code) / "kinemae" / "launch" / name)
 
+    def to_json(self) -> str:
+        """The text of `job.json`."""
+        content = {key: value for key, value in asdict(self).items() if key != "summary"}
+        return json.dumps(content, indent=1, ensure_ascii=False)
 
-def prepare(
+
+def prepare_job(
     job_argv: Sequence[str],
     environment: Mapping[str, str],
     *,
     python: str = sys.executable,
-    processes: int = 1,
-    is_node: bool = True,
-    is_checked: bool = True,
+    world_size: int = 1,
+    trains_here: bool = True,
+    dry_run: bool = True,
 ) -> Job:
-    """Check a job by the room's own `--dry-run` and say what it will be. Writes nothing.
+    """Check a job with a dry run and describe it; write nothing.
 
     Args:
         job_argv: as in ["pretrain", "configs/pretrain/demo.yaml", "seed=1"].
-        environment: what the cluster file sets for each process.
-        python: the interpreter on the hosts; the check runs under this one.
-        processes: how many there will be, so that a batch that they cannot share is refused.
-        is_node: whether this machine trains too. Where not, `engine.device=auto` is checked: it has no GPU.
-        is_checked: False where data and run_dir cannot be seen from here; `run_dir` is read as written.
+        environment: variables from the cluster file.
+        python: the interpreter on the hosts; the dry run uses the current one.
+        world_size: number of processes.
+        trains_here: False if this machine only starts the job; it may have no GPU.
+        dry_run: False if data and run_dir are not visible here; `run_dir` is then read from the config.
 
     Raises:
-        UsageError: the job is not the training of a room.
-        JobRefused: the room refused it; carries its message and exit code.
+        ValueError: the job is not a training command.
+        JobRefused: the dry run failed.
     """
-    place = _place_of_config(job_argv)
-    counts = {}
-    if is_checked:
-        counts = dry_run(job_argv, environment, processes=processes, is_node=is_node)
-        run_dir = counts["run_dir"]
-    else:
-        run_dir = _run_dir_as_written(job_argv, place)
-    folder = _launch_folder(run_dir)
-    config = find_recipe(job_argv[place], job_argv[0])
+    index = _config_index(job_argv)
+    summary = {}
+    if dry_run:
+        summary = check_job(job_argv, environment, world_size=world_size, trains_here=trains_here)
+    run_dir = summary["run_dir"] if summary else _configured_run_dir(job_argv, index)
+    folder = Path(run_dir).absolute() / LAUNCH_FOLDER
+    is_one_path = os.pathsep not in str(folder)
+    require(is_one_path, "run_dir", f"contain no {os.pathsep!r}, which splits PYTHONPATH", run_dir)
+    config = find_config(job_argv[index], job_argv[0])
     frozen = folder / f"config-{digest_of_file(config)}.yaml"
     return Job(
-        argv=[*job_argv[:place], str(frozen), *job_argv[place + 1 :]],
+        argv=[*job_argv[:index], str(frozen), *job_argv[index + 1 :]],
         cwd=os.getcwd(),
         code=str(folder / f"code-{digest_of_code()}"),
         python=python,
@@ -119,70 +124,62 @@ def prepare(
         commit=commit_of_code(),
         run_dir=str(folder.parent),
         config=str(config.absolute()),
-        counts=counts,
+        summary=summary,
     )
 
 
-def publish(job: Job) -> Path:
-    """Freeze code and config in the run's folder and write `job.json`; its path.
+def write_job(job: Job) -> None:
+    """Freeze code and config in the run folder and write `job.json`.
 
     Raises:
-        UsageError: the folder cannot be written.
+        ValueError: the folder cannot be written.
     """
     try:
         job.path.parent.mkdir(parents=True, exist_ok=True)
         (Path(job.run_dir) / LOGS_FOLDER).mkdir(exist_ok=True)
         freeze_code(Path(job.code))
-        atomic_write_text(
-            Path(job.argv[_place_of_config(job.argv)]), Path(job.config).read_text(encoding="utf-8")
-        )
-        atomic_write_text(job.path, describe(job) + "\n")
+        atomic_write_text(Path(job.frozen_config), Path(job.config).read_text(encoding="utf-8"))
+        atomic_write_text(job.path, job.to_json() + "\n")
     except OSError as error:
-        raise UsageError(f"cannot write to {job.path.parent}: {error}; choose another run_dir") from error
-    return job.path
-
-
-def describe(job: Job) -> str:
-    """The text of `job.json`."""
-    told = {key: value for key, value in asdict(job).items() if key != "counts"}
-    return json.dumps(told, indent=1, ensure_ascii=False)
+        raise ValueError(f"cannot write to {job.path.parent}: {error}; fix: set another run_dir") from error
 
 
 def read_job(run_dir: Path) -> Job:
-    """The job that was last started in a run's folder.
+    """The last job that was started in a run folder.
 
     Raises:
-        UsageError: none was.
+        ValueError: there is none.
     """
     path = run_dir / LAUNCH_FOLDER / "job.json"
     try:
         return Job(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"cannot read {path}: {error}; is {run_dir} a run that was launched?") from error
+        raise ValueError(f"{path}: expected the job of a launched run, got {error}") from error
 
 
-def dry_run(
+def check_job(
     job_argv: Sequence[str],
     environment: Mapping[str, str],
     *,
-    processes: int,
-    is_node: bool = True,
+    world_size: int,
+    trains_here: bool = True,
     code: str | None = None,
 ) -> dict[str, Any]:
-    """What the room's own `--dry-run --json` says of a job on so many processes.
+    """Run the job's command with `--dry-run --json` and return what it prints.
 
     Args:
-        code: frozen packages to ask; None for the installed ones.
+        code: folder of a frozen package to use; None for the installed one.
 
     Raises:
-        JobRefused: it refused; carries its message and exit code.
+        JobRefused: the dry run failed.
     """
-    words = [*job_argv, *([] if is_node else ["engine.device=auto"]), "--dry-run", "--json"]
-    world = {"RANK": "0", "WORLD_SIZE": str(processes), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    own_path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
+    words = [*job_argv, *([] if trains_here else ["engine.device=auto"]), "--dry-run", "--json"]
+    rank = {"RANK": "0", "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
+    rank |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    python_path = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
     ran = subprocess.run(
         [sys.executable, "-P", "-m", "kinemae", *words],
-        env={**os.environ, **environment, **world, "MASTER_PORT": "1", "PYTHONPATH": own_path},
+        env={**os.environ, **environment, **rank, "PYTHONPATH": python_path},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -190,51 +187,44 @@ def dry_run(
     )
     if ran.returncode != 0:
         raise JobRefused(ran.returncode, ran.stderr.rstrip())
-    counts = json.loads(ran.stdout[ran.stdout.index("{") :])
-    assert isinstance(counts, dict)
-    return counts
+    summary = json.loads(ran.stdout[ran.stdout.index("{") :])
+    assert isinstance(summary, dict)
+    return summary
 
 
-def _place_of_config(job_argv: Sequence[str]) -> int:
-    """Where in the argv the config stands."""
+def _config_index(job_argv: Sequence[str]) -> int:
+    """The index of the config in the job's arguments."""
     given = " ".join(job_argv[:2]) or "nothing"
-    wanted = "expected `pretrain CONFIG [a.b=c]` or `finetune train CONFIG [a.b=c]` after --"
-    program = next((start for start in _PROGRAMS if tuple(job_argv[: len(start)]) == start), ())
-    if program:
-        rest = shlex.join(job_argv[len(program) :])
-        raise UsageError(f"{wanted}, got {given!r}; fix: write -- {rest}")
+    expected = "expected `pretrain CONFIG [a.b=c]` or `finetune train CONFIG [a.b=c]` after --"
+    prefix = next((words for words in _PREFIXES if tuple(job_argv[: len(words)]) == words), ())
+    if prefix:
+        rest = shlex.join(job_argv[len(prefix) :])
+        raise ValueError(f"{expected}, got {given!r}; fix: write -- {rest}")
     if not job_argv or job_argv[0] not in ("pretrain", "finetune"):
-        raise UsageError(f"{wanted}, got {given!r}")
-    place = 1 if job_argv[0] == "pretrain" else 2
-    is_training = job_argv[1:2] not in (["preview"], ["cost"]) if place == 1 else job_argv[1:2] == ["train"]
+        raise ValueError(f"{expected}, got {given!r}")
+    index = 1 if job_argv[0] == "pretrain" else 2
+    is_training = job_argv[1:2] not in (["preview"], ["cost"]) if index == 1 else job_argv[1:2] == ["train"]
     if not is_training:
-        raise UsageError(
-            f"{wanted}, got {given!r}: only trainings are launched, "
-            f"start it as kinemae {shlex.join(job_argv)}"
+        raise ValueError(
+            f"{expected}, got {given!r}: it is not a training; fix: run kinemae {shlex.join(job_argv)}"
         )
     if "--dry-run" in job_argv:
-        raise UsageError("--dry-run after -- would start processes that do nothing: put it before --")
-    if len(job_argv) <= place or job_argv[place].startswith("-") or "=" in job_argv[place]:
-        raise UsageError(f"{wanted}: the config comes right after {' '.join(job_argv[:place])}")
-    return place
+        raise ValueError("expected --dry-run before --, got it after; fix: move it before --")
+    if len(job_argv) <= index or job_argv[index].startswith("-") or "=" in job_argv[index]:
+        raise ValueError(f"{expected}; fix: write the config directly after {' '.join(job_argv[:index])}")
+    return index
 
 
-def _launch_folder(run_dir: str) -> Path:
-    folder = Path(run_dir).absolute() / LAUNCH_FOLDER
-    no_split = f"hold no {os.pathsep!r}: PYTHONPATH would be split"
-    require(os.pathsep not in str(folder), "run_dir", no_split, run_dir)
-    return folder
-
-
-def _run_dir_as_written(job_argv: Sequence[str], place: int) -> str:
-    given = [word.partition("=")[2] for word in job_argv[place + 1 :] if word.startswith("run_dir=")]
+def _configured_run_dir(job_argv: Sequence[str], index: int) -> str:
+    given = [word.partition("=")[2] for word in job_argv[index + 1 :] if word.startswith("run_dir=")]
     if given:
         return given[-1]
-    path = find_recipe(job_argv[place], job_argv[0])
+    path = find_config(job_argv[index], job_argv[0])
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read the config file {path}: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("run_dir"), str):
-        raise UsageError(f"no run_dir in {path}: set it as run_dir=...")
-    return str(config["run_dir"])
+        raise ValueError(f"cannot read the config file {path}: {error}") from error
+    run_dir = config.get("run_dir") if isinstance(config, dict) else None
+    if not isinstance(run_dir, str):
+        raise ValueError(f"{path}: expected a run_dir, got {run_dir!r}; fix: add run_dir=...")
+    return run_dir

@@ -1,73 +1,58 @@
-"""`launch local`: a run as several processes on this machine, supervised."""
+"""`launch local`: supervise several processes on this machine."""
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
-from kinemae.launch.cluster import read_cluster, require, split_words
+from kinemae.data_tools.overrides import require
+from kinemae.launch.cluster import read_cluster, split_words
 from kinemae.launch.supervisor.start import add_launcher, start
-from kinemae.launch.supervisor.supervise import Launch, Limits, agent_commands
+from kinemae.launch.supervisor.supervise import LaunchSpec, SupervisorConfig
 
 HOST = "localhost"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalCluster(Limits):
-    """This machine.
+class LocalCluster(SupervisorConfig):
+    """Cluster file of `launch local`.
 
     Attributes:
-        processes: one for each GPU, or as the CPU's cores allow.
-        environment: set for each process, over what is set here.
-        container: words before the interpreter, as in [apptainer, exec, --nv, kinemae.sif].
-        python: the interpreter of the processes; None: the one that runs `launch`.
+        processes: one for each GPU, or as many as the CPU's cores allow.
     """
 
     processes: int = 1
-    environment: dict[str, str] = field(default_factory=dict)
-    container: list[str] = field(default_factory=list)
-    python: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.processes >= 1, "processes", "be at least 1", self.processes)
 
 
-class Here:
-    """The link to this machine: none."""
+class LocalTransport:
+    """Runs commands on this machine."""
 
     def command(self, host: str, words: Sequence[str]) -> list[str]:
-        """See `Link.command`."""
+        """See `Transport.command`."""
         return list(words)
 
 
-def add_to(parsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_to(parsers: Any) -> None:
     """Register `local`."""
-    add_launcher(
-        parsers,
-        "local",
-        run_local,
-        about="several processes on this machine",
-        description="Run a training as processes on this machine; start it again after a crash.",
-        epilog="example:\n  kinemae launch local processes=2 -- pretrain CONFIG run_dir=RUN seed=1",
-    )
+    text = "run a training as several processes on this machine, with restarts after crashes"
+    add_launcher(parsers, "local", run_local, text, "local processes=2 -- pretrain CONFIG run_dir=RUN seed=1")
 
 
 def run_local(arguments: argparse.Namespace) -> int:
-    """The command."""
-    return start(launch_of(read_cluster(LocalCluster, *split_words(arguments.words))), arguments)
+    """Run the command."""
+    return start(spec_of(read_cluster(LocalCluster, *split_words(arguments.words))), arguments)
 
 
-def launch_of(cluster: LocalCluster) -> Launch:
+def spec_of(cluster: LocalCluster) -> LaunchSpec:
     """How this machine runs a job."""
-    link = Here()
-    return Launch(
+    return LaunchSpec(
         kind="local",
         slots={HOST: cluster.processes},
-        link=link,
-        commands=lambda job, planned: agent_commands(job, planned, cluster, link),
-        limits=cluster,
-        environment=cluster.environment,
-        python=cluster.python,
-        container=cluster.container,
+        transport=LocalTransport(),
+        config=cluster,
         master="127.0.0.1",
     )

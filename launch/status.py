@@ -1,4 +1,4 @@
-"""`launch status|logs|cancel RUN`: looking after a run from any host that sees its folder."""
+"""`launch status|logs|cancel RUN`, from any host that sees the run folder."""
 
 import argparse
 import json
@@ -12,64 +12,58 @@ from typing import Any
 import yaml
 
 from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED, describe_exit
-from kinemae.launch.cluster import UsageError
+from kinemae.launch.cluster import add_command
 from kinemae.launch.job import LAUNCH_FOLDER, LOGS_FOLDER
-from kinemae.launch.record import ask_for_stop, checkpoints, is_held, read_record
-from kinemae.launch.slurm.watch import cancel_job, job_end, job_line, job_states
+from kinemae.launch.record import is_locked, read_record, request_stop, saved_steps
+from kinemae.launch.slurm.queue import cancel_job, describe_job, job_end, job_states
 
-_FOLLOW_S = 0.5
+_POLL_S, _POLL_SLURM_S = 0.5, 30.0
 _BLOCK = 1 << 16
-_HEADS = ("local", "ssh")  # kinds whose launcher lives as long as the run
+_SUPERVISED = ("local", "ssh")  # kinds whose launcher lives as long as the run
 
 
-def add_to(parsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_to(parsers: Any) -> None:
     """Register `status`, `logs` and `cancel`."""
-    status = _add(parsers, "status", "whether a run goes on, where, and how far it is", "status runs/mine")
-    status.add_argument("--json", action="store_true", help="print it as JSON")
+    status = _add(
+        parsers, "status", "show whether a run is alive, where, and its progress", "status runs/mine"
+    )
+    status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(run=run_status)
-    logs = _add(parsers, "logs", "what a process of the run has printed", "logs runs/mine --rank 3 --follow")
-    logs.add_argument("--rank", type=int, default=0, metavar="N", help="of which process; 0 where not given")
-    logs.add_argument("--lines", type=int, default=50, metavar="N", help="how many of the last lines")
-    logs.add_argument("--follow", action="store_true", help="go on printing until the run has ended")
+    logs = _add(parsers, "logs", "print the log of a process of a run", "logs runs/mine --rank 3 --follow")
+    logs.add_argument("--rank", type=int, default=0, metavar="N", help="rank of the process; default 0")
+    logs.add_argument("--lines", type=int, default=50, metavar="N", help="number of last lines; default 50")
+    logs.add_argument("--follow", action="store_true", help="print new lines until the run has ended")
     logs.set_defaults(run=run_logs)
-    cancel = _add(parsers, "cancel", "stop a run with a checkpoint; it can go on later", "cancel runs/mine")
+    cancel = _add(parsers, "cancel", "stop a run with a checkpoint; it can be resumed", "cancel runs/mine")
     cancel.set_defaults(run=run_cancel)
 
 
-def _add(
-    parsers: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, example: str
-) -> argparse.ArgumentParser:
-    parser = parsers.add_parser(
-        name,
-        help=text,
-        description=text,
-        epilog=f"example:\n  kinemae launch {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder")
+def _add(parsers: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    parser = add_command(parsers, name, text, f"example:\n  kinemae launch {example}")
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run folder")
     return parser
 
 
 def run_status(arguments: argparse.Namespace) -> int:
-    """`launch status RUN`."""
+    """Run `launch status`."""
     status = status_of(arguments.run_dir)
-    sys.stdout.write(
+    text = (
         json.dumps(status, ensure_ascii=False) + "\n" if arguments.json else _table(arguments.run_dir, status)
     )
+    sys.stdout.write(text)
     return 0
 
 
 def status_of(run_dir: Path) -> dict[str, Any]:
-    """What is known of a run.
+    """State and progress of a run.
 
     Returns:
-        kind, started, host, pid, attempt, hosts, code as `launch.json` has them; the state in a word
-        (`running`, `ended`, `lost`, or the scheduler's) and in a sentence; step, steps, loss, seconds since
-        the last metrics, seconds to the last step at the present speed (null where nothing runs); steps of
-        the checkpoints.
+        kind, started, host, pid, attempt, hosts, code from `launch.json`; `state` (`running`, `ended`, `lost`
+        or the scheduler's) and a `message`; step, steps, loss, age of the last metrics in seconds, estimated
+        seconds to the last step (null if nothing runs); steps of the checkpoints.
 
     Raises:
-        UsageError: the run was never launched, or its scheduler cannot be asked.
+        ValueError: the run was not launched, or its scheduler does not respond.
     """
     record = read_record(run_dir)
     kept = ("kind", "started", "host", "pid", "job_id", "attempt", "hosts", "agents", "code")
@@ -80,7 +74,7 @@ def status_of(run_dir: Path) -> dict[str, Any]:
         **{key: record.get(key) for key in kept},
         **state,
         **progress,
-        "checkpoints": checkpoints(run_dir),
+        "checkpoints": saved_steps(run_dir),
     }
 
 
@@ -88,51 +82,55 @@ def _state(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
     if record["kind"] == "slurm":
         states = job_states(record["job_id"])
         if states:
-            return {"state": states[0].lower(), "said": job_line(record["job_id"])}
-        code, said = job_end(record["job_id"], run_dir / LAUNCH_FOLDER)
-        return {"state": "ended", "code": code, "said": said}
-    if record["kind"] not in _HEADS:
-        return {"state": "unknown", "said": f"ask {record['kind']} itself for its state"}
-    if is_held(run_dir):
-        return {"state": "running", "said": f"running since {record['started']}"}
+            return {"state": states[0].lower(), "message": describe_job(record["job_id"])}
+        code, message = job_end(record["job_id"], run_dir / LAUNCH_FOLDER)
+        return {"state": "ended", "code": code, "message": message}
+    if is_locked(run_dir):
+        return {"state": "running", "message": f"running since {record['started']}"}
     if record.get("state") == "ended":
-        return {"state": "ended", "said": f"{describe_exit(record['code'])} (exit code {record['code']})"}
+        code = record["code"]
+        return {"state": "ended", "message": f"{describe_exit(code)} (exit code {code})"}
     return {
         "state": "lost",
-        "said": "its launcher died without a word; start it again and it goes on from its newest checkpoint",
+        "message": "the launcher was killed; start the run again to resume from its newest checkpoint",
     }
 
 
 def _progress(run_dir: Path, record: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"step": None, "steps": record.get("steps"), "loss": None, "metrics_age_s": None}
+    progress: dict[str, Any] = {
+        "step": None,
+        "steps": record.get("steps"),
+        "loss": None,
+        "metrics_age_s": None,
+    }
     config, path = _config(run_dir), run_dir / "metrics.jsonl"
-    if found["steps"] is None:
-        found["steps"] = config.get("steps")
-    last = _last_whole_line(path) if path.exists() else None
+    if progress["steps"] is None:
+        progress["steps"] = config.get("steps")
+    last = _last_metrics(path) if path.exists() else None
     if path.exists():
-        found |= {"step": last.get("step", -1) + 1, "loss": last.get("loss")} if last else {}
-        found["metrics_age_s"] = round(max(0.0, time.time() - path.stat().st_mtime), 1)
-    return {**found, "remaining_s": _remaining_s(found, last or {}, config)}
+        progress |= {"step": last.get("step", -1) + 1, "loss": last.get("loss")} if last else {}
+        progress["metrics_age_s"] = round(max(0.0, time.time() - path.stat().st_mtime), 1)
+    return {**progress, "remaining_s": _remaining_s(progress, last or {}, config)}
 
 
-def _remaining_s(found: dict[str, Any], last: dict[str, Any], config: dict[str, Any]) -> float | None:
-    """Seconds to the last step at the speed of the last report; None where that is not known."""
+def _remaining_s(progress: dict[str, Any], last: dict[str, Any], config: dict[str, Any]) -> float | None:
+    """Seconds to the last step at the speed of the last report, if it is known."""
     batch = config.get("batch")
     clips = batch.get("global_clips") if isinstance(batch, dict) else None
-    if not (clips and last.get("clips_per_s") and found["step"] and found["steps"]):
+    if not (clips and last.get("clips_per_s") and progress["step"] and progress["steps"]):
         return None
-    return round(float(found["steps"] - found["step"]) * clips / last["clips_per_s"], 1)
+    return round(float(progress["steps"] - progress["step"]) * clips / last["clips_per_s"], 1)
 
 
 def _config(run_dir: Path) -> dict[str, Any]:
-    """The run's resolved config; empty before its first start."""
+    """The resolved config of the run; empty before its first start."""
     path = run_dir / "config.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     return config if isinstance(config, dict) else {}
 
 
-def _last_whole_line(path: Path) -> dict[str, Any] | None:
-    """The newest line of metrics; the very last may be half written."""
+def _last_metrics(path: Path) -> dict[str, Any] | None:
+    """The last complete line of a metrics file."""
     for line in reversed(last_lines(path, 2)):
         try:
             value = json.loads(line)
@@ -143,8 +141,8 @@ def _last_whole_line(path: Path) -> dict[str, Any] | None:
 
 
 def _table(run_dir: Path, status: dict[str, Any]) -> str:
-    rows = [("run", str(run_dir)), ("state", status["said"])]
-    if status["kind"] in _HEADS:
+    rows = [("run", str(run_dir)), ("state", status["message"])]
+    if status["kind"] in _SUPERVISED:
         rows.append(("launcher", f"{status['kind']}, process {status['pid']} on {status['host']}"))
     if status["attempt"]:
         rows.append(("starts", str(status["attempt"])))
@@ -155,8 +153,7 @@ def _table(run_dir: Path, status: dict[str, Any]) -> str:
         age = f", written {status['metrics_age_s']:.0f} s ago"
         left = "" if status["remaining_s"] is None else f", {duration(status['remaining_s'])} left"
         rows.append(("step", f"{status['step']} of {status['steps'] or '?'}{loss}{age}{left}"))
-    steps = ", ".join(map(str, status["checkpoints"])) or "none yet"
-    rows.append(("checkpoints", steps))
+    rows.append(("checkpoints", ", ".join(map(str, status["checkpoints"])) or "none"))
     return "".join(f"{name:<12} {text}\n" for name, text in rows)
 
 
@@ -172,17 +169,15 @@ def duration(seconds: float) -> str:
 
 
 def run_logs(arguments: argparse.Namespace) -> int:
-    """`launch logs RUN`."""
+    """Run `launch logs`."""
     folder = arguments.run_dir / LOGS_FOLDER
     path = folder / f"rank-{arguments.rank:05d}.log"
-    if not path.exists() and (folder / "all-ranks.log").exists():
-        path = folder / "all-ranks.log"  # of a launcher that does not keep them apart
     if not path.exists():
         read_record(arguments.run_dir)  # refuses a run that was not launched
-        there = ", ".join(sorted(found.name for found in folder.glob("*.log"))) or "nothing yet"
-        raise UsageError(f"no {path}: in {folder} there is {there}")
+        there = ", ".join(sorted(log.name for log in folder.glob("*.log"))) or "nothing"
+        raise ValueError(f"{path}: there is no such log; {folder} contains {there}")
     try:
-        for text in _following(arguments, path) if arguments.follow else _tail(arguments, path):
+        for text in _follow(arguments, path) if arguments.follow else _tail(arguments, path):
             sys.stdout.write(text)
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -195,17 +190,23 @@ def _tail(arguments: argparse.Namespace, path: Path) -> Iterator[str]:
         yield f"{line}\n"
 
 
-def _following(arguments: argparse.Namespace, path: Path) -> Iterator[str]:
-    """The last lines, then what comes, until the run has ended."""
+def _follow(arguments: argparse.Namespace, path: Path) -> Iterator[str]:
+    """Yield the last lines, then new output until the run has ended."""
+    record, next_look = read_record(arguments.run_dir), 0.0
+    every_s = _POLL_SLURM_S if record["kind"] == "slurm" else _POLL_S  # squeue loads Slurm's controller
+    is_over = False
     with path.open("rb") as file:
         file.seek(_start_of_last_lines(path, arguments.lines))
         while True:
-            is_over = _state(arguments.run_dir, read_record(arguments.run_dir))["state"] in ("ended", "lost")
-            while printed := file.read(_BLOCK):
-                yield printed.decode(errors="backslashreplace")
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + every_s
+                state = _state(arguments.run_dir, read_record(arguments.run_dir))["state"]
+                is_over = state in ("ended", "lost")
+            while output := file.read(_BLOCK):
+                yield output.decode(errors="backslashreplace")
             if is_over:
                 return
-            time.sleep(_FOLLOW_S)
+            time.sleep(_POLL_S)
 
 
 def last_lines(path: Path, count: int) -> list[str]:
@@ -216,7 +217,7 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def _start_of_last_lines(path: Path, count: int) -> int:
-    """Where the last lines of a file begin, found from its end."""
+    """The offset of the last lines of a file; read backwards from its end."""
     with path.open("rb") as file:
         place, tail = file.seek(0, 2), b""
         while place > 0 and tail.count(b"\n") <= count:
@@ -229,17 +230,15 @@ def _start_of_last_lines(path: Path, count: int) -> int:
 
 
 def run_cancel(arguments: argparse.Namespace) -> int:
-    """`launch cancel RUN`."""
+    """Run `launch cancel`."""
     run_dir = arguments.run_dir
     record = read_record(run_dir)
     if record["kind"] == "slurm":
         sys.stdout.write(cancel_job(record["job_id"], run_dir / LAUNCH_FOLDER) + "\n")
         return 0
-    if record["kind"] not in _HEADS:
-        raise UsageError(f"{run_dir} runs on {record['kind']}: cancel it there")
-    if not is_held(run_dir):
-        raise UsageError(f"{run_dir} is not running: {_state(run_dir, record)['said']}")
-    ask_for_stop(run_dir)
+    if not is_locked(run_dir):
+        raise ValueError(f"{run_dir}: expected a running run; {_state(run_dir, record)['message']}")
+    request_stop(run_dir)
     again = shlex.join(["kinemae", "launch", "status", str(run_dir)])
-    sys.stdout.write(f"asked for a stop with a checkpoint; `{again}` tells when it has ended\n")
+    sys.stdout.write(f"requested a stop with a checkpoint; `{again}` shows when the run has ended\n")
     return 0

@@ -10,7 +10,7 @@ from kinemae.data_tools.command import run_program
 from kinemae.data_tools.config_files import CONFIGS, find_config
 from kinemae.finetune.__main__ import PROGRAM as FINETUNE
 from kinemae.finetune.conversion.command import EXPORT_FORMATS
-from kinemae.launch.job import prepare
+from kinemae.launch.job import prepare_job
 from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
 
 # Packages that take long to import.
@@ -166,6 +166,6 @@ def test_a_run_folder_in_place_of_a_config_error_suggests_its_config(
 
 def test_the_launcher_finds_a_config_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    job = prepare(["pretrain", "demo", "run_dir=run"], {}, is_checked=False)
+    job = prepare_job(["pretrain", "demo", "run_dir=run"], {}, dry_run=False)
     assert job.config == str(CONFIGS / "pretrain" / "demo.yaml")
     assert job.run_dir == str(tmp_path / "run")

@@ -1,13 +1,13 @@
-"""The cluster file of `launch k8s`: what may stand in it, and what is refused by name."""
+"""Cluster file of `launch k8s`."""
 
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
-from kinemae.launch.cluster import require
+from kinemae.data_tools.overrides import require
 
-# Pods are called NAME-node-0-0-xxxxx, and a host's name has at most 63 letters.
+# Pods are named NAME-node-0-0-xxxxx; a host name has at most 63 characters.
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]i?)?")
@@ -15,26 +15,26 @@ _QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGTPE]i?)?")
 
 @dataclass(frozen=True, kw_only=True)
 class KubernetesCluster:
-    """A cluster file for `launch k8s`; a node is a pod.
+    """Cluster file of `launch k8s`; a node is a pod.
 
     Attributes:
-        manifest: `trainjob` (Kubeflow Trainer), `pytorchjob` (Kubeflow's training operator) or `jobset`.
-        name: of the job and all that belongs to it.
-        image: holds python, the dependencies, and the packages.
-        code: the folder in the image where the packages are.
+        manifest: `trainjob` (Kubeflow Trainer) or `jobset`.
+        name: name of the job and all its objects.
+        image: container image with python, the dependencies and the package.
+        code: folder in the image that contains the package `kinemae/`.
         python: the interpreter in the image.
-        gpu_resource: what a GPU is called by the cluster.
-        shm: size of /dev/shm, in memory and counted as such; a plain pod has 64 MB, too few for loaders.
-        volumes: folders in the pods and the persistent volume claims that are mounted there.
-        environment: for each process; no secrets, which the manifest would show.
+        gpu_resource: resource name of a GPU in the cluster.
+        shm: size of /dev/shm, counted as memory; the default of a pod, 64 MB, is too small for data workers.
+        volumes: folders in the pods, with the persistent volume claims to mount there.
+        environment: variables of each process; the manifest shows them, so no secrets.
         secrets: Secrets whose entries become environment variables of the pods.
-        pull_secrets: Secrets for the image's registry.
-        queue: Kueue's local queue; the job is then created suspended.
-        stop_s: seconds that a stop has to save; the pod's grace period is longer.
-        max_restarts: starts of the whole job after a crash.
+        pull_secrets: Secrets for the image registry.
+        queue: Kueue's local queue; the job is created suspended.
+        stop_s: seconds for a checkpoint after SIGTERM; the pod's grace period is longer.
+        max_restarts: restarts of the whole job after crashes.
     """
 
-    manifest: Literal["trainjob", "pytorchjob", "jobset"] = "trainjob"
+    manifest: Literal["trainjob", "jobset"] = "trainjob"
     name: str = "kinemae"
     namespace: str = "default"
     image: str
@@ -61,21 +61,21 @@ class KubernetesCluster:
 
     def __post_init__(self) -> None:
         require(bool(self.image.strip()), "image", "name a container image", self.image)
-        what = "be 1 to 40 lower-case letters, digits and dashes, a letter first"
+        form = "be 1 to 40 lower-case letters, digits and dashes, beginning with a letter"
         for key in ("name", "namespace"):
-            require(_NAME.fullmatch(getattr(self, key)) is not None, key, what, getattr(self, key))
+            require(_NAME.fullmatch(getattr(self, key)) is not None, key, form, getattr(self, key))
         for key in ("nodes", "processes_per_node"):
             require(getattr(self, key) >= 1, key, "be at least 1", getattr(self, key))
         for key in ("gpus_per_node", "max_restarts"):
             require(getattr(self, key) >= 0, key, "be at least 0", getattr(self, key))
         for key in ("cpus_per_node", "memory_per_node", "shm"):
             is_quantity = _QUANTITY.fullmatch(getattr(self, key)) is not None
-            require(is_quantity, key, "be a quantity of Kubernetes, as in 8 or 64Gi", getattr(self, key))
+            require(is_quantity, key, "be a Kubernetes quantity such as 8 or 64Gi", getattr(self, key))
         require(1024 <= self.port <= 65535, "port", "lie between 1024 and 65535", self.port)
         require(self.stop_s >= 1, "stop_s", "be at least 1", self.stop_s)
         for folder in (self.code, *self.volumes):
             is_absolute = PurePosixPath(folder).is_absolute()
-            require(is_absolute, "code and volumes", "name absolute folders inside the pods", folder)
+            require(is_absolute, "code and volumes", "contain absolute folders inside the pods", folder)
         for name in self.environment:
-            is_open = _SECRET.search(name) is None
-            require(is_open, "environment", "hold no secrets: put it in a Secret named under `secrets`", name)
+            is_public = _SECRET.search(name) is None
+            require(is_public, "environment", "contain no secrets; fix: use a Secret and `secrets`", name)

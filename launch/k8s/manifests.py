@@ -1,9 +1,8 @@
-"""Kubernetes manifests of a job, as plain values: Kubeflow's TrainJob and PyTorchJob, and a JobSet.
+"""Kubernetes manifests of a job: Kubeflow's TrainJob, or a JobSet.
 
-A node is a pod that runs `supervisor/agent.py`, which starts the processes. job.json and the config travel in
-a ConfigMap: no argument of the job is part of a command, which Kubernetes would look through for `$(NAME)`.
-Written for Kubeflow Trainer v2.3 (trainer.kubeflow.org/v1alpha1) with its JobSet (jobset.x-k8s.io/v1alpha2),
-and for Kubeflow's training operator v1.9 (kubeflow.org/v1).
+A node is a pod that runs `supervisor/agent.py`, which starts the processes. A ConfigMap holds job.json and
+the config: no argument of the job is part of a command, in which Kubernetes would expand `$(NAME)`. Written
+for Kubeflow Trainer v2.3 (trainer.kubeflow.org/v1alpha1) and its JobSet (jobset.x-k8s.io/v1alpha2).
 """
 
 from typing import Any
@@ -15,31 +14,31 @@ Manifest = dict[str, Any]
 
 MOUNT = "/etc/kinemae"  # of the ConfigMap
 CONFIG, JOB = "config.yaml", "job.json"
-_GRACE_S = 30  # that a pod has on top of what its processes have to save
-_KUBEFLOW_CONTAINER = "pytorch"  # its controller looks for a container and a port of these names
-_KUBEFLOW_PORT = "pytorchjob-port"
+_GRACE_S = 30  # time of a pod beyond the time in which its processes save
 
 
 def manifests(cluster: KubernetesCluster, job_text: str, config_text: str) -> list[Manifest]:
-    """All objects of a job, in the order in which they are to be created."""
+    """All objects of a job, in the order of their creation."""
     entries = {JOB: job_text, CONFIG: config_text}
-    config_map = {**_head("v1", "ConfigMap", cluster), "data": entries}
-    build = {"trainjob": _train_job, "pytorchjob": _pytorch_job, "jobset": _job_set}[cluster.manifest]
+    config_map = {**_metadata("v1", "ConfigMap", cluster), "data": entries}
+    build = _train_job if cluster.manifest == "trainjob" else _job_set
     return [config_map, *build(cluster)]
 
 
 def _train_job(cluster: KubernetesCluster) -> list[Manifest]:
-    """A TrainJob and a runtime of its own, which holds the pod: what a TrainJob may change in a shared one
-    has another name in each version of Kubeflow Trainer."""
+    """A TrainJob with its own TrainingRuntime, which holds the pod.
+
+    The overrides of a shared runtime have other names in each version of Kubeflow Trainer.
+    """
     label = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
     template = {"spec": _job_set_spec(cluster, label)}
     runtime = {
-        **_head("trainer.kubeflow.org/v1alpha1", "TrainingRuntime", cluster),
+        **_metadata("trainer.kubeflow.org/v1alpha1", "TrainingRuntime", cluster),
         "spec": {"mlPolicy": {"numNodes": cluster.nodes, "torch": {}}, "template": template},
     }
     runtime["metadata"]["labels"]["trainer.kubeflow.org/framework"] = "torch"
     job = {
-        **_head("trainer.kubeflow.org/v1alpha1", "TrainJob", cluster, is_job=True),
+        **_metadata("trainer.kubeflow.org/v1alpha1", "TrainJob", cluster, is_job=True),
         "spec": {
             "runtimeRef": {
                 "apiGroup": "trainer.kubeflow.org",
@@ -54,15 +53,17 @@ def _train_job(cluster: KubernetesCluster) -> list[Manifest]:
 
 
 def _job_set(cluster: KubernetesCluster) -> list[Manifest]:
-    head = _head("jobset.x-k8s.io/v1alpha2", "JobSet", cluster, is_job=True)
-    return [{**head, "spec": {**_job_set_spec(cluster, {}), **_suspended(cluster)}}]
+    header = _metadata("jobset.x-k8s.io/v1alpha2", "JobSet", cluster, is_job=True)
+    return [{**header, "spec": {**_job_set_spec(cluster, {}), **_suspended(cluster)}}]
 
 
 def _job_set_spec(cluster: KubernetesCluster, labels: dict[str, str]) -> Manifest:
-    """One Job whose pods are the nodes. A stop with a checkpoint replaces its pod; a refusal ends everything;
-    after a crash, all pods start again."""
+    """One Job whose pods are the nodes.
+
+    A stop with a checkpoint replaces its pod, a final failure ends the job, a crash restarts all pods.
+    """
     master = f"{cluster.name}-node-0-0.{cluster.name}:{cluster.port}"
-    pod = _pod(cluster, "node", _agent(cluster, "supervisor/agent.py", "JOB_COMPLETION_INDEX", master))
+    pod = _pod(cluster, _agent_command(cluster, master))
     rules = [
         {"action": "FailJob", "onExitCodes": {"operator": "In", "values": sorted(FAILED)}},
         {"action": "Ignore", "onExitCodes": {"operator": "In", "values": sorted(STOPPED)}},
@@ -78,9 +79,7 @@ def _job_set_spec(cluster: KubernetesCluster, labels: dict[str, str]) -> Manifes
     return {
         "failurePolicy": {
             "maxRestarts": cluster.max_restarts,
-            "rules": [
-                {"name": "refused", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
-            ],
+            "rules": [{"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
         },
         "replicatedJobs": [
             {
@@ -92,28 +91,13 @@ def _job_set_spec(cluster: KubernetesCluster, labels: dict[str, str]) -> Manifes
     }
 
 
-def _pytorch_job(cluster: KubernetesCluster) -> list[Manifest]:
-    agent = _agent(cluster, "k8s/pod.py", "RANK", "$(MASTER_ADDR):$(MASTER_PORT)")
-    pod = _pod(cluster, _KUBEFLOW_CONTAINER, agent)
-    port = {"name": _KUBEFLOW_PORT, "containerPort": cluster.port, "protocol": "TCP"}
-    pod["containers"][0]["ports"] = [port]
-    roles = {"Master": 1, "Worker": cluster.nodes - 1}
-    replicas = {
-        role: {"replicas": count, "restartPolicy": "ExitCode", "template": {"spec": pod}}
-        for role, count in roles.items()
-        if count
-    }
-    policy = {"backoffLimit": cluster.max_restarts, "cleanPodPolicy": "Running", **_suspended(cluster)}
-    head = _head("kubeflow.org/v1", "PyTorchJob", cluster, is_job=True)
-    return [{**head, "spec": {"runPolicy": policy, "pytorchReplicaSpecs": replicas}}]
-
-
-def _agent(cluster: KubernetesCluster, script: str, index: str, master: str) -> list[str]:
-    """The command of a pod; Kubernetes itself puts variables of the pod in the place of `$(NAME)`."""
-    own = [cluster.python, "-P", f"{cluster.code}/kinemae/launch/{script}", f"{MOUNT}/{JOB}"]
+def _agent_command(cluster: KubernetesCluster, master: str) -> list[str]:
+    """The command of a pod; Kubernetes expands `$(NAME)`."""
+    script = f"{cluster.code}/kinemae/launch/supervisor/agent.py"
+    words = [cluster.python, "-P", script, f"{MOUNT}/{JOB}"]
     return [
-        *(word.replace("$(", "$$(") for word in own),
-        f"--node=$({index})",
+        *(word.replace("$(", "$$(") for word in words),
+        "--node=$(JOB_COMPLETION_INDEX)",
         f"--nodes={cluster.nodes}",
         f"--processes={cluster.processes_per_node}",
         f"--master={master}",
@@ -121,7 +105,7 @@ def _agent(cluster: KubernetesCluster, script: str, index: str, master: str) -> 
     ]
 
 
-def _pod(cluster: KubernetesCluster, container: str, command: list[str]) -> Manifest:
+def _pod(cluster: KubernetesCluster, command: list[str]) -> Manifest:
     names = {folder: f"volume-{place}" for place, folder in enumerate(cluster.volumes)}
     resources = {"cpu": cluster.cpus_per_node, "memory": cluster.memory_per_node}
     if cluster.gpus_per_node:
@@ -134,7 +118,7 @@ def _pod(cluster: KubernetesCluster, container: str, command: list[str]) -> Mani
         "terminationGracePeriodSeconds": cluster.stop_s + _GRACE_S,
         "containers": [
             {
-                "name": container,
+                "name": "node",
                 "image": cluster.image,
                 "command": command,
                 "resources": {"requests": dict(resources), "limits": dict(resources)},
@@ -153,11 +137,11 @@ def _pod(cluster: KubernetesCluster, container: str, command: list[str]) -> Mani
     }
     if cluster.secrets:
         pod["containers"][0]["envFrom"] = [{"secretRef": {"name": name}} for name in cluster.secrets]
-    return {**pod, **_placing(cluster)}
+    return {**pod, **_scheduling(cluster)}
 
 
-def _placing(cluster: KubernetesCluster) -> Manifest:
-    """Where pods may run, and as whom."""
+def _scheduling(cluster: KubernetesCluster) -> Manifest:
+    """Node selection, image secrets and service account."""
     pulls = [{"name": name} for name in cluster.pull_secrets]
     tolerations = [{"key": key, "operator": "Exists"} for key in cluster.tolerations]
     given = {
@@ -169,7 +153,7 @@ def _placing(cluster: KubernetesCluster) -> Manifest:
     return {key: value for key, value in given.items() if value}
 
 
-def _head(version: str, kind: str, cluster: KubernetesCluster, *, is_job: bool = False) -> Manifest:
+def _metadata(version: str, kind: str, cluster: KubernetesCluster, *, is_job: bool = False) -> Manifest:
     labels = {"app.kubernetes.io/name": "kinemae", "app.kubernetes.io/instance": cluster.name}
     if is_job and cluster.queue:
         labels["kueue.x-k8s.io/queue-name"] = cluster.queue

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from kinemae.launch.cluster import UsageError, read_cluster
+from kinemae.launch.cluster import read_cluster
 from kinemae.launch.job import JobRefused
 from kinemae.launch.plan.devices import Machines, Resolved, assumptions
 from kinemae.launch.plan.measured import calibrate, read_run
@@ -61,7 +61,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     """The command.
 
     Raises:
-        UsageError: a key of the machines is wrong, or they cannot share the batch.
+        ValueError: a key of the machines is wrong, or they cannot share the batch.
         JobRefused: the room refused the config, with its own message and exit code.
     """
     own, overrides = split_words(arguments.words)
@@ -86,17 +86,17 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     """Tell overrides of machines from those of the config.
 
     Raises:
-        UsageError: a word is no override, or nearly a key of machines.
+        ValueError: a word is no override, or nearly a key of machines.
     """
     for word in words:
         key, equals, _ = word.partition("=")
         if not equals or word.startswith("-"):
-            raise UsageError(f"expected an override of the form key=value, got {word!r}")
+            raise ValueError(f"expected an override of the form key=value, got {word!r}")
         near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.8)
         if key in ("devices", "gpus", "gpus_per_node", "num_gpus"):
             near = ["devices_per_node"]
         if near and key not in _KEYS:
-            raise UsageError(f"no key {key!r}; did you mean {near[0]!r}?")
+            raise ValueError(f"no key {key!r}; did you mean {near[0]!r}?")
     is_own = {word: word.partition("=")[0] in _KEYS for word in words}
     return [word for word in words if is_own[word]], [word for word in words if not is_own[word]]
 
@@ -105,14 +105,14 @@ def refuse_fine_tuning(path: Path) -> None:
     """Say that plans are of pretraining.
 
     Raises:
-        UsageError: the file is a config of fine-tuning.
+        ValueError: the file is a config of fine-tuning.
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return  # the room says it better
     if isinstance(tree, dict) and ("head" in tree or "encoder" in tree):
-        raise UsageError(
+        raise ValueError(
             f"{path} is a config of fine-tuning; plans are made for pretraining alone: what a fine-tuning "
             "step costs, a short run says (clips_per_s and memory_gb in its metrics.jsonl)"
         )
@@ -139,7 +139,7 @@ def make_plan(cost: dict[str, Any], machines: Resolved, fit: Fit) -> dict[str, A
     """All numbers of a plan, as JSON has them; seconds and bytes.
 
     Raises:
-        UsageError: the devices cannot share the batch.
+        ValueError: the devices cannot share the batch.
     """
     run = cost["run"]
     batch = cut_batch(run, machines.world)

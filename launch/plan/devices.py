@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
-from kinemae.launch.cluster import require
+from kinemae.data_tools.overrides import require
 
 DeviceName = Literal["a100", "h100", "h200", "cpu"]
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from kinemae.launch.cluster import UsageError
 from kinemae.launch.plan.devices import Resolved
 from kinemae.launch.plan.memory import needed
 from kinemae.launch.plan.step_time import Batch, Fit, cut_batch, loader_cores, step_time
@@ -36,19 +35,19 @@ def read_run(path: Path) -> Run:
     """Read `config.yaml`, `environment.json` and `metrics.jsonl` of a run.
 
     Raises:
-        UsageError: it is no run, or too short a one.
+        ValueError: it is no run, or too short a one.
     """
     try:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         processes = json.loads((path / "environment.json").read_text(encoding="utf-8"))[-1]["processes"]
         lines = (path / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     except (OSError, ValueError, LookupError) as error:
-        raise UsageError(
+        raise ValueError(
             f"--measured {path} is no run that can be read ({error}): name the run_dir of a pretraining run"
         ) from error
     reports = [line for line in map(json.loads, lines) if "clips_per_s" in line]
     if len(reports) < 2:
-        raise UsageError(
+        raise ValueError(
             f"--measured {path} has {len(reports)} reports and needs 2, since the first holds the start: "
             "run more steps, or lower log.every_steps"
         )
@@ -74,7 +73,7 @@ def calibrate(run: Run, cost: dict[str, Any], machines: Resolved) -> tuple[Fit, 
         the fit, the machines with the process's own memory as measured, and what `--json` says of both.
 
     Raises:
-        UsageError: see `cut_batch`.
+        ValueError: see `cut_batch`.
     """
     there = machines._replace(nodes=1, per_node=run.processes)
     batch = cut_batch(cost["run"], run.processes)

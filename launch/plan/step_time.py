@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kinemae.launch.cluster import UsageError
 from kinemae.launch.plan.devices import Resolved
 
 HOOK_US = (60.0, 110.0, 130.0, 350.0)
@@ -27,7 +26,7 @@ def cut_batch(run: dict[str, Any], world: int) -> Batch:
     """Cut the global batch into the fewest equal micro-batches.
 
     Raises:
-        UsageError: the processes cannot share it.
+        ValueError: the processes cannot share it.
     """
     share, rest = divmod(run["global_clips"], world)
     views = run["views_per_video"]
@@ -35,7 +34,7 @@ def cut_batch(run: dict[str, Any], world: int) -> Batch:
         for accumulation in range(-(-share // run["clips_per_device"]), share + 1):
             if accumulation and share % accumulation == 0 and (share // accumulation) % views == 0:
                 return Batch(world, share // accumulation, accumulation)
-    raise UsageError(
+    raise ValueError(
         f"batch.global_clips={run['global_clips']} cannot be shared by {world} processes in equal "
         f"micro-batches of at most batch.clips_per_device={run['clips_per_device']} clips that are "
         f"multiples of data.views_per_video={views}: choose it as a multiple of "

@@ -1,14 +1,14 @@
-"""The cluster file of `launch slurm`: what may stand in it, and what is refused by name."""
+"""Cluster file of `launch slurm`."""
 
 import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kinemae.launch.cluster import UsageError, require
+from kinemae.data_tools.overrides import require
 
-# sbatch's forms: minutes, minutes:seconds, hours:minutes:seconds, and the same behind days-.
+# Times that sbatch accepts: minutes, minutes:seconds, hours:minutes:seconds, each optionally after `days-`.
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
-# The script sets these itself; a second one in `extra` would undo what it promises.
+# Options that the batch script sets; a second one in `extra` would override it.
 _OWN_OPTIONS = re.compile(
     "account|array|chdir|cpus-per-task|error|export|gres|job-name|kill-on-bad-exit|mem|(no-)?requeue|nodes"
     "|ntasks(-per-node)?|open-mode|output|parsable|partition|qos|signal|time|wait"
@@ -17,46 +17,44 @@ _OWN_OPTIONS = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """What the processes run in.
+    """Container of the processes.
 
     Attributes:
-        through: `pyxis` (srun's --container-image) or `apptainer` (an `apptainer exec` in front of python).
-        image: as pyxis or apptainer take it.
-        mounts: FOLDER:INSIDE pairs; the run's folder must be among them, under its own name.
+        runtime: `pyxis` (srun's --container-image) or `apptainer` (a command prefix `apptainer exec`).
+        image: in the form that the runtime takes.
+        mounts: FOLDER:INSIDE pairs; the run folder must be mounted under its own name.
     """
 
-    through: Literal["none", "pyxis", "apptainer"] = "none"
+    runtime: Literal["none", "pyxis", "apptainer"] = "none"
     image: str = ""
     mounts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        is_used = self.through != "none"
-        require(is_used or not self.image, "container.through", "be pyxis or apptainer with an image", "none")
-        require(
-            bool(self.image) or not is_used, "container.image", f"be given for {self.through}", self.image
-        )
+        is_used = self.runtime != "none"
+        require(is_used or not self.image, "container.runtime", "be pyxis or apptainer with an image", "none")
+        require(bool(self.image) or not is_used, "container.image", f"be set for {self.runtime}", self.image)
         for mount in self.mounts:
-            require(":" in mount, "container.mounts", "hold FOLDER:INSIDE pairs", mount)
+            require(":" in mount, "container.mounts", "contain FOLDER:INSIDE pairs", mount)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmCluster:
-    """A cluster file for `launch slurm`; empty text leaves a choice to the cluster.
+    """Cluster file of `launch slurm`; an empty text leaves the choice to the cluster.
 
     Attributes:
-        name: the job's name; the run folder's where empty.
-        time: a limit as sbatch takes it, as in 1-00:00:00.
+        name: the job's name; empty for the run folder's name.
+        time: time limit as for sbatch, such as 1-00:00:00.
         cpus_per_process: for the process and its data workers.
-        gpu_type: as the cluster names it, as in a100; any where empty.
-        memory: for each node, as in 200G.
-        extra: further sbatch options, as in --constraint=a100.
-        requeue: into the queue again after a stop with a checkpoint: at the time limit, and by preemption.
-        array: in place of `requeue`, so many elements one after another, each going on with the run.
-        warn_s: seconds before the time limit at which SIGUSR1 asks for a checkpoint.
-        max_restarts: starts after a crash, in the same allocation.
-        environment: for each process.
-        python: the interpreter on the nodes; the one that submits where empty.
-        link_gbit: what the network between nodes gives, for `launch doctor`; None: what the drivers say.
+        gpu_type: as the cluster names it, such as a100; empty for any.
+        memory: of each node, such as 200G.
+        extra: further sbatch options, such as --constraint=a100.
+        requeue: requeue the job after a stop with a checkpoint (time limit, preemption).
+        array: an alternative to `requeue`: this many jobs in sequence, each resuming the run.
+        signal_s: seconds before the time limit at which Slurm sends SIGUSR1, which asks for a checkpoint.
+        max_restarts: restarts after crashes, in the same allocation.
+        environment: variables of each process.
+        python: the interpreter on the nodes; empty for the one that submits.
+        link_gbit: network speed between the nodes, for `launch doctor`; None for the drivers' values.
     """
 
     partition: str = ""
@@ -73,7 +71,7 @@ class SlurmCluster:
     extra: list[str] = field(default_factory=list)
     requeue: bool = True
     array: int = 0
-    warn_s: int = 120
+    signal_s: int = 120
     max_restarts: int = 3
     container: Container = field(default_factory=Container)
     environment: dict[str, str] = field(default_factory=dict)
@@ -91,70 +89,54 @@ class SlurmCluster:
             _check_extra(option)
         require(self.link_gbit is None or self.link_gbit > 0, "link_gbit", "be above 0", self.link_gbit)
         require(not (self.requeue and self.array), "array", "be 0, or requeue=false", self.array)
-        require(1 <= self.warn_s <= 65535, "warn_s", "lie between 1 and 65535 seconds", self.warn_s)
-        limit = seconds_of(self.time)
-        require(limit is None or self.warn_s < limit, "warn_s", f"be less than time={self.time}", self.warn_s)
-        is_inside = self.container.through != "none"
-        require(
-            bool(self.python) or not is_inside,
-            "python",
-            "name the interpreter inside the container",
-            self.python,
-        )
+        seconds, limit = self.signal_s, seconds_of(self.time)
+        require(1 <= seconds <= 65535, "signal_s", "lie between 1 and 65535 seconds", seconds)
+        require(limit is None or seconds < limit, "signal_s", f"be less than time={self.time}", seconds)
+        has_python = bool(self.python) or self.container.runtime == "none"
+        require(has_python, "python", "name the interpreter inside the container", self.python)
 
     def gres(self) -> str:
-        """The GPUs of a node as Slurm is asked for them; empty for none."""
+        """The value of --gres for the GPUs of a node; empty for none."""
         if not self.gpus_per_node:
             return ""
         return ":".join(filter(None, ["gpu", self.gpu_type, str(self.gpus_per_node)]))
 
     def pyxis_options(self) -> list[str]:
-        """What srun is told of a container that pyxis starts around each process."""
-        if self.container.through != "pyxis":
+        """Options of srun for a pyxis container."""
+        if self.container.runtime != "pyxis":
             return []
         mounts = ",".join(self.container.mounts)
-        return [
-            f"--container-image={self.container.image}",
-            *([f"--container-mounts={mounts}"] if mounts else []),
-        ]
+        image = f"--container-image={self.container.image}"
+        return [image, *([f"--container-mounts={mounts}"] if mounts else [])]
 
     def container_command(self) -> list[str]:
-        """The words before the interpreter of each process."""
-        if self.container.through != "apptainer":
+        """The command prefix of each process in an apptainer container."""
+        if self.container.runtime != "apptainer":
             return []
         mounts = [word for mount in self.container.mounts for word in ("--bind", mount)]
-        return [
-            "apptainer",
-            "exec",
-            *(["--nv"] if self.gpus_per_node else []),
-            *mounts,
-            self.container.image,
-        ]
+        gpus = ["--nv"] if self.gpus_per_node else []
+        return ["apptainer", "exec", *gpus, *mounts, self.container.image]
 
 
 def _check_extra(option: str) -> None:
     name = option.removeprefix("--").partition("=")[0]
     is_long = option.startswith("--") and bool(name) and option.isprintable()
-    require(is_long, "extra", "hold long options of sbatch, as in --constraint=a100", option)
-    require(
-        not _OWN_OPTIONS.fullmatch(name),
-        "extra",
-        f"leave --{name} to the launcher (its own key, or fixed)",
-        option,
-    )
+    require(is_long, "extra", "contain long options of sbatch, such as --constraint=a100", option)
+    is_free = not _OWN_OPTIONS.fullmatch(name)
+    require(is_free, "extra", f"not contain --{name}, which the launcher sets", option)
 
 
 def seconds_of(limit: str) -> int | None:
-    """A time limit in seconds; None where there is none.
+    """Convert a time limit of Slurm to seconds; None for no limit.
 
     Raises:
-        UsageError: sbatch would not take it.
+        ValueError: sbatch would not accept it.
     """
     if limit.upper() in ("", "UNLIMITED", "INFINITE"):
         return None
     match = _TIME.fullmatch(limit)
     if match is None:
-        raise UsageError(f"time must be as in 30 (minutes), 12:30:00 or 1-00:00:00, got {limit!r}")
+        raise ValueError(f"time must be as in 30 (minutes), 12:30:00 or 1-00:00:00, got {limit!r}")
     parts = [int(part) for part in match["parts"].split(":")]
     if match["days"]:  # days-hours[:minutes[:seconds]]
         hours, minutes, seconds = [*parts, 0, 0][:3]

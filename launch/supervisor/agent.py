@@ -1,8 +1,8 @@
-"""`python -P launch/supervisor/agent.py JOB.json ...`: looks after the processes of a job on one host.
+"""`python -P launch/supervisor/agent.py JOB.json ...`: run and supervise a job's processes on one host.
 
-`launch local` and `launch ssh` run it on every host. It keeps what the processes print in RUN/logs, ends all
-of them when one fails, and passes stops on. Its head, the launcher, talks to it over stdin in single bytes
-(`ORDERS`) and hears of it on stderr (`rank.py`); what rank 0 prints goes to stdout as it is.
+The agent writes the output of its processes to RUN/logs, ends all processes when one fails, and forwards
+stops. It reads single-byte commands (`COMMANDS`) of the launcher from stdin and sends events on stderr
+(`rank.py`). The output of rank 0 goes to stdout. Uses the standard library and `exit_codes.py` only.
 """
 
 import argparse
@@ -21,47 +21,48 @@ from typing import Any
 if __name__ == "__main__":  # run as a file, with -P, from the frozen code
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from kinemae.data_tools.exit_codes import STOPPED
-from kinemae.launch.supervisor.rank import Rank, put, tell
+from kinemae.data_tools.exit_codes import EXIT_CRASHED, STOPPED
+from kinemae.launch.supervisor.rank import Rank, emit, write_out
 
 HEARTBEAT, END, KILL = b".", b"E", b"K"
-ORDERS = {b"T": signal.SIGTERM, b"I": signal.SIGINT, b"U": signal.SIGUSR1}
+COMMANDS = {b"T": signal.SIGTERM, b"I": signal.SIGINT, b"U": signal.SIGUSR1}
 _POLL_S = 0.5
 _DRAIN_S = 2.0
 
 
 class Agent:
-    """All processes of a job on this host, until the last has ended."""
+    """All processes of a job on this host."""
 
     def __init__(self, arguments: argparse.Namespace, job: dict[str, Any]):
         self._arguments, self._job = arguments, job
         self._ranks: list[Rank] = []
-        self._received: list[int] = []
+        self._signals: list[int] = []
         self._deadline: float | None = None
-        self._heard = time.monotonic()
-        self._is_headed = arguments.headed
+        self._last_heartbeat = time.monotonic()
+        self._is_supervised = arguments.supervised
         self._open: dict[int, Rank] = {}
-        self.first_failure: int | None = None
+        self._first_failure: int | None = None
 
     def run(self) -> int:
-        """Start, look after, clean up; the exit code is that of the first failure."""
+        """Start all processes and wait for their end; return the code of the first failure, or 0."""
         wakeup = self._catch_signals()
         for local_rank in range(self._arguments.processes):
             self._ranks.append(self._start(local_rank))
-        self._open = {rank.output: rank for rank in self._ranks}
-        tell("started", pid=os.getpid(), ranks={rank.rank: rank.process.pid for rank in self._ranks})
+        self._open = {rank.stdout: rank for rank in self._ranks}
+        emit("started", pid=os.getpid(), ranks={rank.rank: rank.process.pid for rank in self._ranks})
         while any(rank.code is None for rank in self._ranks):
-            self._listen(wakeup, _POLL_S)
-            self._note_ends()
-            self._obey_signals()
-            self._mind_time()
+            self._read_inputs(wakeup, _POLL_S)
+            self._collect_ended()
+            while self._signals:
+                self._stop(self._signals.pop(0), self._arguments.stop_s)
+            self._check_deadlines()
         for rank in self._ranks:
-            rank.send(signal.SIGKILL)  # loader processes that outlived it
+            rank.send(signal.SIGKILL)  # loader workers that outlived it
         until = time.monotonic() + _DRAIN_S
         while self._open and time.monotonic() < until:
-            self._listen(wakeup, 0.1)
-        code = self.first_failure or 0
-        tell("ended", code=code)
+            self._read_inputs(wakeup, 0.1)
+        code = self._first_failure or 0
+        emit("ended", code=code)
         return code
 
     def _start(self, local_rank: int) -> Rank:
@@ -71,7 +72,7 @@ class Agent:
         environment = {
             **os.environ,
             "RANK": str(rank),
-            "WORLD_SIZE": str(given.world),
+            "WORLD_SIZE": str(given.world_size),
             "LOCAL_RANK": str(local_rank),
             "LOCAL_WORLD_SIZE": str(given.processes),
             "MASTER_ADDR": address,
@@ -82,113 +83,115 @@ class Agent:
         return Rank(rank, command, environment, Path(job["run_dir"]) / "logs" / f"rank-{rank:05d}.log")
 
     def _catch_signals(self) -> int:
-        """Note the signals that stop a job, and wake `_listen` for each; the descriptor to listen to."""
+        """Record stop signals, and wake `_read_inputs` by the returned descriptor."""
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, self._note_signal)
+            signal.signal(number, self._on_signal)
         return reader
 
-    def _note_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGCHLD:
-            self._received.append(signal.SIGTERM if number == signal.SIGHUP else number)
+            self._signals.append(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    def _listen(self, wakeup: int, timeout_s: float) -> None:
-        sources = [wakeup, *self._open, *([0] if self._is_headed else [])]
+    def _read_inputs(self, wakeup: int, timeout_s: float) -> None:
+        sources = [wakeup, *self._open, *([0] if self._is_supervised else [])]
         for source in select.select(sources, [], [], timeout_s)[0]:
             if source == wakeup:
                 os.read(wakeup, 4096)
             elif source == 0:
-                self._hear(os.read(0, 4096))
+                self._on_commands(os.read(0, 4096))
             else:
-                self._pass_on(self._open[source])
+                self._forward_output(self._open[source])
 
-    def _pass_on(self, rank: Rank) -> None:
-        printed = rank.read()
-        if not printed:
-            del self._open[rank.output]
+    def _forward_output(self, rank: Rank) -> None:
+        output = rank.read()
+        if not output:
+            del self._open[rank.stdout]
         elif rank.rank == 0:
-            put(1, printed)
+            write_out(1, output)
 
-    def _hear(self, orders: bytes) -> None:
-        """What the head says: it is there, or what to do; nothing at all means that it is gone."""
-        self._heard = time.monotonic()
-        if not orders:
-            self._is_headed = False
-            tell("note", text="the launcher is gone: stopping")
+    def _on_commands(self, commands: bytes) -> None:
+        """Obey the launcher; an empty read means that it has died."""
+        self._last_heartbeat = time.monotonic()
+        if not commands:
+            self._is_supervised = False
+            emit("note", text="the launcher has died: stopping")
             self._stop(signal.SIGTERM, self._arguments.stop_s)
-        for order in (orders[place : place + 1] for place in range(len(orders))):
-            if order in ORDERS:
-                self._received.append(ORDERS[order])
-            elif order == END:
+        for command in (commands[place : place + 1] for place in range(len(commands))):
+            if command in COMMANDS:
+                self._signals.append(COMMANDS[command])
+            elif command == END:
                 self._stop(signal.SIGTERM, self._arguments.grace_s)
-            elif order == KILL:
+            elif command == KILL:
                 self._stop(signal.SIGKILL, 0)
 
-    def _note_ends(self) -> None:
+    def _collect_ended(self) -> None:
         ended = [rank for rank in self._ranks if rank.poll()]
-        # Of several that ended at once, one that just lost its peer says least.
-        for rank in sorted(ended, key=lambda rank: rank.code == 1):
-            if rank.code and self.first_failure is None:
-                self.first_failure = rank.code
-                while rank.output in self._open and select.select([rank.output], [], [], 0)[0]:
-                    self._pass_on(rank)
+        # A rank that only lost its peer exits with 1: among simultaneous failures it comes last.
+        for rank in sorted(ended, key=lambda rank: rank.code == EXIT_CRASHED):
+            if rank.code and self._first_failure is None:
+                self._first_failure = rank.code
+                while rank.stdout in self._open and select.select([rank.stdout], [], [], 0)[0]:
+                    self._forward_output(rank)
                 if self._deadline is None:
-                    self._report(rank)
+                    self._on_first_failure(rank)
 
-    def _report(self, rank: Rank) -> None:
-        """The first failure, once; and the end of the others. A stop is agreed on: they end by themselves."""
+    def _on_first_failure(self, rank: Rank) -> None:
+        """Report a failure and end the other ranks. After a stop, all ranks end by themselves."""
         if rank.code in STOPPED:
             self._deadline = time.monotonic() + self._arguments.stop_s
             return
-        tell("failed", rank=rank.rank, code=rank.code, log=str(rank.log), last_lines=rank.last_lines())
+        emit("failed", rank=rank.rank, code=rank.code, log=str(rank.log), last_lines=rank.last_lines())
         self._stop(signal.SIGTERM, self._arguments.grace_s)
 
-    def _obey_signals(self) -> None:
-        while self._received:
-            self._stop(self._received.pop(0), self._arguments.stop_s)
-
     def _stop(self, number: int, wait_s: float) -> None:
-        """A signal to all, and SIGKILL for those that are still there when the time is over."""
+        """Send a signal to all ranks, and SIGKILL after `wait_s`."""
         for rank in self._ranks:
             rank.send(number)
         deadline = time.monotonic() + wait_s
         self._deadline = min(deadline, self._deadline or deadline)
 
-    def _mind_time(self) -> None:
+    def _check_deadlines(self) -> None:
         now = time.monotonic()
-        if self._is_headed and now - self._heard > self._arguments.silence_s:
-            self._is_headed = False
-            tell("note", text=f"nothing heard of the launcher for {self._arguments.silence_s:g} s: ending")
+        if self._is_supervised and now - self._last_heartbeat > self._arguments.heartbeat_timeout_s:
+            self._is_supervised = False
+            limit_s = self._arguments.heartbeat_timeout_s
+            emit("note", text=f"no heartbeat of the launcher for {limit_s:g} s: ending")
             self._stop(signal.SIGTERM, self._arguments.grace_s)
         if self._deadline is not None and now > self._deadline:
             for rank in self._ranks:
                 if rank.code is None:
-                    tell("note", text=f"rank {rank.rank} did not end in time: SIGKILL")
+                    emit("note", text=f"rank {rank.rank} did not end in time: SIGKILL")
                     rank.send(signal.SIGKILL)
             self._deadline = now + _DRAIN_S
 
 
-def answer(master: str) -> int:
-    """Report that this host is reachable and has the code, a free port, and the addresses of names here."""
+def print_status(master: str) -> None:
+    """Print the fields of `HostStatus` as JSON: the host is reachable and has the code."""
     with socket.socket() as listener:
         listener.bind(("", 0))
-        told: dict[str, Any] = {"port": listener.getsockname()[1]}
+        port = listener.getsockname()[1]
     namespace = os.stat("/proc/self/ns/net").st_ino
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    unresolved = None
+    resolve_error = None
     try:
         socket.getaddrinfo(master, 0, type=socket.SOCK_STREAM)
     except OSError as error:
-        unresolved = error.strerror or str(error)
-    told |= {"machine": f"{boot} {namespace}", "unresolved": unresolved, "hostname": socket.gethostname()}
-    told |= {"own_address": own_address(), "has_interface": "GLOO_SOCKET_IFNAME" in os.environ}
-    sys.stdout.write(json.dumps(told))
-    return 0
+        resolve_error = error.strerror or str(error)
+    status = {
+        "port": port,
+        "machine": f"{boot} {namespace}",
+        "resolve_error": resolve_error,
+        "hostname": socket.gethostname(),
+        "own_address": own_address(),
+        "has_interface": "GLOO_SOCKET_IFNAME" in os.environ,
+    }
+    sys.stdout.write(json.dumps(status))
 
 
 def own_address() -> str | None:
-    """The first address of the own hostname that can be bound; Gloo publishes it to the other processes."""
+    """The first bindable address of the own hostname; Gloo announces it to the other processes."""
     with suppress(OSError):
         for family, kind, protocol, _, address in socket.getaddrinfo(
             socket.gethostname(), 0, type=socket.SOCK_STREAM
@@ -200,30 +203,31 @@ def own_address() -> str | None:
 
 
 def main(argv: list[str]) -> int:
-    """Parse, read the job, look after its processes."""
-    if argv[:1] == ["--answer"]:
-        return answer(argv[1])
-    parser = argparse.ArgumentParser(prog="agent.py", description="Look after a job's processes on a host.")
+    """Parse the arguments, read the job and supervise its processes."""
+    if argv[:1] == ["--query"]:
+        print_status(argv[1])
+        return 0
+    parser = argparse.ArgumentParser(prog="agent.py", description="Supervise a job's processes on one host.")
     parser.add_argument("job", help="the job.json that `launch` wrote")
-    parser.add_argument("--node", type=int, default=0, help="which of the nodes this is, from 0")
+    parser.add_argument("--node", type=int, default=0, help="index of this node")
     parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--processes", type=int, required=True, help="how many here")
+    parser.add_argument("--processes", type=int, required=True, help="number of processes on this node")
     parser.add_argument("--first-rank", type=int, help="default: node x processes")
-    parser.add_argument("--world", type=int, help="default: nodes x processes")
-    parser.add_argument("--master", required=True, metavar="HOST:PORT", help="where the processes meet")
+    parser.add_argument("--world-size", type=int, help="default: nodes x processes")
+    parser.add_argument("--master", required=True, metavar="HOST:PORT", help="rendezvous of the processes")
     parser.add_argument("--grace-s", type=float, default=20.0, help="from SIGTERM to SIGKILL after a failure")
-    parser.add_argument("--stop-s", type=float, default=120.0, help="the same for a stop, which saves first")
-    parser.add_argument("--silence-s", type=float, default=30.0, help="the head counts as gone after that")
-    parser.add_argument("--host", help="what the cluster file calls this host")
-    parser.add_argument("--headed", action="store_true", help="listen to a head on stdin; end without it")
+    parser.add_argument("--stop-s", type=float, default=120.0, help="the same after a stop, to save")
+    parser.add_argument("--heartbeat-timeout-s", type=float, default=30.0, help="end without the launcher")
+    parser.add_argument("--host", help="name of this host in the cluster file")
+    parser.add_argument("--supervised", action="store_true", help="obey a launcher on stdin; end without it")
     arguments = parser.parse_args(argv)
     if arguments.first_rank is None:
         arguments.first_rank = arguments.node * arguments.processes
-    if arguments.world is None:
-        arguments.world = arguments.nodes * arguments.processes
+    if arguments.world_size is None:
+        arguments.world_size = arguments.nodes * arguments.processes
     if arguments.host:
         os.environ["KINEMAE_HOST"] = arguments.host
-    if arguments.headed:  # a terminal that was halted must not halt the training
+    if arguments.supervised:  # a suspended terminal must not block the training
         os.set_blocking(1, False)
         os.set_blocking(2, False)
     return Agent(arguments, json.loads(Path(arguments.job).read_text(encoding="utf-8"))).run()

@@ -9,232 +9,217 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK, STOPPED, describe_exit
-from kinemae.launch.supervisor.agent import END, HEARTBEAT, KILL, ORDERS
-from kinemae.launch.supervisor.rank import EVENT, put
+from kinemae.launch.supervisor.agent import COMMANDS, END, HEARTBEAT, KILL
+from kinemae.launch.supervisor.rank import EVENT, write_out
 
 _HEARTBEAT_S = 3.0
-_SETTLE_S = 2.0
-_LOOK_S = 0.5
-_MARGIN_S = 10.0  # what an agent may take beyond the time that it gives its processes
-_ORDER_OF = {number: order for order, number in ORDERS.items()}
+_DECIDE_S = 2.0
+_POLL_S = 0.5
+_MARGIN_S = 10.0  # time of an agent beyond the time of its processes
+_COMMAND_OF = {number: command for command, number in COMMANDS.items()}
 
 
 @dataclass(kw_only=True)
-class Wishes:
-    """Stops that somebody asked for: by a signal to the launcher or, from anywhere, by `launch cancel`.
+class StopRequests:
+    """Requests to stop a run: by a signal to the launcher, or by `launch cancel`.
 
     Attributes:
-        look: what else may ask; called every second or so.
-        signals: received and not yet passed on.
-        first: the first of all; None while nobody has asked.
+        poll: returns a new request of `launch cancel`; called about twice a second.
+        signals: received signals that have not been forwarded.
+        first: the first request; None without one.
     """
 
-    look: Callable[[], signal.Signals | None]
+    poll: Callable[[], signal.Signals | None]
     signals: list[int] = field(default_factory=list)
     first: int | None = None
 
     def take(self) -> list[bytes]:
-        """What to tell the agents now; a second Ctrl-C ends everything at once."""
-        wished = self.look()
-        self.signals += [] if wished is None else [wished]
-        orders = []
+        """Commands to send to the agents; a second Ctrl-C kills all processes."""
+        request = self.poll()
+        self.signals += [] if request is None else [request]
+        commands = []
         while self.signals:
             number = self.signals.pop(0)
             is_second = number == signal.SIGINT and self.first is not None
-            orders.append(KILL if is_second else _ORDER_OF[signal.Signals(number)])
+            commands.append(KILL if is_second else _COMMAND_OF[signal.Signals(number)])
             self.first = self.first or number
-        return orders
+        return commands
 
 
 class RemoteAgent:
-    """The head's end of an agent, or of another launcher, which knows neither orders nor events.
+    """The launcher's connection to an agent.
 
     Attributes:
-        code: how it ended; None while it runs.
-        said: the exit code that it announced before it ended.
-        complaint: the last line on stderr that was no event, such as ssh's own.
+        code: exit code; None while the agent runs.
+        reported_code: the exit code in its `ended` event.
+        last_error: the last line on stderr that is not an event, such as ssh's message.
     """
 
-    def __init__(self, host: str, command: Sequence[str], *, is_ours: bool):
-        self.host, self.is_ours = host, is_ours
+    def __init__(self, host: str, command: Sequence[str]):
+        self.host = host
         self.code: int | None = None
-        self.said: int | None = None
-        self.complaint = ""
+        self.reported_code: int | None = None
+        self.last_error = ""
         self._rest = b""
         self.process = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE if is_ours else subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C reaches it as an order, not as a signal
+            start_new_session=True,  # Ctrl-C reaches it as a command, not as a signal
         )
-        assert self.process.stdout is not None and self.process.stderr is not None
-        self.output, self.errors = self.process.stdout.fileno(), self.process.stderr.fileno()
-        if self.process.stdin is not None:
-            os.set_blocking(self.process.stdin.fileno(), False)
+        pipes = (self.process.stdin, self.process.stdout, self.process.stderr)
+        self._stdin, self.stdout, self.stderr = (pipe.fileno() for pipe in pipes if pipe is not None)
+        os.set_blocking(self._stdin, False)
 
-    def order(self, order: bytes) -> None:
-        """Send one byte; an agent that cannot be reached will notice the silence."""
-        if self.process.stdin is not None:
-            with suppress(OSError):
-                os.write(self.process.stdin.fileno(), order)
-        elif order != HEARTBEAT:
-            self.process.send_signal(signal.SIGKILL if order == KILL else signal.SIGTERM)
+    def send(self, command: bytes) -> None:
+        """Send one command; an unreachable agent ends when its heartbeat times out."""
+        with suppress(OSError):
+            os.write(self._stdin, command)
 
-    def events(self, printed: bytes) -> list[dict[str, Any]]:
-        """The events in what it printed on stderr; the rest goes to the terminal."""
-        *lines, self._rest = (self._rest + printed).split(b"\n")
-        told = []
+    def events(self, output: bytes) -> list[dict[str, Any]]:
+        """Parse the events in new stderr output; other lines go to the terminal."""
+        *lines, self._rest = (self._rest + output).split(b"\n")
+        events = []
         for line in (line.decode(errors="backslashreplace") for line in lines):
             if line.startswith(EVENT):
-                told.append(json.loads(line[len(EVENT) :]))
+                with suppress(ValueError):  # an event that a full pipe has cut
+                    events.append(json.loads(line[len(EVENT) :]))
             elif line.strip():
-                self.complaint = line.strip()
-                put(2, f"{self.host}: {line}\n".encode())
-        return told
+                self.last_error = line.strip()
+                write_out(2, f"{self.host}: {line}\n".encode())
+        return events
 
 
 class Attempt:
-    """Runs a command on each host as one job: the failure of one is the end of all.
+    """Runs one agent per host as one job: a failure on one host ends all.
 
     Args:
-        commands: for each host what runs its agent.
-        note: is told of every event.
-        say: prints one line for the user.
-        times: `grace_s` and `stop_s` of `Limits`.
-        log: where the output goes of another launcher's command; None: the commands are agents of ours.
+        commands: the command of each host's agent.
+        on_event: called with every event.
+        log: prints a line for the user.
+        grace_s, stop_s: see `SupervisorConfig`.
     """
 
     def __init__(
         self,
         commands: Mapping[str, Sequence[str]],
         *,
-        note: Callable[[dict[str, Any]], None],
-        say: Callable[[str], None],
-        times: tuple[float, float],
-        log: Path | None = None,
+        on_event: Callable[[dict[str, Any]], None],
+        log: Callable[[str], None],
+        grace_s: float,
+        stop_s: float,
     ):
-        self._log = log
-        self._note, self._say = note, say
-        self._grace_s, self._stop_s = times
+        self._on_any_event, self._log = on_event, log
+        self._grace_s, self._stop_s = grace_s, stop_s
         self._deadline: float | None = None
-        self._failure: int | None = None
-        self._suspects: list[dict[str, Any]] = []
-        self._settled: float | None = None
-        self._agents = [RemoteAgent(host, command, is_ours=log is None) for host, command in commands.items()]
-        self._open = {agent.output: agent for agent in self._agents}
-        self._open |= {agent.errors: agent for agent in self._agents}
+        self._exit_code: int | None = None
+        self._failures: list[dict[str, Any]] = []
+        self._decide_at: float | None = None
+        self._agents = [RemoteAgent(host, command) for host, command in commands.items()]
+        self._open = {agent.stdout: agent for agent in self._agents}
+        self._open |= {agent.stderr: agent for agent in self._agents}
 
-    def run(self, wishes: Wishes, wakeup: int) -> int:
-        """Until all have ended; the exit code of the first that failed.
+    def run(self, stops: StopRequests, wakeup: int) -> int:
+        """Wait until all agents have ended; return the exit code of the first failure, or 0.
 
         Args:
-            wakeup: a descriptor that can be read when a signal has come.
+            wakeup: a descriptor that becomes readable when a signal arrives.
         """
         next_beat = 0.0
         while any(agent.code is None for agent in self._agents):
-            for source in select.select([wakeup, *self._open], [], [], _LOOK_S)[0]:
+            for source in select.select([wakeup, *self._open], [], [], _POLL_S)[0]:
                 self._read(source) if source != wakeup else os.read(wakeup, 4096)
-            for order in wishes.take():
-                self._order(order, self._stop_s)
+            for command in stops.take():
+                self._send(command, self._stop_s)
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + _HEARTBEAT_S
-                self._order(HEARTBEAT)
+                self._send(HEARTBEAT)
             for agent in self._agents:
                 if agent.code is None and agent.process.poll() is not None:
-                    self._note_end(agent)
-            self._mind_time()
-        self._name_the_first()
-        return self._failure or EXIT_OK
+                    self._on_end(agent)
+            self._check_deadlines()
+        self._report_first_failure()
+        return self._exit_code or EXIT_OK
 
     def _read(self, source: int) -> None:
-        agent, printed = self._open[source], os.read(source, 1 << 16)
-        if not printed:
+        agent, output = self._open[source], os.read(source, 1 << 16)
+        if not output:
             del self._open[source]
-        elif source == agent.output or self._log is not None:
-            put(1, printed)
-            self._keep(printed)
+        elif source == agent.stdout:
+            write_out(1, output)
         else:
-            for event in agent.events(printed):
-                self._hear(agent, event)
+            for event in agent.events(output):
+                self._on_event(agent, event)
 
-    def _keep(self, printed: bytes) -> None:
-        if self._log is not None:
-            with suppress(OSError), self._log.open("ab") as file:
-                file.write(printed)
-
-    def _hear(self, agent: RemoteAgent, event: dict[str, Any]) -> None:
-        self._note(event)
+    def _on_event(self, agent: RemoteAgent, event: dict[str, Any]) -> None:
+        self._on_any_event(event)
         if event["event"] == "note":
-            self._say(f"{agent.host}: {event['text']}")
+            self._log(f"{agent.host}: {event['text']}")
         elif event["event"] == "ended":
-            agent.said = event["code"]
-        elif event["event"] == "failed" and self._failure is None:
-            self._suspects.append({**event, "host": agent.host})
-            # Who just lost its peer crashes too, and may be heard of first: the cause has a moment to come.
-            self._settled = self._settled or time.monotonic() + _SETTLE_S
+            agent.reported_code = event["code"]
+        elif event["event"] == "failed" and self._exit_code is None:
+            self._failures.append({**event, "host": agent.host})
+            # A rank that lost its peer crashes too, and may be reported first: wait for the cause.
+            self._decide_at = self._decide_at or time.monotonic() + _DECIDE_S
             if event["code"] != EXIT_CRASHED:
-                self._name_the_first()
+                self._report_first_failure()
 
-    def _name_the_first(self) -> None:
-        """Say which process failed first, as far as that can be told; it ends the others."""
-        if self._failure is not None or not self._suspects:
+    def _report_first_failure(self) -> None:
+        """Log the most likely cause of the failure, and end the other agents."""
+        if self._exit_code is not None or not self._failures:
             return
-        first = min(self._suspects, key=lambda event: event["code"] == EXIT_CRASHED)
-        # Rank 0's own words stand on the terminal already.
+        first = min(self._failures, key=lambda event: event["code"] == EXIT_CRASHED)
+        # The output of rank 0 is on the terminal already.
         lines = [] if first["rank"] == 0 else first["last_lines"]
         lines = lines and ["its last lines:", *lines]
         code = first["code"]
         text = f"rank {first['rank']} on {first['host']} {describe_exit(code)} (exit code {code})"
-        self._say("\n    ".join([f"{text}; all it said is in {first['log']}", *lines]))
+        self._log("\n    ".join([f"{text}; full output: {first['log']}", *lines]))
         self._fail(code)
 
-    def _note_end(self, agent: RemoteAgent) -> None:
-        """Its last words may explain its end, or announce it."""
-        for source in (agent.output, agent.errors):
+    def _on_end(self, agent: RemoteAgent) -> None:
+        for source in (agent.stdout, agent.stderr):  # the last output may hold the reason
             while source in self._open and select.select([source], [], [], 0)[0]:
                 self._read(source)
         ended = agent.process.returncode
-        if agent.said is not None:
-            agent.code = agent.said
-        elif not agent.is_ours:
-            agent.code = ended if ended >= 0 else EXIT_CRASHED
+        if agent.reported_code is not None:
+            agent.code = agent.reported_code
         else:
             agent.code = EXIT_CRASHED
-            why = f"its agent was killed by signal {-ended}" if ended < 0 else agent.complaint
-            self._say(f"{agent.host} is lost: {why or 'its agent ended without a word'}")
-        if not self._suspects:
+            reason = f"its agent was killed by signal {-ended}" if ended < 0 else agent.last_error
+            self._log(f"{agent.host} is lost: {reason or 'its agent ended without a message'}")
+        if not self._failures:
             self._fail(agent.code)
 
     def _fail(self, code: int) -> None:
-        """The first failure ends the other agents. A stop is agreed on by all: they end by themselves."""
-        if code == EXIT_OK or self._failure is not None:
+        """End the other agents after the first failure. After a stop, they end by themselves."""
+        if code == EXIT_OK or self._exit_code is not None:
             return
-        self._failure = code
+        self._exit_code = code
         if code in STOPPED:
             self._deadline = time.monotonic() + self._stop_s + _MARGIN_S
         else:
-            self._order(END, self._grace_s)
+            self._send(END, self._grace_s)
 
-    def _order(self, order: bytes, wait_s: float | None = None) -> None:
+    def _send(self, command: bytes, wait_s: float | None = None) -> None:
         for agent in self._agents:
             if agent.code is None:
-                agent.order(order)
+                agent.send(command)
         if wait_s is not None:
             deadline = time.monotonic() + wait_s + _MARGIN_S
             self._deadline = min(deadline, self._deadline or deadline)
 
-    def _mind_time(self) -> None:
-        if self._settled is not None and time.monotonic() > self._settled:
-            self._name_the_first()
+    def _check_deadlines(self) -> None:
+        if self._decide_at is not None and time.monotonic() > self._decide_at:
+            self._report_first_failure()
         if self._deadline is None or time.monotonic() < self._deadline:
             return
         for agent in self._agents:
             if agent.code is None:
-                self._say(f"{agent.host} did not end in time: its connection is given up")
+                self._log(f"{agent.host} did not end in time: closing its connection")
                 agent.process.kill()
         self._deadline = time.monotonic() + _MARGIN_S

@@ -1,54 +1,55 @@
-"""Hosts of a job: how a command gets to one, which of them answer, how processes are dealt to them."""
+"""Hosts of a job: run commands on them, query their state, assign processes to them."""
 
+import ipaddress
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-_ANSWER_S = 30.0
+_QUERY_S = 30.0
+_INTERFACE = "GLOO_SOCKET_IFNAME"
+_SET_INTERFACE = (
+    f"set environment.{_INTERFACE} and environment.NCCL_SOCKET_IFNAME to the interface that leads to the "
+    "other hosts (ip -brief address; `launch doctor ssh` names it)"
+)
 
 
-class Link(Protocol):
-    """How commands get to hosts."""
+class Transport(Protocol):
+    """Runs commands on hosts."""
 
     def command(self, host: str, words: Sequence[str]) -> list[str]:
-        """The argument list that executes the words on a host."""
+        """The local command that executes `words` on a host."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a host said when asked whether it is there.
+class HostStatus:
+    """Reply of `agent.py --query` on one host.
 
     Attributes:
-        port: one that was free on it.
-        silence: why it counts as not there; None where it answered.
-        machine: the same for hosts that are one machine with one network.
-        unresolved: the error of resolving the rendezvous host there; None without one.
-        hostname: its own hostname.
-        own_address: the first address of that name that it can bind; None if there is none.
+        port: a free port of the host.
+        error: why the host is unreachable; None if it replied.
+        machine: equal for hosts that share one machine and network.
+        resolve_error: error of resolving the rendezvous host there, if any.
+        own_address: the first address of its hostname that it can bind, if any.
         has_interface: whether its environment sets Gloo's interface.
     """
 
     port: int = 0
-    silence: str | None = None
+    error: str | None = None
     machine: str = ""
-    unresolved: str | None = None
+    resolve_error: str | None = None
     hostname: str = ""
     own_address: str | None = None
     has_interface: bool = False
 
 
-def ask(link: Link, hosts: Sequence[str], words: Sequence[str]) -> dict[str, Answer]:
-    """Ask all hosts at once whether they are there and see the code.
-
-    Args:
-        words: the agent with `--answer`.
-    """
-    asked = {
+def query_hosts(transport: Transport, hosts: Sequence[str], words: Sequence[str]) -> dict[str, HostStatus]:
+    """Run the query `words` on all hosts at once."""
+    queries = {
         host: subprocess.Popen(
-            link.command(host, words),
+            transport.command(host, words),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -58,30 +59,61 @@ def ask(link: Link, hosts: Sequence[str], words: Sequence[str]) -> dict[str, Ans
         )
         for host in hosts
     }
-    return {host: _answer(process) for host, process in asked.items()}
+    return {host: _status(process) for host, process in queries.items()}
 
 
-def _answer(process: subprocess.Popen[str]) -> Answer:
+def _status(process: subprocess.Popen[str]) -> HostStatus:
     try:
-        printed, complaint = process.communicate(timeout=_ANSWER_S)
+        output, errors = process.communicate(timeout=_QUERY_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return Answer(silence=f"no answer within {_ANSWER_S:g} s")
+        return HostStatus(error=f"no reply within {_QUERY_S:g} s")
     if process.returncode == 0:
         try:
-            return Answer(**json.loads(printed.splitlines()[-1]))
+            return HostStatus(**json.loads(output.splitlines()[-1]))
         except (ValueError, LookupError, TypeError):
-            return Answer(silence=f"it printed {printed!r} in place of an answer")
-    lines = [line for line in complaint.splitlines() if line.strip()]
-    return Answer(silence=lines[-1] if lines else f"exit code {process.returncode}")
+            return HostStatus(error=f"unexpected output {output!r}")
+    lines = [line for line in errors.splitlines() if line.strip()]
+    return HostStatus(error=lines[-1] if lines else f"exit code {process.returncode}")
 
 
-def deal(slots: Mapping[str, int], world: int) -> dict[str, int]:
-    """Deal processes to hosts in order, as many as each has slots; hosts that get none are left out."""
-    dealt, left = {}, world
+def assign_processes(slots: Mapping[str, int], world_size: int) -> dict[str, int]:
+    """Fill the hosts in order up to their slots; hosts without processes are left out."""
+    processes, left = {}, world_size
     for host, most in slots.items():
         if left > 0:
-            dealt[host] = min(most, left)
-            left -= dealt[host]
-    return dealt
+            processes[host] = min(most, left)
+            left -= processes[host]
+    return processes
+
+
+def resolution_error(
+    statuses: Mapping[str, HostStatus], master: str, environment: Mapping[str, str]
+) -> str | None:
+    """Find a reason, with its fix, why processes on these hosts cannot connect.
+
+    Args:
+        statuses: of the job's hosts, in order; the rendezvous is on the first.
+        master: name or address of the rendezvous.
+        environment: variables from the cluster file.
+    """
+    if len({status.machine for status in statuses.values()}) < 2:
+        return None
+    first = next(iter(statuses))
+    for host, status in statuses.items():
+        if status.resolve_error is not None:
+            return (
+                f"{host} cannot resolve {master!r}, the rendezvous host ({status.resolve_error}); fix: set "
+                f"master_addr to an address of {first} that every host can reach, or make the name known on "
+                f"{host} (DNS, /etc/hosts); if hosts are given by ssh aliases, also {_SET_INTERFACE}"
+            )
+        if _INTERFACE in environment or status.has_interface:
+            continue
+        if status.own_address is None or ipaddress.ip_address(status.own_address).is_loopback:
+            problem = f"resolves to {status.own_address}" if status.own_address else "cannot be resolved"
+            return (
+                f"{host}: its hostname {status.hostname!r} {problem} there; Gloo announces that address, "
+                f"which other hosts cannot reach; fix: {_SET_INTERFACE}, or correct /etc/hosts on {host}"
+            )
+    return None

@@ -1,6 +1,7 @@
-"""One process of a job as its agent sees it, and the lines in which an agent tells its head.
+"""One process of a job, as its agent manages it, and the events that an agent sends to its launcher.
 
-An event is a line of JSON behind a record separator (RFC 7464) on stderr: what ssh itself says stays apart.
+An event is a line of JSON after a record separator (RFC 7464) on stderr, which separates it from ssh's own
+messages. Uses the standard library only.
 """
 
 import json
@@ -18,10 +19,10 @@ TAIL_LINES = 20
 
 
 class Rank:
-    """One process of the job with its log file.
+    """A process of the job and its log file.
 
     Attributes:
-        code: as a shell has it, 128 + signal for a death by a signal; None while it runs.
+        code: exit code, 128 + signal after a death by a signal; None while it runs.
     """
 
     def __init__(self, rank: int, command: list[str], environment: dict[str, str], log: Path):
@@ -37,23 +38,23 @@ class Rank:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # signals reach it through us alone, and its workers can be ended with it
+            start_new_session=True,  # signals come from the agent only; its group includes its workers
         )
         assert self.process.stdout is not None
-        self.output = self.process.stdout.fileno()
+        self.stdout = self.process.stdout.fileno()
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self._write(f"--- {started} rank {rank} on {host()}, process {self.process.pid}\n".encode())
+        self._write(f"--- {started} rank {rank} on {host_name()}, process {self.process.pid}\n".encode())
 
     def read(self) -> bytes:
-        """What it has printed since, kept in the log as well; empty at the end of its output."""
-        printed = os.read(self.output, 1 << 16)
-        *lines, self._line = (self._line + printed).split(b"\n")
+        """Read new output and append it to the log; empty at the end of the output."""
+        output = os.read(self.stdout, 1 << 16)
+        *lines, self._line = (self._line + output).split(b"\n")
         self.tail.extend(lines)
-        self._write(printed)
-        return printed
+        self._write(output)
+        return output
 
     def poll(self) -> bool:
-        """Whether it has just ended."""
+        """Whether the process has ended since the last call."""
         if self.code is not None or self.process.poll() is None:
             return False
         code = self.process.returncode
@@ -61,7 +62,7 @@ class Rank:
         return True
 
     def send(self, number: int) -> None:
-        """A signal to the process, SIGKILL to its loader processes as well."""
+        """Send a signal to the process; SIGKILL also goes to its workers."""
         try:
             if number == signal.SIGKILL:
                 os.killpg(self.process.pid, number)
@@ -71,7 +72,7 @@ class Rank:
             pass
 
     def last_lines(self) -> list[str]:
-        """What it printed last in this start."""
+        """The last lines of its output."""
         lines = [*self.tail, *([self._line] if self._line else [])]
         return [line.decode(errors="backslashreplace") for line in lines][-TAIL_LINES:]
 
@@ -80,26 +81,28 @@ class Rank:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.log.open("ab", buffering=0)
         except OSError as error:
-            tell("note", text=f"no log file {self.log}: {error.strerror}; rank {self.rank} goes on without")
+            emit("note", text=f"no log file {self.log}: {error.strerror}; rank {self.rank} continues without")
 
-    def _write(self, printed: bytes) -> None:
+    def _write(self, output: bytes) -> None:
         if self._file is None:
             return
         try:
-            self._file.write(printed)
+            self._file.write(output)
         except OSError as error:  # a full disk must not end the training
-            tell("note", text=f"cannot write {self.log}: {error.strerror}; rank {self.rank} goes on without")
+            emit(
+                "note", text=f"cannot write {self.log}: {error.strerror}; rank {self.rank} continues without"
+            )
             self._file = None
 
 
-def tell(event: str, **told: Any) -> None:
-    """One line to the head."""
-    line = json.dumps({"event": event, "host": host(), **told})
-    put(2, f"{EVENT}{line}\n".encode())
+def emit(event: str, **values: Any) -> None:
+    """Send an event to the launcher."""
+    line = json.dumps({"event": event, "host": host_name(), **values})
+    write_out(2, f"{EVENT}{line}\n".encode())
 
 
-def put(descriptor: int, text: bytes) -> None:
-    """Write to a terminal or the head; where nobody reads or nobody listens any more, the log file has it."""
+def write_out(descriptor: int, text: bytes) -> None:
+    """Write to a terminal or a pipe; ignore errors, since the log file holds the same text."""
     try:
         while text:
             text = text[os.write(descriptor, text) :]
@@ -107,6 +110,6 @@ def put(descriptor: int, text: bytes) -> None:
         pass
 
 
-def host() -> str:
-    """What the cluster file calls this host."""
+def host_name() -> str:
+    """The name of this host in the cluster file."""
     return os.environ.get("KINEMAE_HOST") or socket.gethostname()

@@ -1,4 +1,4 @@
-"""From a cluster and a job to processes under supervision, or to a text that says what they would be."""
+"""Start a job under supervision, or print the plan of a dry run."""
 
 import argparse
 import shlex
@@ -6,92 +6,74 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kinemae.data_tools.exit_codes import EXIT_CONFIG
-from kinemae.launch.cluster import add_cluster_arguments
-from kinemae.launch.job import Job, describe, prepare, publish
-from kinemae.launch.record import Record, held, now
-from kinemae.launch.supervisor.supervise import Launch, Start, Supervisor
+from kinemae.launch.cluster import add_cluster_arguments, add_command
+from kinemae.launch.job import Job, prepare_job, write_job
+from kinemae.launch.record import Record, lock_run, now
+from kinemae.launch.supervisor.supervise import LaunchSpec, StartPlan, Supervisor, agent_commands
 from kinemae.launch.supervisor.task import command_of
 
 
 def add_launcher(
-    parsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    *,
-    about: str,
-    description: str,
-    epilog: str,
+    parsers: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
 ) -> None:
-    """Register a command that starts the job behind `--` on one kind of cluster."""
-    parser = parsers.add_parser(
-        name,
-        help=about,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Register a command that starts the job after `--` on one kind of cluster."""
+    parser = add_command(parsers, name, text, f"example:\n  kinemae launch {example}")
     add_cluster_arguments(parser)
-    parser.add_argument("--dry-run", action="store_true", help="check, print what would run; start nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check and print what would run; start nothing"
+    )
     parser.set_defaults(run=run, takes_job=True)
 
 
-def start(launch: Launch, arguments: argparse.Namespace) -> int:
-    """Check the job, freeze it, run it to its end; the exit code of the run.
+def start(spec: LaunchSpec, arguments: argparse.Namespace) -> int:
+    """Check and freeze the job, run it to its end, and return its exit code.
 
     Raises:
-        UsageError, JobRefused: it cannot be started.
+        ValueError, JobRefused: the job cannot start.
     """
-    world = sum(launch.slots.values())
-    job = prepare(
+    job = prepare_job(
         arguments.job,
-        launch.environment,
-        python=launch.python or sys.executable,
-        processes=world,
-        is_node=launch.is_node,
+        spec.config.environment,
+        python=spec.config.python or sys.executable,
+        world_size=sum(spec.slots.values()),
+        trains_here=spec.trains_here,
     )
-    job = replace(job, container=launch.container)
+    job = replace(job, container=spec.config.container)
     if arguments.dry_run:
-        sys.stdout.write(plan_text(launch, job))
+        sys.stdout.write(plan_text(spec, job))
         return 0
     run_dir = Path(job.run_dir)
-    with held(run_dir):
-        publish(job)
-        record = Record(run_dir, kind=launch.kind, command=sys.argv, steps=job.counts.get("steps"))
-        record.note()
+    with lock_run(run_dir):
+        write_job(job)
+        record = Record(run_dir, kind=spec.kind, command=sys.argv, steps=job.summary.get("steps"))
+        record.update()
         try:
-            return Supervisor(launch, job, record).run()
+            return Supervisor(spec, job, record).run()
         except Exception:
-            record.note(state="ended", code=EXIT_CONFIG, ended=now())
+            record.update(state="ended", code=EXIT_CONFIG, ended=now())
             raise
 
 
-def plan_text(launch: Launch, job: Job) -> str:
-    """What `--dry-run` prints: all that would be written and executed."""
-    first = launch.master or next(iter(launch.slots))
-    port = "PORT" if launch.port is None else str(launch.port)
-    planned = Start(dealt=launch.slots, master=f"{first}:{port}")
+def plan_text(spec: LaunchSpec, job: Job) -> str:
+    """The output of `--dry-run`: all files and commands."""
+    port = "PORT" if spec.port is None else str(spec.port)
+    plan = StartPlan(processes=spec.slots, master=f"{spec.master}:{port}")
     lines = [
-        f"checked: {job.argv[0]} accepts the job on {sum(launch.slots.values())} processes",
+        f"checked: {job.argv[0]} accepts the job on {plan.world_size} processes",
         "would write:",
         f"  {job.code}/  the code{f' of commit {job.commit}' if job.commit else ''}",
-        f"  {frozen_config(job)}  a copy of {job.config}",
+        f"  {job.frozen_config}  a copy of {job.config}",
         f"  {job.path}:",
-        *(f"    {line}" for line in describe(job).splitlines()),
-        "would run:" if port != "PORT" else f"would run, PORT being one that is free on {first} then:",
+        *(f"    {line}" for line in job.to_json().splitlines()),
+        "would run:" if spec.port else f"would run, with a free port of {spec.master} as PORT:",
     ]
-    for path, text in launch.files(job, planned).items():
-        lines[-1:-1] = [f"  {path}:", *(f"    {line}" for line in text.splitlines())]
-    for host, command in launch.commands(job, planned).items():
+    for host, command in agent_commands(spec, job, plan).items():
         lines += [f"  for {host}:", f"    {shlex.join(command)}"]
     lines += [
         "each process, after `task.py` has set its environment:",
         f"  {shlex.join(command_of(vars(job)))}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def frozen_config(job: Job) -> str:
-    """The frozen copy of the config."""
-    return next(word for word in job.argv if word.startswith(str(job.path.parent)))

@@ -1,297 +1,273 @@
-"""Supervision: start a job, and start it again after a crash, on the hosts that are left.
+"""Supervise a job: start it, and restart it after a crash on the hosts that are reachable.
 
-A restart is a new set of processes that meet at a new port and go on from the newest checkpoint.
-`exit_codes.py` says which ends are crashes. A run that got to a new checkpoint has used up no restarts.
+A restart is a new set of processes at a new port that resumes from the newest checkpoint. `exit_codes.py`
+says which exit codes are restartable. The restart count begins anew after each new checkpoint.
 """
 
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from kinemae.data_tools.exit_codes import EXIT_CRASHED, describe_exit, is_restartable
-from kinemae.launch.cluster import UsageError, require
-from kinemae.launch.freezing import atomic_write_text
-from kinemae.launch.job import LOGS_FOLDER, Job, JobRefused, dry_run
-from kinemae.launch.record import Record, newest_checkpoint, now, take_stop
-from kinemae.launch.supervisor.attempt import Attempt, Wishes
-from kinemae.launch.supervisor.hosts import Answer, Link, ask, deal
-from kinemae.launch.supervisor.name_resolution import name_fault
-from kinemae.launch.supervisor.rank import put
+from kinemae.data_tools.exit_codes import EXIT_CONFIG, EXIT_CRASHED, describe_exit, is_restartable
+from kinemae.data_tools.overrides import require
+from kinemae.launch.job import LOGS_FOLDER, Job, JobRefused, check_job
+from kinemae.launch.record import Record, now, saved_steps, take_stop_request
+from kinemae.launch.supervisor.attempt import Attempt, StopRequests
+from kinemae.launch.supervisor.hosts import (
+    HostStatus,
+    Transport,
+    assign_processes,
+    query_hosts,
+    resolution_error,
+)
+from kinemae.launch.supervisor.rank import write_out
 
-_ASK_AGAIN_S = 5.0
+_RETRY_S = 5.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """When to give up, and how long to wait for what: keys of every cluster that is supervised from here.
+class SupervisorConfig:
+    """Keys of `launch local` and `launch ssh` cluster files.
 
     Attributes:
-        max_restarts: how often in a row, without a new checkpoint in between.
-        grace_s: from SIGTERM to SIGKILL for the others, after a process has failed.
-        stop_s: the same after a stop was asked for; a checkpoint is written in it.
-        silence_s: how long an agent goes on without a sign of the launcher.
+        max_restarts: restarts in a row without a new checkpoint.
+        grace_s: from SIGTERM to SIGKILL for the other processes after a failure.
+        stop_s: the same after a stop; the processes write a checkpoint in this time.
+        heartbeat_timeout_s: an agent without a heartbeat of the launcher for this time ends.
+        environment: variables of each process.
+        container: command prefix of each process, as in [apptainer, exec, --nv, IMAGE].
+        python: the interpreter of the processes; None for the current one.
     """
 
     max_restarts: int = 3
     grace_s: float = 20.0
     stop_s: float = 120.0
-    silence_s: float = 30.0
+    heartbeat_timeout_s: float = 30.0
+    environment: dict[str, str] = field(default_factory=dict)
+    container: list[str] = field(default_factory=list)
+    python: str | None = None
 
     def __post_init__(self) -> None:
         require(self.max_restarts >= 0, "max_restarts", "be 0 or more", self.max_restarts)
         require(self.grace_s > 0, "grace_s", "be more than 0 seconds", self.grace_s)
         require(self.stop_s > 0, "stop_s", "be more than 0 seconds", self.stop_s)
-        require(self.silence_s >= 10, "silence_s", "be at least 10 (it is told every 3)", self.silence_s)
+        limit_s = self.heartbeat_timeout_s
+        require(limit_s >= 10, "heartbeat_timeout_s", "be at least 10 (a heartbeat comes every 3 s)", limit_s)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
-    """What one start runs.
-
-    Attributes:
-        dealt: processes by host.
-        master: where they meet, HOST:PORT.
-    """
-
-    dealt: Mapping[str, int]
-    master: str
-
-
-Commands = Callable[[Job, Start], Mapping[str, list[str]]]
-Files = Callable[[Job, Start], Mapping[str, str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
+class LaunchSpec:
     """How one kind of cluster runs a job.
 
     Attributes:
-        slots: processes that each host can take; they meet on the first.
-        link: how commands get to hosts.
-        environment: what the cluster file sets for each process.
-        container: words before the interpreter of each process.
-        master: address where they meet; None: the first host's name.
-        port: the first port; each restart takes the next. None: one that is free on the first host.
-        commands: what to run for a start, by host.
-        files: what to write before it, texts by path.
-        limits: when to give up.
-        min_nodes: the fewest hosts to go on with; None: the first start needs all, a restart one.
-        host_wait_s: how long a restart waits for that many.
-        python: the interpreter on the hosts; None: this one.
-        is_ours: whether the commands are our agents.
-        is_node: whether this machine is one of those that train.
+        slots: the most processes of each host; the rendezvous is on the first host.
+        master: address of the rendezvous on the first host.
+        port: port of the first start; each restart takes the next one. None for a free port.
+        min_nodes: the fewest hosts; None: all for the first start, one for a restart.
+        host_wait_s: how long a restart waits for `min_nodes` hosts.
+        trains_here: whether this machine is one of the hosts.
     """
 
     kind: str
     slots: Mapping[str, int]
-    link: Link
-    commands: Commands
-    limits: Limits
-    environment: Mapping[str, str]
-    python: str | None
-    container: list[str]
-    master: str | None = None
+    transport: Transport
+    config: SupervisorConfig
+    master: str
     port: int | None = None
-    files: Files = lambda job, start: {}
     min_nodes: int | None = None
     host_wait_s: float = 60.0
-    is_node: bool = True
-    is_ours: bool = True
+    trains_here: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartPlan:
+    """The processes of each host, and their rendezvous as HOST:PORT."""
+
+    processes: Mapping[str, int]
+    master: str
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return sum(self.processes.values())
 
 
 class Supervisor:
-    """Keeps a job going."""
+    """Runs a job with restarts."""
 
-    def __init__(self, launch: Launch, job: Job, record: Record):
-        self._launch, self._job, self._record = launch, job, record
-        self._limits, self._slots = launch.limits, launch.slots
+    def __init__(self, spec: LaunchSpec, job: Job, record: Record):
+        self._spec, self._job, self._record = spec, job, record
+        self._config = spec.config
         self._run_dir = Path(job.run_dir)
-        self._wishes = Wishes(look=lambda: take_stop(self._run_dir))
+        self._stops = StopRequests(poll=lambda: take_stop_request(self._run_dir))
         self._attempts = 0
 
     def run(self) -> int:
-        """Until it has ended for good; its exit code.
+        """Run the job until its final end; return its exit code.
 
         Raises:
-            UsageError: too few hosts answer at the first start.
-            JobRefused: no number of processes on the hosts that answer can share the batch.
+            ValueError: too few hosts are reachable at the first start.
+            JobRefused: no number of processes on the reachable hosts can share the batch.
         """
-        wakeup = _catch(self._wishes)
-        restarts, newest = 0, newest_checkpoint(self._run_dir)
+        wakeup = _catch_signals(self._stops)
+        restarts, newest = 0, self._newest_step()
+        most = self._config.max_restarts
         while True:
             code = self._attempt(wakeup)
-            if not is_restartable(code) or self._wishes.first is not None:
+            if not is_restartable(code) or self._stops.first is not None:
                 return self._end(code)
-            progress = newest_checkpoint(self._run_dir)
-            restarts = 1 if progress != newest else restarts + 1
-            newest = progress
-            if restarts > self._limits.max_restarts:
-                most = self._limits.max_restarts
-                self.say(f"given up after {most} restarts without a new checkpoint (max_restarts)")
+            step = self._newest_step()
+            restarts = 1 if step != newest else restarts + 1
+            newest = step
+            if restarts > most:
+                self.log(f"giving up after {most} restarts without a new checkpoint (max_restarts)")
                 return self._end(code)
-            went_on = "from its start" if newest is None else f"from step {newest}"
-            self.say(f"restart {restarts} of at most {self._limits.max_restarts}, {went_on}")
+            self.log(f"restart {restarts} of {most}, from {'the start' if step is None else f'step {step}'}")
 
-    def say(self, text: str) -> None:
-        """A line for the user, on the terminal and in RUN/logs/launch.log."""
+    def log(self, text: str) -> None:
+        """Print a line on the terminal and append it to RUN/logs/launch.log."""
         line = f"{time.strftime('%H:%M:%S')} launch: {text}\n".encode()
-        put(2, line)
+        write_out(2, line)
         try:
             with (self._run_dir / LOGS_FOLDER / "launch.log").open("ab") as file:
                 file.write(line)
         except OSError:
             pass
 
+    def _newest_step(self) -> int | None:
+        return max(saved_steps(self._run_dir), default=None)
+
     def _attempt(self, wakeup: int) -> int:
-        start = self._plan_start()
-        if start is None:
-            return 128 + self._wishes.first if self._wishes.first else EXIT_CRASHED
+        plan = self._plan_start()
+        if plan is None:
+            return 128 + self._stops.first if self._stops.first else EXIT_CRASHED
         self._attempts += 1
-        world = sum(start.dealt.values())
-        hosts = ", ".join(f"{count} on {host}" for host, count in start.dealt.items())
-        self.say(f"start {self._attempts}: {world} processes ({hosts}), meeting at {start.master}")
-        self._record.note(
-            state="running", attempt=self._attempts, hosts=dict(start.dealt), master=start.master, agents={}
-        )
+        hosts = ", ".join(f"{count} on {host}" for host, count in plan.processes.items())
+        self.log(f"start {self._attempts}: {plan.world_size} processes ({hosts}), rendezvous {plan.master}")
+        values: dict[str, Any] = {"attempt": self._attempts, "hosts": dict(plan.processes)}
+        self._record.update(state="running", master=plan.master, agents={}, **values)
         agents: dict[str, Any] = {}
 
-        def note(event: dict[str, Any]) -> None:
+        def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "started":
                 agents[event["host"]] = {"pid": event["pid"], "ranks": event["ranks"]}
-                self._record.note(agents=agents)
+                self._record.update(agents=agents)
 
-        for path, text in self._launch.files(self._job, start).items():
-            atomic_write_text(Path(path), text)
+        commands = agent_commands(self._spec, self._job, plan)
+        config = self._config
         attempt = Attempt(
-            self._launch.commands(self._job, start),
-            note=note,
-            say=self.say,
-            times=(self._limits.grace_s, self._limits.stop_s),
-            log=None if self._launch.is_ours else self._run_dir / LOGS_FOLDER / "all-ranks.log",
+            commands, on_event=on_event, log=self.log, grace_s=config.grace_s, stop_s=config.stop_s
         )
-        return attempt.run(self._wishes, wakeup)
+        return attempt.run(self._stops, wakeup)
 
     def _end(self, code: int) -> int:
-        self.say(f"the run {describe_exit(code)}")
-        self._record.note(state="ended", code=code, ended=now(), agents={})
+        self.log(f"the run {describe_exit(code)}")
+        self._record.update(state="ended", code=code, ended=now(), agents={})
         return code
 
-    def _plan_start(self) -> Start | None:
-        """Who takes part and where they meet; None where a stop was asked for, or too few hosts answer."""
-        least = self._launch.min_nodes or (len(self._slots) if self._attempts == 0 else 1)
-        until = time.monotonic() + self._launch.host_wait_s
+    def _plan_start(self) -> StartPlan | None:
+        """Choose hosts and rendezvous; None after a stop request, or if too few hosts are reachable."""
+        slots = self._spec.slots
+        least = self._spec.min_nodes or (len(slots) if self._attempts == 0 else 1)
+        until = time.monotonic() + self._spec.host_wait_s
         while True:
-            self._wishes.take()
-            if self._wishes.first is not None:
+            self._stops.take()
+            if self._stops.first is not None:
                 return None
-            answers = ask(self._launch.link, list(self._slots), answer_words(self._job, self._master()))
-            alive = {host: slots for host, slots in self._slots.items() if answers[host].silence is None}
-            silent = {host: answer.silence for host, answer in answers.items() if answer.silence}
-            if len(alive) >= least:
+            words = [self._job.python, "-P", self._job.script("supervisor/agent.py"), "--query"]
+            statuses = query_hosts(self._spec.transport, list(slots), [*words, self._spec.master])
+            errors = {host: status.error for host, status in statuses.items() if status.error}
+            if len(slots) - len(errors) >= least:
                 break
-            said = "; ".join(f"{host} does not answer ({why})" for host, why in silent.items())
+            problem = "; ".join(f"{host} is unreachable ({error})" for host, error in errors.items())
             if self._attempts == 0:
-                raise UsageError(
-                    f"{said}: mend that, leave it out of the hosts, or allow fewer with min_nodes=N"
+                raise ValueError(
+                    f"{problem}; fix: repair it, remove it from hosts, or allow fewer hosts with min_nodes=N"
                 )
             if time.monotonic() > until:
-                self.say(f"{said}: fewer than min_nodes={least} are left")
+                self.log(f"{problem}: fewer than min_nodes={least} hosts are left")
                 return None
-            time.sleep(_ASK_AGAIN_S)
-        for host, why in silent.items():
-            self.say(f"going on without {host}: {why}")
-        if not self._can_meet({host: answers[host] for host in alive}):
+            time.sleep(_RETRY_S)
+        for host, error in errors.items():
+            self.log(f"continuing without {host}: {error}")
+        reachable = {host: status for host, status in statuses.items() if host not in errors}
+        if not self._can_resolve(reachable):
             return None
-        return self._meet(deal(alive, self._world_for(sum(alive.values()))), answers)
+        return self._start_on(reachable)
 
-    def _master(self) -> str:
-        """The rendezvous host while the first host is part of the job."""
-        return self._launch.master or next(iter(self._slots))
-
-    def _can_meet(self, answers: Mapping[str, Answer]) -> bool:
-        """Whether name resolution allows a start. If not, another start would fail in the same way.
+    def _can_resolve(self, statuses: Mapping[str, HostStatus]) -> bool:
+        """Whether name resolution allows a start; a restart would fail in the same way.
 
         Raises:
-            UsageError: it does not at the first start.
+            ValueError: it does not at the first start.
         """
-        is_first_there = next(iter(answers)) == next(iter(self._slots))
-        fault = name_fault(answers, self._master(), self._launch.environment)
-        if fault is None or not self._launch.is_ours or not is_first_there:
+        has_first_host = next(iter(statuses)) == next(iter(self._spec.slots))
+        error = resolution_error(statuses, self._spec.master, self._config.environment)
+        if error is None or not has_first_host:
             return True
         if self._attempts == 0:
-            raise UsageError(fault)
-        self.say(fault)
+            raise ValueError(error)
+        self.log(error)
         return False
 
-    def _meet(self, dealt: Mapping[str, int], answers: Mapping[str, Answer]) -> Start:
-        first = next(iter(dealt))
-        port = answers[first].port if self._launch.port is None else self._launch.port + self._attempts
-        address = self._launch.master if first == next(iter(self._slots)) else None
-        return Start(dealt=dealt, master=f"{address or first}:{port}")
+    def _start_on(self, statuses: Mapping[str, HostStatus]) -> StartPlan:
+        slots = {host: self._spec.slots[host] for host in statuses}
+        processes = assign_processes(slots, self._world_size(sum(slots.values())))
+        first = next(iter(processes))
+        port = statuses[first].port if self._spec.port is None else self._spec.port + self._attempts
+        address = self._spec.master if first == next(iter(self._spec.slots)) else first
+        return StartPlan(processes=processes, master=f"{address}:{port}")
 
-    def _world_for(self, slots: int) -> int:
-        """The most processes that can share the batch; the room itself is asked, since it knows its rules."""
-        if slots == sum(self._slots.values()):
-            return slots  # checked before anything was started
-        clips = self._job.counts.get("global_clips", slots)
-        refusal = JobRefused(2, f"no number of processes up to {slots} can share the batch")
-        for world in range(slots, 0, -1):
-            if clips % world == 0:
+    def _world_size(self, slots: int) -> int:
+        """The most processes that can share the batch, found by dry runs of the job."""
+        if slots == sum(self._spec.slots.values()):
+            return slots  # the first dry run has checked it
+        clips = self._job.summary.get("global_clips", slots)
+        refusal = JobRefused(EXIT_CONFIG, f"no number of processes up to {slots} can share the batch")
+        job, trains_here = self._job, self._spec.trains_here
+        for size in range(slots, 0, -1):
+            if clips % size == 0:
                 try:
-                    self._ask_room(world)
-                    return world
+                    check_job(
+                        job.argv, job.environment, world_size=size, trains_here=trains_here, code=job.code
+                    )
+                    return size
                 except JobRefused as error:
                     refusal = error
         raise refusal
 
-    def _ask_room(self, world: int) -> None:
-        job, is_node = self._job, self._launch.is_node
-        dry_run(job.argv, job.environment, processes=world, is_node=is_node, code=job.code)
 
-
-def agent_commands(job: Job, start: Start, limits: Limits, link: Link) -> dict[str, list[str]]:
-    """The command that runs our agent, for each host."""
-    times = ("grace_s", "stop_s", "silence_s")
-    waits = [word for name in times for word in (f"--{name.replace('_', '-')}", f"{getattr(limits, name):g}")]
-    world, first_rank = sum(start.dealt.values()), 0
-    commands = {}
-    for host, processes in start.dealt.items():
-        words = [
-            job.python,
-            "-P",
-            job.script("supervisor/agent.py"),
-            str(job.path),
-            "--host",
-            host,
-            "--headed",
-        ]
-        words += ["--processes", str(processes), "--first-rank", str(first_rank), "--world", str(world)]
-        commands[host] = link.command(host, [*words, "--master", start.master, *waits])
+def agent_commands(spec: LaunchSpec, job: Job, plan: StartPlan) -> dict[str, list[str]]:
+    """The command that runs the agent of each host."""
+    waits: list[str] = []
+    for name in ("grace_s", "stop_s", "heartbeat_timeout_s"):
+        waits += [f"--{name.replace('_', '-')}", f"{getattr(spec.config, name):g}"]
+    commands, first_rank = {}, 0
+    for host, processes in plan.processes.items():
+        words = [job.python, "-P", job.script("supervisor/agent.py"), str(job.path), "--supervised"]
+        words += ["--host", host, "--processes", str(processes), "--first-rank", str(first_rank)]
+        words += ["--world-size", str(plan.world_size), "--master", plan.master, *waits]
+        commands[host] = spec.transport.command(host, words)
         first_rank += processes
     return commands
 
 
-def answer_words(job: Job, master: str) -> list[str]:
-    """What a host is asked with: it must have the interpreter and see the frozen code."""
-    return [job.python, "-P", job.script("supervisor/agent.py"), "--answer", master]
-
-
-def _catch(wishes: Wishes) -> int:
-    """Note the signals that stop a run; a descriptor that can be read when one has come."""
+def _catch_signals(stops: StopRequests) -> int:
+    """Record stop signals; return a descriptor that becomes readable when one arrives."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         if number != signal.SIGCHLD:
-            wishes.signals.append(signal.SIGTERM if number == signal.SIGHUP else number)
+            stops.signals.append(signal.SIGTERM if number == signal.SIGHUP else number)
 
     for number in (*_STOP_SIGNALS, signal.SIGCHLD):
-        if number == signal.SIGCHLD or signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
-            signal.signal(number, note)
+        if number == signal.SIGCHLD or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, on_signal)
     return reader

@@ -29,7 +29,7 @@ monitor: {{every_steps: 0}}
 watch: {{step_s: 10, straggler_ratio: 100}}
 """
 # Who is frozen or cut off is not waited for long; faults may come faster than checkpoints.
-PATIENCE = ("max_restarts=10", "grace_s=3", "silence_s=10")
+PATIENCE = ("max_restarts=10", "grace_s=3", "heartbeat_timeout_s=10")
 LOCAL = ("local", f"processes={PROCESSES}", *PATIENCE)
 
 

@@ -1,4 +1,4 @@
-"""The doctor as a command, on real processes, real hosts and a real Slurm; healthy, and broken on purpose."""
+"""The doctor command on real processes, hosts and Slurm, with and without faults."""
 
 import json
 import re
@@ -14,17 +14,16 @@ from typing import Any
 import pytest
 
 from kinemae.launch.__main__ import main
-from kinemae.launch.doctor.checks import targets
+from kinemae.launch.doctor import targets
 from tests.conftest import REPO, run_module
 from tests.launch.controller import ask, controller, wait_for
 from tests.launch.hosts import Network
 
-# What a node with other software, another clock and bad memory does: its python reads this first.
+# sitecustomize.py of a node with other software and bad memory.
 BAD_NODE = """
-import importlib.metadata, os, time
-installed, clock = importlib.metadata.version, time.time
+import importlib.metadata, os
+installed = importlib.metadata.version
 importlib.metadata.version = lambda name: "2.0.0" if name == "torch" else installed(name)
-time.time = lambda: clock() + 500
 if "RANK" in os.environ:
     import torch.distributed as dist
     reduce, broadcast = dist.all_reduce, dist.broadcast
@@ -39,26 +38,24 @@ if "RANK" in os.environ:
 
 
 def doctor(kind: str, *arguments: str, code: int) -> list[dict[str, Any]]:
-    """The findings of one round."""
+    """The results of one run."""
     ran = run_module("launch", "doctor", kind, "--json", *arguments, check=False)
     assert ran.returncode == code, ran.stdout[-3000:] + ran.stderr
-    told = json.loads(ran.stdout)
-    assert told["errors"] == sum(finding["level"] == "error" for finding in told["findings"])
-    findings: list[dict[str, Any]] = told["findings"]
-    return findings
+    report = json.loads(ran.stdout)
+    assert report["errors"] == sum(result["level"] == "error" for result in report["results"])
+    results: list[dict[str, Any]] = report["results"]
+    return results
 
 
-def errors(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [finding for finding in findings if finding["level"] == "error"]
+def errors(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [result for result in results if result["level"] == "error"]
 
 
-def named(findings: list[dict[str, Any]], check: str, words: str) -> dict[str, Any]:
-    """The error of a check that says these words; it has a mend."""
-    found = [
-        finding for finding in errors(findings) if finding["check"] == check and words in finding["text"]
-    ]
-    assert len(found) == 1, [finding["text"] for finding in errors(findings)]
-    assert found[0]["mend"]
+def named(results: list[dict[str, Any]], check: str, words: str) -> dict[str, Any]:
+    """The error of a check with these words; it has a fix."""
+    found = [result for result in errors(results) if result["check"] == check and words in result["text"]]
+    assert len(found) == 1, [result["text"] for result in errors(results)]
+    assert found[0]["fix"]
     return found[0]
 
 
@@ -66,48 +63,48 @@ def named(findings: list[dict[str, Any]], check: str, words: str) -> dict[str, A
     ("arguments", "message"),
     [
         (["mars"], "invalid choice: 'mars'"),
-        (["local", "proceses=2"], "did you mean 'processes'"),
+        (["local", "proceses=2"], "did you mean processes"),
         (["local", "python=/nowhere/python"], "no program '/nowhere/python' on this machine"),
-        (["local", "--shards", "s3://bucket/shards"], "s3://bucket/shards is a URL"),
+        (["local", "--shards", "s3://bucket/shards"], "got the URL s3://bucket/shards"),
         (["ssh", "hosts={a: 1}", "link_gbit=0"], "link_gbit must be above 0"),
     ],
 )
-def test_a_wrong_call_leaves_with_2(arguments: list[str], message: str) -> None:
+def test_wrong_usage_exits_with_2(arguments: list[str], message: str) -> None:
     ran = run_module("launch", "doctor", *arguments, check=False)
     assert ran.returncode == 2
     assert message in ran.stderr
 
 
-def test_dry_run_prints_how_the_probes_would_start_and_starts_none() -> None:
+def test_dry_run_prints_the_commands_of_the_probes() -> None:
     printed = run_module("launch", "doctor", "ssh", "hosts={nowhere.invalid: 8}", "--dry-run").stdout
     assert "nowhere.invalid" in printed
     assert "exec(sys.stdin.readline())" in printed
 
 
 @pytest.mark.processes
-def test_a_job_on_this_machine_is_well_and_leaves_nothing_behind(tmp_path: Path, synth_shards: Path) -> None:
+def test_a_job_on_this_machine_passes_and_leaves_no_files(tmp_path: Path, synth_shards: Path) -> None:
     config = ["configs/pretrain/demo.yaml", f"data.shards={synth_shards / 'unlabelled'}"]
     job = ["--", "pretrain", *config, f"run_dir={tmp_path / 'runs/a'}"]
-    findings = doctor("local", "processes=2", *job, code=0)
-    assert {"versions", "machine", "clock", "port", "group", "speed", "folder"} <= {
-        finding["check"] for finding in findings
+    results = doctor("local", "processes=2", *job, code=0)
+    assert {"versions", "machine", "port", "group", "speed", "folder"} <= {
+        result["check"] for result in results
     }
-    texts = [finding["text"] for finding in findings]
-    assert "2 processes over gloo: every sum is right" in texts
+    texts = [result["text"] for result in results]
+    assert "2 processes with gloo: all sums are correct" in texts
     assert f"{tmp_path / 'runs/a'}: written, renamed and seen by 1 node and this machine" in texts
     assert list(tmp_path.iterdir()) == []  # not even the folders made for it
 
 
 @pytest.mark.processes
-def test_two_hosts_behind_ssh_are_well(network: Network, tmp_path: Path, synth_shards: Path) -> None:
+def test_two_hosts_behind_ssh_pass(network: Network, tmp_path: Path, synth_shards: Path) -> None:
     shards = str(synth_shards / "train")
-    findings = doctor("ssh", *network.overrides(), "--run-dir", str(tmp_path), "--shards", shards, code=0)
-    texts = " ".join(finding["text"] for finding in findings)
+    results = doctor("ssh", *network.overrides(), "--run-dir", str(tmp_path), "--shards", shards, code=0)
+    texts = " ".join(result["text"] for result in results)
     assert "nodes reach one another through eth0" in texts
     assert f"{tmp_path}: written, renamed and seen by 2 nodes and this machine" in texts
     assert f"a lock in {tmp_path} holds on all nodes" in texts
     assert f"{shards}: the same bytes on 2 nodes" in texts
-    assert "of a link of 10 Gbit/s" in texts  # what a veth says of itself
+    assert "of a link of 10 Gbit/s" in texts  # the speed that a veth reports
 
 
 @pytest.mark.processes
@@ -125,16 +122,15 @@ def test_each_fault_of_a_bad_node_is_named(network: Network, tmp_path: Path) -> 
         f'fi\nexec {interpreter} "$@"\n'
     )
     python.chmod(0o755)
-    findings = doctor("ssh", *network.overrides(), f"python={python}", "--run-dir", str(runs), code=1)
+    results = doctor("ssh", *network.overrides(), f"python={python}", "--run-dir", str(runs), code=1)
     good = network.hosts[0].name
-    assert f"torch is 2.0.0 on {bad}" in named(findings, "versions", "torch")["text"]
-    named(findings, "clock", f"the clock of {bad} is 500.0 s ahead of the others")
-    assert f"what {bad} sent arrives changed" in named(findings, "group", "come out wrong")["text"]
-    assert named(findings, "group", "come out wrong")["nodes"] == [bad]
-    named(findings, "folder", f"{bad} cannot write to {runs}: No such file or directory")
-    shared = named(findings, "folder", f"{bad} does not see what")
+    assert f"torch is 2.0.0 on {bad}" in named(results, "versions", "torch")["text"]
+    assert f"values sent by {bad} arrive changed" in named(results, "group", "sums are wrong")["text"]
+    assert named(results, "group", "sums are wrong")["nodes"] == [bad]
+    named(results, "folder", f"{bad} cannot write to {runs}: No such file or directory")
+    shared = named(results, "folder", f"{bad} does not see the file")
     assert good in shared["text"]
-    assert "not one shared folder" in shared["mend"]
+    assert "mount the same file system" in shared["fix"]
 
 
 @pytest.mark.processes
@@ -143,30 +139,30 @@ def test_nodes_that_cannot_reach_one_another_are_named(network: Network) -> None
     route = ["ip", "-n", second.namespace, "route"]
     subprocess.run([*route, "add", "unreachable", first.name], check=True)
     try:
-        findings = doctor("ssh", *network.overrides(), code=1)
+        results = doctor("ssh", *network.overrides(), code=1)
     finally:
         subprocess.run([*route, "delete", "unreachable", first.name], check=True)
-    named(findings, "network", f"{second.name} cannot connect to {first.name} as {first.name}, port")
-    named(findings, "network", f"{first.name} cannot connect to {second.name}")
-    assert "where ranks meet: No route to host" in str(findings)
-    assert [finding["text"] for finding in findings if finding["check"] == "group"] == [
-        "no process group was tried, since the nodes cannot reach one another"
+    named(results, "network", f"{second.name} cannot connect to {first.name} as")
+    named(results, "network", f"{first.name} cannot connect to {second.name}")
+    assert "No route to host" in str(results)
+    assert [result["text"] for result in results if result["check"] == "group"] == [
+        "no process group was started, because the nodes cannot reach one another"
     ]
 
 
 @pytest.mark.processes
-def test_a_host_behind_a_cut_link_is_named_and_the_rest_is_looked_at(network: Network) -> None:
+def test_a_host_behind_a_broken_link_is_named_and_the_others_are_checked(network: Network) -> None:
     lost = network.hosts[1]
     quick = [*network.ssh, "-o", "ConnectTimeout=2"]
     lost.cut()
     try:
-        findings = doctor("ssh", *network.overrides(), f"ssh=[{', '.join(quick)}]", code=1)
+        results = doctor("ssh", *network.overrides(), f"ssh=[{', '.join(quick)}]", code=1)
     finally:
         lost.mend()
-    assert named(findings, "reach", f"{lost.name} cannot be asked: ssh: connect to host")["nodes"] == [
+    assert named(results, "reach", f"cannot start a probe on {lost.name}: ssh: connect to host")["nodes"] == [
         lost.name
     ]
-    assert "1 process over gloo: every sum is right" in [finding["text"] for finding in findings]
+    assert "1 process with gloo: all sums are correct" in [result["text"] for result in results]
 
 
 @pytest.mark.processes
@@ -180,10 +176,10 @@ def test_a_port_that_is_taken_is_named(network: Network) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout
         port = int(holder.stdout.readline())
-        findings = doctor("ssh", *network.overrides(), f"master_port={port}", code=1)
+        results = doctor("ssh", *network.overrides(), f"master_port={port}", code=1)
         holder.communicate()
-    taken = named(findings, "port", f"port {port} cannot be had on {first.name}: Address already in use")
-    assert "`master_port`" in taken["mend"]
+    taken = named(results, "port", f"port {port} is not available on {first.name}: Address already in use")
+    assert "`master_port`" in taken["fix"]
 
 
 @pytest.mark.processes
@@ -192,11 +188,11 @@ def test_a_disk_that_is_full_is_named(tmp_path: Path) -> None:
     if subprocess.run(small, capture_output=True).returncode != 0:
         pytest.skip("mounting a small disk needs root")
     try:
-        findings = doctor("local", "--run-dir", str(tmp_path), code=1)
+        results = doctor("local", "--run-dir", str(tmp_path), code=1)
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
-    full = named(findings, "folder", f"localhost cannot write to {tmp_path}: No space left on device")
-    assert "free some space" in full["mend"]
+    full = named(results, "folder", f"localhost cannot write to {tmp_path}: No space left on device")
+    assert "free some space" in full["fix"]
 
 
 @pytest.fixture(scope="module")
@@ -208,13 +204,13 @@ def slurm() -> Iterator[None]:
 @pytest.mark.cluster
 @pytest.mark.processes
 @pytest.mark.usefixtures("slurm")
-def test_two_nodes_of_slurm_are_well(tmp_path: Path) -> None:
-    findings = doctor("slurm", "nodes=2", "--run-dir", str(tmp_path), code=0)
-    texts = [finding["text"] for finding in findings]
-    assert "2 processes over gloo: every sum is right" in texts
+def test_two_nodes_of_slurm_pass(tmp_path: Path) -> None:
+    results = doctor("slurm", "nodes=2", "--run-dir", str(tmp_path), code=0)
+    texts = [result["text"] for result in results]
+    assert "2 processes with gloo: all sums are correct" in texts
     assert f"{tmp_path}: written, renamed and seen by 2 nodes and this machine" in texts
     assert any(f"is free on n{number}" in text for number in (1, 2) for text in texts)
-    assert socket.gethostname() not in " ".join(texts)  # nodes go by Slurm's names
+    assert socket.gethostname() not in " ".join(texts)  # nodes have Slurm's names
 
 
 @pytest.mark.cluster
@@ -224,7 +220,7 @@ def test_two_nodes_of_slurm_are_well(tmp_path: Path) -> None:
     ("cluster", "limit"),
     [
         (["partition=short"], "--time=2:00 "),
-        (["time=3", "warn_s=60"], "--time=3:00 "),
+        (["time=3", "signal_s=60"], "--time=3:00 "),
         (["time=30"], "--time=5 "),
         ([], "--time=5 "),
     ],
@@ -236,24 +232,24 @@ def test_the_probe_asks_for_no_more_time_than_a_job_gets(cluster: list[str], lim
 @pytest.mark.cluster
 @pytest.mark.processes
 @pytest.mark.usefixtures("slurm")
-def test_a_drained_node_is_named_and_no_job_stays_however_the_doctor_ends(
+def test_a_drained_node_is_named_and_every_job_is_cancelled(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ask("scontrol", "update", "nodename=n2", "state=drain", "reason=bad disk")
     try:
         monkeypatch.setattr(targets, "_QUEUE_S", 4.0)
         assert main(["doctor", "slurm", "nodes=2", "--json"]) == 1
-        late = named(json.loads(capsys.readouterr().out)["findings"], "reach", "no answer within 4 s")
-        assert re.match(r"no answer within 4 s; job \d+ is PENDING because of ", late["text"])
+        late = named(json.loads(capsys.readouterr().out)["results"], "reach", "no reply within 4 s")
+        assert re.match(r"no reply within 4 s; job \d+ is PENDING because of ", late["text"])
         assert "n2 is drained (bad disk)" in late["text"] and "node 0" not in late["text"]
         assert ask("squeue", "--noheader") == ""
         for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-            command = [sys.executable, "-m", "launch", "doctor", "slurm", "nodes=2"]
+            command = [sys.executable, "-m", "kinemae", "launch", "doctor", "slurm", "nodes=2"]
             with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPO) as started:
                 wait_for(lambda: "PD" in ask("squeue", "--noheader"), doing="the doctor's job")
                 started.send_signal(number)
                 _, said = started.communicate(timeout=60)
-            assert (started.returncode, said) == (code, "interrupted: the probes are ended\n")
+            assert (started.returncode, said) == (code, "interrupted: the probes have ended\n")
             wait_for(lambda: ask("squeue", "--noheader") == "", seconds=20, doing="an empty queue")
     finally:
         ask("scontrol", "update", "nodename=n2", "state=resume")

@@ -15,7 +15,6 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.stream.order import plan_batch
 from kinemae.launch.__main__ import main
-from kinemae.launch.cluster import UsageError
 from kinemae.launch.plan.command import make_plan, split_words
 from kinemae.launch.plan.devices import Machines, assumptions
 from kinemae.launch.plan.measured import calibrate, read_run
@@ -99,7 +98,7 @@ def test_a_batch_is_cut_as_training_cuts_it() -> None:
                     try:
                         real = plan_batch(global_clips, most, world, views)
                     except ValueError:
-                        with pytest.raises(UsageError, match=f"as a multiple of {world} x {views}"):
+                        with pytest.raises(ValueError, match=f"as a multiple of {world} x {views}"):
                             cut_batch(run, world)
                     else:
                         cut = cut_batch(run, world)
@@ -215,7 +214,7 @@ def test_a_run_that_waited_tells_what_its_loader_can_do(
 def test_a_folder_that_is_no_run_is_refused(config: Path, tmp_path: Path, spoilt: str) -> None:
     folder = write_run(tmp_path / "run", config, step_s=1.0)
     (folder / spoilt).unlink()
-    with pytest.raises(UsageError, match=r"is no run that can be read .* name the run_dir"):
+    with pytest.raises(ValueError, match=r"is no run that can be read .* name the run_dir"):
         read_run(folder)
 
 
@@ -223,7 +222,7 @@ def test_a_run_too_short_to_learn_from_is_refused(config: Path, tmp_path: Path) 
     folder = write_run(tmp_path / "run", config, step_s=1.0)
     first = (folder / "metrics.jsonl").read_text().split("\n")[0]
     (folder / "metrics.jsonl").write_text(first + "\n")
-    with pytest.raises(UsageError, match="has 1 reports and needs 2"):
+    with pytest.raises(ValueError, match="has 1 reports and needs 2"):
         read_run(folder)
 
 

@@ -1,7 +1,7 @@
 """Batch jobs on a real Slurm of two nodes: how they start, stop, come back and end.
 
 A real training runs once, under hostile names, and is preempted on the way. What the batch script does with
-exit codes and signals is shown by processes that do nothing but leave as they are told.
+exit codes and signals is shown by processes that do nothing but exit as requested.
 """
 
 import itertools
@@ -14,10 +14,10 @@ import pytest
 from kinemae.launch.job import Job
 from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.slurm.command import script_of
-from kinemae.launch.slurm.watch import CANCELLED, cancel_job, job_end, job_line, job_states
+from kinemae.launch.slurm.queue import CANCELLED, cancel_job, describe_job, job_end, job_states
 from tests.conftest import demo_job, run_module
 from tests.launch.controller import ask, controller, field, state, wait_for
-from tests.launch.rooms import are_waiting, make_job, told
+from tests.launch.fake_program import are_waiting, make_job, reports
 
 pytestmark = [pytest.mark.processes, pytest.mark.cluster]
 
@@ -34,11 +34,11 @@ def slurm() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def submit(tmp_path_factory: pytest.TempPathFactory) -> Submit:
-    """Submits the batch script of a job whose processes do some deeds (`rooms.py`)."""
+    """Submits the batch script of a job whose processes do some actions (`rooms.py`)."""
     numbers = itertools.count()
 
-    def submit_job(*deeds: str, cluster: SlurmCluster = TWO_NODES) -> tuple[str, Job]:
-        job = make_job(tmp_path_factory.mktemp(f"job-{next(numbers)}"), "tell", "obey", *deeds)
+    def submit_job(*actions: str, cluster: SlurmCluster = TWO_NODES) -> tuple[str, Job]:
+        job = make_job(tmp_path_factory.mktemp(f"job-{next(numbers)}"), "report", "handle_stops", *actions)
         script = Path(job.run_dir) / "launch" / "job.sbatch"
         script.write_text(script_of(cluster, job))
         return ask("sbatch", "--parsable", str(script)), job
@@ -49,7 +49,7 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Submit:
 @pytest.fixture(scope="module", autouse=True)
 def timed(slurm: Path, submit: Submit) -> tuple[str, Job]:
     """A job that outlives its limit of a minute. Slurm looks every 30 s: it begins first."""
-    return submit("once=wait=300", cluster=SlurmCluster(partition="apart", time="1", warn_s=20))
+    return submit("once=wait=300", cluster=SlurmCluster(partition="apart", time="1", signal_s=20))
 
 
 def ended(job_id: str) -> str:
@@ -65,8 +65,8 @@ def exit_code(job_id: str) -> int:
 
 
 def starts(job: Job, rank: int) -> list[dict[str, object]]:
-    """What a process told at each of its starts."""
-    return [line for line in told(job) if line["RANK"] == str(rank)]
+    """The reports of a process, one for each start."""
+    return [line for line in reports(job) if line["RANK"] == str(rank)]
 
 
 def log_of(job_id: str, job: Job) -> str:
@@ -78,10 +78,10 @@ def losses(run: Path) -> list[float]:
     return [told["loss"] for told in map(json.loads, lines) if "loss" in told]
 
 
-def test_each_task_learns_who_it_is(submit: Submit) -> None:
-    job_id, job = submit("say=here", cluster=SlurmCluster(nodes=2, processes_per_node=2))
+def test_each_task_gets_its_rank(submit: Submit) -> None:
+    job_id, job = submit("print=here", cluster=SlurmCluster(nodes=2, processes_per_node=2))
     assert exit_code(job_id) == 0
-    lines = told(job)
+    lines = reports(job)
     assert [line["LOCAL_RANK"] for line in lines] == ["0", "1", "0", "1"]
     same = {(line["WORLD_SIZE"], line["LOCAL_WORLD_SIZE"], line["MASTER_ADDR"]) for line in lines}
     assert same == {("4", "2", "127.0.0.1")} and len({line["MASTER_PORT"] for line in lines}) == 1
@@ -90,7 +90,7 @@ def test_each_task_learns_who_it_is(submit: Submit) -> None:
 
 def test_a_refusal_of_one_ends_all_and_is_final(submit: Submit) -> None:
     # The other leaves with 143 when it is ended, which alone would mean: stopped with a checkpoint, requeue.
-    job_id, job = submit("0:wait=300", "wait=0.3", "leave=3")
+    job_id, job = submit("0:wait=300", "wait=0.3", "exit=3")
     assert exit_code(job_id) == 3
     assert field(job_id, "Restarts") == "0" and len(starts(job, 1)) == 1
     told_later = job_end(job_id, Path(job.run_dir) / "launch")  # which Slurm need not remember
@@ -99,7 +99,7 @@ def test_a_refusal_of_one_ends_all_and_is_final(submit: Submit) -> None:
 
 
 def test_a_crash_starts_again_in_the_same_allocation_on_another_port(submit: Submit) -> None:
-    job_id, job = submit("1:meet=waiting", "1:once=die=SIGKILL", "0:once=wait=300")
+    job_id, job = submit("1:wait_for=waiting", "1:once=kill=SIGKILL", "0:once=wait=300")
     assert exit_code(job_id) == 0
     assert field(job_id, "Restarts") == "0"
     first, second = starts(job, 0)
@@ -107,7 +107,7 @@ def test_a_crash_starts_again_in_the_same_allocation_on_another_port(submit: Sub
 
 
 def test_the_watchdogs_end_starts_again_at_most_max_restarts_times(submit: Submit) -> None:
-    job_id, job = submit("leave=5", cluster=SlurmCluster(nodes=1, max_restarts=1))
+    job_id, job = submit("exit=5", cluster=SlurmCluster(nodes=1, max_restarts=1))
     assert exit_code(job_id) == 5
     assert len(starts(job, 0)) == 2
 
@@ -128,7 +128,7 @@ def test_cancelling_what_has_not_begun_takes_it_out_of_the_queue(submit: Submit)
     whole = SlurmCluster(nodes=2, processes_per_node=4)
     first, _ = submit("wait=300", cluster=whole)
     waiting, job = submit(cluster=whole)
-    assert "pending" in job_line(waiting)
+    assert "pending" in describe_job(waiting)
     assert cancel_job(waiting, Path(job.run_dir) / "launch") == f"job {waiting} left the queue"
     ask("scancel", first)
     assert ended(waiting) == "CANCELLED"
@@ -139,7 +139,7 @@ def test_cancelling_what_has_not_begun_takes_it_out_of_the_queue(submit: Submit)
 
 
 def test_an_array_goes_on_from_element_to_element_until_the_run_is_done(submit: Submit) -> None:
-    job_id, job = submit("once=leave=138", cluster=SlurmCluster(nodes=1, requeue=False, array=4))
+    job_id, job = submit("once=exit=138", cluster=SlurmCluster(nodes=1, requeue=False, array=4))
     wait_for(lambda: not job_states(job_id), doing="the array")
     assert len(starts(job, 0)) == 2
     logs = sorted(path.name for path in (Path(job.run_dir) / "logs").glob("slurm-*"))

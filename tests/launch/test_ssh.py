@@ -1,4 +1,4 @@
-"""`launch ssh` on two real hosts (network namespaces): hostile words, lost hosts, cut links, stops."""
+"""`launch ssh` on two real hosts (network namespaces): hostile words, lost hosts, broken links, stops."""
 
 import os
 import signal
@@ -7,39 +7,46 @@ from pathlib import Path
 
 import pytest
 
-from kinemae.launch.cluster import UsageError, read_cluster
-from kinemae.launch.record import ask_for_stop, read_record
+from kinemae.launch.cluster import read_cluster
+from kinemae.launch.record import read_record, request_stop
 from kinemae.launch.ssh import SshCluster, read_hostfile
-from kinemae.launch.supervisor.hosts import Answer
-from kinemae.launch.supervisor.name_resolution import name_fault
+from kinemae.launch.supervisor.hosts import HostStatus, resolution_error
+from tests.launch.fake_program import (
+    are_waiting,
+    launcher_of,
+    make_job,
+    processes_of,
+    reports,
+    run_launcher,
+    wait_for,
+)
 from tests.launch.hosts import Network
-from tests.launch.rooms import are_waiting, head, make_job, processes_of, run_head, told, wait_for
 
 HOSTILE = ["a b", "$(touch x)", "it's", '"', "a;b|c>d", "ü\nz", "--flag", "-x", "", "*", "\\", "`id`", "!!"]
-# A lost host is noticed within 5 s in place of 15; silence counts from 10 s.
+# A lost host is noticed within 5 s in place of 15; an agent without heartbeat ends after 10 s.
 QUICK = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=5", "-o", "ConnectTimeout=5"]
 
 
 def cluster(network: Network, *more: str) -> list[str]:
     hosts, ssh, *rest = network.overrides()
-    return [hosts, f"{ssh[:-1]}, {', '.join(QUICK)}]", *rest, "grace_s=2", "silence_s=10", *more]
+    return [hosts, f"{ssh[:-1]}, {', '.join(QUICK)}]", *rest, "grace_s=2", "heartbeat_timeout_s=10", *more]
 
 
 @pytest.mark.processes
 def test_hostile_words_reach_every_host_as_they_are(tmp_path: Path, network: Network) -> None:
     folder = tmp_path / "it's $(a) folder"
     folder.mkdir()
-    job = make_job(folder, "tell", *HOSTILE, GIVEN="$HOME 'x'\ny")
-    code, said = run_head(job, "ssh", *cluster(network))
+    job = make_job(folder, "report", *HOSTILE, GIVEN="$HOME 'x'\ny")
+    code, said = run_launcher(job, "ssh", *cluster(network))
     assert code == 0, said
-    for rank, process in enumerate(told(job)):
-        assert process["argv"] == ["pretrain", "CONFIG", "tell", *HOSTILE]
+    for rank, process in enumerate(reports(job)):
+        assert process["argv"] == ["pretrain", "CONFIG", "report", *HOSTILE]
         assert (process["RANK"], process["LOCAL_RANK"], process["WORLD_SIZE"]) == (str(rank), "0", "2")
         assert process["MASTER_ADDR"] == network.hosts[0].name
         assert process["GIVEN"] == "$HOME 'x'\ny" and process["cwd"] == job.cwd
 
 
-def aliased(network: Network, folder: Path, *more: str) -> list[str]:
+def with_aliases(network: Network, folder: Path, *more: str) -> list[str]:
     """The hosts by names that only ssh knows; no interface is named."""
     entries = [
         f"Host {alias}\n  HostName {host.name}\n  HostKeyAlias {host.name}\n"
@@ -54,88 +61,88 @@ def aliased(network: Network, folder: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ([], "alpha cannot resolve 'alpha', where the processes meet (Name or service not known"),
+        ([], "alpha cannot resolve 'alpha', the rendezvous host (Name or service not known"),
         (["master_addr=nowhere.invalid"], "alpha cannot resolve 'nowhere.invalid'"),
-        (["master_addr=FIRST"], "alpha: its own hostname"),
+        (["master_addr=FIRST"], "alpha: its hostname"),
     ],
 )
-def test_hosts_that_cannot_find_one_another_are_named_before_the_start(
+def test_hosts_that_cannot_resolve_one_another_are_refused_before_the_start(
     tmp_path: Path, network: Network, more: list[str], says: str
 ) -> None:
-    job = make_job(tmp_path, "tell")
+    job = make_job(tmp_path, "report")
     words = [word.replace("FIRST", network.hosts[0].name) for word in more]
-    code, said = run_head(job, "ssh", *aliased(network, tmp_path, *words))
-    assert code == 1 and says.partition(" (")[0] in said  # a UsageError in `rooms.HEAD`
+    code, said = run_launcher(job, "ssh", *with_aliases(network, tmp_path, *words))
+    assert code == 1 and says.partition(" (")[0] in said  # a ValueError in `LAUNCHER`
     assert "set environment.GLOO_SOCKET_IFNAME and environment.NCCL_SOCKET_IFNAME" in said
     assert ("master_addr to an address of alpha" in said) == ("resolve" in says)
-    assert "start 1" not in said and not (Path(job.run_dir) / "told.jsonl").exists()
+    assert "start 1" not in said and not (Path(job.run_dir) / "reports.jsonl").exists()
 
 
 @pytest.mark.processes
 def test_hosts_by_ssh_aliases_run_with_an_address_and_an_interface(tmp_path: Path, network: Network) -> None:
-    job = make_job(tmp_path, "tell")
+    job = make_job(tmp_path, "report")
     more = [f"master_addr={network.hosts[0].name}", "environment.GLOO_SOCKET_IFNAME=eth0"]
-    code, said = run_head(job, "ssh", *aliased(network, tmp_path, *more))
+    code, said = run_launcher(job, "ssh", *with_aliases(network, tmp_path, *more))
     assert code == 0, said
-    assert [process["MASTER_ADDR"] for process in told(job)] == [network.hosts[0].name] * 2
+    assert [process["MASTER_ADDR"] for process in reports(job)] == [network.hosts[0].name] * 2
 
 
-def test_what_names_mean_on_hosts_is_judged_once_they_are_several_machines() -> None:
+def test_name_resolution_matters_between_different_machines() -> None:
     good = {"machine": "1", "own_address": "10.0.0.1"}
-    one = {"a": Answer(**good), "b": Answer(**{**good, "unresolved": "no"})}
-    assert name_fault(one, "a", {}) is None, "one machine meets itself"
-    two = {"a": Answer(**good), "b": Answer(machine="2", hostname="b", own_address="127.0.1.1")}
-    assert "'b' means 127.0.1.1 there" in str(name_fault(two, "a", {}))
-    assert name_fault(two, "a", {"GLOO_SOCKET_IFNAME": "eth0"}) is None
+    one = {"a": HostStatus(**good), "b": HostStatus(**{**good, "resolve_error": "no"})}
+    assert resolution_error(one, "a", {}) is None, "one machine reaches itself"
+    two = {"a": HostStatus(**good), "b": HostStatus(machine="2", hostname="b", own_address="127.0.1.1")}
+    assert "'b' resolves to 127.0.1.1 there" in str(resolution_error(two, "a", {}))
+    assert resolution_error(two, "a", {"GLOO_SOCKET_IFNAME": "eth0"}) is None
     two["b"] = replace(two["b"], has_interface=True)
-    assert name_fault(two, "a", {}) is None
+    assert resolution_error(two, "a", {}) is None
     two["b"] = replace(two["b"], has_interface=False, own_address=None)
-    assert "'b' cannot be resolved there" in str(name_fault(two, "a", {}))
+    assert "'b' cannot be resolved there" in str(resolution_error(two, "a", {}))
 
 
 @pytest.mark.processes
-def test_a_failure_on_one_host_is_said_once_and_ends_the_other(tmp_path: Path, network: Network) -> None:
-    job = make_job(tmp_path, "1:say=this is why", "1:leave=3", "obey", "wait=600")
-    code, said = run_head(job, "ssh", *cluster(network))
+def test_a_failure_on_one_host_is_reported_once_and_ends_the_other(tmp_path: Path, network: Network) -> None:
+    job = make_job(tmp_path, "1:print=this is why", "1:exit=3", "handle_stops", "wait=600")
+    code, said = run_launcher(job, "ssh", *cluster(network))
     assert code == 3 and said.count("this is why") == 1
     assert f"rank 1 on {network.hosts[1].name} failed: the data cannot be used (exit code 3)" in said
     wait_for("end of all processes", lambda: processes_of(job) == [])
 
 
 @pytest.mark.processes
-def test_who_only_lost_its_peer_is_not_called_the_first(tmp_path: Path, network: Network) -> None:
-    job = make_job(tmp_path, "0:leave=1", "1:wait=1", "1:die=SIGKILL")
-    code, said = run_head(job, "ssh", *cluster(network, "max_restarts=0"))
+def test_a_rank_that_only_lost_its_peer_is_not_the_first_failure(tmp_path: Path, network: Network) -> None:
+    job = make_job(tmp_path, "0:exit=1", "1:wait=1", "1:kill=SIGKILL")
+    code, said = run_launcher(job, "ssh", *cluster(network, "max_restarts=0"))
     assert code == 137
     assert f"rank 1 on {network.hosts[1].name} failed: killed by signal 9 (exit code 137)" in said
     assert "rank 0 on" not in said
 
 
 @pytest.mark.processes
-def test_when_a_host_dies_the_run_goes_on_with_those_left(tmp_path: Path, network: Network) -> None:
+def test_after_a_host_dies_the_run_continues_on_the_others(tmp_path: Path, network: Network) -> None:
     lost, left = network.hosts
-    job = make_job(tmp_path, "obey", "save=7", "once=wait=600", "tell")
+    job = make_job(tmp_path, "handle_stops", "save=7", "once=wait=600", "report")
     words = [f"hosts={{{lost.name}: 1, {left.name}: 3}}", *cluster(network)[1:]]
-    launcher = head(job, "ssh", *words)
+    launcher = launcher_of(job, "ssh", *words)
     wait_for("processes", are_waiting(job, 4))
     lost.kill()
     try:
         assert launcher.wait(timeout=90) == 0
     finally:
         lost.start()
-    said = (Path(job.run_dir) / "said").read_text()
-    assert f"{lost.name} is lost" in said and f"going on without {lost.name}" in said
+    said = (Path(job.run_dir) / "output").read_text()
+    assert f"{lost.name} is lost" in said and f"continuing without {lost.name}" in said
     # Three are left, which cannot share a batch of four.
     assert (
-        f"start 2: 2 processes (2 on {left.name}), meeting at {left.name}" in said and "from step 7" in said
+        f"start 2: 2 processes (2 on {left.name}), rendezvous {left.name}" in said and "from step 7" in said
     )
-    assert [process["WORLD_SIZE"] for process in told(job)] == ["2", "2"]
+    assert [process["WORLD_SIZE"] for process in reports(job)] == ["2", "2"]
 
 
 @pytest.mark.processes
-def test_behind_a_cut_link_processes_end_and_the_others_go_on(tmp_path: Path, network: Network) -> None:
-    job = make_job(tmp_path, "obey", "1:once=wait=600", "0:once=wait=600")
-    launcher = head(job, "ssh", *cluster(network))
+def test_after_a_broken_link_the_others_continue(tmp_path: Path, network: Network) -> None:
+    job = make_job(tmp_path, "handle_stops", "1:once=wait=600", "0:once=wait=600")
+    launcher = launcher_of(job, "ssh", *cluster(network))
     wait_for("processes", are_waiting(job, 2))
     behind = network.hosts[1]
     behind.cut()
@@ -143,7 +150,7 @@ def test_behind_a_cut_link_processes_end_and_the_others_go_on(tmp_path: Path, ne
         assert launcher.wait(timeout=90) == 0
         mine = set(processes_of(job))
         wait_for("end of those behind the cut", lambda: not mine & set(processes_of(job)))
-        agent_log = (Path(job.run_dir) / "said").read_text()
+        agent_log = (Path(job.run_dir) / "output").read_text()
         assert f"{behind.name} is lost" in agent_log and "start 2: 1 processes" in agent_log
     finally:
         behind.mend()
@@ -152,11 +159,11 @@ def test_behind_a_cut_link_processes_end_and_the_others_go_on(tmp_path: Path, ne
 @pytest.mark.processes
 @pytest.mark.parametrize("way", ["cancel", "signal", "kill"])
 def test_a_stop_reaches_every_host(tmp_path: Path, network: Network, way: str) -> None:
-    job = make_job(tmp_path, "obey", "wait=600")
-    launcher = head(job, "ssh", *cluster(network))
+    job = make_job(tmp_path, "handle_stops", "wait=600")
+    launcher = launcher_of(job, "ssh", *cluster(network))
     wait_for("processes", are_waiting(job, 2))
     if way == "cancel":
-        ask_for_stop(Path(job.run_dir))
+        request_stop(Path(job.run_dir))
     else:
         launcher.send_signal(signal.SIGUSR1 if way == "signal" else signal.SIGKILL)
     code = launcher.wait(timeout=60)
@@ -167,23 +174,23 @@ def test_a_stop_reaches_every_host(tmp_path: Path, network: Network, way: str) -
 
 
 @pytest.mark.processes
-def test_a_host_that_never_answered_is_named(tmp_path: Path, network: Network) -> None:
-    job = make_job(tmp_path, "leave=0")
+def test_an_unreachable_host_is_named(tmp_path: Path, network: Network) -> None:
+    job = make_job(tmp_path, "exit=0")
     name = network.hosts[1].name
     nobody = f"{name.rpartition('.')[0]}.77"
     rest = cluster(network)[1:]
-    code, said = run_head(job, "ssh", f"hosts={{{name}: 1, {nobody}: 1}}", *rest)
-    assert code == 1 and f"{nobody} does not answer (" in said and "allow fewer with min_nodes=N" in said
-    code, said = run_head(job, "ssh", f"hosts={{{name}: 1, {nobody}: 1}}", *rest, "min_nodes=1")
-    assert code == 0 and f"going on without {nobody}" in said
+    code, said = run_launcher(job, "ssh", f"hosts={{{name}: 1, {nobody}: 1}}", *rest)
+    assert code == 1 and f"{nobody} is unreachable (" in said and "allow fewer hosts with min_nodes=N" in said
+    code, said = run_launcher(job, "ssh", f"hosts={{{name}: 1, {nobody}: 1}}", *rest, "min_nodes=1")
+    assert code == 0 and f"continuing without {nobody}" in said
 
 
 @pytest.mark.processes
 def test_a_host_that_does_not_see_the_code_is_named(tmp_path: Path, network: Network) -> None:
-    job = make_job(tmp_path, "leave=0")
+    job = make_job(tmp_path, "exit=0")
     os.rename(job.code, f"{job.code}-elsewhere")
-    code, said = run_head(job, "ssh", *cluster(network))
-    assert code == 1 and f"{network.hosts[0].name} does not answer (" in said and "No such file" in said
+    code, said = run_launcher(job, "ssh", *cluster(network))
+    assert code == 1 and f"{network.hosts[0].name} is unreachable (" in said and "No such file" in said
 
 
 def test_hostfiles_are_those_of_deepspeed(tmp_path: Path) -> None:
@@ -198,32 +205,31 @@ def test_hostfiles_are_those_of_deepspeed(tmp_path: Path) -> None:
     [
         ("a\n", "line 1: expected `HOST slots=N`, got 'a'"),
         ("a slots=8\nb slots=x\n", "line 2: expected `HOST slots=N`, got 'b slots=x'"),
-        ("a slots=8\na slots=8\n", "line 2: a stands twice"),
-        ("# nobody\n", "hostfile must name at least one host"),
+        ("a slots=8\na slots=8\n", "line 2: expected each host once, got a again"),
+        ("# nobody\n", "hostfile must contain at least one host"),
     ],
 )
 def test_a_wrong_hostfile_names_the_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "hosts"
     path.write_text(text)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(ValueError, match=message):
         read_hostfile(path)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "name the hosts by one of hostfile=FILE and 'hosts={a: 8, b: 8}' .*, got neither"),
-        (["hosts.a=1", "hostfile=x"], "got hostfile and hosts"),
-        (["hosts.-oProxyCommand=1"], "hosts must name hosts by name or address, got '-oProxyCommand'"),
-        (["hosts.a b=1"], "got 'a b'"),
+        ([], "expected the hosts as one of hostfile=FILE and 'hosts={a: 8, b: 8}' .*, got neither"),
+        (["hosts.a=1", "hostfile=x"], "got hosts and hostfile"),
+        (["hosts.-oProxyCommand=1"], "hosts must contain host names or addresses, got '-oProxyCommand'"),
+        (["hosts={a b: 1}"], "got 'a b'"),
         (["hosts.a=0"], "hosts.a must be at least 1, got 0"),
         (["hosts.a=1", "min_nodes=2"], "min_nodes must be 1 to 1, the number of hosts, got 2"),
         (["hosts.a=1", "master_port=70000"], "master_port must be a port, got 70000"),
-        (["hosts.a=1", "through=mpi"], "through must be one of agent, deepspeed, got 'mpi'"),
-        (["hosts.a=1", "silence_s=2"], "silence_s must be at least 10"),
+        (["hosts.a=1", "heartbeat_timeout_s=2"], "heartbeat_timeout_s must be at least 10"),
         (["hosts.a=1", "max_restarts=-1"], "max_restarts must be 0 or more"),
     ],
 )
 def test_a_wrong_cluster_is_refused_by_key(overrides: list[str], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(ValueError, match=message):
         read_cluster(SshCluster, None, overrides)

@@ -1,4 +1,4 @@
-"""`launch status|logs|cancel`: what a user sees of a run, and how it is stopped."""
+"""`launch status|logs|cancel`."""
 
 import json
 import os
@@ -10,9 +10,9 @@ import pytest
 from kinemae.launch.__main__ import main
 from kinemae.launch.job import Job
 from kinemae.launch.record import Record
-from kinemae.launch.slurm.watch import OUTCOME, exit_code_of
+from kinemae.launch.slurm.queue import OUTCOME, exit_code_of
 from kinemae.launch.status import duration, last_lines
-from tests.launch.rooms import are_waiting, head, make_job, run_head, wait_for
+from tests.launch.fake_program import are_waiting, launcher_of, make_job, run_launcher, wait_for
 
 
 def seen(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -31,10 +31,10 @@ def with_metrics(job: Job) -> Path:
 
 
 @pytest.mark.processes
-def test_a_run_is_looked_at_and_cancelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job = make_job(tmp_path, "say=here I am", "1:say=and I", "obey", "wait=600")
+def test_status_logs_and_cancel_of_a_running_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = make_job(tmp_path, "print=here I am", "1:print=and I", "handle_stops", "wait=600")
     run_dir = with_metrics(job)
-    launcher = head(job, "local", "processes=2")
+    launcher = launcher_of(job, "local", "processes=2")
     wait_for("processes", are_waiting(job, 2))
     status = seen(capsys, "status", str(run_dir))
     assert "running since" in status and f"local, process {launcher.pid} on" in status
@@ -42,35 +42,34 @@ def test_a_run_is_looked_at_and_cancelled(tmp_path: Path, capsys: pytest.Capture
     assert ", 6 min left\n" in status  # 18 steps of 10 clips at one clip in 2 s
     assert seen(capsys, "logs", str(run_dir)).splitlines()[-1] == "here I am"
     assert seen(capsys, "logs", str(run_dir), "--rank", "1", "--lines", "1") == "and I\n"
-    assert "asked for a stop with a checkpoint" in seen(capsys, "cancel", str(run_dir))
+    assert "requested a stop with a checkpoint" in seen(capsys, "cancel", str(run_dir))
     assert launcher.wait(timeout=60) == 143
-    told = json.loads(seen(capsys, "status", str(run_dir), "--json"))
-    assert (told["state"], told["code"], told["step"], told["checkpoints"]) == ("ended", 143, 12, [5, 10])
-    assert told["remaining_s"] is None
-    assert told["said"] == "stopped by SIGTERM, with a checkpoint (exit code 143)"
+    status = json.loads(seen(capsys, "status", str(run_dir), "--json"))
+    assert (status["state"], status["code"], status["step"]) == ("ended", 143, 12)
+    assert status["checkpoints"] == [5, 10]
+    assert status["remaining_s"] is None
+    assert status["message"] == "stopped by SIGTERM, with a checkpoint (exit code 143)"
     assert main(["cancel", str(run_dir)]) == 2
-    assert "is not running: stopped by SIGTERM" in capsys.readouterr().err
+    assert "expected a running run; stopped by SIGTERM" in capsys.readouterr().err
 
 
 @pytest.mark.processes
-def test_a_run_whose_launcher_was_killed_is_called_lost(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job = make_job(tmp_path, "obey", "wait=600")
-    launcher = head(job, "local")
+def test_a_run_whose_launcher_was_killed_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = make_job(tmp_path, "handle_stops", "wait=600")
+    launcher = launcher_of(job, "local")
     wait_for("process", are_waiting(job, 1))
     os.kill(launcher.pid, signal.SIGKILL)
     launcher.wait(timeout=60)
-    assert "its launcher died without a word; start it again" in seen(capsys, "status", job.run_dir)
+    assert "the launcher was killed; start the run again" in seen(capsys, "status", job.run_dir)
 
 
 @pytest.mark.processes
 def test_following_a_log_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job = make_job(tmp_path, "say=first", "say=last")
-    assert run_head(job, "local")[0] == 0
+    job = make_job(tmp_path, "print=first", "print=last")
+    assert run_launcher(job, "local")[0] == 0
     assert seen(capsys, "logs", job.run_dir, "--follow", "--lines", "1") == "last\n"
     assert main(["logs", job.run_dir, "--rank", "7"]) == 2
-    assert "there is launch.log, rank-00000.log" in capsys.readouterr().err
+    assert "contains launch.log, rank-00000.log" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lines", [0, 1, 5, 20_000, 50_000])
@@ -81,7 +80,7 @@ def test_the_last_lines_of_a_long_log(tmp_path: Path, lines: int) -> None:
     assert last_lines(path, lines) == whole[len(whole) - min(lines, len(whole)) :]
 
 
-def test_a_slurm_job_that_slurm_has_forgotten_is_known_by_its_own_note(
+def test_the_end_of_a_slurm_job_is_known_after_slurm_deleted_its_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tools = tmp_path / "tools"
@@ -93,14 +92,14 @@ def test_a_slurm_job_that_slurm_has_forgotten_is_known_by_its_own_note(
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     run_dir = tmp_path / "run"
     (run_dir / "launch").mkdir(parents=True)
-    Record(run_dir, kind="slurm", job_id="41", steps=30).note(state="submitted")
+    Record(run_dir, kind="slurm", job_id="41", steps=30).update(state="submitted")
     assert "Slurm has no record of it" in seen(capsys, "status", str(run_dir))
-    (run_dir / "launch" / OUTCOME).write_text("40 0\n")  # of the job before
+    (run_dir / "launch" / OUTCOME).write_text("40 0\n")  # of the previous job
     assert "Slurm has no record of it" in seen(capsys, "status", str(run_dir))
     (run_dir / "launch" / OUTCOME).write_text("41 143\n")
-    told = json.loads(seen(capsys, "status", str(run_dir), "--json"))
-    assert (told["state"], told["code"], told["steps"]) == ("ended", 143, 30)
-    assert told["said"] == "job 41: stopped by SIGTERM, with a checkpoint (exit code 143)"
+    status = json.loads(seen(capsys, "status", str(run_dir), "--json"))
+    assert (status["state"], status["code"], status["steps"]) == ("ended", 143, 30)
+    assert status["message"] == "job 41: stopped by SIGTERM, with a checkpoint (exit code 143)"
 
 
 @pytest.mark.parametrize(
@@ -115,13 +114,13 @@ def test_a_slurm_job_that_slurm_has_forgotten_is_known_by_its_own_note(
         ("NODE_FAIL", "0:0", 1),
     ],
 )
-def test_slurms_states_and_codes_are_one_code(state: str, code: str, number: int) -> None:
+def test_slurm_states_become_exit_codes(state: str, code: str, number: int) -> None:
     assert exit_code_of(state, code) == number
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [(12, "12 s"), (119, "2 min"), (3000, "50 min"), (12345, "3 h 26 min"), (2e5, "2 d 7 h")],
 )
-def test_time_left_is_told_in_two_units(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+def test_durations_have_at_most_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

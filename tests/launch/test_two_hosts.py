@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kinemae.launch.record import newest_checkpoint, read_record
+from kinemae.launch.record import read_record, saved_steps
 from tests.conftest import REPO, demo_job, run_module
+from tests.launch.fake_program import wait_for
 from tests.launch.hosts import Network
-from tests.launch.rooms import wait_for
 
 pytestmark = [pytest.mark.processes, pytest.mark.cluster]
 
@@ -42,7 +41,7 @@ def launch(network: Network, shards: Path, run_dir: Path, *words: str) -> "subpr
     job = [*demo_job(shards, steps=STEPS), f"run_dir={run_dir}", "save_every_steps=5"]
     command = ["launch", "ssh", *network.overrides(), *words, "--", *job]
     return subprocess.Popen(
-        [sys.executable, "-m", *command],
+        [sys.executable, "-m", "kinemae", *command],
         cwd=REPO,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -56,7 +55,7 @@ def test_two_hosts_equal_one_process_although_one_is_killed(
 ) -> None:
     run_dir = folder / "agents"
     launcher = launch(network, synth_shards, run_dir, "grace_s=5")
-    wait_for("checkpoint", lambda: newest_checkpoint(run_dir) or launcher.poll() is not None, 120)
+    wait_for("checkpoint", lambda: saved_steps(run_dir) or launcher.poll() is not None, 120)
     ranks = read_record(run_dir)["agents"][network.hosts[1].name]["ranks"]
     os.kill(ranks["1"], signal.SIGKILL)
     said = launcher.communicate(timeout=300)[0]
@@ -64,18 +63,3 @@ def test_two_hosts_equal_one_process_although_one_is_killed(
     assert f"rank 1 on {network.hosts[1].name} failed: killed by signal 9" in said
     assert read_record(run_dir)["attempt"] == 2
     assert losses(run_dir) == pytest.approx(alone, rel=1e-5)
-
-
-def test_deepspeeds_launcher_gives_the_same_losses(
-    folder: Path, synth_shards: Path, network: Network, alone: list[float]
-) -> None:
-    if shutil.which("pdsh") is None:
-        pytest.skip("no pdsh on this machine")
-    if " " in sys.executable:
-        pytest.skip("DeepSpeed's launcher passes no interpreter whose path has a blank")
-    run_dir = folder / "deepspeed"
-    launcher = launch(network, synth_shards, run_dir, "through=deepspeed", "max_restarts=0")
-    said = launcher.communicate(timeout=300)[0]
-    assert launcher.returncode == 0, said
-    assert losses(run_dir) == pytest.approx(alone, rel=1e-5)
-    assert "loss" in (run_dir / "logs" / "all-ranks.log").read_text()

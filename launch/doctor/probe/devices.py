@@ -1,4 +1,4 @@
-"""Output of nvidia-smi and the kernel's log about a node's GPUs; `checks/devices.py` interprets it."""
+"""Output of nvidia-smi on a node; `checks/devices.py` evaluates it."""
 
 import shutil
 import subprocess
@@ -15,42 +15,34 @@ GPU_FIELDS = (
     "clocks_event_reasons.active",
     "temperature.gpu",
 )
-# What drivers before 535 call it.
-_FORMERLY = {"clocks_event_reasons.active": "clocks_throttle_reasons.active"}
+# Names of fields in drivers before 535.
+_OLD_NAMES = {"clocks_event_reasons.active": "clocks_throttle_reasons.active"}
 ROW_FIELDS = ("gpu_uuid", "remapped_rows.pending", "remapped_rows.failure")
 PROCESS_FIELDS = ("gpu_uuid", "pid", "process_name", "used_memory")
 _LIMIT_S = 15
 
 
 def devices() -> dict[str, Any]:
-    """The raw answers, empty on a machine without nvidia-smi."""
+    """The output of nvidia-smi; empty without nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return {}
+    gpus = _smi("--query-gpu", GPU_FIELDS)
+    if "valid field" in gpus.get("failed", ""):
+        gpus = _smi("--query-gpu", tuple(_OLD_NAMES.get(name, name) for name in GPU_FIELDS))
     return {
-        "gpus": _gpus(),
+        "gpus": gpus,
         "rows": _smi("--query-remapped-rows", ROW_FIELDS),
         "processes": _smi("--query-compute-apps", PROCESS_FIELDS),
-        "kernel": [line for line in _said("dmesg").get("text", "").splitlines() if "Xid" in line][-50:],
     }
 
 
-def _gpus() -> dict[str, str]:
-    answer = _smi("--query-gpu", GPU_FIELDS)
-    if "valid field" in answer.get("failed", ""):
-        return _smi("--query-gpu", tuple(_FORMERLY.get(name, name) for name in GPU_FIELDS))
-    return answer
-
-
 def _smi(query: str, fields: tuple[str, ...]) -> dict[str, str]:
-    return _said("nvidia-smi", f"{query}={','.join(fields)}", "--format=csv,noheader,nounits")
-
-
-def _said(*command: str) -> dict[str, str]:
-    """`text` of a command, or `failed` with the reason: an nvidia-smi that hangs is itself a finding."""
+    """`text`, or `failed` with the reason, such as a hanging nvidia-smi."""
+    command = ["nvidia-smi", f"{query}={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
     except subprocess.TimeoutExpired:
-        return {"failed": f"no answer within {_LIMIT_S} s"}
+        return {"failed": f"no reply within {_LIMIT_S} s"}
     except OSError as error:
         return {"failed": str(error)}
     if ran.returncode != 0:

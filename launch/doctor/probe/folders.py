@@ -1,4 +1,4 @@
-"""Folders that all nodes are to share: what one writes and renames the others must see; speed; room."""
+"""Write, read and lock files in folders that all nodes share."""
 
 import contextlib
 import errno
@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +19,10 @@ _PART_BYTES = 4 << 20
 
 
 def write(*, folder: str, name: str, token: str) -> dict[str, Any]:
-    """Write a small file as a checkpoint is written: a partial name, fsync, rename.
+    """Write a small file as checkpoints are written: partial name, fsync, rename.
 
     Returns:
-        `sync_ms` (the median of writing 64 KiB through to the disk), `free_bytes`, `kind` (the file
-        system's), or `failed`.
+        `sync_ms` (median for 64 KiB), `free_bytes`, `kind` of the file system; or `failed`, `reason`.
     """
     path = Path(folder) / name
     partial = path.with_name(f"{name}.partial")
@@ -41,15 +38,18 @@ def write(*, folder: str, name: str, token: str) -> dict[str, Any]:
         partial.write_text(token)
         partial.rename(path)
     except OSError as error:
-        return {"failed": errno.errorcode.get(error.errno or 0, "EIO"), "why": error.strerror or str(error)}
+        return {
+            "failed": errno.errorcode.get(error.errno or 0, "EIO"),
+            "reason": error.strerror or str(error),
+        }
     free = shutil.disk_usage(folder).free
     return {"sync_ms": 1000 * statistics.median(seconds), "free_bytes": free, "kind": _kind(path)}
 
 
 def look(*, folder: str, names: Sequence[str], token: str, wait_s: float) -> dict[str, str]:
-    """Which of the others' files are not as they should be: missing, or with other content.
+    """Files of other nodes that are missing or have other content.
 
-    A network file system may show an old listing for some seconds: it is asked again until `wait_s` is over.
+    A network file system may show an old listing for some seconds: retry until `wait_s` is over.
     """
     end = time.monotonic() + wait_s
     while True:
@@ -69,24 +69,24 @@ def _state(path: Path, token: str) -> str:
 
 
 def lock(*, path: str) -> Any:
-    """Lock a file as a run locks its folder; the lock is held until the probe ends.
+    """Lock a file as a run locks its folder, until the probe ends.
 
     Returns:
-        {"state": "mine" | "taken" | the system's reason}, and what holds the lock.
+        {"state": "locked", "busy" or the system's reason}, and an object that holds the lock.
     """
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(path, "a"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return {"state": "taken"}
+            return {"state": "busy"}
         except OSError as error:
             return {"state": error.strerror or str(error)}
-        return {"state": "mine"}, stack.pop_all()
+        return {"state": "locked"}, stack.pop_all()
 
 
 def clean(*, folder: str, names: Sequence[str]) -> dict[str, str]:
-    """Remove the doctor's own files, and the folder where nothing else is left in it."""
+    """Remove the doctor's files, and the folder if it is empty."""
     for name in (*names, *(f"{name}.partial" for name in names)):
         with contextlib.suppress(OSError):
             (Path(folder) / name).unlink()
@@ -96,7 +96,7 @@ def clean(*, folder: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def _kind(path: Path) -> str:
-    """The file system that holds a path, as /proc/mounts calls it."""
+    """The file system type of a path, from /proc/mounts."""
     best, kind = "", "unknown"
     real = str(path.resolve())
     for line in Path("/proc/mounts").read_text().splitlines():
@@ -108,16 +108,15 @@ def _kind(path: Path) -> str:
 
 
 def read_shards(*, folder: str, parts: int) -> dict[str, Any]:
-    """Read the description whole and pieces of some shards: all nodes must find the same bytes.
+    """Read dataset.json and parts of some shards.
 
     Returns:
-        `fingerprint` of the data set, `digest` of the pieces, `mb_per_s` of reading them (a cache may have
-        helped), or `failed`.
+        `fingerprint` of the data set, `digest` of the parts, `mb_per_s` (possibly from a cache); or `failed`.
     """
     try:
-        described = json.loads((Path(folder) / "dataset.json").read_text())
+        description = json.loads((Path(folder) / "dataset.json").read_text())
         digest, count, seconds = hashlib.sha256(), 0, 0.0
-        shards = [Path(folder) / shard["name"] for shard in described["shards"]]
+        shards = [Path(folder) / shard["name"] for shard in description["shards"]]
         for path in shards[:: max(1, len(shards) // parts)][:parts]:
             began = time.monotonic()
             with path.open("rb") as file:
@@ -131,37 +130,4 @@ def read_shards(*, folder: str, parts: int) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         return {"failed": f"dataset.json cannot be read: {error}"}
     rate = count / 1e6 / max(seconds, 1e-6)
-    return {"fingerprint": described.get("fingerprint"), "digest": digest.hexdigest(), "mb_per_s": rate}
-
-
-def decode(*, folder: str, limit_s: float) -> dict[str, Any]:
-    """Let the room itself read some clips, with their checksums: `kinemae data bench`.
-
-    Returns:
-        `clips_per_s` of one core; or `absent`, where KineMAE cannot be imported here yet; or
-        `failed`, or `slow` where there was not time enough.
-    """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if subprocess.run(
-        [sys.executable, "-P", "-c", "import kinemae.data_tools"], env=environment, capture_output=True
-    ).returncode:
-        return {"absent": True}
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "kinemae",
-        "data",
-        "bench",
-        folder,
-        "clips=32",
-        "workers=1",
-        "--json",
-    ]
-    try:
-        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        return {"slow": f"32 clips took more than {limit_s:g} s"}
-    if ran.returncode != 0:
-        return {"failed": (ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"])[-1]}
-    return {"clips_per_s": json.loads(ran.stdout.splitlines()[-1])["clips_per_s_per_core"]}
+    return {"fingerprint": description.get("fingerprint"), "digest": digest.hexdigest(), "mb_per_s": rate}

@@ -1,7 +1,7 @@
-"""A real process group over all nodes: do sums come out right, and how fast do the bytes travel?
+"""A real process group on all nodes: check its sums and measure its all-reduce.
 
-`group` runs in the probe and starts this node's ranks; `rank_main` is what a rank runs, in a process of its
-own, because an import of torch or a broken driver may crash or hang it.
+`group` runs in the probe and starts this node's ranks. Each rank runs `rank_main` in its own process, because
+importing torch or a broken driver may crash or hang it.
 """
 
 import json
@@ -10,28 +10,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _MB = 1_000_000
-_SOURCE = globals().get("__source__")  # set where this file came over a wire and lies on no disk
+_SOURCE = globals().get("__source__")  # set if the doctor sent this file as text
 _ENTRY = "import sys;exec(compile(sys.stdin.read(),'rank','exec'),g:={'__name__':'rank'});g['rank_main']()"
 _COUNT = 4096  # values of each dtype whose sum is checked; odd sizes too, see `wrong_sums`
 _TAIL = 800
 
 
 def group(
-    *, processes: int, first_rank: int, world: int, meet: tuple[str, int], device: str, limit_s: float
+    *, processes: int, first_rank: int, world_size: int, master: tuple[str, int], device: str, limit_s: float
 ) -> list[dict[str, Any]]:
     """Start this node's ranks and wait for them, at most `limit_s`.
 
     Args:
-        meet: host and port of rank 0.
+        master: host and port of rank 0.
         device: cuda or cpu.
 
     Returns:
-        For each rank what it found, `stage` (the last thing it began) and, unless that is "done", `failed`.
+        For each rank its results, `stage` (the last one that it began) and, unless it is "done", `failed`.
     """
     source = _SOURCE or Path(__file__).read_text(encoding="utf-8")
     ranks = []
@@ -40,11 +40,11 @@ def group(
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "RANK": str(first_rank + local),
-            "WORLD_SIZE": str(world),
+            "WORLD_SIZE": str(world_size),
             "LOCAL_RANK": str(local),
             "LOCAL_WORLD_SIZE": str(processes),
-            "MASTER_ADDR": meet[0],
-            "MASTER_PORT": str(meet[1]),
+            "MASTER_ADDR": master[0],
+            "MASTER_PORT": str(master[1]),
         }
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         command = [sys.executable, "-c", _ENTRY, device, str(limit_s)]
@@ -57,61 +57,60 @@ def group(
 
 
 def _await(rank: Any, end: float, limit_s: float) -> dict[str, Any]:
-    rank.stdin = None  # closed already; communicate would flush it
+    rank.stdin = None  # closed already; communicate() would flush it
     try:
-        told, complaint = rank.communicate(timeout=max(0.5, end - time.monotonic()))
-        failed = f"left with exit code {rank.returncode}: {complaint.strip()[-_TAIL:]}"
+        output, errors = rank.communicate(timeout=max(0.5, end - time.monotonic()))
+        failed = f"ended with exit code {rank.returncode}: {errors.strip()[-_TAIL:]}"
     except subprocess.TimeoutExpired:
         rank.kill()
-        told, complaint = rank.communicate()
+        output, errors = rank.communicate()
         failed = f"not done after {limit_s:g} s"
-    found: dict[str, Any] = {"stage": "starting"}
-    for line in told.splitlines():
+    result: dict[str, Any] = {"stage": "starting"}
+    for line in output.splitlines():
         if line.startswith("{"):
-            found |= json.loads(line)
-    return found if found["stage"] == "done" else {**found, "failed": failed}
+            result |= json.loads(line)
+    return result if result["stage"] == "done" else {**result, "failed": failed}
 
 
 def rank_main() -> None:
-    """Join, sum, time, pair up; each stage is told before it begins, so that a hang has a name."""
+    """Join the group, check sums, measure; report each stage before it begins, to name it after a hang."""
     from datetime import timedelta
 
-    import torch  # the only file here that needs it, and only in this process
+    import torch  # imported in this process only
     import torch.distributed as dist
 
     device, limit_s = sys.argv[1], float(sys.argv[2])
-    signal.alarm(int(limit_s) + 5)  # should the probe die, this process does not stay behind
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    signal.alarm(int(limit_s) + 5)  # end this process even if the probe dies
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else None
-    _tell(stage="device", torch=torch.__version__, cuda=torch.version.cuda, nccl=nccl)
+    _report(stage="device", torch=torch.__version__, cuda=torch.version.cuda, nccl=nccl)
     backend = "nccl" if device == "cuda" else "gloo"
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        _tell(name=torch.cuda.get_device_name(), free_bytes=torch.cuda.mem_get_info()[0])
-    _tell(stage="joining")
-    dist.init_process_group(backend, rank=rank, world_size=world, timeout=timedelta(seconds=limit_s / 2))
-    _tell(stage="summing")
-    _tell(wrong=wrong_sums(dist.all_reduce, rank, world, device))
-    _tell(wrong_from=wrong_senders(dist.broadcast, rank, world, device))
-    _tell(stage="timing")
-    _tell(copy_mb_per_s=_copy_rate(device), bus_mb_per_s=_bus_rate(device))
-    _tell(stage="pairing", pairs=_pair_rates(device))
+        _report(name=torch.cuda.get_device_name(), free_bytes=torch.cuda.mem_get_info()[0])
+    _report(stage="joining")
+    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(seconds=limit_s / 2))
+    _report(stage="summing")
+    _report(wrong=wrong_sums(dist.all_reduce, rank, world_size, device))
+    _report(wrong_from=wrong_senders(dist.broadcast, rank, world_size, device))
+    _report(stage="timing")
+    _report(copy_mb_per_s=_copy_rate(device), bus_mb_per_s=_bus_rate(device))
     dist.barrier()
-    _tell(stage="done")
+    _report(stage="done")
     sys.stdout.flush()
-    os._exit(0)  # a backend's own clean-up may wait for ranks that have left
+    os._exit(0)  # the backend's clean-up may wait for ranks that have ended
 
 
-def _tell(**found: Any) -> None:
-    sys.stdout.write(json.dumps(found) + "\n")
+def _report(**values: Any) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()
 
 
 def wrong_sums(all_reduce: Callable[[Any], Any], rank: int, world: int, device: str) -> str | None:
-    """Sum whole numbers that float32 holds exactly over all ranks, and compare with the known result.
+    """Sum integers that float32 represents exactly, and compare with the known result.
 
     Returns:
-        What differed, for the first size that did; None where every value of every size is right.
+        The first difference; None if all sums of all sizes are correct.
     """
     import torch
 
@@ -120,19 +119,19 @@ def wrong_sums(all_reduce: Callable[[Any], Any], rank: int, world: int, device: 
             pattern = (torch.arange(size, device=device) % 7).to(dtype)
             values = pattern * (rank + 1)
             all_reduce(values)
-            wanted = pattern * (world * (world + 1) // 2)
-            places = (values != wanted).nonzero().flatten()
+            expected = pattern * (world * (world + 1) // 2)
+            places = (values != expected).nonzero().flatten()
             if len(places):
                 first = int(places[0])
                 return (
                     f"{len(places)} of {size} values of {dtype} are wrong; "
-                    f"at {first} expected {wanted[first].item()}, got {values[first].item()}"
+                    f"at {first} expected {expected[first].item()}, got {values[first].item()}"
                 )
     return None
 
 
 def wrong_senders(broadcast: Callable[..., Any], rank: int, world: int, device: str) -> list[int]:
-    """Ranks whose broadcast arrives here other than it was sent; of the first 64."""
+    """The ranks, among the first 64, whose broadcast arrives changed."""
     import torch
 
     wrong = []
@@ -146,7 +145,7 @@ def wrong_senders(broadcast: Callable[..., Any], rank: int, world: int, device: 
 
 
 def _copy_rate(device: str) -> float:
-    """MB/s of copying memory while all other ranks do so too."""
+    """MB/s of copying memory while all ranks do so."""
     import torch
 
     source = torch.ones(8 * _MB, device=device)
@@ -155,14 +154,14 @@ def _copy_rate(device: str) -> float:
 
 
 def _bus_rate(device: str) -> float:
-    """MB/s on the busiest link of a ring: 2 (n - 1) / n of the bytes in the time of one all-reduce."""
+    """MB/s on the busiest link of a ring: 2 (n - 1) / n of the bytes per all-reduce."""
     import torch
     import torch.distributed as dist
 
     world = dist.get_world_size()
     small = torch.ones(_MB // 4, device=device)
     trial_s = torch.tensor([_median_s(lambda: dist.all_reduce(small), 3, device)], device=device)
-    dist.broadcast(trial_s, src=0)  # all must choose the same size
+    dist.broadcast(trial_s, src=0)  # all ranks use the same size
     most = 256 if device == "cuda" else 32
     megabytes = int(min(most, max(1, 0.4 / max(float(trial_s), 1e-6))))
     values = torch.ones(megabytes * _MB // 4, device=device)
@@ -170,62 +169,14 @@ def _bus_rate(device: str) -> float:
     return 2 * (world - 1) / world * megabytes / seconds
 
 
-def _median_s(work: Callable[[], Any], repeats: int, device: str) -> float:
+def _median_s(operation: Callable[[], Any], repeats: int, device: str) -> float:
     import torch
 
     seconds = []
-    for _ in range(repeats + 1):  # the first one sets connections up
+    for _ in range(repeats + 1):  # the first one opens connections
         began = time.monotonic()
-        work()
+        operation()
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.monotonic() - began)
     return sorted(seconds[1:])[repeats // 2]
-
-
-def rounds(nodes: int) -> list[list[tuple[int, int]]]:
-    """Who meets whom: in a round every node at most once, over all rounds each pair once (circle method)."""
-    seats: list[int | None] = list(range(nodes)) + ([None] if nodes % 2 else [])
-    plan = []
-    for _ in range(len(seats) - 1):
-        facing = zip(seats[: len(seats) // 2], reversed(seats[len(seats) // 2 :]), strict=True)
-        plan.append([(a, b) for a, b in facing if a is not None and b is not None])
-        seats.insert(1, seats.pop())
-    return plan
-
-
-def _pair_rates(device: str) -> dict[str, float]:
-    """MB/s between this node's first rank and those of others, pair by pair; two nodes need no pairs."""
-    import torch
-    import torch.distributed as dist
-
-    firsts = _first_ranks()
-    rates: dict[str, float] = {}
-    if len(firsts) < 3:
-        return rates
-    sent = torch.ones(4 * _MB // 4, device=device)
-    got = torch.empty_like(sent)
-    for pairs in rounds(len(firsts))[:8]:
-        dist.barrier()
-        for a, b in pairs:
-            if dist.get_rank() in (firsts[a], firsts[b]):
-                other = firsts[b] if dist.get_rank() == firsts[a] else firsts[a]
-                seconds = _median_s(lambda other=other: _swap(sent, got, other), 3, device)  # type: ignore[misc]
-                rates[str(other)] = sent.nbytes / _MB / seconds
-    return rates
-
-
-def _first_ranks() -> Sequence[int]:
-    import torch.distributed as dist
-
-    places: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(places, int(os.environ["LOCAL_RANK"]))
-    return [rank for rank, local in enumerate(places) if local == 0]
-
-
-def _swap(sent: Any, got: Any, other: int) -> None:
-    import torch.distributed as dist
-
-    work = dist.batch_isend_irecv([dist.P2POp(dist.isend, sent, other), dist.P2POp(dist.irecv, got, other)])
-    for part in work:
-        part.wait()

@@ -1,4 +1,4 @@
-"""A node's network: its interfaces, what its own name means, and real connections from node to node."""
+"""Interfaces and hostname of a node, and connections between nodes."""
 
 import contextlib
 import fcntl
@@ -17,7 +17,7 @@ _TOKEN_BYTES = 64
 
 
 def network() -> dict[str, Any]:
-    """Interfaces with addresses and speed, and the address that Gloo would offer to the others."""
+    """Interfaces with addresses and speed, and the address that Gloo announces to other nodes."""
     interfaces = [_interface(name) for _, name in socket.if_nameindex()]
     return {
         "hostname": socket.gethostname(),
@@ -44,7 +44,7 @@ def _ipv4(name: str) -> list[str]:
 
 
 def _ipv6(name: str) -> list[str]:
-    """Global addresses alone; a link's own ones cannot be named to another node."""
+    """Global addresses only; other nodes cannot use link-local ones."""
     with contextlib.suppress(OSError):
         rows = [line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines()]
         packed = [bytes.fromhex(row[0]) for row in rows if row[5] == name and row[3] == "00"]
@@ -53,7 +53,7 @@ def _ipv6(name: str) -> list[str]:
 
 
 def _speed_gbit(folder: Path) -> float | None:
-    """Of an Ethernet link or of the InfiniBand port behind it; None where the driver does not say."""
+    """Speed of an Ethernet link or its InfiniBand port, if the driver reports it."""
     for rate in sorted(folder.glob("device/infiniband/*/ports/*/rate")):
         with contextlib.suppress(OSError, ValueError):
             return float(rate.read_text().split()[0])  # as in "200 Gb/sec (4X HDR)"
@@ -64,7 +64,7 @@ def _speed_gbit(folder: Path) -> float | None:
 
 
 def _own_address() -> str | None:
-    """The first address of the own hostname that can be bound: Gloo takes it where no interface is named."""
+    """The first bindable address of the own hostname; Gloo uses it unless an interface is set."""
     with contextlib.suppress(OSError):
         for family, kind, protocol, _, address in socket.getaddrinfo(
             socket.gethostname(), 0, type=socket.SOCK_STREAM
@@ -76,7 +76,7 @@ def _own_address() -> str | None:
 
 
 class Listener:
-    """Tells its token to everybody who connects, until it is closed or forgotten."""
+    """Sends its token to every client until it is deleted."""
 
     def __init__(self, port: int, token: str):
         family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
@@ -85,7 +85,7 @@ class Listener:
         )
         self.port = int(self._socket.getsockname()[1])
         self._token = token.encode()
-        threading.Thread(target=_tell, args=(self._socket, self._token), daemon=True).start()
+        threading.Thread(target=_serve, args=(self._socket, self._token), daemon=True).start()
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
@@ -93,21 +93,21 @@ class Listener:
             self._socket.close()
 
 
-def _tell(listening: socket.socket, token: bytes) -> None:
+def _serve(listening: socket.socket, token: bytes) -> None:
     while True:
         try:
-            caller, _ = listening.accept()
+            client, _ = listening.accept()
         except OSError:
             return
-        with caller, contextlib.suppress(OSError):
-            caller.sendall(token)
+        with client, contextlib.suppress(OSError):
+            client.sendall(token)
 
 
 def listen(*, port: int, token: str) -> Any:
-    """Listen until the group test: on `port`, and on one that is free, as the ranks among themselves do.
+    """Listen on `port` and on a free port, until the group test.
 
     Returns:
-        ({"any_port": ..., "failed": why `port` cannot be had, or None}, what is to stay open).
+        ({"any_port": ..., "failed": error of `port`, or None}, the listeners to keep).
     """
     other = Listener(0, token)
     try:
@@ -118,11 +118,11 @@ def listen(*, port: int, token: str) -> Any:
 
 
 def connect(*, to: Sequence[dict[str, Any]], limit_s: float) -> list[dict[str, Any]]:
-    """Connect to every {"host", "port", "token"}, all at once.
+    """Connect to every {"host", "port", "token"} at once.
 
     Returns:
-        For each `address` and `from` (both ends' addresses) and `ms`, or `failed`: unresolved, refused,
-        no answer, another service, or the system's own words.
+        For each, `address` and `from` (addresses of both ends) and `ms`; or `failed`: unresolved, refused,
+        no reply, another service, or the system's message.
     """
     with ThreadPoolExecutor(max_workers=64) as pool:
         return list(pool.map(lambda target: _connect(limit_s=limit_s, **target), to))
@@ -131,18 +131,18 @@ def connect(*, to: Sequence[dict[str, Any]], limit_s: float) -> list[dict[str, A
 def _connect(*, host: str, port: int, token: str, limit_s: float) -> dict[str, Any]:
     began = time.monotonic()
     try:
-        with socket.create_connection((host, port), timeout=limit_s) as line:
-            line.settimeout(limit_s)
-            said = line.recv(_TOKEN_BYTES).decode(errors="replace")
-            ends = {"address": line.getpeername()[0], "from": line.getsockname()[0]}
+        with socket.create_connection((host, port), timeout=limit_s) as connection:
+            connection.settimeout(limit_s)
+            reply = connection.recv(_TOKEN_BYTES).decode(errors="replace")
+            ends = {"address": connection.getpeername()[0], "from": connection.getsockname()[0]}
     except socket.gaierror:
         return {"failed": "unresolved"}
     except TimeoutError:
-        return {"failed": "no answer"}
+        return {"failed": "no reply"}
     except ConnectionRefusedError:
         return {"failed": "refused"}
     except OSError as error:
         return {"failed": error.strerror or str(error)}
-    if said != token:
+    if reply != token:
         return {"failed": "another service"}
     return {**ends, "ms": 1000 * (time.monotonic() - began)}

@@ -1,4 +1,4 @@
-"""Jobs of a room that does as it is told, without torch: for what happens around a process, not in it."""
+"""Jobs with a fake `kinemae pretrain` that executes a list of actions, without torch: tests of launchers."""
 
 import json
 import shutil
@@ -8,18 +8,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kinemae.launch.job import Job, describe
+from kinemae.launch.job import Job
 from tests.conftest import REPO
 
-# Each word of its argv is one deed; the words that stand for a rank alone are written RANK:DEED.
-ROOM = """
+# Each word of its argv is one action; RANK:ACTION restricts it to one rank.
+PROGRAM = """
 import json, os, pathlib, signal, sys, time
 
 RANK = os.environ["RANK"]
 HERE = pathlib.Path(os.environ["KINEMAE_TEST_RUN"])
 
 
-def leave(code):
+def exit(code):
     sys.stdout.flush()
     os._exit(code)
 
@@ -29,50 +29,50 @@ def note(name, text):
         file.write(text + "\\n")
 
 
-def do(deed, value):
-    if deed == "say":
+def execute(action, value):
+    if action == "print":
         print(value, flush=True)
-    elif deed == "tell":
+    elif action == "report":
         names = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT GIVEN"
-        told = {name: os.environ.get(name) for name in names.split()}
-        note("told.jsonl", json.dumps(dict(told, argv=sys.argv[1:], cwd=os.getcwd(), path=sys.path[0])))
-    elif deed == "leave":
-        leave(int(value))
-    elif deed == "die":
+        rank = {name: os.environ.get(name) for name in names.split()}
+        note("reports.jsonl", json.dumps(dict(rank, argv=sys.argv[1:], cwd=os.getcwd(), path=sys.path[0])))
+    elif action == "exit":
+        exit(int(value))
+    elif action == "kill":
         os.kill(os.getpid(), signal.Signals[value])
         time.sleep(60)
-    elif deed == "once":  # the first start does the deed behind it, later ones do not
+    elif action == "once":  # only in the first start
         mark = HERE / f"once-{RANK}"
         if not mark.exists():
             mark.touch()
-            do(*value.split("=", 1))
-    elif deed == "save":
+            execute(*value.split("=", 1))
+    elif action == "save":
         (HERE / "checkpoints" / f"step-{int(value):08d}").mkdir(parents=True, exist_ok=True)
-    elif deed == "obey":  # as a training does: signals end it with the code of a stop
+    elif action == "handle_stops":  # as a training: signals end it with the code of a stop
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, lambda number, frame: leave(128 + number))
-    elif deed == "ignore":
+            signal.signal(number, lambda number, frame: exit(128 + number))
+    elif action == "ignore_stops":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    elif deed == "fork":  # a loader process, which outlives its parent if nobody ends it
+    elif action == "fork":  # a loader worker, which outlives its parent unless it is killed
         if os.fork() == 0:
             note("forked", str(os.getpid()))
             time.sleep(600)
-    elif deed == "meet":  # until another one has come to a file
+    elif action == "wait_for":  # until another rank has written a file
         while not (HERE / value).exists():
             time.sleep(0.05)
-    elif deed == "wait":
+    elif action == "wait":
         note("waiting", RANK)
         time.sleep(float(value))
 
 
 if "--dry-run" in sys.argv:  # three processes cannot share four clips
     print('{"global_clips": 4}')
-    leave(2 if os.environ["WORLD_SIZE"] == "3" else 0)
+    exit(2 if os.environ["WORLD_SIZE"] == "3" else 0)
 for word in sys.argv[3:]:
     name, _, value = word.partition("=")
-    of, colon, deed = name.rpartition(":")
+    of, colon, action = name.rpartition(":")
     if not colon or of == RANK:
-        do(deed, value)
+        execute(action, value)
 
 
 def main(argv):
@@ -80,18 +80,21 @@ def main(argv):
 """
 
 
-def make_job(folder: Path, *deeds: str, **environment: str) -> Job:
-    """A job whose processes do the deeds in order; its run's folder is `folder / "run"`."""
+def make_job(folder: Path, *actions: str, **environment: str) -> Job:
+    """A job whose processes execute the actions in order; its run folder is `folder / "run"`."""
     run_dir, code = folder / "run", folder / "run" / "launch" / "code-test"
     package, no_cache = code / "kinemae", shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPO / "kinemae", package, ignore=no_cache)
     shutil.copytree(REPO / "launch", package / "launch", ignore=no_cache)
+    (package / "data_tools").mkdir()
+    for name in ("__init__.py", "exit_codes.py"):  # agents and tasks use no other module
+        shutil.copyfile(REPO / "data_tools" / name, package / "data_tools" / name)
     (package / "pretrain").mkdir()
     (package / "pretrain" / "__init__.py").touch()
-    (package / "pretrain" / "__main__.py").write_text(ROOM)
+    (package / "pretrain" / "__main__.py").write_text(PROGRAM)
     (run_dir / "logs").mkdir()
     job = Job(
-        argv=["pretrain", "CONFIG", *deeds],
+        argv=["pretrain", "CONFIG", *actions],
         cwd=str(folder),
         code=str(code),
         python=sys.executable,
@@ -99,20 +102,20 @@ def make_job(folder: Path, *deeds: str, **environment: str) -> Job:
         commit=None,
         run_dir=str(run_dir),
         config="CONFIG",
-        counts={"global_clips": 4},
+        summary={"global_clips": 4},
     )
-    job.path.write_text(describe(job))
+    job.path.write_text(job.to_json())
     return job
 
 
-def told(job: Job) -> list[dict[str, object]]:
-    """What the processes told, by rank."""
-    lines = (Path(job.run_dir) / "told.jsonl").read_text().splitlines()
+def reports(job: Job) -> list[dict[str, object]]:
+    """The reports of the `report` actions, by rank."""
+    lines = (Path(job.run_dir) / "reports.jsonl").read_text().splitlines()
     return sorted((json.loads(line) for line in lines), key=lambda line: int(line["RANK"]))
 
 
 def wait_for(what: str, is_there: Callable[[], object], most_s: float = 60.0) -> None:
-    """Look until it is there."""
+    """Poll until a condition holds."""
     until = time.monotonic() + most_s
     while not is_there():
         assert time.monotonic() < until, f"no {what} after {most_s:g} s"
@@ -120,13 +123,13 @@ def wait_for(what: str, is_there: Callable[[], object], most_s: float = 60.0) ->
 
 
 def are_waiting(job: Job, count: int) -> Callable[[], bool]:
-    """Whether so many processes have come to their `wait`."""
+    """A condition: this many processes have reached their `wait`."""
     path = Path(job.run_dir) / "waiting"
     return lambda: path.exists() and len(path.read_text().splitlines()) >= count
 
 
 def processes_of(job: Job) -> list[int]:
-    """Processes of a job that live, found by what they were started with."""
+    """Ids of the living processes of a job, found by their command and environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -147,36 +150,36 @@ def _has(path: Path, text: bytes) -> bool:
         return False
 
 
-# `launch` for a job that is prepared already: the command line's own way would check it by the real room.
-HEAD = """
+# `launch` of a prepared job: the real command line would run the dry run of the real command.
+LAUNCHER = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from kinemae.launch.cluster import UsageError, read_cluster
+from kinemae.launch.cluster import read_cluster
 from kinemae.launch.job import read_job
-from kinemae.launch.local import LocalCluster, launch_of as local
-from kinemae.launch.record import Record, held
-from kinemae.launch.ssh import SshCluster, launch_of as ssh
+from kinemae.launch.local import LocalCluster, spec_of as local
+from kinemae.launch.record import Record, lock_run
+from kinemae.launch.ssh import SshCluster, spec_of as ssh
 from kinemae.launch.supervisor.supervise import Supervisor
 
 kind, run_dir, *words = sys.argv[1:]
-cluster, launch_of = {"local": (LocalCluster, local), "ssh": (SshCluster, ssh)}[kind]
-launch, job = launch_of(read_cluster(cluster, None, words)), read_job(Path(run_dir))
-job = replace(job, counts={"global_clips": 4})
+cluster, spec_of = {"local": (LocalCluster, local), "ssh": (SshCluster, ssh)}[kind]
+spec, job = spec_of(read_cluster(cluster, None, words)), read_job(Path(run_dir))
+job = replace(job, summary={"global_clips": 4})
 try:
-    with held(Path(run_dir)):
-        sys.exit(Supervisor(launch, job, Record(Path(run_dir), kind=kind)).run())
-except UsageError as error:
+    with lock_run(Path(run_dir)):
+        sys.exit(Supervisor(spec, job, Record(Path(run_dir), kind=kind)).run())
+except ValueError as error:
     sys.exit(str(error))
 """
 
 
-def head(job: Job, kind: str, *words: str) -> "subprocess.Popen[str]":
-    """A launcher of the job; its output is `job.run_dir/said`."""
-    said = Path(job.run_dir) / "said"
-    with said.open("a") as file:
+def launcher_of(job: Job, kind: str, *words: str) -> "subprocess.Popen[str]":
+    """A launcher of the job; its output is `job.run_dir/output`."""
+    output = Path(job.run_dir) / "output"
+    with output.open("a") as file:
         return subprocess.Popen(
-            [sys.executable, "-c", HEAD, kind, job.run_dir, *words],
+            [sys.executable, "-c", LAUNCHER, kind, job.run_dir, *words],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
@@ -184,7 +187,7 @@ def head(job: Job, kind: str, *words: str) -> "subprocess.Popen[str]":
         )
 
 
-def run_head(job: Job, kind: str, *words: str) -> tuple[int, str]:
-    """The launcher's exit code, and all that it and rank 0 printed."""
-    code = head(job, kind, *words).wait(timeout=120)
-    return code, (Path(job.run_dir) / "said").read_text()
+def run_launcher(job: Job, kind: str, *words: str) -> tuple[int, str]:
+    """The launcher's exit code, and all output of it and of rank 0."""
+    code = launcher_of(job, kind, *words).wait(timeout=120)
+    return code, (Path(job.run_dir) / "output").read_text()
