@@ -1,4 +1,4 @@
-"""`kinemae launch plan CONFIG [a.b=c]`: time, memory, network and reading of a run beforehand."""
+"""`kinemae launch plan CONFIG [a.b=c]`: estimate time, memory, communication and reading of a run."""
 
 import argparse
 import difflib
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from kinemae.launch.cluster import read_cluster
+from kinemae.launch.cluster import add_command, read_cluster
 from kinemae.launch.job import JobRefused
 from kinemae.launch.plan.devices import Machines, Resolved, assumptions
 from kinemae.launch.plan.measured import calibrate, read_run
@@ -33,42 +33,41 @@ from kinemae.launch.plan.text import as_text
 from kinemae.launch.plan.warnings import warnings_of
 
 _KEYS = tuple(entry.name for entry in fields(Machines))
-_VIDEO_MB = 0.5  # 10 s at a short side of 256, stride-aligned: 0.2 to 0.9
-_HELP = "how long a run takes, what it needs and what will limit it; nothing is started"
+_VIDEO_MB = 0.5  # of 10 s at a short side of 256, stride-aligned: 0.2 to 0.9
+_HELP = "estimate the time and memory of a run, and find its bottlenecks; nothing is started"
 
 
 def add_to(parsers: Any) -> None:
     """Register the command."""
-    parser = parsers.add_parser(
+    parser = add_command(
+        parsers,
         "plan",
-        help=_HELP,
-        description=_HELP,
-        epilog="example:\n  kinemae launch plan configs/pretrain/videomae_base.yaml nodes=2 device=h200\n\n"
-        f"keys of machines: {', '.join(_KEYS)}; all others are the config's",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _HELP,
+        "example:\n  kinemae launch plan configs/pretrain/videomae_base.yaml nodes=2 device=h200\n\n"
+        f"keys of machines: {', '.join(_KEYS)}; all other keys belong to the config",
     )
-    parser.add_argument("config", help="a YAML file, as in configs/pretrain")
+    parser.add_argument("config", help="a config file, or its name in configs/pretrain")
     parser.add_argument(
-        "words", nargs="*", default=[], metavar="a.b=c", help="overrides of cluster file and config"
+        "words", nargs="*", default=[], metavar="a.b=c", help="overrides of machines and config"
     )
     parser.add_argument("--cluster", metavar="FILE", type=Path, help="a YAML file with keys of machines")
-    parser.add_argument("--measured", metavar="RUN", type=Path, help="a short run on one node to learn from")
+    parser.add_argument("--measured", metavar="RUN", type=Path, help="a short run for calibration")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.set_defaults(run=run_plan)
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
-    """The command.
+    """Run the command.
 
     Raises:
-        ValueError: a key of the machines is wrong, or they cannot share the batch.
-        JobRefused: the room refused the config, with its own message and exit code.
+        ValueError: a key of the machines is wrong, or the devices cannot share the batch.
+        JobRefused: `pretrain cost` refused the config.
     """
     own, overrides = split_words(arguments.words)
     machines = read_cluster(Machines, arguments.cluster, own)
     refuse_fine_tuning(Path(arguments.config))
     run = None if arguments.measured is None else read_run(arguments.measured)
-    # "auto" precision is counted as on a GPU unless the config names the CPU.
+    # Precision "auto" counts as on a GPU unless the device is the CPU.
     on_cpu = ["engine.device=cpu"] if machines.device == "cpu" else []
     cost = ask_cost([arguments.config, *on_cpu, *overrides])
     resolved, fit, measured = machines.resolved(cost["run"]["precision"]), Fit(), None
@@ -83,7 +82,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """Tell overrides of machines from those of the config.
+    """Separate overrides of machines from those of the config.
 
     Raises:
         ValueError: a word is no override, or nearly a key of machines.
@@ -96,13 +95,13 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
         if key in ("devices", "gpus", "gpus_per_node", "num_gpus"):
             near = ["devices_per_node"]
         if near and key not in _KEYS:
-            raise ValueError(f"no key {key!r}; did you mean {near[0]!r}?")
+            raise ValueError(f"config key {key}: there is no such key; did you mean {near[0]}?")
     is_own = {word: word.partition("=")[0] in _KEYS for word in words}
     return [word for word in words if is_own[word]], [word for word in words if not is_own[word]]
 
 
 def refuse_fine_tuning(path: Path) -> None:
-    """Say that plans are of pretraining.
+    """Refuse a config of fine-tuning.
 
     Raises:
         ValueError: the file is a config of fine-tuning.
@@ -110,19 +109,19 @@ def refuse_fine_tuning(path: Path) -> None:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return  # the room says it better
+        return  # `pretrain cost` reports it
     if isinstance(tree, dict) and ("head" in tree or "encoder" in tree):
         raise ValueError(
-            f"{path} is a config of fine-tuning; plans are made for pretraining alone: what a fine-tuning "
-            "step costs, a short run says (clips_per_s and memory_gb in its metrics.jsonl)"
+            f"{path}: expected a pretraining config, got one of fine-tuning; fix: measure a short run "
+            "(clips_per_s and memory_gb in its metrics.jsonl)"
         )
 
 
 def ask_cost(arguments: list[str]) -> dict[str, Any]:
-    """What `kinemae pretrain cost` says of a config.
+    """The output of `kinemae pretrain cost`.
 
     Raises:
-        JobRefused: it refused, with its message and exit code.
+        JobRefused: it failed.
     """
     ran = subprocess.run(
         [sys.executable, "-P", "-m", "kinemae", "pretrain", "cost", *arguments, "--json"],
@@ -136,7 +135,7 @@ def ask_cost(arguments: list[str]) -> dict[str, Any]:
 
 
 def make_plan(cost: dict[str, Any], machines: Resolved, fit: Fit) -> dict[str, Any]:
-    """All numbers of a plan, as JSON has them; seconds and bytes.
+    """All numbers of a plan, in seconds and bytes.
 
     Raises:
         ValueError: the devices cannot share the batch.
@@ -183,7 +182,7 @@ def _exchange_table(cost: dict[str, Any], batch: Batch, machines: Resolved) -> l
 
 
 def _whole(cost: dict[str, Any], batch: Batch, machines: Resolved, step_s: float) -> dict[str, float]:
-    """The run from its first step to its last, saves set aside: they are written while it goes on."""
+    """Time of the whole run; checkpoints are written in the background."""
     run = cost["run"]
     hours = run["steps"] * step_s / 3600
     flops = cost["flops"]["training"] * run["global_clips"]
@@ -219,13 +218,13 @@ def _data(cost: dict[str, Any], batch: Batch, machines: Resolved, fit: Fit, step
 
 
 def _checkpoint(cost: dict[str, Any], batch: Batch, machines: Resolved) -> dict[str, float]:
-    """Weights and both moments in float32, other weights once; each node writes its share."""
+    """Trained weights with both moments, and frozen weights, in float32; all nodes write."""
     parameters, given = cost["parameters"], machines.given
     size = 12 * parameters["trainable"] + 4 * (parameters["all"] - parameters["trainable"])
     size += parameters["buffer_bytes"]
     return {
         "bytes": size,
-        "snapshot_s": size / batch.world / (1e9 * given.copy_gb_s),
+        "snapshot_s": size / batch.world / (1e9 * given.device_to_host_gb_s),
         "write_s": size / machines.nodes / (1e9 * given.disk_gb_s),
         "on_disk_bytes": size * cost["run"]["keep_checkpoints"],
     }

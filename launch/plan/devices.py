@@ -1,4 +1,4 @@
-"""What a plan assumes of machines, each number with where it is from; every one can be given instead."""
+"""Assumptions of a plan about machines, with their sources; every number is a key that can be overridden."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
@@ -9,30 +9,30 @@ DeviceName = Literal["a100", "h100", "h200", "cpu"]
 
 
 class Device(NamedTuple):
-    """One kind of device, as its maker's data sheet has it.
+    """One type of device, from its data sheet.
 
     Attributes:
-        fp32_tflops, bf16_tflops: peak of products of matrices, dense; fp32 without TF32, as PyTorch does.
-        memory_gb, memory_gb_s: how much and how fast.
-        inner_gb_s: what a device sends to the others of its node, reached in practice.
+        fp32_tflops, bf16_tflops: dense matmul peak; fp32 without TF32, PyTorch's default.
+        memory_gb, memory_gb_s: memory and its bandwidth.
+        intra_node_gb_s: achieved bandwidth to other devices of the node.
         per_node: devices in a node.
         cores_per_node: CPU cores in a node.
-        base_gb: memory that a process takes before it holds anything.
-        attention_share: of the peak that fused attention reaches.
+        process_gb: memory of an empty process.
+        attention_efficiency: fraction of the peak that fused attention achieves.
     """
 
     fp32_tflops: float
     bf16_tflops: float
     memory_gb: float
     memory_gb_s: float
-    inner_gb_s: float
+    intra_node_gb_s: float
     per_node: int
     cores_per_node: int
-    base_gb: float
-    attention_share: float
+    process_gb: float
+    attention_efficiency: float
 
     def tflops(self, precision: str) -> float:
-        """The peak at a run's precision."""
+        """The peak at a precision."""
         return self.bf16_tflops if precision == "bf16" else self.fp32_tflops
 
 
@@ -46,33 +46,33 @@ DEVICES: dict[str, Device] = {
 
 _SHEET = "data sheet"
 _NVLINK = "80 % of NVLink's data sheet"
-_CORE = "one Zen 4 core, measured here"
+_CORE = "one Zen 4 core, measured"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
-    """What `launch plan` may be told of machines: keys of a file, or `key=value`. None: the table's.
+    """Keys of `launch plan` that describe machines; None for the device table's value.
 
     Attributes:
-        nodes: machines; each holds `devices_per_node`, one process each.
-        device: a row of the table; "cpu" is one core.
-        peak_tflops: of one device, at the run's precision.
+        nodes: machines with `devices_per_node` devices, one process each.
+        device: a row of `DEVICES`; "cpu" is one core.
+        peak_tflops: of one device at the run's precision.
         memory_gb, memory_gb_s: of one device.
-        mfu: model FLOPs per second over the peak, forward and backward: takes the place of the time model.
-        product_share, attention_share: of the peak that large products and fused attention reach.
-        memory_share: of the memory's speed that everything else reaches.
-        launch_us: what the host needs to start one operation.
-        inner_gb_s: what each device sends to others of its node.
-        link_gbit: network of a node, all its adapters together.
-        link_share: what of that is reached.
-        jitter: how much longer a step of several processes takes because one of them is late.
-        cores_per_node: CPU cores; one for each device's process is left out, the others read videos.
-        clips_per_core: clips that one core reads in a second; None: from the clip's size.
-        video_mb: a stored video; None: the data set's mean where it is on this machine.
-        disk_gb_s: what a node writes to where checkpoints are.
-        copy_gb_s: from a device to its host's memory.
-        base_gb: memory that a process takes before it holds anything.
-        slack: how much more memory an allocator takes for activations than they are.
+        mfu: model FLOPs utilization; replaces the model of time.
+        matmul_efficiency, attention_efficiency: achieved fraction of the peak.
+        memory_efficiency: achieved fraction of the memory bandwidth.
+        kernel_launch_us: host time to launch one operation.
+        intra_node_gb_s: bandwidth of a device to others of its node.
+        link_gbit: network of a node, all adapters.
+        link_efficiency: achieved fraction of it.
+        jitter: extra time of a step of several processes, which waits for the slowest.
+        cores_per_node: CPU cores; one for each process, the others for data workers.
+        clips_per_core: clips per second that one core reads; None for an estimate by the clip's size.
+        video_mb: size of a stored video; None for the mean of the data set if it is on this machine.
+        disk_gb_s: write bandwidth of a node.
+        device_to_host_gb_s: copy bandwidth.
+        process_gb: memory of an empty process.
+        allocator_overhead: extra memory of the allocator for activations, as a fraction.
     """
 
     nodes: int = 1
@@ -82,36 +82,36 @@ class Machines:
     memory_gb: float | None = None
     memory_gb_s: float | None = None
     mfu: float | None = None
-    product_share: float = 0.65
-    attention_share: float | None = None
-    memory_share: float = 0.85
-    launch_us: float = 5.5
-    inner_gb_s: float | None = None
+    matmul_efficiency: float = 0.65
+    attention_efficiency: float | None = None
+    memory_efficiency: float = 0.85
+    kernel_launch_us: float = 5.5
+    intra_node_gb_s: float | None = None
     link_gbit: float = 400.0
-    link_share: float = 0.9
+    link_efficiency: float = 0.9
     jitter: float = 0.02
     cores_per_node: int | None = None
     clips_per_core: float | None = None
     video_mb: float | None = None
     disk_gb_s: float = 1.0
-    copy_gb_s: float = 20.0
-    base_gb: float | None = None
-    slack: float = 0.1
+    device_to_host_gb_s: float = 20.0
+    process_gb: float | None = None
+    allocator_overhead: float = 0.1
 
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
             if value is None or isinstance(value, str):
                 continue
-            if entry.name in ("jitter", "slack", "launch_us", "base_gb"):
+            if entry.name in ("jitter", "allocator_overhead", "kernel_launch_us", "process_gb"):
                 require(value >= 0, entry.name, "be 0 or more", value)
-            elif entry.name in ("mfu", "product_share", "attention_share", "memory_share", "link_share"):
+            elif entry.name == "mfu" or entry.name.endswith("_efficiency"):
                 require(0 < value <= 1, entry.name, "lie above 0 and at most at 1", value)
             else:
                 require(value > 0, entry.name, "be above 0", value)
 
     def resolved(self, precision: str) -> "Resolved":
-        """With the table's numbers for what was not given."""
+        """Fill missing values from the device table."""
         row = DEVICES[self.device]
         per_node = self.devices_per_node or row.per_node
         cores = self.cores_per_node
@@ -123,29 +123,29 @@ class Machines:
             peak_flops=1e12 * _given(self.peak_tflops, row.tflops(precision)),
             memory_bytes=1e9 * _given(self.memory_gb, row.memory_gb),
             memory_bytes_s=1e9 * _given(self.memory_gb_s, row.memory_gb_s),
-            inner_bytes_s=1e9 * _given(self.inner_gb_s, row.inner_gb_s),
-            link_bytes_s=1e9 / 8 * self.link_gbit * self.link_share,
+            intra_node_bytes_s=1e9 * _given(self.intra_node_gb_s, row.intra_node_gb_s),
+            link_bytes_s=1e9 / 8 * self.link_gbit * self.link_efficiency,
             cores_per_node=cores,
-            base_bytes=1e9 * _given(self.base_gb, row.base_gb),
-            attention_share=_given(self.attention_share, row.attention_share),
+            process_bytes=1e9 * _given(self.process_gb, row.process_gb),
+            attention_efficiency=_given(self.attention_efficiency, row.attention_efficiency),
             is_cpu=self.device == "cpu",
             given=self,
         )
 
 
 class Resolved(NamedTuple):
-    """Machines in plain units: bytes, seconds, operations."""
+    """Machines in base units: bytes, seconds, FLOPs."""
 
     nodes: int
     per_node: int
     peak_flops: float
     memory_bytes: float
     memory_bytes_s: float
-    inner_bytes_s: float
+    intra_node_bytes_s: float
     link_bytes_s: float
     cores_per_node: int
-    base_bytes: float
-    attention_share: float
+    process_bytes: float
+    attention_efficiency: float
     is_cpu: bool
     given: Machines
 
@@ -155,20 +155,20 @@ class Resolved(NamedTuple):
 
 
 _SOURCES = {
-    "product_share": "assumed; 0.8 of what H200s reach in practice (790 TFLOP/s)",
-    "memory_share": "assumed; copies on GPUs",
-    "launch_us": "measured for PyTorch on the CPU, 5 to 6",
-    "link_gbit": "assumed: one adapter a node",
-    "link_share": "assumed; 45 GB/s of 400 Gbit/s",
+    "matmul_efficiency": "assumed; 0.8 of the measured peak of an H200 (790 TFLOP/s)",
+    "memory_efficiency": "assumed; copies on GPUs",
+    "kernel_launch_us": "measured for PyTorch on the CPU, 5 to 6",
+    "link_gbit": "assumed: one adapter per node",
+    "link_efficiency": "assumed; 45 GB/s of 400 Gbit/s",
     "jitter": "assumed; published runs 0.015 to 0.03",
     "disk_gb_s": "assumed",
-    "copy_gb_s": "assumed; PCIe 4",
-    "slack": "measured here on the CPU, 0.02 to 0.2",
+    "device_to_host_gb_s": "assumed; PCIe 4",
+    "allocator_overhead": "measured on the CPU, 0.02 to 0.2",
 }
 
 
 def assumptions(machines: Machines, precision: str) -> list[dict[str, Any]]:
-    """Every number that a plan rests on: its key, its value, where it is from."""
+    """Every assumption: its key, value and source."""
     row = DEVICES[machines.device]
     is_cpu = machines.device == "cpu"
     table = {
@@ -176,13 +176,13 @@ def assumptions(machines: Machines, precision: str) -> list[dict[str, Any]]:
         "peak_tflops": (row.tflops(precision), _CORE if is_cpu else f"{_SHEET}, {precision}, dense"),
         "memory_gb": (row.memory_gb, "assumed" if is_cpu else _SHEET),
         "memory_gb_s": (row.memory_gb_s, _CORE if is_cpu else _SHEET),
-        "inner_gb_s": (row.inner_gb_s, "assumed" if is_cpu else _NVLINK),
+        "intra_node_gb_s": (row.intra_node_gb_s, "assumed" if is_cpu else _NVLINK),
         "cores_per_node": (machines.resolved(precision).cores_per_node, "assumed"),
-        "attention_share": (
-            row.attention_share,
+        "attention_efficiency": (
+            row.attention_efficiency,
             _CORE if is_cpu else "assumed; published for heads of 64 and few tokens: 0.24 to 0.32",
         ),
-        "base_gb": (row.base_gb, "measured here" if is_cpu else "assumed: CUDA and NCCL"),
+        "process_gb": (row.process_gb, "measured" if is_cpu else "assumed: CUDA and NCCL"),
     }
     lines = []
     for entry in fields(machines):

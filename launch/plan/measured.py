@@ -1,4 +1,4 @@
-"""Calibration: what a short run says about the machine, and by how much the plan without it was off."""
+"""Calibrate the plan with a short run, and compare the uncalibrated plan with it."""
 
 import json
 import statistics
@@ -11,16 +11,16 @@ from kinemae.launch.plan.devices import Resolved
 from kinemae.launch.plan.memory import needed
 from kinemae.launch.plan.step_time import Batch, Fit, cut_batch, loader_cores, step_time
 
-_WAITS = 0.05  # share of the time from which on the loader is what limits a run
+_MOST_WAITING = 0.05  # of the time; above it the loader is the bottleneck
 
 
 class Run(NamedTuple):
-    """A run as its folder tells.
+    """Measurements of a run.
 
     Attributes:
-        step_s: seconds of a step without waiting for videos, the median of the reports after the first.
+        step_s: median seconds of a step without waiting for data, without the first report.
         wait_share: of the time in which the run waited for videos.
-        memory_bytes: the most that the first process held.
+        memory_bytes: peak of rank 0.
     """
 
     path: Path
@@ -35,7 +35,7 @@ def read_run(path: Path) -> Run:
     """Read `config.yaml`, `environment.json` and `metrics.jsonl` of a run.
 
     Raises:
-        ValueError: it is no run, or too short a one.
+        ValueError: the folder is not a run, or the run is too short.
     """
     try:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
@@ -43,13 +43,13 @@ def read_run(path: Path) -> Run:
         lines = (path / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     except (OSError, ValueError, LookupError) as error:
         raise ValueError(
-            f"--measured {path} is no run that can be read ({error}): name the run_dir of a pretraining run"
+            f"--measured {path}: expected the run_dir of a pretraining run, got {error}"
         ) from error
     reports = [line for line in map(json.loads, lines) if "clips_per_s" in line]
     if len(reports) < 2:
         raise ValueError(
-            f"--measured {path} has {len(reports)} reports and needs 2, since the first holds the start: "
-            "run more steps, or lower log.every_steps"
+            f"--measured {path}: expected at least 2 reports, got {len(reports)}; fix: run more steps, or "
+            "lower log.every_steps"
         )
     rates = [report["clips_per_s"] for report in reports[1:]]
     waits = [report["data_wait_fraction"] for report in reports[1:]]
@@ -67,10 +67,10 @@ def read_run(path: Path) -> Run:
 
 
 def calibrate(run: Run, cost: dict[str, Any], machines: Resolved) -> tuple[Fit, Resolved, dict[str, Any]]:
-    """Fit the model to a run on one node of these machines.
+    """Fit the model of time to a run on one node.
 
     Returns:
-        the fit, the machines with the process's own memory as measured, and what `--json` says of both.
+        the fit, the machines with the measured memory of a process, and the comparison for `--json`.
 
     Raises:
         ValueError: see `cut_batch`.
@@ -80,14 +80,14 @@ def calibrate(run: Run, cost: dict[str, Any], machines: Resolved) -> tuple[Fit, 
     stage, recomputes = cost["run"]["zero_stage"], cost["run"]["recomputes"]
     fit, planned_s = fit_time(run.step_s, cost, batch, there)
     rate_of_core = run.clips_per_s / max(loader_cores(cost, there), run.processes)
-    is_wall = run.wait_share > _WAITS and loader_cores(cost, there) > 0
-    fit = Fit(compute=fit.compute, clips_per_core=rate_of_core if is_wall else None)
+    is_limit = run.wait_share > _MOST_WAITING and loader_cores(cost, there) > 0
+    fit = Fit(compute=fit.compute, clips_per_core=rate_of_core if is_limit else None)
     parts = needed(cost, batch.micro, there, stage=stage, world=run.processes, recomputes=recomputes)
     own = parts["all"] - parts["process"]
-    base = max(run.memory_bytes - own, 0.0) if machines.is_cpu else machines.base_bytes
-    planned_bytes = parts["all"] if machines.is_cpu else own  # CUDA's figure is the allocator's
+    base = max(run.memory_bytes - own, 0.0) if machines.is_cpu else machines.process_bytes
+    planned_bytes = parts["all"] if machines.is_cpu else own  # on CUDA the allocator's peak was measured
     tflops = cost["flops"]["training"] * cost["run"]["global_clips"] / run.step_s / run.processes / 1e12
-    said = {
+    comparison = {
         "run": str(run.path),
         "processes": run.processes,
         "step_s": {"planned": planned_s, "measured": run.step_s},
@@ -95,13 +95,13 @@ def calibrate(run: Run, cost: dict[str, Any], machines: Resolved) -> tuple[Fit, 
         "slower_than_planned": fit.compute,
         "tflops_of_a_device": tflops,
         "data_wait_fraction": run.wait_share,
-        "clips_per_core": {"measured": round(rate_of_core, 1), "is_the_limit": is_wall},
+        "clips_per_core": {"measured": round(rate_of_core, 1), "is_the_limit": is_limit},
     }
-    return fit, machines._replace(base_bytes=base), said
+    return fit, machines._replace(process_bytes=base), comparison
 
 
 def fit_time(step_s: float, cost: dict[str, Any], batch: Batch, machines: Resolved) -> tuple[Fit, float]:
-    """How many times slower computing was than modelled, the exchange set aside; and the modelled time."""
+    """The fit of compute time, without communication, and the modelled step time."""
     time = step_time(
         cost,
         batch,

@@ -1,4 +1,4 @@
-"""How long a step takes: computing, the host, the exchange between processes, and reading videos."""
+"""Time of a step: compute, kernel launches, communication between processes, reading videos."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from kinemae.launch.plan.devices import Resolved
 
 HOOK_US = (60.0, 110.0, 130.0, 350.0)
-"""Of DeepSpeed's Python for each tensor of weights in a step, by stage; measured on one slow core."""
+"""Microseconds of DeepSpeed's hooks per weight tensor and step, by ZeRO stage; measured on one slow core."""
 
 _LATENCY_S = 30e-6
 # One core, 16 frames of 224x224 from stride-aligned videos: docs/performance.md. Views share the decoding.
@@ -15,7 +15,7 @@ _DECODE_MS, _CROP_MS = 5.1, 0.9
 
 
 class Batch(NamedTuple):
-    """How the global batch is cut; as `kinemae.data_tools.stream.order.plan_batch` does it."""
+    """Micro-batch and accumulation, as in `kinemae.data_tools.stream.order.plan_batch`."""
 
     world: int
     micro: int
@@ -23,7 +23,7 @@ class Batch(NamedTuple):
 
 
 def cut_batch(run: dict[str, Any], world: int) -> Batch:
-    """Cut the global batch into the fewest equal micro-batches.
+    """Split the global batch into the fewest equal micro-batches.
 
     Raises:
         ValueError: the processes cannot share it.
@@ -35,20 +35,20 @@ def cut_batch(run: dict[str, Any], world: int) -> Batch:
             if accumulation and share % accumulation == 0 and (share // accumulation) % views == 0:
                 return Batch(world, share // accumulation, accumulation)
     raise ValueError(
-        f"batch.global_clips={run['global_clips']} cannot be shared by {world} processes in equal "
-        f"micro-batches of at most batch.clips_per_device={run['clips_per_device']} clips that are "
-        f"multiples of data.views_per_video={views}: choose it as a multiple of "
-        f"{world} x {views} = {world * views}, or other nodes= and devices_per_node="
+        f"batch.global_clips={run['global_clips']} cannot be split by {world} processes into equal "
+        f"micro-batches of at most batch.clips_per_device={run['clips_per_device']} clips, in multiples of "
+        f"data.views_per_video={views}; fix: set it to a multiple of {world} x {views} = {world * views}, or "
+        "change nodes and devices_per_node"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What a measured run says about the model of time; 1 and None where nothing was measured.
+    """Calibration by a measured run; 1 and None without one.
 
     Attributes:
-        compute: how many times longer computing took than the model says.
-        clips_per_core: what a core of the loader reached; None where it never had to hurry.
+        compute: measured over modelled compute time.
+        clips_per_core: measured if the loader was the bottleneck.
     """
 
     compute: float = 1.0
@@ -60,8 +60,8 @@ def compute_seconds(
 ) -> float:
     """Forward and backward of all micro-batches of a step on one device.
 
-    Each operation takes as long as its arithmetic or its memory traffic, whichever is longer. A GPU works
-    while its host starts the next operations, DeepSpeed's hooks among them; a CPU does both itself.
+    An operation takes the longer of its arithmetic and its memory traffic. A GPU computes while its host
+    launches the next operations and runs DeepSpeed's hooks; a CPU does both in sequence.
     """
     given = machines.given
     if given.mfu is not None:
@@ -73,7 +73,7 @@ def compute_seconds(
 
 
 def hook_seconds(cost: dict[str, Any], stage: int) -> float:
-    """DeepSpeed's Python in a step."""
+    """Seconds of DeepSpeed's hooks per step."""
     return cost["parameters"]["tensors"] * HOOK_US[stage] * 1e-6
 
 
@@ -81,19 +81,19 @@ def _busy_and_host(
     cost: dict[str, Any], clips: int, machines: Resolved, *, recomputes: bool
 ) -> tuple[float, float]:
     given = machines.given
-    shares = {"product": given.product_share, "attention": machines.attention_share, "other": 1.0}
+    shares = {"product": given.matmul_efficiency, "attention": machines.attention_efficiency, "other": 1.0}
     busy_s, calls = 0.0, 0
     for work in cost["recomputed" if recomputes else "plain"]["work"]:
         (flops, flops_clip), (moved, moved_clip) = work["flops"], work["bytes"]
         arithmetic_s = (flops + flops_clip * clips) / (machines.peak_flops * shares[work["kind"]])
-        memory_s = (moved + moved_clip * clips) / (machines.memory_bytes_s * given.memory_share)
+        memory_s = (moved + moved_clip * clips) / (machines.memory_bytes_s * given.memory_efficiency)
         busy_s += max(arithmetic_s, memory_s)
         calls += work["calls"]
-    return busy_s, calls * given.launch_us * 1e-6
+    return busy_s, calls * given.kernel_launch_us * 1e-6
 
 
 def busy_from(cost: dict[str, Any], batch: Batch, machines: Resolved, *, stage: int, recomputes: bool) -> int:
-    """From how many clips at once on a GPU does not wait for its host; 0 on the CPU, which is its own."""
+    """The micro-batch from which on a GPU does not wait for its host; 0 on the CPU."""
     if machines.is_cpu or machines.given.mfu is not None:
         return 0
     clips = 1
@@ -106,18 +106,17 @@ def busy_from(cost: dict[str, Any], batch: Batch, machines: Resolved, *, stage: 
 
 
 def update_seconds(cost: dict[str, Any], machines: Resolved, *, stage: int, world: int) -> float:
-    """The optimiser's update, each process its share from stage 1 on."""
+    """The optimizer's update; from stage 1 on, each process updates its partition."""
     share = 1 if stage == 0 else world
-    return cost["update_bytes"] / share / (machines.memory_bytes_s * machines.given.memory_share)
+    return cost["update_bytes"] / share / (machines.memory_bytes_s * machines.given.memory_efficiency)
 
 
 def exchanged(cost: dict[str, Any], *, stage: int, accumulation: int) -> dict[str, float]:
-    """Bytes that pass around all processes in a step: gradients, and weights.
+    """Bytes sent around all processes per step: gradients and weights.
 
-    An all-reduce passes its bytes around twice, a reduce-scatter or an all-gather once. At stages 1 and 2
-    DeepSpeed 0.19 reduces a whole bucket everywhere and each process keeps its part (its
-    `allreduce_and_scatter`), at stage 2 after every micro-batch; then weights are gathered once. Stage 3
-    gathers weights for each forward and each backward pass.
+    An all-reduce sends its bytes around twice, a reduce-scatter or an all-gather once. At stages 1 and 2
+    DeepSpeed 0.19 all-reduces buckets (its `allreduce_and_scatter`), at stage 2 after every micro-batch, and
+    gathers weights once. Stage 3 gathers weights for each forward and backward pass.
     """
     values = cost["parameters"]["trainable"]
     gradients = values * (2 if cost["run"]["grad_reduce_dtype"] == "bf16" else 4)
@@ -128,22 +127,22 @@ def exchanged(cost: dict[str, Any], *, stage: int, accumulation: int) -> dict[st
 
 
 def pass_seconds(moved: float, machines: Resolved, *, bucket_mb: int) -> float:
-    """Passing bytes once around all devices: within the nodes, then between them."""
-    inner_s = moved * (1 - 1 / machines.per_node) / machines.inner_bytes_s
+    """Seconds to send bytes once around all devices, within and between nodes."""
+    inner_s = moved * (1 - 1 / machines.per_node) / machines.intra_node_bytes_s
     outer_s = moved * (1 - 1 / machines.nodes) / machines.link_bytes_s
     hops = (machines.per_node > 1) + math.ceil(math.log2(machines.nodes))
     return inner_s + outer_s + hops * _LATENCY_S * math.ceil(moved / (1e6 * bucket_mb))
 
 
 class StepTime(NamedTuple):
-    """Seconds of one step of all processes together.
+    """Seconds of one step of all processes.
 
     Attributes:
-        compute: forward, backward and recomputing, all micro-batches.
-        exchange: of it what nothing hides: DeepSpeed at stages 0 to 2 exchanges after computing, stage 3
-            while it computes.
-        data: what reading the step's clips takes all cores of the loaders, hidden behind the rest.
-        all: the longer of the two, with the jitter of several processes.
+        compute: forward, backward and recomputation of all micro-batches.
+        exchange: exposed communication. DeepSpeed communicates after compute at stages 0 to 2, during compute
+            at stage 3.
+        data: reading the step's clips on all loader cores, in the background.
+        all: the longer of compute and reading, with jitter.
     """
 
     compute: float
@@ -156,7 +155,7 @@ class StepTime(NamedTuple):
 def step_time(
     cost: dict[str, Any], batch: Batch, machines: Resolved, fit: Fit, *, stage: int, recomputes: bool
 ) -> StepTime:
-    """The time of a step on machines whose devices are all used."""
+    """The time of a step on all devices of the machines."""
     compute_s = fit.compute * compute_seconds(cost, batch, machines, stage=stage, recomputes=recomputes)
     update_s = fit.compute * update_seconds(cost, machines, stage=stage, world=batch.world)
     moved = sum(exchanged(cost, stage=stage, accumulation=batch.accumulation).values())
@@ -166,7 +165,7 @@ def step_time(
     clips = batch.world * batch.micro * batch.accumulation
     data_s = clips / loader_rate(cost, machines, fit)
     worked_s = _with_jitter(compute_s + update_s + exchange_s, machines, batch.world)
-    # Without workers the process reads its clips itself, and computes afterwards.
+    # Without workers the process reads its clips before it computes.
     whole_s = worked_s + data_s if loader_cores(cost, machines) == 0 else max(worked_s, data_s)
     return StepTime(compute_s, update_s, exchange_s, data_s, whole_s)
 
@@ -177,7 +176,7 @@ def _with_jitter(worked_s: float, machines: Resolved, world: int) -> float:
 
 
 def clips_per_core(cost: dict[str, Any], machines: Resolved, fit: Fit) -> float:
-    """Clips that one core reads in a second: given, measured, or by the clip's size."""
+    """Clips per second of one core: given, measured, or estimated by the clip's size."""
     if machines.given.clips_per_core is not None:
         return machines.given.clips_per_core
     if fit.clips_per_core is not None:
@@ -189,14 +188,14 @@ def clips_per_core(cost: dict[str, Any], machines: Resolved, fit: Fit) -> float:
 
 
 def loader_cores(cost: dict[str, Any], machines: Resolved) -> int:
-    """Cores of a node that read: `data.num_workers` of each process, as many as there are."""
+    """Loader cores of a node: `data.num_workers` of each process, if available."""
     left = max(machines.cores_per_node - machines.per_node, 0)
-    wanted = cost["run"]["num_workers"]
-    return left if wanted < 0 else min(wanted * machines.per_node, left)
+    workers = cost["run"]["num_workers"]
+    return left if workers < 0 else min(workers * machines.per_node, left)
 
 
 def loader_rate(cost: dict[str, Any], machines: Resolved, fit: Fit) -> float:
-    """Clips in a second that all nodes read."""
+    """Clips per second of all nodes' loaders."""
     cores = loader_cores(cost, machines) or machines.per_node
     return machines.nodes * cores * clips_per_core(cost, machines, fit)
 
@@ -204,10 +203,10 @@ def loader_rate(cost: dict[str, Any], machines: Resolved, fit: Fit) -> float:
 def weak_scaling(
     cost: dict[str, Any], batch: Batch, machines: Resolved, fit: Fit, *, stage: int, recomputes: bool
 ) -> list[dict[str, float]]:
-    """Efficiency against one device when every device keeps its micro-batches, for 1 to 128 nodes."""
+    """Weak-scaling efficiency relative to one device, for 1 to 128 nodes."""
 
     def rate(machines: Resolved) -> float:
-        """Clips in a second of one device, videos set aside."""
+        """Clips per second of one device, without reading."""
         of = batch._replace(world=machines.world)
         time = step_time(cost, of, machines, fit, stage=stage, recomputes=recomputes)
         worked_s = _with_jitter(time.compute + time.update + time.exchange, machines, of.world)
