@@ -142,7 +142,7 @@ def test_nodes_that_cannot_reach_one_another_are_named(network: Network) -> None
         results = doctor("ssh", *network.overrides(), code=1)
     finally:
         subprocess.run([*route, "delete", "unreachable", first.name], check=True)
-    named(results, "network", f"{second.name} cannot connect to {first.name} as")
+    named(results, "network", f"{second.name} cannot connect to {first.name} as {first.name}, rendezvous")
     named(results, "network", f"{first.name} cannot connect to {second.name}")
     assert "No route to host" in str(results)
     assert [result["text"] for result in results if result["check"] == "group"] == [
