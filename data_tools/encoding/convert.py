@@ -80,7 +80,7 @@ class Converter:
         width, height = shown[::-1] if transpose else shown
         scale = min(self._size[0] / width, self._size[1] / height)
         size = max(round(width * scale / 2) * 2, 2), max(round(height * scale / 2) * 2, 2)
-        note = f"the size changes on the way, to {width}x{height}"
+        note = f"the size changes within the video, to {width}x{height}"
         is_alike = max(abs(size[0] - self._size[0]), abs(size[1] - self._size[1])) <= _ROUNDING
         if not is_alike:
             note += ": fitted in with black bars"

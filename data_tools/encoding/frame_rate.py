@@ -30,7 +30,7 @@ _NARROW, _WIDE = 1.25, 1.6  # ratios by which jitter changes one interval
 _MAX_UNEVEN = 1.01  # frames
 _LOST_FRACTION = 0.01  # a slower rate is preferred if it loses no more of the frames than this
 
-FrameRateMode = Literal["constant", "uneven", "varying"]
+FrameRateMode = Literal["constant", "uneven", "variable"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Timing:
             few frames.
         nominal: the mean if the rate is constant, else the rate that `nominal_rate` finds.
         rate_mode: constant; uneven, which is a constant rate with time stamps wrong by up to one frame; or
-            varying.
+            variable.
     """
 
     frames: int
@@ -82,12 +82,12 @@ def is_stored(
 
     Args:
         start_s: when slot 0 begins.
-        is_new: the frame has no slot yet. In a varying mode it may take one up to a frame later, so it is
+        is_new: the frame has no slot yet. In a variable mode it may take one up to a frame later, so it is
             not lost; in an uneven mode only new frames are stored.
     """
     if rate_mode == "uneven":
         return is_new
-    offset = _LATEST if is_new and rate_mode == "varying" else _MIDDLE
+    offset = _LATEST if is_new and rate_mode == "variable" else _MIDDLE
     return start_s + (slot + offset) / float(rate) < until_s
 
 
@@ -174,7 +174,7 @@ def _timing(times_s: np.ndarray, claimed: list[Fraction], *, is_cut: bool) -> Ti
     drift = abs(float(mean / nominal) - 1) * (count - 1)
     if drift < 1 / 4 and np.abs(times_s * float(mean) - np.arange(count)).max() < _MAX_UNEVEN:
         return Timing(frames=count, mean=mean, nominal=mean, rate_mode="uneven")
-    return Timing(frames=count, mean=mean, nominal=nominal, rate_mode="varying")
+    return Timing(frames=count, mean=mean, nominal=nominal, rate_mode="variable")
 
 
 def _slots(times_s: np.ndarray, rate: Fraction) -> np.ndarray:

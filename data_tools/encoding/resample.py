@@ -90,8 +90,8 @@ def resample(
     until_s = min(source.end_s, source.frames / float(source.mean_rate))
     converter = Converter(source, short_side, jpeg)
     rate_mode = source.rate_mode if rate == source.rate else "constant"
-    if source.rate_mode == "varying" != rate_mode:
-        source.notes.append(f"varying frame rate, stored at {float(rate):.4g} a second")
+    if source.rate_mode == "variable" != rate_mode:
+        source.notes.append(f"variable frame rate, stored at {float(rate):.4g} fps")
     return ResampledVideo(
         frames=_converted(_retimed(source, rate, rate_mode), converter),
         rate=rate,
@@ -134,7 +134,7 @@ def _retimed(source: OpenedSource, rate: Fraction, rate_mode: FrameRateMode) -> 
     """Yield the frame on screen in the middle of each 1 / rate seconds.
 
     Args:
-        rate_mode: as in `is_stored`; for a varying rate_mode, the number of lost frames is noted.
+        rate_mode: as in `is_stored`; for a variable rate_mode, the number of lost frames is noted.
     """
     shown, shown_s, taken, lost, made, already = None, 0.0, 0, 0, 0, 0
     for begin_s, frame in chain(deinterlaced(source.timed, source.notes), [(math.inf, None)]):
@@ -154,9 +154,9 @@ def _retimed(source: OpenedSource, rate: Fraction, rate_mode: FrameRateMode) -> 
         shown, shown_s, taken, already = frame, begin_s, taken + 1, made
     if made == 0:
         raise BadVideo(f"it shows nothing from second {source.start_s:g} to {source.end_s:g}")
-    if rate_mode == "varying":
+    if rate_mode == "variable":
         source.notes.append(
-            f"varying frame rate, stored at {float(rate):.4g} a second: {lost} of {taken} frames lost, "
+            f"variable frame rate, stored at {float(rate):.4g} fps: {lost} of {taken} frames lost, "
             f"{made - taken + lost} repeated"
         )
 

@@ -182,7 +182,7 @@ class FrameNotes:
             lines.append(f"pixels of {aspect} are made square when it is read")
         if len(self._sizes) > 1:
             sizes = ", ".join(f"{width}x{height}" for width, height in self._sizes)
-            lines.append(f"its size changes on the way ({sizes}): clips get black borders")
+            lines.append(f"its size changes within the video ({sizes}): clips get black borders")
         return lines
 
 

@@ -1,4 +1,4 @@
-"""A constant rate is kept exactly; a varying rate loses no frame and repeats frames only in pauses."""
+"""A constant rate is kept exactly; a variable rate loses no frame and repeats frames only in pauses."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -63,9 +63,7 @@ def test_a_variable_rate_loses_no_frame_and_repeats_only_pauses(name: str, tmp_p
     assert len(numbers) - len(ticks) == pytest.approx(repeated, abs=2)
     if repeated:
         [note] = notes
-        assert note.startswith(
-            f"varying frame rate, stored at {rate} a second: 0 of {len(ticks)} frames lost"
-        )
+        assert note.startswith(f"variable frame rate, stored at {rate} fps: 0 of {len(ticks)} frames lost")
     # Each frame is on screen within one frame of the middle of its time.
     for slot, number in enumerate(numbers):
         middle_s = (slot + 0.5) / rate
@@ -78,14 +76,14 @@ def test_a_variable_rate_loses_no_frame_and_repeats_only_pauses(name: str, tmp_p
 def test_a_phone_video_keeps_all_its_frames(layout: Layout, tmp_path: Path):
     numbers, notes = stored(CASES / "phone_vfr" / "flat.mp4", tmp_path, layout)
     assert sorted(set(numbers)) == list(range(100))
-    assert notes == ["varying frame rate, stored at 29.97 a second: 0 of 100 frames lost, 225 repeated"]
+    assert notes == ["variable frame rate, stored at 29.97 fps: 0 of 100 frames lost, 225 repeated"]
 
 
 def test_clips_are_taken_at_the_usual_rate(tmp_path: Path):
     ticks = [40 * n for n in range(40) if not 10 <= n < 20]
     video = encoded(numbered(range(30)), ticks=ticks, kind=MATROSKA)
     numbers, notes = stored(video, tmp_path, Clips(frames=10, stride=4, crf=10))
-    assert notes == ["varying frame rate, stored at 6.25 a second"]
+    assert notes == ["variable frame rate, stored at 6.25 fps"]
     times = [ticks[number] / 40 for number in numbers]
     assert all(time <= 4 * slot + 2 for slot, time in enumerate(times))
     assert numbers[:3] == [2, 6, 9] and numbers[5:] == [12, 16, 20, 24, 28]
@@ -119,7 +117,7 @@ def test_the_rate_of_a_constant_video_is_its_own(tmp_path: Path):
 def test_a_pause_is_measured():
     ticks = [40 * n for n in range(20) if n not in (5, 6)]
     timing = measure(encoded(numbered(range(18)), ticks=ticks, kind=MATROSKA))
-    assert (timing.rate_mode, timing.nominal) == ("varying", 25)
+    assert (timing.rate_mode, timing.nominal) == ("variable", 25)
 
 
 def test_stamps_that_are_wrong_by_a_frame_have_no_effect(tmp_path: Path):

@@ -184,8 +184,8 @@ def test_a_size_that_changes_keeps_the_aspect_ratio(layout: Layout, tmp_path: Pa
     stored, notes = encode(changing((64, 96), (128, 192), (128, 96)), tmp_path, layout)
     assert (stored.info.width, stored.info.height, stored.info.frames) == (96, 64, 30)
     assert notes == [
-        "the size changes on the way, to 192x128",
-        "the size changes on the way, to 96x128: fitted in with black bars",
+        "the size changes within the video, to 192x128",
+        "the size changes within the video, to 96x128: fitted in with black bars",
     ]
     assert stored.file is not None
     shown = [frame.to_ndarray(format="gray") for frame in frames_of(stored.file)]

@@ -123,11 +123,11 @@ def test_every_layout_stores_the_frames_of_a_sequential_decode(kind: tuple[str, 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_layout_stores_the_frames_of_unusual_files(name: str, tmp_path: Path):
-    path, (frames, is_varying) = CASES / name, FILES[name]
+    path, (frames, is_variable) = CASES / name, FILES[name]
     if not path.is_file():
         pytest.skip(f"no cases at {CASES}")
     source = numbers_in(path)[:frames]
-    if not is_varying:
+    if not is_variable:
         assert_all_layouts_store(path, source, tmp_path)
         return
     for layout in (StrideAligned(crf=10), Jpegs(quality=2)):
@@ -143,7 +143,7 @@ def test_every_layout_stores_the_frames_of_the_files_that_ship(name: str, tmp_pa
         [sample], notes = encode(SHIPPED / name, tmp_path / "out", layout)
         numbers = shipped_numbers(sample.file or SHIPPED / name)
         assert sample.info.frames == len(numbers)
-        if any("varying" in note for note in notes):
+        if any("variable" in note for note in notes):
             numbers = sorted(set(numbers))
         assert numbers == source == sorted(source)
 

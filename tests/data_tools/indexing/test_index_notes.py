@@ -35,7 +35,7 @@ def test_videos_with_anomalies_are_accepted_and_noted(tmp_path: Path) -> None:
     assert notes.keys() == members.keys() - {"whole.mp4"}
     assert notes["wide.mp4"].endswith("are made square when it is read")
     assert "frames are interlaced: read combed" in notes["fields.ts"]
-    assert "its size changes on the way" in notes["turned.ts"]
+    assert "its size changes within the video" in notes["turned.ts"]
     assert notes["lost.ts"].startswith("1 packets are marked as corrupt: frames near them")
     index = open_index(tmp_path)
     frames = {index.sample(place).name: index.sample(place).frames for place in range(len(index))}

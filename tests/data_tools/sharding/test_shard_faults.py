@@ -137,7 +137,7 @@ def test_a_truncated_video_is_noted_and_its_frames_are_stored(sharded: Path):
     notes = {entry["path"]: entry["note"] for entry in map(json.loads, lines)}
     assert notes.pop("tail.mp4") == "25 of 40 frames"
     if sharded.name != "copy":
-        varying = "varying frame rate, stored at 25 a second: 0 of 10 frames lost, 15 repeated"
+        varying = "variable frame rate, stored at 25 fps: 0 of 10 frames lost, 15 repeated"
         assert notes.pop("varying.mkv") == varying
     assert notes == {}
     assert rows(sharded)["tail.mp4"]["frames"] == 25

@@ -110,11 +110,11 @@ def use(
 def test_processes_share_the_cache_within_its_limit(cache: Cache):
     context = multiprocessing.get_context("fork")
     report = context.Queue()
-    crew = [context.Process(target=use, args=(cache, seed, 1.5, report)) for seed in range(4)]
-    for process in crew:
+    processes = [context.Process(target=use, args=(cache, seed, 1.5, report)) for seed in range(4)]
+    for process in processes:
         process.start()
-    results = [report.get(timeout=60) for _ in crew]
-    for process in crew:
+    results = [report.get(timeout=60) for _ in processes]
+    for process in processes:
         process.join()
     assert all(hits > 0 and misses > 0 for hits, misses, _ in results)
     assert max(most for _, _, most in results) <= cache.size

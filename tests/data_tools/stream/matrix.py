@@ -200,7 +200,7 @@ def _cut(make: Video, share: float) -> bytes:
 
 
 def _resized() -> bytes:
-    """The size changes on the way."""
+    """The size changes within the video."""
     parts = [
         encoded(numbered(FRAMES, height, width)[begin : begin + 20], container="h264", g="10", bf="0")
         for begin, height, width in ((0, 64, 96), (20, 128, 192), (40, 96, 64))

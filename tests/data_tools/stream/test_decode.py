@@ -37,7 +37,7 @@ def test_every_real_file_gives_the_frames_of_a_sequential_decode(path):
     assert got.dtype == torch.uint8 and got.shape == (len(chosen), 3, info.height, info.width)
     if got.shape[1:] == frames_TCHW.shape[1:]:  # neither rotated nor of pixels that are not square
         assert torch.equal(got, frames_TCHW[chosen])
-    one = torch.cat([decode_at(video, [instant]) for instant in middles_s])
+    one = torch.cat([decode_at(video, [timestamp_s]) for timestamp_s in middles_s])
     assert torch.equal(one, got)
 
 

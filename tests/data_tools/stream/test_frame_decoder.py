@@ -175,7 +175,7 @@ def test_a_damaged_requested_frame_is_an_error():
         picked(bytes(video), [number / 25 + 0.01 for number in range(FRAMES)])
 
 
-def test_frames_of_a_varying_rate_stay_until_the_next_one():
+def test_frames_of_a_variable_rate_stay_until_the_next_one():
     ticks = [0, 1, 5, 6, 20, 21]
     video = encoded(scene(6), ticks=ticks)
     _, pixels = all_planes(video)

@@ -70,7 +70,7 @@ def aligned(draw):
 
 def places_of(timestamps_s, sample):
     """The timestamps in frames of the video; frame n reaches from n to n + 1."""
-    return [instant / sample.duration_s * sample.frames for instant in timestamps_s]
+    return [timestamp_s / sample.duration_s * sample.frames for timestamp_s in timestamps_s]
 
 
 def frames_of(timestamps_s, sample):
@@ -107,7 +107,7 @@ def test_a_clip_takes_every_stride_th_frame_and_holds_the_last(frames, stride, w
 def test_no_timestamp_is_outside_the_video(sample, clip):
     for timestamps_s in every_clip(sample, clip):
         assert len(timestamps_s) == clip.frames
-        assert all(0 <= instant < sample.duration_s for instant in timestamps_s)
+        assert all(0 <= timestamp_s < sample.duration_s for timestamp_s in timestamps_s)
 
 
 @given(pair=st.one_of(aligned(), st.tuples(videos(), clips())))
@@ -214,7 +214,7 @@ def test_clip_fps_gives_the_frames_on_screen_at_that_rate(sample, fps, wanted):
     timestamps_s = training(sample, clip)
 
     # The last may be moved by up to half a frame inside its frame, any other by less.
-    off = [instant - timestamps_s[0] - k / fps for k, instant in enumerate(timestamps_s)]
+    off = [timestamp_s - timestamps_s[0] - k / fps for k, timestamp_s in enumerate(timestamps_s)]
     assert max(map(abs, off)) <= 0.501 * sample.duration_s / sample.frames
     exact = places_of([timestamps_s[0] + k / fps for k in range(wanted)], sample)
     for place, frame in zip(exact, frames_of(timestamps_s, sample), strict=True):

@@ -97,7 +97,7 @@ def test_the_aspect_is_kept_if_the_size_changes():
     notes = []
     info = probe(video, notes=notes)
     assert (info.frames, info.width, info.height) == (FRAMES, 96, 64)
-    assert notes == ["its size changes on the way (96x64, 192x128, 64x96): clips get black borders"]
+    assert notes == ["its size changes within the video (96x64, 192x128, 64x96): clips get black borders"]
     frames = decode_at(video, [(number + 0.5) / 25 for number in (5, 25, 45)])
     wide = fitted_size(64, 96, (96, 64))
     border = (96 - wide[0]) // 2

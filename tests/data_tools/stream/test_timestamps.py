@@ -41,7 +41,7 @@ def decoding(pair):
 @pytest.mark.parametrize(
     "stamps, times",
     [
-        ([(0, 0), (2, 1), (3, 2), (9, 3)], [0, 2, 3, 9]),  # a varying rate
+        ([(0, 0), (2, 1), (3, 2), (9, 3)], [0, 2, 3, 9]),  # a variable rate
         ([(0, 0), (10, 10), (10, 10), (20, 20)], [0, 10, 15, 20]),  # equal stamps of both kinds
         ([(0, None), (None, None), (None, None), (30, None)], [0, 10, 20, 30]),  # missing stamps
         ([(None, 4), (None, 5), (None, 6)], [4, 5, 6]),  # only decoding stamps

@@ -143,7 +143,7 @@ def test_clips_that_are_decoded_together_are_those_decoded_alone():
         crop_views(yuv_frames_at(video, timestamps_s), lambda *shape: evaluation_views(*shape, 3), clips)
         return clips
 
-    together = split_in_time(views([instant for start in starts for instant in start]), 3)
+    together = split_in_time(views([timestamp_s for start in starts for timestamp_s in start]), 3)
     alone = join([views(start) for start in starts])
     assert torch.equal(together.luma_BTHW, alone.luma_BTHW) and torch.equal(together.rgb(), alone.rgb())
 
