@@ -86,14 +86,3 @@ def open_collection(folder: Location) -> Collection:
     sets = open_data_sets(folder)
     name = folder.name if folder.path is None else folder.path.resolve().name
     return Collection(name=name, splits=tuple(sets), indexes=tuple(sets.values()))
-
-
-def groups_of_equal_rows(*keys: np.ndarray) -> list[np.ndarray]:
-    """Positions that are equal in all keys, in groups of two or more."""
-    order = np.lexsort(keys)
-    changes = np.zeros(max(len(order) - 1, 0), dtype=bool)
-    for key in keys:
-        changes |= np.diff(key[order]) != 0
-    borders = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(order)]])
-    long = np.flatnonzero(np.diff(borders) > 1)
-    return [np.sort(order[borders[run] : borders[run + 1]]) for run in long]

@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from kinemae.data_tools.command import log, writing_to
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.report.collection import open_collection
 from kinemae.data_tools.report.content import gather
-from kinemae.data_tools.report.page import render
+from kinemae.data_tools.report.figures import short, size_text, time_text
 from kinemae.data_tools.report.sampled_videos import ReportConfig
 from kinemae.data_tools.storage.location import Location, location
 
@@ -46,6 +48,23 @@ def run_report(arguments: argparse.Namespace) -> None:
     log.info("%s: %d videos, %d problems and warnings", out, content["total"], failed)
     if arguments.json:
         sys.stdout.write(json.dumps(_as_json(out, content), ensure_ascii=False) + "\n")
+
+
+def render(content: dict[str, Any]) -> str:
+    """Render the page as one self-contained text.
+
+    File and class names are untrusted. jinja2 escapes all text, and the page's Content-Security-Policy
+    forbids scripts and requests.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(short=short, size=size_text, time=time_text, thousands="{:,}".format)
+    return environment.get_template("page.html").render(content)
 
 
 def _page_path(given: str | None, folder: Location) -> Path:

@@ -12,7 +12,7 @@ from kinemae.data_tools.pool import TIMEOUT_S, imap_unordered
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.report.collection import Collection
-from kinemae.data_tools.report.duplicates import distance, max_distance, near_duplicate_groups
+from kinemae.data_tools.report.duplicates import distance, near_duplicate_groups
 from kinemae.data_tools.report.figures import short, size_text, time_text
 from kinemae.data_tools.report.video_stats import (
     HASH_BITS,
@@ -53,11 +53,10 @@ class ReportConfig:
         require(self.pictures >= 0, "pictures", "be 0 or more", self.pictures)
         require(self.static_threshold >= 0, "static_threshold", "be 0 or more", self.static_threshold)
         require(self.blank_threshold >= 0, "blank_threshold", "be 0 or more", self.blank_threshold)
-        most = max_distance(HASH_BITS)
         require(
-            0 <= self.near_duplicate_bits <= most,
+            0 <= self.near_duplicate_bits <= HASH_BITS,
             "near_duplicate_bits",
-            f"lie between 0 and {most}",
+            f"lie between 0 and {HASH_BITS}",
             self.near_duplicate_bits,
         )
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)

@@ -14,9 +14,9 @@ import pytest
 from kinemae.data_tools.__main__ import PROGRAM
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.index import NO_LABEL, Sample, Shard, write_index
-from kinemae.data_tools.report.collection import groups_of_equal_rows, open_collection
+from kinemae.data_tools.report.collection import open_collection
 from kinemae.data_tools.report.content import LIMITS
-from kinemae.data_tools.report.duplicates import exact_duplicates
+from kinemae.data_tools.report.duplicates import exact_duplicates, groups_of_equal_rows
 from kinemae.data_tools.report.video_stats import failed_stats
 from kinemae.data_tools.storage.location import location
 
@@ -146,7 +146,7 @@ def test_one_data_set_is_reported_inside_its_folder(odd_shards: Path, tmp_path: 
     [
         (["{shards}", "pictures=-1"], 2, "pictures must be 0 or more, got -1"),
         (["{shards}", "samples=0"], 2, "samples must be at least 1, got 0"),
-        (["{shards}", "near_duplicate_bits=32"], 2, "near_duplicate_bits must lie between 0 and 31, got 32"),
+        (["{shards}", "near_duplicate_bits=-1"], 2, "near_duplicate_bits must lie between 0 and 256, got -1"),
         (["{shards}", "static_threshold=-1"], 2, "static_threshold must be 0 or more, got -1.0"),
         (["{shards}", "blank_threshold=-1"], 2, "blank_threshold must be 0 or more, got -1.0"),
         (["{shards}", "workers=-1"], 2, "workers must be 0 or more, got -1"),
