@@ -3,7 +3,7 @@
     .venv/bin/python tests/benchmarks/kept_tokens.py [CLIPS]
 
 Clips have 16 frames at stride 2, 224 px, from the middle of the videos in `../shared/videos/surveillance`;
-patches are 2x16x16. docs/model.md has the numbers.
+patches are 2x16x16. docs/performance.md has the numbers.
 """
 
 import sys
