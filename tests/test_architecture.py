@@ -30,7 +30,6 @@ OWNERS = {
         "data_tools/encoding/encode.py",
         "data_tools/encoding/frame_rate.py",
         "data_tools/encoding/source_decoder.py",
-        "data_tools/encoding/image_sequence.py",
         "data_tools/encoding/resample.py",
         "data_tools/stream/container.py",
         "data_tools/stream/decode.py",

@@ -1,4 +1,4 @@
-"""Frames of an source at an even rate, upright, as 4:2:0 planes of the size asked for, cut in segments."""
+"""Resample a source video to a constant frame rate and one size, and cut it into segments."""
 
 import math
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _SHORTEST_SCENE_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentRules:
-    """Where videos are cut: every so many seconds, where a scene begins, or nowhere."""
+    """Positions of cuts: every `segment_s` seconds, at scene changes, both, or none."""
 
     segment_s: float | None = None
     scene_cuts: bool = False
@@ -55,7 +55,7 @@ class ResampledVideo:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A run of frames that becomes one stored video; take its frames before asking for the next segment."""
+    """Consecutive frames of one stored video; iterate over them before the next segment."""
 
     number: int
     start_s: float
@@ -86,7 +86,7 @@ def resample(
     """
     rate = source.rate if fps is None and every == 1 else rational_rate((fps or source.rate) / every)
     if not _SLOWEST_FPS <= rate <= _FASTEST_FPS:
-        raise BadVideo(f"it shows {float(rate):g} frames a second: set layout.args.fps")
+        raise BadVideo(f"it shows {float(rate):g} frames per second: set layout.args.fps")
     until_s = min(source.end_s, source.frames / float(source.mean_rate))
     converter = Converter(source, short_side, jpeg)
     rate_mode = source.rate_mode if rate == source.rate else "constant"
@@ -101,10 +101,10 @@ def resample(
 
 
 def cut_segments(video: ResampledVideo, segment_rules: SegmentRules) -> Iterator[Segment]:
-    """Cut a video as the config says.
+    """Cut a video into segments; without rules it is one segment.
 
-    No segment is shorter than half a segment, or than a second where scenes alone decide: what is left over
-    stays with the segment before. A video that is not cut is one segment.
+    A remainder shorter than half of `segment_s`, or than one second with scene cuts alone, is part of the
+    segment before it.
     """
     numbered = _numbered(video, segment_rules)
     for (number, begin), members in groupby(numbered, key=itemgetter(0, 1)):
@@ -147,13 +147,13 @@ def _retimed(source: OpenedSource, rate: Fraction, rate_mode: FrameRateMode) -> 
             yield shown
             made += 1
             if made > MAX_REPEATS * max(taken + 1, source.frames):
-                raise BadVideo(f"its time stamps leap to second {begin_s:.0f} after {taken} frames")
+                raise BadVideo(f"its time stamps jump to second {begin_s:.0f} after {taken} frames")
         lost += made == already and shown is not None
         if begin_s >= source.end_s:
             break
         shown, shown_s, taken, already = frame, begin_s, taken + 1, made
     if made == 0:
-        raise BadVideo(f"it shows nothing from second {source.start_s:g} to {source.end_s:g}")
+        raise BadVideo(f"it has no frame from second {source.start_s:g} to {source.end_s:g}")
     if rate_mode == "variable":
         source.notes.append(
             f"variable frame rate, stored at {float(rate):.4g} fps: {lost} of {taken} frames lost, "

@@ -1,6 +1,7 @@
 """Read source videos sequentially: files, segments, tar members and image folders."""
 
 import hashlib
+import io
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,15 +10,16 @@ from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 
+import av
 from av.video.frame import VideoFrame
 
 from kinemae.data_tools.encoding.frame_rate import FrameRateMode, measure, rational_rate
-from kinemae.data_tools.encoding.image_sequence import read_image, timed_images
-from kinemae.data_tools.files import read_blocks
+from kinemae.data_tools.files import read_blocks, require_regular_file
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.storage.location import StorageError, StorageUnavailable
 from kinemae.data_tools.storage.retries import raise_if_outage
 from kinemae.data_tools.stream.container import (
+    MAX_PIXELS,
     BadVideo,
     OpenedVideo,
     frames_after_seek,
@@ -29,6 +31,8 @@ from kinemae.data_tools.stream.decode import IntactFrames
 from kinemae.data_tools.stream.geometry import Rotation, pixel_aspect, rotation
 
 _IMAGES_FPS = 25.0  # default
+# Single images only: "image2" reads numbered files and would open other files.
+_IMAGE_DEMUXERS = "jpeg_pipe,png_pipe,bmp_pipe,webp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,jpegls_pipe,j2k_pipe"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +93,9 @@ def open_source(video: SourceVideo, *, notes: list[str]) -> Iterator[OpenedSourc
                 opened = stack.enter_context(open_video(source))
                 frames = chain([opened.first], opened.rest)
         assert frames is not None
-        whole = IntactFrames(frames, opened)
+        intact = IntactFrames(frames, opened)
         yield OpenedSource(
-            timed=_on_screen_from(start_s, ((opened.start_s(frame), frame) for frame in whole)),
+            timed=_on_screen_from(start_s, ((opened.start_s(frame), frame) for frame in intact)),
             first=opened.first,
             rotation=rotation(opened.first),
             rate=timing.nominal or _single_rate(opened),
@@ -104,9 +108,9 @@ def open_source(video: SourceVideo, *, notes: list[str]) -> Iterator[OpenedSourc
             notes=notes,
         )
         if video.start_s is None and video.end_s is None:
-            notes.extend(whole.missing())
-        elif whole.note:
-            notes.append(whole.note)
+            notes.extend(intact.missing())
+        elif intact.note:
+            notes.append(intact.note)
 
 
 def decoder_input(video: SourceVideo) -> bytes | Path:
@@ -201,10 +205,10 @@ def _on_screen_from(
 
 def _open_images(video: SourceVideo, notes: list[str]) -> OpenedSource:
     rate = rational_rate(video.fps or _IMAGES_FPS)
-    first, aspect = read_image(video.path / video.frames[0])
+    first, aspect = _read_image(video.path / video.frames[0])
     start_s = video.start_s or 0.0
     return OpenedSource(
-        timed=_on_screen_from(start_s, timed_images(video, first, rate)),
+        timed=_on_screen_from(start_s, _timed_images(video, first, rate)),
         first=first,
         rotation=rotation(first),
         rate=rate,
@@ -216,3 +220,49 @@ def _open_images(video: SourceVideo, notes: list[str]) -> OpenedSource:
         notes=notes,
         is_image_sequence=True,
     )
+
+
+def _timed_images(
+    video: SourceVideo, first: VideoFrame, rate: Fraction
+) -> Iterator[tuple[float, VideoFrame]]:
+    """Each image with its presentation time in seconds.
+
+    Raises:
+        BadVideo: an image cannot be read, or its upright size differs from the first one's.
+    """
+    size = _upright_size(first)
+    for number, name in enumerate(video.frames):
+        frame = _read_image(video.path / name)[0]
+        width, height = _upright_size(frame)
+        if (width, height) != size:
+            raise BadVideo(
+                f"image {name} has {width}x{height} pixels, {video.frames[0]} has {size[0]}x{size[1]}"
+            )
+        yield float(number / rate), frame
+
+
+def _upright_size(frame: VideoFrame) -> tuple[int, int]:
+    """Width and height of a frame after rotation."""
+    return (frame.height, frame.width) if rotation(frame).transpose else (frame.width, frame.height)
+
+
+def _read_image(path: Path) -> tuple[VideoFrame, Fraction]:
+    """Read an image file as a frame, and the aspect ratio of its pixels.
+
+    Raises:
+        BadVideo: it cannot be read, or is larger than `MAX_PIXELS`.
+    """
+    try:
+        require_regular_file(path)
+        content = io.BytesIO(path.read_bytes())  # a file name would select the demuxer for numbered files
+        with av.open(content, "r", options={"format_whitelist": _IMAGE_DEMUXERS}) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            stream.codec_context.thread_count = 1
+            frame = next(container.decode(video=0))
+            return frame, pixel_aspect(stream)
+    except (av.FFmpegError, OSError, IndexError, StopIteration) as error:
+        if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
+            raise_if_outage(error, f"cannot read {path}")
+        reason = getattr(error, "strerror", None) or "it holds no image"
+        raise BadVideo(f"image {path.name} cannot be read: {reason}") from error

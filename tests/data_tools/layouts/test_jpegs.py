@@ -111,7 +111,7 @@ def test_an_image_of_another_size_raises_bad_video(folder: SourceVideo):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(folder.path / "frame4.jpg").save(folder.path / "frame4.jpg", exif=exif)
-    with pytest.raises(BadVideo, match=r"picture frame4\.jpg has 48x64 pixels, frame0\.jpg has 64x48"):
+    with pytest.raises(BadVideo, match=r"image frame4\.jpg has 48x64 pixels, frame0\.jpg has 64x48"):
         encode(folder, Jpegs())
 
 
@@ -184,10 +184,10 @@ def rgb_of(video: bytes) -> torch.Tensor:
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "picture frame4.jpg cannot be read: "),
-        (b"no picture at all", "picture frame4.jpg cannot be read: Invalid data"),
-        (None, "picture frame4.jpg cannot be read: No such file"),
-        (jpeg(moving(1, 32, 64)[0]), "picture frame4.jpg has 64x32 pixels, frame0.jpg has 64x48"),
+        (b"", "image frame4.jpg cannot be read: "),
+        (b"no picture at all", "image frame4.jpg cannot be read: Invalid data"),
+        (None, "image frame4.jpg cannot be read: No such file"),
+        (jpeg(moving(1, 32, 64)[0]), "image frame4.jpg has 64x32 pixels, frame0.jpg has 64x48"),
     ],
 )
 @pytest.mark.parametrize("layout", [Jpegs(), StrideAligned()])
@@ -203,7 +203,7 @@ def test_an_unreadable_image_raises_bad_video(
 
 def test_an_image_that_is_a_playlist_opens_no_file(folder: SourceVideo):
     (folder.path / "frame4.jpg").write_text("ffconcat version 1.0\nfile frame0.jpg\n")
-    with pytest.raises(BadVideo, match=r"picture frame4\.jpg cannot be read"):
+    with pytest.raises(BadVideo, match=r"image frame4\.jpg cannot be read"):
         encode(folder, Jpegs())
 
 

@@ -222,7 +222,7 @@ def test_the_file_has_a_constant_rate_and_closed_groups(tmp_path: Path):
 def test_invalid_timestamps_do_not_fill_the_disk(tmp_path: Path):
     year = 365 * 24 * 3600 * 1000
     video = encoded(moving(3), ticks=[0, 40, year], kind=MATROSKA)
-    with pytest.raises(BadVideo, match="its time stamps leap to second 31536000 after 2 frames"):
+    with pytest.raises(BadVideo, match="its time stamps jump to second 31536000 after 2 frames"):
         encode(video, tmp_path, fps=25)
-    with pytest.raises(BadVideo, match=r"it shows 6\.34196e-08 frames a second: set layout\.args\.fps"):
+    with pytest.raises(BadVideo, match=r"it shows 6\.34196e-08 frames per second: set layout\.args\.fps"):
         encode(video, tmp_path)
