@@ -68,8 +68,8 @@ def load_config(schema: type[Config], path: str | Path | None, overrides: Sequen
     try:
         if path is not None:
             merged = _merge(schema, merged, _read_file(schema, Path(path)))
-        for key in _replaced_mappings(schema, overrides):
-            merged[key] = {}
+        for mapping in _replaced_mappings(schema, overrides):
+            merged[mapping] = {}
         given, named_only = _read_overrides(schema, overrides)
         merged = _drop_replaced_arguments(schema, merged, given, named_only)
         merged = _merge(schema, merged, given)

@@ -44,8 +44,18 @@ def _summary(plan: dict[str, Any]) -> list[str]:
 
 
 def _memory(plan: dict[str, Any]) -> list[str]:
-    names = ("weights", "master", "readable", "gradients", "moments", "buckets", "frozen", "activations")
-    names += ("process", "all")
+    names = [
+        "weights",
+        "master",
+        "readable",
+        "gradients",
+        "moments",
+        "buckets",
+        "frozen",
+        "activations",
+        "process",
+        "all",
+    ]
     rows = [
         [
             f"{row['stage']}{' checkpointing' if row['recomputes'] else ''}",

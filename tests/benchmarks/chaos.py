@@ -1,9 +1,9 @@
-"""Faults against a running job, for as long as one likes; prints the table of docs/reliability.md.
+"""Inject faults into running jobs for a given time; print the table of docs/reliability.md.
 
     python -m tests.benchmarks.chaos SHARDS [--minutes 30] [--seed N] [--only WORDS] [--places local]
 
-The same faults and promises as tests/chaos; SHARDS is a split, as in SHARDS/unlabelled of
-`data_tools synth` and `data_tools shard`. A broken promise ends it with what the launcher said last.
+The faults and promises are those of tests/chaos. SHARDS is a split, such as SHARDS/unlabelled of
+`kinemae data synth` and `kinemae data shard`. A broken promise ends the benchmark with the launcher's output.
 """
 
 import argparse
@@ -32,7 +32,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One disturbed run that came to its end and equals the undisturbed one."""
+    """A disturbed run that finished and equals the undisturbed one."""
 
     place: str
     kept: list[Kept]
@@ -40,16 +40,18 @@ class Run:
 
 
 def main() -> int:
-    """Parse, disturb run after run until the time is up, print."""
+    """Disturb runs until the time is over, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shards", type=Path)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", nargs="+", default=[""], help="faults whose names hold one of these words")
-    parser.add_argument("--places", nargs="+", choices=PLACES, default=PLACES, help="where, in turn")
-    parser.add_argument("--keep", type=Path, help="a folder to work in, which stays")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="faults whose names contain one of these words"
+    )
+    parser.add_argument("--places", nargs="+", choices=PLACES, default=PLACES, help="places, used in turn")
+    parser.add_argument("--keep", type=Path, help="a working folder to keep")
     arguments = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     with tempfile.TemporaryDirectory() as temporary:
@@ -66,7 +68,7 @@ def main() -> int:
 
 
 def disturb_runs(folder: Path, arguments: argparse.Namespace) -> list[Run]:
-    """One run after another until the time is up, here and on two hosts in turn; each is compared."""
+    """Disturb runs, locally and on two hosts in turn; compare each with an undisturbed run."""
     chance = random.Random(arguments.seed)
     config = write_config(folder, arguments.shards.absolute())
     undisturbed = run_undisturbed(folder, config, REPO)
@@ -101,13 +103,13 @@ def scene_at(place: str, folder: Path, config: Path) -> Iterator[Scene]:
 
 
 def table(runs: list[Run]) -> str:
-    """Markdown: fault, what followed, how often, and the median and the longest times."""
+    """Markdown table: fault, consequence, count, and median and longest times."""
     found: dict[tuple[str, str], list[Kept]] = defaultdict(list)
     for run in runs:
         for kept in run.kept:
             found[kept.fault.name, run.place].append(kept)
     rows = [
-        "| fault | where | what followed | times | s until that | s until further | steps repeated |",
+        "| fault | place | consequence | count | s to consequence | s to progress | steps repeated |",
         "|---|---|---|---|---|---|---|",
     ]
     for (name, place), kepts in sorted(found.items()):

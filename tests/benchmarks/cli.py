@@ -11,8 +11,8 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "data_tools --help",
-    "data_tools shard --help",
+    "data --help",
+    "data shard --help",
     "pretrain --help",
     "pretrain preview --help",
     "pretrain no_such_file.yaml",
@@ -36,7 +36,7 @@ def cpu_s(words: list[str]) -> float:
 def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     for command in COMMANDS:
-        times = [cpu_s([sys.executable, "-m", *command.split()]) for _ in range(repeats)]
+        times = [cpu_s([sys.executable, "-m", "kinemae", *command.split()]) for _ in range(repeats)]
         print(f"{command:32s} {min(times):6.2f} s of CPU, min of {repeats}")
 
 

@@ -1,12 +1,12 @@
-"""How near `launch plan` comes to real runs on this machine's CPU: calibrated on one, it predicts others.
+"""Errors of `launch plan` on this machine's CPU: calibrated with one run, it predicts others.
 
     python tests/benchmarks/plan.py SHARDS    # a folder that `data_tools shard` made; about 15 minutes
 
-Trains `small` on clips of 16x112x112 for a few steps, in the real loop with DeepSpeed, one thread, videos
-read in the process itself. Calibrated by the first row, the plan predicts time and memory of the others.
-Time is the process's own, of more steps less that of fewer. All cases take turns, round by round, and the
-least of a case's rounds counts: a shared machine is at times slower for minutes. Then the memory of the
-first case's model at every ZeRO stage, on two processes.
+Trains `small` on clips of 16x112x112 for a few steps with DeepSpeed and one thread, without data workers.
+Calibrated with the first case, the plan predicts time and memory of the others. The time of a step is the
+difference of the CPU times of a longer and a shorter run, and the minimum over all rounds, because a shared
+machine is slower at times. The last rows compare the memory of the first case at every ZeRO stage on two
+processes.
 """
 
 import argparse
@@ -53,10 +53,18 @@ WORLD = 2
 
 
 def train(config: Path, overrides: list[str], *, steps: int, processes: int = 1) -> tuple[float, float]:
-    """(CPU seconds of the first process with its children, bytes at most of one process) of a real run."""
+    """CPU seconds of the first process with its children, and peak bytes of one process, of a real run."""
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     with tempfile.TemporaryDirectory() as folder:
-        own = ["-m", "pretrain", str(config), f"run_dir={folder}/run", f"steps={steps}", *overrides]
+        own = [
+            "-m",
+            "kinemae",
+            "pretrain",
+            str(config),
+            f"run_dir={folder}/run",
+            f"steps={steps}",
+            *overrides,
+        ]
         words = own if processes == 1 else [*start, *own]
         ran = subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL)
         _, status, usage = os.wait4(ran.pid, 0)
@@ -66,7 +74,7 @@ def train(config: Path, overrides: list[str], *, steps: int, processes: int = 1)
 
 
 def measure(config: Path, rounds: int) -> dict[str, tuple[float, float]]:
-    """(CPU seconds of a step, bytes at most) of real runs, by case."""
+    """CPU seconds of a step and peak bytes of real runs, by case."""
     least_s = {(name, steps): math.inf for name in CASES for steps in (FEW, MANY)}
     most_bytes = dict.fromkeys(CASES, 0.0)
     for _ in range(rounds):
@@ -80,7 +88,7 @@ def measure(config: Path, rounds: int) -> dict[str, tuple[float, float]]:
 
 
 def measure_stages(config: Path, machines: Resolved) -> None:
-    """Memory of the calibration's model at each stage on two processes, printed as it comes."""
+    """Print the memory of the calibration's model at each stage on two processes."""
     cost = measure_cost(load_config(PretrainConfig, config, []))
     batch = cut_batch(cost["run"], WORLD)
     for stage in STAGES:

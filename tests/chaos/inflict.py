@@ -116,7 +116,7 @@ def kill_a_host(scene: Scene, chance: random.Random) -> None:
 
 def cut_a_link(scene: Scene, chance: random.Random) -> None:
     """A host's network is gone, and its processes are not."""
-    chance.choice(hosts_at_work(scene)).cut()
+    chance.choice(hosts_at_work(scene)).disconnect()
 
 
 def hosts_at_work(scene: Scene) -> list[Host]:
@@ -129,7 +129,7 @@ def bring_the_hosts_back(scene: Scene) -> None:
     """Power and network are there again."""
     for host in scene.hosts:
         if host.processes():
-            host.mend()
+            host.reconnect()
         else:
             host.start()
 

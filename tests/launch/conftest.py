@@ -1,4 +1,4 @@
-"""Two hosts that a whole module shares."""
+"""Two hosts, shared by a module."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
-    """Two hosts behind ssh; a test that breaks one mends it."""
+    """Two hosts behind ssh; a test that breaks one repairs it."""
     reason = why_no_hosts()
     if reason:
         pytest.skip(reason)

@@ -1,7 +1,7 @@
-"""Several hosts on one machine: network namespaces on a bridge, each with an address and an sshd of its own.
+"""Several hosts on one machine: network namespaces on a bridge, each with its own address and sshd.
 
-They share the file system, the clock and the processors; the network between them is real and can be cut.
-What starts them cleans up after them. Needs root, iproute2 and openssh-server.
+They share the file system, the clock and the processors; the network between them is real and can be
+disconnected. Needs root, iproute2 and openssh-server.
 """
 
 import os
@@ -19,7 +19,7 @@ _WAIT_S = 20.0
 
 
 def why_no_hosts() -> str | None:
-    """Why this machine cannot play several hosts; None where it can."""
+    """Why this machine cannot provide several hosts; None if it can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     lacking = [name for name in ("ip", "ssh", "ssh-keygen", SSHD) if shutil.which(name) is None]
@@ -38,8 +38,8 @@ class Host:
     """One host: a namespace with the interface `eth0`.
 
     Attributes:
-        name: its address, by which everybody reaches it.
-        outside: the other end of its cable, on the bridge.
+        name: its address.
+        outside: the other end of its virtual cable, on the bridge.
         sshd: the command that starts its ssh server.
     """
 
@@ -53,8 +53,8 @@ class Host:
         return ["ip", "netns", "exec", self.namespace, *command]
 
     def start(self) -> None:
-        """Start its ssh server, again after `kill`; returns when it answers."""
-        self.mend()
+        """Start its ssh server, also after `kill`; return when it accepts connections."""
+        self.reconnect()
         subprocess.run(self.inside(*self.sshd), check=True)
         until = time.monotonic() + _WAIT_S
         while subprocess.run(
@@ -69,30 +69,30 @@ class Host:
         return [int(word) for word in listed.stdout.split()]
 
     def kill(self) -> None:
-        """The power fails: SIGKILL to everything that runs on it, and no packet leaves it until `start`."""
-        self.cut()
+        """A power failure: SIGKILL to all its processes, and no packet leaves it until `start`."""
+        self.disconnect()
         while running := self.processes():
             for process in running:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             time.sleep(0.02)
 
-    def cut(self) -> None:
-        """Pull the cable: packets vanish, nobody is told."""
+    def disconnect(self) -> None:
+        """Unplug the cable: packets are dropped without an error."""
         _ip("link", "set", self.outside, "down")
 
-    def mend(self) -> None:
-        """Plug the cable in again."""
+    def reconnect(self) -> None:
+        """Plug the cable in."""
         _ip("link", "set", self.outside, "up")
 
 
 @dataclass(kw_only=True)
 class Network:
-    """Hosts on a bridge; this machine is on it too.
+    """Hosts on a bridge, with this machine.
 
     Attributes:
         ssh: options for ssh, as `ssh: [...]` in a cluster file has them.
-        environment: what processes on the hosts need.
+        environment: variables of processes on the hosts.
     """
 
     hosts: list[Host]
@@ -100,7 +100,7 @@ class Network:
     environment: dict[str, str]
 
     def overrides(self, slots: int = 1) -> list[str]:
-        """What `launch ssh` needs to know, as overrides."""
+        """The overrides of `launch ssh`."""
         named = ", ".join(f"{host.name}: {slots}" for host in self.hosts)
         set_there = [f"environment.{name}={value}" for name, value in self.environment.items()]
         return [f"hosts={{{named}}}", f"ssh=[{', '.join(self.ssh)}]", *set_there]
@@ -129,7 +129,7 @@ def hosts_on_this_machine(folder: Path, count: int = 2) -> Iterator[Network]:
         )
     finally:
         for host in hosts:
-            with suppress(subprocess.CalledProcessError):  # it may never have come to life
+            with suppress(subprocess.CalledProcessError):  # it may not have started
                 host.kill()
             subprocess.run(["ip", "netns", "delete", host.namespace], capture_output=True)
             subprocess.run(["ip", "link", "delete", host.outside], capture_output=True)
@@ -150,7 +150,7 @@ def _plug_in(host: Host, bridge: str) -> None:
 
 
 def _make_keys(folder: Path, hosts: list[Host]) -> list[str]:
-    """A key for all hosts and one for us; the options with which ssh uses them and nothing of the user's."""
+    """Create a key for all hosts and one for the user; return the options of ssh to use only them."""
     for name in ("host_key", "user_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
     shutil.copyfile(folder / "user_key.pub", folder / "authorized_keys")
@@ -162,7 +162,7 @@ def _make_keys(folder: Path, hosts: list[Host]) -> list[str]:
 
 
 def _configure_sshd(folder: Path, host: Host) -> Path:
-    Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it
+    Path("/run/sshd").mkdir(exist_ok=True)  # sshd requires it
     path = folder / f"sshd_{host.name}"
     path.write_text(
         f"ListenAddress 0.0.0.0\nHostKey {folder / 'host_key'}\n"

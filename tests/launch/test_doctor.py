@@ -154,11 +154,11 @@ def test_nodes_that_cannot_reach_one_another_are_named(network: Network) -> None
 def test_a_host_behind_a_broken_link_is_named_and_the_others_are_checked(network: Network) -> None:
     lost = network.hosts[1]
     quick = [*network.ssh, "-o", "ConnectTimeout=2"]
-    lost.cut()
+    lost.disconnect()
     try:
         results = doctor("ssh", *network.overrides(), f"ssh=[{', '.join(quick)}]", code=1)
     finally:
-        lost.mend()
+        lost.reconnect()
     assert named(results, "reach", f"cannot start a probe on {lost.name}: ssh: connect to host")["nodes"] == [
         lost.name
     ]

@@ -1,7 +1,7 @@
-"""Batch jobs on a real Slurm of two nodes: how they start, stop, come back and end.
+"""Batch jobs on a real Slurm of two nodes: start, stop, requeue and end.
 
-A real training runs once, under hostile names, and is preempted on the way. What the batch script does with
-exit codes and signals is shown by processes that do nothing but exit as requested.
+One real training with hostile names is preempted. The other jobs run a fake program, which exits as
+requested, to test the batch script's reactions to exit codes and signals.
 """
 
 import itertools
@@ -34,7 +34,7 @@ def slurm() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def submit(tmp_path_factory: pytest.TempPathFactory) -> Submit:
-    """Submits the batch script of a job whose processes do some actions (`rooms.py`)."""
+    """Submit the batch script of a job whose processes execute actions (`fake_program.py`)."""
     numbers = itertools.count()
 
     def submit_job(*actions: str, cluster: SlurmCluster = TWO_NODES) -> tuple[str, Job]:

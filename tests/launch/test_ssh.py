@@ -145,7 +145,7 @@ def test_after_a_broken_link_the_others_continue(tmp_path: Path, network: Networ
     launcher = launcher_of(job, "ssh", *cluster(network))
     wait_for("processes", are_waiting(job, 2))
     behind = network.hosts[1]
-    behind.cut()
+    behind.disconnect()
     try:
         assert launcher.wait(timeout=90) == 0
         mine = set(processes_of(job))
@@ -153,7 +153,7 @@ def test_after_a_broken_link_the_others_continue(tmp_path: Path, network: Networ
         agent_log = (Path(job.run_dir) / "output").read_text()
         assert f"{behind.name} is lost" in agent_log and "start 2: 1 processes" in agent_log
     finally:
-        behind.mend()
+        behind.reconnect()
 
 
 @pytest.mark.processes
