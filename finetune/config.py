@@ -6,20 +6,9 @@ from typing import ClassVar, Literal
 
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import MISSING, require
-from kinemae.data_tools.stream.loader import AugmentConfig
 from kinemae.finetune.mixing import MixConfig
 from kinemae.finetune.token_reduction import TokenReduction
-from kinemae.pretrain.runtime.loss_guard import LossGuardConfig
-from kinemae.pretrain.runtime.settings import (
-    BatchConfig,
-    EngineConfig,
-    LogConfig,
-    OptimConfig,
-    RunSettings,
-    StreamConfig,
-    check_saving,
-)
-from kinemae.pretrain.runtime.watchdog import TimeoutsConfig
+from kinemae.pretrain.runtime.settings import OptimConfig, RunConfig, StreamConfig
 
 PRETRAINED_LAYER_DECAY = 0.75
 
@@ -135,12 +124,10 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(RunConfig):
     """Everything a fine-tuning run depends on.
 
     Attributes:
-        run_dir: the run's folder; the same command again continues the run in it.
-        seed: of the head's weights, the order of clips, crops and drop path.
         encoder: folder of an exported encoder; null trains from scratch, with `model` and `clip`.
         weights: weights of `encoder`: "pretrained", or "random" for the same architecture from scratch.
         head: a component of finetune/heads.
@@ -150,15 +137,8 @@ class FinetuneConfig:
         epochs: passes over the training videos; each takes `data.views_per_video` clips per video.
         drop_path: drop path rate of the last block; it increases linearly with depth.
         label_smoothing: fraction of the target distribution spread over all classes.
-        save_every_steps: optimiser steps between checkpoints.
-        keep_checkpoints: how many of the newest ones stay.
-        keep_every_steps: those of its multiples stay too; 0 for none.
-        save_in_background: whether training goes on while a checkpoint is written, for the price of a copy in
-            host memory.
     """
 
-    run_dir: str = MISSING
-    seed: int = 0
     encoder: str | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
     head: Component = field(default_factory=lambda: Component(name="linear"))
@@ -169,22 +149,13 @@ class FinetuneConfig:
     drop_path: float = 0.0
     label_smoothing: float = 0.0
     save_every_steps: int = 500
-    keep_checkpoints: int = 2
-    keep_every_steps: int = 0
-    save_in_background: bool = True
     data: FinetuneData = field(default_factory=FinetuneData)
-    batch: BatchConfig = field(default_factory=BatchConfig)
     clip: FinetuneClip = field(default_factory=FinetuneClip)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
     mix: MixConfig = field(default_factory=MixConfig)
     model: FinetuneModel = field(default_factory=FinetuneModel)
     merge: MergeConfig = field(default_factory=MergeConfig)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
-    engine: EngineConfig = field(default_factory=EngineConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
-    loss_guard: LossGuardConfig = field(default_factory=LossGuardConfig)
 
     @property
     def from_scratch(self) -> bool:
@@ -197,12 +168,11 @@ class FinetuneConfig:
         return TokenReduction(pruning=self.pruning, merge_per_block=self.merge.per_block)
 
     def __post_init__(self) -> None:
-        require(self.run_dir != "", "run_dir", "name a folder", self.run_dir)
+        super().__post_init__()
         require(self.encoder != "", "encoder", "name a folder, or be null for from scratch", self.encoder)
         require(self.epochs > 0, "epochs", "be above 0", self.epochs)
         require(0 <= self.drop_path < 1, "drop_path", "lie in [0, 1)", self.drop_path)
         require(0 <= self.label_smoothing < 1, "label_smoothing", "lie in [0, 1)", self.label_smoothing)
-        check_saving(self.save_every_steps, self.keep_checkpoints, self.keep_every_steps)
 
 
 def resolve_layer_decay(config: FinetuneConfig) -> FinetuneConfig:
@@ -218,24 +188,3 @@ def total_steps(config: FinetuneConfig, samples: int) -> int:
     clips = config.epochs * samples * config.data.views_per_video
     # Floating-point rounding: 0.1 * 30 > 3.
     return max(1, math.ceil(round(clips / config.batch.global_clips, 9)))
-
-
-def run_settings(config: FinetuneConfig, samples: int, *, num_workers: int) -> RunSettings:
-    """Return the settings of the training loop; `num_workers` is the resolved number."""
-    return RunSettings(
-        run_dir=config.run_dir,
-        seed=config.seed,
-        steps=total_steps(config, samples),
-        save_every_steps=config.save_every_steps,
-        keep_checkpoints=config.keep_checkpoints,
-        keep_every_steps=config.keep_every_steps,
-        save_in_background=config.save_in_background,
-        num_workers=num_workers,
-        max_bad_fraction=config.data.max_bad_fraction,
-        timeout_s=config.data.timeout_s,
-        optim=config.optim,
-        engine=config.engine,
-        log=config.log,
-        timeouts=config.timeouts,
-        loss_guard=config.loss_guard,
-    )

@@ -25,8 +25,13 @@ from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.data_checks import check_validation
 from kinemae.finetune.model_file import DESCRIPTION, FinetunedModel, load_model
 from kinemae.finetune.scoring import VideoPrediction, average_views, score
-from kinemae.pretrain.runtime.cores import share_cores
-from kinemae.pretrain.runtime.processes import Processes, find_processes, join_group, leave_group
+from kinemae.pretrain.runtime.processes import (
+    Processes,
+    destroy_process_group,
+    find_processes,
+    init_process_group,
+    share_cores,
+)
 from kinemae.pretrain.runtime.settings import precision_on
 
 MODEL_FOLDER = "model"
@@ -64,14 +69,14 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         return
     model.classifier.to(processes.device)
     try:
-        join_group(processes)
+        init_process_group(processes)
         result = evaluate(model, index, config, processes)
         result["run"] |= (
             {"lr": 0.0, "epochs": 0} if is_imported else {}
         )  # an imported model was not trained here
         write_result(result, run_dir, processes, as_json=arguments.json)
     finally:
-        leave_group()
+        destroy_process_group()
 
 
 def evaluate(
@@ -100,7 +105,7 @@ def evaluate(
         own_videos = len(range(processes.rank, len(index), processes.world))
         items = progress(items, total=own_videos, what="scoring")
     own = list(_predict(model, items, config, processes.device))
-    predictions = [prediction for part in processes.gather(own) for prediction in part]
+    predictions = [prediction for part in processes.all_gather_object(own) for prediction in part]
     return {
         **score(predictions, model.classes, validation=config.data.validation),
         "views": {**asdict(views), "total": views.temporal_clips * views.spatial_crops},

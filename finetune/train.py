@@ -15,7 +15,7 @@ from kinemae.data_tools.stream.loader import TrainingClips
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.finetune.build import build_classifier, clip_config, describe_encoder
 from kinemae.finetune.classifier import Classifier, Features
-from kinemae.finetune.config import FinetuneConfig, resolve_layer_decay, run_settings, total_steps
+from kinemae.finetune.config import FinetuneConfig, resolve_layer_decay, total_steps
 from kinemae.finetune.data_checks import check_data
 from kinemae.finetune.evaluate import MODEL_FOLDER, evaluate, write_result
 from kinemae.finetune.layer_decay import layer_scale
@@ -23,14 +23,13 @@ from kinemae.finetune.model_file import FinetunedModel, save_model
 from kinemae.pretrain.exported_model import EncoderDescription, log_resampling
 from kinemae.pretrain.model.blocks import set_up_blocks
 from kinemae.pretrain.model.packing import kept_count
-from kinemae.pretrain.runtime.abort import ending_together
-from kinemae.pretrain.runtime.engine_checks import check_engine
+from kinemae.pretrain.runtime.abort import abort_on_error
+from kinemae.pretrain.runtime.engine import check_engine
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs
-from kinemae.pretrain.runtime.loop import Training
+from kinemae.pretrain.runtime.loop import Trainer
 from kinemae.pretrain.runtime.optimiser import parameter_groups
-from kinemae.pretrain.runtime.processes import Processes, find_processes, join_group
-from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
-from kinemae.pretrain.runtime.run_lock import run_lock
+from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group
+from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir, run_lock
 
 _CALIBRATION_CLIPS = 256
 
@@ -84,11 +83,11 @@ def run_train(arguments: argparse.Namespace) -> None:
         return
     config, processes = prepared.config, prepared.processes
     run_dir = Path(config.run_dir)
-    with ending_together(processes), run_lock(run_dir, processes, config.timeouts):
+    with abort_on_error(processes), run_lock(run_dir, processes, config.timeouts):
         if processes.is_first:
             open_run_dir(run_dir, config, prepared.inputs)
         run = training(prepared)
-        join_group(processes, config.timeouts)
+        init_process_group(processes, config.timeouts)
         run.share_cores()
         calibrate_head(prepared, run)
         run.run()
@@ -149,7 +148,7 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
     )
 
 
-def training(prepared: PreparedRun) -> Training:
+def training(prepared: PreparedRun) -> Trainer:
     """Create the training loop."""
     config = prepared.config
     engine = config.engine
@@ -164,12 +163,13 @@ def training(prepared: PreparedRun) -> Training:
     )
     assert config.optim.layer_decay is not None, "prepare sets it"
     scale = layer_scale(config.optim.layer_decay, prepared.description.shape.depth)
-    return Training(
+    return Trainer(
         module=prepared.classifier,
         groups=parameter_groups(prepared.classifier, config.optim.weight_decay, scale),
         clips=clips,
         plan=prepared.plan,
-        settings=run_settings(config, len(prepared.train), num_workers=config.data.num_workers),
+        config=config,
+        steps=total_steps(config, len(prepared.train)),
         processes=prepared.processes,
     )
 
@@ -186,7 +186,7 @@ def log_initial_weights(config: FinetuneConfig) -> None:
         )
 
 
-def calibrate_head(prepared: PreparedRun, run: Training) -> None:
+def calibrate_head(prepared: PreparedRun, run: Trainer) -> None:
     """Calibrate a head that needs it on the first clips of the run, encoded with the initial weights.
 
     Rank 0 measures for all ranks. A continued run repeats this before it loads its checkpoint.
@@ -205,7 +205,9 @@ def calibrate_head(prepared: PreparedRun, run: Training) -> None:
             ]
             classifier.head.calibrate(*Features.join(features))
         classifier.train()
-    measured = processes.from_first({name: buffer.cpu() for name, buffer in classifier.head.named_buffers()})
+    measured = processes.broadcast_object(
+        {name: buffer.cpu() for name, buffer in classifier.head.named_buffers()}
+    )
     for name, buffer in classifier.head.named_buffers():
         buffer.copy_(measured[name])
 

@@ -1,7 +1,7 @@
-"""`kinemae pretrain CONFIG [a.b=c]`: pretrain an encoder, or go on with the run in its run_dir.
+"""`kinemae pretrain CONFIG [a.b=c]`: pretrain an encoder, or continue the run in its run_dir.
 
-`kinemae pretrain preview CONFIG [a.b=c]` shows what it would be given, `kinemae pretrain cost CONFIG`
-what it costs. A config file that is itself named `preview` is written `./preview`.
+`kinemae pretrain preview CONFIG` draws the model's input, `kinemae pretrain cost CONFIG` counts FLOPs and
+memory. A config file named `preview` is written `./preview`.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def _cost(arguments: argparse.Namespace) -> None:
 
 PROGRAM = Program(
     name="pretrain",
-    description="Pretrain a video encoder on shards of video. The same command goes on with a stopped run.",
+    description="Pretrain a video encoder on shards of video. The same command continues a stopped run.",
     commands=[
         Command(
             name="",
@@ -46,29 +46,29 @@ PROGRAM = Program(
             run=_pretrain,
             positionals=[("config", "a YAML file, or a name in configs/pretrain")],
             options=[
-                ("--dry-run", "resolve, check, count and print; start nothing"),
-                ("--json", "with --dry-run: print the counts alone, as JSON"),
+                ("--dry-run", "check the config and print the counts; start nothing"),
+                ("--json", "with --dry-run: print only the counts, as JSON"),
             ],
         ),
         Command(
             name="preview",
-            help="pictures of real clips as the model gets them, and what a clip costs",
+            help="pictures of the model's input, and the cost of a clip",
             example="kinemae pretrain preview configs/pretrain/demo.yaml data.shards=SHARDS/train",
             run=_preview,
             positionals=[("config", "a YAML file, or a name in configs/pretrain")],
             options=[("--json", "print the counts as JSON")],
             value_options=[
-                ("--out", "FOLDER", "where the pictures go; RUN_DIR/preview where not given"),
+                ("--out", "FOLDER", "folder of the pictures; default: RUN_DIR/preview"),
                 (
                     "--step",
                     "N",
-                    "of which step the clips, masks and strength of noise are; 0 where not given",
+                    "step of the clips, masks and noise; default: 0",
                 ),
             ],
         ),
         Command(
             name="cost",
-            help="what a run computes, holds and moves, without shards or weights; `launch plan` reads it",
+            help="FLOPs, memory and traffic of a run, without shards or weights; input of `launch plan`",
             example="kinemae pretrain cost configs/pretrain/videomae_base.yaml --json",
             run=_cost,
             positionals=[("config", "a YAML file, or a name in configs/pretrain")],

@@ -1,4 +1,4 @@
-"""What those who look at a run share: when they look, and that looking changes nothing."""
+"""Shared parts of callbacks: their schedule, and evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,9 +10,9 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Due at the first report after each multiple of some steps, and after the last step.
+    """Due at the first report after each multiple of `every_steps`, and after the last step.
 
-    A function of the report alone, so that every process knows it and a run that goes on does the same.
+    It depends only on the steps of the report, so that every process and every continued run agrees.
 
     Attributes:
         every_steps: at least 1.
@@ -29,10 +29,10 @@ class Schedule:
 
 
 @contextmanager
-def at_rest(module: nn.Module) -> Iterator[None]:
-    """Without gradients and in evaluation mode; afterwards each part is in the mode that it was in.
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each submodule returns to its previous mode.
 
-    Compiled parts run as they are written: what is looked at has other sizes than what is trained on.
+    Compiled submodules run uncompiled, since the shapes differ from those of training.
     """
     is_compiled = any(part._compiled_call_impl is not None for part in module.modules())
     was_training = [(part, part.training) for part in module.modules()]

@@ -1,4 +1,4 @@
-"""`kinemae pretrain CONFIG [a.b=c]`: check everything, then train unless only the counts are asked for."""
+"""`kinemae pretrain CONFIG [a.b=c]`: check everything, then train, or with `--dry-run` print the counts."""
 
 import argparse
 import json
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.runtime.abort import ending_together
-from kinemae.pretrain.runtime.run_lock import run_lock
+from kinemae.pretrain.runtime.abort import abort_on_error
+from kinemae.pretrain.runtime.run_folder import run_lock
 from kinemae.pretrain.training import make_plan, run_pretraining
 
 
@@ -21,5 +21,5 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
         sys.stdout.write(text if arguments.json else f"{to_yaml(config)}\n{text}")
         sys.stdout.write("\n")
         return
-    with ending_together(plan.processes), run_lock(Path(config.run_dir), plan.processes, config.timeouts):
+    with abort_on_error(plan.processes), run_lock(Path(config.run_dir), plan.processes, config.timeouts):
         run_pretraining(plan)

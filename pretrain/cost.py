@@ -1,7 +1,7 @@
-"""`kinemae pretrain cost CONFIG [a.b=c]`: what a run computes, holds and moves, clip by clip.
+"""`kinemae pretrain cost CONFIG [a.b=c]`: FLOPs, memory and memory traffic of a run, for each clip.
 
-Needs neither shards nor memory for the model: it is built and run on shapes alone. `kinemae launch plan`
-makes a plan for machines of it.
+Needs neither shards nor memory for the model, which runs on the meta device. `kinemae launch plan` reads the
+result.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.token_selection import TokenSelection
 
 UPDATE_FLOPS = 16
-"""Of fused AdamW, for each value: two moving averages, corrections, a root, a division, decay and clip."""
+"""FLOPs of fused AdamW for each value: moving averages, corrections, root, division, decay and clipping."""
 
 UPDATE_BYTES = 36
-"""AdamW reads weight, gradient and both moments and writes three of them; the gradient's norm reads it again
-and clipping writes it: nine float32."""
+"""Bytes of an update for each value: AdamW reads four and writes three float32; the gradient's norm reads it
+again, and clipping writes it."""
 
-_TRACED = (2, 4)  # clips; what one clip costs is the difference, since a row of one is a special case
-_STEPS_LOOKED_AT = 100
+_TRACED = (2, 4)  # clips; one clip costs half the difference, since a batch of one is a special case
+_EXAMINED_STEPS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +47,19 @@ class Line:
 
 
 def run_cost(arguments: argparse.Namespace) -> None:
-    """The command."""
+    """Run the command."""
     config = load_config(PretrainConfig, arguments.config, arguments.overrides)
     cost = measure_cost(config)
     sys.stdout.write((json.dumps(cost) if arguments.json else json.dumps(cost, indent=1)) + "\n")
 
 
 def measure_cost(config: PretrainConfig) -> dict[str, Any]:
-    """Everything that a plan needs to know of a config, as JSON has it.
+    """The costs of a config, for JSON.
 
     "tokens", "parameters" and "flops" are of one clip and of the model. "held", "peak" and
     "peak_with_gradients" are the `Line`s of `Trace`'s bytes, "plain" and with each block "recomputed"; so is
-    "work", see `_work`. With masks whose ratio changes, all is of the dearest of the first steps.
+    "work", see `_work`. If the mask ratio changes, the values are those of the most expensive of the first
+    steps.
 
     Raises:
         ValueError: the config cannot be run; the message names the key.
@@ -66,7 +67,7 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
     components = build_components(config, grid)
     split = token_selection(config, grid, components)
-    step = max(range(min(config.steps, _STEPS_LOOKED_AT)), key=lambda step: sum(split.counts(step)))
+    step = max(range(min(config.steps, _EXAMINED_STEPS)), key=lambda step: sum(split.counts(step)))
 
     def build() -> MaskedAutoencoder:
         return build_model(config, grid, components)
@@ -94,7 +95,7 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _flops(model: MaskedAutoencoder, clip: ClipBatch, parameters: dict[str, int]) -> dict[str, int]:
-    """Of one clip, and of an update of all weights."""
+    """FLOPs of one clip, and of an update of all weights."""
     flops = count_flops(model, clip)
     return {
         "encoder": flops.encoder,
@@ -108,14 +109,14 @@ def _flops(model: MaskedAutoencoder, clip: ClipBatch, parameters: dict[str, int]
 
 
 def _precision(config: PretrainConfig) -> str:
-    """The precision to count with; "auto" counts as on a GPU unless the config names the CPU."""
+    """The precision to assume; "auto" is that of a GPU unless the config names the CPU."""
     if config.engine.precision != "auto":
         return config.engine.precision
     return "fp32" if config.engine.device == "cpu" else "bf16"
 
 
 def _run(config: PretrainConfig) -> dict[str, Any]:
-    """The settings that a plan looks at."""
+    """The config values that a plan uses."""
     clip = config.clip
     pixels = clip.frames * clip.size**2
     return {
@@ -140,7 +141,7 @@ def _run(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _parameters(model: MaskedAutoencoder) -> dict[str, int]:
-    """How many values the model has, by what is done with them; `largest_layer` is of one layer's own."""
+    """Parameter counts; `largest_layer` counts the parameters of one layer without its children."""
     of = {
         name: _size(getattr(model, name, None)) for name in ("encoder", "decoder", "visible_head", "target")
     }
@@ -148,7 +149,7 @@ def _parameters(model: MaskedAutoencoder) -> dict[str, int]:
     own_of_layers = (
         sum(weight.numel() for weight in layer.parameters(recurse=False)) for layer in model.modules()
     )
-    # A frozen copy of the encoder that a target moves along is read and written at each update.
+    # A target's moving average of the encoder is read and written at each update.
     averaged = sum(weight.numel() for weight in model.target.parameters() if not weight.requires_grad)
     return {
         "encoder": of["encoder"],
@@ -168,7 +169,7 @@ def _size(module: nn.Module | None) -> int:
 
 
 def _clips(config: PretrainConfig, split: TokenSelection, first_clip: int, count: int) -> ClipBatch:
-    """Black clips with the tokens that the split gives a black clip."""
+    """Black clips with their token lists."""
     clip = config.clip
     luma_THW = torch.zeros(clip.frames, clip.size, clip.size, dtype=torch.uint8)
     tokens = split(luma_THW, first_clip)
@@ -189,7 +190,7 @@ def _traced(
     *,
     recomputes: bool,
 ) -> dict[str, Any]:
-    """Two micro-batches run on shapes, and the lines through them."""
+    """Trace two micro-batches on the meta device; fit a line through each pair of values."""
     few, many = (
         trace_step(
             build,
@@ -206,12 +207,12 @@ def _traced(
 
 
 def _work(few: tuple[Operation, ...], many: tuple[Operation, ...]) -> list[dict[str, Any]]:
-    """The operations summed up by kind and by how many FLOPs a clip costs for each byte (powers of two).
+    """Sums of operations by kind and arithmetic intensity (FLOPs for each byte, in powers of two).
 
-    Each sum's "flops" and "bytes" are (of every micro-batch, of every clip in it); "calls" do not grow.
+    "flops" and "bytes" are (per micro-batch, per clip); "calls" are per micro-batch.
     """
     sums: dict[tuple[str, int], list[int]] = {}
-    if len(few) != len(many):  # a part that looks at values took another way
+    if len(few) != len(many):  # a component whose operations depend on values
         few, many = _by_kind(few), _by_kind(many)
     more = _TRACED[1] - _TRACED[0]
     for low, high in zip(few, many, strict=True):
@@ -241,7 +242,7 @@ def _line(few: Trace, many: Trace, name: str) -> Line:
 
 
 def _data(config: PretrainConfig) -> dict[str, float] | None:
-    """How large the stored videos are; None where they are not on this machine."""
+    """Number and size of the stored videos; None if they are not on this machine."""
     if config.data.shards is None:
         return None
     try:

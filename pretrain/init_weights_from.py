@@ -1,4 +1,4 @@
-"""Beginning with the weights of an exported model in place of random ones: config key `init_from`."""
+"""Initialise a run with the weights of an exported encoder: config key `init_from`."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +17,7 @@ from kinemae.pretrain.exported_model import (
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.serialization import check_weights, read_weights
 
-# Config keys of the encoder's shape, where they are not `model.` and the field's own name.
+# Config keys of the encoder's shape, if they are not `model.` and the field's name.
 _KEYS = {
     "mlp_width": "model.size (the MLP's width)",
     "patch": "model.patch_frames and model.patch_size",
@@ -28,30 +28,30 @@ _KEYS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
-    """An exported encoder, and the decoder beside it where there is one."""
+class Pretrained:
+    """An exported encoder, and the decoder in the same folder if there is one."""
 
     folder: Path
     description: EncoderDescription
 
     def load_pretrained(self, model: MaskedAutoencoder, target: Component) -> str:
-        """Put the weights into a model built with the encoder's reference; the decoder's where they fit.
+        """Load the encoder's weights into a model with the same reference grid; the decoder's if they fit.
 
         Args:
-            target: what the model is to predict.
+            target: the model's target.
 
         Returns:
-            What was done, for the log.
+            A description for the log.
 
         Raises:
-            CheckpointError: the encoder is another one than the config's; or a file is damaged.
+            CheckpointError: the config has another encoder, or a file is damaged.
         """
         self._check_same_encoder(model)
         weights = read_weights(self.folder / WEIGHTS)
         check_weights(model.encoder, weights, self.folder / WEIGHTS)
         model.encoder.load_state_dict(weights)
-        model.target.bind(model.encoder)  # anew: a target may be made of the encoder's weights
-        return f"the run begins with the encoder in {self.folder}; {self._give_decoder(model, target)}"
+        model.target.bind(model.encoder)  # again: a target may copy the encoder's weights
+        return f"initial weights: the encoder in {self.folder}; {self._load_decoder(model, target)}"
 
     def _check_same_encoder(self, model: MaskedAutoencoder) -> None:
         own, theirs = model.encoder.shape, self.description.shape
@@ -68,29 +68,37 @@ class Start:
         }
         check_same_encoder(f"init_from={self.folder}", pairs)
 
-    def _give_decoder(self, model: MaskedAutoencoder, target: Component) -> str:
-        """The same for the decoder; what happened, and why."""
+    def _load_decoder(self, model: MaskedAutoencoder, target: Component) -> str:
+        """Load the decoder if it fits; return a description for the log."""
         if model.decoder is None:
             return "the target needs no decoder"
         if not has_decoder(self.folder):
-            return "the decoder begins afresh: none was exported there"
+            return "the decoder has random weights: none is exported there"
         given, found = load_decoder(self.folder)
         wanted = describe_decoder(model.decoder, target=target)
         differ = _differences(wanted, found)
         if differ:
-            return f"the decoder begins afresh, the one exported there is another: {', '.join(differ)}"
+            return f"the decoder has random weights: the exported one differs: {', '.join(differ)}"
         model.decoder.load_state_dict(given.state_dict())
-        changed = f", which learned {found.target.name} {found.target.args}" if target != found.target else ""
-        return f"the decoder is the one exported there{changed}"
+        changed = (
+            f", trained on the target {found.target.name} {found.target.args}"
+            if target != found.target
+            else ""
+        )
+        return f"the decoder is the exported one{changed}"
 
 
-def open_start(folder: str | None) -> Start | None:
-    """What the run begins with; None for random weights.
+def open_pretrained(folder: str | None) -> Pretrained | None:
+    """Open `init_from`; None for random weights.
 
     Raises:
         CheckpointError: no exported encoder there.
     """
-    return None if folder is None else Start(folder=Path(folder), description=load_description(Path(folder)))
+    return (
+        None
+        if folder is None
+        else Pretrained(folder=Path(folder), description=load_description(Path(folder)))
+    )
 
 
 def _differences(wanted: DecoderDescription, found: DecoderDescription) -> list[str]:

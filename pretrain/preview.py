@@ -1,17 +1,17 @@
-"""`kinemae pretrain preview CONFIG [a.b=c]`: what a run would show its model, and what that would cost.
+"""`kinemae pretrain preview CONFIG [a.b=c]`: draw the model's input, and count tokens, parameters and FLOPs.
 
-    OUT/preview.gif    a row a clip, the columns side by side
-    OUT/preview.png    the same at the clip's start, middle and end, one below the other
+    OUT/preview.gif    a row for each clip, the columns side by side
+    OUT/preview.png    the first, middle and last frame of each clip
 
-Columns, those that there is something to show of:
+Columns, if they apply:
 
-    clip             what was cut from the video
-    with noise       the whole of it as noise makes it
-    encoder input    what the encoder gets: the visible patches, noise included
+    clip             the input clip
+    with noise       the whole clip with noise
+    encoder input    the visible patches with noise
     pruned           red: visible by the mask, but pruned; blue: hidden, and not predicted because pruned
-    to predict       as it is: what the decoder is asked for; violet: not asked; grey: visible
+    to predict       unchanged: target tokens; violet: hidden tokens that are not predicted; gray: visible
 
-Nothing is trained, no process group is started, and no weight is looked at but for its shape.
+Nothing is trained, no process group is started, and weights are not read.
 """
 
 import argparse
@@ -32,17 +32,17 @@ from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.clip_grid import (
     FPS,
     HIDDEN,
-    NOT_ASKED,
+    NOT_PREDICTED,
     PRUNED,
     PRUNED_HIDDEN,
     Colour,
     Column,
-    covered,
-    draw_moments,
-    draw_sheet,
-    named_tokens,
-    put,
+    draw_frames,
+    draw_grid,
+    gray_out,
+    replace_tokens,
     tint,
+    token_mask,
 )
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.flops import count_flops
@@ -53,7 +53,7 @@ from kinemae.pretrain.runtime.run_folder import PREVIEW_FOLDER
 from kinemae.pretrain.token_selection import TokenSelection, kept_count
 from kinemae.pretrain.training import Plan, clips_of_pictures, make_plan, training_clips
 
-PARTS = ("encoder", "decoder", "target")
+_MODULES = ("encoder", "decoder", "target")
 
 
 def run_preview(arguments: argparse.Namespace) -> None:
@@ -68,28 +68,28 @@ def run_preview(arguments: argparse.Namespace) -> None:
     files = {kind: folder / f"preview.{kind}" for kind in ("png", "gif")}
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw_moments(columns, sorted({0, frames // 2, frames - 1}))).save(files["png"])
-        files["gif"].write_bytes(gif_bytes(draw_sheet(columns), fps=FPS))
+        Image.fromarray(draw_frames(columns, sorted({0, frames // 2, frames - 1}))).save(files["png"])
+        files["gif"].write_bytes(gif_bytes(draw_grid(columns), fps=FPS))
     counts = {**count(plan, step), "files": [str(path) for path in files.values()]}
     sys.stdout.write((json.dumps(counts) if arguments.json else as_text(counts)) + "\n")
 
 
 def read_clips(plan: Plan, step: int) -> ClipBatch:
-    """`pictures.clips` clips of a step, of different videos, each with the lists of `Fate`."""
+    """Read `pictures.clips` clips of a step, of different videos, each with the lists of `PreviewMasks`."""
     config = plan.config
     clips = clips_of_pictures(config, step * config.batch.global_clips)
-    batch = training_clips(plan, Fate(split=plan.split)).batch(clips)
+    batch = training_clips(plan, PreviewMasks(split=plan.split)).batch(clips)
     for clip in batch.skipped:
         log.warning("%s cannot be read and is shown black: %s", clip.key, clip.reason)
     return batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fate:
-    """The loader's `annotate`: beside a split's own lists, those before pruning and choosing.
+class PreviewMasks:
+    """Annotate clips with a split's token lists, and with the lists before pruning and subsampling.
 
-    "unpruned" are the tokens that the mask alone would show; "askable" the hidden ones that pruning leaves,
-    of which the wanted ones are some.
+    "unpruned" are the visible tokens without pruning. "predictable" are the hidden tokens that pruning keeps;
+    the target tokens are a subset of them.
     """
 
     split: TokenSelection
@@ -97,22 +97,23 @@ class Fate:
     def __call__(self, luma_THW: Tensor | None, clip_index: int) -> dict[str, Tensor]:
         """See `kinemae.data_tools.stream.training_clips.Annotate`."""
         mask_alone = replace(self.split, pruning=NoPruning(), predict_ratio=1.0)
-        all_asked = replace(self.split, predict_ratio=1.0)
+        all_predicted = replace(self.split, predict_ratio=1.0)
         return {
             **self.split(luma_THW, clip_index),
             "unpruned": mask_alone(luma_THW, clip_index)["visible"],
-            "askable": all_asked(luma_THW, clip_index)["target"],
+            "predictable": all_predicted(luma_THW, clip_index)["target"],
         }
 
 
 def preview_columns(plan: Plan, batch: ClipBatch) -> list[Column]:
-    """The columns of this file's head."""
+    """The columns listed at the top of this file."""
     model, grid = plan.model, plan.split.grid
     patch = model.encoder.shape.patch
     batch = batch.to(torch.device("cpu"))
     draws = ClipRandom(plan.config.seed, batch.clip_index_B)
-    is_visible_BN, is_wanted_BN, is_unpruned_BN, is_askable_BN = (
-        named_tokens(batch.tokens[name], grid.tokens) for name in ("visible", "target", "unpruned", "askable")
+    is_visible_BN, is_target_BN, is_unpruned_BN, is_predictable_BN = (
+        token_mask(batch.tokens[name], grid.tokens)
+        for name in ("visible", "target", "unpruned", "predictable")
     )
     clean_BNP = patchify(batch.clip_BCTHW, patch)
     every_BN = torch.arange(grid.tokens).expand(len(clean_BNP), -1)
@@ -121,33 +122,35 @@ def preview_columns(plan: Plan, batch: ClipBatch) -> list[Column]:
         to_bytes(denormalise(model.encoder_inputs(given, draws).patches_BKP, model.mean, model.std))
         for given in (whole, batch)
     )
-    noisy_BNP = put(noisy_BNP, batch.tokens["visible"], seen_BKP)  # where both draw, what training gets
-    input_BNP = put(torch.full_like(clean_BNP, HIDDEN[0]), batch.tokens["visible"], seen_BKP)
+    noisy_BNP = replace_tokens(
+        noisy_BNP, batch.tokens["visible"], seen_BKP
+    )  # visible patches have the noise of training
+    input_BNP = replace_tokens(torch.full_like(clean_BNP, HIDDEN[0]), batch.tokens["visible"], seen_BKP)
     is_pruned_BN = is_unpruned_BN & ~is_visible_BN
-    is_never_asked_BN = ~is_unpruned_BN & ~is_askable_BN
+    is_pruned_hidden_BN = ~is_unpruned_BN & ~is_predictable_BN
 
-    def column(title: str, patches_BNP: Tensor, *key: tuple[str, Colour]) -> Column:
-        return Column(title=title, clip_BCTHW=unpatchify(patches_BNP, grid, patch), key=key)
+    def column(title: str, patches_BNP: Tensor, *legend: tuple[str, Colour]) -> Column:
+        return Column(title=title, clip_BCTHW=unpatchify(patches_BNP, grid, patch), legend=legend)
 
     columns = [column("clip", clean_BNP)]
     if not torch.equal(noisy_BNP, clean_BNP):
         columns.append(column("with noise", noisy_BNP))
     columns.append(column("encoder input", input_BNP, ("hidden", HIDDEN)))
-    if is_pruned_BN.any() or is_never_asked_BN.any():
-        tinted_BNP = tint(tint(clean_BNP, is_pruned_BN, PRUNED), is_never_asked_BN, PRUNED_HIDDEN)
+    if is_pruned_BN.any() or is_pruned_hidden_BN.any():
+        tinted_BNP = tint(tint(clean_BNP, is_pruned_BN, PRUNED), is_pruned_hidden_BN, PRUNED_HIDDEN)
         columns.append(column("pruned", tinted_BNP, ("visible", PRUNED), ("hidden", PRUNED_HIDDEN)))
     if model.decoder is not None:
-        key = (("visible", HIDDEN), ("not asked", NOT_ASKED))
-        asked_BNP = tint(clean_BNP, ~is_visible_BN & ~is_wanted_BN, NOT_ASKED)
-        columns.append(column("to predict", covered(asked_BNP, is_visible_BN), *key))
+        legend = (("visible", HIDDEN), ("not predicted", NOT_PREDICTED))
+        shown_BNP = tint(clean_BNP, ~is_visible_BN & ~is_target_BN, NOT_PREDICTED)
+        columns.append(column("to predict", gray_out(shown_BNP, is_visible_BN), *legend))
     return columns
 
 
 def count(plan: Plan, step: int) -> dict[str, Any]:
-    """Tokens, parameters, FLOPs of one clip: what `--json` prints."""
+    """Count tokens, parameters and FLOPs of one clip, for `--json`."""
     model, grid = plan.model, plan.split.grid
     first = step * plan.config.batch.global_clips
-    batch = training_clips(plan, Fate(split=plan.split)).batch(range(first, first + 1))
+    batch = training_clips(plan, PreviewMasks(split=plan.split)).batch(range(first, first + 1))
     sizes = {name: index_BK.shape[1] for name, index_BK in batch.tokens.items()}
     flops = count_flops(model, batch)
     predictors = [part for part in (model.decoder, getattr(model, "visible_head", None)) if part is not None]
@@ -162,7 +165,7 @@ def count(plan: Plan, step: int) -> dict[str, Any]:
             "encoded": kept_count(sizes["visible"], 1.0 if model.keep is None else model.keep),
             "predicted": sizes["target"] if model.decoder is not None else 0,
             "pruned_visible": sizes["unpruned"] - sizes["visible"],
-            "pruned_hidden": grid.tokens - sizes["unpruned"] - sizes["askable"],
+            "pruned_hidden": grid.tokens - sizes["unpruned"] - sizes["predictable"],
         },
         "parameters": {
             "encoder": _size(model.encoder),
@@ -175,7 +178,7 @@ def count(plan: Plan, step: int) -> dict[str, Any]:
 
 
 def as_text(counts: dict[str, Any]) -> str:
-    """The counts as a table, without the lines that say nothing."""
+    """Format the counts as a table, without zero lines."""
     tokens, parameters, flops = counts["tokens"], counts["parameters"], counts["flops"]
     grid = f"{tokens['slices']} slices of {tokens['rows']} x {tokens['columns']}"
     lines = [
@@ -186,9 +189,9 @@ def as_text(counts: dict[str, Any]) -> str:
             if tokens[name] and not (name == "encoded" and tokens["encoded"] == tokens["visible"])
         ),
         f"parameters           {_short(parameters['all'])}",
-        *(f"  {name:18s} {_short(parameters[name])}" for name in PARTS if parameters[name]),
+        *(f"  {name:18s} {_short(parameters[name])}" for name in _MODULES if parameters[name]),
         "FLOPs of a clip",
-        *(f"  {name:18s} {_short(flops[name])}  forward" for name in PARTS if flops[name]),
+        *(f"  {name:18s} {_short(flops[name])}  forward" for name in _MODULES if flops[name]),
         f"  {'training':18s} {_short(flops['training'])}  forward and backward",
         *counts["files"],
     ]
@@ -206,7 +209,7 @@ def _size(module: nn.Module) -> int:
 
 
 def _short(count: float) -> str:
-    """A large number in ten places, as in `   86.23 M`."""
+    """Format a large number in ten characters, as in `   86.23 M`."""
     unit = " "
     for larger in "kMGT":
         if count < 1000:

@@ -1,7 +1,7 @@
-"""The health of the representation while it is learned: does it collapse, and does it tell classes apart?
+"""Representation monitor: collapse measures and a nearest-neighbour probe during pretraining.
 
-The loss of a masked autoencoder says little of that. So every now and then the first process looks at a fixed
-set of clips: centre crops, all tokens, no noise, no masking. Nothing of it touches the training.
+The loss of a masked autoencoder does not show collapse. The first process encodes a fixed set of clips
+periodically: centre crops, all tokens, no noise, no masking. The training is not affected.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ from kinemae.data_tools.storage.cache import Cache
 from kinemae.data_tools.stream.loader import ClipConfig, EvaluationItem, evaluation_loader
 from kinemae.data_tools.stream.mixture import Mixture
 from kinemae.data_tools.stream.yuv_to_rgb import on_device, to_luma
-from kinemae.pretrain.callbacks import Schedule, at_rest
+from kinemae.pretrain.callbacks import Schedule, eval_mode
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.tokens import normalise, patchify
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.representation import deviation, effective_rank, knn_accuracy, mean_cosine
 from kinemae.pretrain.runtime.metrics import MetricsWriter
 
-# Bounds the memory: a clip's tokens are kept in part, and few clips are encoded at once.
+# Bounds the memory: only some tokens of a clip are kept.
 _TOKENS_OF_A_CLIP = 64
 _CLIPS_OF_A_VIDEO = 2
 
@@ -34,12 +34,12 @@ class MonitorConfig:
     """Measures of the representation, among the metrics as `monitor/...`.
 
     Attributes:
-        every_steps: how often they are taken, besides the last step; 0 for never.
-        clips: how many videos of the training data they are taken on.
-        knn_train, knn_validation: folders of labelled shards; given both, the share of the second's videos
-            whose class their nearest neighbours in the first tell is measured too.
-        knn_videos: the most videos of each that are used, spread over the folder.
-        neighbours: how many neighbours vote.
+        every_steps: how often they are computed, besides the last step; 0 for never.
+        clips: number of training videos.
+        knn_train, knn_validation: folders of labelled shards. With both, the accuracy of a nearest-neighbour
+            classifier is measured too.
+        knn_videos: largest number of videos of each, spread over the folder.
+        neighbours: number of neighbours that vote.
     """
 
     every_steps: int = 1000
@@ -63,7 +63,7 @@ class MonitorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Videos:
-    """Some videos of a data set, read anew each time, so that they hold no memory."""
+    """Some videos of a data set, read again each time to save memory."""
 
     index: ShardIndex
     positions: Sequence[int]
@@ -71,7 +71,7 @@ class Videos:
     clips_of_each: int = 1
 
     def __iter__(self) -> Iterator[EvaluationItem]:
-        """Those that can be read, one at a time."""
+        """The readable videos, one at a time."""
         items = evaluation_loader(
             self.index,
             clip=self.clip,
@@ -86,8 +86,8 @@ class Videos:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
-    """Labelled videos, and others to guess from them."""
+class KnnProbe:
+    """Labelled training and validation videos of a nearest-neighbour classifier."""
 
     train: Videos
     validation: Videos
@@ -95,36 +95,36 @@ class Probe:
 
 
 @dataclass(kw_only=True)
-class HealthWatch:
-    """Takes the measures at the reports that the schedule names.
+class RepresentationMonitor:
+    """Callback that computes the measures.
 
     Attributes:
-        videos: of one data set or several of a mixture.
-        pruning: says what share of the tokens is worth keeping.
-        probe: None for no guessing of classes.
+        videos: of one data set, or of each set of a mixture.
+        pruning: determines the fraction of tokens to keep.
+        probe: None for no probe.
     """
 
     model: MaskedAutoencoder
     videos: Sequence[Videos]
     pruning: Pruning
     schedule: Schedule
-    probe: Probe | None = None
+    probe: KnnProbe | None = None
 
     def is_due(self, first_step: int, last_step: int) -> bool:
-        """See `runtime.loop.Watcher`."""
+        """See `runtime.loop.Callback`."""
         return self.schedule.is_due(first_step, last_step)
 
     def after_step(self, step: int, writer: MetricsWriter) -> None:
-        """See `runtime.loop.Watcher`."""
-        with at_rest(self.model):
-            watched = self.model.target.state_metrics(self.model.encoder)
-            values = {**self._unlabelled(), **{name: value.item() for name, value in watched.items()}}
+        """See `runtime.loop.Callback`."""
+        with eval_mode(self.model):
+            state = self.model.target.state_metrics(self.model.encoder)
+            values = {**self._feature_statistics(), **{name: value.item() for name, value in state.items()}}
             if self.probe is not None:
-                values["knn_accuracy"] = self._guess(self.probe)
-        writer.note({f"monitor/{name}": value for name, value in values.items()})
+                values["knn_accuracy"] = self._knn_accuracy(self.probe)
+        writer.add({f"monitor/{name}": value for name, value in values.items()})
 
-    def _unlabelled(self) -> dict[str, float]:
-        """What needs no labels; nothing where fewer than two of the clips can be read."""
+    def _feature_statistics(self) -> dict[str, float]:
+        """Measures without labels; empty if fewer than two clips are readable."""
         pooled, some_tokens, kept = [], [], []
         for videos in self.videos:
             for item in videos:
@@ -132,7 +132,7 @@ class HealthWatch:
                 pooled.append(x_BND.mean(dim=1))
                 step = -(-x_BND.shape[1] // _TOKENS_OF_A_CLIP)
                 some_tokens.append(x_BND[:, ::step].flatten(0, 1))
-                kept.append(self._kept_share(item))
+                kept.append(self._kept_fraction(item))
         if len(pooled) < 2:
             return {}
         pooled_RD, token_RD = torch.cat(pooled).cpu(), torch.cat(some_tokens).cpu()
@@ -145,14 +145,14 @@ class HealthWatch:
             "kept_tokens": sum(kept) / len(kept),
         }
 
-    def _guess(self, probe: Probe) -> float:
-        train_RD, train_label_R = self._labelled(probe.train)
-        test_VD, test_label_V = self._labelled(probe.validation)
+    def _knn_accuracy(self, probe: KnnProbe) -> float:
+        train_RD, train_label_R = self._labelled_features(probe.train)
+        test_VD, test_label_V = self._labelled_features(probe.validation)
         if not len(train_RD) or not len(test_VD):
             return float("nan")
         return knn_accuracy(train_RD, train_label_R, test_VD, test_label_V, neighbours=probe.neighbours)
 
-    def _labelled(self, videos: Videos) -> tuple[Tensor, Tensor]:
+    def _labelled_features(self, videos: Videos) -> tuple[Tensor, Tensor]:
         """Features and labels of videos: mean and deviation over tokens, averaged over a video's clips."""
         features, labels = [], []
         for item in videos:
@@ -164,7 +164,7 @@ class HealthWatch:
         return torch.stack(features) if features else torch.empty(0, width), torch.tensor(labels)
 
     def _encode(self, item: EvaluationItem) -> Tensor:
-        """All tokens of a video's clips, one clip at a time, x_BND."""
+        """Encode all tokens of a video's clips, one clip at a time, as x_BND."""
         encoder = self.model.encoder
         return torch.cat([encoder(patches_1NP, None) for patches_1NP in self._patches(item).split(1)]).float()
 
@@ -173,8 +173,8 @@ class HealthWatch:
         patches_BNP = patchify(on_device(item.pixels, device), self.model.encoder.shape.patch)
         return normalise(patches_BNP, self.model.mean, self.model.std)
 
-    def _kept_share(self, item: EvaluationItem) -> float:
-        """The share of a full grid's tokens worth keeping; by the encoder's scores where it learns them."""
+    def _kept_fraction(self, item: EvaluationItem) -> float:
+        """The fraction of a full grid's tokens to keep; from the encoder's scorer if pruning is learned."""
         encoder = self.model.encoder
         if not self.pruning.is_learned:
             scores = self.pruning.score_tokens(to_luma(item.pixels), encoder.shape.patch)
@@ -184,12 +184,12 @@ class HealthWatch:
 
 
 def spread_videos(source: ShardIndex | Mixture, count: int, *, clip: ClipConfig) -> tuple[Videos, ...]:
-    """So many videos of the training data, evenly over each set and over the sets of a mixture."""
+    """Select `count` training videos, evenly over each set and over the sets of a mixture."""
     indexes = list(source.sets.values()) if isinstance(source, Mixture) else [source]
-    shares = [count // len(indexes) + (i < count % len(indexes)) for i in range(len(indexes))]
+    counts = [count // len(indexes) + (i < count % len(indexes)) for i in range(len(indexes))]
     return tuple(
-        Videos(index=index, positions=_spread(range(len(index)), share), clip=clip)
-        for index, share in zip(indexes, shares, strict=True)
+        Videos(index=index, positions=_spread(range(len(index)), count_of_set), clip=clip)
+        for index, count_of_set in zip(indexes, counts, strict=True)
     )
 
 
@@ -199,14 +199,14 @@ def open_probe(
     clip: ClipConfig,
     cache: Cache | None,
     outage_s: float | None = None,
-) -> Probe | None:
-    """The labelled videos to guess from and to guess; None where the config names none.
+) -> KnnProbe | None:
+    """Open the labelled videos of the probe; None if the config names none.
 
     Args:
         outage_s: see `open_index`.
 
     Raises:
-        DataError: a folder is no data set or has no labels, the first has one class alone, or the two have
+        DataError: a folder is no data set or has no labels, the first has only one class, or the two have
             different classes.
     """
     if config.knn_train is None or config.knn_validation is None:
@@ -223,8 +223,8 @@ def open_probe(
     label_R = train.index.column("label")[list(train.positions)]
     if len(set(label_R.tolist())) < 2:
         raise DataError(
-            f"monitor.knn_train={config.knn_train}: the {len(label_R)} videos that are used have one class "
-            f"alone, {train.index.classes[label_R[0]]!r}, so there is nothing to guess: give more videos, "
+            f"monitor.knn_train={config.knn_train}: the {len(label_R)} videos that are used have only one "
+            f"class, {train.index.classes[label_R[0]]!r}, so the probe is meaningless: add videos, "
             "or raise monitor.knn_videos"
         )
     if train.index.classes != validation.index.classes:
@@ -232,7 +232,7 @@ def open_probe(
             f"monitor.knn_validation={config.knn_validation} has other classes than monitor.knn_train="
             f"{config.knn_train}: shard both parts with one command"
         )
-    return Probe(train=train, validation=validation, neighbours=config.neighbours)
+    return KnnProbe(train=train, validation=validation, neighbours=config.neighbours)
 
 
 def _labelled_videos(named: str, index: ShardIndex, most: int, *, clip: ClipConfig) -> Videos:
@@ -251,6 +251,6 @@ def _labelled_videos(named: str, index: ShardIndex, most: int, *, clip: ClipConf
 
 
 def _spread(positions: Sequence[int], most: int) -> list[int]:
-    """At most so many of them, at even distances."""
+    """At most `most` positions, evenly spaced."""
     count = min(most, len(positions))
     return [positions[i * len(positions) // count] for i in range(count)]

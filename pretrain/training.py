@@ -1,4 +1,4 @@
-"""From a config to a run: everything is built and checked before any process group starts."""
+"""Build and check a pretraining run before any process group starts; run it; export the encoder."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,15 +21,15 @@ from kinemae.pretrain.exported_model import (
     save_decoder,
     save_encoder,
 )
-from kinemae.pretrain.init_weights_from import open_start
+from kinemae.pretrain.init_weights_from import open_pretrained
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.blocks import set_up_blocks
 from kinemae.pretrain.model.tokens import TokenGrid
-from kinemae.pretrain.reconstructions import PictureBook
-from kinemae.pretrain.representation_monitor import HealthWatch, Probe, open_probe, spread_videos
-from kinemae.pretrain.runtime.engine_checks import check_engine
-from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs, first_places
-from kinemae.pretrain.runtime.loop import Training, Watcher
+from kinemae.pretrain.reconstructions import ReconstructionLogger
+from kinemae.pretrain.representation_monitor import KnnProbe, RepresentationMonitor, open_probe, spread_videos
+from kinemae.pretrain.runtime.engine import check_engine
+from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs, original_places
+from kinemae.pretrain.runtime.loop import Callback, Trainer
 from kinemae.pretrain.runtime.optimiser import parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
@@ -38,7 +38,7 @@ from kinemae.pretrain.token_selection import TokenSelection
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A config resolved and checked: what `--dry-run` shows and `run_pretraining` runs."""
+    """A resolved and checked config, for `--dry-run` and `run_pretraining`."""
 
     config: PretrainConfig
     processes: Processes
@@ -46,12 +46,12 @@ class Plan:
     batch: BatchPlan
     split: TokenSelection
     model: MaskedAutoencoder
-    probe: Probe | None
+    probe: KnnProbe | None
     continues: bool
     inputs: tuple[Input, ...]
 
     def summary(self) -> dict[str, object]:
-        """The numbers a user wants to see before spending a cluster on them."""
+        """The counts that `--dry-run` prints."""
         grid, config = self.split.grid, self.config
         visible, wanted = self.split.counts()
         return {
@@ -73,7 +73,7 @@ class Plan:
         }
 
     def _epochs(self) -> float | dict[str, float]:
-        """How often each video is shown; in a mixture, those of each set."""
+        """Number of epochs; in a mixture, of each set."""
         videos = self.config.steps * self.batch.global_clips / self.config.data.views_per_video
         if isinstance(self.index, Mixture):
             return {name: round(epochs, 2) for name, epochs in self.index.epochs(videos).items()}
@@ -84,7 +84,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     """Resolve and check a config. Starts nothing and writes nothing.
 
     Args:
-        is_run: whether it is to be run, so that its folder matters and there must be videos for a batch.
+        is_run: whether to check the run folder and the number of videos.
 
     Raises:
         ValueError: the config cannot be run; the message names the key.
@@ -103,12 +103,12 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     )
     index, run_dir = _open_data(config), Path(config.run_dir)
     inputs = _inputs(config, index) if is_run else []
-    # The first process alone: it may already have opened the folder when another one looks.
+    # Only the first process: it may already have opened the folder when another one checks.
     continues = is_run and processes.is_first and check_run_dir(run_dir, config, inputs)
     if is_run:
         _check_enough(index, config)
-    if isinstance(index, Mixture):  # moved data sets keep their positions in the order of clips
-        index = index.renamed(first_places(run_dir, inputs))
+    if isinstance(index, Mixture):  # moved data sets keep their place in the order of clips
+        index = index.renamed(original_places(run_dir, inputs))
     data = config.data
     probe = open_probe(config.monitor, clip=config.clip, cache=data.cache, outage_s=data.outage_s)
     return Plan(
@@ -127,44 +127,45 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
 def _build_model(
     config: PretrainConfig, grid: TokenGrid, components: Components, *, is_first: bool
 ) -> MaskedAutoencoder:
-    """The model at the start of a run. A run that goes on has its checkpoint over these weights later."""
-    start = open_start(config.init_from)
+    """The model at the start of a run. A continued run loads its checkpoint afterwards."""
+    pretrained = open_pretrained(config.init_from)
     torch.manual_seed(config.seed)
     model = build_model(
-        config, grid, components, reference=None if start is None else start.description.reference
+        config, grid, components, reference=None if pretrained is None else pretrained.description.reference
     )
-    if start is not None:
-        said = start.load_pretrained(model, config.target)
+    if pretrained is not None:
+        message = pretrained.load_pretrained(model, config.target)
         if is_first:
-            log.info("%s", said)
-            log_resampling(start.description.reference, grid)
+            log.info("%s", message)
+            log_resampling(pretrained.description.reference, grid)
     return model
 
 
 def run_pretraining(plan: Plan) -> None:
-    """Train, then export the encoder, and the decoder where there is one, to `RUN/encoder`."""
+    """Train; then export the encoder, and the decoder if there is one, to `RUN/encoder`."""
     config, processes = plan.config, plan.processes
     if processes.is_first:
         open_run_dir(Path(config.run_dir), config, plan.inputs)
     engine = config.engine
     set_up_blocks(plan.model, recompute=engine.activation_checkpointing, compiled=engine.compile)
-    training = Training(
+    trainer = Trainer(
         module=plan.model,
         groups=parameter_groups(plan.model, config.optim.weight_decay),
         clips=training_clips(plan, plan.split),
         plan=plan.batch,
-        settings=config.run_settings(config.data.num_workers),
+        config=config,
+        steps=config.steps,
         processes=processes,
-        watchers=_watchers(plan),
+        callbacks=_callbacks(plan),
     )
-    training.run()
+    trainer.run()
     if processes.is_first:
         _export(plan)
-    processes.wait_for_all()
+    processes.barrier()
 
 
 def training_clips(plan: Plan, split: Annotate) -> TrainingClips:
-    """The clips of a run, each with what `split` says of it."""
+    """The clips of a run, annotated by `split`."""
     config = plan.config
     return TrainingClips(
         plan.index,
@@ -177,18 +178,18 @@ def training_clips(plan: Plan, split: Annotate) -> TrainingClips:
     )
 
 
-def _watchers(plan: Plan) -> tuple[Watcher, ...]:
-    """What looks at the run now and then; every process knows when, the first one looks."""
-    watchers: list[Watcher] = [_picture_book(plan)] if plan.config.pictures.every_steps else []
+def _callbacks(plan: Plan) -> tuple[Callback, ...]:
+    """The callbacks of a run; they run on the first process."""
+    callbacks: list[Callback] = [_reconstruction_logger(plan)] if plan.config.pictures.every_steps else []
     if plan.config.monitor.every_steps:
-        watchers.append(_health_watch(plan))
-    return tuple(watchers)
+        callbacks.append(_representation_monitor(plan))
+    return tuple(callbacks)
 
 
-def _picture_book(plan: Plan) -> PictureBook:
+def _reconstruction_logger(plan: Plan) -> ReconstructionLogger:
     config = plan.config
-    everything = replace(plan.split, predict_ratio=1.0)  # pictures show all that is hidden
-    return PictureBook(
+    everything = replace(plan.split, predict_ratio=1.0)  # pictures show all hidden tokens
+    return ReconstructionLogger(
         model=plan.model,
         clips=training_clips(plan, everything),
         shown=clips_of_pictures(config),
@@ -198,9 +199,10 @@ def _picture_book(plan: Plan) -> PictureBook:
 
 
 def clips_of_pictures(config: PretrainConfig, first: int = 0) -> range:
-    """The clips to draw, from the first of a step on; of different videos if the step has enough.
+    """The clips to draw: of one step, since token counts may differ between steps; of different videos.
 
-    They are from one step, since budgets may differ between steps.
+    Args:
+        first: the first clip of the step.
     """
     clips = config.batch.global_clips
     count = min(config.pictures.clips, clips)
@@ -208,9 +210,9 @@ def clips_of_pictures(config: PretrainConfig, first: int = 0) -> range:
     return range(first, first + count * apart, apart)
 
 
-def _health_watch(plan: Plan) -> HealthWatch:
+def _representation_monitor(plan: Plan) -> RepresentationMonitor:
     config = plan.config
-    return HealthWatch(
+    return RepresentationMonitor(
         model=plan.model,
         videos=spread_videos(plan.index, config.monitor.clips, clip=config.clip),
         pruning=plan.split.pruning,
@@ -242,7 +244,7 @@ def _export(plan: Plan) -> None:
         trained_by=trained_by,
     )
     decoder = plan.model.decoder
-    if decoder is not None:  # first, so that the encoder's description is the last file of all
+    if decoder is not None:  # first: the encoder's description is the last file
         save_decoder(folder, decoder, describe_decoder(decoder, target=config.target))
     save_encoder(folder, plan.model.encoder, description)
     log.info(

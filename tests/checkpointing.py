@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
 from kinemae.pretrain.runtime.processes import Processes
-from kinemae.pretrain.runtime.state_shards import KINDS, Piece, ReadPiece
+from kinemae.pretrain.runtime.tensor_shards import KINDS, ReadShard, TensorShard
 
 SHAPES = {"frozen": (7,), "head.bias": (), "head.weight": (5, 3), "table": (40, 11)}
 TRAINED = ("head.bias", "head.weight", "table")
@@ -39,23 +39,25 @@ class PlainEngine:
             scale = 1 + KINDS.index(kind)
             torch.arange(len(values_V), out=values_V).mul_(scale).add_(0 if name == "frozen" else step)
 
-    def pieces(self) -> list[Piece]:
-        """See `HasPieces`."""
+    def shards(self) -> list[TensorShard]:
+        """See `Checkpointable`."""
         return [
-            Piece(name=name, kind=kind, start=self.held[name][0], values_V=values_V[slice(*self.held[name])])
+            TensorShard(
+                name=name, kind=kind, start=self.held[name][0], values_V=values_V[slice(*self.held[name])]
+            )
             for (name, kind), values_V in self.values.items()
         ]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """See `HasPieces`."""
+        """See `Checkpointable`."""
         return self._shapes
 
     def updates(self) -> dict[str, int]:
-        """See `HasPieces`."""
+        """See `Checkpointable`."""
         return {name: self.done for name, kind in self.values if kind == "exp_avg"}
 
-    def load_pieces(self, read: ReadPiece, updates: dict[str, int]) -> None:
-        """See `HasPieces`."""
+    def load_shards(self, read: ReadShard, updates: dict[str, int]) -> None:
+        """See `Checkpointable`."""
         (self.done,) = set(updates.values())
         for (name, kind), values_V in self.values.items():
             start, stop = self.held[name]
@@ -72,12 +74,12 @@ class PlainEngine:
 
 
 class Line:
-    """Replicated pieces, and a store that counts the requested values."""
+    """Replicated shards, and a store that counts the requested values."""
 
     def __init__(self) -> None:
         sizes = (5, 0, 1, 40, 3)
-        self.pieces = [
-            Piece(name=str(number), kind="weight", start=0, values_V=torch.full((size,), -1.0))
+        self.shards = [
+            TensorShard(name=str(number), kind="weight", start=0, values_V=torch.full((size,), -1.0))
             for number, size in enumerate(sizes)
         ]
         self.total, self.asked = sum(sizes), 0

@@ -1,37 +1,108 @@
-"""How a process of a run ends when something went wrong: at once, and having said why."""
+"""The end of a run: stop signals, waits for storage, and the abort of a process after an error."""
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType, TracebackType
 
-from kinemae.data_tools.command import exit_code_of, log, log_error
-from kinemae.pretrain.runtime.processes import Processes, leave_group, lost_peer
+from kinemae.data_tools.command import Stopped, exit_code_of, log, log_error
+from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE, EXIT_TERMINATED
+from kinemae.data_tools.heartbeat import Listener
+from kinemae.pretrain.runtime.processes import Processes, destroy_process_group, lost_peer
+from kinemae.pretrain.runtime.watchdog import Watchdog
+
+_EXIT_CODES = {
+    signal.SIGTERM: EXIT_TERMINATED,
+    signal.SIGINT: EXIT_INTERRUPTED,
+    signal.SIGUSR1: EXIT_REQUEUE,  # Slurm's warning before the time limit, with --signal=USR1@SECONDS
+}
 
 
 @contextmanager
-def ending_together(processes: Processes) -> Iterator[None]:
-    """Around all that a process does as one of a group.
+def abort_on_error(processes: Processes) -> Iterator[None]:
+    """Destroy the process group at the end; on an error of one of several processes, exit immediately.
 
-    Among several, an error ends the process on the spot: leaving the group in order, or what other modules
-    do at exit, may wait for processes that in turn wait for this one. Loader workers go with their process.
-    Whoever started the processes sees the exit code and ends the others.
+    An orderly exit may wait for processes that in turn wait for this one. Loader workers end with their
+    process. The launcher sees the exit code and ends the other processes.
     """
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
         if processes.world == 1:
-            leave_group()
+            destroy_process_group()
             raise
         lost = lost_peer(error)
         if lost is None:
             log_error(error)
-        else:  # no fault of this one, and its stack says nothing of why the other ended
-            log.error("lost another process in an exchange (%s): that one's log says why it ended", lost)
+        else:  # the cause is in the other process: the stack of this one does not help
+            log.error("lost the connection to another process (%s): its log states the cause", lost)
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()
         os._exit(exit_code_of(error))
-    leave_group()
+    destroy_process_group()
+
+
+class StopSignals:
+    """Record stop signals while entered. The run stops at the next step that all processes agree on.
+
+    A second SIGINT ends the process.
+
+    Attributes:
+        exit_code: exit code of the requested stop; 0 for none.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+        self._unlogged = ""
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for number in _EXIT_CODES:
+            self._previous[number] = signal.signal(number, self._record)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def log_received(self) -> None:
+        """Log a received signal once. The handler does not log, since it may interrupt a log line."""
+        if self._unlogged:
+            log.warning("%s received: saving a checkpoint, then leaving", self._unlogged)
+        self._unlogged = ""
+
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        if self.exit_code and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self.exit_code:
+            self._unlogged = signal.Signals(number).name
+            self.exit_code = _EXIT_CODES[signal.Signals(number)]
+
+
+class StorageWait:
+    """Callback of `training_loader`, called about once a second while the next batch waits for a storage."""
+
+    def __init__(self, watchdog: Watchdog, signals: StopSignals):
+        self._watchdog = watchdog
+        self._signals = signals
+        self._listener = Listener()
+
+    def __call__(self, reason: str) -> None:
+        """Log the outage and restart the timer of the step: data.outage_s bounds the wait.
+
+        Args:
+            reason: why the storage cannot be read; empty when it answers again.
+
+        Raises:
+            Stopped: a stop was requested.
+        """
+        self._listener.outage(reason)
+        self._watchdog.restart_timer()
+        if reason and self._signals.exit_code:
+            what = "stopped while a storage is down, at the last checkpoint; repeat the command to continue"
+            raise Stopped(self._signals.exit_code, f"{what} ({reason})")

@@ -1,4 +1,4 @@
-"""One process's part of a save: a copy of its pieces in host memory, written by a thread."""
+"""Asynchronous checkpoint writer: copy this process's shards to host memory, write them in a thread."""
 
 import os
 import platform
@@ -11,43 +11,42 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kinemae.pretrain.runtime.file_retries import FileFailure, failure_of, retried
-from kinemae.pretrain.runtime.shard_files import FileMark, spans_of, write_pieces
-from kinemae.pretrain.runtime.span_table import Span
-from kinemae.pretrain.runtime.state_shards import Piece
+from kinemae.pretrain.runtime.checkpoint_files import FileChecksum, write_shards
+from kinemae.pretrain.runtime.file_retries import FileFailure, retry
+from kinemae.pretrain.runtime.tensor_shards import ShardRange, TensorShard
 
-# 256 MiB: pinned memory is handed out in powers of two, so one great block could waste half.
+# 256 MiB: pinned memory is allocated in powers of two, so one large block could waste half.
 _BLOCK_VALUES = 1 << 26
 _NICENESS = 10
 _MOST_NAMED = 3
 
 
-class SavedPart(NamedTuple):
+class WriteResult(NamedTuple):
     """The result of one process's part of a save."""
 
     host: str
-    mark: FileMark | None
+    checksum: FileChecksum | None
     failure: FileFailure | None
 
 
-class HostCopy:
-    """Memory for one copy of this process's pieces, used again at every save; pinned for those on CUDA."""
+class PinnedBuffer:
+    """Host memory for one copy of this process's shards, reused at every save; pinned on CUDA."""
 
     def __init__(self) -> None:
         self._blocks: list[Tensor] = []
         self._copied: torch.cuda.Event | None = None
 
-    def take(self, pieces: Sequence[Piece]) -> None:
-        """Copy the values as they are now.
+    def copy_from(self, shards: Sequence[TensorShard]) -> None:
+        """Copy the current values.
 
-        On CUDA the copies are queued on the present stream, before whatever changes the weights next: the
-        device waits for them and the process does not.
+        On CUDA the copies are queued on the current stream, before the next update of the weights: the
+        device waits for them, the process does not.
         """
-        on_cuda = any(piece.values_V.is_cuda for piece in pieces)
-        self._make_room(sum(len(piece.values_V) for piece in pieces), pinned=on_cuda)
+        on_cuda = any(shard.values_V.is_cuda for shard in shards)
+        self._allocate(sum(len(shard.values_V) for shard in shards), pinned=on_cuda)
         place = 0
-        for piece in pieces:
-            for run_V in _cut(piece.values_V.detach(), place):
+        for shard in shards:
+            for run_V in _split_at_blocks(shard.values_V.detach(), place):
                 block, offset = divmod(place, _BLOCK_VALUES)
                 self._blocks[block][offset : offset + len(run_V)].copy_(run_V, non_blocking=True)
                 place += len(run_V)
@@ -56,83 +55,83 @@ class HostCopy:
             self._copied.record()
 
     def values(self) -> list[Tensor]:
-        """The copied values, one piece's after the other's, once they are there."""
+        """The copied values of all shards in order; waits for the copies."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._blocks
 
-    def _make_room(self, count: int, *, pinned: bool) -> None:
+    def _allocate(self, count: int, *, pinned: bool) -> None:
         if sum(len(block) for block in self._blocks) != count:
-            self._blocks = []  # given back first: two copies at once may be more than there is memory
+            self._blocks = []  # freed first: two copies may exceed the memory
             self._blocks = [
                 torch.empty(min(_BLOCK_VALUES, count - start), pin_memory=pinned)
                 for start in range(0, count, _BLOCK_VALUES)
             ]
 
 
-class Saving(threading.Thread):
-    """The writing of one process's file of pieces.
+class AsyncCheckpointWriter(threading.Thread):
+    """Thread that writes one process's shard file.
+
+    Args:
+        buffer: receives a copy of the shards; None to write the shards themselves.
 
     Attributes:
-        spans: what the file is to hold.
-        mark: size and checksum of the file, once it is on the disk.
-        failure: why it could not be written.
+        ranges: the content of the file.
     """
 
-    def __init__(self, path: Path, pieces: Sequence[Piece], copy: HostCopy | None):
-        """Take what is to be written: a copy of the pieces into `copy`, or the pieces themselves."""
-        # A process that ends at once must not wait for a slow disk: the rest is swept up by the next start.
+    def __init__(self, path: Path, shards: Sequence[TensorShard], buffer: PinnedBuffer | None):
+        # A daemon: a process that aborts does not wait for a slow disk. The next start removes the rest.
         super().__init__(name="checkpoint", daemon=True)
-        pieces = [piece for piece in pieces if len(piece.values_V)]
+        shards = [shard for shard in shards if len(shard.values_V)]
         self._path = path
-        self._copy = copy
-        self._pieces = pieces if copy is None else ()
-        self.spans: list[Span] = spans_of(pieces, path.name)
-        self.mark: FileMark | None = None
-        self.failure: FileFailure | None = None
-        if copy is not None:
-            copy.take(pieces)
+        self._buffer = buffer
+        self._shards = shards if buffer is None else ()
+        self.ranges = [ShardRange(path.name, one.kind, one.name, one.start, one.stop) for one in shards]
+        self._checksum: FileChecksum | None = None
+        self._failure: FileFailure | None = None
+        if buffer is not None:
+            buffer.copy_from(shards)
 
     def run(self) -> None:
-        """Write. Called in the thread by `start`, or by who wants to wait."""
+        """Write the file: in the thread after `start`, or directly in the caller's thread."""
         if threading.current_thread() is self:
-            with suppress(OSError):  # Linux: one thread's alone. Training comes first where cores are few
+            with suppress(OSError):  # on Linux a thread has its own priority: training comes first
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
-            self.mark = retried(self._write, f"writing {self._path}")
+            self._checksum = retry(self._write, f"writing {self._path}")
         except OSError as error:
-            self.failure = failure_of(error)
+            self._failure = FileFailure.of(error)
 
-    def _write(self) -> FileMark:
+    def _write(self) -> FileChecksum:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        return write_pieces(self._path, self.spans, self._values())
-
-    def part(self) -> SavedPart:
-        """The result, for the other processes."""
-        return SavedPart(platform.node(), self.mark, self.failure)
+        return write_shards(self._path, self.ranges, self._values())
 
     def _values(self) -> Iterable[Tensor]:
-        if self._copy is not None:
-            return self._copy.values()
-        return (piece.values_V.detach() for piece in self._pieces)
+        if self._buffer is not None:
+            return self._buffer.values()
+        return (shard.values_V.detach() for shard in self._shards)
+
+    def result(self) -> WriteResult:
+        """The result, for the other processes."""
+        return WriteResult(platform.node(), self._checksum, self._failure)
 
 
-def failure_among(parts: Sequence[SavedPart]) -> FileFailure | None:
-    """The reason of a failed save, by rank and host, or None; transient if every failure is transient."""
-    gone = FileFailure("the writing thread ended early", may_pass=False)
+def combine_failures(results: Sequence[WriteResult]) -> FileFailure | None:
+    """The reason of a failed save, with rank and host, or None. Transient if every failure is transient."""
+    ended = FileFailure("the writing thread ended early", is_transient=False)
     failures = [
-        (f"rank {rank} on {part.host}", part.failure or gone)
-        for rank, part in enumerate(parts)
-        if part.mark is None
+        (f"rank {rank} on {result.host}", result.failure or ended)
+        for rank, result in enumerate(results)
+        if result.checksum is None
     ]
     if not failures:
         return None
-    text = "; ".join(f"{who}: {failure.text}" for who, failure in failures[:_MOST_NAMED])
-    return FileFailure(text, all(failure.may_pass for _, failure in failures))
+    text = "; ".join(f"{writer}: {failure.text}" for writer, failure in failures[:_MOST_NAMED])
+    return FileFailure(text, all(failure.is_transient for _, failure in failures))
 
 
-def _cut(values_V: Tensor, place: int) -> Iterable[Tensor]:
-    """Runs that do not go over the edges of blocks, where the first value is the `place`-th of all."""
+def _split_at_blocks(values_V: Tensor, place: int) -> Iterable[Tensor]:
+    """Split values at block borders; `place` is the offset of the first value in the buffer."""
     head = -place % _BLOCK_VALUES
     return [
         run_V

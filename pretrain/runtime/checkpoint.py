@@ -1,8 +1,9 @@
-"""Checkpoints that are complete or absent, written while training goes on, free of the topology.
+"""Checkpoints that are complete or absent, written in the background, independent of ranks and ZeRO stages.
 
-The layout is in `checkpoint_files.py`. A folder bears its final name only after all processes have said that
-their bytes are on the disk. On resume every byte is checked (`checkpoint_check.py`); a damaged checkpoint is
-skipped with an error in the log, and renamed. An unreadable file does not count as damage.
+A save crosses three files: `checkpoint.py` (all processes together), `async_writer.py` (one process's part in
+a thread) and `checkpoint_files.py` (the files). A folder gets its final name only after all processes have
+reported that their bytes are on the disk. At a start every byte is checked; a damaged checkpoint is skipped
+with an error in the log, and renamed. An unreadable file does not count as damage.
 """
 
 import platform
@@ -12,36 +13,43 @@ import threading
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from kinemae.data_tools.command import CheckpointError, Stuck, log
-from kinemae.pretrain.runtime import checkpoint_files
-from kinemae.pretrain.runtime.async_writer import HostCopy, Saving, failure_among
-from kinemae.pretrain.runtime.checkpoint_check import Sound, check_checkpoint, unread
-from kinemae.pretrain.runtime.checkpoint_files import Notes
-from kinemae.pretrain.runtime.file_retries import on_first
+from kinemae.pretrain.runtime import checkpoint_files as files
+from kinemae.pretrain.runtime.async_writer import AsyncCheckpointWriter, PinnedBuffer, combine_failures
+from kinemae.pretrain.runtime.checkpoint_files import CheckpointMetadata, FileChecksum, ShardReader
+from kinemae.pretrain.runtime.file_retries import attempts, retry, run_on_first
 from kinemae.pretrain.runtime.processes import Processes
-from kinemae.pretrain.runtime.shard_files import FileMark
-from kinemae.pretrain.runtime.span_table import Span, SpanTable, are_tiled, counts_of, pack, tiles
-from kinemae.pretrain.runtime.state_shards import Piece, ReadPiece
+from kinemae.pretrain.runtime.tensor_shards import (
+    PackedRanges,
+    ReadShard,
+    ShardRange,
+    ShardTable,
+    TensorShard,
+    coverage_sums,
+    is_covered,
+    pack_ranges,
+    value_counts,
+)
 
 _MOST_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """What a run must remember besides weights and optimiser.
+    """The state of a run besides weights and optimiser.
 
     Attributes:
         step: steps done.
         clips: clips seen, skipped ones included.
         skipped_clips: clips whose video could not be read.
-        skipped_steps: updates left out because a gradient was not finite.
-        world: processes that wrote the checkpoint.
-        zero_stage: the ZeRO stage that wrote it.
-        omitted: steps whose update is left out, by the guard.
-        rollbacks: how often the guard went back.
-        recent: loss and gradient norm of the last applied steps, oldest first, where there is a guard.
+        skipped_steps: steps without an update because the gradient was not finite.
+        world: number of processes that wrote the checkpoint.
+        zero_stage: ZeRO stage that wrote it.
+        omitted: steps whose update the loss guard leaves out.
+        rollbacks: number of rollbacks.
+        recent: loss and gradient norm of the last applied steps, oldest first; empty without a loss guard.
     """
 
     step: int = 0
@@ -56,11 +64,7 @@ class RunState:
 
 
 def _run_state(folder: Path, stored: dict[str, Any]) -> RunState:
-    """The state of a checkpoint of this or an earlier version; missing keys take their defaults.
-
-    Raises:
-        CheckpointError: it holds an unknown key, so a later version wrote it.
-    """
+    """The stored state; missing keys take their defaults, unknown keys are refused."""
     unknown = sorted(stored.keys() - {known.name for known in fields(RunState)})
     if unknown:
         raise CheckpointError(
@@ -70,20 +74,20 @@ def _run_state(folder: Path, stored: dict[str, Any]) -> RunState:
     return RunState(**stored)
 
 
-class HasPieces(Protocol):
-    """What a checkpoint asks of an engine."""
+class Checkpointable(Protocol):
+    """The part of an engine that checkpoints use."""
 
-    def pieces(self) -> list[Piece]:
-        """What this process is to save: over all processes each value of each kind once."""
+    def shards(self) -> list[TensorShard]:
+        """The shards that this process saves: over all processes each value of each kind once."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter and buffer that the pieces are of, the same on every process."""
+        """Shape of every saved parameter and buffer, the same on every process."""
 
     def updates(self) -> dict[str, int]:
-        """How often each trainable parameter was updated."""
+        """Number of updates of each trainable parameter."""
 
-    def load_pieces(self, read: ReadPiece, updates: dict[str, int]) -> None:
-        """Ask for the values that this process holds, and take them over."""
+    def load_shards(self, read: ReadShard, updates: dict[str, int]) -> None:
+        """Read and take over the values that this process holds."""
 
 
 class Checkpoints:
@@ -91,9 +95,9 @@ class Checkpoints:
 
     Args:
         keep: how many of the newest stay.
-        keep_every_steps: those of its multiples stay too; 0 for none.
-        background: whether training goes on while a checkpoint is written. It costs one copy, in host memory,
-            of what each process writes, which is kept for the next save.
+        keep_every_steps: checkpoints of its multiples stay too; 0 for none.
+        background: whether training continues while a checkpoint is written. This needs host memory for a
+            copy of the values that this process writes; it is reused.
     """
 
     def __init__(
@@ -109,14 +113,14 @@ class Checkpoints:
         self._processes = processes
         self._keep = keep
         self._keep_every_steps = keep_every_steps
-        self._copy = HostCopy() if background else None
-        self._saving: Saving | None = None
+        self._buffer = PinnedBuffer() if background else None
+        self._writer: AsyncCheckpointWriter | None = None
         self._removal: threading.Thread | None = None
-        self._notes = Notes(state={}, shapes={}, updates={}, files={})
+        self._metadata = CheckpointMetadata(state={}, shapes={}, updates={}, files={})
         self.attempt: str | None = None
 
-    def save(self, engine: HasPieces, state: RunState) -> None:
-        """Begin a checkpoint of this moment; `commit` ends it. One still under way is committed first.
+    def save(self, engine: Checkpointable, state: RunState) -> None:
+        """Begin a checkpoint of the current values; `commit` completes it. Commits an unfinished save first.
 
         Without `background` it is committed on return.
 
@@ -125,53 +129,56 @@ class Checkpoints:
         """
         self.commit()
         if self.attempt is None:
-            self.attempt = self._processes.from_first(secrets.token_hex(4))
-        self._notes = Notes(
+            self.attempt = self._processes.broadcast_object(secrets.token_hex(4))
+        self._metadata = CheckpointMetadata(
             state=asdict(state), shapes=engine.shapes(), updates=dict(engine.updates()), files={}
         )
-        path = self._partial() / self._file_of(self._processes.rank)
-        self._saving = Saving(path, engine.pieces(), self._copy)
-        if self._copy is not None:
-            self._saving.start()
+        path = self._partial() / self._shard_file(self._processes.rank)
+        self._writer = AsyncCheckpointWriter(path, engine.shards(), self._buffer)
+        if self._buffer is not None:
+            self._writer.start()
         else:
-            self._saving.run()
+            self._writer.run()
             self.commit()
 
     @property
-    def is_under_way(self) -> bool:
+    def is_saving(self) -> bool:
         """Whether a save was begun and not committed yet, the same on every process."""
-        return self._saving is not None
+        return self._writer is not None
 
     def is_written(self) -> bool:
-        """Whether this process's part is on the disk, or has failed; true where no save is under way."""
-        return self._saving is None or not self._saving.is_alive()
+        """Whether this process's part is on the disk or has failed; true without an unfinished save."""
+        return self._writer is None or not self._writer.is_alive()
 
     def commit(self) -> None:
-        """Wait for all parts, make them a checkpoint, and drop those not to be kept.
+        """Collective. Wait for all parts, complete the checkpoint, and drop old ones.
 
-        Where no save is under way, only the removal of the old ones is waited for.
+        Without an unfinished save it only waits for the removal of old checkpoints.
 
         Raises:
-            CheckpointError: on all processes, where any could not write its part, for example on a full disk;
+            CheckpointError: on all processes, if any could not write its part, for example on a full disk;
                 older checkpoints are intact.
-            Stuck: the same, but a retry may succeed.
+            Stuck: the same, but another attempt may succeed.
         """
-        self._end_removal()
-        if self._saving is None:
+        if self._removal is not None:
+            self._removal.join()
+            self._removal = None
+        if self._writer is None:
             return
-        saving, self._saving = self._saving, None
-        if saving.ident is not None:
-            saving.join()
-        notes, processes = self._notes, self._processes
-        step = notes.state["step"]
-        parts = processes.gather_to_first(saving.part())
-        what = f"writing the checkpoint of step {step}"
+        writer, self._writer = self._writer, None
+        if writer.ident is not None:
+            writer.join()
+        processes, step = self._processes, self._metadata.state["step"]
+        results = processes.gather_object(writer.result())
         try:
-            if failure := processes.from_first(failure_among(parts)):
+            if failure := processes.broadcast_object(combine_failures(results)):
                 failure.throw()
-            if fault := self._find_fault(saving.spans):  # the engine's pieces do not cover the model
+            if fault := self._find_fault(writer.ranges):
                 raise OSError(fault)
-            on_first(processes, what, lambda: self._finish([part.mark for part in parts if part.mark]))
+            checksums = [result.checksum for result in results if result.checksum]
+            run_on_first(
+                processes, f"writing the checkpoint of step {step}", partial(self._finish, checksums)
+            )
         except (OSError, Stuck) as error:
             if processes.is_first:
                 shutil.rmtree(self._partial(), ignore_errors=True)
@@ -181,27 +188,67 @@ class Checkpoints:
                 f"({error}); older checkpoints are intact; fix: remove the cause and repeat the command"
             ) from error
 
-    def load_newest(self, engine: HasPieces, *, before: int | None = None) -> RunState:
-        """Load the newest sound checkpoint, or return the start of a run where there is none.
+    def _find_fault(self, ranges: list[ShardRange]) -> str | None:
+        """Collective. Describe why the shards of all processes do not hold each value once; None if they do.
+
+        Processes exchange one sum for each parameter; the ranges are gathered only if a sum is wrong.
+        """
+        metadata, processes = self._metadata, self._processes
+        counts = value_counts(metadata.shapes, metadata.updates)
+        sums = processes.all_reduce(coverage_sums(ranges, counts).to(processes.device))
+        if is_covered(sums, counts, metadata.updates):
+            return None
+        file = self._shard_file(processes.rank)
+        packed = pack_ranges(ranges, counts, file=file, number=processes.rank, files=processes.world)
+        table = ShardTable(packed=processes.gather_object(packed), counts=counts)
+        fault = table.find_fault(metadata.shapes, metadata.updates) if processes.is_first else None
+        return processes.broadcast_object(fault or "the shards do not cover the model")
+
+    def _finish(self, checksums: list[FileChecksum]) -> None:
+        """On the first process, once all parts are on the disk."""
+        written = {self._shard_file(rank): checksum for rank, checksum in enumerate(checksums)}
+        step = self._metadata.state["step"]
+        final = files.checkpoint_folder(self.folder, step)
+        files.commit(self._partial(), final, replace(self._metadata, files=written))
+        steps = files.list_checkpoints(self.folder)
+        for later in [other for other in steps if other > step]:  # of another run, see `_set_aside`
+            files.quarantine(steps.pop(later))
+        for old in list(steps)[: -self._keep]:
+            if not self._keep_every_steps or old % self._keep_every_steps:
+                files.drop(steps[old])
+        # In a thread, since large files take a while; the process does not end before it.
+        self._removal = threading.Thread(
+            name="removal", target=files.remove_dropped, args=(self.folder, self.attempt)
+        )
+        self._removal.start()
+
+    def _shard_file(self, rank: int) -> str:
+        return files.shard_file(rank, self._processes.world)
+
+    def _partial(self) -> Path:
+        return files.partial_folder(self.folder, self._metadata.state["step"], self.attempt or "")
+
+    def load_newest(self, engine: Checkpointable, *, before: int | None = None) -> RunState:
+        """Collective. Load the newest intact checkpoint, or return the initial state if there is none.
 
         Damaged newer checkpoints are renamed after an older one is loaded.
 
         Args:
-            before: go back: to the newest of those of this step or an earlier one. Later ones are dropped.
+            before: for a rollback: load the newest of this step or an earlier one. Later ones are dropped.
 
         Raises:
-            CheckpointError: there are checkpoints and none is sound, or they are of another model or format;
-                there is none to go back to; the folder cannot be used.
+            CheckpointError: all checkpoints are damaged, or they are of another model or format.
             Stuck: a process cannot read a file that may be intact.
         """
         self.commit()
-        what = f"reading the folder {self.folder}"
         try:
-            steps = on_first(self._processes, what, lambda: self._candidates(before))
-            state, damaged = self._load_first_sound(engine, steps)
+            steps = run_on_first(
+                self._processes, f"reading the folder {self.folder}", partial(self._candidates, before)
+            )
+            state, damaged = self._load_first_intact(engine, steps)
             if state is not None:
-                leave = partial(self._leave_behind, steps[: len(damaged)], before)
-                on_first(self._processes, "setting checkpoints aside", leave)
+                set_aside = partial(self._set_aside, steps[: len(damaged)], before)
+                run_on_first(self._processes, "renaming checkpoints", set_aside)
                 return state
         except OSError as error:
             raise CheckpointError(f"cannot use the checkpoints in {self.folder}: {error}") from error
@@ -212,87 +259,119 @@ class Checkpoints:
                 "folder to start again from step 0; keep it, since parts of it may still be readable"
             )
         if before is not None:
-            raise CheckpointError(
-                f"{self.folder} holds no checkpoint of step {before} or before to go back to"
-            )
+            raise CheckpointError(f"{self.folder} holds no checkpoint of step {before} or earlier")
         return RunState()
 
-    def _load_first_sound(self, engine: HasPieces, steps: list[int]) -> tuple[RunState | None, list[str]]:
-        """Load the first intact checkpoint of `steps`; return the damaged ones before it."""
-        damaged: list[str] = []
-        for step in steps:
-            folder = checkpoint_files.final_folder(self.folder, step)
-            found = check_checkpoint(folder, self._processes)
-            if isinstance(found, Sound):
-                return self._take(engine, folder, found), damaged
-            damaged.append(f"step {step}: {found}")
-            if self._processes.is_first:
-                log.error("checkpoint %s is damaged (%s); trying the one before it", folder, found)
-        return None, damaged
-
     def _candidates(self, before: int | None) -> list[int]:
-        checkpoint_files.remove_leftovers(self.folder)
-        steps = checkpoint_files.complete(self.folder)
+        files.remove_leftovers(self.folder)
+        steps = files.list_checkpoints(self.folder)
         return [step for step in reversed(steps) if before is None or step <= before]
 
-    def _take(self, engine: HasPieces, folder: Path, found: Sound) -> RunState:
-        checkpoint_files.refuse_another_model(folder, found.notes.shapes, engine.shapes())
-        try:
-            engine.load_pieces(found.store.read, found.notes.updates)
-        except OSError as error:
-            raise Stuck(unread(folder, self._processes.rank, platform.node(), str(error))) from error
-        return _run_state(folder, found.notes.state)
+    def _load_first_intact(
+        self, engine: Checkpointable, steps: list[int]
+    ) -> tuple[RunState | None, list[str]]:
+        """Load the first intact checkpoint of `steps`; also return the damage of those before it."""
+        damaged: list[str] = []
+        for step in steps:
+            folder = files.checkpoint_folder(self.folder, step)
+            verified = verify_checkpoint(folder, self._processes)
+            if isinstance(verified, str):
+                damaged.append(f"step {step}: {verified}")
+                if self._processes.is_first:
+                    log.error("checkpoint %s is damaged (%s); trying the previous one", folder, verified)
+                continue
+            metadata, reader = verified
+            files.check_shapes(folder, metadata.shapes, engine.shapes())
+            try:
+                engine.load_shards(reader.read, metadata.updates)
+            except OSError as error:
+                raise Stuck(_unread(folder, self._processes.rank, platform.node(), str(error))) from error
+            return _run_state(folder, metadata.state), damaged
+        return None, damaged
 
-    def _leave_behind(self, damaged: list[int], before: int | None) -> None:
+    def _set_aside(self, damaged: list[int], before: int | None) -> None:
         """Rename checkpoints newer than the loaded one, so that no start uses them again."""
-        for step, path in checkpoint_files.complete(self.folder).items():
+        for step, path in files.list_checkpoints(self.folder).items():
             if step in damaged:
-                checkpoint_files.quarantine(path)
+                files.quarantine(path)
             elif before is not None and step > before:
-                checkpoint_files.drop(path)
+                files.drop(path)
 
-    def _find_fault(self, spans: list[Span]) -> str | None:
-        """Collective. The reason why the pieces of all processes do not hold each value once, or None.
 
-        Processes exchange one sum for each parameter; the runs are gathered only if a sum is wrong.
-        """
-        notes, processes = self._notes, self._processes
-        counts = counts_of(notes.shapes, notes.updates)
-        sums = processes.sum(tiles(spans, counts).to(processes.device))
-        if are_tiled(sums, counts, notes.updates):
-            return None
-        file = self._file_of(processes.rank)
-        packed = pack(spans, counts, file=file, number=processes.rank, files=processes.world)
-        everything = processes.gather_to_first(packed)
-        table = SpanTable(packed=everything, counts=counts)
-        fault = table.find_fault(notes.shapes, notes.updates) if processes.is_first else None
-        return processes.from_first(fault or "the pieces do not make up the model")
+class _CheckResult(NamedTuple):
+    """One process's result for its part of the files of a checkpoint."""
 
-    def _finish(self, marks: list[FileMark]) -> None:
-        """Only on the first process: all parts are on the disk."""
-        files = {self._file_of(rank): mark for rank, mark in enumerate(marks)}
-        step = self._notes.state["step"]
-        final = checkpoint_files.final_folder(self.folder, step)
-        checkpoint_files.commit(self._partial(), final, replace(self._notes, files=files))
-        steps = checkpoint_files.complete(self.folder)
-        for later in [other for other in steps if other > step]:  # not part of this run: see `_leave_behind`
-            checkpoint_files.quarantine(steps.pop(later))
-        for old in list(steps)[: -self._keep]:
-            if not self._keep_every_steps or old % self._keep_every_steps:
-                checkpoint_files.drop(steps[old])
-        # In a thread, since files of gigabytes take a while; the process does not end before it.
-        self._removal = threading.Thread(
-            name="removal", target=checkpoint_files.sweep, args=(self.folder, self.attempt)
+    host: str
+    packed: list[PackedRanges]
+    damage: str | None = None
+    unread: str | None = None
+    absent: str | None = None
+
+
+def verify_checkpoint(folder: Path, processes: Processes) -> tuple[CheckpointMetadata, ShardReader] | str:
+    """Collective. Read every byte, each process its part of the files.
+
+    Damage is a wrong size, checksum or format, or a file that no process finds. If one process cannot read a
+    file, or only some processes find it, the checkpoint may be intact: the start ends and can be repeated.
+
+    Returns:
+        The checkpoint, or a description of its damage; the same on every process.
+
+    Raises:
+        CheckpointError: the checkpoint has another format.
+        Stuck: a process cannot read a file. The message states the file and the host.
+    """
+    metadata, own = _check_part(folder, processes)
+    results = processes.all_gather_object(own)
+    for rank, other in enumerate(results):
+        if other.unread is not None:
+            raise Stuck(_unread(folder, rank, other.host, other.unread))
+    absent = sorted({other.absent for other in results if other.absent})
+    if absent:
+        _refuse_partly_absent(folder, absent[0], processes)
+        return f"{absent[0]} is missing"
+    damage = next((other.damage for other in results if other.damage), None)
+    if metadata is None or damage is not None:
+        return damage or "its manifest cannot be read"
+    packed = [file for other in results for file in other.packed]
+    table = ShardTable(packed=packed, counts=value_counts(metadata.shapes, metadata.updates))
+    fault = table.find_fault(metadata.shapes, metadata.updates)
+    return fault or (metadata, ShardReader(folder, table))
+
+
+def _check_part(folder: Path, processes: Processes) -> tuple[CheckpointMetadata | None, _CheckResult]:
+    result, metadata = _CheckResult(platform.node(), []), None
+    try:
+        metadata = retry(partial(files.read_metadata, folder), f"reading {folder}")
+        counts = value_counts(metadata.shapes, metadata.updates)
+        for name in sorted(metadata.files)[processes.rank :: processes.world]:
+            check = partial(files.check_file, folder, name, metadata.files[name])
+            ranges = retry(check, f"reading {folder / name}")
+            if files.is_shard_file(name):
+                number, count = files.parse_shard_file(name)
+                result.packed.append(pack_ranges(ranges, counts, file=name, number=number, files=count))
+    except FileNotFoundError as error:
+        result = result._replace(absent=Path(error.filename).name)
+    except OSError as error:
+        result = result._replace(unread=str(error))
+    except (ValueError, KeyError) as error:
+        result = result._replace(damage=str(error))
+    return metadata, result
+
+
+def _refuse_partly_absent(folder: Path, name: str, processes: Processes) -> None:
+    """End the start if some processes find a file and others do not."""
+    seen = processes.all_gather_object((platform.node(), files.is_listed(folder, name)))
+    if any(is_there for _, is_there in seen):
+        rank, host = next(
+            ((rank, host) for rank, (host, is_there) in enumerate(seen) if not is_there), (0, "its host")
         )
-        self._removal.start()
+        raise Stuck(_unread(folder, rank, host, f"no {name}, which other processes find"))
 
-    def _end_removal(self) -> None:
-        if self._removal is not None:
-            self._removal.join()
-            self._removal = None
 
-    def _file_of(self, rank: int) -> str:
-        return checkpoint_files.pieces_file(rank, self._processes.world)
-
-    def _partial(self) -> Path:
-        return checkpoint_files.partial_folder(self.folder, self._notes.state["step"], self.attempt or "")
+def _unread(folder: Path, rank: int, host: str, reason: str) -> str:
+    """The message for a checkpoint that one process cannot read."""
+    return (
+        f"checkpoint {folder}: expected rank {rank} on {host} to read it, got {reason} ({attempts()}); "
+        "nothing was changed; fix: check the file system and its mount on that host, then repeat the command"
+    )

@@ -1,54 +1,76 @@
-"""A checkpoint as a folder: what stands in it, when it counts, and whether it is sound.
+"""The files of a checkpoint: layout, writing, reading, and removal.
 
-step-00001000/pieces-00000-of-00004.safetensors    weights and moments, one file a writing process
+step-00001000/shard-00000-of-00004.safetensors    weights and moments, one file for each writing process
 step-00001000/parameters.json    shape and number of updates of every parameter
-step-00001000/state.json         the little that is not a function of the step
+step-00001000/state.json         the run state that is not a function of the step
 step-00001000/manifest.json      size and checksum of every file; written last
-step-00002000.ATTEMPT.partial/   a save under way, or one that never ended
+step-00002000.ATTEMPT.partial/   a save in progress, or an interrupted one
 step-00000500.dropped/           about to be removed
 step-00003000.quarantined/       damaged and skipped at a start; kept for the user, never removed
+
+Shard files hold flat float32 tensors named `KIND/NAME@START`, for example
+`exp_avg/encoder.blocks.0.norm1.weight@128`. The safetensors library reads them: a length, a JSON header, raw
+bytes. They are written without it, a block at a time, so that the checksum needs no other copy. They are read
+by `pread`, not by mapping: an error of the file system raises `OSError` instead of killing the process.
 """
 
 import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from kinemae.data_tools.command import CheckpointError, log
-from kinemae.pretrain.runtime.shard_files import FileMark, mark_of, read_spans
-from kinemae.pretrain.runtime.span_table import Span
+from kinemae.data_tools.files import Descriptor, read_blocks
+from kinemae.pretrain.runtime.file_retries import retry
+from kinemae.pretrain.runtime.tensor_shards import ShardRange, ShardTable
 
-FORMAT = 2
+FORMAT = 1
 
 _MOST_NAMED = 5
-_PARTIAL, _DROPPED, _QUARANTINED, _PIECES = ".partial", ".dropped", ".quarantined", "pieces-"
+_PARTIAL, _DROPPED, _QUARANTINED, _SHARD = ".partial", ".dropped", ".quarantined", "shard-"
 _MANIFEST, _STATE, _PARAMETERS = "manifest.json", "state.json", "parameters.json"
+_VALUE_BYTES = 4
+_ALIGNMENT = 64
+_BLOCK_VALUES = 1 << 20
+_MOST_OPEN = 16
+
+
+class FileChecksum(NamedTuple):
+    """Size in bytes and CRC-32 of a file."""
+
+    size: int
+    crc32: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Notes:
-    """What a checkpoint says in words, besides its pieces.
+class CheckpointMetadata:
+    """Content of the JSON files of a checkpoint.
 
     Attributes:
         state: the run's, see `RunState`.
         shapes: of every parameter and buffer.
-        updates: of every trainable parameter.
-        files: every file but the manifest, as it was written.
+        updates: number of updates of every trainable parameter.
+        files: checksum of every file but the manifest.
     """
 
     state: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     updates: dict[str, int]
-    files: dict[str, FileMark]
+    files: dict[str, FileChecksum]
 
 
-def final_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step stands once it is complete."""
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    """The folder of a complete checkpoint."""
     return checkpoints / f"step-{step:08d}"
 
 
@@ -56,30 +78,173 @@ def partial_folder(checkpoints: Path, step: int, attempt: str) -> Path:
     """The folder in which a save is written.
 
     Args:
-        attempt: identifies the start of the run. A process of an earlier, abandoned start may run again and
+        attempt: identifies the start of the run. A suspended process of an earlier start may continue, and
             must not write into the files of this one.
     """
     return checkpoints / f"step-{step:08d}.{attempt}{_PARTIAL}"
 
 
-def pieces_file(rank: int, world: int) -> str:
+def shard_file(rank: int, world: int) -> str:
     """The name of one process's file."""
-    return f"{_PIECES}{rank:05d}-of-{world:05d}.safetensors"
+    return f"{_SHARD}{rank:05d}-of-{world:05d}.safetensors"
 
 
-def is_pieces(name: str) -> bool:
-    """Whether a file name is that of a piece file."""
-    return name.startswith(_PIECES)
+def is_shard_file(name: str) -> bool:
+    """Whether a file name is that of a shard file."""
+    return name.startswith(_SHARD)
 
 
-def number_of(pieces: str) -> tuple[int, int]:
-    """Parse the name of a piece file: its rank and the number of files."""
-    number, _, files = pieces.removeprefix(_PIECES).removesuffix(".safetensors").partition("-of-")
+def parse_shard_file(name: str) -> tuple[int, int]:
+    """Rank and number of files in the name of a shard file."""
+    number, _, files = name.removeprefix(_SHARD).removesuffix(".safetensors").partition("-of-")
     return int(number), int(files)
 
 
-def complete(checkpoints: Path) -> dict[int, Path]:
-    """Checkpoints with their final name, by step, oldest first. They may be damaged.
+def write_shards(path: Path, ranges: Sequence[ShardRange], values: Iterable[Tensor]) -> FileChecksum:
+    """Write the values of `ranges` in their order, and wait until they are on the disk.
+
+    Other threads run meanwhile: the interpreter's lock is released for each block.
+
+    Args:
+        values: flat float32 tensors on any device, cut anywhere.
+
+    Raises:
+        OSError: for example on a full disk.
+    """
+    size = checksum = 0
+    with path.open("wb") as file:
+        for block in _file_bytes(ranges, values):
+            checksum = zlib.crc32(block, checksum)
+            size += len(block)
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileChecksum(size, checksum)
+
+
+def _file_bytes(ranges: Sequence[ShardRange], values: Iterable[Tensor]) -> Iterable[memoryview | bytes]:
+    place, entries = 0, {}
+    for one in ranges:
+        count = one.stop - one.start
+        end = place + _VALUE_BYTES * count
+        entries[one.tensor] = {"dtype": "F32", "shape": [count], "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)  # aligns the values in a mapped file
+    yield len(text).to_bytes(8, "little") + text
+    for run_V in values:
+        for block_V in run_V.split(_BLOCK_VALUES):
+            yield memoryview(block_V.cpu().numpy()).cast("B")
+
+
+def checksum_of(path: Path) -> FileChecksum:
+    """Read a file and return its size and checksum.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = checksum = 0
+    for block in read_blocks(path):
+        checksum = zlib.crc32(block, checksum)
+        size += len(block)
+    return FileChecksum(size, checksum)
+
+
+def read_ranges(path: Path) -> list[ShardRange]:
+    """Read the header of a shard file.
+
+    Raises:
+        ValueError: it is no shard file.
+        OSError: it cannot be read.
+    """
+    found = []
+    for tensor, (begin, end) in _read_header(path).items():
+        kind, _, place = tensor.partition("/")
+        name, _, start = place.rpartition("@")
+        if not name or not start.isdigit():
+            raise ValueError(f"{path.name}: expected a tensor named KIND/NAME@START, got {tensor!r}")
+        stop = int(start) + (end - begin) // _VALUE_BYTES
+        found.append(ShardRange(path.name, kind, name, int(start), stop))
+    return found
+
+
+def _read_header(path: Path) -> dict[str, tuple[int, int]]:
+    """Byte offsets of each tensor in a file of contiguous float32 tensors."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise ValueError(f"{path.name}: its header is longer than the file")
+        text = file.read(length)
+    found, place = {}, 8 + length
+    try:
+        for tensor, entry in json.loads(text).items():
+            begin, end = (8 + length + offset for offset in entry["data_offsets"])
+            if entry["dtype"] != "F32" or begin != place or end - begin != _VALUE_BYTES * entry["shape"][0]:
+                raise ValueError(f"{tensor!r}: expected contiguous float32 values")
+            found[tensor] = (begin, end)
+            place = end
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if place != size:
+        raise ValueError(f"{path.name}: expected {place} bytes by its header, got {size}")
+    return found
+
+
+class ShardReader:
+    """The values in the shard files of one checkpoint."""
+
+    def __init__(self, folder: Path, table: ShardTable):
+        self._folder, self._table = folder, table
+        self._headers: dict[str, dict[str, tuple[int, int]]] = {}
+        self._open: dict[str, Descriptor] = {}
+
+    def read(self, name: str, kind: str, start: int, stop: int) -> Tensor:
+        """Values `start` to before `stop`, float32 on the CPU; zeros for moments that were not stored.
+
+        Only these are read from the disk, with retries after transient errors.
+
+        Raises:
+            CheckpointError: a file has changed.
+            OSError: a file cannot be read.
+        """
+        values_V = torch.zeros(stop - start)
+        for one in self._table.runs(kind, name, start, stop):
+            first, last = max(start, one.start), min(stop, one.stop)
+            if first < last:
+                run = partial(self._read_run, one, first, values_V[first - start : last - start])
+                retry(run, f"reading {self._folder / one.file}")
+        return values_V
+
+    def _read_run(self, one: ShardRange, first: int, into_V: Tensor) -> None:
+        try:
+            if one.file not in self._headers:
+                self._headers[one.file] = _read_header(self._folder / one.file)
+            offset = self._headers[one.file][one.tensor][0] + _VALUE_BYTES * (first - one.start)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"cannot read {self._folder / one.file}: {error}") from error
+        into = memoryview(into_V.numpy().data).cast("B")
+        try:
+            while into:
+                count = os.preadv(self._descriptor(one.file), [into], offset)
+                if not count:
+                    raise OSError(errno.EIO, "the file is shorter than its header says")
+                into, offset = into[count:], offset + count
+        except OSError:
+            self._open.pop(one.file, None)  # a stale handle does not recover
+            raise
+
+    def _descriptor(self, name: str) -> int:
+        """An open file. At most 16 are open: a checkpoint may have more files than a process may open."""
+        if name not in self._open:
+            if len(self._open) >= _MOST_OPEN:
+                del self._open[next(iter(self._open))]
+            self._open[name] = Descriptor(str(self._folder / name), os.O_RDONLY)
+        return self._open[name].number
+
+
+def list_checkpoints(checkpoints: Path) -> dict[int, Path]:
+    """Complete checkpoints by step, oldest first. They may be damaged.
 
     Raises:
         OSError: the folder exists but cannot be read.
@@ -102,7 +267,7 @@ def _entries(checkpoints: Path, *endings: str) -> list[Path]:
 
 
 def remove_leftovers(checkpoints: Path) -> None:
-    """Sweep up saves that never ended, and removals.
+    """Remove interrupted saves and dropped checkpoints.
 
     Raises:
         OSError: they cannot be removed.
@@ -112,11 +277,8 @@ def remove_leftovers(checkpoints: Path) -> None:
             shutil.rmtree(path)
 
 
-def quarantine(checkpoint: Path) -> Path:
+def quarantine(checkpoint: Path) -> None:
     """Rename a checkpoint so that no start loads it; nothing removes it.
-
-    Returns:
-        Its new path.
 
     Raises:
         OSError: it cannot be renamed.
@@ -127,106 +289,122 @@ def quarantine(checkpoint: Path) -> Path:
         place = checkpoint.with_name(f"{checkpoint.name}.{count}{_QUARANTINED}")
     checkpoint.rename(place)
     log.warning("%s is kept as %s: remove it when it is no longer needed", checkpoint.name, place)
-    return place
 
 
 def drop(checkpoint: Path) -> None:
-    """Invalidate a checkpoint atomically by a rename; `sweep` deletes the files.
+    """Invalidate a checkpoint atomically by a rename; `remove_dropped` deletes the files.
 
     Raises:
         OSError: it cannot be renamed.
     """
     dropped = checkpoint.with_name(f"{checkpoint.name}{_DROPPED}")
-    shutil.rmtree(dropped, ignore_errors=True)  # of the same step, if it came twice
+    shutil.rmtree(dropped, ignore_errors=True)  # an earlier checkpoint of the same step
     checkpoint.rename(dropped)
 
 
-def sweep(checkpoints: Path, attempt: str) -> None:
+def remove_dropped(checkpoints: Path, attempt: str) -> None:
     """Remove dropped checkpoints and saves of other attempts; log a warning on failure."""
     try:
         for path in _entries(checkpoints, _DROPPED, _PARTIAL):
             if not path.name.endswith(f".{attempt}{_PARTIAL}"):
                 shutil.rmtree(path)
     except OSError as error:
-        log.warning("could not remove what is left of old checkpoints in %s: %s", checkpoints, error)
+        log.warning("could not remove old checkpoints in %s: %s", checkpoints, error)
 
 
-def commit(partial: Path, final: Path, notes: Notes) -> None:
-    """Make a folder whose pieces are on the disk a checkpoint: from here on it counts, or it never was.
+def commit(partial: Path, final: Path, metadata: CheckpointMetadata) -> None:
+    """Turn a folder whose shards are on the disk into a checkpoint, atomically.
 
     Raises:
         OSError: it could not be written.
     """
-    if not partial.exists() and _holds(final, notes):  # an attempt failed after the rename
-        _to_disk(final.parent)
+    if not partial.exists() and _has_files(final, metadata):  # an earlier attempt failed after the rename
+        _fsync(final.parent)
         return
     parameters = {
-        name: {"shape": list(shape), "updates": notes.updates.get(name)}
-        for name, shape in notes.shapes.items()
+        name: {"shape": list(shape), "updates": metadata.updates.get(name)}
+        for name, shape in metadata.shapes.items()
     }
-    for name, mark in notes.files.items():
-        if (partial / name).stat().st_size != mark.size:
-            raise OSError(errno.EIO, f"expected {mark.size} bytes", str(partial / name))
-    files = dict(notes.files)
-    for name, content in ((_STATE, notes.state), (_PARAMETERS, parameters)):
+    for name, checksum in metadata.files.items():
+        if (partial / name).stat().st_size != checksum.size:
+            raise OSError(errno.EIO, f"expected {checksum.size} bytes", str(partial / name))
+    files = dict(metadata.files)
+    for name, content in ((_STATE, metadata.state), (_PARAMETERS, parameters)):
         _write_json(partial / name, content)
-        files[name] = mark_of(partial / name)
-    head = {"format": FORMAT, **{key: notes.state[key] for key in ("step", "world", "zero_stage")}}
-    marks = {name: {"bytes": mark.size, "crc32": mark.crc32} for name, mark in sorted(files.items())}
-    _write_json(partial / _MANIFEST, {**head, "files": marks})
-    _to_disk(partial)
-    if final.exists():  # not from this run: its loaded and dropped checkpoints have other names
+        files[name] = checksum_of(partial / name)
+    head = {"format": FORMAT, **{key: metadata.state[key] for key in ("step", "world", "zero_stage")}}
+    entries = {name: {"bytes": one.size, "crc32": one.crc32} for name, one in sorted(files.items())}
+    _write_json(partial / _MANIFEST, {**head, "files": entries})
+    _fsync(partial)
+    if final.exists():  # of another run: this run renames its own
         quarantine(final)
     partial.rename(final)
-    _to_disk(final.parent)
+    _fsync(final.parent)
 
 
-def _holds(final: Path, notes: Notes) -> bool:
-    """Whether a checkpoint has the pieces that were written."""
+def _has_files(final: Path, metadata: CheckpointMetadata) -> bool:
     try:
-        return notes.files.items() <= read_notes(final).files.items()
+        return metadata.files.items() <= read_metadata(final).files.items()
     except (OSError, ValueError):
         return False
 
 
-def read_notes(folder: Path) -> Notes:
-    """Read what a checkpoint says of itself.
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_metadata(folder: Path) -> CheckpointMetadata:
+    """Read the JSON files of a checkpoint.
 
     Raises:
-        CheckpointError: it is of another format.
+        CheckpointError: it has another format.
         ValueError: it is damaged.
         OSError: it cannot be read.
     """
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        _check_format(folder, manifest["format"])
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{folder}: expected checkpoint format {FORMAT}, got {manifest['format']!r}; fix: continue "
+                "the run with the version that its environment.json names"
+            )
         if not {_STATE, _PARAMETERS} <= manifest["files"].keys():
             raise ValueError(f"{_MANIFEST} does not name every file")
         parameters = json.loads((folder / _PARAMETERS).read_text(encoding="utf-8"))
-        return Notes(
+        return CheckpointMetadata(
             state=json.loads((folder / _STATE).read_text(encoding="utf-8")),
             shapes={name: tuple(entry["shape"]) for name, entry in parameters.items()},
             updates={
                 name: entry["updates"] for name, entry in parameters.items() if entry["updates"] is not None
             },
             files={
-                name: FileMark(entry["bytes"], entry["crc32"]) for name, entry in manifest["files"].items()
+                name: FileChecksum(entry["bytes"], entry["crc32"])
+                for name, entry in manifest["files"].items()
             },
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def check_file(folder: Path, name: str, expected: FileMark) -> list[Span]:
-    """Read every byte of one file of a checkpoint; return the values that it holds.
+def check_file(folder: Path, name: str, expected: FileChecksum) -> list[ShardRange]:
+    """Read every byte of one file of a checkpoint; return the ranges that it holds.
 
     Raises:
         ValueError: the file has changed since it was written.
         OSError: it cannot be read.
     """
-    if mark_of(folder / name) != expected:
+    if checksum_of(folder / name) != expected:
         raise ValueError(f"{name} has changed since it was written")
-    return read_spans(folder / name) if is_pieces(name) else []
+    return read_ranges(folder / name) if is_shard_file(name) else []
 
 
 def is_listed(folder: Path, name: str) -> bool:
@@ -237,54 +415,28 @@ def is_listed(folder: Path, name: str) -> bool:
         return False
 
 
-def refuse_another_model(
-    folder: Path, there: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]]
+def check_shapes(
+    folder: Path, stored: Mapping[str, tuple[int, ...]], model: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Compare the shapes of all parameters and buffers.
+    """Compare the shapes of all parameters and buffers of a checkpoint with the model's.
 
     Raises:
-        CheckpointError: they are not the same.
+        CheckpointError: they differ.
     """
     differences = [
-        f"{name}: {_shape(there.get(name))} there, {_shape(here.get(name))} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
+        f"{name}: checkpoint {_shape(stored.get(name))}, model {_shape(model.get(name))}"
+        for name in sorted(stored.keys() | model.keys())
+        if stored.get(name) != model.get(name)
     ]
     if differences:
         more = len(differences) - _MOST_NAMED
         tail = f", and {more} more" if more > 0 else ""
         raise CheckpointError(
-            f"{folder} is of another model ({'; '.join(differences[:_MOST_NAMED])}{tail}): "
-            "continue it with the code and config that wrote it, or choose another run_dir"
+            f"{folder}: expected a checkpoint of this model, got other shapes "
+            f"({'; '.join(differences[:_MOST_NAMED])}{tail}); fix: continue the run with the code and config "
+            "that wrote it, or choose another run_dir"
         )
-
-
-def _check_format(folder: Path, number: int) -> None:
-    if number == 1:
-        raise CheckpointError(
-            f"{folder} was written by an older version, as DeepSpeed's own files (format 1), which are not "
-            "read any more: continue the run with the version that its environment.json names, or choose "
-            "another run_dir"
-        )
-    if number != FORMAT:
-        raise CheckpointError(
-            f"{folder} is of format {number!r}, and this version reads format {FORMAT}: "
-            "continue the run with the version that its environment.json names"
-        )
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    _to_disk(path)
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
-    return "not" if shape is None else "x".join(map(str, shape)) or "one value"
+    return "none" if shape is None else "x".join(map(str, shape)) or "scalar"

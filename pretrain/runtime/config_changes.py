@@ -1,120 +1,120 @@
-"""A run that goes on with a changed config: what each change would do, and whether it may."""
+"""Changes of a run's config between starts: which ones are allowed, and the effect of each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# A continued run may differ in these: the clips of every step stay the same, and what was saved still fits.
-FREE_KEYS = {
+# Allowed in a continued run: the clips of every step stay the same, and the checkpoint still fits.
+ALLOWED_CHANGES = {
     "run_dir": "the folder has moved",
     "save_every_steps": "other checkpoints",
     "keep_checkpoints": "other checkpoints stay",
     "keep_every_steps": "other checkpoints stay",
     "save_in_background": "speed and memory",
     "data.num_workers": "speed",
-    "data.timeout_s": "when a video is given up",
-    "data.outage_s": "how long a storage is waited for",
+    "data.timeout_s": "when a video is skipped",
+    "data.outage_s": "how long to wait for a storage",
     "data.cache_dir": "speed",
     "data.cache_gb": "speed",
-    "data.max_bad_fraction": "when the run gives up",
-    "batch.clips_per_device": "speed and memory; sums are rounded otherwise",
-    "engine.cpu_threads": "speed; sums are rounded otherwise",
-    "engine.device": "speed; sums are rounded otherwise",
-    "engine.bucket_mb": "speed and memory; sums are rounded otherwise",
-    "engine.zero_stage": "speed and memory; sums are rounded otherwise",
+    "data.max_bad_fraction": "when the run stops",
+    "batch.clips_per_device": "speed and memory; sums are rounded differently",
+    "engine.cpu_threads": "speed; sums are rounded differently",
+    "engine.device": "speed; sums are rounded differently",
+    "engine.bucket_mb": "speed and memory; sums are rounded differently",
+    "engine.zero_stage": "speed and memory; sums are rounded differently",
     "engine.activation_checkpointing": "speed and memory",
-    "engine.compile": "speed; sums are rounded otherwise",
-    # Weights and moments are float32 whatever is computed in, so they fit.
-    "engine.grad_reduce_dtype": "gradients are rounded otherwise from here on",
-    "engine.precision": "everything is rounded otherwise from here on",
-    # What one does against a run that diverges; like every config, a function of the step.
+    "engine.compile": "speed; sums are rounded differently",
+    # Checkpoints hold float32 weights and moments at every precision.
+    "engine.grad_reduce_dtype": "gradients are rounded differently from here on",
+    "engine.precision": "everything is rounded differently from here on",
+    # Remedies for a run that diverges.
     "optim.lr": "another learning rate from here on",
     "optim.final_lr": "another learning rate from here on",
-    "optim.clip_norm": "gradients are clipped otherwise from here on",
+    "optim.clip_norm": "gradients are clipped differently from here on",
     "loss_guard": "other updates are left out from here on",
-    "timeouts": "when the run is taken to hang",
+    "timeouts": "time limits",
     "evaluate": "how the result is scored",
-    "log": "what is written",
-    "pictures": "what is written",
-    "monitor": "what is written",
+    "log": "output",
+    "pictures": "output",
+    "monitor": "output",
 }
 
-# Why the others may not. Longer keys come before the shorter ones that they begin with.
+# The reasons for refusing the others. Longer keys come before their own prefixes.
 REFUSED = {
     "seed": "other clips, masks and noise from here on",
     "steps": "the schedules of learning rate and noise would jump",
     "epochs": "the schedules of learning rate and noise would jump",
-    "data": "other clips: what was seen would be seen again, or never",
+    "data": "other clips: some would be repeated or missed",
     "batch.global_clips": "other clips in every step",
     "clip": "other clips",
     "augment": "other clips",
     "mix": "other clips",
-    "optim": "the moments were gathered under other settings",
-    "model": "another model: what was saved does not fit it",
-    "head": "another model: what was saved does not fit it",
-    "final_norm": "another model: what was saved does not fit it",
-    "init_from": "another beginning",
-    "encoder": "another beginning",
-    "weights": "another beginning",
+    "optim": "the optimiser state belongs to other settings",
+    "model": "another model: the checkpoint does not fit",
+    "head": "another model: the checkpoint does not fit",
+    "final_norm": "another model: the checkpoint does not fit",
+    "init_from": "other initial weights",
+    "encoder": "other initial weights",
+    "weights": "other initial weights",
     "masking": "another task",
     "pruning": "another task",
     "noise": "another task",
     "target": "another task",
 }
-_OTHERWISE = "another run"
+_OTHER_KEYS = "another run"
 _LONGEST_VALUE = 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A key whose value is not the run's.
+    """A key whose value differs from the run's.
 
     Attributes:
-        there: the value in the run folder's config; None where it has none.
-        here: the value now.
+        old: the value in the run folder's config; None if it has none.
+        new: the present value.
         is_moved: both name the same content, see `inputs.py`.
     """
 
     key: str
-    there: Any
-    here: Any
+    old: Any
+    new: Any
     is_moved: bool = False
 
     @property
-    def is_free(self) -> bool:
-        """Whether a run may go on with it."""
-        return self.is_moved or _begin(self.key, FREE_KEYS) is not None
+    def is_allowed(self) -> bool:
+        """Whether a run may continue with it."""
+        return self.is_moved or _prefix(self.key, ALLOWED_CHANGES) is not None
 
     @property
     def effect(self) -> str:
-        """What it would do."""
+        """The effect of the change, or the reason why it is refused."""
         if self.is_moved:
             return "the same content, elsewhere"
-        if self.is_free:
-            return FREE_KEYS[_begin(self.key, FREE_KEYS) or ""]
-        return f"refused: {REFUSED.get(_begin(self.key, REFUSED) or '', _OTHERWISE)}"
+        if self.is_allowed:
+            return ALLOWED_CHANGES[_prefix(self.key, ALLOWED_CHANGES) or ""]
+        return f"refused: {REFUSED.get(_prefix(self.key, REFUSED) or '', _OTHER_KEYS)}"
 
 
-def find_changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[Change]:
-    """Keys in which two configs differ, those that only one of them has among them; the refused ones first.
+def find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """Keys in which two configs differ, including keys of only one of them; refused ones first.
 
     Args:
-        there: the run's, nested as in its YAML.
-        here: the one wanted.
+        old: the run's config, nested as in its YAML.
+        new: the present config.
     """
-    flat_there, flat_here = _flat(there), _flat(here)
+    flat_old, flat_new = _flat(old), _flat(new)
     changes = [
-        Change(key=key, there=flat_there.get(key), here=flat_here.get(key))
-        for key in sorted(flat_there.keys() | flat_here.keys())
-        if flat_there.get(key) != flat_here.get(key)
+        Change(key=key, old=flat_old.get(key), new=flat_new.get(key))
+        for key in sorted(flat_old.keys() | flat_new.keys())
+        if flat_old.get(key) != flat_new.get(key)
     ]
-    return sorted(changes, key=lambda change: change.is_free)
+    return sorted(changes, key=lambda change: change.is_allowed)
 
 
 def table_of(changes: Sequence[Change]) -> list[str]:
-    """Changes as lines of text with aligned columns: key, there, here, what it would do."""
-    rows = [("key", "there", "here", "what it would do")]
-    rows += [(change.key, _shown(change.there), _shown(change.here), change.effect) for change in changes]
+    """Changes as lines of text with aligned columns: key, old, new, effect."""
+    rows = [("key", "old", "new", "effect")]
+    rows += [(change.key, _shown(change.old), _shown(change.new), change.effect) for change in changes]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
@@ -127,7 +127,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
 
 
-def _begin(key: str, keys: Mapping[str, str]) -> str | None:
+def _prefix(key: str, keys: Mapping[str, str]) -> str | None:
     return next((known for known in keys if key == known or key.startswith(f"{known}.")), None)
 
 

@@ -1,7 +1,9 @@
-"""The engine: DeepSpeed, on one core as on many nodes. Only the files `engine*.py` know it."""
+"""The training engine: DeepSpeed on one core and on many nodes, at ZeRO stages 0 to 3."""
 
 import copy
+import importlib.util
 import os
+import shutil
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,40 +12,83 @@ from torch import Tensor, nn
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.pretrain.runtime.optimiser import build_optimiser, set_learning_rate
-from kinemae.pretrain.runtime.processes import Processes, join_group
+from kinemae.pretrain.runtime.processes import Processes, init_process_group
 from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig, precision_on
-from kinemae.pretrain.runtime.sharded_state import HOLDINGS, ShardedHolding
-from kinemae.pretrain.runtime.shared_pieces import load_shared, share_of
-from kinemae.pretrain.runtime.state_shards import Piece, ReadPiece
+from kinemae.pretrain.runtime.sharded_state import STATE_OF_STAGE, FullyShardedState
+from kinemae.pretrain.runtime.tensor_shards import (
+    ReadShard,
+    TensorShard,
+    load_replicated,
+    split_replicated,
+)
 
-# At ZeRO 3 parameters of at most so many values stay gathered: vectors, whose gathering costs more than they
-# weigh. DeepSpeed's default.
+# At ZeRO 3, parameters of at most this many values stay gathered: gathering vectors costs more than keeping
+# them. DeepSpeed's default.
 KEPT_GATHERED = 100_000
+
+_CPU_COMPILERS = ("g++", "clang++", "c++")
 
 
 @runtime_checkable
-class Follower(Protocol):
-    """A module with weights that are not trained and follow those that are, such as a moving average."""
+class PostStepHook(Protocol):
+    """A module with weights that follow the trained ones, such as an exponential moving average."""
 
     def after_update(self, progress: float) -> None:
         """Called on every process after each update of the weights.
 
-        At ZeRO 3 each parameter is then the flat shard that the process holds of it, so this may do no more
-        than change values one by one, from values at the same place of parameters of the same shape.
+        At ZeRO 3 each parameter is then the flat shard of this process. The hook may only change values one
+        by one, from values at the same position of parameters of the same shape.
 
         Args:
-            progress: the share of the run that is done.
+            progress: fraction of the run that is done.
         """
 
 
+def check_engine(engine: EngineConfig, processes: Processes, *, merges: bool, packs: bool = False) -> None:
+    """Check before any process group starts that `engine.compile` can work.
+
+    Args:
+        merges: whether the model merges tokens.
+        packs: whether clips with different numbers of tokens are packed into one row.
+
+    Raises:
+        ValueError: states what is missing.
+    """
+    if not engine.compile:
+        return
+    if merges:
+        raise ValueError(
+            "engine.compile=true compiles whole blocks, and token merging runs them in halves: turn one of "
+            "the two off"
+        )
+    if packs:
+        raise ValueError(
+            "engine.compile=true compiles once for each number of tokens, and with pruning.args.keep=null "
+            "each step has another number; fix: set keep to a fraction, or engine.compile=false"
+        )
+    lacking = _missing_compiler(processes.device)
+    if lacking is not None:
+        raise ValueError(f"engine.compile=true needs {lacking}: install it, or set engine.compile=false")
+
+
+def _missing_compiler(device: torch.device) -> str | None:
+    """The compiler that torch.compile needs on this device and does not find; None if it finds one."""
+    if device.type == "cuda":
+        return None if importlib.util.find_spec("triton") else "the package triton on a GPU"
+    given = os.environ.get("CXX")
+    if not any(shutil.which(name) for name in ((given,) if given else _CPU_COMPILERS)):
+        return f"a C++ compiler on the CPU ({given or ', '.join(_CPU_COMPILERS)})"
+    return None
+
+
 class Engine:
-    """A module under DeepSpeed: forward, backward, step; and its state in pieces that know no topology.
+    """A module under DeepSpeed: forward, backward, step, and its state as shards.
 
-    Gradients are averaged over micro-batches and processes by DeepSpeed. A step whose gradient is not
-    finite anywhere is skipped everywhere, at every ZeRO stage.
+    DeepSpeed averages gradients over micro-batches and processes. A step whose gradient is not finite on any
+    process is skipped on all, at every ZeRO stage.
 
-    At ZeRO 3 a copy of the module is trained, since DeepSpeed takes what it trains to pieces; the module that
-    was handed in is brought up to date by `make_readable`.
+    At ZeRO 3 DeepSpeed partitions the module that it trains. A copy is trained, and `gather_weights` updates
+    the module that was passed in.
     """
 
     def __init__(
@@ -57,14 +102,15 @@ class Engine:
         processes: Processes,
     ):
         deepspeed = _import_deepspeed(processes)
-        join_group(processes)
+        init_process_group(processes)
         precision = precision_on(engine, processes.device)
-        _set_precision(precision, processes.device)
+        if processes.device.type == "cuda":  # of float32 products: exact in an fp32 run, TF32 in a bf16 run
+            torch.set_float32_matmul_precision("high" if precision == "bf16" else "highest")
         module.train()
         self._clip_norm = optim.clip_norm
         self._stage = engine.zero_stage
         self._processes = processes
-        self._readable = module
+        self._module = module
         trained = module
         if self._stage == 3:
             trained, groups = _copied(module, groups)
@@ -77,8 +123,8 @@ class Engine:
         if self._stage == 0:
             # After its backward pass DeepSpeed would exchange all gradients at once, whatever the bucket.
             self._engine.enable_backward_allreduce = False
-        self._holding = HOLDINGS[self._stage](trained, self._optimiser, processes)
-        self._follower = trained if isinstance(trained, Follower) else None
+        self._state = STATE_OF_STAGE[self._stage](trained, self._optimiser, processes)
+        self._hook = trained if isinstance(trained, PostStepHook) else None
         self._has_frozen = any(not parameter.requires_grad for parameter in trained.parameters())
 
     def __call__(self, *inputs: Any) -> dict[str, Tensor]:
@@ -92,8 +138,8 @@ class Engine:
         """Count a micro-batch; after the last one of the accumulation, update the weights.
 
         Returns:
-            The norm of the gradient before clipping, over all processes; NaN or infinity says that the
-            update was skipped. 0 where no update was due.
+            The norm of the gradient before clipping, over all processes; NaN or infinity if the update was
+            skipped; 0 if no update was due.
         """
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
@@ -106,7 +152,7 @@ class Engine:
 
     def _step_without_zero(self) -> Tensor:
         # DeepSpeed neither reports the norm at stage 0 nor keeps NaN out of the weights: both are done here.
-        # Fused AdamW reads `found_inf` on the device and leaves weights and moments alone: no host sync.
+        # Fused AdamW reads `found_inf` on the device and keeps weights and moments unchanged: no host sync.
         self._engine.allreduce_gradients(bucket_size=self._bucket_values)
         parameters = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm or float("inf"), foreach=True)
@@ -115,72 +161,73 @@ class Engine:
         return norm
 
     def after_update(self, progress: float) -> None:
-        """Let what follows the weights follow them; see `Follower`. Nothing where nothing follows."""
-        if self._follower is None:
+        """Call the module's `PostStepHook`, if it is one."""
+        if self._hook is None:
             return
         if not self._has_frozen:
-            self._follower.after_update(progress)
+            self._hook.after_update(progress)
             return
-        with self._holding.shown():
-            self._follower.after_update(progress)
+        with self._state.expose_shards():
+            self._hook.after_update(progress)
 
-    def make_readable(self) -> None:
-        """Collective. Afterwards the module that was handed in holds the present weights.
+    def gather_weights(self) -> None:
+        """Collective. Update the module that was passed in to the current weights.
 
-        At ZeRO 0 to 2 it always does. At ZeRO 3 they are gathered into it on every process, where it lies: on
-        the CPU, but on the first process's device.
+        At ZeRO 0 to 2 it is always up to date. At ZeRO 3 the weights are gathered into it on every process:
+        on the device on the first process, on the CPU on the others.
         """
-        if not isinstance(self._holding, ShardedHolding):
+        if not isinstance(self._state, FullyShardedState):
             return
         if self._processes.is_first:
-            self._readable.to(self._processes.device)
-        self._holding.fill(self._readable)
+            self._module.to(self._processes.device)
+        self._state.gather_into(self._module)
 
-    def pieces(self) -> list[Piece]:
-        """What this process is to save: over all processes each value of each kind exactly once.
+    def shards(self) -> list[TensorShard]:
+        """The shards that this process saves: over all processes each value of each kind exactly once.
 
         Views of live memory: the next update of the weights changes them.
         """
         rank, world = self._processes.rank, self._processes.world
-        return [*self._holding.own(), *share_of(self._holding.shared(), rank, world)]
+        replicated = split_replicated(self._state.replicated_shards(), rank, world)
+        return [*self._state.local_shards(), *replicated]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter and buffer that the pieces are of, the same on every process."""
-        module = self._readable  # whole at every stage
+        """Shape of every saved parameter and buffer, the same on every process."""
+        module = self._module  # whole at every stage
         kept = module.state_dict(keep_vars=True)
         named = [*module.named_parameters(), *module.named_buffers()]
         return {name: tuple(tensor.shape) for name, tensor in named if name in kept}
 
     def updates(self) -> dict[str, int]:
-        """How many updates AdamW has applied to each trainable parameter; its bias correction needs it."""
-        counters = self._holding.counters()
-        counts = torch.stack(list(counters.values())).tolist()  # one wait for the device, not one each
+        """Number of AdamW updates of each trainable parameter; its bias correction needs it."""
+        counters = self._state.step_counters()
+        counts = torch.stack(list(counters.values())).tolist()  # one device synchronisation for all
         return {name: int(count) for name, count in zip(counters, counts, strict=True)}
 
-    def load_pieces(self, read: ReadPiece, updates: dict[str, int]) -> None:
-        """Collective. Take over a state that `pieces` and `updates` described, at any stage and world.
+    def load_shards(self, read: ReadShard, updates: dict[str, int]) -> None:
+        """Collective. Load a state that `shards` and `updates` described, at any stage and world size.
 
         Args:
-            read: gives the values of any run of any parameter. Each process asks for those that it alone
-                holds, and for its share of those that all hold.
-            updates: as `updates` gave them.
+            read: returns the values of any run of any parameter. Each process requests its own shards, and
+                its part of the replicated ones.
+            updates: as returned by `updates`.
 
         Raises:
             CheckpointError: `updates` lacks a parameter.
         """
-        for piece in self._holding.own():
-            piece.values_V.copy_(read(piece.name, piece.kind, piece.start, piece.stop))
-        load_shared(self._holding.shared(), read, self._processes)
-        counters = self._holding.counters()
+        for shard in self._state.local_shards():
+            shard.values_V.copy_(read(shard.name, shard.kind, shard.start, shard.stop))
+        load_replicated(self._state.replicated_shards(), read, self._processes)
+        counters = self._state.step_counters()
         lacking = sorted(counters.keys() - updates.keys())
         if lacking:
             raise CheckpointError(f"the checkpoint has no state of the parameter {lacking[0]}")
         for counter in counters.values():
             counter.zero_()
         for name, counter in counters.items():
-            # Where parameters share a counter, one that had no gradient counts as if it had had zeros.
+            # Parameters that share a counter take the largest number: no gradient counts as a zero gradient.
             counter.clamp_(min=updates[name])
-        self._holding.publish()
+        self._state.sync_to_model()
 
 
 def _copied(module: nn.Module, groups: list[dict[str, Any]]) -> tuple[nn.Module, list[dict[str, Any]]]:
@@ -191,7 +238,7 @@ def _copied(module: nn.Module, groups: list[dict[str, Any]]) -> tuple[nn.Module,
 
 
 def _import_deepspeed(processes: Processes) -> Any:
-    # Asking for an accelerator before the import keeps a CPU run on a GPU machine on the CPU.
+    # DS_ACCELERATOR, set before the import, keeps a CPU run on a GPU machine on the CPU.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if processes.device.type == "cuda" else "cpu")
     import deepspeed
 
@@ -203,14 +250,8 @@ def _import_deepspeed(processes: Processes) -> Any:
 
 
 def _bucket_values(engine: EngineConfig) -> int:
-    """Gradients in a bucket; `engine.bucket_mb` counts them in float32."""
+    """Number of gradients in a bucket; `engine.bucket_mb` counts them in float32."""
     return engine.bucket_mb * 1_000_000 // 4
-
-
-def _set_precision(precision: str, device: torch.device) -> None:
-    """Set the precision of float32 matrix products on CUDA: exact in an fp32 run, TF32 in a bf16 run."""
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if precision == "bf16" else "highest")
 
 
 def _deepspeed_config(
@@ -219,7 +260,7 @@ def _deepspeed_config(
     bucket = _bucket_values(engine)
     autocast: dict[str, Any] = {"enabled": precision == "bf16", "dtype": "bfloat16"}
     if engine.grad_reduce_dtype == "fp32":
-        # Else DeepSpeed exchanges the gradients of linear layers in what autocast computes in.
+        # Otherwise DeepSpeed reduces the gradients of linear layers in the autocast dtype.
         autocast["lower_precision_safe_modules"] = []
     return {
         "train_batch_size": plan.global_clips,

@@ -21,60 +21,65 @@ Value = TypeVar("Value")
 
 
 class FileFailure(NamedTuple):
-    """An `OSError` as text, to be sent to other processes.
+    """An `OSError` in a form that can be sent to other processes.
 
     Attributes:
-        may_pass: whether another attempt, here or on another host, may succeed.
+        is_transient: whether another attempt, here or on another host, may succeed.
     """
 
     text: str
-    may_pass: bool
+    is_transient: bool
+
+    @classmethod
+    def of(cls, error: OSError) -> "FileFailure":
+        """Convert an error."""
+        return cls(str(error), is_transient(error))
 
     def throw(self) -> NoReturn:
-        """Raise it again.
+        """Raise the error again.
 
         Raises:
             Stuck: the error is transient.
             OSError: the error is permanent.
         """
-        raise Stuck(f"{self.text}; {attempts()}") if self.may_pass else OSError(self.text)
+        raise Stuck(f"{self.text}; {attempts()}") if self.is_transient else OSError(self.text)
 
 
-def may_pass(error: OSError) -> bool:
-    """Whether an error is transient: the same call may succeed later."""
+def is_transient(error: OSError) -> bool:
+    """Whether the same call may succeed later."""
     return error.errno not in PERMANENT_ERRORS
 
 
-def retried(act: Callable[[], Value], what: str) -> Value:
-    """Call `act`; retry after each transient `OSError`, with the delays of `DELAYS_S`.
+def retry(call: Callable[[], Value], what: str) -> Value:
+    """Call `call`; repeat it after each transient `OSError`, with the delays of `DELAYS_S`.
 
     Raises:
         OSError: the last transient error, or the first permanent one.
     """
     for delay_s in DELAYS_S:
         try:
-            return act()
+            return call()
         except OSError as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 raise
             log.warning("%s failed on %s (%s): next attempt in %g s", what, platform.node(), error, delay_s)
         time.sleep(delay_s)
-    return act()
+    return call()
 
 
-def written(act: Callable[[], Value], folder: Path) -> Value:
-    """Call `act`, which writes small files to a run folder, with retries.
+def retry_write(call: Callable[[], Value], folder: Path) -> Value:
+    """Call `call`, which writes small files to a run folder, with retries.
 
     Raises:
-        DataError: it failed for good.
-        Stuck: it failed in a way that may pass.
+        DataError: a permanent error.
+        Stuck: a transient error.
     """
     what = f"writing to {folder}"
     with writing_to(folder):
         try:
-            return retried(act, what)
+            return retry(call, what)
         except OSError as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 raise
             raise Stuck(
                 f"{what} failed on {platform.node()}: {error} ({attempts()}); fix: check the file system and "
@@ -82,33 +87,28 @@ def written(act: Callable[[], Value], folder: Path) -> Value:
             ) from error
 
 
-def failure_of(error: OSError) -> FileFailure:
-    """Convert an error to a form that can be sent to other processes."""
-    return FileFailure(str(error), may_pass(error))
-
-
 def attempts() -> str:
     """The number and duration of the attempts, for messages."""
     return f"{len(DELAYS_S) + 1} attempts in {sum(DELAYS_S):g} seconds"
 
 
-def on_first(processes: Processes, what: str, act: Callable[[], Value]) -> Value:
-    """Run `act` on the first process, with retries.
+def run_on_first(processes: Processes, what: str, call: Callable[[], Value]) -> Value:
+    """Collective. Run `call` on the first process, with retries.
 
     Returns:
         Its result, on every process.
 
     Raises:
-        OSError: it failed permanently; raised on every process.
-        Stuck: it failed with a transient error; raised on every process.
+        OSError: a permanent error; raised on every process.
+        Stuck: a transient error; raised on every process.
     """
     done: tuple[Value | None, FileFailure | None] = (None, None)
     if processes.is_first:
         try:
-            done = (retried(act, what), None)
+            done = (retry(call, what), None)
         except OSError as error:
-            done = (None, failure_of(error))
-    result, failure = processes.from_first(done)
+            done = (None, FileFailure.of(error))
+    result, failure = processes.broadcast_object(done)
     if failure is not None:
         failure._replace(text=f"{what} failed on rank 0: {failure.text}").throw()
     return cast(Value, result)

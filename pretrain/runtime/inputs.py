@@ -1,8 +1,7 @@
 """Inputs of a run (data sets, exported encoders), identified by fingerprint, not by path.
 
 `RUN/inputs.json` holds the inputs of the first start. A run continues if an input has moved or its path is
-written differently; it is refused if the path has other content. In a run folder without that file, from an
-older version, the text of the config is compared.
+written differently; it is refused if the path has other content.
 """
 
 import hashlib
@@ -18,7 +17,7 @@ from kinemae.data_tools.stream.mixture import Mixture
 from kinemae.pretrain.runtime.config_changes import Change
 
 INPUTS_FILE = "inputs.json"
-_READ_ONCE = frozenset(("init_from",))  # by the first start alone: a checkpoint holds what became of it
+_READ_ONCE = frozenset(("init_from",))  # by the first start only
 _WEIGHTS = "*.safetensors"
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 
@@ -74,7 +73,7 @@ def read_inputs(run_dir: Path) -> list[Input]:
     """The inputs of the first start; none if the run has no record of them.
 
     Raises:
-        ValueError: the file is cut short, or of another version.
+        ValueError: the file is incomplete, or of another version.
     """
     path = run_dir / INPUTS_FILE
     try:
@@ -84,7 +83,7 @@ def read_inputs(run_dir: Path) -> list[Input]:
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{path}: expected the inputs of the run as this version writes them, got {error}; fix: "
-            "restore it from a copy, or remove it, and the paths in the config decide"
+            "restore it from a copy, or remove it to compare paths instead"
         ) from error
 
 
@@ -95,7 +94,7 @@ def write_inputs(run_dir: Path, inputs: Sequence[Input]) -> None:
         atomic_write_text(run_dir / INPUTS_FILE, text)
 
 
-def first_places(run_dir: Path, inputs: Sequence[Input]) -> dict[str, str]:
+def original_places(run_dir: Path, inputs: Sequence[Input]) -> dict[str, str]:
     """Map each current location to the location of the same content at the first start."""
     places = {}
     known = sorted(read_inputs(run_dir), key=lambda entry: entry.place)
@@ -107,20 +106,20 @@ def first_places(run_dir: Path, inputs: Sequence[Input]) -> dict[str, str]:
     return places
 
 
-def judge(changes: Sequence[Change], there: Sequence[Input], here: Sequence[Input]) -> list[Change]:
-    """Changes of a config; inputs are compared by content, not by path."""
+def compare_inputs(changes: Sequence[Change], old: Sequence[Input], new: Sequence[Input]) -> list[Change]:
+    """The changes of a config, with inputs compared by content instead of path."""
     judged = list(changes)
-    for key in sorted({entry.key for entry in there} & {entry.key for entry in here}):
-        old = [entry for entry in there if entry.key == key]
-        new = [entry for entry in here if entry.key == key]
+    for key in sorted({entry.key for entry in old} & {entry.key for entry in new}):
+        before = [entry for entry in old if entry.key == key]
+        after = [entry for entry in new if entry.key == key]
         textual = [change for change in judged if _is_under(change.key, key)]
-        if sorted(map(_order, old)) == sorted(map(_order, new)):
+        if sorted(map(_order, before)) == sorted(map(_order, after)):
             judged = [
                 replace(change, is_moved=True) if _is_under(change.key, key) else change for change in judged
             ]
         elif not textual and key not in _READ_ONCE:
-            judged += _contents_changed(key, old, new)
-    return sorted(judged, key=lambda change: change.is_free)
+            judged += _contents_changed(key, before, after)
+    return sorted(judged, key=lambda change: change.is_allowed)
 
 
 def _contents_changed(key: str, old: Sequence[Input], new: Sequence[Input]) -> Iterator[Change]:
@@ -131,8 +130,8 @@ def _contents_changed(key: str, old: Sequence[Input], new: Sequence[Input]) -> I
         if before is not None and before.fingerprint != entry.fingerprint:
             yield Change(
                 key=key,
-                there=f"{entry.place} with fingerprint {before.fingerprint}",
-                here=f"{entry.place} with fingerprint {entry.fingerprint}",
+                old=f"{entry.place} with fingerprint {before.fingerprint}",
+                new=f"{entry.place} with fingerprint {entry.fingerprint}",
             )
 
 

@@ -1,4 +1,4 @@
-"""A file of one JSON line a step that goes on where a run was cut, and that a full disk does not end."""
+"""JSON lines writer: continues after a kill, and a full disk does not end the run."""
 
 import json
 import os
@@ -9,13 +9,13 @@ from typing import Any
 from kinemae.data_tools.command import log
 
 
-class Journal:
-    """Lines are there whole or not at all; those that cannot be written are warned of once and left out.
+class JsonlWriter:
+    """Write complete lines. Lines that cannot be written are dropped, with one warning.
 
     Args:
-        first_step: lines of this step and later ones, which a killed run wrote past its checkpoint, are
-            dropped.
-        title: of what it is, for the warning.
+        first_step: lines of this step and later ones, which a killed run wrote after its checkpoint, are
+            removed.
+        title: name of the content, for the warning.
     """
 
     def __init__(self, path: Path, *, first_step: int, title: str):
@@ -33,19 +33,19 @@ class Journal:
             self._warn(error)
 
     def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines; each holds its "step"."""
+        """Append lines; each has a "step"."""
         if self._file is None:
             return
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode()
         try:
             written = os.pwrite(self._file, text, self._bytes)
-            if written < len(text):  # the disk filled up in the midst of it: the next attempt says so
+            if written < len(text):  # the disk is full: the next call raises the reason
                 written += os.pwrite(self._file, text[written:], self._bytes + written)
             if written < len(text):
                 raise OSError(f"{written} of {len(text)} bytes written")
         except OSError as error:
             self._warn(error)
-            os.ftruncate(self._file, self._bytes)  # takes no room
+            os.ftruncate(self._file, self._bytes)  # works on a full disk
             return
         self._bytes += len(text)
         self.is_failing = False
@@ -62,20 +62,20 @@ class Journal:
 
 
 def drop_lines_from(path: Path, first_step: int) -> None:
-    """Take out of a journal what a killed run wrote past its checkpoint; in place, which takes no room."""
+    """Remove the lines from a step on, and an incomplete last line. In place: it works on a full disk."""
     if not path.exists():
         return
     kept = 0
     with path.open("rb+") as file:
         for line in file:
-            if not _is_whole(line) or json.loads(line)["step"] >= first_step:
+            if not _is_complete(line) or json.loads(line)["step"] >= first_step:
                 break
             kept += len(line)
         file.truncate(kept)
 
 
-def _is_whole(line: bytes) -> bool:
-    """Whether it was written to its end, and reached the disk where the power was cut."""
+def _is_complete(line: bytes) -> bool:
+    """Whether a line was written to its end; a power failure may leave other bytes."""
     try:
         json.loads(line)
     except ValueError:

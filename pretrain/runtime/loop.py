@@ -1,10 +1,11 @@
-"""The training loop, the same for pretraining and fine-tuning.
+"""The training loop of pretraining and fine-tuning.
 
-What happens at a step is a function of the step and of which steps' updates are left out: which clips, their
-crops and masks, the noise, the learning rate. The loop itself carries only counters (`RunState`).
+Each step is a function of its number and of the omitted steps: its clips, their crops and masks, the noise,
+the learning rate. The loop carries only counters (`RunState`).
 """
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,286 +16,337 @@ from kinemae.data_tools.command import DataError, Diverged, Stopped, log
 from kinemae.data_tools.storage.location import StorageUnavailable
 from kinemae.data_tools.stream.loader import TrainingClips
 from kinemae.data_tools.stream.order import BatchPlan
+from kinemae.pretrain.runtime.abort import StopSignals, StorageWait
 from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
-from kinemae.pretrain.runtime.cores import share_cores
 from kinemae.pretrain.runtime.engine import Engine
-from kinemae.pretrain.runtime.incidents import Incidents
-from kinemae.pretrain.runtime.loss_guard import Incident, LossGuardConfig
+from kinemae.pretrain.runtime.loss_guard import Incident, IncidentLog, LossGuard, is_skipped
 from kinemae.pretrain.runtime.metrics import MetricsWriter
-from kinemae.pretrain.runtime.outages import StorageWait
-from kinemae.pretrain.runtime.processes import Processes, join_group
-from kinemae.pretrain.runtime.rank_flags import Agreement
-from kinemae.pretrain.runtime.reporting import Reporting
-from kinemae.pretrain.runtime.settings import RunSettings
-from kinemae.pretrain.runtime.signals import StopSignals
-from kinemae.pretrain.runtime.stepping import Stepping
+from kinemae.pretrain.runtime.processes import Processes, RankFlags, init_process_group, share_cores
+from kinemae.pretrain.runtime.settings import LossGuardConfig, RunConfig
 from kinemae.pretrain.runtime.stragglers import Stragglers
+from kinemae.pretrain.runtime.train_step import Report, TrainStep
 from kinemae.pretrain.runtime.watchdog import Watchdog
 
 _FEW_BAD_CLIPS = 10
 
 
-class Watcher(Protocol):
-    """Something that looks at the run now and then, for example to draw pictures."""
+class Callback(Protocol):
+    """A periodic measurement of the run, for example pictures."""
 
     def is_due(self, first_step: int, last_step: int) -> bool:
-        """Whether it looks at the report of these steps; a function of them, the same on every process."""
+        """Whether it runs at the report of these steps; the same on every process."""
 
     def after_step(self, step: int, writer: MetricsWriter) -> None:
-        """Called on the first process at a report that it is due at, the step being the last one done."""
+        """Called on the first process at a report where it is due, with the last step that was done."""
 
 
 @dataclass(kw_only=True)
-class Training:
-    """A run made ready: every check has passed, no process group has been used yet.
+class Trainer:
+    """A checked run; no process group is started yet.
 
     Attributes:
-        module: `forward(batch, draws)` gives per-clip values of shape (B,), "loss" among them.
+        module: `forward(batch, draws)` returns per-clip values of shape (B,), "loss" among them.
         groups: the optimiser's parameter groups, each with "lr_scale".
-        watchers: look at the run; known on every process.
+        steps: optimiser steps of the whole run.
+        callbacks: the same on every process.
     """
 
     module: nn.Module
     groups: list[dict[str, Any]]
     clips: TrainingClips
     plan: BatchPlan
-    settings: RunSettings
+    config: RunConfig
+    steps: int
     processes: Processes
-    watchers: tuple[Watcher, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
     _has_cores: bool = False
 
     def run(self) -> None:
-        """Train from the newest checkpoint, or from the start, to the last step; then the module is readable.
+        """Train from the newest checkpoint, or from the start, to the last step; then gather the weights.
 
         Raises:
-            Stopped: on SIGTERM, SIGINT or SIGUSR1 to any process, after a checkpoint.
+            Stopped: after SIGTERM, SIGINT or SIGUSR1 to any process and a checkpoint.
             DataError: more videos than allowed could not be read.
             CheckpointError: no checkpoint could be read or written.
-            Diverged: the numbers went bad, and no roll-back is left.
+            Diverged: the loss diverged, and no rollback is left.
             Stuck: the processes could not connect, or a storage was down for data.outage_s.
         """
-        watchdog = Watchdog(self.settings.timeouts, rank=self.processes.rank)
+        watchdog = Watchdog(self.config.timeouts, rank=self.processes.rank)
         with watchdog:
-            # `join_group` itself is bounded by the same key and says more, so it comes to its end first.
-            join_group(self.processes, self.settings.timeouts)
+            # Before the first phase: `timeouts.start_s` bounds it too, with a better message.
+            init_process_group(self.processes, self.config.timeouts)
             self.share_cores()
-            watchdog.enter("building the engine and loading a checkpoint", limit="start_s")
-            _Run(self, watchdog).go()
+            watchdog.start_phase("building the engine and loading a checkpoint", limit="start_s")
+            _Run(self, watchdog).run()
 
     def share_cores(self) -> None:
         """Collective. Set the number of loader workers and threads of this process, once."""
         if not self._has_cores:
-            settings = self.settings
-            threads = settings.engine.cpu_threads
-            workers = share_cores(self.processes, workers=settings.num_workers, cpu_threads=threads)
-            self.settings, self._has_cores = replace(settings, num_workers=workers), True
+            config = self.config
+            threads = config.engine.cpu_threads
+            workers = share_cores(self.processes, workers=config.data.num_workers, cpu_threads=threads)
+            self.config = replace(config, data=replace(config.data, num_workers=workers))
+            self._has_cores = True
 
 
 class _Run:
-    """From the newest checkpoint to the last step, going back where the guard says so."""
+    """A run from the newest checkpoint to the last step, with rollbacks."""
 
-    def __init__(self, training: Training, watchdog: Watchdog):
-        self.training = training
-        self.settings = settings = training.settings
-        self.processes = processes = training.processes
+    def __init__(self, trainer: Trainer, watchdog: Watchdog):
+        self.trainer = trainer
+        self.config = config = trainer.config
+        self.processes = processes = trainer.processes
         self.watchdog = watchdog
         self.engine = Engine(
-            training.module,
-            training.groups,
-            optim=settings.optim,
-            engine=settings.engine,
-            plan=training.plan,
+            trainer.module,
+            trainer.groups,
+            optim=config.optim,
+            engine=config.engine,
+            plan=trainer.plan,
             processes=processes,
         )
-        run_dir = Path(settings.run_dir)
+        run_dir = Path(config.run_dir)
         self.checkpoints = Checkpoints(
             run_dir,
             processes,
-            keep=settings.keep_checkpoints,
-            keep_every_steps=settings.keep_every_steps,
-            background=settings.save_in_background,
+            keep=config.keep_checkpoints,
+            keep_every_steps=config.keep_every_steps,
+            background=config.save_in_background,
         )
-        self.incidents = Incidents(run_dir, training.clips, training.plan)
-        self.agreement = Agreement(processes)
-        nodes = processes.gather(platform.node())
-        ratio = settings.timeouts.straggler_ratio
-        self.stragglers = Stragglers(nodes, ratio=ratio, logs=processes.is_first)
+        self.incidents = IncidentLog(run_dir, trainer.clips, trainer.plan)
+        self.flags = RankFlags(processes)
+        hosts = processes.all_gather_object(platform.node())
+        ratio = config.timeouts.straggler_ratio
+        self.stragglers = Stragglers(hosts, ratio=ratio, logs=processes.is_first)
         self.signals = StopSignals()
         self.saved_step = 0  # the step of the newest checkpoint
-        self.has_looked = True  # watchers at the last report; the first step may take long as well
+        self.may_take_long = True  # the next step may compile, or wait for callbacks
 
-    def go(self) -> None:
-        """See `Training.run`."""
-        state = self._begin()
+    def run(self) -> None:
+        """See `Trainer.run`."""
+        state = self._load()
         with self.signals:
-            while state.step < self.settings.steps:
-                state, incident = self._go_on(state)
+            while state.step < self.trainer.steps:
+                state, incident = self._run_steps(state)
                 if incident is not None:
-                    state = self._go_back(state, incident)
-        self.engine.make_readable()
+                    state = self._roll_back(state, incident)
+        self.engine.gather_weights()
 
-    def _begin(self) -> RunState:
+    def _load(self) -> RunState:
         state = self.checkpoints.load_newest(self.engine)
-        state = self.processes.from_first(self.incidents.recall(state) if self.processes.is_first else state)
+        state = self.processes.broadcast_object(
+            self.incidents.restore(state) if self.processes.is_first else state
+        )
         self.saved_step = state.step
         if state.step:
-            log.info("continuing at step %d of %d", state.step, self.settings.steps)
-        elif self.settings.loss_guard.is_on:
-            self._save(state)  # to have something to go back to
+            log.info("continuing at step %d of %d", state.step, self.trainer.steps)
+        elif self.config.loss_guard.is_on:
+            self._save(state)  # the target of a rollback before the first checkpoint
             self._commit()
         return state
 
-    def _go_on(self, state: RunState) -> tuple[RunState, Incident | None]:
-        """Steps until the last one, or until an incident."""
-        stepping = Stepping(
+    def _run_steps(self, state: RunState) -> tuple[RunState, Incident | None]:
+        """Run steps up to the last one, or up to an incident."""
+        step_runner = TrainStep(
             self.engine,
-            clips=self.training.clips,
-            plan=self.training.plan,
-            settings=self.settings,
+            clips=self.trainer.clips,
+            plan=self.trainer.plan,
+            config=self.config,
+            steps=self.trainer.steps,
             processes=self.processes,
             watchdog=self.watchdog,
             state=state,
             on_outage=StorageWait(self.watchdog, self.signals),
         )
-        reporting = Reporting(
-            self.settings, self.processes, state, incidents=self.incidents, stragglers=self.stragglers
-        )
+        reporter = Reporter(self.trainer, state, incidents=self.incidents, stragglers=self.stragglers)
         try:
-            for step in range(state.step, self.settings.steps):
+            for step in range(state.step, self.trainer.steps):
                 try:
-                    stepping.do(step, may_take_long=self.has_looked)
+                    step_runner.run(step, may_take_long=self.may_take_long)
                 except (StorageUnavailable, Stopped):
-                    self._save_alone(step, stepping, reporting)
+                    self._save_alone(step, step_runner, reporter)
                     raise
-                incident = self._end_step(step + 1, stepping, reporting)
+                incident = self._end_step(step + 1, step_runner, reporter)
                 if incident is not None:
-                    return reporting.state, incident
+                    return reporter.state, incident
             self._commit()
-            return reporting.state, None
+            return reporter.state, None
         finally:
-            stepping.close()
-            reporting.close()
+            step_runner.close()
+            reporter.close()
 
-    def _end_step(self, done: int, stepping: Stepping, reporting: Reporting) -> Incident | None:
-        """What is due after a step, at the same steps on all processes."""
-        settings = self.settings
-        self.has_looked = False
-        agreed = self.agreement.answer()
-        if self.checkpoints.is_under_way and not agreed.is_writing:
+    def _end_step(self, done: int, step_runner: TrainStep, reporter: "Reporter") -> Incident | None:
+        """Commit, report, save and stop where due; at the same steps on all processes."""
+        config, steps = self.config, self.trainer.steps
+        self.may_take_long = False
+        flags = self.flags.read()
+        if self.checkpoints.is_saving and not flags.is_writing:
             self._commit()
-        is_saved = done % settings.save_every_steps == 0 or done == settings.steps
-        if is_saved or agreed.stop or done % settings.log.every_steps == 0:
-            incident = self._report(stepping, reporting)
+        is_saved = done % config.save_every_steps == 0 or done == steps
+        if is_saved or flags.stop or done % config.log.every_steps == 0:
+            incident = self._report(step_runner, reporter)
             if incident is not None:
                 return incident
-            if is_saved or agreed.stop:
-                self._save(reporting.state)
-            self._end_if_due(reporting.state, agreed.stop)
-        if done < settings.steps:
-            self.signals.tell()
-            self.agreement.ask(stop=self.signals.exit_code, is_writing=not self.checkpoints.is_written())
+            if is_saved or flags.stop:
+                self._save(reporter.state)
+            self._stop_if_due(reporter.state, flags.stop)
+        if done < steps:
+            self.signals.log_received()
+            self.flags.post(stop=self.signals.exit_code, is_writing=not self.checkpoints.is_written())
         return None
 
-    def _report(self, stepping: Stepping, reporting: Reporting) -> Incident | None:
-        self.watchdog.move("reporting, or waiting for another process that should be")
-        report = stepping.meter.fetch()
-        incident = reporting.take(report, clips_per_step=self.training.plan.global_clips)
+    def _report(self, step_runner: TrainStep, reporter: "Reporter") -> Incident | None:
+        self.watchdog.rename_phase("reporting, or waiting for another process")
+        report = step_runner.metrics.fetch()
+        incident = reporter.add(report)
         if incident is None:
-            self._look(report.lines[0]["step"], report.lines[-1]["step"], reporting.writer)
-        reporting.write(report.lines)
+            self._call_back(report.lines[0]["step"], report.lines[-1]["step"], reporter.writer)
+        reporter.write(report.lines)
         return incident
 
-    def _look(self, first_step: int, last_step: int, writer: MetricsWriter | None) -> None:
-        """Let those watchers look that are due; the metrics come after them, since they may add numbers."""
-        due = [watcher for watcher in self.training.watchers if watcher.is_due(first_step, last_step)]
+    def _call_back(self, first_step: int, last_step: int, writer: MetricsWriter | None) -> None:
+        """Run the callbacks that are due; before the metrics are written, since they may add some."""
+        due = [callback for callback in self.trainer.callbacks if callback.is_due(first_step, last_step)]
         if not due:
             return
-        self.watchdog.enter("taking pictures and measures", limit="first_step_s", step=last_step)
-        self.has_looked = True
-        self.engine.make_readable()
+        self.watchdog.start_phase("running callbacks", limit="first_step_s", step=last_step)
+        self.may_take_long = True
+        self.engine.gather_weights()
         if writer is None:
             return
-        for watcher in due:
+        for callback in due:
             try:
-                watcher.after_step(last_step, writer)
+                callback.after_step(last_step, writer)
             except OSError as error:
-                log.warning("%s could not look at the run: %s", type(watcher).__name__, error)
+                log.warning("%s failed: %s; training continues", type(callback).__name__, error)
 
     def _save(self, state: RunState) -> None:
-        """Begin to write a checkpoint, signed with who writes it."""
-        stage = self.settings.engine.zero_stage
-        with self.watchdog.during("saving a checkpoint", limit="save_s"):
-            self.checkpoints.save(self.engine, replace(state, world=self.processes.world, zero_stage=stage))
+        """Begin to write a checkpoint."""
+        world, stage = self.processes.world, self.config.engine.zero_stage
+        with self.watchdog.phase("saving a checkpoint", limit="save_s"):
+            self.checkpoints.save(self.engine, replace(state, world=world, zero_stage=stage))
         self.saved_step = state.step
 
-    def _save_alone(self, done: int, stepping: Stepping, reporting: Reporting) -> None:
+    def _save_alone(self, done: int, step_runner: TrainStep, reporter: "Reporter") -> None:
         """Save the steps before a storage outage; a single process only, since a save is collective."""
         if self.processes.world > 1 or done == self.saved_step:
             return
-        if reporting.state.step == done or self._report(stepping, reporting) is None:
-            self._save(reporting.state)
+        if reporter.state.step == done or self._report(step_runner, reporter) is None:
+            self._save(reporter.state)
             self._commit()
 
     def _commit(self) -> None:
-        with self.watchdog.during("committing a checkpoint", limit="save_s"):
+        with self.watchdog.phase("committing a checkpoint", limit="save_s"):
             self.checkpoints.commit()
 
-    def _end_if_due(self, state: RunState, stop: int) -> None:
-        """End the run where there is a reason to, on all processes alike, once its checkpoint is whole."""
-        allowed = max(_FEW_BAD_CLIPS, self.settings.max_bad_fraction * state.clips)
-        if stop and state.step < self.settings.steps:
+    def _stop_if_due(self, state: RunState, stop: int) -> None:
+        """Stop after a signal or too many unreadable clips, on all processes, with a complete checkpoint."""
+        allowed = max(_FEW_BAD_CLIPS, self.config.data.max_bad_fraction * state.clips)
+        if stop and state.step < self.trainer.steps:
             self._commit()
-            what = f"stopped at step {state.step} with a checkpoint; repeat the command to go on"
-            raise Stopped(stop, self._said(what))
+            what = f"stopped at step {state.step} with a checkpoint; repeat the command to continue"
+            raise Stopped(stop, self._message(what))
         if state.skipped_clips > allowed:
             self._commit()
             what = (
                 f"{state.skipped_clips} of {state.clips} clips could not be read, more than "
-                f"data.max_bad_fraction={self.settings.max_bad_fraction} allows; the log above names them"
+                f"data.max_bad_fraction={self.config.data.max_bad_fraction} allows; the log above names them"
             )
-            raise DataError(self._said(what))
+            raise DataError(self._message(what))
 
-    def _go_back(self, state: RunState, incident: Incident) -> RunState:
-        """Load the newest checkpoint before an incident; what is left out from now on stands in the state.
+    def _roll_back(self, state: RunState, incident: Incident) -> RunState:
+        """Load the newest checkpoint before an incident; the returned state holds the omitted steps.
 
         Raises:
-            Diverged: there is no guard, or it has gone back too often.
+            Diverged: the guard is off, or no rollback is left.
         """
-        guard, first = self.settings.loss_guard, incident.steps[0]
+        guard, first = self.config.loss_guard, incident.steps[0]
         what = f"step {first}: {incident.reason}"
         if not guard.is_on or state.rollbacks >= guard.max_rollbacks:
             self._commit()
-            self._note(incident, range(0))
-            raise Diverged(self._said(f"{what}; {_ways_out(guard, state.rollbacks)}"))
-        with self.watchdog.during("going back to a checkpoint", limit="save_s"):
+            self._log_incident(incident, range(0))
+            raise Diverged(self._message(f"{what}; {_fixes(guard, state.rollbacks)}"))
+        with self.watchdog.phase("rolling back to a checkpoint", limit="save_s"):
             self.checkpoints.commit()
             loaded = self.checkpoints.load_newest(self.engine, before=first)
         omitted = incident.omitted(loaded.step)
-        self._note(incident, omitted)
-        self.has_looked = True
+        self._log_incident(incident, omitted)
+        self.may_take_long = True
         log.warning(
-            "%s: back to the checkpoint of step %d, and on without the updates of steps %d to %d",
+            "%s: back to the checkpoint of step %d; continuing without the updates of steps %d to %d",
             what, loaded.step, omitted[0], omitted[-1],
         )  # fmt: skip
         everything = sorted({*state.omitted, *omitted})
         return replace(loaded, omitted=everything, rollbacks=state.rollbacks + 1)
 
-    def _note(self, incident: Incident, omitted: range) -> None:
+    def _log_incident(self, incident: Incident, omitted: range) -> None:
         if self.processes.is_first:
             self.incidents.write(incident.steps, incident.reason, omitted=omitted)
 
-    def _said(self, what: str) -> str:
-        """What an error that all processes meet alike says on this one."""
-        return what if self.processes.is_first else "ended as all processes did: the log of rank 0 says why"
+    def _message(self, what: str) -> str:
+        """The message of an error that is raised on all processes; only the first one states the reason."""
+        return (
+            what if self.processes.is_first else "ended like all processes: the log of rank 0 has the reason"
+        )
 
 
-def _ways_out(guard: LossGuardConfig, rollbacks: int) -> str:
+def _fixes(guard: LossGuardConfig, rollbacks: int) -> str:
     if guard.is_on:
         return (
-            f"the run went back {rollbacks} times already, loss_guard.max_rollbacks={guard.max_rollbacks}: "
+            f"the run rolled back {rollbacks} times, loss_guard.max_rollbacks={guard.max_rollbacks}; fix: "
             "see RUN/incidents for the clips, lower optim.lr, or raise loss_guard.max_rollbacks"
         )
     return (
-        "lower optim.lr or set optim.clip_norm, and continue from an older checkpoint; or set "
-        "loss_guard.spike_sigmas, and the run goes back by itself"
+        "fix: lower optim.lr or set optim.clip_norm, and continue from an older checkpoint; or set "
+        "loss_guard.spike_sigmas for automatic rollbacks"
     )
+
+
+class Reporter:
+    """Count, check and write the metrics of the steps from a state on.
+
+    Attributes:
+        state: the run state at the last report.
+        writer: of the first process.
+    """
+
+    def __init__(self, trainer: Trainer, state: RunState, *, incidents: IncidentLog, stragglers: Stragglers):
+        self.state = state
+        self._clips_per_step = trainer.plan.global_clips
+        self._incidents = incidents
+        self._stragglers = stragglers
+        self._guard = LossGuard(trainer.config.loss_guard, state.recent)
+        self.writer: MetricsWriter | None = None
+        if trainer.processes.is_first:
+            run_dir = Path(trainer.config.run_dir)
+            self.writer = MetricsWriter(run_dir, first_step=state.step, steps=trainer.steps)
+
+    def add(self, report: Report) -> Incident | None:
+        """Count and check the lines of a report. The lines of an incident are counted too."""
+        lines = report.lines
+        lines[-1] |= self._stragglers.update(report.local_s)
+        done = lines[-1]["step"] + 1
+        skipped = [line["step"] for line in lines if is_skipped(line)]
+        if self.writer is not None:  # on the first process only, since all have the same information
+            for step in skipped:
+                log.warning("step %d was skipped on all processes: its gradient is not finite", step)
+                self._incidents.write([step], "its gradient is not finite: the update was left out")
+        incident = self._guard.check(lines)
+        self.state = replace(
+            self.state,
+            step=done,
+            clips=done * self._clips_per_step,
+            skipped_clips=self.state.skipped_clips + sum(line["skipped_clips"] for line in lines),
+            skipped_steps=self.state.skipped_steps + len(skipped),
+            recent=list(self._guard.recent),
+        )
+        return incident
+
+    def write(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Write the lines, on the first process."""
+        if self.writer is not None:
+            self.writer.write(lines)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()

@@ -1,126 +1,157 @@
-"""The guard: what happens when a run's numbers go bad.
+"""The loss guard: skipped steps, loss spikes, rollbacks, and the record of both in `RUN/incidents`.
 
-A step whose gradient is not finite is skipped by the engine on all processes. A step whose loss or gradient
-norm jumps out of the last ones' range (a spike) is found here, at the report: the run goes back to the newest
-checkpoint before it and is run again with that step's update left out. The judgement needs nothing but the
-lines of the metrics, which are the same on all processes, and what the checkpoint holds; so a run that is
-killed in the midst of it judges the same again.
+The engine skips a step whose gradient is not finite, on all processes. The guard finds spikes in the loss or
+the gradient norm at each report. The run then loads the newest checkpoint before the spike and repeats the
+steps without that step's update. The decision depends only on the metrics, which are equal on all processes,
+and on the checkpoint; so a run that is killed meanwhile decides the same again.
 """
 
+import json
 import math
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from kinemae.data_tools.config import require
+from kinemae.data_tools.command import log
+from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.stream.mixture import locate_sample
+from kinemae.data_tools.stream.order import BatchPlan
+from kinemae.data_tools.stream.training_clips import TrainingClips
+from kinemae.pretrain.runtime.checkpoint import RunState
+from kinemae.pretrain.runtime.settings import LossGuardConfig
 
-_WATCHED = ("loss", "grad_norm")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossGuardConfig:
-    """When numbers count as bad, and how often a run may go back.
-
-    Attributes:
-        spike_sigmas: a step is a spike where its loss or gradient norm lies so many standard deviations above
-            the mean of the last steps; 0 for no guard: nothing is rolled back.
-        window: how many of the last applied steps those are; before there are so many nothing is a spike.
-        max_rollbacks: in the whole run; at the next incident it stops.
-        max_skipped: steps in a row whose gradient is not finite before the run goes back or, without a
-            guard, stops.
-    """
-
-    spike_sigmas: float = 0.0
-    window: int = 128
-    max_rollbacks: int = 10
-    max_skipped: int = 10
-
-    def __post_init__(self) -> None:
-        require(self.spike_sigmas >= 0, "loss_guard.spike_sigmas", "be 0 (off) or more", self.spike_sigmas)
-        require(self.window >= 2, "loss_guard.window", "be at least 2", self.window)
-        require(self.max_rollbacks >= 0, "loss_guard.max_rollbacks", "be 0 or more", self.max_rollbacks)
-        require(self.max_skipped >= 1, "loss_guard.max_skipped", "be at least 1", self.max_skipped)
-
-    @property
-    def is_on(self) -> bool:
-        return self.spike_sigmas > 0
+_MONITORED = ("loss", "grad_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Incident:
-    """Steps whose numbers went bad.
+    """Steps with a spike or without a finite gradient.
 
     Attributes:
-        steps: the bad ones, in order.
-        led_by: how many steps before them are left out too, since what they did to the weights shows here.
-        reason: to be read after "step N: ".
+        steps: in order.
+        lead: how many earlier steps are left out too, since they may be the cause.
+        reason: completes "step N: ".
     """
 
     steps: tuple[int, ...]
-    led_by: int
+    lead: int
     reason: str
 
     def omitted(self, first_step: int) -> range:
-        """The steps to leave out in a run that goes on from `first_step`."""
-        return range(max(first_step, self.steps[0] - self.led_by), self.steps[-1] + 1)
+        """The steps to leave out in a run that continues from `first_step`."""
+        return range(max(first_step, self.steps[0] - self.lead), self.steps[-1] + 1)
 
 
-class Guard:
-    """Judges the steps of a run one after the other.
+class LossGuard:
+    """Check the steps of a run in order.
 
     Attributes:
-        recent: loss and gradient norm of the last applied steps, oldest first; empty without a guard. What a
-            checkpoint holds of them is where a continued run begins.
+        recent: loss and gradient norm of the last applied steps, oldest first; empty if the guard is off. A
+            checkpoint stores them, and a continued run starts with them.
     """
 
     def __init__(self, config: LossGuardConfig, recent: Sequence[list[float]]):
         self._config = config
         self.recent = deque(recent if config.is_on else (), maxlen=config.window)
-        self._skipped: list[int] = []  # the row of steps without a finite gradient that ends here
+        self._skipped: list[int] = []  # the current sequence of steps without a finite gradient
 
-    def judge(self, lines: Sequence[dict[str, Any]]) -> Incident | None:
-        """The first incident among these lines, the next ones of the run; what follows it is not looked at.
+    def check(self, lines: Sequence[dict[str, Any]]) -> Incident | None:
+        """The first incident in the next lines of metrics; later lines are not examined.
 
-        A line that is marked "omitted" counts for nothing.
+        Lines marked "omitted" are ignored.
         """
         for line in lines:
             if line.get("omitted"):
                 continue
-            incident = self._judge_skipped(line) if is_skipped(line) else self._judge_applied(line)
+            incident = self._check_skipped(line) if is_skipped(line) else self._check_applied(line)
             if incident is not None:
                 return incident
         return None
 
-    def _judge_skipped(self, line: dict[str, Any]) -> Incident | None:
+    def _check_skipped(self, line: dict[str, Any]) -> Incident | None:
         self._skipped.append(line["step"])
         if len(self._skipped) < self._config.max_skipped:
             return None
         return Incident(
             steps=tuple(self._skipped),
-            # Skipping did the weights no harm: what is wrong with them came before.
-            led_by=self._config.max_skipped,
+            # Skipped steps do not change the weights: the cause lies before them.
+            lead=self._config.max_skipped,
             reason=f"{len(self._skipped)} steps in a row had a gradient that is not finite",
         )
 
-    def _judge_applied(self, line: dict[str, Any]) -> Incident | None:
+    def _check_applied(self, line: dict[str, Any]) -> Incident | None:
         self._skipped.clear()
         if not self._config.is_on:
             return None
         if len(self.recent) == self._config.window:
-            for name, before in zip(_WATCHED, zip(*self.recent, strict=True), strict=True):
+            for name, before in zip(_MONITORED, zip(*self.recent, strict=True), strict=True):
                 limit = fmean(before) + self._config.spike_sigmas * pstdev(before)
                 if line[name] > limit:
                     reason = (
                         f"{name} {line[name]:.6g} is above {limit:.6g}, loss_guard.spike_sigmas="
                         f"{self._config.spike_sigmas:g} deviations above the mean of {len(before)} steps"
                     )
-                    return Incident(steps=(line["step"],), led_by=0, reason=reason)
-        self.recent.append([line[name] for name in _WATCHED])
+                    return Incident(steps=(line["step"],), lead=0, reason=reason)
+        self.recent.append([line[name] for name in _MONITORED])
         return None
 
 
 def is_skipped(line: dict[str, Any]) -> bool:
-    """Whether the engine left the update out because the gradient was not finite."""
+    """Whether the engine skipped the update because the gradient was not finite."""
     return not line.get("omitted") and not math.isfinite(line["grad_norm"])
+
+
+class IncidentLog:
+    """`RUN/incidents/step-00001234.json`: the clips of skipped steps and spikes, and the omitted steps.
+
+    Only the first process reads and writes. A full disk gives a warning. A run that was killed between a
+    rollback and its next checkpoint reads here which steps it omits.
+
+    Args:
+        clips: return the sample keys of all processes' clips without reading a video.
+    """
+
+    def __init__(self, run_dir: Path, clips: TrainingClips, plan: BatchPlan):
+        self._folder = run_dir / "incidents"
+        self._clips = clips
+        self._plan = plan
+
+    def write(self, steps: Sequence[int], reason: str, *, omitted: Iterable[int] = ()) -> None:
+        """Write an incident, named after its first step.
+
+        Args:
+            omitted: steps whose update is left out from now on.
+        """
+        found = {
+            "step": steps[0],
+            "reason": reason,
+            "omitted": list(omitted),
+            "keys": {str(step): self._keys(step) for step in steps},
+        }
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(self._folder / f"step-{steps[0]:08d}.json", json.dumps(found, indent=1))
+        except OSError as error:
+            log.warning("cannot write the incident of step %d to %s (%s)", steps[0], self._folder, error)
+
+    def restore(self, state: RunState) -> RunState:
+        """Add rollbacks that happened after the state's checkpoint."""
+        for path in sorted(self._folder.glob("step-*.json")):
+            new = set(json.loads(path.read_text(encoding="utf-8"))["omitted"]) - set(state.omitted)
+            if new:
+                omitted = sorted(new | set(state.omitted))
+                state = replace(state, omitted=omitted, rollbacks=state.rollbacks + 1)
+        return state
+
+    def _keys(self, step: int) -> list[str]:
+        """The sample key of each clip of the step, over all processes, in the order of the run."""
+        first = step * self._plan.global_clips
+        positions = [clip // self._clips.views for clip in range(first, first + self._plan.global_clips)]
+        key_of = {
+            position: locate_sample(self._clips.index, seed=self._clips.seed, position=position).key
+            for position in set(positions)
+        }
+        return [key_of[position] for position in positions]

@@ -1,8 +1,7 @@
-"""What a run tells: `metrics.jsonl`, TensorBoard, and a progress bar. This is the only file that knows
-tensorboard.
+"""Metrics output: `metrics.jsonl`, TensorBoard, and a progress bar.
 
-One line of `metrics.jsonl` is one step. A continued run first drops the lines past its checkpoint, so that
-the file of an interrupted run ends up as the file of an unbroken one (times aside).
+Each step has one line in `metrics.jsonl`. A continued run first drops the lines after its checkpoint, so the
+files of an interrupted and an uninterrupted run are equal, except for times.
 """
 
 import io
@@ -22,39 +21,39 @@ from tqdm import tqdm
 from kinemae.data_tools.command import log
 from kinemae.data_tools.files import read_jsonl
 from kinemae.data_tools.progress import Pace
-from kinemae.pretrain.runtime.jsonl_log import Journal
+from kinemae.pretrain.runtime.jsonl_log import JsonlWriter
 
 
 class MetricsWriter:
-    """Writes the metrics of the first process.
+    """Write the metrics; used on the first process only.
 
-    A full disk costs metrics, never the run: a failed write is warned of once, and when there is room again
-    later lines are written again.
+    A failed write, for example on a full disk, gives one warning. Later lines are written once that is
+    possible again.
     """
 
     def __init__(self, run_dir: Path, *, first_step: int, steps: int):
-        self._journal = Journal(run_dir / "metrics.jsonl", first_step=first_step, title="metrics")
+        self._jsonl = JsonlWriter(run_dir / "metrics.jsonl", first_step=first_step, title="metrics")
         self._board = _Board(run_dir / "tensorboard", first_step=first_step)
         self._progress = Progress(first_step=first_step, steps=steps)
-        self._noted: dict[str, float] = {}
+        self._extra: dict[str, float] = {}
 
-    def note(self, values: dict[str, float]) -> None:
-        """Add numbers to the last of the lines written next; the board has them under their own names."""
-        self._noted |= values
+    def add(self, values: dict[str, float]) -> None:
+        """Add values to the last line of the next `write`. TensorBoard shows them under their own names."""
+        self._extra |= values
 
     def write(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Write one line a step, oldest first, and put their numbers on the board."""
-        lines = [*lines[:-1], {**lines[-1], **self._noted}]
-        self._noted = {}
-        self._journal.write([_strict(line) for line in lines])
-        if not self._journal.is_failing:
+        """Write one line for each step, oldest first, to the file and to TensorBoard."""
+        lines = [*lines[:-1], {**lines[-1], **self._extra}]
+        self._extra = {}
+        self._jsonl.write([_strict(line) for line in lines])
+        if not self._jsonl.is_failing:
             self._board.reopen(lines[0]["step"])
         for line in lines:
-            self._board.write(partial(_put, line))
+            self._board.write(partial(_write_scalars, line))
         self._progress.show(lines[-1])
 
     def write_animation(self, tag: str, frames_THWC: np.ndarray, *, step: int, fps: float = 6.0) -> None:
-        """Put an animated GIF on the board's image page.
+        """Write an animated GIF to TensorBoard's image page.
 
         `SummaryWriter.add_video` is broken with moviepy 2 and silent without it; a GIF inside an image works.
 
@@ -71,14 +70,15 @@ class MetricsWriter:
 
     def close(self) -> None:
         self._progress.close()
-        self._journal.close()
+        self._jsonl.close()
         self._board.close()
 
 
 class _Board:
-    """TensorBoard's writer, which a full disk kills: its thread ends, and so does everybody who waits for it.
+    """TensorBoard writer that survives a full disk.
 
-    So it is let go of at its first error, and another one is opened when there is room again.
+    After an error the thread of a `SummaryWriter` ends, and later calls would wait for it for ever. So the
+    writer is closed at its first error, and `reopen` opens another one.
     """
 
     def __init__(self, folder: Path, *, first_step: int):
@@ -88,7 +88,7 @@ class _Board:
         self.reopen(first_step)
 
     def reopen(self, first_step: int) -> None:
-        """Open it where it is not; TensorBoard then forgets what a killed run wrote from `first_step` on."""
+        """Open the writer if it is closed; TensorBoard then discards events from `first_step` on."""
         if self._board is None:
             try:
                 self._board = SummaryWriter(str(self._folder), purge_step=first_step)
@@ -119,7 +119,7 @@ class _Board:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere plain lines at round numbers of steps, with the time left."""
+    """A progress bar on a terminal; otherwise log lines at round numbers of steps, with the time left."""
 
     def __init__(self, *, first_step: int, steps: int):
         self._steps = steps
@@ -142,15 +142,15 @@ class Progress:
             self._bar.close()
 
 
-def _put(line: dict[str, Any], board: SummaryWriter) -> None:
-    """A line's numbers on the board."""
+def _write_scalars(line: dict[str, Any], board: SummaryWriter) -> None:
+    """Write a line's numbers to TensorBoard."""
     for name, value in line.items():
         if isinstance(value, int | float) and name not in ("step", "samples"):
             board.add_scalar(name if "/" in name else f"train/{name}", value, line["step"])
 
 
 def gif_bytes(frames_THWC: np.ndarray, *, fps: float) -> bytes:
-    """Encode uint8 RGB frames as a GIF that loops for ever."""
+    """Encode uint8 RGB frames as a GIF that loops."""
     images = [Image.fromarray(frame_HWC) for frame_HWC in frames_THWC]
     buffer = io.BytesIO()
     images[0].save(
@@ -160,11 +160,11 @@ def gif_bytes(frames_THWC: np.ndarray, *, fps: float) -> bytes:
 
 
 def _strict(line: dict[str, Any]) -> dict[str, Any]:
-    """A line as strict JSON has it: a loss or a norm that is not finite becomes null."""
+    """A line in strict JSON: values that are not finite become null."""
     is_lost = {name: isinstance(value, float) and not math.isfinite(value) for name, value in line.items()}
     return {name: None if is_lost[name] else value for name, value in line.items()}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a run's `metrics.jsonl`; a last line cut short by a kill is left out."""
+    """The complete lines of a run's `metrics.jsonl`, without an incomplete last one."""
     return list(read_jsonl(path))

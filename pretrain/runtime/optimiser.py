@@ -1,4 +1,4 @@
-"""The optimiser's parameter groups and the learning rate, a function of the step."""
+"""Parameter groups of the optimiser, and the learning rate as a function of the step."""
 
 import math
 from collections import defaultdict
@@ -16,14 +16,14 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by weight decay and learning-rate scale.
 
-    Only the weights of layers decay: not norms and biases, nor tokens and tables (registers, positions),
-    whose names do not end in "weight".
+    Weight decay applies to the weights of layers only: not to norms, biases, tokens and tables (registers,
+    positions), whose names do not end in "weight".
 
     Args:
         layer_scale: factor on the learning rate by parameter name, for layer-wise decay.
 
     Returns:
-        AdamW groups that also carry "lr_scale", in an order that depends on the module alone.
+        AdamW groups with "lr_scale", in an order that depends only on the module.
     """
     grouped: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
@@ -38,13 +38,13 @@ def parameter_groups(
 
 
 def build_optimiser(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.AdamW:
-    """PyTorch's fused AdamW. DeepSpeed's own would compile an op for minutes at first use."""
+    """PyTorch's fused AdamW. DeepSpeed's own compiles for minutes at first use."""
     betas = (optim.betas[0], optim.betas[1])
     return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=1e-8, fused=True)
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
-    """The rate of a step: linear from 0 over the warm-up, then a half cosine from the peak to the end.
+    """The rate of a step: linear from 0 over the warm-up, then half a cosine from `lr` to `final_lr`.
 
     Args:
         step: 0-based, before the update.

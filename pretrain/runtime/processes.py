@@ -1,29 +1,31 @@
-"""The processes of a run: who am I, how many are we, and what we agree on.
+"""The processes of a run: rank, world size and device, and their communication.
 
-Started plainly, a run is one process. Under torchrun, the deepspeed launcher or a scheduler that sets the
-usual variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) it is one of many.
+A command started without a launcher is one process. torchrun, the deepspeed launcher and schedulers set RANK,
+WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each of several processes.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from kinemae.data_tools.command import Stuck
+from kinemae.data_tools.command import Stuck, log
 from kinemae.data_tools.config import require
-from kinemae.pretrain.runtime.watchdog import TimeoutsConfig
+from kinemae.data_tools.stream.worker_setup import core_limits, cores_per_process, resolve_num_workers
+from kinemae.pretrain.runtime.settings import TimeoutsConfig
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """This process among all: its rank, the same on its own machine, and its device."""
+    """Rank, world size and device of this process. The methods are collective, as in torch.distributed."""
 
     rank: int
     world: int
@@ -35,25 +37,25 @@ class Processes:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """Sum a tensor over all processes, in place."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
 
-    def wait_for_all(self) -> None:
+    def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
 
-    def gather(self, value: Value) -> list[Value]:
-        """Everybody's value, by rank, on every process."""
+    def all_gather_object(self, value: Value) -> list[Value]:
+        """The values of all processes by rank, on every process."""
         if self.world == 1:
             return [value]
         gathered: list[Value | None] = [None] * self.world
         dist.all_gather_object(gathered, value)
         return gathered  # type: ignore[return-value]
 
-    def gather_to_first(self, value: Value) -> list[Value]:
+    def gather_object(self, value: Value) -> list[Value]:
         """The values of all processes by rank, on the first process; an empty list on the others."""
         if self.world == 1:
             return [value]
@@ -62,13 +64,13 @@ class Processes:
         return gathered or []  # type: ignore[return-value]
 
     def all_gather(self, own_V: Tensor) -> Tensor:
-        """Tensors of one length from all processes, as the rows of one."""
+        """Tensors of equal length from all processes, as rows_WV."""
         rows_WV = own_V.new_empty(self.world, len(own_V))
         dist.all_gather_into_tensor(rows_WV.view(-1), own_V)
         return rows_WV
 
-    def from_first(self, value: Value) -> Value:
-        """The first process's value on every process."""
+    def broadcast_object(self, value: Value) -> Value:
+        """The first process's value, on every process."""
         box = [value]
         if self.world > 1:
             dist.broadcast_object_list(box, src=0)
@@ -76,10 +78,10 @@ class Processes:
 
 
 def find_processes(device: str = "auto") -> Processes:
-    """Read the launcher's variables. Starts nothing: no process group yet.
+    """Read the launcher's variables; no process group is started.
 
     Raises:
-        ValueError: CUDA was asked for and there is none, or the variables are incomplete.
+        ValueError: CUDA is requested and absent, or the variables are incomplete.
     """
     has_cuda = torch.cuda.is_available()
     require(
@@ -114,51 +116,26 @@ def _number(name: str, default: int) -> int:
     return int(value)
 
 
-class LargestOf:
-    """The largest of what all processes say, number by number, without waiting for it.
+def init_process_group(processes: Processes, timeouts: TimeoutsConfig | None = None) -> None:
+    """Start the process group, unless it is started.
 
-    Goes over the CPU, also where the training's own messages go from GPU to GPU. Every process must make
-    one, and then call `start` and `result` in turn.
-    """
-
-    def __init__(self, processes: Processes):
-        self._group: Any = dist.new_group(backend="gloo") if processes.world > 1 else None
-        self._values = torch.zeros(0, dtype=torch.int64)
-        self._work: Any = None
-
-    def start(self, numbers: list[int]) -> None:
-        """Say one's own numbers."""
-        self._values = torch.tensor(numbers, dtype=torch.int64)
-        if self._group is not None:
-            self._work = dist.all_reduce(self._values, dist.ReduceOp.MAX, group=self._group, async_op=True)
-
-    def result(self) -> list[int]:
-        """The largest ones; waits for whoever has not said theirs."""
-        if self._work is not None:
-            self._work.wait()
-        return self._values.tolist()
-
-
-def join_group(processes: Processes, timeouts: TimeoutsConfig | None = None) -> None:
-    """Let the processes talk to each other; does nothing where they already do.
-
-    A single process meets itself in memory, without a port that another run could hold.
+    A single process uses a store in memory, without a port that another run could hold.
 
     Args:
-        timeouts: how long to wait for the others, and for any message later; that is left to the watchdog,
-            which says more than a message's own time-out.
+        timeouts: `start_s` bounds the rendezvous. The watchdog bounds later messages and reports more than
+            the timeout of a message, so that is set longer.
 
     Raises:
-        Stuck: the others did not come in time, or the first of them cannot be reached.
+        Stuck: other processes did not start in time, or the first one cannot be reached.
     """
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it, launcher or not
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it also without a launcher
     if processes.device.type == "cuda":
         torch.cuda.set_device(processes.device)
     if dist.is_initialized():
         return
     timeouts = timeouts or TimeoutsConfig()
     backend = "nccl" if processes.device.type == "cuda" else "gloo"
-    store = dist.HashStore() if processes.world == 1 else _meet(processes, timeouts.start_s)
+    store = dist.HashStore() if processes.world == 1 else _rendezvous(processes, timeouts.start_s)
     dist.init_process_group(
         backend,
         store=store,
@@ -168,24 +145,24 @@ def join_group(processes: Processes, timeouts: TimeoutsConfig | None = None) -> 
     )
 
 
-def _meet(processes: Processes, timeout_s: float) -> Any:
-    """The store at MASTER_ADDR:MASTER_PORT, once all processes have come to it."""
+def _rendezvous(processes: Processes, timeout_s: float) -> Any:
+    """Wait for all processes at MASTER_ADDR:MASTER_PORT; return their store."""
     try:
         store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     except (dist.DistError, OSError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).splitlines()[0]
         raise Stuck(
-            f"rank {processes.rank} could not meet the other {processes.world - 1} processes at MASTER_ADDR:"
-            f"MASTER_PORT={place} within timeouts.start_s={timeout_s:g} seconds ({reason}): see whether "
-            "all of them were started, whether that is the host of rank 0 as all others know it, and whether "
-            "the port is free there and no firewall stands between"
+            f"rank {processes.rank}: expected to connect to the other {processes.world - 1} processes at "
+            f"MASTER_ADDR:MASTER_PORT={place} within timeouts.start_s={timeout_s:g} seconds, got {reason}; "
+            "fix: check that all processes were started, that all hosts reach the host of rank 0 under that "
+            "name, and that no firewall blocks the port"
         ) from error
     return store
 
 
 def lost_peer(error: BaseException) -> str | None:
-    """What an error says of a connection to another process that broke; None for any other error."""
+    """The part of an error that reports a broken connection to another process; None for other errors."""
     text = str(error)
     # As in "[/PLACE/gloo/transport/tcp/pair.cc:545] Read error ... by peer. This is typically ADVICE".
     if "gloo/transport" in text:
@@ -193,8 +170,84 @@ def lost_peer(error: BaseException) -> str | None:
     return "ncclRemoteError" if "ncclRemoteError" in text else None
 
 
-def leave_group() -> None:
-    """Say goodbye to the others. A single process on the CPU stays: DeepSpeed cannot begin again after it."""
+def destroy_process_group() -> None:
+    """Leave the process group. A single CPU process keeps it, since DeepSpeed cannot start a second one."""
     if not dist.is_initialized() or (dist.get_world_size() == 1 and dist.get_backend() == "gloo"):
         return
     dist.destroy_process_group()
+
+
+class Flags(NamedTuple):
+    """Values that all processes agree on.
+
+    Attributes:
+        stop: exit code of a requested stop, the largest of all processes; 0 for none.
+        is_writing: whether a process is still writing its part of a checkpoint.
+    """
+
+    stop: int = 0
+    is_writing: bool = True
+
+
+class RankFlags:
+    """All-rank maximum of each flag, read one step late, so that no process waits for it.
+
+    Each process posts its flags at the end of a step. At the end of the next step all read the same maximum.
+    So a signal to one process stops all of them at the same step, and all commit a checkpoint at the same
+    step. The messages use gloo on the CPU, also with CUDA. Every process must make the same calls.
+    """
+
+    def __init__(self, processes: Processes):
+        self._group: Any = dist.new_group(backend="gloo") if processes.world > 1 else None
+        self._values: Tensor | None = None
+        self._work: Any = None
+
+    def post(self, *, stop: int, is_writing: bool) -> None:
+        """Send this process's flags without waiting."""
+        self._values = torch.tensor([stop, int(is_writing)], dtype=torch.int64)
+        if self._group is not None:
+            self._work = dist.all_reduce(self._values, dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def read(self) -> Flags:
+        """The maximum of the posted flags; waits for the other processes. Before a post, the defaults."""
+        if self._values is None:
+            return Flags()
+        if self._work is not None:
+            self._work.wait()
+        stop, is_writing = self._values.tolist()
+        self._values = None
+        return Flags(stop=stop, is_writing=bool(is_writing))
+
+
+def share_cores(processes: Processes, *, workers: int, cpu_threads: int) -> int:
+    """Collective. Divide the cores of a machine among its processes and set this process's threads.
+
+    On CUDA the threads are unchanged. On the CPU neither threads nor loader workers wait for a core.
+
+    Args:
+        workers: data.num_workers.
+        cpu_threads: engine.cpu_threads.
+
+    Returns:
+        The number of loader workers of this process.
+    """
+    own = core_limits()
+    cores = cores_per_process(own, processes.all_gather_object(own))
+    count = resolve_num_workers(workers, cores)
+    if cpu_threads:
+        torch.set_num_threads(cpu_threads)
+    elif processes.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores - count))
+    rows = processes.gather_object((cores, count, torch.get_num_threads()))
+    if rows:
+        all_cores, all_counts, all_threads = (_range(column) for column in zip(*rows, strict=True))
+        log.info(
+            "each process: %s of its machine's cores, %s threads, %s loader workers (data.num_workers=%d)",
+            all_cores, all_threads, all_counts, workers,
+        )  # fmt: skip
+    return count
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"

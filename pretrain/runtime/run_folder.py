@@ -1,10 +1,13 @@
-"""The run folder: one config for ever, and a note of where and with what it ran.
+"""The run folder: its config, the record of every start, and the lock that keeps out a second writer.
 
 RUN/config.yaml        the resolved config of the first start
 RUN/inputs.json        data sets and encoders of the first start, by fingerprint
 RUN/environment.json   commit, versions, command line, host and changed keys of every start, newest last
+RUN/lock               held by the first process while it lives; the kernel releases it at its end
 """
 
+import errno
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -12,7 +15,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,35 +26,39 @@ import yaml
 
 from kinemae.data_tools.command import log
 from kinemae.data_tools.config import to_yaml, with_defaults
-from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.files import Descriptor, atomic_write_text
 from kinemae.pretrain.folder_kinds import kind_of_config, kind_of_run
-from kinemae.pretrain.runtime.config_changes import FREE_KEYS, Change, find_changes, table_of
-from kinemae.pretrain.runtime.file_retries import written
-from kinemae.pretrain.runtime.inputs import Input, judge, read_inputs, write_inputs
-from kinemae.pretrain.runtime.run_lock import LOCK_FILE
-from kinemae.pretrain.runtime.settings import EngineConfig, precision_on
+from kinemae.pretrain.runtime.config_changes import ALLOWED_CHANGES, Change, find_changes, table_of
+from kinemae.pretrain.runtime.file_retries import retry_write
+from kinemae.pretrain.runtime.inputs import Input, compare_inputs, read_inputs, write_inputs
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.settings import EngineConfig, TimeoutsConfig, precision_on
 
 PREVIEW_FOLDER = "preview"
-_MOST_NAMED = 8  # of the keys that are refused; the table before the error shows all
-# What may be there before the run is: a preview, what the launcher writes, who is about to open it, and a
-# config whose writing a full disk or a kill cut short.
-OVERLOOKED = (PREVIEW_FOLDER, "launch", "logs", LOCK_FILE, "config.yaml.partial")
+LOCK_FILE = "lock"
+# Allowed in a folder before its run: a preview, files of the launcher, the lock, and an interrupted write.
+IGNORED_ENTRIES = (PREVIEW_FOLDER, "launch", "logs", LOCK_FILE, "config.yaml.partial")
+_MOST_NAMED = 8  # refused keys in the error; the table before it shows all
+_POLL_S = 0.2
+_MOST_BYTES = 4096
+_NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
+_PACKAGES = ("torch", "torchvision", "deepspeed", "webdataset", "omegaconf", "tensorboard", "av", "kinemae")
 
 
 def check_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> bool:
-    """Whether the folder holds a run to continue. What its config does not share with this one is logged.
+    """Whether the folder holds a run to continue. Changed keys are logged.
 
     Args:
-        inputs: the data sets and encoders that the config names.
+        inputs: the data sets and encoders of the config.
 
     Raises:
-        ValueError: it holds a run of another config, or something that is no run; the message names the keys.
+        ValueError: the folder holds a run of another config, or something else; the message names the keys.
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise ValueError(f"run_dir {run_dir} is a file: choose another run_dir")
     stored_path = run_dir / "config.yaml"
     if not stored_path.exists():
-        if run_dir.exists() and any(path.name not in OVERLOOKED for path in run_dir.iterdir()):
+        if run_dir.exists() and any(path.name not in IGNORED_ENTRIES for path in run_dir.iterdir()):
             raise ValueError(f"run_dir {run_dir} exists, is not empty and is no run: choose another run_dir")
         return False
     stored, here = kind_of_run(run_dir), kind_of_config(vars(config))
@@ -61,52 +69,50 @@ def check_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> b
     changes = _changes(run_dir, config, inputs)
     for line in table_of(changes) if changes else ():
         log.info("%s", line)
-    refused = [change for change in changes if not change.is_free]
+    refused = [change for change in changes if not change.is_allowed]
     if refused:
         named = "; ".join(
-            f"{change.key}: {change.there!r} there, {change.here!r} here" for change in refused[:_MOST_NAMED]
+            f"{change.key}: run {change.old!r}, config {change.new!r}" for change in refused[:_MOST_NAMED]
         )
         named += f"; and {len(refused) - _MOST_NAMED} more" if len(refused) > _MOST_NAMED else ""
         raise ValueError(
-            f"run_dir {run_dir} holds a run of another config ({named}): choose another run_dir, or leave "
-            "these keys as they are there"
+            f"run_dir {run_dir} holds a run of another config ({named}); fix: choose another run_dir, or "
+            "restore these keys"
         )
     return True
 
 
 def open_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> None:
-    """Create the folder where needed and note this start in it. Only the first process may call this.
+    """Create the folder if it is missing, and record this start. Only the first process may call this.
 
     Raises:
         DataError: the folder cannot be written.
-        Stuck: the same, where it may succeed if it is tried again.
+        Stuck: the same, but another attempt may succeed.
     """
-    written(partial(_note_start, run_dir, config, inputs), run_dir)
+    retry_write(partial(_record_start, run_dir, config, inputs), run_dir)
 
 
-def _note_start(run_dir: Path, config: Any, inputs: Sequence[Input]) -> None:
+def _record_start(run_dir: Path, config: Any, inputs: Sequence[Input]) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     if not (run_dir / "config.yaml").exists():
         atomic_write_text(run_dir / "config.yaml", to_yaml(config))
     path = run_dir / "environment.json"
     starts = json.loads(path.read_text()) if path.exists() else []
-    # Against the config of the first start, which stays as it is.
-    changed = {change.key: [change.there, change.here] for change in _changes(run_dir, config, inputs)}
+    # Compared with the config of the first start, which is never rewritten.
+    changed = {change.key: [change.old, change.new] for change in _changes(run_dir, config, inputs)}
     write_inputs(run_dir, inputs)
     precision = _precision(config.engine)
     if starts and starts[-1].get("precision", precision) != precision:
-        effect = FREE_KEYS["engine.precision"]
+        effect = ALLOWED_CHANGES["engine.precision"]
         log.info("precision: %s at the last start, %s now: %s", starts[-1]["precision"], precision, effect)
-    atomic_write_text(
-        path,
-        json.dumps([*starts, {**_environment(), "precision": precision, "changed": changed}], indent=1),
-    )
+    start = {**_environment(), "precision": precision, "changed": changed}
+    atomic_write_text(path, json.dumps([*starts, start], indent=1))
 
 
 def _changes(run_dir: Path, config: Any, inputs: Sequence[Input]) -> list[Change]:
     stored = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     changes = find_changes(with_defaults(type(config), stored), yaml.safe_load(to_yaml(config)))
-    return judge(changes, read_inputs(run_dir), inputs)
+    return compare_inputs(changes, read_inputs(run_dir), inputs)
 
 
 def _precision(engine: EngineConfig) -> str:
@@ -115,16 +121,7 @@ def _precision(engine: EngineConfig) -> str:
 
 
 def _environment() -> dict[str, Any]:
-    packages = (
-        "torch",
-        "torchvision",
-        "deepspeed",
-        "webdataset",
-        "omegaconf",
-        "tensorboard",
-        "av",
-        "kinemae",
-    )
+    has_cuda = torch.cuda.is_available()
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -132,10 +129,8 @@ def _environment() -> dict[str, Any]:
         "host": platform.node(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or "cpu",
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "device": torch.cuda.get_device_name() if has_cuda else platform.processor() or "cpu",
     }
 
 
@@ -155,3 +150,72 @@ def _commit() -> str | None:
     except FileNotFoundError:
         return None
     return ran.stdout.strip() or None
+
+
+@contextmanager
+def run_lock(run_dir: Path, processes: Processes, timeouts: TimeoutsConfig) -> Iterator[None]:
+    """Hold the folder's lock while entered; the first process does so for all.
+
+    It waits first, since the previous process of a restarted run may not have ended yet.
+
+    Raises:
+        ValueError: another process holds the lock after `timeouts.lock_wait_s`; names its host and process.
+        DataError: the folder cannot be written.
+        Stuck: the same, but another attempt may succeed.
+    """
+    if not processes.is_first:
+        yield
+        return
+    lock = retry_write(partial(_open_lock, run_dir), run_dir)
+    _acquire(lock.number, run_dir, timeouts.lock_wait_s)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock.number, fcntl.LOCK_UN)
+
+
+def _open_lock(run_dir: Path) -> Descriptor:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return Descriptor(str(run_dir / LOCK_FILE), os.O_RDWR | os.O_CREAT)
+
+
+def _acquire(lock: int, run_dir: Path, wait_s: float) -> None:
+    deadline_s = time.monotonic() + wait_s
+    is_logged = False
+    while not _try_lock(lock, run_dir):
+        if time.monotonic() > deadline_s:
+            raise ValueError(
+                f"run_dir {run_dir} is in use by {_holder(lock)}: wait for it to end or end it, or choose "
+                f"another run_dir (waited timeouts.lock_wait_s={wait_s:g} seconds)"
+            )
+        if not is_logged:
+            log.info("waiting for %s to leave %s", _holder(lock), run_dir)
+        is_logged = True
+        time.sleep(_POLL_S)
+
+
+def _try_lock(lock: int, run_dir: Path) -> bool:
+    """Whether the lock is acquired, or the file system has no locks."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+        log.warning("%s is on a file system without locks: make sure that no two runs use it", run_dir)
+        return True
+    signature = json.dumps({"host": platform.node(), "pid": os.getpid()}).encode()
+    with suppress(OSError):  # a full disk: the lock holds without a signature
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, signature, 0)
+    return True
+
+
+def _holder(lock: int) -> str:
+    try:
+        holder = json.loads(os.pread(lock, _MOST_BYTES, 0))
+        return f"process {holder['pid']} on {holder['host']}"
+    except (ValueError, KeyError):
+        return "another process, which has not signed yet"

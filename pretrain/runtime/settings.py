@@ -1,28 +1,27 @@
-"""Settings that pretraining and fine-tuning share: batch, optimiser, engine, logging."""
+"""Config sections that pretraining and fine-tuning share."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from kinemae.data_tools.config import require
+from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.storage.cache import Cache
-from kinemae.pretrain.runtime.loss_guard import LossGuardConfig
-from kinemae.pretrain.runtime.watchdog import TimeoutsConfig
+from kinemae.data_tools.stream.loader import AugmentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """How videos are read; each room adds which ones.
+    """How videos are read; the commands add which ones.
 
     Attributes:
-        num_workers: loader processes for each training process; -1 takes the cores that training leaves over.
-        views_per_video: clips cut from one decoded video; they stand side by side in a batch.
-        max_bad_fraction: the share of clips that may be unreadable before the run stops.
+        num_workers: loader processes for each training process; -1 uses the remaining cores.
+        views_per_video: clips cut from one decoded video; they are neighbours in a batch.
+        max_bad_fraction: the run stops if a larger fraction of clips is unreadable.
         timeout_s: limit without progress; then a loader worker is replaced and its sample skipped.
-        outage_s: how long to wait for a storage that is down; then the run stops and can be started again.
-        cache_dir: a folder of this machine that keeps what is read from remote shards; null for none.
-        cache_gb: the most it may hold.
+        outage_s: how long to wait for a storage that is down; then the run stops and can be restarted.
+        cache_dir: local folder that caches remote shards; null for none.
+        cache_gb: its largest size.
     """
 
     num_workers: int = -1
@@ -38,15 +37,15 @@ class StreamConfig:
             self.num_workers >= -1, "data.num_workers", "be 0 or more, or -1 (automatic)", self.num_workers
         )
         require(self.views_per_video >= 1, "data.views_per_video", "be at least 1", self.views_per_video)
-        is_share = 0 <= self.max_bad_fraction <= 1
-        require(is_share, "data.max_bad_fraction", "lie between 0 and 1", self.max_bad_fraction)
+        is_fraction = 0 <= self.max_bad_fraction <= 1
+        require(is_fraction, "data.max_bad_fraction", "lie between 0 and 1", self.max_bad_fraction)
         require(self.timeout_s > 0, "data.timeout_s", "be above 0", self.timeout_s)
         require(self.outage_s >= 0, "data.outage_s", "be 0 or more", self.outage_s)
         require(self.cache_gb > 0, "data.cache_gb", "be above 0", self.cache_gb)
 
     @property
     def cache(self) -> Cache | None:
-        """What to open remote shards with."""
+        """The cache of remote shards."""
         if self.cache_dir is None:
             return None
         return Cache(folder=Path(self.cache_dir).absolute(), size=round(self.cache_gb * 1e9))
@@ -54,11 +53,11 @@ class StreamConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """The batch is global: the micro-batch and the accumulation follow from the number of processes.
+    """The global batch; micro-batch and accumulation follow from the number of processes.
 
     Attributes:
         global_clips: clips in one optimiser step, over all processes.
-        clips_per_device: the most clips that one process holds at once.
+        clips_per_device: largest micro-batch of one process.
     """
 
     global_clips: int = 256
@@ -74,9 +73,9 @@ class OptimConfig:
     """AdamW with a linear warm-up and a cosine decay, both functions of the step.
 
     Attributes:
-        lr: the peak learning rate itself, not one to be scaled by the batch.
-        final_lr: where the cosine ends.
-        warmup_fraction: share of all steps that the warm-up takes.
+        lr: the peak learning rate; it is not scaled by the batch.
+        final_lr: the last value of the cosine.
+        warmup_fraction: length of the warm-up, as a fraction of all steps.
         betas: AdamW's two decay rates.
         clip_norm: largest norm of the gradient; 0 for no clipping.
     """
@@ -100,21 +99,20 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How DeepSpeed runs.
+    """Settings of DeepSpeed.
 
     Attributes:
-        zero_stage: 0 keeps everything on every process; 1 shards the optimiser's state; 2 the gradients too;
-            3 the weights too.
-        precision: "bf16" for fp32 weights with bf16 compute where that is safe (autocast), "fp32", or "auto":
-            bf16 on CUDA devices that support it, fp32 elsewhere.
-        device: "auto" takes CUDA where there is one.
+        zero_stage: 0 shards nothing; 1 shards the optimiser's state; 2 the gradients too; 3 the weights too.
+        precision: "bf16" for fp32 weights with bf16 autocast, "fp32", or "auto": bf16 on CUDA devices that
+            support it, fp32 elsewhere.
+        device: "auto" uses CUDA if it is available.
         grad_reduce_dtype: "fp32", or "bf16" to reduce gradients in half the bytes, with 8 bits of mantissa.
-        bucket_mb: size of the buckets in which gradients are exchanged, counted in float32.
-        activation_checkpointing: keep each block's input alone and compute the rest again in the backward
-            pass: the same numbers, less memory, a third more computing.
+        bucket_mb: size of the gradient buckets, counted in float32.
+        activation_checkpointing: keep only each block's input and recompute the rest in the backward pass:
+            equal results, less memory, a third more compute.
         compile: compile each block with torch.compile.
-        cpu_threads: threads of one process on the CPU; 0 takes OMP_NUM_THREADS where that is set, and else
-            shares the cores out, less the loader's workers.
+        cpu_threads: threads of one process on the CPU; 0 uses OMP_NUM_THREADS if that is set, otherwise the
+            process's cores less the loader's workers.
     """
 
     zero_stage: int = 0
@@ -134,7 +132,7 @@ class EngineConfig:
         is_known = self.grad_reduce_dtype in ("fp32", "bf16")
         require(is_known, "engine.grad_reduce_dtype", "be fp32 or bf16", self.grad_reduce_dtype)
         can_compile = not self.compile or self.zero_stage < 3
-        why = "be false at engine.zero_stage=3, where weights come and go inside a block"
+        why = "be false at engine.zero_stage=3, which gathers weights inside a block"
         require(can_compile, "engine.compile", why, self.compile)
         require(self.bucket_mb >= 1, "engine.bucket_mb", "be at least 1", self.bucket_mb)
         require(self.cpu_threads >= 0, "engine.cpu_threads", "be 0 (automatic) or more", self.cpu_threads)
@@ -150,10 +148,10 @@ def precision_on(engine: EngineConfig, device: torch.device) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What the run writes besides checkpoints.
+    """Metrics and sample keys.
 
     Attributes:
-        every_steps: how often the metrics of all steps since the last time are fetched and written.
+        every_steps: how often metrics are fetched and written; each step has a line.
         samples: also write every clip's key, per step, to `samples/rank-00000.jsonl`.
     """
 
@@ -164,35 +162,107 @@ class LogConfig:
         require(self.every_steps >= 1, "log.every_steps", "be at least 1", self.every_steps)
 
 
-def check_saving(save_every_steps: int, keep_checkpoints: int, keep_every_steps: int) -> None:
-    """Check what a config says of checkpoints.
+@dataclass(frozen=True, kw_only=True)
+class TimeoutsConfig:
+    """Time limits of a run.
 
-    Raises:
-        ValueError: naming the key.
+    Attributes:
+        start_s: for the rendezvous of all processes; then for building the engine and loading a checkpoint.
+        step_s: for one step with its report.
+        first_step_s: for the first step after a start, which may compile, and for a step after callbacks,
+            which the first process runs while the others wait.
+        save_s: for one checkpoint.
+        straggler_ratio: a process whose local time exceeds the median by this factor is named in the log.
+        lock_wait_s: how long a run waits for another run in the same folder to end.
     """
-    require(save_every_steps >= 1, "save_every_steps", "be at least 1", save_every_steps)
-    require(keep_checkpoints >= 1, "keep_checkpoints", "be at least 1", keep_checkpoints)
-    is_saved = keep_every_steps >= 0 and keep_every_steps % save_every_steps == 0
-    multiple = f"be 0 (none) or a multiple of save_every_steps={save_every_steps}"
-    require(is_saved, "keep_every_steps", multiple, keep_every_steps)
+
+    start_s: float = 600.0
+    step_s: float = 600.0
+    first_step_s: float = 1800.0
+    save_s: float = 1800.0
+    straggler_ratio: float = 1.5
+    lock_wait_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for key in ("start_s", "step_s", "first_step_s", "save_s"):
+            require(getattr(self, key) > 0, f"timeouts.{key}", "be above 0", getattr(self, key))
+        require(
+            self.first_step_s >= self.step_s,
+            "timeouts.first_step_s",
+            f"be at least timeouts.step_s={self.step_s:g}",
+            self.first_step_s,
+        )
+        require(self.straggler_ratio > 1, "timeouts.straggler_ratio", "be above 1", self.straggler_ratio)
+        require(self.lock_wait_s >= 0, "timeouts.lock_wait_s", "be 0 or more", self.lock_wait_s)
+
+    @property
+    def longest_s(self) -> float:
+        """The longest limit."""
+        return max(self.start_s, self.first_step_s, self.save_s)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """What the loop needs to know of a run, whichever room it comes from."""
+class LossGuardConfig:
+    """Limits of the loss guard, see `loss_guard.py`.
 
-    run_dir: str
-    seed: int
-    steps: int
-    save_every_steps: int
-    keep_checkpoints: int
-    keep_every_steps: int
-    save_in_background: bool
-    num_workers: int
-    max_bad_fraction: float
-    timeout_s: float
-    optim: OptimConfig
-    engine: EngineConfig
-    log: LogConfig
-    timeouts: TimeoutsConfig
-    loss_guard: LossGuardConfig
+    Attributes:
+        spike_sigmas: a step is a spike if its loss or gradient norm exceeds the mean of the last steps by
+            this number of standard deviations; 0 turns rollbacks off.
+        window: number of last applied steps; before that many, no step is a spike.
+        max_rollbacks: in the whole run; the next incident stops it.
+        max_skipped: consecutive steps without a finite gradient before the run rolls back or, with the guard
+            off, stops.
+    """
+
+    spike_sigmas: float = 0.0
+    window: int = 128
+    max_rollbacks: int = 10
+    max_skipped: int = 10
+
+    def __post_init__(self) -> None:
+        require(self.spike_sigmas >= 0, "loss_guard.spike_sigmas", "be 0 (off) or more", self.spike_sigmas)
+        require(self.window >= 2, "loss_guard.window", "be at least 2", self.window)
+        require(self.max_rollbacks >= 0, "loss_guard.max_rollbacks", "be 0 or more", self.max_rollbacks)
+        require(self.max_skipped >= 1, "loss_guard.max_skipped", "be at least 1", self.max_skipped)
+
+    @property
+    def is_on(self) -> bool:
+        return self.spike_sigmas > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The keys that pretraining and fine-tuning share. The training loop needs these and the number of steps.
+
+    Attributes:
+        run_dir: the run's folder; the same command again continues the run in it.
+        seed: of weights, order of clips, crops, masks, noise and drop path.
+        save_every_steps: optimiser steps between checkpoints.
+        keep_checkpoints: how many of the newest ones stay.
+        keep_every_steps: checkpoints of its multiples stay too; 0 for none.
+        save_in_background: whether training continues while a checkpoint is written; needs host memory for a
+            copy.
+    """
+
+    run_dir: str = MISSING
+    seed: int = 0
+    save_every_steps: int = 1000
+    keep_checkpoints: int = 2
+    keep_every_steps: int = 0
+    save_in_background: bool = True
+    data: StreamConfig = field(default_factory=StreamConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+    loss_guard: LossGuardConfig = field(default_factory=LossGuardConfig)
+
+    def __post_init__(self) -> None:
+        require(self.run_dir != "", "run_dir", "name a folder", self.run_dir)
+        require(self.save_every_steps >= 1, "save_every_steps", "be at least 1", self.save_every_steps)
+        require(self.keep_checkpoints >= 1, "keep_checkpoints", "be at least 1", self.keep_checkpoints)
+        is_saved = self.keep_every_steps >= 0 and self.keep_every_steps % self.save_every_steps == 0
+        multiple = f"be 0 (none) or a multiple of save_every_steps={self.save_every_steps}"
+        require(is_saved, "keep_every_steps", multiple, self.keep_every_steps)

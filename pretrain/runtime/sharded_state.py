@@ -1,11 +1,11 @@
-"""What one process holds of the weights and of AdamW's moments, at each ZeRO stage.
+"""Sharded state: the weights and AdamW moments that one process holds at each ZeRO stage.
 
     stage  trainable parameters                frozen parameters    buffers
     0      all of them, in the module          all of them          all of them
     1, 2   a part of each group, flattened     all of them          all of them
     3      a part of each, flattened           a part of each       all of them
 
-Where the parts begin and what they are padded with is DeepSpeed's; it is read here and nowhere else.
+DeepSpeed decides the borders and the padding of the parts. Only this file reads DeepSpeed's private fields.
 """
 
 from abc import ABC, abstractmethod
@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from kinemae.pretrain.runtime.processes import Processes
-from kinemae.pretrain.runtime.state_shards import KINDS, Piece
+from kinemae.pretrain.runtime.tensor_shards import KINDS, MOMENTS, TensorShard
 
 
-class Holding(ABC):
+class ShardedState(ABC):
     """A process's part of a module under DeepSpeed, as live views.
 
     Args:
-        module: what DeepSpeed trains.
-        optimiser: what DeepSpeed made of AdamW.
+        module: the module that DeepSpeed trains.
+        optimiser: DeepSpeed's wrapper of AdamW.
     """
 
     def __init__(self, module: nn.Module, optimiser: Any, processes: Processes):
@@ -36,28 +36,28 @@ class Holding(ABC):
         self.names = {id(parameter): name for name, parameter in module.named_parameters()}
 
     @abstractmethod
-    def own(self) -> list[Piece]:
-        """What no other process holds."""
+    def local_shards(self) -> list[TensorShard]:
+        """Values that no other process holds."""
 
     @abstractmethod
-    def shared(self) -> list[Piece]:
-        """What every process holds whole."""
+    def replicated_shards(self) -> list[TensorShard]:
+        """Values that every process holds completely."""
 
     @abstractmethod
-    def counters(self) -> dict[str, Tensor]:
-        """AdamW's count of updates for each trainable parameter; parameters may share one."""
+    def step_counters(self) -> dict[str, Tensor]:
+        """AdamW's number of updates of each trainable parameter; parameters may share one."""
 
     @abstractmethod
-    def publish(self) -> None:
-        """Collective. Pieces were overwritten: let the module compute with what stands in them."""
+    def sync_to_model(self) -> None:
+        """Collective. Update the module's compute weights after shards were overwritten."""
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Meanwhile each parameter shows what this process holds of it, so that each can be changed."""
+    def expose_shards(self) -> Iterator[None]:
+        """While entered, `parameter.data` is this process's shard of each parameter and can be changed."""
         yield
 
     def _untrained(self) -> Iterator[tuple[str, Tensor]]:
-        """Frozen parameters, and the buffers that are part of a module's state."""
+        """Frozen parameters, and the buffers of the state dict."""
         for name, parameter in self.module.named_parameters():
             if not parameter.requires_grad:
                 yield name, parameter
@@ -71,52 +71,48 @@ class Holding(ABC):
                 yield name, buffer
 
 
-class WholeHolding(Holding):
+class ReplicatedState(ShardedState):
     """ZeRO 0: every process has everything."""
 
     def __init__(self, module: nn.Module, optimiser: Any, processes: Processes):
         super().__init__(module, optimiser, processes)
         self._trained = [p for group in optimiser.param_groups for p in group["params"]]
         for parameter in self._trained:
-            _make_moments(optimiser, parameter)
+            _init_moments(optimiser, parameter)
 
-    def own(self) -> list[Piece]:
-        """See `Holding.own`."""
+    def local_shards(self) -> list[TensorShard]:
         return []
 
-    def shared(self) -> list[Piece]:
-        """See `Holding.shared`."""
+    def replicated_shards(self) -> list[TensorShard]:
         trained = [
-            piece
+            shard
             for parameter in self._trained
-            for piece in _pieces(self.optimiser, parameter, self.names[id(parameter)])
+            for shard in _with_moments(self.optimiser, parameter, self.names[id(parameter)])
         ]
         return [*trained, *(_whole(name, tensor) for name, tensor in self._untrained())]
 
-    def counters(self) -> dict[str, Tensor]:
-        """See `Holding.counters`."""
+    def step_counters(self) -> dict[str, Tensor]:
         return {self.names[id(p)]: self.optimiser.state[p]["step"] for p in self._trained}
 
-    def publish(self) -> None:
-        """See `Holding.publish`: the module itself was overwritten."""
+    def sync_to_model(self) -> None:
+        """Nothing to do: the shards are the module's own weights."""
 
 
-class PartitionedHolding(Holding):
-    """ZeRO 1 and 2: groups of parameters are laid in a row and cut into as many parts as processes."""
+class PartitionedState(ShardedState):
+    """ZeRO 1 and 2: groups of parameters are concatenated and cut into one part for each process."""
 
     def __init__(self, module: nn.Module, optimiser: Any, processes: Processes):
         super().__init__(module, optimiser, processes)
         for part_V in optimiser.single_partition_of_fp32_groups:
-            _make_moments(optimiser.optimizer, part_V)
+            _init_moments(optimiser.optimizer, part_V)
 
-    def own(self) -> list[Piece]:
-        """See `Holding.own`."""
+    def local_shards(self) -> list[TensorShard]:
         found = []
         for parameter, part_V in self._parts():
             place = parameter._hp_mapping  # type: ignore[attr-defined]
             if place is not None:
                 in_part, in_parameter = place.hp_fragment_address, place.lp_fragment_address
-                found += _pieces(
+                found += _with_moments(
                     self.optimiser.optimizer,
                     part_V,
                     self.names[id(parameter)],
@@ -125,39 +121,35 @@ class PartitionedHolding(Holding):
                 )
         return found
 
-    def shared(self) -> list[Piece]:
-        """See `Holding.shared`."""
+    def replicated_shards(self) -> list[TensorShard]:
         return [_whole(name, tensor) for name, tensor in self._untrained()]
 
-    def counters(self) -> dict[str, Tensor]:
-        """See `Holding.counters`."""
+    def step_counters(self) -> dict[str, Tensor]:
         adam = self.optimiser.optimizer
         return {self.names[id(parameter)]: adam.state[part_V]["step"] for parameter, part_V in self._parts()}
 
-    def publish(self) -> None:
-        """See `Holding.publish`."""
+    def sync_to_model(self) -> None:
         self.optimiser.update_lp_params()
 
     def _parts(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Each trainable parameter and this process's part of the row that it lies in."""
+        """Each trainable parameter, with this process's part of its group."""
         groups = zip(self.optimiser.bit16_groups, self.optimiser.single_partition_of_fp32_groups, strict=True)
         return ((parameter, part_V) for parameters, part_V in groups for parameter in parameters)
 
 
-class ShardedHolding(Holding):
-    """ZeRO 3: each parameter is flattened and cut into as many shards as processes; the last is padded."""
+class FullyShardedState(ShardedState):
+    """ZeRO 3: each parameter is flattened and cut into one shard for each process; the last is padded."""
 
     def __init__(self, module: nn.Module, optimiser: Any, processes: Processes):
         super().__init__(module, optimiser, processes)
         for row_V in optimiser.fp32_partitioned_groups_flat:
-            _make_moments(optimiser.optimizer, row_V)
+            _init_moments(optimiser.optimizer, row_V)
 
-    def own(self) -> list[Piece]:
-        """See `Holding.own`."""
+    def local_shards(self) -> list[TensorShard]:
         found = []
         for parameter, row_V, offset in self._places():
             start, count = self._shard(parameter)
-            found += _pieces(
+            found += _with_moments(
                 self.optimiser.optimizer,
                 row_V,
                 self.names[id(parameter)],
@@ -168,29 +160,26 @@ class ShardedHolding(Holding):
             if not parameter.requires_grad:
                 start, count = self._shard(parameter)
                 values_V = parameter.ds_tensor.detach()[:count]  # type: ignore[attr-defined]
-                found.append(Piece(name=name, kind="weight", start=start, values_V=values_V))
-        return [piece for piece in found if piece.values_V.numel()]
+                found.append(TensorShard(name=name, kind="weight", start=start, values_V=values_V))
+        return [shard for shard in found if shard.values_V.numel()]
 
-    def shared(self) -> list[Piece]:
-        """See `Holding.shared`."""
+    def replicated_shards(self) -> list[TensorShard]:
         return [_whole(name, tensor) for name, tensor in self._buffers()]
 
-    def counters(self) -> dict[str, Tensor]:
-        """See `Holding.counters`."""
+    def step_counters(self) -> dict[str, Tensor]:
         adam = self.optimiser.optimizer
         return {
             self.names[id(parameter)]: adam.state[row_V]["step"] for parameter, row_V, _ in self._places()
         }
 
-    def publish(self) -> None:
-        """See `Holding.publish`."""
+    def sync_to_model(self) -> None:
         self._drop_gathered()
         for row in range(len(self.optimiser.fp32_partitioned_groups_flat)):
             self.optimiser._reassign_or_swap_out_partitioned_parameters(row)
 
-    def fill(self, module: nn.Module) -> None:
-        """Collective. Copy the weights to another module of the same names, one by one."""
-        # Not with DeepSpeed's own gathering, which may round to what is computed in.
+    def gather_into(self, module: nn.Module) -> None:
+        """Collective. Gather the weights into another module of the same names, parameter by parameter."""
+        # Not by DeepSpeed's own gathering, which may round to the compute dtype.
         from deepspeed import comm
 
         parameters = dict(self.module.named_parameters())
@@ -206,24 +195,24 @@ class ShardedHolding(Holding):
                     buffer.copy_(buffers[name])
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """See `Holding.shown`; shards of parameters of one shape lie alike, padding included."""
+    def expose_shards(self) -> Iterator[None]:
+        # Shards of parameters of one shape have equal borders and padding.
         self._drop_gathered()
-        hidden = [(parameter, parameter.data) for parameter in self.module.parameters()]
-        for parameter, _ in hidden:
+        saved = [(parameter, parameter.data) for parameter in self.module.parameters()]
+        for parameter, _ in saved:
             parameter.data = parameter.ds_tensor  # type: ignore[attr-defined]
         try:
             yield
         finally:
-            for parameter, empty in hidden:
+            for parameter, empty in saved:
                 parameter.data = empty
 
     def _drop_gathered(self) -> None:
-        # DeepSpeed keeps small parameters gathered from one step to the next, as copies that would be stale.
+        # DeepSpeed keeps copies of small parameters gathered between steps; they would be stale.
         self.optimiser._partition_all_parameters()
 
     def _places(self) -> Iterator[tuple[nn.Parameter, Tensor, int]]:
-        """Each trainable parameter, the row that holds its shard, and where the shard begins there."""
+        """Each trainable parameter, the row that holds its shard, and the offset of the shard in the row."""
         rows = zip(self.optimiser.fp16_groups, self.optimiser.fp32_partitioned_groups_flat, strict=True)
         for parameters, row_V in rows:
             offsets = accumulate((p.partition_numel() for p in parameters), initial=0)
@@ -231,18 +220,23 @@ class ShardedHolding(Holding):
                 yield parameter, row_V, offset
 
     def _shard(self, parameter: Any) -> tuple[int, int]:
-        """Where this process's shard begins in the flattened parameter, and its values without padding."""
+        """Start of this process's shard in the flattened parameter, and its length without padding."""
         size = parameter.partition_numel()
         start = min(self.processes.rank * size, parameter.ds_numel)
         return start, min(size, parameter.ds_numel - start)
 
 
-HOLDINGS: tuple[type[Holding], ...] = (WholeHolding, PartitionedHolding, PartitionedHolding, ShardedHolding)
+STATE_OF_STAGE: tuple[type[ShardedState], ...] = (
+    ReplicatedState,
+    PartitionedState,
+    PartitionedState,
+    FullyShardedState,
+)
 """By ZeRO stage."""
 
 
-def _make_moments(adam: torch.optim.AdamW, values: Tensor) -> None:
-    """AdamW's state before the first update, as AdamW itself would make it then."""
+def _init_moments(adam: torch.optim.AdamW, values: Tensor) -> None:
+    """Create AdamW's state as AdamW itself creates it at the first update."""
     adam.state[values] = {
         "step": torch.zeros((), dtype=torch.float32, device=values.device),
         "exp_avg": torch.zeros_like(values, memory_format=torch.preserve_format),
@@ -250,16 +244,16 @@ def _make_moments(adam: torch.optim.AdamW, values: Tensor) -> None:
     }
 
 
-def _pieces(
+def _with_moments(
     adam: torch.optim.AdamW, values: Tensor, name: str, *, start: int = 0, run: slice = slice(None)
-) -> list[Piece]:
-    """Weight and moments of a run of what AdamW updates as one."""
-    tensors = (values, *(adam.state[values][kind] for kind in KINDS[1:]))
+) -> list[TensorShard]:
+    """Weight and moments of a run of a tensor that AdamW updates."""
+    tensors = (values, *(adam.state[values][kind] for kind in MOMENTS))
     return [
-        Piece(name=name, kind=kind, start=start, values_V=tensor.detach().view(-1)[run])
+        TensorShard(name=name, kind=kind, start=start, values_V=tensor.detach().view(-1)[run])
         for kind, tensor in zip(KINDS, tensors, strict=True)
     ]
 
 
-def _whole(name: str, tensor: Tensor) -> Piece:
-    return Piece(name=name, kind="weight", start=0, values_V=tensor.detach().view(-1))
+def _whole(name: str, tensor: Tensor) -> TensorShard:
+    return TensorShard(name=name, kind="weight", start=0, values_V=tensor.detach().view(-1))

@@ -1,8 +1,8 @@
-"""The watchdog: a process that gets no further says where it is, and ends, so that the job can start again.
+"""Watchdog: a process that makes no progress logs its position and exits, so that the job can be restarted.
 
-The loop tells it what it is doing and how long that may take. A thread of its own counts the time; when that
-is up, the stacks of all threads go to standard error and the process leaves with exit code 5. Every process
-has its own: where one of them is frozen, the others wait for it in a collective, and each says so.
+The loop reports each phase with its time limit. A thread measures the time; when the limit is exceeded, it
+prints the stacks of all threads to standard error and exits with code 5. Every process has its own watchdog:
+if one process hangs, the others wait for it in a collective, and each of them reports that.
 """
 
 import contextlib
@@ -14,64 +14,24 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from types import TracebackType
 
 from kinemae.data_tools.command import log
-from kinemae.data_tools.config import require
 from kinemae.data_tools.exit_codes import EXIT_STUCK
+from kinemae.pretrain.runtime.settings import TimeoutsConfig
 
 _TICK_S = 0.5
-_LAST_WORDS_S = 10.0  # saying where one is may hang too, on a pipe that nobody reads
+_REPORT_S = 10.0  # the report may block too, for example on a full pipe
 _LOCKED_FACTOR = 2.0  # on a limit, see `_arm`
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimeoutsConfig:
-    """How long things may take before a run counts as stuck, and who counts as slow.
-
-    Attributes:
-        start_s: until all processes have met, and then until the engine stands and a checkpoint is
-            loaded.
-        step_s: one step, its report included.
-        first_step_s: the first step after a start, which may compile; and a step after pictures or
-            measures, which the first process takes while the others wait.
-        save_s: one checkpoint.
-        straggler_ratio: a process whose own work takes so many times the median's is named in the log.
-        lock_wait_s: how long a run waits for another one in the same folder to end.
-    """
-
-    start_s: float = 600.0
-    step_s: float = 600.0
-    first_step_s: float = 1800.0
-    save_s: float = 1800.0
-    straggler_ratio: float = 1.5
-    lock_wait_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        for key in ("start_s", "step_s", "first_step_s", "save_s"):
-            require(getattr(self, key) > 0, f"timeouts.{key}", "be above 0", getattr(self, key))
-        require(
-            self.first_step_s >= self.step_s,
-            "timeouts.first_step_s",
-            f"be at least timeouts.step_s={self.step_s:g}",
-            self.first_step_s,
-        )
-        require(self.straggler_ratio > 1, "timeouts.straggler_ratio", "be above 1", self.straggler_ratio)
-        require(self.lock_wait_s >= 0, "timeouts.lock_wait_s", "be 0 or more", self.lock_wait_s)
-
-    @property
-    def longest_s(self) -> float:
-        """The longest that any of it may take."""
-        return max(self.start_s, self.first_step_s, self.save_s)
-
-
 @dataclass(frozen=True)
-class _Post:
-    """What the process is at, by which key's limit, and since when by the watchdog's own clock."""
+class _Phase:
+    """The current phase, its limit, and its start on the watchdog's clock."""
 
-    place: str
+    name: str
     key: str
     limit_s: float
     since_s: float
@@ -79,13 +39,13 @@ class _Post:
 
 
 class Watchdog:
-    """Watches its process while entered.
+    """Watch this process while entered.
 
-    Its clock runs only while the process does: a job that is suspended as a whole (Ctrl-Z, a scheduler) and
-    goes on later is not held against itself.
+    The watchdog's clock stops while the process is suspended, so a job that a scheduler suspends and resumes
+    is not ended.
 
     Args:
-        reading: what loader workers are reading, for the report.
+        reading: returns the samples that loader workers are reading, for the report.
     """
 
     def __init__(
@@ -95,7 +55,7 @@ class Watchdog:
         self.reading = reading
         self._rank = rank
         self._clock_s = 0.0
-        self._post: _Post | None = None
+        self._phase: _Phase | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -108,37 +68,33 @@ class Watchdog:
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
 
-    def enter(self, place: str, *, limit: str, step: int | None = None) -> None:
-        """Begin something; its time runs from here.
+    def start_phase(self, name: str, *, limit: str, step: int | None = None) -> None:
+        """Begin a phase and its timer.
 
         Args:
             limit: the key of `timeouts` that bounds it.
         """
         limit_s: float = getattr(self.config, limit)
-        self._post = _Post(place, limit, limit_s, self._clock_s, step)
+        self._phase = _Phase(name, limit, limit_s, self._clock_s, step)
         _arm(limit_s)
 
-    def move(self, place: str) -> None:
-        """The same thing goes on at another place; its time runs on."""
-        post = self._post
-        if post is not None:
-            self._post = _Post(place, post.key, post.limit_s, post.since_s, post.step)
+    def rename_phase(self, name: str) -> None:
+        """Describe the current phase anew; its timer continues."""
+        if self._phase is not None:
+            self._phase = replace(self._phase, name=name)
 
-    def renew(self) -> None:
+    def restart_timer(self) -> None:
         """Restart the timer of the current phase, which waits for something with its own limit."""
-        post = self._post
-        if post is not None:
-            self._post = _Post(post.place, post.key, post.limit_s, self._clock_s, post.step)
+        if self._phase is not None:
+            self._phase = replace(self._phase, since_s=self._clock_s)
 
     @contextmanager
-    def during(self, place: str, *, limit: str) -> Iterator[None]:
-        """Something with a limit of its own in the midst of another, whose time begins again afterwards."""
-        before = self._post
-        self.enter(place, limit=limit, step=None if before is None else before.step)
+    def phase(self, name: str, *, limit: str) -> Iterator[None]:
+        """A nested phase with its own limit; afterwards the outer phase's timer restarts."""
+        outer = self._phase
+        self.start_phase(name, limit=limit, step=None if outer is None else outer.step)
         yield
-        self._post = None
-        if before is not None:
-            self._post = _Post(before.place, before.key, before.limit_s, self._clock_s, before.step)
+        self._phase = None if outer is None else replace(outer, since_s=self._clock_s)
 
     def _watch(self) -> None:
         last_s = monotonic()
@@ -146,40 +102,40 @@ class Watchdog:
             now_s = monotonic()
             self._clock_s += min(now_s - last_s, 2 * _TICK_S)
             last_s = now_s
-            post = self._post
-            if post is None:
+            phase = self._phase
+            if phase is None:
                 continue
-            _arm(post.limit_s)
-            if self._clock_s - post.since_s > post.limit_s:
-                self._end(post)
+            _arm(phase.limit_s)
+            if self._clock_s - phase.since_s > phase.limit_s:
+                self._end(phase)
 
-    def _end(self, post: _Post) -> None:
-        """Say where the process is, and end it; saying may not work, ending does."""
-        speaker = threading.Thread(target=self._say, args=(post,), daemon=True)
-        speaker.start()
-        speaker.join(_LAST_WORDS_S)
+    def _end(self, phase: _Phase) -> None:
+        """Report and exit; the exit does not depend on the report."""
+        reporter = threading.Thread(target=self._report, args=(phase,), daemon=True)
+        reporter.start()
+        reporter.join(_REPORT_S)
         os._exit(EXIT_STUCK)
 
-    def _say(self, post: _Post) -> None:
-        step = "" if post.step is None else f" at step {post.step}"
+    def _report(self, phase: _Phase) -> None:
+        step = "" if phase.step is None else f" at step {phase.step}"
         reading = self.reading()
         loaders = f"; loader workers are reading {', '.join(reading)}" if reading else ""
         log.error(
             "rank %d on %s is stuck%s, %s, for more than timeouts.%s=%g seconds%s: the job ends with exit "
-            "code %d and can be started again. All stacks of this process follow; a rank that says nothing "
-            "like this is the one that the others wait for",
-            self._rank, platform.node(), step, post.place, post.key, post.limit_s, loaders, EXIT_STUCK,
+            "code %d and can be started again. The stacks of all threads follow. The cause is on a rank "
+            "without a message like this one",
+            self._rank, platform.node(), step, phase.name, phase.key, phase.limit_s, loaders, EXIT_STUCK,
         )  # fmt: skip
-        with contextlib.suppress(OSError, io.UnsupportedOperation):  # no standard error, or a captured one
+        with contextlib.suppress(OSError, io.UnsupportedOperation):  # standard error is closed or captured
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
             sys.stderr.flush()
 
 
 def _arm(limit_s: float) -> None:
-    """Have faulthandler end the process should nobody call this again in time.
+    """Make faulthandler end the process unless this is called again in time.
 
-    Where C code hangs while it holds Python's lock, the watchdog's thread stands still as well;
-    faulthandler's needs no lock. It shows the stacks and leaves with 1, since it knows no other code. It also
-    counts the time in which a process was suspended, so it gets more of it.
+    If C code hangs while it holds Python's lock, the watchdog's thread stops too; faulthandler needs no lock.
+    It prints the stacks and exits with code 1, the only code that it supports. Its clock includes time in
+    which a process was suspended, so its limit is longer.
     """
     faulthandler.dump_traceback_later(_LOCKED_FACTOR * limit_s, exit=True)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 
 from kinemae.data_tools.index import COLUMNS, DATASET_NAME, FORMAT, INDEX_NAME, Shard, fingerprint, open_index
-from kinemae.pretrain.runtime.meter import peak_memory_bytes
+from kinemae.pretrain.runtime.train_step import peak_memory_bytes
 
 _PER_SHARD = 1000
 _VIDEO_BYTES = 200_000

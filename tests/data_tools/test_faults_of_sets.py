@@ -35,7 +35,7 @@ from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.training_clips import TrainingClips
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
-from kinemae.pretrain.runtime.meter import peak_memory_bytes
+from kinemae.pretrain.runtime.train_step import peak_memory_bytes
 
 GROUP = 100
 

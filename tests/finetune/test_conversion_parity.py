@@ -20,7 +20,7 @@ from kinemae.finetune.conversion.huggingface import huggingface_tensors, write_h
 from kinemae.finetune.conversion.model_bundle import ModelBundle, save_bundle
 from kinemae.finetune.conversion.options import ImportOptions
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.init_weights_from import open_start
+from kinemae.pretrain.init_weights_from import open_pretrained
 from kinemae.pretrain.model.autoencoder import build_autoencoder
 from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid, normalise, take_patches
 from kinemae.pretrain.noise.none import NoNoise
@@ -221,7 +221,7 @@ def test_pretraining_starts_from_a_videomae_checkpoint_with_its_decoder(tmp_path
     grid = TokenGrid.of(config.clip.frames, config.clip.size, (2, 16, 16))
     model = build_autoencoder(config.model, grid, target=PixelTarget(), noise=NoNoise())
 
-    said = open_start(str(tmp_path / "ours")).load_pretrained(model, config.target)
+    said = open_pretrained(str(tmp_path / "ours")).load_pretrained(model, config.target)
 
     assert said.endswith("the decoder is the one exported there")
     assert torch.equal(model.decoder.head.weight, theirs.decoder.head.weight)

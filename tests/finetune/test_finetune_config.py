@@ -3,7 +3,7 @@
 import pytest
 
 from kinemae.data_tools.config import load_config
-from kinemae.finetune.config import FinetuneConfig, run_settings, total_steps
+from kinemae.finetune.config import FinetuneConfig, total_steps
 
 NEEDED = [
     "run_dir=run",
@@ -55,15 +55,6 @@ def test_an_invalid_value_is_rejected_with_its_key(override, message):
 )
 def test_steps_are_clips_per_batch_rounded_up(epochs, views, samples, steps):
     assert total_steps(load(f"epochs={epochs}", f"data.views_per_video={views}"), samples) == steps
-
-
-def test_the_training_loop_has_the_configs_settings():
-    config = load("seed=5", "optim.layer_decay=0.5")
-
-    settings = run_settings(config, 40, num_workers=3)
-
-    assert (settings.seed, settings.steps, settings.num_workers) == (5, 10, 3)
-    assert settings.optim is config.optim
 
 
 def test_the_betas_have_fine_tunings_default():

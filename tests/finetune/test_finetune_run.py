@@ -239,7 +239,7 @@ def test_data_without_labels_is_rejected(common, synth_shards, tmp_path, capsys)
 def test_the_run_folder_of_another_config_is_rejected(common, scratch_run, capsys):
     assert finetune("train", *common, *SCRATCH, f"run_dir={scratch_run}", "optim.weight_decay=0.5") == 2
 
-    assert "optim.weight_decay: 0.05 there, 0.5 here" in capsys.readouterr().err
+    assert "optim.weight_decay: run 0.05, config 0.5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_a_run_dir_of_another_config_leaves_with_2_and_names_what_differs(
     open_run_dir(tmp_path / "run", load_config(PretrainConfig, arguments[0], arguments[1:]))
     (tmp_path / "run" / "environment.json").unlink()  # so that `refused` sees whether a start was noted
     line = refused(CONFIG, "clip.stride=2", "seed=1")
-    assert "holds a run of another config (clip.stride: 1 there, 2 here; seed: 0 there, 1 here)" in line
+    assert "holds a run of another config (clip.stride: run 1, config 2; seed: run 0, config 1)" in line
 
 
 def test_a_run_dir_that_is_no_run_is_left_alone(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.pretrain.exported_model import EncoderDescription, describe_decoder, save_decoder, save_encoder
-from kinemae.pretrain.init_weights_from import open_start
+from kinemae.pretrain.init_weights_from import open_pretrained
 from kinemae.pretrain.model.autoencoder import build_autoencoder
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.tokens import TokenGrid
@@ -40,7 +40,7 @@ def exported(model, folder, *, with_decoder=True):
     save_encoder(folder, model.encoder, description)
     if with_decoder:
         save_decoder(folder, model.decoder, describe_decoder(model.decoder, target=PIXELS))
-    return open_start(str(folder))
+    return open_pretrained(str(folder))
 
 
 def is_equal(one, other):
@@ -60,7 +60,7 @@ def test_encoder_and_decoder_are_those_of_the_folder(tmp_path, kind, positions):
     said = start.load_pretrained(second, PIXELS)
 
     assert is_equal(second.encoder, first.encoder) and is_equal(second.decoder, first.decoder)
-    assert f"begins with the encoder in {tmp_path}; the decoder is the one exported there" in said
+    assert f"initial weights: the encoder in {tmp_path}; the decoder is the exported one" in said
 
 
 @pytest.mark.parametrize("positions", component_names("kinemae.pretrain.model.positions"))
@@ -82,15 +82,15 @@ def test_on_another_grid_the_reference_stays(tmp_path, positions):
         (
             {"decoder_width": 36},
             PIXELS,
-            "begins afresh, the one exported there is another: shape DecoderShape",
+            "random weights: the exported one differs: shape DecoderShape",
         ),
-        ({"decoder": "self"}, PIXELS, "is another: kind self here, cross there"),
-        ({"noise_conditioning": True}, PIXELS, "is another: noise_conditioned True here, False there"),
-        ({}, Component(name="features"), "is another: values 24 here, 384 there"),
-        ({}, Component(name="motion"), r"is the one exported there, which learned pixels \{\}"),
+        ({"decoder": "self"}, PIXELS, "differs: kind self here, cross there"),
+        ({"noise_conditioning": True}, PIXELS, "differs: noise_conditioned True here, False there"),
+        ({}, Component(name="features"), "differs: values 24 here, 384 there"),
+        ({}, Component(name="motion"), r"is the exported one, trained on the target pixels \{\}"),
     ],
 )
-def test_a_decoder_that_does_not_fit_begins_afresh_and_is_named(tmp_path, changes, target, message):
+def test_a_decoder_that_does_not_fit_has_random_weights_and_is_named(tmp_path, changes, target, message):
     start = exported(model_of(seed=1), tmp_path)
     second, untouched = (model_of(seed=2, target=target, **changes) for _ in range(2))
 
@@ -100,10 +100,10 @@ def test_a_decoder_that_does_not_fit_begins_afresh_and_is_named(tmp_path, change
     assert is_equal(second.decoder, untouched.decoder) == ("afresh" in said)
 
 
-def test_without_an_exported_decoder_it_begins_afresh(tmp_path):
+def test_without_an_exported_decoder_it_has_random_weights(tmp_path):
     start = exported(model_of(seed=1), tmp_path, with_decoder=False)
     second = model_of(seed=2)
-    assert "the decoder begins afresh: none was exported there" in start.load_pretrained(second, PIXELS)
+    assert "the decoder has random weights: none is exported there" in start.load_pretrained(second, PIXELS)
     assert is_equal(second.decoder, model_of(seed=2).decoder)
 
 
@@ -143,9 +143,9 @@ def test_another_encoder_is_refused_by_its_keys(tmp_path, changes, message):
 
 
 def test_no_start_and_no_encoder(tmp_path):
-    assert open_start(None) is None
+    assert open_pretrained(None) is None
     with pytest.raises(CheckpointError, match=f"{tmp_path}.*: expected encoder.json"):
-        open_start(str(tmp_path))
+        open_pretrained(str(tmp_path))
 
 
 def test_damaged_weights_of_a_decoder_are_refused(tmp_path):

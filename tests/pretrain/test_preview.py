@@ -17,7 +17,7 @@ from kinemae.data_tools.config import load_config
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.yuv_to_rgb import to_luma
 from kinemae.pretrain.__main__ import PROGRAM
-from kinemae.pretrain.clip_grid import HIDDEN, NOT_ASKED, PRUNED, PRUNED_HIDDEN, named_tokens, tint
+from kinemae.pretrain.clip_grid import HIDDEN, NOT_PREDICTED, PRUNED, PRUNED_HIDDEN, tint, token_mask
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.tokens import patchify
 from kinemae.pretrain.preview import preview_columns, read_clips
@@ -142,7 +142,7 @@ def test_visible_tokens_are_shown_and_hidden_ones_are_grey(
     plan, batch, columns = drawn()
     assert list(columns) == ["clip", "encoder input", "to predict"]
     assert len(columns["clip"]) == 3
-    is_visible_BN = named_tokens(batch.tokens["visible"], 64)
+    is_visible_BN = token_mask(batch.tokens["visible"], 64)
     clean_BNP = patchify(batch.clip_BCTHW, PATCH)
     assert torch.equal(columns["encoder input"][is_visible_BN], clean_BNP[is_visible_BN])
     assert (columns["encoder input"][~is_visible_BN] == HIDDEN[0]).all()
@@ -156,13 +156,13 @@ def test_what_is_asked_for_is_as_it_is_and_what_is_not_is_tinted(
 ) -> None:
     _, batch, columns = drawn()
     clean_BNP = patchify(batch.clip_BCTHW, PATCH)
-    is_visible_BN, is_wanted_BN = (named_tokens(batch.tokens[name], 64) for name in ("visible", "target"))
+    is_visible_BN, is_wanted_BN = (token_mask(batch.tokens[name], 64) for name in ("visible", "target"))
     is_not_asked_BN = ~is_visible_BN & ~is_wanted_BN
     assert is_not_asked_BN.sum(dim=1).tolist() == [16] * 3
     found_BNP = columns["to predict"]
     assert torch.equal(found_BNP[is_wanted_BN], clean_BNP[is_wanted_BN])
     assert torch.equal(
-        found_BNP[is_not_asked_BN], tint(clean_BNP, is_not_asked_BN, NOT_ASKED)[is_not_asked_BN]
+        found_BNP[is_not_asked_BN], tint(clean_BNP, is_not_asked_BN, NOT_PREDICTED)[is_not_asked_BN]
     )
     assert (found_BNP[is_visible_BN] == HIDDEN[0]).all()
 
@@ -178,10 +178,10 @@ def test_pruned_tokens_are_tinted_by_what_the_mask_had_in_mind_for_them(
     )
     *_, unpruned = drawn()
     is_shown_BN = (unpruned["encoder input"] != HIDDEN[0]).any(dim=2)  # by the mask alone
-    is_visible_BN = named_tokens(batch.tokens["visible"], 64)
+    is_visible_BN = token_mask(batch.tokens["visible"], 64)
     assert torch.equal(is_red_BN, is_shown_BN & ~is_visible_BN)
     assert is_blue_BN.sum(dim=1).tolist() == [16] * 3 and not (is_blue_BN & is_shown_BN).any()
-    assert not (is_blue_BN & named_tokens(batch.tokens["target"], 64)).any()
+    assert not (is_blue_BN & token_mask(batch.tokens["target"], 64)).any()
     # What goes, is worth no more than what stays.
     for luma_THW, red_N, visible_K in zip(
         to_luma(batch.pixels), is_red_BN, batch.tokens["visible"], strict=True
@@ -197,7 +197,7 @@ def test_noise_has_a_column_of_its_own_and_the_encoder_s_input_is_training_s(
     assert list(columns) == ["clip", "with noise", "encoder input", "to predict"]
     clean_BNP = patchify(batch.clip_BCTHW, PATCH)
     assert (columns["with noise"] != clean_BNP).float().mean() > 0.8
-    is_visible_BN = named_tokens(batch.tokens["visible"], 64)
+    is_visible_BN = token_mask(batch.tokens["visible"], 64)
     shown_XP, given_XP = (columns[title][is_visible_BN] for title in ("with noise", "encoder input"))
     assert torch.equal(shown_XP, given_XP)
     assert torch.equal(columns["clip"], clean_BNP)

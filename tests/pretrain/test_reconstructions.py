@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.pretrain.callbacks import Schedule, at_rest
-from kinemae.pretrain.clip_grid import HIDDEN, PRUNED, Column, draw_moments, draw_sheet, named_tokens, tint
+from kinemae.pretrain.callbacks import Schedule, eval_mode
+from kinemae.pretrain.clip_grid import HIDDEN, PRUNED, Column, draw_frames, draw_grid, tint, token_mask
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.tokens import TokenGrid, patchify, unpatchify
@@ -53,7 +53,7 @@ def batch_of(visible: Sequence[int], wanted: Sequence[int], *, clips: int = 2) -
 
 def columns(model: MaskedAutoencoder, batch: ClipBatch) -> dict[str, Tensor]:
     """The columns by title, each as patches_BNP."""
-    with at_rest(model):
+    with eval_mode(model):
         found = _columns(model, batch, 0)
     return {column.title: patchify(column.clip_BCTHW, PATCH) for column in found}
 
@@ -92,9 +92,9 @@ def test_a_tint_pulls_every_pixel_towards_its_colour() -> None:
 def test_a_learned_pruner_s_choice_is_what_the_overlay_shows() -> None:
     model = model_with(pruning="learned")
     batch = batch_of(range(10), range(10, 32))
-    with at_rest(model):
+    with eval_mode(model):
         _, inputs = model.predict(batch, ClipRandom(0, batch.clip_index_B))
-    is_kept_BN = named_tokens(inputs.visible_BK, 32)
+    is_kept_BN = token_mask(inputs.visible_BK, 32)
     assert is_kept_BN.sum(dim=1).tolist() == [5, 5]
     clean_BNP = patchify(batch.clip_BCTHW, PATCH)
     found = columns(model, batch)
@@ -139,7 +139,7 @@ def coloured(*colours: int) -> Column:
 
 
 def test_a_sheet_has_a_row_for_each_clip_and_a_column_for_each_view() -> None:
-    sheet_THWC = draw_sheet([coloured(10, 60), coloured(110, 160)])
+    sheet_THWC = draw_grid([coloured(10, 60), coloured(110, 160)])
     assert sheet_THWC.dtype == np.uint8 and sheet_THWC.shape[0] == 3
     height, width = sheet_THWC.shape[1:3]
     head = height - 2 * 132
@@ -151,7 +151,7 @@ def test_a_sheet_has_a_row_for_each_clip_and_a_column_for_each_view() -> None:
 
 
 def test_moments_stand_below_one_another_clip_by_clip() -> None:
-    picture_HWC = draw_moments([coloured(10, 60), coloured(110, 160)], [0, 2])
+    picture_HWC = draw_frames([coloured(10, 60), coloured(110, 160)], [0, 2])
     head = len(picture_HWC) - 4 * 132
     assert picture_HWC[head::132, ::132, 0].tolist() == [[10, 110], [12, 112], [60, 160], [62, 162]]
 

@@ -209,7 +209,7 @@ from kinemae.data_tools.stream.decode import decode_at, probe
 from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
 from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
 from kinemae.data_tools.stream.views import crop_views, evaluation_views
-from kinemae.pretrain.runtime.meter import peak_memory_bytes
+from kinemae.pretrain.runtime.train_step import peak_memory_bytes
 small, large = io.BytesIO(), io.BytesIO()
 with av.open(small, "w", format="mp4") as output:
     stream = output.add_stream("libx264", rate=25, options={"preset": "ultrafast", "bf": "0"})

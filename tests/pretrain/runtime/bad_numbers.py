@@ -14,8 +14,8 @@ from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.loader import TrainingClips
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.runtime.abort import ending_together
-from kinemae.pretrain.runtime.loop import Training, Watcher
+from kinemae.pretrain.runtime.abort import abort_on_error
+from kinemae.pretrain.runtime.loop import Callback, Trainer
 from kinemae.pretrain.runtime.optimiser import parameter_groups
 from kinemae.pretrain.runtime.run_folder import open_run_dir
 from kinemae.pretrain.training import Plan, make_plan
@@ -46,21 +46,22 @@ class Fragile(nn.Module):
 
 
 def fragile_training(
-    plan: Plan, factors: dict[int, float], watchers: tuple[Watcher, ...] = (), slow_s: float = 0.0
-) -> Training:
+    plan: Plan, factors: dict[int, float], callbacks: tuple[Callback, ...] = (), slow_s: float = 0.0
+) -> Trainer:
     """A run of that model on the plan's clips, in the plan's folder."""
     config = plan.config
     module = Fragile(factors, slow_s)
     if plan.processes.is_first:
         open_run_dir(Path(config.run_dir), config)
-    return Training(
+    return Trainer(
         module=module,
         groups=parameter_groups(module, 0.05),
         clips=TrainingClips(plan.index, clip=config.clip, augment=config.augment, seed=config.seed),
         plan=plan.batch,
-        settings=config.run_settings(num_workers=0),
+        config=config,
+        steps=config.steps,
         processes=plan.processes,
-        watchers=watchers,
+        callbacks=callbacks,
     )
 
 
@@ -68,7 +69,7 @@ def main(config_file: str, *overrides: str) -> None:
     """As one of two processes whose second one has all the bad clips, and is slow."""
     plan = make_plan(load_config(PretrainConfig, config_file, list(overrides)))
     slow_s = 0.05 * plan.processes.rank
-    with ending_together(plan.processes):
+    with abort_on_error(plan.processes):
         fragile_training(plan, BAD_ON_THE_SECOND, slow_s=slow_s).run()
 
 

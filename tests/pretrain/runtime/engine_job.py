@@ -1,4 +1,4 @@
-"""One process of a job that trains a small model under every ZeRO stage, saves it in pieces and loads them.
+"""One process of a job that trains a small model under every ZeRO stage, saves it in shards and loads them.
 
     RANK=.. WORLD_SIZE=.. python -m tests.pretrain.runtime.engine_job CONFIG FOLDER WORLD
 
@@ -22,8 +22,8 @@ from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime import engine as engine_module
 from kinemae.pretrain.runtime.engine import Engine
 from kinemae.pretrain.runtime.optimiser import learning_rate, parameter_groups
-from kinemae.pretrain.runtime.processes import leave_group
-from kinemae.pretrain.runtime.state_shards import ReadPiece
+from kinemae.pretrain.runtime.processes import destroy_process_group
+from kinemae.pretrain.runtime.tensor_shards import ReadShard
 from kinemae.pretrain.training import Plan, make_plan, training_clips
 
 STAGES = (3, 0, 1, 2)  # 3 first: DeepSpeed then puts its own linear layers in place for all that follow
@@ -77,7 +77,7 @@ class Job:
             engine.backward(loss * float("nan") if is_spoilt else loss)
             norm = engine.step(learning_rate(step, plan.config.steps, plan.config.optim))
             engine.after_update((step + 1) / STEPS)
-            losses = self.processes.gather(loss.item())
+            losses = self.processes.all_gather_object(loss.item())
             found.append([sum(losses) / len(losses), float(norm)])
         return found
 
@@ -96,7 +96,7 @@ class Job:
             lines = self.train(engine, plan, range(SAVED_AT))
             save(engine, self.states(folder, self.processes.world, stage)[self.processes.rank])
             found["unbroken"][stage] = lines + self.train(engine, plan, range(SAVED_AT, STEPS))
-            engine.make_readable()
+            engine.gather_weights()
             found["readable"][stage] = {
                 name: value.double().norm().item() for name, value in plan.model.state_dict().items()
             }
@@ -118,21 +118,21 @@ class Job:
                 for stage in STAGES if writer == self.processes.world else (3 - saved,):
                     plan, engine = self.engine(stage)
                     asked = self.asked[stage] = []
-                    engine.load_pieces(counted(read, asked), updates)
+                    engine.load_shards(counted(read, asked), updates)
                     lines = self.train(engine, plan, range(SAVED_AT, STEPS))
                     found[f"{writer} {saved} {stage}"] = lines
         return found
 
 
 def save(engine: Engine, path: Path) -> None:
-    """Write this process's pieces; the file is there when it is whole."""
-    pieces = [(piece.name, piece.kind, piece.start, piece.values_V.clone()) for piece in engine.pieces()]
-    torch.save({"pieces": pieces, "updates": engine.updates()}, path.with_suffix(".new"))
+    """Write this process's shards; the file is there when it is whole."""
+    shards = [(shard.name, shard.kind, shard.start, shard.values_V.clone()) for shard in engine.shards()]
+    torch.save({"shards": shards, "updates": engine.updates()}, path.with_suffix(".new"))
     path.with_suffix(".new").rename(path)
 
 
 def reader(paths: list[Path]) -> tuple[Callable[[str, str, int, int], Tensor], dict[str, int]]:
-    """Reads from the pieces of all processes; each value must stand in exactly one of them."""
+    """Reads from the shards of all processes; each value must stand in exactly one of them."""
     given_up_s = time.monotonic() + LONGEST_WAIT_S
     while not all(path.exists() for path in paths):
         assert time.monotonic() < given_up_s, f"the other job did not write {paths}"
@@ -140,11 +140,11 @@ def reader(paths: list[Path]) -> tuple[Callable[[str, str, int, int], Tensor], d
     parts = [torch.load(path) for path in paths]
     assert all(part["updates"] == parts[0]["updates"] for part in parts)
     whole: dict[tuple[str, str], Tensor] = {}
-    pieces = sorted((piece for part in parts for piece in part["pieces"]), key=lambda piece: piece[:3])
-    for name, kind, start, values_V in pieces:
+    shards = sorted((shard for part in parts for shard in part["shards"]), key=lambda shard: shard[:3])
+    for name, kind, start, values_V in shards:
         before_V = whole.get((name, kind), torch.empty(0))
         assert start == len(before_V), (
-            f"{name} {kind}: a piece starts at {start}, after {len(before_V)} values"
+            f"{name} {kind}: a shard starts at {start}, after {len(before_V)} values"
         )
         whole[name, kind] = torch.cat([before_V, values_V])
 
@@ -155,7 +155,7 @@ def reader(paths: list[Path]) -> tuple[Callable[[str, str, int, int], Tensor], d
     return read, parts[0]["updates"]
 
 
-def counted(read: ReadPiece, asked: list[int]) -> ReadPiece:
+def counted(read: ReadShard, asked: list[int]) -> ReadShard:
     """Wrap a function and record the number of values that each call requests."""
 
     def read_and_count(name: str, kind: str, start: int, stop: int) -> Tensor:
@@ -175,7 +175,7 @@ def main() -> None:
     found["read"] = {stage: sum(asked) for stage, asked in job.asked.items()}
     name = f"world{job.processes.world}-rank{job.processes.rank}.json"
     (folder / name).write_text(json.dumps(found))
-    leave_group()
+    destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kinemae.data_tools.stream.order import plan_batch
 from kinemae.pretrain.runtime.engine import Engine
 from kinemae.pretrain.runtime.optimiser import parameter_groups
-from kinemae.pretrain.runtime.processes import find_processes, join_group, leave_group
+from kinemae.pretrain.runtime.processes import destroy_process_group, find_processes, init_process_group
 from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig
 
 WIDTH, LAYERS, STEPS, ACCUMULATION = 300, 12, 3, 2
@@ -50,7 +50,7 @@ def main() -> None:
     """See the head of this file."""
     stage, bucket_mb = map(int, sys.argv[1:])
     processes = find_processes("cpu")
-    join_group(processes)
+    init_process_group(processes)
     torch.manual_seed(0)
     net = Net()
     engine = Engine(
@@ -77,7 +77,7 @@ def main() -> None:
         steps.append({"synchronized": len(synchronized), "reduced": list(reduced)})
     if processes.is_first:
         sys.stdout.write(json.dumps(steps))
-    leave_group()
+    destroy_process_group()
 
 
 if __name__ == "__main__":

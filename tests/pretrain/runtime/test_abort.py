@@ -15,20 +15,20 @@ from kinemae.data_tools.command import (
     Stuck,
     exit_code_of,
 )
-from kinemae.pretrain.runtime.processes import _meet, find_processes, lost_peer
-from kinemae.pretrain.runtime.signals import StopSignals
+from kinemae.pretrain.runtime.abort import StopSignals
+from kinemae.pretrain.runtime.processes import _rendezvous, find_processes, lost_peer
 from tests.ranks import free_port
 
 # One of two processes, of which the other does not exist; whoever waits for something at exit waits long.
 FAILING = """
 import atexit, time
 from kinemae.data_tools.command import DataError, configure_logging
-from kinemae.pretrain.runtime.abort import ending_together
+from kinemae.pretrain.runtime.abort import abort_on_error
 from kinemae.pretrain.runtime.processes import find_processes
 
 configure_logging()
 atexit.register(time.sleep, 1000)
-with ending_together(find_processes("cpu")):
+with abort_on_error(find_processes("cpu")):
     {what}
 """
 
@@ -86,11 +86,9 @@ def test_who_does_not_meet_the_others_says_where_it_looked(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-    message = (
-        rf"rank {rank} could not meet .* MASTER_ADDR:MASTER_PORT=127\.0\.0\.1:{port} within timeouts\.start_s"
-    )
+    message = rf"rank {rank}: expected to connect .* MASTER_ADDR:MASTER_PORT=127\.0\.0\.1:{port} within"
     with pytest.raises(Stuck, match=message):
-        _meet(find_processes("cpu"), 1.0)
+        _rendezvous(find_processes("cpu"), 1.0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from kinemae.data_tools.randomness import ClipRandom
 from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.blocks import set_up_blocks
-from kinemae.pretrain.runtime.engine_checks import check_engine
+from kinemae.pretrain.runtime.engine import check_engine
 from kinemae.pretrain.runtime.metrics import read_metrics
 from kinemae.pretrain.runtime.processes import find_processes
 from kinemae.pretrain.runtime.settings import EngineConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kinemae.pretrain.runtime.shared_pieces import load_shared
+from kinemae.pretrain.runtime.tensor_shards import load_replicated
 from tests.checkpointing import Line, alone
 from tests.ranks import start_ranks
 
@@ -19,8 +19,8 @@ from pathlib import Path
 from kinemae.data_tools.command import CheckpointError, Stuck
 from kinemae.pretrain.runtime import file_retries
 from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
-from kinemae.pretrain.runtime.processes import find_processes, join_group, leave_group
-from kinemae.pretrain.runtime.shared_pieces import load_shared
+from kinemae.pretrain.runtime.processes import find_processes, init_process_group, destroy_process_group
+from kinemae.pretrain.runtime.tensor_shards import load_replicated
 from tests.checkpointing import Line, PlainEngine, stored_steps
 
 def save_again(saver, engine):
@@ -28,7 +28,7 @@ def save_again(saver, engine):
     saver.commit()
 
 processes, run_dir = find_processes("cpu"), Path(sys.argv[1])
-join_group(processes)
+init_process_group(processes)
 saver, engine = Checkpoints(run_dir, processes), PlainEngine(rank=processes.rank, world=2)
 story = {}
 for step in (1, 2):
@@ -36,7 +36,7 @@ for step in (1, 2):
     saver.save(engine, RunState(step=step, world=2))
 saver.commit()
 story["kept"] = stored_steps(run_dir)
-processes.wait_for_all()
+processes.barrier()
 
 if processes.rank == 1:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
@@ -48,13 +48,13 @@ except CheckpointError as error:
     story["full"] = str(error)
 if processes.rank == 1:
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-processes.wait_for_all()
+processes.barrier()
 story["left"] = stored_steps(run_dir)
 
 if processes.rank == 0:  # what the other one will check
-    path = run_dir / "checkpoints" / "step-00000002" / "pieces-00001-of-00002.safetensors"
+    path = run_dir / "checkpoints" / "step-00000002" / "shard-00001-of-00002.safetensors"
     path.write_bytes(path.read_bytes()[::-1])
-processes.wait_for_all()
+processes.barrier()
 engine.train_to(9)
 story["passed over"] = saver.load_newest(engine).step
 story["sound"] = engine.is_at(1)
@@ -67,7 +67,7 @@ file_retries.DELAYS_S = (0.01, 0.01)
 few = (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 many = resource.getrlimit(resource.RLIMIT_NOFILE)
 for act in (lambda: saver.load_newest(engine), lambda: save_again(saver, engine)):
-    processes.wait_for_all()
+    processes.barrier()
     if processes.rank == 1:
         resource.setrlimit(resource.RLIMIT_NOFILE, few)
     try:
@@ -76,19 +76,19 @@ for act in (lambda: saver.load_newest(engine), lambda: save_again(saver, engine)
         story.setdefault("out of descriptors", []).append(str(error))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, many)
-processes.wait_for_all()
+processes.barrier()
 try:
     Checkpoints(run_dir if processes.rank == 0 else run_dir / "not mounted", processes).load_newest(engine)
 except Stuck as error:
     story["not mounted"] = str(error).partition("expected ")[2]
-processes.wait_for_all()
+processes.barrier()
 story["in the end"] = stored_steps(run_dir)
 
 line = Line()
-load_shared(line.pieces, line.read, processes, exchanged_values=14)
-story["shared"] = [piece.values_V.tolist() for piece in line.pieces]
+load_replicated(line.shards, line.read, processes, exchanged_values=14)
+story["shared"] = [shard.values_V.tolist() for shard in line.shards]
 print(json.dumps({"asked": line.asked}), file=sys.stderr)
-leave_group()
+destroy_process_group()
 print(json.dumps(story))
 """
 
@@ -111,7 +111,7 @@ def test_two_processes_succeed_fail_and_pass_over_together(told: Told) -> None:
     assert "could not write the checkpoint of step 3" in story["full"]
     assert f"rank 1 on {platform.node()}: [Errno 27] File too large" in story["full"]
     assert (story["passed over"], story["sound"]) == (1, True)
-    assert "step-00000002 is damaged (pieces-00001-of-00002.safetensors has changed" in said[0][1]
+    assert "step-00000002 is damaged (shard-00001-of-00002.safetensors has changed" in said[0][1]
     assert "damaged" not in said[1][1]  # said once
 
 
@@ -134,7 +134,7 @@ def test_an_error_of_one_process_is_no_damage_and_may_be_tried_again(told: Told)
 def test_what_all_processes_hold_is_read_once_and_exchanged(told: Told) -> None:
     story, said = told
     expected = Line()
-    load_shared(expected.pieces, expected.read, alone())
-    assert story["shared"] == [piece.values_V.tolist() for piece in expected.pieces]
+    load_replicated(expected.shards, expected.read, alone())
+    assert story["shared"] == [shard.values_V.tolist() for shard in expected.shards]
     asked = [json.loads(errors.splitlines()[-1])["asked"] for _, errors in said]
     assert asked == [expected.total // 2, expected.total - expected.total // 2]

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from kinemae.pretrain.runtime.shared_pieces import share_of
-from kinemae.pretrain.runtime.state_shards import Piece
+from kinemae.pretrain.runtime.tensor_shards import TensorShard, split_replicated
 from tests.pretrain.runtime.conftest import SMALL_RUN
 from tests.pretrain.runtime.engine_job import SAVED_AT, SPOILT, STAGES, STEPS
 from tests.ranks import free_port
@@ -153,15 +152,15 @@ def test_gradients_may_be_exchanged_in_bf16_at_every_stage(measured: dict[int, d
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7, 40])
 def test_what_all_hold_is_shared_out_evenly_and_without_gaps(world: int) -> None:
-    pieces = [
-        Piece(name=str(i), kind="weight", start=0, values_V=torch.full((size,), float(i)))
+    shards = [
+        TensorShard(name=str(i), kind="weight", start=0, values_V=torch.full((size,), float(i)))
         for i, size in enumerate((5, 1, 0, 17, 8))
     ]
-    shares = [share_of(pieces, rank, world) for rank in range(world)]
-    sizes = [sum(piece.values_V.numel() for piece in share) for share in shares]
+    shares = [split_replicated(shards, rank, world) for rank in range(world)]
+    sizes = [sum(shard.values_V.numel() for shard in share) for share in shares]
     assert sum(sizes) == 31 and max(sizes) - min(sizes) <= 1
     reached = dict.fromkeys("0134", 0)
-    for piece in (piece for share in shares for piece in share):
-        assert piece.start == reached[piece.name] and (piece.values_V == float(piece.name)).all()
-        reached[piece.name] = piece.stop
+    for shard in (shard for share in shares for shard in share):
+        assert shard.start == reached[shard.name] and (shard.values_V == float(shard.name)).all()
+        reached[shard.name] = shard.stop
     assert reached == {"0": 5, "1": 1, "3": 17, "4": 8}

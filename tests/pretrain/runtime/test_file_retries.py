@@ -1,4 +1,4 @@
-"""Transient file system errors: calls are retried, then the start ends and can be repeated."""
+"""Transient file system errors: calls are retry, then the start ends and can be repeated."""
 
 import errno
 import json
@@ -15,13 +15,12 @@ from kinemae.data_tools.command import CheckpointError, Stuck, exit_code_of
 from kinemae.data_tools.exit_codes import EXIT_STUCK, is_restartable
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime import file_retries
-from kinemae.pretrain.runtime.async_writer import SavedPart, failure_among
+from kinemae.pretrain.runtime.async_writer import WriteResult, combine_failures
 from kinemae.pretrain.runtime.checkpoint import RunState
-from kinemae.pretrain.runtime.file_retries import FileFailure, retried
+from kinemae.pretrain.runtime.file_retries import FileFailure, retry
 from kinemae.pretrain.runtime.processes import Processes
-from kinemae.pretrain.runtime.run_folder import open_run_dir
-from kinemae.pretrain.runtime.run_lock import run_lock
-from kinemae.pretrain.runtime.watchdog import TimeoutsConfig
+from kinemae.pretrain.runtime.run_folder import open_run_dir, run_lock
+from kinemae.pretrain.runtime.settings import TimeoutsConfig
 from tests.checkpointing import PlainEngine, alone, checkpoints, save, stored_steps
 
 
@@ -86,9 +85,9 @@ def test_a_file_that_is_lost_while_it_is_loaded_may_be_tried_again(
     save(tmp_path, 1)
 
     class Late(PlainEngine):
-        def load_pieces(self, read, updates):  # type: ignore[no-untyped-def]
+        def load_shards(self, read, updates):  # type: ignore[no-untyped-def]
             with no_descriptors():
-                super().load_pieces(read, updates)
+                super().load_shards(read, updates)
 
     monkeypatch.setattr(file_retries, "DELAYS_S", (0.01,))
     with pytest.raises(Stuck, match=r"expected rank 0 on .* to read it, got .*Too many open files"):
@@ -104,16 +103,16 @@ def test_an_error_that_lasts_is_not_tried_again(monkeypatch: pytest.MonkeyPatch)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(OSError, match="No space left"):
-        retried(full, "writing")
+        retry(full, "writing")
     assert len(calls) == 1
 
 
 def test_a_save_may_be_tried_again_where_every_failure_may_pass() -> None:
-    done = SavedPart("a", None, FileFailure("stale", may_pass=True))
-    full = SavedPart("b", None, FileFailure("no space", may_pass=False))
-    assert failure_among([done, done]) == FileFailure("rank 0 on a: stale; rank 1 on a: stale", True)
-    assert failure_among([done, full]) == FileFailure("rank 0 on a: stale; rank 1 on b: no space", False)
-    broken = failure_among([SavedPart("c", None, None)])
+    done = WriteResult("a", None, FileFailure("stale", is_transient=True))
+    full = WriteResult("b", None, FileFailure("no space", is_transient=False))
+    assert combine_failures([done, done]) == FileFailure("rank 0 on a: stale; rank 1 on a: stale", True)
+    assert combine_failures([done, full]) == FileFailure("rank 0 on a: stale; rank 1 on b: no space", False)
+    broken = combine_failures([WriteResult("c", None, None)])
     assert broken == FileFailure("rank 0 on c: the writing thread ended early", False)
 
 

@@ -36,8 +36,8 @@ class FillsTheDisk:
 
 
 def weights(run_dir: Path) -> bytes:
-    (pieces,) = max(run_dir.glob("checkpoints/step-*")).glob("*.safetensors")
-    return pieces.read_bytes()
+    (shards,) = max(run_dir.glob("checkpoints/step-*")).glob("*.safetensors")
+    return shards.read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
@@ -58,7 +58,7 @@ def test_a_full_disk_for_all_but_checkpoints_leaves_the_weights_as_they_would_be
         training = fragile_training(make_plan(small_config(f"run_dir={run_dir}", *overrides)), bad)
         (tmp_path / "roomy").mkdir()
         (run_dir / "checkpoints").symlink_to(tmp_path / "roomy")
-        training.watchers = (FillsTheDisk(run_dir),)
+        training.callbacks = (FillsTheDisk(run_dir),)
         training.run()
         told = [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")]
         complete = [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -67,7 +67,7 @@ def test_a_full_disk_for_all_but_checkpoints_leaves_the_weights_as_they_would_be
     assert told[:3] == [0, 1, 2] and told[-9:] == list(range(21, STEPS)) and len(told) < STEPS
     for title in ("metrics", "the incident of step 12"):
         assert sum(f"cannot write {title}" in message for message in caplog.messages) == 1, title
-    assert "FillsTheDisk could not look at the run: no pictures today" in caplog.messages
+    assert "FillsTheDisk failed: no pictures today; training continues" in caplog.messages
     undisturbed = small_config(f"run_dir={tmp_path / 'undisturbed'}", *overrides)
     fragile_training(make_plan(undisturbed), bad).run()
     assert found == weights(tmp_path / "undisturbed")

@@ -19,7 +19,7 @@ from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.tokens import normalise, patchify
 from kinemae.pretrain.representation_monitor import MonitorConfig, _spread, spread_videos
 from kinemae.pretrain.runtime.metrics import MetricsWriter, read_metrics
-from kinemae.pretrain.training import Plan, _health_watch, make_plan, run_pretraining
+from kinemae.pretrain.training import Plan, _representation_monitor, make_plan, run_pretraining
 
 SmallConfig = Callable[..., PretrainConfig]
 ALWAYS = {"feature_std", "token_std", "effective_rank", "token_rank", "cosine", "kept_tokens"}
@@ -35,7 +35,7 @@ def measured(plan: Plan, folder: Path) -> dict[str, float]:
     """What the watcher writes of a plan's model as it is."""
     folder.mkdir()
     writer = MetricsWriter(folder, first_step=0, steps=plan.config.steps)
-    _health_watch(plan).after_step(plan.config.steps - 1, writer)
+    _representation_monitor(plan).after_step(plan.config.steps - 1, writer)
     writer.write([{"step": 0, "loss": 1.0, "lr": 1.0}])
     writer.close()
     return health_of(read_metrics(folder / "metrics.jsonl")[0])
@@ -118,7 +118,7 @@ def test_a_pruner_s_kept_share_is_what_it_would_keep_of_whole_clips(
         .is_kept_BN.float()
         .mean()
         .item()
-        for videos in _health_watch(plan).videos
+        for videos in _representation_monitor(plan).videos
         for item in videos
     ]
     found = measured(plan, tmp_path / "measured")
@@ -215,7 +215,7 @@ def test_labelled_data_that_cannot_tell_anything_is_refused_before_the_run(
     for train, validation, message in [
         ("unlabelled", "good", f"monitor.knn_train={folders['unlabelled']} has no labels"),
         ("good", "unlabelled", f"monitor.knn_validation={folders['unlabelled']} has no labels"),
-        ("one", "good", f"the 32 videos that are used have one class alone, '{classes[2]}'"),
+        ("one", "good", f"the 32 videos that are used have only one class, '{classes[2]}'"),
         ("good", "others", "has other classes than monitor.knn_train="),
         ("missing", "good", f"no folder of shards at {folders['missing']}"),
     ]:

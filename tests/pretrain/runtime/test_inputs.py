@@ -44,7 +44,7 @@ def test_a_run_goes_on_where_its_data_has_moved_and_however_the_path_is_written(
     with caplog.at_level("INFO", logger="kinemae"):
         assert make_plan(small_config(f"data.shards={tmp_path / 'elsewhere'}")).continues
     assert "the same content, elsewhere" in caplog.text
-    with pytest.raises(ValueError, match=r"\(seed: 3 there, 4 here\)"):
+    with pytest.raises(ValueError, match=r"\(seed: run 3, config 4\)"):
         make_plan(small_config(f"data.shards={tmp_path / 'elsewhere'}", "seed=4"))
 
 
@@ -52,12 +52,12 @@ def test_other_data_is_refused_also_at_the_same_path(
     small_config: Build, data: Path, synth_shards: Path
 ) -> None:
     begin(small_config(f"data.shards={data}"))
-    with pytest.raises(ValueError, match=r"\(data\.shards: .*data' there, .*train' here\)"):
+    with pytest.raises(ValueError, match=r"\(data\.shards: run .*data', config .*train'\)"):
         make_plan(small_config(f"data.shards={synth_shards / 'train'}"))
     shutil.rmtree(data)
     shutil.copytree(synth_shards / "train", data)
     with pytest.raises(
-        ValueError, match=r"\(data\.shards: .*data with fingerprint \w+-\w+' there, .* with fing"
+        ValueError, match=r"\(data\.shards: .*data with fingerprint \w+-\w+', config .* with fing"
     ):
         make_plan(small_config(f"data.shards={data}"))
 
@@ -104,7 +104,7 @@ def test_the_sets_of_a_mixture_that_moved_keep_their_clips(
     assert clips[0] == clips[1]
     assert isinstance(after.index, Mixture)
     assert str(after.index.sets[str(tmp_path / "first")].folder) == str(tmp_path / "xyz")
-    with pytest.raises(ValueError, match=r"data\.mixture\..*xyz: None there, 3"):
+    with pytest.raises(ValueError, match=r"data\.mixture\..*xyz: run None, config 3"):
         make_plan(mixed(tmp_path / "xyz", data, 3, 1))
     shutil.rmtree(tmp_path / "xyz")
     shutil.copytree(synth_shards / "validation", tmp_path / "first")

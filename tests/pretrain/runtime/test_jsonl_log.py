@@ -7,7 +7,7 @@ import pytest
 
 from kinemae.data_tools.command import log
 from kinemae.data_tools.files import read_jsonl
-from kinemae.pretrain.runtime.jsonl_log import Journal, drop_lines_from
+from kinemae.pretrain.runtime.jsonl_log import JsonlWriter, drop_lines_from
 from tests.full_disk import no_file_above
 
 
@@ -20,7 +20,7 @@ def test_a_full_disk_costs_whole_lines_and_is_warned_of_once_each_time(
 ) -> None:
     monkeypatch.setattr(log, "propagate", True)
     path = tmp_path / "run" / "metrics.jsonl"
-    journal = Journal(path, first_step=0, title="metrics")
+    journal = JsonlWriter(path, first_step=0, title="metrics")
     journal.write([line(0), line(1)])
     with no_file_above(path.stat().st_size + 10):  # room for half a line
         journal.write([line(2)])
@@ -40,7 +40,7 @@ def test_a_folder_that_cannot_be_made_is_warned_of(
 ) -> None:
     monkeypatch.setattr(log, "propagate", True)
     (tmp_path / "file").write_text("")
-    journal = Journal(tmp_path / "file" / "metrics.jsonl", first_step=0, title="metrics")
+    journal = JsonlWriter(tmp_path / "file" / "metrics.jsonl", first_step=0, title="metrics")
     journal.write([line(0)])
     journal.close()
     assert len(caplog.messages) == 1

@@ -17,7 +17,7 @@ from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.loader import TrainingClips
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.runtime.loop import Training
+from kinemae.pretrain.runtime.loop import Trainer
 from kinemae.pretrain.runtime.metrics import read_metrics
 from kinemae.pretrain.runtime.optimiser import parameter_groups
 from kinemae.pretrain.training import Plan, make_plan, run_pretraining
@@ -37,17 +37,18 @@ class Poisoned(nn.Module):
         return {"loss": self.weight.square().sum() * factor_B}
 
 
-def poisoned_training(plan: Plan, bad_steps: set[int]) -> tuple[Training, Poisoned]:
+def poisoned_training(plan: Plan, bad_steps: set[int]) -> tuple[Trainer, Poisoned]:
     config = plan.config
     module = Poisoned(bad_steps, config.batch.global_clips)
     clips = TrainingClips(plan.index, clip=config.clip, augment=config.augment, seed=config.seed)
     Path(config.run_dir).mkdir(parents=True)
-    training = Training(
+    training = Trainer(
         module=module,
         groups=parameter_groups(module, 0.05),
         clips=clips,
         plan=plan.batch,
-        settings=config.run_settings(num_workers=0),
+        config=config,
+        steps=config.steps,
         processes=plan.processes,
     )
     return training, module

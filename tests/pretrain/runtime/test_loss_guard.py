@@ -11,7 +11,7 @@ import pytest
 from kinemae.data_tools.command import Diverged
 from kinemae.data_tools.config import load_config
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.runtime.loss_guard import Guard, LossGuardConfig
+from kinemae.pretrain.runtime.loss_guard import LossGuard, LossGuardConfig
 from kinemae.pretrain.runtime.metrics import read_metrics
 from kinemae.pretrain.training import make_plan
 from tests.pretrain.runtime.bad_numbers import BAD_ON_THE_SECOND, fragile_training
@@ -55,45 +55,46 @@ def losses(run_dir: Path) -> list[float]:
 
 
 def test_a_spike_is_a_step_far_above_the_last_applied_ones() -> None:
-    guard = Guard(LossGuardConfig(spike_sigmas=6, window=8), [])
-    assert guard.judge(steady(8)) is None
-    assert guard.judge([line(8, loss=1.02, norm=2.02)]) is None
-    incident = guard.judge([line(9, loss=1.0, norm=2.2), line(10, loss=50.0)])
+    guard = LossGuard(LossGuardConfig(spike_sigmas=6, window=8), [])
+    assert guard.check(steady(8)) is None
+    assert guard.check([line(8, loss=1.02, norm=2.02)]) is None
+    incident = guard.check([line(9, loss=1.0, norm=2.2), line(10, loss=50.0)])
     assert incident is not None and incident.steps == (9,)  # what follows the first may come of it
     assert "grad_norm 2.2 is above" in incident.reason and "loss_guard.spike_sigmas=6" in incident.reason
-    incident = guard.judge([line(9, loss=1.2, norm=2.0)])
+    incident = guard.check([line(9, loss=1.2, norm=2.0)])
     assert incident is not None and "loss 1.2 is above" in incident.reason
 
 
 def test_nothing_is_a_spike_before_the_window_is_full_nor_without_a_guard() -> None:
     assert (
-        Guard(LossGuardConfig(spike_sigmas=6, window=8), []).judge([*steady(7), line(7, loss=99.0)]) is None
+        LossGuard(LossGuardConfig(spike_sigmas=6, window=8), []).check([*steady(7), line(7, loss=99.0)])
+        is None
     )
-    assert Guard(LossGuardConfig(window=8), []).judge([*steady(8), line(8, loss=99.0)]) is None
+    assert LossGuard(LossGuardConfig(window=8), []).check([*steady(8), line(8, loss=99.0)]) is None
 
 
 def test_skipped_and_omitted_steps_are_not_in_the_window() -> None:
-    guard = Guard(LossGuardConfig(spike_sigmas=6, window=8), [])
+    guard = LossGuard(LossGuardConfig(spike_sigmas=6, window=8), [])
     between = [line(8, loss=math.nan, norm=math.nan), line(9, loss=99.0, norm=math.nan, omitted=True)]
-    assert guard.judge([*steady(8), *between]) is None
+    assert guard.check([*steady(8), *between]) is None
     assert [list(pair) for pair in guard.recent] == [[one["loss"], one["grad_norm"]] for one in steady(8)]
 
 
 def test_the_judgement_does_not_depend_on_how_often_there_is_a_report() -> None:
     lines = [*steady(10), line(10, loss=3.0), line(11)]
-    at_once = Guard(LossGuardConfig(spike_sigmas=6, window=8), []).judge(lines)
-    one_by_one = Guard(LossGuardConfig(spike_sigmas=6, window=8), [])
+    at_once = LossGuard(LossGuardConfig(spike_sigmas=6, window=8), []).check(lines)
+    one_by_one = LossGuard(LossGuardConfig(spike_sigmas=6, window=8), [])
     first_of_all = next(filter(None, (one_by_one.judge([one]) for one in lines)))
     assert at_once == first_of_all
 
 
 def test_a_row_of_skipped_steps_blames_the_updates_before_it_too() -> None:
     bad = [line(step, loss=math.nan, norm=math.inf) for step in (5, 6, 7)]
-    incident = Guard(LossGuardConfig(max_skipped=3), []).judge([line(4), *bad])
+    incident = LossGuard(LossGuardConfig(max_skipped=3), []).check([line(4), *bad])
     assert incident is not None and incident.steps == (5, 6, 7)
     assert list(incident.omitted(0)) == [2, 3, 4, 5, 6, 7]
     assert list(incident.omitted(4)) == [4, 5, 6, 7]
-    assert Guard(LossGuardConfig(max_skipped=3), []).judge([*bad[:2], line(7), *bad[:2]]) is None
+    assert LossGuard(LossGuardConfig(max_skipped=3), []).check([*bad[:2], line(7), *bad[:2]]) is None
 
 
 @pytest.mark.slow
@@ -151,7 +152,7 @@ def test_a_run_killed_after_it_went_back_knows_what_it_had_left_out(
 
     config = small_config(f"run_dir={tmp_path / 'killed'}", *GUARDED)
     with pytest.raises(KeyboardInterrupt):
-        fragile_training(make_plan(config), SPIKE, watchers=(Killed(),)).run()
+        fragile_training(make_plan(config), SPIKE, callbacks=(Killed(),)).run()
     assert newest_state(tmp_path / "killed")["omitted"] == []
     # Were it to judge anew, this loss would be no spike.
     harmless = "loss_guard.spike_sigmas=1e9"
@@ -161,7 +162,7 @@ def test_a_run_killed_after_it_went_back_knows_what_it_had_left_out(
 
 def test_after_too_many_roll_backs_the_run_stops(guarded: Callable[..., Path], tmp_path: Path) -> None:
     spikes = {9 * CLIPS: 1000.0, 11 * CLIPS: 1000.0}
-    with pytest.raises(Diverged, match=r"step 11: .* went back 1 times already, loss_guard\.max_rollbacks=1"):
+    with pytest.raises(Diverged, match=r"step 11: .* rolled back 1 times, loss_guard\.max_rollbacks=1"):
         guarded("spikes", spikes, "loss_guard.max_rollbacks=1")
     incident = json.loads((tmp_path / "spikes" / "incidents" / "step-00000011.json").read_text())
     assert incident["omitted"] == []

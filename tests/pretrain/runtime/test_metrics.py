@@ -53,8 +53,8 @@ def test_tensorboard_shows_every_number_once_after_a_continued_run(tmp_path: Pat
 
 def test_what_a_watcher_notes_stands_on_the_last_of_the_next_lines_and_only_there(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path, first_step=0, steps=4)
-    writer.note({"monitor/cosine": 0.5})
-    writer.note({"monitor/rank": 3.0})
+    writer.add({"monitor/cosine": 0.5})
+    writer.add({"monitor/rank": 3.0})
     writer.write([line(0), line(1)])
     writer.write([line(2), line(3)])
     writer.close()
@@ -121,7 +121,8 @@ def test_the_memory_of_a_process_is_not_that_of_its_parent() -> None:
         1 << 30
     )  # written to, so that it is there; a child begins with ru_maxrss above it
     program = (
-        "import torch; from kinemae.pretrain.runtime.meter import peak_memory_bytes as peak; import sys\n"
+        "import torch; from kinemae.pretrain.runtime.train_step import peak_memory_bytes as peak\n"
+        "import sys\n"
         "sys.stdout.write(f'{peak(torch.device(\"cpu\"))} ')\n"
         "held = bytearray(b'x') * (1 << 28)\n"
         "sys.stdout.write(f'{peak(torch.device(\"cpu\"))}')"

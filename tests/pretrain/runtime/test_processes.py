@@ -1,4 +1,4 @@
-"""Who am I, how many are we, what do we agree on: by the launcher's variables, alone and as two."""
+"""Rank and world size from the launcher's variables; communication of one and of two processes."""
 
 import json
 import os
@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kinemae.pretrain.runtime.processes import find_processes
-from kinemae.pretrain.runtime.rank_flags import Agreed, Agreement
+from kinemae.pretrain.runtime.processes import Flags, RankFlags, find_processes
 from tests.ranks import free_port, start_ranks
 
 VARIABLES = (
@@ -24,30 +23,30 @@ VARIABLES = (
 )
 LAUNCHED = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
-# What one of two processes does; it prints what it was told by the other.
-CONVERSATION = """
+# The program of each of two processes; it prints the values that it received.
+EXCHANGE = """
 import json
 import torch
-from kinemae.pretrain.runtime.rank_flags import Agreement
-from kinemae.pretrain.runtime.processes import find_processes, join_group, leave_group
+from kinemae.pretrain.runtime.processes import (
+    RankFlags, destroy_process_group, find_processes, init_process_group
+)
 
 processes = find_processes("cpu")
-join_group(processes)
-join_group(processes)
-total = processes.sum(torch.tensor([1.0, 10.0 * processes.rank]))
-gathered = processes.gather({"rank": processes.rank})
-from_first = processes.from_first(f"said by {processes.rank}")
-agreement = Agreement(processes)
-agreed = [agreement.answer()]
-agreement.ask(stop=138 * processes.rank, is_writing=processes.is_first)
-agreed.append(agreement.answer())
-agreement.ask(stop=0, is_writing=False)
-agreed.append(agreement.answer())
-agreed = [[answer.stop, answer.is_writing] for answer in agreed]
-processes.wait_for_all()
-leave_group()
-leave_group()
-print(json.dumps([processes.is_first, total.tolist(), gathered, from_first, agreed]))
+init_process_group(processes)
+init_process_group(processes)
+total = processes.all_reduce(torch.tensor([1.0, 10.0 * processes.rank]))
+gathered = processes.all_gather_object({"rank": processes.rank})
+from_first = processes.broadcast_object(f"from {processes.rank}")
+flags = RankFlags(processes)
+found = [flags.read()]
+flags.post(stop=138 * processes.rank, is_writing=processes.is_first)
+found.append(flags.read())
+flags.post(stop=0, is_writing=False)
+found.append(flags.read())
+processes.barrier()
+destroy_process_group()
+destroy_process_group()
+print(json.dumps([processes.is_first, total.tolist(), gathered, from_first, found]))
 """
 
 
@@ -69,7 +68,7 @@ def test_without_a_launcher_there_is_one_process() -> None:
 
 
 @pytest.mark.parametrize("local_size", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])  # torchrun's, deepspeed's
-def test_a_launchers_variables_say_who_this_is(monkeypatch: pytest.MonkeyPatch, local_size: str) -> None:
+def test_a_launchers_variables_give_the_rank(monkeypatch: pytest.MonkeyPatch, local_size: str) -> None:
     launched(monkeypatch, **LAUNCHED, LOCAL_RANK="1", **{local_size: "4"})
     processes = find_processes("cpu")
     assert (processes.rank, processes.world, processes.local_rank, processes.local_world) == (5, 8, 1, 4)
@@ -97,26 +96,26 @@ def test_each_process_of_a_machine_takes_its_own_device(monkeypatch: pytest.Monk
     assert find_processes("cpu").device == torch.device("cpu")
 
 
-def test_one_process_agrees_with_itself_without_a_group() -> None:
+def test_one_process_communicates_without_a_group() -> None:
     processes = find_processes("cpu")
     values = torch.tensor([1.0, 2.0])
-    assert processes.sum(values) is values and values.tolist() == [1.0, 2.0]
-    assert processes.gather("mine") == ["mine"]
-    assert processes.from_first("mine") == "mine"
-    processes.wait_for_all()
-    agreement = Agreement(processes)
-    agreement.ask(stop=143, is_writing=False)
-    assert agreement.answer() == Agreed(stop=143, is_writing=False)
-    assert agreement.answer() == Agreed(stop=0, is_writing=True)  # nobody was asked since
+    assert processes.all_reduce(values) is values and values.tolist() == [1.0, 2.0]
+    assert processes.all_gather_object("mine") == ["mine"]
+    assert processes.broadcast_object("mine") == "mine"
+    processes.barrier()
+    flags = RankFlags(processes)
+    flags.post(stop=143, is_writing=False)
+    assert flags.read() == Flags(stop=143, is_writing=False)
+    assert flags.read() == Flags(stop=0, is_writing=True)  # nothing was posted since
 
 
 @pytest.mark.processes
-def test_two_processes_sum_gather_agree_and_listen_to_the_first(repo: Path) -> None:
+def test_two_processes_reduce_gather_broadcast_and_agree_on_flags(repo: Path) -> None:
     port = str(free_port())
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", CONVERSATION],
+            [sys.executable, "-c", EXCHANGE],
             cwd=repo,
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
@@ -125,35 +124,36 @@ def test_two_processes_sum_gather_agree_and_listen_to_the_first(repo: Path) -> N
         for rank in range(2)
     ]
     first, second = (json.loads(process.communicate(timeout=120)[0]) for process in started)
-    said = [[2.0, 10.0], [{"rank": 0}, {"rank": 1}], "said by 0", [[0, True], [138, True], [0, False]]]
+    said = [[2.0, 10.0], [{"rank": 0}, {"rank": 1}], "from 0", [[0, True], [138, True], [0, False]]]
     assert first == [True, *said]
     assert second == [False, *said]
 
 
 CORES = """
 import json, os, sys
-from kinemae.pretrain.runtime.cores import share_cores
-from kinemae.pretrain.runtime.processes import find_processes, join_group, leave_group
+from kinemae.pretrain.runtime.processes import (
+    destroy_process_group, find_processes, init_process_group, share_cores
+)
 import kinemae.data_tools.command, torch
 
 kinemae.data_tools.command.configure_logging()
 del os.environ["OMP_NUM_THREADS"]
 processes, found = find_processes("cpu"), []
-join_group(processes)
+init_process_group(processes)
 cores = sorted(os.sched_getaffinity(0))
 for mask in ({cores[processes.rank]}, set(cores)):
     os.sched_setaffinity(0, mask)
-    processes.wait_for_all()
+    processes.barrier()
     found.append([share_cores(processes, workers=-1, cpu_threads=0), torch.get_num_threads()])
     found.append(share_cores(processes, workers=1, cpu_threads=2))
-leave_group()
+destroy_process_group()
 print(json.dumps(found))
 """
 
 
 @pytest.mark.processes
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_processes_bound_to_cores_of_their_own_divide_nothing() -> None:
+def test_processes_bound_to_their_own_cores_do_not_divide_them() -> None:
     ranks = start_ranks(2, "-c", CORES)
     said = [rank.communicate(timeout=120) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said

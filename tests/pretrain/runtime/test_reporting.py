@@ -9,10 +9,10 @@ import pytest
 from kinemae.data_tools.command import log
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.checkpoint import RunState
-from kinemae.pretrain.runtime.incidents import Incidents
-from kinemae.pretrain.runtime.meter import Report
-from kinemae.pretrain.runtime.reporting import Reporting
+from kinemae.pretrain.runtime.loop import Reporter, Trainer
+from kinemae.pretrain.runtime.loss_guard import IncidentLog
 from kinemae.pretrain.runtime.stragglers import Stragglers
+from kinemae.pretrain.runtime.train_step import Report
 from kinemae.pretrain.training import make_plan, training_clips
 
 SmallConfig = Callable[..., PretrainConfig]
@@ -30,14 +30,23 @@ def test_the_first_process_alone_warns_of_a_skipped_step(
     config = small_config()
     plan = make_plan(config)
     Path(config.run_dir).mkdir()
-    reporting = Reporting(
-        config.run_settings(num_workers=0),
-        replace(plan.processes, rank=rank, world=2),
+    clips = training_clips(plan, plan.split)
+    trainer = Trainer(
+        module=plan.model,
+        groups=[],
+        clips=clips,
+        plan=plan.batch,
+        config=config,
+        steps=config.steps,
+        processes=replace(plan.processes, rank=rank, world=2),
+    )
+    reporter = Reporter(
+        trainer,
         RunState(),
-        incidents=Incidents(Path(config.run_dir), training_clips(plan, plan.split), plan.batch),
+        incidents=IncidentLog(Path(config.run_dir), clips, plan.batch),
         stragglers=Stragglers(["here", "there"], ratio=1.5),
     )
     line = {"step": 0, "loss": 1.0, "grad_norm": float("nan"), "skipped_clips": 0}
-    reporting.take(Report(lines=[line], own_s=[1.0, 1.0]), clips_per_step=4)
-    reporting.close()
+    reporter.add(Report(lines=[line], local_s=[1.0, 1.0]))
+    reporter.close()
     assert len([message for message in caplog.messages if "step 0 was skipped" in message]) == lines

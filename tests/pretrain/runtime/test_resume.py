@@ -143,7 +143,7 @@ def test_a_run_dir_of_another_config_is_refused_before_anything_starts(
 ) -> None:
     run(small_config("steps=2"))
     with pytest.raises(
-        ValueError, match=r"holds a run of another config \(optim\.weight_decay: 0\.05 there, 0\.1 here\)"
+        ValueError, match=r"holds a run of another config \(optim\.weight_decay: run 0\.05, config 0\.1\)"
     ):
         make_plan(small_config("steps=2", "optim.weight_decay=0.1"))
 

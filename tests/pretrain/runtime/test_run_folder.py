@@ -13,7 +13,7 @@ from kinemae.data_tools.config import to_yaml
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.runtime.config_changes import FREE_KEYS, REFUSED, find_changes, table_of
+from kinemae.pretrain.runtime.config_changes import ALLOWED_CHANGES, REFUSED, find_changes, table_of
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
 from tests.conftest import run_module
 
@@ -65,11 +65,11 @@ def test_what_changes_no_arithmetic_may_change_in_a_continued_run(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("steps=7", r"\(steps: 6 there, 7 here\)"),
-        ("optim.betas=[0.9,0.9]", r"\(optim\.betas: \[0\.9, 0\.95\] there, \[0\.9, 0\.9\] here\)"),
-        ("masking.args.ratio=0.25", r"\(masking\.args\.ratio: 0\.5 there, 0\.25 here\)"),
-        ("model.width=null", r"\(model\.width: 24 there, None here\)"),
-        ("data.views_per_video=2", r"\(data\.views_per_video: 1 there, 2 here\)"),
+        ("steps=7", r"\(steps: run 6, config 7\)"),
+        ("optim.betas=[0.9,0.9]", r"\(optim\.betas: run \[0\.9, 0\.95\], config \[0\.9, 0\.9\]\)"),
+        ("masking.args.ratio=0.25", r"\(masking\.args\.ratio: run 0\.5, config 0\.25\)"),
+        ("model.width=null", r"\(model\.width: run 24, config None\)"),
+        ("data.views_per_video=2", r"\(data\.views_per_video: run 1, config 2\)"),
     ],
 )
 def test_anything_else_that_differs_is_refused_by_name(
@@ -91,7 +91,7 @@ def test_automatic_precision_is_noted_at_each_start_and_said_where_it_changes(
     with caplog.at_level("INFO", logger="kinemae"):
         assert check_run_dir(tmp_path / "run", small_config()) is True
         open_run_dir(tmp_path / "run", small_config())
-    expected = "precision: bf16 at the last start, fp32 now: everything is rounded otherwise from here on"
+    expected = "precision: bf16 at the last start, fp32 now: everything is rounded differently from here on"
     assert caplog.messages == [expected]
 
 
@@ -102,7 +102,7 @@ def test_a_key_that_the_runs_config_lacks_had_its_default(small_config: BuildCon
     del stored["optim"]["weight_decay"], stored["loss_guard"]
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(stored))
     assert check_run_dir(tmp_path / "run", small_config()) is True
-    with pytest.raises(ValueError, match=r"\(optim\.weight_decay: 0\.05 there, 0\.1 here\)"):
+    with pytest.raises(ValueError, match=r"\(optim\.weight_decay: run 0\.05, config 0\.1\)"):
         check_run_dir(tmp_path / "run", small_config("optim.weight_decay=0.1"))
 
 
@@ -113,7 +113,7 @@ def test_a_key_that_only_the_runs_config_has_is_a_difference(
     stored = yaml.safe_load(to_yaml(small_config()))
     stored["optim"]["momentum"] = 0.9
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(stored))
-    with pytest.raises(ValueError, match=r"\(optim\.momentum: 0\.9 there, None here\)"):
+    with pytest.raises(ValueError, match=r"\(optim\.momentum: run 0\.9, config None\)"):
         check_run_dir(tmp_path / "run", small_config())
 
 
@@ -123,19 +123,19 @@ def test_what_each_change_would_do_is_shown_as_a_table(
     open_run_dir(tmp_path / "run", small_config())
     with (
         caplog.at_level("INFO", logger="kinemae"),
-        pytest.raises(ValueError, match=r"\(seed: 3 there, 4 here\): choose another run_dir, or leave these"),
+        pytest.raises(ValueError, match=r"\(seed: run 3, config 4\); fix: choose another run_dir, or"),
     ):
         check_run_dir(tmp_path / "run", small_config("engine.zero_stage=2", "seed=4"))
     assert caplog.messages == [
-        "key                there  here  what it would do",
+        "key                old  new  effect",
         "seed               3      4     refused: other clips, masks and noise from here on",
-        "engine.zero_stage  0      2     speed and memory; sums are rounded otherwise",
+        "engine.zero_stage  0      2     speed and memory; sums are rounded differently",
     ]
 
 
 def test_every_key_that_is_free_or_refused_with_a_reason_is_a_key() -> None:
     known = {name for schema in (PretrainConfig, FinetuneConfig) for name in _keys(schema)}
-    assert [key for key in (*FREE_KEYS, *REFUSED) if key not in known] == []
+    assert [key for key in (*ALLOWED_CHANGES, *REFUSED) if key not in known] == []
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:

@@ -12,8 +12,8 @@ import pytest
 
 from kinemae.data_tools.command import DataError
 from kinemae.pretrain.runtime.processes import Processes, find_processes
-from kinemae.pretrain.runtime.run_lock import LOCK_FILE, run_lock
-from kinemae.pretrain.runtime.watchdog import TimeoutsConfig
+from kinemae.pretrain.runtime.run_folder import LOCK_FILE, run_lock
+from kinemae.pretrain.runtime.settings import TimeoutsConfig
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Files of pieces are read by anybody in any runs, and say what they lack."""
+"""Files of shards are read by anybody in any runs, and say what they lack."""
 
 import json
 import os
@@ -13,23 +13,29 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from kinemae.data_tools.command import CheckpointError
-from kinemae.pretrain.runtime.shard_files import FileMark, PieceStore, mark_of, read_spans, write_pieces
-from kinemae.pretrain.runtime.span_table import Span, SpanTable
+from kinemae.pretrain.runtime.checkpoint_files import (
+    FileChecksum,
+    ShardReader,
+    checksum_of,
+    read_ranges,
+    write_shards,
+)
+from kinemae.pretrain.runtime.tensor_shards import ShardRange, ShardTable
 from tests.seeds import examples
 
 COUNT = 23
 
 
-def write_runs(folder: Path, edges: list[int], files: int) -> list[Span]:
+def write_runs(folder: Path, edges: list[int], files: int) -> list[ShardRange]:
     """One parameter of 0, 1, 2, ... cut at `edges` and dealt out to files."""
     values_V = torch.arange(float(COUNT))
     spans = [
-        Span(f"pieces-{number % files}", "weight", "w", start, stop)
+        ShardRange(f"shards-{number % files}", "weight", "w", start, stop)
         for number, (start, stop) in enumerate(zip([0, *edges], [*edges, COUNT], strict=True))
     ]
     for file in {span.file for span in spans}:
         own = [span for span in spans if span.file == file]
-        write_pieces(folder / file, own, [values_V[span.start : span.stop] for span in own])
+        write_shards(folder / file, own, [values_V[span.start : span.stop] for span in own])
     return spans
 
 
@@ -42,42 +48,42 @@ def write_runs(folder: Path, edges: list[int], files: int) -> list[Span]:
 def test_any_run_is_read_however_the_values_are_cut_and_dealt_out(
     tmp_path_factory: pytest.TempPathFactory, edges: list[int], files: int, run: list[int]
 ) -> None:
-    folder = tmp_path_factory.mktemp("pieces")
+    folder = tmp_path_factory.mktemp("shards")
     written = write_runs(folder, edges, files)
-    spans = [span for path in folder.iterdir() for span in read_spans(path)]
+    spans = [span for path in folder.iterdir() for span in read_ranges(path)]
     assert sorted(spans) == sorted(written)
-    table = SpanTable(spans)
+    table = ShardTable(spans)
     assert table.find_fault({"w": (COUNT,)}, {}) is None
-    store = PieceStore(folder, table)
+    store = ShardReader(folder, table)
     assert store.read("w", "weight", *run).tolist() == list(range(*run))
 
 
 def test_the_library_reads_a_file_and_its_mark_is_that_of_its_bytes(tmp_path: Path) -> None:
-    spans = [Span("f", "weight", "strange/na@me", 0, 3), Span("f", "exp_avg", "b", 5, 6)]
-    mark = write_pieces(tmp_path / "f", spans, [torch.tensor([1.0, -2.0]), torch.tensor([3.5, 4.0])])
+    spans = [ShardRange("f", "weight", "strange/na@me", 0, 3), ShardRange("f", "exp_avg", "b", 5, 6)]
+    mark = write_shards(tmp_path / "f", spans, [torch.tensor([1.0, -2.0]), torch.tensor([3.5, 4.0])])
     found = load_file(tmp_path / "f")
     assert {name: values.tolist() for name, values in found.items()} == {
         "weight/strange/na@me@0": [1.0, -2.0, 3.5],
         "exp_avg/b@5": [4.0],
     }
-    assert sorted(read_spans(tmp_path / "f")) == sorted(spans)
+    assert sorted(read_ranges(tmp_path / "f")) == sorted(spans)
     content = (tmp_path / "f").read_bytes()
-    assert mark == mark_of(tmp_path / "f") == FileMark(len(content), zlib.crc32(content))
+    assert mark == checksum_of(tmp_path / "f") == FileChecksum(len(content), zlib.crc32(content))
 
 
 def test_a_process_without_values_writes_a_file_that_the_library_reads(tmp_path: Path) -> None:
-    write_pieces(tmp_path / "f", [], [])
+    write_shards(tmp_path / "f", [], [])
     with safe_open(tmp_path / "f", framework="pt") as file:
         assert list(file.keys()) == []
 
 
 def test_what_was_never_stored_reads_as_zeros(tmp_path: Path) -> None:
-    store = PieceStore(tmp_path, SpanTable(write_runs(tmp_path, [], 1)))
+    store = ShardReader(tmp_path, ShardTable(write_runs(tmp_path, [], 1)))
     assert store.read("w", "exp_avg", 3, 5).tolist() == [0.0, 0.0]
 
 
 def test_a_checkpoint_may_have_more_files_than_a_process_may_open(tmp_path: Path) -> None:
-    store = PieceStore(tmp_path, SpanTable(write_runs(tmp_path, list(range(1, COUNT)), COUNT)))
+    store = ShardReader(tmp_path, ShardTable(write_runs(tmp_path, list(range(1, COUNT)), COUNT)))
     before = len(os.listdir("/proc/self/fd"))
     assert store.read("w", "weight", 0, COUNT).tolist() == list(range(COUNT))
     assert len(os.listdir("/proc/self/fd")) - before <= 16 < COUNT
@@ -85,7 +91,7 @@ def test_a_checkpoint_may_have_more_files_than_a_process_may_open(tmp_path: Path
 
 
 def test_what_is_read_may_be_changed_without_changing_the_file(tmp_path: Path) -> None:
-    store = PieceStore(tmp_path, SpanTable(write_runs(tmp_path, [], 1)))
+    store = ShardReader(tmp_path, ShardTable(write_runs(tmp_path, [], 1)))
     store.read("w", "weight", 0, COUNT).zero_()
     assert store.read("w", "weight", 0, COUNT).tolist() == list(range(COUNT))
 
@@ -106,20 +112,20 @@ def test_what_is_read_may_be_changed_without_changing_the_file(tmp_path: Path) -
 def test_gaps_and_overlaps_are_found(
     tmp_path: Path, runs: list[tuple[str, str, int, int]], fault: str
 ) -> None:
-    table = SpanTable([Span("f", *run) for run in runs])
+    table = ShardTable([ShardRange("f", *run) for run in runs])
     updates = {"w": 3} if "exp_avg" in fault else {}
     assert table.find_fault({"w": (2, 4)}, updates) == fault
 
 
 def test_moments_may_be_absent_as_long_as_there_was_no_update(tmp_path: Path) -> None:
-    table = SpanTable([Span("f", "weight", "w", 0, 8)])
+    table = ShardTable([ShardRange("f", "weight", "w", 0, 8)])
     assert table.find_fault({"w": (8,)}, {"w": 0}) is None
     assert table.find_fault({"w": (8,)}, {"w": 1}) == "exp_avg of w has 0 values, not 8"
 
 
 def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
-    (tmp_path / "f").write_text(json.dumps({"no": "pieces"}))
+    (tmp_path / "f").write_text(json.dumps({"no": "shards"}))
     with pytest.raises(ValueError, match=r"^f: "):
-        read_spans(tmp_path / "f")
+        read_ranges(tmp_path / "f")
     with pytest.raises(CheckpointError, match=r"cannot read .*/f: "):
-        PieceStore(tmp_path, SpanTable([Span("f", "weight", "w", 0, 8)])).read("w", "weight", 0, 8)
+        ShardReader(tmp_path, ShardTable([ShardRange("f", "weight", "w", 0, 8)])).read("w", "weight", 0, 8)

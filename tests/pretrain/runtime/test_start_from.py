@@ -67,7 +67,7 @@ def test_a_continued_run_goes_on_from_its_checkpoint(
 
 def test_another_start_is_another_run(first: Path, small_config: Build) -> None:
     run_pretraining(make_plan(small_config("steps=1")))
-    with pytest.raises(ValueError, match=r"init_from: None there, '.*encoder' here"):
+    with pytest.raises(ValueError, match=r"init_from: run None, config '.*encoder'"):
         make_plan(small_config("steps=1", f"init_from={first}"))
 
 

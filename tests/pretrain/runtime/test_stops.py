@@ -52,8 +52,8 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_with_a_checkpoint(
         assert "SIGUSR1 received" in ranks.said(1) and "SIGUSR1" not in ranks.said(0)
         (checkpoint,) = (run_dir / "checkpoints").iterdir()
         step = json.loads((checkpoint / "state.json").read_text())["step"]
-        assert f"stopped at step {step} with a checkpoint; repeat the command to go on" in ranks.said(0)
-        assert "ended as all processes did" in ranks.said(1)
+        assert f"stopped at step {step} with a checkpoint; repeat the command to continue" in ranks.said(0)
+        assert "ended like all processes" in ranks.said(1)
     shown = [len(read_metrics(run_dir / "samples" / f"rank-0000{rank}.jsonl")) for rank in (0, 1)]
     assert shown == [step, step] == [len(read_metrics(run_dir / "metrics.jsonl"))] * 2
 
@@ -69,7 +69,7 @@ def test_a_killed_process_takes_its_loaders_along_and_the_other_ends_by_itself(
         os.kill(ranks.processes[1].pid, signal.SIGKILL)
         assert ranks.exit_code(0) == 1  # a crash: a supervisor starts the run again
         said = ranks.said(0)
-        assert "lost another process in an exchange (" in said and " by peer): that one's log says" in said
+        assert "lost the connection to another process (" in said and " by peer): its log states" in said
         assert "Traceback" not in said
         wait_for_end(ranks, [loader for ours in loaders for loader in ours])
 
@@ -86,7 +86,7 @@ def test_a_frozen_process_is_found_by_the_other_which_shows_its_stacks_and_leave
         assert ranks.exit_code(0) == STUCK
         said = ranks.said(0)
         assert "rank 0 on " in said and "for more than timeouts.step_s=12 seconds" in said
-        assert "waiting for another process" in said and 'stepping.py", line' in said
+        assert "waiting for another process" in said and 'train_step.py", line' in said
         wait_for_end(ranks, loaders)
 
 

@@ -80,8 +80,8 @@ def test_a_wait_is_not_held_against_the_step(repo: Path) -> None:
     script = """
 import time
 from kinemae.pretrain.runtime.outages import StorageWait
-from kinemae.pretrain.runtime.signals import StopSignals
-from kinemae.pretrain.runtime.watchdog import TimeoutsConfig, Watchdog
+from kinemae.pretrain.runtime.abort import StopSignals
+from kinemae.pretrain.runtime.settings import TimeoutsConfig, Watchdog
 
 limits = {"step_s": 3.0, "first_step_s": 60.0, "save_s": 60.0}
 with Watchdog(TimeoutsConfig(**limits), rank=0) as watchdog:

@@ -1,4 +1,4 @@
-"""Who is slow for several stretches in a row is named, once, with its host."""
+"""A process that is slow for several periods in a row is named once, with its host."""
 
 import pytest
 
@@ -14,13 +14,13 @@ def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) 
     return caplog
 
 
-def test_a_slow_process_is_named_after_the_third_stretch_in_a_row(warnings: pytest.LogCaptureFixture) -> None:
+def test_a_slow_process_is_named_after_the_third_period_in_a_row(warnings: pytest.LogCaptureFixture) -> None:
     stragglers = Stragglers(HOSTS, ratio=1.5)
-    for _ in range(14):  # stretches of five
-        assert stragglers.judge([1.0, 1.1, 2.2]) == {"slowest_rank": 2, "slowest_ratio": 2.0}
+    for _ in range(14):  # periods of five
+        assert stragglers.update([1.0, 1.1, 2.2]) == {"slowest_rank": 2, "slowest_ratio": 2.0}
     assert not warnings.messages
     for _ in range(15):
-        stragglers.judge([1.0, 1.1, 2.2])
+        stragglers.update([1.0, 1.1, 2.2])
     (message,) = warnings.messages
     assert "rank 2 on yonder is a straggler" in message and "2.0 times the median's" in message
 
@@ -28,19 +28,19 @@ def test_a_slow_process_is_named_after_the_third_stretch_in_a_row(warnings: pyte
 def test_one_process_warns_for_all(warnings: pytest.LogCaptureFixture) -> None:
     stragglers = Stragglers(HOSTS, ratio=1.5, logs=False)
     for _ in range(40):
-        assert stragglers.judge([1.0, 1.1, 2.2]) == {"slowest_rank": 2, "slowest_ratio": 2.0}
+        assert stragglers.update([1.0, 1.1, 2.2]) == {"slowest_rank": 2, "slowest_ratio": 2.0}
     assert not warnings.messages
 
 
 def test_now_and_then_is_no_straggler(warnings: pytest.LogCaptureFixture) -> None:
     stragglers = Stragglers(HOSTS, ratio=1.5)
-    for own_s in [[6, 6, 54], [6, 6, 54], [6, 6, 7], [6, 6, 54], [6, 54, 6], [54, 6, 6]] * 2:
-        stragglers.judge([float(seconds) for seconds in own_s])
+    for local_s in [[6, 6, 54], [6, 6, 54], [6, 6, 7], [6, 6, 54], [6, 54, 6], [54, 6, 6]] * 2:
+        stragglers.update([float(seconds) for seconds in local_s])
     for report in range(60):  # each a noisy one, none slow over five seconds
-        stragglers.judge([0.2, 0.5, 0.2] if report % 2 else [0.5, 0.2, 0.2])
+        stragglers.update([0.2, 0.5, 0.2] if report % 2 else [0.5, 0.2, 0.2])
     assert not warnings.messages
 
 
 def test_of_two_the_faster_one_is_the_measure_and_one_alone_has_none() -> None:
-    assert Stragglers(HOSTS[:2], ratio=1.5).judge([4.0, 1.0]) == {"slowest_rank": 0, "slowest_ratio": 4.0}
-    assert Stragglers(HOSTS[:1], ratio=1.5).judge([4.0]) == {}
+    assert Stragglers(HOSTS[:2], ratio=1.5).update([4.0, 1.0]) == {"slowest_rank": 0, "slowest_ratio": 4.0}
+    assert Stragglers(HOSTS[:1], ratio=1.5).update([4.0]) == {}

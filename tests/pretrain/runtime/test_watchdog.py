@@ -18,14 +18,15 @@ HANGING = """
 import ctypes, sys, time
 from kinemae.data_tools.command import configure_logging
 from kinemae.pretrain.runtime import watchdog as module
-from kinemae.pretrain.runtime.watchdog import TimeoutsConfig, Watchdog
+from kinemae.pretrain.runtime.settings import TimeoutsConfig
+from kinemae.pretrain.runtime.watchdog import Watchdog
 
 module._LOCKED_FACTOR = float(sys.argv[2])
 configure_logging()
 limits = {"step_s": float(sys.argv[3]), "first_step_s": 60.0, "save_s": 60.0}
 with Watchdog(TimeoutsConfig(**limits), rank=3, reading=lambda: ["brushing/4"]) as watchdog:
-    watchdog.enter("waiting for data", limit="step_s", step=7)
-    watchdog.move("computing")
+    watchdog.start_phase("waiting for data", limit="step_s", step=7)
+    watchdog.rename_phase("computing")
     print("begun", flush=True)
     def hang_here():
         exec(sys.argv[1])
@@ -64,8 +65,8 @@ def test_a_process_that_hangs_while_it_holds_pythons_lock_ends_all_the_same(repo
 
 @pytest.mark.slow
 def test_what_goes_on_is_left_alone_and_a_save_has_a_limit_of_its_own(repo: Path) -> None:
-    steps = "[(time.sleep(0.5), watchdog.enter('step', limit='step_s')) for _ in range(6)]\n"
-    save = "with watchdog.during('saving', limit='save_s'): time.sleep(3.0)\n"
+    steps = "[(time.sleep(0.5), watchdog.start_phase('step', limit='step_s')) for _ in range(6)]\n"
+    save = "with watchdog.phase('saving', limit='save_s'): time.sleep(3.0)\n"
     result = hang(repo, steps + save + "time.sleep(0.3)", limit_s=2.5)
     assert (result.returncode, result.stderr) == (0, "")
 
@@ -101,6 +102,6 @@ def test_a_job_that_was_suspended_goes_on(repo: Path) -> None:
         ("timeouts.lock_wait_s=-1", r"timeouts\.lock_wait_s must be 0 or more, got -1"),
     ],
 )
-def test_a_watch_that_cannot_be_is_refused_by_name(small_run: Path, override: str, message: str) -> None:
+def test_invalid_timeouts_are_refused_by_name(small_run: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_config(PretrainConfig, small_run, [override])

@@ -6,41 +6,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinemae.pretrain.runtime.span_table import (
+from kinemae.pretrain.runtime.tensor_shards import (
     MOMENTS,
-    Span,
-    SpanTable,
-    are_tiled,
-    counts_of,
-    equal_share,
-    pack,
-    tiles,
+    ShardRange,
+    ShardTable,
+    coverage_sums,
+    equal_range,
+    is_covered,
+    pack_ranges,
+    value_counts,
 )
 from tests.seeds import examples
 
 SHAPES = {"bias": (), "empty": (0,), "frozen": (7,), "table": (40, 11)}
 UPDATES = {"bias": 3, "table": 3}
-COUNTS = counts_of(SHAPES, UPDATES)
+COUNTS = value_counts(SHAPES, UPDATES)
 
 
-def zero_3(rank: int, world: int) -> list[Span]:
+def zero_3(rank: int, world: int) -> list[ShardRange]:
     """The runs of a process if each parameter is split into equal shares; empty runs are not written."""
-    spans = [Span(f"f{rank}", *key, *equal_share(count, rank, world)) for key, count in COUNTS.items()]
+    spans = [ShardRange(f"f{rank}", *key, *equal_range(count, rank, world)) for key, count in COUNTS.items()]
     return [span for span in spans if span.start < span.stop]
 
 
-def table_of(files: list[list[Span]]) -> SpanTable:
+def table_of(files: list[list[ShardRange]]) -> ShardTable:
     """Packed by each process and gathered, in any order."""
     packed = [
-        pack(spans, COUNTS, file=f"f{number}", number=number, files=len(files))
+        pack_ranges(spans, COUNTS, file=f"f{number}", number=number, files=len(files))
         for number, spans in enumerate(files)
     ]
-    return SpanTable(packed=packed[::-1], counts=COUNTS)
+    return ShardTable(packed=packed[::-1], counts=COUNTS)
 
 
-def is_tiled(files: list[list[Span]], updates: dict[str, int] = UPDATES) -> bool:
+def is_tiled(files: list[list[ShardRange]], updates: dict[str, int] = UPDATES) -> bool:
     """By the sums over all processes."""
-    return are_tiled(sum(tiles(spans, COUNTS) for spans in files), COUNTS, updates)  # type: ignore[arg-type]
+    return is_covered(sum(coverage_sums(spans, COUNTS) for spans in files), COUNTS, updates)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8, 100])
@@ -52,16 +52,16 @@ def test_equal_shares_cost_a_bit_and_are_whole(world: int) -> None:
     for key in COUNTS:
         runs = [span for spans in files for span in spans if (span.kind, span.name) == key]
         assert table.runs(*key) == runs
-    packed = pack(files[0], COUNTS, file="f0", number=0, files=world)
-    assert packed.others == [] and len(packed.ruled) == 1 + (len(COUNTS) - 1) // 8
+    packed = pack_ranges(files[0], COUNTS, file="f0", number=0, files=world)
+    assert packed.others == [] and len(packed.equal) == 1 + (len(COUNTS) - 1) // 8
 
 
 def test_a_thousand_processes_say_little() -> None:
     shapes = {f"encoder.blocks.{number}.attention.projection.weight": (600_000,) for number in range(500)}
-    counts = counts_of(shapes, dict.fromkeys(shapes, 5))
-    spans = [Span("f3", *key, *equal_share(count, 3, 1024)) for key, count in counts.items()]
-    assert len(pickle.dumps(pack(spans, counts, file="f3", number=3, files=1024))) < 1000
-    assert tiles(spans, counts).numel() == len(counts) + 1
+    counts = value_counts(shapes, dict.fromkeys(shapes, 5))
+    spans = [ShardRange("f3", *key, *equal_range(count, 3, 1024)) for key, count in counts.items()]
+    assert len(pickle.dumps(pack_ranges(spans, counts, file="f3", number=3, files=1024))) < 1000
+    assert coverage_sums(spans, counts).numel() == len(counts) + 1
 
 
 @examples(60)
@@ -74,7 +74,7 @@ def test_runs_cut_anywhere_are_found_and_one_that_is_lost_or_twice_is_seen(
     edges: list[int], lost: int | None, run: list[int]
 ) -> None:
     cuts = zip([0, *edges], [*edges, 440], strict=True)
-    spans = [Span(f"f{number % 3}", "weight", "table", *cut) for number, cut in enumerate(cuts)]
+    spans = [ShardRange(f"f{number % 3}", "weight", "table", *cut) for number, cut in enumerate(cuts)]
     rest = [span for span in zero_3(0, 1) if (span.kind, span.name) != ("weight", "table")]
     files = [[span for span in spans if span.file == f"f{number}"] for number in range(3)]
     files[0] += [span._replace(file="f0") for span in rest]
@@ -97,6 +97,6 @@ def test_moments_may_be_absent_as_long_as_there_was_no_update_and_unknown_runs_a
     weights = [span for span in zero_3(0, 1) if span.kind not in MOMENTS]
     assert is_tiled([weights], {"bias": 0, "table": 0})
     assert not is_tiled([weights])
-    assert not is_tiled([[*zero_3(0, 1), Span("f0", "weight", "other", 0, 2)]])
-    fault = table_of([[*zero_3(0, 1), Span("f0", "weight", "other", 0, 2)]]).find_fault(SHAPES, UPDATES)
+    assert not is_tiled([[*zero_3(0, 1), ShardRange("f0", "weight", "other", 0, 2)]])
+    fault = table_of([[*zero_3(0, 1), ShardRange("f0", "weight", "other", 0, 2)]]).find_fault(SHAPES, UPDATES)
     assert fault == "it holds weight of other, which no parameter has"
