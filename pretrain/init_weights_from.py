@@ -104,7 +104,7 @@ def open_pretrained(folder: str | None) -> Pretrained | None:
 def _differences(wanted: DecoderDescription, found: DecoderDescription) -> list[str]:
     free = {"grid", "target", "format"}
     return [
-        f"{known.name} {getattr(wanted, known.name)} here, {getattr(found, known.name)} there"
+        f"{known.name}: config {getattr(wanted, known.name)}, exported {getattr(found, known.name)}"
         for known in fields(wanted)
         if known.name not in free and getattr(wanted, known.name) != getattr(found, known.name)
     ]
