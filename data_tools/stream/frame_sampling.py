@@ -91,9 +91,9 @@ def uses_reference_frames(sample: Sample, clip: ClipConfig) -> bool:
     stride, phase = sample.reference_stride, sample.reference_phase
     if stride <= 1 or clip.sampling == "uniform" or _step(sample, clip) % stride:
         return False
-    room = _room(sample, clip)
-    if room >= 0:
-        return room >= phase
+    last_start = _last_start(sample, clip)
+    if last_start >= 0:
+        return last_start >= phase
     # A loop keeps to reference frames only if the video's length is a multiple of the stride.
     return phase < sample.frames and (clip.short_video == "hold" or sample.frames % stride == 0)
 
@@ -112,24 +112,24 @@ def _step(sample: Sample, clip: ClipConfig) -> float:
     return round(step) if drift <= _MAX_DRIFT else step
 
 
-def _room(sample: Sample, clip: ClipConfig) -> int:
+def _last_start(sample: Sample, clip: ClipConfig) -> int:
     """The last frame at which a clip may begin and still end inside the video; below 0 if there is none."""
     return math.ceil(sample.frames - 0.5 - (clip.frames - 1) * _step(sample, clip)) - 1
 
 
 def _starts(sample: Sample, clip: ClipConfig) -> range:
     """The frames at which a clip may begin: reference frames only, if the clip can stay on them."""
-    room = _room(sample, clip)
+    last_start = _last_start(sample, clip)
     if uses_reference_frames(sample, clip):
         first = sample.reference_phase
-        return range(first, max(room, first) + 1, sample.reference_stride)
-    return range(max(room, 0) + 1)
+        return range(first, max(last_start, first) + 1, sample.reference_stride)
+    return range(max(last_start, 0) + 1)
 
 
 def _timestamps_s(sample: Sample, clip: ClipConfig, *, start: int) -> list[float]:
     step = _step(sample, clip)
     places = [_off_border(start + 0.5 + number * step) for number in range(clip.frames)]
-    if clip.short_video == "loop" and _room(sample, clip) < 0:
+    if clip.short_video == "loop" and _last_start(sample, clip) < 0:
         places = [place % sample.frames for place in places]
     held = sample.frames - 1
     if uses_reference_frames(sample, clip):

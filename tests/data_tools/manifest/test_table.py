@@ -87,19 +87,19 @@ def test_a_table_may_have_no_labels(tmp_path: Path, text: str):
 @pytest.mark.parametrize(
     "text",
     [
-        "path,group,start_s,end_s,second label,age,score,room\na.mp4,p1,,2.5,sit,40,0.5,007\n"
+        "path,group,start_s,end_s,second label,age,score,ward\na.mp4,p1,,2.5,sit,40,0.5,007\n"
         "b.mp4,,1,,,7,1,12\n",
         '{"path": "a.mp4", "group": "p1", "end_s": 2.5, "second label": "sit", "age": 40, "score": 0.5,'
-        ' "room": "007"}\n'
-        '{"path": "b.mp4", "start_s": 1, "second label": "", "age": 7, "score": 1, "room": "12"}',
+        ' "ward": "007"}\n'
+        '{"path": "b.mp4", "start_s": 1, "second label": "", "age": 7, "score": 1, "ward": "12"}',
     ],
 )
 def test_additional_columns_get_one_type_each(tmp_path: Path, text: str):
     first, second = videos(tmp_path, text)
     assert (first.group, first.start_s, first.end_s) == ("p1", None, 2.5)
-    assert first.extra == {"second label": "sit", "age": 40, "score": 0.5, "room": "007"}
+    assert first.extra == {"second label": "sit", "age": 40, "score": 0.5, "ward": "007"}
     assert (second.group, second.start_s, second.end_s) == (None, 1.0, None)
-    assert second.extra == {"age": 7, "score": 1.0, "room": "12"}
+    assert second.extra == {"age": 7, "score": 1.0, "ward": "12"}
     assert [type(second.extra[name]) for name in ("age", "score")] == [int, float]
 
 

@@ -46,7 +46,7 @@ def test_written_samples_are_read_and_nothing_else(cache: Cache):
     assert cache.read(digest(0), offset(3), LENGTH) == sample(0, 3)
     assert cache.read(digest(0), offset(1), LENGTH) == sample(0, 1)
     assert cache.read(digest(0), offset(2), LENGTH).strip(b"\0") == b""
-    assert on_disk(cache.folder) < 4 * LENGTH  # the holes take no room
+    assert on_disk(cache.folder) < 4 * LENGTH  # holes take no space
 
 
 def test_the_size_limit_holds_and_recent_samples_stay(cache: Cache):

@@ -77,15 +77,15 @@ def runs(draw: st.DrawFn, most_videos: int = 64, most_steps: int = 4) -> Run:
     worlds = [world for world in range(1, videos + 1) if videos % world == 0]
     stretch = st.tuples(st.integers(1, most_steps), st.sampled_from(worlds), st.integers(1, 40))
     stretches = draw(st.lists(stretch, min_size=1, max_size=4))
-    topologies = tuple((steps, world, max(room, views)) for steps, world, room in stretches)
+    topologies = tuple((steps, world, max(slots, views)) for steps, world, slots in stretches)
     return Run(global_clips=videos * views, views=views, topologies=topologies)
 
 
 def ranges_as_read(run: Run) -> list[range]:
     """The clips of every micro-batch, by step, accumulation index and process."""
     begin, ranges = 0, []
-    for length, world, room in run.topologies:
-        plan = plan_batch(run.global_clips, room, world, run.views)
+    for length, world, slots in run.topologies:
+        plan = plan_batch(run.global_clips, slots, world, run.views)
         steps, parts, ranks = range(begin, begin + length), range(plan.accumulation), range(world)
         ranges += [plan.clip_range(step, part, rank) for step in steps for part in parts for rank in ranks]
         begin += length
@@ -109,13 +109,13 @@ def test_topologies_and_restarts_do_not_change_the_sequence_of_clips(run: Run) -
 
 @examples(300)
 @given(
-    world=st.integers(1, 512), share=st.integers(1, 12), room=st.integers(1, 12), step=st.integers(0, 10**9)
+    world=st.integers(1, 512), share=st.integers(1, 12), slots=st.integers(1, 12), step=st.integers(0, 10**9)
 )
 def test_any_number_of_processes_reads_the_same_clips_of_a_step(
-    world: int, share: int, room: int, step: int
+    world: int, share: int, slots: int, step: int
 ) -> None:
-    plan = plan_batch(world * share, room, world, 1)
-    assert plan.micro_clips <= room and plan.micro_clips * plan.accumulation == share
+    plan = plan_batch(world * share, slots, world, 1)
+    assert plan.micro_clips <= slots and plan.micro_clips * plan.accumulation == share
     ranges = [plan.clip_range(step, part, rank) for part in range(plan.accumulation) for rank in range(world)]
     begin = step * world * share
     assert [clips.start for clips in ranges] == list(range(begin, begin + world * share, plan.micro_clips))

@@ -115,8 +115,8 @@ def test_three_crops_are_both_ends_and_the_centre(height, width):
     short = min(height, width)
     assert all((view.crop.height, view.crop.width) == (short, short) and not view.flip for view in views)
     starts = [max(view.crop.top, view.crop.left) for view in views]
-    room = max(height, width) - short
-    assert starts[0] == 0 and starts[2] == room and abs(starts[1] - room / 2) <= 1
+    slack = max(height, width) - short
+    assert starts[0] == 0 and starts[2] == slack and abs(starts[1] - slack / 2) <= 1
     assert all(min(view.crop.top, view.crop.left) == 0 for view in views)
     assert evaluation_views(height, width, 1) == views[1:2]
 
