@@ -49,10 +49,10 @@ class FinetuneClip:
 
     def __post_init__(self) -> None:
         if self.fps is not None:
-            require(self.stride is None, "clip.stride", "be null where clip.fps is given", self.stride)
+            require(self.stride is None, "clip.stride", "be null if clip.fps is set", self.stride)
         if self.sampling == "uniform":
             for key, value in (("clip.stride", self.stride), ("clip.fps", self.fps)):
-                require(value is None, key, "be null where clip.sampling=uniform", value)
+                require(value is None, key, "be null if clip.sampling=uniform", value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ class PreparedRun:
     inputs: tuple[Input, ...]
 
     def summary(self) -> dict[str, object]:
-        """Return what `--dry-run` prints."""
+        """Return the plan that `--dry-run` prints."""
         config, plan = self.config, self.plan
         parameters = list(self.classifier.parameters())
         tokens, keep = self.description.grid.tokens, self.classifier.pruning.keep

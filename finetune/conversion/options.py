@@ -1,4 +1,4 @@
-"""Options of `kinemae finetune import`, for what a checkpoint does not contain."""
+"""Options of `kinemae finetune import`, for facts that a checkpoint does not contain."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -93,9 +93,9 @@ def test_fps_and_sampling_come_from_the_encoder_by_default(tmp_path, frames):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["clip.fps=4", "clip.stride=2"], "clip.stride must be null where clip.fps is given, got 2"),
-        (["clip.sampling=uniform", "clip.stride=2"], "clip.stride must be null where clip.sampling=uniform"),
-        (["clip.sampling=uniform", "clip.fps=2"], "clip.fps must be null where clip.sampling=uniform"),
+        (["clip.fps=4", "clip.stride=2"], "clip.stride must be null if clip.fps is set, got 2"),
+        (["clip.sampling=uniform", "clip.stride=2"], "clip.stride must be null if clip.sampling=uniform"),
+        (["clip.sampling=uniform", "clip.fps=2"], "clip.fps must be null if clip.sampling=uniform"),
         (["clip.sampling=tsn"], "clip.sampling"),
     ],
 )

@@ -117,11 +117,11 @@ def test_a_static_clip_keeps_its_first_slice_and_a_moving_clip_keeps_all_tokens(
     assert kept_B.tolist() == [64, 4 * 12 + 4, 4 * 4 + 12, 16]
 
 
-@pytest.mark.parametrize("shares", [(0.299, 0.114), (0.2126, 0.0722)])
-def test_a_threshold_keeps_the_same_tokens_on_yuv_planes_and_on_rgb(shares):
+@pytest.mark.parametrize("weights", [(0.299, 0.114), (0.2126, 0.0722)])
+def test_a_threshold_keeps_the_same_tokens_on_yuv_planes_and_on_rgb(weights):
     """The clip is grey, in limited range, with noise that increases from left to right."""
     noise = torch.randn(CLIPS, 8, 16, 16, generator=torch.Generator().manual_seed(0))
-    colour = torch.tensor(colour_coefficients(*shares, is_full_range=False), dtype=torch.int32)
+    colour = torch.tensor(colour_coefficients(*weights, is_full_range=False), dtype=torch.int32)
     planes = YuvClips(
         luma_BTHW=(120 + noise * torch.linspace(0.3, 4.0, 16)).round().to(torch.uint8),
         chroma_BCTHW=torch.full((CLIPS, 2, 8, 8, 8), 128, dtype=torch.uint8),

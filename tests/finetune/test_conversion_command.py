@@ -122,14 +122,6 @@ def test_exit_codes_of_wrong_usage(tmp_path, caplog):
     assert command("export", ours, tmp_path / "out", "a=b", "--to", "videomae") == EXIT_CONFIG
 
 
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path, capsys):
-    for name, content in (("bad.pth", b"e\n" * 99), ("bad.safetensors", b"xy" * 99), ("empty.pth", b"")):
-        (tmp_path / name).write_bytes(content)
-        assert command("import", tmp_path / name, tmp_path / "ours") == EXIT_CHECKPOINT
-        expected = f"cannot read {tmp_path / name}: expected a checkpoint file of PyTorch or safetensors, got"
-        assert expected in capsys.readouterr().err
-
-
 def test_export_of_a_run_takes_its_model(tmp_path, capsys):
     bundle = headed()
     save_bundle(tmp_path / "run" / "model", bundle)

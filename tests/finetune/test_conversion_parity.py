@@ -57,8 +57,8 @@ def peer(size: str) -> Peer:
     clip_BCTHW, pixels = a_clip(model.config)
     count = model.videomae.embeddings.num_patches
     is_hidden_BN = torch.randperm(count, generator=torch.Generator().manual_seed(2))[None] >= count // 10
-    tokens_BKD, said = outputs(model, pixels, is_hidden_BN)
-    return Peer(model, clip_BCTHW, is_hidden_BN, tokens_BKD, said.logits, said.loss)
+    tokens_BKD, output = outputs(model, pixels, is_hidden_BN)
+    return Peer(model, clip_BCTHW, is_hidden_BN, tokens_BKD, output.logits, output.loss)
 
 
 def a_clip(config) -> tuple[Tensor, Tensor]:
@@ -137,9 +137,9 @@ def test_an_exported_pretraining_model_has_the_same_outputs_in_the_peer(size, tm
 
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     loaded.decoder.norm.eps = 1e-6
-    _, said = outputs(loaded.eval(), a_clip(loaded.config)[1], theirs.is_hidden_BN)
-    assert difference(said.logits, theirs.logits_BMP) <= 3e-6
-    assert difference(said.loss, theirs.loss) <= 1e-6
+    _, output = outputs(loaded.eval(), a_clip(loaded.config)[1], theirs.is_hidden_BN)
+    assert difference(output.logits, theirs.logits_BMP) <= 3e-6
+    assert difference(output.loss, theirs.loss) <= 1e-6
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -174,8 +174,8 @@ def test_logits_agree_with_the_peers_own_epsilons(tmp_path):
     loaded = VideoMAEForPreTraining.from_pretrained(tmp_path / "out").eval()
 
     assert loaded.decoder.norm.eps == 1e-5  # not configurable
-    _, said = outputs(loaded, a_clip(loaded.config)[1], theirs.is_hidden_BN)
-    assert difference(said.logits, ours(bundle, theirs)[1]) <= 1e-4
+    _, output = outputs(loaded, a_clip(loaded.config)[1], theirs.is_hidden_BN)
+    assert difference(output.logits, ours(bundle, theirs)[1]) <= 1e-4
 
 
 def test_outputs_agree_in_double_precision(tmp_path):
@@ -221,7 +221,7 @@ def test_pretraining_starts_from_a_videomae_checkpoint_with_its_decoder(tmp_path
     grid = TokenGrid.of(config.clip.frames, config.clip.size, (2, 16, 16))
     model = build_autoencoder(config.model, grid, target=PixelTarget(), noise=NoNoise())
 
-    said = open_pretrained(str(tmp_path / "ours")).load_pretrained(model, config.target)
+    output = open_pretrained(str(tmp_path / "ours")).load_pretrained(model, config.target)
 
-    assert said.endswith("the decoder is the one exported there")
+    assert output.endswith("the decoder is the one exported there")
     assert torch.equal(model.decoder.head.weight, theirs.decoder.head.weight)

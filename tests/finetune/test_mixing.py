@@ -52,9 +52,9 @@ def test_mixup_equals_torchvisions():
     batch = make_batch(2, size=24)
     mixed = mix(batch, MIXUP)
 
-    for row, share in enumerate(mixed.lam_B.tolist()):
+    for row, lam in enumerate(mixed.lam_B.tolist()):
         reference = MixUp(alpha=0.8, num_classes=5)
-        reference._dist = Fixed(share)
+        reference._dist = Fixed(lam)
         clip_BCTHW, label_BY = reference(Video(batch.clip_BCTHW.float()), batch.label_B)
         # Rounded to whole bytes, or half a byte off for the last bit of the reference's sum.
         assert (mixed.clip_BCTHW[row].float() - clip_BCTHW[row]).abs().max() <= 0.501
@@ -68,9 +68,9 @@ def test_cutmix_equals_torchvisions(monkeypatch):
         mixed = mix(batch, CUTMIX)
         for row in range(2):
             reference = CutMix(alpha=1.0, num_classes=5)
-            share = _beta(draws[row, 2:3], 1.0)
+            lam = _beta(draws[row, 2:3], 1.0)
             centre = iter([int(draws[row, 4] * 24), int(draws[row, 3] * 24)])  # torchvision asks for x first
-            monkeypatch.setattr(reference, "_dist", Fixed(share))
+            monkeypatch.setattr(reference, "_dist", Fixed(lam))
             with monkeypatch.context() as patched:
                 patched.setattr(
                     torch, "randint", lambda *_, centre=centre, **__: torch.tensor([next(centre)])
@@ -178,13 +178,13 @@ def test_the_fractions_of_mixed_and_cut_clips_are_as_configured():
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 5.0])
 def test_lambda_follows_the_beta_distribution(alpha):
-    shares = mix(make_batch(2000, size=2, frames=1), MixConfig(mixup=alpha), seed=3).lam_B
-    assert stats.kstest(shares.double().numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+    lambdas = mix(make_batch(2000, size=2, frames=1), MixConfig(mixup=alpha), seed=3).lam_B
+    assert stats.kstest(lambdas.double().numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
 def test_seeds_and_clips_give_different_mixes():
-    shares = [mix(make_batch(4, first=first), MIXUP, seed=seed).lam_B for first in (0, 4) for seed in (0, 1)]
-    assert len(torch.cat(shares).unique()) == 16
+    lambdas = [mix(make_batch(4, first=first), MIXUP, seed=seed).lam_B for first in (0, 4) for seed in (0, 1)]
+    assert len(torch.cat(lambdas).unique()) == 16
 
 
 SHAPE = EncoderShape(width=24, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8))

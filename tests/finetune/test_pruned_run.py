@@ -72,10 +72,10 @@ def test_an_unsupported_pruning_is_rejected(pruned_run, own_result, override, me
 
 
 def test_a_dry_run_prints_the_kept_tokens(common, tmp_path, capsys):
-    share = ["pruning={name: motion, args: {keep: 0.25}}", "clip.size=32"]
+    fraction = ["pruning={name: motion, args: {keep: 0.25}}", "clip.size=32"]
 
     assert (
-        finetune("train", *common, *SCRATCH, *share, f"run_dir={tmp_path / 'run'}", "--dry-run", "--json")
+        finetune("train", *common, *SCRATCH, *fraction, f"run_dir={tmp_path / 'run'}", "--dry-run", "--json")
         == 0
     )
 
