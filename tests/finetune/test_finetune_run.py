@@ -68,7 +68,7 @@ def test_a_run_scores_every_validation_video_once(scratch_run, synth_shards):
 
     assert result["videos"] == len(validation)
     assert sum(map(sum, result["confusion_matrix"])) == len(validation)
-    assert result["top1_ci95"][0] <= result["top1"] <= result["top1_interval"][1]
+    assert result["top1_ci95"][0] <= result["top1"] <= result["top1_ci95"][1]
     assert result["views"] == {"temporal_clips": 3, "spatial_crops": 1, "total": 3}
     assert list(result["per_class_accuracy"]) == list(validation.classes)
 
