@@ -223,5 +223,5 @@ def test_pretraining_starts_from_a_videomae_checkpoint_with_its_decoder(tmp_path
 
     output = open_pretrained(str(tmp_path / "ours")).load_pretrained(model, config.target)
 
-    assert output.endswith("the decoder is the one exported there")
+    assert output.endswith("the decoder is the exported one")
     assert torch.equal(model.decoder.head.weight, theirs.decoder.head.weight)
