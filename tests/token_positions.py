@@ -1,4 +1,4 @@
-"""Grids and sequences of tokens that every attention and position must be right on."""
+"""Grids and token sequences for tests of attention and position embeddings."""
 
 import random
 
@@ -16,7 +16,7 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 def positions_of(layout, grid, seed=0):
-    """Whole clips, random subsets, with two registers, with a place twice, and clips packed in a row."""
+    """Full clips, random subsets, with registers, with a position twice, and packed clips."""
     chance = random.Random(seed)
     rows = [chance.sample(range(grid.tokens), (grid.tokens + 1) // 2) for _ in range(3)]
     if layout == "every":

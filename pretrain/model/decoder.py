@@ -150,8 +150,8 @@ class CrossDecoder(Decoder):
         """See `Decoder.forward`."""
         seen_BKD = self.norm_memory(self._embed_memory(memory_BKD, visible_BK))
         x_BMD = self._embed_queries(target_BM, level_B)
-        turned = [self.pos_embed.rotation(index) for index in (target_BM, visible_BK)]
-        rotate = None if turned[0] is None or turned[1] is None else (turned[0], turned[1])
+        rotations = [self.pos_embed.rotation(index) for index in (target_BM, visible_BK)]
+        rotate = None if rotations[0] is None or rotations[1] is None else (rotations[0], rotations[1])
         for block in self.blocks:
             x_BMD = run_block(block, x_BMD, seen_BKD, rotate)
         return self.head(self.norm(x_BMD))

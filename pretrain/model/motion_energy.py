@@ -1,4 +1,4 @@
-"""Motion of each token, measured on the grey levels of `to_luma`: masks and pruning use it."""
+"""Motion of each token, measured on luma (`to_luma`), for masks and pruning."""
 
 import torch
 import torch.nn.functional as F

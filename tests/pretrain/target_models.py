@@ -32,7 +32,7 @@ def random_clip(grid: TokenGrid = GRID, patch: Patch = PATCH, *, low: int = 0, h
 
 
 def target_inputs(clip_BCTHW: Tensor, **changes: Any) -> TargetInputs:
-    """What is known of clips of the usual grid."""
+    """Target inputs for clips of the usual grid."""
     usual = TargetInputs(
         clip_BCTHW=clip_BCTHW,
         target_BM=TARGET,
@@ -75,7 +75,7 @@ def small_config(patch: Patch = PATCH, **changes: Any) -> ModelConfig:
 def save_teacher(
     folder: Path, grid: TokenGrid = GRID, patch: Patch = PATCH, **changes: Any
 ) -> tuple[Encoder, EncoderDescription]:
-    """Export an encoder that is wider than the models here, with weights of its own."""
+    """Export an encoder that is wider than the models here, with other weights."""
     torch.manual_seed(7)
     encoder = Encoder(small_config(patch, width=36).shape().encoder, grid).eval()
     description = EncoderDescription(
@@ -92,7 +92,7 @@ def save_teacher(
 
 
 def build_target(name: str, teacher: Path) -> Target:
-    """A target by name, with arguments where it needs some; `teacher` is the folder of `save_teacher`."""
+    """A target by name, with its required arguments; `teacher` is the folder of `save_teacher`."""
     needed: dict[str, dict[str, Any]] = {
         "teacher": {"encoder": str(teacher)},
         "weighted": {"parts": {"motion": {}, "noise": {"weight": 0.5}, "features": {}, "pixels": {}}},
@@ -103,7 +103,7 @@ def build_target(name: str, teacher: Path) -> Target:
 def build_model(
     target: Target, grid: TokenGrid = GRID, patch: Patch = PATCH, **changes: Any
 ) -> MaskedAutoencoder:
-    """The model that trains with a target, under noise, so that every target has something to go by."""
+    """A model for a target, with noise, which some targets need."""
     torch.manual_seed(0)
     return build_autoencoder(
         small_config(patch, **changes), grid, target=target, noise=GaussianNoise(), clips=100

@@ -134,7 +134,7 @@ def test_a_pattern_equals_a_loop_over_coordinates(part, block, attention, sees, 
     ],
 )
 @pytest.mark.parametrize("key", ["attention", "decoder_attention"])
-def test_a_wrong_config_says_what_to_fix_and_where(part, message, key):
+def test_an_invalid_config_names_the_key_and_the_fix(part, message, key):
     with pytest.raises(ValueError, match=rf"^model\.{key}\.{message.removeprefix('attention.')}"):
         ModelConfig(decoder="self", **{key: part})
 

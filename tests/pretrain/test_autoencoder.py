@@ -56,7 +56,7 @@ decoders = pytest.mark.parametrize("decoder", ["cross", "self"])
 
 
 @decoders
-def test_hidden_pixels_cannot_change_what_is_predicted(decoder):
+def test_hidden_pixels_do_not_change_predictions(decoder):
     model, batch = build(decoder=decoder), make_batch()
     before_BMP = predicted(model, batch)
     visible = torch.zeros(3, GRID.tokens, dtype=torch.bool).scatter(1, batch.tokens["visible"], True)
@@ -74,7 +74,7 @@ def test_a_clips_loss_does_not_depend_on_its_batch(decoder):
     torch.testing.assert_close(loss_B[1:2], model(alone, draws_of(alone))["loss"])
 
 
-def test_noise_is_on_what_the_encoder_sees_and_not_on_the_target():
+def test_noise_is_on_the_encoder_input_and_not_on_the_target():
     model, batch = build(noise=GaussianNoise(std=1.0, min_std=1.0)), make_batch()
     clean_BKP = normalise(take_patches(batch.clip_BCTHW, batch.tokens["visible"], PATCH))
     assert (model.encoder_inputs(batch, draws_of(batch)).patches_BKP - clean_BKP).std() > 0.9
@@ -96,7 +96,7 @@ def test_gradients_are_finite_and_reach_every_parameter(decoder, precision):
 
 
 @decoders
-def test_it_learns_one_batch_by_heart(decoder):
+def test_it_overfits_one_batch(decoder):
     model, batch = build(decoder=decoder), make_batch(predict_ratio=0.2)
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
@@ -116,7 +116,7 @@ def test_the_same_seed_builds_the_same_model():
 
 @pytest.mark.slow
 def test_predicting_all_hidden_tokens_with_the_self_decoder_is_videomae():
-    """Same weights in transformers' VideoMAE, its positions in ours: same predictions, same loss."""
+    """With the same weights as transformers' VideoMAE, predictions and loss are equal."""
     transformers = pytest.importorskip("transformers")
     peer = tiny_peer(transformers)
     model = build(decoder="self", width=32, depth=2)

@@ -1,4 +1,4 @@
-"""A few of all combinations of parts, but every pair of parts; others in each nightly run. All of them:
+"""A set of combinations that covers every pair of components; others in each nightly run. All of them:
 tests/benchmarks/combinations.py."""
 
 import itertools
@@ -43,7 +43,7 @@ def test_it_trains_or_is_refused_with_a_reason_that_names_keys(combination):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_walk_holds_every_pair_of_parts(seed):
+def test_the_covering_set_contains_every_pair_of_components(seed):
     choices = axes()
     walk = pairwise_covering(choices, seed)
     held = set().union(*(pairs_of(combination) for combination in walk))
@@ -73,24 +73,24 @@ def test_the_plain_combination_trains():
         ),
     ],
 )
-def test_parts_that_cannot_work_together_are_refused(parts, model, message):
+def test_incompatible_components_are_refused(parts, model, message):
     usual = {"masking": TubeMasking(), "pruning": NoPruning(), "noise": NoNoise(), "target": PixelTarget()}
     check_compatibility(ModelConfig(), **usual)
     with pytest.raises(ValueError, match=message):
         check_compatibility(ModelConfig(**model), **usual | parts)
 
 
-def test_the_walk_says_why_a_combination_is_refused():
+def test_the_reason_of_a_refused_combination_is_recorded():
     assert "target.name" in train_or_reject(PLAIN | {"target": "noise"})
 
 
-def test_the_walk_sees_a_loss_that_is_not_finite(monkeypatch):
+def test_a_loss_that_is_not_finite_is_detected(monkeypatch):
     monkeypatch.setattr(PixelTarget, "errors", lambda self, one, other: one.mean(dim=(1, 2)) * float("nan"))
     with pytest.raises(AssertionError, match="loss"):
         train(prepare(PLAIN))
 
 
-def test_the_walk_sees_a_parameter_that_nothing_teaches():
+def test_a_parameter_without_a_gradient_is_detected():
     prepared = prepare(PLAIN)
     prepared.model.decoder.idle = torch.nn.Parameter(torch.zeros(3))
     with pytest.raises(AssertionError, match=r"decoder.idle has no gradient"):

@@ -27,7 +27,7 @@ WINDOW = {"window": [2, 2, 2]}
 
 
 class Graphs:
-    """A backend of torch.compile that runs graphs as they are and counts them; the dynamic ones too."""
+    """A backend of torch.compile that runs graphs eagerly and counts them, and the dynamic ones."""
 
     def __init__(self) -> None:
         self.count = self.dynamic = 0
@@ -39,7 +39,7 @@ class Graphs:
 
 
 def graphs_by_step(target: Target, masking: Masking, **model: Any) -> tuple[list[int], Graphs]:
-    """How many graphs were compiled after each step of a small run."""
+    """Number of compiled graphs after each step of a small run."""
     torch._dynamo.reset()
     graphs = Graphs()
     config = ModelConfig(

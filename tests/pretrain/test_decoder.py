@@ -23,32 +23,32 @@ both = pytest.mark.parametrize("kind", [SelfDecoder, CrossDecoder])
 
 
 @both
-def test_it_predicts_the_wanted_tokens_alone(kind):
+def test_it_predicts_the_target_tokens_only(kind):
     assert build(kind)(random_memory(), VISIBLE, TARGET).shape == (2, 3, 12)
 
 
 @both
-def test_predictions_follow_the_order_in_which_tokens_are_wanted(kind):
+def test_predictions_are_in_the_order_of_the_target_tokens(kind):
     decoder, memory_BKD, order = build(kind), random_memory(), [2, 0, 1]
     prediction_BMP = decoder(memory_BKD, VISIBLE, TARGET)
     torch.testing.assert_close(decoder(memory_BKD, VISIBLE, TARGET[:, order]), prediction_BMP[:, order])
 
 
 @both
-def test_predictions_depend_on_the_memory_and_on_where_it_was_seen(kind):
+def test_predictions_depend_on_the_memory_and_its_positions(kind):
     decoder, memory_BKD = build(kind), random_memory()
     prediction_BMP = decoder(memory_BKD, VISIBLE, TARGET)
     assert not torch.allclose(decoder(memory_BKD.flip(2), VISIBLE, TARGET), prediction_BMP, atol=1e-3)
     assert not torch.allclose(decoder(memory_BKD, VISIBLE.flip(1), TARGET), prediction_BMP, atol=1e-3)
 
 
-def test_a_cross_decoders_prediction_does_not_depend_on_what_else_is_wanted():
+def test_a_cross_decoders_prediction_does_not_depend_on_other_target_tokens():
     decoder, memory_BKD = build(CrossDecoder), random_memory()
     together_BMP = decoder(memory_BKD, VISIBLE, TARGET)
     torch.testing.assert_close(decoder(memory_BKD, VISIBLE, TARGET[:, 1:2]), together_BMP[:, 1:2])
 
 
-def test_a_self_decoders_prediction_does_depend_on_it():
+def test_a_self_decoders_prediction_depends_on_other_target_tokens():
     decoder, memory_BKD = build(SelfDecoder), random_memory()
     together_BMP = decoder(memory_BKD, VISIBLE, TARGET)
     assert not torch.allclose(decoder(memory_BKD, VISIBLE, TARGET[:, 1:2]), together_BMP[:, 1:2], atol=1e-4)

@@ -57,7 +57,7 @@ def test_the_order_of_the_visible_tokens_does_not_matter():
     torch.testing.assert_close(shuffled_BKD, encoder(patches_BKP, VISIBLE)[:, order])
 
 
-def test_where_a_token_stands_changes_its_features():
+def test_the_position_of_a_token_changes_its_features():
     encoder, patches_BKP = build(), random_patches()
     assert not torch.allclose(encoder(patches_BKP, VISIBLE), encoder(patches_BKP, VISIBLE.flip(1)), atol=1e-2)
 
@@ -71,7 +71,7 @@ def test_a_key_bias_has_no_effect():
     torch.testing.assert_close(attention(x_BND, everyone), before_BND)
 
 
-def test_drop_path_acts_in_training_alone_and_equally_on_any_topology():
+def test_drop_path_acts_in_training_only_and_does_not_depend_on_the_batch():
     encoder, patches_BKP = build(drop_path=0.6), random_patches()
     draws = ClipRandom(0, torch.tensor([8, 3]))
     trained_BKD = encoder(patches_BKP, VISIBLE, draws)
@@ -99,7 +99,7 @@ def test_it_runs_in_bfloat16_with_finite_gradients(cast):
     assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
 
 
-def test_it_starts_as_mae_does():
+def test_it_is_initialised_as_mae():
     encoder = build()
     bound = (6 / (SHAPE.width + 3 * SHAPE.width)) ** 0.5
     attention = encoder.blocks[0].attn

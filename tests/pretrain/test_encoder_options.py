@@ -1,4 +1,4 @@
-"""The encoder and the self decoder under every kind of attention, and with all that an encoder may have."""
+"""The encoder and the self decoder with every attention kind and with all options."""
 
 from dataclasses import replace
 
@@ -64,7 +64,7 @@ def gradients(output, module):
 
 
 @kinds
-def test_an_encoder_with_everything_equals_a_slow_plain_one_and_so_do_its_gradients(kind):
+def test_an_encoder_with_all_options_and_its_gradients_equal_a_plain_one(kind):
     encoder, patches_BKP = build(FULL, kind=kind), random_patches()
     run_length_BK = torch.tensor([[1, 2, 3, 1, 3], [2, 2, 1, 1, 1]])
     found = encoder.encode(encoder.embed(patches_BKP, VISIBLE, run_length_BK), VISIBLE)
@@ -76,7 +76,7 @@ def test_an_encoder_with_everything_equals_a_slow_plain_one_and_so_do_its_gradie
 
 @kinds
 @pytest.mark.parametrize("shape", [PLAIN, FULL], ids=["plain", "full"])
-def test_clips_packed_in_a_row_are_as_each_by_itself(kind, shape):
+def test_packed_clips_are_encoded_like_single_ones(kind, shape):
     encoder = build(shape, kind=kind, drop_path=0.5)
     index = [torch.tensor([[1, 5, 9, 13, 35]]), torch.tensor([[7]]), torch.arange(36)[None]]
     tokens = [random_patches(1, one.shape[1]) for one in index]
@@ -123,14 +123,14 @@ def test_every_kind_runs_in_bfloat16_with_gradients_for_every_parameter(kind, ca
         ({"final_norm": False}, -2 * 32),
     ],
 )
-def test_options_add_the_parameters_that_they_should(option, count):
+def test_options_add_the_expected_number_of_parameters(option, count):
     def parameters(shape):
         return sum(parameter.numel() for parameter in Encoder(shape, GRID).parameters())
 
     assert parameters(replace(PLAIN, **option)) - parameters(PLAIN) == count
 
 
-def test_registers_change_what_is_seen_and_do_not_come_out():
+def test_registers_change_the_tokens_and_are_not_returned():
     encoder, patches_BKP = build(FULL), random_patches()
     before_BKD = encoder(patches_BKP, VISIBLE)
     encoder.reg_token.data.normal_()
@@ -145,7 +145,7 @@ def test_a_vanishing_layer_scale_leaves_the_embedded_tokens():
     torch.testing.assert_close(encoder.encode(x_BKD, VISIBLE), encoder.norm(x_BKD))
 
 
-def test_under_qk_norm_the_size_of_queries_and_keys_does_not_matter():
+def test_with_qk_norm_the_scale_of_queries_and_keys_does_not_matter():
     encoder, patches_BKP = Encoder(replace(PLAIN, qk_norm=True), GRID), random_patches()
     before_BKD = encoder(patches_BKP, VISIBLE)
     for block in encoder.blocks:
@@ -153,7 +153,7 @@ def test_under_qk_norm_the_size_of_queries_and_keys_does_not_matter():
     torch.testing.assert_close(encoder(patches_BKP, VISIBLE), before_BKD, atol=1e-4, rtol=1e-4)
 
 
-def test_runs_change_nothing_at_first_and_long_ones_count_as_the_longest():
+def test_run_lengths_change_nothing_at_first_and_are_clamped():
     torch.manual_seed(0)
     encoder, patches_BKP = Encoder(FULL, GRID), random_patches()
     run_length_BK = torch.tensor([[1, 2, 3, 4, 50]]).expand(2, -1)
@@ -176,7 +176,7 @@ def test_only_the_weights_of_layers_decay(kind):
 
 @kinds
 class TestSelfDecoder:
-    """The self decoder under every kind, on the visible and the wanted tokens one after another."""
+    """The self decoder with every attention kind, on visible and target tokens."""
 
     TARGET = torch.tensor([[2, 6, 20], [22, 4, 7]])
 
@@ -188,7 +188,7 @@ class TestSelfDecoder:
     def memory(self):
         return torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
 
-    def test_it_predicts_the_wanted_tokens_in_their_order_and_from_the_memory(self, kind):
+    def test_it_predicts_the_target_tokens_in_order_from_the_memory(self, kind):
         decoder, memory_BKD, order = self.build(kind), self.memory(), [2, 0, 1]
         prediction_BMP = decoder(memory_BKD, VISIBLE, self.TARGET)
         assert prediction_BMP.shape == (2, 3, 12)

@@ -1,4 +1,4 @@
-"""The exported decoder: it comes back as it was, or says why not."""
+"""Exported decoders: loading and errors."""
 
 import json
 
@@ -38,7 +38,7 @@ def edit(folder, **changes):
 
 @pytest.mark.parametrize("positions", component_names("kinemae.pretrain.model.positions"))
 @pytest.mark.parametrize("kind", DECODERS)
-def test_a_decoder_comes_back_from_its_folder_alone(tmp_path, kind, positions):
+def test_a_decoder_is_restored_from_its_folder(tmp_path, kind, positions):
     own = saved(tmp_path / "encoder", kind=kind, positions=positions, noise_conditioned=True)
 
     loaded, description = load_decoder(tmp_path / "encoder")
@@ -62,7 +62,7 @@ def test_it_may_be_loaded_for_another_grid(tmp_path, positions):
     assert torch.equal(loaded(memory, visible, wanted), direct(memory, visible, wanted))
 
 
-def test_the_folder_says_whether_it_holds_one(tmp_path):
+def test_has_decoder_checks_the_folder(tmp_path):
     assert not has_decoder(tmp_path)
     with pytest.raises(CheckpointError, match=r"expected decoder.json and .*got no exported decoder; fix"):
         load_decoder(tmp_path)
@@ -87,14 +87,14 @@ def test_the_folder_says_whether_it_holds_one(tmp_path):
         ({"noise_conditioned": True}, r"1 missing \(noise_embed\) tensors"),
     ],
 )
-def test_a_description_of_something_else_is_refused(tmp_path, changes, message):
+def test_an_invalid_description_is_refused(tmp_path, changes, message):
     saved(tmp_path)
     edit(tmp_path, **changes)
     with pytest.raises(CheckpointError, match=message):
         load_decoder(tmp_path)
 
 
-def test_parts_that_there_are_not_are_refused(tmp_path):
+def test_unknown_components_are_refused(tmp_path):
     saved(tmp_path)
     shape = json.loads((tmp_path / "decoder.json").read_text())["shape"]
     edit(tmp_path, shape=shape | {"positions": {"name": "builtins.eval", "args": {}}})

@@ -41,7 +41,7 @@ def edit_weights(folder, change):
     save_file(weights, folder / "encoder.safetensors")
 
 
-def test_an_encoder_comes_back_from_its_folder_alone(folder):
+def test_an_encoder_is_restored_from_its_folder(folder):
     torch.manual_seed(0)
     original = Encoder(SHAPE, GRID)
     loaded, description = load_encoder(folder)
@@ -50,7 +50,7 @@ def test_an_encoder_comes_back_from_its_folder_alone(folder):
     assert description == DESCRIPTION
 
 
-def test_the_folder_holds_the_two_files_and_nothing_half_written(folder):
+def test_the_folder_has_the_two_files_and_no_partial_ones(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["encoder.json", "encoder.safetensors"]
 
 
@@ -66,7 +66,7 @@ def test_saving_again_replaces_the_encoder(folder):
     assert torch.equal(load_encoder(folder)[0].patch_embed.weight, newer.patch_embed.weight)
 
 
-def test_drop_path_for_further_training_is_the_callers_choice(folder):
+def test_drop_path_is_an_argument_of_loading(folder):
     assert load_encoder(folder, drop_path=0.2)[0].drop_path_rates == [0.0, 0.2]
 
 
@@ -98,7 +98,7 @@ def test_drop_path_for_further_training_is_the_callers_choice(folder):
         ({"trained_by": "me"}, "trained_by must be an object, got 'me'"),
     ],
 )
-def test_a_description_of_something_else_is_refused(folder, changes, message):
+def test_an_invalid_description_is_refused(folder, changes, message):
     edit_json(folder, **changes)
     with pytest.raises(CheckpointError, match=message):
         load_description(folder)
@@ -132,7 +132,7 @@ def test_a_description_of_something_else_is_refused(folder, changes, message):
         ({"final_norm": "yes"}, "shape.final_norm must be true or false"),
     ],
 )
-def test_a_shape_that_cannot_be_is_refused_by_the_key(folder, changes, message):
+def test_an_invalid_shape_is_refused_by_key(folder, changes, message):
     shape = json.loads((folder / "encoder.json").read_text())["shape"]
     edit_json(folder, shape=shape | changes)
     with pytest.raises(CheckpointError, match=message):

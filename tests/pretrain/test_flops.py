@@ -1,4 +1,4 @@
-"""What a clip costs is counted from the model itself and agrees with the formulas of the papers."""
+"""Counted FLOPs of a clip agree with the formulas of the papers."""
 
 import pytest
 import torch
@@ -40,12 +40,12 @@ def clips(grid: TokenGrid, *, visible: int, wanted: int, patch: int = 16, count:
 
 
 def blocks(depth: int, width: int, tokens: int) -> int:
-    """Products of matrices of plain blocks with an MLP four times as wide: 24 N D^2 + 4 N^2 D each."""
+    """FLOPs of plain blocks with an MLP four times as wide: 24 N D^2 + 4 N^2 D each."""
     return depth * (24 * tokens * width**2 + 4 * tokens**2 * width)
 
 
 @pytest.mark.parametrize("size", ["small", "base", "large"])
-def test_videomae_costs_what_the_formulas_say(size: str) -> None:
+def test_the_flops_of_videomae_agree_with_the_formulas(size: str) -> None:
     grid = TokenGrid(8, 14, 14)
     encoder, decoder = SIZES[size].encoder, SIZES[size].decoder
     flops = count_flops(

@@ -204,7 +204,7 @@ def test_photometric_noise_is_its_formula_in_pixels():
         torch.testing.assert_close(found[clip], p, atol=1e-5, rtol=0)
 
 
-def test_several_noises_are_their_parts_one_after_another_at_one_level():
+def test_several_noises_apply_their_parts_in_order_at_one_level():
     parts = {"photometric": {"brightness": 1.0}, "gaussian": {"std": 0.3}, "token": {}, "frames": {}}
     noise = SeveralNoises(parts=parts, strength={"min_level": 0.4})
     level_B = noise.level(torch.zeros(CLIPS), DRAWS)
@@ -256,6 +256,6 @@ def test_several_noises_change_patches_where_one_of_them_does():
         ),
     ],
 )
-def test_arguments_that_cannot_be_are_refused_by_their_key(kind, arguments, message):
+def test_invalid_arguments_are_refused_by_key(kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         kind(**arguments)

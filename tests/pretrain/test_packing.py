@@ -1,4 +1,4 @@
-"""Packing: which tokens stay, and clips of different lengths in one row and out again."""
+"""Packing of clips of different lengths into one row, and unpacking."""
 
 import pytest
 import torch
@@ -53,20 +53,20 @@ def test_the_patches_of_packed_tokens_are_those_of_their_clips():
     assert torch.equal(patches_1LP, packing.pack(patchify(clip_BCTHW, (2, 4, 4))))
 
 
-def test_the_best_tokens_come_in_order_and_of_equal_ones_the_first():
+def test_the_top_tokens_are_in_order_and_ties_take_the_first():
     score_BN = torch.tensor([[1.0, 5, 2, 5, 0], [0, 0, 0, 0, 0], [0, 1, torch.inf, 1, 1]])
 
     assert top_tokens(score_BN, 3).tolist() == [[1, 2, 3], [0, 1, 2], [1, 2, 3]]
 
 
 @pytest.mark.parametrize(("count", "share", "expected"), [(160, 0.5, 80), (3, 0.1, 1), (5, 1.0, 5)])
-def test_a_share_of_tokens_is_rounded_and_at_least_one(count, share, expected):
+def test_a_fraction_of_tokens_is_rounded_and_at_least_one(count, share, expected):
     assert kept_count(count, share) == expected
 
 
 @pytest.mark.parametrize("registers", [0, 2])
 @pytest.mark.parametrize("positions", ["sine", "rotary"])
-def test_packed_clips_are_encoded_as_if_each_were_alone(registers, positions):
+def test_packed_clips_are_encoded_like_single_ones(registers, positions):
     torch.manual_seed(0)
     shape = EncoderShape(
         width=24,

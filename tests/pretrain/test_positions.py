@@ -1,4 +1,4 @@
-"""What every way of telling positions promises; a new file in its folder is tested by itself."""
+"""The contract of position embeddings; a new file in the folder is tested automatically."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def encoder(name, grid=GRID, *, registers=0, reference=None):
 
 
 def said(positions):
-    """Everything a way says of all tokens: what it adds, and what it makes of the same query everywhere."""
+    """Added vectors of all tokens, and an equal query rotated at all positions."""
     added = positions(None)
     index_1N = torch.arange(positions.grid.tokens)[None]
     rotate = positions.rotation(index_1N)
@@ -53,7 +53,7 @@ def said(positions):
 
 @pytest.mark.parametrize("grid", [GRID, ODD], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_token_of_any_grid_is_told_apart(name, grid):
+def test_all_tokens_of_a_grid_have_different_embeddings(name, grid):
     told_ND = said(built(name, grid))
 
     assert told_ND.shape[0] == grid.tokens and told_ND.dtype == torch.float32
@@ -62,7 +62,7 @@ def test_every_token_of_any_grid_is_told_apart(name, grid):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_token_is_told_the_same_whichever_others_are_there(name):
+def test_an_embedding_does_not_depend_on_other_tokens(name):
     positions, index_BN = built(name), torch.tensor([[5, 0, 47], [9, 46, 9]])
     added = positions(index_BN)
     if added is not None:
@@ -80,7 +80,7 @@ def test_it_is_a_function_of_the_seed(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_saved_belongs_to_the_reference_and_not_to_the_grid(name):
+def test_saved_tables_have_the_size_of_the_reference(name):
     own, resampled = built(name), built(name, LONGER, GRID)
 
     assert own.state_dict().keys() == {parameter for parameter, _ in own.named_parameters()}
@@ -105,7 +105,7 @@ def test_at_the_reference_nothing_is_resampled(name):
 
 @pytest.mark.parametrize("name", ["sine", "learned", "flat_sine"])
 def test_of_a_doubled_grid_each_token_lies_between_its_neighbours_in_the_reference(name):
-    """Slices of a grid twice as long stand at -1/4, 1/4, 3/4, ...: linear or not, between the two around."""
+    """Slices of a doubled grid have the coordinates -1/4, 1/4, 3/4, ..., between those of the reference."""
     reference, doubled = TokenGrid(5, 2, 2), TokenGrid(10, 2, 2)
     one_tD = said(built(name, reference))[::4]
     two_tD = said(built(name, doubled, reference))[::4]
@@ -120,7 +120,7 @@ def test_of_a_doubled_grid_each_token_lies_between_its_neighbours_in_the_referen
         assert nearer
 
 
-def test_coordinates_stand_in_the_middle_of_what_they_cover():
+def test_coordinates_are_centres_of_the_covered_intervals():
     assert axis(4, 2).tolist() == [-0.25, 0.25, 0.75, 1.25]
     assert axis(2, 4).tolist() == [0.5, 2.5]
     assert axis(3, 3).tolist() == [0, 1, 2]
@@ -128,7 +128,7 @@ def test_coordinates_stand_in_the_middle_of_what_they_cover():
 
 @pytest.mark.parametrize("registers", [0, 2])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_encoder_cares_where_tokens_stand_and_not_in_which_order_they_come(name, registers):
+def test_the_encoder_depends_on_positions_and_not_on_the_order_of_tokens(name, registers):
     model = encoder(name, registers=registers)
     patches_BKP = torch.randn(2, 5, 96)
     visible_BK = torch.tensor([[3, 8, 21, 30, 47], [0, 1, 16, 17, 40]])
@@ -142,7 +142,7 @@ def test_the_encoder_cares_where_tokens_stand_and_not_in_which_order_they_come(n
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_all_tokens_unnamed_are_all_tokens_named(name):
+def test_no_index_equals_the_index_of_all_tokens(name):
     model, patches_BNP = encoder(name), torch.randn(2, GRID.tokens, 96)
     index_BN = torch.arange(GRID.tokens).expand(2, -1)
     assert torch.allclose(model(patches_BNP, None), model(patches_BNP, index_BN), atol=1e-5)
@@ -150,7 +150,7 @@ def test_all_tokens_unnamed_are_all_tokens_named(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", DECODERS)
-def test_a_decoder_predicts_by_the_place_asked_for(kind, name):
+def test_a_decoder_predicts_by_position(kind, name):
     torch.manual_seed(3)
     decoder_shape = DecoderShape(width=WIDTH, depth=2, heads=HEADS, positions=Component(name=name))
     decoder = DECODERS[kind](decoder_shape, GRID, memory_width=WIDTH, values=7)
@@ -168,7 +168,7 @@ def test_a_decoder_predicts_by_the_place_asked_for(kind, name):
 
 @pytest.mark.parametrize("grid", [GRID, LONGER], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_reach_whatever_can_learn(name, grid):
+def test_gradients_reach_all_parameters(name, grid):
     model = encoder(name, grid, reference=GRID)
     visible_BK = torch.arange(grid.tokens)[None, ::2]
     model(torch.randn(1, visible_BK.shape[1], 96), visible_BK).square().sum().backward()
@@ -177,7 +177,7 @@ def test_gradients_reach_whatever_can_learn(name, grid):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_learned_of_places_does_not_decay(name):
+def test_learned_positions_have_no_weight_decay(name):
     model = encoder(name)
     decayed = {id(p) for g in parameter_groups(model, 0.05) if g["weight_decay"] for p in g["params"]}
     assert id(model.patch_embed.weight) in decayed
@@ -186,7 +186,7 @@ def test_what_is_learned_of_places_does_not_decay(name):
 
 @pytest.mark.parametrize("grid", [GRID, LONGER], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_in_bfloat16_an_encoder_says_nearly_the_same(name, grid):
+def test_bfloat16_features_are_close_to_float32(name, grid):
     model = encoder(name, grid, reference=GRID)
     patches_BNP = torch.randn(2, grid.tokens, 96)
     exact = model(patches_BNP, None)
@@ -200,7 +200,7 @@ def test_in_bfloat16_an_encoder_says_nearly_the_same(name, grid):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_registers_stay_as_they_are(name):
+def test_registers_are_not_rotated(name):
     rotate = built(name).rotation(torch.tensor([[REGISTER, 47, REGISTER]]))
     if rotate is not None:
         query_BANF = torch.randn(1, HEADS, 3, WIDTH // HEADS)
@@ -210,6 +210,6 @@ def test_registers_stay_as_they_are(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_comes_from_the_model_is_no_argument(name):
+def test_values_of_the_model_are_no_config_arguments(name):
     with pytest.raises(ValueError, match=r"model.positions.args.width comes from the model: remove it"):
         built(name, **{"width": 8})

@@ -1,4 +1,4 @@
-"""Each way of telling positions against a plain version of its formula."""
+"""Each position embedding against a plain version of its formula."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_the_flat_sinusoid_is_resampled_trilinearly(grid, reference):
     assert torch.allclose(table_ND, expected[0].flatten(1).T, atol=1e-6)
 
 
-def test_learned_positions_are_a_slices_vector_and_a_places_vector():
+def test_learned_positions_are_the_sum_of_a_temporal_and_a_spatial_vector():
     positions = built("learned", SMALL)
 
     table_ND = positions(None)
@@ -51,7 +51,7 @@ def test_learned_positions_are_a_slices_vector_and_a_places_vector():
         assert torch.equal(table_ND[token], expected_D)
 
 
-def test_learned_positions_begin_narrow():
+def test_learned_positions_are_initialised_with_a_small_deviation():
     positions = built("learned", TokenGrid(8, 14, 14), width=96)
     for table in positions.parameters():
         assert table.std().item() == pytest.approx(0.02, rel=0.1)
@@ -59,7 +59,7 @@ def test_learned_positions_begin_narrow():
 
 
 @pytest.mark.parametrize("grid, reference", [(LARGE, SMALL), (SMALL, LARGE), (TokenGrid(2, 6, 8), SMALL)])
-def test_learned_positions_are_resampled_as_pictures_are(grid, reference):
+def test_learned_positions_are_resampled_as_by_interpolate(grid, reference):
     torch.manual_seed(0)
     positions = built("learned", grid, reference)
     time = F.interpolate(positions.temporal.mT, size=grid.t, mode="linear", align_corners=False)[0].T
@@ -70,7 +70,7 @@ def test_learned_positions_are_resampled_as_pictures_are(grid, reference):
     assert torch.allclose(positions(None), expected_ND, atol=1e-7)
 
 
-def test_sine_positions_go_on_between_the_references_coordinates():
+def test_sine_positions_use_fractional_coordinates():
     table_ND = built("sine", LARGE, SMALL)(None)
     for token in (0, 37, LARGE.tokens - 1):
         t, h, w = token // 20, token // 4 % 5, token % 4
@@ -85,7 +85,7 @@ def test_sine_positions_go_on_between_the_references_coordinates():
 
 
 def turned_by_hand(query_F, place, theta):
-    """A head's channels as complex numbers, turned axis by axis; the rest as it is."""
+    """Channels of a head as complex numbers, rotated axis by axis."""
     half = len(query_F) // 2
     each = half // 3
     pairs = [complex(query_F[i], query_F[i + half]) for i in range(half)]
@@ -97,7 +97,7 @@ def turned_by_hand(query_F, place, theta):
 
 @pytest.mark.parametrize("head_width", [6, 16, 64])
 @pytest.mark.parametrize("grid, reference", [(SMALL, SMALL), (LARGE, SMALL)])
-def test_rotary_positions_turn_complex_numbers(head_width, grid, reference):
+def test_rotary_positions_rotate_complex_numbers(head_width, grid, reference):
     positions = built("rotary", grid, reference, width=2 * head_width, heads=2, theta=100.0)
     token = grid.tokens - 6
     t, h, w = token // grid.per_slice, token // grid.w % grid.h, token % grid.w
@@ -114,7 +114,7 @@ def test_rotary_positions_turn_complex_numbers(head_width, grid, reference):
     assert turned.tolist() == pytest.approx(turned_by_hand(query_F.tolist(), place, 100.0), abs=1e-5)
 
 
-def test_rotary_scores_depend_on_the_distance_alone():
+def test_rotary_scores_depend_on_the_distance_only():
     grid = TokenGrid(6, 8, 9)
     positions = built("rotary", grid, width=128, heads=2)
     query, key = torch.randn(2, 1, 1, 1, 64)
@@ -134,7 +134,7 @@ def test_rotary_scores_depend_on_the_distance_alone():
     assert abs(ahead - back) > 1e-2, "the direction is told as well"
 
 
-def test_rotary_positions_turn_bfloat16_in_float32():
+def test_rotary_positions_rotate_bfloat16_in_float32():
     grid = TokenGrid(64, 2, 2)
     rotate = built("rotary", grid, width=64, heads=1).rotation(torch.arange(grid.tokens)[None])
     query_BANF = torch.randn(1, 1, grid.tokens, 64).bfloat16()

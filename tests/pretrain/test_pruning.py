@@ -13,7 +13,7 @@ SIZES_THW = [(8, 24, 20), (2, 8, 8), (8, 4, 4), (6, 4, 20)]
 
 
 def clips(size, count=3):
-    """Clips of which the left half is still and the rest moves; the last one is still altogether."""
+    """Clips with a still left half and a moving right half; the last one is still."""
     chance = torch.Generator().manual_seed(0)
     luma_BTHW = torch.randint(0, 256, (count, *size), dtype=torch.uint8, generator=chance)
     luma_BTHW[:, :, :, : size[2] // 2] = 50
@@ -24,9 +24,9 @@ def clips(size, count=3):
 @pytest.mark.parametrize("name", [n for n in NAMES if not build_default(FOLDER, n, Pruning).is_learned])
 @pytest.mark.parametrize("size", SIZES_THW, ids=str)
 class TestContract:
-    """What every pruning that looks at pixels promises; a new file in the folder is tested without a line."""
+    """The contract of prunings by pixels; a new file in the folder is tested automatically."""
 
-    def test_it_weighs_every_token_of_the_grid(self, name, size):
+    def test_it_scores_every_token_of_the_grid(self, name, size):
         luma_BTHW = clips(size)
         worth = build_default(FOLDER, name, Pruning).score_tokens(luma_BTHW, PATCH)
         shape = (3, size[0] // 2 * (size[1] // 4) * (size[2] // 4))
@@ -34,10 +34,10 @@ class TestContract:
         assert worth.score_BN.dtype == torch.float32 and worth.is_kept_BN.dtype == torch.bool
         assert not worth.score_BN.isnan().any()
 
-    def test_something_is_kept_of_every_clip_even_of_a_still_one(self, name, size):
+    def test_tokens_of_every_clip_are_kept_also_of_a_still_one(self, name, size):
         assert build_default(FOLDER, name, Pruning).score_tokens(clips(size), PATCH).is_kept_BN.any(1).all()
 
-    def test_runs_are_told_where_they_are_embedded_and_lie_in_the_table(self, name, size):
+    def test_run_lengths_are_returned_if_embedded_and_in_range(self, name, size):
         pruning = build_default(FOLDER, name, Pruning)
         worth = pruning.score_tokens(clips(size), PATCH)
         assert (worth.run_length_BN is not None) == (pruning.run_lengths > 0)
@@ -49,7 +49,7 @@ class TestContract:
                 pruning.run_lengths, size[0] // 2
             )
 
-    def test_a_clip_is_weighed_by_itself_and_without_chance(self, name, size):
+    def test_scores_are_deterministic_and_do_not_depend_on_the_batch(self, name, size):
         luma_BTHW, pruning = clips(size), build_default(FOLDER, name, Pruning)
         before = luma_BTHW.clone()
         together = pruning.score_tokens(luma_BTHW, PATCH)
@@ -70,11 +70,11 @@ def test_the_encoder_gets_the_parameters_that_a_pruning_needs_and_keeps_its_own(
 
 
 @pytest.mark.parametrize("keep", [0.0, -0.5, 1.5, float("nan")])
-def test_a_share_that_keeps_nothing_or_more_than_all_is_refused(keep):
+def test_an_invalid_fraction_is_refused(keep):
     with pytest.raises(ValueError, match=f"pruning.args.keep must be a fraction above 0 .*, got {keep}"):
         check_keep(keep)
 
 
-def test_a_share_or_none_is_let_through():
+def test_a_fraction_or_none_is_accepted():
     for keep in (None, 0.01, 1.0, 1):
         check_keep(keep)

@@ -1,4 +1,4 @@
-"""The measures of a representation, against numpy and against features whose answer is known."""
+"""Metrics of a representation, against numpy and known answers."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_measures_are_those_of_numpy() -> None:
+def test_the_metrics_equal_those_of_numpy() -> None:
     x_RD = normal(9, 5) * torch.tensor([1.0, 2.0, 3.0, 0.1, 0.5]) + 0.7
     x = x_RD.double().numpy()
     assert deviation(x_RD) == pytest.approx(x.std(axis=0).mean())
@@ -29,17 +29,17 @@ def test_features_along_one_line_have_rank_one() -> None:
     assert effective_rank(line_RD) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_as_many_equal_directions_as_there_are_have_that_rank() -> None:
+def test_n_equal_directions_have_rank_n() -> None:
     corners_RD = torch.cat([torch.eye(6), -torch.eye(6)])
     assert effective_rank(corners_RD) == pytest.approx(6.0)
 
 
-def test_a_common_part_that_is_much_larger_hides_no_direction() -> None:
+def test_a_large_common_vector_does_not_change_the_rank() -> None:
     corners_RD = torch.cat([torch.eye(6), -torch.eye(6)])
     assert effective_rank(corners_RD + 100.0) == pytest.approx(6.0, rel=1e-4)
 
 
-def test_features_of_equal_clips_have_collapsed_in_every_measure() -> None:
+def test_equal_features_are_collapsed_in_all_metrics() -> None:
     same_RD = normal(1, 16).expand(10, -1)
     assert deviation(same_RD) == pytest.approx(0.0, abs=1e-7)
     assert mean_cosine(same_RD) == pytest.approx(1.0)
@@ -51,15 +51,15 @@ def test_orthogonal_features_have_cosine_zero() -> None:
     assert mean_cosine(5 * torch.eye(7)) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_neighbours_tell_separable_classes() -> None:
+def test_knn_classifies_separable_classes() -> None:
     label_R = torch.arange(60) % 3
     centres = 4 * normal(3, 8, seed=1)
     train_RD, test_VD = (centres[label_R] + 0.1 * normal(60, 8, seed=seed) for seed in (2, 3))
     assert knn_accuracy(train_RD, label_R, test_VD, label_R, neighbours=10) == 1.0
 
 
-def test_neighbours_tell_classes_that_differ_little_in_features_that_are_nearly_the_same() -> None:
-    """As those of a masked autoencoder are: raw cosines are all above 0.9999."""
+def test_knn_classifies_nearly_equal_features() -> None:
+    """As for masked autoencoders, all raw cosines are above 0.9999."""
     label_R = torch.arange(60) % 2
     common_D = 100 * normal(1, 8, seed=1)
     signal_D = torch.tensor([0.1, *[0.0] * 7])
@@ -70,7 +70,7 @@ def test_neighbours_tell_classes_that_differ_little_in_features_that_are_nearly_
     assert knn_accuracy(train_RD, label_R, test_VD, label_R, neighbours=10) > 0.9
 
 
-def test_neighbours_of_shuffled_labels_guess() -> None:
+def test_knn_on_shuffled_labels_is_at_chance() -> None:
     label_R = torch.randint(4, (400,), generator=torch.Generator().manual_seed(5))
     accuracy = knn_accuracy(normal(400, 8), label_R, normal(400, 8, seed=1), label_R, neighbours=20)
     assert accuracy == pytest.approx(0.25, abs=0.08)  # 3.7 standard deviations of a guess

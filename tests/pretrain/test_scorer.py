@@ -1,4 +1,4 @@
-"""Learned scoring: what is kept, how the loss reaches the scorer, and what the autoencoder makes of it."""
+"""Learned token scores: kept tokens, gradients of the scorer, and use in the autoencoder."""
 
 import pytest
 import torch
@@ -77,7 +77,7 @@ def test_the_tokens_of_the_highest_score_are_kept_in_order_and_nearly_as_they_we
         assert torch.allclose(kept.x_BKD[clip], x_BND[clip, best], rtol=0.1)
 
 
-def test_the_loss_teaches_the_scorer_to_keep_what_lowers_it():
+def test_the_scorer_learns_to_keep_tokens_that_lower_the_loss():
     scorer = make_scorer()
     optimiser = torch.optim.Adam(scorer.parameters(), lr=0.01)
     chance = torch.Generator().manual_seed(0)
@@ -95,7 +95,7 @@ def test_the_loss_teaches_the_scorer_to_keep_what_lowers_it():
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.7])
-def test_the_threshold_learns_which_score_the_kept_share_has(keep):
+def test_the_threshold_learns_the_quantile_of_the_kept_fraction(keep):
     scorer, x_BND = make_scorer(), torch.randn(50, 20, 16)
     optimiser = torch.optim.Adam([scorer.threshold], lr=1e-3)
     for _ in range(300):
@@ -106,7 +106,7 @@ def test_the_threshold_learns_which_score_the_kept_share_has(keep):
     assert (scorer(x_BND) > scorer.threshold).float().mean() == pytest.approx(keep, abs=0.03)
 
 
-def test_the_thresholds_loss_moves_nothing_else_and_does_not_show_in_the_models_loss():
+def test_the_threshold_loss_changes_no_other_gradient_and_no_loss_value():
     scorer, loss_B = make_scorer(), torch.ones(4, requires_grad=True)
 
     both_B = add_gradient_of(loss_B, scorer.select(torch.randn(4, 10, 16), 0.3).threshold_loss_B)
@@ -117,7 +117,7 @@ def test_the_thresholds_loss_moves_nothing_else_and_does_not_show_in_the_models_
 
 
 @pytest.mark.parametrize("decoder", ["cross", "self"])
-def test_an_autoencoder_goes_on_with_the_kept_visible_tokens_alone(decoder):
+def test_an_autoencoder_encodes_the_kept_tokens_only(decoder):
     model, plain, batch = build(decoder=decoder), build(keep=None, decoder=decoder), make_batch()
     plain.load_state_dict(model.state_dict(), strict=False)
     torch.nn.init.zeros_(model.encoder.scorer.fc2.weight)  # all tokens alike: the first are kept, gate 1
@@ -140,7 +140,7 @@ def test_training_reaches_every_weight_of_the_scorer_and_its_threshold():
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_the_noise_that_a_target_asks_for_is_that_of_the_kept_tokens():
+def test_the_noise_in_the_target_inputs_is_that_of_the_kept_tokens():
     model = build(target=NoiseTarget(), noise=GaussianNoise(std=0.5))
     batch = make_batch()
 
@@ -155,7 +155,7 @@ def test_the_noise_that_a_target_asks_for_is_that_of_the_kept_tokens():
     assert torch.equal(inputs.added_BKP, added_BKP)
 
 
-def test_the_plan_counts_what_is_embedded_what_goes_on_and_what_is_predicted():
+def test_the_plan_counts_embedded_encoded_and_predicted_tokens():
     split = split_of(0.25)
 
     assert split.counts() == (16, 2)  # 16 visible and 16 hidden; a quarter of these, half of it predicted
@@ -163,6 +163,6 @@ def test_the_plan_counts_what_is_embedded_what_goes_on_and_what_is_predicted():
 
 
 @pytest.mark.parametrize("keep", [0.0, 1.5])
-def test_a_share_that_cannot_be_kept_is_refused(keep):
+def test_an_invalid_fraction_is_refused(keep):
     with pytest.raises(ValueError, match=r"pruning\.args\.keep must be a fraction above 0 and at most 1"):
         LearnedPruning(keep=keep)

@@ -31,7 +31,7 @@ def test_encoders_have_as_many_parameters_as_published(size, millions):
     )
 
 
-def test_overrides_bend_a_size_and_keep_its_proportions():
+def test_overrides_keep_the_proportions_of_a_size():
     shape = ModelConfig(
         size="base", width=128, depth=3, decoder_width=64, decoder_depth=1, patch_size=8
     ).shape()
@@ -53,6 +53,6 @@ def test_overrides_bend_a_size_and_keep_its_proportions():
         ({"decoder_depth": 0}, "model.decoder_depth must be at least 1, got 0"),
     ],
 )
-def test_a_model_that_cannot_be_built_is_refused_by_the_config(arguments, message):
+def test_an_invalid_model_is_refused_by_the_config(arguments, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**arguments)

@@ -1,4 +1,4 @@
-"""What every target promises; a new file in `pretrain/targets` is tested without a line here."""
+"""The contract of targets; a new file in `pretrain/targets` is tested automatically."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class TestContract:
         return build_model(build_target(name, tmp_path))
 
     @pytest.mark.parametrize("grid, patch", PLACES)
-    def test_on_any_grid_it_trains_or_says_why_not(self, name, tmp_path, grid, patch):
+    def test_on_any_grid_it_trains_or_raises_an_error(self, name, tmp_path, grid, patch):
         save_teacher(tmp_path, grid, patch)
         try:
             model = build_model(build_target(name, tmp_path), grid, patch)
@@ -60,7 +60,7 @@ class TestContract:
         norms = [p.grad.norm() for p in model.encoder.parameters() if p.grad is not None]
         assert all(norm.isfinite() for norm in norms) and max(norms) > 0
 
-    def test_it_learns_nothing_by_gradients_itself(self, name, model):
+    def test_it_has_no_trainable_parameters(self, name, model):
         model(batch_of(random_clip()), draws())["loss"].sum().backward()
         assert all(p.grad is None and not p.requires_grad for p in model.target.parameters())
         own = {id(p) for p in model.target.parameters()}
@@ -93,7 +93,7 @@ class TestContract:
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         assert all(grad.isfinite().all() for grad in grads)
 
-    def test_the_truth_has_no_loss_and_anything_else_has(self, name, model):
+    def test_the_loss_of_the_true_values_is_zero_and_others_are_higher(self, name, model):
         if not isinstance(model.target, DecoderTarget):
             pytest.skip("it has no truth that can be asked for; its own tests say it")
         _, inputs = model.predict(batch_of(random_clip()), draws())
@@ -114,7 +114,7 @@ class TestContract:
                 assert picture_BMP.dtype == torch.uint8
                 assert picture_BMP.shape == (*inputs.target_BM.shape, model.encoder.shape.patch_values)
 
-    def test_what_is_watched_are_single_finite_numbers(self, name, model):
+    def test_state_metrics_are_finite_scalars(self, name, model):
         watched = model.target.state_metrics(model.encoder)
         assert all(value.shape == () and value.isfinite() for value in watched.values())
 

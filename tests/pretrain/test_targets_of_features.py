@@ -1,4 +1,4 @@
-"""Teachers, the encoder's own slow copy or a finished one, and several targets at once."""
+"""Teacher targets (EMA and frozen) and weighted sums of targets."""
 
 import math
 from pathlib import Path
@@ -32,7 +32,7 @@ from tests.pretrain.target_models import (
 def normed_features(
     encoder: Encoder, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
 ) -> torch.Tensor:
-    """The wanted tokens' features of the usual clip, each brought to mean 0 and deviation 1."""
+    """Layer-normalised features of the target tokens of the usual clip."""
     with torch.no_grad():
         x_BND = encoder(normalise(patchify(random_clip(), PATCH), mean, std), None)
     picked_BMD = torch.stack([x_BND[b, TARGET[b]] for b in range(2)]).double()
@@ -44,7 +44,7 @@ def weights(module: torch.nn.Module) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in module.parameters()]
 
 
-def test_the_truth_is_the_teachers_normed_features_of_the_whole_clip() -> None:
+def test_the_target_values_are_the_normalised_features_of_the_whole_clip() -> None:
     model = build_model(FeatureTarget())
     with torch.no_grad():  # fresh, the encoder's own last norm would do
         model.encoder.norm.weight.uniform_(0.5, 3.0)
@@ -54,7 +54,7 @@ def test_the_truth_is_the_teachers_normed_features_of_the_whole_clip() -> None:
     torch.testing.assert_close(truth_BMD, normed_features(model.encoder), atol=1e-4, rtol=1e-4)
 
 
-def test_the_loss_is_square_near_the_truth_and_straight_far_from_it() -> None:
+def test_the_loss_is_quadratic_for_small_and_linear_for_large_errors() -> None:
     target = FeatureTarget(beta=0.5)
     truth_BMD = torch.zeros(2, 3, 4)
     near_B, far_B = (target.errors(torch.full_like(truth_BMD, off), truth_BMD) for off in (0.1, 3.0))
@@ -62,7 +62,7 @@ def test_the_loss_is_square_near_the_truth_and_straight_far_from_it() -> None:
     torch.testing.assert_close(far_B, torch.full((2,), 3.0 - 0.5 * 0.5))
 
 
-def test_the_teacher_knows_neither_noise_nor_drop_path_nor_training_mode() -> None:
+def test_the_teacher_has_no_noise_no_drop_path_and_no_training_mode() -> None:
     model = build_model(FeatureTarget(), drop_path=0.9).train()
     assert model.encoder.training and not any(m.training for m in model.target.teacher.modules())
     truths = [model.target.compute_target(target_inputs(random_clip()))]
@@ -71,7 +71,7 @@ def test_the_teacher_knows_neither_noise_nor_drop_path_nor_training_mode() -> No
     assert torch.equal(*truths)
 
 
-def test_training_moves_the_encoder_and_an_update_draws_the_teacher_after_it() -> None:
+def test_an_update_moves_the_teacher_towards_the_trained_encoder() -> None:
     model = build_model(FeatureTarget(decay=0.6, final_decay=0.8))
     first = weights(model.target.teacher)
     assert all(torch.equal(a, b) for a, b in zip(first, weights(model.encoder), strict=True))
@@ -94,7 +94,7 @@ def test_the_decay_goes_from_the_first_to_the_last_along_a_half_cosine() -> None
     assert {round(constant.decay_at(i / 7), 12) for i in range(8)} == {0.99}
 
 
-def test_the_watched_distance_is_of_all_weights_together() -> None:
+def test_the_ema_distance_is_over_all_weights() -> None:
     model = build_model(FeatureTarget())
     assert model.target.state_metrics(model.encoder)["ema_distance"] == 0
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_the_moving_average_is_in_the_models_state_and_a_frozen_teacher_is_not(t
     assert not [name for name in taught.state_dict() if name.startswith("target.")]
 
 
-def test_a_frozen_teacher_sees_clips_as_it_was_trained_to(tmp_path: Path) -> None:
+def test_a_frozen_teacher_uses_its_own_normalisation(tmp_path: Path) -> None:
     mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
     encoder, _ = save_teacher(tmp_path, mean=mean, std=std)
     target = TeacherTarget(encoder=str(tmp_path))
@@ -166,7 +166,7 @@ def test_weighted_losses_are_those_of_the_parts_alone() -> None:
     torch.testing.assert_close(values["loss"], total_B)
 
 
-def test_weighted_parts_are_bound_updated_and_watched() -> None:
+def test_weighted_parts_are_bound_and_updated_and_return_metrics() -> None:
     model = build_model(WeightedTarget(parts={"pixels": {}, "features": {"args": {"decay": 0.5}}}))
     with torch.no_grad():
         for parameter in model.encoder.parameters():
@@ -186,7 +186,7 @@ def test_a_weighted_picture_is_that_of_the_first_part_that_has_one() -> None:
     assert torch.equal(target.to_pixels(decoded_BMP, known, visible_only=True), expected_BMP)
 
 
-def test_parts_about_visible_tokens_alone_need_no_decoder() -> None:
+def test_targets_of_visible_tokens_only_need_no_decoder() -> None:
     target = WeightedTarget(parts={"noise": {}})
     assert target.needs_noise and build_model(target).decoder is None
 

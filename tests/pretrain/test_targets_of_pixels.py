@@ -1,4 +1,4 @@
-"""Targets made of pixels, against the same formulas written out: in loops, or as the papers' code has it."""
+"""Pixel, motion and HOG targets against plain formulas and the code of the papers."""
 
 import math
 
@@ -75,19 +75,19 @@ def test_patch_normalisation_of_all_frames_is_over_all_values_of_a_patch() -> No
     torch.testing.assert_close(actual_BMP, expected_BMP.float(), atol=1e-5, rtol=0)
 
 
-def test_without_normalisation_the_target_is_what_the_encoder_would_see() -> None:
+def test_without_normalisation_the_target_is_in_units_of_the_encoder_input() -> None:
     actual_BMP = PixelTarget(normalise="none").compute_target(target_inputs(random_clip()))
     assert torch.equal(actual_BMP, normalise(wanted_pixels(random_clip())))
 
 
 @pytest.mark.parametrize("kind", ["channel", "patch", "none"])
-def test_the_usual_view_of_a_perfect_prediction_is_the_clip(kind: str) -> None:
+def test_with_true_statistics_a_perfect_prediction_is_the_clip(kind: str) -> None:
     target, known = PixelTarget(normalise=kind), target_inputs(random_clip())
     picture_BMP = target.to_pixels(target.compute_target(known), known, visible_only=False)
     assert torch.equal(picture_BMP, wanted_pixels(random_clip()))
 
 
-def test_a_single_predicted_frame_stands_for_its_whole_patch_in_pictures() -> None:
+def test_a_single_predicted_frame_is_repeated_in_its_patch() -> None:
     target, known = PixelTarget(normalise="patch", frames="one"), target_inputs(random_clip())
     picture = target.to_pixels(target.compute_target(known), known, visible_only=False).view(2, 3, 2, 48)
     clip = patchify(random_clip(), PATCH).view(2, 8, 2, 48)
@@ -97,7 +97,7 @@ def test_a_single_predicted_frame_stands_for_its_whole_patch_in_pictures() -> No
 
 
 @pytest.mark.parametrize("kind", ["channel", "patch", "none"])
-def test_the_honest_view_cannot_see_hidden_pixels(kind: str) -> None:
+def test_visible_only_pictures_do_not_depend_on_hidden_pixels(kind: str) -> None:
     target, clip_BCTHW = PixelTarget(normalise=kind), random_clip()
     prediction_BMP = target.compute_target(target_inputs(clip_BCTHW))
     other_BCTHW = clip_BCTHW.clone()
@@ -110,7 +110,7 @@ def test_the_honest_view_cannot_see_hidden_pixels(kind: str) -> None:
     assert torch.equal(*pictures)
 
 
-def test_the_honest_view_takes_its_statistics_from_near_visible_patches() -> None:
+def test_visible_only_pictures_use_statistics_of_near_visible_patches() -> None:
     clip_BCTHW = torch.zeros(1, 3, 1, 4, 32, dtype=torch.uint8)
     clip_BCTHW[..., 16:] = 200  # eight tokens in a row, the left half black and the right half bright
     target_BM, visible_BK = torch.tensor([[1, 6]]), torch.tensor([[0, 7]])
@@ -141,7 +141,7 @@ def test_motion_is_the_next_frame_less_this_one(kind: str) -> None:
         torch.testing.assert_close(actual[b, m], expected.float(), atol=1e-5, rtol=1e-5)
 
 
-def test_what_stands_still_has_a_motion_near_zero_even_under_compression_noise() -> None:
+def test_still_patches_with_compression_noise_have_targets_near_zero() -> None:
     still = target_inputs(random_clip(low=100, high=102))
     moving = target_inputs(random_clip(low=0, high=256))
     quiet, loud = (MotionTarget().compute_target(known).square().mean() for known in (still, moving))

@@ -22,7 +22,7 @@ STILL_THW = torch.full(SIZE, 90, dtype=torch.uint8)
 
 
 def moving(seed=0):
-    """A clip of which some tokens move, each more or less, and others are still or begin to move late."""
+    """A clip with tokens of different motion, still ones, and ones that start to move late."""
     chance = torch.Generator().manual_seed(seed)
     strength = torch.randint(0, 40, (4, 6, 5), generator=chance).float()
     strength[:, :, :2] = 0
@@ -48,21 +48,21 @@ class LearnedPruning(Pruning):
 
 @pytest.mark.parametrize("masking", [TubeMasking(ratio=0.7), UniformMasking(ratio=0.7)])
 @pytest.mark.parametrize("predict_ratio", [1.0, 0.5, 0.001])
-def test_without_pruning_the_split_is_the_masks_own_and_its_first_hidden_tokens(masking, predict_ratio):
+def test_without_pruning_the_selection_is_the_masks_with_its_first_hidden_tokens(masking, predict_ratio):
     found = token_selection(masking, predict_ratio=predict_ratio)(moving(), 5)
     visible_K, hidden_M = masking.split(GRID, generator(3, purpose="masking", sample=5))
     wanted = max(1, round(len(hidden_M) * predict_ratio))
     assert same(found, {"visible": visible_K, "target": hidden_M[:wanted]})
 
 
-def test_a_clips_split_is_a_function_of_the_seed_and_its_place_in_the_run():
+def test_the_selection_is_a_function_of_the_seed_and_the_clip_index():
     split = token_selection(UniformMasking(ratio=0.5), predict_ratio=0.5)
     first, again, other = split(moving(0), 5), split(moving(1), 5), split(moving(0), 6)
     assert same(first, again) and not torch.equal(first["visible"], other["visible"])
     assert len(first["target"]) == 30 and not set(first["target"].tolist()) & set(first["visible"].tolist())
 
 
-def test_a_masking_that_asks_is_told_what_moves():
+def test_a_masking_with_needs_motion_gets_the_motion():
     masking = MotionMasking(ratio=0.5, temperature=1e-9, tubes=False)
     found = token_selection(masking)(moving(), 0)
     most_first = motion(moving()[None], PATCH)[0].argsort(descending=True)
@@ -73,7 +73,7 @@ def test_a_masking_that_asks_is_told_what_moves():
 @pytest.mark.parametrize("predict_ratio", [0.3, 1.0])
 @pytest.mark.parametrize("kind", [MotionPruning, RunLengthPruning])
 @pytest.mark.parametrize("predict", ["random", "running_cell"])
-def test_budgets_are_what_was_promised_and_filled_by_worth(kind, keep, predict_ratio, predict):
+def test_budgets_are_exact_and_filled_by_score(kind, keep, predict_ratio, predict):
     masking, pruning, clip_THW = UniformMasking(ratio=0.6), kind(keep=keep), moving()
     split = token_selection(masking, pruning=pruning, predict_ratio=predict_ratio, predict=predict)
     found = split(clip_THW, 5)
@@ -101,7 +101,7 @@ def test_a_keep_of_1_changes_nothing(predict):
         assert told.pop("run_length").shape == plain["visible"].shape and same(told, plain)
 
 
-def test_the_wanted_tokens_are_any_of_the_hidden_ones_that_pruning_left_in_the_masks_order():
+def test_target_tokens_are_hidden_tokens_after_pruning_in_the_masks_order():
     masking, pruning = UniformMasking(ratio=0.6), MotionPruning(keep=0.5)
     _, hidden_M = masking.split(GRID, generator(3, purpose="masking", sample=5))
     left = token_selection(masking, pruning=pruning)(moving(), 5)["target"].tolist()
@@ -112,7 +112,7 @@ def test_the_wanted_tokens_are_any_of_the_hidden_ones_that_pruning_left_in_the_m
     )
 
 
-def test_which_of_equal_tokens_are_kept_is_drawn_by_the_clips_chance():
+def test_ties_are_broken_at_random_per_clip():
     split = token_selection(TubeMasking(ratio=0.5), pruning=MotionPruning(keep=0.5), predict_ratio=0.5)
     assert same(split(STILL_THW, 7), split(STILL_THW, 7))
     kept, wanted = Counter(), Counter()
@@ -124,7 +124,7 @@ def test_which_of_equal_tokens_are_kept_is_drawn_by_the_clips_chance():
         assert max(abs(often[token] / 600 - share) for token in range(GRID.tokens)) < 5 * (0.25 / 600) ** 0.5
 
 
-def test_the_run_of_each_visible_token_goes_with_it():
+def test_run_lengths_are_those_of_the_visible_tokens():
     pruning = RunLengthPruning(keep=0.5)
     found = token_selection(UniformMasking(ratio=0.5), pruning=pruning)(moving(), 2)
     assert torch.equal(
@@ -133,7 +133,7 @@ def test_the_run_of_each_visible_token_goes_with_it():
     assert found["run_length"].max() > 1
 
 
-def test_a_learned_pruner_is_given_all_visible_tokens_and_fewer_to_predict():
+def test_learned_pruning_gets_all_visible_tokens_and_fewer_target_tokens():
     split = token_selection(TubeMasking(ratio=0.5), pruning=LearnedPruning(), predict_ratio=0.5)
     assert split.counts() == (60, 15)
     plain = token_selection(TubeMasking(ratio=0.5), predict_ratio=0.25)
@@ -141,7 +141,7 @@ def test_a_learned_pruner_is_given_all_visible_tokens_and_fewer_to_predict():
 
 
 def running_cell(grid, start):
-    """Who is chosen, by going through slices and cells."""
+    """Chosen tokens, by a loop over slices and cells."""
     chosen = set()
     for t in range(grid.t):
         for number in ((start + t) % 4, (start + t + 1) % 4):  # two of four, running on by one
@@ -154,7 +154,7 @@ def running_cell(grid, start):
 @pytest.mark.parametrize(
     "grid", [GRID, TokenGrid(8, 14, 14), TokenGrid(1, 3, 3), TokenGrid(5, 1, 1), TokenGrid(3, 1, 4)]
 )
-def test_a_running_cell_chooses_half_of_each_cell_and_goes_on_with_the_slice(grid):
+def test_a_running_cell_chooses_half_of_each_cell_and_advances_per_slice(grid):
     chance = generator(0, purpose="masking")
     start = int(torch.randint(4, (), generator=generator(0, purpose="masking")))
     hidden_M = torch.randperm(grid.tokens, generator=generator(1, purpose="masking"))
@@ -165,7 +165,7 @@ def test_a_running_cell_chooses_half_of_each_cell_and_goes_on_with_the_slice(gri
     ]
 
 
-def test_over_four_slices_a_running_cell_chooses_every_place_twice():
+def test_in_four_slices_a_running_cell_chooses_every_position_twice():
     for start in range(4):
         places = Counter(token % 30 for token in running_cell(GRID, start))
         assert set(places.values()) == {2} and len(places) == 30

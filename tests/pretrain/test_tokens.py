@@ -35,7 +35,7 @@ def test_unpatchify_undoes_patchify(t, h, frames, pixels):
     assert torch.equal(unpatchify(patches_BNP, grid, patch), clip_BCTHW)
 
 
-def test_patches_stand_in_time_row_column_order_and_values_in_frame_row_column_channel_order():
+def test_patches_are_in_time_row_column_order_and_values_in_frame_row_column_channel_order():
     clip_BCTHW = random_clip()
     grid = TokenGrid.of(4, 12, PATCH)
     patches_BNP = patchify(clip_BCTHW, PATCH)
@@ -54,7 +54,7 @@ def test_taking_some_patches_equals_gathering_from_all():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int16])
-def test_pixels_that_are_no_bytes_are_refused(dtype):
+def test_pixels_of_another_dtype_than_uint8_are_refused(dtype):
     patches_BNP = patchify(random_clip(), PATCH).to(dtype)
     with pytest.raises(ValueError, match=r"pixels: expected uint8 from 0 to 255, got torch\..*; fix: pass"):
         normalise(patches_BNP)
@@ -67,7 +67,7 @@ def test_normalised_patches_are_in_deviations_from_the_colours_mean():
     torch.testing.assert_close(normalise(patches_BNP), expected.flatten(2).float(), atol=1e-6, rtol=0)
 
 
-def test_pixels_survive_normalising_and_back():
+def test_denormalise_inverts_normalise():
     patches_BNP = patchify(random_clip(), PATCH)
     assert torch.equal(to_bytes(denormalise(normalise(patches_BNP))), patches_BNP)
 

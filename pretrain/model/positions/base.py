@@ -59,14 +59,14 @@ class Positions(nn.Module):
 
 def axis(length: int, reference: int) -> Tensor:
     """Coordinates of an axis's tokens in the reference grid, float64 of shape (length,)."""
-    place = torch.arange(length, dtype=torch.float64)
+    coordinate = torch.arange(length, dtype=torch.float64)
     # Exact whole numbers if nothing is resampled.
-    return place if length == reference else (place + 0.5) * reference / length - 0.5
+    return coordinate if length == reference else (coordinate + 0.5) * reference / length - 0.5
 
 
-def _blend(place: Tensor, length: int) -> Tensor:
+def _blend(coordinate: Tensor, length: int) -> Tensor:
     """Weights of linear interpolation: max(0, 1 - distance)."""
-    nearest = place.clamp(0, length - 1)
+    nearest = coordinate.clamp(0, length - 1)
     distance = nearest[:, None] - torch.arange(length, dtype=torch.float64)
     return (1 - distance.abs()).clamp(min=0)
 

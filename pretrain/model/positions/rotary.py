@@ -35,8 +35,8 @@ class RotaryPositions(Positions):
         pairs = head_width // 2
         each = pairs // 3
         frequency_E = theta ** (-torch.arange(each, dtype=torch.float64) / each)
-        places = torch.meshgrid(*self.axes(), indexing="ij")
-        angle_NF = torch.cat([place.flatten()[:, None] * frequency_E for place in places], dim=1)
+        coordinates = torch.meshgrid(*self.axes(), indexing="ij")
+        angle_NF = torch.cat([x.flatten()[:, None] * frequency_E for x in coordinates], dim=1)
         # An extra last row without rotation, selected by REGISTER (-1).
         angle_NF = torch.nn.functional.pad(angle_NF, (0, pairs - 3 * each, 0, 1))
         self.register_buffer("cos_NF", angle_NF.cos().float(), persistent=False)
@@ -51,7 +51,7 @@ class RotaryPositions(Positions):
 
         def rotate(x_BANF: Tensor) -> Tensor:
             one, other = x_BANF.float().chunk(2, dim=3)
-            turned = [one * cos_B1NF - other * sin_B1NF, other * cos_B1NF + one * sin_B1NF]
-            return torch.cat(turned, dim=3).to(x_BANF.dtype)
+            rotated = [one * cos_B1NF - other * sin_B1NF, other * cos_B1NF + one * sin_B1NF]
+            return torch.cat(rotated, dim=3).to(x_BANF.dtype)
 
         return rotate

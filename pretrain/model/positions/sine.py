@@ -22,8 +22,8 @@ class SinePositions(Positions):
         super().__init__(width=width, heads=heads, grid=grid, reference=reference)
         spatial = 2 * (width // 6)
         widths = (width - 2 * spatial, spatial, spatial)
-        places = torch.meshgrid(*self.axes(), indexing="ij")
-        parts = [waves(place.flatten(), channels) for place, channels in zip(places, widths, strict=True)]
+        coordinates = torch.meshgrid(*self.axes(), indexing="ij")
+        parts = [waves(x.flatten(), channels) for x, channels in zip(coordinates, widths, strict=True)]
         self.register_buffer("table_ND", torch.cat(parts, dim=1).float(), persistent=False)
 
     def forward(self, index_BN: Tensor | None) -> Tensor:
@@ -31,10 +31,10 @@ class SinePositions(Positions):
         return self.table_ND if index_BN is None else self.table_ND[index_BN]
 
 
-def waves(place_N: Tensor, channels: int) -> Tensor:
+def waves(coordinate_N: Tensor, channels: int) -> Tensor:
     """Sines, then cosines of float64 coordinates, as (N, channels)."""
     half = channels // 2
     # Float64: in float32 the angle of a late token is off in the fourth digit.
-    frequency_D = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=place_N.device) / half)
-    angle_ND = place_N[:, None] * frequency_D
+    frequency_D = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=coordinate_N.device) / half)
+    angle_ND = coordinate_N[:, None] * frequency_D
     return torch.cat([angle_ND.sin(), angle_ND.cos()], dim=1)

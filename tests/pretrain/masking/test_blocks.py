@@ -13,7 +13,7 @@ GRID = TokenGrid(8, 14, 14)
 
 
 def hidden_map(masking, sample, grid=GRID):
-    """Which places are hidden, (h, w); the same in every slice."""
+    """Hidden positions, (h, w); the same in all slices."""
     _, hidden_M = masking.split(grid, generator(0, purpose="masking", sample=sample))
     is_hidden = torch.zeros(grid.tokens, dtype=torch.bool)
     is_hidden[hidden_M] = True
@@ -23,14 +23,14 @@ def hidden_map(masking, sample, grid=GRID):
 
 
 def block_sides(scale, grid=GRID):
-    """Every height and width that a block of a scale may have."""
+    """All heights and widths of a block of a scale."""
     area = int(scale * grid.per_slice)
     aspects = torch.linspace(0.75, 1.5, 2001, dtype=torch.float64).tolist()
     return {(min(round((area * a) ** 0.5), grid.h), min(round((area / a) ** 0.5), grid.w)) for a in aspects}
 
 
 def covered_by_whole_blocks(is_hidden, sides):
-    """Which places lie in a rectangle of such a size that is hidden altogether, by brute force."""
+    """Positions inside a completely hidden rectangle of such a size, by brute force."""
     covered = torch.zeros_like(is_hidden)
     for height, width in sides:
         for top in range(is_hidden.shape[0] - height + 1):
@@ -42,7 +42,7 @@ def covered_by_whole_blocks(is_hidden, sides):
 
 
 @pytest.mark.parametrize(("scale", "ratio"), [(0.15, 0.5), (0.15, 0.9), (0.7, 0.9)])
-def test_what_is_hidden_is_a_union_of_blocks_but_for_what_is_cut_from_the_last(scale, ratio):
+def test_the_hidden_positions_are_a_union_of_blocks_with_the_last_one_cut(scale, ratio):
     masking, sides = BlockMasking(ratio=ratio, scales=[scale]), block_sides(scale)
     for sample in range(10):
         is_hidden = hidden_map(masking, sample)
@@ -66,7 +66,7 @@ def test_each_clip_has_blocks_of_one_scale_and_clips_differ():
     assert 30 <= large <= 70
 
 
-def test_every_place_is_hidden_now_and_then_even_the_corners():
+def test_every_position_is_hidden_sometimes_including_the_corners():
     masking = BlockMasking(ratio=0.5)
     often = torch.stack([hidden_map(masking, sample) for sample in range(300)]).float().mean(0)
     assert often.min() > 0.01 and often.max() < 0.99
@@ -78,7 +78,7 @@ def test_every_place_is_hidden_now_and_then_even_the_corners():
 @pytest.mark.parametrize(
     "scales", [[], [0.0], [1.0], [0.15, 1.5], ["large"], 0.15, "0.15", [float("nan")], [1]]
 )
-def test_scales_that_are_no_shares_are_refused(scales):
+def test_invalid_scales_are_refused(scales):
     message = f"masking.args.scales must be a list of fractions strictly between 0 and 1, got {scales!r}"
     with pytest.raises(ValueError, match=re.escape(message)):
         build_component(

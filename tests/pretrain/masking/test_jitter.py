@@ -28,7 +28,7 @@ def test_each_level_is_the_masking_with_that_ratio():
 
 
 @pytest.mark.slow
-def test_every_level_has_its_turn_equally_often_and_another_seed_another_order():
+def test_levels_are_equally_frequent_and_their_order_depends_on_the_seed():
     def hidden(seed):
         return [jitter(seed=seed).at(step).counts(GRID)[1] for step in range(900)]
 
@@ -37,7 +37,7 @@ def test_every_level_has_its_turn_equally_often_and_another_seed_another_order()
     assert hidden(0) == hidden(0) != hidden(1)
 
 
-def test_all_clips_of_a_step_share_its_counts_and_its_clips_differ():
+def test_clips_of_a_step_have_equal_counts_and_different_masks():
     split = TokenSelection(masking=jitter(), grid=GRID, patch=PATCH, seed=3, clips_per_step=4)
     seen = set()
     for step in range(12):
@@ -48,20 +48,20 @@ def test_all_clips_of_a_step_share_its_counts_and_its_clips_differ():
     assert len(seen) == 3
 
 
-def test_by_itself_it_is_the_first_step():
+def test_without_a_step_it_is_the_masking_of_step_0():
     masking = jitter()
     assert masking.counts(GRID) == masking.at(0).counts(GRID)
     alone, first = (m.split(GRID, generator(0, purpose="masking")) for m in (masking, masking.at(0)))
     assert torch.equal(torch.cat(alone), torch.cat(first))
 
 
-def test_a_level_that_the_grid_cannot_have_is_refused_before_its_step_comes():
+def test_a_level_that_is_invalid_for_the_grid_is_refused_at_the_start():
     masking = jitter(of="frame", min_ratio=0.1, max_ratio=0.5)
     with pytest.raises(ValueError, match=r"ratio=0.1 leaves 120 tokens visible and 0 hidden"):
         masking.counts(GRID)
 
 
-def test_what_the_other_masking_needs_is_passed_on():
+def test_needs_motion_is_that_of_the_masking():
     assert not jitter().needs_motion
     masking = jitter(of="motion", args={"side": "visible", "tubes": False})
     assert masking.needs_motion and masking.at(3).side == "visible"

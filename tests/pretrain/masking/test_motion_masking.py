@@ -16,7 +16,7 @@ def split(masking, motion_N=MOTION_N, grid=GRID, sample=0):
 
 
 def chance_of_being_drawn(odds, count):
-    """Of each item, when `count` are drawn one after another without replacement, by going through all."""
+    """Probability of each item to be among `count` drawn without replacement, by enumeration."""
     chance = [0.0] * len(odds)
     for drawn in permutations(range(len(odds)), count):
         left, likely = sum(odds), 1.0
@@ -30,7 +30,7 @@ def chance_of_being_drawn(odds, count):
 
 @pytest.mark.parametrize("side", ["hidden", "visible"])
 @pytest.mark.parametrize(("temperature", "power"), [(1.0, 1.0), (2.0, 0.5), (float("inf"), 0.0)])
-def test_tokens_are_drawn_without_replacement_with_odds_by_their_motion(side, temperature, power):
+def test_tokens_are_drawn_without_replacement_with_weights_by_their_motion(side, temperature, power):
     grid, draws = TokenGrid(1, 1, 5), 3000
     motion_N = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
     masking = MotionMasking(ratio=0.4, side=side, temperature=temperature, tubes=False)
@@ -55,13 +55,13 @@ def test_a_temperature_near_0_takes_the_tokens_with_most_motion(temperature):
     assert torch.equal(visible_K, most_first[:12].sort().values)
 
 
-def test_tubes_hide_the_places_that_move_most_over_time_in_every_slice():
+def test_tubes_hide_the_positions_with_the_most_mean_motion_in_all_slices():
     place_S = MOTION_N.view(3, 20).sum(0).argsort(descending=True)[:10].sort().values
     _, hidden_M = split(MotionMasking(ratio=0.5, temperature=1e-9))
     assert torch.equal(hidden_M.sort().values.view(3, 10), place_S + torch.tensor([[0], [20], [40]]))
 
 
-def test_only_proportions_of_motion_matter():
+def test_scaling_motion_changes_nothing():
     masking = MotionMasking(ratio=0.5, tubes=False)
     assert torch.equal(torch.cat(split(masking)), torch.cat(split(masking, 4 * MOTION_N)))
 

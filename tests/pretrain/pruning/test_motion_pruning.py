@@ -9,7 +9,7 @@ PER_SLICE, TOKENS = 6, 30
 
 
 def clips():
-    """Three clips: a lively one, one of which a single token moves, and a still one."""
+    """Three clips: a moving one, one with a single moving token, and a still one."""
     chance = torch.Generator().manual_seed(0)
     luma_BTHW = torch.full((3, 10, 8, 12), 60, dtype=torch.uint8)
     luma_BTHW[0] = torch.randint(0, 256, (10, 8, 12), generator=chance, dtype=torch.uint8)
@@ -17,7 +17,7 @@ def clips():
     return luma_BTHW
 
 
-def test_the_score_is_the_motion_and_a_share_keeps_the_most_moving():
+def test_the_score_is_the_motion_and_keep_takes_the_highest():
     worth = MotionPruning(keep=0.4).score_tokens(clips(), PATCH)
     assert torch.equal(worth.score_BN, motion(clips(), PATCH))
     for score_N, is_kept_N in zip(worth.score_BN, worth.is_kept_BN, strict=True):
@@ -25,7 +25,7 @@ def test_the_score_is_the_motion_and_a_share_keeps_the_most_moving():
         assert score_N[is_kept_N].min() >= score_N[~is_kept_N].max()
 
 
-def test_a_threshold_keeps_what_moves_more_and_never_less_than_a_slices_number():
+def test_a_threshold_keeps_tokens_above_it_and_at_least_as_many_as_in_a_slice():
     worth = MotionPruning(threshold=85.0).score_tokens(clips(), PATCH)
     lively, lone, still = worth.is_kept_BN
     assert torch.equal(lively, worth.score_BN[0] > 85) and PER_SLICE < lively.sum() < TOKENS

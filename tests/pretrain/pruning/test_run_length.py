@@ -11,7 +11,7 @@ T = 10
 
 
 def clip_of(changes):
-    """A clip of one place whose tokens are this far from their predecessors, in grey levels."""
+    """A clip of one position with these differences between successive tokens, in grey levels."""
     grey_t = 100 + torch.tensor([0, *changes]).cumsum(0)
     return grey_t.to(torch.uint8).repeat_interleave(2).view(1, -1, 1, 1).expand(1, -1, 4, 4)
 
@@ -21,30 +21,30 @@ def score_tokens(clip_BTHW, **args):
     return worth.is_kept_BN.int()[0].tolist(), worth.run_length_BN[0].tolist()
 
 
-def test_the_first_of_a_run_is_kept_and_says_how_long_it_is():
+def test_the_first_token_of_a_run_is_kept_with_the_run_length():
     kept, run = score_tokens(clip_of([0, 0, 9, 9, 0]))
     assert kept == [1, 0, 0, 1, 1, 0]
     assert run == [3, 2, 1, 1, 2, 1]
 
 
-def test_a_change_of_just_the_threshold_is_still_a_repetition():
+def test_a_difference_equal_to_the_threshold_is_static():
     assert score_tokens(clip_of([3, 4]), threshold=3.0)[0] == [1, 0, 1]
     assert score_tokens(clip_of([0, 1]), threshold=0.0)[0] == [1, 0, 1]
 
 
-def test_a_run_ends_with_the_table_so_that_its_length_is_true():
+def test_a_run_ends_at_the_longest_embedded_length():
     kept, run = score_tokens(clip_of([0] * 6), run_lengths=3)
     assert kept == [1, 0, 0, 1, 0, 0, 1]
     assert run == [3, 2, 1, 3, 2, 1, 1]
 
 
-def test_a_slow_drift_is_looked_at_again():
+def test_a_slow_drift_is_kept_after_the_longest_run():
     kept, _ = score_tokens(clip_of([1] * 9), threshold=2.0, run_lengths=5)
     assert kept == [1, 0, 0, 0, 0, 1, 0, 0, 0, 0]
 
 
 def naive(change_tS, threshold, longest):
-    """Keep and run of every token, place by place and slice by slice."""
+    """Kept tokens and run lengths by a loop over positions and slices."""
     t, places = len(change_tS), len(change_tS[0])
     kept, run = ([[0] * places for _ in range(t)] for _ in range(2))
     for place in range(places):
@@ -62,7 +62,7 @@ def naive(change_tS, threshold, longest):
 
 @pytest.mark.parametrize("longest", [2, 3, 8])
 @pytest.mark.parametrize("threshold", [0.0, 2.0, 5.0])
-def test_it_equals_a_walk_over_places_and_slices(longest, threshold):
+def test_it_equals_a_loop_over_positions_and_slices(longest, threshold):
     chance = torch.Generator().manual_seed(longest)
     step_BtS = torch.randint(-4, 5, (3, T, 6), generator=chance) * torch.randint(
         0, 2, (3, T, 6), generator=chance
@@ -76,7 +76,7 @@ def test_it_equals_a_walk_over_places_and_slices(longest, threshold):
         assert worth.run_length_BN[row].tolist() == run
 
 
-def test_each_clips_runs_cover_its_grid_exactly():
+def test_run_lengths_of_kept_tokens_add_up_to_the_grid():
     chance = torch.Generator().manual_seed(0)
     clip_BTHW = torch.randint(100, 104, (4, 2 * T, 8, 8), generator=chance, dtype=torch.uint8)
     worth = RunLengthPruning(threshold=1.2).score_tokens(clip_BTHW, PATCH)
@@ -84,7 +84,7 @@ def test_each_clips_runs_cover_its_grid_exactly():
     assert ((worth.run_length_BN * worth.is_kept_BN).sum(1) == T * 4).all()
 
 
-def test_moving_tokens_are_worth_more_than_static_ones_and_alike_among_themselves():
+def test_tokens_that_are_not_static_have_equal_and_higher_scores():
     worth = RunLengthPruning(keep=0.5).score_tokens(clip_of([0, 9, 90, 0]), PATCH)
     assert worth.score_BN[0].tolist() == [1, 0, 1, 1, 0]
 
