@@ -59,7 +59,7 @@ def test_the_flops_of_videomae_agree_with_the_formulas(size: str) -> None:
     assert flops.training == 3 * (flops.encoder + flops.decoder)
 
 
-def test_base_costs_what_the_literature_says() -> None:
+def test_the_flops_of_base_agree_with_the_literature() -> None:
     """28.1 G for the encoder's blocks and 39.1 G for the decoder, embedding of visible tokens besides."""
     grid = TokenGrid(8, 14, 14)
     flops = count_flops(
@@ -69,7 +69,7 @@ def test_base_costs_what_the_literature_says() -> None:
     assert flops.decoder / 1e9 == pytest.approx(39.06, rel=0.02)
 
 
-def test_the_cross_decoder_costs_what_the_formulas_say() -> None:
+def test_the_flops_of_the_cross_decoder_agree_with_the_formulas() -> None:
     grid, wanted, memory = TokenGrid(8, 14, 14), 704, 160
     flops = count_flops(model_of(ModelConfig(size="base"), grid), clips(grid, visible=memory, wanted=wanted))
     width = SIZES["base"].decoder.width
@@ -84,10 +84,10 @@ def tiny(**changes: object) -> ModelConfig:
 
 
 @pytest.mark.parametrize("kind", component_names("kinemae.pretrain.model.attention"))
-def test_every_kind_of_attention_is_counted_and_none_costs_more_than_all_pairs_of_each_pass(
+def test_every_attention_kind_is_counted_and_costs_at_most_all_pairs_per_attention(
     kind: str,
 ) -> None:
-    """Those that sort tokens by value cannot be counted without values: a real pass is run for them."""
+    """Kinds that sort tokens by value need a real forward pass."""
     grid = TokenGrid(4, 6, 6)
     batch = clips(grid, visible=36, wanted=50, patch=8)
     torch.manual_seed(0)
@@ -102,7 +102,7 @@ def test_every_kind_of_attention_is_counted_and_none_costs_more_than_all_pairs_o
     assert 0.5 * all_pairs.encoder < flops.encoder <= passes * all_pairs.encoder
 
 
-def test_the_count_is_of_one_clip_and_leaves_the_model_as_it_was() -> None:
+def test_the_count_is_per_clip_and_does_not_modify_the_model() -> None:
     grid = TokenGrid(2, 4, 4)
     target = build_component("kinemae.pretrain.targets", Component(name="pixels"), Target)
     model = build_autoencoder(tiny(), grid, target=target, noise=NoNoise())
@@ -115,8 +115,8 @@ def test_the_count_is_of_one_clip_and_leaves_the_model_as_it_was() -> None:
     assert model.training and all(weight.requires_grad for weight in model.encoder.parameters())
 
 
-def test_a_target_that_runs_a_second_encoder_is_counted_apart() -> None:
-    """It encodes every token of the clip, and has no backward."""
+def test_a_teacher_is_counted_separately() -> None:
+    """A teacher encodes all tokens and has no backward pass."""
     grid = TokenGrid(2, 4, 4)
     flops = count_flops(model_of(tiny(), grid, "features"), clips(grid, visible=8, wanted=16, patch=8))
     embedding = 2 * grid.tokens * (2 * 8 * 8 * 3) * 24
@@ -124,7 +124,7 @@ def test_a_target_that_runs_a_second_encoder_is_counted_apart() -> None:
     assert flops.training == 3 * (flops.encoder + flops.decoder) + flops.target
 
 
-def test_a_learned_pruner_makes_the_encoder_cheaper_by_what_it_drops() -> None:
+def test_learned_pruning_reduces_the_flops_of_the_encoder() -> None:
     grid = TokenGrid(2, 4, 4)
     target = build_component("kinemae.pretrain.targets", Component(name="pixels"), Target)
     pruning = build_component(

@@ -23,7 +23,7 @@ def chance(sample=0):
 
 
 def some_motion(grid):
-    """Half of the tokens are still, the others move more or less."""
+    """Motion of a clip with half of its tokens still."""
     return (torch.rand(grid.tokens, generator=chance(99)) - 0.5).clamp(min=0) * 100
 
 
@@ -33,10 +33,10 @@ def split(masking, grid=GRID, sample=0):
 
 @pytest.mark.parametrize("name", component_names(FOLDER))
 class TestContract:
-    """What every masking promises; a new file in the folder is tested without a line here."""
+    """The contract of maskings; a new file in the folder is tested automatically."""
 
     @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid.t}x{grid.h}x{grid.w}")
-    def test_visible_and_hidden_make_up_the_grid_in_the_promised_numbers(self, name, grid):
+    def test_visible_and_hidden_tokens_are_the_grid_in_the_given_counts(self, name, grid):
         masking = build_default(FOLDER, name, Masking)
         try:
             counts = masking.counts(grid)
@@ -49,7 +49,7 @@ class TestContract:
             assert torch.equal(torch.cat([visible_K, hidden_M]).sort().values, torch.arange(grid.tokens))
             assert visible_K.dtype == hidden_M.dtype == torch.int64
 
-    def test_visible_tokens_ascend_and_hidden_ones_come_in_random_order(self, name):
+    def test_visible_tokens_are_ascending_and_hidden_ones_in_random_order(self, name):
         masking = build_default(FOLDER, name, Masking)
         place_in_order = torch.zeros(GRID.tokens)
         times_hidden = torch.zeros(GRID.tokens)
@@ -63,7 +63,7 @@ class TestContract:
         mean_place = place_in_order[often] / times_hidden[often]
         assert ((mean_place - 0.5).abs() < 5 * (1 / 12 / times_hidden[often]).sqrt()).all()
 
-    def test_chance_comes_from_the_generator_alone(self, name):
+    def test_random_numbers_come_from_the_generator_only(self, name):
         masking = build_default(FOLDER, name, Masking)
         torch.manual_seed(0)
         first = torch.cat(split(masking))
@@ -77,7 +77,7 @@ class TestContract:
         for step in range(20):
             assert one.at(step).counts(GRID) == other.at(step).counts(GRID)
 
-    def test_it_asks_for_motion_if_motion_changes_what_it_does(self, name):
+    def test_needs_motion_is_true_if_motion_changes_the_mask(self, name):
         masking = build_default(FOLDER, name, Masking)
         if not masking.needs_motion:
             visible_K, hidden_M = masking.split(GRID, chance())
@@ -85,14 +85,14 @@ class TestContract:
         assert all(masking.at(step).needs_motion == masking.needs_motion for step in range(5))
 
 
-def test_a_tube_hides_the_same_places_in_every_slice():
+def test_a_tube_hides_the_same_positions_in_all_slices():
     visible_K, hidden_M = split(TubeMasking(ratio=0.7))
     for index, count in ((visible_K, 30 - 21), (hidden_M, 21)):
         places = index.sort().values.view(GRID.t, count) % GRID.per_slice
         assert (places == places[0]).all()
 
 
-def test_uniform_masking_treats_slices_unlike():
+def test_uniform_masking_differs_between_slices():
     visible_K, _ = split(UniformMasking(ratio=0.7))
     assert len((visible_K // GRID.per_slice).bincount(minlength=GRID.t).unique()) > 1
 

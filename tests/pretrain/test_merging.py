@@ -1,4 +1,4 @@
-"""Token merging against a plain loop over pairs, and what must hold whatever is merged."""
+"""Token merging against a plain loop over pairs, and its invariants."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def some_patches(clips=2, tokens=GRID.tokens):
 
 
 def merged_by_a_loop(x_ND, key_NF, sizes, count, first):
-    """Section 3 of the paper, one pair at a time: the tokens left, their sizes, and who went to whom."""
+    """Section 3 of the paper, pair by pair: remaining tokens, their sizes, and the target of each merge."""
     best = []
     for source in range(first, len(x_ND), 2):
         likeness = {
@@ -53,7 +53,7 @@ def merged_by_a_loop(x_ND, key_NF, sizes, count, first):
 
 
 def attention_by_a_loop(block, x_ND, sizes):
-    """A block's attention in which a key counts as often as its token's size says."""
+    """Attention of a block with keys weighted by the size of their tokens."""
     attention = block.attn
     query, key, value = attention.qkv(block.norm1(x_ND)).chunk(3, dim=1)
     width = WIDTH // HEADS
@@ -90,7 +90,7 @@ def test_an_encoder_that_merges_equals_a_loop_over_its_tokens(registers, per_blo
         assert torch.allclose(tokens_BND[clip], expected_ND, atol=1e-5)
 
 
-def test_sizes_add_up_and_unmerging_gives_every_token_its_groups_vector():
+def test_sizes_add_up_and_unmerging_copies_the_vector_of_the_group():
     x_BND = torch.randn(2, 11, WIDTH)
     merging = Merging(3, torch.arange(11).expand(2, -1), registers=1)
 
@@ -109,7 +109,7 @@ def test_sizes_add_up_and_unmerging_gives_every_token_its_groups_vector():
     assert (merging.size_BN[:, 0] == 1).all(), "a register stays by itself"
 
 
-def test_the_tokens_most_alike_are_matched():
+def test_the_most_similar_tokens_are_matched():
     key_BNF = torch.tensor([[[1.0, 0], [0, 1], [1, 1], [1.1, 1], [0, 5], [1, 3]]])
 
     pairs = match(key_BNF, 2)
@@ -121,7 +121,7 @@ def test_the_tokens_most_alike_are_matched():
 
 @pytest.mark.parametrize("positions", ["sine", "rotary"])
 @torch.no_grad()
-def test_equal_tokens_merge_without_a_trace(positions):
+def test_merging_equal_tokens_changes_nothing(positions):
     encoder = build(positions=Component(name=positions), qk_norm=True, layer_scale=0.5)
     visible_BK = torch.tensor([[3, 3, 7, 7, 9, 9], [0, 0, 1, 1, 17, 17]])
     patches_BKP = some_patches(tokens=3).repeat_interleave(2, dim=1)
@@ -138,7 +138,7 @@ def test_equal_tokens_merge_without_a_trace(positions):
 
 
 @pytest.mark.parametrize("positions", ["sine", "rotary"])
-def test_merging_none_is_the_encoder_to_the_last_bit_and_merging_some_is_close(positions):
+def test_merging_no_tokens_is_bit_equal_and_merging_some_is_close(positions):
     encoder, patches_BNP = build(positions=Component(name=positions)), some_patches()
     plain_BND = encoder(patches_BNP, None)
 
@@ -164,7 +164,7 @@ def test_merging_is_deterministic_works_on_any_visible_tokens_and_does_not_mix_c
     assert torch.allclose(both_BKD[1:], alone_1KD, atol=1e-6)
 
 
-def test_an_encoder_that_merges_and_drops_paths_learns_everywhere():
+def test_with_merging_and_drop_path_gradients_reach_all_parameters():
     encoder = build()
     encoder.drop_path_rates = [0.0, 0.5]
     encoder.merge_tokens(4)
@@ -196,7 +196,7 @@ def test_an_autoencoder_whose_encoder_merges_trains(decoder):
     assert model.encoder.merge_per_block == 2
 
 
-def test_bfloat16_merges_too():
+def test_merging_works_in_bfloat16():
     encoder = build()
     encoder.merge_tokens(4)
 
@@ -216,6 +216,6 @@ def test_bfloat16_merges_too():
         ),
     ],
 )
-def test_merging_that_cannot_be_is_refused(options, message):
+def test_invalid_merging_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(size="tiny", **options)

@@ -15,7 +15,7 @@ def clips(size, count=2):
 
 
 def cut(clip_THW, patch):
-    """Every token's pixels by slice and place, as lists of float tensors."""
+    """Pixels of each token by slice and position, as lists of float tensors."""
     frames, height, width = patch
     return [
         [
@@ -28,7 +28,7 @@ def cut(clip_THW, patch):
 
 
 @pytest.mark.parametrize(("size", "patch"), CASES)
-def test_change_is_the_mean_difference_to_the_token_before(size, patch):
+def test_change_is_the_mean_difference_to_the_previous_token(size, patch):
     luma_BTHW = clips(size)
     for clip_THW, change_N in zip(luma_BTHW, change(luma_BTHW, patch), strict=True):
         slices = cut(clip_THW, patch)
@@ -55,5 +55,5 @@ def test_a_difference_of_bytes_does_not_wrap_around():
     assert change(luma_BTHW, (1, 1, 1)).tolist() == [[float("inf"), 255.0]]
 
 
-def test_the_grid_is_that_of_whole_patches():
+def test_the_grid_has_whole_patches():
     assert luma_grid(clips((8, 6, 4)), (2, 3, 2)) == TokenGrid(4, 2, 2)

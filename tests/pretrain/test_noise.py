@@ -1,4 +1,4 @@
-"""What every noise promises, and how its strength is said."""
+"""The contract of noises, and their strength."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def draws_for(clips):
 
 
 def given(clips, dtype=torch.float32):
-    """What each of the three methods is given for some clips: frames, visible patches, tokens."""
+    """Inputs of the three methods for some clips: frames, visible patches, tokens."""
     rows = []
     for clip in clips:
         chance = torch.Generator().manual_seed(clip)
@@ -40,7 +40,7 @@ def given(clips, dtype=torch.float32):
 
 
 def disturb(noise, level_B, clips, inputs=None):
-    """What the three methods make of it."""
+    """Outputs of the three methods."""
     clip_BCTHW, patches_BKP, x_BKD, visible_BK = inputs or given(clips)
     draws = clips if isinstance(clips, ClipRandom) else draws_for(clips)
     positions = TokenPositions(grid=GRID, index_BN=visible_BK)
@@ -53,10 +53,10 @@ def disturb(noise, level_B, clips, inputs=None):
 
 @pytest.mark.parametrize("name", component_names(FOLDER))
 class TestContract:
-    """A new file in the folder is tested without a line here."""
+    """A new file in the folder is tested automatically."""
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_shape_and_dtype_stay_and_the_input_is_left_alone(self, name, dtype):
+    def test_shape_and_dtype_are_kept_and_the_input_is_not_modified(self, name, dtype):
         inputs = given((0, 1, 2), dtype)
         before = [tensor.clone() for tensor in inputs]
         outputs = disturb(build(name), torch.ones(3), (0, 1, 2), inputs)
@@ -65,12 +65,12 @@ class TestContract:
             assert noisy.isfinite().all()
         assert all(torch.equal(now, then) for now, then in zip(inputs, before, strict=True))
 
-    def test_level_0_changes_not_a_bit(self, name):
+    def test_level_0_changes_nothing(self, name):
         outputs = disturb(build(name), torch.zeros(3), (0, 1, 2))
         for noisy, clean in zip(outputs, given((0, 1, 2)), strict=False):
             assert torch.equal(noisy, clean)
 
-    def test_a_clips_noise_depends_on_its_place_in_the_run_and_not_on_its_batch(self, name):
+    def test_noise_depends_on_the_clip_index_and_not_on_the_batch(self, name):
         noise = build(name)
         progress_B = torch.full((3,), 0.7)
         level_B = noise.level(progress_B, draws_for((4, 9, 2)))
@@ -86,7 +86,7 @@ class TestContract:
             assert level_B.shape == (500,) and level_B.dtype == torch.float32
             assert level_B.min() >= 0 and level_B.max() <= 1
 
-    def test_torchs_own_chance_is_left_alone(self, name):
+    def test_the_global_generator_is_not_used(self, name):
         state = torch.get_rng_state()
         disturb(build(name), torch.ones(2), (0, 1))
         assert torch.equal(torch.get_rng_state(), state)
@@ -98,8 +98,8 @@ class TestContract:
             found = disturb(build(name), level_B, (0, 1, 2))
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
-    def test_nothing_waits_for_the_device(self, name):
-        """A meta tensor has no values: whatever asks for one, as a wait does, fails."""
+    def test_nothing_synchronises_with_the_device(self, name):
+        """Reading a value of a meta tensor fails, as a synchronisation would."""
         inputs = [tensor.to("meta") for tensor in given((0, 1, 2))]
         noise, draws = build(name), ClipRandom(0, torch.empty(3, dtype=torch.int64, device="meta"))
         level_B = noise.level(torch.empty(3, device="meta"), draws)
@@ -115,7 +115,7 @@ class TestContractOfThoseThatDisturb:
         pairs = zip(disturb(build(name), torch.ones(3), (0, 1, 2)), given((0, 1, 2)), strict=False)
         assert any(not torch.equal(noisy, clean) for noisy, clean in pairs)
 
-    def test_it_says_whether_it_changes_patches(self, name):
+    def test_is_on_patches_is_true_if_patches_change(self, name):
         noise = build(name)
         noisy_BKP = disturb(noise, torch.ones(3), (0, 1, 2))[1]
         assert noise.is_on_patches != torch.equal(noisy_BKP, given((0, 1, 2))[1])
@@ -128,10 +128,10 @@ class TestContractOfThoseThatDisturb:
         assert 0.5 <= late_B.min() < 0.52 and 0.98 < late_B.max() <= 1
         torch.testing.assert_close(early_B, late_B / 2)
 
-    def test_a_fixed_strength_has_no_level_to_tell(self, name):
+    def test_a_fixed_strength_has_no_level(self, name):
         assert not build(name, strength={"min_level": 1.0}).has_level
 
-    def test_a_wrong_strength_is_refused_by_its_key(self, name):
+    def test_an_invalid_strength_is_refused_by_key(self, name):
         with pytest.raises(ValueError, match=r"strength.min_level must be a number from 0 to 1"):
             build(name, strength={"min_level": 2.0})
 
@@ -171,6 +171,6 @@ def test_schedules(strength, expected):
         (0.5, r"noise.args.strength must hold keys, got 0.5"),
     ],
 )
-def test_a_wrong_strength_says_what_to_fix(strength, message):
+def test_an_invalid_strength_names_the_fix(strength, message):
     with pytest.raises(ValueError, match=message):
         Strength.read(strength)

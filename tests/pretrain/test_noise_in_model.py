@@ -1,4 +1,4 @@
-"""Noise in the model: what is seen is disturbed, what is predicted is not; noise as target; told decoders."""
+"""Noise in the model: inputs, clean targets, the noise target and noise-conditioned decoders."""
 
 import pytest
 import torch
@@ -91,7 +91,7 @@ class TestEveryNoise:
         loss_B = model(together, draws_of(together))["loss"]
         torch.testing.assert_close(loss_B[1:2], model(alone, draws_of(alone))["loss"])
 
-    def test_hidden_pixels_stay_unseen_behind_tubes(self, name):
+    def test_with_tubes_hidden_pixels_do_not_reach_the_encoder(self, name):
         model, batch = self.build(name), make_batch()
         before_BMP = run(model, batch)[0].decoded_BMP
         is_seen = torch.zeros(3, GRID.tokens, dtype=torch.bool).scatter(1, batch.tokens["visible"], True)
@@ -111,7 +111,7 @@ class TestEveryNoise:
 
 
 @pytest.mark.parametrize("name", sorted(set(component_names("kinemae.pretrain.noise")) - {"none"}))
-def test_every_kind_reaches_what_the_encoder_makes_of_a_clip(name):
+def test_every_kind_changes_the_features(name):
     model, batch = build(NoNoise()), make_batch()
     clean_BMP = run(model, batch)[0].decoded_BMP
     args = default_component("kinemae.pretrain.noise", name).args | {"strength": {"min_level": 1.0}}
@@ -122,7 +122,7 @@ def test_every_kind_reaches_what_the_encoder_makes_of_a_clip(name):
     assert (moved_B > 1e-4).all()
 
 
-def test_the_schedule_follows_a_clips_place_in_the_run():
+def test_the_schedule_follows_the_clip_index():
     model = build(GaussianNoise(strength={"min_level": 1.0, "schedule": "linear"}))
     batch = make_batch((0, 5, 10, 25))  # of 10 clips; beyond the end it stays as it is at the end
     seen = model.encoder_inputs(batch, draws_of(batch))
@@ -133,7 +133,7 @@ def test_the_schedule_follows_a_clips_place_in_the_run():
 
 
 @pytest.mark.parametrize("level", [0.01, 1.0])
-def test_a_blind_prediction_of_noise_costs_1_and_the_right_one_nothing(level):
+def test_the_noise_loss_is_1_for_zeros_and_0_for_the_true_noise(level):
     model, batch = build(fixed(level), target=NoiseTarget()), make_batch()
     inputs = run(model, batch)[1]
     unit_BKP = inputs.added_BKP / inputs.added_BKP.square().mean(dim=(1, 2), keepdim=True).sqrt()
@@ -147,7 +147,7 @@ def fixed(level):
     return GaussianNoise(std=0.5, strength=noise)
 
 
-def test_where_no_noise_was_added_nothing_is_to_be_predicted():
+def test_without_noise_the_target_is_zero():
     model, batch = build(fixed(0.0), target=NoiseTarget()), make_batch()
     prediction, inputs = run(model, batch)
     loss_B = model(batch, draws_of(batch))["loss"]
@@ -155,7 +155,7 @@ def test_where_no_noise_was_added_nothing_is_to_be_predicted():
     torch.testing.assert_close(loss_B, prediction.visible_BKP.square().mean(dim=(1, 2)))
 
 
-def test_noise_alone_needs_no_decoder_and_is_learned_by_all_of_the_rest():
+def test_the_noise_target_needs_no_decoder_and_trains_all_other_parameters():
     model, batch = build(GaussianNoise(std=1.0, min_std=0.5), target=NoiseTarget()), make_batch()
     assert model.decoder is None
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
@@ -177,7 +177,7 @@ def test_noise_and_pixels_can_be_predicted_together():
     assert all(parameter.grad.any() for parameter in model.parameters())
 
 
-def test_the_noise_of_tokens_that_a_learned_pruner_keeps_goes_with_them():
+def test_with_learned_pruning_the_target_is_the_noise_of_the_kept_tokens():
     noise = CorrelatedNoise(strength={"min_level": 1.0})  # a token's noise is a function of its place
     model, batch = build(noise, target=NoiseTarget(), pruning=LearnedPruning(keep=0.5)), make_batch()
     inputs = run(model, batch)[1]
@@ -192,7 +192,7 @@ def test_the_noise_of_tokens_that_a_learned_pruner_keeps_goes_with_them():
     torch.testing.assert_close(inputs.added_BKP, expected_BKP)
 
 
-def test_what_noise_does_to_frames_is_no_part_of_the_target():
+def test_noise_on_frames_is_not_part_of_the_target():
     parts = {"frames": {"drop": 0.9}, "gaussian": {"std": 0.3}}
     model, batch = build(SeveralNoises(parts=parts), target=NoiseTarget()), make_batch()
     level_B = model.encoder_inputs(batch, draws_of(batch)).level_B
@@ -205,7 +205,7 @@ decoders = pytest.mark.parametrize("decoder", ["cross", "self"])
 
 @decoders
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_a_told_decoder_learns_to_use_the_level(decoder, precision):
+def test_a_noise_conditioned_decoder_learns_to_use_the_level(decoder, precision):
     model = build(GaussianNoise(), decoder=decoder, noise_conditioning=True)
     batch = make_batch()
     strong_B, weak_B = torch.ones(3), torch.full((3,), 0.1)
@@ -222,20 +222,20 @@ def test_a_told_decoder_learns_to_use_the_level(decoder, precision):
 
 @torch.no_grad()
 def told(model, batch, level_B):
-    """Predictions from the same memory, told another level."""
+    """Predictions from the same memory with another level."""
     visible_BK, target_BM = batch.tokens["visible"], batch.tokens["target"]
     memory_BKD = torch.randn(3, visible_BK.shape[1], 32, generator=torch.Generator().manual_seed(0))
     return model.decoder(memory_BKD, visible_BK, target_BM, level_B)
 
 
 @decoders
-def test_a_decoder_that_is_not_told_has_no_weights_for_it(decoder):
+def test_an_unconditioned_decoder_has_no_noise_embedding(decoder):
     told_keys = build(GaussianNoise(), decoder=decoder, noise_conditioning=True).state_dict().keys()
     assert told_keys - build(GaussianNoise(), decoder=decoder).state_dict().keys()
 
 
 @pytest.mark.parametrize(
-    "noise, target, is_told, message",
+    "noise, target, is_conditioned, message",
     [
         (NoNoise(), NoiseTarget(), False, "set noise.name=gaussian"),
         (FrameNoise(), NoiseTarget(), False, "expected noise on patches for this target, got none"),
@@ -245,8 +245,8 @@ def test_a_decoder_that_is_not_told_has_no_weights_for_it(decoder):
         (GaussianNoise(), NoiseTarget(), True, "must be false if the target needs no decoder"),
     ],
 )
-def test_what_does_not_go_together_is_refused(noise, target, is_told, message):
-    model = ModelConfig(**SMALL, noise_conditioning=is_told)
+def test_incompatible_noises_and_targets_are_refused(noise, target, is_conditioned, message):
+    model = ModelConfig(**SMALL, noise_conditioning=is_conditioned)
     masking, pruning = TubeMasking(), NoPruning()
     with pytest.raises(ValueError, match=message):
         check_compatibility(model, masking=masking, pruning=pruning, noise=noise, target=target)

@@ -1,4 +1,4 @@
-"""What each kind of noise does, by statistics and against plain loops."""
+"""Noise kinds by statistics and against plain loops."""
 
 from itertools import pairwise
 
@@ -22,7 +22,7 @@ DRAWS = ClipRandom(0, torch.arange(CLIPS))
 
 
 def on_zeros(noise, *, level=1.0, clips=CLIPS):
-    """What a noise adds to every patch of the grid, as (clips, N, P)."""
+    """Noise added to all patches of the grid, as (clips, N, P)."""
     return noise.on_patches(
         torch.zeros(clips, GRID.tokens, 96),
         torch.full((clips,), level),
@@ -38,7 +38,7 @@ def frames_of(noise):
 
 
 @pytest.mark.parametrize("kind", [GaussianNoise, CorrelatedNoise])
-def test_pixel_noise_has_the_deviation_that_was_asked_for(kind):
+def test_pixel_noise_has_the_given_deviation(kind):
     for level in (1.0, 0.3):
         noise_BNP = on_zeros(kind(std=0.5), level=level)
         assert noise_BNP.std().item() == pytest.approx(0.5 * level, rel=0.03)
@@ -49,7 +49,7 @@ def test_gaussian_noise_is_independent_from_frame_to_frame():
     assert abs(correlation(frames_of(GaussianNoise()), lag=1)) < 0.01
 
 
-def test_gaussian_numbers_are_those_of_the_first_version():
+def test_gaussian_noise_has_fixed_values():
     level_B = GaussianNoise(std=0.3).level(torch.zeros(CLIPS), DRAWS)
     strength_B11 = 0.3 * DRAWS.uniform("noise/strength", (1, 1))
     assert torch.equal(0.3 * level_B, strength_B11.flatten())
@@ -57,7 +57,7 @@ def test_gaussian_numbers_are_those_of_the_first_version():
     assert torch.equal(on_zeros(GaussianNoise(std=0.3)), expected_BNP)
 
 
-def test_each_clip_draws_a_deviation_of_its_own_within_the_bounds():
+def test_each_clip_draws_a_deviation_within_the_bounds():
     level_B = GaussianNoise(std=1.0, min_std=0.2).level(torch.zeros(500), ClipRandom(0, torch.arange(500)))
     assert 0.2 <= level_B.min() < 0.22 and 0.98 < level_B.max() <= 1
 
@@ -68,12 +68,12 @@ def test_impossible_deviations_are_refused(arguments):
         GaussianNoise(**arguments)
 
 
-def test_two_least_deviations_are_refused():
+def test_min_std_with_min_level_is_refused():
     with pytest.raises(ValueError, match=r"noise.args.min_std must be left out where .*min_level says"):
         GaussianNoise(std=1.0, min_std=0.2, strength={"min_level": 0.2})
 
 
-def test_noise_of_no_deviation_changes_no_patches():
+def test_noise_with_a_deviation_of_0_changes_no_patches():
     assert not GaussianNoise(std=0.0).is_on_patches and not CorrelatedNoise(std=0.0).is_on_patches
 
 
@@ -85,8 +85,8 @@ def test_token_noise_is_relative_to_each_tokens_size():
     torch.testing.assert_close(ratio_BK.mean(dim=0), torch.full((3,), 0.2), rtol=0.02, atol=0)
 
 
-def test_larger_tokens_escape_no_noise_and_the_gradient_knows():
-    """A loss that ignores the size of the noisy tokens pulls their size nowhere."""
+def test_the_gradient_includes_the_relative_size_of_the_noise():
+    """A loss that is invariant to the scale of noisy tokens has no gradient along the scale."""
     x_BKD = torch.randn(CLIPS, 3, 20, generator=torch.Generator().manual_seed(0)).requires_grad_()
     noisy_BKD = TokenNoise(std=0.5).on_tokens(x_BKD, torch.ones(CLIPS), DRAWS)
     torch.nn.functional.normalize(noisy_BKD, dim=2)[..., 0].sum().backward()
@@ -100,13 +100,13 @@ def test_a_token_of_zeros_has_a_finite_gradient():
 
 
 def correlation(frames_BTX, lag):
-    """Of the values at one place with those `lag` frames later."""
+    """Correlation of values at one position with those `lag` frames later."""
     later, earlier = frames_BTX[:, lag:], frames_BTX[:, : frames_BTX.shape[1] - lag]
     return ((later * earlier).mean() / frames_BTX.square().mean()).item()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
-def test_correlated_noise_forgets_at_the_rate_that_was_asked_for(share):
+def test_correlated_noise_has_the_given_autocorrelation(share):
     frames_BTX = frames_of(CorrelatedNoise(correlation=share))
     for lag in (1, 2, 3):
         assert correlation(frames_BTX, lag) == pytest.approx(share**lag, abs=0.05)
@@ -114,18 +114,18 @@ def test_correlated_noise_forgets_at_the_rate_that_was_asked_for(share):
     assert (frames_BTX[:, -1].std() / frames_BTX[:, 0].std()).item() == pytest.approx(1, abs=0.1)
 
 
-def test_noise_of_correlation_1_stands_still():
+def test_noise_with_correlation_1_is_constant():
     frames_BTX = frames_of(CorrelatedNoise(correlation=1.0))
     assert torch.equal(frames_BTX, frames_BTX[:, :1].expand_as(frames_BTX))
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_the_noise_of_a_clip_has_the_rank_that_was_asked_for(rank):
+def test_the_noise_of_a_clip_has_the_given_rank(rank):
     by_frame = on_zeros(CorrelatedNoise(rank=rank, correlation=0.5)).unflatten(2, (PATCH[0], -1))
     assert (torch.linalg.matrix_rank(by_frame.flatten(1, 2), rtol=1e-4) == rank).all()
 
 
-def test_the_correlated_noise_of_a_token_does_not_depend_on_which_others_are_visible():
+def test_correlated_noise_of_a_token_does_not_depend_on_other_tokens():
     noise, whole_BNP = CorrelatedNoise(), on_zeros(CorrelatedNoise())
     visible_BK = torch.tensor([3, 17, 35]).expand(CLIPS, -1)
     some_BKP = noise.on_patches(
@@ -145,7 +145,7 @@ def numbered_clip(frames):
 
 
 def shown(noise, *, level=1.0, frames=16):
-    """The numbers of the frames that the encoder sees, (clips, T)."""
+    """Numbers of the frames in the encoder's input, (clips, T)."""
     noisy_BCTHW = noise.on_clip(numbered_clip(frames), torch.full((CLIPS,), level), DRAWS)
     assert torch.equal(noisy_BCTHW, noisy_BCTHW[:, :1, :, :1, :1].expand_as(noisy_BCTHW))
     return noisy_BCTHW[:, 0, :, 0, 0].long()
@@ -165,12 +165,12 @@ def test_a_lower_level_drops_fewer_frames():
     assert late_BT[:, 1:].float().mean().item() == pytest.approx(0.2, abs=0.05)
 
 
-def test_when_all_frames_drop_the_first_stands_still():
+def test_with_all_frames_dropped_the_first_is_repeated():
     assert not shown(FrameNoise(drop=1.0, jitter=1.0)).any()
 
 
 @pytest.mark.parametrize("level", [1.0, 0.5])
-def test_time_runs_faster_or_slower_by_at_most_the_factor_around_the_middle(level):
+def test_the_speed_changes_by_at_most_the_factor_around_the_middle(level):
     shown_BT = shown(FrameNoise(drop=0.0, jitter=2.0), level=level)
     most = 2.0**level
     speeds = []
@@ -221,7 +221,7 @@ def test_several_noises_apply_their_parts_in_order_at_one_level():
     )
 
 
-def test_several_noises_change_patches_where_one_of_them_does():
+def test_several_noises_are_on_patches_if_one_of_them_is():
     assert SeveralNoises(parts={"frames": {}, "gaussian": {}}).is_on_patches
     assert not SeveralNoises(parts={"frames": {}, "token": {}}).is_on_patches
 
