@@ -71,9 +71,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     try:
         init_process_group(processes)
         result = evaluate(model, index, config, processes)
-        result["run"] |= (
-            {"lr": 0.0, "epochs": 0} if is_imported else {}
-        )  # an imported model was not trained here
+        if is_imported:  # it was not trained here
+            result["run"] |= {"lr": 0.0, "epochs": 0}
         write_result(result, run_dir, processes, as_json=arguments.json)
     finally:
         destroy_process_group()
