@@ -132,3 +132,30 @@ def test_the_example_mask_of_the_architecture_satisfies_the_contract() -> None:
     assert (len(visible_K), len(hidden_M)) == masking.counts(grid) == (60, 60)
     assert torch.equal(torch.cat([visible_K, hidden_M]).sort().values, torch.arange(grid.tokens))
     assert (visible_K.diff() > 0).all() and not (hidden_M.diff() > 0).all()
+
+
+# The standard terms are conversion, worker pool, fix, buffer, package or command.
+NON_STANDARD = re.compile(
+    r"\b(kinship|crews?|mend(s|ed|ing)?|parcels?|whoever|has no say|told_noise|rooms?)\b", re.IGNORECASE
+)
+OLD_NAMES_ALLOWED = {"CHANGELOG.md", "tests/test_docs.py"}
+
+
+def test_names_and_texts_use_standard_terms() -> None:
+    folders = (
+        "data_tools",
+        "pretrain",
+        "finetune",
+        "launch",
+        "kinemae",
+        "configs",
+        "docs",
+        "tests",
+        ".github",
+    )
+    files = [*REPO.glob("*.md"), *(path for folder in folders for path in (REPO / folder).rglob("*"))]
+    for path in files:
+        name = str(path.relative_to(REPO))
+        if path.suffix in (".py", ".yaml", ".yml", ".md", ".html") and name not in OLD_NAMES_ALLOWED:
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+                assert not NON_STANDARD.search(line), f"{name}:{number}: {line.strip()}"

@@ -100,7 +100,7 @@ def keep(scene: Scene, fault: Fault, chance: random.Random) -> Kept:
         FOLLOW[fault.promise](scene, fault, before)
         outcome_s = time.monotonic() - begin_s
         furthest = scene.metrics_step()
-        fault.mend(scene)
+        fault.repair(scene)
         if fault.promise is Promise.ENDS:
             scene.split_disks()
             sound = scene.newest_sound()

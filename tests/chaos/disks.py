@@ -26,7 +26,7 @@ class Disk:
             raise OSError(f"cannot mount a tmpfs at {folder}: {ran.stderr.strip()}")
 
     def fill(self) -> None:
-        """Leave no byte; whoever frees a page later finds it taken again only by himself."""
+        """Leave no byte; the caller takes again pages that are freed later."""
         with (self.folder / "ballast").open("ab", buffering=0) as file:
             for block in (_BLOCK, bytes(4096), bytes(1)):
                 try:

@@ -49,7 +49,7 @@ class Fault:
     Attributes:
         exit_code: the launcher's, where the job ends.
         inflict: does it, once the run is at work.
-        mend: what a person or the cluster does afterwards, before the run is to be further than it was.
+        repair: what a person or the cluster does afterwards, before the run is to be further than it was.
         is_possible: whether the scene has what it takes.
     """
 
@@ -57,7 +57,7 @@ class Fault:
     promise: Promise
     inflict: Callable[[Scene, random.Random], None]
     exit_code: int | None = None
-    mend: Callable[[Scene], None] = lambda scene: None
+    repair: Callable[[Scene], None] = lambda scene: None
     is_possible: Callable[[Scene], bool] = lambda scene: True
 
 
@@ -132,14 +132,14 @@ FAULTS = (
         name="kill -9 of a host",
         promise=Promise.RESTARTS,
         inflict=kill_a_host,
-        mend=bring_the_hosts_back,
+        repair=bring_the_hosts_back,
         is_possible=has_hosts,
     ),
     Fault(
         name="cut link",
         promise=Promise.RESTARTS,
         inflict=cut_a_link,
-        mend=bring_the_hosts_back,
+        repair=bring_the_hosts_back,
         is_possible=has_hosts,
     ),
     Fault(
@@ -160,7 +160,7 @@ FAULTS = (
         promise=Promise.ENDS,
         exit_code=4,
         inflict=fill_the_checkpoints_disk,
-        mend=lambda scene: scene.checkpoint_disk.free() if scene.checkpoint_disk else None,
+        repair=lambda scene: scene.checkpoint_disk.free() if scene.checkpoint_disk else None,
         is_possible=has_two_disks,
     ),
     Fault(

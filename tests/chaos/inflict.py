@@ -141,13 +141,13 @@ def kill_a_connection(scene: Scene, chance: random.Random) -> None:
 
 
 def fill_the_checkpoints_disk(scene: Scene, chance: random.Random) -> None:
-    """No room for the next checkpoint."""
+    """No disk space for the next checkpoint."""
     assert scene.checkpoint_disk is not None
     scene.checkpoint_disk.fill()
 
 
 def fill_the_logs_disk(scene: Scene, chance: random.Random) -> None:
-    """No room for metrics, sample keys, TensorBoard and the processes' logs, for two checkpoints' time."""
+    """No disk space for metrics, sample keys, TensorBoard and logs, for two checkpoint intervals."""
     assert scene.disk is not None
     before, saves = scene.metrics_step(), scene.committed()
     scene.disk.fill()

@@ -173,7 +173,7 @@ class Scene:
             subprocess.run(["cp", "-a", str(path), str(folder)], check=True)
 
     def close(self) -> None:
-        """Kill whoever is left and let go of the disks."""
+        """Kill the remaining processes and free the disks."""
         for seen in self.processes():
             seen.send(signal.SIGKILL)
         if self.launcher is not None:

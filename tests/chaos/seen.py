@@ -17,7 +17,7 @@ class Seen:
         began: when it started, in clock ticks; with `pid` it names a process for good.
         state: "R", "S", "T", ... as in proc(5).
         cpu_ticks: processor time that it has used.
-        rank: of a process of the job; None for whoever is none.
+        rank: rank of a process of the job, else None.
     """
 
     pid: int
@@ -65,7 +65,7 @@ def look_at(pid: int) -> Seen | None:
 
 
 def processes_of(run_dir: Path) -> list[Seen]:
-    """Whoever has the run's folder in its arguments or environment, but for this process and its parents."""
+    """List processes that name the run folder, without this process and its parents."""
     own = set(_line_of(os.getpid()))
     pids = [int(path.name) for path in PROC.iterdir() if path.name.isdigit()]
     found = (look_at(pid) for pid in pids if pid not in own and _mentions(pid, bytes(run_dir)))

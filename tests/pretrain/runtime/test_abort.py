@@ -19,7 +19,7 @@ from kinemae.pretrain.runtime.abort import StopSignals
 from kinemae.pretrain.runtime.processes import _rendezvous, find_processes, lost_peer
 from tests.ranks import free_port
 
-# One of two processes, of which the other does not exist; whoever waits for something at exit waits long.
+# One of two processes, of which the other does not exist; a wait at exit takes long.
 FAILING = """
 import atexit, time
 from kinemae.data_tools.command import DataError, configure_logging

@@ -161,7 +161,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path
         saver.commit()
     assert stored_steps(tmp_path) == ["step-00000001"]
     assert newest_of(tmp_path) == 1
-    saver.save(engine, RunState(step=2))  # there is room again
+    saver.save(engine, RunState(step=2))  # the disk has space again
     saver.commit()
     assert newest_of(tmp_path) == 2
 

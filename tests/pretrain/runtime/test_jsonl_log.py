@@ -22,7 +22,7 @@ def test_a_full_disk_costs_whole_lines_and_is_warned_of_once_each_time(
     path = tmp_path / "run" / "metrics.jsonl"
     journal = JsonlWriter(path, first_step=0, title="metrics")
     journal.write([line(0), line(1)])
-    with no_file_above(path.stat().st_size + 10):  # room for half a line
+    with no_file_above(path.stat().st_size + 10):  # space for half a line
         journal.write([line(2)])
         journal.write([line(3)])
         assert journal.is_failing
