@@ -7,8 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -225,7 +224,6 @@ def _check_missing(
     log.warning("%d of %d videos of the list have no file, %s", len(missing), total, first)
 
 
-@dataclass
 class _Spellings:
     """Other spellings of missing paths, looked up in their folders.
 
@@ -233,7 +231,8 @@ class _Spellings:
     names without extension.
     """
 
-    _folders: dict[Path, "_Names"] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._names: dict[Path, dict[str, list[str]]] = {}
 
     def find(self, path: Path) -> Path | None:
         """The only file that matches a path under another spelling; None if there is none, or several."""
@@ -242,35 +241,23 @@ class _Spellings:
         return exact or next((found for text in spellings if (found := self._alike(Path(text)))), None)
 
     def _alike(self, path: Path) -> Path | None:
-        if path.parent not in self._folders:
-            self._folders[path.parent] = _Names(path.parent)
-        names = self._folders[path.parent]
+        if path.parent not in self._names:
+            self._names[path.parent] = _normalised_names(path.parent)
+        names = self._names[path.parent]
         key = _plain(path.name)
-        found = names.by_name.get(key) or ([] if is_video(path.name) else names.by_stem.get(key, []))
+        found = names.get(key) or ([] if is_video(path.name) else names.get(f"{key}.", []))
         return path.parent / found[0] if len(found) == 1 else None
 
 
-class _Names:
-    """The files of a folder by normalised names, with and without extensions."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-
-    @cached_property
-    def by_name(self) -> dict[str, list[str]]:
-        found = defaultdict(list)
-        with suppress(OSError):  # no such folder
-            for name in os.listdir(self._folder):
-                found[_plain(name)].append(name)
-        return found
-
-    @cached_property
-    def by_stem(self) -> dict[str, list[str]]:
-        found = defaultdict(list)
-        for names in self.by_name.values():
-            for name in filter(is_video, names):
-                found[_plain(name.rpartition(".")[0])].append(name)
-        return found
+def _normalised_names(folder: Path) -> dict[str, list[str]]:
+    """The files of a folder by normalised name, and its videos also by the name up to the last dot."""
+    found = defaultdict(list)
+    with suppress(OSError):  # no such folder
+        for name in os.listdir(folder):
+            found[_plain(name)].append(name)
+            if is_video(name):
+                found[_plain(f"{name.rpartition('.')[0]}.")].append(name)
+    return found
 
 
 def _spellings(text: str) -> Sequence[str]:

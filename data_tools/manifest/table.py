@@ -3,16 +3,23 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.index import COLUMNS, DESCRIPTION_KEY
-from kinemae.data_tools.manifest.class_map import check_label, class_number, label_text
-from kinemae.data_tools.manifest.entries import Entry, video_location
-from kinemae.data_tools.manifest.text import names_video
-from kinemae.data_tools.manifest.videos import SPLITS, SourceVideo, is_video, split_name
+from kinemae.data_tools.manifest.class_map import check_label, class_number, label_text, numbered_classes
+from kinemae.data_tools.manifest.entries import (
+    Entry,
+    PathBase,
+    build_manifest,
+    check_arguments,
+    folder_of_videos,
+    video_location,
+)
+from kinemae.data_tools.manifest.text import check_encoding, names_video
+from kinemae.data_tools.manifest.videos import SPLITS, Manifest, SourceVideo, is_video, split_name
 from kinemae.data_tools.overrides import as_override
 
 KNOWN = ("path", "label", "split", "group", "start_s", "end_s")
@@ -40,6 +47,46 @@ class Row:
 
     where: str
     cells: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableArguments:
+    """Arguments that csv and jsonl files share.
+
+    Args:
+        columns: from names in the index to names in the file, as in {path: video_path, label: class}; null
+            leaves a column out.
+        encoding: of the file; "" reads UTF-8, and UTF-16 with a byte order mark.
+        videos: the base folder of relative paths, relative to the folder of the file.
+        strip: prefix to remove from paths, such as the folder of another machine.
+        num_classes: number of classes, with whole numbers below it as labels; 0 takes any labels.
+        max_missing_fraction: reject the list if a larger fraction of its files is missing.
+    """
+
+    columns: dict[str, str | None] = field(default_factory=dict)
+    encoding: str = ""
+    videos: str = ""
+    strip: str = ""
+    num_classes: int = 0
+    max_missing_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_names(self.columns)
+        check_encoding(self.encoding)
+        check_arguments(max_missing_fraction=self.max_missing_fraction, num_classes=self.num_classes)
+
+    def manifest(self, file: Path, where: str, names: Sequence[str], rows: Sequence[Row]) -> Manifest:
+        """Convert rows with unified column names to videos; `where` is the location of the header."""
+        extra = [name for name in names if name not in KNOWN]
+        values = {name: [row.cells[name] for row in rows if name in row.cells] for name in extra}
+        check_labelled(where, names, values, is_stated="label" in self.columns)
+        folder = folder_of_videos(file.parent, self.videos)
+        return build_manifest(
+            [entry_of(row, folder, self.num_classes, strip=self.strip) for row in rows],
+            max_missing_fraction=self.max_missing_fraction,
+            classes=numbered_classes(self.num_classes),
+            path_base=PathBase(base=file.parent, folder=folder, has_strip=True),
+        )
 
 
 def is_path_name(name: str) -> bool:

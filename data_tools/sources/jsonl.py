@@ -2,73 +2,40 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.manifest.class_map import numbered_classes
-from kinemae.data_tools.manifest.entries import PathBase, build_manifest, check_arguments, folder_of_videos
 from kinemae.data_tools.manifest.table import (
     KNOWN,
     Row,
+    TableArguments,
     check_header,
-    check_labelled,
-    check_names,
-    entry_of,
     known_names,
     unify_columns,
 )
-from kinemae.data_tools.manifest.text import check_encoding, numbered_lines
+from kinemae.data_tools.manifest.text import numbered_lines
 from kinemae.data_tools.manifest.videos import Manifest
 from kinemae.data_tools.sources.base import Source, local_path
 from kinemae.data_tools.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
-class JsonlSource(Source):
+class JsonlSource(TableArguments, Source):
     """Reads lines such as {"path": "a.mp4", "label": "run", "group": "camera 3", "score": 0.5}.
 
-    Columns are those of `CsvSource`, with the types of JSON. A line may omit a column or set it to null.
-
-    Args:
-        columns: from names in the index to names in the file, as in {path: file_name, label: class}; null
-            leaves a column out.
-        encoding: of the file; "" reads UTF-8, and UTF-16 with a byte order mark.
-        videos: the base folder of relative paths, relative to the folder of the jsonl file.
-        strip: prefix to remove from paths, such as the folder of another machine.
-        num_classes: number of classes, with whole numbers below it as labels; 0 takes any labels.
-        max_missing_fraction: reject the list if a larger fraction of its files is missing.
+    Columns are those of `CsvSource`, with the types of JSON. A line may omit a column or set it to null. The
+    arguments are those of `TableArguments`.
     """
-
-    columns: dict[str, str | None] = field(default_factory=dict)
-    encoding: str = ""
-    videos: str = ""
-    strip: str = ""
-    num_classes: int = 0
-    max_missing_fraction: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_names(self.columns)
-        check_encoding(self.encoding)
-        check_arguments(max_missing_fraction=self.max_missing_fraction, num_classes=self.num_classes)
 
     def list_videos(self, root: Path | Location) -> Manifest:
         """See `Source.list_videos`."""
         root = local_path(root)
         lines = [_row(where, line) for where, line in numbered_lines(root, self.encoding)]
         names, rows = self._renamed(lines)
-        extra = [name for name in names if name not in KNOWN]
-        rows = unify_columns(rows, extra)
-        values = {name: [row.cells[name] for row in rows if name in row.cells] for name in extra}
-        check_labelled(str(root), names, values, is_stated="label" in self.columns)
-        folder = folder_of_videos(root.parent, self.videos)
-        return build_manifest(
-            [entry_of(row, folder, self.num_classes, strip=self.strip) for row in rows],
-            max_missing_fraction=self.max_missing_fraction,
-            classes=numbered_classes(self.num_classes),
-            path_base=PathBase(base=root.parent, folder=folder, has_strip=True),
-        )
+        rows = unify_columns(rows, [name for name in names if name not in KNOWN])
+        return self.manifest(root, str(root), names, rows)
 
     def _renamed(self, rows: list[Row]) -> tuple[list[str], list[Row]]:
         """The columns by their names in the index, and the rows with these names."""
