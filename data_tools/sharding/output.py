@@ -25,6 +25,7 @@ from typing import Any
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.files import atomic_write_text, flock, read_jsonl
 from kinemae.data_tools.index import (
+    COLUMNS,
     DATASET_NAME,
     DESCRIPTION_FORMAT,
     DESCRIPTION_KEY,
@@ -221,12 +222,13 @@ def _read_finished(file: Path) -> list[FinishedShard]:
     return found
 
 
-def _shard_sample(sample: SplitSample, spool: Path, numbers: Mapping[str, int]) -> ShardSample:
+def _description(sample: SplitSample, numbers: Mapping[str, int]) -> dict[str, Any]:
+    """The content of KEY.json: the row of the index without the position in the tar."""
     video, stored = sample.video, sample.stored
-    description = {
+    return {
         "name": video.name,
         "label": video.label,
-        "label_index": _label_index(video, numbers),
+        "label_index": NO_LABEL if video.label is None else numbers[video.label],
         "group": video.group or "",  # Hugging Face datasets takes null for another type
         "start_s": stored.start_s,
         **dataclasses.asdict(stored.info),
@@ -237,12 +239,16 @@ def _shard_sample(sample: SplitSample, spool: Path, numbers: Mapping[str, int]) 
         DESCRIPTION_KEY: DESCRIPTION_FORMAT,
         **video.extra,
     }
+
+
+def _shard_sample(sample: SplitSample, spool: Path, numbers: Mapping[str, int]) -> ShardSample:
+    video, stored = sample.video, sample.stored
     file, offset = video.path, video.member[0] if video.member else 0
     if stored.is_spooled:
         file, offset = stored_file(stored, spool), 0
     return ShardSample(
         key=stored.key,
-        description=json.dumps(description, ensure_ascii=False).encode(),
+        description=json.dumps(_description(sample, numbers), ensure_ascii=False).encode(),
         extension=stored.extension,
         file=file,
         offset=offset,
@@ -252,18 +258,6 @@ def _shard_sample(sample: SplitSample, spool: Path, numbers: Mapping[str, int]) 
 
 
 def _row(sample: SplitSample, place: Place, numbers: Mapping[str, int]) -> Sample:
-    return Sample(
-        **dataclasses.asdict(place),
-        **dataclasses.asdict(sample.stored.info),
-        label=_label_index(sample.video, numbers),
-        name=sample.video.name,
-        group=sample.video.group or "",
-        start_s=sample.stored.start_s,
-        content=sample.content,
-        reference_stride=sample.stored.reference_stride,
-        reference_phase=sample.stored.reference_phase,
-    )
-
-
-def _label_index(video: SourceVideo, numbers: Mapping[str, int]) -> int:
-    return NO_LABEL if video.label is None else numbers[video.label]
+    fields = _description(sample, numbers) | asdict(place)
+    fields["label"] = fields["label_index"]
+    return Sample(**{name: fields[name] for name in COLUMNS.names})
