@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kinemae.data_tools.index import Sample, ShardIndex, open_index
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.storage.cache import Cache
-from kinemae.data_tools.stream.order import clip_position, mixture_position, mixture_quotas, sample_at
+from kinemae.data_tools.stream.order import mixture_position, mixture_quotas, sample_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,7 @@ def open_mixture(
         ValueError: a weight is too small beside the others.
         DataError: a folder is no data set.
     """
-    try:
-        # Sorted, so that the order in the config has no effect.
+    try:  # sorted, so that the order in the config has no effect
         sets = {folder: open_index(folder, cache=cache, outage_s=outage_s) for folder in sorted(weights)}
         return Mixture(sets, weights)
     except ValueError as error:
@@ -86,6 +85,6 @@ def locate_sample(source: ShardIndex | Mixture, *, seed: int, position: int) -> 
         seed = derived_seed(seed, purpose="mixture/set", sample=number)
         sample = index.sample(sample_at(seed, epoch, i, len(index)))
         return LocatedSample(index=index, sample=sample, key=f"{name}/{sample.key}")
-    epoch, i, _ = clip_position(position, len(source), 1)
+    epoch, i = divmod(position, len(source))
     sample = source.sample(sample_at(seed, epoch, i, len(source)))
     return LocatedSample(index=source, sample=sample, key=sample.key)

@@ -76,13 +76,6 @@ def mixture_position(
     return number, epoch, i
 
 
-def clip_position(clip_index: int, samples: int, views: int) -> tuple[int, int, int]:
-    """(epoch, position in the epoch, view) of a clip; the views of a video are consecutive."""
-    position, view = divmod(clip_index, views)
-    epoch, i = divmod(position, samples)
-    return epoch, i, view
-
-
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
     """Division of a global batch: `global_clips = world * accumulation * micro_clips`."""
