@@ -48,7 +48,7 @@ def run_local(arguments: argparse.Namespace) -> int:
 
 
 def spec_of(cluster: LocalCluster) -> LaunchSpec:
-    """How this machine runs a job."""
+    """The launch specification of this machine."""
     return LaunchSpec(
         kind="local",
         slots={HOST: cluster.processes},

@@ -122,7 +122,7 @@ def run_ssh(arguments: argparse.Namespace) -> int:
 
 
 def spec_of(cluster: SshCluster) -> LaunchSpec:
-    """How hosts behind ssh run a job."""
+    """The launch specification of hosts behind ssh."""
     slots = cluster.slots()
     return LaunchSpec(
         kind="ssh",

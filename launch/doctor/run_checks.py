@@ -23,7 +23,7 @@ _FOLDER_S, _VISIBLE_S = 15.0, 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
-    """What to check besides the nodes.
+    """Folders to check besides the nodes.
 
     Attributes:
         run_dir: a folder that all nodes share and write to.

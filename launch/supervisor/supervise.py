@@ -63,7 +63,7 @@ class SupervisorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchSpec:
-    """How one kind of cluster runs a job.
+    """Hosts, rendezvous and config of a supervised run.
 
     Attributes:
         slots: the most processes of each host; the rendezvous is on the first host.
@@ -202,7 +202,7 @@ class Supervisor:
         return self._start_on(reachable)
 
     def _can_resolve(self, statuses: Mapping[str, HostStatus]) -> bool:
-        """Whether name resolution allows a start; a restart would fail in the same way.
+        """Check that name resolution allows a start; a restart would fail in the same way.
 
         Raises:
             ValueError: it does not at the first start.

@@ -134,10 +134,10 @@ def _start_daemons(folder: Path, stack: ExitStack) -> None:
     try:
         wait_for(_both_are_idle, seconds=30, doing="two idle nodes")
     except AssertionError:
-        said = "\n".join(log.read_text()[-1000:] for log in folder.glob("*.out"))
+        output = "\n".join(log.read_text()[-1000:] for log in folder.glob("*.out"))
         if os.environ.get("CI"):
-            pytest.fail(f"Slurm is installed but does not run:\n{said}")
-        pytest.skip(f"Slurm does not run on this machine:\n{said}")
+            pytest.fail(f"Slurm is installed but does not run:\n{output}")
+        pytest.skip(f"Slurm does not run on this machine:\n{output}")
 
 
 def _both_are_idle() -> bool:

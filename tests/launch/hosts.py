@@ -22,9 +22,9 @@ def why_no_hosts() -> str | None:
     """Why this machine cannot provide several hosts; None if it can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    lacking = [name for name in ("ip", "ssh", "ssh-keygen", SSHD) if shutil.which(name) is None]
-    if lacking:
-        return f"no {', '.join(lacking)} on this machine (iproute2, openssh-client, openssh-server)"
+    missing = [name for name in ("ip", "ssh", "ssh-keygen", SSHD) if shutil.which(name) is None]
+    if missing:
+        return f"no {', '.join(missing)} on this machine (iproute2, openssh-client, openssh-server)"
     name = f"kinemae-try-{os.getpid()}"
     tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     if tried.returncode != 0:

@@ -248,8 +248,8 @@ def test_a_drained_node_is_named_and_every_job_is_cancelled(
             with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPO) as started:
                 wait_for(lambda: "PD" in ask("squeue", "--noheader"), doing="the doctor's job")
                 started.send_signal(number)
-                _, said = started.communicate(timeout=60)
-            assert (started.returncode, said) == (code, "interrupted: the probes have ended\n")
+                _, output = started.communicate(timeout=60)
+            assert (started.returncode, output) == (code, "interrupted: the probes have ended\n")
             wait_for(lambda: ask("squeue", "--noheader") == "", seconds=20, doing="an empty queue")
     finally:
         ask("scontrol", "update", "nodename=n2", "state=resume")

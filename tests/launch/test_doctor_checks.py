@@ -85,7 +85,7 @@ def test_another_version_is_named_with_its_node(changes: dict[str, Any], level: 
         ({"shared_memory_bytes": 64 << 20}, True, "c has 64 MiB in /dev/shm"),
     ],
 )
-def test_a_machine_that_is_too_small_is_named(changes: dict[str, Any], has_gpus: bool, says: str) -> None:
+def test_a_machine_that_is_too_small_is_reported(changes: dict[str, Any], has_gpus: bool, says: str) -> None:
     processes = dict.fromkeys("abc", 4)
     result = only(check_machines(three(machine(**changes)), processes, has_gpus), "warning")
     assert says in result.text

@@ -52,7 +52,7 @@ def same_everywhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
         ("ssh", ssh(read_cluster(SshCluster, None, ["hosts={node1: 2, me@node2: 1}", "ssh=[-p, '2222']"]))),
     ],
 )
-def test_a_dry_run_says_word_for_word_what_would_happen(
+def test_a_dry_run_prints_all_files_and_commands(
     same_everywhere: Callable[..., Job], name: str, launch: LaunchSpec
 ) -> None:
     text = neutral(plan_text(launch, same_everywhere('x=it\'s $(a) "b"\nc')))
@@ -114,9 +114,7 @@ def test_a_refused_job_starts_nothing(
         (["ssh", "none.yaml", "--", "pretrain", DEMO], "no config file at none.yaml"),
     ],
 )
-def test_a_wrong_call_leaves_with_2(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_usage_exits_with_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert re.search(message, capsys.readouterr().err)
 
@@ -199,5 +197,5 @@ def test_the_record_of_a_job_holds_no_secret_of_the_starter(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "do-not-print")
     write_job(unchecked(tmp_path))
-    told = "".join(path.read_text() for path in (tmp_path / "run" / "launch").glob("*.json"))
-    assert "do-not-print" not in told and json.loads(told)["environment"] == {"NCCL_DEBUG": "WARN"}
+    text = "".join(path.read_text() for path in (tmp_path / "run" / "launch").glob("*.json"))
+    assert "do-not-print" not in text and json.loads(text)["environment"] == {"NCCL_DEBUG": "WARN"}

@@ -56,7 +56,7 @@ def pods_of(kind: str, *overrides: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("overrides", [[], ALL_KEYS], ids=["shipped", "all keys"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_object_is_what_its_published_schema_says(kind: str, overrides: list[str]) -> None:
+def test_every_object_matches_its_published_schema(kind: str, overrides: list[str]) -> None:
     objects = objects_of(kind, *overrides)
     assert len(objects) == (3 if kind == "trainjob" else 2)
     for made in objects:
@@ -64,7 +64,7 @@ def test_every_object_is_what_its_published_schema_says(kind: str, overrides: li
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_schemas_would_find_a_wrong_key_and_a_wrong_type(kind: str) -> None:
+def test_the_schemas_reject_a_wrong_key_and_a_wrong_type(kind: str) -> None:
     made = objects_of(kind)[1]
     for path, value in ((["spec", "wrong"], 1), (["metadata", "name"], 3)):
         broken = copy.deepcopy(made)
@@ -77,7 +77,7 @@ def test_the_schemas_would_find_a_wrong_key_and_a_wrong_type(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_dry_run_says_word_for_word_what_would_be_created(kind: str) -> None:
+def test_a_dry_run_prints_the_manifests(kind: str) -> None:
     assert neutral(text_of(kind)) == (EXPECTED / f"k8s_{kind}.yaml").read_text(encoding="utf-8")
 
 
@@ -93,7 +93,7 @@ def test_a_pod_has_shared_memory_time_to_save_and_names_of_secrets_only(kind: st
         assert isinstance(container["command"], list)
 
 
-def test_exit_codes_decide_what_starts_again() -> None:
+def test_exit_codes_decide_about_restarts() -> None:
     spec = objects_of("jobset")[1]["spec"]
     rules = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
     assert [(rule["action"], rule["onExitCodes"]["values"]) for rule in rules] == [

@@ -28,8 +28,8 @@ def test_each_process_gets_its_rank_and_hostile_words_unchanged(tmp_path: Path) 
     folder = tmp_path / "it's $(a) folder"
     folder.mkdir()
     job = make_job(folder, "report", *HOSTILE, GIVEN="$HOME 'x'")
-    code, said = run_launcher(job, "local", "processes=2")
-    assert code == 0, said
+    code, output = run_launcher(job, "local", "processes=2")
+    assert code == 0, output
     for rank, process in enumerate(reports(job)):
         assert process["argv"] == ["pretrain", "CONFIG", "report", *HOSTILE]
         assert (process["RANK"], process["LOCAL_RANK"]) == (str(rank), str(rank))
@@ -50,28 +50,30 @@ def test_the_first_failure_is_reported_once_and_ends_the_others(tmp_path: Path) 
         ),
         *("fork", "handle_stops", "wait=600"),
     )
-    code, said = run_launcher(job, "local", "processes=3")
+    code, output = run_launcher(job, "local", "processes=3")
     assert code == 4
-    assert said.count("rank 1 on localhost failed: a checkpoint cannot be read or written (exit code 4)") == 1
-    assert said.count("failed") == 2 and said.count("reason") == 1 and "rank 0 here" in said
+    assert (
+        output.count("rank 1 on localhost failed: a checkpoint cannot be read or written (exit code 4)") == 1
+    )
+    assert output.count("failed") == 2 and output.count("reason") == 1 and "rank 0 here" in output
     assert "reason" in (Path(job.run_dir) / "logs" / "rank-00001.log").read_text()
     assert processes_of(job) == []
 
 
 def test_a_process_that_ignores_sigterm_is_killed_with_its_workers(tmp_path: Path) -> None:
     job = make_job(tmp_path, "0:ignore_stops", "0:fork", "0:wait=600", "1:wait_for=waiting", "1:exit=3")
-    code, said = run_launcher(job, "local", "processes=2", "grace_s=0.5")
-    assert code == 3 and "rank 0 did not end in time: SIGKILL" in said
+    code, output = run_launcher(job, "local", "processes=2", "grace_s=0.5")
+    assert code == 3 and "rank 0 did not end in time: SIGKILL" in output
     wait_for("end of the loader", lambda: processes_of(job) == [])
 
 
 @pytest.mark.parametrize("action", ["exit=1", "kill=SIGSEGV", "exit=5"])
 def test_a_crash_is_restarted_at_a_new_port(tmp_path: Path, action: str) -> None:
     job = make_job(tmp_path, "report", f"1:once={action}", "0:print=done")
-    code, said = run_launcher(job, "local", "processes=2", "max_restarts=1")
-    assert code == 0, said
-    assert "restart 1 of 1, from the start" in said
-    rendezvous = re.findall(r"rendezvous (\S+)", said)
+    code, output = run_launcher(job, "local", "processes=2", "max_restarts=1")
+    assert code == 0, output
+    assert "restart 1 of 1, from the start" in output
+    rendezvous = re.findall(r"rendezvous (\S+)", output)
     assert len(set(rendezvous)) == 2
     assert "--- " in (log := (Path(job.run_dir) / "logs" / "rank-00000.log").read_text()) and "done" in log
 
@@ -85,22 +87,22 @@ def test_a_failure_that_a_restart_would_repeat_is_final(tmp_path: Path, code: in
 
 def test_restarts_end_after_max_restarts_without_a_new_checkpoint(tmp_path: Path) -> None:
     job = make_job(tmp_path, "kill=SIGKILL")
-    code, said = run_launcher(job, "local", "max_restarts=2")
+    code, output = run_launcher(job, "local", "max_restarts=2")
     assert code == 137 and read_record(Path(job.run_dir))["attempt"] == 3
-    assert "giving up after 2 restarts without a new checkpoint (max_restarts)" in said
+    assert "giving up after 2 restarts without a new checkpoint (max_restarts)" in output
 
 
 def test_a_new_checkpoint_resets_the_restart_count(tmp_path: Path) -> None:
     job = make_job(tmp_path, "once=kill=SIGKILL", "save=5", "exit=1")
-    code, said = run_launcher(job, "local", "max_restarts=1")
+    code, output = run_launcher(job, "local", "max_restarts=1")
     assert code == 1 and read_record(Path(job.run_dir))["attempt"] == 3
-    assert said.count("restart 1 of 1") == 2 and "from step 5" in said
+    assert output.count("restart 1 of 1") == 2 and "from step 5" in output
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
 )
-def test_a_signal_to_the_launcher_reaches_all_and_is_final(
+def test_a_signal_to_the_launcher_stops_all_processes(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     job = make_job(tmp_path, "handle_stops", "wait=600")
@@ -123,12 +125,12 @@ def test_a_stop_that_takes_too_long_ends_in_a_kill(tmp_path: Path) -> None:
 
 def test_a_stop_of_one_process_waits_for_the_others(tmp_path: Path) -> None:
     job = make_job(tmp_path, "1:exit=143", "ignore_stops", "0:wait=1", "0:exit=143")
-    code, said = run_launcher(job, "local", "processes=2")
-    assert code == 143 and "SIGKILL" not in said
+    code, output = run_launcher(job, "local", "processes=2")
+    assert code == 143 and "SIGKILL" not in output
 
 
 @pytest.mark.parametrize("victim", ["launcher", "agent"])
-def test_nothing_outlives_a_killed_launcher_or_agent(tmp_path: Path, victim: str) -> None:
+def test_no_process_outlives_a_killed_launcher_or_agent(tmp_path: Path, victim: str) -> None:
     job = make_job(tmp_path, "handle_stops", "wait=600")
     launcher = launcher_of(job, "local", "processes=2", "max_restarts=0")
     wait_for("processes", are_waiting(job, 2))
@@ -140,12 +142,12 @@ def test_nothing_outlives_a_killed_launcher_or_agent(tmp_path: Path, victim: str
     assert not is_locked(Path(job.run_dir))
 
 
-def test_a_second_launcher_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_second_launcher_is_refused(tmp_path: Path) -> None:
     job = make_job(tmp_path, "handle_stops", "wait=600")
     launcher = launcher_of(job, "local")
     wait_for("process", are_waiting(job, 1))
-    code, said = run_launcher(job, "local")
-    assert code == 1 and f"process {launcher.pid} on" in said and "launch cancel" in said
+    code, output = run_launcher(job, "local")
+    assert code == 1 and f"process {launcher.pid} on" in output and "launch cancel" in output
     launcher.terminate()
     launcher.wait(timeout=60)
 
@@ -153,9 +155,9 @@ def test_a_second_launcher_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_full_disk_for_logs_does_not_end_the_run(tmp_path: Path) -> None:
     job = make_job(tmp_path, "print=out", "exit=0")
     (Path(job.run_dir) / "logs" / "rank-00000.log").symlink_to("/dev/full")
-    code, said = run_launcher(job, "local")
-    assert code == 0 and "out\n" in said
-    assert said.count("No space left on device; rank 0 continues without") == 1
+    code, output = run_launcher(job, "local")
+    assert code == 0 and "out\n" in output
+    assert output.count("No space left on device; rank 0 continues without") == 1
 
 
 def test_the_container_prefix_wraps_each_process(tmp_path: Path) -> None:

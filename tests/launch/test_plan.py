@@ -139,7 +139,7 @@ def test_a_given_mfu_sets_the_compute_time(cost: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("machines", "changes", "said"),
+    ("machines", "changes", "message"),
     [
         (
             {"memory_gb": 3.0},
@@ -158,18 +158,18 @@ def test_a_given_mfu_sets_the_compute_time(cost: dict[str, Any]) -> None:
     ],
 )
 def test_bottlenecks_are_reported_with_number_and_fix(
-    cost: dict[str, Any], machines: dict[str, Any], changes: dict[str, Any], said: str
+    cost: dict[str, Any], machines: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
     fine = {"cores_per_node": 100_000, "disk_gb_s": 1000.0, "link_gbit": 1e6, "kernel_launch_us": 0.01}
     cost["run"]["global_clips"] *= 8
     calm = plan(cost, **fine)["warnings"]
-    assert [said for said in calm if "micro-batch" not in said] == []
+    assert [message for message in calm if "micro-batch" not in message] == []
     cost["run"] |= changes
     warnings = plan(cost, **{**fine, **machines})["warnings"]
-    assert any(re.search(said, warning) for warning in warnings), warnings
+    assert any(re.search(message, warning) for warning in warnings), warnings
 
 
-def test_reading_in_the_process_itself_adds_to_its_step(cost: dict[str, Any]) -> None:
+def test_without_workers_reading_adds_to_the_step(cost: dict[str, Any]) -> None:
     cost["run"]["num_workers"] = 0
     step = plan(cost)["step"]
     assert step["all"] > step["data"] + step["compute"]
@@ -190,37 +190,35 @@ def write_run(folder: Path, config: Path, *, step_s: float, wait_share: float = 
     return folder
 
 
-def test_a_measured_run_is_predicted_by_its_own_calibration(
-    cost: dict[str, Any], config: Path, tmp_path: Path
-) -> None:
+def test_a_calibrated_plan_predicts_its_run(cost: dict[str, Any], config: Path, tmp_path: Path) -> None:
     machines = Machines(memory_gb=80.0).resolved("bf16")
     planned = make_plan(cost, machines, Fit())["step"]
     slow_s = 3 * (planned["compute"] + planned["update"]) + planned["exchange"]
     run = read_run(write_run(tmp_path / "run", config, step_s=slow_s))
-    fit, _, said = calibrate(run, cost, machines)
+    fit, _, message = calibrate(run, cost, machines)
     assert fit.compute == pytest.approx(3) and fit.clips_per_core is None
     again = make_plan(cost, machines, fit)["step"]
     assert again["compute"] + again["update"] + again["exchange"] == pytest.approx(slow_s)
-    assert said["slower_than_planned"] == pytest.approx(3) and said["step_s"]["measured"] == slow_s
+    assert message["slower_than_planned"] == pytest.approx(3) and message["step_s"]["measured"] == slow_s
 
 
 def test_a_run_that_waited_calibrates_the_loader(cost: dict[str, Any], config: Path, tmp_path: Path) -> None:
     machines = Machines().resolved("bf16")
     run = read_run(write_run(tmp_path / "run", config, step_s=10.0, wait_share=0.5))
-    fit, _, said = calibrate(run, cost, machines)
+    fit, _, message = calibrate(run, cost, machines)
     assert fit.clips_per_core == pytest.approx(1024 / 20 / 104, rel=0.1)  # 112 cores less 8, in 20 s
-    assert said["clips_per_core"]["is_the_limit"]
+    assert message["clips_per_core"]["is_the_limit"]
 
 
 @pytest.mark.parametrize("spoilt", ["config.yaml", "metrics.jsonl", "environment.json"])
-def test_a_folder_that_is_no_run_is_refused(config: Path, tmp_path: Path, spoilt: str) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(config: Path, tmp_path: Path, spoilt: str) -> None:
     folder = write_run(tmp_path / "run", config, step_s=1.0)
     (folder / spoilt).unlink()
     with pytest.raises(ValueError, match=r"expected the run_dir of a pretraining run, got"):
         read_run(folder)
 
 
-def test_a_run_too_short_to_learn_from_is_refused(config: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_too_short_is_refused(config: Path, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", config, step_s=1.0)
     first = (folder / "metrics.jsonl").read_text().split("\n")[0]
     (folder / "metrics.jsonl").write_text(first + "\n")
@@ -229,7 +227,7 @@ def test_a_run_too_short_to_learn_from_is_refused(config: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["node=2"], "config key node: there is no such key; did you mean nodes?"),
         (["devices=4"], "there is no such key; did you mean devices_per_node?"),
@@ -244,13 +242,13 @@ def test_a_run_too_short_to_learn_from_is_refused(config: Path, tmp_path: Path) 
     ],
 )
 def test_wrong_usage_exits_with_2(
-    config: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    config: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", str(config), *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_fine_tuning_is_refused_by_name(capsys: pytest.CaptureFixture[str], repo: Path) -> None:
+def test_a_fine_tuning_config_is_refused(capsys: pytest.CaptureFixture[str], repo: Path) -> None:
     assert main(["plan", str(repo / "configs/finetune/demo.yaml")]) == 2
     assert "expected a pretraining config, got one of fine-tuning" in capsys.readouterr().err
 
@@ -309,7 +307,7 @@ def test_memory_of_a_real_run_is_planned_within_a_tenth(
 def small_memory(
     tmp_path: Path, synth_shards: Path, config: Path
 ) -> Callable[..., tuple[float, float, float, float]]:
-    """Trains two models on the CPU; the smaller one tells what a process takes that holds next to nothing."""
+    """Train two models on the CPU; the smaller one measures the memory of an empty process."""
     common = [f"data.shards={synth_shards / 'unlabelled'}", "data.num_workers=0", "clip.stride=1"]
     common += ["engine.precision=fp32", "engine.device=cpu", "engine.cpu_threads=1", "log.every_steps=1"]
     common += ["pictures.every_steps=0", "monitor.every_steps=0", "steps=3"]

@@ -47,7 +47,7 @@ def neutral(text: str) -> str:
         ),
     ],
 )
-def test_a_dry_run_says_word_for_word_what_would_happen(
+def test_a_dry_run_prints_all_files_and_commands(
     name: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPO)
@@ -71,7 +71,7 @@ def test_bash_reads_every_hostile_value_unchanged(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_apptainer_stands_before_the_interpreter_of_each_process() -> None:
+def test_apptainer_is_the_command_prefix_of_each_process() -> None:
     words = ["container={runtime: apptainer, image: k.sif, mounts: ['/d:/d']}", "python=python3"]
     cluster = read_cluster(SlurmCluster, SHIPPED, words)
     assert cluster.container_command() == ["apptainer", "exec", "--nv", "--bind", "/d:/d", "k.sif"]
@@ -107,7 +107,7 @@ def test_a_wrong_cluster_file_is_refused_by_key(override: str, message: str) -> 
 @pytest.mark.parametrize(
     ("limit", "signal_s"), [("3", 179), ("3:00", 179), ("1:00:00", 3599), ("1-0", 65535), ("1-00:00:01", 1)]
 )
-def test_slurms_forms_of_time_are_understood(limit: str, signal_s: int) -> None:
+def test_time_limits_of_slurm_are_parsed(limit: str, signal_s: int) -> None:
     read_cluster(SlurmCluster, None, [f'time="{limit}"', f"signal_s={signal_s}"])
 
 

@@ -75,7 +75,7 @@ def log_of(job_id: str, job: Job) -> str:
 
 def losses(run: Path) -> list[float]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [told["loss"] for told in map(json.loads, lines) if "loss" in told]
+    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
 
 def test_each_task_gets_its_rank(submit: Submit) -> None:
@@ -88,17 +88,17 @@ def test_each_task_gets_its_rank(submit: Submit) -> None:
     assert (Path(job.run_dir) / "logs" / "rank-00003.log").read_text() == "here\n"
 
 
-def test_a_refusal_of_one_ends_all_and_is_final(submit: Submit) -> None:
+def test_a_final_failure_of_one_process_ends_all(submit: Submit) -> None:
     # The other leaves with 143 when it is ended, which alone would mean: stopped with a checkpoint, requeue.
     job_id, job = submit("0:wait=300", "wait=0.3", "exit=3")
     assert exit_code(job_id) == 3
     assert field(job_id, "Restarts") == "0" and len(starts(job, 1)) == 1
-    told_later = job_end(job_id, Path(job.run_dir) / "launch")  # which Slurm need not remember
-    assert told_later == (3, f"job {job_id}: failed: the data cannot be used (exit code 3)")
+    end = job_end(job_id, Path(job.run_dir) / "launch")  # which Slurm need not remember
+    assert end == (3, f"job {job_id}: failed: the data cannot be used (exit code 3)")
     assert "task 1: Exited with exit code 3" in log_of(job_id, job)
 
 
-def test_a_crash_starts_again_in_the_same_allocation_on_another_port(submit: Submit) -> None:
+def test_a_crash_restarts_in_the_same_allocation_on_another_port(submit: Submit) -> None:
     job_id, job = submit("1:wait_for=waiting", "1:once=kill=SIGKILL", "0:once=wait=300")
     assert exit_code(job_id) == 0
     assert field(job_id, "Restarts") == "0"
@@ -106,25 +106,25 @@ def test_a_crash_starts_again_in_the_same_allocation_on_another_port(submit: Sub
     assert first["MASTER_PORT"] != second["MASTER_PORT"]
 
 
-def test_the_watchdogs_end_starts_again_at_most_max_restarts_times(submit: Submit) -> None:
+def test_the_watchdog_exit_code_restarts_at_most_max_restarts_times(submit: Submit) -> None:
     job_id, job = submit("exit=5", cluster=SlurmCluster(nodes=1, max_restarts=1))
     assert exit_code(job_id) == 5
     assert len(starts(job, 0)) == 2
 
 
-def test_cancelling_saves_and_does_not_come_back(submit: Submit) -> None:
+def test_cancelling_saves_and_prevents_the_requeue(submit: Submit) -> None:
     job_id, job = submit("wait=300")
     launch_folder = Path(job.run_dir) / "launch"
     wait_for(are_waiting(job, 2), doing="both tasks")
     assert "asked to stop" in cancel_job(job_id, launch_folder)
     assert exit_code(job_id) == 143
     assert len(starts(job, 0)) == 1
-    said = f"job {job_id}: stopped by SIGTERM, with a checkpoint (exit code 143)"
-    assert job_end(job_id, launch_folder) == (143, said)
+    output = f"job {job_id}: stopped by SIGTERM, with a checkpoint (exit code 143)"
+    assert job_end(job_id, launch_folder) == (143, output)
     assert cancel_job(job_id, launch_folder) == f"job {job_id} is not in the queue"
 
 
-def test_cancelling_what_has_not_begun_takes_it_out_of_the_queue(submit: Submit) -> None:
+def test_cancelling_a_pending_job_removes_it_from_the_queue(submit: Submit) -> None:
     whole = SlurmCluster(nodes=2, processes_per_node=4)
     first, _ = submit("wait=300", cluster=whole)
     waiting, job = submit(cluster=whole)
@@ -134,11 +134,11 @@ def test_cancelling_what_has_not_begun_takes_it_out_of_the_queue(submit: Submit)
     assert ended(waiting) == "CANCELLED"
     ended(first)
     for job_id in (waiting, first):  # one state and one code, whether it had begun or not
-        code, said = job_end(job_id, Path(job.run_dir) / "launch")
-        assert (code, said.partition(";")[0]) == (143, f"job {job_id}: cancelled (exit code 143)")
+        code, output = job_end(job_id, Path(job.run_dir) / "launch")
+        assert (code, output.partition(";")[0]) == (143, f"job {job_id}: cancelled (exit code 143)")
 
 
-def test_an_array_goes_on_from_element_to_element_until_the_run_is_done(submit: Submit) -> None:
+def test_array_elements_resume_until_the_run_is_done(submit: Submit) -> None:
     job_id, job = submit("once=exit=138", cluster=SlurmCluster(nodes=1, requeue=False, array=4))
     wait_for(lambda: not job_states(job_id), doing="the array")
     assert len(starts(job, 0)) == 2
@@ -146,9 +146,7 @@ def test_an_array_goes_on_from_element_to_element_until_the_run_is_done(submit: 
     assert logs == [f"slurm-{job_id}_1.log", f"slurm-{job_id}_2.log"]
 
 
-def test_a_training_on_two_nodes_is_preempted_comes_back_and_equals_one_process(
-    synth_shards: Path, tmp_path: Path
-) -> None:
+def test_a_preempted_training_on_two_nodes_equals_one_process(synth_shards: Path, tmp_path: Path) -> None:
     run = tmp_path / HOSTILE
     (run / "launch").mkdir(parents=True)
     (run / "launch" / CANCELLED).touch()  # of a launch before, which this one forgets
@@ -181,7 +179,7 @@ def test_a_training_on_two_nodes_is_preempted_comes_back_and_equals_one_process(
     assert (run / "logs" / "rank-00001.log").exists()
 
 
-def test_before_the_time_limit_the_job_saves_and_comes_back(timed: tuple[str, Job]) -> None:
+def test_before_the_time_limit_the_job_saves_and_is_requeued(timed: tuple[str, Job]) -> None:
     job_id, job = timed
     assert ended(job_id) == "COMPLETED"
     assert field(job_id, "Restarts") == "1" and len(starts(job, 0)) == 2

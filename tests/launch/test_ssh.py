@@ -37,8 +37,8 @@ def test_hostile_words_reach_every_host_as_they_are(tmp_path: Path, network: Net
     folder = tmp_path / "it's $(a) folder"
     folder.mkdir()
     job = make_job(folder, "report", *HOSTILE, GIVEN="$HOME 'x'\ny")
-    code, said = run_launcher(job, "ssh", *cluster(network))
-    assert code == 0, said
+    code, output = run_launcher(job, "ssh", *cluster(network))
+    assert code == 0, output
     for rank, process in enumerate(reports(job)):
         assert process["argv"] == ["pretrain", "CONFIG", "report", *HOSTILE]
         assert (process["RANK"], process["LOCAL_RANK"], process["WORLD_SIZE"]) == (str(rank), "0", "2")
@@ -71,19 +71,19 @@ def test_hosts_that_cannot_resolve_one_another_are_refused_before_the_start(
 ) -> None:
     job = make_job(tmp_path, "report")
     words = [word.replace("FIRST", network.hosts[0].name) for word in more]
-    code, said = run_launcher(job, "ssh", *with_aliases(network, tmp_path, *words))
-    assert code == 1 and says.partition(" (")[0] in said  # a ValueError in `LAUNCHER`
-    assert "set environment.GLOO_SOCKET_IFNAME and environment.NCCL_SOCKET_IFNAME" in said
-    assert ("master_addr to an address of alpha" in said) == ("resolve" in says)
-    assert "start 1" not in said and not (Path(job.run_dir) / "reports.jsonl").exists()
+    code, output = run_launcher(job, "ssh", *with_aliases(network, tmp_path, *words))
+    assert code == 1 and says.partition(" (")[0] in output  # a ValueError in `LAUNCHER`
+    assert "set environment.GLOO_SOCKET_IFNAME and environment.NCCL_SOCKET_IFNAME" in output
+    assert ("master_addr to an address of alpha" in output) == ("resolve" in says)
+    assert "start 1" not in output and not (Path(job.run_dir) / "reports.jsonl").exists()
 
 
 @pytest.mark.processes
 def test_hosts_by_ssh_aliases_run_with_an_address_and_an_interface(tmp_path: Path, network: Network) -> None:
     job = make_job(tmp_path, "report")
     more = [f"master_addr={network.hosts[0].name}", "environment.GLOO_SOCKET_IFNAME=eth0"]
-    code, said = run_launcher(job, "ssh", *with_aliases(network, tmp_path, *more))
-    assert code == 0, said
+    code, output = run_launcher(job, "ssh", *with_aliases(network, tmp_path, *more))
+    assert code == 0, output
     assert [process["MASTER_ADDR"] for process in reports(job)] == [network.hosts[0].name] * 2
 
 
@@ -103,19 +103,19 @@ def test_name_resolution_matters_between_different_machines() -> None:
 @pytest.mark.processes
 def test_a_failure_on_one_host_is_reported_once_and_ends_the_other(tmp_path: Path, network: Network) -> None:
     job = make_job(tmp_path, "1:print=this is why", "1:exit=3", "handle_stops", "wait=600")
-    code, said = run_launcher(job, "ssh", *cluster(network))
-    assert code == 3 and said.count("this is why") == 1
-    assert f"rank 1 on {network.hosts[1].name} failed: the data cannot be used (exit code 3)" in said
+    code, output = run_launcher(job, "ssh", *cluster(network))
+    assert code == 3 and output.count("this is why") == 1
+    assert f"rank 1 on {network.hosts[1].name} failed: the data cannot be used (exit code 3)" in output
     wait_for("end of all processes", lambda: processes_of(job) == [])
 
 
 @pytest.mark.processes
 def test_a_rank_that_only_lost_its_peer_is_not_the_first_failure(tmp_path: Path, network: Network) -> None:
     job = make_job(tmp_path, "0:exit=1", "1:wait=1", "1:kill=SIGKILL")
-    code, said = run_launcher(job, "ssh", *cluster(network, "max_restarts=0"))
+    code, output = run_launcher(job, "ssh", *cluster(network, "max_restarts=0"))
     assert code == 137
-    assert f"rank 1 on {network.hosts[1].name} failed: killed by signal 9 (exit code 137)" in said
-    assert "rank 0 on" not in said
+    assert f"rank 1 on {network.hosts[1].name} failed: killed by signal 9 (exit code 137)" in output
+    assert "rank 0 on" not in output
 
 
 @pytest.mark.processes
@@ -130,11 +130,12 @@ def test_after_a_host_dies_the_run_continues_on_the_others(tmp_path: Path, netwo
         assert launcher.wait(timeout=90) == 0
     finally:
         lost.start()
-    said = (Path(job.run_dir) / "output").read_text()
-    assert f"{lost.name} is lost" in said and f"continuing without {lost.name}" in said
+    output = (Path(job.run_dir) / "output").read_text()
+    assert f"{lost.name} is lost" in output and f"continuing without {lost.name}" in output
     # Three are left, which cannot share a batch of four.
     assert (
-        f"start 2: 2 processes (2 on {left.name}), rendezvous {left.name}" in said and "from step 7" in said
+        f"start 2: 2 processes (2 on {left.name}), rendezvous {left.name}" in output
+        and "from step 7" in output
     )
     assert [process["WORLD_SIZE"] for process in reports(job)] == ["2", "2"]
 
@@ -179,18 +180,22 @@ def test_an_unreachable_host_is_named(tmp_path: Path, network: Network) -> None:
     name = network.hosts[1].name
     nobody = f"{name.rpartition('.')[0]}.77"
     rest = cluster(network)[1:]
-    code, said = run_launcher(job, "ssh", f"hosts={{{name}: 1, {nobody}: 1}}", *rest)
-    assert code == 1 and f"{nobody} is unreachable (" in said and "allow fewer hosts with min_nodes=N" in said
-    code, said = run_launcher(job, "ssh", f"hosts={{{name}: 1, {nobody}: 1}}", *rest, "min_nodes=1")
-    assert code == 0 and f"continuing without {nobody}" in said
+    code, output = run_launcher(job, "ssh", f"hosts={{{name}: 1, {nobody}: 1}}", *rest)
+    assert (
+        code == 1
+        and f"{nobody} is unreachable (" in output
+        and "allow fewer hosts with min_nodes=N" in output
+    )
+    code, output = run_launcher(job, "ssh", f"hosts={{{name}: 1, {nobody}: 1}}", *rest, "min_nodes=1")
+    assert code == 0 and f"continuing without {nobody}" in output
 
 
 @pytest.mark.processes
 def test_a_host_that_does_not_see_the_code_is_named(tmp_path: Path, network: Network) -> None:
     job = make_job(tmp_path, "exit=0")
     os.rename(job.code, f"{job.code}-elsewhere")
-    code, said = run_launcher(job, "ssh", *cluster(network))
-    assert code == 1 and f"{network.hosts[0].name} is unreachable (" in said and "No such file" in said
+    code, output = run_launcher(job, "ssh", *cluster(network))
+    assert code == 1 and f"{network.hosts[0].name} is unreachable (" in output and "No such file" in output
 
 
 def test_hostfiles_are_those_of_deepspeed(tmp_path: Path) -> None:

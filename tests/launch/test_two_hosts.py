@@ -50,7 +50,7 @@ def launch(network: Network, shards: Path, run_dir: Path, *words: str) -> "subpr
     )
 
 
-def test_two_hosts_equal_one_process_although_one_is_killed(
+def test_two_hosts_equal_one_process_after_a_kill(
     folder: Path, synth_shards: Path, network: Network, alone: list[float]
 ) -> None:
     run_dir = folder / "agents"
@@ -58,8 +58,8 @@ def test_two_hosts_equal_one_process_although_one_is_killed(
     wait_for("checkpoint", lambda: saved_steps(run_dir) or launcher.poll() is not None, 120)
     ranks = read_record(run_dir)["agents"][network.hosts[1].name]["ranks"]
     os.kill(ranks["1"], signal.SIGKILL)
-    said = launcher.communicate(timeout=300)[0]
-    assert launcher.returncode == 0, said
-    assert f"rank 1 on {network.hosts[1].name} failed: killed by signal 9" in said
+    output = launcher.communicate(timeout=300)[0]
+    assert launcher.returncode == 0, output
+    assert f"rank 1 on {network.hosts[1].name} failed: killed by signal 9" in output
     assert read_record(run_dir)["attempt"] == 2
     assert losses(run_dir) == pytest.approx(alone, rel=1e-5)
