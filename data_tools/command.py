@@ -110,7 +110,7 @@ class Program:
     """The command line of a package.
 
     Attributes:
-        commands: the subcommands. An unnamed one runs if the first argument is no name of another.
+        commands: the subcommands. An unnamed one runs if the first argument does not name another one.
     """
 
     name: str
@@ -187,12 +187,12 @@ def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
             continue  # added by the deepspeed launcher; LOCAL_RANK is used instead
         parse_override(stray)  # raises an error for an override with dashes
         arguments.overrides.append(stray)
-    _refuse_wrong_order(arguments, named.get(first or "", unnamed))
+    _reject_wrong_order(arguments, named.get(first or "", unnamed))
     check_overrides(arguments.overrides)
     return arguments
 
 
-def _refuse_wrong_order(arguments: argparse.Namespace, command: Command | None) -> None:
+def _reject_wrong_order(arguments: argparse.Namespace, command: Command | None) -> None:
     """Reject an override before the config, and an option without its dashes."""
     given = getattr(arguments, "config", "")
     bare = next((word for word in arguments.overrides if "=" not in word), None)

@@ -132,4 +132,4 @@ def _suggest_argument(given: str, key: str, known: Iterable[str]) -> str:
 
 def _suggest(given: str, known: list[str]) -> str:
     close = difflib.get_close_matches(given, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there is {', '.join(known) or 'none'}"
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"

@@ -25,7 +25,7 @@ from kinemae.data_tools.overrides import (
     check_overrides,
     check_tree,
     first_line,
-    lacks_space,
+    is_missing_space,
     leaves,
     parse_override,
     require,
@@ -257,7 +257,7 @@ def _normalize_value(root: type, kind: Any, value: Any, key: str) -> Any:
     if value is None or (isinstance(value, str) and ("${" in value or value == MISSING)):
         return value
     if is_component(kind) and isinstance(value, str):
-        if lacks_space(value):
+        if is_missing_space(value):
             raise ValueError(
                 f"{key}: expected a space after the colon of {value!r}; "
                 f"fix: write '{key}={{{with_space(value)}}}'"
@@ -292,7 +292,7 @@ def _normalize_mapping(root: type, kind: type, value: Any, key: str) -> Tree:
         raise ValueError(f"config key {key}: expected a mapping, as in '{key}={{a: b}}', got {value!r}")
     pairs = [pair for name, child in value.items() for pair in leaves(child, str(name))]
     for name, child in pairs:
-        if child is None and lacks_space(name):
+        if child is None and is_missing_space(name):
             raise ValueError(
                 f"{key}: expected a space after the colon of {name!r}; fix: write {{{with_space(name)}}}"
             )

@@ -26,7 +26,7 @@ def find_config(given: str, kind: str, *, commands: Sequence[str] = ()) -> Path:
         commands: commands of the same program, suggested for a misspelled command.
 
     Raises:
-        ValueError: there is no such file; the message suggests the nearest one.
+        ValueError: the file does not exist; the message suggests the nearest one.
     """
     path = Path(given)
     if path.is_file():

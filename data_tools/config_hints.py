@@ -12,7 +12,7 @@ _MAX_HINTS = 3
 _FIELD_NAMES: dict[str, str] = {
     "masking.args.ratio": "ratio mask_ratio masking_ratio mask_prob encoder_mask_ratio",
     "masking": "mask mask_type mask_generator masking_strategy",
-    "model.predict_share": "decoder_mask_ratio decode_ratio predict_ratio",
+    "model.predict_ratio": "decoder_mask_ratio decode_ratio predict_ratio",
     "optim.lr": "lr learning_rate base_lr blr max_lr peak_lr initial_lr",
     "optim.final_lr": "min_lr end_lr lr_min eta_min",
     "optim.weight_decay": "weight_decay wd weight_decay_end",
@@ -124,13 +124,13 @@ def unknown_key(key: str, keys: Sequence[str], *, components: Sequence[str] = ()
     hints = suggestions(key, keys, components=components)
     sentences = [hint for hint in hints if " " in hint]
     if sentences:
-        return f"config key {key}: there is no such key; {sentences[0]}"
+        return f"config key {key}: unknown key; {sentences[0]}"
     if hints:
-        return f"config key {key}: there is no such key; did you mean {' or '.join(hints)}?"
+        return f"config key {key}: unknown key; did you mean {' or '.join(hints)}?"
     above = key.rpartition(".")[0]
     siblings = [known for known in keys if known.rpartition(".")[0] == above]
     known_keys = siblings or [known for known in keys if "." not in known]
-    return f"config key {key}: there is no such key; there are {', '.join(known_keys)}"
+    return f"config key {key}: unknown key; expected one of {', '.join(known_keys)}"
 
 
 def wrong_type(text: str) -> str:

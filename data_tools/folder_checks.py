@@ -31,15 +31,15 @@ def not_a_data_set(folder: Location, names: Sequence[str]) -> DataError:
         near = _near(folder.path, names[0])
         fix = "fix: make one with `kinemae data shard SOURCE OUT`"
         return DataError(f"no folder of shards at {folder}; {f'did you mean {near}?' if near else fix}")
-    lacking = next((name for name in names if not (folder / name).exists()), names[0])
+    missing = next((name for name in names if not (folder / name).exists()), names[0])
     splits = list_data_sets(folder, names[0])
     hint = f"; did you mean {' or '.join(str(folder / split) for split in splits[:3])}?" if splits else ""
     if not splits and any(name.endswith(".tar") for name in _sizes(folder)):
         hint = f"; fix: make an index of its tars with `{_index(folder)}`"
     elif not splits and folder.path is not None and _holds_video(folder.path):
         made = f"kinemae data shard {shlex.quote(str(folder))} OUT"
-        hint = f"; it holds videos; fix: make one of them with `{made}` and give OUT/train"
-    return DataError(f"{folder} holds no {lacking}, so it is no data set{hint}")
+        hint = f"; fix: make a data set of its videos with `{made}` and give OUT/train"
+    return DataError(f"{folder}: expected a data set, got a folder without {missing}{hint}")
 
 
 def _holds_video(folder: Path) -> bool:

@@ -44,9 +44,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
         ValueError: see `parse_override`, or the shell has split a mapping or a list at its spaces.
     """
     for number, override in enumerate(overrides):
-        _refuse_spaces(override, overrides[number + 1 :])
+        _reject_spaces(override, overrides[number + 1 :])
         if _is_open(override.partition("=")[2]):
-            _refuse_split_by_shell(overrides[number:])
+            _reject_split_by_shell(overrides[number:])
         parse_override(override)
 
 
@@ -101,7 +101,7 @@ def check_tree(node: yaml.Node | None, key: str) -> None:
                 f"{child_key}: YAML reads {scalar} as another number; fix: quote it if it is text"
             )
     for child_key, entry in _entries_without_value(node, key):
-        if lacks_space(entry):
+        if is_missing_space(entry):
             raise ValueError(
                 f"{child_key or entry}: expected a space after the colon of {entry!r}; "
                 f"fix: write {{{with_space(entry)}}}"
@@ -118,7 +118,7 @@ def as_override(key: str, value: object) -> str:
     return shlex.quote(f"{key}={text if is_text else _yaml_text(text)}")
 
 
-def lacks_space(text: str) -> bool:
+def is_missing_space(text: str) -> bool:
     """Whether a text looks like `name:value`. YAML reads it as one word, because the space is missing."""
     name, colon, value = text.rpartition(":")
     return bool(colon and name.strip() and value.strip()) and not value.startswith(("//", "\\", " "))
@@ -152,7 +152,7 @@ def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield from leaves(child, f"{key}.{name}" if key else str(name))
 
 
-def _refuse_spaces(override: str, following: Sequence[str]) -> None:
+def _reject_spaces(override: str, following: Sequence[str]) -> None:
     """Reject `key = value`, which a shell splits into up to three words."""
     if "=" not in override and following and following[0].startswith("="):
         joined = (
@@ -178,7 +178,7 @@ def _is_open(value: str) -> bool:
     return sum(map(bare.count, "{[")) > sum(map(bare.count, "}]"))
 
 
-def _refuse_split_by_shell(words: Sequence[str]) -> None:
+def _reject_split_by_shell(words: Sequence[str]) -> None:
     """Reject a mapping or a list that the shell has split into the first ones of `words`."""
     joined, rest = words[0], list(words[1:])
     while _is_open(joined.partition("=")[2]) and rest:

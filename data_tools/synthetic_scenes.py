@@ -112,7 +112,7 @@ def make_scene(kind: str, settings: SceneConfig, generator: torch.Generator) -> 
         ValueError: unknown class.
     """
     if kind not in MOTIONS:
-        raise ValueError(f"classes: no motion named {kind!r}; there is {', '.join(MOTIONS)}")
+        raise ValueError(f"classes: no motion named {kind!r}; expected one of {', '.join(MOTIONS)}")
     motion = MOTIONS[kind]
     behind_CTHW, _ = _layer(motion, settings, generator)
     before_CTHW, blobs_THW = _layer(motion, settings, generator)

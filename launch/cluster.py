@@ -46,7 +46,7 @@ def read_cluster(schema: type[Cluster], file: str | Path | None, overrides: Sequ
         key = override.partition("=")[0]
         meant = [name for name in _SYNONYMS.get(key, ()) if name in names]
         if meant and key not in names:
-            raise ValueError(f"config key {key}: there is no such key; did you mean {meant[0]}?")
+            raise ValueError(f"config key {key}: unknown key; did you mean {meant[0]}?")
     path = None if file is None else find_config(str(file), "cluster")
     return load_config(schema, path, overrides)
 

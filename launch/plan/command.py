@@ -95,7 +95,7 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
         if key in ("devices", "gpus", "gpus_per_node", "num_gpus"):
             near = ["devices_per_node"]
         if near and key not in _KEYS:
-            raise ValueError(f"config key {key}: there is no such key; did you mean {near[0]}?")
+            raise ValueError(f"config key {key}: unknown key; did you mean {near[0]}?")
     is_own = {word: word.partition("=")[0] in _KEYS for word in words}
     return [word for word in words if is_own[word]], [word for word in words if not is_own[word]]
 

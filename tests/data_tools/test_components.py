@@ -49,7 +49,7 @@ def test_a_component_is_a_file_in_the_folder(shapes: type):
     "part, message",
     [
         (Component(name="sqare"), "shape.name: no shape named 'sqare'; did you mean 'square'"),
-        (Component(name="x"), "no shape named 'x'; there is square"),
+        (Component(name="x"), "no shape named 'x'; expected one of square"),
         (Component(name="base"), "no shape named 'base'"),
         (Component(name="os.path"), "no shape named 'os.path'"),
         (

@@ -100,4 +100,4 @@ def test_some_unknown_keys_are_answered_with_a_sentence() -> None:
 
 def test_other_unknown_keys_are_answered_with_the_known_ones() -> None:
     assert message(PretrainConfig, "engine.zzz").endswith("engine.compile, engine.cpu_threads")
-    assert "; there are run_dir, seed, steps, " in message(PretrainConfig, "zzz")
+    assert "; expected one of run_dir, seed, " in message(PretrainConfig, "zzz")

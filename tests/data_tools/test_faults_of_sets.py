@@ -202,4 +202,4 @@ def test_every_command_names_a_folder_that_is_not_a_data_set(
     for folder in (tmp_path / "empty", tmp_path / "gone"):
         assert run_program(PROGRAM, [command, str(folder)]) == 3
         [line] = capsys.readouterr().err.splitlines()
-        assert str(folder) in line and ("no data set" in line or "no folder of shards" in line)
+        assert str(folder) in line and ("expected a data set" in line or "no folder of shards" in line)

@@ -63,11 +63,11 @@ def test_a_missing_folder_is_named(tmp_path: Path):
 def test_a_folder_without_index_suggests_its_splits(folder: Path, tmp_path: Path):
     shutil.copytree(folder, tmp_path / "sets" / "train")
     with pytest.raises(
-        DataError, match=r"holds no dataset.json, so it is no data set; did you mean .*train\?"
+        DataError, match=r"expected a data set, got a folder without dataset.json; did you mean .*train\?"
     ):
         open_index(tmp_path / "sets")
     (folder / "index.arrow").unlink()
-    with pytest.raises(DataError, match=r"holds no index.arrow"):
+    with pytest.raises(DataError, match=r"got a folder without index.arrow"):
         open_index(folder)
 
 

@@ -106,7 +106,7 @@ def test_a_scene_is_uint8_of_the_configured_shape():
 
 
 def test_an_unknown_motion_is_named():
-    with pytest.raises(ValueError, match="no motion named 'wobble'; there is move_left"):
+    with pytest.raises(ValueError, match="no motion named 'wobble'; expected one of move_left"):
         scene("wobble")
 
 

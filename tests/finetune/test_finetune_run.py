@@ -251,7 +251,7 @@ def test_the_run_folder_of_another_config_is_rejected(common, scratch_run, capsy
         ),
         (
             "temporal_clips=5",
-            "config key temporal_clips: there is no such key; did you mean evaluate.temporal_clips?",
+            "config key temporal_clips: unknown key; did you mean evaluate.temporal_clips?",
         ),
         ("evaluate.spatial_crops=2", "evaluate.spatial_crops must be 1 or 3"),
     ],

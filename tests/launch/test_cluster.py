@@ -44,12 +44,12 @@ def test_the_names_of_a_mapping_may_contain_dots_and_add_to_the_file(tmp_path: P
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["node=4"], "config key node: there is no such key; did you mean nodes"),
+        (["node=4"], "config key node: unknown key; did you mean nodes"),
         (["hosts=[a]"], "hosts: expected a mapping, as in 'hosts={a: b}', got"),
         (["hosts={a: many}"], "hosts.a: expected a whole number, got 'many'"),
         (["hosts={a:8}"], "hosts: expected a space after the colon of 'a:8'; fix: write {a: 8}"),
         (["hosts={a: {b: [1]}}"], r"hosts.a.b: expected a whole number, got \[1\]"),
-        (["nnodes=2"], "config key nnodes: there is no such key; did you mean nodes"),
+        (["nnodes=2"], "config key nnodes: unknown key; did you mean nodes"),
         (["time=12:30:00"], "time: YAML reads 12:30:00 as another number; fix: quote it if it is text"),
     ],
 )

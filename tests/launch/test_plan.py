@@ -229,9 +229,9 @@ def test_a_run_that_is_too_short_is_refused(config: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["node=2"], "config key node: there is no such key; did you mean nodes?"),
-        (["devices=4"], "there is no such key; did you mean devices_per_node?"),
-        (["devise=cpu"], "there is no such key; did you mean device?"),
+        (["node=2"], "config key node: unknown key; did you mean nodes?"),
+        (["devices=4"], "unknown key; did you mean devices_per_node?"),
+        (["devise=cpu"], "unknown key; did you mean device?"),
         (["device=h300"], "h300"),
         (["nodes=0"], "nodes must be above 0, got 0"),
         (["nodes=two"], "config key nodes: expected a whole number, got 'two'"),

@@ -81,7 +81,7 @@ def test_apptainer_is_the_command_prefix_of_each_process() -> None:
     ("override", "message"),
     [
         ("nodes=0", "nodes must be at least 1, got 0"),
-        ("nods=2", "config key nods: there is no such key; did you mean nodes"),
+        ("nods=2", "config key nods: unknown key; did you mean nodes"),
         ("time=1d", r"time must be as in 30 \(minutes\), 12:30:00 or 1-00:00:00, got '1d'"),
         ("time=2", "signal_s must be less than time=2, got 120"),
         ("signal_s=100000", "signal_s must lie between 1 and 65535 seconds, got 100000"),

@@ -64,8 +64,8 @@ def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
         (["masking.name=tubes"], "masking.name: no masking named 'tubes'; did you mean 'tube'?"),
         (["noise.name=gausian"], "noise.name: no noise named 'gausian'; did you mean 'gaussian'?"),
         (["target.name=pixel"], "target.name: no target named 'pixel'; did you mean 'pixels'?"),
-        (["target.name=os.path"], "target.name: no target named 'os.path'; there is "),
-        (["step=5"], "config key step: there is no such key; did you mean steps?"),
+        (["target.name=os.path"], "target.name: no target named 'os.path'; expected one of "),
+        (["step=5"], "config key step: unknown key; did you mean steps?"),
         (["optim.weigth_decay=0"], "did you mean optim.weight_decay?"),
         (["masking=tubes"], "masking.name: no masking named 'tubes'; did you mean 'tube'?"),
         (["steps=many"], "config key steps: expected a whole number, got 'many'"),
@@ -132,7 +132,9 @@ def test_missing_shards_leave_with_3(refused: Callable[..., str]) -> None:
 
 def test_an_empty_folder_of_shards_leaves_with_3(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "so it is no data set" in refused(DATA, f"data.shards={tmp_path / 'empty'}")
+    assert "expected a data set, got a folder without dataset.json" in refused(
+        DATA, f"data.shards={tmp_path / 'empty'}"
+    )
 
 
 def test_the_folder_above_the_splits_is_answered_with_a_split(

@@ -152,7 +152,7 @@ def test_one_data_set_is_reported_inside_its_folder(odd_shards: Path, tmp_path: 
         (["{shards}", "workers=-1"], 2, "workers must be 0 or more, got -1"),
         (["{shards}", "page.txt"], 2, "OUT page.txt: expected the name of a page, as in page.html"),
         (["s3://bucket/shards"], 2, "s3://bucket/shards is remote: expected OUT"),
-        (["{empty}"], 3, "holds no dataset.json, so it is no data set"),
+        (["{empty}"], 3, "expected a data set, got a folder without dataset.json"),
         (["{shards}", "{empty}/file/x.html"], 3, "cannot write to {empty}/file"),
         (["{shards}", "page.htm"], 2, "OUT page.htm: expected the name of a page, as in page.html"),
     ],

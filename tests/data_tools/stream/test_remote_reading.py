@@ -148,9 +148,9 @@ def test_the_copy_of_an_index_is_deleted_after_its_last_use(folder: Location):
 
 
 def test_errors_of_a_remote_folder_name_their_cause(shards: Path, server: FaultyServer, folder: Location):
-    with pytest.raises(DataError, match=r"127.0.0.1:\d+ holds no dataset.json, .*; did you mean .*/train\?"):
+    with pytest.raises(DataError, match=r"127.0.0.1:\d+: expected a data set, .*; did you mean .*/train\?"):
         open_index(location(server.url, retry_policy=QUICK))
-    with pytest.raises(DataError, match=r"/nothing holds no dataset.json, so it is no data set$"):
+    with pytest.raises(DataError, match=r"/nothing: expected a data set, got a folder without dataset.json$"):
         open_index(location(server.url, retry_policy=QUICK) / "nothing")
     server.fault = lambda method, path: 403
     with pytest.raises(DataError, match=r"cannot read .*dataset.json: access denied \(HTTP 403\)"):

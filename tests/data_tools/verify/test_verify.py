@@ -254,7 +254,7 @@ def test_a_wrong_argument_is_named(
 
 
 def test_a_folder_without_data_sets_is_named(tmp_path: Path):
-    with pytest.raises(DataError, match=r"holds no dataset\.json"):
+    with pytest.raises(DataError, match=r"got a folder without dataset\.json"):
         open_data_sets(location(tmp_path))
 
 
