@@ -78,7 +78,7 @@ def test_a_folder_without_videos_is_an_error_with_a_hint(tmp_path: Path):
     write_text(tmp_path / "train" / "dataset.json", "{}")
     with pytest.raises(DataError, match=r"it is a data set already; fix: train on it, data.shards=.*/train$"):
         check_not_empty(location(tmp_path), empty)
-    with pytest.raises(DataError, match=r"SOURCE s3://b/x.tar holds no video: .* passed over$"):
+    with pytest.raises(DataError, match=r"SOURCE s3://b/x.tar: .*, got no video and 3 other files$"):
         check_not_empty(location("s3://b/x.tar"), empty)
 
 
