@@ -59,7 +59,7 @@ def test_opening_reads_no_shard(folder: Location, server: FaultyServer):
             r"sample .*: cannot read http.*shard-000000.tar: .*Timeout.*, retried for",
         ),
         (403, BadVideo, r"access denied \(HTTP 403\).*; no sample of that shard can be read$"),
-        (404, BadVideo, r"no such thing \(HTTP 404\); check the name; no sample of that shard can be read$"),
+        (404, BadVideo, r"no such file \(HTTP 404\); check the name; no sample of that shard can be read$"),
     ],
 )
 def test_a_storage_error_has_its_reason(
@@ -174,7 +174,7 @@ def test_a_missing_or_truncated_shard_is_an_error_at_opening_if_the_store_lists(
     data = shard.read()
     shard.write(data[:-1])
     with pytest.raises(
-        DataError, match=rf"shard-000001.tar has {len(data) - 1} bytes instead of {len(data)}"
+        DataError, match=rf"shard-000001.tar: expected {len(data)} bytes, got {len(data) - 1}"
     ):
         open_index(folder)
     shard.remove()
