@@ -84,7 +84,7 @@ def test_the_judgement_does_not_depend_on_how_often_there_is_a_report() -> None:
     lines = [*steady(10), line(10, loss=3.0), line(11)]
     at_once = LossGuard(LossGuardConfig(spike_sigmas=6, window=8), []).check(lines)
     one_by_one = LossGuard(LossGuardConfig(spike_sigmas=6, window=8), [])
-    first_of_all = next(filter(None, (one_by_one.judge([one]) for one in lines)))
+    first_of_all = next(filter(None, (one_by_one.check([one]) for one in lines)))
     assert at_once == first_of_all
 
 

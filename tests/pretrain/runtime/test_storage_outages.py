@@ -79,13 +79,13 @@ def test_a_stop_signal_ends_the_wait_with_a_checkpoint(
 def test_a_wait_is_not_held_against_the_step(repo: Path) -> None:
     script = """
 import time
-from kinemae.pretrain.runtime.outages import StorageWait
-from kinemae.pretrain.runtime.abort import StopSignals
-from kinemae.pretrain.runtime.settings import TimeoutsConfig, Watchdog
+from kinemae.pretrain.runtime.abort import StopSignals, StorageWait
+from kinemae.pretrain.runtime.settings import TimeoutsConfig
+from kinemae.pretrain.runtime.watchdog import Watchdog
 
 limits = {"step_s": 3.0, "first_step_s": 60.0, "save_s": 60.0}
 with Watchdog(TimeoutsConfig(**limits), rank=0) as watchdog:
-    watchdog.enter("waiting for data", limit="step_s", step=7)
+    watchdog.start_phase("waiting for data", limit="step_s", step=7)
     wait = StorageWait(watchdog, StopSignals())
     for _ in range(14):
         wait("the store is down")
