@@ -128,7 +128,7 @@ def test_the_log_gives_reasons_with_their_numbers(tmp_path: Path, capsys: pytest
     size = "frames of 8192x8192 are larger than 33554432 pixels"
     assert f"rejected 2, the first of them: {size}" in log
     assert "rejected 1: FFmpeg cannot read it after 2" in log and " of 60 frames" in log
-    assert "1 videos are taken with a note, first tail.mp4: 25 of 40 frames; see notes.jsonl" in log
+    assert "1 videos have anomalies, first tail.mp4: 25 of 40 frames; see notes.jsonl" in log
     assert " of N frames" not in log
 
 
