@@ -97,6 +97,14 @@ def test_architecture_is_short() -> None:
     assert len(lines) <= 200 and max(map(len, lines)) <= 100
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPO)))
+def test_text_wraps_at_100_columns(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for line in text.splitlines():
+        is_free = line.lstrip().startswith(("|", "#")) or line.startswith("    ") or "](" in line
+        assert is_free or len(line) <= 100, line
+
+
 def test_readme_is_short() -> None:
     assert len((REPO / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
