@@ -30,7 +30,7 @@ class Component:
 
 
 def is_component(kind: Any) -> bool:
-    """Whether the type of a config field is `Component` or a subclass."""
+    """Check whether the type of a config field is `Component` or a subclass."""
     return isinstance(kind, type) and issubclass(kind, Component)
 
 

@@ -168,7 +168,7 @@ def suggestions(key: str, keys: Sequence[str], *, components: Sequence[str] = ()
 
 
 def is_key(key: str, keys: Sequence[str], components: Sequence[str]) -> bool:
-    """Whether a dotted key exists; any argument of a component counts as a key."""
+    """Check whether a dotted key exists; any argument of a component counts as a key."""
     return key in keys or any(key.startswith(f"{component}.args.") for component in components)
 
 

@@ -29,7 +29,7 @@ _DESCRIPTIONS = {
 
 
 def is_restartable(code: int) -> bool:
-    """Whether a supervisor may restart the job: after a crash, death by a signal, or a timeout."""
+    """Check whether a supervisor may restart the job: after a crash, death by a signal, or a timeout."""
     return code != EXIT_OK and code not in FAILED | STOPPED
 
 

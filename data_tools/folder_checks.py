@@ -43,7 +43,7 @@ def not_a_data_set(folder: Location, names: Sequence[str]) -> DataError:
 
 
 def _holds_video(folder: Path) -> bool:
-    """Whether a folder or its subfolders hold videos."""
+    """Check whether a folder or its subfolders hold videos."""
     places = itertools.chain(folder.glob("*.*"), folder.glob("*/*.*"))
     return any(is_video(place.name) for place in itertools.islice(places, _MAX_NAMES))
 
@@ -88,7 +88,7 @@ def check_shards_exist(folder: Location, shards: Mapping[str, int]) -> None:
 
 
 def is_tar_pattern(place: Location) -> bool:
-    """Whether a location is one tar or a pattern of tars, and not a folder."""
+    """Check whether a location is one tar or a pattern of tars, and not a folder."""
     is_named = place.name.endswith(_TARS) or any(sign in place.url for sign in "{*")
     return is_named and not (place.path is not None and place.path.is_dir())
 

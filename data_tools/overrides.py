@@ -119,7 +119,7 @@ def as_override(key: str, value: object) -> str:
 
 
 def is_missing_space(text: str) -> bool:
-    """Whether a text looks like `name:value`. YAML reads it as one word, because the space is missing."""
+    """Check whether a text looks like `name:value`, which YAML reads as one word for lack of a space."""
     name, colon, value = text.rpartition(":")
     return bool(colon and name.strip() and value.strip()) and not value.startswith(("//", "\\", " "))
 
@@ -171,7 +171,7 @@ def _reject_spaces(override: str, following: Sequence[str]) -> None:
 
 
 def _is_open(value: str) -> bool:
-    """Whether a mapping or a list is not closed."""
+    """Check whether a mapping or a list is not closed."""
     bare = _QUOTED.sub("", value)
     if bare.lstrip()[:1] not in ("{", "["):
         return False

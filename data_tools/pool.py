@@ -320,7 +320,7 @@ class _ProgressMonitor:
         self._cpu_s = cpu_s
 
     def is_stuck(self, timeout_s: float) -> bool:
-        """Whether there was no progress for `timeout_s`."""
+        """Check whether there was no progress for `timeout_s`."""
         return self._idle_s > timeout_s or self._cpu_only_s > _CPU_TIMEOUT_FACTOR * timeout_s
 
     def _read(self) -> tuple[int, int, float]:

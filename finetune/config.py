@@ -159,7 +159,7 @@ class FinetuneConfig(RunConfig):
 
     @property
     def from_scratch(self) -> bool:
-        """Whether the encoder's initial weights are random."""
+        """True if the encoder's initial weights are random."""
         return self.encoder is None or self.weights == "random"
 
     @property

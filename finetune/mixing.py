@@ -46,7 +46,7 @@ class MixConfig:
 
     @property
     def is_on(self) -> bool:
-        """Whether any clip is mixed."""
+        """True if any clip is mixed."""
         return self.probability > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     @property

@@ -22,7 +22,7 @@ class TokenReduction:
 
     @property
     def is_packed(self) -> bool:
-        """Whether clips keep different numbers of tokens and are packed into one row."""
+        """True if clips keep different numbers of tokens and are packed into one row."""
         return self._pruning().keep is None
 
     def build_pruning(self, shape: EncoderShape, *, may_learn: bool = True) -> Pruning:

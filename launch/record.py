@@ -109,7 +109,7 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 def is_locked(run_dir: Path) -> bool:
-    """Whether a launcher of this run is alive."""
+    """Check whether a launcher of this run is alive."""
     try:
         with (run_dir / LAUNCH_FOLDER / _LOCK).open() as file:
             flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)

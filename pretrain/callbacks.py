@@ -23,7 +23,7 @@ class Schedule:
     last_step: int
 
     def is_due(self, first_step: int, last_step: int) -> bool:
-        """Whether it is due at the report of these steps, both 0-based and both done."""
+        """Check whether it is due at the report of these steps, both 0-based and both done."""
         passes_multiple = (last_step + 1) // self.every_steps > first_step // self.every_steps
         return last_step == self.last_step or passes_multiple
 

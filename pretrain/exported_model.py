@@ -207,7 +207,7 @@ def describe_decoder(decoder: Decoder, *, target: Component) -> DecoderDescripti
 
 
 def has_decoder(folder: Path) -> bool:
-    """Whether the folder holds an exported decoder."""
+    """Check whether the folder holds an exported decoder."""
     return (folder / DECODER_DESCRIPTION).exists()
 
 

@@ -52,7 +52,7 @@ class TokenSelection:
 
     @property
     def needs_luma(self) -> bool:
-        """Whether the selection depends on the luma of the clip."""
+        """True if the selection depends on the luma of the clip."""
         return self.masking.needs_motion or self._scores_tokens
 
     def __call__(self, luma_THW: Tensor | None, clip_index: int) -> dict[str, Tensor]:

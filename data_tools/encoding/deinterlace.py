@@ -54,7 +54,7 @@ class _Bwdif:
         self._graph.configure()
 
     def takes(self, frame: VideoFrame) -> bool:
-        """Whether a frame has the size and format of the earlier ones."""
+        """Check whether a frame has the size and format of the earlier ones."""
         return _kind(frame) == self._kind
 
     def put(self, at_s: float, frame: VideoFrame) -> _Timed:

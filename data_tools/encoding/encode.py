@@ -27,7 +27,7 @@ _ANY_TYPE = PictureType(0)
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
-    """How videos are encoded.
+    """Settings of the H.264 encoder.
 
     Attributes:
         fps: frames per second.

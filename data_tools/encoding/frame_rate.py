@@ -78,7 +78,7 @@ def rational_rate(fps: float | Fraction) -> Fraction:
 def is_stored(
     slot: int, rate: Fraction, until_s: float, *, start_s: float, rate_mode: FrameRateMode, is_new: bool
 ) -> bool:
-    """Whether a frame that leaves the screen at `until_s` is stored in a slot of 1 / rate seconds.
+    """Check whether a frame that leaves the screen at `until_s` is stored in a slot of 1 / rate seconds.
 
     Args:
         start_s: when slot 0 begins.
@@ -208,7 +208,7 @@ def _candidates(intervals: np.ndarray) -> list[Fraction]:
 
 
 def _lost(times_s: np.ndarray, rate: Fraction) -> int:
-    """How many frames `is_stored` gives no slot at a rate."""
+    """Count the frames to which `is_stored` gives no slot at a rate."""
     lost = made = 0
     for end in ((times_s[1:] - SLACK_S) * float(rate)).tolist():
         if made + _LATEST < end:

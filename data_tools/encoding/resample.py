@@ -176,7 +176,7 @@ class _SceneDetector:
         self._graph: Graph | None = None
 
     def begins_with(self, frame: VideoFrame, number: int) -> bool:
-        """Whether a new scene begins with the next frame."""
+        """Check whether a new scene begins with the next frame."""
         if self._graph is None:
             self._graph = Graph()
             source = self._graph.add_buffer(

@@ -43,7 +43,7 @@ class FieldRules:
     Attributes:
         label: "cls", "txt", "NAME.cls" or "NAME.txt" for the member with that extension; "json.FIELD" for a
             field of the json member (nested: json.a.b); "none"; "auto" for "kinemae" if `shard` wrote the
-            json, else "cls", "NAME.cls" or "json.label", whichever the first samples have, else "absent":
+            json, else "cls", "NAME.cls" or "json.label", the first that the first samples have, else "absent":
             no labels, and an error if a later sample has a .cls.
         video: extension of the video member in samples with several videos.
         group: field of the json member that gives the group.
@@ -78,7 +78,7 @@ class FieldRules:
 
     @property
     def needs_json(self) -> bool:
-        """Whether a rule reads the json member."""
+        """True if a rule reads the json member."""
         is_json = self.label == "kinemae" or self.label.startswith("json.")
         return is_json or bool(self.group or self.columns)
 

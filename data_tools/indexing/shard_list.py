@@ -108,7 +108,7 @@ class _RemoteFile(io.RawIOBase):
 
 
 def _is_pattern(place: Location) -> bool:
-    """Whether a location is one tar or a pattern; an existing path is never a pattern."""
+    """Check whether a location is one tar or a pattern; an existing path is never a pattern."""
     if place.path is not None and place.path.exists():
         return place.path.is_file()
     return any(sign in place.url for sign in "{*") or place.name.endswith((".tar", *_COMPRESSED))

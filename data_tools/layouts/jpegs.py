@@ -46,7 +46,7 @@ class Jpegs(Layout):
                 yield EncodedSample(key=key, file=file, extension="mp4", info=info, start_s=segment.start_s)
 
     def _can_copy(self, job: Job, source: OpenedSource) -> bool:
-        """Whether the files already have the size and rate of this layout."""
+        """Check whether the files already have the size and rate of this layout."""
         video, first = job.video, source.first
         return (
             all(name.lower().endswith(_JPEG_EXTENSIONS) for name in video.frames)

@@ -90,17 +90,17 @@ class TableArguments:
 
 
 def is_path_name(name: str) -> bool:
-    """Whether a column name is a usual name of a path column."""
+    """Check whether a column name is a usual name of a path column."""
     return _PATHS.fullmatch(_plain(name)) is not None
 
 
 def is_label_name(name: str) -> bool:
-    """Whether a column name is a usual name of a label column."""
+    """Check whether a column name is a usual name of a label column."""
     return _LABELS.fullmatch(_plain(name)) is not None
 
 
 def is_kinetics(names: Sequence[str]) -> bool:
-    """Whether these are the column names of the Kinetics lists."""
+    """Check whether these are the column names of the Kinetics lists."""
     return {name.strip().lower() for name in names} >= _KINETICS
 
 

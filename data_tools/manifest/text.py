@@ -104,13 +104,13 @@ def numbered_lines(file: Path, encoding: str | None = None) -> list[tuple[str, s
 
 
 def is_comment(line: str) -> bool:
-    """Whether a line is a comment: it begins with # and is not the name of a video."""
+    """Check whether a line is a comment: it begins with # and is not the name of a video."""
     line = line.strip()
     return line.startswith("#") and (line[1:2].isspace() or len(line) == 1 or not names_video(line))
 
 
 def names_video(text: str) -> bool:
-    """Whether a text holds the name of a video file."""
+    """Check whether a text holds the name of a video file."""
     return _VIDEO.search(text) is not None
 
 

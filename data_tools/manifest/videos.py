@@ -83,12 +83,12 @@ def split_name(text: str) -> str | None:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name has the extension of an image."""
+    """Check whether a file name has the extension of an image."""
     return not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
 
 
 def is_video(name: str) -> bool:
-    """Whether a file name has the extension of a video."""
+    """Check whether a file name has the extension of a video."""
     return not name.startswith(".") and name.rpartition(".")[2].lower() in VIDEO_EXTENSIONS
 
 

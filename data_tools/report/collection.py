@@ -64,7 +64,7 @@ class Collection:
         return self._encoded[name]
 
     def has_values(self, name: str) -> bool:
-        """Whether a text column holds anything but empty text."""
+        """Check whether a text column holds anything but empty text."""
         values, _ = self.encoded(name)
         return any(value.as_py() for value in values[:2])  # distinct, so one of two is not empty
 

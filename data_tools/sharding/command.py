@@ -182,7 +182,7 @@ def _warn_of_absent_classes(splits: dict[str, list[SourceVideo]], classes: Seque
 
 
 def _check_out(out: Location, state: dict[str, Any]) -> bool:
-    """Whether OUT holds this data set completely.
+    """Check whether OUT holds this data set completely.
 
     Raises:
         ValueError: OUT holds something else.

@@ -215,7 +215,7 @@ def _source_of_csv(file: Path) -> str:
 
 
 def _is_table(file: Path, line: str) -> bool:
-    """Whether a first line has a path column and a label column."""
+    """Check whether a first line has a path column and a label column."""
     is_jsonl = file.suffix.lower() == ".jsonl"
     cells = re.findall(r'"(\w+)"\s*:', line) if is_jsonl else re.split(r"[,;\t|]", line)
     return any(is_path_name(cell) for cell in cells) and any(is_label_name(cell) for cell in cells)
@@ -226,7 +226,7 @@ def _has_header(lines: Sequence[str]) -> bool:
 
 
 def _name_videos(lines: Sequence[str]) -> bool:
-    """Whether all lines except a header row name videos."""
+    """Check whether all lines except a header row name videos."""
     below = lines[1:] if _has_header(lines) else lines
     return bool(below) and all(names_video(line) for line in below)
 

@@ -98,7 +98,7 @@ class Output:
             yield
 
     def is_sharded(self, key: str) -> bool:
-        """Whether a finished shard holds the sample of a key."""
+        """Check whether a finished shard holds the sample of a key."""
         return key in self._keys
 
     def write_split(

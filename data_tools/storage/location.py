@@ -73,7 +73,7 @@ class Location:
 
     @property
     def is_remote(self) -> bool:
-        """Whether this is a URL."""
+        """True if this is a URL."""
         return "://" in self.url
 
     @property
@@ -91,11 +91,11 @@ class Location:
         return self.url.rstrip("/").rpartition("/")[2]
 
     def exists(self) -> bool:
-        """Whether there is a file or a folder."""
+        """Check whether there is a file or a folder."""
         return remote.exists(self.url, self.retry_policy) if self.path is None else self.path.exists()
 
     def is_dir(self) -> bool:
-        """Whether this is a folder; in object stores, a folder is a prefix with at least one object."""
+        """Check whether this is a folder; in object stores, a folder is a prefix with at least one object."""
         return bool(self.list_sizes()) if self.path is None else self.path.is_dir()
 
     def size(self) -> int:

@@ -71,7 +71,7 @@ def version(url: str, policy: RetryPolicy) -> tuple[int | None, str]:
 
 
 def exists(url: str, policy: RetryPolicy) -> bool:
-    """Whether there is an object or a folder of this name."""
+    """Check whether there is an object or a folder of this name."""
     try:
         _call(url, "info", _path(url), action="look up", policy=policy)
     except StorageError as error:

@@ -60,7 +60,7 @@ class StorageError(DataError):
 
     @property
     def is_missing(self) -> bool:
-        """Whether the storage answered that there is no such file."""
+        """True if the storage answered that there is no such file."""
         return self.status in _MISSING
 
     def __reduce__(self) -> tuple[type["StorageError"], tuple[str, int | None]]:
@@ -164,7 +164,7 @@ def retry_during_outage(attempt: Callable[[], Result], *, outage_s: float) -> Re
 
 
 def is_outage(error: OSError, path: Path | None = None) -> bool:
-    """Whether an error of a local file means that its storage is unavailable.
+    """Check whether an error of a local file means that its storage is unavailable.
 
     Args:
         path: the file. If its folder is missing or empty, the disk is not mounted, which is an outage.

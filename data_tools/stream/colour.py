@@ -119,12 +119,12 @@ class ColourConfig:
 
     @property
     def changes_colour(self) -> bool:
-        """Whether any colour augmentation is on."""
+        """True if any colour augmentation is on."""
         return self.jitters or self.rand_augment.operations > 0 or self.erase.probability > 0
 
     @property
     def jitters(self) -> bool:
-        """Whether colour jitter is on."""
+        """True if colour jitter is on."""
         is_on = self.jitter.probability > 0 and any(self.jitter.factors.values())
         return is_on or self.jitter.grayscale > 0
 

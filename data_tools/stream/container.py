@@ -183,12 +183,12 @@ def _ticks(frame: VideoFrame) -> int:
 
 
 def should_seek(opened: OpenedVideo, timestamp_s: float) -> bool:
-    """Whether a key frame may lie between the first frame and the timestamp."""
+    """Check whether a key frame may lie between the first frame and the timestamp."""
     return key_frame_may_precede(opened.stream, _target(opened, timestamp_s), timestamp_s)
 
 
 def key_frame_may_precede(stream: VideoStream, target: int, timestamp_s: float) -> bool:
-    """Whether a key frame may lie between the beginning and a timestamp, given in ticks and in seconds."""
+    """Check whether a key frame may lie before a timestamp, given in ticks and in seconds."""
     entries = stream.index_entries
     if len(entries) and entries[len(entries) - 1].timestamp >= target:
         return entries.search_timestamp(target) > 0

@@ -30,8 +30,8 @@ from kinemae.data_tools.stream.sequential import error_text
 def probe(source: bytes | Path, *, full: bool = True, notes: list[str] | None = None) -> VideoInfo:
     """Measure the properties of a video by decoding it.
 
-    The last frame is taken to last as long as the average frame, so frame i of a video with a constant
-    rate is on screen at (i + 0.5) * duration_s / frames, whatever end the container states.
+    The last frame gets the average duration of a frame; the end stated by the container is ignored. Frame i
+    of a video with a constant rate is therefore on screen at (i + 0.5) * duration_s / frames.
 
     Args:
         source: the video's bytes or its file.

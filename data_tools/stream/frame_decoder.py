@@ -138,13 +138,13 @@ def _in_order(video: bytes, times_s: list[float], last_frame_s: float | None, *,
 
 
 def _is_h264(stream: VideoStream) -> bool:
-    """Whether the stream is H.264 with length prefixes, as in mp4 files."""
+    """Check whether the stream is H.264 with length prefixes, as in mp4 files."""
     codec = stream.codec_context
     return codec.name == "h264" and (codec.extradata or b"")[:1] == b"\x01"
 
 
 def _is_first_frame(head: Packet, stream: VideoStream) -> bool:
-    """Whether the first packet is certainly the first frame on screen."""
+    """Check whether the first packet is certainly the first frame on screen."""
     is_first = head.pts is not None and head.pts == stream.start_time
     return is_first and head.is_keyframe and not head.is_discard and is_random_access_point(head, stream)
 
@@ -205,7 +205,7 @@ def _on_screen(found: list[Packet], targets: list[int], run: range) -> tuple[dic
 def _may_be_in_decoding_order(
     found: list[Packet], following: Packet | None, stream: VideoStream, places: dict[int, list[int]]
 ) -> bool:
-    """Whether time stamps are in decoding order although the stream has B frames.
+    """Check whether time stamps are in decoding order although the stream has B frames.
 
     Then B frames, and frames that B frames follow in decoding order, have wrong stamps.
     """

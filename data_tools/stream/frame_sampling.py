@@ -87,7 +87,7 @@ def evaluation_timestamps_s(sample: Sample, clip: ClipConfig, *, temporal_clips:
 
 
 def uses_reference_frames(sample: Sample, clip: ClipConfig) -> bool:
-    """Whether the clips of this video consist of reference frames only."""
+    """Check whether the clips of this video consist of reference frames only."""
     stride, phase = sample.reference_stride, sample.reference_phase
     if stride <= 1 or clip.sampling == "uniform" or _step(sample, clip) % stride:
         return False

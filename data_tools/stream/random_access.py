@@ -15,7 +15,7 @@ _HEVC_SLICES, _HEVC_IRAP = range(32), range(16, 22)  # IRAP: IDR, BLA, CRA; lead
 
 
 def is_random_access_point(packet: Packet, stream: VideoStream) -> bool:
-    """Whether no frame shown after this packet's frame refers to a frame before it."""
+    """Check whether no frame shown after this packet's frame refers to a frame before it."""
     if not packet.is_keyframe:
         return False
     codec = stream.codec_context.name
@@ -27,7 +27,7 @@ def is_random_access_point(packet: Packet, stream: VideoStream) -> bool:
 
 
 def has_b_slices(packet: Packet, stream: VideoStream) -> bool:
-    """Whether an H.264 packet holds a picture that may be shown before a picture decoded earlier."""
+    """Check whether an H.264 packet holds a picture that may be shown before a picture decoded earlier."""
     kind, begin = _first_slice(packet, stream)
     if kind in (-1, _H264_IDR) or not begin:
         return False
@@ -56,7 +56,7 @@ def correct_stamps(packets: Iterable[Packet], reorder_depth: int) -> set[tuple[i
 
 
 def is_increasing(stamps: Iterable[int]) -> bool:
-    """Whether stamps increase from packet to packet, which means that no packet is reordered."""
+    """Check whether stamps increase from packet to packet, which means that no packet is reordered."""
     return all(one < other for one, other in pairwise(stamps))
 
 

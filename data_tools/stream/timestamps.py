@@ -125,7 +125,7 @@ class FrameClock(Generic[Frame]):
         return 0, None
 
     def _is_early(self, frame: Frame) -> bool:
-        """Whether a packet in the decoder has an earlier stamp: one of the two must be wrong."""
+        """Check whether a packet in the decoder has an earlier stamp: one of the two must be wrong."""
         pts = frame.pts
         return pts is not None and any(stamp < pts for _, stamp in self._waiting)
 

@@ -47,7 +47,7 @@ _MAX_EXAMPLES = 3  # of each kind that may occur in every sample
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """How to verify.
+    """Settings of `kinemae data verify`.
 
     Attributes:
         workers: processes that read; 0 means one per core.

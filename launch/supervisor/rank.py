@@ -54,7 +54,7 @@ class Rank:
         return output
 
     def poll(self) -> bool:
-        """Whether the process has ended since the last call."""
+        """Check whether the process has ended since the last call."""
         if self.code is not None or self.process.poll() is None:
             return False
         code = self.process.returncode

@@ -153,7 +153,7 @@ class _EmulatedDevice(TorchFunctionMode):
 
 
 def _shares_storage(func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> bool:
-    """Whether an operation moves no data: views that are not marked as such, like `_unsafe_view`."""
+    """Check whether an operation moves no data: views that are not marked as such, like `_unsafe_view`."""
     given = {tensor.untyped_storage()._cdata for tensor in inputs}
     return not func._schema.is_mutable and all(out.untyped_storage()._cdata in given for out in outputs)
 

@@ -100,7 +100,7 @@ class Noise:
 
     @property
     def has_level(self) -> bool:
-        """Whether the level differs between clips, so that a decoder can be conditioned on it."""
+        """True if the level differs between clips, so that a decoder can be conditioned on it."""
         return self.strength is not None and self.strength.min_level < 1
 
     def level(self, progress_B: Tensor, draws: ClipRandom) -> Tensor:

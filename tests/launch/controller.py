@@ -59,7 +59,7 @@ PartitionName=short Nodes=n1,n2 MaxTime=2
 
 
 def ask(*command: str) -> str:
-    """What a Slurm command prints; an AssertionError with its complaint where it fails."""
+    """Run a Slurm command and return its output; if it fails, raise an AssertionError with stderr."""
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, f"{command} left with {ran.returncode}: {ran.stderr}"
     return ran.stdout.strip()

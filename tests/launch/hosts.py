@@ -19,7 +19,7 @@ _WAIT_S = 20.0
 
 
 def why_no_hosts() -> str | None:
-    """Why this machine cannot provide several hosts; None if it can."""
+    """Reason for which this machine cannot provide several hosts; None if it can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     missing = [name for name in ("ip", "ssh", "ssh-keygen", SSHD) if shutil.which(name) is None]

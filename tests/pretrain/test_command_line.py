@@ -1,4 +1,4 @@
-"""`kinemae pretrain`: whatever is wrong is said in one line with its exit code before anything starts."""
+"""`kinemae pretrain` reports each error in one line with its exit code before the run starts."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a run costs is found on shapes, and is what a real pass of the same model computes and holds."""
+"""The cost of a run, computed from shapes, equals the FLOPs and memory of a real pass of the model."""
 
 import json
 from collections.abc import Callable

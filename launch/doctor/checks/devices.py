@@ -59,7 +59,7 @@ def read_gpus(text: str) -> list[Gpu]:
 
 
 def has_gpus(devices: Mapping[str, Any]) -> bool:
-    """Whether nvidia-smi lists at least one GPU of a node."""
+    """Check whether nvidia-smi lists at least one GPU of a node."""
     return bool(read_gpus(devices.get("gpus", {}).get("text", "")))
 
 

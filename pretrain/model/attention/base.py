@@ -89,7 +89,10 @@ class Tokens:
 
 
 class AttentionPattern(ABC):
-    """Which tokens attend to which; equal patterns (frozen dataclasses) share an `AttentionFn`."""
+    """Pairs of tokens that attend to each other; equal patterns share an `AttentionFn`.
+
+    Patterns are frozen dataclasses, so equal settings compare equal.
+    """
 
     @abstractmethod
     def pair_mask(self, tokens: Tokens) -> MaskMod:

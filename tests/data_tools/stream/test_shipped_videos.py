@@ -20,7 +20,7 @@ PERIOD_S = 1 / 25
 
 
 def starts_s(name):
-    """When each frame comes on screen."""
+    """Times at which the frames come on screen."""
     return [number * PERIOD_S for number in SHOWN.get(name, EVERY)]
 
 
