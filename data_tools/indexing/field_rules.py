@@ -43,8 +43,8 @@ class FieldRules:
     Attributes:
         label: "cls", "txt", "NAME.cls" or "NAME.txt" for the member with that extension; "json.FIELD" for a
             field of the json member (nested: json.a.b); "none"; "auto" for "kinemae" if `shard` wrote the
-            json, else "cls", "NAME.cls" or "json.label", the first that the first samples have, else "absent":
-            no labels, and an error if a later sample has a .cls.
+            json, else the first of "cls", "NAME.cls" and "json.label" that the first samples have, else
+            "absent": no labels, and an error if a later sample has a .cls.
         video: extension of the video member in samples with several videos.
         group: field of the json member that gives the group.
         columns: fields of the json member that become columns of the index.
