@@ -50,7 +50,7 @@ _FIELD_NAMES: dict[str, str] = {
     "drop_path": "drop_path drop_path_rate stochastic_depth",
     "model.positions": "pos_embed positional_encoding pos_emb use_rope rope",
     "model.attention": "attn attention_type attn_type",
-    "target.args.normalise": "norm_pix_loss normalize_target normlize_target normalise normalize norm_target",
+    "target.args.normalize": "norm_pix_loss normalize_target normlize_target normalise norm_target",
     "target": "loss target_type",
     "data.num_workers": "workers dataloader_num_workers loader_workers",
     "workers": "num_workers workers num_processes processes nproc jobs",

@@ -15,7 +15,7 @@ from kinemae.finetune.mixing import Mixer
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.packing import Packing, kept_count, top_tokens
 from kinemae.pretrain.model.scorer import add_gradient_of
-from kinemae.pretrain.model.tokens import MEAN, STD, normalise, patchify, take_patches
+from kinemae.pretrain.model.tokens import MEAN, STD, normalize, patchify, take_patches
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.pruning.none import NoPruning
 
@@ -62,7 +62,7 @@ class Classifier(nn.Module):
         freeze: train the head only; the encoder runs in evaluation mode without gradients.
         label_smoothing: fraction of the target distribution spread over all classes.
         mixer: mixes clips in training (mixup, cutmix); None for none.
-        mean, std: normalisation of the encoder's pixels, RGB on a scale of 0 to 1.
+        mean, std: normalization of the encoder's pixels, RGB on a scale of 0 to 1.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only, except for the two modules
@@ -185,7 +185,7 @@ class Classifier(nn.Module):
         return Features(*packing.unpack(encoded_1LD))
 
     def _embed_all(self, clip_BCTHW: Tensor) -> Tensor:
-        patches_BNP = normalise(patchify(clip_BCTHW, self.encoder.shape.patch), self.mean, self.std)
+        patches_BNP = normalize(patchify(clip_BCTHW, self.encoder.shape.patch), self.mean, self.std)
         return self.encoder.embed(patches_BNP, None)
 
     def _embed(
@@ -197,4 +197,4 @@ class Classifier(nn.Module):
         clip_BK: Tensor | None = None,
     ) -> Tensor:
         taken_BKP = take_patches(clip_BCTHW, index_BK, self.encoder.shape.patch, clip_BK=clip_BK)
-        return self.encoder.embed(normalise(taken_BKP, self.mean, self.std), index_BK, run_length_BK)
+        return self.encoder.embed(normalize(taken_BKP, self.mean, self.std), index_BK, run_length_BK)

@@ -90,7 +90,7 @@ class MergeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptim(OptimConfig):
-    """The optimiser settings of pretraining with other betas and a layer-wise decay.
+    """The optimizer settings of pretraining with other betas and a layer-wise decay.
 
     Attributes:
         layer_decay: learning rate factor from each layer to the one below; 1 for none; null: 0.75 for a
@@ -184,7 +184,7 @@ def resolve_layer_decay(config: FinetuneConfig) -> FinetuneConfig:
 
 
 def total_steps(config: FinetuneConfig, samples: int) -> int:
-    """Return the number of optimiser steps of the configured epochs, rounded up."""
+    """Return the number of optimizer steps of the configured epochs, rounded up."""
     clips = config.epochs * samples * config.data.views_per_video
     # Floating-point rounding: 0.1 * 30 > 3.
     return max(1, math.ceil(round(clips / config.batch.global_clips, 9)))

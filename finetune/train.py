@@ -27,7 +27,7 @@ from kinemae.pretrain.runtime.abort import abort_on_error
 from kinemae.pretrain.runtime.engine import check_engine
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs
 from kinemae.pretrain.runtime.loop import Trainer
-from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.optimizer import parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir, run_lock
 

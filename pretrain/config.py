@@ -57,7 +57,7 @@ class PretrainConfig(RunConfig):
     """The config of a run. A config file overrides these defaults, and the command line overrides the file.
 
     Attributes:
-        steps: optimiser steps.
+        steps: optimizer steps.
         init_from: folder of an exported encoder with the initial weights; null for random ones.
     """
 

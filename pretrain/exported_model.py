@@ -38,7 +38,7 @@ class EncoderDescription:
         reference: the grid of its pretraining, from which positions are resampled.
         frames, stride, size: frames of a clip, their distance, and their height and width in px.
         fps, sampling: frame sampling where the stride does not define it; see `ClipConfig`.
-        mean, std: normalisation of pixels on a scale of 0 to 1, RGB.
+        mean, std: normalization of pixels on a scale of 0 to 1, RGB.
         trained_by: information for readers, for example the config, the step and the commit.
     """
 

@@ -46,7 +46,7 @@ from kinemae.pretrain.clip_grid import (
 )
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.flops import count_flops
-from kinemae.pretrain.model.tokens import denormalise, patchify, to_bytes, unpatchify
+from kinemae.pretrain.model.tokens import denormalize, patchify, to_bytes, unpatchify
 from kinemae.pretrain.pruning.none import NoPruning
 from kinemae.pretrain.runtime.metrics import gif_bytes
 from kinemae.pretrain.runtime.run_folder import PREVIEW_FOLDER
@@ -119,7 +119,7 @@ def preview_columns(plan: Plan, batch: ClipBatch) -> list[Column]:
     every_BN = torch.arange(grid.tokens).expand(len(clean_BNP), -1)
     whole = replace(batch, tokens={"visible": every_BN})
     noisy_BNP, seen_BKP = (
-        to_bytes(denormalise(model.encoder_inputs(given, draws).patches_BKP, model.mean, model.std))
+        to_bytes(denormalize(model.encoder_inputs(given, draws).patches_BKP, model.mean, model.std))
         for given in (whole, batch)
     )
     noisy_BNP = replace_tokens(

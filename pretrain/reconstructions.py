@@ -34,7 +34,7 @@ from kinemae.pretrain.clip_grid import (
     token_mask,
 )
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
-from kinemae.pretrain.model.tokens import denormalise, patchify, to_bytes, unpatchify
+from kinemae.pretrain.model.tokens import denormalize, patchify, to_bytes, unpatchify
 from kinemae.pretrain.runtime.metrics import MetricsWriter, gif_bytes
 
 _LEGENDS = {"encoder input": (("hidden", HIDDEN),), "pruned": (("neither visible nor predicted", PRUNED),)}
@@ -83,7 +83,7 @@ def _columns(model: MaskedAutoencoder, batch: ClipBatch, seed: int) -> list[Colu
     draws = ClipRandom(seed, batch.clip_index_B)
     prediction, inputs = model.predict(batch, draws)
     clean_BNP = patchify(batch.clip_BCTHW, patch)
-    seen_BKP = to_bytes(denormalise(model.encoder_inputs(batch, draws).patches_BKP, model.mean, model.std))
+    seen_BKP = to_bytes(denormalize(model.encoder_inputs(batch, draws).patches_BKP, model.mean, model.std))
     # Tokens that the encoder kept, which may be fewer than its input.
     is_used_BN = token_mask(inputs.visible_BK, grid.tokens) | token_mask(inputs.target_BM, grid.tokens)
     known_BNP = tint(clean_BNP, ~is_used_BN, PRUNED)

@@ -14,7 +14,7 @@ def deviation(x_RD: Tensor) -> float:
 
 
 def effective_rank(x_RD: Tensor) -> float:
-    """Effective rank: exp of the entropy of the normalised singular values.
+    """Effective rank: exp of the entropy of the normalized singular values.
 
     RankMe (arXiv 2210.02885, section 3) of centred features, since the mean dominates the features of masked
     autoencoders. Equal rows have rank 0.

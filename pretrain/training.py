@@ -30,7 +30,7 @@ from kinemae.pretrain.representation_monitor import KnnProbe, RepresentationMoni
 from kinemae.pretrain.runtime.engine import check_engine
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs, original_places
 from kinemae.pretrain.runtime.loop import Callback, Trainer
-from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.optimizer import parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
 from kinemae.pretrain.token_selection import TokenSelection

@@ -27,7 +27,7 @@ from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.base import Noise
 from kinemae.pretrain.pruning.base import Pruning
-from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.optimizer import parameter_groups
 from kinemae.pretrain.targets.base import Target
 from kinemae.pretrain.token_selection import TokenSelection
 from tests.default_components import build_default, default_component
@@ -190,17 +190,17 @@ def train(prepared: Prepared) -> None:
     model, split = prepared
     model.train()
     groups = parameter_groups(model, weight_decay=0.05)
-    optimiser = torch.optim.AdamW(groups, lr=1e-3, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
     for step in range(STEPS):
         clips = range(step * CLIPS, (step + 1) * CLIPS)
         batch = make_batch(split, clips)
         losses = model(batch, ClipRandom(0, batch.clip_index_B))
         assert all(value_B.shape == (CLIPS,) for value_B in losses.values())
         assert all(value_B.isfinite().all() for value_B in losses.values()), losses
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         losses["loss"].mean().backward()
         _check_gradients(model, groups)
-        optimiser.step()
+        optimizer.step()
         model.after_update((step + 1) / STEPS)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 

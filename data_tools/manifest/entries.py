@@ -242,15 +242,15 @@ class _Spellings:
 
     def _alike(self, path: Path) -> Path | None:
         if path.parent not in self._names:
-            self._names[path.parent] = _normalised_names(path.parent)
+            self._names[path.parent] = _normalized_names(path.parent)
         names = self._names[path.parent]
         key = _plain(path.name)
         found = names.get(key) or ([] if is_video(path.name) else names.get(f"{key}.", []))
         return path.parent / found[0] if len(found) == 1 else None
 
 
-def _normalised_names(folder: Path) -> dict[str, list[str]]:
-    """The files of a folder by normalised name, and its videos also by the name up to the last dot."""
+def _normalized_names(folder: Path) -> dict[str, list[str]]:
+    """The files of a folder by normalized name, and its videos also by the name up to the last dot."""
     found = defaultdict(list)
     with suppress(OSError):  # no such folder
         for name in os.listdir(folder):

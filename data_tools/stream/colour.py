@@ -17,7 +17,7 @@ from kinemae.data_tools.config import require
 _LEVELS = 10.0  # RandAugment's magnitudes run from 0 to 10
 _STEPS_IN_A_LEVEL = 10
 _FILL = 128.0  # grey, for areas that rotation and translation leave empty, as in timm
-# ImageNet's, by which encoders normalise: then the noise has mean 0 and deviation 1.
+# ImageNet's, by which encoders normalize: then the noise has mean 0 and deviation 1.
 _MEAN_C = (0.485, 0.456, 0.406)
 _STD_C = (0.229, 0.224, 0.225)
 

@@ -164,7 +164,7 @@ def huggingface_config(bundle: ModelBundle) -> dict[str, Any]:
 
 
 def _preprocessor(bundle: ModelBundle) -> dict[str, Any]:
-    """Return `preprocessor_config.json`: resize the short side, crop the centre, normalise."""
+    """Return `preprocessor_config.json`: resize the short side, crop the centre, normalize."""
     size = bundle.description.size
     return {
         "image_processor_type": "VideoMAEImageProcessor",

@@ -25,7 +25,7 @@ from kinemae.finetune.conversion.read_weights import LoadedCheckpoint
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import COLOURS
 
-# MAE-ST's normalisation of pixels on a scale of 0 to 1.
+# MAE-ST's normalization of pixels on a scale of 0 to 1.
 MEAN = (0.45,) * COLOURS
 STD = (0.225,) * COLOURS
 

@@ -174,7 +174,7 @@ def check_exportable(
         raise CheckpointError(f"{source}: {system} expects {'; '.join(unsupported)}")
     if (description.mean, description.std) != (MEAN, STD):
         log.warning(
-            "%s: pixels are normalised by mean %s and std %s; %s uses ImageNet's unless configured",
+            "%s: pixels are normalized by mean %s and std %s; %s uses ImageNet's unless configured",
             source,
             description.mean,
             description.std,

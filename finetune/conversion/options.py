@@ -31,7 +31,7 @@ class ImportOptions:
         frames, size: the clip; by default 16 frames of 224 x 224 pixels.
         stride, fps, sampling: see `ClipConfig`; by default every 4th frame.
         heads, decoder_heads: attention heads; by default those of the published model of the same width.
-        mean, std: normalisation of pixels, RGB on a scale of 0 to 1; by default that of the system.
+        mean, std: normalization of pixels, RGB on a scale of 0 to 1; by default that of the system.
         classes: a file with one class name per line, in the order of the scores; by default numbers.
     """
 
@@ -163,7 +163,7 @@ class ImportOptions:
             noise_conditioned=False,
             grid=encoder.grid,
             reference=encoder.reference,
-            target=Component(name="pixels", args={"normalise": "channel"}),
+            target=Component(name="pixels", args={"normalize": "channel"}),
         )
 
 

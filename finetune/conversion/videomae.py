@@ -1,7 +1,7 @@
 """Checkpoints of VideoMAE V1 and V2: pretraining (encoder, decoder) and fine-tuning (encoder, head).
 
 A pretrained ViT-B with a decoder of four blocks has 218 tensors, a fine-tuned one 162. The fine-tuned model
-normalises the mean of the tokens instead of each token, so its encoder has no final norm. The positional
+normalizes the mean of the tokens instead of each token, so its encoder has no final norm. The positional
 embedding is computed and not stored.
 """
 

@@ -13,7 +13,7 @@ from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.scorer import add_gradient_of
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.token_positions import TokenPositions
-from kinemae.pretrain.model.tokens import TokenGrid, gather_tokens, normalise, take_patches
+from kinemae.pretrain.model.tokens import TokenGrid, gather_tokens, normalize, take_patches
 from kinemae.pretrain.noise.base import Noise
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.targets.base import Prediction, Target, TargetInputs
@@ -23,7 +23,7 @@ class EncoderInputs(NamedTuple):
     """Inputs of the encoder for a batch.
 
     Attributes:
-        patches_BKP: visible patches, normalised, with noise.
+        patches_BKP: visible patches, normalized, with noise.
         added_BKP: noise added to the patches; None unless the target needs it.
         level_B: noise level.
     """
@@ -40,7 +40,7 @@ class MaskedAutoencoder(nn.Module):
     Args:
         decoder: None if the target concerns visible tokens only.
         clips: number of clips in the whole run, from which a clip's progress in the run follows.
-        mean, std: normalisation of pixels.
+        mean, std: normalization of pixels.
         keep: fraction of the visible tokens that the encoder's scorer keeps; None without a learned scorer.
     """
 
@@ -119,14 +119,14 @@ class MaskedAutoencoder(nn.Module):
         return prediction, inputs, threshold_loss_B
 
     def encoder_inputs(self, batch: ClipBatch, draws: ClipRandom) -> EncoderInputs:
-        """Normalised visible patches with all noise but noise on tokens."""
+        """Normalized visible patches with all noise but noise on tokens."""
         clip_BCTHW = batch.clip_BCTHW
         self.encoder.check_clip(clip_BCTHW)
         visible_BK, patch = batch.tokens["visible"], self.encoder.shape.patch
         progress_B = (batch.clip_index_B.double() / self.clips).clamp(max=1).float()
         level_B = self.noise.level(progress_B, draws)
         noisy_BCTHW = self.noise.on_clip(clip_BCTHW, level_B, draws)
-        clean_BKP = normalise(take_patches(noisy_BCTHW, visible_BK, patch), self.mean, self.std)
+        clean_BKP = normalize(take_patches(noisy_BCTHW, visible_BK, patch), self.mean, self.std)
         positions = TokenPositions(grid=self.encoder.grid, index_BN=visible_BK)
         patches_BKP = self.noise.on_patches(clean_BKP, level_B, draws, positions=positions, patch=patch)
         added_BKP = patches_BKP - clean_BKP if self.target.needs_noise else None

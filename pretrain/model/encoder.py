@@ -106,7 +106,7 @@ class Encoder(nn.Module):
         """Embed patches and add positions, as tokens_BKD.
 
         Args:
-            patches_BKP: normalised patches of these tokens.
+            patches_BKP: normalized patches of these tokens.
             visible_BK: grid indices of the tokens; None for all tokens in order.
             run_length_BK: int64 of at least 1, number of slices that each token represents; needs
                 `shape.run_lengths`. None: 1 for all tokens.

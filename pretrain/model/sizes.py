@@ -30,7 +30,7 @@ class EncoderShape:
         patch: size of a patch in (frames, pixels, pixels).
         attention: a component of `model/attention`.
         positions: a component of `model/positions`.
-        qk_norm: normalise queries and keys; see `SelfAttention`.
+        qk_norm: normalize queries and keys; see `SelfAttention`.
         layer_scale: initial value of layer scale; None for none. See `Block`.
         registers: number of register tokens (arXiv 2309.16588).
         run_lengths: number of embedded run lengths, longer runs count as the longest; 0 for none.
@@ -145,7 +145,7 @@ class ModelConfig:
         qk_norm, layer_scale, registers: see `EncoderShape`.
         merge_per_block: tokens to merge in each block (`model/merging.py`).
         noise_conditioning: give the decoder the noise level of each clip.
-        mean, std: normalisation of pixels on a scale of 0 to 1, RGB.
+        mean, std: normalization of pixels on a scale of 0 to 1, RGB.
         drop_path: drop-path rate of the encoder's last block, growing linearly from 0.
     """
 

@@ -1,4 +1,4 @@
-"""Patches: cut clips into patches and back, gather, normalise. Legend of the dimension suffixes:
+"""Patches: cut clips into patches and back, gather, normalize. Legend of the dimension suffixes:
 
     B  clips in a batch          N      tokens of the full grid, t * h * w
     C  colour channels           K / M  visible / target (or hidden) tokens
@@ -100,8 +100,8 @@ def gather_tokens(x_BNP: Tensor, index_BK: Tensor) -> Tensor:
     return x_BNP.gather(1, index_BK[..., None].expand(-1, -1, x_BNP.shape[2]))
 
 
-def normalise(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
-    """Normalise uint8 patches to float32 by mean and standard deviation of each colour.
+def normalize(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
+    """Normalize uint8 patches to float32 by mean and standard deviation of each colour.
 
     Raises:
         ValueError: the pixels are not uint8.
@@ -115,8 +115,8 @@ def normalise(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[fl
     return torch.addcmul(shift_C, patches_BKP.unflatten(2, (-1, len(mean))).float(), scale_C).flatten(2)
 
 
-def denormalise(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
-    """Invert `normalise`, to pixels on a scale of 0 to 1, not clamped."""
+def denormalize(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
+    """Invert `normalize`, to pixels on a scale of 0 to 1, not clamped."""
     scale_C, shift_C = _colour_line(mean, std, patches_BKP.device)
     return ((patches_BKP.float().unflatten(2, (-1, len(mean))) - shift_C) / (scale_C * 255)).flatten(2)
 
@@ -130,7 +130,7 @@ def to_bytes(patches_BKP: Tensor) -> Tensor:
 def _colour_line(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift of `normalise`; cached, since copying them to a GPU would synchronise each step."""
+    """Scale and shift of `normalize`; cached, since copying them to a GPU would synchronise each step."""
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training
         scale = torch.tensor([1 / (255 * s) for s in std], device=device)
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)

@@ -130,7 +130,7 @@ class Noise:
         """Add noise to the visible patches.
 
         Args:
-            patches_BKP: normalised patches (`tokens.normalise`); must not be modified in place.
+            patches_BKP: normalized patches (`tokens.normalize`); must not be modified in place.
             positions: grid positions of the patches.
             patch: size of a patch.
 

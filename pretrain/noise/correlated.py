@@ -21,7 +21,7 @@ class CorrelatedNoise(Noise):
     does not remove this noise. The noise of a token does not depend on which other tokens are visible.
 
     Args:
-        std: standard deviation at level 1, in normalised units (1 is the deviation of a colour).
+        std: standard deviation at level 1, in normalized units (1 is the deviation of a colour).
         rank: number of patterns.
         correlation: correlation of the weights with those of the frame before, 0 to 1; 1 for constant noise.
         strength: see `Strength`.

@@ -12,7 +12,7 @@ from kinemae.pretrain.noise.base import Noise, Strength
 
 
 class GaussianNoise(Noise):
-    """Adds independent normal noise to visible values, in normalised units (1 is the deviation of a colour).
+    """Adds independent normal noise to visible values, in normalized units (1 is the deviation of a colour).
 
     Args:
         std: standard deviation at level 1.

@@ -14,7 +14,7 @@ from kinemae.pretrain.noise.base import Noise, Strength
 class PhotometricNoise(Noise):
     """Changes brightness, contrast and saturation of a clip, equally in all frames.
 
-    Acts on normalised values, so each value changes independently of other pixels and only visible patches
+    Acts on normalized values, so each value changes independently of other pixels and only visible patches
     are computed. Each amount is drawn uniformly from [-level, level] times the argument:
 
         x = x + saturation * (x - grey), grey being the mean of the pixel's three colours;

@@ -38,7 +38,7 @@ _MOST_NAMED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """The state of a run besides weights and optimiser.
+    """The state of a run besides weights and optimizer.
 
     Attributes:
         step: steps done.

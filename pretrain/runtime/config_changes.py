@@ -49,7 +49,7 @@ REFUSED = {
     "clip": "other clips",
     "augment": "other clips",
     "mix": "other clips",
-    "optim": "the optimiser state belongs to other settings",
+    "optim": "the optimizer state belongs to other settings",
     "model": "another model: the checkpoint does not fit",
     "head": "another model: the checkpoint does not fit",
     "final_norm": "another model: the checkpoint does not fit",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.stream.order import BatchPlan
-from kinemae.pretrain.runtime.optimiser import build_optimiser, set_learning_rate
+from kinemae.pretrain.runtime.optimizer import build_optimizer, set_learning_rate
 from kinemae.pretrain.runtime.processes import Processes, init_process_group
 from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig, precision_on
 from kinemae.pretrain.runtime.sharded_state import STATE_OF_STAGE, FullyShardedState
@@ -114,16 +114,16 @@ class Engine:
         trained = module
         if self._stage == 3:
             trained, groups = _copied(module, groups)
-        self._engine, self._optimiser, _, _ = deepspeed.initialize(
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=trained.to(processes.device),
-            optimizer=build_optimiser(groups, optim),
+            optimizer=build_optimizer(groups, optim),
             config=_deepspeed_config(optim, engine, plan, precision=precision),
         )
         self._bucket_values = _bucket_values(engine)
         if self._stage == 0:
             # After its backward pass DeepSpeed would exchange all gradients at once, whatever the bucket.
             self._engine.enable_backward_allreduce = False
-        self._state = STATE_OF_STAGE[self._stage](trained, self._optimiser, processes)
+        self._state = STATE_OF_STAGE[self._stage](trained, self._optimizer, processes)
         self._hook = trained if isinstance(trained, PostStepHook) else None
         self._has_frozen = any(not parameter.requires_grad for parameter in trained.parameters())
 
@@ -144,7 +144,7 @@ class Engine:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
             return 0.0
-        set_learning_rate(self._optimiser, rate)
+        set_learning_rate(self._optimizer, rate)
         if self._stage > 0:
             self._engine.step()
             return self._engine.get_global_grad_norm()
@@ -154,9 +154,9 @@ class Engine:
         # DeepSpeed neither reports the norm at stage 0 nor keeps NaN out of the weights: both are done here.
         # Fused AdamW reads `found_inf` on the device and keeps weights and moments unchanged: no host sync.
         self._engine.allreduce_gradients(bucket_size=self._bucket_values)
-        parameters = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm or float("inf"), foreach=True)
-        self._optimiser.found_inf = (~torch.isfinite(norm)).float()
+        self._optimizer.found_inf = (~torch.isfinite(norm)).float()
         self._engine.step()
         return norm
 
@@ -231,7 +231,7 @@ class Engine:
 
 
 def _copied(module: nn.Module, groups: list[dict[str, Any]]) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """A copy of the module, and the optimiser's groups with the copy's parameters."""
+    """A copy of the module, and the optimizer's groups with the copy's parameters."""
     trained = copy.deepcopy(module)
     of = {id(old): new for old, new in zip(module.parameters(), trained.parameters(), strict=True)}
     return trained, [{**group, "params": [of[id(old)] for old in group["params"]]} for group in groups]

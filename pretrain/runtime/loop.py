@@ -46,8 +46,8 @@ class Trainer:
 
     Attributes:
         module: `forward(batch, draws)` returns per-clip values of shape (B,), "loss" among them.
-        groups: the optimiser's parameter groups, each with "lr_scale".
-        steps: optimiser steps of the whole run.
+        groups: the optimizer's parameter groups, each with "lr_scale".
+        steps: optimizer steps of the whole run.
         callbacks: the same on every process.
     """
 

@@ -56,7 +56,7 @@ class BatchConfig:
     """The global batch; micro-batch and accumulation follow from the number of processes.
 
     Attributes:
-        global_clips: clips in one optimiser step, over all processes.
+        global_clips: clips in one optimizer step, over all processes.
         clips_per_device: largest micro-batch of one process.
     """
 
@@ -102,7 +102,7 @@ class EngineConfig:
     """Settings of DeepSpeed.
 
     Attributes:
-        zero_stage: 0 shards nothing; 1 shards the optimiser's state; 2 the gradients too; 3 the weights too.
+        zero_stage: 0 shards nothing; 1 shards the optimizer's state; 2 the gradients too; 3 the weights too.
         precision: "bf16" for fp32 weights with bf16 autocast, "fp32", or "auto": bf16 on CUDA devices that
             support it, fp32 elsewhere.
         device: "auto" uses CUDA if it is available.
@@ -237,7 +237,7 @@ class RunConfig:
     Attributes:
         run_dir: the run's folder; the same command again continues the run in it.
         seed: of weights, order of clips, crops, masks, noise and drop path.
-        save_every_steps: optimiser steps between checkpoints.
+        save_every_steps: optimizer steps between checkpoints.
         keep_checkpoints: how many of the newest ones stay.
         keep_every_steps: checkpoints of its multiples stay too; 0 for none.
         save_in_background: whether training continues while a checkpoint is written; needs host memory for a

@@ -26,12 +26,12 @@ class ShardedState(ABC):
 
     Args:
         module: the module that DeepSpeed trains.
-        optimiser: DeepSpeed's wrapper of AdamW.
+        optimizer: DeepSpeed's wrapper of AdamW.
     """
 
-    def __init__(self, module: nn.Module, optimiser: Any, processes: Processes):
+    def __init__(self, module: nn.Module, optimizer: Any, processes: Processes):
         self.module = module
-        self.optimiser = optimiser
+        self.optimizer = optimizer
         self.processes = processes
         self.names = {id(parameter): name for name, parameter in module.named_parameters()}
 
@@ -74,11 +74,11 @@ class ShardedState(ABC):
 class ReplicatedState(ShardedState):
     """ZeRO 0: every process has everything."""
 
-    def __init__(self, module: nn.Module, optimiser: Any, processes: Processes):
-        super().__init__(module, optimiser, processes)
-        self._trained = [p for group in optimiser.param_groups for p in group["params"]]
+    def __init__(self, module: nn.Module, optimizer: Any, processes: Processes):
+        super().__init__(module, optimizer, processes)
+        self._trained = [p for group in optimizer.param_groups for p in group["params"]]
         for parameter in self._trained:
-            _init_moments(optimiser, parameter)
+            _init_moments(optimizer, parameter)
 
     def local_shards(self) -> list[TensorShard]:
         return []
@@ -87,12 +87,12 @@ class ReplicatedState(ShardedState):
         trained = [
             shard
             for parameter in self._trained
-            for shard in _with_moments(self.optimiser, parameter, self.names[id(parameter)])
+            for shard in _with_moments(self.optimizer, parameter, self.names[id(parameter)])
         ]
         return [*trained, *(_whole(name, tensor) for name, tensor in self._untrained())]
 
     def step_counters(self) -> dict[str, Tensor]:
-        return {self.names[id(p)]: self.optimiser.state[p]["step"] for p in self._trained}
+        return {self.names[id(p)]: self.optimizer.state[p]["step"] for p in self._trained}
 
     def sync_to_model(self) -> None:
         """Nothing to do: the shards are the module's own weights."""
@@ -101,10 +101,10 @@ class ReplicatedState(ShardedState):
 class PartitionedState(ShardedState):
     """ZeRO 1 and 2: groups of parameters are concatenated and cut into one part for each process."""
 
-    def __init__(self, module: nn.Module, optimiser: Any, processes: Processes):
-        super().__init__(module, optimiser, processes)
-        for part_V in optimiser.single_partition_of_fp32_groups:
-            _init_moments(optimiser.optimizer, part_V)
+    def __init__(self, module: nn.Module, optimizer: Any, processes: Processes):
+        super().__init__(module, optimizer, processes)
+        for part_V in optimizer.single_partition_of_fp32_groups:
+            _init_moments(optimizer.optimizer, part_V)
 
     def local_shards(self) -> list[TensorShard]:
         found = []
@@ -113,7 +113,7 @@ class PartitionedState(ShardedState):
             if place is not None:
                 in_part, in_parameter = place.hp_fragment_address, place.lp_fragment_address
                 found += _with_moments(
-                    self.optimiser.optimizer,
+                    self.optimizer.optimizer,
                     part_V,
                     self.names[id(parameter)],
                     start=in_parameter.start,
@@ -125,32 +125,32 @@ class PartitionedState(ShardedState):
         return [_whole(name, tensor) for name, tensor in self._untrained()]
 
     def step_counters(self) -> dict[str, Tensor]:
-        adam = self.optimiser.optimizer
+        adam = self.optimizer.optimizer
         return {self.names[id(parameter)]: adam.state[part_V]["step"] for parameter, part_V in self._parts()}
 
     def sync_to_model(self) -> None:
-        self.optimiser.update_lp_params()
+        self.optimizer.update_lp_params()
 
     def _parts(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each trainable parameter, with this process's part of its group."""
-        groups = zip(self.optimiser.bit16_groups, self.optimiser.single_partition_of_fp32_groups, strict=True)
+        groups = zip(self.optimizer.bit16_groups, self.optimizer.single_partition_of_fp32_groups, strict=True)
         return ((parameter, part_V) for parameters, part_V in groups for parameter in parameters)
 
 
 class FullyShardedState(ShardedState):
     """ZeRO 3: each parameter is flattened and cut into one shard for each process; the last is padded."""
 
-    def __init__(self, module: nn.Module, optimiser: Any, processes: Processes):
-        super().__init__(module, optimiser, processes)
-        for row_V in optimiser.fp32_partitioned_groups_flat:
-            _init_moments(optimiser.optimizer, row_V)
+    def __init__(self, module: nn.Module, optimizer: Any, processes: Processes):
+        super().__init__(module, optimizer, processes)
+        for row_V in optimizer.fp32_partitioned_groups_flat:
+            _init_moments(optimizer.optimizer, row_V)
 
     def local_shards(self) -> list[TensorShard]:
         found = []
         for parameter, row_V, offset in self._places():
             start, count = self._shard(parameter)
             found += _with_moments(
-                self.optimiser.optimizer,
+                self.optimizer.optimizer,
                 row_V,
                 self.names[id(parameter)],
                 start=start,
@@ -167,15 +167,15 @@ class FullyShardedState(ShardedState):
         return [_whole(name, tensor) for name, tensor in self._buffers()]
 
     def step_counters(self) -> dict[str, Tensor]:
-        adam = self.optimiser.optimizer
+        adam = self.optimizer.optimizer
         return {
             self.names[id(parameter)]: adam.state[row_V]["step"] for parameter, row_V, _ in self._places()
         }
 
     def sync_to_model(self) -> None:
         self._drop_gathered()
-        for row in range(len(self.optimiser.fp32_partitioned_groups_flat)):
-            self.optimiser._reassign_or_swap_out_partitioned_parameters(row)
+        for row in range(len(self.optimizer.fp32_partitioned_groups_flat)):
+            self.optimizer._reassign_or_swap_out_partitioned_parameters(row)
 
     def gather_into(self, module: nn.Module) -> None:
         """Collective. Gather the weights into another module of the same names, parameter by parameter."""
@@ -209,11 +209,11 @@ class FullyShardedState(ShardedState):
 
     def _drop_gathered(self) -> None:
         # DeepSpeed keeps copies of small parameters gathered between steps; they would be stale.
-        self.optimiser._partition_all_parameters()
+        self.optimizer._partition_all_parameters()
 
     def _places(self) -> Iterator[tuple[nn.Parameter, Tensor, int]]:
         """Each trainable parameter, the row that holds its shard, and the offset of the shard in the row."""
-        rows = zip(self.optimiser.fp16_groups, self.optimiser.fp32_partitioned_groups_flat, strict=True)
+        rows = zip(self.optimizer.fp16_groups, self.optimizer.fp32_partitioned_groups_flat, strict=True)
         for parameters, row_V in rows:
             offsets = accumulate((p.partition_numel() for p in parameters), initial=0)
             for parameter, offset in zip(parameters, offsets, strict=False):

@@ -20,7 +20,7 @@ from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.pretrain.runtime.checkpoint import RunState
 from kinemae.pretrain.runtime.engine import Engine
 from kinemae.pretrain.runtime.jsonl_log import JsonlWriter, drop_lines_from
-from kinemae.pretrain.runtime.optimiser import learning_rate
+from kinemae.pretrain.runtime.optimizer import learning_rate
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.settings import RunConfig
 from kinemae.pretrain.runtime.stragglers import LocalTime

@@ -24,9 +24,9 @@ class TargetInputs:
         clip_BCTHW: the clean clip, uint8 RGB.
         target_BM: tokens that the decoder predicts.
         visible_BK: tokens that the encoder kept.
-        added_BKP: noise added to the visible patches, in normalised units; None if not needed.
+        added_BKP: noise added to the visible patches, in normalized units; None if not needed.
         patch: size of a patch.
-        mean, std: normalisation of pixels.
+        mean, std: normalization of pixels.
     """
 
     clip_BCTHW: Tensor
@@ -95,7 +95,7 @@ class Target(nn.Module, ABC):
         """Convert predictions to pixels, as uint8 patches_BMP; None if the target has no picture.
 
         Args:
-            visible_only: use visible pixels only. Otherwise normalisation is inverted with the true
+            visible_only: use visible pixels only. Otherwise normalization is inverted with the true
                 statistics of the hidden pixels, as papers usually do, which makes predictions look better.
         """
         return None

@@ -11,7 +11,7 @@ from torch import Tensor
 from kinemae.data_tools.config import require
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
-from kinemae.pretrain.model.tokens import gather_tokens, normalise, patchify
+from kinemae.pretrain.model.tokens import gather_tokens, normalize, patchify
 from kinemae.pretrain.targets.base import DecoderTarget, TargetInputs
 
 
@@ -19,7 +19,7 @@ class FeatureTarget(DecoderTarget):
     """Predicts a teacher's features with the smooth L1 loss; the decoder is the predictor.
 
     The teacher is an exponential moving average of the encoder, as in data2vec (arXiv 2202.03555) and V-JEPA
-    (arXiv 2404.08471). It encodes all tokens without noise or drop path; its output is layer-normalised
+    (arXiv 2404.08471). It encodes all tokens without noise or drop path; its output is layer-normalized
     without weights. Its state is part of the checkpoints. Features may collapse: monitor their deviation in
     the log. The teacher adds a forward pass over all N tokens.
 
@@ -89,12 +89,12 @@ class FeatureTarget(DecoderTarget):
 def clean_features(
     teacher: Encoder, inputs: TargetInputs, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
-    """Layer-normalised features of the whole clean clip at the target tokens, as target_BMD.
+    """Layer-normalized features of the whole clean clip at the target tokens, as target_BMD.
 
     Args:
-        mean, std: normalisation of the teacher's pixels.
+        mean, std: normalization of the teacher's pixels.
     """
-    patches_BNP = normalise(patchify(inputs.clip_BCTHW, teacher.shape.patch), mean, std)
+    patches_BNP = normalize(patchify(inputs.clip_BCTHW, teacher.shape.patch), mean, std)
     target_BMD = gather_tokens(teacher(patches_BNP, None), inputs.target_BM).float()
     return F.layer_norm(target_BMD, target_BMD.shape[2:])
 

@@ -21,7 +21,7 @@ class HogTarget(DecoderTarget):
     """Predicts the HOG of the middle frame of each target patch with the mean squared error.
 
     As in MaskFeat: Sobel gradients per colour; the gradient magnitudes of a cell are summed in 9 orientation
-    bins; each histogram is normalised to length 1. P is in (cell row, cell column, colour, orientation)
+    bins; each histogram is normalized to length 1. P is in (cell row, cell column, colour, orientation)
     order: 108 values by default. Of two frames the second is used. Gradients use one pixel beyond the patch.
 
     PySlowFast's MaskFeat code differs in two points: it has no Gaussian weights (`gaussian=False`), and uses

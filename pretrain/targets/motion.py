@@ -8,9 +8,9 @@ from torch import Tensor
 from kinemae.data_tools.config import require
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
-from kinemae.pretrain.model.tokens import COLOURS, normalise, take_patches
+from kinemae.pretrain.model.tokens import COLOURS, normalize, take_patches
 from kinemae.pretrain.targets.base import DecoderTarget, TargetInputs
-from kinemae.pretrain.targets.pixels import Normalisation
+from kinemae.pretrain.targets.pixels import Normalization
 
 STILL = 2 / 255
 """Deviation that compression causes, on a scale of 0 to 1."""
@@ -23,17 +23,17 @@ class MotionTarget(DecoderTarget):
     difference before it.
 
     Args:
-        normalise: "channel": each colour of each patch as (d - mean) / sqrt(var + STILL^2) on a scale of 0 to
+        normalize: "channel": each colour of each patch as (d - mean) / sqrt(var + STILL^2) on a scale of 0 to
             1, with the unbiased variance; STILL keeps still patches near 0.
             "patch": likewise, all colours of a patch together.
             "none": differences in the units of the encoder's input.
     """
 
-    def __init__(self, *, normalise: str = "channel"):
-        known = get_args(Normalisation)
-        require(normalise in known, "target.args.normalise", f"be one of {', '.join(known)}", normalise)
+    def __init__(self, *, normalize: str = "channel"):
+        known = get_args(Normalization)
+        require(normalize in known, "target.args.normalize", f"be one of {', '.join(known)}", normalize)
         super().__init__()
-        self.normalise = normalise
+        self.normalize = normalize
 
     def target_values(self, shape: EncoderShape) -> int:
         """See `Target.target_values`."""
@@ -47,9 +47,9 @@ class MotionTarget(DecoderTarget):
     def compute_target(self, inputs: TargetInputs) -> Tensor:
         """See `DecoderTarget.compute_target`."""
         now_BMP, next_BMP = _frame_pairs(inputs)
-        if self.normalise == "none":
-            return normalise(next_BMP, inputs.mean, inputs.std) - normalise(now_BMP, inputs.mean, inputs.std)
-        colours = COLOURS if self.normalise == "channel" else 1
+        if self.normalize == "none":
+            return normalize(next_BMP, inputs.mean, inputs.std) - normalize(now_BMP, inputs.mean, inputs.std)
+        colours = COLOURS if self.normalize == "channel" else 1
         grouped = (next_BMP.float() - now_BMP.float()).mul_(1 / 255).unflatten(2, (-1, colours))
         variance, mean = torch.var_mean(grouped, dim=2, keepdim=True, unbiased=grouped.shape[2] > 1)
         return ((grouped - mean) / (variance + STILL**2).sqrt()).flatten(2)

@@ -1,4 +1,4 @@
-"""Pixel target: the pixels of the target patches, normalised per patch by default."""
+"""Pixel target: the pixels of the target patches, normalized per patch by default."""
 
 from typing import Literal, get_args
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from kinemae.data_tools.config import require
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.token_positions import coordinates
-from kinemae.pretrain.model.tokens import COLOURS, TokenGrid, denormalise, normalise, take_patches, to_bytes
+from kinemae.pretrain.model.tokens import COLOURS, TokenGrid, denormalize, normalize, take_patches, to_bytes
 from kinemae.pretrain.targets.base import DecoderTarget, TargetInputs
 
 EPS = 1e-6
-Normalisation = Literal["channel", "patch", "none"]
+Normalization = Literal["channel", "patch", "none"]
 Frames = Literal["all", "one"]
 
 
@@ -20,7 +20,7 @@ class PixelTarget(DecoderTarget):
     """Predicts pixels with the mean squared error.
 
     Args:
-        normalise: "channel": each colour of each patch as (x - mean) / (sqrt(var) + 1e-6) on a scale of 0 to
+        normalize: "channel": each colour of each patch as (x - mean) / (sqrt(var) + 1e-6) on a scale of 0 to
             1, with the unbiased variance (VideoMAE, arXiv 2203.12602).
             "patch": all values of a patch together, (x - mean) / sqrt(var + 1e-6), in the units of the
             encoder's input (MAE-ST, arXiv 2205.09113).
@@ -30,12 +30,12 @@ class PixelTarget(DecoderTarget):
             slice, but of the last slice the second.
     """
 
-    def __init__(self, *, normalise: str = "channel", frames: str = "all"):
-        for key, given, kind in (("normalise", normalise, Normalisation), ("frames", frames, Frames)):
+    def __init__(self, *, normalize: str = "channel", frames: str = "all"):
+        for key, given, kind in (("normalize", normalize, Normalization), ("frames", frames, Frames)):
             known = get_args(kind)
             require(given in known, f"target.args.{key}", f"be one of {', '.join(known)}", given)
         super().__init__()
-        self.normalise = normalise
+        self.normalize = normalize
         self.frames = frames
 
     def target_values(self, shape: EncoderShape) -> int:
@@ -45,8 +45,8 @@ class PixelTarget(DecoderTarget):
     def compute_target(self, inputs: TargetInputs) -> Tensor:
         """See `DecoderTarget.compute_target`."""
         patches_BMP = self._take(inputs, inputs.target_BM)
-        if self.normalise == "none":
-            return normalise(patches_BMP, inputs.mean, inputs.std)
+        if self.normalize == "none":
+            return normalize(patches_BMP, inputs.mean, inputs.std)
         grouped = self._group(patches_BMP, inputs)
         mean, spread = self._statistics(grouped)
         return grouped.sub_(mean).div_(spread).flatten(2)
@@ -58,21 +58,21 @@ class PixelTarget(DecoderTarget):
         frames of its patch.
         """
         values_BMP = decoded_BMP.float()
-        if self.normalise != "none":
+        if self.normalize != "none":
             source_BK = inputs.visible_BK if visible_only else inputs.target_BM
             mean, spread = self._statistics(self._group(self._take(inputs, source_BK), inputs))
             if visible_only:
                 weight_BMK = _nearness(inputs)
                 mean, spread = _blend(weight_BMK, mean), _blend(weight_BMK, spread)
             values_BMP = (values_BMP.unflatten(2, (-1, self._colours)) * spread + mean).flatten(2)
-        if self.normalise != "channel":
-            values_BMP = denormalise(values_BMP, inputs.mean, inputs.std)
+        if self.normalize != "channel":
+            values_BMP = denormalize(values_BMP, inputs.mean, inputs.std)
         return to_bytes(values_BMP).repeat(1, 1, 1 if self.frames == "all" else inputs.patch[0])
 
     @property
     def _colours(self) -> int:
         """Number of colours with separate statistics."""
-        return COLOURS if self.normalise == "channel" else 1
+        return COLOURS if self.normalize == "channel" else 1
 
     def _take(self, inputs: TargetInputs, index_BK: Tensor) -> Tensor:
         """Pixels of the patches in the predicted frames."""
@@ -86,14 +86,14 @@ class PixelTarget(DecoderTarget):
 
     def _group(self, patches_BMP: Tensor, inputs: TargetInputs) -> Tensor:
         """Pixels in the units of the statistics, as (B, M, pixels, colours)."""
-        if self.normalise == "channel":
+        if self.normalize == "channel":
             return patches_BMP.float().mul_(1 / 255).unflatten(2, (-1, COLOURS))
-        return normalise(patches_BMP, inputs.mean, inputs.std).unflatten(2, (-1, 1))
+        return normalize(patches_BMP, inputs.mean, inputs.std).unflatten(2, (-1, 1))
 
     def _statistics(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and divisor, each (B, M, 1, colours)."""
         variance, mean = torch.var_mean(grouped, dim=2, keepdim=True, unbiased=grouped.shape[2] > 1)
-        return mean, variance.sqrt() + EPS if self.normalise == "channel" else (variance + EPS).sqrt()
+        return mean, variance.sqrt() + EPS if self.normalize == "channel" else (variance + EPS).sqrt()
 
 
 def _nearness(inputs: TargetInputs) -> Tensor:

@@ -15,10 +15,10 @@ from kinemae.pretrain.targets.features import clean_features, feature_errors
 
 
 class TeacherTarget(DecoderTarget):
-    """Predicts the layer-normalised features of a frozen teacher with the smooth L1 loss.
+    """Predicts the layer-normalized features of a frozen teacher with the smooth L1 loss.
 
     This is the second stage of SALT (arXiv 2509.24317); the first is an ordinary run. The teacher may have
-    any size and uses its own normalisation of pixels. It is not part of the checkpoints and is loaded at each
+    any size and uses its own normalization of pixels. It is not part of the checkpoints and is loaded at each
     start.
 
     Args:

@@ -22,7 +22,7 @@ from kinemae.finetune.heads.base import build_head
 from kinemae.pretrain.exported_model import load_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import ModelConfig
-from kinemae.pretrain.model.tokens import TokenGrid, normalise, patchify
+from kinemae.pretrain.model.tokens import TokenGrid, normalize, patchify
 
 STEPS = 600
 BATCH = 64
@@ -54,7 +54,7 @@ def features(encoder: Encoder, shards: Path) -> tuple[Tensor, Tensor]:
     tokens, labels = [], []
     for item in found:
         clip_BCTHW = on_device(item.pixels, torch.device("cpu"))
-        tokens.append(encoder(normalise(patchify(clip_BCTHW, encoder.shape.patch)), None))
+        tokens.append(encoder(normalize(patchify(clip_BCTHW, encoder.shape.patch)), None))
         labels.append(item.label)
     return torch.cat(tokens), torch.tensor(labels)
 
@@ -70,18 +70,18 @@ def main() -> None:
     component = Component(name="attentive", args={"norm": "standardize"})
     head = build_head(component, width=tokens_BND.shape[2], classes=int(label_B.max()) + 1)
     head.calibrate(tokens_BND)
-    optimiser = torch.optim.AdamW(head.parameters(), lr=RATE, betas=(0.9, 0.999), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=RATE, betas=(0.9, 0.999), weight_decay=0.05)
     warmup = STEPS // 10
     for step in range(STEPS):
         factor = (step + 1) / warmup if step < warmup else 0.5 + 0.5 * math.cos(math.pi * step / STEPS)
-        optimiser.param_groups[0]["lr"] = RATE * min(1.0, factor)
+        optimizer.param_groups[0]["lr"] = RATE * min(1.0, factor)
         chosen = torch.randint(len(label_B), (BATCH,))
         logits_BY = head(tokens_BND[chosen], None)
         loss = functional.cross_entropy(logits_BY, label_B[chosen], label_smoothing=0.1)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
     with torch.no_grad():
         correct_B = head(held_out_BND, None).argmax(dim=1) == truth_B
     result.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
 from kinemae.pretrain.runtime.engine import Engine
-from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.optimizer import parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes
 from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig
 from kinemae.pretrain.targets.pixels import PixelTarget

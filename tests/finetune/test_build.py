@@ -104,7 +104,7 @@ def test_contradictory_selections_of_frames_are_rejected(overrides, message):
         load(*overrides)
 
 
-def test_the_classifier_has_the_encoders_weights_and_normalisation(encoder):
+def test_the_classifier_has_the_encoders_weights_and_normalization(encoder):
     config = load(f"encoder={encoder}")
 
     classifier = build_classifier(config, describe_encoder(config), classes=3)

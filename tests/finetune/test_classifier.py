@@ -50,7 +50,7 @@ def test_the_loss_is_the_smoothed_cross_entropy_of_each_clip(smoothing):
     assert torch.equal(values["accuracy"], (log_chance_BY.argmax(1) == batch.label_B).float())
 
 
-def test_pixels_are_normalised_as_the_encoder_was_trained():
+def test_pixels_are_normalized_as_the_encoder_was_trained():
     classifier, batch = make(mean=(0.45, 0.4, 0.5), std=(0.2, 0.25, 0.3)), make_batch(2)
     clip_BCTHW = batch.clip_BCTHW.float() / 255
     mean_C, std_C = torch.tensor(classifier.mean), torch.tensor(classifier.std)
@@ -100,11 +100,11 @@ def test_all_weights_of_an_unfrozen_encoder_have_a_gradient():
 
 def test_training_fits_a_small_batch():
     classifier, batch = make(head="linear"), make_batch(10)
-    optimiser = torch.optim.AdamW(classifier.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3)
 
     for _ in range(40):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         classifier(batch, draws_for(batch))["loss"].mean().backward()
-        optimiser.step()
+        optimizer.step()
 
     assert classifier(batch, draws_for(batch))["accuracy"].mean() == 1

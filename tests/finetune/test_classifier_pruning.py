@@ -12,7 +12,7 @@ from kinemae.finetune.heads.base import build_head
 from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
-from kinemae.pretrain.model.tokens import TokenGrid, normalise, patchify
+from kinemae.pretrain.model.tokens import TokenGrid, normalize, patchify
 
 SHAPE = EncoderShape(width=24, depth=2, heads=2, mlp_width=48, patch=(2, 4, 4))
 GRID = TokenGrid.of(8, 16, SHAPE.patch)
@@ -63,7 +63,7 @@ def make_batch():
 def chosen_by_hand(classifier, clip_1CTHW):
     """Return the kept tokens of a clip as a list, and their run lengths."""
     pruning, encoder = classifier.pruning, classifier.encoder
-    patches_1NP = normalise(patchify(clip_1CTHW, SHAPE.patch))
+    patches_1NP = normalize(patchify(clip_1CTHW, SHAPE.patch))
     everything = list(range(GRID.tokens))
     if pruning.is_learned:
         score_N = encoder.scorer(encoder.embed(patches_1NP, None))[0]

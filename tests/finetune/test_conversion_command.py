@@ -30,7 +30,7 @@ from kinemae.pretrain.exported_model import (
     build_encoder,
 )
 from kinemae.pretrain.model.sizes import DecoderShape, EncoderShape
-from kinemae.pretrain.model.tokens import TokenGrid, normalise, patchify
+from kinemae.pretrain.model.tokens import TokenGrid, normalize, patchify
 from tests.conversion import huggingface_classification, huggingface_pretraining, videomae_names
 
 SHAPE = EncoderShape(width=24, depth=2, heads=3, mlp_width=48, patch=(2, 8, 8), positions=FLAT_SINE)
@@ -169,7 +169,7 @@ def test_class_names_are_read_from_a_file_and_exported(tmp_path):
     assert command("import", theirs, tmp_path / "more", *TINY_FILE, f"classes={names}") == EXIT_CONFIG
 
 
-def test_the_normalisation_is_in_the_preprocessor_config(tmp_path, caplog):
+def test_the_normalization_is_in_the_preprocessor_config(tmp_path, caplog):
     bundle = a_bundle(replace(DESCRIPTION, mean=(0.45,) * 3, std=(0.225,) * 3))
     write_huggingface(tmp_path / "hf", bundle, huggingface_tensors(bundle, source="ours"))
 
@@ -184,8 +184,8 @@ def test_dropping_the_key_bias_does_not_change_the_output(tmp_path):
     write_huggingface(tmp_path / "hf", bundle, huggingface_tensors(bundle, source="ours"))
     model = VideoMAEForPreTraining.from_pretrained(tmp_path / "hf").eval()
     clip_BCTHW = torch.randint(0, 256, (2, 3, 4, 16, 16), dtype=torch.uint8)
-    patches_BNP = normalise(patchify(clip_BCTHW, SHAPE.patch))
-    pixels = normalise(clip_BCTHW.permute(0, 2, 3, 4, 1).flatten(2)).unflatten(2, (16, 16, 3))
+    patches_BNP = normalize(patchify(clip_BCTHW, SHAPE.patch))
+    pixels = normalize(clip_BCTHW.permute(0, 2, 3, 4, 1).flatten(2)).unflatten(2, (16, 16, 3))
 
     with torch.inference_mode():
         theirs_BND = model.videomae(pixels.permute(0, 1, 4, 2, 3)).last_hidden_state

@@ -96,7 +96,7 @@ def test_the_imported_encoder_equals_the_papers_model(tmp_path):
     torch.testing.assert_close(tokens_BKD, reference(tensors, clip_BCTHW, visible_BK), rtol=0, atol=1e-8)
 
 
-def test_clip_and_normalisation_follow_from_the_checkpoint(tmp_path):
+def test_clip_and_normalization_follow_from_the_checkpoint(tmp_path):
     description = imported(saved(tmp_path, mae_st()), OPTIONS).description
 
     assert (description.frames, description.size, description.shape.patch) == (8, 24, PATCH)

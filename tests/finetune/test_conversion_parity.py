@@ -22,7 +22,7 @@ from kinemae.finetune.conversion.options import ImportOptions
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.init_weights_from import open_pretrained
 from kinemae.pretrain.model.autoencoder import build_autoencoder
-from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid, normalise, take_patches
+from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid, normalize, take_patches
 from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.targets.base import Prediction, TargetInputs
 from kinemae.pretrain.targets.pixels import PixelTarget
@@ -62,7 +62,7 @@ def peer(size: str) -> Peer:
 
 
 def a_clip(config) -> tuple[Tensor, Tensor]:
-    """Make a clip for KineMAE, uint8 (B, C, T, H, W), and for transformers, normalised (B, T, C, H, W)."""
+    """Make a clip for KineMAE, uint8 (B, C, T, H, W), and for transformers, normalized (B, T, C, H, W)."""
     shape = (1, 3, config.num_frames, config.image_size, config.image_size)
     clip_BCTHW = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
@@ -91,7 +91,7 @@ def ours(bundle: ModelBundle, peer: Peer) -> tuple[Tensor, Tensor, Tensor]:
     )
     with torch.inference_mode():
         tokens_BKD = bundle.encoder(
-            normalise(take_patches(peer.clip_BCTHW, visible_BK, inputs.patch)), visible_BK
+            normalize(take_patches(peer.clip_BCTHW, visible_BK, inputs.patch)), visible_BK
         )
         prediction_BMP = bundle.decoder(tokens_BKD, visible_BK, target_BM)
         loss_B = PixelTarget().losses(Prediction(decoded_BMP=prediction_BMP), inputs)["loss"]

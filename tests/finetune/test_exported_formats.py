@@ -17,7 +17,7 @@ from kinemae.data_tools.command import CheckpointError
 from kinemae.finetune.model_file import load_model
 from kinemae.pretrain.exported_model import load_decoder, load_description, load_encoder
 from kinemae.pretrain.model.sizes import EncoderShape
-from kinemae.pretrain.model.tokens import normalise, patchify
+from kinemae.pretrain.model.tokens import normalize, patchify
 from kinemae.pretrain.serialization import read_description, read_record
 
 STORED = Path(__file__).resolve().parents[1] / "data" / "exported"
@@ -40,7 +40,7 @@ def test_a_stored_encoder_and_head_repeat_their_outputs():
     expected = load_file(STORED / "expected.safetensors")
     encoder, description = load_encoder(STORED)
     patches_BNP = patchify(expected["clip_BCTHW"], encoder.shape.patch)
-    tokens_BND = encoder.eval()(normalise(patches_BNP, description.mean, description.std), None)
+    tokens_BND = encoder.eval()(normalize(patches_BNP, description.mean, description.std), None)
     assert torch.allclose(tokens_BND, expected["tokens_BND"], atol=1e-5)
     model = load_model(STORED)
     logits_BY = model.classifier.logits(expected["clip_BCTHW"])

@@ -35,11 +35,11 @@ def test_every_parameter_of_a_head_learns(name):
     torch.manual_seed(0)
     head = build_head(Component(name=name), width=32, classes=5)
     # A second step: a head that starts at zero weights passes nothing down in the first.
-    optimiser = torch.optim.SGD(head.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
     for _ in range(2):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         functional.cross_entropy(head(torch.randn(8, 20, 32), None), torch.arange(8) % 5).backward()
-        optimiser.step()
+        optimizer.step()
 
     assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
 

@@ -37,7 +37,7 @@ def folder(request, tmp_path):
     return tmp_path
 
 
-def test_random_weights_keep_architecture_clip_and_normalisation(folder):
+def test_random_weights_keep_architecture_clip_and_normalization(folder):
     pretrained, random = (load(f"encoder={folder}", *more) for more in ([], ["weights=random"]))
     described, scratch = describe_encoder(pretrained), describe_encoder(random)
     assert scratch == replace(described, trained_by={}) and scratch.mean == (0.5, 0.4, 0.3)

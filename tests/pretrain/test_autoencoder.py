@@ -6,7 +6,7 @@ from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.masking.tube import TubeMasking
 from kinemae.pretrain.model.autoencoder import build_autoencoder
 from kinemae.pretrain.model.sizes import ModelConfig
-from kinemae.pretrain.model.tokens import TokenGrid, normalise, take_patches
+from kinemae.pretrain.model.tokens import TokenGrid, normalize, take_patches
 from kinemae.pretrain.noise.gaussian import GaussianNoise
 from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.targets.pixels import PixelTarget
@@ -76,7 +76,7 @@ def test_a_clips_loss_does_not_depend_on_its_batch(decoder):
 
 def test_noise_is_on_the_encoder_input_and_not_on_the_target():
     model, batch = build(noise=GaussianNoise(std=1.0, min_std=1.0)), make_batch()
-    clean_BKP = normalise(take_patches(batch.clip_BCTHW, batch.tokens["visible"], PATCH))
+    clean_BKP = normalize(take_patches(batch.clip_BCTHW, batch.tokens["visible"], PATCH))
     assert (model.encoder_inputs(batch, draws_of(batch)).patches_BKP - clean_BKP).std() > 0.9
     prediction, inputs = model.predict(batch, draws_of(batch))
     expected_B = (prediction.decoded_BMP - PixelTarget().compute_target(inputs)).square().mean(dim=(1, 2))
@@ -98,13 +98,13 @@ def test_gradients_are_finite_and_reach_every_parameter(decoder, precision):
 @decoders
 def test_it_overfits_one_batch(decoder):
     model, batch = build(decoder=decoder), make_batch(predict_ratio=0.2)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
     for _ in range(40):
         loss = model(batch, draws_of(batch))["loss"].mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
 

@@ -110,7 +110,7 @@ def test_views_move_no_bytes_whether_they_say_that_they_are_views_or_not() -> No
     assert [one.bytes for one in ledger.operations] == [192, 192]
 
 
-def test_gradients_come_on_top_where_an_optimiser_has_set_them_to_none() -> None:
+def test_gradients_come_on_top_where_an_optimizer_has_set_them_to_none() -> None:
     found = trace(builder())
     with torch.device("meta"):
         gradients = sum(4 * weight.numel() for weight in builder()().parameters())

@@ -12,7 +12,7 @@ from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import DecoderShape, EncoderShape
 from kinemae.pretrain.model.token_positions import REGISTER, TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid
-from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.optimizer import parameter_groups
 
 PLAIN = EncoderShape(width=32, depth=2, heads=2, mlp_width=64, patch=(1, 2, 2))
 FULL = replace(PLAIN, qk_norm=True, layer_scale=0.1, registers=2, run_lengths=3)

@@ -14,7 +14,7 @@ from kinemae.pretrain.model.sizes import DecoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
 
 GRID = TokenGrid(2, 3, 3)
-TARGET = Component(name="pixels", args={"normalise": "patch"})
+TARGET = Component(name="pixels", args={"normalize": "patch"})
 
 
 def decoder(kind="cross", *, positions="sine", grid=GRID, noise_conditioned=False):

@@ -11,7 +11,7 @@ from kinemae.pretrain.masking.tube import TubeMasking
 from kinemae.pretrain.model.autoencoder import build_autoencoder
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.token_positions import TokenPositions
-from kinemae.pretrain.model.tokens import TokenGrid, normalise, take_patches
+from kinemae.pretrain.model.tokens import TokenGrid, normalize, take_patches
 from kinemae.pretrain.noise.base import Noise
 from kinemae.pretrain.noise.correlated import CorrelatedNoise
 from kinemae.pretrain.noise.frames import FrameNoise
@@ -127,7 +127,7 @@ def test_the_schedule_follows_the_clip_index():
     batch = make_batch((0, 5, 10, 25))  # of 10 clips; beyond the end it stays as it is at the end
     seen = model.encoder_inputs(batch, draws_of(batch))
     torch.testing.assert_close(seen.level_B, torch.tensor([0, 0.5, 1, 1]))
-    clean_BKP = normalise(take_patches(batch.clip_BCTHW, batch.tokens["visible"], PATCH))
+    clean_BKP = normalize(take_patches(batch.clip_BCTHW, batch.tokens["visible"], PATCH))
     assert torch.equal(seen.patches_BKP[0], clean_BKP[0])
     assert not torch.equal(seen.patches_BKP[1], clean_BKP[1])
 
@@ -158,13 +158,13 @@ def test_without_noise_the_target_is_zero():
 def test_the_noise_target_needs_no_decoder_and_trains_all_other_parameters():
     model, batch = build(GaussianNoise(std=1.0, min_std=0.5), target=NoiseTarget()), make_batch()
     assert model.decoder is None
-    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(40):
         loss = model(batch, draws_of(batch))["loss"].mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         assert step or all(parameter.grad.any() for parameter in model.parameters())
-        optimiser.step()
+        optimizer.step()
     assert loss.item() < 0.7  # 1 is what the blind get
 
 
@@ -211,12 +211,12 @@ def test_a_noise_conditioned_decoder_learns_to_use_the_level(decoder, precision)
     strong_B, weak_B = torch.ones(3), torch.full((3,), 0.1)
     before_BMP = told(model, batch, strong_B)
     assert torch.equal(before_BMP, told(model, batch, weak_B))
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         loss = model(batch, draws_of(batch))["loss"].mean()
     loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-    optimiser.step()
+    optimizer.step()
     assert not torch.equal(told(model, batch, strong_B), told(model, batch, weak_B))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.pretrain.model.token_positions import TokenPositions
-from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid, denormalise, normalise, unpatchify
+from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid, denormalize, normalize, unpatchify
 from kinemae.pretrain.noise.correlated import CorrelatedNoise
 from kinemae.pretrain.noise.frames import FrameNoise
 from kinemae.pretrain.noise.gaussian import GaussianNoise
@@ -191,9 +191,9 @@ def test_photometric_noise_is_its_formula_in_pixels():
     pixels = torch.randint(0, 256, (CLIPS, 5, 96), generator=torch.Generator().manual_seed(0)).byte()
     level_B = torch.linspace(0.1, 1, CLIPS)
     noisy_BKP = noise.on_patches(
-        normalise(pixels), level_B, DRAWS, positions=TokenPositions(grid=GRID), patch=PATCH
+        normalize(pixels), level_B, DRAWS, positions=TokenPositions(grid=GRID), patch=PATCH
     )
-    found = denormalise(noisy_BKP).unflatten(2, (-1, 3))
+    found = denormalize(noisy_BKP).unflatten(2, (-1, 3))
     mean_C, std_C = torch.tensor(MEAN), torch.tensor(STD)
     for clip, level in enumerate(level_B.tolist()):
         b, c, s = (level * (2 * DRAWS.uniform("noise/photometric", (3,))[clip] - 1)).tolist()

@@ -10,7 +10,7 @@ from kinemae.pretrain.model.positions.base import axis, build_positions
 from kinemae.pretrain.model.sizes import DecoderShape, EncoderShape
 from kinemae.pretrain.model.token_positions import REGISTER
 from kinemae.pretrain.model.tokens import TokenGrid
-from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.optimizer import parameter_groups
 
 NAMES = component_names("kinemae.pretrain.model.positions")
 GRID, ODD, LONGER = TokenGrid(3, 4, 4), TokenGrid(1, 3, 5), TokenGrid(6, 4, 4)

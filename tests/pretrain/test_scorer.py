@@ -79,14 +79,14 @@ def test_the_tokens_of_the_highest_score_are_kept_in_order_and_nearly_as_they_we
 
 def test_the_scorer_learns_to_keep_tokens_that_lower_the_loss():
     scorer = make_scorer()
-    optimiser = torch.optim.Adam(scorer.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(scorer.parameters(), lr=0.01)
     chance = torch.Generator().manual_seed(0)
     for _ in range(100):
         x_BND = torch.randn(8, 20, 16, generator=chance)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         # Tokens whose first value is above 0 lower this loss, the others raise it.
         (-scorer.select(x_BND, 0.5).x_BKD[..., 0].sum()).backward()
-        optimiser.step()
+        optimizer.step()
 
     x_BND = torch.randn(8, 20, 16, generator=chance)
     kept_BK = x_BND[..., 0].gather(1, scorer.select(x_BND, 0.25).index_BK)
@@ -97,11 +97,11 @@ def test_the_scorer_learns_to_keep_tokens_that_lower_the_loss():
 @pytest.mark.parametrize("keep", [0.2, 0.7])
 def test_the_threshold_learns_the_quantile_of_the_kept_fraction(keep):
     scorer, x_BND = make_scorer(), torch.randn(50, 20, 16)
-    optimiser = torch.optim.Adam([scorer.threshold], lr=1e-3)
+    optimizer = torch.optim.Adam([scorer.threshold], lr=1e-3)
     for _ in range(300):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         scorer.select(x_BND, keep).threshold_loss_B.mean().backward()
-        optimiser.step()
+        optimizer.step()
 
     assert (scorer(x_BND) > scorer.threshold).float().mean() == pytest.approx(keep, abs=0.03)
 

@@ -7,7 +7,7 @@ import torch
 
 from kinemae.data_tools.components import component_names
 from kinemae.pretrain.model.tokens import TokenGrid
-from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.optimizer import parameter_groups
 from kinemae.pretrain.targets.base import DecoderTarget, Prediction
 from tests.pretrain.target_models import (
     FOLDER,

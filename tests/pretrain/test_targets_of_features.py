@@ -9,7 +9,7 @@ import torch
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.components import Component, build_component
 from kinemae.pretrain.model.encoder import Encoder
-from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid, normalise, patchify
+from kinemae.pretrain.model.tokens import MEAN, STD, TokenGrid, normalize, patchify
 from kinemae.pretrain.targets.base import Prediction, Target
 from kinemae.pretrain.targets.features import FeatureTarget
 from kinemae.pretrain.targets.motion import MotionTarget
@@ -32,9 +32,9 @@ from tests.pretrain.target_models import (
 def normed_features(
     encoder: Encoder, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
 ) -> torch.Tensor:
-    """Layer-normalised features of the target tokens of the usual clip."""
+    """Layer-normalized features of the target tokens of the usual clip."""
     with torch.no_grad():
-        x_BND = encoder(normalise(patchify(random_clip(), PATCH), mean, std), None)
+        x_BND = encoder(normalize(patchify(random_clip(), PATCH), mean, std), None)
     picked_BMD = torch.stack([x_BND[b, TARGET[b]] for b in range(2)]).double()
     spread = (picked_BMD.var(dim=2, unbiased=False, keepdim=True) + 1e-5).sqrt()
     return ((picked_BMD - picked_BMD.mean(dim=2, keepdim=True)) / spread).float()
@@ -44,7 +44,7 @@ def weights(module: torch.nn.Module) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in module.parameters()]
 
 
-def test_the_target_values_are_the_normalised_features_of_the_whole_clip() -> None:
+def test_the_target_values_are_the_normalized_features_of_the_whole_clip() -> None:
     model = build_model(FeatureTarget())
     with torch.no_grad():  # fresh, the encoder's own last norm would do
         model.encoder.norm.weight.uniform_(0.5, 3.0)
@@ -75,9 +75,9 @@ def test_an_update_moves_the_teacher_towards_the_trained_encoder() -> None:
     model = build_model(FeatureTarget(decay=0.6, final_decay=0.8))
     first = weights(model.target.teacher)
     assert all(torch.equal(a, b) for a, b in zip(first, weights(model.encoder), strict=True))
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     model(batch_of(random_clip()), draws())["loss"].sum().backward()
-    optimiser.step()
+    optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(first, weights(model.target.teacher), strict=True))
     model.after_update(0.5)
     pairs = zip(first, weights(model.encoder), weights(model.target.teacher), strict=True)
@@ -115,7 +115,7 @@ def test_the_moving_average_is_in_the_models_state_and_a_frozen_teacher_is_not(t
     assert not [name for name in taught.state_dict() if name.startswith("target.")]
 
 
-def test_a_frozen_teacher_uses_its_own_normalisation(tmp_path: Path) -> None:
+def test_a_frozen_teacher_uses_its_own_normalization(tmp_path: Path) -> None:
     mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
     encoder, _ = save_teacher(tmp_path, mean=mean, std=std)
     target = TeacherTarget(encoder=str(tmp_path))
@@ -147,7 +147,7 @@ def test_a_teacher_with_damaged_weights_is_refused_when_the_model_is_built(tmp_p
 
 
 def test_weighted_losses_are_those_of_the_parts_alone() -> None:
-    parts = {"motion": {"weight": 0.25}, "noise": {"weight": 3}, "pixels": {"args": {"normalise": "patch"}}}
+    parts = {"motion": {"weight": 0.25}, "noise": {"weight": 3}, "pixels": {"args": {"normalize": "patch"}}}
     model = build_model(WeightedTarget(parts=parts))
     prediction, known = model.predict(batch_of(random_clip()), draws())
     values = model.target.losses(prediction, known)
@@ -156,7 +156,7 @@ def test_weighted_losses_are_those_of_the_parts_alone() -> None:
     expected = {
         "motion": MotionTarget().losses(Prediction(decoded_BMP=shares["motion"]), known)["loss"],
         "noise": NoiseTarget().losses(Prediction(visible_BKP=prediction.visible_BKP), known)["loss"],
-        "pixels": PixelTarget(normalise="patch").losses(Prediction(decoded_BMP=shares["pixels"]), known)[
+        "pixels": PixelTarget(normalize="patch").losses(Prediction(decoded_BMP=shares["pixels"]), known)[
             "loss"
         ],
     }

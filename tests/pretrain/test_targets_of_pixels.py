@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kinemae.data_tools.components import Component, build_component
-from kinemae.pretrain.model.tokens import TokenGrid, gather_tokens, normalise, patchify
+from kinemae.pretrain.model.tokens import TokenGrid, gather_tokens, normalize, patchify
 from kinemae.pretrain.targets.base import Target
 from kinemae.pretrain.targets.hog import HogTarget
 from kinemae.pretrain.targets.motion import MotionTarget
@@ -25,9 +25,9 @@ from tests.pretrain.target_models import (
 )
 
 
-def test_channel_normalisation_is_videomaes_formula() -> None:
+def test_channel_normalization_is_videomaes_formula() -> None:
     clip_BCTHW = random_clip()
-    target_BMP = PixelTarget(normalise="channel").compute_target(target_inputs(clip_BCTHW))
+    target_BMP = PixelTarget(normalize="channel").compute_target(target_inputs(clip_BCTHW))
     pixels = wanted_pixels(clip_BCTHW).double().view(2, 3, 32, 3) / 255
     for colour in range(3):
         values = pixels[1, 2, :, colour]
@@ -47,11 +47,11 @@ def mae_st_target(clip_BCTHW: torch.Tensor, mean: float, std: float) -> torch.Te
 
 
 @pytest.mark.parametrize("low, high", [(0, 256), (100, 102)])
-def test_patch_normalisation_of_one_frame_is_mae_sts(low: int, high: int) -> None:
+def test_patch_normalization_of_one_frame_is_mae_sts(low: int, high: int) -> None:
     # With two neighbouring grey levels the variance is near 1e-6, so that the scale it is taken on decides.
     clip_BCTHW = torch.cat([random_clip(low=low, high=high)] * 4, dim=2).roll(3, dims=3)
     target_BM = torch.stack([torch.randperm(32) for _ in range(2)])
-    target = PixelTarget(normalise="patch", frames="one")
+    target = PixelTarget(normalize="patch", frames="one")
     known = target_inputs(clip_BCTHW, target_BM=target_BM, mean=(0.45,) * 3, std=(0.225,) * 3)
     expected_BMP = gather_tokens(mae_st_target(clip_BCTHW, 0.45, 0.225), target_BM)
     assert target.target_values(small_config().shape().encoder) == expected_BMP.shape[2]
@@ -61,34 +61,34 @@ def test_patch_normalisation_of_one_frame_is_mae_sts(low: int, high: int) -> Non
 def test_one_frame_a_slice_is_the_first_but_for_the_last_slices() -> None:
     clip_BCTHW = torch.arange(16, dtype=torch.uint8)[None, None, :, None, None].expand(2, 3, 16, 4, 4)
     target_BM = torch.arange(8).expand(2, -1)
-    target = PixelTarget(normalise="none", frames="one")
+    target = PixelTarget(normalize="none", frames="one")
     known = target_inputs(clip_BCTHW, target_BM=target_BM, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     frames = target.compute_target(known)[0, :, 0].round().int().tolist()
     assert frames == [0, 2, 4, 6, 8, 10, 12, 15] == torch.linspace(0, 15, 8).long().tolist()
 
 
-def test_patch_normalisation_of_all_frames_is_over_all_values_of_a_patch() -> None:
-    values_BMP = normalise(wanted_pixels(random_clip())).double()
+def test_patch_normalization_of_all_frames_is_over_all_values_of_a_patch() -> None:
+    values_BMP = normalize(wanted_pixels(random_clip())).double()
     mean, variance = values_BMP.mean(dim=2, keepdim=True), values_BMP.var(dim=2, keepdim=True)
     expected_BMP = (values_BMP - mean) / (variance + 1e-6).sqrt()
-    actual_BMP = PixelTarget(normalise="patch").compute_target(target_inputs(random_clip()))
+    actual_BMP = PixelTarget(normalize="patch").compute_target(target_inputs(random_clip()))
     torch.testing.assert_close(actual_BMP, expected_BMP.float(), atol=1e-5, rtol=0)
 
 
-def test_without_normalisation_the_target_is_in_units_of_the_encoder_input() -> None:
-    actual_BMP = PixelTarget(normalise="none").compute_target(target_inputs(random_clip()))
-    assert torch.equal(actual_BMP, normalise(wanted_pixels(random_clip())))
+def test_without_normalization_the_target_is_in_units_of_the_encoder_input() -> None:
+    actual_BMP = PixelTarget(normalize="none").compute_target(target_inputs(random_clip()))
+    assert torch.equal(actual_BMP, normalize(wanted_pixels(random_clip())))
 
 
 @pytest.mark.parametrize("kind", ["channel", "patch", "none"])
 def test_with_true_statistics_a_perfect_prediction_is_the_clip(kind: str) -> None:
-    target, known = PixelTarget(normalise=kind), target_inputs(random_clip())
+    target, known = PixelTarget(normalize=kind), target_inputs(random_clip())
     picture_BMP = target.to_pixels(target.compute_target(known), known, visible_only=False)
     assert torch.equal(picture_BMP, wanted_pixels(random_clip()))
 
 
 def test_a_single_predicted_frame_is_repeated_in_its_patch() -> None:
-    target, known = PixelTarget(normalise="patch", frames="one"), target_inputs(random_clip())
+    target, known = PixelTarget(normalize="patch", frames="one"), target_inputs(random_clip())
     picture = target.to_pixels(target.compute_target(known), known, visible_only=False).view(2, 3, 2, 48)
     clip = patchify(random_clip(), PATCH).view(2, 8, 2, 48)
     for b, m in np.ndindex(2, 3):
@@ -98,7 +98,7 @@ def test_a_single_predicted_frame_is_repeated_in_its_patch() -> None:
 
 @pytest.mark.parametrize("kind", ["channel", "patch", "none"])
 def test_visible_only_pictures_do_not_depend_on_hidden_pixels(kind: str) -> None:
-    target, clip_BCTHW = PixelTarget(normalise=kind), random_clip()
+    target, clip_BCTHW = PixelTarget(normalize=kind), random_clip()
     prediction_BMP = target.compute_target(target_inputs(clip_BCTHW))
     other_BCTHW = clip_BCTHW.clone()
     other_BCTHW[0, :, 2:, 4:, 4:] = 0  # token 7 of clip 0, a wanted one
@@ -123,7 +123,7 @@ def test_visible_only_pictures_use_statistics_of_near_visible_patches() -> None:
 @pytest.mark.parametrize("kind", ["channel", "patch", "none"])
 def test_motion_is_the_next_frame_less_this_one(kind: str) -> None:
     clip_BCTHW, std = random_clip(), (0.229, 0.224, 0.225)
-    actual = MotionTarget(normalise=kind).compute_target(target_inputs(clip_BCTHW)).view(2, 3, *PATCH, 3)
+    actual = MotionTarget(normalize=kind).compute_target(target_inputs(clip_BCTHW)).view(2, 3, *PATCH, 3)
     for b, m in np.ndindex(2, 3):
         slice_, row, column = (int(i) for i in np.unravel_index(int(TARGET[b, m]), (GRID.t, GRID.h, GRID.w)))
         expected = torch.zeros(*PATCH, 3, dtype=torch.float64)
@@ -214,13 +214,13 @@ def test_hog_of_an_edge_is_one_orientation_whichever_side_is_bright() -> None:
     "part, message",
     [
         (
-            Component(name="pixels", args={"normalise": "pixel"}),
-            "normalise must be one of channel, patch, none",
+            Component(name="pixels", args={"normalize": "pixel"}),
+            "normalize must be one of channel, patch, none",
         ),
         (Component(name="pixels", args={"frames": "first"}), r"target\.args\.frames must be one of all, one"),
         (
-            Component(name="motion", args={"normalise": "flow"}),
-            "normalise must be one of channel, patch, none",
+            Component(name="motion", args={"normalize": "flow"}),
+            "normalize must be one of channel, patch, none",
         ),
         (Component(name="hog", args={"cells": 0}), r"target\.args\.cells must be at least 1, got 0"),
         (Component(name="hog", args={"bins": 9}), "hog has no argument 'bins'"),

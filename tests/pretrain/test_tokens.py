@@ -8,9 +8,9 @@ from kinemae.pretrain.model.tokens import (
     MEAN,
     STD,
     TokenGrid,
-    denormalise,
+    denormalize,
     gather_tokens,
-    normalise,
+    normalize,
     patchify,
     take_patches,
     to_bytes,
@@ -57,19 +57,19 @@ def test_taking_some_patches_equals_gathering_from_all():
 def test_pixels_of_another_dtype_than_uint8_are_refused(dtype):
     patches_BNP = patchify(random_clip(), PATCH).to(dtype)
     with pytest.raises(ValueError, match=r"pixels: expected uint8 from 0 to 255, got torch\..*; fix: pass"):
-        normalise(patches_BNP)
+        normalize(patches_BNP)
 
 
-def test_normalised_patches_are_in_deviations_from_the_colours_mean():
+def test_normalized_patches_are_in_deviations_from_the_colours_mean():
     patches_BNP = patchify(random_clip(), PATCH)
     pixels = patches_BNP.unflatten(2, (-1, 3)).double() / 255
     expected = (pixels - torch.tensor(MEAN)) / torch.tensor(STD)
-    torch.testing.assert_close(normalise(patches_BNP), expected.flatten(2).float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(normalize(patches_BNP), expected.flatten(2).float(), atol=1e-6, rtol=0)
 
 
-def test_denormalise_inverts_normalise():
+def test_denormalize_inverts_normalize():
     patches_BNP = patchify(random_clip(), PATCH)
-    assert torch.equal(to_bytes(denormalise(normalise(patches_BNP))), patches_BNP)
+    assert torch.equal(to_bytes(denormalize(normalize(patches_BNP))), patches_BNP)
 
 
 @pytest.mark.parametrize("frames, size", [(3, 12), (4, 10), (0, 12)])

@@ -13,7 +13,7 @@ from kinemae.data_tools.stream.colour import (
     RandAugmentConfig,
     colour_augment,
 )
-from kinemae.pretrain.model.tokens import normalise
+from kinemae.pretrain.model.tokens import normalize
 
 JITTER = JitterConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.3)
 RAND_AUGMENT = RandAugmentConfig(operations=4)
@@ -192,7 +192,7 @@ def test_the_noise_of_erasing_is_standard_normal_to_the_model():
     box_CHW = got_CHW[:, row + 2 : row + 150, 30:150]
     assert column < 30
 
-    values = normalise(box_CHW.permute(1, 2, 0).reshape(1, 1, -1))
+    values = normalize(box_CHW.permute(1, 2, 0).reshape(1, 1, -1))
 
     assert values.mean().abs() < 0.05  # clamped at 0 and 255, so not quite
     assert 0.9 < values.std() < 1.05

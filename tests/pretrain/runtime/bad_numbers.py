@@ -16,7 +16,7 @@ from kinemae.data_tools.stream.loader import TrainingClips
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.abort import abort_on_error
 from kinemae.pretrain.runtime.loop import Callback, Trainer
-from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.optimizer import parameter_groups
 from kinemae.pretrain.runtime.run_folder import open_run_dir
 from kinemae.pretrain.training import Plan, make_plan
 

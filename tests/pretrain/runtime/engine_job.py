@@ -21,7 +21,7 @@ from kinemae.data_tools.randomness import ClipRandom
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime import engine as engine_module
 from kinemae.pretrain.runtime.engine import Engine
-from kinemae.pretrain.runtime.optimiser import learning_rate, parameter_groups
+from kinemae.pretrain.runtime.optimizer import learning_rate, parameter_groups
 from kinemae.pretrain.runtime.processes import destroy_process_group
 from kinemae.pretrain.runtime.tensor_shards import ReadShard
 from kinemae.pretrain.training import Plan, make_plan, training_clips

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kinemae.data_tools.stream.order import plan_batch
 from kinemae.pretrain.runtime.engine import Engine
-from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.optimizer import parameter_groups
 from kinemae.pretrain.runtime.processes import destroy_process_group, find_processes, init_process_group
 from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig
 

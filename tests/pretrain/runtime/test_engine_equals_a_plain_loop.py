@@ -33,7 +33,7 @@ def plain_losses(config: PretrainConfig) -> list[float]:
     )
     decayed = [p for p in model.parameters() if sum(size > 1 for size in p.shape) > 1]
     others = [p for p in model.parameters() if sum(size > 1 for size in p.shape) <= 1]
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {"params": decayed, "weight_decay": config.optim.weight_decay},
             {"params": others, "weight_decay": 0},
@@ -42,16 +42,16 @@ def plain_losses(config: PretrainConfig) -> list[float]:
     )
     peak, final, losses = config.optim.lr, config.optim.final_lr, []
     for step in range(config.steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             half_cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / config.steps)).item())
             group["lr"] = final + (peak - final) * half_cosine
         start = step * config.batch.global_clips
         batch = clips.batch(range(start, start + config.batch.global_clips))
         loss = model(batch, ClipRandom(config.seed, batch.clip_index_B))["loss"].mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     return losses
 

@@ -16,7 +16,7 @@ from kinemae.data_tools.index import ShardIndex, open_index, write_index
 from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
 from kinemae.data_tools.stream.yuv_to_rgb import to_luma
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.model.tokens import normalise, patchify
+from kinemae.pretrain.model.tokens import normalize, patchify
 from kinemae.pretrain.representation_monitor import MonitorConfig, _spread, spread_videos
 from kinemae.pretrain.runtime.metrics import MetricsWriter, read_metrics
 from kinemae.pretrain.training import Plan, _representation_monitor, make_plan, run_pretraining
@@ -84,7 +84,7 @@ def features(plan: Plan, index: ShardIndex, positions: Sequence[int]) -> Tensor:
     clip_BCTHW = torch.cat([item.pixels.rgb() for item in items])  # type: ignore[union-attr]
     plan.model.encoder.eval()
     with torch.no_grad():
-        return plan.model.encoder(normalise(patchify(clip_BCTHW, plan.model.encoder.shape.patch)), None)
+        return plan.model.encoder(normalize(patchify(clip_BCTHW, plan.model.encoder.shape.patch)), None)
 
 
 def test_the_numbers_are_those_of_numpy_on_the_encoder_s_features(

@@ -19,7 +19,7 @@ from kinemae.data_tools.stream.loader import TrainingClips
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.loop import Trainer
 from kinemae.pretrain.runtime.metrics import read_metrics
-from kinemae.pretrain.runtime.optimiser import parameter_groups
+from kinemae.pretrain.runtime.optimizer import parameter_groups
 from kinemae.pretrain.training import Plan, make_plan, run_pretraining
 
 

@@ -110,7 +110,7 @@ def test_skipped_updates_leave_encoder_and_teacher_as_they_are(
 def test_the_parts_of_a_weighted_target_are_in_the_metrics(
     small_config: Callable[..., PretrainConfig],
 ) -> None:
-    parts = "{pixels: {}, motion: {weight: 0.5, args: {normalise: patch}}}"
+    parts = "{pixels: {}, motion: {weight: 0.5, args: {normalize: patch}}}"
     config = small_config(f"target={{name: weighted, args: {{parts: {parts}}}}}", "steps=2")
     run_pretraining(make_plan(config))
     for line in read_metrics(Path(config.run_dir) / "metrics.jsonl"):

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from kinemae.pretrain.runtime.optimiser import (
-    build_optimiser,
+from kinemae.pretrain.runtime.optimizer import (
+    build_optimizer,
     learning_rate,
     parameter_groups,
     set_learning_rate,
@@ -55,9 +55,9 @@ def test_frozen_parameters_are_left_out() -> None:
 
 def test_layers_get_their_scale_of_the_rate() -> None:
     groups = parameter_groups(model(), 0.05, lambda name: 0.5 if name.startswith("0.") else 1.0)
-    optimiser = build_optimiser(groups, OPTIM)
-    set_learning_rate(optimiser, 0.2)
-    assert {(group["lr_scale"], group["lr"]) for group in optimiser.param_groups} == {(0.5, 0.1), (1.0, 0.2)}
+    optimizer = build_optimizer(groups, OPTIM)
+    set_learning_rate(optimizer, 0.2)
+    assert {(group["lr_scale"], group["lr"]) for group in optimizer.param_groups} == {(0.5, 0.1), (1.0, 0.2)}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Parameter groups of the optimiser, and the learning rate as a function of the step."""
+"""Parameter groups of the optimizer, and the learning rate as a function of the step."""
 
 import math
 from collections import defaultdict
@@ -37,7 +37,7 @@ def parameter_groups(
     ]
 
 
-def build_optimiser(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.AdamW:
     """PyTorch's fused AdamW. DeepSpeed's own compiles for minutes at first use."""
     betas = (optim.betas[0], optim.betas[1])
     return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=1e-8, fused=True)
@@ -56,6 +56,6 @@ def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
     return optim.final_lr + (optim.lr - optim.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimiser.param_groups:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
