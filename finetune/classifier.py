@@ -60,7 +60,7 @@ class Classifier(nn.Module):
     Args:
         pruning: selects the tokens that the encoder processes; None keeps all.
         freeze: train the head only; the encoder runs in evaluation mode without gradients.
-        label_smoothing: fraction of the target distribution spread over all classes.
+        label_smoothing: label smoothing, the fraction of the target distribution spread over all classes.
         mixer: mixes clips in training (mixup, cutmix); None for none.
         mean, std: normalization of the encoder's pixels, RGB on a scale of 0 to 1.
     """

@@ -136,7 +136,7 @@ class FinetuneConfig(RunConfig):
         freeze: train only the head.
         epochs: passes over the training videos; each takes `data.views_per_video` clips per video.
         drop_path: drop path rate of the last block; it increases linearly with depth.
-        label_smoothing: fraction of the target distribution spread over all classes.
+        label_smoothing: label smoothing, the fraction of the target distribution spread over all classes.
     """
 
     encoder: str | None = None

@@ -1,4 +1,4 @@
-"""Evaluate a fine-tuned model: score several clips and crops of each validation video."""
+"""Multi-view evaluation of a fine-tuned model: score several clips and crops of each validation video."""
 
 import argparse
 import json

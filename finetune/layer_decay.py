@@ -1,4 +1,4 @@
-"""Layer-wise learning rate decay, as in BEiT and VideoMAE.
+"""Layer-wise learning rate decay (layer decay), as in BEiT and VideoMAE.
 
 The layers of an encoder of depth L are 0 (embedding), 1 to L (blocks) and L + 1 (final norm and head). The
 learning rate of layer l is multiplied by `decay ** (L + 1 - l)`. A token scorer is often untrained, so it has

@@ -1,4 +1,4 @@
-"""Keys, order and splits of samples, as pure functions of names, contents and seed."""
+"""Keys, shuffled order and train/validation split of samples: functions of names, contents and seed."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""Augmentation of a clip: random crop and flip; `colour` has the rest."""
+"""Data augmentation of a clip: random crop and flip; `colour` has the rest."""
 
 import math
 from dataclasses import dataclass, field

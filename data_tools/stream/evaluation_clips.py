@@ -1,4 +1,4 @@
-"""Evaluation videos: all views of a video in one item, so that each video counts once."""
+"""Multi-view evaluation: all views of a video in one item, so that each video counts once."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Loaders: batches of clips for training, and views of videos for evaluation, in the order of the run.
+"""Data loaders: batches of clips for training, and views of videos for evaluation, in the order of the run.
 
     clips = TrainingClips(open_index(folder), clip=..., augment=..., seed=0)
     for batch in training_loader(clips, plan, rank=0, first_step=0, last_step=100, workers=4, pin=True): ...

@@ -1,4 +1,4 @@
-"""Order of the samples: a pure function of the seed and the position in the run, without a list.
+"""Shuffled order of the samples: a pure function of the seed and the position in the run, without a list.
 
 A run is a sequence of clips, 0, 1, 2, ... A step takes the next `global_clips` of them, for any number of
 processes, workers or accumulation steps. So the state of the data stream is the step number.

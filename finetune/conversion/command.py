@@ -1,4 +1,4 @@
-"""Commands `kinemae finetune import` and `export`: convert checkpoints from and to other systems."""
+"""Commands `kinemae finetune import` and `export`: checkpoint conversion from and to other systems."""
 
 import argparse
 import json

@@ -1,4 +1,6 @@
-"""Folders of VideoMAE in transformers: `config.json`, `model.safetensors`, `preprocessor_config.json`.
+"""Conversion of VideoMAE checkpoints of transformers.
+
+A checkpoint is a folder with `config.json`, `model.safetensors` and `preprocessor_config.json`.
 
 transformers 5 names the biases of query and value `query.bias` and `value.bias` in memory, and writes the
 older `q_bias` and `v_bias`, which every version reads. Both are read here; the older names are written.

@@ -1,4 +1,4 @@
-"""Rules that convert tensors between KineMAE and other checkpoint formats, in both directions.
+"""Rules of checkpoint conversion: map tensor names and shapes between KineMAE and other formats, both ways.
 
 A list of rules describes a format. It determines how a checkpoint is read and written, and which tensors it
 must contain.

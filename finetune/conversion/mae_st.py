@@ -1,4 +1,4 @@
-"""Checkpoints of MAE-ST (arXiv 2205.09113) from mae_st and PySlowFast; import only.
+"""Conversion of MAE-ST checkpoints (arXiv 2205.09113) from mae_st and PySlowFast; import only.
 
 The class token becomes a register token, since it has no position in the grid and does not reach the decoder.
 The decoder is skipped, because MAE-ST's decoder has a class token of its own.

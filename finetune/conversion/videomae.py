@@ -1,4 +1,4 @@
-"""Checkpoints of VideoMAE V1 and V2: pretraining (encoder, decoder) and fine-tuning (encoder, head).
+"""Conversion of VideoMAE V1 and V2 checkpoints: pretraining (encoder, decoder), fine-tuning (encoder, head).
 
 A pretrained ViT-B with a decoder of four blocks has 218 tensors, a fine-tuned one 162. The fine-tuned model
 normalizes the mean of the tokens instead of each token, so its encoder has no final norm. The positional

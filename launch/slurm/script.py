@@ -1,4 +1,4 @@
-"""The text of a Slurm batch script.
+"""The text of a Slurm batch script. The script restarts a failed job and requeues a preempted one.
 
 All values of the user are in `#SBATCH` lines and in assignments at the top, quoted by the rules of sbatch and
 bash. The rest is the same text for every run.

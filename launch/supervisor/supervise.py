@@ -1,7 +1,8 @@
 """Supervise a job: start it, and restart it after a crash on the hosts that are reachable.
 
-A restart is a new set of processes at a new port that resumes from the newest checkpoint. `exit_codes.py`
-says which exit codes are restartable. The restart count begins anew after each new checkpoint.
+Fault tolerance by elastic restarts: a restart is a new set of processes at a new port that resumes from the
+newest checkpoint. `exit_codes.py` lists the restartable exit codes. The restart count begins anew after each
+new checkpoint.
 """
 
 import os

@@ -46,7 +46,7 @@ class Masking(ABC):
 
 
 class RatioMasking(Masking):
-    """Base class of maskings that hide a fixed ratio, rounded down, of tokens, tubes or slices."""
+    """Base class of maskings with a fixed mask ratio, rounded down, of tokens, tubes or slices."""
 
     def __init__(self, *, ratio: float = 0.9):
         if not 0 < ratio < 1:

@@ -1,4 +1,7 @@
-"""Pre-norm transformer blocks (arXiv 2010.11929), with activation checkpointing and compilation."""
+"""Pre-norm transformer blocks (arXiv 2010.11929).
+
+With drop path (stochastic depth), activation checkpointing (gradient checkpointing) and compilation.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The encoder: a vision transformer over the visible space-time patches of a clip."""
+"""The encoder: patch embedding and a vision transformer over the visible space-time patches of a clip."""
 
 from collections.abc import Iterable
 from typing import cast

@@ -1,4 +1,7 @@
-"""The end of a run: stop signals, waits for storage, and the abort of a process after an error."""
+"""The end of a run: stop signals, waits for storage, and the abort of a process after an error.
+
+SIGTERM, SIGINT and SIGUSR1 (preemption, time limit) save a checkpoint and end the run.
+"""
 
 import logging
 import os

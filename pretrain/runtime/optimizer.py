@@ -1,4 +1,4 @@
-"""Parameter groups of the optimizer, and the learning rate as a function of the step."""
+"""Optimizer: AdamW, its parameter groups, and the learning-rate schedule (warmup, then cosine)."""
 
 import math
 from collections import defaultdict
@@ -44,7 +44,7 @@ def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.o
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
-    """The rate of a step: linear from 0 over the warm-up, then half a cosine from `lr` to `final_lr`.
+    """The rate of a step: linear from 0 during the warmup, then half a cosine from `lr` to `final_lr`.
 
     Args:
         step: 0-based, before the update.

@@ -77,7 +77,7 @@ class OptimConfig:
         final_lr: the last value of the cosine.
         warmup_fraction: length of the warm-up, as a fraction of all steps.
         betas: AdamW's two decay rates.
-        clip_norm: largest norm of the gradient; 0 for no clipping.
+        clip_norm: gradient clipping: largest norm of the gradient; 0 for no clipping.
     """
 
     lr: float = 3e-4
@@ -103,8 +103,8 @@ class EngineConfig:
 
     Attributes:
         zero_stage: 0 shards nothing; 1 shards the optimizer's state; 2 the gradients too; 3 the weights too.
-        precision: "bf16" for fp32 weights with bf16 autocast, "fp32", or "auto": bf16 on CUDA devices that
-            support it, fp32 elsewhere.
+        precision: "bf16" for mixed precision (fp32 weights, bf16 autocast), "fp32", or "auto": bf16 on CUDA
+            devices that support it, fp32 elsewhere.
         device: "auto" uses CUDA if it is available.
         grad_reduce_dtype: "fp32", or "bf16" to reduce gradients in half the bytes, with 8 bits of mantissa.
         bucket_mb: size of the gradient buckets, counted in float32.

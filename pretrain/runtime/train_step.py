@@ -1,4 +1,7 @@
-"""Training steps: fetch a batch, forward, backward, update; and the buffer of their metrics."""
+"""Training steps: fetch a batch, forward, backward, update, with gradient accumulation.
+
+Also the buffer of their metrics and the log of their samples.
+"""
 
 import re
 import resource
