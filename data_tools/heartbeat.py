@@ -59,11 +59,9 @@ class CountingListener(Listener):
         self._count = count
 
     def progress(self) -> None:
-        """See `Listener.progress`."""
         self._count.value += 1
 
     def outage(self, reason: str) -> None:
-        """See `Listener.outage`."""
         self._count.value += 1
         super().outage(reason)
 

@@ -59,7 +59,6 @@ class Clips(Layout):
         self.encoder = EncoderSettings(codec="libx264", options=options, gop=frames)
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
-        """See `Layout.encode`."""
         with open_source(job.video, notes=job.notes) as source:
             video = resample(source, fps=self.fps, short_side=self.short_side, every=self.stride)
             starts = self._starts(video.expected)
@@ -74,7 +73,6 @@ class Clips(Layout):
                     file.unlink()
 
     def check(self, video: SourceVideo, segment_rules: SegmentRules) -> None:
-        """See `Layout.check`."""
         if segment_rules:
             raise ValueError(
                 "layout.name=clips: expected no segment_s and scene_cuts, because it cuts videos by its own "

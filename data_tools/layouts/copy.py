@@ -30,13 +30,11 @@ class Copy(Layout):
     """Encodes nothing. Each video is decoded once, to check that it is readable."""
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
-        """See `Layout.encode`."""
         source = decoder_input(job.video)
         info = probe(source, notes=job.notes)
         yield EncodedSample(key=job.key, file=None, extension=_extension(job.video.name, source), info=info)
 
     def check(self, video: SourceVideo, segment_rules: SegmentRules) -> None:
-        """See `Layout.check`."""
         if segment_rules:
             raise ValueError(
                 "layout.name=copy: expected no segment_s and scene_cuts, because it stores videos unchanged, "

@@ -30,7 +30,6 @@ class Jpegs(Layout):
         self.encoder = EncoderSettings(codec="mjpeg", options=options, gop=1)
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
-        """See `Layout.encode`."""
         if not job.segment_rules and job.video.frames:
             with open_source(job.video, notes=[]) as source:
                 sample = _copied(job, source) if self._can_copy(job, source) else None

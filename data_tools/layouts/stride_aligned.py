@@ -71,7 +71,6 @@ class StrideAligned(Layout):
         self.gop = gop
 
     def encode(self, job: Job) -> Iterator[EncodedSample]:
-        """See `Layout.encode`."""
         with open_source(job.video, notes=job.notes) as source:
             video = resample(source, fps=self.fps, short_side=self.short_side)
             for segment in cut_segments(video, job.segment_rules):

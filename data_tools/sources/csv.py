@@ -49,7 +49,6 @@ class CsvSource(TableArguments, Source):
         header_names(self.header)
 
     def list_videos(self, root: Path | Location) -> Manifest:
-        """See `Source.list_videos`."""
         root = local_path(root)
         table = read_csv(
             root,

@@ -27,7 +27,6 @@ class FolderSource(Source):
     """
 
     def list_videos(self, root: Path | Location) -> Manifest:
-        """See `Source.list_videos`."""
         root = local_path(root)
         folders, files = _children(root)
         splits = {folder: split_name(folder.name) for folder in folders}

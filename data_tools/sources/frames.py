@@ -31,7 +31,6 @@ class FramesSource(Source):
         check_arguments(fps=self.fps)
 
     def list_videos(self, root: Path | Location) -> Manifest:
-        """See `Source.list_videos`."""
         root = local_path(root)
         found, ignored = self._walk(root)
         tops = {name.split("/")[0] for name in found}

@@ -37,7 +37,6 @@ class Hmdb51Source(Source):
         check_arguments(max_missing_fraction=self.max_missing_fraction, fold=self.fold)
 
     def list_videos(self, root: Path | Location) -> Manifest:
-        """See `Source.list_videos`."""
         root = local_path(root)
         ending = f"_test_split{self.fold}.txt"
         guesses = [self.lists] if self.lists else ["testTrainMulti_7030_splits", "splits", "."]

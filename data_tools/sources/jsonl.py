@@ -30,7 +30,6 @@ class JsonlSource(TableArguments, Source):
     """
 
     def list_videos(self, root: Path | Location) -> Manifest:
-        """See `Source.list_videos`."""
         root = local_path(root)
         lines = [_row(where, line) for where, line in numbered_lines(root, self.encoding)]
         names, rows = self._renamed(lines)

@@ -36,7 +36,6 @@ class KineticsSource(Source):
         check_arguments(max_missing_fraction=self.max_missing_fraction)
 
     def list_videos(self, root: Path | Location) -> Manifest:
-        """See `Source.list_videos`."""
         root = local_path(root)
         base = root if root.is_dir() else root.parent
         folder = folder_of_videos(base, self.videos, ("videos", "../videos"))

@@ -42,7 +42,6 @@ class Mmaction2Source(Source):
         )
 
     def list_videos(self, root: Path | Location) -> Manifest:
-        """See `Source.list_videos`."""
         entries = [
             self._entry(where, line, file.parent, split)
             for file, split in _lists(local_path(root))

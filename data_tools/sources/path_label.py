@@ -69,7 +69,6 @@ class PathLabelSource(Source):
         )
 
     def list_videos(self, root: Path | Location) -> Manifest:
-        """See `Source.list_videos`."""
         root = local_path(root)
         lists = [(file, split, numbered_lines(file, self.encoding)) for file, split in _lists_in(root)]
         texts = [line for _, _, lines in lists for _, line in lines]

@@ -37,7 +37,6 @@ class Ssv2Source(Source):
         check_arguments(max_missing_fraction=self.max_missing_fraction)
 
     def list_videos(self, root: Path | Location) -> Manifest:
-        """See `Source.list_videos`."""
         root = local_path(root)
         if not root.is_dir():
             raise DataError(f"{root}: expected the folder with labels/ and the videos of ssv2, got a file")

@@ -34,7 +34,6 @@ class Ucf101Source(Source):
         check_arguments(max_missing_fraction=self.max_missing_fraction, fold=self.fold)
 
     def list_videos(self, root: Path | Location) -> Manifest:
-        """See `Source.list_videos`."""
         root = local_path(root)
         guess = root / (self.lists or "ucfTrainTestlist")
         lists = guess if self.lists or guess.is_dir() else root

@@ -31,7 +31,6 @@ class WebdatasetSource(FieldRules, Source):
     key_prefix = "source.args."
 
     def list_videos(self, root: Path | Location) -> Manifest:
-        """See `Source.list_videos`."""
         shards = find_shards(root, by_split=self.by_split)
         rules = resolve_label(self, shards)
         contents = read_shards(shards, rules)

@@ -55,7 +55,6 @@ class AttentiveHead(Head):
         nn.init.trunc_normal_(self.query_D, std=0.02)
 
     def calibrate(self, tokens_BND: Tensor, weight_BN: Tensor | None = None) -> None:
-        """See `Head.calibrate`."""
         if isinstance(self.norm1, Standardize):
             tokens_XD = tokens_BND.flatten(0, 1) if weight_BN is None else tokens_BND[weight_BN > 0]
             self.norm1.measure(tokens_XD)

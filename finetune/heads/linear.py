@@ -52,7 +52,6 @@ class LinearHead(Head):
         nn.init.zeros_(self.linear.bias)
 
     def calibrate(self, tokens_BND: Tensor, weight_BN: Tensor | None = None) -> None:
-        """See `Head.calibrate`."""
         if isinstance(self.norm, Standardize):
             self.norm.measure(self._pool(tokens_BND, weight_BN))
 

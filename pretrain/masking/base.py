@@ -58,7 +58,6 @@ class RatioMasking(Masking):
         return 1
 
     def counts(self, grid: TokenGrid) -> tuple[int, int]:
-        """See `Masking.counts`."""
         copies = self.copies(grid)
         drawn = grid.tokens // copies
         hidden = int(self.ratio * drawn)

@@ -40,13 +40,11 @@ class BlockMasking(RatioMasking):
         self.scales = tuple(scales)
 
     def copies(self, grid: TokenGrid) -> int:
-        """See `RatioMasking.copies`."""
         return grid.t
 
     def split(
         self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Masking.split`."""
         count = self.counts(grid)[1] // grid.t
         scale = self.scales[int(torch.randint(len(self.scales), (), generator=generator))]
         hidden: set[int] = set()

@@ -27,13 +27,11 @@ class FrameMasking(RatioMasking):
         self.order = order
 
     def copies(self, grid: TokenGrid) -> int:
-        """See `RatioMasking.copies`."""
         return grid.per_slice
 
     def split(
         self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Masking.split`."""
         visible = self.counts(grid)[0] // grid.per_slice
         is_random = self.order == "random"
         order_t = torch.randperm(grid.t, generator=generator) if is_random else torch.arange(grid.t)

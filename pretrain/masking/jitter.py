@@ -62,7 +62,6 @@ class JitterMasking(Masking):
         self.needs_motion = self.maskings[0].needs_motion
 
     def at(self, step: int) -> Masking:
-        """See `Masking.at`."""
         return self.maskings[derived_seed(self.seed, purpose="masking/level", step=step) % len(self.maskings)]
 
     def counts(self, grid: TokenGrid) -> tuple[int, int]:

@@ -44,13 +44,11 @@ class MotionMasking(RatioMasking):
         self.tubes = tubes
 
     def copies(self, grid: TokenGrid) -> int:
-        """See `RatioMasking.copies`."""
         return grid.t if self.tubes else 1
 
     def split(
         self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Masking.split`."""
         assert motion_N is not None, "needs_motion"
         visible, hidden = (count // self.copies(grid) for count in self.counts(grid))
         motion_X = motion_N.view(grid.t, -1).mean(dim=0) if self.tubes else motion_N

@@ -15,13 +15,11 @@ class TubeMasking(RatioMasking):
     """
 
     def copies(self, grid: TokenGrid) -> int:
-        """See `RatioMasking.copies`."""
         return grid.t
 
     def split(
         self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Masking.split`."""
         hidden = self.counts(grid)[1] // grid.t
         order_S = torch.randperm(grid.per_slice, generator=generator)
         hidden_M = shuffled(over_time(order_S[:hidden], grid), generator)

@@ -17,7 +17,6 @@ class UniformMasking(RatioMasking):
     def split(
         self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Masking.split`."""
         hidden = self.counts(grid)[1]
         order_N = torch.randperm(grid.tokens, generator=generator)
         return order_N[hidden:].sort().values, order_N[:hidden]

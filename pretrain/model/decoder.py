@@ -114,7 +114,6 @@ class SelfDecoder(Decoder):
         target_BM: Tensor,
         level_B: Tensor | None = None,
     ) -> Tensor:
-        """See `Decoder.forward`."""
         seen_BKD = self._embed_memory(memory_BKD, visible_BK)
         query_BMD = self._embed_queries(target_BM, level_B)
         x_BND = torch.cat([seen_BKD, query_BMD.to(seen_BKD.dtype)], dim=1)
@@ -147,7 +146,6 @@ class CrossDecoder(Decoder):
         target_BM: Tensor,
         level_B: Tensor | None = None,
     ) -> Tensor:
-        """See `Decoder.forward`."""
         seen_BKD = self.norm_memory(self._embed_memory(memory_BKD, visible_BK))
         x_BMD = self._embed_queries(target_BM, level_B)
         rotations = [self.pos_embed.rotation(index) for index in (target_BM, visible_BK)]

@@ -53,7 +53,6 @@ class CorrelatedNoise(Noise):
         positions: TokenPositions,
         patch: Patch,
     ) -> Tensor:
-        """See `Noise.on_patches`."""
         pattern_BRX = draws.normal("noise/correlated/pattern", (self.rank, patch[1] * patch[2] * COLOURS))
         size_B11 = self.std / self.rank**0.5 * level_B[:, None, None]
         weight_BNX = size_B11 * self._weights(draws, positions, patch[0])

@@ -32,7 +32,6 @@ class FrameNoise(Noise):
         self.strength = Strength.read(strength)
 
     def on_clip(self, clip_BCTHW: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:
-        """See `Noise.on_clip`."""
         frame_BT = self.frame_indices(clip_BCTHW.shape[2], level_B, draws)
         clip_B1 = torch.arange(len(clip_BCTHW), device=clip_BCTHW.device)[:, None]
         return clip_BCTHW.transpose(1, 2)[clip_B1, frame_BT].transpose(1, 2)

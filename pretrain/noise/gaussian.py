@@ -45,6 +45,5 @@ class GaussianNoise(Noise):
         positions: TokenPositions,
         patch: Patch,
     ) -> Tensor:
-        """See `Noise.on_patches`."""
         noise_BKP = draws.normal("noise/values", patches_BKP.shape[1:])
         return patches_BKP + (self.std * level_B[:, None, None] * noise_BKP).to(patches_BKP.dtype)

@@ -55,7 +55,6 @@ class PhotometricNoise(Noise):
         positions: TokenPositions,
         patch: Patch,
     ) -> Tensor:
-        """See `Noise.on_patches`."""
         amount_B3 = level_B[:, None] * (2 * draws.uniform("noise/photometric", (3,)) - 1)
         brightness, contrast, saturation = amount_B3[..., None, None, None].unbind(1)
         x_BKXC = patches_BKP.float().unflatten(2, (-1, COLOURS))

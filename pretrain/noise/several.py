@@ -30,7 +30,6 @@ class SeveralNoises(Noise):
         self.is_on_patches = any(part.is_on_patches for part in self.parts)
 
     def on_clip(self, clip_BCTHW: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:
-        """See `Noise.on_clip`."""
         for part in self.parts:
             clip_BCTHW = part.on_clip(clip_BCTHW, level_B, draws)
         return clip_BCTHW
@@ -44,13 +43,11 @@ class SeveralNoises(Noise):
         positions: TokenPositions,
         patch: Patch,
     ) -> Tensor:
-        """See `Noise.on_patches`."""
         for part in self.parts:
             patches_BKP = part.on_patches(patches_BKP, level_B, draws, positions=positions, patch=patch)
         return patches_BKP
 
     def on_tokens(self, x_BKD: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:
-        """See `Noise.on_tokens`."""
         for part in self.parts:
             x_BKD = part.on_tokens(x_BKD, level_B, draws)
         return x_BKD

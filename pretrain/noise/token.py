@@ -28,7 +28,6 @@ class TokenNoise(Noise):
         self.strength = Strength.read(strength)
 
     def on_tokens(self, x_BKD: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:
-        """See `Noise.on_tokens`."""
         size_BK1 = (x_BKD.float().square().mean(dim=2, keepdim=True) + _EPS).sqrt()
         noise_BKD = draws.normal("noise/token", x_BKD.shape[1:])
         return x_BKD + (self.std * level_B[:, None, None] * size_BK1 * noise_BKD).to(x_BKD.dtype)

@@ -38,7 +38,6 @@ class MotionPruning(Pruning):
         self.threshold = threshold
 
     def score_tokens(self, luma_BTHW: Tensor, patch: Patch) -> TokenScores:
-        """See `Pruning.score_tokens`."""
         grid = luma_grid(luma_BTHW, patch)
         score_BN = motion(luma_BTHW, patch)
         order_BN = score_BN.argsort(dim=1, descending=True, stable=True)

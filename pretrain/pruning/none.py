@@ -12,7 +12,6 @@ class NoPruning(Pruning):
     """Keeps all tokens."""
 
     def score_tokens(self, luma_BTHW: Tensor, patch: Patch) -> TokenScores:
-        """See `Pruning.score_tokens`."""
         shape = (len(luma_BTHW), luma_grid(luma_BTHW, patch).tokens)
         return TokenScores(
             score_BN=torch.zeros(shape, device=luma_BTHW.device),

@@ -35,7 +35,6 @@ class RunLengthPruning(Pruning):
         self.run_lengths = run_lengths
 
     def score_tokens(self, luma_BTHW: Tensor, patch: Patch) -> TokenScores:
-        """See `Pruning.score_tokens`."""
         grid = luma_grid(luma_BTHW, patch)
         is_static_BtS = (change(luma_BTHW, patch) <= self.threshold).view(-1, grid.t, grid.per_slice)
         age_BS = torch.zeros_like(is_static_BtS[:, 0], dtype=torch.int64)  # slices since the run began

@@ -113,7 +113,6 @@ class DecoderTarget(Target):
         return squared_errors(prediction_BMP, target_BMP)
 
     def losses(self, prediction: Prediction, inputs: TargetInputs) -> dict[str, Tensor]:
-        """See `Target.losses`."""
         assert prediction.decoded_BMP is not None
         with torch.no_grad():
             target_BMP = self.compute_target(inputs)

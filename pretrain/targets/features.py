@@ -44,7 +44,6 @@ class FeatureTarget(DecoderTarget):
         self.beta = beta
 
     def target_values(self, shape: EncoderShape) -> int:
-        """See `Target.target_values`."""
         return shape.width
 
     def bind(self, encoder: Encoder) -> None:
@@ -60,15 +59,12 @@ class FeatureTarget(DecoderTarget):
         return self
 
     def compute_target(self, inputs: TargetInputs) -> Tensor:
-        """See `DecoderTarget.compute_target`."""
         return clean_features(self.teacher, inputs, mean=inputs.mean, std=inputs.std)
 
     def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-        """See `DecoderTarget.errors`."""
         return feature_errors(prediction_BMP, target_BMP, beta=self.beta)
 
     def after_update(self, encoder: Encoder, progress: float) -> None:
-        """See `Target.after_update`."""
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(self.teacher.parameters()), list(encoder.parameters()), 1 - self.decay_at(progress)

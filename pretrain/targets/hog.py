@@ -53,7 +53,6 @@ class HogTarget(DecoderTarget):
         return self.cells**2 * COLOURS * BINS
 
     def compute_target(self, inputs: TargetInputs) -> Tensor:
-        """See `DecoderTarget.compute_target`."""
         length, orientation = _gradients(_bordered_patches(inputs))
         if self.gaussian:
             length = length * _gaussian_weights(*inputs.patch[1:], length.device)

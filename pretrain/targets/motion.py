@@ -36,16 +36,13 @@ class MotionTarget(DecoderTarget):
         self.normalize = normalize
 
     def target_values(self, shape: EncoderShape) -> int:
-        """See `Target.target_values`."""
         return shape.patch_values
 
     def bind(self, encoder: Encoder) -> None:
-        """See `Target.bind`."""
         if encoder.grid.t * encoder.shape.patch[0] < 2:
             raise ValueError("clip.frames must be at least 2 for target.name=motion: a picture does not move")
 
     def compute_target(self, inputs: TargetInputs) -> Tensor:
-        """See `DecoderTarget.compute_target`."""
         now_BMP, next_BMP = _frame_pairs(inputs)
         if self.normalize == "none":
             return normalize(next_BMP, inputs.mean, inputs.std) - normalize(now_BMP, inputs.mean, inputs.std)

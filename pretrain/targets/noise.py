@@ -20,15 +20,12 @@ class NoiseTarget(Target):
     needs_noise = True
 
     def target_values(self, shape: EncoderShape) -> int:
-        """See `Target.target_values`."""
         return 0
 
     def visible_values(self, shape: EncoderShape) -> int:
-        """See `Target.visible_values`."""
         return shape.patch_values
 
     def losses(self, prediction: Prediction, inputs: TargetInputs) -> dict[str, Tensor]:
-        """See `Target.losses`."""
         assert prediction.visible_BKP is not None and inputs.added_BKP is not None
         with torch.no_grad():
             added_BKP = inputs.added_BKP.float()

@@ -39,11 +39,9 @@ class PixelTarget(DecoderTarget):
         self.frames = frames
 
     def target_values(self, shape: EncoderShape) -> int:
-        """See `Target.target_values`."""
         return shape.patch_values if self.frames == "all" else shape.patch_values // shape.patch[0]
 
     def compute_target(self, inputs: TargetInputs) -> Tensor:
-        """See `DecoderTarget.compute_target`."""
         patches_BMP = self._take(inputs, inputs.target_BM)
         if self.normalize == "none":
             return normalize(patches_BMP, inputs.mean, inputs.std)

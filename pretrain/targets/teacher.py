@@ -38,7 +38,6 @@ class TeacherTarget(DecoderTarget):
         self._teacher: tuple[Encoder, ...] = ()  # in a tuple, so that it is not a submodule
 
     def target_values(self, shape: EncoderShape) -> int:
-        """See `Target.target_values`."""
         return self.description.shape.width
 
     def bind(self, encoder: Encoder) -> None:
@@ -59,13 +58,11 @@ class TeacherTarget(DecoderTarget):
         self._teacher = (teacher.requires_grad_(False).eval(),)
 
     def compute_target(self, inputs: TargetInputs) -> Tensor:
-        """See `DecoderTarget.compute_target`."""
         (teacher,) = self._teacher
         teacher.to(inputs.clip_BCTHW.device)  # moves at the first call
         return clean_features(teacher, inputs, mean=self.description.mean, std=self.description.std)
 
     def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-        """See `DecoderTarget.errors`."""
         return feature_errors(prediction_BMP, target_BMP, beta=self.beta)
 
 

@@ -33,15 +33,12 @@ class WeightedTarget(Target):
         return dict(self.parts.items())  # type: ignore[arg-type]
 
     def target_values(self, shape: EncoderShape) -> int:
-        """See `Target.target_values`."""
         return sum(target.target_values(shape) for target in self._targets.values())
 
     def visible_values(self, shape: EncoderShape) -> int:
-        """See `Target.visible_values`."""
         return sum(target.visible_values(shape) for target in self._targets.values())
 
     def bind(self, encoder: Encoder) -> None:
-        """See `Target.bind`."""
         for target in self._targets.values():
             target.bind(encoder)
         self._decoded = [target.target_values(encoder.shape) for target in self._targets.values()]
@@ -64,12 +61,10 @@ class WeightedTarget(Target):
         return {"loss": total_B, **found}
 
     def after_update(self, encoder: Encoder, progress: float) -> None:
-        """See `Target.after_update`."""
         for target in self._targets.values():
             target.after_update(encoder, progress)
 
     def state_metrics(self, encoder: Encoder) -> dict[str, Tensor]:
-        """See `Target.state_metrics`."""
         found: dict[str, Tensor] = {}
         for target in self._targets.values():
             found |= target.state_metrics(encoder)

@@ -162,7 +162,6 @@ class GroupPattern(AttentionPattern):
     """A pattern of disjoint groups: tokens attend to those with the same `sort_key`."""
 
     def pair_mask(self, tokens: Tokens) -> MaskMod:
-        """See `AttentionPattern.pair_mask`."""
         group_BN = self.sort_key(tokens)
         return lambda row, query, key: group_BN[row, query] == group_BN[row, key]
 

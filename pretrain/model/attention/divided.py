@@ -12,7 +12,6 @@ class SamePlace(GroupPattern):
     """Attention over time: among the tokens of one spatial position."""
 
     def sort_key(self, tokens: Tokens) -> Tensor:
-        """See `AttentionPattern.sort_key`."""
         return tokens.place_BN
 
 
@@ -21,7 +20,6 @@ class SameSlice(GroupPattern):
     """Attention over space: among the tokens of one time slice."""
 
     def sort_key(self, tokens: Tokens) -> Tensor:
-        """See `AttentionPattern.sort_key`."""
         return tokens.slice_BN
 
 
@@ -34,5 +32,4 @@ class DividedAttention(AttentionKind):
     """
 
     def patterns(self, block: int) -> tuple[AttentionPattern, ...]:
-        """See `AttentionKind.patterns`."""
         return SamePlace(), SameSlice()

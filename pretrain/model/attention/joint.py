@@ -16,11 +16,9 @@ class AllTokens(AttentionPattern):
     """All tokens of a clip attend to each other."""
 
     def pair_mask(self, tokens: Tokens) -> MaskMod:
-        """See `AttentionPattern.pair_mask`."""
         return lambda row, query, key: query == query
 
     def sort_key(self, tokens: Tokens) -> Tensor:
-        """See `AttentionPattern.sort_key`."""
         return torch.zeros_like(tokens.slice_BN)
 
     def attention_fn(self, positions: TokenPositions, device: torch.device) -> AttentionFn:
@@ -36,5 +34,4 @@ class JointAttention(AttentionKind):
     """One attention per block, among all tokens."""
 
     def patterns(self, block: int) -> tuple[AttentionPattern, ...]:
-        """See `AttentionKind.patterns`."""
         return (AllTokens(),)

@@ -30,7 +30,6 @@ class NearOrSamePlace(AttentionPattern):
     nearest: int | None
 
     def pair_mask(self, tokens: Tokens) -> MaskMod:
-        """See `AttentionPattern.pair_mask`."""
         slice_BN, row_BN, column_BN = tokens.slice_BN, tokens.row_BN, tokens.column_BN
         place_BN = tokens.place_BN
         slices, rows, columns = self.reach
@@ -114,7 +113,6 @@ class SparseAttention(AttentionKind):
         self.top_k = top_k
 
     def patterns(self, block: int) -> tuple[AttentionPattern, ...]:
-        """See `AttentionKind.patterns`."""
         return (NearOrSamePlace(self.reach, stride=self.stride, nearest=self.top_k),)
 
 

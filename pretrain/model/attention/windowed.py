@@ -28,7 +28,6 @@ class SameWindow(GroupPattern):
     is_shifted: bool
 
     def sort_key(self, tokens: Tokens) -> Tensor:
-        """See `AttentionPattern.sort_key`."""
         grid = tokens.grid
         group_BN = tokens.slice_BN.new_zeros(())
         axes = zip(
@@ -61,5 +60,4 @@ class WindowedAttention(AttentionKind):
         self.shifted = shifted
 
     def patterns(self, block: int) -> tuple[AttentionPattern, ...]:
-        """See `AttentionKind.patterns`."""
         return (SameWindow(self.window, is_shifted=self.shifted and block % 2 == 1),)

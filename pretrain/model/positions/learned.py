@@ -28,7 +28,6 @@ class LearnedPositions(Positions):
             self.register_buffer(f"along_{name}", blend.float(), persistent=False)
 
     def forward(self, index_BN: Tensor | None) -> Tensor:
-        """See `Positions.forward`."""
         temporal_tD, spatial_SD = self._tables()
         # Sum first: gathering from the two small tables would accumulate many gradients in few rows.
         table_ND = (temporal_tD[:, None] + spatial_SD).flatten(0, 1)

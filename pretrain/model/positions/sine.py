@@ -27,7 +27,6 @@ class SinePositions(Positions):
         self.register_buffer("table_ND", torch.cat(parts, dim=1).float(), persistent=False)
 
     def forward(self, index_BN: Tensor | None) -> Tensor:
-        """See `Positions.forward`."""
         return self.table_ND if index_BN is None else self.table_ND[index_BN]
 
 
