@@ -1,10 +1,11 @@
-"""File helpers: atomic writes, JSON lines, reads in blocks, locks."""
+"""File helpers: atomic writes, JSON lines, reads in blocks, locks, the commit of the code."""
 
 import errno
 import fcntl
 import json
 import os
 import stat
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -118,6 +119,16 @@ def flock(descriptor: int, operation: int) -> bool:
             raise
         return False
     return True
+
+
+def commit_of_code() -> str | None:
+    """The git commit of the running code; None outside a repository."""
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        ran = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return ran.stdout.strip() or None
 
 
 class Descriptor:

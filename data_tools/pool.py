@@ -33,6 +33,7 @@ import torch
 from kinemae.data_tools import heartbeat
 from kinemae.data_tools.command import Stuck, log
 from kinemae.data_tools.exit_codes import EXIT_STUCK
+from kinemae.data_tools.stream.worker import picklable
 from kinemae.data_tools.stream.worker_setup import (
     block_stop_signals,
     exit_with_parent,
@@ -276,21 +277,11 @@ def _run_worker(connection: Connection, heartbeats: Any) -> None:
             except EOFError:
                 return
             except Exception as error:  # the main process raises it again
-                answer = _Failure(_picklable(error), traceback.format_exc())
+                answer = _Failure(picklable(error), traceback.format_exc())
             try:
                 connection.send(answer)
             except BrokenPipeError:
                 return
-
-
-def _picklable(error: Exception) -> Exception:
-    """Return the error itself if it can be pickled, else an error with the same text."""
-    pickler = multiprocessing.reduction.ForkingPickler
-    try:
-        pickler.loads(pickler.dumps(error))
-    except Exception:  # pickling the exception of a library may raise anything
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
 
 
 class _ProgressMonitor:

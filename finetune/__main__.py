@@ -1,13 +1,12 @@
 """Command line of `kinemae finetune`: train, evaluate, compare, import and export."""
 
 import argparse
-import importlib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from kinemae.data_tools.command import CheckpointError, Command, Program, run_program
+from kinemae.data_tools.command import CheckpointError, Command, Program, lazy, run_program
 from kinemae.data_tools.config_files import find_config
 from kinemae.data_tools.overrides import as_override
 from kinemae.pretrain.folder_kinds import (
@@ -24,23 +23,14 @@ _DRY_RUN = ("--dry-run", "check the config and the data, print the plan, and sta
 _JSON = ("--json", "print the result as JSON")
 
 
-def _lazy(module: str, function: str) -> Callable[[argparse.Namespace], None]:
-    """Import a command's module when it runs, so that `--help` does not import torch."""
-
-    def run(arguments: argparse.Namespace) -> None:
-        getattr(importlib.import_module(f"kinemae.finetune.{module}"), function)(arguments)
-
-    return run
-
-
 def _train(arguments: argparse.Namespace) -> None:
     arguments.config = find_config(arguments.config, "finetune")
-    _lazy("train", "run_train")(arguments)
+    lazy("kinemae.finetune.train", "run_train")(arguments)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     check_finished_run(Path(arguments.run_dir))
-    _lazy("evaluate", "run_evaluate")(arguments)
+    lazy("kinemae.finetune.evaluate", "run_evaluate")(arguments)
 
 
 def check_finished_run(run_dir: Path) -> None:
@@ -89,7 +79,7 @@ PROGRAM = Program(
             name="compare",
             help="print a table of the scores of several runs",
             example="kinemae finetune compare runs/tuned runs/from_scratch",
-            run=_lazy("compare", "run_compare"),
+            run=lazy("kinemae.finetune.compare", "run_compare"),
             options=(_JSON,),
             variadic=("runs", "run folders; differences are relative to the first"),
         ),
@@ -97,7 +87,7 @@ PROGRAM = Program(
             name="import",
             help="import a checkpoint of VideoMAE V1 or V2, of VideoMAE in transformers, or of MAE-ST",
             example="kinemae finetune import checkpoint.pth imported frames=16 stride=4 size=224",
-            run=_lazy("conversion.command", "run_import"),
+            run=lazy("kinemae.finetune.conversion.command", "run_import"),
             positionals=(
                 ("path", "a file of weights, or a folder written by transformers"),
                 ("out", "the folder to write; `encoder=OUT` fine-tunes it"),
@@ -112,7 +102,7 @@ PROGRAM = Program(
             name="export",
             help="export an encoder with its decoder, or a fine-tuned model, to VideoMAE or transformers",
             example="kinemae finetune export runs/mine/encoder mine.pth --to videomae",
-            run=_lazy("conversion.command", "run_export"),
+            run=lazy("kinemae.finetune.conversion.command", "run_export"),
             positionals=(
                 ("folder", "an exported encoder, a fine-tuned model, or a run that has one"),
                 ("out", "the file (videomae) or the folder (huggingface) to write"),

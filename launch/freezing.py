@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 _FOLDERS = ("configs", "data_tools", "finetune", "launch", "pretrain")
@@ -42,17 +41,6 @@ def freeze_code(folder: Path) -> None:
         shutil.rmtree(partial)
         if not folder.exists():  # otherwise another launcher has just created it
             raise
-
-
-def commit_of_code() -> str | None:
-    """The git commit of the running code; None outside a repository."""
-    try:
-        ran = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=_ROOT, capture_output=True, text=True
-        )
-    except FileNotFoundError:
-        return None
-    return ran.stdout.strip() or None
 
 
 def _code_files() -> dict[str, Path]:

@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 
 from kinemae.data_tools.config_files import find_config
-from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.files import atomic_write_text, commit_of_code
 from kinemae.data_tools.overrides import require
-from kinemae.launch.freezing import commit_of_code, digest_of_code, digest_of_file, freeze_code
+from kinemae.launch.freezing import digest_of_code, digest_of_file, freeze_code
 
 LAUNCH_FOLDER, LOGS_FOLDER = "launch", "logs"
 _PREFIXES = (("python", "-m", "kinemae"), ("python", "-m"), ("kinemae",))

@@ -59,11 +59,7 @@ PROGRAM = Program(
             options=[("--json", "print the counts as JSON")],
             value_options=[
                 ("--out", "FOLDER", "folder of the pictures; default: RUN_DIR/preview"),
-                (
-                    "--step",
-                    "N",
-                    "step of the clips, masks and noise; default: 0",
-                ),
+                ("--step", "N", "step of the clips, masks and noise; default: 0"),
             ],
         ),
         Command(

@@ -172,10 +172,7 @@ def build_encoder(
 ) -> Encoder:
     """Build the described encoder with initial weights, for its own grid or another."""
     return Encoder(
-        description.shape,
-        grid or description.grid,
-        reference=description.reference,
-        drop_path=drop_path,
+        description.shape, grid or description.grid, reference=description.reference, drop_path=drop_path
     )
 
 

@@ -194,11 +194,7 @@ def spread_videos(source: ShardIndex | Mixture, count: int, *, clip: ClipConfig)
 
 
 def open_probe(
-    config: MonitorConfig,
-    *,
-    clip: ClipConfig,
-    cache: Cache | None,
-    outage_s: float | None = None,
+    config: MonitorConfig, *, clip: ClipConfig, cache: Cache | None, outage_s: float | None = None
 ) -> KnnProbe | None:
     """Open the labelled videos of the probe; None if the config names none.
 
@@ -242,12 +238,7 @@ def _labelled_videos(named: str, index: ShardIndex, most: int, *, clip: ClipConf
         raise DataError(
             f"{named} has no labels: shard a source with one folder a class, or a csv of path,label"
         )
-    return Videos(
-        index=index,
-        positions=_spread(positions, most),
-        clip=clip,
-        clips_of_each=_CLIPS_OF_A_VIDEO,
-    )
+    return Videos(index=index, positions=_spread(positions, most), clip=clip, clips_of_each=_CLIPS_OF_A_VIDEO)
 
 
 def _spread(positions: Sequence[int], most: int) -> list[int]:

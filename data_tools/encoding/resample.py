@@ -63,12 +63,7 @@ class Segment:
 
 
 def resample(
-    source: OpenedSource,
-    *,
-    fps: float | None,
-    short_side: int | None,
-    jpeg: bool = False,
-    every: int = 1,
+    source: OpenedSource, *, fps: float | None, short_side: int | None, jpeg: bool = False, every: int = 1
 ) -> ResampledVideo:
     """Resample a source in time and space; deinterlace it.
 

@@ -10,14 +10,7 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
 from kinemae.data_tools.encoding.resample import ResampledVideo, SegmentRules, resample
 from kinemae.data_tools.encoding.source_decoder import open_source
-from kinemae.data_tools.layouts.base import (
-    FAST,
-    EncodedSample,
-    Job,
-    Layout,
-    check_size_and_rate,
-    check_x264,
-)
+from kinemae.data_tools.layouts.base import FAST, EncodedSample, Job, Layout, check_size_and_rate, check_x264
 from kinemae.data_tools.manifest.videos import SourceVideo
 
 # Training decodes every frame, so decoding must be fast.

@@ -15,14 +15,7 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.encoding.encode import EncoderSettings, write_frames
 from kinemae.data_tools.encoding.resample import cut_segments, resample
 from kinemae.data_tools.encoding.source_decoder import open_source
-from kinemae.data_tools.layouts.base import (
-    FAST,
-    EncodedSample,
-    Job,
-    Layout,
-    check_size_and_rate,
-    check_x264,
-)
+from kinemae.data_tools.layouts.base import FAST, EncodedSample, Job, Layout, check_size_and_rate, check_x264
 from kinemae.data_tools.randomness import derived_seed
 
 # B frames must not be references and must not move. The other options make decoding fast.

@@ -108,10 +108,7 @@ def ranking(title: str, names: Sequence[str], counts_SX: np.ndarray, *, shown: i
         counts = tuple(int(count) for count in counts_SX[:, at])
         rows.append(Row(name=names[at], counts=counts, widths=tuple(count / longest for count in counts)))
     return Ranking(
-        title=title,
-        rows=tuple(rows[:shown]),
-        folded=tuple(rows[shown:]),
-        left_out=len(names) - len(rows),
+        title=title, rows=tuple(rows[:shown]), folded=tuple(rows[shown:]), left_out=len(names) - len(rows)
     )
 
 

@@ -147,11 +147,7 @@ def _places(path: Path, shard: int, group: Sequence[ShardSample]) -> list[Place]
         assert member.size == sample.length
         found.append(
             Place(
-                key=sample.key,
-                shard=shard,
-                offset=member.offset_data,
-                length=member.size,
-                crc32=sample.crc32,
+                key=sample.key, shard=shard, offset=member.offset_data, length=member.size, crc32=sample.crc32
             )
         )
     return found

@@ -105,11 +105,7 @@ def evaluation_loader(  # noqa: PLR0913 - coordinates of the run, all by name
         )
     positions = range(len(index)) if samples is None else samples
     videos = EvaluationVideos(
-        index,
-        positions[rank::world],
-        clip=clip,
-        temporal_clips=temporal_clips,
-        spatial_crops=spatial_crops,
+        index, positions[rank::world], clip=clip, temporal_clips=temporal_clips, spatial_crops=spatial_crops
     )
     return _items(videos, workers, timeout_s, preload=[__name__])
 

@@ -92,12 +92,7 @@ class BatchPlan:
 
 
 def plan_batch(
-    global_clips: int,
-    clips_per_device: int,
-    world: int,
-    views: int,
-    *,
-    unit: str = "data.views_per_video",
+    global_clips: int, clips_per_device: int, world: int, views: int, *, unit: str = "data.views_per_video"
 ) -> BatchPlan:
     """Divide the global batch into the fewest micro-batches that fit a device.
 

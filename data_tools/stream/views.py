@@ -63,9 +63,7 @@ def even(crop: Crop) -> Crop:
 
 
 def crop_views(
-    frames: Iterable[tuple[YuvFrame, list[int]]],
-    choose: Callable[[int, int], list[View]],
-    clips: YuvClips,
+    frames: Iterable[tuple[YuvFrame, list[int]]], choose: Callable[[int, int], list[View]], clips: YuvClips
 ) -> None:
     """Fill clips, one for each view, with frames as they are decoded; one frame is in memory at a time.
 

@@ -221,7 +221,7 @@ class _WorkerLoop:
         except Exception as error:  # the main process raises it again
             key = self._status.key.decode(errors="replace")
             self._status.key = b""
-            return self._sender.pack(WorkerError(_picklable(error), traceback.format_exc(), key))
+            return self._sender.pack(WorkerError(picklable(error), traceback.format_exc(), key))
 
     def _on_sample(self, key: str) -> None:
         self._status.key = b""  # if the process dies right here, no other sample is quarantined
@@ -230,7 +230,7 @@ class _WorkerLoop:
         self._status.events += 1
 
 
-def _picklable(error: Exception) -> Exception:
+def picklable(error: Exception) -> Exception:
     """The error itself if it can be pickled, else a RuntimeError with its text."""
     try:
         from_bytes(to_bytes(error))

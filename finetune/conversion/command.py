@@ -26,11 +26,7 @@ from kinemae.pretrain.folder_kinds import exported_in, kind_of_folder
 EXPORT_FORMATS = ("videomae", "huggingface")
 
 # MAE-ST first, since some of its tensor names are also VideoMAE's.
-_READERS = (
-    (is_mae_st, read_mae_st),
-    (is_huggingface, read_huggingface),
-    (is_videomae, read_videomae),
-)
+_READERS = ((is_mae_st, read_mae_st), (is_huggingface, read_huggingface), (is_videomae, read_videomae))
 
 
 def run_export(arguments: argparse.Namespace) -> None:

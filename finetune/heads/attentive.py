@@ -23,13 +23,7 @@ class AttentiveHead(Head):
     """
 
     def __init__(
-        self,
-        *,
-        width: int,
-        classes: int,
-        head_width: int = 32,
-        mlp_ratio: float = 4.0,
-        norm: str = "layer",
+        self, *, width: int, classes: int, head_width: int = 32, mlp_ratio: float = 4.0, norm: str = "layer"
     ):
         super().__init__()
         require(norm in ("layer", "standardize"), "head.args.norm", "be layer or standardize", norm)

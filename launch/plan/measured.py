@@ -103,12 +103,7 @@ def calibrate(run: Run, cost: dict[str, Any], machines: Resolved) -> tuple[Fit, 
 def fit_time(step_s: float, cost: dict[str, Any], batch: Batch, machines: Resolved) -> tuple[Fit, float]:
     """The fit of compute time, without communication, and the modelled step time."""
     time = step_time(
-        cost,
-        batch,
-        machines,
-        Fit(),
-        stage=cost["run"]["zero_stage"],
-        recomputes=cost["run"]["recomputes"],
+        cost, batch, machines, Fit(), stage=cost["run"]["zero_stage"], recomputes=cost["run"]["recomputes"]
     )
     planned_s = time.compute + time.update + time.exchange
     worked_s = time.compute + time.update

@@ -69,9 +69,7 @@ leave "$code"
 
 
 def batch_script(
-    heading: str,
-    directives: Sequence[tuple[str, str]],
-    settings: Sequence[tuple[str, str | Sequence[str]]],
+    heading: str, directives: Sequence[tuple[str, str]], settings: Sequence[tuple[str, str | Sequence[str]]]
 ) -> str:
     """Build a batch script.
 

@@ -67,10 +67,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(
-        self,
-        x_BMD: Tensor,
-        memory_BKD: Tensor,
-        rotate: tuple[Rotate, Rotate] | None = None,
+        self, x_BMD: Tensor, memory_BKD: Tensor, rotate: tuple[Rotate, Rotate] | None = None
     ) -> Tensor:
         """Attend to the memory, as x_BMD; `rotate` holds the rotations of queries and keys."""
         (query_BAMF,) = _split_heads(self.q(x_BMD), 1, self.heads)

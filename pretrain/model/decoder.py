@@ -59,11 +59,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self,
-        memory_BKD: Tensor,
-        visible_BK: Tensor,
-        target_BM: Tensor,
-        level_B: Tensor | None = None,
+        self, memory_BKD: Tensor, visible_BK: Tensor, target_BM: Tensor, level_B: Tensor | None = None
     ) -> Tensor:
         """Predict the values of the target tokens.
 
@@ -108,11 +104,7 @@ class SelfDecoder(Decoder):
         )
 
     def forward(
-        self,
-        memory_BKD: Tensor,
-        visible_BK: Tensor,
-        target_BM: Tensor,
-        level_B: Tensor | None = None,
+        self, memory_BKD: Tensor, visible_BK: Tensor, target_BM: Tensor, level_B: Tensor | None = None
     ) -> Tensor:
         seen_BKD = self._embed_memory(memory_BKD, visible_BK)
         query_BMD = self._embed_queries(target_BM, level_B)
@@ -140,11 +132,7 @@ class CrossDecoder(Decoder):
         )
 
     def forward(
-        self,
-        memory_BKD: Tensor,
-        visible_BK: Tensor,
-        target_BM: Tensor,
-        level_B: Tensor | None = None,
+        self, memory_BKD: Tensor, visible_BK: Tensor, target_BM: Tensor, level_B: Tensor | None = None
     ) -> Tensor:
         seen_BKD = self.norm_memory(self._embed_memory(memory_BKD, visible_BK))
         x_BMD = self._embed_queries(target_BM, level_B)

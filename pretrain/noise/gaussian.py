@@ -6,8 +6,6 @@ from torch import Tensor
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.pretrain.model.token_positions import TokenPositions
-from kinemae.pretrain.model.tokens import Patch
 from kinemae.pretrain.noise.base import Noise, Strength
 
 
@@ -36,14 +34,6 @@ class GaussianNoise(Noise):
         self.strength = given
         self.is_on_patches = std > 0
 
-    def on_patches(
-        self,
-        patches_BKP: Tensor,
-        level_B: Tensor,
-        draws: ClipRandom,
-        *,
-        positions: TokenPositions,
-        patch: Patch,
-    ) -> Tensor:
+    def on_patches(self, patches_BKP: Tensor, level_B: Tensor, draws: ClipRandom, **_: Any) -> Tensor:
         noise_BKP = draws.normal("noise/values", patches_BKP.shape[1:])
         return patches_BKP + (self.std * level_B[:, None, None] * noise_BKP).to(patches_BKP.dtype)

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.pretrain.model.token_positions import TokenPositions
-from kinemae.pretrain.model.tokens import COLOURS, Patch
+from kinemae.pretrain.model.tokens import COLOURS
 from kinemae.pretrain.noise.base import Noise, Strength
 
 
@@ -46,15 +45,7 @@ class PhotometricNoise(Noise):
         self.strength = Strength.read(strength)
         self.is_on_patches = brightness + contrast + saturation > 0
 
-    def on_patches(
-        self,
-        patches_BKP: Tensor,
-        level_B: Tensor,
-        draws: ClipRandom,
-        *,
-        positions: TokenPositions,
-        patch: Patch,
-    ) -> Tensor:
+    def on_patches(self, patches_BKP: Tensor, level_B: Tensor, draws: ClipRandom, **_: Any) -> Tensor:
         amount_B3 = level_B[:, None] * (2 * draws.uniform("noise/photometric", (3,)) - 1)
         brightness, contrast, saturation = amount_B3[..., None, None, None].unbind(1)
         x_BKXC = patches_BKP.float().unflatten(2, (-1, COLOURS))

@@ -7,8 +7,6 @@ from torch import Tensor
 from kinemae.data_tools.components import Component, build_component, named_components
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.pretrain.model.token_positions import TokenPositions
-from kinemae.pretrain.model.tokens import Patch
 from kinemae.pretrain.noise.base import Noise, Strength
 
 
@@ -34,17 +32,9 @@ class SeveralNoises(Noise):
             clip_BCTHW = part.on_clip(clip_BCTHW, level_B, draws)
         return clip_BCTHW
 
-    def on_patches(
-        self,
-        patches_BKP: Tensor,
-        level_B: Tensor,
-        draws: ClipRandom,
-        *,
-        positions: TokenPositions,
-        patch: Patch,
-    ) -> Tensor:
+    def on_patches(self, patches_BKP: Tensor, level_B: Tensor, draws: ClipRandom, **where: Any) -> Tensor:
         for part in self.parts:
-            patches_BKP = part.on_patches(patches_BKP, level_B, draws, positions=positions, patch=patch)
+            patches_BKP = part.on_patches(patches_BKP, level_B, draws, **where)
         return patches_BKP
 
     def on_tokens(self, x_BKD: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:

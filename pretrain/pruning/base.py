@@ -46,9 +46,7 @@ class Pruning(ABC):
     def shape(self, shape: EncoderShape) -> EncoderShape:
         """The shape with the parameters that this pruning needs; existing ones are kept."""
         return replace(
-            shape,
-            run_lengths=shape.run_lengths or self.run_lengths,
-            scorer=shape.scorer or self.is_learned,
+            shape, run_lengths=shape.run_lengths or self.run_lengths, scorer=shape.scorer or self.is_learned
         )
 
     @abstractmethod

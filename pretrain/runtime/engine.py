@@ -15,12 +15,7 @@ from kinemae.pretrain.runtime.optimizer import build_optimizer, set_learning_rat
 from kinemae.pretrain.runtime.processes import Processes, init_process_group
 from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig, precision_on
 from kinemae.pretrain.runtime.sharded_state import STATE_OF_STAGE, FullyShardedState
-from kinemae.pretrain.runtime.tensor_shards import (
-    ReadShard,
-    TensorShard,
-    load_replicated,
-    split_replicated,
-)
+from kinemae.pretrain.runtime.tensor_shards import ReadShard, TensorShard, load_replicated, split_replicated
 
 # At ZeRO 3, parameters of at most this many values stay gathered: gathering vectors costs more than keeping
 # them. DeepSpeed's default.

@@ -6,13 +6,11 @@ RUN/environment.json   commit, versions, command line, host and changed keys of 
 RUN/lock               held by the first process while it lives; the kernel releases it at its end
 """
 
-import errno
 import fcntl
 import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +24,7 @@ import yaml
 
 from kinemae.data_tools.command import log
 from kinemae.data_tools.config import to_yaml, with_defaults
-from kinemae.data_tools.files import Descriptor, atomic_write_text
+from kinemae.data_tools.files import Descriptor, atomic_write_text, commit_of_code, flock
 from kinemae.pretrain.folder_kinds import kind_of_config, kind_of_run
 from kinemae.pretrain.runtime.config_changes import ALLOWED_CHANGES, Change, find_changes, table_of
 from kinemae.pretrain.runtime.file_retries import retry_write
@@ -41,7 +39,6 @@ IGNORED_ENTRIES = (PREVIEW_FOLDER, "launch", "logs", LOCK_FILE, "config.yaml.par
 _MOST_NAMED = 8  # refused keys in the error; the table before it shows all
 _POLL_S = 0.2
 _MOST_BYTES = 4096
-_NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 _PACKAGES = ("torch", "torchvision", "deepspeed", "webdataset", "omegaconf", "tensorboard", "av", "kinemae")
 
 
@@ -125,7 +122,7 @@ def _environment() -> dict[str, Any]:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
-        "commit": _commit(),
+        "commit": commit_of_code(),
         "host": platform.node(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "python": platform.python_version(),
@@ -139,17 +136,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _commit() -> str | None:
-    code = Path(__file__).resolve().parent
-    try:
-        ran = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=code, capture_output=True, text=True
-        )
-    except FileNotFoundError:
-        return None
-    return ran.stdout.strip() or None
 
 
 @contextmanager
@@ -198,12 +184,10 @@ def _acquire(lock: int, run_dir: Path, wait_s: float) -> None:
 def _try_lock(lock: int, run_dir: Path) -> bool:
     """Whether the lock is acquired, or the file system has no locks."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        has_locks = flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
-            raise
+    if not has_locks:
         log.warning("%s is on a file system without locks: make sure that no two runs use it", run_dir)
         return True
     signature = json.dumps({"host": platform.node(), "pid": os.getpid()}).encode()
