@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf, flag_override
@@ -43,6 +43,8 @@ Tree = dict[str, Any]
 """A nested mapping of keys to values, as YAML gives it."""
 
 _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_TEXT, _NULL, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "merge"))
+_NO_WRAP = 1 << 30
 _log = logging.getLogger("kinemae")
 
 
@@ -132,7 +134,9 @@ def _read_overrides(schema: type, overrides: Sequence[str]) -> tuple[Tree, set[s
     named_only: set[str] = set()
     merged: Any = OmegaConf.create({})
     for override in overrides:
-        tree = _plain(OmegaConf.from_dotlist([override]))
+        key, _, text = override.partition("=")
+        written = _keep_text(schema, yaml.compose(text, Loader=yaml.SafeLoader), key)
+        tree = _plain(OmegaConf.from_dotlist([f"{key}={written}"]))
         named_only |= {key for key in component_keys(schema) if isinstance(_value_at(tree, key), str)}
         merged = OmegaConf.merge(merged, _normalize(schema, schema, tree, ""))
     return _plain(merged), named_only
@@ -176,9 +180,11 @@ def _plain(config: Any) -> Tree:
 def _read_file(schema: type, path: Path) -> Tree:
     try:
         text = path.read_text(encoding="utf-8")
-        check_tree(yaml.compose(text, Loader=yaml.SafeLoader), "")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        check_tree(node, "")
         loaded = OmegaConf.create(text)
         if isinstance(loaded, DictConfig):
+            loaded = OmegaConf.create(_keep_text(schema, node, ""))
             return _normalize(schema, schema, _plain(loaded), "")
     except FileNotFoundError as error:
         raise ValueError(f"no config file at {path}") from error
@@ -189,6 +195,68 @@ def _read_file(schema: type, path: Path) -> Tree:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     raise ValueError(f"the config file {path} must hold a mapping of keys to values")
+
+
+def _keep_text(schema: type, node: yaml.Node | None, key: str) -> str:
+    """Write YAML with quotes around the values of text fields: `on` and `1e3` stay as they are written.
+
+    Args:
+        node: the value at `key`; None for no value.
+        key: dotted; empty for the whole config.
+    """
+    kind = _kind_at(schema, key)
+    if node is None:
+        is_entry = any(typing.get_origin(_kind_at(schema, above)) is dict for above in _keys_above(key))
+        return '""' if kind is str and is_entry else ""
+    _quote_text(kind, node, key)
+    return cast(str, yaml.serialize(node, allow_unicode=True, width=_NO_WRAP))
+
+
+def _quote_text(kind: Any, node: yaml.Node, key: str) -> None:
+    """Turn each plain scalar of a text field, and each name in a mapping of scalars, into a quoted text."""
+    if isinstance(node, yaml.SequenceNode):
+        inner = typing.get_args(kind)[0] if typing.get_origin(kind) in (list, tuple) else Any
+        for child in node.value:
+            _quote_text(inner, child, key)
+    elif isinstance(node, yaml.MappingNode):
+        if kind in _SCALARS:
+            given = yaml.safe_load(yaml.serialize(node))
+            raise ValueError(f"config key {key}: expected {_SCALARS[kind]}, got {given!r}")
+        for name, child in node.value:
+            is_merge = name.tag == _MERGE
+            if typing.get_origin(kind) is dict and not is_merge:
+                _quote(name)
+                if child.value == "" and not node.flow_style and _is_text(_kind_at(kind, name.value)):
+                    _quote(child)
+            _quote_text(kind if is_merge else _kind_at(kind, str(name.value)), child, f"{key}.{name.value}")
+    elif _is_text(kind) and node.tag != _NULL:
+        _quote(node)
+
+
+def _quote(node: yaml.Node) -> None:
+    if isinstance(node, yaml.ScalarNode) and node.style is None:
+        node.tag, node.style = _TEXT, '"'
+
+
+def _is_text(kind: Any) -> bool:
+    return kind is str or (typing.get_origin(kind) is Literal and isinstance(typing.get_args(kind)[0], str))
+
+
+def _keys_above(key: str) -> list[str]:
+    names = key.split(".")
+    return [".".join(names[:count]) for count in range(1, len(names))]
+
+
+def _kind_at(kind: Any, key: str) -> Any:
+    """The type of the value at a dotted key; names in a mapping of scalars may contain dots."""
+    for name in key.split(".") if key else ():
+        if dataclasses.is_dataclass(kind):
+            kind = _field_types(cast(type, kind)).get(name, Any)
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        elif kind not in _SCALARS:
+            return Any
+    return kind
 
 
 def _require_finite(value: Any, key: str) -> None:
@@ -247,6 +315,8 @@ def _normalize(root: type, node: type, tree: Mapping[str, Any], prefix: str) -> 
             full = next(leaves(value, key))[0] if isinstance(value, dict) else key
             raise ValueError(unknown_key(full, all_keys(root), components=component_keys(root)))
         kind = _field_types(node)[name]
+        if value is None and kind is str and _default(node, name) == "":
+            value = ""
         if value is None and dataclasses.is_dataclass(kind) and name not in _optional_fields(node):
             raise ValueError(f"config key {key}: {_expected(cast(type, kind), key, value)}, got null")
         normalized[str(name)] = _normalize_value(root, kind, value, key)
@@ -281,8 +351,6 @@ def _normalize_scalar(kind: Any, value: Any, key: str) -> Any:
         return int(value)
     if kind in _SCALARS and isinstance(value, list | dict):
         raise ValueError(f"config key {key}: expected {_SCALARS[kind]}, got {value!r}")
-    if kind is str and isinstance(value, bool):
-        return str(value).lower()  # as YAML writes it
     return value
 
 

@@ -135,6 +135,8 @@ def unknown_key(key: str, keys: Sequence[str], *, components: Sequence[str] = ()
 
 def wrong_type(text: str) -> str:
     """Reword omegaconf's message about a value of the wrong type as "expected ..., got ..."."""
+    if text.endswith("is not Optional"):
+        return "expected a value, got null; fix: quote it if it is text"
     found = next(filter(None, (pattern.match(text) for pattern in _WRONG_TYPES)), None)
     if found is None or found["kind"].lower() not in _KINDS:
         return text

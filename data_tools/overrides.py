@@ -76,7 +76,8 @@ def parse_override(text: str) -> str:
         raise ValueError(f"{key} must be given a value, got {MISSING}")
     try:
         yaml.safe_load(value)  # refuses tags, which name code
-        check_tree(yaml.compose(value, Loader=yaml.SafeLoader), key)
+        node = yaml.compose(value, Loader=yaml.SafeLoader)
+        check_tree(node, key)
     except yaml.YAMLError as error:
         open_end = (
             "close its brackets, with the whole override in single quotes; or " if _is_open(value) else ""
@@ -85,6 +86,13 @@ def parse_override(text: str) -> str:
             f"{key}: {value!r} is not valid YAML ({yaml_problem(error)}); fix: {open_end}"
             f"quote it if it is text, as in {shlex.quote(f'{key}={_yaml_text(value)}')}"
         ) from error
+    is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
+    if value.strip() and (node is None or (is_plain and node.value != value.strip())):
+        read = "" if node is None else node.value
+        raise ValueError(
+            f"{key}: YAML reads {value!r} as {read!r}; "
+            f"fix: quote it if it is text, as in {shlex.quote(f'{key}={_yaml_text(value)}')}"
+        )
     return text
 
 

@@ -36,6 +36,30 @@ def test_file_and_overrides_become_typed_values(tmp_path: Path) -> None:
     assert cluster == Cluster(nodes=2, image=image, hosts={"a": 8}, environment={"A": "1", "B": "true"})
 
 
+@pytest.mark.parametrize(
+    "text", ["on", "No", "True", "1e3", "1e400", "1.50", ".5", "0x10", "1_000", "+1", "08"]
+)
+def test_texts_stay_as_they_are_written(tmp_path: Path, text: str) -> None:
+    in_file = (
+        f"environment:\n  A: {text}\n  {text}: ''\nimage: {{name: {text}, mounts: [{text}]}}\ntime: {text}"
+    )
+    image = Image(name=text, mounts=[text])
+    expected = Cluster(environment={"A": text, text: ""}, image=image, time=text)
+    assert read(tmp_path, in_file) == expected
+    overrides = [f"environment.A={text}", f"image={{name: {text}, mounts: [{text}]}}", f"time={text}"]
+    assert read(tmp_path, f"environment: {{{text}: ''}}", *overrides) == expected
+
+
+def test_no_value_is_an_empty_text_in_the_environment(tmp_path: Path) -> None:
+    expected = Cluster(environment={"A": "", "B": ""}, time=None)
+    assert read(tmp_path, "environment:\n  A:\ntime:", "environment.B=") == expected
+
+
+def test_merged_mappings_keep_their_texts(tmp_path: Path) -> None:
+    in_file = "nodes: &n 4\nenvironment: {<<: &e {A: on}, B: *n}"
+    assert read(tmp_path, in_file) == Cluster(nodes=4, environment={"A": "on", "B": "4"})
+
+
 def test_the_names_of_a_mapping_may_contain_dots_and_add_to_the_file(tmp_path: Path) -> None:
     cluster = read(tmp_path, "hosts: {a: 1, b: 2}", "hosts.10.0.0.1=8", "hosts.b=4")
     assert cluster.hosts == {"a": 1, "b": 4, "10.0.0.1": 8}
@@ -48,7 +72,10 @@ def test_the_names_of_a_mapping_may_contain_dots_and_add_to_the_file(tmp_path: P
         (["hosts=[a]"], "hosts: expected a mapping, as in 'hosts={a: b}', got"),
         (["hosts={a: many}"], "hosts.a: expected a whole number, got 'many'"),
         (["hosts={a:8}"], "hosts: expected a space after the colon of 'a:8'; fix: write {a: 8}"),
-        (["hosts={a: {b: [1]}}"], r"hosts.a.b: expected a whole number, got \[1\]"),
+        (["hosts={a: {b: [1]}}"], r"hosts.a: expected a whole number, got {'b': \[1\]}"),
+        (["environment.A=a: b"], r"environment.A: expected a text, got {'a': 'b'}"),
+        (["environment.A=a #b"], "environment.A: YAML reads 'a #b' as 'a'; fix: quote it"),
+        (["environment.A=null"], "environment.A: expected a value, got null; fix: quote it if it is text"),
         (["nnodes=2"], "config key nnodes: unknown key; did you mean nodes"),
         (["time=12:30:00"], "time: YAML reads 12:30:00 as another number; fix: quote it if it is text"),
     ],
