@@ -41,8 +41,8 @@ def histograms(sampled: SampledVideos) -> list[Histogram]:
     collection = sampled.collection
     duration_s, frames = collection.columns("duration_s"), collection.columns("frames")
     rates = [count / np.maximum(time_s, 1e-9) for count, time_s in zip(frames, duration_s, strict=True)]
-    short_side = [np.minimum(*pair) for pair in _pairs(collection, "width", "height")]
-    shape = [width / height for width, height in _pairs(collection, "width", "height")]
+    short_side = [np.minimum(*pair) for pair in _frame_sizes(collection)]
+    shape = [width / height for width, height in _frame_sizes(collection)]
     charts = [
         histogram("Length", "s", duration_s),
         histogram("Frame rate", "fps", rates),
@@ -63,7 +63,7 @@ def rankings(collection: Collection) -> list[Ranking]:
     codecs, codes = collection.encoded("codec")
     counts_SX = np.stack([np.bincount(of_split, minlength=len(codecs)) for of_split in codes])
     found = [ranking("Codecs", codecs.to_pylist(), counts_SX, shown=_VALUES_SHOWN)]
-    sizes = [width.astype(np.int64) << 32 | height for width, height in _pairs(collection, "width", "height")]
+    sizes = [width.astype(np.int64) << 32 | height for width, height in _frame_sizes(collection)]
     values = np.unique(np.concatenate([np.unique(of_split) for of_split in sizes]))
     counts_SX = np.stack(
         [np.bincount(np.searchsorted(values, of_split), minlength=len(values)) for of_split in sizes]
@@ -156,8 +156,8 @@ def reference_frames(collection: Collection) -> list[tuple[int, int]]:
     ]
 
 
-def _pairs(collection: Collection, one: str, other: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    return list(zip(collection.columns(one), collection.columns(other), strict=True))
+def _frame_sizes(collection: Collection) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list(zip(collection.columns("width"), collection.columns("height"), strict=True))
 
 
 def _values(values: np.ndarray, kind: str) -> str:

@@ -222,7 +222,7 @@ def _format(shape: EncoderShape, decoder_depth: int | None, *, has_head: bool) -
     name = "classification" if has_head else "pretraining" if decoder_depth else "encoder"
     head = (*rename_layer("norm", "fc_norm"), *rename_layer("linear", "classifier"))
     encoder = [
-        *patch_embedding("patch_embed", f"{_MODEL}{_PATCH_EMBEDDING}", shape.patch),
+        *patch_embedding(f"{_MODEL}{_PATCH_EMBEDDING}", shape.patch),
         *block_rules(shape.depth, f"{_MODEL}encoder.layer", _LAYERS, _qkv),
         *(rename_layer("norm", f"{_MODEL}layernorm") if shape.final_norm else ()),
     ]

@@ -100,15 +100,15 @@ def qkv_bias(ours: str, query: str, value: str) -> Rule:
     )
 
 
-def patch_embedding(ours: str, theirs: str, patch: Patch) -> tuple[Rule, Rule]:
+def patch_embedding(theirs: str, patch: Patch) -> tuple[Rule, Rule]:
     """A 3-D convolution (D, C, frames, height, width), in KineMAE a linear layer on flattened patches."""
     kernel = Rule(
-        ours=f"{ours}.weight",
+        ours="patch_embed.weight",
         theirs=(f"{theirs}.weight",),
         read=lambda kernel: kernel.permute(0, 2, 3, 4, 1).flatten(1),
         write=lambda weight_DP: (weight_DP.unflatten(1, (*patch, COLOURS)).permute(0, 4, 1, 2, 3),),
     )
-    return kernel, rename(f"{ours}.bias", f"{theirs}.bias")
+    return kernel, rename("patch_embed.bias", f"{theirs}.bias")
 
 
 def block_rules(

@@ -78,7 +78,7 @@ def _format(shape: EncoderShape) -> CheckpointFormat:
     return CheckpointFormat(
         name="MAE-ST pretraining",
         encoder=(
-            *patch_embedding("patch_embed", "patch_embed.proj", shape.patch),
+            *patch_embedding("patch_embed.proj", shape.patch),
             register,
             rename("pos_embed.temporal", "pos_embed_temporal"),
             rename("pos_embed.spatial", "pos_embed_spatial"),

@@ -120,7 +120,7 @@ def decoder_rules(blocks: list[Rule]) -> list[Rule]:
 def _encoder_rules(shape: EncoderShape, prefix: str) -> list[Rule]:
     scales = [(i, j) for i in range(shape.depth) for j in (1, 2) if shape.layer_scale is not None]
     return [
-        *patch_embedding("patch_embed", f"{prefix}patch_embed.proj", shape.patch),
+        *patch_embedding(f"{prefix}patch_embed.proj", shape.patch),
         *block_rules(shape.depth, f"{prefix}blocks", TIMM_LAYERS, _qkv),
         *(rename(f"blocks.{i}.ls{j}.gamma", f"{prefix}blocks.{i}.gamma_{j}") for i, j in scales),
     ]

@@ -105,7 +105,7 @@ def script_of(cluster: SlurmCluster, job: Job) -> str:
         ("options", _srun_options(cluster, job)),
         ("task", [python, "-P", job.script("supervisor/task.py"), str(job.path)]),
     ]
-    return batch_script("written by `kinemae launch slurm`", _directives(cluster, job), settings)
+    return batch_script(_directives(cluster, job), settings)
 
 
 def _directives(cluster: SlurmCluster, job: Job) -> list[tuple[str, str]]:

@@ -69,12 +69,11 @@ leave "$code"
 
 
 def batch_script(
-    heading: str, directives: Sequence[tuple[str, str]], settings: Sequence[tuple[str, str | Sequence[str]]]
+    directives: Sequence[tuple[str, str]], settings: Sequence[tuple[str, str | Sequence[str]]]
 ) -> str:
     """Build a batch script.
 
     Args:
-        heading: a comment line.
         directives: long options of sbatch and their values; an empty value is a switch.
         settings: shell variables: `cancelled`, `outcome`, `requeue`, `max_restarts`, and the arrays `options`
             (of srun) and `task` (its command).
@@ -82,7 +81,7 @@ def batch_script(
     Raises:
         ValueError: a value that no `#SBATCH` line can contain.
     """
-    lines = ["#!/bin/bash", f"# {heading}"]
+    lines = ["#!/bin/bash", "# written by `kinemae launch slurm`"]
     lines += [f"#SBATCH --{name}" + (f"={_quote(value)}" if value else "") for name, value in directives]
     lines.append("")
     for name, value in settings:

@@ -63,14 +63,12 @@ def patchify(clip_BCTHW: Tensor, patch: Patch) -> Tensor:
     return _windows(clip_BCTHW, patch).flatten(4).flatten(1, 3)
 
 
-def unpatchify(patches_BNP: Tensor, grid: TokenGrid, patch: Patch, channels: int = COLOURS) -> Tensor:
+def unpatchify(patches_BNP: Tensor, grid: TokenGrid, patch: Patch) -> Tensor:
     """Assemble a clip from all its patches, as clip_BCTHW; the inverse of `patchify`."""
     frames, height, width = patch
-    windows = patches_BNP.unflatten(2, (frames, height, width, channels)).unflatten(
-        1, (grid.t, grid.h, grid.w)
-    )
+    windows = patches_BNP.unflatten(2, (*patch, COLOURS)).unflatten(1, (grid.t, grid.h, grid.w))
     clip_BCTHW = windows.permute(0, 7, 1, 4, 2, 5, 3, 6)
-    return clip_BCTHW.reshape(-1, channels, grid.t * frames, grid.h * height, grid.w * width)
+    return clip_BCTHW.reshape(-1, COLOURS, grid.t * frames, grid.h * height, grid.w * width)
 
 
 def take_patches(
