@@ -1,8 +1,10 @@
 """Interface of sources: a source lists the videos of a collection and opens none of them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from kinemae.data_tools.command import DataError
+from kinemae.data_tools.manifest.entries import check_arguments
 from kinemae.data_tools.manifest.videos import Manifest
 from kinemae.data_tools.storage.location import Location, location
 
@@ -20,6 +22,23 @@ class Source:
             DataError: the collection is inconsistent; the message states the file and the line.
         """
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListSource(Source):
+    """Base class of sources with lists of files.
+
+    Args:
+        videos: the base folder of the files.
+        max_missing_fraction: reject the lists if a larger fraction of their files is missing.
+    """
+
+    videos: str = ""
+    max_missing_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        shared = ("max_missing_fraction", "num_classes", "fold", "fps", "filename_tmpl")
+        check_arguments(**{name: getattr(self, name) for name in shared if hasattr(self, name)})
 
 
 def local_path(root: Path | Location) -> Path:

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.manifest.entries import Entry, build_manifest, check_arguments, folder_of_videos
+from kinemae.data_tools.manifest.entries import Entry, build_manifest, folder_of_videos
 from kinemae.data_tools.manifest.text import numbered_lines
 from kinemae.data_tools.manifest.videos import Manifest, SourceVideo
-from kinemae.data_tools.sources.base import Source, local_path
+from kinemae.data_tools.sources.base import ListSource, local_path
 from kinemae.data_tools.storage.location import Location
 
 _SPLITS = {"0": None, "1": "train", "2": "test"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hmdb51Source(Source):
+class Hmdb51Source(ListSource):
     """Reads the official split files next to the class folders of the videos.
 
     Code 1 means train, 2 means test; videos of code 0 belong to neither and are ignored.
@@ -25,16 +25,10 @@ class Hmdb51Source(Source):
             `splits` if they exist, else SOURCE.
         videos: folder of the class folders, relative to SOURCE; "" selects `videos` or `hmdb51_org` if they
             exist, else SOURCE.
-        max_missing_fraction: reject the lists if a larger fraction of their files is missing.
     """
 
     fold: int = 1
     lists: str = ""
-    videos: str = ""
-    max_missing_fraction: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_arguments(max_missing_fraction=self.max_missing_fraction, fold=self.fold)
 
     def list_videos(self, root: Path | Location) -> Manifest:
         root = local_path(root)

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.manifest.entries import Entry, build_manifest, check_arguments, folder_of_videos
+from kinemae.data_tools.manifest.entries import Entry, build_manifest, folder_of_videos
 from kinemae.data_tools.manifest.text import read_text
 from kinemae.data_tools.manifest.videos import Manifest, SourceVideo, is_video, split_name, walk
-from kinemae.data_tools.sources.base import Source, local_path
+from kinemae.data_tools.sources.base import ListSource, local_path
 from kinemae.data_tools.storage.location import Location
 
 _COLUMNS = ("youtube_id", "time_start", "time_end", "split")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KineticsSource(Source):
+class KineticsSource(ListSource):
     """Reads label,youtube_id,time_start,time_end,split and finds {youtube_id}_{start:06d}_{end:06d}.mp4.
 
     SOURCE is one of the csv files, or a folder with them or with `annotations/`. The videos may be at any
@@ -26,14 +26,7 @@ class KineticsSource(Source):
     Args:
         videos: the folder of the videos, relative to the folder of SOURCE; "" selects `videos` if it exists,
             else that folder itself.
-        max_missing_fraction: reject the list if a larger fraction of its files is missing.
     """
-
-    videos: str = ""
-    max_missing_fraction: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_arguments(max_missing_fraction=self.max_missing_fraction)
 
     def list_videos(self, root: Path | Location) -> Manifest:
         root = local_path(root)

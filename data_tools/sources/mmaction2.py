@@ -6,15 +6,15 @@ from pathlib import Path
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.manifest.class_map import class_number, numbered_classes
-from kinemae.data_tools.manifest.entries import Entry, build_manifest, check_arguments, folder_of_videos
+from kinemae.data_tools.manifest.entries import Entry, build_manifest, folder_of_videos
 from kinemae.data_tools.manifest.text import numbered_lines
 from kinemae.data_tools.manifest.videos import Manifest, SourceVideo, split_name
-from kinemae.data_tools.sources.base import Source, local_path
+from kinemae.data_tools.sources.base import ListSource, local_path
 from kinemae.data_tools.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mmaction2Source(Source):
+class Mmaction2Source(ListSource):
     """Reads a list, or a folder of lists with the split in their names (kinetics400_train_list_videos.txt).
 
     Args:
@@ -23,23 +23,12 @@ class Mmaction2Source(Source):
         fps: frames per second of the images; the lists do not state it.
         videos: the base folder of relative paths, relative to the list (mmaction2's data_prefix).
         num_classes: number of classes; 0 infers it from the labels.
-        max_missing_fraction: reject the list if a larger fraction of its files is missing.
     """
 
     rawframes: bool = False
     filename_tmpl: str = "img_{:05}.jpg"
     fps: float = 25.0
-    videos: str = ""
     num_classes: int = 0
-    max_missing_fraction: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_arguments(
-            max_missing_fraction=self.max_missing_fraction,
-            num_classes=self.num_classes,
-            fps=self.fps,
-            filename_tmpl=self.filename_tmpl,
-        )
 
     def list_videos(self, root: Path | Location) -> Manifest:
         entries = [

@@ -12,13 +12,12 @@ from kinemae.data_tools.manifest.entries import (
     Entry,
     PathBase,
     build_manifest,
-    check_arguments,
     folder_of_videos,
     video_location,
 )
 from kinemae.data_tools.manifest.text import check_encoding, numbered_lines
 from kinemae.data_tools.manifest.videos import Manifest, SourceVideo, is_video, split_name
-from kinemae.data_tools.sources.base import Source, local_path
+from kinemae.data_tools.sources.base import ListSource, local_path
 from kinemae.data_tools.storage.location import Location
 
 _EXTENSIONS = (".csv", ".txt", ".list", ".lst")
@@ -28,7 +27,7 @@ _DETECTION_LINES = 100  # lines from which the delimiter is detected
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathLabelSource(Source):
+class PathLabelSource(ListSource):
     """Reads a list, or a folder with one list for each split (train.csv, val.csv, test.csv; or .txt).
 
     Lines are `path label`, `path`, or `path start frames` as in VideoMAE V2, without labels. Numbers follow
@@ -43,30 +42,22 @@ class PathLabelSource(Source):
         strip: prefix to remove from paths, such as the folder of another machine.
         filename_tmpl, fps: of folders of images, as in mmaction2.
         num_classes: number of classes; 0 infers it from the labels.
-        max_missing_fraction: reject the list if a larger fraction of its files is missing.
     """
 
     header: str = ""
     delimiter: str = ""
     encoding: str = ""
-    videos: str = ""
     strip: str = ""
     filename_tmpl: str = "img_{:05}.jpg"
     fps: float = 25.0
     num_classes: int = 0
-    max_missing_fraction: float = 0.5
 
     def __post_init__(self) -> None:
         if len(self.delimiter) > 1:
             raise ValueError(f"source.args.delimiter must be one character, got {self.delimiter!r}")
         _header_names(self.header)
         check_encoding(self.encoding)
-        check_arguments(
-            max_missing_fraction=self.max_missing_fraction,
-            num_classes=self.num_classes,
-            fps=self.fps,
-            filename_tmpl=self.filename_tmpl,
-        )
+        super().__post_init__()
 
     def list_videos(self, root: Path | Location) -> Manifest:
         root = local_path(root)

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.manifest.entries import Entry, build_manifest, check_arguments, folder_of_videos
+from kinemae.data_tools.manifest.entries import Entry, build_manifest, folder_of_videos
 from kinemae.data_tools.manifest.text import read_text
 from kinemae.data_tools.manifest.videos import Manifest, SourceVideo, split_name
-from kinemae.data_tools.sources.base import Source, local_path
+from kinemae.data_tools.sources.base import ListSource, local_path
 from kinemae.data_tools.storage.location import Location
 
 _LISTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ssv2Source(Source):
+class Ssv2Source(ListSource):
     """Reads train.json, validation.json, test.json and labels.json; file names may have any prefix.
 
     The class is the template without its brackets, numbered as in labels.json; the description of the video
@@ -26,15 +26,9 @@ class Ssv2Source(Source):
         labels: folder of the json files, relative to SOURCE; "" selects `labels` if it exists, else SOURCE.
         videos: folder of ID.webm, relative to SOURCE; "" selects 20bn-something-something-v2 or `videos` if
             they exist, else SOURCE.
-        max_missing_fraction: reject the lists if a larger fraction of their files is missing.
     """
 
     labels: str = ""
-    videos: str = ""
-    max_missing_fraction: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_arguments(max_missing_fraction=self.max_missing_fraction)
 
     def list_videos(self, root: Path | Location) -> Manifest:
         root = local_path(root)

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.manifest.entries import Entry, build_manifest, check_arguments, folder_of_videos
+from kinemae.data_tools.manifest.entries import Entry, build_manifest, folder_of_videos
 from kinemae.data_tools.manifest.text import numbered_lines
 from kinemae.data_tools.manifest.videos import Manifest, SourceVideo
-from kinemae.data_tools.sources.base import Source, local_path
+from kinemae.data_tools.sources.base import ListSource, local_path
 from kinemae.data_tools.storage.location import Location
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ucf101Source(Source):
+class Ucf101Source(ListSource):
     """Reads the official lists and the class folders of the videos.
 
     Class numbers are those of classInd.txt minus 1. Clips cut from one video are a group: CLASS_gXX.
@@ -22,16 +22,10 @@ class Ucf101Source(Source):
         fold: which of the three official splits.
         lists: folder of the lists, relative to SOURCE; "" selects `ucfTrainTestlist`, else SOURCE itself.
         videos: folder of the class folders, relative to SOURCE; "" selects `UCF-101`, else SOURCE itself.
-        max_missing_fraction: reject the lists if a larger fraction of their files is missing.
     """
 
     fold: int = 1
     lists: str = ""
-    videos: str = ""
-    max_missing_fraction: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_arguments(max_missing_fraction=self.max_missing_fraction, fold=self.fold)
 
     def list_videos(self, root: Path | Location) -> Manifest:
         root = local_path(root)
