@@ -22,6 +22,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from kinemae.data_tools.components import is_component
 from kinemae.data_tools.config_hints import unknown_key, wrong_type
 from kinemae.data_tools.overrides import (
+    ConfigError,
     check_overrides,
     check_tree,
     first_line,
@@ -78,17 +79,17 @@ def load_config(schema: type[Config], path: str | Path | None, overrides: Sequen
         OmegaConf.resolve(merged)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
-            raise ValueError(
+            raise ConfigError(
                 f"no value for {', '.join(missing)}: set it in the config or as {missing[0]}=..."
             )
         _require_finite(OmegaConf.to_container(merged), "")
         return cast(Config, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:
-        raise ValueError(f"a value is missing: {first_line(error)}") from error
+        raise ConfigError(f"a value is missing: {first_line(error)}") from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         message = wrong_type(first_line(error))
-        raise ValueError(f"config key {key}: {message}" if key else message) from error
+        raise ConfigError(f"config key {key}: {message}" if key else message) from error
 
 
 def to_yaml(config: Any) -> str:
@@ -187,14 +188,14 @@ def _read_file(schema: type, path: Path) -> Tree:
             loaded = OmegaConf.create(_keep_text(schema, node, ""))
             return _normalize(schema, schema, _plain(loaded), "")
     except FileNotFoundError as error:
-        raise ValueError(f"no config file at {path}") from error
+        raise ConfigError(f"no config file at {path}") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"cannot read the config file {path}: {yaml_problem(error)}") from error
+        raise ConfigError(f"cannot read the config file {path}: {yaml_problem(error)}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the config file {path}: {first_line(error)}") from error
+        raise ConfigError(f"cannot read the config file {path}: {first_line(error)}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    raise ValueError(f"the config file {path} must hold a mapping of keys to values")
+        raise ConfigError(f"{path}: {error}") from error
+    raise ConfigError(f"the config file {path} must hold a mapping of keys to values")
 
 
 def _keep_text(schema: type, node: yaml.Node | None, key: str) -> str:
@@ -221,7 +222,7 @@ def _quote_text(kind: Any, node: yaml.Node, key: str) -> None:
     elif isinstance(node, yaml.MappingNode):
         if kind in _SCALARS:
             given = yaml.safe_load(yaml.serialize(node))
-            raise ValueError(f"config key {key}: expected {_SCALARS[kind]}, got {given!r}")
+            raise ConfigError(f"config key {key}: expected {_SCALARS[kind]}, got {given!r}")
         for name, child in node.value:
             is_merge = name.tag == _MERGE
             if typing.get_origin(kind) is dict and not is_merge:
@@ -313,12 +314,12 @@ def _normalize(root: type, node: type, tree: Mapping[str, Any], prefix: str) -> 
         key = f"{prefix}.{name}" if prefix else str(name)
         if name not in _field_types(node):
             full = next(leaves(value, key))[0] if isinstance(value, dict) else key
-            raise ValueError(unknown_key(full, all_keys(root), components=component_keys(root)))
+            raise ConfigError(unknown_key(full, all_keys(root), components=component_keys(root)))
         kind = _field_types(node)[name]
         if value is None and kind is str and _default(node, name) == "":
             value = ""
         if value is None and dataclasses.is_dataclass(kind) and name not in _optional_fields(node):
-            raise ValueError(f"config key {key}: {_expected(cast(type, kind), key, value)}, got null")
+            raise ConfigError(f"config key {key}: {_expected(cast(type, kind), key, value)}, got null")
         normalized[str(name)] = _normalize_value(root, kind, value, key)
     return normalized
 
@@ -328,18 +329,18 @@ def _normalize_value(root: type, kind: Any, value: Any, key: str) -> Any:
         return value
     if is_component(kind) and isinstance(value, str):
         if is_missing_space(value):
-            raise ValueError(
+            raise ConfigError(
                 f"{key}: expected a space after the colon of {value!r}; "
                 f"fix: write '{key}={{{with_space(value)}}}'"
             )
         return {"name": value}
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
-            raise ValueError(f"config key {key}: {_expected(cast(type, kind), key, value)}, got {value!r}")
+            raise ConfigError(f"config key {key}: {_expected(cast(type, kind), key, value)}, got {value!r}")
         return _normalize(root, cast(type, kind), value, key)
     if typing.get_origin(kind) in (list, tuple):
         if not isinstance(value, list):
-            raise ValueError(f"config key {key}: expected a list, as in '{key}=[A, B]', got {value!r}")
+            raise ConfigError(f"config key {key}: expected a list, as in '{key}=[A, B]', got {value!r}")
         return [_normalize_value(root, typing.get_args(kind)[0], child, key) for child in value]
     if typing.get_origin(kind) is dict and typing.get_args(kind)[1] in _SCALARS:
         return _normalize_mapping(root, typing.get_args(kind)[1], value, key)
@@ -350,18 +351,18 @@ def _normalize_scalar(kind: Any, value: Any, key: str) -> Any:
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if kind in _SCALARS and isinstance(value, list | dict):
-        raise ValueError(f"config key {key}: expected {_SCALARS[kind]}, got {value!r}")
+        raise ConfigError(f"config key {key}: expected {_SCALARS[kind]}, got {value!r}")
     return value
 
 
 def _normalize_mapping(root: type, kind: type, value: Any, key: str) -> Tree:
     """Normalize a mapping of scalars; its names may contain dots, as in hosts.10.0.0.1=8."""
     if not isinstance(value, Mapping):
-        raise ValueError(f"config key {key}: expected a mapping, as in '{key}={{a: b}}', got {value!r}")
+        raise ConfigError(f"config key {key}: expected a mapping, as in '{key}={{a: b}}', got {value!r}")
     pairs = [pair for name, child in value.items() for pair in leaves(child, str(name))]
     for name, child in pairs:
         if child is None and is_missing_space(name):
-            raise ValueError(
+            raise ConfigError(
                 f"{key}: expected a space after the colon of {name!r}; fix: write {{{with_space(name)}}}"
             )
     return {name: _normalize_value(root, kind, child, f"{key}.{name}") for name, child in pairs}
@@ -418,7 +419,7 @@ def _replace_nulls(node: type, prefix: str, given: Tree, after: Tree) -> None:
                 f"{prefix}.{other}={value}" if value else f"{prefix}.{other}"
                 for other, value in others.items()
             ]
-            raise ValueError(
+            raise ConfigError(
                 f"config key {prefix}.{name}: expected a value, or {' or '.join(fixes)} instead, got null"
             )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kinemae.data_tools.command import Command, Program, run_program
+from kinemae.data_tools.overrides import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _SUFFIXES = (".yaml", ".yml")
@@ -32,22 +33,22 @@ def find_config(given: str, kind: str, *, commands: Sequence[str] = ()) -> Path:
     if path.is_file():
         folder = path.resolve().parent
         if folder.parent.name == "configs" and folder.name in _KINDS and folder.name != kind:
-            raise ValueError(f"{path} is {_KINDS[folder.name]}")
+            raise ConfigError(f"{path} is {_KINDS[folder.name]}")
         return path
     for folder in (Path("configs") / kind, CONFIGS / kind):
         named = folder / f"{given.removeprefix(f'{kind}/')}.yaml"
         if path.suffix not in _SUFFIXES and named.is_file():
             return named
     if "=" in given and not path.exists():
-        raise ValueError(
+        raise ConfigError(
             f"expected a config file first, got the override {given!r}; fix: write CONFIG {given}"
         )
     if path.is_dir():
         stored = path / "config.yaml"
         fix = f"; fix: give {stored}" if stored.is_file() else ""
-        raise ValueError(f"{given}: expected a config file, got a folder{fix}")
+        raise ConfigError(f"{given}: expected a config file, got a folder{fix}")
     near = _nearest(path, kind, commands)
-    raise ValueError(f"no config file at {given}" + (f"; did you mean {near}?" if near else ""))
+    raise ConfigError(f"no config file at {given}" + (f"; did you mean {near}?" if near else ""))
 
 
 def _nearest(path: Path, kind: str, commands: Sequence[str]) -> str | None:
@@ -82,12 +83,12 @@ def _show_config(arguments: argparse.Namespace) -> None:
     name: str = arguments.name
     kind, slash, _ = name.partition("/")
     if slash and kind not in _KINDS:
-        raise ValueError(f"{name}: expected one of {', '.join(_KINDS)} before the slash, got {kind!r}")
+        raise ConfigError(f"{name}: expected one of {', '.join(_KINDS)} before the slash, got {kind!r}")
     if not slash:
         kinds = [kind for kind in _KINDS if (CONFIGS / kind / f"{name}.yaml").is_file()]
         if len(kinds) > 1:
             fix = " or ".join(f"{kind}/{name}" for kind in kinds)
-            raise ValueError(f"{name}: several configs have this name; fix: write {fix}")
+            raise ConfigError(f"{name}: several configs have this name; fix: write {fix}")
         kind = kinds[0] if kinds else "pretrain"
     sys.stdout.write(find_config(name, kind).read_text(encoding="utf-8"))
 

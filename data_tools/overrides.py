@@ -26,15 +26,19 @@ _YAML_HINTS = {
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
+class ConfigError(ValueError):
+    """Wrong usage or config, as opposed to a `ValueError` of a defect; the message names the fix."""
+
+
 def require(condition: bool, key: str, expected: str, given: object) -> None:
-    """Raise `ValueError` with the project's wording unless the condition holds.
+    """Raise `ConfigError` with the project's wording unless the condition holds.
 
     Args:
         key: the full config key, as in an override.
         expected: continues "KEY must".
     """
     if not condition:
-        raise ValueError(f"{key} must {expected}, got {given!r}")
+        raise ConfigError(f"{key} must {expected}, got {given!r}")
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -60,20 +64,20 @@ def parse_override(text: str) -> str:
     key, equals, value = text.partition("=")
     if text.startswith("-"):
         bare = text.lstrip("-") + ("" if equals else "=...")
-        raise ValueError(f"expected an override without dashes, got {text!r}; fix: write {bare}")
+        raise ConfigError(f"expected an override without dashes, got {text!r}; fix: write {bare}")
     if not equals or not key.strip():
         colon = re.fullmatch(r"([\w.]+):\s*(\S.*)", text)
         fix = f"; fix: write {colon[1]}={colon[2]}" if colon else ""
-        raise ValueError(f"expected an override of the form key=value, got {text!r}{fix}")
+        raise ConfigError(f"expected an override of the form key=value, got {text!r}{fix}")
     if value.startswith("~/"):
         fix = shlex.quote(f"{key}={os.path.expanduser(value)}")
-        raise ValueError(
+        raise ConfigError(
             f"{key}: expected a path without ~, because the shell does not expand ~ here; fix: write {fix}"
         )
     if key != key.strip() or re.search(r"\s", key):
-        raise ValueError(f"expected an override of the form key=value, got {text!r}: its key holds a space")
+        raise ConfigError(f"expected an override of the form key=value, got {text!r}: its key holds a space")
     if value.strip() == MISSING:
-        raise ValueError(f"{key} must be given a value, got {MISSING}")
+        raise ConfigError(f"{key} must be given a value, got {MISSING}")
     try:
         yaml.safe_load(value)  # refuses tags, which name code
         node = yaml.compose(value, Loader=yaml.SafeLoader)
@@ -82,14 +86,14 @@ def parse_override(text: str) -> str:
         open_end = (
             "close its brackets, with the whole override in single quotes; or " if _is_open(value) else ""
         )
-        raise ValueError(
+        raise ConfigError(
             f"{key}: {value!r} is not valid YAML ({yaml_problem(error)}); fix: {open_end}"
             f"quote it if it is text, as in {shlex.quote(f'{key}={_yaml_text(value)}')}"
         ) from error
     is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
     if value.strip() and (node is None or (is_plain and node.value != value.strip())):
         read = "" if node is None else node.value
-        raise ValueError(
+        raise ConfigError(
             f"{key}: YAML reads {value!r} as {read!r}; "
             f"fix: quote it if it is text, as in {shlex.quote(f'{key}={_yaml_text(value)}')}"
         )
@@ -105,12 +109,12 @@ def check_tree(node: yaml.Node | None, key: str) -> None:
     """
     for child_key, scalar in _plain_scalars(node, key):
         if _SURPRISING_NUMBER.fullmatch(scalar):
-            raise ValueError(
+            raise ConfigError(
                 f"{child_key}: YAML reads {scalar} as another number; fix: quote it if it is text"
             )
     for child_key, entry in _entries_without_value(node, key):
         if is_missing_space(entry):
-            raise ValueError(
+            raise ConfigError(
                 f"{child_key or entry}: expected a space after the colon of {entry!r}; "
                 f"fix: write {{{with_space(entry)}}}"
             )
@@ -166,13 +170,13 @@ def _reject_spaces(override: str, following: Sequence[str]) -> None:
         joined = (
             override + following[0] + (following[1] if following[0] == "=" and len(following) > 1 else "")
         )
-        raise ValueError(
+        raise ConfigError(
             f"expected an override of the form key=value, got {override!r}; "
             f"fix: write it without spaces, {shlex.quote(joined)}"
         )
     pieces = list(itertools.takewhile(lambda word: "=" not in word and word[:1] != "-", following))
     if pieces and "/" in override.partition("=")[2]:
-        raise ValueError(
+        raise ConfigError(
             f"expected an override of the form key=value, got {pieces[0]!r}; fix: if it belongs to the word "
             f"before it, quote both, {shlex.quote(' '.join([override, *pieces]))}"
         )
@@ -200,7 +204,7 @@ def _reject_split_by_shell(words: Sequence[str]) -> None:
         found = None
     pieces = " ".join(shlex.quote(f"{name}={_flow(leaf)}") for name, leaf in leaves(found, key))
     dotted = f", or write {pieces}" if isinstance(found, dict) and found else ""
-    raise ValueError(
+    raise ConfigError(
         f"{key}: expected a whole mapping or list, got {words[0].partition('=')[2]!r}: the shell has "
         f"split it at its spaces; fix: put the whole override in single quotes, {shlex.quote(joined)}{dotted}"
     )

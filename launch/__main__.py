@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from kinemae.data_tools.exit_codes import EXIT_CONFIG
+from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.job import JobRefused
 
 _ABOUT = "Start and supervise trainings on this machine, on hosts by ssh, on Slurm or on Kubernetes."
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         code = arguments.run(arguments)
         assert isinstance(code, int)
         return code
-    except ValueError as error:
+    except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_CONFIG
     except JobRefused as error:
@@ -62,12 +63,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if word.startswith("-") or not takes_words:
             is_key = takes_words and word.startswith("--")
             hint = f"; keys have no dashes: {word[2:].partition('=')[0]}=..." if is_key else ""
-            raise ValueError(
+            raise ConfigError(
                 f"unknown argument {word!r}{hint}; fix: see kinemae launch {own[0]} --help for all arguments"
             )
         arguments.words.append(word)
     if job and not getattr(arguments, "takes_job", False):
-        raise ValueError(f"kinemae launch {own[0]} starts no job; fix: remove the words from -- on")
+        raise ConfigError(f"kinemae launch {own[0]} starts no job; fix: remove the words from -- on")
     arguments.job = job
     return arguments
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kinemae.data_tools.config_files import find_config
-from kinemae.data_tools.overrides import check_overrides
+from kinemae.data_tools.overrides import ConfigError, check_overrides
 
 Cluster = TypeVar("Cluster")
 
@@ -46,7 +46,7 @@ def read_cluster(schema: type[Cluster], file: str | Path | None, overrides: Sequ
         key = override.partition("=")[0]
         meant = [name for name in _SYNONYMS.get(key, ()) if name in names]
         if meant and key not in names:
-            raise ValueError(f"config key {key}: unknown key; did you mean {meant[0]}?")
+            raise ConfigError(f"config key {key}: unknown key; did you mean {meant[0]}?")
     path = None if file is None else find_config(str(file), "cluster")
     return load_config(schema, path, overrides)
 
@@ -72,7 +72,7 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
     overrides = list(words[1:] if file else words)
     program = next((word for word in words if word in ("pretrain", "finetune")), None)
     if program:
-        raise ValueError(f"expected -- before the job; fix: kinemae launch ... -- {program} CONFIG")
+        raise ConfigError(f"expected -- before the job; fix: kinemae launch ... -- {program} CONFIG")
     check_overrides(overrides)
     return file, overrides
 

@@ -19,7 +19,7 @@ import yaml
 
 from kinemae.data_tools.config_files import find_config
 from kinemae.data_tools.files import atomic_write_text, commit_of_code
-from kinemae.data_tools.overrides import require
+from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.launch.freezing import digest_of_code, digest_of_file, freeze_code
 
 LAUNCH_FOLDER, LOGS_FOLDER = "launch", "logs"
@@ -141,7 +141,7 @@ def write_job(job: Job) -> None:
         atomic_write_text(Path(job.frozen_config), Path(job.config).read_text(encoding="utf-8"))
         atomic_write_text(job.path, job.to_json() + "\n")
     except OSError as error:
-        raise ValueError(f"cannot write to {job.path.parent}: {error}; fix: set another run_dir") from error
+        raise ConfigError(f"cannot write to {job.path.parent}: {error}; fix: set another run_dir") from error
 
 
 def read_job(run_dir: Path) -> Job:
@@ -154,7 +154,7 @@ def read_job(run_dir: Path) -> Job:
     try:
         return Job(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: expected the job of a launched run, got {error}") from error
+        raise ConfigError(f"{path}: expected the job of a launched run, got {error}") from error
 
 
 def check_job(
@@ -199,19 +199,19 @@ def _config_index(job_argv: Sequence[str]) -> int:
     prefix = next((words for words in _PREFIXES if tuple(job_argv[: len(words)]) == words), ())
     if prefix:
         rest = shlex.join(job_argv[len(prefix) :])
-        raise ValueError(f"{expected}, got {given!r}; fix: write -- {rest}")
+        raise ConfigError(f"{expected}, got {given!r}; fix: write -- {rest}")
     if not job_argv or job_argv[0] not in ("pretrain", "finetune"):
-        raise ValueError(f"{expected}, got {given!r}")
+        raise ConfigError(f"{expected}, got {given!r}")
     index = 1 if job_argv[0] == "pretrain" else 2
     is_training = job_argv[1:2] not in (["preview"], ["cost"]) if index == 1 else job_argv[1:2] == ["train"]
     if not is_training:
-        raise ValueError(
+        raise ConfigError(
             f"{expected}, got {given!r}: it is not a training; fix: run kinemae {shlex.join(job_argv)}"
         )
     if "--dry-run" in job_argv:
-        raise ValueError("expected --dry-run before --, got it after; fix: move it before --")
+        raise ConfigError("expected --dry-run before --, got it after; fix: move it before --")
     if len(job_argv) <= index or job_argv[index].startswith("-") or "=" in job_argv[index]:
-        raise ValueError(f"{expected}; fix: write the config directly after {' '.join(job_argv[:index])}")
+        raise ConfigError(f"{expected}; fix: write the config directly after {' '.join(job_argv[:index])}")
     return index
 
 
@@ -223,8 +223,8 @@ def _configured_run_dir(job_argv: Sequence[str], index: int) -> str:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the config file {path}: {error}") from error
+        raise ConfigError(f"cannot read the config file {path}: {error}") from error
     run_dir = config.get("run_dir") if isinstance(config, dict) else None
     if not isinstance(run_dir, str):
-        raise ValueError(f"{path}: expected a run_dir, got {run_dir!r}; fix: add run_dir=...")
+        raise ConfigError(f"{path}: expected a run_dir, got {run_dir!r}; fix: add run_dir=...")
     return run_dir

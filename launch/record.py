@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kinemae.data_tools.files import atomic_write_text, flock
+from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.job import LAUNCH_FOLDER
 
 _RECORD, _LOCK, _STOP = "launch.json", "launcher.lock", "stop"
@@ -62,9 +63,9 @@ def read_record(run_dir: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         missing = "" if run_dir.is_dir() else ": there is no such folder"
-        raise ValueError(f"{run_dir}: expected the folder of a launched run{missing}; no {path}") from error
+        raise ConfigError(f"{run_dir}: expected the folder of a launched run{missing}; no {path}") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+        raise ConfigError(f"cannot read {path}: {error}") from error
     assert isinstance(record, dict)
     return record
 
@@ -81,12 +82,12 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}; fix: set another run_dir") from error
+        raise ConfigError(f"cannot write {path}: {error.strerror}; fix: set another run_dir") from error
     with file:
         if not _try_lock(file):
             file.seek(0)
             holder = file.read().strip() or "another launcher"
-            raise ValueError(
+            raise ConfigError(
                 f"{run_dir}: {holder} is running it already; fix: wait for it, or run "
                 f"`kinemae launch cancel {shlex.quote(str(run_dir))}`"
             )

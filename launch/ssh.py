@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kinemae.data_tools.overrides import require
+from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.launch.cluster import read_cluster, split_words
 from kinemae.launch.supervisor.start import add_launcher, start
 from kinemae.launch.supervisor.supervise import LaunchSpec, SupervisorConfig
@@ -50,7 +50,7 @@ class SshCluster(SupervisorConfig):
         super().__post_init__()
         given = [name for name in ("hosts", "hostfile") if getattr(self, name)]
         if len(given) != 1:
-            raise ValueError(
+            raise ConfigError(
                 "expected the hosts as one of hostfile=FILE and 'hosts={a: 8, b: 8}' (processes by host), "
                 f"got {' and '.join(given) or 'neither'}"
             )
@@ -94,7 +94,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read hostfile={path}: {error}") from error
+        raise ConfigError(f"cannot read hostfile={path}: {error}") from error
     slots: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()
@@ -102,9 +102,9 @@ def read_hostfile(path: Path) -> dict[str, int]:
             continue
         match = re.fullmatch(r"slots=(\d+)", words[1]) if len(words) == 2 else None
         if match is None:
-            raise ValueError(f"{path}, line {number}: expected `HOST slots=N`, got {line.strip()!r}")
+            raise ConfigError(f"{path}, line {number}: expected `HOST slots=N`, got {line.strip()!r}")
         if words[0] in slots:
-            raise ValueError(f"{path}, line {number}: expected each host once, got {words[0]} again")
+            raise ConfigError(f"{path}, line {number}: expected each host once, got {words[0]} again")
         slots[words[0]] = int(match[1])
     require(bool(slots), "hostfile", "contain at least one host", str(path))
     return slots

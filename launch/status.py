@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED, describe_exit
+from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.cluster import add_command
 from kinemae.launch.job import LAUNCH_FOLDER, LOGS_FOLDER
 from kinemae.launch.record import is_locked, read_record, request_stop, saved_steps
@@ -175,7 +176,7 @@ def run_logs(arguments: argparse.Namespace) -> int:
     if not path.exists():
         read_record(arguments.run_dir)  # refuses a run that was not launched
         there = ", ".join(sorted(log.name for log in folder.glob("*.log"))) or "nothing"
-        raise ValueError(f"{path}: there is no such log; {folder} contains {there}")
+        raise ConfigError(f"{path}: there is no such log; {folder} contains {there}")
     try:
         for text in _follow(arguments, path) if arguments.follow else _tail(arguments, path):
             sys.stdout.write(text)
@@ -237,7 +238,7 @@ def run_cancel(arguments: argparse.Namespace) -> int:
         sys.stdout.write(cancel_job(record["job_id"], run_dir / LAUNCH_FOLDER) + "\n")
         return 0
     if not is_locked(run_dir):
-        raise ValueError(f"{run_dir}: expected a running run; {_state(run_dir, record)['message']}")
+        raise ConfigError(f"{run_dir}: expected a running run; {_state(run_dir, record)['message']}")
     request_stop(run_dir)
     again = shlex.join(["kinemae", "launch", "status", str(run_dir)])
     sys.stdout.write(f"requested a stop with a checkpoint; `{again}` shows when the run has ended\n")

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED
+from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.cluster import add_cluster_arguments, add_command, split_words
 from kinemae.launch.doctor.results import as_json, as_text
 from kinemae.launch.doctor.run_checks import DoctorOptions, run_checks
@@ -79,7 +80,7 @@ def _options(arguments: argparse.Namespace, target: Target) -> DoctorOptions:
     """
     for folder in (arguments.run_dir, *arguments.shards):
         if folder and "://" in folder:
-            raise ValueError(f"expected a folder, got the URL {folder}; fix: use kinemae data verify")
+            raise ConfigError(f"expected a folder, got the URL {folder}; fix: use kinemae data verify")
     options = DoctorOptions(
         run_dir=str(Path(arguments.run_dir).absolute()) if arguments.run_dir else None,
         shards=[str(Path(folder).absolute()) for folder in arguments.shards],

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.doctor.probes import probe_words
 from kinemae.launch.local import HOST, LocalCluster
@@ -140,5 +141,5 @@ def target_of(kind: str, file: str | None, overrides: list[str]) -> Target:
     target = KINDS[kind](file, overrides)
     for command, _ in target.commands:
         if shutil.which(command[0]) is None:
-            raise ValueError(f"no program {command[0]!r} on this machine, which starts the probes")
+            raise ConfigError(f"no program {command[0]!r} on this machine, which starts the probes")
     return target

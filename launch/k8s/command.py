@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from kinemae.data_tools.exit_codes import EXIT_DATA
-from kinemae.data_tools.overrides import require
+from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.launch.cluster import read_cluster, split_words
 from kinemae.launch.job import Job, JobRefused, check_job, prepare_job
 from kinemae.launch.k8s.cluster import KubernetesCluster
@@ -35,10 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.write(text)
         return 0
     if shutil.which("kubectl") is None:
-        raise ValueError("no program kubectl; fix: add --dry-run > job.yaml, then kubectl create -f job.yaml")
+        raise ConfigError(
+            "no program kubectl; fix: add --dry-run > job.yaml, then kubectl create -f job.yaml"
+        )
     ran = subprocess.run(["kubectl", "create", "-f", "-"], input=text, text=True)
     if ran.returncode != 0:
-        raise ValueError("kubectl could not create the job; see its message above")
+        raise ConfigError("kubectl could not create the job; see its message above")
     sys.stdout.write(f"kubectl --namespace {cluster.namespace} get {cluster.manifest} {cluster.name}\n")
     return 0
 

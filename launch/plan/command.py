@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.cluster import add_command, read_cluster
 from kinemae.launch.job import JobRefused
 from kinemae.launch.plan.devices import Machines, Resolved, assumptions
@@ -90,12 +91,12 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     for word in words:
         key, equals, _ = word.partition("=")
         if not equals or word.startswith("-"):
-            raise ValueError(f"expected an override of the form key=value, got {word!r}")
+            raise ConfigError(f"expected an override of the form key=value, got {word!r}")
         near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.8)
         if key in ("devices", "gpus", "gpus_per_node", "num_gpus"):
             near = ["devices_per_node"]
         if near and key not in _KEYS:
-            raise ValueError(f"config key {key}: unknown key; did you mean {near[0]}?")
+            raise ConfigError(f"config key {key}: unknown key; did you mean {near[0]}?")
     is_own = {word: word.partition("=")[0] in _KEYS for word in words}
     return [word for word in words if is_own[word]], [word for word in words if not is_own[word]]
 
@@ -111,7 +112,7 @@ def refuse_fine_tuning(path: Path) -> None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return  # `pretrain cost` reports it
     if isinstance(tree, dict) and ("head" in tree or "encoder" in tree):
-        raise ValueError(
+        raise ConfigError(
             f"{path}: expected a pretraining config, got one of fine-tuning; fix: measure a short run "
             "(clips_per_s and memory_gb in its metrics.jsonl)"
         )

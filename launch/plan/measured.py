@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.plan.devices import Resolved
 from kinemae.launch.plan.memory import needed
 from kinemae.launch.plan.step_time import Batch, Fit, cut_batch, loader_cores, step_time
@@ -42,12 +43,12 @@ def read_run(path: Path) -> Run:
         processes = json.loads((path / "environment.json").read_text(encoding="utf-8"))[-1]["processes"]
         lines = (path / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     except (OSError, ValueError, LookupError) as error:
-        raise ValueError(
+        raise ConfigError(
             f"--measured {path}: expected the run_dir of a pretraining run, got {error}"
         ) from error
     reports = [line for line in map(json.loads, lines) if "clips_per_s" in line]
     if len(reports) < 2:
-        raise ValueError(
+        raise ConfigError(
             f"--measured {path}: expected at least 2 reports, got {len(reports)}; fix: run more steps, or "
             "lower log.every_steps"
         )

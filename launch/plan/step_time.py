@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.plan.devices import Resolved
 
 HOOK_US = (60.0, 110.0, 130.0, 350.0)
@@ -34,7 +35,7 @@ def cut_batch(run: dict[str, Any], world: int) -> Batch:
         for accumulation in range(-(-share // run["clips_per_device"]), share + 1):
             if accumulation and share % accumulation == 0 and (share // accumulation) % views == 0:
                 return Batch(world, share // accumulation, accumulation)
-    raise ValueError(
+    raise ConfigError(
         f"batch.global_clips={run['global_clips']} cannot be split by {world} processes into equal "
         f"micro-batches of at most batch.clips_per_device={run['clips_per_device']} clips, in multiples of "
         f"data.views_per_video={views}; fix: set it to a multiple of {world} x {views} = {world * views}, or "

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kinemae.data_tools.overrides import require
+from kinemae.data_tools.overrides import ConfigError, require
 
 # Times that sbatch accepts: minutes, minutes:seconds, hours:minutes:seconds, each optionally after `days-`.
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
@@ -136,7 +136,7 @@ def seconds_of(limit: str) -> int | None:
         return None
     match = _TIME.fullmatch(limit)
     if match is None:
-        raise ValueError(f"time must be as in 30 (minutes), 12:30:00 or 1-00:00:00, got {limit!r}")
+        raise ConfigError(f"time must be as in 30 (minutes), 12:30:00 or 1-00:00:00, got {limit!r}")
     parts = [int(part) for part in match["parts"].split(":")]
     if match["days"]:  # days-hours[:minutes[:seconds]]
         hours, minutes, seconds = [*parts, 0, 0][:3]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.files import atomic_write_text
-from kinemae.data_tools.overrides import require
+from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.launch.cluster import read_cluster, split_words
 from kinemae.launch.job import LAUNCH_FOLDER, LOGS_FOLDER, Job, prepare_job, write_job
 from kinemae.launch.record import Record, read_record
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     command = _submit_command(job)
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode != 0:
-        raise ValueError(f"sbatch refused the job: {ran.stderr.strip()}")
+        raise ConfigError(f"sbatch refused the job: {ran.stderr.strip()}")
     job_id = ran.stdout.strip().partition(";")[0]  # JOB;CLUSTER if there are several clusters
     steps = job.summary.get("steps")
     record = Record(Path(job.run_dir), kind="slurm", job_id=job_id, command=command, steps=steps)
@@ -146,7 +146,7 @@ def _check_mounts(mounts: Sequence[str], run_dir: str) -> None:
     """Refuse a run folder outside the mounts: a pyxis container sees nothing else."""
     inside = [Path(mount.split(":")[1]) for mount in mounts]
     if not any(folder == Path(run_dir) or folder in Path(run_dir).parents for folder in inside):
-        raise ValueError(
+        raise ConfigError(
             f"container.mounts must mount {run_dir} under its own name, "
             f"as in ['{run_dir}:{run_dir}'], got {mounts}"
         )
@@ -155,13 +155,13 @@ def _check_mounts(mounts: Sequence[str], run_dir: str) -> None:
 def _check_no_job(job: Job) -> None:
     """Refuse a second job of a run: both would write to its folder."""
     if shutil.which("sbatch") is None:
-        raise ValueError("no program sbatch; fix: run this on a login node, or add --dry-run")
+        raise ConfigError("no program sbatch; fix: run this on a login node, or add --dry-run")
     if not (Path(job.run_dir) / LAUNCH_FOLDER / "launch.json").exists():
         return
     last = read_record(Path(job.run_dir))
     states = job_states(str(last.get("job_id"))) if last.get("kind") == "slurm" else []
     if states:
-        raise ValueError(
+        raise ConfigError(
             f"job {last['job_id']} of {job.run_dir} is {states[0].lower()}; fix: set another run_dir, or run "
             f"`kinemae launch cancel {shlex.quote(job.run_dir)}`"
         )

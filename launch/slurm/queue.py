@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from kinemae.data_tools.exit_codes import EXIT_CRASHED, EXIT_OK, EXIT_TERMINATED, describe_exit
+from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.slurm.cluster import seconds_of
 
 OUTCOME = "outcome"  # file in RUN/launch: job id and exit code, written when the batch script ends
@@ -149,13 +150,13 @@ def _run(*command: str) -> str:
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except FileNotFoundError as error:
-        raise ValueError(f"no program {command[0]}; fix: run this on a login node of the cluster") from error
+        raise ConfigError(f"no program {command[0]}; fix: run this on a login node of the cluster") from error
     except subprocess.TimeoutExpired as error:
-        raise ValueError(
+        raise ConfigError(
             f"{command[0]} did not respond for {_TIMEOUT_S} s; fix: see whether the Slurm controller is up"
         ) from error
     if ran.returncode != 0 and "Invalid job id" not in ran.stderr:
-        raise ValueError(f"{command[0]} failed: {ran.stderr.strip()}")
+        raise ConfigError(f"{command[0]} failed: {ran.stderr.strip()}")
     return ran.stdout if ran.returncode == 0 else ""
 
 

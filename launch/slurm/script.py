@@ -8,6 +8,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from kinemae.data_tools.overrides import ConfigError
+
 # Values that sbatch takes without quotes.
 _PLAIN = re.compile(r"[\w.,:=/@+%*~-]+", re.ASCII)
 
@@ -99,7 +101,7 @@ def escape_file_name(path: str) -> str:
 
 def _quote(value: str) -> str:
     if not value.isprintable():
-        raise ValueError(f"Slurm takes one line of printable text, got {value!r}")
+        raise ConfigError(f"Slurm takes one line of printable text, got {value!r}")
     if _PLAIN.fullmatch(value):
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')

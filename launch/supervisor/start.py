@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kinemae.data_tools.exit_codes import EXIT_CONFIG
+from kinemae.data_tools.exit_codes import EXIT_CONFIG, EXIT_CRASHED
+from kinemae.data_tools.overrides import ConfigError
 from kinemae.launch.cluster import add_cluster_arguments, add_command
 from kinemae.launch.job import Job, prepare_job, write_job
 from kinemae.launch.record import Record, lock_run, now
@@ -52,8 +53,9 @@ def start(spec: LaunchSpec, arguments: argparse.Namespace) -> int:
         record.update()
         try:
             return Supervisor(spec, job, record).run()
-        except Exception:
-            record.update(state="ended", code=EXIT_CONFIG, ended=now())
+        except Exception as error:
+            code = EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_CRASHED
+            record.update(state="ended", code=code, ended=now())
             raise
 
 

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from kinemae.data_tools.exit_codes import EXIT_CONFIG, EXIT_CRASHED, describe_exit, is_restartable
-from kinemae.data_tools.overrides import require
+from kinemae.data_tools.overrides import ConfigError, require
 from kinemae.launch.job import LOGS_FOLDER, Job, JobRefused, check_job
 from kinemae.launch.record import Record, now, saved_steps, take_stop_request
 from kinemae.launch.supervisor.attempt import Attempt, StopRequests
@@ -188,7 +188,7 @@ class Supervisor:
                 break
             problem = "; ".join(f"{host} is unreachable ({error})" for host, error in errors.items())
             if self._attempts == 0:
-                raise ValueError(
+                raise ConfigError(
                     f"{problem}; fix: repair it, remove it from hosts, or allow fewer hosts with min_nodes=N"
                 )
             if time.monotonic() > until:
@@ -213,7 +213,7 @@ class Supervisor:
         if error is None or not has_first_host:
             return True
         if self._attempts == 0:
-            raise ValueError(error)
+            raise ConfigError(error)
         self.log(error)
         return False
 

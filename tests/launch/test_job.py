@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kinemae.data_tools.exit_codes import EXIT_CONFIG
 from kinemae.launch.__main__ import main
 from kinemae.launch.cluster import read_cluster
 from kinemae.launch.job import Job, prepare_job, read_job, write_job
@@ -199,3 +200,13 @@ def test_the_record_of_a_job_holds_no_secret_of_the_starter(
     write_job(unchecked(tmp_path))
     text = "".join(path.read_text() for path in (tmp_path / "run" / "launch").glob("*.json"))
     assert "do-not-print" not in text and json.loads(text)["environment"] == {"NCCL_DEBUG": "WARN"}
+
+
+def test_a_defect_is_not_reported_as_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["local", "processes=0", "--", "pretrain", "demo"]) == EXIT_CONFIG
+    assert "processes must be at least 1" in capsys.readouterr().err
+    monkeypatch.setattr("kinemae.launch.local.spec_of", lambda cluster: int("no number"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["local", "--", "pretrain", "demo"])
