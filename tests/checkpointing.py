@@ -17,8 +17,8 @@ class PlainEngine:
     """Engine with values that are sharded evenly over the processes, as at ZeRO 3.
 
     Attributes:
-        values: what the model is made of, whole on every process, by name and kind.
-        held: start and stop of what this process saves and loads.
+        values: all values of the model by name and kind, complete on every process.
+        held: range of the values that this process saves and loads.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]] = SHAPES, *, rank: int = 0, world: int = 1):

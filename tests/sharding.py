@@ -18,7 +18,7 @@ from kinemae.data_tools.randomness import generator
 
 
 def write_clip(path: Path, number: int, *, frames: int = 3, height: int = 16, width: int = 16) -> None:
-    """Write a small video of noise, another one for each number."""
+    """Write a small video of noise; the number is the seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     chance = generator(number, purpose="test")
     frames_THWC = torch.randint(0, 256, (frames, height, width, 3), dtype=torch.uint8, generator=chance)

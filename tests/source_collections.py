@@ -34,7 +34,7 @@ class Collection:
 
 
 def write_clip(path: Path, number: int = 0) -> bytes:
-    """Write three frames of 16 x 16, others for each number."""
+    """Write three frames of 16 x 16 pixels; the content depends on the number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     chance = generator(number, purpose="test")
     frames_THWC = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8, generator=chance)
@@ -50,7 +50,7 @@ def write_clips(root: Path, *names: str) -> None:
 
 
 def write_picture(path: Path, number: int) -> None:
-    """Write a picture of 16 x 16 pixels, another one for each number."""
+    """Write a picture of 16 x 16 pixels; the content depends on the number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     chance = generator(number, purpose="picture")
     pixels_HWC = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=chance)

@@ -1,4 +1,4 @@
-"""Benchmarks report in one line a package that they cannot compare with."""
+"""Benchmarks report a missing package in one line."""
 
 import os
 import subprocess

@@ -1,6 +1,6 @@
 """Small videos of a virtual camera that moves over real clips in one of eight ways.
 
-Only motion tells the classes apart. The real clip plays at its own speed while a window of 32 x 32 px
+The classes differ only in motion. The real clip plays at its own speed while a window of 32 x 32 px
 slides, rotates or zooms over it, from almost still to fast, as in `kinemae data synth`. All windows start
 at a random angle, so a single frame does not show the class.
 """

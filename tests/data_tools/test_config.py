@@ -214,7 +214,7 @@ class WithClip:
 
 
 @pytest.mark.parametrize(
-    ("text", "overrides", "clip", "said"),
+    ("text", "overrides", "clip", "logged"),
     [
         ("stride: 2", ["clip.fps=8"], Clip(fps=8), ["clip.fps=8: clip.stride=2 of the config is left out"]),
         (
@@ -260,7 +260,7 @@ def test_selecting_an_alternative_unsets_the_others(
     text: str,
     overrides: list[str],
     clip: Clip,
-    said: list[str],
+    logged: list[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     path = tmp_path / "clip.yaml"
@@ -268,7 +268,7 @@ def test_selecting_an_alternative_unsets_the_others(
     logging.getLogger("kinemae").propagate = True
     caplog.set_level(logging.INFO)
     assert load_config(WithClip, path, overrides).clip == clip
-    assert caplog.messages == said
+    assert caplog.messages == logged
 
 
 def test_an_alternative_cannot_be_null_without_another_one() -> None:

@@ -58,6 +58,6 @@ def test_an_irregular_file_is_rejected_without_opening_it(tmp_path: Path):
             open_regular(path)
         with pytest.raises(OSError, match=f"expected a regular file, got {kind}"):
             list(read_blocks(path))
-        said = f"cannot read {re.escape(str(path))}: expected a regular file, got {kind}"
-        with pytest.raises(StorageError, match=said):
+        message = f"cannot read {re.escape(str(path))}: expected a regular file, got {kind}"
+        with pytest.raises(StorageError, match=message):
             location(path).read()

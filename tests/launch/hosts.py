@@ -49,7 +49,7 @@ class Host:
     sshd: list[str] = field(default_factory=list)
 
     def inside(self, *command: str) -> list[str]:
-        """A command as it would run on the host."""
+        """Return the command that runs a command on the host."""
         return ["ip", "netns", "exec", self.namespace, *command]
 
     def start(self) -> None:
@@ -64,12 +64,12 @@ class Host:
             time.sleep(0.05)
 
     def processes(self) -> list[int]:
-        """Process ids of everything that runs on it."""
+        """Ids of all processes on the host."""
         listed = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True)
         return [int(word) for word in listed.stdout.split()]
 
     def kill(self) -> None:
-        """A power failure: SIGKILL to all its processes, and no packet leaves it until `start`."""
+        """Simulate a power failure: SIGKILL to all processes, and no packets until `start`."""
         self.disconnect()
         while running := self.processes():
             for process in running:
@@ -108,7 +108,7 @@ class Network:
 
 @contextmanager
 def hosts_on_this_machine(folder: Path, count: int = 2) -> Iterator[Network]:
-    """Hosts that live as long as the context; `folder` keeps their keys."""
+    """Start hosts and end them on exit; `folder` holds their keys."""
     mark = f"{os.getpid() % 0xFFFF:x}"
     bridge, subnet = f"kb{mark}", f"10.{64 + os.getpid() % 128}.{os.getpid() // 128 % 256}"
     hosts = [

@@ -36,7 +36,7 @@ def three(odd: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def only(results: list[CheckResult], level: str) -> CheckResult:
-    """The one result that is not ok, of that level, with a fix."""
+    """Return the only result that is not ok; it has this level and a fix."""
     bad = [result for result in results if result.level != "ok"]
     assert [result.level for result in bad] == [level], results
     assert bad[0].fix

@@ -35,7 +35,7 @@ def unchecked(tmp_path: Path, *overrides: str) -> Job:
 
 @pytest.fixture
 def same_everywhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
-    """Make jobs whose description differs between machines and environments by the checkout's path alone."""
+    """Make jobs whose description depends on the machine only through the path of the checkout."""
     python = "/opt/venv/bin/python"
     monkeypatch.setattr(sys, "executable", python)
     monkeypatch.chdir(REPO)

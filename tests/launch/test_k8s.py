@@ -1,4 +1,4 @@
-"""Kubernetes manifests: published schemas, expected text; their commands really run."""
+"""Kubernetes manifests: published schemas and expected text; their commands are executed."""
 
 import copy
 import socket
@@ -117,7 +117,7 @@ def test_one_node_is_one_pod(kind: str) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("code", [0, 1])
 def test_the_command_of_a_pod_really_starts_its_processes(tmp_path: Path, code: int) -> None:
-    """The pods' command with this machine in the place of Kubernetes: its variables, its mounts."""
+    """Run the pods' command on this machine, with the variables and mounts of Kubernetes."""
     job = make_job(tmp_path, "report", f"exit={code}")
     (tmp_path / "job.json").write_text(replace(job, argv=[*job.argv, "x=$(RANK)"]).to_json())
     with socket.socket() as probe:

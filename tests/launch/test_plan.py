@@ -58,7 +58,7 @@ def plan(cost: dict[str, Any], fit: Fit = Fit(), **machines: Any) -> dict[str, A
 
 
 def test_states_agree_with_deepspeeds_estimator() -> None:
-    """It counts 2 bytes of half weights and 2 of half gradients; here weights are whole, and none is half."""
+    """DeepSpeed counts 2 bytes each for half-precision weights and gradients; KineMAE has only fp32."""
     values, layer = 86_000_000, 2_400_000
     parameters = {"all": values, "trainable": values, "buffer_bytes": 0, "largest_layer": layer}
     for nodes in (1, 4):
@@ -124,7 +124,7 @@ def test_a_larger_batch_scales_better_and_more_nodes_worse(cost: dict[str, Any])
 
 @pytest.mark.slow
 def test_base_on_an_h200_lies_between_the_published_rates(tmp_path: Path) -> None:
-    """Between eager without fused attention (756 clips/s, 20 % of 790 TFLOP/s) and all fused (1625, 42 %)."""
+    """The plan lies between eager without fused attention (756 clips/s, 20 % MFU) and fused (1625, 42 %)."""
     recipe = Path(__file__).resolve().parents[2] / "configs/pretrain/videomae_base.yaml"
     overrides = ["engine.precision=bf16", "batch.global_clips=64", "batch.clips_per_device=64"]
     base = measure_cost(load_config(PretrainConfig, recipe, overrides))
@@ -176,7 +176,7 @@ def test_without_workers_reading_adds_to_the_step(cost: dict[str, Any]) -> None:
 
 
 def write_run(folder: Path, config: Path, *, step_s: float, wait_share: float = 0.0) -> Path:
-    """A run's folder as training leaves it, of a machine that took this long."""
+    """Write the run folder of a training with these step times."""
     folder.mkdir()
     (folder / "config.yaml").write_text(config.read_text())
     (folder / "environment.json").write_text(json.dumps([{"processes": 8}]))

@@ -122,7 +122,7 @@ def test_the_loopback_is_among_the_interfaces() -> None:
 
 
 def reducer(world: int, fault: int = 0) -> Any:
-    """An all-reduce as rank 0 sees it; the first `fault` values come out changed."""
+    """Simulate an all-reduce of rank 0; the first `fault` values are wrong."""
 
     def all_reduce(values: torch.Tensor) -> None:
         values *= world * (world + 1) // 2

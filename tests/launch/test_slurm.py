@@ -1,4 +1,4 @@
-"""The batch script for Slurm, word for word, and what its cluster file refuses."""
+"""The text of the batch script for Slurm, and invalid values in its cluster file."""
 
 import json
 import re

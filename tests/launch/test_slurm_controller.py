@@ -48,18 +48,18 @@ def submit(tmp_path_factory: pytest.TempPathFactory) -> Submit:
 
 @pytest.fixture(scope="module", autouse=True)
 def timed(slurm: Path, submit: Submit) -> tuple[str, Job]:
-    """A job that outlives its limit of a minute. Slurm looks every 30 s: it begins first."""
+    """Submit a job that exceeds its time limit of a minute; Slurm checks limits every 30 s."""
     return submit("once=wait=300", cluster=SlurmCluster(partition="apart", time="1", signal_s=20))
 
 
 def ended(job_id: str) -> str:
-    """The state of a job once it has left the queue."""
+    """Return the state of a job after it has left the queue."""
     wait_for(lambda: not job_states(job_id), doing=f"the end of job {job_id}")
     return state(job_id)
 
 
 def exit_code(job_id: str) -> int:
-    """Of a job that has ended."""
+    """Return the exit code of an ended job."""
     ended(job_id)
     return int(field(job_id, "ExitCode").partition(":")[0])
 

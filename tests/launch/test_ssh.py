@@ -47,7 +47,7 @@ def test_hostile_words_reach_every_host_as_they_are(tmp_path: Path, network: Net
 
 
 def with_aliases(network: Network, folder: Path, *more: str) -> list[str]:
-    """The hosts by names that only ssh knows; no interface is named."""
+    """Name the hosts by aliases of the ssh config, without an interface."""
     entries = [
         f"Host {alias}\n  HostName {host.name}\n  HostKeyAlias {host.name}\n"
         for alias, host in zip(("alpha", "beta"), network.hosts, strict=True)

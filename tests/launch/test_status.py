@@ -15,7 +15,7 @@ from kinemae.launch.status import duration, last_lines
 from tests.launch.fake_program import are_waiting, launcher_of, make_job, run_launcher, wait_for
 
 
-def seen(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def output_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main(list(words)) == 0
     return capsys.readouterr().out
 
@@ -36,15 +36,15 @@ def test_status_logs_and_cancel_of_a_running_run(tmp_path: Path, capsys: pytest.
     run_dir = with_metrics(job)
     launcher = launcher_of(job, "local", "processes=2")
     wait_for("processes", are_waiting(job, 2))
-    status = seen(capsys, "status", str(run_dir))
+    status = output_of(capsys, "status", str(run_dir))
     assert "running since" in status and f"local, process {launcher.pid} on" in status
     assert "localhost: 2 processes" in status and "12 of 30, loss 0.8900" in status and "5, 10\n" in status
     assert ", 6 min left\n" in status  # 18 steps of 10 clips at one clip in 2 s
-    assert seen(capsys, "logs", str(run_dir)).splitlines()[-1] == "here I am"
-    assert seen(capsys, "logs", str(run_dir), "--rank", "1", "--lines", "1") == "and I\n"
-    assert "requested a stop with a checkpoint" in seen(capsys, "cancel", str(run_dir))
+    assert output_of(capsys, "logs", str(run_dir)).splitlines()[-1] == "here I am"
+    assert output_of(capsys, "logs", str(run_dir), "--rank", "1", "--lines", "1") == "and I\n"
+    assert "requested a stop with a checkpoint" in output_of(capsys, "cancel", str(run_dir))
     assert launcher.wait(timeout=60) == 143
-    status = json.loads(seen(capsys, "status", str(run_dir), "--json"))
+    status = json.loads(output_of(capsys, "status", str(run_dir), "--json"))
     assert (status["state"], status["code"], status["step"]) == ("ended", 143, 12)
     assert status["checkpoints"] == [5, 10]
     assert status["remaining_s"] is None
@@ -60,14 +60,14 @@ def test_a_run_whose_launcher_was_killed_is_lost(tmp_path: Path, capsys: pytest.
     wait_for("process", are_waiting(job, 1))
     os.kill(launcher.pid, signal.SIGKILL)
     launcher.wait(timeout=60)
-    assert "the launcher was killed; start the run again" in seen(capsys, "status", job.run_dir)
+    assert "the launcher was killed; start the run again" in output_of(capsys, "status", job.run_dir)
 
 
 @pytest.mark.processes
 def test_following_a_log_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = make_job(tmp_path, "print=first", "print=last")
     assert run_launcher(job, "local")[0] == 0
-    assert seen(capsys, "logs", job.run_dir, "--follow", "--lines", "1") == "last\n"
+    assert output_of(capsys, "logs", job.run_dir, "--follow", "--lines", "1") == "last\n"
     assert main(["logs", job.run_dir, "--rank", "7"]) == 2
     assert "contains launch.log, rank-00000.log" in capsys.readouterr().err
 
@@ -93,11 +93,11 @@ def test_the_end_of_a_slurm_job_is_known_after_slurm_deleted_its_record(
     run_dir = tmp_path / "run"
     (run_dir / "launch").mkdir(parents=True)
     Record(run_dir, kind="slurm", job_id="41", steps=30).update(state="submitted")
-    assert "Slurm has no record of it" in seen(capsys, "status", str(run_dir))
+    assert "Slurm has no record of it" in output_of(capsys, "status", str(run_dir))
     (run_dir / "launch" / OUTCOME).write_text("40 0\n")  # of the previous job
-    assert "Slurm has no record of it" in seen(capsys, "status", str(run_dir))
+    assert "Slurm has no record of it" in output_of(capsys, "status", str(run_dir))
     (run_dir / "launch" / OUTCOME).write_text("41 143\n")
-    status = json.loads(seen(capsys, "status", str(run_dir), "--json"))
+    status = json.loads(output_of(capsys, "status", str(run_dir), "--json"))
     assert (status["state"], status["code"], status["steps"]) == ("ended", 143, 30)
     assert status["message"] == "job 41: stopped by SIGTERM, with a checkpoint (exit code 143)"
 

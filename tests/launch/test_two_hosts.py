@@ -1,4 +1,4 @@
-"""Real trainings on two hosts behind ssh: the losses of one process, also where a process was killed."""
+"""Real trainings on two hosts behind ssh: losses equal those of one process, also after a kill."""
 
 import json
 import os

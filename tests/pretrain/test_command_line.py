@@ -33,7 +33,7 @@ def arguments(repo: Path, synth_shards: Path, tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs the command in this process and gives its one line, having checked that nothing had begun."""
+    """Run the command in this process, check that the run did not start, and return the only line."""
 
     def run(code: int, *overrides: str) -> str:
         had_group = dist.is_initialized()
@@ -41,8 +41,8 @@ def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
         given = run_program(PROGRAM, [*arguments, *overrides])
         output, errors = capsys.readouterr()
         assert given == code, errors
-        said = [line for line in errors.splitlines() if " INFO " not in line]
-        assert output == "" and len(said) == 1 and " ERROR " in said[0]
+        messages = [line for line in errors.splitlines() if " INFO " not in line]
+        assert output == "" and len(messages) == 1 and " ERROR " in messages[0]
         assert had_group or not dist.is_initialized()
         assert not (tmp_path / "run" / "environment.json").exists()
         return errors

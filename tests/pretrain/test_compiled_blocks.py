@@ -1,4 +1,4 @@
-"""Compiled blocks: one graph for each shape, none of them dynamic, and no new one from step to step."""
+"""Compiled blocks: one static graph for each shape, and no recompilation between steps."""
 
 from typing import Any
 

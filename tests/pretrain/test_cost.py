@@ -50,7 +50,7 @@ def trace(build: Callable[[], MaskedAutoencoder], **options: bool) -> Trace:
 
 
 def really_held(model: MaskedAutoencoder, *, is_bf16: bool) -> int:
-    """Bytes of all that autograd saves in a real pass, each memory once and weights not at all."""
+    """Bytes that autograd saves in a real pass, each storage once and without weights."""
     batch = clips(GRID, visible=18, wanted=30, patch=8, count=3)
     own = [*model.parameters(), *model.buffers(), batch.pixels, *batch.tokens.values()]
     weights = {tensor.untyped_storage().data_ptr() for tensor in own if isinstance(tensor, torch.Tensor)}

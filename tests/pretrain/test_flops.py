@@ -60,7 +60,7 @@ def test_the_flops_of_videomae_agree_with_the_formulas(size: str) -> None:
 
 
 def test_the_flops_of_base_agree_with_the_literature() -> None:
-    """28.1 G for the encoder's blocks and 39.1 G for the decoder, embedding of visible tokens besides."""
+    """The paper has 28.1 G for the encoder's blocks and 39.1 G for the decoder, without the embedding."""
     grid = TokenGrid(8, 14, 14)
     flops = count_flops(
         model_of(ModelConfig(size="base", decoder="self"), grid), clips(grid, visible=160, wanted=1408)

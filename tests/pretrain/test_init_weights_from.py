@@ -1,4 +1,4 @@
-"""Beginning with exported weights: all of them, or a reason why not."""
+"""Initialization from exported weights: all weights are loaded, or the error states the reason."""
 
 import re
 
@@ -57,10 +57,10 @@ def test_encoder_and_decoder_are_those_of_the_folder(tmp_path, kind, positions):
     second = model_of(seed=2, **parts)
     assert not is_equal(second.encoder, first.encoder)
 
-    said = start.load_pretrained(second, PIXELS)
+    summary = start.load_pretrained(second, PIXELS)
 
     assert is_equal(second.encoder, first.encoder) and is_equal(second.decoder, first.decoder)
-    assert f"initial weights: the encoder in {tmp_path}; the decoder is the exported one" in said
+    assert f"initial weights: the encoder in {tmp_path}; the decoder is the exported one" in summary
 
 
 @pytest.mark.parametrize("positions", component_names("kinemae.pretrain.model.positions"))
@@ -94,10 +94,10 @@ def test_a_decoder_that_does_not_fit_has_random_weights_and_is_named(tmp_path, c
     start = exported(model_of(seed=1), tmp_path)
     second, untouched = (model_of(seed=2, target=target, **changes) for _ in range(2))
 
-    said = start.load_pretrained(second, target)
+    summary = start.load_pretrained(second, target)
 
-    assert re.search(message, said)
-    assert is_equal(second.decoder, untouched.decoder) == ("random weights" in said)
+    assert re.search(message, summary)
+    assert is_equal(second.decoder, untouched.decoder) == ("random weights" in summary)
 
 
 def test_without_an_exported_decoder_it_has_random_weights(tmp_path):

@@ -209,19 +209,19 @@ def test_a_noise_conditioned_decoder_learns_to_use_the_level(decoder, precision)
     model = build(GaussianNoise(), decoder=decoder, noise_conditioning=True)
     batch = make_batch()
     strong_B, weak_B = torch.ones(3), torch.full((3,), 0.1)
-    before_BMP = told(model, batch, strong_B)
-    assert torch.equal(before_BMP, told(model, batch, weak_B))
+    before_BMP = predict_at(model, batch, strong_B)
+    assert torch.equal(before_BMP, predict_at(model, batch, weak_B))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         loss = model(batch, draws_of(batch))["loss"].mean()
     loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     optimizer.step()
-    assert not torch.equal(told(model, batch, strong_B), told(model, batch, weak_B))
+    assert not torch.equal(predict_at(model, batch, strong_B), predict_at(model, batch, weak_B))
 
 
 @torch.no_grad()
-def told(model, batch, level_B):
+def predict_at(model, batch, level_B):
     """Predictions from the same memory with another level."""
     visible_BK, target_BM = batch.tokens["visible"], batch.tokens["target"]
     memory_BKD = torch.randn(3, visible_BK.shape[1], 32, generator=torch.Generator().manual_seed(0))

@@ -33,7 +33,7 @@ def on_zeros(noise, *, level=1.0, clips=CLIPS):
 
 
 def frames_of(noise):
-    """The same as frames, (clips, T, values of one frame)."""
+    """Noise added to all frames, as (clips, T, values of one frame)."""
     return unpatchify(on_zeros(noise), GRID, PATCH).transpose(1, 2).flatten(2)
 
 

@@ -1,4 +1,4 @@
-"""The whole path on an object store whose network fails often: shard to it, verify it, train from it."""
+"""Shard, verify and train on an object store with frequent network faults."""
 
 import json
 from pathlib import Path
@@ -40,8 +40,8 @@ def test_shards_on_s3_behind_a_faulty_network_train_as_local_ones_do(
     for out in (here, there):
         assert shard(source, out, "samples_per_shard=10") == 0
     assert run_program(PROGRAM, ["verify", there, "--full", "--json", "workers=1"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told == {"samples": 40, "shards": 4, "full": True, "faults": []}
+    report = json.loads(capsys.readouterr().out)
+    assert report == {"samples": 40, "shards": 4, "full": True, "faults": []}
 
     config = str(repo / "configs/pretrain/demo.yaml")
     cache = [f"data.cache_dir={tmp_path / 'cache'}", "data.cache_gb=1"]

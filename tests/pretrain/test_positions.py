@@ -40,7 +40,7 @@ def encoder(name, grid=GRID, *, registers=0, reference=None):
     return Encoder(shape(name, registers), grid, reference=reference)
 
 
-def said(positions):
+def outputs(positions):
     """Added vectors of all tokens, and an equal query rotated at all positions."""
     added = positions(None)
     index_1N = torch.arange(positions.grid.tokens)[None]
@@ -54,10 +54,10 @@ def said(positions):
 @pytest.mark.parametrize("grid", [GRID, ODD], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_all_tokens_of_a_grid_have_different_embeddings(name, grid):
-    told_ND = said(built(name, grid))
+    output_ND = outputs(built(name, grid))
 
-    assert told_ND.shape[0] == grid.tokens and told_ND.dtype == torch.float32
-    apart_NN = torch.cdist(told_ND, told_ND) + torch.eye(grid.tokens)
+    assert output_ND.shape[0] == grid.tokens and output_ND.dtype == torch.float32
+    apart_NN = torch.cdist(output_ND, output_ND) + torch.eye(grid.tokens)
     assert apart_NN.min() > 1e-3
 
 
@@ -76,7 +76,7 @@ def test_an_embedding_does_not_depend_on_other_tokens(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_a_function_of_the_seed(name):
-    assert torch.equal(said(built(name)), said(built(name)))
+    assert torch.equal(outputs(built(name)), outputs(built(name)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,7 +85,7 @@ def test_saved_tables_have_the_size_of_the_reference(name):
 
     assert own.state_dict().keys() == {parameter for parameter, _ in own.named_parameters()}
     resampled.load_state_dict(own.state_dict())
-    assert said(resampled).shape[0] == LONGER.tokens
+    assert outputs(resampled).shape[0] == LONGER.tokens
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,15 +100,15 @@ def test_the_meta_device_builds_the_same_and_takes_no_memory(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_at_the_reference_nothing_is_resampled(name):
-    assert torch.equal(said(built(name)), said(built(name, GRID, TokenGrid(3, 4, 4))))
+    assert torch.equal(outputs(built(name)), outputs(built(name, GRID, TokenGrid(3, 4, 4))))
 
 
 @pytest.mark.parametrize("name", ["sine", "learned", "flat_sine"])
 def test_of_a_doubled_grid_each_token_lies_between_its_neighbours_in_the_reference(name):
     """Slices of a doubled grid have the coordinates -1/4, 1/4, 3/4, ..., between those of the reference."""
     reference, doubled = TokenGrid(5, 2, 2), TokenGrid(10, 2, 2)
-    one_tD = said(built(name, reference))[::4]
-    two_tD = said(built(name, doubled, reference))[::4]
+    one_tD = outputs(built(name, reference))[::4]
+    two_tD = outputs(built(name, doubled, reference))[::4]
     # Slow waves alone: a fast one has its crests between the slices.
     slow = (one_tD[1:] - one_tD[:-1]).abs().amax(dim=0) < 0.5
     assert slow.sum() >= 4

@@ -131,7 +131,7 @@ def test_rotary_scores_depend_on_the_distance_only():
         scores = [score(at, [a + d for a, d in zip(at, distance, strict=True)]) for at in starts]
         assert scores == pytest.approx([scores[0]] * 3, abs=1e-4)
     ahead, back = score((2, 3, 4), (4, 3, 4)), score((4, 3, 4), (2, 3, 4))
-    assert abs(ahead - back) > 1e-2, "the direction is told as well"
+    assert abs(ahead - back) > 1e-2, "the direction matters too"
 
 
 def test_rotary_positions_rotate_bfloat16_in_float32():

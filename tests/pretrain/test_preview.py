@@ -1,4 +1,4 @@
-"""`kinemae pretrain preview`: what it draws and counts is what training would get."""
+"""`kinemae pretrain preview`: its pictures and counts equal the input of training."""
 
 import json
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def config_file(tmp_path: Path, synth_shards: Path) -> Path:
 
 @pytest.fixture
 def preview(config_file: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """Runs the command with --json and gives what it printed."""
+    """Run the command with --json and return its output."""
 
     def run(*arguments: str) -> dict[str, Any]:
         capsys.readouterr()
@@ -223,7 +223,7 @@ def test_clips_and_masks_are_of_the_step_that_is_asked_for(
 def test_no_more_clips_are_drawn_than_a_step_has(
     drawn: Callable[..., tuple[Plan, ClipBatch, dict[str, Tensor]]],
 ) -> None:
-    """Another step may have other budgets, and rows of unequal length make no batch."""
+    """Token budgets may differ between steps, and rows of different lengths cannot form a batch."""
     assert len(drawn("pictures.clips=9")[1].keys) == 4
 
 

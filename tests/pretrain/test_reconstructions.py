@@ -1,4 +1,4 @@
-"""Pictures show what they say: read back token by token."""
+"""Reconstruction pictures: each column has the documented content, token by token."""
 
 from collections.abc import Sequence
 
@@ -132,7 +132,7 @@ def test_drawing_leaves_every_part_of_the_model_in_its_mode() -> None:
 
 
 def coloured(*colours: int) -> Column:
-    """A clip a colour, 3 frames, each a grey level brighter than the one before."""
+    """One clip per colour: 3 frames, each one grey level brighter than the previous one."""
     frame_T = torch.arange(3, dtype=torch.uint8)[None, None, :, None, None]
     levels_B = torch.tensor(colours, dtype=torch.uint8)[:, None, None, None, None]
     return Column(title="x", clip_BCTHW=(levels_B + frame_T).expand(-1, 3, -1, 64, 64))

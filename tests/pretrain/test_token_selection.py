@@ -97,8 +97,8 @@ def test_a_keep_of_1_changes_nothing(predict):
         plain = token_selection(masking, **options)(moving(), clip)
         pruned = token_selection(masking, pruning=MotionPruning(keep=1.0), **options)(moving(), clip)
         assert same(pruned, plain)
-        told = token_selection(masking, pruning=RunLengthPruning(keep=1.0), **options)(moving(), clip)
-        assert told.pop("run_length").shape == plain["visible"].shape and same(told, plain)
+        selected = token_selection(masking, pruning=RunLengthPruning(keep=1.0), **options)(moving(), clip)
+        assert selected.pop("run_length").shape == plain["visible"].shape and same(selected, plain)
 
 
 def test_target_tokens_are_hidden_tokens_after_pruning_in_the_masks_order():
@@ -141,7 +141,7 @@ def test_learned_pruning_gets_all_visible_tokens_and_fewer_target_tokens():
 
 
 def running_cell(grid, start):
-    """Chosen tokens, by a loop over slices and cells."""
+    """Select tokens by a loop over slices and cells."""
     chosen = set()
     for t in range(grid.t):
         for number in ((start + t) % 4, (start + t + 1) % 4):  # two of four, running on by one

@@ -121,7 +121,7 @@ def test_a_pause_is_measured():
 
 
 def test_stamps_that_are_wrong_by_a_frame_have_no_effect(tmp_path: Path):
-    """As in program streams where a group of pictures is stamped a frame too late."""
+    """A group of pictures may be stamped a frame too late, as in some program streams."""
     ticks = [40 * n + 40 * (10 <= n < 20) - 20 * (n == 20) for n in range(30)]
     ticks[20] = ticks[19] + 20
     video = encoded(numbered(range(30)), ticks=ticks, kind=MATROSKA)

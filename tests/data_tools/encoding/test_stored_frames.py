@@ -1,6 +1,6 @@
 """Differential test of `shard`: every layout stores the frames of a sequential decode of the original.
 
-Each picture carries its number, so that frames are told apart after scaling and encoding.
+Each picture shows its number, which identifies the frame after scaling and encoding.
 """
 
 from fractions import Fraction

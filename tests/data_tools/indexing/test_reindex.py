@@ -156,8 +156,8 @@ def one_sample(folder: Path, ours: Path, **changes: object) -> Path:
 
 
 def test_the_json_holds_every_column_except_the_position_in_the_tar(ours: Path):
-    told = set(described(ours / "train" / "shard-000000.tar"))
-    assert {*COLUMNS.names} - told == {"key", "shard", "offset", "length"}
+    fields = set(described(ours / "train" / "shard-000000.tar"))
+    assert {*COLUMNS.names} - fields == {"key", "shard", "offset", "length"}
 
 
 @pytest.mark.parametrize(

@@ -132,10 +132,10 @@ def test_members_that_no_rule_reads_are_counted(
 ):
     members = [("a.mp4", clips[0]), ("a.txt", b"a man"), ("a.json", described(score=1)), ("b.mp4", clips[1])]
     write_tar(tmp_path / "x.tar", [*members, ("b.flow.npy", b"")])
-    said = "no labels were found; members that no rule reads: 1 .json, 1 .npy, 1 .txt; label=json.FIELD"
+    warning = "no labels were found; members that no rule reads: 1 .json, 1 .npy, 1 .txt; label=json.FIELD"
     for arguments in ([], ["--dry-run"]):
         assert index(tmp_path, *arguments) == 0
-        assert said in capsys.readouterr().err
+        assert warning in capsys.readouterr().err
     assert index(tmp_path, "label=none") == 0
     assert "no labels were found" not in capsys.readouterr().err
 

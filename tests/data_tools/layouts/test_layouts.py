@@ -1,4 +1,4 @@
-"""Contract of all layouts: what the index and the reader rely on."""
+"""Contract of all layouts, as required by the index and the reader."""
 
 import resource
 from pathlib import Path

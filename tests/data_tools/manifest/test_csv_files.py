@@ -74,7 +74,7 @@ def test_another_encoding_is_an_error_that_states_the_line_and_the_argument(root
 
 
 def words(error: DataError) -> dict[str, Any]:
-    """Parse the arguments that a message tells the user to add."""
+    """Parse the arguments that an error message suggests."""
     found: dict[str, Any] = {}
     for key, value in re.findall(r"source\.args\.([\w.]+)=([^\s;')]+)", str(error).partition("fix: ")[2]):
         outer, _, inner = key.partition(".")

@@ -219,7 +219,7 @@ def test_an_empty_list_is_an_error(tmp_path: Path):
         check_not_empty(location(file), Manifest(videos=()))
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def output_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     assert shard(*arguments, "/nowhere/out", "--dry-run") == 0
     return capsys.readouterr().err
 
@@ -228,17 +228,17 @@ def test_a_single_class_of_several_folders_gives_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     write_text(tmp_path / "set" / "videos" / "a" / "1.mp4", "")
-    assert "all videos are of" not in said(capsys, tmp_path / "set")
+    assert "all videos are of" not in output_of(capsys, tmp_path / "set")
     write_text(tmp_path / "set" / "videos" / "b" / "2.mp4", "")
     message = "all videos are of the class 'videos', in 2 folders; if those are the classes, set SOURCE to"
-    assert message in said(capsys, tmp_path / "set")
-    assert "all videos are of" not in said(capsys, tmp_path / "set" / "videos")
+    assert message in output_of(capsys, tmp_path / "set")
+    assert "all videos are of" not in output_of(capsys, tmp_path / "set" / "videos")
 
 
 def test_a_split_name_among_class_folders_gives_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_text(tmp_path / "train" / "1.mp4", "")
     write_text(tmp_path / "dev" / "2.mp4", "")
-    assert "train is the name of a split, dev is not: all are classes; for splits rename" in said(
+    assert "train is the name of a split, dev is not: all are classes; for splits rename" in output_of(
         capsys, tmp_path
     )
 

@@ -144,5 +144,5 @@ def test_a_file_system_without_locks_gives_a_warning(
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     assert shard(source, tmp_path / "out", "validation_fraction=0", "layout.name=copy") == 0
-    said = "is on a file system without locks (flock): run one command at a time for"
-    assert said in capsys.readouterr().err
+    warning = "is on a file system without locks (flock): run one command at a time for"
+    assert warning in capsys.readouterr().err

@@ -80,8 +80,10 @@ def test_a_failing_disk_gives_one_warning_and_reads_continue(
     for _ in range(3):
         cache.write(digest(0), 0, b"data")
         assert cache.read(digest(0), 0, 4) == b""
-    told = {id(record): record.getMessage() for record in caplog.records}  # pytest may hear a record twice
-    assert ["does not work" in message and "read without it" in message for message in told.values()] == [
+    messages = {
+        id(record): record.getMessage() for record in caplog.records
+    }  # pytest may hear a record twice
+    assert ["does not work" in message and "read without it" in message for message in messages.values()] == [
         True
     ]
 
@@ -89,7 +91,7 @@ def test_a_failing_disk_gives_one_warning_and_reads_continue(
 def use(
     cache: Cache, seed: int, seconds: float, report: "multiprocessing.Queue[tuple[int, int, int]]"
 ) -> None:
-    """Read at random through the cache, as training does."""
+    """Read samples in random order through the cache, as in training."""
     chance = random.Random(seed)
     hits = misses = most = 0
     end = time.monotonic() + seconds

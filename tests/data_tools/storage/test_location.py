@@ -200,7 +200,7 @@ def test_retries_have_a_time_limit(server: FaultyServer):
 
 
 @pytest.mark.parametrize(
-    "status, said",
+    "status, message",
     [
         (403, r"access denied \(HTTP 403\); check that the credentials are set and allow it"),
         (401, r"access denied \(HTTP 401\)"),
@@ -208,9 +208,11 @@ def test_retries_have_a_time_limit(server: FaultyServer):
         (400, r"HTTP 400; the server refuses such a request"),
     ],
 )
-def test_permanent_errors_fail_at_once(server: FaultyServer, remote_file: Location, status: int, said: str):
+def test_permanent_errors_fail_at_once(
+    server: FaultyServer, remote_file: Location, status: int, message: str
+):
     server.fault = lambda method, path: status
-    with pytest.raises(StorageError, match=said) as caught:
+    with pytest.raises(StorageError, match=message) as caught:
         remote_file.read(0, 10)
     assert len(server.requests) == 1 and caught.value.status == status
     assert pickle.loads(pickle.dumps(caught.value)).status == status

@@ -33,10 +33,10 @@ class Compared:
 
     Attributes:
         frames: of a sequential decode, up to the first damage.
-        reads: how many frames were asked for, one by one or together.
-        differing: how many of them were others than those of the sequential decode.
-        refused: why the video cannot be read at all.
-        faults: what else is wrong.
+        reads: number of requested frames, in single and joint requests.
+        differing: number of these that differ from the sequential decode.
+        refused: reason for which the video cannot be read.
+        faults: other problems.
     """
 
     frames: int = 0
@@ -60,7 +60,7 @@ def digest(frame: av.VideoFrame) -> str:
 
 
 def sequential(video: bytes) -> list[str]:
-    """The frames of FFmpeg's plainest loop, up to the first that is damaged; none is left out."""
+    """All frames of a plain FFmpeg decoding loop, up to the first damaged one."""
     found = []
     with av.open(io.BytesIO(video)) as container:
         stream = container.streams.best("video")
@@ -140,7 +140,7 @@ def _read(video: bytes, timestamps_s: list[float], end_s: float) -> list[str]:
 
 
 def shown(video: bytes) -> tuple[list[int], list[float]]:
-    """The numbers on the frames of a generated video, read all at once, and when they come on screen."""
+    """Frame numbers of a generated video, read in one request, and their presentation times."""
     times = our_times(video, probe(video).frames)
     found: dict[int, int] = {}
     for frame, places, _ in frames_at(video, [time + 1e-4 for time in times]):

@@ -68,11 +68,11 @@ def test_times_are_those_of_ffprobes_best_effort(name, tmp_path):
     file = tmp_path / "video"
     file.write_bytes(MADE[name]())
     asked = ["-v", "error", "-select_streams", "v", "-show_entries", "frame=best_effort_timestamp"]
-    told = subprocess.run(["ffprobe", *asked, "-of", "csv=p=0", file], capture_output=True, text=True)
-    theirs = [int(line.rstrip(",")) for line in told.stdout.split()]
+    probed = subprocess.run(["ffprobe", *asked, "-of", "csv=p=0", file], capture_output=True, text=True)
+    ffprobe_pts = [int(line.rstrip(",")) for line in probed.stdout.split()]
     with open_video(file) as opened:
-        ours = [opened.first.pts, *(frame.pts for frame in opened.rest)]
-    assert ours == theirs and len(ours) == len(sequential(file.read_bytes()))
+        own_pts = [opened.first.pts, *(frame.pts for frame in opened.rest)]
+    assert own_pts == ffprobe_pts and len(own_pts) == len(sequential(file.read_bytes()))
 
 
 def test_stamps_that_contradict_the_decoding_order_are_not_used():

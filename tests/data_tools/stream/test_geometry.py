@@ -24,7 +24,7 @@ SPATIAL = sorted((REAL.parent / "cases" / "spatial_video").glob("*.m*"))
 
 
 def motion_jpeg(orientation):
-    """A video of JPEG files that carry EXIF, side data of a type that PyAV does not know; and its picture."""
+    """A video of JPEG files that carry EXIF, side data of a type unknown to PyAV; and its picture."""
     picture = Image.fromarray(
         np.kron(np.arange(24, dtype=np.uint8).reshape(4, 6) * 10, np.ones((16, 16), np.uint8))
     )

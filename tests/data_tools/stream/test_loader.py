@@ -410,7 +410,7 @@ def test_automatic_workers_never_oversubscribe_the_cores_and_explicit_numbers_ar
 
 
 def limits(cores, machine="a", quotas=None):
-    """Of one process."""
+    """Return the core limits of one process."""
     return CoreLimits(machine, frozenset(cores), quotas or {})
 
 
@@ -457,7 +457,7 @@ def test_a_containers_quota_counts_in_both_versions_of_control_groups(monkeypatc
 
 
 class DeadlyVideos(EvaluationVideos):
-    """Evaluation videos of which one ends the worker that reads it."""
+    """Evaluation videos; one of them kills the worker that reads it."""
 
     def _views(self, sample):
         if sample.label == 3:

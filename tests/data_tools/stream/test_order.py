@@ -56,7 +56,7 @@ class Run:
     """A run that is interrupted and resumed with other numbers of processes.
 
     Attributes:
-        topologies: for each stretch: its steps, the processes, the clips that a process holds at once.
+        topologies: for each part of the run: steps, processes, clips per micro-batch.
     """
 
     global_clips: int

@@ -84,13 +84,13 @@ def test_an_outage_is_not_a_bad_video(server: FaultyServer, fault: str | int):
 def test_an_outage_is_waited_for_and_the_batches_are_the_same(
     shards: Path, server: FaultyServer, workers: int
 ):
-    index, told = index_at(server, PATIENT), []
+    index, reports = index_at(server, PATIENT), []
     down_for(server, 1.5)
-    batches = load(index, workers=workers, on_outage=told.append)
+    batches = load(index, workers=workers, on_outage=reports.append)
     for batch, expected in zip(batches, load(open_index(shards)), strict=True):
         assert batch.keys == expected.keys and batch.skipped == ()
         assert torch.equal(batch.clip_BCTHW, expected.clip_BCTHW)
-    assert "HTTP 503" in told[0] and told[-1] == ""
+    assert "HTTP 503" in reports[0] and reports[-1] == ""
 
 
 @pytest.mark.slow
@@ -201,6 +201,6 @@ def test_a_read_that_hangs_is_an_outage_and_quarantines_nothing(shards: Path):
     for shard in index.shards:
         (shards / shard.name).unlink()
         os.mkfifo(shards / shard.name)  # a read of it blocks, as on a stale network disk
-    told: list[str] = []
+    reports: list[str] = []
     with pytest.raises(StorageUnavailable, match=r"sample .*: the read of its bytes did nothing for 4 s"):
-        load(index, workers=1, timeout_s=3.0, on_outage=told.append)
+        load(index, workers=1, timeout_s=3.0, on_outage=reports.append)

@@ -50,7 +50,7 @@ def test_opening_reads_no_shard(folder: Location, server: FaultyServer):
 
 
 @pytest.mark.parametrize(
-    "fault, kind, said",
+    "fault, kind, message",
     [
         (503, StorageUnavailable, r"sample .*: cannot read http.*shard-000000.tar: HTTP 503, retried for"),
         (
@@ -63,11 +63,11 @@ def test_opening_reads_no_shard(folder: Location, server: FaultyServer):
     ],
 )
 def test_a_storage_error_has_its_reason(
-    folder: Location, server: FaultyServer, fault: str | int, kind: type[Exception], said: str
+    folder: Location, server: FaultyServer, fault: str | int, kind: type[Exception], message: str
 ):
     index = open_index(folder)
     server.fault = lambda method, path: fault
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         read_video(index, index.sample(0))
 
 

@@ -124,7 +124,7 @@ def runs(pid: int) -> bool:
 
 
 @pytest.fixture
-def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     monkeypatch.setattr(pool_module.log, "propagate", True)
     return caplog
 
@@ -173,7 +173,7 @@ class Counting(ItemReader[int]):
     ],
 )
 def test_the_sample_that_kills_or_blocks_a_worker_is_skipped_and_all_others_are_read(
-    said: pytest.LogCaptureFixture, deed: Callable[[], None], how: str
+    warnings: pytest.LogCaptureFixture, deed: Callable[[], None], how: str
 ) -> None:
     items = list(pool_of(Numbers({7: deed}), timeout_s=1.5))
     assert [value for item in items for value in item["values"].tolist()] == [
@@ -182,18 +182,18 @@ def test_the_sample_that_kills_or_blocks_a_worker_is_skipped_and_all_others_are_
     assert items[2]["skipped"] == {
         "sample-7": f"a loader worker {how} while it read the sample, earlier in this run"
     }
-    [record] = said.records
+    [record] = warnings.records
     assert f"a loader worker {how} while it read sample sample-7: it is left out" in record.getMessage()
     assert wait_until(lambda: processes_alive() == [])
 
 
 @pytest.mark.slow
-def test_two_bad_samples_of_one_item_are_both_skipped(said: pytest.LogCaptureFixture) -> None:
+def test_two_bad_samples_of_one_item_are_both_skipped(warnings: pytest.LogCaptureFixture) -> None:
     pool = pool_of(Numbers({3: crash, 5: hang, 20: die}), timeout_s=1.5)
     items = list(pool)
     left_out = ["sample-20", "sample-3", "sample-5"]
     assert sorted(key for item in items for key in item["skipped"]) == left_out
-    assert sorted(pool.quarantined) == left_out and len(said.records) == 3
+    assert sorted(pool.quarantined) == left_out and len(warnings.records) == 3
     assert items[1]["values"].tolist() == [4]
 
 
@@ -209,7 +209,7 @@ def test_a_worker_killed_from_outside_is_replaced_and_nothing_is_lost() -> None:
 
 
 def test_an_idle_worker_that_is_killed_costs_no_sample(
-    said: pytest.LogCaptureFixture, tmp_path: Path
+    warnings: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     last_ahead = tmp_path / "read"  # of the two items that it prefetches
     pool = pool_of(Numbers({3 * SAMPLES - 1: partial(Path.touch, last_ahead)}), workers=1)
@@ -218,7 +218,7 @@ def test_an_idle_worker_that_is_killed_costs_no_sample(
     os.kill(first["pid"], signal.SIGKILL)
     items = [first, *pool]
     assert [value for item in items for value in item["values"].tolist()] == list(range(SAMPLES * ITEMS))
-    assert "was killed by SIGKILL between two samples: a new one takes its place" in said.text
+    assert "was killed by SIGKILL between two samples: a new one takes its place" in warnings.text
 
 
 @pytest.mark.slow
@@ -335,7 +335,7 @@ def start(repo: Path, tmp_path: Path, ending: str) -> tuple[subprocess.Popen[str
     )
     assert process.stdout is not None
     pids = json.loads(process.stdout.readline())
-    assert len(pids) == 2  # they told their own: they ran; the ending may close them at once
+    assert len(pids) == 2  # the workers have run; the ending may close them at once
     return process, pids
 
 

@@ -36,14 +36,14 @@ def faults_of(folder: Path | str, *, full: bool = False) -> list[str]:
 
 
 def rewrite(folder: Path, change: Callable[[Sample], Sample], **described: object) -> None:
-    """Write the index anew with other rows, as somebody else's mistake would."""
+    """Rewrite the index with other rows."""
     index = open_index(folder)
     rows = [change(index.sample(position)) for position in range(len(index))]
     made_by = {"command": "data_tools shard"}
     write_index(folder, rows, index.shards, index.classes, made_by)
     if described:
-        told = json.loads((folder / "dataset.json").read_text())
-        (folder / "dataset.json").write_text(json.dumps({**told, **described}))
+        stored = json.loads((folder / "dataset.json").read_text())
+        (folder / "dataset.json").write_text(json.dumps({**stored, **described}))
 
 
 def flip(path: Path, place: int) -> None:
@@ -168,7 +168,7 @@ def later(**changes: Callable[[Sample], object]) -> Callable[[Sample], Sample]:
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, pattern",
     [
         (later(offset=lambda row: row.offset + 512), r"expected \d+ bytes at byte \d+, got no member"),
         (later(length=lambda row: row.length - 1), r"expected \d+ bytes at byte \d+, got .* with \d+ bytes"),
@@ -183,10 +183,10 @@ def later(**changes: Callable[[Sample], object]) -> Callable[[Sample], Sample]:
         (later(shard=lambda row: 0), "expected 16 samples as in dataset.json, got 32 rows in the index"),
     ],
 )
-def test_a_row_that_is_wrong_is_found(shards: Path, changes: Callable[[Sample], Sample], said: str):
+def test_a_row_that_is_wrong_is_found(shards: Path, changes: Callable[[Sample], Sample], pattern: str):
     rewrite(shards, changes)
     found = faults_of(shards)
-    assert any(re.search(said, fault) for fault in found), found
+    assert any(re.search(pattern, fault) for fault in found), found
 
 
 def test_an_index_of_another_run_is_found(shards: Path):
@@ -245,12 +245,12 @@ def test_the_command_logs_some_faults_prints_all_as_json_and_exits_with_3(
     assert "32 faults in" in err and "12 are not shown, --json has all" in err
 
 
-@pytest.mark.parametrize("arguments, said", [(["workers=-1"], "workers must be 0"), (["fast=1"], "fast")])
+@pytest.mark.parametrize("arguments, pattern", [(["workers=-1"], "workers must be 0"), (["fast=1"], "fast")])
 def test_a_wrong_argument_is_named(
-    shards: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    shards: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], pattern: str
 ):
     assert run_program(PROGRAM, ["verify", str(shards), *arguments]) == 2
-    assert said in capsys.readouterr().err
+    assert pattern in capsys.readouterr().err
 
 
 def test_a_folder_without_data_sets_is_named(tmp_path: Path):

@@ -11,10 +11,10 @@ GRID = TokenGrid(8, 2, 3)
 def slices_of(order, sample=0, ratio=0.7):
     chance = generator(0, purpose="masking", sample=sample)
     visible_K, hidden_M = FrameMasking(ratio=ratio, order=order).split(GRID, chance)
-    seen, told = (index.sort().values.view(-1, GRID.per_slice) for index in (visible_K, hidden_M))
-    for whole in (seen, told):  # every place of each slice
+    visible_ts, hidden_ts = (index.sort().values.view(-1, GRID.per_slice) for index in (visible_K, hidden_M))
+    for whole in (visible_ts, hidden_ts):  # every position of each slice
         assert torch.equal(whole - whole[:, :1], torch.arange(6).expand(len(whole), -1))
-    return [(whole[:, 0] // GRID.per_slice).tolist() for whole in (seen, told)]
+    return [(whole[:, 0] // GRID.per_slice).tolist() for whole in (visible_ts, hidden_ts)]
 
 
 def test_causal_shows_the_first_slices_and_hides_the_later_ones():

@@ -16,7 +16,7 @@ def split(masking, motion_N=MOTION_N, grid=GRID, sample=0):
 
 
 def chance_of_being_drawn(odds, count):
-    """Probability of each item to be among `count` drawn without replacement, by enumeration."""
+    """Enumerate the probability of each item to be among `count` items drawn without replacement."""
     chance = [0.0] * len(odds)
     for drawn in permutations(range(len(odds)), count):
         left, likely = sum(odds), 1.0
