@@ -48,7 +48,8 @@ def find_config(given: str, kind: str, *, commands: Sequence[str] = ()) -> Path:
         fix = f"; fix: give {stored}" if stored.is_file() else ""
         raise ConfigError(f"{given}: expected a config file, got a folder{fix}")
     near = _nearest(path, kind, commands)
-    raise ConfigError(f"no config file at {given}" + (f"; did you mean {near}?" if near else ""))
+    hint = f"did you mean {near}?" if near else "fix: `kinemae configs` lists the names"
+    raise ConfigError(f"no config file at {given}; {hint}")
 
 
 def _nearest(path: Path, kind: str, commands: Sequence[str]) -> str | None:

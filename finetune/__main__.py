@@ -62,9 +62,9 @@ PROGRAM = Program(
         Command(
             name="train",
             help="train on labelled shards, save the model and score it; the same command continues a run",
-            example="kinemae finetune train configs/finetune/demo.yaml encoder=runs/mine/encoder",
+            example="kinemae finetune train demo encoder=runs/mine/encoder",
             run=_train,
-            positionals=(("config", "a YAML file, or a name in configs/finetune"),),
+            positionals=(("config", "a YAML file, or a name that `kinemae configs` lists"),),
             options=(_DRY_RUN, _JSON),
         ),
         Command(

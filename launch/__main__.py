@@ -12,7 +12,7 @@ from kinemae.launch.job import JobRefused
 _ABOUT = "Start and supervise trainings on this machine, on hosts by ssh, on Slurm or on Kubernetes."
 _EPILOG = """examples:
   kinemae launch local processes=2 -- pretrain CONFIG run_dir=RUN
-  kinemae launch ssh configs/cluster/ssh.yaml -- pretrain CONFIG run_dir=RUN
+  kinemae launch ssh CLUSTER.yaml -- pretrain CONFIG run_dir=RUN
   kinemae launch status RUN"""
 
 # The module that registers each command; only the module of the given command is imported.

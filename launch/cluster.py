@@ -58,7 +58,7 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="CLUSTER a.b=c",
-        help="a cluster file, or its name in configs/cluster, then overrides of its keys; all are optional",
+        help="a cluster file, or a name that `kinemae configs` lists, then overrides of its keys",
     )
 
 

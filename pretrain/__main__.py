@@ -42,9 +42,9 @@ PROGRAM = Program(
         Command(
             name="",
             help="",
-            example="kinemae pretrain configs/pretrain/demo.yaml data.shards=SHARDS/train run_dir=RUN",
+            example="kinemae pretrain demo data.shards=SHARDS/train run_dir=RUN",
             run=_pretrain,
-            positionals=[("config", "a YAML file, or a name in configs/pretrain")],
+            positionals=[("config", "a YAML file, or a name that `kinemae configs` lists")],
             options=[
                 ("--dry-run", "check the config and print the counts; start nothing"),
                 ("--json", "with --dry-run: print only the counts, as JSON"),
@@ -53,9 +53,9 @@ PROGRAM = Program(
         Command(
             name="preview",
             help="pictures of the model's input, and the cost of a clip",
-            example="kinemae pretrain preview configs/pretrain/demo.yaml data.shards=SHARDS/train",
+            example="kinemae pretrain preview demo data.shards=SHARDS/train",
             run=_preview,
-            positionals=[("config", "a YAML file, or a name in configs/pretrain")],
+            positionals=[("config", "a YAML file, or a name that `kinemae configs` lists")],
             options=[("--json", "print the counts as JSON")],
             value_options=[
                 ("--out", "FOLDER", "folder of the pictures; default: RUN_DIR/preview"),
@@ -65,9 +65,9 @@ PROGRAM = Program(
         Command(
             name="cost",
             help="FLOPs, memory and traffic of a run, without shards or weights; input of `launch plan`",
-            example="kinemae pretrain cost configs/pretrain/videomae_base.yaml --json",
+            example="kinemae pretrain cost videomae_base --json",
             run=_cost,
-            positionals=[("config", "a YAML file, or a name in configs/pretrain")],
+            positionals=[("config", "a YAML file, or a name that `kinemae configs` lists")],
             options=[("--json", "on one line")],
         ),
     ],

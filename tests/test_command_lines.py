@@ -130,7 +130,7 @@ def test_a_name_is_found_from_any_folder_and_a_local_file_takes_precedence(
         ("dmo", "no config file at dmo; did you mean demo?"),
         ("videomae_bas", "did you mean videomae_base?"),
         ("previw", "did you mean the command preview?"),
-        ("zzz", "no config file at zzz\n"),
+        ("zzz", "no config file at zzz; fix: `kinemae configs` lists the names\n"),
         ("steps=3", "expected a config file first, got the override 'steps=3'; fix: write CONFIG steps=3"),
         ("steps=3 demo", "expected a config file first, got the override 'steps=3'; fix: write demo steps=3"),
         ("demo dry-run", "expected an override of the form key=value, got 'dry-run'; fix: write --dry-run"),

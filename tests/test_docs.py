@@ -142,6 +142,16 @@ def test_the_example_mask_of_the_architecture_satisfies_the_contract() -> None:
     assert (visible_K.diff() > 0).all() and not (hidden_M.diff() > 0).all()
 
 
+def test_commands_name_configs_that_exist() -> None:
+    """Names, not paths of the repository: an installed package has no folder `configs/`."""
+    for path in [*DOCUMENTS, *REPO.glob("configs/*/*.yaml")]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"kinemae [^`\n]*configs/\w+/\w+\.yaml", text), path
+        found = re.findall(r"kinemae (pretrain|finetune) (?:(?:train|preview|cost) )?(\w+_\w+|demo)\b", text)
+        for kind, name in found:
+            assert (REPO / "configs" / kind / f"{name}.yaml").exists(), f"{path}: {name}"
+
+
 # The standard terms are conversion, worker pool, fix, buffer, package or command.
 NON_STANDARD = re.compile(
     r"\b(kinship|crews?|mend(s|ed|ing)?|parcels?|whoever|has no say|told_noise|rooms?)\b", re.IGNORECASE

@@ -44,10 +44,10 @@ def add_to(parsers: Any) -> None:
         parsers,
         "plan",
         _HELP,
-        "example:\n  kinemae launch plan configs/pretrain/videomae_base.yaml nodes=2 device=h200\n\n"
+        "example:\n  kinemae launch plan videomae_base nodes=2 device=h200\n\n"
         f"keys of machines: {', '.join(_KEYS)}; all other keys belong to the config",
     )
-    parser.add_argument("config", help="a config file, or its name in configs/pretrain")
+    parser.add_argument("config", help="a config file, or a name that `kinemae configs` lists")
     parser.add_argument(
         "words", nargs="*", default=[], metavar="a.b=c", help="overrides of machines and config"
     )

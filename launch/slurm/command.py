@@ -27,7 +27,7 @@ _LAST_TASKS_S = 600
 def add_to(parsers: Any) -> None:
     """Register `slurm`."""
     text = "submit a training as a batch job to a Slurm cluster"
-    example = "slurm configs/cluster/slurm.yaml nodes=4 -- pretrain CONFIG run_dir=RUN"
+    example = "slurm CLUSTER.yaml nodes=4 -- pretrain CONFIG run_dir=RUN"
     add_launcher(parsers, "slurm", run, text, example)
 
 

@@ -52,6 +52,5 @@ def test_a_recipes_batch_can_be_divided(path, world):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipes_header_names_its_own_file(path):
-    found = re.findall(r"configs/finetune/\w+\.yaml", path.read_text())
-    assert any(str(path).endswith(name) for name in found)
+def test_the_command_in_a_recipes_header_names_the_recipe(path):
+    assert re.findall(r"kinemae finetune train (\w+)", path.read_text()) == [path.stem]

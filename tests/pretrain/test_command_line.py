@@ -234,7 +234,7 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
         run_program(PROGRAM, ["--help"])
     assert left.value.code == 0
     output = capsys.readouterr().out
-    assert "example:\n  kinemae pretrain configs/pretrain/demo.yaml data.shards=" in output
+    assert "example:\n  kinemae pretrain demo data.shards=" in output
     assert "--dry-run" in output
 
 
