@@ -3,10 +3,10 @@
 import argparse
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kinemae.data_tools.command import Command, Program, run_program
+from kinemae.data_tools.command import Command, Program, lazy, run_program
 from kinemae.data_tools.overrides import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -50,6 +50,18 @@ def find_config(given: str, kind: str, *, commands: Sequence[str] = ()) -> Path:
     near = _nearest(path, kind, commands)
     hint = f"did you mean {near}?" if near else "fix: `kinemae configs` lists the names"
     raise ConfigError(f"no config file at {given}; {hint}")
+
+
+def lazy_with_config(
+    kind: str, module: str, function: str, *, commands: Sequence[str] = ()
+) -> Callable[[argparse.Namespace], None]:
+    """A `run` function that finds the config, see `find_config`, and then imports its module, see `lazy`."""
+
+    def run(arguments: argparse.Namespace) -> None:
+        arguments.config = find_config(arguments.config, kind, commands=commands)
+        lazy(module, function)(arguments)
+
+    return run
 
 
 def _nearest(path: Path, kind: str, commands: Sequence[str]) -> str | None:

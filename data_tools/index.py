@@ -165,12 +165,6 @@ class ShardIndex:
         """The location of a sample's shard."""
         return self.folder / self.shards[sample.shard].name
 
-    def shard_path(self, sample: Sample) -> Path:
-        """The path of a sample's shard; the data set must be local."""
-        path = self.shard_location(sample).path
-        assert path is not None, "remote shards have no path"
-        return path
-
     def __reduce__(self) -> tuple[Any, ...]:
         return load_index, (self.folder, self.local_index.for_other_process())
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kinemae.data_tools.command import CheckpointError, Command, Program, lazy, run_program
-from kinemae.data_tools.config_files import find_config
+from kinemae.data_tools.config_files import lazy_with_config
 from kinemae.data_tools.overrides import as_override
 from kinemae.pretrain.folder_kinds import (
     ENCODER,
@@ -21,11 +21,6 @@ from kinemae.pretrain.folder_kinds import (
 
 _DRY_RUN = ("--dry-run", "check the config and the data, print the plan, and start nothing")
 _JSON = ("--json", "print the result as JSON")
-
-
-def _train(arguments: argparse.Namespace) -> None:
-    arguments.config = find_config(arguments.config, "finetune")
-    lazy("kinemae.finetune.train", "run_train")(arguments)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -63,7 +58,7 @@ PROGRAM = Program(
             name="train",
             help="train on labelled shards, save the model and score it; the same command continues a run",
             example="kinemae finetune train demo encoder=runs/mine/encoder",
-            run=_train,
+            run=lazy_with_config("finetune", "kinemae.finetune.train", "run_train"),
             positionals=(("config", "a YAML file, or a name that `kinemae configs` lists"),),
             options=(_DRY_RUN, _JSON),
         ),

@@ -4,35 +4,13 @@
 memory. A config file named `preview` is written `./preview`.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from kinemae.data_tools.command import Command, Program, run_program
-from kinemae.data_tools.config_files import find_config
+from kinemae.data_tools.config_files import lazy_with_config
 
-_COMMANDS = ("preview", "cost")
-
-
-def _pretrain(arguments: argparse.Namespace) -> None:
-    arguments.config = find_config(arguments.config, "pretrain", commands=_COMMANDS)
-    from kinemae.pretrain.command import run_pretrain
-
-    run_pretrain(arguments)
-
-
-def _preview(arguments: argparse.Namespace) -> None:
-    arguments.config = find_config(arguments.config, "pretrain")
-    from kinemae.pretrain.preview import run_preview
-
-    run_preview(arguments)
-
-
-def _cost(arguments: argparse.Namespace) -> None:
-    arguments.config = find_config(arguments.config, "pretrain")
-    from kinemae.pretrain.cost import run_cost
-
-    run_cost(arguments)
+_CONFIG = [("config", "a YAML file, or a name that `kinemae configs` lists")]
 
 
 PROGRAM = Program(
@@ -43,8 +21,10 @@ PROGRAM = Program(
             name="",
             help="",
             example="kinemae pretrain demo data.shards=SHARDS/train run_dir=RUN",
-            run=_pretrain,
-            positionals=[("config", "a YAML file, or a name that `kinemae configs` lists")],
+            run=lazy_with_config(
+                "pretrain", "kinemae.pretrain.command", "run_pretrain", commands=("preview", "cost")
+            ),
+            positionals=_CONFIG,
             options=[
                 ("--dry-run", "check the config and print the counts; start nothing"),
                 ("--json", "with --dry-run: print only the counts, as JSON"),
@@ -54,8 +34,8 @@ PROGRAM = Program(
             name="preview",
             help="pictures of the model's input, and the cost of a clip",
             example="kinemae pretrain preview demo data.shards=SHARDS/train",
-            run=_preview,
-            positionals=[("config", "a YAML file, or a name that `kinemae configs` lists")],
+            run=lazy_with_config("pretrain", "kinemae.pretrain.preview", "run_preview"),
+            positionals=_CONFIG,
             options=[("--json", "print the counts as JSON")],
             value_options=[
                 ("--out", "FOLDER", "folder of the pictures; default: RUN_DIR/preview"),
@@ -66,8 +46,8 @@ PROGRAM = Program(
             name="cost",
             help="FLOPs, memory and traffic of a run, without shards or weights; input of `launch plan`",
             example="kinemae pretrain cost videomae_base --json",
-            run=_cost,
-            positionals=[("config", "a YAML file, or a name that `kinemae configs` lists")],
+            run=lazy_with_config("pretrain", "kinemae.pretrain.cost", "run_cost"),
+            positionals=_CONFIG,
             options=[("--json", "on one line")],
         ),
     ],

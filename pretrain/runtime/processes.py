@@ -30,7 +30,6 @@ class Processes:
     rank: int
     world: int
     local_rank: int
-    local_world: int
     device: torch.device
 
     @property
@@ -103,7 +102,6 @@ def find_processes(device: str = "auto") -> Processes:
         rank=rank,
         world=world,
         local_rank=local_rank,
-        local_world=_number("LOCAL_WORLD_SIZE", _number("LOCAL_SIZE", 1)),  # the deepspeed launcher's name
         device=torch.device("cuda", local_rank) if on_cuda else torch.device("cpu"),
     )
 

@@ -58,7 +58,7 @@ def test_videos_that_cannot_be_read_are_counted(
     index = open_index(folder)
     for position in range(0, len(index), 2):
         sample = index.sample(position)
-        with index.shard_path(sample).open("r+b") as file:
+        with index.shard_location(sample).path.open("r+b") as file:
             file.seek(sample.offset)
             file.write(b"????")
     assert len(index) == 32, "so that the clips are one epoch: every sample once"

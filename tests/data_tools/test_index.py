@@ -44,7 +44,7 @@ def test_written_data_reads_back_equal(folder: Path):
     assert index.sample(0) == SAMPLE
     assert index.classes == ("x", "\u6253")
     assert index.column("crc32").tolist() == [2**32 - 1]
-    assert index.shard_path(SAMPLE) == folder / "shard-000000.tar"
+    assert index.shard_location(SAMPLE).path == folder / "shard-000000.tar"
     assert not list(folder.glob("*.partial"))
 
 
@@ -157,7 +157,7 @@ def test_shards_may_be_in_another_folder(folder: Path, tmp_path: Path):
     elsewhere.parent.mkdir()
     elsewhere.write_bytes(b"tar")
     write_index(folder, [SAMPLE], [Shard(name=str(elsewhere), samples=1, bytes=3, sha256="")], ["x", "y"], {})
-    assert open_index(folder).shard_path(SAMPLE) == elsewhere
+    assert open_index(folder).shard_location(SAMPLE).path == elsewhere
     elsewhere.unlink()
     with pytest.raises(DataError, match=r"lacks 1 of its shards, first .*elsewhere/x.tar"):
         open_index(folder)

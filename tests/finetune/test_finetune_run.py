@@ -286,7 +286,7 @@ def test_a_damaged_video_is_named_in_the_result_and_does_not_count(scratch_run, 
     shutil.copytree(synth_shards / "validation", tmp_path / "validation")
     index = open_index(tmp_path / "validation")
     victim = index.sample(2)
-    with index.shard_path(victim).open("r+b") as tar:
+    with index.shard_location(victim).path.open("r+b") as tar:
         tar.seek(victim.offset + victim.length // 2)
         tar.write(b"\xff\x00\xff\x00")
 

@@ -82,7 +82,7 @@ def damage(folder: Path, name: str) -> None:
     """Flip one bit in the middle of a video inside its shard."""
     index = open_index(folder)
     [sample] = [index.sample(at) for at in range(len(index)) if index.sample(at).name.endswith(name)]
-    with index.shard_path(sample).open("r+b") as file:
+    with index.shard_location(sample).path.open("r+b") as file:
         file.seek(sample.offset + sample.length // 2)
         byte = file.read(1)[0]
         file.seek(-1, 1)

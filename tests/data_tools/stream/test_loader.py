@@ -82,7 +82,7 @@ def damaged(synth_shards, tmp_path):
     folder = shutil.copytree(synth_shards / "train", tmp_path / "damaged")
     index = open_index(folder)
     sample = index.sample(2)
-    with index.shard_path(sample).open("r+b") as file:
+    with index.shard_location(sample).path.open("r+b") as file:
         file.seek(sample.offset + 100)
         value = file.read(1)[0]
         file.seek(sample.offset + 100)

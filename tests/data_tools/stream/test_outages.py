@@ -173,7 +173,7 @@ def test_a_folder_that_is_not_mounted_is_an_outage_and_a_missing_shard_is_not(sh
     away.rename(shards)
     assert all(batch.weight_B.all() for batch in load(index))
     other = open_index(shutil.copytree(shards, shards.with_name("other")))
-    other.shard_path(other.sample(0)).unlink()
+    other.shard_location(other.sample(0)).path.unlink()
     with pytest.raises(BadVideo, match="No such file"):
         read_video(other, other.sample(0))
 

@@ -36,7 +36,7 @@ def test_a_video_is_read_as_it_was_sharded(synth_shards):
 def test_a_flipped_bit_is_detected(shards):
     index = open_index(shards)
     sample = index.sample(3)
-    change_byte(index.shard_path(sample), sample.offset + sample.length // 2)
+    change_byte(index.shard_location(sample).path, sample.offset + sample.length // 2)
     with pytest.raises(BadVideo, match=f"sample {sample.key} was changed .* shard-000000.tar: its checksum"):
         read_video(index, sample)
     assert read_video(index, index.sample(4))
@@ -45,7 +45,7 @@ def test_a_flipped_bit_is_detected(shards):
 def test_a_truncated_shard_is_detected(shards):
     index = open_index(shards)
     sample = index.sample(0)
-    os.truncate(index.shard_path(sample), sample.offset + 10)
+    os.truncate(index.shard_location(sample).path, sample.offset + 10)
     with pytest.raises(BadVideo, match=f"sample {sample.key} is cut short: 10 of {sample.length} bytes"):
         read_video(index, sample)
 
@@ -53,7 +53,7 @@ def test_a_truncated_shard_is_detected(shards):
 def test_a_missing_shard_is_an_error_with_its_name(shards):
     index = open_index(shards)
     sample = index.sample(0)
-    index.shard_path(sample).unlink()
+    index.shard_location(sample).path.unlink()
     with pytest.raises(
         BadVideo, match=f"sample {sample.key} cannot be read from shard-000000.tar: No such file"
     ):
@@ -62,7 +62,7 @@ def test_a_missing_shard_is_an_error_with_its_name(shards):
 
 def test_reading_many_shards_keeps_few_of_them_open(shards):
     index = open_index(shards)
-    source = index.shard_path(index.sample(0))
+    source = index.shard_location(index.sample(0)).path
     first = index.shards[0]
     names = [f"shard-{number:06d}.tar" for number in range(200)]
     for name in names:

@@ -98,7 +98,7 @@ def test_a_flipped_byte_in_a_header_is_found(shards: Path):
 def test_a_flipped_byte_in_a_video_is_found_by_name(shards: Path):
     index = open_index(shards)
     sample = index.sample(3)
-    flip(index.shard_path(sample), sample.offset + sample.length // 2)
+    flip(index.shard_location(sample).path, sample.offset + sample.length // 2)
     whole, video = faults_of(shards)
     assert "sha256" in whole and f"sample {sample.key}: its checksum differs" in video
 
@@ -106,7 +106,7 @@ def test_a_flipped_byte_in_a_video_is_found_by_name(shards: Path):
 def test_a_flipped_byte_in_a_description_is_found(shards: Path):
     index = open_index(shards)
     sample = index.sample(0)
-    path = index.shard_path(sample)
+    path = index.shard_location(sample).path
     found = re.search(rb'"frames": [0-9]+', path.read_bytes())
     assert found is not None
     flip(path, found.end() - 1)
@@ -199,7 +199,7 @@ def test_an_index_of_another_run_is_found(shards: Path):
 def test_full_finds_damage_under_a_correct_checksum(shards: Path):
     index = open_index(shards)
     sample = index.sample(5)
-    path = index.shard_path(sample)
+    path = index.shard_location(sample).path
     with path.open("r+b") as file:  # damage in the middle of the video, under a checksum that was taken later
         file.seek(sample.offset + sample.length // 2)
         file.write(bytes(range(256)) * 3)

@@ -95,7 +95,7 @@ def damaged_shards(synth_shards: Path, tmp_path: Path) -> Path:
     shutil.copytree(synth_shards / "unlabelled", folder)
     index = open_index(folder)
     sample = index.sample(0)
-    path = index.shard_path(sample)
+    path = index.shard_location(sample).path
     content = bytearray(path.read_bytes())
     content[sample.offset + sample.length // 2] ^= 0x10
     path.write_bytes(content)

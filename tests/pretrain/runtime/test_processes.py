@@ -16,8 +16,6 @@ VARIABLES = (
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "LOCAL_SIZE",
     "MASTER_ADDR",
     "MASTER_PORT",
 )
@@ -63,15 +61,14 @@ def launched(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
 
 def test_without_a_launcher_there_is_one_process() -> None:
     processes = find_processes("cpu")
-    assert (processes.rank, processes.world, processes.local_rank, processes.local_world) == (0, 1, 0, 1)
+    assert (processes.rank, processes.world, processes.local_rank) == (0, 1, 0)
     assert processes.is_first and processes.device == torch.device("cpu")
 
 
-@pytest.mark.parametrize("local_size", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])  # torchrun's, deepspeed's
-def test_a_launchers_variables_give_the_rank(monkeypatch: pytest.MonkeyPatch, local_size: str) -> None:
-    launched(monkeypatch, **LAUNCHED, LOCAL_RANK="1", **{local_size: "4"})
+def test_a_launchers_variables_give_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(monkeypatch, **LAUNCHED, LOCAL_RANK="1")
     processes = find_processes("cpu")
-    assert (processes.rank, processes.world, processes.local_rank, processes.local_world) == (5, 8, 1, 4)
+    assert (processes.rank, processes.world, processes.local_rank) == (5, 8, 1)
     assert not processes.is_first
 
 
