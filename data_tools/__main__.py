@@ -63,6 +63,7 @@ PROGRAM = Program(
             help="print a summary of a data set",
             example="kinemae data show shards/train",
             run=lazy("kinemae.data_tools.show", "run_show"),
+            takes_overrides=False,
             positionals=(("shards", "folder of shards with an index"),),
             options=(_JSON,),
         ),

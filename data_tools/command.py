@@ -21,7 +21,7 @@ from kinemae.data_tools.exit_codes import (
     EXIT_INTERRUPTED,
     EXIT_STUCK,
 )
-from kinemae.data_tools.overrides import check_overrides, parse_override
+from kinemae.data_tools.overrides import ConfigError, check_overrides, parse_override
 
 log = logging.getLogger("kinemae")
 
@@ -92,6 +92,7 @@ class Command:
         options: (flag, help) pairs of on/off switches.
         value_options: (flag, placeholder, help) of options with a value; the default is None.
         variadic: (name, help) of a last positional with one or more values, instead of overrides.
+        takes_overrides: whether `key=value` arguments may follow.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Command:
     options: Sequence[tuple[str, str]] = ()
     value_options: Sequence[tuple[str, str, str]] = ()
     variadic: tuple[str, str] | None = None
+    takes_overrides: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +189,10 @@ def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
             continue  # added by the deepspeed launcher; LOCAL_RANK is used instead
         parse_override(stray)  # raises an error for an override with dashes
         arguments.overrides.append(stray)
-    _reject_wrong_order(arguments, named.get(first or "", unnamed))
+    command = named.get(first or "", unnamed)
+    if command is not None and not command.takes_overrides and arguments.overrides:
+        raise ConfigError(f"expected no further arguments, got {arguments.overrides[0]!r}")
+    _reject_wrong_order(arguments, command)
     check_overrides(arguments.overrides)
     return arguments
 
@@ -208,7 +213,8 @@ def _reject_wrong_order(arguments: argparse.Namespace, command: Command | None) 
 
 def _other_commands(program: str, named: dict[str, Command]) -> list[str]:
     """The last lines of the unnamed command's help."""
-    lines = [f"  kinemae {program} {name} --help    {command.help}" for name, command in named.items()]
+    width = max(map(len, named), default=0) + len(" --help")
+    lines = [f"  kinemae {program} {name + ' --help':{width}}  {one.help}" for name, one in named.items()]
     return ["\nother commands:", *lines] if lines else []
 
 
@@ -229,6 +235,5 @@ def _describe(parser: argparse.ArgumentParser, command: Command) -> None:
         parser.set_defaults(overrides=[])
     else:
         # With a default, argparse does not list it among the missing required arguments.
-        parser.add_argument(
-            "overrides", nargs="*", default=[], metavar="a.b=c", help="config overrides, read as YAML"
-        )
+        text = "config overrides, read as YAML" if command.takes_overrides else argparse.SUPPRESS
+        parser.add_argument("overrides", nargs="*", default=[], metavar="a.b=c", help=text)

@@ -110,13 +110,20 @@ PROGRAM = Program(
     name="configs",
     description="List the configs that come with KineMAE, or print one.",
     commands=[
-        Command(name="", help="list all configs", example="kinemae configs", run=_list_configs),
+        Command(
+            name="",
+            help="list all configs",
+            example="kinemae configs",
+            run=_list_configs,
+            takes_overrides=False,
+        ),
         Command(
             name="show",
             help="print one config",
             example="kinemae configs show pretrain/demo",
             run=_show_config,
             positionals=[("name", "NAME, or KIND/NAME as in finetune/demo")],
+            takes_overrides=False,
         ),
     ],
 )

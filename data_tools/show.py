@@ -29,8 +29,6 @@ _MAX_LINES = 20  # of classes or frame sizes
 
 def run_show(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    if arguments.overrides:
-        raise ValueError(f"expected no overrides, got {arguments.overrides[0]!r}")
     summary = summarise(open_index(arguments.shards))
     text = json.dumps(summary, ensure_ascii=False) if arguments.json else _as_text(summary)
     sys.stdout.write(text + "\n")

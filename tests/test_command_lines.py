@@ -8,6 +8,7 @@ import pytest
 
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.config_files import CONFIGS, find_config
+from kinemae.data_tools.config_files import main as run_configs
 from kinemae.finetune.__main__ import PROGRAM as FINETUNE
 from kinemae.finetune.conversion.command import EXPORT_FORMATS
 from kinemae.launch.job import prepare_job
@@ -152,6 +153,12 @@ def test_a_missing_config_error_suggests_the_nearest_name(
     monkeypatch.chdir(repo)
     assert run_program(PRETRAIN, given.split()) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["videomae_base", "show demo a=1"])
+def test_configs_takes_no_further_arguments(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_configs(given.split()) == 2
+    assert f"expected no further arguments, got {given.split()[-1]!r}" in capsys.readouterr().err
 
 
 def test_a_run_folder_in_place_of_a_config_error_suggests_its_config(

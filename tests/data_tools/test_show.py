@@ -37,9 +37,9 @@ def test_show_suggests_the_splits(synth_shards: Path, capsys: pytest.CaptureFixt
     assert "did you mean" in error and str(synth_shards / "train") in error
 
 
-def test_show_takes_no_overrides(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
+def test_show_takes_no_further_arguments(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
     assert run_program(PROGRAM, ["show", str(synth_shards / "train"), "a=1"]) == 2
-    assert "expected no overrides, got 'a=1'" in capsys.readouterr().err
+    assert "expected no further arguments, got 'a=1'" in capsys.readouterr().err
 
 
 def test_show_prints_layout_groups_and_extra_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
