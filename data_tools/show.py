@@ -29,12 +29,12 @@ _MAX_LINES = 20  # of classes or frame sizes
 
 def run_show(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    summary = summarise(open_index(arguments.shards))
+    summary = summarize(open_index(arguments.shards))
     text = json.dumps(summary, ensure_ascii=False) if arguments.json else _as_text(summary)
     sys.stdout.write(text + "\n")
 
 
-def summarise(index: ShardIndex) -> dict[str, Any]:
+def summarize(index: ShardIndex) -> dict[str, Any]:
     """Counts and ranges of a data set, as JSON values."""
     labels = Counter(index.column("label").tolist())
     widths, heights = index.column("width").tolist(), index.column("height").tolist()

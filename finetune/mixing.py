@@ -143,6 +143,6 @@ def _beta(uniform_B: Tensor, alpha: float) -> Tensor:
 
 @functools.cache
 def _quantiles(alpha: float, device: torch.device) -> Tensor:
-    """Compute the quantiles once per device: a copy to the GPU in each step would synchronise."""
+    """Compute the quantiles once per device: a copy to the GPU in each step would synchronize."""
     table_Q = betaincinv(alpha, alpha, np.linspace(0.0, 1.0, _QUANTILES + 1))
     return torch.tensor(table_Q, dtype=torch.float32, device=device)

@@ -1,6 +1,6 @@
 """State of a launched run: `RUN/launch/launch.json`, the launcher's lock, and requests to stop.
 
-The launcher holds a lock on RUN/launch/launcher.lock while it lives. `launch status` tests the lock, and a
+The launcher holds a lock on RUN/launch/launcher.lock while it runs. `launch status` tests the lock, and a
 second launcher is refused. `launch cancel` writes the file RUN/launch/stop, from any host that sees RUN.
 """
 

@@ -20,7 +20,7 @@ from kinemae.launch.slurm.queue import cancel_job, describe_job, job_end, job_st
 
 _POLL_S, _POLL_SLURM_S = 0.5, 30.0
 _BLOCK = 1 << 16
-_SUPERVISED = ("local", "ssh")  # kinds whose launcher lives as long as the run
+_SUPERVISED = ("local", "ssh")  # kinds whose launcher runs as long as the run
 
 
 def add_to(parsers: Any) -> None:

@@ -88,7 +88,7 @@ def token_selection(config: PretrainConfig, grid: TokenGrid, components: Compone
 def build_model(
     config: PretrainConfig, grid: TokenGrid, components: Components, *, reference: TokenGrid | None = None
 ) -> MaskedAutoencoder:
-    """The model of a run, initialised from PyTorch's generator; works on the meta device.
+    """The model of a run, initialized from PyTorch's generator; works on the meta device.
 
     Args:
         reference: the grid of the weights to be loaded, or None; see `build_autoencoder`.

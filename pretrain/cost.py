@@ -75,7 +75,7 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
     with torch.device("meta"):
         model = build()
     first_clip = step * config.batch.global_clips
-    visible, wanted = split.counts(step)
+    visible, target_count = split.counts(step)
     parameters = _parameters(model)
     return {
         "run": _run(config),
@@ -83,7 +83,7 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
             "grid": grid.tokens,
             "visible": visible,
             "encoded": split.encoded(step),
-            "predicted": wanted if model.decoder is not None else 0,
+            "predicted": target_count if model.decoder is not None else 0,
         },
         "parameters": parameters,
         "flops": _flops(model, _clips(config, split, first_clip, 1), parameters),

@@ -75,8 +75,8 @@ class Pretrained:
         if not has_decoder(self.folder):
             return "the decoder has random weights: none is exported there"
         given, found = load_decoder(self.folder)
-        wanted = describe_decoder(model.decoder, target=target)
-        differ = _differences(wanted, found)
+        expected = describe_decoder(model.decoder, target=target)
+        differ = _differences(expected, found)
         if differ:
             return f"the decoder has random weights: the exported one differs: {', '.join(differ)}"
         model.decoder.load_state_dict(given.state_dict())
@@ -101,10 +101,10 @@ def open_pretrained(folder: str | None) -> Pretrained | None:
     )
 
 
-def _differences(wanted: DecoderDescription, found: DecoderDescription) -> list[str]:
+def _differences(expected: DecoderDescription, found: DecoderDescription) -> list[str]:
     free = {"grid", "target", "format"}
     return [
-        f"{known.name}: config {getattr(wanted, known.name)}, exported {getattr(found, known.name)}"
-        for known in fields(wanted)
-        if known.name not in free and getattr(wanted, known.name) != getattr(found, known.name)
+        f"{known.name}: config {getattr(expected, known.name)}, exported {getattr(found, known.name)}"
+        for known in fields(expected)
+        if known.name not in free and getattr(expected, known.name) != getattr(found, known.name)
     ]

@@ -9,7 +9,7 @@ Columns, if they apply:
     with noise       the whole clip with noise
     encoder input    the visible patches with noise
     pruned           red: visible by the mask, but pruned; blue: hidden, and not predicted because pruned
-    to predict       unchanged: target tokens; violet: hidden tokens that are not predicted; gray: visible
+    to predict       unchanged: target tokens; violet: hidden tokens that are not predicted; grey: visible
 
 Nothing is trained, no process group is started, and weights are not read.
 """

@@ -3,7 +3,7 @@
 Columns, if they apply:
 
     clip                   the input clip
-    encoder input          with noise; hidden patches are gray
+    encoder input          with noise; hidden patches are grey
     pruned                 tinted: tokens that are neither visible nor predicted
     prediction             mean and contrast of each patch are estimated from the visible patches around it
     with TRUE statistics   mean and contrast of each patch are the hidden patch's own, as in papers

@@ -41,7 +41,7 @@ def knn_accuracy(
     """Accuracy of weighted k-nearest-neighbour classification.
 
     As in DINO (arXiv 2104.14294, appendix) a neighbour has the weight exp(cosine / 0.07). Channels are first
-    standardised over the training rows, since the cosines of raw features are all nearly 1.
+    standardized over the training rows, since the cosines of raw features are all nearly 1.
     """
     mean_D, std_D = train_RD.mean(dim=0), train_RD.std(dim=0, correction=0).clamp(min=_ROUNDING)
     train_RD, test_VD = (F.normalize((x - mean_D) / std_D, dim=1) for x in (train_RD, test_VD))

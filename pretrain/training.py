@@ -53,7 +53,7 @@ class Plan:
     def summary(self) -> dict[str, object]:
         """The counts that `--dry-run` prints."""
         grid, config = self.split.grid, self.config
-        visible, wanted = self.split.counts()
+        visible, target_count = self.split.counts()
         return {
             "run_dir": config.run_dir,
             "continues": self.continues,
@@ -67,7 +67,7 @@ class Plan:
             "tokens": grid.tokens,
             "visible_tokens": visible,
             "encoded_tokens": self.split.encoded(),
-            "predicted_tokens": wanted,
+            "predicted_tokens": target_count,
             "encoder_parameters": sum(parameter.numel() for parameter in self.model.encoder.parameters()),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }

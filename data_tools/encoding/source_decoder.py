@@ -46,7 +46,7 @@ class OpenedSource:
         rotation: rotation that makes its frames upright.
         rate: frames per second: the exact constant rate, else the nominal rate.
         mean_rate: mean frames per second, equal to a constant `rate`.
-        rate_mode: whether the rate is constant, as `frame_rate.Timing` says.
+        rate_mode: whether the rate is constant, see `frame_rate.Timing`.
         frames: number of frames in the whole container, including damaged ones.
         start_s, end_s: the segment; the end may lie beyond the end of the video.
         pixel_aspect: width / height of its pixels.

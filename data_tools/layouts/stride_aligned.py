@@ -3,8 +3,8 @@
     frame     0 1 2 3 4 5 6 7 8 ...      stride 4, phase 2
     type      I P I b b b P b b ...      b: a frame that no other frame refers to
 
-A reader of the frames phase, phase + stride, ... skips the others without decoding (`skip_frame=NONREF`). Any
-other reader sees an ordinary file with a constant rate. The phase is drawn for each video, so that a model
+A reader of the frames phase, phase + stride, ... skips the others without decoding (`skip_frame=NONREF`). For
+other readers it is an ordinary file with a constant rate. The phase is drawn for each video, so that a model
 cannot learn the positions of reference frames. A key frame is forced at the phase, and all groups of pictures
 are closed.
 """

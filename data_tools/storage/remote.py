@@ -1,6 +1,6 @@
 """Storage behind URLs, through fsspec; `kinemae.data_tools.storage.location` is its only user.
 
-Each process has its own file systems: their connections live on a thread that a forked child does not have.
+Each process has its own file systems: their connections use a thread that a forked child does not have.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ def size(url: str, policy: RetryPolicy) -> int:
     """Size of an object in bytes."""
     found = _call(url, "info", _path(url), action="look up", policy=policy)["size"]
     if found is None:
-        raise StorageError(f"cannot tell the size of {mask_secrets(url)}: its server does not say")
+        raise StorageError(f"cannot determine the size of {mask_secrets(url)}: its server does not report it")
     return int(found)
 
 

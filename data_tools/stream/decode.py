@@ -100,8 +100,8 @@ def decode_at(video: bytes, timestamps_s: Sequence[float], *, last_frame_s: floa
 class IntactFrames:
     """The frames before the first damage, counted.
 
-    Damage at the end of a video, as in a truncated file or a stopped capture, ends the frames; `note` says
-    so. Damage that intact frames follow raises BadVideo, as does a damaged first frame.
+    Damage at the end of a video, as in a truncated file or a stopped capture, ends the frames; `note` states
+    it. Damage that intact frames follow raises BadVideo, as does a damaged first frame.
 
     Args:
         frames: those of `opened`, or some of them.

@@ -255,6 +255,4 @@ def _needed(found: list[Packet], stream: VideoStream, places: dict[int, list[int
 def _check_end(last_s: float, requested_s: float, last_frame_s: float | None) -> None:
     expected_s = last_frame_s if last_frame_s is not None else 0.0
     if last_s < min(expected_s, requested_s) - 1e-3:
-        raise BadVideo(
-            f"its last frame comes at {last_s:.3f} s, the index promises one at {expected_s:.3f} s"
-        )
+        raise BadVideo(f"its last frame is at {last_s:.3f} s, the index has one at {expected_s:.3f} s")

@@ -8,7 +8,7 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-# PyAV lists all side data of a frame or none: one of a type that it does not know makes it raise ValueError.
+# PyAV lists all side data of a frame or none: it raises ValueError for an unknown type.
 _UNKNOWN_TYPES = range(28, 48)
 _MAX_ASPECT = 8  # larger ratios are errors in the file
 _MIN_DEVIATION = 0.02  # smaller deviations from 1 come from rounded sizes, such as 224/225
@@ -29,7 +29,7 @@ class Rotation(NamedTuple):
 
 
 def rotation(frame: VideoFrame) -> Rotation:
-    """The rotation that a frame's display matrix asks for."""
+    """The rotation in a frame's display matrix."""
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:

@@ -100,7 +100,7 @@ class Sender:
 
 
 class Receiver:
-    """Receives values from a sender; it unpickles, so the sender must be a process of ours.
+    """Receives values from a sender; it unpickles, so the sender must be a process of KineMAE.
 
     Attributes:
         free: numbers of the files that the sender may reuse; the caller sends and removes them.
@@ -151,7 +151,7 @@ class Receiver:
 def to_bytes(value: object) -> bytes:
     """Pickle a value with its tensors in band, so that any process can unpickle it any number of times.
 
-    torch's own reduction lets tensors be fetched only once and only while the sender lives.
+    torch's own reduction lets tensors be fetched only once and only while the sender runs.
     """
     body = io.BytesIO()
     _TensorPickler(body, _PROTOCOL).dump(value)

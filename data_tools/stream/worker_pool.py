@@ -82,7 +82,7 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         self._processes: set[BaseProcess] = set()
         self._is_shut_down = threading.Event()
         weakref.finalize(self, _shutdown, self._processes, self._is_shut_down)
-        # At exit, multiprocessing would send SIGTERM, which the workers block, and wait for ever. atexit runs
+        # At exit, multiprocessing would send SIGTERM, which the workers block, and wait forever. atexit runs
         # before that; weakref does not promise it.
         self._at_exit = atexit.register(partial(_shutdown, self._processes, self._is_shut_down))
         self._workers: list[Worker[Item]] = []
@@ -209,7 +209,7 @@ class WorkerPool(Iterator[Item], Generic[Item]):
             self._quarantine(worker.key, cause)
         elif worker.status.samples == 0:
             raise DataError(
-                f"a loader worker {cause} before it had read anything: its output stands above; "
+                f"a loader worker {cause} before it had read anything; see its output above; "
                 "data.num_workers=0 reads in the main process"
             )
         else:
@@ -228,8 +228,8 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         if key not in self.quarantined:
             self.quarantined[key] = f"a loader worker {cause} while it read the sample, earlier in this run"
             log.warning(
-                "a loader worker %s while it read sample %s: it is left out for the rest of this run, "
-                "and a new worker reads on", cause, key,
+                "a loader worker %s while it read sample %s: it is skipped for the rest of this run, "
+                "and a new worker continues", cause, key,
             )  # fmt: skip
 
 
@@ -295,7 +295,7 @@ def _prefetch(
 
 
 def _shutdown(processes: set[BaseProcess], is_shut_down: threading.Event) -> None:
-    is_shut_down.set()  # first, so that a thread that sees the workers die knows the reason
+    is_shut_down.set()  # first, so that other threads can tell this from a crash of the workers
     for process in list(processes):
         process.kill()
     for process in list(processes):

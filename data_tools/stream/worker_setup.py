@@ -91,7 +91,7 @@ def available_cores() -> int:
 
 
 def _quotas() -> Iterator[tuple[str, float]]:
-    """The quotas of this process's control groups, from its own to the outermost that it sees."""
+    """The quotas of this process's control groups, from its own to the outermost visible one."""
     space = _inode(Path("/proc/self/ns/cgroup"))
     for line in _text(_OWN_CGROUPS).splitlines():
         _, controllers, path = line.split(":", 2)
@@ -144,7 +144,7 @@ def worker_context(preload: Iterable[str]) -> BaseContext:
 
 @contextmanager
 def stop_signals_blocked() -> Iterator[None]:
-    """Start processes in this block with the signals blocked that ask a run to stop.
+    """Start processes in this block with the stop signals of a run blocked.
 
     A scheduler signals the whole process group, and a run that saves a checkpoint first needs its workers.
     Children inherit blocked signals through fork and exec; a signal that arrives in the block reaches the
@@ -173,5 +173,5 @@ def exit_with_parent() -> None:
     fcntl.fcntl(main.sentinel, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(main.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(main.sentinel, fcntl.F_SETFL, fcntl.FASYNC)
-    if not main.is_alive():  # ended before the kernel was asked
+    if not main.is_alive():  # ended before the request
         os._exit(1)

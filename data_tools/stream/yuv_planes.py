@@ -92,7 +92,7 @@ class _Converter:
         self._reformatter = VideoReformatter()
 
     def convert(self, frame: VideoFrame) -> YuvFrame:
-        """The frame's planes; they live as long as the frame."""
+        """The frame's planes; valid as long as the frame exists."""
         if (frame.width, frame.height) != self._size:
             planes = self._with_borders(frame)
         elif frame.format.name in _DIRECT_FORMATS:

@@ -101,7 +101,7 @@ def _read_file(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except _DAMAGED as error:
-        # PyTorch's text goes on with advice to load the file without weights_only.
+        # PyTorch's message continues with the advice to load the file without weights_only.
         text = str(error).partition("\n")[0].partition(" In PyTorch 2.6")[0]
         reason = ": ".join(filter(None, [type(error).__name__, text]))
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Connections to the probes: one probe on each node; all nodes are asked the same at the same time."""
+"""Connections to the probes: one probe on each node; all nodes get the same request at the same time."""
 
 import contextlib
 import json
@@ -61,7 +61,7 @@ class Probes:
 
     Attributes:
         lost: nodes that no longer reply, with the last request and the reason.
-        failures: requests that a node could not answer, with the reason; the node is asked further.
+        failures: requests that a node could not answer, with the reason; the node still gets later requests.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class Probes:
 
 
 class _Connection:
-    """A process that speaks for some nodes."""
+    """A connection to the probes of some nodes."""
 
     def __init__(self, command: list[str], serves: list[int]):
         self.serves = serves

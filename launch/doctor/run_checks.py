@@ -1,4 +1,4 @@
-"""Run all checks of the doctor: ask the nodes step by step and evaluate their replies."""
+"""Run all checks of the doctor: query the nodes step by step and evaluate their replies."""
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +58,7 @@ class Session:
         return {self.name(node): reply for node, reply in replies.items()}
 
     def ask_all(self, request: str, limit_s: float, **arguments: Any) -> dict[str, Any]:
-        """Ask all nodes with the same arguments."""
+        """Send a request with the same arguments to all nodes."""
         return self.ask(request, {node: dict(arguments) for node in self.probes.present()}, limit_s)
 
 
@@ -104,7 +104,7 @@ def _checks(session: Session, options: DoctorOptions) -> Iterator[CheckResult]:
 
 
 def _check_run_dir(session: Session, run_dir: str, needed_bytes: int | None) -> Iterator[CheckResult]:
-    """All nodes and this machine write a file to a new folder; then all of them look for all files."""
+    """Write a file from every node and this machine to a new folder; then check that all see all files."""
     token = secrets.token_hex(8)
     created = [folder for folder in (Path(run_dir), *Path(run_dir).parents) if not folder.exists()]
     folder = Path(run_dir) / f"doctor-{token}"

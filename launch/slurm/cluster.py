@@ -50,7 +50,7 @@ class SlurmCluster:
         extra: further sbatch options, such as --constraint=a100.
         requeue: requeue the job after a stop with a checkpoint (time limit, preemption).
         array: an alternative to `requeue`: this many jobs in sequence, each resuming the run.
-        signal_s: seconds before the time limit at which Slurm sends SIGUSR1, which asks for a checkpoint.
+        signal_s: seconds before the time limit at which Slurm sends SIGUSR1, which requests a checkpoint.
         max_restarts: restarts after crashes, in the same allocation.
         environment: variables of each process.
         python: the interpreter on the nodes; empty for the one that submits.

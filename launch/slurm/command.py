@@ -143,7 +143,7 @@ def _srun_options(cluster: SlurmCluster, job: Job) -> list[str]:
 
 
 def _check_mounts(mounts: Sequence[str], run_dir: str) -> None:
-    """Refuse a run folder outside the mounts: a pyxis container sees nothing else."""
+    """Refuse a run folder outside the mounts: a pyxis container has no other folders."""
     inside = [Path(mount.split(":")[1]) for mount in mounts]
     if not any(folder == Path(run_dir) or folder in Path(run_dir).parents for folder in inside):
         raise ConfigError(

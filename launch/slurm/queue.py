@@ -37,8 +37,8 @@ def describe_job(job_id: str) -> str:
 def job_end(job_id: str, launch_folder: Path) -> tuple[int | None, str]:
     """The exit code of a job that has left the queue, and its description.
 
-    The batch script writes its exit code. If the script was killed too, Slurm knows the job for some minutes,
-    or as long as its accounting keeps it.
+    The batch script writes its exit code. If the script was killed too, the code comes from Slurm's record,
+    which is deleted after some minutes or kept by the accounting.
 
     Raises:
         ValueError: Slurm does not respond.
@@ -64,7 +64,7 @@ def _written_code(job_id: str, launch_folder: Path) -> int | None:
 
 
 def _shown_end(job_id: str) -> tuple[str, str] | None:
-    """State and `CODE:SIGNAL` of a job that Slurm's controller still knows; of the last array element."""
+    """State and `CODE:SIGNAL` of a job that Slurm's controller still has; of the last array element."""
     lines = _run("scontrol", "--oneliner", "show", "job", job_id).splitlines()
     fields = _fields(lines[-1]) if lines else {}
     return (fields["JobState"], fields.get("ExitCode", "")) if "JobState" in fields else None
@@ -106,7 +106,7 @@ def cancel_job(job_id: str, launch_folder: Path) -> str:
     if "RUNNING" not in job_states(job_id):
         return f"job {job_id} left the queue"
     _run("scancel", "--signal=TERM", job_id)
-    return f"job {job_id} was asked to stop: it saves a checkpoint and ends"
+    return f"job {job_id} received a stop signal: it saves a checkpoint and ends"
 
 
 def pending_reason(job_name: str, partition: str) -> str:
@@ -116,7 +116,7 @@ def pending_reason(job_name: str, partition: str) -> str:
     listed = output_of("sinfo", "--noheader", "--Node", *where, "--format=%T|%N is %T (%E)").splitlines()
     states = [line.partition("|") for line in listed]
     nodes = {text for state, _, text in states if state.startswith(_UNUSABLE) or state.endswith("*")}
-    return "; ".join([job or "Slurm does not know the job", *sorted(nodes)])
+    return "; ".join([job or "Slurm has no record of the job", *sorted(nodes)])
 
 
 def partition_limit(partition: str) -> int | None:
@@ -146,7 +146,7 @@ def output_of(*command: str) -> str:
 
 
 def _run(*command: str) -> str:
-    """The output of a Slurm command; empty for a job id that Slurm no longer knows."""
+    """The output of a Slurm command; empty for a job id that Slurm has deleted."""
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except FileNotFoundError as error:

@@ -14,7 +14,7 @@ from kinemae.data_tools.overrides import ConfigError
 _PLAIN = re.compile(r"[\w.,:=/@+%*~-]+", re.ASCII)
 
 # srun returns the highest exit code of its tasks. A task that srun ends because another failed with 3 exits
-# with 143, which would requeue the job for ever. The task that ended first counts; srun reports it first.
+# with 143, which would requeue the job forever. The task that ended first counts; srun reports it first.
 _BODY = r"""
 set -o pipefail
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE  # task.py sets them from Slurm's variables

@@ -112,7 +112,7 @@ class Agent:
             write_out(1, output)
 
     def _on_commands(self, commands: bytes) -> None:
-        """Obey the launcher; an empty read means that it has died."""
+        """Execute the launcher's commands; an empty read means that it has ended."""
         self._last_heartbeat = time.monotonic()
         if not commands:
             self._is_supervised = False
@@ -219,7 +219,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--stop-s", type=float, default=120.0, help="the same after a stop, to save")
     parser.add_argument("--heartbeat-timeout-s", type=float, default=30.0, help="end without the launcher")
     parser.add_argument("--host", help="name of this host in the cluster file")
-    parser.add_argument("--supervised", action="store_true", help="obey a launcher on stdin; end without it")
+    parser.add_argument(
+        "--supervised", action="store_true", help="execute commands of a launcher on stdin; end without it"
+    )
     arguments = parser.parse_args(argv)
     if arguments.first_rank is None:
         arguments.first_rank = arguments.node * arguments.processes

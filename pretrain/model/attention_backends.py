@@ -25,7 +25,7 @@ FLEX_MIN_HEAD = 16
 """Narrowest head that FlexAttention's kernels accept."""
 
 GROUP_CHUNK = 64
-"""Queries in a chunk of `chunk_batches`; larger chunks compute more pairs in vain."""
+"""Queries in a chunk of `chunk_batches`; larger chunks compute more masked pairs."""
 
 QUERY_CHUNK = 512
 """Queries in a chunk of `chunked_queries`."""

@@ -97,7 +97,7 @@ class Encoder(nn.Module):
     def forward(
         self, patches_BKP: Tensor, visible_BK: Tensor | None, draws: ClipRandom | None = None
     ) -> Tensor:
-        """Embed and encode the given patches; see the two methods that this calls."""
+        """Embed and encode the given patches; see `embed` and `encode`."""
         return self.encode(self.embed(patches_BKP, visible_BK), visible_BK, draws)
 
     def embed(
@@ -193,7 +193,7 @@ class Encoder(nn.Module):
 
 
 def _before_each_clip(first_BR: Tensor, x_BN: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
-    """Prepend the same to the tokens of each clip; any dims may follow."""
+    """Prepend `first_BR` to the tokens of each clip; any dims may follow."""
     clips = [x_BN] if lengths is None else x_BN.split(list(lengths), dim=1)
     return torch.cat([part for clip in clips for part in (first_BR, clip)], dim=1)
 

@@ -37,7 +37,7 @@ class Packing:
     def of(cls, is_kept_BN: Tensor, score_BN: Tensor) -> "Packing":
         """Pack the kept tokens; a clip without any keeps its highest-scored token.
 
-        On a GPU this synchronises with the host, which needs the lengths.
+        On a GPU this synchronizes with the host, which needs the lengths.
         """
         best_BN = torch.zeros_like(is_kept_BN).scatter(1, top_tokens(score_BN, 1), True)
         is_kept_BN = torch.where(is_kept_BN.any(dim=1, keepdim=True), is_kept_BN, best_BN)

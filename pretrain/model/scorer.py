@@ -37,7 +37,7 @@ class KeptTokens:
 class Scorer(nn.Module):
     """A small MLP that scores each embedded token, positions included.
 
-    The gate of a token is 2 * sigmoid(score - threshold), close to 1 at initialisation.
+    The gate of a token is 2 * sigmoid(score - threshold), close to 1 at initialization.
     """
 
     def __init__(self, width: int):

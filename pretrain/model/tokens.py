@@ -128,7 +128,7 @@ def to_bytes(patches_BKP: Tensor) -> Tensor:
 def _colour_line(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift of `normalize`; cached, since copying them to a GPU would synchronise each step."""
+    """Scale and shift of `normalize`; cached, since copying them to a GPU would synchronize each step."""
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training
         scale = torch.tensor([1 / (255 * s) for s in std], device=device)
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)

@@ -26,7 +26,7 @@ class GaussianNoise(Noise):
             require(
                 not given.min_level,
                 "noise.args.min_std",
-                "be left out where noise.args.strength.min_level says the same",
+                "be omitted if noise.args.strength.min_level is set",
                 min_std,
             )
             given = Strength.read({**(strength or {}), "min_level": min_std / std})

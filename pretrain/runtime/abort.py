@@ -29,7 +29,7 @@ def abort_on_error(processes: Processes) -> Iterator[None]:
     """Destroy the process group at the end; on an error of one of several processes, exit immediately.
 
     An orderly exit may wait for processes that in turn wait for this one. Loader workers end with their
-    process. The launcher sees the exit code and ends the other processes.
+    process. The launcher reads the exit code and ends the other processes.
     """
     try:
         yield

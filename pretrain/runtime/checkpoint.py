@@ -143,11 +143,11 @@ class Checkpoints:
 
     @property
     def is_saving(self) -> bool:
-        """Whether a save was begun and not committed yet, the same on every process."""
+        """True if a save was begun and not committed yet, the same on every process."""
         return self._writer is not None
 
     def is_written(self) -> bool:
-        """Whether this process's part is on the disk or has failed; true without an unfinished save."""
+        """Check whether this process's part is on the disk or has failed; true without an unfinished save."""
         return self._writer is None or not self._writer.is_alive()
 
     def commit(self) -> None:

@@ -90,7 +90,7 @@ def shard_file(rank: int, world: int) -> str:
 
 
 def is_shard_file(name: str) -> bool:
-    """Whether a file name is that of a shard file."""
+    """Check whether a file name is that of a shard file."""
     return name.startswith(_SHARD)
 
 
@@ -228,7 +228,7 @@ class ShardReader:
             while into:
                 count = os.preadv(self._descriptor(one.file), [into], offset)
                 if not count:
-                    raise OSError(errno.EIO, "the file is shorter than its header says")
+                    raise OSError(errno.EIO, "the file is shorter than its header states")
                 into, offset = into[count:], offset + count
         except OSError:
             self._open.pop(one.file, None)  # a stale handle does not recover
@@ -408,7 +408,7 @@ def check_file(folder: Path, name: str, expected: FileChecksum) -> list[ShardRan
 
 
 def is_listed(folder: Path, name: str) -> bool:
-    """Whether a folder lists a file. Network file systems cache missing files for a while."""
+    """Check whether a folder lists a file. Network file systems cache missing files for a while."""
     try:
         return name in os.listdir(folder)
     except OSError:

@@ -82,7 +82,7 @@ class Change:
 
     @property
     def is_allowed(self) -> bool:
-        """Whether a run may continue with it."""
+        """True if a run may continue with it."""
         return self.is_moved or _prefix(self.key, ALLOWED_CHANGES) is not None
 
     @property

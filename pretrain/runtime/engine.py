@@ -116,7 +116,7 @@ class Engine:
         )
         self._bucket_values = _bucket_values(engine)
         if self._stage == 0:
-            # After its backward pass DeepSpeed would exchange all gradients at once, whatever the bucket.
+            # After its backward pass DeepSpeed would exchange all gradients at once, at any bucket size.
             self._engine.enable_backward_allreduce = False
         self._state = STATE_OF_STAGE[self._stage](trained, self._optimizer, processes)
         self._hook = trained if isinstance(trained, PostStepHook) else None
@@ -196,7 +196,7 @@ class Engine:
     def updates(self) -> dict[str, int]:
         """Number of AdamW updates of each trainable parameter; its bias correction needs it."""
         counters = self._state.step_counters()
-        counts = torch.stack(list(counters.values())).tolist()  # one device synchronisation for all
+        counts = torch.stack(list(counters.values())).tolist()  # one device synchronization for all
         return {name: int(count) for name, count in zip(counters, counts, strict=True)}
 
     def load_shards(self, read: ReadShard, updates: dict[str, int]) -> None:

@@ -46,7 +46,7 @@ class FileFailure(NamedTuple):
 
 
 def is_transient(error: OSError) -> bool:
-    """Whether the same call may succeed later."""
+    """Check whether the same call may succeed later."""
     return error.errno not in PERMANENT_ERRORS
 
 

@@ -57,7 +57,7 @@ class JsonlWriter:
 
     def _warn(self, error: OSError) -> None:
         if not self.is_failing:
-            log.warning("cannot write %s (%s); training goes on without it", self._title, error)
+            log.warning("cannot write %s (%s); training continues without it", self._title, error)
         self.is_failing = True
 
 
@@ -75,7 +75,7 @@ def drop_lines_from(path: Path, first_step: int) -> None:
 
 
 def _is_complete(line: bytes) -> bool:
-    """Whether a line was written to its end; a power failure may leave other bytes."""
+    """Check whether a line was written to its end; a power failure may leave other bytes."""
     try:
         json.loads(line)
     except ValueError:

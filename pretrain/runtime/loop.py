@@ -34,7 +34,7 @@ class Callback(Protocol):
     """A periodic measurement of the run, for example pictures."""
 
     def is_due(self, first_step: int, last_step: int) -> bool:
-        """Whether it runs at the report of these steps; the same on every process."""
+        """Check whether it runs at the report of these steps; the same on every process."""
 
     def after_step(self, step: int, writer: MetricsWriter) -> None:
         """Called on the first process at a report where it is due, with the last step that was done."""

@@ -100,7 +100,7 @@ class LossGuard:
 
 
 def is_skipped(line: dict[str, Any]) -> bool:
-    """Whether the engine skipped the update because the gradient was not finite."""
+    """Check whether the engine skipped the update because the gradient was not finite."""
     return not line.get("omitted") and not math.isfinite(line["grad_norm"])
 
 

@@ -77,7 +77,7 @@ class MetricsWriter:
 class _Board:
     """TensorBoard writer that survives a full disk.
 
-    After an error the thread of a `SummaryWriter` ends, and later calls would wait for it for ever. So the
+    After an error the thread of a `SummaryWriter` ends, and later calls would wait for it forever. So the
     writer is closed at its first error, and `reopen` opens another one.
     """
 
@@ -114,7 +114,7 @@ class _Board:
 
     def _warn(self, error: OSError) -> None:
         if not self._is_warned:
-            log.warning("cannot write to TensorBoard (%s); training goes on without it", error)
+            log.warning("cannot write to TensorBoard (%s); training continues without it", error)
         self._is_warned = True
 
 

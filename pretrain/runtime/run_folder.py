@@ -3,7 +3,7 @@
 RUN/config.yaml        the resolved config of the first start
 RUN/inputs.json        data sets and encoders of the first start, by fingerprint
 RUN/environment.json   commit, versions, command line, host and changed keys of every start, newest last
-RUN/lock               held by the first process while it lives; the kernel releases it at its end
+RUN/lock               held by the first process while it runs; the kernel releases it at its end
 """
 
 import fcntl
@@ -43,7 +43,7 @@ _PACKAGES = ("torch", "torchvision", "deepspeed", "webdataset", "omegaconf", "te
 
 
 def check_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> bool:
-    """Whether the folder holds a run to continue. Changed keys are logged.
+    """Check whether the folder holds a run to continue. Changed keys are logged.
 
     Args:
         inputs: the data sets and encoders of the config.
@@ -182,7 +182,7 @@ def _acquire(lock: int, run_dir: Path, wait_s: float) -> None:
 
 
 def _try_lock(lock: int, run_dir: Path) -> bool:
-    """Whether the lock is acquired, or the file system has no locks."""
+    """Check whether the lock is acquired, or the file system has no locks."""
     try:
         has_locks = flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

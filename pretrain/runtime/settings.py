@@ -12,7 +12,7 @@ from kinemae.data_tools.stream.loader import AugmentConfig
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """How videos are read; the commands add which ones.
+    """Settings of video reading; each command adds its data sets.
 
     Attributes:
         num_workers: loader processes for each training process; -1 uses the remaining cores.

@@ -1,6 +1,6 @@
 """Tensor shards: runs of flattened parameters and moments, and the check that all runs cover a model.
 
-A checkpoint is a set of shards and knows neither ZeRO stages nor ranks: each stage lists the shards that a
+A checkpoint is a set of shards, independent of ZeRO stages and ranks: each stage lists the shards that a
 process holds, and requests the runs that it needs. At ZeRO 3 each file has thousands of runs. Two compact
 forms are exchanged between processes:
 
@@ -161,7 +161,7 @@ class ShardTable:
         return sorted(found, key=lambda one: one.start)
 
     def _is_equally_sharded(self, kind: str, name: str) -> bool:
-        """Whether every file holds its equal range, so that single ranges need no check."""
+        """Check whether every file holds its equal range, so that single ranges need no check."""
         place = self._places.get((kind, name))
         if place is None or not self._equal or (kind, name) in self._listed:
             return False
@@ -217,7 +217,7 @@ def coverage_sums(ranges: Sequence[ShardRange], counts: ValueCounts) -> Tensor:
 
 
 def is_covered(sums: Tensor, counts: ValueCounts, updates: Mapping[str, int]) -> bool:
-    """Whether the `coverage_sums`, summed over all processes, show that each value is held once.
+    """Check whether the `coverage_sums`, summed over all processes, show that each value is held once.
 
     Args:
         updates: number of updates of each trainable parameter; without updates, moments may be absent.

@@ -189,7 +189,7 @@ class MetricBuffer:
         """Close a step's row.
 
         Args:
-            head: values that every process knows: "step", "lr" and others.
+            head: values that are the same on every process: "step", "lr" and others.
             norm: of the gradient before clipping.
         """
         assert self._row is not None

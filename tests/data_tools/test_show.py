@@ -8,14 +8,14 @@ import pytest
 from kinemae.data_tools.__main__ import PROGRAM
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.index import NO_LABEL, Sample, Shard, open_index, write_index
-from kinemae.data_tools.show import summarise
+from kinemae.data_tools.show import summarize
 from kinemae.data_tools.synth import SynthConfig
 
 
 def test_show_prints_counts_as_json(synth_shards: Path, capsys: pytest.CaptureFixture[str]):
     assert run_program(PROGRAM, ["show", str(synth_shards / "train"), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary == summarise(open_index(synth_shards / "train"))
+    assert summary == summarize(open_index(synth_shards / "train"))
     assert summary["classes"] == dict.fromkeys(sorted(SynthConfig().classes), 4)
     assert (summary["samples"], summary["shards"], summary["without_label"]) == (32, 2, 0)
     assert summary["frames"] == {"min": 16, "median": 16.0, "max": 16}

@@ -1,6 +1,6 @@
 """Imported and exported models have the outputs of VideoMAE in transformers.
 
-The weights are initialised by transformers, with random biases and norms and VideoMAE's epsilons. oneDNN is
+The weights are initialized by transformers, with random biases and norms and VideoMAE's epsilons. oneDNN is
 off in transformers: its 3-D convolution has an error of 6e-6 on these clips compared with float64. The error
 of PyTorch's own convolution and of KineMAE's linear layer is 2e-6.
 """

@@ -99,7 +99,7 @@ def test_it_runs_in_bfloat16_with_finite_gradients(cast):
     assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
 
 
-def test_it_is_initialised_as_mae():
+def test_it_is_initialized_as_mae():
     encoder = build()
     bound = (6 / (SHAPE.width + 3 * SHAPE.width)) ** 0.5
     attention = encoder.blocks[0].attn

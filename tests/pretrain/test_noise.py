@@ -98,8 +98,8 @@ class TestContract:
             found = disturb(build(name), level_B, (0, 1, 2))
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
-    def test_nothing_synchronises_with_the_device(self, name):
-        """Reading a value of a meta tensor fails, as a synchronisation would."""
+    def test_nothing_synchronizes_with_the_device(self, name):
+        """Reading a value of a meta tensor fails, as a synchronization would."""
         inputs = [tensor.to("meta") for tensor in given((0, 1, 2))]
         noise, draws = build(name), ClipRandom(0, torch.empty(3, dtype=torch.int64, device="meta"))
         level_B = noise.level(torch.empty(3, device="meta"), draws)

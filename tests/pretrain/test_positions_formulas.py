@@ -51,7 +51,7 @@ def test_learned_positions_are_the_sum_of_a_temporal_and_a_spatial_vector():
         assert torch.equal(table_ND[token], expected_D)
 
 
-def test_learned_positions_are_initialised_with_a_small_deviation():
+def test_learned_positions_are_initialized_with_a_small_deviation():
     positions = built("learned", TokenGrid(8, 14, 14), width=96)
     for table in positions.parameters():
         assert table.std().item() == pytest.approx(0.02, rel=0.1)

@@ -87,7 +87,7 @@ def check_locks(folder: str, states: Mapping[str, str]) -> list[CheckResult]:
     """Check that a lock of one node excludes the others; it prevents a second job of a run.
 
     Args:
-        states: the replies of `probe.folders.lock`, asked in turn; the first node got the lock.
+        states: the replies of `probe.folders.lock`, one node after another; the first one got the lock.
     """
     nodes = list(states)
     ignored = [name for name in nodes[1:] if states[name] == "locked"]

@@ -15,8 +15,8 @@ def machine(*, packages: Sequence[str], variables: Sequence[str], paths: Sequenc
     """Describe the machine without importing packages.
 
     Args:
-        packages: distributions whose versions are wanted.
-        variables: environment variables whose values are wanted.
+        packages: distributions whose versions are reported.
+        variables: environment variables whose values are reported.
         paths: folders that should exist.
     """
     shared_memory = Path("/dev/shm")

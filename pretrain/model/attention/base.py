@@ -213,7 +213,7 @@ def build_attention(component: Component, *, key: str = "model.attention") -> At
     try:
         return build_component("kinemae.pretrain.model.attention", component, AttentionKind, key=key)
     except ValueError as error:
-        # A kind does not know whether it belongs to the encoder or to the decoder.
+        # A kind is the same for the encoder and the decoder, so it cannot name the config key.
         raise ValueError(str(error).replace("model.attention.", f"{key}.", 1)) from None
 
 

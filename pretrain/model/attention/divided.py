@@ -26,8 +26,8 @@ class SameSlice(GroupPattern):
 class DividedAttention(AttentionKind):
     """Two attentions per block, over time and over space, each with its own weights.
 
-    TimeSformer (section 3 of the paper) starts from an image model: it initialises the output of the temporal
-    attention to zero and adds a linear layer after it. Here both attentions are built and initialised alike.
+    TimeSformer (section 3 of the paper) starts from an image model: it initializes the output of the temporal
+    attention to zero and adds a linear layer after it. Here both attentions are built and initialized alike.
     The second attention adds about a third to the parameters of a block.
     """
 

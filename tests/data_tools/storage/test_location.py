@@ -260,7 +260,7 @@ def test_a_server_without_ranges_is_read_whole_and_never_in_parts(tmp_path: Path
 def test_a_server_without_sizes_is_read_whole(server: FaultyServer, remote_file: Location):
     server.without_ranges = server.without_sizes = True
     assert remote_file.read() == DATA
-    with pytest.raises(StorageError, match=r"cannot tell the size of .*: its server does not say"):
+    with pytest.raises(StorageError, match=r"cannot determine the size of .*: its server does not report it"):
         remote_file.size()
 
 

@@ -166,7 +166,7 @@ def test_a_file_with_sound_only_is_refused():
 
 def test_a_video_shorter_than_the_index_says_is_refused():
     video = encoded(scene(10))
-    with pytest.raises(BadVideo, match=r"last frame comes at 0.360 s, the index promises one at 0.760 s"):
+    with pytest.raises(BadVideo, match=r"last frame is at 0.360 s, the index has one at 0.760 s"):
         decode_at(video, [0.1, 0.78], last_frame_s=0.76)
     assert len(decode_at(video, [0.1, 0.2], last_frame_s=0.76)) == 2
 

@@ -162,7 +162,7 @@ def test_every_start_is_decoded_by_packets(name, monkeypatch):
 def test_a_video_that_ends_early_is_refused(name):
     times, _ = WHOLE[name]
     beyond_s = times[-1] + 1
-    with pytest.raises(BadVideo, match=f"last frame comes at {times[-1]:.3f} s, the index promises one at"):
+    with pytest.raises(BadVideo, match=f"last frame is at {times[-1]:.3f} s, the index has one at"):
         picked(VIDEOS[name], [times[-20], beyond_s], last_frame_s=beyond_s)
     assert len(picked(VIDEOS[name], [times[-20], times[-9]], last_frame_s=beyond_s)) == 2
 

@@ -32,7 +32,7 @@ def test_a_full_disk_costs_whole_lines_and_is_warned_of_once_each_time(
     journal.close()
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [0, 1, 4]
     (warning,) = caplog.messages
-    assert "cannot write metrics" in warning and "training goes on without it" in warning
+    assert "cannot write metrics" in warning and "training continues without it" in warning
 
 
 def test_a_folder_that_cannot_be_made_is_warned_of(
