@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -38,14 +38,6 @@ _TRACED = (2, 4)  # clips; one clip costs half the difference, since a batch of 
 _EXAMINED_STEPS = 100
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """Bytes that grow with the micro-batch: fixed + per_clip * clips."""
-
-    fixed: int
-    per_clip: int
-
-
 def run_cost(arguments: argparse.Namespace) -> None:
     """Run the command."""
     config = load_config(PretrainConfig, arguments.config, arguments.overrides)
@@ -57,7 +49,7 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
     """The costs of a config, for JSON.
 
     "tokens", "parameters" and "flops" are of one clip and of the model. "held", "peak" and
-    "peak_with_gradients" are the `Line`s of `Trace`'s bytes, "plain" and with each block "recomputed"; so is
+    "peak_with_gradients" are lines through `Trace`'s bytes, "plain" and with each block "recomputed"; so is
     "work", see `_work`. If the mask ratio changes, the values are those of the most expensive of the first
     steps.
 
@@ -76,7 +68,7 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
         model = build()
     first_clip = step * config.batch.global_clips
     visible, target_count = split.counts(step)
-    parameters = _parameters(model)
+    parameters = parameter_counts(model)
     return {
         "run": _run(config),
         "tokens": {
@@ -98,9 +90,7 @@ def _flops(model: MaskedAutoencoder, clip: ClipBatch, parameters: dict[str, int]
     """FLOPs of one clip, and of an update of all weights."""
     flops = count_flops(model, clip)
     return {
-        "encoder": flops.encoder,
-        "decoder": flops.decoder,
-        "target": flops.target,
+        **asdict(flops),
         "forward": flops.encoder + flops.decoder + flops.target,
         "backward": 2 * (flops.encoder + flops.decoder),
         "training": flops.training,
@@ -140,7 +130,7 @@ def _run(config: PretrainConfig) -> dict[str, Any]:
     }
 
 
-def _parameters(model: MaskedAutoencoder) -> dict[str, int]:
+def parameter_counts(model: MaskedAutoencoder) -> dict[str, int]:
     """Parameter counts; `largest_layer` counts the parameters of one layer without its children."""
     of = {
         name: _size(getattr(model, name, None)) for name in ("encoder", "decoder", "visible_head", "target")
@@ -201,7 +191,7 @@ def _traced(
         for count in _TRACED
     )
     return {
-        **{name: vars(_line(few, many, name)) for name in ("held", "peak", "peak_with_gradients")},
+        **{name: _line(few, many, name) for name in ("held", "peak", "peak_with_gradients")},
         "work": _work(few.operations, many.operations),
     }
 
@@ -235,10 +225,11 @@ def _by_kind(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
     )
 
 
-def _line(few: Trace, many: Trace, name: str) -> Line:
+def _line(few: Trace, many: Trace, name: str) -> dict[str, int]:
+    """Bytes that grow with the micro-batch: fixed + per_clip * clips."""
     low, high = getattr(few, name), getattr(many, name)
     per_clip = math.ceil((high - low) / (_TRACED[1] - _TRACED[0]))
-    return Line(fixed=low - _TRACED[0] * per_clip, per_clip=per_clip)
+    return {"fixed": low - _TRACED[0] * per_clip, "per_clip": per_clip}
 
 
 def _data(config: PretrainConfig) -> dict[str, float] | None:

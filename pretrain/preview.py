@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from kinemae.data_tools.command import log, writing_to
 from kinemae.data_tools.config import load_config, require
@@ -45,6 +45,7 @@ from kinemae.pretrain.clip_grid import (
     token_mask,
 )
 from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.cost import parameter_counts
 from kinemae.pretrain.model.flops import count_flops
 from kinemae.pretrain.model.tokens import denormalize, patchify, to_bytes, unpatchify
 from kinemae.pretrain.pruning.none import NoPruning
@@ -153,7 +154,7 @@ def count(plan: Plan, step: int) -> dict[str, Any]:
     batch = training_clips(plan, PreviewMasks(split=plan.split)).batch(range(first, first + 1))
     sizes = {name: index_BK.shape[1] for name, index_BK in batch.tokens.items()}
     flops = count_flops(model, batch)
-    predictors = [part for part in (model.decoder, getattr(model, "visible_head", None)) if part is not None]
+    parameters = parameter_counts(model)
     return {
         "step": step,
         "tokens": {
@@ -167,12 +168,7 @@ def count(plan: Plan, step: int) -> dict[str, Any]:
             "pruned_visible": sizes["unpruned"] - sizes["visible"],
             "pruned_hidden": grid.tokens - sizes["unpruned"] - sizes["predictable"],
         },
-        "parameters": {
-            "encoder": _size(model.encoder),
-            "decoder": sum(_size(part) for part in predictors),
-            "target": _size(model.target),
-            "all": _size(model),
-        },
+        "parameters": {name: parameters[name] for name in (*_MODULES, "all")},
         "flops": {**asdict(flops), "training": flops.training},
     }
 
@@ -202,10 +198,6 @@ def _step(given: str | None, steps: int) -> int:
     step = 0 if given is None else int(given) if given.isdecimal() else -1
     require(0 <= step < steps, "--step", f"be a step of the run, 0 to {steps - 1}", given)
     return step
-
-
-def _size(module: nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters())
 
 
 def _short(count: float) -> str:

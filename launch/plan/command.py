@@ -165,7 +165,7 @@ def make_plan(cost: dict[str, Any], machines: Resolved, fit: Fit) -> dict[str, A
         "exchange": _exchange_table(cost, batch, machines),
         "step": {name: float(value) for name, value in time._asdict().items()},
         "whole": _whole(cost, batch, machines, time.all),
-        "data": _data(cost, batch, machines, fit, time.all),
+        "data": _data(cost, machines, fit, time.all),
         "scaling": weak_scaling(cost, batch, machines, fit, stage=stage, recomputes=recomputes),
         "checkpoint": _checkpoint(cost, batch, machines),
     }
@@ -195,7 +195,7 @@ def _whole(cost: dict[str, Any], batch: Batch, machines: Resolved, step_s: float
     }
 
 
-def _data(cost: dict[str, Any], batch: Batch, machines: Resolved, fit: Fit, step_s: float) -> dict[str, Any]:
+def _data(cost: dict[str, Any], machines: Resolved, fit: Fit, step_s: float) -> dict[str, Any]:
     run, stored, given = cost["run"], cost["data"], machines.given.video_mb
     video = 1e6 * (_VIDEO_MB if given is None else given)
     source = "assumed" if given is None else "given"

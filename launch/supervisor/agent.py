@@ -15,14 +15,13 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 if __name__ == "__main__":  # run as a file, with -P, from the frozen code
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from kinemae.data_tools.exit_codes import EXIT_CRASHED, STOPPED
-from kinemae.launch.supervisor.rank import Rank, emit, write_out
+from kinemae.launch.supervisor.rank import Rank, catch_signals, emit, write_out
 
 HEARTBEAT, END, KILL = b".", b"E", b"K"
 COMMANDS = {b"T": signal.SIGTERM, b"I": signal.SIGINT, b"U": signal.SIGUSR1}
@@ -45,7 +44,7 @@ class Agent:
 
     def run(self) -> int:
         """Start all processes and wait for their end; return the code of the first failure, or 0."""
-        wakeup = self._catch_signals()
+        wakeup = catch_signals(self._signals)
         for local_rank in range(self._arguments.processes):
             self._ranks.append(self._start(local_rank))
         self._open = {rank.stdout: rank for rank in self._ranks}
@@ -81,18 +80,6 @@ class Agent:
         }
         command = [job["python"], "-P", str(Path(__file__).with_name("task.py")), given.job]
         return Rank(rank, command, environment, Path(job["run_dir"]) / "logs" / f"rank-{rank:05d}.log")
-
-    def _catch_signals(self) -> int:
-        """Record stop signals, and wake `_read_inputs` by the returned descriptor."""
-        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, self._on_signal)
-        return reader
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGCHLD:
-            self._signals.append(signal.SIGTERM if number == signal.SIGHUP else number)
 
     def _read_inputs(self, wakeup: int, timeout_s: float) -> None:
         sources = [wakeup, *self._open, *([0] if self._is_supervised else [])]

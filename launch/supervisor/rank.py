@@ -12,10 +12,12 @@ import subprocess
 import time
 from collections import deque
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 EVENT = "\x1e"
 TAIL_LINES = 20
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Rank:
@@ -113,3 +115,23 @@ def write_out(descriptor: int, text: bytes) -> None:
 def host_name() -> str:
     """The name of this host in the cluster file."""
     return os.environ.get("KINEMAE_HOST") or socket.gethostname()
+
+
+def catch_signals(received: list[int], *, keep_ignored: bool = False) -> int:
+    """Append stop signals to a list; return a descriptor that becomes readable when one or SIGCHLD arrives.
+
+    Args:
+        keep_ignored: whether stop signals that are ignored now stay ignored.
+    """
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGCHLD:
+            received.append(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    signal.signal(signal.SIGCHLD, on_signal)
+    for number in _STOP_SIGNALS:
+        if not keep_ignored or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, on_signal)
+    return reader

@@ -5,13 +5,10 @@ newest checkpoint. `exit_codes.py` lists the restartable exit codes. The restart
 new checkpoint.
 """
 
-import os
-import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from kinemae.data_tools.exit_codes import EXIT_CONFIG, EXIT_CRASHED, describe_exit, is_restartable
@@ -26,10 +23,9 @@ from kinemae.launch.supervisor.hosts import (
     query_hosts,
     resolution_error,
 )
-from kinemae.launch.supervisor.rank import write_out
+from kinemae.launch.supervisor.rank import catch_signals, write_out
 
 _RETRY_S = 5.0
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +112,7 @@ class Supervisor:
             ValueError: too few hosts are reachable at the first start.
             JobRefused: no number of processes on the reachable hosts can share the batch.
         """
-        wakeup = _catch_signals(self._stops)
+        wakeup = catch_signals(self._stops.signals, keep_ignored=True)  # as under nohup
         restarts, newest = 0, self._newest_step()
         most = self._config.max_restarts
         while True:
@@ -257,18 +253,3 @@ def agent_commands(spec: LaunchSpec, job: Job, plan: StartPlan) -> dict[str, lis
         commands[host] = spec.transport.command(host, words)
         first_rank += processes
     return commands
-
-
-def _catch_signals(stops: StopRequests) -> int:
-    """Record stop signals; return a descriptor that becomes readable when one arrives."""
-    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGCHLD:
-            stops.signals.append(signal.SIGTERM if number == signal.SIGHUP else number)
-
-    for number in (*_STOP_SIGNALS, signal.SIGCHLD):
-        if number == signal.SIGCHLD or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, on_signal)
-    return reader
