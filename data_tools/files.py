@@ -122,10 +122,13 @@ def flock(descriptor: int, operation: int) -> bool:
 
 
 def commit_of_code() -> str | None:
-    """The git commit of the running code; None outside a repository."""
+    """The git commit of the running code; None outside a checkout, such as an environment in a repository."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "pyproject.toml").is_file():
+        return None
     try:
         command = ["git", "describe", "--always", "--dirty"]
-        ran = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        ran = subprocess.run(command, cwd=root, capture_output=True, text=True)
     except FileNotFoundError:
         return None
     return ran.stdout.strip() or None

@@ -70,7 +70,8 @@ def score(
     )  # row: true class, column: predicted class
     np.add.at(confusion_YY, (label_R, guess_R), 1)
     correct = int(confusion_YY.trace())
-    is_in_top5_R = (probability_RY.argsort(axis=1)[:, -5:] == label_R[:, None]).any(axis=1)
+    top5_RK = (-probability_RY).argsort(axis=1, kind="stable")[:, :5]  # of equal ones the first, as argmax
+    is_in_top5_R = (top5_RK == label_R[:, None]).any(axis=1)
     return {
         "top1": correct / len(read),
         "top1_ci95": wilson_interval(correct, len(read)),

@@ -3,11 +3,13 @@
 import os
 import re
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from kinemae.data_tools.files import open_regular, read_at, read_blocks, write_at
+from kinemae.data_tools import files
+from kinemae.data_tools.files import commit_of_code, open_regular, read_at, read_blocks, write_at
 from kinemae.data_tools.storage.location import StorageError, location
 
 MAX_PER_CALL = 0x7FFFF000  # limit of one read on Linux
@@ -61,3 +63,17 @@ def test_an_irregular_file_is_rejected_without_opening_it(tmp_path: Path):
         message = f"cannot read {re.escape(str(path))}: expected a regular file, got {kind}"
         with pytest.raises(StorageError, match=message):
             location(path).read()
+
+
+def test_an_installed_package_has_no_commit_of_the_repository_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(tmp_path)]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "another project"]):
+        subprocess.run([*git, *words], check=True)
+    package = tmp_path / ".venv" / "kinemae"
+    (package / "data_tools").mkdir(parents=True)
+    monkeypatch.setattr(files, "__file__", str(package / "data_tools" / "files.py"))
+    assert commit_of_code() is None
+    (package / "pyproject.toml").touch()  # a checkout
+    assert commit_of_code()

@@ -46,6 +46,15 @@ def test_metrics_equal_plain_counting(classes):
     assert np.trace(result["confusion_matrix"]) == sum(correct)
 
 
+@pytest.mark.parametrize("classes", [20, 400])
+def test_of_equal_probabilities_the_first_classes_count(classes):
+    even = np.full(classes, 1 / classes)
+    for label in range(classes):
+        video = VideoPrediction(position=0, key="a", label=label, probability_Y=even)
+        result = scored([video], classes)
+        assert (result["top1"], result["top5"]) == (label == 0, label < 5)
+
+
 def test_a_video_scored_by_two_processes_counts_once_in_any_order():
     predictions = random_predictions(20, 8)
 
