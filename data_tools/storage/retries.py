@@ -22,14 +22,16 @@ from kinemae.data_tools.command import DataError, Stuck
 Result = TypeVar("Result")
 
 OUTAGE_S = 300.0  # for a command that reads each input once
-# Errors caused by the file's name, type, size or permissions, or by a full disk: a retry cannot help.
-PERMANENT_ERRORS = frozenset(
+# Errors caused by the file's name, type or permissions: a retry cannot help.
+_FILE_ERRORS = frozenset(
     {
-        errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP,
-        errno.ENAMETOOLONG, errno.ENODEV, errno.ENOENT, errno.ENOSPC, errno.ENOTDIR, errno.ENXIO, errno.EPERM,
-        errno.EROFS, errno.ESPIPE,
+        errno.EACCES, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
+        errno.ENOTDIR, errno.EPERM,
     }
 )  # fmt: skip
+# A full or read-only disk is permanent for writes. A read gets such an error from a file system's cache.
+PERMANENT_READ_ERRORS = _FILE_ERRORS | {errno.EEXIST, errno.ENODEV, errno.ENXIO, errno.ESPIPE}
+PERMANENT_WRITE_ERRORS = _FILE_ERRORS | {errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS}
 _MIN_BYTES_PER_S = 1_000_000  # the slowest transfer that does not time out
 _MAX_PAUSE_S = 10.0
 _FIRST_OUTAGE_PAUSE_S, _MAX_OUTAGE_PAUSE_S = 1.0, 30.0
@@ -171,7 +173,7 @@ def is_outage(error: OSError, path: Path | None = None) -> bool:
     """
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and path is not None:
         return _is_unmounted(path.parent)
-    return error.errno is not None and error.errno not in PERMANENT_ERRORS
+    return error.errno is not None and error.errno not in PERMANENT_READ_ERRORS
 
 
 def raise_if_outage(error: OSError, what: str, path: Path | None = None) -> None:

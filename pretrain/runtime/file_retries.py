@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeVar, cast
 
 from kinemae.data_tools.command import Stuck, log, writing_to
-from kinemae.data_tools.storage.retries import PERMANENT_ERRORS
+from kinemae.data_tools.storage.retries import PERMANENT_WRITE_ERRORS
 from kinemae.pretrain.runtime.processes import Processes
 
 DELAYS_S: tuple[float, ...] = (0.5, 1, 2, 4, 8, 16)
@@ -47,7 +47,7 @@ class FileFailure(NamedTuple):
 
 def is_transient(error: OSError) -> bool:
     """Check whether the same call may succeed later."""
-    return error.errno not in PERMANENT_ERRORS
+    return error.errno not in PERMANENT_WRITE_ERRORS
 
 
 def retry(call: Callable[[], Value], what: str) -> Value:

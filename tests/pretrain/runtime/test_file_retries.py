@@ -13,6 +13,7 @@ import pytest
 
 from kinemae.data_tools.command import CheckpointError, Stuck, exit_code_of
 from kinemae.data_tools.exit_codes import EXIT_STUCK, is_restartable
+from kinemae.data_tools.storage.retries import is_outage
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime import file_retries
 from kinemae.pretrain.runtime.async_writer import WriteResult, combine_failures
@@ -105,6 +106,24 @@ def test_an_error_that_lasts_is_not_tried_again(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(OSError, match="No space left"):
         retry(full, "writing")
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "retries_write", "is_outage_of_read"),
+    [
+        *((code, True, True) for code in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE)),
+        *((code, False, True) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)),
+        *((code, True, False) for code in (errno.EEXIST, errno.ENODEV, errno.ENXIO, errno.ESPIPE)),
+        *((code, False, False) for code in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR)),
+        (None, True, False),
+    ],
+)
+def test_errors_of_run_folders_and_of_data(
+    code: int | None, retries_write: bool, is_outage_of_read: bool
+) -> None:
+    error = OSError("no number") if code is None else OSError(code, os.strerror(code))
+    assert file_retries.is_transient(error) == retries_write
+    assert is_outage(error) == is_outage_of_read
 
 
 def test_a_save_may_be_tried_again_where_every_failure_may_pass() -> None:
