@@ -1,4 +1,4 @@
-"""Presets have the published learning rates, batch sizes and epochs of the original scripts."""
+"""Recipes have the published learning rates, batch sizes and epochs of the original scripts."""
 
 import re
 from pathlib import Path
@@ -55,7 +55,7 @@ PRETRAINING = {
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
-def test_a_pretraining_preset_has_its_scripts_schedule(name):
+def test_a_pretraining_recipe_has_its_scripts_schedule(name):
     check_schedule(load_config(PretrainConfig, CONFIGS / "pretrain" / f"{name}.yaml", []), PRETRAINING[name])
 
 
@@ -102,7 +102,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_a_preset_builds_the_published_model(name):
+def test_a_recipe_builds_the_published_model(name):
     config = load_config(PretrainConfig, CONFIGS / "pretrain" / f"{name}.yaml", [])
     shape = config.model.shape()
     grid = TokenGrid.of(config.clip.frames, config.clip.size, shape.encoder.patch)
@@ -179,7 +179,7 @@ FINETUNING = {
 
 
 @pytest.mark.parametrize("name", FINETUNING)
-def test_a_finetuning_preset_has_its_scripts_schedule(name):
+def test_a_finetuning_recipe_has_its_scripts_schedule(name):
     config = load_config(FinetuneConfig, CONFIGS / "finetune" / f"{name}.yaml", [])
     script, optim = FINETUNING[name], config.optim
 
@@ -202,7 +202,7 @@ def test_a_finetuning_preset_has_its_scripts_schedule(name):
     assert not config.final_norm and config.run_dir != config.encoder.removesuffix("/encoder")
 
 
-def test_every_preset_has_a_row_in_this_file():
+def test_every_recipe_has_a_row_in_this_file():
     own = {"demo", "kinemae_base_k400"}
     assert {path.stem for path in (CONFIGS / "pretrain").glob("*.yaml")} == PRETRAINING.keys() | own
     assert {path.stem for path in (CONFIGS / "finetune").glob("*.yaml")} == FINETUNING.keys() | {"demo"}
