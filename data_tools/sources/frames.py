@@ -34,7 +34,7 @@ class FramesSource(Source):
         root = local_path(root)
         found, ignored = self._walk(root)
         tops = {name.split("/")[0] for name in found}
-        # A folder with images is a video and not a split, whatever its name is.
+        # A folder with images is a video and not a split, for any name.
         has_splits = all(split_name(top) is not None and top not in found for top in tops)
         videos = [self._video(root, name, found[name], has_splits) for name in sorted(found)]
         _check_classes(root, videos)

@@ -205,7 +205,7 @@ def frames_after_seek(opened: OpenedVideo, timestamp_s: float) -> Iterator[Video
     """
     container, stream, target = opened.container, opened.stream, _target(opened, timestamp_s)
     depth = stream.codec_context.reorder_depth
-    if opened.decoding.is_repaired or (depth and container.format.name == "avi"):  # its stamps are no times
+    if opened.decoding.is_repaired or (depth and container.format.name == "avi"):  # its stamps are not times
         return None
     with suppress(av.FFmpegError):
         container.seek(0 if stream.start_time is None else stream.start_time, stream=stream)

@@ -83,7 +83,7 @@ class WorkerPool(Iterator[Item], Generic[Item]):
         self._is_shut_down = threading.Event()
         weakref.finalize(self, _shutdown, self._processes, self._is_shut_down)
         # At exit, multiprocessing would send SIGTERM, which the workers block, and wait forever. atexit runs
-        # before that; weakref does not promise it.
+        # before that; weakref does not guarantee it.
         self._at_exit = atexit.register(partial(_shutdown, self._processes, self._is_shut_down))
         self._workers: list[Worker[Item]] = []
         try:

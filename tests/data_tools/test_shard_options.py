@@ -180,6 +180,6 @@ def test_leaks_between_given_splits_are_an_error_or_a_warning(
         ("leaks=maybe", "leaks must be error or warn, got 'maybe'"),
     ],
 )
-def test_a_wrong_config_says_what_to_fix(override: str, message: str):
+def test_a_wrong_config_names_the_fix(override: str, message: str):
     with pytest.raises(ValueError, match=message):
         load_config(ShardConfig, None, [override])

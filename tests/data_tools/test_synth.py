@@ -119,7 +119,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest
         ("scene.szie=4", "did you mean scene.size?"),
     ],
 )
-def test_a_wrong_config_says_what_to_fix(override: str, message: str):
+def test_a_wrong_config_names_the_fix(override: str, message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_config(SynthConfig, None, [override])
 

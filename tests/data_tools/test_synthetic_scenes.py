@@ -127,6 +127,6 @@ def test_an_unknown_motion_is_named():
         ("contrast=0", "scene.contrast must be above 0"),
     ],
 )
-def test_a_wrong_scene_config_says_what_to_fix(override: str, message: str):
+def test_a_wrong_scene_config_names_the_fix(override: str, message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_config(SceneConfig, None, [override])

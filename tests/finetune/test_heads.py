@@ -34,7 +34,7 @@ def test_a_head_scores_every_class_of_every_clip(name, classes):
 def test_every_parameter_of_a_head_learns(name):
     torch.manual_seed(0)
     head = build_head(Component(name=name), width=32, classes=5)
-    # A second step: a head that starts at zero weights passes nothing down in the first.
+    # A second step: a head with zero initial weights passes no gradient to the encoder in the first.
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
     for _ in range(2):
         optimizer.zero_grad()

@@ -69,7 +69,7 @@ def test_cutmix_equals_torchvisions(monkeypatch):
         for row in range(2):
             reference = CutMix(alpha=1.0, num_classes=5)
             lam = _beta(draws[row, 2:3], 1.0)
-            centre = iter([int(draws[row, 4] * 24), int(draws[row, 3] * 24)])  # torchvision asks for x first
+            centre = iter([int(draws[row, 4] * 24), int(draws[row, 3] * 24)])  # torchvision draws x first
             monkeypatch.setattr(reference, "_dist", Fixed(lam))
             with monkeypatch.context() as patched:
                 patched.setattr(

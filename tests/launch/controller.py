@@ -19,7 +19,7 @@ import pytest
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo")
 
 # `urgent` preempts `normal`, which has 30 seconds to save. A requeued job waits until its credential has
-# expired: two minutes on a real cluster, five seconds here. `apart` is for what runs beside tests.
+# expired: two minutes on a real cluster, five seconds here. `apart` is for jobs that run during other tests.
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -94,7 +94,9 @@ def controller() -> Iterator[Path]:
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         pytest.skip(f"needs a Slurm to run: apt-get install slurm-wlm munge ({', '.join(missing)} not found)")
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # munged wants a path that all may enter
+    folder = Path(
+        tempfile.mkdtemp(prefix="slurm-", dir="/tmp")
+    )  # munged requires a path that all users can enter
     folder.chmod(0o711)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)

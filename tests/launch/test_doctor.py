@@ -92,7 +92,7 @@ def test_a_job_on_this_machine_passes_and_leaves_no_files(tmp_path: Path, synth_
     texts = [result["text"] for result in results]
     assert "2 processes with gloo: all sums are correct" in texts
     assert f"{tmp_path / 'runs/a'}: written, renamed and seen by 1 node and this machine" in texts
-    assert list(tmp_path.iterdir()) == []  # not even the folders made for it
+    assert list(tmp_path.iterdir()) == []  # including the folders made for the check
 
 
 @pytest.mark.processes
@@ -225,7 +225,7 @@ def test_two_nodes_of_slurm_pass(tmp_path: Path) -> None:
         ([], "--time=5 "),
     ],
 )
-def test_the_probe_asks_for_no_more_time_than_a_job_gets(cluster: list[str], limit: str) -> None:
+def test_the_probe_requests_at_most_the_time_limit_of_a_job(cluster: list[str], limit: str) -> None:
     assert limit in run_module("launch", "doctor", "slurm", *cluster, "--dry-run").stdout
 
 

@@ -47,7 +47,7 @@ def is_ok(results: list[CheckResult]) -> bool:
     return [result.level for result in results] == ["ok"]
 
 
-def test_the_packages_compared_are_those_that_kinemae_needs(repo: Path) -> None:
+def test_the_compared_packages_are_the_dependencies_of_kinemae(repo: Path) -> None:
     project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
     assert set(PACKAGES) == {text.split(">")[0] for text in project["dependencies"]}
 

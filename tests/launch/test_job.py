@@ -138,7 +138,7 @@ def test_a_run_dir_that_pythonpath_would_split_is_refused(tmp_path: Path) -> Non
         prepare_job(["pretrain", DEMO, f"run_dir={tmp_path}/a:b"], {}, dry_run=False)
 
 
-def test_the_run_dir_of_an_unchecked_job_is_the_last_that_was_given(tmp_path: Path) -> None:
+def test_the_run_dir_of_an_unchecked_job_is_the_last_one_given(tmp_path: Path) -> None:
     given = prepare_job(["pretrain", DEMO, "run_dir=a", f"run_dir={tmp_path}"], {}, dry_run=False)
     assert given.run_dir == str(tmp_path)
     of_file = prepare_job(["pretrain", DEMO], {}, dry_run=False).run_dir

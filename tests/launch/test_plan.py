@@ -75,7 +75,7 @@ def test_states_agree_with_deepspeeds_estimator() -> None:
 
 
 def test_higher_stages_need_less_memory_and_more_communication(cost: dict[str, Any]) -> None:
-    # Many values, so that buckets and gathered layers are small beside them.
+    # Many values, so that buckets and gathered layers are relatively small.
     cost["parameters"] |= {"all": 2_000_000_000, "trainable": 2_000_000_000}
     found = plan(cost, nodes=2)
     rows = [row["bytes"] for row in found["memory"] if not row["recomputes"]]

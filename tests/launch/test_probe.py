@@ -35,7 +35,7 @@ def test_this_machine_is_described() -> None:
 # --- folders
 
 
-def test_a_written_file_is_seen_and_another_is_missing(tmp_path: Path) -> None:
+def test_a_written_file_is_found_and_another_is_missing(tmp_path: Path) -> None:
     report = write(folder=str(tmp_path), name="a", token="x")
     assert report["sync_ms"] > 0
     assert report["free_bytes"] > 0

@@ -63,7 +63,7 @@ def test_bash_reads_every_hostile_value_unchanged(tmp_path: Path) -> None:
     )
     script = script_of(cluster, replace(job, python=HOSTILE))
     assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True).stderr == ""
-    # The assignments alone, and what bash has then in `task`.
+    # The assignments alone, and the resulting `task` in bash.
     settings = script.partition("\nset -o pipefail")[0] + '\nprintf "%s\\0" "${task[@]}" "$cancelled"'
     read = subprocess.run(["bash"], input=settings, text=True, capture_output=True, cwd=tmp_path)
     task_py, cancelled = job.script("supervisor/task.py"), str(job.path.with_name("cancelled"))
@@ -123,7 +123,7 @@ def test_a_run_folder_that_slurm_cannot_log_into_is_refused(tmp_path: Path, name
         script_of(SlurmCluster(), job_in(tmp_path / name))
 
 
-def test_the_doctor_asks_for_the_nodes_and_containers_that_a_job_gets() -> None:
+def test_the_doctor_requests_the_nodes_and_containers_of_a_job() -> None:
     gpus = ["gpus_per_node=4", "gpu_type=a100", "python=python3"]
     pyxis = [*gpus, "container={runtime: pyxis, image: i, mounts: ['/d:/d', '/e:/e']}", "extra=[--exclusive]"]
     [(words, _)] = KINDS["slurm"](None, pyxis).commands

@@ -89,11 +89,11 @@ def test_each_task_gets_its_rank(submit: Submit) -> None:
 
 
 def test_a_final_failure_of_one_process_ends_all(submit: Submit) -> None:
-    # The other leaves with 143 when it is ended, which alone would mean: stopped with a checkpoint, requeue.
+    # The other process is ended and exits with 143. This code alone would mean a stop with a checkpoint.
     job_id, job = submit("0:wait=300", "wait=0.3", "exit=3")
     assert exit_code(job_id) == 3
     assert field(job_id, "Restarts") == "0" and len(starts(job, 1)) == 1
-    end = job_end(job_id, Path(job.run_dir) / "launch")  # which Slurm need not remember
+    end = job_end(job_id, Path(job.run_dir) / "launch")  # which Slurm may have deleted
     assert end == (3, f"job {job_id}: failed: the data cannot be used (exit code 3)")
     assert "task 1: Exited with exit code 3" in log_of(job_id, job)
 
@@ -149,7 +149,7 @@ def test_array_elements_resume_until_the_run_is_done(submit: Submit) -> None:
 def test_a_preempted_training_on_two_nodes_equals_one_process(synth_shards: Path, tmp_path: Path) -> None:
     run = tmp_path / HOSTILE
     (run / "launch").mkdir(parents=True)
-    (run / "launch" / CANCELLED).touch()  # of a launch before, which this one forgets
+    (run / "launch" / CANCELLED).touch()  # of an earlier launch; the new launch removes it
     run_dir = (
         f"run_dir={json.dumps(str(run), ensure_ascii=False)}"  # read as YAML, where ` #` begins a comment
     )

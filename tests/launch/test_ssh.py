@@ -23,7 +23,7 @@ from tests.launch.fake_program import (
 from tests.launch.hosts import Network
 
 HOSTILE = ["a b", "$(touch x)", "it's", '"', "a;b|c>d", "ü\nz", "--flag", "-x", "", "*", "\\", "`id`", "!!"]
-# A lost host is noticed within 5 s in place of 15; an agent without heartbeat ends after 10 s.
+# A lost host is detected within 5 s instead of 15; an agent without heartbeat ends after 10 s.
 QUICK = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=5", "-o", "ConnectTimeout=5"]
 
 
@@ -132,7 +132,7 @@ def test_after_a_host_dies_the_run_continues_on_the_others(tmp_path: Path, netwo
         lost.start()
     output = (Path(job.run_dir) / "output").read_text()
     assert f"{lost.name} is lost" in output and f"continuing without {lost.name}" in output
-    # Three are left, which cannot share a batch of four.
+    # The remaining three cannot share a batch of four.
     assert (
         f"start 2: 2 processes (2 on {left.name}), rendezvous {left.name}" in output
         and "from step 7" in output

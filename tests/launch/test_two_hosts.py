@@ -16,7 +16,7 @@ from tests.launch.hosts import Network
 
 pytestmark = [pytest.mark.processes, pytest.mark.cluster]
 
-STEPS = 100  # enough that the kill lands among them on a busy machine
+STEPS = 100  # enough steps for the kill to occur during them on a busy machine
 
 
 def losses(run_dir: Path) -> list[float]:

@@ -36,7 +36,7 @@ def brute_force(sees, positions):
 
 def window_sees(window, is_shifted=False):
     def box(place, side, length):
-        # Its number is that of the borders up to the place.
+        # The number of a window is the number of borders up to the position.
         first = side // 2 if is_shifted and side < length else 0
         return sum(border <= place for border in range(first, length, side) if border > 0)
 

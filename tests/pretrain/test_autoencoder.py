@@ -145,7 +145,7 @@ def tiny_peer(transformers):
         )
     )  # fmt: skip
     for parameter in peer.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)  # biases too: zero ones would hide that they are lost
+        torch.nn.init.normal_(parameter, std=0.1)  # biases too: a lost zero bias would not be detected
     peer.decoder.norm.eps = 1e-6  # the only norm there that ignores the config
     return peer.eval()
 

@@ -28,7 +28,7 @@ def arguments(repo: Path, synth_shards: Path, tmp_path: Path) -> list[str]:
         *places,
         *shape,
         "steps=1",
-    ]  # a mistake that is accepted after all must not train for minutes
+    ]  # an error that is not detected must not train for minutes
 
 
 @pytest.fixture
@@ -104,20 +104,20 @@ def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
         (["batch.global_clips=31"], "batch.global_clips=31 cannot be shared by 1 processes"),
     ],
 )
-def test_a_config_that_cannot_be_run_leaves_with_2_and_says_what_to_change(
+def test_an_invalid_config_exits_with_2_and_names_the_fix(
     refused: Callable[..., str], overrides: list[str], message: str
 ) -> None:
     assert message in refused(CONFIG, *overrides)
 
 
-def test_a_config_file_that_is_not_there_leaves_with_2(
+def test_a_config_file_that_is_not_there_exits_with_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_program(PROGRAM, [str(tmp_path / "none.yaml")]) == CONFIG
     assert f"no config file at {tmp_path / 'none.yaml'}" in capsys.readouterr().err
 
 
-def test_a_config_without_its_mandatory_keys_leaves_with_2(
+def test_a_config_without_its_mandatory_keys_exits_with_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "short.yaml").write_text("seed: 1\nsteps: 1\n")
@@ -126,18 +126,18 @@ def test_a_config_without_its_mandatory_keys_leaves_with_2(
     assert expected in capsys.readouterr().err
 
 
-def test_missing_shards_leave_with_3(refused: Callable[..., str]) -> None:
+def test_missing_shards_exit_with_3(refused: Callable[..., str]) -> None:
     assert "no folder of shards at /no/where; fix: make one with" in refused(DATA, "data.shards=/no/where")
 
 
-def test_an_empty_folder_of_shards_leaves_with_3(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_an_empty_folder_of_shards_exits_with_3(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "expected a data set, got a folder without dataset.json" in refused(
         DATA, f"data.shards={tmp_path / 'empty'}"
     )
 
 
-def test_the_folder_above_the_splits_is_answered_with_a_split(
+def test_the_error_for_the_parent_of_the_splits_names_a_split(
     refused: Callable[..., str], synth_shards: Path
 ) -> None:
     assert f"did you mean {synth_shards / 'train'} or {synth_shards}" in refused(
@@ -145,13 +145,13 @@ def test_the_folder_above_the_splits_is_answered_with_a_split(
     )
 
 
-def test_fewer_clips_than_the_global_batch_leave_with_3(refused: Callable[..., str]) -> None:
+def test_fewer_clips_than_the_global_batch_exit_with_3(refused: Callable[..., str]) -> None:
     line = refused(DATA, "batch.global_clips=82")
     assert "holds 40 videos, which make 80 clips with data.views_per_video=2" in line
     assert "fewer than batch.global_clips=82; lower it, or raise data.views_per_video, or add" in line
 
 
-def test_a_global_batch_that_the_processes_cannot_share_leaves_with_2_and_names_the_numbers(
+def test_a_global_batch_that_the_processes_cannot_share_exits_with_2_and_names_the_numbers(
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"RANK": 0, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}.items():
@@ -162,11 +162,11 @@ def test_a_global_batch_that_the_processes_cannot_share_leaves_with_2_and_names_
     assert "choose batch.global_clips as a multiple of 3 x 2 = 6" in line
 
 
-def test_a_run_dir_of_another_config_leaves_with_2_and_names_what_differs(
+def test_a_run_dir_of_another_config_exits_with_2_and_names_the_differences(
     refused: Callable[..., str], arguments: list[str], tmp_path: Path
 ) -> None:
     open_run_dir(tmp_path / "run", load_config(PretrainConfig, arguments[0], arguments[1:]))
-    (tmp_path / "run" / "environment.json").unlink()  # so that `refused` sees whether a start was noted
+    (tmp_path / "run" / "environment.json").unlink()  # so that `refused` can check for a recorded start
     line = refused(CONFIG, "clip.stride=2", "seed=1")
     assert "holds a run of another config (clip.stride: run 1, config 2; seed: run 0, config 1)" in line
 
@@ -178,12 +178,12 @@ def test_a_run_dir_that_is_no_run_is_left_alone(refused: Callable[..., str], tmp
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
-def test_a_run_dir_that_is_a_file_leaves_with_2(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_run_dir_that_is_a_file_exits_with_2(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "is a file: choose another run_dir" in refused(CONFIG, f"run_dir={tmp_path / 'file'}")
 
 
-def test_a_run_dir_that_cannot_be_made_leaves_with_3(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_run_dir_that_cannot_be_made_exits_with_3(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert f"cannot write to {tmp_path}/file/run" in refused(DATA, f"run_dir={tmp_path}/file/run")
 
@@ -200,7 +200,7 @@ def test_a_dry_run_prints_the_counts_and_writes_nothing(
 ) -> None:
     assert run_program(PROGRAM, [*arguments, "--dry-run", "--json", "steps=10"]) == 0
     counts = json.loads(capsys.readouterr().out)
-    assert counts["samples"] == 40 and counts["epochs"] == 4.0  # 10 steps of 32 clips, 2 clips a video
+    assert counts["samples"] == 40 and counts["epochs"] == 4.0  # 10 steps of 32 clips, 2 clips per video
     assert (counts["tokens"], counts["visible_tokens"], counts["predicted_tokens"]) == (64, 32, 16)
     assert (counts["processes"], counts["clips_per_process_at_once"], counts["accumulation"]) == (1, 32, 1)
     assert counts["continues"] is False
@@ -218,7 +218,10 @@ def test_a_dry_run_of_a_mixture_counts_the_epochs_of_each_set(
     )
     counts = json.loads(capsys.readouterr().out)
     assert counts["samples"] == 72  # 32 and 40
-    assert counts["epochs"] == {folders[0]: 3.75, folders[1]: 1.0}  # of 160 videos three quarters and one
+    assert counts["epochs"] == {
+        folders[0]: 3.75,
+        folders[1]: 1.0,
+    }  # 160 videos, three quarters and one quarter
 
 
 def test_a_dry_run_shows_the_resolved_config_ahead_of_the_counts(

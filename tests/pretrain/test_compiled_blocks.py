@@ -34,7 +34,7 @@ class Graphs:
 
     def __call__(self, graph: Any, inputs: list[Any]) -> Any:
         self.count += 1
-        self.dynamic += not all(isinstance(given, Tensor) for given in inputs)  # else a size is a symbol
+        self.dynamic += not all(isinstance(given, Tensor) for given in inputs)  # otherwise a size is symbolic
         return graph.forward
 
 
@@ -92,6 +92,6 @@ def test_each_ratio_of_a_jittered_mask_is_compiled_once() -> None:
 
 
 @pytest.mark.slow
-def test_a_teacher_that_sees_whole_clips_is_compiled_once() -> None:
+def test_a_teacher_of_whole_clips_is_compiled_once() -> None:
     counts, graphs = graphs_by_step(FeatureTarget(), UniformMasking(ratio=0.5))
     assert counts == [counts[0]] * STEPS and not graphs.dynamic

@@ -69,7 +69,7 @@ def really_held(model: MaskedAutoencoder, *, is_bf16: bool) -> int:
 
 @pytest.mark.parametrize("is_bf16", [False, True])
 @pytest.mark.parametrize("decoder", ["cross", "self"])
-def test_what_shapes_hold_is_what_autograd_really_saves(decoder: str, is_bf16: bool) -> None:
+def test_the_traced_bytes_equal_those_that_autograd_saves(decoder: str, is_bf16: bool) -> None:
     build = builder(decoder=decoder)
     held = trace(build, is_bf16=is_bf16).held
     assert held == pytest.approx(really_held(build(), is_bf16=is_bf16), rel=0.03)
@@ -83,17 +83,17 @@ def test_recomputing_blocks_holds_less_and_computes_more() -> None:
         )
         assert again.held < 0.4 * plain.held and again.peak < plain.peak
         flops, more = (sum(one.flops for one in found.operations) for found in (plain, again))
-        assert 1.2 * flops < more < 1.4 * flops  # one more forward pass of three, but for what is no block
+        assert 1.2 * flops < more < 1.4 * flops  # one more forward pass besides three, for the blocks only
 
 
-def test_products_are_those_that_the_count_of_flops_knows(tmp_path: Path) -> None:
+def test_traced_products_equal_those_of_the_flop_count(tmp_path: Path) -> None:
     cost = cost_of(tmp_path)
     products = sum(work["flops"][1] for work in cost["plain"]["work"] if work["kind"] in (PRODUCT, ATTENTION))
     assert products == pytest.approx(cost["flops"]["training"], rel=0.1)  # first layer: no gradient of pixels
     assert cost["flops"]["forward"] * 3 == cost["flops"]["training"] == 1.5 * cost["flops"]["backward"]
 
 
-def test_views_move_no_bytes_whether_they_say_that_they_are_views_or_not() -> None:
+def test_views_move_no_bytes_with_or_without_the_view_tag() -> None:
     batch = ClipBatch(
         pixels=torch.zeros(1, 3, 2, 2, 2, dtype=torch.uint8),
         clip_index_B=torch.zeros(1, dtype=torch.int64),
@@ -110,7 +110,7 @@ def test_views_move_no_bytes_whether_they_say_that_they_are_views_or_not() -> No
     assert [one.bytes for one in ledger.operations] == [192, 192]
 
 
-def test_gradients_come_on_top_where_an_optimizer_has_set_them_to_none() -> None:
+def test_the_peak_includes_gradients_that_were_set_to_none() -> None:
     found = trace(builder())
     with torch.device("meta"):
         gradients = sum(4 * weight.numel() for weight in builder()().parameters())
@@ -135,7 +135,7 @@ def cost_of(folder: Path, *overrides: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_memory_is_that_of_the_dearest_step_of_a_mask_whose_ratio_changes(tmp_path: Path) -> None:
+def test_memory_is_that_of_the_most_expensive_step_if_the_mask_ratio_changes(tmp_path: Path) -> None:
     jitter = "masking={name: jitter, args: {of: uniform, min_ratio: 0.25, max_ratio: 0.75}}"
     light, heavy, changing = (
         cost_of(tmp_path, override, "model.predict_ratio=0.2")
@@ -159,14 +159,12 @@ def test_the_command_needs_no_shards_and_prints_json(
     }
 
 
-def test_stored_videos_tell_their_size_where_they_are_here(tmp_path: Path, synth_shards: Path) -> None:
+def test_the_size_of_local_videos_is_reported(tmp_path: Path, synth_shards: Path) -> None:
     data = cost_of(tmp_path, f"data.shards={synth_shards / 'unlabelled'}")["data"]
     assert data["videos"] == 40 and 1000 < data["bytes_per_video"] < 20_000
 
 
-def test_a_config_that_cannot_be_run_leaves_with_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_config_that_cannot_be_run_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     assert run_program(PROGRAM, ["cost", str(tmp_path / "tiny.yaml"), "masking.name=tubes"]) == 2
     assert "did you mean 'tube'?" in capsys.readouterr().err

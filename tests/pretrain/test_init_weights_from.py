@@ -142,7 +142,7 @@ def test_another_encoder_is_refused_by_its_keys(tmp_path, changes, message):
         start.load_pretrained(model_of(seed=2, **changes), PIXELS)
 
 
-def test_no_start_and_no_encoder(tmp_path):
+def test_init_from_null_and_a_folder_without_an_encoder(tmp_path):
     assert open_pretrained(None) is None
     with pytest.raises(CheckpointError, match=f"{tmp_path}.*: expected encoder.json"):
         open_pretrained(str(tmp_path))

@@ -124,7 +124,7 @@ def test_every_kind_changes_the_features(name):
 
 def test_the_schedule_follows_the_clip_index():
     model = build(GaussianNoise(strength={"min_level": 1.0, "schedule": "linear"}))
-    batch = make_batch((0, 5, 10, 25))  # of 10 clips; beyond the end it stays as it is at the end
+    batch = make_batch((0, 5, 10, 25))  # of 10 clips; beyond the end it keeps its last value
     seen = model.encoder_inputs(batch, draws_of(batch))
     torch.testing.assert_close(seen.level_B, torch.tensor([0, 0.5, 1, 1]))
     clean_BKP = normalize(take_patches(batch.clip_BCTHW, batch.tokens["visible"], PATCH))
@@ -165,7 +165,7 @@ def test_the_noise_target_needs_no_decoder_and_trains_all_other_parameters():
         loss.backward()
         assert step or all(parameter.grad.any() for parameter in model.parameters())
         optimizer.step()
-    assert loss.item() < 0.7  # 1 is what the blind get
+    assert loss.item() < 0.7  # 1 is the loss of a constant prediction
 
 
 def test_noise_and_pixels_can_be_predicted_together():

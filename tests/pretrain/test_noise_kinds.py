@@ -175,7 +175,7 @@ def test_the_speed_changes_by_at_most_the_factor_around_the_middle(level):
     most = 2.0**level
     speeds = []
     for row in shown_BT.tolist():
-        # The speed can be read off where nothing is held at the ends: fit it by trying.
+        # The speed shows in frames that are not clamped at the ends: fit it by search.
         fits = [
             speed
             for speed in torch.linspace(1 / most, most, 400).tolist()

@@ -109,7 +109,7 @@ def test_of_a_doubled_grid_each_token_lies_between_its_neighbours_in_the_referen
     reference, doubled = TokenGrid(5, 2, 2), TokenGrid(10, 2, 2)
     one_tD = outputs(built(name, reference))[::4]
     two_tD = outputs(built(name, doubled, reference))[::4]
-    # Slow waves alone: a fast one has its crests between the slices.
+    # Low frequencies only: a high one has maxima between the slices.
     slow = (one_tD[1:] - one_tD[:-1]).abs().amax(dim=0) < 0.5
     assert slow.sum() >= 4
     for i in range(1, 9):

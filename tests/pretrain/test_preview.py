@@ -89,7 +89,7 @@ def test_it_writes_a_picture_and_an_animation_and_prints_the_counts(
     tokens = counts["tokens"]
     assert (tokens["grid"], tokens["slices"], tokens["rows"], tokens["columns"]) == (64, 4, 4, 4)
     assert (tokens["visible"], tokens["encoded"], tokens["pruned_visible"]) == (16, 16, 16)  # of 32
-    assert (tokens["predicted"], tokens["pruned_hidden"]) == (8, 16)  # half of the half that is left
+    assert (tokens["predicted"], tokens["pruned_hidden"]) == (8, 16)  # half of the remaining half
     assert counts["flops"]["training"] == 3 * (counts["flops"]["encoder"] + counts["flops"]["decoder"])
     parameters = counts["parameters"]
     assert parameters["all"] == parameters["encoder"] + parameters["decoder"]
@@ -120,7 +120,7 @@ def test_a_recipe_for_many_videos_can_be_previewed_on_a_few(preview: Callable[..
     assert preview("batch.global_clips=4096")["tokens"]["grid"] == 64
 
 
-def test_the_table_names_what_there_is(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_lists_all_nonzero_counts(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_program(PROGRAM, ["preview", str(config_file)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["tokens", "of", "a", "clip", "64", "4", "slices", "of", "4", "x", "4"]
@@ -151,7 +151,7 @@ def test_visible_tokens_are_shown_and_hidden_ones_are_grey(
     assert torch.equal(batch.clip_BCTHW, training.clip_BCTHW)
 
 
-def test_what_is_asked_for_is_as_it_is_and_what_is_not_is_tinted(
+def test_target_tokens_are_unchanged_and_other_hidden_tokens_are_tinted(
     drawn: Callable[..., tuple[Plan, ClipBatch, dict[str, Tensor]]],
 ) -> None:
     _, batch, columns = drawn()
@@ -167,7 +167,7 @@ def test_what_is_asked_for_is_as_it_is_and_what_is_not_is_tinted(
     assert (found_BNP[is_visible_BN] == HIDDEN[0]).all()
 
 
-def test_pruned_tokens_are_tinted_by_what_the_mask_had_in_mind_for_them(
+def test_the_tint_of_a_pruned_token_shows_whether_the_mask_hides_it(
     drawn: Callable[..., tuple[Plan, ClipBatch, dict[str, Tensor]]],
 ) -> None:
     plan, batch, columns = drawn(PRUNED_HALF)
@@ -182,7 +182,7 @@ def test_pruned_tokens_are_tinted_by_what_the_mask_had_in_mind_for_them(
     assert torch.equal(is_red_BN, is_shown_BN & ~is_visible_BN)
     assert is_blue_BN.sum(dim=1).tolist() == [16] * 3 and not (is_blue_BN & is_shown_BN).any()
     assert not (is_blue_BN & token_mask(batch.tokens["target"], 64)).any()
-    # What goes, is worth no more than what stays.
+    # The scores of pruned tokens are not above those of kept ones.
     for luma_THW, red_N, visible_K in zip(
         to_luma(batch.pixels), is_red_BN, batch.tokens["visible"], strict=True
     ):
@@ -190,7 +190,7 @@ def test_pruned_tokens_are_tinted_by_what_the_mask_had_in_mind_for_them(
         assert score_N[red_N].max() <= score_N[visible_K].min()
 
 
-def test_noise_has_a_column_of_its_own_and_the_encoder_s_input_is_training_s(
+def test_noise_has_its_own_column_and_the_encoder_input_equals_that_of_training(
     drawn: Callable[..., tuple[Plan, ClipBatch, dict[str, Tensor]]],
 ) -> None:
     _, batch, columns = drawn("noise={name: gaussian, args: {std: 0.5, min_std: 0.5}}")
@@ -209,7 +209,7 @@ def test_noise_on_tokens_shows_nothing(
     assert "with noise" not in drawn("noise.name=token")[2]
 
 
-def test_clips_and_masks_are_of_the_step_that_is_asked_for(
+def test_clips_and_masks_are_of_the_requested_step(
     preview: Callable[..., dict[str, Any]],
     drawn: Callable[..., tuple[Plan, ClipBatch, dict[str, Tensor]]],
 ) -> None:
@@ -244,7 +244,7 @@ def test_a_wrong_config_is_refused_as_in_training_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_cannot_be_written_leaves_with_3(
+def test_a_folder_that_cannot_be_written_exits_with_3(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -285,7 +285,7 @@ def test_pictures_show_different_videos(
     assert list(clips_of_pictures(config, 64)) == [64 + clip for clip in shown]
 
 
-def test_the_rows_of_a_preview_are_different_videos_where_each_gives_several_clips(
+def test_the_rows_of_a_preview_are_different_videos_with_several_views_per_video(
     config_file: Path,
 ) -> None:
     config = load_config(

@@ -58,7 +58,7 @@ def columns(model: MaskedAutoencoder, batch: ClipBatch) -> dict[str, Tensor]:
     return {column.title: patchify(column.clip_BCTHW, PATCH) for column in found}
 
 
-def test_hidden_patches_are_grey_and_visible_ones_as_they_are() -> None:
+def test_hidden_patches_are_grey_and_visible_ones_unchanged() -> None:
     batch = batch_of(range(10), range(10, 32))
     shown = columns(model_with(), batch)
     clean_BNP = patchify(batch.clip_BCTHW, PATCH)
@@ -71,7 +71,7 @@ def test_hidden_patches_are_grey_and_visible_ones_as_they_are() -> None:
         assert not torch.equal(shown[title][:, 10:], clean_BNP[:, 10:])
 
 
-def test_tokens_that_are_neither_seen_nor_predicted_are_tinted_and_not_passed_off_as_predicted() -> None:
+def test_tokens_that_are_neither_visible_nor_predicted_are_tinted() -> None:
     batch = batch_of(range(10), range(10, 25))
     shown = columns(model_with(), batch)
     clean_BNP = patchify(batch.clip_BCTHW, PATCH)
@@ -89,7 +89,7 @@ def test_a_tint_pulls_every_pixel_towards_its_colour() -> None:
     assert tinted_BNP.tolist() == [[[150, 100, 80], [0, 100, 200]]]
 
 
-def test_a_learned_pruner_s_choice_is_what_the_overlay_shows() -> None:
+def test_the_tint_shows_the_selection_of_a_learned_pruner() -> None:
     model = model_with(pruning="learned")
     batch = batch_of(range(10), range(10, 32))
     with eval_mode(model):
@@ -100,7 +100,7 @@ def test_a_learned_pruner_s_choice_is_what_the_overlay_shows() -> None:
     found = columns(model, batch)
     is_tinted_BN = (found["pruned"] != clean_BNP).any(dim=2)
     assert torch.equal(is_tinted_BN[:, :10], ~is_kept_BN[:, :10]) and not is_tinted_BN[:, 10:].any()
-    assert torch.equal(found["encoder input"][:, :10], clean_BNP[:, :10])  # it was given all ten
+    assert torch.equal(found["encoder input"][:, :10], clean_BNP[:, :10])  # its input has all ten
 
 
 @pytest.mark.parametrize("target", ["features", "hog", "motion", "noise"])
@@ -111,7 +111,7 @@ def test_targets_without_pictures_show_the_first_columns(target: str) -> None:
     assert all(len(patches_BNP) == 2 for patches_BNP in found.values())
 
 
-def test_noise_is_seen_in_the_encoder_s_input_and_nowhere_else() -> None:
+def test_noise_is_in_the_encoder_s_input_only() -> None:
     batch = batch_of(range(10), range(10, 32))
     found = columns(model_with(noise="gaussian"), batch)
     clean_BNP = patchify(batch.clip_BCTHW, PATCH)
@@ -138,7 +138,7 @@ def coloured(*colours: int) -> Column:
     return Column(title="x", clip_BCTHW=(levels_B + frame_T).expand(-1, 3, -1, 64, 64))
 
 
-def test_a_sheet_has_a_row_for_each_clip_and_a_column_for_each_view() -> None:
+def test_a_grid_has_a_row_for_each_clip_and_a_column_for_each_view() -> None:
     sheet_THWC = draw_grid([coloured(10, 60), coloured(110, 160)])
     assert sheet_THWC.dtype == np.uint8 and sheet_THWC.shape[0] == 3
     height, width = sheet_THWC.shape[1:3]
@@ -150,13 +150,13 @@ def test_a_sheet_has_a_row_for_each_clip_and_a_column_for_each_view() -> None:
     assert (sheet_THWC[:, :head] < 128).any()  # a title is written
 
 
-def test_moments_stand_below_one_another_clip_by_clip() -> None:
+def test_moments_are_stacked_clip_by_clip() -> None:
     picture_HWC = draw_frames([coloured(10, 60), coloured(110, 160)], [0, 2])
     head = len(picture_HWC) - 4 * 132
     assert picture_HWC[head::132, ::132, 0].tolist() == [[10, 110], [12, 112], [60, 160], [62, 162]]
 
 
-def test_patches_put_together_again_are_the_clip() -> None:
+def test_joined_patches_equal_the_clip() -> None:
     clip_BCTHW = batch_of([0], [1]).clip_BCTHW
     assert torch.equal(unpatchify(patchify(clip_BCTHW, PATCH), GRID, PATCH), clip_BCTHW)
 
@@ -166,7 +166,7 @@ def test_patches_put_together_again_are_the_clip() -> None:
     [
         (range(12), [3, 7, 11]),  # each step is a report
         ([2, 5, 8, 11], [5, 8, 11]),  # every third: at the first after each multiple
-        ([9, 11], [9, 11]),  # the first of all looks back to the start
+        ([9, 11], [9, 11]),  # the first report includes the start
     ],
 )
 def test_a_schedule_is_due_at_the_first_report_after_each_multiple_and_at_the_end(

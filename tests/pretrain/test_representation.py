@@ -44,7 +44,9 @@ def test_equal_features_are_collapsed_in_all_metrics() -> None:
     assert deviation(same_RD) == pytest.approx(0.0, abs=1e-7)
     assert mean_cosine(same_RD) == pytest.approx(1.0)
     assert effective_rank(same_RD) == 0.0
-    assert effective_rank(same_RD + 1e-8 * normal(10, 16, seed=1)) == 0.0  # rounding is no direction
+    assert (
+        effective_rank(same_RD + 1e-8 * normal(10, 16, seed=1)) == 0.0
+    )  # rounding errors do not count as a direction
 
 
 def test_orthogonal_features_have_cosine_zero() -> None:

@@ -46,7 +46,7 @@ def weights(module: torch.nn.Module) -> list[torch.Tensor]:
 
 def test_the_target_values_are_the_normalized_features_of_the_whole_clip() -> None:
     model = build_model(FeatureTarget())
-    with torch.no_grad():  # fresh, the encoder's own last norm would do
+    with torch.no_grad():  # with initial weights, the encoder's final norm alone would suffice
         model.encoder.norm.weight.uniform_(0.5, 3.0)
         model.encoder.norm.bias.uniform_(-2.0, 2.0)
     model.target.bind(model.encoder)

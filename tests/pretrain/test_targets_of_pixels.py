@@ -48,7 +48,7 @@ def mae_st_target(clip_BCTHW: torch.Tensor, mean: float, std: float) -> torch.Te
 
 @pytest.mark.parametrize("low, high", [(0, 256), (100, 102)])
 def test_patch_normalization_of_one_frame_is_mae_sts(low: int, high: int) -> None:
-    # With two neighbouring grey levels the variance is near 1e-6, so that the scale it is taken on decides.
+    # With two neighbouring grey levels the variance is near 1e-6, so that its scale matters.
     clip_BCTHW = torch.cat([random_clip(low=low, high=high)] * 4, dim=2).roll(3, dims=3)
     target_BM = torch.stack([torch.randperm(32) for _ in range(2)])
     target = PixelTarget(normalize="patch", frames="one")
@@ -58,7 +58,7 @@ def test_patch_normalization_of_one_frame_is_mae_sts(low: int, high: int) -> Non
     torch.testing.assert_close(target.compute_target(known), expected_BMP.float(), atol=2e-4, rtol=1e-5)
 
 
-def test_one_frame_a_slice_is_the_first_but_for_the_last_slices() -> None:
+def test_one_frame_per_slice_is_the_first_except_in_the_last_slices() -> None:
     clip_BCTHW = torch.arange(16, dtype=torch.uint8)[None, None, :, None, None].expand(2, 3, 16, 4, 4)
     target_BM = torch.arange(8).expand(2, -1)
     target = PixelTarget(normalize="none", frames="one")
@@ -101,7 +101,7 @@ def test_visible_only_pictures_do_not_depend_on_hidden_pixels(kind: str) -> None
     target, clip_BCTHW = PixelTarget(normalize=kind), random_clip()
     prediction_BMP = target.compute_target(target_inputs(clip_BCTHW))
     other_BCTHW = clip_BCTHW.clone()
-    other_BCTHW[0, :, 2:, 4:, 4:] = 0  # token 7 of clip 0, a wanted one
+    other_BCTHW[0, :, 2:, 4:, 4:] = 0  # token 7 of clip 0, a target token
     assert not torch.equal(target.compute_target(target_inputs(other_BCTHW)), prediction_BMP)
     pictures = [
         target.to_pixels(prediction_BMP, target_inputs(clip), visible_only=True)
@@ -200,14 +200,14 @@ def test_hog_equals_a_loop_over_pixels(cells: int, gaussian: bool) -> None:
         np.testing.assert_allclose(actual[b, m].numpy(), expected, atol=1e-5)
 
 
-def test_hog_of_an_edge_is_one_orientation_whichever_side_is_bright() -> None:
+def test_hog_of_an_edge_has_one_orientation_for_either_bright_side() -> None:
     clip_BCTHW = torch.zeros(2, 3, 4, 8, 8, dtype=torch.uint8)
     clip_BCTHW[0, ..., 2:] = 200  # a vertical edge inside the left patches, dark to bright
     clip_BCTHW[1, ..., :2] = 90  # bright to dark
     known = target_inputs(clip_BCTHW, target_BM=torch.zeros(2, 1, dtype=torch.int64), visible_BK=VISIBLE)
     target = HogTarget(cells=1).compute_target(known)
     assert torch.equal(target[0], target[1])
-    assert target[0].count_nonzero() == 3  # one orientation a colour
+    assert target[0].count_nonzero() == 3  # one orientation per colour
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_budgets_are_exact_and_filled_by_score(kind, keep, predict_ratio, predic
     visible_K, hidden_M = masking.split(GRID, generator(3, purpose="masking", sample=5))
     for kept, pool, share in ((found["visible"], visible_K, keep), (found["target"], hidden_M, keep)):
         assert set(kept.tolist()) <= set(pool.tolist()) and len(set(kept.tolist())) == len(kept)
-        # Nothing that is kept is worth less than the last that the share lets in.
+        # No kept token has a lower score than the last one within the fraction.
         bound = score_N[pool].sort(descending=True).values[max(1, round(len(pool) * share)) - 1]
         assert (score_N[kept] >= bound).all()
 
@@ -120,7 +120,10 @@ def test_ties_are_broken_at_random_per_clip():
         found = split(STILL_THW, clip)
         kept.update(found["visible"].tolist())
         wanted.update(found["target"].tolist())
-    for often, share in ((kept, 0.25), (wanted, 0.125)):  # half visible, half of it kept; half of it wanted
+    for often, share in (
+        (kept, 0.25),
+        (wanted, 0.125),
+    ):  # half visible, half of these kept; half of the rest predicted
         assert max(abs(often[token] / 600 - share) for token in range(GRID.tokens)) < 5 * (0.25 / 600) ** 0.5
 
 
@@ -144,7 +147,7 @@ def running_cell(grid, start):
     """Select tokens by a loop over slices and cells."""
     chosen = set()
     for t in range(grid.t):
-        for number in ((start + t) % 4, (start + t + 1) % 4):  # two of four, running on by one
+        for number in ((start + t) % 4, (start + t + 1) % 4):  # two of four, which advance by one
             for row in range(number // 2, grid.h, 2):
                 for column in range(number % 2, grid.w, 2):
                     chosen.add((t * grid.h + row) * grid.w + column)

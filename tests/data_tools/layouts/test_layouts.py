@@ -211,7 +211,7 @@ def test_supported_videos_pass_the_check(name: str):
         ("stride_alined", {}, "no layout named 'stride_alined'; did you mean 'stride_aligned'"),
     ],
 )
-def test_a_wrong_argument_says_what_to_fix(name: str, arguments: dict[str, object], message: str):
+def test_a_wrong_argument_names_the_fix(name: str, arguments: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         build(name, **arguments)
 
@@ -238,6 +238,6 @@ def test_a_truncated_video_is_noted(name: str, tmp_path: Path):
     job = Job(video=SourceVideo(path=path, name=path.name), key="key", folder=tmp_path)
     samples = list(build(name).encode(job))
     assert job.notes == ["40 of 50 frames"]
-    # The last frame on screen was decoded before the one that belongs in front of it, which is cut off.
+    # The last displayed frame is decoded before the previous one, which is cut off.
     stored = {"copy": 40, "clips": 10}.get(name, 41)
     assert sum(sample.info.frames for sample in samples) == stored

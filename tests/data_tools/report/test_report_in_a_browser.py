@@ -31,7 +31,7 @@ FLAGS = [
     "--hide-scrollbars",
     "--enable-logging=stderr",
 ]
-# Hosts that the browser itself contacts for updates, whatever the flags.
+# Hosts that the browser itself contacts for updates, with any flags.
 OWN_CALLS = ("google.com", "googleapis.com", "gvt1.com")
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 MEASURE = """<script>

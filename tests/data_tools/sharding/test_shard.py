@@ -257,7 +257,7 @@ def test_too_many_bad_videos_stop(collection: Path, tmp_path: Path, capsys: pyte
         ("workers=-1", "workers must be 0 or more"),
     ],
 )
-def test_a_wrong_config_says_what_to_fix(override: str, message: str):
+def test_a_wrong_config_names_the_fix(override: str, message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_config(ShardConfig, None, [override])
 

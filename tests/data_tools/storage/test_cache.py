@@ -135,7 +135,7 @@ def test_killed_processes_leave_the_cache_valid(cache: Cache):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert on_disk(cache.folder) <= cache.size
-        with cache._locked() as ledger:  # a lock that outlived its holder would wait here for ever
+        with cache._locked() as ledger:  # a lock that outlives its holder would block here forever
             assert cache_module._used(ledger) >= on_disk(cache.folder)
     right = wrong = 0
     for shard in range(SHARDS):

@@ -42,7 +42,7 @@ def test_an_index_with_another_sha256_is_an_error(
     shards: Path, folder: Location, cache: Cache, tmp_path: Path, cached: bool
 ):
     publish_backwards(shards, tmp_path / "new")
-    shutil.copy(tmp_path / "new" / INDEX_NAME, shards / INDEX_NAME)  # and the upload stops here
+    shutil.copy(tmp_path / "new" / INDEX_NAME, shards / INDEX_NAME)  # the upload stops here
     with pytest.raises(DataError, match=r"is not the file that dataset.json describes: .*; fix: publish"):
         open_index(folder, cache=cache if cached else None)
     assert not list(cache.folder.rglob("*.arrow*"))

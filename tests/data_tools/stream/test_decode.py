@@ -164,7 +164,7 @@ def test_a_file_with_sound_only_is_refused():
         probe(file.getvalue())
 
 
-def test_a_video_shorter_than_the_index_says_is_refused():
+def test_a_video_shorter_than_in_the_index_is_refused():
     video = encoded(scene(10))
     with pytest.raises(BadVideo, match=r"last frame is at 0.360 s, the index has one at 0.760 s"):
         decode_at(video, [0.1, 0.78], last_frame_s=0.76)

@@ -114,7 +114,7 @@ def test_a_closed_group_without_a_requested_frame_is_skipped(monkeypatch):
     video, sent = encoded(scene(60), g="10", bf="0"), []
     needed = frame_decoder._needed
     monkeypatch.setattr(frame_decoder, "_needed", lambda *args: sent.extend(needed(*args)) or iter(sent))
-    # Close enough together not to be sought one by one.
+    # Close together, so that there is no seek between them.
     assert_exact(video, all_planes(video), [3, 15, 38])
     tick = sent[1].pts - sent[0].pts
     assert [packet.pts // tick for packet in sent] == [*range(4), *range(10, 16), *range(30, 39)]
@@ -190,7 +190,7 @@ def test_frames_of_a_variable_rate_stay_until_the_next_one():
 def test_a_damaged_video_gives_frames_or_bad_video(name, data):
     video = bytearray(VIDEOS[name])
     for _ in range(data.draw(st.integers(1, 4))):
-        # Half of the blows fall on the last 3 kB, where the container describes itself.
+        # Half of the changed bytes are in the last 3 kB, which hold the index of the container.
         place = data.draw(st.integers(0, len(video) - 1) | st.integers(len(video) - 3000, len(video) - 1))
         video[place] = data.draw(st.integers(0, 255))
     if data.draw(st.booleans()):

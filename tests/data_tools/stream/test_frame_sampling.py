@@ -200,7 +200,7 @@ def test_a_loop_uses_references_only_if_the_length_is_a_multiple_of_the_stride()
     assert frames_of(training(odd, clip), odd) == [0, 4, 8, 12, 3]
 
 
-def test_a_clip_that_fits_never_holds_a_frame_to_stay_on_references():
+def test_a_clip_that_fits_never_repeats_a_frame_to_use_references_only():
     clip, sample = ClipConfig(frames=3, stride=4), video(9, references=(4, 3))
     assert not uses_reference_frames(sample, clip)
     assert frames_of(training(sample, clip), sample) == [0, 4, 8]

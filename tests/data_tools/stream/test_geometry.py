@@ -77,7 +77,7 @@ def test_pixels_that_are_not_square_become_square():
     seen = []
     luma = to_luma(video, [0.0], lambda *size: seen.append(size) or evaluation_views(*size, 1))
     assert seen == [(info.height, info.width)]
-    # The middle square of the picture with square pixels, whichever way it is cut.
+    # The middle square of the picture with square pixels, for both kinds of crop.
     square = decode_at(video, [0.0])[0].float().mean(0)
     left = (info.width - info.height) // 2
     middle = square[:, left : left + info.height][None, None]

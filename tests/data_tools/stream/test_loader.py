@@ -115,7 +115,7 @@ def test_processes_share_the_same_clips_of_every_step(synth_shards, world, clips
             )
 
 
-def test_a_run_that_starts_later_continues_the_unbroken_one(synth_shards):
+def test_a_run_that_starts_later_continues_the_uninterrupted_one(synth_shards):
     clips, plan = clips_of(synth_shards / "train"), plan_batch(8, 4, 1, 2)
     assert_same(load(clips, plan, first_step=2), load(clips, plan)[2 * plan.accumulation :])
 

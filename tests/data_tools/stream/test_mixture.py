@@ -40,7 +40,7 @@ def test_each_set_is_shown_in_its_proportion_and_every_sample_once_in_each_epoch
 
 
 def test_the_data_sets_of_a_mixture_have_different_orders(synth_shards: Path) -> None:
-    # The same videos under two names: were their orders the same, the two would go side by side.
+    # The same videos under two names: with equal orders the two copies would be adjacent.
     index = open_index(synth_shards / "train")
     mixture = Mixture({"a": index, "b": index}, {"a": 1, "b": 1})
     found = [locate_sample(mixture, seed=3, position=place) for place in range(MIXTURE_BLOCK)]

@@ -43,7 +43,7 @@ def test_each_sample_has_each_position_equally_often():
         for i in range(10):
             counts[i][sample_at(7, epoch, i, 10)] += 1
     statistic = sum((count - 400) ** 2 / 400 for row in counts for count in row)
-    assert statistic < 150  # chi-square with 81 degrees of freedom: less than one in 100,000 lies above
+    assert statistic < 150  # chi-square with 81 degrees of freedom: one in 100,000 is above
 
 
 def test_a_position_outside_the_epoch_is_an_error():
@@ -66,7 +66,7 @@ class Run:
 
 @st.composite
 def runs(draw: st.DrawFn, most_videos: int = 64, most_steps: int = 4) -> Run:
-    # Drawn as few numbers as possible: thousands of runs are to take seconds.
+    # Few random numbers, so that thousands of runs take seconds.
     views = draw(st.sampled_from((1, 1, 2, 3)))
     videos = draw(st.integers(1, most_videos))
     worlds = [world for world in range(1, videos + 1) if videos % world == 0]

@@ -81,9 +81,7 @@ def test_an_outage_is_not_a_bad_video(server: FaultyServer, fault: str | int):
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.processes)])
 @pytest.mark.slow
-def test_an_outage_is_waited_for_and_the_batches_are_the_same(
-    shards: Path, server: FaultyServer, workers: int
-):
+def test_reads_wait_for_an_outage_and_give_the_same_batches(shards: Path, server: FaultyServer, workers: int):
     index, reports = index_at(server, PATIENT), []
     down_for(server, 1.5)
     batches = load(index, workers=workers, on_outage=reports.append)
@@ -101,12 +99,14 @@ def test_evaluation_waits_too(shards: Path, server: FaultyServer):
 
 
 @pytest.mark.processes
-def test_an_outage_is_waited_for_once_and_not_for_each_sample(server: FaultyServer):
+def test_the_wait_for_an_outage_is_limited_once_and_not_per_sample(server: FaultyServer):
     index = index_at(server, RetryPolicy(attempts=1, idle_s=0.5, total_s=0.5, outage_s=5.0))
     server.fault = lambda method, path: 503
     begin_s = time.monotonic()
     with pytest.raises(StorageUnavailable, match=r"HTTP 503.*; still so after [5-9] s of waiting"):
-        load(index, workers=1, timeout_s=3.0)  # shorter than the wait: a worker that waits is not hung
+        load(
+            index, workers=1, timeout_s=3.0
+        )  # shorter than the wait: a waiting worker does not count as hung
     assert time.monotonic() - begin_s < 8 * 5.0  # it is one wait, not one for each of 8 samples
 
 

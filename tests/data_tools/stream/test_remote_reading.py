@@ -91,7 +91,7 @@ def test_the_second_read_comes_from_the_cache(
     index = open_index(folder, cache=Cache(folder=tmp_path / "cache", size=10**8))
     expected = videos_of(open_index(shards))
     backwards = [read_video(index, index.sample(position)) for position in reversed(range(len(index)))]
-    assert backwards == expected[::-1]  # so that most samples are looked for in what is a hole
+    assert backwards == expected[::-1]  # so that most samples are in a hole
     server.requests.clear()
     assert videos_of(index) == expected
     again = open_index(folder, cache=index.cache)

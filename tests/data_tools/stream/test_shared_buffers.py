@@ -53,7 +53,7 @@ def test_a_tensor_of_any_layout_is_received_unchanged(name: str) -> None:
 def test_a_permuted_batch_keeps_its_layout() -> None:
     arrived = Line().carry(LAYOUTS["permuted"])
     assert arrived.stride() == LAYOUTS["permuted"].stride()
-    arrived.zero_()  # and is one's own to write into
+    arrived.zero_()  # and is writable
 
 
 def test_to_bytes_can_be_unpickled_any_number_of_times() -> None:

@@ -342,7 +342,7 @@ def start(repo: Path, tmp_path: Path, ending: str) -> tuple[subprocess.Popen[str
 @pytest.mark.processes
 def test_workers_do_not_outlive_a_main_process_that_is_killed(repo: Path, tmp_path: Path) -> None:
     process, pids = start(repo, tmp_path, "list(pool)")
-    time.sleep(0.5)  # by now one of them hangs and the other is stopped
+    time.sleep(0.5)  # one of them hangs, the other is stopped
     process.kill()
     process.communicate()
     assert wait_until(lambda: not any(runs(pid) for pid in pids))

@@ -30,7 +30,7 @@ def errors(video, timestamp_s=0.0):
     [(picture, _)] = list(yuv_frames_at(video, [timestamp_s]))
     ours = whole_rgb(picture).int()
     height, width = picture.planes[0].shape
-    if picture.aspect != 1:  # ours are made square when they are cut
+    if picture.aspect != 1:  # KineMAE makes pixels square at the crop
         return 0.0, 0.0
     error = (ours - decode_at(video, [timestamp_s])[0, :, :height, :width].int()).abs().float()
     return error.mean().item(), error.max().item()
@@ -55,8 +55,10 @@ def test_whole_frames_are_within_a_few_levels_of_pyavs_rgb(path):
     mean, most = errors(path.read_bytes())
     if is_plain(path):
         assert mean < 1.3 and most <= 4
-    elif path.name != "frame_exceeds_screen.gif":  # coloured lines a pixel thin, which planes cannot hold
-        assert mean < 8  # FFmpeg keeps or interpolates colours where ours are repeated: sharp edges differ
+    elif (
+        path.name != "frame_exceeds_screen.gif"
+    ):  # coloured lines one pixel wide, finer than the chroma planes
+        assert mean < 8  # FFmpeg keeps or interpolates chroma, KineMAE repeats it: sharp edges differ
 
 
 @pytest.mark.parametrize(
