@@ -92,7 +92,7 @@ class Line:
 
 def alone() -> Processes:
     """Return the processes of a run with one process."""
-    return Processes(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
+    return Processes(rank=0, world=1, device=torch.device("cpu"))
 
 
 def checkpoints(run_dir: Path, *, keep: int = 2, every: int = 0, background: bool = True) -> Checkpoints:

@@ -29,7 +29,6 @@ class Processes:
 
     rank: int
     world: int
-    local_rank: int
     device: torch.device
 
     @property
@@ -98,12 +97,8 @@ def find_processes(device: str = "auto") -> Processes:
     require(0 <= rank < world, "RANK", f"lie between 0 and WORLD_SIZE - 1 = {world - 1}", rank)
     local_rank = _number("LOCAL_RANK", 0)
     on_cuda = has_cuda and device != "cpu"
-    return Processes(
-        rank=rank,
-        world=world,
-        local_rank=local_rank,
-        device=torch.device("cuda", local_rank) if on_cuda else torch.device("cpu"),
-    )
+    device_here = torch.device("cuda", local_rank) if on_cuda else torch.device("cpu")
+    return Processes(rank=rank, world=world, device=device_here)
 
 
 def _number(name: str, default: int) -> int:

@@ -64,7 +64,7 @@ class TestContract:
         positions = positions_of(layout, grid)
         index_BN, clip_1N = positions.indices(CPU), positions.clips(CPU)
         for pattern in patterns_of(part):
-            allowed_BNN = pattern.allowed(positions, CPU)
+            allowed_BNN = pattern.allowed(Tokens.at(positions, CPU))
             assert allowed_BNN.shape == (*index_BN.shape, index_BN.shape[1])
             assert allowed_BNN.diagonal(dim1=1, dim2=2).all()
             is_register_BN = index_BN == REGISTER
@@ -77,7 +77,7 @@ class TestContract:
         positions = positions_of(layout, grid)
         heads = random_heads(positions)
         for pattern in patterns_of(part):
-            allowed_BNN = pattern.allowed(positions, CPU)
+            allowed_BNN = pattern.allowed(Tokens.at(positions, CPU))
             found = with_gradients(pattern.attention_fn(positions, CPU), heads)
             expected = with_gradients(lambda *h, allowed=allowed_BNN: plain(allowed, *h), heads)
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
@@ -89,7 +89,7 @@ class TestContract:
         heads = [x.detach().bfloat16() for x in random_heads(positions)]
         for pattern in patterns_of(part):
             seen = pattern.attention_fn(positions, CPU)(*heads)
-            exact = plain(pattern.allowed(positions, CPU), *(x.float() for x in heads))
+            exact = plain(pattern.allowed(Tokens.at(positions, CPU)), *(x.float() for x in heads))
             assert seen.dtype == torch.bfloat16
             torch.testing.assert_close(seen.float(), exact, atol=0.05, rtol=0.05)
 
@@ -114,7 +114,7 @@ class TestBackendsOfLongRows:
         positions = positions_of(layout, self.GRID)
         heads = random_heads(positions, width=8)
         for pattern in patterns_of(part):
-            allowed_BNN = pattern.allowed(positions, CPU)
+            allowed_BNN = pattern.allowed(Tokens.at(positions, CPU))
             tokens = Tokens.at(positions, CPU)
             chunks = attention_backends.grouped(pattern.chunks(tokens), tokens.shape[0], CPU)
             found = with_gradients(chunks, heads)
@@ -128,7 +128,7 @@ class TestBackendsOfLongRows:
         positions = positions_of(layout, self.GRID)
         heads = random_heads(positions)
         for pattern in patterns_of(part):
-            expected = plain(pattern.allowed(positions, CPU), *heads)
+            expected = plain(pattern.allowed(Tokens.at(positions, CPU)), *heads)
             seen = pattern.block_sparse(Tokens.at(positions, CPU))(*heads)
             torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-5)
 
@@ -139,7 +139,7 @@ class TestBackendsOfLongRows:
         positions = positions_of(layout, self.GRID)
         heads, tokens = random_heads(positions, width=8), Tokens.at(positions, CPU)
         for pattern in patterns_of(part):
-            allowed_BNN = pattern.allowed(positions, CPU)
+            allowed_BNN = pattern.allowed(Tokens.at(positions, CPU))
             attention_fn = attention_backends.chunked_queries(pattern.mask_mod(tokens), *tokens.shape, CPU)
             found = with_gradients(attention_fn, heads)
             expected = with_gradients(lambda *h, allowed=allowed_BNN: plain(allowed, *h), heads)
@@ -182,7 +182,7 @@ def test_a_long_row_equals_the_dense_reference(part):
     positions = TokenPositions(grid=TokenGrid(8, 8, 9))
     heads = random_heads(positions, clips=2, width=8)
     for pattern in patterns_of(part):
-        allowed_BNN = pattern.allowed(positions, CPU)
+        allowed_BNN = pattern.allowed(Tokens.at(positions, CPU))
         found = with_gradients(pattern.attention_fn(positions, CPU), heads)
         expected = with_gradients(lambda *h, allowed=allowed_BNN: plain(allowed, *h), heads)
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
@@ -197,7 +197,7 @@ def test_on_a_gpu_long_rows_and_their_gradients_equal_the_dense_reference(part, 
     for layout, pattern in itertools.product(LAYOUTS, patterns_of(part)):
         positions = on(device, positions_of(layout, TokenGrid(8, 12, 14)))
         heads = random_heads(positions, width=32, device=device)
-        allowed_BNN = pattern.allowed(positions, device)
+        allowed_BNN = pattern.allowed(Tokens.at(positions, device))
         found = with_gradients(pattern.attention_fn(positions, device), [x.to(dtype) for x in heads])
         expected = with_gradients(lambda *h, allowed=allowed_BNN: plain(allowed, *h), heads)
         found = [x.float() for x in found]

@@ -99,7 +99,7 @@ def test_a_pattern_equals_a_loop_over_coordinates(part, block, attention, sees, 
     pattern = build_attention(part).patterns(block)[attention]
     for seed in range(3):
         positions = positions_of(layout, grid, seed)
-        assert pattern.allowed(positions, CPU).equal(brute_force(sees, positions))
+        assert pattern.allowed(Tokens.at(positions, CPU)).equal(brute_force(sees, positions))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_groups_compute_their_own_pairs_only():
         batches = group_batches(
             pattern.sort_key(tokens), tokens.clip_BN, tokens.is_register_BN, clips=tokens.clips
         )
-        assert pairs_of(batches) == pattern.allowed(positions, CPU).sum()
+        assert pairs_of(batches) == pattern.allowed(Tokens.at(positions, CPU)).sum()
 
 
 @pytest.mark.parametrize("args", [{}, {"stride": 2}, {"top_k": 2}])

@@ -7,6 +7,7 @@ import torch
 
 from kinemae.data_tools.components import Component, component_names
 from kinemae.data_tools.randomness import ClipRandom
+from kinemae.pretrain.model.attention.base import Tokens
 from kinemae.pretrain.model.decoder import SelfDecoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import DecoderShape, EncoderShape
@@ -42,7 +43,7 @@ def slow_plain(encoder, patches_BKP, visible_BK, run_length_BK):
     x = torch.cat([registers, x + encoder.run_length_embed[run_length_BK - 1]], dim=1)
     for block, patterns in zip(encoder.blocks, encoder.patterns, strict=True):
         for (norm, attn, scale), pattern in zip(block.branches(), patterns, strict=True):
-            allowed_BNN = pattern.allowed(positions, torch.device("cpu"))
+            allowed_BNN = pattern.allowed(Tokens.at(positions, torch.device("cpu")))
             x = x + scale.gamma * plain_attention(attn, norm(x), allowed_BNN)
         x = x + block.ls2.gamma * block.mlp(block.norm2(x))
     return encoder.norm(x)[:, 2:]

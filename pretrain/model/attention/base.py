@@ -117,9 +117,9 @@ class AttentionPattern(ABC):
 
         return mask_mod
 
-    def allowed(self, positions: TokenPositions, device: torch.device) -> Tensor:
+    def allowed(self, tokens: Tokens) -> Tensor:
         """The complete mask for all pairs, as allowed_BNN, query by key."""
-        return self._table(Tokens.at(positions, device))
+        return mask_table(self.mask_mod(tokens), *tokens.shape, tokens.slice_BN.device)
 
     def attention_fn(self, positions: TokenPositions, device: torch.device) -> AttentionFn:
         """The attention function for a forward pass, by the backend that suits the device and the length."""
@@ -127,23 +127,20 @@ class AttentionPattern(ABC):
             return grouped(_full_clip_chunks(self, positions.grid), 1, device)
         tokens = Tokens.at(positions, device)
         if tokens.shape[1] < MIN_BLOCK_SPARSE:
-            return dense(self._table(tokens))
+            return dense(self.allowed(tokens))
         if device.type == "cuda":
             return self.block_sparse(tokens)
         return grouped(self.chunks(tokens), tokens.shape[0], device)
 
     def chunks(self, tokens: Tokens) -> list[GroupBatch]:
         """Chunks of queries with the keys that they need, for the CPU."""
-        return chunk_batches(self._table(tokens), self._order(tokens))
+        return chunk_batches(self.allowed(tokens), self._order(tokens))
 
     def block_sparse(self, tokens: Tokens) -> AttentionFn:
         """FlexAttention with a block mask, for a GPU."""
         order_BN = self._order(tokens)
         mask_mod = self.mask_mod(tokens.reordered(order_BN))
         return reordered(flex(mask_mod, *tokens.shape, order_BN.device), order_BN)
-
-    def _table(self, tokens: Tokens) -> Tensor:
-        return mask_table(self.mask_mod(tokens), *tokens.shape, tokens.slice_BN.device)
 
     def _order(self, tokens: Tokens) -> Tensor:
         """Tokens sorted by clip, then registers first, then by sort key, as order_BN."""
