@@ -95,7 +95,7 @@ def run_synth(arguments: argparse.Namespace) -> None:
     _check_out(out, settings)
     missing = [video for video in videos if not (out / video.file).exists()]
     log.info(
-        "%d videos of %d classes, %d of them missing in %s",
+        "%d videos of %d classes, %d of them to make in %s",
         len(videos),
         len(settings.classes),
         len(missing),

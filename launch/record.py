@@ -62,8 +62,8 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        missing = "" if run_dir.is_dir() else ": there is no such folder"
-        raise ConfigError(f"{run_dir}: expected the folder of a launched run{missing}; no {path}") from error
+        found = f"a folder without {path.relative_to(run_dir)}" if run_dir.is_dir() else "no such folder"
+        raise ConfigError(f"{run_dir}: expected the folder of a launched run, got {found}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     assert isinstance(record, dict)

@@ -111,7 +111,7 @@ def test_a_refused_job_starts_nothing(
         (["status", "/nowhere", "--", "pretrain"], "status starts no job"),
         (["status", "/nowhere"], "/nowhere: expected the folder of a launched run"),
         (["cancel", "/nowhere"], "/nowhere: expected the folder of a launched run"),
-        (["logs", "/nowhere"], "/nowhere: expected the folder of a launched run: there is no such folder"),
+        (["logs", "/nowhere"], "/nowhere: expected the folder of a launched run, got no such folder"),
         (["ssh", "none.yaml", "--", "pretrain", DEMO], "no config file at none.yaml"),
     ],
 )
