@@ -83,7 +83,8 @@ def _opened(folder: Location) -> ShardIndex:
 def _compute(index: ShardIndex, sample: Sample) -> VideoStats:
     pictures = _decode(read_video(index, sample), sample)
     greys = [picture.convert("L") for picture in pictures]
-    small = np.stack([np.asarray(_shrink(grey), dtype=np.float32) for grey in greys])
+    shrunk = (grey.resize((_GREY_SIDE, _GREY_SIDE), Image.Resampling.BOX) for grey in greys)
+    small = np.stack([np.asarray(grey, dtype=np.float32) for grey in shrunk])
     strip = _strip(pictures[:: TIMESTAMPS // STRIP_FRAMES], sample)
     return VideoStats(
         motion=float(np.abs(np.diff(small, axis=0)).mean()),
@@ -109,10 +110,6 @@ def _to_image(frame_CHW: Tensor) -> Image.Image:
     picture = Image.fromarray(frame_CHW.permute(1, 2, 0).contiguous().numpy())
     shrink = max(picture.height // (2 * _STRIP_HEIGHT), 1)
     return picture.reduce(shrink) if shrink > 1 else picture
-
-
-def _shrink(grey: Image.Image) -> Image.Image:
-    return grey.resize((_GREY_SIDE, _GREY_SIDE), Image.Resampling.BOX)
 
 
 def _strip(pictures: Sequence[Image.Image], sample: Sample) -> Image.Image:

@@ -11,8 +11,6 @@ from kinemae.pretrain.model.attention.base import AttentionKind, AttentionPatter
 from kinemae.pretrain.model.attention_backends import MaskMod
 from kinemae.pretrain.model.tokens import TokenGrid
 
-DEFAULT = (3, 3, 3)
-
 
 @dataclass(frozen=True)
 class NearOrSamePlace(AttentionPattern):
@@ -96,7 +94,7 @@ class SparseAttention(AttentionKind):
     """
 
     def __init__(
-        self, *, window: Sequence[int] = DEFAULT, stride: int | None = None, top_k: int | None = None
+        self, *, window: Sequence[int] = (3, 3, 3), stride: int | None = None, top_k: int | None = None
     ):
         sides = check_window(window)
         require(all(side % 2 for side in sides), "model.attention.args.window", "hold odd numbers", window)

@@ -13,8 +13,6 @@ from kinemae.pretrain.model.attention.base import (
     check_window,
 )
 
-DEFAULT = (4, 7, 7)
-
 
 @dataclass(frozen=True)
 class SameWindow(GroupPattern):
@@ -55,7 +53,7 @@ class WindowedAttention(AttentionKind):
         shifted: shift the windows of odd blocks by half a window.
     """
 
-    def __init__(self, *, window: Sequence[int] = DEFAULT, shifted: bool = True):
+    def __init__(self, *, window: Sequence[int] = (4, 7, 7), shifted: bool = True):
         self.window = check_window(window)
         self.shifted = shifted
 

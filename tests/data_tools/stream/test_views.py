@@ -121,11 +121,6 @@ def test_three_crops_are_both_ends_and_the_centre(height, width):
     assert evaluation_views(height, width, 1) == views[1:2]
 
 
-def test_another_number_of_crops_is_an_error():
-    with pytest.raises(ValueError, match="must be 1 or 3, got 2"):
-        evaluation_views(8, 8, 2)
-
-
 @pytest.mark.parametrize("size", [1, 7, 15])
 def test_tiny_frames_and_odd_sizes_work(size):
     video = encoded(scene(3, 2, 2), container="matroska", codec="ffv1")
