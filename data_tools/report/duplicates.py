@@ -1,4 +1,4 @@
-"""Duplicate videos: exact ones by digest, near ones by perceptual hash."""
+"""Duplicate detection: exact duplicates by digest, near-duplicates by perceptual hash."""
 
 from collections.abc import Sequence
 

@@ -3,8 +3,8 @@
     clips = TrainingClips(open_index(folder), clip=..., augment=..., seed=0)
     for batch in training_loader(clips, plan, rank=0, first_step=0, last_step=100, workers=4, pin=True): ...
 
-A batch is a function of the seed and the clip indices. The number of workers and interruptions do not
-change it.
+They replace PyTorch's DataLoader and DistributedSampler. A batch is a function of the seed and the clip
+indices. The number of workers and interruptions do not change it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,7 @@
-"""The training engine: DeepSpeed on one core and on many nodes, at ZeRO stages 0 to 3."""
+"""The training engine: DeepSpeed on one core and on many nodes, at ZeRO stages 0 to 3.
+
+Mixed precision, gradient accumulation, gradient clipping and updates.
+"""
 
 import copy
 import importlib.util

@@ -44,7 +44,7 @@ def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.o
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
-    """The rate of a step: linear from 0 during the warmup, then half a cosine from `lr` to `final_lr`.
+    """The learning rate schedule: linear from 0 in the warmup, then half a cosine from `lr` to `final_lr`.
 
     Args:
         step: 0-based, before the update.

@@ -1,4 +1,7 @@
-"""Joint attention: every token attends to all tokens of its clip (arXiv 2203.12602)."""
+"""Joint attention: every token attends to all tokens of its clip (arXiv 2203.12602).
+
+PyTorch's scaled_dot_product_attention selects the kernel, for example FlashAttention.
+"""
 
 from dataclasses import dataclass
 
