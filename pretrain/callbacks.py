@@ -1,4 +1,4 @@
-"""Shared parts of callbacks: their schedule, and evaluation mode."""
+"""Helpers of callbacks: schedule and evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,7 +10,7 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Due at the first report after each multiple of `every_steps`, and after the last step.
+    """Schedule of a callback: the first report after each multiple of `every_steps`, and the last step.
 
     It depends only on the steps of the report, so that every process and every continued run agrees.
 

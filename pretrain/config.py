@@ -29,7 +29,7 @@ class DataConfig(StreamConfig):
         super().__post_init__()
         if self.mixture is None:
             return
-        require(self.shards is None, "data.shards", "be null where data.mixture is given", self.shards)
+        require(self.shards is None, "data.shards", "be null if data.mixture is set", self.shards)
         require(len(self.mixture) > 0, "data.mixture", "name at least one folder: {FOLDER: weight}", {})
         for folder, weight in self.mixture.items():
             require(weight > 0, f"the weight of {folder} in data.mixture", "be above 0", weight)
@@ -40,8 +40,8 @@ class PicturesConfig:
     """Pictures of the model's input and prediction, in TensorBoard and in `RUN/pictures`.
 
     Attributes:
-        every_steps: how often they are drawn, besides the last step; 0 for never.
-        clips: number of clips, the first ones of the run.
+        every_steps: steps between pictures; the last step has some too; 0 for none.
+        clips: number of clips, from the start of the run.
     """
 
     every_steps: int = 1000
@@ -78,7 +78,8 @@ class PretrainConfig(RunConfig):
         super().__post_init__()
         if self.data.shards is None and self.data.mixture is None:
             raise ValueError(
-                "no data: set data.shards=FOLDER, or data.mixture={FOLDER: weight, ...} for several folders"
+                "data.shards: expected a folder, got null; fix: set data.shards=FOLDER, or "
+                "data.mixture={FOLDER: weight, ...} for several folders"
             )
         require(self.steps >= 1, "steps", "be at least 1", self.steps)
         require(self.init_from != "", "init_from", "name a folder, or be null", self.init_from)

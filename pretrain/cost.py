@@ -1,7 +1,7 @@
 """`kinemae pretrain cost CONFIG [a.b=c]`: FLOPs, memory and memory traffic of a run, for each clip.
 
-Needs neither shards nor memory for the model, which runs on the meta device. `kinemae launch plan` reads the
-result.
+The model runs on the meta device: shards and memory for weights are not needed. `kinemae launch plan` reads
+the result.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Exported models: `encoder.safetensors` and `encoder.json`, and likewise a decoder beside them. No code.
+"""Exported models: `encoder.safetensors` and `encoder.json`, optionally a decoder. They contain no code.
 
 The decoder is only needed to continue pretraining and for files of other projects that hold both.
 """
@@ -30,14 +30,14 @@ DECODER_WEIGHTS, DECODER_DESCRIPTION = "decoder.safetensors", "decoder.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderDescription:
-    """Everything but the weights that is needed to use an encoder as it was trained.
+    """Description of an exported encoder: architecture, clips and normalization of pixels.
 
     Attributes:
         shape: architecture of the encoder.
         grid: the tokens of a full clip.
         reference: the grid of its pretraining, from which positions are resampled.
         frames, stride, size: frames of a clip, their distance, and their height and width in px.
-        fps, sampling: frame sampling where the stride does not define it; see `ClipConfig`.
+        fps, sampling: frame sampling other than by stride; see `ClipConfig`.
         mean, std: normalization of pixels on a scale of 0 to 1, RGB.
         trained_by: information for readers, for example the config, the step and the commit.
     """
@@ -68,7 +68,7 @@ class EncoderDescription:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderDescription:
-    """Everything but the weights that is needed to rebuild a decoder.
+    """Description of an exported decoder: its architecture.
 
     Attributes:
         shape, kind, memory_width, values, noise_conditioned: architecture; `kind` as in `model.decoder`, the
@@ -232,7 +232,7 @@ def _read_encoder(folder: Path) -> tuple[EncoderDescription, Encoder]:
 
 
 def check_same_encoder(source: str, pairs: dict[str, tuple[Any, Any]]) -> None:
-    """Reject an encoder that is not the one of the config.
+    """Check that an exported encoder is the one of the config.
 
     Args:
         source: config key and folder of the encoder, for the message.

@@ -1,4 +1,4 @@
-"""Initialise a run with the weights of an exported encoder: config key `init_from`."""
+"""Initialize a run with the weights of an exported encoder: config key `init_from`."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,13 +17,13 @@ from kinemae.pretrain.exported_model import (
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.serialization import check_weights, read_weights
 
-# Config keys of the encoder's shape, if they are not `model.` and the field's name.
+# Config keys of fields of `EncoderShape` whose key is not `model.FIELD`.
 _KEYS = {
     "mlp_width": "model.size (the MLP's width)",
     "patch": "model.patch_frames and model.patch_size",
-    "run_lengths": "pruning (how many lengths of runs it embeds)",
-    "scorer": "pruning (whether it scores tokens)",
-    "final_norm": "the final norm, which every encoder in pretraining has,",
+    "run_lengths": "pruning (number of run lengths)",
+    "scorer": "pruning (learned or not)",
+    "final_norm": "final norm (required in pretraining)",
 }
 
 
@@ -73,7 +73,7 @@ class Pretrained:
         if model.decoder is None:
             return "the target needs no decoder"
         if not has_decoder(self.folder):
-            return "the decoder has random weights: none is exported there"
+            return "the decoder has random weights: the folder has no decoder"
         given, found = load_decoder(self.folder)
         expected = describe_decoder(model.decoder, target=target)
         differ = _differences(expected, found)

@@ -11,7 +11,7 @@ Columns, if they apply:
     pruned           red: visible by the mask, but pruned; blue: hidden, and not predicted because pruned
     to predict       unchanged: target tokens; violet: hidden tokens that are not predicted; grey: visible
 
-Nothing is trained, no process group is started, and weights are not read.
+The preview does not train, start a process group or read weights.
 """
 
 import argparse
@@ -58,7 +58,7 @@ _MODULES = ("encoder", "decoder", "target")
 
 
 def run_preview(arguments: argparse.Namespace) -> None:
-    """The command."""
+    """Run the command."""
     config = load_config(PretrainConfig, arguments.config, arguments.overrides)
     plan = make_plan(config, is_run=False)
     step = _step(arguments.step, config.steps)
@@ -81,7 +81,7 @@ def read_clips(plan: Plan, step: int) -> ClipBatch:
     clips = clips_of_pictures(config, step * config.batch.global_clips)
     batch = training_clips(plan, PreviewMasks(split=plan.split)).batch(clips)
     for clip in batch.skipped:
-        log.warning("%s cannot be read and is shown black: %s", clip.key, clip.reason)
+        log.warning("%s cannot be read and is drawn black: %s", clip.key, clip.reason)
     return batch
 
 

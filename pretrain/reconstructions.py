@@ -72,7 +72,7 @@ class ReconstructionLogger:
 
 
 def draw_clips(model: MaskedAutoencoder, batch: ClipBatch, *, seed: int) -> np.ndarray:
-    """Draw a row for each clip with the columns listed above, as frames_THWC uint8."""
+    """Draw a row for each clip with the columns at the top of this file, as frames_THWC uint8."""
     device = next(model.parameters()).device
     with eval_mode(model):
         return draw_grid(_columns(model, batch.to(device), seed))

@@ -1,4 +1,4 @@
-"""Metrics of features, for example against collapse; the last one needs labels."""
+"""Metrics of features: collapse measures, and the accuracy of a nearest-neighbour classifier."""
 
 import torch
 import torch.nn.functional as F

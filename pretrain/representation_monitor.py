@@ -31,14 +31,14 @@ _CLIPS_OF_A_VIDEO = 2
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorConfig:
-    """Measures of the representation, among the metrics as `monitor/...`.
+    """Measurements of the representation; the metrics are named `monitor/...`.
 
     Attributes:
-        every_steps: how often they are computed, besides the last step; 0 for never.
+        every_steps: steps between measurements; the last step is measured too; 0 for none.
         clips: number of training videos.
         knn_train, knn_validation: folders of labelled shards. With both, the accuracy of a nearest-neighbour
             classifier is measured too.
-        knn_videos: largest number of videos of each, spread over the folder.
+        knn_videos: largest number of videos of each folder, evenly spaced.
         neighbours: number of neighbours that vote.
     """
 
@@ -57,7 +57,8 @@ class MonitorConfig:
         if (self.knn_train is None) != (self.knn_validation is None):
             lacking = "knn_train" if self.knn_train is None else "knn_validation"
             raise ValueError(
-                f"monitor.{lacking} must be set where the other of the two is: set both, or neither"
+                f"monitor.{lacking}: expected a folder, got null; fix: set monitor.knn_train and "
+                "monitor.knn_validation, or neither"
             )
 
 
@@ -219,14 +220,14 @@ def open_probe(
     label_R = train.index.column("label")[list(train.positions)]
     if len(set(label_R.tolist())) < 2:
         raise DataError(
-            f"monitor.knn_train={config.knn_train}: the {len(label_R)} videos that are used have only one "
-            f"class, {train.index.classes[label_R[0]]!r}, so the probe is meaningless: add videos, "
-            "or raise monitor.knn_videos"
+            f"monitor.knn_train={config.knn_train}: expected at least two classes, got only "
+            f"{train.index.classes[label_R[0]]!r} in the {len(label_R)} selected videos; fix: add videos, or "
+            "raise monitor.knn_videos"
         )
     if train.index.classes != validation.index.classes:
         raise DataError(
-            f"monitor.knn_validation={config.knn_validation} has other classes than monitor.knn_train="
-            f"{config.knn_train}: shard both parts with one command"
+            f"monitor.knn_validation={config.knn_validation}: expected the classes of monitor.knn_train="
+            f"{config.knn_train}, got others; fix: shard both parts with one command"
         )
     return KnnProbe(train=train, validation=validation, neighbours=config.neighbours)
 
@@ -236,7 +237,8 @@ def _labelled_videos(named: str, index: ShardIndex, most: int, *, clip: ClipConf
     positions = has_label_R.nonzero()[0].tolist()
     if not positions:
         raise DataError(
-            f"{named} has no labels: shard a source with one folder a class, or a csv of path,label"
+            f"{named}: expected labelled videos, got none; fix: shard a source with one folder per class, or "
+            "a csv of path,label"
         )
     return Videos(index=index, positions=_spread(positions, most), clip=clip, clips_of_each=_CLIPS_OF_A_VIDEO)
 

@@ -82,7 +82,7 @@ def check_format(found: Any, formats: range, path: Path) -> None:
     """Reject a description in a format that this version does not read.
 
     Raises:
-        CheckpointError: it is no object, or its format is too old or too new.
+        CheckpointError: it is not an object, or its format is too old or too new.
     """
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: expected an object, got {type(found).__name__}; fix: export it again")
@@ -91,9 +91,7 @@ def check_format(found: Any, formats: range, path: Path) -> None:
         known = str(formats[-1]) if len(formats) == 1 else f"{formats[0]} to {formats[-1]}"
         is_newer = type(number) is int and number > formats[-1]
         fix = "install a newer version of KineMAE" if is_newer else "export it again"
-        raise CheckpointError(
-            f"{path} is of format {number!r}, this version reads format {known}; fix: {fix}"
-        )
+        raise CheckpointError(f"{path}: expected format {known}, got {number!r}; fix: {fix}")
 
 
 def read_and_build(
@@ -145,7 +143,7 @@ def read_record(kind: type[Record], found: Any, name: str = "") -> Record:
     wrong = [f"missing {key}" for key in sorted(needed - given)]
     wrong += [f"unknown {key}" for key in sorted(given - known.keys())]
     if wrong or not isinstance(found, dict):
-        raise ValueError(f"wrong keys in {name or 'the file'}: {', '.join(wrong) or 'it is no object'}")
+        raise ValueError(f"wrong keys in {name or 'the file'}: {', '.join(wrong) or 'not an object'}")
     hints = get_type_hints(kind)
     prefix = f"{name}." if name else ""
     return kind(**{key: _value(hints[key], found[key], f"{prefix}{key}") for key in sorted(given)})
@@ -206,7 +204,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Check that the weights are exactly the module's parameters; it may be on the meta device.
+    """Check that the weights are exactly the module's parameters. The module may be on the meta device.
 
     Raises:
         CheckpointError: names missing, unexpected and mis-shaped tensors.
@@ -225,7 +223,9 @@ def check_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> 
     if any(wrong.values()):
         parts = [f"{len(names)} {kind} ({_some(names)})" for kind, names in wrong.items() if names]
         described = path.with_suffix(".json").name
-        raise CheckpointError(f"{path} does not fit {described}: {', '.join(parts)} tensors")
+        raise CheckpointError(
+            f"{path}: expected the tensors of {described}, got {', '.join(parts)}; fix: export both again"
+        )
 
 
 def _some(names: list[str]) -> str:

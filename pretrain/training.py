@@ -127,7 +127,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
 def _build_model(
     config: PretrainConfig, grid: TokenGrid, components: Components, *, is_first: bool
 ) -> MaskedAutoencoder:
-    """The model at the start of a run. A continued run loads its checkpoint afterwards."""
+    """Build the model of a run with its initial weights. A continued run loads its checkpoint afterwards."""
     pretrained = open_pretrained(config.init_from)
     torch.manual_seed(config.seed)
     model = build_model(
@@ -199,7 +199,7 @@ def _reconstruction_logger(plan: Plan) -> ReconstructionLogger:
 
 
 def clips_of_pictures(config: PretrainConfig, first: int = 0) -> range:
-    """The clips to draw: of one step, since token counts may differ between steps; of different videos.
+    """Select the clips to draw: from different videos, and from one step with equal token counts.
 
     Args:
         first: the first clip of the step.
@@ -273,7 +273,8 @@ def _check_enough(index: ShardIndex | Mixture, config: PretrainConfig) -> None:
     clips = len(index) * config.data.views_per_video
     if clips < config.batch.global_clips:
         raise DataError(
-            f"{config.data.shards or 'data.mixture'} holds {len(index)} videos, which make {clips} clips "
-            f"with data.views_per_video={config.data.views_per_video}: fewer than batch.global_clips="
-            f"{config.batch.global_clips}; lower it, or raise data.views_per_video, or add videos"
+            f"{config.data.shards or 'data.mixture'}: expected at least batch.global_clips="
+            f"{config.batch.global_clips} clips, got {clips} ({len(index)} videos with data.views_per_video="
+            f"{config.data.views_per_video}); fix: lower batch.global_clips, raise data.views_per_video, or "
+            "add videos"
         )

@@ -94,8 +94,8 @@ class Checkpoints:
     """The checkpoints of one run folder. Every process must make the same calls.
 
     Args:
-        keep: how many of the newest stay.
-        keep_every_steps: checkpoints of its multiples stay too; 0 for none.
+        keep: number of newest checkpoints to keep.
+        keep_every_steps: also keep checkpoints at multiples of this; 0 for none.
         background: whether training continues while a checkpoint is written. This needs host memory for a
             copy of the values that this process writes; it is reused.
     """
@@ -120,12 +120,12 @@ class Checkpoints:
         self.attempt: str | None = None
 
     def save(self, engine: Checkpointable, state: RunState) -> None:
-        """Begin a checkpoint of the current values; `commit` completes it. Commits an unfinished save first.
+        """Begin a checkpoint of the current values; commit an unfinished one first.
 
-        Without `background` it is committed on return.
+        `commit` completes it. Without `background` it is committed on return.
 
         Raises:
-            CheckpointError: as of `commit`.
+            CheckpointError: see `commit`.
         """
         self.commit()
         if self.attempt is None:
@@ -205,7 +205,7 @@ class Checkpoints:
         return processes.broadcast_object(fault or "the shards do not cover the model")
 
     def _finish(self, checksums: list[FileChecksum]) -> None:
-        """On the first process, once all parts are on the disk."""
+        """Complete the checkpoint, on the first process, once all parts are on the disk."""
         written = {self._shard_file(rank): checksum for rank, checksum in enumerate(checksums)}
         step = self._metadata.state["step"]
         final = files.checkpoint_folder(self.folder, step)
@@ -259,7 +259,10 @@ class Checkpoints:
                 "folder to start again from step 0; keep it, since parts of it may still be readable"
             )
         if before is not None:
-            raise CheckpointError(f"{self.folder} holds no checkpoint of step {before} or earlier")
+            raise CheckpointError(
+                f"{self.folder}: expected a checkpoint of step {before} or earlier, got none; fix: "
+                "repeat the command"
+            )
         return RunState()
 
     def _candidates(self, before: int | None) -> list[int]:

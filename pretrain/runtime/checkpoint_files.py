@@ -6,7 +6,7 @@ step-00001000/state.json         the run state that is not a function of the ste
 step-00001000/manifest.json      size and checksum of every file; written last
 step-00002000.ATTEMPT.partial/   a save in progress, or an interrupted one
 step-00000500.dropped/           about to be removed
-step-00003000.quarantined/       damaged and skipped at a start; kept for the user, never removed
+step-00003000.quarantined/       damaged and skipped at a start; nothing removes it
 
 Shard files hold flat float32 tensors named `KIND/NAME@START`, for example
 `exp_avg/encoder.blocks.0.norm1.weight@128`. The safetensors library reads them: a length, a JSON header, raw
@@ -57,7 +57,7 @@ class CheckpointMetadata:
     """Content of the JSON files of a checkpoint.
 
     Attributes:
-        state: the run's, see `RunState`.
+        state: state of the run, see `RunState`.
         shapes: of every parameter and buffer.
         updates: number of updates of every trainable parameter.
         files: checksum of every file but the manifest.
@@ -78,8 +78,8 @@ def partial_folder(checkpoints: Path, step: int, attempt: str) -> Path:
     """The folder in which a save is written.
 
     Args:
-        attempt: identifies the start of the run. A suspended process of an earlier start may continue, and
-            must not write into the files of this one.
+        attempt: identifies the start of the run. A suspended process of an earlier start may resume; it must
+            not write to the files of this start.
     """
     return checkpoints / f"step-{step:08d}.{attempt}{_PARTIAL}"
 

@@ -50,27 +50,29 @@ def check_engine(engine: EngineConfig, processes: Processes, *, merges: bool, pa
         packs: whether clips with different numbers of tokens are packed into one row.
 
     Raises:
-        ValueError: states what is missing.
+        ValueError: names the conflicting setting or the missing compiler.
     """
     if not engine.compile:
         return
     if merges:
         raise ValueError(
-            "engine.compile=true compiles whole blocks, and token merging runs them in halves: turn one of "
-            "the two off"
+            "engine.compile must be false with token merging, which runs halves of blocks, got true; fix: "
+            "set engine.compile=false, or turn token merging off"
         )
     if packs:
         raise ValueError(
-            "engine.compile=true compiles once for each number of tokens, and with pruning.args.keep=null "
-            "each step has another number; fix: set keep to a fraction, or engine.compile=false"
+            "engine.compile must be false with pruning.args.keep=null, which changes the number of tokens at "
+            "each step, got true; fix: set engine.compile=false, or pruning.args.keep to a fraction"
         )
     lacking = _missing_compiler(processes.device)
     if lacking is not None:
-        raise ValueError(f"engine.compile=true needs {lacking}: install it, or set engine.compile=false")
+        raise ValueError(
+            f"engine.compile=true: expected {lacking}, got none; fix: install it, or set engine.compile=false"
+        )
 
 
 def _missing_compiler(device: torch.device) -> str | None:
-    """The compiler that torch.compile needs on this device and does not find; None if it finds one."""
+    """Name the missing compiler of torch.compile for this device; None if there is one."""
     if device.type == "cuda":
         return None if importlib.util.find_spec("triton") else "the package triton on a GPU"
     given = os.environ.get("CXX")
@@ -219,7 +221,10 @@ class Engine:
         counters = self._state.step_counters()
         lacking = sorted(counters.keys() - updates.keys())
         if lacking:
-            raise CheckpointError(f"the checkpoint has no state of the parameter {lacking[0]}")
+            raise CheckpointError(
+                f"expected the state of every parameter in the checkpoint, got none of {lacking[0]}; fix: "
+                "continue the run with the code that wrote it"
+            )
         for counter in counters.values():
             counter.zero_()
         for name, counter in counters.items():

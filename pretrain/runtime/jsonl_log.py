@@ -1,4 +1,4 @@
-"""JSON lines writer: continues after a kill, and a full disk does not end the run."""
+"""JSON lines writer that survives a kill and a full disk."""
 
 import json
 import os

@@ -42,7 +42,7 @@ class Callback(Protocol):
 
 @dataclass(kw_only=True)
 class Trainer:
-    """A checked run; no process group is started yet.
+    """Trainer of a checked run; `run` starts the process group.
 
     Attributes:
         module: `forward(batch, draws)` returns per-clip values of shape (B,), "loss" among them.

@@ -1,4 +1,4 @@
-"""The loss guard: skipped steps, loss spikes, rollbacks, and the record of both in `RUN/incidents`.
+"""Loss guard: skipped steps, loss spikes and rollbacks, and their record in `RUN/incidents`.
 
 The engine skips a step whose gradient is not finite, on all processes. The guard finds spikes in the loss or
 the gradient norm at each report. The run then loads the newest checkpoint before the spike and repeats the
@@ -32,7 +32,7 @@ class Incident:
 
     Attributes:
         steps: in order.
-        lead: how many earlier steps are left out too, since they may be the cause.
+        lead: number of earlier steps that are left out too, since they may be the cause.
         reason: completes "step N: ".
     """
 
@@ -107,11 +107,11 @@ def is_skipped(line: dict[str, Any]) -> bool:
 class IncidentLog:
     """`RUN/incidents/step-00001234.json`: the clips of skipped steps and spikes, and the omitted steps.
 
-    Only the first process reads and writes. A full disk gives a warning. A run that was killed between a
-    rollback and its next checkpoint reads here which steps it omits.
+    Only the first process reads and writes. A full disk gives a warning. If a run was killed between a
+    rollback and its next checkpoint, it reads the omitted steps from these files.
 
     Args:
-        clips: return the sample keys of all processes' clips without reading a video.
+        clips: clips of the run; only their sample keys are used.
     """
 
     def __init__(self, run_dir: Path, clips: TrainingClips, plan: BatchPlan):

@@ -92,7 +92,8 @@ def find_processes(device: str = "auto") -> Processes:
         if lacking:
             given = "RANK" if "RANK" in os.environ else "WORLD_SIZE"
             raise ValueError(
-                f"{given} is set but {', '.join(lacking)} is not: start with torchrun, or unset it"
+                f"{given}: expected {', '.join(lacking)} to be set too, got no value; fix: start with "
+                f"torchrun, or unset {given}"
             )
     require(0 <= rank < world, "RANK", f"lie between 0 and WORLD_SIZE - 1 = {world - 1}", rank)
     local_rank = _number("LOCAL_RANK", 0)
@@ -115,8 +116,8 @@ def init_process_group(processes: Processes, timeouts: TimeoutsConfig | None = N
     A single process uses a store in memory, without a port that another run could hold.
 
     Args:
-        timeouts: `start_s` bounds the rendezvous. The watchdog bounds later messages and reports more than
-            the timeout of a message, so that is set longer.
+        timeouts: `start_s` bounds the rendezvous. Later collectives get a longer timeout than the watchdog,
+            since the watchdog reports more.
 
     Raises:
         Stuck: other processes did not start in time, or the first one cannot be reached.

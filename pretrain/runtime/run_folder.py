@@ -52,11 +52,14 @@ def check_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> b
         ValueError: the folder holds a run of another config, or something else; the message names the keys.
     """
     if run_dir.exists() and not run_dir.is_dir():
-        raise ValueError(f"run_dir {run_dir} is a file: choose another run_dir")
+        raise ValueError(f"run_dir {run_dir}: expected a folder, got a file; fix: choose another run_dir")
     stored_path = run_dir / "config.yaml"
     if not stored_path.exists():
         if run_dir.exists() and any(path.name not in IGNORED_ENTRIES for path in run_dir.iterdir()):
-            raise ValueError(f"run_dir {run_dir} exists, is not empty and is no run: choose another run_dir")
+            raise ValueError(
+                f"run_dir {run_dir}: expected a run or an empty folder, got other files; fix: choose another "
+                "run_dir"
+            )
         return False
     stored, here = kind_of_run(run_dir), kind_of_config(vars(config))
     if stored != here:
@@ -140,7 +143,7 @@ def _version(package: str) -> str | None:
 
 @contextmanager
 def run_lock(run_dir: Path, processes: Processes, timeouts: TimeoutsConfig) -> Iterator[None]:
-    """Hold the folder's lock while entered; the first process does so for all.
+    """Hold the folder's lock while entered; only the first process locks.
 
     It waits first, since the previous process of a restarted run may not have ended yet.
 
@@ -172,11 +175,11 @@ def _acquire(lock: int, run_dir: Path, wait_s: float) -> None:
     while not _try_lock(lock, run_dir):
         if time.monotonic() > deadline_s:
             raise ValueError(
-                f"run_dir {run_dir} is in use by {_holder(lock)}: wait for it to end or end it, or choose "
-                f"another run_dir (waited timeouts.lock_wait_s={wait_s:g} seconds)"
+                f"run_dir {run_dir}: expected no other run in it, but it is in use by {_holder(lock)} "
+                f"(waited timeouts.lock_wait_s={wait_s:g} seconds); fix: end it, or choose another run_dir"
             )
         if not is_logged:
-            log.info("waiting for %s to leave %s", _holder(lock), run_dir)
+            log.info("run_dir %s is in use by %s: waiting for its end", run_dir, _holder(lock))
         is_logged = True
         time.sleep(_POLL_S)
 
@@ -191,7 +194,7 @@ def _try_lock(lock: int, run_dir: Path) -> bool:
         log.warning("%s is on a file system without locks: make sure that no two runs use it", run_dir)
         return True
     signature = json.dumps({"host": platform.node(), "pid": os.getpid()}).encode()
-    with suppress(OSError):  # a full disk: the lock holds without a signature
+    with suppress(OSError):  # a full disk: the lock works without a name in it
         os.ftruncate(lock, 0)
         os.pwrite(lock, signature, 0)
     return True
@@ -202,4 +205,4 @@ def _holder(lock: int) -> str:
         holder = json.loads(os.pread(lock, _MOST_BYTES, 0))
         return f"process {holder['pid']} on {holder['host']}"
     except (ValueError, KeyError):
-        return "another process, which has not signed yet"
+        return "another process (the lock file does not name it yet)"

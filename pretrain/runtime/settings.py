@@ -19,7 +19,7 @@ class StreamConfig:
         views_per_video: clips cut from one decoded video; they are neighbours in a batch.
         max_bad_fraction: the run stops if a larger fraction of clips is unreadable.
         timeout_s: limit without progress; then a loader worker is replaced and its sample skipped.
-        outage_s: how long to wait for a storage that is down; then the run stops and can be restarted.
+        outage_s: longest wait for a storage that is down; then the run stops and can be restarted.
         cache_dir: local folder that caches remote shards; null for none.
         cache_gb: its largest size.
     """
@@ -151,7 +151,7 @@ class LogConfig:
     """Metrics and sample keys.
 
     Attributes:
-        every_steps: how often metrics are fetched and written; each step has a line.
+        every_steps: steps between two fetches of the metrics; each step has a line.
         samples: also write every clip's key, per step, to `samples/rank-00000.jsonl`.
     """
 
@@ -173,7 +173,7 @@ class TimeoutsConfig:
             which the first process runs while the others wait.
         save_s: for one checkpoint.
         straggler_ratio: a process whose local time exceeds the median by this factor is named in the log.
-        lock_wait_s: how long a run waits for another run in the same folder to end.
+        lock_wait_s: longest wait for another run in the same folder to end.
     """
 
     start_s: float = 600.0
@@ -232,14 +232,14 @@ class LossGuardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The keys that pretraining and fine-tuning share. The training loop needs these and the number of steps.
+    """Config keys of pretraining and fine-tuning. The training loop needs these and the number of steps.
 
     Attributes:
         run_dir: the run's folder; the same command again continues the run in it.
         seed: of weights, order of clips, crops, masks, noise and drop path.
         save_every_steps: optimizer steps between checkpoints.
-        keep_checkpoints: how many of the newest ones stay.
-        keep_every_steps: checkpoints of its multiples stay too; 0 for none.
+        keep_checkpoints: number of newest checkpoints to keep.
+        keep_every_steps: also keep checkpoints at multiples of this; 0 for none.
         save_in_background: whether training continues while a checkpoint is written; needs host memory for a
             copy.
     """

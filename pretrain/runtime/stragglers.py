@@ -90,7 +90,7 @@ class Stragglers:
             self._slow[rank] = self._slow[rank] + 1 if seconds > self._ratio * median_s else 0
             if self._slow[rank] == _PERIODS_IN_A_ROW and self._logs:
                 log.warning(
-                    "rank %d on %s is a straggler: its own work (data and forward pass) took %.1f times the "
-                    "median's for %.0f seconds and more; all others wait for it",
+                    "rank %d on %s is a straggler: its local time (data and forward pass) was %.1f times "
+                    "the median for at least %.0f seconds; all other processes wait for it",
                     rank, self._hosts[rank], seconds / median_s, _PERIODS_IN_A_ROW * _PERIOD_S,
                 )  # fmt: skip

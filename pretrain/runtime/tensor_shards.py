@@ -182,7 +182,7 @@ class ShardTable:
         present = set(self._listed)
         present |= {key for key, rows in zip(self._counts, self._equal, strict=False) if rows}
         for kind, name in sorted(present - allowed):
-            return f"it holds {kind} of {name}, which no parameter has"
+            return f"expected only the parameters of parameters.json, got {kind} of {name} too"
         for kind, name in sorted(required | present):
             if self._is_equally_sharded(kind, name):
                 continue
@@ -194,12 +194,12 @@ class ShardTable:
                     return f"values {first} to {last} of {kind} of {name} {what}"
                 reached = one.stop
             if reached != math.prod(shapes[name]):
-                return f"{kind} of {name} has {reached} values, not {math.prod(shapes[name])}"
+                return f"expected {math.prod(shapes[name])} values of {kind} of {name}, got {reached}"
         return None
 
 
 def coverage_sums(ranges: Sequence[ShardRange], counts: ValueCounts) -> Tensor:
-    """This process's summands of the check that all ranges together cover every parameter; int64.
+    """Sums of this process for the check that all ranges cover every parameter once; int64.
 
     A range from `start` to `stop` adds `hash(stop) - hash(start)` to its parameter's number. Adjacent ranges
     cancel at their border, so ranges that cover `count` values once add up to `hash(count) - hash(0)`. With

@@ -31,13 +31,13 @@ from kinemae.pretrain.runtime.watchdog import Watchdog
 
 
 class TrainStep:
-    """Run the steps from a state on, one at a time.
+    """Run the steps of a run one at a time, starting from a state.
 
     Args:
-        steps: of the whole run.
+        steps: number of steps of the whole run.
 
     Attributes:
-        metrics: those of all steps that were done.
+        metrics: metrics of the steps since the last report.
     """
 
     def __init__(  # noqa: PLR0913 - all by name
@@ -115,7 +115,7 @@ class TrainStep:
         return norm
 
     def _forward_only(self, step: int) -> float:
-        """A step whose update is left out: measure its loss."""
+        """Run a step without its update, to measure its loss."""
         for _ in range(self._plan.accumulation):
             with torch.no_grad():
                 self.metrics.add(*self._forward(step))
@@ -245,7 +245,7 @@ class SampleLog:
         folder = Path(config.run_dir) / "samples"
         path = folder / f"rank-{processes.rank:05d}.jsonl"
         self._writer = JsonlWriter(path, first_step=first_step, title="keys of samples")
-        if processes.is_first:  # lines of ranks of an earlier start with more processes
+        if processes.is_first:  # an earlier start may have had more processes
             for path in folder.glob("rank-*.jsonl"):
                 if int(path.stem.removeprefix("rank-")) >= processes.world:
                     drop_lines_from(path, first_step)

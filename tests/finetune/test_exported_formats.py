@@ -83,14 +83,16 @@ def test_a_description_of_an_older_format_is_read(tmp_path):
 )
 def test_the_error_for_a_newer_format_states_the_fix(folder, name, load):
     edit(folder / name, lambda content: content.update(format=9))
-    with pytest.raises(CheckpointError, match=rf"{name} is of format 9, .*fix: install a newer version"):
+    with pytest.raises(
+        CheckpointError, match=rf"{name}: expected format .*, got 9; fix: install a newer version"
+    ):
         load(folder)
 
 
 @pytest.mark.parametrize("number", [0, None, "3", True])
 def test_the_error_for_an_unknown_format_states_the_fix(folder, number):
     edit(folder / "encoder.json", lambda content: content.update(format=number))
-    with pytest.raises(CheckpointError, match=r"this version reads format 3; fix: export it again"):
+    with pytest.raises(CheckpointError, match=r"expected format 3, got .*; fix: export it again"):
         load_encoder(folder)
 
 

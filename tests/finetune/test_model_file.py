@@ -128,12 +128,12 @@ def test_an_interrupted_save_is_not_a_model(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 9}, "is of format 9, this version reads format 2"),
+        ({"format": 9}, "expected format 2, got 9"),
         ({"head": {"name": "os.system", "args": {}}}, "no head named 'os.system'"),
         ({"head": {"name": "linear", "args": {"command": "x"}}}, "no argument 'command'"),
         ({"head": None}, "expected a valid head and token reduction"),
         ({"token_reduction": {"merge": 2}}, "wrong keys in token_reduction: unknown merge"),
-        ({"token_reduction": None}, "wrong keys in token_reduction: it is no object"),
+        ({"token_reduction": None}, "wrong keys in token_reduction: not an object"),
         (
             {"token_reduction": {"pruning": {"name": "os.system", "args": {}}, "merge_per_block": 0}},
             "no pruning named 'os.system'",

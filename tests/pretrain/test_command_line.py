@@ -87,8 +87,11 @@ def refused(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
         (["steps"], "expected an override of the form key=value, got 'steps'"),
         (["steps=12:30:00"], "steps: YAML reads 12:30:00 as another number"),
         (["data.timeout_s=0"], "data.timeout_s must be above 0, got 0.0"),
-        (["data.shards=null"], "no data: set data.shards=FOLDER, or data.mixture={FOLDER: weight, ...}"),
-        (["data.mixture={a: 1}"], "data.shards must be null where data.mixture is given, got '/"),
+        (
+            ["data.shards=null"],
+            "data.shards: expected a folder, got null; fix: set data.shards=FOLDER, or data.mixture={",
+        ),
+        (["data.mixture={a: 1}"], "data.shards must be null if data.mixture is set, got '/"),
         (
             ["data.shards=null", "data.mixture={}"],
             "data.mixture must name at least one folder: {FOLDER: weight}",
@@ -147,8 +150,8 @@ def test_the_error_for_the_parent_of_the_splits_names_a_split(
 
 def test_fewer_clips_than_the_global_batch_exit_with_3(refused: Callable[..., str]) -> None:
     line = refused(DATA, "batch.global_clips=82")
-    assert "holds 40 videos, which make 80 clips with data.views_per_video=2" in line
-    assert "fewer than batch.global_clips=82; lower it, or raise data.views_per_video, or add" in line
+    assert "got 80 (40 videos with data.views_per_video=2)" in line
+    assert "expected at least batch.global_clips=82 clips" in line
 
 
 def test_a_global_batch_that_the_processes_cannot_share_exits_with_2_and_names_the_numbers(
@@ -174,13 +177,17 @@ def test_a_run_dir_of_another_config_exits_with_2_and_names_the_differences(
 def test_a_run_dir_that_is_no_run_is_left_alone(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").touch()
-    assert "exists, is not empty and is no run: choose another run_dir" in refused(CONFIG)
+    assert "expected a run or an empty folder, got other files; fix: choose another run_dir" in refused(
+        CONFIG
+    )
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
 def test_a_run_dir_that_is_a_file_exits_with_2(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "is a file: choose another run_dir" in refused(CONFIG, f"run_dir={tmp_path / 'file'}")
+    assert "expected a folder, got a file; fix: choose another run_dir" in refused(
+        CONFIG, f"run_dir={tmp_path / 'file'}"
+    )
 
 
 def test_a_run_dir_that_cannot_be_made_exits_with_3(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_has_decoder_checks_the_folder(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"format": 9}, "is of format 9, this version reads format 1"),
+        ({"format": 9}, "expected format 1, got 9"),
         ({"kind": "flat"}, "kind must be one of self, cross, got 'flat'"),
         ({"kind": ["self"]}, "kind must be a text"),
         ({"values": 0}, "values must be at least 1"),

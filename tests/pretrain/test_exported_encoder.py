@@ -73,7 +73,7 @@ def test_drop_path_is_an_argument_of_loading(folder):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"format": 1}, "is of format 1, this version reads format 3"),
+        ({"format": 1}, "expected format 3, got 1"),
         ({"extra": 1}, "wrong keys in the file: unknown extra"),
         ({"shape": {"width": 16}}, "wrong keys in shape: missing depth, missing heads, missing mlp_width"),
         ({"grid": [2, 2, 2]}, "wrong keys in grid: missing h, missing t, missing w"),

@@ -171,7 +171,7 @@ def test_an_engine_that_holds_back_values_is_found_out_before_anybody_relies_on_
     engine.train_to(1)
     engine.held["table"] = (0, 439)
     saver.save(engine, RunState(step=1))
-    with pytest.raises(CheckpointError, match="exp_avg of table has 439 values, not 440"):
+    with pytest.raises(CheckpointError, match="expected 440 values of exp_avg of table, got 439"):
         saver.commit()
     assert stored_steps(tmp_path) == []
 
@@ -266,7 +266,7 @@ def test_going_back_takes_an_older_one_and_drops_the_later(tmp_path: Path) -> No
     save(tmp_path, 2, 4, 6)
     assert newest_of(tmp_path, before=5) == 4
     assert newest_of(tmp_path) == 4
-    with pytest.raises(CheckpointError, match="holds no checkpoint of step 1 or earlier"):
+    with pytest.raises(CheckpointError, match="expected a checkpoint of step 1 or earlier, got none"):
         newest_of(tmp_path, before=1)
     assert stored_steps(tmp_path) == ["step-00000002", "step-00000004"]
 

@@ -180,8 +180,8 @@ def test_videos_that_cannot_be_read_are_left_out_and_cost_the_run_nothing(
         ({"clips": 1}, "monitor.clips must be at least 2, got 1"),
         ({"knn_videos": 1}, "monitor.knn_videos must be at least 2, got 1"),
         ({"neighbours": 0}, "monitor.neighbours must be at least 1, got 0"),
-        ({"knn_train": "x"}, "monitor.knn_validation must be set where the other of the two is"),
-        ({"knn_validation": "x"}, "monitor.knn_train must be set where the other of the two is"),
+        ({"knn_train": "x"}, "monitor.knn_validation: expected a folder, got null"),
+        ({"knn_validation": "x"}, "monitor.knn_train: expected a folder, got null"),
     ],
 )
 def test_a_wrong_value_is_refused(arguments: dict[str, Any], message: str) -> None:
@@ -213,10 +213,10 @@ def test_labelled_data_that_cannot_tell_anything_is_refused_before_the_run(
         "good": synth_shards / "train",
     }
     for train, validation, message in [
-        ("unlabelled", "good", f"monitor.knn_train={folders['unlabelled']} has no labels"),
-        ("good", "unlabelled", f"monitor.knn_validation={folders['unlabelled']} has no labels"),
+        ("unlabelled", "good", f"monitor.knn_train={folders['unlabelled']}: expected labelled videos"),
+        ("good", "unlabelled", f"monitor.knn_validation={folders['unlabelled']}: expected labelled videos"),
         ("one", "good", f"the 32 videos that are used have only one class, '{classes[2]}'"),
-        ("good", "others", "has other classes than monitor.knn_train="),
+        ("good", "others", "expected the classes of monitor.knn_train="),
         ("missing", "good", f"no folder of shards at {folders['missing']}"),
     ]:
         config = small_config(

@@ -154,9 +154,11 @@ def test_a_long_value_is_cut_short_in_the_table() -> None:
 def test_a_folder_of_something_else_and_a_file_are_refused(small_config: BuildConfig, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").touch()
-    with pytest.raises(ValueError, match="exists, is not empty and is no run: choose another run_dir"):
+    with pytest.raises(
+        ValueError, match="expected a run or an empty folder, got other files; fix: choose another run_dir"
+    ):
         check_run_dir(tmp_path / "photos", small_config())
-    with pytest.raises(ValueError, match="is a file: choose another run_dir"):
+    with pytest.raises(ValueError, match="expected a folder, got a file; fix: choose another run_dir"):
         check_run_dir(tmp_path / "photos" / "one.jpg", small_config())
 
 

@@ -102,11 +102,14 @@ def test_what_is_read_may_be_changed_without_changing_the_file(tmp_path: Path) -
         ([("weight", "w", 0, 4), ("weight", "w", 6, 8)], "values 4 to 6 of weight of w are missing"),
         ([("weight", "w", 0, 5), ("weight", "w", 4, 8)], "values 4 to 5 of weight of w are held twice"),
         ([("weight", "w", 0, 8), ("weight", "w", 0, 8)], "values 0 to 8 of weight of w are held twice"),
-        ([("weight", "w", 0, 6)], "weight of w has 6 values, not 8"),
-        ([("weight", "w", 0, 9)], "weight of w has 9 values, not 8"),
-        ([], "weight of w has 0 values, not 8"),
-        ([("weight", "w", 0, 8), ("weight", "v", 0, 1)], "it holds weight of v, which no parameter has"),
-        ([("weight", "w", 0, 8), ("exp_avg", "w", 0, 8)], "exp_avg_sq of w has 0 values, not 8"),
+        ([("weight", "w", 0, 6)], "expected 8 values of weight of w, got 6"),
+        ([("weight", "w", 0, 9)], "expected 8 values of weight of w, got 9"),
+        ([], "expected 8 values of weight of w, got 0"),
+        (
+            [("weight", "w", 0, 8), ("weight", "v", 0, 1)],
+            "expected only the parameters of parameters.json, got weight of v too",
+        ),
+        ([("weight", "w", 0, 8), ("exp_avg", "w", 0, 8)], "expected 8 values of exp_avg_sq of w, got 0"),
     ],
 )
 def test_gaps_and_overlaps_are_found(
@@ -120,7 +123,7 @@ def test_gaps_and_overlaps_are_found(
 def test_moments_may_be_absent_as_long_as_there_was_no_update(tmp_path: Path) -> None:
     table = ShardTable([ShardRange("f", "weight", "w", 0, 8)])
     assert table.find_fault({"w": (8,)}, {"w": 0}) is None
-    assert table.find_fault({"w": (8,)}, {"w": 1}) == "exp_avg of w has 0 values, not 8"
+    assert table.find_fault({"w": (8,)}, {"w": 1}) == "expected 8 values of exp_avg of w, got 0"
 
 
 def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:

@@ -99,4 +99,4 @@ def test_moments_may_be_absent_as_long_as_there_was_no_update_and_unknown_runs_a
     assert not is_tiled([weights])
     assert not is_tiled([[*zero_3(0, 1), ShardRange("f0", "weight", "other", 0, 2)]])
     fault = table_of([[*zero_3(0, 1), ShardRange("f0", "weight", "other", 0, 2)]]).find_fault(SHAPES, UPDATES)
-    assert fault == "it holds weight of other, which no parameter has"
+    assert fault == "expected only the parameters of parameters.json, got weight of other too"
