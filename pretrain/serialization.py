@@ -207,7 +207,7 @@ def check_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> 
     """Check that the weights are exactly the module's parameters. The module may be on the meta device.
 
     Raises:
-        CheckpointError: names missing, unexpected and mis-shaped tensors.
+        CheckpointError: names tensors that are missing, unexpected or of another shape.
     """
     expected = {name: value.shape for name, value in module.named_parameters()}
     shapes = [
@@ -218,7 +218,7 @@ def check_weights(module: nn.Module, weights: dict[str, Tensor], path: Path) -> 
     wrong = {
         "missing": sorted(expected.keys() - weights.keys()),
         "unexpected": sorted(weights.keys() - expected.keys()),
-        "mis-shaped": shapes,
+        "of another shape": shapes,
     }
     if any(wrong.values()):
         parts = [f"{len(names)} {kind} ({_some(names)})" for kind, names in wrong.items() if names]

@@ -90,7 +90,7 @@ def test_equal_runs_pass(scene: Scene, undisturbed: Path) -> None:
         (lambda run: next(run.rglob("manifest.json")).unlink(), "without a manifest"),
     ],
 )
-def test_whatever_differs_is_found(
+def test_every_difference_is_found(
     scene: Scene, undisturbed: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
     spoil(scene.run_dir)
@@ -98,7 +98,7 @@ def test_whatever_differs_is_found(
         check(scene, undisturbed, bitwise=True)
 
 
-def test_other_processes_round_otherwise_and_no_more_than_that(scene: Scene, undisturbed: Path) -> None:
+def test_another_number_of_processes_has_a_tolerance(scene: Scene, undisturbed: Path) -> None:
     change(scene.run_dir, 9, loss=0.1 * (1 + 5e-6))
     check(scene, undisturbed, bitwise=False)
     change(scene.run_dir, 9, loss=0.1 * (1 + 2e-5))
@@ -106,7 +106,7 @@ def test_other_processes_round_otherwise_and_no_more_than_that(scene: Scene, und
         check(scene, undisturbed, bitwise=False)
 
 
-def test_lines_may_lack_while_the_disk_was_full_and_at_no_other_time(scene: Scene, undisturbed: Path) -> None:
+def test_lines_may_be_missing_only_while_the_disk_was_full(scene: Scene, undisturbed: Path) -> None:
     scene.full_spells.append((4, 8))
     lose_lines(scene.run_dir, 4, 8)
     check(scene, undisturbed, bitwise=True)
@@ -115,7 +115,7 @@ def test_lines_may_lack_while_the_disk_was_full_and_at_no_other_time(scene: Scen
         check(scene, undisturbed, bitwise=True)
 
 
-def test_a_process_that_was_left_over_is_found(scene: Scene, undisturbed: Path) -> None:
+def test_a_remaining_process_is_found(scene: Scene, undisturbed: Path) -> None:
     left = subprocess.Popen([sys.executable, "-c", "input()", str(scene.run_dir)], stdin=subprocess.PIPE)
     try:
         scene.wait_for("its arguments in /proc, which come a little after it", scene.processes)
@@ -127,7 +127,7 @@ def test_a_process_that_was_left_over_is_found(scene: Scene, undisturbed: Path) 
     check(scene, undisturbed, bitwise=True)
 
 
-def test_a_promise_has_a_bound(scene: Scene) -> None:
+def test_wait_for_has_a_time_limit(scene: Scene) -> None:
     scene.launcher = subprocess.Popen([sys.executable, "-c", "raise SystemExit(4)"])
     with pytest.raises(PromiseBroken, match=r"the launcher has ended; awaited was: a wonder\n.*exit code 4"):
         scene.wait_for("a wonder", lambda: False, while_it_runs=True)

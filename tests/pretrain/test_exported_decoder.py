@@ -83,8 +83,8 @@ def test_has_decoder_checks_the_folder(tmp_path):
         ({"reference": {"t": 0, "h": 1, "w": 1}}, "reference must be at least 1 along every axis"),
         ({"target": None}, "wrong keys in target: missing name"),
         ({"shape": {}}, "wrong keys in shape: missing depth, missing heads, missing width"),
-        ({"values": 7}, r"2 mis-shaped \(head.weight \(6, 24\) instead of \(7, 24\), head.bias"),
-        ({"noise_conditioned": True}, r"1 missing \(noise_embed\) tensors"),
+        ({"values": 7}, r"2 of another shape \(head.weight \(6, 24\) instead of \(7, 24\), head.bias"),
+        ({"noise_conditioned": True}, r"1 missing \(noise_embed\)"),
     ],
 )
 def test_an_invalid_description_is_refused(tmp_path, changes, message):
@@ -107,5 +107,5 @@ def test_weights_of_another_decoder_are_refused_tensor_by_tensor(tmp_path):
     weights = load_file(tmp_path / "decoder.safetensors")
     weights["extra"] = weights.pop("mask_token")
     save_file(weights, tmp_path / "decoder.safetensors")
-    with pytest.raises(CheckpointError, match=r"1 missing \(mask_token\), 1 unexpected \(extra\) tensors"):
+    with pytest.raises(CheckpointError, match=r"1 missing \(mask_token\), 1 unexpected \(extra\)"):
         load_decoder(tmp_path)

@@ -177,7 +177,7 @@ def test_weights_of_another_encoder_are_refused_tensor_by_tensor(folder):
     edit_weights(folder, change)
     message = (
         r"1 missing \(norm.bias\), 1 unexpected \(head.weight\), "
-        r"1 mis-shaped \(patch_embed.bias \(3,\) instead of \(16,\)\) tensors"
+        r"1 of another shape \(patch_embed.bias \(3,\) instead of \(16,\)\)"
     )
     with pytest.raises(CheckpointError, match=message):
         load_encoder(folder)
@@ -185,5 +185,5 @@ def test_weights_of_another_encoder_are_refused_tensor_by_tensor(folder):
 
 def test_a_long_list_of_wrong_tensors_is_cut_short(folder):
     edit_weights(folder, lambda weights: [weights.pop(name) for name in list(weights) if "blocks" in name])
-    with pytest.raises(CheckpointError, match=r"24 missing \(.*, \.\.\.\) tensors"):
+    with pytest.raises(CheckpointError, match=r"24 missing \(.*, \.\.\.\)"):
         load_encoder(folder)

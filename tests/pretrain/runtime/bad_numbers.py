@@ -1,4 +1,4 @@
-"""A model whose numbers go bad at chosen clips, and the run that trains it."""
+"""A model with bad losses at chosen clips, and a run that trains it."""
 
 import math
 import sys
@@ -25,11 +25,11 @@ BAD_ON_THE_SECOND = {5 * 4 + 2: math.nan, 9 * 4 + 3: 1000.0}
 
 
 class Fragile(nn.Module):
-    """Learns to give each clip of the run a number; some clips' losses are multiplied by something.
+    """Model that learns a number for each clip of the run; the losses of some clips have a factor.
 
     Args:
-        factors: by the clip's place in the run; NaN for a loss that is not finite.
-        slow_s: how long each forward pass takes at least.
+        factors: factor on the loss by the clip's index in the run; NaN for a loss that is not finite.
+        slow_s: shortest duration of a forward pass in seconds.
     """
 
     def __init__(self, factors: dict[int, float], slow_s: float = 0.0):
@@ -48,7 +48,7 @@ class Fragile(nn.Module):
 def fragile_training(
     plan: Plan, factors: dict[int, float], callbacks: tuple[Callback, ...] = (), slow_s: float = 0.0
 ) -> Trainer:
-    """A run of that model on the plan's clips, in the plan's folder."""
+    """Train that model on the clips of the plan, in the plan's folder."""
     config = plan.config
     module = Fragile(factors, slow_s)
     if plan.processes.is_first:
@@ -66,7 +66,7 @@ def fragile_training(
 
 
 def main(config_file: str, *overrides: str) -> None:
-    """As one of two processes whose second one has all the bad clips, and is slow."""
+    """Run one of two processes; the second one has all bad clips and is slow."""
     plan = make_plan(load_config(PretrainConfig, config_file, list(overrides)))
     slow_s = 0.05 * plan.processes.rank
     with abort_on_error(plan.processes):

@@ -1,4 +1,4 @@
-"""A pretraining run that is small and real: H.264 shards, DeepSpeed on the CPU, a model of width 24."""
+"""A small pretraining run: H.264 shards, DeepSpeed on the CPU, a model of width 24."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,5 +37,5 @@ def small_run(tmp_path: Path, synth_shards: Path) -> Path:
 
 @pytest.fixture
 def small_config(small_run: Path) -> Callable[..., PretrainConfig]:
-    """Builds the small run's config with overrides."""
+    """Build the config of the small run with overrides."""
     return lambda *overrides: load_config(PretrainConfig, small_run, list(overrides))

@@ -3,7 +3,7 @@
     RANK=.. WORLD_SIZE=.. python -m tests.pretrain.runtime.engine_job CONFIG FOLDER WORLD
 
 Many engines share a process, since a start costs seconds. WORLD is the size of another job that runs beside
-this one: each loads its own states and the other's. `FOLDER/worldW-rankR.json` says what was measured.
+this one: each loads its own states and the other's. `FOLDER/worldW-rankR.json` has the measurements.
 """
 
 import json
@@ -32,7 +32,7 @@ LONGEST_WAIT_S = 240
 
 
 class Job:
-    """A process that trains the config's model again and again, from the same start.
+    """A process that trains the model of the config several times with the same initial weights.
 
     Attributes:
         asked: by stage, how many values this process read in each call of its last load.
@@ -82,7 +82,7 @@ class Job:
         return found
 
     def states(self, folder: Path, world: int, stage: int) -> list[Path]:
-        """Where the processes of a job leave what they saved."""
+        """Folder with the saved shards of the processes of a job."""
         return [folder / f"world{world}-stage{stage}-rank{rank}.pt" for rank in range(world)]
 
     def start_all(self, folder: Path) -> dict[str, Any]:
@@ -125,14 +125,14 @@ class Job:
 
 
 def save(engine: Engine, path: Path) -> None:
-    """Write this process's shards; the file is there when it is whole."""
+    """Write the shards of this process; the file appears when it is complete."""
     shards = [(shard.name, shard.kind, shard.start, shard.values_V.clone()) for shard in engine.shards()]
     torch.save({"shards": shards, "updates": engine.updates()}, path.with_suffix(".new"))
     path.with_suffix(".new").rename(path)
 
 
 def reader(paths: list[Path]) -> tuple[Callable[[str, str, int, int], Tensor], dict[str, int]]:
-    """Reads from the shards of all processes; each value must stand in exactly one of them."""
+    """Read from the shards of all processes; each value must be in exactly one of them."""
     given_up_s = time.monotonic() + LONGEST_WAIT_S
     while not all(path.exists() for path in paths):
         assert time.monotonic() < given_up_s, f"the other job did not write {paths}"
@@ -166,7 +166,7 @@ def counted(read: ReadShard, asked: list[int]) -> ReadShard:
 
 
 def main() -> None:
-    """See the head of this file."""
+    """See the top of this file."""
     config, folder, other = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     engine_module.KEPT_GATHERED = 20  # or all parameters of so small a model would stay gathered
     job = Job(config)

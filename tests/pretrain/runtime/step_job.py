@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 
 def counting(function: Callable[..., Any], sizes: list[int]) -> Callable[..., Any]:
-    """The function; it notes the size of the first tensor of each call."""
+    """Wrap a function and record the size of the first tensor of each call."""
 
     def call(*arguments: Any, **named: Any) -> Any:
         given = next((x for x in (*arguments, *named.values()) if isinstance(x, Tensor)), torch.empty(0))
@@ -47,7 +47,7 @@ def counting(function: Callable[..., Any], sizes: list[int]) -> Callable[..., An
 
 
 def main() -> None:
-    """See the head of this file."""
+    """See the top of this file."""
     stage, bucket_mb = map(int, sys.argv[1:])
     processes = find_processes("cpu")
     init_process_group(processes)

@@ -1,4 +1,4 @@
-"""How a process of several ends by an error: at once, with the reason and its exit code."""
+"""An error of one of several processes ends it immediately, with the reason and an exit code."""
 
 import signal
 import subprocess
@@ -58,19 +58,19 @@ def fail(repo: Path, what: str) -> subprocess.CompletedProcess[str]:
         (RuntimeError(), 1),
     ],
 )
-def test_each_end_has_its_exit_code(error: BaseException, code: int) -> None:
+def test_each_error_has_its_exit_code(error: BaseException, code: int) -> None:
     assert exit_code_of(error) == code
 
 
 @pytest.mark.processes
-def test_an_error_ends_a_process_of_several_at_once_with_its_reason(repo: Path) -> None:
+def test_an_error_ends_one_of_several_processes_immediately(repo: Path) -> None:
     result = fail(repo, 'raise DataError("no videos")')
     assert result.returncode == 3
     assert result.stderr.count("\n") == 1 and "rank 1 ERROR no videos" in result.stderr
 
 
 @pytest.mark.processes
-def test_an_error_that_was_not_foreseen_leaves_its_traceback(repo: Path) -> None:
+def test_an_unexpected_error_is_logged_with_its_traceback(repo: Path) -> None:
     result = fail(repo, "{}['nothing']")
     assert result.returncode == 1
     assert "unexpected error:" in result.stderr and "KeyError: 'nothing'" in result.stderr
@@ -78,9 +78,7 @@ def test_an_error_that_was_not_foreseen_leaves_its_traceback(repo: Path) -> None
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.slow
-def test_who_does_not_meet_the_others_says_where_it_looked(
-    rank: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_rendezvous_names_the_address(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
     port = str(free_port())
     variables = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for name, value in variables.items():
@@ -94,7 +92,7 @@ def test_who_does_not_meet_the_others_says_where_it_looked(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
 )
-def test_a_signal_is_noted_with_its_exit_code_and_a_second_interrupt_ends_at_once(
+def test_a_signal_sets_the_exit_code_and_a_second_sigint_interrupts(
     number: signal.Signals, code: int
 ) -> None:
     before = signal.getsignal(number)
@@ -109,7 +107,7 @@ def test_a_signal_is_noted_with_its_exit_code_and_a_second_interrupt_ends_at_onc
     assert signal.getsignal(number) == before
 
 
-def test_only_what_the_link_to_another_process_says_is_a_lost_peer() -> None:
+def test_only_errors_of_gloo_and_nccl_count_as_a_lost_peer() -> None:
     gloo = "[/a b/gloo/transport/tcp/pair.cc:545] Read error [::1]:2: Connection reset by peer. This is"
     assert lost_peer(RuntimeError(gloo)) == "Read error [::1]:2: Connection reset by peer"
     nccl = "NCCL error in: a.cpp:5, remote process exited\nncclRemoteError: A call failed"

@@ -1,4 +1,4 @@
-"""Blocks that recompute, and blocks that are compiled: the same numbers as plain ones, or a refusal."""
+"""Activation checkpointing and compilation of blocks: equal results, or an error."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ MERGING = ["model.merge_per_block=2", "model.depth=3", "model.registers=2"]
 
 
 def trained_once(config: PretrainConfig, *, recompute: bool) -> tuple[Tensor, dict[str, Tensor], int]:
-    """The losses of a batch, all gradients, and the bytes that were kept for the backward pass."""
+    """Losses of a batch, all gradients, and the bytes saved for the backward pass."""
     plan = make_plan(config)
     set_up_blocks(plan.model, recompute=recompute, compiled=False)
     batch = training_clips(plan, plan.split).batch(range(config.batch.global_clips))
@@ -46,7 +46,7 @@ def trained_once(config: PretrainConfig, *, recompute: bool) -> tuple[Tensor, di
 
 
 @pytest.mark.parametrize("parts", [CROSS, SELF, MERGING], ids=["cross", "self", "merging"])
-def test_recomputing_gives_the_same_gradients_to_the_last_bit_and_keeps_less(
+def test_activation_checkpointing_gives_bitwise_equal_gradients_and_saves_memory(
     small_config: SmallConfig, parts: list[str]
 ) -> None:
     config = small_config("model.drop_path=0.3", *parts)
@@ -60,10 +60,10 @@ def test_recomputing_gives_the_same_gradients_to_the_last_bit_and_keeps_less(
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_run_recomputes_and_compiles_where_it_is_asked_to(
+def test_a_run_applies_activation_checkpointing_and_compilation(
     small_run: Path, small_config: SmallConfig
 ) -> None:
-    """With a target of visible tokens alone: no decoder, so one kind of block to compile."""
+    """With a target of visible tokens there is no decoder, so only one kind of block to compile."""
     parts = ["target.name=noise", "model.depth=1", "steps=2", "monitor.every_steps=1", "monitor.clips=2"]
     config = small_config(*parts, "run_dir=plain")
     asked = ["engine.compile=true", "engine.activation_checkpointing=true"]
@@ -72,7 +72,7 @@ def test_a_run_recomputes_and_compiles_where_it_is_asked_to(
     assert [line["loss"] for line in lines] == pytest.approx(plain_losses(config), rel=1e-5)
 
 
-def test_compiling_is_refused_where_it_cannot_work(
+def test_unsupported_compilation_is_refused(
     small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match=r"engine.compile must be false at engine.zero_stage=3"):
@@ -82,11 +82,12 @@ def test_compiling_is_refused_where_it_cannot_work(
     assert TokenReduction(pruning=Component(name="run_length")).is_packed
     assert not TokenReduction(pruning=Component(name="run_length", args={"keep": 0.5})).is_packed
     compiling = EngineConfig(compile=True, device="cpu")
-    with pytest.raises(ValueError, match=r"keep=null each step has another number; fix: set keep"):
+    with pytest.raises(ValueError, match=r"engine.compile must be false with pruning.args.keep=null"):
         check_engine(compiling, find_processes("cpu"), merges=False, packs=True)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(
-        ValueError, match=r"needs a C\+\+ compiler on the CPU \(no-such-compiler\): install it"
+        ValueError,
+        match=r"expected a C\+\+ compiler on the CPU \(no-such-compiler\), got none; fix: install it",
     ):
         make_plan(small_config("engine.compile=true"))
     monkeypatch.delenv("CXX")

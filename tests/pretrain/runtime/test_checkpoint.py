@@ -1,4 +1,4 @@
-"""Checkpoints are complete or absent, whole or passed over, and written while training goes on."""
+"""Checkpoints are complete or absent; damaged ones are skipped; training continues during a save."""
 
 import json
 import os
@@ -30,7 +30,7 @@ PIECES = "shard-00000-of-00001.safetensors"
 
 
 def newest_of(run_dir: Path, *, before: int | None = None) -> int:
-    """The step that a new start takes up, once it is sure that all values are of that step."""
+    """Step of the checkpoint that a new start loads; checks that all values are of that step."""
     engine = PlainEngine()
     state = checkpoints(run_dir).load_newest(engine, before=before)
     assert engine.is_at(state.step)
@@ -43,12 +43,12 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_run_without_checkpoints_begins_at_the_start(tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_starts_at_step_0(tmp_path: Path) -> None:
     assert checkpoints(tmp_path).load_newest(PlainEngine()) == RunState()
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_what_was_saved_is_loaded_to_the_last_bit(tmp_path: Path, background: bool) -> None:
+def test_a_loaded_checkpoint_is_bitwise_equal(tmp_path: Path, background: bool) -> None:
     saver, engine = checkpoints(tmp_path, background=background), PlainEngine()
     engine.train_to(7)
     state = RunState(
@@ -62,7 +62,7 @@ def test_what_was_saved_is_loaded_to_the_last_bit(tmp_path: Path, background: bo
     assert stored_steps(tmp_path) == ["step-00000007"]
 
 
-def test_training_goes_on_while_a_save_is_under_way_and_does_not_reach_into_it(tmp_path: Path) -> None:
+def test_updates_during_a_save_do_not_change_the_checkpoint(tmp_path: Path) -> None:
     saver, engine = checkpoints(tmp_path), PlainEngine()
     saver.attempt = "one"
     pipe = tmp_path / "checkpoints" / "step-00000003.one.partial" / PIECES
@@ -81,7 +81,7 @@ def test_training_goes_on_while_a_save_is_under_way_and_does_not_reach_into_it(t
         saver.commit()
 
 
-def test_a_save_counts_once_it_is_committed(tmp_path: Path) -> None:
+def test_a_save_is_a_checkpoint_after_commit_only(tmp_path: Path) -> None:
     saver, engine = checkpoints(tmp_path), PlainEngine()
     engine.train_to(2)
     saver.save(engine, RunState(step=2))
@@ -96,7 +96,7 @@ def test_a_save_counts_once_it_is_committed(tmp_path: Path) -> None:
     assert stored_steps(tmp_path) == ["step-00000002"]
 
 
-def test_an_earlier_start_that_was_given_up_and_runs_again_changes_no_checkpoint(tmp_path: Path) -> None:
+def test_a_resumed_process_of_an_earlier_start_changes_no_checkpoint(tmp_path: Path) -> None:
     old, new = checkpoints(tmp_path), checkpoints(tmp_path)
     frozen, engine = PlainEngine(), PlainEngine()
     frozen.train_to(3)
@@ -119,7 +119,7 @@ def test_an_earlier_start_that_was_given_up_and_runs_again_changes_no_checkpoint
 
 
 @pytest.mark.parametrize("action", ["save", "load"])
-def test_what_comes_next_commits_what_is_under_way(tmp_path: Path, action: str) -> None:
+def test_the_next_save_or_load_commits_an_unfinished_save(tmp_path: Path, action: str) -> None:
     saver, engine = checkpoints(tmp_path), PlainEngine()
     engine.train_to(2)
     saver.save(engine, RunState(step=2))
@@ -132,7 +132,7 @@ def test_what_comes_next_commits_what_is_under_way(tmp_path: Path, action: str) 
     saver.commit()
 
 
-def test_memory_is_taken_once_and_pieces_may_lie_across_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_buffer_is_allocated_once_and_shards_may_cross_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(async_writer, "_BLOCK_VALUES", 8)
     copy, places = PinnedBuffer(), []
     for first in (0.0, 100.0):
@@ -166,7 +166,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(tmp_path: Path
     assert newest_of(tmp_path) == 2
 
 
-def test_an_engine_that_holds_back_values_is_found_out_before_anybody_relies_on_it(tmp_path: Path) -> None:
+def test_a_save_with_missing_values_fails(tmp_path: Path) -> None:
     saver, engine = checkpoints(tmp_path), PlainEngine()
     engine.train_to(1)
     engine.held["table"] = (0, 439)
@@ -176,7 +176,7 @@ def test_an_engine_that_holds_back_values_is_found_out_before_anybody_relies_on_
     assert stored_steps(tmp_path) == []
 
 
-def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_skipped_with_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(tmp_path, 1, 2, 3)
     flip_a_bit(tmp_path / "checkpoints" / "step-00000003" / PIECES)
     (tmp_path / "checkpoints" / "step-00000002" / "manifest.json").unlink()
@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, caplog: pyte
 
 @pytest.mark.parametrize("file", [PIECES, "state.json", "parameters.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["missing", "short", "empty", "changed"])
-def test_every_file_is_guarded_against_every_damage(tmp_path: Path, file: str, damage: str) -> None:
+def test_every_damage_of_every_file_is_detected(tmp_path: Path, file: str, damage: str) -> None:
     save(tmp_path, 1, 2)
     path = tmp_path / "checkpoints" / "step-00000002" / file
     if damage == "missing":
@@ -202,7 +202,7 @@ def test_every_file_is_guarded_against_every_damage(tmp_path: Path, file: str, d
     assert newest_of(tmp_path) == 1
 
 
-def test_only_damaged_checkpoints_stop_the_run(tmp_path: Path) -> None:
+def test_a_run_stops_if_all_checkpoints_are_damaged(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     for manifest in tmp_path.rglob("manifest.json"):
         manifest.unlink()
@@ -215,7 +215,7 @@ def test_only_damaged_checkpoints_stop_the_run(tmp_path: Path) -> None:
     assert stored_steps(tmp_path) == ["step-00000001", "step-00000002"]  # another start must say the same
 
 
-def test_what_was_damaged_and_passed_over_is_kept_aside_and_never_taken_up_again(
+def test_a_skipped_damaged_checkpoint_is_quarantined(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(tmp_path, 1)
@@ -230,7 +230,7 @@ def test_what_was_damaged_and_passed_over_is_kept_aside_and_never_taken_up_again
     assert newest_of(tmp_path) == 2
 
 
-def test_a_checkpoint_that_this_run_did_not_write_is_kept_aside_and_not_overwritten(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_quarantined_and_not_overwritten(tmp_path: Path) -> None:
     save(tmp_path, 1, 2, 9)
     save(tmp_path, 2)
     assert newest_of(tmp_path) == 2
@@ -238,7 +238,7 @@ def test_a_checkpoint_that_this_run_did_not_write_is_kept_aside_and_not_overwrit
     assert stored_steps(tmp_path) == ["step-00000001", "step-00000002", *aside]
 
 
-def test_a_save_or_a_removal_that_never_ended_is_swept_up_by_the_next_start(tmp_path: Path) -> None:
+def test_the_next_start_removes_interrupted_saves_and_removals(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     folder = tmp_path / "checkpoints"
     (folder / "step-00000002").rename(folder / "step-00000002.partial")
@@ -251,7 +251,7 @@ def test_a_save_or_a_removal_that_never_ended_is_swept_up_by_the_next_start(tmp_
     ("keep", "every", "kept"),
     [(1, 0, [6]), (2, 0, [5, 6]), (1, 2, [2, 4, 6]), (2, 3, [3, 5, 6]), (9, 4, [1, 2, 3, 4, 5, 6])],
 )
-def test_the_newest_stay_and_every_so_many_steps_one(
+def test_the_newest_and_every_nth_checkpoint_are_kept(
     tmp_path: Path, keep: int, every: int, kept: list[int]
 ) -> None:
     saver, engine = checkpoints(tmp_path, keep=keep, every=every), PlainEngine()
@@ -262,7 +262,7 @@ def test_the_newest_stay_and_every_so_many_steps_one(
     assert stored_steps(tmp_path) == [f"step-{step:08d}" for step in kept]
 
 
-def test_going_back_takes_an_older_one_and_drops_the_later(tmp_path: Path) -> None:
+def test_a_rollback_loads_an_older_checkpoint_and_drops_later_ones(tmp_path: Path) -> None:
     save(tmp_path, 2, 4, 6)
     assert newest_of(tmp_path, before=5) == 4
     assert newest_of(tmp_path) == 4
@@ -283,7 +283,7 @@ def test_going_back_takes_an_older_one_and_drops_the_later(tmp_path: Path) -> No
         ({f"w{i}": (1,) for i in range(9)}, "w0: checkpoint none, model 1, and 8 more"),
     ],
 )
-def test_another_model_is_refused_by_name(
+def test_a_checkpoint_of_another_model_is_refused_with_the_differences(
     tmp_path: Path, shapes: dict[str, tuple[int, ...]], message: str
 ) -> None:
     save(tmp_path, 1)
@@ -294,7 +294,7 @@ def test_another_model_is_refused_by_name(
     assert message in str(refused.value)
 
 
-def test_another_format_is_refused_and_does_not_count_as_damage(tmp_path: Path) -> None:
+def test_another_format_is_refused_and_is_not_damage(tmp_path: Path) -> None:
     save(tmp_path, 1)
     path = tmp_path / "checkpoints" / "step-00000001" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
@@ -312,20 +312,20 @@ def rewrite_state(run_dir: Path, change: Callable[[dict[str, object]], dict[str,
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_state_of_an_earlier_version_takes_defaults_for_what_it_lacks(tmp_path: Path) -> None:
+def test_missing_keys_of_a_state_take_their_defaults(tmp_path: Path) -> None:
     save(tmp_path, 1)
     rewrite_state(tmp_path, lambda state: {key: state[key] for key in state if key != "rollbacks"})
     assert checkpoints(tmp_path).load_newest(PlainEngine()).rollbacks == 0
 
 
-def test_a_state_of_a_later_version_is_refused_by_the_name_of_its_key(tmp_path: Path) -> None:
+def test_unknown_keys_of_a_state_are_refused_by_name(tmp_path: Path) -> None:
     save(tmp_path, 1)
     rewrite_state(tmp_path, lambda state: {**state, "tokens_seen": 1})
     with pytest.raises(CheckpointError, match=r"state.json: expected the keys .*, got tokens_seen too; fix"):
         checkpoints(tmp_path).load_newest(PlainEngine())
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").touch()
     saver = checkpoints(tmp_path)
     saver.save(PlainEngine(), RunState(step=1))

@@ -1,4 +1,4 @@
-"""A writer killed at random moments leaves a sound checkpoint behind; nothing half-written is ever chosen.
+"""A writer killed at random moments leaves an intact checkpoint; an incomplete one is never loaded.
 
 The writers are forks of one process that has loaded its libraries, so that twenty of them cost little.
 """
@@ -64,7 +64,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_lose_nothing_that_was_committed(tmp_path: Path) -> None:
+def test_twenty_kills_at_random_moments_lose_no_committed_checkpoint(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints").mkdir(parents=True)
     ran = subprocess.run(

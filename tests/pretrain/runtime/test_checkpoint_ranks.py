@@ -1,4 +1,4 @@
-"""Several processes agree: all parts are on the disk or there is no checkpoint, and all load the same one."""
+"""Checkpoints of several processes: complete or absent, and all processes load the same one."""
 
 import json
 import platform
@@ -95,7 +95,7 @@ print(json.dumps(story))
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
-    """The story, the same on both processes, and all that each said."""
+    """Events, equal on both processes, and the log of each process."""
     ranks = start_ranks(2, "-c", RANK, str(tmp_path_factory.mktemp("ranks")))
     said = [rank.communicate(timeout=120) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
@@ -105,7 +105,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
 
 
 @pytest.mark.processes
-def test_two_processes_succeed_fail_and_pass_over_together(told: Told) -> None:
+def test_two_processes_agree_on_success_failure_and_damage(told: Told) -> None:
     story, said = told
     assert story["kept"] == story["left"] == ["step-00000001", "step-00000002"]
     assert "could not write the checkpoint of step 3" in story["full"]
@@ -116,7 +116,7 @@ def test_two_processes_succeed_fail_and_pass_over_together(told: Told) -> None:
 
 
 @pytest.mark.processes
-def test_an_error_of_one_process_is_no_damage_and_may_be_tried_again(told: Told) -> None:
+def test_a_read_error_of_one_process_is_not_damage_and_can_be_retried(told: Told) -> None:
     story, _ = told
     host = platform.node()
     reading, writing = story["out of descriptors"]
@@ -131,7 +131,7 @@ def test_an_error_of_one_process_is_no_damage_and_may_be_tried_again(told: Told)
 
 
 @pytest.mark.processes
-def test_what_all_processes_hold_is_read_once_and_exchanged(told: Told) -> None:
+def test_replicated_shards_are_read_once_and_exchanged(told: Told) -> None:
     story, said = told
     expected = Line()
     load_replicated(expected.shards, expected.read, alone())

@@ -1,4 +1,4 @@
-"""One process or two, any launcher, any ZeRO stage: the samples and losses of a plain PyTorch loop."""
+"""Samples and losses equal a plain PyTorch loop for one or two processes, any launcher, any ZeRO stage."""
 
 import json
 import os
@@ -25,7 +25,7 @@ BIN = Path(sys.executable).parent
 
 
 def plain_losses(config: PretrainConfig) -> list[float]:
-    """The reference: the same run as a plain loop, without DeepSpeed, loader, accumulation or ranks."""
+    """Reference: the run as a plain loop, without DeepSpeed, loader, accumulation or ranks."""
     plan = make_plan(config)
     model = plan.model
     clips = TrainingClips(
@@ -100,7 +100,7 @@ DEEPSPEED = [
         ),
     ],
 )
-def test_every_topology_sees_the_samples_and_losses_of_a_plain_loop(
+def test_every_topology_gives_the_samples_and_losses_of_a_plain_loop(
     launcher: list[str],
     overrides: list[str],
     small_run: Path,

@@ -55,7 +55,7 @@ def start_job(world: int, *arguments: str, repo: Path) -> list[subprocess.Popen[
 def measured(
     synth_shards: Path, repo: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, dict[str, Any]]:
-    """What the first process of each world measured; see `engine_job.py`."""
+    """Measurements of the first process for each world size; see `engine_job.py`."""
     folder = tmp_path_factory.mktemp("stages")
     text = SMALL_RUN.replace("data: {", f"data: {{shards: {synth_shards / 'unlabelled'}, ")
     text = text.replace("model: {", "model: {registers: 2, layer_scale: 0.5, drop_path: 0.1, ")
@@ -83,7 +83,7 @@ def measured(
 
 @pytest.mark.processes
 @pytest.mark.parametrize("world", WORLDS)
-def test_every_stage_trains_alike(measured: dict[int, dict[str, Any]], world: int) -> None:
+def test_every_stage_gives_the_same_training(measured: dict[int, dict[str, Any]], world: int) -> None:
     plain = measured[1]["unbroken"]["0"]
     assert all(norm > 0.1 for _, norm in plain), "or nothing is clipped"
     for stage in STAGES:
@@ -94,7 +94,7 @@ def test_every_stage_trains_alike(measured: dict[int, dict[str, Any]], world: in
 
 @pytest.mark.processes
 @pytest.mark.parametrize("world", WORLDS)
-def test_a_state_goes_on_at_every_stage_and_world_and_to_the_last_bit_where_it_came_from(
+def test_a_state_loads_at_every_stage_and_world_size_and_bitwise_at_its_own(
     measured: dict[int, dict[str, Any]], world: int
 ) -> None:
     assert len(measured[world]["resumed"]) == 16 + 4
@@ -108,7 +108,7 @@ def test_a_state_goes_on_at_every_stage_and_world_and_to_the_last_bit_where_it_c
 
 
 @pytest.mark.processes
-def test_a_load_reads_each_value_once_over_all_processes_at_every_stage(
+def test_a_load_reads_each_value_once_over_all_processes(
     measured: dict[int, dict[str, Any]],
 ) -> None:
     everything = measured[1]["read"]["0"]
@@ -118,7 +118,7 @@ def test_a_load_reads_each_value_once_over_all_processes_at_every_stage(
 
 
 @pytest.mark.processes
-def test_a_gradient_that_is_not_finite_on_one_process_is_left_out_on_all(
+def test_a_gradient_that_is_not_finite_on_one_process_is_skipped_on_all(
     measured: dict[int, dict[str, Any]],
 ) -> None:
     plain = measured[2]["spoilt"]["0"]
@@ -133,7 +133,7 @@ def test_a_gradient_that_is_not_finite_on_one_process_is_left_out_on_all(
 
 @pytest.mark.processes
 @pytest.mark.parametrize("world", WORLDS)
-def test_the_module_is_readable_after_training_at_every_stage(
+def test_gather_weights_updates_the_module_at_every_stage(
     measured: dict[int, dict[str, Any]], world: int
 ) -> None:
     plain = measured[1]["readable"]["0"]
@@ -142,7 +142,7 @@ def test_the_module_is_readable_after_training_at_every_stage(
 
 
 @pytest.mark.processes
-def test_gradients_may_be_exchanged_in_bf16_at_every_stage(measured: dict[int, dict[str, Any]]) -> None:
+def test_gradients_can_be_reduced_in_bf16_at_every_stage(measured: dict[int, dict[str, Any]]) -> None:
     for stage in STAGES:
         exact, rounded = (measured[2][kind][str(stage)] for kind in ("unbroken", "bf16"))
         for line, expected in zip(rounded, exact, strict=True):
@@ -151,7 +151,7 @@ def test_gradients_may_be_exchanged_in_bf16_at_every_stage(measured: dict[int, d
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7, 40])
-def test_what_all_hold_is_shared_out_evenly_and_without_gaps(world: int) -> None:
+def test_replicated_shards_are_split_evenly_and_without_gaps(world: int) -> None:
     shards = [
         TensorShard(name=str(i), kind="weight", start=0, values_V=torch.full((size,), float(i)))
         for i, size in enumerate((5, 1, 0, 17, 8))

@@ -10,7 +10,7 @@ from tests.ranks import start_ranks
 
 
 def measured(world: int, stage: int, bucket_mb: int) -> list[dict[str, Any]]:
-    """The first process's count of each step; see `step_job.py`."""
+    """Counts of each step on the first process; see `step_job.py`."""
     job = start_ranks(world, "-m", "tests.pretrain.runtime.step_job", str(stage), str(bucket_mb))
     said = [process.communicate(timeout=240) for process in job]
     for process, (_, errors) in zip(job, said, strict=True):
@@ -26,7 +26,7 @@ def test_no_step_synchronizes_the_device_at_stage_1() -> None:
 
 
 @pytest.mark.processes
-def test_without_zero_no_step_synchronizes_the_device_and_buckets_have_the_wanted_size() -> None:
+def test_no_step_synchronizes_the_device_at_stage_0_and_buckets_have_the_configured_size() -> None:
     for step in measured(2, 0, 1):
         assert step["synchronized"] == 0
         exchanged = [size for size in step["reduced"] if size > 1]

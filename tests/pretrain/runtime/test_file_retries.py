@@ -1,4 +1,4 @@
-"""Transient file system errors: calls are retry, then the start ends and can be repeated."""
+"""Transient file system errors: calls are retried; then the start ends and can be repeated."""
 
 import errno
 import json
@@ -40,7 +40,7 @@ def no_descriptors(for_s: float | None = None) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_an_error_that_passes_is_waited_for(
+def test_a_transient_error_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(tmp_path, 1, 2)
@@ -60,7 +60,7 @@ def test_an_error_that_passes_is_waited_for(
 
 
 @pytest.mark.parametrize("action", ["read", "write"])
-def test_an_error_that_stays_ends_the_start_so_that_a_supervisor_repeats_it(
+def test_a_lasting_transient_error_ends_the_start_with_code_5(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     save(tmp_path, 1, 2)
@@ -80,7 +80,7 @@ def test_an_error_that_stays_ends_the_start_so_that_a_supervisor_repeats_it(
     assert stored_steps(tmp_path) == ["step-00000001", "step-00000002"]
 
 
-def test_a_file_that_is_lost_while_it_is_loaded_may_be_tried_again(
+def test_a_file_that_disappears_during_a_load_ends_the_start_with_code_5(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)
@@ -95,7 +95,7 @@ def test_a_file_that_is_lost_while_it_is_loaded_may_be_tried_again(
         checkpoints(tmp_path).load_newest(Late())
 
 
-def test_an_error_that_lasts_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_permanent_error_is_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_retries, "DELAYS_S", (1000.0,))
     calls = []
 
@@ -126,7 +126,7 @@ def test_errors_of_run_folders_and_of_data(
     assert is_outage(error) == is_outage_of_read
 
 
-def test_a_save_may_be_tried_again_where_every_failure_may_pass() -> None:
+def test_a_failed_save_is_transient_if_all_failures_are() -> None:
     done = WriteResult("a", None, FileFailure("stale", is_transient=True))
     full = WriteResult("b", None, FileFailure("no space", is_transient=False))
     assert combine_failures([done, done]) == FileFailure("rank 0 on a: stale; rank 1 on a: stale", True)
@@ -135,7 +135,7 @@ def test_a_save_may_be_tried_again_where_every_failure_may_pass() -> None:
     assert broken == FileFailure("rank 0 on c: the writing thread ended early", False)
 
 
-def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
+def test_an_unreadable_checkpoint_folder_is_not_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)
@@ -148,7 +148,7 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
         checkpoints(tmp_path / "elsewhere").load_newest(PlainEngine())
 
 
-def test_a_folder_that_is_no_folder_is_no_passing_error(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_a_permanent_error(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step-00000009.dropped").touch()
     with pytest.raises(CheckpointError, match=r"cannot use the checkpoints in .*Not a directory"):
@@ -156,7 +156,7 @@ def test_a_folder_that_is_no_folder_is_no_passing_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stays", [False, True])
-def test_opening_a_run_folder_is_tried_again_and_then_ends_so_that_a_supervisor_repeats_it(
+def test_opening_a_run_folder_is_retried_and_then_ends_with_code_5(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_config: Callable[..., PretrainConfig], stays: bool
 ) -> None:
     monkeypatch.setattr(file_retries, "DELAYS_S", (0.01,) if stays else (0.05,) * 200)

@@ -1,4 +1,4 @@
-"""A disk that is full for everything but the checkpoints costs what is told of the run, and not the run."""
+"""A full disk for logs drops lines of the logs; the run continues."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ STEPS = 30
 
 
 class FillsTheDisk:
-    """A watcher after whose look at step 3 nothing fits on the disk until step 20; then it fails."""
+    """Callback that fills the disk after step 3 and frees it at step 20, where it fails."""
 
     def __init__(self, folder: Path):
         self.filler = folder / "filler"
@@ -42,7 +42,7 @@ def weights(run_dir: Path) -> bytes:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
 @pytest.mark.slow
-def test_a_full_disk_for_all_but_checkpoints_leaves_the_weights_as_they_would_be(
+def test_a_full_disk_for_logs_does_not_change_the_weights(
     small_config: Callable[..., PretrainConfig],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,

@@ -22,7 +22,7 @@ Build = Callable[..., PretrainConfig]
 
 
 def begin(config: PretrainConfig) -> Plan:
-    """Note a run's first start."""
+    """Record the first start of a run."""
     plan = make_plan(config)
     assert not plan.continues
     open_run_dir(Path(config.run_dir), config, plan.inputs)
@@ -31,11 +31,11 @@ def begin(config: PretrainConfig) -> Plan:
 
 @pytest.fixture
 def data(tmp_path: Path, synth_shards: Path) -> Path:
-    """A data set that may be moved and changed."""
+    """A copy of a data set, to be moved and changed."""
     return Path(shutil.copytree(synth_shards / "unlabelled", tmp_path / "data"))
 
 
-def test_a_run_goes_on_where_its_data_has_moved_and_however_the_path_is_written(
+def test_a_run_continues_with_moved_data_and_another_spelling_of_the_path(
     small_config: Build, tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     begin(small_config(f"data.shards={data}"))
@@ -48,9 +48,7 @@ def test_a_run_goes_on_where_its_data_has_moved_and_however_the_path_is_written(
         make_plan(small_config(f"data.shards={tmp_path / 'elsewhere'}", "seed=4"))
 
 
-def test_other_data_is_refused_also_at_the_same_path(
-    small_config: Build, data: Path, synth_shards: Path
-) -> None:
+def test_other_data_is_refused_at_any_path(small_config: Build, data: Path, synth_shards: Path) -> None:
     begin(small_config(f"data.shards={data}"))
     with pytest.raises(ValueError, match=r"\(data\.shards: run .*data', config .*train'\)"):
         make_plan(small_config(f"data.shards={synth_shards / 'train'}"))
@@ -62,7 +60,7 @@ def test_other_data_is_refused_also_at_the_same_path(
         make_plan(small_config(f"data.shards={data}"))
 
 
-def test_a_run_of_an_older_version_goes_by_the_text(small_config: Build, data: Path) -> None:
+def test_without_recorded_inputs_paths_are_compared(small_config: Build, data: Path) -> None:
     begin(small_config(f"data.shards={data}"))
     (Path(small_config().run_dir) / "inputs.json").unlink()
     assert make_plan(small_config(f"data.shards={data}")).continues
@@ -71,7 +69,7 @@ def test_a_run_of_an_older_version_goes_by_the_text(small_config: Build, data: P
 
 
 @pytest.mark.parametrize("text", ["", "{", '[{"key": "data.shards", "of_a_later_version": 1}]', "[1]"])
-def test_inputs_that_cannot_be_read_are_named_with_the_way_out(
+def test_an_unreadable_record_of_inputs_is_named_with_a_fix(
     small_config: Build, data: Path, text: str
 ) -> None:
     config = small_config(f"data.shards={data}")
@@ -86,7 +84,7 @@ def test_inputs_that_cannot_be_read_are_named_with_the_way_out(
     assert make_plan(config).continues
 
 
-def test_the_sets_of_a_mixture_that_moved_keep_their_clips(
+def test_moved_sets_of_a_mixture_keep_their_clips(
     small_config: Build, tmp_path: Path, data: Path, synth_shards: Path
 ) -> None:
     def mixed(first: Path, second: Path, *weights: float) -> PretrainConfig:
@@ -112,7 +110,7 @@ def test_the_sets_of_a_mixture_that_moved_keep_their_clips(
         make_plan(mixed(tmp_path / "first", data, 1, 3))
 
 
-def test_encoders_are_known_by_their_weights_wherever_a_config_names_them(tmp_path: Path) -> None:
+def test_encoders_are_identified_by_their_weights_at_every_config_key(tmp_path: Path) -> None:
     for name, value in (("a", 1.0), ("same", 1.0), ("other", 2.0)):
         (tmp_path / name).mkdir()
         save_file({"w": torch.full((100_000,), value)}, tmp_path / name / "encoder.safetensors")
@@ -126,7 +124,7 @@ def test_encoders_are_known_by_their_weights_wherever_a_config_names_them(tmp_pa
     assert encoder_inputs("init_from", None) == [] == encoder_inputs("encoder", str(tmp_path / "none"))
 
 
-def test_a_fine_tuning_goes_on_where_its_shards_and_encoder_have_moved(
+def test_a_fine_tuning_continues_with_moved_shards_and_encoder(
     tmp_path: Path, synth_shards: Path, repo: Path
 ) -> None:
     def config(*places: Path) -> FinetuneConfig:

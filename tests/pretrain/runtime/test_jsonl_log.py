@@ -1,4 +1,4 @@
-"""A journal's lines are whole or absent, whatever the disk does."""
+"""Lines of a `JsonlWriter` are complete or absent, also on a full disk."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def line(step: int) -> dict[str, object]:
     return {"step": step, "keys": ["a", "b"]}
 
 
-def test_a_full_disk_costs_whole_lines_and_is_warned_of_once_each_time(
+def test_a_full_disk_drops_whole_lines_with_one_warning_each_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "propagate", True)
@@ -35,7 +35,7 @@ def test_a_full_disk_costs_whole_lines_and_is_warned_of_once_each_time(
     assert "cannot write metrics" in warning and "training continues without it" in warning
 
 
-def test_a_folder_that_cannot_be_made_is_warned_of(
+def test_a_folder_that_cannot_be_created_gives_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "propagate", True)
@@ -47,9 +47,7 @@ def test_a_folder_that_cannot_be_made_is_warned_of(
 
 
 @pytest.mark.parametrize("tail", ['{"step": 3, "ke', "\0\0\0\0\n", json.dumps(line(3)), ""])
-def test_what_lies_past_the_checkpoint_or_was_cut_short_is_dropped_without_a_second_file(
-    tmp_path: Path, tail: str
-) -> None:
+def test_later_and_incomplete_lines_are_dropped_in_place(tmp_path: Path, tail: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line(step)) + "\n" for step in range(3)) + tail)
     with no_file_above(1):

@@ -1,4 +1,4 @@
-"""What the loop does when data or numbers go bad."""
+"""The training loop with unreadable data and with losses that are not finite."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from kinemae.pretrain.training import Plan, make_plan, run_pretraining
 
 
 class Poisoned(nn.Module):
-    """Gives a loss that is NaN for chosen steps, told by the clip's place in the run."""
+    """Model with a NaN loss at chosen steps, identified by the clip's index in the run."""
 
     def __init__(self, bad_steps: set[int], clips_per_step: int):
         super().__init__()
@@ -76,7 +76,9 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_skipped_and_counted(
     assert losses[3] == of_healthy[2]  # the weights are those before the skipped step
 
 
-def test_a_skipped_step_leaves_weights_and_moments_alone(small_config: Callable[..., PretrainConfig]) -> None:
+def test_a_skipped_step_keeps_weights_and_moments(
+    small_config: Callable[..., PretrainConfig],
+) -> None:
     training, module = poisoned_training(make_plan(small_config("steps=1", "engine.zero_stage=0")), {0})
     training.run()
     assert torch.equal(module.weight, torch.ones(3, 3))
@@ -102,7 +104,7 @@ def damaged_shards(synth_shards: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_video_that_fails_is_named_counted_and_skipped(
+def test_an_unreadable_video_is_logged_counted_and_skipped(
     small_config: Callable[..., PretrainConfig], damaged_shards: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = small_config(f"data.shards={damaged_shards}", "steps=10", "batch.global_clips=4")
@@ -117,7 +119,7 @@ def test_a_video_that_fails_is_named_counted_and_skipped(
     assert f"clip of {key} skipped" in caplog.text
 
 
-def test_more_bad_videos_than_allowed_stop_the_run_with_their_share(
+def test_too_many_unreadable_videos_stop_the_run(
     small_config: Callable[..., PretrainConfig], damaged_shards: Path
 ) -> None:
     index = open_index(damaged_shards)
@@ -132,7 +134,7 @@ def test_more_bad_videos_than_allowed_stop_the_run_with_their_share(
 
 
 @pytest.mark.slow
-def test_pictures_are_drawn_when_asked_for(small_run: Path) -> None:
+def test_pictures_are_drawn_at_their_steps(small_run: Path) -> None:
     config = load_config(PretrainConfig, small_run, ["pictures.every_steps=4", "pictures.clips=2"])
     run_pretraining(make_plan(config))
     drawn = sorted(path.name for path in (Path(config.run_dir) / "pictures").iterdir())
@@ -140,7 +142,7 @@ def test_pictures_are_drawn_when_asked_for(small_run: Path) -> None:
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2])
-def test_bf16_computes_in_bf16_and_stays_close_to_fp32(
+def test_bf16_uses_autocast_and_is_close_to_fp32(
     zero_stage: int, small_config: Callable[..., PretrainConfig], tmp_path: Path
 ) -> None:
     losses = {}

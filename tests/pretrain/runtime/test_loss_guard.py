@@ -1,4 +1,4 @@
-"""When numbers go bad the run goes back, leaves the bad steps out, and remembers what it did."""
+"""Loss guard: rollbacks, omitted steps, and their record."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def steady(count: int) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def guarded(small_config: Callable[..., PretrainConfig], tmp_path: Path) -> Callable[..., Path]:
-    """Runs the fragile model under a guard and gives its folder."""
+    """Train the fragile model with the loss guard; return the run folder."""
 
     def run(name: str, factors: dict[int, float], *overrides: str, known: str = "") -> Path:
         config = small_config(f"run_dir={tmp_path / name}", *GUARDED, *overrides)
@@ -54,7 +54,7 @@ def losses(run_dir: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(run_dir / "metrics.jsonl")]
 
 
-def test_a_spike_is_a_step_far_above_the_last_applied_ones() -> None:
+def test_a_step_far_above_the_last_applied_ones_is_a_spike() -> None:
     guard = LossGuard(LossGuardConfig(spike_sigmas=6, window=8), [])
     assert guard.check(steady(8)) is None
     assert guard.check([line(8, loss=1.02, norm=2.02)]) is None
@@ -65,7 +65,7 @@ def test_a_spike_is_a_step_far_above_the_last_applied_ones() -> None:
     assert incident is not None and "loss 1.2 is above" in incident.reason
 
 
-def test_nothing_is_a_spike_before_the_window_is_full_nor_without_a_guard() -> None:
+def test_there_is_no_spike_before_the_window_is_full_or_without_the_guard() -> None:
     assert (
         LossGuard(LossGuardConfig(spike_sigmas=6, window=8), []).check([*steady(7), line(7, loss=99.0)])
         is None
@@ -80,7 +80,7 @@ def test_skipped_and_omitted_steps_are_not_in_the_window() -> None:
     assert [list(pair) for pair in guard.recent] == [[one["loss"], one["grad_norm"]] for one in steady(8)]
 
 
-def test_the_judgement_does_not_depend_on_how_often_there_is_a_report() -> None:
+def test_spikes_do_not_depend_on_the_interval_of_reports() -> None:
     lines = [*steady(10), line(10, loss=3.0), line(11)]
     at_once = LossGuard(LossGuardConfig(spike_sigmas=6, window=8), []).check(lines)
     one_by_one = LossGuard(LossGuardConfig(spike_sigmas=6, window=8), [])
@@ -88,7 +88,7 @@ def test_the_judgement_does_not_depend_on_how_often_there_is_a_report() -> None:
     assert at_once == first_of_all
 
 
-def test_a_row_of_skipped_steps_blames_the_updates_before_it_too() -> None:
+def test_after_a_sequence_of_skipped_steps_earlier_steps_are_omitted_too() -> None:
     bad = [line(step, loss=math.nan, norm=math.inf) for step in (5, 6, 7)]
     incident = LossGuard(LossGuardConfig(max_skipped=3), []).check([line(4), *bad])
     assert incident is not None and incident.steps == (5, 6, 7)
@@ -99,7 +99,7 @@ def test_a_row_of_skipped_steps_blames_the_updates_before_it_too() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_a_spike_is_rolled_back_as_if_its_step_had_been_left_out_from_the_start(
+def test_a_rollback_equals_a_run_without_the_update_of_the_spike(
     guarded: Callable[..., Path], zero_stage: int
 ) -> None:
     stage = f"engine.zero_stage={zero_stage}"
@@ -115,7 +115,7 @@ def test_a_spike_is_rolled_back_as_if_its_step_had_been_left_out_from_the_start(
     assert losses(run_dir)[:9] == undisturbed[:9] and losses(run_dir)[10:] != undisturbed[10:]
 
 
-def test_an_incident_names_the_clips_of_its_step(guarded: Callable[..., Path]) -> None:
+def test_an_incident_file_has_the_keys_of_the_step(guarded: Callable[..., Path]) -> None:
     run_dir = guarded("spike", SPIKE, "log.samples=true")
     incident = json.loads((run_dir / "incidents" / "step-00000009.json").read_text())
     shown = {line["step"]: line["keys"] for line in read_metrics(run_dir / "samples" / "rank-00000.jsonl")}
@@ -123,14 +123,14 @@ def test_an_incident_names_the_clips_of_its_step(guarded: Callable[..., Path]) -
     assert incident["omitted"] == [9] and "loss_guard.spike_sigmas=8" in incident["reason"]
 
 
-def test_without_a_guard_a_spike_is_learned_from(guarded: Callable[..., Path]) -> None:
+def test_without_the_guard_a_spike_is_applied(guarded: Callable[..., Path]) -> None:
     run_dir = guarded("spike", SPIKE, "loss_guard.spike_sigmas=0")
     assert not (run_dir / "incidents").exists()
     assert newest_state(run_dir)["rollbacks"] == 0
 
 
 @pytest.mark.slow
-def test_a_spike_before_the_first_regular_checkpoint_goes_back_to_the_start(
+def test_a_spike_before_the_first_checkpoint_rolls_back_to_step_0(
     guarded: Callable[..., Path],
 ) -> None:
     run_dir = guarded("spike", SPIKE, "save_every_steps=100")
@@ -138,7 +138,7 @@ def test_a_spike_before_the_first_regular_checkpoint_goes_back_to_the_start(
     assert losses(run_dir) == losses(guarded("same", SPIKE))
 
 
-def test_a_run_killed_after_it_went_back_knows_what_it_had_left_out(
+def test_a_run_killed_after_a_rollback_restores_its_omitted_steps(
     guarded: Callable[..., Path], small_config: Callable[..., PretrainConfig], tmp_path: Path
 ) -> None:
     class Killed:
@@ -160,7 +160,7 @@ def test_a_run_killed_after_it_went_back_knows_what_it_had_left_out(
     assert newest_state(tmp_path / "killed")["rollbacks"] == 1
 
 
-def test_after_too_many_roll_backs_the_run_stops(guarded: Callable[..., Path], tmp_path: Path) -> None:
+def test_after_too_many_rollbacks_the_run_stops(guarded: Callable[..., Path], tmp_path: Path) -> None:
     spikes = {9 * CLIPS: 1000.0, 11 * CLIPS: 1000.0}
     with pytest.raises(Diverged, match=r"step 11: .* rolled back 1 times, loss_guard\.max_rollbacks=1"):
         guarded("spikes", spikes, "loss_guard.max_rollbacks=1")
@@ -169,7 +169,7 @@ def test_after_too_many_roll_backs_the_run_stops(guarded: Callable[..., Path], t
     assert newest_state(guarded("enough", spikes))["omitted"] == [9, 11]
 
 
-def test_a_row_of_skipped_steps_goes_back_before_it_stops(guarded: Callable[..., Path]) -> None:
+def test_a_sequence_of_skipped_steps_rolls_back_before_it_stops(guarded: Callable[..., Path]) -> None:
     bad = {step * CLIPS: math.nan for step in (6, 7, 8)}
     run_dir = guarded("row", bad, "loss_guard.max_skipped=3")
     state = newest_state(run_dir)
@@ -177,7 +177,7 @@ def test_a_row_of_skipped_steps_goes_back_before_it_stops(guarded: Callable[...,
     assert all(math.isfinite(value) for value in losses(run_dir)[9:])
 
 
-def test_a_skipped_step_leaves_its_clips_keys_behind(guarded: Callable[..., Path]) -> None:
+def test_a_skipped_step_writes_the_keys_of_its_clips(guarded: Callable[..., Path]) -> None:
     run_dir = guarded("one", {6 * CLIPS: math.nan}, "loss_guard.spike_sigmas=0")
     incident = json.loads((run_dir / "incidents" / "step-00000006.json").read_text())
     assert len(incident["keys"]["6"]) == CLIPS and incident["omitted"] == []
@@ -185,7 +185,7 @@ def test_a_skipped_step_leaves_its_clips_keys_behind(guarded: Callable[..., Path
 
 
 @pytest.mark.processes
-def test_two_processes_judge_alike_and_name_the_slow_one(
+def test_two_processes_roll_back_together_and_name_the_straggler(
     guarded: Callable[..., Path], small_run: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "two"
@@ -218,6 +218,6 @@ def test_two_processes_judge_alike_and_name_the_slow_one(
         ("loss_guard.max_skipped=0", r"loss_guard\.max_skipped must be at least 1, got 0"),
     ],
 )
-def test_a_guard_that_cannot_be_is_refused_by_name(small_run: Path, override: str, message: str) -> None:
+def test_invalid_guard_settings_are_refused_by_key(small_run: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_config(PretrainConfig, small_run, [override])

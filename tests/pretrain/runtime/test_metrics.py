@@ -1,4 +1,4 @@
-"""What a run writes is complete, continues where it was cut, and can be looked at."""
+"""Metrics are complete, continue after an interruption, and can be displayed."""
 
 import io
 import json
@@ -28,13 +28,13 @@ def write(run_dir: Path, steps: range, *, of: int = 10) -> None:
     writer.close()
 
 
-def test_a_continued_run_drops_what_lies_past_its_checkpoint(tmp_path: Path) -> None:
+def test_a_continued_run_drops_lines_after_its_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, range(6))
     write(tmp_path, range(4, 10))
     assert read_metrics(tmp_path / "metrics.jsonl") == [line(step) for step in range(10)]
 
 
-def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(line(0)) + "\n" + json.dumps(line(1))[:9])
     assert read_metrics(path) == [line(0)]
@@ -51,7 +51,7 @@ def test_tensorboard_shows_every_number_once_after_a_continued_run(tmp_path: Pat
     assert [event.step for event in board.Scalars("train/loss")] == list(range(10))
 
 
-def test_what_a_watcher_notes_stands_on_the_last_of_the_next_lines_and_only_there(tmp_path: Path) -> None:
+def test_added_values_are_on_the_last_of_the_next_lines_only(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path, first_step=0, steps=4)
     writer.add({"monitor/cosine": 0.5})
     writer.add({"monitor/rank": 3.0})
@@ -69,7 +69,7 @@ def test_what_a_watcher_notes_stands_on_the_last_of_the_next_lines_and_only_ther
     assert [(event.step, event.value) for event in board.Scalars("monitor/cosine")] == [(1, 0.5)]
 
 
-def test_an_animation_is_served_back_as_an_animated_gif(tmp_path: Path) -> None:
+def test_tensorboard_serves_an_animation_as_an_animated_gif(tmp_path: Path) -> None:
     frames_THWC = np.zeros((3, 8, 12, 3), np.uint8)
     frames_THWC[1] = 255
     writer = MetricsWriter(tmp_path, first_step=0, steps=1)
@@ -82,7 +82,7 @@ def test_an_animation_is_served_back_as_an_animated_gif(tmp_path: Path) -> None:
     assert (event.width, event.height, image.n_frames) == (12, 8, 3)
 
 
-def test_a_gif_plays_at_the_asked_speed_and_for_ever() -> None:
+def test_a_gif_has_the_given_speed_and_loops() -> None:
     image = Image.open(
         io.BytesIO(gif_bytes(np.random.default_rng(0).integers(0, 255, (2, 4, 4, 3), np.uint8), fps=5))
     )
@@ -92,7 +92,7 @@ def test_a_gif_plays_at_the_asked_speed_and_for_ever() -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
 @pytest.mark.slow
-def test_a_full_disk_costs_metrics_and_not_the_run_and_when_there_is_room_they_go_on(
+def test_a_full_disk_drops_metrics_until_there_is_space(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "propagate", True)

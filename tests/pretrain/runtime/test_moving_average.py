@@ -1,4 +1,4 @@
-"""The teacher of the feature target is part of the run: what trains moves it, what stops keeps it."""
+"""The teacher of the feature target follows the updates and is part of the checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ def weights(module: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def run(config: PretrainConfig) -> tuple[FeatureTarget, list[torch.Tensor], list[list[torch.Tensor]]]:
-    """Train; returns the target, the encoder's weights at the start and those after each update."""
+    """Train; return the target, the initial weights of the encoder and those after each update."""
     plan = make_plan(config)
     target = plan.model.target
     assert isinstance(target, FeatureTarget)
@@ -51,7 +51,7 @@ def losses(config: PretrainConfig) -> list[float]:
         "batch.clips_per_device=2",
     ],
 )
-def test_the_teacher_is_the_average_of_the_float32_weights_after_each_update(
+def test_the_teacher_is_the_moving_average_of_the_float32_weights(
     small_config: Callable[..., PretrainConfig], setting: str
 ) -> None:
     target, expected, seen = run(small_config(TARGET, setting, "steps=4"))
@@ -67,7 +67,7 @@ def test_the_teacher_is_the_average_of_the_float32_weights_after_each_update(
 
 @pytest.mark.parametrize("stage", [0, 2])
 @pytest.mark.slow
-def test_a_resumed_run_has_the_unbroken_ones_teacher_and_losses_to_the_last_bit(
+def test_a_resumed_run_has_a_bitwise_equal_teacher_and_losses(
     small_config: Callable[..., PretrainConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -97,7 +97,7 @@ def test_a_resumed_run_has_the_unbroken_ones_teacher_and_losses_to_the_last_bit(
         assert torch.equal(actual, expected)
 
 
-def test_skipped_updates_leave_encoder_and_teacher_as_they_are(
+def test_skipped_updates_do_not_change_encoder_and_teacher(
     small_config: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors = FeatureTarget.errors
@@ -107,7 +107,7 @@ def test_skipped_updates_leave_encoder_and_teacher_as_they_are(
         assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
 
 
-def test_the_parts_of_a_weighted_target_are_in_the_metrics(
+def test_the_components_of_a_weighted_target_are_in_the_metrics(
     small_config: Callable[..., PretrainConfig],
 ) -> None:
     parts = "{pixels: {}, motion: {weight: 0.5, args: {normalize: patch}}}"
@@ -117,7 +117,7 @@ def test_the_parts_of_a_weighted_target_are_in_the_metrics(
         assert line["loss"] == pytest.approx(line["loss/pixels"] + 0.5 * line["loss/motion"], rel=1e-6)
 
 
-def test_a_second_stage_learns_from_the_exported_encoder_of_a_first(
+def test_a_teacher_target_uses_the_exported_encoder_of_another_run(
     small_config: Callable[..., PretrainConfig], tmp_path: Path
 ) -> None:
     run_pretraining(make_plan(small_config(f"run_dir={tmp_path / 'first'}", "steps=2")))

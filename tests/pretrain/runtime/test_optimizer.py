@@ -1,4 +1,4 @@
-"""The learning rate is a function of the step, and the right parameters decay."""
+"""Learning rate by step, and parameter groups with weight decay."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_warm_up_rises_to_the_peak_and_the_cosine_falls_to_the_end() -> None:
 
 
 @given(steps=st.integers(1, 5000), share=st.floats(0, 0.9))
-def test_the_rate_never_leaves_its_bounds(steps: int, share: float) -> None:
+def test_the_learning_rate_stays_in_its_bounds(steps: int, share: float) -> None:
     optim = OptimConfig(lr=1.0, final_lr=0.1, warmup_fraction=share)
     for step in {0, steps // 2, steps - 1}:
         assert 0 < learning_rate(step, steps, optim) <= 1.0
@@ -46,14 +46,14 @@ def test_norms_biases_tokens_and_tables_do_not_decay() -> None:
     assert decayed == {id(module[0].weight), id(module[2].weight)}
 
 
-def test_frozen_parameters_are_left_out() -> None:
+def test_frozen_parameters_have_no_group() -> None:
     module = model()
     module[0].requires_grad_(False)
     held = {id(p) for group in parameter_groups(module, 0.05) for p in group["params"]}
     assert held == {id(p) for p in module.parameters() if p.requires_grad}
 
 
-def test_layers_get_their_scale_of_the_rate() -> None:
+def test_layers_have_their_learning_rate_scale() -> None:
     groups = parameter_groups(model(), 0.05, lambda name: 0.5 if name.startswith("0.") else 1.0)
     optimizer = build_optimizer(groups, OPTIM)
     set_learning_rate(optimizer, 0.2)

@@ -65,7 +65,7 @@ def test_without_a_launcher_there_is_one_process() -> None:
     assert processes.is_first and processes.device == torch.device("cpu")
 
 
-def test_a_launchers_variables_give_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variables_of_a_launcher_set_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     launched(monkeypatch, **LAUNCHED, LOCAL_RANK="1")
     processes = find_processes("cpu")
     assert (processes.rank, processes.world) == (5, 8)
@@ -82,14 +82,14 @@ def test_incomplete_variables_are_named(monkeypatch: pytest.MonkeyPatch, lacking
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_cuda_where_there_is_none_is_refused() -> None:
+def test_cuda_is_refused_without_a_device() -> None:
     with pytest.raises(ValueError, match=r"engine\.device must be cpu or auto where there is no CUDA device"):
         find_processes("cuda")
     assert find_processes("auto").device == torch.device("cpu")
 
 
 @pytest.mark.gpu
-def test_each_process_of_a_machine_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_of_a_machine_has_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     launched(monkeypatch, **LAUNCHED, LOCAL_RANK="1")
     assert find_processes("auto").device == torch.device("cuda", 1)
     assert find_processes("cpu").device == torch.device("cpu")

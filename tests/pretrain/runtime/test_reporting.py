@@ -19,7 +19,7 @@ SmallConfig = Callable[..., PretrainConfig]
 
 
 @pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0)])
-def test_the_first_process_alone_warns_of_a_skipped_step(
+def test_only_the_first_process_warns_of_a_skipped_step(
     small_config: SmallConfig,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,

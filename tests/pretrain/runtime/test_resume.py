@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or damaged goes on as if nothing had happened, or says why not."""
+"""A stopped, killed or damaged run continues with equal results, or its error states the reason."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def wait_for_step(process: subprocess.Popen[bytes], run_dir: Path, step: int) ->
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_run_killed_at_random_moments_repeats_the_unbroken_one_to_the_last_bit(
+def test_a_run_killed_at_random_moments_is_bitwise_equal_to_an_uninterrupted_one(
     small_run: Path, small_config: Callable[..., PretrainConfig], repo: Path, tmp_path: Path
 ) -> None:
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
@@ -70,7 +70,7 @@ def test_a_run_killed_at_random_moments_repeats_the_unbroken_one_to_the_last_bit
 
 
 @pytest.mark.processes
-def test_sigterm_saves_a_checkpoint_and_leaves_with_143(
+def test_sigterm_saves_a_checkpoint_and_exits_with_143(
     small_run: Path, small_config: Callable[..., PretrainConfig], repo: Path
 ) -> None:
     run_dir = Path(small_config().run_dir)
@@ -84,7 +84,7 @@ def test_sigterm_saves_a_checkpoint_and_leaves_with_143(
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before_it(
     small_config: Callable[..., PretrainConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     unbroken = tmp_path / "unbroken"
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
     assert losses(damaged) == losses(unbroken)
 
 
-def test_a_full_disk_stops_the_run_which_goes_on_once_there_is_room(
+def test_a_full_disk_stops_the_run_and_it_continues_with_free_space(
     small_config: Callable[..., PretrainConfig], tmp_path: Path
 ) -> None:
     config = small_config()
@@ -118,7 +118,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_once_there_is_room(
     assert stored_steps(Path(config.run_dir)) == ["step-00000004", "step-00000006"]
 
 
-def test_only_damaged_checkpoints_stop_the_run(small_config: Callable[..., PretrainConfig]) -> None:
+def test_a_run_stops_if_all_checkpoints_are_damaged(small_config: Callable[..., PretrainConfig]) -> None:
     config = small_config()
     run(config)
     for manifest in Path(config.run_dir).glob("checkpoints/*/manifest.json"):
@@ -127,7 +127,7 @@ def test_only_damaged_checkpoints_stop_the_run(small_config: Callable[..., Pretr
         run(config)
 
 
-def test_the_rest_of_a_save_that_never_ended_is_ignored_and_removed(
+def test_an_interrupted_save_is_ignored_and_removed(
     small_config: Callable[..., PretrainConfig],
 ) -> None:
     config = small_config("steps=2")
@@ -148,7 +148,7 @@ def test_a_run_dir_of_another_config_is_refused_before_anything_starts(
         make_plan(small_config("steps=2", "optim.weight_decay=0.1"))
 
 
-def test_a_finished_run_is_left_as_it_is(small_config: Callable[..., PretrainConfig]) -> None:
+def test_a_finished_run_is_not_changed(small_config: Callable[..., PretrainConfig]) -> None:
     config = small_config("steps=2")
     run(config)
     before = losses(Path(config.run_dir))

@@ -1,4 +1,4 @@
-"""A killed run goes on with other processes, ZeRO stages and workers: the same samples, the same losses."""
+"""A killed run continues with other processes, ZeRO stages and workers: equal samples and losses."""
 
 import json
 import random
@@ -27,7 +27,7 @@ RUN = [
 
 
 def line_of_samples(config: PretrainConfig, count: int) -> Iterator[str]:
-    """The keys of the run in order, by the arithmetic alone."""
+    """Sample keys of the run in order, computed from the seed."""
     assert config.data.shards
     index = open_index(config.data.shards)
     for place in range(count):
@@ -36,7 +36,7 @@ def line_of_samples(config: PretrainConfig, count: int) -> Iterator[str]:
 
 
 def keys_by_step(run_dir: Path) -> dict[int, list[str]]:
-    """The keys that the ranks noted, together."""
+    """Sample keys from the logs of all ranks."""
     found: dict[int, list[str]] = {}
     for path in sorted((run_dir / "samples").glob("rank-*.jsonl")):
         for line in read_metrics(path):
@@ -49,14 +49,14 @@ def steps_saved(run_dir: Path) -> list[int]:
 
 
 def drop_after(run_dir: Path, step: int) -> None:
-    """As if the run had been stopped before it could save anything later."""
+    """Remove later checkpoints, as if the run had been killed before them."""
     for later in steps_saved(run_dir):
         if later > step:
             shutil.rmtree(run_dir / "checkpoints" / f"step-{later:08d}")
 
 
 def go_on(small_run: Path, run_dir: Path, world: int, *overrides: str) -> None:
-    """Let a number of processes go on with a run, to its end."""
+    """Continue a run to its end with a number of processes."""
     ranks = start_ranks(world, "-m", "pretrain", str(small_run), f"run_dir={run_dir}", *RUN, *overrides)
     said = [rank.communicate(timeout=300)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * world, said
@@ -64,7 +64,7 @@ def go_on(small_run: Path, run_dir: Path, world: int, *overrides: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_killed_run_goes_on_with_any_processes_and_any_zero_stage(
+def test_a_killed_run_continues_with_any_number_of_processes_and_zero_stage(
     small_run: Path, small_config: Callable[..., PretrainConfig], repo: Path, tmp_path: Path
 ) -> None:
     """1 -> 2 -> 3 -> 1 processes, ZeRO 0 -> 2 -> 3 -> 1, and 3 -> 1 -> 0 -> 0 loader processes each."""

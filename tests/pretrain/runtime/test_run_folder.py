@@ -1,4 +1,4 @@
-"""A run folder belongs to one config for ever, notes every start, and holds no secret of the environment."""
+"""A run folder belongs to one config, records every start, and has no environment variables."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def test_the_same_config_continues(small_config: BuildConfig, tmp_path: Path) ->
         "engine.bucket_mb=10",
     ],
 )
-def test_what_changes_no_arithmetic_may_change_in_a_continued_run(
+def test_allowed_keys_may_change_in_a_continued_run(
     small_config: BuildConfig, tmp_path: Path, override: str
 ) -> None:
     open_run_dir(tmp_path / "run", small_config())
@@ -72,7 +72,7 @@ def test_what_changes_no_arithmetic_may_change_in_a_continued_run(
         ("data.views_per_video=2", r"\(data\.views_per_video: run 1, config 2\)"),
     ],
 )
-def test_anything_else_that_differs_is_refused_by_name(
+def test_other_changes_are_refused_by_key(
     small_config: BuildConfig, tmp_path: Path, override: str, message: str
 ) -> None:
     open_run_dir(tmp_path / "run", small_config())
@@ -80,7 +80,7 @@ def test_anything_else_that_differs_is_refused_by_name(
         check_run_dir(tmp_path / "run", small_config(override))
 
 
-def test_automatic_precision_is_noted_at_each_start_and_said_where_it_changes(
+def test_automatic_precision_is_recorded_at_each_start_and_changes_are_logged(
     small_config: BuildConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "run" / "environment.json"
@@ -95,8 +95,8 @@ def test_automatic_precision_is_noted_at_each_start_and_said_where_it_changes(
     assert caplog.messages == [expected]
 
 
-def test_a_key_that_the_runs_config_lacks_had_its_default(small_config: BuildConfig, tmp_path: Path) -> None:
-    """A config of an older version lacks newer keys."""
+def test_a_key_missing_in_the_run_has_its_default(small_config: BuildConfig, tmp_path: Path) -> None:
+    """The config of an older version may lack keys."""
     open_run_dir(tmp_path / "run", small_config())
     stored = yaml.safe_load(to_yaml(small_config()))
     del stored["optim"]["weight_decay"], stored["loss_guard"]
@@ -106,9 +106,7 @@ def test_a_key_that_the_runs_config_lacks_had_its_default(small_config: BuildCon
         check_run_dir(tmp_path / "run", small_config("optim.weight_decay=0.1"))
 
 
-def test_a_key_that_only_the_runs_config_has_is_a_difference(
-    small_config: BuildConfig, tmp_path: Path
-) -> None:
+def test_a_key_only_in_the_config_of_the_run_is_a_change(small_config: BuildConfig, tmp_path: Path) -> None:
     open_run_dir(tmp_path / "run", small_config())
     stored = yaml.safe_load(to_yaml(small_config()))
     stored["optim"]["momentum"] = 0.9
@@ -117,7 +115,7 @@ def test_a_key_that_only_the_runs_config_has_is_a_difference(
         check_run_dir(tmp_path / "run", small_config())
 
 
-def test_what_each_change_would_do_is_shown_as_a_table(
+def test_changes_are_logged_as_a_table_with_their_effects(
     small_config: BuildConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     open_run_dir(tmp_path / "run", small_config())
@@ -133,7 +131,7 @@ def test_what_each_change_would_do_is_shown_as_a_table(
     ]
 
 
-def test_every_key_that_is_free_or_refused_with_a_reason_is_a_key() -> None:
+def test_every_listed_key_exists() -> None:
     known = {name for schema in (PretrainConfig, FinetuneConfig) for name in _keys(schema)}
     assert [key for key in (*ALLOWED_CHANGES, *REFUSED) if key not in known] == []
 
@@ -145,13 +143,13 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
             yield from _keys(entry.default_factory, f"{prefix}{entry.name}.")
 
 
-def test_a_long_value_is_cut_short_in_the_table() -> None:
+def test_a_long_value_is_truncated_in_the_table() -> None:
     (head, row) = table_of(find_changes({"a": {"b": "x" * 99}}, {"a": {"b": 1}}))
     assert row == f"a.b  '{'x' * 36}...  1    refused: another run"
     assert head.index("effect") == row.index("refused")
 
 
-def test_a_folder_of_something_else_and_a_file_are_refused(small_config: BuildConfig, tmp_path: Path) -> None:
+def test_other_folders_and_files_are_refused(small_config: BuildConfig, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").touch()
     with pytest.raises(
@@ -162,7 +160,7 @@ def test_a_folder_of_something_else_and_a_file_are_refused(small_config: BuildCo
         check_run_dir(tmp_path / "photos" / "one.jpg", small_config())
 
 
-def test_a_first_start_that_was_cut_short_in_its_config_can_be_repeated(
+def test_a_first_start_that_was_interrupted_can_be_repeated(
     small_config: BuildConfig, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -173,13 +171,13 @@ def test_a_first_start_that_was_cut_short_in_its_config_can_be_repeated(
     assert [path.name for path in run_dir.glob("config*")] == ["config.yaml"]
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(small_config: BuildConfig, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_error_of_one_line(small_config: BuildConfig, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot write to .*file/run: Not a directory; fix that and run"):
         open_run_dir(tmp_path / "file" / "run", small_config())
 
 
-def test_the_first_config_stays_and_every_start_is_noted(small_config: BuildConfig, tmp_path: Path) -> None:
+def test_the_first_config_stays_and_starts_are_recorded(small_config: BuildConfig, tmp_path: Path) -> None:
     first, second = small_config(), small_config("data.num_workers=1")
     open_run_dir(tmp_path / "run", first)
     open_run_dir(tmp_path / "run", second)
@@ -193,7 +191,7 @@ def test_the_first_config_stays_and_every_start_is_noted(small_config: BuildConf
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "environment.json"]
 
 
-def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_small_file_is_replaced_atomically(tmp_path: Path) -> None:
     (tmp_path / "note.txt.partial").write_text("of a killed process, longer than what follows")
     atomic_write_text(tmp_path / "note.txt", "old")
     atomic_write_text(tmp_path / "note.txt", "new")
@@ -202,9 +200,7 @@ def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_no_secret_of_the_environment_reaches_the_run_folder(
-    small_run: Path, small_config: BuildConfig
-) -> None:
+def test_no_environment_variable_reaches_the_run_folder(small_run: Path, small_config: BuildConfig) -> None:
     secrets = {"AWS_SECRET_ACCESS_KEY": CANARY, "KINEMAE_TOKEN": CANARY, "WANDB_API_KEY": CANARY}
     ran = run_module("pretrain", str(small_run), "steps=2", "pictures.every_steps=1", **secrets)
     files = [path for path in Path(small_config().run_dir).rglob("*") if path.is_file()]

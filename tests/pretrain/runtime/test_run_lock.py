@@ -1,4 +1,4 @@
-"""A run folder has one writer; a second one is told who that is."""
+"""A run folder has one writer; the error of a second one names the first."""
 
 import os
 import platform
@@ -29,7 +29,7 @@ def lock(run_dir: Path, processes: Processes, wait_s: float = 0.0) -> Iterator[N
         yield
 
 
-def test_a_second_writer_is_refused_and_told_who_holds_the_folder(tmp_path: Path, alone: Processes) -> None:
+def test_a_second_writer_is_refused_and_the_error_names_the_first(tmp_path: Path, alone: Processes) -> None:
     with lock(tmp_path / "run", alone):
         holder = f"process {os.getpid()} on {platform.node()}"
         with (
@@ -41,7 +41,7 @@ def test_a_second_writer_is_refused_and_told_who_holds_the_folder(tmp_path: Path
         pass
 
 
-def test_a_run_that_is_started_again_waits_for_its_predecessor(tmp_path: Path, alone: Processes) -> None:
+def test_a_restarted_run_waits_for_the_previous_process(tmp_path: Path, alone: Processes) -> None:
     is_held, may_end = threading.Event(), threading.Event()
 
     def predecessor() -> None:
@@ -58,7 +58,7 @@ def test_a_run_that_is_started_again_waits_for_its_predecessor(tmp_path: Path, a
     assert may_end.is_set()
 
 
-def test_the_first_process_holds_it_for_all(tmp_path: Path, alone: Processes) -> None:
+def test_only_the_first_process_locks(tmp_path: Path, alone: Processes) -> None:
     with lock(tmp_path, alone), lock(tmp_path, replace(alone, rank=1, world=2)):
         assert (tmp_path / LOCK_FILE).exists()
 

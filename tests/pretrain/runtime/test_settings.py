@@ -1,4 +1,4 @@
-"""Settings that both kinds of runs share."""
+"""Settings of pretraining and fine-tuning."""
 
 import warnings
 
@@ -18,7 +18,7 @@ from kinemae.pretrain.runtime.settings import EngineConfig, precision_on
         ("fp32", "cuda", True, "fp32"),
     ],
 )
-def test_automatic_precision_is_bf16_where_a_cuda_device_supports_it(
+def test_automatic_precision_is_bf16_on_cuda_devices_that_support_it(
     precision: str, device: str, supported: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)

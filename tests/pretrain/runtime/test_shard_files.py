@@ -1,4 +1,4 @@
-"""Files of shards are read by anybody in any runs, and say what they lack."""
+"""Shard files: any process reads any range; gaps and overlaps are detected."""
 
 import json
 import os
@@ -27,7 +27,7 @@ COUNT = 23
 
 
 def write_runs(folder: Path, edges: list[int], files: int) -> list[ShardRange]:
-    """One parameter of 0, 1, 2, ... cut at `edges` and dealt out to files."""
+    """A parameter with values 0, 1, 2, ..., split at `edges` into files."""
     values_V = torch.arange(float(COUNT))
     spans = [
         ShardRange(f"shards-{number % files}", "weight", "w", start, stop)
@@ -45,7 +45,7 @@ def write_runs(folder: Path, edges: list[int], files: int) -> list[ShardRange]:
     files=st.integers(1, 4),
     run=st.tuples(st.integers(0, COUNT), st.integers(0, COUNT)).map(sorted),
 )
-def test_any_run_is_read_however_the_values_are_cut_and_dealt_out(
+def test_any_range_is_read_from_any_partition_into_files(
     tmp_path_factory: pytest.TempPathFactory, edges: list[int], files: int, run: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("shards")
@@ -58,7 +58,7 @@ def test_any_run_is_read_however_the_values_are_cut_and_dealt_out(
     assert store.read("w", "weight", *run).tolist() == list(range(*run))
 
 
-def test_the_library_reads_a_file_and_its_mark_is_that_of_its_bytes(tmp_path: Path) -> None:
+def test_safetensors_reads_a_shard_file_and_the_checksum_is_correct(tmp_path: Path) -> None:
     spans = [ShardRange("f", "weight", "strange/na@me", 0, 3), ShardRange("f", "exp_avg", "b", 5, 6)]
     mark = write_shards(tmp_path / "f", spans, [torch.tensor([1.0, -2.0]), torch.tensor([3.5, 4.0])])
     found = load_file(tmp_path / "f")
@@ -71,13 +71,13 @@ def test_the_library_reads_a_file_and_its_mark_is_that_of_its_bytes(tmp_path: Pa
     assert mark == checksum_of(tmp_path / "f") == FileChecksum(len(content), zlib.crc32(content))
 
 
-def test_a_process_without_values_writes_a_file_that_the_library_reads(tmp_path: Path) -> None:
+def test_safetensors_reads_a_file_without_values(tmp_path: Path) -> None:
     write_shards(tmp_path / "f", [], [])
     with safe_open(tmp_path / "f", framework="pt") as file:
         assert list(file.keys()) == []
 
 
-def test_what_was_never_stored_reads_as_zeros(tmp_path: Path) -> None:
+def test_missing_moments_are_read_as_zeros(tmp_path: Path) -> None:
     store = ShardReader(tmp_path, ShardTable(write_runs(tmp_path, [], 1)))
     assert store.read("w", "exp_avg", 3, 5).tolist() == [0.0, 0.0]
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_may_have_more_files_than_a_process_may_open(tmp_path: Path
     assert str(tmp_path) not in Path("/proc/self/maps").read_text(), "nothing stays mapped"
 
 
-def test_what_is_read_may_be_changed_without_changing_the_file(tmp_path: Path) -> None:
+def test_read_values_can_be_changed_without_changing_the_file(tmp_path: Path) -> None:
     store = ShardReader(tmp_path, ShardTable(write_runs(tmp_path, [], 1)))
     store.read("w", "weight", 0, COUNT).zero_()
     assert store.read("w", "weight", 0, COUNT).tolist() == list(range(COUNT))
@@ -120,13 +120,13 @@ def test_gaps_and_overlaps_are_found(
     assert table.find_fault({"w": (2, 4)}, updates) == fault
 
 
-def test_moments_may_be_absent_as_long_as_there_was_no_update(tmp_path: Path) -> None:
+def test_moments_may_be_absent_before_the_first_update(tmp_path: Path) -> None:
     table = ShardTable([ShardRange("f", "weight", "w", 0, 8)])
     assert table.find_fault({"w": (8,)}, {"w": 0}) is None
     assert table.find_fault({"w": (8,)}, {"w": 1}) == "expected 8 values of exp_avg of w, got 0"
 
 
-def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_named(tmp_path: Path) -> None:
     (tmp_path / "f").write_text(json.dumps({"no": "shards"}))
     with pytest.raises(ValueError, match=r"^f: "):
         read_ranges(tmp_path / "f")

@@ -1,4 +1,4 @@
-"""Something happens to one of two processes: both end in time, with the exit code that says what to do."""
+"""After a signal to or a failure of one of two processes, both end in time with the documented exit code."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def has_done(run_dir: Path, steps: int) -> bool:
 
 
 def loaders_of(process: int) -> list[int]:
-    """The loader workers of a process: what its fork server started."""
+    """Loader workers of a process: the children of its fork server."""
     children = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -59,9 +59,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_with_a_checkpoint(
 
 
 @pytest.mark.processes
-def test_a_killed_process_takes_its_loaders_along_and_the_other_ends_by_itself(
-    small_run: Path, tmp_path: Path
-) -> None:
+def test_workers_of_a_killed_process_end_and_the_other_process_exits(small_run: Path, tmp_path: Path) -> None:
     with started(tmp_path, "pretrain", str(small_run), *ENDLESS) as ranks:
         ranks.wait_until(lambda: has_done(tmp_path / "run", 2))
         loaders = [loaders_of(process.pid) for process in ranks.processes]
@@ -75,7 +73,7 @@ def test_a_killed_process_takes_its_loaders_along_and_the_other_ends_by_itself(
 
 
 @pytest.mark.processes
-def test_a_frozen_process_is_found_by_the_other_which_shows_its_stacks_and_leaves_with_5(
+def test_a_suspended_process_makes_the_other_log_its_stacks_and_exit_with_5(
     small_run: Path, tmp_path: Path
 ) -> None:
     limits = ("timeouts.step_s=12", "timeouts.save_s=60")
@@ -91,5 +89,5 @@ def test_a_frozen_process_is_found_by_the_other_which_shows_its_stacks_and_leave
 
 
 def wait_for_end(ranks: Ranks, processes: list[int]) -> None:
-    """What must not outlive its parent is gone soon."""
+    """Wait for the end of orphaned processes."""
     ranks.wait_until(lambda: not any(map(is_alive, processes)), while_all_run=False)

@@ -32,7 +32,7 @@ def steps_saved(config: PretrainConfig) -> list[int]:
 
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, reads: int, also: Callable[[], None] = int) -> None:
-    """Have a local disk fail for good after some reads."""
+    """Make all reads of a local disk fail after some reads."""
     real, left = os.pread, [reads]
 
     def pread(descriptor: int, length: int, offset: int) -> bytes:
@@ -45,7 +45,7 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, reads: int, also: Callable[[], N
     monkeypatch.setattr(os, "pread", pread)
 
 
-def test_a_run_stops_with_what_it_has_done_and_goes_on_to_the_same_losses(
+def test_a_run_saves_before_it_stops_and_continues_with_equal_losses(
     small_config: Callable[..., PretrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = small_config(f"run_dir={tmp_path / 'undisturbed'}")
@@ -76,7 +76,7 @@ def test_a_stop_signal_ends_the_wait_with_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_wait_is_not_held_against_the_step(repo: Path) -> None:
+def test_a_wait_for_storage_does_not_count_for_the_step_timeout(repo: Path) -> None:
     script = """
 import time
 from kinemae.pretrain.runtime.abort import StopSignals, StorageWait
@@ -96,7 +96,7 @@ with Watchdog(TimeoutsConfig(**limits), rank=0) as watchdog:
     assert subprocess.run(command, cwd=repo, timeout=90).returncode == 0
 
 
-def test_the_key_is_checked(small_config: Callable[..., PretrainConfig]) -> None:
+def test_outage_s_is_validated(small_config: Callable[..., PretrainConfig]) -> None:
     assert small_config().data.outage_s == 300
     with pytest.raises(ValueError, match=r"data.outage_s must be 0 or more, got -1.0"):
         small_config("data.outage_s=-1")

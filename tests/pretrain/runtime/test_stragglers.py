@@ -25,14 +25,14 @@ def test_a_slow_process_is_named_after_the_third_period_in_a_row(warnings: pytes
     assert "rank 2 on yonder is a straggler" in message and "2.0 times the median" in message
 
 
-def test_one_process_warns_for_all(warnings: pytest.LogCaptureFixture) -> None:
+def test_only_one_process_warns(warnings: pytest.LogCaptureFixture) -> None:
     stragglers = Stragglers(HOSTS, ratio=1.5, logs=False)
     for _ in range(40):
         assert stragglers.update([1.0, 1.1, 2.2]) == {"slowest_rank": 2, "slowest_ratio": 2.0}
     assert not warnings.messages
 
 
-def test_now_and_then_is_no_straggler(warnings: pytest.LogCaptureFixture) -> None:
+def test_an_occasionally_slow_process_is_no_straggler(warnings: pytest.LogCaptureFixture) -> None:
     stragglers = Stragglers(HOSTS, ratio=1.5)
     for local_s in [[6, 6, 54], [6, 6, 54], [6, 6, 7], [6, 6, 54], [6, 54, 6], [54, 6, 6]] * 2:
         stragglers.update([float(seconds) for seconds in local_s])
@@ -41,6 +41,6 @@ def test_now_and_then_is_no_straggler(warnings: pytest.LogCaptureFixture) -> Non
     assert not warnings.messages
 
 
-def test_of_two_the_faster_one_is_the_measure_and_one_alone_has_none() -> None:
+def test_two_processes_are_compared_with_the_faster_and_one_is_not_compared() -> None:
     assert Stragglers(HOSTS[:2], ratio=1.5).update([4.0, 1.0]) == {"slowest_rank": 0, "slowest_ratio": 4.0}
     assert Stragglers(HOSTS[:1], ratio=1.5).update([4.0]) == {}

@@ -1,4 +1,4 @@
-"""The compact table of values in files: packing is exact, and sums alone reveal gaps."""
+"""`ShardTable` and `coverage_sums`: packing is exact, and the sums detect gaps."""
 
 import pickle
 
@@ -24,13 +24,13 @@ COUNTS = value_counts(SHAPES, UPDATES)
 
 
 def zero_3(rank: int, world: int) -> list[ShardRange]:
-    """The runs of a process if each parameter is split into equal shares; empty runs are not written."""
+    """Ranges of a process if each parameter is split equally; empty ranges are not written."""
     spans = [ShardRange(f"f{rank}", *key, *equal_range(count, rank, world)) for key, count in COUNTS.items()]
     return [span for span in spans if span.start < span.stop]
 
 
 def table_of(files: list[list[ShardRange]]) -> ShardTable:
-    """Packed by each process and gathered, in any order."""
+    """Table of the ranges, packed by each process and gathered in any order."""
     packed = [
         pack_ranges(spans, COUNTS, file=f"f{number}", number=number, files=len(files))
         for number, spans in enumerate(files)
@@ -39,12 +39,12 @@ def table_of(files: list[list[ShardRange]]) -> ShardTable:
 
 
 def is_tiled(files: list[list[ShardRange]], updates: dict[str, int] = UPDATES) -> bool:
-    """By the sums over all processes."""
+    """Check the coverage by the sums over all processes."""
     return is_covered(sum(coverage_sums(spans, COUNTS) for spans in files), COUNTS, updates)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8, 100])
-def test_equal_shares_cost_a_bit_and_are_whole(world: int) -> None:
+def test_equal_ranges_take_one_bit_and_are_complete(world: int) -> None:
     files = [zero_3(rank, world) for rank in range(world)]
     table = table_of(files)
     assert table.find_fault(SHAPES, UPDATES) is None
@@ -56,7 +56,7 @@ def test_equal_shares_cost_a_bit_and_are_whole(world: int) -> None:
     assert packed.others == [] and len(packed.equal) == 1 + (len(COUNTS) - 1) // 8
 
 
-def test_a_thousand_processes_say_little() -> None:
+def test_messages_of_a_thousand_processes_are_small() -> None:
     shapes = {f"encoder.blocks.{number}.attention.projection.weight": (600_000,) for number in range(500)}
     counts = value_counts(shapes, dict.fromkeys(shapes, 5))
     spans = [ShardRange("f3", *key, *equal_range(count, 3, 1024)) for key, count in counts.items()]
@@ -70,7 +70,7 @@ def test_a_thousand_processes_say_little() -> None:
     lost=st.none() | st.integers(0, 500),
     run=st.tuples(st.integers(0, 440), st.integers(0, 440)).map(sorted),
 )
-def test_runs_cut_anywhere_are_found_and_one_that_is_lost_or_twice_is_seen(
+def test_any_ranges_are_found_and_gaps_and_duplicates_are_detected(
     edges: list[int], lost: int | None, run: list[int]
 ) -> None:
     cuts = zip([0, *edges], [*edges, 440], strict=True)
@@ -93,7 +93,7 @@ def test_runs_cut_anywhere_are_found_and_one_that_is_lost_or_twice_is_seen(
         assert [span for span in found if span.start < run[1] and span.stop > run[0]] == touched
 
 
-def test_moments_may_be_absent_as_long_as_there_was_no_update_and_unknown_runs_are_seen() -> None:
+def test_moments_may_be_absent_before_the_first_update_and_unknown_ranges_are_detected() -> None:
     weights = [span for span in zero_3(0, 1) if span.kind not in MOMENTS]
     assert is_tiled([weights], {"bias": 0, "table": 0})
     assert not is_tiled([weights])

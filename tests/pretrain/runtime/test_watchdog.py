@@ -1,4 +1,4 @@
-"""A process that gets no further says where it is and ends, whatever it hangs in."""
+"""A process without progress logs its position and exits."""
 
 import signal
 import subprocess
@@ -47,7 +47,7 @@ def hang(
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_in_c_says_where_and_leaves_with_5(repo: Path) -> None:
+def test_a_process_that_hangs_in_c_logs_its_position_and_exits_with_5(repo: Path) -> None:
     result = hang(repo, "ctypes.CDLL(None).sleep(80)")
     assert result.returncode == STUCK
     assert "rank 3 on " in result.stderr and "is stuck at step 7, computing" in result.stderr
@@ -57,14 +57,14 @@ def test_a_process_that_hangs_in_c_says_where_and_leaves_with_5(repo: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_while_it_holds_pythons_lock_ends_all_the_same(repo: Path) -> None:
+def test_a_process_that_hangs_with_the_gil_held_exits(repo: Path) -> None:
     result = hang(repo, "ctypes.PyDLL(None).sleep(80)", factor=1.5)
     assert result.returncode == CRASHED
     assert "in hang_here" in result.stderr
 
 
 @pytest.mark.slow
-def test_what_goes_on_is_left_alone_and_a_save_has_a_limit_of_its_own(repo: Path) -> None:
+def test_a_process_with_progress_continues_and_a_save_has_its_own_limit(repo: Path) -> None:
     steps = "[(time.sleep(0.5), watchdog.start_phase('step', limit='step_s')) for _ in range(6)]\n"
     save = "with watchdog.phase('saving', limit='save_s'): time.sleep(3.0)\n"
     result = hang(repo, steps + save + "time.sleep(0.3)", limit_s=2.5)
@@ -72,7 +72,7 @@ def test_what_goes_on_is_left_alone_and_a_save_has_a_limit_of_its_own(repo: Path
 
 
 @pytest.mark.slow
-def test_a_job_that_was_suspended_goes_on(repo: Path) -> None:
+def test_a_suspended_job_continues(repo: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", HANGING, "sys.stdin.readline()", "60", "2.5"],
         cwd=repo,

@@ -1,4 +1,4 @@
-"""`init_from`: a run that begins with the weights of another run's encoder."""
+"""`init_from`: a run with the weights of another run's encoder."""
 
 import json
 import shutil
@@ -28,13 +28,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "encoder.safetensors")
 
 
-def test_a_run_exports_its_decoder_beside_its_encoder(first: Path) -> None:
+def test_a_run_exports_encoder_and_decoder(first: Path) -> None:
     names = ["decoder.json", "decoder.safetensors", "encoder.json", "encoder.safetensors"]
     assert sorted(path.name for path in first.iterdir()) == names
     assert json.loads((first / "decoder.json").read_text())["target"]["name"] == "pixels"
 
 
-def test_a_run_begins_where_the_other_ended_and_notes_it(
+def test_a_run_starts_with_the_weights_of_the_other_and_logs_it(
     first: Path, small_config: Build, tmp_path: Path
 ) -> None:
     # A rate of nearly nothing: what is exported at the end is what the run began with.
@@ -48,7 +48,7 @@ def test_a_run_begins_where_the_other_ended_and_notes_it(
     assert load_description(own).trained_by["init_from"] == str(first)
 
 
-def test_a_continued_run_goes_on_from_its_checkpoint(
+def test_a_continued_run_loads_its_checkpoint_instead(
     first: Path, small_config: Build, tmp_path: Path
 ) -> None:
     whole = small_config("steps=4", f"init_from={first}", f"run_dir={tmp_path / 'whole'}")
@@ -65,14 +65,14 @@ def test_a_continued_run_goes_on_from_its_checkpoint(
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_another_start_is_another_run(first: Path, small_config: Build) -> None:
+def test_another_init_from_is_refused(first: Path, small_config: Build) -> None:
     run_pretraining(make_plan(small_config("steps=1")))
     with pytest.raises(ValueError, match=r"init_from: run None, config '.*encoder'"):
         make_plan(small_config("steps=1", f"init_from={first}"))
 
 
 @pytest.mark.parametrize("positions", ["sine", "learned"])
-def test_longer_and_larger_clips_resample_the_positions(
+def test_other_clip_sizes_resample_the_positions(
     positions: str, small_config: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     way = f"model.positions.name={positions}"
@@ -88,9 +88,7 @@ def test_longer_and_larger_clips_resample_the_positions(
     assert any("from 2x4x4 tokens" in message and "to 4x6x6" in message for message in caplog.messages)
 
 
-def test_a_start_that_is_not_there_is_named_before_anything_begins(
-    small_config: Build, tmp_path: Path
-) -> None:
+def test_a_missing_init_from_is_an_error_before_the_start(small_config: Build, tmp_path: Path) -> None:
     config = small_config("steps=1", f"init_from={tmp_path / 'nowhere'}")
     with pytest.raises(CheckpointError, match=r"nowhere: expected encoder.json and encoder.safetensors"):
         make_plan(config)

@@ -1,4 +1,4 @@
-"""The health of the representation: right numbers, at the right steps, and the training none the wiser."""
+"""Representation monitor: correct numbers at the configured steps, without an effect on the training."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ def health_of(line: dict[str, Any]) -> dict[str, float]:
 
 
 def measured(plan: Plan, folder: Path) -> dict[str, float]:
-    """What the watcher writes of a plan's model as it is."""
+    """Values that the monitor writes for the untrained model of a plan."""
     folder.mkdir()
     writer = MetricsWriter(folder, first_step=0, steps=plan.config.steps)
     _representation_monitor(plan).after_step(plan.config.steps - 1, writer)
@@ -51,10 +51,10 @@ def probe_of(synth_shards: Path, *, validation: str = "validation") -> list[str]
 
 
 @pytest.mark.slow
-def test_training_is_the_same_to_the_last_bit_with_and_without(
+def test_the_monitor_does_not_change_the_training(
     small_config: SmallConfig, synth_shards: Path, tmp_path: Path
 ) -> None:
-    """With noise, drop path and a teacher that has a mode of its own."""
+    """With noise, drop path and a teacher, which has its own training mode."""
     lines, weights = {}, {}
     for name, overrides in {
         "with": ["monitor.every_steps=2", "monitor.clips=3", *probe_of(synth_shards)],
@@ -78,7 +78,7 @@ def test_training_is_the_same_to_the_last_bit_with_and_without(
 
 
 def features(plan: Plan, index: ShardIndex, positions: Sequence[int]) -> Tensor:
-    """Tokens of centre crops, all clips at once, x_BND, as the plain encoder gives them."""
+    """Tokens of the centre crops of all clips, x_BND, from the encoder."""
     videos = EvaluationVideos(index, positions, clip=plan.config.clip, temporal_clips=1, spatial_crops=1)
     items = [videos.read(i, quarantined={}, on_sample=lambda key: None) for i in range(len(positions))]
     clip_BCTHW = torch.cat([item.pixels.rgb() for item in items])  # type: ignore[union-attr]
@@ -87,7 +87,7 @@ def features(plan: Plan, index: ShardIndex, positions: Sequence[int]) -> Tensor:
         return plan.model.encoder(normalize(patchify(clip_BCTHW, plan.model.encoder.shape.patch)), None)
 
 
-def test_the_numbers_are_those_of_numpy_on_the_encoder_s_features(
+def test_the_statistics_equal_numpy_on_the_features_of_the_encoder(
     small_config: SmallConfig, tmp_path: Path
 ) -> None:
     plan = make_plan(small_config("monitor.clips=5", "noise.args.std=5.0"))
@@ -107,9 +107,7 @@ def test_the_numbers_are_those_of_numpy_on_the_encoder_s_features(
     assert found["kept_tokens"] == 1.0
 
 
-def test_a_pruner_s_kept_share_is_what_it_would_keep_of_whole_clips(
-    small_config: SmallConfig, tmp_path: Path
-) -> None:
+def test_kept_tokens_is_the_fraction_kept_of_whole_clips(small_config: SmallConfig, tmp_path: Path) -> None:
     plan = make_plan(
         small_config("monitor.clips=4", "pruning={name: run_length, args: {keep: 0.5, threshold: 20.0}}")
     )
@@ -125,7 +123,7 @@ def test_a_pruner_s_kept_share_is_what_it_would_keep_of_whole_clips(
     assert found["kept_tokens"] == pytest.approx(np.mean(shares)) and 0 < found["kept_tokens"] < 1
 
 
-def test_a_learned_pruner_s_kept_share_is_what_scores_above_its_threshold(
+def test_kept_tokens_of_learned_pruning_is_the_fraction_above_the_threshold(
     small_config: SmallConfig, tmp_path: Path
 ) -> None:
     plan = make_plan(small_config("monitor.clips=4", "pruning={name: learned, args: {keep: 0.5}}"))
@@ -137,7 +135,7 @@ def test_a_learned_pruner_s_kept_share_is_what_scores_above_its_threshold(
     assert shares[0] == 1.0 and shares[2] == 0.0 and 0 < shares[1] < 1
 
 
-def test_each_video_s_nearest_neighbour_among_the_same_videos_is_itself(
+def test_the_nearest_neighbour_of_a_video_among_the_same_videos_is_itself(
     small_config: SmallConfig, synth_shards: Path, tmp_path: Path
 ) -> None:
     probe = [*probe_of(synth_shards, validation="train"), "monitor.neighbours=1"]
@@ -145,10 +143,10 @@ def test_each_video_s_nearest_neighbour_among_the_same_videos_is_itself(
     assert measured(plan, tmp_path / "measured")["knn_accuracy"] == 1.0
 
 
-def test_clips_are_encoded_one_at_a_time_whatever_the_number(
+def test_clips_are_encoded_one_at_a_time(
     small_config: SmallConfig, synth_shards: Path, tmp_path: Path
 ) -> None:
-    """So memory does not grow with `monitor.clips` or `monitor.knn_videos`."""
+    """Memory does not grow with `monitor.clips` or `monitor.knn_videos`."""
     plan = make_plan(small_config("monitor.clips=7", *probe_of(synth_shards)))
     sizes = []
     plan.model.encoder.blocks[0].register_forward_hook(
@@ -158,9 +156,7 @@ def test_clips_are_encoded_one_at_a_time_whatever_the_number(
     assert sizes == [1] * (7 + 2 * 6 + 2 * 6)
 
 
-def test_videos_that_cannot_be_read_are_left_out_and_cost_the_run_nothing(
-    small_config: SmallConfig, synth_shards: Path, tmp_path: Path
-) -> None:
+def test_unreadable_videos_are_ignored(small_config: SmallConfig, synth_shards: Path, tmp_path: Path) -> None:
     shutil.copytree(synth_shards / "train", tmp_path / "zeros")
     for shard in open_index(tmp_path / "zeros").shards:
         path = tmp_path / "zeros" / shard.name
@@ -190,7 +186,7 @@ def test_a_wrong_value_is_refused(arguments: dict[str, Any], message: str) -> No
 
 
 def relabelled(folder: Path, out: Path, *, label: int | None, classes: Sequence[str] | None) -> Path:
-    """A copy of a data set in which every sample has the label, or whose classes are called otherwise."""
+    """Copy a data set with the same label for every sample, or with other class names."""
     shutil.copytree(folder, out)
     index = open_index(folder)
     samples = [index.sample(i) for i in range(len(index))]
@@ -199,7 +195,7 @@ def relabelled(folder: Path, out: Path, *, label: int | None, classes: Sequence[
     return out
 
 
-def test_labelled_data_that_cannot_tell_anything_is_refused_before_the_run(
+def test_unusable_labelled_data_is_refused_before_the_run(
     small_config: SmallConfig, synth_shards: Path, tmp_path: Path
 ) -> None:
     classes = open_index(synth_shards / "train").classes
@@ -215,7 +211,7 @@ def test_labelled_data_that_cannot_tell_anything_is_refused_before_the_run(
     for train, validation, message in [
         ("unlabelled", "good", f"monitor.knn_train={folders['unlabelled']}: expected labelled videos"),
         ("good", "unlabelled", f"monitor.knn_validation={folders['unlabelled']}: expected labelled videos"),
-        ("one", "good", f"the 32 videos that are used have only one class, '{classes[2]}'"),
+        ("one", "good", f"expected at least two classes, got only '{classes[2]}' in the 32 selected"),
         ("good", "others", "expected the classes of monitor.knn_train="),
         ("missing", "good", f"no folder of shards at {folders['missing']}"),
     ]:
@@ -227,7 +223,7 @@ def test_labelled_data_that_cannot_tell_anything_is_refused_before_the_run(
         assert message in str(caught.value)
 
 
-def test_videos_are_spread_over_a_data_set_and_over_the_sets_of_a_mixture(
+def test_videos_are_evenly_spaced_in_a_data_set_and_over_a_mixture(
     small_config: SmallConfig, synth_shards: Path
 ) -> None:
     assert _spread(range(10), 4) == [0, 2, 5, 7]
