@@ -48,7 +48,7 @@ PROGRAM = Program(
             example="kinemae pretrain cost videomae_base --json",
             run=lazy_with_config("pretrain", "kinemae.pretrain.cost", "run_cost"),
             positionals=_CONFIG,
-            options=[("--json", "on one line")],
+            options=[("--json", "print the JSON on one line")],
         ),
     ],
 )

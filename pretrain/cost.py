@@ -48,10 +48,9 @@ def run_cost(arguments: argparse.Namespace) -> None:
 def measure_cost(config: PretrainConfig) -> dict[str, Any]:
     """The costs of a config, for JSON.
 
-    "tokens", "parameters" and "flops" are of one clip and of the model. "held", "peak" and
-    "peak_with_gradients" are lines through `Trace`'s bytes, "plain" and with each block "recomputed"; so is
-    "work", see `_work`. If the mask ratio changes, the values are those of the most expensive of the first
-    steps.
+    "tokens" and "flops" are for one clip. "plain" and "recomputed" (activation checkpointing) hold lines
+    through the bytes of a `Trace` ("held", "peak", "peak_with_gradients"), and the "work" of `_work`. If the
+    mask ratio changes, the values are those of the most expensive of the first steps.
 
     Raises:
         ValueError: the config cannot be run; the message names the key.

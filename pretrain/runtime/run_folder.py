@@ -43,7 +43,7 @@ _PACKAGES = ("torch", "torchvision", "deepspeed", "webdataset", "omegaconf", "te
 
 
 def check_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> bool:
-    """Check whether the folder holds a run to continue. Changed keys are logged.
+    """Check whether the folder holds a run to continue; log changed keys.
 
     Args:
         inputs: the data sets and encoders of the config.
@@ -185,7 +185,7 @@ def _acquire(lock: int, run_dir: Path, wait_s: float) -> None:
 
 
 def _try_lock(lock: int, run_dir: Path) -> bool:
-    """Check whether the lock is acquired, or the file system has no locks."""
+    """Try to acquire the lock; true also if the file system has no locks."""
     try:
         has_locks = flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,6 +1,6 @@
 """Tensor shards: runs of flattened parameters and moments, and the check that all runs cover a model.
 
-A checkpoint is a set of shards, independent of ZeRO stages and ranks: each stage lists the shards that a
+A checkpoint is a set of shards, independent of ZeRO stages and ranks. Each stage lists the shards that a
 process holds, and requests the runs that it needs. At ZeRO 3 each file has thousands of runs. Two compact
 forms are exchanged between processes:
 
