@@ -96,10 +96,7 @@ def run_synth(arguments: argparse.Namespace) -> None:
     missing = [video for video in videos if not (out / video.file).exists()]
     log.info(
         "%d videos of %d classes, %d of them to make in %s",
-        len(videos),
-        len(settings.classes),
-        len(missing),
-        out,
+        *(len(videos), len(settings.classes), len(missing), out),
     )
     if not arguments.dry_run:
         with writing_to(out):

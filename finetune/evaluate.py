@@ -133,13 +133,8 @@ def write_result(result: dict[str, Any], run_dir: Path, processes: Processes, *,
     low, high = result["top1_ci95"]
     log.info(
         "top-1 %.1f %% (95 %% interval %.1f - %.1f), top-5 %.1f %%, %d videos, %d views each: %s",
-        100 * result["top1"],
-        100 * low,
-        100 * high,
-        100 * result["top5"],
-        result["videos"],
-        result["views"]["total"],
-        run_dir / RESULT_NAME,
+        *(100 * value for value in (result["top1"], low, high, result["top5"])),
+        *(result["videos"], result["views"]["total"], run_dir / RESULT_NAME),
     )
     if as_json:
         sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")

@@ -249,8 +249,7 @@ def _export(plan: Plan) -> None:
     save_encoder(folder, plan.model.encoder, description)
     log.info(
         "the encoder is in %s: fine-tune it with `kinemae finetune train CONFIG %s`",
-        folder,
-        as_override("encoder", folder),
+        *(folder, as_override("encoder", folder)),
     )
 
 

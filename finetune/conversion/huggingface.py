@@ -209,11 +209,7 @@ def _num_heads(options: ImportOptions, width: int, config: dict[str, Any], sourc
         log.warning(
             "%s: expected %d attention heads as in published encoders of width %d, got %d; some folders were "
             "converted with a wrong number; fix: heads=%d",
-            source,
-            published,
-            width,
-            heads,
-            published,
+            *(source, published, width, heads, published),
         )
     return heads
 

@@ -175,10 +175,7 @@ def check_exportable(
     if (description.mean, description.std) != (MEAN, STD):
         log.warning(
             "%s: pixels are normalized by mean %s and std %s; %s uses ImageNet's unless configured",
-            source,
-            description.mean,
-            description.std,
-            system,
+            *(source, description.mean, description.std, system),
         )
 
 
