@@ -50,14 +50,8 @@ class SynthConfig:
     validation_per_class: int = 50
     unlabelled: int = 1500
     classes: tuple[str, ...] = (
-        "move_left",
-        "move_right",
-        "move_up",
-        "move_down",
-        "rotate_clockwise",
-        "rotate_counterclockwise",
-        "zoom_in",
-        "zoom_out",
+        *("move_left", "move_right", "move_up", "move_down", "rotate_clockwise"),
+        *("rotate_counterclockwise", "zoom_in", "zoom_out"),
     )
     scene: SceneConfig = field(default_factory=SceneConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)

@@ -38,17 +38,8 @@ MODEL_FOLDER = "model"
 
 # Prefixes of the keys that `evaluate` accepts; the trained model determines all other keys.
 _OVERRIDABLE = (
-    "evaluate.",
-    "pruning",
-    "merge.",
-    "data.validation",
-    "data.num_workers",
-    "data.timeout_s",
-    "data.outage_s",
-    "data.cache_dir",
-    "data.cache_gb",
-    "batch.clips_per_device",
-    "engine.",
+    *("evaluate.", "pruning", "merge.", "data.validation", "data.num_workers", "data.timeout_s"),
+    *("data.outage_s", "data.cache_dir", "data.cache_gb", "batch.clips_per_device", "engine."),
     "clip.short_video",
 )
 

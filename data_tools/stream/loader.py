@@ -25,15 +25,9 @@ from kinemae.data_tools.stream.worker import ItemReader
 from kinemae.data_tools.stream.worker_pool import Prefetcher, WorkerPool
 
 __all__ = [
-    "Annotate",
-    "AugmentConfig",
-    "ClipConfig",
-    "EvaluationItem",
-    "TrainingClips",
-    "evaluation_loader",
-    "samples_in_progress",
-    "training_loader",
-]
+    "Annotate", "AugmentConfig", "ClipConfig", "EvaluationItem", "TrainingClips", "evaluation_loader",
+    "samples_in_progress", "training_loader",
+]  # fmt: skip
 
 TIMEOUT_S = 120.0
 

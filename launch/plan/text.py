@@ -45,16 +45,8 @@ def _summary(plan: dict[str, Any]) -> list[str]:
 
 def _memory(plan: dict[str, Any]) -> list[str]:
     names = [
-        "weights",
-        "master",
-        "readable",
-        "gradients",
-        "moments",
-        "buckets",
-        "frozen",
-        "activations",
-        "process",
-        "all",
+        *("weights", "master", "readable", "gradients", "moments", "buckets", "frozen", "activations"),
+        *("process", "all"),
     ]
     rows = [
         [

@@ -7,24 +7,9 @@ from kinemae.launch.doctor.results import CheckResult, count, error, join_names,
 
 # The dependencies of KineMAE (pyproject.toml).
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "deepspeed",
-    "webdataset",
-    "omegaconf",
-    "tensorboard",
-    "av",
-    "pyarrow",
-    "fsspec",
-    "opencv-python-headless",
-    "safetensors",
-    "scikit-learn",
-    "scipy",
-    "pillow",
-    "jinja2",
-    "tqdm",
-    "numpy",
-    "pyyaml",
+    *("torch", "torchvision", "deepspeed", "webdataset", "omegaconf", "tensorboard", "av", "pyarrow"),
+    *("fsspec", "opencv-python-headless", "safetensors", "scikit-learn", "scipy", "pillow", "jinja2"),
+    *("tqdm", "numpy", "pyyaml"),
 )
 # Packages whose versions change results or protocols.
 MUST_BE_EQUAL = ("torch", "deepspeed")

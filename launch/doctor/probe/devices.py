@@ -5,15 +5,8 @@ import subprocess
 from typing import Any
 
 GPU_FIELDS = (
-    "index",
-    "uuid",
-    "name",
-    "driver_version",
-    "memory.total",
-    "memory.used",
-    "ecc.errors.uncorrected.volatile.total",
-    "clocks_event_reasons.active",
-    "temperature.gpu",
+    *("index", "uuid", "name", "driver_version", "memory.total", "memory.used"),
+    *("ecc.errors.uncorrected.volatile.total", "clocks_event_reasons.active", "temperature.gpu"),
 )
 # Names of fields in drivers before 535.
 _OLD_NAMES = {"clocks_event_reasons.active": "clocks_throttle_reasons.active"}
