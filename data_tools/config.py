@@ -155,7 +155,7 @@ def _drop_replaced_arguments(schema: type, merged: Any, given: Tree, named_only:
         if not isinstance(name, str) or not before or not before["args"]:
             continue
         if key in named_only or before["name"] != name:
-            _log.info("%s=%s: the arguments that the config gives %s are left out", key, name, before["name"])
+            _log.info("%s=%s: the arguments of %s in the config are dropped", key, name, before["name"])
             component = OmegaConf.select(merged, key)
             with flag_override(component, "readonly", False):
                 component.args = {}
@@ -402,7 +402,7 @@ def _unset_alternatives(schema: type, current: Tree, tree: Tree) -> tuple[Tree, 
             if before.get(name) != default and given.get(name) is None:
                 _put(unset, f"{prefix}.{name}", default)
                 pair = f"{prefix}.{selected[0]}={given[selected[0]]}"
-                messages.append(f"{pair}: {prefix}.{name}={before.get(name)} of the config is left out")
+                messages.append(f"{pair}: {prefix}.{name}={before.get(name)} of the config is dropped")
         _replace_nulls(node, prefix, given, {**before, **(_value_at(unset, prefix) or {}), **given})
     return unset, messages
 

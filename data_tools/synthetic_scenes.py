@@ -93,8 +93,8 @@ class SceneConfig:
         require(0 <= jitter < 22.5, "scene.direction_jitter_degrees", "lie in [0, 22.5)", jitter)
         require(self.finest_px >= 2, "scene.finest_px", "be at least 2 pixels", self.finest_px)
         require(3 <= self.octaves <= 8, "scene.octaves", "be between 3 and 8", self.octaves)
-        least, most = self.foreground
-        require(0 <= least <= most < 1, "scene.foreground", "be [least, most] within [0, 1)", [least, most])
+        low, high = self.foreground
+        require(0 <= low <= high < 1, "scene.foreground", "be [min, max] within [0, 1)", [low, high])
         require(-2 <= self.coarseness <= 2, "scene.coarseness", "lie in [-2, 2]", self.coarseness)
         require(self.contrast > 0, "scene.contrast", "be above 0", self.contrast)
 
@@ -116,10 +116,10 @@ def make_scene(kind: str, settings: SceneConfig, generator: torch.Generator) -> 
     motion = MOTIONS[kind]
     behind_CTHW, _ = _layer(motion, settings, generator)
     before_CTHW, blobs_THW = _layer(motion, settings, generator)
-    least, most = settings.foreground
-    share = least + (most - least) * _uniform(generator)
+    low, high = settings.foreground
+    fraction = low + (high - low) * _uniform(generator)
     # The field of the blobs is standard normal, so its quantile sets the covered fraction.
-    level = math.sqrt(2) * torch.erfinv(torch.tensor(1 - 2 * share)).clamp(-4, 4).item()
+    level = math.sqrt(2) * torch.erfinv(torch.tensor(1 - 2 * fraction)).clamp(-4, 4).item()
     cover_THW = torch.sigmoid(8.0 * (blobs_THW - level))
     frames_CTHW = behind_CTHW + cover_THW * (before_CTHW - behind_CTHW)
     return frames_CTHW.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous()

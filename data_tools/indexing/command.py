@@ -89,7 +89,7 @@ class IndexConfig(FieldRules):
         require(self.workers >= 0, "workers", "be 0 or more", self.workers)
         require(self.timeout_s > 0, "timeout_s", "be above 0", self.timeout_s)
         is_one = self.classes is None or self.num_classes == 0
-        require(is_one, "classes", "be left out if num_classes is set", self.classes)
+        require(is_one, "classes", "be omitted if num_classes is set", self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,7 +134,7 @@ def decode_sampled_videos(collection: Collection, settings: ReportConfig) -> Sam
 def near_duplicates(sampled: SampledVideos, settings: ReportConfig) -> list[list[Card]]:
     """Groups of videos with similar frames: those in several splits first, then the largest.
 
-    Blank videos are left out, because their hashes are alike.
+    Blank videos are excluded, because their hashes are alike.
     """
     rows = [row for row in sampled.readable if sampled.stats[row].contrast >= settings.blank_threshold]
     hashes = [sampled.stats[row].hash for row in rows]

@@ -55,10 +55,10 @@ class ClipConfig:
         require(self.sampling in known, "clip.sampling", "be dense or uniform", self.sampling)
         if self.fps is not None:
             require(self.fps > 0, "clip.fps", "be above 0, or null for clip.stride", self.fps)
-            unset = f"be left out with clip.fps={self.fps:g}"
+            unset = f"be omitted with clip.fps={self.fps:g}"
             require(self.stride == _STRIDE, "clip.stride", unset, self.stride)
         if self.sampling == "uniform":
-            unset = "be left out with clip.sampling=uniform"
+            unset = "be omitted with clip.sampling=uniform"
             require(self.stride == _STRIDE, "clip.stride", unset, self.stride)
             require(self.fps is None, "clip.fps", unset, self.fps)
 

@@ -79,7 +79,7 @@ def _status(process: subprocess.Popen[str]) -> HostStatus:
 
 
 def assign_processes(slots: Mapping[str, int], world_size: int) -> dict[str, int]:
-    """Fill the hosts in order up to their slots; hosts without processes are left out."""
+    """Fill the hosts in order up to their slots; hosts without processes are omitted."""
     processes, left = {}, world_size
     for host, most in slots.items():
         if left > 0:

@@ -49,7 +49,7 @@ class Strength:
             is_number = isinstance(value, float | int) and not isinstance(value, bool)
             require(is_number and 0 <= value <= 1, _key(name), "be a number from 0 to 1", value)
             is_idle = self.schedule == "constant" and name != "min_level" and value != getattr(Strength, name)
-            require(not is_idle, _key(name), "be left out where the schedule is constant", value)
+            require(not is_idle, _key(name), "be omitted if the schedule is constant", value)
         require(
             self.ramp_start < self.ramp_end,
             _key("ramp_start"),

@@ -83,7 +83,7 @@ def find_processes(device: str = "auto") -> Processes:
     """
     has_cuda = torch.cuda.is_available()
     require(
-        device != "cuda" or has_cuda, "engine.device", "be cpu or auto where there is no CUDA device", device
+        device != "cuda" or has_cuda, "engine.device", "be cpu or auto if there is no CUDA device", device
     )
     rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if "RANK" in os.environ or world > 1:

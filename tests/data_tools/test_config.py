@@ -216,34 +216,34 @@ class WithClip:
 @pytest.mark.parametrize(
     ("text", "overrides", "clip", "logged"),
     [
-        ("stride: 2", ["clip.fps=8"], Clip(fps=8), ["clip.fps=8: clip.stride=2 of the config is left out"]),
+        ("stride: 2", ["clip.fps=8"], Clip(fps=8), ["clip.fps=8: clip.stride=2 of the config is dropped"]),
         (
             "stride: 2",
             ["clip={fps: 8}"],
             Clip(fps=8),
-            ["clip.fps=8: clip.stride=2 of the config is left out"],
+            ["clip.fps=8: clip.stride=2 of the config is dropped"],
         ),
         (
             "stride: 2, fps: 8",
             ["clip.sampling=uniform"],
             Clip(sampling="uniform"),
             [
-                "clip.sampling=uniform: clip.fps=8.0 of the config is left out",
-                "clip.sampling=uniform: clip.stride=2 of the config is left out",
+                "clip.sampling=uniform: clip.fps=8.0 of the config is dropped",
+                "clip.sampling=uniform: clip.stride=2 of the config is dropped",
             ],
         ),
         (
             "sampling: uniform",
             ["clip.stride=3"],
             Clip(stride=3),
-            ["clip.stride=3: clip.sampling=uniform of the config is left out"],
+            ["clip.stride=3: clip.sampling=uniform of the config is dropped"],
         ),
         ("sampling: uniform", ["clip.sampling=dense"], Clip(), []),
         (
             "stride: 2",
             ["clip.stride=null", "clip.fps=8"],
             Clip(fps=8),
-            ["clip.fps=8: clip.stride=2 of the config is left out"],
+            ["clip.fps=8: clip.stride=2 of the config is dropped"],
         ),
         ("stride: null, fps: 8", [], Clip(fps=8), []),
         ("fps: 8", ["clip.stride=null"], Clip(fps=8), []),

@@ -123,7 +123,7 @@ def test_an_unknown_motion_is_named():
         ("finest_px=1", "scene.finest_px must be at least 2 pixels"),
         ("octaves=2", "scene.octaves must be between 3 and 8"),
         ("coarseness=5", "scene.coarseness must lie in [-2, 2]"),
-        ("foreground=[0.5,1.0]", "scene.foreground must be [least, most] within [0, 1)"),
+        ("foreground=[0.5,1.0]", "scene.foreground must be [min, max] within [0, 1)"),
         ("contrast=0", "scene.contrast must be above 0"),
     ],
 )

@@ -116,7 +116,7 @@ def test_cancelling_saves_and_prevents_the_requeue(submit: Submit) -> None:
     job_id, job = submit("wait=300")
     launch_folder = Path(job.run_dir) / "launch"
     wait_for(are_waiting(job, 2), doing="both tasks")
-    assert "asked to stop" in cancel_job(job_id, launch_folder)
+    assert "received a stop signal" in cancel_job(job_id, launch_folder)
     assert exit_code(job_id) == 143
     assert len(starts(job, 0)) == 1
     output = f"job {job_id}: stopped by SIGTERM, with a checkpoint (exit code 143)"

@@ -129,7 +129,7 @@ def test_a_pattern_equals_a_loop_over_coordinates(part, block, attention, sees, 
         ),
         (
             Component(name="sparse", args={"stride": 2, "top_k": 2}),
-            "args.top_k must be null where stride is set, got 2",
+            "args.top_k must be null if stride is set, got 2",
         ),
     ],
 )

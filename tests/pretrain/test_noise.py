@@ -165,7 +165,7 @@ def test_schedules(strength, expected):
         ({"end": True, "schedule": "linear"}, "strength.end must be a number from 0 to 1, got True"),
         ({"start": "0", "schedule": "linear"}, "strength.start must be a number from 0 to 1, got '0'"),
         ({"schedule": "sine"}, "strength.schedule must be one of constant, linear, cosine, got 'sine'"),
-        ({"start": 0.5}, "strength.start must be left out where the schedule is constant, got 0.5"),
+        ({"start": 0.5}, "strength.start must be omitted if the schedule is constant, got 0.5"),
         ({"schedule": "linear", "ramp_start": 1.0}, "ramp_start must be less than ramp_end=1.0, got 1.0"),
         ({"leve": 0.5}, "strength.leve must be one of the keys min_level, schedule, start"),
         (0.5, r"noise.args.strength must hold keys, got 0.5"),

@@ -69,7 +69,7 @@ def test_impossible_deviations_are_refused(arguments):
 
 
 def test_min_std_with_min_level_is_refused():
-    with pytest.raises(ValueError, match=r"noise.args.min_std must be left out where .*min_level says"):
+    with pytest.raises(ValueError, match=r"noise.args.min_std must be omitted if .*min_level is set"):
         GaussianNoise(std=1.0, min_std=0.2, strength={"min_level": 0.2})
 
 

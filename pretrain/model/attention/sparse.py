@@ -103,7 +103,7 @@ class SparseAttention(AttentionKind):
         require(
             stride is None or top_k is None,
             "model.attention.args.top_k",
-            "be null where stride is set",
+            "be null if stride is set",
             top_k,
         )
         self.reach = (sides[0] // 2, sides[1] // 2, sides[2] // 2)

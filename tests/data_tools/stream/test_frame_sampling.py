@@ -295,9 +295,9 @@ def test_the_last_frame_starts_one_period_before_the_end():
         ({"short_video": "pad"}, "clip.short_video must be hold or loop, got 'pad'"),
         ({"sampling": "tsn"}, "clip.sampling must be dense or uniform, got 'tsn'"),
         ({"fps": 0.0}, "clip.fps must be above 0, or null for clip.stride, got 0"),
-        ({"fps": 4.0, "stride": 2}, "clip.stride must be left out with clip.fps=4, got 2"),
-        ({"sampling": "uniform", "stride": 2}, "clip.stride must be left out with clip.sampling=uniform"),
-        ({"sampling": "uniform", "fps": 4.0}, "clip.fps must be left out with clip.sampling=uniform"),
+        ({"fps": 4.0, "stride": 2}, "clip.stride must be omitted with clip.fps=4, got 2"),
+        ({"sampling": "uniform", "stride": 2}, "clip.stride must be omitted with clip.sampling=uniform"),
+        ({"sampling": "uniform", "fps": 4.0}, "clip.fps must be omitted with clip.sampling=uniform"),
     ],
 )
 def test_an_invalid_clip_config_is_an_error(wrong, message):

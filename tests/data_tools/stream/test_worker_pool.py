@@ -183,7 +183,7 @@ def test_the_sample_that_kills_or_blocks_a_worker_is_skipped_and_all_others_are_
         "sample-7": f"a loader worker {how} while it read the sample, earlier in this run"
     }
     [record] = warnings.records
-    assert f"a loader worker {how} while it read sample sample-7: it is left out" in record.getMessage()
+    assert f"a loader worker {how} while it read sample sample-7: it is skipped" in record.getMessage()
     assert wait_until(lambda: processes_alive() == [])
 
 

@@ -83,7 +83,7 @@ def test_incomplete_variables_are_named(monkeypatch: pytest.MonkeyPatch, lacking
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_cuda_is_refused_without_a_device() -> None:
-    with pytest.raises(ValueError, match=r"engine\.device must be cpu or auto where there is no CUDA device"):
+    with pytest.raises(ValueError, match=r"engine\.device must be cpu or auto if there is no CUDA device"):
         find_processes("cuda")
     assert find_processes("auto").device == torch.device("cpu")
 
