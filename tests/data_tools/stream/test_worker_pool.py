@@ -250,7 +250,7 @@ def test_many_deaths_end_the_run_and_name_the_samples() -> None:
 
 def test_a_worker_that_cannot_begin_ends_the_run() -> None:
     message = (
-        "a loader worker left with exit code 7 before it had read anything: .*data.num_workers=0 reads in the"
+        "a loader worker left with exit code 7 before it had read anything; .*data.num_workers=0 reads in the"
     )
     with pytest.raises(DataError, match=message):
         list(pool_of(Numbers(before=leave)))
