@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.chaos SHARDS [--minutes 30] [--seed N] [--only WORDS] [--places local]
 
-The faults and promises are those of tests/chaos. SHARDS is a split, such as SHARDS/unlabelled of
-`kinemae data synth` and `kinemae data shard`. A broken promise ends the benchmark with the launcher's output.
+The faults and reactions are those of tests/chaos. SHARDS is a split, such as SHARDS/unlabelled of
+`kinemae data synth` and `kinemae data shard`. A wrong reaction ends the benchmark with the launcher's output.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.campaign import Deck, Kept, disturb
+from tests.chaos.campaign import FaultQueue, FaultResult, disturb
 from tests.chaos.faults import FAULTS
 from tests.chaos.scene import Scene
 from tests.chaos.setting import STEPS, local_scene, run_undisturbed, scene_on_hosts, write_config
@@ -35,7 +35,7 @@ class Run:
     """A disturbed run that finished and equals the undisturbed one."""
 
     place: str
-    kept: list[Kept]
+    kept: list[FaultResult]
     is_bitwise: bool
 
 
@@ -59,7 +59,7 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         runs = disturb_runs(folder, arguments)
     faults, exact = sum(len(run.kept) for run in runs), sum(run.is_bitwise for run in runs)
-    print(f"seed {arguments.seed}: {faults} faults in {len(runs)} runs of {STEPS} steps, all promises kept;")
+    print(f"seed {arguments.seed}: {faults} faults in {len(runs)} runs of {STEPS} steps, all as documented;")
     print(
         f"{exact} runs equal the undisturbed one to the last bit, {len(runs) - exact} within {TOLERANCE:g}\n"
     )
@@ -73,7 +73,7 @@ def disturb_runs(folder: Path, arguments: argparse.Namespace) -> list[Run]:
     config = write_config(folder, arguments.shards.absolute())
     undisturbed = run_undisturbed(folder, config, REPO)
     faults = [fault for fault in FAULTS if any(words in fault.name for words in arguments.only)]
-    decks = {place: Deck(faults, chance) for place in arguments.places}
+    decks = {place: FaultQueue(faults, chance) for place in arguments.places}
     until_s = time.monotonic() + 60 * arguments.minutes
     runs: list[Run] = []
     while time.monotonic() < until_s:
@@ -104,7 +104,7 @@ def scene_at(place: str, folder: Path, config: Path) -> Iterator[Scene]:
 
 def table(runs: list[Run]) -> str:
     """Markdown table: fault, consequence, count, and median and longest times."""
-    found: dict[tuple[str, str], list[Kept]] = defaultdict(list)
+    found: dict[tuple[str, str], list[FaultResult]] = defaultdict(list)
     for run in runs:
         for kept in run.kept:
             found[kept.fault.name, run.place].append(kept)
@@ -114,7 +114,7 @@ def table(runs: list[Run]) -> str:
     ]
     for (name, place), kepts in sorted(found.items()):
         code = kepts[0].fault.exit_code
-        followed = kepts[0].fault.promise.value + (f" (exit {code})" if code is not None else "")
+        followed = kepts[0].fault.reaction.value + (f" (exit {code})" if code is not None else "")
         spreads = [
             _spread([kept.outcome_s for kept in kepts]),
             _spread([kept.further_s for kept in kepts]),

@@ -1,4 +1,4 @@
-"""A seeded sequence of faults against one run, each followed until its promise is kept."""
+"""A seeded sequence of faults against one run; the reaction to each is checked."""
 
 import logging
 import random
@@ -6,26 +6,26 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.chaos.faults import Fault, Promise
-from tests.chaos.scene import PromiseBroken, Scene
-from tests.chaos.seen import Seen
+from tests.chaos.faults import Fault, Reaction
+from tests.chaos.scene import Scene, WrongReaction
+from tests.chaos.seen import ProcessInfo
 from tests.chaos.setting import STEPS
 
 log = logging.getLogger("chaos")
 
-STEPS_BETWEEN = (5, 40)  # from where a run goes on to the next fault; it saves every 20
-LAST_STEPS = 100  # a fault among the last steps could find the job gone
+STEPS_BETWEEN = (5, 40)  # from the last recovery to the next fault; a checkpoint every 20 steps
+LAST_STEPS = 100  # without faults, since the job may end before one
 START_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """A fault whose promise was kept.
+class FaultResult:
+    """A fault with the expected reaction.
 
     Attributes:
         outcome_s: from the fault to the job's end, to its new processes, or to its next steps.
-        further_s: from the fault until the run was further than it had been.
-        repeated: steps that were done again.
+        further_s: from the fault until the run was further than before.
+        repeated: number of repeated steps.
     """
 
     fault: Fault
@@ -35,15 +35,15 @@ class Kept:
     repeated: int
 
 
-class Deck:
-    """Faults for ever, in a random order, each kind once before any comes again."""
+class FaultQueue:
+    """Endless faults in random order; each kind once before any is repeated."""
 
     def __init__(self, faults: Sequence[Fault], chance: random.Random):
         self._faults, self._chance = list(faults), chance
         self._left: list[Fault] = []
 
     def draw(self, scene: Scene) -> Fault:
-        """The next one that is possible in the scene; the others stay for later."""
+        """Return the next fault that is possible in the scene; the others stay in the queue."""
         if not any(fault.is_possible(scene) for fault in self._left):
             self._left += self._chance.sample(self._faults, len(self._faults))
         fault = next(fault for fault in self._left if fault.is_possible(scene))
@@ -51,13 +51,15 @@ class Deck:
         return fault
 
 
-def disturb(scene: Scene, deck: Deck, chance: random.Random, *, last: int, until_s: float) -> list[Kept]:
-    """Run the job to its last step, one fault after another until the clock says so.
+def disturb(
+    scene: Scene, deck: FaultQueue, chance: random.Random, *, last: int, until_s: float
+) -> list[FaultResult]:
+    """Run the job to its last step, with one fault after another until a time.
 
     Raises:
-        PromiseBroken: with what the launcher said last.
+        WrongReaction: with the last output of the launcher.
     """
-    kept: list[Kept] = []
+    kept: list[FaultResult] = []
     scene.start()
     begin = 0
     while True:
@@ -65,54 +67,54 @@ def disturb(scene: Scene, deck: Deck, chance: random.Random, *, last: int, until
         if moment > last - LAST_STEPS or time.monotonic() > until_s:
             scene.wait_for("the run's end", scene.has_ended, bound_s=START_S)
             if scene.exit_code() != 0:
-                raise PromiseBroken(f"the undisturbed rest of the run failed\n{scene.picture()}")
+                raise WrongReaction(f"the rest of the run without faults failed\n{scene.describe()}")
             return kept
         _wait_for_step(scene, moment)
-        kept.append(keep(scene, deck.draw(scene), chance))
+        kept.append(inject(scene, deck.draw(scene), chance))
         begin = scene.metrics_step()
         log.info("%s", line_of(kept[-1]))
 
 
-def line_of(kept: Kept) -> str:
-    """One line of the log."""
+def line_of(kept: FaultResult) -> str:
+    """Format a result for the log."""
     return (
-        f"step {kept.step:4d}  {kept.fault.name}: {kept.fault.promise.value}, after {kept.outcome_s:.1f} s; "
+        f"step {kept.step:4d}  {kept.fault.name}: {kept.fault.reaction.value}, after {kept.outcome_s:.1f} s; "
         f"further than before after {kept.further_s:.1f} s, {kept.repeated} steps repeated"
     )
 
 
 def _wait_for_step(scene: Scene, step: int) -> None:
-    """Whatever it is that starts: a launcher, an agent, the ranks, their loader workers."""
+    """Wait until the run has done a step."""
     is_there = lambda: scene.metrics_step() >= step  # noqa: E731
     scene.wait_for(f"step {step}", is_there, bound_s=START_S, while_it_runs=True)
 
 
-def keep(scene: Scene, fault: Fault, chance: random.Random) -> Kept:
-    """Do it, and see what follows."""
+def inject(scene: Scene, fault: Fault, chance: random.Random) -> FaultResult:
+    """Inject a fault and check the reaction."""
     before = scene.ranks()
-    said = len(scene.said())
+    said = len(scene.output())
     step = scene.metrics_step()
     log.info("step %4d  %s ...", step, fault.name)
     begin_s = time.monotonic()
     fault.inflict(scene, chance)
-    sound = scene.newest_sound()
+    newest = scene.newest_intact()
     try:
-        FOLLOW[fault.promise](scene, fault, before)
+        FOLLOW[fault.reaction](scene, fault, before)
         outcome_s = time.monotonic() - begin_s
         furthest = scene.metrics_step()
         fault.repair(scene)
-        if fault.promise is Promise.ENDS:
+        if fault.reaction is Reaction.ENDS:
             scene.split_disks()
-            sound = scene.newest_sound()
+            newest = scene.newest_intact()
             scene.start()
-        # A process that is cut off goes on until it hears of it, and may reach the end.
+        # A disconnected process continues until it notices that, and may reach the last step.
         _wait_for_step(scene, min(furthest + 1, STEPS))
-        resumed = _check_resumed(scene, fault, said=said, sound=sound)
-    except PromiseBroken as broken:
-        raise PromiseBroken(f"{fault.name}, at step {step}: {broken}") from broken
+        resumed = _check_resumed(scene, fault, said=said, newest=newest)
+    except WrongReaction as broken:
+        raise WrongReaction(f"{fault.name}, at step {step}: {broken}") from broken
     further_s = time.monotonic() - begin_s
     scene.worlds |= {len(before), len(scene.ranks())}
-    return Kept(
+    return FaultResult(
         fault=fault,
         step=step,
         outcome_s=outcome_s,
@@ -121,25 +123,25 @@ def keep(scene: Scene, fault: Fault, chance: random.Random) -> Kept:
     )
 
 
-def _check_resumed(scene: Scene, fault: Fault, *, said: int, sound: int) -> int | None:
-    """Nothing that was committed is lost: the run goes on from the newest sound checkpoint."""
-    if fault.promise is Promise.GOES_ON:
+def _check_resumed(scene: Scene, fault: Fault, *, said: int, newest: int) -> int | None:
+    """Check that the run continued from the newest intact checkpoint."""
+    if fault.reaction is Reaction.CONTINUES:
         return None
     resumed = scene.resumed_at(said) or 0
-    if resumed < sound:
-        raise PromiseBroken(
-            f"went on at step {resumed}, and there was a checkpoint of {sound}\n{scene.picture()}"
-        )
+    if resumed < newest:
+        raise WrongReaction(f"continued at step {resumed}, expected {newest}\n{scene.describe()}")
     return resumed
 
 
-def _ends(scene: Scene, fault: Fault, before: list[Seen]) -> None:
-    scene.wait_for("the job's end, by itself", scene.has_ended)
+def _ends(scene: Scene, fault: Fault, before: list[ProcessInfo]) -> None:
+    scene.wait_for("the end of the job", scene.has_ended)
     if scene.exit_code() != fault.exit_code:
-        raise PromiseBroken(f"left with {scene.exit_code()}, not {fault.exit_code}\n{scene.picture()}")
+        raise WrongReaction(
+            f"expected exit code {fault.exit_code}, got {scene.exit_code()}\n{scene.describe()}"
+        )
 
 
-def _restarts(scene: Scene, fault: Fault, before: list[Seen]) -> None:
+def _restarts(scene: Scene, fault: Fault, before: list[ProcessInfo]) -> None:
     old = {seen.name for seen in before}
 
     def has_new_ranks() -> bool:
@@ -149,14 +151,14 @@ def _restarts(scene: Scene, fault: Fault, before: list[Seen]) -> None:
     scene.wait_for("new processes in the place of the old ones", has_new_ranks, while_it_runs=True)
 
 
-def _goes_on(scene: Scene, fault: Fault, before: list[Seen]) -> None:
+def _continues(scene: Scene, fault: Fault, before: list[ProcessInfo]) -> None:
     _wait_for_step(scene, scene.metrics_step() + 2)
     if {seen.name for seen in scene.ranks()} != {seen.name for seen in before}:
-        raise PromiseBroken(f"other processes than before\n{scene.picture()}")
+        raise WrongReaction(f"expected the same processes as before, got others\n{scene.describe()}")
 
 
-FOLLOW: dict[Promise, Callable[[Scene, Fault, list[Seen]], None]] = {
-    Promise.ENDS: _ends,
-    Promise.RESTARTS: _restarts,
-    Promise.GOES_ON: _goes_on,
+FOLLOW: dict[Reaction, Callable[[Scene, Fault, list[ProcessInfo]], None]] = {
+    Reaction.ENDS: _ends,
+    Reaction.RESTARTS: _restarts,
+    Reaction.CONTINUES: _continues,
 }

@@ -26,7 +26,7 @@ class Disk:
             raise OSError(f"cannot mount a tmpfs at {folder}: {ran.stderr.strip()}")
 
     def fill(self) -> None:
-        """Leave no byte; the caller takes again pages that are freed later."""
+        """Fill the disk to the last byte. Call it again if pages are freed later."""
         with (self.folder / "ballast").open("ab", buffering=0) as file:
             for block in (_BLOCK, bytes(4096), bytes(1)):
                 try:
@@ -37,17 +37,17 @@ class Disk:
                         raise
 
     def free(self) -> None:
-        """Take the ballast away."""
+        """Remove the file that fills the disk."""
         (self.folder / "ballast").unlink(missing_ok=True)
 
     def unmount(self) -> None:
-        """Give it back; lazily, where somebody still looks into it."""
+        """Unmount the disk, lazily if it is still in use."""
         with contextlib.suppress(FileNotFoundError):
             subprocess.run(["umount", "--lazy", str(self.folder)], check=False)
 
 
 def can_mount() -> bool:
-    """Whether this user may mount at all, tried out."""
+    """Check by an attempt whether this user may mount file systems."""
     if os.geteuid() != 0:
         return False
     command = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/tmp"]

@@ -1,4 +1,4 @@
-"""The faults, and what is promised for each: the table of docs/reliability.md."""
+"""The faults and the expected reaction to each, as in docs/reliability.md."""
 
 import random
 import signal
@@ -7,54 +7,54 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tests.chaos.inflict import (
-    bring_the_hosts_back,
-    cut_a_file,
     cut_a_link,
-    damage_the_newest,
-    fill_the_checkpoints_disk,
-    fill_the_logs_disk,
+    damage_newest,
+    fill_checkpoint_disk,
+    fill_log_disk,
     flip_a_bit,
-    freeze_and_thaw,
     has_agents,
+    has_checkpoint_disk,
     has_hosts,
     has_several_ranks,
-    has_two_disks,
     kill_a_connection,
     kill_a_host,
     kill_a_starting_rank,
     kill_all_at_once,
     kill_an_idle_worker,
-    kill_inside_a_checkpoint,
-    lose_a_file,
-    lose_the_manifest,
+    kill_during_a_checkpoint,
+    remove_a_file,
+    remove_manifest,
+    restore_hosts,
+    suspend_briefly,
     to_a_rank,
     to_an_agent,
     to_the_launcher,
+    truncate_a_file,
 )
 from tests.chaos.scene import Scene
 
 
-class Promise(Enum):
-    """What follows on a fault, without anybody's help."""
+class Reaction(Enum):
+    """Reaction to a fault without intervention."""
 
-    ENDS = "the job ends; the same command goes on"
-    RESTARTS = "the launcher starts it again"
-    GOES_ON = "the job goes on as it is"
+    ENDS = "ends"
+    RESTARTS = "restarts"
+    CONTINUES = "continues"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Something that happens to a job.
+    """A fault of a job.
 
     Attributes:
-        exit_code: the launcher's, where the job ends.
-        inflict: does it, once the run is at work.
-        repair: what a person or the cluster does afterwards, before the run is to be further than it was.
-        is_possible: whether the scene has what it takes.
+        exit_code: exit code of the launcher if the job ends.
+        inflict: cause the fault in a running job.
+        repair: repair by the user or the cluster, before the run must get further than before.
+        is_possible: whether the fault is possible in a scene.
     """
 
     name: str
-    promise: Promise
+    reaction: Reaction
     inflict: Callable[[Scene, random.Random], None]
     exit_code: int | None = None
     repair: Callable[[Scene], None] = lambda scene: None
@@ -66,121 +66,124 @@ KILLED = -int(signal.SIGKILL)
 FAULTS = (
     Fault(
         name="SIGTERM to a rank",
-        promise=Promise.ENDS,
+        reaction=Reaction.ENDS,
         exit_code=143,
         inflict=to_a_rank(signal.SIGTERM),
     ),
     Fault(
         name="SIGTERM to the launcher",
-        promise=Promise.ENDS,
+        reaction=Reaction.ENDS,
         exit_code=143,
         inflict=to_the_launcher(signal.SIGTERM),
     ),
     Fault(
         name="SIGTERM to an agent",
-        promise=Promise.ENDS,
+        reaction=Reaction.ENDS,
         exit_code=143,
         inflict=to_an_agent(signal.SIGTERM),
         is_possible=has_agents,
     ),
     Fault(
         name="SIGINT to the launcher",
-        promise=Promise.ENDS,
+        reaction=Reaction.ENDS,
         exit_code=130,
         inflict=to_the_launcher(signal.SIGINT),
     ),
     Fault(
         name="SIGUSR1 to a rank",
-        promise=Promise.ENDS,
+        reaction=Reaction.ENDS,
         exit_code=138,
         inflict=to_a_rank(signal.SIGUSR1),
     ),
     Fault(
         name="SIGUSR1 to the launcher",
-        promise=Promise.ENDS,
+        reaction=Reaction.ENDS,
         exit_code=138,
         inflict=to_the_launcher(signal.SIGUSR1),
     ),
-    Fault(name="kill -9 of a rank", promise=Promise.RESTARTS, inflict=to_a_rank(signal.SIGKILL)),
+    Fault(name="kill -9 of a rank", reaction=Reaction.RESTARTS, inflict=to_a_rank(signal.SIGKILL)),
     Fault(
-        name="kill -9 of a rank, and of one that starts in its place",
-        promise=Promise.RESTARTS,
+        name="kill -9 of a rank, and of a rank of the restarted job",
+        reaction=Reaction.RESTARTS,
         inflict=kill_a_starting_rank,
     ),
     Fault(
-        name="kill -9 of a rank inside a checkpoint write",
-        promise=Promise.RESTARTS,
-        inflict=kill_inside_a_checkpoint,
+        name="kill -9 of a rank during a checkpoint write",
+        reaction=Reaction.RESTARTS,
+        inflict=kill_during_a_checkpoint,
     ),
-    Fault(name="kill -9 of a loader worker", promise=Promise.GOES_ON, inflict=kill_an_idle_worker),
+    Fault(name="kill -9 of a loader worker", reaction=Reaction.CONTINUES, inflict=kill_an_idle_worker),
     Fault(
         name="kill -9 of an agent",
-        promise=Promise.RESTARTS,
+        reaction=Reaction.RESTARTS,
         inflict=to_an_agent(signal.SIGKILL),
         is_possible=has_agents,
     ),
     Fault(
         name="kill -9 of the launcher",
-        promise=Promise.ENDS,
+        reaction=Reaction.ENDS,
         exit_code=KILLED,
         inflict=to_the_launcher(signal.SIGKILL),
     ),
     Fault(
-        name="kill -9 of everything at once", promise=Promise.ENDS, exit_code=KILLED, inflict=kill_all_at_once
+        name="kill -9 of all processes at once",
+        reaction=Reaction.ENDS,
+        exit_code=KILLED,
+        inflict=kill_all_at_once,
     ),
     Fault(
         name="kill -9 of a host",
-        promise=Promise.RESTARTS,
+        reaction=Reaction.RESTARTS,
         inflict=kill_a_host,
-        repair=bring_the_hosts_back,
+        repair=restore_hosts,
         is_possible=has_hosts,
     ),
     Fault(
-        name="cut link",
-        promise=Promise.RESTARTS,
+        name="link cut",
+        reaction=Reaction.RESTARTS,
         inflict=cut_a_link,
-        repair=bring_the_hosts_back,
+        repair=restore_hosts,
         is_possible=has_hosts,
     ),
     Fault(
         name="kill -9 of an ssh connection",
-        promise=Promise.RESTARTS,
+        reaction=Reaction.RESTARTS,
         inflict=kill_a_connection,
         is_possible=has_hosts,
     ),
     Fault(
-        name="frozen rank",
-        promise=Promise.RESTARTS,
+        name="rank suspended",
+        reaction=Reaction.RESTARTS,
         inflict=to_a_rank(signal.SIGSTOP),
         is_possible=has_several_ranks,
     ),
-    Fault(name="rank frozen for a second", promise=Promise.GOES_ON, inflict=freeze_and_thaw),
+    Fault(name="rank suspended for a second", reaction=Reaction.CONTINUES, inflict=suspend_briefly),
     Fault(
-        name="disk of the checkpoints full",
-        promise=Promise.ENDS,
+        name="checkpoint disk full",
+        reaction=Reaction.ENDS,
         exit_code=4,
-        inflict=fill_the_checkpoints_disk,
+        inflict=fill_checkpoint_disk,
         repair=lambda scene: scene.checkpoint_disk.free() if scene.checkpoint_disk else None,
-        is_possible=has_two_disks,
+        is_possible=has_checkpoint_disk,
     ),
     Fault(
-        name="disk of the logs full",
-        promise=Promise.GOES_ON,
-        inflict=fill_the_logs_disk,
-        is_possible=has_two_disks,
+        name="log disk full",
+        reaction=Reaction.CONTINUES,
+        inflict=fill_log_disk,
+        is_possible=has_checkpoint_disk,
     ),
     *(
         Fault(
             name=f"newest checkpoint damaged: {name}",
-            promise=Promise.ENDS,
+            reaction=Reaction.ENDS,
             exit_code=KILLED,
-            inflict=damage_the_newest(how),
+            inflict=damage_newest(how),
         )
         for name, how in (
             ("a bit flipped", flip_a_bit),
-            ("a file cut short", cut_a_file),
-            ("a file missing", lose_a_file),
-            ("manifest missing", lose_the_manifest),
+            ("a file truncated", truncate_a_file),
+            ("a file missing", remove_a_file),
+            ("manifest missing", remove_manifest),
         )
     ),
 )

@@ -1,4 +1,4 @@
-"""What can be done to a running job: signals, kills, cuts, full disks, damaged checkpoints."""
+"""Inject faults into a running job: signals, cut links, full disks, damaged checkpoints."""
 
 import random
 import signal
@@ -6,26 +6,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.chaos.scene import PromiseBroken, Scene
-from tests.chaos.seen import Seen, look_at
+from tests.chaos.scene import Scene, WrongReaction
+from tests.chaos.seen import ProcessInfo, read_process
 from tests.launch.hosts import Host
 
 _POLL_S = 0.001
-_IDLE_LOOKS = 5
+_IDLE_SAMPLES = 5
 
 
 def to_a_rank(number: signal.Signals) -> Callable[[Scene, random.Random], None]:
-    """The signal to one of the job's processes."""
+    """Send a signal to a random rank."""
     return lambda scene, chance: chance.choice(scene.ranks()).send(number)
 
 
 def to_an_agent(number: signal.Signals) -> Callable[[Scene, random.Random], None]:
-    """The signal to one who looks after a host's processes."""
+    """Send a signal to the agent of a random host."""
     return lambda scene, chance: chance.choice(scene.agents()).send(number)
 
 
 def to_the_launcher(number: signal.Signals) -> Callable[[Scene, random.Random], None]:
-    """The signal to the command itself."""
+    """Send a signal to the launcher."""
 
     def inflict(scene: Scene, chance: random.Random) -> None:
         assert scene.launcher is not None
@@ -35,7 +35,7 @@ def to_the_launcher(number: signal.Signals) -> Callable[[Scene, random.Random], 
 
 
 def kill_all_at_once(scene: Scene, chance: random.Random) -> None:
-    """As when the machine loses its power: all stand still before the first is gone."""
+    """Kill all processes as in a power failure: all are suspended before the first one is killed."""
     processes = scene.processes()
     for number in (signal.SIGSTOP, signal.SIGKILL):
         for seen in processes:
@@ -43,11 +43,11 @@ def kill_all_at_once(scene: Scene, chance: random.Random) -> None:
 
 
 def kill_a_starting_rank(scene: Scene, chance: random.Random) -> None:
-    """A rank dies; another one dies while the job starts again."""
+    """Kill a rank, and another one while the job restarts."""
     old = {seen.name for seen in scene.ranks()}
     chance.choice(scene.ranks()).send(signal.SIGKILL)
 
-    def new() -> list[Seen]:
+    def new() -> list[ProcessInfo]:
         found = scene.ranks()
         return [] if old & {seen.name for seen in found} else found
 
@@ -55,7 +55,7 @@ def kill_a_starting_rank(scene: Scene, chance: random.Random) -> None:
     chance.choice(found).send(signal.SIGKILL)
 
 
-def kill_inside_a_checkpoint(scene: Scene, chance: random.Random) -> None:
+def kill_during_a_checkpoint(scene: Scene, chance: random.Random) -> None:
     """A rank dies while its checkpoint is being written: a partial folder is there."""
     victim = chance.choice(scene.ranks())
     folder = scene.run_dir / "checkpoints"
@@ -73,10 +73,10 @@ def kill_inside_a_checkpoint(scene: Scene, chance: random.Random) -> None:
 
 
 def kill_an_idle_worker(scene: Scene, chance: random.Random) -> None:
-    """A loader worker dies between two samples.
+    """Kill a loader worker between two samples.
 
-    Its rank is held meanwhile, so that the worker has read ahead and waits. One that dies at a sample costs
-    that sample its place in the run, as promised (tests/data_tools/stream/test_worker_pool.py).
+    Its rank is suspended meanwhile, so that the worker has read ahead and waits. The sample of a worker that
+    dies while it reads is skipped (tests/data_tools/stream/test_worker_pool.py).
     """
     held = chance.choice(scene.ranks())
     servers = {seen.pid for seen in scene.processes() if seen.parent == held.pid}
@@ -85,24 +85,24 @@ def kill_an_idle_worker(scene: Scene, chance: random.Random) -> None:
     try:
         scene.wait_for("an idle loader worker", lambda: _is_idle(worker))
         worker.send(signal.SIGKILL)
-        scene.wait_for("the end of a killed worker", lambda: look_at(worker.pid) is None)
+        scene.wait_for("the end of a killed worker", lambda: read_process(worker.pid) is None)
     finally:
         held.send(signal.SIGCONT)
 
 
-def _is_idle(worker: Seen) -> bool:
+def _is_idle(worker: ProcessInfo) -> bool:
     looks = []
-    for _ in range(_IDLE_LOOKS):
-        now = look_at(worker.pid)
+    for _ in range(_IDLE_SAMPLES):
+        now = read_process(worker.pid)
         if now is None:
-            raise PromiseBroken(f"loader worker {worker.pid} has ended while its rank was held")
+            raise WrongReaction(f"loader worker {worker.pid} has ended while its rank was held")
         looks.append((now.state, now.cpu_ticks))
         time.sleep(0.05)
     return set(looks) == {("S", looks[0][1])}
 
 
-def freeze_and_thaw(scene: Scene, chance: random.Random) -> None:
-    """A rank stands still for less than timeouts.step_s."""
+def suspend_briefly(scene: Scene, chance: random.Random) -> None:
+    """Suspend a rank for less than timeouts.step_s."""
     victim = chance.choice(scene.ranks())
     victim.send(signal.SIGSTOP)
     time.sleep(1.0)
@@ -110,23 +110,23 @@ def freeze_and_thaw(scene: Scene, chance: random.Random) -> None:
 
 
 def kill_a_host(scene: Scene, chance: random.Random) -> None:
-    """A host loses its power; it is found running again after the job has gone on without it."""
-    chance.choice(hosts_at_work(scene)).kill()
+    """Kill a host; `restore_hosts` starts it again."""
+    chance.choice(active_hosts(scene)).kill()
 
 
 def cut_a_link(scene: Scene, chance: random.Random) -> None:
-    """A host's network is gone, and its processes are not."""
-    chance.choice(hosts_at_work(scene)).disconnect()
+    """Disconnect a host; its processes keep running."""
+    chance.choice(active_hosts(scene)).disconnect()
 
 
-def hosts_at_work(scene: Scene) -> list[Host]:
-    """Those that have processes of the job: one that came back meanwhile waits for the next start."""
+def active_hosts(scene: Scene) -> list[Host]:
+    """Return the hosts with processes of the job; a restored host has none until the next start."""
     pids = {seen.pid for seen in scene.ranks()}
     return [host for host in scene.hosts if pids & set(host.processes())]
 
 
-def bring_the_hosts_back(scene: Scene) -> None:
-    """Power and network are there again."""
+def restore_hosts(scene: Scene) -> None:
+    """Start killed hosts and reconnect the others."""
     for host in scene.hosts:
         if host.processes():
             host.reconnect()
@@ -135,18 +135,18 @@ def bring_the_hosts_back(scene: Scene) -> None:
 
 
 def kill_a_connection(scene: Scene, chance: random.Random) -> None:
-    """The ssh that the launcher started for a host dies."""
+    """Kill the ssh process that the launcher started for a host."""
     connections = [seen for seen in scene.processes() if Path(seen.argv[0]).name == "ssh"]
     chance.choice(connections).send(signal.SIGKILL)
 
 
-def fill_the_checkpoints_disk(scene: Scene, chance: random.Random) -> None:
+def fill_checkpoint_disk(scene: Scene, chance: random.Random) -> None:
     """No disk space for the next checkpoint."""
     assert scene.checkpoint_disk is not None
     scene.checkpoint_disk.fill()
 
 
-def fill_the_logs_disk(scene: Scene, chance: random.Random) -> None:
+def fill_log_disk(scene: Scene, chance: random.Random) -> None:
     """No disk space for metrics, sample keys, TensorBoard and logs, for two checkpoint intervals."""
     assert scene.disk is not None
     before, saves = scene.metrics_step(), scene.committed()
@@ -159,20 +159,20 @@ def fill_the_logs_disk(scene: Scene, chance: random.Random) -> None:
         )
     finally:
         scene.disk.free()
-    freed = scene.newest_sound()
+    freed = scene.newest_intact()
     scene.wait_for(
         "metrics after the logs' disk was freed", lambda: scene.metrics_step() > freed, while_it_runs=True
     )
-    scene.full_spells.append((max(before - 1, 0), scene.metrics_step()))
+    scene.full_disk_steps.append((max(before - 1, 0), scene.metrics_step()))
 
 
-def damage_the_newest(how: Callable[[Path, random.Random], None]) -> Callable[[Scene, random.Random], None]:
-    """The job is killed, and the newest of its checkpoints is no longer what it was."""
+def damage_newest(how: Callable[[Path, random.Random], None]) -> Callable[[Scene, random.Random], None]:
+    """Kill the job and damage its newest checkpoint."""
 
     def inflict(scene: Scene, chance: random.Random) -> None:
-        scene.wait_for("two sound checkpoints", lambda: len(set(scene.committed()) - scene.damaged) >= 2)
+        scene.wait_for("two intact checkpoints", lambda: len(set(scene.committed()) - scene.damaged) >= 2)
         kill_all_at_once(scene, chance)
-        scene.wait_for("everybody's end", scene.has_ended)
+        scene.wait_for("the end of all processes", scene.has_ended)
         newest = max(set(scene.committed()) - scene.damaged)
         how(scene.checkpoint(newest[0]), chance)
         scene.damaged |= {entry for entry in scene.committed() if entry[0] == newest[0]}
@@ -181,45 +181,45 @@ def damage_the_newest(how: Callable[[Path, random.Random], None]) -> Callable[[S
 
 
 def flip_a_bit(folder: Path, chance: random.Random) -> None:
-    """In the middle of the largest file."""
+    """Flip a bit of the largest file."""
     victim = max(folder.rglob("*.*"), key=lambda path: path.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
     victim.write_bytes(content)
 
 
-def cut_a_file(folder: Path, chance: random.Random) -> None:
-    """The largest file loses its end."""
+def truncate_a_file(folder: Path, chance: random.Random) -> None:
+    """Truncate the largest file."""
     victim = max(folder.rglob("*.*"), key=lambda path: path.stat().st_size)
     with victim.open("r+b") as file:
         file.truncate(chance.randrange(victim.stat().st_size))
 
 
-def lose_the_manifest(folder: Path, chance: random.Random) -> None:
-    """As if the folder had been copied in part."""
+def remove_manifest(folder: Path, chance: random.Random) -> None:
+    """Remove the manifest, as in an incomplete copy."""
     (folder / "manifest.json").unlink()
 
 
-def lose_a_file(folder: Path, chance: random.Random) -> None:
-    """A file of values is gone."""
+def remove_a_file(folder: Path, chance: random.Random) -> None:
+    """Remove a shard file."""
     chance.choice(sorted(folder.glob("*.safetensors"))).unlink()
 
 
-def has_two_disks(scene: Scene) -> bool:
-    """Whether logs and checkpoints can be filled apart."""
+def has_checkpoint_disk(scene: Scene) -> bool:
+    """Check whether the checkpoints have a disk of their own."""
     return scene.checkpoint_disk is not None
 
 
 def has_hosts(scene: Scene) -> bool:
-    """Whether the job runs on hosts that can be cut off and killed."""
+    """Check whether the job runs on hosts that can be disconnected and killed."""
     return bool(scene.hosts)
 
 
 def has_several_ranks(scene: Scene) -> bool:
-    """Whether a process that stands still leaves others who notice."""
+    """Check whether the job has other ranks that notice a suspended one."""
     return len(scene.ranks()) > 1
 
 
 def has_agents(scene: Scene) -> bool:
-    """Whether somebody besides the launcher looks after the job's processes."""
+    """Check whether the job has agents."""
     return bool(scene.agents())

@@ -1,4 +1,4 @@
-"""One run under a launcher, and the scheduler that gives the same command again when it has ended."""
+"""One run under a launcher, observed from outside; `start` repeats its command."""
 
 import contextlib
 import os
@@ -11,29 +11,29 @@ from pathlib import Path
 from typing import TypeVar
 
 from tests.chaos.disks import Disk
-from tests.chaos.seen import Seen, agents, loader_workers, processes_of, ranks
+from tests.chaos.seen import ProcessInfo, agents, loader_workers, processes_of, ranks
 from tests.launch.hosts import Host
 
 Found = TypeVar("Found")
 
-BOUND_S = 180.0  # whatever is promised happens within it, on a busy machine too
+BOUND_S = 180.0  # limit of every reaction, also on a busy machine
 _TICK_S = 0.02
 _LAST_LINES = 60
 _TAIL_BYTES = 4096  # of metrics.jsonl: more than a few lines
 
 
-class PromiseBroken(AssertionError):
-    """Something that docs/reliability.md promises did not happen."""
+class WrongReaction(AssertionError):
+    """The reaction to a fault is not the one in docs/reliability.md."""
 
 
 class Scene:
-    """A run folder, the command that trains in it, and what can be seen of both from outside.
+    """A run folder, its launch command, and their state as seen from outside.
 
     Attributes:
-        hosts: where the job's processes are, if not on this machine.
-        full_spells: while the logs' disk was full, lines may lack: from which step on, and up to which.
-        damaged: checkpoints that were spoilt, as `committed` had them.
-        worlds: the numbers of processes that the run has had.
+        hosts: hosts of the job's processes, if not this machine.
+        full_disk_steps: first and last steps while the log disk was full; their lines may be missing.
+        damaged: damaged checkpoints, as listed by `committed`.
+        worlds: the world sizes of the run so far.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Scene:
         self.disk = disk
         self.hosts = list(hosts)
         self.checkpoint_disk: Disk | None = None
-        self.full_spells: list[tuple[int, int]] = []
+        self.full_disk_steps: list[tuple[int, int]] = []
         self.damaged: set[tuple[int, int]] = set()
         self.worlds: set[int] = set()
         self._repo = repo
@@ -58,10 +58,10 @@ class Scene:
         self.launcher: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Give the command, as the user or a scheduler would."""
+        """Start the launch command, as a user or a scheduler does."""
         if (
             signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        ):  # as a shell's `&` has it, and children inherit it
+        ):  # set by a shell's `&`, and inherited by children
             signal.signal(signal.SIGINT, signal.default_int_handler)
         with self.terminal.open("ab") as output:
             self.launcher = subprocess.Popen(
@@ -73,88 +73,88 @@ class Scene:
                 stderr=subprocess.STDOUT,
             )
 
-    def processes(self) -> list[Seen]:
+    def processes(self) -> list[ProcessInfo]:
         return processes_of(self.run_dir)
 
-    def ranks(self) -> list[Seen]:
+    def ranks(self) -> list[ProcessInfo]:
         return ranks(self.processes())
 
-    def agents(self) -> list[Seen]:
+    def agents(self) -> list[ProcessInfo]:
         return agents(self.processes())
 
-    def workers(self) -> list[Seen]:
+    def workers(self) -> list[ProcessInfo]:
         return loader_workers(self.processes())
 
     def exit_code(self) -> int | None:
-        """The launcher's, once it has ended."""
+        """Exit code of the launcher; None while it runs."""
         return None if self.launcher is None else self.launcher.poll()
 
     def has_ended(self) -> bool:
-        """Neither the launcher nor anybody whom it started is there."""
+        """Check that the launcher and all its processes have ended."""
         return self.exit_code() is not None and not self.processes()
 
     def step(self) -> int:
-        """The last step that is known from outside: the last line of metrics, or the newest checkpoint."""
-        return max(self.metrics_step(), self.newest_sound())
+        """Number of steps by the last line of the metrics or the newest checkpoint."""
+        return max(self.metrics_step(), self.newest_intact())
 
     def metrics_step(self) -> int:
-        """The same from the metrics alone: it falls back when a run goes on from a checkpoint."""
+        """Number of steps by the metrics alone; it decreases when a run continues from a checkpoint."""
         path = self.run_dir / "metrics.jsonl"
         tail = path.read_bytes()[-_TAIL_BYTES:].decode() if path.exists() else ""
         steps = re.findall(r'^{"step": (\d+),.*}\n', tail, re.M)
         return int(steps[-1]) + 1 if steps else 0
 
     def committed(self) -> list[tuple[int, int]]:
-        """The checkpoints that bear their final names, oldest first: step, and when it was written."""
+        """Complete checkpoints, oldest first: step and time of writing."""
         found = []
         for path in (self.run_dir / "checkpoints").glob("step-*[0-9]"):
-            with contextlib.suppress(FileNotFoundError):  # an old one, dropped just now
+            with contextlib.suppress(FileNotFoundError):  # dropped meanwhile
                 found.append((int(path.name.removeprefix("step-")), path.stat().st_mtime_ns))
         return sorted(found)
 
-    def newest_sound(self) -> int:
-        """The step of the newest checkpoint that nobody has spoilt; 0 for none."""
+    def newest_intact(self) -> int:
+        """Step of the newest checkpoint without injected damage; 0 for none."""
         return max([0, *(step for step, written in self.committed() if (step, written) not in self.damaged)])
 
     def checkpoint(self, step: int) -> Path:
         return self.run_dir / "checkpoints" / f"step-{step:08d}"
 
-    def said(self) -> str:
-        """What the launcher has printed, of all commands."""
+    def output(self) -> str:
+        """Output of the launcher in all starts."""
         return self.terminal.read_text(errors="replace") if self.terminal.exists() else ""
 
-    def resumed_at(self, said_before: int) -> int | None:
-        """From which step the run last went on, as the first process said after that many letters."""
-        found = re.findall(r"continuing at step (\d+)", self.said()[said_before:])
+    def resumed_at(self, offset: int) -> int | None:
+        """Step at which the run last continued, by the output after that many characters."""
+        found = re.findall(r"continuing at step (\d+)", self.output()[offset:])
         return int(found[-1]) if found else None
 
     def wait_for(
         self, what: str, look: Callable[[], Found], *, bound_s: float = BOUND_S, while_it_runs: bool = False
     ) -> Found:
-        """Look until there is something to see.
+        """Poll `look` until it returns a true value.
 
         Args:
-            while_it_runs: the launcher must not end meanwhile.
+            while_it_runs: fail if the launcher ends.
 
         Raises:
-            PromiseBroken: there was nothing within the bound, or the launcher ended meanwhile; the message
-                has the last lines of the terminal.
+            WrongReaction: the time is over, or the launcher ended; the message has the last lines of the
+                output.
         """
         deadline_s = time.monotonic() + bound_s
         while time.monotonic() < deadline_s:
             if found := look():
                 return found
             if while_it_runs and self.exit_code() is not None:
-                raise PromiseBroken(f"the launcher has ended; awaited was: {what}\n{self.picture()}")
+                raise WrongReaction(f"the launcher ended while waiting for {what}\n{self.describe()}")
             time.sleep(_TICK_S)
-        raise PromiseBroken(f"not within {bound_s:g} s: {what}\n{self.picture()}")
+        raise WrongReaction(f"not within {bound_s:g} s: {what}\n{self.describe()}")
 
-    def picture(self) -> str:
-        """What one needs to see when a promise was broken."""
+    def describe(self) -> str:
+        """Describe the state of the run for an error."""
         left = "\n".join(
             f"  {seen.pid} {seen.state} {' '.join(seen.argv)[:150]}" for seen in self.processes()
         )
-        last = "\n".join(self.said().splitlines()[-_LAST_LINES:])
+        last = "\n".join(self.output().splitlines()[-_LAST_LINES:])
         saved = [step for step, _ in self.committed()]
         return (
             f"step {self.step()}, checkpoints {saved}, exit code {self.exit_code()}\n"

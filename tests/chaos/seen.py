@@ -1,4 +1,4 @@
-"""The processes of one run, found by what they were started with, and their parts in it."""
+"""Processes of one run, found by their command lines and environments, and their roles."""
 
 import os
 import signal
@@ -10,13 +10,13 @@ PROC = Path("/proc")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """One process, as it was when it was looked at.
+class ProcessInfo:
+    """State of one process.
 
     Attributes:
-        began: when it started, in clock ticks; with `pid` it names a process for good.
+        began: start time in clock ticks; `pid` and `began` identify a process.
         state: "R", "S", "T", ... as in proc(5).
-        cpu_ticks: processor time that it has used.
+        cpu_ticks: used CPU time.
         rank: rank of a process of the job, else None.
     """
 
@@ -33,14 +33,14 @@ class Seen:
         return self.pid, self.began
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, unless the process is gone and its number given to another."""
-        now = look_at(self.pid)
+        """Send a signal, unless the process has ended and its PID is reused."""
+        now = read_process(self.pid)
         if now is not None and now.name == self.name:
             os.kill(self.pid, number)
 
 
-def look_at(pid: int) -> Seen | None:
-    """One process; None where it is gone, or a zombie that nobody has fetched yet."""
+def read_process(pid: int) -> ProcessInfo | None:
+    """Read the state of a process; None if it has ended or is a zombie."""
     try:
         argv = (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
         fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(") ")[2].split()
@@ -51,9 +51,9 @@ def look_at(pid: int) -> Seen | None:
         return None
     environment = dict(entry.partition("=")[::2] for entry in entries)
     module = argv[argv.index("-m") + 1 :][:2] if "-m" in argv else []
-    is_room = module == ["kinemae", "pretrain"] and "--dry-run" not in argv
-    is_job = is_room and "RANK" in environment
-    return Seen(
+    is_pretrain = module == ["kinemae", "pretrain"] and "--dry-run" not in argv
+    is_job = is_pretrain and "RANK" in environment
+    return ProcessInfo(
         pid=pid,
         parent=int(fields[1]),
         began=int(fields[19]),
@@ -64,28 +64,28 @@ def look_at(pid: int) -> Seen | None:
     )
 
 
-def processes_of(run_dir: Path) -> list[Seen]:
+def processes_of(run_dir: Path) -> list[ProcessInfo]:
     """List processes that name the run folder, without this process and its parents."""
-    own = set(_line_of(os.getpid()))
+    own = set(_ancestors(os.getpid()))
     pids = [int(path.name) for path in PROC.iterdir() if path.name.isdigit()]
-    found = (look_at(pid) for pid in pids if pid not in own and _mentions(pid, bytes(run_dir)))
+    found = (read_process(pid) for pid in pids if pid not in own and _mentions(pid, bytes(run_dir)))
     return [seen for seen in found if seen is not None]
 
 
-def ranks(processes: Iterable[Seen]) -> list[Seen]:
-    """The job's own processes, by rank."""
+def ranks(processes: Iterable[ProcessInfo]) -> list[ProcessInfo]:
+    """The training processes of the job, by rank."""
     return sorted(
         (seen for seen in processes if seen.rank is not None), key=lambda seen: (seen.rank, seen.pid)
     )
 
 
-def agents(processes: Iterable[Seen]) -> list[Seen]:
-    """Those who look after one host's processes."""
+def agents(processes: Iterable[ProcessInfo]) -> list[ProcessInfo]:
+    """The agents of the hosts."""
     return [seen for seen in processes if "python" in seen.argv[0] and _is_agent(seen.argv)]
 
 
-def loader_workers(processes: Iterable[Seen]) -> list[Seen]:
-    """Those who read for a rank: forked from the server that each rank has for them."""
+def loader_workers(processes: Iterable[ProcessInfo]) -> list[ProcessInfo]:
+    """Loader workers of all ranks: children of the fork server of each rank."""
     of_ranks = {seen.pid for seen in ranks(processes)}
     servers = {seen.pid for seen in processes if seen.parent in of_ranks and "forkserver" in str(seen.argv)}
     return [seen for seen in processes if seen.parent in servers]
@@ -102,7 +102,7 @@ def _mentions(pid: int, text: bytes) -> bool:
         return False
 
 
-def _line_of(pid: int) -> list[int]:
+def _ancestors(pid: int) -> list[int]:
     line = []
     while pid:
         line.append(pid)

@@ -1,4 +1,4 @@
-"""What the chaos is done to: a small pretraining, its undisturbed run, and ways to launch it."""
+"""A small pretraining for the chaos test, its undisturbed run, and the commands that launch it."""
 
 import sys
 from collections.abc import Sequence
@@ -26,49 +26,48 @@ engine: {{device: cpu, cpu_threads: 1}}
 log: {{every_steps: 1, samples: true}}
 pictures: {{every_steps: 0}}
 monitor: {{every_steps: 0}}
-watch: {{step_s: 10, straggler_ratio: 100}}
+timeouts: {{step_s: 10, straggler_ratio: 100}}
 """
-# Who is frozen or cut off is not waited for long; faults may come faster than checkpoints.
-PATIENCE = ("max_restarts=10", "grace_s=3", "heartbeat_timeout_s=10")
-LOCAL = ("local", f"processes={PROCESSES}", *PATIENCE)
+# Short timeouts for suspended and disconnected processes; faults may come faster than checkpoints.
+SHORT_TIMEOUTS = ("max_restarts=10", "grace_s=3", "heartbeat_timeout_s=10")
+LOCAL = ("local", f"processes={PROCESSES}", *SHORT_TIMEOUTS)
 
 
 def write_config(folder: Path, shards: Path) -> Path:
-    """The run's config, without its `run_dir`."""
+    """Write the config of the run, without `run_dir`."""
     path = folder / "chaos.yaml"
     path.write_text(SMALL_RUN.format(steps=STEPS, shards=shards))
     return path
 
 
 def launched(cluster: Sequence[str], config: Path, run_dir: Path) -> list[str]:
-    """The command, as documented; `cluster` is the kind, its file and its overrides."""
-    return [
-        sys.executable, "-m", "launch", *cluster, "--", "pretrain", str(config), f"run_dir={run_dir}",
-    ]  # fmt: skip
+    """Build the launch command; `cluster` is the kind, its file and its overrides."""
+    training = ["pretrain", str(config), f"run_dir={run_dir}"]
+    return [sys.executable, "-m", "kinemae", "launch", *cluster, "--", *training]
 
 
 def run_undisturbed(folder: Path, config: Path, repo: Path) -> Path:
-    """The run that nothing happens to; its folder."""
+    """Run without faults; return the run folder."""
     run_dir = folder / "undisturbed"
     scene = Scene(run_dir, launched(LOCAL, config, run_dir), repo=repo)
     scene.start()
     try:
         scene.wait_for("the undisturbed run's end", scene.has_ended, bound_s=600)
-        assert scene.exit_code() == 0, scene.picture()
+        assert scene.exit_code() == 0, scene.describe()
     finally:
         scene.close()
     return run_dir
 
 
 def local_scene(folder: Path, config: Path, repo: Path) -> Scene:
-    """Two processes on this machine, on a disk of their own where this user may mount one."""
+    """Two processes on this machine, on a separate disk if this user may mount one."""
     disk = Disk(folder) if can_mount() else None
     folder.mkdir(parents=True, exist_ok=True)
     return Scene(folder / "run", launched(LOCAL, config, folder / "run"), repo=repo, disk=disk)
 
 
 def scene_on_hosts(folder: Path, config: Path, repo: Path, network: Network) -> Scene:
-    """A process on each host of a network; the launcher is on this machine."""
+    """One process on each host of a network; the launcher runs on this machine."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = launched(["ssh", *network.overrides(), *PATIENCE], config, folder / "run")
+    command = launched(["ssh", *network.overrides(), *SHORT_TIMEOUTS], config, folder / "run")
     return Scene(folder / "run", command, repo=repo, hosts=network.hosts)

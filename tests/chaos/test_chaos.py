@@ -1,4 +1,4 @@
-"""Whatever happens to a job, it ends or goes on as promised, and its result is that of an undisturbed run.
+"""After each fault a job reacts as documented, and its result equals that of an undisturbed run.
 
 The name of a test contains the seed of its faults; `make test-nightly` takes the date and more time.
 `python -m tests.benchmarks.chaos` runs for a given time.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.campaign import Deck, disturb
+from tests.chaos.campaign import FaultQueue, disturb
 from tests.chaos.faults import FAULTS
 from tests.chaos.scene import Scene
 from tests.chaos.setting import STEPS, local_scene, run_undisturbed, scene_on_hosts, write_config
@@ -20,7 +20,7 @@ from tests.chaos.verdict import check
 from tests.launch.hosts import hosts_on_this_machine, why_no_hosts
 from tests.seeds import IS_NIGHTLY, SEED
 
-# Of faults; what has begun by then is followed to its end.
+# Time for faults; the run then continues to its end.
 LOCAL_S, HOSTS_S = (900.0, 600.0) if IS_NIGHTLY else (110.0, 80.0)
 
 pytestmark = [
@@ -34,14 +34,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, synth_shards: Path, repo: Path) -> Path:
-    """The run that nothing happened to, beside the config of all."""
+    """The undisturbed run, in one folder with the config."""
     folder = tmp_path_factory.mktemp("chaos")
     return run_undisturbed(folder, write_config(folder, synth_shards / "unlabelled"), repo)
 
 
 @pytest.fixture(autouse=True)
-def told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """What was done, when, and what followed, is shown with a failure."""
+def log_faults(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Log the faults and reactions; pytest shows them for a failure."""
     with caplog.at_level(logging.INFO, "chaos"):
         yield
 
@@ -49,7 +49,9 @@ def told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def survive(scene: Scene, undisturbed: Path, *, seed: int, seconds: float) -> None:
     chance = random.Random(seed)
     try:
-        kept = disturb(scene, Deck(FAULTS, chance), chance, last=STEPS, until_s=time.monotonic() + seconds)
+        kept = disturb(
+            scene, FaultQueue(FAULTS, chance), chance, last=STEPS, until_s=time.monotonic() + seconds
+        )
         assert kept
         check(scene, undisturbed, bitwise=len(scene.worlds) == 1)
     finally:

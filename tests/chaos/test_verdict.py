@@ -1,4 +1,4 @@
-"""The judge of the chaos test is not blind: whatever a fault could leave behind is found."""
+"""The comparison of the chaos test detects every difference that a fault could leave."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.scene import PromiseBroken, Scene
+from tests.chaos.scene import Scene, WrongReaction
 from tests.chaos.verdict import check
 
 STEPS = 40
@@ -54,7 +54,7 @@ def repeat_a_line(run_dir: Path) -> None:
         file.write(json.dumps(metrics(7)) + "\n")
 
 
-def see_a_sample_twice(run_dir: Path) -> None:
+def repeat_a_sample(run_dir: Path) -> None:
     keys = [{"step": step, "keys": [f"{max(step, 1)}-1"]} for step in range(STEPS)]
     write_lines(run_dir / "samples" / "rank-00001.jsonl", keys)
 
@@ -74,15 +74,15 @@ def test_equal_runs_pass(scene: Scene, undisturbed: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda run: change(run, 9, loss=0.1 + 1e-9), "loss of step 9"),
         (lambda run: change(run, 9, samples=8), "samples of step 9"),
         (lambda run: lose_lines(run, 5, 6), r"no metrics of steps \[5, 6\]"),
         (repeat_a_line, r"steps twice: \[7\]"),
-        (see_a_sample_twice, "step 0 saw"),
+        (repeat_a_sample, "step 0 saw"),
         (lambda run: (run / "encoder" / "encoder.safetensors").write_bytes(b"others"), "encoder"),
-        (lambda run: (run / "checkpoints" / "step-1.partial").mkdir(), "left behind"),
+        (lambda run: (run / "checkpoints" / "step-1.partial").mkdir(), "left over"),
         (
             lambda run: (run / "checkpoints" / f"step-{STEPS:08d}").rename(run / "gone"),
             "step 40, checkpoints",
@@ -91,9 +91,9 @@ def test_equal_runs_pass(scene: Scene, undisturbed: Path) -> None:
     ],
 )
 def test_every_difference_is_found(
-    scene: Scene, undisturbed: Path, spoil: Callable[[Path], object], message: str
+    scene: Scene, undisturbed: Path, damage: Callable[[Path], object], message: str
 ) -> None:
-    spoil(scene.run_dir)
+    damage(scene.run_dir)
     with pytest.raises(AssertionError, match=message):
         check(scene, undisturbed, bitwise=True)
 
@@ -107,7 +107,7 @@ def test_another_number_of_processes_has_a_tolerance(scene: Scene, undisturbed: 
 
 
 def test_lines_may_be_missing_only_while_the_disk_was_full(scene: Scene, undisturbed: Path) -> None:
-    scene.full_spells.append((4, 8))
+    scene.full_disk_steps.append((4, 8))
     lose_lines(scene.run_dir, 4, 8)
     check(scene, undisturbed, bitwise=True)
     lose_lines(scene.run_dir, 4, 9)
@@ -118,7 +118,7 @@ def test_lines_may_be_missing_only_while_the_disk_was_full(scene: Scene, undistu
 def test_a_remaining_process_is_found(scene: Scene, undisturbed: Path) -> None:
     left = subprocess.Popen([sys.executable, "-c", "input()", str(scene.run_dir)], stdin=subprocess.PIPE)
     try:
-        scene.wait_for("its arguments in /proc, which come a little after it", scene.processes)
+        scene.wait_for("its arguments in /proc", scene.processes)
         with pytest.raises(AssertionError, match=str(left.pid)):
             check(scene, undisturbed, bitwise=True)
     finally:
@@ -129,7 +129,7 @@ def test_a_remaining_process_is_found(scene: Scene, undisturbed: Path) -> None:
 
 def test_wait_for_has_a_time_limit(scene: Scene) -> None:
     scene.launcher = subprocess.Popen([sys.executable, "-c", "raise SystemExit(4)"])
-    with pytest.raises(PromiseBroken, match=r"the launcher has ended; awaited was: a wonder\n.*exit code 4"):
+    with pytest.raises(WrongReaction, match=r"the launcher ended while waiting for a wonder\n.*exit code 4"):
         scene.wait_for("a wonder", lambda: False, while_it_runs=True)
-    with pytest.raises(PromiseBroken, match=r"not within 0\.1 s: a wonder"):
+    with pytest.raises(WrongReaction, match=r"not within 0\.1 s: a wonder"):
         scene.wait_for("a wonder", lambda: False, bound_s=0.1)

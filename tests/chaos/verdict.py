@@ -1,4 +1,4 @@
-"""Whether a disturbed run ended up as the undisturbed one."""
+"""Compare a disturbed run with the undisturbed one."""
 
 import json
 import math
@@ -8,27 +8,27 @@ from typing import Any
 
 from tests.chaos.scene import Scene
 
-# What a step computes, and which samples it saw. Times, memory and shares of waiting are the machine's.
+# Results and samples of a step. Times, memory and wait fractions depend on the machine.
 COMPARED = ("loss", "grad_norm", "lr", "samples", "skipped_clips")
-TOLERANCE = 1e-5  # relative, fp32, where the number of processes changed on the way
-NORM_TOLERANCE = 1e-3  # of gradient norms, which are small beside the sums that they come from
+TOLERANCE = 1e-5  # relative, fp32, if the number of processes changed
+NORM_TOLERANCE = 1e-3  # for gradient norms, which are small relative to their summands
 
 
 def check(scene: Scene, undisturbed: Path, *, bitwise: bool) -> None:
-    """Compare two finished runs: curve, samples, encoder; and look for what should not be left.
+    """Compare two finished runs (metrics, samples, encoder); check that no process or file is left over.
 
     Raises:
-        AssertionError: says what differs.
+        AssertionError: describes the difference.
     """
     found, expected = (_lines(folder / "metrics.jsonl") for folder in (scene.run_dir, undisturbed))
-    _check_steps(found, expected, scene.full_spells)
+    _check_steps(found, expected, scene.full_disk_steps)
     for step, line in found.items():
         for name in COMPARED:
             _check_value(step, name, line[name], expected[step][name], bitwise=bitwise)
     keys, expected_keys = _keys(scene.run_dir), _keys(undisturbed)
     for step in range(len(expected)):
         if keys.get(step) != expected_keys[step]:
-            assert _is_in(step, scene.full_spells), (
+            assert _is_in(step, scene.full_disk_steps), (
                 f"step {step} saw {keys.get(step)}, not {expected_keys[step]}"
             )
     if bitwise:
@@ -44,9 +44,9 @@ def _lines(path: Path) -> dict[int, dict[str, Any]]:
     return {line["step"]: line for line in lines}
 
 
-def _check_steps(found: Any, expected: Any, full_spells: list[tuple[int, int]]) -> None:
-    lacking = [step for step in expected if step not in found and not _is_in(step, full_spells)]
-    assert not lacking, f"no metrics of steps {lacking}; the disk was full during {full_spells}"
+def _check_steps(found: Any, expected: Any, full_disk_steps: list[tuple[int, int]]) -> None:
+    lacking = [step for step in expected if step not in found and not _is_in(step, full_disk_steps)]
+    assert not lacking, f"no metrics of steps {lacking}; the disk was full during {full_disk_steps}"
     assert found.keys() <= expected.keys()
 
 
@@ -57,7 +57,7 @@ def _check_value(step: int, name: str, value: float, expected: float, *, bitwise
 
 
 def _keys(run_dir: Path) -> dict[int, Counter[str]]:
-    """What each step saw, over all processes."""
+    """Sample keys of each step, over all processes."""
     keys: dict[int, Counter[str]] = {}
     for path in (run_dir / "samples").glob("*.jsonl"):
         for line in path.read_text().splitlines():
@@ -71,10 +71,10 @@ def _is_in(step: int, spells: list[tuple[int, int]]) -> bool:
 
 
 def _check_nothing_is_left(scene: Scene, *, last: int) -> None:
-    assert not scene.processes(), scene.picture()
-    assert scene.newest_sound() == last, scene.picture()
+    assert not scene.processes(), scene.describe()
+    assert scene.newest_intact() == last, scene.describe()
     partial = sorted(scene.run_dir.rglob("*.partial"))
-    assert not partial, f"left behind: {partial}"
+    assert not partial, f"left over: {partial}"
     unlisted = [
         step for step, _ in scene.committed() if not (scene.checkpoint(step) / "manifest.json").exists()
     ]
