@@ -143,16 +143,5 @@ def _frame_sampling(clip: FinetuneClip) -> dict[str, Any]:
 
 def _encoder_shape(config: FinetuneConfig) -> EncoderShape:
     """Return the shape of `model.size` with the overrides in `model`."""
-    model = config.model
-    assert model.size is not None
-    return (
-        ModelConfig(
-            size=model.size,
-            patch_frames=model.patch_frames,
-            patch_size=model.patch_size,
-            width=model.width,
-            depth=model.depth,
-        )
-        .shape()
-        .encoder
-    )
+    assert config.model.size is not None
+    return ModelConfig(**vars(config.model)).shape().encoder

@@ -215,17 +215,8 @@ def _stored(sample: EncodedSample, video: SourceVideo) -> StoredSample:
     crc32 = taken = 0
     for block in read_blocks(sample.file or video.path, offset, length):
         crc32, taken = zlib.crc32(block, crc32), taken + len(block)
-    return StoredSample(
-        key=sample.key,
-        is_spooled=sample.file is not None,
-        extension=sample.extension,
-        length=taken,
-        crc32=crc32,
-        info=sample.info,
-        start_s=sample.start_s,
-        reference_stride=sample.reference_stride,
-        reference_phase=sample.reference_phase,
-    )
+    same = {name: value for name, value in vars(sample).items() if name != "file"}
+    return StoredSample(**same, is_spooled=sample.file is not None, length=taken, crc32=crc32)
 
 
 def _failed(job: Job, reason: str) -> TranscodeResult:
