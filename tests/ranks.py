@@ -57,7 +57,7 @@ class Ranks:
             said = [files.enter_context(log.open("w")) for log in self._logs]
             self.processes = start_ranks(2, "-m", *arguments, said=said)
 
-    def said(self, rank: int) -> str:
+    def output(self, rank: int) -> str:
         """Return the output of a process so far."""
         return self._logs[rank].read_text(encoding="utf-8", errors="replace")
 
@@ -67,8 +67,8 @@ class Ranks:
         while not is_so():
             ended = [rank for rank, process in enumerate(self.processes) if process.poll() is not None]
             if while_all_run:
-                assert not ended, f"rank {ended[0]} ended too soon:\n{self.said(ended[0])}"
-            assert time.monotonic() < deadline_s, self.said(0)
+                assert not ended, f"rank {ended[0]} ended too soon:\n{self.output(ended[0])}"
+            assert time.monotonic() < deadline_s, self.output(0)
             time.sleep(0.02)
 
     def exit_code(self, rank: int) -> int:

@@ -92,7 +92,7 @@ def _wait_for_step(scene: Scene, step: int) -> None:
 def inject(scene: Scene, fault: Fault, chance: random.Random) -> FaultResult:
     """Inject a fault and check the reaction."""
     before = scene.ranks()
-    said = len(scene.output())
+    offset = len(scene.output())
     step = scene.metrics_step()
     log.info("step %4d  %s ...", step, fault.name)
     begin_s = time.monotonic()
@@ -109,7 +109,7 @@ def inject(scene: Scene, fault: Fault, chance: random.Random) -> FaultResult:
             scene.start()
         # A disconnected process continues until it notices that, and may reach the last step.
         _wait_for_step(scene, min(furthest + 1, STEPS))
-        resumed = _check_resumed(scene, fault, said=said, newest=newest)
+        resumed = _check_resumed(scene, fault, offset=offset, newest=newest)
     except WrongReaction as broken:
         raise WrongReaction(f"{fault.name}, at step {step}: {broken}") from broken
     further_s = time.monotonic() - begin_s
@@ -123,11 +123,11 @@ def inject(scene: Scene, fault: Fault, chance: random.Random) -> FaultResult:
     )
 
 
-def _check_resumed(scene: Scene, fault: Fault, *, said: int, newest: int) -> int | None:
+def _check_resumed(scene: Scene, fault: Fault, *, offset: int, newest: int) -> int | None:
     """Check that the run continued from the newest intact checkpoint."""
     if fault.reaction is Reaction.CONTINUES:
         return None
-    resumed = scene.resumed_at(said) or 0
+    resumed = scene.resumed_at(offset) or 0
     if resumed < newest:
         raise WrongReaction(f"continued at step {resumed}, expected {newest}\n{scene.describe()}")
     return resumed

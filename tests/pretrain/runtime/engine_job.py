@@ -35,12 +35,12 @@ class Job:
     """A process that trains the model of the config several times with the same initial weights.
 
     Attributes:
-        asked: by stage, how many values this process read in each call of its last load.
+        requested: by stage, the number of values in each read of the last load.
     """
 
     def __init__(self, config: Path):
         self.config = config
-        self.asked: dict[int, list[int]] = {}
+        self.requested: dict[int, list[int]] = {}
         plan = self.plan(0)
         self.processes = plan.processes
         clips = training_clips(plan, plan.split)
@@ -110,15 +110,15 @@ class Job:
         return found
 
     def resume_all(self, folder: Path, other: int) -> dict[str, list[list[float]]]:
-        """Every state of this job at every stage, and each of the other's at one; see also `asked`."""
+        """Load every state of this job at every stage, and each of the other job at one stage."""
         found = {}
         for writer in (self.processes.world, other):
             for saved in STAGES:
                 read, updates = reader(self.states(folder, writer, saved))
                 for stage in STAGES if writer == self.processes.world else (3 - saved,):
                     plan, engine = self.engine(stage)
-                    asked = self.asked[stage] = []
-                    engine.load_shards(counted(read, asked), updates)
+                    requested = self.requested[stage] = []
+                    engine.load_shards(counted(read, requested), updates)
                     lines = self.train(engine, plan, range(SAVED_AT, STEPS))
                     found[f"{writer} {saved} {stage}"] = lines
         return found
@@ -155,11 +155,11 @@ def reader(paths: list[Path]) -> tuple[Callable[[str, str, int, int], Tensor], d
     return read, parts[0]["updates"]
 
 
-def counted(read: ReadShard, asked: list[int]) -> ReadShard:
+def counted(read: ReadShard, requested: list[int]) -> ReadShard:
     """Wrap a function and record the number of values that each call requests."""
 
     def read_and_count(name: str, kind: str, start: int, stop: int) -> Tensor:
-        asked.append(stop - start)
+        requested.append(stop - start)
         return read(name, kind, start, stop)
 
     return read_and_count
@@ -172,7 +172,7 @@ def main() -> None:
     job = Job(config)
     found = job.start_all(folder)
     found["resumed"] = job.resume_all(folder, other)
-    found["read"] = {stage: sum(asked) for stage, asked in job.asked.items()}
+    found["read"] = {stage: sum(requested) for stage, requested in job.requested.items()}
     name = f"world{job.processes.world}-rank{job.processes.rank}.json"
     (folder / name).write_text(json.dumps(found))
     destroy_process_group()

@@ -66,8 +66,8 @@ def test_a_run_applies_activation_checkpointing_and_compilation(
     """With a target of visible tokens there is no decoder, so only one kind of block to compile."""
     parts = ["target.name=noise", "model.depth=1", "steps=2", "monitor.every_steps=1", "monitor.clips=2"]
     config = small_config(*parts, "run_dir=plain")
-    asked = ["engine.compile=true", "engine.activation_checkpointing=true"]
-    run_module("pretrain", str(small_run), *parts, *asked)
+    requested = ["engine.compile=true", "engine.activation_checkpointing=true"]
+    run_module("pretrain", str(small_run), *parts, *requested)
     lines = read_metrics(Path(small_config().run_dir) / "metrics.jsonl")
     assert [line["loss"] for line in lines] == pytest.approx(plain_losses(config), rel=1e-5)
 

@@ -110,7 +110,7 @@ def test_a_resumed_process_of_an_earlier_start_changes_no_checkpoint(tmp_path: P
         time.sleep(0.001)
     assert len(stored_steps(tmp_path)) == 2, "each writes into a folder of its own"
     new.commit()
-    new.commit()  # waits for what is swept up
+    new.commit()  # waits for the removal
     assert stored_steps(tmp_path) == ["step-00000003"]
     with pytest.raises(CheckpointError, match="could not write the checkpoint of step 3"):
         old.commit()
@@ -212,7 +212,7 @@ def test_a_run_stops_if_all_checkpoints_are_damaged(tmp_path: Path) -> None:
         "restore one of them from a copy, or rename the folder to start again from step 0; keep it",
     ):
         checkpoints(tmp_path).load_newest(PlainEngine())
-    assert stored_steps(tmp_path) == ["step-00000001", "step-00000002"]  # another start must say the same
+    assert stored_steps(tmp_path) == ["step-00000001", "step-00000002"]  # another start gives the same error
 
 
 def test_a_skipped_damaged_checkpoint_is_quarantined(

@@ -49,14 +49,15 @@ for kill in range(kills):
     time.sleep(chance.random() * 0.2)
     os.kill(writer, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]) == -signal.SIGKILL, begun
-    said = begun + b"".join(iter(lambda: os.read(read, 1 << 16), b""))
+    output = begun + b"".join(iter(lambda: os.read(read, 1 << 16), b""))
     os.close(read)
-    committed = [int(line.split()[1]) for line in said.decode().splitlines() if line.startswith("committed")]
+    lines = output.decode().splitlines()
+    committed = [int(line.split()[1]) for line in lines if line.startswith("committed")]
     left = stored_steps(run_dir)
     engine = PlainEngine(shapes)
     step = checkpoints(run_dir).load_newest(engine).step
     found.append({
-        "step": step, "committed": max(committed, default=0), "sound": not step or engine.is_at(step),
+        "step": step, "committed": max(committed, default=0), "is_intact": not step or engine.is_at(step),
         "half": any("partial" in name for name in left),
     })
 print(json.dumps(found))
@@ -78,9 +79,9 @@ def test_twenty_kills_at_random_moments_lose_no_committed_checkpoint(tmp_path: P
     assert "damaged" not in ran.stderr
     found = json.loads(ran.stdout)
     assert len(found) == KILLS
-    assert all(entry["sound"] for entry in found), found
+    assert all(entry["is_intact"] for entry in found), found
     reached = 0
-    for entry in found:  # each start goes on from where the killed one was, and never falls behind
+    for entry in found:  # each start continues from the newest committed checkpoint
         assert entry["step"] >= max(entry["committed"], reached)
         reached = entry["step"]
     assert any(entry["half"] for entry in found), "no kill fell into a write: the test would prove nothing"

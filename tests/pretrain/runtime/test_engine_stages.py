@@ -69,8 +69,8 @@ def measured(
         )
     ]
     for process in jobs:
-        _, said = process.communicate(timeout=600)
-        assert process.returncode == 0, said[-3000:]
+        _, output = process.communicate(timeout=600)
+        assert process.returncode == 0, output[-3000:]
     found = {
         (world, rank): json.loads((folder / f"world{world}-rank{rank}.json").read_text())
         for world in WORLDS

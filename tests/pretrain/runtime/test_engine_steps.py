@@ -12,10 +12,10 @@ from tests.ranks import start_ranks
 def measured(world: int, stage: int, bucket_mb: int) -> list[dict[str, Any]]:
     """Counts of each step on the first process; see `step_job.py`."""
     job = start_ranks(world, "-m", "tests.pretrain.runtime.step_job", str(stage), str(bucket_mb))
-    said = [process.communicate(timeout=240) for process in job]
-    for process, (_, errors) in zip(job, said, strict=True):
+    outputs = [process.communicate(timeout=240) for process in job]
+    for process, (_, errors) in zip(job, outputs, strict=True):
         assert process.returncode == 0, errors[-3000:]
-    steps: list[dict[str, Any]] = json.loads(said[0][0].splitlines()[-1])
+    steps: list[dict[str, Any]] = json.loads(outputs[0][0].splitlines()[-1])
     assert len(steps) == STEPS
     return steps
 

@@ -60,11 +60,11 @@ def test_a_full_disk_for_logs_does_not_change_the_weights(
         (run_dir / "checkpoints").symlink_to(tmp_path / "roomy")
         training.callbacks = (FillsTheDisk(run_dir),)
         training.run()
-        told = [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")]
+        written = [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")]
         complete = [json.loads(text) for text in (run_dir / "metrics.jsonl").read_text().splitlines()]
         found = weights(run_dir)
-    assert told == [line["step"] for line in complete]
-    assert told[:3] == [0, 1, 2] and told[-9:] == list(range(21, STEPS)) and len(told) < STEPS
+    assert written == [line["step"] for line in complete]
+    assert written[:3] == [0, 1, 2] and written[-9:] == list(range(21, STEPS)) and len(written) < STEPS
     for title in ("metrics", "the incident of step 12"):
         assert sum(f"cannot write {title}" in message for message in caplog.messages) == 1, title
     assert "FillsTheDisk failed: no pictures today; training continues" in caplog.messages

@@ -20,16 +20,16 @@ def test_a_full_disk_drops_whole_lines_with_one_warning_each_time(
 ) -> None:
     monkeypatch.setattr(log, "propagate", True)
     path = tmp_path / "run" / "metrics.jsonl"
-    journal = JsonlWriter(path, first_step=0, title="metrics")
-    journal.write([line(0), line(1)])
+    writer = JsonlWriter(path, first_step=0, title="metrics")
+    writer.write([line(0), line(1)])
     with no_file_above(path.stat().st_size + 10):  # space for half a line
-        journal.write([line(2)])
-        journal.write([line(3)])
-        assert journal.is_failing
+        writer.write([line(2)])
+        writer.write([line(3)])
+        assert writer.is_failing
         assert [entry["step"] for entry in read_jsonl(path)] == [0, 1]
         assert path.read_text().endswith("\n")
-    journal.write([line(4)])
-    journal.close()
+    writer.write([line(4)])
+    writer.close()
     assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [0, 1, 4]
     (warning,) = caplog.messages
     assert "cannot write metrics" in warning and "training continues without it" in warning
@@ -40,9 +40,9 @@ def test_a_folder_that_cannot_be_created_gives_a_warning(
 ) -> None:
     monkeypatch.setattr(log, "propagate", True)
     (tmp_path / "file").write_text("")
-    journal = JsonlWriter(tmp_path / "file" / "metrics.jsonl", first_step=0, title="metrics")
-    journal.write([line(0)])
-    journal.close()
+    writer = JsonlWriter(tmp_path / "file" / "metrics.jsonl", first_step=0, title="metrics")
+    writer.write([line(0)])
+    writer.close()
     assert len(caplog.messages) == 1
 
 

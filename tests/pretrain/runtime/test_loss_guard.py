@@ -142,7 +142,7 @@ def test_a_run_killed_after_a_rollback_restores_its_omitted_steps(
     guarded: Callable[..., Path], small_config: Callable[..., PretrainConfig], tmp_path: Path
 ) -> None:
     class Killed:
-        """A watcher that ends the run right after the roll-back, before its next checkpoint."""
+        """Callback that ends the run after the rollback, before its next checkpoint."""
 
         def is_due(self, first_step: int, last_step: int) -> bool:
             return last_step == 9
@@ -191,8 +191,8 @@ def test_two_processes_roll_back_together_and_name_the_straggler(
     run_dir = tmp_path / "two"
     arguments = (str(small_run), *GUARDED, f"run_dir={run_dir}")
     with started(tmp_path, "tests.pretrain.runtime.bad_numbers", *arguments) as ranks:
-        assert ranks.exit_codes() == [0, 0], ranks.said(0) + ranks.said(1)
-        assert "step 5 was skipped on all processes" in ranks.said(0)
+        assert ranks.exit_codes() == [0, 0], ranks.output(0) + ranks.output(1)
+        assert "step 5 was skipped on all processes" in ranks.output(0)
     measured = [line for line in read_metrics(run_dir / "metrics.jsonl") if "slowest_rank" in line]
     assert {line["slowest_rank"] for line in measured} == {1}
     one = guarded("one", BAD_ON_THE_SECOND)

@@ -123,9 +123,9 @@ def test_two_processes_reduce_gather_broadcast_and_agree_on_flags(repo: Path) ->
         for rank in range(2)
     ]
     first, second = (json.loads(process.communicate(timeout=120)[0]) for process in started)
-    said = [[2.0, 10.0], [{"rank": 0}, {"rank": 1}], "from 0", [[0, True], [138, True], [0, False]]]
-    assert first == [True, *said]
-    assert second == [False, *said]
+    values = [[2.0, 10.0], [{"rank": 0}, {"rank": 1}], "from 0", [[0, True], [138, True], [0, False]]]
+    assert first == [True, *values]
+    assert second == [False, *values]
 
 
 CORES = """
@@ -154,12 +154,12 @@ print(json.dumps(found))
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_processes_bound_to_their_own_cores_do_not_divide_them() -> None:
     ranks = start_ranks(2, "-c", CORES)
-    said = [rank.communicate(timeout=120) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
+    outputs = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
     cores = len(os.sched_getaffinity(0)) // 2
     expected = [[0, 1], 1, [max(cores - 1, 0), 1], 1]
-    assert [json.loads(out) for out, _ in said] == [expected, expected]
-    first, second = (errors for _, errors in said)
+    assert [json.loads(out) for out, _ in outputs] == [expected, expected]
+    first, second = (errors for _, errors in outputs)
     assert (
         "each process: 1 of its machine's cores, 1 threads, 0 loader workers (data.num_workers=-1)" in first
     )

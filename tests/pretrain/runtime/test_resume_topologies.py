@@ -58,8 +58,8 @@ def drop_after(run_dir: Path, step: int) -> None:
 def go_on(small_run: Path, run_dir: Path, world: int, *overrides: str) -> None:
     """Continue a run to its end with a number of processes."""
     ranks = start_ranks(world, "-m", "pretrain", str(small_run), f"run_dir={run_dir}", *RUN, *overrides)
-    said = [rank.communicate(timeout=300)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * world, said
+    outputs = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world, outputs
 
 
 @pytest.mark.slow

@@ -49,11 +49,11 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_with_a_checkpoint(
         ranks.wait_until(lambda: has_done(run_dir, 5))
         ranks.processes[1].send_signal(signal.SIGUSR1)
         assert ranks.exit_codes() == [REQUEUE, REQUEUE]
-        assert "SIGUSR1 received" in ranks.said(1) and "SIGUSR1" not in ranks.said(0)
+        assert "SIGUSR1 received" in ranks.output(1) and "SIGUSR1" not in ranks.output(0)
         (checkpoint,) = (run_dir / "checkpoints").iterdir()
         step = json.loads((checkpoint / "state.json").read_text())["step"]
-        assert f"stopped at step {step} with a checkpoint; repeat the command to continue" in ranks.said(0)
-        assert "ended like all processes" in ranks.said(1)
+        assert f"stopped at step {step} with a checkpoint; repeat the command to continue" in ranks.output(0)
+        assert "ended like all processes" in ranks.output(1)
     shown = [len(read_metrics(run_dir / "samples" / f"rank-0000{rank}.jsonl")) for rank in (0, 1)]
     assert shown == [step, step] == [len(read_metrics(run_dir / "metrics.jsonl"))] * 2
 
@@ -66,9 +66,9 @@ def test_workers_of_a_killed_process_end_and_the_other_process_exits(small_run: 
         assert [len(ours) for ours in loaders] == [1, 1]
         os.kill(ranks.processes[1].pid, signal.SIGKILL)
         assert ranks.exit_code(0) == 1  # a crash: a supervisor starts the run again
-        said = ranks.said(0)
-        assert "lost the connection to another process (" in said and " by peer): its log states" in said
-        assert "Traceback" not in said
+        output = ranks.output(0)
+        assert "lost the connection to another process (" in output and " by peer): its log states" in output
+        assert "Traceback" not in output
         wait_for_end(ranks, [loader for ours in loaders for loader in ours])
 
 
@@ -82,9 +82,9 @@ def test_a_suspended_process_makes_the_other_log_its_stacks_and_exit_with_5(
         loaders = loaders_of(ranks.processes[0].pid)
         ranks.processes[1].send_signal(signal.SIGSTOP)
         assert ranks.exit_code(0) == STUCK
-        said = ranks.said(0)
-        assert "rank 0 on " in said and "for more than timeouts.step_s=12 seconds" in said
-        assert "waiting for another process" in said and 'train_step.py", line' in said
+        output = ranks.output(0)
+        assert "rank 0 on " in output and "for more than timeouts.step_s=12 seconds" in output
+        assert "waiting for another process" in output and 'train_step.py", line' in output
         wait_for_end(ranks, loaders)
 
 
