@@ -82,11 +82,11 @@ class Line:
             TensorShard(name=str(number), kind="weight", start=0, values_V=torch.full((size,), -1.0))
             for number, size in enumerate(sizes)
         ]
-        self.total, self.asked = sum(sizes), 0
+        self.total, self.requested = sum(sizes), 0
 
     def read(self, name: str, kind: str, start: int, stop: int) -> Tensor:
         """Make values that encode their shard and offset."""
-        self.asked += stop - start
+        self.requested += stop - start
         return torch.arange(start, stop) + 100.0 * int(name)
 
 
