@@ -189,10 +189,10 @@ def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
             continue  # added by the deepspeed launcher; LOCAL_RANK is used instead
         parse_override(stray)  # raises an error for an override with dashes
         arguments.overrides.append(stray)
-    command = named.get(first or "", unnamed)
-    if command is not None and not command.takes_overrides and arguments.overrides:
+    chosen = named.get(first or "", unnamed)
+    if chosen is not None and not chosen.takes_overrides and arguments.overrides:
         raise ConfigError(f"expected no further arguments, got {arguments.overrides[0]!r}")
-    _reject_wrong_order(arguments, command)
+    _reject_wrong_order(arguments, chosen)
     check_overrides(arguments.overrides)
     return arguments
 
