@@ -90,7 +90,7 @@ def test_help_of_the_unnamed_command_names_the_others(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as caught:
         run_program(both(), ["--help"])
     assert caught.value.code == 0
-    assert "kinemae tool look --help    look first" in capsys.readouterr().out
+    assert "kinemae tool look --help  look first" in capsys.readouterr().out
 
 
 def test_a_command_may_take_a_list_in_place_of_overrides():
