@@ -159,12 +159,8 @@ def test_no_file_of_the_checkout_or_the_current_folder_is_run(
 ) -> None:
     opened = installed.opened_files()
     third_party = [Path(path) for path in site_packages(repo)]
-    of_checkout = {
-        path
-        for path in opened
-        if path.is_relative_to(repo) and not any(path.is_relative_to(folder) for folder in third_party)
-    }
-    assert of_checkout == set()
+    opened = {path for path in opened if not any(path.is_relative_to(folder) for folder in third_party)}
+    assert not {path for path in opened if path.is_relative_to(repo)}
     assert not opened & {installed.folder / name for name in NAMES_IN_THE_WAY}
     modules = {path for path in opened if path.suffix in (".py", ".pyc") and "kinemae" in path.parts}
     frozen = installed.folder / "launched" / "launch"  # the copy that the launcher starts
