@@ -4,6 +4,7 @@ Loading executes no code: PyTorch files are read with `weights_only`.
 """
 
 import argparse
+import errno
 import json
 import struct
 import zipfile
@@ -98,9 +99,10 @@ def _read_file(path: Path) -> Any:
         raise CheckpointError(f"{path}: expected a checkpoint file or folder, got no such file")
     try:
         return load_file(path) if path.suffix == ".safetensors" else _load_pytorch(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except _DAMAGED as error:
+    except (OSError, *_DAMAGED) as error:
+        # Reading a truncated file may seek to a negative position, which is EINVAL.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
         # PyTorch's message continues with the advice to load the file without weights_only.
         text = str(error).partition("\n")[0].partition(" In PyTorch 2.6")[0]
         reason = ": ".join(filter(None, [type(error).__name__, text]))
