@@ -174,7 +174,7 @@ def test_every_imported_library_is_a_declared_dependency(repo: Path) -> None:
     project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
     extras = [project["optional-dependencies"][name] for name in ("s3", "http")]
     declared = {re.split(r"[<>=\[ ]", given)[0] for given in sum(extras, project["dependencies"])}
-    names = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+    names = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
     for path, tree in sources(repo):
         roots = {name.split(".")[0] for name in imports(tree)} - {"kinemae"} - sys.stdlib_module_names
         assert {names.get(root, root) for root in roots} <= declared, path

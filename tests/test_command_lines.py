@@ -15,7 +15,7 @@ from kinemae.launch.job import prepare_job
 from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
 
 # Packages that take long to import.
-HEAVY = ("torch", "numpy", "pyarrow", "av", "cv2", "omegaconf", "deepspeed", "scipy", "sklearn")
+HEAVY = ("torch", "numpy", "pyarrow", "av", "cv2", "omegaconf", "deepspeed", "scipy")
 
 ASK_ALL = """
 import sys
@@ -83,7 +83,7 @@ sys.exit(
     or main(["verify", shards, "--full", "workers=1"])
 )
 """
-TRAINING = ("deepspeed", "tensorboard", "safetensors", "scipy", "sklearn", "transformers", "torchcodec")
+TRAINING = ("deepspeed", "tensorboard", "safetensors", "scipy", "transformers", "torchcodec")
 
 
 @pytest.mark.slow

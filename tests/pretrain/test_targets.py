@@ -95,7 +95,7 @@ class TestContract:
 
     def test_the_loss_of_the_true_values_is_zero_and_others_are_higher(self, name, model):
         if not isinstance(model.target, DecoderTarget):
-            pytest.skip("it has no truth that can be asked for; its own tests say it")
+            pytest.skip("it has no target without a teacher; its own tests cover it")
         _, inputs = model.predict(batch_of(random_clip()), draws())
         truth_BMP = model.target.compute_target(inputs)
         assert truth_BMP.dtype == torch.float32 and truth_BMP.isfinite().all()
@@ -107,7 +107,7 @@ class TestContract:
     def test_pictures_are_bytes_of_whole_patches_or_absent(self, name, model):
         prediction, inputs = model.predict(batch_of(random_clip()), draws())
         if prediction.decoded_BMP is None:
-            pytest.skip("it predicts nothing of wanted tokens")
+            pytest.skip("it predicts no target tokens")
         for visible_only in (True, False):
             picture_BMP = model.target.to_pixels(prediction.decoded_BMP, inputs, visible_only=visible_only)
             if picture_BMP is not None:

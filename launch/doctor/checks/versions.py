@@ -7,8 +7,8 @@ from kinemae.launch.doctor.results import CheckResult, count, error, join_names,
 
 # The dependencies of KineMAE (pyproject.toml).
 PACKAGES = (
-    *("torch", "torchvision", "deepspeed", "webdataset", "omegaconf", "tensorboard", "av", "pyarrow"),
-    *("fsspec", "opencv-python-headless", "safetensors", "scikit-learn", "scipy", "pillow", "jinja2"),
+    *("torch", "torchvision", "deepspeed", "webdataset", "braceexpand", "omegaconf", "tensorboard"),
+    *("av", "pyarrow", "fsspec", "opencv-python-headless", "safetensors", "scipy", "pillow", "jinja2"),
     *("tqdm", "numpy", "pyyaml"),
 )
 # Packages whose versions change results or protocols.
