@@ -28,6 +28,9 @@ class ClipBatch:
         weight_B: float32, 1 for a clip, 0 for a skipped one. A skipped clip keeps its position and has
             zeros as pixels, so shapes and all other clips do not change.
         tokens: index lists from the caller's `annotate`, for example "visible" of shape (B, K).
+        targets: what a task learns from these clips, each tensor with the clips as its first dim.
+        sample_B: int64, the sample's position in the index of its data set.
+        time_BT: float64, timestamps of the frames in seconds from the start of the sample; NaN if skipped.
         keys: the samples' keys, in order.
         skipped: the reasons of the clips with weight 0.
     """
@@ -37,6 +40,9 @@ class ClipBatch:
     label_B: Tensor
     weight_B: Tensor
     tokens: dict[str, Tensor] = field(default_factory=dict)
+    targets: dict[str, Tensor] = field(default_factory=dict)
+    sample_B: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    time_BT: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     keys: tuple[str, ...] = ()
     skipped: tuple[SkippedClip, ...] = ()
 
@@ -62,4 +68,7 @@ class ClipBatch:
             label_B=function(self.label_B),
             weight_B=function(self.weight_B),
             tokens={name: function(tensor) for name, tensor in self.tokens.items()},
+            targets={name: function(tensor) for name, tensor in self.targets.items()},
+            sample_B=function(self.sample_B),
+            time_BT=function(self.time_BT),
         )

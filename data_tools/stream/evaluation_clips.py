@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from kinemae.data_tools.index import Sample, ShardIndex
 from kinemae.data_tools.stream.batch import SkippedClip
 from kinemae.data_tools.stream.container import BadVideo
@@ -17,12 +20,14 @@ class EvaluationItem:
     """All views of one video.
 
     Attributes:
-        pixels: the views as clips: temporal clips times spatial crops; the crops of a clip are consecutive.
+        pixels: the V views as clips: temporal clips times spatial crops; the crops of a clip are consecutive.
+        time_VT: float64, timestamps of the frames of each view in seconds; NaN if skipped.
         position: position of the sample in the index.
         skipped: the reason why the video could not be read; then the views are black.
     """
 
     pixels: Pixels
+    time_VT: Tensor
     label: int
     key: str
     position: int
@@ -59,16 +64,22 @@ class EvaluationVideos:
         skipped = None
         try:
             skip_quarantined(sample.key, quarantined, on_sample)
-            pixels = self._views(sample)
+            pixels, time_VT = self._views(sample)
         except BadVideo as error:
             skipped = SkippedClip(key=sample.key, reason=str(error))
             clips = self.temporal_clips * self.spatial_crops
             pixels = YuvClips.empty(clips, self.clip.frames, self.clip.size)
+            time_VT = torch.full((clips, self.clip.frames), float("nan"), dtype=torch.float64)
         return EvaluationItem(
-            pixels=pixels, label=sample.label, key=sample.key, position=position, skipped=skipped
+            pixels=pixels,
+            time_VT=time_VT,
+            label=sample.label,
+            key=sample.key,
+            position=position,
+            skipped=skipped,
         )
 
-    def _views(self, sample: Sample) -> Pixels:
+    def _views(self, sample: Sample) -> tuple[Pixels, Tensor]:
         """Decode all clips of a video at once, as one long clip for each crop, and split it."""
         with error_context(sample):
             clips = evaluation_timestamps_s(sample, self.clip, temporal_clips=self.temporal_clips)
@@ -79,4 +90,5 @@ class EvaluationVideos:
                 return evaluation_views(height, width, self.spatial_crops)
 
             crop_views(decode_sample(self.index, sample, timestamps_s), choose, pixels)
-            return split_in_time(pixels, len(clips))
+            time_VT = torch.tensor(clips, dtype=torch.float64).repeat_interleave(self.spatial_crops, dim=0)
+            return split_in_time(pixels, len(clips)), time_VT

@@ -15,10 +15,12 @@ class LocatedSample:
 
     Attributes:
         index: its data set.
+        position: in that index.
         key: its key in the run; in a mixture the folder of the data set and the sample's key.
     """
 
     index: ShardIndex
+    position: int
     sample: Sample
     key: str
 
@@ -83,8 +85,10 @@ def locate_sample(source: ShardIndex | Mixture, *, seed: int, position: int) -> 
         number, epoch, i = mixture_position(seed, position, source.quotas, source.sizes)
         name, index = list(source.sets.items())[number]
         seed = derived_seed(seed, purpose="mixture/set", sample=number)
-        sample = index.sample(sample_at(seed, epoch, i, len(index)))
-        return LocatedSample(index=index, sample=sample, key=f"{name}/{sample.key}")
+        chosen = sample_at(seed, epoch, i, len(index))
+        sample = index.sample(chosen)
+        return LocatedSample(index=index, position=chosen, sample=sample, key=f"{name}/{sample.key}")
     epoch, i = divmod(position, len(source))
-    sample = source.sample(sample_at(seed, epoch, i, len(source)))
-    return LocatedSample(index=source, sample=sample, key=sample.key)
+    chosen = sample_at(seed, epoch, i, len(source))
+    sample = source.sample(chosen)
+    return LocatedSample(index=source, position=chosen, sample=sample, key=sample.key)

@@ -73,6 +73,7 @@ class TrainingClips:
         """
         pixels = self._empty(len(clips))
         weight_B = torch.ones(len(clips))
+        time_BT = torch.full((len(clips), self.clip.frames), float("nan"), dtype=torch.float64)
         located: list[LocatedSample] = []
         annotations: list[dict[str, Tensor]] = []
         skipped: list[SkippedClip] = []
@@ -83,7 +84,8 @@ class TrainingClips:
             located += [found] * len(rows)
             try:
                 skip_quarantined(found.key, quarantined or {}, on_sample)
-                self._decode_views(out, clips[rows[0]], found)
+                timestamps_s = self._decode_views(out, clips[rows[0]], found)
+                time_BT[rows[0] : rows[-1] + 1] = torch.tensor(timestamps_s, dtype=torch.float64)
             except BadVideo as error:
                 map_pixels(Tensor.zero_, out)
                 weight_B[rows[0] : rows[-1] + 1] = 0.0
@@ -97,6 +99,8 @@ class TrainingClips:
             label_B=torch.tensor([found.sample.label for found in located], dtype=torch.int64),
             weight_B=weight_B,
             tokens={name: torch.stack([row[name] for row in annotations]) for name in names},
+            sample_B=torch.tensor([found.position for found in located], dtype=torch.int64),
+            time_BT=time_BT,
             keys=tuple(found.key for found in located),
             skipped=tuple(skipped),
         )
@@ -115,8 +119,8 @@ class TrainingClips:
         lumas = to_luma(pixels) if self.needs_luma else [None] * len(clips)
         return [self.annotate(luma_THW, clip) for luma_THW, clip in zip(lumas, clips, strict=True)]
 
-    def _decode_views(self, pixels: Pixels, first_clip: int, found: LocatedSample) -> None:
-        """Decode a sample once and cut its views, the clips from `first_clip` on."""
+    def _decode_views(self, pixels: Pixels, first_clip: int, found: LocatedSample) -> list[float]:
+        """Decode a sample once and cut its views, the clips from `first_clip` on; return its timestamps."""
         sample = found.sample
         with error_context(sample):
             draw = generator(self.seed, purpose="start", sample=first_clip // self.views)
@@ -132,9 +136,10 @@ class TrainingClips:
             frames = decode_sample(found.index, sample, timestamps_s)
             if isinstance(pixels, YuvClips):
                 crop_views(frames, choose, pixels)
-                return
+                return timestamps_s
             planes = YuvClips.empty(len(pixels), self.clip.frames, self.clip.size)
             crop_views(frames, choose, planes)
             for out_CTHW, clip_CTHW, draw in zip(pixels, to_rgb(planes), draws, strict=True):
                 changed_TCHW = colour_augment(clip_CTHW.transpose(0, 1), self.augment, draw)
                 out_CTHW.copy_(changed_TCHW.transpose(0, 1))
+            return timestamps_s
