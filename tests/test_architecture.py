@@ -46,7 +46,7 @@ OWNERS = {
     "torch.utils.tensorboard": {"pretrain/runtime/metrics.py"},
     "torchvision": {"data_tools/stream/colour.py"},
     "torch.distributed": {"launch/doctor/probe/group.py", "pretrain/runtime/processes.py"},
-    "jinja2": {"data_tools/report/command.py"},
+    "jinja2": {"data_tools/report/render.py"},
     "pickle": {"finetune/conversion/read_weights.py"},  # only the name of its error
 }
 PURE = ("pretrain/model", "pretrain/masking", "pretrain/noise", "pretrain/pruning", "pretrain/targets")

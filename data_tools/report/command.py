@@ -12,65 +12,34 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from kinemae.data_tools.command import log, writing_to
+from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.report.collection import open_collection
 from kinemae.data_tools.report.content import gather
-from kinemae.data_tools.report.figures import short, size_text, time_text
+from kinemae.data_tools.report.render import render, split_out, write_page
 from kinemae.data_tools.report.sampled_videos import ReportConfig
 from kinemae.data_tools.storage.location import Location, location
 
 PAGE_NAME = "report.html"
+_TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def run_report(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    out_text, overrides = arguments.out, list(arguments.overrides)
-    if out_text and not out_text.endswith(".html") and "=" not in out_text:
-        raise ValueError(
-            f"OUT {out_text}: expected the name of a page, as in {Path(out_text).with_suffix('.html')}"
-        )
-    if out_text and not out_text.endswith(".html"):
-        overrides.insert(0, out_text)  # it is the first override
-        out_text = None
+    given, overrides = split_out(arguments.out, arguments.overrides)
     settings = load_config(ReportConfig, None, overrides)
     folder = location(arguments.shards)
-    out = _page_path(out_text, folder)
+    out = given or _page_path(folder)
     content = gather(open_collection(folder), folder, settings)
-    with writing_to(out.parent):
-        page = render(content)
-        partial = out.with_name(f"{out.name}.partial")
-        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
-        partial.replace(out)
+    write_page(out, render(_TEMPLATE, content))
     failed = sum(check.level != "passed" for check in content["checks"])
     log.info("%s: %d videos, %d problems and warnings", out, content["total"], failed)
     if arguments.json:
         sys.stdout.write(json.dumps(_as_json(out, content), ensure_ascii=False) + "\n")
 
 
-def render(content: dict[str, Any]) -> str:
-    """Render the page as one self-contained text.
-
-    File and class names are untrusted. jinja2 escapes all text, and the page's Content-Security-Policy
-    forbids scripts and requests.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(short=short, size=size_text, time=time_text, thousands="{:,}".format)
-    return environment.get_template("page.html").render(content)
-
-
-def _page_path(given: str | None, folder: Location) -> Path:
-    """The path of the page: as given, else inside the data set's folder."""
-    if given:
-        return Path(given)
+def _page_path(folder: Location) -> Path:
+    """The path of the page inside the data set's folder."""
     if folder.path is None:
         raise ValueError(f"{folder} is remote: expected OUT; fix: `kinemae data report {folder} report.html`")
     return folder.path / PAGE_NAME

@@ -69,7 +69,9 @@ def test_workers_of_a_killed_process_end_and_the_other_process_exits(small_run: 
         assert ranks.exit_code(0) == 1  # a crash: a supervisor starts the run again
         # gloo says "by peer" when it reads, and "by peer [ADDRESS]:PORT" when it writes.
         output = ranks.output(0)
-        assert re.search(r"lost the connection to another process \(.* by peer[^)]*\): its log states", output)
+        assert re.search(
+            r"lost the connection to another process \(.* by peer[^)]*\): its log states", output
+        )
         assert "Traceback" not in output
         wait_for_end(ranks, [loader for ours in loaders for loader in ours])
 

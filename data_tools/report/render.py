@@ -1,0 +1,63 @@
+"""Rendering of self-contained HTML pages from templates."""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from kinemae.data_tools.command import writing_to
+from kinemae.data_tools.report.figures import short, size_text, time_text
+
+
+def render(template: Path, content: dict[str, Any]) -> str:
+    """Render a page as one self-contained text.
+
+    Names of files and classes are untrusted. jinja2 escapes all text. The Content-Security-Policy of a page
+    forbids requests and all scripts but the page's own, which it names by a hash.
+
+    Args:
+        template: a file that may include files of its own folder and of this one.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(short=short, size=size_text, time=time_text, thousands="{:,}".format)
+    return environment.get_template(template.name).render(content)
+
+
+def script_hash(script: str) -> str:
+    """The source expression of an inline script for a Content-Security-Policy."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def write_page(out: Path, page: str) -> None:
+    """Write a page atomically.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    with writing_to(out.parent):
+        partial = out.with_name(f"{out.name}.partial")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
+        partial.replace(out)
+
+
+def split_out(given: str | None, overrides: list[str]) -> tuple[Path | None, list[str]]:
+    """Split the optional OUT.html of a command from its overrides; OUT may hold the first override.
+
+    Raises:
+        ValueError: OUT does not end in .html.
+    """
+    if given and not given.endswith(".html"):
+        if "=" not in given:
+            raise ValueError(
+                f"OUT {given}: expected the name of a page, as in {Path(given).with_suffix('.html')}"
+            )
+        return None, [given, *overrides]
+    return (Path(given) if given else None), list(overrides)
