@@ -1,4 +1,4 @@
-"""Build the classifier of a fine-tuning run from its config."""
+"""Build the model of a fine-tuning run from its config."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +8,11 @@ import torch
 
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.stream.loader import ClipConfig
-from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.config import FinetuneClip, FinetuneConfig
 from kinemae.finetune.heads.base import build_head
 from kinemae.finetune.mixing import Mixer
+from kinemae.finetune.task_model import TaskModel
+from kinemae.finetune.tasks.base import Task
 from kinemae.pretrain.exported_model import (
     EncoderDescription,
     build_encoder,
@@ -52,7 +53,7 @@ def clip_config(config: FinetuneConfig, description: EncoderDescription) -> Clip
     )
 
 
-def build_classifier(config: FinetuneConfig, description: EncoderDescription, *, classes: int) -> Classifier:
+def build_model(config: FinetuneConfig, description: EncoderDescription, task: Task) -> TaskModel:
     """Build the model to train. New weights depend only on the seed.
 
     Raises:
@@ -68,12 +69,12 @@ def build_classifier(config: FinetuneConfig, description: EncoderDescription, *,
             encoder.norm = torch.nn.Identity()
             encoder.shape = replace(encoder.shape, final_norm=False)
     pruning = config.token_reduction.build_pruning(description.shape)
-    return Classifier(
+    return TaskModel(
         config.token_reduction.apply(encoder, pruning),
-        build_head(config.head, width=description.shape.width, classes=classes),
+        build_head(config.head, width=description.shape.width, outputs=task.outputs, output=task.output),
+        task,
         pruning=pruning,
         freeze=config.freeze,
-        label_smoothing=config.label_smoothing,
         mixer=Mixer(config.mix, views=config.data.views_per_video) if config.mix.is_on else None,
         mean=description.mean,
         std=description.std,

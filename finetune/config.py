@@ -130,24 +130,24 @@ class FinetuneConfig(RunConfig):
     Attributes:
         encoder: folder of an exported encoder; null trains from scratch, with `model` and `clip`.
         weights: weights of `encoder`: "pretrained", or "random" for the same architecture from scratch.
+        task: a component of finetune/tasks: what is learned from which columns.
         head: a component of finetune/heads.
         pruning: a component of pretrain/pruning, which selects the tokens that the encoder processes.
         final_norm: keep the encoder's final norm; false as in VideoMAE's fine-tuning, whose head has a norm.
         freeze: train only the head.
         epochs: passes over the training videos; each takes `data.views_per_video` clips per video.
         drop_path: drop path rate of the last block; it increases linearly with depth.
-        label_smoothing: label smoothing, the fraction of the target distribution spread over all classes.
     """
 
     encoder: str | None = None
     weights: Literal["pretrained", "random"] = "pretrained"
+    task: Component = field(default_factory=lambda: Component(name="classification"))
     head: Component = field(default_factory=lambda: Component(name="linear"))
     pruning: Component = field(default_factory=lambda: Component(name="none"))
     final_norm: bool = True
     freeze: bool = False
     epochs: float = MISSING
     drop_path: float = 0.0
-    label_smoothing: float = 0.0
     save_every_steps: int = 500
     data: FinetuneData = field(default_factory=FinetuneData)
     clip: FinetuneClip = field(default_factory=FinetuneClip)
@@ -172,7 +172,6 @@ class FinetuneConfig(RunConfig):
         require(self.encoder != "", "encoder", "name a folder, or be null for from scratch", self.encoder)
         require(self.epochs > 0, "epochs", "be above 0", self.epochs)
         require(0 <= self.drop_path < 1, "drop_path", "lie in [0, 1)", self.drop_path)
-        require(0 <= self.label_smoothing < 1, "label_smoothing", "lie in [0, 1)", self.label_smoothing)
 
 
 def resolve_layer_decay(config: FinetuneConfig) -> FinetuneConfig:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinemae.data_tools.command import CheckpointError, log
+from kinemae.data_tools.command import CheckpointError, DataError, log
 from kinemae.data_tools.config import all_keys, component_keys, load_config
 from kinemae.data_tools.config_hints import is_key, unknown_key
 from kinemae.data_tools.files import atomic_write_text
@@ -22,9 +22,9 @@ from kinemae.data_tools.stream.yuv_to_rgb import Pixels, join, on_device
 from kinemae.finetune.build import clip_config
 from kinemae.finetune.compare import RESULT_NAME
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.data_checks import check_validation
 from kinemae.finetune.model_file import DESCRIPTION, FinetunedModel, load_model
-from kinemae.finetune.scoring import VideoPrediction, average_views, score
+from kinemae.finetune.task_model import TaskModel
+from kinemae.finetune.tasks.base import SamplePrediction, Task
 from kinemae.pretrain.runtime.processes import (
     Processes,
     destroy_process_group,
@@ -50,18 +50,18 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     is_imported = (run_dir / DESCRIPTION).is_file()
     config = _load_run_config(run_dir, arguments.overrides, is_imported=is_imported)
     model_dir = run_dir if is_imported else run_dir / MODEL_FOLDER
-    model = load_model(model_dir, token_reduction=config.token_reduction)
+    finetuned = load_model(model_dir, token_reduction=config.token_reduction)
     index = open_index(config.data.validation, cache=config.data.cache, outage_s=config.data.outage_s)
-    check_validation(index, model.classes, folder=config.data.validation)
+    finetuned.model.task.read(index, key=f"data.validation={config.data.validation}")
     processes = find_processes(config.engine.device)
     if arguments.dry_run:
         views = f"{config.evaluate.temporal_clips} x {config.evaluate.spatial_crops} views each"
         log.info("would score %d videos of %s with %s", len(index), config.data.validation, views)
         return
-    model.classifier.to(processes.device)
+    finetuned.model.to(processes.device)
     try:
         init_process_group(processes)
-        result = evaluate(model, index, config, processes)
+        result = evaluate(finetuned, index, config, processes)
         if is_imported:  # it was not trained here
             result["run"] |= {"lr": 0.0, "epochs": 0}
         write_result(result, run_dir, processes, as_json=arguments.json)
@@ -70,7 +70,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(
-    model: FinetunedModel, index: ShardIndex, config: FinetuneConfig, processes: Processes
+    finetuned: FinetunedModel, index: ShardIndex, config: FinetuneConfig, processes: Processes
 ) -> dict[str, Any]:
     """Score a model on every video of an index, divided among the processes; all return the same result.
 
@@ -81,7 +81,7 @@ def evaluate(
     views = config.evaluate
     items = evaluation_loader(
         index,
-        clip=clip_config(config, model.description),
+        clip=clip_config(config, finetuned.description),
         temporal_clips=views.temporal_clips,
         spatial_crops=views.spatial_crops,
         rank=processes.rank,
@@ -94,12 +94,13 @@ def evaluate(
     if processes.is_first:
         own_videos = len(range(processes.rank, len(index), processes.world))
         items = progress(items, total=own_videos, what="scoring")
-    own = list(_predict(model, items, config, processes.device))
-    predictions = [prediction for part in processes.all_gather_object(own) for prediction in part]
+    own = list(_predict(finetuned.model, items, config, processes.device))
+    gathered = {each.position: each for part in processes.all_gather_object(own) for each in part}
+    predictions = [gathered[position] for position in sorted(gathered)]
     return {
-        **score(predictions, model.classes, validation=config.data.validation),
+        **_score(finetuned.model.task, predictions, index, validation=config.data.validation),
         "views": {**asdict(views), "total": views.temporal_clips * views.spatial_crops},
-        "tokens": {"grid": model.description.grid.tokens, "kept": _mean_tokens(predictions)},
+        "tokens": {"grid": finetuned.description.grid.tokens, "kept": _mean_tokens(predictions)},
         "data": {"validation": config.data.validation, "fingerprint": index.fingerprint},
         "run": {
             "encoder": config.encoder,
@@ -121,59 +122,80 @@ def write_result(result: dict[str, Any], run_dir: Path, processes: Processes, *,
     # One key per line: json's own indentation would put every number of the confusion matrix on a line.
     lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in result.items()]
     atomic_write_text(run_dir / RESULT_NAME, "{\n" + ",\n".join(lines) + "\n}\n")
-    low, high = result["top1_ci95"]
-    log.info(
-        "top-1 %.1f %% (95 %% interval %.1f - %.1f), top-5 %.1f %%, %d videos, %d views each: %s",
-        *(100 * value for value in (result["top1"], low, high, result["top5"])),
-        *(result["videos"], result["views"]["total"], run_dir / RESULT_NAME),
-    )
+    metric = result["metric"]
+    shown = f"{metric} {result[metric]:.4g}"
+    if metric == "top1":
+        low, high = result["top1_ci95"]
+        values = (100 * value for value in (result["top1"], low, high, result["top5"]))
+        shown = "top-1 {:.1f} % (95 % interval {:.1f} - {:.1f}), top-5 {:.1f} %".format(*values)
+    counts = (result["videos"], result["views"]["total"])
+    log.info("%s, %d videos, %d views each: %s", shown, *counts, run_dir / RESULT_NAME)
     if as_json:
         sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
 
 
 def _predict(
-    model: FinetunedModel, items: Iterable[EvaluationItem], config: FinetuneConfig, device: torch.device
-) -> Iterator[VideoPrediction]:
+    model: TaskModel, items: Iterable[EvaluationItem], config: FinetuneConfig, device: torch.device
+) -> Iterator[SamplePrediction]:
     """Yield one prediction per item, in the items' order."""
     limit = config.batch.clips_per_device
     is_bf16 = precision_on(config.engine, device) == "bf16"
-    model.classifier.eval()
+    model.eval()
     for group in _batched(items, limit):
         views = [item.pixels for item in group if item.skipped is None]
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16):
             outputs = iter(_forward(model, views, limit=limit, device=device))
         for item in group:
-            video: dict[str, Any] = {"position": item.position, "key": item.key, "label": item.label}
+            sample: dict[str, Any] = {"position": item.position, "key": item.key}
             if item.skipped is not None:
                 log.warning("%s is not scored: %s", item.key, item.skipped.reason)
-                yield VideoPrediction(**video, probability_Y=None, error=item.skipped.reason)
+                yield SamplePrediction(**sample, values=None, error=item.skipped.reason)
             else:
-                logits_VY, kept_V = next(outputs)
-                probability_Y = average_views(logits_VY)
-                yield VideoPrediction(**video, probability_Y=probability_Y, tokens=float(kept_V.mean()))
+                output_V, kept_V = next(outputs)
+                values = model.task.combine(model.task.predict(output_V), item.time_VT)
+                yield SamplePrediction(**sample, values=values, tokens=float(kept_V.mean()))
 
 
 def _forward(
-    model: FinetunedModel, views: list[Pixels], *, limit: int, device: torch.device
+    model: TaskModel, views: list[Pixels], *, limit: int, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return logits_VY and kept_V of each video. A forward pass has at most `limit` views, of any videos."""
+    """Return output_V and kept_V of each video, on the CPU. A forward pass has at most `limit` views."""
     if not views:
         return []
     joined = join(views)
-    logits, kept = [], []
+    outputs, kept = [], []
     for begin in range(0, len(joined), limit):
-        features = model.classifier.features(on_device(joined[begin : begin + limit], device))
-        logits.append(model.classifier.head(features.tokens_BND, None, features.weight_BN))
-        kept.append(features.kept_B)
+        output_B, kept_B = model.output(on_device(joined[begin : begin + limit], device))
+        outputs.append(output_B)
+        kept.append(kept_B)
     lengths = [len(pixels) for pixels in views]
-    columns = (torch.cat(parts).float().cpu().split(lengths) for parts in (logits, kept))
+    columns = (torch.cat(parts).float().cpu().split(lengths) for parts in (outputs, kept))
     return list(zip(*columns, strict=True))
 
 
-def _mean_tokens(predictions: list[VideoPrediction]) -> float:
-    """Average the tokens per view over the readable videos, each counted once."""
-    tokens = {each.position: each.tokens for each in predictions if each.probability_Y is not None}
-    return sum(tokens[position] for position in sorted(tokens)) / max(1, len(tokens))
+def _score(
+    task: Task, predictions: list[SamplePrediction], index: ShardIndex, *, validation: str
+) -> dict[str, Any]:
+    """Compute the metrics of a task over the readable samples, and list the others."""
+    read = [each for each in predictions if each.values is not None]
+    failed = [each for each in predictions if each.values is None]
+    if not read:
+        error = failed[0].error if failed else "the data set is empty"
+        raise DataError(
+            f"data.validation={validation}: expected readable videos, got none; first error: {error}"
+        )
+    return {
+        "metric": task.metric,
+        **task.score(read, task.read(index, key=f"data.validation={validation}")),
+        "videos": len(read),
+        "skipped": [{"key": each.key, "error": each.error} for each in failed],
+    }
+
+
+def _mean_tokens(predictions: list[SamplePrediction]) -> float:
+    """Average the tokens per view over the readable samples."""
+    tokens = [each.tokens for each in predictions if each.values is not None]
+    return sum(tokens) / max(1, len(tokens))
 
 
 def _batched(items: Iterable[EvaluationItem], limit: int) -> Iterator[list[EvaluationItem]]:

@@ -67,12 +67,12 @@ class MixedClips:
 
     Attributes:
         clip_BCTHW: uint8 RGB.
-        partner_label_B: the partner's label.
+        partner_B: the partner's number in the batch.
         lam_B: weight of the clip's own label, lambda in the papers; the partner's weight is 1 - lam_B.
     """
 
     clip_BCTHW: Tensor
-    partner_label_B: Tensor
+    partner_B: Tensor
     lam_B: Tensor
 
 
@@ -100,7 +100,7 @@ class Mixer:
         clip_BCTHW = own_BCTHW[partner_B].float().lerp_(own_BCTHW.float(), weight_BHW[:, None, None])
         return MixedClips(
             clip_BCTHW=clip_BCTHW.round_().to(torch.uint8),
-            partner_label_B=batch.label_B[partner_B],
+            partner_B=partner_B,
             lam_B=weight_BHW.mean(dim=(1, 2)),
         )
 

@@ -2,15 +2,15 @@
 
     FOLDER/encoder.safetensors, encoder.json    as `kinemae.pretrain.exported_model` writes them
     FOLDER/head.safetensors                     the head's weights
-    FOLDER/head.json                            format, config of head, pruning and merging, class names;
+    FOLDER/head.json                            format, config and state of the task, config of head, pruning
+                                                and merging;
                                                 written last
 
 The folder can also be the `encoder` of another fine-tuning.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from safetensors.torch import load_file
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.files import atomic_write_text
-from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.heads.base import Head, build_head
+from kinemae.finetune.task_model import TaskModel
+from kinemae.finetune.tasks.base import Task, build_task
+from kinemae.finetune.tasks.classification import Classification
 from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.exported_model import EncoderDescription, load_encoder, save_encoder
 from kinemae.pretrain.serialization import check_format, read_record, save_weights
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS = "head.safetensors"
 DESCRIPTION = "head.json"
 _RETRAIN = "fix: repeat `kinemae finetune train`"
@@ -34,31 +36,35 @@ _RETRAIN = "fix: repeat `kinemae finetune train`"
 
 @dataclass(frozen=True, kw_only=True)
 class FinetunedModel:
-    """A classifier with the description of its clips and the names of its classes."""
+    """A model with the description of its clips and the config of its task."""
 
-    classifier: Classifier
+    model: TaskModel
     description: EncoderDescription
-    classes: tuple[str, ...]
+    task: Component = field(default_factory=lambda: Component(name="classification"))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names of a classification; empty for other tasks."""
+        task = self.model.task
+        return task.classes if isinstance(task, Classification) else ()
 
 
 def save_model(
     folder: Path,
-    classifier: Classifier,
+    finetuned: FinetunedModel,
     *,
-    description: EncoderDescription,
     head: Component,
-    classes: Sequence[str],
     token_reduction: TokenReduction | None = None,
 ) -> None:
-    """Write encoder, head and classes in float32. `head.json` marks the model as complete."""
+    """Write encoder, head and task in float32. `head.json` marks the model as complete."""
     (folder / DESCRIPTION).unlink(missing_ok=True)
-    save_encoder(folder, classifier.encoder, description)
-    save_weights(classifier.head, folder / WEIGHTS)
+    save_encoder(folder, finetuned.model.encoder, finetuned.description)
+    save_weights(finetuned.model.head, folder / WEIGHTS)
     content = {
         "format": FORMAT,
+        "task": {**asdict(finetuned.task), "state": finetuned.model.task.state()},
         "head": asdict(head),
         "token_reduction": asdict(token_reduction or TokenReduction()),
-        "classes": list(classes),
     }
     atomic_write_text(folder / DESCRIPTION, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -76,28 +82,38 @@ def load_model(folder: Path, *, token_reduction: TokenReduction | None = None) -
     content = _read_description(folder / DESCRIPTION)
     encoder, description = load_encoder(folder)
     try:
-        classes = tuple(map(str, content["classes"]))
+        task_component, task = _read_task(content["task"])
         component = read_record(Component, content["head"], "head")
-        head = build_head(component, width=description.shape.width, classes=len(classes))
+        width = description.shape.width
+        head = build_head(component, width=width, outputs=task.outputs, output=task.output)
         trained = read_record(TokenReduction, content.get("token_reduction", {}), "token_reduction")
         trained.build_pruning(description.shape, may_learn=False)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder / DESCRIPTION}: expected a valid head and token reduction, got an error: {error}"
+            f"{folder / DESCRIPTION}: expected a valid task, head and token reduction, got an error: {error}"
         ) from error
     _load_weights(head, folder / WEIGHTS)
     token_reduction = token_reduction or trained
     pruning = token_reduction.build_pruning(description.shape, may_learn=False)
-    classifier = Classifier(
+    model = TaskModel(
         token_reduction.apply(encoder, pruning),
         head,
+        task,
         pruning=pruning,
         freeze=True,
         mean=description.mean,
         std=description.std,
     )
-    description = replace(description, shape=classifier.encoder.shape)
-    return FinetunedModel(classifier=classifier.eval(), description=description, classes=classes)
+    description = replace(description, shape=model.encoder.shape)
+    return FinetunedModel(model=model.eval(), description=description, task=task_component)
+
+
+def _read_task(content: dict[str, Any]) -> tuple[Component, Task]:
+    settings = {name: value for name, value in content.items() if name != "state"}
+    component = read_record(Component, settings, "task")
+    task = build_task(component)
+    task.load_state(content["state"])
+    return component, task
 
 
 def _read_description(path: Path) -> dict[str, Any]:

@@ -1,85 +1,36 @@
-"""Scores of an evaluation: accuracy, its confidence interval and the confusion matrix."""
+"""Scores of a classification: accuracy, its confidence interval and the confusion matrix."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import binomtest
-from torch import Tensor
 
-from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.command import log
 
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True, kw_only=True)
-class VideoPrediction:
-    """Class probabilities of one video, averaged over its views.
-
-    Attributes:
-        position: of the video in the index.
-        key: the sample's key.
-        label: the true class.
-        probability_Y: None for a video that could not be read.
-        error: why the video could not be read.
-        tokens: number of tokens per view that the encoder processed, averaged over the views.
-    """
-
-    position: int
-    key: str
-    label: int
-    probability_Y: np.ndarray | None
-    error: str = ""
-    tokens: float = 0.0
-
-
-def average_views(logits_VY: Tensor) -> np.ndarray:
-    """Average the softmax probabilities of a video's views."""
-    return torch.softmax(logits_VY.double(), dim=1).mean(dim=0).cpu().numpy()
-
-
-def score(
-    predictions: Sequence[VideoPrediction], classes: Sequence[str], *, validation: str
-) -> dict[str, Any]:
-    """Compute the metrics of an evaluation as a JSON-compatible dictionary.
+def score_classes(probability_RY: np.ndarray, label_R: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Compute the metrics of a classification as a JSON-compatible dictionary.
 
     Args:
-        predictions: in any order; a video that occurs twice (from two processes) counts once.
+        probability_RY: of R samples.
+        label_R: their classes.
         classes: class names in the order of the probabilities.
-        validation: the data's folder, for messages.
-
-    Raises:
-        DataError: no video could be read.
     """
-    once = {prediction.position: prediction for prediction in predictions}
-    ordered = [once[position] for position in sorted(once)]
-    failed = [prediction for prediction in ordered if prediction.probability_Y is None]
-    read = [(each.label, each.probability_Y) for each in ordered if each.probability_Y is not None]
-    if not read:
-        error = failed[0].error if failed else "the data set is empty"
-        raise DataError(
-            f"data.validation={validation}: expected readable videos, got none; first error: {error}"
-        )
-    label_R = np.array([label for label, _ in read])
-    probability_RY = np.stack([probability_Y for _, probability_Y in read])
     guess_R = probability_RY.argmax(axis=1)
-    confusion_YY = np.zeros(
-        (len(classes), len(classes)), dtype=int
-    )  # row: true class, column: predicted class
+    confusion_YY = np.zeros((len(classes), len(classes)), dtype=int)  # row: true class
     np.add.at(confusion_YY, (label_R, guess_R), 1)
     correct = int(confusion_YY.trace())
     top5_RK = (-probability_RY).argsort(axis=1, kind="stable")[:, :5]  # of equal ones the first, as argmax
     is_in_top5_R = (top5_RK == label_R[:, None]).any(axis=1)
     return {
-        "top1": correct / len(read),
-        "top1_ci95": wilson_interval(correct, len(read)),
+        "top1": correct / len(label_R),
+        "top1_ci95": wilson_interval(correct, len(label_R)),
         "top5": float(is_in_top5_R.mean()),
-        "videos": len(read),
-        "skipped": [{"key": prediction.key, "error": prediction.error} for prediction in failed],
         "classes": list(classes),
-        "per_class_accuracy": _per_class_accuracy(confusion_YY, classes, validation),
+        "per_class_accuracy": _per_class_accuracy(confusion_YY, classes),
         "confusion_matrix": confusion_YY.tolist(),
     }
 
@@ -90,14 +41,12 @@ def wilson_interval(correct: int, total: int) -> list[float]:
     return [float(interval.low), float(interval.high)]
 
 
-def _per_class_accuracy(
-    confusion_YY: np.ndarray, classes: Sequence[str], validation: str
-) -> dict[str, float | None]:
+def _per_class_accuracy(confusion_YY: np.ndarray, classes: Sequence[str]) -> dict[str, float | None]:
     """Map each class to its accuracy, or to None if the class has no videos."""
     videos_Y = confusion_YY.sum(axis=1)
     absent = [name for name, videos in zip(classes, videos_Y, strict=True) if videos == 0]
     if absent:
         named = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-        log.warning("%s: %d of %d classes have no video: %s", validation, len(absent), len(classes), named)
+        log.warning("%d of %d classes have no validation video: %s", len(absent), len(classes), named)
     counts = zip(classes, confusion_YY.diagonal(), videos_Y, strict=True)
     return {name: float(correct / videos) if videos else None for name, correct, videos in counts}

@@ -11,15 +11,17 @@ import torch
 from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.index import ShardIndex, open_index
-from kinemae.data_tools.stream.loader import TrainingClips
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
-from kinemae.finetune.build import build_classifier, clip_config, describe_encoder
-from kinemae.finetune.classifier import Classifier, Features
+from kinemae.finetune.build import build_model, clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig, resolve_layer_decay, total_steps
-from kinemae.finetune.data_checks import check_data
+from kinemae.finetune.data_checks import check_batch
 from kinemae.finetune.evaluate import MODEL_FOLDER, evaluate, write_result
+from kinemae.finetune.heads.base import Features
+from kinemae.finetune.labelled_clips import LabelledClips
 from kinemae.finetune.layer_decay import layer_scale
 from kinemae.finetune.model_file import FinetunedModel, save_model
+from kinemae.finetune.task_model import TaskModel
+from kinemae.finetune.tasks.base import Targets, build_task
 from kinemae.pretrain.exported_model import EncoderDescription, log_resampling
 from kinemae.pretrain.model.blocks import set_up_blocks
 from kinemae.pretrain.model.packing import kept_count
@@ -42,7 +44,8 @@ class PreparedRun:
     train: ShardIndex
     validation: ShardIndex
     description: EncoderDescription
-    classifier: Classifier
+    model: TaskModel
+    targets: Targets
     plan: BatchPlan
     processes: Processes
     continues: bool
@@ -51,8 +54,8 @@ class PreparedRun:
     def summary(self) -> dict[str, object]:
         """Return the plan that `--dry-run` prints."""
         config, plan = self.config, self.plan
-        parameters = list(self.classifier.parameters())
-        tokens, keep = self.description.grid.tokens, self.classifier.pruning.keep
+        parameters = list(self.model.parameters())
+        tokens, keep = self.description.grid.tokens, self.model.pruning.keep
         return {
             "run_dir": config.run_dir,
             "continues": self.continues,
@@ -61,7 +64,8 @@ class PreparedRun:
             "layer_decay": config.optim.layer_decay,
             "training_videos": len(self.train),
             "validation_videos": len(self.validation),
-            "classes": len(self.train.classes),
+            "task": config.task.name,
+            "outputs": self.model.task.outputs,
             "steps": total_steps(config, len(self.train)),
             "global_clips": plan.global_clips,
             "processes": plan.world,
@@ -91,13 +95,11 @@ def run_train(arguments: argparse.Namespace) -> None:
         run.share_cores()
         calibrate_head(prepared, run)
         run.run()
-        prepared.classifier.to(processes.device)  # ZeRO 3 leaves it on the CPU
-        model = FinetunedModel(
-            classifier=prepared.classifier, description=prepared.description, classes=prepared.train.classes
-        )
+        prepared.model.to(processes.device)  # ZeRO 3 leaves it on the CPU
+        finetuned = FinetunedModel(model=prepared.model, description=prepared.description, task=config.task)
         if processes.is_first:
-            _save(model, config)
-        result = evaluate(model, prepared.validation, config, processes)
+            _save(finetuned, config)
+        result = evaluate(finetuned, prepared.validation, config, processes)
         write_result(result, run_dir, processes, as_json=arguments.json)
 
 
@@ -130,7 +132,11 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
         *encoder_inputs("encoder", config.encoder),
     ]
     continues = processes.is_first and check_run_dir(Path(config.run_dir), config, inputs)
-    check_data(config, train, validation)
+    task = build_task(config.task)
+    task.fit(train, key=f"data.train={config.data.train}")
+    targets = task.read(train, key=f"data.train={config.data.train}")
+    task.read(validation, key=f"data.validation={config.data.validation}")
+    check_batch(config, train)
     description = describe_encoder(config)
     if processes.is_first:
         log_resampling(description.reference, description.grid)
@@ -140,7 +146,8 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
         train=train,
         validation=validation,
         description=description,
-        classifier=build_classifier(config, description, classes=len(train.classes)),
+        model=build_model(config, description, task),
+        targets=targets,
         plan=plan,
         processes=processes,
         continues=continues,
@@ -152,9 +159,10 @@ def training(prepared: PreparedRun) -> Trainer:
     """Create the training loop."""
     config = prepared.config
     engine = config.engine
-    set_up_blocks(prepared.classifier, recompute=engine.activation_checkpointing, compiled=engine.compile)
-    clips = TrainingClips(
+    set_up_blocks(prepared.model, recompute=engine.activation_checkpointing, compiled=engine.compile)
+    clips = LabelledClips(
         prepared.train,
+        targets=prepared.targets,
         clip=clip_config(config, prepared.description),
         augment=config.augment,
         seed=config.seed,
@@ -164,8 +172,8 @@ def training(prepared: PreparedRun) -> Trainer:
     assert config.optim.layer_decay is not None, "prepare sets it"
     scale = layer_scale(config.optim.layer_decay, prepared.description.shape.depth)
     return Trainer(
-        module=prepared.classifier,
-        groups=parameter_groups(prepared.classifier, config.optim.weight_decay, scale),
+        module=prepared.model,
+        groups=parameter_groups(prepared.model, config.optim.weight_decay, scale),
         clips=clips,
         plan=prepared.plan,
         config=config,
@@ -191,38 +199,34 @@ def calibrate_head(prepared: PreparedRun, run: Trainer) -> None:
 
     Rank 0 measures for all ranks. A continued run repeats this before it loads its checkpoint.
     """
-    classifier, processes = prepared.classifier, prepared.processes
-    if not classifier.head.needs_calibration:
+    model, processes = prepared.model, prepared.processes
+    if not model.head.needs_calibration:
         return
     if processes.is_first:
         count = min(_CALIBRATION_CLIPS, len(prepared.train) * run.clips.views)
         step = prepared.plan.micro_clips
-        classifier.to(processes.device).eval()
+        model.to(processes.device).eval()
         with torch.no_grad():
             parts = [range(first, min(first + step, count)) for first in range(0, count, step)]
             features = [
-                classifier.features(run.clips.batch(part).to(processes.device).clip_BCTHW) for part in parts
+                model.features(run.clips.batch(part).to(processes.device).clip_BCTHW) for part in parts
             ]
-            classifier.head.calibrate(*Features.join(features))
-        classifier.train()
-    measured = processes.broadcast_object(
-        {name: buffer.cpu() for name, buffer in classifier.head.named_buffers()}
-    )
-    for name, buffer in classifier.head.named_buffers():
+            model.head.calibrate(Features.join(features))
+        model.train()
+    measured = processes.broadcast_object({name: buffer.cpu() for name, buffer in model.head.named_buffers()})
+    for name, buffer in model.head.named_buffers():
         buffer.copy_(measured[name])
 
 
-def _save(model: FinetunedModel, config: FinetuneConfig) -> None:
+def _save(finetuned: FinetunedModel, config: FinetuneConfig) -> None:
     trained_by = {
         "task": "finetune",
         "config": asdict(config),
-        "encoder_trained_by": model.description.trained_by,
+        "encoder_trained_by": finetuned.description.trained_by,
     }
     save_model(
         Path(config.run_dir) / MODEL_FOLDER,
-        model.classifier,
-        description=replace(model.description, trained_by=trained_by),
+        replace(finetuned, description=replace(finetuned.description, trained_by=trained_by)),
         head=config.head,
-        classes=model.classes,
         token_reduction=config.token_reduction,
     )

@@ -9,13 +9,14 @@ from torch import nn
 
 from kinemae.data_tools.command import CheckpointError, log
 from kinemae.data_tools.components import Component
-from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.conversion.key_rules import CheckpointFormat, ModelTensors, Tensors, write_tensors
 from kinemae.finetune.conversion.options import ImportOptions
 from kinemae.finetune.heads.base import Head
 from kinemae.finetune.heads.linear import LinearHead
 from kinemae.finetune.model_file import DESCRIPTION as HEAD_DESCRIPTION
-from kinemae.finetune.model_file import load_model, save_model
+from kinemae.finetune.model_file import FinetunedModel, load_model, save_model
+from kinemae.finetune.task_model import TaskModel
+from kinemae.finetune.tasks.classification import Classification
 from kinemae.pretrain.exported_model import (
     DecoderDescription,
     EncoderDescription,
@@ -65,15 +66,20 @@ def load_bundle(folder: Path) -> ModelBundle:
         CheckpointError: no model, or one that cannot be read.
     """
     if (folder / HEAD_DESCRIPTION).exists():
-        model = load_model(folder)
-        classifier = model.classifier
-        if classifier.encoder.merge_per_block or not isinstance(classifier.pruning, NoPruning):
+        finetuned = load_model(folder)
+        model = finetuned.model
+        if not isinstance(model.task, Classification):
+            raise CheckpointError(
+                f"{folder}: expected a classification model, since other formats store no other task, got "
+                f"{finetuned.task.name}; fix: export the encoder alone"
+            )
+        if model.encoder.merge_per_block or not isinstance(model.pruning, NoPruning):
             log.warning("%s: pruning and merging of tokens are not exported", folder)
         return ModelBundle(
-            description=model.description,
-            encoder=classifier.encoder,
-            head=classifier.head,
-            classes=model.classes,
+            description=finetuned.description,
+            encoder=model.encoder,
+            head=model.head,
+            classes=finetuned.classes,
         )
     encoder, description = load_encoder(folder)
     decoder, decoder_description = load_decoder(folder) if has_decoder(folder) else (None, None)
@@ -85,8 +91,11 @@ def load_bundle(folder: Path) -> ModelBundle:
 def save_bundle(folder: Path, bundle: ModelBundle) -> None:
     """Save an exported encoder or a fine-tuned model in float32."""
     if bundle.head is not None:
-        classifier, head = Classifier(bundle.encoder, bundle.head), Component(name="linear")
-        save_model(folder, classifier, description=bundle.description, head=head, classes=bundle.classes)
+        task = Classification()
+        task.load_state({"classes": bundle.classes})
+        model = TaskModel(bundle.encoder, bundle.head, task)
+        finetuned = FinetunedModel(model=model, description=bundle.description)
+        save_model(folder, finetuned, head=Component(name="linear"))
         return
     save_encoder(folder, bundle.encoder, bundle.description)
     if bundle.decoder is not None and bundle.decoder_description is not None:
@@ -120,7 +129,7 @@ def build_bundle(
     if tensors.head:
         names = options.class_names(len(tensors.head["linear.weight"]), known=classes)
         width = description.shape.width
-        head = _load(lambda: LinearHead(width=width, classes=len(names)), tensors.head, source)
+        head = _load(lambda: LinearHead(width=width, outputs=len(names)), tensors.head, source)
     return ModelBundle(
         description=description,
         encoder=_load(lambda: build_encoder(description), tensors.encoder, source),

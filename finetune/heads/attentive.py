@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.finetune.heads.base import Head, Standardize
+from kinemae.finetune.heads.base import Features, Head, Standardize
 
 
 class AttentiveHead(Head):
@@ -14,7 +14,7 @@ class AttentiveHead(Head):
 
     Args:
         width: values per token.
-        classes: number of classes.
+        outputs: number of values per clip, for example classes.
         head_width: values per attention head; must divide `width`. V-JEPA uses the encoder's heads.
         mlp_ratio: width of the MLP divided by `width`.
         norm: of the tokens. "layer": a layer norm. "standardize": subtract a mean and divide by a standard
@@ -23,7 +23,7 @@ class AttentiveHead(Head):
     """
 
     def __init__(
-        self, *, width: int, classes: int, head_width: int = 32, mlp_ratio: float = 4.0, norm: str = "layer"
+        self, *, width: int, outputs: int, head_width: int = 32, mlp_ratio: float = 4.0, norm: str = "layer"
     ):
         super().__init__()
         require(norm in ("layer", "standardize"), "head.args.norm", "be layer or standardize", norm)
@@ -41,21 +41,21 @@ class AttentiveHead(Head):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.linear = nn.Linear(width, classes)
+        self.linear = nn.Linear(width, outputs)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.query_D, std=0.02)
 
-    def calibrate(self, tokens_BND: Tensor, weight_BN: Tensor | None = None) -> None:
+    def calibrate(self, features: Features) -> None:
         if isinstance(self.norm1, Standardize):
+            tokens_BND, weight_BN = features.tokens_BND, features.weight_BN
             tokens_XD = tokens_BND.flatten(0, 1) if weight_BN is None else tokens_BND[weight_BN > 0]
             self.norm1.measure(tokens_XD)
 
-    def forward(
-        self, tokens_BND: Tensor, draws: ClipRandom | None, weight_BN: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, features: Features, draws: ClipRandom | None) -> Tensor:
+        tokens_BND, weight_BN = features.tokens_BND, features.weight_BN
         batch, tokens, width = tokens_BND.shape
         kv_BN2AF = self.kv(self.norm1(tokens_BND)).view(batch, tokens, 2, -1, self.head_width)
         key_BANF, value_BANF = kv_BN2AF.permute(2, 0, 3, 1, 4)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.finetune.heads.base import Head, Standardize
+from kinemae.finetune.heads.base import Features, Head, Standardize
 
 
 class LinearHead(Head):
@@ -13,7 +13,7 @@ class LinearHead(Head):
 
     Args:
         width: values per token.
-        classes: number of classes.
+        outputs: number of values per clip, for example classes.
         pool: "mean": the mean of the tokens. "statistics": the mean and the standard deviation of the tokens,
             concatenated (as in speaker recognition, Snyder et al. 2018). Motion can show in the differences
             between tokens where their mean is uninformative. Meant for frozen encoders.
@@ -31,7 +31,7 @@ class LinearHead(Head):
         self,
         *,
         width: int,
-        classes: int,
+        outputs: int,
         pool: str = "mean",
         norm: str = "layer",
         dropout: float = 0.0,
@@ -47,18 +47,16 @@ class LinearHead(Head):
         self.needs_calibration = norm == "standardize"
         pooled_width = width if pool == "mean" else 2 * width
         self.norm = nn.LayerNorm(pooled_width, eps=1e-6) if norm == "layer" else Standardize(pooled_width)
-        self.linear = nn.Linear(pooled_width, classes)
+        self.linear = nn.Linear(pooled_width, outputs)
         nn.init.trunc_normal_(self.linear.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
         nn.init.zeros_(self.linear.bias)
 
-    def calibrate(self, tokens_BND: Tensor, weight_BN: Tensor | None = None) -> None:
+    def calibrate(self, features: Features) -> None:
         if isinstance(self.norm, Standardize):
-            self.norm.measure(self._pool(tokens_BND, weight_BN))
+            self.norm.measure(self._pool(features.tokens_BND, features.weight_BN))
 
-    def forward(
-        self, tokens_BND: Tensor, draws: ClipRandom | None, weight_BN: Tensor | None = None
-    ) -> Tensor:
-        pooled_BD = self.norm(self._pool(tokens_BND, weight_BN))
+    def forward(self, features: Features, draws: ClipRandom | None) -> Tensor:
+        pooled_BD = self.norm(self._pool(features.tokens_BND, features.weight_BN))
         if draws is not None and self.dropout > 0:
             is_kept_BD = draws.uniform("head/dropout", (pooled_BD.shape[-1],)) >= self.dropout
             pooled_BD = pooled_BD * is_kept_BD / (1 - self.dropout)

@@ -1,17 +1,14 @@
-"""Classifier: an encoder, optionally with token pruning, and a head on its tokens."""
-
-from collections.abc import Sequence
-from typing import NamedTuple
+"""The model of a fine-tuning run: an encoder, optionally with token pruning, a head and a task."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.yuv_to_rgb import to_luma
-from kinemae.finetune.heads.base import Head
+from kinemae.finetune.heads.base import Features, Head
 from kinemae.finetune.mixing import Mixer
+from kinemae.finetune.tasks.base import Task
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.packing import Packing, kept_count, top_tokens
 from kinemae.pretrain.model.scorer import add_gradient_of
@@ -20,59 +17,25 @@ from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.pruning.none import NoPruning
 
 
-class Features(NamedTuple):
-    """Output of the encoder for a batch of clips.
-
-    Attributes:
-        tokens_BND: the kept tokens, after the final norm.
-        weight_BN: 1 for a token, 0 for padding of clips that keep fewer tokens; None: no padding.
-        threshold_loss_B: loss of the scorer's threshold, with `pruning.args.keep`; see `Scorer`.
-    """
-
-    tokens_BND: Tensor
-    weight_BN: Tensor | None = None
-    threshold_loss_B: Tensor | None = None
-
-    @property
-    def kept_B(self) -> Tensor:
-        """Number of kept tokens per clip, float32."""
-        if self.weight_BN is not None:
-            return self.weight_BN.float().sum(dim=1)
-        clips, tokens = self.tokens_BND.shape[:2]
-        return self.tokens_BND.new_full((clips,), tokens, dtype=torch.float32)
-
-    @staticmethod
-    def join(parts: Sequence["Features"]) -> tuple[Tensor, Tensor | None]:
-        """Concatenate tokens and weights of several batches, padded to the longest."""
-        longest = max(part.tokens_BND.shape[1] for part in parts)
-        tokens, weights = [], []
-        for part in parts:
-            missing = longest - part.tokens_BND.shape[1]
-            tokens.append(functional.pad(part.tokens_BND, (0, 0, 0, missing)))
-            if part.weight_BN is not None:
-                weights.append(functional.pad(part.weight_BN, (0, missing)))
-        return torch.cat(tokens), torch.cat(weights) if weights else None
-
-
-class Classifier(nn.Module):
-    """Compute class scores of clips, or a loss.
+class TaskModel(nn.Module):
+    """Compute the output of a task for clips, or a loss.
 
     Args:
         pruning: selects the tokens that the encoder processes; None keeps all.
         freeze: train the head only; the encoder runs in evaluation mode without gradients.
-        label_smoothing: label smoothing, the fraction of the target distribution spread over all classes.
+        task: loss and predictions, with its state.
         mixer: mixes clips in training (mixup, cutmix); None for none.
         mean, std: normalization of the encoder's pixels, RGB on a scale of 0 to 1.
     """
 
-    def __init__(  # noqa: PLR0913 - keyword-only, except for the two modules
+    def __init__(  # noqa: PLR0913 - keyword-only, except for the modules
         self,
         encoder: Encoder,
         head: Head,
+        task: Task,
         *,
         pruning: Pruning | None = None,
         freeze: bool = False,
-        label_smoothing: float = 0.0,
         mixer: Mixer | None = None,
         mean: tuple[float, ...] = MEAN,
         std: tuple[float, ...] = STD,
@@ -85,14 +48,14 @@ class Classifier(nn.Module):
         elif encoder.shape.scorer and self.pruning.keep is None:
             encoder.scorer.threshold.requires_grad_(False)  # only a fixed fraction trains the threshold
         self.head = head
+        self.task = task
         self.freeze = freeze
-        self.label_smoothing = label_smoothing
         self.mixer = mixer
         self.mean = mean
         self.std = std
         self.train()
 
-    def train(self, mode: bool = True) -> "Classifier":
+    def train(self, mode: bool = True) -> "TaskModel":
         """Set training or evaluation mode; a frozen encoder stays in evaluation mode."""
         super().train(mode)
         self.encoder.train(mode and not self.freeze)
@@ -102,44 +65,37 @@ class Classifier(nn.Module):
         """Compute per-clip values of shape (B,).
 
         Returns:
-            "loss": cross entropy, for mixed clips with both labels. "accuracy": 1 where the prediction is
-            right, for mixed clips the label with the larger weight. "kept_fraction", with pruning: number of
-            tokens that the encoder processed, divided by all tokens.
+            "loss": for mixed clips the weighted loss of both targets. The task's `train_metrics`: for mixed clips
+            of the target with the larger weight. "kept_fraction", with pruning: number of tokens that the
+            encoder processed, divided by all tokens.
         """
-        clip_BCTHW, label_B, mixed = batch.clip_BCTHW, batch.label_B, None
+        targets, partner_targets, lam_B = batch.targets, None, None
+        clip_BCTHW = batch.clip_BCTHW
         if self.training and self.mixer is not None:
             mixed = self.mixer.mix(batch, draws)
-            clip_BCTHW = mixed.clip_BCTHW
+            clip_BCTHW, lam_B = mixed.clip_BCTHW, mixed.lam_B
+            partner_targets = {name: target[mixed.partner_B] for name, target in targets.items()}
         features = self.features(clip_BCTHW, draws)
-        logits_BY = self.head(features.tokens_BND, draws, features.weight_BN).float()
-        loss_B = self._cross_entropy(logits_BY, label_B)
-        if mixed is not None:
-            loss_B = torch.lerp(self._cross_entropy(logits_BY, mixed.partner_label_B), loss_B, mixed.lam_B)
-            label_B = torch.where(mixed.lam_B >= 0.5, label_B, mixed.partner_label_B)
+        output = self.head(features, draws).float()
+        loss_B = self.task.loss(output, targets)
+        if lam_B is not None and partner_targets is not None:
+            loss_B = torch.lerp(self.task.loss(output, partner_targets), loss_B, lam_B)
+            targets = {name: _chosen(lam_B >= 0.5, targets[name], partner_targets[name]) for name in targets}
         if features.threshold_loss_B is not None:
             loss_B = add_gradient_of(loss_B, features.threshold_loss_B)
-        values = {"loss": loss_B, "accuracy": (logits_BY.argmax(dim=1) == label_B).float()}
+        values = {"loss": loss_B, **self.task.train_metrics(output, targets)}
         if not isinstance(self.pruning, NoPruning):
             values["kept_fraction"] = features.kept_B / self.encoder.grid.tokens
         return values
 
-    def _cross_entropy(self, logits_BY: Tensor, label_B: Tensor) -> Tensor:
-        return functional.cross_entropy(
-            logits_BY, label_B, reduction="none", label_smoothing=self.label_smoothing
-        )
-
-    def logits(self, clip_BCTHW: Tensor, draws: ClipRandom | None = None) -> Tensor:
-        """Compute class scores.
+    def output(self, clip_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the head's output and the number of kept tokens, kept_B, in evaluation.
 
         Args:
             clip_BCTHW: uint8 RGB.
-            draws: random numbers of the clips in training; None in evaluation.
-
-        Returns:
-            logits_BY
         """
-        features = self.features(clip_BCTHW, draws)
-        return self.head(features.tokens_BND, draws, features.weight_BN)
+        features = self.features(clip_BCTHW)
+        return self.head(features, None), features.kept_B
 
     def features(self, clip_BCTHW: Tensor, draws: ClipRandom | None = None) -> Features:
         """Encode clips, uint8 RGB. `draws` is for drop path in training.
@@ -152,7 +108,9 @@ class Classifier(nn.Module):
             if self.pruning.is_learned:
                 return self._prune_by_scorer(clip_BCTHW, draws)
             if isinstance(self.pruning, NoPruning):
-                return Features(self.encoder.encode(self._embed_all(clip_BCTHW), None, draws))
+                tokens_BND = self.encoder.encode(self._embed_all(clip_BCTHW), None, draws)
+                slices = 0 if self.encoder.merge_per_block else self.encoder.grid.t
+                return Features(tokens_BND, slices=slices)
             return self._prune_by_pixels(clip_BCTHW, draws)
 
     def _prune_by_pixels(self, clip_BCTHW: Tensor, draws: ClipRandom | None) -> Features:
@@ -198,3 +156,7 @@ class Classifier(nn.Module):
     ) -> Tensor:
         taken_BKP = take_patches(clip_BCTHW, index_BK, self.encoder.shape.patch, clip_BK=clip_BK)
         return self.encoder.embed(normalize(taken_BKP, self.mean, self.std), index_BK, run_length_BK)
+
+
+def _chosen(is_first_B: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    return torch.where(is_first_B.view(-1, *[1] * (first.dim() - 1)), first, second)
