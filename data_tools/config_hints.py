@@ -69,7 +69,7 @@ _FIELD_NAMES: dict[str, str] = {
     "model_path pretrained_checkpoint backbone_weights",
     "freeze": "linear_probe freeze_backbone freeze_encoder linear_probing",
     "head": "classifier head_type pooling use_mean_pooling",
-    "label_smoothing": "smoothing label_smooth",
+    "task.args.label_smoothing": "label_smoothing smoothing label_smooth",
     "mix.mixup": "mixup mixup_alpha",
     "mix.cutmix": "cutmix cutmix_alpha",
     "mix.probability": "mixup_prob mix_prob",

@@ -65,9 +65,9 @@ class TaskModel(nn.Module):
         """Compute per-clip values of shape (B,).
 
         Returns:
-            "loss": for mixed clips the weighted loss of both targets. The task's `train_metrics`: for mixed clips
-            of the target with the larger weight. "kept_fraction", with pruning: number of tokens that the
-            encoder processed, divided by all tokens.
+            "loss": for mixed clips the weighted loss of both targets. The task's `train_metrics`: for mixed
+            clips of the target with the larger weight. "kept_fraction", with pruning: number of tokens that
+            the encoder processed, divided by all tokens.
         """
         targets, partner_targets, lam_B = batch.targets, None, None
         clip_BCTHW = batch.clip_BCTHW

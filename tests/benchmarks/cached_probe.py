@@ -18,7 +18,7 @@ from kinemae.data_tools.components import Component
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.loader import ClipConfig, evaluation_loader
 from kinemae.data_tools.stream.yuv_to_rgb import on_device
-from kinemae.finetune.heads.base import build_head
+from kinemae.finetune.heads.base import Features, build_head
 from kinemae.pretrain.exported_model import load_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import ModelConfig
@@ -68,22 +68,22 @@ def main() -> None:
     tokens_BND, label_B = features(encoder, shards / "train")
     held_out_BND, truth_B = features(encoder, shards / "validation")
     component = Component(name="attentive", args={"norm": "standardize"})
-    head = build_head(component, width=tokens_BND.shape[2], classes=int(label_B.max()) + 1)
-    head.calibrate(tokens_BND)
+    head = build_head(component, width=tokens_BND.shape[2], outputs=int(label_B.max()) + 1)
+    head.calibrate(Features(tokens_BND))
     optimizer = torch.optim.AdamW(head.parameters(), lr=RATE, betas=(0.9, 0.999), weight_decay=0.05)
     warmup = STEPS // 10
     for step in range(STEPS):
         factor = (step + 1) / warmup if step < warmup else 0.5 + 0.5 * math.cos(math.pi * step / STEPS)
         optimizer.param_groups[0]["lr"] = RATE * min(1.0, factor)
         chosen = torch.randint(len(label_B), (BATCH,))
-        logits_BY = head(tokens_BND[chosen], None)
+        logits_BY = head(Features(tokens_BND[chosen]), None)
         loss = functional.cross_entropy(logits_BY, label_B[chosen], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimizer.step()
     with torch.no_grad():
-        correct_B = head(held_out_BND, None).argmax(dim=1) == truth_B
+        correct_B = head(Features(held_out_BND), None).argmax(dim=1) == truth_B
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps({"top1": correct_B.float().mean().item(), "videos": len(truth_B)}) + "\n")
 

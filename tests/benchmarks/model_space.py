@@ -43,7 +43,7 @@ PRETRAIN = [
 TUNE = [
     *(
         "head={name: attentive, args: {norm: standardize}}",
-        "label_smoothing=0.1",
+        "task.args.label_smoothing=0.1",
         "optim.warmup_fraction=0.1",
     ),
     *("save_every_steps=1000000", "evaluate.spatial_crops=1"),

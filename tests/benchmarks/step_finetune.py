@@ -17,12 +17,13 @@ from kinemae.data_tools.stream.decode import probe
 from kinemae.data_tools.stream.views import crop_views, evaluation_views
 from kinemae.data_tools.stream.yuv_planes import yuv_frames_at
 from kinemae.data_tools.stream.yuv_to_rgb import YuvClips
-from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.heads.base import build_head
+from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import SIZES
 from kinemae.pretrain.model.tokens import TokenGrid
+from tests.task_models import classification
 
 REPO = Path(__file__).resolve().parents[2]
 REAL = REPO.parent / "shared/videos/surveillance"
@@ -95,22 +96,23 @@ def _read(files: list[Path], count: int, frames: int, size: int, stride: int) ->
     return torch.cat(clips)
 
 
-def _classifier(size: str, frames: int, pixels: int, token_reduction: TokenReduction) -> Classifier:
-    """Build a classifier; every variant has the same random weights."""
+def _classifier(size: str, frames: int, pixels: int, token_reduction: TokenReduction) -> TaskModel:
+    """Build a model; every variant has the same random weights."""
     torch.manual_seed(0)
     shape = SIZES[size].encoder
     encoder = Encoder(shape, TokenGrid.of(frames, pixels, shape.patch))
-    head = build_head(Component(name="linear", args={"init_std": 0.02}), width=shape.width, classes=CLASSES)
+    head = build_head(Component(name="linear", args={"init_std": 0.02}), width=shape.width, outputs=CLASSES)
     pruning = token_reduction.build_pruning(shape)
-    return Classifier(token_reduction.apply(encoder, pruning), head, pruning=pruning)
+    return TaskModel(token_reduction.apply(encoder, pruning), head, classification(CLASSES), pruning=pruning)
 
 
-def _step(model: Classifier, clip_BCTHW: Tensor) -> Step:
+def _step(model: TaskModel, clip_BCTHW: Tensor) -> Step:
     count = len(clip_BCTHW)
     batch = ClipBatch(
         pixels=clip_BCTHW,
         clip_index_B=torch.arange(count),
         label_B=torch.arange(count) % CLASSES,
+        targets={"label": torch.arange(count) % CLASSES},
         weight_B=torch.ones(count),
     )
     draws = ClipRandom(0, batch.clip_index_B)
@@ -125,9 +127,9 @@ class Scored(NamedTuple):
 
 
 @torch.inference_mode()
-def _scored(model: Classifier, clip_BCTHW: Tensor) -> Scored:
+def _scored(model: TaskModel, clip_BCTHW: Tensor) -> Scored:
     features = [model.features(clip_1CTHW) for clip_1CTHW in clip_BCTHW.split(1)]
-    logits = [model.head(tokens_BND, None, weight_BN) for tokens_BND, weight_BN, _ in features]
+    logits = [model.head(part, None) for part in features]
     tokens = model.encoder.grid.tokens
     left_B = torch.cat([part.kept_B for part in features])
     for _ in model.encoder.blocks:

@@ -70,7 +70,7 @@ def test_every_synonym_names_a_key_that_exists() -> None:
         ("finetune", "layer_decay", ["optim.layer_decay"]),
         ("finetune", "drop_path_rate", ["drop_path"]),
         ("finetune", "data_path", ["data.train"]),
-        ("finetune", "smoothing", ["label_smoothing"]),
+        ("finetune", "smoothing", ["task.args.label_smoothing"]),
         ("finetune", "evaluate.num_crops", ["evaluate.spatial_crops"]),
         ("shard", "val_split", ["validation_fraction"]),
         ("shard", "num_workers", ["workers"]),

@@ -5,12 +5,13 @@ import torch
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.config import load_config
-from kinemae.finetune.build import build_classifier, clip_config, describe_encoder
+from kinemae.finetune.build import build_model, clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.pretrain.exported_model import EncoderDescription, save_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
+from tests.task_models import classification
 
 SHAPE = EncoderShape(width=24, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8))
 SCRATCH = ["model.size=tiny", "clip.frames=4", "clip.stride=2", "clip.size=16", "model.patch_size=8"]
@@ -107,7 +108,7 @@ def test_contradictory_selections_of_frames_are_rejected(overrides, message):
 def test_the_classifier_has_the_encoders_weights_and_normalization(encoder):
     config = load(f"encoder={encoder}")
 
-    classifier = build_classifier(config, describe_encoder(config), classes=3)
+    classifier = build_model(config, describe_encoder(config), classification(3))
 
     torch.manual_seed(7)
     exported = Encoder(SHAPE, TokenGrid.of(4, 16, SHAPE.patch)).state_dict()
@@ -180,7 +181,7 @@ def test_from_scratch_an_invalid_encoder_is_rejected(override, message):
 def test_new_weights_depend_only_on_the_seed():
     def weights(seed):
         config = load(*SCRATCH, f"seed={seed}", "head.name=attentive")
-        classifier = build_classifier(config, describe_encoder(config), classes=3)
+        classifier = build_model(config, describe_encoder(config), classification(3))
         return torch.cat([parameter.flatten() for parameter in classifier.parameters()])
 
     assert torch.equal(weights(1), weights(1))

@@ -15,14 +15,14 @@ from kinemae.data_tools.config import load_config
 from kinemae.data_tools.exit_codes import EXIT_CHECKPOINT, EXIT_CONFIG, EXIT_DATA
 from kinemae.data_tools.index import open_index
 from kinemae.finetune.__main__ import PROGRAM
-from kinemae.finetune.build import build_classifier, describe_encoder
+from kinemae.finetune.build import build_model, describe_encoder
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.conversion.huggingface import huggingface_tensors, write_huggingface
 from kinemae.finetune.conversion.model_bundle import ModelBundle, load_bundle, save_bundle
 from kinemae.finetune.conversion.options import FLAT_SINE
 from kinemae.finetune.conversion.videomae import videomae_tensors
 from kinemae.finetune.heads.base import build_head
-from kinemae.finetune.model_file import save_model
+from kinemae.finetune.model_file import FinetunedModel, save_model
 from kinemae.pretrain.exported_model import (
     DecoderDescription,
     EncoderDescription,
@@ -32,6 +32,7 @@ from kinemae.pretrain.exported_model import (
 from kinemae.pretrain.model.sizes import DecoderShape, EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid, normalize, patchify
 from tests.conversion import huggingface_classification, huggingface_pretraining, videomae_names
+from tests.task_models import classification
 
 SHAPE = EncoderShape(width=24, depth=2, heads=3, mlp_width=48, patch=(2, 8, 8), positions=FLAT_SINE)
 GRID = TokenGrid.of(4, 16, SHAPE.patch)
@@ -77,7 +78,7 @@ def shaped(**changes: object) -> ModelBundle:
 def headed(*, final_norm: bool = False, **args: object) -> ModelBundle:
     bundle = shaped(final_norm=final_norm)
     return replace(
-        bundle, head=build_head(Component(name="linear", args=args), width=24, classes=2), classes=("a", "b")
+        bundle, head=build_head(Component(name="linear", args=args), width=24, outputs=2), classes=("a", "b")
     )
 
 
@@ -200,10 +201,11 @@ def test_a_model_fine_tuned_without_final_norm_can_be_exported(tmp_path):
     keys = [f"encoder={tmp_path / 'encoder'}", "final_norm=false", "run_dir=r", "epochs=1"]
     config = load_config(FinetuneConfig, None, [*keys, "data.train=t", "data.validation=v"])
     description = describe_encoder(config)
-    classifier = build_classifier(config, description, classes=2)
+    classifier = build_model(config, description, classification(2))
 
     assert isinstance(classifier.encoder.norm, nn.Identity) and not description.shape.final_norm
-    save_model(tmp_path / "model", classifier, description=description, head=config.head, classes=("a", "b"))
+    finetuned = FinetunedModel(model=classifier, description=description)
+    save_model(tmp_path / "model", finetuned, head=config.head)
     assert command("export", tmp_path / "model", tmp_path / "tuned", "--to", "huggingface") == 0
     assert VideoMAEForVideoClassification.from_pretrained(tmp_path / "tuned").config.use_mean_pooling
 
@@ -240,7 +242,7 @@ def test_a_model_fine_tuned_without_final_norm_can_be_exported(tmp_path):
         (
             lambda: replace(
                 headed(),
-                head=build_head(Component(name="attentive", args={"head_width": 8}), width=24, classes=2),
+                head=build_head(Component(name="attentive", args={"head_width": 8}), width=24, outputs=2),
             ),
             "head={name: linear",
         ),

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification
 
 from kinemae.data_tools.config import load_config
-from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.conversion.huggingface import huggingface_tensors, write_huggingface
 from kinemae.finetune.conversion.model_bundle import ModelBundle, save_bundle
 from kinemae.finetune.conversion.options import ImportOptions
+from kinemae.finetune.task_model import TaskModel
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.init_weights_from import open_pretrained
 from kinemae.pretrain.model.autoencoder import build_autoencoder
@@ -34,6 +34,7 @@ from tests.conversion import (
     videomae_names,
     without_onednn,
 )
+from tests.task_models import classification
 
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")
 SIZES = ("tiny", "small", "base")
@@ -151,7 +152,7 @@ def test_a_fine_tuned_model_has_the_peers_outputs_in_both_directions(size, tmp_p
 
     bundle = imported(saved(tmp_path, model), options(size))
     with torch.inference_mode():
-        ours_BY = Classifier(bundle.encoder, bundle.head).eval().logits(clip_BCTHW)
+        ours_BY = TaskModel(bundle.encoder, bundle.head, classification(CLASSES)).eval().output(clip_BCTHW)[0]
     write_huggingface(tmp_path / "out", bundle, huggingface_tensors(bundle, source="test"))
     loaded, report = VideoMAEForVideoClassification.from_pretrained(
         tmp_path / "out", output_loading_info=True

@@ -8,7 +8,8 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import Sample, Shard, open_index, write_index
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.data_checks import check_data, check_validation
+from kinemae.finetune.data_checks import check_batch
+from kinemae.finetune.tasks.classification import Classification
 
 
 def write_data(folder, labels, classes=("left", "right")):
@@ -49,6 +50,15 @@ def load(tmp_path, *overrides):
     return load_config(FinetuneConfig, None, [*needed, *overrides])
 
 
+def check_data(config, train, validation):
+    """The checks of a run with the default task."""
+    task = Classification()
+    task.fit(train, key=f"data.train={config.data.train}")
+    task.read(train, key=f"data.train={config.data.train}")
+    task.read(validation, key=f"data.validation={config.data.validation}")
+    check_batch(config, train)
+
+
 def test_valid_data_is_accepted_without_warnings(tmp_path, caplog):
     logging.getLogger("kinemae").propagate = True
     train = write_data(tmp_path / "train", [0, 1, 0, 1])
@@ -70,9 +80,9 @@ def test_valid_data_is_accepted_without_warnings(tmp_path, caplog):
         (
             [0, 1, -1, 0],
             ("left", "right"),
-            r"labels from 0 to 1, got others in 1 of 4 videos, first key-2 \(2.mp4\)",
+            r"one of the 2 classes .*, got another value in 1 of 4 videos, first key-2 \(2.mp4\)",
         ),
-        ([0, 1, 2, 0], ("left", "right"), "first key-2 .* with label 2; fix: label or remove them"),
+        ([0, 1, 2, 0], ("left", "right"), "first key-2 .* with 2; fix: label or remove them"),
         (
             [0, 1, 0],
             ("left", "right"),
@@ -109,9 +119,11 @@ def test_views_count_as_clips(tmp_path):
 )
 def test_validation_data_with_other_classes_is_rejected(tmp_path, classes, message):
     validation = write_data(tmp_path / "validation", [0], classes)
+    classification = Classification()
+    classification.load_state({"classes": ["left", "right"]})
 
     with pytest.raises(DataError, match=message):
-        check_validation(validation, ("left", "right"), folder="the-folder")
+        classification.read(validation, key="data.validation=the-folder")
 
 
 def test_a_class_without_training_videos_is_logged(tmp_path, caplog):

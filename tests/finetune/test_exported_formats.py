@@ -43,9 +43,9 @@ def test_a_stored_encoder_and_head_repeat_their_outputs():
     tokens_BND = encoder.eval()(normalize(patches_BNP, description.mean, description.std), None)
     assert torch.allclose(tokens_BND, expected["tokens_BND"], atol=1e-5)
     model = load_model(STORED)
-    logits_BY = model.classifier.logits(expected["clip_BCTHW"])
+    logits_BY = model.model.output(expected["clip_BCTHW"])[0]
     assert torch.allclose(logits_BY, expected["logits_BY"], atol=1e-5)
-    assert model.classes == ("open", "close", "wave") and model.classifier.pruning.keep == 0.5
+    assert model.classes == ("open", "close", "wave") and model.model.pruning.keep == 0.5
 
 
 def test_a_stored_decoder_is_read():

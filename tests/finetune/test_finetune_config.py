@@ -26,7 +26,6 @@ def load(*overrides):
         ("run_dir=''", "run_dir must name a folder"),
         ("encoder=''", "encoder must name a folder, or be null"),
         ("drop_path=1", r"drop_path must lie in \[0, 1\), got 1"),
-        ("label_smoothing=-0.1", r"label_smoothing must lie in \[0, 1\), got -0.1"),
         ("save_every_steps=0", "save_every_steps must be at least 1"),
         ("keep_checkpoints=0", "keep_checkpoints must be at least 1"),
         ("keep_every_steps=750", r"keep_every_steps must be 0 \(none\) or a multiple of .*=500"),

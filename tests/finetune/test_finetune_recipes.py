@@ -8,8 +8,9 @@ import torch
 
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.stream.order import plan_batch
-from kinemae.finetune.build import build_classifier, clip_config, describe_encoder
+from kinemae.finetune.build import build_model, clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig
+from tests.task_models import classification
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs" / "finetune").glob("*.yaml"))
 DEMO_CLIP = ["clip.frames=8", "clip.stride=1", "clip.size=32", "model.size=tiny", "model.patch_size=8"]
@@ -30,7 +31,7 @@ def test_a_recipe_builds_its_model(path):
     description = describe_encoder(config)
 
     with torch.device("meta"):
-        classifier = build_classifier(config, description, classes=400)
+        classifier = build_model(config, description, classification(400))
 
     assert next(classifier.parameters()).is_meta
     assert clip_config(config, description).frames == description.frames

@@ -164,7 +164,7 @@ EVERYTHING = [
     "augment.rand_augment.operations=4",
     "augment.erase.probability=0.5",
     "mix={mixup: 0.8, cutmix: 1.0}",
-    "label_smoothing=0.1",
+    "task.args.label_smoothing=0.1",
     "data.views_per_video=2",
 ]
 

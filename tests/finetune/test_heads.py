@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from kinemae.data_tools.components import Component, component_names
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.finetune.heads.base import build_head
+from kinemae.finetune.heads.base import Features, build_head
 
 HEADS = component_names("kinemae.finetune.heads")
 
@@ -20,11 +20,11 @@ def test_the_folder_contains_the_heads():
 
 
 @pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("classes", [1, 7])
+@pytest.mark.parametrize("outputs", [1, 7])
 def test_a_head_scores_every_class_of_every_clip(name, classes):
-    head = build_head(Component(name=name), width=32, classes=classes)
+    head = build_head(Component(name=name), width=32, outputs=classes)
 
-    logits_BY = head(torch.randn(3, 20, 32), clip_random(3))
+    logits_BY = head(Features(torch.randn(3, 20, 32)), clip_random(3))
 
     assert logits_BY.shape == (3, classes)
     assert torch.isfinite(logits_BY).all()
@@ -33,12 +33,12 @@ def test_a_head_scores_every_class_of_every_clip(name, classes):
 @pytest.mark.parametrize("name", HEADS)
 def test_every_parameter_of_a_head_learns(name):
     torch.manual_seed(0)
-    head = build_head(Component(name=name), width=32, classes=5)
+    head = build_head(Component(name=name), width=32, outputs=5)
     # A second step: a head with zero initial weights passes no gradient to the encoder in the first.
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
     for _ in range(2):
         optimizer.zero_grad()
-        functional.cross_entropy(head(torch.randn(8, 20, 32), None), torch.arange(8) % 5).backward()
+        functional.cross_entropy(head(Features(torch.randn(8, 20, 32)), None), torch.arange(8) % 5).backward()
         optimizer.step()
 
     assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
@@ -46,27 +46,27 @@ def test_every_parameter_of_a_head_learns(name):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_clips_score_does_not_depend_on_its_neighbours(name):
-    head = build_head(Component(name=name), width=32, classes=5)
+    head = build_head(Component(name=name), width=32, outputs=5)
     tokens_BND = torch.randn(4, 20, 32)
 
-    together_BY = head(tokens_BND, clip_random(4))
+    together_BY = head(Features(tokens_BND), clip_random(4))
 
-    alone_BY = head(tokens_BND[2:3], ClipRandom(3, torch.tensor([2])))
+    alone_BY = head(Features(tokens_BND[2:3]), ClipRandom(3, torch.tensor([2])))
     assert torch.allclose(together_BY[2:3], alone_BY, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_evaluation_is_deterministic(name):
-    head = build_head(Component(name=name), width=32, classes=5)
+    head = build_head(Component(name=name), width=32, outputs=5)
     tokens_BND = torch.randn(2, 20, 32)
 
-    assert torch.equal(head(tokens_BND, None), head(tokens_BND, None))
+    assert torch.equal(head(Features(tokens_BND), None), head(Features(tokens_BND), None))
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_builds_on_the_meta_device(name):
     with torch.device("meta"):
-        head = build_head(Component(name=name), width=1408, classes=400)
+        head = build_head(Component(name=name), width=1408, outputs=400)
 
     assert all(parameter.is_meta for parameter in head.parameters())
 
@@ -81,49 +81,51 @@ PADDED_HEADS = [
 @pytest.mark.parametrize("part", PADDED_HEADS, ids=str)
 def test_padding_does_not_affect_the_scores(part):
     torch.manual_seed(0)
-    head = build_head(part, width=32, classes=5)
+    head = build_head(part, width=32, outputs=5)
     lengths = (20, 7, 1)
     clips = [torch.randn(1, length, 32) for length in lengths]
     padded_BND, weight_BN = 9 * torch.randn(3, 20, 32), torch.zeros(3, 20)
     for row, clip_1ND in enumerate(clips):
         padded_BND[row, : lengths[row]], weight_BN[row, : lengths[row]] = clip_1ND, 1
-    head.calibrate(padded_BND, weight_BN)
+    head.calibrate(Features(padded_BND, weight_BN))
 
-    padded_BY = head(padded_BND, None, weight_BN)
+    padded_BY = head(Features(padded_BND, weight_BN), None)
 
-    alone_BY = torch.cat([head(clip_1ND, None) for clip_1ND in clips])
+    alone_BY = torch.cat([head(Features(clip_1ND), None) for clip_1ND in clips])
     assert torch.allclose(padded_BY, alone_BY, atol=1e-5)
-    assert torch.allclose(head(padded_BND, None, torch.ones(3, 20)), head(padded_BND, None), atol=1e-5)
+    assert torch.allclose(
+        head(Features(padded_BND, torch.ones(3, 20)), None), head(Features(padded_BND), None), atol=1e-5
+    )
 
 
 def test_standardize_is_measured_without_the_padding():
-    head = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, classes=3)
+    head = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, outputs=3)
     tokens_BND = torch.randn(6, 9, 8)
     tokens_BND[:, 4:] = 100
 
-    head.calibrate(tokens_BND, (torch.arange(9) < 4).float().expand(6, -1))
+    head.calibrate(Features(tokens_BND, (torch.arange(9) < 4).float().expand(6, -1)))
 
     assert torch.allclose(head.norm.mean_D, tokens_BND[:, :4].mean(dim=(0, 1)), atol=1e-5)
 
 
 def test_the_linear_head_is_a_norm_and_a_layer_on_the_mean():
-    head = build_head(Component(name="linear", args={"init_std": 0.02}), width=16, classes=3)
+    head = build_head(Component(name="linear", args={"init_std": 0.02}), width=16, outputs=3)
     tokens_BND = torch.randn(2, 10, 16)
 
     mean_BD = functional.layer_norm(tokens_BND.mean(1), (16,), eps=1e-6)
 
-    assert torch.allclose(head(tokens_BND, None), mean_BD @ head.linear.weight.T, atol=1e-6)
+    assert torch.allclose(head(Features(tokens_BND), None), mean_BD @ head.linear.weight.T, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_dropout_zeroes_the_configured_fraction_and_keeps_the_mean():
-    head = build_head(Component(name="linear", args={"dropout": 0.5}), width=4096, classes=4096)
+    head = build_head(Component(name="linear", args={"dropout": 0.5}), width=4096, outputs=4096)
     with torch.no_grad():
         head.linear.weight.copy_(torch.eye(4096))
     tokens_BND = torch.full((1, 2, 4096), 1.0)
     head.norm = torch.nn.Identity()
 
-    dropped_D = head(tokens_BND, clip_random(1))[0]
+    dropped_D = head(Features(tokens_BND), clip_random(1))[0]
 
     assert 0.45 < (dropped_D == 0).float().mean() < 0.55
     assert set(dropped_D.tolist()) == {0.0, 2.0}
@@ -131,7 +133,7 @@ def test_dropout_zeroes_the_configured_fraction_and_keeps_the_mean():
 
 def test_the_attentive_head_equals_plain_attention():
     torch.manual_seed(0)
-    head = build_head(Component(name="attentive", args={"head_width": 8}), width=16, classes=3)
+    head = build_head(Component(name="attentive", args={"head_width": 8}), width=16, outputs=3)
     tokens_ND = torch.randn(10, 16)
 
     key_value_NX = head.kv(head.norm1(tokens_ND))
@@ -144,7 +146,9 @@ def test_the_attentive_head_equals_plain_attention():
     pooled_D = head.query_D + head.proj(torch.cat(seen))
     pooled_D = pooled_D + head.mlp(head.norm2(pooled_D))
 
-    assert torch.allclose(head(tokens_ND[None], None)[0], head.linear(head.norm(pooled_D)), atol=1e-5)
+    assert torch.allclose(
+        head(Features(tokens_ND[None]), None)[0], head.linear(head.norm(pooled_D)), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,7 +162,7 @@ def test_the_attentive_head_equals_plain_attention():
         (Component(name="linear", args={"dropout": 1.0}), r"head.args.dropout must lie in \[0, 1\), got 1.0"),
         (Component(name="linear", args={"init_std": -1.0}), "head.args.init_std must be 0 or more"),
         (
-            Component(name="linear", args={"classes": 3}),
+            Component(name="linear", args={"outputs": 3}),
             "head.args.classes: expected no such key, since the encoder and the data",
         ),
         (
@@ -171,23 +175,23 @@ def test_the_attentive_head_equals_plain_attention():
 )
 def test_an_invalid_head_is_rejected_with_a_fix(part, message):
     with pytest.raises(ValueError, match=message):
-        build_head(part, width=32, classes=3)
+        build_head(part, width=32, outputs=3)
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_accepts_calibration(name):
-    head = build_head(Component(name=name), width=32, classes=5)
+    head = build_head(Component(name=name), width=32, outputs=5)
 
-    head.calibrate(torch.randn(6, 20, 32))
+    head.calibrate(Features(torch.randn(6, 20, 32)))
 
-    assert torch.isfinite(head(torch.randn(2, 20, 32), None)).all()
+    assert torch.isfinite(head(Features(torch.randn(2, 20, 32)), None)).all()
 
 
 def test_standardize_brings_pooled_tokens_to_mean_0_and_deviation_1():
-    head = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, classes=3)
+    head = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, outputs=3)
     tokens_BND = 100 + torch.arange(8) + 0.01 * torch.randn(64, 5, 8)
 
-    head.calibrate(tokens_BND)
+    head.calibrate(Features(tokens_BND))
     pooled_BD = head.norm(tokens_BND.mean(dim=1))
 
     assert torch.allclose(pooled_BD.mean(dim=0), torch.zeros(8), atol=1e-2)
@@ -195,11 +199,11 @@ def test_standardize_brings_pooled_tokens_to_mean_0_and_deviation_1():
 
 
 def test_standardize_brings_tokens_of_the_attentive_head_to_mean_0_and_deviation_1():
-    head = build_head(Component(name="attentive", args={"norm": "standardize"}), width=32, classes=3)
+    head = build_head(Component(name="attentive", args={"norm": "standardize"}), width=32, outputs=3)
     tokens_BND = 100 + 0.01 * torch.randn(16, 20, 32)
     weight_BN = (torch.arange(20) < 15).float().expand(16, -1)
 
-    head.calibrate(tokens_BND.where(weight_BN[..., None] > 0, 0.0), weight_BN)
+    head.calibrate(Features(tokens_BND.where(weight_BN[..., None] > 0, 0.0), weight_BN))
 
     normed_XD = head.norm1(tokens_BND[:, :15]).flatten(0, 1)
     assert torch.allclose(normed_XD.mean(dim=0), torch.zeros(32), atol=1e-3)
@@ -207,9 +211,9 @@ def test_standardize_brings_tokens_of_the_attentive_head_to_mean_0_and_deviation
 
 
 def test_standardize_handles_a_constant_value_and_is_saved():
-    head = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, classes=3)
-    head.calibrate(torch.full((4, 5, 8), 7.0))
-    copy = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, classes=3)
+    head = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, outputs=3)
+    head.calibrate(Features(torch.full((4, 5, 8), 7.0)))
+    copy = build_head(Component(name="linear", args={"norm": "standardize"}), width=8, outputs=3)
 
     copy.load_state_dict(head.state_dict())
 
@@ -218,18 +222,18 @@ def test_standardize_handles_a_constant_value_and_is_saved():
 
 def test_statistics_pooling_is_mean_and_deviation_of_the_tokens():
     args = {"pool": "statistics", "norm": "standardize", "init_std": 0.02}
-    head = build_head(Component(name="linear", args=args), width=8, classes=3)
+    head = build_head(Component(name="linear", args=args), width=8, outputs=3)
     tokens_BND = torch.randn(4, 50, 8)
 
     both_BD = torch.cat([tokens_BND.mean(1), tokens_BND.std(1, unbiased=False)], dim=1)
 
-    assert torch.allclose(head(tokens_BND, None), both_BD @ head.linear.weight.T, atol=1e-4)
+    assert torch.allclose(head(Features(tokens_BND), None), both_BD @ head.linear.weight.T, atol=1e-4)
 
 
 def test_statistics_pooling_has_a_finite_gradient_for_equal_tokens():
-    head = build_head(Component(name="linear", args={"pool": "statistics"}), width=8, classes=3)
+    head = build_head(Component(name="linear", args={"pool": "statistics"}), width=8, outputs=3)
     tokens_BND = torch.ones(2, 5, 8, requires_grad=True)
 
-    head(tokens_BND, None).sum().backward()
+    head(Features(tokens_BND), None).sum().backward()
 
     assert torch.isfinite(tokens_BND.grad).all()

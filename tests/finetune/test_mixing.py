@@ -13,12 +13,13 @@ from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.heads.base import build_head
 from kinemae.finetune.mixing import MixConfig, Mixer, _beta
+from kinemae.finetune.task_model import TaskModel
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
+from tests.task_models import classification
 
 BOTH = MixConfig(mixup=0.8, cutmix=1.0)
 MIXUP, CUTMIX = MixConfig(mixup=0.8), MixConfig(cutmix=1.0)
@@ -40,6 +41,7 @@ def make_batch(clips=8, first=0, size=16, frames=2):
         pixels=torch.stack(pixels).permute(0, 4, 1, 2, 3),
         clip_index_B=index_B,
         label_B=index_B * 7 % 5,
+        targets={"label": index_B * 7 % 5},
         weight_B=torch.ones(clips),
     )
 
@@ -91,7 +93,9 @@ class Fixed:
 
 
 def targets(mixed, batch, classes):
-    own, other = (functional.one_hot(label_B, classes) for label_B in (batch.label_B, mixed.partner_label_B))
+    own, other = (
+        functional.one_hot(label_B, classes) for label_B in (batch.label_B, batch.label_B[mixed.partner_B])
+    )
     return own * mixed.lam_B[:, None] + other * (1 - mixed.lam_B[:, None])
 
 
@@ -116,19 +120,20 @@ def test_mixed_clips_do_not_depend_on_the_micro_batch_size(views, blocks, per_mi
             pixels=moved.clip_BCTHW[rows],
             clip_index_B=moved.clip_index_B[rows],
             label_B=moved.label_B[rows],
+            targets={"label": moved.label_B[rows]},
             weight_B=moved.weight_B[rows],
         )
         got = mix(part, config, views=views)
         assert torch.equal(got.clip_BCTHW, expected.clip_BCTHW[rows])
         assert torch.equal(got.lam_B, expected.lam_B[rows])
-        assert torch.equal(got.partner_label_B, expected.partner_label_B[rows])
+        assert torch.equal(got.partner_B + start, expected.partner_B[rows])
 
 
 def test_partners_are_the_same_view_of_neighbouring_videos():
     batch = make_batch(8)
     mixed = mix(batch, MIXUP, views=2)
     partner_B = torch.tensor([2, 3, 0, 1, 6, 7, 4, 5])
-    assert torch.equal(mixed.partner_label_B, batch.label_B[partner_B])
+    assert torch.equal(mixed.partner_B, partner_B)
     lam_B = mixed.lam_B.view(-1, 1, 1, 1, 1)
     clip_BCTHW = lam_B * batch.clip_BCTHW + (1 - lam_B) * batch.clip_BCTHW[partner_B]
     assert (clip_BCTHW - mixed.clip_BCTHW).abs().max() <= 0.501
@@ -192,9 +197,9 @@ SHAPE = EncoderShape(width=24, depth=2, heads=2, mlp_width=48, patch=(2, 8, 8))
 
 def make_classifier(smoothing=0.1, mixer=None):
     torch.manual_seed(0)
-    head = build_head(Component(name="linear", args={"init_std": 0.5}), width=24, classes=5)
+    head = build_head(Component(name="linear", args={"init_std": 0.5}), width=24, outputs=5)
     encoder = Encoder(SHAPE, TokenGrid.of(2, 16, SHAPE.patch))
-    return Classifier(encoder, head, label_smoothing=smoothing, mixer=mixer)
+    return TaskModel(encoder, head, classification(5, label_smoothing=smoothing), mixer=mixer)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -205,15 +210,15 @@ def test_the_loss_is_the_cross_entropy_with_both_labels_smoothed_as_in_timm(smoo
 
     values = classifier(batch, ClipRandom(0, batch.clip_index_B))
 
-    logits_BY = classifier.logits(mixed.clip_BCTHW)
+    logits_BY = classifier.output(mixed.clip_BCTHW)[0]
     off, on = smoothing / 5, 1 - smoothing + smoothing / 5  # timm's mixup_target
     own, other = (
         functional.one_hot(label_B, 5) * (on - off) + off
-        for label_B in (batch.label_B, mixed.partner_label_B)
+        for label_B in (batch.label_B, batch.label_B[mixed.partner_B])
     )
     target_BY = own * mixed.lam_B[:, None] + other * (1 - mixed.lam_B[:, None])
     assert torch.allclose(values["loss"], -(target_BY * logits_BY.log_softmax(1)).sum(1), atol=1e-5)
-    strongest_B = torch.where(mixed.lam_B >= 0.5, batch.label_B, mixed.partner_label_B)
+    strongest_B = torch.where(mixed.lam_B >= 0.5, batch.label_B, batch.label_B[mixed.partner_B])
     assert torch.equal(values["accuracy"], (logits_BY.argmax(1) == strongest_B).float())
 
 

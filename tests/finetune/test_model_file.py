@@ -8,9 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.components import Component, component_names
-from kinemae.finetune.classifier import Classifier
 from kinemae.finetune.heads.base import build_head
-from kinemae.finetune.model_file import load_model, save_model
+from kinemae.finetune.model_file import FinetunedModel, load_model, save_model
+from kinemae.finetune.task_model import TaskModel
+from kinemae.finetune.tasks.classification import Classification
 from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.exported_model import EncoderDescription, load_encoder
 from kinemae.pretrain.model.encoder import Encoder
@@ -25,9 +26,12 @@ def saved(folder, head="linear", token_reduction=None):
     grid = TokenGrid.of(4, 16, SHAPE.patch)
     part, token_reduction = Component(name=head), token_reduction or TokenReduction()
     pruning = token_reduction.build_pruning(SHAPE)
-    classifier = Classifier(
+    task = Classification()
+    task.load_state({"classes": CLASSES})
+    classifier = TaskModel(
         token_reduction.apply(Encoder(SHAPE, grid), pruning),
-        build_head(part, width=32, classes=3),
+        build_head(part, width=32, outputs=3),
+        task,
         pruning=pruning,
         mean=(0.4,) * 3,
         std=(0.3,) * 3,
@@ -43,14 +47,8 @@ def saved(folder, head="linear", token_reduction=None):
         mean=(0.4,) * 3,
         std=(0.3,) * 3,
     )
-    save_model(
-        folder,
-        classifier,
-        description=description,
-        head=part,
-        classes=CLASSES,
-        token_reduction=token_reduction,
-    )
+    finetuned = FinetunedModel(model=classifier, description=description)
+    save_model(folder, finetuned, head=part, token_reduction=token_reduction)
     return classifier.eval()
 
 
@@ -61,7 +59,7 @@ def test_a_loaded_model_has_the_saved_models_scores(tmp_path, head):
 
     model = load_model(tmp_path)
 
-    assert torch.equal(model.classifier.logits(clip_BCTHW), classifier.logits(clip_BCTHW))
+    assert torch.equal(model.model.output(clip_BCTHW)[0], classifier.output(clip_BCTHW)[0])
     assert model.classes == CLASSES
     assert model.description.stride == 2
 
@@ -81,10 +79,10 @@ def test_a_loaded_model_keeps_pruning_and_merging(tmp_path, token_reduction):
 
     model = load_model(tmp_path)
 
-    assert torch.equal(model.classifier.logits(clip_BCTHW), classifier.logits(clip_BCTHW))
+    assert torch.equal(model.model.output(clip_BCTHW)[0], classifier.output(clip_BCTHW)[0])
     assert model.description.shape == classifier.encoder.shape
     plain = load_model(tmp_path, token_reduction=TokenReduction())
-    assert not torch.allclose(plain.classifier.logits(clip_BCTHW), classifier.logits(clip_BCTHW), atol=1e-4)
+    assert not torch.allclose(plain.model.output(clip_BCTHW)[0], classifier.output(clip_BCTHW)[0], atol=1e-4)
 
 
 def test_a_model_trained_without_pruning_can_be_pruned(tmp_path):
@@ -92,12 +90,10 @@ def test_a_model_trained_without_pruning_can_be_pruned(tmp_path):
     clip_BCTHW = torch.randint(256, (2, 3, 4, 16, 16), dtype=torch.uint8)
     clip_BCTHW[0] = 7
 
-    pruned = load_model(
-        tmp_path, token_reduction=TokenReduction(pruning=Component(name="run_length"))
-    ).classifier
+    pruned = load_model(tmp_path, token_reduction=TokenReduction(pruning=Component(name="run_length"))).model
 
     assert pruned.features(clip_BCTHW).kept_B.tolist() == [4, 8]
-    logits_BY, plain_BY = pruned.logits(clip_BCTHW), classifier.logits(clip_BCTHW)
+    logits_BY, plain_BY = pruned.output(clip_BCTHW)[0], classifier.output(clip_BCTHW)[0]
     assert torch.allclose(logits_BY[1], plain_BY[1], atol=1e-5), "of this clip, nothing was left out"
     assert not torch.allclose(logits_BY[0], plain_BY[0], atol=1e-4)
 
@@ -128,10 +124,10 @@ def test_an_interrupted_save_is_not_a_model(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 9}, "expected format 2, got 9"),
+        ({"format": 9}, "expected format 3, got 9"),
         ({"head": {"name": "os.system", "args": {}}}, "no head named 'os.system'"),
         ({"head": {"name": "linear", "args": {"command": "x"}}}, "no argument 'command'"),
-        ({"head": None}, "expected a valid head and token reduction"),
+        ({"head": None}, "expected a valid task, head and token reduction"),
         ({"token_reduction": {"merge": 2}}, "wrong keys in token_reduction: unknown merge"),
         ({"token_reduction": None}, "wrong keys in token_reduction: not an object"),
         (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kinemae.data_tools.components import Component
-from kinemae.finetune.build import build_classifier, describe_encoder
+from kinemae.finetune.build import build_model, describe_encoder
 from kinemae.finetune.config import resolve_layer_decay
 from kinemae.finetune.train import log_initial_weights
 from kinemae.pretrain.exported_model import WEIGHTS, load_description, save_encoder
@@ -15,6 +15,7 @@ from kinemae.pretrain.model.sizes import EncoderShape, ModelConfig
 from kinemae.pretrain.model.tokens import TokenGrid
 from tests.finetune.test_build import load
 from tests.finetune.test_exported_formats import STORED
+from tests.task_models import classification
 
 OTHERS = EncoderShape(
     width=24, depth=2, heads=2, mlp_width=40, patch=(2, 8, 8), positions=Component(name="rotary"),
@@ -43,7 +44,7 @@ def test_random_weights_keep_architecture_clip_and_normalization(folder):
     assert scratch == replace(described, trained_by={}) and scratch.mean == (0.5, 0.4, 0.3)
 
     learned, fresh = (
-        build_classifier(config, describe_encoder(config), classes=3) for config in (pretrained, random)
+        build_model(config, describe_encoder(config), classification(3)) for config in (pretrained, random)
     )
 
     assert fresh.encoder.shape == learned.encoder.shape and fresh.mean == learned.mean
@@ -54,7 +55,7 @@ def test_random_weights_keep_architecture_clip_and_normalization(folder):
 def test_only_the_description_is_read_for_random_weights(folder):
     (folder / WEIGHTS).unlink()
     config = load(f"encoder={folder}", "weights=random")
-    build_classifier(config, describe_encoder(config), classes=3)
+    build_model(config, describe_encoder(config), classification(3))
 
 
 def test_random_weights_equal_those_of_the_same_encoder_from_scratch(tmp_path):
@@ -66,7 +67,7 @@ def test_random_weights_equal_those_of_the_same_encoder_from_scratch(tmp_path):
     save_encoder(tmp_path, Encoder(shape, grid), description)
     keys += ["model.patch_size=8", "clip.frames=4", "clip.stride=1", "clip.size=16"]
     one, other = (
-        build_classifier(config, describe_encoder(config), classes=3).state_dict()
+        build_model(config, describe_encoder(config), classification(3)).state_dict()
         for config in (load(*keys), load(f"encoder={tmp_path}", "weights=random"))
     )
     assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kinemae.data_tools.components import Component, component_names
-from kinemae.finetune.build import build_classifier, clip_config, describe_encoder
+from kinemae.finetune.build import build_model, clip_config, describe_encoder
 from kinemae.finetune.layer_decay import layer_of
-from kinemae.finetune.model_file import load_model, save_model
+from kinemae.finetune.model_file import FinetunedModel, load_model, save_model
 from kinemae.pretrain.exported_model import (
     EncoderDescription,
     load_description,
@@ -19,6 +19,7 @@ from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
 from tests.finetune.test_build import load
+from tests.task_models import classification
 
 GRID, OTHER = TokenGrid(2, 2, 2), TokenGrid(4, 3, 3)
 LONGER = ["clip.frames=8", "clip.size=24"]
@@ -37,8 +38,8 @@ def folder(request, tmp_path):
 
 def saved(config, folder):
     description = describe_encoder(config)
-    classifier = build_classifier(config, description, classes=3).eval()
-    save_model(folder, classifier, description=description, head=config.head, classes=("a", "b", "c"))
+    classifier = build_model(config, description, classification(3)).eval()
+    save_model(folder, FinetunedModel(model=classifier, description=description), head=config.head)
     return classifier, description
 
 
@@ -49,7 +50,7 @@ def test_the_model_has_the_configs_clip_and_the_encoders_weights(folder):
 
     assert (description.grid, description.reference) == (OTHER, GRID)
     assert (clip_config(config, description).frames, clip_config(config, description).size) == (8, 24)
-    encoder = build_classifier(config, description, classes=3).encoder
+    encoder = build_model(config, description, classification(3)).encoder
     assert (encoder.grid, encoder.reference) == (OTHER, GRID)
     torch.manual_seed(5)
     exported = Encoder(encoder.shape, GRID).state_dict()
@@ -61,7 +62,7 @@ def test_frames_or_size_can_differ_alone(folder, clip):
     config = load(f"encoder={folder}", *clip)
     description = describe_encoder(config)
     clip_BCTHW = torch.zeros(1, 3, description.frames, description.size, description.size, dtype=torch.uint8)
-    assert build_classifier(config, description, classes=3).logits(clip_BCTHW).isfinite().all()
+    assert build_model(config, description, classification(3)).output(clip_BCTHW)[0].isfinite().all()
 
 
 def test_a_model_with_other_clips_round_trips(folder, tmp_path):
@@ -70,7 +71,7 @@ def test_a_model_with_other_clips_round_trips(folder, tmp_path):
 
     model = load_model(tmp_path / "model")
 
-    assert torch.equal(model.classifier.logits(clip_BCTHW), classifier.logits(clip_BCTHW))
+    assert torch.equal(model.model.output(clip_BCTHW)[0], classifier.output(clip_BCTHW)[0])
     assert model.description == description
 
 
@@ -86,7 +87,7 @@ def test_a_further_fine_tuning_resamples_from_the_first_grid(folder, tmp_path):
     assert (back.grid, back.reference) == (GRID, GRID)
     torch.manual_seed(5)
     clip_BNP = torch.randn(1, GRID.tokens, back.shape.patch_values)
-    encoder = build_classifier(config, back, classes=3).encoder.eval()
+    encoder = build_model(config, back, classification(3)).encoder.eval()
     torch.manual_seed(5)
     assert torch.equal(encoder(clip_BNP, None), Encoder(back.shape, GRID)(clip_BNP, None))
 
@@ -103,6 +104,6 @@ def test_only_resampling_is_logged_with_both_grids(folder, caplog):
 
 def test_learned_positions_have_the_layer_decay_of_the_embedding(folder):
     config = load(f"encoder={folder}")
-    classifier = build_classifier(config, describe_encoder(config), classes=3)
+    classifier = build_model(config, describe_encoder(config), classification(3))
     names = [name for name, _ in classifier.named_parameters() if ".pos_embed." in name]
     assert all(layer_of(name, depth=2) == 0 for name in names)

@@ -1,4 +1,4 @@
-"""The classifier, compared with plain formulas."""
+"""The model of a classification, compared with plain formulas."""
 
 import pytest
 import torch
@@ -7,21 +7,23 @@ from torch.nn import functional
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
-from kinemae.finetune.classifier import Classifier
-from kinemae.finetune.heads.base import build_head
+from kinemae.finetune.heads.base import Features, build_head
+from kinemae.finetune.task_model import TaskModel
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
+from tests.task_models import classification
 
 SHAPE = EncoderShape(width=24, depth=3, heads=2, mlp_width=48, patch=(2, 8, 8))
 GRID = TokenGrid.of(4, 16, SHAPE.patch)
 
 
-def make(*, drop_path=0.0, head="attentive", **settings):
+def make(*, drop_path=0.0, head="attentive", label_smoothing=0.0, **settings):
     torch.manual_seed(0)
     encoder = Encoder(SHAPE, GRID, drop_path=drop_path)
     args = {"head_width": 8} if head == "attentive" else {"init_std": 0.5}
-    return Classifier(encoder, build_head(Component(name=head, args=args), width=24, classes=5), **settings)
+    head = build_head(Component(name=head, args=args), width=24, outputs=5)
+    return TaskModel(encoder, head, classification(5, label_smoothing=label_smoothing), **settings)
 
 
 def make_batch(clips=6):
@@ -30,6 +32,7 @@ def make_batch(clips=6):
         pixels=torch.randint(256, (clips, 3, 4, 16, 16), generator=fresh, dtype=torch.uint8),
         clip_index_B=torch.arange(clips),
         label_B=torch.arange(clips) % 5,
+        targets={"label": torch.arange(clips) % 5},
         weight_B=torch.ones(clips),
     )
 
@@ -44,7 +47,7 @@ def test_the_loss_is_the_smoothed_cross_entropy_of_each_clip(smoothing):
 
     values = classifier(batch, draws_for(batch))
 
-    log_chance_BY = torch.log_softmax(classifier.logits(batch.clip_BCTHW), dim=1)
+    log_chance_BY = torch.log_softmax(classifier.output(batch.clip_BCTHW)[0], dim=1)
     target_BY = functional.one_hot(batch.label_B, 5) * (1 - smoothing) + smoothing / 5
     assert torch.allclose(values["loss"], -(target_BY * log_chance_BY).sum(1), atol=1e-6)
     assert torch.equal(values["accuracy"], (log_chance_BY.argmax(1) == batch.label_B).float())
@@ -59,9 +62,9 @@ def test_pixels_are_normalized_as_the_encoder_was_trained():
     windows = clip_BCTHW.view(2, 3, 2, 2, 2, 8, 2, 8).permute(0, 2, 4, 6, 3, 5, 7, 1)
     patches_BNP = windows.reshape(2, 8, -1)
 
-    logits_BY = classifier.head(classifier.encoder(patches_BNP, None, None), None)
+    logits_BY = classifier.head(Features(classifier.encoder(patches_BNP, None, None)), None)
 
-    assert torch.allclose(classifier.logits(batch.clip_BCTHW), logits_BY, atol=1e-5)
+    assert torch.allclose(classifier.output(batch.clip_BCTHW)[0], logits_BY, atol=1e-5)
 
 
 def test_a_frozen_encoder_gets_no_gradient_and_the_head_does():

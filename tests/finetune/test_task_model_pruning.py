@@ -7,12 +7,13 @@ from kinemae.data_tools.components import Component, component_names
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.yuv_to_rgb import YuvClips, colour_coefficients, to_luma
-from kinemae.finetune.classifier import Classifier, Features
-from kinemae.finetune.heads.base import build_head
+from kinemae.finetune.heads.base import Features, build_head
+from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid, normalize, patchify
+from tests.task_models import classification
 
 SHAPE = EncoderShape(width=24, depth=2, heads=2, mlp_width=48, patch=(2, 4, 4))
 GRID = TokenGrid.of(8, 16, SHAPE.patch)
@@ -42,8 +43,8 @@ def make(part, *, head="attentive", drop_path=0.0, registers=0, merge_per_block=
     if encoder.shape.scorer:
         torch.nn.init.normal_(encoder.scorer.fc2.weight)
     args = {"head_width": 8} if head == "attentive" else {"init_std": 0.5}
-    built = build_head(Component(name=head, args=args), width=24, classes=5)
-    return Classifier(encoder, built, pruning=pruning, **settings)
+    built = build_head(Component(name=head, args=args), width=24, outputs=5)
+    return TaskModel(encoder, built, classification(5), pruning=pruning, **settings)
 
 
 def make_batch():
@@ -56,6 +57,7 @@ def make_batch():
         pixels=clip_BCTHW,
         clip_index_B=torch.arange(CLIPS),
         label_B=torch.arange(CLIPS),
+        targets={"label": torch.arange(CLIPS)},
         weight_B=torch.ones(CLIPS),
     )
 
@@ -99,14 +101,14 @@ def test_features_are_the_kept_tokens_of_each_clip(part, registers):
     classifier, clip_BCTHW = make(part, registers=registers).eval(), make_batch().clip_BCTHW
 
     features = classifier.features(clip_BCTHW)
-    logits_BY = classifier.logits(clip_BCTHW)
+    logits_BY = classifier.output(clip_BCTHW)[0]
 
     for row in range(CLIPS):
         expected_1KD = features_by_hand(classifier, clip_BCTHW[row : row + 1])
         kept = expected_1KD.shape[1]
         assert features.kept_B[row] == kept
         assert torch.allclose(features.tokens_BND[row, :kept], expected_1KD[0], atol=1e-5)
-        assert torch.allclose(logits_BY[row], classifier.head(expected_1KD, None)[0], atol=1e-5)
+        assert torch.allclose(logits_BY[row], classifier.head(Features(expected_1KD), None)[0], atol=1e-5)
 
 
 def test_a_static_clip_keeps_its_first_slice_and_a_moving_clip_keeps_all_tokens():
@@ -158,7 +160,9 @@ def test_all_used_weights_are_trained_and_no_others(part):
 def test_an_unused_scorer_is_frozen():
     encoder = make(Component(name="learned")).encoder
 
-    classifier = Classifier(encoder, build_head(Component(name="linear"), width=24, classes=5))
+    classifier = TaskModel(
+        encoder, build_head(Component(name="linear"), width=24, outputs=5), classification(5)
+    )
 
     assert not any(value.requires_grad for value in classifier.encoder.scorer.parameters())
     assert classifier.encoder.patch_embed.weight.requires_grad
@@ -186,7 +190,9 @@ def test_pruning_reports_the_kept_fraction():
 
 def test_without_pruning_all_run_lengths_are_one():
     encoder = make(Component(name="run_length")).encoder
-    classifier = Classifier(encoder, build_head(Component(name="linear"), width=24, classes=5)).eval()
+    classifier = TaskModel(
+        encoder, build_head(Component(name="linear"), width=24, outputs=5), classification(5)
+    ).eval()
     clip_BCTHW = make_batch().clip_BCTHW
 
     before_BND = classifier.features(clip_BCTHW).tokens_BND
@@ -218,7 +224,7 @@ def test_merging_works_with_all_tokens_and_with_a_fixed_fraction(part):
 def test_batches_of_different_lengths_are_joined_with_padding():
     parts = [Features(torch.ones(1, 3, 2), torch.ones(1, 3)), Features(torch.ones(2, 5, 2), torch.ones(2, 5))]
 
-    tokens_BND, weight_BN = Features.join(parts)
+    tokens_BND, weight_BN, *_ = Features.join(parts)
 
     assert tokens_BND.shape == (3, 5, 2)
     assert torch.equal(weight_BN, torch.tensor([[1.0, 1, 1, 0, 0], [1] * 5, [1] * 5]))
