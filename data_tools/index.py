@@ -25,6 +25,7 @@ import pyarrow as pa
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.folder_checks import check_shards_exist, list_data_sets, not_a_data_set
+from kinemae.data_tools.index_view import IndexView, check_windows
 from kinemae.data_tools.manifest.videos import SPLITS
 from kinemae.data_tools.storage.cache import Cache, LocalIndex, fetch_index
 from kinemae.data_tools.storage.location import Location, StorageError, location
@@ -80,7 +81,11 @@ class VideoInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One row of the index; see `COLUMNS` for the fields."""
+    """One row of the index; see `COLUMNS` for the fields.
+
+    `window_s`, of a view only, is the time window from which frames are taken: begin and end in seconds from
+    the start of the sample.
+    """
 
     key: str
     shard: int
@@ -99,6 +104,7 @@ class Sample:
     content: str = ""
     reference_stride: int = 1
     reference_phase: int = 0
+    window_s: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,61 +118,122 @@ class Shard:
 
 
 class ShardIndex:
-    """An opened data set. Opening reads only the json file; the rows are memory-mapped.
+    """An opened data set, or a view of one. Opening reads only the json file; the rows are memory-mapped.
 
     Unpickling opens the same files again, so all processes share their memory.
     """
 
     def __init__(
-        self, folder: Location, table: pa.Table, description: dict[str, Any], local_index: LocalIndex
+        self,
+        folder: Location,
+        table: pa.Table,
+        description: dict[str, Any],
+        local_index: LocalIndex,
+        rows: IndexView | None = None,
     ):
         self.folder = folder
         self.cache = local_index.cache
-        self.classes: tuple[str, ...] = tuple(description["classes"])
+        has_classes = rows is not None and rows.classes is not None
+        self.classes: tuple[str, ...] = rows.classes if has_classes else tuple(description["classes"])
         self.shards: tuple[Shard, ...] = tuple(Shard(**shard) for shard in description["shards"])
         self.fingerprint: str = description["fingerprint"]
         self.sha256: str = description.get("index_sha256", "")
         self.made_by: dict[str, Any] = description.get("made_by", {})
         self.local_index = local_index
         self._table = table
+        self._description = description
+        self._rows = rows
         self._batches = table.select(COLUMNS.names).to_batches()
         self._starts = np.cumsum([0, *(len(batch) for batch in self._batches[:-1])]).tolist()
 
     @property
     def extra(self) -> tuple[str, ...]:
-        """Names of the columns that the source adds to the schema's."""
-        return tuple(self._table.schema.names[len(COLUMNS) :])
+        """Names of the columns that the source, or a view, adds to the schema's."""
+        names = [*self._table.schema.names, *(() if self._rows is None else self._rows.columns)]
+        return tuple(dict.fromkeys(names))[len(COLUMNS) :]
 
     @property
     def identity(self) -> str:
         """Fingerprint of shards and index, including labels, keys and order; independent of the location."""
-        return f"{self.fingerprint}-{self.sha256[:16]}"
+        identity = f"{self.fingerprint}-{self.sha256[:16]}"
+        return identity if self._rows is None else f"{identity}-{self._rows.digest}"
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return self._table.num_rows if self._rows is None else len(self._rows)
 
     def sample(self, position: int) -> Sample:
         """The sample at a position of the index; training uses another order."""
         if not 0 <= position < len(self):
             raise IndexError(f"{self.folder} holds {len(self)} samples, got position {position}")
-        batch = bisect_right(self._starts, position) - 1
-        [row] = self._batches[batch].slice(position - self._starts[batch], 1).to_pylist()
-        return Sample(**row)
+        row = position if self._rows is None else int(self._rows.position_R[position])
+        batch = bisect_right(self._starts, row) - 1
+        [values] = self._batches[batch].slice(row - self._starts[batch], 1).to_pylist()
+        if self._rows is not None:
+            own = {name: column[position] for name, column in self._rows.columns.items() if name in values}
+            values |= {**own, "window_s": self._rows.window_s(position)}
+        return Sample(**values)
 
     def column(self, name: str) -> np.ndarray:
         """A column as a numpy array, without a copy if the type allows it."""
-        return self._table.column(name).to_numpy()
+        return self.arrow_column(name).to_numpy()
 
     def arrow_column(self, name: str) -> pa.ChunkedArray:
         """A column as an Arrow array."""
-        return self._table.column(name)
+        if self._rows is None:
+            return self._table.column(name)
+        if name not in self._rows.columns:
+            return self._table.column(name).take(pa.array(self._rows.position_R))
+        known = self._table.schema.field(name).type if name in COLUMNS.names else None
+        return pa.chunked_array([pa.array(self._rows.columns[name], type=known)])
+
+    def view(
+        self,
+        positions: Sequence[int] | np.ndarray,
+        *,
+        window_s: Sequence[tuple[float, float]] | np.ndarray | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> "ShardIndex":
+        """Rows of this data set as another data set, without a copy.
+
+        Args:
+            positions: the rows; repeats are allowed.
+            window_s: for each row, begin and end of the time window from which frames are taken, in seconds
+                from the start of the sample. A frame belongs to a window if its middle lies inside.
+            columns: values of replaced or added columns, one per row, None for null.
+            classes: names of the classes of a replaced `label`.
+
+        Raises:
+            IndexError: a position outside the data set.
+            ValueError: wrong number of values, or a time window outside the video.
+        """
+        position_R = np.asarray(positions, dtype=np.int64).reshape(-1)
+        outside_O = position_R[(position_R < 0) | (position_R >= len(self))]
+        if len(outside_O):
+            raise IndexError(f"{self.folder} holds {len(self)} samples, got position {outside_O[0]}")
+        window_R2 = None if window_s is None else np.asarray(window_s, dtype=np.float64).reshape(-1, 2)
+        values = {
+            name: [value.item() if isinstance(value, np.generic) else value for value in column]
+            for name, column in (columns or {}).items()
+        }
+        for name, given in {"window_s": window_R2, **values}.items():
+            if given is not None and len(given) != len(position_R):
+                raise ValueError(
+                    f"{name}: expected a value for each of {len(position_R)} rows, got {len(given)}"
+                )
+        base = IndexView(position_R=np.arange(len(self))) if self._rows is None else self._rows
+        rows = base.rows(position_R, window_R2, values, tuple(classes) if classes is not None else None)
+        view = ShardIndex(self.folder, self._table, self._description, self.local_index, rows)
+        if window_R2 is not None:
+            check_windows(window_R2, view.column("duration_s"), view.column("frames"))
+        return view
 
     def shard_location(self, sample: Sample) -> Location:
         """The location of a sample's shard."""
         return self.folder / self.shards[sample.shard].name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return load_index, (self.folder, self.local_index.for_other_process())
+        return load_index, (self.folder, self.local_index.for_other_process(), self._rows)
 
 
 def open_index(
@@ -212,8 +279,12 @@ def open_index(
     return index
 
 
-def load_index(folder: Location, local_index: LocalIndex) -> ShardIndex:
-    """Open the local files of an index."""
+def load_index(folder: Location, local_index: LocalIndex, rows: IndexView | None = None) -> ShardIndex:
+    """Open the local files of an index.
+
+    Args:
+        rows: the rows of a view; all by default.
+    """
     try:
         description = json.loads((local_index.folder / DATASET_NAME).read_text(encoding="utf-8"))
         table = pa.ipc.open_file(pa.memory_map(str(local_index.folder / INDEX_NAME))).read_all()
@@ -232,7 +303,7 @@ def load_index(folder: Location, local_index: LocalIndex) -> ShardIndex:
             f"{folder}: expected {description['samples']} samples as in {DATASET_NAME}, got {len(table)} in "
             f"{INDEX_NAME}: the two files come from different runs; fix: shard the source again"
         )
-    return ShardIndex(folder, table, description, local_index)
+    return ShardIndex(folder, table, description, local_index, rows)
 
 
 def _check_format(folder: Location, given: Any) -> None:

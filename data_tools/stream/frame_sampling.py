@@ -6,6 +6,8 @@ rate, a timestamp selects the frame on screen at that time.
 
 If every S-th frame of a video can be decoded without the frames between (`Sample.reference_stride`), a clip
 whose step is a multiple of S begins on one of those reference frames and needs no other frame.
+
+A sample with a time window (`Sample.window_s`) is sampled as if its video had only the frames of the window.
 """
 
 import math
@@ -63,6 +65,47 @@ class ClipConfig:
             require(self.fps is None, "clip.fps", unset, self.fps)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SlidingClips:
+    """Clips at equal steps over a whole video: their number depends on its duration.
+
+    The first clip begins at the first frame, and the last clip ends at the last frame. The step is the
+    largest one, of those that fit, which is not above the configured one.
+
+    Attributes:
+        overlap: fraction of a clip that the next clip shows again, at the configured step.
+        step_s: seconds from the begin of a clip to the begin of the next; replaces `overlap`.
+    """
+
+    ALTERNATIVES: ClassVar[tuple[str, ...]] = ("overlap", "step_s")
+
+    overlap: float = 0.0
+    step_s: float | None = None
+
+    def __post_init__(self) -> None:
+        require(0 <= self.overlap < 1, "sliding.overlap", "lie in [0, 1)", self.overlap)
+        if self.step_s is not None:
+            is_step = 0 < self.step_s < math.inf
+            require(is_step, "sliding.step_s", "be above 0, or null for sliding.overlap", self.step_s)
+            require(self.overlap == 0, "sliding.overlap", "be omitted with sliding.step_s", self.overlap)
+
+
+def sliding_clip_count(sample: Sample, clip: ClipConfig, sliding: SlidingClips) -> int:
+    """Number of clips that cover a video; 1 if the video is not longer than a clip.
+
+    Raises:
+        ValueError: `clip.sampling` is uniform, whose clips cover the whole video.
+    """
+    require(clip.sampling == "dense", "clip.sampling", "be dense for sliding clips", clip.sampling)
+    if sliding.step_s is None:
+        step = clip.frames * _step(sample, clip) * (1 - sliding.overlap)
+    else:
+        step = sliding.step_s * sample.frames / sample.duration_s
+    starts = _starts(sample, clip)
+    steps = (len(starts) - 1) * starts.step / max(step, starts.step)
+    return 1 + math.ceil(round(steps, 6))
+
+
 def training_timestamps_s(sample: Sample, clip: ClipConfig, generator: torch.Generator) -> list[float]:
     """Timestamps of one clip: a random start that fits, or a random time in each segment."""
     if clip.sampling == "uniform":
@@ -88,19 +131,41 @@ def evaluation_timestamps_s(sample: Sample, clip: ClipConfig, *, temporal_clips:
 
 def uses_reference_frames(sample: Sample, clip: ClipConfig) -> bool:
     """Check whether the clips of this video consist of reference frames only."""
-    stride, phase = sample.reference_stride, sample.reference_phase
+    stride, phase = sample.reference_stride, _phase(sample)
     if stride <= 1 or clip.sampling == "uniform" or _step(sample, clip) % stride:
         return False
     last_start = _last_start(sample, clip)
     if last_start >= 0:
         return last_start >= phase
     # A loop keeps to reference frames only if the video's length is a multiple of the stride.
-    return phase < sample.frames and (clip.short_video == "hold" or sample.frames % stride == 0)
+    frames = len(window_frames(sample))
+    return phase < frames and (clip.short_video == "hold" or frames % stride == 0)
+
+
+def window_frames(sample: Sample) -> range:
+    """The frames of the video from which clips are taken: those whose middle lies in the time window.
+
+    A window without such a frame, shorter than a frame, has the frame on screen at its middle.
+    """
+    if sample.window_s is None:
+        return range(sample.frames)
+    per_s = sample.frames / sample.duration_s
+    begin, end = (second * per_s for second in sample.window_s)
+    first, after = math.ceil(begin - 0.5), min(math.ceil(end - 0.5), sample.frames)
+    if first >= after:
+        first = min(int((begin + end) / 2), sample.frames - 1)
+        after = first + 1
+    return range(first, after)
 
 
 def last_frame_s(frames: int, duration_s: float) -> float:
     """Time at which the last frame comes on screen."""
     return duration_s * (frames - 1) / frames
+
+
+def _phase(sample: Sample) -> int:
+    """The first reference frame, counted from the first frame of the window."""
+    return (sample.reference_phase - window_frames(sample).start) % sample.reference_stride
 
 
 def _step(sample: Sample, clip: ClipConfig) -> float:
@@ -113,29 +178,30 @@ def _step(sample: Sample, clip: ClipConfig) -> float:
 
 
 def _last_start(sample: Sample, clip: ClipConfig) -> int:
-    """The last frame at which a clip may begin and still end inside the video; below 0 if there is none."""
-    return math.ceil(sample.frames - 0.5 - (clip.frames - 1) * _step(sample, clip)) - 1
+    """The last frame of the window at which a clip may begin and still fit; below 0 if there is none."""
+    return math.ceil(len(window_frames(sample)) - 0.5 - (clip.frames - 1) * _step(sample, clip)) - 1
 
 
 def _starts(sample: Sample, clip: ClipConfig) -> range:
-    """The frames at which a clip may begin: reference frames only, if the clip can stay on them."""
+    """The frames of the window at which a clip may begin: reference frames only, if it can stay on them."""
     last_start = _last_start(sample, clip)
     if uses_reference_frames(sample, clip):
-        first = sample.reference_phase
+        first = _phase(sample)
         return range(first, max(last_start, first) + 1, sample.reference_stride)
     return range(max(last_start, 0) + 1)
 
 
 def _timestamps_s(sample: Sample, clip: ClipConfig, *, start: int) -> list[float]:
     step = _step(sample, clip)
+    frames = window_frames(sample)
     places = [_off_border(start + 0.5 + number * step) for number in range(clip.frames)]
     if clip.short_video == "loop" and _last_start(sample, clip) < 0:
-        places = [place % sample.frames for place in places]
-    held = sample.frames - 1
+        places = [place % len(frames) for place in places]
+    held = len(frames) - 1
     if uses_reference_frames(sample, clip):
-        held -= (held - sample.reference_phase) % sample.reference_stride
+        held -= (held - _phase(sample)) % sample.reference_stride
     period_s = sample.duration_s / sample.frames
-    return [min(place, held + 0.5) * period_s for place in places]
+    return [(frames.start + min(place, held + 0.5)) * period_s for place in places]
 
 
 def _off_border(place: float) -> float:
@@ -146,7 +212,8 @@ def _off_border(place: float) -> float:
 
 def _segment_timestamps_s(sample: Sample, fractions: list[float]) -> list[float]:
     """Timestamps of one frame in each of equal segments, at the given fractions of the segments."""
-    segment = sample.frames / len(fractions)
+    frames = window_frames(sample)
+    segment = len(frames) / len(fractions)
     places = [int((number + fraction) * segment) for number, fraction in enumerate(fractions)]
     period_s = sample.duration_s / sample.frames
-    return [(min(place, sample.frames - 1) + 0.5) * period_s for place in places]
+    return [(frames[min(place, len(frames) - 1)] + 0.5) * period_s for place in places]

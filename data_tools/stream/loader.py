@@ -18,15 +18,15 @@ from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.evaluation_clips import EvaluationItem, EvaluationVideos
-from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.data_tools.stream.training_clips import Annotate, TrainingClips
 from kinemae.data_tools.stream.worker import ItemReader
 from kinemae.data_tools.stream.worker_pool import Prefetcher, WorkerPool
 
 __all__ = [
-    "Annotate", "AugmentConfig", "ClipConfig", "EvaluationItem", "TrainingClips", "evaluation_loader",
-    "samples_in_progress", "training_loader",
+    "Annotate", "AugmentConfig", "ClipConfig", "EvaluationItem", "SlidingClips", "TrainingClips",
+    "evaluation_loader", "samples_in_progress", "training_loader",
 ]  # fmt: skip
 
 TIMEOUT_S = 120.0
@@ -79,7 +79,7 @@ def evaluation_loader(  # noqa: PLR0913 - coordinates of the run, all by name
     index: ShardIndex,
     *,
     clip: ClipConfig,
-    temporal_clips: int,
+    temporal_clips: int | SlidingClips,
     spatial_crops: int,
     rank: int,
     world: int,
@@ -89,10 +89,13 @@ def evaluation_loader(  # noqa: PLR0913 - coordinates of the run, all by name
 ) -> Iterator[EvaluationItem]:
     """Iterate over the videos of a process with their fixed views; unreadable videos are included.
 
+    The number of items can be larger than that of videos if clips slide: see `EvaluationItem.parts`.
+
     Args:
+        temporal_clips: evenly spaced clips per video, or sliding clips, see `SlidingClips`.
         samples: positions in the index; all by default.
     """
-    if temporal_clips < 1 or spatial_crops not in (1, 3):
+    if (isinstance(temporal_clips, int) and temporal_clips < 1) or spatial_crops not in (1, 3):
         raise ValueError(
             f"evaluation takes 1 or more temporal clips and 1 or 3 spatial crops, "
             f"got {temporal_clips} and {spatial_crops}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.index import NO_LABEL, Sample, ShardIndex, load_index
+from kinemae.data_tools.index import COLUMNS, NO_LABEL, Sample, ShardIndex, load_index
 from kinemae.data_tools.indexing.tar_members import TarMember, read_members, split_key, warn_of_pickles
 from kinemae.data_tools.storage.cache import LocalIndex
 from kinemae.data_tools.storage.location import Location, StorageError, StorageUnavailable
@@ -192,7 +192,11 @@ def _check_json(
         yield _sample_fault(index, sample, f"{member.name} is damaged: {error}")
         return
     label = index.classes[sample.label] if NO_LABEL < sample.label < len(index.classes) else ""
-    row = {**asdict(sample), "label": label, "label_index": sample.label}
+    row = {
+        **{name: getattr(sample, name) for name in COLUMNS.names},
+        "label": label,
+        "label_index": sample.label,
+    }
     for name in sorted((row.keys() & described.keys()) - {"crc32"}):  # crc32 is compared with the bytes
         if not _is_same(described[name] if described[name] is not None else "", row[name]):
             problem = f"{name} is {described[name]!r} in {member.name}, {row[name]!r} in the index"

@@ -1,6 +1,7 @@
 """Timestamps of clips: independent of rounded time stamps."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,10 +12,13 @@ from hypothesis import strategies as st
 from kinemae.data_tools.index import Sample
 from kinemae.data_tools.stream.frame_sampling import (
     ClipConfig,
+    SlidingClips,
     evaluation_timestamps_s,
     last_frame_s,
+    sliding_clip_count,
     training_timestamps_s,
     uses_reference_frames,
+    window_frames,
 )
 
 RATES = st.sampled_from([1.0, 12.0, 15.0, 24000 / 1001, 25.0, 30000 / 1001, 30.0, 59.94])
@@ -280,6 +284,82 @@ def test_uniform_evaluation_takes_the_middles_and_spreads_several_clips_inside_t
     halves = [frames_of(one, sample) for one in evaluation_timestamps_s(sample, clip, temporal_clips=2)]
     assert middles == [[5, 15, 25]]
     assert halves == [[2, 12, 22], [7, 17, 27]]
+
+
+@st.composite
+def windows(draw):
+    """A video, and a time window of it."""
+    sample = draw(videos())
+    begin, end = sorted((draw(st.floats(0, 1)), draw(st.floats(0, 1))))
+    assume(begin < end)
+    return replace(sample, window_s=(begin * sample.duration_s, end * sample.duration_s))
+
+
+@given(sample=windows(), clip=clips())
+def test_clips_of_a_time_window_take_only_its_frames(sample, clip):
+    inside = window_frames(sample)
+    period_s = sample.duration_s / sample.frames
+
+    for timestamps_s in every_clip(sample, clip):
+        assert set(frames_of(timestamps_s, sample)) <= set(inside)
+    if len(inside) > 1:
+        for frame in inside:
+            assert sample.window_s[0] - 1e-9 <= (frame + 0.5) * period_s < sample.window_s[1] + 1e-9
+
+
+@given(sample=videos(), cut=st.floats(0.01, 0.99))
+def test_windows_that_meet_share_no_frame_and_lose_none(sample, cut):
+    cut_s = cut * sample.duration_s
+    left = replace(sample, window_s=(0.0, cut_s))
+    right = replace(sample, window_s=(cut_s, sample.duration_s))
+    period_s = sample.duration_s / sample.frames
+    assume(0.5 * period_s < cut_s < sample.duration_s - 0.5 * period_s)  # none is shorter than a frame
+
+    assert [*window_frames(left), *window_frames(right)] == list(range(sample.frames))
+
+
+@given(sample=videos(), clip=clips())
+def test_the_window_of_the_whole_video_changes_nothing(sample, clip):
+    whole = replace(sample, window_s=(0.0, sample.duration_s))
+    assert every_clip(whole, clip) == every_clip(sample, clip)
+    assert uses_reference_frames(whole, clip) == uses_reference_frames(sample, clip)
+
+
+@given(pair=st.tuples(windows(), clips()))
+def test_a_window_of_references_keeps_to_reference_frames(pair):
+    sample, clip = pair
+    if uses_reference_frames(sample, clip):
+        for timestamps_s in every_clip(sample, clip):
+            for frame in frames_of(timestamps_s, sample):
+                assert (frame - sample.reference_phase) % sample.reference_stride == 0
+
+
+@given(sample=st.one_of(videos(), windows()), clip=clips(), overlap=st.floats(0, 0.9))
+def test_sliding_clips_leave_no_gap_and_end_at_the_last_frame(sample, clip, overlap):
+    assume(clip.sampling == "dense")
+    count = sliding_clip_count(sample, clip, SlidingClips(overlap=overlap))
+    found = [
+        places_of(timestamps_s, sample)
+        for timestamps_s in evaluation_timestamps_s(sample, clip, temporal_clips=count)
+    ]
+
+    inside = window_frames(sample)
+    step = clip.stride if clip.fps is None else sample.frames / sample.duration_s / clip.fps
+    unit = sample.reference_stride if uses_reference_frames(sample, clip) else 1
+    allowed = max(clip.frames * step * (1 - overlap), unit) + unit  # starts are rounded to whole frames
+    assert all(after[0] - before[0] <= allowed for before, after in pairwise(found))
+    if count > 1:
+        assert int(found[0][0]) - inside.start < unit
+        assert inside.stop - 1 - int(found[-1][-1]) < max(unit, step)
+
+
+def test_sliding_clips_of_a_rate_have_equal_steps():
+    sample, clip = video(300, 30.0), ClipConfig(frames=8, fps=7.5)
+    count = sliding_clip_count(sample, clip, SlidingClips(step_s=1.0))
+    firsts = [one[0] for one in evaluation_timestamps_s(sample, clip, temporal_clips=count)]
+    # The last start is 9.03 s; ten steps of at most a second reach it.
+    assert count == 11 and firsts[0] * 30 == pytest.approx(0.5) and firsts[-1] * 30 == pytest.approx(271.5)
+    assert all(after - before == pytest.approx(271 / 300, abs=1 / 30) for before, after in pairwise(firsts))
 
 
 def test_the_last_frame_starts_one_period_before_the_end():
