@@ -20,7 +20,7 @@ def test_the_folder_contains_the_heads():
 
 
 @pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("outputs", [1, 7])
+@pytest.mark.parametrize("classes", [1, 7])
 def test_a_head_scores_every_class_of_every_clip(name, classes):
     head = build_head(Component(name=name), width=32, outputs=classes)
 
@@ -163,7 +163,7 @@ def test_the_attentive_head_equals_plain_attention():
         (Component(name="linear", args={"init_std": -1.0}), "head.args.init_std must be 0 or more"),
         (
             Component(name="linear", args={"outputs": 3}),
-            "head.args.classes: expected no such key, since the encoder and the data",
+            "head.args.outputs: expected no such key, since the encoder and the task",
         ),
         (
             Component(name="attentive", args={"head_width": 24}),

@@ -127,6 +127,8 @@ def test_an_interrupted_save_is_not_a_model(tmp_path):
         ({"format": 9}, "expected format 3, got 9"),
         ({"head": {"name": "os.system", "args": {}}}, "no head named 'os.system'"),
         ({"head": {"name": "linear", "args": {"command": "x"}}}, "no argument 'command'"),
+        ({"task": {"name": "os.system", "args": {}, "state": {}}}, "no task named 'os.system'"),
+        ({"task": {"name": "classification", "args": {}, "state": {}}}, "expected a valid task"),
         ({"head": None}, "expected a valid task, head and token reduction"),
         ({"token_reduction": {"merge": 2}}, "wrong keys in token_reduction: unknown merge"),
         ({"token_reduction": None}, "wrong keys in token_reduction: not an object"),
@@ -139,7 +141,7 @@ def test_an_interrupted_save_is_not_a_model(tmp_path):
             "expected a pruning that needs no trained scorer",
         ),
         (
-            {"classes": ["one"]},
+            {"task": {"name": "classification", "args": {}, "state": {"classes": ["one"]}}},
             "expected the weights of head.json, got others.*size mismatch",
         ),
     ],
