@@ -1,0 +1,154 @@
+"""Adapters of the encoder's linear layers by `peft`: LoRA, DoRA and IA3.
+
+The base weights are frozen. Adapters are merged into them for scoring and export, so that a fine-tuned model
+has the ordinary format.
+"""
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kinemae.data_tools.config import require
+from kinemae.data_tools.randomness import ClipRandom, derived_seed
+from kinemae.finetune.adapt.config import DEFAULT_RANK, AdaptConfig
+from kinemae.pretrain.model.encoder import Encoder
+
+if TYPE_CHECKING:
+    import peft
+
+_NAME = "default"  # of the adapter, in peft's parameter names
+
+
+class ClipDropout(nn.Module):
+    """Dropout whose random numbers depend on the clip, unlike `nn.Dropout` with its global generator.
+
+    Attributes:
+        draws: random numbers of the clips of the present forward pass.
+    """
+
+    draws: ClipRandom | None = None
+
+    def __init__(self, rate: float, purpose: str):
+        super().__init__()
+        self.rate = rate
+        self.purpose = purpose
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Set values to 0 with probability `rate` and scale the others, in training."""
+        if not self.training:
+            return x_BND
+        assert self.draws is not None, "dropout in training needs draws"
+        is_kept_BND = self.draws.uniform(self.purpose, x_BND.shape[1:]) >= self.rate
+        return x_BND * is_kept_BND / (1 - self.rate)
+
+
+def check_adapters(config: AdaptConfig, *, zero_stage: int, compiled: bool, is_packed: bool) -> None:
+    """Check before anything starts that the adapters can be trained.
+
+    Args:
+        is_packed: whether clips keep different numbers of tokens and are packed into one row.
+
+    Raises:
+        ValueError: peft is not installed, or another setting does not support the method.
+    """
+    if not config.has_adapters:
+        return
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError(
+            f"adapt.method={config.method}: expected the package peft, got none; "
+            "fix: pip install 'kinemae[lora]'"
+        )
+    if config.method == "dora":
+        reason = "be below 3 with adapt.method=dora, which reads whole weights"
+        require(zero_stage < 3, "engine.zero_stage", reason, zero_stage)
+    if config.dropout:
+        require(not compiled, "engine.compile", "be false with adapt.dropout above 0", compiled)
+        require(not is_packed, "adapt.dropout", "be 0 with pruning.args.keep=null", config.dropout)
+
+
+def add_adapters(encoder: Encoder, config: AdaptConfig, *, seed: int) -> None:
+    """Freeze the encoder and add adapters, whose initial weights depend only on the seed.
+
+    LoRA's second matrix starts at zero and IA3's scales at one: the encoder computes the same as before.
+    """
+    import peft
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, purpose="adapters"))
+        peft.inject_adapter_in_model(_peft_config(config), encoder, adapter_name=_NAME)
+    if config.dropout:
+        for name, layer in _adapted(encoder):
+            layer.lora_dropout[_NAME] = ClipDropout(config.dropout, f"adapter_dropout/{name}")
+        encoder.peft_config[_NAME].lora_dropout = config.dropout
+
+
+def clip_dropouts(module: nn.Module) -> list[ClipDropout]:
+    """The dropout layers that need `draws` before each forward pass in training."""
+    return [child for child in module.modules() if isinstance(child, ClipDropout)]
+
+
+def merged(encoder: Encoder) -> Encoder:
+    """Return the encoder with its adapters merged into the weights; itself if it has none.
+
+    The result is a copy: subtracting the adapters again would round the base weights.
+    """
+    if not has_adapters(encoder):
+        return encoder
+    encoder = copy.deepcopy(encoder)
+    for name, layer in list(_adapted(encoder)):
+        layer.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(encoder.get_submodule(parent), child, layer.get_base_layer())
+    del encoder.peft_config
+    return encoder
+
+
+def has_adapters(encoder: Encoder) -> bool:
+    """Check whether `add_adapters` was called on this encoder."""
+    return hasattr(encoder, "peft_config")
+
+
+def save_adapter(encoder: Encoder, folder: Path) -> None:
+    """Write the adapter in peft's format; `peft.PeftModel.from_pretrained(encoder, folder)` loads it."""
+    import peft
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = peft.get_peft_model_state_dict(encoder, adapter_name=_NAME)
+    contiguous = {f"base_model.model.{name}": value.cpu().contiguous() for name, value in weights.items()}
+    save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    encoder.peft_config[_NAME].save_pretrained(str(folder))
+
+
+def _peft_config(config: AdaptConfig) -> "peft.PeftConfig":
+    import peft
+
+    targets = _pattern(config.adapted_layers)
+    if config.method == "ia3":
+        # Where the paper scales an MLP: the values between its two layers.
+        is_inner = [name for name in config.adapted_layers if name == "fc2"]
+        return peft.IA3Config(target_modules=targets, feedforward_modules=_pattern(is_inner or ["-"]))
+    rank = config.rank or DEFAULT_RANK
+    return peft.LoraConfig(
+        r=rank,
+        lora_alpha=rank if config.alpha is None else config.alpha,
+        use_rslora=config.rslora,
+        use_dora=config.method == "dora",
+        target_modules=targets,
+    )
+
+
+def _pattern(layers: Any) -> str:
+    """A regular expression for the full names of these layers in all blocks."""
+    return rf"blocks\.\d+\.(attn|extra_attns\.\d+|mlp)\.({'|'.join(layers)})"
+
+
+def _adapted(encoder: Encoder) -> list[tuple[str, Any]]:
+    """The layers that peft has replaced, with their names."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [(name, child) for name, child in encoder.named_modules() if isinstance(child, BaseTunerLayer)]
