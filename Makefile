@@ -21,7 +21,7 @@ FINETUNE := $(RUN) finetune train demo seed=$(SEED) \
 	data.train=$(DEMO)/shards/train data.validation=$(DEMO)/shards/validation
 PRETRAINED := encoder=$(DEMO)/pretrain/encoder
 SCRATCH := $(PRETRAINED) weights=random optim.layer_decay=1
-PROBE := freeze=true optim.lr=0.01 'head.args={norm: standardize, pool: statistics}'
+PROBE := adapt.method=frozen optim.lr=0.01 'head.args={norm: standardize, pool: statistics}'
 
 demo: install
 	$(RUN) data synth $(DEMO)/videos seed=$(SEED)

@@ -67,7 +67,11 @@ _FIELD_NAMES: dict[str, str] = {
     "init_from": "pretrained checkpoint ckpt load_from weights init_weights encoder finetune init_checkpoint",
     "encoder": "pretrained init_from checkpoint ckpt load_from weights init_weights finetune "
     "model_path pretrained_checkpoint backbone_weights",
-    "freeze": "linear_probe freeze_backbone freeze_encoder linear_probing",
+    "adapt.method": "freeze linear_probe freeze_backbone freeze_encoder linear_probing lora peft use_lora",
+    "adapt.rank": "lora_r lora_rank r rank",
+    "adapt.alpha": "lora_alpha",
+    "adapt.dropout": "lora_dropout",
+    "adapt.targets": "target_modules lora_target_modules",
     "head": "classifier head_type pooling use_mean_pooling",
     "task.args.label_smoothing": "label_smoothing smoothing label_smooth",
     "mix.mixup": "mixup mixup_alpha",

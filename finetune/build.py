@@ -8,6 +8,8 @@ import torch
 
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.stream.loader import ClipConfig
+from kinemae.finetune.adapt.freezing import train_last_blocks
+from kinemae.finetune.adapt.lora import add_adapters, clip_dropouts
 from kinemae.finetune.config import FinetuneClip, FinetuneConfig
 from kinemae.finetune.heads.base import build_head
 from kinemae.finetune.mixing import Mixer
@@ -37,7 +39,7 @@ def describe_encoder(config: FinetuneConfig) -> EncoderDescription:
     """
     description = _describe_from_scratch(config) if config.encoder is None else _describe_exported(config)
     shape = replace(description.shape, final_norm=description.shape.final_norm and config.final_norm)
-    pruning = config.token_reduction.build_pruning(shape, may_learn=not config.freeze)
+    pruning = config.token_reduction.build_pruning(shape, may_learn=config.adapt.trains_all)
     return replace(description, shape=pruning.shape(shape))
 
 
@@ -69,16 +71,27 @@ def build_model(config: FinetuneConfig, description: EncoderDescription, task: T
             encoder.norm = torch.nn.Identity()
             encoder.shape = replace(encoder.shape, final_norm=False)
     pruning = config.token_reduction.build_pruning(description.shape)
-    return TaskModel(
+    model = TaskModel(
         config.token_reduction.apply(encoder, pruning),
         build_head(config.head, width=description.shape.width, outputs=task.outputs, output=task.output),
         task,
         pruning=pruning,
-        freeze=config.freeze,
+        freeze=config.adapt.freezes_encoder,
         mixer=Mixer(config.mix, views=config.data.views_per_video) if config.mix.is_on else None,
         mean=description.mean,
         std=description.std,
     )
+    _adapt(model, config)
+    return model
+
+
+def _adapt(model: TaskModel, config: FinetuneConfig) -> None:
+    """Choose the trained weights of the encoder, or add adapters to it."""
+    if config.adapt.blocks is not None:
+        train_last_blocks(model.encoder, config.adapt.blocks)
+    if config.adapt.has_adapters:
+        add_adapters(model.encoder, config.adapt, seed=config.seed)
+        model.dropouts = clip_dropouts(model.encoder)
 
 
 def _describe_exported(config: FinetuneConfig) -> EncoderDescription:

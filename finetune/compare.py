@@ -13,7 +13,7 @@ from kinemae.pretrain.folder_kinds import FINETUNING, MODEL, kind_of_folder
 
 RESULT_NAME = "result.json"
 
-_HEADINGS = ("run", "encoder", "frozen", "head", "lr", "videos", "top-1 %", "95 % interval", "difference")
+_HEADINGS = ("run", "encoder", "adapt", "head", "lr", "videos", "top-1 %", "95 % interval", "difference")
 _FIRST_NUMBER = 4  # columns from here on are right-aligned
 
 
@@ -82,7 +82,7 @@ def _row(result: dict[str, Any]) -> tuple[str, ...]:
     return (
         result["name"],
         f"{encoder}, random weights" if run["encoder"] and run.get("weights") == "random" else encoder,
-        "yes" if run["freeze"] else "no",
+        run["adapt"],
         run["head"],
         f"{run['lr']:g}",
         str(result["videos"]),

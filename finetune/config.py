@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import MISSING, require
+from kinemae.finetune.adapt.config import AdaptConfig
 from kinemae.finetune.mixing import MixConfig
 from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.runtime.settings import OptimConfig, RunConfig, StreamConfig
@@ -94,7 +95,7 @@ class FinetuneOptim(OptimConfig):
 
     Attributes:
         layer_decay: learning rate factor from each layer to the one below; 1 for none; null: 0.75 for a
-            pretrained encoder, 1 for random weights.
+            pretrained encoder, 1 for random weights and for adapters.
     """
 
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
@@ -134,7 +135,7 @@ class FinetuneConfig(RunConfig):
         head: a component of finetune/heads.
         pruning: a component of pretrain/pruning, which selects the tokens that the encoder processes.
         final_norm: keep the encoder's final norm; false as in VideoMAE's fine-tuning, whose head has a norm.
-        freeze: train only the head.
+        adapt: which weights of the encoder are trained.
         epochs: passes over the training videos; each takes `data.views_per_video` clips per video.
         drop_path: drop path rate of the last block; it increases linearly with depth.
     """
@@ -145,7 +146,7 @@ class FinetuneConfig(RunConfig):
     head: Component = field(default_factory=lambda: Component(name="linear"))
     pruning: Component = field(default_factory=lambda: Component(name="none"))
     final_norm: bool = True
-    freeze: bool = False
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
     epochs: float = MISSING
     drop_path: float = 0.0
     save_every_steps: int = 500
@@ -178,7 +179,8 @@ def resolve_layer_decay(config: FinetuneConfig) -> FinetuneConfig:
     """Set `optim.layer_decay` if it is null."""
     if config.optim.layer_decay is not None:
         return config
-    decay = 1.0 if config.from_scratch else PRETRAINED_LAYER_DECAY
+    is_new = config.from_scratch or config.adapt.has_adapters
+    decay = 1.0 if is_new else PRETRAINED_LAYER_DECAY
     return replace(config, optim=replace(config.optim, layer_decay=decay))
 
 

@@ -19,6 +19,7 @@ from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.stream.loader import EvaluationItem, evaluation_loader
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, join, on_device
+from kinemae.finetune.adapt.lora import merged
 from kinemae.finetune.build import clip_config
 from kinemae.finetune.compare import RESULT_NAME
 from kinemae.finetune.config import FinetuneConfig
@@ -94,7 +95,8 @@ def evaluate(
     if processes.is_first:
         own_videos = len(range(processes.rank, len(index), processes.world))
         items = progress(items, total=own_videos, what="scoring")
-    own = list(_predict(finetuned.model, items, config, processes.device))
+    with merged(finetuned.model):
+        own = list(_predict(finetuned.model, items, config, processes.device))
     gathered = {each.position: each for part in processes.all_gather_object(own) for each in part}
     predictions = [gathered[position] for position in sorted(gathered)]
     return {
@@ -105,7 +107,7 @@ def evaluate(
         "run": {
             "encoder": config.encoder,
             "weights": "random" if config.from_scratch else "pretrained",
-            "freeze": config.freeze,
+            "adapt": config.adapt.method,
             "head": config.head.name,
             **asdict(config.token_reduction),
             "lr": config.optim.lr,

@@ -3,8 +3,8 @@
     FOLDER/encoder.safetensors, encoder.json    as `kinemae.pretrain.exported_model` writes them
     FOLDER/head.safetensors                     the head's weights
     FOLDER/head.json                            format, config and state of the task, config of head, pruning
-                                                and merging;
-                                                written last
+                                                and merging; written last
+    FOLDER/adapter/                             the adapter in peft's format, with `adapt.save_adapter`
 
 The folder can also be the `encoder` of another fine-tuning.
 """
@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.files import atomic_write_text
+from kinemae.finetune.adapt.lora import merged_encoder, save_adapter
 from kinemae.finetune.heads.base import Head, build_head
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import Task, build_task
@@ -54,11 +55,20 @@ def save_model(
     finetuned: FinetunedModel,
     *,
     head: Component,
+    save_peft: bool = False,
     token_reduction: TokenReduction | None = None,
 ) -> None:
-    """Write encoder, head and task in float32. `head.json` marks the model as complete."""
+    """Write encoder, head and task in float32. `head.json` marks the model as complete.
+
+    Adapters are merged into the encoder's weights.
+
+    Args:
+        save_peft: also write the adapter in peft's format.
+    """
     (folder / DESCRIPTION).unlink(missing_ok=True)
-    save_encoder(folder, finetuned.model.encoder, finetuned.description)
+    save_encoder(folder, merged_encoder(finetuned.model.encoder), finetuned.description)
+    if save_peft:
+        save_adapter(finetuned.model.encoder, folder / "adapter")
     save_weights(finetuned.model.head, folder / WEIGHTS)
     content = {
         "format": FORMAT,

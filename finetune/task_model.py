@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.yuv_to_rgb import to_luma
+from kinemae.finetune.adapt.lora import ClipDropout
 from kinemae.finetune.heads.base import Features, Head
 from kinemae.finetune.mixing import Mixer
 from kinemae.finetune.tasks.base import Task
@@ -50,6 +51,7 @@ class TaskModel(nn.Module):
         self.head = head
         self.task = task
         self.freeze = freeze
+        self.dropouts: list[ClipDropout] = []  # of adapters
         self.mixer = mixer
         self.mean = mean
         self.std = std
@@ -98,12 +100,14 @@ class TaskModel(nn.Module):
         return self.head(features, None), features.kept_B
 
     def features(self, clip_BCTHW: Tensor, draws: ClipRandom | None = None) -> Features:
-        """Encode clips, uint8 RGB. `draws` is for drop path in training.
+        """Encode clips, uint8 RGB. `draws` is for drop path and dropout in training.
 
         Raises:
             ValueError: the clip size differs from the encoder's.
         """
         self.encoder.check_clip(clip_BCTHW)
+        for dropout in self.dropouts:
+            dropout.draws = draws
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             if self.pruning.is_learned:
                 return self._prune_by_scorer(clip_BCTHW, draws)

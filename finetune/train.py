@@ -12,13 +12,14 @@ from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
+from kinemae.finetune.adapt.layer_decay import layer_scale
+from kinemae.finetune.adapt.lora import check_adapters
 from kinemae.finetune.build import build_model, clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig, resolve_layer_decay, total_steps
 from kinemae.finetune.data_checks import check_batch
 from kinemae.finetune.evaluate import MODEL_FOLDER, evaluate, write_result
 from kinemae.finetune.heads.base import Features
 from kinemae.finetune.labelled_clips import LabelledClips
-from kinemae.finetune.layer_decay import layer_scale
 from kinemae.finetune.model_file import FinetunedModel, save_model
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import Targets, build_task
@@ -61,6 +62,7 @@ class PreparedRun:
             "continues": self.continues,
             "encoder": config.encoder,
             "weights": "random" if config.from_scratch else "pretrained",
+            "adapt": config.adapt.method,
             "layer_decay": config.optim.layer_decay,
             "training_videos": len(self.train),
             "validation_videos": len(self.validation),
@@ -115,6 +117,12 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
     processes = find_processes(config.engine.device)
     is_packed = config.token_reduction.is_packed
     check_engine(config.engine, processes, merges=config.merge.per_block > 0, packs=is_packed)
+    check_adapters(
+        config.adapt,
+        zero_stage=config.engine.zero_stage,
+        compiled=config.engine.compile,
+        is_packed=is_packed,
+    )
     plan = plan_batch(
         config.batch.global_clips,
         config.batch.clips_per_device,
@@ -228,5 +236,6 @@ def _save(finetuned: FinetunedModel, config: FinetuneConfig) -> None:
         Path(config.run_dir) / MODEL_FOLDER,
         replace(finetuned, description=replace(finetuned.description, trained_by=trained_by)),
         head=config.head,
+        save_peft=config.adapt.save_adapter,
         token_reduction=config.token_reduction,
     )

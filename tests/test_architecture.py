@@ -46,6 +46,7 @@ OWNERS = {
     "torch.utils.tensorboard": {"pretrain/runtime/metrics.py"},
     "torchvision": {"data_tools/stream/colour.py"},
     "torch.distributed": {"launch/doctor/probe/group.py", "pretrain/runtime/processes.py"},
+    "peft": {"finetune/adapt/lora.py"},
     "jinja2": {"data_tools/report/render.py"},
     "pickle": {"finetune/conversion/read_weights.py"},  # only the name of its error
 }
@@ -172,7 +173,7 @@ def test_pyproject_lists_every_package(repo: Path) -> None:
 
 def test_every_imported_library_is_a_declared_dependency(repo: Path) -> None:
     project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
-    extras = [project["optional-dependencies"][name] for name in ("s3", "http")]
+    extras = [project["optional-dependencies"][name] for name in ("s3", "http", "lora")]
     declared = {re.split(r"[<>=\[ ]", given)[0] for given in sum(extras, project["dependencies"])}
     names = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
     for path, tree in sources(repo):

@@ -24,8 +24,8 @@ class AdaptConfig:
         alpha: the change of a layer is multiplied by alpha / rank; null: the rank.
         rslora: multiply by alpha / sqrt(rank) instead (arXiv 2312.03732).
         dropout: fraction of the inputs of "lora" and "dora" adapters that is set to 0.
-        targets: adapted layers of each block: attention `qkv` and `proj`, MLP `fc1` and `fc2`; empty: all, and
-            qkv and fc2 for "ia3".
+        targets: adapted layers of each block: attention `qkv` and `proj`, MLP `fc1` and `fc2`; empty: all,
+            and qkv and fc2 for "ia3".
         save_adapter: also write the adapter in peft's format to `model/adapter`.
     """
 
@@ -40,7 +40,8 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         if self.method == "last_blocks":
-            require(self.blocks is not None and self.blocks >= 1, "adapt.blocks", "be at least 1", self.blocks)
+            has_blocks = self.blocks is not None and self.blocks >= 1
+            require(has_blocks, "adapt.blocks", "be at least 1", self.blocks)
         else:
             self._refuse("blocks", self.blocks is None, ("last_blocks",))
         self._refuse("rank", self.rank is None, _LOW_RANK)
@@ -59,6 +60,11 @@ class AdaptConfig:
     def freezes_encoder(self) -> bool:
         """True if no weight of the encoder changes and no gradient passes through it."""
         return self.method == "frozen"
+
+    @property
+    def trains_all(self) -> bool:
+        """True if all weights of the encoder are trained, new ones too."""
+        return self.method == "full"
 
     @property
     def has_adapters(self) -> bool:

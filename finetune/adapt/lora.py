@@ -4,8 +4,10 @@ The base weights are frozen. Adapters are merged into them for scoring and expor
 has the ordinary format.
 """
 
-import copy
 import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,25 +93,36 @@ def clip_dropouts(module: nn.Module) -> list[ClipDropout]:
     return [child for child in module.modules() if isinstance(child, ClipDropout)]
 
 
-def merged(encoder: Encoder) -> Encoder:
-    """Return the encoder with its adapters merged into the weights; itself if it has none.
+@contextmanager
+def merged(module: nn.Module) -> Iterator[None]:
+    """While entered, the adapters below `module` are merged into the weights; then the weights are as before.
 
-    The result is a copy: subtracting the adapters again would round the base weights.
+    Kept weights are restored: subtracting the adapters again would round them.
     """
-    if not has_adapters(encoder):
+    kept = []
+    for _, layer in _adapted(module):
+        base = layer.get_base_layer()
+        kept.append((layer, base.weight.data, base.bias.data))
+        layer.merge(safe_merge=True)  # into new tensors
+    try:
+        yield
+    finally:
+        for layer, weight, bias in kept:
+            layer.merged_adapters.clear()
+            base = layer.get_base_layer()
+            base.weight.data, base.bias.data = weight, bias
+
+
+def merged_encoder(encoder: Encoder) -> Encoder:
+    """Return an ordinary encoder with the adapters merged into its weights; itself without adapters."""
+    if not _adapted(encoder):
         return encoder
-    encoder = copy.deepcopy(encoder)
-    for name, layer in list(_adapted(encoder)):
-        layer.merge(safe_merge=True)
-        parent, _, child = name.rpartition(".")
-        setattr(encoder.get_submodule(parent), child, layer.get_base_layer())
-    del encoder.peft_config
-    return encoder
-
-
-def has_adapters(encoder: Encoder) -> bool:
-    """Check whether `add_adapters` was called on this encoder."""
-    return hasattr(encoder, "peft_config")
+    with merged(encoder), torch.device("meta"):
+        plain = Encoder(encoder.shape, encoder.grid, reference=encoder.reference)
+        names = plain.state_dict().keys()
+        state = {name.replace(".base_layer.", "."): value for name, value in encoder.state_dict().items()}
+        plain.load_state_dict({name: state[name] for name in names}, assign=True)
+    return plain
 
 
 def save_adapter(encoder: Encoder, folder: Path) -> None:
@@ -147,8 +160,10 @@ def _pattern(layers: Any) -> str:
     return rf"blocks\.\d+\.(attn|extra_attns\.\d+|mlp)\.({'|'.join(layers)})"
 
 
-def _adapted(encoder: Encoder) -> list[tuple[str, Any]]:
+def _adapted(module: nn.Module) -> list[tuple[str, Any]]:
     """The layers that peft has replaced, with their names."""
+    if "peft" not in sys.modules:  # importing it takes seconds
+        return []
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [(name, child) for name, child in encoder.named_modules() if isinstance(child, BaseTunerLayer)]
+    return [(name, child) for name, child in module.named_modules() if isinstance(child, BaseTunerLayer)]

@@ -51,6 +51,7 @@ REFUSED = {
     "mix": "other clips",
     "optim": "the optimizer state belongs to other settings",
     "model": "another model: the checkpoint does not fit",
+    "adapt": "other weights are trained: the checkpoint does not fit",
     "head": "another model: the checkpoint does not fit",
     "final_norm": "another model: the checkpoint does not fit",
     "init_from": "other initial weights",

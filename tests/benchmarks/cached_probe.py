@@ -1,4 +1,4 @@
-"""Train an attentive probe on cached features: equals `freeze=true` without augmentation.
+"""Train an attentive probe on cached features: equals `adapt.method=frozen` without augmentation.
 
     python -m tests.benchmarks.cached_probe ENCODER SHARDS RESULT.json SEED
 

@@ -48,9 +48,9 @@ TUNE = [
     ),
     *("save_every_steps=1000000", "evaluate.spatial_crops=1"),
 ]
-FROZEN = ["freeze=true", "drop_path=0.0", "optim.lr=3e-3"]
+FROZEN = ["adapt.method=frozen", "drop_path=0.0", "optim.lr=3e-3"]
 TUNED = [
-    *("freeze=false", "drop_path=0.1", "optim.lr=1e-3", "optim.layer_decay=0.75"),
+    *("adapt.method=full", "drop_path=0.1", "optim.lr=1e-3", "optim.layer_decay=0.75"),
     "head={name: linear, args: {norm: standardize}}",  # learns from the first step on
 ]
 UNTRAINED = ["encoder=null", "model.size=tiny", "model.patch_size=8", "optim.layer_decay=1.0"]

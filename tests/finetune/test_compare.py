@@ -8,13 +8,13 @@ from kinemae.data_tools.command import CheckpointError
 from kinemae.finetune.compare import read_results, table
 
 
-def write_result(folder, *, top1, encoder=None, freeze=False, lr=1e-3):
+def write_result(folder, *, top1, encoder=None, adapt="full", lr=1e-3):
     folder.mkdir()
     result = {
         "top1": top1,
         "top1_ci95": [top1 - 0.05, top1 + 0.05],
         "videos": 200,
-        "run": {"encoder": encoder, "freeze": freeze, "head": "linear", "lr": lr},
+        "run": {"encoder": encoder, "adapt": adapt, "head": "linear", "lr": lr},
     }
     (folder / "result.json").write_text(json.dumps(result))
     return folder
@@ -22,14 +22,14 @@ def write_result(folder, *, top1, encoder=None, freeze=False, lr=1e-3):
 
 def test_the_table_has_differences_to_the_first_run(tmp_path):
     scratch = write_result(tmp_path / "scratch", top1=0.21)
-    tuned = write_result(tmp_path / "tuned", top1=0.575, encoder="runs/demo/encoder", freeze=True, lr=3e-4)
+    tuned = write_result(tmp_path / "tuned", top1=0.575, encoder="runs/demo/encoder", adapt="frozen", lr=3e-4)
 
     lines = table(read_results([scratch, tuned])).splitlines()
 
     words = [" ".join(line.split()) for line in lines[2:]]
     assert words == [
-        "scratch from scratch no linear 0.001 200 21.0 16.0 - 26.0 +0.0",
-        "tuned runs/demo/encoder yes linear 0.0003 200 57.5 52.5 - 62.5 +36.5",
+        "scratch from scratch full linear 0.001 200 21.0 16.0 - 26.0 +0.0",
+        "tuned runs/demo/encoder frozen linear 0.0003 200 57.5 52.5 - 62.5 +36.5",
     ]
 
 

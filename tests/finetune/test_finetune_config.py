@@ -40,7 +40,7 @@ def load(*overrides):
         ("evaluate.spatial_crops=2", "evaluate.spatial_crops must be 1 or 3, got 2"),
         ("clip.short_video=cut", "clip.short_video"),
         ("frezee=true", "frezee"),
-        ("freeze=perhaps", "freeze"),
+        ("adapt.method=perhaps", "adapt.method"),
     ],
 )
 def test_an_invalid_value_is_rejected_with_its_key(override, message):

@@ -126,7 +126,7 @@ def test_more_views_are_averaged(scratch_run, tmp_path):
 def test_a_frozen_encoder_is_unchanged_and_the_head_is_trained(common, encoder, repo, tmp_path):
     run_dir = tmp_path / "frozen"
 
-    start("train", *common, f"encoder={encoder}", "freeze=true", f"run_dir={run_dir}", repo=repo)
+    start("train", *common, f"encoder={encoder}", "adapt.method=frozen", f"run_dir={run_dir}", repo=repo)
 
     given, kept = (load_file(folder / "encoder.safetensors") for folder in (encoder, run_dir / "model"))
     assert all(torch.equal(kept[name], value) for name, value in given.items())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kinemae.finetune.layer_decay import layer_of, layer_scale
+from kinemae.finetune.adapt.layer_decay import layer_of, layer_scale
 
 
 @pytest.mark.parametrize(

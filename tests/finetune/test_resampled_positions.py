@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kinemae.data_tools.components import Component, component_names
+from kinemae.finetune.adapt.layer_decay import layer_of
 from kinemae.finetune.build import build_model, clip_config, describe_encoder
-from kinemae.finetune.layer_decay import layer_of
 from kinemae.finetune.model_file import FinetunedModel, load_model, save_model
 from kinemae.pretrain.exported_model import (
     EncoderDescription,
