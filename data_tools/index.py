@@ -133,8 +133,8 @@ class ShardIndex:
     ):
         self.folder = folder
         self.cache = local_index.cache
-        has_classes = rows is not None and rows.classes is not None
-        self.classes: tuple[str, ...] = rows.classes if has_classes else tuple(description["classes"])
+        classes = None if rows is None else rows.classes
+        self.classes: tuple[str, ...] = tuple(description["classes"]) if classes is None else classes
         self.shards: tuple[Shard, ...] = tuple(Shard(**shard) for shard in description["shards"])
         self.fingerprint: str = description["fingerprint"]
         self.sha256: str = description.get("index_sha256", "")

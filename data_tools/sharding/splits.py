@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from kinemae.data_tools.holdout import Mark, draw_held_out, families
 from kinemae.data_tools.manifest.videos import SPLITS, SourceVideo
 from kinemae.data_tools.randomness import generator
 
@@ -59,30 +60,14 @@ def assign_splits(
             drawn.append(video)
         else:
             splits[video.split or "train"].append(video)
-    for family, is_held_out in _draw(families(drawn, digests), validation_fraction, seed):
-        splits["validation" if is_held_out else "train"] += family
+    found = families([marks_of(video, digests) for video in drawn])
+    labels = [video.label for video in drawn]
+    held_out = set(
+        draw_held_out(found, labels, fraction=validation_fraction, seed=seed, purpose="shard/split")
+    )
+    for position, video in enumerate(drawn):
+        splits["validation" if position in held_out else "train"].append(video)
     return {split: sorted(splits[split], key=lambda video: video.name) for split in SPLITS if splits[split]}
-
-
-def families(videos: Sequence[SourceVideo], digests: Digests) -> list[list[SourceVideo]]:
-    """Videos that share a group or a content, directly or through others, in the given order."""
-    first: dict[tuple[str, str], int] = {}
-    parent = list(range(len(videos)))
-
-    def root(member: int) -> int:
-        while parent[member] != member:
-            parent[member] = parent[parent[member]]
-            member = parent[member]
-        return member
-
-    for position, video in enumerate(videos):
-        for mark in _marks(video, digests):
-            one, other = sorted((root(position), root(first.setdefault(mark, position))))
-            parent[other] = one
-    found: dict[int, list[SourceVideo]] = defaultdict(list)
-    for position, video in enumerate(videos):
-        found[root(position)].append(video)
-    return list(found.values())
 
 
 def leaks(splits: Mapping[str, Sequence[SourceVideo]], digests: Digests) -> list[str]:
@@ -91,7 +76,7 @@ def leaks(splits: Mapping[str, Sequence[SourceVideo]], digests: Digests) -> list
     found: dict[tuple[str, str], str] = {}
     for split, videos in splits.items():
         for video in videos:
-            for mark in _marks(video, digests):
+            for mark in marks_of(video, digests):
                 where, other = first.setdefault(mark, (split, video))
                 if where != split and mark not in found:
                     what = f"are of the group {mark[1]!r}" if mark[0] == "group" else "have the same content"
@@ -105,52 +90,10 @@ def count_copies(videos: Sequence[SourceVideo], digests: Digests) -> int:
     return len(whole) - len({digests.get(video.name) or video.name for video in whole})
 
 
-def _marks(video: SourceVideo, digests: Digests) -> list[tuple[str, str]]:
+def marks_of(video: SourceVideo, digests: Digests) -> list[Mark]:
+    """Group and content of a video; videos with an equal mark stay in one split."""
     marks = [("group", video.group or ""), ("content", digests.get(video.name, ""))]
     return [mark for mark in marks if mark[1]]
-
-
-def _draw(
-    found: Sequence[list[SourceVideo]], fraction: float, seed: int
-) -> list[tuple[list[SourceVideo], bool]]:
-    """Each family, and whether it is held out for validation."""
-    order = shuffled(found, seed=seed, purpose="shard/split")
-    order.sort(key=len, reverse=True)  # small families last: they fill the remainder
-    counts = [Counter(video.label for video in family if video.label is not None) for family in order]
-    total: Counter[str] = Counter()
-    spread: Counter[str] = Counter()
-    for count in counts:
-        total.update(count)
-        spread.update(set(count))
-    missing = {
-        label: min(max(round(total[label] * fraction), 1), total[label] - 1) if spread[label] > 1 else 0
-        for label in total
-    }
-    chosen = []
-    left = Counter(spread)  # families that train could still have of a class
-    for family, count in zip(order, counts, strict=True):
-        brings_closer = sum(abs(missing[label]) - abs(missing[label] - count[label]) for label in count) > 0
-        takes_the_last = any(left[label] == 1 for label in count)
-        is_held_out = brings_closer and not takes_the_last
-        if is_held_out:
-            for label in count:
-                missing[label] -= count[label]
-                left[label] -= 1
-        chosen.append((family, is_held_out))
-    return _hold_out_missing(chosen, left, spread) if fraction else chosen
-
-
-def _hold_out_missing(
-    chosen: list[tuple[list[SourceVideo], bool]], left: Counter[str], spread: Counter[str]
-) -> list[tuple[list[SourceVideo], bool]]:
-    """Hold out a small family of each class whose families are all larger than its fraction."""
-    for position, (family, is_held_out) in reversed(list(enumerate(chosen))):
-        labels = {video.label for video in family if video.label is not None}
-        is_missing = any(left[label] == spread[label] > 1 for label in labels)
-        if is_missing and not is_held_out and all(left[label] > 1 for label in labels):
-            chosen[position] = (family, True)
-            left.subtract(labels)
-    return chosen
 
 
 def _plain(name: str) -> str:

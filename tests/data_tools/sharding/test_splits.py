@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kinemae.data_tools.holdout import families
 from kinemae.data_tools.manifest.videos import SourceVideo
-from kinemae.data_tools.sharding.splits import assign_splits, count_copies, families, leaks
+from kinemae.data_tools.sharding.splits import assign_splits, count_copies, leaks, marks_of
 
 
 def videos(counts: dict[str | None, int], split: str | None = None) -> list[SourceVideo]:
@@ -73,8 +74,10 @@ def test_groups_and_copies_stay_in_one_split(groups: list[tuple[str, str]], dige
         video.name for video in some
     )
     for label in "ab":  # a class with two families is in both splits
-        own = [family for family in families(some, contents) if {video.label for video in family} == {label}]
-        mixed = [family for family in families(some, contents) if len({video.label for video in family}) > 1]
+        found = families([marks_of(video, contents) for video in some])
+        labels = [{some[position].label for position in family} for family in found]
+        own = [family for family in labels if family == {label}]
+        mixed = [family for family in labels if len(family) > 1]
         if len(own) > 1 and not mixed:
             sides = [split for split, members in splits.items() if label in {v.label for v in members}]
             assert sorted(sides) == ["train", "validation"]
