@@ -50,6 +50,7 @@ class RunState:
         omitted: steps whose update the loss guard leaves out.
         rollbacks: number of rollbacks.
         recent: loss and gradient norm of the last applied steps, oldest first; empty without a loss guard.
+        validations: the lines of `validation.jsonl`, oldest first.
     """
 
     step: int = 0
@@ -61,6 +62,7 @@ class RunState:
     omitted: list[int] = field(default_factory=list)
     rollbacks: int = 0
     recent: list[list[float]] = field(default_factory=list)
+    validations: list[dict[str, Any]] = field(default_factory=list)
 
 
 def _run_state(folder: Path, stored: dict[str, Any]) -> RunState:
@@ -117,6 +119,7 @@ class Checkpoints:
         self._writer: AsyncCheckpointWriter | None = None
         self._removal: threading.Thread | None = None
         self._metadata = CheckpointMetadata(state={}, shapes={}, updates={}, files={})
+        self._loaded: int | None = None
         self.attempt: str | None = None
 
     def save(self, engine: Checkpointable, state: RunState) -> None:
@@ -209,6 +212,8 @@ class Checkpoints:
         written = {self._shard_file(rank): checksum for rank, checksum in enumerate(checksums)}
         step = self._metadata.state["step"]
         final = files.checkpoint_folder(self.folder, step)
+        if step == self._loaded and self._partial().exists():  # the same step with more in its state
+            files.drop(final)
         files.commit(self._partial(), final, replace(self._metadata, files=written))
         steps = files.list_checkpoints(self.folder)
         for later in [other for other in steps if other > step]:  # of another run, see `_set_aside`
@@ -289,6 +294,7 @@ class Checkpoints:
                 engine.load_shards(reader.read, metadata.updates)
             except OSError as error:
                 raise Stuck(_unread(folder, self._processes.rank, platform.node(), str(error))) from error
+            self._loaded = step
             return _run_state(folder, metadata.state), damaged
         return None, damaged
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.stream.order import BatchPlan
-from kinemae.pretrain.runtime.optimizer import build_optimizer, set_learning_rate
+from kinemae.pretrain.runtime.optimizer import Rates, build_optimizer, set_rates
 from kinemae.pretrain.runtime.processes import Processes, init_process_group
 from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig, precision_on
 from kinemae.pretrain.runtime.sharded_state import STATE_OF_STAGE, FullyShardedState
@@ -134,7 +134,7 @@ class Engine:
         """Accumulate gradients; the loss is the mean over this process's micro-batch."""
         self._engine.backward(loss)
 
-    def step(self, rate: float) -> float | Tensor:
+    def step(self, rates: Rates) -> float | Tensor:
         """Count a micro-batch; after the last one of the accumulation, update the weights.
 
         Returns:
@@ -144,7 +144,7 @@ class Engine:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
             return 0.0
-        set_learning_rate(self._optimizer, rate)
+        set_rates(self._optimizer, rates)
         if self._stage > 0:
             self._engine.step()
             return self._engine.get_global_grad_norm()
@@ -170,17 +170,25 @@ class Engine:
         with self._state.expose_shards():
             self._hook.after_update(progress)
 
-    def gather_weights(self) -> None:
+    def gather_weights(self, *, everywhere: bool = False) -> None:
         """Collective. Update the module that was passed in to the current weights.
 
         At ZeRO 0 to 2 it is always up to date. At ZeRO 3 the weights are gathered into it on every process:
         on the device on the first process, on the CPU on the others.
+
+        Args:
+            everywhere: on the device on every process.
         """
         if not isinstance(self._state, FullyShardedState):
             return
-        if self._processes.is_first:
+        if self._processes.is_first or everywhere:
             self._module.to(self._processes.device)
         self._state.gather_into(self._module)
+
+    def release_weights(self) -> None:
+        """Free the device memory of gathered weights."""
+        if isinstance(self._state, FullyShardedState):
+            self._module.to("cpu")
 
     def shards(self) -> list[TensorShard]:
         """The shards that this process saves: over all processes each value of each kind exactly once.

@@ -25,6 +25,7 @@ from kinemae.pretrain.runtime.processes import Processes, RankFlags, init_proces
 from kinemae.pretrain.runtime.settings import LossGuardConfig, RunConfig
 from kinemae.pretrain.runtime.stragglers import Stragglers
 from kinemae.pretrain.runtime.train_step import Report, TrainStep
+from kinemae.pretrain.runtime.validation import ValidationProgress, Validator, is_owed, write_history
 from kinemae.pretrain.runtime.watchdog import Watchdog
 
 _FEW_BAD_CLIPS = 10
@@ -47,8 +48,9 @@ class Trainer:
     Attributes:
         module: `forward(batch, draws)` returns per-clip values of shape (B,), "loss" among them.
         groups: the optimizer's parameter groups, each with "lr_scale".
-        steps: optimizer steps of the whole run.
+        steps: optimizer steps of the whole run, unless the validator ends it earlier.
         callbacks: the same on every process.
+        validator: validates at fixed steps; None for none.
     """
 
     module: nn.Module
@@ -59,10 +61,14 @@ class Trainer:
     steps: int
     processes: Processes
     callbacks: tuple[Callback, ...] = ()
+    validator: Validator | None = None
     _has_cores: bool = False
 
-    def run(self) -> None:
+    def run(self) -> RunState:
         """Train from the newest checkpoint, or from the start, to the last step; then gather the weights.
+
+        Returns:
+            The state at the end.
 
         Raises:
             Stopped: after SIGTERM, SIGINT or SIGUSR1 to any process and a checkpoint.
@@ -77,7 +83,7 @@ class Trainer:
             init_process_group(self.processes, self.config.timeouts)
             self.share_cores()
             watchdog.start_phase("building the engine and loading a checkpoint", limit="start_s")
-            _Run(self, watchdog).run()
+            return _Run(self, watchdog).run()
 
     def share_cores(self) -> None:
         """Collective. Set the number of loader workers and threads of this process, once."""
@@ -119,18 +125,39 @@ class _Run:
         ratio = config.timeouts.straggler_ratio
         self.stragglers = Stragglers(hosts, ratio=ratio, logs=processes.is_first)
         self.signals = StopSignals()
+        self.validator = trainer.validator
         self.saved_step = 0  # the step of the newest checkpoint
         self.may_take_long = True  # the next step may compile, or wait for callbacks
 
-    def run(self) -> None:
+    def run(self) -> RunState:
         """See `Trainer.run`."""
         state = self._load()
         with self.signals:
-            while state.step < self.trainer.steps:
+            self._open_validation(state)
+            while not self._is_done(state):
                 state, incident = self._run_steps(state)
                 if incident is not None:
                     state = self._roll_back(state, incident)
+                    self._open_validation(state)
         self.engine.gather_weights()
+        return state
+
+    def _is_done(self, state: RunState) -> bool:
+        if is_owed(self.validator, state):
+            return False
+        return state.step >= self.trainer.steps or self._has_ended_early(state)
+
+    def _has_ended_early(self, state: RunState) -> bool:
+        return self.validator is not None and self.validator.has_ended(state.validations)
+
+    def _open_validation(self, state: RunState) -> None:
+        """Bring the files of earlier validations to a loaded state."""
+        if self.validator is None:
+            return
+        with self.watchdog.phase("preparing the validation", limit="save_s"):
+            self.validator.open(state.validations)
+            if self.processes.is_first:
+                write_history(Path(self.config.run_dir), state.validations)
 
     def _load(self) -> RunState:
         state = self.checkpoints.load_newest(self.engine)
@@ -160,7 +187,11 @@ class _Run:
         )
         reporter = Reporter(self.trainer, state, incidents=self.incidents, stragglers=self.stragglers)
         try:
+            if is_owed(self.validator, state):
+                self._validate_loaded(reporter)
             for step in range(state.step, self.trainer.steps):
+                if self._has_ended_early(reporter.state):
+                    break
                 try:
                     step_runner.run(step, may_take_long=self.may_take_long)
                 except (StorageUnavailable, Stopped):
@@ -183,14 +214,18 @@ class _Run:
         if self.checkpoints.is_saving and not flags.is_writing:
             self._commit()
         is_saved = done % config.save_every_steps == 0 or done == steps
-        if is_saved or flags.stop or done % config.log.every_steps == 0:
+        is_validated = self.validator is not None and self.validator.is_due(done)
+        stop = flags.stop
+        if is_saved or is_validated or stop or done % config.log.every_steps == 0:
             incident = self._report(step_runner, reporter)
             if incident is not None:
                 return incident
-            if is_saved or flags.stop:
+            if is_validated and not stop:
+                stop = self._validate(reporter)
+            if is_saved or stop or self._has_ended_early(reporter.state):
                 self._save(reporter.state)
-            self._stop_if_due(reporter.state, flags.stop)
-        if done < steps:
+            self._stop_if_due(reporter.state, stop)
+        if not self._is_done(reporter.state):
             self.signals.log_received()
             self.flags.post(stop=self.signals.exit_code, is_writing=not self.checkpoints.is_written())
         return None
@@ -203,6 +238,40 @@ class _Run:
             self._call_back(report.lines[0]["step"], report.lines[-1]["step"], reporter.writer)
         reporter.write(report.lines)
         return incident
+
+    def _validate_loaded(self, reporter: "Reporter") -> None:
+        """Validate a loaded state whose validation was interrupted, and save the result."""
+        stop = self._validate(reporter)
+        if not stop:
+            self._save(reporter.state)
+        self._stop_if_due(reporter.state, stop)
+
+    def _validate(self, reporter: "Reporter") -> int:
+        """Validate and add the result to the state.
+
+        Returns:
+            The exit code of a stop that was requested meanwhile; 0 for none.
+        """
+        assert self.validator is not None
+        state, history = reporter.state, reporter.state.validations
+        progress = ValidationProgress(self.watchdog, self.signals, self.flags)
+        self.watchdog.start_phase("validating", limit="validate_s", step=state.step - 1)
+        self.may_take_long = True
+        self.engine.gather_weights(everywhere=True)
+        try:
+            line = self.validator.validate(state.step, history, progress)
+        except Stopped as stopped:
+            self.signals.log_received()
+            return stopped.exit_code
+        except StorageUnavailable:
+            if self.processes.world == 1 and state.step != self.saved_step:
+                self._save(state)
+                self._commit()
+            raise
+        finally:
+            self.engine.release_weights()
+        reporter.add_validation(line)
+        return 0
 
     def _call_back(self, first_step: int, last_step: int, writer: MetricsWriter | None) -> None:
         """Run the callbacks that are due; before the metrics are written, since they may add some."""
@@ -242,7 +311,7 @@ class _Run:
     def _stop_if_due(self, state: RunState, stop: int) -> None:
         """Stop after a signal or too many unreadable clips, on all processes, with a complete checkpoint."""
         allowed = max(_FEW_BAD_CLIPS, self.config.data.max_bad_fraction * state.clips)
-        if stop and state.step < self.trainer.steps:
+        if stop and not self._is_done(state):
             self._commit()
             what = f"stopped at step {state.step} with a checkpoint; repeat the command to continue"
             raise Stopped(stop, self._message(what))
@@ -316,10 +385,10 @@ class Reporter:
         self._incidents = incidents
         self._stragglers = stragglers
         self._guard = LossGuard(trainer.config.loss_guard, state.recent)
+        self._run_dir = Path(trainer.config.run_dir)
         self.writer: MetricsWriter | None = None
         if trainer.processes.is_first:
-            run_dir = Path(trainer.config.run_dir)
-            self.writer = MetricsWriter(run_dir, first_step=state.step, steps=trainer.steps)
+            self.writer = MetricsWriter(self._run_dir, first_step=state.step, steps=trainer.steps)
 
     def add(self, report: Report) -> Incident | None:
         """Count and check the lines of a report. The lines of an incident are counted too."""
@@ -341,6 +410,13 @@ class Reporter:
             recent=list(self._guard.recent),
         )
         return incident
+
+    def add_validation(self, line: dict[str, Any]) -> None:
+        """Add the result of a validation to the state, and write it on the first process."""
+        self.state = replace(self.state, validations=[*self.state.validations, line])
+        if self.writer is not None:
+            write_history(self._run_dir, self.state.validations)
+            self.writer.write_scalars(line, prefix="validation")
 
     def write(self, lines: Sequence[dict[str, Any]]) -> None:
         """Write the lines, on the first process."""

@@ -7,7 +7,7 @@ files of an interrupted and an uninterrupted run are equal, except for times.
 import io
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,18 @@ class MetricsWriter:
         """Write one line for each step, oldest first, to the file and to TensorBoard."""
         lines = [*lines[:-1], {**lines[-1], **self._extra}]
         self._extra = {}
-        self._jsonl.write([_strict(line) for line in lines])
+        self._jsonl.write([strict_json(line) for line in lines])
         if not self._jsonl.is_failing:
             self._board.reopen(lines[0]["step"])
         for line in lines:
             self._board.write(partial(_write_scalars, line))
         self._progress.show(lines[-1])
+
+    def write_scalars(self, line: Mapping[str, Any], *, prefix: str) -> None:
+        """Write the numbers of a line to TensorBoard at its "step", as `PREFIX/NAME`."""
+        numbers = {f"{prefix}/{name}": value for name, value in line.items() if name != "step"}
+        self._board.write(partial(_write_scalars, {"step": line["step"], **numbers}))
+        self._board.write(SummaryWriter.flush)
 
     def write_animation(self, tag: str, frames_THWC: np.ndarray, *, step: int, fps: float = 6.0) -> None:
         """Write an animated GIF to TensorBoard's image page.
@@ -142,7 +148,7 @@ class Progress:
             self._bar.close()
 
 
-def _write_scalars(line: dict[str, Any], board: SummaryWriter) -> None:
+def _write_scalars(line: Mapping[str, Any], board: SummaryWriter) -> None:
     """Write a line's numbers to TensorBoard."""
     for name, value in line.items():
         if isinstance(value, int | float) and name not in ("step", "samples"):
@@ -159,7 +165,7 @@ def gif_bytes(frames_THWC: np.ndarray, *, fps: float) -> bytes:
     return buffer.getvalue()
 
 
-def _strict(line: dict[str, Any]) -> dict[str, Any]:
+def strict_json(line: Mapping[str, Any]) -> dict[str, Any]:
     """A line in strict JSON: values that are not finite become null."""
     is_lost = {name: isinstance(value, float) and not math.isfinite(value) for name, value in line.items()}
     return {name: None if is_lost[name] else value for name, value in line.items()}

@@ -1,9 +1,9 @@
-"""Optimizer: AdamW, its parameter groups, and the learning-rate schedule (warmup, then cosine)."""
+"""Optimizer: AdamW, its parameter groups, and the schedules of learning rate and weight decay."""
 
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,8 +11,25 @@ from torch import nn
 from kinemae.pretrain.runtime.settings import OptimConfig
 
 
+class Rates(NamedTuple):
+    """Hyperparameters of one update.
+
+    Attributes:
+        lr: learning rate of groups with the scale 1.
+        weight_decay: weight decay of the groups that decay; None: constant.
+        progress: fraction of the run before the update. Groups with a later "starts_at" are not trained yet.
+    """
+
+    lr: float
+    weight_decay: float | None = None
+    progress: float = 1.0
+
+
 def parameter_groups(
-    module: nn.Module, weight_decay: float, layer_scale: Callable[[str], float] = lambda name: 1.0
+    module: nn.Module,
+    weight_decay: float,
+    layer_scale: Callable[[str], float] = lambda name: 1.0,
+    starts_at: Callable[[str], float] = lambda name: 0.0,
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by weight decay and learning-rate scale.
 
@@ -21,19 +38,26 @@ def parameter_groups(
 
     Args:
         layer_scale: factor on the learning rate by parameter name, for layer-wise decay.
+        starts_at: fraction of the run by parameter name before which the learning rate is 0.
 
     Returns:
-        AdamW groups with "lr_scale", in an order that depends only on the module.
+        AdamW groups with "lr_scale", "decays" and "starts_at", in an order that depends only on the module.
     """
-    grouped: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    grouped: dict[tuple[float, float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             is_matrix = sum(size > 1 for size in parameter.shape) > 1
             decay = weight_decay if is_matrix and name.endswith("weight") else 0.0
-            grouped[decay, layer_scale(name)].append(parameter)
+            grouped[decay, layer_scale(name), starts_at(name)].append(parameter)
     return [
-        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
-        for (decay, scale), parameters in grouped.items()
+        {
+            "params": parameters,
+            "weight_decay": decay,
+            "lr_scale": scale,
+            "decays": decay > 0,
+            "starts_at": start,
+        }
+        for (decay, scale, start), parameters in grouped.items()
     ]
 
 
@@ -56,6 +80,34 @@ def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
     return optim.final_lr + (optim.lr - optim.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def weight_decay_at(step: int, steps: int, optim: OptimConfig) -> float | None:
+    """The weight decay of a step: half a cosine from `weight_decay` to `final_weight_decay`.
+
+    DINO (arXiv 2104.14294, appendix A) and V-JEPA use this schedule.
+
+    Returns:
+        None for a constant decay.
+    """
+    if optim.final_weight_decay is None:
+        return None
+    rest = 0.5 * (1 + math.cos(math.pi * step / max(1, steps - 1)))
+    return optim.final_weight_decay + (optim.weight_decay - optim.final_weight_decay) * rest
+
+
+def rates_at(step: int, steps: int, optim: OptimConfig) -> Rates:
+    """The hyperparameters of a step, 0-based, before the update."""
+    return Rates(
+        learning_rate(step, steps, optim), weight_decay_at(step, steps, optim), progress=step / steps
+    )
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
+    """Set the hyperparameters of the next update.
+
+    AdamW with a learning rate of 0 leaves weights bitwise unchanged; its moments follow the gradients.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+        is_trained = rates.progress >= group["starts_at"]
+        group["lr"] = rates.lr * group["lr_scale"] if is_trained else 0.0
+        if rates.weight_decay is not None and group["decays"]:
+            group["weight_decay"] = rates.weight_decay

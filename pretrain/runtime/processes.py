@@ -202,6 +202,13 @@ class RankFlags:
         if self._group is not None:
             self._work = dist.all_reduce(self._values, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
+    def maximum(self, value: int) -> int:
+        """The largest value of all processes; waits for them. Not between `post` and `read`."""
+        values = torch.tensor([value], dtype=torch.int64)
+        if self._group is not None:
+            dist.all_reduce(values, dist.ReduceOp.MAX, group=self._group)
+        return int(values.item())
+
     def read(self) -> Flags:
         """The maximum of the posted flags; waits for the other processes. Before a post, the defaults."""
         if self._values is None:

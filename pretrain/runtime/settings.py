@@ -77,6 +77,7 @@ class OptimConfig:
         final_lr: the last value of the cosine.
         warmup_fraction: length of the warm-up, as a fraction of all steps.
         betas: AdamW's two decay rates.
+        final_weight_decay: the last value of a half cosine from `weight_decay`; null: a constant decay.
         clip_norm: gradient clipping: largest norm of the gradient; 0 for no clipping.
     """
 
@@ -84,6 +85,7 @@ class OptimConfig:
     final_lr: float = 1e-6
     warmup_fraction: float = 0.05
     weight_decay: float = 0.05
+    final_weight_decay: float | None = None
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     clip_norm: float = 1.0
 
@@ -92,6 +94,14 @@ class OptimConfig:
         require(0 <= self.final_lr <= self.lr, "optim.final_lr", "lie between 0 and optim.lr", self.final_lr)
         require(0 <= self.warmup_fraction < 1, "optim.warmup_fraction", "lie in [0, 1)", self.warmup_fraction)
         require(self.weight_decay >= 0, "optim.weight_decay", "be 0 or more", self.weight_decay)
+        final = self.final_weight_decay
+        is_decay = final is None or (final >= 0 and self.weight_decay > 0)
+        require(
+            is_decay,
+            "optim.final_weight_decay",
+            "be null, or 0 or more with optim.weight_decay above 0",
+            final,
+        )
         good_betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         require(good_betas, "optim.betas", "be two numbers in [0, 1)", self.betas)
         require(self.clip_norm >= 0, "optim.clip_norm", "be 0 (off) or more", self.clip_norm)
@@ -172,6 +182,7 @@ class TimeoutsConfig:
         first_step_s: for the first step after a start, which may compile, and for a step after callbacks,
             which the first process runs while the others wait.
         save_s: for one checkpoint.
+        validate_s: for a validation: between two batches of videos, and until all processes are done.
         straggler_ratio: a process whose local time exceeds the median by this factor is named in the log.
         lock_wait_s: longest wait for another run in the same folder to end.
     """
@@ -180,11 +191,12 @@ class TimeoutsConfig:
     step_s: float = 600.0
     first_step_s: float = 1800.0
     save_s: float = 1800.0
+    validate_s: float = 1800.0
     straggler_ratio: float = 1.5
     lock_wait_s: float = 60.0
 
     def __post_init__(self) -> None:
-        for key in ("start_s", "step_s", "first_step_s", "save_s"):
+        for key in ("start_s", "step_s", "first_step_s", "save_s", "validate_s"):
             require(getattr(self, key) > 0, f"timeouts.{key}", "be above 0", getattr(self, key))
         require(
             self.first_step_s >= self.step_s,
@@ -198,7 +210,7 @@ class TimeoutsConfig:
     @property
     def longest_s(self) -> float:
         """The longest limit."""
-        return max(self.start_s, self.first_step_s, self.save_s)
+        return max(self.start_s, self.first_step_s, self.save_s, self.validate_s)
 
 
 @dataclass(frozen=True, kw_only=True)

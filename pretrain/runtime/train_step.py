@@ -23,7 +23,7 @@ from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.pretrain.runtime.checkpoint import RunState
 from kinemae.pretrain.runtime.engine import Engine
 from kinemae.pretrain.runtime.jsonl_log import JsonlWriter, drop_lines_from
-from kinemae.pretrain.runtime.optimizer import learning_rate
+from kinemae.pretrain.runtime.optimizer import Rates, rates_at
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.settings import RunConfig
 from kinemae.pretrain.runtime.stragglers import LocalTime
@@ -87,14 +87,16 @@ class TrainStep:
         """
         limit = "first_step_s" if may_take_long else "step_s"
         self._watchdog.start_phase("waiting for data", limit=limit, step=step)
-        rate = learning_rate(step, self._steps, self._config.optim)
-        head: dict[str, Any] = {"step": step, "lr": rate}
+        rates = rates_at(step, self._steps, self._config.optim)
+        head: dict[str, Any] = {"step": step, "lr": rates.lr}
+        if rates.weight_decay is not None:
+            head["weight_decay"] = rates.weight_decay
         norm: float | Tensor
         if step in self._omitted:
             head["omitted"] = True
             norm = self._forward_only(step)
         else:
-            norm = self._update(step, rate)
+            norm = self._update(step, rates)
             self._engine.after_update((step + 1) / self._steps)
         self.metrics.end_step(head, norm, clips=self._plan.global_clips)
 
@@ -104,13 +106,13 @@ class TrainStep:
         self._batches = iter(())
         self._sample_log.close()
 
-    def _update(self, step: int, rate: float) -> float | Tensor:
+    def _update(self, step: int, rates: Rates) -> float | Tensor:
         norm: float | Tensor = 0.0
         for _ in range(self._plan.accumulation):
             batch, values = self._forward(step)
             # Divided by the configured batch, not by the readable clips: all processes agree on it.
             self._engine.backward((values["loss"] * batch.weight_B).sum() / self._plan.micro_clips)
-            norm = self._engine.step(rate)
+            norm = self._engine.step(rates)
             self.metrics.add(batch, values)
         return norm
 

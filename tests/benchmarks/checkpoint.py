@@ -28,7 +28,7 @@ from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
 from kinemae.pretrain.runtime.engine import Engine
-from kinemae.pretrain.runtime.optimizer import parameter_groups
+from kinemae.pretrain.runtime.optimizer import Rates, parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes
 from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig
 from kinemae.pretrain.targets.pixels import PixelTarget
@@ -77,7 +77,7 @@ class Trainer:
         """Do one update."""
         values = self.engine(self.batch, ClipRandom(0, self.batch.clip_index_B))
         self.engine.backward(values["loss"].mean())
-        self.engine.step(1e-4)
+        self.engine.step(Rates(1e-4))
 
 
 def run_round(trainer: Trainer, saver: Checkpoints | None, *, steps: int, every: int) -> Round:

@@ -21,7 +21,7 @@ from kinemae.data_tools.randomness import ClipRandom
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime import engine as engine_module
 from kinemae.pretrain.runtime.engine import Engine
-from kinemae.pretrain.runtime.optimizer import learning_rate, parameter_groups
+from kinemae.pretrain.runtime.optimizer import parameter_groups, rates_at
 from kinemae.pretrain.runtime.processes import destroy_process_group
 from kinemae.pretrain.runtime.tensor_shards import ReadShard
 from kinemae.pretrain.training import Plan, make_plan, training_clips
@@ -75,7 +75,7 @@ class Job:
             loss = engine(batch, ClipRandom(plan.config.seed, batch.clip_index_B))["loss"].mean()
             is_spoilt = step == spoilt and self.processes.rank == self.processes.world - 1
             engine.backward(loss * float("nan") if is_spoilt else loss)
-            norm = engine.step(learning_rate(step, plan.config.steps, plan.config.optim))
+            norm = engine.step(rates_at(step, plan.config.steps, plan.config.optim))
             engine.after_update((step + 1) / STEPS)
             losses = self.processes.all_gather_object(loss.item())
             found.append([sum(losses) / len(losses), float(norm)])

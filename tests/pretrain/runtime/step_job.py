@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kinemae.data_tools.stream.order import plan_batch
 from kinemae.pretrain.runtime.engine import Engine
-from kinemae.pretrain.runtime.optimizer import parameter_groups
+from kinemae.pretrain.runtime.optimizer import Rates, parameter_groups
 from kinemae.pretrain.runtime.processes import destroy_process_group, find_processes, init_process_group
 from kinemae.pretrain.runtime.settings import EngineConfig, OptimConfig
 
@@ -73,7 +73,7 @@ def main() -> None:
         reduced.clear()
         for _ in range(ACCUMULATION):
             engine.backward(engine(torch.randn(2, WIDTH))["loss"].mean())
-            engine.step(1e-3)
+            engine.step(Rates(1e-3))
         steps.append({"synchronized": len(synchronized), "reduced": list(reduced)})
     if processes.is_first:
         sys.stdout.write(json.dumps(steps))

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kinemae.pretrain.runtime.optimizer import (
+    Rates,
     build_optimizer,
     learning_rate,
     parameter_groups,
-    set_learning_rate,
+    set_rates,
 )
 from kinemae.pretrain.runtime.settings import OptimConfig
 
@@ -56,7 +57,7 @@ def test_frozen_parameters_have_no_group() -> None:
 def test_layers_have_their_learning_rate_scale() -> None:
     groups = parameter_groups(model(), 0.05, lambda name: 0.5 if name.startswith("0.") else 1.0)
     optimizer = build_optimizer(groups, OPTIM)
-    set_learning_rate(optimizer, 0.2)
+    set_rates(optimizer, Rates(0.2))
     assert {(group["lr_scale"], group["lr"]) for group in optimizer.param_groups} == {(0.5, 0.1), (1.0, 0.2)}
 
 
