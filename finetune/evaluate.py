@@ -15,7 +15,7 @@ from kinemae.data_tools.command import CheckpointError, DataError, log
 from kinemae.data_tools.config import all_keys, component_keys, load_config
 from kinemae.data_tools.config_hints import is_key, unknown_key
 from kinemae.data_tools.files import atomic_write_text
-from kinemae.data_tools.index import ShardIndex, open_index
+from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.stream.loader import EvaluationItem, evaluation_loader
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, join, on_device
@@ -23,6 +23,7 @@ from kinemae.finetune.adapt.lora import merged
 from kinemae.finetune.build import clip_config
 from kinemae.finetune.compare import RESULT_NAME
 from kinemae.finetune.config import FinetuneConfig
+from kinemae.finetune.labelled_data import open_labelled
 from kinemae.finetune.model_file import DESCRIPTION, FinetunedModel, load_model
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import SamplePrediction, Task
@@ -52,8 +53,9 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     config = _load_run_config(run_dir, arguments.overrides, is_imported=is_imported)
     model_dir = run_dir if is_imported else run_dir / MODEL_FOLDER
     finetuned = load_model(model_dir, token_reduction=config.token_reduction)
-    index = open_index(config.data.validation, cache=config.data.cache, outage_s=config.data.outage_s)
-    finetuned.model.task.read(index, key=f"data.validation={config.data.validation}")
+    task, clip = finetuned.model.task, clip_config(config, finetuned.description)
+    index = open_labelled(config.data, "validation", task=task, clip=clip)
+    task.read(index, key=f"data.validation={config.data.validation}")
     processes = find_processes(config.engine.device)
     if arguments.dry_run:
         views = f"{config.evaluate.temporal_clips} x {config.evaluate.spatial_crops} views each"

@@ -10,7 +10,7 @@ import torch
 
 from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config, to_yaml
-from kinemae.data_tools.index import ShardIndex, open_index
+from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.finetune.adapt.layer_decay import layer_scale
 from kinemae.finetune.adapt.lora import check_adapters
@@ -20,6 +20,7 @@ from kinemae.finetune.data_checks import check_batch
 from kinemae.finetune.evaluate import MODEL_FOLDER, evaluate, write_result
 from kinemae.finetune.heads.base import Features
 from kinemae.finetune.labelled_clips import LabelledClips
+from kinemae.finetune.labelled_data import open_labelled
 from kinemae.finetune.model_file import FinetunedModel, save_model
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import Targets, build_task
@@ -132,20 +133,21 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
         if config.mix.is_on
         else "data.views_per_video",
     )
-    train = open_index(config.data.train, cache=config.data.cache, outage_s=config.data.outage_s)
-    validation = open_index(config.data.validation, cache=config.data.cache, outage_s=config.data.outage_s)
+    description = describe_encoder(config)
+    task = build_task(config.task)
+    clip = clip_config(config, description)
+    train = open_labelled(config.data, "train", task=task, clip=clip)
+    validation = open_labelled(config.data, "validation", task=task, clip=clip)
     inputs = [
         *data_inputs("data.train", config.data.train, train),
         *data_inputs("data.validation", config.data.validation, validation),
         *encoder_inputs("encoder", config.encoder),
     ]
     continues = processes.is_first and check_run_dir(Path(config.run_dir), config, inputs)
-    task = build_task(config.task)
     task.fit(train, key=f"data.train={config.data.train}")
     targets = task.read(train, key=f"data.train={config.data.train}")
     task.read(validation, key=f"data.validation={config.data.validation}")
     check_batch(config, train)
-    description = describe_encoder(config)
     if processes.is_first:
         log_resampling(description.reference, description.grid)
         log_initial_weights(config)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.stream.frame_sampling import ClipConfig
 
 
 class Targets(Protocol):
@@ -72,6 +73,21 @@ class Task(nn.Module):
     output: ClassVar[str] = "clip"
     metric: str = "top1"
     maximize: bool = True
+
+    def view(self, index: ShardIndex, clip: ClipConfig, *, key: str) -> ShardIndex:
+        """Return the samples of the task in a data set, for example one for each event of its videos.
+
+        `fit` and `read` get the result. By default the samples are those of the data set.
+
+        Args:
+            clip: the clips of the run.
+            key: config key and folder of the data, for messages.
+
+        Raises:
+            DataError: the data lacks the columns, or they hold other values than the task needs.
+            ValueError: the task does not support these clips.
+        """
+        return index
 
     def fit(self, train: ShardIndex, *, key: str) -> None:
         """Learn from the training data what the outputs mean, such as class names.

@@ -1,0 +1,22 @@
+"""Open the labelled data sets of a fine-tuning run, as its task sees them."""
+
+from kinemae.data_tools.index import ShardIndex, open_index
+from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.finetune.config import FinetuneData
+from kinemae.finetune.tasks.base import Task
+
+
+def open_labelled(data: FinetuneData, name: str, *, task: Task, clip: ClipConfig) -> ShardIndex:
+    """Open a data set and return the samples that the task needs, see `Task.view`.
+
+    Args:
+        name: "train" or "validation".
+        clip: the clips of the run.
+
+    Raises:
+        DataError: the folder is no data set, or the task cannot use it.
+        StorageUnavailable: the storage did not respond for data.outage_s.
+    """
+    folder = getattr(data, name)
+    index = open_index(folder, cache=data.cache, outage_s=data.outage_s)
+    return task.view(index, clip, key=f"data.{name}={folder}")
