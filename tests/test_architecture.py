@@ -48,6 +48,9 @@ OWNERS = {
     "torch.distributed": {"launch/doctor/probe/group.py", "pretrain/runtime/processes.py"},
     "peft": {"finetune/adapt/lora.py"},
     "jinja2": {"data_tools/report/render.py"},
+    "jinja2": {"data_tools/report/command.py"},
+    "torchmetrics": {"finetune/metrics/multilabel.py", "finetune/metrics/ordinal.py"},
+    "sklearn": {"finetune/metrics/regression.py"},
     "pickle": {"finetune/conversion/read_weights.py"},  # only the name of its error
 }
 PURE = ("pretrain/model", "pretrain/masking", "pretrain/noise", "pretrain/pruning", "pretrain/targets")
@@ -175,7 +178,7 @@ def test_every_imported_library_is_a_declared_dependency(repo: Path) -> None:
     project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
     extras = [project["optional-dependencies"][name] for name in ("s3", "http", "lora")]
     declared = {re.split(r"[<>=\[ ]", given)[0] for given in sum(extras, project["dependencies"])}
-    names = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
+    names = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "sklearn": "scikit-learn"}
     for path, tree in sources(repo):
         roots = {name.split(".")[0] for name in imports(tree)} - {"kinemae"} - sys.stdlib_module_names
         assert {names.get(root, root) for root in roots} <= declared, path
