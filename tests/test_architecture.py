@@ -48,7 +48,6 @@ OWNERS = {
     "torch.distributed": {"launch/doctor/probe/group.py", "pretrain/runtime/processes.py"},
     "peft": {"finetune/adapt/lora.py"},
     "jinja2": {"data_tools/report/render.py"},
-    "jinja2": {"data_tools/report/command.py"},
     "torchmetrics": {"finetune/metrics/multilabel.py", "finetune/metrics/ordinal.py"},
     "sklearn": {"finetune/metrics/regression.py"},
     "pickle": {"finetune/conversion/read_weights.py"},  # only the name of its error
