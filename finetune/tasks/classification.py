@@ -11,7 +11,7 @@ from torch.nn import functional
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
-from kinemae.finetune.scoring import score_classes
+from kinemae.finetune.metrics.classification import classification_metrics
 from kinemae.finetune.tasks.base import ColumnTargets, SamplePrediction, Targets, Task
 
 
@@ -70,7 +70,13 @@ class Classification(Task):
     def score(self, predictions: Sequence[SamplePrediction], targets: Targets) -> dict[str, Any]:
         label_R = np.array([targets.of_sample(each.position)["label"] for each in predictions])
         probability_RY = np.stack([each.values["prediction"] for each in predictions if each.values])
-        return score_classes(probability_RY, label_R, self.classes)
+        result = classification_metrics(probability_RY, label_R, self.classes)
+        absent = [name for name, accuracy in result["per_class_accuracy"].items() if accuracy is None]
+        if absent:
+            named = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+            count = len(self.classes)
+            log.warning("%d of %d classes have no validation video: %s", len(absent), count, named)
+        return result
 
 
 def classes_of(index: ShardIndex, column: str, *, key: str) -> tuple[str, ...]:
