@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +84,18 @@ def evaluate(
         StorageUnavailable: a storage did not respond for data.outage_s.
     """
     views = config.evaluate
+    group_size = math.ceil(config.batch.clips_per_device / (views.temporal_clips * views.spatial_crops))
+    own_positions = deal_groups(
+        range(len(index)), size=group_size, rank=processes.rank, world=processes.world
+    )
     items = evaluation_loader(
         index,
         clip=clip_config(config, finetuned.description),
         temporal_clips=views.temporal_clips,
         spatial_crops=views.spatial_crops,
-        rank=processes.rank,
-        world=processes.world,
+        rank=0,
+        world=1,
+        samples=own_positions,
         workers=share_cores(
             processes, workers=config.data.num_workers, cpu_threads=config.engine.cpu_threads
         ),
@@ -119,6 +126,16 @@ def evaluate(
     }
 
 
+def deal_groups(positions: Sequence[int], *, size: int, rank: int, world: int) -> list[int]:
+    """Return the positions of a process: every `world`-th group of `size` consecutive ones.
+
+    Forward passes then have the same composition on any number of processes, hence the same results to the
+    last digit.
+    """
+    groups = [positions[begin : begin + size] for begin in range(0, len(positions), size)]
+    return [position for group in groups[rank::world] for position in group]
+
+
 def write_result(result: dict[str, Any], run_dir: Path, processes: Processes, *, as_json: bool) -> None:
     """Write `result.json`, log the score and optionally print the result; does nothing on ranks above 0."""
     if not processes.is_first:
@@ -139,13 +156,16 @@ def write_result(result: dict[str, Any], run_dir: Path, processes: Processes, *,
 
 
 def _predict(
-    model: TaskModel, items: Iterable[EvaluationItem], config: FinetuneConfig, device: torch.device
+    model: TaskModel,
+    groups: Iterable[Sequence[EvaluationItem]],
+    config: FinetuneConfig,
+    device: torch.device,
 ) -> Iterator[SamplePrediction]:
-    """Yield one prediction per item, in the items' order."""
+    """Yield one prediction per item, in the items' order. A forward pass has views of one group only."""
     limit = config.batch.clips_per_device
     is_bf16 = precision_on(config.engine, device) == "bf16"
     model.eval()
-    for group in _batched(items, limit):
+    for group in groups:
         views = [item.pixels for item in group if item.skipped is None]
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16):
             outputs = iter(_forward(model, views, limit=limit, device=device))
@@ -202,15 +222,10 @@ def _mean_tokens(predictions: list[SamplePrediction]) -> float:
     return sum(tokens) / max(1, len(tokens))
 
 
-def _batched(items: Iterable[EvaluationItem], limit: int) -> Iterator[list[EvaluationItem]]:
-    """Group neighbouring videos that have at least `limit` views together."""
-    group: list[EvaluationItem] = []
-    for item in items:
-        group.append(item)
-        if sum(len(each.pixels) for each in group) >= limit:
-            yield group
-            group = []
-    if group:
+def batched(items: Iterable[EvaluationItem], size: int) -> Iterator[list[EvaluationItem]]:
+    """Group consecutive items; the last group may be smaller."""
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
         yield group
 
 

@@ -83,7 +83,7 @@ def test_metrics_contain_loss_and_accuracy_of_each_step(scratch_run):
 def test_evaluating_the_saved_model_repeats_the_runs_score(scratch_run, capsys):
     own = read_result(scratch_run)
 
-    assert finetune("evaluate", scratch_run, "--json", "batch.clips_per_device=2") == 0
+    assert finetune("evaluate", scratch_run, "--json") == 0
 
     assert read_result(scratch_run) == own
     assert json.loads(capsys.readouterr().out) == own
