@@ -21,10 +21,13 @@ class FinetuneData(StreamConfig):
     Attributes:
         train: folder of labelled shards.
         validation: folder of labelled shards with the same classes, scored after training.
+        segments: column of segments, see `kinemae.finetune.segments`: each becomes a sample, with its time
+            window and with its label in the column "segment"; null: the samples are videos.
     """
 
     train: str = MISSING
     validation: str = MISSING
+    segments: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

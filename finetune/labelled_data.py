@@ -3,6 +3,7 @@
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.finetune.config import FinetuneData
+from kinemae.finetune.segments import segments_as_samples
 from kinemae.finetune.tasks.base import Task
 
 
@@ -14,9 +15,13 @@ def open_labelled(data: FinetuneData, name: str, *, task: Task, clip: ClipConfig
         clip: the clips of the run.
 
     Raises:
-        DataError: the folder is no data set, or the task cannot use it.
+        DataError: the folder is no data set, its segments are invalid, or the task cannot use it.
+        ValueError: the task does not support these clips.
         StorageUnavailable: the storage did not respond for data.outage_s.
     """
     folder = getattr(data, name)
     index = open_index(folder, cache=data.cache, outage_s=data.outage_s)
-    return task.view(index, clip, key=f"data.{name}={folder}")
+    key = f"data.{name}={folder}"
+    if data.segments is not None:
+        index = segments_as_samples(index, data.segments, key=key)
+    return task.view(index, clip, key=key)
