@@ -117,7 +117,7 @@ def merged_encoder(encoder: Encoder) -> Encoder:
     """Return an ordinary encoder with the adapters merged into its weights; itself without adapters."""
     if not _adapted(encoder):
         return encoder
-    with merged(encoder), torch.device("meta"):
+    with merged(encoder), torch.random.fork_rng(devices=[]):
         plain = Encoder(encoder.shape, encoder.grid, reference=encoder.reference)
         names = plain.state_dict().keys()
         state = {name.replace(".base_layer.", "."): value for name, value in encoder.state_dict().items()}
@@ -162,7 +162,7 @@ def _pattern(layers: Any) -> str:
 
 def _adapted(module: nn.Module) -> list[tuple[str, Any]]:
     """The layers that peft has replaced, with their names."""
-    if "peft" not in sys.modules:  # importing it takes seconds
+    if sys.modules.get("peft") is None:  # importing it takes seconds
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer
 
