@@ -4,8 +4,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.labelled_data import open_labelled
 from kinemae.finetune.model_file import DESCRIPTION, FinetunedModel, load_model
 from kinemae.finetune.task_model import TaskModel
-from kinemae.finetune.tasks.base import SamplePrediction, Task
+from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task
 from kinemae.pretrain.runtime.processes import (
     Processes,
     destroy_process_group,
@@ -84,32 +84,13 @@ def evaluate(
         StorageUnavailable: a storage did not respond for data.outage_s.
     """
     views = config.evaluate
-    group_size = math.ceil(config.batch.clips_per_device / (views.temporal_clips * views.spatial_crops))
-    own_positions = deal_groups(
-        range(len(index)), size=group_size, rank=processes.rank, world=processes.world
-    )
-    items = evaluation_loader(
-        index,
-        clip=clip_config(config, finetuned.description),
-        temporal_clips=views.temporal_clips,
-        spatial_crops=views.spatial_crops,
-        rank=0,
-        world=1,
-        samples=own_positions,
-        workers=share_cores(
-            processes, workers=config.data.num_workers, cpu_threads=config.engine.cpu_threads
-        ),
-        timeout_s=config.data.timeout_s,
-    )
-    if processes.is_first:
-        own_videos = len(range(processes.rank, len(index), processes.world))
-        items = progress(items, total=own_videos, what="scoring")
-    with merged(finetuned.model):
-        own = list(_predict(finetuned.model, items, config, processes.device))
-    gathered = {each.position: each for part in processes.all_gather_object(own) for each in part}
-    predictions = [gathered[position] for position in sorted(gathered)]
+    workers = share_cores(processes, workers=config.data.num_workers, cpu_threads=config.engine.cpu_threads)
+    config = replace(config, data=replace(config.data, num_workers=workers))
+    predictions = predict_samples(finetuned, index, config, processes)
     return {
-        **_score(finetuned.model.task, predictions, index, validation=config.data.validation),
+        **score_samples(
+            finetuned.model.task, predictions, index, key=f"data.validation={config.data.validation}"
+        ),
         "views": {**asdict(views), "total": views.temporal_clips * views.spatial_crops},
         "tokens": {"grid": finetuned.description.grid.tokens, "kept": _mean_tokens(predictions)},
         "data": {"validation": config.data.validation, "fingerprint": index.fingerprint},
@@ -136,6 +117,56 @@ def deal_groups(positions: Sequence[int], *, size: int, rank: int, world: int) -
     return [position for group in groups[rank::world] for position in group]
 
 
+def predict_samples(
+    finetuned: FinetunedModel,
+    index: ShardIndex,
+    config: FinetuneConfig,
+    processes: Processes,
+    *,
+    samples: Sequence[int] | None = None,
+    on_progress: Callable[[], None] | None = None,
+) -> list[SamplePrediction]:
+    """Collective. Predict samples with the views of `config.evaluate`, divided among the processes.
+
+    Args:
+        config: `data.num_workers` is the number of loader workers of this process.
+        samples: positions in the index; None: all.
+        on_progress: called regularly, as often on every process; None: log the progress.
+
+    Returns:
+        The predictions ordered by position, the same on every process.
+
+    Raises:
+        StorageUnavailable: a storage did not respond for data.outage_s.
+    """
+    positions = range(len(index)) if samples is None else samples
+    views = config.evaluate
+    size = math.ceil(config.batch.clips_per_device / (views.temporal_clips * views.spatial_crops))
+    own_positions = deal_groups(positions, size=size, rank=processes.rank, world=processes.world)
+    items = evaluation_loader(
+        index,
+        clip=clip_config(config, finetuned.description),
+        temporal_clips=views.temporal_clips,
+        spatial_crops=views.spatial_crops,
+        rank=0,
+        world=1,
+        workers=config.data.num_workers,
+        samples=own_positions,
+        timeout_s=config.data.timeout_s,
+    )
+    if on_progress is None and processes.is_first:
+        items = progress(items, total=len(own_positions), what="scoring")
+    own = []
+    with merged(finetuned.model):
+        predicted = _predict(finetuned.model, batched(items, size), index, config, processes.device)
+        for _ in range(0, len(positions), size * processes.world):  # as often on every process
+            own += islice(predicted, size)
+            if on_progress is not None:
+                on_progress()
+    gathered = {each.position: each for part in processes.all_gather_object(own) for each in part}
+    return [gathered[position] for position in sorted(gathered)]
+
+
 def write_result(result: dict[str, Any], run_dir: Path, processes: Processes, *, as_json: bool) -> None:
     """Write `result.json`, log the score and optionally print the result; does nothing on ranks above 0."""
     if not processes.is_first:
@@ -158,16 +189,19 @@ def write_result(result: dict[str, Any], run_dir: Path, processes: Processes, *,
 def _predict(
     model: TaskModel,
     groups: Iterable[Sequence[EvaluationItem]],
+    index: ShardIndex,
     config: FinetuneConfig,
     device: torch.device,
 ) -> Iterator[SamplePrediction]:
     """Yield one prediction per item, in the items' order. A forward pass has views of one group only."""
+    targets = model.task.read(index, key="data")
     limit = config.batch.clips_per_device
     is_bf16 = precision_on(config.engine, device) == "bf16"
     model.eval()
     for group in groups:
         views = [item.pixels for item in group if item.skipped is None]
-        with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16):
+        # Not torch.inference_mode: the model may be trained further, and its buffers must stay ordinary.
+        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16):
             outputs = iter(_forward(model, views, limit=limit, device=device))
         for item in group:
             sample: dict[str, Any] = {"position": item.position, "key": item.key}
@@ -177,7 +211,18 @@ def _predict(
             else:
                 output_V, kept_V = next(outputs)
                 values = model.task.combine(model.task.predict(output_V), item.time_VT)
+                sample["loss"] = _loss(model.task, output_V, targets, item, device)
                 yield SamplePrediction(**sample, values=values, tokens=float(kept_V.mean()))
+
+
+def _loss(
+    task: Task, output_V: Tensor, targets: Targets, item: EvaluationItem, device: torch.device
+) -> float:
+    """Mean loss of a sample's views, as in training."""
+    sample_V = torch.full((len(output_V),), item.position)
+    of_views = targets.of_clips(sample_V, item.time_VT)
+    loss_V = task.loss(output_V.to(device), {name: target.to(device) for name, target in of_views.items()})
+    return loss_V.double().mean().item()
 
 
 def _forward(
@@ -197,20 +242,26 @@ def _forward(
     return list(zip(*columns, strict=True))
 
 
-def _score(
-    task: Task, predictions: list[SamplePrediction], index: ShardIndex, *, validation: str
+def score_samples(
+    task: Task, predictions: list[SamplePrediction], index: ShardIndex, *, key: str
 ) -> dict[str, Any]:
-    """Compute the metrics of a task over the readable samples, and list the others."""
+    """Compute the metrics of a task over the readable samples, and list the others.
+
+    Args:
+        key: config key and folder of the data, for messages.
+
+    Raises:
+        DataError: no sample could be read.
+    """
     read = [each for each in predictions if each.values is not None]
     failed = [each for each in predictions if each.values is None]
     if not read:
         error = failed[0].error if failed else "the data set is empty"
-        raise DataError(
-            f"data.validation={validation}: expected readable videos, got none; first error: {error}"
-        )
+        raise DataError(f"{key}: expected readable videos, got none; first error: {error}")
     return {
         "metric": task.metric,
-        **task.score(read, task.read(index, key=f"data.validation={validation}")),
+        **task.score(read, task.read(index, key=key)),
+        "loss": sum(each.loss for each in read) / len(read),
         "videos": len(read),
         "skipped": [{"key": each.key, "error": each.error} for each in failed],
     }

@@ -50,6 +50,7 @@ class SamplePrediction:
         values: what `Task.combine` returned; None for a sample that could not be read.
         error: why the sample could not be read.
         tokens: number of tokens per view that the encoder processed, averaged over the views.
+        loss: the task's loss, averaged over the views.
     """
 
     position: int
@@ -57,6 +58,7 @@ class SamplePrediction:
     values: dict[str, np.ndarray] | None
     error: str = ""
     tokens: float = 0.0
+    loss: float = 0.0
 
 
 class Task(nn.Module):
