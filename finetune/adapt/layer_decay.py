@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
-_TOP = ("head.", "encoder.norm.", "encoder.scorer.")
+_TOP = ("head.", "task.", "encoder.norm.", "encoder.scorer.")
 
 
 def layer_of(name: str, depth: int) -> int:

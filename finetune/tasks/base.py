@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.finetune.target_flips import TargetFlip
 
 
 class Targets(Protocol):
@@ -38,7 +39,12 @@ class ColumnTargets:
         return {name: torch.from_numpy(values[sample_B.numpy()]) for name, values in self.columns.items()}
 
     def of_sample(self, position: int) -> dict[str, Any]:
-        return {name: values[position].tolist() for name, values in self.columns.items()}
+        return {name: _as_json(values[position]) for name, values in self.columns.items()}
+
+
+def _as_json(values: np.ndarray) -> Any:
+    """Convert to numbers or nested lists; NaN, a missing number, becomes None."""
+    return np.where(values == values, values.astype(object), None).tolist()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,8 @@ class SamplePrediction:
 class Task(nn.Module):
     """Base class. A task is built with its `task.args`, then gets its state from `fit` or `load_state`.
 
-    A task has no trained weights. It is a module so that constants such as class weights move to the device.
+    A task is a module so that constants such as class weights move to the device. Its trained weights serve
+    only the loss: they are in the checkpoints of the run and not in the saved model.
 
     Attributes:
         output: the kind of head that it needs, see `Head.output`.
@@ -119,6 +126,11 @@ class Task(nn.Module):
         """Number of values that the head computes per clip, slice or position."""
         raise NotImplementedError
 
+    @property
+    def output_groups(self) -> tuple[int, ...]:
+        """Numbers of consecutive outputs that belong to one label column; their sum is `outputs`."""
+        return (self.outputs,)
+
     def read(self, index: ShardIndex, *, key: str) -> Targets:
         """Read and check the targets of a data set.
 
@@ -130,6 +142,27 @@ class Task(nn.Module):
     def loss(self, output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """Compute loss_B, 0 for a clip without a target. `output` is float32."""
         raise NotImplementedError
+
+    def has_target(self, targets: Mapping[str, Tensor]) -> Tensor:
+        """Return whether each clip has a target, of shape (B,); by default all have one."""
+        first = next(iter(targets.values()))
+        return torch.ones(len(first), dtype=torch.bool, device=first.device)
+
+    def target_flip(self, pairs: Sequence[Sequence[str]]) -> TargetFlip:
+        """Return the change of the targets of clips that were flipped left to right.
+
+        Args:
+            pairs: pairs of class names that swap, from `augment.flip_pairs`.
+
+        Raises:
+            ValueError: the task has no such classes.
+        """
+        if pairs:
+            raise ValueError(
+                f"augment.flip_pairs: expected no pairs, since this task has no classes, got {pairs}; "
+                "fix: remove them"
+            )
+        return TargetFlip()
 
     def train_metrics(self, output: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute values of shape (B,) for the log, for example "accuracy"."""
