@@ -40,7 +40,9 @@ def class_names(index: ShardIndex, column: str, *, key: str) -> list[str | None]
         DataError: no such column, or numbers with fractions.
     """
     if column == "label":
-        return [index.classes[number] if number >= 0 else None for number in index.column("label").tolist()]
+        known = dict(enumerate(index.classes))
+        numbers = index.column("label").tolist()
+        return [None if number < 0 else known.get(number, f"number {number}") for number in numbers]
     return [None if value is None else str(value) for value in _class_values(index, column, key=key)]
 
 

@@ -8,6 +8,10 @@ from kinemae.data_tools.components import Component, build_component
 Interface = TypeVar("Interface")
 
 ARGS: dict[str, dict[str, Any]] = {
+    "kinemae.finetune.tasks.multi_label": {"label": "tags"},
+    "kinemae.finetune.tasks.multi_task": {"labels": ["verb", "grade"]},
+    "kinemae.finetune.tasks.ordinal": {"label": "size", "order": ["low", "mid", "high"]},
+    "kinemae.finetune.tasks.regression": {"labels": "speed"},
     "kinemae.pretrain.masking.jitter": {"of": "uniform", "min_ratio": 0.5, "max_ratio": 0.75},
     "kinemae.pretrain.noise.several": {
         "parts": {"photometric": {}, "gaussian": {}, "frames": {}, "token": {}}

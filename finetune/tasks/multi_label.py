@@ -76,7 +76,8 @@ class MultiLabel(Task):
             names = {name for sample in self._names(train, key=key) for name in sample or ()}
             if not names:
                 raise DataError(
-                    f"{key}: expected classes in the column {self.label}, got none; fix: choose another column"
+                    f"{key}: expected classes in the column {self.label}, got none; "
+                    "fix: choose another column"
                 )
             self.classes = tuple(sorted(names))
         has_class_Y = (self._matrix(train, key=key) > 0).any(axis=0)

@@ -26,7 +26,8 @@ class Regression(Task):
     Args:
         labels: the columns: one name, or a list of names. A sample's loss is the mean over its numbers.
         loss: of the standardized numbers: "mse", "l1", or "smooth_l1", which is linear above an error of 1.
-        flip_negates: columns whose sign changes if a clip is flipped left to right, such as a horizontal speed.
+        flip_negates: columns that change their sign if a clip is flipped left to right, such as a horizontal
+            speed.
         allow_missing: accept samples without some or all numbers.
     """
 

@@ -82,7 +82,7 @@ def test_valid_data_is_accepted_without_warnings(tmp_path, caplog):
             ("left", "right"),
             r"one of the 2 classes .*, got another value in 1 of 4 videos, first key-2 \(2.mp4\)",
         ),
-        ([0, 1, 2, 0], ("left", "right"), "first key-2 .* with 2; fix: label or remove them"),
+        ([0, 1, 2, 0], ("left", "right"), "first key-2 .* with number 2; fix: label or remove"),
         (
             [0, 1, 0],
             ("left", "right"),
