@@ -1,12 +1,14 @@
-"""Samples of a run, from one data set or from several in fixed proportions."""
+"""Samples of a run, from one data set, evenly or balanced by class, or from several in fixed proportions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from kinemae.data_tools.index import Sample, ShardIndex, open_index
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.storage.cache import Cache
-from kinemae.data_tools.stream.order import mixture_position, mixture_quotas, sample_at
+from kinemae.data_tools.stream.order import class_quotas, mixture_position, mixture_quotas, sample_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,37 @@ def open_mixture(
         raise ValueError(f"data.mixture: {error}") from error
 
 
-def locate_sample(source: ShardIndex | Mixture, *, seed: int, position: int) -> LocatedSample:
+class BalancedClasses:
+    """A data set whose classes are sampled more evenly than they occur.
+
+    A class of n samples is sampled in proportion to n ** (1 - balance). Within a class each sample comes once
+    per epoch of the class, as in a mixture.
+
+    Args:
+        labels: class number of each sample; samples below 0 are never shown.
+        balance: from 0, as they occur, to 1, all classes equally often.
+
+    Raises:
+        ValueError: no sample has a class.
+    """
+
+    def __init__(self, index: ShardIndex, labels: Sequence[int] | np.ndarray, *, balance: float):
+        label_R = np.asarray(labels)
+        if not (label_R >= 0).any():
+            raise ValueError(f"data.balance: expected samples with a class, got none of {len(index)}")
+        self.index = index
+        self.members = [np.flatnonzero(label_R == label) for label in np.unique(label_R[label_R >= 0])]
+        self.sizes = tuple(map(len, self.members))
+        self.quotas = class_quotas(self.sizes, balance)
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+
+Source = ShardIndex | Mixture | BalancedClasses
+
+
+def locate_sample(source: Source, *, seed: int, position: int) -> LocatedSample:
     """The sample at a position of the run; positions count videos."""
     if isinstance(source, Mixture):
         number, epoch, i = mixture_position(seed, position, source.quotas, source.sizes)
@@ -88,7 +120,14 @@ def locate_sample(source: ShardIndex | Mixture, *, seed: int, position: int) -> 
         chosen = sample_at(seed, epoch, i, len(index))
         sample = index.sample(chosen)
         return LocatedSample(index=index, position=chosen, sample=sample, key=f"{name}/{sample.key}")
-    epoch, i = divmod(position, len(source))
-    chosen = sample_at(seed, epoch, i, len(source))
-    sample = source.sample(chosen)
-    return LocatedSample(index=source, position=chosen, sample=sample, key=sample.key)
+    if isinstance(source, BalancedClasses):
+        index = source.index
+        number, epoch, i = mixture_position(seed, position, source.quotas, source.sizes)
+        seed = derived_seed(seed, purpose="balance/class", sample=number)
+        chosen = int(source.members[number][sample_at(seed, epoch, i, source.sizes[number])])
+    else:
+        index = source
+        epoch, i = divmod(position, len(index))
+        chosen = sample_at(seed, epoch, i, len(index))
+    sample = index.sample(chosen)
+    return LocatedSample(index=index, position=chosen, sample=sample, key=sample.key)

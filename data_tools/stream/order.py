@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
+from math import gcd
 
 from kinemae.data_tools.randomness import derived_seed
 
 MIXTURE_BLOCK = 1000  # positions in which a mixture has its exact proportions, so these are in thousandths
+_MIN_CLASS_QUOTA = 10
 _ROUNDS = 8
 _MASK_32 = 0xFFFFFFFF
 
@@ -57,6 +59,18 @@ def mixture_quotas(weights: Sequence[float], block: int = MIXTURE_BLOCK) -> tupl
             f"got {weights[quotas.index(0)]:g} of {float(total):g}"
         )
     return tuple(quotas)
+
+
+def class_quotas(sizes: Sequence[int], balance: float) -> tuple[int, ...]:
+    """Positions of each class in a block of a run that is balanced by class, see `mixture_position`.
+
+    They are proportional to n ** (1 - balance) for a class of n samples. The smallest class has whole epochs
+    in a block, and at least ten positions, so that rounding changes no proportion by more than a twentieth.
+    """
+    smallest = min(sizes)
+    epochs = -(-_MIN_CLASS_QUOTA // smallest)
+    quotas = [round(epochs * size * (smallest / size) ** balance) for size in sizes]
+    return tuple(quota // gcd(*quotas) for quota in quotas)
 
 
 def mixture_position(

@@ -6,14 +6,13 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.batch import ClipBatch, SkippedClip
 from kinemae.data_tools.stream.colour import colour_augment
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, training_timestamps_s
-from kinemae.data_tools.stream.mixture import LocatedSample, Mixture, locate_sample
+from kinemae.data_tools.stream.mixture import LocatedSample, Source, locate_sample
 from kinemae.data_tools.stream.video_reader import decode_sample, error_context, skip_quarantined
 from kinemae.data_tools.stream.views import View, crop_views, training_view
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips, map_pixels, to_luma, to_rgb
@@ -28,6 +27,7 @@ class TrainingClips:
 
     Args:
         index: the data set, or several; each epoch of a data set shows its videos in a new order.
+            `BalancedClasses` shows the classes of a data set more evenly.
         seed: the run's seed.
         views: clips cut from one decoded video; they share its frames and differ in crop and flip.
         annotate: called for each clip; a skipped clip is all zeros.
@@ -36,7 +36,7 @@ class TrainingClips:
 
     def __init__(  # noqa: PLR0913 - all but the index by name
         self,
-        index: ShardIndex | Mixture,
+        index: Source,
         *,
         clip: ClipConfig,
         augment: AugmentConfig,
