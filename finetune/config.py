@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import MISSING, require
+from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.finetune.adapt.config import AdaptConfig
 from kinemae.finetune.mixing import MixConfig
 from kinemae.finetune.token_reduction import TokenReduction
@@ -23,11 +24,40 @@ class FinetuneData(StreamConfig):
         validation: folder of labelled shards with the same classes, scored after training.
         segments: column of segments, see `kinemae.finetune.segments`: each becomes a sample, with its time
             window and with its label in the column "segment"; null: the samples are videos.
+        balance: class-balanced sampling: a class of n videos is shown in proportion to n ** (1 - balance). 0
+            shows the videos equally often, 1 the classes.
     """
 
     train: str = MISSING
     validation: str = MISSING
     segments: str | None = None
+    balance: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.balance <= 1, "data.balance", "lie between 0 and 1", self.balance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneAugment(AugmentConfig):
+    """Augmentation of pretraining, with flips that know the classes.
+
+    Attributes:
+        flip_pairs: pairs of classes that a flip swaps: a flipped clip of one gets the label of the other.
+        flip_except: classes whose videos are never flipped.
+    """
+
+    flip_pairs: dict[str, str] = field(default_factory=dict)
+    flip_except: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [name for pair in self.flip_pairs.items() for name in pair]
+        once = "name each class once"
+        require(len(set(names)) == len(names), "augment.flip_pairs", once, self.flip_pairs)
+        unset = "be omitted with augment.flip=false"
+        require(self.flip or not self.flip_pairs, "augment.flip_pairs", unset, self.flip_pairs)
+        require(self.flip or not self.flip_except, "augment.flip_except", unset, self.flip_except)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +184,7 @@ class FinetuneConfig(RunConfig):
     drop_path: float = 0.0
     save_every_steps: int = 500
     data: FinetuneData = field(default_factory=FinetuneData)
+    augment: FinetuneAugment = field(default_factory=FinetuneAugment)
     clip: FinetuneClip = field(default_factory=FinetuneClip)
     mix: MixConfig = field(default_factory=MixConfig)
     model: FinetuneModel = field(default_factory=FinetuneModel)

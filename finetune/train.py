@@ -6,11 +6,13 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.stream.mixture import Source
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.finetune.adapt.layer_decay import layer_scale
 from kinemae.finetune.adapt.lora import check_adapters
@@ -22,6 +24,7 @@ from kinemae.finetune.heads.base import Features
 from kinemae.finetune.labelled_clips import LabelledClips
 from kinemae.finetune.labelled_data import open_labelled
 from kinemae.finetune.model_file import FinetunedModel, save_model
+from kinemae.finetune.sampling import flippable, training_source
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import Targets, build_task
 from kinemae.pretrain.exported_model import EncoderDescription, log_resampling
@@ -45,6 +48,8 @@ class PreparedRun:
     config: FinetuneConfig
     train: ShardIndex
     validation: ShardIndex
+    source: Source
+    may_flip_R: np.ndarray | None
     description: EncoderDescription
     model: TaskModel
     targets: Targets
@@ -146,6 +151,8 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
     continues = processes.is_first and check_run_dir(Path(config.run_dir), config, inputs)
     task.fit(train, key=f"data.train={config.data.train}")
     targets = task.read(train, key=f"data.train={config.data.train}")
+    source = training_source(train, task, targets, balance=config.data.balance)
+    may_flip_R = flippable(task, targets, config.augment)
     task.read(validation, key=f"data.validation={config.data.validation}")
     check_batch(config, train)
     if processes.is_first:
@@ -155,6 +162,8 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
         config=config,
         train=train,
         validation=validation,
+        source=source,
+        may_flip_R=may_flip_R,
         description=description,
         model=build_model(config, description, task),
         targets=targets,
@@ -171,13 +180,14 @@ def training(prepared: PreparedRun) -> Trainer:
     engine = config.engine
     set_up_blocks(prepared.model, recompute=engine.activation_checkpointing, compiled=engine.compile)
     clips = LabelledClips(
-        prepared.train,
+        prepared.source,
         targets=prepared.targets,
         clip=clip_config(config, prepared.description),
         augment=config.augment,
         seed=config.seed,
         views=config.data.views_per_video,
         annotate=None,
+        may_flip_R=prepared.may_flip_R,
     )
     assert config.optim.layer_decay is not None, "prepare sets it"
     scale = layer_scale(config.optim.layer_decay, prepared.description.shape.depth)

@@ -31,6 +31,7 @@ class ClipBatch:
         targets: what a task learns from these clips, each tensor with the clips as its first dim.
         sample_B: int64, the sample's position in the index of its data set.
         time_BT: float64, timestamps of the frames in seconds from the start of the sample; NaN if skipped.
+        flipped_B: bool, whether the clip was flipped left to right.
         keys: the samples' keys, in order.
         skipped: the reasons of the clips with weight 0.
     """
@@ -43,6 +44,7 @@ class ClipBatch:
     targets: dict[str, Tensor] = field(default_factory=dict)
     sample_B: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     time_BT: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    flipped_B: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
     keys: tuple[str, ...] = ()
     skipped: tuple[SkippedClip, ...] = ()
 
@@ -71,4 +73,5 @@ class ClipBatch:
             targets={name: function(tensor) for name, tensor in self.targets.items()},
             sample_B=function(self.sample_B),
             time_BT=function(self.time_BT),
+            flipped_B=function(self.flipped_B),
         )

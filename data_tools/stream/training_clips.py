@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,7 @@ class TrainingClips:
         views: clips cut from one decoded video; they share its frames and differ in crop and flip.
         annotate: called for each clip; a skipped clip is all zeros.
         needs_luma: whether `annotate` gets the luma; otherwise it gets None.
+        may_flip_R: whether each sample of the index may be flipped, for a single data set; None for all.
     """
 
     def __init__(  # noqa: PLR0913 - all but the index by name
@@ -44,6 +46,7 @@ class TrainingClips:
         views: int = 1,
         annotate: Annotate | None = None,
         needs_luma: bool = True,
+        may_flip_R: np.ndarray | None = None,
     ):
         if views < 1:
             raise ValueError(f"data.views_per_video must be at least 1, got {views}")
@@ -54,6 +57,7 @@ class TrainingClips:
         self.views = views
         self.annotate = annotate
         self.needs_luma = needs_luma
+        self.may_flip_R = may_flip_R
 
     def batch(
         self,
@@ -74,24 +78,27 @@ class TrainingClips:
         pixels = self._empty(len(clips))
         weight_B = torch.ones(len(clips))
         time_BT = torch.full((len(clips), self.clip.frames), float("nan"), dtype=torch.float64)
+        flipped_B = torch.zeros(len(clips), dtype=torch.bool)
         located: list[LocatedSample] = []
         annotations: list[dict[str, Tensor]] = []
         skipped: list[SkippedClip] = []
         for position, group in groupby(range(len(clips)), key=lambda row: clips[row] // self.views):
             rows = list(group)
-            out = pixels[rows[0] : rows[-1] + 1]
+            own = slice(rows[0], rows[-1] + 1)
+            out = pixels[own]
             found = locate_sample(self.index, seed=self.seed, position=position)
             located += [found] * len(rows)
             try:
                 skip_quarantined(found.key, quarantined or {}, on_sample)
-                timestamps_s = self._decode_views(out, clips[rows[0]], found)
-                time_BT[rows[0] : rows[-1] + 1] = torch.tensor(timestamps_s, dtype=torch.float64)
+                timestamps_s, flips = self._decode_views(out, clips[rows[0]], found)
+                time_BT[own] = torch.tensor(timestamps_s, dtype=torch.float64)
+                flipped_B[own] = torch.tensor(flips)
             except BadVideo as error:
                 map_pixels(Tensor.zero_, out)
-                weight_B[rows[0] : rows[-1] + 1] = 0.0
+                weight_B[own] = 0.0
                 skipped += [SkippedClip(key=found.key, reason=str(error))] * len(rows)
             # Before the next sample is read, so that an error in `annotate` is reported for this sample.
-            annotations += self._annotations(out, clips[rows[0] : rows[-1] + 1])
+            annotations += self._annotations(out, clips[own])
         names = annotations[0] if annotations else ()
         return ClipBatch(
             pixels=pixels,
@@ -101,6 +108,7 @@ class TrainingClips:
             tokens={name: torch.stack([row[name] for row in annotations]) for name in names},
             sample_B=torch.tensor([found.position for found in located], dtype=torch.int64),
             time_BT=time_BT,
+            flipped_B=flipped_B,
             keys=tuple(found.key for found in located),
             skipped=tuple(skipped),
         )
@@ -119,8 +127,14 @@ class TrainingClips:
         lumas = to_luma(pixels) if self.needs_luma else [None] * len(clips)
         return [self.annotate(luma_THW, clip) for luma_THW, clip in zip(lumas, clips, strict=True)]
 
-    def _decode_views(self, pixels: Pixels, first_clip: int, found: LocatedSample) -> list[float]:
-        """Decode a sample once and cut its views, the clips from `first_clip` on; return its timestamps."""
+    def _decode_views(
+        self, pixels: Pixels, first_clip: int, found: LocatedSample
+    ) -> tuple[list[float], list[bool]]:
+        """Decode a sample once and cut its views, the clips from `first_clip` on.
+
+        Returns:
+            The timestamps of the frames, and whether each view is flipped.
+        """
         sample = found.sample
         with error_context(sample):
             draw = generator(self.seed, purpose="start", sample=first_clip // self.views)
@@ -130,16 +144,22 @@ class TrainingClips:
                 for view in range(len(pixels))
             ]
 
+            may_flip = self.may_flip_R is None or bool(self.may_flip_R[found.position])
+            views: list[View] = []
+
             def choose(height: int, width: int) -> list[View]:
-                return [training_view(height, width, self.augment, draw) for draw in draws]
+                views[:] = [
+                    training_view(height, width, self.augment, draw, may_flip=may_flip) for draw in draws
+                ]
+                return views
 
             frames = decode_sample(found.index, sample, timestamps_s)
             if isinstance(pixels, YuvClips):
                 crop_views(frames, choose, pixels)
-                return timestamps_s
+                return timestamps_s, [view.flip for view in views]
             planes = YuvClips.empty(len(pixels), self.clip.frames, self.clip.size)
             crop_views(frames, choose, planes)
             for out_CTHW, clip_CTHW, draw in zip(pixels, to_rgb(planes), draws, strict=True):
                 changed_TCHW = colour_augment(clip_CTHW.transpose(0, 1), self.augment, draw)
                 out_CTHW.copy_(changed_TCHW.transpose(0, 1))
-            return timestamps_s
+            return timestamps_s, [view.flip for view in views]

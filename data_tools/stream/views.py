@@ -28,11 +28,17 @@ class View:
     flip: bool = False
 
 
-def training_view(height: int, width: int, augment: AugmentConfig, generator: torch.Generator) -> View:
-    """Draw a random crop and flip of a frame."""
+def training_view(
+    height: int, width: int, augment: AugmentConfig, generator: torch.Generator, *, may_flip: bool = True
+) -> View:
+    """Draw a random crop and flip of a frame.
+
+    Args:
+        may_flip: whether this video may be flipped; the crop and all later draws do not depend on it.
+    """
     crop = random_crop(height, width, augment, generator)
     flip = augment.flip and torch.rand((), generator=generator).item() < 0.5
-    return View(crop=even(crop), flip=flip)
+    return View(crop=even(crop), flip=flip and may_flip)
 
 
 def evaluation_views(height: int, width: int, crops: int) -> list[View]:

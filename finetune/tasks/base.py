@@ -75,11 +75,13 @@ class Task(nn.Module):
 
     Attributes:
         output: the kind of head that it needs, see `Head.output`.
+        classes: names of the classes, for tasks that have them.
         metric: key of `score` by which models are selected.
         maximize: whether larger values of `metric` are better.
     """
 
     output: ClassVar[str] = "clip"
+    classes: tuple[str, ...] = ()
     metric: str = "top1"
     maximize: bool = True
 
@@ -167,6 +169,13 @@ class Task(nn.Module):
     def train_metrics(self, output: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute values of shape (B,) for the log, for example "accuracy"."""
         return {}
+
+    def sample_classes(self, targets: Targets) -> np.ndarray | None:
+        """The number of each sample's class in `classes`, negative for none; None if it has no single class.
+
+        For class-balanced sampling and stratified hold-out.
+        """
+        return None
 
     def predict(self, output: Tensor) -> Tensor:
         """Map the output of V views to predictions whose mean over views is meaningful, in float64."""

@@ -140,6 +140,10 @@ class Classification(Task):
             return {}
         return {"accuracy": (output.argmax(dim=1) == targets["label"]).float()}
 
+    def sample_classes(self, targets: Targets) -> np.ndarray | None:
+        assert isinstance(targets, ColumnTargets)
+        return targets.columns["label"]
+
     def predict(self, output: Tensor) -> Tensor:
         if self.loss_name == "bce":
             p_VY = torch.sigmoid(output.double())

@@ -459,10 +459,10 @@ def test_a_containers_quota_counts_in_both_versions_of_control_groups(monkeypatc
 class DeadlyVideos(EvaluationVideos):
     """Evaluation videos; one of them kills the worker that reads it."""
 
-    def _views(self, sample):
+    def _views(self, sample, *clips):
         if sample.label == 3:
             die()
-        return super()._views(sample)
+        return super()._views(sample, *clips)
 
 
 @pytest.mark.slow
@@ -474,3 +474,37 @@ def test_a_video_that_kills_a_worker_in_evaluation_is_reported_and_all_others_ar
     assert [item.position for item in items] == list(range(len(index)))
     assert [item.position for item in items if item.skipped] == deadly and len(deadly) == 3
     assert "killed by SIGKILL while it read the sample" in items[deadly[0]].skipped.reason
+
+
+def flips_of(folder, *, may_flip_R=None, flip=True, views=2, count=24):
+    """Read clips with crops of the whole frame."""
+    augment = AugmentConfig(min_scale=1.0, min_aspect=1.0, max_aspect=1.0, flip=flip)
+    clips = TrainingClips(
+        open_index(folder), clip=CLIP, augment=augment, seed=5, views=views, may_flip_R=may_flip_R
+    )
+    return clips.batch(range(count))
+
+
+def test_a_batch_tells_which_clips_were_flipped(synth_shards):
+    plain, batch = (flips_of(synth_shards / "train", flip=flip) for flip in (False, True))
+
+    assert not plain.flipped_B.any()
+    assert 4 < int(batch.flipped_B.sum()) < 20
+    expected = torch.where(batch.flipped_B.view(-1, 1, 1, 1, 1), plain.clip_BCTHW.flip(-1), plain.clip_BCTHW)
+    assert torch.equal(batch.clip_BCTHW, expected)
+
+
+def test_some_samples_can_be_excluded_from_flips(synth_shards):
+    may_flip_R = torch.arange(32).numpy() % 2 == 0
+    every, some = (flips_of(synth_shards / "train", may_flip_R=given) for given in (None, may_flip_R))
+
+    may_flip_B = torch.from_numpy(may_flip_R)[some.sample_B]
+    assert torch.equal(some.flipped_B, every.flipped_B & may_flip_B)
+    assert torch.equal(some.clip_BCTHW[may_flip_B], every.clip_BCTHW[may_flip_B]), "no other draw changes"
+
+
+def test_a_skipped_clip_counts_as_not_flipped(damaged):
+    folder, key = damaged
+    batch = flips_of(folder, views=1, count=32)
+    is_bad = [one == key for one in batch.keys]
+    assert any(is_bad) and not batch.flipped_B[torch.tensor(is_bad)].any()
