@@ -1,7 +1,9 @@
 """Training clips; each clip is a function of the seed and its position in the run."""
 
+import math
 from collections.abc import Callable, Mapping
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +23,15 @@ from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips, map_pixels, t
 # Computes index lists of a clip from its augmented luma_THW (see `yuv_to_rgb.to_luma`) and its position in
 # the run. It is pickled for the loader workers.
 Annotate = Callable[[Tensor | None, int], dict[str, Tensor]]
+
+
+class _ReadClip(NamedTuple):
+    """A clip whose pixels are in the batch; black if it was skipped."""
+
+    found: LocatedSample
+    timestamps_s: list[float]
+    is_flipped: bool
+    skipped: SkippedClip | None = None
 
 
 class TrainingClips:
@@ -76,41 +87,27 @@ class TrainingClips:
             RuntimeError: an error that no video causes; the message names the sample.
         """
         pixels = self._empty(len(clips))
-        weight_B = torch.ones(len(clips))
-        time_BT = torch.full((len(clips), self.clip.frames), float("nan"), dtype=torch.float64)
-        flipped_B = torch.zeros(len(clips), dtype=torch.bool)
-        located: list[LocatedSample] = []
+        read: list[_ReadClip] = []
         annotations: list[dict[str, Tensor]] = []
-        skipped: list[SkippedClip] = []
         for position, group in groupby(range(len(clips)), key=lambda row: clips[row] // self.views):
             rows = list(group)
             own = slice(rows[0], rows[-1] + 1)
-            out = pixels[own]
             found = locate_sample(self.index, seed=self.seed, position=position)
-            located += [found] * len(rows)
-            try:
-                skip_quarantined(found.key, quarantined or {}, on_sample)
-                timestamps_s, flips = self._decode_views(out, clips[rows[0]], found)
-                time_BT[own] = torch.tensor(timestamps_s, dtype=torch.float64)
-                flipped_B[own] = torch.tensor(flips)
-            except BadVideo as error:
-                map_pixels(Tensor.zero_, out)
-                weight_B[own] = 0.0
-                skipped += [SkippedClip(key=found.key, reason=str(error))] * len(rows)
+            read += self._read_views(pixels[own], clips[rows[0]], found, quarantined or {}, on_sample)
             # Before the next sample is read, so that an error in `annotate` is reported for this sample.
-            annotations += self._annotations(out, clips[own])
+            annotations += self._annotations(pixels[own], clips[own])
         names = annotations[0] if annotations else ()
         return ClipBatch(
             pixels=pixels,
             clip_index_B=torch.tensor(clips, dtype=torch.int64),
-            label_B=torch.tensor([found.sample.label for found in located], dtype=torch.int64),
-            weight_B=weight_B,
+            label_B=torch.tensor([each.found.sample.label for each in read], dtype=torch.int64),
+            weight_B=torch.tensor([float(each.skipped is None) for each in read]),
             tokens={name: torch.stack([row[name] for row in annotations]) for name in names},
-            sample_B=torch.tensor([found.position for found in located], dtype=torch.int64),
-            time_BT=time_BT,
-            flipped_B=flipped_B,
-            keys=tuple(found.key for found in located),
-            skipped=tuple(skipped),
+            sample_B=torch.tensor([each.found.position for each in read], dtype=torch.int64),
+            time_BT=torch.tensor([each.timestamps_s for each in read], dtype=torch.float64),
+            flipped_B=torch.tensor([each.is_flipped for each in read], dtype=torch.bool),
+            keys=tuple(each.found.key for each in read),
+            skipped=tuple(each.skipped for each in read if each.skipped is not None),
         )
 
     def _empty(self, clips: int) -> Pixels:
@@ -127,14 +124,28 @@ class TrainingClips:
         lumas = to_luma(pixels) if self.needs_luma else [None] * len(clips)
         return [self.annotate(luma_THW, clip) for luma_THW, clip in zip(lumas, clips, strict=True)]
 
+    def _read_views(
+        self,
+        pixels: Pixels,
+        first_clip: int,
+        found: LocatedSample,
+        quarantined: Mapping[str, str],
+        on_sample: Callable[[str], None],
+    ) -> list[_ReadClip]:
+        """Read all views of a sample, the clips from `first_clip` on; black if it cannot be read."""
+        try:
+            skip_quarantined(found.key, quarantined, on_sample)
+            timestamps_s, views = self._decode_views(pixels, first_clip, found)
+            return [_ReadClip(found, timestamps_s, view.flip) for view in views]
+        except BadVideo as error:
+            map_pixels(Tensor.zero_, pixels)
+            skipped = SkippedClip(key=found.key, reason=str(error))
+            return [_ReadClip(found, [math.nan] * self.clip.frames, False, skipped)] * len(pixels)
+
     def _decode_views(
         self, pixels: Pixels, first_clip: int, found: LocatedSample
-    ) -> tuple[list[float], list[bool]]:
-        """Decode a sample once and cut its views, the clips from `first_clip` on.
-
-        Returns:
-            The timestamps of the frames, and whether each view is flipped.
-        """
+    ) -> tuple[list[float], list[View]]:
+        """Decode a sample once and cut its views; return its timestamps and the views."""
         sample = found.sample
         with error_context(sample):
             draw = generator(self.seed, purpose="start", sample=first_clip // self.views)
@@ -156,10 +167,10 @@ class TrainingClips:
             frames = decode_sample(found.index, sample, timestamps_s)
             if isinstance(pixels, YuvClips):
                 crop_views(frames, choose, pixels)
-                return timestamps_s, [view.flip for view in views]
+                return timestamps_s, views
             planes = YuvClips.empty(len(pixels), self.clip.frames, self.clip.size)
             crop_views(frames, choose, planes)
             for out_CTHW, clip_CTHW, draw in zip(pixels, to_rgb(planes), draws, strict=True):
                 changed_TCHW = colour_augment(clip_CTHW.transpose(0, 1), self.augment, draw)
                 out_CTHW.copy_(changed_TCHW.transpose(0, 1))
-            return timestamps_s, [view.flip for view in views]
+            return timestamps_s, views
