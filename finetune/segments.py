@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kinemae.data_tools.command import DataError
+from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.stream.frame_sampling import ClipConfig
 
 SEGMENT_COLUMN = "segment"  # of `segments_as_samples`
 _FORM = '[[start_s, end_s, "label"], ...]'
@@ -38,6 +40,10 @@ class Segments:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def as_json(self) -> list[list[Any]]:
+        """Return [start_s, end_s, label] of each segment."""
+        return [[*time_2, label] for time_2, label in zip(self.time_E2.tolist(), self.labels, strict=True)]
 
 
 def read_segments(index: ShardIndex, column: str, *, key: str) -> list[Segments | None]:
@@ -159,6 +165,15 @@ def segments_as_samples(index: ShardIndex, column: str, *, key: str) -> ShardInd
         window_s=[(event.start_s, event.end_s) for event in events],
         columns={SEGMENT_COLUMN: [event.label for event in events]},
     )
+
+
+def check_holds(clip: ClipConfig) -> None:
+    """Reject clips that repeat a short video, whose times are not in order.
+
+    Raises:
+        ValueError: clip.short_video is "loop".
+    """
+    require(clip.short_video == "hold", "clip.short_video", "be hold for labels over time", clip.short_video)
 
 
 def _parse_one(content: Any) -> tuple[float, float, str]:
