@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from kinemae.finetune.losses import binary_losses
 
 # A position learns segments whose farther end is 2 to 4 of its sizes away, as in ActionFormer; those of the
 # finest level also shorter ones, those of the coarsest also longer ones.
@@ -77,10 +78,8 @@ def sigmoid_focal_loss(logits: Tensor, target: Tensor, *, alpha: float = 0.25, g
         alpha: weight of the positives; negatives have 1 - alpha.
     """
     target = target.to(logits.dtype)
-    loss = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    probability = logits.sigmoid()
-    miss = probability + target - 2 * probability * target  # 1 - probability of the true value
-    return (alpha * target + (1 - alpha) * (1 - target)) * miss**gamma * loss
+    weight = alpha * target + (1 - alpha) * (1 - target)
+    return weight * binary_losses(logits, target, gamma_positive=gamma, gamma_negative=gamma)
 
 
 def distance_iou_loss(distance_X2: Tensor, target_X2: Tensor) -> Tensor:

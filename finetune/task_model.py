@@ -43,6 +43,7 @@ class TaskModel(nn.Module):
     ):
         super().__init__()
         self.pruning = pruning or NoPruning()
+        _check_task(task, encoder, self.pruning, is_mixed=mixer is not None)
         self.encoder = encoder.requires_grad_(not freeze)
         if encoder.shape.scorer and not self.pruning.is_learned:
             encoder.scorer.requires_grad_(False)  # this pruning does not use its scores
@@ -160,6 +161,22 @@ class TaskModel(nn.Module):
     ) -> Tensor:
         taken_BKP = take_patches(clip_BCTHW, index_BK, self.encoder.shape.patch, clip_BK=clip_BK)
         return self.encoder.embed(normalize(taken_BKP, self.mean, self.std), index_BK, run_length_BK)
+
+
+def _check_task(task: Task, encoder: Encoder, pruning: Pruning, *, is_mixed: bool) -> None:
+    """Check that the task supports the token reduction and the mixing of the run."""
+    name = type(task).__name__.lower()
+    if task.output != "clip" and (encoder.merge_per_block or not isinstance(pruning, NoPruning)):
+        key = "merge.per_block: expected 0" if encoder.merge_per_block else "pruning.name: expected none"
+        raise ValueError(
+            f"{key} for the task {name}, whose head reads all tokens of each time slice, got reduced tokens; "
+            "fix: pruning=none merge.per_block=0"
+        )
+    if is_mixed and not task.mixes:
+        raise ValueError(
+            f"mix: expected no mixup and no cutmix for the task {name}, whose targets cannot be mixed; "
+            "fix: remove mix.mixup and mix.cutmix"
+        )
 
 
 def _chosen(is_first_B: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ from kinemae.data_tools.components import Component, build_component
 Interface = TypeVar("Interface")
 
 ARGS: dict[str, dict[str, Any]] = {
+    "kinemae.finetune.tasks.anticipation": {"segments": "segments", "gap_s": 0.1},
+    "kinemae.finetune.tasks.dense": {"segments": "segments"},
+    "kinemae.finetune.tasks.localization": {"segments": "segments"},
     "kinemae.finetune.tasks.multi_label": {"label": "tags"},
     "kinemae.finetune.tasks.multi_task": {"labels": ["verb", "grade"]},
     "kinemae.finetune.tasks.ordinal": {"label": "size", "order": ["low", "mid", "high"]},

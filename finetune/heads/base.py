@@ -59,7 +59,7 @@ class Head(nn.Module):
 
     Attributes:
         output: "clip" for values per clip, (B, outputs); "sequence" for values per time slice,
-            (B, slices, outputs); "pyramid" for the outputs of a localization head.
+            (B, slices, outputs); "pyramid" for scored segments, see `PyramidHead`.
         needs_calibration: whether `calibrate` must be called before the first training step.
         layers: numbers of the encoder's blocks, from 0, whose tokens the head reads.
     """

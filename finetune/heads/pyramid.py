@@ -20,10 +20,10 @@ GEOMETRY = 4  # values per position besides the class scores
 class PyramidHead(Head):
     """ActionFormer (arXiv 2202.07925) on the slices of a clip.
 
-    Level l has positions of 2 ** l slices each. The output is a tensor (B, P, outputs) with the positions of
-    all levels, level 0 first. A position's values are
+    Level l has positions of 2 ** l slices each. The output is a tensor (B, P, outputs + 4): the positions of
+    all levels, level 0 first. The values of a position are
 
-        class logits        outputs - 4 values, independent of each other
+        class logits        `outputs` values, independent of each other
         distance to start   0 or more
         distance to end     0 or more
         centre              of the position
@@ -36,7 +36,7 @@ class PyramidHead(Head):
 
     Args:
         width: values per token.
-        outputs: number of classes + 4.
+        outputs: number of classes.
         levels: number of resolutions; a position of the coarsest should not be longer than the clip.
         pool: over the tokens of a slice: "mean", or "attention" with one learned query.
         depth: number of blocks before the pyramid; each level has one more.
@@ -62,7 +62,6 @@ class PyramidHead(Head):
         norm: str = "layer",
     ):
         super().__init__()
-        require(outputs > GEOMETRY, "head.outputs", f"be above {GEOMETRY}", outputs)
         require(levels >= 1, "head.args.levels", "be at least 1", levels)
         require(depth >= 0, "head.args.depth", "be 0 or more", depth)
         self.pool = SlicePool(width, pool=pool, norm=norm)
@@ -73,7 +72,7 @@ class PyramidHead(Head):
         self.down = nn.ModuleList(nn.Conv1d(hidden, hidden, 2, stride=2) for _ in range(levels - 1))
         self.levels = nn.ModuleList(time_block(block, hidden, kernel=kernel) for _ in range(levels))
         self.norms = nn.ModuleList(nn.LayerNorm(hidden, eps=1e-6) for _ in range(levels))
-        self.classify = _Branch(hidden, outputs - GEOMETRY)
+        self.classify = _Branch(hidden, outputs)
         self.regress = _Branch(hidden, 2)
         self.scales = nn.Parameter(torch.ones(levels))
         nn.init.constant_(self.classify.last.bias, -math.log((1 - _PRIOR) / _PRIOR))

@@ -1,8 +1,8 @@
 """Metrics of temporal localization: mean average precision over tIoU thresholds, and average recall.
 
-They follow the evaluation of ActivityNet (https://github.com/activitynet/ActivityNet). A detection is right if
-its temporal intersection over union (tIoU) with a true segment of its class reaches the threshold, and no better
-detection of the video has taken this segment. AP is the area under the interpolated precision.
+They follow the evaluation of ActivityNet (https://github.com/activitynet/ActivityNet). A detection is right
+if its temporal intersection over union (tIoU) with a true segment of its class reaches the threshold, and no
+better detection of the video has taken this segment. AP is the area under the interpolated precision.
 """
 
 from collections.abc import Sequence

@@ -12,6 +12,7 @@ from kinemae.data_tools.config import require
 from kinemae.data_tools.index import Sample, ShardIndex
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.finetune.segments import SEGMENT_COLUMN, iterate_events, read_segments
+from kinemae.finetune.target_flips import TargetFlip
 from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task
 from kinemae.finetune.tasks.classification import Classification
 
@@ -50,16 +51,11 @@ class Anticipation(Task):
         self.classification = Classification(label=SEGMENT_COLUMN, label_smoothing=label_smoothing)
         self._events_without_clip: dict[str, int] = {}
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The classes of the events."""
-        return self.classification.classes
-
     def view(self, index: ShardIndex, clip: ClipConfig, *, key: str) -> ShardIndex:
         events = list(iterate_events(read_segments(index, self.segments, key=key)))
         windows = [self._window_s(index.sample(each.position), each.start_s, clip) for each in events]
         kept = [(event, window) for event, window in zip(events, windows, strict=True) if window is not None]
-        early = self._events_without_clip[key] = len(events) - len(kept)
+        early = len(events) - len(kept)
         if not kept:
             raise DataError(
                 f"{key}: expected events with a clip that ends task.args.gap_s={self.gap_s:g} s before them, "
@@ -67,11 +63,13 @@ class Anticipation(Task):
             )
         if early:
             log.warning("%s: %d of %d events begin too early for a clip", key, early, len(events))
-        return index.view(
+        view = index.view(
             [event.position for event, _ in kept],
             window_s=[window for _, window in kept],
             columns={SEGMENT_COLUMN: [event.label for event, _ in kept]},
         )
+        self._events_without_clip[view.identity] = early
+        return view
 
     def _window_s(self, sample: Sample, start_s: float, clip: ClipConfig) -> tuple[float, float] | None:
         """Return the time window of a clip before an event, on frame borders; None if it begins before 0."""
@@ -97,12 +95,14 @@ class Anticipation(Task):
 
     def fit(self, train: ShardIndex, *, key: str) -> None:
         self.classification.fit(train, key=key)
+        self.classes = self.classification.classes
 
     def state(self) -> dict[str, Any]:
         return self.classification.state()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.classification.load_state(state)
+        self.classes = self.classification.classes
 
     @property
     def outputs(self) -> int:
@@ -110,10 +110,16 @@ class Anticipation(Task):
 
     def read(self, index: ShardIndex, *, key: str) -> Targets:
         targets = self.classification.read(index, key=key)
-        return EventTargets(targets, without_clip=self._events_without_clip.get(key, 0))
+        return EventTargets(targets, without_clip=self._events_without_clip.get(index.identity))
 
     def loss(self, output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         return self.classification.loss(output, targets)
+
+    def has_target(self, targets: Mapping[str, Tensor]) -> Tensor:
+        return self.classification.has_target(targets)
+
+    def target_flip(self, pairs: Sequence[Sequence[str]]) -> TargetFlip:
+        return self.classification.target_flip(pairs)
 
     def train_metrics(self, output: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.classification.train_metrics(output, targets)
@@ -139,10 +145,10 @@ class EventTargets:
 
     Attributes:
         of_events: the targets of the events that have a clip.
-        without_clip: number of events of the data set that begin too early for a clip.
+        without_clip: number of events of the data set that begin too early for a clip; None for a subset.
     """
 
-    def __init__(self, of_events: Targets, *, without_clip: int):
+    def __init__(self, of_events: Targets, *, without_clip: int | None):
         self.of_events = of_events
         self.without_clip = without_clip
 

@@ -78,10 +78,12 @@ class Task(nn.Module):
         classes: names of the classes, for tasks that have them.
         metric: key of `score` by which models are selected.
         maximize: whether larger values of `metric` are better.
+        mixes: whether the weighted loss of two clips' targets suits a mix of these clips (mixup, cutmix).
     """
 
     output: ClassVar[str] = "clip"
     classes: tuple[str, ...] = ()
+    mixes: ClassVar[bool] = True
     metric: str = "top1"
     maximize: bool = True
 

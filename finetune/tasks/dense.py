@@ -16,6 +16,7 @@ from kinemae.finetune.metrics.multilabel import multilabel_metrics
 from kinemae.finetune.metrics.segmentation import edit_score, segmental_f1
 from kinemae.finetune.segments import check_holds, class_names, read_segments
 from kinemae.finetune.stitching import resample, slice_times, stitch
+from kinemae.finetune.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task
 from kinemae.finetune.time_labels import BACKGROUND, TimeLabels
 
@@ -38,7 +39,6 @@ class Dense(Task):
 
     output = "sequence"
     metric = "frame_map"
-    classes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -98,6 +98,12 @@ class Dense(Task):
         else:
             loss_Bt = -(target_BtY * output_BtY.log_softmax(dim=2)).sum(dim=2)
         return loss_Bt.mean(dim=1) * targets["is_annotated_B"]
+
+    def has_target(self, targets: Mapping[str, Tensor]) -> Tensor:
+        return targets["is_annotated_B"] > 0
+
+    def target_flip(self, pairs: Sequence[Sequence[str]]) -> TargetFlip:
+        return TargetFlip(permute={"label_BTY": swapped_classes(self.classes, pairs)})
 
     def train_metrics(self, output: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         output_BtY, target_BtY = self._at_one_resolution(output, targets["label_BTY"])

@@ -19,6 +19,7 @@ from kinemae.finetune.localization_loss import assign_positions, distance_iou_lo
 from kinemae.finetune.metrics.localization import Detections, localization_metrics
 from kinemae.finetune.segment_targets import SegmentTargets
 from kinemae.finetune.segments import check_holds, class_names, read_segments
+from kinemae.finetune.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task
 
 _TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -45,7 +46,6 @@ class Localization(Task):
     output = "pyramid"
     metric = "map"
     mixes = False
-    classes: tuple[str, ...] = ()
     majority: int = 0
 
     def __init__(  # noqa: PLR0913 - keyword-only
@@ -97,7 +97,7 @@ class Localization(Task):
 
     @property
     def outputs(self) -> int:
-        return len(self.classes) + GEOMETRY
+        return len(self.classes)
 
     def read(self, index: ShardIndex, *, key: str) -> SegmentTargets:
         return SegmentTargets.read(index, self.segments, self.classes, min_visible=self.min_visible, key=key)
@@ -105,6 +105,12 @@ class Localization(Task):
     def loss(self, output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         class_loss_B, distance_loss_B = self._losses(output, targets)
         return class_loss_B + distance_loss_B
+
+    def has_target(self, targets: Mapping[str, Tensor]) -> Tensor:
+        return targets["is_annotated_B"] > 0
+
+    def target_flip(self, pairs: Sequence[Sequence[str]]) -> TargetFlip:
+        return TargetFlip(renumber={"class_BE": swapped_classes(self.classes, pairs)})
 
     def train_metrics(self, output: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         class_loss_B, distance_loss_B = self._losses(output.detach(), targets)
