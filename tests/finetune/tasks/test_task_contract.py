@@ -21,7 +21,7 @@ TASKS = [
     Component(name="classification", args={"loss": "bce", "class_weights": "effective"}),
     Component(name="classification", args={"label": "second", "allow_missing": True}),
     Component(name="dense", args={"segments": "segments", "resolution": "frame"}),
-    Component(name="dense", args={"segments": "segments", "multi_label": True, "resolution": "frame"}),
+    Component(name="dense", args={"segments": "segments", "multi_label": True, "score_fps": 2.5}),
     Component(name="multi_label", args={"labels": ["is_red", "is_big"], "loss": "focal"}),
     Component(name="multi_label", args={"label": "tags", "loss": "asymmetric"}),
     Component(name="regression", args={"labels": ["speed", "dx"], "loss": "l1"}),
