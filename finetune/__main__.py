@@ -63,6 +63,14 @@ PROGRAM = Program(
             options=(_DRY_RUN, _JSON),
         ),
         Command(
+            name="plan",
+            help="look at labelled shards and propose probe, LoRA or full fine-tuning with all settings",
+            example="kinemae finetune plan shards/train encoder=runs/mine/encoder",
+            run=lazy("kinemae.finetune.plan.command", "run_plan"),
+            positionals=(("train", "folder of labelled shards"),),
+            options=(_JSON,),
+        ),
+        Command(
             name="evaluate",
             help="score a finished run again, for example with more views",
             example="kinemae finetune evaluate runs/tuned evaluate.temporal_clips=5 engine.precision=bf16",

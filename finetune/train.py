@@ -24,6 +24,7 @@ from kinemae.finetune.heads.base import Features
 from kinemae.finetune.labelled_clips import LabelledClips
 from kinemae.finetune.labelled_data import open_labelled
 from kinemae.finetune.model_file import FinetunedModel, save_model
+from kinemae.finetune.plan.plan import follow_plan
 from kinemae.finetune.sampling import flippable, training_source
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import Targets, build_task
@@ -88,7 +89,10 @@ class PreparedRun:
 
 def run_train(arguments: argparse.Namespace) -> None:
     """Check the config and the data, train, save the model, and score it."""
-    prepared = prepare(load_config(FinetuneConfig, arguments.config, arguments.overrides))
+    config = load_config(FinetuneConfig, arguments.config, arguments.overrides)
+    if config.auto:
+        config = follow_plan(config, arguments.config, arguments.overrides)
+    prepared = prepare(config)
     if arguments.dry_run:
         text = json.dumps(prepared.summary(), indent=1, ensure_ascii=False)
         sys.stdout.write(f"{text}\n" if arguments.json else f"{to_yaml(prepared.config)}\n{text}\n")

@@ -63,6 +63,7 @@ class Facts:
         validation: number of validation videos; None if there is no validation set.
         description: the encoder with its clips.
         has_weights: whether the encoder is pretrained.
+        output: see `Task.output`.
     """
 
     videos: int
@@ -77,6 +78,7 @@ class Facts:
     validation: int | None
     description: EncoderDescription
     has_weights: bool
+    output: str = "clip"
 
     @property
     def labelled(self) -> int:
@@ -128,22 +130,17 @@ class Facts:
         }
 
 
-def gather_facts(
-    train: ShardIndex,
-    *,
-    description: EncoderDescription,
-    has_weights: bool,
-    classes: ClassCounts | None,
-    validation: int | None,
-    seed: int,
-) -> Facts:
-    """Read the index and decode `DECODED_VIDEOS` videos."""
+def gather_facts(train: ShardIndex, *, seed: int, **others: Any) -> Facts:
+    """Read the index and decode `DECODED_VIDEOS` videos.
+
+    Args:
+        others: the facts that do not come from the videos.
+    """
     frames_R, seconds_R = train.column("frames"), train.column("duration_s")
     groups = set(train.column("group").tolist()) - {""}
     motions = _motions(train, seed)
     return Facts(
         videos=len(train),
-        classes=classes,
         groups=len(groups),
         frames=float(np.median(frames_R)),
         seconds=float(np.median(seconds_R)),
@@ -151,9 +148,7 @@ def gather_facts(
         aspect=float(np.median(train.column("width") / np.maximum(train.column("height"), 1))),
         motion=round(float(np.median(motions)), 3) if motions else None,
         static=float(np.mean([motion < STATIC for motion in motions])) if motions else 0.0,
-        validation=validation,
-        description=description,
-        has_weights=has_weights,
+        **others,
     )
 
 

@@ -51,17 +51,21 @@ class Advice:
     source: str
 
 
-def apply_rules(facts: Facts) -> list[Advice]:
-    """Apply the first matching rule of each topic."""
-    settings: Settings = {}
+def apply_rules(facts: Facts, fixed: Settings | None = None) -> list[Advice]:
+    """Apply the first matching rule of each topic.
+
+    Args:
+        fixed: values that the user has chosen; no rule changes them.
+    """
+    settings: Settings = dict(fixed or {})
     advice: dict[str, Advice] = {}
     for rule in RULES:
         if rule.topic not in advice and rule.when(facts, settings):
-            new = rule.sets(facts, settings)
+            new = {key: value for key, value in rule.sets(facts, settings).items() if key not in settings}
             why = rule.why(facts, {**settings, **new})
             advice[rule.topic] = Advice(topic=rule.topic, settings=new, why=why, source=rule.source)
             settings |= new
-    return list(advice.values())
+    return [each for each in advice.values() if each.settings]
 
 
 def settings_of(advice: list[Advice]) -> Settings:
@@ -85,7 +89,7 @@ def always(facts: Facts, given: Settings) -> bool:
 
 
 def _is(method: str) -> Callable[[Facts, Settings], bool]:
-    return lambda facts, given: given["adapt.method"] == method
+    return lambda facts, given: given.get("adapt.method") == method
 
 
 def _batch(facts: Facts, given: Settings) -> Settings:
@@ -135,7 +139,10 @@ def _stride(facts: Facts, given: Settings) -> Settings:
 def _views(facts: Facts, given: Settings) -> Settings:
     is_whole = "clip.stride" in given or "clip.sampling" in given or not facts.clip_frames
     clips = 1 if is_whole else min(5, max(1, math.ceil(facts.frames / facts.clip_frames)))
-    return {"evaluate.temporal_clips": clips, "evaluate.spatial_crops": 1 if 0.95 < facts.aspect < 1.05 else 3}
+    return {
+        "evaluate.temporal_clips": clips,
+        "evaluate.spatial_crops": 1 if 0.95 < facts.aspect < 1.05 else 3,
+    }
 
 
 def directed_classes(facts: Facts) -> list[str]:
@@ -163,8 +170,10 @@ RULES: tuple[Rule, ...] = (
         topic="adaptation",
         when=lambda facts, given: facts.labelled < SEVERAL,
         sets=as_fixed({"adapt.method": "lora", "adapt.rank": 16}),
-        why=lambda facts, given: f"{facts.labelled} labelled videos are below {SEVERAL:,}: adapters have few "
-        "weights to overfit with",
+        why=lambda facts, given: (
+            f"{facts.labelled} labelled videos are below {SEVERAL:,}: adapters have few "
+            "weights to overfit with"
+        ),
         source=f"{OVERFITS}; VideoGLUE, arXiv 2307.03166, has LoRA among its four adaptations",
     ),
     Rule(
@@ -176,14 +185,14 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         topic="head",
-        when=_is("frozen"),
+        when=lambda facts, given: given.get("adapt.method") == "frozen" and facts.output == "clip",
         sets=as_fixed({"head": {"name": "linear", "args": {"pool": "statistics", "norm": "standardize"}}}),
         why=said("mean and standard deviation of the tokens, standardized"),
         source=f"{MEASURED}: 50 to 59 % against 28 to 34 % with the mean alone",
     ),
     Rule(
         topic="head",
-        when=lambda facts, given: facts.has_weights,
+        when=lambda facts, given: facts.has_weights and facts.output == "clip",
         sets=as_fixed({"head": {"name": "linear", "args": {"norm": "standardize"}}}),
         why=said("the mean token of a pretrained encoder differs little between clips: standardize it"),
         source="docs/results.md, conditions for learning motion",
@@ -192,7 +201,9 @@ RULES: tuple[Rule, ...] = (
         topic="batch",
         when=always,
         sets=_batch,
-        why=said("at least 16 steps in an epoch where the data allow it; about 8 clips of 16x224x224 at once"),
+        why=said(
+            "at least 16 steps in an epoch where the data allow it; about 8 clips of 16x224x224 at once"
+        ),
         source="our choice",
     ),
     Rule(
@@ -232,17 +243,17 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         topic="rate",
-        when=lambda facts, given: given["adapt.method"] == "lora" and facts.description.shape.width < 384,
+        when=lambda facts, given: given.get("adapt.method") == "lora" and facts.description.shape.width < 384,
         sets=as_fixed({"optim.lr": 3e-3}),
         why=said("three times the rate of full fine-tuning of a tiny encoder"),
-        source="our choice; adapters need higher rates (peft's image guide uses 5e-3)",
+        source="our choice",
     ),
     Rule(
         topic="rate",
         when=_is("lora"),
-        sets=_scaled_rate(5e-3),
-        why=said("5e-3 at a batch of 256: adapters need about ten times the rate of full fine-tuning"),
-        source="peft's guide of LoRA for image classification: 5e-3",
+        sets=_scaled_rate(2.5e-3),
+        why=said("2.5e-3 at a batch of 256: adapters need a higher rate than all weights"),
+        source="our choice, five times the rate of full fine-tuning",
     ),
     Rule(
         topic="rate",
@@ -274,7 +285,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         topic="layer decay",
-        when=lambda facts, given: given["adapt.method"] == "full" and facts.has_weights,
+        when=lambda facts, given: given.get("adapt.method") == "full" and facts.has_weights,
         sets=lambda facts, given: {"optim.layer_decay": _layer_decay(facts)},
         why=said("lower layers change less; deeper encoders and larger sets decay less"),
         source=f"{VIDEOMAE} and V2: 0.7 on UCF101, 0.75 on Kinetics, 0.8 for ViT-H, 0.9 for ViT-g",
@@ -291,7 +302,7 @@ RULES: tuple[Rule, ...] = (
         when=_is("lora"),
         sets=lambda facts, given: {"drop_path": 0.0, "adapt.dropout": 0.1, **_smoothing(facts)},
         why=said("dropout of the adapters and label smoothing"),
-        source="peft's guide of LoRA for image classification: dropout 0.1",
+        source="adapters of peft's guide for image classification: dropout 0.1",
     ),
     Rule(
         topic="regularization",
@@ -302,7 +313,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         topic="crop",
-        when=lambda facts, given: given["adapt.method"] == "full" and facts.labelled >= SEVERAL,
+        when=lambda facts, given: given.get("adapt.method") == "full" and facts.labelled >= SEVERAL,
         sets=lambda facts, given: {
             "augment.min_scale": 0.08,
             "augment.max_scale": 1.0,
@@ -324,8 +335,10 @@ RULES: tuple[Rule, ...] = (
         topic="flip",
         when=lambda facts, given: bool(directed_classes(facts)),
         sets=as_fixed({"augment.flip": False}),
-        why=lambda facts, given: f"a flip would change the class {directed_classes(facts)[0]!r}; pairs of "
-        "classes can be given as augment.flip_pairs instead",
+        why=lambda facts, given: (
+            f"a flip would change the class {directed_classes(facts)[0]!r}; pairs of "
+            "classes can be given as augment.flip_pairs instead"
+        ),
         source=f"{VIDEOMAE}: no flip on Something-Something v2",
     ),
     Rule(
@@ -339,8 +352,10 @@ RULES: tuple[Rule, ...] = (
         topic="clip",
         when=_is_short,
         sets=_stride,
-        why=lambda facts, given: f"the median video has {facts.frames:g} frames, the encoder's clip spans "
-        f"{facts.clip_frames:g}: otherwise the last frame is repeated",
+        why=lambda facts, given: (
+            f"the median video has {facts.frames:g} frames, the encoder's clip spans "
+            f"{facts.clip_frames:g}: otherwise the last frame is repeated"
+        ),
         source="VideoMAE: uniform sampling on Something-Something v2",
     ),
     Rule(
@@ -354,8 +369,10 @@ RULES: tuple[Rule, ...] = (
         topic="balance",
         when=lambda facts, given: facts.classes is not None and facts.classes.imbalance >= 10,
         sets=as_fixed({"data.balance": 0.5}),
-        why=lambda facts, given: f"the largest class has {_times(facts)} the videos of the smallest: show "
-        "rare classes more often; look at the mean class accuracy",
+        why=lambda facts, given: (
+            f"the largest class has {_times(facts)} the videos of the smallest: show "
+            "rare classes more often; look at the mean class accuracy"
+        ),
         source="square-root sampling, arXiv 1805.00932",
     ),
 )
