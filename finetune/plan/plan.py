@@ -24,7 +24,12 @@ KEYS = (
     *("adapt.method", "adapt.rank", "adapt.dropout", "head", "batch.global_clips", "batch.clips_per_device"),
     *("epochs", "optim.lr", "optim.weight_decay", "optim.warmup_fraction", "optim.layer_decay", "drop_path"),
     *("task.args.label_smoothing", "augment.min_scale", "augment.max_scale", "augment.flip", "mix.mixup"),
-    *("augment.rand_augment.operations", "augment.erase.probability", "mix.cutmix", "data.balance"),
+    *(
+        "augment.rand_augment.operations",
+        "augment.erase.probability",
+        "mix.cutmix",
+        "task.args.class_weights",
+    ),
     *("clip.stride", "clip.sampling", "evaluate.temporal_clips", "evaluate.spatial_crops"),
 )
 """Every key that a rule can set."""

@@ -93,9 +93,9 @@ def _is(method: str) -> Callable[[Facts, Settings], bool]:
 
 
 def _batch(facts: Facts, given: Settings) -> Settings:
-    """The largest power of two from 8 to 256 with 16 steps in an epoch."""
+    """The largest power of two from 32 to 256 with 16 steps in an epoch; less for less than 64 videos."""
     clips = max(1, facts.labelled // 16)
-    batch = min(256, max(8, 1 << clips.bit_length() - 1))
+    batch = min(256, max(32, 1 << clips.bit_length() - 1))
     while batch > max(1, facts.labelled // 2):
         batch //= 2
     tokens_at_once = 8 * 1568  # 8 clips of 16 x 224 x 224
@@ -368,12 +368,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         topic="balance",
         when=lambda facts, given: facts.classes is not None and facts.classes.imbalance >= 10,
-        sets=as_fixed({"data.balance": 0.5}),
+        sets=as_fixed({"task.args.class_weights": "effective"}),
         why=lambda facts, given: (
-            f"the largest class has {_times(facts)} the videos of the smallest: show "
-            "rare classes more often; look at the mean class accuracy"
+            f"the largest class has {_times(facts)} the videos of the smallest: weigh "
+            "rare classes more; look at the mean class accuracy"
         ),
-        source="square-root sampling, arXiv 1805.00932",
+        source="effective number of samples, arXiv 1901.05555",
     ),
 )
 
