@@ -63,6 +63,13 @@ def build_component(
     return component_class(**_checked_arguments(component_class, component, f"{key or kind}.args"))
 
 
+def accepts_argument(folder: str, component: Component, interface: type, argument: str) -> bool:
+    """Check whether the constructor of an existing component has an argument."""
+    if component.name not in component_names(folder):
+        return False
+    return argument in inspect.signature(_only_class(folder, component.name, interface)).parameters
+
+
 def named_components(given: Any, key: str, kind: str) -> dict[str, Any]:
     """Normalize several components to a mapping of names to settings; a bare name gets `{}`.
 

@@ -1,11 +1,17 @@
 """Linear head: pooled tokens, a norm and one linear layer."""
 
-import torch
 from torch import Tensor, nn
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.finetune.heads.base import Features, Head, Standardize
+from kinemae.finetune.heads.base import (
+    Features,
+    Head,
+    Standardize,
+    drop_values,
+    input_norm,
+    pool_tokens,
+)
 
 
 class LinearHead(Head):
@@ -39,44 +45,21 @@ class LinearHead(Head):
     ):
         super().__init__()
         require(pool in ("mean", "statistics"), "head.args.pool", "be mean or statistics", pool)
-        require(norm in ("layer", "standardize"), "head.args.norm", "be layer or standardize", norm)
         require(0 <= dropout < 1, "head.args.dropout", "lie in [0, 1)", dropout)
         require(init_std >= 0, "head.args.init_std", "be 0 or more", init_std)
         self.dropout = dropout
         self.pool = pool
         self.needs_calibration = norm == "standardize"
         pooled_width = width if pool == "mean" else 2 * width
-        self.norm = nn.LayerNorm(pooled_width, eps=1e-6) if norm == "layer" else Standardize(pooled_width)
+        self.norm = input_norm(norm, pooled_width)
         self.linear = nn.Linear(pooled_width, outputs)
         nn.init.trunc_normal_(self.linear.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
         nn.init.zeros_(self.linear.bias)
 
     def calibrate(self, features: Features) -> None:
         if isinstance(self.norm, Standardize):
-            self.norm.measure(self._pool(features.tokens_BND, features.weight_BN))
+            self.norm.measure(pool_tokens(features, self.pool))
 
     def forward(self, features: Features, draws: ClipRandom | None) -> Tensor:
-        pooled_BD = self.norm(self._pool(features.tokens_BND, features.weight_BN))
-        if draws is not None and self.dropout > 0:
-            is_kept_BD = draws.uniform("head/dropout", (pooled_BD.shape[-1],)) >= self.dropout
-            pooled_BD = pooled_BD * is_kept_BD / (1 - self.dropout)
-        return self.linear(pooled_BD)
-
-    def _pool(self, tokens_BND: Tensor, weight_BN: Tensor | None) -> Tensor:
-        if self.pool == "mean":
-            return _mean(tokens_BND, weight_BN)
-        if weight_BN is None:
-            variance_BD, mean_BD = torch.var_mean(tokens_BND, dim=1, unbiased=False)
-        else:
-            mean_BD = _mean(tokens_BND, weight_BN)
-            variance_BD = _mean((tokens_BND - mean_BD[:, None]).square(), weight_BN)
-        # The square root's gradient is infinite at 0: the constant keeps it finite for equal tokens.
-        return torch.cat([mean_BD, (variance_BD + 1e-6).sqrt()], dim=1)
-
-
-def _mean(values_BND: Tensor, weight_BN: Tensor | None) -> Tensor:
-    """Average each clip's tokens without its padding."""
-    if weight_BN is None:
-        return values_BND.mean(dim=1)
-    fraction_BN1 = (weight_BN / weight_BN.sum(dim=1, keepdim=True))[..., None]
-    return (values_BND * fraction_BN1.to(values_BND.dtype)).sum(dim=1)
+        pooled_BD = self.norm(pool_tokens(features, self.pool))
+        return self.linear(drop_values(pooled_BD, self.dropout, draws, purpose="head/dropout"))

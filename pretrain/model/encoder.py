@@ -1,6 +1,6 @@
 """The encoder: patch embedding and a vision transformer over the visible space-time patches of a clip."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -137,13 +137,34 @@ class Encoder(nn.Module):
         Returns:
             tokens_BKD after the final norm, in the same order.
         """
+        return self.encode_layers(x_BKD, visible_BK, (), draws, lengths=lengths)[0]
+
+    def encode_layers(
+        self,
+        x_BKD: Tensor,
+        visible_BK: Tensor | None,
+        layers: Sequence[int],
+        draws: ClipRandom | None = None,
+        *,
+        lengths: tuple[int, ...] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run the blocks, and also return the tokens after some of them.
+
+        Args:
+            layers: numbers of blocks, from 0; none of them with merging, which changes the tokens.
+
+        Returns:
+            What `encode` returns, and tokens_BKD after each of these blocks, without the final norm.
+        """
         positions = TokenPositions(grid=self.grid, index_BN=visible_BK, lengths=lengths)
         x_BND, positions = self._with_registers(x_BKD, positions)
         if self.merge_per_block:
+            assert not layers, "the config check refuses it"
             x_BND = self._encode_merging(x_BND, positions, draws)
-            return self.norm(_without_registers(x_BND, positions, self.shape.registers))
+            return self.norm(_without_registers(x_BND, positions, self.shape.registers)), ()
         attention_fns = AttentionCache(positions, x_BND.device)
         rotate = self.pos_embed.rotation(positions.indices(x_BND.device))
+        kept: dict[int, Tensor] = {}
         for i, block in enumerate(self.blocks):
             x_BND = run_block(
                 block,
@@ -152,7 +173,10 @@ class Encoder(nn.Module):
                 rotate,
                 self._keep(i, draws, positions, x_BND),
             )
-        return self.norm(_without_registers(x_BND, positions, self.shape.registers))
+            if i in layers:
+                kept[i] = _without_registers(x_BND, positions, self.shape.registers)
+        tokens_BKD = self.norm(_without_registers(x_BND, positions, self.shape.registers))
+        return tokens_BKD, tuple(kept[layer] for layer in layers)
 
     def _encode_merging(self, x_BND: Tensor, positions: TokenPositions, draws: ClipRandom | None) -> Tensor:
         assert positions.lengths is None, "packed clips do not merge: the config check refuses it"
