@@ -46,7 +46,7 @@ def describe_encoder(config: FinetuneConfig) -> EncoderDescription:
 def clip_config(config: FinetuneConfig, description: EncoderDescription) -> ClipConfig:
     """Return the settings of the clips for this encoder."""
     return ClipConfig(
-        frames=description.frames,
+        frames=description.frames * config.clip.chunks,
         stride=description.stride,
         fps=description.fps,
         sampling=description.sampling,
@@ -73,10 +73,17 @@ def build_model(config: FinetuneConfig, description: EncoderDescription, task: T
     pruning = config.token_reduction.build_pruning(description.shape)
     model = TaskModel(
         config.token_reduction.apply(encoder, pruning),
-        build_head(config.head, width=description.shape.width, outputs=task.outputs, output=task.output),
+        build_head(
+            config.head,
+            width=description.shape.width,
+            outputs=task.outputs,
+            output=task.output,
+            groups=task.output_groups,
+        ),
         task,
         pruning=pruning,
         freeze=config.adapt.freezes_encoder,
+        chunks=config.clip.chunks,
         mixer=Mixer(config.mix, views=config.data.views_per_video) if config.mix.is_on else None,
         mean=description.mean,
         std=description.std,

@@ -70,6 +70,8 @@ class FinetuneClip:
         stride, fps, sampling: selection of frames, see `ClipConfig`.
         size: height and width in pixels, a multiple of the patch's.
         short_video: padding of a video shorter than the clip: "hold" (last frame) or "loop".
+        chunks: the clip has this many times `frames`; each part is encoded by itself, and the head gets the
+            tokens of all.
     """
 
     ALTERNATIVES: ClassVar[tuple[str, ...]] = ("stride", "fps", "sampling=uniform")
@@ -80,8 +82,10 @@ class FinetuneClip:
     sampling: Literal["dense", "uniform"] | None = None
     size: int | None = None
     short_video: Literal["hold", "loop"] = "hold"
+    chunks: int = 1
 
     def __post_init__(self) -> None:
+        require(self.chunks >= 1, "clip.chunks", "be at least 1", self.chunks)
         if self.fps is not None:
             require(self.stride is None, "clip.stride", "be null if clip.fps is set", self.stride)
         if self.sampling == "uniform":

@@ -92,7 +92,7 @@ def evaluate(
             finetuned.model.task, predictions, index, key=f"data.validation={config.data.validation}"
         ),
         "views": {**asdict(views), "total": views.temporal_clips * views.spatial_crops},
-        "tokens": {"grid": finetuned.description.grid.tokens, "kept": _mean_tokens(predictions)},
+        "tokens": {"grid": finetuned.model.grid_tokens, "kept": _mean_tokens(predictions)},
         "data": {"validation": config.data.validation, "fingerprint": index.fingerprint},
         "run": {
             "encoder": config.encoder,

@@ -3,7 +3,7 @@
     FOLDER/encoder.safetensors, encoder.json    as `kinemae.pretrain.exported_model` writes them
     FOLDER/head.safetensors                     the head's weights
     FOLDER/head.json                            format, config and state of the task, config of head, pruning
-                                                and merging; written last
+                                                and merging, chunks per clip; written last
     FOLDER/adapter/                             the adapter in peft's format, with `adapt.save_adapter`
 
 The folder can also be the `encoder` of another fine-tuning.
@@ -74,6 +74,7 @@ def save_model(
         "format": FORMAT,
         "task": {**asdict(finetuned.task), "state": finetuned.model.task.state()},
         "head": asdict(head),
+        "chunks": finetuned.model.chunks,
         "token_reduction": asdict(token_reduction or TokenReduction()),
     }
     atomic_write_text(folder / DESCRIPTION, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -94,8 +95,14 @@ def load_model(folder: Path, *, token_reduction: TokenReduction | None = None) -
     try:
         task_component, task = _read_task(content["task"])
         component = read_record(Component, content["head"], "head")
-        width = description.shape.width
-        head = build_head(component, width=width, outputs=task.outputs, output=task.output)
+        head = build_head(
+            component,
+            width=description.shape.width,
+            outputs=task.outputs,
+            output=task.output,
+            groups=task.output_groups,
+        )
+        chunks = int(content.get("chunks", 1))
         trained = read_record(TokenReduction, content.get("token_reduction", {}), "token_reduction")
         trained.build_pruning(description.shape, may_learn=False)
     except (KeyError, TypeError, ValueError) as error:
@@ -111,6 +118,7 @@ def load_model(folder: Path, *, token_reduction: TokenReduction | None = None) -
         task,
         pruning=pruning,
         freeze=True,
+        chunks=chunks,
         mean=description.mean,
         std=description.std,
     )

@@ -1,5 +1,8 @@
 """The model of a fine-tuning run: an encoder, optionally with token pruning, a head and a task."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +29,7 @@ class TaskModel(nn.Module):
         freeze: train the head only; the encoder runs in evaluation mode without gradients.
         task: loss and predictions, with its state.
         mixer: mixes clips in training (mixup, cutmix); None for none.
+        chunks: number of parts of a clip, each with the encoder's frames, whose tokens are concatenated.
         mean, std: normalization of the encoder's pixels, RGB on a scale of 0 to 1.
     """
 
@@ -38,6 +42,7 @@ class TaskModel(nn.Module):
         pruning: Pruning | None = None,
         freeze: bool = False,
         mixer: Mixer | None = None,
+        chunks: int = 1,
         mean: tuple[float, ...] = MEAN,
         std: tuple[float, ...] = STD,
     ):
@@ -50,7 +55,15 @@ class TaskModel(nn.Module):
         elif encoder.shape.scorer and self.pruning.keep is None:
             encoder.scorer.threshold.requires_grad_(False)  # only a fixed fraction trains the threshold
         self.head = head
+        self.layers = block_numbers(head.layers, encoder.shape.depth)
+        if self.layers and (encoder.merge_per_block or self.pruning.keep is None):
+            raise ValueError(
+                "head.args.layers: expected an encoder that keeps the same tokens in all blocks and clips, "
+                "got merge.per_block above 0, or a pruning that keeps a different number of tokens per clip; "
+                "fix: merge.per_block=0, or pruning.args.keep=FRACTION"
+            )
         self.task = task
+        self.chunks = chunks
         self.freeze = freeze
         self.dropouts: list[ClipDropout] = []  # of adapters
         self.mixer = mixer
@@ -63,6 +76,11 @@ class TaskModel(nn.Module):
         super().train(mode)
         self.encoder.train(mode and not self.freeze)
         return self
+
+    @property
+    def grid_tokens(self) -> int:
+        """Number of tokens of a clip without pruning and merging."""
+        return self.encoder.grid.tokens * self.chunks
 
     def forward(self, batch: ClipBatch, draws: ClipRandom) -> dict[str, Tensor]:
         """Compute per-clip values of shape (B,).
@@ -88,7 +106,7 @@ class TaskModel(nn.Module):
             loss_B = add_gradient_of(loss_B, features.threshold_loss_B)
         values = {"loss": loss_B, **self.task.train_metrics(output, targets)}
         if not isinstance(self.pruning, NoPruning):
-            values["kept_fraction"] = features.kept_B / self.encoder.grid.tokens
+            values["kept_fraction"] = features.kept_B / self.grid_tokens
         return values
 
     def output(self, clip_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,20 +121,27 @@ class TaskModel(nn.Module):
     def features(self, clip_BCTHW: Tensor, draws: ClipRandom | None = None) -> Features:
         """Encode clips, uint8 RGB. `draws` is for drop path and dropout in training.
 
+        A frozen encoder needs the memory of one chunk only.
+
         Raises:
             ValueError: the clip size differs from the encoder's.
         """
-        self.encoder.check_clip(clip_BCTHW)
         for dropout in self.dropouts:
             dropout.draws = draws
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            if self.pruning.is_learned:
-                return self._prune_by_scorer(clip_BCTHW, draws)
-            if isinstance(self.pruning, NoPruning):
-                tokens_BND = self.encoder.encode(self._embed_all(clip_BCTHW), None, draws)
-                slices = 0 if self.encoder.merge_per_block else self.encoder.grid.t
-                return Features(tokens_BND, slices=slices)
-            return self._prune_by_pixels(clip_BCTHW, draws)
+            chunks = clip_BCTHW.tensor_split(self.chunks, dim=2)
+            return Features.concatenate([self._encode_chunk(chunk_BCTHW, draws) for chunk_BCTHW in chunks])
+
+    def _encode_chunk(self, clip_BCTHW: Tensor, draws: ClipRandom | None) -> Features:
+        self.encoder.check_clip(clip_BCTHW)
+        if self.pruning.is_learned:
+            return self._prune_by_scorer(clip_BCTHW, draws)
+        if isinstance(self.pruning, NoPruning):
+            x_BND = self._embed_all(clip_BCTHW)
+            tokens_BND, layers = self.encoder.encode_layers(x_BND, None, self.layers, draws)
+            slices = 0 if self.encoder.merge_per_block else self.encoder.grid.t
+            return Features(tokens_BND, slices=slices, layers=layers)
+        return self._prune_by_pixels(clip_BCTHW, draws)
 
     def _prune_by_pixels(self, clip_BCTHW: Tensor, draws: ClipRandom | None) -> Features:
         """Select patches by their pixels, and embed only these."""
@@ -129,15 +154,16 @@ class TaskModel(nn.Module):
         index_BK = top_tokens(scores.score_BN, kept_count(scores.score_BN.shape[1], self.pruning.keep))
         run_length_BK = None if scores.run_length_BN is None else scores.run_length_BN.gather(1, index_BK)
         x_BKD = self._embed(clip_BCTHW, index_BK, run_length_BK)
-        return Features(self.encoder.encode(x_BKD, index_BK, draws))
+        tokens_BKD, layers = self.encoder.encode_layers(x_BKD, index_BK, self.layers, draws)
+        return Features(tokens_BKD, layers=layers)
 
     def _prune_by_scorer(self, clip_BCTHW: Tensor, draws: ClipRandom | None) -> Features:
         """Embed all patches, then select tokens by the encoder's scorer."""
         scorer, x_BND = self.encoder.scorer, self._embed_all(clip_BCTHW)
         if self.pruning.keep is not None:
             kept = scorer.select(x_BND, self.pruning.keep)
-            tokens_BKD = self.encoder.encode(kept.x_BKD, kept.index_BK, draws)
-            return Features(tokens_BKD, threshold_loss_B=kept.threshold_loss_B)
+            tokens_BKD, layers = self.encoder.encode_layers(kept.x_BKD, kept.index_BK, self.layers, draws)
+            return Features(tokens_BKD, threshold_loss_B=kept.threshold_loss_B, layers=layers)
         score_BN = scorer(x_BND)
         packing = Packing.of(score_BN.detach() > scorer.threshold.detach(), score_BN.detach())
         gated_BND = x_BND * scorer.gate(score_BN, x_BND.dtype)
@@ -177,6 +203,22 @@ def _check_task(task: Task, encoder: Encoder, pruning: Pruning, *, is_mixed: boo
             f"mix: expected no mixup and no cutmix for the task {name}, whose targets cannot be mixed; "
             "fix: remove mix.mixup and mix.cutmix"
         )
+
+
+def block_numbers(layers: Sequence[int | float], depth: int) -> tuple[int, ...]:
+    """Convert the blocks that a head reads to numbers from 0; see `Head.layers`.
+
+    Raises:
+        ValueError: the encoder has no such block.
+    """
+    numbers = [math.ceil(layer * depth) - 1 if isinstance(layer, float) else layer for layer in layers]
+    for number in numbers:
+        if not -depth <= number < depth:
+            raise ValueError(
+                f"head.args.layers: expected blocks from 0 to {depth - 1}, from -{depth} to -1, or fractions "
+                f"of the depth, got {number}; fix: choose among these"
+            )
+    return tuple(number % depth for number in numbers)
 
 
 def _chosen(is_first_B: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class PreparedRun:
         """Return the plan that `--dry-run` prints."""
         config, plan = self.config, self.plan
         parameters = list(self.model.parameters())
-        tokens, keep = self.description.grid.tokens, self.model.pruning.keep
+        tokens, keep = self.model.grid_tokens, self.model.pruning.keep
         return {
             "run_dir": config.run_dir,
             "continues": self.continues,

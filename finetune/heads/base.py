@@ -11,7 +11,6 @@ from kinemae.data_tools.components import Component, accepts_argument, build_com
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
 
-
 _FOLDER = "kinemae.finetune.heads"
 
 
@@ -43,7 +42,9 @@ class Features(NamedTuple):
     @property
     def tokens_XD(self) -> Tensor:
         """The tokens of all clips in one row, without padding."""
-        return self.tokens_BND.flatten(0, 1) if self.weight_BN is None else self.tokens_BND[self.weight_BN > 0]
+        return (
+            self.tokens_BND.flatten(0, 1) if self.weight_BN is None else self.tokens_BND[self.weight_BN > 0]
+        )
 
     @staticmethod
     def join(parts: Sequence["Features"]) -> "Features":
@@ -61,7 +62,6 @@ class Features(NamedTuple):
             slices=parts[0].slices,
             layers=tuple(torch.cat(layer) for layer in zip(*(part.layers for part in parts), strict=True)),
         )
-
 
     @staticmethod
     def concatenate(parts: Sequence["Features"]) -> "Features":

@@ -1,5 +1,7 @@
 """MLP head: pooled tokens, a norm, hidden layers and a linear layer."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,7 +30,7 @@ class MlpHead(Head):
         dropout: fraction of the values of each hidden layer set to zero in training.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only
         self,
         *,
         width: int,
@@ -52,7 +54,7 @@ class MlpHead(Head):
         hidden_width = hidden_width or width
         widths = [pooled_width, *[hidden_width] * hidden_layers]
         self.norm = input_norm(norm, pooled_width)
-        self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths, widths[1:], strict=False))
+        self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
         self.linear = nn.Linear(hidden_width, outputs)
         for layer in (*self.hidden, self.linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)
