@@ -6,6 +6,7 @@ from typing import Any
 
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.training_clips import TrainingClips
+from kinemae.finetune.target_flips import TargetFlip
 from kinemae.finetune.tasks.base import Targets
 
 
@@ -14,12 +15,14 @@ class LabelledClips(TrainingClips):
 
     Args:
         targets: of the samples of the index.
+        flip: changes the targets of clips that are flipped left to right.
         settings: those of `TrainingClips`.
     """
 
-    def __init__(self, *arguments: Any, targets: Targets, **settings: Any):
+    def __init__(self, *arguments: Any, targets: Targets, flip: TargetFlip, **settings: Any):
         super().__init__(*arguments, **settings)
         self.targets = targets
+        self.flip = flip
 
     def batch(
         self,
@@ -29,4 +32,5 @@ class LabelledClips(TrainingClips):
         on_sample: Callable[[str], None] = lambda key: None,
     ) -> ClipBatch:
         batch = super().batch(clips, quarantined=quarantined, on_sample=on_sample)
-        return replace(batch, targets=self.targets.of_clips(batch.sample_B, batch.time_BT))
+        targets = self.targets.of_clips(batch.sample_B, batch.time_BT)
+        return replace(batch, targets=self.flip(targets, batch.flipped_B))

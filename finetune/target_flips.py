@@ -23,6 +23,8 @@ class TargetFlip:
 
     def __call__(self, targets: Mapping[str, Tensor], flipped_B: Tensor) -> dict[str, Tensor]:
         """Return the targets of clips, changed where `flipped_B` is true."""
+        if not flipped_B.any():
+            return dict(targets)
         return {name: _where(flipped_B, self._flip(name, target), target) for name, target in targets.items()}
 
     def _flip(self, name: str, target: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from kinemae.finetune.labelled_data import open_labelled
 from kinemae.finetune.model_file import FinetunedModel, save_model
 from kinemae.finetune.plan.plan import follow_plan
 from kinemae.finetune.sampling import flippable, training_source
+from kinemae.finetune.target_flips import TargetFlip
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import Targets, build_task
 from kinemae.pretrain.exported_model import EncoderDescription, log_resampling
@@ -54,6 +55,7 @@ class PreparedRun:
     description: EncoderDescription
     model: TaskModel
     targets: Targets
+    flip: TargetFlip
     plan: BatchPlan
     processes: Processes
     continues: bool
@@ -157,6 +159,7 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
     targets = task.read(train, key=f"data.train={config.data.train}")
     source = training_source(train, task, targets, balance=config.data.balance)
     may_flip_R = flippable(task, targets, config.augment)
+    flip = task.target_flip(list(config.augment.flip_pairs.items()))
     task.read(validation, key=f"data.validation={config.data.validation}")
     check_batch(config, train)
     if processes.is_first:
@@ -168,6 +171,7 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
         validation=validation,
         source=source,
         may_flip_R=may_flip_R,
+        flip=flip,
         description=description,
         model=build_model(config, description, task),
         targets=targets,
@@ -186,6 +190,7 @@ def training(prepared: PreparedRun) -> Trainer:
     clips = LabelledClips(
         prepared.source,
         targets=prepared.targets,
+        flip=prepared.flip,
         clip=clip_config(config, prepared.description),
         augment=config.augment,
         seed=config.seed,

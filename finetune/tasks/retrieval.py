@@ -102,6 +102,10 @@ class Retrieval(Task):
     def has_target(self, targets: Mapping[str, Tensor]) -> Tensor:
         return targets["label"] >= 0
 
+    def sample_classes(self, targets: Targets) -> np.ndarray | None:
+        assert isinstance(targets, ColumnTargets)
+        return targets.columns["label"]
+
     def target_flip(self, pairs: Sequence[Sequence[str]]) -> TargetFlip:
         return TargetFlip(renumber={"label": swapped_classes(self.classes, pairs)})
 
