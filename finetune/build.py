@@ -8,7 +8,7 @@ import torch
 
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.stream.loader import ClipConfig
-from kinemae.finetune.adapt.freezing import train_last_blocks
+from kinemae.finetune.adapt.freezing import freeze_first_blocks, starts_at, train_last_blocks
 from kinemae.finetune.adapt.lora import add_adapters, clip_dropouts
 from kinemae.finetune.config import FinetuneClip, FinetuneConfig
 from kinemae.finetune.heads.base import build_head
@@ -96,6 +96,9 @@ def _adapt(model: TaskModel, config: FinetuneConfig) -> None:
     """Choose the trained weights of the encoder, or add adapters to it."""
     if config.adapt.blocks is not None:
         train_last_blocks(model.encoder, config.adapt.blocks)
+    if config.adapt.freeze_blocks:
+        freeze_first_blocks(model.encoder, config.adapt.freeze_blocks)
+    starts_at(model.encoder, config.adapt.unfreeze_at)  # raises if there are too few blocks
     if config.adapt.has_adapters:
         add_adapters(model.encoder, config.adapt, seed=config.seed)
         model.dropouts = clip_dropouts(model.encoder)

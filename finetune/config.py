@@ -9,7 +9,9 @@ from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.finetune.adapt.config import AdaptConfig
 from kinemae.finetune.mixing import MixConfig
+from kinemae.finetune.selection import DEFAULT_FRACTION, ValidateConfig
 from kinemae.finetune.token_reduction import TokenReduction
+from kinemae.finetune.weight_average import EmaConfig
 from kinemae.pretrain.runtime.settings import OptimConfig, RunConfig, StreamConfig
 
 PRETRAINED_LAYER_DECAY = 0.75
@@ -21,7 +23,9 @@ class FinetuneData(StreamConfig):
 
     Attributes:
         train: folder of labelled shards.
-        validation: folder of labelled shards with the same classes, scored after training.
+        validation: folder of labelled shards with the same classes, scored during and after training; null:
+            a held-out part of `train`, see `ValidateConfig.fraction`.
+        test: folder of labelled shards that are scored once, after training; null: none.
         segments: column of segments, see `kinemae.finetune.segments`: each becomes a sample, with its time
             window and with its label in the column "segment"; null: the samples are videos.
         balance: class-balanced sampling: a class of n videos is shown in proportion to n ** (1 - balance). 0
@@ -29,7 +33,8 @@ class FinetuneData(StreamConfig):
     """
 
     train: str = MISSING
-    validation: str = MISSING
+    validation: str | None = None
+    test: str | None = None
     segments: str | None = None
     balance: float = 0.0
 
@@ -131,28 +136,36 @@ class FinetuneOptim(OptimConfig):
     """The optimizer settings of pretraining with other betas and a layer-wise decay.
 
     Attributes:
+        head_lr_scale: factor on the learning rate of the head.
         layer_decay: learning rate factor from each layer to the one below; 1 for none; null: 0.75 for a
             pretrained encoder, 1 for random weights and for adapters.
     """
 
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    head_lr_scale: float = 1.0
     layer_decay: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.head_lr_scale > 0, "optim.head_lr_scale", "be above 0", self.head_lr_scale)
         is_factor = self.layer_decay is None or 0 < self.layer_decay <= 1
         require(is_factor, "optim.layer_decay", "be null or lie in (0, 1]", self.layer_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Views per validation video, whose class probabilities are averaged.
+    """The scored model, the scored data, and the views of each video, whose predictions are averaged.
 
     Attributes:
+        checkpoint: "best" or "last"; "auto": the best one if it was selected on other data than the scored.
+        data: the scored data: "test", "validation" or "held_out" (of data.train); null: the first of them
+            that the config has.
         temporal_clips: evenly spaced clips.
         spatial_crops: 1 (the centre) or 3 (both ends and the centre of the longer side).
     """
 
+    checkpoint: Literal["auto", "best", "last"] = "auto"
+    data: Literal["test", "validation", "held_out"] | None = None
     temporal_clips: int = 1
     spatial_crops: int = 1
 
@@ -196,6 +209,8 @@ class FinetuneConfig(RunConfig):
     model: FinetuneModel = field(default_factory=FinetuneModel)
     merge: MergeConfig = field(default_factory=MergeConfig)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     @property
@@ -208,8 +223,49 @@ class FinetuneConfig(RunConfig):
         """Settings of pruning and merging."""
         return TokenReduction(pruning=self.pruning, merge_per_block=self.merge.per_block)
 
+    @property
+    def held_out_fraction(self) -> float:
+        """Fraction of data.train that is held out for validation."""
+        if self.validate.fraction is not None:
+            return self.validate.fraction
+        return DEFAULT_FRACTION if self.data.validation is None else 0.0
+
+    @property
+    def selection_data(self) -> str:
+        """The data of the validations during training: "held_out" or "validation"."""
+        return "held_out" if self.held_out_fraction else "validation"
+
+    @property
+    def scored_data(self) -> str:
+        """The data of the result: "test", "validation" or "held_out"."""
+        if self.evaluate.data is not None:
+            return self.evaluate.data
+        if self.data.test is not None:
+            return "test"
+        return "held_out" if self.data.validation is None else "validation"
+
+    @property
+    def scores_best(self) -> bool:
+        """Whether the result is that of the best model, otherwise of the last one."""
+        if self.evaluate.checkpoint != "auto":
+            return self.evaluate.checkpoint == "best"
+        return self.validate.is_on and self.scored_data != self.selection_data
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        has_validation = self.data.validation is not None or self.held_out_fraction > 0
+        require(has_validation, "validate.fraction", "be above 0 without data.validation", 0)
+        has_best = self.validate.is_on or self.evaluate.checkpoint != "best"
+        why = "be auto or last with validate.every_epochs=0, which selects no best model"
+        require(has_best, "evaluate.checkpoint", why, self.evaluate.checkpoint)
+        given = {
+            "test": self.data.test,
+            "validation": self.data.validation,
+            "held_out": self.held_out_fraction,
+        }
+        fix = "validate.fraction" if self.scored_data == "held_out" else f"data.{self.scored_data}"
+        why = f"name data that the config has; {fix} is not set"
+        require(bool(given[self.scored_data]), "evaluate.data", why, self.evaluate.data)
         require(self.encoder != "", "encoder", "name a folder, or be null for from scratch", self.encoder)
         require(self.epochs > 0, "epochs", "be above 0", self.epochs)
         require(0 <= self.drop_path < 1, "drop_path", "lie in [0, 1)", self.drop_path)

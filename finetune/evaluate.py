@@ -19,14 +19,15 @@ from kinemae.data_tools.config_hints import is_key, unknown_key
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.progress import progress
-from kinemae.data_tools.stream.loader import EvaluationItem, evaluation_loader
+from kinemae.data_tools.stream.loader import ClipConfig, EvaluationItem, evaluation_loader
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, join, on_device
 from kinemae.finetune.adapt.lora import merged
 from kinemae.finetune.build import clip_config
 from kinemae.finetune.compare import RESULT_NAME
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.labelled_data import open_labelled
+from kinemae.finetune.data_sets import DataSet, open_scored
 from kinemae.finetune.model_file import DESCRIPTION, FinetunedModel, load_model
+from kinemae.finetune.scored_model import load_scored_model
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task
 from kinemae.pretrain.runtime.processes import (
@@ -38,11 +39,9 @@ from kinemae.pretrain.runtime.processes import (
 )
 from kinemae.pretrain.runtime.settings import precision_on
 
-MODEL_FOLDER = "model"
-
 # Prefixes of the keys that `evaluate` accepts; the trained model determines all other keys.
 _OVERRIDABLE = (
-    *("evaluate.", "pruning", "merge.", "data.validation", "data.num_workers", "data.timeout_s"),
+    *("evaluate.", "pruning", "merge.", "data.validation", "data.test", "data.num_workers", "data.timeout_s"),
     *("data.outage_s", "data.cache_dir", "data.cache_gb", "batch.clips_per_device", "engine."),
     "clip.short_video",
 )
@@ -53,20 +52,21 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     run_dir = Path(arguments.run_dir)
     is_imported = (run_dir / DESCRIPTION).is_file()
     config = _load_run_config(run_dir, arguments.overrides, is_imported=is_imported)
-    model_dir = run_dir if is_imported else run_dir / MODEL_FOLDER
-    finetuned = load_model(model_dir, token_reduction=config.token_reduction)
-    task, clip = finetuned.model.task, clip_config(config, finetuned.description)
-    index = open_labelled(config.data, "validation", task=task, clip=clip)
-    task.read(index, key=f"data.validation={config.data.validation}")
+    selected: dict[str, Any] = {}
+    if is_imported:
+        finetuned = load_model(run_dir, token_reduction=config.token_reduction)
+    else:
+        finetuned, selected = load_scored_model(config, run_dir)
+    data = open_scored(config, finetuned.model.task, clip_config(config, finetuned.description))
     processes = find_processes(config.engine.device)
     if arguments.dry_run:
         views = f"{config.evaluate.temporal_clips} x {config.evaluate.spatial_crops} views each"
-        log.info("would score %d videos of %s with %s", len(index), config.data.validation, views)
+        log.info("would score %d videos of %s with %s", len(data.index), data.key, views)
         return
     finetuned.model.to(processes.device)
     try:
         init_process_group(processes)
-        result = evaluate(finetuned, index, config, processes)
+        result = evaluate(finetuned, data, config, processes) | selected
         if is_imported:  # it was not trained here
             result["run"] |= {"lr": 0.0, "epochs": 0}
         write_result(result, run_dir, processes, as_json=arguments.json)
@@ -75,9 +75,9 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(
-    finetuned: FinetunedModel, index: ShardIndex, config: FinetuneConfig, processes: Processes
+    finetuned: FinetunedModel, data: DataSet, config: FinetuneConfig, processes: Processes
 ) -> dict[str, Any]:
-    """Score a model on every video of an index, divided among the processes; all return the same result.
+    """Score a model on every video of a data set, divided among the processes; all return the same result.
 
     Raises:
         DataError: no video could be read.
@@ -86,14 +86,16 @@ def evaluate(
     views = config.evaluate
     workers = share_cores(processes, workers=config.data.num_workers, cpu_threads=config.engine.cpu_threads)
     config = replace(config, data=replace(config.data, num_workers=workers))
-    predictions = predict_samples(finetuned, index, config, processes)
+    predictions = predict_samples(finetuned, data.index, config, processes)
     return {
-        **score_samples(
-            finetuned.model.task, predictions, index, key=f"data.validation={config.data.validation}"
-        ),
-        "views": {**asdict(views), "total": views.temporal_clips * views.spatial_crops},
+        **score_samples(finetuned.model.task, predictions, data.index, key=data.key),
+        "views": {
+            "temporal_clips": views.temporal_clips,
+            "spatial_crops": views.spatial_crops,
+            "total": views.temporal_clips * views.spatial_crops,
+        },
         "tokens": {"grid": finetuned.model.grid_tokens, "kept": _mean_tokens(predictions)},
-        "data": {"validation": config.data.validation, "fingerprint": index.fingerprint},
+        "data": {config.scored_data: data.place, "fingerprint": data.index.fingerprint},
         "run": {
             "encoder": config.encoder,
             "weights": "random" if config.from_scratch else "pretrained",
@@ -139,32 +141,39 @@ def predict_samples(
     Raises:
         StorageUnavailable: a storage did not respond for data.outage_s.
     """
+    views, rank, world = config.evaluate, processes.rank, processes.world
     positions = range(len(index)) if samples is None else samples
-    views = config.evaluate
     size = math.ceil(config.batch.clips_per_device / (views.temporal_clips * views.spatial_crops))
-    own_positions = deal_groups(positions, size=size, rank=processes.rank, world=processes.world)
-    items = evaluation_loader(
-        index,
-        clip=clip_config(config, finetuned.description),
-        temporal_clips=views.temporal_clips,
-        spatial_crops=views.spatial_crops,
-        rank=0,
-        world=1,
-        workers=config.data.num_workers,
-        samples=own_positions,
-        timeout_s=config.data.timeout_s,
-    )
+    own_positions = deal_groups(positions, size=size, rank=rank, world=world)
+    items = _views(index, own_positions, config, clip_config(config, finetuned.description))
     if on_progress is None and processes.is_first:
         items = progress(items, total=len(own_positions), what="scoring")
-    own = []
+    own: list[SamplePrediction] = []
     with merged(finetuned.model):
         predicted = _predict(finetuned.model, batched(items, size), index, config, processes.device)
-        for _ in range(0, len(positions), size * processes.world):  # as often on every process
+        for _ in range(0, len(positions), size * world):  # as often on every process
             own += islice(predicted, size)
             if on_progress is not None:
                 on_progress()
     gathered = {each.position: each for part in processes.all_gather_object(own) for each in part}
     return [gathered[position] for position in sorted(gathered)]
+
+
+def _views(
+    index: ShardIndex, positions: Sequence[int], config: FinetuneConfig, clip: ClipConfig
+) -> Iterator[EvaluationItem]:
+    """The views of the samples at some positions."""
+    return evaluation_loader(
+        index,
+        clip=clip,
+        temporal_clips=config.evaluate.temporal_clips,
+        spatial_crops=config.evaluate.spatial_crops,
+        rank=0,
+        world=1,
+        workers=config.data.num_workers,
+        samples=positions,
+        timeout_s=config.data.timeout_s,
+    )
 
 
 def write_result(result: dict[str, Any], run_dir: Path, processes: Processes, *, as_json: bool) -> None:

@@ -3,7 +3,9 @@
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +16,27 @@ from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.mixture import Source
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
+from kinemae.finetune.adapt.freezing import starts_at
 from kinemae.finetune.adapt.layer_decay import layer_scale
 from kinemae.finetune.adapt.lora import check_adapters
 from kinemae.finetune.build import build_model, clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig, resolve_layer_decay, total_steps
 from kinemae.finetune.data_checks import check_batch
-from kinemae.finetune.evaluate import MODEL_FOLDER, evaluate, write_result
+from kinemae.finetune.data_sets import DataSets, open_data_sets
+from kinemae.finetune.evaluate import evaluate, write_result
 from kinemae.finetune.heads.base import Features
 from kinemae.finetune.labelled_clips import LabelledClips
-from kinemae.finetune.labelled_data import open_labelled
 from kinemae.finetune.model_file import FinetunedModel, save_model
 from kinemae.finetune.plan.plan import follow_plan
 from kinemae.finetune.sampling import flippable, training_source
+from kinemae.finetune.scored_model import load_scored_model
 from kinemae.finetune.target_flips import TargetFlip
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import Targets, build_task
+from kinemae.finetune.validation import TaskValidator, check_metric
+from kinemae.finetune.weight_average import WeightAverage
 from kinemae.pretrain.exported_model import EncoderDescription, log_resampling
+from kinemae.pretrain.folder_kinds import MODEL_FOLDER
 from kinemae.pretrain.model.blocks import set_up_blocks
 from kinemae.pretrain.model.packing import kept_count
 from kinemae.pretrain.runtime.abort import abort_on_error
@@ -40,6 +47,7 @@ from kinemae.pretrain.runtime.optimizer import parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir, run_lock
 
+RAW_FOLDER = "model_raw"
 _CALIBRATION_CLIPS = 256
 
 
@@ -48,8 +56,7 @@ class PreparedRun:
     """A checked run, before its processes join a group."""
 
     config: FinetuneConfig
-    train: ShardIndex
-    validation: ShardIndex
+    data: DataSets
     source: Source
     may_flip_R: np.ndarray | None
     description: EncoderDescription
@@ -60,6 +67,21 @@ class PreparedRun:
     processes: Processes
     continues: bool
     inputs: tuple[Input, ...]
+
+    @property
+    def train(self) -> ShardIndex:
+        """The samples to train with."""
+        return self.data.train.index
+
+    @property
+    def steps(self) -> int:
+        """Number of optimizer steps of the whole run."""
+        return total_steps(self.config, len(self.train))
+
+    @property
+    def finetuned(self) -> FinetunedModel:
+        """The model to train, as it is saved."""
+        return FinetunedModel(model=self.model, description=self.description, task=self.config.task)
 
     def summary(self) -> dict[str, object]:
         """Return the plan that `--dry-run` prints."""
@@ -74,10 +96,12 @@ class PreparedRun:
             "adapt": config.adapt.method,
             "layer_decay": config.optim.layer_decay,
             "training_videos": len(self.train),
-            "validation_videos": len(self.validation),
+            "validation_videos": len(self.data.selection.index),
+            "scored_videos": len(self.data.scored.index),
+            "steps_between_validations": self._validation_interval(),
             "task": config.task.name,
             "outputs": self.model.task.outputs,
-            "steps": total_steps(config, len(self.train)),
+            "steps": self.steps,
             "global_clips": plan.global_clips,
             "processes": plan.world,
             "clips_per_process_at_once": plan.micro_clips,
@@ -87,6 +111,15 @@ class PreparedRun:
             "parameters": sum(each.numel() for each in parameters),
             "trainable_parameters": sum(each.numel() for each in parameters if each.requires_grad),
         }
+
+    def _validation_interval(self) -> float | None:
+        validate = self.config.validate
+        return round(validate.interval(self.steps_per_epoch, self.steps), 2) if validate.is_on else None
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Number of steps in which each training video is used once; may be a fraction."""
+        return len(self.train) * self.config.data.views_per_video / self.plan.global_clips
 
 
 def run_train(arguments: argparse.Namespace) -> None:
@@ -108,12 +141,10 @@ def run_train(arguments: argparse.Namespace) -> None:
         init_process_group(processes, config.timeouts)
         run.share_cores()
         calibrate_head(prepared, run)
-        run.run()
-        prepared.model.to(processes.device)  # ZeRO 3 leaves it on the CPU
-        finetuned = FinetunedModel(model=prepared.model, description=prepared.description, task=config.task)
-        if processes.is_first:
-            _save(finetuned, config)
-        result = evaluate(finetuned, prepared.validation, config, processes)
+        train_and_save(prepared, run)
+        finetuned, selected = load_scored_model(config, run_dir)
+        finetuned.model.to(processes.device)
+        result = evaluate(finetuned, prepared.data.scored, config, processes) | selected
         write_result(result, run_dir, processes, as_json=arguments.json)
 
 
@@ -127,48 +158,25 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
     """
     config = resolve_layer_decay(config)
     processes = find_processes(config.engine.device)
-    is_packed = config.token_reduction.is_packed
-    check_engine(config.engine, processes, merges=config.merge.per_block > 0, packs=is_packed)
-    check_adapters(
-        config.adapt,
-        zero_stage=config.engine.zero_stage,
-        compiled=config.engine.compile,
-        is_packed=is_packed,
-    )
-    plan = plan_batch(
-        config.batch.global_clips,
-        config.batch.clips_per_device,
-        processes.world,
-        config.mix.group_size(config.data.views_per_video),
-        unit="2 x data.views_per_video (mix takes two videos)"
-        if config.mix.is_on
-        else "data.views_per_video",
-    )
+    plan = _check_settings(config, processes)
     description = describe_encoder(config)
     task = build_task(config.task)
     clip = clip_config(config, description)
-    train = open_labelled(config.data, "train", task=task, clip=clip)
-    validation = open_labelled(config.data, "validation", task=task, clip=clip)
-    inputs = [
-        *data_inputs("data.train", config.data.train, train),
-        *data_inputs("data.validation", config.data.validation, validation),
-        *encoder_inputs("encoder", config.encoder),
-    ]
+    data = open_data_sets(config, task, clip)
+    inputs = [*_data_inputs(config, data), *encoder_inputs("encoder", config.encoder)]
     continues = processes.is_first and check_run_dir(Path(config.run_dir), config, inputs)
-    task.fit(train, key=f"data.train={config.data.train}")
-    targets = task.read(train, key=f"data.train={config.data.train}")
+    train = data.train.index
+    targets = task.read(train, key=data.train.key)
     source = training_source(train, task, targets, balance=config.data.balance)
     may_flip_R = flippable(task, targets, config.augment)
     flip = task.target_flip(list(config.augment.flip_pairs.items()))
-    task.read(validation, key=f"data.validation={config.data.validation}")
     check_batch(config, train)
     if processes.is_first:
         log_resampling(description.reference, description.grid)
         log_initial_weights(config)
-    return PreparedRun(
+    prepared = PreparedRun(
         config=config,
-        train=train,
-        validation=validation,
+        data=data,
         source=source,
         may_flip_R=may_flip_R,
         flip=flip,
@@ -180,6 +188,37 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
         continues=continues,
         inputs=tuple(inputs),
     )
+    check_metric(config, prepared.finetuned, data.selection)
+    return prepared
+
+
+def _check_settings(config: FinetuneConfig, processes: Processes) -> BatchPlan:
+    """Check that the engine supports the settings, and plan the batch."""
+    is_packed = config.token_reduction.is_packed
+    check_engine(config.engine, processes, merges=config.merge.per_block > 0, packs=is_packed)
+    check_adapters(
+        config.adapt,
+        zero_stage=config.engine.zero_stage,
+        compiled=config.engine.compile,
+        is_packed=is_packed,
+    )
+    return plan_batch(
+        config.batch.global_clips,
+        config.batch.clips_per_device,
+        processes.world,
+        config.mix.group_size(config.data.views_per_video),
+        unit="2 x data.views_per_video (mix takes two videos)"
+        if config.mix.is_on
+        else "data.views_per_video",
+    )
+
+
+def _data_inputs(config: FinetuneConfig, data: DataSets) -> list[Input]:
+    """The data sets that determine the training; one that is only scored may change."""
+    inputs = data_inputs("data.train", config.data.train, data.whole.index)
+    if config.data.validation is not None and config.selection_data == "validation":
+        inputs += data_inputs("data.validation", config.data.validation, data.selection.index)
+    return inputs
 
 
 def training(prepared: PreparedRun) -> Trainer:
@@ -199,16 +238,48 @@ def training(prepared: PreparedRun) -> Trainer:
         may_flip_R=prepared.may_flip_R,
     )
     assert config.optim.layer_decay is not None, "prepare sets it"
-    scale = layer_scale(config.optim.layer_decay, prepared.description.shape.depth)
+    depth, optim, model = prepared.description.shape.depth, config.optim, prepared.model
     return Trainer(
-        module=prepared.model,
-        groups=parameter_groups(prepared.model, config.optim.weight_decay, scale),
+        module=model,
+        groups=parameter_groups(
+            model,
+            optim.weight_decay,
+            layer_scale(config.optim.layer_decay, depth, head=optim.head_lr_scale),
+            starts_at(model.encoder, config.adapt.unfreeze_at),
+        ),
         clips=clips,
         plan=prepared.plan,
         config=config,
-        steps=total_steps(config, len(prepared.train)),
+        steps=prepared.steps,
         processes=prepared.processes,
     )
+
+
+def train_and_save(prepared: PreparedRun, run: Trainer) -> None:
+    """Collective. Train with validations, and save the last model; with a moving average also the raw one."""
+    config, processes = prepared.config, prepared.processes
+    average = None
+    if config.ema.decay:
+        run.module = average = WeightAverage(prepared.model, decay=config.ema.decay, steps=prepared.steps)
+    if config.validate.is_on:
+        run.validator = TaskValidator(
+            finetuned=prepared.finetuned,
+            average=average,
+            data=prepared.data.selection,
+            config=run.config,  # with the number of loader workers
+            processes=processes,
+            steps=prepared.steps,
+            steps_per_epoch=prepared.steps_per_epoch,
+            write=partial(_save, prepared.finetuned, config),
+        )
+    done = run.run().step
+    if processes.is_first:
+        run_dir = Path(config.run_dir)
+        if average is not None:
+            _save(prepared.finetuned, config, run_dir / RAW_FOLDER, done)
+        with average.applied() if average else nullcontext():
+            _save(prepared.finetuned, config, run_dir / MODEL_FOLDER, done)
+    processes.barrier()
 
 
 def log_initial_weights(config: FinetuneConfig) -> None:
@@ -247,14 +318,15 @@ def calibrate_head(prepared: PreparedRun, run: Trainer) -> None:
         buffer.copy_(measured[name])
 
 
-def _save(finetuned: FinetunedModel, config: FinetuneConfig) -> None:
+def _save(finetuned: FinetunedModel, config: FinetuneConfig, folder: Path, steps: int) -> None:
     trained_by = {
         "task": "finetune",
+        "steps": steps,
         "config": asdict(config),
         "encoder_trained_by": finetuned.description.trained_by,
     }
     save_model(
-        Path(config.run_dir) / MODEL_FOLDER,
+        folder,
         replace(finetuned, description=replace(finetuned.description, trained_by=trained_by)),
         head=config.head,
         save_peft=config.adapt.save_adapter,

@@ -20,6 +20,10 @@ class AdaptConfig:
         method: "full" trains all weights, "frozen" none, "last_blocks" the last `blocks` blocks and the final
             norm, "lora" (arXiv 2106.09685), "dora" (arXiv 2402.09353) and "ia3" (arXiv 2205.05638) adapters.
         blocks: number of trained blocks of "last_blocks".
+        freeze_blocks: with "full": keep the embedding and this many first blocks frozen.
+        unfreeze_at: with "full" and "last_blocks": gradual unfreezing. Ascending fractions of the run; the
+            trained blocks are divided into as many groups, and each group trains from its fraction on, the
+            top one first.
         rank: rank of the adapters of "lora" and "dora"; null: 16.
         alpha: the change of a layer is multiplied by alpha / rank; null: the rank.
         rslora: multiply by alpha / sqrt(rank) instead (arXiv 2312.03732).
@@ -31,6 +35,8 @@ class AdaptConfig:
 
     method: Literal["full", "frozen", "last_blocks", "lora", "dora", "ia3"] = "full"
     blocks: int | None = None
+    freeze_blocks: int = 0
+    unfreeze_at: list[float] = field(default_factory=list)
     rank: int | None = None
     alpha: float | None = None
     rslora: bool = False
@@ -44,6 +50,12 @@ class AdaptConfig:
             require(has_blocks, "adapt.blocks", "be at least 1", self.blocks)
         else:
             self._refuse("blocks", self.blocks is None, ("last_blocks",))
+        self._refuse("freeze_blocks", self.freeze_blocks == 0, ("full",))
+        self._refuse("unfreeze_at", not self.unfreeze_at, ("full", "last_blocks"))
+        require(self.freeze_blocks >= 0, "adapt.freeze_blocks", "be 0 or more", self.freeze_blocks)
+        is_ascending = self.unfreeze_at == sorted(self.unfreeze_at)
+        are_fractions = is_ascending and all(0 <= fraction < 1 for fraction in self.unfreeze_at)
+        require(are_fractions, "adapt.unfreeze_at", "be ascending numbers in [0, 1)", self.unfreeze_at)
         self._refuse("rank", self.rank is None, _LOW_RANK)
         self._refuse("alpha", self.alpha is None, _LOW_RANK)
         self._refuse("rslora", not self.rslora, _LOW_RANK)

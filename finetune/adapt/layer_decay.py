@@ -20,6 +20,14 @@ def layer_of(name: str, depth: int) -> int:
     return depth + 1 if name.startswith(_TOP) else 0
 
 
-def layer_scale(decay: float, depth: int) -> Callable[[str], float]:
-    """Return the function that maps a parameter's name to its learning rate factor."""
-    return lambda name: decay ** (depth + 1 - layer_of(name, depth))
+def layer_scale(decay: float, depth: int, *, head: float = 1.0) -> Callable[[str], float]:
+    """Return the function that maps a parameter's name to its learning rate factor.
+
+    Args:
+        head: factor of the head.
+    """
+
+    def scale(name: str) -> float:
+        return decay ** (depth + 1 - layer_of(name, depth)) * (head if name.startswith("head.") else 1.0)
+
+    return scale

@@ -1,0 +1,137 @@
+"""The best model of a run, `RUN/best`, and earlier best models that an older checkpoint may still need.
+
+    RUN/best/                       model files, and validation.json with the line of its validation
+    RUN/best-previous/step-N/       the best model of a kept checkpoint before a better one was found
+
+A run may continue from a checkpoint before the best step, after a crash, a damaged checkpoint or a rollback.
+Its best model is then the one of that checkpoint.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.files import atomic_write_text
+from kinemae.finetune.selection import Selection
+from kinemae.pretrain.runtime import checkpoint_files
+from kinemae.pretrain.runtime.file_retries import run_on_first
+from kinemae.pretrain.runtime.processes import Processes
+
+BEST_FOLDER = "best"
+LINE_FILE = "validation.json"
+
+
+class BestModel:
+    """The best model of a run folder. Every process must make the same calls."""
+
+    def __init__(self, run_dir: Path, selection: Selection, processes: Processes):
+        self.folder = run_dir / BEST_FOLDER
+        self._previous = run_dir / f"{BEST_FOLDER}-previous"
+        self._partial = run_dir / f"{BEST_FOLDER}.partial"
+        self._checkpoints = run_dir / "checkpoints"
+        self._selection = selection
+        self._processes = processes
+
+    def restore(self, history: Sequence[dict[str, Any]]) -> None:
+        """Collective. Bring the folder to a history: its best model, and none of a later step.
+
+        Raises:
+            CheckpointError: the best model of the history is missing.
+        """
+        line = self._selection.best(history)
+        self._on_first("preparing the best model", partial(self._restore, line))
+
+    def save(self, line: dict[str, Any], write: Callable[[Path], None]) -> None:
+        """Collective. Replace the best model; the old or the new one is complete at any moment.
+
+        Args:
+            line: of the validation.
+            write: writes the model to a folder; called on the first process.
+
+        Raises:
+            CheckpointError: it could not be written, for example on a full disk; the old one is intact.
+        """
+        self._on_first("writing the best model", partial(self._save, line, write))
+
+    def _on_first(self, what: str, call: Callable[[], str | None]) -> None:
+        try:
+            error = run_on_first(self._processes, what, call)
+        except OSError as failure:
+            raise CheckpointError(
+                f"{self.folder}: {failure}; fix: remove the cause and repeat the command"
+            ) from failure
+        if error:
+            raise CheckpointError(error)
+
+    def _restore(self, line: dict[str, Any] | None) -> str | None:
+        """Return an error message, None for none."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+        best = -1 if line is None else line["step"]
+        if step_of_best(self.folder) != best:
+            previous = self._kept(best)
+            if line is not None and step_of_best(previous) != best:
+                return (
+                    f"{self.folder}: expected the best model, of step {best}, got none; fix: restore the "
+                    "folder, or start again in another run_dir"
+                )
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            if line is not None:
+                previous.rename(self.folder)
+        for step, path in self._list_previous():
+            if step >= best:
+                shutil.rmtree(path)
+        return None
+
+    def _save(self, line: dict[str, Any], write: Callable[[Path], None]) -> None:
+        shutil.rmtree(self._partial, ignore_errors=True)
+        write(self._partial)
+        atomic_write_text(self._partial / LINE_FILE, json.dumps(line, indent=1) + "\n")
+        old = step_of_best(self.folder)
+        if old >= 0:
+            self._previous.mkdir(exist_ok=True)
+            self.folder.rename(self._kept(old))
+        elif self.folder.exists():
+            shutil.rmtree(self.folder)
+        self._partial.rename(self.folder)
+        self._remove_unneeded()
+
+    def _remove_unneeded(self) -> None:
+        """Remove models that no checkpoint needs, also none that is being written now."""
+        needed = []
+        for path in checkpoint_files.list_checkpoints(self._checkpoints).values():
+            try:
+                state = checkpoint_files.read_metadata(path).state
+            except (OSError, ValueError, CheckpointError):
+                return  # unreadable at present: all are kept
+            line = self._selection.best(state.get("validations", []))
+            needed.append(-1 if line is None else line["step"])
+        for step, path in self._list_previous():
+            if needed and step not in needed and step < needed[-1]:
+                shutil.rmtree(path)
+
+    def _kept(self, step: int) -> Path:
+        return self._previous / f"step-{step:08d}"
+
+    def _list_previous(self) -> list[tuple[int, Path]]:
+        paths = sorted(self._previous.glob("step-*"))
+        return [(int(path.name.removeprefix("step-")), path) for path in paths]
+
+
+def read_line(folder: Path) -> dict[str, Any] | None:
+    """Return the line of the validation of a best model; None if the folder holds none."""
+    try:
+        line: dict[str, Any] = json.loads((folder / LINE_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return line
+
+
+def step_of_best(folder: Path) -> int:
+    """Return the last step before a best model; -1 if the folder holds none."""
+    line = read_line(folder)
+    return -1 if line is None else int(line["step"])

@@ -1,0 +1,133 @@
+"""The data sets of a fine-tuning run: for training, for selecting the best model, and for the result."""
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from kinemae.data_tools.holdout import hold_out
+from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.randomness import generator
+from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.finetune.config import FinetuneConfig
+from kinemae.finetune.labelled_data import open_labelled
+from kinemae.finetune.tasks.base import Targets, Task
+
+_QUANTILES = (0.25, 0.5, 0.75)
+
+
+class DataSet(NamedTuple):
+    """A data set.
+
+    Attributes:
+        key: config key and folder, for messages.
+        place: its folder, for results.
+    """
+
+    index: ShardIndex
+    key: str
+    place: str
+
+
+class DataSets(NamedTuple):
+    """The data sets of a run.
+
+    Attributes:
+        whole: data.train with its held-out part.
+        train: the samples to train with.
+        selection: the data of the validations during training.
+        scored: the data of the result; the same object as `selection` if it is the same data.
+    """
+
+    whole: DataSet
+    train: DataSet
+    selection: DataSet
+    scored: DataSet
+
+
+def open_data_sets(config: FinetuneConfig, task: Task, clip: ClipConfig) -> DataSets:
+    """Open and check the data sets of a run, and fit the task to the training part.
+
+    Raises:
+        DataError: a folder is no data set, or the task cannot use it.
+        ValueError: the task does not support these clips.
+    """
+    whole = _open(config, "train", task, clip)
+    task.fit(whole.index, key=whole.key)
+    train, held_out = whole, None
+    if config.held_out_fraction:
+        train, held_out = _split(config, task, whole)
+        task.fit(train.index, key=train.key)
+    named = {"held_out": held_out}
+    for name in ("validation", "test"):
+        named[name] = None if getattr(config.data, name) is None else _open(config, name, task, clip)
+    selection = held_out or named["validation"]
+    scored = named[config.scored_data]
+    assert selection is not None and scored is not None, (
+        "the config names a set, or some of train is held out"
+    )
+    for data in named.values():
+        if data is not None:
+            task.read(data.index, key=data.key)
+    return DataSets(whole, train, selection, scored)
+
+
+def open_scored(config: FinetuneConfig, task: Task, clip: ClipConfig) -> DataSet:
+    """Open the data of `evaluate.data`, for a trained task.
+
+    Raises:
+        DataError: see `open_data_sets`.
+    """
+    name = config.scored_data
+    if name == "held_out":
+        data = _split(config, task, _open(config, "train", task, clip))[1]
+    else:
+        data = _open(config, name, task, clip)
+    task.read(data.index, key=data.key)
+    return data
+
+
+def validation_samples(config: FinetuneConfig, index: ShardIndex) -> list[int]:
+    """Return ascending positions of at most `validate.videos` samples, a function of the seed."""
+    most = config.validate.videos or len(index)
+    drawn = torch.randperm(len(index), generator=generator(config.seed, purpose="validation samples"))
+    return sorted(drawn[:most].tolist())
+
+
+def _open(config: FinetuneConfig, name: str, task: Task, clip: ClipConfig) -> DataSet:
+    index = open_labelled(config.data, name, task=task, clip=clip)
+    place = getattr(config.data, name)
+    return DataSet(index, f"data.{name}={place}", place)
+
+
+def _split(config: FinetuneConfig, task: Task, whole: DataSet) -> tuple[DataSet, DataSet]:
+    """Divide the training data into a part to train with and a held-out part, in whole groups."""
+    targets = task.read(whole.index, key=whole.key)
+    train, held_out = hold_out(
+        whole.index,
+        fraction=config.held_out_fraction,
+        seed=config.seed,
+        key=whole.key,
+        labels=_strata(task, targets, len(whole.index)),
+    )
+    part = f"validate.fraction={config.held_out_fraction:g} of {whole.key}"
+    parts = (whole.index.view(train), whole.key), (whole.index.view(held_out), part)
+    return DataSet(*parts[0], whole.place), DataSet(*parts[1], f"{whole.place} (held out)")
+
+
+def _strata(task: Task, targets: Targets, count: int) -> list[Hashable]:
+    """Return what to balance: the class of each sample, or the quartile of the first real number."""
+    class_R = task.sample_classes(targets)
+    if class_R is not None:
+        return list(class_R.tolist())
+    rows = [targets.of_sample(position) for position in range(count)]
+    for name in rows[0] if rows else ():
+        values = [row[name] for row in rows]
+        if all(isinstance(value, int | float | None) for value in values):
+            value_R = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+            known_R = value_R[np.isfinite(value_R)]
+            if len(known_R):
+                quartile_R = np.searchsorted(np.quantile(known_R, _QUANTILES), value_R)
+                return [None if np.isnan(v) else int(q) for v, q in zip(value_R, quartile_R, strict=True)]
+    return [0] * count

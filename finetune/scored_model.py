@@ -1,0 +1,56 @@
+"""The scored model of a run, and what its result says about the selection."""
+
+from pathlib import Path
+from typing import Any
+
+from kinemae.data_tools.command import CheckpointError, log
+from kinemae.data_tools.files import read_jsonl
+from kinemae.finetune.best_model import BEST_FOLDER, read_line
+from kinemae.finetune.config import FinetuneConfig
+from kinemae.finetune.model_file import FinetunedModel, load_model
+from kinemae.pretrain.folder_kinds import MODEL_FOLDER
+from kinemae.pretrain.runtime.validation import FILE
+
+
+def load_scored_model(config: FinetuneConfig, run_dir: Path) -> tuple[FinetunedModel, dict[str, Any]]:
+    """Load the best or the last model of a run, as `evaluate.checkpoint` says.
+
+    Returns:
+        The model, and the entries "checkpoint" and "selection" of its result.
+
+    Raises:
+        CheckpointError: the model is missing or damaged.
+    """
+    line = read_line(run_dir / BEST_FOLDER)
+    if config.evaluate.checkpoint == "best" and line is None:
+        raise CheckpointError(
+            f"{run_dir / BEST_FOLDER}: expected the best model of the run, got none; fix: set "
+            "evaluate.checkpoint=last"
+        )
+    is_best = config.scores_best and line is not None
+    folder = run_dir / (BEST_FOLDER if is_best else MODEL_FOLDER)
+    finetuned = load_model(folder, token_reduction=config.token_reduction)
+    steps = finetuned.description.trained_by.get("steps")
+    checkpoint = {"name": "best" if is_best else "last", "steps": steps}
+    return finetuned, {"checkpoint": checkpoint, "selection": _selection(config, run_dir, is_best=is_best)}
+
+
+def _selection(config: FinetuneConfig, run_dir: Path, *, is_best: bool) -> dict[str, Any] | None:
+    """Describe how validations chose the scored model; None if they did not."""
+    history = list(read_jsonl(run_dir / FILE))
+    stopped = any(line.get("stopped") for line in history)
+    if not is_best and not stopped:
+        return None
+    is_optimistic = config.selection_data == config.scored_data
+    if is_optimistic:
+        log.warning(
+            "the scored data selected the model or the end of the run, so the score is optimistic; for an "
+            "unbiased one set data.test, or validate.fraction to select on a part of data.train"
+        )
+    return {
+        "data": config.selection_data,
+        "validations": len(history),
+        "validation": read_line(run_dir / BEST_FOLDER) if is_best else None,
+        "stopped_early": stopped,
+        "is_optimistic": is_optimistic,
+    }
