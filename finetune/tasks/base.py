@@ -13,6 +13,8 @@ from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.finetune.target_flips import TargetFlip
 
+FOLDER = "kinemae.finetune.tasks"
+
 
 class Targets(Protocol):
     """Checked label columns of one data set. Loader workers receive a pickled copy."""
@@ -202,4 +204,4 @@ def build_task(component: Component) -> Task:
     Raises:
         ValueError: unknown task, or arguments that it rejects.
     """
-    return build_component("kinemae.finetune.tasks", component, Task)
+    return build_component(FOLDER, component, Task)

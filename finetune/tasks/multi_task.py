@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.components import Component
+from kinemae.data_tools.components import Component, accepts_argument
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
 from kinemae.finetune.label_columns import column_kind
 from kinemae.finetune.target_flips import TargetFlip
-from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task, build_task
+from kinemae.finetune.tasks.base import FOLDER, SamplePrediction, Targets, Task, build_task
 
 
 class MultiTask(Task):
@@ -245,10 +245,11 @@ def _component(name: str, settings: Any) -> Component:
         and isinstance(settings.get("args") or {}, Mapping)
     )
     require(is_valid, f"task.args.tasks.{name}", "have the form {name: TASK, args: {...}}", settings)
-    args = dict(settings.get("args") or {})
-    if not {"label", "labels"} & set(args):
-        args["labels" if settings["name"] == "regression" else "label"] = name
-    return Component(name=settings["name"], args=args)
+    component = Component(name=settings["name"], args=dict(settings.get("args") or {}))
+    if {"label", "labels"} & set(component.args):
+        return component
+    accepted = [each for each in ("label", "labels") if accepts_argument(FOLDER, component, Task, each)]
+    return replace(component, args={**component.args, **dict.fromkeys(accepted[:1], name)})
 
 
 def _task_of_column(train: ShardIndex, column: str, *, key: str) -> Component:
