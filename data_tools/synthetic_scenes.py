@@ -127,8 +127,28 @@ def make_scene(kind: str, settings: SceneConfig, generator: torch.Generator) -> 
 
 def _layer(motion: Motion, settings: SceneConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A moving layer: colours_CTHW in grey levels and a field_THW of standard normal values."""
-    fields_OXGG = _noise_tiles(settings.octaves, generator)
+    fields_OXGG = noise_tiles(settings.octaves, generator)
     octave_OT, places_OTHW2 = _places(motion, settings, generator)
+    return shade(fields_OXGG, octave_OT, places_OTHW2, settings, generator)
+
+
+def shade(
+    fields_OXGG: Tensor,
+    octave_OT: Tensor,
+    places_OTHW2: Tensor,
+    settings: SceneConfig,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Sample noise and draw its colours.
+
+    Args:
+        fields_OXGG: tiles of noise.
+        octave_OT: octave of each tile, from 0 (finest) to `octaves`.
+        places_OTHW2: position in texels of each pixel.
+
+    Returns:
+        colours_CTHW in grey levels, and a field_THW of standard normal values.
+    """
     read_OXTHW = torch.stack([_read(*pair) for pair in zip(fields_OXGG, places_OTHW2, strict=True)])
     coarseness_X = torch.tensor(
         [settings.coarseness] * COLOURS + [settings.coarseness + 1.0]
@@ -146,7 +166,7 @@ def _layer(motion: Motion, settings: SceneConfig, generator: torch.Generator) ->
     return colours_CTHW, fields_XTHW[COLOURS]
 
 
-def _noise_tiles(octaves: int, generator: torch.Generator) -> Tensor:
+def noise_tiles(octaves: int, generator: torch.Generator) -> Tensor:
     """Seamless isotropic noise of one wavelength and unit variance, per octave and field."""
     # Double precision, so that rounding of the transform does not change grey levels.
     frequency_G = torch.fft.fftfreq(TILE, dtype=torch.float64)
@@ -170,18 +190,23 @@ def _places(motion: Motion, settings: SceneConfig, generator: torch.Generator) -
     angle_T = 2 * math.pi * _uniform(generator) + math.radians(motion.turn * turn) * time_T
     phase_T = settings.octaves * _uniform(generator) + motion.zoom * zoom * time_T
     start_O2 = TILE * torch.rand(settings.octaves, 2, generator=generator)
-    direction_2 = torch.tensor([motion.x, motion.y]) @ _rotation(torch.tensor(jitter))
+    direction_2 = torch.tensor([motion.x, motion.y]) @ rotation(torch.tensor(jitter))
 
     octave_OT = (torch.arange(settings.octaves)[:, None] + phase_T) % settings.octaves
     texels_per_px_OT = WAVE / (settings.finest_px * 2**octave_OT)
-    side = torch.arange(settings.size, dtype=torch.float32)
-    pixel_HW2 = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1)
+    pixel_HW2 = pixels(settings.size)
     moved_T2 = centre_2 + move * direction_2 * time_T[:, None]
-    turned_THW2 = (pixel_HW2 - moved_T2[:, None, None]) @ _rotation(angle_T)[:, None]
+    turned_THW2 = (pixel_HW2 - moved_T2[:, None, None]) @ rotation(angle_T)[:, None]
     return octave_OT, turned_THW2 * texels_per_px_OT[..., None, None, None] + start_O2[:, None, None, None]
 
 
-def _rotation(angle: Tensor) -> Tensor:
+def pixels(size: int) -> Tensor:
+    """Coordinates (x, y) of the pixels of a square frame, (H, W, 2)."""
+    side = torch.arange(size, dtype=torch.float32)
+    return torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1)
+
+
+def rotation(angle: Tensor) -> Tensor:
     """Inverse rotations (..., 2, 2) of row vectors (x, y); the sampled scene turns clockwise."""
     rows = (angle.cos(), -angle.sin(), angle.sin(), angle.cos())
     return torch.stack(rows, dim=-1).unflatten(-1, (2, 2))
