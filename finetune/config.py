@@ -30,6 +30,7 @@ class FinetuneData(StreamConfig):
             window and with its label in the column "segment"; null: the samples are videos.
         balance: class-balanced sampling: a class of n videos is shown in proportion to n ** (1 - balance). 0
             shows the videos equally often, 1 the classes.
+        leaks: "error" rejects data sets that share a group or a file, "warn" logs them.
     """
 
     train: str = MISSING
@@ -37,10 +38,12 @@ class FinetuneData(StreamConfig):
     test: str | None = None
     segments: str | None = None
     balance: float = 0.0
+    leaks: Literal["error", "warn"] = "error"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.balance <= 1, "data.balance", "lie between 0 and 1", self.balance)
+        require(self.leaks in ("error", "warn"), "data.leaks", "be error or warn", self.leaks)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.finetune.config import FinetuneConfig
+from kinemae.finetune.data_checks import check_leaks
 from kinemae.finetune.labelled_data import open_labelled
 from kinemae.finetune.tasks.base import Targets, Task
 
@@ -50,7 +51,7 @@ def open_data_sets(config: FinetuneConfig, task: Task, clip: ClipConfig) -> Data
     """Open and check the data sets of a run, and fit the task to the training part.
 
     Raises:
-        DataError: a folder is no data set, or the task cannot use it.
+        DataError: a folder is no data set, the task cannot use it, or two sets share groups.
         ValueError: the task does not support these clips.
     """
     whole = _open(config, "train", task, clip)
@@ -62,6 +63,8 @@ def open_data_sets(config: FinetuneConfig, task: Task, clip: ClipConfig) -> Data
     named = {"held_out": held_out}
     for name in ("validation", "test"):
         named[name] = None if getattr(config.data, name) is None else _open(config, name, task, clip)
+    sets = {data.key: data.index for data in (whole, named["validation"], named["test"]) if data is not None}
+    check_leaks(sets, policy=config.data.leaks)
     selection = held_out or named["validation"]
     scored = named[config.scored_data]
     assert selection is not None and scored is not None, (

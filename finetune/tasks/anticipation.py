@@ -121,6 +121,10 @@ class Anticipation(Task):
     def target_flip(self, pairs: Sequence[Sequence[str]]) -> TargetFlip:
         return self.classification.target_flip(pairs)
 
+    def sample_classes(self, targets: Targets) -> np.ndarray | None:
+        assert isinstance(targets, EventTargets)
+        return self.classification.sample_classes(targets.of_events)
+
     def train_metrics(self, output: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return self.classification.train_metrics(output, targets)
 

@@ -8,12 +8,14 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import Sample, Shard, open_index, write_index
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.data_checks import check_batch
+from kinemae.finetune.data_checks import check_batch, check_leaks
 from kinemae.finetune.tasks.classification import Classification
 
 
-def write_data(folder, labels, classes=("left", "right")):
+def write_data(folder, labels, classes=("left", "right"), *, groups=(), contents=()):
     """Write an index over an empty tar; no test here reads a video."""
+    groups = groups or [""] * len(labels)
+    contents = contents or [""] * len(labels)
     folder.mkdir(exist_ok=True)
     (folder / "shard-000000.tar").touch()
     samples = [
@@ -30,6 +32,8 @@ def write_data(folder, labels, classes=("left", "right")):
             codec="h264",
             label=label,
             name=f"{number}.mp4",
+            group=groups[number],
+            content=contents[number],
         )
         for number, label in enumerate(labels)
     ]
@@ -135,3 +139,41 @@ def test_a_class_without_training_videos_is_logged(tmp_path, caplog):
 
     assert "data.train: 1 classes have no training video, first right" in caplog.text
     assert "data.train: all videos have the label left" in caplog.text
+
+
+def shared(tmp_path, column):
+    """Write three data sets; a value of the first one's sample 1 is also in the last one's sample 2."""
+    values = {"train": ["a", "b", "", "b"], "validation": ["c", "", "", ""], "test": ["d", "", "b", "e"]}
+    return {
+        f"data.{name}=x": write_data(tmp_path / name, [0, 1, 0, 1], **{column: values[name]})
+        for name in values
+    }
+
+
+@pytest.mark.parametrize(
+    ("column", "what"), [("groups", "group 'b' of 1.mp4 and 2.mp4"), ("contents", "file of 1.mp4 and 2.mp4")]
+)
+def test_data_sets_that_share_a_group_or_a_file_are_rejected(tmp_path, column, what):
+    kind = what.split()[0]
+    message = (
+        f"data.test=x: expected no {kind} of data.train=x, got 1 in both, first {what}; "
+        f"fix: split the data by {kind}, or data.leaks=warn"
+    )
+    with pytest.raises(DataError, match=message):
+        check_leaks(shared(tmp_path, column), policy="error")
+
+
+def test_leaks_can_be_logged_instead(tmp_path, caplog):
+    logging.getLogger("kinemae").propagate = True
+    check_leaks(shared(tmp_path, "groups"), policy="warn")
+    assert "data.test=x: expected no group of data.train=x, got 1 in both" in caplog.text
+
+
+def test_data_sets_without_groups_and_of_equal_keys_have_no_leaks(tmp_path):
+    sets = {name: write_data(tmp_path / name, [0, 1]) for name in ("train", "validation")}
+    check_leaks(sets, policy="error")
+
+
+def test_the_policy_of_leaks_is_checked(tmp_path):
+    with pytest.raises(ValueError, match=r"data.leaks"):
+        load(tmp_path, "data.leaks=ignore")

@@ -57,6 +57,7 @@ def test_events_without_a_clip_are_counted_and_logged(tmp_path, caplog):
 
     assert "k: 1 of 4 events begin too early for a clip" in caplog.text
     task.fit(view, key="k")
+    assert task.sample_classes(task.read(view, key="k")).tolist() == [1, 1, 0]
     assert task.classes == ("a", "b") and task.outputs == 2
     targets = task.read(view, key="k")
     assert targets.of_clips(torch.arange(3), torch.zeros(3, 4))["label"].tolist() == [1, 1, 0]
