@@ -35,8 +35,8 @@ from kinemae.data_tools.overrides import (
 )
 
 __all__ = [
-    "MISSING", "all_keys", "component_keys", "load_config", "parse_override", "require", "to_yaml",
-    "with_defaults",
+    "MISSING", "all_keys", "component_keys", "is_list_key", "load_config", "parse_override", "require",
+    "to_yaml", "with_defaults",
 ]  # fmt: skip
 
 Config = TypeVar("Config")
@@ -114,6 +114,11 @@ def all_keys(schema: type) -> list[str]:
     return [
         f"{key}.{name}" if key else name for key, node in _dataclasses(schema) for name in _field_types(node)
     ]
+
+
+def is_list_key(schema: type, key: str) -> bool:
+    """Check whether a dotted key of a schema holds a list."""
+    return typing.get_origin(_kind_at(schema, key)) in (list, tuple)
 
 
 def _merge(schema: type, merged: Any, tree: Tree) -> Any:

@@ -71,6 +71,14 @@ PROGRAM = Program(
             options=(_JSON,),
         ),
         Command(
+            name="sweep",
+            help="try several values of keys, with successive halving; the same command continues a sweep",
+            example="kinemae finetune sweep demo 'optim.lr=[3e-4, 1e-3, 3e-3]' run_dir=runs/sweep",
+            run=lazy_with_config("finetune", "kinemae.finetune.sweep.command", "run_sweep"),
+            positionals=(("config", "a YAML file, or a name that `kinemae configs` lists"),),
+            options=(_DRY_RUN, _JSON),
+        ),
+        Command(
             name="evaluate",
             help="score a finished run again, for example with more views",
             example="kinemae finetune evaluate runs/tuned evaluate.temporal_clips=5 engine.precision=bf16",
