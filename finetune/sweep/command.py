@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.command import DataError, Stopped, log
-from kinemae.data_tools.config import load_config, to_yaml
+from kinemae.data_tools.config import load_config, require, to_yaml
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.selection import Selection, is_maximized
@@ -75,11 +75,7 @@ def run_sweep(arguments: argparse.Namespace) -> None:
         )
     found = _write_results(sweep, best)
     sys.stdout.write(f"{json.dumps(found, ensure_ascii=False) if arguments.json else table(found)}\n")
-    log.info(
-        "the best config is %s: kinemae finetune train %s",
-        sweep.folder / "best.yaml",
-        sweep.folder / "best.yaml",
-    )
+    log.info("train with the best values: kinemae finetune train %s", sweep.folder / "best.yaml")
 
 
 def prepare_sweep(path: Path, overrides: list[str]) -> PreparedSweep:
@@ -95,10 +91,12 @@ def prepare_sweep(path: Path, overrides: list[str]) -> PreparedSweep:
     axes, fixed = read_space(FinetuneConfig, given)
     if not axes:
         raise ValueError(
-            "sweep: expected a key with several values, got none; fix: add for example 'optim.lr=[1e-4, 1e-3]'"
+            "sweep: expected a key with several values, got none; "
+            "fix: add for example 'optim.lr=[1e-4, 1e-3]'"
         )
     values = draw_trials(axes, trials=config.trials, seed=config.seed)
     base = load_config(FinetuneConfig, path, fixed)
+    require(not base.auto, "auto", "be false in a sweep: give the settings of `finetune plan`", base.auto)
     folder = Path(base.run_dir)
     trials = [
         Trial(number=number, values=each, folder=folder / "trials" / f"{number:03d}")
@@ -120,8 +118,7 @@ def prepare_sweep(path: Path, overrides: list[str]) -> PreparedSweep:
 def trial_overrides(sweep: PreparedSweep, trial: Trial, rung: int | None = None) -> list[str]:
     """The overrides of a trial: its values, a held-out part of data.train, and the end of the rung."""
     values = [f"{key}={text}" for key, text in trial.values.items()]
-    epochs = load_config(FinetuneConfig, None, [*_required(sweep.base), *_only(values, "epochs")]).epochs
-    every = epochs / sweep.config.all_validations
+    every = float(trial.values.get("epochs", sweep.base.epochs)) / sweep.config.all_validations
     pause = 0 if rung is None or rung == sweep.config.rungs - 1 else sweep.config.validations(rung)
     return [
         *values,
@@ -224,8 +221,8 @@ def _open_folder(sweep: PreparedSweep) -> None:
     if path.exists():
         if json.loads(path.read_text()) != record or base.read_text(encoding="utf-8") != text:
             raise ValueError(
-                f"run_dir {sweep.folder}: expected the same sweep, got one of another config or search space; "
-                "fix: choose another run_dir, or restore the keys of sweep.json and base.yaml"
+                f"run_dir {sweep.folder}: expected the same sweep, got one of another config or search "
+                "space; fix: choose another run_dir, or restore the keys of sweep.json and base.yaml"
             )
         return
     if sweep.folder.exists() and any(sweep.folder.iterdir()):
@@ -253,11 +250,3 @@ def _write_results(sweep: PreparedSweep, best: Trial) -> list[dict[str, Any]]:
 def _rung_names(config: SweepConfig) -> str:
     shares = (config.validations(rung) / config.all_validations for rung in range(config.rungs))
     return ", ".join(f"{share:.0%}" for share in shares)
-
-
-def _required(base: FinetuneConfig) -> list[str]:
-    return [f"run_dir={json.dumps(base.run_dir)}", "data.train=none", f"epochs={base.epochs!r}"]
-
-
-def _only(overrides: list[str], key: str) -> list[str]:
-    return [override for override in overrides if override.startswith(f"{key}=")]

@@ -1,8 +1,8 @@
 """Successive halving (arXiv 1502.07943): all trials run to a rung, the best go on to the next one.
 
-A trial is one `finetune train` run with the schedule of its whole length. It pauses after the validation of a
-rung, with a checkpoint, and continues exactly there. Nothing is decided from a shortened schedule. All
-decisions are functions of the histories in the trials' folders, so that a killed sweep decides the same again.
+A trial is one `finetune train` run with the schedule of its whole length. It pauses after the validation of
+a rung, with a checkpoint, and continues exactly there. Nothing is decided from a shortened schedule. All
+decisions are functions of the histories in the trials' folders: a killed sweep decides the same again.
 """
 
 import json

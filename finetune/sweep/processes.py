@@ -42,7 +42,7 @@ def run_trials(
 
     Raises:
         Stopped: after a signal; the running trials have saved checkpoints.
-        ValueError, DataError, CheckpointError, Stuck: a trial failed for such a reason; the others are stopped.
+        ValueError, DataError, CheckpointError, Stuck: a trial failed for such a reason; all are stopped.
     """
     waiting = list(trials)
     running: dict[int, tuple[Trial, subprocess.Popen[bytes]]] = {}
