@@ -32,6 +32,8 @@ class ValidateConfig:
         metric: the metric by which the best model is selected; null: the task's.
         patience: stop after this many validations in a row without an improvement; 0 for never.
         min_delta: smallest improvement for `patience`.
+        pause_after: stop the process after this many validations, with a checkpoint and exit code 130; a
+            repeated command with another value continues. 0 for never.
         temporal_clips: clips per video, evenly spaced.
         spatial_crops: 1 (the centre) or 3 (both ends and the centre of the longer side).
     """
@@ -43,6 +45,7 @@ class ValidateConfig:
     metric: str | None = None
     patience: int = 0
     min_delta: float = 0.0
+    pause_after: int = 0
     temporal_clips: int = 1
     spatial_crops: int = 1
 
@@ -58,6 +61,9 @@ class ValidateConfig:
         require(self.patience >= 0, "validate.patience", "be 0 (never) or more", self.patience)
         is_used = self.patience == 0 or self.is_on
         require(is_used, "validate.patience", "be 0 with validate.every_epochs=0", self.patience)
+        require(self.pause_after >= 0, "validate.pause_after", "be 0 (never) or more", self.pause_after)
+        can_pause = self.pause_after == 0 or self.is_on
+        require(can_pause, "validate.pause_after", "be 0 with validate.every_epochs=0", self.pause_after)
         require(self.min_delta >= 0, "validate.min_delta", "be 0 or more", self.min_delta)
         require(self.temporal_clips >= 1, "validate.temporal_clips", "be at least 1", self.temporal_clips)
         require(self.spatial_crops in (1, 3), "validate.spatial_crops", "be 1 or 3", self.spatial_crops)

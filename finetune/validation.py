@@ -63,6 +63,10 @@ class TaskValidator:
         """See `Validator`."""
         return self.selection.has_ended(history)
 
+    def must_pause(self, history: Sequence[dict[str, Any]]) -> bool:
+        """See `Validator`."""
+        return 0 < self.config.validate.pause_after <= len(history)
+
     def validate(
         self, done: int, history: Sequence[dict[str, Any]], on_progress: Callable[[], None]
     ) -> dict[str, Any]:

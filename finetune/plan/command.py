@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from kinemae.data_tools.config import load_config
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.plan.plan import NO_VALIDATION, Plan, as_yaml_override, make_plan
+from kinemae.finetune.plan.plan import Plan, as_yaml_override, make_plan
 from kinemae.finetune.plan.rules import FEW
 
 RECIPES = {True: "own_clips_laptop", False: "own_clips_gpu"}
@@ -17,7 +17,7 @@ _WRAP = 76
 
 def run_plan(arguments: argparse.Namespace) -> None:
     """Print the plan as text or JSON, with a command that follows it."""
-    required = ["run_dir=runs/planned", "epochs=1", f"data.validation={NO_VALIDATION}"]
+    required = ["run_dir=runs/planned", "epochs=1"]
     overrides = [as_yaml_override("data.train", arguments.train), *arguments.overrides]
     config = load_config(FinetuneConfig, None, [*required, *overrides])
     plan = make_plan(config, overrides)
@@ -32,8 +32,9 @@ def command_line(plan: Plan, overrides: Sequence[str]) -> str:
     """A command that follows the plan, with the user's own overrides."""
     recipe = RECIPES[plan.facts.labelled < FEW]
     given = [*overrides]
-    if not any(override.startswith("run_dir=") for override in given):
-        given.append("run_dir=runs/planned")
+    for key, default in (("data.validation", "null"), ("run_dir", "runs/planned")):
+        if not any(override.startswith(f"{key}=") for override in given):
+            given.append(f"{key}={default}")  # the recipe has another one
     return shlex.join(["kinemae", "finetune", "train", recipe, *given, *plan.overrides()])
 
 

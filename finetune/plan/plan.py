@@ -19,7 +19,6 @@ from kinemae.finetune.plan.rules import Advice, Settings, apply_rules, directed_
 from kinemae.finetune.tasks.base import Task, build_task
 from kinemae.finetune.tasks.classification import Classification, class_numbers, classes_of
 
-NO_VALIDATION = "none"
 KEYS = (
     *("adapt.method", "adapt.rank", "adapt.dropout", "head", "batch.global_clips", "batch.clips_per_device"),
     *("epochs", "optim.lr", "optim.weight_decay", "optim.warmup_fraction", "optim.layer_decay", "drop_path"),
@@ -30,7 +29,14 @@ KEYS = (
         "mix.cutmix",
         "task.args.class_weights",
     ),
-    *("clip.stride", "clip.sampling", "evaluate.temporal_clips", "evaluate.spatial_crops"),
+    *(
+        "clip.stride",
+        "clip.sampling",
+        "validate.fraction",
+        "validate.patience",
+        "evaluate.temporal_clips",
+        "evaluate.spatial_crops",
+    ),
 )
 """Every key that a rule can set."""
 
@@ -83,7 +89,7 @@ def make_plan(config: FinetuneConfig, overrides: Sequence[str]) -> Plan:
     task = build_task(config.task)
     train = open_labelled(config.data, "train", task=task, clip=clip_config(config, description))
     validation = None
-    if config.data.validation != NO_VALIDATION:
+    if config.data.validation is not None:
         data = config.data
         validation = len(open_index(data.validation, cache=data.cache, outage_s=data.outage_s))
     facts = gather_facts(
@@ -151,7 +157,11 @@ def _fixed(config: FinetuneConfig, overrides: Sequence[str]) -> Settings:
 def _is_given(key: str, given: Sequence[str]) -> bool:
     """Check whether the user has given this key, a key below or above it, or another sampling of frames."""
     if key in ("clip.stride", "clip.sampling"):
-        return any(other in ("clip", "clip.stride", "clip.sampling", "clip.fps") for other in given)
+        return any(
+            other
+            in ("clip", "clip.stride", "clip.sampling", "validate.fraction", "validate.patience", "clip.fps")
+            for other in given
+        )
     return any(key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in given)
 
 
@@ -185,7 +195,7 @@ _NOTES: tuple[_Note, ...] = (
     ),
     (
         lambda f: f.validation is None,
-        lambda f: "no validation set: a part of the training videos must be held out by group",
+        lambda f: "no validation set: a fifth of the training videos is held out, in whole groups",
     ),
     (
         lambda f: f.classes is not None and f.classes.median < 20,

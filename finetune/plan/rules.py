@@ -366,6 +366,13 @@ RULES: tuple[Rule, ...] = (
         source=f"{VIDEOMAE}: 5 x 3 views on Kinetics-400",
     ),
     Rule(
+        topic="selection",
+        when=lambda facts, given: facts.validation is None,
+        sets=as_fixed({"validate.fraction": 0.2, "validate.patience": 5}),
+        why=said("hold out a fifth of the training videos; stop after 5 validations without an improvement"),
+        source="our choice",
+    ),
+    Rule(
         topic="balance",
         when=lambda facts, given: facts.classes is not None and facts.classes.imbalance >= 10,
         sets=as_fixed({"task.args.class_weights": "effective"}),

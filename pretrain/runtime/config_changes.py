@@ -32,6 +32,7 @@ ALLOWED_CHANGES = {
     "optim.final_lr": "another learning rate from here on",
     "optim.clip_norm": "gradients are clipped differently from here on",
     "validate.patience": "when the run stops",
+    "validate.pause_after": "when the process stops",
     "validate.min_delta": "when the run stops",
     "data.test": "how the result is scored",
     "loss_guard": "other updates are left out from here on",

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from kinemae.data_tools.command import DataError, Diverged, Stopped, log
+from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED
 from kinemae.data_tools.storage.location import StorageUnavailable
 from kinemae.data_tools.stream.loader import TrainingClips
 from kinemae.data_tools.stream.order import BatchPlan
@@ -134,6 +135,7 @@ class _Run:
         state = self._load()
         with self.signals:
             self._open_validation(state)
+            self._stop_if_due(state, self._pause(state))
             while not self._is_done(state):
                 state, incident = self._run_steps(state)
                 if incident is not None:
@@ -241,8 +243,9 @@ class _Run:
 
     def _validate_loaded(self, reporter: "Reporter") -> None:
         """Validate a loaded state whose validation was interrupted, and save the result."""
+        known = len(reporter.state.validations)
         stop = self._validate(reporter)
-        if not stop:
+        if len(reporter.state.validations) > known:
             self._save(reporter.state)
         self._stop_if_due(reporter.state, stop)
 
@@ -250,7 +253,7 @@ class _Run:
         """Validate and add the result to the state.
 
         Returns:
-            The exit code of a stop that was requested meanwhile; 0 for none.
+            The exit code of a stop that was requested meanwhile, or of a pause; 0 for none.
         """
         assert self.validator is not None
         state, history = reporter.state, reporter.state.validations
@@ -271,7 +274,12 @@ class _Run:
         finally:
             self.engine.release_weights()
         reporter.add_validation(line)
-        return 0
+        return self._pause(reporter.state)
+
+    def _pause(self, state: RunState) -> int:
+        """The exit code of a pause that is due after a validation; 0 for none."""
+        must_pause = self.validator is not None and self.validator.must_pause(state.validations)
+        return EXIT_INTERRUPTED if must_pause and not self._is_done(state) else 0
 
     def _call_back(self, first_step: int, last_step: int, writer: MetricsWriter | None) -> None:
         """Run the callbacks that are due; before the metrics are written, since they may add some."""

@@ -51,6 +51,9 @@ class Validator(Protocol):
     def has_ended(self, history: Sequence[Line]) -> bool:
         """Check whether the run ends after this history."""
 
+    def must_pause(self, history: Sequence[Line]) -> bool:
+        """Check whether the process stops after this history, with a checkpoint to continue from."""
+
 
 class ValidationProgress:
     """Restart the watchdog's timer and let all processes stop together during a validation.

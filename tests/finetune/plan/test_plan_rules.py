@@ -77,6 +77,7 @@ CASES = {
     "square": (make_facts(aspect=1.0), {"evaluate.spatial_crops": 1}),
     "imbalanced": (make_facts(classes=RARE), {"task.args.class_weights": "effective"}),
     "warmup": (make_facts(9_530), {"optim.warmup_fraction": 0.05}),
+    "no validation": (make_facts(validation=None), {"validate.fraction": 0.2, "validate.patience": 5}),
     "no classes": (make_facts(classes=None), {"drop_path": 0.2, "augment.min_scale": 0.08}),
     "pyramid": (make_facts(500, output="pyramid"), {"adapt.method": "lora"}),
 }

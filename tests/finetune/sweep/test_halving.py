@@ -56,7 +56,7 @@ def test_only_validations_up_to_the_rung_decide(tmp_path):
     runs = Runs([[0.2, 0.3], late], sweep)
     assert halve(make_trials(tmp_path, 2), sweep, TOP1, runs).number == 0
 
-    # The late trial has run to its end in another sweep: its later validations do not count at the first rung.
+    # The late trial has run to its end: its later validations do not count at the first rung.
     trials = make_trials(tmp_path, 2)
     Runs([[0.2, 0.3], late], sweep)([trials[1]], 1)
     assert [trial.number for trial in ranking(trials, 0, sweep, TOP1)] == [0, 1]
