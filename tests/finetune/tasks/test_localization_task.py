@@ -105,7 +105,7 @@ def learned(task, targets, time_VT, position):
 def test_minimizing_the_loss_finds_the_segments_over_several_windows(tmp_path):
     torch.manual_seed(0)
     index = write_segments(tmp_path, [[[1, 3, "a"], [6, 9, "b"]]])
-    task, targets = fitted(index)
+    task, targets = fitted(index, min_visible=0.75)  # the second window shows half of b
     windows = torch.stack([WHOLE_T / 2, WHOLE_T / 2 + 2.5, WHOLE_T / 2 + 5])
 
     output = learned(task, targets, windows, 0)
