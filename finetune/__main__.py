@@ -28,6 +28,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     lazy("kinemae.finetune.evaluate", "run_evaluate")(arguments)
 
 
+def _compare(arguments: argparse.Namespace) -> None:
+    if arguments.html:
+        lazy("kinemae.finetune.report.command", "run_comparison")(arguments)
+    lazy("kinemae.finetune.compare", "run_compare")(arguments)
+
+
 def check_finished_run(run_dir: Path) -> None:
     """Reject a folder that `finetune evaluate` cannot score. Does not import torch.
 
@@ -87,11 +93,21 @@ PROGRAM = Program(
             options=(_DRY_RUN, _JSON),
         ),
         Command(
+            name="report",
+            help="write one HTML page about a run: curves, classes, mistakes, calibration, cost",
+            example="kinemae finetune report runs/tuned",
+            run=lazy("kinemae.finetune.report.command", "run_report"),
+            positionals=(("run_dir", "the run's folder"),),
+            optional=("out", "the page to write (default: RUN/report.html)"),
+            options=(_JSON,),
+        ),
+        Command(
             name="compare",
             help="print a table of the scores of several runs",
             example="kinemae finetune compare runs/tuned runs/from_scratch",
-            run=lazy("kinemae.finetune.compare", "run_compare"),
+            run=_compare,
             options=(_JSON,),
+            value_options=(("--html", "OUT.html", "also write a page with curves and paired differences"),),
             variadic=("runs", "run folders; differences are relative to the first"),
         ),
         Command(

@@ -190,6 +190,7 @@ class FinetuneConfig(RunConfig):
         final_norm: keep the encoder's final norm; false as in VideoMAE's fine-tuning, whose head has a norm.
         adapt: which weights of the encoder are trained.
         auto: take the settings of `kinemae finetune plan` for this data; overrides on the command line win.
+        report: write RUN/report.html after scoring.
         epochs: passes over the training videos; each takes `data.views_per_video` clips per video.
         drop_path: drop path rate of the last block; it increases linearly with depth.
     """
@@ -202,6 +203,7 @@ class FinetuneConfig(RunConfig):
     final_norm: bool = True
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     auto: bool = False
+    report: bool = True
     epochs: float = MISSING
     drop_path: float = 0.0
     save_every_steps: int = 500

@@ -126,6 +126,20 @@ def load_model(folder: Path, *, token_reduction: TokenReduction | None = None) -
     return FinetunedModel(model=model.eval(), description=description, task=task_component)
 
 
+def load_task(folder: Path) -> Task:
+    """Load the task of a fine-tuned model with its state, without the weights.
+
+    Raises:
+        CheckpointError: `head.json` is missing, damaged or of another format.
+    """
+    try:
+        return _read_task(_read_description(folder / DESCRIPTION)["task"])[1]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION}: expected a valid task, got an error: {error}"
+        ) from error
+
+
 def _read_task(content: dict[str, Any]) -> tuple[Component, Task]:
     settings = {name: value for name, value in content.items() if name != "state"}
     component = read_record(Component, settings, "task")

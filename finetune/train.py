@@ -28,6 +28,7 @@ from kinemae.finetune.heads.base import Features
 from kinemae.finetune.labelled_clips import LabelledClips
 from kinemae.finetune.model_file import FinetunedModel, save_model
 from kinemae.finetune.plan.plan import follow_plan
+from kinemae.finetune.report.command import write_run_report
 from kinemae.finetune.sampling import flippable, training_source
 from kinemae.finetune.scored_model import load_scored_model
 from kinemae.finetune.target_flips import TargetFlip
@@ -146,6 +147,8 @@ def run_train(arguments: argparse.Namespace) -> None:
         finetuned.model.to(processes.device)
         result = evaluate(finetuned, prepared.data.scored, config, processes) | selected
         write_result(result, run_dir, processes, as_json=arguments.json)
+        if config.report and processes.is_first:
+            write_run_report(run_dir)
 
 
 def prepare(config: FinetuneConfig) -> PreparedRun:

@@ -21,7 +21,7 @@ OWNERS = {
     "omegaconf": {"data_tools/config.py"},
     "webdataset": {"data_tools/sharding/tar_writer.py"},
     "braceexpand": {"data_tools/indexing/shard_list.py"},
-    "pyarrow": {"data_tools/index.py"},
+    "pyarrow": {"data_tools/index.py", "finetune/report/samples.py"},
     "fsspec": {"data_tools/storage/remote.py"},
     "aiohttp": {"data_tools/storage/remote.py"},
     "av": {

@@ -167,7 +167,7 @@ def _ticks(edges: np.ndarray, place: np.ndarray) -> tuple[tuple[float, str], ...
 def _linear(low: float, high: float) -> np.ndarray:
     if high - low <= 1e-6 * max(abs(low), abs(high), 1):  # equal up to rounding
         low, high = low - max(abs(low), 1) * 0.05, high + max(abs(low), 1) * 0.05
-    step = _round_step((high - low) / _BINS)
+    step = round_step((high - low) / _BINS)
     first, last = math.floor(low / step), math.floor(high / step) + 1
     return np.arange(first, last + 1) * step
 
@@ -180,6 +180,7 @@ def _logarithmic(low: float, high: float) -> np.ndarray:
     return steps[first : last + 1]
 
 
-def _round_step(rough: float) -> float:
+def round_step(rough: float) -> float:
+    """The next larger round number, for the distance of ticks: 1, 2, 2.5 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor for factor in _ROUND_STEPS if factor * power >= rough * (1 - 1e-9)) * power

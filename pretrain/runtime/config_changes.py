@@ -39,6 +39,7 @@ ALLOWED_CHANGES = {
     "timeouts": "time limits",
     "evaluate": "how the result is scored",
     "log": "output",
+    "report": "output",
     "pictures": "output",
     "monitor": "output",
 }

@@ -1,0 +1,159 @@
+"""Names of metrics for readers: title, unit, direction and meaning."""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kinemae.data_tools.report.figures import short
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric for readers.
+
+    Attributes:
+        is_fraction: whether pages show it in percent.
+        maximize: whether larger values are better; None if that has no meaning.
+    """
+
+    title: str
+    meaning: str
+    is_fraction: bool = False
+    maximize: bool | None = True
+
+    @property
+    def label(self) -> str:
+        """Title with the unit."""
+        return f"{self.title} (%)" if self.is_fraction else self.title
+
+    def text(self, value: float | None) -> str:
+        """Format a value with its unit."""
+        if value is None:
+            return "not defined"
+        return f"{100 * value:.1f} %" if self.is_fraction else short(value)
+
+    def shown(self, value: float) -> float:
+        """The value in the unit of `label`."""
+        return 100 * value if self.is_fraction else value
+
+
+def _fraction(title: str, meaning: str, *, maximize: bool = True) -> Metric:
+    return Metric(title=title, meaning=meaning, is_fraction=True, maximize=maximize)
+
+
+def _number(title: str, meaning: str, *, maximize: bool | None = True) -> Metric:
+    return Metric(title=title, meaning=meaning, maximize=maximize)
+
+
+_KNOWN = {
+    "top1": _fraction("Accuracy (top-1)", "videos whose most probable class is the true one"),
+    "top5": _fraction("Top-5 accuracy", "videos whose true class is among the five most probable"),
+    "accuracy": _fraction("Accuracy", "clips or slices whose most probable class is the true one"),
+    "mean_class_accuracy": _fraction(
+        "Mean class accuracy", "mean of the accuracies of all classes; each class counts the same"
+    ),
+    "balanced_accuracy": _fraction(
+        "Balanced accuracy", "mean of the accuracies of all classes; each class counts the same"
+    ),
+    "f1": _fraction("F1", "harmonic mean of precision and recall, mean over classes"),
+    "f1_macro": _fraction("F1, macro", "F1 of every class, then their mean"),
+    "f1_micro": _fraction("F1, micro", "F1 of all decisions together"),
+    "map": _fraction("Mean average precision", "area under precision and recall, mean over classes"),
+    "frame_map": _fraction("Frame mAP", "mean average precision of single frames, mean over classes"),
+    "frame_accuracy": _fraction("Frame accuracy", "frames whose most probable class is the true one"),
+    "edit": _number("Edit score", "similarity of the order of segments; 100 is perfect"),
+    "coverage": _fraction("Coverage", "frames that lie inside of a clip"),
+    "ece": _fraction(
+        "Calibration error (ECE)", "mean distance between confidence and accuracy", maximize=False
+    ),
+    "nll": _number(
+        "Negative log likelihood", "surprise at the true class in nats; 0 is perfect", maximize=False
+    ),
+    "brier": _number("Brier score", "squared error of the probabilities; 0 is perfect", maximize=False),
+    "mae": _number("Mean absolute error", "mean distance from the true value", maximize=False),
+    "rmse": _number("Root mean squared error", "as MAE, but large errors weigh more", maximize=False),
+    "r2": _number("R2", "1 is perfect, 0 is as good as the mean of the true values"),
+    "spearman": _number("Spearman correlation", "1 if the predictions have the order of the true values"),
+    "pearson": _number("Pearson correlation", "1 if the predictions are a line of the true values"),
+    "mae_classes": _number(
+        "Mean distance in classes", "classes between the predicted and the true one", maximize=False
+    ),
+    "within_one": _fraction("Within one class", "videos predicted at most one class away"),
+    "quadratic_weighted_kappa": _number(
+        "Quadratic weighted kappa", "agreement beyond chance; 1 is perfect, 0 is chance"
+    ),
+    "median_rank": _number("Median rank", "rank of the first right item", maximize=False),
+    "loss": _number("Loss", "what training minimizes", maximize=False),
+    "standardized_mae": _number(
+        "Standardized error",
+        "mean absolute error in standard deviations of the training data; 0 is perfect",
+        maximize=False,
+    ),
+    "mean_skill": _fraction("Mean skill", "0 is the floor, 1 is perfect, mean over the columns"),
+    "joint_accuracy": _fraction("Joint accuracy", "videos with the true class in all columns"),
+    "lr": _number("Learning rate", "step size of the optimizer", maximize=None),
+    "grad_norm": _number("Gradient norm", "length of the gradient before clipping", maximize=None),
+    "samples": _number("Scored samples", "samples with a label", maximize=None),
+    "videos": _number("Scored videos", "readable videos", maximize=None),
+}
+_NOT_SCORES = (
+    "checkpoint",
+    "selection",
+    "views",
+    "tokens",
+    "data",
+    "run",
+    "cost",
+    "floor",
+    "samples",
+    "videos",
+)
+_HOLDERS = ("columns", "per_value")  # keys of results that hold others
+_AT = re.compile(r"(.*\.)?(map_at|average_recall_at|f1_at)[._]([\d.]+)")
+_RECALL = re.compile(r"r_at_(\d+)")
+
+
+_AT_METRICS = {
+    "map_at": _fraction("mAP at tIoU {}", "mean average precision at this overlap of segments"),
+    "average_recall_at": _fraction("Average recall at {} segments", "found segments, mean over overlaps"),
+    "f1_at": _fraction("Segmental F1 at {} %", "F1 of segments that overlap that much"),
+}
+
+
+def metric(key: str) -> Metric:
+    """Describe a metric by its key, of which the part after the last dot or slash counts."""
+    if match := _AT.fullmatch(key):
+        found = _AT_METRICS[match[2]]
+        return replace(found, title=found.title.format(match[3]))
+    *context, name = (part for part in re.split(r"[./]", key) if part not in _HOLDERS)
+    if match := _RECALL.fullmatch(name):
+        found = _fraction(f"R@{match[1]}", f"queries with a right item among the {match[1]} nearest")
+    elif name in _KNOWN:
+        found = _KNOWN[name]
+    elif name.startswith("mean_") and name[5:] in _KNOWN:
+        mean = _KNOWN[name[5:]]
+        found = replace(mean, title=f"{mean.title}, mean of columns")
+    else:
+        found = Metric(title=name.replace("_", " "), meaning="", maximize=None)
+    if not context:
+        return found
+    return replace(found, title=f"{': '.join(context)}: {found.title}")
+
+
+def is_number(value: Any) -> bool:
+    """Check whether a JSON value is a number, which true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def scalars(result: Any, prefix: str = "") -> dict[str, float]:
+    """All numbers of a nested result by dotted key; counts and values per class are left out."""
+    found: dict[str, float] = {}
+    for key, value in result.items():
+        name = f"{prefix}{key}"
+        if key in _NOT_SCORES:
+            continue
+        if is_number(value):
+            found[name] = float(value)
+        elif isinstance(value, dict) and not key.startswith("per_class"):
+            found |= scalars(value, f"{name}.")
+    return found
