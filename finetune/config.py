@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.augment import AugmentConfig
+from kinemae.data_tools.stream.frame_sampling import SlidingClips
 from kinemae.finetune.adapt.config import AdaptConfig
 from kinemae.finetune.mixing import MixConfig
 from kinemae.finetune.selection import DEFAULT_FRACTION, ValidateConfig
@@ -165,16 +166,38 @@ class EvaluateConfig:
             that the config has.
         temporal_clips: evenly spaced clips.
         spatial_crops: 1 (the centre) or 3 (both ends and the centre of the longer side).
+        sliding: clips at equal steps over the whole video instead of `temporal_clips`, see `SlidingClips`.
+        overlap: of sliding clips: fraction of a clip that the next one shows again.
+        step_s: of sliding clips: seconds from one clip to the next; replaces `overlap`.
     """
 
     checkpoint: Literal["auto", "best", "last"] = "auto"
     data: Literal["test", "validation", "held_out"] | None = None
     temporal_clips: int = 1
     spatial_crops: int = 1
+    sliding: bool = False
+    overlap: float = 0.0
+    step_s: float | None = None
 
     def __post_init__(self) -> None:
         require(self.temporal_clips >= 1, "evaluate.temporal_clips", "be at least 1", self.temporal_clips)
         require(self.spatial_crops in (1, 3), "evaluate.spatial_crops", "be 1 or 3", self.spatial_crops)
+        require(0 <= self.overlap < 1, "evaluate.overlap", "lie in [0, 1)", self.overlap)
+        if self.step_s is not None:
+            require(0 < self.step_s < math.inf, "evaluate.step_s", "be null or above 0", self.step_s)
+            require(self.overlap == 0, "evaluate.overlap", "be omitted with evaluate.step_s", self.overlap)
+        if self.sliding:
+            why = "be 1 with evaluate.sliding, whose clips cover the video"
+            require(self.temporal_clips == 1, "evaluate.temporal_clips", why, self.temporal_clips)
+        else:
+            for key, is_unset in (("overlap", self.overlap == 0), ("step_s", self.step_s is None)):
+                why = "be omitted without evaluate.sliding=true"
+                require(is_unset, f"evaluate.{key}", why, getattr(self, key))
+
+    @property
+    def clips(self) -> int | SlidingClips:
+        """Clips per video, or how they slide."""
+        return SlidingClips(overlap=self.overlap, step_s=self.step_s) if self.sliding else self.temporal_clips
 
 
 @dataclass(frozen=True, kw_only=True)

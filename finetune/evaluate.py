@@ -2,34 +2,25 @@
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from kinemae.data_tools.command import CheckpointError, DataError, log
 from kinemae.data_tools.config import all_keys, component_keys, load_config
 from kinemae.data_tools.config_hints import is_key, unknown_key
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.index import ShardIndex
-from kinemae.data_tools.progress import progress
-from kinemae.data_tools.stream.loader import ClipConfig, EvaluationItem, evaluation_loader
-from kinemae.data_tools.stream.yuv_to_rgb import Pixels, join, on_device
-from kinemae.finetune.adapt.lora import merged
 from kinemae.finetune.build import clip_config
 from kinemae.finetune.compare import RESULT_NAME
-from kinemae.finetune.config import FinetuneConfig
+from kinemae.finetune.config import EvaluateConfig, FinetuneConfig
 from kinemae.finetune.data_sets import DataSet, open_scored
+from kinemae.finetune.inference import predict_samples
 from kinemae.finetune.model_file import DESCRIPTION, FinetunedModel, load_model
 from kinemae.finetune.scored_model import load_scored_model
-from kinemae.finetune.task_model import TaskModel
-from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task
+from kinemae.finetune.tasks.base import SamplePrediction, Task
 from kinemae.pretrain.runtime.processes import (
     Processes,
     destroy_process_group,
@@ -37,7 +28,6 @@ from kinemae.pretrain.runtime.processes import (
     init_process_group,
     share_cores,
 )
-from kinemae.pretrain.runtime.settings import precision_on
 
 # Prefixes of the keys that `evaluate` accepts; the trained model determines all other keys.
 _OVERRIDABLE = (
@@ -61,6 +51,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     processes = find_processes(config.engine.device)
     if arguments.dry_run:
         views = f"{config.evaluate.temporal_clips} x {config.evaluate.spatial_crops} views each"
+        if config.evaluate.sliding:
+            views = f"sliding clips x {config.evaluate.spatial_crops} crops"
         log.info("would score %d videos of %s with %s", len(data.index), data.key, views)
         return
     finetuned.model.to(processes.device)
@@ -83,17 +75,12 @@ def evaluate(
         DataError: no video could be read.
         StorageUnavailable: a storage did not respond for data.outage_s.
     """
-    views = config.evaluate
     workers = share_cores(processes, workers=config.data.num_workers, cpu_threads=config.engine.cpu_threads)
     config = replace(config, data=replace(config.data, num_workers=workers))
     predictions = predict_samples(finetuned, data.index, config, processes)
     return {
         **score_samples(finetuned.model.task, predictions, data.index, key=data.key),
-        "views": {
-            "temporal_clips": views.temporal_clips,
-            "spatial_crops": views.spatial_crops,
-            "total": views.temporal_clips * views.spatial_crops,
-        },
+        "views": describe_views(config.evaluate, predictions),
         "tokens": {"grid": finetuned.model.grid_tokens, "kept": _mean_tokens(predictions)},
         "data": {config.scored_data: data.place, "fingerprint": data.index.fingerprint},
         "run": {
@@ -109,71 +96,17 @@ def evaluate(
     }
 
 
-def deal_groups(positions: Sequence[int], *, size: int, rank: int, world: int) -> list[int]:
-    """Return the positions of a process: every `world`-th group of `size` consecutive ones.
-
-    Forward passes then have the same composition on any number of processes, hence the same results to the
-    last digit.
-    """
-    groups = [positions[begin : begin + size] for begin in range(0, len(positions), size)]
-    return [position for group in groups[rank::world] for position in group]
-
-
-def predict_samples(
-    finetuned: FinetunedModel,
-    index: ShardIndex,
-    config: FinetuneConfig,
-    processes: Processes,
-    *,
-    samples: Sequence[int] | None = None,
-    on_progress: Callable[[], None] | None = None,
-) -> list[SamplePrediction]:
-    """Collective. Predict samples with the views of `config.evaluate`, divided among the processes.
-
-    Args:
-        config: `data.num_workers` is the number of loader workers of this process.
-        samples: positions in the index; None: all.
-        on_progress: called regularly, as often on every process; None: log the progress.
-
-    Returns:
-        The predictions ordered by position, the same on every process.
-
-    Raises:
-        StorageUnavailable: a storage did not respond for data.outage_s.
-    """
-    views, rank, world = config.evaluate, processes.rank, processes.world
-    positions = range(len(index)) if samples is None else samples
-    size = math.ceil(config.batch.clips_per_device / (views.temporal_clips * views.spatial_crops))
-    own_positions = deal_groups(positions, size=size, rank=rank, world=world)
-    items = _views(index, own_positions, config, clip_config(config, finetuned.description))
-    if on_progress is None and processes.is_first:
-        items = progress(items, total=len(own_positions), what="scoring")
-    own: list[SamplePrediction] = []
-    with merged(finetuned.model):
-        predicted = _predict(finetuned.model, batched(items, size), index, config, processes.device)
-        for _ in range(0, len(positions), size * world):  # as often on every process
-            own += islice(predicted, size)
-            if on_progress is not None:
-                on_progress()
-    gathered = {each.position: each for part in processes.all_gather_object(own) for each in part}
-    return [gathered[position] for position in sorted(gathered)]
-
-
-def _views(
-    index: ShardIndex, positions: Sequence[int], config: FinetuneConfig, clip: ClipConfig
-) -> Iterator[EvaluationItem]:
-    """The views of the samples at some positions."""
-    return evaluation_loader(
-        index,
-        clip=clip,
-        temporal_clips=config.evaluate.temporal_clips,
-        spatial_crops=config.evaluate.spatial_crops,
-        rank=0,
-        world=1,
-        workers=config.data.num_workers,
-        samples=positions,
-        timeout_s=config.data.timeout_s,
-    )
+def describe_views(views: EvaluateConfig, predictions: Sequence[SamplePrediction]) -> dict[str, Any]:
+    """Describe the views of a video for a result; of sliding clips the mean numbers."""
+    if not views.sliding:
+        clips: dict[str, Any] = {"temporal_clips": views.temporal_clips}
+        total: float = views.temporal_clips * views.spatial_crops
+    else:
+        counts = [each.views for each in predictions if each.values is not None]
+        total = sum(counts) / max(1, len(counts))
+        sliding = {"overlap": views.overlap, "step_s": views.step_s}
+        clips = {"temporal_clips": total / views.spatial_crops, "sliding": sliding}
+    return {**clips, "spatial_crops": views.spatial_crops, "total": total}
 
 
 def write_result(result: dict[str, Any], run_dir: Path, processes: Processes, *, as_json: bool) -> None:
@@ -190,65 +123,9 @@ def write_result(result: dict[str, Any], run_dir: Path, processes: Processes, *,
         values = (100 * value for value in (result["top1"], low, high, result["top5"]))
         shown = "top-1 {:.1f} % (95 % interval {:.1f} - {:.1f}), top-5 {:.1f} %".format(*values)
     counts = (result["videos"], result["views"]["total"])
-    log.info("%s, %d videos, %d views each: %s", shown, *counts, run_dir / RESULT_NAME)
+    log.info("%s, %d videos, %.4g views each: %s", shown, *counts, run_dir / RESULT_NAME)
     if as_json:
         sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
-
-
-def _predict(
-    model: TaskModel,
-    groups: Iterable[Sequence[EvaluationItem]],
-    index: ShardIndex,
-    config: FinetuneConfig,
-    device: torch.device,
-) -> Iterator[SamplePrediction]:
-    """Yield one prediction per item, in the items' order. A forward pass has views of one group only."""
-    targets = model.task.read(index, key="data")
-    limit = config.batch.clips_per_device
-    is_bf16 = precision_on(config.engine, device) == "bf16"
-    model.eval()
-    for group in groups:
-        views = [item.pixels for item in group if item.skipped is None]
-        # Not torch.inference_mode: the model may be trained further, and its buffers must stay ordinary.
-        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16):
-            outputs = iter(_forward(model, views, limit=limit, device=device))
-        for item in group:
-            sample: dict[str, Any] = {"position": item.position, "key": item.key}
-            if item.skipped is not None:
-                log.warning("%s is not scored: %s", item.key, item.skipped.reason)
-                yield SamplePrediction(**sample, values=None, error=item.skipped.reason)
-            else:
-                output_V, kept_V = next(outputs)
-                values = model.task.combine(model.task.predict(output_V), item.time_VT)
-                sample["loss"] = _loss(model.task, output_V, targets, item, device)
-                yield SamplePrediction(**sample, values=values, tokens=float(kept_V.mean()))
-
-
-def _loss(
-    task: Task, output_V: Tensor, targets: Targets, item: EvaluationItem, device: torch.device
-) -> float:
-    """Mean loss of a sample's views, as in training."""
-    sample_V = torch.full((len(output_V),), item.position)
-    of_views = targets.of_clips(sample_V, item.time_VT)
-    loss_V = task.loss(output_V.to(device), {name: target.to(device) for name, target in of_views.items()})
-    return loss_V.double().mean().item()
-
-
-def _forward(
-    model: TaskModel, views: list[Pixels], *, limit: int, device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
-    """Return output_V and kept_V of each video, on the CPU. A forward pass has at most `limit` views."""
-    if not views:
-        return []
-    joined = join(views)
-    outputs, kept = [], []
-    for begin in range(0, len(joined), limit):
-        output_B, kept_B = model.output(on_device(joined[begin : begin + limit], device))
-        outputs.append(output_B)
-        kept.append(kept_B)
-    lengths = [len(pixels) for pixels in views]
-    columns = (torch.cat(parts).float().cpu().split(lengths) for parts in (outputs, kept))
-    return list(zip(*columns, strict=True))
 
 
 def score_samples(
@@ -280,13 +157,6 @@ def _mean_tokens(predictions: list[SamplePrediction]) -> float:
     """Average the tokens per view over the readable samples."""
     tokens = [each.tokens for each in predictions if each.values is not None]
     return sum(tokens) / max(1, len(tokens))
-
-
-def batched(items: Iterable[EvaluationItem], size: int) -> Iterator[list[EvaluationItem]]:
-    """Group consecutive items; the last group may be smaller."""
-    iterator = iter(items)
-    while group := list(islice(iterator, size)):
-        yield group
 
 
 def _load_run_config(run_dir: Path, overrides: list[str], *, is_imported: bool) -> FinetuneConfig:

@@ -12,8 +12,9 @@ from kinemae.data_tools.command import log
 from kinemae.finetune.best_model import BestModel
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.data_sets import DataSet, validation_samples
-from kinemae.finetune.evaluate import predict_samples, score_samples
+from kinemae.finetune.evaluate import score_samples
 from kinemae.finetune.heads.base import Features
+from kinemae.finetune.inference import predict_samples
 from kinemae.finetune.model_file import FinetunedModel
 from kinemae.finetune.selection import Selection, is_due, is_maximized
 from kinemae.finetune.tasks.base import SamplePrediction

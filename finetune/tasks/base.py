@@ -59,6 +59,7 @@ class SamplePrediction:
         error: why the sample could not be read.
         tokens: number of tokens per view that the encoder processed, averaged over the views.
         loss: the task's loss, averaged over the views.
+        views: number of views.
     """
 
     position: int
@@ -67,6 +68,7 @@ class SamplePrediction:
     error: str = ""
     tokens: float = 0.0
     loss: float = 0.0
+    views: int = 0
 
 
 class Task(nn.Module):
