@@ -23,6 +23,8 @@ from kinemae.data_tools.verify.command import VerifyConfig
 from kinemae.finetune.__main__ import PROGRAM as FINETUNE
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.conversion.options import ImportOptions
+from kinemae.finetune.sweep.halving import SweepConfig
+from kinemae.finetune.sweep.space import read_space
 from kinemae.launch.__main__ import parse
 from kinemae.launch.cluster import read_cluster, split_words
 from kinemae.launch.k8s.cluster import KubernetesCluster
@@ -119,6 +121,16 @@ def accept_program(program: Program, words: list[str]) -> None:
         load_config(
             FinetuneConfig, CONFIGS / "finetune" / "demo.yaml", [*GIVEN["finetune"], *arguments.overrides]
         )
+    elif name == "plan":
+        given = [*GIVEN["finetune"], "epochs=1"]
+        load_config(FinetuneConfig, None, [*given, *arguments.overrides])
+    elif name == "sweep":
+        own = [word.removeprefix("sweep.") for word in arguments.overrides if word.startswith("sweep.")]
+        load_config(SweepConfig, None, own)
+        words = [word for word in arguments.overrides if not word.startswith("sweep.")]
+        axes, arguments.overrides = read_space(FinetuneConfig, words)
+        load("finetune", FinetuneConfig, arguments)
+        assert axes
     elif name in SCHEMAS:
         load_config(SCHEMAS[name], None, arguments.overrides)
 

@@ -1,7 +1,7 @@
 """Plan of a fine-tuning run: facts about its data, advice, and what to expect."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,14 @@ KEYS = (
     ),
 )
 """Every key that a rule can set."""
+
+# A choice of the user that excludes a planned key, besides the key itself.
+_FRAMES = ("clip.stride", "clip.sampling", "clip.fps")
+_EXCLUDING = {
+    "clip.stride": _FRAMES,
+    "clip.sampling": _FRAMES,
+    "augment.flip": ("augment.flip_pairs", "augment.flip_except"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,25 +158,17 @@ def as_yaml_override(key: str, value: Any) -> str:
 def _fixed(config: FinetuneConfig, overrides: Sequence[str]) -> Settings:
     """The values of the planned keys that the user has given."""
     given = [override.partition("=")[0] for override in overrides]
-    tree = yaml.safe_load(yaml.safe_dump(_as_tree(config)))
+    tree = asdict(config)
     return {key: _value_at(tree, key) for key in KEYS if _is_given(key, given)}
 
 
 def _is_given(key: str, given: Sequence[str]) -> bool:
-    """Check whether the user has given this key, a key below or above it, or another sampling of frames."""
-    if key in ("clip.stride", "clip.sampling"):
-        return any(
-            other
-            in ("clip", "clip.stride", "clip.sampling", "validate.fraction", "validate.patience", "clip.fps")
-            for other in given
-        )
-    return any(key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in given)
-
-
-def _as_tree(config: FinetuneConfig) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(config)
+    """Check whether the user has given this key, a key below or above it, or one that excludes it."""
+    others = _EXCLUDING.get(key, (key,))
+    return any(
+        key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") or other in others
+        for other in given
+    )
 
 
 def _value_at(tree: Any, key: str) -> Any:

@@ -80,6 +80,20 @@ def test_auto_follows_the_plan_and_overrides_win(auto, capsys, tmp_path):
     assert config["auto"] is True
 
 
+@pytest.mark.parametrize(
+    ("given", "planned"),
+    [
+        ("augment.flip_pairs={move_left: move_right}", "augment.flip"),
+        ("clip.fps=4", "clip.stride"),
+        ("head.args.norm=layer", "head"),
+        ("task.args={label: label}", "task.args.label_smoothing"),
+    ],
+)
+def test_a_choice_that_excludes_a_planned_key_is_kept(given, planned, synth_shards, encoder, capsys):  # noqa: F811
+    assert finetune("plan", synth_shards / "train", f"encoder={encoder}", given, "--json") == 0
+    assert planned not in json.loads(capsys.readouterr().out)["settings"]
+
+
 def test_a_continued_run_keeps_its_plan(auto, capsys, tmp_path):
     run_dir = tmp_path / "run"
     planned = planned_config(capsys, *auto, f"run_dir={run_dir}")
