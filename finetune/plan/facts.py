@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 
-from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.index import Sample, ShardIndex, open_index
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.report.video_stats import compute_stats
 from kinemae.pretrain.exported_model import EncoderDescription
 
 DECODED_VIDEOS = 32
+MEASURED_SAMPLES = 2000  # whose lengths are compared
 STATIC = 0.5  # grey levels; as `static_threshold` of `kinemae data report`
 
 
@@ -131,29 +132,45 @@ class Facts:
 
 
 def gather_facts(train: ShardIndex, *, seed: int, **others: Any) -> Facts:
-    """Read the index and decode `DECODED_VIDEOS` videos.
+    """Read the index of at most `MEASURED_SAMPLES` samples and decode `DECODED_VIDEOS` videos.
 
     Args:
         others: the facts that do not come from the videos.
     """
-    frames_R, seconds_R = train.column("frames"), train.column("duration_s")
     groups = set(train.column("group").tolist()) - {""}
     motions = _motions(train, seed)
+    samples = [train.sample(position) for position in _drawn(len(train), MEASURED_SAMPLES, seed)]
+    seconds_R = np.array([_seconds(sample) for sample in samples])
+    fps_R = np.array([sample.frames / max(sample.duration_s, 1e-6) for sample in samples])
     return Facts(
         videos=len(train),
         groups=len(groups),
-        frames=float(np.median(frames_R)),
+        frames=float(np.median(np.rint(seconds_R * fps_R))),
         seconds=float(np.median(seconds_R)),
-        fps=float(np.median(frames_R / np.maximum(seconds_R, 1e-6))),
-        aspect=float(np.median(train.column("width") / np.maximum(train.column("height"), 1))),
+        fps=float(np.median(fps_R)),
+        aspect=float(np.median([sample.width / max(sample.height, 1) for sample in samples])),
         motion=round(float(np.median(motions)), 3) if motions else None,
         static=float(np.mean([motion < STATIC for motion in motions])) if motions else 0.0,
         **others,
     )
 
 
+def _seconds(sample: Sample) -> float:
+    """Length of a sample: its time window, or the whole video."""
+    begin, end = sample.window_s or (0.0, sample.duration_s)
+    return end - begin
+
+
+def _drawn(count: int, most: int, seed: int) -> list[int]:
+    """At most `most` of the positions up to `count`, as a function of the seed."""
+    order: list[int] = torch.randperm(count, generator=generator(seed, purpose="plan"))[:most].tolist()
+    return order
+
+
 def _motions(train: ShardIndex, seed: int) -> Sequence[float]:
     """Motion of a few readable videos, see `VideoStats`."""
-    order = torch.randperm(len(train), generator=generator(seed, purpose="plan"))
-    found = [compute_stats((train.folder, int(position))) for position in order[:DECODED_VIDEOS]]
+    videos = open_index(train.folder)  # `train` may be a view of it, with segments as samples
+    found = [
+        compute_stats((train.folder, position)) for position in _drawn(len(videos), DECODED_VIDEOS, seed)
+    ]
     return [stats.motion for stats in found if not stats.reason]
