@@ -123,7 +123,7 @@ def _describe_exported(config: FinetuneConfig) -> EncoderDescription:
     size = description.size if config.clip.size is None else config.clip.size
     return replace(
         description,
-        **_frame_sampling(config.clip),
+        **frame_sampling(config.clip),
         frames=frames,
         size=size,
         grid=TokenGrid.of(frames, size, shape.patch),
@@ -133,7 +133,7 @@ def _describe_exported(config: FinetuneConfig) -> EncoderDescription:
 
 def _describe_from_scratch(config: FinetuneConfig) -> EncoderDescription:
     clip = config.clip
-    sampling = _frame_sampling(clip)
+    sampling = frame_sampling(clip)
     required = {
         "model.size": config.model.size,
         "clip.frames": clip.frames,
@@ -154,7 +154,7 @@ def _describe_from_scratch(config: FinetuneConfig) -> EncoderDescription:
     )
 
 
-def _frame_sampling(clip: FinetuneClip) -> dict[str, Any]:
+def frame_sampling(clip: FinetuneClip) -> dict[str, Any]:
     """Return the configured stride, fps and sampling; nothing for those of the encoder."""
     if clip.stride is None and clip.fps is None and clip.sampling != "uniform":
         return {} if clip.sampling is None else {"sampling": clip.sampling}

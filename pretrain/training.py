@@ -13,9 +13,9 @@ from kinemae.data_tools.stream.mixture import Mixture, open_mixture
 from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.pretrain.builders import Components, build_components, build_model, token_selection
 from kinemae.pretrain.callbacks import Schedule
+from kinemae.pretrain.checkpoint_encoder import describe_run_encoder
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.exported_model import (
-    EncoderDescription,
     describe_decoder,
     log_resampling,
     save_decoder,
@@ -230,19 +230,7 @@ def _export(plan: Plan) -> None:
         "shards": plan.index.fingerprint,
         "init_from": config.init_from,
     }
-    description = EncoderDescription(
-        shape=plan.model.encoder.shape,
-        grid=plan.split.grid,
-        reference=plan.model.encoder.reference,
-        mean=tuple(config.model.mean),
-        std=tuple(config.model.std),
-        frames=config.clip.frames,
-        stride=config.clip.stride,
-        fps=config.clip.fps,
-        sampling=config.clip.sampling,
-        size=config.clip.size,
-        trained_by=trained_by,
-    )
+    description = describe_run_encoder(config, plan.model.encoder, trained_by)
     decoder = plan.model.decoder
     if decoder is not None:  # first: the encoder's description is the last file
         save_decoder(folder, decoder, describe_decoder(decoder, target=config.target))

@@ -26,7 +26,7 @@ from kinemae.data_tools.stream.worker_pool import Prefetcher, WorkerPool
 
 __all__ = [
     "Annotate", "AugmentConfig", "ClipConfig", "EvaluationItem", "SlidingClips", "TrainingClips",
-    "evaluation_loader", "samples_in_progress", "training_loader",
+    "evaluation_loader", "read_items", "samples_in_progress", "training_loader",
 ]  # fmt: skip
 
 TIMEOUT_S = 120.0
@@ -62,7 +62,7 @@ def training_loader(  # noqa: PLR0913 - coordinates of the run, all by name
     micro_batches = _MicroBatches(clips, plan, rank, first_step, last_step)
     annotate_module = __name__ if clips.annotate is None else clips.annotate.__module__
     preload = [__name__, annotate_module]
-    batches = _items(micro_batches, workers, timeout_s, preload=preload, on_outage=on_outage)
+    batches = read_items(micro_batches, workers, timeout_s, preload=preload, on_outage=on_outage)
     if not (pin and torch.cuda.is_available()):
         return batches
     if isinstance(batches, WorkerPool):
@@ -104,7 +104,7 @@ def evaluation_loader(  # noqa: PLR0913 - coordinates of the run, all by name
     videos = EvaluationVideos(
         index, positions[rank::world], clip=clip, temporal_clips=temporal_clips, spatial_crops=spatial_crops
     )
-    return _items(videos, workers, timeout_s, preload=[__name__])
+    return read_items(videos, workers, timeout_s, preload=[__name__])
 
 
 @dataclass(frozen=True)
@@ -126,15 +126,20 @@ class _MicroBatches:
         return self.clips.batch(clips, quarantined=quarantined, on_sample=on_sample)
 
 
-def _items(
+def read_items(
     reader: ItemReader[Item],
     workers: int,
     timeout_s: float,
     *,
-    preload: Sequence[str],
+    preload: Sequence[str] = (),
     on_outage: Callable[[str], None] | None = None,
 ) -> Iterator[Item]:
-    """Read the items in order; workers start at once, so that they read while the model is built."""
+    """Read the items of a reader in order; workers start at once and read while the model is built.
+
+    Args:
+        workers: loader processes; 0 reads in this process.
+        preload: modules that the workers import first.
+    """
     if workers and len(reader):
         return WorkerPool(reader, workers=workers, timeout_s=timeout_s, preload=preload, on_outage=on_outage)
     return _read_in_process(reader, on_outage)

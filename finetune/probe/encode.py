@@ -1,0 +1,262 @@
+"""Encode a data set into a feature store: fixed or random views, any of the layers, any number of processes."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kinemae.data_tools.command import log
+from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.progress import progress
+from kinemae.data_tools.randomness import derived_seed
+from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
+from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.loader import TrainingClips, read_items
+from kinemae.data_tools.stream.yuv_to_rgb import Pixels, join, on_device
+from kinemae.finetune.config import EvaluateConfig
+from kinemae.finetune.probe.store import StoreShape, StoreWriter, statistics
+from kinemae.pretrain.exported_model import EncoderDescription
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.tokens import normalize, patchify
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.settings import EngineConfig, precision_on
+from kinemae.data_tools.stream.augment import AugmentConfig
+
+
+class ViewItem(NamedTuple):
+    """Some views of one sample, read from its video.
+
+    Attributes:
+        pixels: one clip per view.
+        time_VT: timestamps of their frames.
+        position: of the sample.
+        first_view: number of the first of these views.
+        skipped: why the sample could not be read; empty if it was read.
+    """
+
+    pixels: Pixels
+    time_VT: Tensor
+    position: int
+    first_view: int
+    skipped: str
+
+
+class FixedViews:
+    """Reader of the fixed views of evaluation: one item per sample, in the order of the index."""
+
+    def __init__(self, index: ShardIndex, clip: ClipConfig, views: EvaluateConfig):
+        self.views = views.temporal_clips * views.spatial_crops
+        self.items_per_sample = 1
+        self.videos = EvaluationVideos(
+            index,
+            range(len(index)),
+            clip=clip,
+            temporal_clips=views.temporal_clips,
+            spatial_crops=views.spatial_crops,
+        )
+
+    def item(self, number: int, quarantined: Mapping[str, str], on_sample: Callable[[str], None]) -> ViewItem:
+        found = self.videos.read(number, quarantined=quarantined, on_sample=on_sample)
+        reason = "" if found.skipped is None else found.skipped.reason
+        return ViewItem(found.pixels, found.time_VT, found.position, 0, reason)
+
+
+class RandomViews:
+    """Reader of random views, augmented as in training: one item per view.
+
+    View v of a sample is its clip in epoch v of a training with this seed.
+    """
+
+    def __init__(
+        self, index: ShardIndex, clip: ClipConfig, *, views: int, augment: AugmentConfig, seed: int
+    ):
+        self.views = views
+        self.items_per_sample = views
+        self.samples = len(index)
+        self.clips = TrainingClips(
+            index, clip=clip, augment=augment, seed=derived_seed(seed, purpose="probe_views")
+        )
+
+    def item(self, number: int, quarantined: Mapping[str, str], on_sample: Callable[[str], None]) -> ViewItem:
+        batch = self.clips.batch(range(number, number + 1), quarantined=quarantined, on_sample=on_sample)
+        reason = batch.skipped[0].reason if batch.skipped else ""
+        epoch = number // self.samples
+        return ViewItem(batch.pixels, batch.time_BT, int(batch.sample_B[0]), epoch, reason)
+
+
+class SomeItems:
+    """Items at some numbers of a reader, for `read_items`."""
+
+    def __init__(self, reader: FixedViews | RandomViews, numbers: Sequence[int]):
+        self.reader = reader
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def read(
+        self, number: int, *, quarantined: Mapping[str, str], on_sample: Callable[[str], None]
+    ) -> ViewItem:
+        """See `worker.ItemReader`."""
+        return self.reader.item(self.numbers[number], quarantined, on_sample)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerEncoder:
+    """Compute the features of clips in several layers.
+
+    Attributes:
+        layers: numbers of blocks, from 0.
+        kind: "statistics" or "tokens", see `FeaturesConfig`.
+    """
+
+    encoder: Encoder
+    description: EncoderDescription
+    layers: Sequence[int]
+    kind: str
+    is_bf16: bool
+
+    def __call__(self, clip_BCTHW: Tensor) -> dict[int, Tensor]:
+        """Encode uint8 RGB clips; return by layer tokens_BND or statistics_BX, float32."""
+        self.encoder.check_clip(clip_BCTHW)
+        device = clip_BCTHW.device
+        with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.is_bf16):
+            tokens = self._tokens(clip_BCTHW)
+            if self.kind == "tokens":
+                return {layer: tokens_BND.float() for layer, tokens_BND in tokens.items()}
+            found = {}
+            for layer, tokens_BND in tokens.items():
+                variance_BD, mean_BD = torch.var_mean(tokens_BND.float(), dim=1, unbiased=False)
+                found[layer] = statistics(mean_BD, variance_BD)
+            return found
+
+    def _tokens(self, clip_BCTHW: Tensor) -> dict[int, Tensor]:
+        """Tokens after each block with the final norm, without registers."""
+        encoder, shape, kept = self.encoder, self.description.shape, {}
+        last = shape.depth - 1
+        hooks = [
+            encoder.blocks[layer].register_forward_hook(
+                lambda module, inputs, output, layer=layer: kept.__setitem__(layer, output)
+            )
+            for layer in self.layers
+            if layer != last
+        ]
+        try:
+            patches_BNP = normalize(
+                patchify(clip_BCTHW, shape.patch), self.description.mean, self.description.std
+            )
+            final_BND = encoder(patches_BNP, None)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        tokens = {layer: encoder.norm(x_BND[:, shape.registers :]) for layer, x_BND in kept.items()}
+        return {layer: tokens[layer] if layer != last else final_BND for layer in self.layers}
+
+
+def resolve_layers(layers: Sequence[int], depth: int) -> list[int]:
+    """Convert negative block numbers, sorted.
+
+    Raises:
+        ValueError: no such block, or one twice.
+    """
+    for layer in layers:
+        if not -depth <= layer < depth:
+            raise ValueError(
+                f"features.layers: expected blocks from 0 to {depth - 1}, or from -{depth} to -1, got {layer}; "
+                "fix: choose one of these"
+            )
+    resolved = sorted({layer % depth for layer in layers})
+    if len(resolved) != len(layers):
+        raise ValueError(
+            f"features.layers: expected different blocks, got {list(layers)}, which names one of the {depth} "
+            "blocks twice; fix: remove one"
+        )
+    return resolved
+
+
+def encode(
+    writer: StoreWriter,
+    reader: FixedViews | RandomViews,
+    encode_clips: LayerEncoder,
+    processes: Processes,
+    *,
+    clips_per_device: int,
+    workers: int,
+    timeout_s: float,
+) -> None:
+    """Collective. Encode the missing chunks of a store; each process takes its share of them.
+
+    A forward pass has clips of one chunk only, and chunks do not depend on the number of processes. So the
+    features do not depend on it either.
+    """
+    chunks = chunk_items(writer.shape, reader)
+    missing = [number for number in range(len(chunks)) if not writer.is_done(number)]
+    own = missing[processes.rank :: processes.world]
+    numbers = [number for chunk in own for number in chunks[chunk]]
+    items = read_items(SomeItems(reader, numbers), workers, timeout_s, preload=[__name__])
+    shown: Iterator[int] | Sequence[int] = own
+    if processes.is_first and own:
+        shown = progress(own, total=len(own), what=f"encoding {writer.folder.name}")
+    for chunk in shown:
+        begin = time.monotonic()
+        skipped = {}
+        group = (next(items) for _ in chunks[chunk])
+        for item, view, layers in _encoded(group, encode_clips, processes.device, clips_per_device):
+            if item.skipped:
+                if item.position not in skipped:
+                    log.warning("sample %d has no features: %s", item.position, item.skipped)
+                skipped[item.position] = item.skipped
+            writer.write(item.position, item.first_view + view, layers, item.time_VT[view])
+        writer.finish_chunk(chunk, skipped, time.monotonic() - begin)
+
+
+def chunk_items(shape: StoreShape, reader: FixedViews | RandomViews) -> list[range]:
+    """The items of each chunk."""
+    items, size = shape.samples * reader.items_per_sample, shape.chunk_samples
+    return [range(first, min(first + size, items)) for first in range(0, items, size)]
+
+
+def _encoded(
+    items: Iterator[ViewItem], encode_clips: LayerEncoder, device: torch.device, limit: int
+) -> Iterator[tuple[ViewItem, int, dict[int, Tensor]]]:
+    """Encode all views of some items in batches of `limit`; yield item, view and features by layer."""
+    waiting: list[tuple[ViewItem, int]] = []
+
+    def flush() -> Iterator[tuple[ViewItem, int, dict[int, Tensor]]]:
+        pixels = join([item.pixels[view : view + 1] for item, view in waiting])
+        layers = encode_clips(on_device(pixels, device))
+        for row, (item, view) in enumerate(waiting):
+            yield item, view, {layer: values_BX[row] for layer, values_BX in layers.items()}
+        waiting.clear()
+
+    for item in items:
+        for view in range(len(item.pixels)):
+            waiting.append((item, view))
+            if len(waiting) == limit:
+                yield from flush()
+    if waiting:
+        yield from flush()
+
+
+def store_shape(
+    description: EncoderDescription, reader: FixedViews | RandomViews, kind: str, samples: int
+) -> StoreShape:
+    """Sizes of the store of an encoder."""
+    width = description.shape.width
+    values = (description.grid.tokens, width) if kind == "tokens" else (2 * width,)
+    return StoreShape(samples=samples, views=reader.views, frames=description.frames, values=values)
+
+
+def clip_record(clip: ClipConfig) -> dict[str, object]:
+    """The clip as JSON, for the provenance."""
+    return asdict(clip)
+
+
+def uses_bf16(engine: EngineConfig, device: torch.device) -> bool:
+    """True if the forward pass runs in bf16 autocast."""
+    return precision_on(engine, device) == "bf16"
+
+

@@ -1,0 +1,99 @@
+"""Encoders in the checkpoints of a pretraining run, before or without an export."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.config import load_config
+from kinemae.pretrain.builders import build_components, build_model
+from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.exported_model import EncoderDescription, load_description
+from kinemae.pretrain.folder_kinds import PRETRAINING, kind_of_folder
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.runtime.checkpoint import verify_checkpoint
+from kinemae.pretrain.runtime.processes import Processes
+
+_PREFIX = "encoder."  # of the encoder's parameters in a checkpoint
+
+
+def describe_run_encoder(
+    config: PretrainConfig, encoder: Encoder, trained_by: Mapping[str, Any]
+) -> EncoderDescription:
+    """Describe the encoder of a pretraining run and its clips."""
+    return EncoderDescription(
+        shape=encoder.shape,
+        grid=encoder.grid,
+        reference=encoder.reference,
+        mean=tuple(config.model.mean),
+        std=tuple(config.model.std),
+        frames=config.clip.frames,
+        stride=config.clip.stride,
+        fps=config.clip.fps,
+        sampling=config.clip.sampling,
+        size=config.clip.size,
+        trained_by=dict(trained_by),
+    )
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Check whether a folder is a complete checkpoint, such as RUN/checkpoints/step-00001000."""
+    return folder.name.startswith("step-") and (folder / "manifest.json").is_file()
+
+
+def describe_checkpoint_encoder(folder: Path) -> EncoderDescription:
+    """Describe the encoder of a checkpoint from the config of its run, without reading weights.
+
+    Raises:
+        CheckpointError: the folder is not a checkpoint inside a pretraining run.
+    """
+    run_dir = folder.parent.parent
+    kind = kind_of_folder(run_dir)
+    if kind != PRETRAINING:
+        raise CheckpointError(
+            f"{folder}: expected a checkpoint in the folder checkpoints/ of a pretraining run, got {kind} at "
+            f"{run_dir}; fix: give RUN/checkpoints/step-NUMBER of a pretraining run, or an exported encoder"
+        )
+    config = load_config(PretrainConfig, run_dir / "config.yaml", [])
+    grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
+    reference = None if config.init_from is None else load_description(Path(config.init_from)).reference
+    with torch.device("meta"):
+        model = build_model(config, grid, build_components(config, grid), reference=reference)
+    trained_by = {"checkpoint": folder.name, "steps": config.steps, "init_from": config.init_from}
+    return describe_run_encoder(config, model.encoder, trained_by)
+
+
+def load_checkpoint_encoder(
+    folder: Path, *, grid: TokenGrid | None = None
+) -> tuple[Encoder, EncoderDescription]:
+    """Load the encoder of a checkpoint.
+
+    Args:
+        grid: the tokens of a full clip if they differ from the pretraining; positions are resampled.
+
+    Raises:
+        CheckpointError: the folder is not a checkpoint inside a pretraining run, or it is damaged.
+        Stuck: a file cannot be read.
+    """
+    description = describe_checkpoint_encoder(folder)
+    verified = verify_checkpoint(folder, Processes(rank=0, world=1, device=torch.device("cpu")))
+    if isinstance(verified, str):
+        raise CheckpointError(f"{folder}: expected an intact checkpoint, got damage: {verified}; fix: remove it")
+    metadata, reader = verified
+    encoder = Encoder(description.shape, grid or description.grid, reference=description.reference)
+    weights = {}
+    for name, parameter in encoder.named_parameters():
+        stored = metadata.shapes.get(_PREFIX + name)
+        if stored != tuple(parameter.shape):
+            raise CheckpointError(
+                f"{folder}: expected {_PREFIX}{name} of shape {tuple(parameter.shape)}, got {stored}; fix: "
+                "use the version that wrote the run"
+            )
+        values_V = reader.read(_PREFIX + name, "weight", 0, parameter.numel())
+        weights[name] = values_V.view(parameter.shape)
+    encoder.load_state_dict(weights)
+    return encoder, description
+
