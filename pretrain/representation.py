@@ -38,14 +38,32 @@ def mean_cosine(x_RD: Tensor) -> float:
 def knn_accuracy(
     train_RD: Tensor, train_label_R: Tensor, test_VD: Tensor, test_label_V: Tensor, *, neighbours: int
 ) -> float:
-    """Accuracy of weighted k-nearest-neighbour classification.
+    """Accuracy of weighted k-nearest-neighbour classification."""
+    cosine_VK, index_VK = nearest_neighbours(train_RD, test_VD, neighbours)
+    votes_VY = neighbour_votes(cosine_VK, train_label_R[index_VK], classes=int(train_label_R.max()) + 1)
+    return (votes_VY.argmax(dim=1) == test_label_V).double().mean().item()
 
-    As in DINO (arXiv 2104.14294, appendix) a neighbour has the weight exp(cosine / 0.07). Channels are first
-    standardized over the training rows, since the cosines of raw features are all nearly 1.
+
+def nearest_neighbours(train_RD: Tensor, test_VD: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """Cosines and rows of the nearest training rows, nearest first.
+
+    Channels are first standardized over the training rows, since the cosines of raw features are all nearly 1.
+
+    Returns:
+        cosine_VK and index_VK; K is smaller than `neighbours` if there are fewer training rows.
     """
     mean_D, std_D = train_RD.mean(dim=0), train_RD.std(dim=0, correction=0).clamp(min=_ROUNDING)
     train_RD, test_VD = (F.normalize((x - mean_D) / std_D, dim=1) for x in (train_RD, test_VD))
     nearest = (test_VD @ train_RD.T).topk(min(neighbours, len(train_RD)), dim=1)
-    votes_VY = test_VD.new_zeros(len(test_VD), int(train_label_R.max()) + 1)
-    votes_VY.scatter_add_(1, train_label_R[nearest.indices], (nearest.values / 0.07).exp())
-    return (votes_VY.argmax(dim=1) == test_label_V).double().mean().item()
+    return nearest.values, nearest.indices
+
+
+def neighbour_votes(
+    cosine_VK: Tensor, label_VK: Tensor, *, classes: int, temperature: float = 0.07
+) -> Tensor:
+    """Votes of neighbours for classes, votes_VY.
+
+    As in DINO (arXiv 2104.14294, appendix) a neighbour has the weight exp(cosine / temperature).
+    """
+    votes_VY = cosine_VK.new_zeros(len(cosine_VK), classes)
+    return votes_VY.scatter_add_(1, label_VK, (cosine_VK / temperature).exp())
