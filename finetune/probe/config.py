@@ -6,11 +6,28 @@ from typing import Any, Literal
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.loader import AugmentConfig
-from kinemae.finetune.config import EvaluateConfig, FinetuneClip, FinetuneData
+from kinemae.finetune.config import FinetuneClip, FinetuneData
 from kinemae.pretrain.runtime.settings import EngineConfig, TimeoutsConfig
 
 EXTERNAL_SUFFIXES = (".npz", ".parquet")
 METHODS = ("linear", "attentive", "logistic", "knn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """Fixed views per video, whose predictions are averaged.
+
+    Attributes:
+        temporal_clips: evenly spaced clips.
+        spatial_crops: 1 (the centre) or 3 (both ends and the centre of the longer side).
+    """
+
+    temporal_clips: int = 1
+    spatial_crops: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.temporal_clips >= 1, "evaluate.temporal_clips", "be at least 1", self.temporal_clips)
+        require(self.spatial_crops in (1, 3), "evaluate.spatial_crops", "be 1 or 3", self.spatial_crops)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +228,7 @@ class ProbeConfig:
     clips_per_device: int = 16
     data: FinetuneData = field(default_factory=FinetuneData)
     clip: FinetuneClip = field(default_factory=FinetuneClip)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    evaluate: ViewsConfig = field(default_factory=ViewsConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     grid: GridConfig = field(default_factory=GridConfig)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,18 +12,16 @@ from kinemae.data_tools.command import log
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.randomness import derived_seed
+from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.loader import TrainingClips, read_items
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, join, on_device
-from kinemae.finetune.config import EvaluateConfig
 from kinemae.finetune.probe.store import StoreShape, StoreWriter, statistics
 from kinemae.pretrain.exported_model import EncoderDescription
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.tokens import normalize, patchify
 from kinemae.pretrain.runtime.processes import Processes
-from kinemae.pretrain.runtime.settings import EngineConfig, precision_on
-from kinemae.data_tools.stream.augment import AugmentConfig
 
 
 class ViewItem(NamedTuple):
@@ -47,15 +45,15 @@ class ViewItem(NamedTuple):
 class FixedViews:
     """Reader of the fixed views of evaluation: one item per sample, in the order of the index."""
 
-    def __init__(self, index: ShardIndex, clip: ClipConfig, views: EvaluateConfig):
-        self.views = views.temporal_clips * views.spatial_crops
+    def __init__(self, index: ShardIndex, clip: ClipConfig, *, temporal_clips: int, spatial_crops: int):
+        self.views = temporal_clips * spatial_crops
         self.items_per_sample = 1
         self.videos = EvaluationVideos(
             index,
             range(len(index)),
             clip=clip,
-            temporal_clips=views.temporal_clips,
-            spatial_crops=views.spatial_crops,
+            temporal_clips=temporal_clips,
+            spatial_crops=spatial_crops,
         )
 
     def item(self, number: int, quarantined: Mapping[str, str], on_sample: Callable[[str], None]) -> ViewItem:
@@ -248,15 +246,3 @@ def store_shape(
     width = description.shape.width
     values = (description.grid.tokens, width) if kind == "tokens" else (2 * width,)
     return StoreShape(samples=samples, views=reader.views, frames=description.frames, values=values)
-
-
-def clip_record(clip: ClipConfig) -> dict[str, object]:
-    """The clip as JSON, for the provenance."""
-    return asdict(clip)
-
-
-def uses_bf16(engine: EngineConfig, device: torch.device) -> bool:
-    """True if the forward pass runs in bf16 autocast."""
-    return precision_on(engine, device) == "bf16"
-
-
