@@ -102,6 +102,24 @@ PROGRAM = Program(
             options=(_JSON,),
         ),
         Command(
+            name="probe",
+            help="score a frozen encoder: encode once, then train a grid of heads on the features",
+            example="kinemae finetune probe encoder=runs/mine/encoder data.train=shards/train "
+            "data.validation=shards/validation run_dir=runs/probe",
+            run=lazy("kinemae.finetune.probe.command", "run_probe"),
+            optional=("config", "a YAML file with keys of the probe"),
+            options=(_DRY_RUN, _JSON),
+        ),
+        Command(
+            name="knn",
+            help="score a frozen encoder by its nearest neighbours: a probe with method=knn",
+            example="kinemae finetune knn encoder=runs/mine/encoder data.train=shards/train "
+            "data.validation=shards/validation run_dir=runs/probe",
+            run=lazy("kinemae.finetune.probe.command", "run_knn"),
+            optional=("config", "a YAML file with keys of the probe"),
+            options=(_DRY_RUN, _JSON),
+        ),
+        Command(
             name="compare",
             help="print a table of the scores of several runs",
             example="kinemae finetune compare runs/tuned runs/from_scratch",

@@ -81,7 +81,9 @@ def load_checkpoint_encoder(
     description = describe_checkpoint_encoder(folder)
     verified = verify_checkpoint(folder, Processes(rank=0, world=1, device=torch.device("cpu")))
     if isinstance(verified, str):
-        raise CheckpointError(f"{folder}: expected an intact checkpoint, got damage: {verified}; fix: remove it")
+        raise CheckpointError(
+            f"{folder}: expected an intact checkpoint, got damage: {verified}; fix: remove it"
+        )
     metadata, reader = verified
     encoder = Encoder(description.shape, grid or description.grid, reference=description.reference)
     weights = {}
@@ -96,4 +98,3 @@ def load_checkpoint_encoder(
         weights[name] = values_V.view(parameter.shape)
     encoder.load_state_dict(weights)
     return encoder, description
-

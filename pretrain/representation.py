@@ -47,7 +47,8 @@ def knn_accuracy(
 def nearest_neighbours(train_RD: Tensor, test_VD: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """Cosines and rows of the nearest training rows, nearest first.
 
-    Channels are first standardized over the training rows, since the cosines of raw features are all nearly 1.
+    Channels are first standardized over the training rows, since the cosines of raw features are all nearly
+    1.
 
     Returns:
         cosine_VK and index_VK; K is smaller than `neighbours` if there are fewer training rows.

@@ -35,7 +35,8 @@ def check_probe_data(
         check_classes(config, task, targets, samples=len(train))
     elif config.method in ("logistic", "knn"):
         raise ValueError(
-            f"method: expected linear or attentive for the task {config.task.name}, got {config.method}; fix: "
+            f"method: expected linear or attentive for the task {config.task.name}, got {config.method}; "
+            "fix: "
             "set method=linear"
         )
     most = max(config.knn.k or [1])
@@ -56,7 +57,8 @@ def check_leaks(config: ProbeConfig, train: ShardIndex, validation: ShardIndex) 
         leaks = find_leaks(values, codes)
         if leaks:
             raise DataError(
-                f"data.validation={config.data.validation}: expected no {what} of data.train, got {len(leaks)}, "
+                f"data.validation={config.data.validation}: expected no {what} of data.train, got "
+                f"{len(leaks)}, "
                 f"first {leaks[0].value}; fix: split the data by {what}"
             )
 
@@ -73,7 +75,8 @@ def check_classes(config: ProbeConfig, task: Classification, targets: Targets, *
     named = f"data.train={config.data.train}"
     if len(counts) < 2:
         raise DataError(
-            f"{named}: expected at least two classes, got only {task.classes[next(iter(counts))]!r}; fix: add "
+            f"{named}: expected at least two classes, got only {task.classes[next(iter(counts))]!r}; fix: "
+            "add "
             "videos of other classes"
         )
     if sum(counts.values()) < len(task.classes):
@@ -105,13 +108,12 @@ def check_finite(features: Features, keys: Any, *, key: str) -> None:
         for first in range(0, len(features.readable), 256):
             some = features.readable[first : first + 256]
             values = array[some]
-            if values.dtype == np.uint16:  # bits of bfloat16: all exponent bits set
-                is_finite = (values & 0x7F80) != 0x7F80
-            else:
-                is_finite = np.isfinite(values)
+            # Bits of bfloat16: NaN and infinity have all exponent bits.
+            is_finite = (values & 0x7F80) != 0x7F80 if values.dtype == np.uint16 else np.isfinite(values)
             bad = np.flatnonzero(~is_finite.reshape(len(some), -1).all(axis=1))
             if len(bad):
                 raise DataError(
-                    f"{key}: expected finite features, got NaN or infinity in sample {keys[some[bad[0]]]}; fix: "
+                    f"{key}: expected finite features, got NaN or infinity in sample "
+                    f"{keys[some[bad[0]]]}; fix: "
                     "check the encoder's weights and features.dtype"
                 )

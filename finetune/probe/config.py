@@ -82,7 +82,9 @@ class GridConfig:
             is_list = bool(values) and len(set(values)) == len(values)
             require(is_list, f"grid.{key}", "hold at least one value, each once", values)
         require(min(self.lr) > 0, "grid.lr", "hold numbers above 0", self.lr)
-        require(min(self.weight_decay) >= 0, "grid.weight_decay", "hold numbers of 0 or more", self.weight_decay)
+        require(
+            min(self.weight_decay) >= 0, "grid.weight_decay", "hold numbers of 0 or more", self.weight_decay
+        )
         require(min(self.depth) >= 1, "grid.depth", "hold numbers of at least 1", self.depth)
         is_known = set(self.pool) <= {"mean", "statistics"}
         require(is_known, "grid.pool", "hold mean, statistics or both", self.pool)
@@ -187,7 +189,12 @@ class FewShotConfig:
     c: float = 0.1
 
     def __post_init__(self) -> None:
-        require(min(self.per_class, default=1) >= 1, "few_shot.per_class", "hold numbers of at least 1", self.per_class)
+        require(
+            min(self.per_class, default=1) >= 1,
+            "few_shot.per_class",
+            "hold numbers of at least 1",
+            self.per_class,
+        )
         is_fraction = all(0 < fraction <= 1 for fraction in self.fractions)
         require(is_fraction, "few_shot.fractions", "hold numbers above 0 and at most 1", self.fractions)
         require(self.tries >= 1, "few_shot.tries", "be at least 1", self.tries)
@@ -243,7 +250,9 @@ class ProbeConfig:
     @property
     def encoders(self) -> list[str]:
         """The configured encoders as a list."""
-        return [] if self.encoder is None else [self.encoder] if isinstance(self.encoder, str) else self.encoder
+        return (
+            [] if self.encoder is None else [self.encoder] if isinstance(self.encoder, str) else self.encoder
+        )
 
     @property
     def is_external(self) -> bool:
@@ -255,18 +264,25 @@ class ProbeConfig:
         require(self.clips_per_device >= 1, "clips_per_device", "be at least 1", self.clips_per_device)
         names = self.encoders
         is_list = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
-        require(is_list and (self.encoder is None or bool(names)), "encoder", "be null, a folder or a list of folders", self.encoder)
+        require(
+            is_list and (self.encoder is None or bool(names)),
+            "encoder",
+            "be null, a folder or a list of folders",
+            self.encoder,
+        )
         for key in ("train", "validation"):
             value = getattr(self.data, key)
             is_file = value.endswith(EXTERNAL_SUFFIXES)
             if self.is_external and not is_file:
                 raise ValueError(
-                    f"encoder: expected a folder, or null with data.{key} as a file of features (npz or parquet), "
+                    f"encoder: expected a folder, or null with data.{key} as a file of features (npz or "
+                    "parquet), "
                     f"got null and data.{key}={value}; fix: set encoder"
                 )
             if not self.is_external and is_file:
                 raise ValueError(
-                    f"data.{key}: expected a folder of shards with encoder={self.encoder}, got {value}; fix: set "
+                    f"data.{key}: expected a folder of shards with encoder={self.encoder}, got {value}; "
+                    "fix: set "
                     "encoder=null to use files of features"
                 )
         views = self.data.views_per_video

@@ -95,7 +95,9 @@ class BatchOrder:
         first, last = int(epoch_B[0]), int(epoch_B[-1])
         for epoch in [each for each in self._orders if each < first]:
             del self._orders[epoch]
-        row_B = np.concatenate([self._order(epoch)[slot_B[epoch_B == epoch]] for epoch in range(first, last + 1)])
+        row_B = np.concatenate(
+            [self._order(epoch)[slot_B[epoch_B == epoch]] for epoch in range(first, last + 1)]
+        )
         view_B = (row_B + epoch_B) % self.views
         return row_B, self.sample_R[row_B], view_B
 

@@ -1,4 +1,5 @@
-"""Encode a data set into a feature store: fixed or random views, any of the layers, any number of processes."""
+"""Encode a data set into a feature store: fixed or random views, any of the layers, any number of "
+"processes."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,9 +69,7 @@ class RandomViews:
     View v of a sample is its clip in epoch v of a training with this seed.
     """
 
-    def __init__(
-        self, index: ShardIndex, clip: ClipConfig, *, views: int, augment: AugmentConfig, seed: int
-    ):
+    def __init__(self, index: ShardIndex, clip: ClipConfig, *, views: int, augment: AugmentConfig, seed: int):
         self.views = views
         self.items_per_sample = views
         self.samples = len(index)
@@ -109,6 +108,7 @@ class LayerEncoder:
     Attributes:
         layers: numbers of blocks, from 0.
         kind: "statistics" or "tokens", see `FeaturesConfig`.
+        clips_per_device: largest number of clips in a forward pass.
     """
 
     encoder: Encoder
@@ -116,6 +116,7 @@ class LayerEncoder:
     layers: Sequence[int]
     kind: str
     is_bf16: bool
+    clips_per_device: int
 
     def __call__(self, clip_BCTHW: Tensor) -> dict[int, Tensor]:
         """Encode uint8 RGB clips; return by layer tokens_BND or statistics_BX, float32."""
@@ -163,7 +164,8 @@ def resolve_layers(layers: Sequence[int], depth: int) -> list[int]:
     for layer in layers:
         if not -depth <= layer < depth:
             raise ValueError(
-                f"features.layers: expected blocks from 0 to {depth - 1}, or from -{depth} to -1, got {layer}; "
+                f"features.layers: expected blocks from 0 to {depth - 1}, or from -{depth} to -1, got "
+                f"{layer}; "
                 "fix: choose one of these"
             )
     resolved = sorted({layer % depth for layer in layers})
@@ -181,7 +183,6 @@ def encode(
     encode_clips: LayerEncoder,
     processes: Processes,
     *,
-    clips_per_device: int,
     workers: int,
     timeout_s: float,
 ) -> None:
@@ -197,12 +198,12 @@ def encode(
     items = read_items(SomeItems(reader, numbers), workers, timeout_s, preload=[__name__])
     shown: Iterator[int] | Sequence[int] = own
     if processes.is_first and own:
-        shown = progress(own, total=len(own), what=f"encoding {writer.folder.name}")
+        shown = progress(own, total=len(own), what=f"encoding {writer.folder.name}", unit="chunk")
     for chunk in shown:
         begin = time.monotonic()
         skipped = {}
         group = (next(items) for _ in chunks[chunk])
-        for item, view, layers in _encoded(group, encode_clips, processes.device, clips_per_device):
+        for item, view, layers in _encoded(group, encode_clips, processes.device):
             if item.skipped:
                 if item.position not in skipped:
                     log.warning("sample %d has no features: %s", item.position, item.skipped)
@@ -218,9 +219,9 @@ def chunk_items(shape: StoreShape, reader: FixedViews | RandomViews) -> list[ran
 
 
 def _encoded(
-    items: Iterator[ViewItem], encode_clips: LayerEncoder, device: torch.device, limit: int
+    items: Iterator[ViewItem], encode_clips: LayerEncoder, device: torch.device
 ) -> Iterator[tuple[ViewItem, int, dict[int, Tensor]]]:
-    """Encode all views of some items in batches of `limit`; yield item, view and features by layer."""
+    """Encode all views of some items in batches; yield item, view and features by layer."""
     waiting: list[tuple[ViewItem, int]] = []
 
     def flush() -> Iterator[tuple[ViewItem, int, dict[int, Tensor]]]:
@@ -233,7 +234,7 @@ def _encoded(
     for item in items:
         for view in range(len(item.pixels)):
             waiting.append((item, view))
-            if len(waiting) == limit:
+            if len(waiting) == encode_clips.clips_per_device:
                 yield from flush()
     if waiting:
         yield from flush()

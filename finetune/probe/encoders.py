@@ -110,7 +110,8 @@ def _folders(name: str) -> list[Path]:
         found = [path for path in found if is_checkpoint(path) or (path / "encoder.json").is_file()]
         if not found:
             raise CheckpointError(
-                f"encoder={name}: expected folders of encoders or checkpoints, got none; fix: correct the pattern"
+                f"encoder={name}: expected folders of encoders or checkpoints, got none; fix: correct the "
+                "pattern"
             )
         return found
     folder = Path(name)
@@ -118,7 +119,8 @@ def _folders(name: str) -> list[Path]:
         steps = list_checkpoints(folder)
         if not steps:
             raise CheckpointError(
-                f"encoder={name}: expected checkpoints of a pretraining run, got none; fix: give RUN/checkpoints"
+                f"encoder={name}: expected checkpoints of a pretraining run, got none; fix: give "
+                "RUN/checkpoints"
             )
         return list(steps.values())
     exported = None if (folder / "encoder.json").exists() or is_checkpoint(folder) else exported_in(folder)

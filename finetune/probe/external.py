@@ -18,7 +18,7 @@ from kinemae.finetune.probe.store import Features
 _FIX = "fix: write arrays `features` (samples x values) and `key`, optionally `label` and `group`"
 
 
-def open_external(train: str, validation: str) -> tuple[tuple[Features, ShardIndex], tuple[Features, ShardIndex]]:
+def open_external(train: str, validation: str) -> list[tuple[Features, ShardIndex]]:
     """Read features, keys, labels, groups and other columns of training and validation.
 
     Labels are texts or integers; the classes are those of the training file.
@@ -27,8 +27,8 @@ def open_external(train: str, validation: str) -> tuple[tuple[Features, ShardInd
         DataError: a file is missing or damaged, lacks a column, or has wrong values.
     """
     tables = [_read(key, Path(path)) for key, path in (("train", train), ("validation", validation))]
-    classes = sorted({label for label in tables[0]["label"] if label is not None}) if "label" in tables[0] else []
-    names = [str(label) for label in classes]
+    labels = {label for label in tables[0].get("label", ()) if label is not None}
+    names = [str(label) for label in sorted(labels)]
     first, second = (
         (_features(table), _index(path, table, names, key=f"data.{key}={path}"))
         for key, path, table in zip(("train", "validation"), (train, validation), tables, strict=True)
@@ -39,7 +39,7 @@ def open_external(train: str, validation: str) -> tuple[tuple[Features, ShardInd
             f"data.validation={validation}: expected features of {widths[0]} values as in data.train, got "
             f"{widths[1]}; fix: write both with one encoder"
         )
-    return first, second
+    return [first, second]
 
 
 def _read(key: str, path: Path) -> dict[str, Any]:
@@ -103,7 +103,8 @@ def _index(path: str, table: dict[str, Any], classes: Sequence[str], *, key: str
     unknown = next((label for label in labels if label is not None and str(label) not in number_of), None)
     if unknown is not None:
         raise DataError(
-            f"{key}: expected the {len(classes)} labels of data.train, got {unknown!r} too; fix: remove these "
+            f"{key}: expected the {len(classes)} labels of data.train, got {unknown!r} too; fix: remove "
+            "these "
             "samples, or add some of them to data.train"
         )
     groups = table.get("group", [""] * rows)

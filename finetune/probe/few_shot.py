@@ -101,6 +101,6 @@ def _score(
         predictions = fitted.predictions(task, validation, readable)
     else:
         k, temperature = outcome.chosen["k"], outcome.chosen["temperature"]
-        found = find_neighbours(train, drawn_R, validation, readable, layer=layer, pool=pool, most=k)
+        found = find_neighbours((train, drawn_R), (validation, readable), layer=layer, pool=pool, most=k)
         predictions = found.predictions(task, k=k, temperature=temperature)
     return metric_of(task, predictions, validation)

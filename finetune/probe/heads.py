@@ -91,9 +91,7 @@ class HeadTrainer:
             trained = AttentiveHeads(heads, self, data, sample_R)
         else:
             trained = LinearHeads(heads, self, data, sample_R)
-        order = BatchOrder(
-            sample_R, views=data.features.views, batch=self.settings.batch, seed=self.seed
-        )
+        order = BatchOrder(sample_R, views=data.features.views, batch=self.settings.batch, seed=self.seed)
         steps = self.steps(len(sample_R))
         schedule = OptimConfig(lr=1.0, final_lr=0.0, warmup_fraction=self.settings.warmup_fraction)
         for step in range(steps):

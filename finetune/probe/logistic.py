@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-
-import torch
 
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.randomness import derived_seed
@@ -100,7 +99,8 @@ def grouped_folds(config: ProbeConfig, train: LabelledFeatures) -> list[tuple[np
     number_R, groups = group_numbers(train.index.column("group")[readable].tolist(), len(readable))
     if groups < config.select.folds:
         raise DataError(
-            f"{train.key}: expected at least select.folds={config.select.folds} groups, got {groups}; fix: lower "
+            f"{train.key}: expected at least select.folds={config.select.folds} groups, got {groups}; "
+            "fix: lower "
             "select.folds"
         )
     seed = derived_seed(config.seed, purpose="probe_folds") % (1 << 32)
@@ -111,7 +111,8 @@ def grouped_folds(config: ProbeConfig, train: LabelledFeatures) -> list[tuple[np
     for fit_R, held_R in parts:
         if len(np.unique(labels[fit_R])) < 2 or not len(held_R):
             raise DataError(
-                f"{train.key}: expected two classes in each of select.folds={config.select.folds} folds of whole "
+                f"{train.key}: expected two classes in each of select.folds={config.select.folds} folds "
+                "of whole "
                 "groups, got one; fix: lower select.folds, or use method=knn"
             )
     return [(readable[fit_R], readable[held_R]) for fit_R, held_R in parts]

@@ -1,5 +1,6 @@
 """The methods of a probe on one encoder: each selects on training data and predicts validation once."""
 
+import logging
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kinemae.data_tools.command import log
 from kinemae.data_tools.holdout import hold_out
 from kinemae.finetune.probe.config import ProbeConfig
 from kinemae.finetune.probe.data import LabelledFeatures, Outcome, best_of
@@ -82,15 +84,13 @@ def _run_knn(
 ) -> Outcome:
     fit_R, held_R = divide(config, task, train)
     counts = neighbour_counts(config.knn.k, len(fit_R))
-    candidates = list(
-        product(train.features.layers, config.grid.pool, counts, config.knn.temperature)
-    )
+    candidates = list(product(train.features.layers, config.grid.pool, counts, config.knn.temperature))
     banks: dict[tuple[int, str], Neighbours] = {}
     scores = []
     for layer, pool, k, temperature in candidates:
         if (layer, pool) not in banks:
             banks[layer, pool] = find_neighbours(
-                train, fit_R, train, held_R, layer=layer, pool=pool, most=max(counts)
+                (train, fit_R), (train, held_R), layer=layer, pool=pool, most=max(counts)
             )
         predictions = banks[layer, pool].predictions(task, k=k, temperature=temperature)
         scores.append(metric_of(task, predictions, train))
@@ -98,7 +98,7 @@ def _run_knn(
     layer, pool, k, temperature = candidates[best]
     readable = train.features.readable
     found = find_neighbours(
-        train, readable, validation, validation.features.readable, layer=layer, pool=pool, most=k
+        (train, readable), (validation, validation.features.readable), layer=layer, pool=pool, most=k
     )
     table = [
         {"k": k, "temperature": temperature, "layer": layer, "pool": pool, "held_out": score}
@@ -160,6 +160,11 @@ def class_labels(task: Task, data: LabelledFeatures, sample_R: np.ndarray) -> li
 
 
 def metric_of(task: Task, predictions: Sequence[SamplePrediction], data: LabelledFeatures) -> float | None:
-    """The metric that selects."""
-    value: Any = task.score(predictions, data.targets)[task.metric]
+    """The metric that selects. Warnings are not logged, since a part of the data may lack classes."""
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        value: Any = task.score(predictions, data.targets)[task.metric]
+    finally:
+        log.setLevel(level)
     return None if value is None else float(value)

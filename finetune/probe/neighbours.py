@@ -50,18 +50,22 @@ class Neighbours:
 
 
 def find_neighbours(
-    train: LabelledFeatures,
-    train_R: np.ndarray,
-    data: LabelledFeatures,
-    sample_R: np.ndarray,
+    train: tuple[LabelledFeatures, np.ndarray],
+    test: tuple[LabelledFeatures, np.ndarray],
     *,
     layer: int,
     pool: str,
     most: int,
 ) -> Neighbours:
-    """Find the `most` nearest views of the training samples for the views of other samples."""
-    train_RVX = train.features.pooled(layer, pool, train_R)
-    labels = torch.tensor([train.targets.of_sample(int(position))["label"] for position in train_R])
+    """Find the nearest training views of the views of other samples.
+
+    Args:
+        train, test: data set and positions of samples.
+        most: number of neighbours.
+    """
+    (source, train_R), (data, sample_R) = train, test
+    train_RVX = source.features.pooled(layer, pool, train_R)
+    labels = torch.tensor([source.targets.of_sample(int(position))["label"] for position in train_R])
     label_X = labels.repeat_interleave(train_RVX.shape[1])
     view_XD = data.features.pooled(layer, pool, sample_R).flatten(0, 1)
     parts = [

@@ -22,6 +22,7 @@ def save_probe(config: ProbeConfig, probed: ProbedEncoder, outcome: Outcome, fol
     """Write `model/` and `config.yaml`. The encoder ends at the block whose tokens the head reads."""
     source, head, component = probed.source, outcome.head, outcome.head_component
     assert source is not None and head is not None and component is not None
+    chosen = outcome.chosen
     encoder, description = truncated(source.load(), source.description, outcome.layer + 1)
     trained_by = {
         "task": "probe",
@@ -46,7 +47,7 @@ def save_probe(config: ProbeConfig, probed: ProbedEncoder, outcome: Outcome, fol
         epochs=config.train.epochs,
         data=config.data,
         clip=config.clip,
-        optim=FinetuneOptim(lr=outcome.chosen["lr"], final_lr=0.0, weight_decay=outcome.chosen["weight_decay"]),
+        optim=FinetuneOptim(lr=chosen["lr"], final_lr=0.0, weight_decay=chosen["weight_decay"]),
         batch=BatchConfig(clips_per_device=config.clips_per_device),
         evaluate=EvaluateConfig(**asdict(config.evaluate)),
         engine=config.engine,

@@ -1,6 +1,6 @@
 """Feature store: memory-mapped arrays of one encoder and one data set, with provenance.
 
-    FOLDER/train/store.json        provenance, versions, unreadable samples; its presence marks a complete store
+    FOLDER/train/store.json        provenance, versions, unreadable samples; marks a complete store
     FOLDER/train/layer-11.npy      features_SVX: samples in the order of the index, views, values
     FOLDER/train/time.npy          time_SVT: timestamps of the frames in seconds
     FOLDER/train/samples.parquet   key, label, group and readable of each sample
@@ -31,7 +31,13 @@ from kinemae.data_tools.files import Descriptor, atomic_write_text, write_at
 from kinemae.data_tools.index import ShardIndex
 
 FORMAT = 1
-STORE, PROVENANCE, DONE, SAMPLES, TIME = "store.json", "provenance.json", "done", "samples.parquet", "time.npy"
+STORE, PROVENANCE, DONE, SAMPLES, TIME = (
+    "store.json",
+    "provenance.json",
+    "done",
+    "samples.parquet",
+    "time.npy",
+)
 _DTYPES = {"float32": (torch.float32, np.float32), "float16": (torch.float16, np.float16)}
 _DTYPES |= {"bfloat16": (torch.bfloat16, np.uint16)}
 _CHUNKS, _CHUNK_SAMPLES = 256, (4, 64)

@@ -229,9 +229,9 @@ def make_stores(config: ProbeConfig, probed: ProbedEncoder, processes: Processes
                 layers=probed.layers,
                 kind=split.provenance.kind,
                 is_bf16=split.provenance.precision == "bf16",
+                clips_per_device=config.clips_per_device,
             ),
             processes,
-            clips_per_device=config.clips_per_device,
             workers=workers,
             timeout_s=config.data.timeout_s,
         )
@@ -268,7 +268,9 @@ def check_readable(config: ProbeConfig, data: LabelledFeatures) -> None:
     if bad > config.data.max_bad_fraction * total:
         position, reason = next(iter(data.features.skipped.items()))
         raise DataError(
-            f"{data.key}: expected at most data.max_bad_fraction={config.data.max_bad_fraction:g} of the samples "
-            f"to be unreadable, got {bad} of {total}, first {data.index.sample(position).key}: {reason}; fix: "
+            f"{data.key}: expected at most data.max_bad_fraction={config.data.max_bad_fraction:g} of the "
+            "samples "
+            f"to be unreadable, got {bad} of {total}, first {data.index.sample(position).key}: {reason}; "
+            "fix: "
             "replace these videos, or raise data.max_bad_fraction"
         )
