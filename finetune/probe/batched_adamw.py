@@ -54,8 +54,13 @@ class BatchedAdamW:
             first.lerp_(gradient, 1 - low)
             second.mul_(high).addcmul_(gradient, gradient, value=1 - high)
             value.mul_(_expand(1 - lr_H * self.decay_H[number], value))
-            divisor = (second / corrections[1]).sqrt_().add_(self.eps)
-            value.sub_(_expand(lr_H / corrections[0], value) * (first / divisor))
+            # The learning rate is in the divisor, which saves passes over memory.
+            rate_H = lr_H / corrections[0]
+            slope, offset = (
+                _expand(1 / (rate_H * corrections[1] ** 0.5), value),
+                _expand(self.eps / rate_H, value),
+            )
+            value.addcdiv_(first, torch.addcmul(offset, second.sqrt(), slope), value=-1)
         for value in self.tensors:
             value.grad = None
 

@@ -138,7 +138,7 @@ def _folder(config: ProbeConfig, one: ProbedEncoder, probed: Sequence[ProbedEnco
 def _probe(config: ProbeConfig, one: ProbedEncoder, processes: Processes, *, folder: Path) -> dict[str, Any]:
     """Run the method on one encoder's features and write its result."""
     begin = time.monotonic()
-    train, validation = one.train.open(), one.validation.open()
+    train, validation = one.train.open(one.task), one.validation.open(one.task)
     for data in (train, validation):
         check_readable(config, data)
     width = train.features.layers[one.layers[0]].shape[-1] if one.source is None else (

@@ -104,7 +104,7 @@ class HeadTraining:
 
     epochs: float = 20.0
     min_steps: int = 500
-    batch: int = 256
+    batch: int = 64
     warmup_fraction: float = 0.1
     clip_norm: float = 1.0
 

@@ -73,7 +73,7 @@ def _run_heads(
             "refit_on": len(train.features.readable) if config.select.refit else None,
             "steps": trainer.steps(len(fit_R)),
         },
-        head=trained.head(number),
+        head=None if train.features.kind == "vectors" else trained.head(number),
         head_component=heads[best].component(),
         layer=heads[best].layer,
     )

@@ -40,7 +40,7 @@ STORE, PROVENANCE, DONE, SAMPLES, TIME = (
 )
 _DTYPES = {"float32": (torch.float32, np.float32), "float16": (torch.float16, np.float16)}
 _DTYPES |= {"bfloat16": (torch.bfloat16, np.uint16)}
-_CHUNKS, _CHUNK_SAMPLES = 256, (4, 64)
+_CHUNKS, _CHUNK_SAMPLES = 256, (16, 64)
 _PACKAGES = ("kinemae", "torch", "av")
 
 

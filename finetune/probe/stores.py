@@ -1,6 +1,6 @@
 """The stores of one encoder: what they must hold, whether they exist, and how they are made."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.finetune.labelled_data import open_labelled
-from kinemae.finetune.probe.checks import check_finite, check_probe_data
+from kinemae.finetune.probe.checks import check_finite, check_probe_data, labels_of
 from kinemae.finetune.probe.config import ProbeConfig
 from kinemae.finetune.probe.data import LabelledFeatures
 from kinemae.finetune.probe.encode import (
@@ -31,6 +31,7 @@ from kinemae.finetune.probe.store import (
     remove_store,
 )
 from kinemae.finetune.tasks.base import Targets, Task, build_task
+from kinemae.finetune.tasks.classification import Classification
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.settings import precision_on
 
@@ -56,8 +57,8 @@ class Split:
     state: str = "complete"
     external: Features | None = None
 
-    def open(self) -> LabelledFeatures:
-        """Open the features.
+    def open(self, task: Task) -> LabelledFeatures:
+        """Open the features. Samples without a class are left out.
 
         Raises:
             DataError: a file is damaged, or features are not finite.
@@ -67,6 +68,9 @@ class Split:
             assert self.folder is not None and self.provenance is not None
             features = open_store(self.folder, self.provenance.layers)
         check_finite(features, self.index.column("key"), key=self.key)
+        if isinstance(task, Classification):
+            label_R = labels_of(self.targets, len(self.index))
+            features = replace(features, readable=features.readable[label_R[features.readable] >= 0])
         return LabelledFeatures(features=features, targets=self.targets, index=self.index, key=self.key)
 
 
@@ -169,7 +173,7 @@ def prepare_external(config: ProbeConfig) -> ProbedEncoder:
         for name, (features, index) in found.items()
     }
     for split in splits.values():
-        split.open()  # checks the values before anything starts
+        split.open(task)  # checks the values before anything starts
     return ProbedEncoder(name="features", source=None, task=task, layers=[0], clip=ClipConfig(), **splits)
 
 

@@ -1,0 +1,198 @@
+"""The commands probe and knn on encoded videos."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from kinemae.data_tools.index import open_index
+from tests.finetune.probe.conftest import SHAPE, finetune, read, write_encoder
+
+pytestmark = pytest.mark.slow
+LAYERS = [
+    "features.layers=[0,-1]",
+    "grid={lr: [1e-3, 1e-2], weight_decay: [0.01], pool: [mean, statistics]}",
+]
+
+
+@pytest.fixture(scope="module")
+def linear_run(encoder, data, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("probes") / "run"
+    layers = [
+        "features.layers=[0,-1]",
+        "grid={lr: [1e-3, 1e-2], weight_decay: [0.01], pool: [mean, statistics]}",
+    ]
+    assert finetune("probe", f"encoder={encoder}", *data, *layers, f"run_dir={run_dir}") == 0
+    return run_dir
+
+
+def test_a_probe_writes_the_grid_the_choice_and_the_score(linear_run, synth_shards):
+    result = read(linear_run / "linear/result.json")
+
+    found = result["probe"]
+    assert len(found["grid"]) == 2 * 2 * 2
+    assert found["chosen"] in found["grid"]
+    assert found["chosen"]["held_out"] == max(row["held_out"] for row in found["grid"])
+    assert found["selection"]["trained_on"] + found["selection"]["held_out"] == found["training_samples"]
+    low, high = found["interval"]["ci95"]
+    assert low <= result["top1"] <= high
+    assert found["floor"]["value"] == pytest.approx(1 / len(result["classes"]), abs=0.05)
+    assert result["videos"] == len(open_index(synth_shards / "validation"))
+
+
+def test_evaluating_the_saved_model_repeats_the_score(linear_run):
+    before = (linear_run / "linear/result.json").read_text()
+    own = read(linear_run / "linear/result.json")
+
+    assert finetune("evaluate", linear_run / "linear") == 0
+
+    again = read(linear_run / "linear/result.json")
+    (linear_run / "linear/result.json").write_text(before)
+    assert again["confusion_matrix"] == own["confusion_matrix"] and again["top1"] == own["top1"]
+    assert again["nll"] == pytest.approx(own["nll"], rel=1e-6)
+
+
+def test_a_head_on_a_lower_block_is_saved_with_the_encoder_up_to_it(encoder, data, tmp_path):
+    run = [f"run_dir={tmp_path}", "features.layers=[1]", "grid={lr: [1e-2], weight_decay: [0.0]}"]
+    assert finetune("probe", f"encoder={encoder}", *data, *run) == 0
+    own = read(tmp_path / "linear/result.json")
+
+    assert finetune("evaluate", tmp_path / "linear") == 0
+
+    assert read(tmp_path / "linear/model/encoder.json")["shape"]["depth"] == 2 < SHAPE.depth
+    assert read(tmp_path / "linear/result.json")["nll"] == pytest.approx(own["nll"], rel=1e-6)
+
+
+def test_a_repeated_command_reuses_the_features_and_repeats_the_result(linear_run, encoder, data, capsys):
+    own = read(linear_run / "linear/result.json")
+    store = linear_run / "features/encoder/statistics/train/layer-00.npy"
+    written = store.stat().st_mtime_ns
+    layers = [
+        "features.layers=[0,-1]",
+        "grid={lr: [1e-3, 1e-2], weight_decay: [0.01], pool: [mean, statistics]}",
+    ]
+
+    assert finetune("probe", f"encoder={encoder}", *data, *layers, f"run_dir={linear_run}") == 0
+
+    again = read(linear_run / "linear/result.json")
+    assert store.stat().st_mtime_ns == written
+    assert {**again["probe"], "cost": None} == {**own["probe"], "cost": None}
+    assert "encoding" not in capsys.readouterr().err
+
+
+def test_all_methods_share_one_store(linear_run, encoder, data):
+    run = [f"encoder={encoder}", *data, f"run_dir={linear_run}", "few_shot={per_class: [1, 2], tries: 2}"]
+
+    assert finetune("knn", *run, "knn.k=[1,5]") == 0
+    assert finetune("probe", *run, "method=logistic", "logistic.c=[0.1, 1.0]", "select.folds=2") == 0
+
+    for method in ("knn", "logistic"):
+        found = read(linear_run / method / "result.json")["probe"]
+        assert len(found["grid"]) == 2
+        assert [row["per_class"] for row in found["few_shot"]] == [1, 2]
+        assert found["few_shot"][1]["samples"] == 2 * found["few_shot"][0]["samples"]
+
+
+def test_attentive_heads_read_all_tokens(encoder, data, tmp_path):
+    grid = ["method=attentive", "grid={lr: [1e-3, 1e-2], weight_decay: [0.01]}", "features.dtype=bfloat16"]
+
+    assert finetune("probe", f"encoder={encoder}", *data, *grid, f"run_dir={tmp_path}") == 0
+
+    tokens = np.load(tmp_path / "features/encoder/tokens/train/layer-02.npy", mmap_mode="r")
+    assert tokens.shape[1:] == (1, 2 * 2 * 2, SHAPE.width) and tokens.dtype == np.uint16
+    own = read(tmp_path / "attentive/result.json")
+    assert finetune("evaluate", tmp_path / "attentive") == 0
+    assert read(tmp_path / "attentive/result.json")["nll"] == pytest.approx(own["nll"], rel=0.05)
+
+
+def test_random_training_views_are_stored_by_sample(encoder, data, synth_shards, tmp_path):
+    views = ["features.train_views=2", "evaluate.temporal_clips=3", f"run_dir={tmp_path}"]
+
+    assert finetune("knn", f"encoder={encoder}", *data, *views) == 0
+
+    train, validation = (
+        np.load(tmp_path / f"features/encoder/statistics/{split}/layer-02.npy")
+        for split in ("train", "validation")
+    )
+    samples = pq.read_table(tmp_path / "features/encoder/statistics/train/samples.parquet")
+    assert train.shape[1] == 2 and validation.shape[1] == 3
+    assert samples.column("key").to_pylist() == open_index(synth_shards / "train").column("key").tolist()
+    assert (np.abs(train).sum(axis=2) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("evaluate.temporal_clips=2", "views.temporal_clips: store 1, here 2"),
+        ("clip.stride=1", "clip.stride: store 2, here 1"),
+        ("features.layers=[1]", "layers: store [0, 2], here [1]"),
+        ("features.dtype=float16", "dtype: store float32, here float16"),
+    ],
+)
+def test_a_store_of_other_features_is_refused(linear_run, encoder, data, override, difference, capsys):
+    assert finetune("probe", f"encoder={encoder}", *data, f"run_dir={linear_run}", override) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert difference in line and "features.rebuild=true" in line
+
+
+def test_a_store_of_another_encoder_is_refused_or_rebuilt(linear_run, data, tmp_path, capsys):
+    other = write_encoder(tmp_path / "encoder", seed=1)
+    run = [f"encoder={other}", *data, f"run_dir={tmp_path}", "grid={lr: [1e-2], weight_decay: [0.0]}"]
+    shared = f"features.folder={tmp_path / 'features'}"
+    assert finetune("probe", *run, shared, "weights=random") == 0
+    capsys.readouterr()
+
+    assert finetune("probe", *run, shared) == 2
+    assert "encoder: store" in capsys.readouterr().err
+    assert finetune("probe", *run, shared, "features.rebuild=true") == 0
+
+
+def test_several_encoders_give_a_curve(data, tmp_path):
+    for number in range(2):
+        write_encoder(tmp_path / f"model-{number}" / "encoder", seed=number)
+
+    run = [f"encoder={tmp_path}/model-*/encoder", *data, f"run_dir={tmp_path / 'run'}", "save_model=false"]
+    assert finetune("probe", *run) == 0
+
+    rows = read(tmp_path / "run/linear/curve.json")
+    assert [row["encoder"] for row in rows] == ["model-0-encoder", "model-1-encoder"]
+    for row in rows:
+        assert row["value"] == read(tmp_path / "run/linear" / row["encoder"] / "result.json")["top1"]
+
+
+def start(*arguments, repo, launcher=(), wait=True):
+    """Start a command in new processes."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *launcher, "finetune", *map(str, arguments)],
+        cwd=repo,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    if wait:
+        assert process.wait(timeout=300) == 0
+    return process
+
+
+@pytest.mark.processes
+def test_two_processes_and_a_killed_command_give_the_same_features(linear_run, encoder, data, repo, tmp_path):
+    run = [f"encoder={encoder}", *data, "features.layers=[0,-1]", "grid={lr: [1e-2], weight_decay: [0.0]}"]
+    killed = start("probe", *run, f"run_dir={tmp_path}", repo=repo, launcher=["kinemae"], wait=False)
+    partial = tmp_path / "features/encoder/statistics/train.partial/done"
+    while not any(partial.glob("*.json")) and killed.poll() is None:
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+
+    launcher = ["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "kinemae"]
+    start("probe", *run, f"run_dir={tmp_path}", repo=repo, launcher=launcher)
+
+    for name in ("train/layer-00.npy", "train/layer-02.npy", "validation/layer-02.npy", "train/time.npy"):
+        stores = [folder / "features/encoder/statistics" / name for folder in (linear_run, tmp_path)]
+        assert stores[0].read_bytes() == stores[1].read_bytes(), name
