@@ -21,7 +21,12 @@ OWNERS = {
     "omegaconf": {"data_tools/config.py"},
     "webdataset": {"data_tools/sharding/tar_writer.py"},
     "braceexpand": {"data_tools/indexing/shard_list.py"},
-    "pyarrow": {"data_tools/index.py", "finetune/report/samples.py"},
+    "pyarrow": {
+        "data_tools/index.py",
+        "finetune/probe/external.py",
+        "finetune/probe/store.py",
+        "finetune/report/samples.py",
+    },
     "fsspec": {"data_tools/storage/remote.py"},
     "aiohttp": {"data_tools/storage/remote.py"},
     "av": {
@@ -49,7 +54,7 @@ OWNERS = {
     "peft": {"finetune/adapt/lora.py"},
     "jinja2": {"data_tools/report/render.py"},
     "torchmetrics": {"finetune/metrics/multilabel.py", "finetune/metrics/ordinal.py"},
-    "sklearn": {"finetune/metrics/regression.py"},
+    "sklearn": {"finetune/metrics/regression.py", "finetune/probe/logistic.py"},
     "pickle": {"finetune/conversion/read_weights.py"},  # only the name of its error
 }
 PURE = ("pretrain/model", "pretrain/masking", "pretrain/noise", "pretrain/pruning", "pretrain/targets")

@@ -13,6 +13,7 @@ import yaml
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.randomness import generator
 from kinemae.finetune.config import FinetuneConfig
+from kinemae.finetune.probe.config import ProbeConfig
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.model.tokens import TokenGrid
@@ -60,6 +61,14 @@ def test_every_key_of_fine_tuning_is_documented_with_its_default() -> None:
     for key, default in keys(FinetuneConfig):
         assert key in own or key.startswith(SHARED), key
         assert is_same(documented[key], default), key
+
+
+def test_every_key_of_a_probe_is_documented_with_its_default() -> None:
+    shared, own = table("docs/pretraining.md"), table("docs/probing.md")
+    for key, default in keys(ProbeConfig):
+        assert key in own or key.startswith(("augment.", "engine.", "timeouts.")), key
+        assert is_same(own.get(key, shared.get(key)), default), key
+    assert own.keys() <= dict(keys(ProbeConfig)).keys() | {"linear", "attentive", "knn", "logistic"}
 
 
 def test_keys_that_may_change_in_a_resumed_run_are_documented() -> None:

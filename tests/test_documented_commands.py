@@ -23,6 +23,7 @@ from kinemae.data_tools.verify.command import VerifyConfig
 from kinemae.finetune.__main__ import PROGRAM as FINETUNE
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.conversion.options import ImportOptions
+from kinemae.finetune.probe.command import load_probe_config
 from kinemae.finetune.sweep.halving import SweepConfig
 from kinemae.finetune.sweep.space import read_space
 from kinemae.launch.__main__ import parse
@@ -131,6 +132,8 @@ def accept_program(program: Program, words: list[str]) -> None:
         axes, arguments.overrides = read_space(FinetuneConfig, words)
         load("finetune", FinetuneConfig, arguments)
         assert axes
+    elif program is FINETUNE and name in ("probe", "knn"):
+        load_probe_config(arguments, ["method=knn"] if name == "knn" else [])
     elif name in SCHEMAS:
         load_config(SCHEMAS[name], None, arguments.overrides)
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import ShardIndex, dictionary_encode_column, find_leaks
+from kinemae.finetune.data_checks import check_leaks
 from kinemae.finetune.probe.config import ProbeConfig
 from kinemae.finetune.probe.store import Features
 from kinemae.finetune.tasks.base import Targets, Task
@@ -30,7 +31,12 @@ def check_probe_data(
             f"task.name: expected a task with one output per clip, got {config.task.name}; fix: use `kinemae "
             "finetune train ... freeze=true` for this task"
         )
-    check_leaks(config, train, validation)
+    check_keys(config, train, validation)
+    named = {
+        f"data.train={config.data.train}": train,
+        f"data.validation={config.data.validation}": validation,
+    }
+    check_leaks(named, policy=config.data.leaks)
     if isinstance(task, Classification):
         check_classes(config, task, targets, samples=len(train))
     elif config.method in ("logistic", "knn"):
@@ -46,21 +52,18 @@ def check_probe_data(
         )
 
 
-def check_leaks(config: ProbeConfig, train: ShardIndex, validation: ShardIndex) -> None:
-    """Reject samples or groups that are in both data sets.
+def check_keys(config: ProbeConfig, train: ShardIndex, validation: ShardIndex) -> None:
+    """Reject samples that are in both data sets.
 
     Raises:
         DataError: names the first one.
     """
-    for column, what in (("key", "sample"), ("group", "group"), ("content", "file")):
-        values, codes = dictionary_encode_column([train, validation], column)
-        leaks = find_leaks(values, codes)
-        if leaks:
-            raise DataError(
-                f"data.validation={config.data.validation}: expected no {what} of data.train, got "
-                f"{len(leaks)}, "
-                f"first {leaks[0].value}; fix: split the data by {what}"
-            )
+    leaks = find_leaks(*dictionary_encode_column([train, validation], "key"))
+    if leaks:
+        raise DataError(
+            f"data.validation={config.data.validation}: expected no sample of data.train, got {len(leaks)}, "
+            f"first {leaks[0].value}; fix: remove them from one of the two"
+        )
 
 
 def check_classes(config: ProbeConfig, task: Classification, targets: Targets, *, samples: int) -> None:

@@ -54,7 +54,7 @@ def run_knn(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace, fixed: Sequence[str]) -> None:
-    config = _load(arguments, fixed)
+    config = load_probe_config(arguments, fixed)
     processes = find_processes(config.engine.device)
     probed = prepare(config, processes)
     if arguments.dry_run:
@@ -95,7 +95,7 @@ def prepare(config: ProbeConfig, processes: Processes) -> list[ProbedEncoder]:
     return [prepare_encoder(config, source, processes) for source in sources]
 
 
-def _load(arguments: argparse.Namespace, fixed: Sequence[str]) -> ProbeConfig:
+def load_probe_config(arguments: argparse.Namespace, fixed: Sequence[str]) -> ProbeConfig:
     """The config; the optional positional may hold the first override."""
     path, overrides = arguments.config, [*arguments.overrides]
     if path is not None and "=" in path and not Path(path).exists():

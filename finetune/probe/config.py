@@ -1,16 +1,37 @@
 """Config of `kinemae finetune probe` and `kinemae finetune knn`."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.loader import AugmentConfig
 from kinemae.finetune.config import FinetuneClip, FinetuneData
-from kinemae.pretrain.runtime.settings import EngineConfig, TimeoutsConfig
+from kinemae.pretrain.runtime.settings import EngineConfig, StreamConfig, TimeoutsConfig
 
 EXTERNAL_SUFFIXES = (".npz", ".parquet")
 METHODS = ("linear", "attentive", "logistic", "knn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeData(StreamConfig):
+    """The labelled data sets, or files of features.
+
+    Attributes:
+        train: folder of labelled shards, or a file of features.
+        validation: the same for the scored data.
+        segments, leaks: see `FinetuneData`.
+    """
+
+    train: str = MISSING
+    validation: str = MISSING
+    segments: str | None = None
+    leaks: Literal["error", "warn"] = "error"
+
+    @property
+    def labelled(self) -> FinetuneData:
+        """The data of a fine-tuning run."""
+        return FinetuneData(**asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +254,7 @@ class ProbeConfig:
     task: Component = field(default_factory=lambda: Component(name="classification"))
     save_model: bool = True
     clips_per_device: int = 16
-    data: FinetuneData = field(default_factory=FinetuneData)
+    data: ProbeData = field(default_factory=ProbeData)
     clip: FinetuneClip = field(default_factory=FinetuneClip)
     evaluate: ViewsConfig = field(default_factory=ViewsConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
@@ -285,6 +306,8 @@ class ProbeConfig:
                     "fix: set "
                     "encoder=null to use files of features"
                 )
+        chunks = self.clip.chunks
+        require(chunks == 1, "clip.chunks", "be 1: evaluate.temporal_clips averages several clips", chunks)
         views = self.data.views_per_video
         require(views == 1, "data.views_per_video", "be 1: features.train_views sets the views", views)
         self._check_method()

@@ -7,13 +7,13 @@ from kinemae.data_tools.config import to_yaml
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.finetune.adapt.config import AdaptConfig
 from kinemae.finetune.config import EvaluateConfig, FinetuneConfig, FinetuneOptim
-from kinemae.finetune.evaluate import MODEL_FOLDER
 from kinemae.finetune.model_file import FinetunedModel, save_model
 from kinemae.finetune.probe.config import ProbeConfig
 from kinemae.finetune.probe.data import Outcome
 from kinemae.finetune.probe.stores import ProbedEncoder
 from kinemae.finetune.task_model import TaskModel
 from kinemae.pretrain.exported_model import EncoderDescription
+from kinemae.pretrain.folder_kinds import MODEL_FOLDER
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.runtime.settings import BatchConfig
 
@@ -45,11 +45,11 @@ def save_probe(config: ProbeConfig, probed: ProbedEncoder, outcome: Outcome, fol
         adapt=AdaptConfig(method="frozen"),
         task=config.task,
         epochs=config.train.epochs,
-        data=config.data,
+        data=config.data.labelled,
         clip=config.clip,
         optim=FinetuneOptim(lr=chosen["lr"], final_lr=0.0, weight_decay=chosen["weight_decay"]),
         batch=BatchConfig(clips_per_device=config.clips_per_device),
-        evaluate=EvaluateConfig(**asdict(config.evaluate)),
+        evaluate=EvaluateConfig(**asdict(config.evaluate), data="validation"),
         engine=config.engine,
     )
     atomic_write_text(folder / "config.yaml", to_yaml(stored))

@@ -32,6 +32,7 @@ from kinemae.finetune.probe.store import (
 )
 from kinemae.finetune.tasks.base import Targets, Task, build_task
 from kinemae.finetune.tasks.classification import Classification
+from kinemae.pretrain.exported_model import EncoderDescription
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.settings import precision_on
 
@@ -110,18 +111,10 @@ def prepare_encoder(config: ProbeConfig, source: EncoderSource, processes: Proce
         DataError: unusable data.
         CheckpointError: unusable weights.
     """
-    description = source.description
-    clip = ClipConfig(
-        frames=description.frames,
-        stride=description.stride,
-        fps=description.fps,
-        sampling=description.sampling,
-        size=description.size,
-        short_video=config.clip.short_video,
-    )
-    layers = resolve_layers(config.features.layers, description.shape.depth)
+    clip = _clip(config, source.description)
+    layers = resolve_layers(config.features.layers, source.description.shape.depth)
     task = build_task(config.task)
-    indexes = {name: open_labelled(config.data, name, task=task, clip=clip) for name in SPLITS}
+    indexes = {name: open_labelled(config.data.labelled, name, task=task, clip=clip) for name in SPLITS}
     targets = _read_targets(config, task, indexes)
     encoder_digest = digest(source.load())
     root = Path(config.features.folder or Path(config.run_dir) / "features") / source.name / config.store_kind
@@ -149,6 +142,17 @@ def prepare_encoder(config: ProbeConfig, source: EncoderSource, processes: Proce
             state=state,
         )
     return ProbedEncoder(name=source.name, source=source, task=task, layers=layers, clip=clip, **splits)
+
+
+def _clip(config: ProbeConfig, description: EncoderDescription) -> ClipConfig:
+    return ClipConfig(
+        frames=description.frames,
+        stride=description.stride,
+        fps=description.fps,
+        sampling=description.sampling,
+        size=description.size,
+        short_video=config.clip.short_video,
+    )
 
 
 def prepare_external(config: ProbeConfig) -> ProbedEncoder:

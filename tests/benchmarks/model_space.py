@@ -24,6 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from kinemae.pretrain.exported_model import EncoderDescription, save_encoder
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import ModelConfig
+from kinemae.pretrain.model.tokens import TokenGrid
 from tests.benchmarks.camera_moves import cut_windows, write_table
 
 LABELS = 800
@@ -52,6 +58,10 @@ FROZEN = ["adapt.method=frozen", "drop_path=0.0", "optim.lr=3e-3"]
 TUNED = [
     *("adapt.method=full", "drop_path=0.1", "optim.lr=1e-3", "optim.layer_decay=0.75"),
     "head={name: linear, args: {norm: standardize}}",  # learns from the first step on
+]
+PROBE = [
+    *("method=attentive", "grid={lr: [3e-3], weight_decay: [0.05]}", "task.args.label_smoothing=0.1"),
+    *("train={epochs: 1, min_steps: 600, batch: 64}", "save_model=false"),
 ]
 UNTRAINED = ["encoder=null", "model.size=tiny", "model.patch_size=8", "optim.layer_decay=1.0"]
 
@@ -214,13 +224,14 @@ def score(name: str, row: str, seed: int, task: str, work: Path) -> None:
     """Run the "probe" or the fine-tuning ("tuned") of one row of one seed unless it is finished."""
     settings, folder = TASKS[task], work / row.replace(" ", "") / str(seed)
     encoder = folder / "pretrain/encoder"
-    if (folder / name / "result.json").exists():
+    if result_of(folder, name, task).exists():
         return
-    if name == "probe" and task == "moves":  # without augmentation features can be cached
-        inputs = ["random" if row in FLOORS else str(encoder), f"{work}/shards/{seed}"]
-        probe = ["tests.benchmarks.cached_probe", *inputs, f"{folder}/probe/result.json", str(seed)]
-        return run(probe, folder / "probe.log")
     data = [f"data.{split}={work}/shards/{seed}/{split}" for split in ("train", "validation")]
+    if name == "probe" and task == "moves":  # without augmentation, features are computed once
+        if row in FLOORS:
+            save_random_encoder(encoder, seed)
+        given = [f"encoder={encoder}", *data, *PROBE, *COMMON, f"seed={seed}", f"run_dir={folder}/probe"]
+        return run(["kinemae", "finetune", "probe", *given], folder / "probe.log")
     start = UNTRAINED if row in FLOORS else [f"encoder={encoder}"]
     how = FROZEN if name == "probe" else TUNED
     given = [*settings.clip, *settings.batch, *COMMON, *TUNE, *settings.tuning, *how, *start, *data]
@@ -229,6 +240,21 @@ def score(name: str, row: str, seed: int, task: str, work: Path) -> None:
         ["kinemae", "finetune", "train", config, *given, f"seed={seed}", f"run_dir={folder}/{name}"],
         folder / f"{name}.log",
     )
+
+
+def result_of(folder: Path, name: str, task: str) -> Path:
+    """The result file of the "probe" or the fine-tuning ("tuned") of a row."""
+    is_probe = name == "probe" and task == "moves"
+    return folder / name / ("attentive/result.json" if is_probe else "result.json")
+
+
+def save_random_encoder(folder: Path, seed: int) -> None:
+    """Export an encoder with random weights for the task "moves"."""
+    torch.manual_seed(seed)
+    shape = ModelConfig(size="tiny", patch_size=8).shape().encoder
+    grid = TokenGrid.of(8, 32, shape.patch)
+    description = EncoderDescription(shape=shape, grid=grid, reference=grid, frames=8, stride=1, size=32)
+    save_encoder(folder, Encoder(shape, grid), description)
 
 
 def table(rows: list[str], seeds: int, work: Path) -> str:
@@ -240,7 +266,8 @@ def table(rows: list[str], seeds: int, work: Path) -> str:
     for row in rows:
         cells = []
         for task in ("probe", "tuned"):
-            found = [work / row.replace(" ", "") / str(seed) / task / "result.json" for seed in range(seeds)]
+            folders = [work / row.replace(" ", "") / str(seed) for seed in range(seeds)]
+            found = [result_of(folder, task, work.name) for folder in folders]
             scores = [100 * read(path)["top1"] for path in found if path.exists()]
             spread = f"{statistics.stdev(scores):.1f}" if len(scores) > 1 else "-"
             each = ", ".join(f"{score:.0f}" for score in scores)
