@@ -18,6 +18,7 @@ from kinemae.finetune.adapt.lora import (
     merged_encoder,
     save_adapter,
 )
+from kinemae.pretrain.model.blocks import set_up_blocks
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
@@ -192,3 +193,36 @@ def test_the_last_blocks_and_the_norm_are_trained():
     assert trained == {name for name in encoder.state_dict() if name.startswith(("blocks.1.", "norm."))}
     with pytest.raises(ValueError, match=r"adapt\.blocks must be at most 2, the encoder's blocks, got 3"):
         train_last_blocks(encoder, 3)
+
+
+def loss_and_gradients(encoder, **blocks):
+    set_up_blocks(encoder, **blocks)
+    for dropout in clip_dropouts(encoder):
+        dropout.draws = ClipRandom(0, torch.arange(3))
+    encoder(patches(), None).square().mean().backward()
+    return {name: weight.grad for name, weight in encoder.named_parameters() if weight.requires_grad}
+
+
+def test_activation_checkpointing_repeats_the_dropout():
+    config = AdaptConfig(method="lora", rank=4, dropout=0.5)
+    plain, recomputed = adapted(config).train(), adapted(config).train()
+    for encoder in (plain, recomputed):
+        train_a_little(encoder)
+
+    expected = loss_and_gradients(plain, recompute=False, compiled=False)
+    found = loss_and_gradients(recomputed, recompute=True, compiled=False)
+
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [METHODS[0], METHODS[3]], ids=lambda config: config.method)
+def test_compiled_blocks_have_the_same_gradients(config):
+    plain, compiled = adapted(config).train(), adapted(config).train()
+    for encoder in (plain, compiled):
+        train_a_little(encoder)
+
+    expected = loss_and_gradients(plain, recompute=False, compiled=False)
+    found = loss_and_gradients(compiled, recompute=False, compiled=True, backend="eager")
+
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
