@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kinemae.data_tools.command import DataError, Stopped, log
 from kinemae.data_tools.config import load_config, require, to_yaml
 from kinemae.data_tools.files import atomic_write_text
@@ -202,8 +204,6 @@ def _advance(sweep: PreparedSweep, trials: list[Trial], rung: int) -> None:
 
 def _gpus(device: str) -> list[str]:
     """The identifiers of the visible GPUs; none on the CPU."""
-    import torch
-
     if device == "cpu" or not torch.cuda.is_available():
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -7,15 +7,19 @@ decisions are functions of the histories in the trials' folders: a killed sweep 
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kinemae.data_tools.command import Stopped
 from kinemae.data_tools.config import require
+from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED
 from kinemae.finetune.compare import RESULT_NAME
 from kinemae.finetune.selection import Selection
 from kinemae.finetune.sweep.space import Values
 from kinemae.pretrain.runtime.validation import FILE
+
+_DIVERGED = "diverged.txt"  # in the folder of such a trial: the reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,6 @@ class Trial:
     folder: Path
     rung: int = -1
     failure: str = ""
-    _marker: str = field(default="diverged.txt", repr=False)
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of its validations so far."""
@@ -94,12 +97,12 @@ class Trial:
     def fail(self, reason: str) -> None:
         """Record for later starts that the trial diverges."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / self._marker).write_text(reason + "\n", encoding="utf-8")
+        (self.folder / _DIVERGED).write_text(reason + "\n", encoding="utf-8")
         self.failure = reason
 
     def read_failure(self) -> str:
         """The recorded reason; empty for none."""
-        marker = self.folder / self._marker
+        marker = self.folder / _DIVERGED
         if not self.failure and marker.exists():
             self.failure = marker.read_text(encoding="utf-8").strip()
         return self.failure
@@ -119,11 +122,17 @@ def halve(
 
     Args:
         advance: trains these trials up to a rung, and records failures.
+
+    Raises:
+        Stopped: a trial did not reach its rung.
     """
     left = list(trials)
     for rung in range(sweep.rungs):
         advance([trial for trial in left if not trial.has_reached(rung, sweep)], rung)
         for trial in left:
+            if not trial.has_reached(rung, sweep):
+                what = f"trial {trial.number} was stopped before the end of its rung"
+                raise Stopped(EXIT_INTERRUPTED, f"{what}; repeat the command to continue the sweep")
             trial.rung = rung
         ranked = ranking(left, rung, sweep, selection)
         left = ranked[: max(1, len(left) // sweep.eta)]

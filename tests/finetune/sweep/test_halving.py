@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from kinemae.data_tools.command import Stopped
 from kinemae.finetune.selection import Selection
 from kinemae.finetune.sweep.halving import SweepConfig, Trial, halve, ranking
 
@@ -89,6 +90,11 @@ def test_diverged_trials_are_the_worst_and_not_repeated(tmp_path):
     trials, again = make_trials(tmp_path, 3), Runs(curves, sweep)
     assert halve(trials, sweep, TOP1, again).number == 1
     assert again.work[0] == (0, []) and trials[0].failure == "the loss diverged"
+
+
+def test_a_trial_that_was_stopped_before_its_rung_is_not_judged(tmp_path):
+    with pytest.raises(Stopped, match="trial 0 was stopped before the end of its rung"):
+        halve(make_trials(tmp_path, 2), SweepConfig(rungs=2), TOP1, lambda trials, rung: None)
 
 
 def test_without_a_score_there_is_no_best_trial(tmp_path):
