@@ -29,7 +29,7 @@ def check_probe_data(
     if task.output != "clip":
         raise ValueError(
             f"task.name: expected a task with one output per clip, got {config.task.name}; fix: use `kinemae "
-            "finetune train ... freeze=true` for this task"
+            "finetune train ... adapt.method=frozen` for this task"
         )
     check_keys(config, train, validation)
     named = {
