@@ -2,7 +2,7 @@
 
 RUN/features/ENCODER/KIND/SPLIT/    feature stores, see `store.py`; all methods share them
 RUN/METHOD/result.json              the result; with several encoders, RUN/METHOD/ENCODER/result.json
-RUN/METHOD/curve.json               with several encoders, their scores by pretraining step
+RUN/METHOD/curve.json, curve.svg    with several encoders, their scores by pretraining step
 RUN/METHOD/model/, config.yaml      the chosen linear or attentive head with its encoder
 RUN/METHOD/probe.yaml               the config
 """
@@ -21,11 +21,12 @@ from kinemae.data_tools.config_files import find_config
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.finetune.compare import RESULT_NAME
 from kinemae.finetune.probe.config import ProbeConfig
+from kinemae.finetune.probe.curve import curve, curve_svg
 from kinemae.finetune.probe.data import Outcome
 from kinemae.finetune.probe.encoders import find_encoders
 from kinemae.finetune.probe.few_shot import few_shot_scores
 from kinemae.finetune.probe.methods import run_method
-from kinemae.finetune.probe.results import build_result, curve
+from kinemae.finetune.probe.results import build_result
 from kinemae.finetune.probe.saving import save_probe
 from kinemae.finetune.probe.stores import (
     ProbedEncoder,
@@ -189,8 +190,12 @@ def _report(
     printed: Any = results[0]
     if len(results) > 1:
         printed = {"curve": curve(results, [one.name for one in probed]), "results": results}
-        path = Path(config.run_dir) / config.method / CURVE_NAME
-        atomic_write_text(path, json.dumps(printed["curve"], indent=1, ensure_ascii=False) + "\n")
+        folder = Path(config.run_dir) / config.method
+        text = json.dumps(printed["curve"], indent=1, ensure_ascii=False)
+        atomic_write_text(folder / CURVE_NAME, f"{text}\n")
+        figure = curve_svg(printed["curve"])
+        if figure is not None:
+            atomic_write_text(folder / "curve.svg", figure)
         for row in printed["curve"]:
             log.info("%-24s step %s  %s %.4g", row["encoder"], row["step"], row["metric"], row["value"])
     if as_json:

@@ -332,5 +332,7 @@ class AttentiveHeads:
         """A new head; heads of one depth have equal initial weights."""
         torch.manual_seed(derived_seed(self.trainer.seed, purpose="probe_head"))
         task, component = self.trainer.task, settings.component()
-        head = build_head(component, width=self.trainer.width, outputs=task.outputs)
+        head = build_head(
+            component, width=self.trainer.width, outputs=task.outputs, groups=task.output_groups
+        )
         return head.to(self.trainer.device)

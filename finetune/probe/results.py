@@ -1,4 +1,4 @@
-"""Results of a probe: scores with intervals, floor and cost; the curve over several encoders."""
+"""Results of a probe: scores with intervals, floor and cost."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -106,19 +106,3 @@ def floor(task: Task, train: LabelledFeatures, validation: LabelledFeatures) -> 
     output_RVY = output_Y.detach().expand(len(readable), validation.features.views, -1)
     predictions = validation.predictions(task, output_RVY, readable)
     return {"metric": task.metric, "value": metric_of(task, predictions, validation)}
-
-
-def curve(results: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per encoder: name, step, score, interval and the chosen candidate."""
-    return [
-        {
-            "encoder": name,
-            "step": result["probe"]["step"],
-            "metric": result["metric"],
-            "value": result[result["metric"]],
-            "ci95": result["probe"]["interval"]["ci95"],
-            "held_out": result["probe"]["chosen"]["held_out"],
-            "chosen": result["probe"]["chosen"],
-        }
-        for name, result in zip(names, results, strict=True)
-    ]

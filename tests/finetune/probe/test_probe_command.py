@@ -166,6 +166,57 @@ def test_several_encoders_give_a_curve(data, tmp_path):
         assert row["value"] == read(tmp_path / "run/linear" / row["encoder"] / "result.json")["top1"]
 
 
+@pytest.fixture(scope="module")
+def pretraining(synth_shards, tmp_path_factory):
+    """A pretraining run with three checkpoints."""
+    run_dir = tmp_path_factory.mktemp("pretraining") / "run"
+    small = ["model.size=tiny", "model.patch_size=8", "model.width=48", "model.depth=2", "clip.frames=4"]
+    few = [
+        "steps=6",
+        "save_every_steps=2",
+        "keep_checkpoints=3",
+        "batch={global_clips: 4, clips_per_device: 4}",
+    ]
+    off = ["pictures.every_steps=0", "monitor.every_steps=0", "engine={device: cpu, cpu_threads: 1}"]
+    given = [f"data.shards={synth_shards / 'unlabelled'}", "data.num_workers=0", f"run_dir={run_dir}"]
+    subprocess.run(
+        [sys.executable, "-m", "kinemae", "pretrain", "demo", *small, *few, *off, *given],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    return run_dir
+
+
+@pytest.mark.processes
+def test_checkpoints_of_a_pretraining_give_a_curve_and_the_last_equals_the_export(
+    pretraining, data, tmp_path
+):
+    run = [*data, f"run_dir={tmp_path}", "features.folder=" + str(tmp_path / "features"), "save_model=false"]
+    assert finetune("knn", f"encoder={pretraining / 'checkpoints'}", *run) == 0
+
+    rows = read(tmp_path / "knn/curve.json")
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert (tmp_path / "knn/curve.svg").read_text().startswith("<svg")
+    own = read(tmp_path / "knn/step-00000006/result.json")
+    assert finetune("knn", f"encoder={pretraining / 'encoder'}", *run) == 0
+    exported = read(tmp_path / "knn/result.json")
+    assert exported["probe"]["features"]["encoder"] == own["probe"]["features"]["encoder"]
+    assert exported["confusion_matrix"] == own["confusion_matrix"]
+
+
+def test_a_folder_without_encoder_is_rejected(data, tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    for name, message in (
+        ("checkpoints", "expected checkpoints of a pretraining run, got none"),
+        ("none-*", "expected folders of encoders or checkpoints, got none"),
+        ("nowhere", "expected encoder.json and encoder.safetensors, got no such folder"),
+    ):
+        run = [f"encoder={tmp_path / name}", *data, f"run_dir={tmp_path / 'run'}"]
+        assert finetune("probe", *run) == 4
+        assert message in capsys.readouterr().err
+
+
 def start(*arguments, repo, launcher=(), wait=True):
     """Start a command in new processes."""
     process = subprocess.Popen(
