@@ -138,12 +138,13 @@ def check_metric(config: FinetuneConfig, finetuned: FinetunedModel, data: DataSe
 
 def _metrics(finetuned: FinetunedModel, data: DataSet) -> set[str]:
     """Names of the numbers that a task computes, from scoring the output for one empty clip."""
-    model, grid = finetuned.model, finetuned.description.grid
+    model = finetuned.model
+    slices = model.encoder.grid.t * model.chunks
     with eval_mode(model):
-        tokens_BND = torch.zeros(1, grid.tokens, finetuned.description.shape.width)
+        tokens_BND = torch.zeros(1, model.grid_tokens, model.encoder.shape.width)
         layers = tuple(tokens_BND for _ in model.head.layers)
-        output_V = model.head(Features(tokens_BND, slices=grid.t, layers=layers), None).float()
-    time_VT = torch.zeros(1, finetuned.description.frames, dtype=torch.float64)
+        output_V = model.head(Features(tokens_BND, slices=slices, layers=layers), None).float()
+    time_VT = torch.zeros(1, slices * model.encoder.shape.patch[0], dtype=torch.float64)
     values = model.task.combine(model.task.predict(output_V), time_VT)
     same = [SamplePrediction(position=i, key="", values=values) for i in range(len(data.index))]
     scores = score_samples(model.task, same, data.index, key=data.key)

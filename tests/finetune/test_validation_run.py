@@ -1,0 +1,302 @@
+"""Validation in whole runs: lines, best model, early stopping, and interruptions at any moment.
+
+The runs are started in this process; an exception that nothing catches stands for a kill.
+"""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.exit_codes import EXIT_TERMINATED
+from kinemae.finetune import best_model, evaluate, train, validation
+from kinemae.finetune.__main__ import PROGRAM
+from kinemae.pretrain.runtime.loop import Reporter
+from kinemae.pretrain.runtime.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+MODEL = ["clip.frames=4", "clip.stride=2", "clip.size=16", "model.size=tiny", "model.patch_size=8"]
+SETTINGS = [
+    *("encoder=null", *MODEL, "model.width=32", "model.depth=2", "epochs=3", "optim.layer_decay=null"),
+    *("validate.every_steps=2", "validate.metric=nll", "validate.patience=2", "optim.lr=1e-3", "seed=2"),
+    *("save_every_steps=3", "save_in_background=false", "ema.decay=0.5", "log.every_steps=4"),
+    *("evaluate.checkpoint=best", "evaluate.temporal_clips=1"),
+]
+SAME_FILES = ("best/encoder.safetensors", "best/head.safetensors", "best/validation.json", "validation.jsonl")
+
+
+class Killed(BaseException):
+    """Not an `Exception`, so that no handler of errors sees it."""
+
+
+@pytest.fixture(scope="module")
+def run(common):
+    """Run `finetune train` in this process; return its exit code."""
+
+    def started(run_dir, *overrides):
+        arguments = ["train", *common, *SETTINGS, f"run_dir={run_dir}", *overrides]
+        return run_program(PROGRAM, list(map(str, arguments)))
+
+    return started
+
+
+@pytest.fixture(scope="module")
+def unbroken(run, tmp_path_factory):
+    """Return the folder of an uninterrupted run at a ZeRO stage."""
+    runs: dict[int, Path] = {}
+
+    def folder(stage=0):
+        if stage not in runs:
+            runs[stage] = tmp_path_factory.mktemp("runs") / f"stage-{stage}"
+            assert run(runs[stage], f"engine.zero_stage={stage}") == 0
+        return runs[stage]
+
+    return folder
+
+
+def lines(run_dir):
+    return [json.loads(line) for line in (run_dir / "validation.jsonl").read_text().splitlines()]
+
+
+def result(run_dir):
+    return json.loads((run_dir / "result.json").read_text())
+
+
+def losses(run_dir):
+    return [line["loss"] for line in read_metrics(run_dir / "metrics.jsonl")]
+
+
+def assert_same(run_dir, expected):
+    assert losses(run_dir) == losses(expected)
+    for name in SAME_FILES:
+        assert (run_dir / name).read_bytes() == (expected / name).read_bytes(), name
+    for name in ("model", "model_raw"):
+        ours, theirs = (load_file(folder / name / "head.safetensors") for folder in (run_dir, expected))
+        assert all((ours[key] == theirs[key]).all() for key in theirs)
+    assert result(run_dir) == result(expected)
+
+
+def test_a_run_validates_at_its_interval_and_stops_without_improvement(unbroken):
+    found = lines(unbroken())
+
+    assert [line["step"] for line in found] == list(range(1, 2 * len(found), 2))
+    assert all({"epoch", "loss", "top1", "nll", "videos"} <= line.keys() for line in found)
+    values = [line["nll"] for line in found]
+    assert len(found) < 6 and values.index(min(values)) == len(values) - 3
+    assert [line.get("stopped") for line in found] == [None] * (len(found) - 1) + [True]
+    assert len(losses(unbroken())) == 2 * len(found)
+
+
+def test_the_best_model_scores_as_when_it_was_chosen(unbroken):
+    best = json.loads((unbroken() / "best" / "validation.json").read_text())
+
+    assert run_program(PROGRAM, ["evaluate", str(unbroken())]) == 0
+
+    scored = result(unbroken())
+    assert {name: scored[name] for name in best if name in scored and name != "skipped"} == {
+        name: best[name] for name in best if name not in ("step", "epoch", "skipped")
+    }
+    assert scored["checkpoint"] == {"name": "best", "steps": best["step"] + 1}
+    assert scored["selection"]["validation"] == best
+    assert scored["selection"]["is_optimistic"] and scored["selection"]["stopped_early"]
+
+
+def test_validation_does_not_change_the_training(run, unbroken, tmp_path):
+    off = ["validate.every_steps=null", "validate.every_epochs=0", "validate.patience=0", "ema.decay=0"]
+    assert run(tmp_path / "off", *off, "validate.metric=null", "evaluate.checkpoint=auto") == 0
+
+    count = len(losses(unbroken()))
+    assert losses(tmp_path / "off")[:count] == losses(unbroken())
+    assert not (tmp_path / "off" / "best").exists() and not (tmp_path / "off" / "validation.jsonl").exists()
+    raw = load_file(unbroken() / "model_raw" / "head.safetensors")["linear.weight"]
+    assert not (raw == load_file(unbroken() / "model" / "head.safetensors")["linear.weight"]).all()
+
+
+def test_a_repeated_run_that_ended_early_ends_at_once(run, unbroken, tmp_path):
+    shutil.copytree(unbroken(), tmp_path / "again")
+    (tmp_path / "again" / "result.json").unlink()
+
+    assert run(tmp_path / "again") == 0
+
+    assert_same(tmp_path / "again", unbroken())
+    assert run(tmp_path / "again", "validate.patience=0") == 0
+    assert len(losses(tmp_path / "again")) == 12
+
+
+def while_scoring(patch, call):
+    """Die in the given validation after its first forward pass."""
+
+    def interrupted(*arguments, on_progress, **settings):
+        calls.append(0)
+        if len(calls) == call:
+            settings["on_progress"] = die
+        else:
+            settings["on_progress"] = on_progress
+        return evaluate.predict_samples(*arguments, **settings)
+
+    calls: list[int] = []
+    patch.setattr(validation, "predict_samples", interrupted)
+
+
+def while_writing(patch, call):
+    """Die in the given write of a model, when its encoder is written and its head is not."""
+
+    def interrupted(folder, finetuned, **settings):
+        calls.append(0)
+        write(folder, finetuned, **settings)
+        if len(calls) == call:
+            (folder / "head.json").unlink()
+            die()
+
+    calls: list[int] = []
+    write = train.save_model
+    patch.setattr(train, "save_model", interrupted)
+
+
+def while_renaming(patch, call):
+    """Die between the two renames of the given replacement of the best model."""
+    rename, calls = Path.rename, []
+
+    def interrupted(path, target):
+        if path.name == "best.partial":
+            calls.append(0)
+            if len(calls) == call:
+                die()
+        return rename(path, target)
+
+    patch.setattr(best_model.Path, "rename", interrupted)
+
+
+def after_the_best_was_written(patch, call):
+    """Die before the line of the given validation reaches the state of the run."""
+    add, calls = Reporter.add_validation, []
+
+    def interrupted(reporter, line):
+        calls.append(0)
+        if len(calls) == call:
+            die()
+        add(reporter, line)
+
+    patch.setattr(Reporter, "add_validation", interrupted)
+
+
+def die():
+    raise Killed
+
+
+# The second validation has the best model; the fourth one ends the run.
+@pytest.mark.parametrize(
+    ("moment", "call", "stage"),
+    [
+        (while_scoring, 3, 3),
+        (while_writing, 2, 0),
+        (while_renaming, 2, 2),
+        (after_the_best_was_written, 2, 0),
+    ],
+)
+def test_a_run_killed_at_any_moment_ends_as_the_unbroken_one(  # noqa: PLR0913 - fixtures
+    run, unbroken, tmp_path, monkeypatch, moment, call, stage
+):
+    zero_stage = f"engine.zero_stage={stage}"
+    with monkeypatch.context() as patch:
+        moment(patch, call)
+        with pytest.raises(Killed):
+            run(tmp_path / "run", zero_stage)
+
+    assert run(tmp_path / "run", zero_stage) == 0
+
+    assert_same(tmp_path / "run", unbroken(stage))
+
+
+@pytest.mark.parametrize("call", [2])
+def test_a_signal_during_a_validation_stops_with_a_checkpoint_and_the_run_continues(
+    run, unbroken, tmp_path, monkeypatch, call
+):
+    calls: list[int] = []
+
+    def interrupted(*arguments, **settings):
+        calls.append(0)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate.predict_samples(*arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "predict_samples", interrupted)
+        assert run(tmp_path / "run") == EXIT_TERMINATED
+    assert (tmp_path / "run" / "checkpoints" / f"step-{2 * call:08d}").exists()
+    assert len(lines(tmp_path / "run") if call > 1 else []) == call - 1
+
+    assert run(tmp_path / "run") == 0
+
+    assert_same(tmp_path / "run", unbroken())
+
+
+def test_a_damaged_newest_checkpoint_takes_the_best_model_back(run, unbroken, tmp_path):
+    shutil.copytree(unbroken(), tmp_path / "run")
+    newest = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1]
+    (newest / "manifest.json").unlink()
+
+    assert run(tmp_path / "run") == 0
+
+    assert_same(tmp_path / "run", unbroken())
+
+
+def test_without_a_validation_set_whole_groups_of_train_are_held_out(common, tmp_path, capfd):
+    held_out = ["data.validation=null", "validate.fraction=0.25", f"run_dir={tmp_path / 'run'}"]
+    settings = [*SETTINGS, "validate.patience=0", "epochs=1", "evaluate.checkpoint=auto", *held_out]
+    assert run_program(PROGRAM, ["train", "--dry-run", "--json", *map(str, common), *settings]) == 0
+    plan = json.loads(capfd.readouterr().out)
+
+    assert run_program(PROGRAM, ["train", *map(str, common), *settings]) == 0
+
+    assert (plan["training_videos"], plan["validation_videos"], plan["scored_videos"]) == (24, 8, 8)
+    assert [line["videos"] for line in lines(tmp_path / "run")] == [8, 8]
+    assert result(tmp_path / "run")["checkpoint"]["name"] == "last"  # the best was selected on the same data
+    assert result(tmp_path / "run")["selection"] is None
+    own = result(tmp_path / "run")
+    assert run_program(PROGRAM, ["evaluate", str(tmp_path / "run")]) == 0
+    assert result(tmp_path / "run") == own
+
+
+def test_a_test_set_is_scored_with_the_best_model(common, synth_shards, tmp_path):
+    test = [f"data.test={synth_shards / 'train'}", f"run_dir={tmp_path / 'run'}", "validate.videos=5"]
+    settings = [*SETTINGS, "validate.patience=0", "epochs=1", "evaluate.checkpoint=auto", *test]
+
+    assert run_program(PROGRAM, ["train", *map(str, common), *settings]) == 0
+
+    own = result(tmp_path / "run")
+    assert [line["videos"] for line in lines(tmp_path / "run")] == [5, 5]
+    assert own["checkpoint"]["name"] == "best" and own["videos"] == 32
+    assert own["data"]["test"] == str(synth_shards / "train") and not own["selection"]["is_optimistic"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["validate.metric=top11"],
+            "validate.metric: expected a metric of task.name=classification, got top11",
+        ),
+        (["data.validation=null", "validate.fraction=0"], "validate.fraction must be above 0 without"),
+        (["evaluate.data=test"], "evaluate.data must name data that the config has; data.test is not set"),
+        (["evaluate.data=held_out"], "evaluate.data must name data that the config has; validate.fraction"),
+        (
+            ["validate.every_steps=null", "validate.every_epochs=0", "validate.patience=0"],
+            "evaluate.checkpoint must be auto or last with validate.every_epochs=0",
+        ),
+        (["adapt.unfreeze_at=[0.1, 0.2, 0.3]"], "adapt.unfreeze_at must have at most 2 values"),
+        (["adapt.freeze_blocks=3"], "adapt.freeze_blocks must be at most 2"),
+    ],
+)
+def test_an_invalid_config_is_refused_before_anything_starts(common, tmp_path, capsys, overrides, message):
+    arguments = ["train", *common, *SETTINGS, f"run_dir={tmp_path / 'run'}", *overrides]
+
+    assert run_program(PROGRAM, list(map(str, arguments))) == 2
+
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
