@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.exit_codes import EXIT_TERMINATED
-from kinemae.finetune import best_model, evaluate, train, validation
+from kinemae.finetune import best_model, inference, train, validation
 from kinemae.finetune.__main__ import PROGRAM
 from kinemae.pretrain.runtime.loop import Reporter
 from kinemae.pretrain.runtime.metrics import read_metrics
@@ -137,7 +137,7 @@ def while_scoring(patch, call):
             settings["on_progress"] = die
         else:
             settings["on_progress"] = on_progress
-        return evaluate.predict_samples(*arguments, **settings)
+        return inference.predict_samples(*arguments, **settings)
 
     calls: list[int] = []
     patch.setattr(validation, "predict_samples", interrupted)
@@ -223,7 +223,7 @@ def test_a_signal_during_a_validation_stops_with_a_checkpoint_and_the_run_contin
         calls.append(0)
         if len(calls) == call:
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate.predict_samples(*arguments, **settings)
+        return inference.predict_samples(*arguments, **settings)
 
     with monkeypatch.context() as patch:
         patch.setattr(validation, "predict_samples", interrupted)
@@ -264,15 +264,16 @@ def test_without_a_validation_set_whole_groups_of_train_are_held_out(common, tmp
 
 
 def test_a_test_set_is_scored_with_the_best_model(common, synth_shards, tmp_path):
-    test = [f"data.test={synth_shards / 'train'}", f"run_dir={tmp_path / 'run'}", "validate.videos=5"]
+    folder = synth_shards / "validation"
+    test = ["data.validation=null", f"data.test={folder}", f"run_dir={tmp_path / 'run'}", "validate.videos=5"]
     settings = [*SETTINGS, "validate.patience=0", "epochs=1", "evaluate.checkpoint=auto", *test]
 
     assert run_program(PROGRAM, ["train", *map(str, common), *settings]) == 0
 
     own = result(tmp_path / "run")
     assert [line["videos"] for line in lines(tmp_path / "run")] == [5, 5]
-    assert own["checkpoint"]["name"] == "best" and own["videos"] == 32
-    assert own["data"]["test"] == str(synth_shards / "train") and not own["selection"]["is_optimistic"]
+    assert own["checkpoint"]["name"] == "best" and own["videos"] == 24
+    assert own["data"]["test"] == str(folder) and not own["selection"]["is_optimistic"]
 
 
 @pytest.mark.parametrize(
@@ -288,6 +289,10 @@ def test_a_test_set_is_scored_with_the_best_model(common, synth_shards, tmp_path
         (
             ["validate.every_steps=null", "validate.every_epochs=0", "validate.patience=0"],
             "evaluate.checkpoint must be auto or last with validate.every_epochs=0",
+        ),
+        (
+            ["evaluate.sliding=true", "validate.temporal_clips=2"],
+            "validate.temporal_clips must be 1 with evaluate.sliding, which validations use too",
         ),
         (["adapt.unfreeze_at=[0.1, 0.2, 0.3]"], "adapt.unfreeze_at must have at most 2 values"),
         (["adapt.freeze_blocks=3"], "adapt.freeze_blocks must be at most 2"),
