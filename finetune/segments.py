@@ -41,9 +41,10 @@ class Segments:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def as_json(self) -> list[list[Any]]:
-        """Return [start_s, end_s, label] of each segment."""
-        return [[*time_2, label] for time_2, label in zip(self.time_E2.tolist(), self.labels, strict=True)]
+    def as_json(self) -> str:
+        """Return the segments as the text of a cell."""
+        rows = zip(self.time_E2.tolist(), self.labels, strict=True)
+        return json.dumps([[*time_2, label] for time_2, label in rows], ensure_ascii=False)
 
 
 def read_segments(index: ShardIndex, column: str, *, key: str) -> list[Segments | None]:
