@@ -85,7 +85,7 @@ def add_adapters(encoder: Encoder, config: AdaptConfig, *, seed: int) -> None:
     if config.dropout:
         for name, layer in _adapted(encoder):
             layer.lora_dropout[_NAME] = ClipDropout(config.dropout, f"adapter_dropout/{name}")
-        encoder.peft_config[_NAME].lora_dropout = config.dropout
+        _record(encoder).lora_dropout = config.dropout
 
 
 def clip_dropouts(module: nn.Module) -> list[ClipDropout]:
@@ -134,7 +134,13 @@ def save_adapter(encoder: Encoder, folder: Path) -> None:
     weights = peft.get_peft_model_state_dict(encoder, adapter_name=_NAME)
     contiguous = {f"base_model.model.{name}": value.cpu().contiguous() for name, value in weights.items()}
     save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    encoder.peft_config[_NAME].save_pretrained(str(folder))
+    _record(encoder).save_pretrained(str(folder))
+
+
+def _record(encoder: Encoder) -> Any:
+    """The `peft.PeftConfig` that peft keeps in a module with adapters."""
+    configs: Any = encoder.peft_config
+    return configs[_NAME]
 
 
 def _peft_config(config: AdaptConfig) -> "peft.PeftConfig":
@@ -146,9 +152,10 @@ def _peft_config(config: AdaptConfig) -> "peft.PeftConfig":
         is_inner = [name for name in config.adapted_layers if name == "fc2"]
         return peft.IA3Config(target_modules=targets, feedforward_modules=_pattern(is_inner or ["-"]))
     rank = config.rank or DEFAULT_RANK
+    alpha: Any = rank if config.alpha is None else config.alpha  # peft accepts fractions
     return peft.LoraConfig(
         r=rank,
-        lora_alpha=rank if config.alpha is None else config.alpha,
+        lora_alpha=alpha,
         use_rslora=config.rslora,
         use_dora=config.method == "dora",
         target_modules=targets,

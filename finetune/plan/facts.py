@@ -65,6 +65,7 @@ class Facts:
         description: the encoder with its clips.
         has_weights: whether the encoder is pretrained.
         output: see `Task.output`.
+        chunks: parts of a clip, each with the frames of `description`.
     """
 
     videos: int
@@ -80,6 +81,7 @@ class Facts:
     description: EncoderDescription
     has_weights: bool
     output: str = "clip"
+    chunks: int = 1
 
     @property
     def labelled(self) -> int:
@@ -91,10 +93,10 @@ class Facts:
         """Length of the encoder's clip in frames of the median video; 0 if it takes the whole video."""
         if self.description.sampling == "uniform":
             return 0.0
-        between = self.description.stride
+        between = float(self.description.stride)
         if self.description.fps is not None:
             between = max(1.0, self.fps / self.description.fps)
-        return (self.description.frames - 1) * between + 1
+        return (self.description.frames * self.chunks - 1) * between + 1
 
     def floors(self) -> dict[str, float]:
         """Scores without any learning, as fractions: chance, and the largest class."""

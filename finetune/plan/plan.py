@@ -96,9 +96,8 @@ def make_plan(config: FinetuneConfig, overrides: Sequence[str]) -> Plan:
     description = describe_encoder(config)
     task = build_task(config.task)
     train = open_labelled(config.data, "train", task=task, clip=clip_config(config, description))
-    validation = None
-    if config.data.validation is not None:
-        data = config.data
+    validation, data = None, config.data
+    if data.validation is not None:
         validation = len(open_index(data.validation, cache=data.cache, outage_s=data.outage_s))
     facts = gather_facts(
         train,
@@ -108,6 +107,7 @@ def make_plan(config: FinetuneConfig, overrides: Sequence[str]) -> Plan:
         description=description,
         has_weights=not config.from_scratch,
         output=task.output,
+        chunks=config.clip.chunks,
     )
     fixed = _fixed(config, overrides)
     advice = apply_rules(facts, fixed)
@@ -235,7 +235,7 @@ _NOTES: tuple[_Note, ...] = (
         lambda f: f.clip_frames > 0 and f.frames > 10 * f.clip_frames,
         lambda f: (
             f"the median video has {f.frames:g} frames and a clip spans {f.clip_frames:g}: label "
-            "segments (data.segments) if an event is short"
+            "segments (data.segments) if an event is short, and score whole videos (evaluate.sliding)"
         ),
     ),
     (

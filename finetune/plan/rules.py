@@ -99,7 +99,7 @@ def _batch(facts: Facts, given: Settings) -> Settings:
     while batch > max(1, facts.labelled // 2):
         batch //= 2
     tokens_at_once = 8 * 1568  # 8 clips of 16 x 224 x 224
-    at_once = max(1, tokens_at_once // facts.description.grid.tokens)
+    at_once = max(1, tokens_at_once // (facts.description.grid.tokens * facts.chunks))
     return {
         "batch.global_clips": max(1, batch),
         "batch.clips_per_device": max(1, min(batch, 1 << at_once.bit_length() - 1)),
@@ -130,7 +130,7 @@ def _is_short(facts: Facts, given: Settings) -> bool:
 
 
 def _stride(facts: Facts, given: Settings) -> Settings:
-    frames = facts.description.frames
+    frames = facts.description.frames * facts.chunks
     if facts.frames < frames:
         return {"clip.sampling": "uniform"}
     return {"clip.stride": max(1, int((facts.frames - 1) // (frames - 1)))}

@@ -156,3 +156,10 @@ def test_notes_say_what_to_expect(facts, note):
 )
 def test_a_clip_spans_frames_of_the_median_video(sampling, frames):
     assert make_facts(description=describe(**sampling)).clip_frames == frames
+
+
+def test_parts_of_a_clip_make_it_longer_and_the_micro_batch_smaller():
+    facts, parts = make_facts(), make_facts(chunks=2)
+    assert (facts.clip_frames, parts.clip_frames) == (61, 125)
+    key = "batch.clips_per_device"
+    assert settings_of(apply_rules(facts))[key] == 2 * settings_of(apply_rules(parts))[key]
