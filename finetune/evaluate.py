@@ -1,26 +1,33 @@
 """Multi-view evaluation of a fine-tuned model: score several clips and crops of each validation video."""
 
 import argparse
+import hashlib
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kinemae.data_tools.command import CheckpointError, DataError, log
 from kinemae.data_tools.config import all_keys, component_keys, load_config
 from kinemae.data_tools.config_hints import is_key, unknown_key
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.index import ShardIndex
+from kinemae.finetune.adapt.lora import merged
 from kinemae.finetune.build import clip_config
 from kinemae.finetune.compare import RESULT_NAME
 from kinemae.finetune.config import EvaluateConfig, FinetuneConfig
+from kinemae.finetune.cost import model_cost
 from kinemae.finetune.data_sets import DataSet, open_scored
 from kinemae.finetune.inference import predict_samples
 from kinemae.finetune.model_file import DESCRIPTION, FinetunedModel, load_model
+from kinemae.finetune.predictions import FILE, PredictionTable, prediction_table, write_predictions
 from kinemae.finetune.scored_model import load_scored_model
+from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import SamplePrediction, Task
+from kinemae.finetune.uncertainty import add_uncertainty
 from kinemae.pretrain.runtime.processes import (
     Processes,
     destroy_process_group,
@@ -58,18 +65,26 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     finetuned.model.to(processes.device)
     try:
         init_process_group(processes)
-        result = evaluate(finetuned, data, config, processes) | selected
+        evaluation = evaluate(finetuned, data, config, processes)
+        evaluation.result.update(selected)
         if is_imported:  # it was not trained here
-            result["run"] |= {"lr": 0.0, "epochs": 0}
-        write_result(result, run_dir, processes, as_json=arguments.json)
+            evaluation.result["run"] |= {"lr": 0.0, "epochs": 0}
+        write_result(evaluation, run_dir, processes, as_json=arguments.json)
     finally:
         destroy_process_group()
 
 
+class Evaluation(NamedTuple):
+    """A result, as `result.json` has it, and the predictions of all samples."""
+
+    result: dict[str, Any]
+    table: PredictionTable
+
+
 def evaluate(
     finetuned: FinetunedModel, data: DataSet, config: FinetuneConfig, processes: Processes
-) -> dict[str, Any]:
-    """Score a model on every video of a data set, divided among the processes; all return the same result.
+) -> Evaluation:
+    """Score a model on every video of a data set, divided among the processes; all return the same.
 
     Raises:
         DataError: no video could be read.
@@ -77,22 +92,63 @@ def evaluate(
     """
     workers = share_cores(processes, workers=config.data.num_workers, cpu_threads=config.engine.cpu_threads)
     config = replace(config, data=replace(config.data, num_workers=workers))
+    start_s = time.perf_counter()
     predictions = predict_samples(finetuned, data.index, config, processes)
-    return {
-        **score_samples(finetuned.model.task, predictions, data.index, key=data.key),
-        "views": describe_views(config.evaluate, predictions),
-        "tokens": {"grid": finetuned.model.grid_tokens, "kept": _mean_tokens(predictions)},
+    seconds = time.perf_counter() - start_s
+    model = finetuned.model
+    scores = score_samples(model.task, predictions, data.index, key=data.key)
+    views = describe_views(config.evaluate, predictions)
+    result = {
+        **scores,
+        "views": views,
+        "tokens": {"grid": model.grid_tokens, "kept": _mean_tokens(predictions)},
         "data": {config.scored_data: data.place, "fingerprint": data.index.fingerprint},
-        "run": {
-            "encoder": config.encoder,
-            "weights": "random" if config.from_scratch else "pretrained",
-            "adapt": config.adapt.method,
-            "head": config.head.name,
-            **asdict(config.token_reduction),
-            "lr": config.optim.lr,
-            "epochs": config.epochs,
-            "seed": config.seed,
-        },
+        "run": describe_run(config),
+    }
+    evaluation = None
+    if processes.is_first:
+        with merged(model):
+            cost = model_cost(model, data.index, clip_config(config, finetuned.description))
+            digest = model_digest(model)
+        cost |= {"views_per_video": views["total"], "seconds": seconds, "processes": processes.world}
+        cost |= {"videos_per_second": len(predictions) / seconds}
+        provenance = {
+            "model": digest,
+            "task": asdict(finetuned.task),
+            **{key: result[key] for key in ("metric", "views", "data", "run")},
+            "identity": data.index.identity,
+            "config": asdict(config),
+        }
+        targets = model.task.read(data.index, key=data.key)
+        table = prediction_table(predictions, targets, data.index, scores, provenance)
+        evaluation = Evaluation({**add_uncertainty(result, table), "cost": cost}, table)
+    found = processes.broadcast_object(evaluation)
+    assert found is not None
+    return found
+
+
+def model_digest(model: TaskModel) -> str:
+    """Return a digest of the weights of encoder and head in float32."""
+    found = hashlib.sha256()
+    for name, value in sorted(
+        {**model.encoder.state_dict(), **model.head.state_dict(prefix="head.")}.items()
+    ):
+        found.update(f"{name}{tuple(value.shape)}".encode())
+        found.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def describe_run(config: FinetuneConfig) -> dict[str, Any]:
+    """Return the settings of a run that its result repeats."""
+    return {
+        "encoder": config.encoder,
+        "weights": "random" if config.from_scratch else "pretrained",
+        "adapt": config.adapt.method,
+        "head": config.head.name,
+        **asdict(config.token_reduction),
+        "lr": config.optim.lr,
+        "epochs": config.epochs,
+        "seed": config.seed,
     }
 
 
@@ -109,10 +165,15 @@ def describe_views(views: EvaluateConfig, predictions: Sequence[SamplePrediction
     return {**clips, "spatial_crops": views.spatial_crops, "total": total}
 
 
-def write_result(result: dict[str, Any], run_dir: Path, processes: Processes, *, as_json: bool) -> None:
-    """Write `result.json`, log the score and optionally print the result; does nothing on ranks above 0."""
+def write_result(evaluation: Evaluation, run_dir: Path, processes: Processes, *, as_json: bool) -> None:
+    """Write `predictions.parquet`, then `result.json`; log the score and optionally print the result.
+
+    Does nothing on ranks above 0.
+    """
     if not processes.is_first:
         return
+    result = evaluation.result
+    write_predictions(evaluation.table, run_dir / FILE)
     # One key per line: json's own indentation would put every number of the confusion matrix on a line.
     lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in result.items()]
     atomic_write_text(run_dir / RESULT_NAME, "{\n" + ",\n".join(lines) + "\n}\n")

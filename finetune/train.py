@@ -145,8 +145,9 @@ def run_train(arguments: argparse.Namespace) -> None:
         train_and_save(prepared, run)
         finetuned, selected = load_scored_model(config, run_dir)
         finetuned.model.to(processes.device)
-        result = evaluate(finetuned, prepared.data.scored, config, processes) | selected
-        write_result(result, run_dir, processes, as_json=arguments.json)
+        evaluation = evaluate(finetuned, prepared.data.scored, config, processes)
+        evaluation.result.update(selected)
+        write_result(evaluation, run_dir, processes, as_json=arguments.json)
         if config.report and processes.is_first:
             write_run_report(run_dir)
 

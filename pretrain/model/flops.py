@@ -8,7 +8,7 @@ pairs that are computed.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
+
+Model = TypeVar("Model", bound=nn.Module)
 
 # PyTorch before 2.15 counts fused attention on GPUs alone; on the CPU it is the same arithmetic.
 for _name in ("_scaled_dot_product_flash_attention{}", "_scaled_dot_product_flash_attention{}_backward"):
@@ -56,7 +58,7 @@ def count_flops(model: MaskedAutoencoder, batch: ClipBatch) -> Flops:
     """
     clips = len(batch.clip_index_B)
     try:
-        counted = _count(_on_meta(model), batch.to(torch.device("meta")))
+        counted = _count(on_meta_device(model), batch.to(torch.device("meta")))
     except (NotImplementedError, RuntimeError):  # an operation needs values
         counted = _count(model, batch.to(next(model.parameters()).device))
     return Flops(
@@ -87,7 +89,7 @@ def _count(model: MaskedAutoencoder, batch: ClipBatch) -> Flops:
     )
 
 
-def _on_meta(model: MaskedAutoencoder) -> MaskedAutoencoder:
+def on_meta_device(model: Model) -> Model:
     """A copy of a model on the meta device."""
     memo: dict[int, object] = {
         id(weight): nn.Parameter(weight.detach().to("meta"), requires_grad=False)
