@@ -39,17 +39,23 @@ TRAIN = [
     *("engine.cpu_threads=1", "data.num_workers=0", "batch={global_clips: 32, clips_per_device: 32}"),
     *("augment={min_scale: 0.6, max_scale: 1.0, min_aspect: 0.85, max_aspect: 1.18, flip: true}",),
     *("task.args.label_smoothing=0.1", "head={name: linear, args: {norm: standardize, pool: statistics}}"),
-    *("optim.warmup_fraction=0.1", "drop_path=0.1", "save_every_steps=100000"),
+    *("optim.warmup_fraction=0.1", "optim.layer_decay=null", "drop_path=0.1", "save_every_steps=100000"),
+    *("evaluate.temporal_clips=1", "validate.every_epochs=0", "report=false"),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One way to use an encoder: a name, the command and its overrides, and the score in `result.json`."""
+    """One way to use an encoder: a name, the command and its overrides, and the score in `result.json`.
+
+    Attributes:
+        method: the folder of a probe's result inside its run.
+    """
 
     name: str
     command: str
     overrides: list[str]
+    method: str = ""
     score: Callable[[dict[str, Any]], float] = lambda result: result["top1"]
 
 
@@ -58,25 +64,36 @@ def rows(epochs: int) -> list[Row]:
     grid = "grid={lr: [1e-3, 3e-3, 1e-2], weight_decay: [0.0, 0.01]}"
     attentive = "grid={lr: [1e-3, 3e-3], weight_decay: [0.01]}"
     return [
-        Row(name="kNN", command="knn", overrides=PROBE),
-        Row(name="logistic regression", command="probe", overrides=["method=logistic", *PROBE]),
-        Row(name="linear probe", command="probe", overrides=["method=linear", grid, *PROBE]),
-        Row(name="attentive probe", command="probe", overrides=["method=attentive", attentive, *PROBE]),
+        Row(name="kNN", command="knn", method="knn", overrides=PROBE),
+        Row(
+            name="logistic regression",
+            command="probe",
+            method="logistic",
+            overrides=["method=logistic", *PROBE],
+        ),
+        Row(name="linear probe", command="probe", method="linear", overrides=["method=linear", grid, *PROBE]),
+        Row(
+            name="attentive probe",
+            command="probe",
+            method="attentive",
+            overrides=["method=attentive", attentive, *PROBE],
+        ),
         Row(
             name="10 labels per class, logistic regression",
             command="probe",
+            method="logistic",
             overrides=["method=logistic", "few_shot={per_class: [10], tries: 5}", *PROBE],
             score=lambda result: result["few_shot"][0]["mean"],
         ),
         Row(
             name="LoRA",
             command="train",
-            overrides=["adapt.method=lora", f"epochs={epochs}", "optim.lr=3e-3", *TRAIN],
+            overrides=["demo", "adapt.method=lora", f"epochs={epochs}", "optim.lr=3e-3", *TRAIN],
         ),
         Row(
             name="fine-tuned",
             command="train",
-            overrides=["adapt.method=full", f"epochs={epochs}", "optim.lr=1e-3", *TRAIN],
+            overrides=["demo", "adapt.method=full", f"epochs={epochs}", "optim.lr=1e-3", *TRAIN],
         ),
     ]
 
@@ -88,8 +105,10 @@ def kinemae(*arguments: object) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def prepare(videos: Path, work: Path, folds: list[Callable[[Path, int, int], bool]]) -> None:
-    """Write the lists of all clips and of each fold, and shard them."""
+def prepare(
+    videos: Path, work: Path, folds: list[Callable[[Path, int, int], bool]], *, has_groups: bool
+) -> None:
+    """Write the lists of all clips and of each fold, and shard them; a group is a prefix of a name."""
     clips = {kind.name: sorted(kind.iterdir()) for kind in sorted(videos.iterdir()) if kind.is_dir()}
     parts: list[Callable[[Path, int, int], bool]] = [lambda path, number, count: False, *folds]
     for name, is_held_out in zip(("all", *(f"fold{fold}" for fold in range(len(folds)))), parts, strict=True):
@@ -97,11 +116,12 @@ def prepare(videos: Path, work: Path, folds: list[Callable[[Path, int, int], boo
             continue
         with (work / f"{name}.csv").open("w", newline="") as file:
             table = csv.writer(file)
-            table.writerow(["path", "label", "split"])
+            table.writerow(["path", "label", "group", "split"])
             for label, paths in clips.items():
                 for number, path in enumerate(paths):
                     held_out = is_held_out(path, number, len(paths))
-                    table.writerow([path.resolve(), label, "validation" if held_out else "train"])
+                    group = path.name.split("_")[0] if has_groups else ""
+                    table.writerow([path.resolve(), label, group, "validation" if held_out else "train"])
         layout = "layout={name: stride_aligned, args: {short_side: 80}}"
         kinemae("data", "shard", work / f"{name}.csv", work / name, layout)
 
@@ -149,9 +169,10 @@ def floors(work: Path, fold: int) -> dict[str, float]:
                 label=np.array([clip["label"] for clip in some]),
             )
         data = [f"data.{split}={folder / f'{split}.npz'}" for split in ("train", "validation")]
-        if not (folder / "run" / "result.json").exists():
+        result = folder / "run" / "logistic" / "result.json"
+        if not result.exists():
             kinemae("finetune", "probe", "method=logistic", *data, f"run_dir={folder / 'run'}")
-        scores[name] = json.loads((folder / "run" / "result.json").read_text())["top1"]
+        scores[name] = json.loads(result.read_text())["top1"]
     return scores
 
 
@@ -162,13 +183,14 @@ def run_fold(work: Path, fold: int, encoder: Path, epochs: int) -> dict[str, flo
     for weights in ("pretrained", "random"):
         for row in rows(epochs):
             run = work / f"fold{fold}-{weights}" / row.name.replace(" ", "-").replace(",", "")
-            if not (run / "result.json").exists():
+            result = run / row.method / "result.json"
+            if not result.exists():
                 source = [f"encoder={encoder}", f"weights={weights}", f"run_dir={run}"]
                 store = [f"features.folder={run.parent / 'features'}"] if row.command != "train" else []
                 if "method=attentive" in row.overrides:
                     store = [f"features.folder={run.parent / 'tokens'}"]
                 kinemae("finetune", row.command, *row.overrides, *data, *source, *store)
-            scores[f"{row.name} ({weights})"] = row.score(json.loads((run / "result.json").read_text()))
+            scores[f"{row.name} ({weights})"] = row.score(json.loads(result.read_text()))
     return scores
 
 
@@ -194,7 +216,7 @@ def main() -> None:
             for block in blocks
         ]
     options.work.mkdir(parents=True, exist_ok=True)
-    prepare(options.videos, options.work, parts)
+    prepare(options.videos, options.work, parts, has_groups=bool(options.folds))
     encoder = pretrain(options.work, options.steps)
     chosen = range(len(parts)) if options.only is None else map(int, options.only.split(","))
     scores = [run_fold(options.work, fold, encoder, options.epochs) for fold in chosen]
