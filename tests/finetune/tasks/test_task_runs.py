@@ -1,0 +1,120 @@
+"""Runs with several tasks, a multi-layer head and chunks: on one process, on two, and evaluated again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kinemae.data_tools.command import run_program
+from kinemae.data_tools.index import ShardIndex, open_index, write_index
+from kinemae.finetune.__main__ import PROGRAM
+
+pytestmark = pytest.mark.slow
+TASKS = {
+    "motion": {"name": "retrieval", "args": {"label": "label", "dimensions": 8}},
+    "size": {"name": "ordinal", "args": {"order": ["low", "mid", "high"], "allow_missing": True}},
+    "dx": {
+        "name": "regression",
+        "args": {"labels": ["dx", "dy"], "flip_negates": "dx", "allow_missing": True},
+    },
+    "tags": {"name": "multi_label"},
+}
+MODEL = [
+    *("encoder=null", "clip.frames=2", "clip.stride=2", "clip.size=16", "clip.chunks=2"),
+    *("model.size=tiny", "model.patch_size=8", "model.width=32", "model.depth=2"),
+    *("augment.flip=true", "head={name: multilayer, args: {layers: [0, 1], head_width: 16}}"),
+    "task={name: multi_task, args: " + json.dumps({"tasks": TASKS}) + "}",
+]
+LAUNCHER = ["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
+
+
+def with_columns(source: Path, folder: Path) -> ShardIndex:
+    """Index the shards of a data set again, with more label columns."""
+    index, numbers = open_index(source), range(len(open_index(source)))
+    folder.mkdir()
+    for shard in index.shards:
+        (folder / shard.name).symlink_to(source / shard.name)
+    columns = {
+        "size": [None if number % 5 == 0 else ("low", "mid", "high")[number % 3] for number in numbers],
+        "dx": [None if number % 4 == 0 else float(number % 7) for number in numbers],
+        "dy": [float(number % 3) for number in numbers],
+        "tags": [("red", "red;round", "", "round")[number % 4] for number in numbers],
+    }
+    samples = [index.sample(number) for number in numbers]
+    write_index(folder, samples, index.shards, index.classes, {}, columns)
+    return open_index(folder)
+
+
+@pytest.fixture(scope="module")
+def arguments(common, synth_shards, tmp_path_factory):
+    """Arguments of a run on shards with columns for every task."""
+    root = tmp_path_factory.mktemp("columns")
+    for split in ("train", "validation"):
+        with_columns(synth_shards / split, root / split)
+    return [*common, *MODEL, f"data.train={root / 'train'}", f"data.validation={root / 'validation'}"]
+
+
+def train(arguments, run_dir, *overrides, launcher=()):
+    subprocess.run(
+        [
+            *(sys.executable, "-m", *launcher, "finetune", "train"),
+            *map(str, arguments),
+            *(f"run_dir={run_dir}", *overrides),
+        ],
+        check=True,
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    return json.loads((run_dir / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def run(arguments, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "one"
+    return run_dir, train(arguments, run_dir)
+
+
+def test_a_run_scores_every_task_with_its_floor(run):
+    _, result = run
+
+    assert list(result["columns"]) == list(TASKS) and result["metric"] == "mean_skill"
+    for name, metric in (("motion", "r_at_1"), ("size", "mae_classes"), ("dx", "standardized_mae")):
+        assert {metric, "floor"} <= set(result["columns"][name]) and metric in result["columns"][name][
+            "floor"
+        ]
+    assert 0 < result["columns"]["size"]["samples"] < result["videos"]
+    assert result["tokens"]["grid"] == result["tokens"]["kept"] == 8
+
+
+def test_evaluating_the_saved_model_repeats_the_score(run):
+    run_dir, result = run
+
+    assert run_program(PROGRAM, ["evaluate", str(run_dir)]) == 0
+
+    again = json.loads((run_dir / "result.json").read_text())
+    assert again["columns"] == result["columns"] and again["mean_skill"] == result["mean_skill"]
+
+
+@pytest.mark.processes
+def test_two_processes_at_zero_3_equal_one(run, arguments, tmp_path):
+    run_dir, result = run
+
+    sharded = train(arguments, tmp_path / "two", "engine.zero_stage=3", launcher=LAUNCHER)
+
+    assert sharded["mean_skill"] == pytest.approx(result["mean_skill"], abs=1e-3)
+    weights, others = (load_file(each / "model/head.safetensors") for each in (run_dir, tmp_path / "two"))
+    torch.testing.assert_close(others, weights, atol=1e-5, rtol=1e-4)
+
+
+def test_a_wrong_column_is_an_error_before_the_run(arguments, tmp_path, caplog):
+    wrong = "task={name: regression, args: {labels: speed}}"
+
+    code = run_program(PROGRAM, ["train", *map(str, arguments), wrong, f"run_dir={tmp_path / 'run'}"])
+
+    assert code == 3 and not (tmp_path / "run").exists()
