@@ -112,9 +112,11 @@ def test_two_processes_at_zero_3_equal_one(run, arguments, tmp_path):
     torch.testing.assert_close(others, weights, atol=1e-5, rtol=1e-4)
 
 
-def test_a_wrong_column_is_an_error_before_the_run(arguments, tmp_path, caplog):
-    wrong = "task={name: regression, args: {labels: speed}}"
+def test_a_wrong_column_is_an_error_before_the_run(arguments, tmp_path, capsys):
+    others = [str(each) for each in arguments if not str(each).startswith("task=")]
+    wrong = ["task={name: regression, args: {labels: speed}}", f"run_dir={tmp_path / 'run'}"]
 
-    code = run_program(PROGRAM, ["train", *map(str, arguments), wrong, f"run_dir={tmp_path / 'run'}"])
+    assert run_program(PROGRAM, ["train", *others, *wrong]) == 3
 
-    assert code == 3 and not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists()
+    assert "expected a column speed, got none; fix: choose one of label, size, dx" in capsys.readouterr().err
