@@ -46,7 +46,7 @@ class ColumnTargets:
 
 def _as_json(values: np.ndarray) -> Any:
     """Convert to numbers or nested lists; NaN, a missing number, becomes None."""
-    return np.where(values == values, values.astype(object), None).tolist()
+    return np.where(values == values, values.astype(object), np.array(None, dtype=object)).tolist()
 
 
 @dataclass(frozen=True, kw_only=True)
