@@ -9,6 +9,9 @@ from torch import Tensor
 class BatchedAdamW:
     """Update H models in a few operations. Each model is updated as PyTorch's AdamW would update it alone.
 
+    PyTorch's AdamW computes the changes of all models at a learning rate of 1, since its changes are
+    proportional to the rate.
+
     Args:
         tensors: parameters with the models as the first dim.
         lr_H, weight_decay_H: peak learning rate and weight decay of each model.
@@ -29,10 +32,8 @@ class BatchedAdamW:
         self.lr_H = lr_H
         self.decay_H = [weight_decay_H * float(decayed) for decayed in is_decayed]
         self.clip_norm = clip_norm
-        self.betas, self.eps = (0.9, 0.999), 1e-8
-        self.steps = 0
-        self._first = [torch.zeros_like(each) for each in tensors]
-        self._second = [torch.zeros_like(each) for each in tensors]
+        self._changes = [torch.zeros_like(each, requires_grad=True) for each in tensors]
+        self._adam = torch.optim.AdamW(self._changes, lr=1.0, weight_decay=0.0, fused=True)
 
     @torch.no_grad()
     def step(self, factor: float = 1.0) -> None:
@@ -41,35 +42,25 @@ class BatchedAdamW:
         Args:
             factor: of the learning rates, from the schedule.
         """
-        self.steps += 1
-        low, high = self.betas
-        corrections = 1 - low**self.steps, 1 - high**self.steps
-        gradients = [each.grad for each in self.tensors if each.grad is not None]
-        scale_H = self._clip_scale(gradients)
-        lr_H = self.lr_H * factor
-        for number, (value, gradient) in enumerate(zip(self.tensors, gradients, strict=True)):
+        scale_H = self._clip_scale()
+        for value, change in zip(self.tensors, self._changes, strict=True):
+            assert value.grad is not None
             if scale_H is not None:
-                gradient.mul_(_expand(scale_H, value))
-            first, second = self._first[number], self._second[number]
-            first.lerp_(gradient, 1 - low)
-            second.mul_(high).addcmul_(gradient, gradient, value=1 - high)
-            value.mul_(_expand(1 - lr_H * self.decay_H[number], value))
-            # The learning rate is in the divisor, which saves passes over memory.
-            rate_H = lr_H / corrections[0]
-            slope, offset = (
-                _expand(1 / (rate_H * corrections[1] ** 0.5), value),
-                _expand(self.eps / rate_H, value),
-            )
-            value.addcdiv_(first, torch.addcmul(offset, second.sqrt(), slope), value=-1)
-        for value in self.tensors:
-            value.grad = None
+                value.grad.mul_(_expand(scale_H, value))
+            change.zero_()
+            change.grad, value.grad = value.grad, None
+        self._adam.step()
+        lr_H = self.lr_H * factor
+        for value, change, decay_H in zip(self.tensors, self._changes, self.decay_H, strict=True):
+            value.mul_(_expand(1 - lr_H * decay_H, value)).addcmul_(change, _expand(lr_H, value))
 
-    def _clip_scale(self, gradients: Sequence[Tensor]) -> Tensor | None:
+    def _clip_scale(self) -> Tensor | None:
+        """Factor of each model's gradient."""
         if not self.clip_norm:
             return None
-        square_H = sum(gradient.square().flatten(1).sum(dim=1) for gradient in gradients)
-        assert isinstance(square_H, Tensor)
-        return (self.clip_norm / (square_H.sqrt() + 1e-6)).clamp(max=1.0)
+        gradients = [each.grad for each in self.tensors if each.grad is not None]
+        norm_TH = torch.stack([torch.linalg.vector_norm(each.flatten(1), dim=1) for each in gradients])
+        return (self.clip_norm / (torch.linalg.vector_norm(norm_TH, dim=0) + 1e-6)).clamp(max=1.0)
 
 
 def _expand(values_H: Tensor, like: Tensor) -> Tensor:
