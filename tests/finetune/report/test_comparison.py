@@ -98,7 +98,7 @@ def test_compare_writes_a_page_with_html(runs: list[Path], tmp_path: Path) -> No
     out = tmp_path / "compare.html"
     names = [str(folder) for folder in runs]
     assert run_program(PROGRAM, ["compare", *names, "--html", str(out)]) == 0
-    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert out.read_text(encoding="utf-8").lstrip().startswith("<!doctype html>")
 
 
 def test_another_suffix_is_refused(runs: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
