@@ -29,9 +29,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    lazy("kinemae.finetune.compare", "run_compare")(arguments)
     if arguments.html:
         lazy("kinemae.finetune.report.command", "run_comparison")(arguments)
-    lazy("kinemae.finetune.compare", "run_compare")(arguments)
 
 
 def check_finished_run(run_dir: Path) -> None:

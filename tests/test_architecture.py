@@ -26,7 +26,6 @@ OWNERS = {
         "finetune/predictions.py",
         "finetune/probe/external.py",
         "finetune/probe/store.py",
-        "finetune/report/samples.py",
     },
     "fsspec": {"data_tools/storage/remote.py"},
     "aiohttp": {"data_tools/storage/remote.py"},

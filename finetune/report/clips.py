@@ -88,7 +88,8 @@ def open_clips(
             f"Clips cannot be shown: {validation or place} changed after the run was scored (fingerprint "
             f"{index.fingerprint}, expected {expected})."
         )
-    temporal_clips = int(result.get("views", {}).get("temporal_clips") or 1)
+    views = result.get("views") or {}
+    temporal_clips = 1 if views.get("sliding") else int(views.get("temporal_clips") or 1)
     videos = EvaluationVideos(
         index, range(len(index)), clip=clip, temporal_clips=temporal_clips, spatial_crops=1
     )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kinemae.data_tools.report.figures import short, time_text
+from kinemae.finetune.report.metric_names import is_number
 from kinemae.finetune.report.run_files import RunFiles
 from kinemae.pretrain.exported_model import WEIGHTS
 
@@ -86,12 +87,17 @@ def _stated(result: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     views, tokens = result.get("views", {}), result.get("tokens", {})
     if views:
         crops = int(views.get("spatial_crops", 1))
-        text = f"{views.get('temporal_clips', 1)} clips x {crops} crop{'s' * (crops > 1)} per video"
+        clips = "sliding" if views.get("sliding") else views.get("temporal_clips", 1)
+        text = f"{clips} clips x {crops} crop{'s' * (crops > 1)} per video"
         rows.append(("Views when scoring", text))
     if tokens.get("grid"):
         kept = f", {short(tokens['kept'])} kept" if tokens.get("kept") not in (None, tokens["grid"]) else ""
         rows.append(("Tokens per clip", f"{tokens['grid']:,}{kept}"))
-    for key, value in (result.get("cost") or {}).items():
-        if isinstance(value, int | float):
-            rows.append((key.replace("_", " ").capitalize(), scaled(float(value))))
+    cost = result.get("cost") or {}
+    if is_number(cost.get("gflops_per_view")):
+        rows.append(("FLOPs per view", f"{scaled(1e9 * cost['gflops_per_view'])} (forward pass)"))
+    if is_number(cost.get("seconds")):
+        speed = cost.get("videos_per_second")
+        speed_text = f", {short(speed)} videos/s" if is_number(speed) else ""
+        rows.append(("Scoring time", f"{time_text(cost['seconds'])}{speed_text}"))
     return rows

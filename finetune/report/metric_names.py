@@ -108,6 +108,7 @@ _NOT_SCORES = (
     "samples",
     "videos",
 )
+_CONTEXTS = {"counting_skipped": "Unreadable videos count as wrong"}
 _HOLDERS = ("columns", "per_value")  # keys of results that hold others
 _AT = re.compile(r"(.*\.)?(map_at|average_recall_at|f1_at)[._]([\d.]+)")
 _RECALL = re.compile(r"r_at_(\d+)")
@@ -137,7 +138,8 @@ def metric(key: str) -> Metric:
         found = Metric(title=name.replace("_", " "), meaning="", maximize=None)
     if not context:
         return found
-    return replace(found, title=f"{': '.join(context)}: {found.title}")
+    where = ": ".join(_CONTEXTS.get(part, part) for part in context)
+    return replace(found, title=f"{where}: {found.title}")
 
 
 def is_number(value: Any) -> bool:

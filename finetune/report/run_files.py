@@ -12,12 +12,13 @@ import yaml
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.files import read_jsonl
 from kinemae.finetune.compare import RESULT_NAME
+from kinemae.finetune.predictions import FILE as PREDICTIONS
 from kinemae.finetune.report.samples import Samples, read_samples
 from kinemae.pretrain.folder_kinds import FINETUNING, MODEL, kind_of_folder
 
 _NOTES = {
     RESULT_NAME: "{file} is missing or damaged: there are no scores. To score the run: {evaluate}",
-    "predictions.parquet": (
+    PREDICTIONS: (
         "{file} is missing or damaged: there are no predictions of single samples. To write them: {evaluate}"
     ),
     "metrics.jsonl": "{file} is missing or empty: there are no training curves.",
@@ -105,9 +106,9 @@ def read_run(folder: Path) -> RunFiles:
         "starts": tuple(read("environment.json", _json, [])),
         "inputs": tuple(read("inputs.json", _json, [])),
     }
-    samples = read_samples(folder / "predictions.parquet")
+    samples = read_samples(folder / PREDICTIONS)
     if samples is None:
-        missing.append("predictions.parquet")
+        missing.append(PREDICTIONS)
     evaluate = f"kinemae finetune evaluate {shlex.quote(str(folder))}"
     notes = {name: _NOTES[name].format(file=name, evaluate=evaluate) for name in missing}
     return RunFiles(folder=folder, samples=samples, notes=notes, **values)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from kinemae.data_tools.command import CheckpointError
+from kinemae.finetune.predictions import read_predictions
 from kinemae.finetune.report.outputs import ClassOutput, LabelsOutput, NumberOutput, Output
 
 
@@ -32,10 +33,9 @@ class _Rows(NamedTuple):
 def read_samples(path: Path) -> Samples | None:
     """Read a table of predictions; None if it is missing or damaged."""
     try:
-        table = pq.read_table(path)
-    except (OSError, ValueError):
+        columns = read_predictions(path).columns
+    except (OSError, CheckpointError):
         return None
-    columns = table.to_pydict()
     return Samples(
         keys=tuple(columns["key"]),
         names=tuple(columns["name"]),

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from kinemae.data_tools.config import load_config, to_yaml
@@ -17,6 +15,7 @@ from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.data_sets import open_data_sets
 from kinemae.finetune.metrics.classification import classification_metrics
 from kinemae.finetune.model_file import FinetunedModel, save_model
+from kinemae.finetune.predictions import FILE, FORMAT, PredictionTable, write_predictions
 from kinemae.finetune.report.command import ReportConfig, write_report
 from kinemae.finetune.tasks.base import build_task
 
@@ -81,10 +80,12 @@ def write_scores(folder: Path, validation: Path, *, seed: int, right: float) -> 
         "name": [HOSTILE[1], *(sample.name for sample in samples[1:])],
         "group": [sample.group for sample in samples],
         "error": ["cannot decode", *[""] * (len(index) - 1)],
-        "label": label_R,
+        "loss": [None, *[1.0] * (len(index) - 1)],
+        "views": [None, *[3] * (len(index) - 1)],
+        "label": label_R.tolist(),
         "prediction": [None, *probability_RY[1:].tolist()],
     }
-    pq.write_table(pa.table(table), folder / "predictions.parquet")
+    write_predictions(PredictionTable(columns=table, provenance={"format": FORMAT}), folder / FILE)
 
 
 def write_curves(folder: Path, *, seed: int) -> None:
