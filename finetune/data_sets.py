@@ -56,7 +56,8 @@ def open_data_sets(config: FinetuneConfig, task: Task, clip: ClipConfig) -> Data
     """
     whole = _open(config, "train", task, clip)
     task.fit(whole.index, key=whole.key)
-    train, held_out = whole, None
+    train = whole
+    held_out: DataSet | None = None
     if config.held_out_fraction:
         train, held_out = _split(config, task, whole)
         task.fit(train.index, key=train.key)
