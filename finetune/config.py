@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.augment import AugmentConfig
-from kinemae.data_tools.stream.frame_sampling import SlidingClips
+from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips
 from kinemae.finetune.adapt.config import AdaptConfig
 from kinemae.finetune.mixing import MixConfig
 from kinemae.finetune.selection import DEFAULT_FRACTION, ValidateConfig
@@ -194,6 +194,15 @@ class EvaluateConfig:
                 why = "be omitted without evaluate.sliding=true"
                 require(is_unset, f"evaluate.{key}", why, getattr(self, key))
 
+    def check_clip(self, clip: ClipConfig) -> None:
+        """Check that the clips of a run can slide, if they do.
+
+        Raises:
+            ValueError: they are sampled from the whole video.
+        """
+        is_dense = clip.sampling == "dense" or not self.sliding
+        require(is_dense, "evaluate.sliding", "be false with clip.sampling=uniform", self.sliding)
+
     @property
     def clips(self) -> int | SlidingClips:
         """Clips per video, or how they slide."""
@@ -284,6 +293,9 @@ class FinetuneConfig(RunConfig):
         has_validation = self.data.validation is not None or self.held_out_fraction > 0
         require(has_validation, "validate.fraction", "be above 0 without data.validation", 0)
         has_best = self.validate.is_on or self.evaluate.checkpoint != "best"
+        is_single = self.validate.temporal_clips == 1 or not self.evaluate.sliding
+        why = "be 1 with evaluate.sliding, which validations use too"
+        require(is_single, "validate.temporal_clips", why, self.validate.temporal_clips)
         why = "be auto or last with validate.every_epochs=0, which selects no best model"
         require(has_best, "evaluate.checkpoint", why, self.evaluate.checkpoint)
         is_one = self.validate.temporal_clips == 1 or not self.evaluate.sliding

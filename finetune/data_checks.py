@@ -3,9 +3,14 @@
 from collections.abc import Mapping
 from itertools import combinations
 
+import numpy as np
+
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.index import ShardIndex, dictionary_encode_column, find_leaks
 from kinemae.finetune.config import FinetuneConfig
+from kinemae.finetune.tasks.base import Task
+from kinemae.finetune.tasks.classification import Classification
+from kinemae.finetune.tasks.multi_task import MultiTask
 
 
 def check_batch(config: FinetuneConfig, train: ShardIndex) -> None:
@@ -47,3 +52,34 @@ def check_leaks(sets: Mapping[str, ShardIndex], *, policy: str) -> None:
             if policy == "error":
                 raise DataError(f"{problem}; fix: split the data by {what}, or data.leaks=warn")
             log.warning("%s: the score is too high", problem)
+
+
+def check_seen_classes(task: Task, train: ShardIndex, scored: ShardIndex, *, key: str) -> None:
+    """Check that training has a sample of every class of the scored data, for classifications.
+
+    Args:
+        task: fitted.
+        key: config key and folder of the scored data, for messages.
+
+    Raises:
+        DataError: names the first class and one of its samples.
+    """
+    for name, part in _classifications(task):
+        train_R, scored_R = (part.read(index, key=key).columns["label"] for index in (train, scored))
+        unseen_R = (scored_R >= 0) & ~np.isin(scored_R, train_R)
+        if unseen_R.any():
+            sample = scored.sample(int(unseen_R.argmax()))
+            first, count = part.classes[scored_R[unseen_R][0]], len(np.unique(scored_R[unseen_R]))
+            raise DataError(
+                f"{key}: expected classes that training has{f' in {name}' * bool(name)}, got "
+                f"{int(unseen_R.sum())} samples of {count} classes without training samples, first {first!r} "
+                f"of {sample.name}; fix: train with samples of them, or do not score them"
+            )
+
+
+def _classifications(task: Task) -> list[tuple[str, Classification]]:
+    """The classifications of a task, by the names of their columns; "" for a single one."""
+    if isinstance(task, Classification):
+        return [("", task)]
+    parts = task.tasks.items() if isinstance(task, MultiTask) else ()
+    return [(name, part) for name, part in parts if isinstance(part, Classification)]

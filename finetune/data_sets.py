@@ -6,14 +6,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.holdout import hold_out
-from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.data_checks import check_leaks
+from kinemae.finetune.data_checks import check_leaks, check_seen_classes
 from kinemae.finetune.labelled_data import open_labelled
 from kinemae.finetune.tasks.base import Targets, Task
+
+NO_TRAINING_DATA = "none"
+"""`data.train` of an imported model."""
 
 _QUANTILES = (0.25, 0.5, 0.75)
 
@@ -54,6 +58,7 @@ def open_data_sets(config: FinetuneConfig, task: Task, clip: ClipConfig) -> Data
         DataError: a folder is no data set, the task cannot use it, or two sets share groups.
         ValueError: the task does not support these clips.
     """
+    config.evaluate.check_clip(clip)
     whole = _open(config, "train", task, clip)
     task.fit(whole.index, key=whole.key)
     train = whole
@@ -74,6 +79,7 @@ def open_data_sets(config: FinetuneConfig, task: Task, clip: ClipConfig) -> Data
     for data in named.values():
         if data is not None:
             task.read(data.index, key=data.key)
+            check_seen_classes(task, train.index, data.index, key=data.key)
     return DataSets(whole, train, selection, scored)
 
 
@@ -83,13 +89,27 @@ def open_scored(config: FinetuneConfig, task: Task, clip: ClipConfig) -> DataSet
     Raises:
         DataError: see `open_data_sets`.
     """
+    config.evaluate.check_clip(clip)
     name = config.scored_data
     if name == "held_out":
         data = _split(config, task, _open(config, "train", task, clip))[1]
     else:
         data = _open(config, name, task, clip)
+        _check_against_training(config, data)
     task.read(data.index, key=data.key)
     return data
+
+
+def _check_against_training(config: FinetuneConfig, data: DataSet) -> None:
+    """Check that the scored data shares nothing with the training data, if this can still be opened."""
+    folder = config.data.train
+    try:
+        train = open_index(folder, cache=config.data.cache, check_shards=False, outage_s=0)
+    except DataError as error:
+        if folder != NO_TRAINING_DATA:
+            log.warning("data.train: not compared with the scored data, since it cannot be opened: %s", error)
+        return
+    check_leaks({f"data.train={folder}": train, data.key: data.index}, policy=config.data.leaks)
 
 
 def validation_samples(config: FinetuneConfig, index: ShardIndex) -> list[int]:

@@ -20,7 +20,7 @@ from kinemae.finetune.build import clip_config
 from kinemae.finetune.compare import RESULT_NAME
 from kinemae.finetune.config import EvaluateConfig, FinetuneConfig
 from kinemae.finetune.cost import model_cost
-from kinemae.finetune.data_sets import DataSet, open_scored
+from kinemae.finetune.data_sets import NO_TRAINING_DATA, DataSet, open_scored
 from kinemae.finetune.inference import predict_samples
 from kinemae.finetune.model_file import DESCRIPTION, FinetunedModel, load_model
 from kinemae.finetune.predictions import FILE, PredictionTable, prediction_table, write_predictions
@@ -40,7 +40,7 @@ from kinemae.pretrain.runtime.processes import (
 _OVERRIDABLE = (
     *("evaluate.", "pruning", "merge.", "data.validation", "data.test", "data.num_workers", "data.timeout_s"),
     *("data.outage_s", "data.cache_dir", "data.cache_gb", "batch.clips_per_device", "engine."),
-    "clip.short_video",
+    *("clip.short_video", "data.leaks"),
 )
 
 
@@ -233,7 +233,7 @@ def _load_run_config(run_dir: Path, overrides: list[str], *, is_imported: bool) 
             )
     if is_imported:
         folder = json.dumps(str(run_dir))
-        required = [f"run_dir={folder}", f"encoder={folder}", "epochs=1", "data.train=none"]
+        required = [f"run_dir={folder}", f"encoder={folder}", "epochs=1", f"data.train={NO_TRAINING_DATA}"]
         return load_config(FinetuneConfig, None, [*required, *overrides])
     path = run_dir / "config.yaml"
     if not path.is_file():

@@ -8,7 +8,7 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import Sample, Shard, open_index, write_index
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.data_checks import check_batch, check_leaks
+from kinemae.finetune.data_checks import check_batch, check_leaks, check_seen_classes
 from kinemae.finetune.tasks.classification import Classification
 
 
@@ -177,3 +177,22 @@ def test_data_sets_without_groups_and_of_equal_keys_have_no_leaks(tmp_path):
 def test_the_policy_of_leaks_is_checked(tmp_path):
     with pytest.raises(ValueError, match=r"data.leaks"):
         load(tmp_path, "data.leaks=ignore")
+
+
+def fitted(train):
+    task = Classification()
+    task.fit(train, key="data.train=train")
+    return task
+
+
+def test_a_scored_class_without_training_samples_is_an_error(tmp_path):
+    classes = ("left", "right", "up")
+    train = write_data(tmp_path / "train", [0, 0, 1], classes)
+    scored = write_data(tmp_path / "validation", [1, 2, 0, 2], classes)
+
+    message = r"data.validation=v: expected classes .*got 2 samples of 1 classes .*first 'up' of 1.mp4; fix:"
+    with pytest.raises(DataError, match=message):
+        check_seen_classes(fitted(train), train, scored, key="data.validation=v")
+
+    known = write_data(tmp_path / "known", [1, 0], classes)
+    check_seen_classes(fitted(train), train, known, key="data.validation=v")
