@@ -53,6 +53,11 @@ class Anticipation(Task):
         self._events_without_clip: dict[str, int] = {}
 
     def view(self, index: ShardIndex, clip: ClipConfig, *, key: str) -> ShardIndex:
+        if index.sample(0).window_s is not None:
+            raise ValueError(
+                "data.segments: expected null for the task anticipation, whose samples are events anyway, got a "
+                "column; fix: remove data.segments"
+            )
         events = list(iterate_events(read_segments(index, self.segments, key=key)))
         windows = [self._window_s(index.sample(each.position), each.start_s, clip) for each in events]
         kept = [(event, window) for event, window in zip(events, windows, strict=True) if window is not None]

@@ -165,6 +165,11 @@ class Dense(Task):
                 "fix: annotate some of them, with [] for a video without events"
             )
         scores = self._metrics(probabilities, labels)
+        if scores["frame_map"] is None:
+            raise DataError(
+                f"expected frames inside segments of the column {self.segments}, got none in the clips of "
+                f"{len(labels)} scored videos; fix: evaluate.sliding=true, or more annotated videos"
+            )
         constant = [np.broadcast_to(np.eye(self.outputs)[0], label_FY.shape) for label_FY in labels]
         if self.multi_label:
             constant = [np.zeros(label_FY.shape) for label_FY in labels]

@@ -18,6 +18,11 @@ PARTS = [
     Component(name="attentive", args={"depth": 3, "queries": 4, "query_depth": 1, "head_width": 16}),
     Component(name="attentive", args={"depth": 2, "queries": "per_column", "norm": "standardize"}),
     Component(name="multilayer", args={"layers": [0, -1], "norm": "standardize"}),
+    Component(name="temporal", args={"block": "attention", "pool": "attention", "norm": "standardize"}),
+    Component(name="temporal", args={"depth": 0, "dropout": 0.5}),
+    Component(
+        name="pyramid", args={"levels": 2, "block": "attention", "hidden_width": 64, "pool": "attention"}
+    ),
 ]
 SLICES = 4
 

@@ -9,6 +9,7 @@ import torch
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, evaluation_timestamps_s, window_frames
+from kinemae.finetune.segments import segments_as_samples
 from kinemae.finetune.tasks.anticipation import mean_class_recall
 from kinemae.finetune.tasks.base import SamplePrediction, build_task
 from tests.segment_data import write_segments
@@ -88,6 +89,13 @@ def test_events_that_all_begin_too_early_are_an_error(tmp_path):
 def test_invalid_settings_are_errors(tmp_path, args, clip, message):
     with pytest.raises(ValueError, match=message):
         anticipation(**args).view(write_segments(tmp_path, [[[5, 6, "a"]]]), clip, key="k")
+
+
+def test_events_that_are_samples_already_are_refused(tmp_path):
+    events = segments_as_samples(write_segments(tmp_path, [[[5, 6, "a"]]]), "events", key="k")
+
+    with pytest.raises(ValueError, match="data.segments: expected null for the task anticipation"):
+        anticipation().view(events, CLIP, key="k")
 
 
 def test_a_class_of_validation_that_training_never_saw_is_an_error(tmp_path):

@@ -145,6 +145,15 @@ def test_frames_that_no_clip_covers_do_not_count(tmp_path):
     assert scores["per_class_ap"] == {"a": 1.0, "b": None}
 
 
+def test_clips_without_any_segment_cannot_be_scored(tmp_path):
+    task, targets = fitted(write_segments(tmp_path, [[[8, 9, "a"]]]))
+    output, time_VT = perfect_windows(targets, 0, task, [0.0])
+    values = task.combine(task.predict(output), time_VT)
+
+    with pytest.raises(DataError, match=r"expected frames inside segments .*; fix: evaluate.sliding=true"):
+        task.score([SamplePrediction(position=0, key="k", values=values)], targets)
+
+
 def test_score_fps_sets_the_times_of_the_score(tmp_path):
     task, targets = fitted(write_segments(tmp_path, [[[1, 3, "a"]]]), score_fps=2.0)
     output, time_VT = perfect_windows(targets, 0, task, [0.0, 3.0, 6.0])
