@@ -55,8 +55,8 @@ class Anticipation(Task):
     def view(self, index: ShardIndex, clip: ClipConfig, *, key: str) -> ShardIndex:
         if index.sample(0).window_s is not None:
             raise ValueError(
-                "data.segments: expected null for the task anticipation, whose samples are events anyway, got a "
-                "column; fix: remove data.segments"
+                "data.segments: expected null for the task anticipation, whose samples are events anyway; "
+                "fix: remove data.segments"
             )
         events = list(iterate_events(read_segments(index, self.segments, key=key)))
         windows = [self._window_s(index.sample(each.position), each.start_s, clip) for each in events]

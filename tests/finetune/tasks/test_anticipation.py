@@ -94,7 +94,7 @@ def test_invalid_settings_are_errors(tmp_path, args, clip, message):
 def test_events_that_are_samples_already_are_refused(tmp_path):
     events = segments_as_samples(write_segments(tmp_path, [[[5, 6, "a"]]]), "events", key="k")
 
-    with pytest.raises(ValueError, match="data.segments: expected null for the task anticipation"):
+    with pytest.raises(ValueError, match=r"data.segments: expected null for the task anticipation"):
         anticipation().view(events, CLIP, key="k")
 
 
