@@ -13,7 +13,8 @@ from kinemae.finetune.losses import binary_losses
 # A position learns segments whose farther end is 2 to 4 of its sizes away, as in ActionFormer; those of the
 # finest level also shorter ones, those of the coarsest also longer ones.
 _REACH = (2.0, 4.0)
-_IGNORED = -2
+NO_SEGMENT = -1  # class of rows that pad the table of a clip
+IGNORED = -2  # class of segments of which the clip shows too little
 
 
 class Assigned(NamedTuple):
@@ -60,7 +61,7 @@ def assign_positions(
     length_BPE = distance_BPE2.sum(dim=3).masked_fill(~may_learn_BPE, torch.inf)
     length_BP, number_BP = length_BPE.min(dim=2)
     is_positive_BP = length_BP.isfinite()
-    is_ignored_BP = (is_inside_BPE & (class_B1E == _IGNORED)).any(dim=2) & ~is_positive_BP
+    is_ignored_BP = (is_inside_BPE & (class_B1E == IGNORED)).any(dim=2) & ~is_positive_BP
     number_BP12 = number_BP[..., None, None].expand(-1, -1, 1, 2)
     return Assigned(
         is_positive_BP=is_positive_BP,

@@ -9,11 +9,9 @@ from torch import Tensor
 
 from kinemae.data_tools.index import ShardIndex
 from kinemae.finetune.detections import ClipTimes
+from kinemae.finetune.localization_loss import IGNORED, NO_SEGMENT
 from kinemae.finetune.metrics.localization import Detections
 from kinemae.finetune.segments import Segments, class_numbers_of, read_segments
-
-NO_SEGMENT = -1  # class of rows that pad the table of a clip
-IGNORED = -2  # class of segments of which the clip shows too little
 
 
 class SegmentTargets:

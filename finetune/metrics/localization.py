@@ -102,7 +102,7 @@ def average_recall(
     for found, truth in zip(detections, truths, strict=True):
         found = found.take(np.argsort(-found.score_N, kind="stable")[:proposals])
         iou_NE = intersection_over_union(found.time_N2, truth.time_N2)
-        right += [_hits(iou_NE, threshold).sum() for threshold in tious]
+        right += np.array([_hits(iou_NE, threshold).sum() for threshold in tious])
         total += len(truth.score_N)
     return float(right.mean() / total) if total else None
 

@@ -202,7 +202,9 @@ class Dense(Task):
 def _is_covered(time_F: np.ndarray, values: Mapping[str, np.ndarray], period_s: float) -> np.ndarray:
     """Return whether each time is at most half a step from an output."""
     time_N = values["time_s"]
-    after_F = np.searchsorted(time_N, time_F).clip(1, max(len(time_N) - 1, 1))
-    nearest = [np.abs(time_F - time_N[number.clip(0, len(time_N) - 1)]) for number in (after_F - 1, after_F)]
+    after_F = np.searchsorted(time_N, time_F).clip(max=len(time_N) - 1)
+    before_F = (after_F - 1).clip(min=0)
+    distance_F = np.minimum(np.abs(time_F - time_N[before_F]), np.abs(time_F - time_N[after_F]))
     reach_s = max(float(values["step_s"]), period_s) / 2 * (1 + 1e-6)
-    return np.minimum(*nearest) <= reach_s
+    is_near_F: np.ndarray = distance_F <= reach_s
+    return is_near_F
