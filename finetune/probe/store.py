@@ -38,8 +38,11 @@ STORE, PROVENANCE, DONE, SAMPLES, TIME = (
     "samples.parquet",
     "time.npy",
 )
-_DTYPES = {"float32": (torch.float32, np.float32), "float16": (torch.float16, np.float16)}
-_DTYPES |= {"bfloat16": (torch.bfloat16, np.uint16)}
+_DTYPES: dict[str, tuple[torch.dtype, Any]] = {
+    "float32": (torch.float32, np.float32),
+    "float16": (torch.float16, np.float16),
+    "bfloat16": (torch.bfloat16, np.uint16),
+}
 _CHUNKS, _CHUNK_SAMPLES = 256, (16, 64)
 _PACKAGES = ("kinemae", "torch", "av")
 
@@ -193,7 +196,7 @@ class StoreWriter:
             self._files[name] = (Descriptor(str(self.partial / name), os.O_RDWR), array.offset, row_bytes)
         descriptor, offset, row_bytes = self._files[name]
         assert content.nbytes == row_bytes, f"{name}: {content.nbytes} bytes instead of {row_bytes}"
-        write_at(descriptor.number, offset + row * row_bytes, memoryview(content).cast("B"))
+        write_at(descriptor.number, offset + row * row_bytes, memoryview(content.data).cast("B"))
 
 
 def _write_samples(path: Path, index: ShardIndex, skipped: set[int]) -> None:
