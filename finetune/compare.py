@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from kinemae.data_tools.command import CheckpointError, DataError
+from kinemae.finetune.evaluation.predictions import FILE, PredictionTable, read_predictions
 from kinemae.finetune.metrics.paired import mcnemar, paired_bootstrap
-from kinemae.finetune.predictions import FILE, PredictionTable, read_predictions
 from kinemae.pretrain.folder_kinds import FINETUNING, MODEL, kind_of_folder
 
 RESULT_NAME = "result.json"

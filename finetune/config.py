@@ -9,10 +9,10 @@ from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips
 from kinemae.finetune.adapt.config import AdaptConfig
+from kinemae.finetune.adapt.weight_average import EmaConfig
 from kinemae.finetune.mixing import MixConfig
-from kinemae.finetune.selection import DEFAULT_FRACTION, ValidateConfig
 from kinemae.finetune.token_reduction import TokenReduction
-from kinemae.finetune.weight_average import EmaConfig
+from kinemae.finetune.validation.selection import DEFAULT_FRACTION, ValidateConfig
 from kinemae.pretrain.runtime.settings import OptimConfig, RunConfig, StreamConfig
 
 PRETRAINED_LAYER_DECAY = 0.75
@@ -27,7 +27,7 @@ class FinetuneData(StreamConfig):
         validation: folder of labelled shards with the same classes, scored during and after training; null:
             a held-out part of `train`, see `ValidateConfig.fraction`.
         test: folder of labelled shards that are scored once, after training; null: none.
-        segments: column of segments, see `kinemae.finetune.segments`: each becomes a sample, with its time
+        segments: column of segments, see `finetune/labels/segments.py`: each becomes a sample, with its time
             window and with its label in the column "segment"; null: the samples are videos.
         balance: class-balanced sampling: a class of n videos is shown in proportion to n ** (1 - balance). 0
             shows the videos equally often, 1 the classes.

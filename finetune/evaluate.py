@@ -19,15 +19,15 @@ from kinemae.finetune.adapt.lora import merged
 from kinemae.finetune.build import clip_config
 from kinemae.finetune.compare import RESULT_NAME
 from kinemae.finetune.config import EvaluateConfig, FinetuneConfig
-from kinemae.finetune.cost import model_cost
-from kinemae.finetune.data_sets import NO_TRAINING_DATA, DataSet, open_scored
-from kinemae.finetune.inference import predict_samples
+from kinemae.finetune.evaluation.cost import model_cost
+from kinemae.finetune.evaluation.inference import predict_samples
+from kinemae.finetune.evaluation.predictions import FILE, PredictionTable, prediction_table, write_predictions
+from kinemae.finetune.evaluation.uncertainty import add_uncertainty
+from kinemae.finetune.labels.data_sets import NO_TRAINING_DATA, DataSet, open_scored
 from kinemae.finetune.model_file import DESCRIPTION, FinetunedModel, load_model
-from kinemae.finetune.predictions import FILE, PredictionTable, prediction_table, write_predictions
-from kinemae.finetune.scored_model import load_scored_model
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import SamplePrediction, Task
-from kinemae.finetune.uncertainty import add_uncertainty
+from kinemae.finetune.validation.scored_model import load_scored_model
 from kinemae.pretrain.runtime.processes import (
     Processes,
     destroy_process_group,

@@ -19,23 +19,23 @@ from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.finetune.adapt.freezing import starts_at
 from kinemae.finetune.adapt.layer_decay import layer_scale
 from kinemae.finetune.adapt.lora import check_adapters
+from kinemae.finetune.adapt.weight_average import WeightAverage
 from kinemae.finetune.build import build_model, clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig, resolve_layer_decay, total_steps
-from kinemae.finetune.data_checks import check_batch
-from kinemae.finetune.data_sets import DataSets, open_data_sets
 from kinemae.finetune.evaluate import evaluate, write_result
 from kinemae.finetune.heads.base import Features
-from kinemae.finetune.labelled_clips import LabelledClips
+from kinemae.finetune.labels.checks import check_batch
+from kinemae.finetune.labels.clips import LabelledClips
+from kinemae.finetune.labels.data_sets import DataSets, open_data_sets
+from kinemae.finetune.labels.sampling import flippable, training_source
+from kinemae.finetune.labels.target_flips import TargetFlip
 from kinemae.finetune.model_file import FinetunedModel, save_model
 from kinemae.finetune.plan.plan import follow_plan
 from kinemae.finetune.report.command import write_run_report
-from kinemae.finetune.sampling import flippable, training_source
-from kinemae.finetune.scored_model import load_scored_model
-from kinemae.finetune.target_flips import TargetFlip
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import Targets, build_task
-from kinemae.finetune.validation import TaskValidator, check_metric
-from kinemae.finetune.weight_average import WeightAverage
+from kinemae.finetune.validation.scored_model import load_scored_model
+from kinemae.finetune.validation.validator import TaskValidator, check_metric
 from kinemae.pretrain.exported_model import EncoderDescription, log_resampling
 from kinemae.pretrain.folder_kinds import MODEL_FOLDER
 from kinemae.pretrain.model.blocks import set_up_blocks

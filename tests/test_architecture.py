@@ -23,7 +23,7 @@ OWNERS = {
     "braceexpand": {"data_tools/indexing/shard_list.py"},
     "pyarrow": {
         "data_tools/index.py",
-        "finetune/predictions.py",
+        "finetune/evaluation/predictions.py",
         "finetune/probe/external.py",
         "finetune/probe/store.py",
     },

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.finetune.attention_pooling import (
+from kinemae.finetune.heads.base import Features, Head, Standardize, input_norm
+from kinemae.finetune.layers.attention_pooling import (
     CrossAttentionPool,
     attention_to,
     init_linear_layers,
     token_mask,
 )
-from kinemae.finetune.heads.base import Features, Head, Standardize, input_norm
 from kinemae.pretrain.model.blocks import Block, run_block
 
 _PER_COLUMN = "per_column"

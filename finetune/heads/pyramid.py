@@ -11,7 +11,7 @@ from torch.nn import functional
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.finetune.heads.base import Features, Head
-from kinemae.finetune.slice_features import SlicePool, hidden_width_of, time_block
+from kinemae.finetune.layers.slice_features import SlicePool, hidden_width_of, time_block
 
 _PRIOR = 0.01  # initial probability of every class, as in the focal loss's paper (arXiv 1708.02002)
 GEOMETRY = 4  # values per position besides the class scores

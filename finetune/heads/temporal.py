@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.finetune.heads.base import Features, Head
-from kinemae.finetune.slice_features import SlicePool, drop_values, hidden_width_of, time_block
+from kinemae.finetune.layers.slice_features import SlicePool, drop_values, hidden_width_of, time_block
 
 
 class TemporalHead(Head):

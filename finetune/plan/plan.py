@@ -13,7 +13,7 @@ from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.finetune.build import clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.labelled_data import open_labelled
+from kinemae.finetune.labels.labelled_data import open_labelled
 from kinemae.finetune.plan.facts import ClassCounts, Facts, gather_facts
 from kinemae.finetune.plan.rules import Advice, Settings, apply_rules, directed_classes
 from kinemae.finetune.tasks.base import Task, build_task

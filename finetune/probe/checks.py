@@ -7,7 +7,7 @@ import numpy as np
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import ShardIndex, dictionary_encode_column, find_leaks
-from kinemae.finetune.data_checks import check_leaks
+from kinemae.finetune.labels.checks import check_leaks
 from kinemae.finetune.probe.config import ProbeConfig
 from kinemae.finetune.probe.store import Features
 from kinemae.finetune.tasks.base import Targets, Task

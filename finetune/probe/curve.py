@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from kinemae.finetune.report.charts import Series, draw_chart
+from kinemae.finetune.report.charts import Chart, Series, draw_chart
 
 _LEFT, _TOP, _WIDTH, _HEIGHT = 80, 30, 1000, 300  # the chart's own coordinates are 1000 x 300
 
@@ -35,9 +35,14 @@ def curve_svg(rows: Sequence[dict[str, Any]]) -> str | None:
     known = sorted((row for row in rows if row["step"] is not None), key=lambda row: row["step"])
     if len({row["step"] for row in known}) < 2:
         return None
+    chart = _chart(known)
+    return None if chart is None else _svg(chart)
+
+
+def _chart(known: Sequence[dict[str, Any]]) -> Chart | None:
     steps = [row["step"] for row in known]
     limits = [row["ci95"] or (row["value"], row["value"]) for row in known]
-    chart = draw_chart(
+    return draw_chart(
         "score by pretraining step",
         [
             Series(
@@ -53,8 +58,9 @@ def curve_svg(rows: Sequence[dict[str, Any]]) -> str | None:
         x_label="pretraining steps",
         y_label=known[0]["metric"],
     )
-    if chart is None:
-        return None
+
+
+def _svg(chart: Chart) -> str:
     score, floor = chart.series
     parts = [f'<path d="{score.band}" fill="#1f77b4" fill-opacity="0.15"/>' if score.band else ""]
     parts += [_line(score.path, "#1f77b4"), _line(floor.path, "#777", dashes="8 6")]

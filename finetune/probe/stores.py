@@ -7,7 +7,7 @@ from typing import Any
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
-from kinemae.finetune.labelled_data import open_labelled
+from kinemae.finetune.labels.labelled_data import open_labelled
 from kinemae.finetune.probe.checks import check_finite, check_probe_data, labels_of
 from kinemae.finetune.probe.config import ProbeConfig
 from kinemae.finetune.probe.data import LabelledFeatures

@@ -19,7 +19,7 @@ from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.yuv_to_rgb import to_rgb
 from kinemae.finetune.build import clip_config
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.data_sets import open_scored
+from kinemae.finetune.labels.data_sets import open_scored
 from kinemae.finetune.model_file import load_task
 from kinemae.pretrain.exported_model import load_description
 from kinemae.pretrain.folder_kinds import MODEL_FOLDER

@@ -12,7 +12,7 @@ import yaml
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.files import read_jsonl
 from kinemae.finetune.compare import RESULT_NAME
-from kinemae.finetune.predictions import FILE as PREDICTIONS
+from kinemae.finetune.evaluation.predictions import FILE as PREDICTIONS
 from kinemae.finetune.report.samples import Samples, read_samples
 from kinemae.pretrain.folder_kinds import FINETUNING, MODEL, kind_of_folder
 

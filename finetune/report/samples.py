@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kinemae.data_tools.command import CheckpointError
-from kinemae.finetune.predictions import read_predictions
+from kinemae.finetune.evaluation.predictions import read_predictions
 from kinemae.finetune.report.outputs import ClassOutput, LabelsOutput, NumberOutput, Output
 
 

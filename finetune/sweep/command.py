@@ -21,12 +21,12 @@ from kinemae.data_tools.command import DataError, Stopped, log
 from kinemae.data_tools.config import load_config, require, to_yaml
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.selection import Selection, is_maximized
 from kinemae.finetune.sweep.halving import SweepConfig, Trial, halve
 from kinemae.finetune.sweep.processes import run_trials
 from kinemae.finetune.sweep.space import draw_trials, read_space
 from kinemae.finetune.tasks.base import build_task
 from kinemae.finetune.train import prepare
+from kinemae.finetune.validation.selection import Selection, is_maximized
 
 _PREFIX = "sweep."
 

@@ -15,8 +15,8 @@ from kinemae.data_tools.command import Stopped
 from kinemae.data_tools.config import require
 from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED
 from kinemae.finetune.compare import RESULT_NAME
-from kinemae.finetune.selection import Selection
 from kinemae.finetune.sweep.space import Values
+from kinemae.finetune.validation.selection import Selection
 from kinemae.pretrain.runtime.validation import FILE
 
 _DIVERGED = "diverged.txt"  # in the folder of such a trial: the reason

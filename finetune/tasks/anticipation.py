@@ -11,9 +11,9 @@ from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import Sample, ShardIndex
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.finetune.labels.segments import SEGMENT_COLUMN, iterate_events, read_segments
+from kinemae.finetune.labels.target_flips import TargetFlip
 from kinemae.finetune.metrics.classification import is_in_top
-from kinemae.finetune.segments import SEGMENT_COLUMN, iterate_events, read_segments
-from kinemae.finetune.target_flips import TargetFlip
 from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task
 from kinemae.finetune.tasks.classification import Classification
 
@@ -27,7 +27,7 @@ class Anticipation(Task):
     An event that begins too early in its video has no clip; these events are counted, logged and not used.
 
     Args:
-        segments: column of the events, see `kinemae.finetune.segments`.
+        segments: column of the events, see `kinemae.finetune.labels.segments`.
         gap_s: seconds from the end of the clip to the start of the event; 1 in EPIC-KITCHENS-100.
         observed_s: seconds from which the frames of the clip are taken; null: the duration of the clip. It is
             required with clip.sampling=uniform.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
-from kinemae.finetune.target_flips import TargetFlip
+from kinemae.finetune.labels.target_flips import TargetFlip
 
 FOLDER = "kinemae.finetune.tasks"
 

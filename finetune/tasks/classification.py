@@ -11,7 +11,8 @@ from torch.nn import functional
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
-from kinemae.finetune.label_columns import class_numbers, classes_of
+from kinemae.finetune.labels.columns import class_numbers, classes_of
+from kinemae.finetune.labels.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.losses import (
     CLASS_WEIGHTS,
     binary_losses,
@@ -20,7 +21,6 @@ from kinemae.finetune.losses import (
     smoothed_targets,
 )
 from kinemae.finetune.metrics.classification import classification_metrics
-from kinemae.finetune.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.tasks.base import ColumnTargets, SamplePrediction, Targets, Task
 
 

@@ -12,13 +12,13 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.finetune.labels.segments import check_holds, class_names, read_segments
+from kinemae.finetune.labels.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.metrics.multilabel import multilabel_metrics
 from kinemae.finetune.metrics.segmentation import edit_score, segmental_f1
-from kinemae.finetune.segments import check_holds, class_names, read_segments
-from kinemae.finetune.stitching import resample, slice_times, stitch
-from kinemae.finetune.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task
-from kinemae.finetune.time_labels import BACKGROUND, TimeLabels
+from kinemae.finetune.temporal.stitching import resample, slice_times, stitch
+from kinemae.finetune.temporal.time_labels import BACKGROUND, TimeLabels
 
 _OVERLAPS = (10, 25, 50)  # of `segmental_f1` in percent
 
@@ -27,8 +27,8 @@ class Dense(Task):
     """Labels over time, from segments: action segmentation, or detection of states.
 
     Args:
-        segments: column of the segments, see `kinemae.finetune.segments`. A time outside all segments has the
-            class "background"; a sample without a cell has no labels.
+        segments: column of the segments, see `finetune/labels/segments.py`. A time outside all segments has
+            the class "background"; a sample without a cell has no labels.
         multi_label: classes are independent and may overlap in time (sigmoid, no background class); otherwise
             there is one class at each time (softmax), and segments of different classes must not overlap.
         resolution: "slice": one output per time slice. "frame": the outputs are interpolated to the frames of

@@ -13,14 +13,18 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
-from kinemae.finetune.detections import ClipTimes, decode, soft_nms
 from kinemae.finetune.heads.pyramid import GEOMETRY
-from kinemae.finetune.localization_loss import assign_positions, distance_iou_loss, sigmoid_focal_loss
+from kinemae.finetune.labels.segments import check_holds, class_names, read_segments
+from kinemae.finetune.labels.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.metrics.localization import Detections, localization_metrics
-from kinemae.finetune.segment_targets import SegmentTargets
-from kinemae.finetune.segments import check_holds, class_names, read_segments
-from kinemae.finetune.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task
+from kinemae.finetune.temporal.detections import ClipTimes, decode, soft_nms
+from kinemae.finetune.temporal.localization_loss import (
+    assign_positions,
+    distance_iou_loss,
+    sigmoid_focal_loss,
+)
+from kinemae.finetune.temporal.segment_targets import SegmentTargets
 
 _TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -33,8 +37,8 @@ class Localization(Task):
     over batches, which would make the loss of a clip depend on others.
 
     Args:
-        segments: column of the segments, see `kinemae.finetune.segments`; [] is a video without events, and a
-            sample without a cell has no loss and no score.
+        segments: column of the segments, see `finetune/labels/segments.py`; [] is a video without events, and
+            a sample without a cell has no loss and no score.
         tious: thresholds of the score, in ascending order.
         centre_radius: a position is positive up to this many of its sizes from the centre of a segment.
         min_visible: segments of which a clip shows a smaller fraction are neither positive nor background.

@@ -10,10 +10,10 @@ from torch import Tensor
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
-from kinemae.finetune.label_columns import column_numbers, column_texts
+from kinemae.finetune.labels.columns import column_numbers, column_texts
+from kinemae.finetune.labels.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.losses import binary_losses, mean_of_known
 from kinemae.finetune.metrics.multilabel import multilabel_metrics
-from kinemae.finetune.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.tasks.base import ColumnTargets, SamplePrediction, Targets, Task
 
 

@@ -12,8 +12,8 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.components import Component, accepts_argument
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
-from kinemae.finetune.label_columns import column_kind
-from kinemae.finetune.target_flips import TargetFlip
+from kinemae.finetune.labels.columns import column_kind
+from kinemae.finetune.labels.target_flips import TargetFlip
 from kinemae.finetune.tasks.base import FOLDER, SamplePrediction, Targets, Task, build_task
 
 

@@ -12,10 +12,10 @@ from torch.nn import functional
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
-from kinemae.finetune.label_columns import class_numbers, classes_of
+from kinemae.finetune.labels.columns import class_numbers, classes_of
+from kinemae.finetune.labels.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.losses import binary_losses
 from kinemae.finetune.metrics.ordinal import ordinal_metrics
-from kinemae.finetune.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.tasks.base import ColumnTargets, SamplePrediction, Targets, Task
 
 _MIN_GAP = 1e-2  # between two thresholds, in logits: a class without samples has an interval too

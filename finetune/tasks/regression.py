@@ -11,10 +11,10 @@ from torch.nn import functional
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
-from kinemae.finetune.label_columns import column_numbers
+from kinemae.finetune.labels.columns import column_numbers
+from kinemae.finetune.labels.target_flips import TargetFlip
 from kinemae.finetune.losses import mean_of_known
 from kinemae.finetune.metrics.regression import regression_metrics
-from kinemae.finetune.target_flips import TargetFlip
 from kinemae.finetune.tasks.base import ColumnTargets, SamplePrediction, Targets, Task
 
 _LOSSES = {"mse": functional.mse_loss, "l1": functional.l1_loss, "smooth_l1": functional.smooth_l1_loss}

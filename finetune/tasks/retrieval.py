@@ -12,9 +12,9 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.randomness import generator
-from kinemae.finetune.label_columns import class_names, class_numbers, classes_of
+from kinemae.finetune.labels.columns import class_names, class_numbers, classes_of
+from kinemae.finetune.labels.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.metrics.retrieval import Embeddings, retrieval_metrics
-from kinemae.finetune.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.tasks.base import ColumnTargets, SamplePrediction, Targets, Task
 
 _RECALLS = (1, 5, 10)

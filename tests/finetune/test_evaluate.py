@@ -18,11 +18,11 @@ from kinemae.data_tools.stream.frame_sampling import SlidingClips, sliding_clip_
 from kinemae.finetune.__main__ import PROGRAM
 from kinemae.finetune.build import clip_config
 from kinemae.finetune.config import EvaluateConfig, FinetuneConfig
-from kinemae.finetune.cost import model_cost
+from kinemae.finetune.evaluation.cost import model_cost
+from kinemae.finetune.evaluation.inference import predict_samples, sample_groups
+from kinemae.finetune.evaluation.predictions import read_predictions
 from kinemae.finetune.heads.base import build_head
-from kinemae.finetune.inference import predict_samples, sample_groups
 from kinemae.finetune.model_file import FinetunedModel, load_model, save_model
-from kinemae.finetune.predictions import read_predictions
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.classification import Classification
 from kinemae.finetune.token_reduction import TokenReduction

@@ -12,10 +12,10 @@ from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.index import open_index
 from kinemae.finetune.build import build_model, clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.data_sets import open_data_sets
+from kinemae.finetune.evaluation.predictions import FILE, FORMAT, PredictionTable, write_predictions
+from kinemae.finetune.labels.data_sets import open_data_sets
 from kinemae.finetune.metrics.classification import classification_metrics
 from kinemae.finetune.model_file import FinetunedModel, save_model
-from kinemae.finetune.predictions import FILE, FORMAT, PredictionTable, write_predictions
 from kinemae.finetune.report.command import ReportConfig, write_report
 from kinemae.finetune.tasks.base import build_task
 

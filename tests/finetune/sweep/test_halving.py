@@ -5,8 +5,8 @@ import json
 import pytest
 
 from kinemae.data_tools.command import Stopped
-from kinemae.finetune.selection import Selection
 from kinemae.finetune.sweep.halving import SweepConfig, Trial, halve, ranking
+from kinemae.finetune.validation.selection import Selection
 
 TOP1 = Selection(metric="top1", maximize=True)
 

@@ -9,7 +9,7 @@ import torch
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, evaluation_timestamps_s, window_frames
-from kinemae.finetune.segments import segments_as_samples
+from kinemae.finetune.labels.segments import segments_as_samples
 from kinemae.finetune.tasks.anticipation import mean_class_recall
 from kinemae.finetune.tasks.base import SamplePrediction, build_task
 from tests.segment_data import write_segments

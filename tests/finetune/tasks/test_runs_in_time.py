@@ -10,7 +10,7 @@ import pytest
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.index import open_index
 from kinemae.finetune.__main__ import PROGRAM
-from kinemae.finetune.segments import iterate_events, read_segments
+from kinemae.finetune.labels.segments import iterate_events, read_segments
 from tests.conftest import data_tools
 
 pytestmark = pytest.mark.slow

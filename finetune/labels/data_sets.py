@@ -12,8 +12,8 @@ from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.data_checks import check_leaks, check_seen_classes
-from kinemae.finetune.labelled_data import open_labelled
+from kinemae.finetune.labels.checks import check_leaks, check_seen_classes
+from kinemae.finetune.labels.labelled_data import open_labelled
 from kinemae.finetune.tasks.base import Targets, Task
 
 NO_TRAINING_DATA = "none"

@@ -7,7 +7,7 @@ from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.mixture import BalancedClasses
 from kinemae.finetune.config import FinetuneAugment, FinetuneConfig
-from kinemae.finetune.sampling import flippable, training_source
+from kinemae.finetune.labels.sampling import flippable, training_source
 from kinemae.finetune.tasks.base import Task
 from kinemae.finetune.tasks.classification import Classification
 
@@ -71,7 +71,7 @@ def test_an_unknown_excluded_class_is_an_error(labelled):
 def test_flips_of_classes_that_differ_in_left_and_right_are_reported(
     labelled, caplog, monkeypatch, augment, warns
 ):
-    monkeypatch.setattr("kinemae.finetune.sampling.log.propagate", True)
+    monkeypatch.setattr("kinemae.finetune.labels.sampling.log.propagate", True)
     _, task, targets = labelled
     flippable(task, targets, FinetuneAugment(**augment))
     assert ("turns move_left into move_right; fix: augment.flip=false" in caplog.text) == warns

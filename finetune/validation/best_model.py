@@ -16,7 +16,7 @@ from typing import Any
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.files import atomic_write_text
-from kinemae.finetune.selection import Selection
+from kinemae.finetune.validation.selection import Selection
 from kinemae.pretrain.runtime import checkpoint_files
 from kinemae.pretrain.runtime.file_retries import run_on_first
 from kinemae.pretrain.runtime.processes import Processes

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import ShardIndex
-from kinemae.finetune.segments import Segments, class_numbers_of, read_segments
+from kinemae.finetune.labels.segments import Segments, class_numbers_of, read_segments
 
 BACKGROUND = "background"
 

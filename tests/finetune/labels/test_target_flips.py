@@ -7,8 +7,8 @@ from kinemae.data_tools.components import Component
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
-from kinemae.finetune.labelled_clips import LabelledClips
-from kinemae.finetune.target_flips import TargetFlip, swapped_classes
+from kinemae.finetune.labels.clips import LabelledClips
+from kinemae.finetune.labels.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.tasks.base import build_task
 from tests.label_index import rich_index
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kinemae.finetune.weight_average import EmaConfig, WeightAverage
+from kinemae.finetune.adapt.weight_average import EmaConfig, WeightAverage
 
 
 def model():

@@ -8,7 +8,7 @@ import pytest
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.data_sets import open_data_sets, open_scored, validation_samples
+from kinemae.finetune.labels.data_sets import open_data_sets, open_scored, validation_samples
 from kinemae.finetune.tasks.classification import Classification
 
 CLIP = ClipConfig(frames=4, stride=2, size=16)

@@ -3,7 +3,7 @@
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.finetune.config import FinetuneData
-from kinemae.finetune.segments import segments_as_samples
+from kinemae.finetune.labels.segments import segments_as_samples
 from kinemae.finetune.tasks.base import Task
 
 

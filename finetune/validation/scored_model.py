@@ -5,9 +5,9 @@ from typing import Any
 
 from kinemae.data_tools.command import CheckpointError, log
 from kinemae.data_tools.files import read_jsonl
-from kinemae.finetune.best_model import BEST_FOLDER, read_line
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.model_file import FinetunedModel, load_model
+from kinemae.finetune.validation.best_model import BEST_FOLDER, read_line
 from kinemae.pretrain.folder_kinds import MODEL_FOLDER
 from kinemae.pretrain.runtime.validation import FILE
 

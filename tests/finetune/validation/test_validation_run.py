@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.exit_codes import EXIT_TERMINATED
-from kinemae.finetune import best_model, inference, train, validation
 from kinemae.finetune.__main__ import PROGRAM
+from kinemae.finetune.validation.validator import best_model, inference, train, validation
 from kinemae.pretrain.runtime.loop import Reporter
 from kinemae.pretrain.runtime.metrics import read_metrics
 

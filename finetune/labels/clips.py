@@ -6,7 +6,7 @@ from typing import Any
 
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.data_tools.stream.training_clips import TrainingClips
-from kinemae.finetune.target_flips import TargetFlip
+from kinemae.finetune.labels.target_flips import TargetFlip
 from kinemae.finetune.tasks.base import Targets
 
 

@@ -6,7 +6,11 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinemae.finetune.localization_loss import assign_positions, distance_iou_loss, sigmoid_focal_loss
+from kinemae.finetune.temporal.localization_loss import (
+    assign_positions,
+    distance_iou_loss,
+    sigmoid_focal_loss,
+)
 
 
 def pyramid(slices, levels):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kinemae.data_tools.command import CheckpointError
-from kinemae.finetune.best_model import BestModel, step_of_best
-from kinemae.finetune.selection import Selection
+from kinemae.finetune.validation.best_model import BestModel, step_of_best
+from kinemae.finetune.validation.selection import Selection
 from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.tensor_shards import TensorShard

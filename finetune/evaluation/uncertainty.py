@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from kinemae.finetune.evaluation.predictions import PredictionTable
 from kinemae.finetune.metrics.arrays import mean, ratio
 from kinemae.finetune.metrics.classification import class_metrics, confusion_matrix
 from kinemae.finetune.metrics.intervals import bootstrap, bootstrap_mean, group_numbers
-from kinemae.finetune.predictions import PredictionTable
 
 MIN_GROUPS = 5
 """With fewer groups, an interval by group says too little: a bootstrap of 2 groups has 3 different means."""

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinemae.finetune.stitching import slice_times, stitch
+from kinemae.finetune.temporal.stitching import slice_times, stitch
 
 
 def test_the_time_of_a_slice_is_the_mean_of_its_frames():

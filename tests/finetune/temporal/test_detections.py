@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinemae.finetune.detections import ClipTimes, decode, soft_nms
 from kinemae.finetune.metrics.localization import Detections, intersection_over_union
+from kinemae.finetune.temporal.detections import ClipTimes, decode, soft_nms
 
 
 def test_the_fractions_of_a_clip_cover_its_frames():

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 
 from kinemae.data_tools.command import log
-from kinemae.finetune.best_model import BestModel
+from kinemae.finetune.adapt.weight_average import WeightAverage
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.data_sets import DataSet, validation_samples
 from kinemae.finetune.evaluate import score_samples
+from kinemae.finetune.evaluation.inference import predict_samples
 from kinemae.finetune.heads.base import Features
-from kinemae.finetune.inference import predict_samples
+from kinemae.finetune.labels.data_sets import DataSet, validation_samples
 from kinemae.finetune.model_file import FinetunedModel
-from kinemae.finetune.selection import Selection, is_due, is_maximized
 from kinemae.finetune.tasks.base import SamplePrediction
-from kinemae.finetune.weight_average import WeightAverage
+from kinemae.finetune.validation.best_model import BestModel
+from kinemae.finetune.validation.selection import Selection, is_due, is_maximized
 from kinemae.pretrain.callbacks import eval_mode
 from kinemae.pretrain.runtime.metrics import strict_json
 from kinemae.pretrain.runtime.processes import Processes

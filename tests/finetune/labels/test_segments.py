@@ -3,7 +3,7 @@
 import pytest
 
 from kinemae.data_tools.command import DataError
-from kinemae.finetune.segments import (
+from kinemae.finetune.labels.segments import (
     class_names,
     class_numbers_of,
     parse_segments,

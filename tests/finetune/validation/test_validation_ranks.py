@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from kinemae.pretrain.runtime.metrics import read_metrics
-from tests.finetune.test_validation_run import SAME_FILES, SETTINGS
+from tests.finetune.validation.test_validation_run import SAME_FILES, SETTINGS
 from tests.ranks import started
 
 TWO = ["engine.zero_stage=3", "evaluate.checkpoint=auto", "batch.clips_per_device=4", "epochs=1.5"]

@@ -8,7 +8,7 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import Sample, Shard, open_index, write_index
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.data_checks import check_batch, check_leaks, check_seen_classes
+from kinemae.finetune.labels.checks import check_batch, check_leaks, check_seen_classes
 from kinemae.finetune.tasks.classification import Classification
 
 

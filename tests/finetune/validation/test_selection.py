@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinemae.finetune.selection import MOST_BY_DEFAULT, Selection, ValidateConfig, is_due, is_maximized
+from kinemae.finetune.validation.selection import (
+    MOST_BY_DEFAULT,
+    Selection,
+    ValidateConfig,
+    is_due,
+    is_maximized,
+)
 
 VALUES = st.lists(st.one_of(st.none(), st.floats(allow_nan=True), st.integers(-3, 3)), max_size=30)
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from kinemae.data_tools.index import ShardIndex
-from kinemae.finetune.detections import ClipTimes
-from kinemae.finetune.localization_loss import IGNORED, NO_SEGMENT
+from kinemae.finetune.labels.segments import Segments, class_numbers_of, read_segments
 from kinemae.finetune.metrics.localization import Detections
-from kinemae.finetune.segments import Segments, class_numbers_of, read_segments
+from kinemae.finetune.temporal.detections import ClipTimes
+from kinemae.finetune.temporal.localization_loss import IGNORED, NO_SEGMENT
 
 
 class SegmentTargets:
