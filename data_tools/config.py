@@ -136,7 +136,7 @@ def _replaced_mappings(schema: type, overrides: Sequence[str]) -> list[str]:
 
 
 def _read_overrides(schema: type, overrides: Sequence[str]) -> tuple[Tree, set[str]]:
-    """Merge overrides into one tree, later ones win. Also return the components given by name only."""
+    """Merge overrides into one tree, in their order. Also return the components given by name only."""
     named_only: set[str] = set()
     merged: Any = OmegaConf.create({})
     for override in overrides:

@@ -10,17 +10,17 @@ from kinemae.data_tools.command import DataError
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.randomness import generator
 
-Mark = tuple[str, str]  # kind and value: samples with an equal mark stay together
+Mark = tuple[str, str]  # kind and value: samples with the same mark stay together
 
 
 def hold_out(
     index: ShardIndex, *, fraction: float, seed: int, key: str, labels: Sequence[Hashable] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divide a data set into samples to train with and samples to validate with.
+    """Divide a data set into samples for training and samples for validation.
 
-    Samples of one group, of equal content or of one source file stay together. The held-out samples have
-    their fraction of each class as closely as these allow. Each class with two or more such families has one
-    in either part if possible.
+    Samples of one group, of equal content or of one source file stay together. They form clusters.
+    The held-out fraction of each class is as close to `fraction` as the clusters allow. A class with two or
+    more clusters is in both parts if possible.
 
     Args:
         key: config key and folder of the data, for messages.
@@ -37,7 +37,7 @@ def hold_out(
         [mark for mark in zip(("group", "content", "name"), values, strict=True) if mark[1]]
         for values in zip(groups, contents, names, strict=True)
     ]
-    found = families(marks)
+    found = clusters(marks)
     if len(found) < 2:
         raise DataError(
             f"{key}: expected samples of two or more groups, to hold some out for validation, got "
@@ -54,7 +54,7 @@ def hold_out(
     return np.flatnonzero(~is_held_out_R), np.flatnonzero(is_held_out_R)
 
 
-def families(marks: Sequence[Sequence[Mark]]) -> list[list[int]]:
+def clusters(marks: Sequence[Sequence[Mark]]) -> list[list[int]]:
     """Group the positions that share a mark, directly or through others, in the given order."""
     first: dict[Mark, int] = {}
     parent = list(range(len(marks)))
@@ -83,15 +83,15 @@ def draw_held_out(
     seed: int,
     purpose: str,
 ) -> list[int]:
-    """Draw families to hold out; return their positions.
+    """Draw clusters to hold out; return their positions.
 
     Args:
-        found: the families, positions in `labels`.
-        labels: the class of each position; a family of positions with None is never held out.
+        found: the clusters, positions in `labels`.
+        labels: the class of each position; a cluster of positions with None is never held out.
     """
     shuffled = torch.randperm(len(found), generator=generator(seed, purpose=purpose)).tolist()
     order = sorted((found[number] for number in shuffled), key=len, reverse=True)  # small ones fill the rest
-    counts = [Counter(labels[each] for each in family if labels[each] is not None) for family in order]
+    counts = [Counter(labels[each] for each in cluster if labels[each] is not None) for cluster in order]
     total: Counter[Hashable] = Counter()
     spread: Counter[Hashable] = Counter()
     for count in counts:
@@ -101,7 +101,7 @@ def draw_held_out(
         label: min(max(round(total[label] * fraction), 1), total[label] - 1) if spread[label] > 1 else 0
         for label in total
     }
-    left = Counter(spread)  # families that train could still have of a class
+    left = Counter(spread)  # clusters of a class that are not held out yet
     is_held_out = []
     for count in counts:
         brings_closer = sum(abs(missing[label]) - abs(missing[label] - count[label]) for label in count) > 0
@@ -114,7 +114,7 @@ def draw_held_out(
     if fraction:
         _hold_out_missing(is_held_out, [set(count) for count in counts], left, spread)
     chosen = zip(order, is_held_out, strict=True)
-    return [position for family, is_out in chosen if is_out for position in family]
+    return [position for cluster, is_out in chosen if is_out for position in cluster]
 
 
 def _hold_out_missing(
@@ -123,7 +123,7 @@ def _hold_out_missing(
     left: Counter[Hashable],
     spread: Counter[Hashable],
 ) -> None:
-    """Hold out a small family of each class whose families are all larger than its fraction."""
+    """Hold out a small cluster of each class whose clusters are all larger than the held-out fraction."""
     for number in reversed(range(len(is_held_out))):
         own = classes[number]
         is_missing = any(left[label] == spread[label] > 1 for label in own)

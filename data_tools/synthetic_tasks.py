@@ -39,7 +39,7 @@ _CUE_FRAMES, _PAUSE_FRAMES, _PREDICTED_FRAMES = 8, 6, 8
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What the videos of a task depend on.
+    """Settings of the videos of a task.
 
     Attributes:
         task: one of `TASKS`.

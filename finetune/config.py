@@ -221,7 +221,7 @@ class FinetuneConfig(RunConfig):
         pruning: a component of pretrain/pruning, which selects the tokens that the encoder processes.
         final_norm: keep the encoder's final norm; false as in VideoMAE's fine-tuning, whose head has a norm.
         adapt: which weights of the encoder are trained.
-        auto: take the settings of `kinemae finetune plan` for this data; overrides on the command line win.
+        auto: take the settings of `kinemae finetune plan` for this data, except those of overrides.
         report: write RUN/report.html after scoring.
         epochs: passes over the training videos; each takes `data.views_per_video` clips per video.
         drop_path: drop path rate of the last block; it increases linearly with depth.
@@ -283,7 +283,7 @@ class FinetuneConfig(RunConfig):
 
     @property
     def scores_best(self) -> bool:
-        """Whether the result is that of the best model, otherwise of the last one."""
+        """True if the best model is scored, false for the last one."""
         if self.evaluate.checkpoint != "auto":
             return self.evaluate.checkpoint == "best"
         return self.validate.is_on and self.scored_data != self.selection_data

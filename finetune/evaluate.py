@@ -139,7 +139,7 @@ def model_digest(model: TaskModel) -> str:
 
 
 def describe_run(config: FinetuneConfig) -> dict[str, Any]:
-    """Return the settings of a run that its result repeats."""
+    """Return the settings of a run that are copied into its result."""
     return {
         "encoder": config.encoder,
         "weights": "random" if config.from_scratch else "pretrained",

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from kinemae.data_tools.holdout import Mark, draw_held_out, families
+from kinemae.data_tools.holdout import Mark, clusters, draw_held_out
 from kinemae.data_tools.manifest.videos import SPLITS, SourceVideo
 from kinemae.data_tools.randomness import generator
 
@@ -47,7 +47,7 @@ def assign_splits(
     """Videos by split, sorted by name: the source's own splits, else a seeded draw balanced by class.
 
     In a draw, videos of one group and videos of equal content stay in one split, and validation gets its
-    fraction of each class as closely as these allow. A class of two or more such families keeps one on either
+    fraction of each class as closely as these allow. A class of two or more such clusters keeps one on either
     side if possible (unless the fraction is 0). Families without a label go to train.
 
     Args:
@@ -60,7 +60,7 @@ def assign_splits(
             drawn.append(video)
         else:
             splits[video.split or "train"].append(video)
-    found = families([marks_of(video, digests) for video in drawn])
+    found = clusters([marks_of(video, digests) for video in drawn])
     labels = [video.label for video in drawn]
     held_out = set(
         draw_held_out(found, labels, fraction=validation_fraction, seed=seed, purpose="shard/split")

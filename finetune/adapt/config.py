@@ -89,7 +89,7 @@ class AdaptConfig:
         return tuple(self.targets) or (_IA3_TARGETS if self.method == "ia3" else TARGETS)
 
     def _refuse(self, key: str, is_unset: bool, methods: tuple[str, ...]) -> None:
-        """Refuse a key that this method does not use."""
+        """Reject a key that this method does not use."""
         require(
             is_unset or self.method in methods,
             f"adapt.{key}",

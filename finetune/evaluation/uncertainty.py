@@ -1,4 +1,4 @@
-"""What a score leaves open: confidence intervals, and scores in which unreadable videos count as wrong."""
+"""Confidence intervals of a result, and scores in which unreadable videos count as wrong."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +11,15 @@ from kinemae.finetune.metrics.classification import class_metrics, confusion_mat
 from kinemae.finetune.metrics.intervals import bootstrap, bootstrap_mean, group_numbers
 
 MIN_GROUPS = 5
-"""With fewer groups, an interval by group says too little: a bootstrap of 2 groups has 3 different means."""
+"""Smallest number of groups for an interval by group: a bootstrap of 2 groups has only 3 different means."""
 
 
 def add_uncertainty(result: dict[str, Any], table: PredictionTable) -> dict[str, Any]:
     """Return a result with the 95 % intervals of its metrics and "counting_skipped".
 
     "METRIC_ci95" is [low, high]. Where at least `MIN_GROUPS` groups of samples exist, whole groups are drawn.
-    Otherwise `top1_ci95` stays Wilson's interval, and the others draw single samples. "interval" tells which.
+    Otherwise `top1_ci95` remains Wilson's interval, and the others draw single samples. "interval" names the
+    method.
     """
     groups = table.groups
     errors = table.columns["error"]

@@ -41,7 +41,7 @@ class PyramidHead(Head):
         pool: over the tokens of a slice: "mean", or "attention" with one learned query.
         depth: number of blocks before the pyramid; each level has one more.
         block: "attention", limited to the slices in reach, or "convolution".
-        kernel: odd number of positions that a block sees.
+        kernel: odd number of positions in the convolution of a block.
         hidden_width: values per position; null: the encoder's width.
         norm: of the pooled slices: "layer", or "standardize" with measured statistics.
     """

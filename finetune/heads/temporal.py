@@ -20,7 +20,7 @@ class TemporalHead(Head):
         depth: number of residual blocks over time; 0: each slice is classified alone. The reach of block i is
             2 ** i times that of the first, as in MS-TCN (arXiv 1903.01945).
         block: "convolution", or "attention" limited to the same reach.
-        kernel: odd number of slices that the first block sees.
+        kernel: odd number of slices in the receptive field of the first block.
         hidden_width: values per slice in the blocks; null: the encoder's width.
         norm: of the pooled slices: "layer", or "standardize" with measured statistics.
         dropout: fraction of the values before the linear layer that are set to zero in training.

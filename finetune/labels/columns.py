@@ -58,8 +58,8 @@ def class_numbers(
     """The class of every sample as its number in `classes`, int64.
 
     Args:
-        may_miss: whether samples without a label get MISSING_CLASS; otherwise they are an error.
-        same_classes: for the column "label", whether the data set must have these classes in this order.
+        may_miss: give samples without a label MISSING_CLASS; otherwise they are an error.
+        same_classes: for the column "label", require these classes in this order.
 
     Raises:
         DataError: a sample without a label, or with a class other than these.
@@ -82,7 +82,7 @@ def column_numbers(index: ShardIndex, column: str, *, key: str, may_miss: bool =
     """The number of every sample, float64; NaN for a missing one.
 
     Args:
-        may_miss: whether samples may lack a number; otherwise they are an error.
+        may_miss: accept samples without a number; otherwise they are an error.
 
     Raises:
         DataError: no such column, text, infinite or missing numbers.
@@ -106,7 +106,7 @@ def column_texts(index: ShardIndex, column: str, *, key: str, may_miss: bool = F
     """The text of every sample; None for a missing one.
 
     Args:
-        may_miss: whether samples may lack a text; otherwise they are an error.
+        may_miss: accept samples without a text; otherwise they are an error.
 
     Raises:
         DataError: no such column, numbers, or missing texts.
@@ -183,6 +183,6 @@ def _check_same_classes(index: ShardIndex, classes: Sequence[str], *, key: str) 
     else:
         difference = "the same classes in another order"
     raise DataError(
-        f"{key}: expected the {len(classes)} classes of the training, got {difference}; "
+        f"{key}: expected the {len(classes)} classes of the training data, got {difference}; "
         "fix: shard both splits with one command"
     )

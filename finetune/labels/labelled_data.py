@@ -1,4 +1,4 @@
-"""Open the labelled data sets of a fine-tuning run, as its task sees them."""
+"""Open the labelled data sets of a fine-tuning run with the samples of its task."""
 
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.stream.frame_sampling import ClipConfig

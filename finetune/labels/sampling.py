@@ -26,7 +26,7 @@ def training_source(train: ShardIndex, task: Task, targets: Targets, *, balance:
 
 
 def flippable(task: Task, targets: Targets, augment: FinetuneAugment) -> np.ndarray | None:
-    """Whether each sample may be flipped, from `augment.flip_except`; None for all.
+    """Find the samples that may be flipped, from `augment.flip_except`; None for all.
 
     Raises:
         ValueError: a class that the training data does not have.
@@ -56,7 +56,7 @@ def _classes(task: Task, targets: Targets, *, key: str, unset: str) -> np.ndarra
 
 
 def _warn_of_sides(classes: Sequence[str], excluded: Sequence[str]) -> None:
-    """Warn of two classes whose names differ in left and right: a flipped clip of one shows the other."""
+    """Warn if the names of two classes differ in left and right: a flipped clip of one shows the other."""
     for name in classes:
         other = re.sub("left|right", lambda side: _SIDES[side[0]], name)
         if other != name and other in classes and name not in excluded:

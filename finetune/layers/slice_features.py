@@ -16,7 +16,7 @@ class SlicePool(nn.Module):
     """Pool the tokens of each time slice, and normalize the result.
 
     Args:
-        pool: "mean", or "attention": a weighted mean by a learned query, which begins as the mean.
+        pool: "mean", or "attention": a weighted mean by a learned query, initially the plain mean.
         norm: "layer", or "standardize": subtract a mean and divide by a standard deviation, both measured
             once on training clips.
     """
@@ -40,7 +40,7 @@ class SlicePool(nn.Module):
 
     def pooled(self, features: Features) -> Tensor:
         """Pool without the norm."""
-        assert features.slices > 0, "TaskModel refuses pruning and merging with such a head"
+        assert features.slices > 0, "TaskModel rejects pruning and merging with such a head"
         tokens_BtSD = features.tokens_BND.unflatten(1, (features.slices, -1))
         if self.query is None:
             return tokens_BtSD.mean(dim=2)

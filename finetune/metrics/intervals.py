@@ -32,7 +32,7 @@ def bootstrap_mean(
             groups of one sample. None: every sample is drawn by itself.
 
     Returns:
-        None with fewer than two groups, which tell nothing about the spread.
+        None with fewer than two groups, from which no spread can be estimated.
     """
     means = resampled_means(as_floats(score_R), groups, seed=seed)
     return None if means is None else percentile_interval(means)

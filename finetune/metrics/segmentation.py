@@ -69,7 +69,7 @@ def segmental_f1(
 
 
 def _matches(predicted: Sequence[Run], true: Sequence[Run], overlap: float) -> int:
-    """Count predicted runs whose best true run of the same class overlaps enough and is not taken yet."""
+    """Count predicted runs whose best true run of the same class overlaps enough and is not matched yet."""
     taken: set[int] = set()
     for run in predicted:
         iou = [_iou(run, other) if run.label == other.label else 0.0 for other in true]

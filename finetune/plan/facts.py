@@ -55,7 +55,7 @@ class Facts:
     Attributes:
         videos: number of training videos.
         classes: of a classification; None for other tasks.
-        groups: number of different groups; 0 if the index has none.
+        groups: number of groups; 0 if the index has none.
         frames, seconds: length of the median video.
         fps: frame rate of the median video.
         aspect: width divided by height of the median video.
@@ -63,7 +63,7 @@ class Facts:
         static: fraction of the decoded videos that are static.
         validation: number of validation videos; None if there is no validation set.
         description: the encoder with its clips.
-        has_weights: whether the encoder is pretrained.
+        has_weights: true for a pretrained encoder.
         output: see `Task.output`.
         chunks: parts of a clip, each with the frames of `description`.
     """

@@ -84,7 +84,7 @@ class Plan:
 
 
 def make_plan(config: FinetuneConfig, overrides: Sequence[str]) -> Plan:
-    """Look at the training data of a config and plan its other keys.
+    """Measure the training data of a config and plan its other keys.
 
     Args:
         overrides: the user's, whose keys are not changed.
@@ -115,7 +115,7 @@ def make_plan(config: FinetuneConfig, overrides: Sequence[str]) -> Plan:
 
 
 def follow_plan(config: FinetuneConfig, path: Path, overrides: Sequence[str]) -> FinetuneConfig:
-    """Return the config with the planned values; `overrides` win over them.
+    """Return the config with the planned values; `overrides` replace them.
 
     A run that exists already keeps its values.
     """
@@ -145,7 +145,7 @@ def count_classes(index: ShardIndex, task: Task, *, key: str) -> ClassCounts | N
 
 
 def notes(facts: Facts) -> list[str]:
-    """What to expect and what to check, one line each."""
+    """Expected scores and necessary checks, one line each."""
     return [text(facts) for applies, text in _NOTES if applies(facts)]
 
 

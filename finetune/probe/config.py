@@ -324,5 +324,5 @@ class ProbeConfig:
 
     @property
     def store_kind(self) -> str:
-        """What the feature store holds: "statistics" or "tokens"."""
+        """Content of the feature store: "statistics" or "tokens"."""
         return self.features.kind or ("tokens" if self.method == "attentive" else "statistics")

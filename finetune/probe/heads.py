@@ -86,7 +86,7 @@ class HeadTrainer:
     def train(
         self, heads: Sequence[HeadSettings], data: LabelledFeatures, sample_R: np.ndarray
     ) -> TrainedHeads:
-        """Train heads of one kind on some samples; every head sees the same batches."""
+        """Train heads of one kind on some samples; all heads get the same batches."""
         trained: LinearHeads | AttentiveHeads
         if heads[0].depth:
             trained = AttentiveHeads(heads, self, data, sample_R)

@@ -49,7 +49,7 @@ _PACKAGES = ("kinemae", "torch", "av")
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What features depend on. Stores with other values are refused.
+    """Properties that determine the features. A store with other values is an error.
 
     Attributes:
         encoder: digest of the encoder's architecture and weights.

@@ -77,7 +77,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedEncoder:
-    """One encoder of a command, checked, with the task and the data sets as it sees them.
+    """One checked encoder of a command, with the task and the data sets for its clips.
 
     Attributes:
         name: of its folders and rows.

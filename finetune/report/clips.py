@@ -98,7 +98,7 @@ def open_clips(
 
 
 def _open_scored(folder: Path, name: str, place: str) -> tuple[ShardIndex, ClipConfig]:
-    """Open the scored samples as the run's task sees them.
+    """Open the scored samples of the run's task.
 
     Args:
         name: of the data in the config: "validation", "test" or "held_out".

@@ -50,7 +50,7 @@ class ClassOutput:
 
     @property
     def is_right_R(self) -> np.ndarray:
-        """Whether the predicted class is the true one."""
+        """True where the predicted class is the true one."""
         return self.guess_R == self.label_R
 
 

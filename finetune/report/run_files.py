@@ -31,7 +31,7 @@ _NOTES = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """What a run's folder holds.
+    """Files of a run's folder.
 
     Attributes:
         metrics: one line per training step.

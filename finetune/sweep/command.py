@@ -48,7 +48,7 @@ class PreparedSweep:
     selection: Selection
 
     def record(self) -> dict[str, Any]:
-        """What a later start must have in common, as JSON."""
+        """Settings that a later start must repeat, as JSON."""
         settings = {key: value for key, value in asdict(self.config).items() if key != "processes"}
         return {"sweep": settings, "space": self.space, "trials": [trial.values for trial in self.trials]}
 

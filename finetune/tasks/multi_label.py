@@ -138,7 +138,7 @@ class MultiLabel(Task):
         return {**scores, "floor": {name: constant[name] for name in ("map", "f1_micro", "f1_macro")}}
 
     def _matrix(self, index: ShardIndex, *, key: str) -> np.ndarray:
-        """Whether each sample has each class: 1, 0, or -1 if unknown, int64."""
+        """Presence of each class in each sample: 1, 0, or -1 if unknown, int64."""
         if self.labels is not None:
             columns = [self._column(index, name, key=key) for name in self.labels]
             return np.stack(columns, axis=1)
@@ -151,7 +151,7 @@ class MultiLabel(Task):
                 if name not in number_of:
                     sample = index.sample(position)
                     raise DataError(
-                        f"{key}: expected the {len(self.classes)} classes of the training in the column "
+                        f"{key}: expected the {len(self.classes)} classes of the training data in the column "
                         f"{self.label}, got {name!r} in {sample.key} ({sample.name}); "
                         "fix: add training videos of it, or remove it"
                     )

@@ -273,7 +273,7 @@ def _has_classes(task: Task, pair: Sequence[str]) -> bool:
 
 
 def _correct(predictions: Sequence[SamplePrediction], targets: Targets, name: str) -> np.ndarray:
-    """Whether the most probable class of each sample is the true one; NaN without a label."""
+    """1 where the most probable class of a sample is the true one, 0 elsewhere; NaN without a label."""
     label_R = np.array([targets.of_sample(each.position)["label"] for each in predictions])
     guesses = [each.values[f"{name}/prediction"].argmax() for each in predictions if each.values]
     return np.where(label_R >= 0, np.array(guesses) == label_R, np.nan)

@@ -86,7 +86,7 @@ class SegmentTargets:
     def of_video(self, position: int) -> Detections:
         """Return the segments of a sample, with scores of 1."""
         segments = self.segments[position]
-        assert segments is not None, "asked for a sample without annotation"
+        assert segments is not None, "a sample without annotation has no targets"
         return Detections(segments.time_E2, np.ones(len(segments)), self.numbers[position])
 
     def of_sample(self, position: int) -> dict[str, Any]:

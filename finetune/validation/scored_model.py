@@ -1,4 +1,4 @@
-"""The scored model of a run, and what its result says about the selection."""
+"""The scored model of a run, and the record of its selection in the result."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from kinemae.pretrain.runtime.validation import FILE
 
 
 def load_scored_model(config: FinetuneConfig, run_dir: Path) -> tuple[FinetunedModel, dict[str, Any]]:
-    """Load the best or the last model of a run, as `evaluate.checkpoint` says.
+    """Load the best or the last model of a run, chosen by `evaluate.checkpoint`.
 
     Returns:
         The model, and the entries "checkpoint" and "selection" of its result.

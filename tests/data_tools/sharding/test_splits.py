@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinemae.data_tools.holdout import families
+from kinemae.data_tools.holdout import clusters
 from kinemae.data_tools.manifest.videos import SourceVideo
 from kinemae.data_tools.sharding.splits import assign_splits, count_copies, leaks, marks_of
 
@@ -73,8 +73,8 @@ def test_groups_and_copies_stay_in_one_split(groups: list[tuple[str, str]], dige
     assert sorted(video.name for members in splits.values() for video in members) == sorted(
         video.name for video in some
     )
-    for label in "ab":  # a class with two families is in both splits
-        found = families([marks_of(video, contents) for video in some])
+    for label in "ab":  # a class with two clusters is in both splits
+        found = clusters([marks_of(video, contents) for video in some])
         labels = [{some[position].label for position in family} for family in found]
         own = [family for family in labels if family == {label}]
         mixed = [family for family in labels if len(family) > 1]
