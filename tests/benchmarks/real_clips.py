@@ -26,14 +26,19 @@ import av
 import numpy as np
 
 FRAMES, SIZE, FLOOR_SIZE = 8, 64, 16
-CLIP = [f"clip.frames={FRAMES}", "clip.sampling=uniform", f"clip.size={SIZE}"]
-PRETRAIN = [
-    *CLIP,
-    *("data.num_workers=0", "engine.cpu_threads=1", "batch={global_clips: 32, clips_per_device: 32}"),
-    *("model={size: tiny, patch_size: 8, decoder: cross, predict_ratio: 0.5}", "noise.name=none"),
-    *("masking={name: uniform, args: {ratio: 0.75}}", "optim={lr: 1e-3, warmup_fraction: 0.05}"),
-    "augment={min_scale: 0.6, max_scale: 1.0, min_aspect: 0.85, max_aspect: 1.18, flip: true}",
-]
+PRETRAIN = f"""
+save_every_steps: 1000
+data: {{num_workers: 0}}
+clip: {{frames: {FRAMES}, sampling: uniform, size: {SIZE}}}
+augment: {{min_scale: 0.6, max_scale: 1.0, min_aspect: 0.85, max_aspect: 1.18, flip: true}}
+batch: {{global_clips: 32, clips_per_device: 32}}
+model: {{size: tiny, patch_size: 8, decoder: cross, predict_ratio: 0.5}}
+masking: {{name: uniform, args: {{ratio: 0.75}}}}
+noise: {{name: none}}
+target: {{name: pixels}}
+engine: {{cpu_threads: 1}}
+optim: {{lr: 1e-3, warmup_fraction: 0.05}}
+"""
 PROBE = ["engine.cpu_threads=1", "data.num_workers=0", "save_model=false"]
 TRAIN = [
     *("engine.cpu_threads=1", "data.num_workers=0", "batch={global_clips: 32, clips_per_device: 32}"),
@@ -129,8 +134,9 @@ def prepare(
 def pretrain(work: Path, steps: int) -> Path:
     """Pretrain on all clips without labels; return the exported encoder."""
     if not (work / "pretrain" / "encoder" / "encoder.json").exists():
-        shards = f"data.shards={work / 'all' / 'train'}"
-        kinemae("pretrain", *PRETRAIN, shards, f"steps={steps}", f"run_dir={work / 'pretrain'}")
+        (work / "pretrain.yaml").write_text(PRETRAIN)
+        keys = {"data.shards": work / "all" / "train", "steps": steps, "run_dir": work / "pretrain"}
+        kinemae("pretrain", work / "pretrain.yaml", *(f"{key}={value}" for key, value in keys.items()))
     return work / "pretrain" / "encoder"
 
 
