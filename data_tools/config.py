@@ -136,7 +136,10 @@ def _replaced_mappings(schema: type, overrides: Sequence[str]) -> list[str]:
 
 
 def _read_overrides(schema: type, overrides: Sequence[str]) -> tuple[Tree, set[str]]:
-    """Merge overrides into one tree, in their order. Also return the components given by name only."""
+    """Merge overrides into one tree, in their order. Also return the components given by name only.
+
+    A component of another name than that of an earlier override replaces it with its arguments.
+    """
     named_only: set[str] = set()
     merged: Any = OmegaConf.create({})
     for override in overrides:
@@ -144,8 +147,19 @@ def _read_overrides(schema: type, overrides: Sequence[str]) -> tuple[Tree, set[s
         written = _keep_text(schema, yaml.compose(text, Loader=yaml.SafeLoader), key)
         tree = _plain(OmegaConf.from_dotlist([f"{key}={written}"]))
         named_only |= {key for key in component_keys(schema) if isinstance(_value_at(tree, key), str)}
-        merged = OmegaConf.merge(merged, _normalize(schema, schema, tree, ""))
+        tree = _normalize(schema, schema, tree, "")
+        merged = OmegaConf.merge(_drop_overridden_arguments(schema, merged, tree), tree)
     return _plain(merged), named_only
+
+
+def _drop_overridden_arguments(schema: type, merged: Any, given: Tree) -> Any:
+    """Drop the arguments of a component of earlier overrides if this one selects another component."""
+    for key in component_keys(schema):
+        before, name = OmegaConf.select(merged, key), _value_at(given, f"{key}.name")
+        if name is not None and before and before.get("name") not in (None, name) and before.get("args"):
+            _log.info("%s=%s: the arguments of %s in an earlier override are dropped", key, name, before.name)
+            del before["args"]
+    return merged
 
 
 def _drop_replaced_arguments(schema: type, merged: Any, given: Tree, named_only: set[str]) -> Any:

@@ -298,9 +298,6 @@ class FinetuneConfig(RunConfig):
         require(is_single, "validate.temporal_clips", why, self.validate.temporal_clips)
         why = "be auto or last with validate.every_epochs=0, which selects no best model"
         require(has_best, "evaluate.checkpoint", why, self.evaluate.checkpoint)
-        is_one = self.validate.temporal_clips == 1 or not self.evaluate.sliding
-        why = "be 1 with evaluate.sliding, which validations use too"
-        require(is_one, "validate.temporal_clips", why, self.validate.temporal_clips)
         given = {
             "test": self.data.test,
             "validation": self.data.validation,

@@ -55,9 +55,11 @@ class MultiTask(Task):
         if tasks is not None:
             self._build({name: _component(name, settings) for name, settings in tasks.items()})
         self.weights = dict.fromkeys(self.names, 1.0)
+        is_mapping = isinstance(weights, dict | None)
+        require(is_mapping, "task.args.weights", "be a mapping of names to weights", weights)
         for name, weight in (weights or {}).items():
             require(name in self.weights, "task.args.weights", f"name some of {', '.join(self.names)}", name)
-            is_number = isinstance(weight, int | float) and weight > 0
+            is_number = isinstance(weight, int | float) and not isinstance(weight, bool) and weight > 0
             require(is_number, f"task.args.weights.{name}", "be above 0", weight)
             self.weights[name] = float(weight)
 
@@ -190,7 +192,7 @@ class MultiTask(Task):
             require(
                 is_per_clip, f"task.args.tasks.{name}", "be a task with one output per clip", component.name
             )
-            self.tasks[name] = task
+            self.tasks[_module_name(name)] = task
 
     def _choose_metric(self) -> None:
         tasks = [task for _, task in self._items()]
@@ -199,7 +201,8 @@ class MultiTask(Task):
         self.maximize = tasks[0].maximize if len(metrics) == 1 else True
 
     def _items(self) -> list[tuple[str, Task]]:
-        return [(name, task) for name, task in self.tasks.items() if isinstance(task, Task)]
+        tasks = [(name, self.tasks[_module_name(name)]) for name in self.components]
+        return [(name, task) for name, task in tasks if isinstance(task, Task)]
 
     def _split(self, output: Tensor) -> list[tuple[str, Task, Tensor]]:
         parts = output.split(list(self.output_groups), dim=1)
@@ -235,6 +238,11 @@ def skill(task: Task, scores: Mapping[str, Any]) -> float:
     score, floor = scores[task.metric], scores["floor"][task.metric]
     best = 1.0 if task.maximize else 0.0
     return (score - floor) / (best - floor) if floor != best else 0.0
+
+
+def _module_name(name: str) -> str:
+    """Return a name that is no attribute of a module: columns are called "type" or "values", for example."""
+    return f"column_{name}"
 
 
 def _component(name: str, settings: Any) -> Component:

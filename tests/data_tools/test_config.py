@@ -190,6 +190,27 @@ def test_a_bare_name_is_a_component_with_default_arguments(
     assert load_config(WithComponent, path, []).mask == Component(name="uniform")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (
+            ["mask={name: tube, args: {ratio: 0.8}}", "mask={name: block, args: {size: 2}}"],
+            Component(name="block", args={"size": 2}),
+        ),
+        (["mask={name: tube, args: {ratio: 0.8}}", "mask=block"], Component(name="block")),
+        (["mask.name=tube", "mask.args.ratio=0.8", "mask.name=block"], Component(name="block")),
+        (
+            ["mask={name: tube, args: {ratio: 0.8}}", "mask={name: tube, args: {size: 2}}"],
+            Component(name="tube", args={"ratio": 0.8, "size": 2}),
+        ),
+    ],
+)
+def test_a_later_override_replaces_another_component_with_its_arguments(
+    overrides: list[str], part: Component
+) -> None:
+    assert load_config(WithComponent, None, overrides).mask == part
+
+
 def test_whole_floats_are_integers(tmp_path: Path) -> None:
     assert load("steps=1e3").steps == 1000
     assert load(text="steps: 2.0\n", tmp_path=tmp_path).steps == 2

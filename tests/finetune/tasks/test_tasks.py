@@ -198,7 +198,7 @@ def test_the_multi_task_loss_is_the_weighted_mean_over_the_columns_of_a_clip(ind
     loss_B = task.loss(output, targets)
 
     verb_B = functional.cross_entropy(output[:, :2], targets["verb/label"], reduction="none")
-    note_B = task.tasks["note"].loss(output[:, 2:], {"value": targets["note/value"]})
+    note_B = task.tasks["column_note"].loss(output[:, 2:], {"value": targets["note/value"]})
     has_note_B = ~targets["note/value"][:, 0].isnan()
     expected_B = torch.where(has_note_B, (verb_B + 3 * note_B) / 4, verb_B)
     assert 0 < has_note_B.sum() < len(index) and torch.allclose(loss_B, expected_B, atol=1e-6)
@@ -216,6 +216,16 @@ def test_joint_accuracy_needs_all_columns_right(tmp_path):
     assert scores["mean_top1"] == pytest.approx((0.75 + 1.0) / 2)
     assert scores["columns"]["b"]["samples"] == 3
     assert (task.metric, task.maximize) == ("mean_top1", True)
+
+
+def test_columns_may_have_names_of_attributes_of_modules(tmp_path):
+    extra = {"type": ["x", "y", "x", "y"], "keys": [0.5, 1.5, 2.5, 3.5]}
+    index = label_index(tmp_path, labels=[0] * 4, extra=extra)
+    task = fitted(index, "multi_task", labels=["type", "keys"])
+
+    scores = score(task, index, torch.randn(4, task.outputs))
+
+    assert list(scores["columns"]) == ["type", "keys"]
 
 
 def test_columns_choose_their_task_by_their_type(index):
@@ -407,6 +417,8 @@ def test_labels_that_training_never_saw_are_rejected(tmp_path, name, args, train
             "task.args.weights must name some of a, got 'b'",
         ),
         ("multi_task", {"labels": ["a"], "weights": {"a": 0}}, "task.args.weights.a must be above 0"),
+        ("multi_task", {"labels": ["a"], "weights": {"a": True}}, "task.args.weights.a must be above 0"),
+        ("multi_task", {"labels": ["a"], "weights": [1.0]}, "task.args.weights must be a mapping of names"),
         ("multi_task", {"tasks": {"a": "regression"}}, "task.args.tasks.a must have the form {name: TASK"),
         ("multi_task", {"tasks": {"a": {"name": "regresion"}}}, "tasks.a: .*did you mean 'regression'"),
         ("multi_task", {"tasks": {"a": {"name": "dense", "args": {"segments": "s"}}}}, "one output per clip"),
