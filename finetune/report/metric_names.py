@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kinemae.data_tools.report.figures import short
+from kinemae.finetune.metrics.direction import is_maximized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class Metric:
     title: str
     meaning: str
     is_fraction: bool = False
-    maximize: bool | None = True
+    maximize: bool | None = None
 
     @property
     def label(self) -> str:
@@ -37,12 +38,12 @@ class Metric:
         return 100 * value if self.is_fraction else value
 
 
-def _fraction(title: str, meaning: str, *, maximize: bool = True) -> Metric:
-    return Metric(title=title, meaning=meaning, is_fraction=True, maximize=maximize)
+def _fraction(title: str, meaning: str) -> Metric:
+    return Metric(title=title, meaning=meaning, is_fraction=True)
 
 
-def _number(title: str, meaning: str, *, maximize: bool | None = True) -> Metric:
-    return Metric(title=title, meaning=meaning, maximize=maximize)
+def _number(title: str, meaning: str) -> Metric:
+    return Metric(title=title, meaning=meaning)
 
 
 _KNOWN = {
@@ -63,38 +64,31 @@ _KNOWN = {
     "frame_accuracy": _fraction("Frame accuracy", "frames whose most probable class is the true one"),
     "edit": _number("Edit score", "similarity of the order of segments; 100 is perfect"),
     "coverage": _fraction("Coverage", "frames that lie inside of a clip"),
-    "ece": _fraction(
-        "Calibration error (ECE)", "mean distance between confidence and accuracy", maximize=False
-    ),
-    "nll": _number(
-        "Negative log likelihood", "surprise at the true class in nats; 0 is perfect", maximize=False
-    ),
-    "brier": _number("Brier score", "squared error of the probabilities; 0 is perfect", maximize=False),
-    "mae": _number("Mean absolute error", "mean distance from the true value", maximize=False),
-    "rmse": _number("Root mean squared error", "as MAE, but large errors weigh more", maximize=False),
+    "ece": _fraction("Calibration error (ECE)", "mean distance between confidence and accuracy"),
+    "nll": _number("Negative log likelihood", "surprise at the true class in nats; 0 is perfect"),
+    "brier": _number("Brier score", "squared error of the probabilities; 0 is perfect"),
+    "mae": _number("Mean absolute error", "mean distance from the true value"),
+    "rmse": _number("Root mean squared error", "as MAE, but large errors weigh more"),
     "r2": _number("R2", "1 is perfect, 0 is as good as the mean of the true values"),
     "spearman": _number("Spearman correlation", "1 if the predictions have the order of the true values"),
     "pearson": _number("Pearson correlation", "1 if the predictions are a line of the true values"),
-    "mae_classes": _number(
-        "Mean distance in classes", "classes between the predicted and the true one", maximize=False
-    ),
+    "mae_classes": _number("Mean distance in classes", "classes between the predicted and the true one"),
     "within_one": _fraction("Within one class", "videos predicted at most one class away"),
     "quadratic_weighted_kappa": _number(
         "Quadratic weighted kappa", "agreement beyond chance; 1 is perfect, 0 is chance"
     ),
-    "median_rank": _number("Median rank", "rank of the first right item", maximize=False),
-    "loss": _number("Loss", "what training minimizes", maximize=False),
+    "median_rank": _number("Median rank", "rank of the first right item"),
+    "loss": _number("Loss", "what training minimizes"),
     "standardized_mae": _number(
         "Standardized error",
         "mean absolute error in standard deviations of the training data; 0 is perfect",
-        maximize=False,
     ),
     "mean_skill": _fraction("Mean skill", "0 is the floor, 1 is perfect, mean over the columns"),
     "joint_accuracy": _fraction("Joint accuracy", "videos with the true class in all columns"),
-    "lr": _number("Learning rate", "step size of the optimizer", maximize=None),
-    "grad_norm": _number("Gradient norm", "length of the gradient before clipping", maximize=None),
-    "samples": _number("Scored samples", "samples with a label", maximize=None),
-    "videos": _number("Scored videos", "readable videos", maximize=None),
+    "lr": _number("Learning rate", "step size of the optimizer"),
+    "grad_norm": _number("Gradient norm", "length of the gradient before clipping"),
+    "samples": _number("Scored samples", "samples with a label"),
+    "videos": _number("Scored videos", "readable videos"),
 }
 _NOT_SCORES = (
     "checkpoint",
@@ -125,17 +119,17 @@ def metric(key: str) -> Metric:
     """Describe a metric by its key, of which the part after the last dot or slash counts."""
     if match := _AT.fullmatch(key):
         found = _AT_METRICS[match[2]]
-        return replace(found, title=found.title.format(match[3]))
+        return replace(found, title=found.title.format(match[3]), maximize=True)
     *context, name = (part for part in re.split(r"[./]", key) if part not in _HOLDERS)
     if match := _RECALL.fullmatch(name):
         found = _fraction(f"R@{match[1]}", f"queries with a right item among the {match[1]} nearest")
     elif name in _KNOWN:
-        found = _KNOWN[name]
+        found = replace(_KNOWN[name], maximize=is_maximized(name))
     elif name.startswith("mean_") and name[5:] in _KNOWN:
         mean = _KNOWN[name[5:]]
-        found = replace(mean, title=f"{mean.title}, mean of columns")
+        found = replace(mean, title=f"{mean.title}, mean of columns", maximize=is_maximized(name))
     else:
-        found = Metric(title=name.replace("_", " "), meaning="", maximize=None)
+        found = Metric(title=name.replace("_", " "), meaning="")
     if not context:
         return found
     where = ": ".join(_CONTEXTS.get(part, part) for part in context)

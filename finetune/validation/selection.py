@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kinemae.data_tools.config import require
+from kinemae.finetune.metrics import direction
 
 MOST_BY_DEFAULT = 20
 DEFAULT_FRACTION = 0.2
-# Metrics of which smaller values are better, without the prefix of a task.
-_MINIMIZED = frozenset(
-    ("loss", "nll", "brier", "ece", "mae", "mse", "rmse", "l1", "smooth_l1", "mae_classes", "median_rank")
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +138,4 @@ def is_maximized(metric: str, *, task_metric: str, maximize: bool) -> bool:
     Args:
         task_metric, maximize: the default metric of the task and its direction.
     """
-    if metric == task_metric:
-        return maximize
-    return metric.rpartition("/")[2] not in _MINIMIZED
+    return maximize if metric == task_metric else direction.is_maximized(metric) is not False

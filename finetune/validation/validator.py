@@ -15,6 +15,7 @@ from kinemae.finetune.evaluate import score_samples
 from kinemae.finetune.evaluation.inference import predict_samples
 from kinemae.finetune.heads.base import Features
 from kinemae.finetune.labels.data_sets import DataSet, validation_samples
+from kinemae.finetune.metrics import direction
 from kinemae.finetune.model_file import FinetunedModel
 from kinemae.finetune.tasks.base import SamplePrediction
 from kinemae.finetune.validation.best_model import BestModel
@@ -137,7 +138,7 @@ def check_metric(config: FinetuneConfig, finetuned: FinetunedModel, data: DataSe
 
 
 def _metrics(finetuned: FinetunedModel, data: DataSet) -> set[str]:
-    """Names of the numbers that a task computes, from scoring the output for one empty clip."""
+    """Names of the scores that a task computes, from the output for one empty clip; no counts."""
     model = finetuned.model
     slices = model.encoder.grid.t * model.chunks
     with eval_mode(model):
@@ -148,7 +149,11 @@ def _metrics(finetuned: FinetunedModel, data: DataSet) -> set[str]:
     values = model.task.combine(model.task.predict(output_V), time_VT)
     same = [SamplePrediction(position=i, key="", values=values) for i in range(len(data.index))]
     scores = score_samples(model.task, same, data.index, key=data.key)
-    return {name for name, value in scores.items() if _is_number(value)} - {"videos"}
+    return {
+        name
+        for name, value in scores.items()
+        if _is_number(value) and direction.is_maximized(name) is not None
+    }
 
 
 def _is_number(value: Any) -> bool:

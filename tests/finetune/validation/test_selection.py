@@ -99,6 +99,8 @@ def test_the_direction_of_a_metric_is_that_of_the_task_or_of_its_name():
     assert not is_maximized("mae", task_metric="mae", maximize=False)
     assert not is_maximized("speed/rmse", task_metric="mean_skill", maximize=True)
     assert not is_maximized("loss", task_metric="top1", maximize=True)
+    assert not is_maximized("mean_rmse", task_metric="mean_skill", maximize=True)
+    assert not is_maximized("speed.standardized_mae", task_metric="mean_skill", maximize=True)
     assert is_maximized("balanced_accuracy", task_metric="mae", maximize=False)
 
 

@@ -1,4 +1,4 @@
-"""Two processes at ZeRO 3: one is killed during a validation; the continued run ends as the unbroken one."""
+"""Two processes: one dies during or after a validation; the continued run ends as the unbroken one."""
 
 import json
 import signal
@@ -7,33 +7,54 @@ import pytest
 from safetensors.torch import load_file
 
 from kinemae.pretrain.runtime.metrics import read_metrics
-from tests.finetune.validation.test_validation_run import SAME_FILES, SETTINGS
+from tests.finetune.validation.test_validation_run import SAME_FILES, SETTINGS, lines, result
 from tests.ranks import started
 
-TWO = ["engine.zero_stage=3", "evaluate.checkpoint=auto", "batch.clips_per_device=4", "epochs=1.5"]
+# Validations after steps 1 to 4. Only the first one improves by min_delta: the run stops after 4 of 8 steps.
+SHORT = [
+    *("epochs=2", "batch.clips_per_device=4", "validate.every_steps=1", "validate.videos=8"),
+    *("validate.patience=3", "validate.min_delta=100", "save_every_steps=2", "report=false"),
+    *("optim.lr=1e-4", "timeouts.start_s=600"),
+]
+DEATHS = {0: "validated 3", 3: "scoring 4"}  # by ZeRO stage: the moment
+
+
+@pytest.fixture(scope="module")
+def finished(common, tmp_path_factory):
+    """Return a folder with `unbroken-STAGE` and `run-STAGE`, which was killed and continued."""
+    root = tmp_path_factory.mktemp("ranks")
+
+    def command(stage, name, dies=None):
+        run = [f"engine.zero_stage={stage}", f"run_dir={root / f'{name}-{stage}'}"]
+        arguments = ["train", *map(str, common), *SETTINGS, *SHORT, *run]
+        return {"arguments": arguments, "dies": dies}
+
+    def start(*commands):
+        (root / "commands.json").write_text(json.dumps(commands))
+        job = "tests.finetune.validation.validation_job"
+        with started(root, job, str(root / "commands.json")) as ranks:
+            codes = ranks.exit_codes()
+            assert (codes[1] == -signal.SIGKILL) == bool(commands[-1]["dies"]), ranks.output(1)
+            assert (codes[0] == 0) == (codes[1] == 0), ranks.output(0)
+
+    start(*(command(stage, "unbroken") for stage in DEATHS), command(0, "run", DEATHS[0]))
+    start(command(0, "run"), command(3, "run", DEATHS[3]))
+    start(command(3, "run"))
+    return root
 
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_run_of_two_processes_killed_during_a_validation_ends_as_the_unbroken_one(common, tmp_path):
-    command = ["finetune", "train", *map(str, common), *SETTINGS, *TWO]
-    unbroken, run_dir = tmp_path / "unbroken", tmp_path / "run"
-    with started(tmp_path, *command, f"run_dir={unbroken}") as ranks:
-        assert ranks.exit_codes() == [0, 0]
-    with started(tmp_path, *command, f"run_dir={run_dir}") as ranks:
-        # These lines are written directly before the second validation.
-        ranks.wait_until(lambda: len(read_metrics(run_dir / "metrics.jsonl")) >= 4)
-        ranks.processes[1].send_signal(signal.SIGKILL)
-        assert ranks.exit_code(1) == -signal.SIGKILL and ranks.exit_code(0) != 0
+@pytest.mark.parametrize("stage", DEATHS)
+def test_a_run_of_two_processes_killed_at_a_validation_ends_as_the_unbroken_one(finished, stage):
+    run, unbroken = (finished / f"{name}-{stage}" for name in ("run", "unbroken"))
 
-    with started(tmp_path, *command, f"run_dir={run_dir}") as ranks:
-        assert ranks.exit_codes() == [0, 0]
-
-    ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (run_dir, unbroken))
+    ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (run, unbroken))
     assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]
     for name in SAME_FILES:
-        assert (run_dir / name).read_bytes() == (unbroken / name).read_bytes(), name
-    results = [json.loads((folder / "result.json").read_text()) for folder in (run_dir, unbroken)]
-    assert results[0] == results[1]
-    weights = [load_file(folder / "model" / "encoder.safetensors") for folder in (run_dir, unbroken)]
+        assert (run / name).read_bytes() == (unbroken / name).read_bytes(), name
+    assert result(run) == result(unbroken)
+    weights = [load_file(folder / "model" / "encoder.safetensors") for folder in (run, unbroken)]
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[1])
+    assert [line["step"] for line in lines(run)] == [0, 1, 2, 3] == [line["step"] for line in ours]
+    assert lines(run)[-1]["stopped"] and result(run)["selection"]["stopped_early"]

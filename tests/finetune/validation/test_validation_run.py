@@ -7,16 +7,22 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.exit_codes import EXIT_TERMINATED
+from kinemae.finetune import train
 from kinemae.finetune.__main__ import PROGRAM
-from kinemae.finetune.validation.validator import best_model, inference, train, validation
+from kinemae.finetune.evaluation import inference
+from kinemae.finetune.task_model import TaskModel
+from kinemae.finetune.validation import best_model, validator
 from kinemae.pretrain.runtime.loop import Reporter
+from kinemae.pretrain.runtime.loss_guard import IncidentLog
 from kinemae.pretrain.runtime.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -64,7 +70,10 @@ def lines(run_dir):
 
 
 def result(run_dir):
-    return json.loads((run_dir / "result.json").read_text())
+    """Return the result without its cost, which has times."""
+    found = json.loads((run_dir / "result.json").read_text())
+    assert found.pop("cost")["parameters"] > 0
+    return found
 
 
 def losses(run_dir):
@@ -140,7 +149,7 @@ def while_scoring(patch, call):
         return inference.predict_samples(*arguments, **settings)
 
     calls: list[int] = []
-    patch.setattr(validation, "predict_samples", interrupted)
+    patch.setattr(validator, "predict_samples", interrupted)
 
 
 def while_writing(patch, call):
@@ -226,7 +235,7 @@ def test_a_signal_during_a_validation_stops_with_a_checkpoint_and_the_run_contin
         return inference.predict_samples(*arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(validation, "predict_samples", interrupted)
+        patch.setattr(validator, "predict_samples", interrupted)
         assert run(tmp_path / "run") == EXIT_TERMINATED
     assert (tmp_path / "run" / "checkpoints" / f"step-{2 * call:08d}").exists()
     assert len(lines(tmp_path / "run") if call > 1 else []) == call - 1
@@ -244,6 +253,71 @@ def test_a_damaged_newest_checkpoint_takes_the_best_model_back(run, unbroken, tm
     assert run(tmp_path / "run") == 0
 
     assert_same(tmp_path / "run", unbroken())
+
+
+SPIKE_AT = 6  # after the checkpoint of step 4, at which the run has validated 4 times
+GUARDED = [
+    *("epochs=2", "validate.every_steps=1", "validate.patience=0", "optim.lr=1e-4", "save_every_steps=4"),
+    *("loss_guard.spike_sigmas=1000", "loss_guard.window=4"),
+]
+
+
+@pytest.fixture
+def spike(monkeypatch):
+    """Multiply the losses of one step."""
+
+    def forward(model, batch, *arguments):
+        values = train_forward(model, batch, *arguments)
+        if model.training and int(batch.clip_index_B[0]) // 8 == SPIKE_AT:
+            values["loss"] = values["loss"] * 1e6
+        return values
+
+    train_forward = TaskModel.forward
+    monkeypatch.setattr(TaskModel, "forward", forward)
+
+
+def board(run_dir):
+    """Values of validation in TensorBoard: (step, value) by name."""
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    names = [tag for tag in events.Tags()["scalars"] if tag.startswith("validation/")]
+    return {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in names}
+
+
+def test_after_a_rollback_history_and_best_model_are_those_of_the_loaded_checkpoint(
+    run, spike, tmp_path, monkeypatch
+):
+    opened, restore = [], best_model.BestModel.restore
+
+    def observed(best, history):
+        before = best_model.step_of_best(best.folder)
+        restore(best, history)
+        opened.append((len(history), before, best_model.step_of_best(best.folder)))
+
+    monkeypatch.setattr(best_model.BestModel, "restore", observed)
+    assert run(tmp_path / "run", *GUARDED) == 0
+    assert opened == [(0, -1, -1), (4, 5, 3)]  # the loss falls, so each validation was the best so far
+
+    omitted = {"omitted": [SPIKE_AT], "rollbacks": 1}  # a run that knows the spike does not roll back
+    monkeypatch.setattr(IncidentLog, "restore", lambda log, state: replace(state, **omitted))
+    assert run(tmp_path / "known", *GUARDED) == 0
+    assert len(opened) == 3
+
+    assert_same(tmp_path / "run", tmp_path / "known")
+    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(8))
+    assert not list((tmp_path / "run" / "best-previous").glob("step-00000005*"))
+    assert board(tmp_path / "run") == board(tmp_path / "known")
+
+
+def test_tensorboard_shows_every_number_of_a_validation(unbroken):
+    found, written = board(unbroken()), lines(unbroken())
+
+    numbers = {name for line in written for name in line} - {"step", "stopped"}
+    assert found.keys() == {f"validation/{name}" for name in numbers} >= {"validation/nll", "validation/top1"}
+    for name in numbers:
+        steps, values = zip(*found[f"validation/{name}"], strict=True)
+        assert list(steps) == [line["step"] for line in written]
+        assert list(values) == pytest.approx([line[name] for line in written], rel=1e-6)
 
 
 def test_without_a_validation_set_whole_groups_of_train_are_held_out(common, tmp_path, capfd):
@@ -283,6 +357,7 @@ def test_a_test_set_is_scored_with_the_best_model(common, synth_shards, tmp_path
             ["validate.metric=top11"],
             "validate.metric: expected a metric of task.name=classification, got top11",
         ),
+        (["validate.metric=samples"], "expected a metric of task.name=classification, got samples"),
         (["data.validation=null", "validate.fraction=0"], "validate.fraction must be above 0 without"),
         (["evaluate.data=test"], "evaluate.data must name data that the config has; data.test is not set"),
         (["evaluate.data=held_out"], "evaluate.data must name data that the config has; validate.fraction"),
