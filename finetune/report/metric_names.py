@@ -123,6 +123,7 @@ def metric(key: str) -> Metric:
     *context, name = (part for part in re.split(r"[./]", key) if part not in _HOLDERS)
     if match := _RECALL.fullmatch(name):
         found = _fraction(f"R@{match[1]}", f"queries with a right item among the {match[1]} nearest")
+        found = replace(found, maximize=is_maximized(name))
     elif name in _KNOWN:
         found = replace(_KNOWN[name], maximize=is_maximized(name))
     elif name.startswith("mean_") and name[5:] in _KNOWN:

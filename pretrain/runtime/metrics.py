@@ -54,7 +54,11 @@ class MetricsWriter:
 
     def write_scalars(self, line: Mapping[str, Any], *, prefix: str) -> None:
         """Write the numbers of a line to TensorBoard at its "step", as `PREFIX/NAME`."""
-        numbers = {f"{prefix}/{name}": value for name, value in line.items() if name != "step"}
+        numbers = {
+            f"{prefix}/{name}": value
+            for name, value in line.items()
+            if name != "step" and not isinstance(value, bool)
+        }
         self._board.write(partial(_write_scalars, {"step": line["step"], **numbers}))
         self._board.write(SummaryWriter.flush)
 
