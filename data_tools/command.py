@@ -199,7 +199,7 @@ def parse_arguments(program: Program, argv: list[str]) -> argparse.Namespace:
 
 def _reject_wrong_order(arguments: argparse.Namespace, command: Command | None) -> None:
     """Reject an override before the config, and an option without its dashes."""
-    given = getattr(arguments, "config", "")
+    given = getattr(arguments, "config", None) or ""  # None: an optional config that is not given
     bare = next((word for word in arguments.overrides if "=" not in word), None)
     if "=" in given and bare is not None and not Path(given).exists():
         raise ValueError(

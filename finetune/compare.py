@@ -51,9 +51,10 @@ def read_results(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
         _check_same_data(first, result)
         result["difference"] = result[metric] - first[metric]
     tables = [_predictions(Path(result["folder"])) for result in results]
+    base = tables[0]
     for result, other in zip(results, tables, strict=True):
-        is_pair = result is not first and tables[0] is not None and other is not None
-        result["paired"] = paired_test(tables[0], other, metric) if is_pair else None
+        is_pair = result is not first and base is not None and other is not None
+        result["paired"] = paired_test(base, other, metric) if is_pair else None
     return results
 
 

@@ -266,6 +266,7 @@ def train_and_save(prepared: PreparedRun, run: Trainer) -> None:
     if config.ema.decay:
         run.module = average = WeightAverage(prepared.model, decay=config.ema.decay, steps=prepared.steps)
     if config.validate.is_on:
+        assert isinstance(run.config, FinetuneConfig)
         run.validator = TaskValidator(
             finetuned=prepared.finetuned,
             average=average,

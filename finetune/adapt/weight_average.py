@@ -48,12 +48,13 @@ class WeightAverage(nn.Module):
 
     def forward(self, *inputs: Any) -> dict[str, Tensor]:
         """Call the model with the trained weights."""
-        return self.model(*inputs)  # type: ignore[no-any-return]
+        return self.model(*inputs)
 
     def after_update(self, progress: float) -> None:
         """See `runtime.engine.PostStepHook`."""
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.averages), self._trained(), 1 - self.decay_at(progress))
+            averages: list[Tensor] = [*self.averages]
+            torch._foreach_lerp_(averages, [*self._trained()], 1 - self.decay_at(progress))
 
     def decay_at(self, progress: float) -> float:
         """Return the decay at a progress of the run, above 0 and at most 1."""

@@ -65,7 +65,7 @@ class PredictionTable:
         "top1", "top5": 1 if the true class is the predicted one, or among the five most probable. "mae": mean
         absolute error. "loss". The prefix of the output precedes the name.
         """
-        found = {}
+        found: dict[str, np.ndarray] = {}
         for prefix in self.outputs():
             if f"{prefix}predicted" in self.columns:
                 found |= self._class_scores(prefix)

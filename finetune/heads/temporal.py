@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.finetune.heads.base import Features, Head
-from kinemae.finetune.layers.slice_features import SlicePool, drop_values, hidden_width_of, time_block
+from kinemae.finetune.heads.base import Features, Head, drop_values
+from kinemae.finetune.layers.slice_features import SlicePool, hidden_width_of, time_block
 
 
 class TemporalHead(Head):
@@ -61,4 +61,4 @@ class TemporalHead(Head):
 
     def forward(self, features: Features, draws: ClipRandom | None) -> Tensor:
         x_BtW = self.norm(self.blocks(self.input(self.pool(features))))
-        return self.linear(drop_values(x_BtW, draws, dropout=self.dropout))
+        return self.linear(drop_values(x_BtW, self.dropout, draws, purpose="head/dropout"))

@@ -1,6 +1,7 @@
 """The data sets of a fine-tuning run: for training, for selecting the best model, and for the result."""
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ NO_TRAINING_DATA = "none"
 _QUANTILES = (0.25, 0.5, 0.75)
 
 
-class DataSet(NamedTuple):
+@dataclass(frozen=True)
+class DataSet:
     """A data set.
 
     Attributes:

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kinemae.data_tools.config import require
-from kinemae.data_tools.randomness import ClipRandom
-from kinemae.finetune.heads.base import Features, Standardize
+from kinemae.finetune.heads.base import Features, Standardize, input_norm
 
 
 class SlicePool(nn.Module):
@@ -24,14 +23,13 @@ class SlicePool(nn.Module):
     def __init__(self, width: int, *, pool: str, norm: str):
         super().__init__()
         require(pool in ("mean", "attention"), "head.args.pool", "be mean or attention", pool)
-        require(norm in ("layer", "standardize"), "head.args.norm", "be layer or standardize", norm)
         self.query: nn.Module | None = None
         if pool == "attention":
             query = nn.Linear(width, 1, bias=False)
             nn.init.zeros_(query.weight)
             self.query = nn.Sequential(nn.LayerNorm(width, eps=1e-6), query)
         self.needs_calibration = norm == "standardize"
-        self.norm = nn.LayerNorm(width, eps=1e-6) if norm == "layer" else Standardize(width)
+        self.norm = input_norm(norm, width)
 
     def calibrate(self, features: Features) -> None:
         """Measure the pooled slices, see `Head.calibrate`."""
@@ -112,14 +110,6 @@ def time_block(kind: str, width: int, *, kernel: int, dilation: int = 1) -> nn.M
     if kind == "convolution":
         return ConvolutionBlock(width, kernel=kernel, dilation=dilation)
     return AttentionBlock(width, reach=dilation * (kernel // 2))
-
-
-def drop_values(x_BtW: Tensor, draws: ClipRandom | None, *, dropout: float) -> Tensor:
-    """Dropout with the random numbers of the clips; None for none."""
-    if draws is None or dropout == 0:
-        return x_BtW
-    is_kept = draws.uniform("head/dropout", tuple(x_BtW.shape[1:])) >= dropout
-    return x_BtW * is_kept / (1 - dropout)
 
 
 def hidden_width_of(hidden_width: int | None, width: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from kinemae.data_tools.command import DataError
-from kinemae.data_tools.index import ShardIndex, dictionary_encode_column, find_leaks
+from kinemae.data_tools.index import ShardIndex
 from kinemae.finetune.labels.checks import check_leaks
 from kinemae.finetune.probe.config import ProbeConfig
 from kinemae.finetune.probe.store import Features
@@ -31,7 +31,6 @@ def check_probe_data(
             f"task.name: expected a task with one output per clip, got {config.task.name}; fix: use `kinemae "
             "finetune train ... adapt.method=frozen` for this task"
         )
-    check_keys(config, train, validation)
     named = {
         f"data.train={config.data.train}": train,
         f"data.validation={config.data.validation}": validation,
@@ -42,27 +41,12 @@ def check_probe_data(
     elif config.method in ("logistic", "knn"):
         raise ValueError(
             f"method: expected linear or attentive for the task {config.task.name}, got {config.method}; "
-            "fix: "
-            "set method=linear"
+            "fix: set method=linear"
         )
     most = max(config.knn.k or [1])
     if config.method == "knn" and most > len(train):
         raise ValueError(
             f"knn.k: expected at most {len(train)}, the number of training samples, got {most}; fix: lower it"
-        )
-
-
-def check_keys(config: ProbeConfig, train: ShardIndex, validation: ShardIndex) -> None:
-    """Reject samples that are in both data sets.
-
-    Raises:
-        DataError: names the first one.
-    """
-    leaks = find_leaks(*dictionary_encode_column([train, validation], "key"))
-    if leaks:
-        raise DataError(
-            f"data.validation={config.data.validation}: expected no sample of data.train, got {len(leaks)}, "
-            f"first {leaks[0].value}; fix: remove them from one of the two"
         )
 
 
@@ -79,8 +63,7 @@ def check_classes(config: ProbeConfig, task: Classification, targets: Targets, *
     if len(counts) < 2:
         raise DataError(
             f"{named}: expected at least two classes, got only {task.classes[next(iter(counts))]!r}; fix: "
-            "add "
-            "videos of other classes"
+            "add videos of other classes"
         )
     if sum(counts.values()) < len(task.classes):
         raise DataError(
@@ -117,6 +100,5 @@ def check_finite(features: Features, keys: Any, *, key: str) -> None:
             if len(bad):
                 raise DataError(
                     f"{key}: expected finite features, got NaN or infinity in sample "
-                    f"{keys[some[bad[0]]]}; fix: "
-                    "check the encoder's weights and features.dtype"
+                    f"{keys[some[bad[0]]]}; fix: check the encoder's weights and features.dtype"
                 )

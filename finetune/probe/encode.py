@@ -134,7 +134,8 @@ class LayerEncoder:
 
     def _tokens(self, clip_BCTHW: Tensor) -> dict[int, Tensor]:
         """Tokens after each block with the final norm, without registers."""
-        encoder, shape, kept = self.encoder, self.description.shape, {}
+        encoder, shape = self.encoder, self.description.shape
+        kept: dict[int, Tensor] = {}
         last = shape.depth - 1
         hooks = [
             encoder.blocks[layer].register_forward_hook(

@@ -101,7 +101,7 @@ def floor(task: Task, train: LabelledFeatures, validation: LabelledFeatures) -> 
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     readable = validation.features.readable
     output_RVY = output_Y.detach().expand(len(readable), validation.features.views, -1)
     predictions = validation.predictions(task, output_RVY, readable)

@@ -277,8 +277,6 @@ def check_readable(config: ProbeConfig, data: LabelledFeatures) -> None:
         position, reason = next(iter(data.features.skipped.items()))
         raise DataError(
             f"{data.key}: expected at most data.max_bad_fraction={config.data.max_bad_fraction:g} of the "
-            "samples "
-            f"to be unreadable, got {bad} of {total}, first {data.index.sample(position).key}: {reason}; "
-            "fix: "
-            "replace these videos, or raise data.max_bad_fraction"
+            f"samples to be unreadable, got {bad} of {total}, first {data.index.sample(position).key}: "
+            f"{reason}; fix: replace these videos, or raise data.max_bad_fraction"
         )

@@ -184,8 +184,8 @@ def _names(run: RunFiles) -> dict[str, str]:
 def _start(start: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a start with its command as one line."""
     command = start.get("command")
-    is_list = isinstance(command, list)
-    return {**start, "command": shlex.join(map(str, command)) if is_list else str(command)}
+    line = shlex.join(map(str, command)) if isinstance(command, list) else str(command)
+    return {**start, "command": line}
 
 
 def _data(run: RunFiles) -> list[tuple[str, str]]:
@@ -195,6 +195,7 @@ def _data(run: RunFiles) -> list[tuple[str, str]]:
     ]
     scored = run.result.get("data", {})
     if scored:
-        text = f"{scored.get('validation')}, fingerprint {scored.get('fingerprint')}"
+        place = next((value for key, value in scored.items() if key != "fingerprint"), None)
+        text = f"{place}, fingerprint {scored.get('fingerprint')}"
         rows.append(("scored on", text))
     return rows

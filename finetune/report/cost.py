@@ -97,7 +97,7 @@ def _stated(result: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     if is_number(cost.get("gflops_per_view")):
         rows.append(("FLOPs per view", f"{scaled(1e9 * cost['gflops_per_view'])} (forward pass)"))
     if is_number(cost.get("seconds")):
-        speed = cost.get("videos_per_second")
-        speed_text = f", {short(speed)} videos/s" if is_number(speed) else ""
+        is_known = is_number(cost.get("videos_per_second"))
+        speed_text = f", {short(cost['videos_per_second'])} videos/s" if is_known else ""
         rows.append(("Scoring time", f"{time_text(cost['seconds'])}{speed_text}"))
     return rows

@@ -1,6 +1,6 @@
 """Predictions of single samples, and the outputs that they hold."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +125,7 @@ def _numbers(name: str, result: Mapping[str, Any], rows: _Rows) -> NumberOutput:
 
 
 # By a key of the scores that only this kind of output has: column of the true values, and its class.
-_KINDS = {
+_KINDS: dict[str, tuple[str, Callable[[str, Mapping[str, Any], _Rows], Output]]] = {
     "mae_classes": ("label", _classes),
     "confusion_matrix": ("label", _classes),
     "per_class_ap": ("labels", _labels),

@@ -140,7 +140,8 @@ class Dense(Task):
         times = list(slice_times(time_VT, prediction_V.shape[1]))
         if self.resolution == "frame":
             frame_times = list(time_VT.double().numpy())
-            values = [resample(*pair, at_T) for *pair, at_T in zip(times, values, frame_times, strict=True)]
+            clips = zip(times, values, frame_times, strict=True)
+            values = [resample(time_t, values_tY, at_T) for time_t, values_tY, at_T in clips]
             times = frame_times
         steps_V = time_VT.diff(dim=1).max(dim=1).values if time_VT.shape[1] > 1 else torch.zeros(1)
         step = float(steps_V.max()) * time_VT.shape[1] / len(times[0])

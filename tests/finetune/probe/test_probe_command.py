@@ -23,11 +23,7 @@ LAYERS = [
 @pytest.fixture(scope="module")
 def linear_run(encoder, data, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("probes") / "run"
-    layers = [
-        "features.layers=[0,-1]",
-        "grid={lr: [1e-3, 1e-2], weight_decay: [0.01], pool: [mean, statistics]}",
-    ]
-    assert finetune("probe", f"encoder={encoder}", *data, *layers, f"run_dir={run_dir}") == 0
+    assert finetune("probe", f"encoder={encoder}", *data, *LAYERS, f"run_dir={run_dir}") == 0
     return run_dir
 
 
@@ -72,12 +68,8 @@ def test_a_repeated_command_reuses_the_features_and_repeats_the_result(linear_ru
     own = read(linear_run / "linear/result.json")
     store = linear_run / "features/encoder/statistics/train/layer-00.npy"
     written = store.stat().st_mtime_ns
-    layers = [
-        "features.layers=[0,-1]",
-        "grid={lr: [1e-3, 1e-2], weight_decay: [0.01], pool: [mean, statistics]}",
-    ]
 
-    assert finetune("probe", f"encoder={encoder}", *data, *layers, f"run_dir={linear_run}") == 0
+    assert finetune("probe", f"encoder={encoder}", *data, *LAYERS, f"run_dir={linear_run}") == 0
 
     again = read(linear_run / "linear/result.json")
     assert store.stat().st_mtime_ns == written

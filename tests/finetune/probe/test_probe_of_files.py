@@ -5,7 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kinemae.data_tools.config import load_config
+from kinemae.finetune.probe.checks import check_probe_data
+from kinemae.finetune.probe.config import ProbeConfig
+from kinemae.finetune.tasks.classification import Classification
 from tests.finetune.probe.conftest import finetune, make_features, read
+from tests.label_index import label_index
 
 
 @pytest.mark.parametrize("method", ["linear", "logistic", "knn"])
@@ -64,7 +69,7 @@ def test_one_class_is_rejected(files, tmp_path, capsys):
         ({"features": np.zeros((59, 8), np.float32)}, 3, "expected 59 values in `key`"),
         ({"label": np.array(["a", "b"] * 30)}, 3, "expected the 2 labels of data.train, got 'c' too"),
         ({"group": np.array(["validation-group-0"] * 60)}, 3, "expected no group of data.train"),
-        ({"key": np.array([f"validation-{i}" for i in range(60)])}, 3, "expected no sample of data.train"),
+        ({"key": np.array([f"validation-{i}" for i in range(60)])}, 3, "expected no file of data.train"),
         ({"group": np.array(["one"] * 60)}, 3, "samples of two or more groups"),
     ],
 )
@@ -76,6 +81,18 @@ def test_wrong_training_data_is_one_line(files, tmp_path, change, code, message,
     lines = capsys.readouterr().err.splitlines()
     assert message in lines[-1] and "fix:" in lines[-1]
     assert not (tmp_path / "run/linear").exists()
+
+
+def test_equal_keys_of_different_videos_are_accepted(tmp_path):
+    """Keys of shards are often numbers: only the content tells whether two samples are one video."""
+    train, validation = (label_index(tmp_path / name, labels=[0, 1, 2] * 4) for name in "tv")
+    assert train.sample(0).key == validation.sample(0).key
+    given = ["encoder=e", f"data.train={tmp_path / 't'}", f"data.validation={tmp_path / 'v'}", "run_dir=r"]
+    task = Classification()
+    task.fit(train, key="data.train=t")
+
+    targets = task.read(train, key="data.train=t")
+    check_probe_data(load_config(ProbeConfig, None, given), task, train, validation, targets)
 
 
 @pytest.mark.parametrize(
