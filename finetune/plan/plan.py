@@ -189,8 +189,8 @@ _NOTES: tuple[_Note, ...] = (
     (
         lambda f: f.validation is not None and f.classes is not None,
         lambda f: (
-            f"{f.validation} validation videos: an accuracy is known to about "
-            f"{100 * f.interval(f.validation or 1):.0f} points in both directions"
+            f"{f.validation} validation videos: the 95 % interval of an accuracy is about "
+            f"{100 * f.interval(f.validation or 1):.0f} points wide to each side"
         ),
     ),
     (
@@ -201,7 +201,7 @@ _NOTES: tuple[_Note, ...] = (
         lambda f: f.classes is not None and f.classes.median < 20,
         lambda f: (
             f"the median class has {f.classes.median:g} videos: repeat the run with several seeds, "
-            "since the choice of the videos decides much"
+            "since scores vary with the choice of the videos"
             if f.classes
             else ""
         ),

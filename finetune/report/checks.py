@@ -35,7 +35,7 @@ def _check_selection(run: RunFiles) -> list[Check]:
     selection = run.result.get("selection") or {}
     if not selection.get("is_optimistic"):
         return []
-    text = "the scored videos also selected the model or the end of the training: the score is optimistic"
+    text = "the model or the end of the training was selected on the scored videos: the score is optimistic"
     return [Check(level="warning", text=text, section="scores")]
 
 
@@ -96,7 +96,7 @@ def _check_classes(output: ClassOutput) -> list[Check]:
         checks.append(_check_floor(of, found, interval))
     counts_YY = output.confusion_YY
     if counts_YY is not None and counts_YY.sum() < _FEW_SAMPLES:
-        text = f"{of}only {counts_YY.sum():,} samples: a difference of a few points is chance"
+        text = f"{of}only {counts_YY.sum():,} samples: a difference of a few points can be chance"
         checks.append(Check(level="warning", text=text, section="scores"))
     rows = class_rows(output)
     for what, names in {

@@ -164,7 +164,7 @@ class Floors:
 
 
 def floors(output: ClassOutput) -> Floors | None:
-    """Accuracies that need no model; None without samples."""
+    """Accuracies without a model; None without samples."""
     counts_YY = output.confusion_YY
     if counts_YY is None or not counts_YY.sum():
         return None

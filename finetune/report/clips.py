@@ -1,4 +1,4 @@
-"""Thumbnails: clips of a data set as the model saw them, animated and still, as data URIs."""
+"""Thumbnails: clips with the crop and frames that the model got, animated and still, as data URIs."""
 
 import base64
 import io

@@ -122,7 +122,7 @@ def headline_bars(run: RunFiles, outputs: Sequence[Output]) -> list[Bar]:
 
 
 def floor_values(result: Mapping[str, Any], key: str, outputs: Sequence[Output]) -> dict[str, float]:
-    """Scores that need no model, by name."""
+    """Scores without a model, by name."""
     single = outputs[0] if len(outputs) == 1 and isinstance(outputs[0], ClassOutput) else None
     found = None if single is None or key not in ("top1", "accuracy") else floors(single)
     if found is not None:

@@ -52,7 +52,7 @@ def test_the_text_shows_the_same_and_the_users_choice(synth_shards, encoder, cap
 
     assert f"videos      32 in {folder}" in text and "\nclasses     8, with 4 to 4 videos" in text
     assert "your choice\n  adapt.method=full\n" in text
-    assert "24 validation videos: an accuracy is known to about" in text
+    assert "24 validation videos: the 95 % interval of an accuracy is about" in text
     assert "optim.layer_decay=0.7" in text and "kinemae finetune train own_clips_laptop" in text
 
 

@@ -133,7 +133,7 @@ def test_the_users_choice_stays_and_the_other_settings_follow_it():
     ("facts", "note"),
     [
         (make_facts(), "floors: chance 10.0 %, always the largest class 10.0 %"),
-        (make_facts(), "1000 validation videos: an accuracy is known to about 3 points"),
+        (make_facts(), "1000 validation videos: the 95 % interval of an accuracy is about 3 points"),
         (make_facts(validation=None), "no validation set"),
         (make_facts(120), "the median class has 12 videos: repeat the run with several seeds"),
         (make_facts(classes=ClassCounts(names=("a", "b"), videos=(9, 0))), "some classes have no training"),
