@@ -66,8 +66,8 @@ def _check_curves(run: RunFiles) -> list[Check]:
         )
         if worse and best["step"] < run.validation[-1]["step"]:
             text = (
-                f"the best validation was at step {best['step']:,} ({about.text(best[key])}), the last one "
-                f"at step {run.validation[-1]['step']:,} ({about.text(last)})"
+                f"the best validation was after {best['step'] + 1:,} steps ({about.text(best[key])}), the "
+                f"last one after {run.validation[-1]['step'] + 1:,} ({about.text(last)})"
             )
             checks.append(Check(level="warning", text=text, section="curves"))
     return [*checks, *_check_overfitting(run)]

@@ -155,7 +155,7 @@ def _tiles(run: RunFiles) -> list[Tile]:
         tiles.append(Tile(name="Scored model", value=str(checkpoint["name"]), note=note))
     if run.metrics:
         best = best_validation(run)
-        note = f"best validation at step {best['step']:,}" if best is not None else ""
+        note = f"best validation after {best['step'] + 1:,}" if best is not None else ""
         tiles.append(Tile(name="Training steps", value=f"{len(run.metrics):,}", note=note))
         seconds = training_seconds(run)
         if seconds is not None:
@@ -173,7 +173,7 @@ def _curve_note(run: RunFiles) -> str:
     epochs = run.setting("epochs")
     if not run.metrics or not isinstance(epochs, int | float):
         return ""
-    return f"{len(run.metrics):,} steps of the {epochs:g} epochs of the config."
+    return f"{len(run.metrics):,} steps; the config has {epochs:g} epochs."
 
 
 def _names(run: RunFiles) -> dict[str, str]:

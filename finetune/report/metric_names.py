@@ -51,7 +51,8 @@ _KNOWN = {
     "top5": _fraction("Top-5 accuracy", "videos whose true class is among the five most probable"),
     "accuracy": _fraction("Accuracy", "clips or slices whose most probable class is the true one"),
     "mean_class_accuracy": _fraction(
-        "Mean class accuracy", "mean of the accuracies of all classes; each class counts the same"
+        "Mean class accuracy",
+        "mean of the accuracies of all classes, also called balanced accuracy",
     ),
     "balanced_accuracy": _fraction(
         "Balanced accuracy", "mean of the accuracies of all classes; each class counts the same"
@@ -101,6 +102,7 @@ _NOT_SCORES = (
     "floor",
     "samples",
     "videos",
+    "interval",
 )
 _CONTEXTS = {"counting_skipped": "Unreadable videos count as wrong"}
 _HOLDERS = ("columns", "per_value")  # keys of results that hold others

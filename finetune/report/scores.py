@@ -137,7 +137,10 @@ def floor_values(result: Mapping[str, Any], key: str, outputs: Sequence[Output])
 def score_rows(result: Mapping[str, Any]) -> list[ScoreRow]:
     """All scores of a result."""
     rows, floor = [], scalars(dict(result.get("floor") or {}))
-    for key, value in scalars(dict(result)).items():
+    found = scalars(dict(result))
+    for key, value in found.items():
+        if _is_repeated(key, found, result):
+            continue
         about = metric(key)
         interval = interval_of(result, key)
         better = {True: "higher is better", False: "lower is better", None: ""}[about.maximize]
@@ -152,3 +155,11 @@ def score_rows(result: Mapping[str, Any]) -> list[ScoreRow]:
             )
         )
     return rows
+
+
+def _is_repeated(key: str, found: Mapping[str, float], result: Mapping[str, Any]) -> bool:
+    """Check for a second name of a score, or scores with unreadable videos if all were readable."""
+    if "counting_skipped." in key:
+        return not result.get("skipped")
+    prefix = key.removesuffix("balanced_accuracy")
+    return prefix != key and f"{prefix}mean_class_accuracy" in found

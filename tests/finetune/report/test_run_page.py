@@ -47,7 +47,7 @@ def test_the_best_validation_and_the_early_stop_are_marked(run_folder: Path) -> 
     content = gather(read_run(run_folder), pictures=0, validation=None)
     rules = {text: fraction for chart in content["curves"] for fraction, text in chart.rules}
     assert rules == {"best": pytest.approx(149 / 249), "early stop": pytest.approx(1)}
-    assert any("best validation was at step 149 (80.0 %)" in check.text for check in content["checks"])
+    assert any("best validation was after 150 steps (80.0 %)" in check.text for check in content["checks"])
 
 
 def test_curves_join_training_and_validation(run_folder: Path) -> None:
