@@ -2,6 +2,7 @@
 
 RUN/features/ENCODER/KIND/SPLIT/    feature stores, see `store.py`; all methods share them
 RUN/METHOD/result.json              the result; with several encoders, RUN/METHOD/ENCODER/result.json
+RUN/METHOD/predictions.parquet      predictions of every validation sample, beside result.json
 RUN/METHOD/curve.json, curve.svg    with several encoders, their scores by pretraining step
 RUN/METHOD/model/, config.yaml      the chosen linear or attentive head with its encoder
 RUN/METHOD/probe.yaml               the config
@@ -20,13 +21,14 @@ from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.config_files import find_config
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.finetune.compare import RESULT_NAME
+from kinemae.finetune.evaluation.predictions import FILE, write_predictions
 from kinemae.finetune.probe.config import ProbeConfig
 from kinemae.finetune.probe.curve import curve, curve_svg
 from kinemae.finetune.probe.data import Outcome
 from kinemae.finetune.probe.encoders import find_encoders
 from kinemae.finetune.probe.few_shot import few_shot_scores
 from kinemae.finetune.probe.methods import run_method
-from kinemae.finetune.probe.results import build_result
+from kinemae.finetune.probe.results import build_result, predictions_of
 from kinemae.finetune.probe.saving import save_probe
 from kinemae.finetune.probe.stores import (
     ProbedEncoder,
@@ -159,6 +161,7 @@ def _probe(config: ProbeConfig, one: ProbedEncoder, processes: Processes, *, fol
     if config.save_model and config.method in _SAVED and one.source is not None:
         save_probe(config, one, outcome, folder)
     atomic_write_text(folder / "probe.yaml", to_yaml(config))
+    write_predictions(predictions_of(config, validation, outcome, result), folder / FILE)
     lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in result.items()]
     atomic_write_text(folder / RESULT_NAME, "{\n" + ",\n".join(lines) + "\n}\n")
     _log_score(one, outcome, result, folder)

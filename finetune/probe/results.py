@@ -1,12 +1,13 @@
 """Results of a probe: scores with intervals, floor and cost."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from kinemae.finetune.evaluation.predictions import PredictionTable, prediction_table
 from kinemae.finetune.metrics.intervals import bootstrap, bootstrap_mean
 from kinemae.finetune.probe.config import ProbeConfig
 from kinemae.finetune.probe.data import LabelledFeatures, Outcome
@@ -63,6 +64,28 @@ def build_result(
             "features": None if probed.train.provenance is None else asdict(probed.train.provenance),
         },
     }
+
+
+def predictions_of(
+    config: ProbeConfig, validation: LabelledFeatures, outcome: Outcome, result: dict[str, Any]
+) -> PredictionTable:
+    """The predictions of all validation samples, as `finetune evaluate` writes them, without losses."""
+    failed = [
+        SamplePrediction(
+            position=position, key=validation.index.sample(position).key, values=None, error=reason
+        )
+        for position, reason in validation.features.skipped.items()
+    ]
+    predictions = sorted([*outcome.predictions, *failed], key=lambda each: each.position)
+    provenance = {
+        "task": asdict(config.task),
+        **{key: result[key] for key in ("metric", "views", "data", "run")},
+        "identity": validation.index.identity,
+        "config": asdict(config),
+    }
+    table = prediction_table(predictions, validation.targets, validation.index, result, provenance)
+    views = [None if each.values is None else validation.features.views for each in predictions]
+    return replace(table, columns={**table.columns, "loss": [None] * len(views), "views": views})
 
 
 def interval(

@@ -1,5 +1,6 @@
 """The commands probe and knn on encoded videos."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kinemae.data_tools.index import open_index
+from kinemae.finetune.evaluation.predictions import read_predictions
 from tests.finetune.probe.conftest import SHAPE, finetune, read, write_encoder
 
 pytestmark = pytest.mark.slow
@@ -39,6 +41,19 @@ def test_a_probe_writes_the_grid_the_choice_and_the_score(linear_run, synth_shar
     assert low <= result["top1"] <= high
     assert found["floor"]["value"] == pytest.approx(1 / len(result["classes"]), abs=0.05)
     assert result["videos"] == len(open_index(synth_shards / "validation"))
+
+
+def test_two_methods_are_compared_on_the_same_videos(linear_run, encoder, data, capsys):
+    assert finetune("knn", f"encoder={encoder}", *data, "knn.k=[2]", f"run_dir={linear_run}") == 0
+    capsys.readouterr()
+
+    assert finetune("compare", linear_run / "linear", linear_run / "knn", "--json") == 0
+
+    first, second = json.loads(capsys.readouterr().out)
+    assert second["paired"]["score"] == "top1"
+    assert second["paired"]["difference"] == pytest.approx(second["top1"] - first["top1"])
+    table = read_predictions(linear_run / "knn/predictions.parquet")
+    assert table.scores()["top1"].mean() == pytest.approx(second["top1"])
 
 
 def test_evaluating_the_saved_model_repeats_the_score(linear_run):
