@@ -69,7 +69,7 @@ def write_report(folder: Path, out: Path, settings: ReportConfig) -> dict[str, A
     content = gather(run, pictures=settings.pictures, validation=settings.validation)
     write_page(out, render_page("run.html", content))
     failed = sum(check.level != "passed" for check in content["checks"])
-    log.info("%s: %d problems and warnings", out, failed)
+    log.info("%s: problems and warnings: %d", out, failed)
     return {
         "page": str(out),
         "missing": sorted(run.notes),
