@@ -12,7 +12,7 @@ from typing import IO
 
 from tests.conftest import REPO
 
-_PATIENCE_S = 300.0
+_PATIENCE_S = 600.0
 
 
 def free_port() -> int:
