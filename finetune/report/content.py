@@ -127,7 +127,7 @@ def _part(output: Output, pictures: int) -> Part:
 def _summary(run: RunFiles) -> str:
     """Task, encoder and adaptation in a sentence."""
     encoder = run.setting("encoder")
-    start = f"the encoder {Path(encoder).parent.name}/{Path(encoder).name}" if encoder else "no encoder"
+    start = f"the encoder {Path(encoder).parent.name}/{Path(encoder).name}" if encoder else "random weights"
     if encoder and run.setting("weights") == "random":
         start += " with random weights"
     method = run.setting("adapt.method")
