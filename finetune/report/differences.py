@@ -78,7 +78,7 @@ def _difference(
         p_value=_p_text(found["p_value"]),
         mcnemar=""
         if exact is None
-        else f"{exact['only_second']:,} against {exact['only_first']:,}, p {_p_text(exact['p_value'])}",
+        else f"{exact['only_second']:,} and {exact['only_first']:,} videos, p {_p_text(exact['p_value'])}",
         change=change,
         verdict={"up": "better", "down": "worse", "": "no clear difference"}[change],
     )
