@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kinemae.data_tools.command import CheckpointError, Command, Program, lazy, run_program
@@ -32,6 +32,17 @@ def _compare(arguments: argparse.Namespace) -> None:
     lazy("kinemae.finetune.compare", "run_compare")(arguments)
     if arguments.html:
         lazy("kinemae.finetune.report.command", "run_comparison")(arguments)
+
+
+def _probe(function: str) -> Callable[[argparse.Namespace], None]:
+    """Return the function of a command that needs overrides, a config or both."""
+
+    def run(arguments: argparse.Namespace) -> None:
+        if not arguments.config and not arguments.overrides:
+            raise ValueError("expected a config or overrides, got neither; fix: see the example of --help")
+        lazy("kinemae.finetune.probe.command", function)(arguments)
+
+    return run
 
 
 def check_finished_run(run_dir: Path) -> None:
@@ -106,7 +117,7 @@ PROGRAM = Program(
             help="score a frozen encoder: encode once, then train a grid of heads on the features",
             example="kinemae finetune probe encoder=runs/mine/encoder data.train=shards/train "
             "data.validation=shards/validation run_dir=runs/probe",
-            run=lazy("kinemae.finetune.probe.command", "run_probe"),
+            run=_probe("run_probe"),
             optional=("config", "a YAML file with keys of the probe"),
             options=(_DRY_RUN, _JSON),
         ),
@@ -115,7 +126,7 @@ PROGRAM = Program(
             help="score a frozen encoder by its nearest neighbours: a probe with method=knn",
             example="kinemae finetune knn encoder=runs/mine/encoder data.train=shards/train "
             "data.validation=shards/validation run_dir=runs/probe",
-            run=lazy("kinemae.finetune.probe.command", "run_knn"),
+            run=_probe("run_knn"),
             optional=("config", "a YAML file with keys of the probe"),
             options=(_DRY_RUN, _JSON),
         ),

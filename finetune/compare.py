@@ -53,8 +53,9 @@ def read_results(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
     tables = [_predictions(Path(result["folder"])) for result in results]
     base = tables[0]
     for result, other in zip(results, tables, strict=True):
-        is_pair = result is not first and base is not None and other is not None
-        result["paired"] = paired_test(base, other, metric) if is_pair else None
+        result["paired"] = None
+        if result is not first and base is not None and other is not None:
+            result["paired"] = paired_test(base, other, metric)
     return results
 
 

@@ -226,7 +226,8 @@ def _load_run_config(run_dir: Path, overrides: list[str], *, is_imported: bool) 
             key = override.partition("=")[0]
             keys, components = all_keys(FinetuneConfig), component_keys(FinetuneConfig)
             if not is_key(key, keys, components) and key not in {known.partition(".")[0] for known in keys}:
-                raise ValueError(unknown_key(key, keys, components=components))
+                allowed_keys = [one for one in keys if f"{one}.".startswith(_OVERRIDABLE)]
+                raise ValueError(unknown_key(key, allowed_keys, components=components))
             allowed = ", ".join(name.rstrip(".") for name in _OVERRIDABLE)
             raise ValueError(
                 f"{key}: expected a key that evaluate can override ({allowed}); the run fixes {key}"
