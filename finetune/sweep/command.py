@@ -29,6 +29,10 @@ from kinemae.finetune.train import prepare
 from kinemae.finetune.validation.selection import Selection, is_maximized
 
 _PREFIX = "sweep."
+_SET_BY_SWEEP = (
+    *("run_dir", "data.validation", "data.test", "evaluate.data", "validate.fraction"),
+    *("validate.every_epochs", "validate.every_steps", "validate.pause_after"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,9 @@ def prepare_sweep(path: Path, overrides: list[str]) -> PreparedSweep:
             "sweep: expected a key with several values, got none; "
             "fix: add for example 'optim.lr=[1e-4, 1e-3]'"
         )
+    for axis in axes:
+        is_free = axis.key not in _SET_BY_SWEEP
+        require(is_free, axis.key, "have one value, because the sweep sets it for each trial", "several")
     values = draw_trials(axes, trials=config.trials, seed=config.seed)
     base = load_config(FinetuneConfig, path, fixed)
     require(not base.auto, "auto", "be false in a sweep: give the settings of `finetune plan`", base.auto)

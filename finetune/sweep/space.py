@@ -108,7 +108,9 @@ def _axis(key: str, node: yaml.Node | None, *, holds_list: bool) -> Axis | None:
         if holds_list and not any(isinstance(child, yaml.SequenceNode) for child in node.value):
             return None
         require(bool(node.value), key, "list at least one value", "[]")
-        return Choice(key=key, values=tuple(_text(child) for child in node.value))
+        values = tuple(_text(child) for child in node.value)
+        require(len(set(values)) == len(values), key, "list each value once", _text(node))
+        return Choice(key=key, values=values)
     if isinstance(node, yaml.MappingNode) and len(node.value) == 1:
         kind, limits = node.value[0]
         if kind.value in _KINDS:

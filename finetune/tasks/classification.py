@@ -82,7 +82,10 @@ class Classification(Task):
             log.warning("data.train: %d classes have no training video, first %s", len(absent), absent[0])
         if len(classes) - len(absent) == 1:
             name = classes[int(count_Y.argmax())]
-            log.warning("data.train: all videos have the label %s, so the score means nothing", name)
+            raise DataError(
+                f"{key}: expected at least two classes in the column {self.label}, got {name!r} for all "
+                "videos; fix: choose another column, or add videos of other classes"
+            )
         weight_Y = class_weights(torch.from_numpy(count_Y), self.weighting, beta=self.beta)
         self.load_state({"classes": classes, "class_weights": weight_Y.tolist()})
 

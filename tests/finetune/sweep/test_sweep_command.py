@@ -91,6 +91,7 @@ def test_a_repeated_sweep_trains_nothing_and_another_one_is_refused(sweep_dir, b
     [
         ([], "sweep: expected a key with several values, got none"),
         (["optim.lr=[1e-4, -1]"], "optim.lr must be above 0, got -1"),
+        (["validate.fraction=[0.2, 0.3]"], "validate.fraction must have one value, because the sweep sets"),
         (["optim.rate=[1, 2]"], "config key optim.rate: unknown key"),
         ([RATES, "sweep.eta=1"], "sweep.eta must be at least 2"),
         ([RATES, "sweep.count=1"], "unknown key"),

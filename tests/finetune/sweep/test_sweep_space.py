@@ -40,6 +40,7 @@ def test_mappings_other_than_ranges_are_values():
     ("override", "error"),
     [
         ("optim.lr=[]", "optim.lr must list at least one value"),
+        ("optim.lr=[1e-3, 2e-3, 1e-3]", "optim.lr must list each value once"),
         ("optim.lr={log_uniform: [0, 1]}", "optim.lr must have a LOW above 0"),
         ("optim.lr={uniform: [2, 1]}", r"optim.lr must be a range \{uniform: \[LOW, HIGH\]\}"),
         ("optim.lr={uniform: [1]}", "optim.lr must be a range"),

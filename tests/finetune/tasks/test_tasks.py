@@ -303,6 +303,12 @@ def test_skill_is_0_at_the_floor_and_1_at_the_best():
             "integers in .* value, or an order, got 'high'; fix",
         ),
         ("ordinal", {"label": "value", "order": ["low", "mid"]}, ["low", "high"], "got 'high'; fix: add it"),
+        (
+            "classification",
+            {"label": "value"},
+            ["a", "a"],
+            "at least two classes in .* value, got 'a' for all",
+        ),
         ("ordinal", {"label": "value"}, [3, 3], "at least two classes in the column value, got 3; fix"),
         ("retrieval", {"label": "value"}, ["a", "a"], "at least two classes in the column value, got a; fix"),
         (
