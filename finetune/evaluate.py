@@ -5,7 +5,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from kinemae.pretrain.runtime.processes import (
     share_cores,
 )
 
+_LOW_COVERAGE = 0.9
 # Prefixes of the keys that `evaluate` accepts; the trained model determines all other keys.
 _OVERRIDABLE = (
     *("evaluate.", "pruning", "merge.", "data.validation", "data.test", "data.num_workers", "data.timeout_s"),
@@ -107,6 +108,7 @@ def evaluate(
     }
     evaluation = None
     if processes.is_first:
+        warn_of_gaps(scores)
         with merged(model):
             cost = model_cost(model, data.index, clip_config(config, finetuned.description))
             digest = model_digest(model)
@@ -125,6 +127,17 @@ def evaluate(
     found = processes.broadcast_object(evaluation)
     assert found is not None
     return found
+
+
+def warn_of_gaps(scores: Mapping[str, Any]) -> None:
+    """Log a warning if the clips leave out many frames of videos whose labels are scored over time."""
+    coverage = scores.get("coverage", 1.0)
+    if coverage < _LOW_COVERAGE:
+        log.warning(
+            "the scores are of %.0f %% of the labelled frames, because the clips do not cover the others; "
+            "fix: evaluate.temporal_clips=1 evaluate.sliding=true",
+            100 * coverage,
+        )
 
 
 def model_digest(model: TaskModel) -> str:

@@ -18,6 +18,7 @@ from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task
 from kinemae.finetune.tasks.classification import Classification
 
 _TOP = 5
+_WITHOUT_CLIP = "events_without_clip"  # a column of the events, and a key of the scores
 
 
 class Anticipation(Task):
@@ -50,7 +51,6 @@ class Anticipation(Task):
         self.gap_s = gap_s
         self.observed_s = observed_s
         self.classification = Classification(label=SEGMENT_COLUMN, label_smoothing=label_smoothing)
-        self._events_without_clip: dict[str, int] = {}
 
     def view(self, index: ShardIndex, clip: ClipConfig, *, key: str) -> ShardIndex:
         if index.sample(0).window_s is not None:
@@ -69,13 +69,14 @@ class Anticipation(Task):
             )
         if early:
             log.warning("%s: %d of %d events begin too early for a clip", key, early, len(events))
-        view = index.view(
+        return index.view(
             [event.position for event, _ in kept],
             window_s=[window for _, window in kept],
-            columns={SEGMENT_COLUMN: [event.label for event, _ in kept]},
+            columns={
+                SEGMENT_COLUMN: [event.label for event, _ in kept],
+                _WITHOUT_CLIP: [early] * len(kept),
+            },
         )
-        self._events_without_clip[view.identity] = early
-        return view
 
     def _window_s(self, sample: Sample, start_s: float, clip: ClipConfig) -> tuple[float, float] | None:
         """Return the time window of a clip before an event, on frame borders; None if it begins before 0."""
@@ -116,7 +117,7 @@ class Anticipation(Task):
 
     def read(self, index: ShardIndex, *, key: str) -> Targets:
         targets = self.classification.read(index, key=key)
-        return EventTargets(targets, without_clip=self._events_without_clip.get(index.identity))
+        return EventTargets(targets, without_clip=int(index.column(_WITHOUT_CLIP)[0]))
 
     def loss(self, output: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         return self.classification.loss(output, targets)
@@ -146,7 +147,7 @@ class Anticipation(Task):
             **scores,
             "mean_class_recall_at_5": mean_class_recall(probability_RY, label_R, k=_TOP),
             "floor": {**scores["floor"], "mean_class_recall_at_5": min(1.0, _TOP / len(np.unique(label_R)))},
-            "events_without_clip": targets.without_clip,
+            _WITHOUT_CLIP: targets.without_clip,
         }
 
 
@@ -155,10 +156,10 @@ class EventTargets:
 
     Attributes:
         of_events: the targets of the events that have a clip.
-        without_clip: number of events of the data set that begin too early for a clip; None for a subset.
+        without_clip: number of events that begin too early for a clip, in the whole data set also for a part.
     """
 
-    def __init__(self, of_events: Targets, *, without_clip: int | None):
+    def __init__(self, of_events: Targets, *, without_clip: int):
         self.of_events = of_events
         self.without_clip = without_clip
 

@@ -8,12 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kinemae.data_tools.command import DataError
 from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.finetune.labels.target_flips import TargetFlip
 
 FOLDER = "kinemae.finetune.tasks"
+
+
+class NothingToScore(DataError):
+    """No readable sample of the scored data has a target."""
 
 
 class Targets(Protocol):
@@ -195,7 +200,7 @@ class Task(nn.Module):
         """Compute the metrics of readable samples, ordered by position, as JSON.
 
         Raises:
-            DataError: no sample has a target.
+            NothingToScore: no sample has a target.
         """
         raise NotImplementedError
 

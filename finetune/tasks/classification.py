@@ -21,7 +21,7 @@ from kinemae.finetune.losses import (
     smoothed_targets,
 )
 from kinemae.finetune.metrics.classification import classification_metrics
-from kinemae.finetune.tasks.base import ColumnTargets, SamplePrediction, Targets, Task
+from kinemae.finetune.tasks.base import ColumnTargets, NothingToScore, SamplePrediction, Targets, Task
 
 
 class Classification(Task):
@@ -158,7 +158,7 @@ class Classification(Task):
         probability_RY = np.stack([each.values["prediction"] for each in predictions if each.values])
         is_known_R = label_R >= 0
         if not is_known_R.any():
-            raise DataError(
+            raise NothingToScore(
                 f"expected a label in the column {self.label} for a readable video, got none; "
                 "fix: label some of the validation videos"
             )

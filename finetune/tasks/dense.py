@@ -16,7 +16,7 @@ from kinemae.finetune.labels.segments import check_holds, class_names, read_segm
 from kinemae.finetune.labels.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.metrics.multilabel import multilabel_metrics
 from kinemae.finetune.metrics.segmentation import edit_score, segmental_f1
-from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task
+from kinemae.finetune.tasks.base import NothingToScore, SamplePrediction, Targets, Task
 from kinemae.finetune.temporal.stitching import resample, slice_times, stitch
 from kinemae.finetune.temporal.time_labels import BACKGROUND, TimeLabels
 
@@ -161,13 +161,13 @@ class Dense(Task):
             labels.append(label_FY[is_covered_F])
             frames += len(time_F)
         if not labels:
-            raise DataError(
+            raise NothingToScore(
                 f"expected readable validation videos with a cell in the column {self.segments}, got none; "
                 "fix: annotate some of them, with [] for a video without events"
             )
         scores = self._metrics(probabilities, labels)
         if scores["frame_map"] is None:
-            raise DataError(
+            raise NothingToScore(
                 f"expected frames inside segments of the column {self.segments}, got none in the clips of "
                 f"{len(labels)} scored videos; fix: evaluate.sliding=true, or more annotated videos"
             )

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
@@ -17,7 +16,7 @@ from kinemae.finetune.heads.pyramid import GEOMETRY
 from kinemae.finetune.labels.segments import check_holds, class_names, read_segments
 from kinemae.finetune.labels.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.metrics.localization import Detections, localization_metrics
-from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task
+from kinemae.finetune.tasks.base import NothingToScore, SamplePrediction, Targets, Task
 from kinemae.finetune.temporal.detections import ClipTimes, decode, soft_nms
 from kinemae.finetune.temporal.localization_loss import (
     assign_positions,
@@ -162,7 +161,7 @@ class Localization(Task):
             whole_12 = np.array([[0.0, targets.duration_R[each.position]]])
             floors.append(Detections(whole_12, np.ones(1), np.array([self.majority])))
         if not sum(len(truth.score_N) for truth in truths):
-            raise DataError(
+            raise NothingToScore(
                 f"expected readable validation videos with segments in the column {self.segments}, got none; "
                 "fix: annotate some of them"
             )

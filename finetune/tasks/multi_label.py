@@ -14,7 +14,7 @@ from kinemae.finetune.labels.columns import column_numbers, column_texts
 from kinemae.finetune.labels.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.losses import binary_losses, mean_of_known
 from kinemae.finetune.metrics.multilabel import multilabel_metrics
-from kinemae.finetune.tasks.base import ColumnTargets, SamplePrediction, Targets, Task
+from kinemae.finetune.tasks.base import ColumnTargets, NothingToScore, SamplePrediction, Targets, Task
 
 
 class MultiLabel(Task):
@@ -128,7 +128,7 @@ class MultiLabel(Task):
         target_RY = np.array([targets.of_sample(each.position)["labels"] for each in predictions])
         probability_RY = np.stack([each.values["prediction"] for each in predictions if each.values])
         if not (target_RY > 0).any():
-            raise DataError(
+            raise NothingToScore(
                 "expected a readable video of any class, got none; fix: label some of the validation videos"
             )
         scores = multilabel_metrics(probability_RY, target_RY, self.classes, threshold=self.threshold)

@@ -16,7 +16,7 @@ from kinemae.finetune.labels.columns import class_numbers, classes_of
 from kinemae.finetune.labels.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.losses import binary_losses
 from kinemae.finetune.metrics.ordinal import ordinal_metrics
-from kinemae.finetune.tasks.base import ColumnTargets, SamplePrediction, Targets, Task
+from kinemae.finetune.tasks.base import ColumnTargets, NothingToScore, SamplePrediction, Targets, Task
 
 _MIN_GAP = 1e-2  # between two thresholds, in logits: a class without samples has an interval too
 
@@ -131,7 +131,7 @@ class Ordinal(Task):
         label_R = np.array([targets.of_sample(each.position)["label"] for each in predictions])
         probability_RY = np.stack([each.values["prediction"] for each in predictions if each.values])
         if not (label_R >= 0).any():
-            raise DataError(
+            raise NothingToScore(
                 f"expected a label in the column {self.label} for a readable video, got none; "
                 "fix: label some of the validation videos"
             )

@@ -15,7 +15,7 @@ from kinemae.finetune.labels.columns import column_numbers
 from kinemae.finetune.labels.target_flips import TargetFlip
 from kinemae.finetune.losses import mean_of_known
 from kinemae.finetune.metrics.regression import regression_metrics
-from kinemae.finetune.tasks.base import ColumnTargets, SamplePrediction, Targets, Task
+from kinemae.finetune.tasks.base import ColumnTargets, NothingToScore, SamplePrediction, Targets, Task
 
 _LOSSES = {"mse": functional.mse_loss, "l1": functional.l1_loss, "smooth_l1": functional.smooth_l1_loss}
 
@@ -122,7 +122,7 @@ class Regression(Task):
         value_RV = value_RV.astype(np.float64)  # a missing number is None in JSON
         predicted_RV = np.stack([each.values["prediction"] for each in predictions if each.values])
         if np.isnan(value_RV).all():
-            raise DataError(
+            raise NothingToScore(
                 f"expected numbers in {', '.join(self.labels)} for a readable video, got none; "
                 "fix: label some of the validation videos"
             )

@@ -15,7 +15,7 @@ from kinemae.data_tools.randomness import generator
 from kinemae.finetune.labels.columns import class_names, class_numbers, classes_of
 from kinemae.finetune.labels.target_flips import TargetFlip, swapped_classes
 from kinemae.finetune.metrics.retrieval import Embeddings, retrieval_metrics
-from kinemae.finetune.tasks.base import ColumnTargets, SamplePrediction, Targets, Task
+from kinemae.finetune.tasks.base import ColumnTargets, NothingToScore, SamplePrediction, Targets, Task
 
 _RECALLS = (1, 5, 10)
 
@@ -124,7 +124,7 @@ class Retrieval(Task):
         group_R = np.array([each["group"] for each in true]) if self.exclude_group else None
         scores = retrieval_metrics(Embeddings(embedding_RD, label_R, group_R), ks=_RECALLS)
         if not scores["queries"]:
-            raise DataError(
+            raise NothingToScore(
                 f"expected two readable videos of a class in the column {self.label}, got one of each; "
                 "fix: label more of the validation videos, or set task.args.exclude_group=false"
             )

@@ -11,13 +11,13 @@ import torch
 from kinemae.data_tools.command import log
 from kinemae.finetune.adapt.weight_average import WeightAverage
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.evaluate import score_samples
+from kinemae.finetune.evaluate import score_samples, warn_of_gaps
 from kinemae.finetune.evaluation.inference import predict_samples
 from kinemae.finetune.heads.base import Features
 from kinemae.finetune.labels.data_sets import DataSet, validation_samples
 from kinemae.finetune.metrics import direction
 from kinemae.finetune.model_file import FinetunedModel
-from kinemae.finetune.tasks.base import SamplePrediction
+from kinemae.finetune.tasks.base import NothingToScore, SamplePrediction
 from kinemae.finetune.validation.best_model import BestModel
 from kinemae.finetune.validation.selection import Selection, is_due, is_maximized
 from kinemae.pretrain.callbacks import eval_mode
@@ -99,13 +99,24 @@ class TaskValidator:
         predictions = predict_samples(
             self.finetuned, index, config, self.processes, samples=self.samples, on_progress=on_progress
         )
-        scores = score_samples(self.finetuned.model.task, predictions, index, key=self.data.key)
+        scores = self._scores(predictions, done)
+        if self.processes.is_first and not history:
+            warn_of_gaps(scores)
         numbers = {name: value for name, value in scores.items() if _is_number(value)}
         head = {"step": done - 1, "epoch": round(done / self.steps_per_epoch, 4)}
         line = strict_json({**head, **numbers, "skipped": len(scores["skipped"])})
         if self.selection.has_ended([*history, line]):
             line["stopped"] = True
         return self.processes.broadcast_object(line)
+
+    def _scores(self, predictions: list[SamplePrediction], done: int) -> dict[str, Any]:
+        """Score the model; no metric if no target is in the clips of these videos."""
+        try:
+            return score_samples(self.finetuned.model.task, predictions, self.data.index, key=self.data.key)
+        except NothingToScore as error:
+            if self.processes.is_first:
+                log.warning("validation after step %d has no score: %s", done, error)
+            return {"skipped": [each for each in predictions if each.values is None]}
 
 
 def selection_of(config: FinetuneConfig, finetuned: FinetunedModel) -> Selection:

@@ -2,14 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.index import open_index
 from kinemae.finetune.__main__ import PROGRAM
+from kinemae.finetune.evaluation.predictions import read_predictions
+from kinemae.finetune.labels.data_sets import validation_samples
 from kinemae.finetune.labels.segments import iterate_events, read_segments
 from tests.conftest import data_tools
 
@@ -31,10 +36,10 @@ def finetune(*arguments):
     return run_program(PROGRAM, [str(argument) for argument in arguments])
 
 
-def start(*arguments, repo, processes=1):
-    launcher = ["torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"]
+def launch(*arguments, repo, processes):
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
     subprocess.run(
-        [sys.executable, "-m", *launcher[: 4 * (processes > 1)], "finetune", *map(str, arguments)],
+        [sys.executable, *launcher, "-m", "finetune", *map(str, arguments)],
         check=True,
         cwd=repo,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -43,7 +48,11 @@ def start(*arguments, repo, processes=1):
 
 
 def read_result(run_dir):
-    return json.loads((run_dir / "result.json").read_text())
+    """Read a result without the time that it took."""
+    result = json.loads((run_dir / "result.json").read_text())
+    for name in ("seconds", "videos_per_second", "processes"):
+        del result["cost"][name]
+    return result
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +61,8 @@ def event_shards(made_once):
 
     def make(folder):
         folder.mkdir()
-        counts = ["train_per_class=2", "validation_per_class=1", "unlabelled=0", "workers=1"]
+        classes = "classes=[move_left,move_right,rotate_clockwise,zoom_in]"
+        counts = [classes, "train_per_class=4", "validation_per_class=2", "unlabelled=0", "workers=1"]
         scene = ["task=events", "video_frames=64", "scene.size=16"]
         data_tools("synth", str(folder / "videos"), *scene, *counts)
         data_tools("shard", str(folder / "videos" / "videos.csv"), str(folder / "shards"))
@@ -72,9 +82,9 @@ def common(repo, event_shards):
 
 
 @pytest.fixture(scope="module")
-def localization_run(common, repo, tmp_path_factory):
+def localization_run(common, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "localization"
-    start("train", *common, *LOCALIZATION, *SLIDING, f"run_dir={run_dir}", repo=repo)
+    assert finetune("train", *common, *LOCALIZATION, *SLIDING, f"run_dir={run_dir}") == 0
     return run_dir
 
 
@@ -86,6 +96,9 @@ def test_a_localization_run_scores_whole_videos(localization_run, event_shards):
     assert result["metric"] == "map" and 0 <= result["map"] <= 1
     assert result["videos"] == len(index) and result["segments"] == len(events)
     assert set(result["floor"]) == {"map", "map_at", "average_recall_at"}
+    table = read_predictions(localization_run / "predictions.parquet").columns
+    assert [len(each) for each in table["score"]] == [len(each) for each in table["class"]]
+    assert len(table["key"]) == len(index) and (localization_run / "report.html").is_file()
     lines = [json.loads(line) for line in (localization_run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "class_loss" in line]
     assert len(steps) == 2
@@ -108,35 +121,61 @@ def test_several_processes_score_as_one(localization_run, repo, processes):
     own = read_result(localization_run)
     (localization_run / "result.json").unlink()
 
-    start("evaluate", localization_run, repo=repo, processes=processes)
+    launch("evaluate", localization_run, repo=repo, processes=processes)
 
     assert read_result(localization_run) == own
 
 
-@pytest.mark.processes
-def test_a_dense_run_continues_as_the_unbroken_one_and_covers_every_frame(common, repo, tmp_path):
-    steps = ["epochs=2", "save_every_steps=2", *SLIDING]
-    start("train", *common, *DENSE, *steps, f"run_dir={tmp_path / 'whole'}", repo=repo)
-    start("train", *common, *DENSE, *steps, "epochs=2", f"run_dir={tmp_path / 'broken'}", repo=repo)
-    unbroken = read_result(tmp_path / "whole")
-    for name in ("result.json", "model/head.json", "checkpoints/step-00000004"):
-        path = tmp_path / "broken" / name
-        if path.is_dir():
-            path.rename(tmp_path / "later")
-        else:
-            path.unlink()
+def test_a_dense_run_continues_as_the_unbroken_one_and_covers_every_frame(common, tmp_path):
+    run_dir = tmp_path / "run"
+    command = ["train", *common, *DENSE, "epochs=2", "save_every_steps=2", *SLIDING, f"run_dir={run_dir}"]
+    assert finetune(*command) == 0
+    unbroken, last = read_result(run_dir), run_dir / "checkpoints" / "step-00000004"
+    (run_dir / "result.json").unlink()
+    shutil.rmtree(run_dir / "model")
+    shutil.rmtree(last)
 
-    start("train", *common, *DENSE, *steps, f"run_dir={tmp_path / 'broken'}", repo=repo)
+    assert finetune(*command) == 0
 
-    assert read_result(tmp_path / "broken") == unbroken
+    assert last.is_dir() and read_result(run_dir) == unbroken
     assert unbroken["coverage"] == 1.0 and unbroken["frames"] == 8 * 64
     assert unbroken["floor"]["edit"] == 0.0
+    table = read_predictions(run_dir / "predictions.parquet").columns
+    assert [np.shape(each)[1] for each in table["prediction"]] == [5] * 8  # four classes and the background
+    assert [len(each) for each in table["time_s"]] == [len(each) for each in table["prediction"]]
+    assert (run_dir / "report.html").is_file()
 
 
-def test_every_event_is_a_sample_of_anticipation(common, repo, tmp_path, event_shards):
+def test_a_validation_video_without_a_segment_in_its_clip_stops_no_training(
+    common, tmp_path, capfd, event_shards
+):
+    index = open_index(event_shards / "validation")
+    segments = read_segments(index, "segments", key="k")
+    busy = {event.position for event in iterate_events(segments) if event.start_s < 5 and event.end_s > 3}
+    quiet = set(range(8)) - busy
+    seeds = (seed for seed in range(1000) if drawn_video(seed, index) in quiet)
     run_dir = tmp_path / "run"
 
-    start("train", *common, *ANTICIPATION, f"run_dir={run_dir}", repo=repo)
+    subset = [f"seed={next(seeds)}", "validate.videos=1", "evaluate.temporal_clips=1"]
+    assert finetune("train", *common, *DENSE, *subset, f"run_dir={run_dir}") == 0
+
+    lines = [json.loads(line) for line in (run_dir / "validation.jsonl").read_text().splitlines()]
+    assert lines and not any("frame_map" in line for line in lines)
+    assert read_result(run_dir)["coverage"] == pytest.approx(1 / 8)
+    log = capfd.readouterr().err
+    assert "has no score: expected frames inside segments" in log
+    assert "the scores are of 12 % of the labelled frames" in log and "evaluate.sliding=true" in log
+
+
+def drawn_video(seed, index):
+    config = SimpleNamespace(seed=seed, validate=SimpleNamespace(videos=1))
+    return validation_samples(config, index)[0]
+
+
+def test_every_event_is_a_sample_of_anticipation(common, tmp_path, event_shards):
+    run_dir = tmp_path / "run"
+
+    assert finetune("train", *common, *ANTICIPATION, f"run_dir={run_dir}") == 0
 
     result = read_result(run_dir)
     index = open_index(event_shards / "validation")
