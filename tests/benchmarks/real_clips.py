@@ -88,7 +88,7 @@ def rows(epochs: int) -> list[Row]:
             command="probe",
             method="logistic",
             overrides=["method=logistic", "few_shot={per_class: [10], tries: 5}", *PROBE],
-            score=lambda result: result["few_shot"][0]["mean"],
+            score=lambda result: result["probe"]["few_shot"][0]["mean"],
         ),
         Row(
             name="LoRA",
