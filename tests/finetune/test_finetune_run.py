@@ -198,7 +198,9 @@ def test_compare_prints_the_runs(scratch_run, capsys):
 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    assert lines[2] == lines[3]
+    first, second = (line.split("+0.0") for line in lines[2:])
+    assert first[0] == second[0] and first[1].split() == ["-", "-"]
+    assert second[1:] == ["     ", " to ", "  1.000"]  # the paired interval and p
     assert finetune("compare", "--json", scratch_run) == 0
     assert json.loads(capsys.readouterr().out)[0]["difference"] == 0
 

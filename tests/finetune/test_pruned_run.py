@@ -39,7 +39,11 @@ def test_a_pruned_run_reports_its_kept_tokens(pruned_run, own_result):
 def test_evaluating_a_pruned_model_repeats_the_runs_score(pruned_run, own_result, clips):
     assert finetune("evaluate", pruned_run, f"batch.clips_per_device={clips}") == 0
 
-    assert read_result(pruned_run) == own_result
+    result = read_result(pruned_run)
+    exact = ("top1", "top5", "confusion_matrix", "videos", "tokens", "per_class_accuracy", "data", "run")
+    assert {key: result[key] for key in exact} == {key: own_result[key] for key in exact}
+    # The last digits depend on the composition of a forward pass.
+    assert (result["loss"], result["ece"]) == pytest.approx((own_result["loss"], own_result["ece"]), rel=1e-6)
 
 
 @pytest.mark.parametrize(
