@@ -248,7 +248,13 @@ def _load_run_config(run_dir: Path, overrides: list[str], *, is_imported: bool) 
     if is_imported:
         folder = json.dumps(str(run_dir))
         required = [f"run_dir={folder}", f"encoder={folder}", "epochs=1", f"data.train={NO_TRAINING_DATA}"]
-        return load_config(FinetuneConfig, None, [*required, *overrides])
+        config = load_config(FinetuneConfig, None, [*required, *overrides])
+        if not (config.data.validation or config.data.test):
+            raise ValueError(
+                "data.validation: expected a folder of labelled shards to score an imported model, got none; "
+                "fix: add data.validation=FOLDER"
+            )
+        return config
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise CheckpointError(

@@ -9,7 +9,7 @@ from kinemae.launch.doctor.results import CheckResult, count, error, join_names,
 PACKAGES = (
     *("torch", "torchvision", "deepspeed", "webdataset", "braceexpand", "omegaconf", "tensorboard"),
     *("av", "pyarrow", "fsspec", "opencv-python-headless", "safetensors", "scipy", "pillow", "jinja2"),
-    *("tqdm", "numpy", "pyyaml"),
+    *("tqdm", "numpy", "pyyaml", "scikit-learn", "torchmetrics"),
 )
 # Packages whose versions change results or protocols.
 MUST_BE_EQUAL = ("torch", "deepspeed")

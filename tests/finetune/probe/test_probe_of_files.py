@@ -58,7 +58,9 @@ def test_one_class_is_rejected(files, tmp_path, capsys):
 
     assert finetune("probe", *files) == 3
 
-    assert "expected at least two classes, got only 'a'" in capsys.readouterr().err
+    assert (
+        "expected at least two classes in the column label, got 'a' for all videos" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,9 @@ def test_a_fine_tuning_continues_with_moved_shards_and_encoder(
         names = ("encoder", "data.train", "data.validation", "run_dir")
         keys = [f"{name}={place}" for name, place in zip(names, (*places, tmp_path / "run"), strict=True)]
         return load_config(
-            FinetuneConfig, repo / "configs/finetune/demo.yaml", [*keys, "engine.device=cpu", "epochs=1"]
+            FinetuneConfig,
+            repo / "configs/finetune/demo.yaml",
+            [*keys, "engine.device=cpu", "epochs=1", "data.leaks=warn"],
         )
 
     encoder = Path(shutil.copytree(repo / "tests" / "data" / "exported", tmp_path / "encoder"))
