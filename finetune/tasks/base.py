@@ -123,8 +123,8 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
-        """Return what `fit` learned, as JSON."""
-        raise NotImplementedError
+        """Return what `fit` learned, as JSON; by default `classes`."""
+        return {"classes": list(self.classes)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore the result of `state`.
@@ -132,12 +132,12 @@ class Task(nn.Module):
         Raises:
             KeyError, TypeError, ValueError: not such a state.
         """
-        raise NotImplementedError
+        self.classes = tuple(map(str, state["classes"]))
 
     @property
     def outputs(self) -> int:
-        """Number of values that the head computes per clip, slice or position."""
-        raise NotImplementedError
+        """Number of values that the head computes per clip, slice or position; by default one per class."""
+        return len(self.classes)
 
     @property
     def output_groups(self) -> tuple[int, ...]:

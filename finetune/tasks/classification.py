@@ -90,19 +90,15 @@ class Classification(Task):
         self.load_state({"classes": classes, "class_weights": weight_Y.tolist()})
 
     def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"classes": list(self.classes)}
+        state = super().state()
         return state if self.weighting == "none" else state | {"class_weights": self.class_weight_Y.tolist()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.classes = tuple(map(str, state["classes"]))
+        super().load_state(state)
         weights = state["class_weights"] if self.weighting != "none" else [1.0] * len(self.classes)
         if len(weights) != len(self.classes):
             raise ValueError(f"expected {len(self.classes)} class weights, got {len(weights)}")
         self.class_weight_Y = torch.tensor(weights, dtype=torch.float32)
-
-    @property
-    def outputs(self) -> int:
-        return len(self.classes)
 
     def read(self, index: ShardIndex, *, key: str) -> ColumnTargets:
         number_R = class_numbers(index, self.label, self.classes, key=key, may_miss=self.allow_missing)

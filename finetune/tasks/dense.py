@@ -76,16 +76,6 @@ class Dense(Task):
                 )
         self.classes = names
 
-    def state(self) -> dict[str, Any]:
-        return {"classes": list(self.classes)}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self.classes = tuple(map(str, state["classes"]))
-
-    @property
-    def outputs(self) -> int:
-        return len(self.classes)
-
     def read(self, index: ShardIndex, *, key: str) -> TimeLabels:
         return TimeLabels.read(index, self.segments, self.classes, multi_label=self.multi_label, key=key)
 

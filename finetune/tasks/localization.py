@@ -92,15 +92,11 @@ class Localization(Task):
         self.majority = max(range(len(self.classes)), key=lambda number: counts[self.classes[number]])
 
     def state(self) -> dict[str, Any]:
-        return {"classes": list(self.classes), "majority": self.majority}
+        return {**super().state(), "majority": self.majority}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.classes = tuple(map(str, state["classes"]))
+        super().load_state(state)
         self.majority = int(state["majority"])
-
-    @property
-    def outputs(self) -> int:
-        return len(self.classes)
 
     def read(self, index: ShardIndex, *, key: str) -> SegmentTargets:
         return SegmentTargets.read(index, self.segments, self.classes, min_visible=self.min_visible, key=key)

@@ -87,16 +87,6 @@ class MultiLabel(Task):
                 f"{key}: expected a video of every class, got none of {absent}; fix: remove it from labels"
             )
 
-    def state(self) -> dict[str, Any]:
-        return {"classes": list(self.classes)}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self.classes = tuple(map(str, state["classes"]))
-
-    @property
-    def outputs(self) -> int:
-        return len(self.classes)
-
     def read(self, index: ShardIndex, *, key: str) -> ColumnTargets:
         target_RY = self._matrix(index, key=key)
         if not (target_RY > 0).any():

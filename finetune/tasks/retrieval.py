@@ -65,11 +65,8 @@ class Retrieval(Task):
                 "fix: choose another column"
             )
 
-    def state(self) -> dict[str, Any]:
-        return {"classes": list(self.classes)}
-
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.classes = tuple(map(str, state["classes"]))
+        super().load_state(state)
         self.proxies = Proxies(len(self.classes), self.dimensions)
 
     @property
