@@ -39,6 +39,7 @@ target: {{name: pixels}}
 engine: {{cpu_threads: 1}}
 optim: {{lr: 1e-3, warmup_fraction: 0.05}}
 """
+FLOOR_GRID = "logistic={c: [1e-4, 1e-3, 1e-2, 0.1], max_iter: 300}"  # pixels need a strong penalty
 PROBE = ["engine.cpu_threads=1", "data.num_workers=0", "save_model=false"]
 TRAIN = [
     *("engine.cpu_threads=1", "data.num_workers=0", "batch={global_clips: 32, clips_per_device: 32}"),
@@ -177,7 +178,7 @@ def floors(work: Path, fold: int) -> dict[str, float]:
         data = [f"data.{split}={folder / f'{split}.npz'}" for split in ("train", "validation")]
         result = folder / "run" / "logistic" / "result.json"
         if not result.exists():
-            kinemae("finetune", "probe", "method=logistic", *data, f"run_dir={folder / 'run'}")
+            kinemae("finetune", "probe", "method=logistic", FLOOR_GRID, *data, f"run_dir={folder / 'run'}")
         scores[name] = json.loads(result.read_text())["top1"]
     return scores
 
