@@ -39,7 +39,7 @@ target: {{name: pixels}}
 engine: {{cpu_threads: 1}}
 optim: {{lr: 1e-3, warmup_fraction: 0.05}}
 """
-FLOOR_GRID = "logistic={c: [1e-4, 1e-3, 1e-2, 0.1], max_iter: 300}"  # pixels need a strong penalty
+FLOOR_GRID = "logistic={c: [1e-3, 1e-2], max_iter: 200}"  # pixels need a strong penalty
 PROBE = ["engine.cpu_threads=1", "data.num_workers=0", "save_model=false"]
 TRAIN = [
     *("engine.cpu_threads=1", "data.num_workers=0", "batch={global_clips: 32, clips_per_device: 32}"),
