@@ -5,7 +5,7 @@ RUN := OMP_NUM_THREADS=1 $(BIN)/kinemae
 DEMO ?= demo
 SEED ?= 0
 
-.PHONY: install demo quick test test-nightly check clean
+.PHONY: install demo quick test test-nightly check docs clean
 
 install: .venv/installed
 
@@ -67,6 +67,10 @@ check: install
 	mkdir -p build/mypy/kinemae  # mypy ignores package-dir: link the installed layout
 	ln -sfn $(CURDIR)/kinemae/*.py $(foreach folder,data_tools finetune launch pretrain,$(CURDIR)/$(folder)) build/mypy/kinemae
 	cd build/mypy && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml
+
+# The documentation site, in build/site; any warning is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(DEMO) .venv

@@ -59,15 +59,15 @@ def build_component(
         raise ValueError(
             f"{key or kind}.name: no {kind} named {component.name!r}{_suggest(component.name, names)}"
         )
-    component_class = _only_class(folder, component.name, interface)
-    return component_class(**_checked_arguments(component_class, component, f"{key or kind}.args"))
+    found = component_class(folder, component.name, interface)
+    return found(**_checked_arguments(found, component, f"{key or kind}.args"))
 
 
 def accepts_argument(folder: str, component: Component, interface: type, argument: str) -> bool:
     """Check whether the constructor of an existing component has an argument."""
     if component.name not in component_names(folder):
         return False
-    return argument in inspect.signature(_only_class(folder, component.name, interface)).parameters
+    return argument in inspect.signature(component_class(folder, component.name, interface)).parameters
 
 
 def named_components(given: Any, key: str, kind: str) -> dict[str, Any]:
@@ -93,7 +93,8 @@ def named_components(given: Any, key: str, kind: str) -> dict[str, Any]:
     return {name: {} if settings is None else settings for name, settings in given.items()}
 
 
-def _only_class(folder: str, name: str, interface: type[Interface]) -> type[Interface]:
+def component_class(folder: str, name: str, interface: type[Interface]) -> type[Interface]:
+    """The class of an existing component: the only one in its file with this interface."""
     module = importlib.import_module(f"{folder}.{name}")
     found = [
         value
@@ -104,9 +105,9 @@ def _only_class(folder: str, name: str, interface: type[Interface]) -> type[Inte
     return found[0]
 
 
-def _checked_arguments(component_class: type, component: Component, key: str) -> dict[str, Any]:
+def _checked_arguments(found: type, component: Component, key: str) -> dict[str, Any]:
     """Convert whole floats to integers where the constructor expects integers."""
-    parameters = inspect.signature(component_class).parameters
+    parameters = inspect.signature(found).parameters
     checked = {}
     for argument, value in component.args.items():
         if argument not in parameters:

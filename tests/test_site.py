@@ -1,0 +1,69 @@
+"""The documentation site builds without a warning; its links hold; it loads nothing from the network."""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site as `make docs` builds it."""
+    folder = tmp_path_factory.mktemp("site")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    ran = subprocess.run(words, cwd=REPO, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    return folder
+
+
+class Html(HTMLParser):
+    """The targets and the addresses of a page."""
+
+    def __init__(self, page: Path):
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: set[str] = set()
+        self.loaded: set[str] = set()
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.anchors |= {given[name] for name in ("id", "name") if name in given}
+        if tag == "a" and "href" in given:
+            self.links.add(given["href"])
+        is_link = tag == "link" and given.get("rel") != "canonical"
+        self.loaded |= {
+            given[name] for name in ("src", "href") if name in given and (name == "src" or is_link)
+        }
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = (REPO / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    for page in (REPO / "docs").rglob("*.md"):
+        name = page.relative_to(REPO / "docs").as_posix()
+        is_decision = re.fullmatch(r"decisions/\d+.*", name)  # in the table of decisions/README.md
+        assert is_decision or re.search(rf"[ -]{re.escape(name)}$", nav, re.M), name
+
+
+def test_every_link_holds_and_nothing_is_loaded_from_the_network(site: Path) -> None:
+    pages = {path: Html(path) for path in site.rglob("*.html") if path.name != "404.html"}
+    assert len(pages) > 50
+    for path, page in pages.items():
+        for address in page.links | page.loaded:
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc:
+                assert address not in page.loaded, f"{path.name} loads {address}"
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert target.exists(), f"{path.name}: {address}"
+            if parts.fragment and target in pages:
+                known = pages[target].anchors
+                assert unquote(parts.fragment) in known | {"__skip"}, f"{path.name}: {address}"
