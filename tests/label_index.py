@@ -1,4 +1,4 @@
-"""Data sets with labels and without videos, for tests of tasks."""
+"""Data sets with labels or segments and without videos, for tests that read no video."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,37 +12,52 @@ SAMPLES = 24
 TAGS = ("red", "red;round", "", "round", "blue;round", "blue")
 
 
-def label_index(
+def label_index(  # noqa: PLR0913 - keyword-only, except for the folder
     folder: Path,
     *,
     labels: Sequence[int],
     classes: Sequence[str] = CLASSES,
     groups: Sequence[str] | None = None,
+    contents: Sequence[str] | None = None,
+    frames: int = 40,
+    duration_s: float = 4.0,
     extra: Mapping[str, Sequence[Any]] | None = None,
 ) -> ShardIndex:
-    """Write and open an index whose videos do not exist; each lasts 4 seconds."""
+    """Write and open an index over an empty tar."""
     samples = [
         Sample(
-            key=f"{number:06d}",
+            key=f"key-{number}",
             shard=0,
             offset=0,
             length=1,
             crc32=0,
-            frames=40,
-            duration_s=4.0,
+            frames=frames,
+            duration_s=duration_s,
             width=32,
             height=32,
             codec="h264",
             label=label,
-            name=f"video-{number}.mp4",
+            name=f"{number}.mp4",
             group=groups[number] if groups else "",
+            content=contents[number] if contents else "",
         )
         for number, label in enumerate(labels)
     ]
-    shard = Shard(name="shard-000000.tar", samples=len(samples), bytes=1, sha256="0")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "shard-000000.tar").touch()
+    shard = Shard(name="shard-000000.tar", samples=len(samples), bytes=0, sha256="0" * 64)
     write_index(folder, samples, [shard], classes, {}, extra)
-    return open_index(folder, check_shards=False)
+    return open_index(folder)
+
+
+def segment_index(
+    folder: Path, cells: Sequence[Any], *, frames: int = 80, duration_s: float = 10.0, column: str = "events"
+) -> ShardIndex:
+    """Write an index with a column of segments; a cell is a list for JSON, a text, or None."""
+    texts = [cell if cell is None or isinstance(cell, str) else json.dumps(cell) for cell in cells]
+    extra = {column: texts, "number": list(range(len(cells)))}
+    labels = [-1] * len(cells)
+    return label_index(folder, labels=labels, classes=(), frames=frames, duration_s=duration_s, extra=extra)
 
 
 def rich_index(folder: Path, *, samples: int = SAMPLES) -> ShardIndex:

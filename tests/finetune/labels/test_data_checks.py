@@ -6,40 +6,14 @@ import pytest
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import load_config
-from kinemae.data_tools.index import Sample, Shard, open_index, write_index
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.labels.checks import check_batch, check_leaks, check_seen_classes
 from kinemae.finetune.tasks.classification import Classification
+from tests.label_index import label_index
 
 
-def write_data(folder, labels, classes=("left", "right"), *, groups=(), contents=()):
-    """Write an index over an empty tar; no test here reads a video."""
-    groups = groups or [""] * len(labels)
-    contents = contents or [""] * len(labels)
-    folder.mkdir(exist_ok=True)
-    (folder / "shard-000000.tar").touch()
-    samples = [
-        Sample(
-            key=f"key-{number}",
-            shard=0,
-            offset=0,
-            length=1,
-            crc32=0,
-            frames=8,
-            duration_s=1.0,
-            width=16,
-            height=16,
-            codec="h264",
-            label=label,
-            name=f"{number}.mp4",
-            group=groups[number],
-            content=contents[number],
-        )
-        for number, label in enumerate(labels)
-    ]
-    shard = Shard(name="shard-000000.tar", samples=len(samples), bytes=0, sha256="0" * 64)
-    write_index(folder, samples, [shard], classes, {})
-    return open_index(folder)
+def write_data(folder, labels, classes=("left", "right"), *, groups=None, contents=None):
+    return label_index(folder, labels=labels, classes=classes, groups=groups, contents=contents, frames=8)
 
 
 def load(tmp_path, *overrides):

@@ -10,7 +10,7 @@ from kinemae.finetune.labels.segments import (
     read_segments,
     segments_as_samples,
 )
-from tests.segment_data import write_segments
+from tests.label_index import segment_index
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_every_form_gives_the_same_segments(cell):
 
 
 def test_missing_empty_and_filled_cells_differ(tmp_path):
-    index = write_segments(tmp_path, [None, [], [[0, 1, "b"], [2, 3, "a"]], [[4, 5, 7]]])
+    index = segment_index(tmp_path, [None, [], [[0, 1, "b"], [2, 3, "a"]], [[4, 5, 7]]])
 
     segments = read_segments(index, "events", key="data.train=x")
 
@@ -41,7 +41,7 @@ def test_missing_empty_and_filled_cells_differ(tmp_path):
 
 
 def test_a_segment_may_end_one_frame_late_and_is_shortened(tmp_path):
-    index = write_segments(tmp_path, [[[9, 10.12, "a"]]])
+    index = segment_index(tmp_path, [[[9, 10.12, "a"]]])
 
     (segments,) = read_segments(index, "events", key="data.train=x")
 
@@ -68,7 +68,7 @@ def test_a_segment_may_end_one_frame_late_and_is_shortened(tmp_path):
     ],
 )
 def test_an_invalid_cell_is_an_error_that_names_the_sample(tmp_path, cell, problem):
-    index = write_segments(tmp_path, [[[0, 1, "a"]], cell])
+    index = segment_index(tmp_path, [[[0, 1, "a"]], cell])
 
     with pytest.raises(DataError, match=problem) as error:
         read_segments(index, "events", key="data.train=x")
@@ -88,11 +88,11 @@ def test_an_invalid_cell_is_an_error_that_names_the_sample(tmp_path, cell, probl
 )
 def test_a_column_without_segments_is_an_error(tmp_path, column, cells, message):
     with pytest.raises(DataError, match=message):
-        read_segments(write_segments(tmp_path, cells), column, key="data.train=x")
+        read_segments(segment_index(tmp_path, cells), column, key="data.train=x")
 
 
 def test_a_class_that_training_never_saw_is_an_error(tmp_path):
-    index = write_segments(tmp_path, [[], [[0, 1, "b"]]])
+    index = segment_index(tmp_path, [[], [[0, 1, "b"]]])
     segments = read_segments(index, "events", key="k")
 
     with pytest.raises(DataError, match=r"expected segments of the 1 classes .* got 'b' in key-1"):
@@ -100,7 +100,7 @@ def test_a_class_that_training_never_saw_is_an_error(tmp_path):
 
 
 def test_segments_become_samples_with_windows_and_labels(tmp_path):
-    index = write_segments(tmp_path, [[[0, 1, "a"], [3, 5, "b"]], None, [[2, 4, "a"]]])
+    index = segment_index(tmp_path, [[[0, 1, "a"], [3, 5, "b"]], None, [[2, 4, "a"]]])
 
     view = segments_as_samples(index, "events", key="k")
 

@@ -12,7 +12,7 @@ from kinemae.data_tools.stream.frame_sampling import ClipConfig, evaluation_time
 from kinemae.finetune.labels.segments import segments_as_samples
 from kinemae.finetune.tasks.anticipation import mean_class_recall
 from kinemae.finetune.tasks.base import SamplePrediction, build_task
-from tests.segment_data import write_segments
+from tests.label_index import segment_index
 
 CLIP = ClipConfig(frames=4, stride=2, size=16)  # 8 frames, which take 1 s
 
@@ -22,7 +22,7 @@ def anticipation(**args):
 
 
 def test_the_clip_ends_the_gap_before_the_event(tmp_path):
-    index = write_segments(tmp_path, [[[4, 5, "a"], [8.06, 9, "b"]]])
+    index = segment_index(tmp_path, [[[4, 5, "a"], [8.06, 9, "b"]]])
 
     view = anticipation(gap_s=0.5).view(index, CLIP, key="k")
 
@@ -33,13 +33,13 @@ def test_the_clip_ends_the_gap_before_the_event(tmp_path):
 
 
 def test_a_clip_may_begin_at_the_first_frame_and_end_at_the_event(tmp_path):
-    view = anticipation(gap_s=0.0).view(write_segments(tmp_path, [[[1, 2, "a"]]]), CLIP, key="k")
+    view = anticipation(gap_s=0.0).view(segment_index(tmp_path, [[[1, 2, "a"]]]), CLIP, key="k")
 
     assert window_frames(view.sample(0)) == range(8)
 
 
 def test_a_clip_of_a_given_rate_and_a_longer_observation_set_the_window(tmp_path):
-    index = write_segments(tmp_path, [[[4, 5, "a"]]])
+    index = segment_index(tmp_path, [[[4, 5, "a"]]])
 
     by_rate = anticipation(gap_s=1.0).view(index, ClipConfig(frames=4, fps=2, size=16), key="k")
     longer = anticipation(gap_s=1.0, observed_s=3.0).view(index, CLIP, key="k")
@@ -50,7 +50,7 @@ def test_a_clip_of_a_given_rate_and_a_longer_observation_set_the_window(tmp_path
 
 
 def test_events_without_a_clip_are_counted_and_logged(tmp_path, caplog):
-    index = write_segments(tmp_path, [[[1.9, 2, "a"], [2, 3, "b"], [5, 6, "b"], [5, 6, "a"]]])
+    index = segment_index(tmp_path, [[[1.9, 2, "a"], [2, 3, "b"], [5, 6, "b"], [5, 6, "a"]]])
     task = anticipation()
 
     with caplog.at_level(logging.WARNING, logger="kinemae"):
@@ -74,7 +74,7 @@ def test_events_without_a_clip_are_counted_and_logged(tmp_path, caplog):
 
 def test_events_that_all_begin_too_early_are_an_error(tmp_path):
     with pytest.raises(DataError, match="got 2 events that begin too early"):
-        anticipation().view(write_segments(tmp_path, [[[1, 2, "a"], [1.5, 2, "b"]]]), CLIP, key="k")
+        anticipation().view(segment_index(tmp_path, [[[1, 2, "a"], [1.5, 2, "b"]]]), CLIP, key="k")
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_events_that_all_begin_too_early_are_an_error(tmp_path):
 )
 def test_invalid_settings_are_errors(tmp_path, args, clip, message):
     with pytest.raises(ValueError, match=message):
-        anticipation(**args).view(write_segments(tmp_path, [[[5, 6, "a"]]]), clip, key="k")
+        anticipation(**args).view(segment_index(tmp_path, [[[5, 6, "a"]]]), clip, key="k")
 
 
 def test_events_that_are_samples_already_are_refused(tmp_path):
-    events = segments_as_samples(write_segments(tmp_path, [[[5, 6, "a"]]]), "events", key="k")
+    events = segments_as_samples(segment_index(tmp_path, [[[5, 6, "a"]]]), "events", key="k")
 
     with pytest.raises(ValueError, match=r"data.segments: expected null for the task anticipation"):
         anticipation().view(events, CLIP, key="k")
@@ -100,8 +100,8 @@ def test_events_that_are_samples_already_are_refused(tmp_path):
 
 def test_a_class_of_validation_that_training_never_saw_is_an_error(tmp_path):
     task = anticipation()
-    task.fit(task.view(write_segments(tmp_path / "a", [[[5, 6, "a"], [6, 7, "b"]]]), CLIP, key="t"), key="t")
-    validation = task.view(write_segments(tmp_path / "b", [[[5, 6, "c"]]]), CLIP, key="v")
+    task.fit(task.view(segment_index(tmp_path / "a", [[[5, 6, "a"], [6, 7, "b"]]]), CLIP, key="t"), key="t")
+    validation = task.view(segment_index(tmp_path / "b", [[[5, 6, "c"]]]), CLIP, key="v")
 
     with pytest.raises(DataError, match="with c"):
         task.read(validation, key="v")

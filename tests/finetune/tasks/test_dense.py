@@ -8,7 +8,7 @@ from torch.nn import functional
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.components import Component
 from kinemae.finetune.tasks.base import SamplePrediction, build_task
-from tests.segment_data import write_segments
+from tests.label_index import segment_index
 
 CELLS = [[[1, 3, "a"], [6, 9, "b"]], [], None, [[2, 7, "b"]]]
 TIME_T = torch.arange(0.5, 8.5, dtype=torch.float64)
@@ -25,7 +25,7 @@ def labels_of(targets, position, time_T=TIME_T):
 
 
 def test_every_frame_has_the_class_of_its_segment_or_the_background(tmp_path):
-    task, targets = fitted(write_segments(tmp_path, CELLS))
+    task, targets = fitted(segment_index(tmp_path, CELLS))
 
     assert task.classes == ("background", "a", "b")
     assert labels_of(targets, 0).argmax(dim=1).tolist() == [0, 1, 1, 0, 0, 0, 2, 2]
@@ -37,14 +37,14 @@ def test_every_frame_has_the_class_of_its_segment_or_the_background(tmp_path):
 
 
 def test_labels_of_a_class_named_background_are_the_background(tmp_path):
-    task, targets = fitted(write_segments(tmp_path, [[[0, 2, "background"], [2, 4, "x"]]]))
+    task, targets = fitted(segment_index(tmp_path, [[[0, 2, "background"], [2, 4, "x"]]]))
 
     assert task.classes == ("background", "x")
     assert labels_of(targets, 0).argmax(dim=1).tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
 
 
 def test_several_classes_may_overlap_only_with_multi_label(tmp_path):
-    index = write_segments(tmp_path, [[[1, 4, "a"], [3, 6, "b"]]])
+    index = segment_index(tmp_path, [[[1, 4, "a"], [3, 6, "b"]]])
 
     task, targets = fitted(index, multi_label=True)
 
@@ -56,13 +56,13 @@ def test_several_classes_may_overlap_only_with_multi_label(tmp_path):
 
 
 def test_an_overlap_of_one_frame_goes_to_the_later_segment(tmp_path):
-    _, targets = fitted(write_segments(tmp_path, [[[1, 3.1, "a"], [3, 5, "b"]]]))
+    _, targets = fitted(segment_index(tmp_path, [[[1, 3.1, "a"], [3, 5, "b"]]]))
 
     assert labels_of(targets, 0, torch.tensor([2.9, 3.05])).argmax(dim=1).tolist() == [1, 2]
 
 
 def test_a_slice_has_the_fraction_or_the_majority_of_its_frames(tmp_path):
-    index = write_segments(tmp_path, [[[3, 8, "a"]]])
+    index = segment_index(tmp_path, [[[3, 8, "a"]]])
     output_1tY = torch.randn(1, 2, 2, generator=torch.Generator().manual_seed(0))
     for slice_target, share in (("fraction", 0.25), ("majority", 0.0)):
         task, targets = fitted(index, slice_target=slice_target)
@@ -77,7 +77,7 @@ def test_a_slice_has_the_fraction_or_the_majority_of_its_frames(tmp_path):
 
 
 def test_outputs_are_interpolated_to_frames(tmp_path):
-    task, targets = fitted(write_segments(tmp_path, [[[3, 8, "a"]]]), resolution="frame")
+    task, targets = fitted(segment_index(tmp_path, [[[3, 8, "a"]]]), resolution="frame")
     clips = targets.of_clips(torch.tensor([0]), TIME_T[None])
     output_1tY = torch.tensor([[[0.0, 0.0], [0.0, 4.0]]])
 
@@ -92,7 +92,7 @@ def test_outputs_are_interpolated_to_frames(tmp_path):
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_a_sample_without_annotation_has_no_loss_and_no_score(tmp_path, multi_label):
-    index = write_segments(tmp_path, CELLS)
+    index = segment_index(tmp_path, CELLS)
     task, targets = fitted(index, multi_label=multi_label)
     output = torch.randn(4, 4, task.outputs)
 
@@ -114,7 +114,7 @@ def perfect_windows(targets, position, task, starts):
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_perfect_windows_give_perfect_scores_far_above_the_floor(tmp_path, multi_label):
-    task, targets = fitted(write_segments(tmp_path, CELLS), multi_label=multi_label)
+    task, targets = fitted(segment_index(tmp_path, CELLS), multi_label=multi_label)
     predictions = []
     for position in range(4):
         output, time_VT = perfect_windows(targets, position, task, [0.0, 2.0, 4.0, 6.0])
@@ -134,7 +134,7 @@ def test_perfect_windows_give_perfect_scores_far_above_the_floor(tmp_path, multi
 
 
 def test_frames_that_no_clip_covers_do_not_count(tmp_path):
-    task, targets = fitted(write_segments(tmp_path, [[[1, 3, "a"], [6, 9, "b"]]]))
+    task, targets = fitted(segment_index(tmp_path, [[[1, 3, "a"], [6, 9, "b"]]]))
     output, time_VT = perfect_windows(targets, 0, task, [0.0])
 
     scores = task.score(
@@ -146,7 +146,7 @@ def test_frames_that_no_clip_covers_do_not_count(tmp_path):
 
 
 def test_clips_without_any_segment_cannot_be_scored(tmp_path):
-    task, targets = fitted(write_segments(tmp_path, [[[8, 9, "a"]]]))
+    task, targets = fitted(segment_index(tmp_path, [[[8, 9, "a"]]]))
     output, time_VT = perfect_windows(targets, 0, task, [0.0])
     values = task.combine(task.predict(output), time_VT)
 
@@ -155,7 +155,7 @@ def test_clips_without_any_segment_cannot_be_scored(tmp_path):
 
 
 def test_score_fps_sets_the_times_of_the_score(tmp_path):
-    task, targets = fitted(write_segments(tmp_path, [[[1, 3, "a"]]]), score_fps=2.0)
+    task, targets = fitted(segment_index(tmp_path, [[[1, 3, "a"]]]), score_fps=2.0)
     output, time_VT = perfect_windows(targets, 0, task, [0.0, 3.0, 6.0])
 
     values = task.combine(task.predict(output), time_VT)
@@ -165,7 +165,7 @@ def test_score_fps_sets_the_times_of_the_score(tmp_path):
 
 
 def test_flipped_classes_swap(tmp_path):
-    task, targets = fitted(write_segments(tmp_path, CELLS))
+    task, targets = fitted(segment_index(tmp_path, CELLS))
     clips = targets.of_clips(torch.tensor([0]), TIME_T[None])
 
     flipped = task.target_flip([["a", "b"]])(clips, torch.tensor([True]))
@@ -188,11 +188,11 @@ def test_invalid_arguments_are_errors(args, message):
 
 def test_a_data_set_with_background_only_is_an_error(tmp_path):
     with pytest.raises(DataError, match="expected segments of a class other than background"):
-        fitted(write_segments(tmp_path, [[[1, 3, "background"]]]))
+        fitted(segment_index(tmp_path, [[[1, 3, "background"]]]))
 
 
 def test_the_prediction_keeps_its_times(tmp_path):
-    task, targets = fitted(write_segments(tmp_path, CELLS), resolution="frame")
+    task, targets = fitted(segment_index(tmp_path, CELLS), resolution="frame")
     output, time_VT = perfect_windows(targets, 0, task, [0.0, 2.0])
 
     values = task.combine(task.predict(output), time_VT)

@@ -9,7 +9,7 @@ from kinemae.data_tools.components import Component
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.finetune.heads.base import Features, build_head
 from kinemae.finetune.tasks.base import SamplePrediction, build_task
-from tests.segment_data import write_segments
+from tests.label_index import segment_index
 
 CELLS = [[[1, 3, "a"], [6, 9, "b"]], [], None, [[2, 7, "b"]]]
 CLIP = ClipConfig(frames=16, stride=5, size=16)  # 80 frames: the whole video of 10 s
@@ -29,7 +29,7 @@ def pyramid_output(outputs, clips=1):
 
 
 def test_targets_are_fractions_of_the_clip(tmp_path):
-    _, targets = fitted(write_segments(tmp_path, CELLS))
+    _, targets = fitted(segment_index(tmp_path, CELLS))
     first_half_T = WHOLE_T / 2
 
     clips = targets.of_clips(torch.tensor([0, 0, 1, 2]), torch.stack([WHOLE_T, first_half_T] + [WHOLE_T] * 2))
@@ -41,7 +41,7 @@ def test_targets_are_fractions_of_the_clip(tmp_path):
 
 
 def test_a_segment_that_the_clip_cuts_is_shortened_or_ignored(tmp_path):
-    index = write_segments(tmp_path, [[[4, 7, "a"], [3, 6, "a"]]])
+    index = segment_index(tmp_path, [[[4, 7, "a"], [3, 6, "a"]]])
     time_1T = WHOLE_T[None] / 2  # 0 to 5 s
 
     most = fitted(index)[1].of_clips(torch.tensor([0]), time_1T)
@@ -52,7 +52,7 @@ def test_a_segment_that_the_clip_cuts_is_shortened_or_ignored(tmp_path):
 
 
 def test_a_clip_that_could_not_be_read_has_no_segment(tmp_path):
-    _, targets = fitted(write_segments(tmp_path, CELLS))
+    _, targets = fitted(segment_index(tmp_path, CELLS))
 
     clips = targets.of_clips(torch.tensor([0]), torch.full((1, 16), torch.nan, dtype=torch.float64))
 
@@ -61,7 +61,7 @@ def test_a_clip_that_could_not_be_read_has_no_segment(tmp_path):
 
 def test_the_loss_of_a_clip_does_not_depend_on_others_and_is_0_without_annotation(tmp_path):
     torch.manual_seed(0)
-    task, targets = fitted(write_segments(tmp_path, CELLS))
+    task, targets = fitted(segment_index(tmp_path, CELLS))
     output, clips = pyramid_output(2, 4), targets.of_clips(torch.arange(4), WHOLE_T.expand(4, -1))
 
     loss_B = task.loss(output, clips)
@@ -80,7 +80,7 @@ def test_the_loss_of_a_clip_does_not_depend_on_others_and_is_0_without_annotatio
 
 
 def test_flipped_classes_swap_and_padding_stays(tmp_path):
-    task, targets = fitted(write_segments(tmp_path, CELLS))
+    task, targets = fitted(segment_index(tmp_path, CELLS))
     clips = targets.of_clips(torch.tensor([0, 3]), WHOLE_T.expand(2, -1))
 
     flipped = task.target_flip([["a", "b"]])(clips, torch.tensor([True, True]))
@@ -104,7 +104,7 @@ def learned(task, targets, time_VT, position):
 
 def test_minimizing_the_loss_finds_the_segments_over_several_windows(tmp_path):
     torch.manual_seed(0)
-    index = write_segments(tmp_path, [[[1, 3, "a"], [6, 9, "b"]]])
+    index = segment_index(tmp_path, [[[1, 3, "a"], [6, 9, "b"]]])
     task, targets = fitted(index, min_visible=0.75)  # the second window shows half of b
     windows = torch.stack([WHOLE_T / 2, WHOLE_T / 2 + 2.5, WHOLE_T / 2 + 5])
 
@@ -120,7 +120,7 @@ def test_minimizing_the_loss_finds_the_segments_over_several_windows(tmp_path):
 
 
 def test_the_floor_is_one_segment_of_the_most_frequent_class(tmp_path):
-    index = write_segments(tmp_path, [[[0, 10, "b"]], [[0, 10, "a"]], [[0, 10, "b"]]])
+    index = segment_index(tmp_path, [[[0, 10, "b"]], [[0, 10, "a"]], [[0, 10, "b"]]])
     task, targets = fitted(index, tious=[0.5])
     nothing = {"time_s": np.zeros((0, 2)), "score": np.zeros(0), "class": np.zeros(0, dtype=np.int64)}
 
@@ -136,7 +136,7 @@ def test_the_floor_is_one_segment_of_the_most_frequent_class(tmp_path):
 
 
 def test_videos_without_segments_cannot_be_scored(tmp_path):
-    task, targets = fitted(write_segments(tmp_path, CELLS))
+    task, targets = fitted(segment_index(tmp_path, CELLS))
 
     with pytest.raises(DataError, match="expected readable validation videos with segments"):
         task.score([SamplePrediction(position=2, key="k", values={"time_s": np.zeros((0, 2))})], targets)
@@ -165,4 +165,4 @@ def test_clips_that_loop_are_refused(tmp_path, name):
     task = build_task(Component(name=name, args={"segments": "events"}))
 
     with pytest.raises(ValueError, match=r"clip.short_video must be hold for labels over time, got 'loop'"):
-        task.view(write_segments(tmp_path, CELLS), ClipConfig(short_video="loop"), key="k")
+        task.view(segment_index(tmp_path, CELLS), ClipConfig(short_video="loop"), key="k")
