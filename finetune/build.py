@@ -21,6 +21,7 @@ from kinemae.pretrain.exported_model import (
     check_same_encoder,
     load_description,
     load_encoder,
+    with_clip,
 )
 from kinemae.pretrain.model.sizes import EncoderShape, ModelConfig
 from kinemae.pretrain.model.tokens import TokenGrid
@@ -119,14 +120,11 @@ def _describe_exported(config: FinetuneConfig) -> EncoderDescription:
         pairs[f"model.size={model.size}, depth"] = (sized.depth, shape.depth)
     given = {key: pair for key, pair in pairs.items() if pair[0] is not None}
     check_same_encoder(f"encoder={config.encoder}", given)
-    frames = description.frames if config.clip.frames is None else config.clip.frames
-    size = description.size if config.clip.size is None else config.clip.size
-    return replace(
+    return with_clip(
         description,
+        frames=config.clip.frames,
+        size=config.clip.size,
         **frame_sampling(config.clip),
-        frames=frames,
-        size=size,
-        grid=TokenGrid.of(frames, size, shape.patch),
         trained_by={} if config.from_scratch else description.trained_by,
     )
 

@@ -26,7 +26,14 @@ from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import Task, build_task
 from kinemae.finetune.tasks.classification import Classification
 from kinemae.finetune.token_reduction import TokenReduction
-from kinemae.pretrain.exported_model import EncoderDescription, load_encoder, save_encoder
+from kinemae.pretrain.exported_model import (
+    EncoderDescription,
+    load_description,
+    load_encoder,
+    save_encoder,
+    with_clip,
+)
+from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.serialization import check_format, read_record, save_weights
 
 FORMAT = 3
@@ -80,18 +87,26 @@ def save_model(
     atomic_write_text(folder / DESCRIPTION, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def load_model(folder: Path, *, token_reduction: TokenReduction | None = None) -> FinetunedModel:
+def load_model(
+    folder: Path,
+    *,
+    token_reduction: TokenReduction | None = None,
+    frames: int | None = None,
+    size: int | None = None,
+) -> FinetunedModel:
     """Load a fine-tuned model in evaluation mode.
 
     Args:
         token_reduction: replaces the one of the training; None keeps it.
+        frames, size: of other clips, to which positions are resampled; None for those of the model. With
+            several chunks per clip, `frames` is that of all chunks.
 
     Raises:
         CheckpointError: a file is missing, damaged, of another format, or does not match the others.
-        ValueError: the encoder does not support the given token reduction.
+        ValueError: the encoder does not support the given token reduction or clips.
     """
     content = _read_description(folder / DESCRIPTION)
-    encoder, description = load_encoder(folder)
+    encoder, description = _load_encoder(folder, content, frames, size)
     try:
         task_component, task = _read_task(content["task"])
         component = read_record(Component, content["head"], "head")
@@ -124,6 +139,19 @@ def load_model(folder: Path, *, token_reduction: TokenReduction | None = None) -
     )
     description = replace(description, shape=model.encoder.shape)
     return FinetunedModel(model=model.eval(), description=description, task=task_component)
+
+
+def _load_encoder(
+    folder: Path, content: dict[str, Any], frames: int | None, size: int | None
+) -> tuple[Encoder, EncoderDescription]:
+    """Load the encoder for clips of another size; `frames` are those of all chunks."""
+    chunks = int(content.get("chunks", 1))
+    if frames is not None and frames % chunks:
+        raise ValueError(f"frames: expected a multiple of the model's {chunks} chunks per clip, got {frames}")
+    chunk_frames = None if frames is None else frames // chunks
+    description = with_clip(load_description(folder), frames=chunk_frames, size=size)
+    encoder, _ = load_encoder(folder, grid=description.grid)
+    return encoder, description
 
 
 def load_task(folder: Path) -> Task:

@@ -205,7 +205,9 @@ def _check_task(task: Task, encoder: Encoder, pruning: Pruning, *, is_mixed: boo
         )
 
 
-def block_numbers(layers: Sequence[int | float], depth: int) -> tuple[int, ...]:
+def block_numbers(
+    layers: Sequence[int | float], depth: int, *, key: str = "head.args.layers"
+) -> tuple[int, ...]:
     """Convert the blocks that a head reads to numbers from 0; see `Head.layers`.
 
     Raises:
@@ -215,7 +217,7 @@ def block_numbers(layers: Sequence[int | float], depth: int) -> tuple[int, ...]:
     for number in numbers:
         if not -depth <= number < depth:
             raise ValueError(
-                f"head.args.layers: expected blocks from 0 to {depth - 1}, from -{depth} to -1, or fractions "
+                f"{key}: expected blocks from 0 to {depth - 1}, from -{depth} to -1, or fractions "
                 f"of the depth, got {number}; fix: choose among these"
             )
     return tuple(number % depth for number in numbers)

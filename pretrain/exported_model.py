@@ -3,7 +3,7 @@
 The decoder is only needed to continue pretraining and for files of other projects that hold both.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,6 +165,27 @@ def load_description(folder: Path) -> EncoderDescription:
         CheckpointError: the file is missing, damaged, of another format, or describes no valid encoder.
     """
     return _read_encoder(folder)[0]
+
+
+def with_clip(
+    description: EncoderDescription,
+    *,
+    frames: int | None = None,
+    size: int | None = None,
+    **changes: Any,
+) -> EncoderDescription:
+    """Describe the same encoder for other clips, to which its positions are resampled.
+
+    Args:
+        frames, size: of a clip; None for those of the description.
+        changes: other fields.
+
+    Raises:
+        ValueError: the clip is not a whole number of patches.
+    """
+    frames, size = frames or description.frames, size or description.size
+    grid = TokenGrid.of(frames, size, description.shape.patch)
+    return replace(description, frames=frames, size=size, grid=grid, **changes)
 
 
 def build_encoder(

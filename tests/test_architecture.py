@@ -53,6 +53,7 @@ OWNERS = {
     "torch.distributed": {"launch/doctor/probe/group.py", "pretrain/runtime/processes.py"},
     "peft": {"finetune/adapt/lora.py"},
     "jinja2": {"data_tools/report/render.py"},
+    "huggingface_hub": {"finetune/inference/hub.py"},
     "torchmetrics": {"finetune/metrics/multilabel.py", "finetune/metrics/ordinal.py"},
     "sklearn": {"finetune/metrics/regression.py", "finetune/probe/logistic.py"},
     "pickle": {"finetune/conversion/read_weights.py"},  # only the name of its error
@@ -180,7 +181,7 @@ def test_pyproject_lists_every_package(repo: Path) -> None:
 
 def test_every_imported_library_is_a_declared_dependency(repo: Path) -> None:
     project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
-    extras = [project["optional-dependencies"][name] for name in ("s3", "http", "lora")]
+    extras = [project["optional-dependencies"][name] for name in ("s3", "http", "hub", "lora")]
     declared = {re.split(r"[<>=\[ ]", given)[0] for given in sum(extras, project["dependencies"])}
     names = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "sklearn": "scikit-learn"}
     for path, tree in sources(repo):

@@ -52,6 +52,14 @@ def evaluation_views(height: int, width: int, crops: int) -> list[View]:
     return views
 
 
+def centre_square(frame_HWC: np.ndarray, size: int) -> np.ndarray:
+    """Crop the centre view of evaluation out of an RGB frame, and resize it."""
+    (view,) = evaluation_views(*frame_HWC.shape[:2], 1)
+    crop = view.crop
+    square_HWC = frame_HWC[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    return cv2.resize(square_HWC, (size, size), interpolation=_interpolation(crop.height / size))
+
+
 def even(crop: Crop) -> Crop:
     """Round the edges of a crop to even pixels, on which chroma lies; the result is never empty."""
     return Crop(
@@ -121,6 +129,10 @@ def _plane_crops(view: View, memory: Sequence[np.ndarray]) -> list[_PlaneCrop]:
         bottom, right = -(-(crop.top + crop.height) // divisor), -(-(crop.left + crop.width) // divisor)
         height, width = array.shape[2:4]
         shrink = max((bottom - top) / height, (right - left) / width)
-        how = cv2.INTER_LINEAR if shrink <= _MAX_LINEAR_SHRINK else cv2.INTER_AREA
+        how = _interpolation(shrink)
         crops.append(_PlaneCrop(slice(top, bottom), slice(left, right), (width, height), how, view.flip))
     return crops
+
+
+def _interpolation(shrink: float) -> int:
+    return cv2.INTER_LINEAR if shrink <= _MAX_LINEAR_SHRINK else cv2.INTER_AREA

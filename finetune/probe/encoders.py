@@ -3,7 +3,7 @@
 import glob
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,10 +22,10 @@ from kinemae.pretrain.exported_model import (
     build_encoder,
     load_description,
     load_encoder,
+    with_clip,
 )
 from kinemae.pretrain.folder_kinds import exported_in
 from kinemae.pretrain.model.encoder import Encoder
-from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.runtime.checkpoint_files import list_checkpoints
 
 
@@ -86,7 +86,9 @@ def find_encoders(
                 folder=folder,
                 name=name,
                 step=_step(folder, description),
-                description=_with_clip(description, clip),
+                description=with_clip(
+                    description, frames=clip.frames, size=clip.size, **frame_sampling(clip)
+                ),
                 is_random=is_random,
                 seed=seed,
             )
@@ -141,15 +143,3 @@ def _step(folder: Path, description: EncoderDescription) -> int | None:
         return int(folder.name.removeprefix("step-"))
     steps = description.trained_by.get("steps")
     return steps if isinstance(steps, int) else None
-
-
-def _with_clip(description: EncoderDescription, clip: FinetuneClip) -> EncoderDescription:
-    frames = description.frames if clip.frames is None else clip.frames
-    size = description.size if clip.size is None else clip.size
-    return replace(
-        description,
-        **frame_sampling(clip),
-        frames=frames,
-        size=size,
-        grid=TokenGrid.of(frames, size, description.shape.patch),
-    )

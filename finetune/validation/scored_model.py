@@ -12,8 +12,13 @@ from kinemae.pretrain.folder_kinds import MODEL_FOLDER
 from kinemae.pretrain.runtime.validation import FILE
 
 
-def load_scored_model(config: FinetuneConfig, run_dir: Path) -> tuple[FinetunedModel, dict[str, Any]]:
+def load_scored_model(
+    config: FinetuneConfig, run_dir: Path, *, frames: int | None = None, size: int | None = None
+) -> tuple[FinetunedModel, dict[str, Any]]:
     """Load the best or the last model of a run, chosen by `evaluate.checkpoint`.
+
+    Args:
+        frames, size: see `load_model`.
 
     Returns:
         The model, and the entries "checkpoint" and "selection" of its result.
@@ -29,7 +34,7 @@ def load_scored_model(config: FinetuneConfig, run_dir: Path) -> tuple[FinetunedM
         )
     is_best = config.scores_best and line is not None
     folder = run_dir / (BEST_FOLDER if is_best else MODEL_FOLDER)
-    finetuned = load_model(folder, token_reduction=config.token_reduction)
+    finetuned = load_model(folder, token_reduction=config.token_reduction, frames=frames, size=size)
     steps = finetuned.description.trained_by.get("steps")
     checkpoint = {"name": "best" if is_best else "last", "steps": steps}
     return finetuned, {"checkpoint": checkpoint, "selection": _selection(config, run_dir, is_best=is_best)}
