@@ -79,7 +79,7 @@ class SourceState:
     size: int
 
 
-def transcode(
+def transcode(  # noqa: PLR0913 - keyword-only, except for the inputs
     jobs: Sequence[Job],
     layout: Layout,
     work: Path,
@@ -87,6 +87,7 @@ def transcode(
     workers: int,
     is_sharded: Callable[[str], bool],
     timeout_s: float = TIMEOUT_S,
+    what: str = "store",
 ) -> list[TranscodeResult]:
     """Store all videos; returns the results in order.
 
@@ -95,6 +96,7 @@ def transcode(
             size and modification time and its files are in the spool.
         is_sharded: whether a finished shard holds the sample of a key, which need not be in the spool.
         timeout_s: see `imap_unordered`.
+        what: name of the work in progress lines.
 
     Raises:
         StorageUnavailable: a source cannot be read now; the video is not rejected.
@@ -120,7 +122,7 @@ def transcode(
         on_failure=_failed,
         timeout_s=timeout_s,
     )
-    shown = progress(done, total=len(new), what="store")
+    shown = progress(done, total=len(new), what=what)
     results = collect_results(work / LOG_NAME, known, [state.stamp for state, _ in new], shown)
     return [results[state.stamp] for state in states]
 

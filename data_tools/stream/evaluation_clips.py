@@ -1,7 +1,8 @@
 """Multi-view evaluation: all views of a video in one item, or in several items if the video is long."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 
 import numpy as np
 import torch
@@ -14,10 +15,17 @@ from kinemae.data_tools.stream.frame_sampling import (
     ClipConfig,
     SlidingClips,
     evaluation_timestamps_s,
+    last_frame_s,
     sliding_clip_count,
 )
-from kinemae.data_tools.stream.video_reader import decode_sample, error_context, skip_quarantined
+from kinemae.data_tools.stream.video_reader import (
+    decode_sample,
+    error_context,
+    skip_quarantined,
+    whole_file,
+)
 from kinemae.data_tools.stream.views import View, crop_views, evaluation_views
+from kinemae.data_tools.stream.yuv_planes import YuvFrame, yuv_frames_in_sequence
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, YuvClips, split_in_time
 
 _BYTES_PER_ITEM = 64 << 20  # of planes; sliding clips that need more are divided, so memory stays bounded
@@ -82,31 +90,53 @@ class EvaluationVideos:
         self, number: int, *, quarantined: Mapping[str, str], on_sample: Callable[[str], None]
     ) -> EvaluationItem:
         """Read the views of a video, or of a part of it; see `worker.ItemReader`."""
-        position, part, parts = self._locate(number)
+        position, part, parts = self.locate(number)
         sample = self.index.sample(position)
-        count = self._clip_count(sample)
-        chosen = range(count)[part * count // parts : (part + 1) * count // parts]
-        skipped = None
+        clips_s = self._clips_s(sample, part, parts)
         try:
             skip_quarantined(sample.key, quarantined, on_sample)
-            pixels, time_VT = self._views(sample, count, chosen)
+            with error_context(sample):
+                pixels = self._empty(clips_s)
+                frames = decode_sample(self.index, sample, list(chain(*clips_s)))
+                crop_views(frames, self._choose, pixels)
         except BadVideo as error:
-            skipped = SkippedClip(key=sample.key, reason=str(error))
-            views = len(chosen) * self.spatial_crops
-            pixels = YuvClips.empty(views, self.clip.frames, self.clip.size)
-            time_VT = torch.full((views, self.clip.frames), float("nan"), dtype=torch.float64)
-        return EvaluationItem(
-            pixels=pixels,
-            time_VT=time_VT,
-            label=sample.label,
-            key=sample.key,
-            position=position,
-            skipped=skipped,
-            part=part,
-            parts=parts,
-        )
+            return self._item(number, clips_s, str(error))
+        return self._item(number, clips_s, pixels)
 
-    def _locate(self, number: int) -> tuple[int, int, int]:
+    def read_in_sequence(self, numbers: Sequence[int]) -> Iterator[EvaluationItem]:
+        """Read items of one video that is a whole file, which is decoded once from its beginning.
+
+        Memory holds one frame and the items that are not complete.
+
+        Args:
+            numbers: in ascending order.
+        """
+        position, _, parts = self.locate(numbers[0])
+        sample = self.index.sample(position)
+        clips = {number: self._clips_s(sample, self.locate(number)[1], parts) for number in numbers}
+        order = sorted(
+            (time_s, number, place)
+            for number, clips_s in clips.items()
+            for place, time_s in enumerate(chain(*clips_s))
+        )
+        missing = {number: len(clips_s) * self.clip.frames for number, clips_s in clips.items()}
+        pixels: dict[int, YuvClips] = {}
+        try:
+            with error_context(sample):
+                for frame, positions in self._frames_in_sequence(sample, [time_s for time_s, _, _ in order]):
+                    shown = sorted(order[position][1:] for position in positions)
+                    for number, places in groupby(shown, key=lambda each: each[0]):
+                        at = [place for _, place in places]
+                        pixels.setdefault(number, self._empty(clips[number]))
+                        crop_views([(frame, at)], self._choose, pixels[number])
+                        missing[number] -= len(at)
+                        if not missing[number]:
+                            yield self._item(number, clips.pop(number), pixels.pop(number))
+        except BadVideo as error:
+            for number, clips_s in clips.items():
+                yield self._item(number, clips_s, str(error))
+
+    def locate(self, number: int) -> tuple[int, int, int]:
         """Position of an item's sample, number of the part, and parts of the video."""
         if self._ends is None:
             return self.positions[number], 0, 1
@@ -122,17 +152,46 @@ class EvaluationVideos:
     def _parts(self, clips: int) -> int:
         return -(-clips // self._clips_per_part)
 
-    def _views(self, sample: Sample, count: int, chosen: range) -> tuple[Pixels, Tensor]:
-        """Decode the chosen ones of `count` clips at once, as one long clip for each crop, and split it."""
-        with error_context(sample):
-            clips = evaluation_timestamps_s(sample, self.clip, temporal_clips=count)
-            clips = clips[chosen.start : chosen.stop]
-            timestamps_s = [timestamp_s for clip in clips for timestamp_s in clip]
-            pixels = YuvClips.empty(self.spatial_crops, len(timestamps_s), self.clip.size)
+    def _clips_s(self, sample: Sample, part: int, parts: int) -> list[list[float]]:
+        """Timestamps of the clips of a part."""
+        count = self._clip_count(sample)
+        clips_s = evaluation_timestamps_s(sample, self.clip, temporal_clips=count)
+        return clips_s[part * count // parts : (part + 1) * count // parts]
 
-            def choose(height: int, width: int) -> list[View]:
-                return evaluation_views(height, width, self.spatial_crops)
+    def _frames_in_sequence(
+        self, sample: Sample, ascending_s: list[float]
+    ) -> Iterator[tuple[YuvFrame, Sequence[int]]]:
+        file = whole_file(self.index, sample)
+        assert file is not None
+        last_s = last_frame_s(sample.frames, sample.duration_s)
+        return yuv_frames_in_sequence(file, ascending_s, last_frame_s=last_s)
 
-            crop_views(decode_sample(self.index, sample, timestamps_s), choose, pixels)
-            time_VT = torch.tensor(clips, dtype=torch.float64).repeat_interleave(self.spatial_crops, dim=0)
-            return split_in_time(pixels, len(clips)), time_VT
+    def _empty(self, clips_s: Sequence[Sequence[float]]) -> YuvClips:
+        """The clips as one long clip for each crop; `_item` splits them."""
+        return YuvClips.empty(self.spatial_crops, len(clips_s) * self.clip.frames, self.clip.size)
+
+    def _choose(self, height: int, width: int) -> list[View]:
+        return evaluation_views(height, width, self.spatial_crops)
+
+    def _item(self, number: int, clips_s: list[list[float]], pixels: YuvClips | str) -> EvaluationItem:
+        """Make an item of its clips, or of the reason why they could not be read."""
+        position, part, parts = self.locate(number)
+        sample = self.index.sample(position)
+        time_VT = torch.tensor(clips_s, dtype=torch.float64).repeat_interleave(self.spatial_crops, dim=0)
+        skipped = None
+        if isinstance(pixels, str):
+            skipped = SkippedClip(key=sample.key, reason=pixels)
+            views: Pixels = YuvClips.empty(len(time_VT), self.clip.frames, self.clip.size)
+            time_VT = torch.full_like(time_VT, float("nan"))
+        else:
+            views = split_in_time(pixels, len(clips_s))
+        return EvaluationItem(
+            pixels=views,
+            time_VT=time_VT,
+            label=sample.label,
+            key=sample.key,
+            position=position,
+            skipped=skipped,
+            part=part,
+            parts=parts,
+        )

@@ -16,6 +16,7 @@ the beginning if the container gives no reliable key frame.
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
+from pathlib import Path
 
 import av
 from av.container import InputContainer
@@ -23,9 +24,11 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from kinemae.data_tools.files import open_regular
 from kinemae.data_tools.stream.container import (
     SLACK_S,
     BadVideo,
+    ffmpeg_errors,
     frames_after_seek,
     key_frame_may_precede,
     open_container,
@@ -47,7 +50,7 @@ class _NotApplicable(Exception):
 
 
 def frames_at(
-    video: bytes, timestamps_s: Sequence[float], *, last_frame_s: float | None = None
+    video: bytes | Path, timestamps_s: Sequence[float], *, last_frame_s: float | None = None
 ) -> Iterator[tuple[VideoFrame, list[int], VideoStream]]:
     """Decode each frame that is on screen at a timestamp, with the positions of those timestamps.
 
@@ -55,6 +58,7 @@ def frames_at(
     stream.
 
     Args:
+        video: its bytes or its file.
         timestamps_s: seconds from the first frame on screen, in any order, repeats allowed.
         last_frame_s: time of the last frame according to the index.
 
@@ -78,9 +82,23 @@ def frames_at(
     raise BadVideo("a frame of it is damaged")
 
 
-def _by_packets(video: bytes, times_s: list[float], last_frame_s: float | None) -> _Decoded:
+def frames_in_sequence(
+    video: bytes | Path, ascending_s: Sequence[float], *, last_frame_s: float | None = None
+) -> Iterator[tuple[VideoFrame, Sequence[int], VideoStream]]:
+    """Decode a video once from its beginning; see `frames_at`. Each position is yielded once, in order.
+
+    Args:
+        ascending_s: timestamps in ascending order.
+    """
+    for frame, positions, stream in _from_start(video, list(ascending_s), last_frame_s):
+        if frame.is_corrupt:
+            raise BadVideo("a frame of it is damaged")
+        yield frame, positions, stream
+
+
+def _by_packets(video: bytes | Path, times_s: list[float], last_frame_s: float | None) -> _Decoded:
     """Decode by a plan made from the packets of an mp4 file."""
-    if video[4:8] != _MP4:
+    if _head(video)[4:] != _MP4:
         raise _NotApplicable
     with open_container(video, by_index=True) as (container, stream):
         packets = container.demux(stream)
@@ -103,15 +121,17 @@ def _by_packets(video: bytes, times_s: list[float], last_frame_s: float | None) 
             yield from _decode_packets(stream, found, places)
 
 
-def _after_seek(video: bytes, times_s: list[float], last_frame_s: float | None) -> _Decoded:
+def _after_seek(video: bytes | Path, times_s: list[float], last_frame_s: float | None) -> _Decoded:
     return _in_order(video, times_s, last_frame_s, seek=True)
 
 
-def _from_start(video: bytes, times_s: list[float], last_frame_s: float | None) -> _Decoded:
+def _from_start(video: bytes | Path, times_s: list[float], last_frame_s: float | None) -> _Decoded:
     return _in_order(video, times_s, last_frame_s, seek=False)
 
 
-def _in_order(video: bytes, times_s: list[float], last_frame_s: float | None, *, seek: bool) -> _Decoded:
+def _in_order(
+    video: bytes | Path, times_s: list[float], last_frame_s: float | None, *, seek: bool
+) -> _Decoded:
     """Decode every frame in order; a frame is on screen until the next one."""
     with open_video(video) as opened:
         frames: Iterator[VideoFrame] | None = chain([opened.first], opened.rest)
@@ -135,6 +155,13 @@ def _in_order(video: bytes, times_s: list[float], last_frame_s: float | None, *,
             raise _NotApplicable
         _check_end(opened.start_s(shown), times_s[-1], last_frame_s)
         yield shown, range(done, len(times_s)), opened.stream
+
+
+def _head(video: bytes | Path) -> bytes:
+    if isinstance(video, bytes):
+        return video[:8]
+    with ffmpeg_errors(), open_regular(video) as file:
+        return file.read(8)
 
 
 def _is_h264(stream: VideoStream) -> bool:

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 
 from kinemae.data_tools import heartbeat
 from kinemae.data_tools.command import Stopped
@@ -18,6 +19,7 @@ from kinemae.data_tools.stream.frame_sampling import last_frame_s
 from kinemae.data_tools.stream.yuv_planes import YuvFrame, yuv_frames_at
 
 _MAX_OPEN_SHARDS = 64
+_MAX_IN_MEMORY = 256 << 20  # bytes of a file
 
 
 def read_video(index: ShardIndex, sample: Sample) -> bytes:
@@ -40,8 +42,34 @@ def decode_sample(
     Raises:
         BadVideo: the bytes or the frames do not match the index.
     """
-    video = read_video(index, sample)
+    file = whole_file(index, sample) if sample.length > _MAX_IN_MEMORY else None
+    video = read_video(index, sample) if file is None else file
     return yuv_frames_at(video, timestamps_s, last_frame_s=last_frame_s(sample.frames, sample.duration_s))
+
+
+def is_whole_file(index: ShardIndex, sample: Sample) -> bool:
+    """Check whether a sample is a whole local file and not a part of a tar."""
+    is_local = index.shard_location(sample).path is not None
+    return is_local and sample.length == index.shards[sample.shard].bytes
+
+
+def whole_file(index: ShardIndex, sample: Sample) -> Path | None:
+    """The file of a sample that is a whole local file, which need not be read into memory; else None.
+
+    Raises:
+        BadVideo: the file is missing or has another size.
+    """
+    path = index.shard_location(sample).path
+    if path is None or not is_whole_file(index, sample):
+        return None
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise_if_outage(error, f"sample {sample.key} cannot be read", path)
+        raise BadVideo(f"sample {sample.key} cannot be read: {error.strerror}") from error
+    if size != sample.length:
+        raise BadVideo(f"sample {sample.key} was changed: {size} instead of {sample.length} bytes")
+    return path
 
 
 def skip_quarantined(key: str, quarantined: Mapping[str, str], on_sample: Callable[[str], None]) -> None:

@@ -5,18 +5,23 @@ converted by FFmpeg one at a time and keep their matrix and range; alpha is drop
 than the first is fitted into the first's with black borders.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, VideoReformatter
+from av.video.stream import VideoStream
 
 from kinemae.data_tools.stream.container import ffmpeg_errors
-from kinemae.data_tools.stream.frame_decoder import frames_at
+from kinemae.data_tools.stream.frame_decoder import frames_at, frames_in_sequence
 from kinemae.data_tools.stream.geometry import fitted_size, pixel_aspect, rotation, square_size
 from kinemae.data_tools.stream.yuv_to_rgb import colour_coefficients
+
+Places = TypeVar("Places", bound=Sequence[int])
 
 _DIRECT_FORMATS = ("yuv420p", "yuvj420p")
 # Luma weights of red and blue (Kr, Kb) by FFmpeg's number of the matrix; BT.601 is the default, as in FFmpeg.
@@ -57,7 +62,7 @@ def luma_weights(matrix: int) -> tuple[float, float]:
 
 
 def yuv_frames_at(
-    video: bytes, timestamps_s: Sequence[float], *, last_frame_s: float | None = None
+    video: bytes | Path, timestamps_s: Sequence[float], *, last_frame_s: float | None = None
 ) -> Iterator[tuple[YuvFrame, list[int]]]:
     """Decode each frame that is on screen at a timestamp, with the positions of those timestamps.
 
@@ -69,9 +74,22 @@ def yuv_frames_at(
     Raises:
         BadVideo: the video cannot be read, or it ends before `last_frame_s`.
     """
+    return _yuv_frames(frames_at(video, timestamps_s, last_frame_s=last_frame_s))
+
+
+def yuv_frames_in_sequence(
+    video: bytes | Path, ascending_s: Sequence[float], *, last_frame_s: float | None = None
+) -> Iterator[tuple[YuvFrame, Sequence[int]]]:
+    """Decode a video once from its beginning; see `frames_in_sequence` and `yuv_frames_at`."""
+    return _yuv_frames(frames_in_sequence(video, ascending_s, last_frame_s=last_frame_s))
+
+
+def _yuv_frames(
+    decoded: Iterable[tuple[VideoFrame, Places, VideoStream]],
+) -> Iterator[tuple[YuvFrame, Places]]:
     converter: _Converter | None = None
     with ffmpeg_errors():
-        for frame, places, stream in frames_at(video, timestamps_s, last_frame_s=last_frame_s):
+        for frame, places, stream in decoded:
             converter = converter or _Converter(frame, pixel_aspect(stream))
             yield converter.convert(frame), places
 
