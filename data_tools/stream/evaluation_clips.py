@@ -96,12 +96,9 @@ class EvaluationVideos:
         try:
             skip_quarantined(sample.key, quarantined, on_sample)
             with error_context(sample):
-                pixels = self._empty(clips_s)
-                frames = decode_sample(self.index, sample, list(chain(*clips_s)))
-                crop_views(frames, self._choose, pixels)
+                return self._item(number, clips_s, self._views(sample, clips_s))
         except BadVideo as error:
             return self._item(number, clips_s, str(error))
-        return self._item(number, clips_s, pixels)
 
     def read_in_sequence(self, numbers: Sequence[int]) -> Iterator[EvaluationItem]:
         """Read items of one video that is a whole file, which is decoded once from its beginning.
@@ -157,6 +154,13 @@ class EvaluationVideos:
         count = self._clip_count(sample)
         clips_s = evaluation_timestamps_s(sample, self.clip, temporal_clips=count)
         return clips_s[part * count // parts : (part + 1) * count // parts]
+
+    def _views(self, sample: Sample, clips_s: list[list[float]]) -> YuvClips:
+        """Decode clips at once, see `_empty`."""
+        pixels = self._empty(clips_s)
+        frames = decode_sample(self.index, sample, list(chain(*clips_s)))
+        crop_views(frames, self._choose, pixels)
+        return pixels
 
     def _frames_in_sequence(
         self, sample: Sample, ascending_s: list[float]
