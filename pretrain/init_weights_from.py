@@ -24,6 +24,7 @@ _KEYS = {
     "run_lengths": "pruning (number of run lengths)",
     "scorer": "pruning (learned or not)",
     "final_norm": "final norm (required in pretraining)",
+    "norm": "norm (layer in pretraining)",
 }
 
 

@@ -57,7 +57,7 @@ def huggingface_pretraining(size: str) -> VideoMAEForPreTraining:
     """Make a pretraining model with random weights and biases and VideoMAE's epsilon."""
     torch.manual_seed(0)
     config = VideoMAEConfig(**SIZES[size], layer_norm_eps=1e-6, use_mean_pooling=False)
-    model = _randomised(VideoMAEForPreTraining(config))
+    model = randomised(VideoMAEForPreTraining(config))
     model.decoder.norm.eps = 1e-6  # not in the config: transformers leaves PyTorch's 1e-5
     return model
 
@@ -66,12 +66,12 @@ def huggingface_classification(size: str, classes: int) -> VideoMAEForVideoClass
     """Make a classification model with random weights and biases and VideoMAE's epsilon."""
     torch.manual_seed(0)
     config = VideoMAEConfig(**SIZES[size], layer_norm_eps=1e-6, num_labels=classes)
-    model = _randomised(VideoMAEForVideoClassification(config))
+    model = randomised(VideoMAEForVideoClassification(config))
     model.fc_norm.eps = 1e-6
     return model
 
 
-def _randomised(model: Any) -> Any:
+def randomised(model: Any) -> Any:
     """Set biases and norms to random values, and keep the other weights."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -124,6 +124,7 @@ def _renamed(name: str, encoder: str) -> str:
 
 def imported(path: Path, options: ImportOptions | None = None, *, allow_partial: bool = False) -> ModelBundle:
     """Import a checkpoint as the command does."""
-    bundle = convert(load_checkpoint(path), options or ImportOptions(), allow_partial=allow_partial)
+    options = options or ImportOptions()
+    bundle = convert(load_checkpoint(path, key=options.key), options, allow_partial=allow_partial)
     bundle.encoder.eval()
     return bundle

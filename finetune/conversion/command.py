@@ -20,13 +20,26 @@ from kinemae.finetune.conversion.model_bundle import ModelBundle, load_bundle, s
 from kinemae.finetune.conversion.options import ImportOptions
 from kinemae.finetune.conversion.read_weights import LoadedCheckpoint, load_checkpoint
 from kinemae.finetune.conversion.videomae import is_videomae, read_videomae, videomae_tensors
+from kinemae.finetune.conversion.vjepa import (
+    is_vjepa,
+    is_vjepa_huggingface,
+    read_vjepa,
+    read_vjepa_huggingface,
+)
 from kinemae.pretrain.exported_model import DESCRIPTION
 from kinemae.pretrain.folder_kinds import exported_in, kind_of_folder
 
 EXPORT_FORMATS = ("videomae", "huggingface")
 
-# MAE-ST first, since some of its tensor names are also VideoMAE's.
-_READERS = ((is_mae_st, read_mae_st), (is_huggingface, read_huggingface), (is_videomae, read_videomae))
+# VideoMAE last, since other systems have some of its tensor names.
+_READERS = (
+    (is_mae_st, read_mae_st),
+    (is_vjepa_huggingface, read_vjepa_huggingface),
+    (is_vjepa, read_vjepa),
+    (is_huggingface, read_huggingface),
+    (is_videomae, read_videomae),
+)
+_SYSTEMS = "VideoMAE, MAE-ST, V-JEPA 2, or VideoMAE or V-JEPA 2 of transformers"
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -66,7 +79,7 @@ def run_import(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     options = load_config(ImportOptions, None, arguments.overrides)
     _check_free(out)
-    loaded = load_checkpoint(Path(arguments.path))
+    loaded = load_checkpoint(Path(arguments.path), key=options.key)
     bundle = convert(loaded, options, allow_partial=arguments.allow_partial)
     if not arguments.dry_run:
         with writing_to(out):
@@ -88,8 +101,8 @@ def convert(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_partial: 
             return read(loaded, options, allow_partial=allow_partial)
     names = sorted(loaded.tensors)
     raise CheckpointError(
-        f"{loaded.source}: expected a checkpoint of VideoMAE, of VideoMAE in transformers or of MAE-ST, got "
-        f"{len(names)} other tensors ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+        f"{loaded.source}: expected a checkpoint of {_SYSTEMS}, got {len(names)} "
+        f"other tensors ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
     )
 
 

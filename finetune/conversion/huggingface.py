@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from kinemae.data_tools.command import CheckpointError, log
 from kinemae.data_tools.files import atomic_write_text, set_default_mode
+from kinemae.data_tools.stream.loader import ClipConfig
 from kinemae.finetune.conversion.key_rules import (
     CheckpointFormat,
     Rule,
@@ -66,7 +67,8 @@ def read_huggingface(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_
         ValueError: the options do not fit it.
     """
     source, config = loaded.source, loaded.config
-    _check_config(config, source)
+    loaded.check_config({"hidden_act": "gelu"})
+    _check_sizes(config, source)
     tensors = {_canonical_name(name): value for name, value in loaded.tensors.items()}
     sizes = infer_sizes(
         tensors,
@@ -86,20 +88,20 @@ def read_huggingface(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_
     converted = read_tensors(layout, tensors, source=source, allow_partial=allow_partial)
     description = options.describe(
         shape,
-        known_clip=(config.get("num_frames", FRAMES), config.get("image_size", SIZE)) if config else None,
+        known_clip=ClipConfig(frames=config.get("num_frames", FRAMES), size=config.get("image_size", SIZE))
+        if config
+        else None,
         mean=tuple(loaded.preprocessor.get("image_mean", MEAN)),
         std=tuple(loaded.preprocessor.get("image_std", STD)),
         trained_by={"imported_from": str(source), "format": layout.name},
     )
-    labels = config.get("id2label", {})
-    count = len(converted.head["linear.weight"]) if converted.head else 0
     return build_bundle(
         converted,
         description,
         options,
         source=source,
         decoder_heads=config.get("decoder_num_attention_heads"),
-        classes=tuple(str(labels.get(str(number), number)) for number in range(count)),
+        classes=loaded.class_names(len(converted.head.get("linear.weight", ()))),
     )
 
 
@@ -182,10 +184,8 @@ def _preprocessor(bundle: ModelBundle) -> dict[str, Any]:
     }
 
 
-def _check_config(config: dict[str, Any], source: object) -> None:
-    """Reject options of transformers' VideoMAE that KineMAE does not support."""
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise CheckpointError(f"{source}: expected hidden_act='gelu', got {config['hidden_act']!r}")
+def _check_sizes(config: dict[str, Any], source: object) -> None:
+    """Reject clips and patches that are not square."""
     for key in ("image_size", "patch_size"):
         if not isinstance(config.get(key, 0), int):
             raise CheckpointError(f"{source}: expected a whole number for {key}, got {config[key]!r}")

@@ -6,7 +6,7 @@ must contain.
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,14 +47,14 @@ class CheckpointFormat:
     Attributes:
         name: for messages.
         encoder, decoder, head: the rules of each module; empty if the checkpoint has none.
-        ignored: prefixes of known tensors that are not converted.
+        ignored: prefixes of known tensors that are not converted, each with the reason.
     """
 
     name: str
     encoder: Sequence[Rule]
     decoder: Sequence[Rule] = ()
     head: Sequence[Rule] = ()
-    ignored: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,8 @@ def read_tensors(
         for module, rules in modules.items()
     }
     known = {name for rules in modules.values() for rule in rules for name in rule.theirs}
-    unexpected = sorted(name for name in theirs.keys() - known if not name.startswith(layout.ignored))
+    others = theirs.keys() - known
+    unexpected = sorted(name for name in others if not name.startswith(tuple(layout.ignored)))
     problems = []
     for kind, names in (
         ("missing", [name for each in missing.values() for name in each]),
@@ -207,6 +208,10 @@ def read_tensors(
         )
     if problems:
         log.warning("%s: skipped tensors: %s", source, ", ".join(problems))
+    for prefix, reason in layout.ignored.items():
+        count = sum(name.startswith(prefix) for name in others)
+        if count:
+            log.info("%s: skipped %s (%d tensors): %s", source, prefix.rstrip("."), count, reason)
     return ModelTensors(
         **{
             module: {} if missing[module] else {rule.ours: _read(rule, theirs, source) for rule in rules}

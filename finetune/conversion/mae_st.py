@@ -4,8 +4,9 @@ The class token becomes a register token, since it has no position in the grid a
 The decoder is skipped, because MAE-ST's decoder has a class token of its own.
 """
 
-from kinemae.data_tools.command import CheckpointError, log
+from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.components import Component
+from kinemae.data_tools.stream.loader import ClipConfig
 from kinemae.finetune.conversion.key_rules import (
     TIMM_LAYERS,
     CheckpointFormat,
@@ -29,12 +30,13 @@ from kinemae.pretrain.model.tokens import COLOURS
 MEAN = (0.45,) * COLOURS
 STD = (0.225,) * COLOURS
 
-_DECODER = ("decoder_", "mask_token", "pred_head.")
+_REASON = "KineMAE does not support the decoder's class token"
+_DECODER = {prefix: _REASON for prefix in ("decoder_", "mask_token", "pred_head.")}
 
 
 def is_mae_st(tensors: Tensors) -> bool:
     """Check for MAE-ST's tensor names."""
-    return "pos_embed_spatial" in tensors
+    return "pos_embed_class" in tensors or "pos_embed_spatial" in tensors
 
 
 def read_mae_st(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_partial: bool) -> ModelBundle:
@@ -52,15 +54,13 @@ def read_mae_st(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_parti
     shape = EncoderShape(**sizes, heads=heads, positions=Component(name="learned"), registers=1)
     layout = _format(shape)
     converted = read_tensors(layout, tensors, source=source, allow_partial=allow_partial)
-    if any(name.startswith(_DECODER) for name in tensors):
-        log.info("%s: skipped the decoder, whose class token KineMAE does not support", source)
     slices, places = (tensors[f"pos_embed_{axis}"].shape[1] for axis in ("temporal", "spatial"))
     side = round(places**0.5)
     if side * side != places:
         raise CheckpointError(f"{source}: expected a square number of spatial positions, got {places}")
     description = options.describe(
         shape,
-        known_clip=(slices * shape.patch[0], side * shape.patch[1]),
+        known_clip=ClipConfig(frames=slices * shape.patch[0], size=side * shape.patch[1]),
         mean=MEAN,
         std=STD,
         trained_by={"imported_from": str(source), "format": layout.name},

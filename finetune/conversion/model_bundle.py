@@ -11,7 +11,7 @@ from kinemae.data_tools.command import CheckpointError, log
 from kinemae.data_tools.components import Component
 from kinemae.finetune.conversion.key_rules import CheckpointFormat, ModelTensors, Tensors, write_tensors
 from kinemae.finetune.conversion.options import ImportOptions
-from kinemae.finetune.heads.base import Head
+from kinemae.finetune.heads.base import Head, build_head
 from kinemae.finetune.heads.linear import LinearHead
 from kinemae.finetune.model_file import DESCRIPTION as HEAD_DESCRIPTION
 from kinemae.finetune.model_file import FinetunedModel, load_model, save_model
@@ -35,6 +35,8 @@ from kinemae.pretrain.pruning.none import NoPruning
 
 Module = TypeVar("Module", bound=nn.Module)
 
+LINEAR = Component(name="linear")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelBundle:
@@ -45,6 +47,7 @@ class ModelBundle:
     decoder_description: DecoderDescription | None = None
     decoder: Decoder | None = None
     head: Head | None = None
+    head_config: Component = LINEAR
     classes: tuple[str, ...] = ()
 
     @property
@@ -95,26 +98,28 @@ def save_bundle(folder: Path, bundle: ModelBundle) -> None:
         task.load_state({"classes": bundle.classes})
         model = TaskModel(bundle.encoder, bundle.head, task)
         finetuned = FinetunedModel(model=model, description=bundle.description)
-        save_model(folder, finetuned, head=Component(name="linear"))
+        save_model(folder, finetuned, head=bundle.head_config)
         return
     save_encoder(folder, bundle.encoder, bundle.description)
     if bundle.decoder is not None and bundle.decoder_description is not None:
         save_decoder(folder, bundle.decoder, bundle.decoder_description)
 
 
-def build_bundle(
+def build_bundle(  # noqa: PLR0913 - all but the first three by name
     tensors: ModelTensors,
     description: EncoderDescription,
     options: ImportOptions,
     *,
     source: object,
     decoder_heads: int | None = None,
+    head_config: Component = LINEAR,
     classes: tuple[str, ...] = (),
 ) -> ModelBundle:
     """Build the modules of converted tensors.
 
     Args:
         decoder_heads: attention heads of the decoder in the checkpoint's config.
+        head_config: the head that fits the checkpoint's.
         classes: class names in the checkpoint's config.
 
     Raises:
@@ -129,13 +134,14 @@ def build_bundle(
     if tensors.head:
         names = options.class_names(len(tensors.head["linear.weight"]), known=classes)
         width = description.shape.width
-        head = _load(lambda: LinearHead(width=width, outputs=len(names)), tensors.head, source)
+        head = _load(lambda: build_head(head_config, width=width, outputs=len(names)), tensors.head, source)
     return ModelBundle(
         description=description,
         encoder=_load(lambda: build_encoder(description), tensors.encoder, source),
         decoder_description=decoder_description,
         decoder=decoder,
         head=head,
+        head_config=head_config,
         classes=names,
     )
 

@@ -1,6 +1,6 @@
 """Options of `kinemae finetune import`, for facts that a checkpoint does not contain."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ class ImportOptions:
     """Keys of `kinemae finetune import FILE OUT [key=value]`; null is the checkpoint's value or the default.
 
     Attributes:
+        key: the entry of a PyTorch file that holds the tensors, for example encoder or target_encoder.
         frames, size: the clip; by default 16 frames of 224 x 224 pixels.
         stride, fps, sampling: see `ClipConfig`; by default every 4th frame.
         heads, decoder_heads: attention heads; by default those of the published model of the same width.
@@ -35,11 +36,12 @@ class ImportOptions:
         classes: a file with one class name per line, in the order of the scores; by default numbers.
     """
 
+    key: str | None = None
     frames: int | None = None
     size: int | None = None
     stride: int | None = None
     fps: float | None = None
-    sampling: Literal["dense", "uniform"] = "dense"
+    sampling: Literal["dense", "uniform"] | None = None
     heads: int | None = None
     decoder_heads: int | None = None
     mean: list[float] | None = None
@@ -53,20 +55,22 @@ class ImportOptions:
         for key in ("mean", "std"):
             value = getattr(self, key)
             require(value is None or len(value) == COLOURS, key, "hold a number each for R, G and B", value)
-        self.clip(FRAMES, SIZE)  # rejects contradictory stride, fps and sampling
+        self.clip(ClipConfig())  # rejects contradictory stride, fps and sampling
 
-    def clip(self, frames: int, size: int) -> ClipConfig:
-        """Return the clip; `frames` and `size` are its defaults.
+    def clip(self, known: ClipConfig) -> ClipConfig:
+        """Return the clip; `known` holds its defaults.
 
         Raises:
             ValueError: contradictory stride, fps and sampling.
         """
-        return ClipConfig(
-            frames=self.frames or frames,
-            size=self.size or size,
+        clip = replace(known, frames=self.frames or known.frames, size=self.size or known.size)
+        if self.stride is None and self.fps is None and self.sampling is None:
+            return clip
+        return replace(
+            clip,
             stride=ClipConfig().stride if self.stride is None else self.stride,
             fps=self.fps,
-            sampling=self.sampling,
+            sampling=self.sampling or "dense",
         )
 
     def class_names(self, count: int, *, known: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -106,7 +110,7 @@ class ImportOptions:
         self,
         shape: EncoderShape,
         *,
-        known_clip: tuple[int, int] | None = None,
+        known_clip: ClipConfig | None = None,
         mean: tuple[float, ...] = MEAN,
         std: tuple[float, ...] = STD,
         trained_by: dict[str, Any],
@@ -114,19 +118,18 @@ class ImportOptions:
         """Describe an encoder. The options override `known_clip`, `mean` and `std`.
 
         Args:
-            known_clip: frames and size of the pretraining, if the checkpoint contains them. For other clips
-                positions are resampled.
+            known_clip: the clip of the pretraining, if it is known. For other clips positions are resampled.
 
         Raises:
             ValueError: the clip is not a whole number of patches.
         """
-        clip = self.clip(*(known_clip or (FRAMES, SIZE)))
+        clip = self.clip(known_clip or ClipConfig(frames=FRAMES, size=SIZE))
         grid = TokenGrid.of(clip.frames, clip.size, shape.patch)
         options = {key: value for key, value in asdict(self).items() if value is not None}
         return EncoderDescription(
             shape=shape,
             grid=grid,
-            reference=TokenGrid.of(*known_clip, shape.patch) if known_clip else grid,
+            reference=TokenGrid.of(known_clip.frames, known_clip.size, shape.patch) if known_clip else grid,
             frames=clip.frames,
             stride=clip.stride,
             size=clip.size,

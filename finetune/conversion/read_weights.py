@@ -18,16 +18,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.command import CheckpointError, log
 from kinemae.data_tools.overrides import as_override
 from kinemae.finetune.conversion.key_rules import Tensors
 from kinemae.pretrain.folder_kinds import exported_in
 
-_CONTAINERS = ("model", "module", "state_dict", "model_state")
+_CONTAINERS = ("model", "module", "state_dict", "model_state", "ema_encoder", "target_encoder", "encoder")
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
+VIDEO_PREPROCESSOR = "video_preprocessor_config.json"
 # Exceptions of both formats' readers for a damaged file or another format.
 _DAMAGED = (
     ArithmeticError,
@@ -55,7 +56,8 @@ class LoadedCheckpoint:
         source: the file of the weights, for messages.
         tensors: by name, without prefixes of wrappers.
         config: `config.json` of a transformers folder, else empty.
-        preprocessor: `preprocessor_config.json` of a transformers folder, else empty.
+        preprocessor: `preprocessor_config.json` or `video_preprocessor_config.json` of a transformers folder,
+            else empty.
     """
 
     source: Path
@@ -63,9 +65,28 @@ class LoadedCheckpoint:
     config: dict[str, Any]
     preprocessor: dict[str, Any]
 
+    def check_config(self, expected: dict[str, Any]) -> None:
+        """Check the values of `config.json`; a missing key has the expected value.
 
-def load_checkpoint(path: Path) -> LoadedCheckpoint:
+        Raises:
+            CheckpointError: another value.
+        """
+        for key, value in expected.items():
+            found = self.config.get(key, value)
+            if found != value:
+                raise CheckpointError(f"{self.source}: expected {key}={value!r}, got {found!r}")
+
+    def class_names(self, count: int) -> tuple[str, ...]:
+        """Return the names of `count` classes in `config.json`, or their numbers."""
+        names = self.config.get("id2label", {})
+        return tuple(str(names.get(str(number), number)) for number in range(count))
+
+
+def load_checkpoint(path: Path, *, key: str | None = None) -> LoadedCheckpoint:
     """Load a file, or a folder written by transformers.
+
+    Args:
+        key: the entry of a PyTorch file with the tensors; None for the first of the known names.
 
     Raises:
         CheckpointError: missing, damaged, unsafe, or without named tensors.
@@ -75,9 +96,12 @@ def load_checkpoint(path: Path) -> LoadedCheckpoint:
     is_folder = path.name in _WEIGHTS
     return LoadedCheckpoint(
         source=path,
-        tensors=_unwrap(_read_file(path), path),
+        tensors=_unwrap(_read_file(path), path, key),
         config=_read_json(path.with_name(CONFIG)) if is_folder else {},
-        preprocessor=_read_json(path.with_name(PREPROCESSOR)) if is_folder else {},
+        preprocessor={
+            **(_read_json(path.with_name(VIDEO_PREPROCESSOR)) if is_folder else {}),
+            **(_read_json(path.with_name(PREPROCESSOR)) if is_folder else {}),
+        },
     )
 
 
@@ -124,13 +148,19 @@ def _load_pytorch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _unwrap(loaded: Any, path: Path) -> Tensors:
+def _unwrap(loaded: Any, path: Path, key: str | None) -> Tensors:
     """Return the tensors by name, without their container and without prefixes."""
-    for container in _CONTAINERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(container), dict):
-            loaded = loaded[container]
-            break
-    items = loaded.items() if isinstance(loaded, dict) else ()
+    entries = loaded if isinstance(loaded, dict) else {}
+    containers = [name for name in _CONTAINERS if isinstance(entries.get(name), dict)]
+    if key is not None and not isinstance(entries.get(key), dict):
+        raise CheckpointError(
+            f"{path}: expected an entry {key}, got {', '.join(containers) or 'none with tensors'}; "
+            "fix: choose one of these, or remove key="
+        )
+    chosen = key or next(iter(containers), None)
+    if len(containers) > 1:
+        log.info("%s: reading %s of %s; key= chooses another", path, chosen, ", ".join(containers))
+    items = (entries if chosen is None else entries[chosen]).items()
     named = {name: value for name, value in items if isinstance(name, str) and isinstance(value, Tensor)}
     if not named:
         raise CheckpointError(

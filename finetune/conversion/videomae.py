@@ -5,7 +5,6 @@ normalizes the mean of the tokens instead of each token, so its encoder has no f
 embedding is computed and not stored.
 """
 
-from kinemae.data_tools.command import log
 from kinemae.finetune.conversion.key_rules import (
     TIMM_LAYERS,
     CheckpointFormat,
@@ -65,8 +64,6 @@ def read_videomae(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_par
     else:
         layout = finetuning_format(shape, has_head="head.weight" in tensors)
     converted = read_tensors(layout, tensors, source=source, allow_partial=allow_partial)
-    if not is_pretrained and not converted.head:
-        log.warning("%s: skipped fc_norm, since the checkpoint has no head", source)
     description = options.describe(shape, trained_by={"imported_from": str(source), "format": layout.name})
     return build_bundle(converted, description, options, source=source)
 
@@ -102,7 +99,7 @@ def finetuning_format(shape: EncoderShape, *, has_head: bool) -> CheckpointForma
         name="VideoMAE fine-tuning",
         encoder=_encoder_rules(shape, ""),
         head=head if has_head else (),
-        ignored=() if has_head else ("fc_norm.",),
+        ignored={} if has_head else {"fc_norm.": "it belongs to the head, which the checkpoint lacks"},
     )
 
 

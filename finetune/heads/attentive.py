@@ -38,6 +38,8 @@ class AttentiveHead(Head):
         queries: number of learned queries, whose results are averaged; or "per_column": one query per label
             column, from which the outputs of its column are computed.
         query_depth: number of self-attention blocks over the queries after the cross-attention.
+        plain: V-JEPA 2's own pooler: no norm of the tokens, no linear layer after the attention of the
+            queries, and no norm before the last linear layer.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only
@@ -52,6 +54,7 @@ class AttentiveHead(Head):
         depth: int = 1,
         queries: int | str = 1,
         query_depth: int = 0,
+        plain: bool = False,
     ):
         super().__init__()
         require(depth >= 1, "head.args.depth", "be at least 1", depth)
@@ -62,9 +65,12 @@ class AttentiveHead(Head):
         self.groups = tuple(groups) if queries == _PER_COLUMN else ()
         self.query_QD = nn.Parameter(torch.empty(len(self.groups) or int(queries), width))
         self.needs_calibration = norm == "standardize"
-        self.norm1 = input_norm(norm, width)
-        self.pool = CrossAttentionPool(width, head_width=head_width, mlp_ratio=mlp_ratio)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        require(
+            norm == "layer" or not plain, "head.args.norm", "be layer with plain, which has no norm", norm
+        )
+        self.norm1 = nn.Identity() if plain else input_norm(norm, width)
+        self.pool = CrossAttentionPool(width, head_width=head_width, mlp_ratio=mlp_ratio, projects=not plain)
+        self.norm = nn.Identity() if plain else nn.LayerNorm(width, eps=1e-6)
         self.linear = nn.Linear(width, outputs)
         heads, hidden = width // head_width, round(width * mlp_ratio)
         self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth - 1))

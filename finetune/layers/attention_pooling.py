@@ -16,9 +16,10 @@ class CrossAttentionPool(nn.Module):
     Args:
         head_width: values per attention head; must divide `width`.
         mlp_ratio: width of the MLP divided by `width`.
+        projects: whether a linear layer follows the attention.
     """
 
-    def __init__(self, width: int, *, head_width: int, mlp_ratio: float):
+    def __init__(self, width: int, *, head_width: int, mlp_ratio: float, projects: bool = True):
         super().__init__()
         divides = head_width > 0 and width % head_width == 0
         require(divides, "head.args.head_width", f"divide the encoder's width {width}", head_width)
@@ -27,7 +28,7 @@ class CrossAttentionPool(nn.Module):
         hidden = round(width * mlp_ratio)
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width) if projects else nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 

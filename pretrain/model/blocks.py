@@ -19,9 +19,9 @@ _MOST_GRAPHS = 64
 """Maximum number of compiled shapes for all blocks; PyTorch's default of 8 is too low for jittered masks."""
 
 
-def norm(width: int) -> nn.LayerNorm:
-    """LayerNorm with the epsilon of ViT."""
-    return nn.LayerNorm(width, eps=NORM_EPS)
+def norm(width: int, kind: str = "layer") -> nn.LayerNorm | nn.RMSNorm:
+    """LayerNorm, or RMSNorm with kind "rms", with the epsilon of ViT."""
+    return (nn.RMSNorm if kind == "rms" else nn.LayerNorm)(width, eps=NORM_EPS)
 
 
 class SelfAttention(nn.Module):
@@ -32,21 +32,31 @@ class SelfAttention(nn.Module):
 
     Args:
         qk_norm: norm each head's queries and keys (arXiv 2302.05442, section 2.1).
+        norm_kind: "layer" or "rms". RMSNorm norms queries and keys of all heads together, as InternVideo2.
     """
 
-    def __init__(self, width: int, heads: int, *, qk_norm: bool = False):
+    def __init__(self, width: int, heads: int, *, qk_norm: bool = False, norm_kind: str = "layer"):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.q_norm = norm(width // heads) if qk_norm else nn.Identity()
-        self.k_norm = norm(width // heads) if qk_norm else nn.Identity()
+        self.norms_heads_together = norm_kind == "rms"
+        normed = width if self.norms_heads_together else width // heads
+        self.q_norm = norm(normed, norm_kind) if qk_norm else nn.Identity()
+        self.k_norm = norm(normed, norm_kind) if qk_norm else nn.Identity()
         self.call_attention: Callable[..., Tensor] = _call_attention
 
     def forward(self, x_BND: Tensor, attention_fn: AttentionFn, rotate: Rotate | None = None) -> Tensor:
         """Mix the tokens, as x_BND."""
-        query_BANF, key_BANF, value_BANF = _split_heads(self.qkv(x_BND), 3, self.heads)
-        query_BANF, key_BANF = self.q_norm(query_BANF), self.k_norm(key_BANF)
+        # By `chunk`: its backward is a single copy into the layout of the linear layer.
+        query_BND, key_BND, value_BND = self.qkv(x_BND).chunk(3, dim=2)
+        if self.norms_heads_together:
+            query_BND, key_BND = self.q_norm(query_BND), self.k_norm(key_BND)
+        query_BANF, key_BANF, value_BANF = (
+            _split_heads(part_BND, self.heads) for part_BND in (query_BND, key_BND, value_BND)
+        )
+        if not self.norms_heads_together:
+            query_BANF, key_BANF = self.q_norm(query_BANF), self.k_norm(key_BANF)
         if rotate is not None:
             query_BANF, key_BANF = rotate(query_BANF), rotate(key_BANF)
         # Under autocast a norm returns float32; FlexAttention requires equal dtypes.
@@ -70,8 +80,10 @@ class CrossAttention(nn.Module):
         self, x_BMD: Tensor, memory_BKD: Tensor, rotate: tuple[Rotate, Rotate] | None = None
     ) -> Tensor:
         """Attend to the memory, as x_BMD; `rotate` holds the rotations of queries and keys."""
-        (query_BAMF,) = _split_heads(self.q(x_BMD), 1, self.heads)
-        key_BAKF, value_BAKF = _split_heads(self.kv(memory_BKD), 2, self.heads)
+        query_BAMF = _split_heads(self.q(x_BMD), self.heads)
+        key_BAKF, value_BAKF = (
+            _split_heads(part_BKD, self.heads) for part_BKD in self.kv(memory_BKD).chunk(2, dim=2)
+        )
         if rotate is not None:
             query_BAMF, key_BAKF = rotate[0](query_BAMF), rotate[1](key_BAKF)
         return self.proj(_join_heads(F.scaled_dot_product_attention(query_BAMF, key_BAKF, value_BAKF)))
@@ -110,11 +122,12 @@ class Block(nn.Module):
             (`norm1`, `attn`, `ls1`), further ones are in `extra_norms`, `extra_attns` and `extra_ls`.
         qk_norm: see `SelfAttention`.
         layer_scale: initial value of the `LayerScale` of each branch; None for none.
+        norm_kind: "layer" or "rms"; see also `SelfAttention`.
     """
 
     recompute = False
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but the first three by name
         self,
         width: int,
         heads: int,
@@ -123,18 +136,22 @@ class Block(nn.Module):
         attentions: int = 1,
         qk_norm: bool = False,
         layer_scale: float | None = None,
+        norm_kind: str = "layer",
     ):
         super().__init__()
 
         def scale() -> nn.Module:
             return nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
+        def attention() -> SelfAttention:
+            return SelfAttention(width, heads, qk_norm=qk_norm, norm_kind=norm_kind)
+
         extra = range(attentions - 1)
-        self.norm1 = norm(width)
-        self.extra_norms = nn.ModuleList(norm(width) for _ in extra)
-        self.attn = SelfAttention(width, heads, qk_norm=qk_norm)
-        self.extra_attns = nn.ModuleList(SelfAttention(width, heads, qk_norm=qk_norm) for _ in extra)
-        self.norm2 = norm(width)
+        self.norm1 = norm(width, norm_kind)
+        self.extra_norms = nn.ModuleList(norm(width, norm_kind) for _ in extra)
+        self.attn = attention()
+        self.extra_attns = nn.ModuleList(attention() for _ in extra)
+        self.norm2 = norm(width, norm_kind)
         self.mlp = Mlp(width, mlp_width)
         self.ls1 = scale()
         self.extra_ls = nn.ModuleList(scale() for _ in extra)
@@ -250,10 +267,8 @@ def init_weights(module: nn.Module) -> None:
                 nn.init.zeros_(child.bias)
 
 
-def _split_heads(x_BND: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """Split a fused projection into its parts, each (B, A, N, F)."""
-    # By `chunk`: its backward is a single copy into the layout of the linear layer.
-    return tuple(part.unflatten(2, (heads, -1)).transpose(1, 2) for part in x_BND.chunk(parts, dim=2))
+def _split_heads(x_BND: Tensor, heads: int) -> Tensor:
+    return x_BND.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
 def _join_heads(mixed_BANF: Tensor) -> Tensor:

@@ -55,10 +55,11 @@ class Encoder(nn.Module):
                 attentions=len(patterns),
                 qk_norm=shape.qk_norm,
                 layer_scale=shape.layer_scale,
+                norm_kind=shape.norm,
             )
             for patterns in self.patterns
         )
-        self.norm = norm(shape.width) if shape.final_norm else nn.Identity()
+        self.norm = norm(shape.width, shape.norm) if shape.final_norm else nn.Identity()
         init_weights(self)
         if shape.registers:
             self.reg_token = nn.Parameter(torch.empty(1, shape.registers, shape.width))

@@ -35,7 +35,8 @@ class EncoderShape:
         registers: number of register tokens (arXiv 2309.16588).
         run_lengths: number of embedded run lengths, longer runs count as the longest; 0 for none.
         scorer: whether it has a learned token scorer (`pruning/learned.py`).
-        final_norm: LayerNorm after the last block. VideoMAE's fine-tuned files have none.
+        final_norm: norm after the last block. VideoMAE's fine-tuned files have none.
+        norm: "layer", or "rms" as in InternVideo2, whose `qk_norm` norms all heads together.
     """
 
     width: int
@@ -51,6 +52,7 @@ class EncoderShape:
     run_lengths: int = 0
     scorer: bool = False
     final_norm: bool = True
+    norm: Literal["layer", "rms"] = "layer"
 
     def __post_init__(self) -> None:
         _check_width(self.width, self.heads, "model.width")

@@ -71,6 +71,11 @@ def _blend(coordinate: Tensor, length: int) -> Tensor:
     return (1 - distance.abs()).clamp(min=0)
 
 
+def resampled(table: Tensor, blend: Tensor) -> Tensor:
+    """Resample a table along its first dimension. No matmul, since autocast would round it to bfloat16."""
+    return (blend[(...,) + (None,) * (table.dim() - 1)] * table).sum(dim=1)
+
+
 def build_positions(
     component: Component, *, width: int, heads: int, grid: TokenGrid, reference: TokenGrid
 ) -> Positions:

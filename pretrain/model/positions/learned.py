@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kinemae.pretrain.model.positions.base import Positions
+from kinemae.pretrain.model.positions.base import Positions, resampled
 from kinemae.pretrain.model.tokens import TokenGrid
 
 
@@ -37,11 +37,6 @@ class LearnedPositions(Positions):
         if self.grid == self.reference:
             return self.temporal[0], self.spatial[0]
         places_hwD = self.spatial[0].unflatten(0, (self.reference.h, self.reference.w))
-        rows_hwD = _blended(self.along_rows, places_hwD)
-        columns_whD = _blended(self.along_columns, rows_hwD.transpose(0, 1))
-        return _blended(self.along_time, self.temporal[0]), columns_whD.transpose(0, 1).flatten(0, 1)
-
-
-def _blended(blend: Tensor, table: Tensor) -> Tensor:
-    """Resample a table along its first dimension. No matmul, since autocast would round it to bfloat16."""
-    return (blend[(...,) + (None,) * (table.dim() - 1)] * table).sum(dim=1)
+        rows_hwD = resampled(places_hwD, self.along_rows)
+        columns_whD = resampled(rows_hwD.transpose(0, 1), self.along_columns)
+        return resampled(self.temporal[0], self.along_time), columns_whD.transpose(0, 1).flatten(0, 1)
