@@ -208,16 +208,20 @@ def read_tensors(
         )
     if problems:
         log.warning("%s: skipped tensors: %s", source, ", ".join(problems))
-    for prefix, reason in layout.ignored.items():
-        count = sum(name.startswith(prefix) for name in others)
-        if count:
-            log.info("%s: skipped %s (%d tensors): %s", source, prefix.rstrip("."), count, reason)
+    _log_ignored(layout, others, source)
     return ModelTensors(
         **{
             module: {} if missing[module] else {rule.ours: _read(rule, theirs, source) for rule in rules}
             for module, rules in modules.items()
         }
     )
+
+
+def _log_ignored(layout: CheckpointFormat, names: set[str], source: object) -> None:
+    for prefix, reason in layout.ignored.items():
+        count = sum(name.startswith(prefix) for name in names)
+        if count:
+            log.info("%s: skipped %s (%d tensors): %s", source, prefix.rstrip("."), count, reason)
 
 
 def _read(rule: Rule, theirs: Tensors, source: object) -> Tensor:
