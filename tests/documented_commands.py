@@ -29,8 +29,11 @@ def is_usage(command: str) -> bool:
 def documented() -> Iterator[tuple[str, str]]:
     """Yield the page of each command, and the command from `kinemae` or `-m` on."""
     for page in PAGES:
+        is_shell = False
         for line in _whole_lines(page):
-            yield from _commands(str(page.relative_to(REPO)), line.strip() if line.startswith("    ") else "")
+            is_shell = line.startswith("```bash") or (is_shell and not line.startswith("```"))
+            shown = line.strip() if is_shell or line.startswith("    ") else ""
+            yield from _commands(str(page.relative_to(REPO)), shown)
     for page in sorted((REPO / "configs").rglob("*.yaml")):
         for line in _whole_lines(page):
             for shown in (line.removeprefix("# command").strip(), *_CODE.findall(line)):

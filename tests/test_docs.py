@@ -118,20 +118,7 @@ def test_text_wraps_at_100_columns(document: Path) -> None:
 
 
 def test_readme_is_short() -> None:
-    assert len((REPO / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
-
-
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = re.search(r"```python\n(.*?)```", (REPO / "README.md").read_text(encoding="utf-8"), re.S)
-    assert source is not None
-    (tmp_path / "demo" / "pretrain").mkdir(parents=True)
-    exported = REPO / "tests" / "data" / "exported"
-    (tmp_path / "demo" / "pretrain" / "encoder").symlink_to(exported)
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(source[1], names)
-    tokens_BND, info = names["tokens_BND"], names["info"]
-    assert tokens_BND.shape == (1, info.grid.tokens, info.shape.width)
+    assert len((REPO / "README.md").read_text(encoding="utf-8").splitlines()) <= 60
 
 
 def test_every_page_and_decision_is_in_an_index() -> None:
