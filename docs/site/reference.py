@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, get_origin
 
+import kinemae
 from kinemae.data_tools.command import Command
 from kinemae.data_tools.components import Component, component_class, component_names
 from kinemae.data_tools.config import MISSING
@@ -244,6 +245,18 @@ def code(text: str) -> str:
     return textwrap.indent(text.strip("\n"), "    ")
 
 
+def python_page() -> str:
+    """The page of the Python library: functions first, then classes; mkdocstrings fills in the docstrings."""
+    parts = [
+        "# Python",
+        "Import these names from `kinemae`. Other modules are not part of the library and may change.",
+    ]
+    found = {name: getattr(kinemae, name) for name in kinemae.__all__}
+    for title, is_shown in (("Functions", inspect.isfunction), ("Classes", inspect.isclass)):
+        parts += [f"## {title}", *(f"::: kinemae.{name}" for name in sorted(found) if is_shown(found[name]))]
+    return "\n\n".join(parts) + "\n"
+
+
 def load(path: str) -> type:
     """Import a class given as `module:name`."""
     module, name = path.split(":")
@@ -255,4 +268,5 @@ PAGES = {
     "reference/configs.md": configs_page,
     "reference/components.md": components_page,
     "reference/commands.md": commands_page,
+    "reference/python.md": python_page,
 }
