@@ -5,7 +5,7 @@ RUN := OMP_NUM_THREADS=1 $(BIN)/kinemae
 DEMO ?= demo
 SEED ?= 0
 
-.PHONY: install demo quick test test-nightly check docs clean
+.PHONY: install demo quick test test-nightly check docs notebooks clean
 
 install: .venv/installed
 
@@ -71,6 +71,9 @@ check: install
 # The documentation site, in build/site; any warning is an error.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+notebooks: install
+	$(BIN)/python docs/site/execute_notebooks.py
 
 clean:
 	rm -rf $(DEMO) .venv

@@ -41,7 +41,11 @@ _WARMUP = 2  # batches per worker before and after the measured ones
 
 @dataclass(frozen=True, kw_only=True)
 class BenchData:
-    """The keys of `data` that affect the reading speed; same meaning as in training."""
+    """The keys of `data` that affect the reading speed; same meaning as in training.
+
+    Attributes:
+        views_per_video: clips cut from one decoded video.
+    """
 
     views_per_video: int = 1
 
@@ -54,6 +58,7 @@ class BenchConfig:
     """Settings; `clip`, `augment` and `data` as in training.
 
     Attributes:
+        seed: of the order of the clips.
         clips: number of clips that each pass reads.
         workers: processes of the last pass; 0 means one per core.
         gpu_clips_per_s: speed of a GPU, for the number of cores that it needs.

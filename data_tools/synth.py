@@ -55,6 +55,7 @@ class SynthConfig:
     """Settings of the data set.
 
     Attributes:
+        seed: each video is a function of seed, task, split, class and number.
         task: "motion": the class is the motion of the whole video. The others are in `synthetic_tasks`.
         train_per_class, validation_per_class: labelled videos per class; other tasks have as many in total.
         unlabelled: videos without labels, evenly from all classes.

@@ -59,6 +59,10 @@ class PretrainConfig(RunConfig):
     Attributes:
         steps: optimizer steps.
         init_from: folder of an exported encoder with the initial weights; null for random ones.
+        masking: the tokens that are hidden, a component of `pretrain/masking`.
+        pruning: the tokens that are dropped, a component of `pretrain/pruning`.
+        noise: noise on the encoder's input, a component of `pretrain/noise`.
+        target: the values that are predicted, a component of `pretrain/targets`.
     """
 
     steps: int = MISSING

@@ -1,14 +1,18 @@
 """The documentation site builds without a warning; its links hold; it loads nothing from the network."""
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from kinemae.data_tools.components import component_class, component_names
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -43,6 +47,34 @@ class Html(HTMLParser):
         self.loaded |= {
             given[name] for name in ("src", "href") if name in given and (name == "src" or is_link)
         }
+
+
+def test_every_config_and_every_key_is_in_the_reference() -> None:
+    reference = import_from_docs("reference")
+    listed = {path.partition(":")[2] for _, _, path in reference.CONFIGS}
+    for package in ("data_tools", "pretrain", "finetune", "launch"):
+        for path in (REPO / package).rglob("*.py"):
+            source = path.read_text(encoding="utf-8")
+            used = set(re.findall(r"(?:load_config|read_cluster)\(\s*([A-Z]\w+)", source))
+            assert used <= listed, f"{path}: add {used - listed} to CONFIGS in docs/site/reference.py"
+    for _, _, path in reference.CONFIGS:
+        assert [key.name for key in reference.keys(reference.load(path)) if not key.meaning] == [], path
+    for _, _, folder, base in reference.COMPONENTS:
+        for name in component_names(folder):
+            found = component_class(folder, name, reference.load(f"{folder}.base:{base}"))
+            assert [key.name for key in reference.arguments(found) if not key.meaning] == [], (
+                f"{folder}.{name}"
+            )
+
+
+def import_from_docs(name: str) -> Any:
+    """Import a module of docs/site, which is not part of the package."""
+    spec = importlib.util.spec_from_file_location(name, REPO / "docs" / "site" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look up their module
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_every_page_is_in_the_navigation() -> None:

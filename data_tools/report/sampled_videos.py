@@ -30,6 +30,7 @@ class ReportConfig:
     """Settings of a report.
 
     Attributes:
+        seed: of the sample.
         samples: number of videos decoded for images, motion and near duplicates; all else covers every video.
         pictures: number of videos on the contact sheet.
         static_threshold: a video is static if its motion is lower, in grey levels.

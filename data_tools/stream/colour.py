@@ -28,6 +28,7 @@ class JitterConfig:
 
     Attributes:
         probability: fraction of the clips whose colours change.
+        brightness, contrast, saturation: the factor is drawn between 1 - value and 1 + value.
         hue: largest rotation of the hue, as a fraction of the colour circle, up to 0.5; the slowest factor.
         grayscale: fraction of all clips that become grayscale.
     """

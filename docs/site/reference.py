@@ -32,6 +32,7 @@ CONFIGS = (
     ("This machine", "launch local", "kinemae.launch.local:LocalCluster"),
     ("Hosts by ssh", "launch ssh", "kinemae.launch.ssh:SshCluster"),
     ("Slurm", "launch slurm", "kinemae.launch.slurm.cluster:SlurmCluster"),
+    ("Plan of a job", "launch plan", "kinemae.launch.plan.devices:Machines"),
     ("Kubernetes", "launch k8s", "kinemae.launch.k8s.cluster:KubernetesCluster"),
 )
 # Title, config key, and the folder of the components with their base class.
@@ -85,7 +86,12 @@ def keys(schema: type, prefix: str = "") -> Iterator[Key]:
         if dataclasses.is_dataclass(default) and not isinstance(default, Component):
             yield from keys(type(default), f"{name}.")
         else:
-            yield Key(name, type_name(entry.type), value(default), described.get(entry.name, ""))
+            yield Key(
+                name,
+                type_name(entry.type),
+                value(default),
+                described.get(entry.name, "").replace("None", "null"),
+            )
 
 
 def value(default: Any) -> str:
@@ -155,11 +161,16 @@ def arguments(found: type) -> Iterator[Key]:
     """Yield the arguments of a constructor; those without a meaning are given by the program."""
     described = meanings(found)
     for name, parameter in inspect.signature(found).parameters.items():
-        is_given = parameter.default is parameter.empty and name in ("width", "outputs", "groups")
+        is_given = parameter.default is parameter.empty and name in ("width", "outputs", "groups", "heads")
         if not is_given:
             default = MISSING if parameter.default is parameter.empty else parameter.default
             default = default_of_field(found, name, default)
-            yield Key(name, type_name(parameter.annotation), value(default), described.get(name, ""))
+            yield Key(
+                name,
+                type_name(parameter.annotation),
+                value(default),
+                described.get(name, "").replace("None", "null"),
+            )
 
 
 def default_of_field(found: type, name: str, default: Any) -> Any:

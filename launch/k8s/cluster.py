@@ -20,6 +20,12 @@ class KubernetesCluster:
     Attributes:
         manifest: `trainjob` (Kubeflow Trainer) or `jobset`.
         name: name of the job and all its objects.
+        namespace, service_account: of the job.
+        nodes, processes_per_node: pods; processes of each, one per GPU.
+        cpus_per_node, memory_per_node, gpus_per_node: resources of each pod.
+        node_selector: labels of the nodes that may run the pods.
+        tolerations: keys of the taints that the pods tolerate.
+        port: port of the rendezvous.
         image: container image with python, the dependencies and the package.
         code: folder in the image that contains the package `kinemae/`.
         python: the interpreter in the image.

@@ -54,7 +54,7 @@ class Machines:
     """Keys of `launch plan` that describe machines; None for the device table's value.
 
     Attributes:
-        nodes: machines with `devices_per_node` devices, one process each.
+        nodes, devices_per_node: machines; devices of each, with one process per device.
         device: a row of `DEVICES`; "cpu" is one core.
         peak_tflops: of one device at the run's precision.
         memory_gb, memory_gb_s: of one device.

@@ -42,6 +42,8 @@ class SlurmCluster:
     """Cluster file of `launch slurm`; an empty text leaves the choice to the cluster.
 
     Attributes:
+        partition, account, qos: as of sbatch; empty for the cluster's default.
+        nodes, processes_per_node, gpus_per_node: machines; processes of each, one per GPU; GPUs of each.
         name: the job's name; empty for the run folder's name.
         time: time limit as for sbatch, such as 1-00:00:00.
         cpus_per_process: for the process and its data workers.

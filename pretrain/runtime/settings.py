@@ -77,6 +77,7 @@ class OptimConfig:
         final_lr: the last value of the cosine.
         warmup_fraction: length of the warm-up, as a fraction of all steps.
         betas: AdamW's two decay rates.
+        weight_decay: AdamW's weight decay; norms, biases, learned tokens and position tables have none.
         final_weight_decay: the last value of a half cosine from `weight_decay`; null: a constant decay.
         clip_norm: gradient clipping: largest norm of the gradient; 0 for no clipping.
     """
