@@ -15,6 +15,8 @@ from kinemae.finetune.conversion.huggingface import (
     read_huggingface,
     write_huggingface,
 )
+from kinemae.finetune.conversion.image_vit import is_image_vit, read_image_vit
+from kinemae.finetune.conversion.internvideo2 import is_internvideo2, read_internvideo2
 from kinemae.finetune.conversion.mae_st import is_mae_st, read_mae_st
 from kinemae.finetune.conversion.model_bundle import ModelBundle, load_bundle, save_bundle
 from kinemae.finetune.conversion.options import ImportOptions
@@ -31,15 +33,17 @@ from kinemae.pretrain.folder_kinds import exported_in, kind_of_folder
 
 EXPORT_FORMATS = ("videomae", "huggingface")
 
-# VideoMAE last, since other systems have some of its tensor names.
+# The first that fits: InternVideo2 has some of MAE-ST's tensor names, and other systems some of VideoMAE's.
 _READERS = (
+    (is_image_vit, read_image_vit),
+    (is_internvideo2, read_internvideo2),
     (is_mae_st, read_mae_st),
     (is_vjepa_huggingface, read_vjepa_huggingface),
     (is_vjepa, read_vjepa),
     (is_huggingface, read_huggingface),
     (is_videomae, read_videomae),
 )
-_SYSTEMS = "VideoMAE, MAE-ST, V-JEPA 2, or VideoMAE or V-JEPA 2 of transformers"
+_SYSTEMS = "VideoMAE, UMT, MAE-ST, V-JEPA 2, InternVideo2, or an image ViT with timm's names"
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -98,6 +102,11 @@ def convert(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_partial: 
     """
     for is_format, read in _READERS:
         if is_format(loaded.tensors):
+            if options.patch_frames is not None and read is not read_image_vit:
+                raise ValueError(
+                    f"patch_frames: expected null, since {loaded.source} is no image model, got "
+                    f"{options.patch_frames}; fix: remove it"
+                )
             return read(loaded, options, allow_partial=allow_partial)
     names = sorted(loaded.tensors)
     raise CheckpointError(

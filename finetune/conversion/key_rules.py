@@ -100,6 +100,30 @@ def qkv_bias(ours: str, query: str, value: str) -> Rule:
     )
 
 
+def no_bias(ours: str, length: int) -> Rule:
+    """A bias of zeros, for a format whose layer has none. Not written."""
+    return Rule(ours=ours, theirs=(), read=lambda: torch.zeros(length), write=lambda bias: ())
+
+
+def add_first_positions(ours: str, tokens: Sequence[str], table: str, count: int) -> Rule:
+    """Class and register tokens (1, n, D), the first `count` of them with the first positions of a table.
+
+    Not written, since the sum cannot be separated.
+    """
+
+    def read(*values: Tensor) -> Tensor:
+        token_1ND = torch.cat([value.float() for value in values[: len(tokens)]], dim=1)
+        position_1ND = values[-1][:, :count].float()
+        return torch.cat([token_1ND[:, :count] + position_1ND, token_1ND[:, count:]], dim=1)
+
+    return Rule(ours=ours, theirs=(*tokens, table), read=read, write=lambda token: ())
+
+
+def skip_first_positions(ours: str, table: str, count: int) -> Rule:
+    """A position table (1, N, D) without its first `count` positions. Not written."""
+    return Rule(ours=ours, theirs=(table,), read=lambda table: table[:, count:], write=lambda table: ())
+
+
 def patch_embedding(theirs: str, patch: Patch) -> tuple[Rule, Rule]:
     """A 3-D convolution (D, C, frames, height, width), in KineMAE a linear layer on flattened patches."""
     kernel = Rule(

@@ -12,6 +12,7 @@ from kinemae.finetune.conversion.key_rules import (
     CheckpointFormat,
     Rule,
     Tensors,
+    add_first_positions,
     block_rules,
     concatenate,
     infer_sizes,
@@ -69,17 +70,11 @@ def read_mae_st(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_parti
 
 
 def _format(shape: EncoderShape) -> CheckpointFormat:
-    register = Rule(
-        ours="reg_token",
-        theirs=("cls_token", "pos_embed_class"),
-        read=lambda token, position: token + position,
-        write=lambda register: (),  # the sum cannot be separated
-    )
     return CheckpointFormat(
         name="MAE-ST pretraining",
         encoder=(
             *patch_embedding("patch_embed.proj", shape.patch),
-            register,
+            add_first_positions("reg_token", ["cls_token"], "pos_embed_class", 1),
             rename("pos_embed.temporal", "pos_embed_temporal"),
             rename("pos_embed.spatial", "pos_embed_spatial"),
             *block_rules(shape.depth, "blocks", TIMM_LAYERS, _qkv),

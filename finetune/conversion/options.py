@@ -4,13 +4,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import require
 from kinemae.data_tools.stream.loader import ClipConfig
 from kinemae.finetune.conversion.key_rules import Tensors, count_blocks
 from kinemae.pretrain.exported_model import DecoderDescription, EncoderDescription
 from kinemae.pretrain.model.sizes import DecoderShape, EncoderShape
-from kinemae.pretrain.model.tokens import COLOURS, MEAN, STD, TokenGrid
+from kinemae.pretrain.model.tokens import COLOURS, MEAN, STD, Patch, TokenGrid
 
 FRAMES = 16
 SIZE = 224
@@ -18,6 +19,9 @@ SIZE = 224
 # Attention heads of the published models, by width; weights do not determine them.
 PUBLISHED_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 _PUBLISHED_DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
+
+# Clips of published models with a table of positions.
+_TABLE_FRAMES, _TABLE_SIZES = (4, 8, 16, 32), (224, 336, 384, 448)
 
 FLAT_SINE = Component(name="flat_sine")
 """VideoMAE's positional embedding, which is computed and not in its checkpoints."""
@@ -31,6 +35,7 @@ class ImportOptions:
         key: the entry of a PyTorch file that holds the tensors, for example encoder or target_encoder.
         frames, size: the clip; by default 16 frames of 224 x 224 pixels.
         stride, fps, sampling: see `ClipConfig`; by default every 4th frame.
+        patch_frames: frames of a patch, for image models only; by default 2.
         heads, decoder_heads: attention heads; by default those of the published model of the same width.
         mean, std: normalization of pixels, RGB on a scale of 0 to 1; by default that of the system.
         classes: a file with one class name per line, in the order of the scores; by default numbers.
@@ -42,6 +47,7 @@ class ImportOptions:
     stride: int | None = None
     fps: float | None = None
     sampling: Literal["dense", "uniform"] | None = None
+    patch_frames: int | None = None
     heads: int | None = None
     decoder_heads: int | None = None
     mean: list[float] | None = None
@@ -49,7 +55,7 @@ class ImportOptions:
     classes: str | None = None
 
     def __post_init__(self) -> None:
-        for key in ("frames", "size", "heads", "decoder_heads"):
+        for key in ("frames", "size", "patch_frames", "heads", "decoder_heads"):
             value = getattr(self, key)
             require(value is None or value >= 1, key, "be at least 1", value)
         for key in ("mean", "std"):
@@ -71,6 +77,21 @@ class ImportOptions:
             stride=ClipConfig().stride if self.stride is None else self.stride,
             fps=self.fps,
             sampling=self.sampling or "dense",
+        )
+
+    def table_clip(self, count: int, patch: Patch, source: object) -> ClipConfig:
+        """Return the clip of a table of `count` positions: of `frames` and `size`, or of a published model.
+
+        Raises:
+            CheckpointError: no such clip has as many positions.
+        """
+        given = [(self.frames, self.size)] if self.frames and self.size else []
+        for frames, size in [*given, *((frames, size) for size in _TABLE_SIZES for frames in _TABLE_FRAMES)]:
+            if count == frames // patch[0] * (size // patch[1]) * (size // patch[2]):
+                return ClipConfig(frames=frames, size=size, sampling="uniform")
+        raise CheckpointError(
+            f"{source}: expected the positions of {', '.join(map(str, _TABLE_FRAMES))} frames of "
+            f"{', '.join(map(str, _TABLE_SIZES))} pixels, got {count}; fix: frames= and size= of its training"
         )
 
     def class_names(self, count: int, *, known: tuple[str, ...] = ()) -> tuple[str, ...]:

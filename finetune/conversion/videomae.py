@@ -1,10 +1,17 @@
-"""Conversion of VideoMAE V1 and V2 checkpoints: pretraining (encoder, decoder), fine-tuning (encoder, head).
+"""Conversion of VideoMAE V1 and V2 and UMT checkpoints: pretraining and fine-tuning (encoder, head).
+
+VideoMAE's pretraining files contain the decoder. UMT (arXiv 2303.16058) has patches of one frame. It predicts
+features of a teacher by linear layers, which are skipped.
 
 A pretrained ViT-B with a decoder of four blocks has 218 tensors, a fine-tuned one 162. The fine-tuned model
 normalizes the mean of the tokens instead of each token, so its encoder has no final norm. The positional
 embedding is computed and not stored.
 """
 
+from dataclasses import replace
+
+from kinemae.data_tools.components import Component
+from kinemae.data_tools.stream.loader import ClipConfig
 from kinemae.finetune.conversion.key_rules import (
     TIMM_LAYERS,
     CheckpointFormat,
@@ -28,6 +35,11 @@ from kinemae.finetune.conversion.model_bundle import (
 from kinemae.finetune.conversion.options import FLAT_SINE, ImportOptions
 from kinemae.finetune.conversion.read_weights import LoadedCheckpoint
 from kinemae.pretrain.model.sizes import EncoderShape
+
+LEARNED = Component(name="learned_joint")
+
+# The clip of UMT's fixed positions. Fine-tuned files of another clip contain their table.
+_UMT_CLIP = ClipConfig(frames=8, size=224, sampling="uniform")
 
 
 def is_videomae(tensors: Tensors) -> bool:
@@ -59,12 +71,27 @@ def read_videomae(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_par
         layer_scale=1.0 if f"{prefix}blocks.0.gamma_1" in tensors else None,  # the initial value is not used
         final_norm=is_pretrained,
     )
+    decoder_depth = count_blocks(tensors, "decoder.blocks") or None
+    is_umt = _is_umt(shape, decoder_depth)
+    if is_umt:
+        shape = replace(
+            shape,
+            positions=LEARNED if "pos_embed" in tensors else FLAT_SINE,
+            final_norm="encoder.norm.weight" in tensors,
+        )
     if is_pretrained:
-        layout = pretraining_format(shape, count_blocks(tensors, "decoder.blocks") or None)
+        layout = pretraining_format(shape, decoder_depth)
     else:
         layout = finetuning_format(shape, has_head="head.weight" in tensors)
     converted = read_tensors(layout, tensors, source=source, allow_partial=allow_partial)
-    description = options.describe(shape, trained_by={"imported_from": str(source), "format": layout.name})
+    known_clip = _UMT_CLIP if is_umt else None
+    if is_umt and "pos_embed" in tensors:
+        known_clip = options.table_clip(tensors["pos_embed"].shape[1], shape.patch, source)
+    description = options.describe(
+        shape,
+        known_clip=known_clip,
+        trained_by={"imported_from": str(source), "format": layout.name},
+    )
     return build_bundle(converted, description, options, source=source)
 
 
@@ -85,10 +112,13 @@ def videomae_tensors(bundle: ModelBundle, *, source: object) -> Tensors:
 def pretraining_format(shape: EncoderShape, decoder_depth: int | None) -> CheckpointFormat:
     """Describe a pretraining checkpoint; `decoder_depth` is None without a decoder."""
     blocks = () if decoder_depth is None else block_rules(decoder_depth, "decoder.blocks", TIMM_LAYERS, _qkv)
+    norm = rename_layer("norm", "encoder.norm") if shape.final_norm else ()
+    is_umt = _is_umt(shape, decoder_depth)
     return CheckpointFormat(
-        name="VideoMAE pretraining",
-        encoder=(*_encoder_rules(shape, "encoder."), *rename_layer("norm", "encoder.norm")),
+        name="UMT pretraining" if is_umt else "VideoMAE pretraining",
+        encoder=(*_encoder_rules(shape, "encoder."), *norm),
         decoder=decoder_rules(blocks) if blocks else (),
+        ignored={"clip_decoder.": "it predicts features of a teacher"} if is_umt else {},
     )
 
 
@@ -96,7 +126,7 @@ def finetuning_format(shape: EncoderShape, *, has_head: bool) -> CheckpointForma
     """Describe a fine-tuning checkpoint."""
     head = (*rename_layer("norm", "fc_norm"), *rename_layer("linear", "head"))
     return CheckpointFormat(
-        name="VideoMAE fine-tuning",
+        name="UMT fine-tuning" if _is_umt(shape, None) else "VideoMAE fine-tuning",
         encoder=_encoder_rules(shape, ""),
         head=head if has_head else (),
         ignored={} if has_head else {"fc_norm.": "it belongs to the head, which the checkpoint lacks"},
@@ -114,10 +144,16 @@ def decoder_rules(blocks: list[Rule]) -> list[Rule]:
     ]
 
 
+def _is_umt(shape: EncoderShape, decoder_depth: int | None) -> bool:
+    return shape.patch[0] == 1 and decoder_depth is None
+
+
 def _encoder_rules(shape: EncoderShape, prefix: str) -> list[Rule]:
+    table = [rename("pos_embed.table", f"{prefix}pos_embed")] if shape.positions != FLAT_SINE else []
     scales = [(i, j) for i in range(shape.depth) for j in (1, 2) if shape.layer_scale is not None]
     return [
         *patch_embedding(f"{prefix}patch_embed.proj", shape.patch),
+        *table,
         *block_rules(shape.depth, f"{prefix}blocks", TIMM_LAYERS, _qkv),
         *(rename(f"blocks.{i}.ls{j}.gamma", f"{prefix}blocks.{i}.gamma_{j}") for i, j in scales),
     ]

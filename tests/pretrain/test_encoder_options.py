@@ -17,6 +17,9 @@ from kinemae.pretrain.runtime.optimizer import parameter_groups
 
 PLAIN = EncoderShape(width=32, depth=2, heads=2, mlp_width=64, patch=(1, 2, 2))
 FULL = replace(PLAIN, qk_norm=True, layer_scale=0.1, registers=2, run_lengths=3)
+RMS = replace(FULL, norm="rms", positions=Component(name="learned_joint"))
+VJEPA = replace(PLAIN, positions=Component(name="vjepa"))
+SHAPES = pytest.mark.parametrize("shape", [PLAIN, FULL, RMS, VJEPA], ids=["plain", "full", "rms", "vjepa"])
 GRID = TokenGrid(3, 3, 4)
 VISIBLE = torch.tensor([[1, 5, 9, 13, 35], [0, 2, 12, 24, 11]])
 KINDS = component_names("kinemae.pretrain.model.attention")
@@ -39,7 +42,7 @@ def slow_plain(encoder, patches_BKP, visible_BK, run_length_BK):
     registers = encoder.reg_token.expand(len(patches_BKP), -1, -1)
     index_BN = torch.cat([torch.full(registers.shape[:2], REGISTER), visible_BK], dim=1)
     positions = TokenPositions(grid=GRID, index_BN=index_BN)
-    x = encoder.patch_embed(patches_BKP) + encoder.pos_embed.table_ND[visible_BK]
+    x = encoder.patch_embed(patches_BKP) + encoder.pos_embed(visible_BK)
     x = torch.cat([registers, x + encoder.run_length_embed[run_length_BK - 1]], dim=1)
     for block, patterns in zip(encoder.blocks, encoder.patterns, strict=True):
         for (norm, attn, scale), pattern in zip(block.branches(), patterns, strict=True):
@@ -51,9 +54,13 @@ def slow_plain(encoder, patches_BKP, visible_BK, run_length_BK):
 
 def plain_attention(attention, x, allowed_BNN):
     query, key, value = attention.qkv(x).chunk(3, dim=-1)
+    together = isinstance(attention.q_norm, torch.nn.RMSNorm)
+    if together:
+        query, key = attention.q_norm(query), attention.k_norm(key)
     heads = []
     for part in torch.arange(x.shape[-1]).chunk(attention.heads):
-        q, k = attention.q_norm(query[..., part]), attention.k_norm(key[..., part])
+        q, k = query[..., part], key[..., part]
+        q, k = (q, k) if together else (attention.q_norm(q), attention.k_norm(k))
         scores = (q @ k.transpose(1, 2) / len(part) ** 0.5).masked_fill(~allowed_BNN, -torch.inf)
         heads.append(scores.softmax(dim=-1) @ value[..., part])
     return attention.proj(torch.cat(heads, dim=-1))
@@ -65,8 +72,9 @@ def gradients(output, module):
 
 
 @kinds
-def test_an_encoder_with_all_options_and_its_gradients_equal_a_plain_one(kind):
-    encoder, patches_BKP = build(FULL, kind=kind), random_patches()
+@pytest.mark.parametrize("shape", [FULL, RMS], ids=["full", "rms"])
+def test_an_encoder_with_all_options_and_its_gradients_equal_a_plain_one(kind, shape):
+    encoder, patches_BKP = build(shape, kind=kind), random_patches()
     run_length_BK = torch.tensor([[1, 2, 3, 1, 3], [2, 2, 1, 1, 1]])
     found = encoder.encode(encoder.embed(patches_BKP, VISIBLE, run_length_BK), VISIBLE)
     expected = slow_plain(encoder, patches_BKP, VISIBLE, run_length_BK)
@@ -76,7 +84,7 @@ def test_an_encoder_with_all_options_and_its_gradients_equal_a_plain_one(kind):
 
 
 @kinds
-@pytest.mark.parametrize("shape", [PLAIN, FULL], ids=["plain", "full"])
+@SHAPES
 def test_packed_clips_are_encoded_like_single_ones(kind, shape):
     encoder = build(shape, kind=kind, drop_path=0.5)
     index = [torch.tensor([[1, 5, 9, 13, 35]]), torch.tensor([[7]]), torch.arange(36)[None]]
@@ -122,6 +130,9 @@ def test_every_kind_runs_in_bfloat16_with_gradients_for_every_parameter(kind, ca
         ({"attention": Component(name="windowed")}, 0),
         ({"attention": Component(name="sparse")}, 0),
         ({"final_norm": False}, -2 * 32),
+        ({"norm": "rms"}, -5 * 32),
+        ({"norm": "rms", "qk_norm": True}, -5 * 32 + 2 * 2 * 32),
+        ({"positions": Component(name="learned_joint")}, 36 * 32),
     ],
 )
 def test_options_add_the_expected_number_of_parameters(option, count):
