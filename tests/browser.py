@@ -38,11 +38,11 @@ root.dataset.wide = root.scrollWidth;
 </script>"""
 
 
-def browse(page: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+def browse(page: Path, folder: Path, *flags: str, query: str = "") -> subprocess.CompletedProcess[str]:
     """Open a page in a new browser."""
     assert BROWSER is not None
     profile = folder / f"profile-{page.stem}-{len(list(folder.iterdir()))}"
-    command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", *flags, page.as_uri()]
+    command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", *flags, page.as_uri() + query]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     return result

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from kinemae.data_tools.components import component_class, component_names
+from tests.browser import browse, complaints, needs_browser
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -99,3 +100,12 @@ def test_every_link_holds_and_nothing_is_loaded_from_the_network(site: Path) -> 
             if parts.fragment and target in pages:
                 known = pages[target].anchors
                 assert unquote(parts.fragment) in known | {"__skip"}, f"{path.name}: {address}"
+
+
+@needs_browser
+def test_search_works_in_a_page_that_is_opened_from_a_folder(site: Path, tmp_path: Path) -> None:
+    flags = ("--virtual-time-budget=20000", "--dump-dom")
+    result = browse(site / "index.html", tmp_path, *flags, query="?q=tube")
+    assert complaints(result) == []
+    found = re.findall(r'href="([^"]*)" class="md-search-result__link"', result.stdout)
+    assert any("reference/components.html" in link and "#masking-tube" in link for link in found)

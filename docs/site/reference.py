@@ -8,6 +8,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, get_origin
 
 import kinemae
@@ -32,8 +33,8 @@ CONFIGS = (
     ("This machine", "launch local", "kinemae.launch.local:LocalCluster"),
     ("Hosts by ssh", "launch ssh", "kinemae.launch.ssh:SshCluster"),
     ("Slurm", "launch slurm", "kinemae.launch.slurm.cluster:SlurmCluster"),
-    ("Plan of a job", "launch plan", "kinemae.launch.plan.devices:Machines"),
     ("Kubernetes", "launch k8s", "kinemae.launch.k8s.cluster:KubernetesCluster"),
+    ("Plan of a job", "launch plan", "kinemae.launch.plan.devices:Machines"),
 )
 # Title, config key, and the folder of the components with their base class.
 COMPONENTS = (
@@ -262,10 +263,19 @@ def python_page() -> str:
         "# Python",
         "Import these names from `kinemae`. Other modules are not part of the library and may change.",
     ]
-    found = {name: getattr(kinemae, name) for name in kinemae.__all__}
-    for title, is_shown in (("Functions", inspect.isfunction), ("Classes", inspect.isclass)):
-        parts += [f"## {title}", *(f"::: kinemae.{name}" for name in sorted(found) if is_shown(found[name]))]
+    found = {name: getattr(kinemae, name) for name in sorted(kinemae.__all__)}
+    classes = [each for each in found.values() if inspect.isclass(each)]
+    functions = [each for each in found.values() if not inspect.isclass(each)]
+    for title, members in (("Functions", functions), ("Classes", classes)):
+        parts += [f"## {title}", *(f"::: {place(each)}" for each in members)]
     return "\n\n".join(parts) + "\n"
+
+
+def place(found: Any) -> str:
+    """The dotted path of a function or class; of a callable package, that of the function that it calls."""
+    if isinstance(found, ModuleType):
+        return ".".join(found._called)
+    return f"{found.__module__}.{found.__qualname__}"
 
 
 def load(path: str) -> type:
