@@ -131,6 +131,38 @@ PROGRAM = Program(
             options=(_DRY_RUN, _JSON),
         ),
         Command(
+            name="features",
+            help="write the features of videos: one vector per window, per time slice or per video",
+            example="kinemae finetune features runs/mine/encoder videos features.parquet window.overlap=0.5",
+            run=lazy("kinemae.finetune.features.command", "run_features"),
+            positionals=(
+                ("encoder", "a run, an exported encoder, a fine-tuned model, or OWNER/NAME on the hub"),
+                ("source", "a video, a folder of videos, a folder of shards, or a URL of one of them"),
+                ("out", "the file, FEATURES.parquet or FEATURES.npz, or a folder for ActionFormer and OpenTAD"),
+            ),
+            options=(_DRY_RUN, _JSON),
+        ),
+        Command(
+            name="search",
+            help="find the nearest neighbours of a video in a file of features, or near duplicates",
+            example="kinemae finetune search features.parquet video.mp4 k=5",
+            run=lazy("kinemae.finetune.features.search", "run_search"),
+            positionals=(("features", "FEATURES.parquet or FEATURES.npz"),),
+            optional=("query", "a video, a key of the features, or another file of features"),
+            options=(("--duplicates", "list pairs and groups of near duplicates; needs no query"), _JSON),
+        ),
+        Command(
+            name="map",
+            help="draw features in a plane with thumbnails, or export them to TensorBoard's projector",
+            example="kinemae finetune map features.parquet map.html method=umap",
+            run=lazy("kinemae.finetune.features.map", "run_map"),
+            positionals=(
+                ("features", "FEATURES.parquet or FEATURES.npz"),
+                ("out", "a page, MAP.html, or a folder of logs for TensorBoard"),
+            ),
+            options=(_JSON,),
+        ),
+        Command(
             name="compare",
             help="print a table of the scores of several runs",
             example="kinemae finetune compare runs/tuned runs/from_scratch",

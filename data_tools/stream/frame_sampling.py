@@ -97,13 +97,34 @@ def sliding_clip_count(sample: Sample, clip: ClipConfig, sliding: SlidingClips) 
         ValueError: `clip.sampling` is uniform, whose clips cover the whole video.
     """
     require(clip.sampling == "dense", "clip.sampling", "be dense for sliding clips", clip.sampling)
-    if sliding.step_s is None:
-        step = clip.frames * _step(sample, clip) * (1 - sliding.overlap)
-    else:
-        step = sliding.step_s * sample.frames / sample.duration_s
     starts = _starts(sample, clip)
-    steps = (len(starts) - 1) * starts.step / max(step, starts.step)
+    steps = (len(starts) - 1) * starts.step / max(_sliding_step(sample, clip, sliding), starts.step)
     return 1 + math.ceil(round(steps, 6))
+
+
+def _sliding_step(sample: Sample, clip: ClipConfig, sliding: SlidingClips) -> float:
+    """The configured step in frames of the video."""
+    if sliding.step_s is None:
+        return clip.frames * _step(sample, clip) * (1 - sliding.overlap)
+    return sliding.step_s * sample.frames / sample.duration_s
+
+
+def equal_steps_end_s(sample: Sample, clip: ClipConfig, sliding: SlidingClips) -> float:
+    """End of the part of a video that sliding clips cover at exactly the configured step, in seconds.
+
+    As the end of a time window of the sample, it gives clips that begin at multiples of the step. A video that
+    is not longer than a clip has one clip.
+
+    Args:
+        sample: without a time window and reference frames.
+    """
+    last_start = _last_start(sample, clip)
+    if last_start < 0:
+        return sample.duration_s
+    step = _sliding_step(sample, clip, sliding)
+    start = int(int(last_start / step + 1e-6) * step + 1e-6)
+    frames = int(start + 1.5 + (clip.frames - 1) * _step(sample, clip))
+    return sample.duration_s * min(frames / sample.frames, 1.0)
 
 
 def training_timestamps_s(sample: Sample, clip: ClipConfig, generator: torch.Generator) -> list[float]:

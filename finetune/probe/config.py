@@ -314,7 +314,7 @@ class ProbeConfig:
 
     def _check_method(self) -> None:
         if self.method == "attentive":
-            is_kept = self.features.kind != "statistics" and not self.is_external
+            is_kept = self.features.kind != "statistics"
             require(is_kept, "method", "not be attentive with pooled features: use tokens", self.method)
         if self.few_shot.is_on:
             is_fast = self.method in ("knn", "logistic")

@@ -2,9 +2,9 @@
 "processes."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.stream.augment import AugmentConfig
-from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
+from kinemae.data_tools.stream.evaluation_clips import EvaluationItem, EvaluationVideos
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.loader import TrainingClips, read_items
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, join, on_device
@@ -41,6 +41,9 @@ class ViewItem(NamedTuple):
     position: int
     first_view: int
     skipped: str
+
+
+Viewed = TypeVar("Viewed", ViewItem, EvaluationItem)
 
 
 class FixedViews:
@@ -156,8 +159,11 @@ class LayerEncoder:
         return {layer: tokens[layer] if layer != last else final_BND for layer in self.layers}
 
 
-def resolve_layers(layers: Sequence[int], depth: int) -> list[int]:
+def resolve_layers(layers: Sequence[int], depth: int, *, key: str = "features.layers") -> list[int]:
     """Convert negative block numbers, sorted.
+
+    Args:
+        key: config key, for messages.
 
     Raises:
         ValueError: no such block, or one twice.
@@ -165,14 +171,14 @@ def resolve_layers(layers: Sequence[int], depth: int) -> list[int]:
     for layer in layers:
         if not -depth <= layer < depth:
             raise ValueError(
-                f"features.layers: expected blocks from 0 to {depth - 1}, or from -{depth} to -1, got "
+                f"{key}: expected blocks from 0 to {depth - 1}, or from -{depth} to -1, got "
                 f"{layer}; "
                 "fix: choose one of these"
             )
     resolved = sorted({layer % depth for layer in layers})
     if len(resolved) != len(layers):
         raise ValueError(
-            f"features.layers: expected different blocks, got {list(layers)}, which names one of the {depth} "
+            f"{key}: expected different blocks, got {list(layers)}, which names one of the {depth} "
             "blocks twice; fix: remove one"
         )
     return resolved
@@ -204,7 +210,7 @@ def encode(
         begin = time.monotonic()
         skipped = {}
         group = (next(items) for _ in chunks[chunk])
-        for item, view, layers in _encoded(group, encode_clips, processes.device):
+        for item, view, layers in encoded(group, encode_clips, processes.device):
             if item.skipped:
                 if item.position not in skipped:
                     log.warning("sample %d has no features: %s", item.position, item.skipped)
@@ -219,15 +225,16 @@ def chunk_items(shape: StoreShape, reader: FixedViews | RandomViews) -> list[ran
     return [range(first, min(first + size, items)) for first in range(0, items, size)]
 
 
-def _encoded(
-    items: Iterator[ViewItem], encode_clips: LayerEncoder, device: torch.device
-) -> Iterator[tuple[ViewItem, int, dict[int, Tensor]]]:
-    """Encode all views of some items in batches; yield item, view and features by layer."""
-    waiting: list[tuple[ViewItem, int]] = []
+def encoded(
+    items: Iterable[Viewed], encode_clips: LayerEncoder, device: torch.device
+) -> Iterator[tuple[Viewed, int, dict[int, Tensor]]]:
+    """Encode all views of some items in batches; yield item, view and features by layer, on the CPU."""
+    waiting: list[tuple[Viewed, int]] = []
 
-    def flush() -> Iterator[tuple[ViewItem, int, dict[int, Tensor]]]:
+    def flush() -> Iterator[tuple[Viewed, int, dict[int, Tensor]]]:
         pixels = join([item.pixels[view : view + 1] for item, view in waiting])
-        layers = encode_clips(on_device(pixels, device))
+        found = encode_clips(on_device(pixels, device))
+        layers = {layer: values_BX.cpu() for layer, values_BX in found.items()}
         for row, (item, view) in enumerate(waiting):
             yield item, view, {layer: values_BX[row] for layer, values_BX in layers.items()}
         waiting.clear()

@@ -74,17 +74,23 @@ class Provenance:
 
     def differences(self, stored: Mapping[str, Any]) -> list[str]:
         """Describe how a stored provenance differs; more layers than needed are no difference."""
-        found = []
-        for name, own in asdict(self).items():
-            other = stored.get(name)
-            if name == "layers" and isinstance(other, list) and set(self.layers) <= set(other):
-                continue
-            if isinstance(own, dict) and isinstance(other, dict):
-                keys = [key for key in own | other if own.get(key) != other.get(key)]
-                found += [f"{name}.{key}: store {other.get(key)}, here {own.get(key)}" for key in keys]
-            elif own != other:
-                found.append(f"{name}: store {_short(other)}, here {_short(own)}")
-        return found
+        layers = stored.get("layers")
+        if isinstance(layers, list) and set(self.layers) <= set(layers):
+            stored = {**stored, "layers": self.layers}
+        return differences(asdict(self), {name: stored.get(name) for name in asdict(self)})
+
+
+def differences(own: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """Describe how a stored provenance differs from the own one."""
+    found = []
+    for name in {**own, **stored}:
+        here, other = own.get(name), stored.get(name)
+        if isinstance(here, dict) and isinstance(other, dict):
+            keys = [key for key in here | other if here.get(key) != other.get(key)]
+            found += [f"{name}.{key}: store {other.get(key)}, here {here.get(key)}" for key in keys]
+        elif here != other:
+            found.append(f"{name}: store {_short(other)}, here {_short(here)}")
+    return found
 
 
 def _short(value: Any) -> Any:

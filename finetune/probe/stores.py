@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.command import DataError
+from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.finetune.labels.labelled_data import open_labelled
@@ -164,6 +165,9 @@ def prepare_external(config: ProbeConfig) -> ProbedEncoder:
     """
     found = dict(zip(SPLITS, open_external(config.data.train, config.data.validation), strict=True))
     indexes = {name: index for name, (_, index) in found.items()}
+    is_pooled = any(features.kind != "tokens" for features, _ in found.values())
+    needed = "not be attentive with pooled features: use tokens"
+    require(config.method != "attentive" or not is_pooled, "method", needed, config.method)
     task = build_task(config.task)
     targets = _read_targets(config, task, indexes)
     splits = {
