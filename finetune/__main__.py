@@ -138,7 +138,10 @@ PROGRAM = Program(
             positionals=(
                 ("encoder", "a run, an exported encoder, a fine-tuned model, or OWNER/NAME on the hub"),
                 ("source", "a video, a folder of videos, a folder of shards, or a URL of one of them"),
-                ("out", "the file, FEATURES.parquet or FEATURES.npz, or a folder for ActionFormer and OpenTAD"),
+                (
+                    "out",
+                    "FEATURES.parquet or FEATURES.npz, or a folder for ActionFormer and OpenTAD",
+                ),
             ),
             options=(_DRY_RUN, _JSON),
         ),

@@ -53,10 +53,15 @@ def nearest_neighbours(train_RD: Tensor, test_VD: Tensor, neighbours: int) -> tu
     Returns:
         cosine_VK and index_VK; K is smaller than `neighbours` if there are fewer training rows.
     """
-    mean_D, std_D = train_RD.mean(dim=0), train_RD.std(dim=0, correction=0).clamp(min=_ROUNDING)
-    train_RD, test_VD = (F.normalize((x - mean_D) / std_D, dim=1) for x in (train_RD, test_VD))
+    train_RD, test_VD = unit_rows(train_RD, train_RD), unit_rows(test_VD, train_RD)
     nearest = (test_VD @ train_RD.T).topk(min(neighbours, len(train_RD)), dim=1)
     return nearest.values, nearest.indices
+
+
+def unit_rows(x_RD: Tensor, reference_RD: Tensor) -> Tensor:
+    """Standardize the channels by those of the reference, then scale each row to length 1."""
+    mean_D, std_D = reference_RD.mean(dim=0), reference_RD.std(dim=0, correction=0).clamp(min=_ROUNDING)
+    return F.normalize((x_RD - mean_D) / std_D, dim=1)
 
 
 def neighbour_votes(

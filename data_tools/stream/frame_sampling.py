@@ -112,8 +112,8 @@ def _sliding_step(sample: Sample, clip: ClipConfig, sliding: SlidingClips) -> fl
 def equal_steps_end_s(sample: Sample, clip: ClipConfig, sliding: SlidingClips) -> float:
     """End of the part of a video that sliding clips cover at exactly the configured step, in seconds.
 
-    As the end of a time window of the sample, it gives clips that begin at multiples of the step. A video that
-    is not longer than a clip has one clip.
+    As the end of a time window of the sample, it gives clips that begin at multiples of the step. A video
+    that is not longer than a clip has one clip.
 
     Args:
         sample: without a time window and reference frames.

@@ -1,79 +1,42 @@
 """`kinemae finetune features ENCODER SOURCE OUT`: features of videos in a file or a folder."""
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from kinemae.data_tools.command import CheckpointError, DataError, log, writing_to
+from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.files import atomic_write_text, commit_of_code
-from kinemae.data_tools.index import DATASET_NAME, ShardIndex, open_index
-from kinemae.data_tools.manifest.videos import is_video
-from kinemae.data_tools.storage.location import location
+from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
-from kinemae.data_tools.stream.frame_sampling import ClipConfig, sliding_clip_count
-from kinemae.data_tools.stream.video_files import list_video_files, open_video_files
+from kinemae.data_tools.stream.frame_sampling import sliding_clip_count
+from kinemae.data_tools.stream.video_files import open_video_files
 from kinemae.data_tools.stream.windows import read_windows
-from kinemae.finetune.build import frame_sampling
 from kinemae.finetune.features.config import FeatureConfig
-from kinemae.finetune.features.detection import aligned, feature_grid, write_detection_folder
+from kinemae.finetune.features.detection import aligned, write_detection_folder
 from kinemae.finetune.features.extract import WindowRows, extract, own_units, skipped_videos, unit_file
 from kinemae.finetune.features.files import join_npz, join_parquet, read_provenance, schema
-from kinemae.finetune.inference.load import load
-from kinemae.finetune.probe.encode import LayerEncoder, resolve_layers
-from kinemae.finetune.probe.encoders import digest
-from kinemae.finetune.probe.store import differences
-from kinemae.pretrain.exported_model import EncoderDescription, with_clip
-from kinemae.pretrain.model.encoder import Encoder
+from kinemae.finetune.features.job import Job, check_same, is_complete, is_plain, open_shards, prepare
+from kinemae.finetune.probe.encode import LayerEncoder
 from kinemae.pretrain.runtime.abort import abort_on_error
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group, share_cores
 from kinemae.pretrain.runtime.run_folder import run_lock
-from kinemae.pretrain.runtime.settings import precision_on
 
-FORMAT = 1
 _UNIT_WINDOWS = 4  # forward passes per unit
 _PACKAGES = ("kinemae", "torch", "av", "numpy", "pyarrow")
-# Information that does not determine the features.
-_INFORMATION = ("encoder", "source", "versions", "commit", "skipped", "videos", "rows")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Checked arguments of the command.
-
-    Attributes:
-        clip: the windows.
-        layer: number of the encoder's block, from 0.
-        provenance: what determines the features.
-    """
-
-    config: FeatureConfig
-    source: str
-    out: Path
-    encoder: Encoder
-    description: EncoderDescription
-    clip: ClipConfig
-    layer: int
-    provenance: dict[str, Any]
-
-    @property
-    def partial(self) -> Path:
-        """The folder of unfinished features."""
-        return self.out.with_name(f"{self.out.name}.partial")
 
 
 def run_features(arguments: argparse.Namespace) -> None:
     """Run the command."""
     config = load_config(FeatureConfig, None, arguments.overrides)
-    job, processes = prepare(config, arguments.encoder, arguments.source, Path(arguments.out))
+    processes = find_processes(config.engine.device)
+    job = prepare(config, arguments.encoder, arguments.source, Path(arguments.out), processes)
     if arguments.dry_run:
         sys.stdout.write(json.dumps(job.provenance, indent=1, ensure_ascii=False) + "\n")
         return
@@ -87,118 +50,6 @@ def run_features(arguments: argparse.Namespace) -> None:
             run(job, processes)
     if processes.is_first and arguments.json:
         sys.stdout.write(json.dumps(read_provenance(job.out), ensure_ascii=False) + "\n")
-'''
-
-
-def prepare(config: FeatureConfig, encoder: str, source: str, out: Path) -> tuple[Job, Processes]:
-    """Check encoder, source, config and existing features before a process group starts.
-
-    Raises:
-        ValueError: a config that does not fit the encoder or OUT, or OUT holds other features.
-        DataError: no videos.
-        CheckpointError: no encoder.
-    """
-    to_detection = config.format_of(out) == "actionformer"
-    processes = find_processes(config.engine.device)
-    model = load(encoder, frames=config.clip.frames, size=config.clip.size)
-    description = with_clip(model.description, **frame_sampling(config.clip))
-    clip = ClipConfig(
-        frames=description.frames,
-        stride=description.stride,
-        fps=description.fps,
-        sampling=description.sampling,
-        size=description.size,
-        short_video=config.clip.short_video,
-    )
-    if clip.sampling == "uniform" and config.window.count is None:
-        raise ValueError(
-            "window.count: expected a number, since clips of this encoder cover a whole video "
-            "(clip.sampling=uniform), got null; fix: set window.count=1, or set clip.stride or clip.fps for "
-            "windows over time"
-        )
-    if config.kind in ("slices", "tokens") and model.encoder.merge_per_block:
-        raise ValueError(
-            f"kind: expected clip or pooled for an encoder that merges tokens, got {config.kind}; fix: set "
-            "kind=clip"
-        )
-    [layer] = resolve_layers([config.layer], description.shape.depth, key="layer")
-    data = hashlib.sha256(repr(_versions(source)).encode()).hexdigest() if is_plain(source) else (
-        _open_shards(config, source).identity
-    )  # fmt: skip
-    provenance = {
-        "format": FORMAT,
-        "encoder_sha256": digest(model.encoder),
-        "data": data,
-        **config.settings(),
-        "layer": layer,
-        "clip": asdict(clip),
-        "crop": "centre",
-        "precision": precision_on(config.engine, processes.device),
-        **({"grid": feature_grid(config, clip, description)} if to_detection else {}),
-        "encoder": encoder,
-        "source": source,
-    }
-    job = Job(
-        config=config,
-        source=source,
-        out=out,
-        encoder=model.encoder,
-        description=description,
-        clip=clip,
-        layer=layer,
-        provenance=provenance,
-    )
-    return job, processes
-
-
-def is_plain(source: str) -> bool:
-    """Check whether a source is a video or a folder of videos, and no folder of shards.
-
-    Raises:
-        DataError: there is no video.
-    """
-    place = location(source)
-    if is_video(place.name) and not place.name.endswith(".tar"):
-        return True
-    return not (place / DATASET_NAME).exists()
-
-
-def _versions(source: str) -> list[tuple[str, Any]]:
-    """Names, sizes and versions of the files of a source."""
-    return [(video.name, video.place.version()) for video in list_video_files(location(source))]
-
-
-def _open_shards(config: FeatureConfig, source: str) -> ShardIndex:
-    return open_index(source, cache=config.data.cache, outage_s=config.data.outage_s)
-
-
-def is_complete(job: Job) -> bool:
-    """Check whether OUT holds the features of this job.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    if job.config.rebuild or not job.out.exists():
-        return False
-    check_same(job, read_provenance(job.out), job.out)
-    log.info("%s: complete", job.out)
-    return True
-
-
-def check_same(job: Job, stored: dict[str, Any], place: Path) -> None:
-    """Reject features of another encoder, source or config.
-
-    Raises:
-        ValueError: names the differences.
-    """
-    own, other = ({key: value for key, value in each.items() if key not in _INFORMATION}
-                  for each in (json.loads(json.dumps(job.provenance)), stored))  # fmt: skip
-    found = differences(own, other)
-    if found:
-        raise ValueError(
-            f"OUT {place}: expected no features, or those of this encoder, source and config, got others "
-            f"({'; '.join(found)}); fix: choose another OUT, or set rebuild=true to replace them"
-        )
 
 
 def run(job: Job, processes: Processes) -> None:
@@ -208,9 +59,7 @@ def run(job: Job, processes: Processes) -> None:
         DataError: too many videos are unreadable.
     """
     config = job.config
-    workers = share_cores(
-        processes, workers=config.data.num_workers, cpu_threads=config.engine.cpu_threads
-    )
+    workers = share_cores(processes, workers=config.data.num_workers, cpu_threads=config.engine.cpu_threads)
     if processes.is_first:
         _create(job)
     processes.barrier()
@@ -261,7 +110,7 @@ def _create(job: Job) -> None:
 def _open_source(job: Job, processes: Processes, workers: int) -> tuple[ShardIndex, dict[str, str]]:
     """Collective. The videos of the source, and the reasons for those that are unreadable."""
     if not is_plain(job.source):
-        return _open_shards(job.config, job.source), {}
+        return open_shards(job.config, job.source), {}
     folder, failed = job.partial / "source", {}
     if processes.is_first:
         outage_s, timeout_s = job.config.data.outage_s, job.config.data.timeout_s
@@ -325,4 +174,4 @@ def _finish(job: Job, index: ShardIndex, units: int, skipped: dict[str, str]) ->
         join = join_npz if job.out.suffix == ".npz" else join_parquet
         join(job.out, files, _columns(job, index, provenance), skipped)
     shutil.rmtree(job.partial)
-    log.info("%s: features of %d videos, %d skipped", job.out, len(index) - len(skipped), len(skipped))
+    log.info("%s: complete; %d videos skipped", job.out, len(skipped))

@@ -117,8 +117,8 @@ class FeatureConfig:
                 )
             if self.window.count is not None:
                 raise ValueError(
-                    "window.count: expected null in a folder of ActionFormer, whose vectors have equal steps, "
-                    f"got {self.window.count}; {fix}"
+                    "window.count: expected null in a folder of ActionFormer, whose vectors have equal "
+                    f"steps, got {self.window.count}; {fix}"
                 )
         return found
 

@@ -1,6 +1,6 @@
 """Features in the layout of temporal action detection, as ActionFormer and OpenTAD read it.
 
-    FOLDER/features/VIDEO.npy   (T, D) float32; vector i covers `num_frames` frames from frame i * `feat_stride`
+    FOLDER/features/VIDEO.npy   (T, D); vector i covers `num_frames` frames from frame i * `feat_stride`
     FOLDER/annotations.json     {"database": {VIDEO: {subset, duration, fps, frame, annotations}}}
     FOLDER/category_idx.txt     names of the classes, one per line, by `label_id`
     FOLDER/provenance.json      "grid" has the values for the configs of the two systems
@@ -74,12 +74,14 @@ def aligned(index: ShardIndex, clip: ClipConfig, window: WindowConfig) -> ShardI
     sliding = window.clips
     assert isinstance(sliding, SlidingClips), "checked in FeatureConfig"
     every = range(len(index))
-    plain = index.view(every, columns={"reference_stride": [1] * len(index), "reference_phase": [0] * len(index)})
+    plain = index.view(
+        every, columns={"reference_stride": [1] * len(index), "reference_phase": [0] * len(index)}
+    )
     ends_s = [equal_steps_end_s(plain.sample(position), clip, sliding) for position in every]
     return plain.view(every, window_s=[(0.0, end_s) for end_s in ends_s])
 
 
-def write_detection_folder(  # noqa: PLR0913 - what is written, and where
+def write_detection_folder(
     out: Path,
     parts: Sequence[Path],
     index: ShardIndex,
@@ -129,7 +131,11 @@ def video_names(index: ShardIndex) -> dict[str, str]:
 
 
 def _database(
-    index: ShardIndex, names: dict[str, str], skipped: Container[str], config: FeatureConfig, fps: float | None
+    index: ShardIndex,
+    names: dict[str, str],
+    skipped: Container[str],
+    config: FeatureConfig,
+    fps: float | None,
 ) -> tuple[Sequence[str], dict[str, Any]]:
     """Names of the classes, and the entry of each video."""
     classes: Sequence[str] = ()

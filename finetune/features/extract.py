@@ -36,6 +36,8 @@ from kinemae.pretrain.runtime.processes import Processes
 _BYTES_AT_ONCE = 64 << 20  # of features, per write
 _QUALITY = 80
 
+Row = tuple[np.ndarray, dict[str, Any]]  # features and columns
+
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
@@ -66,12 +68,12 @@ class WindowRows:
         self.index, self.config, self.layer, self.slices = index, config, layer, slices
         self._extra = {name: index.arrow_column(name) for name in index.extra}
 
-    def of_video(self, position: int, windows: Iterable[Window]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    def of_video(self, position: int, windows: Iterable[Window]) -> Iterator[Row]:
         """Features and columns of each row of a video."""
         sample = self.index.sample(position)
         fixed = self._columns(position, sample)
         if self.config.kind == "pooled":
-            yield self._pooled(sample, fixed, list(windows))
+            yield self._pooled(sample, fixed, windows)
             return
         for window in windows:
             values = self._values(window.values)
@@ -83,13 +85,16 @@ class WindowRows:
                 name = f"{sample.key}#{window.number:04d}.{number}"
                 yield values[number], {**fixed, KEY: name, **self._place(sample, window, time_T)}
 
-    def _pooled(
-        self, sample: Sample, fixed: dict[str, Any], windows: Sequence[Window]
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        mean_D = np.mean([self._values(window.values) for window in windows], axis=0, dtype=np.float64)
-        middle, last = windows[len(windows) // 2], windows[-1].time_T
-        place = self._place(sample, middle, torch.cat([windows[0].time_T[:1], last[-1:]]))
-        return mean_D.astype(np.float32), {**fixed, KEY: sample.key, **place}
+    def _pooled(self, sample: Sample, fixed: dict[str, Any], windows: Iterable[Window]) -> Row:
+        """The mean over the windows of a video, with the thumbnail of the middle one."""
+        found = [(self._values(each.values), self._place(sample, each, each.time_T)) for each in windows]
+        mean_D = np.mean([values for values, _ in found], axis=0, dtype=np.float64).astype(np.float32)
+        place = {
+            **found[len(found) // 2][1],
+            "start_s": found[0][1]["start_s"],
+            "end_s": found[-1][1]["end_s"],
+        }
+        return mean_D, {**fixed, KEY: sample.key, **place, "window": 0}
 
     def _values(self, values: Tensor) -> np.ndarray:
         """The features of one window: a vector, one vector per slice, or all tokens."""
@@ -164,13 +169,14 @@ def extract(  # noqa: PLR0913 - what to read, encode and write
             for row in rows.of_video(position, (window for _, window in of_video))
         )
         file = unit_file(partial, unit)
-        write_parquet(file, _in_parts(found), columns)
+        write_parquet(file, _in_parts(found, rows.config.dtype), columns)
         atomic_write_text(file.with_suffix(".json"), json.dumps(skipped, ensure_ascii=False))
 
 
 def own_units(partial: Path, units: Sequence[Sequence[int]], processes: Processes) -> list[int]:
     """The units that this process has to write; the same for all processes at one time."""
-    missing = [unit for unit in range(len(units)) if not unit_file(partial, unit).with_suffix(".json").exists()]
+    records = [unit_file(partial, unit).with_suffix(".json") for unit in range(len(units))]
+    missing = [unit for unit, record in enumerate(records) if not record.exists()]
     return missing[processes.rank :: processes.world]
 
 
@@ -208,22 +214,22 @@ def _windows(
     for item, view, layers in encoded(items, encode_clips, device):
         number = 0 if item.position != before else number + 1
         before = item.position
-        pixels = item.pixels[view : view + 1]
-        yield item.position, Window(number=number, time_T=item.time_VT[view], values=layers[layer], pixels=pixels)
+        pixels, time_T = item.pixels[view : view + 1], item.time_VT[view]
+        yield item.position, Window(number=number, time_T=time_T, values=layers[layer], pixels=pixels)
 
 
-def _in_parts(rows: Iterable[tuple[np.ndarray, dict[str, Any]]]) -> Iterator[Rows]:
+def _in_parts(rows: Iterable[Row], dtype: str) -> Iterator[Rows]:
     """Collect rows to parts of about 64 MB."""
-    waiting: list[tuple[np.ndarray, dict[str, Any]]] = []
+    waiting: list[Row] = []
     for row in rows:
         waiting.append(row)
         if len(waiting) * row[0].nbytes >= _BYTES_AT_ONCE:
-            yield _rows(waiting)
+            yield _join(waiting, dtype)
             waiting = []
     if waiting:
-        yield _rows(waiting)
+        yield _join(waiting, dtype)
 
 
-def _rows(waiting: list[tuple[np.ndarray, dict[str, Any]]]) -> Rows:
-    names = waiting[0][1]
-    return Rows(np.stack([values for values, _ in waiting]), {n: [row[n] for _, row in waiting] for n in names})
+def _join(rows: list[Row], dtype: str) -> Rows:
+    columns = {name: [row[name] for _, row in rows] for name in rows[0][1]}
+    return Rows(np.stack([values for values, _ in rows]).astype(dtype), columns)

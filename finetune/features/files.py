@@ -1,6 +1,6 @@
 """Feature files: npz or parquet with one row per vector, and the files of temporal action detection.
 
-    features.npz, features.parquet   columns `features`, `key` and others, see docs/features.md; provenance as JSON
+    OUT.npz, OUT.parquet             columns `features`, `key` and others, and the provenance
     FOLDER/features/VIDEO.npy        (T, D), for ActionFormer and OpenTAD
     FOLDER/annotations.json          duration, fps, frame and annotations of each video
     FOLDER/category_idx.txt          names of the classes, for OpenTAD
@@ -174,8 +174,8 @@ def schema(
     for size in reversed(shape):
         features = pa.list_(features, size)
     types = {
-        KEY: pa.string(), FEATURES: features, "video": pa.string(), "label": pa.string(), "group": pa.string(),
-        "window": pa.int32(), "start_s": pa.float64(), "end_s": pa.float64(),
+        KEY: pa.string(), FEATURES: features, "video": pa.string(), "label": pa.string(),
+        "group": pa.string(), "window": pa.int32(), "start_s": pa.float64(), "end_s": pa.float64(),
     }  # fmt: skip
     extra = {name: index.arrow_column(name).type for name in index.extra if name not in types}
     thumbnail = {THUMBNAIL: pa.binary()} if has_thumbnails else {}

@@ -1,4 +1,4 @@
-"""Features in files with one row per sample, as npz or parquet: of other software or of `finetune features`."""
+"""Features in npz or parquet files, with one row per sample."""
 
 import hashlib
 from collections.abc import Sequence

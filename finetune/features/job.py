@@ -1,0 +1,165 @@
+"""Job of `kinemae finetune features`: its checked arguments, and the provenance of the features."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kinemae.data_tools.command import log
+from kinemae.data_tools.index import DATASET_NAME, ShardIndex, open_index
+from kinemae.data_tools.manifest.videos import is_video
+from kinemae.data_tools.storage.location import location
+from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.video_files import list_video_files
+from kinemae.finetune.build import frame_sampling
+from kinemae.finetune.features.config import FeatureConfig
+from kinemae.finetune.features.detection import feature_grid
+from kinemae.finetune.features.files import read_provenance
+from kinemae.finetune.inference.load import load
+from kinemae.finetune.probe.encode import resolve_layers
+from kinemae.finetune.probe.encoders import digest
+from kinemae.finetune.probe.store import differences
+from kinemae.pretrain.exported_model import EncoderDescription, with_clip
+from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.settings import precision_on
+
+FORMAT = 1
+# Information that does not determine the features.
+_INFORMATION = ("encoder", "source", "versions", "commit", "skipped")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Checked arguments of the command.
+
+    Attributes:
+        clip: the windows.
+        layer: number of the encoder's block, from 0.
+        provenance: what determines the features.
+    """
+
+    config: FeatureConfig
+    source: str
+    out: Path
+    encoder: Encoder
+    description: EncoderDescription
+    clip: ClipConfig
+    layer: int
+    provenance: dict[str, Any]
+
+    @property
+    def partial(self) -> Path:
+        """The folder of unfinished features."""
+        return self.out.with_name(f"{self.out.name}.partial")
+
+
+def prepare(config: FeatureConfig, encoder: str, source: str, out: Path, processes: Processes) -> Job:
+    """Check encoder, source, config and existing features before a process group starts.
+
+    Raises:
+        ValueError: a config that does not fit the encoder or OUT, or OUT holds other features.
+        DataError: no videos.
+        CheckpointError: no encoder.
+    """
+    to_detection = config.format_of(out) == "actionformer"
+    model = load(encoder, frames=config.clip.frames, size=config.clip.size)
+    description = with_clip(model.description, **frame_sampling(config.clip))
+    clip = ClipConfig(
+        frames=description.frames,
+        stride=description.stride,
+        fps=description.fps,
+        sampling=description.sampling,
+        size=description.size,
+        short_video=config.clip.short_video,
+    )
+    if clip.sampling == "uniform" and config.window.count is None:
+        raise ValueError(
+            "window.count: expected a number, since clips of this encoder cover a whole video "
+            "(clip.sampling=uniform), got null; fix: set window.count=1, or set clip.stride or clip.fps for "
+            "windows over time"
+        )
+    if config.kind in ("slices", "tokens") and model.encoder.merge_per_block:
+        raise ValueError(
+            f"kind: expected clip or pooled for an encoder that merges tokens, got {config.kind}; fix: set "
+            "kind=clip"
+        )
+    [layer] = resolve_layers([config.layer], description.shape.depth, key="layer")
+    data = hashlib.sha256(repr(_versions(source)).encode()).hexdigest() if is_plain(source) else (
+        open_shards(config, source).identity
+    )  # fmt: skip
+    provenance = {
+        "format": FORMAT,
+        "encoder_sha256": digest(model.encoder),
+        "data": data,
+        **config.settings(),
+        "layer": layer,
+        "clip": asdict(clip),
+        "crop": "centre",
+        "precision": precision_on(config.engine, processes.device),
+        **({"grid": feature_grid(config, clip, description)} if to_detection else {}),
+        "encoder": encoder,
+        "source": source,
+    }
+    return Job(
+        config=config,
+        source=source,
+        out=out,
+        encoder=model.encoder,
+        description=description,
+        clip=clip,
+        layer=layer,
+        provenance=provenance,
+    )
+
+
+def is_plain(source: str) -> bool:
+    """Check whether a source is a video or a folder of videos, and no folder of shards.
+
+    Raises:
+        DataError: there is no video.
+    """
+    place = location(source)
+    if is_video(place.name) and not place.name.endswith(".tar"):
+        return True
+    return not (place / DATASET_NAME).exists()
+
+
+def _versions(source: str) -> list[tuple[str, Any]]:
+    """Names, sizes and versions of the files of a source."""
+    return [(video.name, video.place.version()) for video in list_video_files(location(source))]
+
+
+def open_shards(config: FeatureConfig, source: str) -> ShardIndex:
+    """The data set of a folder of shards."""
+    return open_index(source, cache=config.data.cache, outage_s=config.data.outage_s)
+
+
+def is_complete(job: Job) -> bool:
+    """Check whether OUT holds the features of this job.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if job.config.rebuild or not job.out.exists():
+        return False
+    check_same(job, read_provenance(job.out), job.out)
+    log.info("%s: complete", job.out)
+    return True
+
+
+def check_same(job: Job, stored: dict[str, Any], place: Path) -> None:
+    """Reject features of another encoder, source or config.
+
+    Raises:
+        ValueError: names the differences.
+    """
+    own, other = ({key: value for key, value in each.items() if key not in _INFORMATION}
+                  for each in (json.loads(json.dumps(job.provenance)), stored))  # fmt: skip
+    found = differences(own, other)
+    if found:
+        raise ValueError(
+            f"OUT {place}: expected no features, or those of this encoder, source and config, got others "
+            f"({'; '.join(found)}); fix: choose another OUT, or set rebuild=true to replace them"
+        )
