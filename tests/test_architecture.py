@@ -24,6 +24,7 @@ OWNERS = {
     "pyarrow": {
         "data_tools/index.py",
         "finetune/evaluation/predictions.py",
+        "finetune/features/files.py",
         "finetune/probe/external.py",
         "finetune/probe/store.py",
     },
@@ -52,6 +53,7 @@ OWNERS = {
     "torchvision": {"data_tools/stream/colour.py"},
     "torch.distributed": {"launch/doctor/probe/group.py", "pretrain/runtime/processes.py"},
     "peft": {"finetune/adapt/lora.py"},
+    "umap": {"finetune/features/map.py"},
     "jinja2": {"data_tools/report/render.py"},
     "huggingface_hub": {"finetune/inference/hub.py"},
     "torchmetrics": {"finetune/metrics/multilabel.py", "finetune/metrics/ordinal.py"},

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 
 from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.config import load_config
@@ -21,7 +20,7 @@ from kinemae.data_tools.stream.windows import read_windows
 from kinemae.finetune.features.config import FeatureConfig
 from kinemae.finetune.features.detection import aligned, write_detection_folder
 from kinemae.finetune.features.extract import WindowRows, extract, own_units, skipped_videos, unit_file
-from kinemae.finetune.features.files import join_npz, join_parquet, read_provenance, schema
+from kinemae.finetune.features.files import Schema, join_npz, join_parquet, read_provenance, schema
 from kinemae.finetune.features.job import Job, check_same, is_complete, is_plain, open_shards, prepare
 from kinemae.finetune.probe.encode import LayerEncoder
 from kinemae.pretrain.runtime.abort import abort_on_error
@@ -134,7 +133,7 @@ def units_of(index: ShardIndex, job: Job) -> list[list[int]]:
     return units
 
 
-def _columns(job: Job, index: ShardIndex, provenance: dict[str, Any] | None = None) -> pa.Schema:
+def _columns(job: Job, index: ShardIndex, provenance: dict[str, Any] | None = None) -> Schema:
     config, grid, width = job.config, job.description.grid, job.description.shape.width
     shape = (grid.tokens, width) if config.kind == "tokens" else (
         (2 * width,) if config.pool == "statistics" else (width,)

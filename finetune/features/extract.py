@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
@@ -29,7 +28,7 @@ from kinemae.data_tools.progress import progress
 from kinemae.data_tools.stream.evaluation_clips import EvaluationItem
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, split_in_time, to_rgb
 from kinemae.finetune.features.config import FeatureConfig
-from kinemae.finetune.features.files import KEY, THUMBNAIL, Rows, write_parquet
+from kinemae.finetune.features.files import KEY, THUMBNAIL, Rows, Schema, write_parquet
 from kinemae.finetune.probe.encode import LayerEncoder, encoded
 from kinemae.pretrain.runtime.processes import Processes
 
@@ -145,7 +144,7 @@ def extract(  # noqa: PLR0913 - what to read, encode and write
     units: Sequence[Sequence[int]],
     items: Iterator[EvaluationItem],
     rows: WindowRows,
-    columns: pa.Schema,
+    columns: Schema,
     encode_clips: LayerEncoder,
     processes: Processes,
 ) -> None:

@@ -31,6 +31,9 @@ _ROWS_AT_ONCE = 4096
 FIX = "fix: write arrays `features` (samples x values) and `key`, optionally `label` and `group`"
 
 
+Schema = pa.Schema
+
+
 class Rows(NamedTuple):
     """Some rows of a file: features_RX or tokens_RND, and columns of equal length."""
 
@@ -164,7 +167,7 @@ def schema(
     *,
     has_thumbnails: bool,
     provenance: Mapping[str, Any],
-) -> pa.Schema:
+) -> Schema:
     """The columns of the features of a data set.
 
     Args:
@@ -183,7 +186,7 @@ def schema(
     return pa.schema({**types, **extra, **thumbnail}.items(), metadata=described)
 
 
-def write_parquet(out: Path, parts: Iterable[Rows], columns: pa.Schema) -> int:
+def write_parquet(out: Path, parts: Iterable[Rows], columns: Schema) -> int:
     """Write parts one after the other, with one of them in memory; return the number of rows."""
     partial, rows = out.with_name(f"{out.name}.writing"), 0
     with pq.ParquetWriter(partial, columns, compression="zstd") as writer:
@@ -203,7 +206,7 @@ def _lists(array: np.ndarray) -> pa.Array:
     return found
 
 
-def join_parquet(out: Path, parts: Sequence[Path], columns: pa.Schema, skipped: Container[str]) -> None:
+def join_parquet(out: Path, parts: Sequence[Path], columns: Schema, skipped: Container[str]) -> None:
     """Concatenate files of the same columns without the rows of skipped videos."""
     partial = out.with_name(f"{out.name}.writing")
     with pq.ParquetWriter(partial, columns, compression="zstd") as writer:
@@ -212,7 +215,7 @@ def join_parquet(out: Path, parts: Sequence[Path], columns: pa.Schema, skipped: 
     partial.replace(out)
 
 
-def join_npz(out: Path, parts: Sequence[Path], columns: pa.Schema, skipped: Container[str]) -> None:
+def join_npz(out: Path, parts: Sequence[Path], columns: Schema, skipped: Container[str]) -> None:
     """Convert files of the same columns to one npz file; the features are never in memory as a whole."""
     names = [name for name in columns.names if name != FEATURES]
     found: dict[str, list[Any]] = {name: [] for name in names}

@@ -27,8 +27,8 @@ def encode_query(provenance: dict[str, Any], video: str, *, encoder: str | None,
     """
     if "encoder_sha256" not in provenance:
         raise DataError(
-            f"QUERY {video}: expected a key or a file of features, since FEATURES is of other software, got a "
-            "video; fix: write FEATURES with `kinemae finetune features`"
+            f"QUERY {video}: expected a key or a file of features, since FEATURES is of other software, got "
+            "a video; fix: write FEATURES with `kinemae finetune features`"
         )
     config = FeatureConfig(
         **{name: provenance[name] for name in ("kind", "pool", "layer", "dtype", "clips_per_device")},
@@ -58,6 +58,4 @@ def _clip(clip: dict[str, Any]) -> FinetuneClip:
     """The section `clip` of a config that gives these clips."""
     sampling = "uniform" if clip["sampling"] == "uniform" else "fps" if clip["fps"] else "stride"
     chosen = {sampling: clip[sampling]} if sampling != "uniform" else {"sampling": "uniform"}
-    return FinetuneClip(
-        frames=clip["frames"], size=clip["size"], short_video=clip["short_video"], **chosen
-    )
+    return FinetuneClip(frames=clip["frames"], size=clip["size"], short_video=clip["short_video"], **chosen)

@@ -130,7 +130,9 @@ def read_query(table: FeatureTable, query: str, config: SearchConfig) -> list[Qu
 
 
 def _of_rows(table: FeatureTable, name: str, rows: list[int], own: frozenset[int] = frozenset()) -> Query:
-    columns = {name: [column[row] for row in rows] for name, column in table.columns.items() if name in _SHOWN}
+    columns = {
+        name: [column[row] for row in rows] for name, column in table.columns.items() if name in _SHOWN
+    }
     return Query(name=name, vectors_QD=table.vectors_RD[rows], columns=columns, own=own)
 
 
@@ -143,7 +145,7 @@ def _encode(table: FeatureTable, query: str, config: SearchConfig) -> FeatureTab
         near = get_close_matches(query, [*dict.fromkeys([*table.videos, *table.keys])], n=1)
         fix = f"did you mean {near[0]}?" if near else "fix: correct it"
         raise DataError(
-            f"QUERY {query}: expected a key of FEATURES, a file of features or a video, got none of them; {fix}"
+            f"QUERY {query}: expected a key of FEATURES, a file of features or a video, got none; {fix}"
         )
     return encode_query(table.provenance, query, encoder=config.encoder, device=config.device)
 
@@ -159,11 +161,14 @@ class Vectors:
     def unit(self, vectors_RD: np.ndarray) -> Tensor:
         """Rows of length 1.
 
-        A row without a direction, such as the mean of all rows, gets one of its own: so equal rows always have
-        the cosine 1.
+        A row without a direction, such as the mean of all rows, gets one of its own. So equal rows have the
+        cosine 1.
         """
         given_RD = torch.from_numpy(vectors_RD)
-        unit_RD = unit_rows(given_RD, self._reference_RD) if self._standardize else F.normalize(given_RD, dim=1)
+        if self._standardize:
+            unit_RD = unit_rows(given_RD, self._reference_RD)
+        else:
+            unit_RD = F.normalize(given_RD, dim=1)
         is_zero_R1 = (unit_RD.norm(dim=1, keepdim=True) < 0.5).to(unit_RD.dtype)
         return torch.cat([unit_RD, is_zero_R1], dim=1)
 
@@ -183,16 +188,21 @@ def find_nearest(table: FeatureTable, queries: list[Query], config: SearchConfig
         for row in best.values.argsort(descending=True, stable=True).tolist():
             if row in query.own or videos[row] in left_out:
                 continue
-            of_query = {f"query_{name}": column[int(best.indices[row])] for name, column in query.columns.items()
-                        if name in ("start_s", "end_s") and len(query.vectors_QD) > 1}  # fmt: skip
-            place = {"key": table.keys[row], **_place(table, row), **of_query}
-            neighbours.append({"rank": len(neighbours) + 1, "cosine": round(float(best.values[row]), 6), **place})
+            cosine, place = round(float(best.values[row]), 6), {"key": table.keys[row], **_place(table, row)}
+            times = _times(query, int(best.indices[row]))
+            neighbours.append({"rank": len(neighbours) + 1, "cosine": cosine, **place, **times})
             if config.per == "video":
                 left_out.add(videos[row])
             if len(neighbours) == config.k:
                 break
         found.append({"query": query.name, "neighbours": neighbours})
     return found
+
+
+def _times(query: Query, row: int) -> dict[str, Any]:
+    """Start and end of the row of a query that is nearest, if it has several."""
+    names = [name for name in ("start_s", "end_s") if name in query.columns and len(query.vectors_QD) > 1]
+    return {f"query_{name}": query.columns[name][row] for name in names}
 
 
 def _place(table: FeatureTable, row: int) -> dict[str, Any]:
