@@ -133,7 +133,7 @@ PROGRAM = Program(
         Command(
             name="features",
             help="write the features of videos: one vector per window, per time slice or per video",
-            example="kinemae finetune features runs/mine/encoder videos features.parquet window.overlap=0.5",
+            example="kinemae finetune features runs/mine/encoder videos features.parquet overlap=0.5",
             run=lazy("kinemae.finetune.features.command", "run_features"),
             positionals=(
                 ("encoder", "a run, an exported encoder, a fine-tuned model, or OWNER/NAME on the hub"),

@@ -183,9 +183,15 @@ def test_pyproject_lists_every_package(repo: Path) -> None:
 
 def test_every_imported_library_is_a_declared_dependency(repo: Path) -> None:
     project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
-    extras = [project["optional-dependencies"][name] for name in ("s3", "http", "hub", "lora")]
+    extras = [project["optional-dependencies"][name] for name in ("s3", "http", "hub", "lora", "maps")]
     declared = {re.split(r"[<>=\[ ]", given)[0] for given in sum(extras, project["dependencies"])}
-    names = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "sklearn": "scikit-learn"}
+    names = {
+        "PIL": "pillow",
+        "cv2": "opencv-python-headless",
+        "yaml": "pyyaml",
+        "sklearn": "scikit-learn",
+        "umap": "umap-learn",
+    }
     for path, tree in sources(repo):
         roots = {name.split(".")[0] for name in imports(tree)} - {"kinemae"} - sys.stdlib_module_names
         assert {names.get(root, root) for root in roots} <= declared, path

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-
 from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.files import atomic_write_text, commit_of_code
@@ -26,6 +25,7 @@ from kinemae.finetune.probe.encode import LayerEncoder
 from kinemae.pretrain.runtime.abort import abort_on_error
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group, share_cores
 from kinemae.pretrain.runtime.run_folder import run_lock
+from kinemae.pretrain.runtime.settings import TimeoutsConfig
 
 _UNIT_WINDOWS = 4  # forward passes per unit
 _PACKAGES = ("kinemae", "torch", "av", "numpy", "pyarrow")
@@ -43,9 +43,9 @@ def run_features(arguments: argparse.Namespace) -> None:
         with (
             abort_on_error(processes),
             writing_to(job.out.parent),
-            run_lock(job.partial, processes, config.timeouts),
+            run_lock(job.partial, processes, TimeoutsConfig()),
         ):
-            init_process_group(processes, config.timeouts)
+            init_process_group(processes)
             run(job, processes)
     if processes.is_first and arguments.json:
         sys.stdout.write(json.dumps(read_provenance(job.out), ensure_ascii=False) + "\n")
@@ -58,23 +58,21 @@ def run(job: Job, processes: Processes) -> None:
         DataError: too many videos are unreadable.
     """
     config = job.config
-    workers = share_cores(processes, workers=config.data.num_workers, cpu_threads=config.engine.cpu_threads)
+    workers = share_cores(processes, workers=config.num_workers, cpu_threads=config.cpu_threads)
     if processes.is_first:
         _create(job)
     processes.barrier()
     index, failed = _open_source(job, processes, workers)
     if "grid" in job.provenance:
-        index = aligned(index, job.clip, config.window)
+        index = aligned(index, job.clip, job.windows)
     units = units_of(index, job)
     positions = [position for unit in own_units(job.partial, units, processes) for position in units[unit]]
-    videos = EvaluationVideos(
-        index, positions, clip=job.clip, temporal_clips=config.window.clips, spatial_crops=1
-    )
+    videos = EvaluationVideos(index, positions, clip=job.clip, temporal_clips=job.windows, spatial_crops=1)
     columns = _columns(job, index)
     extract(
         job.partial,
         units,
-        read_windows(videos, workers=workers, timeout_s=config.data.timeout_s),
+        read_windows(videos, workers=workers, timeout_s=config.timeout_s),
         WindowRows(index, config, layer=job.layer, slices=job.description.grid.t),
         columns,
         LayerEncoder(
@@ -112,7 +110,7 @@ def _open_source(job: Job, processes: Processes, workers: int) -> tuple[ShardInd
         return open_shards(job.config, job.source), {}
     folder, failed = job.partial / "source", {}
     if processes.is_first:
-        outage_s, timeout_s = job.config.data.outage_s, job.config.data.timeout_s
+        outage_s, timeout_s = job.config.outage_s, job.config.timeout_s
         failed = open_video_files(
             job.source, folder, workers=max(workers, 1), timeout_s=timeout_s, outage_s=outage_s
         ).failed
@@ -122,7 +120,7 @@ def _open_source(job: Job, processes: Processes, workers: int) -> tuple[ShardInd
 
 def units_of(index: ShardIndex, job: Job) -> list[list[int]]:
     """Divide videos into units of consecutive ones with windows for a few forward passes."""
-    clips, units, missing = job.config.window.clips, [], 0
+    clips, units, missing = job.windows, [], 0
     for position in range(len(index)):
         if missing <= 0:
             units.append([])
@@ -148,13 +146,13 @@ def _columns(job: Job, index: ShardIndex, provenance: dict[str, Any] | None = No
 
 
 def _check_readable(job: Job, skipped: dict[str, str], total: int) -> None:
-    limit = job.config.data.max_bad_fraction
+    limit = job.config.max_bad_fraction
     if len(skipped) > limit * total or len(skipped) == total:
         key, reason = next(iter(skipped.items()))
         raise DataError(
-            f"{job.source}: expected at most data.max_bad_fraction={limit:g} of the videos to be unreadable, "
+            f"{job.source}: expected at most max_bad_fraction={limit:g} of the videos to be unreadable, "
             f"got {len(skipped)} of {total}, first {key}: {reason}; fix: replace these videos, or raise "
-            "data.max_bad_fraction and repeat the command"
+            "max_bad_fraction and repeat the command"
         )
 
 
@@ -167,7 +165,7 @@ def _finish(job: Job, index: ShardIndex, units: int, skipped: dict[str, str]) ->
     }
     provenance = {**job.provenance, **information}
     files = [unit_file(job.partial, unit) for unit in range(units)]
-    if job.config.format_of(job.out) == "actionformer":
+    if "grid" in provenance:
         write_detection_folder(job.out, files, index, skipped, job.config, provenance)
     else:
         join = join_npz if job.out.suffix == ".npz" else join_parquet

@@ -22,31 +22,38 @@ from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.manifest.videos import is_video
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips, equal_steps_end_s
-from kinemae.finetune.features.config import FeatureConfig, WindowConfig
+from kinemae.finetune.features.config import FeatureConfig
 from kinemae.finetune.features.files import read_video_features
 from kinemae.finetune.labels.segments import Segments, class_names, read_segments
 from kinemae.pretrain.exported_model import EncoderDescription
 
 
-def feature_grid(config: FeatureConfig, clip: ClipConfig, description: EncoderDescription) -> dict[str, Any]:
+def feature_grid(
+    config: FeatureConfig, clip: ClipConfig, windows: int | SlidingClips, description: EncoderDescription
+) -> dict[str, Any]:
     """The values that the configs of the two systems need, in frames of the video, or of `clip.fps`.
 
     Raises:
-        ValueError: the steps are not a whole number of frames, or slices do not have equal steps.
+        ValueError: windows do not slide, the steps are not a whole number of frames, or slices do not have
+            equal steps.
     """
+    if isinstance(windows, int):
+        raise ValueError(
+            "temporal_clips: expected sliding windows for a folder of ActionFormer, whose vectors have equal "
+            f"steps, got {windows} per video; fix: set stride or fps, or give OUT the suffix .parquet or .npz"
+        )
     stride = 1 if clip.fps else clip.stride
-    window = config.window
-    if window.step_s is None:
-        step = clip.frames * stride * (1 - window.overlap)
+    if config.step_s is None:
+        step = clip.frames * stride * (1 - config.overlap)
     elif clip.fps:
-        step = window.step_s * clip.fps
+        step = config.step_s * clip.fps
     else:
         raise ValueError(
-            "window.step_s: expected null, or clip.fps too, for a folder of ActionFormer, whose steps are "
-            f"counted in frames, got {window.step_s:g}; fix: set window.overlap instead, or set clip.fps"
+            "step_s: expected null, or fps too, for a folder of ActionFormer, whose steps are counted in "
+            f"frames, got {config.step_s:g}; fix: set overlap instead, or set fps"
         )
     if abs(step - round(step)) > 1e-6 or round(step) < 1:
-        key = "window.overlap" if window.step_s is None else "window.step_s"
+        key = "overlap" if config.step_s is None else "step_s"
         raise ValueError(
             f"{key}: expected a step of a whole number of frames for a folder of ActionFormer, got {step:g}; "
             f"fix: choose another {key}"
@@ -55,8 +62,8 @@ def feature_grid(config: FeatureConfig, clip: ClipConfig, description: EncoderDe
     if config.kind == "slices":
         if step != clip.frames * stride:
             raise ValueError(
-                "window.overlap: expected 0 with kind=slices in a folder of ActionFormer, whose vectors have "
-                "equal steps, got windows that overlap; fix: set window.overlap=0, or kind=clip"
+                "overlap: expected 0 with kind=slices for a folder of ActionFormer, whose vectors have equal "
+                "steps, got other windows; fix: omit overlap and step_s, or set kind=clip"
             )
         frames = description.shape.patch[0]
         step = frames * stride
@@ -66,18 +73,17 @@ def feature_grid(config: FeatureConfig, clip: ClipConfig, description: EncoderDe
     return {**found, "default_fps": clip.fps}
 
 
-def aligned(index: ShardIndex, clip: ClipConfig, window: WindowConfig) -> ShardIndex:
+def aligned(index: ShardIndex, clip: ClipConfig, windows: int | SlidingClips) -> ShardIndex:
     """The data set cut so that sliding clips have exactly the configured step.
 
     Clips may begin at any frame, also in layouts with reference frames.
     """
-    sliding = window.clips
-    assert isinstance(sliding, SlidingClips), "checked in FeatureConfig"
+    assert isinstance(windows, SlidingClips), "checked in feature_grid"
     every = range(len(index))
     plain = index.view(
         every, columns={"reference_stride": [1] * len(index), "reference_phase": [0] * len(index)}
     )
-    ends_s = [equal_steps_end_s(plain.sample(position), clip, sliding) for position in every]
+    ends_s = [equal_steps_end_s(plain.sample(position), clip, windows) for position in every]
     return plain.view(every, window_s=[(0.0, end_s) for end_s in ends_s])
 
 
@@ -140,8 +146,8 @@ def _database(
     """Names of the classes, and the entry of each video."""
     classes: Sequence[str] = ()
     segments: Sequence[Segments | None] = [None] * len(index)
-    if config.data.segments is not None:
-        segments = read_segments(index, config.data.segments, key=f"data.segments={config.data.segments}")
+    if config.segments is not None:
+        segments = read_segments(index, config.segments, key=f"segments={config.segments}")
         classes = class_names(segments)
     database = {}
     for position, of_video in enumerate(segments):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,8 @@ from kinemae.data_tools.command import log
 from kinemae.data_tools.index import DATASET_NAME, ShardIndex, open_index
 from kinemae.data_tools.manifest.videos import is_video
 from kinemae.data_tools.storage.location import location
-from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips
 from kinemae.data_tools.stream.video_files import list_video_files
-from kinemae.finetune.build import frame_sampling
 from kinemae.finetune.features.config import FeatureConfig
 from kinemae.finetune.features.detection import feature_grid
 from kinemae.finetune.features.files import read_provenance
@@ -20,7 +19,7 @@ from kinemae.finetune.inference.load import load
 from kinemae.finetune.probe.encode import resolve_layers
 from kinemae.finetune.probe.encoders import digest
 from kinemae.finetune.probe.store import differences
-from kinemae.pretrain.exported_model import EncoderDescription, with_clip
+from kinemae.pretrain.exported_model import EncoderDescription
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.settings import precision_on
@@ -35,7 +34,7 @@ class Job:
     """Checked arguments of the command.
 
     Attributes:
-        clip: the windows.
+        clip, windows: frames of a window, and the windows of a video.
         layer: number of the encoder's block, from 0.
         provenance: what determines the features.
     """
@@ -46,6 +45,7 @@ class Job:
     encoder: Encoder
     description: EncoderDescription
     clip: ClipConfig
+    windows: int | SlidingClips
     layer: int
     provenance: dict[str, Any]
 
@@ -63,23 +63,13 @@ def prepare(config: FeatureConfig, encoder: str, source: str, out: Path, process
         DataError: no videos.
         CheckpointError: no encoder.
     """
-    to_detection = config.format_of(out) == "actionformer"
-    model = load(encoder, frames=config.clip.frames, size=config.clip.size)
-    description = with_clip(model.description, **frame_sampling(config.clip))
-    clip = ClipConfig(
-        frames=description.frames,
-        stride=description.stride,
-        fps=description.fps,
-        sampling=description.sampling,
-        size=description.size,
-        short_video=config.clip.short_video,
-    )
-    if clip.sampling == "uniform" and config.window.count is None:
-        raise ValueError(
-            "window.count: expected a number, since clips of this encoder cover a whole video "
-            "(clip.sampling=uniform), got null; fix: set window.count=1, or set clip.stride or clip.fps for "
-            "windows over time"
-        )
+    to_detection = config.check_out(out)
+    model = load(encoder, frames=config.frames, size=config.size)
+    description = replace(model.description, **config.sampling)
+    clip = config.clip(description)
+    windows = config.windows(clip)
+    if isinstance(windows, int) and config.temporal_clips is None:
+        log.info("a clip of the encoder is a whole video, so each video has one window")
     if config.kind in ("slices", "tokens") and model.encoder.merge_per_block:
         raise ValueError(
             f"kind: expected clip or pooled for an encoder that merges tokens, got {config.kind}; fix: set "
@@ -98,7 +88,7 @@ def prepare(config: FeatureConfig, encoder: str, source: str, out: Path, process
         "clip": asdict(clip),
         "crop": "centre",
         "precision": precision_on(config.engine, processes.device),
-        **({"grid": feature_grid(config, clip, description)} if to_detection else {}),
+        **({"grid": feature_grid(config, clip, windows, description)} if to_detection else {}),
         "encoder": encoder,
         "source": source,
     }
@@ -109,6 +99,7 @@ def prepare(config: FeatureConfig, encoder: str, source: str, out: Path, process
         encoder=model.encoder,
         description=description,
         clip=clip,
+        windows=windows,
         layer=layer,
         provenance=provenance,
     )
@@ -133,7 +124,7 @@ def _versions(source: str) -> list[tuple[str, Any]]:
 
 def open_shards(config: FeatureConfig, source: str) -> ShardIndex:
     """The data set of a folder of shards."""
-    return open_index(source, cache=config.data.cache, outage_s=config.data.outage_s)
+    return open_index(source, outage_s=config.outage_s)
 
 
 def is_complete(job: Job) -> bool:

@@ -132,8 +132,8 @@ def _umap(x_RD: np.ndarray, settings: MapConfig) -> np.ndarray:
         import umap
     except ImportError as error:
         raise ValueError(
-            "method=umap: expected the package umap-learn, got none; fix: pip install 'kinemae[maps]', or set "
-            "method=pca"
+            "method=umap: expected the package umap-learn, got none; fix: pip install 'kinemae[maps]', or "
+            "set method=pca"
         ) from error
     if len(x_RD) <= settings.neighbours + 1:
         raise ValueError(

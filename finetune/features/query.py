@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.command import CheckpointError, DataError
-from kinemae.finetune.config import FinetuneClip
 from kinemae.finetune.features.command import run
-from kinemae.finetune.features.config import FeatureConfig, FeatureData, WindowConfig
+from kinemae.finetune.features.config import FeatureConfig
 from kinemae.finetune.features.files import FeatureTable, read_features
 from kinemae.finetune.features.job import prepare
 from kinemae.pretrain.runtime.processes import find_processes, init_process_group
-from kinemae.pretrain.runtime.settings import EngineConfig
 
 
-def encode_query(provenance: dict[str, Any], video: str, *, encoder: str | None, device: Any) -> FeatureTable:
+def encode_query(provenance: dict[str, Any], video: str, *, encoder: str | None, device: str) -> FeatureTable:
     """Encode a video, or all videos of a folder, as other features were encoded.
 
     Args:
@@ -30,13 +28,16 @@ def encode_query(provenance: dict[str, Any], video: str, *, encoder: str | None,
             f"QUERY {video}: expected a key or a file of features, since FEATURES is of other software, got "
             "a video; fix: write FEATURES with `kinemae finetune features`"
         )
+    clip = provenance["clip"]
+    is_uniform = clip["sampling"] == "uniform"
     config = FeatureConfig(
         **{name: provenance[name] for name in ("kind", "pool", "layer", "dtype", "clips_per_device")},
+        **{name: clip[name] for name in ("frames", "size", "fps", "short_video")},
+        **provenance["window"],
+        stride=None if is_uniform or clip["fps"] else clip["stride"],
         thumbnails=0,
-        window=WindowConfig(**provenance["window"]),
-        clip=_clip(provenance["clip"]),
-        data=FeatureData(num_workers=0),
-        engine=EngineConfig(device=device),
+        num_workers=0,
+        device=device,
     )
     processes = find_processes(device)
     with tempfile.TemporaryDirectory() as folder:
@@ -52,10 +53,3 @@ def encode_query(provenance: dict[str, Any], video: str, *, encoder: str | None,
         init_process_group(processes)
         run(job, processes)
         return read_features(out)
-
-
-def _clip(clip: dict[str, Any]) -> FinetuneClip:
-    """The section `clip` of a config that gives these clips."""
-    sampling = "uniform" if clip["sampling"] == "uniform" else "fps" if clip["fps"] else "stride"
-    chosen = {sampling: clip[sampling]} if sampling != "uniform" else {"sampling": "uniform"}
-    return FinetuneClip(frames=clip["frames"], size=clip["size"], short_video=clip["short_video"], **chosen)
