@@ -13,6 +13,9 @@ import yaml
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.randomness import generator
 from kinemae.finetune.config import FinetuneConfig
+from kinemae.finetune.features.config import FeatureConfig
+from kinemae.finetune.features.map import MapConfig
+from kinemae.finetune.features.search import SearchConfig
 from kinemae.finetune.probe.config import ProbeConfig
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.masking.base import Masking
@@ -69,6 +72,15 @@ def test_every_key_of_a_probe_is_documented_with_its_default() -> None:
         assert key in own or key.startswith(("augment.", "engine.", "timeouts.")), key
         assert is_same(own.get(key, shared.get(key)), default), key
     assert own.keys() <= dict(keys(ProbeConfig)).keys() | {"linear", "attentive", "knn", "logistic"}
+
+
+def test_every_key_of_features_search_and_maps_is_documented_with_its_default() -> None:
+    documented = table("docs/features.md")
+    real = {
+        key: default for schema in (FeatureConfig, SearchConfig, MapConfig) for key, default in keys(schema)
+    }
+    assert documented.keys() == real.keys()
+    assert [key for key in real if not is_same(documented[key], real[key])] == []
 
 
 def test_keys_that_may_change_in_a_resumed_run_are_documented() -> None:

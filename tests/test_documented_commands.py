@@ -23,6 +23,9 @@ from kinemae.data_tools.verify.command import VerifyConfig
 from kinemae.finetune.__main__ import PROGRAM as FINETUNE
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.conversion.options import ImportOptions
+from kinemae.finetune.features.config import FeatureConfig
+from kinemae.finetune.features.map import MapConfig
+from kinemae.finetune.features.search import SearchConfig
 from kinemae.finetune.probe.command import load_probe_config
 from kinemae.finetune.sweep.halving import SweepConfig
 from kinemae.finetune.sweep.space import read_space
@@ -48,6 +51,9 @@ SCHEMAS: dict[str, type] = {
     "bench": BenchConfig,
     "verify": VerifyConfig,
     "import": ImportOptions,
+    "features": FeatureConfig,
+    "search": SearchConfig,
+    "map": MapConfig,
 }
 CLUSTERS: dict[str, type] = {
     "local": LocalCluster,
