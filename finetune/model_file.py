@@ -107,6 +107,27 @@ def load_model(
     """
     content = _read_description(folder / DESCRIPTION)
     encoder, description = _load_encoder(folder, content, frames, size)
+    task_component, task, head, trained = _read_parts(folder, content, description)
+    token_reduction = token_reduction or trained
+    pruning = token_reduction.build_pruning(description.shape, may_learn=False)
+    model = TaskModel(
+        token_reduction.apply(encoder, pruning),
+        head,
+        task,
+        pruning=pruning,
+        freeze=True,
+        chunks=_chunks(content),
+        mean=description.mean,
+        std=description.std,
+    )
+    description = replace(description, shape=model.encoder.shape)
+    return FinetunedModel(model=model.eval(), description=description, task=task_component)
+
+
+def _read_parts(
+    folder: Path, content: dict[str, Any], description: EncoderDescription
+) -> tuple[Component, Task, Head, TokenReduction]:
+    """Build the config of the task, the task, the head with its weights, and the token reduction."""
     try:
         task_component, task = _read_task(content["task"])
         component = read_record(Component, content["head"], "head")
@@ -117,7 +138,7 @@ def load_model(
             output=task.output,
             groups=task.output_groups,
         )
-        chunks = int(content.get("chunks", 1))
+        _chunks(content)
         trained = read_record(TokenReduction, content.get("token_reduction", {}), "token_reduction")
         trained.build_pruning(description.shape, may_learn=False)
     except (KeyError, TypeError, ValueError) as error:
@@ -125,33 +146,24 @@ def load_model(
             f"{folder / DESCRIPTION}: expected a valid task, head and token reduction, got an error: {error}"
         ) from error
     _load_weights(head, folder / WEIGHTS)
-    token_reduction = token_reduction or trained
-    pruning = token_reduction.build_pruning(description.shape, may_learn=False)
-    model = TaskModel(
-        token_reduction.apply(encoder, pruning),
-        head,
-        task,
-        pruning=pruning,
-        freeze=True,
-        chunks=chunks,
-        mean=description.mean,
-        std=description.std,
-    )
-    description = replace(description, shape=model.encoder.shape)
-    return FinetunedModel(model=model.eval(), description=description, task=task_component)
+    return task_component, task, head, trained
 
 
 def _load_encoder(
     folder: Path, content: dict[str, Any], frames: int | None, size: int | None
 ) -> tuple[Encoder, EncoderDescription]:
     """Load the encoder for clips of another size; `frames` are those of all chunks."""
-    chunks = int(content.get("chunks", 1))
+    chunks = 1 if frames is None else _chunks(content)
     if frames is not None and frames % chunks:
         raise ValueError(f"frames: expected a multiple of the model's {chunks} chunks per clip, got {frames}")
     chunk_frames = None if frames is None else frames // chunks
     description = with_clip(load_description(folder), frames=chunk_frames, size=size)
     encoder, _ = load_encoder(folder, grid=description.grid)
     return encoder, description
+
+
+def _chunks(content: dict[str, Any]) -> int:
+    return int(content.get("chunks", 1))
 
 
 def load_task(folder: Path) -> Task:
