@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from kinemae.data_tools.config import require
@@ -144,5 +143,7 @@ def _beta(uniform_B: Tensor, alpha: float) -> Tensor:
 @functools.cache
 def _quantiles(alpha: float, device: torch.device) -> Tensor:
     """Compute the quantiles once per device: a copy to the GPU in each step would synchronize."""
+    from scipy.special import betaincinv
+
     table_Q = betaincinv(alpha, alpha, np.linspace(0.0, 1.0, _QUANTILES + 1))
     return torch.tensor(table_Q, dtype=torch.float32, device=device)

@@ -10,18 +10,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from kinemae.data_tools.command import log
 from kinemae.data_tools.files import read_jsonl
 from kinemae.data_tools.progress import Pace
 from kinemae.pretrain.runtime.jsonl_log import JsonlWriter
+
+if TYPE_CHECKING:  # imported when a run opens it: installations for inference lack TensorBoard
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class MetricsWriter:
@@ -60,7 +61,7 @@ class MetricsWriter:
             if name != "step" and not isinstance(value, bool)
         }
         self._board.write(partial(_write_scalars, {"step": line["step"], **numbers}))
-        self._board.write(SummaryWriter.flush)
+        self._board.write(lambda board: board.flush())
 
     def write_animation(self, tag: str, frames_THWC: np.ndarray, *, step: int, fps: float = 6.0) -> None:
         """Write an animated GIF to TensorBoard's image page.
@@ -70,13 +71,15 @@ class MetricsWriter:
         Args:
             frames_THWC: uint8 RGB.
         """
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         height, width = frames_THWC.shape[1:3]
         image = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=gif_bytes(frames_THWC, fps=fps)
         )
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         self._board.write(lambda board: board._get_file_writer().add_summary(summary, step))
-        self._board.write(SummaryWriter.flush)
+        self._board.write(lambda board: board.flush())
 
     def close(self) -> None:
         self._progress.close()
@@ -99,13 +102,15 @@ class _Board:
 
     def reopen(self, first_step: int) -> None:
         """Open the writer if it is closed; TensorBoard then discards events from `first_step` on."""
+        from torch.utils.tensorboard import SummaryWriter
+
         if self._board is None:
             try:
                 self._board = SummaryWriter(str(self._folder), purge_step=first_step)
             except OSError as error:
                 self._warn(error)
 
-    def write(self, what: Callable[[SummaryWriter], object]) -> None:
+    def write(self, what: Callable[["SummaryWriter"], object]) -> None:
         if self._board is None:
             return
         try:
@@ -152,7 +157,7 @@ class Progress:
             self._bar.close()
 
 
-def _write_scalars(line: Mapping[str, Any], board: SummaryWriter) -> None:
+def _write_scalars(line: Mapping[str, Any], board: "SummaryWriter") -> None:
     """Write a line's numbers to TensorBoard."""
     for name, value in line.items():
         if isinstance(value, int | float) and name not in ("step", "samples"):
