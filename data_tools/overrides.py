@@ -4,10 +4,11 @@ This file imports no config class. A command rejects a malformed command line be
 """
 
 import itertools
+import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -118,6 +119,25 @@ def check_tree(node: yaml.Node | None, key: str) -> None:
                 f"{child_key or entry}: expected a space after the colon of {entry!r}; "
                 f"fix: write {{{with_space(entry)}}}"
             )
+
+
+def as_overrides(tree: Mapping[str, Any]) -> list[str]:
+    """Write a nested mapping of keys to values as overrides.
+
+    Raises:
+        ValueError: a value that YAML cannot hold.
+    """
+    overrides = []
+    for key, value in (leaf for name, child in tree.items() for leaf in leaves(child, name)):
+        plain = os.path.expanduser(value) if isinstance(value, str | os.PathLike) else value
+        try:
+            overrides.append(f"{key}={json.dumps(plain, ensure_ascii=False)}")
+        except TypeError as error:
+            raise ConfigError(
+                f"{key}: expected numbers, texts, lists and mappings, got {type(value).__name__}; fix: "
+                "convert it"
+            ) from error
+    return overrides
 
 
 def as_override(key: str, value: object) -> str:

@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kinemae.data_tools.stream.clip_dataset import ClipDataset as ClipDataset
+    from kinemae.data_tools.stream.clip_dataset import clips as clips
+    from kinemae.data_tools.stream.frame_sampling import ClipConfig as ClipConfig
+    from kinemae.data_tools.stream.read_clip import read_clip as read_clip
     from kinemae.finetune.inference.load import load as load
     from kinemae.finetune.inference.transform import ClipTransform as ClipTransform
     from kinemae.finetune.inference.video_model import VideoModel as VideoModel
 
 _MODULES = {
+    "ClipConfig": "kinemae.data_tools.stream.frame_sampling",
+    "ClipDataset": "kinemae.data_tools.stream.clip_dataset",
     "ClipTransform": "kinemae.finetune.inference.transform",
     "VideoModel": "kinemae.finetune.inference.video_model",
+    "clips": "kinemae.data_tools.stream.clip_dataset",
     "load": "kinemae.finetune.inference.load",
+    "read_clip": "kinemae.data_tools.stream.read_clip",
 }
 __all__ = [*_MODULES]
 

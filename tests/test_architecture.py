@@ -51,7 +51,11 @@ OWNERS = {
     "tensorboard": {"pretrain/runtime/metrics.py"},
     "torch.utils.tensorboard": {"pretrain/runtime/metrics.py"},
     "torchvision": {"data_tools/stream/colour.py"},
-    "torch.distributed": {"launch/doctor/probe/group.py", "pretrain/runtime/processes.py"},
+    "torch.distributed": {
+        "data_tools/stream/clip_dataset.py",
+        "launch/doctor/probe/group.py",
+        "pretrain/runtime/processes.py",
+    },
     "peft": {"finetune/adapt/lora.py"},
     "umap": {"finetune/features/map.py"},
     "jinja2": {"data_tools/report/render.py"},

@@ -61,7 +61,9 @@ def probe(source: bytes | Path, *, full: bool = True, notes: list[str] | None = 
     return VideoInfo(frames=frames, duration_s=duration_s, width=width, height=height, codec=codec)
 
 
-def decode_at(video: bytes, timestamps_s: Sequence[float], *, last_frame_s: float | None = None) -> Tensor:
+def decode_at(
+    video: bytes | Path, timestamps_s: Sequence[float], *, last_frame_s: float | None = None
+) -> Tensor:
     """Decode the frames on screen at the given timestamps to RGB.
 
     Colours are those of PyAV's rgb24 conversion: alpha is dropped, more than 8 bits are reduced, no tone

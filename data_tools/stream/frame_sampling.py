@@ -150,6 +150,17 @@ def evaluation_timestamps_s(sample: Sample, clip: ClipConfig, *, temporal_clips:
     return [_timestamps_s(sample, clip, start=starts[place]) for place in chosen]
 
 
+def timestamps_from_s(sample: Sample, clip: ClipConfig, start_s: float) -> list[float]:
+    """Timestamps of the dense clip that begins with the frame on screen at a time."""
+    per_s = sample.frames / sample.duration_s
+    return _timestamps_s(sample, clip, start=min(int(start_s * per_s + _MARGIN), sample.frames - 1))
+
+
+def clip_span_s(sample: Sample, clip: ClipConfig) -> float:
+    """Duration of a dense clip: from the begin of its first frame to the end of its last frame."""
+    return ((clip.frames - 1) * _step(sample, clip) + 1) * sample.duration_s / sample.frames
+
+
 def uses_reference_frames(sample: Sample, clip: ClipConfig) -> bool:
     """Check whether the clips of this video consist of reference frames only."""
     stride, phase = sample.reference_stride, _phase(sample)
