@@ -4,7 +4,6 @@ This file imports no config class. A command rejects a malformed command line be
 """
 
 import itertools
-import json
 import os
 import re
 import shlex
@@ -122,22 +121,27 @@ def check_tree(node: yaml.Node | None, key: str) -> None:
 
 
 def as_overrides(tree: Mapping[str, Any]) -> list[str]:
-    """Write a nested mapping of keys to values as overrides.
+    """Write a nested mapping of keys to values as overrides; `~` at the begin of a text is the home folder.
 
     Raises:
-        ValueError: a value that YAML cannot hold.
+        ValueError: a value that YAML does not have.
     """
     overrides = []
     for key, value in (leaf for name, child in tree.items() for leaf in leaves(child, name)):
         plain = os.path.expanduser(value) if isinstance(value, str | os.PathLike) else value
         try:
-            overrides.append(f"{key}={json.dumps(plain, ensure_ascii=False)}")
-        except TypeError as error:
+            overrides.append(as_yaml_override(key, list(plain) if isinstance(plain, tuple) else plain))
+        except yaml.YAMLError as error:
             raise ConfigError(
-                f"{key}: expected numbers, texts, lists and mappings, got {type(value).__name__}; fix: "
+                f"{key}: expected a number, a text, a list or a mapping, got {type(value).__name__}; fix: "
                 "convert it"
             ) from error
     return overrides
+
+
+def as_yaml_override(key: str, value: Any) -> str:
+    """Write `key=value` with the value in YAML on one line."""
+    return f"{key}={_flow(value)}"
 
 
 def as_override(key: str, value: object) -> str:
@@ -232,7 +236,11 @@ def _reject_split_by_shell(words: Sequence[str]) -> None:
 
 def _flow(value: Any) -> str:
     """Write a value as YAML in one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=1 << 20).removesuffix("\n...\n").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=1 << 20, sort_keys=False)
+        .removesuffix("\n...\n")
+        .strip()
+    )
 
 
 def _yaml_text(value: str) -> str:

@@ -1,16 +1,19 @@
-"""Train an encoder and a head on labelled videos: `kinemae finetune train CONFIG`."""
+"""Train an encoder and a head on labelled videos: `kinemae finetune train`, `kinemae.finetune(...)`."""
 
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from kinemae.data_tools.call_config import call_config
 from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.index import ShardIndex
@@ -22,7 +25,7 @@ from kinemae.finetune.adapt.lora import check_adapters
 from kinemae.finetune.adapt.weight_average import WeightAverage
 from kinemae.finetune.build import build_model, clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig, resolve_layer_decay, total_steps
-from kinemae.finetune.evaluate import evaluate, write_result
+from kinemae.finetune.evaluate import Evaluation, evaluate, write_result
 from kinemae.finetune.heads.base import Features
 from kinemae.finetune.labels.checks import check_batch
 from kinemae.finetune.labels.clips import LabelledClips
@@ -133,6 +136,32 @@ def run_train(arguments: argparse.Namespace) -> None:
         text = json.dumps(prepared.summary(), indent=1, ensure_ascii=False)
         sys.stdout.write(f"{text}\n" if arguments.json else f"{to_yaml(prepared.config)}\n{text}\n")
         return
+    _train_and_score(prepared, as_json=arguments.json)
+
+
+def finetune(config: str | Path | Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    """Fine-tune an encoder and score the model, or continue the run, as `kinemae finetune train` does.
+
+    Args:
+        config: path of a config, its name, or its keys as a nested mapping.
+        settings: keys that replace those of the config, such as `epochs=5` or `data={"train": FOLDER}`.
+
+    Returns:
+        The content of `result.json`, and "model" with the folder of the run.
+
+    Raises:
+        ValueError, DataError, CheckpointError, Diverged, Stopped: the errors of the command.
+    """
+    called = call_config(FinetuneConfig, "finetune", config, settings)
+    config_of_run = called.config
+    if config_of_run.auto:
+        config_of_run = follow_plan(config_of_run, called.path, called.overrides)
+    evaluation = _train_and_score(prepare(config_of_run), as_json=False)
+    return {**evaluation.result, "model": config_of_run.run_dir}
+
+
+def _train_and_score(prepared: PreparedRun, *, as_json: bool) -> Evaluation:
+    """Collective. Train, save the model, score it, and write its report."""
     config, processes = prepared.config, prepared.processes
     run_dir = Path(config.run_dir)
     with abort_on_error(processes), run_lock(run_dir, processes, config.timeouts):
@@ -147,9 +176,10 @@ def run_train(arguments: argparse.Namespace) -> None:
         finetuned.model.to(processes.device)
         evaluation = evaluate(finetuned, prepared.data.scored, config, processes)
         evaluation.result.update(selected)
-        write_result(evaluation, run_dir, processes, as_json=arguments.json)
+        write_result(evaluation, run_dir, processes, as_json=as_json)
         if config.report and processes.is_first:
             write_run_report(run_dir)
+    return evaluation
 
 
 def prepare(config: FinetuneConfig) -> PreparedRun:

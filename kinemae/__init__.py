@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from kinemae.finetune.inference.load import load as load
     from kinemae.finetune.inference.transform import ClipTransform as ClipTransform
     from kinemae.finetune.inference.video_model import VideoModel as VideoModel
+    from kinemae.finetune.train import finetune as finetune
+    from kinemae.pretrain.command import pretrain as pretrain
 
 _MODULES = {
     "ClipConfig": "kinemae.data_tools.stream.frame_sampling",
@@ -30,14 +32,17 @@ _MODULES = {
     "load": "kinemae.finetune.inference.load",
     "read_clip": "kinemae.data_tools.stream.read_clip",
 }
-__all__ = [*_MODULES]
+_CALLABLE_PACKAGES = ("finetune", "pretrain")
+__all__ = [*_MODULES, *_CALLABLE_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _CALLABLE_PACKAGES:
+        return importlib.import_module(f"kinemae.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module 'kinemae' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *__all__})

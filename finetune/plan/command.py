@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from kinemae.data_tools.config import load_config
+from kinemae.data_tools.overrides import as_yaml_override
 from kinemae.finetune.config import FinetuneConfig
-from kinemae.finetune.plan.plan import Plan, as_yaml_override, make_plan
+from kinemae.finetune.plan.plan import Plan, make_plan
 from kinemae.finetune.plan.rules import FEW
 
 RECIPES = {True: "own_clips_laptop", False: "own_clips_gpu"}

@@ -11,6 +11,7 @@ import yaml
 from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import ShardIndex, open_index
+from kinemae.data_tools.overrides import as_yaml_override
 from kinemae.finetune.build import clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.labels.labelled_data import open_labelled
@@ -114,7 +115,7 @@ def make_plan(config: FinetuneConfig, overrides: Sequence[str]) -> Plan:
     return Plan(facts=facts, advice=advice, fixed=fixed, notes=notes(facts))
 
 
-def follow_plan(config: FinetuneConfig, path: Path, overrides: Sequence[str]) -> FinetuneConfig:
+def follow_plan(config: FinetuneConfig, path: Path | None, overrides: Sequence[str]) -> FinetuneConfig:
     """Return the config with the planned values; `overrides` replace them.
 
     A run that exists already keeps its values.
@@ -147,12 +148,6 @@ def count_classes(index: ShardIndex, task: Task, *, key: str) -> ClassCounts | N
 def notes(facts: Facts) -> list[str]:
     """Expected scores and necessary checks, one line each."""
     return [text(facts) for applies, text in _NOTES if applies(facts)]
-
-
-def as_yaml_override(key: str, value: Any) -> str:
-    """Write `key=value` with the value in YAML on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=1 << 20, sort_keys=False)
-    return f"{key}={text.removesuffix(chr(10)).removesuffix('...').strip()}"
 
 
 def _fixed(config: FinetuneConfig, overrides: Sequence[str]) -> Settings:

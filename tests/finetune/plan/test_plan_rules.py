@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from kinemae.data_tools.config import load_config
+from kinemae.data_tools.overrides import as_yaml_override
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.plan.facts import ClassCounts, Facts
-from kinemae.finetune.plan.plan import KEYS, as_yaml_override, notes
+from kinemae.finetune.plan.plan import KEYS, notes
 from kinemae.finetune.plan.rules import RULES, apply_rules, settings_of
 from kinemae.pretrain.exported_model import EncoderDescription
 from kinemae.pretrain.model.sizes import EncoderShape
