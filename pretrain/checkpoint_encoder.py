@@ -1,10 +1,11 @@
-"""Encoders in the checkpoints of a pretraining run, before or without an export."""
+"""Encoders and decoders in the checkpoints of a pretraining run, before or without an export."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.config import load_config
@@ -12,6 +13,8 @@ from kinemae.pretrain.builders import build_components, build_model
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.exported_model import EncoderDescription, load_description
 from kinemae.pretrain.folder_kinds import PRETRAINING, kind_of_folder
+from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
+from kinemae.pretrain.model.decoder import Decoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.runtime.checkpoint import verify_checkpoint
@@ -58,10 +61,8 @@ def describe_checkpoint_encoder(folder: Path) -> EncoderDescription:
             f"{run_dir}; fix: give RUN/checkpoints/step-NUMBER of a pretraining run, or an exported encoder"
         )
     config = load_config(PretrainConfig, run_dir / "config.yaml", [])
-    grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
-    reference = None if config.init_from is None else load_description(Path(config.init_from)).reference
     with torch.device("meta"):
-        model = build_model(config, grid, build_components(config, grid), reference=reference)
+        model = _build(config)
     trained_by = {"checkpoint": folder.name, "steps": config.steps, "init_from": config.init_from}
     return describe_run_encoder(config, model.encoder, trained_by)
 
@@ -79,22 +80,44 @@ def load_checkpoint_encoder(
         Stuck: a file cannot be read.
     """
     description = describe_checkpoint_encoder(folder)
+    encoder = Encoder(description.shape, grid or description.grid, reference=description.reference)
+    _read_parameters(folder, {_PREFIX: encoder})
+    return encoder, description
+
+
+def load_checkpoint_model(folder: Path) -> tuple[Encoder, Decoder | None, EncoderDescription]:
+    """Load encoder and decoder of a checkpoint; see `load_checkpoint_encoder`."""
+    description = describe_checkpoint_encoder(folder)
+    model = _build(load_config(PretrainConfig, folder.parent.parent / "config.yaml", []))
+    modules: dict[str, nn.Module] = {_PREFIX: model.encoder}
+    if model.decoder is not None:
+        modules["decoder."] = model.decoder
+    _read_parameters(folder, modules)
+    return model.encoder, model.decoder, description
+
+
+def _build(config: PretrainConfig) -> MaskedAutoencoder:
+    """Build the model of a run, with initial weights."""
+    grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
+    reference = None if config.init_from is None else load_description(Path(config.init_from)).reference
+    return build_model(config, grid, build_components(config, grid), reference=reference)
+
+
+def _read_parameters(folder: Path, modules: Mapping[str, nn.Module]) -> None:
+    """Read the parameters of modules, by the prefix of their names in the checkpoint."""
     verified = verify_checkpoint(folder, Processes(rank=0, world=1, device=torch.device("cpu")))
     if isinstance(verified, str):
         raise CheckpointError(
             f"{folder}: expected an intact checkpoint, got damage: {verified}; fix: remove it"
         )
     metadata, reader = verified
-    encoder = Encoder(description.shape, grid or description.grid, reference=description.reference)
-    weights = {}
-    for name, parameter in encoder.named_parameters():
-        stored = metadata.shapes.get(_PREFIX + name)
-        if stored != tuple(parameter.shape):
-            raise CheckpointError(
-                f"{folder}: expected {_PREFIX}{name} of shape {tuple(parameter.shape)}, got {stored}; fix: "
-                "use the version that wrote the run"
-            )
-        values_V = reader.read(_PREFIX + name, "weight", 0, parameter.numel())
-        weights[name] = values_V.view(parameter.shape)
-    encoder.load_state_dict(weights)
-    return encoder, description
+    for prefix, module in modules.items():
+        for name, parameter in module.named_parameters():
+            stored = metadata.shapes.get(prefix + name)
+            if stored != tuple(parameter.shape):
+                raise CheckpointError(
+                    f"{folder}: expected {prefix}{name} of shape {tuple(parameter.shape)}, got {stored}; "
+                    "fix: use the version that wrote the run"
+                )
+            values_V = reader.read(prefix + name, "weight", 0, parameter.numel())
+            parameter.data.copy_(values_V.view(parameter.shape))

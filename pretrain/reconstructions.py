@@ -7,6 +7,7 @@ Columns, if they apply:
     pruned                 tinted: tokens that are neither visible nor predicted
     prediction             mean and contrast of each patch are estimated from the visible patches around it
     with TRUE statistics   mean and contrast of each patch are the hidden patch's own, as in papers
+    error                  on request: difference of the prediction to the clip, of each pixel
 
 All columns show visible patches unchanged. A target that predicts no pixels (motion, features) has only the
 first columns.
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
@@ -29,15 +31,28 @@ from kinemae.pretrain.clip_grid import (
     PRUNED,
     Column,
     draw_grid,
+    heat_colours,
     replace_tokens,
     tint,
     token_mask,
 )
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
-from kinemae.pretrain.model.tokens import denormalize, patchify, to_bytes, unpatchify
+from kinemae.pretrain.model.tokens import (
+    COLOURS,
+    denormalize,
+    gather_tokens,
+    patchify,
+    to_bytes,
+    unpatchify,
+)
 from kinemae.pretrain.runtime.metrics import MetricsWriter, gif_bytes
 
-_LEGENDS = {"encoder input": (("hidden", HIDDEN),), "pruned": (("neither visible nor predicted", PRUNED),)}
+_LEGENDS = {
+    "encoder input": (("hidden", HIDDEN),),
+    "pruned": (("neither visible nor predicted", PRUNED),),
+    "error": (("not predicted", HIDDEN),),
+}
+_MOST_ERROR = 64  # grey levels, at the highest colour
 _PREDICTIONS = (("prediction", True), ("with TRUE statistics", False))
 
 
@@ -75,10 +90,13 @@ def draw_clips(model: MaskedAutoencoder, batch: ClipBatch, *, seed: int) -> np.n
     """Draw a row for each clip with the columns at the top of this file, as frames_THWC uint8."""
     device = next(model.parameters()).device
     with eval_mode(model):
-        return draw_grid(_columns(model, batch.to(device), seed))
+        return draw_grid(reconstruction_columns(model, batch.to(device), seed=seed))
 
 
-def _columns(model: MaskedAutoencoder, batch: ClipBatch, seed: int) -> list[Column]:
+def reconstruction_columns(
+    model: MaskedAutoencoder, batch: ClipBatch, *, seed: int, errors: bool = False
+) -> list[Column]:
+    """The columns at the top of this file, for a model in evaluation mode."""
     patch, grid = model.encoder.shape.patch, model.encoder.grid
     draws = ClipRandom(seed, batch.clip_index_B)
     prediction, inputs = model.predict(batch, draws)
@@ -100,7 +118,22 @@ def _columns(model: MaskedAutoencoder, batch: ClipBatch, seed: int) -> list[Colu
         pixels_BMP = model.target.to_pixels(prediction.decoded_BMP, inputs, visible_only=visible_only)
         if pixels_BMP is not None:
             patches[title] = replace_tokens(known_BNP, inputs.target_BM, pixels_BMP)
+            if errors and visible_only:
+                clean_BMP = gather_tokens(clean_BNP, inputs.target_BM)
+                patches["error"] = replace_tokens(grey_BNP, inputs.target_BM, _errors(clean_BMP, pixels_BMP))
     return [
-        Column(title=title, clip_BCTHW=unpatchify(patches_BNP, grid, patch), legend=_LEGENDS.get(title, ()))
+        Column(
+            title=title,
+            clip_BCTHW=unpatchify(patches_BNP, grid, patch),
+            legend=_LEGENDS.get(title, ()),
+            scale=("0", str(_MOST_ERROR)) if title == "error" else None,
+        )
         for title, patches_BNP in patches.items()
     ]
+
+
+def _errors(clean_BMP: Tensor, pixels_BMP: Tensor) -> Tensor:
+    """Absolute difference of each pixel, averaged over its colours, as the patches of a heat map."""
+    error_BMP = (clean_BMP.float() - pixels_BMP.float()).abs()
+    error_BMX = error_BMP.unflatten(2, (-1, COLOURS)).mean(dim=3)
+    return heat_colours(error_BMX / _MOST_ERROR).round().to(torch.uint8).flatten(2)

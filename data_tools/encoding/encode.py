@@ -1,7 +1,7 @@
 """Encode frames to video files. With one thread and no dates, equal frames give equal bytes."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import av
+import numpy as np
 from av.container import OutputContainer
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
@@ -78,6 +79,37 @@ def write_video(path: Path, frames_THWC: Tensor, settings: EncodeConfig) -> None
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
         container.mux(stream.encode())
     os.replace(partial, path)
+
+
+@contextmanager
+def open_rgb_mp4(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray], None]]:
+    """Open an H.264 mp4 for frames in order; the file is complete or absent.
+
+    Yields:
+        A function that writes frame_HWC, uint8 RGB, all of one size. An odd side gets a white line.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    settings = EncoderSettings(codec="libx264", options={"crf": "18", "preset": "veryfast"}, gop=12)
+    with _atomic_mp4(path) as container:
+        stream: VideoStream | None = None
+
+        def write(frame_HWC: np.ndarray) -> None:
+            nonlocal stream
+            height, width = frame_HWC.shape[:2]
+            even_HWC = np.pad(
+                frame_HWC, ((0, height % 2), (0, width % 2), (0, 0)), constant_values=255
+            )
+            frame = av.VideoFrame.from_ndarray(even_HWC, format="rgb24").reformat(format="yuv420p")
+            with _writing(path):
+                stream = stream or _add_stream(container, frame, rate, settings)
+                container.mux(stream.encode(frame))
+
+        yield write
+        if stream is not None:
+            with _writing(path):
+                container.mux(stream.encode())
 
 
 @dataclass(frozen=True, kw_only=True)

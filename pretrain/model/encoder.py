@@ -1,13 +1,14 @@
 """The encoder: patch embedding and a vision transformer over the visible space-time patches of a clip."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from kinemae.data_tools.randomness import ClipRandom
-from kinemae.pretrain.model.attention.base import AttentionCache, build_attention
+from kinemae.pretrain.model.attention.base import AttentionCache, AttentionPattern, build_attention
+from kinemae.pretrain.model.attention_backends import AttentionFn
 from kinemae.pretrain.model.blocks import Block, drop_path_weights, init_weights, norm, run_block
 from kinemae.pretrain.model.merging import Merging, merging_blocks
 from kinemae.pretrain.model.positions.base import build_positions
@@ -26,7 +27,15 @@ class Encoder(nn.Module):
         reference: the grid of pretraining, from which positions are resampled; None: `grid`.
         drop_path: drop-path rate of the last block in training mode, growing linearly from 0 at the first
             (arXiv 1603.09382).
+
+    Attributes:
+        attention_cache: makes the attention functions of a forward pass; replaced to record attention
+            (`pretrain/visualize/recording.py`).
     """
+
+    attention_cache: Callable[[TokenPositions, torch.device], Mapping[AttentionPattern, AttentionFn]] = (
+        AttentionCache
+    )
 
     def __init__(
         self,
@@ -163,7 +172,7 @@ class Encoder(nn.Module):
             assert not layers, "the config check refuses it"
             x_BND = self._encode_merging(x_BND, positions, draws)
             return self.norm(_without_registers(x_BND, positions, self.shape.registers)), ()
-        attention_fns = AttentionCache(positions, x_BND.device)
+        attention_fns = self.attention_cache(positions, x_BND.device)
         rotate = self.pos_embed.rotation(positions.indices(x_BND.device))
         kept: dict[int, Tensor] = {}
         for i, block in enumerate(self.blocks):

@@ -17,7 +17,7 @@ from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.tokens import TokenGrid, patchify, unpatchify
 from kinemae.pretrain.noise.base import Noise
 from kinemae.pretrain.pruning.base import Pruning
-from kinemae.pretrain.reconstructions import _columns, draw_clips
+from kinemae.pretrain.reconstructions import draw_clips, reconstruction_columns
 from kinemae.pretrain.targets.base import Target
 
 GRID, PATCH = TokenGrid(2, 4, 4), (2, 8, 8)
@@ -54,7 +54,7 @@ def batch_of(visible: Sequence[int], wanted: Sequence[int], *, clips: int = 2) -
 def columns(model: MaskedAutoencoder, batch: ClipBatch) -> dict[str, Tensor]:
     """The columns by title, each as patches_BNP."""
     with eval_mode(model):
-        found = _columns(model, batch, 0)
+        found = reconstruction_columns(model, batch, seed=0)
     return {column.title: patchify(column.clip_BCTHW, PATCH) for column in found}
 
 
