@@ -166,6 +166,18 @@ PROGRAM = Program(
             options=(_JSON,),
         ),
         Command(
+            name="visualize",
+            help="pictures of a model on videos: attention and its pooling, pruning, merging, features",
+            example="kinemae finetune visualize runs/tuned video.mp4 views",
+            run=lazy("kinemae.finetune.visualize", "run_visualize"),
+            positionals=(
+                ("model", "a run, an exported model or encoder, or OWNER/NAME on the Hugging Face hub"),
+                ("source", "a video, a folder or URL of videos, or a folder of shards"),
+                ("out", "the folder to write"),
+            ),
+            options=(("--json", "print the names of the files as JSON"),),
+        ),
+        Command(
             name="compare",
             help="print a table of the scores of several runs",
             example="kinemae finetune compare runs/tuned runs/from_scratch",

@@ -1,13 +1,14 @@
 """`kinemae pretrain CONFIG [a.b=c]`: pretrain an encoder, or continue the run in its run_dir.
 
 `kinemae pretrain preview CONFIG` draws the model's input, `kinemae pretrain cost CONFIG` counts FLOPs and
-memory. A config file named `preview` is written `./preview`.
+memory, `kinemae pretrain visualize RUN VIDEO OUT` draws what a trained model does with a video. A config file
+named `preview` is written `./preview`.
 """
 
 import sys
 from collections.abc import Sequence
 
-from kinemae.data_tools.command import Command, Program, run_program
+from kinemae.data_tools.command import Command, Program, lazy, run_program
 from kinemae.data_tools.config_files import lazy_with_config
 
 _CONFIG = [("config", "a YAML file, or a name that `kinemae configs` lists")]
@@ -22,7 +23,10 @@ PROGRAM = Program(
             help="",
             example="kinemae pretrain demo data.shards=SHARDS/train run_dir=RUN",
             run=lazy_with_config(
-                "pretrain", "kinemae.pretrain.command", "run_pretrain", commands=("preview", "cost")
+                "pretrain",
+                "kinemae.pretrain.command",
+                "run_pretrain",
+                commands=("preview", "cost", "visualize"),
             ),
             positionals=_CONFIG,
             options=[
@@ -49,6 +53,18 @@ PROGRAM = Program(
             run=lazy_with_config("pretrain", "kinemae.pretrain.cost", "run_cost"),
             positionals=_CONFIG,
             options=[("--json", "print the JSON on one line")],
+        ),
+        Command(
+            name="visualize",
+            help="pictures of a trained run on videos: attention, reconstruction, features, pruning, merging",
+            example="kinemae pretrain visualize runs/mine video.mp4 views",
+            run=lazy("kinemae.pretrain.visualize.command", "run_visualize"),
+            positionals=[
+                ("model", "a run, one of its checkpoints, or an exported encoder"),
+                ("source", "a video, a folder or URL of videos, or a folder of shards"),
+                ("out", "the folder to write"),
+            ],
+            options=[("--json", "print the names of the files as JSON")],
         ),
     ],
 )

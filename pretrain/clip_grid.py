@@ -89,7 +89,9 @@ def tint(patches_BNP: Tensor, is_tinted_BN: Tensor, colour: Colour | Tensor) -> 
     """
     colour_C = torch.as_tensor(colour, dtype=torch.float32, device=patches_BNP.device)
     pixels = patches_BNP.unflatten(2, (-1, COLOURS)).float()
-    tinted_BNP = (pixels + _TINT_FRACTION * (colour_C[..., None, :] - pixels)).round().to(torch.uint8).flatten(2)
+    tinted_BNP = (
+        (pixels + _TINT_FRACTION * (colour_C[..., None, :] - pixels)).round().to(torch.uint8).flatten(2)
+    )
     return torch.where(is_tinted_BN[..., None], tinted_BNP, patches_BNP)
 
 
@@ -102,7 +104,7 @@ def heat_colours(fraction_X: Tensor) -> Tensor:
 
 
 def heat_map(patches_BNP: Tensor, fraction_BN: Tensor) -> Tensor:
-    """A grey copy of uint8 patches with each token in the colour of its fraction; darkened where it is NaN."""
+    """A grey copy of uint8 patches, each token in the colour of its fraction, or darkened if that is NaN."""
     pixels = patches_BNP.unflatten(2, (-1, COLOURS)).float()
     grey = pixels.mean(dim=3, keepdim=True)
     is_known_BN11 = ~fraction_BN.isnan()[..., None, None]

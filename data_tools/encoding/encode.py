@@ -23,6 +23,12 @@ from kinemae.data_tools.stream.container import BadVideo
 
 # `bitexact` leaves out the library's version and the date.
 _CONTAINER = {"fflags": "+bitexact"}
+_X264 = {
+    "preset": "veryfast",
+    "bf": "0",
+    # With mbtree, x264 gave different bytes for equal small frames in about one of a hundred videos.
+    "x264-params": "mbtree=0",
+}
 _ANY_TYPE = PictureType(0)
 
 
@@ -67,14 +73,7 @@ def write_video(path: Path, frames_THWC: Tensor, settings: EncodeConfig) -> None
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.gop_size = settings.gop
         stream.thread_count = 1
-        stream.options = {
-            "crf": str(settings.crf),
-            "preset": "veryfast",
-            "bf": "0",
-            "flags": "+bitexact",
-            # With mbtree, x264 gave different bytes for equal small frames in about one of a hundred videos.
-            "x264-params": "mbtree=0",
-        }
+        stream.options = {**_X264, "crf": str(settings.crf), "flags": "+bitexact"}
         for frame_HWC in frames_THWC.numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
         container.mux(stream.encode())
@@ -91,16 +90,14 @@ def open_rgb_mp4(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray], 
     Raises:
         DataError: the file cannot be written.
     """
-    settings = EncoderSettings(codec="libx264", options={"crf": "18", "preset": "veryfast"}, gop=12)
+    settings = EncoderSettings(codec="libx264", options={**_X264, "crf": "18"}, gop=12)
     with _atomic_mp4(path) as container:
         stream: VideoStream | None = None
 
         def write(frame_HWC: np.ndarray) -> None:
             nonlocal stream
             height, width = frame_HWC.shape[:2]
-            even_HWC = np.pad(
-                frame_HWC, ((0, height % 2), (0, width % 2), (0, 0)), constant_values=255
-            )
+            even_HWC = np.pad(frame_HWC, ((0, height % 2), (0, width % 2), (0, 0)), constant_values=255)
             frame = av.VideoFrame.from_ndarray(even_HWC, format="rgb24").reformat(format="yuv420p")
             with _writing(path):
                 stream = stream or _add_stream(container, frame, rate, settings)

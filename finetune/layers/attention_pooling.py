@@ -39,15 +39,19 @@ class CrossAttentionPool(nn.Module):
             query_XQD: of each clip, or with X = 1 the same for all.
             is_token_B11N: false for padding; None: no padding.
         """
-        batch, tokens, width = tokens_BND.shape
-        kv_BN2AF = self.kv(tokens_BND).view(batch, tokens, 2, -1, self.head_width)
-        key_BANF, value_BANF = kv_BN2AF.permute(2, 0, 3, 1, 4)
-        query_XQAF = self.q(query_XQD).unflatten(2, (-1, self.head_width))
-        query_BAQF = query_XQAF.transpose(1, 2).expand(batch, -1, -1, -1)
-        attended_BAQF = attention_to(is_token_B11N)(query_BAQF, key_BANF, value_BANF)
+        batch, _, width = tokens_BND.shape
+        attended_BAQF = attention_to(is_token_B11N)(*self.project(query_XQD, tokens_BND))
         attended_BQD = attended_BAQF.transpose(1, 2).reshape(batch, -1, width)
         pooled_BQD = query_XQD + self.proj(attended_BQD)
         return pooled_BQD + self.mlp(self.norm2(pooled_BQD))
+
+    def project(self, query_XQD: Tensor, tokens_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the heads: query_BAQF, key_BANF and value_BANF."""
+        batch, tokens, _ = tokens_BND.shape
+        kv_BN2AF = self.kv(tokens_BND).view(batch, tokens, 2, -1, self.head_width)
+        key_BANF, value_BANF = kv_BN2AF.permute(2, 0, 3, 1, 4)
+        query_XQAF = self.q(query_XQD).unflatten(2, (-1, self.head_width))
+        return query_XQAF.transpose(1, 2).expand(batch, -1, -1, -1), key_BANF, value_BANF
 
 
 def attention_to(is_token_B11N: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -32,9 +32,7 @@ class AttentionMaps(HeatMaps):
     unit = "times the mean"
     low = 0.0
 
-    def __init__(
-        self, blocks: Sequence[int], heads: Sequence[int] | None, point: tuple[float, float] | None
-    ):
+    def __init__(self, blocks: Sequence[int], heads: Sequence[int] | None, point: tuple[float, float] | None):
         super().__init__()
         self.blocks = blocks
         self.heads = heads

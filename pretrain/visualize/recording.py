@@ -86,7 +86,7 @@ class ForwardPass:
         return self.attentions[block * branches : (block + 1) * branches]
 
     def on_grid(self, values_NX: Tensor) -> Tensor:
-        """Values of the tokens of the whole grid, registers left out; NaN for tokens that were not encoded."""
+        """Values of the whole grid, without registers; NaN for tokens that were not encoded."""
         grid_NX = values_NX.new_full((self.positions.grid.tokens, *values_NX.shape[1:]), torch.nan)
         grid_NX[self.index_N[self.is_token_N]] = values_NX[self.is_token_N]
         return grid_NX

@@ -84,12 +84,12 @@ class VisualizeConfig:
         require(is_known, "blocks", f"lie in 0 to {depth - 1}, or in {-depth} to -1", self.blocks)
         return [block % depth for block in self.blocks]
 
-    def head_numbers(self, heads: int) -> Sequence[int] | None:
+    def head_numbers(self, heads: int, *, owner: str = "the encoder") -> Sequence[int] | None:
         """The chosen heads; None for the mean.
 
         Raises:
-            ValueError: the encoder has no such head.
+            ValueError: the owner of the heads has no such one.
         """
         is_known = self.heads is None or all(0 <= head < heads for head in self.heads)
-        require(is_known, "heads", f"lie in 0 to {heads - 1}", self.heads)
+        require(is_known, "heads", f"lie in 0 to {heads - 1} for {owner}", self.heads)
         return self.heads

@@ -133,7 +133,7 @@ class MergedGroups(View):
 
 
 def _group_colours(group_N: Tensor) -> Tensor:
-    """A colour for the tokens of each group, the largest groups first, as colour_NC; NaN for single tokens."""
+    """A colour for each group, the largest groups first, as colour_NC; NaN for single tokens."""
     count_G = group_N.bincount()
     rank_G = count_G.argsort(descending=True, stable=True).argsort()
     colours = [colorsys.hsv_to_rgb(rank * _GOLDEN % 1, 0.9, 1.0) for rank in rank_G.tolist()]

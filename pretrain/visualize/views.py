@@ -89,8 +89,10 @@ class View(ABC):
     Attributes:
         name: of the files.
         title, text: heading and explanation on the page.
+        point_s: a time whose window must be measured; None for none.
     """
 
+    point_s: float | None = None
     name: ClassVar[str]
     title: ClassVar[str]
     text: ClassVar[str]
@@ -156,8 +158,7 @@ def place_of(window: Window, point: tuple[float, float], slice_number: int) -> t
     grid = window.subject.encoder.grid
     of_pass = window.passes[slice_number // grid.t]
     row, column = (
-        min(int(fraction * side), side - 1)
-        for fraction, side in ((point[1], grid.h), (point[0], grid.w))
+        min(int(fraction * side), side - 1) for fraction, side in ((point[1], grid.h), (point[0], grid.w))
     )
     index_N = of_pass.index_N
     at_NX = torch.stack([index_N // grid.per_slice, index_N // grid.w % grid.h, index_N % grid.w], dim=1)
