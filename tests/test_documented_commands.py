@@ -39,6 +39,7 @@ from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
 from kinemae.pretrain.builders import build_components
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.visualize.settings import VisualizeConfig
 from tests.documented_commands import documented, unquoted_mappings
 
 COMMANDS = sorted(set(documented()))
@@ -54,6 +55,7 @@ SCHEMAS: dict[str, type] = {
     "features": FeatureConfig,
     "search": SearchConfig,
     "map": MapConfig,
+    "visualize": VisualizeConfig,
 }
 CLUSTERS: dict[str, type] = {
     "local": LocalCluster,
@@ -116,7 +118,7 @@ def accept(module: str, words: list[str]) -> None:
 def accept_program(program: Program, words: list[str]) -> None:
     arguments = parse_arguments(program, words)
     name = next(iter(words), "")
-    if program is PRETRAIN:
+    if program is PRETRAIN and name != "visualize":
         config = load("pretrain", PretrainConfig, arguments)
         grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
         build_components(config, grid)

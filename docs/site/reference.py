@@ -28,6 +28,11 @@ CONFIGS = (
     ("Report of a run", "finetune report", "kinemae.finetune.report.command:ReportConfig"),
     ("Import", "finetune import", "kinemae.finetune.conversion.options:ImportOptions"),
     ("Synthetic videos", "data synth", "kinemae.data_tools.synth:SynthConfig"),
+    (
+        "Pictures of a model",
+        "pretrain visualize`, `finetune visualize",
+        "kinemae.pretrain.visualize.settings:VisualizeConfig",
+    ),
     ("Sharding", "data shard", "kinemae.data_tools.sharding.plan:ShardConfig"),
     ("Indexing", "data index", "kinemae.data_tools.indexing.command:IndexConfig"),
     ("Report of a data set", "data report", "kinemae.data_tools.report.sampled_videos:ReportConfig"),

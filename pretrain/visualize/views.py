@@ -16,6 +16,8 @@ from kinemae.pretrain.visualize.recording import ForwardPass, record
 
 _LOWEST, _HIGHEST = 0.01, 0.99  # quantiles of the measured values at the ends of a colour scale
 
+_FRAME = (0, 255, 70)  # colour of the frame around a patch
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
@@ -169,13 +171,14 @@ def place_of(window: Window, point: tuple[float, float], slice_number: int) -> t
 
 
 def with_box(column: Column, window: Window, number_of_pass: int, position: int) -> Column:
-    """The column with a white frame around the patch of a token."""
+    """The column with a green frame around the patch of a token."""
     grid, patch = window.subject.encoder.grid, window.subject.patch
     index = int(window.passes[number_of_pass].index_N[position])
     first = (number_of_pass * grid.t + index // grid.per_slice) * patch[0]
     top, left = index // grid.w % grid.h * patch[1], index % grid.w * patch[2]
     clip_1CTHW = column.clip_BCTHW.clone()
     part = clip_1CTHW[:, :, first : first + patch[0], top : top + patch[1], left : left + patch[2]]
-    part[..., [0, -1], :] = 255
-    part[..., [0, -1]] = 255
+    colour_C11 = part.new_tensor(_FRAME)[:, None, None]
+    part[..., [0, -1], :] = colour_C11[..., None]
+    part[..., [0, -1]] = colour_C11[..., None]
     return Column(title=column.title, clip_BCTHW=clip_1CTHW, legend=column.legend, scale=column.scale)
