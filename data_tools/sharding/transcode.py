@@ -95,8 +95,7 @@ def transcode(  # noqa: PLR0913 - keyword-only, except for the inputs
         work: the folder of the log and the spool. A logged result is valid while the source has the same
             size and modification time and its files are in the spool.
         is_sharded: whether a finished shard holds the sample of a key, which need not be in the spool.
-        timeout_s: see `imap_unordered`.
-        what: name of the work in progress lines.
+        timeout_s, what: see `imap_unordered` and `progress`.
 
     Raises:
         StorageUnavailable: a source cannot be read now; the video is not rejected.

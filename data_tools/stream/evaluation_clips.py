@@ -133,6 +133,12 @@ class EvaluationVideos:
             for number, clips_s in clips.items():
                 yield self._item(number, clips_s, str(error))
 
+    def view_count(self, number: int) -> int:
+        """Number of views of an item."""
+        position, part, parts = self.locate(number)
+        count = self._clip_count(self.index.sample(position))
+        return ((part + 1) * count // parts - part * count // parts) * self.spatial_crops
+
     def locate(self, number: int) -> tuple[int, int, int]:
         """Position of an item's sample, number of the part, and parts of the video."""
         if self._ends is None:

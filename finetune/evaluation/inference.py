@@ -9,7 +9,7 @@ of processes, and the predictions are equal to the last digit.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,10 +27,20 @@ from kinemae.finetune.model_file import FinetunedModel
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import SamplePrediction, Targets, Task
 from kinemae.pretrain.runtime.processes import Processes
-from kinemae.pretrain.runtime.settings import precision_on
+from kinemae.pretrain.runtime.settings import BatchConfig, EngineConfig, precision_on
 
 
-class _Output(NamedTuple):
+class ForwardConfig(Protocol):
+    """Settings of forward passes; `engine` gives the precision."""
+
+    @property
+    def batch(self) -> BatchConfig: ...
+
+    @property
+    def engine(self) -> EngineConfig: ...
+
+
+class Output(NamedTuple):
     """An item with the model's output for its views, on the CPU; None for an item that could not be read."""
 
     item: EvaluationItem
@@ -136,7 +146,7 @@ def _predict(
     model.eval()
     iterator = iter(items)
     for group in groups:
-        outputs = _outputs(model, _of_samples(iterator, len(group)), config, device)
+        outputs = compute_outputs(model, _of_samples(iterator, len(group)), config, device)
         for _, parts in groupby(outputs, key=lambda each: each.item.position):
             yield _combine(model.task, list(parts), targets, device)
 
@@ -149,9 +159,9 @@ def _of_samples(items: Iterator[EvaluationItem], count: int) -> Iterator[Evaluat
         yield item
 
 
-def _outputs(
-    model: TaskModel, items: Iterable[EvaluationItem], config: FinetuneConfig, device: torch.device
-) -> Iterator[_Output]:
+def compute_outputs(
+    model: TaskModel, items: Iterable[EvaluationItem], config: ForwardConfig, device: torch.device
+) -> Iterator[Output]:
     """Compute the outputs for the views of items, as soon as these fill a forward pass."""
     pending: list[EvaluationItem] = []
     for item in items:
@@ -163,12 +173,12 @@ def _outputs(
 
 
 def _forward(
-    model: TaskModel, items: Sequence[EvaluationItem], config: FinetuneConfig, device: torch.device
-) -> list[_Output]:
+    model: TaskModel, items: Sequence[EvaluationItem], config: ForwardConfig, device: torch.device
+) -> list[Output]:
     """Run the model on the views of items. A forward pass has at most `batch.clips_per_device` views."""
     views = [item.pixels for item in items if item.skipped is None]
     if not views:
-        return [_Output(item, None, None) for item in items]
+        return [Output(item, None, None) for item in items]
     joined, limit = join(views), config.batch.clips_per_device
     is_bf16 = precision_on(config.engine, device) == "bf16"
     outputs, kept = [], []
@@ -181,12 +191,12 @@ def _forward(
     lengths = [len(pixels) for pixels in views]
     split = zip(*(torch.cat(parts).float().cpu().split(lengths) for parts in (outputs, kept)), strict=True)
     return [
-        _Output(item, *next(split)) if item.skipped is None else _Output(item, None, None) for item in items
+        Output(item, *next(split)) if item.skipped is None else Output(item, None, None) for item in items
     ]
 
 
 def _combine(
-    task: Task, parts: Sequence[_Output], targets: Targets, device: torch.device
+    task: Task, parts: Sequence[Output], targets: Targets, device: torch.device
 ) -> SamplePrediction:
     """Combine the outputs for all views of a sample, which has failed if one of its items has."""
     first = parts[0].item
