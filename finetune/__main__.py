@@ -104,6 +104,21 @@ PROGRAM = Program(
             options=(_DRY_RUN, _JSON),
         ),
         Command(
+            name="predict",
+            help="scores over time of videos, a folder, a URL, shards, a camera or a stream, with an mp4",
+            example="kinemae finetune predict runs/tuned video.mp4 predictions overlap=0.5",
+            run=lazy("kinemae.finetune.predict.command", "run_predict"),
+            positionals=(
+                (
+                    "model",
+                    "a fine-tuning run, the folder of its model, or OWNER/NAME on the Hugging Face hub",
+                ),
+                ("source", "a video, a folder, a URL, a folder of shards, camera:0, or - for standard input"),
+                ("out", "the folder to write; the same command continues a prediction"),
+            ),
+            options=(_JSON,),
+        ),
+        Command(
             name="report",
             help="write one HTML page about a run: curves, classes, mistakes, calibration, cost",
             example="kinemae finetune report runs/tuned",

@@ -25,6 +25,7 @@ OWNERS = {
         "data_tools/index.py",
         "finetune/evaluation/predictions.py",
         "finetune/features/files.py",
+        "finetune/predict/tables.py",
         "finetune/probe/external.py",
         "finetune/probe/store.py",
     },

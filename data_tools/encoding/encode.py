@@ -126,6 +126,10 @@ class EncoderSettings:
     key_frame_at: int = 0
 
 
+_VIEWED = EncoderSettings(codec="libx264", options={"crf": "23", "preset": "veryfast"}, gop=250)
+_TICK = Fraction(1, 90_000)
+
+
 def write_frames(
     path: Path, frames: Iterable[VideoFrame], rate: Fraction, encoder: EncoderSettings
 ) -> VideoInfo:
@@ -158,6 +162,30 @@ def write_frames(
         height=first.height,
         codec=stream.codec_context.codec.canonical_name,
     )
+
+
+def write_timed_video(path: Path, frames: Iterable[tuple[float, np.ndarray]], rate: Fraction) -> None:
+    """Write frames, each with its time in seconds, as an H.264 mp4; the file is complete or absent.
+
+    Args:
+        frames: ascending times, and frame_HWC as uint8 RGB with an even height and width.
+        rate: nominal frames per second.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    stream: VideoStream | None = None
+    with _atomic_mp4(path) as container:
+        for time_s, frame_HWC in frames:
+            frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = round(time_s / _TICK), _TICK
+            with _writing(path):
+                if stream is None:
+                    stream = _add_stream(container, frame, rate, _VIEWED)
+                    stream.time_base = stream.codec_context.time_base = _TICK
+                container.mux(stream.encode(frame))
+        with _writing(path):
+            container.mux(stream.encode() if stream is not None else [])
 
 
 def mux_jpegs(path: Path, files: Iterable[Path], rate: Fraction, like: VideoFrame) -> None:

@@ -99,6 +99,29 @@ def decode_at(
     return torch.from_numpy(np.ascontiguousarray(upright_THWC)).permute(0, 3, 1, 2)
 
 
+def rgb_frames(source: bytes | Path, *, longest: int) -> Iterator[tuple[float, np.ndarray]]:
+    """Decode all frames of a video in order, up to a damaged end, for viewing.
+
+    Args:
+        longest: frames are reduced to this many pixels along their longer side.
+
+    Returns:
+        Times in seconds from the first frame, and frame_HWC: uint8 RGB, upright, with even sides.
+
+    Raises:
+        BadVideo: the video cannot be read.
+    """
+    reformatter = VideoReformatter()
+    with open_video(source) as opened:
+        turn, aspect = rotation(opened.first), pixel_aspect(opened.stream)
+        width, height = square_size(opened.first.width, opened.first.height, aspect)
+        scale = min(1.0, longest / max(width, height))
+        width, height = (max(round(side * scale / 2) * 2, 2) for side in (width, height))
+        for frame in IntactFrames(chain([opened.first], opened.rest), opened):
+            rgb = reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
+            yield opened.start_s(frame), turn.apply(rgb.to_ndarray())
+
+
 class IntactFrames:
     """The frames before the first damage, counted.
 

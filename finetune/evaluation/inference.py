@@ -195,9 +195,7 @@ def _forward(
     ]
 
 
-def _combine(
-    task: Task, parts: Sequence[Output], targets: Targets, device: torch.device
-) -> SamplePrediction:
+def _combine(task: Task, parts: Sequence[Output], targets: Targets, device: torch.device) -> SamplePrediction:
     """Combine the outputs for all views of a sample, which has failed if one of its items has."""
     first = parts[0].item
     sample: dict[str, Any] = {"position": first.position, "key": first.key}

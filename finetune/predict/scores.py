@@ -19,6 +19,8 @@ from kinemae.finetune.tasks.ordinal import Ordinal, median_classes
 from kinemae.finetune.tasks.regression import Regression
 from kinemae.finetune.tasks.retrieval import Retrieval
 
+_DECIMALS = 6  # of times in seconds
+
 
 class Segment(NamedTuple):
     """A detected event: begin and end in seconds, name of its class and probability."""
@@ -71,13 +73,15 @@ class VideoPrediction:
             "summary": dict(zip(self.columns, self.summary_X.tolist(), strict=True)),
             "segments": self.segments and [each._asdict() for each in self.segments],
             "columns": self.columns,
-            "start_s": self.start_R.tolist(),
-            "end_s": self.end_R.tolist(),
+            "start_s": self.start_R.round(_DECIMALS).tolist(),
+            "end_s": self.end_R.round(_DECIMALS).tolist(),
             "scores": self.score_RX.tolist(),
         }
         if self.segments is None:
             del content["segments"]
-        lines = [f" {json.dumps(key)}: {json.dumps(each, ensure_ascii=False)}" for key, each in content.items()]
+        lines = [
+            f" {json.dumps(key)}: {json.dumps(each, ensure_ascii=False)}" for key, each in content.items()
+        ]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @staticmethod
@@ -196,7 +200,7 @@ def dense_segments(
             run = list(rows)
             if is_on:
                 score = float(score_RX[run, number].mean())
-                found.append(Segment(float(start_R[run[0]]), float(end_R[run[-1]]), name, score))
+                found.append(_segment(start_R[run[0]], end_R[run[-1]], name, score))
     yield from sorted(found)
 
 
@@ -205,7 +209,11 @@ def detections(task: Task, values: dict[str, np.ndarray], threshold: float | Non
     limit = _threshold(task, threshold)
     for (start, end), score, number in zip(values["time_s"], values["score"], values["class"], strict=True):
         if score >= limit:
-            yield Segment(float(start), float(end), task.classes[int(number)], float(score))
+            yield _segment(start, end, task.classes[int(number)], float(score))
+
+
+def _segment(start_s: float, end_s: float, label: str, score: float) -> Segment:
+    return Segment(round(float(start_s), _DECIMALS), round(float(end_s), _DECIMALS), label, score)
 
 
 def _is_multi(task: Task) -> bool:

@@ -1,13 +1,13 @@
-"""Tables of all predictions of a folder, as csv and parquet, and a summary as JSON.
+"""Tables of all predictions of a folder, as csv and parquet.
 
-    scores      one row per window, or per step of a task over time: video, start_s, end_s, score/NAME ...
-    videos      one row per video: video, error, frames, duration_s, views, predicted, score/NAME ...
-    segments    one row per detected event: video, start_s, end_s, label, score; for tasks over time only
+scores          one row per window, or per step of a task over time: video, start_s, end_s, score/NAME ...
+video_scores    one row per video: video, error, frames, duration_s, views, predicted, score/NAME ...
+segments        one row per detected event: video, start_s, end_s, label, score; for tasks over time only
 """
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kinemae.data_tools.files import atomic_write_text
 from kinemae.finetune.predict.scores import VideoPrediction
 
 _ROWS_PER_GROUP = 20_000
@@ -30,7 +29,7 @@ def write_tables(
 
     Args:
         columns: names of the scores.
-        failed: unreadable videos with the reasons; rows of `videos` without scores.
+        failed: unreadable videos with the reasons; rows of `video_scores` without scores.
 
     Returns:
         The number of predicted videos.
@@ -42,7 +41,7 @@ def write_tables(
     count = 0
     with ExitStack() as stack:
         scores = stack.enter_context(_Table(out / "scores", pa.schema([*times, *numbers])))
-        videos = stack.enter_context(_Table(out / "videos", pa.schema([*about, *numbers])))
+        videos = stack.enter_context(_Table(out / "video_scores", pa.schema([*about, *numbers])))
         segments: _Table | None = None
         for each in predictions:
             count += 1

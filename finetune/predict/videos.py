@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,9 @@ class Prediction:
         Raises:
             BadVideo: it cannot be read.
         """
-        units = [unit for unit in self.units() if any(self.videos.locate(each)[0] == position for each in unit)]
+        units = [
+            unit for unit in self.units() if any(self.videos.locate(each)[0] == position for each in unit)
+        ]
         outputs = [each for unit in self.outputs(units) for each in unit if each.item.position == position]
         return self.join(position, [_checked(each) for each in outputs])
 
@@ -127,6 +129,14 @@ class PredictionFolder:
     def result(self, position: int) -> Path:
         """The file of a video's prediction."""
         return self.out / "videos" / f"{self._sample(position).key}.json"
+
+    def overlay(self, position: int) -> Path:
+        """The file of a video's mp4 with its prediction."""
+        return self.out / "videos" / f"{self._sample(position).key}.mp4"
+
+    def read(self, position: int) -> VideoPrediction:
+        """Read the prediction of a video."""
+        return VideoPrediction.from_json(self.result(position).read_text(encoding="utf-8"))
 
     def is_done(self, position: int) -> bool:
         """Check whether a video has a prediction, of its present content."""
@@ -169,22 +179,20 @@ class PredictionFolder:
                     self._save(self._prediction.combine(position, output_V, time_VT), position)
             yield failed
 
-    def long_videos(self) -> list[int]:
-        """List the videos with all parts done and without a prediction."""
-        videos, parts = self._prediction.videos, {}
-        for number in range(len(videos)):
-            if videos.locate(number)[2] > 1:
-                parts.setdefault(videos.locate(number)[0], []).append(self._part(number))
-        return [
-            position
-            for position, files in parts.items()
-            if not self.is_done(position) and all(file.exists() for file in files)
-        ]
-
-    def join(self, position: int) -> None:
-        """Make the prediction of a long video from its parts, and remove these."""
+    def long_videos(self) -> list[list[int]]:
+        """List the items of each video with all parts done and without a prediction."""
         videos = self._prediction.videos
-        numbers = [number for number in range(len(videos)) if videos.locate(number)[0] == position]
+        found = []
+        for position, group in groupby(range(len(videos)), key=lambda number: videos.locate(number)[0]):
+            numbers = list(group)
+            is_whole = len(numbers) > 1 and all(self._part(number).exists() for number in numbers)
+            if is_whole and not self.is_done(position):
+                found.append(numbers)
+        return found
+
+    def join(self, numbers: Sequence[int]) -> None:
+        """Make the prediction of a long video from its parts, and remove these."""
+        position = self._prediction.videos.locate(numbers[0])[0]
         parts = [load_file(self._part(number)) for number in numbers]
         found = self._prediction.join(position, [(part["output_V"], part["time_VT"]) for part in parts])
         self._save(found, position)
@@ -193,7 +201,7 @@ class PredictionFolder:
     def _save(self, found: VideoPrediction, position: int) -> None:
         file = self.result(position)
         file.parent.mkdir(parents=True, exist_ok=True)
-        overlay_of(file).unlink(missing_ok=True)
+        self.overlay(position).unlink(missing_ok=True)
         atomic_write_text(file, found.to_json())
 
     def _part(self, number: int) -> Path:
@@ -204,11 +212,6 @@ class PredictionFolder:
 
     def _sample(self, position: int) -> Sample:
         return self._prediction.index.sample(position)
-
-
-def overlay_of(result: Path) -> Path:
-    """The file of the mp4 that belongs to a result."""
-    return result.with_suffix(".mp4")
 
 
 def _checked(output: Output) -> tuple[Tensor, Tensor]:
@@ -242,8 +245,8 @@ def predict_videos(prediction: Prediction, out: Path, processes: Processes) -> d
             failed |= each
     failed = {name: reason for part in processes.all_gather_object(failed) for name, reason in part.items()}
     joined = processes.broadcast_object(folder.long_videos() if processes.is_first else [])
-    for position in joined[processes.rank :: processes.world]:
-        folder.join(position)
+    for numbers in joined[processes.rank :: processes.world]:
+        folder.join(numbers)
     processes.barrier()
     return failed
 

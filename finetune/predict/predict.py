@@ -1,0 +1,215 @@
+"""Predict the videos of a source: the functions below `kinemae finetune predict` and `VideoModel.predict`.
+
+OUT/videos/NAME.json         scores over time, summary and segments of a video; NAME.mp4 with them
+OUT/scores.csv, .parquet     of all videos, one row per window; also video_scores.* and segments.*
+OUT/summary.json             model and settings, number of videos, unreadable videos
+"""
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from kinemae.data_tools.command import DataError, log, writing_to
+from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.folder_checks import list_data_sets
+from kinemae.data_tools.index import DATASET_NAME, ShardIndex, open_index
+from kinemae.data_tools.progress import progress
+from kinemae.data_tools.storage.location import location
+from kinemae.data_tools.stream.container import BadVideo
+from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.video_files import open_video_files
+from kinemae.data_tools.stream.video_reader import read_video, whole_file
+from kinemae.finetune.evaluate import model_digest
+from kinemae.finetune.inference.video_model import VideoModel
+from kinemae.finetune.predict.config import PredictConfig
+from kinemae.finetune.predict.overlay import write_overlay
+from kinemae.finetune.predict.scores import VideoPrediction, score_columns
+from kinemae.finetune.predict.tables import write_tables
+from kinemae.finetune.predict.videos import Prediction, PredictionFolder, check_settings, predict_videos
+from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.settings import precision_on
+
+FORMAT = 1
+_SPREAD = 1.1  # ratio of frame rates that gets advice
+
+Value = TypeVar("Value")
+
+
+def predict_file(model: VideoModel, video: str | Path, config: PredictConfig) -> VideoPrediction:
+    """Predict one video, a file or a URL, without writing results.
+
+    Raises:
+        DataError: the video cannot be read.
+        ValueError: the model has no head.
+    """
+    task_model, clip = model.with_head(), config.window(model.clip)
+    with tempfile.TemporaryDirectory() as folder:
+        index = open_video_files(video, Path(folder), workers=1, outage_s=config.outage_s).index
+        if len(index) > 1:
+            raise ValueError(f"{video}: expected a video, got a folder; fix: kinemae finetune predict")
+        prediction = Prediction(
+            model=task_model, index=index, clip=clip, config=config, about={"source": model.source}
+        )
+        return prediction.of_video()
+
+
+def predict_source(
+    model: VideoModel, source: str | Path, out: Path, config: PredictConfig, processes: Processes
+) -> dict[str, Any]:
+    """Collective. Predict every video of a source and write the results; continue an earlier prediction.
+
+    Args:
+        source: a video, a folder of videos, a URL of either, or a folder of shards.
+        config: `num_workers` is the number of loader processes of this process.
+
+    Returns:
+        The content of OUT/summary.json.
+
+    Raises:
+        DataError: there is no video, or no readable one.
+        ValueError: OUT holds predictions with another model or settings.
+    """
+    clip = config.window(model.clip)
+    about = {"source": model.source, "digest": model_digest(model.with_head())}
+    settings = {
+        "format": FORMAT,
+        "model": about["digest"],
+        "window": asdict(clip),
+        "views": asdict(config.views(clip)),
+        "clips_per_device": config.clips_per_device,
+        "precision": precision_on(config.engine, model.device),
+        "threshold": config.threshold,
+    }
+    _on_first(processes, lambda: check_settings(out / "predict.json", settings))
+    failed = _on_first(processes, lambda: _prepare(source, out / "index", config))
+    index = open_index(_data_set(source) or out / "index", outage_s=config.outage_s)
+    prediction = Prediction(
+        model=model.with_head(),
+        index=index,
+        clip=clip,
+        config=config,
+        about=about,
+        workers=config.num_workers,
+    )
+    if processes.is_first:
+        advise(index, clip, config)
+    failed = failed | predict_videos(prediction, out, processes)
+    if config.overlay or (config.overlay is None and len(index) + len(failed) == 1):
+        failed |= _write_overlays(prediction, out, processes)
+    content = {**settings, "source": str(location(source)), "failed": failed}
+    return _on_first(processes, lambda: _summarize(prediction, out, content))
+
+
+def _on_first(processes: Processes, function: Callable[[], Value]) -> Value:
+    """Collective. Call a function on the first process; all return its result or raise its error."""
+    value, error = None, None
+    if processes.is_first:
+        try:
+            value = function()
+        except (ValueError, DataError) as raised:
+            error = raised
+    value, error = processes.broadcast_object((value, error))
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
+
+
+def _data_set(source: str | Path) -> Path | str | None:
+    """The source if it is a folder of shards; None for videos."""
+    place = location(source)
+    if (place / DATASET_NAME).exists():
+        return source
+    names = list_data_sets(place, DATASET_NAME)
+    if names:
+        raise DataError(
+            f"{place}: expected one data set, got {', '.join(names)}; fix: give {place / names[0]}"
+        )
+    return None
+
+
+def _prepare(source: str | Path, folder: Path, config: PredictConfig) -> dict[str, str]:
+    """Index the plain files of a source; return the unreadable ones with the reasons."""
+    if _data_set(source) is not None:
+        return {}
+    with writing_to(folder):
+        return open_video_files(
+            source, folder, workers=max(config.num_workers, 1), timeout_s=config.timeout_s,
+            outage_s=config.outage_s,
+        ).failed  # fmt: skip
+
+
+def advise(index: ShardIndex, clip: ClipConfig, config: PredictConfig) -> None:
+    """Log the length of the windows in these videos, and keys that change it."""
+    if clip.sampling == "uniform":
+        return
+    duration_s = np.asarray(index.column("duration_s"))
+    fps_R = index.column("frames") / duration_s
+    length_R = np.full(len(index), clip.frames / clip.fps) if clip.fps else clip.frames * clip.stride / fps_R
+    fps, length_s = float(np.median(fps_R)), float(np.median(length_R))
+    rate = f"{clip.fps:g} per second" if clip.fps else f"every {clip.stride}. frame"
+    log.info("a window has %d frames, %s: %.2f s of a video with %.4g fps", clip.frames, rate, length_s, fps)
+    if config.temporal_clips is None:
+        step_s = config.step_s or length_s * (1 - config.overlap)
+        finer = "" if config.step_s or config.overlap else "; for a finer time line: overlap=0.5"
+        log.info("a new window begins every %.2f s%s", step_s, finer)
+    if not clip.fps and fps_R.max() > _SPREAD * fps_R.min():
+        log.info(
+            "frame rates are %.4g to %.4g fps, so windows last %.2f to %.2f s; for windows of equal length: "
+            "fps=%.4g", fps_R.min(), fps_R.max(), length_R.min(), length_R.max(), fps / clip.stride,
+        )  # fmt: skip
+    short = int((duration_s < length_R * (1 - 1 / clip.frames)).sum())
+    if short:
+        log.warning(
+            "%d of %d videos are shorter than a window: short_video=%s pads them; for shorter windows: "
+            "fps=N or stride=N", short, len(index), config.short_video,
+        )  # fmt: skip
+
+
+def _write_overlays(prediction: Prediction, out: Path, processes: Processes) -> dict[str, str]:
+    """Collective. Write the mp4 of each video that has a prediction and no mp4."""
+    folder = PredictionFolder(out, prediction)
+    index = prediction.index
+    todo = [
+        position
+        for position in range(len(index))
+        if folder.is_done(position) and not folder.overlay(position).exists()
+    ]
+    todo = processes.broadcast_object(todo)
+    own = todo[processes.rank :: processes.world]
+    failed = {}
+    for position in progress(own, total=len(own), what="draw"):
+        sample = index.sample(position)
+        try:
+            source = whole_file(index, sample) or read_video(index, sample)
+            write_overlay(folder.overlay(position), source, folder.read(position))
+        except BadVideo as error:
+            failed[sample.key] = str(error)
+    return {name: reason for part in processes.all_gather_object(failed) for name, reason in part.items()}
+
+
+def _summarize(prediction: Prediction, out: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Write the tables and OUT/summary.json."""
+    folder = PredictionFolder(out, prediction)
+    done = [position for position in range(len(prediction.index)) if folder.is_done(position)]
+    columns = score_columns(prediction.model.task)
+    with writing_to(out):
+        write_tables(out, columns, map(folder.read, done), content["failed"])
+        content = {**content, "videos": len(done), "columns": list(columns)}
+        lines = [
+            f" {json.dumps(key)}: {json.dumps(each, ensure_ascii=False)}" for key, each in content.items()
+        ]
+        atomic_write_text(out / "summary.json", "{\n" + ",\n".join(lines) + "\n}\n")
+    if not done:
+        name, reason = next(iter(content["failed"].items()))
+        raise DataError(
+            f"{content['source']}: expected readable videos, got none; first error: {name}: {reason}"
+        )
+    log.info(
+        "%d videos predicted, %d unreadable: %s", len(done), len(content["failed"]), out / "summary.json"
+    )
+    return content
