@@ -41,6 +41,7 @@ OWNERS = {
         "data_tools/stream/container.py",
         "data_tools/stream/decode.py",
         "data_tools/stream/geometry.py",
+        "data_tools/stream/live.py",
         "data_tools/stream/frame_decoder.py",
         "data_tools/stream/yuv_planes.py",
         "data_tools/stream/random_access.py",

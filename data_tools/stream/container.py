@@ -27,9 +27,9 @@ MAX_PIXELS = 1 << 25  # an 8K frame (7680 x 4320) still fits
 SLACK_S = 1e-6  # timestamps that were stored as decimal seconds are rounded
 
 # Containers only: playlists and session descriptions (hls, concat, sdp) open other files or the network.
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,asf,ogg"
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,asf,ogg"
 _OPTIONS = {
-    "format_whitelist": _CONTAINERS,
+    "format_whitelist": CONTAINERS,
     "threads": "1",  # also holds while the container is opened, which is then a quarter faster
 }
 # When it opens a container, FFmpeg decodes some frames to confirm the index of an mp4 file. Without a decoder
@@ -99,8 +99,8 @@ def open_container(
         _outages_of(file),
         av.open(file, "r", options=dict(options), metadata_errors="replace") as container,
     ):
-        stream = _best_stream(container)
-        _limit(stream)
+        stream = best_stream(container)
+        limit_decoder(stream)
         yield container, stream
         if isinstance(file, _File) and file.error is not None:
             raise file.error
@@ -153,7 +153,12 @@ def _outages_of(file: io.BytesIO | _File) -> Iterator[None]:
             raise_if_outage(file.error, f"cannot read {str(file.name)!r}")
 
 
-def _best_stream(container: InputContainer) -> VideoStream:
+def best_stream(container: InputContainer) -> VideoStream:
+    """The best video stream of a container, which is no still picture.
+
+    Raises:
+        BadVideo: there is none, or FFmpeg has no decoder for it.
+    """
     still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & still]
     if not streams:
@@ -167,7 +172,7 @@ def _best_stream(container: InputContainer) -> VideoStream:
     return max(streams, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
 
 
-def _limit(stream: VideoStream) -> None:
+def limit_decoder(stream: VideoStream) -> None:
     """Limit decoding to one thread and frames to MAX_PIXELS, also if the size changes within the video."""
     codec = stream.codec_context
     if codec.width * codec.height > MAX_PIXELS:

@@ -18,7 +18,7 @@ from kinemae.data_tools.layouts.copy import Copy
 from kinemae.data_tools.manifest.videos import SourceVideo, is_video, printable, walk
 from kinemae.data_tools.pool import TIMEOUT_S
 from kinemae.data_tools.sharding.splits import safe_keys
-from kinemae.data_tools.sharding.transcode import transcode
+from kinemae.data_tools.sharding.transcode import TranscodeResult, transcode
 from kinemae.data_tools.storage.location import Location, RetryPolicy, location
 from kinemae.data_tools.storage.retries import OUTAGE_S, retry_during_outage
 
@@ -54,7 +54,7 @@ def open_video_files(
         outage_s: longest wait for a storage that is down.
 
     Raises:
-        DataError: there is no video, or no readable one.
+        DataError: there is no readable video.
         StorageError: a remote file cannot be read.
     """
     place = location(source)
@@ -72,26 +72,34 @@ def open_video_files(
         timeout_s=timeout_s,
         what="examine",
     )
-    failed, samples, shards = {}, [], []
-    for video, result in zip(videos, results, strict=True):
-        if result.reason:
-            failed[video.name] = result.reason
-            log.warning("%s cannot be read: %s", video.name, result.reason)
-            continue
-        [stored] = result.samples
-        size = {"length": stored.length, "crc32": stored.crc32, **asdict(stored.info)}
-        row = Sample(
-            key=video.name, shard=len(shards), offset=0, **size, label=NO_LABEL, name=video.name,
-            content=result.content,
-        )  # fmt: skip
-        samples.append(row)
-        path = str(video.path.absolute())
-        shards.append(Shard(name=path, samples=1, bytes=stored.length, sha256=result.content))
-    if not samples:
+    failed = {video.name: one.reason for video, one in zip(videos, results, strict=True) if one.reason}
+    for name, reason in failed.items():
+        log.warning("%s cannot be read: %s", name, reason)
+    if len(failed) == len(videos):
         name, reason = next(iter(failed.items()))
         raise DataError(f"{source}: expected readable videos, got none; first error: {name}: {reason}")
+    readable = [(video, one) for video, one in zip(videos, results, strict=True) if not one.reason]
+    samples, shards = zip(*(_row(number, *pair) for number, pair in enumerate(readable)), strict=True)
     write_index(folder, samples, shards, [], {"tool": "video_files"})
     return VideoFiles(index=open_index(folder), failed=failed)
+
+
+def _row(number: int, video: SourceVideo, result: TranscodeResult) -> tuple[Sample, Shard]:
+    """Describe a file as a shard that holds one sample."""
+    [stored] = result.samples
+    sample = Sample(
+        key=video.name,
+        shard=number,
+        offset=0,
+        length=stored.length,
+        crc32=stored.crc32,
+        **asdict(stored.info),
+        label=NO_LABEL,
+        name=video.name,
+        content=result.content,
+    )
+    path = str(video.path.absolute())
+    return sample, Shard(name=path, samples=1, bytes=stored.length, sha256=result.content)
 
 
 def list_video_files(source: Location) -> Sequence[SourceVideo]:

@@ -74,19 +74,20 @@ def yuv_frames_at(
     Raises:
         BadVideo: the video cannot be read, or it ends before `last_frame_s`.
     """
-    return _yuv_frames(frames_at(video, timestamps_s, last_frame_s=last_frame_s))
+    return yuv_frames(frames_at(video, timestamps_s, last_frame_s=last_frame_s))
 
 
 def yuv_frames_in_sequence(
     video: bytes | Path, ascending_s: Sequence[float], *, last_frame_s: float | None = None
 ) -> Iterator[tuple[YuvFrame, Sequence[int]]]:
     """Decode a video once from its beginning; see `frames_in_sequence` and `yuv_frames_at`."""
-    return _yuv_frames(frames_in_sequence(video, ascending_s, last_frame_s=last_frame_s))
+    return yuv_frames(frames_in_sequence(video, ascending_s, last_frame_s=last_frame_s))
 
 
-def _yuv_frames(
+def yuv_frames(
     decoded: Iterable[tuple[VideoFrame, Places, VideoStream]],
 ) -> Iterator[tuple[YuvFrame, Places]]:
+    """Convert decoded frames, each with its positions and its stream; see `yuv_frames_at`."""
     converter: _Converter | None = None
     with ffmpeg_errors():
         for frame, places, stream in decoded:

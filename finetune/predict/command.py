@@ -11,6 +11,7 @@ from kinemae.data_tools.config import load_config
 from kinemae.finetune.inference.load import load
 from kinemae.finetune.predict.config import PredictConfig
 from kinemae.finetune.predict.predict import predict_source
+from kinemae.finetune.predict.stream import is_stream, predict_live
 from kinemae.pretrain.runtime.processes import (
     destroy_process_group,
     find_processes,
@@ -31,6 +32,9 @@ def run_predict(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
+    if is_stream(arguments.source, config):
+        predict_live(model, arguments.source, out, config)
+        return
     try:
         init_process_group(processes, TimeoutsConfig(validate_s=_LONGEST_WAIT_S))
         workers = share_cores(processes, workers=config.num_workers, cpu_threads=config.cpu_threads)
