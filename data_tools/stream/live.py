@@ -15,7 +15,13 @@ from av.container import InputContainer
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.files import open_regular
-from kinemae.data_tools.stream.container import CONTAINERS, BadVideo, best_stream, ffmpeg_errors, limit_decoder
+from kinemae.data_tools.stream.container import (
+    CONTAINERS,
+    BadVideo,
+    best_stream,
+    ffmpeg_errors,
+    limit_decoder,
+)
 from kinemae.data_tools.stream.sequential import DecodeState, error_text, frames_in_order, packets_of
 from kinemae.data_tools.stream.views import crop_views, evaluation_views
 from kinemae.data_tools.stream.yuv_planes import yuv_frames
@@ -61,7 +67,7 @@ def open_live(source: str, *, size: int) -> Iterator[LiveStream]:
         size: height and width of the frames: the largest square in the centre is resized to it.
 
     Raises:
-        DataError: the stream cannot be opened or has no video, or it ends with an error, also while iterating.
+        DataError: the stream cannot be opened, has no video, or ends with an error, also while iterating.
     """
     with _named_errors(source), _open(source) as container:
         stream = best_stream(container)
@@ -125,6 +131,9 @@ class _Pipe(io.RawIOBase):
 
     def __init__(self, file: BinaryIO):
         self._file = file
+
+    def readable(self) -> bool:
+        return True
 
     def read(self, size: int = -1, /) -> bytes:
         """Read what is there, at least one byte, up to `size`."""

@@ -151,7 +151,7 @@ def advise(index: ShardIndex, clip: ClipConfig, config: PredictConfig) -> None:
     fps_R = index.column("frames") / duration_s
     length_R = np.full(len(index), clip.frames / clip.fps) if clip.fps else clip.frames * clip.stride / fps_R
     fps, length_s = float(np.median(fps_R)), float(np.median(length_R))
-    rate = f"{clip.fps:g} per second" if clip.fps else f"every {clip.stride}. frame"
+    rate = f"{clip.fps:g} per second" if clip.fps else f"stride {clip.stride}"
     log.info("a window has %d frames, %s: %.2f s of a video with %.4g fps", clip.frames, rate, length_s, fps)
     if config.temporal_clips is None:
         step_s = config.step_s or length_s * (1 - config.overlap)

@@ -1,6 +1,7 @@
 """Predictions over time: scores of windows, the summary of a video, and segments."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -112,13 +113,20 @@ def score_columns(task: Task) -> tuple[str, ...]:
 
 
 def score_video(
-    task: Task, output_V: Tensor, time_VT: Tensor, *, crops: int, threshold: float | None = None
+    task: Task,
+    output_V: Tensor,
+    time_VT: Tensor,
+    *,
+    crops: int,
+    threshold: float | None = None,
+    duration_s: float = math.inf,
 ) -> dict[str, Any]:
     """Turn the head's output for all views of a video into the scores of a `VideoPrediction`.
 
     Args:
         time_VT: times of the frames; the crops of a window are consecutive.
         threshold: see `PredictConfig`.
+        duration_s: end of the video, at which windows end.
 
     Returns:
         Its arguments from `columns` to `views`.
@@ -130,7 +138,7 @@ def score_video(
     if task.output == "sequence":
         score_RX, time_R = values["prediction"], values["time_s"]
         half_s = float(values["step_s"]) / 2
-        start_R, end_R = (time_R - half_s).clip(min=0), time_R + half_s
+        start_R, end_R = (time_R - half_s).clip(min=0), (time_R + half_s).clip(max=duration_s)
         segments = list(dense_segments(task, score_RX, start_R, end_R, threshold))
         summary_X = score_RX.mean(axis=0)
     elif task.output == "pyramid":
@@ -147,7 +155,7 @@ def score_video(
     return {
         "columns": score_columns(task),
         "start_R": start_R,
-        "end_R": end_R,
+        "end_R": end_R.clip(max=duration_s),
         "score_RX": score_RX,
         "summary_X": summary_X,
         "predicted": decide(task, summary_X, threshold),

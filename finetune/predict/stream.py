@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,20 +117,18 @@ def predict_live(model: VideoModel, source: str, out: Path, config: PredictConfi
     require(config.overlay is not True, "overlay", "be omitted for a stream", config.overlay)
     require(config.temporal_clips is None, "temporal_clips", "be omitted for a stream", config.temporal_clips)
     require(config.spatial_crops == 1, "spatial_crops", "be 1 for a stream", config.spatial_crops)
-    model.with_head()
-    clip, count = config.window(model.clip), 0
-    frames_between(clip, config, None if config.step_s is None else 1.0)  # errors before a camera is opened
+    clip, count, file = config.window(model.clip), 0, out / "stream.jsonl"
+    frames_between(clip, config, None if config.step_s is None else 1.0)  # its errors come before the camera
     keeps_all = not (is_camera_or_network(source) if config.live is None else config.live)
-    file = out / "stream.jsonl"
-    with open_live(source, size=clip.size) as stream, writing_to(out), file.open("a", encoding="utf-8") as log_file:
-        hop = frames_between(clip, config, stream.fps)
+    windows = newest(_live_windows(source, clip, config), keeps_all=keeps_all)
+    with writing_to(out), file.open("a", encoding="utf-8") as lines:
         try:
-            for window, skipped in newest(windows_of(stream.frames, clip, hop=hop), keeps_all=keeps_all):
+            for window, skipped in windows:
                 found = predict_window(model, window, config, skipped=skipped)
                 if config.seconds is not None and found.end_s > config.seconds:
                     break
-                log_file.write(found.to_json() + "\n")
-                log_file.flush()
+                lines.write(found.to_json() + "\n")
+                lines.flush()
                 count += 1
                 log.info("%.1f - %.1f s: %s", found.start_s, found.end_s, described(found))
         finally:
@@ -138,6 +136,12 @@ def predict_live(model: VideoModel, source: str, out: Path, config: PredictConfi
     if not count:
         raise DataError(f"{source}: expected at least the frames of one window, got a shorter stream")
     return count
+
+
+def _live_windows(source: str, clip: ClipConfig, config: PredictConfig) -> Generator[Window, None, None]:
+    """Open a stream and cut it; the thread that iterates also closes it."""
+    with open_live(source, size=clip.size) as stream:
+        yield from windows_of(stream.frames, clip, hop=frames_between(clip, config, stream.fps))
 
 
 def described(found: WindowPrediction) -> str:
@@ -224,7 +228,7 @@ def predict_window(
     )
 
 
-def newest(windows: Iterator[Window], *, keeps_all: bool) -> Iterator[tuple[Window, int]]:
+def newest(windows: Generator[Window, None, None], *, keeps_all: bool) -> Iterator[tuple[Window, int]]:
     """Read windows in a thread; yield the newest one and how many were skipped before it.
 
     Args:
@@ -250,7 +254,7 @@ class _Slot:
     _is_over: bool = False
     _error: BaseException | None = None
 
-    def fill(self, windows: Iterator[Window]) -> None:
+    def fill(self, windows: Generator[Window, None, None]) -> None:
         """Put windows until the stream ends or `close` is called."""
         try:
             for window in windows:
@@ -264,6 +268,7 @@ class _Slot:
         except BaseException as error:  # raised again in the thread that predicts
             self._error = error
         finally:
+            windows.close()
             self.close()
 
     def take(self) -> tuple[Window, int] | None:

@@ -97,7 +97,14 @@ class Prediction:
         """Make the prediction of a video from the outputs for all its views, in order."""
         sample = self.index.sample(position)
         crops, threshold = self.config.spatial_crops, self.config.threshold
-        found = score_video(self.model.task, output_V, time_VT, crops=crops, threshold=threshold)
+        found = score_video(
+            self.model.task,
+            output_V,
+            time_VT,
+            crops=crops,
+            threshold=threshold,
+            duration_s=sample.duration_s,
+        )
         info = {name: getattr(sample, name) for name in _INFO}
         return VideoPrediction(video=sample.key, info=info, model=self.about, **found)
 
@@ -241,7 +248,7 @@ def predict_videos(prediction: Prediction, out: Path, processes: Processes) -> d
     failed: dict[str, str] = {}
     with merged(prediction.model):
         written = folder.write(own)
-        for each in progress(written, total=len(own), what="predict", unit="batch"):
+        for each in progress(written, total=len(own), what="predict", unit="part"):
             failed |= each
     failed = {name: reason for part in processes.all_gather_object(failed) for name, reason in part.items()}
     joined = processes.broadcast_object(folder.long_videos() if processes.is_first else [])
