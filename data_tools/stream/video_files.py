@@ -10,6 +10,7 @@ So the readers of shards read files, folders and URLs without a copy:
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.index import NO_LABEL, Sample, Shard, ShardIndex, open_index, write_index
@@ -63,15 +64,8 @@ def open_video_files(
     videos = [_on_this_machine(video, folder / "downloads", policy) for video in list_video_files(place)]
     keys = safe_keys([video.name for video in videos])
     jobs = [Job(video=video, key=key, folder=folder) for video, key in zip(videos, keys, strict=True)]
-    results = transcode(
-        jobs,
-        Copy(),
-        folder,
-        workers=workers,
-        is_sharded=lambda key: True,
-        timeout_s=timeout_s,
-        what="examine",
-    )
+    settings: dict[str, Any] = {"workers": workers, "timeout_s": timeout_s, "what": "examine"}
+    results = transcode(jobs, Copy(), folder, is_sharded=lambda key: True, **settings)
     failed = {video.name: one.reason for video, one in zip(videos, results, strict=True) if one.reason}
     for name, reason in failed.items():
         log.warning("%s cannot be read: %s", name, reason)

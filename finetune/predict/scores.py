@@ -133,35 +133,40 @@ def score_video(
     """
     prediction_V = task.predict(output_V)
     values = task.combine(prediction_V, time_VT)
-    start_R, end_R = window_times(time_VT[::crops])
+    start_R, end_R, score_RX, summary_X = _rows(task, prediction_V, time_VT, values, crops)
+    end_R = end_R.clip(max=duration_s)
     segments = None
     if task.output == "sequence":
-        score_RX, time_R = values["prediction"], values["time_s"]
-        half_s = float(values["step_s"]) / 2
-        start_R, end_R = (time_R - half_s).clip(min=0), (time_R + half_s).clip(max=duration_s)
         segments = list(dense_segments(task, score_RX, start_R, end_R, threshold))
-        summary_X = score_RX.mean(axis=0)
     elif task.output == "pyramid":
-        best_VY = prediction_V[..., :-GEOMETRY].amax(dim=1)
-        score_RX = best_VY.unflatten(0, (-1, crops)).amax(dim=1).cpu().numpy()
         segments = list(detections(task, values, threshold))
-        summary_X = score_RX.max(axis=0)
-    else:
-        score_RX = np.stack([
-            joined(task.combine(prediction_V[begin : begin + crops], time_VT[begin : begin + crops]))
-            for begin in range(0, len(prediction_V), crops)
-        ])  # fmt: skip
-        summary_X = joined(values)
     return {
         "columns": score_columns(task),
         "start_R": start_R,
-        "end_R": end_R.clip(max=duration_s),
+        "end_R": end_R,
         "score_RX": score_RX,
         "summary_X": summary_X,
         "predicted": decide(task, summary_X, threshold),
         "segments": segments,
         "views": len(output_V),
     }
+
+
+def _rows(
+    task: Task, prediction_V: Tensor, time_VT: Tensor, values: dict[str, np.ndarray], crops: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return begin, end and scores of the rows of a `VideoPrediction`, and its summary."""
+    start_R, end_R = window_times(time_VT[::crops])
+    if task.output == "sequence":
+        half_s = float(values["step_s"]) / 2
+        start_R, end_R = (values["time_s"] - half_s).clip(min=0), values["time_s"] + half_s
+        return start_R, end_R, values["prediction"], values["prediction"].mean(axis=0)
+    if task.output == "pyramid":
+        best_VY = prediction_V[..., :-GEOMETRY].amax(dim=1)
+        score_RX = best_VY.unflatten(0, (-1, crops)).amax(dim=1).cpu().numpy()
+        return start_R, end_R, score_RX, score_RX.max(axis=0)
+    views = zip(prediction_V.split(crops), time_VT.split(crops), strict=True)
+    return start_R, end_R, np.stack([joined(task.combine(*each)) for each in views]), joined(values)
 
 
 def joined(values: dict[str, np.ndarray]) -> np.ndarray:
