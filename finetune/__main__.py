@@ -218,15 +218,18 @@ PROGRAM = Program(
         ),
         Command(
             name="export",
-            help="export an encoder with its decoder, or a fine-tuned model, to VideoMAE or transformers",
-            example="kinemae finetune export runs/mine/encoder mine.pth --to videomae",
-            run=lazy("kinemae.finetune.conversion.command", "run_export"),
+            help="export an encoder or a fine-tuned model to ONNX, torch.export or other systems, and check "
+            "its outputs",
+            example="kinemae finetune export runs/tuned tuned-onnx --to onnx",
+            run=lazy("kinemae.finetune.export.command", "run_export"),
             positionals=(
                 ("folder", "an exported encoder, a fine-tuned model, or a run that has one"),
-                ("out", "the file (videomae) or the folder (huggingface) to write"),
+                ("out", "the folder to write, or the file (videomae)"),
             ),
             options=(_DRY_RUN, _JSON),
-            value_options=(("--to", "FORMAT", "format of the checkpoint: videomae or huggingface"),),
+            value_options=(
+                ("--to", "FORMAT", "kinemae, videomae, huggingface, onnx, onnx-int8 or torch-export"),
+            ),
         ),
     ),
 )

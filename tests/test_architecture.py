@@ -60,6 +60,10 @@ OWNERS = {
     },
     "peft": {"finetune/adapt/lora.py"},
     "umap": {"finetune/features/map.py"},
+    "onnx": {"finetune/export/programs.py"},
+    "onnxruntime": {"finetune/export/programs.py"},
+    "onnxscript": {"finetune/export/programs.py"},
+    "transformers": {"finetune/export/weights.py"},
     "jinja2": {"data_tools/report/render.py"},
     "huggingface_hub": {"finetune/inference/hub.py"},
     "torchmetrics": {"finetune/metrics/multilabel.py", "finetune/metrics/ordinal.py"},
@@ -190,7 +194,8 @@ def test_pyproject_lists_every_package(repo: Path) -> None:
 
 def test_every_imported_library_is_a_declared_dependency(repo: Path) -> None:
     project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
-    extras = [project["optional-dependencies"][name] for name in ("s3", "http", "hub", "lora", "maps")]
+    used = ("s3", "http", "hub", "lora", "maps", "export", "huggingface")
+    extras = [project["optional-dependencies"][name] for name in used]
     declared = {re.split(r"[<>=\[ ]", given)[0] for given in sum(extras, project["dependencies"])}
     names = {
         "PIL": "pillow",

@@ -10,7 +10,7 @@ from kinemae.data_tools.command import run_program
 from kinemae.data_tools.config_files import CONFIGS, find_config
 from kinemae.data_tools.config_files import main as run_configs
 from kinemae.finetune.__main__ import PROGRAM as FINETUNE
-from kinemae.finetune.conversion.command import EXPORT_FORMATS
+from kinemae.finetune.export.formats import FORMATS
 from kinemae.launch.job import prepare_job
 from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
 
@@ -99,7 +99,7 @@ def test_help_of_export_names_every_system(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         run_program(FINETUNE, ["export", "--help"])
     text = capsys.readouterr().out
-    assert all(system in text for system in EXPORT_FORMATS)
+    assert all(system in text for system in FORMATS)
 
 
 @pytest.mark.parametrize("given", ["demo", "pretrain/demo", "configs/pretrain/demo.yaml"])

@@ -23,6 +23,7 @@ from kinemae.data_tools.verify.command import VerifyConfig
 from kinemae.finetune.__main__ import PROGRAM as FINETUNE
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.conversion.options import ImportOptions
+from kinemae.finetune.export.options import ExportOptions
 from kinemae.finetune.features.config import FeatureConfig
 from kinemae.finetune.features.map import MapConfig
 from kinemae.finetune.features.search import SearchConfig
@@ -52,6 +53,7 @@ SCHEMAS: dict[str, type] = {
     "bench": BenchConfig,
     "verify": VerifyConfig,
     "import": ImportOptions,
+    "export": ExportOptions,
     "features": FeatureConfig,
     "search": SearchConfig,
     "map": MapConfig,

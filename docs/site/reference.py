@@ -27,6 +27,7 @@ CONFIGS = (
     ("Sweep", "finetune sweep", "kinemae.finetune.sweep.halving:SweepConfig"),
     ("Report of a run", "finetune report", "kinemae.finetune.report.command:ReportConfig"),
     ("Import", "finetune import", "kinemae.finetune.conversion.options:ImportOptions"),
+    ("Export", "finetune export", "kinemae.finetune.export.options:ExportOptions"),
     ("Synthetic videos", "data synth", "kinemae.data_tools.synth:SynthConfig"),
     (
         "Pictures of a model",

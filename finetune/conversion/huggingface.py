@@ -7,6 +7,7 @@ older `q_bias` and `v_bias`, which every version reads. Both are read here; the 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,16 +106,20 @@ def read_huggingface(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_
     )
 
 
-def write_huggingface(folder: Path, bundle: ModelBundle, tensors: Tensors) -> None:
+def write_huggingface(
+    folder: Path, bundle: ModelBundle, tensors: Tensors, config: dict[str, Any] | None = None
+) -> None:
     """Write a folder for `from_pretrained`; `config.json` is written last.
 
     Args:
         tensors: the output of `huggingface_tensors`.
+        config: `config.json`; by default that of VideoMAE.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     set_default_mode(folder / WEIGHTS)  # safetensors writes files that only the owner can read
-    for name, content in ((PREPROCESSOR, _preprocessor(bundle)), (CONFIG, huggingface_config(bundle))):
+    config = (config or huggingface_config(bundle)) | _class_names(bundle.classes)
+    for name, content in ((PREPROCESSOR, _preprocessor(bundle)), (CONFIG, config)):
         atomic_write_text(folder / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -161,10 +166,12 @@ def huggingface_config(bundle: ModelBundle) -> dict[str, Any]:
             "decoder_num_attention_heads": decoder.heads,
             "decoder_intermediate_size": MLP_RATIO * decoder.width,
         }
-    if bundle.classes:
-        config["id2label"] = {str(number): name for number, name in enumerate(bundle.classes)}
-        config["label2id"] = {name: number for number, name in enumerate(bundle.classes)}
     return config
+
+
+def _class_names(classes: Sequence[str]) -> dict[str, Any]:
+    names = dict(enumerate(classes))
+    return {"id2label": names, "label2id": {name: i for i, name in names.items()}} if names else {}
 
 
 def _preprocessor(bundle: ModelBundle) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from kinemae.pretrain.exported_model import (
 )
 from kinemae.pretrain.model.decoder import Decoder
 from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import MEAN, STD
 from kinemae.pretrain.pruning.none import NoPruning
 
@@ -62,19 +63,22 @@ class ModelBundle:
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
-def load_bundle(folder: Path) -> ModelBundle:
+def load_bundle(folder: Path, *, has_head: bool = True) -> ModelBundle:
     """Load an exported encoder, with its decoder if it has one, or a fine-tuned model.
+
+    Args:
+        has_head: false loads the encoder of a fine-tuned model alone.
 
     Raises:
         CheckpointError: no model, or one that cannot be read.
     """
-    if (folder / HEAD_DESCRIPTION).exists():
+    if has_head and (folder / HEAD_DESCRIPTION).exists():
         finetuned = load_model(folder)
         model = finetuned.model
         if not isinstance(model.task, Classification):
             raise CheckpointError(
                 f"{folder}: expected a classification model, since other formats store no other task, got "
-                f"{finetuned.task.name}; fix: export the encoder alone"
+                f"{finetuned.task.name}; fix: head=false exports the encoder alone"
             )
         if model.encoder.merge_per_block or not isinstance(model.pruning, NoPruning):
             log.warning("%s: pruning and merging of tokens are not exported", folder)
@@ -171,27 +175,44 @@ def check_exportable(
     """
     shape, description = bundle.description.shape, bundle.description
     supported = {
-        f"model.attention=joint, got {shape.attention.name}": shape.attention.name == "joint",
         f"model.positions=flat_sine, got {shape.positions.name}": shape.positions.name == "flat_sine",
-        "model.qk_norm=false, got true": not shape.qk_norm,
-        f"model.layer_scale=null, got {shape.layer_scale}": shape.layer_scale is None or supports_layer_scale,
-        f"model.registers=0, got {shape.registers}": shape.registers == 0,
-        "no embedding of run lengths, got one (pruning)": shape.run_lengths == 0,
-        "no scorer, got one (pruning)": not shape.scorer,
+        **supported_encoder(shape, supports_layer_scale=supports_layer_scale),
         f"the grid of the pretraining, got one resampled from {description.reference}": (
             description.grid == description.reference
         ),
         **_supported_decoder(bundle),
         **_supported_head(bundle),
     }
-    unsupported = [text for text, is_supported in supported.items() if not is_supported]
-    if unsupported:
-        raise CheckpointError(f"{source}: {system} expects {'; '.join(unsupported)}")
+    reject_unsupported(supported, system, source=source)
     if (description.mean, description.std) != (MEAN, STD):
         log.warning(
             "%s: pixels are normalized by mean %s and std %s; %s uses ImageNet's unless configured",
             *(source, description.mean, description.std, system),
         )
+
+
+def reject_unsupported(supported: dict[str, bool], system: str, *, source: object) -> None:
+    """Reject a model if a value is false; the keys say what the system expects, and what the model has.
+
+    Raises:
+        CheckpointError: lists all unsupported settings.
+    """
+    unsupported = [text for text, is_supported in supported.items() if not is_supported]
+    if unsupported:
+        raise CheckpointError(f"{source}: {system} expects {'; '.join(unsupported)}")
+
+
+def supported_encoder(shape: EncoderShape, *, supports_layer_scale: bool = False) -> dict[str, bool]:
+    """Return the settings of a plain vision transformer, besides its positions; see `reject_unsupported`."""
+    return {
+        f"model.attention=joint, got {shape.attention.name}": shape.attention.name == "joint",
+        "model.qk_norm=false, got true": not shape.qk_norm,
+        f"model.layer_scale=null, got {shape.layer_scale}": shape.layer_scale is None or supports_layer_scale,
+        f"model.registers=0, got {shape.registers}": shape.registers == 0,
+        "no embedding of run lengths, got one (pruning)": shape.run_lengths == 0,
+        "no scorer, got one (pruning)": not shape.scorer,
+        f"layer norms, got {shape.norm}": shape.norm == "layer",
+    }
 
 
 def _supported_decoder(bundle: ModelBundle) -> dict[str, bool]:

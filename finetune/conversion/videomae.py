@@ -103,8 +103,8 @@ def videomae_tensors(bundle: ModelBundle, *, source: object) -> Tensors:
     """
     check_exportable(bundle, "VideoMAE", source=source, supports_layer_scale=bundle.decoder is None)
     shape = bundle.description.shape
-    if bundle.head is not None:
-        return export_tensors(finetuning_format(shape, has_head=True), bundle)
+    if bundle.head is not None or not shape.final_norm:
+        return export_tensors(finetuning_format(shape, has_head=bundle.head is not None), bundle)
     decoder_depth = None if bundle.decoder is None else bundle.decoder.shape.depth
     return export_tensors(pretraining_format(shape, decoder_depth), bundle)
 

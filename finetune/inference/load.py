@@ -9,6 +9,7 @@ from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.config import load_config
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.conversion.command import convert
+from kinemae.finetune.conversion.model_bundle import ModelBundle
 from kinemae.finetune.conversion.options import ImportOptions
 from kinemae.finetune.conversion.read_weights import load_checkpoint
 from kinemae.finetune.inference.hub import download, is_hub_id
@@ -93,7 +94,11 @@ def _finetuned(finetuned: FinetunedModel, source: str) -> VideoModel:
 
 def _of_other_system(path: Path, source: str, clip: dict[str, Any]) -> VideoModel:
     """Convert a checkpoint of another system, as `kinemae finetune import` does."""
-    bundle = convert(load_checkpoint(path), ImportOptions(**clip))
+    return from_bundle(convert(load_checkpoint(path), ImportOptions(**clip)), source=source)
+
+
+def from_bundle(bundle: ModelBundle, *, source: str) -> VideoModel:
+    """Return the encoder of a bundle with its head; the decoder is left out."""
     description, task_model = bundle.description, None
     if bundle.head is not None:
         task = Classification()

@@ -26,18 +26,27 @@ def load_scored_model(
     Raises:
         CheckpointError: the model is missing or damaged.
     """
+    folder = scored_folder(config, run_dir)
+    is_best = folder.name == BEST_FOLDER
+    finetuned = load_model(folder, token_reduction=config.token_reduction, frames=frames, size=size)
+    steps = finetuned.description.trained_by.get("steps")
+    checkpoint = {"name": "best" if is_best else "last", "steps": steps}
+    return finetuned, {"checkpoint": checkpoint, "selection": _selection(config, run_dir, is_best=is_best)}
+
+
+def scored_folder(config: FinetuneConfig, run_dir: Path) -> Path:
+    """Return the folder of the model that the scores of a run are of.
+
+    Raises:
+        CheckpointError: `evaluate.checkpoint=best`, and the run saved no best model.
+    """
     line = read_line(run_dir / BEST_FOLDER)
     if config.evaluate.checkpoint == "best" and line is None:
         raise CheckpointError(
             f"{run_dir / BEST_FOLDER}: expected the best model of the run, got none; fix: set "
             "evaluate.checkpoint=last"
         )
-    is_best = config.scores_best and line is not None
-    folder = run_dir / (BEST_FOLDER if is_best else MODEL_FOLDER)
-    finetuned = load_model(folder, token_reduction=config.token_reduction, frames=frames, size=size)
-    steps = finetuned.description.trained_by.get("steps")
-    checkpoint = {"name": "best" if is_best else "last", "steps": steps}
-    return finetuned, {"checkpoint": checkpoint, "selection": _selection(config, run_dir, is_best=is_best)}
+    return run_dir / (BEST_FOLDER if config.scores_best and line is not None else MODEL_FOLDER)
 
 
 def _selection(config: FinetuneConfig, run_dir: Path, *, is_best: bool) -> dict[str, Any] | None:

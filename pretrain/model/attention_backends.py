@@ -159,22 +159,24 @@ def grouped(batches: Sequence[GroupBatch], rows: int, device: torch.device) -> A
         # X is B if rows is 1, else 1.
         flat = [_flattened(x_BANF, rows) for x_BANF in (query_BANF, key_BANF, value_BANF)]
         mixed_XNAF = torch.cat([_run(batch, *flat) for batch in batches], dim=1).index_select(1, inverse_N)
-        return mixed_XNAF.view(len(query_BANF), -1, *mixed_XNAF.shape[2:]).transpose(1, 2)
+        return mixed_XNAF.view(query_BANF.shape[0], -1, *mixed_XNAF.shape[2:]).transpose(1, 2)
 
     return attend
 
 
 def _flattened(x_BANF: Tensor, rows: int) -> Tensor:
     x_BNAF = x_BANF.transpose(1, 2)
-    return x_BNAF.reshape(len(x_BNAF) // rows, rows * x_BNAF.shape[1], *x_BNAF.shape[2:])
+    return x_BNAF.reshape(x_BNAF.shape[0] // rows, rows * x_BNAF.shape[1], *x_BNAF.shape[2:])
 
 
 def _run(batch: GroupBatch, query_XNAF: Tensor, key_XNAF: Tensor, value_XNAF: Tensor) -> Tensor:
-    allowed = None if batch.allowed_UMN is None else batch.allowed_UMN.repeat(len(query_XNAF), 1, 1)[:, None]
+    rows, allowed = query_XNAF.shape[0], None
+    if batch.allowed_UMN is not None:
+        allowed = batch.allowed_UMN.repeat(rows, 1, 1)[:, None]
     query = _groups(query_XNAF, batch.query_UM)
     key, value = _groups(key_XNAF, batch.key_UN), _groups(value_XNAF, batch.key_UN)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
-    return mixed.transpose(1, 2).reshape(len(query_XNAF), -1, *query_XNAF.shape[2:])
+    return mixed.transpose(1, 2).reshape(rows, -1, *query_XNAF.shape[2:])
 
 
 def _groups(x_XNAF: Tensor, index_UM: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ class Encoder(nn.Module):
 
     def _encode_merging(self, x_BND: Tensor, positions: TokenPositions, draws: ClipRandom | None) -> Tensor:
         assert positions.lengths is None, "packed clips do not merge: the config check refuses it"
-        index_BN = positions.indices(x_BND.device).expand(len(x_BND), -1)
+        index_BN = positions.indices(x_BND.device).expand(x_BND.shape[0], -1)
         return merging_blocks(
             cast("Iterable[Block]", self.blocks),
             x_BND,
@@ -204,7 +204,7 @@ class Encoder(nn.Module):
         count = self.shape.registers
         if not count:
             return x_BKD, positions
-        rows = len(x_BKD)
+        rows = x_BKD.shape[0]  # len() would fix the number of clips in `torch.export`
         registers_BRD = self.reg_token.to(x_BKD.dtype).expand(rows, -1, -1)
         index_BN = positions.indices(x_BKD.device).expand(rows, -1)
         register_BR = index_BN.new_full((rows, count), REGISTER)

@@ -21,7 +21,7 @@ def change(luma_BTHW: Tensor, patch: Patch) -> Tensor:
     """
     grid = luma_grid(luma_BTHW, patch)
     difference_BTHW = (luma_BTHW[:, patch[0] :].float() - luma_BTHW[:, : -patch[0]].float()).abs()
-    first_B1hw = difference_BTHW.new_full((len(luma_BTHW), 1, grid.h, grid.w), torch.inf)
+    first_B1hw = difference_BTHW.new_full((luma_BTHW.shape[0], 1, grid.h, grid.w), torch.inf)
     if grid.t == 1:
         return first_B1hw.flatten(1)
     return torch.cat([first_B1hw, _mean_over_patches(difference_BTHW, patch)], dim=1).flatten(1)

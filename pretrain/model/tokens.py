@@ -87,7 +87,8 @@ def take_patches(
     windows = _windows(clip_BCTHW, patch)
     h, w = windows.shape[2:4]
     if clip_BK is None:
-        clip_BK = torch.arange(len(index_BK), device=index_BK.device)[:, None]
+        # 0, 1, ...: `arange` of a variable number of clips is an operator that few ONNX runtimes optimize.
+        clip_BK = torch.ones_like(index_BK[:, :1]).cumsum(dim=0) - 1
     slice_BK = index_BK.div(h * w, rounding_mode="floor")
     row_BK = index_BK.div(w, rounding_mode="floor") % h
     return windows[clip_BK, slice_BK, row_BK, index_BK % w].flatten(2)

@@ -11,7 +11,7 @@ from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification,
 
 from kinemae.data_tools.command import CheckpointError, run_program
 from kinemae.data_tools.components import Component
-from kinemae.data_tools.config import load_config
+from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.exit_codes import EXIT_CHECKPOINT, EXIT_CONFIG, EXIT_DATA
 from kinemae.data_tools.index import open_index
 from kinemae.finetune.__main__ import PROGRAM
@@ -126,7 +126,8 @@ def test_exit_codes_of_wrong_usage(tmp_path, caplog):
 def test_export_of_a_run_takes_its_model(tmp_path, capsys):
     bundle = headed()
     save_bundle(tmp_path / "run" / "model", bundle)
-    (tmp_path / "run" / "config.yaml").write_text("head: {name: linear}")
+    config = load_config(FinetuneConfig, None, ["run_dir=RUN", "data.train=A", "data.validation=B", "epochs=1"])
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
     assert command("export", tmp_path / "run", tmp_path / "hf", "--to", "huggingface") == 0
     taken = f"{tmp_path / 'run'} is a fine-tuning run: exporting {tmp_path / 'run' / 'model'}"
     assert taken in capsys.readouterr().err
@@ -148,7 +149,7 @@ def test_written_files_follow_the_umask(tmp_path, mask, mode):
     finally:
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 8
+    assert len(files) == 9
     assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {
         path.name: oct(mode) for path in files
     }
