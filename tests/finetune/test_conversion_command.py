@@ -126,7 +126,9 @@ def test_exit_codes_of_wrong_usage(tmp_path, caplog):
 def test_export_of_a_run_takes_its_model(tmp_path, capsys):
     bundle = headed()
     save_bundle(tmp_path / "run" / "model", bundle)
-    config = load_config(FinetuneConfig, None, ["run_dir=RUN", "data.train=A", "data.validation=B", "epochs=1"])
+    config = load_config(
+        FinetuneConfig, None, ["run_dir=RUN", "data.train=A", "data.validation=B", "epochs=1"]
+    )
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
     assert command("export", tmp_path / "run", tmp_path / "hf", "--to", "huggingface") == 0
     taken = f"{tmp_path / 'run'} is a fine-tuning run: exporting {tmp_path / 'run' / 'model'}"
