@@ -12,7 +12,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 
 
 def execute(notebook: Path, folder: Path) -> nbformat.NotebookNode:
-    """Execute a notebook in a folder.
+    """Execute a notebook in a folder; keep its outputs without the logs.
 
     Raises:
         CellExecutionError: a cell failed.
@@ -22,11 +22,16 @@ def execute(notebook: Path, folder: Path) -> nbformat.NotebookNode:
     client = NotebookClient(
         content,
         timeout=600,
+        startup_timeout=600,
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
     )
-    return client.execute()
+    executed = client.execute()
+    for cell in executed.cells:
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
+    return executed
 
 
 def main() -> None:

@@ -50,6 +50,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def target(found: re.Match[str]) -> str:
         path = os.path.normpath(folder / found[2])
         inside = path.removeprefix("docs/")
+        page_of = inside.removesuffix(".ipynb") + ".md"
+        if inside.endswith(".ipynb") and page_of != uri:  # its own page links to the file
+            inside = page_of
         is_page = (inside in TOP or path.startswith("docs/")) and files.get_file_from_path(inside) is not None
         if is_page:
             return found[1] + os.path.relpath(inside, Path(uri).parent) + found[3]

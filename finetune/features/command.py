@@ -20,15 +20,7 @@ from kinemae.finetune.features.config import FeatureConfig
 from kinemae.finetune.features.detection import aligned, write_detection_folder
 from kinemae.finetune.features.extract import WindowRows, extract, own_units, skipped_videos, unit_file
 from kinemae.finetune.features.files import Schema, join_npz, join_parquet, read_provenance, schema
-from kinemae.finetune.features.job import (
-    Job,
-    changes,
-    check_same,
-    is_complete,
-    is_plain,
-    open_shards,
-    prepare,
-)
+from kinemae.finetune.features.job import Job, check_same, is_complete, is_plain, open_shards, prepare
 from kinemae.finetune.probe.encode import LayerEncoder
 from kinemae.pretrain.runtime.abort import abort_on_error
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group, share_cores
@@ -47,10 +39,7 @@ def run_features(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         sys.stdout.write(json.dumps(job.provenance, indent=1, ensure_ascii=False) + "\n")
         return
-    if is_complete(job):
-        if processes.is_first:
-            shutil.rmtree(job.partial, ignore_errors=True)  # of a command that was killed at its end
-    else:
+    if not is_complete(job):
         with (
             abort_on_error(processes),
             writing_to(job.out.parent),
@@ -107,11 +96,9 @@ def run(job: Job, processes: Processes) -> None:
 def _create(job: Job) -> None:
     """Make the folder of unfinished features, or check that an existing one is of this job."""
     file = job.partial / "provenance.json"
-    if file.exists():
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        if not (job.config.rebuild and changes(job, stored)):
-            check_same(job, stored, job.partial)
-            return
+    if file.exists() and not job.config.rebuild:
+        check_same(job, json.loads(file.read_text(encoding="utf-8")), job.partial)
+        return
     shutil.rmtree(job.partial / "units", ignore_errors=True)
     (job.partial / "units").mkdir()
     atomic_write_text(file, json.dumps(job.provenance, indent=1, ensure_ascii=False))
