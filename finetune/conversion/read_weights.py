@@ -137,7 +137,8 @@ def _read_file(path: Path) -> Any:
 
 
 def _load_pytorch(path: Path) -> Any:
-    if zipfile.is_zipfile(path):  # files of PyTorch before 1.6 are not, and cannot be inspected first
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:  # files of PyTorch before 1.6 are not, and cannot be inspected first
         unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - _ALLOWED_GLOBALS.keys()
         if unsafe:
             raise CheckpointError(
@@ -145,7 +146,8 @@ def _load_pytorch(path: Path) -> Any:
                 "can execute code; fix: if you trust the file, save only its tensors and import that file"
             )
     with torch.serialization.safe_globals(list(_ALLOWED_GLOBALS.values())):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, since official files contain a predictor and an optimizer, which are not read then.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
 
 def _unwrap(loaded: Any, path: Path, key: str | None) -> Tensors:

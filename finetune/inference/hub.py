@@ -6,7 +6,13 @@ from pathlib import Path
 from kinemae.data_tools.command import CheckpointError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_DESCRIPTIONS = ["encoder.json", "head.json", "config.json", "preprocessor_config.json"]
+_DESCRIPTIONS = [
+    "encoder.json",
+    "head.json",
+    "config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+]
 _WEIGHTS = ["encoder.safetensors", "head.safetensors", "model.safetensors"]
 _PYTORCH_WEIGHTS = ["pytorch_model.bin"]
 

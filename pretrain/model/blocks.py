@@ -21,7 +21,15 @@ _MOST_GRAPHS = 64
 
 def norm(width: int, kind: str = "layer") -> nn.LayerNorm | nn.RMSNorm:
     """LayerNorm, or RMSNorm with kind "rms", with the epsilon of ViT."""
-    return (nn.RMSNorm if kind == "rms" else nn.LayerNorm)(width, eps=NORM_EPS)
+    return (RMSNorm if kind == "rms" else nn.LayerNorm)(width, eps=NORM_EPS)
+
+
+class RMSNorm(nn.RMSNorm):
+    """PyTorch's RMSNorm in the precision of its weight: unlike LayerNorm, autocast would not raise it."""
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """Norm the channels."""
+        return super().forward(x_BND.to(self.weight.dtype))
 
 
 class SelfAttention(nn.Module):

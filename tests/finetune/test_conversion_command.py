@@ -220,6 +220,7 @@ def test_a_model_fine_tuned_without_final_norm_can_be_exported(tmp_path):
         (lambda: shaped(attention=Component(name="divided")), "model.attention=joint, got divided"),
         (lambda: shaped(registers=2), "model.registers=0, got 2"),
         (lambda: shaped(qk_norm=True), "model.qk_norm=false"),
+        (lambda: shaped(norm="rms"), "layer norms, got rms"),
         (lambda: shaped(run_lengths=4), "no embedding of run lengths, got one"),
         (lambda: shaped(scorer=True), "no scorer, got one"),
         (

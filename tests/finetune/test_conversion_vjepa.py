@@ -13,8 +13,9 @@ from kinemae.data_tools.command import CheckpointError, run_program
 from kinemae.finetune.__main__ import PROGRAM
 from kinemae.finetune.conversion.model_bundle import ModelBundle, export_tensors, load_bundle, save_bundle
 from kinemae.finetune.conversion.options import ImportOptions
-from kinemae.finetune.conversion.vjepa import huggingface_format, official_format
+from kinemae.finetune.conversion.vjepa import huggingface_format, official_2_1_format, official_format
 from kinemae.finetune.heads.base import Features
+from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import normalize, patchify
 from tests.conversion import imported, randomised, without_onednn
 
@@ -115,6 +116,14 @@ def test_an_official_file_gives_the_same_encoder_and_both_formats_round_trip(pee
     back = export_tensors(huggingface_format(shape, None), first)
     assert back.keys() == peers.keys()
     assert all(torch.equal(value, peers[name]) for name, value in back.items())
+
+
+def test_the_formats_have_the_published_numbers_of_tensors():
+    shape = EncoderShape(width=1024, depth=24, heads=16, mlp_width=4096)
+    counts = {"V-JEPA 2": 292, "transformers V-JEPA 2 encoder": 388, "V-JEPA 2.1": 302 - 9}
+    # Skipped of 2.1: the patch embedding of images, their mark, and three norms of inner blocks.
+    for layout in (official_format(shape), huggingface_format(shape, None), official_2_1_format(shape)):
+        assert len({name for rule in layout.encoder for name in rule.theirs}) == counts[layout.name]
 
 
 def test_a_classifier_keeps_its_logits_and_class_names(tmp_path):

@@ -100,8 +100,9 @@ def test_packed_clips_are_encoded_like_single_ones(kind, shape):
 
 @kinds
 @pytest.mark.parametrize("cast", ["autocast", "weights"])
-def test_every_kind_runs_in_bfloat16_with_gradients_for_every_parameter(kind, cast):
-    encoder = build(FULL, kind=kind)
+@pytest.mark.parametrize("shape", [FULL, RMS], ids=["full", "rms"])
+def test_every_kind_runs_in_bfloat16_with_gradients_for_every_parameter(kind, shape, cast):
+    encoder = build(shape, kind=kind)
     exact_BKD = encoder(random_patches(), VISIBLE)
     encoder = encoder.bfloat16() if cast == "weights" else encoder
     with torch.autocast("cpu", torch.bfloat16, enabled=cast == "autocast"):
