@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.command import DataError, log
-from kinemae.data_tools.index import NO_LABEL, Sample, Shard, ShardIndex, open_index, write_index
+from kinemae.data_tools.folder_checks import list_data_sets
+from kinemae.data_tools.index import (
+    DATASET_NAME,
+    NO_LABEL,
+    Sample,
+    Shard,
+    ShardIndex,
+    open_index,
+    write_index,
+)
 from kinemae.data_tools.layouts.base import Job
 from kinemae.data_tools.layouts.copy import Copy
 from kinemae.data_tools.manifest.videos import SourceVideo, is_video, printable, walk
@@ -94,6 +103,23 @@ def _row(number: int, video: SourceVideo, result: TranscodeResult) -> tuple[Samp
     )
     path = str(video.path.absolute())
     return sample, Shard(name=path, samples=1, bytes=stored.length, sha256=result.content)
+
+
+def data_set_in(source: str | Path | Location) -> Location | None:
+    """The source if it is a folder of shards; None for videos.
+
+    Raises:
+        DataError: it holds several data sets.
+    """
+    place = location(source)
+    if (place / DATASET_NAME).exists():
+        return place
+    names = list_data_sets(place, DATASET_NAME)
+    if names:
+        raise DataError(
+            f"{place}: expected one data set, got {', '.join(names)}; fix: give {place / names[0]}"
+        )
+    return None
 
 
 def list_video_files(source: Location) -> Sequence[SourceVideo]:

@@ -14,13 +14,20 @@ from kinemae.data_tools.files import atomic_write_text, commit_of_code
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
 from kinemae.data_tools.stream.frame_sampling import sliding_clip_count
-from kinemae.data_tools.stream.video_files import open_video_files
+from kinemae.data_tools.stream.video_files import data_set_in, open_video_files
 from kinemae.data_tools.stream.windows import read_windows
 from kinemae.finetune.features.config import FeatureConfig
 from kinemae.finetune.features.detection import aligned, write_detection_folder
 from kinemae.finetune.features.extract import WindowRows, extract, own_units, skipped_videos, unit_file
 from kinemae.finetune.features.files import Schema, join_npz, join_parquet, read_provenance, schema
-from kinemae.finetune.features.job import Job, check_same, is_complete, is_plain, open_shards, prepare
+from kinemae.finetune.features.job import (
+    Job,
+    check_same,
+    is_complete,
+    open_shards,
+    prepare,
+)
+from kinemae.finetune.inference.advice import advise
 from kinemae.finetune.probe.encode import LayerEncoder
 from kinemae.pretrain.runtime.abort import abort_on_error
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group, share_cores
@@ -63,6 +70,8 @@ def run(job: Job, processes: Processes) -> None:
         _create(job)
     processes.barrier()
     index, failed = _open_source(job, processes, workers)
+    if processes.is_first:
+        advise(index, job.clip, config)
     if "grid" in job.provenance:
         index = aligned(index, job.clip, job.windows)
     units = units_of(index, job)
@@ -106,7 +115,7 @@ def _create(job: Job) -> None:
 
 def _open_source(job: Job, processes: Processes, workers: int) -> tuple[ShardIndex, dict[str, str]]:
     """Collective. The videos of the source, and the reasons for those that are unreadable."""
-    if not is_plain(job.source):
+    if data_set_in(job.source) is not None:
         return open_shards(job.config, job.source), {}
     folder, failed = job.partial / "source", {}
     if processes.is_first:

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from zipfile import BadZipFile
 
 import numpy as np
@@ -31,7 +31,7 @@ _ROWS_AT_ONCE = 4096
 FIX = "fix: write arrays `features` (samples x values) and `key`, optionally `label` and `group`"
 
 
-Schema = pa.Schema
+Schema: TypeAlias = pa.Schema
 
 
 class Rows(NamedTuple):
@@ -232,7 +232,9 @@ def join_npz(out: Path, parts: Sequence[Path], columns: Schema, skipped: Contain
         rows_X[first : first + len(some)] = some
         first += len(some)
     assert rows_X is not None, "checked before: at least one row"
-    arrays = {name: _plain(values, columns.field(name).type) for name, values in found.items()}
+    arrays: dict[str, Any] = {
+        name: _plain(values, columns.field(name).type) for name, values in found.items()
+    }
     partial = out.with_name(f"{out.name}.writing")
     with partial.open("wb") as opened:  # numpy would add a suffix to a name
         np.savez(opened, features=rows_X, provenance=np.array(columns.metadata[_META].decode()), **arrays)

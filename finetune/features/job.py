@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.command import log
-from kinemae.data_tools.index import DATASET_NAME, ShardIndex, open_index
-from kinemae.data_tools.manifest.videos import is_video
+from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips
-from kinemae.data_tools.stream.video_files import list_video_files
+from kinemae.data_tools.stream.video_files import data_set_in, list_video_files
 from kinemae.finetune.features.config import FeatureConfig
 from kinemae.finetune.features.detection import feature_grid
 from kinemae.finetune.features.files import read_provenance
@@ -76,9 +75,10 @@ def prepare(config: FeatureConfig, encoder: str, source: str, out: Path, process
             "kind=clip"
         )
     [layer] = resolve_layers([config.layer], description.shape.depth, key="layer")
-    data = hashlib.sha256(repr(_versions(source)).encode()).hexdigest() if is_plain(source) else (
-        open_shards(config, source).identity
-    )  # fmt: skip
+    if data_set_in(source) is None:
+        data = hashlib.sha256(repr(_versions(source)).encode()).hexdigest()
+    else:
+        data = open_shards(config, source).identity
     provenance = {
         "format": FORMAT,
         "encoder_sha256": digest(model.encoder),
@@ -103,18 +103,6 @@ def prepare(config: FeatureConfig, encoder: str, source: str, out: Path, process
         layer=layer,
         provenance=provenance,
     )
-
-
-def is_plain(source: str) -> bool:
-    """Check whether a source is a video or a folder of videos, and no folder of shards.
-
-    Raises:
-        DataError: there is no video.
-    """
-    place = location(source)
-    if is_video(place.name) and not place.name.endswith(".tar"):
-        return True
-    return not (place / DATASET_NAME).exists()
 
 
 def _versions(source: str) -> list[tuple[str, Any]]:

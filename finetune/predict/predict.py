@@ -12,19 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.files import atomic_write_text
-from kinemae.data_tools.folder_checks import list_data_sets
-from kinemae.data_tools.index import DATASET_NAME, ShardIndex, open_index
+from kinemae.data_tools.index import open_index
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.container import BadVideo
-from kinemae.data_tools.stream.frame_sampling import ClipConfig
-from kinemae.data_tools.stream.video_files import open_video_files
+from kinemae.data_tools.stream.video_files import data_set_in, open_video_files
 from kinemae.data_tools.stream.video_reader import read_video, whole_file
 from kinemae.finetune.evaluate import model_digest
+from kinemae.finetune.inference.advice import advise
 from kinemae.finetune.inference.video_model import VideoModel
 from kinemae.finetune.predict.config import PredictConfig
 from kinemae.finetune.predict.overlay import write_overlay
@@ -35,7 +32,6 @@ from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.settings import precision_on
 
 FORMAT = 1
-_SPREAD = 1.1  # ratio of frame rates that gets advice
 
 Value = TypeVar("Value")
 
@@ -87,7 +83,7 @@ def predict_source(
     }
     _on_first(processes, lambda: check_settings(out / "predict.json", settings))
     failed = _on_first(processes, lambda: _prepare(source, out / "index", config))
-    index = open_index(_data_set(source) or out / "index", outage_s=config.outage_s)
+    index = open_index(data_set_in(source) or out / "index", outage_s=config.outage_s)
     prediction = Prediction(
         model=model.with_head(),
         index=index,
@@ -119,55 +115,15 @@ def _on_first(processes: Processes, function: Callable[[], Value]) -> Value:
     return value  # type: ignore[return-value]
 
 
-def _data_set(source: str | Path) -> Path | str | None:
-    """The source if it is a folder of shards; None for videos."""
-    place = location(source)
-    if (place / DATASET_NAME).exists():
-        return source
-    names = list_data_sets(place, DATASET_NAME)
-    if names:
-        raise DataError(
-            f"{place}: expected one data set, got {', '.join(names)}; fix: give {place / names[0]}"
-        )
-    return None
-
-
 def _prepare(source: str | Path, folder: Path, config: PredictConfig) -> dict[str, str]:
     """Index the plain files of a source; return the unreadable ones with the reasons."""
-    if _data_set(source) is not None:
+    if data_set_in(source) is not None:
         return {}
     with writing_to(folder):
         return open_video_files(
             source, folder, workers=max(config.num_workers, 1), timeout_s=config.timeout_s,
             outage_s=config.outage_s,
         ).failed  # fmt: skip
-
-
-def advise(index: ShardIndex, clip: ClipConfig, config: PredictConfig) -> None:
-    """Log the length of the windows in these videos, and keys that change it."""
-    if clip.sampling == "uniform":
-        return
-    duration_s = np.asarray(index.column("duration_s"))
-    fps_R = index.column("frames") / duration_s
-    length_R = np.full(len(index), clip.frames / clip.fps) if clip.fps else clip.frames * clip.stride / fps_R
-    fps, length_s = float(np.median(fps_R)), float(np.median(length_R))
-    rate = f"{clip.fps:g} per second" if clip.fps else f"stride {clip.stride}"
-    log.info("a window has %d frames, %s: %.2f s of a video with %.4g fps", clip.frames, rate, length_s, fps)
-    if config.temporal_clips is None:
-        step_s = config.step_s or length_s * (1 - config.overlap)
-        finer = "" if config.step_s or config.overlap else "; for a finer time line: overlap=0.5"
-        log.info("a new window begins every %.2f s%s", step_s, finer)
-    if not clip.fps and fps_R.max() > _SPREAD * fps_R.min():
-        log.info(
-            "frame rates are %.4g to %.4g fps, so windows last %.2f to %.2f s; for windows of equal length: "
-            "fps=%.4g", fps_R.min(), fps_R.max(), length_R.min(), length_R.max(), fps / clip.stride,
-        )  # fmt: skip
-    short = int((duration_s < length_R * (1 - 1 / clip.frames)).sum())
-    if short:
-        log.warning(
-            "%d of %d videos are shorter than a window: short_video=%s pads them; for shorter windows: "
-            "fps=N or stride=N", short, len(index), config.short_video,
-        )  # fmt: skip
 
 
 def _write_overlays(prediction: Prediction, out: Path, processes: Processes) -> dict[str, str]:
