@@ -22,12 +22,7 @@ from kinemae.finetune.features.extract import WindowRows, extract, own_units, sk
 from kinemae.finetune.features.files import Schema, join_npz, join_parquet, read_provenance, schema
 from kinemae.finetune.features.job import (
     Job,
-    check_same,
-    is_complete,
-    open_shards,
-    prepare,
-)
-from kinemae.finetune.inference.advice import advise
+from kinemae.finetune.features.job import Job, changes, check_same, is_complete, open_shards, prepare
 from kinemae.finetune.probe.encode import LayerEncoder
 from kinemae.pretrain.runtime.abort import abort_on_error
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group, share_cores
@@ -46,7 +41,10 @@ def run_features(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         sys.stdout.write(json.dumps(job.provenance, indent=1, ensure_ascii=False) + "\n")
         return
-    if not is_complete(job):
+    if is_complete(job):
+        if processes.is_first:
+            shutil.rmtree(job.partial, ignore_errors=True)  # of a command that was killed at its end
+    else:
         with (
             abort_on_error(processes),
             writing_to(job.out.parent),
@@ -105,9 +103,11 @@ def run(job: Job, processes: Processes) -> None:
 def _create(job: Job) -> None:
     """Make the folder of unfinished features, or check that an existing one is of this job."""
     file = job.partial / "provenance.json"
-    if file.exists() and not job.config.rebuild:
-        check_same(job, json.loads(file.read_text(encoding="utf-8")), job.partial)
-        return
+    if file.exists():
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if not (job.config.rebuild and changes(job, stored)):
+            check_same(job, stored, job.partial)
+            return
     shutil.rmtree(job.partial / "units", ignore_errors=True)
     (job.partial / "units").mkdir()
     atomic_write_text(file, json.dumps(job.provenance, indent=1, ensure_ascii=False))

@@ -128,15 +128,21 @@ def is_complete(job: Job) -> bool:
     return True
 
 
+def changes(job: Job, stored: dict[str, Any]) -> list[str]:
+    """Describe how other features differ from those of the job."""
+    own = json.loads(json.dumps(job.provenance))
+    return differences(
+        *({key: value for key, value in each.items() if key not in _INFORMATION} for each in (own, stored))
+    )
+
+
 def check_same(job: Job, stored: dict[str, Any], place: Path) -> None:
     """Reject features of another encoder, source or config.
 
     Raises:
         ValueError: names the differences.
     """
-    own, other = ({key: value for key, value in each.items() if key not in _INFORMATION}
-                  for each in (json.loads(json.dumps(job.provenance)), stored))  # fmt: skip
-    found = differences(own, other)
+    found = changes(job, stored)
     if found:
         raise ValueError(
             f"OUT {place}: expected no features, or those of this encoder, source and config, got others "
