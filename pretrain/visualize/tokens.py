@@ -30,7 +30,7 @@ class PrunedTokens(HeatMaps):
     title = "Token pruning"
     text = (
         "Red tokens are dropped by the strategy; the percentage is that of the measured windows. A fixed "
-        "fraction `keep` drops the lowest-scored tokens of each window, a threshold any number of them. The "
+        "fraction (keep) drops the lowest-scored tokens of each window, a threshold any number of them. The "
         "learned strategy uses the encoder's scorer, whose scores are shown too."
     )
 
