@@ -80,35 +80,6 @@ def write_video(path: Path, frames_THWC: Tensor, settings: EncodeConfig) -> None
     os.replace(partial, path)
 
 
-@contextmanager
-def open_rgb_mp4(path: Path, rate: Fraction) -> Iterator[Callable[[np.ndarray], None]]:
-    """Open an H.264 mp4 for frames in order; the file is complete or absent.
-
-    Yields:
-        A function that writes frame_HWC, uint8 RGB, all of one size. An odd side gets a white line.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    settings = EncoderSettings(codec="libx264", options={**_X264, "crf": "18"}, gop=12)
-    with _atomic_mp4(path) as container:
-        stream: VideoStream | None = None
-
-        def write(frame_HWC: np.ndarray) -> None:
-            nonlocal stream
-            height, width = frame_HWC.shape[:2]
-            even_HWC = np.pad(frame_HWC, ((0, height % 2), (0, width % 2), (0, 0)), constant_values=255)
-            frame = av.VideoFrame.from_ndarray(even_HWC, format="rgb24").reformat(format="yuv420p")
-            with _writing(path):
-                stream = stream or _add_stream(container, frame, rate, settings)
-                container.mux(stream.encode(frame))
-
-        yield write
-        if stream is not None:
-            with _writing(path):
-                container.mux(stream.encode())
-
-
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
     """Settings of an encoder.
@@ -126,7 +97,7 @@ class EncoderSettings:
     key_frame_at: int = 0
 
 
-_VIEWED = EncoderSettings(codec="libx264", options={"crf": "23", "preset": "veryfast"}, gop=250)
+_VIEWED = EncoderSettings(codec="libx264", options={**_X264, "crf": "22"}, gop=250)
 _TICK = Fraction(1, 90_000)
 
 
@@ -164,28 +135,45 @@ def write_frames(
     )
 
 
-def write_timed_video(path: Path, frames: Iterable[tuple[float, np.ndarray]], rate: Fraction) -> None:
-    """Write frames, each with its time in seconds, as an H.264 mp4; the file is complete or absent.
+@contextmanager
+def open_timed_mp4(path: Path, rate: Fraction) -> Iterator[Callable[[float, np.ndarray], None]]:
+    """Open an H.264 mp4 for frames with times; the file is complete or absent. Equal frames give equal bytes.
 
     Args:
-        frames: ascending times, and frame_HWC as uint8 RGB with an even height and width.
         rate: nominal frames per second.
+
+    Yields:
+        A function that writes the time in seconds, ascending, and frame_HWC, uint8 RGB of one size. An odd
+        side gets a white line.
 
     Raises:
         DataError: the file cannot be written.
     """
     stream: VideoStream | None = None
     with _atomic_mp4(path) as container:
-        for time_s, frame_HWC in frames:
-            frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24").reformat(format="yuv420p")
+
+        def write(time_s: float, frame_HWC: np.ndarray) -> None:
+            nonlocal stream
+            height, width = frame_HWC.shape[:2]
+            even_HWC = np.pad(frame_HWC, ((0, height % 2), (0, width % 2), (0, 0)), constant_values=255)
+            frame = av.VideoFrame.from_ndarray(even_HWC, format="rgb24").reformat(format="yuv420p")
             frame.pts, frame.time_base = round(time_s / _TICK), _TICK
             with _writing(path):
                 if stream is None:
                     stream = _add_stream(container, frame, rate, _VIEWED)
                     stream.time_base = stream.codec_context.time_base = _TICK
                 container.mux(stream.encode(frame))
+
+        yield write
         with _writing(path):
             container.mux(stream.encode() if stream is not None else [])
+
+
+def write_timed_video(path: Path, frames: Iterable[tuple[float, np.ndarray]], rate: Fraction) -> None:
+    """Write frames, each after its time in seconds; see `open_timed_mp4`."""
+    with open_timed_mp4(path, rate) as write:
+        for time_s, frame_HWC in frames:
+            write(time_s, frame_HWC)
 
 
 def mux_jpegs(path: Path, files: Iterable[Path], rate: Fraction, like: VideoFrame) -> None:

@@ -11,13 +11,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from kinemae.data_tools.command import writing_to
-from kinemae.data_tools.encoding.encode import open_rgb_mp4
+from kinemae.data_tools.encoding.encode import open_timed_mp4
 from kinemae.pretrain.clip_grid import FPS, Column, draw_frames, draw_grid
 from kinemae.pretrain.runtime.metrics import gif_bytes
 from kinemae.pretrain.visualize.videos import Video
 from kinemae.pretrain.visualize.views import Subject, View, Window
 
-_SLOWEST, _FASTEST = 2, 60  # frames per second
 _LINE_PX = 22
 _BAR = (70, 110, 190)
 
@@ -79,7 +78,7 @@ def _write_mp4s(
     shown_until_s = -1.0
     with ExitStack() as stack:
         writers = {
-            name: stack.enter_context(open_rgb_mp4(folder / f"{name}.mp4", _rate(video))) for name in views
+            name: stack.enter_context(open_timed_mp4(folder / f"{name}.mp4", _rate(video))) for name in views
         }
         for window in _windows(video, subject, None):
             times_s = window.time_T.tolist()
@@ -90,7 +89,8 @@ def _write_mp4s(
                     kept[name].append(columns)
                 grid_THWC = draw_grid(columns)
                 for frame in new:
-                    writers[name](_with_time_line(grid_THWC[frame], times_s[frame], window, video))
+                    framed_HWC = _with_time_line(grid_THWC[frame], times_s[frame], window, video)
+                    writers[name](times_s[frame], framed_HWC)
             shown_until_s = max(times_s[-1], shown_until_s)
     return kept
 
@@ -103,11 +103,10 @@ def _windows(video: Video, subject: Subject, numbers: set[int] | None) -> Iterat
 
 
 def _rate(video: Video) -> Fraction:
-    """Frames per second, in real time if possible."""
+    """Nominal frames per second."""
     time_T = video.time_VT[0]
     span_s = float(time_T[-1] - time_T[0])
-    rate = (len(time_T) - 1) / span_s if span_s > 0 else FPS
-    return Fraction(min(max(rate, _SLOWEST), _FASTEST)).limit_denominator(1001)
+    return Fraction((len(time_T) - 1) / span_s if span_s > 0 else FPS).limit_denominator(1001)
 
 
 def _with_time_line(grid_HWC: np.ndarray, time_s: float, window: Window, video: Video) -> np.ndarray:
