@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from kinemae.data_tools.exit_codes import EXIT_CONFIG
 from kinemae.data_tools.overrides import ConfigError
+from kinemae.launch.commands import COMMANDS, add_command
 from kinemae.launch.job import JobRefused
 
 _ABOUT = "Start and supervise trainings on this machine, on hosts by ssh, on Slurm or on Kubernetes."
@@ -14,19 +15,6 @@ _EPILOG = """examples:
   kinemae launch local processes=2 -- pretrain CONFIG run_dir=RUN
   kinemae launch ssh CLUSTER.yaml -- pretrain CONFIG run_dir=RUN
   kinemae launch status RUN"""
-
-# The module that registers each command; only the module of the given command is imported.
-_MODULES = {
-    "local": "kinemae.launch.local",
-    "ssh": "kinemae.launch.ssh",
-    "slurm": "kinemae.launch.slurm.command",
-    "k8s": "kinemae.launch.k8s.command",
-    "doctor": "kinemae.launch.doctor.command",
-    "plan": "kinemae.launch.plan.command",
-    "status": "kinemae.launch.status",
-    "logs": "kinemae.launch.status",
-    "cancel": "kinemae.launch.status",
-}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,7 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if "--" in own:
         place = own.index("--")
         own, job = own[:place], own[place + 1 :]
-    arguments, unknown = parser(own[0] if own else None).parse_known_args(own)
+    arguments, unknown = parser(own[0] if own else "").parse_known_args(own)
     for word in unknown:
         takes_words = hasattr(arguments, "words")
         if word.startswith("-") or not takes_words:
@@ -74,7 +62,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def parser(first: str | None = None) -> argparse.ArgumentParser:
-    """The parser of all commands, or only of `first` if it is one of them."""
+    """Build the parser.
+
+    Args:
+        first: the first word, whose command has its arguments, and the others their help only; None: all have
+            their arguments, which imports all modules.
+    """
     whole = argparse.ArgumentParser(
         prog="kinemae launch",
         description=_ABOUT,
@@ -82,9 +75,11 @@ def parser(first: str | None = None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parsers = whole.add_subparsers(required=True, metavar="COMMAND")
-    modules = [_MODULES[first]] if first in _MODULES else list(_MODULES.values())
-    for module in dict.fromkeys(modules):
+    complete = [name for name in COMMANDS if first in (None, name)]
+    for module in dict.fromkeys(COMMANDS[name].module for name in complete):
         importlib.import_module(module).add_to(parsers)
+    for name in () if complete else COMMANDS:
+        add_command(parsers, name)
     return whole
 
 

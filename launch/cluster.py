@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from kinemae.data_tools.config_files import find_config
 from kinemae.data_tools.overrides import ConfigError, check_overrides
@@ -75,16 +75,3 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
         raise ConfigError(f"expected -- before the job; fix: kinemae launch ... -- {program} CONFIG")
     check_overrides(overrides)
     return file, overrides
-
-
-def add_command(parsers: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    """Register a subcommand with its help and an example."""
-    parser = parsers.add_parser(
-        name,
-        help=text,
-        description=text,
-        epilog=example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    assert isinstance(parser, argparse.ArgumentParser)
-    return parser

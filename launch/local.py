@@ -38,8 +38,7 @@ class LocalTransport:
 
 def add_to(parsers: Any) -> None:
     """Register `local`."""
-    text = "run a training as several processes on this machine, with restarts after crashes"
-    add_launcher(parsers, "local", run_local, text, "local processes=2 -- pretrain CONFIG run_dir=RUN seed=1")
+    add_launcher(parsers, "local", run_local, "local processes=2 -- pretrain CONFIG run_dir=RUN seed=1")
 
 
 def run_local(arguments: argparse.Namespace) -> int:

@@ -112,8 +112,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 def add_to(parsers: Any) -> None:
     """Register `ssh`."""
-    text = "run a training on several hosts by ssh, with restarts on the reachable hosts after crashes"
-    add_launcher(parsers, "ssh", run_ssh, text, "ssh CLUSTER.yaml -- pretrain CONFIG run_dir=RUN")
+    add_launcher(parsers, "ssh", run_ssh, "ssh CLUSTER.yaml -- pretrain CONFIG run_dir=RUN")
 
 
 def run_ssh(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ import yaml
 
 from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED, describe_exit
 from kinemae.data_tools.overrides import ConfigError
-from kinemae.launch.cluster import add_command
+from kinemae.launch.commands import add_command
 from kinemae.launch.job import LAUNCH_FOLDER, LOGS_FOLDER
 from kinemae.launch.record import is_locked, read_record, request_stop, saved_steps
 from kinemae.launch.slurm.queue import cancel_job, describe_job, job_end, job_states
@@ -25,22 +25,20 @@ _SUPERVISED = ("local", "ssh")  # kinds whose launcher runs as long as the run
 
 def add_to(parsers: Any) -> None:
     """Register `status`, `logs` and `cancel`."""
-    status = _add(
-        parsers, "status", "show whether a run is alive, where, and its progress", "status runs/mine"
-    )
+    status = _add(parsers, "status", "status runs/mine")
     status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(run=run_status)
-    logs = _add(parsers, "logs", "print the log of a process of a run", "logs runs/mine --rank 3 --follow")
+    logs = _add(parsers, "logs", "logs runs/mine --rank 3 --follow")
     logs.add_argument("--rank", type=int, default=0, metavar="N", help="rank of the process; default 0")
     logs.add_argument("--lines", type=int, default=50, metavar="N", help="number of last lines; default 50")
     logs.add_argument("--follow", action="store_true", help="print new lines until the run has ended")
     logs.set_defaults(run=run_logs)
-    cancel = _add(parsers, "cancel", "stop a run with a checkpoint; it can be resumed", "cancel runs/mine")
+    cancel = _add(parsers, "cancel", "cancel runs/mine")
     cancel.set_defaults(run=run_cancel)
 
 
-def _add(parsers: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    parser = add_command(parsers, name, text, f"example:\n  kinemae launch {example}")
+def _add(parsers: Any, name: str, example: str) -> argparse.ArgumentParser:
+    parser = add_command(parsers, name, f"example:\n  kinemae launch {example}")
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="the run folder")
     return parser
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from kinemae.data_tools.exit_codes import EXIT_INTERRUPTED
 from kinemae.data_tools.overrides import ConfigError
-from kinemae.launch.cluster import add_cluster_arguments, add_command, split_words
+from kinemae.launch.cluster import add_cluster_arguments, split_words
+from kinemae.launch.commands import add_command
 from kinemae.launch.doctor.results import as_json, as_text
 from kinemae.launch.doctor.run_checks import DoctorOptions, run_checks
 from kinemae.launch.doctor.targets import KINDS, Target, target_of
@@ -34,8 +35,7 @@ _EXAMPLES = """examples:
 
 def add_to(parsers: Any) -> None:
     """Register `doctor`."""
-    text = "check every node before a run: versions, devices, network, process group, shared folders"
-    parser = add_command(parsers, "doctor", text, _EXAMPLES)
+    parser = add_command(parsers, "doctor", _EXAMPLES)
     parser.add_argument("kind", choices=KINDS, help="kind of the cluster file")
     add_cluster_arguments(parser)
     parser.add_argument("--run-dir", metavar="DIR", help="a folder that all nodes share and write to")

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from kinemae.data_tools.overrides import ConfigError
-from kinemae.launch.cluster import add_command, read_cluster
+from kinemae.launch.cluster import read_cluster
+from kinemae.launch.commands import add_command
 from kinemae.launch.job import JobRefused
 from kinemae.launch.plan.devices import Machines, Resolved, assumptions
 from kinemae.launch.plan.measured import calibrate, read_run
@@ -35,7 +36,6 @@ from kinemae.launch.plan.warnings import warnings_of
 
 _KEYS = tuple(entry.name for entry in fields(Machines))
 _VIDEO_MB = 0.5  # of 10 s at a short side of 256, stride-aligned: 0.2 to 0.9
-_HELP = "estimate the time and memory of a run, and find its bottlenecks; nothing is started"
 
 
 def add_to(parsers: Any) -> None:
@@ -43,7 +43,6 @@ def add_to(parsers: Any) -> None:
     parser = add_command(
         parsers,
         "plan",
-        _HELP,
         "example:\n  kinemae launch plan videomae_base nodes=2 device=h200\n\n"
         f"keys of machines: {', '.join(_KEYS)}; all other keys belong to the config",
     )

@@ -26,9 +26,8 @@ _LAST_TASKS_S = 600
 
 def add_to(parsers: Any) -> None:
     """Register `slurm`."""
-    text = "submit a training as a batch job to a Slurm cluster"
     example = "slurm CLUSTER.yaml nodes=4 -- pretrain CONFIG run_dir=RUN"
-    add_launcher(parsers, "slurm", run, text, example)
+    add_launcher(parsers, "slurm", run, example)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,18 +10,17 @@ from typing import Any
 
 from kinemae.data_tools.exit_codes import EXIT_CONFIG, EXIT_CRASHED
 from kinemae.data_tools.overrides import ConfigError
-from kinemae.launch.cluster import add_cluster_arguments, add_command
+from kinemae.launch.cluster import add_cluster_arguments
+from kinemae.launch.commands import add_command
 from kinemae.launch.job import Job, prepare_job, write_job
 from kinemae.launch.record import Record, lock_run, now
 from kinemae.launch.supervisor.supervise import LaunchSpec, StartPlan, Supervisor, agent_commands
 from kinemae.launch.supervisor.task import command_of
 
 
-def add_launcher(
-    parsers: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
-) -> None:
+def add_launcher(parsers: Any, name: str, run: Callable[[argparse.Namespace], int], example: str) -> None:
     """Register a command that starts the job after `--` on one kind of cluster."""
-    parser = add_command(parsers, name, text, f"example:\n  kinemae launch {example}")
+    parser = add_command(parsers, name, f"example:\n  kinemae launch {example}")
     add_cluster_arguments(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="check and print what would run; start nothing"
