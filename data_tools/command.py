@@ -22,6 +22,7 @@ from kinemae.data_tools.exit_codes import (
     EXIT_STUCK,
 )
 from kinemae.data_tools.overrides import ConfigError, check_overrides, parse_override
+from kinemae.data_tools.packages import as_config_error
 
 log = logging.getLogger("kinemae")
 
@@ -139,6 +140,7 @@ def exit_code_of(error: BaseException) -> int:
     """The exit code of a program that ends with an error."""
     if isinstance(error, Stopped):
         return error.exit_code
+    error = as_config_error(error)
     return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), EXIT_CRASHED)
 
 
@@ -151,7 +153,7 @@ def log_error(error: BaseException) -> None:
     elif exit_code_of(error) == EXIT_CRASHED:
         log.error("unexpected error:", exc_info=error)
     else:
-        log.error("%s", error)
+        log.error("%s", as_config_error(error))
 
 
 def configure_logging() -> None:

@@ -194,7 +194,7 @@ def test_pyproject_lists_every_package(repo: Path) -> None:
 
 def test_every_imported_library_is_a_declared_dependency(repo: Path) -> None:
     project = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
-    used = ("s3", "http", "hub", "lora", "maps", "export", "huggingface")
+    used = ("train", "s3", "http", "hub", "lora", "maps", "export", "huggingface")
     extras = [project["optional-dependencies"][name] for name in used]
     declared = {re.split(r"[<>=\[ ]", given)[0] for given in sum(extras, project["dependencies"])}
     names = {

@@ -1,18 +1,21 @@
 """Command lines: help and usage errors import no large packages; configs are found by name."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from kinemae.data_tools.command import run_program
+from kinemae.data_tools.command import exit_code_of, log_error, run_program
 from kinemae.data_tools.config_files import CONFIGS, find_config
 from kinemae.data_tools.config_files import main as run_configs
+from kinemae.data_tools.packages import TRAINING as TRAINING_PACKAGES
 from kinemae.finetune.__main__ import PROGRAM as FINETUNE
 from kinemae.finetune.export.formats import FORMATS
 from kinemae.launch.job import prepare_job
 from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
+from tests.finetune.test_model_file import saved
 
 # Packages that take long to import.
 HEAVY = ("torch", "numpy", "pyarrow", "av", "cv2", "omegaconf", "deepspeed", "scipy")
@@ -93,6 +96,41 @@ def test_data_tools_work_without_the_packages_of_training(tmp_path: Path) -> Non
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "shards" / "train" / "index.arrow").is_file()
+
+
+WITHOUT_EXTRAS = """
+import sys
+
+folder, *blocked = sys.argv[1:]
+sys.modules.update(dict.fromkeys([*blocked, "torch.utils.tensorboard"]))  # their import fails
+import torch
+import kinemae
+from kinemae.data_tools.command import run_program
+from kinemae.pretrain.__main__ import main as pretrain
+
+model = kinemae.load(folder)
+assert model.scores(torch.zeros(1, 3, 4, 16, 16, dtype=torch.uint8)).shape == (1, 3)
+sys.exit(pretrain(["demo", "data.shards=absent", "run_dir=run"]))
+"""
+NO_TRAINING = "packages: expected the package {}, got none; fix: pip install 'kinemae[train]'"
+EXTRAS = (*TRAINING_PACKAGES, "peft", "transformers", "huggingface_hub", "s3fs", "aiohttp", "umap")
+
+
+@pytest.mark.slow
+def test_inference_works_without_the_packages_of_training(tmp_path: Path) -> None:
+    saved(tmp_path)
+    shutil.copyfile(Path(__file__).parent / "data/videos/h264_b_frames.mp4", tmp_path / "video.mp4")
+    command = [sys.executable, "-c", WITHOUT_EXTRAS, str(tmp_path), *EXTRAS]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 2, ran.stderr
+    assert NO_TRAINING.format("deepspeed") in ran.stderr
+
+
+def test_a_missing_optional_package_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    error = ModuleNotFoundError("No module named 'sklearn'", name="sklearn.pipeline")
+    assert exit_code_of(error) == 2 and exit_code_of(ModuleNotFoundError(name="another")) == 1
+    log_error(error)
+    assert caplog.messages == [NO_TRAINING.format("sklearn")]
 
 
 def test_help_of_export_names_every_system(capsys: pytest.CaptureFixture[str]) -> None:

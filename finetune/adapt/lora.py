@@ -4,7 +4,6 @@ The base weights are frozen. Adapters are merged into them for scoring and expor
 has the ordinary format.
 """
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kinemae.data_tools.config import require
+from kinemae.data_tools.packages import require_packages
 from kinemae.data_tools.randomness import ClipRandom, derived_seed
 from kinemae.finetune.adapt.config import DEFAULT_RANK, AdaptConfig
 from kinemae.pretrain.model.encoder import Encoder
@@ -59,11 +59,7 @@ def check_adapters(config: AdaptConfig, *, zero_stage: int, compiled: bool, is_p
     """
     if not config.has_adapters:
         return
-    if importlib.util.find_spec("peft") is None:
-        raise ValueError(
-            f"adapt.method={config.method}: expected the package peft, got none; "
-            "fix: pip install 'kinemae[lora]'"
-        )
+    require_packages("peft", key=f"adapt.method={config.method}")
     if config.method == "dora":
         reason = "be below 3 with adapt.method=dora, which reads whole weights"
         require(zero_stage < 3, "engine.zero_stage", reason, zero_stage)

@@ -1,11 +1,15 @@
 """Models for inference: tokens, embeddings and predictions of clips."""
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kinemae.data_tools.config import load_config
+from kinemae.data_tools.overrides import as_overrides
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.finetune.heads.base import Features, pool_tokens
 from kinemae.finetune.inference.transform import ClipTransform
@@ -14,6 +18,11 @@ from kinemae.pretrain.exported_model import EncoderDescription
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.tokens import COLOURS, normalize, patchify, to_bytes
 from kinemae.pretrain.pruning.none import NoPruning
+
+if TYPE_CHECKING:  # these modules import this one
+    from kinemae.finetune.predict.config import PredictConfig
+    from kinemae.finetune.predict.scores import VideoPrediction
+    from kinemae.finetune.predict.stream import WindowPrediction
 
 _TOLERANCE = 1e-4  # of a clip on a scale of 0 to 1, for rounding errors
 
@@ -130,6 +139,38 @@ class VideoModel(nn.Module):
         output_B, _ = task_model.output(self.check(clips))
         return task_model.task.predict(output_B.float())
 
+    def predict(self, video: str | Path, **settings: Any) -> "VideoPrediction":
+        """Predict a video over time, by the path of `kinemae finetune predict`.
+
+        Args:
+            video: a file or a URL.
+            settings: keys of that command, such as `overlap=0.5`; see `PredictConfig`.
+
+        Raises:
+            DataError: the video cannot be read.
+            ValueError: a model without a head, or wrong settings.
+        """
+        from kinemae.finetune.predict.predict import predict_file
+
+        return predict_file(self, video, _predict_config(settings))
+
+    def predict_stream(
+        self, frames: Iterable[np.ndarray | Tensor], *, stream_fps: float, **settings: Any
+    ) -> "Iterator[WindowPrediction]":
+        """Predict a stream of frames: a window as soon as its last frame has arrived.
+
+        Args:
+            frames: uint8 RGB of shape (H, W, 3).
+            stream_fps: frames per second of the stream.
+            settings: see `predict`.
+
+        Raises:
+            ValueError: a model without a head, or whose clip is a whole video, or wrong settings.
+        """
+        from kinemae.finetune.predict.stream import predict_frames
+
+        return predict_frames(self, frames, fps=stream_fps, config=_predict_config(settings))
+
     def with_head(self) -> TaskModel:
         """Return the task's model.
 
@@ -178,6 +219,12 @@ class VideoModel(nn.Module):
         x_BND = self.encoder.embed(patches_BNP, None)
         tokens_BND, found = self.encoder.encode_layers(x_BND, None, layers)
         return Features(tokens_BND, slices=self.encoder.grid.t, layers=found)
+
+
+def _predict_config(settings: Mapping[str, Any]) -> "PredictConfig":
+    from kinemae.finetune.predict.config import PredictConfig
+
+    return load_config(PredictConfig, None, as_overrides(settings))
 
 
 def _check_shape(clips: Tensor) -> None:

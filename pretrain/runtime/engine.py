@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kinemae.data_tools.command import CheckpointError
+from kinemae.data_tools.packages import TRAINING, require_packages
 from kinemae.data_tools.stream.order import BatchPlan
 from kinemae.pretrain.runtime.optimizer import Rates, build_optimizer, set_rates
 from kinemae.pretrain.runtime.processes import Processes, init_process_group
@@ -43,15 +44,16 @@ class PostStepHook(Protocol):
 
 
 def check_engine(engine: EngineConfig, processes: Processes, *, merges: bool, packs: bool = False) -> None:
-    """Check before any process group starts that `engine.compile` can work.
+    """Check before any process group starts that packages and compiler are installed.
 
     Args:
         merges: whether the model merges tokens.
         packs: whether clips with different numbers of tokens are packed into one row.
 
     Raises:
-        ValueError: names the conflicting setting or the missing compiler.
+        ValueError: names the missing package, the conflicting setting or the missing compiler.
     """
+    require_packages(*TRAINING)
     if not engine.compile:
         return
     if merges:

@@ -5,7 +5,7 @@ from typing import Any
 
 from kinemae.launch.doctor.results import CheckResult, count, error, join_names, odd_ones, or_ok, warning
 
-# The dependencies of KineMAE (pyproject.toml).
+# The dependencies of KineMAE and of its extra `train` (pyproject.toml).
 PACKAGES = (
     *("torch", "torchvision", "deepspeed", "webdataset", "braceexpand", "omegaconf", "tensorboard"),
     *("av", "pyarrow", "fsspec", "opencv-python-headless", "safetensors", "scipy", "pillow", "jinja2"),
