@@ -16,6 +16,7 @@ from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.features.config import FeatureConfig
 from kinemae.finetune.features.map import MapConfig
 from kinemae.finetune.features.search import SearchConfig
+from kinemae.finetune.predict.config import PredictConfig
 from kinemae.finetune.probe.config import ProbeConfig
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.masking.base import Masking
@@ -79,6 +80,12 @@ def test_every_key_of_features_search_and_maps_is_documented_with_its_default() 
     real = {
         key: default for schema in (FeatureConfig, SearchConfig, MapConfig) for key, default in keys(schema)
     }
+    assert documented.keys() == real.keys()
+    assert [key for key in real if not is_same(documented[key], real[key])] == []
+
+
+def test_every_key_of_predictions_is_documented_with_its_default() -> None:
+    documented, real = table("docs/predicting.md"), dict(keys(PredictConfig))
     assert documented.keys() == real.keys()
     assert [key for key in real if not is_same(documented[key], real[key])] == []
 

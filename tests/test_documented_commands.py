@@ -27,6 +27,7 @@ from kinemae.finetune.export.options import ExportOptions
 from kinemae.finetune.features.config import FeatureConfig
 from kinemae.finetune.features.map import MapConfig
 from kinemae.finetune.features.search import SearchConfig
+from kinemae.finetune.predict.config import PredictConfig
 from kinemae.finetune.probe.command import load_probe_config
 from kinemae.finetune.sweep.halving import SweepConfig
 from kinemae.finetune.sweep.space import read_space
@@ -55,6 +56,7 @@ SCHEMAS: dict[str, type] = {
     "import": ImportOptions,
     "export": ExportOptions,
     "features": FeatureConfig,
+    "predict": PredictConfig,
     "search": SearchConfig,
     "map": MapConfig,
     "visualize": VisualizeConfig,

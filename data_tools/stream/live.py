@@ -37,7 +37,6 @@ _OPTIONS = {
     "format_whitelist": f"{CONTAINERS},rtsp,rtp,sdp,h264,hevc,mjpeg,mpjpeg",
     "protocol_whitelist": "rtsp,rtsps,rtmp,rtp,udp,tcp,srt,http,https,tls,crypto",
     "threads": "1",
-    "fflags": "nobuffer",
 }
 
 

@@ -21,6 +21,7 @@ CONFIGS = (
     ("Pretraining", "pretrain", "kinemae.pretrain.config:PretrainConfig"),
     ("Fine-tuning", "finetune train`, `evaluate`, `plan", "kinemae.finetune.config:FinetuneConfig"),
     ("Probes", "finetune probe`, `knn", "kinemae.finetune.probe.config:ProbeConfig"),
+    ("Predict", "finetune predict", "kinemae.finetune.predict.config:PredictConfig"),
     ("Features", "finetune features", "kinemae.finetune.features.config:FeatureConfig"),
     ("Search", "finetune search", "kinemae.finetune.features.search:SearchConfig"),
     ("Map", "finetune map", "kinemae.finetune.features.map:MapConfig"),
