@@ -69,20 +69,12 @@ def prepare(config: FeatureConfig, encoder: str, source: str, out: Path, process
     windows = config.windows(clip)
     if isinstance(windows, int) and config.temporal_clips is None:
         log.info("a clip of the encoder is a whole video, so each video has one window")
-    if config.kind in ("slices", "tokens") and model.encoder.merge_per_block:
-        raise ValueError(
-            f"kind: expected clip or pooled for an encoder that merges tokens, got {config.kind}; fix: set "
-            "kind=clip"
-        )
+    _check_kind(config, model.encoder)
     [layer] = resolve_layers([config.layer], description.shape.depth, key="layer")
-    if data_set_in(source) is None:
-        data = hashlib.sha256(repr(_versions(source)).encode()).hexdigest()
-    else:
-        data = open_shards(config, source).identity
     provenance = {
         "format": FORMAT,
         "encoder_sha256": digest(model.encoder),
-        "data": data,
+        "data": _fingerprint(config, source),
         **config.settings(),
         "layer": layer,
         "clip": asdict(clip),
@@ -105,9 +97,20 @@ def prepare(config: FeatureConfig, encoder: str, source: str, out: Path, process
     )
 
 
-def _versions(source: str) -> list[tuple[str, Any]]:
-    """Names, sizes and versions of the files of a source."""
-    return [(video.name, video.place.version()) for video in list_video_files(location(source))]
+def _check_kind(config: FeatureConfig, encoder: Encoder) -> None:
+    if config.kind in ("slices", "tokens") and encoder.merge_per_block:
+        raise ValueError(
+            f"kind: expected clip or pooled for an encoder that merges tokens, got {config.kind}; fix: set "
+            "kind=clip"
+        )
+
+
+def _fingerprint(config: FeatureConfig, source: str) -> str:
+    """Digest of a data set, or of the names, sizes and versions of video files."""
+    if data_set_in(source) is not None:
+        return open_shards(config, source).identity
+    files = [(video.name, video.place.version()) for video in list_video_files(location(source))]
+    return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
 def open_shards(config: FeatureConfig, source: str) -> ShardIndex:

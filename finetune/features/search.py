@@ -21,7 +21,7 @@ from kinemae.data_tools.config import load_config, require
 from kinemae.finetune.features.files import SUFFIXES, FeatureTable, read_features
 from kinemae.pretrain.representation import unit_rows
 
-_ROWS_AT_ONCE = 1024
+_COSINES_AT_ONCE = 1 << 25
 _SHOWN = ("video", "start_s", "end_s", "label", "group")
 
 
@@ -172,6 +172,24 @@ class Vectors:
         is_zero_R1 = (unit_RD.norm(dim=1, keepdim=True) < 0.5).to(unit_RD.dtype)
         return torch.cat([unit_RD, is_zero_R1], dim=1)
 
+    def best(self, vectors_QD: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The largest cosine of each row with some vectors, and the number of that vector."""
+        best_R, nearest_R = (
+            torch.full((len(self.unit_RD),), -2.0),
+            torch.zeros(len(self.unit_RD), dtype=torch.int64),
+        )
+        at_once = rows_at_once(self.unit_RD)
+        for first, part_BD in enumerate(self.unit(vectors_QD).split(at_once)):
+            cosine_R, number_R = (part_BD @ self.unit_RD.T).max(dim=0)
+            nearest_R = torch.where(cosine_R > best_R, first * at_once + number_R, nearest_R)
+            best_R = torch.maximum(cosine_R, best_R)
+        return best_R, nearest_R
+
+
+def rows_at_once(unit_RD: Tensor) -> int:
+    """Number of rows that are compared with all rows at once, in 128 MB."""
+    return max(_COSINES_AT_ONCE // len(unit_RD), 1)
+
 
 def find_nearest(table: FeatureTable, queries: list[Query], config: SearchConfig) -> list[dict[str, Any]]:
     """The nearest rows of each query, nearest first.
@@ -181,15 +199,14 @@ def find_nearest(table: FeatureTable, queries: list[Query], config: SearchConfig
     vectors, videos = Vectors(table, standardize=config.standardize), table.videos
     found = []
     for query in queries:
-        cosine_QR = vectors.unit(query.vectors_QD) @ vectors.unit_RD.T
-        best = cosine_QR.max(dim=0)
+        best_R, nearest_R = vectors.best(query.vectors_QD)
         left_out = {videos[row] for row in query.own} if config.per == "video" else set()
         neighbours: list[dict[str, Any]] = []
-        for row in best.values.argsort(descending=True, stable=True).tolist():
+        for row in best_R.argsort(descending=True, stable=True).tolist():
             if row in query.own or videos[row] in left_out:
                 continue
-            cosine, place = round(float(best.values[row]), 6), {"key": table.keys[row], **_place(table, row)}
-            times = _times(query, int(best.indices[row]))
+            cosine, place = round(float(best_R[row]), 6), {"key": table.keys[row], **_place(table, row)}
+            times = _times(query, int(nearest_R[row]))
             neighbours.append({"rank": len(neighbours) + 1, "cosine": cosine, **place, **times})
             if config.per == "video":
                 left_out.add(videos[row])
@@ -220,12 +237,12 @@ def find_duplicates(table: FeatureTable, config: SearchConfig) -> dict[str, Any]
     numbers: dict[str, int] = {}
     number_R = np.array([numbers.setdefault(name, len(numbers)) for name in names])
     best: dict[tuple[int, int], tuple[float, int, int]] = {}
-    for one_E, other_E, cosine_E in _similar(Vectors(table, standardize=config.standardize).unit_RD, config):
-        for one, other, cosine in zip(one_E.tolist(), other_E.tolist(), cosine_E.tolist(), strict=True):
-            pair = (int(number_R[one]), int(number_R[other]))
-            pair = (min(pair), max(pair))
-            if pair[0] != pair[1] and cosine > best.get(pair, (-2.0, 0, 0))[0]:
-                best[pair] = (cosine, one, other)
+    unit_RD = Vectors(table, standardize=config.standardize).unit_RD
+    for one, other, cosine in _similar(unit_RD, number_R, config.threshold):
+        pair = (int(number_R[one]), int(number_R[other]))
+        pair = (min(pair), max(pair))
+        if cosine > best.get(pair, (-2.0, 0, 0))[0]:
+            best[pair] = (cosine, one, other)
     ranked = sorted(best.values(), key=lambda each: (-each[0], each[1:]))
     pairs = [
         {"cosine": round(cosine, 6), "first": _named(table, one), "second": _named(table, other)}
@@ -239,13 +256,22 @@ def _named(table: FeatureTable, row: int) -> dict[str, Any]:
     return {"key": table.keys[row], **_place(table, row)}
 
 
-def _similar(unit_RD: Tensor, config: SearchConfig) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Rows and cosines of all pairs at or above the threshold, block by block."""
-    for first in range(0, len(unit_RD), _ROWS_AT_ONCE):
-        block_BD = unit_RD[first : first + _ROWS_AT_ONCE]
-        cosine_BR = block_BD @ unit_RD[first:].T
-        one_E, other_E = torch.nonzero(torch.triu(cosine_BR >= config.threshold, diagonal=1), as_tuple=True)
-        yield first + one_E, first + other_E, cosine_BR[one_E, other_E]
+def _similar(unit_RD: Tensor, number_R: np.ndarray, threshold: float) -> Iterator[tuple[int, int, float]]:
+    """Rows and cosine of pairs at or above the threshold whose numbers differ.
+
+    Of the pairs of two numbers, each block of rows yields the most similar one.
+    """
+    at_once = rows_at_once(unit_RD)
+    for first in range(0, len(unit_RD), at_once):
+        cosine_BR = unit_RD[first : first + at_once] @ unit_RD[first:].T
+        one_E, other_E = np.nonzero(np.triu(cosine_BR.numpy() >= threshold, 1))
+        cosine_E, one_E, other_E = cosine_BR.numpy()[one_E, other_E], one_E + first, other_E + first
+        ends_2E = np.sort([number_R[one_E], number_R[other_E]], axis=0)
+        order = np.lexsort((-cosine_E, ends_2E[1], ends_2E[0]))
+        order = order[ends_2E[0, order] != ends_2E[1, order]]
+        _, chosen = np.unique(ends_2E[:, order], axis=1, return_index=True)
+        for at in order[chosen]:
+            yield int(one_E[at]), int(other_E[at]), float(cosine_E[at])
 
 
 def _groups(pairs: list[tuple[int, int]], names: list[str]) -> list[list[str]]:

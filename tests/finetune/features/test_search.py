@@ -34,7 +34,8 @@ def test_neighbours_are_those_of_the_formula():
     assert [each["cosine"] for each in found["neighbours"]] == pytest.approx(cosine_R[expected], abs=1e-5)
 
 
-def test_windows_of_a_query_count_as_one_and_other_videos_appear_once():
+def test_windows_of_a_query_count_as_one_and_other_videos_appear_once(monkeypatch):
+    monkeypatch.setattr("kinemae.finetune.features.search._COSINES_AT_ONCE", 60)  # blocks of two windows
     vectors_RD = np.random.default_rng(1).standard_normal((30, 8))
     times = {"start_s": [float(row % 3) for row in range(30)], "end_s": [row % 3 + 1.0 for row in range(30)]}
     rows = table(vectors_RD, video=[f"video-{row // 3}" for row in range(30)], **times)
@@ -53,9 +54,10 @@ def test_windows_of_a_query_count_as_one_and_other_videos_appear_once():
     assert {"key-7", "key-8"} <= {each["key"] for each in found["neighbours"]}
 
 
-def test_duplicates_are_all_pairs_above_the_threshold():
+def test_duplicates_are_all_pairs_above_the_threshold(monkeypatch):
+    monkeypatch.setattr("kinemae.finetune.features.search._COSINES_AT_ONCE", 1 << 21)  # 3 blocks of rows
     draws = np.random.default_rng(2)
-    vectors_RD = draws.standard_normal((2500, 16))  # more than two blocks
+    vectors_RD = draws.standard_normal((2500, 16))
     vectors_RD[2400] = vectors_RD[3] + 0.01 * draws.standard_normal(16)
     vectors_RD[1200] = vectors_RD[2400]
     vectors_RD[1024] = vectors_RD[1023]
