@@ -13,6 +13,7 @@ import yaml
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.randomness import generator
 from kinemae.finetune.config import FinetuneConfig
+from kinemae.finetune.export.options import ExportOptions
 from kinemae.finetune.features.config import FeatureConfig
 from kinemae.finetune.features.map import MapConfig
 from kinemae.finetune.features.search import SearchConfig
@@ -88,6 +89,10 @@ def test_every_key_of_predictions_is_documented_with_its_default() -> None:
     documented, real = table("docs/predicting.md"), dict(keys(PredictConfig))
     assert documented.keys() == real.keys()
     assert [key for key in real if not is_same(documented[key], real[key])] == []
+
+
+def test_every_key_of_exports_is_documented_with_its_default() -> None:
+    assert table("docs/exporting.md") == dict(keys(ExportOptions))
 
 
 def test_keys_that_may_change_in_a_resumed_run_are_documented() -> None:

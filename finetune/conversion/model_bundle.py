@@ -199,7 +199,10 @@ def reject_unsupported(supported: dict[str, bool], system: str, *, source: objec
     """
     unsupported = [text for text, is_supported in supported.items() if not is_supported]
     if unsupported:
-        raise CheckpointError(f"{source}: {system} expects {'; '.join(unsupported)}")
+        expected = "; ".join(unsupported)
+        raise CheckpointError(
+            f"{source}: {system} expects {expected}; fix: --to onnx, torch-export or kinemae"
+        )
 
 
 def supported_encoder(shape: EncoderShape, *, supports_layer_scale: bool = False) -> dict[str, bool]:

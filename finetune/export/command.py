@@ -97,8 +97,8 @@ def _compare(
     largest = max(differences.values())
     if not largest <= tolerance:  # NaN is an error too
         raise CheckpointError(
-            f"expected outputs of the export within {tolerance:g} of KineMAE's, got a difference of "
-            f"{largest:.3g} ({max(differences, key=differences.__getitem__)}); nothing was written; fix: "
+            f"{partial.with_suffix('')}: expected outputs within {tolerance:g} of KineMAE's, got a "
+            f"difference of {largest:.3g} ({max(differences, key=differences.__getitem__)}); nothing was written; fix: "
             "another format, or tolerance= if this difference is acceptable"
         )
     return {

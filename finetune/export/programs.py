@@ -121,8 +121,8 @@ def _traced(model: StaticModel, clips: Tensor, *, is_fixed: bool) -> torch.expor
     except Exception as error:  # the kinds of errors of a trace are not documented
         reason = " ".join(str(error).split())[:_MESSAGE]
         raise CheckpointError(
-            f"expected a model whose shapes do not depend on the pixels, got one that torch.export cannot "
-            f"trace ({type(error).__name__}: {reason}); fix: --to kinemae"
+            "--to: expected a model whose shapes do not depend on the pixels, got one that torch.export "
+            f"cannot trace ({type(error).__name__}: {reason}); fix: --to kinemae"
         ) from error
 
 

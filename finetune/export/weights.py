@@ -138,12 +138,15 @@ class HuggingFace(Exporter):
         kind = "AutoModel" if self.bundle.head is None else "AutoModelForVideoClassification"
         clip = self.model.clip
         shape = f"(1, {clip.frames}, 3, {clip.size}, {clip.size})"
-        field = "last_hidden_state" if self.bundle.head is None else "logits"
+        call = "model(pixels).logits"
+        if self.bundle.head is None:
+            features = ("model(pixels).last_hidden_state", "model.get_vision_features(pixels)")
+            call = features[self.is_vjepa]
         return (
             f"import torch\nfrom transformers import {kind}\n\n"
             f'model = {kind}.from_pretrained("{name}").eval()\n'
             f"pixels = torch.zeros{shape}  # RGB, (pixel / 255 - mean) / std\n"
-            f"print(model(pixels).{field}.shape)"
+            f"print({call}.shape)"
         )
 
 
