@@ -39,7 +39,15 @@ _FINETUNING_KEYS = (
     "drop_path",
     "seed",
 )
-_NON_COMMERCIAL = ("VideoMAE pretraining", "VideoMAE fine-tuning", "MAE-ST")
+# Licences of the published weights by the begin of the format's name, as in docs/which-checkpoint.md.
+_PUBLISHED = {
+    "VideoMAE": "CC BY-NC 4.0, not commercial (V1, and V2 on the hub); Apache 2.0 (V2 distilled)",
+    "MAE-ST": "CC BY-NC 4.0, not commercial",
+    "V-JEPA 2": "MIT, or Apache 2.0 on the hub",
+    "UMT": "MIT",
+    "InternVideo2": "Apache 2.0, or none stated (distilled)",
+    "image ViT": "by model; DINOv2 Apache 2.0, MAE CC BY-NC 4.0",
+}
 
 Rows = list[tuple[str, object]]
 
@@ -188,8 +196,9 @@ def _licence(model: VideoModel, options: ExportOptions) -> str:
     if imported is not None:
         system = str(imported.get("format", UNKNOWN))
         text = f"The training started from imported weights ({system}). Licence of these weights: {UNKNOWN}."
-        if system in _NON_COMMERCIAL:
-            text += " The published weights of VideoMAE V1 and MAE-ST do not allow commercial use."
+        named = system.removeprefix("transformers ")
+        published = next((text for name, text in _PUBLISHED.items() if named.startswith(name)), UNKNOWN)
+        text += f" Licence of the published weights of this system: {published}."
     elif start is not None:
         text = f"The training started from {Path(str(start)).name}. Licence of these weights: {UNKNOWN}."
     elif stages and _is_from_scratch(stages[0]):

@@ -98,8 +98,8 @@ def _compare(
     if not largest <= tolerance:  # NaN is an error too
         raise CheckpointError(
             f"{partial.with_suffix('')}: expected outputs within {tolerance:g} of KineMAE's, got a "
-            f"difference of {largest:.3g} ({max(differences, key=differences.__getitem__)}); nothing was written; fix: "
-            "another format, or tolerance= if this difference is acceptable"
+            f"difference of {largest:.3g} ({max(differences, key=differences.__getitem__)}); nothing was "
+            "written; fix: another format, or tolerance= if this difference is acceptable"
         )
     return {
         "difference": largest,

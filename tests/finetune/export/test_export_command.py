@@ -124,7 +124,7 @@ def test_onnx_files_have_the_probabilities_of_the_model_at_any_batch_size(tmp_pa
 def check_card(card: str) -> None:
     """Facts of the run are in the card, paths of the machine are not, and what is missing is unknown."""
     assert "| top1 | 0.75 | 0.5 to 0.875 | 0.25 |" in card
-    assert "do not allow commercial use" in card and "vit_b.pth" in card and "| clips seen | 240 |" in card
+    assert "CC BY-NC 4.0, not commercial" in card and "vit_b.pth" in card and "| clips seen | 240 |" in card
     assert "FLOPs of the training | unknown" in card
     assert "secret" not in card and "| None" not in card
     code = re.search(r"```python\n(.*?)```", card, re.S)
