@@ -21,6 +21,7 @@ from kinemae.finetune.export.static_model import example_clips
 from kinemae.finetune.heads.base import build_head
 from kinemae.finetune.model_file import FinetunedModel, save_model
 from kinemae.finetune.task_model import TaskModel
+from kinemae.finetune.tasks.base import build_task
 from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.exported_model import EncoderDescription, build_encoder, save_encoder
 from kinemae.pretrain.model.sizes import EncoderShape
@@ -152,16 +153,36 @@ def test_a_program_of_torch_export_is_equal_and_its_number_of_clips_may_be_fixed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["windowed", "sparse"])
-def test_attention_patterns_are_constants_in_onnx(attention, tmp_path):
-    shape = replace(
-        SHAPE, attention=Component(name=attention), registers=1, positions=Component(name="learned")
-    )
+def test_attention_patterns_are_constants_in_onnx(tmp_path):
+    windowed = Component(name="windowed", args={"window": [2, 2, 2]})
+    shape = replace(SHAPE, attention=windowed, registers=1, positions=Component(name="learned"))
     encoder = save_pretrained(tmp_path / "encoder", describe(shape))
     assert export(encoder, tmp_path / "onnx", "--to", "onnx", "size=32") == 0
     model = kinemae.load(encoder, size=32)
     clips = example_clips(model.clip, 2)
     assert (run_onnx(tmp_path / "onnx", clips)["tokens"] - model.features(clips)).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_a_detector_of_segments_is_exported(tmp_path):
+    torch.manual_seed(0)
+    component, head = (
+        Component(name="localization", args={"segments": "segments.csv"}),
+        Component(name="pyramid", args={"levels": 2}),
+    )
+    task = build_task(component)
+    task.load_state({"classes": ["a", "b"], "majority": 0})
+    built = build_head(head, width=36, outputs=task.outputs, output=task.output)
+    model = TaskModel(build_encoder(describe()), built, task, freeze=True)
+    tuned = tmp_path / "tuned"
+    save_model(tuned, FinetunedModel(model=model, description=describe(), task=component), head=head)
+
+    assert export(tuned, tmp_path / "onnx", "--to", "onnx", "batch=2") == 0
+
+    clips = clips_of(tuned, 2)
+    scores = run_onnx(tmp_path / "onnx", clips)["scores"]
+    assert scores.shape == (2, 3, 6)  # two slices and one position of level 1; classes and geometry
+    assert (scores - kinemae.load(tuned).scores(clips)).abs().max() < 1e-5
 
 
 @pytest.mark.slow
