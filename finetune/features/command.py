@@ -128,14 +128,17 @@ def _open_source(job: Job, processes: Processes, workers: int) -> tuple[ShardInd
 
 def units_of(index: ShardIndex, job: Job) -> list[list[int]]:
     """Divide videos into units of consecutive ones with windows for a few forward passes."""
-    clips, units, missing = job.windows, [], 0
+    clips, missing = job.windows, 0
+    units: list[list[int]] = []
     for position in range(len(index)):
         if missing <= 0:
             units.append([])
             missing = _UNIT_WINDOWS * job.config.clips_per_device
         units[-1].append(position)
-        is_fixed = isinstance(clips, int)
-        missing -= clips if is_fixed else sliding_clip_count(index.sample(position), job.clip, clips)
+        if isinstance(clips, int):
+            missing -= clips
+        else:
+            missing -= sliding_clip_count(index.sample(position), job.clip, clips)
     return units
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips
@@ -94,7 +94,7 @@ class FeatureConfig:
         return EngineConfig(device=self.device, precision=self.precision, cpu_threads=self.cpu_threads)
 
     @property
-    def sampling(self) -> dict[str, object]:
+    def sampling(self) -> dict[str, Any]:
         """The fields of an encoder's description that the config replaces."""
         if self.stride is None and self.fps is None:
             return {}
@@ -145,7 +145,7 @@ class FeatureConfig:
             )
         return True
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """The keys that determine the features, for the provenance."""
         names = ("kind", "pool", "layer", "dtype", "thumbnails", "clips_per_device")
         window = {name: getattr(self, name) for name in self.ALTERNATIVES}

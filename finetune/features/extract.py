@@ -87,13 +87,13 @@ class WindowRows:
     def _pooled(self, sample: Sample, fixed: dict[str, Any], windows: Iterable[Window]) -> Row:
         """The mean over the windows of a video, with the thumbnail of the middle one."""
         found = [(self._values(each.values), self._place(sample, each, each.time_T)) for each in windows]
-        mean_D = np.mean([values for values, _ in found], axis=0, dtype=np.float64).astype(np.float32)
+        mean_D = np.stack([values for values, _ in found]).mean(axis=0, dtype=np.float64)
         place = {
             **found[len(found) // 2][1],
             "start_s": found[0][1]["start_s"],
             "end_s": found[-1][1]["end_s"],
         }
-        return mean_D, {**fixed, KEY: sample.key, **place, "window": 0}
+        return mean_D.astype(np.float32), {**fixed, KEY: sample.key, **place, "window": 0}
 
     def _values(self, values: Tensor) -> np.ndarray:
         """The features of one window: a vector, one vector per slice, or all tokens."""
@@ -116,7 +116,11 @@ class WindowRows:
         """Number, start and end in the video, and thumbnail of a row with these frames."""
         half_s = sample.duration_s / sample.frames / 2
         start_s, end_s = float(time_T[0]) - half_s, float(time_T[-1]) + half_s
-        found = {"window": window.number, "start_s": round(start_s, 6), "end_s": round(end_s, 6)}
+        found: dict[str, Any] = {
+            "window": window.number,
+            "start_s": round(start_s, 6),
+            "end_s": round(end_s, 6),
+        }
         if self.config.thumbnails:
             middle_s = float(time_T[len(time_T) // 2])
             frame = int(torch.argmin((window.time_T - middle_s).abs()))
