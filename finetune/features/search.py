@@ -37,6 +37,7 @@ class SearchConfig:
         threshold: smallest cosine of near duplicates.
         most: number of pairs that are listed, those with the largest cosines first; groups cover all.
         encoder: for a video as query, the encoder of the features if it has moved; null: as in FEATURES.
+        device: for a video as query; "auto" uses CUDA if it is available.
     """
 
     k: int = 10
