@@ -46,6 +46,8 @@ def find_config(given: str, kind: str, *, commands: Sequence[str] = ()) -> Path:
     if path.is_dir():
         stored = path / "config.yaml"
         fix = f"; fix: give {stored}" if stored.is_file() else ""
+        if fix and kind == "pretrain":
+            fix += f", or draw what the trained model does: kinemae pretrain visualize {given} VIDEO OUT"
         raise ConfigError(f"{given}: expected a config file, got a folder{fix}")
     near = _nearest(path, kind, commands)
     hint = f"did you mean {near}?" if near else "fix: `kinemae configs` lists the names"

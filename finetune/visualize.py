@@ -35,7 +35,10 @@ def run_visualize(arguments: argparse.Namespace) -> None:
         command.run_visualize(arguments)  # with the decoder
         return
     settings = load_config(VisualizeConfig, None, arguments.overrides)
-    device = find_processes(settings.device).device
+    processes = find_processes(settings.device)
+    if not processes.is_first:
+        return  # one process draws
+    device = processes.device
     model = load(arguments.model, device=device)
     clip = clip_of(model.description, stride=settings.stride, fps=settings.fps, frames=model.clip.frames)
     command.visualize(

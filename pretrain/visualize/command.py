@@ -9,17 +9,18 @@ OUT/index/                  index of plain video files
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kinemae.data_tools.command import log, writing_to
+from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.report.render import render, write_page
+from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.runtime.processes import find_processes
-from kinemae.pretrain.visualize.choose_views import choose_views
-from kinemae.pretrain.visualize.draw import draw_views
+from kinemae.pretrain.visualize.choose_views import Build, choose_views
+from kinemae.pretrain.visualize.draw import Drawn, draw_views
 from kinemae.pretrain.visualize.open_model import (
     clip_of,
     open_pretrained_model,
@@ -28,7 +29,7 @@ from kinemae.pretrain.visualize.open_model import (
 )
 from kinemae.pretrain.visualize.page import video_content
 from kinemae.pretrain.visualize.settings import VisualizeConfig
-from kinemae.pretrain.visualize.videos import log_if_short, open_videos
+from kinemae.pretrain.visualize.videos import Video, log_if_short, open_videos
 from kinemae.pretrain.visualize.views import Subject, View
 
 PAGE = "index.html"
@@ -40,7 +41,10 @@ def run_visualize(arguments: argparse.Namespace) -> None:
     """Run the command."""
     settings = load_config(VisualizeConfig, None, arguments.overrides)
     model = open_pretrained_model(Path(arguments.model))
-    device = find_processes(settings.device).device
+    processes = find_processes(settings.device)
+    if not processes.is_first:
+        return  # one process draws
+    device = processes.device
     reconstruction = reconstruction_of(model, masking=settings.masking, seed=settings.seed, device=device)
     visualize(
         subject_of(model.encoder, model.description, device),
@@ -79,19 +83,44 @@ def visualize(
         seed=settings.seed,
         folder=out / "index",
     )
-    content, files = [], []
+    drawn, unreadable = _draw_videos(videos, subject, builds, out, windows=settings.windows)
+    content = {
+        "model": str(arguments.model),
+        "source": str(arguments.source),
+        "videos": [video_content(*each) for each in drawn],
+        "absent": absent,
+        "unreadable": unreadable,
+    }
+    page = out / PAGE
+    write_page(page, render(TEMPLATE, content))
+    log.info("the page is %s", page)
+    if arguments.json:
+        files = [str(path) for _, _, views in drawn for each in views for path in each.files]
+        found = {"page": str(page), "files": files, "not_drawn": absent, "unreadable": unreadable}
+        sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
+
+
+def _draw_videos(
+    videos: Sequence[Video], subject: Subject, builds: Mapping[str, Build], out: Path, *, windows: int
+) -> tuple[list[tuple[Video, list[int], list[Drawn]]], dict[str, str]]:
+    """Draw each video: the shown windows and the drawn views. An unreadable video has a reason instead.
+
+    Raises:
+        DataError: no video can be read.
+    """
+    done: list[tuple[Video, list[int], list[Drawn]]] = []
+    unreadable: dict[str, str] = {}
     for video in videos:
         log_if_short(video)
         views = {name: build(video.sample.duration_s / 2) for name, build in builds.items()}
-        shown, folder = video.evenly(settings.windows), out / video.folder_name
-        drawn = draw_views(video, subject, views, folder, shown=shown)
-        content.append(video_content(video, shown, drawn))
-        files += [str(path) for each in drawn for path in (each.mp4, each.gif, each.png)]
-        log.info("%s: %d views in %s", video.sample.name, len(drawn), folder)
-    names = {"model": str(arguments.model), "source": str(arguments.source)}
-    page = out / PAGE
-    write_page(page, render(TEMPLATE, {**names, "videos": content, "absent": absent}))
-    log.info("the page is %s", page)
-    if arguments.json:
-        found = {"page": str(page), "files": files, "not_drawn": absent}
-        sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
+        shown, folder = video.evenly(windows), out / video.folder_name
+        try:
+            done.append((video, shown, draw_views(video, subject, views, folder, shown=shown)))
+            log.info("%s: %d views in %s", video.sample.name, len(views), folder)
+        except BadVideo as error:
+            log.warning("%s cannot be read: %s", video.sample.name, error)
+            unreadable[video.sample.name] = str(error)
+    if not done:
+        name, reason = next(iter(unreadable.items()))
+        raise DataError(f"{name}: expected a readable video, got an error: {reason}; fix: give another one")
+    return done, unreadable

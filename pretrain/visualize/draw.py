@@ -30,6 +30,11 @@ class Drawn:
     gif: Path
     png: Path
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files."""
+        return self.mp4, self.gif, self.png
+
 
 def draw_views(
     video: Video, subject: Subject, views: Mapping[str, View], folder: Path, *, shown: list[int]
@@ -40,7 +45,8 @@ def draw_views(
         shown: numbers of the windows in the GIF and the PNG.
 
     Raises:
-        DataError: the video cannot be read, or a file cannot be written.
+        BadVideo: the video cannot be read.
+        DataError: a file cannot be written.
     """
     measured = {*shown, *(video.nearest(view.point_s) for view in views.values() if view.point_s is not None)}
     with torch.no_grad():

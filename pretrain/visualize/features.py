@@ -57,6 +57,7 @@ class Similarity(HeatMaps):
         "the mean token. The patch is of one time; its token is compared with the tokens of the whole video."
     )
     unit = "cosine"
+    point_s: float
 
     def __init__(self, blocks: Sequence[int], point: tuple[float, float], point_s: float):
         super().__init__()

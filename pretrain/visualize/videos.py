@@ -13,6 +13,7 @@ from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.index import DATASET_NAME, Sample, ShardIndex, open_index
 from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.storage.location import location
+from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
 from kinemae.data_tools.stream.frame_sampling import (
     ClipConfig,
@@ -62,7 +63,7 @@ class Video:
         """Number and clip_1CTHW, uint8 RGB, of all or some windows in order.
 
         Raises:
-            DataError: the video cannot be read.
+            BadVideo: the video cannot be read.
         """
         sliding: int | SlidingClips = 1 if self.clip.sampling == "uniform" else SlidingClips()
         videos = EvaluationVideos(
@@ -71,7 +72,7 @@ class Video:
         number = 0
         for item in read_windows(videos):
             if item.skipped is not None:
-                raise DataError(f"{self.sample.name}: expected a readable video, got: {item.skipped.reason}")
+                raise BadVideo(item.skipped.reason)
             for place in range(len(item.pixels)):
                 if numbers is None or number in numbers:
                     yield number, to_rgb(item.pixels[place : place + 1])

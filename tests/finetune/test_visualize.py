@@ -11,6 +11,7 @@ from kinemae.data_tools.components import Component
 from kinemae.finetune.__main__ import PROGRAM
 from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.finetune.visualize import pooling_of, subject_of_task
+from kinemae.pretrain.visualize.attention import AttentionMaps
 from kinemae.pretrain.visualize.settings import VisualizeConfig
 from kinemae.pretrain.visualize.tokens import kept_tokens
 from kinemae.pretrain.visualize.views import Window
@@ -73,3 +74,20 @@ def test_the_command_draws_a_fine_tuned_model(tmp_path, capsys):
     saved(tmp_path / "model")
     assert run_program(PROGRAM, ["visualize", *words, "views=[pooling]"]) == 2
     assert "the model has no head with cross-attention" in capsys.readouterr().err
+
+
+def test_a_clip_of_several_chunks_has_the_maps_of_its_chunks(tmp_path):
+    saved(tmp_path, head="attentive")
+    model = kinemae.load(tmp_path)
+    clips = torch.randint(256, (2, 3, 4, 16, 16), dtype=torch.uint8)
+    maps = []
+    with torch.no_grad():
+        for chunks, part in ((1, clips[:1]), (1, clips[1:]), (2, torch.cat(list(clips), dim=1)[None])):
+            model.task_model.chunks = chunks
+            window = Window(subject_of_task(model), part, torch.arange(4.0 * chunks), 0, 1)
+            maps.append(AttentionMaps([0, 1], None, None).maps(window))
+            pooled_N = pooling_of(model, VisualizeConfig()).maps(window)["pool"]
+            assert len(pooled_N) == window.subject.grid.tokens
+            assert torch.allclose(pooled_N.mean(), torch.ones(()), atol=1e-5)
+    for title, whole_N in maps[2].items():
+        assert torch.equal(whole_N, torch.cat([maps[0][title], maps[1][title]]))

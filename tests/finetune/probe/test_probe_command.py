@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from kinemae.data_tools.index import open_index
 from kinemae.finetune.evaluation.predictions import read_predictions
+from kinemae.pretrain.visualize.open_model import open_pretrained_model
 from tests.finetune.probe.conftest import SHAPE, finetune, read, write_encoder
 
 pytestmark = pytest.mark.slow
@@ -210,6 +213,19 @@ def test_checkpoints_of_a_pretraining_give_a_curve_and_the_last_equals_the_expor
     exported = read(tmp_path / "knn/result.json")
     assert exported["probe"]["features"]["encoder"] == own["probe"]["features"]["encoder"]
     assert exported["confusion_matrix"] == own["confusion_matrix"]
+
+
+@pytest.mark.processes
+def test_a_run_without_an_export_is_drawn_from_its_newest_checkpoint(pretraining, tmp_path):
+    exported = open_pretrained_model(pretraining)
+    shutil.copytree(pretraining, tmp_path / "run", ignore=shutil.ignore_patterns("encoder"))
+    stored = open_pretrained_model(tmp_path / "run")
+    older = open_pretrained_model(pretraining / "checkpoints" / "step-00000002")
+    for part in ("encoder", "decoder"):
+        expected, found, other = (getattr(each, part).state_dict() for each in (exported, stored, older))
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        assert not all(torch.equal(other[name], value) for name, value in expected.items())
+    assert exported.target == stored.target and exported.config == stored.config
 
 
 def test_a_folder_without_encoder_is_rejected(data, tmp_path, capsys):

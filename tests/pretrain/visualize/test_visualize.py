@@ -10,6 +10,7 @@ import torch
 
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.components import Component
+from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips
 from kinemae.data_tools.stream.video_files import open_video_files
@@ -196,6 +197,22 @@ def test_a_wrong_setting_is_one_line(visualize, tmp_path, arguments, message):
     found = visualize(save(tmp_path / "encoder"), *arguments, code=2)
     assert message in found and found.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_sample_of_shards_is_named_and_the_others_are_drawn(visualize, tmp_path, synth_shards):
+    model, shards = save(tmp_path / "encoder"), tmp_path / "shards"
+    shutil.copytree(synth_shards / "validation", shards)
+    index = open_index(shards)
+    first, second = index.sample(0), index.sample(1)
+    with (shards / index.shards[first.shard].name).open("r+b") as tar:
+        tar.seek(first.offset + first.length // 2)
+        tar.write(b"damage")
+    settings = ("views=[pca]", "blocks=[0]", "stride=4", "windows=1")
+    found = visualize(model, *settings, f"keys=[{first.key}, {second.key}]", source=shards)
+    assert list(found["unreadable"]) == [first.name] and len(found["files"]) == 3
+    assert "Unreadable videos" in (tmp_path / "out" / "index.html").read_text()
+    message = visualize(model, *settings, f"keys=[{first.key}]", source=shards, code=3)
+    assert f"{first.name}: expected a readable video, got an error" in message
 
 
 def test_a_wrong_source_or_model_is_one_line(visualize, tmp_path):
