@@ -110,6 +110,7 @@ from kinemae.pretrain.__main__ import main as pretrain
 
 model = kinemae.load(folder)
 assert model.scores(torch.zeros(1, 3, 4, 16, 16, dtype=torch.uint8)).shape == (1, 3)
+assert model.predict(f"{folder}/video.mp4", stride=2, cpu_threads=1).columns == model.classes
 sys.exit(pretrain(["demo", "data.shards=absent", "run_dir=run"]))
 """
 NO_TRAINING = "packages: expected the package {}, got none; fix: pip install 'kinemae[train]'"

@@ -1,5 +1,6 @@
 """The installed wheel: every command runs from another folder and reads no file of the checkout."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -37,11 +38,11 @@ class Installed(NamedTuple):
     folder: Path
     log: Path
 
-    def run(self, *words: str) -> str:
-        """Run `kinemae WORDS` in the folder; return its standard output."""
+    def run(self, *words: str, program: str = "kinemae") -> str:
+        """Run `kinemae WORDS`, or `python -c WORDS`, in the folder; return its standard output."""
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         ran = subprocess.run(
-            [str(self.environment / "bin" / "kinemae"), *words],
+            [str(self.environment / "bin" / program), *(["-P", "-c"] if program == "python" else []), *words],
             cwd=self.folder,
             env={**inherited, "OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -139,12 +140,42 @@ def test_configs_are_found_by_name(installed: Installed, repo: Path) -> None:
     assert shown.strip() == (repo / "configs" / "pretrain" / "demo.yaml").read_text().strip()
 
 
-def test_an_encoder_is_pretrained_and_fine_tuned(installed: Installed, shards: str, pretrained: str) -> None:
+@pytest.fixture(scope="module")
+def finetuned(installed: Installed, shards: str, pretrained: str) -> str:
     data = [f"data.train={shards}/train", f"data.validation={shards}/validation"]
     batch = ["batch.global_clips=8", "batch.clips_per_device=8", "epochs=1"]
     job = ["demo", f"encoder={pretrained}", *data, "run_dir=finetuned", *batch, *CPU]
     installed.run("finetune", "train", *job)
-    assert (installed.folder / "finetuned" / "result.json").is_file()
+    return "finetuned"
+
+
+def test_an_encoder_is_pretrained_and_fine_tuned(installed: Installed, finetuned: str) -> None:
+    assert (installed.folder / finetuned / "result.json").is_file()
+
+
+THREE_LINES = """
+import sys
+import kinemae
+model = kinemae.load("finetuned")
+clip = kinemae.read_clip(sys.argv[1], model.clip)
+print(tuple(model.embed(clip[None]).shape), len(model.scores(clip[None])[0]))
+[batch, *_] = kinemae.clips("shards/train", model.clip, batch_size=4)
+print(tuple(model.features(batch["clip"]).shape))
+"""
+
+
+def test_a_model_is_used_from_python_and_from_the_command_line(
+    installed: Installed, finetuned: str, repo: Path
+) -> None:
+    video = installed.folder / "own" / "h264_b_frames.mp4"
+    video.parent.mkdir()
+    shutil.copyfile(repo / "tests" / "data" / "videos" / video.name, video)
+    embedding, tokens = installed.run(THREE_LINES, str(video), program="python").splitlines()
+    assert embedding == "(1, 96) 8" and tokens == "(4, 64, 96)"
+    summary = json.loads(installed.run("finetune", "predict", finetuned, str(video), "predicted", "--json"))
+    assert summary["videos"] == 1 and (installed.folder / "predicted").is_dir()
+    installed.run("finetune", "features", finetuned, str(video.parent), "features.parquet")
+    assert (installed.folder / "features.parquet").is_file()
 
 
 def test_the_launcher_starts_a_job(installed: Installed, shards: str) -> None:

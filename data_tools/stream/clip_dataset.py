@@ -57,9 +57,8 @@ def clips(  # noqa: PLR0913 - all but the first two by name
         shards: folder or URL of a data set, or several with their weights.
         clip: frames, stride or frame rate, and size, such as `model.clip`.
         batch_size: clips of a step of one process; None: single clips.
-        augment: crops, flips and colours: an `AugmentConfig`, its keys, True for its defaults; False: the
-            largest square in the centre.
-        transform: called with each clip_CTHW, uint8; random numbers of torch depend on the seed and the clip.
+        augment: an `AugmentConfig`, its keys, or True for its defaults; False: the largest centred square.
+        transform: called with each clip_CTHW; random numbers of torch depend on the seed and the clip.
         columns: columns of the index to add, for example captions.
         views: neighbouring clips of a batch that are cut from one decoded video.
         workers: loader processes. They read ahead, and `state_dict` counts the clips that were used.
@@ -75,18 +74,14 @@ def clips(  # noqa: PLR0913 - all but the first two by name
     require(batch_size is None or batch_size >= 1, "batch_size", "be at least 1, or None", batch_size)
     is_whole = views >= 1 and (batch_size or 1) % views == 0
     require(is_whole, "views", f"divide batch_size={batch_size or 1}", views)
+    config, augmentation = clip_with(clip, **settings), _augmentation(augment)
     source = open_mixture(shards) if isinstance(shards, Mapping) else open_index(shards)
-    _check_columns(source, columns, shards)
-    training = TrainingClips(
-        source, clip=clip_with(clip, **settings), augment=_augmentation(augment), seed=seed, views=views
-    )
-    reader = ClipReader(clips=training, batch_size=batch_size, transform=transform, columns=tuple(columns))
-    return ClipDataset(
-        reader, workers=workers, place=(rank, world), max_bad_fraction=max_bad_fraction, timeout_s=timeout_s
-    )
+    training = TrainingClips(source, clip=config, augment=augmentation, seed=seed, views=views)
+    reader = ClipReader(training, batch_size, transform, _known_columns(source, columns))
+    return ClipDataset(reader, workers, (rank, world), max_bad_fraction, timeout_s)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ClipReader:
     """Read clips at positions of the run, as dictionaries."""
 
@@ -154,7 +149,6 @@ class ClipDataset(IterableDataset[Batch]):
     def __init__(
         self,
         reader: ClipReader,
-        *,
         workers: int,
         place: tuple[int | None, int | None],
         max_bad_fraction: float,
@@ -313,7 +307,7 @@ def _augmentation(given: AugmentConfig | Mapping[str, Any] | bool) -> AugmentCon
     return AugmentConfig() if given else NO_AUGMENTATION
 
 
-def _check_columns(source: ShardIndex | Mixture, columns: Sequence[str], shards: object) -> None:
+def _known_columns(source: ShardIndex | Mixture, columns: Sequence[str]) -> tuple[str, ...]:
     for index in source.sets.values() if isinstance(source, Mixture) else (source,):
         known = (*COLUMNS.names, *index.extra)
         for name in columns:
@@ -322,3 +316,4 @@ def _check_columns(source: ShardIndex | Mixture, columns: Sequence[str], shards:
                     f"columns: expected columns of {index.folder}, got {name!r}; fix: choose among "
                     f"{', '.join(known)}"
                 )
+    return tuple(columns)

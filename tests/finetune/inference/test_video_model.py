@@ -1,5 +1,7 @@
 """Models for inference: values of training and evaluation, and one-line errors for other clips."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.model.tokens import normalize, patchify
 from tests.finetune.test_model_file import saved
 
+VIDEO = Path(__file__).resolve().parents[2] / "data" / "videos" / "h264_b_frames.mp4"
 CLIPS = torch.randint(
     0, 256, (3, 3, 4, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
 )
@@ -132,3 +135,26 @@ def test_the_transform_crops_the_centre_and_accepts_both_layouts(folder):
         transform(frames_THWC[:3])
     with pytest.raises(ValueError, match=r"frames: expected uint8 of shape .*, got float32"):
         transform(frames_THWC.astype(np.float32))
+
+
+def test_predictions_over_time_are_the_scores_of_its_windows(folder):
+    model = kinemae.load(folder)
+    found = model.predict(VIDEO, stride=2, overlap=0.5, cpu_threads=1)
+    assert found.columns == model.classes and len(found.start_R) == len(found.score_RX) > 2
+    first = kinemae.read_clip(VIDEO, model.clip, start_s=float(found.start_R[0]))
+    assert np.allclose(found.score_RX[0], model.scores(first[None])[0].numpy(), atol=1e-6)
+    with pytest.raises(ValueError, match="overlap must lie in"):
+        model.predict(VIDEO, overlap=2)
+    with pytest.raises(ValueError, match="did you mean 'overlap'"):
+        model.predict(VIDEO, overlp=0.5)
+
+
+def test_a_stream_of_frames_gives_a_prediction_for_each_window(folder):
+    model = kinemae.load(folder)
+    clip_CTHW = kinemae.read_clip(VIDEO, frames=16, stride=1)
+    frames_THWC = clip_CTHW.permute(1, 2, 3, 0)
+    found = list(model.predict_stream(frames_THWC, stream_fps=25.0))
+    assert len(found) == 2 and found[0].start_s == 0  # 4 frames at every 2nd one
+    scores_Y = model.scores(model.transform(frames_THWC[8:16:2])[None])[0]
+    assert np.allclose([*found[1].scores.values()], scores_Y.numpy(), atol=1e-6)
+    assert [*found[1].scores] == [*model.classes]
