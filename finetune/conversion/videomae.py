@@ -149,7 +149,7 @@ def _is_umt(shape: EncoderShape, decoder_depth: int | None) -> bool:
 
 
 def _encoder_rules(shape: EncoderShape, prefix: str) -> list[Rule]:
-    table = [rename("pos_embed.table", f"{prefix}pos_embed")] if shape.positions != FLAT_SINE else []
+    table = [rename("pos_embed.table", f"{prefix}pos_embed")] if shape.positions == LEARNED else []
     scales = [(i, j) for i in range(shape.depth) for j in (1, 2) if shape.layer_scale is not None]
     return [
         *patch_embedding(f"{prefix}patch_embed.proj", shape.patch),
