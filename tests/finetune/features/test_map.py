@@ -16,6 +16,7 @@ from tests.finetune.probe.conftest import finetune, make_features
 
 # Points at the third dot, then presses an arrow key and hides the first group.
 USE = """<script>
+{
 const root = document.documentElement;
 const box = circles[2].getBoundingClientRect();
 const at = {clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, bubbles: true};
@@ -33,6 +34,7 @@ root.dataset.wide = root.scrollWidth;
 const image = new Image();
 image.onload = () => { root.dataset.sprite = `${image.naturalWidth}x${image.naturalHeight}`; };
 image.src = getComputedStyle(document.getElementById("thumbnail")).backgroundImage.slice(5, -2);
+}
 </script>"""
 
 
