@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import av
 from av.container import InputContainer
@@ -128,7 +128,7 @@ def _open(source: str) -> InputContainer:
 class _Pipe(io.RawIOBase):
     """A file that is read once from its beginning, without seeking."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: IO[bytes]):
         self._file = file
 
     def readable(self) -> bool:
@@ -136,5 +136,5 @@ class _Pipe(io.RawIOBase):
 
     def read(self, size: int = -1, /) -> bytes:
         """Read what is there, at least one byte, up to `size`."""
-        read1 = getattr(self._file, "read1", self._file.read)
-        return read1(size)
+        content: bytes = getattr(self._file, "read1", self._file.read)(size)
+        return content

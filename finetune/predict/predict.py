@@ -103,7 +103,8 @@ def predict_source(
 
 def _on_first(processes: Processes, function: Callable[[], Value]) -> Value:
     """Collective. Call a function on the first process; all return its result or raise its error."""
-    value, error = None, None
+    value: Value | None = None
+    error: Exception | None = None
     if processes.is_first:
         try:
             value = function()

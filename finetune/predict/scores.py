@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from torch import Tensor
@@ -104,7 +104,7 @@ class VideoPrediction:
 def score_columns(task: Task) -> tuple[str, ...]:
     """Return the names of a task's scores."""
     if isinstance(task, MultiTask):
-        return tuple(f"{name}/{each}" for name, sub in task.tasks.items() for each in score_columns(sub))
+        return tuple(f"{name}/{each}" for name, sub in _parts(task) for each in score_columns(sub))
     if isinstance(task, Regression):
         return tuple(task.labels)
     if isinstance(task, Retrieval):
@@ -185,8 +185,8 @@ def window_times(time_VT: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def decide(task: Task, score_X: np.ndarray, threshold: float | None) -> Any:
     """Return the predicted class or classes; see `VideoPrediction.predicted`."""
     if isinstance(task, MultiTask):
-        ends = np.cumsum([len(score_columns(sub)) for sub in task.tasks.values()])[:-1]
-        parts = zip(task.tasks.items(), np.split(score_X, ends), strict=True)
+        ends = np.cumsum([len(score_columns(sub)) for _, sub in _parts(task)])[:-1]
+        parts = zip(_parts(task), np.split(score_X, ends), strict=True)
         return {name: decide(sub, part_X, threshold) for (name, sub), part_X in parts}
     if isinstance(task, Regression | Retrieval):
         return None
@@ -227,6 +227,10 @@ def detections(task: Task, values: dict[str, np.ndarray], threshold: float | Non
 
 def _segment(start_s: float, end_s: float, label: str, score: float) -> Segment:
     return Segment(round(float(start_s), _DECIMALS), round(float(end_s), _DECIMALS), label, score)
+
+
+def _parts(task: MultiTask) -> list[tuple[str, Task]]:
+    return [(name, cast(Task, sub)) for name, sub in task.tasks.items()]
 
 
 def _is_multi(task: Task) -> bool:
