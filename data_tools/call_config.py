@@ -38,7 +38,6 @@ def call_config(
     """
     if not (log.handlers or logging.getLogger().handlers):
         configure_logging()
-    is_tree = isinstance(given, Mapping)
-    path = None if is_tree else find_config(str(given), kind)
-    overrides = [*as_overrides(given if is_tree else {}), *as_overrides(settings)]
+    path, tree = (None, given) if isinstance(given, Mapping) else (find_config(str(given), kind), {})
+    overrides = [*as_overrides(tree), *as_overrides(settings)]
     return CallConfig(config=load_config(schema, path, overrides), path=path, overrides=overrides)

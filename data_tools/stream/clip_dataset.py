@@ -245,6 +245,7 @@ class ClipDataset(IterableDataset[Batch]):
 
     def _identity(self) -> dict[str, Any]:
         clips = self.reader.clips
+        assert isinstance(clips.index, ShardIndex | Mixture)
         return {"seed": clips.seed, "views": clips.views, "data": clips.index.fingerprint}
 
     def _rank_and_world(self) -> tuple[int, int]:

@@ -54,7 +54,8 @@ def evaluation_views(height: int, width: int, crops: int) -> list[View]:
 
 def centre_square(frame_HWC: np.ndarray, size: int) -> np.ndarray:
     """Crop the centre view of evaluation out of an RGB frame, and resize it."""
-    (view,) = evaluation_views(*frame_HWC.shape[:2], 1)
+    height, width = frame_HWC.shape[:2]
+    (view,) = evaluation_views(height, width, 1)
     crop = view.crop
     square_HWC = frame_HWC[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     return cv2.resize(square_HWC, (size, size), interpolation=_interpolation(crop.height / size))

@@ -85,7 +85,7 @@ def _is_pooler(head: nn.Module, bundle: ModelBundle) -> bool:
         and len(head.query_QD) == 1
         and len(head.blocks) > 0
         and head.pool.head_width * shape.heads == shape.width
-        and head.pool.mlp[0].out_features == 4 * shape.width
+        and bool(head.pool.mlp[0].out_features == 4 * shape.width)
     )
 
 

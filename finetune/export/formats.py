@@ -72,8 +72,8 @@ class Onnx(Program):
     """ONNX with fixed shapes; positions are constants."""
 
     tolerance = 1e-4
-    writes_with = ("onnx", "onnxscript")
-    runs_with = ("onnxruntime",)
+    writes_with: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript")
+    runs_with: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     install = "'kinemae[export]'"
     file = programs.ONNX_FILE
 

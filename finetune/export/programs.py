@@ -128,8 +128,9 @@ def _traced(model: StaticModel, clips: Tensor, *, is_fixed: bool) -> torch.expor
 
 def _stable_sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
     """Translate a stable sort, which PyTorch's exporter lacks: TopK takes the first of equal values first."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
 
+    op: Any = opset20  # its types do not fit its own results
     count = op.Constant(value_ints=[values.shape[dim]])
     # TopK has no int8.
     sortable = values if values.dtype.is_floating_point() else op.Cast(values, to=6)

@@ -65,14 +65,14 @@ class VideoPrediction:
 
     def to_json(self) -> str:
         """Format as JSON, one key per line; `video` and `info` come first."""
-        content = {
+        content: dict[str, Any] = {
             "video": self.video,
             "info": self.info,
             "model": self.model,
             "views": self.views,
             "predicted": self.predicted,
             "summary": dict(zip(self.columns, self.summary_X.tolist(), strict=True)),
-            "segments": self.segments and [each._asdict() for each in self.segments],
+            "segments": [each._asdict() for each in self.segments or ()],
             "columns": self.columns,
             "start_s": self.start_R.round(_DECIMALS).tolist(),
             "end_s": self.end_R.round(_DECIMALS).tolist(),
