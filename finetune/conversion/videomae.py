@@ -87,11 +87,8 @@ def read_videomae(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_par
     known_clip = _UMT_CLIP if is_umt else None
     if is_umt and "pos_embed" in tensors:
         known_clip = options.table_clip(tensors["pos_embed"].shape[1], shape.patch, source)
-    description = options.describe(
-        shape,
-        known_clip=known_clip,
-        trained_by={"imported_from": str(source), "format": layout.name},
-    )
+    trained_by = {"imported_from": str(source), "format": layout.name}
+    description = options.describe(shape, known_clip=known_clip, trained_by=trained_by)
     return build_bundle(converted, description, options, source=source)
 
 
