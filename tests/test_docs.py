@@ -116,7 +116,8 @@ def test_links_and_named_files_exist(document: Path) -> None:
         is_example = "NAME" in name or name == "pretrain/masking/rows.py"
         assert is_example or (REPO / name).exists(), name
     folders = ("data_tools", "pretrain", "finetune", "launch", "kinemae", "tests", "docs")
-    modules = [f"/{path.relative_to(REPO)}" for folder in folders for path in (REPO / folder).rglob("*.py")]
+    paths = [*REPO.glob("*.py"), *(path for folder in folders for path in (REPO / folder).rglob("*.py"))]
+    modules = [f"/{path.relative_to(REPO)}" for path in paths]
     for name in re.findall(r"`((?:\w+/)*\w+\.py)`", text):
         is_example = name in ("pretrain/masking/rows.py", "finetune.py", "launch.py") or "NAME" in name
         assert is_example or any(path.endswith(f"/{name}") for path in modules), name
