@@ -24,7 +24,7 @@ from kinemae.finetune.evaluation.inference import predict_samples
 from kinemae.finetune.evaluation.predictions import FILE, PredictionTable, prediction_table, write_predictions
 from kinemae.finetune.evaluation.uncertainty import add_uncertainty
 from kinemae.finetune.labels.data_sets import NO_TRAINING_DATA, DataSet, open_scored
-from kinemae.finetune.model_file import DESCRIPTION, FinetunedModel, load_model
+from kinemae.finetune.model_file import DESCRIPTION, FinetunedModel, load_model, load_settings
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import SamplePrediction, Task
 from kinemae.finetune.validation.scored_model import load_scored_model
@@ -248,6 +248,9 @@ def _load_run_config(run_dir: Path, overrides: list[str], *, is_imported: bool) 
     if is_imported:
         folder = json.dumps(str(run_dir))
         required = [f"run_dir={folder}", f"encoder={folder}", "epochs=1", f"data.train={NO_TRAINING_DATA}"]
+        chunks, reduction = load_settings(run_dir)
+        required += [f"clip.chunks={chunks}", f"pruning={json.dumps(asdict(reduction.pruning))}"]
+        required += [f"merge.per_block={reduction.merge_per_block}"]
         config = load_config(FinetuneConfig, None, [*required, *overrides])
         if not (config.data.validation or config.data.test):
             raise ValueError(

@@ -139,7 +139,7 @@ def _read_parts(
             groups=task.output_groups,
         )
         _chunks(content)
-        trained = read_record(TokenReduction, content.get("token_reduction", {}), "token_reduction")
+        trained = _read_reduction(content)
         trained.build_pruning(description.shape, may_learn=False)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -164,6 +164,25 @@ def _load_encoder(
 
 def _chunks(content: dict[str, Any]) -> int:
     return int(content.get("chunks", 1))
+
+
+def _read_reduction(content: dict[str, Any]) -> TokenReduction:
+    return read_record(TokenReduction, content.get("token_reduction", {}), "token_reduction")
+
+
+def load_settings(folder: Path) -> tuple[int, TokenReduction]:
+    """Load the number of chunks per clip and the token reduction of a fine-tuned model, without the weights.
+
+    Raises:
+        CheckpointError: `head.json` is missing, damaged or of another format.
+    """
+    content = _read_description(folder / DESCRIPTION)
+    try:
+        return _chunks(content), _read_reduction(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION}: expected valid chunks and token reduction, got an error: {error}"
+        ) from error
 
 
 def load_task(folder: Path) -> Task:

@@ -9,7 +9,7 @@ So the readers of shards read files, folders and URLs without a copy:
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kinemae.data_tools.command import DataError, log
@@ -32,6 +32,8 @@ from kinemae.data_tools.sharding.transcode import TranscodeResult, transcode
 from kinemae.data_tools.storage.location import Location, RetryPolicy, location
 from kinemae.data_tools.storage.retries import OUTAGE_S, retry_during_outage
 
+_NOT_UTF8 = "expected a path in UTF-8, got other bytes; fix: rename it"
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFiles:
@@ -50,6 +52,7 @@ def open_video_files(
     source: str | Path | Location,
     folder: Path,
     *,
+    out: Path | None = None,
     workers: int = 0,
     timeout_s: float = TIMEOUT_S,
     outage_s: float = OUTAGE_S,
@@ -60,31 +63,51 @@ def open_video_files(
 
     Args:
         folder: where the index and the copies of remote files are written.
+        out: folder of results; videos in it are not part of the source.
         workers: processes that decode; 0 means one per core, 1 decodes in this process.
         outage_s: longest wait for a storage that is down.
 
     Raises:
         DataError: there is no readable video.
         StorageError: a remote file cannot be read.
+        ValueError: `out` is the source.
     """
     place = location(source)
     policy = replace(place.retry_policy, outage_s=outage_s)
     folder.mkdir(parents=True, exist_ok=True)
-    videos = [_on_this_machine(video, folder / "downloads", policy) for video in list_video_files(place)]
+    listed = _outside(list_video_files(place), place, out)
+    unnamed = {video.name: _NOT_UTF8 for video in listed if not _is_utf8(video)}
+    videos = [_on_this_machine(one, folder / "downloads", policy) for one in listed if _is_utf8(one)]
     keys = safe_keys([video.name for video in videos])
     jobs = [Job(video=video, key=key, folder=folder) for video, key in zip(videos, keys, strict=True)]
     settings: dict[str, Any] = {"workers": workers, "timeout_s": timeout_s, "what": "examine"}
     results = transcode(jobs, Copy(), folder, is_sharded=lambda key: True, **settings)
-    failed = {video.name: one.reason for video, one in zip(videos, results, strict=True) if one.reason}
+    reasons = [(video.name, one.reason) for video, one in zip(videos, results, strict=True)]
+    failed = unnamed | {name: reason for name, reason in reasons if reason}
     for name, reason in failed.items():
         log.warning("%s cannot be read: %s", name, reason)
-    if len(failed) == len(videos):
+    if len(failed) == len(listed):
         name, reason = next(iter(failed.items()))
         raise DataError(f"{source}: expected readable videos, got none; first error: {name}: {reason}")
     readable = [(video, one) for video, one in zip(videos, results, strict=True) if not one.reason]
     samples, shards = zip(*(_row(number, *pair) for number, pair in enumerate(readable)), strict=True)
     write_index(folder, samples, shards, [], {"tool": "video_files"})
     return VideoFiles(index=open_index(folder), failed=failed)
+
+
+def _outside(videos: Sequence[SourceVideo], source: Location, out: Path | None) -> Sequence[SourceVideo]:
+    """The videos of a source that are not results of an earlier command in `out`."""
+    if out is None or source.path is None or not source.path.is_dir():
+        return videos
+    own = out.resolve()
+    if source.path.resolve() == own:
+        raise ValueError(f"OUT {out}: expected a folder for results, got SOURCE; fix: choose another OUT")
+    return [video for video in videos if not video.path.resolve().is_relative_to(own)]
+
+
+def _is_utf8(video: SourceVideo) -> bool:
+    """Check whether the index can store the path."""
+    return printable(str(video.path.absolute())) == str(video.path.absolute())
 
 
 def _row(number: int, video: SourceVideo, result: TranscodeResult) -> tuple[Sample, Shard]:
@@ -120,6 +143,21 @@ def data_set_in(source: str | Path | Location) -> Location | None:
             f"{place}: expected one data set, got {', '.join(names)}; fix: give {place / names[0]}"
         )
     return None
+
+
+def check_keys(index: ShardIndex) -> None:
+    """Reject a key that cannot name a file in a folder of results.
+
+    Raises:
+        DataError: a key leads out of the folder.
+    """
+    for key in index.column("key").tolist():
+        path = PurePosixPath(key)
+        if path.is_absolute() or ".." in path.parts or "\0" in key:
+            raise DataError(
+                f"{index.folder}: expected keys that are names of files, got {key!r}; fix: shard the videos "
+                "again"
+            )
 
 
 def list_video_files(source: Location) -> Sequence[SourceVideo]:

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from kinemae.data_tools.command import DataError
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.manifest.videos import is_video
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips, equal_steps_end_s
+from kinemae.data_tools.stream.video_files import check_keys
 from kinemae.finetune.features.config import FeatureConfig
 from kinemae.finetune.features.files import read_video_features
 from kinemae.finetune.labels.segments import Segments, class_names, read_segments
@@ -124,14 +124,8 @@ def video_names(index: ShardIndex) -> dict[str, str]:
     Raises:
         DataError: a key leads out of the folder.
     """
+    check_keys(index)
     keys = index.column("key").tolist()
-    for key in keys:
-        path = PurePosixPath(key)
-        if path.is_absolute() or ".." in path.parts or "\0" in key:
-            raise DataError(
-                f"{index.folder}: expected keys that are names of files, got {key!r}; fix: choose OUT.npz or "
-                "OUT.parquet"
-            )
     short = [key.rpartition(".")[0] if is_video(PurePosixPath(key).name) else key for key in keys]
     return dict(zip(keys, short if len(set(short)) == len(keys) else keys, strict=True))
 

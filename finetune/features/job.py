@@ -122,11 +122,15 @@ def is_complete(job: Job) -> bool:
     """Check whether OUT holds the features of this job.
 
     Raises:
-        ValueError: it holds something else.
+        DataError: it has no features of this command.
+        ValueError: it holds other features.
     """
-    if job.config.rebuild or not job.out.exists():
+    if not job.out.exists():
         return False
-    check_same(job, read_provenance(job.out), job.out)
+    stored = read_provenance(job.out)  # also with rebuild, which must not replace something else
+    if job.config.rebuild:
+        return False
+    check_same(job, stored, job.out)
     log.info("%s: complete", job.out)
     return True
 

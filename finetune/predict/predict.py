@@ -18,7 +18,7 @@ from kinemae.data_tools.index import open_index
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.container import BadVideo
-from kinemae.data_tools.stream.video_files import data_set_in, open_video_files
+from kinemae.data_tools.stream.video_files import check_keys, data_set_in, open_video_files
 from kinemae.data_tools.stream.video_reader import read_video, whole_file
 from kinemae.finetune.evaluate import model_digest
 from kinemae.finetune.inference.advice import advise
@@ -84,6 +84,7 @@ def predict_source(
     _on_first(processes, lambda: check_settings(out / "predict.json", settings))
     failed = _on_first(processes, lambda: _prepare(source, out / "index", config))
     index = open_index(data_set_in(source) or out / "index", outage_s=config.outage_s)
+    check_keys(index)
     prediction = Prediction(
         model=model.with_head(),
         index=index,
@@ -122,8 +123,8 @@ def _prepare(source: str | Path, folder: Path, config: PredictConfig) -> dict[st
         return {}
     with writing_to(folder):
         return open_video_files(
-            source, folder, workers=max(config.num_workers, 1), timeout_s=config.timeout_s,
-            outage_s=config.outage_s,
+            source, folder, out=folder.parent, workers=max(config.num_workers, 1),
+            timeout_s=config.timeout_s, outage_s=config.outage_s,
         ).failed  # fmt: skip
 
 

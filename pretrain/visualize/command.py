@@ -75,15 +75,16 @@ def visualize(
     out = Path(arguments.out)
     with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-    videos = open_videos(
+    videos, failed = open_videos(
         arguments.source,
         clip,
         keys=settings.keys,
         samples=settings.samples,
         seed=settings.seed,
-        folder=out / "index",
+        out=out,
     )
-    drawn, unreadable = _draw_videos(videos, subject, builds, out, windows=settings.windows)
+    drawn, undrawn = _draw_videos(videos, subject, builds, out, windows=settings.windows)
+    unreadable = failed | undrawn
     content = {
         "model": str(arguments.model),
         "source": str(arguments.source),

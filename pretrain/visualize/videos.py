@@ -1,5 +1,6 @@
 """Videos to look at, and their windows: clips one after the other over the whole video."""
 
+import hashlib
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -10,9 +11,8 @@ import torch
 from torch import Tensor
 
 from kinemae.data_tools.command import DataError, log
-from kinemae.data_tools.index import DATASET_NAME, Sample, ShardIndex, open_index
+from kinemae.data_tools.index import Sample, ShardIndex, open_index
 from kinemae.data_tools.randomness import generator
-from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
 from kinemae.data_tools.stream.frame_sampling import (
@@ -21,7 +21,7 @@ from kinemae.data_tools.stream.frame_sampling import (
     evaluation_timestamps_s,
     sliding_clip_count,
 )
-from kinemae.data_tools.stream.video_files import open_video_files
+from kinemae.data_tools.stream.video_files import data_set_in, open_video_files
 from kinemae.data_tools.stream.windows import read_windows
 from kinemae.data_tools.stream.yuv_to_rgb import to_rgb
 
@@ -41,8 +41,10 @@ class Video:
 
     @property
     def folder_name(self) -> str:
-        """The key as the name of a folder."""
-        return re.sub(r"[^\w.-]+", "_", self.sample.key).strip(".") or "video"
+        """The key as the name of a folder; a changed key ends with a digest, so that names stay unique."""
+        key = self.sample.key
+        name = re.sub(r"[^\w.-]+", "_", key).strip(".")
+        return name if name == key else f"{name[:60]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
     @cached_property
     def time_VT(self) -> Tensor:
@@ -86,29 +88,37 @@ class Video:
 
 
 def open_videos(
-    source: str, clip: ClipConfig, *, keys: list[str] | None, samples: int, seed: int, folder: Path
-) -> list[Video]:
+    source: str, clip: ClipConfig, *, keys: list[str] | None, samples: int, seed: int, out: Path
+) -> tuple[list[Video], dict[str, str]]:
     """Open some videos of shards, of a folder of video files, or a single file or URL.
 
     Args:
         keys: the chosen samples; None for `samples` of them, drawn by the seed.
-        folder: for the index of video files.
+        out: folder of the pictures; the index of video files is in it.
+
+    Returns:
+        The videos, and the reasons for unreadable video files.
 
     Raises:
         DataError: there are no videos, or not those.
+        ValueError: `out` is the source.
     """
-    place = location(source)
-    index = open_index(place) if (place / DATASET_NAME).exists() else open_video_files(place, folder).index
+    data_set = data_set_in(source)
+    if data_set is not None:
+        index, failed = open_index(data_set), {}
+    else:
+        files = open_video_files(source, out / "index", out=out)
+        index, failed = files.index, files.failed
     if keys is None:
         order = torch.randperm(len(index), generator=generator(seed, purpose="visualize")).tolist()
-        return [Video(index=index, position=each, clip=clip) for each in sorted(order[:samples])]
+        return [Video(index=index, position=each, clip=clip) for each in sorted(order[:samples])], failed
     known = {key: position for position, key in enumerate(index.column("key").tolist())}
     missing = [key for key in keys if key not in known]
     if missing:
         raise DataError(
             f"keys: expected keys of {source}, such as {next(iter(known))}, got {missing[0]}; fix: correct it"
         )
-    return [Video(index=index, position=known[key], clip=clip) for key in keys]
+    return [Video(index=index, position=known[key], clip=clip) for key in keys], failed
 
 
 def log_if_short(video: Video) -> None:

@@ -1,5 +1,6 @@
 """Plain video files as a data set, and their windows: equal to those of shards, in bounded memory."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -76,6 +77,18 @@ def test_unreadable_and_changed_files(files: Path, tmp_path: Path, monkeypatch) 
     assert list(found.failed) == ["c.mp4"] and "FFmpeg cannot read it" in found.failed["c.mp4"]
     shutil.copy(files / "a/h264_b_frames.mp4", tmp_path / "b.webm")
     assert open_video_files(tmp_path, tmp_path / "index", workers=1).index.sample(1).codec == "h264"
+
+
+def test_results_in_the_source_and_paths_outside_utf8_are_no_samples(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "videos").mkdir(parents=True)
+    for name in (b"a.webm", b"out/videos/a.webm.mp4", b"\xff.webm"):
+        shutil.copy(files / "a/vp9.webm", os.fsencode(tmp_path) + b"/" + name)
+    found = open_video_files(tmp_path, out / "index", out=out, workers=1)
+    assert found.index.column("key").tolist() == ["a.webm"]
+    assert found.failed == {"\\xff.webm": "expected a path in UTF-8, got other bytes; fix: rename it"}
+    with pytest.raises(ValueError, match="expected a folder for results, got SOURCE; fix: choose another"):
+        open_video_files(tmp_path, tmp_path / "index", out=tmp_path, workers=1)
 
 
 @pytest.mark.parametrize(

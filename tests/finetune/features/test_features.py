@@ -292,6 +292,8 @@ def test_wrong_sources_encoders_and_existing_files_are_one_line(encoder, videos,
     fails(2, "window.overlap: store 0.5, here 0.0", encoder, videos, clips)
     out.write_bytes(b"other")
     fails(3, "expected features of `kinemae finetune features`", encoder, videos, out)
+    fails(3, "expected features of `kinemae finetune features`", encoder, videos, tmp_path, "rebuild=true")
+    assert (tmp_path / "empty").is_dir()
     shutil.copy(clips, tmp_path / "y.parquet")
     assert finetune("features", encoder, videos, tmp_path / "y.parquet", *CPU, "rebuild=true") == 0
     assert read_provenance(tmp_path / "y.parquet")["window"]["overlap"] == 0

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,20 @@ import torch
 
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.components import Component
+from kinemae.data_tools.index import open_index, write_index
 from kinemae.data_tools.stream import evaluation_clips
 from kinemae.data_tools.stream.decode import probe, rgb_frames
 from kinemae.finetune.__main__ import PROGRAM
 from kinemae.finetune.heads.base import build_head
 from kinemae.finetune.inference.load import load
-from kinemae.finetune.model_file import FinetunedModel, save_model
+from kinemae.finetune.model_file import FinetunedModel, load_model, save_model
 from kinemae.finetune.predict.config import PredictConfig
 from kinemae.finetune.predict.predict import predict_file
 from kinemae.finetune.predict.scores import VideoPrediction
 from kinemae.finetune.predict.videos import Prediction
 from kinemae.finetune.task_model import TaskModel
 from kinemae.finetune.tasks.base import build_task
+from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.pretrain.exported_model import EncoderDescription, save_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
@@ -101,6 +104,33 @@ def test_plain_files_have_the_predictions_of_evaluate_on_their_shards(
     assert predict(model_dir, tmp_path / "shards/train", tmp_path / "out", "overlap=0.5") == 0
     of_shards = pq.read_table(tmp_path / "out/video_scores.parquet")
     assert sorted(of_shards["predicted"].to_pylist()) == sorted(row["predicted"] for row in own.values())
+
+
+def test_a_model_folder_is_evaluated_with_its_own_chunks_and_pruning(
+    model_dir: Path, synth_shards: Path, tmp_path: Path
+) -> None:
+    found = load_model(model_dir)
+    found.model.chunks = 2
+    reduction = TokenReduction(pruning=Component(name="motion", args={"keep": 0.5}))
+    save_model(tmp_path, found, head=Component(name="linear"), token_reduction=reduction)
+    keys = (f"data.validation={synth_shards / 'validation'}", "data.num_workers=0", "engine.device=cpu")
+    for overrides, kept in (((), 8), (("pruning=none",), 16)):
+        assert run_program(PROGRAM, ["evaluate", str(tmp_path), *keys, *overrides]) == 0
+        tokens = json.loads((tmp_path / "result.json").read_text())["tokens"]
+        assert tokens == {"grid": 16, "kept": kept}
+
+
+def test_a_key_that_leads_out_of_the_folder_is_an_error(
+    model_dir: Path, synth_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = open_index(synth_shards / "validation")
+    samples = [replace(index.sample(0), key="../../outside")]
+    shards = [replace(index.shards[0], name=str(synth_shards / "validation" / index.shards[0].name))]
+    (tmp_path / "shards").mkdir()
+    write_index(tmp_path / "shards", samples, shards, index.classes, {})
+    assert predict(model_dir, tmp_path / "shards", tmp_path / "out") == 3
+    assert "expected keys that are names of files, got '../../outside'" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("outside*"))
 
 
 def test_all_files_of_a_prediction_have_the_same_scores(

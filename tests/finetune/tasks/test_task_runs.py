@@ -101,6 +101,16 @@ def test_evaluating_the_saved_model_repeats_the_score(run):
     assert again["columns"] == result["columns"] and again["mean_skill"] == result["mean_skill"]
 
 
+def test_the_model_folder_alone_has_the_score_of_its_run(run, arguments):
+    run_dir, result = run
+    data = [str(each) for each in arguments if str(each).startswith("data.validation=")]
+
+    assert run_program(PROGRAM, ["evaluate", str(run_dir / "model"), *data, "engine.device=cpu"]) == 0
+
+    alone = json.loads((run_dir / "model/result.json").read_text())
+    assert alone["columns"] == result["columns"] and alone["tokens"] == result["tokens"]
+
+
 @pytest.mark.processes
 def test_two_processes_at_zero_3_equal_one(run, arguments, tmp_path):
     run_dir, result = run

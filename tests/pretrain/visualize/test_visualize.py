@@ -215,6 +215,22 @@ def test_a_damaged_sample_of_shards_is_named_and_the_others_are_drawn(visualize,
     assert f"{first.name}: expected a readable video, got an error" in message
 
 
+def test_names_that_become_equal_have_their_own_folders_and_unreadable_files_are_on_the_page(
+    visualize, tmp_path
+):
+    source, out = tmp_path / "videos", tmp_path / "videos/out"
+    source.mkdir()
+    for name in ("a b.mp4", "a_b.mp4", "<b>.mp4"):
+        shutil.copy(FILM, source / name)
+    (source / "damaged.mp4").write_bytes(FILM.read_bytes()[:300])
+    settings = ("views=[pca]", "blocks=[0]", "stride=4", "windows=1", "samples=9")
+    for _ in range(2):  # pictures in the source are no videos of it
+        found = visualize(save(tmp_path / "encoder"), *settings, source=source, out="videos/out")
+        assert len(set(found["files"])) == 9 and list(found["unreadable"]) == ["damaged.mp4"]
+    page = (out / "index.html").read_text()
+    assert "damaged.mp4" in page and "&lt;b&gt;.mp4" in page and "<b>.mp4" not in page
+
+
 def test_a_wrong_source_or_model_is_one_line(visualize, tmp_path):
     model = save(tmp_path / "encoder")
     assert "no such file" in visualize(model, source=tmp_path / "absent.mp4", code=3)
