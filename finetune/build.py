@@ -46,12 +46,9 @@ def describe_encoder(config: FinetuneConfig) -> EncoderDescription:
 
 def clip_config(config: FinetuneConfig, description: EncoderDescription) -> ClipConfig:
     """Return the settings of the clips for this encoder."""
-    return ClipConfig(
+    return replace(
+        description.clip,
         frames=description.frames * config.clip.chunks,
-        stride=description.stride,
-        fps=description.fps,
-        sampling=description.sampling,
-        size=description.size,
         short_video=config.clip.short_video,
     )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kinemae.data_tools.config import load_config
+from kinemae.data_tools.stream.frame_sampling import clip_with
 from kinemae.finetune.inference.load import load
 from kinemae.finetune.inference.video_model import VideoModel
 from kinemae.finetune.layers.attention_pooling import CrossAttentionPool
@@ -20,7 +21,7 @@ from kinemae.pretrain.checkpoint_encoder import is_checkpoint
 from kinemae.pretrain.folder_kinds import ENCODER, PRETRAINING, kind_of_folder
 from kinemae.pretrain.runtime.processes import find_processes
 from kinemae.pretrain.visualize import command
-from kinemae.pretrain.visualize.open_model import clip_of, subject_of
+from kinemae.pretrain.visualize.open_model import subject_of
 from kinemae.pretrain.visualize.settings import VisualizeConfig
 from kinemae.pretrain.visualize.views import HeatMaps, Subject, View, Window
 
@@ -40,7 +41,7 @@ def run_visualize(arguments: argparse.Namespace) -> None:
         return  # one process draws
     device = processes.device
     model = load(arguments.model, device=device)
-    clip = clip_of(model.description, stride=settings.stride, fps=settings.fps, frames=model.clip.frames)
+    clip = clip_with(model.clip, stride=settings.stride, fps=settings.fps)
     command.visualize(
         subject_of_task(model) or subject_of(model.encoder, model.description, device),
         clip,

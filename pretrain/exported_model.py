@@ -10,6 +10,7 @@ from typing import Any, Literal
 from kinemae.data_tools.command import CheckpointError, log
 from kinemae.data_tools.components import Component
 from kinemae.data_tools.config import require
+from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.pretrain.folder_kinds import exported_in, kind_of_folder
 from kinemae.pretrain.model.decoder import DECODERS, Decoder
 from kinemae.pretrain.model.encoder import Encoder
@@ -64,6 +65,13 @@ class EncoderDescription:
         require(len(self.mean) == COLOURS, "mean", "hold a number for each colour", self.mean)
         is_spread = len(self.std) == COLOURS and min(self.std) > 0
         require(is_spread, "std", "hold a number above 0 for each colour", self.std)
+
+    @property
+    def clip(self) -> ClipConfig:
+        """The clips of the encoder."""
+        return ClipConfig(
+            frames=self.frames, stride=self.stride, fps=self.fps, sampling=self.sampling, size=self.size
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

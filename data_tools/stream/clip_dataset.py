@@ -18,10 +18,9 @@ from kinemae.data_tools.overrides import as_overrides
 from kinemae.data_tools.randomness import derived_seed
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.batch import SkippedClip
-from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.frame_sampling import ClipConfig, clip_with
 from kinemae.data_tools.stream.loader import TIMEOUT_S, read_items
 from kinemae.data_tools.stream.mixture import Mixture, locate_sample, open_mixture
-from kinemae.data_tools.stream.read_clip import clip_with
 from kinemae.data_tools.stream.training_clips import TrainingClips
 
 NO_AUGMENTATION = AugmentConfig(min_scale=1, min_aspect=1, max_aspect=1, flip=False)

@@ -11,8 +11,8 @@ A sample with a time window (`Sample.window_s`) is sampled as if its video had o
 """
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -63,6 +63,23 @@ class ClipConfig:
             unset = "be omitted with clip.sampling=uniform"
             require(self.stride == _STRIDE, "clip.stride", unset, self.stride)
             require(self.fps is None, "clip.fps", unset, self.fps)
+
+
+def clip_with(clip: ClipConfig | None, **settings: Any) -> ClipConfig:
+    """Change some settings of a clip; a new stride, frame rate or sampling replaces the one of the clip.
+
+    Raises:
+        ValueError: unknown or wrong settings.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    names = [field.name for field in fields(ClipConfig)]
+    for name in given:
+        if name not in names:
+            raise ValueError(f"{name}: expected one of {', '.join(names)}; fix: remove or correct it")
+    default = ClipConfig()
+    if given.keys() & {"stride", "fps", "sampling"}:
+        given = {"stride": default.stride, "fps": default.fps, "sampling": default.sampling, **given}
+    return replace(clip or default, **given)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """One clip of a video file, by time."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from kinemae.data_tools.stream.decode import decode_at, probe
 from kinemae.data_tools.stream.frame_sampling import (
     ClipConfig,
     clip_span_s,
+    clip_with,
     evaluation_timestamps_s,
     timestamps_from_s,
 )
@@ -58,23 +59,6 @@ def read_clip(
         raise DataError(
             f"{place}: expected a video, got an unreadable one: {error}; fix: choose another file"
         ) from error
-
-
-def clip_with(clip: ClipConfig | None, **settings: Any) -> ClipConfig:
-    """Change some settings of a clip; a new stride, frame rate or sampling replaces the one of the clip.
-
-    Raises:
-        ValueError: unknown or wrong settings.
-    """
-    given = {name: value for name, value in settings.items() if value is not None}
-    names = [field.name for field in fields(ClipConfig)]
-    for name in given:
-        if name not in names:
-            raise ValueError(f"{name}: expected one of {', '.join(names)}; fix: remove or correct it")
-    default = ClipConfig()
-    if given.keys() & {"stride", "fps", "sampling"}:
-        given = {"stride": default.stride, "fps": default.fps, "sampling": default.sampling, **given}
-    return replace(clip or default, **given)
 
 
 def _describe(video: bytes | Path, name: str) -> Sample:

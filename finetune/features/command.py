@@ -21,7 +21,7 @@ from kinemae.finetune.features.detection import aligned, write_detection_folder
 from kinemae.finetune.features.extract import WindowRows, extract, own_units, skipped_videos, unit_file
 from kinemae.finetune.features.files import Schema, join_npz, join_parquet, read_provenance, schema
 from kinemae.finetune.features.job import Job, changes, check_same, is_complete, open_shards, prepare
-from kinemae.finetune.inference.advice import advise
+from kinemae.finetune.inference.windows import advise
 from kinemae.finetune.probe.encode import LayerEncoder
 from kinemae.pretrain.runtime.abort import abort_on_error
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group, share_cores

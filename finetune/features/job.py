@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,9 @@ def prepare(config: FeatureConfig, encoder: str, source: str, out: Path, process
     """
     to_detection = config.check_out(out)
     model = load(encoder, frames=config.frames, size=config.size)
-    description = replace(model.description, **config.sampling)
-    clip = config.clip(description)
+    description = model.description
+    clip = config.window(description.clip)
     windows = config.windows(clip)
-    if isinstance(windows, int) and config.temporal_clips is None:
-        log.info("a clip of the encoder is a whole video, so each video has one window")
     _check_kind(config, model.encoder)
     [layer] = resolve_layers([config.layer], description.shape.depth, key="layer")
     provenance = {

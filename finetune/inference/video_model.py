@@ -1,6 +1,7 @@
 """Models for inference: tokens, embeddings and predictions of clips."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.overrides import as_overrides
-from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.finetune.heads.base import Features, pool_tokens
 from kinemae.finetune.inference.transform import ClipTransform
 from kinemae.finetune.task_model import TaskModel, block_numbers
@@ -58,13 +58,7 @@ class VideoModel(nn.Module):
         self.task_model = task_model
         self.description = description
         self.source = source
-        self.clip = ClipConfig(
-            frames=description.frames * self._chunks,
-            stride=description.stride,
-            fps=description.fps,
-            sampling=description.sampling,
-            size=description.size,
-        )
+        self.clip = replace(description.clip, frames=description.frames * self._chunks)
         self.transform = ClipTransform(clip=self.clip, mean=description.mean, std=description.std)
         self.eval().requires_grad_(False)
 

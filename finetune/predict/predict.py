@@ -21,8 +21,8 @@ from kinemae.data_tools.stream.container import BadVideo
 from kinemae.data_tools.stream.video_files import check_keys, data_set_in, open_video_files
 from kinemae.data_tools.stream.video_reader import read_video, whole_file
 from kinemae.finetune.evaluate import model_digest
-from kinemae.finetune.inference.advice import advise
 from kinemae.finetune.inference.video_model import VideoModel
+from kinemae.finetune.inference.windows import advise
 from kinemae.finetune.predict.config import PredictConfig
 from kinemae.finetune.predict.overlay import write_overlay
 from kinemae.finetune.predict.scores import VideoPrediction, score_columns
@@ -76,7 +76,7 @@ def predict_source(
         "format": FORMAT,
         "model": about["digest"],
         "window": asdict(clip),
-        "views": asdict(config.views(clip)),
+        "windows": {**config.placement(), "spatial_crops": config.spatial_crops},
         "clips_per_device": config.clips_per_device,
         "precision": precision_on(config.engine, model.device),
         "threshold": config.threshold,

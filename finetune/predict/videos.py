@@ -62,13 +62,12 @@ class Prediction:
     @cached_property
     def videos(self) -> EvaluationVideos:
         """The windows of the videos, as numbered items; a long video has several."""
-        views = self.config.views(self.clip)
         return EvaluationVideos(
             self.index,
             range(len(self.index)),
             clip=self.clip,
-            temporal_clips=views.clips,
-            spatial_crops=views.spatial_crops,
+            temporal_clips=self.config.windows(self.clip),
+            spatial_crops=self.config.spatial_crops,
         )
 
     def units(self) -> list[list[int]]:

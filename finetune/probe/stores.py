@@ -33,7 +33,6 @@ from kinemae.finetune.probe.store import (
 )
 from kinemae.finetune.tasks.base import Targets, Task, build_task
 from kinemae.finetune.tasks.classification import Classification
-from kinemae.pretrain.exported_model import EncoderDescription
 from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.settings import precision_on
 
@@ -112,7 +111,7 @@ def prepare_encoder(config: ProbeConfig, source: EncoderSource, processes: Proce
         DataError: unusable data.
         CheckpointError: unusable weights.
     """
-    clip = _clip(config, source.description)
+    clip = replace(source.description.clip, short_video=config.clip.short_video)
     layers = resolve_layers(config.features.layers, source.description.shape.depth)
     task = build_task(config.task)
     indexes = {name: open_labelled(config.data.labelled, name, task=task, clip=clip) for name in SPLITS}
@@ -143,17 +142,6 @@ def prepare_encoder(config: ProbeConfig, source: EncoderSource, processes: Proce
             state=state,
         )
     return ProbedEncoder(name=source.name, source=source, task=task, layers=layers, clip=clip, **splits)
-
-
-def _clip(config: ProbeConfig, description: EncoderDescription) -> ClipConfig:
-    return ClipConfig(
-        frames=description.frames,
-        stride=description.stride,
-        fps=description.fps,
-        sampling=description.sampling,
-        size=description.size,
-        short_video=config.clip.short_video,
-    )
 
 
 def prepare_external(config: ProbeConfig) -> ProbedEncoder:

@@ -16,13 +16,12 @@ from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.report.render import render, write_page
 from kinemae.data_tools.stream.container import BadVideo
-from kinemae.data_tools.stream.frame_sampling import ClipConfig
+from kinemae.data_tools.stream.frame_sampling import ClipConfig, clip_with
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.runtime.processes import find_processes
 from kinemae.pretrain.visualize.choose_views import Build, choose_views
 from kinemae.pretrain.visualize.draw import Drawn, draw_views
 from kinemae.pretrain.visualize.open_model import (
-    clip_of,
     open_pretrained_model,
     reconstruction_of,
     subject_of,
@@ -48,7 +47,7 @@ def run_visualize(arguments: argparse.Namespace) -> None:
     reconstruction = reconstruction_of(model, masking=settings.masking, seed=settings.seed, device=device)
     visualize(
         subject_of(model.encoder, model.description, device),
-        clip_of(model.description, stride=settings.stride, fps=settings.fps),
+        clip_with(model.description.clip, stride=settings.stride, fps=settings.fps),
         settings,
         arguments,
         own={"reconstruction": reconstruction, "pooling": _NO_POOLING},

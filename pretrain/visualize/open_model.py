@@ -10,7 +10,6 @@ from torch import Tensor
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.components import Component, build_component
 from kinemae.data_tools.config import load_config
-from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.pretrain.builders import Components, build_components, token_selection
 from kinemae.pretrain.checkpoint_encoder import is_checkpoint, load_checkpoint_model
 from kinemae.pretrain.config import PretrainConfig
@@ -111,24 +110,6 @@ def subject_of(encoder: Encoder, description: EncoderDescription, device: torch.
         return tokens_1ND
 
     return Subject(encoder=encoder, run=run, mean=description.mean, std=description.std)
-
-
-def clip_of(
-    description: EncoderDescription, *, stride: int | None, fps: float | None, frames: int | None = None
-) -> ClipConfig:
-    """The clips of an encoder; with a stride or a frame rate, dense ones at this distance of frames.
-
-    Args:
-        frames: of a clip; None for those of the encoder.
-    """
-    clip = ClipConfig(frames=frames or description.frames, size=description.size)
-    if fps is not None:
-        return replace(clip, fps=fps)
-    if stride is not None:
-        return replace(clip, stride=stride)
-    if description.sampling == "uniform":
-        return replace(clip, sampling="uniform")
-    return replace(clip, fps=description.fps) if description.fps else replace(clip, stride=description.stride)
 
 
 def reconstruction_of(

@@ -145,7 +145,7 @@ def test_predictions_over_time_are_the_scores_of_its_windows(folder):
     assert np.allclose(found.score_RX[0], model.scores(first[None])[0].numpy(), atol=1e-6)
     with pytest.raises(ValueError, match="overlap must lie in"):
         model.predict(VIDEO, overlap=2)
-    with pytest.raises(ValueError, match="did you mean 'overlap'"):
+    with pytest.raises(ValueError, match=r"did you mean overlap\?"):
         model.predict(VIDEO, overlp=0.5)
 
 

@@ -273,7 +273,7 @@ def test_another_model_or_setting_needs_another_folder(
 ) -> None:
     before = results(predicted)
     assert predict(model_dir, videos, predicted, "overlap=0.25") == 2
-    assert "expected the settings of the predictions that it holds, views=" in capsys.readouterr().err
+    assert "expected the settings of the predictions that it holds, windows=" in capsys.readouterr().err
     assert results(predicted) == before
 
 
