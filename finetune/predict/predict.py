@@ -85,13 +85,9 @@ def predict_source(
     failed = _on_first(processes, lambda: _prepare(source, out / "index", config))
     index = open_index(data_set_in(source) or out / "index", outage_s=config.outage_s)
     check_keys(index)
+    task_model, workers = model.with_head(), config.num_workers
     prediction = Prediction(
-        model=model.with_head(),
-        index=index,
-        clip=clip,
-        config=config,
-        about=about,
-        workers=config.num_workers,
+        model=task_model, index=index, clip=clip, config=config, about=about, workers=workers
     )
     if processes.is_first:
         advise(index, clip, config)
