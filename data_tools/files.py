@@ -99,7 +99,7 @@ def to_jsonl(entries: Iterable[Mapping[str, Any]]) -> str:
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Read a JSON lines file up to the first incomplete line, which a killed process may leave."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
         try:
             yield json.loads(line)
         except json.JSONDecodeError:

@@ -98,7 +98,8 @@ def listed_files(folder: Location, collection: Collection, name: str, key: str) 
     entries = []
     for place in places:
         if place.exists():
-            entries += [_entry(line, key) for line in place.read().decode("utf-8", "replace").splitlines()]
+            text = place.read().decode("utf-8", "replace")
+            entries += [_entry(line, key) for line in text.split("\n") if line]
     return entries
 
 

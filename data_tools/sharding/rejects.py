@@ -71,7 +71,7 @@ def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
 
 def read_entries(text: str) -> list[dict[str, Any]]:
     """Parse the text of a rejected.jsonl or notes.jsonl."""
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def _name(entry: Entry) -> str:

@@ -122,8 +122,9 @@ def _pca(x_RD: np.ndarray) -> tuple[np.ndarray, list[str]]:
     place_R2 = axes * np.sqrt(np.maximum(values[:-3:-1], 0)) if rows < width else x_RD @ axes
     # The sign of an axis is arbitrary: its largest value is positive.
     place_R2 = place_R2 * np.sign(place_R2[np.abs(place_R2).argmax(axis=0), range(place_R2.shape[1])])
-    place_R2 = np.pad(place_R2, ((0, 0), (0, 2 - place_R2.shape[1])))  # features of one value
-    shares = (100 * values[:-3:-1] / max(values.sum(), 1e-12)).tolist()
+    missing = 2 - place_R2.shape[1]  # of a single row, or of features of one value
+    place_R2 = np.pad(place_R2, ((0, 0), (0, missing)))
+    shares = (100 * values[:-3:-1] / max(values.sum(), 1e-12)).tolist() + [0.0] * missing
     return place_R2, [f"component {at}: {share:.1f} % of variance" for at, share in enumerate(shares, 1)]
 
 
@@ -135,6 +136,10 @@ def _umap(x_RD: np.ndarray, settings: MapConfig) -> np.ndarray:
             "method=umap: expected the package umap-learn, got none; fix: pip install 'kinemae[maps]', or "
             "set method=pca"
         ) from error
+    if len(x_RD) < 4:
+        raise ValueError(
+            f"method=umap: expected at least 4 rows, got {len(x_RD)}; fix: set method=pca, or add videos"
+        )
     if len(x_RD) <= settings.neighbours + 1:
         raise ValueError(
             f"neighbours: expected at most {len(x_RD) - 2} for {len(x_RD)} rows, got {settings.neighbours}; "

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from kinemae.data_tools.command import log
+from kinemae.data_tools.command import log, writing_to
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.data_tools.index import Sample, ShardIndex
 from kinemae.data_tools.progress import progress
@@ -39,6 +39,7 @@ from kinemae.finetune.task_model import TaskModel
 from kinemae.pretrain.runtime.processes import Processes
 
 _INFO = ("frames", "duration_s", "width", "height", "crc32")
+_LONGEST_NAME = 220  # bytes; file systems have 255
 _HEAD = 4096  # bytes of a result that hold its `info`
 
 
@@ -134,11 +135,11 @@ class PredictionFolder:
 
     def result(self, position: int) -> Path:
         """The file of a video's prediction."""
-        return self.out / "videos" / f"{self._sample(position).key}.json"
+        return self._file(position, ".json")
 
     def overlay(self, position: int) -> Path:
         """The file of a video's mp4 with its prediction."""
-        return self.out / "videos" / f"{self._sample(position).key}.mp4"
+        return self._file(position, ".mp4")
 
     def read(self, position: int) -> VideoPrediction:
         """Read the prediction of a video."""
@@ -177,10 +178,12 @@ class PredictionFolder:
                     continue
                 if parts > 1:
                     file = self._part(number)
-                    file.parent.mkdir(parents=True, exist_ok=True)
+                    content = save({"output_V": output_V.contiguous(), "time_VT": time_VT.contiguous()})
                     partial = file.with_name(f"{file.name}.partial")
-                    save_file({"output_V": output_V.contiguous(), "time_VT": time_VT.contiguous()}, partial)
-                    partial.replace(file)
+                    with writing_to(self.out):
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        partial.write_bytes(content)
+                        partial.replace(file)
                 else:
                     self._save(self._prediction.combine(position, output_V, time_VT), position)
             yield failed
@@ -206,9 +209,19 @@ class PredictionFolder:
 
     def _save(self, found: VideoPrediction, position: int) -> None:
         file = self.result(position)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self.overlay(position).unlink(missing_ok=True)
-        atomic_write_text(file, found.to_json())
+        with writing_to(self.out):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self.overlay(position).unlink(missing_ok=True)
+            atomic_write_text(file, found.to_json())
+
+    def _file(self, position: int, suffix: str) -> Path:
+        """The file of a result; a name that leaves no space for suffixes ends with a digest instead."""
+        key = self._sample(position).key
+        path = self.out / "videos" / key
+        if len(path.name.encode()) > _LONGEST_NAME:
+            digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+            return path.with_name(f"{path.name[:40]}-{digest}{suffix}")
+        return path.with_name(f"{path.name}{suffix}")
 
     def _part(self, number: int) -> Path:
         position, part, parts = self._prediction.videos.locate(number)
@@ -261,11 +274,13 @@ def check_settings(file: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings of a prediction, or compare them with those of an earlier one in the folder.
 
     Raises:
+        DataError: the file cannot be written.
         ValueError: they differ.
     """
     wanted = json.loads(json.dumps(settings))
     if not file.exists():
-        atomic_write_text(file, json.dumps(wanted, indent=1, ensure_ascii=False) + "\n")
+        with writing_to(file.parent):
+            atomic_write_text(file, json.dumps(wanted, indent=1, ensure_ascii=False) + "\n")
         return
     found = json.loads(file.read_text(encoding="utf-8"))
     for name in {**found, **wanted}:

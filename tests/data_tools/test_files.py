@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from kinemae.data_tools import files
-from kinemae.data_tools.files import commit_of_code, open_regular, read_at, read_blocks, write_at
+from kinemae.data_tools.files import (
+    commit_of_code,
+    open_regular,
+    read_at,
+    read_blocks,
+    read_jsonl,
+    to_jsonl,
+    write_at,
+)
+from kinemae.data_tools.sharding.rejects import read_entries
 from kinemae.data_tools.storage.location import StorageError, location
 
 MAX_PER_CALL = 0x7FFFF000  # limit of one read on Linux
@@ -77,3 +86,10 @@ def test_an_installed_package_has_no_commit_of_the_repository_around_it(
     assert commit_of_code() is None
     (package / "pyproject.toml").touch()  # a checkout
     assert commit_of_code()
+
+
+def test_a_name_with_a_line_separator_is_one_entry(tmp_path: Path):
+    entries = [{"name": "a\u2028b\x85c\nd"}, {"name": "second"}]
+    (tmp_path / "log.jsonl").write_text(to_jsonl(entries) + '{"name": "cut', encoding="utf-8")
+    assert list(read_jsonl(tmp_path / "log.jsonl")) == entries
+    assert read_entries(to_jsonl(entries)) == entries

@@ -63,6 +63,19 @@ def test_pca_equals_scikit_learn(shape):
     assert axes[0] == f"component 1: {share:.1f} % of variance"
 
 
+def test_a_single_row_is_in_the_middle_of_a_map_and_too_few_for_umap(tmp_path, capsys):
+    key = "<script>alert(1)</script>.mp4"
+    np.savez(tmp_path / "x.npz", features=np.ones((1, 4)), key=np.array([key]))
+    page = tmp_path / "x.html"
+
+    assert finetune("map", tmp_path / "x.npz", page) == 0
+
+    text = page.read_text()
+    assert 'cx="500.0"' in text and "component 2: 0.0 % of variance" in text and key not in text
+    assert finetune("map", tmp_path / "x.npz", page, "method=umap") == 2
+    assert "method=umap: expected at least 4 rows, got 1; fix: set" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_umap_places_rows_of_a_class_together(tmp_path):
     """Without numba's compiler, which takes a minute: UMAP then runs in Python."""

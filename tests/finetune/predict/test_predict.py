@@ -133,6 +133,14 @@ def test_a_key_that_leads_out_of_the_folder_is_an_error(
     assert not list(tmp_path.rglob("outside*"))
 
 
+def test_an_error_of_writing_is_one_line(
+    model_dir: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "videos").write_text("in the way")
+    assert predict(model_dir, sorted(videos.glob("*/*.mp4"))[0], tmp_path) == 3
+    assert f"cannot write to {tmp_path}: File exists; fix that and run" in capsys.readouterr().err
+
+
 def test_all_files_of_a_prediction_have_the_same_scores(
     predicted: Path, model_dir: Path, videos: Path
 ) -> None:
@@ -246,9 +254,13 @@ def test_unreadable_videos_are_reported_and_all_others_predicted(
     assert "FFmpeg cannot read it" in summary["failed"]["bad.mp4"]
     assert sorted(path.name for path in tmp_path.glob("out/videos/*.mp4")) == ["0.mp4.mp4", "1.mp4.mp4"]
     shutil.copy(sorted(videos.glob("*/*.mp4"))[2], source / "0.mp4")
+    long = "1" * 251 + ".mp4"
+    (source / "1.mp4").rename(source / long)
     before = (tmp_path / "out/videos/0.mp4.json").read_bytes()
     assert predict(model_dir, source, tmp_path / "out", "overlay=true") == 0
     assert (tmp_path / "out/videos/0.mp4.json").read_bytes() != before
+    [result] = tmp_path.glob("out/videos/111*.json")
+    assert json.loads(result.read_text())["video"] == long and result.with_suffix(".mp4").exists()
 
 
 @pytest.mark.parametrize(
