@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +48,8 @@ def run_import(arguments: argparse.Namespace) -> None:
     loaded = load_checkpoint(Path(arguments.path), key=options.key)
     bundle = convert(loaded, options, allow_partial=arguments.allow_partial)
     if not arguments.dry_run:
-        with writing_to(out):
-            save_bundle(out, bundle)
+        with new_path(out) as partial:
+            save_bundle(partial, bundle)
     name = bundle.description.trained_by["format"]
     report = {"from": str(loaded.source), "format": name, "tensors": len(loaded.tensors)}
     report |= {"contents": bundle.contents, "parameters": bundle.parameters}
@@ -79,6 +82,35 @@ def check_free(out: Path) -> None:
     """Reject a path that exists, other than an empty folder."""
     if any(out.iterdir()) if out.is_dir() else out.exists():
         raise DataError(f"{out}: expected a new path, got an existing one; fix: choose another, or delete it")
+
+
+@contextmanager
+def new_path(out: Path) -> Iterator[Path]:
+    """Yield a path beside `out`, which is renamed to `out` at the end. After an error nothing is left.
+
+    A process that is killed leaves only the path beside, and a repeated command deletes it.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    out = out.absolute()
+    partial = out.with_name(f"{out.name}.partial")
+    with writing_to(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
+        try:
+            yield partial
+            if out.is_dir():
+                out.rmdir()  # it is empty, and a file does not replace a folder
+            partial.replace(out)
+        finally:
+            _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def print_report(

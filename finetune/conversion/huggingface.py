@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from kinemae.data_tools.command import CheckpointError, log
+from kinemae.data_tools.command import log
 from kinemae.data_tools.files import atomic_write_text, set_default_mode
 from kinemae.data_tools.stream.loader import ClipConfig
 from kinemae.finetune.conversion.key_rules import (
@@ -41,7 +41,7 @@ from kinemae.finetune.conversion.videomae import decoder_rules
 from kinemae.pretrain.model.blocks import NORM_EPS
 from kinemae.pretrain.model.decoder import MLP_RATIO
 from kinemae.pretrain.model.sizes import EncoderShape
-from kinemae.pretrain.model.tokens import COLOURS, MEAN, STD
+from kinemae.pretrain.model.tokens import COLOURS
 
 WEIGHTS = "model.safetensors"
 _MODEL = "videomae."
@@ -68,8 +68,10 @@ def read_huggingface(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_
         ValueError: the options do not fit it.
     """
     source, config = loaded.source, loaded.config
-    loaded.check_config({"hidden_act": "gelu"})
-    _check_sizes(config, source)
+    loaded.check_config({"hidden_act": "gelu", "qkv_bias": True})
+    if config.get("layer_norm_eps", NORM_EPS) > NORM_EPS:  # published folders have 1e-12 or 1e-6
+        loaded.check_config({"layer_norm_eps": NORM_EPS})
+    frames, size = loaded.whole_number("num_frames", FRAMES), loaded.whole_number("image_size", SIZE)
     tensors = {_canonical_name(name): value for name, value in loaded.tensors.items()}
     sizes = infer_sizes(
         tensors,
@@ -78,9 +80,18 @@ def read_huggingface(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_
         fc1="intermediate.dense",
         source=source,
     )
+    loaded.check_sizes(
+        {
+            "hidden_size": sizes["width"],
+            "num_hidden_layers": sizes["depth"],
+            "intermediate_size": sizes["mlp_width"],
+            "tubelet_size": sizes["patch"][0],
+            "patch_size": sizes["patch"][1],
+        }
+    )
     shape = EncoderShape(
         **sizes,
-        heads=_num_heads(options, sizes["width"], config, source),
+        heads=_num_heads(options, sizes["width"], loaded),
         positions=FLAT_SINE,
         final_norm=f"{_MODEL}layernorm.weight" in tensors,
     )
@@ -89,11 +100,8 @@ def read_huggingface(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_
     converted = read_tensors(layout, tensors, source=source, allow_partial=allow_partial)
     description = options.describe(
         shape,
-        known_clip=ClipConfig(frames=config.get("num_frames", FRAMES), size=config.get("image_size", SIZE))
-        if config
-        else None,
-        mean=tuple(loaded.preprocessor.get("image_mean", MEAN)),
-        std=tuple(loaded.preprocessor.get("image_std", STD)),
+        known_clip=ClipConfig(frames=frames, size=size) if config else None,
+        **loaded.normalization(),
         trained_by={"imported_from": str(source), "format": layout.name},
     )
     return build_bundle(
@@ -101,7 +109,7 @@ def read_huggingface(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_
         description,
         options,
         source=source,
-        decoder_heads=config.get("decoder_num_attention_heads"),
+        decoder_heads=loaded.whole_number("decoder_num_attention_heads", 0),
         classes=loaded.class_names(len(converted.head.get("linear.weight", ()))),
     )
 
@@ -191,13 +199,6 @@ def _preprocessor(bundle: ModelBundle) -> dict[str, Any]:
     }
 
 
-def _check_sizes(config: dict[str, Any], source: object) -> None:
-    """Reject clips and patches that are not square."""
-    for key in ("image_size", "patch_size"):
-        if not isinstance(config.get(key, 0), int):
-            raise CheckpointError(f"{source}: expected a whole number for {key}, got {config[key]!r}")
-
-
 def _canonical_name(name: str) -> str:
     """Add the prefix that a VideoMAEModel lacks, and use the older names of the biases."""
     if name.startswith(("embeddings.", "encoder.", "layernorm.")):
@@ -207,16 +208,14 @@ def _canonical_name(name: str) -> str:
     return name
 
 
-def _num_heads(options: ImportOptions, width: int, config: dict[str, Any], source: object) -> int:
-    heads, published = (
-        options.num_heads(width, known=config.get("num_attention_heads")),
-        PUBLISHED_HEADS.get(width),
-    )
+def _num_heads(options: ImportOptions, width: int, loaded: LoadedCheckpoint) -> int:
+    heads = options.num_heads(width, known=loaded.whole_number("num_attention_heads", 0))
+    published = PUBLISHED_HEADS.get(width)
     if published not in (None, heads):
         log.warning(
             "%s: expected %d attention heads as in published encoders of width %d, got %d; some folders were "
             "converted with a wrong number; fix: heads=%d",
-            *(source, published, width, heads, published),
+            *(loaded.source, published, width, heads, published),
         )
     return heads
 

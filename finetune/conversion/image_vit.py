@@ -34,7 +34,6 @@ from kinemae.finetune.conversion.model_bundle import ModelBundle, build_bundle
 from kinemae.finetune.conversion.options import FRAMES, ImportOptions
 from kinemae.finetune.conversion.read_weights import LoadedCheckpoint
 from kinemae.pretrain.model.sizes import EncoderShape
-from kinemae.pretrain.model.tokens import MEAN, STD
 
 _KERNEL = "patch_embed.proj.weight"
 _HEADS = {192: 3, 1152: 16, 1536: 24}
@@ -78,12 +77,10 @@ def read_image_vit(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_pa
     frames = options.frames or FRAMES
     layout = _format(shape, tensors, tokens, positioned, slices=frames // shape.patch[0])
     converted = read_tensors(layout, tensors, source=source, allow_partial=allow_partial)
-    normalization = loaded.config.get("pretrained_cfg", {})
     description = options.describe(
         shape,
         known_clip=ClipConfig(frames=frames, size=side * shape.patch[1]),
-        mean=tuple(normalization.get("mean", MEAN)),
-        std=tuple(normalization.get("std", STD)),
+        **loaded.normalization(),
         trained_by={"imported_from": str(source), "format": layout.name},
     )
     return build_bundle(converted, description, options, source=source)

@@ -250,6 +250,13 @@ def _log_ignored(layout: CheckpointFormat, names: set[str], source: object) -> N
 
 def _read(rule: Rule, theirs: Tensors, source: object) -> Tensor:
     values = [theirs[name] for name in rule.theirs]
+    for name, value in zip(rule.theirs, values, strict=True):
+        if not value.is_floating_point() or not value.float().isfinite().all():
+            got = value.dtype if not value.is_floating_point() else "infinity or NaN"
+            raise CheckpointError(
+                f"{source}: expected finite floating-point values in {name}, got {got}; "
+                "fix: choose another checkpoint"
+            )
     try:
         return rule.read(*values).float().contiguous()
     except RuntimeError as error:  # PyTorch cannot concatenate or reshape them

@@ -80,6 +80,11 @@ def load_bundle(folder: Path, *, has_head: bool = True) -> ModelBundle:
                 f"{folder}: expected a classification model, since other formats store no other task, got "
                 f"{finetuned.task.name}; fix: head=false exports the encoder alone"
             )
+        if model.chunks != 1:
+            raise CheckpointError(
+                f"{folder}: expected clip.chunks=1, since other formats have one part per clip, got "
+                f"{model.chunks}; fix: --to onnx, or head=false for the encoder alone"
+            )
         if model.encoder.merge_per_block or not isinstance(model.pruning, NoPruning):
             log.warning("%s: pruning and merging of tokens are not exported", folder)
         return ModelBundle(

@@ -22,6 +22,7 @@ from kinemae.data_tools.command import CheckpointError, log
 from kinemae.data_tools.overrides import as_override
 from kinemae.finetune.conversion.key_rules import Tensors
 from kinemae.pretrain.folder_kinds import exported_in
+from kinemae.pretrain.model.tokens import COLOURS, MEAN, STD
 
 _CONTAINERS = ("model", "module", "state_dict", "model_state", "ema_encoder", "target_encoder", "encoder")
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
@@ -76,10 +77,60 @@ class LoadedCheckpoint:
             if found != value:
                 raise CheckpointError(f"{self.source}: expected {key}={value!r}, got {found!r}")
 
+    def check_sizes(self, expected: dict[str, Any]) -> None:
+        """Check that `config.json` describes the tensors; a missing key has the expected value.
+
+        Raises:
+            CheckpointError: another value, for example since the last blocks are missing.
+        """
+        for key, value in expected.items():
+            found = self.config.get(key, value)
+            if found != value:
+                raise CheckpointError(
+                    f"{self.source}: expected tensors for {key}={found!r} of {CONFIG}, got those for "
+                    f"{value}; fix: download both files again"
+                )
+
+    def whole_number(self, key: str, default: int) -> int:
+        """Return a whole number of `config.json`.
+
+        Raises:
+            CheckpointError: another value.
+        """
+        found = self.config.get(key, default)
+        if type(found) is not int:
+            raise CheckpointError(f"{self.source}: expected a whole number for {key}, got {found!r}")
+        return found
+
     def class_names(self, count: int) -> tuple[str, ...]:
-        """Return the names of `count` classes in `config.json`, or their numbers."""
-        names = self.config.get("id2label", {})
+        """Return the names of `count` classes in `config.json`, or their numbers.
+
+        Raises:
+            CheckpointError: no names by number.
+        """
+        names = self.config.get("id2label") or {}
+        if not isinstance(names, dict):
+            raise CheckpointError(f"{self.source}: expected id2label of names by number, got {names!r}")
         return tuple(str(names.get(str(number), number)) for number in range(count))
+
+    def normalization(self) -> dict[str, tuple[float, ...]]:
+        """Return mean and std of a folder of transformers or timm, ImageNet's if it has none.
+
+        Raises:
+            CheckpointError: not a number for each colour.
+        """
+        timm = self.config.get("pretrained_cfg")
+        found = {}
+        for name, default in (("mean", MEAN), ("std", STD)):
+            known = timm.get(name, default) if isinstance(timm, dict) else default
+            value = self.preprocessor.get(f"image_{name}", known)
+            is_list = isinstance(value, list | tuple) and len(value) == COLOURS
+            if not is_list or any(type(number) not in (int, float) for number in value):
+                raise CheckpointError(
+                    f"{self.source}: expected {COLOURS} numbers for the {name} of the pixels, got {value!r}"
+                )
+            found[name] = tuple(value)
+        return found
 
 
 def load_checkpoint(path: Path, *, key: str | None = None) -> LoadedCheckpoint:

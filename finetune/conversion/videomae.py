@@ -31,6 +31,7 @@ from kinemae.finetune.conversion.model_bundle import (
     build_bundle,
     check_exportable,
     export_tensors,
+    reject_unsupported,
 )
 from kinemae.finetune.conversion.options import FLAT_SINE, ImportOptions
 from kinemae.finetune.conversion.read_weights import LoadedCheckpoint
@@ -99,10 +100,17 @@ def videomae_tensors(bundle: ModelBundle, *, source: object) -> Tensors:
         CheckpointError: VideoMAE does not support the model.
     """
     check_exportable(bundle, "VideoMAE", source=source, supports_layer_scale=bundle.decoder is None)
-    shape = bundle.description.shape
+    shape, description = bundle.description.shape, bundle.description
+    decoder_depth = None if bundle.decoder is None else bundle.decoder.shape.depth
+    is_umt_clip = (description.frames, description.size) == (_UMT_CLIP.frames, _UMT_CLIP.size)
+    text = (
+        "patches of 2 frames or more, or UMT's clip of 8 frames of 224 px, since the file does not contain "
+        f"the clip, got patches of 1 frame and {description.frames} frames of {description.size} px"
+    )
+    is_clear = is_umt_clip or not _is_umt(shape, decoder_depth)
+    reject_unsupported({text: is_clear}, "VideoMAE", source=source)
     if bundle.head is not None or not shape.final_norm:
         return export_tensors(finetuning_format(shape, has_head=bundle.head is not None), bundle)
-    decoder_depth = None if bundle.decoder is None else bundle.decoder.shape.depth
     return export_tensors(pretraining_format(shape, decoder_depth), bundle)
 
 

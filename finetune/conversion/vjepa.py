@@ -27,7 +27,6 @@ from kinemae.finetune.conversion.options import ImportOptions
 from kinemae.finetune.conversion.read_weights import LoadedCheckpoint
 from kinemae.pretrain.model.blocks import NORM_EPS
 from kinemae.pretrain.model.sizes import EncoderShape
-from kinemae.pretrain.model.tokens import MEAN, STD
 
 POSITIONS = Component(name="vjepa")
 """Positions of V-JEPA 2."""
@@ -135,7 +134,7 @@ def read_vjepa_huggingface(
         CheckpointError: another, an incomplete or an unsupported model.
         ValueError: the options do not fit it.
     """
-    tensors, source, config = loaded.tensors, loaded.source, loaded.config
+    tensors, source = loaded.tensors, loaded.source
     loaded.check_config({"hidden_act": "gelu", "qkv_bias": True, "layer_norm_eps": NORM_EPS})
     prefix = "vjepa2." if "pooler.query_tokens" in tensors else ""
     sizes = infer_sizes(
@@ -145,19 +144,27 @@ def read_vjepa_huggingface(
         fc1="mlp.fc1",
         source=source,
     )
-    known = config.get("num_attention_heads", _HEADS.get(sizes["width"]))
+    loaded.check_sizes(
+        {
+            "hidden_size": sizes["width"],
+            "num_hidden_layers": sizes["depth"],
+            "tubelet_size": sizes["patch"][0],
+            "patch_size": sizes["patch"][1],
+        }
+    )
+    known = loaded.whole_number("num_attention_heads", _HEADS.get(sizes["width"], 0))
     shape = EncoderShape(**sizes, heads=options.num_heads(sizes["width"], known=known), positions=POSITIONS)
     pooler_depth = count_blocks(tensors, "pooler.self_attention_layers") if prefix else None
     layout = huggingface_format(shape, pooler_depth)
     converted = read_tensors(layout, tensors, source=source, allow_partial=allow_partial)
-    preprocessor = loaded.preprocessor
     description = options.describe(
         shape,
         known_clip=ClipConfig(
-            frames=config.get("frames_per_clip", FRAMES), size=config.get("crop_size", SIZE), fps=FPS
+            frames=loaded.whole_number("frames_per_clip", FRAMES),
+            size=loaded.whole_number("crop_size", SIZE),
+            fps=FPS,
         ),
-        mean=tuple(preprocessor.get("image_mean", MEAN)),
-        std=tuple(preprocessor.get("image_std", STD)),
+        **loaded.normalization(),
         trained_by={"imported_from": str(source), "format": layout.name},
     )
     return build_bundle(

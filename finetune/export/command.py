@@ -1,7 +1,6 @@
 """Command `kinemae finetune export`: write a model in another format, run it, and compare it with KineMAE."""
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from kinemae.data_tools.command import CheckpointError, writing_to
+from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.config import load_config
-from kinemae.finetune.conversion.command import check_free, print_report
+from kinemae.finetune.conversion.command import check_free, new_path, print_report
 from kinemae.finetune.export.base import Exporter
 from kinemae.finetune.export.card import write_card
 from kinemae.finetune.export.formats import FORMATS
@@ -36,17 +35,10 @@ def run_export(arguments: argparse.Namespace) -> None:
         **exporter.facts,
     }
     if not arguments.dry_run:
-        partial = out.with_name(f"{out.name}.partial")
-        with writing_to(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            _remove(partial)
-            try:
-                report |= _write(exporter, partial, options)
-                if partial.is_dir():
-                    write_card(partial, out.name, exporter, report, options, source=Path(arguments.folder))
-                partial.replace(out)
-            finally:
-                _remove(partial)
+        with new_path(out) as partial:
+            report |= _write(exporter, partial, options)
+            if partial.is_dir():
+                write_card(partial, out.name, exporter, report, options, source=Path(arguments.folder))
     print_report(report, model.description, out, arguments, classes=len(model.classes))
 
 
@@ -114,9 +106,3 @@ def _difference(one: Tensor, other: Tensor) -> float:
     if one.shape != other.shape:
         return float("inf")
     return float((one - other).abs().max() / other.abs().max().clamp(min=1))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)

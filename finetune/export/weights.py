@@ -139,12 +139,15 @@ class HuggingFace(Exporter):
         clip = self.model.clip
         shape = f"(1, {clip.frames}, 3, {clip.size}, {clip.size})"
         call = "model(pixels).logits"
+        norm = ""
+        if self.bundle.head is not None and not self.is_vjepa:
+            norm = "model.fc_norm.eps = 1e-6  # as in training; transformers has 1e-5\n"
         if self.bundle.head is None:
             features = ("model(pixels).last_hidden_state", "model.get_vision_features(pixels)")
             call = features[self.is_vjepa]
         return (
             f"import torch\nfrom transformers import {kind}\n\n"
-            f'model = {kind}.from_pretrained("{name}").eval()\n'
+            f'model = {kind}.from_pretrained("{name}").eval()\n{norm}'
             f"pixels = torch.zeros{shape}  # RGB, (pixel / 255 - mean) / std\n"
             f"print({call}.shape)"
         )

@@ -100,6 +100,29 @@ def test_a_videomae_round_trip_is_exact(tmp_path, capsys):
         assert load_bundle(ours).description.stride == 2
 
 
+def test_an_import_that_is_killed_while_writing_is_repeated(tmp_path, monkeypatch):
+    theirs = tmp_path / "theirs"
+    huggingface_pretraining("tiny").save_pretrained(theirs)
+    monkeypatch.setattr("kinemae.finetune.conversion.command._remove", lambda path: None)  # as after a kill
+    monkeypatch.setattr(
+        "kinemae.finetune.conversion.model_bundle.save_decoder",
+        lambda *_: (_ for _ in ()).throw(OSError("full")),
+    )
+    assert command("import", theirs, tmp_path / "ours") == EXIT_DATA
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.partial", "theirs"]
+    monkeypatch.undo()
+    assert command("import", theirs, tmp_path / "ours") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "theirs"]
+
+
+def test_patches_of_one_frame_are_not_written_to_a_file_that_is_read_as_umt():
+    shape = replace(SHAPE, patch=(1, *SHAPE.patch[1:]))
+    grid = TokenGrid.of(DESCRIPTION.frames, DESCRIPTION.size, shape.patch)
+    one = a_bundle(replace(DESCRIPTION, shape=shape, grid=grid, reference=grid))
+    with pytest.raises(CheckpointError, match=f"got patches of 1 frame and {DESCRIPTION.frames} frames"):
+        videomae_tensors(one, source="model")
+
+
 def test_a_dry_run_writes_nothing(tmp_path):
     torch.save(videomae_names(huggingface_pretraining("tiny")), tmp_path / "theirs.pth")
     assert command("import", tmp_path / "theirs.pth", tmp_path / "ours", *TINY_FILE, "--dry-run") == 0

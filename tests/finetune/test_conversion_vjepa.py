@@ -260,12 +260,37 @@ def test_another_file_is_rejected_by_name(peer, change, message, tmp_path):
         imported(save(tmp_path / "vitl.pt", tensors), OPTIONS)
 
 
-def test_an_unsupported_config_and_a_missing_entry_are_rejected(peer, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("config", {"hidden_act": "silu"}, "expected hidden_act='gelu', got 'silu'"),
+        ("config", {"crop_size": [40, 40]}, r"a whole number for crop_size, got \[40, 40\]"),
+        ("config", {"frames_per_clip": None}, "a whole number for frames_per_clip, got None"),
+        ("config", {"num_hidden_layers": 4}, "num_hidden_layers=4 of config.json, got those for 3"),
+        ("preprocessor_config", {"image_mean": 0.5}, "expected 3 numbers for the mean of the pixels"),
+    ],
+)
+def test_an_unsupported_config_is_rejected(name, change, message, peer, tmp_path):
     peer.save_pretrained(tmp_path / "hf")
-    content = json.loads((tmp_path / "hf" / "config.json").read_text())
-    (tmp_path / "hf" / "config.json").write_text(json.dumps(content | {"hidden_act": "silu"}))
-    with pytest.raises(CheckpointError, match="expected hidden_act='gelu', got 'silu'"):
+    file = tmp_path / "hf" / f"{name}.json"
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(content | change))
+    with pytest.raises(CheckpointError, match=message):
         imported(tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(lambda v: v.to(torch.int8), "int8"), (lambda v: v / 0, "infinity or NaN")]
+)
+def test_weights_that_are_no_finite_floats_are_rejected(change, message, peer, tmp_path):
+    tensors = official(peer)
+    name = next(each for each in tensors if each.endswith("norm.bias"))
+    path = save(tmp_path / "vitl.pt", tensors | {name: change(tensors[name])})
+    with pytest.raises(CheckpointError, match=f"finite floating-point values in norm.bias, got .*{message}"):
+        imported(path, OPTIONS)
+
+
+def test_a_missing_entry_is_rejected(peer, tmp_path):
     path = save(tmp_path / "vitl.pt", official(peer))
     with pytest.raises(CheckpointError, match="expected an entry encoder, got target_encoder; fix: choose"):
         imported(path, ImportOptions(key="encoder"))
