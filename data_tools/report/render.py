@@ -36,6 +36,15 @@ def script_hash(script: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
+def data_uri(content: bytes, kind: str) -> str:
+    """The URI that contains a file.
+
+    Args:
+        kind: its media type, for example image/png.
+    """
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
 def write_page(out: Path, page: str) -> None:
     """Write a page atomically.
 

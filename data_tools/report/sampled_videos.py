@@ -1,6 +1,5 @@
 """Videos that a report decodes: a seeded sample, their statistics, and near duplicates."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from kinemae.data_tools.randomness import generator
 from kinemae.data_tools.report.collection import Collection
 from kinemae.data_tools.report.duplicates import distance, near_duplicate_groups
 from kinemae.data_tools.report.figures import short, size_text, time_text
+from kinemae.data_tools.report.render import data_uri
 from kinemae.data_tools.report.video_stats import (
     HASH_BITS,
     STRIP_FRAMES,
@@ -109,7 +109,7 @@ class SampledVideos:
             split=self.collection.splits[number],
             label="" if sample.label == NO_LABEL else self.collection.indexes[number].classes[sample.label],
             facts=_facts(sample),
-            strip=f"data:image/jpeg;base64,{base64.b64encode(stats.strip).decode()}" if stats.strip else "",
+            strip=data_uri(stats.strip, "image/jpeg") if stats.strip else "",
             strip_size=stats.strip_size,
             alt=f"{STRIP_FRAMES} frames of {sample.key}, at {shown_s} s",
             note=note,

@@ -62,6 +62,16 @@ class ModelBundle:
         modules = [module for module in (self.encoder, self.decoder, self.head) if module is not None]
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
+    @property
+    def task_model(self) -> TaskModel | None:
+        """The classifier, whose encoder is frozen; None without a head."""
+        if self.head is None:
+            return None
+        task = Classification()
+        task.load_state({"classes": self.classes})
+        mean, std = self.description.mean, self.description.std
+        return TaskModel(self.encoder, self.head, task, freeze=True, mean=mean, std=std)
+
 
 def load_bundle(folder: Path, *, has_head: bool = True) -> ModelBundle:
     """Load an exported encoder, with its decoder if it has one, or a fine-tuned model.
@@ -102,10 +112,8 @@ def load_bundle(folder: Path, *, has_head: bool = True) -> ModelBundle:
 
 def save_bundle(folder: Path, bundle: ModelBundle) -> None:
     """Save an exported encoder or a fine-tuned model in float32."""
-    if bundle.head is not None:
-        task = Classification()
-        task.load_state({"classes": bundle.classes})
-        model = TaskModel(bundle.encoder, bundle.head, task)
+    model = bundle.task_model
+    if model is not None:
         finetuned = FinetunedModel(model=model, description=bundle.description)
         save_model(folder, finetuned, head=bundle.head_config)
         return

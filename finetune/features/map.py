@@ -4,7 +4,6 @@ The page is self-contained: thumbnails and script are embedded, and a browser re
 """
 
 import argparse
-import base64
 import json
 import sys
 from collections import Counter
@@ -17,7 +16,7 @@ import numpy as np
 
 from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config, require
-from kinemae.data_tools.report.render import render, script_hash, write_page
+from kinemae.data_tools.report.render import data_uri, render, script_hash, write_page
 from kinemae.finetune.features.files import FeatureTable, read_features
 from kinemae.finetune.features.projector import write_projector
 from kinemae.finetune.features.search import check_values
@@ -180,7 +179,7 @@ def gather_map(table: FeatureTable, rows: np.ndarray, settings: MapConfig, *, na
                     for (x, y), group in zip(drawn_R2.tolist(), groups.numbers, strict=True)],
         "points": points,
         "sprite": None if sprite is None else {
-            "uri": f"data:image/jpeg;base64,{base64.b64encode(sprite.encoded('JPEG')).decode()}",
+            "uri": data_uri(sprite.encoded("JPEG"), "image/jpeg"),
             "columns": sprite.columns, "lines": sprite.lines, "size": sprite.size,
         },
     }  # fmt: skip

@@ -16,8 +16,6 @@ from kinemae.finetune.inference.hub import download, is_hub_id
 from kinemae.finetune.inference.video_model import VideoModel
 from kinemae.finetune.model_file import DESCRIPTION as HEAD_DESCRIPTION
 from kinemae.finetune.model_file import FinetunedModel, load_model
-from kinemae.finetune.task_model import TaskModel
-from kinemae.finetune.tasks.classification import Classification
 from kinemae.finetune.validation.scored_model import load_scored_model
 from kinemae.pretrain.checkpoint_encoder import (
     describe_checkpoint_encoder,
@@ -99,11 +97,4 @@ def _of_other_system(path: Path, source: str, clip: dict[str, Any]) -> VideoMode
 
 def from_bundle(bundle: ModelBundle, *, source: str) -> VideoModel:
     """Return the encoder of a bundle with its head; the decoder is left out."""
-    description, task_model = bundle.description, None
-    if bundle.head is not None:
-        task = Classification()
-        task.load_state({"classes": bundle.classes})
-        task_model = TaskModel(
-            bundle.encoder, bundle.head, task, freeze=True, mean=description.mean, std=description.std
-        )
-    return VideoModel(bundle.encoder, description, task_model=task_model, source=source)
+    return VideoModel(bundle.encoder, bundle.description, task_model=bundle.task_model, source=source)

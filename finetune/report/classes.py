@@ -1,12 +1,12 @@
 """Sections about classes: confusion matrix, most confused pairs, table of classes, confident mistakes."""
 
-import base64
 import io
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from kinemae.data_tools.report.render import data_uri
 from kinemae.finetune.metrics.classification import class_metrics
 from kinemae.finetune.report.outputs import ClassOutput
 
@@ -83,7 +83,7 @@ def _picture(share_YY: np.ndarray) -> str:
     pixels[..., 3] = np.round(255 * np.sqrt(share_YY))
     file = io.BytesIO()
     Image.fromarray(pixels, "RGBA").save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(file.getvalue(), "image/png")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """Thumbnails: clips with the crop and frames that the model got, animated and still, as data URIs."""
 
-import base64
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from kinemae.data_tools.command import CheckpointError, DataError
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.overrides import as_override
+from kinemae.data_tools.report.render import data_uri
 from kinemae.data_tools.stream.evaluation_clips import EvaluationItem, EvaluationVideos
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.yuv_to_rgb import to_rgb
@@ -124,8 +124,8 @@ def _thumbnail(item: EvaluationItem, view: int) -> Thumbnail:
     span = float(time_T[-1] - time_T[0])
     faster = f", shown {speed:.0f} times faster" if speed > 1.5 else ""
     return Thumbnail(
-        animation=_data_uri(pictures, milliseconds),
-        still=_data_uri(pictures[len(pictures) // 2 : len(pictures) // 2 + 1]),
+        animation=_webp(pictures, milliseconds),
+        still=_webp(pictures[len(pictures) // 2 : len(pictures) // 2 + 1]),
         size=pictures[0].size,
         text=f"{len(pictures)} frames over {span:.2f} s{faster}",
     )
@@ -144,8 +144,8 @@ def _durations(time_T: np.ndarray) -> tuple[list[int], float]:
     return np.clip(1000 * gap_s / speed, *_FRAME_MS).round().astype(int).tolist(), speed
 
 
-def _data_uri(pictures: list[Image.Image], milliseconds: list[int] | None = None) -> str:
+def _webp(pictures: list[Image.Image], milliseconds: list[int] | None = None) -> str:
     file = io.BytesIO()
     animated = {"save_all": True, "append_images": pictures[1:], "duration": milliseconds, "loop": 0}
     pictures[0].save(file, "WEBP", quality=_QUALITY, method=4, **(animated if milliseconds else {}))
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(file.getvalue(), "image/webp")

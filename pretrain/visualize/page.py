@@ -1,9 +1,8 @@
 """Content of the page of `visualize`."""
 
-import base64
-from pathlib import Path
 from typing import Any
 
+from kinemae.data_tools.report.render import data_uri
 from kinemae.pretrain.visualize.draw import Drawn, still_frames
 from kinemae.pretrain.visualize.videos import Video
 
@@ -32,12 +31,8 @@ def _figure(drawn: Drawn) -> dict[str, Any]:
         "name": drawn.mp4.stem,
         "title": drawn.view.title,
         "text": drawn.view.text,
-        "picture": _data_uri(drawn.png, "image/png"),
-        "video": _data_uri(drawn.mp4, "video/mp4") if is_small else "",
+        "picture": data_uri(drawn.png.read_bytes(), "image/png"),
+        "video": data_uri(drawn.mp4.read_bytes(), "video/mp4") if is_small else "",
         "size": drawn.mp4.stat().st_size,
         "file": f"{drawn.mp4.parent.name}/{drawn.mp4.name}",
     }
-
-
-def _data_uri(path: Path, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -94,10 +94,10 @@ def test_umap_places_rows_of_a_class_together(tmp_path):
 
 
 def test_the_most_frequent_values_are_named():
-    groups = group_values([*"aaabbc", None, *(str(number) for number in range(20))])
+    groups = group_values([*"aaabbcc", None, *(str(number) for number in range(20))])
     assert [name for name, _, _ in groups.legend][-4:] == ["a", "b", "c", "12 other values"]
-    assert sum(count for _, count, _ in groups.legend) == 27 and len(groups.legend) == 12
-    assert groups.numbers[6] == 11, "a missing value is among the others"
+    assert sum(count for _, count, _ in groups.legend) == 28 and len(groups.legend) == 12
+    assert groups.numbers[7] == 11, "a missing value is among the others"
     assert group_values([None, None]).legend == [("all", 2, "c0 shape0")]
 
 
