@@ -80,15 +80,7 @@ def read_huggingface(loaded: LoadedCheckpoint, options: ImportOptions, *, allow_
         fc1="intermediate.dense",
         source=source,
     )
-    loaded.check_sizes(
-        {
-            "hidden_size": sizes["width"],
-            "num_hidden_layers": sizes["depth"],
-            "intermediate_size": sizes["mlp_width"],
-            "tubelet_size": sizes["patch"][0],
-            "patch_size": sizes["patch"][1],
-        }
-    )
+    loaded.check_sizes(sizes)
     shape = EncoderShape(
         **sizes,
         heads=_num_heads(options, sizes["width"], loaded),

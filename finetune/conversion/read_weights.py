@@ -77,12 +77,22 @@ class LoadedCheckpoint:
             if found != value:
                 raise CheckpointError(f"{self.source}: expected {key}={value!r}, got {found!r}")
 
-    def check_sizes(self, expected: dict[str, Any]) -> None:
-        """Check that `config.json` describes the tensors; a missing key has the expected value.
+    def check_sizes(self, sizes: dict[str, Any]) -> None:
+        """Check that `config.json` describes the tensors.
+
+        Args:
+            sizes: the output of `infer_sizes`.
 
         Raises:
             CheckpointError: another value, for example since the last blocks are missing.
         """
+        expected = {
+            "hidden_size": sizes["width"],
+            "num_hidden_layers": sizes["depth"],
+            "intermediate_size": sizes["mlp_width"],
+            "tubelet_size": sizes["patch"][0],
+            "patch_size": sizes["patch"][1],
+        }
         for key, value in expected.items():
             found = self.config.get(key, value)
             if found != value:

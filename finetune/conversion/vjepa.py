@@ -144,14 +144,7 @@ def read_vjepa_huggingface(
         fc1="mlp.fc1",
         source=source,
     )
-    loaded.check_sizes(
-        {
-            "hidden_size": sizes["width"],
-            "num_hidden_layers": sizes["depth"],
-            "tubelet_size": sizes["patch"][0],
-            "patch_size": sizes["patch"][1],
-        }
-    )
+    loaded.check_sizes(sizes)
     known = loaded.whole_number("num_attention_heads", _HEADS.get(sizes["width"], 0))
     shape = EncoderShape(**sizes, heads=options.num_heads(sizes["width"], known=known), positions=POSITIONS)
     pooler_depth = count_blocks(tensors, "pooler.self_attention_layers") if prefix else None
