@@ -191,7 +191,8 @@ def with_clip(
     Raises:
         ValueError: the clip is not a whole number of patches.
     """
-    frames, size = frames or description.frames, size or description.size
+    frames = description.frames if frames is None else frames
+    size = description.size if size is None else size
     grid = TokenGrid.of(frames, size, description.shape.patch)
     return replace(description, frames=frames, size=size, grid=grid, **changes)
 

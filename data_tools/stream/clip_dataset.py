@@ -70,9 +70,7 @@ def clips(  # noqa: PLR0913 - all but the first two by name
         ValueError: wrong settings.
         DataError: the shards cannot be used.
     """
-    require(batch_size is None or batch_size >= 1, "batch_size", "be at least 1, or None", batch_size)
-    is_whole = views >= 1 and (batch_size or 1) % views == 0
-    require(is_whole, "views", f"divide batch_size={batch_size or 1}", views)
+    _check_numbers(batch_size, views, workers, max_bad_fraction, timeout_s)
     config, augmentation = clip_with(clip, **settings), _augmentation(augment)
     source = open_mixture(shards) if isinstance(shards, Mapping) else open_index(shards)
     training = TrainingClips(source, clip=config, augment=augmentation, seed=seed, views=views)
@@ -297,6 +295,17 @@ class _Steps:
         return self.reader.read(
             range(begin, begin + self.count), quarantined=quarantined, on_sample=on_sample
         )
+
+
+def _check_numbers(
+    batch_size: int | None, views: int, workers: int, max_bad_fraction: float, timeout_s: float
+) -> None:
+    require(batch_size is None or batch_size >= 1, "batch_size", "be at least 1, or None", batch_size)
+    is_whole = views >= 1 and (batch_size or 1) % views == 0
+    require(is_whole, "views", f"divide batch_size={batch_size or 1}", views)
+    require(workers >= 0, "workers", "be at least 0", workers)
+    require(0 <= max_bad_fraction <= 1, "max_bad_fraction", "lie in [0, 1]", max_bad_fraction)
+    require(timeout_s > 0, "timeout_s", "be above 0", timeout_s)
 
 
 def _augmentation(given: AugmentConfig | Mapping[str, Any] | bool) -> AugmentConfig:

@@ -77,6 +77,8 @@ def clip_with(clip: ClipConfig | None, **settings: Any) -> ClipConfig:
         if name not in names:
             raise ValueError(f"{name}: expected one of {', '.join(names)}; fix: remove or correct it")
     default = ClipConfig()
+    if not isinstance(clip, ClipConfig | None):
+        raise ValueError(f"clip: expected a ClipConfig, got {type(clip).__name__}; fix: use model.clip")
     if given.keys() & {"stride", "fps", "sampling"}:
         given = {"stride": default.stride, "fps": default.fps, "sampling": default.sampling, **given}
     return replace(clip or default, **given)

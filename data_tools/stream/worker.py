@@ -5,6 +5,7 @@ import json
 import signal
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from multiprocessing.sharedctypes import RawValue
@@ -23,7 +24,12 @@ from kinemae.data_tools.stream.shared_buffers import (
     socket_pair,
     to_bytes,
 )
-from kinemae.data_tools.stream.worker_setup import block_stop_signals, exit_with_parent, stop_signals_blocked
+from kinemae.data_tools.stream.worker_setup import (
+    block_stop_signals,
+    exit_with_parent,
+    main_module_hidden,
+    stop_signals_blocked,
+)
 
 Item = TypeVar("Item", covariant=True)
 
@@ -101,7 +107,7 @@ class Worker(Generic[Item]):
         self.process = context.Process(  # type: ignore[attr-defined]
             target=run_worker, args=(pickled, theirs, self.status), daemon=True, name="kinemae-loader"
         )
-        with stop_signals_blocked():
+        with stop_signals_blocked(), nullcontext() if b"__main__" in pickled else main_module_hidden():
             self.process.start()
         theirs.close()
 

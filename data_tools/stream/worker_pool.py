@@ -13,6 +13,7 @@ StorageUnavailable when their wait times out, or when a read of bytes makes no p
 import atexit
 import queue
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -305,9 +306,14 @@ def _shutdown(processes: set[BaseProcess], is_shut_down: threading.Event) -> Non
 
 def _pickled(reader: object, workers: int) -> bytes:
     try:
-        return to_bytes(reader)
+        pickled = to_bytes(reader)
+        main = sys.modules["__main__"]
+        if b"__main__" in pickled and not (main.__spec__ or getattr(main, "__file__", None)):
+            raise ValueError("a class or function of a notebook or an interactive session")
     except Exception as error:  # pickling a component may raise anything
         raise ValueError(
-            f"data.num_workers={workers} reads in other processes, to which this stream cannot be sent "
-            f"({error}): use classes and functions of a module's top level, or data.num_workers=0"
+            f"{workers} loader workers: expected classes and functions of the top level of a script or a "
+            f"module, got: {error}; fix: define them there, or read without workers, data.num_workers=0 in a "
+            "config and workers=0 in Python"
         ) from error
+    return pickled

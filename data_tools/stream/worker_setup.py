@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import platform
 import signal
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from fractions import Fraction
 from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from kinemae.data_tools.command import log
@@ -20,6 +23,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, s
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
+_MAIN_LOCK = threading.Lock()
 
 
 class CoreLimits(NamedTuple):
@@ -137,9 +141,32 @@ def worker_context(preload: Iterable[str]) -> BaseContext:
     Args:
         preload: modules to import once for all workers.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.stderr.write(
+            f'{sys.argv[0]}: expected the calls that start workers below `if __name__ == "__main__":`, got '
+            "none: a worker imports the script for a function of it; fix: add the line, or use a function of "
+            "a module\n"
+        )
+        sys.stderr.flush()
+        os._exit(1)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(sorted(set(preload) - {"__main__"}))
     return context
+
+
+@contextmanager
+def main_module_hidden() -> Iterator[None]:
+    """Start processes in this block that do not import the main module.
+
+    The import runs a script without `if __name__ == "__main__":` once more in each process.
+    """
+    with _MAIN_LOCK:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import torch
 
 from kinemae.data_tools.command import CheckpointError
 from kinemae.data_tools.config import load_config
+from kinemae.data_tools.overrides import first_line
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.conversion.command import convert
 from kinemae.finetune.conversion.model_bundle import ModelBundle
@@ -49,8 +50,9 @@ def load(
 
     Raises:
         CheckpointError: no model, or one that cannot be read.
-        ValueError: clips that are not a whole number of patches.
+        ValueError: clips that are not a whole number of patches; no such device or type of weights.
     """
+    _check_placement(device, dtype)
     given = str(path_or_hub_id)
     path = Path(path_or_hub_id).expanduser()
     if not path.exists() and isinstance(path_or_hub_id, str) and is_hub_id(given):
@@ -59,6 +61,19 @@ def load(
         raise ValueError(f"revision: expected none for the path {path}, got {revision!r}; fix: remove it")
     model = _load(path, given, {"frames": frames, "size": size})
     return model.to(device=device, dtype=dtype)
+
+
+def _check_placement(device: str | torch.device, dtype: torch.dtype) -> None:
+    """Check device and type before weights are read."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype: expected a floating-point type, got {dtype!r}; fix: dtype=torch.bfloat16")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device: expected a device of this machine, got {str(device)!r} ({first_line(error)}); fix: "
+            'device="cpu"'
+        ) from error
 
 
 def _load(path: Path, source: str, clip: dict[str, Any]) -> VideoModel:

@@ -248,7 +248,7 @@ def _as_bytes(clips: Tensor) -> Tensor:
             f"clips: expected uint8 from 0 to 255, or float from 0 to 1, got {clips.dtype}; fix: "
             "clips.to(torch.uint8)"
         )
-    low, high = clips.min().item(), clips.max().item()
+    low, high = (clips.min().item(), clips.max().item()) if clips.numel() else (0, 1)
     if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
         fix = "clips / 255" if 0 <= low <= high <= 255 else "pass pixels that are not normalized"
         raise ValueError(

@@ -5,6 +5,7 @@ one. So the latency is at most two forward passes. A pipe or a file waits instea
 """
 
 import json
+import math
 import threading
 import time
 from collections import deque
@@ -29,6 +30,7 @@ from kinemae.finetune.evaluation.inference import compute_outputs
 from kinemae.finetune.inference.video_model import VideoModel
 from kinemae.finetune.predict.config import PredictConfig
 from kinemae.finetune.predict.scores import Segment, score_video
+from kinemae.pretrain.model.tokens import COLOURS
 
 _SLACK_S = 1e-6
 
@@ -87,18 +89,35 @@ def predict_frames(
         fps: frames per second.
 
     Raises:
-        ValueError: a model without a head, or whose clip is a whole video.
+        ValueError: a model without a head, or whose clip is a whole video; frames of another shape or type;
+            settings of videos.
     """
-    clip = config.window(model.clip)
+    require(0 < fps < math.inf, "stream_fps", "be above 0", fps)
+    model.with_head()
+    clip = _window(model, config)
+    windows = windows_of(_clips(frames, fps, clip.size), clip, hop=frames_between(clip, config, fps))
+    return (predict_window(model, window, config) for window in windows)
 
-    def clips() -> Iterator[tuple[float, Pixels]]:
-        for number, frame in enumerate(frames):
-            pixels_HWC = frame.cpu().numpy() if isinstance(frame, Tensor) else np.asarray(frame)
-            square_HWC = torch.from_numpy(centre_square(pixels_HWC, clip.size))
-            yield number / fps, square_HWC.permute(2, 0, 1)[None, :, None]
 
-    for window in windows_of(clips(), clip, hop=frames_between(clip, config, fps)):
-        yield predict_window(model, window, config)
+def _window(model: VideoModel, config: PredictConfig) -> ClipConfig:
+    """Return the window of a stream; refuse settings that only videos have."""
+    require(config.overlay is not True, "overlay", "be omitted for a stream", config.overlay)
+    require(config.temporal_clips is None, "temporal_clips", "be omitted for a stream", config.temporal_clips)
+    require(config.spatial_crops == 1, "spatial_crops", "be 1 for a stream", config.spatial_crops)
+    return config.window(model.clip)
+
+
+def _clips(frames: Iterable[np.ndarray | Tensor], fps: float, size: int) -> Iterator[tuple[float, Pixels]]:
+    """Convert each frame to a clip of one frame with its time."""
+    for number, frame in enumerate(frames):
+        pixels_HWC = frame.cpu().numpy() if isinstance(frame, Tensor) else np.asarray(frame)
+        if pixels_HWC.ndim != 3 or pixels_HWC.shape[2] != COLOURS or pixels_HWC.dtype != np.uint8:
+            raise ValueError(
+                f"frame {number}: expected uint8 RGB of shape (H, W, {COLOURS}), got {pixels_HWC.dtype} of "
+                f"shape {pixels_HWC.shape}; fix: convert the frames"
+            )
+        square_HWC = torch.from_numpy(centre_square(pixels_HWC, size))
+        yield number / fps, square_HWC.permute(2, 0, 1)[None, :, None]
 
 
 def predict_live(model: VideoModel, source: str, out: Path, config: PredictConfig) -> int:
@@ -114,10 +133,7 @@ def predict_live(model: VideoModel, source: str, out: Path, config: PredictConfi
         DataError: the stream cannot be opened, or ends with an error; the log has all windows before.
         ValueError: see `predict_frames`.
     """
-    require(config.overlay is not True, "overlay", "be omitted for a stream", config.overlay)
-    require(config.temporal_clips is None, "temporal_clips", "be omitted for a stream", config.temporal_clips)
-    require(config.spatial_crops == 1, "spatial_crops", "be 1 for a stream", config.spatial_crops)
-    clip, count, file = config.window(model.clip), 0, out / "stream.jsonl"
+    clip, count, file = _window(model, config), 0, out / "stream.jsonl"
     frames_between(clip, config, None if config.step_s is None else 1.0)  # its errors come before the camera
     keeps_all = not (is_camera_or_network(source) if config.live is None else config.live)
     windows = newest(_live_windows(source, clip, config), keeps_all=keeps_all)

@@ -144,6 +144,10 @@ def test_columns_belong_to_the_clips_also_of_a_mixture(shards, synth_shards):
         ({"batch_size": 0}, "batch_size must be at least 1, or None, got 0"),
         ({"batch_size": 3, "views": 2}, "views must divide batch_size=3, got 2"),
         ({"views": 2}, "views must divide batch_size=1, got 2"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"max_bad_fraction": 5}, r"max_bad_fraction must lie in \[0, 1\], got 5"),
+        ({"timeout_s": 0}, "timeout_s must be above 0, got 0"),
+        ({"clip": 16}, "clip: expected a ClipConfig, got int; fix: use model.clip"),
         ({"augment": {"flop": True}}, "flop"),
         ({"augment": {"min_scale": 2.0}}, "augment.min_scale, augment.max_scale must ascend"),
         ({"pixels": 3}, "pixels: expected one of frames"),
@@ -151,7 +155,7 @@ def test_columns_belong_to_the_clips_also_of_a_mixture(shards, synth_shards):
 )
 def test_wrong_settings_are_errors(shards, settings, message):
     with pytest.raises(ValueError, match=message):
-        kinemae.clips(shards, CLIP, **settings)
+        kinemae.clips(shards, **{"clip": CLIP, **settings})
 
 
 def test_wrong_processes_and_too_large_batches_are_errors(shards, monkeypatch):
@@ -251,3 +255,39 @@ def test_other_training_loops_use_and_restore_the_clips(shards, tmp_path, progra
     command = [sys.executable, "-c", program, str(shards), str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert ran.returncode == 0, ran.stderr[-3000:]
+
+
+SCRIPT = """
+import sys
+import kinemae
+print("runs")
+def dim(clip):
+    return clip // 2
+def read(transform=None):
+    clips = kinemae.clips(sys.argv[1], frames=2, stride=4, size=16, workers=1, transform=transform)
+    print(len(list(clips)))
+"""
+CALL = "read()\n"
+CALL_OWN = "read(dim)\n"
+GUARDED = f'if __name__ == "__main__":\n    {CALL_OWN}'
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("calls", "as_file", "output", "error"),
+    [
+        (CALL + CALL, True, ["runs", "24", "24"], ""),
+        (GUARDED, True, ["runs", "runs", "24"], ""),
+        (CALL_OWN, True, ["runs", "runs"], 'below `if __name__ == "__main__":`, got none: a worker imports'),
+        (CALL_OWN, False, ["runs"], "got: a class or function of a notebook or an interactive session"),
+    ],
+    ids=["no own function", "below the line", "without the line", "interactive"],
+)
+def test_workers_import_a_script_only_for_its_functions(shards, tmp_path, calls, as_file, output, error):
+    (tmp_path / "script.py").write_text(SCRIPT + calls)
+    words = ["script.py"] if as_file else ["-c", SCRIPT + calls]
+    command = [sys.executable, *words, str(shards)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert ran.stdout.split() == output and error in ran.stderr, ran.stderr[-3000:]
+    assert (ran.returncode == 0) == (not error)

@@ -277,7 +277,9 @@ def test_an_error_that_cannot_be_pickled_is_raised_with_its_text() -> None:
 
 
 def test_a_stream_that_cannot_be_pickled_is_an_error() -> None:
-    message = r"data.num_workers=2 reads in other processes, .* \(this one stays here\): use classes and"
+    message = (
+        r"2 loader workers: expected classes .*, got: this one stays here; fix: .* data.num_workers=0 in"
+    )
     with pytest.raises(ValueError, match=message):
         pool_of(Numbers(more=Unpicklable()))
 

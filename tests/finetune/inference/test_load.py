@@ -71,6 +71,22 @@ def test_a_folder_of_transformers_is_converted(tmp_path, hub_cache):
     assert kinemae.load("someone/videomae").scores(clips).equal(model.scores(clips))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"frames": 0}, "a clip of 0 frames at 16x16 cannot be cut into patches"),
+        ({"size": 17}, "a clip of 4 frames at 17x17 cannot be cut"),
+        ({"device": "gpu"}, r"device: expected a device of this machine, got 'gpu' \(.*\); fix: device="),
+        ({"dtype": "float16"}, "dtype: expected a floating-point type, got 'float16'; fix: dtype="),
+        ({"dtype": torch.int8}, "dtype: expected a floating-point type, got torch.int8"),
+    ],
+)
+def test_wrong_settings_are_errors(tmp_path, settings, message):
+    saved(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        kinemae.load(tmp_path, **settings)
+
+
 def test_a_model_of_the_hub_is_the_folder_that_was_uploaded(tmp_path, hub_cache, monkeypatch):
     saved(tmp_path / "model")
     shutil.copytree(tmp_path / "model", hub_cache("someone/walks"))

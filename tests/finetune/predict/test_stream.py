@@ -68,6 +68,31 @@ def test_frames_from_python_have_almost_the_scores_of_the_file(model, video: Pat
     np.testing.assert_allclose(scores, whole.score_RX, atol=0.1)  # RGB and planes are resized differently
 
 
+@pytest.mark.parametrize(
+    ("frame", "fps", "settings", "message"),
+    [
+        (
+            np.zeros((9, 8, 3)),
+            25,
+            {},
+            r"frame 0: expected uint8 RGB of shape \(H, W, 3\), got float64 of shape",
+        ),
+        (
+            np.zeros((3, 9, 8), np.uint8),
+            25,
+            {},
+            r"frame 0: expected uint8 .* got uint8 of shape \(3, 9, 8\); fix",
+        ),
+        (None, 0, {}, "stream_fps must be above 0, got 0"),
+        (None, 25, {"temporal_clips": 2}, "temporal_clips must be omitted for a stream"),
+        (None, 25, {"spatial_crops": 3}, "spatial_crops must be 1 for a stream"),
+    ],
+)
+def test_wrong_frames_and_settings_of_a_stream_are_errors(model, frame, fps, settings, message) -> None:
+    with pytest.raises(ValueError, match=message):  # wrong settings before the first frame
+        next(predict_frames(model, [frame], fps=fps, config=PredictConfig(**settings)))
+
+
 def test_a_stream_that_breaks_keeps_its_windows(model, video: Path, tmp_path: Path) -> None:
     with faulty_server(video.parent) as server:
         server.fault = lambda method, path: "cut"
