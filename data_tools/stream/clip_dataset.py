@@ -72,7 +72,7 @@ def clips(  # noqa: PLR0913 - all but the first two by name
     """
     _check_numbers(batch_size, views, workers, max_bad_fraction, timeout_s)
     config, augmentation = clip_with(clip, **settings), _augmentation(augment)
-    source = open_mixture(shards) if isinstance(shards, Mapping) else open_index(shards)
+    source = _open(shards)
     training = TrainingClips(source, clip=config, augment=augmentation, seed=seed, views=views)
     reader = ClipReader(training, batch_size, transform, _known_columns(source, columns))
     return ClipDataset(reader, workers, (rank, world), max_bad_fraction, timeout_s)
@@ -306,6 +306,14 @@ def _check_numbers(
     require(workers >= 0, "workers", "be at least 0", workers)
     require(0 <= max_bad_fraction <= 1, "max_bad_fraction", "lie in [0, 1]", max_bad_fraction)
     require(timeout_s > 0, "timeout_s", "be above 0", timeout_s)
+
+
+def _open(shards: str | Path | Mapping[str, float]) -> ShardIndex | Mixture:
+    if not isinstance(shards, Mapping):
+        return open_index(shards)
+    is_weighted = len(shards) > 0 and all(weight > 0 for weight in shards.values())
+    require(is_weighted, "shards", "be a folder, or folders with weights above 0", dict(shards))
+    return open_mixture(shards)
 
 
 def _augmentation(given: AugmentConfig | Mapping[str, Any] | bool) -> AugmentConfig:

@@ -144,6 +144,8 @@ def test_columns_belong_to_the_clips_also_of_a_mixture(shards, synth_shards):
         ({"batch_size": 0}, "batch_size must be at least 1, or None, got 0"),
         ({"batch_size": 3, "views": 2}, "views must divide batch_size=3, got 2"),
         ({"views": 2}, "views must divide batch_size=1, got 2"),
+        ({"shards": {}}, "shards must be a folder, or folders with weights above 0, got {}"),
+        ({"shards": {"train": -1.0}}, "shards must be .*, got {'train': -1.0}"),
         ({"workers": -1}, "workers must be at least 0, got -1"),
         ({"max_bad_fraction": 5}, r"max_bad_fraction must lie in \[0, 1\], got 5"),
         ({"timeout_s": 0}, "timeout_s must be above 0, got 0"),
@@ -155,7 +157,7 @@ def test_columns_belong_to_the_clips_also_of_a_mixture(shards, synth_shards):
 )
 def test_wrong_settings_are_errors(shards, settings, message):
     with pytest.raises(ValueError, match=message):
-        kinemae.clips(shards, **{"clip": CLIP, **settings})
+        kinemae.clips(**{"shards": shards, "clip": CLIP, **settings})
 
 
 def test_wrong_processes_and_too_large_batches_are_errors(shards, monkeypatch):
