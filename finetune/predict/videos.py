@@ -150,7 +150,7 @@ class PredictionFolder:
         try:
             with self.result(position).open(encoding="utf-8") as file:
                 return f'"crc32": {self._sample(position).crc32}}}' in file.read(_HEAD)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def todo(self) -> list[list[int]]:
