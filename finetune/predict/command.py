@@ -18,6 +18,7 @@ from kinemae.pretrain.runtime.processes import (
     init_process_group,
     share_cores,
 )
+from kinemae.pretrain.runtime.run_folder import run_lock
 from kinemae.pretrain.runtime.settings import TimeoutsConfig
 
 _LONGEST_WAIT_S = 7 * 86400.0  # of a process that has finished, for the others
@@ -36,11 +37,11 @@ def run_predict(arguments: argparse.Namespace) -> None:
         predict_live(model, arguments.source, out, config)
         return
     try:
-        init_process_group(processes, TimeoutsConfig(validate_s=_LONGEST_WAIT_S))
-        workers = share_cores(processes, workers=config.num_workers, cpu_threads=config.cpu_threads)
-        summary = predict_source(
-            model, arguments.source, out, replace(config, num_workers=workers), processes
-        )
+        with run_lock(out, processes, TimeoutsConfig()):
+            init_process_group(processes, TimeoutsConfig(validate_s=_LONGEST_WAIT_S))
+            workers = share_cores(processes, workers=config.num_workers, cpu_threads=config.cpu_threads)
+            config = replace(config, num_workers=workers)
+            summary = predict_source(model, arguments.source, out, config, processes)
     finally:
         destroy_process_group()
     if arguments.json and processes.is_first:
