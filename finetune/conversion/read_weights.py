@@ -133,7 +133,7 @@ class LoadedCheckpoint:
         found = {}
         for name, default in (("mean", MEAN), ("std", STD)):
             known = timm.get(name, default) if isinstance(timm, dict) else default
-            value = self.preprocessor.get(f"image_{name}", known)
+            value: Any = self.preprocessor.get(f"image_{name}", known)
             is_list = isinstance(value, list | tuple) and len(value) == COLOURS
             if not is_list or any(type(number) not in (int, float) for number in value):
                 raise CheckpointError(
