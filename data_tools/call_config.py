@@ -1,7 +1,9 @@
 """Configs of function calls: `kinemae.pretrain("demo", data={"shards": "SHARDS/train"}, steps=100)`."""
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -12,6 +14,17 @@ from kinemae.data_tools.config_files import find_config
 from kinemae.data_tools.overrides import as_overrides
 
 Config = TypeVar("Config")
+
+
+@contextmanager
+def restored_environment() -> Iterator[None]:
+    """Undo changes of environment variables; other libraries take the LOCAL_RANK of a training for a launcher."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @dataclass(frozen=True, kw_only=True)

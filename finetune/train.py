@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kinemae.data_tools.call_config import call_config
+from kinemae.data_tools.call_config import call_config, restored_environment
 from kinemae.data_tools.command import log
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.index import ShardIndex
@@ -139,6 +139,7 @@ def run_train(arguments: argparse.Namespace) -> None:
     _train_and_score(prepared, as_json=arguments.json)
 
 
+@restored_environment()
 def finetune(config: str | Path | Mapping[str, Any], **settings: Any) -> dict[str, Any]:
     """Fine-tune an encoder and score the model, or continue the run, as `kinemae finetune train` does.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kinemae.data_tools.call_config import call_config
+from kinemae.data_tools.call_config import call_config, restored_environment
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.files import read_jsonl
 from kinemae.pretrain.config import PretrainConfig
@@ -29,6 +29,7 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     _train(plan)
 
 
+@restored_environment()
 def pretrain(config: str | Path | Mapping[str, Any], **settings: Any) -> dict[str, Any]:
     """Pretrain an encoder, or continue the run in its `run_dir`, as `kinemae pretrain` does.
 

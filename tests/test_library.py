@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +84,9 @@ def test_a_call_is_the_command_and_a_repeated_call_continues(synth_shards: Path,
         "pictures": {"every_steps": 0},
     }
     shards = {"shards": synth_shards / "unlabelled", "num_workers": 0}
+    environment = dict(os.environ)
     result = kinemae.pretrain("demo", data=shards, steps=3, run_dir=tmp_path / "called", **settings)
+    assert dict(os.environ) == environment
     _, *job = demo_job(synth_shards, steps=3)
     overrides = as_overrides({**settings, "data": {"num_workers": 0}, "run_dir": tmp_path / "command"})
     assert pretrain([*job, *overrides]) == 0

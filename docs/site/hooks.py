@@ -24,8 +24,9 @@ def on_config(config: MkDocsConfig) -> None:
     package = REPO / "build" / "site-package" / "kinemae"
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)
-    for source in [*(REPO / "kinemae").glob("*.py"), *(REPO / name for name in PACKAGES)]:
-        (package / source.name).symlink_to(source)
+    (package / "__init__.py").touch()  # the names that the real one imports again are cycles for mkdocstrings
+    for name in PACKAGES:
+        (package / name).symlink_to(REPO / name)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -22,6 +22,7 @@ from kinemae.data_tools.command import log
 from kinemae.data_tools.exit_codes import EXIT_STUCK
 from kinemae.pretrain.runtime.settings import TimeoutsConfig
 
+_STDERR = 2  # the descriptor: a notebook's sys.stderr has none
 _TICK_S = 0.5
 _REPORT_S = 10.0  # the report may block too, for example on a full pipe
 _LOCKED_FACTOR = 2.0  # on a limit, see `_arm`
@@ -127,7 +128,7 @@ class Watchdog:
             self._rank, platform.node(), step, phase.name, phase.key, phase.limit_s, loaders, EXIT_STUCK,
         )  # fmt: skip
         with contextlib.suppress(OSError, io.UnsupportedOperation):  # standard error is closed or captured
-            faulthandler.dump_traceback(sys.stderr, all_threads=True)
+            faulthandler.dump_traceback(_STDERR, all_threads=True)
             sys.stderr.flush()
 
 
@@ -138,4 +139,4 @@ def _arm(limit_s: float) -> None:
     It prints the stacks and exits with code 1, the only code that it supports. Its clock includes time in
     which a process was suspended, so its limit is longer.
     """
-    faulthandler.dump_traceback_later(_LOCKED_FACTOR * limit_s, exit=True)
+    faulthandler.dump_traceback_later(_LOCKED_FACTOR * limit_s, exit=True, file=_STDERR)

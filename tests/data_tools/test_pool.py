@@ -140,7 +140,7 @@ def test_a_crash_without_on_failure_is_raised():
 
 @pytest.mark.processes
 def test_an_error_of_a_job_is_raised_with_its_traceback():
-    with pytest.raises(ValueError, match="number 0 is wrong") as caught:
+    with pytest.raises(ValueError, match=r"number [01] is wrong") as caught:
         list(imap(fail, range(6), workers=2))
     assert "in fail" in str(caught.value.__cause__)
 

@@ -107,7 +107,10 @@ def test_import_errors_omit_pytorchs_advice_to_load_unsafely(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ([], "expected --to videomae or --to huggingface, got nothing; fix: add --to videomae"),
+        (
+            [],
+            "--to: expected one of kinemae, videomae, huggingface, onnx, ",
+        ),
         (["to=huggingface"], "got to=huggingface; fix: write --to huggingface"),
     ],
 )
