@@ -18,7 +18,7 @@ Config = TypeVar("Config")
 
 @contextmanager
 def restored_environment() -> Iterator[None]:
-    """Undo changes of environment variables; other libraries take the LOCAL_RANK of a training for a launcher."""
+    """Undo changes of environment variables, such as the LOCAL_RANK of a training without a launcher."""
     before = dict(os.environ)
     try:
         yield
