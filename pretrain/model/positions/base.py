@@ -56,6 +56,22 @@ class Positions(nn.Module):
         time, rows, columns = (_blend(*pair) for pair in zip(self.axes(), lengths, strict=True))
         return time, rows, columns
 
+    def register_rotation(self, angle_NF: Tensor, rest: int) -> None:
+        """Store cosine and sine of angles as buffers cos_NF and sin_NF.
+
+        Args:
+            rest: number of further columns without rotation.
+        """
+        # An extra last row without rotation, selected by REGISTER (-1).
+        angle_NF = nn.functional.pad(angle_NF, (0, rest, 0, 1))
+        self.register_buffer("cos_NF", angle_NF.cos().float(), persistent=False)
+        self.register_buffer("sin_NF", angle_NF.sin().float(), persistent=False)
+
+    def register_blends(self) -> None:
+        """Store `blends` as buffers along_time, along_rows and along_columns."""
+        for name, blend in zip(("time", "rows", "columns"), self.blends(), strict=True):
+            self.register_buffer(f"along_{name}", blend.float(), persistent=False)
+
 
 def axis(length: int, reference: int) -> Tensor:
     """Coordinates of an axis's tokens in the reference grid, float64 of shape (length,)."""

@@ -24,8 +24,7 @@ class LearnedPositions(Positions):
         self.spatial = nn.Parameter(torch.empty(1, reference.per_slice, width))
         for table in (self.temporal, self.spatial):
             nn.init.trunc_normal_(table, std=0.02)
-        for name, blend in zip(("time", "rows", "columns"), self.blends(), strict=True):
-            self.register_buffer(f"along_{name}", blend.float(), persistent=False)
+        self.register_blends()
 
     def forward(self, index_BN: Tensor | None) -> Tensor:
         temporal_tD, spatial_SD = self._tables()

@@ -22,8 +22,7 @@ class LearnedJointPositions(Positions):
         super().__init__(width=width, heads=heads, grid=grid, reference=reference)
         self.table = nn.Parameter(torch.empty(1, reference.tokens, width))
         nn.init.trunc_normal_(self.table, std=0.02)
-        for name, blend in zip(("time", "rows", "columns"), self.blends(), strict=True):
-            self.register_buffer(f"along_{name}", blend.float(), persistent=False)
+        self.register_blends()
 
     def forward(self, index_BN: Tensor | None) -> Tensor:
         table_ND = self.table[0]

@@ -37,10 +37,7 @@ class RotaryPositions(Positions):
         frequency_E = theta ** (-torch.arange(each, dtype=torch.float64) / each)
         coordinates = torch.meshgrid(*self.axes(), indexing="ij")
         angle_NF = torch.cat([x.flatten()[:, None] * frequency_E for x in coordinates], dim=1)
-        # An extra last row without rotation, selected by REGISTER (-1).
-        angle_NF = torch.nn.functional.pad(angle_NF, (0, pairs - 3 * each, 0, 1))
-        self.register_buffer("cos_NF", angle_NF.cos().float(), persistent=False)
-        self.register_buffer("sin_NF", angle_NF.sin().float(), persistent=False)
+        self.register_rotation(angle_NF, pairs - 3 * each)
 
     def forward(self, index_BN: Tensor | None) -> None:
         """See `Positions.forward`: nothing is added."""

@@ -54,10 +54,7 @@ class VJepaPositions(Positions):
             axes[1:] = [axis * ((side - 1) / max(1, len(axis) - 1)) for axis in axes[1:]]
         coordinates = torch.meshgrid(*axes, indexing="ij")
         angle_NF = torch.cat([x.flatten()[:, None] * frequency_C for x in coordinates], dim=1)
-        # An extra last row without rotation, selected by REGISTER (-1).
-        angle_NF = torch.nn.functional.pad(angle_NF, (0, head_width - 6 * each, 0, 1))
-        self.register_buffer("cos_NF", angle_NF.cos().float(), persistent=False)
-        self.register_buffer("sin_NF", angle_NF.sin().float(), persistent=False)
+        self.register_rotation(angle_NF, head_width - 6 * each)
 
     def forward(self, index_BN: Tensor | None) -> None:
         """See `Positions.forward`: nothing is added."""
