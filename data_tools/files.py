@@ -92,6 +92,12 @@ def write_at(descriptor: int, offset: int, content: bytes | memoryview) -> None:
         left, offset = left[taken:], offset + taken
 
 
+def to_json_lines(content: Mapping[str, Any]) -> str:
+    """Format as a JSON object with one key per line: json's own indentation puts every number on a line."""
+    lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 def to_jsonl(entries: Iterable[Mapping[str, Any]]) -> str:
     """Format entries as JSON lines, without escapes of non-ASCII characters."""
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from kinemae.data_tools.command import CheckpointError, DataError, log
 from kinemae.data_tools.config import all_keys, component_keys, load_config
 from kinemae.data_tools.config_hints import is_key, unknown_key
-from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.files import atomic_write_text, to_json_lines
 from kinemae.data_tools.index import ShardIndex
 from kinemae.finetune.adapt.lora import merged
 from kinemae.finetune.build import clip_config
@@ -187,9 +187,7 @@ def write_result(evaluation: Evaluation, run_dir: Path, processes: Processes, *,
         return
     result = evaluation.result
     write_predictions(evaluation.table, run_dir / FILE)
-    # One key per line: json's own indentation would put every number of the confusion matrix on a line.
-    lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in result.items()]
-    atomic_write_text(run_dir / RESULT_NAME, "{\n" + ",\n".join(lines) + "\n}\n")
+    atomic_write_text(run_dir / RESULT_NAME, to_json_lines(result))
     metric = result["metric"]
     shown = f"{metric} {result[metric]:.4g}"
     if metric == "top1":

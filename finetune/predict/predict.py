@@ -5,7 +5,6 @@ OUT/scores.csv, .parquet     of all videos, one row per window; also video_score
 OUT/summary.json             model and settings, number of videos, unreadable videos
 """
 
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kinemae.data_tools.command import DataError, log, writing_to
-from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.files import atomic_write_text, to_json_lines
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.storage.location import location
@@ -154,10 +153,7 @@ def _summarize(prediction: Prediction, out: Path, content: dict[str, Any]) -> di
     with writing_to(out):
         write_tables(out, columns, map(folder.read, done), content["failed"])
         content = {**content, "videos": len(done), "columns": list(columns)}
-        lines = [
-            f" {json.dumps(key)}: {json.dumps(each, ensure_ascii=False)}" for key, each in content.items()
-        ]
-        atomic_write_text(out / "summary.json", "{\n" + ",\n".join(lines) + "\n}\n")
+        atomic_write_text(out / "summary.json", to_json_lines(content))
     if not done:
         name, reason = next(iter(content["failed"].items()))
         raise DataError(

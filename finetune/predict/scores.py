@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from torch import Tensor
 
+from kinemae.data_tools.files import to_json_lines
 from kinemae.finetune.heads.pyramid import GEOMETRY
 from kinemae.finetune.predict.config import DENSE_THRESHOLD, DETECTION_THRESHOLD
 from kinemae.finetune.tasks.base import Task
@@ -80,10 +81,7 @@ class VideoPrediction:
         }
         if self.segments is None:
             del content["segments"]
-        lines = [
-            f" {json.dumps(key)}: {json.dumps(each, ensure_ascii=False)}" for key, each in content.items()
-        ]
-        return "{\n" + ",\n".join(lines) + "\n}\n"
+        return to_json_lines(content)
 
     @staticmethod
     def from_json(text: str) -> "VideoPrediction":

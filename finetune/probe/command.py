@@ -19,7 +19,7 @@ from typing import Any
 from kinemae.data_tools.command import log, writing_to
 from kinemae.data_tools.config import load_config, to_yaml
 from kinemae.data_tools.config_files import find_config
-from kinemae.data_tools.files import atomic_write_text
+from kinemae.data_tools.files import atomic_write_text, to_json_lines
 from kinemae.finetune.compare import RESULT_NAME
 from kinemae.finetune.evaluation.predictions import FILE, write_predictions
 from kinemae.finetune.probe.config import ProbeConfig
@@ -162,8 +162,7 @@ def _probe(config: ProbeConfig, one: ProbedEncoder, processes: Processes, *, fol
         save_probe(config, one, outcome, folder)
     atomic_write_text(folder / "probe.yaml", to_yaml(config))
     write_predictions(predictions_of(config, validation, outcome, result), folder / FILE)
-    lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in result.items()]
-    atomic_write_text(folder / RESULT_NAME, "{\n" + ",\n".join(lines) + "\n}\n")
+    atomic_write_text(folder / RESULT_NAME, to_json_lines(result))
     _log_score(one, outcome, result, folder)
     return result
 
