@@ -93,15 +93,25 @@ def predict_samples(
 def sample_groups(
     index: ShardIndex, positions: Sequence[int], *, clip: ClipConfig, views: EvaluateConfig, limit: int
 ) -> list[list[int]]:
-    """Divide samples into groups of consecutive ones with at least `limit` views; the last may have fewer."""
+    """Divide samples into groups with at least `limit` views, see `groups_of_views`."""
+    counts = (view_count(index, position, clip=clip, views=views) for position in positions)
+    return groups_of_views(positions, counts, limit)
+
+
+def groups_of_views(positions: Iterable[int], counts: Iterable[int], limit: int) -> list[list[int]]:
+    """Divide samples into groups of consecutive ones with at least `limit` views; the last may have fewer.
+
+    Args:
+        counts: number of views of each sample.
+    """
     groups: list[list[int]] = []
     missing = 0
-    for position in positions:
+    for position, count in zip(positions, counts, strict=True):
         if missing <= 0:
             groups.append([])
             missing = limit
         groups[-1].append(position)
-        missing -= view_count(index, position, clip=clip, views=views)
+        missing -= count
     return groups
 
 

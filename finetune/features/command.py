@@ -16,6 +16,7 @@ from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
 from kinemae.data_tools.stream.frame_sampling import sliding_clip_count
 from kinemae.data_tools.stream.video_files import data_set_in, open_video_files
 from kinemae.data_tools.stream.windows import read_windows
+from kinemae.finetune.evaluation.inference import groups_of_views
 from kinemae.finetune.features.config import FeatureConfig
 from kinemae.finetune.features.detection import aligned, write_detection_folder
 from kinemae.finetune.features.extract import WindowRows, extract, own_units, skipped_videos, unit_file
@@ -128,18 +129,12 @@ def _open_source(job: Job, processes: Processes, workers: int) -> tuple[ShardInd
 
 def units_of(index: ShardIndex, job: Job) -> list[list[int]]:
     """Divide videos into units of consecutive ones with windows for a few forward passes."""
-    clips, missing = job.windows, 0
-    units: list[list[int]] = []
-    for position in range(len(index)):
-        if missing <= 0:
-            units.append([])
-            missing = _UNIT_WINDOWS * job.config.clips_per_device
-        units[-1].append(position)
-        if isinstance(clips, int):
-            missing -= clips
-        else:
-            missing -= sliding_clip_count(index.sample(position), job.clip, clips)
-    return units
+    clips, positions = job.windows, range(len(index))
+    counts = (
+        clips if isinstance(clips, int) else sliding_clip_count(index.sample(position), job.clip, clips)
+        for position in positions
+    )
+    return groups_of_views(positions, counts, _UNIT_WINDOWS * job.config.clips_per_device)
 
 
 def _columns(job: Job, index: ShardIndex, provenance: dict[str, Any] | None = None) -> Schema:
