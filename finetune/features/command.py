@@ -11,18 +11,17 @@ from typing import Any
 from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.files import atomic_write_text, commit_of_code
-from kinemae.data_tools.index import ShardIndex, open_index
+from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.stream.evaluation_clips import EvaluationVideos
 from kinemae.data_tools.stream.frame_sampling import sliding_clip_count
-from kinemae.data_tools.stream.video_files import data_set_in, open_video_files
 from kinemae.data_tools.stream.windows import read_windows
 from kinemae.finetune.evaluation.inference import groups_of_views
 from kinemae.finetune.features.config import FeatureConfig
 from kinemae.finetune.features.detection import aligned, write_detection_folder
 from kinemae.finetune.features.extract import WindowRows, extract, own_units, skipped_videos, unit_file
 from kinemae.finetune.features.files import Schema, join_npz, join_parquet, read_provenance, schema
-from kinemae.finetune.features.job import Job, changes, check_same, is_complete, open_shards, prepare
-from kinemae.finetune.inference.windows import advise
+from kinemae.finetune.features.job import Job, changes, check_same, is_complete, prepare
+from kinemae.finetune.inference.windows import advise, open_source
 from kinemae.finetune.probe.encode import LayerEncoder
 from kinemae.pretrain.runtime.abort import abort_on_error
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group, share_cores
@@ -67,7 +66,7 @@ def run(job: Job, processes: Processes) -> None:
     if processes.is_first:
         _create(job)
     processes.barrier()
-    index, failed = _open_source(job, processes, workers)
+    index, failed = open_source(job.source, job.partial / "source", config, processes, workers=workers)
     if processes.is_first:
         advise(index, job.clip, config)
     if "grid" in job.provenance:
@@ -111,20 +110,6 @@ def _create(job: Job) -> None:
     shutil.rmtree(job.partial / "units", ignore_errors=True)
     (job.partial / "units").mkdir()
     atomic_write_text(file, json.dumps(job.provenance, indent=1, ensure_ascii=False))
-
-
-def _open_source(job: Job, processes: Processes, workers: int) -> tuple[ShardIndex, dict[str, str]]:
-    """Collective. The videos of the source, and the reasons for those that are unreadable."""
-    if data_set_in(job.source) is not None:
-        return open_shards(job.config, job.source), {}
-    folder, failed = job.partial / "source", {}
-    if processes.is_first:
-        outage_s, timeout_s = job.config.outage_s, job.config.timeout_s
-        failed = open_video_files(
-            job.source, folder, workers=max(workers, 1), timeout_s=timeout_s, outage_s=outage_s
-        ).failed
-    processes.barrier()
-    return open_index(folder), failed
 
 
 def units_of(index: ShardIndex, job: Job) -> list[list[int]]:

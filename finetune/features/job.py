@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kinemae.data_tools.command import log
-from kinemae.data_tools.index import ShardIndex, open_index
+from kinemae.data_tools.index import open_index
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips
 from kinemae.data_tools.stream.video_files import data_set_in, list_video_files
@@ -106,14 +106,9 @@ def _check_kind(config: FeatureConfig, encoder: Encoder) -> None:
 def _fingerprint(config: FeatureConfig, source: str) -> str:
     """Digest of a data set, or of the names, sizes and versions of video files."""
     if data_set_in(source) is not None:
-        return open_shards(config, source).identity
+        return open_index(source, outage_s=config.outage_s).identity
     files = [(video.name, video.place.version()) for video in list_video_files(location(source))]
     return hashlib.sha256(repr(files).encode()).hexdigest()
-
-
-def open_shards(config: FeatureConfig, source: str) -> ShardIndex:
-    """The data set of a folder of shards."""
-    return open_index(source, outage_s=config.outage_s)
 
 
 def is_complete(job: Job) -> bool:

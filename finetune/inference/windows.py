@@ -2,14 +2,17 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from kinemae.data_tools.command import log
+from kinemae.data_tools.command import log, writing_to
 from kinemae.data_tools.config import require
-from kinemae.data_tools.index import ShardIndex
+from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips, clip_with
+from kinemae.data_tools.stream.video_files import data_set_in, open_video_files
+from kinemae.pretrain.runtime.processes import Processes
 from kinemae.pretrain.runtime.settings import EngineConfig
 
 _SPREAD = 1.1  # ratio of frame rates that gets advice
@@ -93,6 +96,40 @@ class WindowConfig:
     def placement(self) -> dict[str, float | None]:
         """The keys that place the windows in a video."""
         return {name: getattr(self, name) for name in self.ALTERNATIVES}
+
+
+def open_source(
+    source: str | Path,
+    folder: Path,
+    windows: WindowConfig,
+    processes: Processes,
+    *,
+    workers: int,
+    out: Path | None = None,
+) -> tuple[ShardIndex, dict[str, str]]:
+    """Collective. Open a folder of shards, or index the video files of a source.
+
+    Args:
+        folder: where the index of video files is written.
+        out: see `open_video_files`.
+        workers: processes of this machine that decode.
+
+    Returns:
+        The data set, and the reason for each unreadable file.
+
+    Raises:
+        DataError: there is no readable video.
+        ValueError: `out` is the source.
+    """
+    data_set = data_set_in(source)
+
+    def index_files() -> dict[str, str]:
+        limits = {"timeout_s": windows.timeout_s, "outage_s": windows.outage_s}
+        with writing_to(folder):
+            return open_video_files(source, folder, out=out, workers=max(workers, 1), **limits).failed
+
+    failed = processes.on_first(index_files) if data_set is None else {}
+    return open_index(data_set or folder, outage_s=windows.outage_s), failed
 
 
 def advise(index: ShardIndex, clip: ClipConfig, windows: WindowConfig) -> None:

@@ -6,22 +6,20 @@ OUT/summary.json             model and settings, number of videos, unreadable vi
 """
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kinemae.data_tools.command import DataError, log, writing_to
 from kinemae.data_tools.files import atomic_write_text, to_json_lines
-from kinemae.data_tools.index import open_index
 from kinemae.data_tools.progress import progress
 from kinemae.data_tools.storage.location import location
 from kinemae.data_tools.stream.container import BadVideo
-from kinemae.data_tools.stream.video_files import check_keys, data_set_in, open_video_files
+from kinemae.data_tools.stream.video_files import check_keys, open_video_files
 from kinemae.data_tools.stream.video_reader import read_video, whole_file
 from kinemae.finetune.evaluate import model_digest
 from kinemae.finetune.inference.video_model import VideoModel
-from kinemae.finetune.inference.windows import advise
+from kinemae.finetune.inference.windows import advise, open_source
 from kinemae.finetune.predict.config import PredictConfig
 from kinemae.finetune.predict.overlay import write_overlay
 from kinemae.finetune.predict.scores import VideoPrediction, score_columns
@@ -80,11 +78,11 @@ def predict_source(
         "precision": precision_on(config.engine, model.device),
         "threshold": config.threshold,
     }
-    _on_first(processes, lambda: check_settings(out / "predict.json", settings))
-    failed = _on_first(processes, lambda: _prepare(source, out / "index", config))
-    index = open_index(data_set_in(source) or out / "index", outage_s=config.outage_s)
+    processes.on_first(lambda: check_settings(out / "predict.json", settings))
+    workers = config.num_workers
+    index, failed = open_source(source, out / "index", config, processes, out=out, workers=workers)
     check_keys(index)
-    task_model, workers = model.with_head(), config.num_workers
+    task_model = model.with_head()
     prediction = Prediction(
         model=task_model, index=index, clip=clip, config=config, about=about, workers=workers
     )
@@ -94,33 +92,7 @@ def predict_source(
     if config.overlay or (config.overlay is None and len(index) + len(failed) == 1):
         failed |= _write_overlays(prediction, out, processes)
     content = {**settings, "source": str(location(source)), "failed": failed}
-    return _on_first(processes, lambda: _summarize(prediction, out, content))
-
-
-def _on_first(processes: Processes, function: Callable[[], Value]) -> Value:
-    """Collective. Call a function on the first process; all return its result or raise its error."""
-    value: Value | None = None
-    error: Exception | None = None
-    if processes.is_first:
-        try:
-            value = function()
-        except (ValueError, DataError) as raised:
-            error = raised
-    value, error = processes.broadcast_object((value, error))
-    if error is not None:
-        raise error
-    return value  # type: ignore[return-value]
-
-
-def _prepare(source: str | Path, folder: Path, config: PredictConfig) -> dict[str, str]:
-    """Index the plain files of a source; return the unreadable ones with the reasons."""
-    if data_set_in(source) is not None:
-        return {}
-    with writing_to(folder):
-        return open_video_files(
-            source, folder, out=folder.parent, workers=max(config.num_workers, 1),
-            timeout_s=config.timeout_s, outage_s=config.outage_s,
-        ).failed  # fmt: skip
+    return processes.on_first(lambda: _summarize(prediction, out, content))
 
 
 def _write_overlays(prediction: Prediction, out: Path, processes: Processes) -> dict[str, str]:

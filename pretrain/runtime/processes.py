@@ -5,7 +5,7 @@ WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each of several processe
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from kinemae.data_tools.command import Stuck, log
+from kinemae.data_tools.command import DataError, Stuck, log
 from kinemae.data_tools.config import require
 from kinemae.data_tools.stream.worker_setup import core_limits, cores_per_process, resolve_num_workers
 from kinemae.pretrain.runtime.settings import TimeoutsConfig
@@ -73,6 +73,20 @@ class Processes:
         if self.world > 1:
             dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def on_first(self, function: Callable[[], Value]) -> Value:
+        """Call a function on the first process; all return its result or raise its error."""
+        value: Value | None = None
+        error: Exception | None = None
+        if self.is_first:
+            try:
+                value = function()
+            except (ValueError, DataError) as raised:
+                error = raised
+        value, error = self.broadcast_object((value, error))
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
 
 
 def find_processes(device: str = "auto") -> Processes:
