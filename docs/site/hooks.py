@@ -8,6 +8,7 @@ from pathlib import Path
 import notebook_pages
 import reference
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -19,6 +20,7 @@ _LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[\w-]+)?\))")
 _RUN = re.compile(r"^(\s*```\w+) run$", re.M)
 
 
+@event_priority(100)  # before mkdocstrings, which ignores a search path that does not exist
 def on_config(config: MkDocsConfig) -> None:
     """Link the folders of the repository in the layout of the installed package, which mkdocstrings reads."""
     package = REPO / "build" / "site-package" / "kinemae"

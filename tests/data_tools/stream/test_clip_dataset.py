@@ -7,6 +7,7 @@ from itertools import chain, islice
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch.utils.data import DataLoader
 
 import kinemae
@@ -170,7 +171,9 @@ def test_wrong_processes_and_too_large_batches_are_errors(shards, monkeypatch):
         ValueError, match="rank: expected a number from 0 to 1, since there are 2 processes, got 2"
     ):
         next(iter(kinemae.clips(shards, CLIP, rank=2, world=2)))
-    monkeypatch.delenv("RANK", raising=False)  # DeepSpeed sets it in a process that trained
+    # A test before this one may have trained in this process: it has a group, and DeepSpeed has set RANK.
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="got None; fix: give rank= and world=, or iterate after the start"):
         next(iter(kinemae.clips(shards, CLIP)))
