@@ -89,19 +89,20 @@ def read_clips(plan: Plan, step: int) -> ClipBatch:
 class PreviewMasks:
     """Annotate clips with a split's token lists, and with the lists before pruning and subsampling.
 
-    "unpruned" are the visible tokens without pruning. "predictable" are the hidden tokens that pruning keeps;
-    the target tokens are a subset of them.
+    "unpruned" and "hidden" are the visible and the hidden tokens without pruning. "predictable" are the
+    hidden tokens that pruning keeps; the target tokens are a subset of them.
     """
 
     split: TokenSelection
 
     def __call__(self, luma_THW: Tensor | None, clip_index: int) -> dict[str, Tensor]:
         """See `kinemae.data_tools.stream.training_clips.Annotate`."""
-        mask_alone = replace(self.split, pruning=NoPruning(), predict_ratio=1.0)
+        unpruned = replace(self.split, pruning=NoPruning(), predict_ratio=1.0)(luma_THW, clip_index)
         all_predicted = replace(self.split, predict_ratio=1.0)
         return {
             **self.split(luma_THW, clip_index),
-            "unpruned": mask_alone(luma_THW, clip_index)["visible"],
+            "unpruned": unpruned["visible"],
+            "hidden": unpruned["target"],
             "predictable": all_predicted(luma_THW, clip_index)["target"],
         }
 
@@ -112,9 +113,9 @@ def preview_columns(plan: Plan, batch: ClipBatch) -> list[Column]:
     patch = model.encoder.shape.patch
     batch = batch.to(torch.device("cpu"))
     draws = ClipRandom(plan.config.seed, batch.clip_index_B)
-    is_visible_BN, is_target_BN, is_unpruned_BN, is_predictable_BN = (
+    is_visible_BN, is_target_BN, is_unpruned_BN, is_hidden_BN, is_predictable_BN = (
         token_mask(batch.tokens[name], grid.tokens)
-        for name in ("visible", "target", "unpruned", "predictable")
+        for name in ("visible", "target", "unpruned", "hidden", "predictable")
     )
     clean_BNP = patchify(batch.clip_BCTHW, patch)
     every_BN = torch.arange(grid.tokens).expand(len(clean_BNP), -1)
@@ -128,7 +129,7 @@ def preview_columns(plan: Plan, batch: ClipBatch) -> list[Column]:
     )  # visible patches have the noise of training
     input_BNP = replace_tokens(torch.full_like(clean_BNP, HIDDEN[0]), batch.tokens["visible"], seen_BKP)
     is_pruned_BN = is_unpruned_BN & ~is_visible_BN
-    is_pruned_hidden_BN = ~is_unpruned_BN & ~is_predictable_BN
+    is_pruned_hidden_BN = is_hidden_BN & ~is_predictable_BN
 
     def column(title: str, patches_BNP: Tensor, *legend: tuple[str, Colour]) -> Column:
         return Column(title=title, clip_BCTHW=unpatchify(patches_BNP, grid, patch), legend=legend)
@@ -166,7 +167,7 @@ def count(plan: Plan, step: int) -> dict[str, Any]:
             "encoded": kept_count(sizes["visible"], 1.0 if model.keep is None else model.keep),
             "predicted": sizes["target"] if model.decoder is not None else 0,
             "pruned_visible": sizes["unpruned"] - sizes["visible"],
-            "pruned_hidden": grid.tokens - sizes["unpruned"] - sizes["predictable"],
+            "pruned_hidden": sizes["hidden"] - sizes["predictable"],
         },
         "parameters": {name: parameters[name] for name in (*_MODULES, "all")},
         "flops": {**asdict(flops), "training": flops.training},

@@ -16,6 +16,9 @@ ARGS: dict[str, dict[str, Any]] = {
     "kinemae.finetune.tasks.ordinal": {"label": "size", "order": ["low", "mid", "high"]},
     "kinemae.finetune.tasks.regression": {"labels": "speed"},
     "kinemae.pretrain.masking.jitter": {"of": "uniform", "min_ratio": 0.5, "max_ratio": 0.75},
+    "kinemae.pretrain.masking.mixture": {
+        "parts": {"future": {"weight": 2}, "uniform": {"args": {"ratio": 0.5}}, "motion": {}}
+    },
     "kinemae.pretrain.noise.several": {
         "parts": {"photometric": {}, "gaussian": {}, "frames": {}, "token": {}}
     },

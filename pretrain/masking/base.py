@@ -1,6 +1,7 @@
 """Masking: which tokens of a clip are visible and which are hidden. Each file in this folder is one kind."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ class Masking(ABC):
     """A masking kind. The counts depend on the grid (and the step) only, so shapes are static.
 
     Attributes:
-        needs_motion: whether `split` needs the motion of the tokens.
+        needs_motion: whether `split` needs the motion of the tokens, at any step.
     """
 
     needs_motion: bool = False
@@ -23,7 +24,7 @@ class Masking(ABC):
 
     @abstractmethod
     def counts(self, grid: TokenGrid) -> tuple[int, int]:
-        """(K, M): number of visible and of hidden tokens.
+        """(K, M): number of visible tokens and of hidden tokens that can be predicted.
 
         Raises:
             ValueError: one of them is 0.
@@ -40,9 +41,33 @@ class Masking(ABC):
             motion_N: motion of each token (`motion_energy.motion`), if `needs_motion`.
 
         Returns:
-            visible_K ascending and hidden_M in random order, int64, together all tokens of the grid. So the
-            first hidden tokens are a random choice among them.
+            visible_K ascending and hidden_M in random order, int64, disjoint. So the first hidden tokens are
+            a random choice among them. Tokens in neither list are not used; `future` has such tokens.
         """
+
+
+class StepMasking(Masking):
+    """Base class of maskings that use one of several maskings at each step."""
+
+    def __init__(self, maskings: Sequence[Masking]):
+        self.maskings = tuple(maskings)
+        self.needs_motion = any(masking.needs_motion for masking in self.maskings)
+
+    @abstractmethod
+    def at(self, step: int) -> Masking:
+        """The masking of a step."""
+
+    def counts(self, grid: TokenGrid) -> tuple[int, int]:
+        """See `Masking.counts`: the counts of step 0; all maskings are checked."""
+        for masking in self.maskings:
+            masking.counts(grid)
+        return self.at(0).counts(grid)
+
+    def split(
+        self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Masking.split`: the masking of step 0."""
+        return self.at(0).split(grid, generator, motion_N)
 
 
 class RatioMasking(Masking):

@@ -2,19 +2,15 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from kinemae.data_tools.components import Component, build_component, component_names
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import derived_seed
-from kinemae.pretrain.masking.base import Masking
-from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.masking.base import Masking, StepMasking
 
 FOLDER = "kinemae.pretrain.masking"
 
 
-class JitterMasking(Masking):
+class JitterMasking(StepMasking):
     """Varies the ratio, so that the encoder is trained on different numbers of tokens.
 
     All clips of a step have the same ratio, one of a few levels with equal probability, so only a few shapes
@@ -40,7 +36,7 @@ class JitterMasking(Masking):
     ):
         given = {} if args is None else args
         require(isinstance(given, dict), "masking.args.args", "be that masking's arguments by name", given)
-        known = [name for name in component_names(FOLDER) if name != "jitter"]
+        known = [name for name in component_names(FOLDER) if name not in ("jitter", "mixture")]
         require(of in known, "masking.args.of", f"be one of {', '.join(known)}", of)
         require(
             "ratio" not in given,
@@ -52,26 +48,15 @@ class JitterMasking(Masking):
         require(0 < min_ratio < max_ratio < 1, "masking.args", "hold 0 < min_ratio < max_ratio < 1", bounds)
         require(levels >= 2, "masking.args.levels", "be at least 2", levels)
         ratios = [min_ratio + (max_ratio - min_ratio) * level / (levels - 1) for level in range(levels)]
-        self.seed = seed
-        self.maskings = tuple(
-            build_component(
-                FOLDER, Component(name=of, args={**given, "ratio": ratio}), Masking, key="masking.args"
-            )
-            for ratio in ratios
+        super().__init__(
+            [
+                build_component(
+                    FOLDER, Component(name=of, args={**given, "ratio": ratio}), Masking, key="masking.args"
+                )
+                for ratio in ratios
+            ]
         )
-        self.needs_motion = self.maskings[0].needs_motion
+        self.seed = seed
 
     def at(self, step: int) -> Masking:
         return self.maskings[derived_seed(self.seed, purpose="masking/level", step=step) % len(self.maskings)]
-
-    def counts(self, grid: TokenGrid) -> tuple[int, int]:
-        """See `Masking.counts`: the counts of step 0; all levels are checked."""
-        for masking in self.maskings:
-            masking.counts(grid)
-        return self.at(0).counts(grid)
-
-    def split(
-        self, grid: TokenGrid, generator: torch.Generator, motion_N: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `Masking.split`: the masking of step 0."""
-        return self.at(0).split(grid, generator, motion_N)

@@ -4,13 +4,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kinemae.data_tools.components import Component, build_component, named_components
-from kinemae.data_tools.config import require
+from kinemae.data_tools.weighted_components import build_weighted
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.targets.base import Prediction, Target, TargetInputs
-
-KEYS = ("weight", "args")
 
 
 class WeightedTarget(Target):
@@ -22,10 +19,12 @@ class WeightedTarget(Target):
     """
 
     def __init__(self, *, parts: dict[str, Any] | list[str] | str):
-        named = named_components(parts, "target.args.parts", "target")
+        built = build_weighted(
+            "kinemae.pretrain.targets", parts, Target, key="target.args.parts", whole="weighted"
+        )
         super().__init__()
-        self.parts = nn.ModuleDict({name: _build(name, settings) for name, settings in named.items()})
-        self.weights = {name: float(settings.get("weight", 1.0)) for name, settings in named.items()}
+        self.parts = nn.ModuleDict({name: target for name, (_, target) in built.items()})
+        self.weights = {name: weight for name, (weight, _) in built.items()}
         self.needs_noise = any(part.needs_noise for part in self._targets.values())
 
     @property
@@ -80,22 +79,6 @@ class WeightedTarget(Target):
                 if picture_BMP is not None:
                     return picture_BMP
         return None
-
-
-def _build(name: str, settings: Any) -> Target:
-    key = f"target.args.parts.{name}"
-    require(name != "weighted", key, "be another target: weighted ones do not nest", settings)
-    is_known = isinstance(settings, dict) and set(settings) <= set(KEYS)
-    require(is_known, key, "hold nothing but weight and args, as in {weight: 0.5, args: {}}", settings)
-    weight = settings.get("weight", 1.0)
-    is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-    require(is_number and weight > 0, f"{key}.weight", "be a number above 0", weight)
-    args = settings.get("args", {})
-    require(isinstance(args, dict), f"{key}.args", "be a mapping", args)
-    try:
-        return build_component("kinemae.pretrain.targets", Component(name=name, args=args), Target)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
 
 
 def _split(values: Tensor | None, sizes: list[int]) -> list[Tensor | None]:

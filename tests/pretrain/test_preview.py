@@ -105,6 +105,20 @@ def test_the_counts_are_those_of_the_plan(preview: Callable[..., dict[str, Any]]
     assert counts["parameters"]["all"] == summary["parameters"]
 
 
+def test_tokens_in_the_gap_of_a_future_mask_are_not_counted_as_pruned(
+    preview: Callable[..., dict[str, Any]], drawn: Callable[..., tuple[Plan, ClipBatch, dict[str, Tensor]]]
+) -> None:
+    future = "masking={name: future, args: {context: 1, gap: 1, ratio: 0.5}}"
+    tokens = preview(future, "model.predict_ratio=1")["tokens"]
+    assert (tokens["visible"], tokens["predicted"], tokens["pruned_hidden"]) == (8, 32, 0)
+    _, batch, columns = drawn(future, "model.predict_ratio=1")
+    assert columns.keys() == {"clip", "encoder input", "to predict"}
+    is_gap_BN = ~token_mask(batch.tokens["visible"], 64) & ~token_mask(batch.tokens["target"], 64)
+    assert is_gap_BN.sum(dim=1).tolist() == [24] * 3
+    expected_BNP = tint(columns["clip"], is_gap_BN, NOT_PREDICTED)
+    assert torch.equal(columns["to predict"][is_gap_BN], expected_BNP[is_gap_BN])
+
+
 @pytest.mark.slow
 def test_a_run_can_be_started_in_the_folder_that_a_preview_was_drawn_into(
     preview: Callable[..., dict[str, Any]], config_file: Path, tmp_path: Path
