@@ -78,6 +78,8 @@ PURE_MAY_USE = {
     "kinemae.data_tools.components",
     "kinemae.data_tools.randomness",
     "kinemae.data_tools.stream.batch",
+    "kinemae.data_tools.stream.yuv_to_rgb",
+    "kinemae.data_tools.weighted_components",
 }
 # Exceptions.
 READS_AN_ENCODER = {
