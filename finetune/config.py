@@ -9,7 +9,6 @@ from kinemae.data_tools.config import MISSING, require
 from kinemae.data_tools.stream.augment import AugmentConfig
 from kinemae.data_tools.stream.frame_sampling import ClipConfig, SlidingClips
 from kinemae.finetune.adapt.config import AdaptConfig
-from kinemae.finetune.adapt.weight_average import EmaConfig
 from kinemae.finetune.mixing import MixConfig
 from kinemae.finetune.token_reduction import TokenReduction
 from kinemae.finetune.validation.selection import DEFAULT_FRACTION, ValidateConfig
@@ -246,7 +245,6 @@ class FinetuneConfig(RunConfig):
     model: FinetuneModel = field(default_factory=FinetuneModel)
     merge: MergeConfig = field(default_factory=MergeConfig)
     optim: FinetuneOptim = field(default_factory=FinetuneOptim)
-    ema: EmaConfig = field(default_factory=EmaConfig)
     validate: ValidateConfig = field(default_factory=ValidateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 

@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from kinemae.data_tools.stream.order import BatchPlan, plan_batch
 from kinemae.finetune.adapt.freezing import starts_at
 from kinemae.finetune.adapt.layer_decay import layer_scale
 from kinemae.finetune.adapt.lora import check_adapters
-from kinemae.finetune.adapt.weight_average import WeightAverage
 from kinemae.finetune.build import build_model, clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig, resolve_layer_decay, total_steps
 from kinemae.finetune.evaluate import Evaluation, evaluate, write_result
@@ -50,6 +48,7 @@ from kinemae.pretrain.runtime.loop import Trainer
 from kinemae.pretrain.runtime.optimizer import parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir, run_lock
+from kinemae.pretrain.runtime.weight_average import evaluation_weights, with_average
 
 RAW_FOLDER = "model_raw"
 _CALIBRATION_CLIPS = 256
@@ -293,14 +292,12 @@ def training(prepared: PreparedRun) -> Trainer:
 def train_and_save(prepared: PreparedRun, run: Trainer) -> None:
     """Collective. Train with validations, and save the last model; with a moving average also the raw one."""
     config, processes = prepared.config, prepared.processes
-    average = None
-    if config.ema.decay:
-        run.module = average = WeightAverage(prepared.model, decay=config.ema.decay, steps=prepared.steps)
+    run.module = with_average(prepared.model, config.ema, steps=prepared.steps)
     if config.validate.is_on:
         assert isinstance(run.config, FinetuneConfig)
         run.validator = TaskValidator(
             finetuned=prepared.finetuned,
-            average=average,
+            trained=run.module,
             data=prepared.data.selection,
             config=run.config,  # with the number of loader workers
             processes=processes,
@@ -311,9 +308,9 @@ def train_and_save(prepared: PreparedRun, run: Trainer) -> None:
     done = run.run().step
     if processes.is_first:
         run_dir = Path(config.run_dir)
-        if average is not None:
+        if config.ema.decay:
             _save(prepared.finetuned, config, run_dir / RAW_FOLDER, done)
-        with average.applied() if average else nullcontext():
+        with evaluation_weights(run.module):
             _save(prepared.finetuned, config, run_dir / MODEL_FOLDER, done)
     processes.barrier()
 

@@ -19,8 +19,7 @@ from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.runtime.checkpoint import verify_checkpoint
 from kinemae.pretrain.runtime.processes import Processes
-
-_PREFIX = "encoder."  # of the encoder's parameters in a checkpoint
+from kinemae.pretrain.runtime.weight_average import WeightAverage
 
 
 def describe_run_encoder(
@@ -60,7 +59,7 @@ def describe_checkpoint_encoder(folder: Path) -> EncoderDescription:
             f"{folder}: expected a checkpoint in the folder checkpoints/ of a pretraining run, got {kind} at "
             f"{run_dir}; fix: give RUN/checkpoints/step-NUMBER of a pretraining run, or an exported encoder"
         )
-    config = load_config(PretrainConfig, run_dir / "config.yaml", [])
+    config = _config(folder)
     with torch.device("meta"):
         model = _build(config)
     trained_by = {"checkpoint": folder.name, "steps": config.steps, "init_from": config.init_from}
@@ -81,19 +80,33 @@ def load_checkpoint_encoder(
     """
     description = describe_checkpoint_encoder(folder)
     encoder = Encoder(description.shape, grid or description.grid, reference=description.reference)
-    _read_parameters(folder, {_PREFIX: encoder})
+    _read_parameters(folder, {"encoder.": encoder})
     return encoder, description
 
 
 def load_checkpoint_model(folder: Path) -> tuple[Encoder, Decoder | None, EncoderDescription]:
     """Load encoder and decoder of a checkpoint; see `load_checkpoint_encoder`."""
     description = describe_checkpoint_encoder(folder)
-    model = _build(load_config(PretrainConfig, folder.parent.parent / "config.yaml", []))
-    modules: dict[str, nn.Module] = {_PREFIX: model.encoder}
+    model = _build(_config(folder))
+    modules: dict[str, nn.Module] = {"encoder.": model.encoder}
     if model.decoder is not None:
         modules["decoder."] = model.decoder
     _read_parameters(folder, modules)
     return model.encoder, model.decoder, description
+
+
+def _config(folder: Path) -> PretrainConfig:
+    """The config of a checkpoint's run."""
+    return load_config(PretrainConfig, folder.parent.parent / "config.yaml", [])
+
+
+def _stored_names(config: PretrainConfig) -> dict[str, str]:
+    """Map the model's parameters to their names in a checkpoint: of the moving average if there is one."""
+    if not config.ema.decay:
+        return {}
+    with torch.device("meta"):
+        average = WeightAverage(_build(config), decay=config.ema.decay, steps=config.steps)
+    return average.stored_names()
 
 
 def _build(config: PretrainConfig) -> MaskedAutoencoder:
@@ -104,20 +117,22 @@ def _build(config: PretrainConfig) -> MaskedAutoencoder:
 
 
 def _read_parameters(folder: Path, modules: Mapping[str, nn.Module]) -> None:
-    """Read the parameters of modules, by the prefix of their names in the checkpoint."""
+    """Read the parameters of modules, by the prefix of their names in the model."""
     verified = verify_checkpoint(folder, Processes(rank=0, world=1, device=torch.device("cpu")))
     if isinstance(verified, str):
         raise CheckpointError(
             f"{folder}: expected an intact checkpoint, got damage: {verified}; fix: remove it"
         )
     metadata, reader = verified
+    names = _stored_names(_config(folder))
     for prefix, module in modules.items():
         for name, parameter in module.named_parameters():
-            stored = metadata.shapes.get(prefix + name)
-            if stored != tuple(parameter.shape):
+            stored = names.get(prefix + name, prefix + name)
+            shape = metadata.shapes.get(stored)
+            if shape != tuple(parameter.shape):
                 raise CheckpointError(
-                    f"{folder}: expected {prefix}{name} of shape {tuple(parameter.shape)}, got {stored}; "
+                    f"{folder}: expected {stored} of shape {tuple(parameter.shape)}, got {shape}; "
                     "fix: use the version that wrote the run"
                 )
-            values_V = reader.read(prefix + name, "weight", 0, parameter.numel())
+            values_V = reader.read(stored, "weight", 0, parameter.numel())
             parameter.data.copy_(values_V.view(parameter.shape))

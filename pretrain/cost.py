@@ -30,6 +30,9 @@ from kinemae.pretrain.token_selection import TokenSelection
 UPDATE_FLOPS = 16
 """FLOPs of fused AdamW for each value: moving averages, corrections, root, division, decay and clipping."""
 
+AVERAGE_FLOPS = 3
+"""FLOPs of an exponential moving average for each value: a difference, a product and a sum."""
+
 UPDATE_BYTES = 36
 """Bytes of an update for each value: AdamW reads four and writes three float32; the gradient's norm reads it
 again, and clipping writes it."""
@@ -67,7 +70,7 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
         model = build()
     first_clip = step * config.batch.global_clips
     visible, target_count = split.counts(step)
-    parameters = parameter_counts(model)
+    parameters = parameter_counts(model, has_average=config.ema.decay > 0)
     return {
         "run": _run(config),
         "tokens": {
@@ -93,7 +96,7 @@ def _flops(model: MaskedAutoencoder, clip: ClipBatch, parameters: dict[str, int]
         "forward": flops.encoder + flops.decoder + flops.target,
         "backward": 2 * (flops.encoder + flops.decoder),
         "training": flops.training,
-        "update": UPDATE_FLOPS * parameters["trainable"],
+        "update": UPDATE_FLOPS * parameters["trainable"] + AVERAGE_FLOPS * parameters["averaged"],
     }
 
 
@@ -129,8 +132,12 @@ def _run(config: PretrainConfig) -> dict[str, Any]:
     }
 
 
-def parameter_counts(model: MaskedAutoencoder) -> dict[str, int]:
-    """Parameter counts; `largest_layer` counts the parameters of one layer without its children."""
+def parameter_counts(model: MaskedAutoencoder, *, has_average: bool = False) -> dict[str, int]:
+    """Parameter counts; `largest_layer` counts the parameters of one layer without its children.
+
+    Args:
+        has_average: whether the run keeps a moving average of its trained weights.
+    """
     of = {
         name: _size(getattr(model, name, None)) for name in ("encoder", "decoder", "visible_head", "target")
     }
@@ -138,16 +145,18 @@ def parameter_counts(model: MaskedAutoencoder) -> dict[str, int]:
     own_of_layers = (
         sum(weight.numel() for weight in layer.parameters(recurse=False)) for layer in model.modules()
     )
+    count = sum(weight.numel() for weight in trainable)
+    of_average = count if has_average else 0
     # A target's moving average of the encoder is read and written at each update.
-    averaged = sum(weight.numel() for weight in model.target.parameters() if not weight.requires_grad)
+    of_target = sum(weight.numel() for weight in model.target.parameters() if not weight.requires_grad)
     return {
         "encoder": of["encoder"],
         "decoder": of["decoder"] + of["visible_head"],
         "target": of["target"],
-        "all": _size(model),
-        "trainable": sum(weight.numel() for weight in trainable),
+        "all": _size(model) + of_average,
+        "trainable": count,
         "tensors": len(trainable),
-        "averaged": averaged,
+        "averaged": of_target + of_average,
         "buffer_bytes": sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
         "largest_layer": max(own_of_layers),
     }

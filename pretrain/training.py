@@ -21,6 +21,7 @@ from kinemae.pretrain.exported_model import (
     save_decoder,
     save_encoder,
 )
+from kinemae.pretrain.folder_kinds import ENCODER_FOLDER
 from kinemae.pretrain.init_weights_from import open_pretrained
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.blocks import set_up_blocks
@@ -33,7 +34,10 @@ from kinemae.pretrain.runtime.loop import Callback, Trainer
 from kinemae.pretrain.runtime.optimizer import parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
+from kinemae.pretrain.runtime.weight_average import evaluation_weights, with_average
 from kinemae.pretrain.token_selection import TokenSelection
+
+RAW_FOLDER = "encoder_raw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,14 +146,17 @@ def _build_model(
 
 
 def run_pretraining(plan: Plan) -> None:
-    """Train; then export the encoder, and the decoder if there is one, to `RUN/encoder`."""
+    """Train; then export the encoder, and the decoder if there is one, to `RUN/encoder`.
+
+    With `ema.decay` these are the averaged weights, and `RUN/encoder_raw` has the last ones.
+    """
     config, processes = plan.config, plan.processes
     if processes.is_first:
         open_run_dir(Path(config.run_dir), config, plan.inputs)
     engine = config.engine
     set_up_blocks(plan.model, recompute=engine.activation_checkpointing, compiled=engine.compile)
     trainer = Trainer(
-        module=plan.model,
+        module=with_average(plan.model, config.ema, steps=config.steps),
         groups=parameter_groups(plan.model, config.optim.weight_decay),
         clips=training_clips(plan, plan.split),
         plan=plan.batch,
@@ -160,7 +167,15 @@ def run_pretraining(plan: Plan) -> None:
     )
     trainer.run()
     if processes.is_first:
-        _export(plan)
+        run_dir = Path(config.run_dir)
+        if config.ema.decay:
+            _export(plan, run_dir / RAW_FOLDER)
+        with evaluation_weights(trainer.module):
+            _export(plan, run_dir / ENCODER_FOLDER)
+        log.info(
+            "the encoder is in %s: fine-tune it with `kinemae finetune train CONFIG %s`",
+            *(run_dir / ENCODER_FOLDER, as_override("encoder", run_dir / ENCODER_FOLDER)),
+        )
     processes.barrier()
 
 
@@ -221,9 +236,8 @@ def _representation_monitor(plan: Plan) -> RepresentationMonitor:
     )
 
 
-def _export(plan: Plan) -> None:
+def _export(plan: Plan, folder: Path) -> None:
     config = plan.config
-    folder = Path(config.run_dir) / "encoder"
     trained_by = {
         "steps": config.steps,
         "global_clips": config.batch.global_clips,
@@ -235,10 +249,6 @@ def _export(plan: Plan) -> None:
     if decoder is not None:  # first: the encoder's description is the last file
         save_decoder(folder, decoder, describe_decoder(decoder, target=config.target))
     save_encoder(folder, plan.model.encoder, description)
-    log.info(
-        "the encoder is in %s: fine-tune it with `kinemae finetune train CONFIG %s`",
-        *(folder, as_override("encoder", folder)),
-    )
 
 
 def _open_data(config: PretrainConfig) -> ShardIndex | Mixture:

@@ -1,15 +1,14 @@
 """Validation of a fine-tuning run during training, on all processes; the best model and early stopping."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from kinemae.data_tools.command import log
-from kinemae.finetune.adapt.weight_average import WeightAverage
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.evaluate import score_samples, warn_of_gaps
 from kinemae.finetune.evaluation.inference import predict_samples
@@ -23,6 +22,7 @@ from kinemae.finetune.validation.selection import Selection, is_due, is_maximize
 from kinemae.pretrain.callbacks import eval_mode
 from kinemae.pretrain.runtime.metrics import strict_json
 from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.weight_average import evaluation_weights
 
 
 @dataclass(kw_only=True)
@@ -30,7 +30,7 @@ class TaskValidator:
     """Scores the validation data at fixed steps; see `runtime.validation.Validator`.
 
     Attributes:
-        average: the moving average whose weights are validated and saved; None: the trained weights.
+        trained: the module that is trained; its `evaluation_weights` are validated and saved.
         data: the validation data.
         config: `data.num_workers` is the number of loader workers of this process.
         steps: of the whole run.
@@ -39,7 +39,7 @@ class TaskValidator:
     """
 
     finetuned: FinetunedModel
-    average: WeightAverage | None
+    trained: nn.Module
     data: DataSet
     config: FinetuneConfig
     processes: Processes
@@ -73,7 +73,7 @@ class TaskValidator:
         self, done: int, history: Sequence[dict[str, Any]], on_progress: Callable[[], None]
     ) -> dict[str, Any]:
         """See `Validator`."""
-        with self.average.applied() if self.average else nullcontext(), eval_mode(self.finetuned.model):
+        with evaluation_weights(self.trained), eval_mode(self.finetuned.model):
             line = self._line(done, history, on_progress)
             is_best = self.selection.best([*history, line]) is line
             if is_best:

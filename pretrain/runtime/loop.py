@@ -28,6 +28,7 @@ from kinemae.pretrain.runtime.stragglers import Stragglers
 from kinemae.pretrain.runtime.train_step import Report, TrainStep
 from kinemae.pretrain.runtime.validation import ValidationProgress, Validator, is_owed, write_history
 from kinemae.pretrain.runtime.watchdog import Watchdog
+from kinemae.pretrain.runtime.weight_average import evaluation_weights
 
 _FEW_BAD_CLIPS = 10
 
@@ -39,7 +40,10 @@ class Callback(Protocol):
         """Check whether it runs at the report of these steps; the same on every process."""
 
     def after_step(self, step: int, writer: MetricsWriter) -> None:
-        """Called on the first process at a report where it is due, with the last step that was done."""
+        """Called on the first process at a report where it is due, with the last step that was done.
+
+        The module then has its `evaluation_weights`.
+        """
 
 
 @dataclass(kw_only=True)
@@ -291,11 +295,12 @@ class _Run:
         self.engine.gather_weights()
         if writer is None:
             return
-        for callback in due:
-            try:
-                callback.after_step(last_step, writer)
-            except OSError as error:
-                log.warning("%s failed: %s; training continues", type(callback).__name__, error)
+        with evaluation_weights(self.trainer.module):
+            for callback in due:
+                try:
+                    callback.after_step(last_step, writer)
+                except OSError as error:
+                    log.warning("%s failed: %s; training continues", type(callback).__name__, error)
 
     def _save(self, state: RunState) -> None:
         """Begin to write a checkpoint."""

@@ -109,6 +109,20 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """The moving average of the weights, see `weight_average.py`.
+
+    Attributes:
+        decay: weight of the old average at each update; 0 for no average.
+    """
+
+    decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.decay < 1, "ema.decay", "lie in [0, 1), 0 is off", self.decay)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Settings of DeepSpeed.
 
@@ -267,6 +281,7 @@ class RunConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     log: LogConfig = field(default_factory=LogConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)

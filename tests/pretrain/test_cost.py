@@ -123,10 +123,16 @@ def test_every_kind_of_attention_has_its_cost(kind: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["pixels", "features", "hog"])
-def test_a_frozen_copy_holds_nothing_and_counts_as_not_trained(target: str, tmp_path: Path) -> None:
-    parameters = cost_of(tmp_path, f"target.name={target}")["parameters"]
+@pytest.mark.parametrize("decay", [0, 0.9])
+def test_moving_averages_hold_nothing_and_count_as_not_trained(
+    target: str, decay: float, tmp_path: Path
+) -> None:
+    cost = cost_of(tmp_path, f"target.name={target}", f"ema.decay={decay}")
+    parameters = cost["parameters"]
     frozen = parameters["all"] - parameters["trainable"]
-    assert frozen == parameters["averaged"] == (parameters["encoder"] if target == "features" else 0)
+    of_teacher = parameters["encoder"] if target == "features" else 0
+    assert frozen == parameters["averaged"] == of_teacher + (parameters["trainable"] if decay else 0)
+    assert cost["flops"]["update"] == 16 * parameters["trainable"] + 3 * frozen
 
 
 def cost_of(folder: Path, *overrides: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from kinemae.data_tools.index import open_index
 from kinemae.data_tools.stream.order import sample_at
@@ -22,7 +24,7 @@ from tests.seeds import SEED
 STEPS, CLIPS = 14, 12
 RUN = [
     f"steps={STEPS}", f"batch.global_clips={CLIPS}", "save_every_steps=2", "keep_checkpoints=100",
-    "batch.clips_per_device=2",
+    "batch.clips_per_device=2", "ema.decay=0.8",
 ]  # fmt: skip
 
 
@@ -97,5 +99,9 @@ def test_a_killed_run_continues_with_any_number_of_processes_and_zero_stage(
     for line, other in zip(lines, others, strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-5)
     assert [line["loss"] for line in lines[:saved]] == [line["loss"] for line in others[:saved]]
+    for name in ("encoder", "encoder_raw"):
+        ours, theirs = (load_file(folder / name / "encoder.safetensors") for folder in (run_dir, unbroken))
+        for key, weight in theirs.items():
+            torch.testing.assert_close(ours[key], weight, atol=1e-5, rtol=1e-4)
     changed = [start["changed"] for start in json.loads((run_dir / "environment.json").read_text())]
     assert [entry.get("engine.zero_stage") for entry in changed] == [None, [0, 2], [0, 3], [0, 1]]

@@ -2,27 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kinemae.data_tools.config import require
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmaConfig:
-    """The moving average of the weights.
-
-    Attributes:
-        decay: weight of the old average at each update; 0 for no average.
-    """
-
-    decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(0 <= self.decay < 1, "ema.decay", "lie in [0, 1), 0 is off", self.decay)
+from kinemae.pretrain.runtime.engine import PostStepHook
+from kinemae.pretrain.runtime.settings import EmaConfig
 
 
 class WeightAverage(nn.Module):
@@ -51,7 +37,9 @@ class WeightAverage(nn.Module):
         return self.model(*inputs)
 
     def after_update(self, progress: float) -> None:
-        """See `runtime.engine.PostStepHook`."""
+        """See `PostStepHook`; the model's own hook runs too."""
+        if isinstance(self.model, PostStepHook):
+            self.model.after_update(progress)
         with torch.no_grad():
             averages: list[Tensor] = [*self.averages]
             torch._foreach_lerp_(averages, [*self._trained()], 1 - self.decay_at(progress))
@@ -70,9 +58,33 @@ class WeightAverage(nn.Module):
         finally:
             self._swap()
 
+    def stored_names(self) -> dict[str, str]:
+        """Map each parameter of the model to the name of its averaged values in a checkpoint."""
+        named = self.model.named_parameters()
+        numbers = iter(range(len(self.averages)))
+        return {
+            name: f"averages.{next(numbers)}" if weight.requires_grad else f"model.{name}"
+            for name, weight in named
+        }
+
     def _swap(self) -> None:
         for average, weight in zip(self.averages, self._trained(), strict=True):
             average.data, weight.data = weight.data, average.data
 
     def _trained(self) -> list[nn.Parameter]:
         return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+
+def with_average(model: nn.Module, ema: EmaConfig, *, steps: int) -> nn.Module:
+    """The module to train: the model, with a moving average if the config has one."""
+    return WeightAverage(model, decay=ema.decay, steps=steps) if ema.decay else model
+
+
+@contextmanager
+def evaluation_weights(module: nn.Module) -> Iterator[None]:
+    """While entered, the module of `with_average` has the weights to evaluate: the averages if it has any."""
+    if isinstance(module, WeightAverage):
+        with module.applied():
+            yield
+    else:
+        yield

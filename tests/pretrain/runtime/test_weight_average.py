@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from kinemae.finetune.adapt.weight_average import EmaConfig, WeightAverage
+from kinemae.pretrain.runtime.settings import EmaConfig
+from kinemae.pretrain.runtime.weight_average import WeightAverage
 
 
 def model():
