@@ -7,11 +7,10 @@ from torch import Tensor
 
 from kinemae.data_tools.config import require
 from kinemae.pretrain.masking.base import RatioMasking, over_time, shuffled
+from kinemae.pretrain.model.motion_energy import STILL
 from kinemae.pretrain.model.tokens import TokenGrid
 
 Side = Literal["hidden", "visible"]
-STILL = 1.0
-"""Grey levels; smaller motion is sensor and codec noise and counts as this much."""
 
 
 class MotionMasking(RatioMasking):

@@ -1,10 +1,13 @@
-"""Motion of each token, measured on luma (`to_luma`), for masks and pruning."""
+"""Motion of each token, measured on luma (`to_luma`), for masks, pruning and weights of losses."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kinemae.pretrain.model.tokens import Patch, TokenGrid
+from kinemae.pretrain.model.tokens import Patch, TokenGrid, gather_tokens
+
+STILL = 1.0
+"""Grey levels; smaller motion is sensor and codec noise and counts as this much."""
 
 
 def luma_grid(luma_BTHW: Tensor, patch: Patch) -> TokenGrid:
@@ -38,6 +41,16 @@ def motion(luma_BTHW: Tensor, patch: Patch) -> Tensor:
         return _mean_over_patches(torch.zeros_like(luma_BTHW, dtype=torch.float32), patch).flatten(1)
     padded_BTHW = torch.cat([difference_BTHW, difference_BTHW[:, -1:]], dim=1)
     return _mean_over_patches(padded_BTHW, patch).flatten(1)
+
+
+def motion_weights(luma_BTHW: Tensor, index_BM: Tensor, patch: Patch, *, strength: float) -> Tensor:
+    """Weights of tokens by their motion, weight_BM1, with a mean of 1 in each row.
+
+    A weight is proportional to motion ** strength, with a motion of at least `STILL`.
+    """
+    motion_BN1 = motion(luma_BTHW, patch).clamp(min=STILL)[..., None]
+    weight_BM1 = gather_tokens(motion_BN1, index_BM) ** strength
+    return weight_BM1 / weight_BM1.mean(dim=1, keepdim=True)
 
 
 def _mean_over_patches(values_BTHW: Tensor, patch: Patch) -> Tensor:

@@ -4,6 +4,7 @@ A target concerns the target tokens, which the decoder predicts, or the visible 
 on the encoder's output predicts.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -11,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kinemae.data_tools.config import require
+from kinemae.data_tools.stream.yuv_to_rgb import to_luma
 from kinemae.pretrain.model.encoder import Encoder
+from kinemae.pretrain.model.motion_energy import motion_weights
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import Patch
 
@@ -102,23 +106,40 @@ class Target(nn.Module, ABC):
 
 
 class DecoderTarget(Target):
-    """A target with values for each target token of the clean clip."""
+    """A target with values for each target token of the clean clip.
+
+    Args:
+        motion_weight: exponent of the motion in the weight of a token's error: motion ** motion_weight,
+            divided by its mean over the predicted tokens of the clip. Motion is that of motion masks
+            (`motion_energy.motion`). 0: all tokens have the same weight.
+    """
+
+    def __init__(self, *, motion_weight: float = 0.0):
+        require(0 <= motion_weight < math.inf, "target.args.motion_weight", "be at least 0", motion_weight)
+        super().__init__()
+        self.motion_weight = motion_weight
 
     @abstractmethod
     def compute_target(self, inputs: TargetInputs) -> Tensor:
         """The true values, as target_BMP in float32; called without gradients."""
 
     def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-        """Loss of each clip, as loss_B in float32: the mean squared error."""
+        """Error of each value, as error_BMP in float32: the squared error."""
         return squared_errors(prediction_BMP, target_BMP)
 
     def losses(self, prediction: Prediction, inputs: TargetInputs) -> dict[str, Tensor]:
         assert prediction.decoded_BMP is not None
         with torch.no_grad():
             target_BMP = self.compute_target(inputs)
-        return {"loss": self.errors(prediction.decoded_BMP, target_BMP)}
+        error_BMP = self.errors(prediction.decoded_BMP, target_BMP)
+        if self.motion_weight:
+            luma_BTHW = to_luma(inputs.clip_BCTHW)
+            error_BMP = error_BMP * motion_weights(
+                luma_BTHW, inputs.target_BM, inputs.patch, strength=self.motion_weight
+            )
+        return {"loss": error_BMP.mean(dim=(1, 2))}
 
 
 def squared_errors(prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-    """Mean squared error of each clip, as loss_B in float32."""
-    return F.mse_loss(prediction_BMP.float(), target_BMP, reduction="none").mean(dim=(1, 2))
+    """Squared error of each value, as error_BMP in float32."""
+    return F.mse_loss(prediction_BMP.float(), target_BMP, reduction="none")

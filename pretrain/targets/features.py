@@ -96,5 +96,5 @@ def clean_features(
 
 
 def feature_errors(prediction_BMD: Tensor, target_BMD: Tensor, *, beta: float) -> Tensor:
-    """Smooth L1 loss of each clip, loss_B in float32."""
-    return F.smooth_l1_loss(prediction_BMD.float(), target_BMD, reduction="none", beta=beta).mean(dim=(1, 2))
+    """Smooth L1 error of each value, error_BMD in float32."""
+    return F.smooth_l1_loss(prediction_BMD.float(), target_BMD, reduction="none", beta=beta)

@@ -30,11 +30,12 @@ class HogTarget(DecoderTarget):
     Args:
         cells: cells along a side of the patch; 2 gives MaskFeat's cells of 8 px for patches of 16 px.
         gaussian: weight magnitudes by a Gaussian around the patch centre with a deviation of half the patch.
+        motion_weight: see `DecoderTarget`.
     """
 
-    def __init__(self, *, cells: int = 2, gaussian: bool = True):
+    def __init__(self, *, cells: int = 2, gaussian: bool = True, motion_weight: float = 0.0):
         require(cells >= 1, "target.args.cells", "be at least 1", cells)
-        super().__init__()
+        super().__init__(motion_weight=motion_weight)
         self.cells = cells
         self.gaussian = gaussian
 

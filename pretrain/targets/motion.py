@@ -27,12 +27,13 @@ class MotionTarget(DecoderTarget):
             1, with the unbiased variance; STILL keeps still patches near 0.
             "patch": likewise, all colours of a patch together.
             "none": differences in the units of the encoder's input.
+        motion_weight: see `DecoderTarget`.
     """
 
-    def __init__(self, *, normalize: str = "channel"):
+    def __init__(self, *, normalize: str = "channel", motion_weight: float = 0.0):
         known = get_args(Normalization)
         require(normalize in known, "target.args.normalize", f"be one of {', '.join(known)}", normalize)
-        super().__init__()
+        super().__init__(motion_weight=motion_weight)
         self.normalize = normalize
 
     def target_values(self, shape: EncoderShape) -> int:

@@ -31,4 +31,4 @@ class NoiseTarget(Target):
             added_BKP = inputs.added_BKP.float()
             size_B11 = added_BKP.square().mean(dim=(1, 2), keepdim=True).sqrt()
             target_BKP = added_BKP / (size_B11 + EPS)
-        return {"loss": squared_errors(prediction.visible_BKP, target_BKP)}
+        return {"loss": squared_errors(prediction.visible_BKP, target_BKP).mean(dim=(1, 2))}

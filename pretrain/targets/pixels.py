@@ -28,13 +28,14 @@ class PixelTarget(DecoderTarget):
         frames: "all" of a patch, or "one", as MAE-ST predicts them: of T frames in t slices the frames
             linspace(0, T - 1, t) rounded down. With slices of two frames that is the first frame of each
             slice, but of the last slice the second.
+        motion_weight: see `DecoderTarget`.
     """
 
-    def __init__(self, *, normalize: str = "channel", frames: str = "all"):
+    def __init__(self, *, normalize: str = "channel", frames: str = "all", motion_weight: float = 0.0):
         for key, given, kind in (("normalize", normalize, Normalization), ("frames", frames, Frames)):
             known = get_args(kind)
             require(given in known, f"target.args.{key}", f"be one of {', '.join(known)}", given)
-        super().__init__()
+        super().__init__(motion_weight=motion_weight)
         self.normalize = normalize
         self.frames = frames
 

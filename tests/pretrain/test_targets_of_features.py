@@ -57,9 +57,9 @@ def test_the_target_values_are_the_normalized_features_of_the_whole_clip() -> No
 def test_the_loss_is_quadratic_for_small_and_linear_for_large_errors() -> None:
     target = FeatureTarget(beta=0.5)
     truth_BMD = torch.zeros(2, 3, 4)
-    near_B, far_B = (target.errors(torch.full_like(truth_BMD, off), truth_BMD) for off in (0.1, 3.0))
-    torch.testing.assert_close(near_B, torch.full((2,), 0.5 * 0.1**2 / 0.5))
-    torch.testing.assert_close(far_B, torch.full((2,), 3.0 - 0.5 * 0.5))
+    near_BMD, far_BMD = (target.errors(torch.full_like(truth_BMD, off), truth_BMD) for off in (0.1, 3.0))
+    torch.testing.assert_close(near_BMD, torch.full((2, 3, 4), 0.5 * 0.1**2 / 0.5))
+    torch.testing.assert_close(far_BMD, torch.full((2, 3, 4), 3.0 - 0.5 * 0.5))
 
 
 def test_the_teacher_has_no_noise_no_drop_path_and_no_training_mode() -> None:

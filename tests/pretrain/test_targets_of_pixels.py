@@ -8,7 +8,7 @@ import torch
 
 from kinemae.data_tools.components import Component, build_component
 from kinemae.pretrain.model.tokens import TokenGrid, gather_tokens, normalize, patchify
-from kinemae.pretrain.targets.base import Target
+from kinemae.pretrain.targets.base import DecoderTarget, Prediction, Target
 from kinemae.pretrain.targets.hog import HogTarget
 from kinemae.pretrain.targets.motion import MotionTarget
 from kinemae.pretrain.targets.pixels import PixelTarget
@@ -153,6 +153,42 @@ def test_a_single_frame_has_no_motion_and_is_refused() -> None:
         build_model(MotionTarget(), TokenGrid(1, 2, 2), (1, 4, 4))
 
 
+@pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("kind", [PixelTarget, MotionTarget, HogTarget])
+def test_errors_are_weighted_by_the_motion_of_their_token(kind: type[DecoderTarget], strength: float) -> None:
+    clip_BCTHW = random_clip()
+    clip_BCTHW[..., 4:] = 50  # the right tokens are still
+    known, target = target_inputs(clip_BCTHW), kind(motion_weight=strength)
+    truth_BMP = target.compute_target(known)
+    guess_BMP = truth_BMP + torch.randn(truth_BMP.shape, generator=torch.Generator().manual_seed(3))
+    red, green, blue = clip_BCTHW.double().unbind(1)
+    luma_BTHW = (0.299 * red + 0.587 * green + 0.114 * blue).round()
+    loss_B = target.losses(Prediction(decoded_BMP=guess_BMP), known)["loss"]
+    for b in range(2):
+        difference_THW = luma_BTHW[b].diff(dim=0).abs()[[0, 1, 2, 2]]  # the last one is repeated
+        motion_N = [cube.mean() for cube in patches_by_slicing(difference_THW)]
+        weights = [max(float(motion_N[token]), 1.0) ** strength for token in TARGET[b].tolist()]
+        errors = (guess_BMP[b] - truth_BMP[b]).square().mean(dim=1).tolist()
+        expected = sum(w * e for w, e in zip(weights, errors, strict=True)) / sum(weights)
+        assert float(loss_B[b]) == pytest.approx(expected, rel=2e-2 * strength)  # luma is rounded
+
+
+def patches_by_slicing(values_THW: torch.Tensor) -> list[torch.Tensor]:
+    """The eight patches of a clip of the usual grid."""
+    starts = [(t, y, x) for t in (0, 2) for y in (0, 4) for x in (0, 4)]
+    return [values_THW[t : t + 2, y : y + 4, x : x + 4] for t, y, x in starts]
+
+
+def test_without_motion_or_strength_the_loss_is_the_plain_mean_to_the_last_bit() -> None:
+    moving, still = target_inputs(random_clip()), target_inputs(random_clip()[:, :, :1].repeat(1, 1, 4, 1, 1))
+    for known, strength in ((moving, 0.0), (still, 1.5)):
+        target = PixelTarget(motion_weight=strength)
+        truth_BMP = target.compute_target(known)
+        guess_BMP = truth_BMP + torch.randn(truth_BMP.shape, generator=torch.Generator().manual_seed(3))
+        plain_B = (guess_BMP - truth_BMP).square().mean(dim=(1, 2))
+        assert torch.equal(target.losses(Prediction(decoded_BMP=guess_BMP), known)["loss"], plain_B)
+
+
 def hog_by_loops(
     frame_CHW: np.ndarray, top: int, left: int, side: int, cells: int, *, gaussian: bool
 ) -> np.ndarray:
@@ -223,6 +259,14 @@ def test_hog_of_an_edge_has_one_orientation_for_either_bright_side() -> None:
             "normalize must be one of channel, patch, none",
         ),
         (Component(name="hog", args={"cells": 0}), r"target\.args\.cells must be at least 1, got 0"),
+        (
+            Component(name="pixels", args={"motion_weight": -1.0}),
+            r"target\.args\.motion_weight must be at least 0, got -1.0",
+        ),
+        (
+            Component(name="motion", args={"motion_weight": float("inf")}),
+            r"target\.args\.motion_weight must be at least 0, got inf",
+        ),
         (Component(name="hog", args={"bins": 9}), "hog has no argument 'bins'"),
     ],
 )
