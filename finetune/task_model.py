@@ -16,7 +16,7 @@ from kinemae.finetune.tasks.base import Task
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.packing import Packing, kept_count, top_tokens
 from kinemae.pretrain.model.scorer import add_gradient_of
-from kinemae.pretrain.model.tokens import MEAN, STD, normalize, patchify, take_patches
+from kinemae.pretrain.model.tokens import MEAN, STD
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.pruning.none import NoPruning
 
@@ -174,8 +174,7 @@ class TaskModel(nn.Module):
         return Features(*packing.unpack(encoded_1LD))
 
     def _embed_all(self, clip_BCTHW: Tensor) -> Tensor:
-        patches_BNP = normalize(patchify(clip_BCTHW, self.encoder.shape.patch), self.mean, self.std)
-        return self.encoder.embed(patches_BNP, None)
+        return self.encoder.embed(self.encoder.patches(clip_BCTHW, mean=self.mean, std=self.std), None)
 
     def _embed(
         self,
@@ -185,8 +184,8 @@ class TaskModel(nn.Module):
         *,
         clip_BK: Tensor | None = None,
     ) -> Tensor:
-        taken_BKP = take_patches(clip_BCTHW, index_BK, self.encoder.shape.patch, clip_BK=clip_BK)
-        return self.encoder.embed(normalize(taken_BKP, self.mean, self.std), index_BK, run_length_BK)
+        taken_BKP = self.encoder.patches(clip_BCTHW, index_BK, mean=self.mean, std=self.std, clip_BK=clip_BK)
+        return self.encoder.embed(taken_BKP, index_BK, run_length_BK)
 
 
 def _check_task(task: Task, encoder: Encoder, pruning: Pruning, *, is_mixed: bool) -> None:

@@ -111,7 +111,7 @@ def preview_columns(plan: Plan, batch: ClipBatch) -> list[Column]:
     """The columns listed at the top of this file."""
     model, grid = plan.model, plan.split.grid
     patch = model.encoder.shape.patch
-    batch = batch.to(torch.device("cpu"))
+    batch = model.standardized(batch.to(torch.device("cpu")))
     draws = ClipRandom(plan.config.seed, batch.clip_index_B)
     is_visible_BN, is_target_BN, is_unpruned_BN, is_hidden_BN, is_predictable_BN = (
         token_mask(batch.tokens[name], grid.tokens)

@@ -19,7 +19,6 @@ from kinemae.data_tools.stream.mixture import Mixture
 from kinemae.data_tools.stream.yuv_to_rgb import on_device, to_luma
 from kinemae.pretrain.callbacks import Schedule, eval_mode
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
-from kinemae.pretrain.model.tokens import normalize, patchify
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.representation import deviation, effective_rank, knn_accuracy, mean_cosine
 from kinemae.pretrain.runtime.metrics import MetricsWriter
@@ -171,8 +170,8 @@ class RepresentationMonitor:
 
     def _patches(self, item: EvaluationItem) -> Tensor:
         device = next(self.model.parameters()).device
-        patches_BNP = patchify(on_device(item.pixels, device), self.model.encoder.shape.patch)
-        return normalize(patches_BNP, self.model.mean, self.model.std)
+        clip_BCTHW = on_device(item.pixels, device)
+        return self.model.encoder.patches(clip_BCTHW, mean=self.model.mean, std=self.model.std)
 
     def _kept_fraction(self, item: EvaluationItem) -> float:
         """The fraction of a full grid's tokens to keep; from the encoder's scorer if pruning is learned."""

@@ -224,6 +224,7 @@ def supported_encoder(shape: EncoderShape, *, supports_layer_scale: bool = False
         f"model.attention=joint, got {shape.attention.name}": shape.attention.name == "joint",
         "model.qk_norm=false, got true": not shape.qk_norm,
         f"model.layer_scale=null, got {shape.layer_scale}": shape.layer_scale is None or supports_layer_scale,
+        "model.standardize=false, got true": not shape.standardize,
         f"model.registers=0, got {shape.registers}": shape.registers == 0,
         "no embedding of run lengths, got one (pruning)": shape.run_lengths == 0,
         "no scorer, got one (pruning)": not shape.scorer,

@@ -16,7 +16,7 @@ from kinemae.finetune.inference.transform import ClipTransform
 from kinemae.finetune.task_model import TaskModel, block_numbers
 from kinemae.pretrain.exported_model import EncoderDescription
 from kinemae.pretrain.model.encoder import Encoder
-from kinemae.pretrain.model.tokens import COLOURS, normalize, patchify, to_bytes
+from kinemae.pretrain.model.tokens import COLOURS, to_bytes
 from kinemae.pretrain.pruning.none import NoPruning
 
 if TYPE_CHECKING:  # these modules import this one
@@ -208,8 +208,8 @@ class VideoModel(nn.Module):
         return self._encode_chunk(clip_BCTHW, ())
 
     def _encode_chunk(self, clip_BCTHW: Tensor, layers: Sequence[int]) -> Features:
-        mean, std = self.description.mean, self.description.std
-        patches_BNP = normalize(patchify(clip_BCTHW, self.encoder.shape.patch), mean, std)
+        description = self.description
+        patches_BNP = self.encoder.patches(clip_BCTHW, mean=description.mean, std=description.std)
         x_BND = self.encoder.embed(patches_BNP, None)
         tokens_BND, found = self.encoder.encode_layers(x_BND, None, layers)
         return Features(tokens_BND, slices=self.encoder.grid.t, layers=found)

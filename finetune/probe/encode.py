@@ -21,7 +21,6 @@ from kinemae.data_tools.stream.yuv_to_rgb import Pixels, join, on_device
 from kinemae.finetune.probe.store import StoreShape, StoreWriter, statistics
 from kinemae.pretrain.exported_model import EncoderDescription
 from kinemae.pretrain.model.encoder import Encoder
-from kinemae.pretrain.model.tokens import normalize, patchify
 from kinemae.pretrain.runtime.processes import Processes
 
 
@@ -148,9 +147,7 @@ class LayerEncoder:
             if layer != last
         ]
         try:
-            patches_BNP = normalize(
-                patchify(clip_BCTHW, shape.patch), self.description.mean, self.description.std
-            )
+            patches_BNP = encoder.patches(clip_BCTHW, mean=self.description.mean, std=self.description.std)
             final_BND = encoder(patches_BNP, None)
         finally:
             for hook in hooks:

@@ -1,5 +1,6 @@
 """The masked autoencoder: encoder, decoder, noise and target, from a batch to losses."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -90,6 +91,7 @@ class MaskedAutoencoder(nn.Module):
 
     def _predict(self, batch: ClipBatch, draws: ClipRandom) -> tuple[Prediction, TargetInputs, Tensor | None]:
         """Like `predict`, with the loss of the scorer's threshold if there is one."""
+        batch = self.standardized(batch)
         visible_BK, target_BM = batch.tokens["visible"], batch.tokens["target"]
         encoder_inputs = self.encoder_inputs(batch, draws)
         added_BKP, threshold_loss_B = encoder_inputs.added_BKP, None
@@ -118,8 +120,14 @@ class MaskedAutoencoder(nn.Module):
         )
         return prediction, inputs, threshold_loss_B
 
+    def standardized(self, batch: ClipBatch) -> ClipBatch:
+        """The batch with the clips that the encoder sees, from which noise and targets follow."""
+        if not self.encoder.shape.standardize:
+            return batch
+        return replace(batch, pixels=self.encoder.standardized(batch.clip_BCTHW, self.mean, self.std))
+
     def encoder_inputs(self, batch: ClipBatch, draws: ClipRandom) -> EncoderInputs:
-        """Normalized visible patches with all noise but noise on tokens."""
+        """Normalized visible patches of a standardized batch, with all noise but noise on tokens."""
         clip_BCTHW = batch.clip_BCTHW
         self.encoder.check_clip(clip_BCTHW)
         visible_BK, patch = batch.tokens["visible"], self.encoder.shape.patch

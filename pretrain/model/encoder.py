@@ -15,7 +15,7 @@ from kinemae.pretrain.model.positions.base import build_positions
 from kinemae.pretrain.model.scorer import Scorer
 from kinemae.pretrain.model.sizes import EncoderShape, check_merging
 from kinemae.pretrain.model.token_positions import REGISTER, TokenPositions
-from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.model.tokens import TokenGrid, normalize, patchify, standardize, take_patches
 
 
 class Encoder(nn.Module):
@@ -79,6 +79,31 @@ class Encoder(nn.Module):
         if shape.scorer:
             self.scorer = Scorer(shape.width)
         self.merge_per_block = 0
+
+    def patches(
+        self,
+        clip_BCTHW: Tensor,
+        index_BK: Tensor | None = None,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        clip_BK: Tensor | None = None,
+    ) -> Tensor:
+        """Cut clips into the normalized patches that the encoder embeds, as patches_BKP.
+
+        Args:
+            clip_BCTHW: uint8 RGB.
+            index_BK, clip_BK: see `take_patches`; None for all patches.
+            mean, std: normalization of pixels.
+        """
+        clip_BCTHW = self.standardized(clip_BCTHW, mean, std)
+        if index_BK is None:
+            return normalize(patchify(clip_BCTHW, self.shape.patch), mean, std)
+        return normalize(take_patches(clip_BCTHW, index_BK, self.shape.patch, clip_BK=clip_BK), mean, std)
+
+    def standardized(self, clip_BCTHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+        """Scale each uint8 clip to one mean and deviation if the encoder was trained so."""
+        return standardize(clip_BCTHW, mean, std) if self.shape.standardize else clip_BCTHW
 
     def check_clip(self, clip_BCTHW: Tensor) -> None:
         """Reject clips of another grid, even if the number of tokens is the same.

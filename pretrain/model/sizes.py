@@ -36,6 +36,7 @@ class EncoderShape:
         run_lengths: number of embedded run lengths, longer runs count as the longest; 0 for none.
         scorer: whether it has a learned token scorer (`pruning/learned.py`).
         final_norm: norm after the last block. VideoMAE's fine-tuned files have none.
+        standardize: scale each clip to one mean and deviation first; see `tokens.standardize`.
         norm: "layer", or "rms" as in InternVideo2, whose `qk_norm` norms all heads together.
     """
 
@@ -52,6 +53,7 @@ class EncoderShape:
     run_lengths: int = 0
     scorer: bool = False
     final_norm: bool = True
+    standardize: bool = False
     norm: Literal["layer", "rms"] = "layer"
 
     def __post_init__(self) -> None:
@@ -144,7 +146,7 @@ class ModelConfig:
         width, depth, heads: override the encoder's; null `heads` keeps the head width. The MLP keeps its
             ratio.
         decoder_width, decoder_depth, decoder_heads: likewise for the decoder.
-        qk_norm, layer_scale, registers: see `EncoderShape`.
+        qk_norm, layer_scale, registers, standardize: see `EncoderShape`.
         merge_per_block: tokens to merge in each block (`model/merging.py`).
         noise_conditioning: give the decoder the noise level of each clip.
         mean, std: normalization of pixels on a scale of 0 to 1, RGB.
@@ -169,6 +171,7 @@ class ModelConfig:
     qk_norm: bool = False
     layer_scale: float | None = None
     registers: int = 0
+    standardize: bool = False
     merge_per_block: int = 0
     noise_conditioning: bool = False
     mean: list[float] = field(default_factory=lambda: list(MEAN))
@@ -225,6 +228,7 @@ class ModelConfig:
             qk_norm=self.qk_norm,
             layer_scale=self.layer_scale,
             registers=self.registers,
+            standardize=self.standardize,
         )
         return ModelShape(encoder, self._decoder(named.decoder))
 

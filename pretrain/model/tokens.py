@@ -26,6 +26,11 @@ STD = (0.229, 0.224, 0.225)
 """ImageNet statistics, RGB on a scale of 0 to 1."""
 
 
+_MIDDLE = 128  # sums around it stay small, so float32 suffices in exported models
+_LEAST_DEVIATION = 1.0
+"""Grey levels; the noise of clips with less contrast is not amplified further."""
+
+
 @dataclass(frozen=True)
 class TokenGrid:
     """Token grid of a clip: t time slices of h rows and w columns."""
@@ -112,6 +117,22 @@ def normalize(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[fl
         )
     scale_C, shift_C = _colour_line(mean, std, patches_BKP.device)
     return torch.addcmul(shift_C, patches_BKP.unflatten(2, (-1, len(mean))).float(), scale_C).flatten(2)
+
+
+def standardize(clip_BCTHW: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
+    """Scale the values of each uint8 clip to one mean and deviation: the averages of `mean` and `std`.
+
+    A clip has one scale and one shift, so colours and motion keep their proportions. Results are rounded and
+    clamped to uint8. Sums of integers give the same bits for any number of clips.
+    """
+    value_BX = clip_BCTHW.flatten(1).to(torch.int32) - _MIDDLE
+    count = clip_BCTHW[0].numel()
+    mean_B = value_BX.sum(dim=1).double() / count
+    variance_B = value_BX.square().sum(dim=1).double() / count - mean_B.square()
+    scale_B = 255 * sum(std) / len(std) / variance_B.clamp(min=_LEAST_DEVIATION**2).sqrt()
+    shift_B = 255 * sum(mean) / len(mean) - mean_B * scale_B
+    scaled_BX = torch.addcmul(shift_B.float()[:, None], value_BX.float(), scale_B.float()[:, None])
+    return scaled_BX.round_().clamp_(0, 255).to(torch.uint8).view_as(clip_BCTHW)
 
 
 def denormalize(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:

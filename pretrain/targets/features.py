@@ -11,7 +11,7 @@ from torch import Tensor
 from kinemae.data_tools.config import require
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
-from kinemae.pretrain.model.tokens import gather_tokens, normalize, patchify
+from kinemae.pretrain.model.tokens import gather_tokens
 from kinemae.pretrain.targets.base import DecoderTarget, TargetInputs
 
 
@@ -90,7 +90,7 @@ def clean_features(
     Args:
         mean, std: normalization of the teacher's pixels.
     """
-    patches_BNP = normalize(patchify(inputs.clip_BCTHW, teacher.shape.patch), mean, std)
+    patches_BNP = teacher.patches(inputs.clip_BCTHW, mean=mean, std=std)
     target_BMD = gather_tokens(teacher(patches_BNP, None), inputs.target_BM).float()
     return F.layer_norm(target_BMD, target_BMD.shape[2:])
 

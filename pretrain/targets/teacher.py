@@ -54,6 +54,13 @@ class TeacherTarget(DecoderTarget):
                 f"{_described(*given)} in {self.folder}; fix: set clip.frames, clip.size and the patch "
                 "like the teacher's"
             )
+        is_standardized = self.description.shape.standardize
+        if encoder.shape.standardize != is_standardized:
+            expected = str(is_standardized).lower()
+            raise ValueError(
+                f"model.standardize: expected {expected} as in the teacher {self.folder}; fix: "
+                f"model.standardize={expected}"
+            )
         teacher, _ = load_encoder(self.folder)
         self._teacher = (teacher.requires_grad_(False).eval(),)
 

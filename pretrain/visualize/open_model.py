@@ -26,7 +26,6 @@ from kinemae.pretrain.masking.base import Masking
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.decoder import Decoder
 from kinemae.pretrain.model.encoder import Encoder
-from kinemae.pretrain.model.tokens import normalize, patchify
 from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.pruning.none import NoPruning
@@ -105,8 +104,8 @@ def subject_of(encoder: Encoder, description: EncoderDescription, device: torch.
     encoder = encoder.to(device).eval().requires_grad_(False)
 
     def run(clip_1CTHW: Tensor) -> Tensor:
-        patches_1NP = patchify(clip_1CTHW, encoder.shape.patch)
-        tokens_1ND: Tensor = encoder(normalize(patches_1NP, description.mean, description.std), None)
+        patches_1NP = encoder.patches(clip_1CTHW, mean=description.mean, std=description.std)
+        tokens_1ND: Tensor = encoder(patches_1NP, None)
         return tokens_1ND
 
     return Subject(encoder=encoder, run=run, mean=description.mean, std=description.std)

@@ -11,7 +11,6 @@ from kinemae.pretrain.clip_grid import PRUNED, Column, tint, token_mask
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.merging import Merging, merging_blocks
 from kinemae.pretrain.model.packing import Packing, kept_count, top_tokens
-from kinemae.pretrain.model.tokens import normalize, patchify
 from kinemae.pretrain.pruning.base import Pruning
 from kinemae.pretrain.visualize.recording import ForwardPass
 from kinemae.pretrain.visualize.views import HeatMaps, Subject, View, Window
@@ -89,7 +88,7 @@ def kept_tokens(subject: Subject, strategy: Pruning, clip_1CTHW: Tensor) -> Tens
 
 def learned_scores(subject: Subject, clip_1CTHW: Tensor) -> Tensor:
     """The scores of the encoder's scorer for all tokens of a clip, score_1N."""
-    patches_1NP = normalize(patchify(clip_1CTHW, subject.patch), subject.mean, subject.std)
+    patches_1NP = subject.encoder.patches(clip_1CTHW, mean=subject.mean, std=subject.std)
     score_1N: Tensor = subject.encoder.scorer(subject.encoder.embed(patches_1NP, None))
     return score_1N
 

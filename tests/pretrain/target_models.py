@@ -73,11 +73,12 @@ def small_config(patch: Patch = PATCH, **changes: Any) -> ModelConfig:
 
 
 def save_teacher(
-    folder: Path, grid: TokenGrid = GRID, patch: Patch = PATCH, **changes: Any
+    folder: Path, grid: TokenGrid = GRID, patch: Patch = PATCH, *, standardize: bool = False, **changes: Any
 ) -> tuple[Encoder, EncoderDescription]:
     """Export an encoder that is wider than the models here, with other weights."""
     torch.manual_seed(7)
-    encoder = Encoder(small_config(patch, width=36).shape().encoder, grid).eval()
+    shape = replace(small_config(patch, width=36).shape().encoder, standardize=standardize)
+    encoder = Encoder(shape, grid).eval()
     description = EncoderDescription(
         shape=encoder.shape,
         grid=grid,

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.masking.tube import TubeMasking
 from kinemae.pretrain.model.autoencoder import build_autoencoder
 from kinemae.pretrain.model.sizes import ModelConfig
-from kinemae.pretrain.model.tokens import TokenGrid, normalize, take_patches
+from kinemae.pretrain.model.tokens import TokenGrid, normalize, standardize, take_patches
 from kinemae.pretrain.noise.gaussian import GaussianNoise
 from kinemae.pretrain.noise.none import NoNoise
 from kinemae.pretrain.targets.pixels import PixelTarget
@@ -81,6 +83,18 @@ def test_noise_is_on_the_encoder_input_and_not_on_the_target():
     prediction, inputs = model.predict(batch, draws_of(batch))
     expected_B = (prediction.decoded_BMP - PixelTarget().compute_target(inputs)).square().mean(dim=(1, 2))
     torch.testing.assert_close(model(batch, draws_of(batch))["loss"], expected_B)
+
+
+def test_a_model_that_standardizes_clips_sees_and_predicts_standardized_ones():
+    batch = make_batch()
+    standardized, plain = build(standardize=True), build()
+    clip_BCTHW = standardize(batch.clip_BCTHW, plain.mean, plain.std)
+    expected, inputs = plain.predict(replace(batch, pixels=clip_BCTHW), draws_of(batch))
+    found, own = standardized.predict(batch, draws_of(batch))
+    assert found.decoded_BMP.equal(expected.decoded_BMP) and not predicted(plain, batch).equal(
+        found.decoded_BMP
+    )
+    assert own.clip_BCTHW.equal(inputs.clip_BCTHW)
 
 
 @decoders

@@ -134,6 +134,12 @@ def test_a_teacher_of_another_grid_is_refused_with_both(tmp_path: Path) -> None:
         build_model(TeacherTarget(encoder=str(tmp_path)))
 
 
+def test_a_teacher_of_standardized_clips_is_refused_by_a_model_without(tmp_path: Path) -> None:
+    save_teacher(tmp_path, standardize=True)
+    with pytest.raises(ValueError, match=r"model\.standardize: expected true .*fix: model\.standardize=true"):
+        build_model(TeacherTarget(encoder=str(tmp_path)))
+
+
 def test_a_folder_without_an_encoder_is_refused_with_the_config(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"target\.args\.encoder: .*missing: expected encoder.json"):
         TeacherTarget(encoder=str(tmp_path / "missing"))

@@ -12,6 +12,7 @@ from kinemae.pretrain.model.tokens import (
     gather_tokens,
     normalize,
     patchify,
+    standardize,
     take_patches,
     to_bytes,
     unpatchify,
@@ -51,6 +52,22 @@ def test_taking_some_patches_equals_gathering_from_all():
     assert torch.equal(
         take_patches(clip_BCTHW, index_BK, PATCH), gather_tokens(patchify(clip_BCTHW, PATCH), index_BK)
     )
+
+
+def test_standardized_clips_have_one_mean_and_deviation_whatever_their_contrast():
+    clip_BCTHW = random_clip(3)
+    dark_BCTHW = (clip_BCTHW.float() * 0.3 + 20).round().to(torch.uint8)
+    flat_BCTHW = torch.full_like(clip_BCTHW, 7)
+    given_BCTHW = torch.cat([clip_BCTHW, dark_BCTHW, flat_BCTHW])
+    found_BCTHW = standardize(given_BCTHW)
+    mean, deviation = 255 * sum(MEAN) / 3, 255 * sum(STD) / 3
+    value_BX = found_BCTHW[:6].flatten(1).double()
+    assert (value_BX.mean(dim=1) - mean).abs().max() < 0.1
+    assert (value_BX.std(dim=1) - deviation).abs().max() < 0.2
+    assert (found_BCTHW[:3].int() - found_BCTHW[3:6].int()).abs().max() <= 2  # rounding of the dark clip
+    assert (found_BCTHW[6:] == round(mean)).all()
+    for each_CTHW, one_CTHW in zip(found_BCTHW, given_BCTHW, strict=True):
+        assert standardize(one_CTHW[None])[0].equal(each_CTHW)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int16])

@@ -156,7 +156,8 @@ def test_a_program_of_torch_export_is_equal_and_its_number_of_clips_may_be_fixed
 @pytest.mark.slow
 def test_attention_patterns_are_constants_in_onnx(tmp_path):
     windowed = Component(name="windowed", args={"window": [2, 2, 2]})
-    shape = replace(SHAPE, attention=windowed, registers=1, positions=Component(name="learned"))
+    learned = Component(name="learned")
+    shape = replace(SHAPE, attention=windowed, registers=1, positions=learned, standardize=True)
     encoder = save_pretrained(tmp_path / "encoder", describe(shape))
     assert export(encoder, tmp_path / "onnx", "--to", "onnx", "size=32") == 0
     model = kinemae.load(encoder, size=32)

@@ -1,5 +1,6 @@
 """Models for inference: values of training and evaluation, and one-line errors for other clips."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ import torch
 
 import kinemae
 from kinemae.data_tools.components import Component
+from kinemae.finetune.export.static_model import example_clips
 from kinemae.finetune.token_reduction import TokenReduction
-from kinemae.pretrain.model.tokens import normalize, patchify
+from kinemae.pretrain.model.tokens import normalize, patchify, standardize
+from tests.finetune.export.test_export_command import SHAPE, describe, save_pretrained
 from tests.finetune.test_model_file import saved
 
 VIDEO = Path(__file__).resolve().parents[2] / "data" / "videos" / "h264_b_frames.mp4"
@@ -44,6 +47,21 @@ def test_float_clips_give_the_features_of_their_bytes(folder):
     model = kinemae.load(folder)
     assert model.features(CLIPS.float() / 255).equal(model.features(CLIPS))
     assert model.features(CLIPS.double() / 255).equal(model.features(CLIPS))
+
+
+def test_a_model_that_standardizes_clips_ignores_their_contrast(tmp_path):
+    shape = replace(SHAPE, standardize=True)
+    encoder = save_pretrained(tmp_path / "encoder", describe(shape))
+    model, plain = kinemae.load(encoder), kinemae.load(save_pretrained(tmp_path / "plain", describe(SHAPE)))
+    clips = example_clips(model.clip, 2)
+    dark = (clips.float() * 0.6 + 10).round().to(torch.uint8)
+
+    def change(model):
+        return (model.features(clips) - model.features(dark)).norm() / model.features(clips).norm()
+
+    assert change(model) < 0.05 < 5 * change(model) < change(plain)
+    standardized = standardize(clips, model.description.mean, model.description.std)
+    assert model.features(clips).equal(plain.features(standardized))
 
 
 def test_weights_of_another_type_give_nearly_the_same_scores(folder):
