@@ -12,6 +12,7 @@ _MAX_HINTS = 3
 _FIELD_NAMES: dict[str, str] = {
     "masking.args.ratio": "ratio mask_ratio masking_ratio mask_prob encoder_mask_ratio",
     "masking": "mask mask_type mask_generator masking_strategy",
+    "masks_per_clip": "num_masks n_masks masks clone_batch multi_mask multimask",
     "model.predict_ratio": "decoder_mask_ratio decode_ratio predict_ratio",
     "optim.lr": "lr learning_rate base_lr blr max_lr peak_lr initial_lr",
     "optim.final_lr": "min_lr end_lr lr_min eta_min",

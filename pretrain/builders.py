@@ -80,6 +80,7 @@ def token_selection(config: PretrainConfig, grid: TokenGrid, components: Compone
         seed=config.seed,
         pruning=components.pruning,
         clips_per_step=config.batch.global_clips,
+        masks=config.masks_per_clip,
         predict_ratio=config.model.predict_ratio,
         predict=config.model.predict,
     )

@@ -60,6 +60,7 @@ class PretrainConfig(RunConfig):
         steps: optimizer steps.
         init_from: folder of an exported encoder with the initial weights; null for random ones.
         masking: the tokens that are hidden, a component of `pretrain/masking`.
+        masks_per_clip: independent masks of each decoded clip; the loss of a clip is their mean.
         pruning: the tokens that are dropped, a component of `pretrain/pruning`.
         noise: noise on the encoder's input, a component of `pretrain/noise`.
         target: the values that are predicted, a component of `pretrain/targets`.
@@ -72,6 +73,7 @@ class PretrainConfig(RunConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     # Without arguments: an override of the name alone would keep default arguments.
     masking: Component = field(default_factory=lambda: Component(name="tube"))
+    masks_per_clip: int = 1
     pruning: Component = field(default_factory=lambda: Component(name="none"))
     noise: Component = field(default_factory=lambda: Component(name="none"))
     target: Component = field(default_factory=lambda: Component(name="pixels"))
@@ -86,4 +88,5 @@ class PretrainConfig(RunConfig):
                 "data.mixture={FOLDER: weight, ...} for several folders"
             )
         require(self.steps >= 1, "steps", "be at least 1", self.steps)
+        require(self.masks_per_clip >= 1, "masks_per_clip", "be at least 1", self.masks_per_clip)
         require(self.init_from != "", "init_from", "name a folder, or be null", self.init_from)

@@ -51,9 +51,10 @@ def run_cost(arguments: argparse.Namespace) -> None:
 def measure_cost(config: PretrainConfig) -> dict[str, Any]:
     """The costs of a config, for JSON.
 
-    "tokens" and "flops" are for one clip. "plain" and "recomputed" (activation checkpointing) hold lines
-    through the bytes of a `Trace` ("held", "peak", "peak_with_gradients"), and the "work" of `_work`. If the
-    mask ratio changes, the values are those of the most expensive of the first steps.
+    "tokens" are for one mask of a clip, "flops" for a clip with all its masks. "plain" and "recomputed"
+    (activation checkpointing) hold lines through the bytes of a `Trace` ("held", "peak",
+    "peak_with_gradients"), and the "work" of `_work`. If the mask ratio changes, the values are those of the
+    most expensive of the first steps.
 
     Raises:
         ValueError: the config cannot be run; the message names the key.
@@ -75,6 +76,7 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
         "run": _run(config),
         "tokens": {
             "grid": grid.tokens,
+            "masks": split.masks,
             "visible": visible,
             "encoded": split.encoded(step),
             "predicted": target_count if model.decoder is not None else 0,
@@ -176,7 +178,7 @@ def _clips(config: PretrainConfig, split: TokenSelection, first_clip: int, count
         clip_index_B=torch.arange(first_clip, first_clip + count),
         label_B=torch.full((count,), NO_LABEL),
         weight_B=torch.ones(count),
-        tokens={name: index_K.repeat(count, 1) for name, index_K in tokens.items()},
+        tokens={name: torch.stack([index] * count) for name, index in tokens.items()},
     )
 
 

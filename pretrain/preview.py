@@ -87,7 +87,7 @@ def read_clips(plan: Plan, step: int) -> ClipBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewMasks:
-    """Annotate clips with a split's token lists, and with the lists before pruning and subsampling.
+    """Annotate clips with the token lists of their first mask, and those before pruning and subsampling.
 
     "unpruned" and "hidden" are the visible and the hidden tokens without pruning. "predictable" are the
     hidden tokens that pruning keeps; the target tokens are a subset of them.
@@ -97,10 +97,11 @@ class PreviewMasks:
 
     def __call__(self, luma_THW: Tensor | None, clip_index: int) -> dict[str, Tensor]:
         """See `kinemae.data_tools.stream.training_clips.Annotate`."""
-        unpruned = replace(self.split, pruning=NoPruning(), predict_ratio=1.0)(luma_THW, clip_index)
-        all_predicted = replace(self.split, predict_ratio=1.0)
+        first = replace(self.split, masks=1)
+        unpruned = replace(first, pruning=NoPruning(), predict_ratio=1.0)(luma_THW, clip_index)
+        all_predicted = replace(first, predict_ratio=1.0)
         return {
-            **self.split(luma_THW, clip_index),
+            **first(luma_THW, clip_index),
             "unpruned": unpruned["visible"],
             "hidden": unpruned["target"],
             "predictable": all_predicted(luma_THW, clip_index)["target"],
@@ -149,12 +150,13 @@ def preview_columns(plan: Plan, batch: ClipBatch) -> list[Column]:
 
 
 def count(plan: Plan, step: int) -> dict[str, Any]:
-    """Count tokens, parameters and FLOPs of one clip, for `--json`."""
+    """Count tokens of a mask, parameters, and FLOPs of a clip with all its masks, for `--json`."""
     model, grid = plan.model, plan.split.grid
     first = step * plan.config.batch.global_clips
-    batch = training_clips(plan, PreviewMasks(split=plan.split)).batch(range(first, first + 1))
+    clip = range(first, first + 1)
+    batch = training_clips(plan, PreviewMasks(split=plan.split)).batch(clip)
     sizes = {name: index_BK.shape[1] for name, index_BK in batch.tokens.items()}
-    flops = count_flops(model, batch)
+    flops = count_flops(model, training_clips(plan, plan.split).batch(clip))
     parameters = parameter_counts(model)
     return {
         "step": step,
@@ -163,6 +165,7 @@ def count(plan: Plan, step: int) -> dict[str, Any]:
             "slices": grid.t,
             "rows": grid.h,
             "columns": grid.w,
+            "masks": plan.split.masks,
             "visible": sizes["visible"],
             "encoded": kept_count(sizes["visible"], 1.0 if model.keep is None else model.keep),
             "predicted": sizes["target"] if model.decoder is not None else 0,
@@ -178,6 +181,8 @@ def as_text(counts: dict[str, Any]) -> str:
     """Format the counts as a table, without zero lines."""
     tokens, parameters, flops = counts["tokens"], counts["parameters"], counts["flops"]
     grid = f"{tokens['slices']} slices of {tokens['rows']} x {tokens['columns']}"
+    if tokens["masks"] > 1:
+        grid = f"{grid}, {tokens['masks']} masks of each:"
     lines = [
         f"tokens of a clip     {tokens['grid']:8d}    {grid}",
         *(

@@ -27,6 +27,8 @@ class TokenSelection:
     Attributes:
         seed: seed of the run. The selection is a function of the seed and of the clip's index in the run.
         clips_per_step: number of clips in a step, for maskings that depend on the step.
+        masks: number of independent selections of each clip; config key `masks_per_clip`. With several, the
+            lists have the dims (masks, tokens). The first one does not depend on their number.
         predict_ratio: config key `model.predict_ratio`.
         predict: config key `model.predict`.
     """
@@ -37,6 +39,7 @@ class TokenSelection:
     seed: int
     pruning: Pruning = NoPruning()  # noqa: RUF009 - it has no state
     clips_per_step: int = 1
+    masks: int = 1
     predict_ratio: float = 1.0
     predict: Literal["random", "running_cell"] = "random"
 
@@ -58,17 +61,28 @@ class TokenSelection:
     def __call__(self, luma_THW: Tensor | None, clip_index: int) -> dict[str, Tensor]:
         """Select the tokens of one clip; `luma_THW` may be None if `needs_luma` is false."""
         step = clip_index // self.clips_per_step
-        chance = generator(self.seed, purpose="masking", sample=clip_index)
-        masking = self.masking.at(step)
         assert luma_THW is not None or not self.needs_luma
-        motion_N = None
-        if luma_THW is not None and masking.needs_motion:
+        motion_N = scores = None
+        if luma_THW is not None and self.masking.at(step).needs_motion:
             motion_N = motion(luma_THW[None], self.patch)[0]
-        visible_K, hidden_M = masking.split(self.grid, chance, motion_N)
-        visible_count, target_count = self.counts(step)
-        scores = None
         if luma_THW is not None and self._scores_tokens:
             scores = self.pruning.score_tokens(luma_THW[None], self.patch)
+        selected = []
+        for mask in range(self.masks):
+            purpose = f"masking/{mask}" if mask else "masking"
+            chance = generator(self.seed, purpose=purpose, sample=clip_index)
+            selected.append(self._select(step, chance, motion_N, scores))
+        if self.masks == 1:
+            return selected[0]
+        return {name: torch.stack([one[name] for one in selected]) for name in selected[0]}
+
+    def _select(
+        self, step: int, chance: torch.Generator, motion_N: Tensor | None, scores: TokenScores | None
+    ) -> dict[str, Tensor]:
+        """Draw one selection."""
+        visible_K, hidden_M = self.masking.at(step).split(self.grid, chance, motion_N)
+        visible_count, target_count = self.counts(step)
+        if scores is not None:
             visible_K = _highest_scores(visible_K, visible_count, scores, chance)
             hidden_M = _highest_scores(hidden_M, kept_count(len(hidden_M), self._keep), scores, chance)
         if self.predict == "running_cell":

@@ -69,6 +69,7 @@ class Plan:
             "clips_per_process_at_once": self.batch.micro_clips,
             "accumulation": self.batch.accumulation,
             "tokens": grid.tokens,
+            "masks_per_clip": self.split.masks,
             "visible_tokens": visible,
             "encoded_tokens": self.split.encoded(),
             "predicted_tokens": target_count,
@@ -203,7 +204,7 @@ def _callbacks(plan: Plan) -> tuple[Callback, ...]:
 
 def _reconstruction_logger(plan: Plan) -> ReconstructionLogger:
     config = plan.config
-    everything = replace(plan.split, predict_ratio=1.0)  # pictures show all hidden tokens
+    everything = replace(plan.split, predict_ratio=1.0, masks=1)  # pictures show all hidden tokens
     return ReconstructionLogger(
         model=plan.model,
         clips=training_clips(plan, everything),

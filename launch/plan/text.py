@@ -31,8 +31,8 @@ def _summary(plan: dict[str, Any]) -> list[str]:
         f"parameters   {short(parameters['all'])}: encoder {short(parameters['encoder'])}, decoder "
         f"{short(parameters['decoder'])}, target {short(parameters['target'])}; trained "
         f"{short(parameters['trainable'])}",
-        f"tokens       {tokens['grid']} per clip: {tokens['visible']} visible, {tokens['encoded']} encoded, "
-        f"{tokens['predicted']} predicted",
+        f"tokens       {tokens['grid']} per clip, {tokens['masks']} masks: {tokens['visible']} visible, "
+        f"{tokens['encoded']} encoded, {tokens['predicted']} predicted",
         f"FLOPs        per clip {short(flops['forward'])} forward (encoder {short(flops['encoder'])}, "
         f"decoder {short(flops['decoder'])}, target {short(flops['target'])}), "
         f"{short(flops['backward'])} backward; per update {short(flops['update'])}",

@@ -21,17 +21,21 @@ from kinemae.pretrain.targets.base import Prediction, Target, TargetInputs
 
 
 class EncoderInputs(NamedTuple):
-    """Inputs of the encoder for a batch.
+    """Inputs of the encoder for a batch, with a row for each mask; those of a clip follow one another.
 
     Attributes:
         patches_BKP: visible patches, normalized, with noise.
+        visible_BK: their grid indices.
         added_BKP: noise added to the patches; None unless the target needs it.
         level_B: noise level.
+        draws: random numbers of the rows.
     """
 
     patches_BKP: Tensor
+    visible_BK: Tensor
     added_BKP: Tensor | None
     level_B: Tensor
+    draws: ClipRandom
 
 
 class MaskedAutoencoder(nn.Module):
@@ -73,30 +77,34 @@ class MaskedAutoencoder(nn.Module):
         target.bind(encoder)
 
     def forward(self, batch: ClipBatch, draws: ClipRandom) -> dict[str, Tensor]:
-        """Per-clip values of shape (B,), "loss" among them.
+        """Per-clip values of shape (B,), "loss" among them; means over the masks of a clip.
 
         Args:
-            batch: `batch.tokens` holds "visible" (B, K), "target" (B, M) and optionally "run_length" (B, K).
-            draws: random numbers of the clips, for noise and drop path.
+            batch: `batch.tokens` holds "visible" (B, K), "target" (B, M) and optionally "run_length" (B, K);
+                with several masks per clip (B, masks, K) and so on.
+            draws: random numbers of the clips, for noise and drop path. Each mask has its own.
         """
         prediction, inputs, threshold_loss_B = self._predict(batch, draws)
         losses = self.target.losses(prediction, inputs)
         if threshold_loss_B is not None:
             losses["loss"] = add_gradient_of(losses["loss"], threshold_loss_B)
-        return losses
+        clips = len(batch.clip_index_B)
+        return {name: value.unflatten(0, (clips, -1)).mean(dim=1) for name, value in losses.items()}
 
     def predict(self, batch: ClipBatch, draws: ClipRandom) -> tuple[Prediction, TargetInputs]:
-        """Run the model; return the prediction and the inputs of the target."""
+        """Run the model; return the prediction and the inputs of the target, with a row for each mask."""
         return self._predict(batch, draws)[:2]
 
     def _predict(self, batch: ClipBatch, draws: ClipRandom) -> tuple[Prediction, TargetInputs, Tensor | None]:
         """Like `predict`, with the loss of the scorer's threshold if there is one."""
         batch = self.standardized(batch)
-        visible_BK, target_BM = batch.tokens["visible"], batch.tokens["target"]
-        encoder_inputs = self.encoder_inputs(batch, draws)
-        added_BKP, threshold_loss_B = encoder_inputs.added_BKP, None
-        x_BKD = self.encoder.embed(encoder_inputs.patches_BKP, visible_BK, batch.tokens.get("run_length"))
-        x_BKD = self.noise.on_tokens(x_BKD, encoder_inputs.level_B, draws)
+        target_BM, run_length_BK = rows_of_masks(batch, "target"), None
+        if "run_length" in batch.tokens:
+            run_length_BK = rows_of_masks(batch, "run_length")
+        patches_BKP, visible_BK, added_BKP, level_B, draws = self.encoder_inputs(batch, draws)
+        threshold_loss_B = None
+        x_BKD = self.encoder.embed(patches_BKP, visible_BK, run_length_BK)
+        x_BKD = self.noise.on_tokens(x_BKD, level_B, draws)
         if self.keep is not None:
             kept = self.encoder.scorer.select(x_BKD, self.keep)
             x_BKD, threshold_loss_B = kept.x_BKD, kept.threshold_loss_B
@@ -106,7 +114,7 @@ class MaskedAutoencoder(nn.Module):
         prediction = Prediction(
             decoded_BMP=None
             if self.decoder is None
-            else self.decoder(memory_BKD, visible_BK, target_BM, encoder_inputs.level_B),
+            else self.decoder(memory_BKD, visible_BK, target_BM, level_B),
             visible_BKP=None if self.visible_head is None else self.visible_head(memory_BKD),
         )
         inputs = TargetInputs(
@@ -130,20 +138,27 @@ class MaskedAutoencoder(nn.Module):
         """Normalized visible patches of a standardized batch, with all noise but noise on tokens."""
         clip_BCTHW = batch.clip_BCTHW
         self.encoder.check_clip(clip_BCTHW)
-        visible_BK, patch = batch.tokens["visible"], self.encoder.shape.patch
-        progress_B = (batch.clip_index_B.double() / self.clips).clamp(max=1).float()
+        visible_BK, patch = rows_of_masks(batch, "visible"), self.encoder.shape.patch
+        masks = len(visible_BK) // len(batch.clip_index_B)
+        draws = draws.for_masks(masks)
+        progress_B = (batch.clip_index_B.double() / self.clips).clamp(max=1).float().repeat_interleave(masks)
         level_B = self.noise.level(progress_B, draws)
         noisy_BCTHW = self.noise.on_clip(clip_BCTHW, level_B, draws)
         clean_BKP = normalize(take_patches(noisy_BCTHW, visible_BK, patch), self.mean, self.std)
         positions = TokenPositions(grid=self.encoder.grid, index_BN=visible_BK)
         patches_BKP = self.noise.on_patches(clean_BKP, level_B, draws, positions=positions, patch=patch)
         added_BKP = patches_BKP - clean_BKP if self.target.needs_noise else None
-        return EncoderInputs(patches_BKP, added_BKP, level_B)
+        return EncoderInputs(patches_BKP, visible_BK, added_BKP, level_B, draws)
 
     def after_update(self, progress: float) -> None:
         """Update the target after an optimizer step; `progress` is the fraction of the run done."""
         with torch.no_grad():
             self.target.after_update(self.encoder, progress)
+
+
+def rows_of_masks(batch: ClipBatch, name: str) -> Tensor:
+    """A batch's token lists with a row for each mask, from (B, K) or (B, masks, K)."""
+    return batch.tokens[name].flatten(0, -2)
 
 
 def build_autoencoder(  # noqa: PLR0913 - all but the first two by name

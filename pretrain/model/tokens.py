@@ -84,6 +84,7 @@ def take_patches(
     With a mask ratio of 0.9 this reads a tenth of the pixels.
 
     Args:
+        index_BK: a row for each clip, or several (`clip_of_rows`).
         clip_BK: clip of each patch, for packed clips, which share a single row.
 
     Raises:
@@ -92,16 +93,28 @@ def take_patches(
     windows = _windows(clip_BCTHW, patch)
     h, w = windows.shape[2:4]
     if clip_BK is None:
-        # 0, 1, ...: `arange` of a variable number of clips is an operator that few ONNX runtimes optimize.
-        clip_BK = torch.ones_like(index_BK[:, :1]).cumsum(dim=0) - 1
+        clip_BK = clip_of_rows(index_BK, clip_BCTHW.shape[0])
     slice_BK = index_BK.div(h * w, rounding_mode="floor")
     row_BK = index_BK.div(w, rounding_mode="floor") % h
     return windows[clip_BK, slice_BK, row_BK, index_BK % w].flatten(2)
 
 
 def gather_tokens(x_BNP: Tensor, index_BK: Tensor) -> Tensor:
-    """Gather tokens by index, as x_BKP."""
+    """Gather tokens by index, as x_BKP; the index has a row for each clip, or several (`clip_of_rows`)."""
+    if index_BK.shape[0] != x_BNP.shape[0]:
+        return x_BNP[clip_of_rows(index_BK, x_BNP.shape[0]), index_BK]
     return x_BNP.gather(1, index_BK[..., None].expand(-1, -1, x_BNP.shape[2]))
+
+
+def clip_of_rows(index_BK: Tensor, clips: int) -> Tensor:
+    """The clip of each row of an index, as clip_B1.
+
+    Each clip has the same number of rows, one for each of its masks, one after another.
+    """
+    # 0, 1, ...: `arange` of a variable number of clips is an operator that few ONNX runtimes optimize.
+    row_B1 = torch.ones_like(index_BK[:, :1]).cumsum(dim=0) - 1
+    masks = index_BK.shape[0] // clips
+    return row_B1 if masks == 1 else row_B1 // masks
 
 
 def normalize(patches_BKP: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:

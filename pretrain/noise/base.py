@@ -115,7 +115,14 @@ class Noise:
         return self.strength.level(progress_B, draws.uniform("noise/strength", ()))
 
     def on_clip(self, clip_BCTHW: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:
-        """Add noise to the frames, uint8 to uint8; must not modify them in place."""
+        """Add noise to the frames, uint8 to uint8; must not modify them in place.
+
+        Args:
+            level_B: a row for each clip, or several (`tokens.clip_of_rows`), as in `draws`.
+
+        Returns:
+            The noisy clip of each row; the clips themselves without noise.
+        """
         return clip_BCTHW
 
     def on_patches(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kinemae.data_tools.config import require
 from kinemae.data_tools.randomness import ClipRandom
+from kinemae.pretrain.model.tokens import clip_of_rows
 from kinemae.pretrain.noise.base import Noise, Strength
 
 
@@ -33,7 +34,7 @@ class FrameNoise(Noise):
 
     def on_clip(self, clip_BCTHW: Tensor, level_B: Tensor, draws: ClipRandom) -> Tensor:
         frame_BT = self.frame_indices(clip_BCTHW.shape[2], level_B, draws)
-        clip_B1 = torch.arange(len(clip_BCTHW), device=clip_BCTHW.device)[:, None]
+        clip_B1 = clip_of_rows(frame_BT, len(clip_BCTHW))
         return clip_BCTHW.transpose(1, 2)[clip_B1, frame_BT].transpose(1, 2)
 
     def frame_indices(self, frames: int, level_B: Tensor, draws: ClipRandom) -> Tensor:

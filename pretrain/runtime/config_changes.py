@@ -65,6 +65,7 @@ REFUSED = {
     "encoder": "other initial weights",
     "weights": "other initial weights",
     "masking": "another task",
+    "masks_per_clip": "another task",
     "pruning": "another task",
     "noise": "another task",
     "target": "another task",

@@ -24,6 +24,9 @@ from kinemae.pretrain.model.tokens import Patch
 class TargetInputs:
     """Inputs of the loss: the clean clip and the token selection.
 
+    With several masks per clip, target_BM, visible_BK and added_BKP have a row for each mask, those of a clip
+    one after another, and clip_BCTHW has one for each clip. `take_patches` and `gather_tokens` support this.
+
     Attributes:
         clip_BCTHW: the clean clip, uint8 RGB.
         target_BM: tokens that the decoder predicts.
@@ -82,7 +85,7 @@ class Target(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, prediction: Prediction, inputs: TargetInputs) -> dict[str, Tensor]:
-        """Loss of each clip as "loss", loss_B in float32, and further values by name."""
+        """Loss of each clip or each mask as "loss", loss_B in float32, and further values by name."""
 
     def after_update(self, encoder: Encoder, progress: float) -> None:
         """Called after each optimizer step.

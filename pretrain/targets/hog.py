@@ -10,7 +10,7 @@ from torch import Tensor
 from kinemae.data_tools.config import require
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.token_positions import coordinates
-from kinemae.pretrain.model.tokens import COLOURS, TokenGrid
+from kinemae.pretrain.model.tokens import COLOURS, TokenGrid, clip_of_rows
 from kinemae.pretrain.targets.base import DecoderTarget, TargetInputs
 
 BINS = 9
@@ -82,7 +82,7 @@ def _bordered_patches(inputs: TargetInputs) -> Tensor:
     windows = middle_BCtHW.unfold(3, height + 2, height).unfold(4, width + 2, width)
     grid = TokenGrid(windows.shape[2], windows.shape[3], windows.shape[4])
     slice_BM, row_BM, column_BM = coordinates(inputs.target_BM, grid)
-    clip_B1 = torch.arange(len(windows), device=windows.device)[:, None]
+    clip_B1 = clip_of_rows(inputs.target_BM, len(windows))
     return windows.permute(0, 2, 3, 4, 1, 5, 6)[clip_B1, slice_BM, row_BM, column_BM].float()
 
 

@@ -155,7 +155,7 @@ def _components(
     if model.config is not None:
         config = replace(model.config, masking=masking or model.config.masking, target=target, seed=seed)
         components = build_components(config, grid)
-        return components, replace(token_selection(config, grid, components), predict_ratio=1.0)
+        return components, replace(token_selection(config, grid, components), predict_ratio=1.0, masks=1)
     components = Components(
         masking=build_component("kinemae.pretrain.masking", masking or Component(name="tube"), Masking),
         pruning=NoPruning(),

@@ -24,7 +24,7 @@ from tests.seeds import SEED
 STEPS, CLIPS = 14, 12
 RUN = [
     f"steps={STEPS}", f"batch.global_clips={CLIPS}", "save_every_steps=2", "keep_checkpoints=100",
-    "batch.clips_per_device=2", "ema.decay=0.8",
+    "batch.clips_per_device=2", "masks_per_clip=2", "ema.decay=0.8",
 ]  # fmt: skip
 
 
