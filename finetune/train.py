@@ -45,7 +45,7 @@ from kinemae.pretrain.runtime.abort import abort_on_error
 from kinemae.pretrain.runtime.engine import check_engine
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs
 from kinemae.pretrain.runtime.loop import Trainer
-from kinemae.pretrain.runtime.optimizer import parameter_groups
+from kinemae.pretrain.runtime.optimizer import check_schedule, parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes, init_process_group
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir, run_lock
 from kinemae.pretrain.runtime.weight_average import evaluation_weights, with_average
@@ -205,6 +205,7 @@ def prepare(config: FinetuneConfig) -> PreparedRun:
     may_flip_R = flippable(task, targets, config.augment)
     flip = task.target_flip(list(config.augment.flip_pairs.items()))
     check_batch(config, train)
+    check_schedule(total_steps(config, len(train)), config.optim)
     if processes.is_first:
         log_resampling(description.reference, description.grid)
         log_initial_weights(config)

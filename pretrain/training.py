@@ -31,7 +31,7 @@ from kinemae.pretrain.representation_monitor import KnnProbe, RepresentationMoni
 from kinemae.pretrain.runtime.engine import check_engine
 from kinemae.pretrain.runtime.inputs import Input, data_inputs, encoder_inputs, original_places
 from kinemae.pretrain.runtime.loop import Callback, Trainer
-from kinemae.pretrain.runtime.optimizer import parameter_groups
+from kinemae.pretrain.runtime.optimizer import check_schedule, parameter_groups
 from kinemae.pretrain.runtime.processes import Processes, find_processes
 from kinemae.pretrain.runtime.run_folder import check_run_dir, open_run_dir
 from kinemae.pretrain.runtime.weight_average import evaluation_weights, with_average
@@ -96,6 +96,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
         DataError: the shards cannot be used.
         CheckpointError: `init_from` cannot be used.
     """
+    check_schedule(config.steps, config.optim)
     processes = find_processes(config.engine.device)
     check_engine(config.engine, processes, merges=config.model.merge_per_block > 0)
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
@@ -109,7 +110,10 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     index, run_dir = _open_data(config), Path(config.run_dir)
     inputs = _inputs(config, index) if is_run else []
     # Only the first process: it may already have opened the folder when another one checks.
-    continues = is_run and processes.is_first and check_run_dir(run_dir, config, inputs)
+    by_progress = _parts_by_progress(config, components)
+    continues = (
+        is_run and processes.is_first and check_run_dir(run_dir, config, inputs, by_progress=by_progress)
+    )
     if is_run:
         _check_enough(index, config)
     if isinstance(index, Mixture):  # moved data sets keep their place in the order of clips
@@ -127,6 +131,16 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
         continues=continues,
         inputs=tuple(inputs),
     )
+
+
+def _parts_by_progress(config: PretrainConfig, components: Components) -> list[str]:
+    """The keys whose effect depends on the fraction of the run that is done, besides the learning rate."""
+    parts = {
+        "optim.final_weight_decay": config.optim.final_weight_decay is not None,
+        "noise": components.noise.follows_progress,
+        "target": components.target.follows_progress,
+    }
+    return [key for key, follows in parts.items() if follows]
 
 
 def _build_model(

@@ -103,6 +103,11 @@ class Noise:
         """True if the level differs between clips, so that a decoder can be conditioned on it."""
         return self.strength is not None and self.strength.min_level < 1
 
+    @property
+    def follows_progress(self) -> bool:
+        """True if the noise changes with the progress of the run, so that a run cannot be prolonged."""
+        return self.strength is not None and self.strength.schedule != "constant"
+
     def level(self, progress_B: Tensor, draws: ClipRandom) -> Tensor:
         """Noise level of each clip, level_B, float32 from 0 to 1.
 

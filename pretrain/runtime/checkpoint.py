@@ -98,6 +98,7 @@ class Checkpoints:
     Args:
         keep: number of newest checkpoints to keep.
         keep_every_steps: also keep checkpoints at multiples of this; 0 for none.
+        keep_step: also keep the checkpoint of this step; None for none.
         background: whether training continues while a checkpoint is written. This needs host memory for a
             copy of the values that this process writes; it is reused.
     """
@@ -109,12 +110,14 @@ class Checkpoints:
         *,
         keep: int = 2,
         keep_every_steps: int = 0,
+        keep_step: int | None = None,
         background: bool = True,
     ):
         self.folder = run_dir / "checkpoints"
         self._processes = processes
         self._keep = keep
         self._keep_every_steps = keep_every_steps
+        self._keep_step = keep_step
         self._buffer = PinnedBuffer() if background else None
         self._writer: AsyncCheckpointWriter | None = None
         self._removal: threading.Thread | None = None
@@ -219,7 +222,8 @@ class Checkpoints:
         for later in [other for other in steps if other > step]:  # of another run, see `_set_aside`
             files.quarantine(steps.pop(later))
         for old in list(steps)[: -self._keep]:
-            if not self._keep_every_steps or old % self._keep_every_steps:
+            is_multiple = self._keep_every_steps and old % self._keep_every_steps == 0
+            if not is_multiple and old != self._keep_step:
                 files.drop(steps[old])
         # In a thread, since large files take a while; the process does not end before it.
         self._removal = threading.Thread(

@@ -45,9 +45,9 @@ ALLOWED_CHANGES = {
 }
 
 # The reasons for refusing the others. Longer keys come before their own prefixes.
+# `run_length.py` judges the length of a pretraining run.
 REFUSED = {
     "seed": "other clips, masks and noise from here on",
-    "steps": "the schedules of learning rate and noise would jump",
     "epochs": "the schedules of learning rate and noise would jump",
     "data": "other clips: some would be repeated or missed",
     "batch.global_clips": "other clips in every step",
@@ -81,27 +81,23 @@ class Change:
     Attributes:
         old: the value in the run folder's config; None if it has none.
         new: the present value.
-        is_moved: both name the same content, see `inputs.py`.
+        is_allowed: whether a run may continue with it.
+        effect: the effect of the change, or the reason why it is refused.
     """
 
     key: str
     old: Any
     new: Any
-    is_moved: bool = False
+    is_allowed: bool
+    effect: str
 
-    @property
-    def is_allowed(self) -> bool:
-        """True if a run may continue with it."""
-        return self.is_moved or _prefix(self.key, ALLOWED_CHANGES) is not None
-
-    @property
-    def effect(self) -> str:
-        """The effect of the change, or the reason why it is refused."""
-        if self.is_moved:
-            return "the same content, elsewhere"
-        if self.is_allowed:
-            return ALLOWED_CHANGES[_prefix(self.key, ALLOWED_CHANGES) or ""]
-        return f"refused: {REFUSED.get(_prefix(self.key, REFUSED) or '', _OTHER_KEYS)}"
+    @classmethod
+    def of(cls, key: str, old: Any, new: Any) -> "Change":
+        """A change that only its key judges; see also `inputs.py` and `run_length.py`."""
+        allowed = _prefix(key, ALLOWED_CHANGES)
+        refused = f"refused: {REFUSED.get(_prefix(key, REFUSED) or '', _OTHER_KEYS)}"
+        effect = refused if allowed is None else ALLOWED_CHANGES[allowed]
+        return cls(key=key, old=old, new=new, is_allowed=allowed is not None, effect=effect)
 
 
 def find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
@@ -113,7 +109,7 @@ def find_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]
     """
     flat_old, flat_new = _flat(old), _flat(new)
     changes = [
-        Change(key=key, old=flat_old.get(key), new=flat_new.get(key))
+        Change.of(key, flat_old.get(key), flat_new.get(key))
         for key in sorted(flat_old.keys() | flat_new.keys())
         if flat_old.get(key) != flat_new.get(key)
     ]

@@ -17,6 +17,7 @@ from kinemae.data_tools.stream.mixture import Mixture
 from kinemae.pretrain.runtime.config_changes import Change
 
 INPUTS_FILE = "inputs.json"
+_MOVED = "the same content, elsewhere"
 _READ_ONCE = frozenset(("init_from",))  # by the first start only
 _WEIGHTS = "*.safetensors"
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 64, 1 << 16
@@ -115,7 +116,8 @@ def compare_inputs(changes: Sequence[Change], old: Sequence[Input], new: Sequenc
         textual = [change for change in judged if _is_under(change.key, key)]
         if sorted(map(_order, before)) == sorted(map(_order, after)):
             judged = [
-                replace(change, is_moved=True) if _is_under(change.key, key) else change for change in judged
+                replace(change, is_allowed=True, effect=_MOVED) if _is_under(change.key, key) else change
+                for change in judged
             ]
         elif not textual and key not in _READ_ONCE:
             judged += _contents_changed(key, before, after)
@@ -128,10 +130,10 @@ def _contents_changed(key: str, old: Sequence[Input], new: Sequence[Input]) -> I
     for entry in new:
         before = was.get(entry.place)
         if before is not None and before.fingerprint != entry.fingerprint:
-            yield Change(
-                key=key,
-                old=f"{entry.place} with fingerprint {before.fingerprint}",
-                new=f"{entry.place} with fingerprint {entry.fingerprint}",
+            yield Change.of(
+                key,
+                f"{entry.place} with fingerprint {before.fingerprint}",
+                f"{entry.place} with fingerprint {entry.fingerprint}",
             )
 
 

@@ -22,6 +22,7 @@ from kinemae.pretrain.runtime.checkpoint import Checkpoints, RunState
 from kinemae.pretrain.runtime.engine import Engine
 from kinemae.pretrain.runtime.loss_guard import Incident, IncidentLog, LossGuard, is_skipped
 from kinemae.pretrain.runtime.metrics import MetricsWriter
+from kinemae.pretrain.runtime.optimizer import decay_start
 from kinemae.pretrain.runtime.processes import Processes, RankFlags, init_process_group, share_cores
 from kinemae.pretrain.runtime.settings import LossGuardConfig, RunConfig
 from kinemae.pretrain.runtime.stragglers import Stragglers
@@ -116,12 +117,17 @@ class _Run:
             plan=trainer.plan,
             processes=processes,
         )
+        # The step before the cool-down, from which the run can be prolonged; also saved and kept.
+        self.branch_step = (
+            decay_start(trainer.steps, config.optim) if config.optim.schedule == "constant" else trainer.steps
+        )
         run_dir = Path(config.run_dir)
         self.checkpoints = Checkpoints(
             run_dir,
             processes,
             keep=config.keep_checkpoints,
             keep_every_steps=config.keep_every_steps,
+            keep_step=self.branch_step,
             background=config.save_in_background,
         )
         self.incidents = IncidentLog(run_dir, trainer.clips, trainer.plan)
@@ -219,7 +225,7 @@ class _Run:
         flags = self.flags.read()
         if self.checkpoints.is_saving and not flags.is_writing:
             self._commit()
-        is_saved = done % config.save_every_steps == 0 or done == steps
+        is_saved = done % config.save_every_steps == 0 or done in (self.branch_step, steps)
         is_validated = self.validator is not None and self.validator.is_due(done)
         stop = flags.stop
         if is_saved or is_validated or stop or done % config.log.every_steps == 0:

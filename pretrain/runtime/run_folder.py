@@ -1,6 +1,6 @@
 """The run folder: its config, the record of every start, and the lock that keeps out a second writer.
 
-RUN/config.yaml        the resolved config of the first start
+RUN/config.yaml        the resolved config of the first start; its length is that of the last start
 RUN/inputs.json        data sets and encoders of the first start, by fingerprint
 RUN/environment.json   commit, versions, command line, host and changed keys of every start, newest last
 RUN/lock               held by the first process while it runs; the kernel releases it at its end
@@ -26,10 +26,12 @@ from kinemae.data_tools.command import log
 from kinemae.data_tools.config import to_yaml, with_defaults
 from kinemae.data_tools.files import Descriptor, atomic_write_text, commit_of_code, flock
 from kinemae.pretrain.folder_kinds import kind_of_config, kind_of_run
+from kinemae.pretrain.runtime.checkpoint_files import list_checkpoints
 from kinemae.pretrain.runtime.config_changes import ALLOWED_CHANGES, Change, find_changes, table_of
 from kinemae.pretrain.runtime.file_retries import retry_write
 from kinemae.pretrain.runtime.inputs import Input, compare_inputs, read_inputs, write_inputs
 from kinemae.pretrain.runtime.processes import Processes
+from kinemae.pretrain.runtime.run_length import LENGTH_KEYS, judge_length, with_length
 from kinemae.pretrain.runtime.settings import EngineConfig, TimeoutsConfig, precision_on
 
 PREVIEW_FOLDER = "preview"
@@ -42,11 +44,14 @@ _MOST_BYTES = 4096
 _PACKAGES = ("torch", "torchvision", "deepspeed", "webdataset", "omegaconf", "tensorboard", "av", "kinemae")
 
 
-def check_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> bool:
+def check_run_dir(
+    run_dir: Path, config: Any, inputs: Sequence[Input] = (), *, by_progress: Sequence[str] | None = None
+) -> bool:
     """Check whether the folder holds a run to continue; log changed keys.
 
     Args:
         inputs: the data sets and encoders of the config.
+        by_progress: see `judge_length`; None if the length cannot change.
 
     Raises:
         ValueError: the folder holds a run of another config, or something else; the message names the keys.
@@ -67,19 +72,25 @@ def check_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> b
             f"run_dir {run_dir}: expected {here}, got {stored or 'no run'}; fix: choose another run_dir"
         )
     changes = _changes(run_dir, config, inputs)
+    if by_progress is not None:
+        done = max(list_checkpoints(run_dir / "checkpoints"), default=0)
+        changes = judge_length(changes, _stored(run_dir, config), done=done, by_progress=by_progress)
     for line in table_of(changes) if changes else ():
         log.info("%s", line)
     refused = [change for change in changes if not change.is_allowed]
     if refused:
-        named = "; ".join(
-            f"{change.key}: run {change.old!r}, config {change.new!r}" for change in refused[:_MOST_NAMED]
-        )
+        named = "; ".join(_named(change) for change in refused[:_MOST_NAMED])
         named += f"; and {len(refused) - _MOST_NAMED} more" if len(refused) > _MOST_NAMED else ""
         raise ValueError(
             f"run_dir {run_dir} holds a run of another config ({named}); fix: choose another run_dir, or "
             "restore these keys"
         )
     return True
+
+
+def _named(change: Change) -> str:
+    reason = f", {change.effect}" if change.key in LENGTH_KEYS else ""
+    return f"{change.key}: run {change.old!r}, config {change.new!r}{reason}"
 
 
 def open_run_dir(run_dir: Path, config: Any, inputs: Sequence[Input] = ()) -> None:
@@ -98,8 +109,9 @@ def _record_start(run_dir: Path, config: Any, inputs: Sequence[Input]) -> None:
         atomic_write_text(run_dir / "config.yaml", to_yaml(config))
     path = run_dir / "environment.json"
     starts = json.loads(path.read_text()) if path.exists() else []
-    # Compared with the config of the first start, which is never rewritten.
-    changed = {change.key: [change.old, change.new] for change in _changes(run_dir, config, inputs)}
+    # Compared with the config of the first start, of which only the length is rewritten.
+    changes = _changes(run_dir, config, inputs)
+    changed = {change.key: [change.old, change.new] for change in changes}
     write_inputs(run_dir, inputs)
     precision = _precision(config.engine)
     if starts and starts[-1].get("precision", precision) != precision:
@@ -107,12 +119,21 @@ def _record_start(run_dir: Path, config: Any, inputs: Sequence[Input]) -> None:
         log.info("precision: %s at the last start, %s now: %s", starts[-1]["precision"], precision, effect)
     start = {**_environment(), "precision": precision, "changed": changed}
     atomic_write_text(path, json.dumps([*starts, start], indent=1))
+    if changed.keys() & set(LENGTH_KEYS):
+        stored = with_length(_stored(run_dir, config), changes)
+        text = yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)
+        atomic_write_text(run_dir / "config.yaml", text)
 
 
 def _changes(run_dir: Path, config: Any, inputs: Sequence[Input]) -> list[Change]:
-    stored = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    changes = find_changes(with_defaults(type(config), stored), yaml.safe_load(to_yaml(config)))
+    changes = find_changes(_stored(run_dir, config), yaml.safe_load(to_yaml(config)))
     return compare_inputs(changes, read_inputs(run_dir), inputs)
+
+
+def _stored(run_dir: Path, config: Any) -> dict[str, Any]:
+    """The stored config, with the defaults of keys that it lacks."""
+    stored = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    return with_defaults(type(config), stored)
 
 
 def _precision(engine: EngineConfig) -> str:

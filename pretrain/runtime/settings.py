@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -70,12 +71,17 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with a linear warm-up and a cosine decay, both functions of the step.
+    """AdamW and its schedules, which are functions of the step.
 
     Attributes:
         lr: the peak learning rate; it is not scaled by the batch.
-        final_lr: the last value of the cosine.
+        final_lr: the value to which the learning rate falls.
+        schedule: after the linear warm-up. "cosine": half a cosine from `lr` to `final_lr`. "constant": `lr`,
+            then a cool-down to `final_lr`; a run can be prolonged before its cool-down.
+        cooldown_fraction: length of the cool-down of the constant schedule, as a fraction of all steps; 0 for
+            none.
         warmup_fraction: length of the warm-up, as a fraction of all steps.
+        warmup_steps: length of the warm-up in steps; null: `warmup_fraction` of all steps.
         betas: AdamW's two decay rates.
         weight_decay: AdamW's weight decay; norms, biases, learned tokens and position tables have none.
         final_weight_decay: the last value of a half cosine from `weight_decay`; null: a constant decay.
@@ -84,7 +90,10 @@ class OptimConfig:
 
     lr: float = 3e-4
     final_lr: float = 1e-6
+    schedule: Literal["cosine", "constant"] = "cosine"
+    cooldown_fraction: float = 0.2
     warmup_fraction: float = 0.05
+    warmup_steps: int | None = None
     weight_decay: float = 0.05
     final_weight_decay: float | None = None
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -94,6 +103,9 @@ class OptimConfig:
         require(self.lr > 0, "optim.lr", "be above 0", self.lr)
         require(0 <= self.final_lr <= self.lr, "optim.final_lr", "lie between 0 and optim.lr", self.final_lr)
         require(0 <= self.warmup_fraction < 1, "optim.warmup_fraction", "lie in [0, 1)", self.warmup_fraction)
+        is_length = self.warmup_steps is None or self.warmup_steps >= 0
+        require(is_length, "optim.warmup_steps", "be null, or 0 or more", self.warmup_steps)
+        self._check_cooldown()
         require(self.weight_decay >= 0, "optim.weight_decay", "be 0 or more", self.weight_decay)
         final = self.final_weight_decay
         is_decay = final is None or (final >= 0 and self.weight_decay > 0)
@@ -106,6 +118,12 @@ class OptimConfig:
         good_betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         require(good_betas, "optim.betas", "be two numbers in [0, 1)", self.betas)
         require(self.clip_norm >= 0, "optim.clip_norm", "be 0 (off) or more", self.clip_norm)
+
+    def _check_cooldown(self) -> None:
+        fraction = self.cooldown_fraction
+        require(0 <= fraction <= 1, "optim.cooldown_fraction", "lie between 0 and 1", fraction)
+        has_effect = self.schedule == "constant" or fraction == OptimConfig.cooldown_fraction
+        require(has_effect, "optim.cooldown_fraction", "be omitted unless optim.schedule=constant", fraction)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,11 @@ class Target(nn.Module, ABC):
             progress: fraction of the run done, above 0 and at most 1.
         """
 
+    @property
+    def follows_progress(self) -> bool:
+        """True if updates depend on the progress of the run, so that a run cannot be prolonged."""
+        return type(self).after_update is not Target.after_update
+
     def state_metrics(self, encoder: Encoder) -> dict[str, Tensor]:
         """Metrics of the target's own state: scalars by name, none by default."""
         return {}

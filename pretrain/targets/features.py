@@ -70,6 +70,10 @@ class FeatureTarget(DecoderTarget):
                 list(self.teacher.parameters()), list(encoder.parameters()), 1 - self.decay_at(progress)
             )
 
+    @property
+    def follows_progress(self) -> bool:
+        return self.decay != self.final_decay
+
     def decay_at(self, progress: float) -> float:
         """Decay at a progress of the run, 0 to 1."""
         return self.final_decay - (self.final_decay - self.decay) * (math.cos(math.pi * progress) + 1) / 2

@@ -63,6 +63,10 @@ class WeightedTarget(Target):
         for target in self._targets.values():
             target.after_update(encoder, progress)
 
+    @property
+    def follows_progress(self) -> bool:
+        return any(target.follows_progress for target in self._targets.values())
+
     def state_metrics(self, encoder: Encoder) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for target in self._targets.values():

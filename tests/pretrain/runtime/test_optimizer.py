@@ -1,5 +1,7 @@
 """Learning rate by step, and parameter groups with weight decay."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -33,11 +35,28 @@ def test_warm_up_rises_to_the_peak_and_the_cosine_falls_to_the_end() -> None:
     assert rates[99] == pytest.approx(0.1, abs=1e-3)
 
 
-@given(steps=st.integers(1, 5000), share=st.floats(0, 0.9))
-def test_the_learning_rate_stays_in_its_bounds(steps: int, share: float) -> None:
+def test_the_constant_schedule_cools_down_by_one_minus_a_square_root() -> None:
+    optim = OptimConfig(
+        lr=1.0, final_lr=0.1, schedule="constant", cooldown_fraction=0.16, warmup_fraction=0.5, warmup_steps=4
+    )
+    rates = [learning_rate(step, 100, optim) for step in range(100)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:85] == [1.0] * 81
+    assert rates[88] == pytest.approx(0.1 + 0.9 * (1 - (4 / 16) ** 0.5))
+    assert rates[99] == pytest.approx(0.1 + 0.9 * (1 - (15 / 16) ** 0.5))
+
+
+@given(
+    steps=st.integers(1, 5000),
+    share=st.floats(0, 0.9),
+    cooldown=st.floats(0, 1),
+)
+def test_the_learning_rate_stays_in_its_bounds(steps: int, share: float, cooldown: float) -> None:
     optim = OptimConfig(lr=1.0, final_lr=0.1, warmup_fraction=share)
+    constant = replace(optim, schedule="constant", cooldown_fraction=cooldown)
     for step in {0, steps // 2, steps - 1}:
         assert 0 < learning_rate(step, steps, optim) <= 1.0
+        assert 0 < learning_rate(step, steps, constant) <= 1.0
 
 
 def test_norms_biases_tokens_and_tables_do_not_decay() -> None:
@@ -67,6 +86,15 @@ def test_layers_have_their_learning_rate_scale() -> None:
         ({"lr": 0.0}, "optim.lr must be above 0, got 0.0"),
         ({"lr": 1e-3, "final_lr": 1e-2}, "optim.final_lr must lie between 0 and optim.lr"),
         ({"warmup_fraction": 1.0}, r"optim.warmup_fraction must lie in \[0, 1\)"),
+        ({"warmup_steps": -1}, "optim.warmup_steps must be null, or 0 or more, got -1"),
+        (
+            {"schedule": "constant", "cooldown_fraction": 1.1},
+            "optim.cooldown_fraction must lie between 0 and 1",
+        ),
+        (
+            {"cooldown_fraction": 0.1},
+            "optim.cooldown_fraction must be omitted unless optim.schedule=constant",
+        ),
         ({"weight_decay": -1.0}, "optim.weight_decay must be 0 or more"),
         ({"betas": [0.9]}, "optim.betas must be two numbers"),
         ({"clip_norm": -1.0}, r"optim.clip_norm must be 0 \(off\) or more"),

@@ -65,7 +65,6 @@ def test_allowed_keys_may_change_in_a_continued_run(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("steps=7", r"\(steps: run 6, config 7\)"),
         ("optim.betas=[0.9,0.9]", r"\(optim\.betas: run \[0\.9, 0\.95\], config \[0\.9, 0\.9\]\)"),
         ("masking.args.ratio=0.25", r"\(masking\.args\.ratio: run 0\.5, config 0\.25\)"),
         ("model.width=null", r"\(model\.width: run 24, config None\)"),
