@@ -1,6 +1,7 @@
 """Build and check a pretraining run before any process group starts; run it; export the encoder."""
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -111,9 +112,8 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     inputs = _inputs(config, index) if is_run else []
     # Only the first process: it may already have opened the folder when another one checks.
     by_progress = _parts_by_progress(config, components)
-    continues = (
-        is_run and processes.is_first and check_run_dir(run_dir, config, inputs, by_progress=by_progress)
-    )
+    check = partial(check_run_dir, run_dir, config, inputs, by_progress=by_progress)
+    continues = is_run and processes.is_first and check()
     if is_run:
         _check_enough(index, config)
     if isinstance(index, Mixture):  # moved data sets keep their place in the order of clips
