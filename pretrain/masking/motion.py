@@ -27,12 +27,21 @@ class MotionMasking(RatioMasking):
         temperature: near 0 takes the tokens with the most motion, 1 draws in proportion to motion, larger
             values draw more evenly.
         tubes: draw spatial positions by their mean motion and hide them in all slices, as tube masking does.
+        by_slice: divide the motion by its mean in the slice. Then motion of the whole frame does not hide
+            whole slices, and a frame that is repeated does not get most of the visible tokens. Set it with
+            `tubes=False` and slices of one frame.
     """
 
     needs_motion = True
 
     def __init__(
-        self, *, ratio: float = 0.9, side: str = "hidden", temperature: float = 1.0, tubes: bool = True
+        self,
+        *,
+        ratio: float = 0.9,
+        side: str = "hidden",
+        temperature: float = 1.0,
+        tubes: bool = True,
+        by_slice: bool = False,
     ):
         super().__init__(ratio=ratio)
         known = get_args(Side)
@@ -41,6 +50,7 @@ class MotionMasking(RatioMasking):
         self.side = side
         self.temperature = temperature
         self.tubes = tubes
+        self.by_slice = by_slice
 
     def copies(self, grid: TokenGrid) -> int:
         return grid.t if self.tubes else 1
@@ -50,8 +60,12 @@ class MotionMasking(RatioMasking):
     ) -> tuple[Tensor, Tensor]:
         assert motion_N is not None, "needs_motion"
         visible, hidden = (count // self.copies(grid) for count in self.counts(grid))
-        motion_X = motion_N.view(grid.t, -1).mean(dim=0) if self.tubes else motion_N
-        order_X = self._draw(motion_X, generator)
+        motion_tS = motion_N.view(grid.t, -1)
+        if self.by_slice:
+            motion_tS = motion_tS.clamp(min=STILL)
+            motion_tS = motion_tS / motion_tS.mean(dim=1, keepdim=True)
+        motion_X = motion_tS.mean(dim=0) if self.tubes else motion_tS.flatten()
+        order_X = self._draw(motion_X if self.by_slice else motion_X.clamp(min=STILL), generator)
         if self.side == "hidden":
             hidden_X, visible_X = order_X.split([hidden, visible])
         else:
@@ -64,5 +78,5 @@ class MotionMasking(RatioMasking):
     def _draw(self, motion_X: Tensor, generator: torch.Generator) -> Tensor:
         uniform_X = torch.rand(len(motion_X), generator=generator, dtype=torch.float64)
         gumbel_X = -torch.log(-torch.log(uniform_X))
-        log_weight_X = motion_X.double().clamp(min=STILL).log() / self.temperature
+        log_weight_X = motion_X.double().log() / self.temperature
         return (log_weight_X + gumbel_X).argsort(descending=True)

@@ -1,6 +1,6 @@
 """Motion target: differences between successive frames in the target patches."""
 
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,8 +10,8 @@ from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import COLOURS, normalize, take_patches
 from kinemae.pretrain.targets.base import DecoderTarget, TargetInputs
-from kinemae.pretrain.targets.pixels import Normalization
 
+Normalization = Literal["channel", "patch", "clip", "none"]
 STILL = 2 / 255
 """Deviation that compression causes, on a scale of 0 to 1."""
 
@@ -26,6 +26,8 @@ class MotionTarget(DecoderTarget):
         normalize: "channel": each colour of each patch as (d - mean) / sqrt(var + STILL^2) on a scale of 0 to
             1, with the unbiased variance; STILL keeps still patches near 0.
             "patch": likewise, all colours of a patch together.
+            "clip": d / sqrt(mean of the clip's d^2 + STILL^2) on a scale of 0 to 1. Unlike "channel", it
+            keeps the change of a patch's brightness, and patches with more motion have larger values.
             "none": differences in the units of the encoder's input.
         motion_weight: see `DecoderTarget`.
     """
@@ -47,10 +49,19 @@ class MotionTarget(DecoderTarget):
         now_BMP, next_BMP = _frame_pairs(inputs)
         if self.normalize == "none":
             return normalize(next_BMP, inputs.mean, inputs.std) - normalize(now_BMP, inputs.mean, inputs.std)
-        colours = COLOURS if self.normalize == "channel" else 1
-        grouped = (next_BMP.float() - now_BMP.float()).mul_(1 / 255).unflatten(2, (-1, colours))
+        difference_BMP = (next_BMP.float() - now_BMP.float()).mul_(1 / 255)
+        if self.normalize == "clip":
+            return difference_BMP / _clip_scale(inputs)
+        grouped = difference_BMP.unflatten(2, (-1, COLOURS if self.normalize == "channel" else 1))
         variance, mean = torch.var_mean(grouped, dim=2, keepdim=True, unbiased=grouped.shape[2] > 1)
         return ((grouped - mean) / (variance + STILL**2).sqrt()).flatten(2)
+
+
+def _clip_scale(inputs: TargetInputs) -> Tensor:
+    """Divisor of the differences of each mask's clip, (B, 1, 1)."""
+    square_BCTHW = inputs.clip_BCTHW.float().diff(dim=2).mul_(1 / 255).square_()
+    scale_B = (square_BCTHW.mean(dim=(1, 2, 3, 4)) + STILL**2).sqrt()
+    return scale_B.repeat_interleave(len(inputs.target_BM) // len(scale_B))[:, None, None]
 
 
 def _frame_pairs(inputs: TargetInputs) -> tuple[Tensor, Tensor]:

@@ -141,6 +141,44 @@ def test_motion_is_the_next_frame_less_this_one(kind: str) -> None:
         torch.testing.assert_close(actual[b, m], expected.float(), atol=1e-5, rtol=1e-5)
 
 
+def test_differences_normalized_by_clip_keep_their_mean_and_their_ratios() -> None:
+    known = target_inputs(random_clip())
+    scale_B = (
+        random_clip().double().diff(dim=2).div(255).square().mean(dim=(1, 2, 3, 4)) + (2 / 255) ** 2
+    ).sqrt()
+    plain = target_inputs(random_clip(), mean=(0.0,) * 3, std=(1.0,) * 3)
+    expected_BMP = MotionTarget(normalize="none").compute_target(plain).double() / scale_B[:, None, None]
+    actual_BMP = MotionTarget(normalize="clip").compute_target(known)
+    torch.testing.assert_close(actual_BMP, expected_BMP.float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", [MotionTarget(normalize="clip"), PixelTarget(motion_weight=1.0)])
+def test_each_mask_of_a_clip_has_the_loss_that_it_has_alone(target: DecoderTarget) -> None:
+    guess_BMP = torch.randn((4, 3, 96), generator=torch.Generator().manual_seed(3))
+    masks_BM, clip_BCTHW = torch.stack([TARGET, TARGET.flip(0)], dim=1).flatten(0, 1), random_clip()
+
+    def loss(clips: torch.Tensor, rows: slice) -> torch.Tensor:
+        known = target_inputs(clips, target_BM=masks_BM[rows])
+        return target.losses(Prediction(decoded_BMP=guess_BMP[rows]), known)["loss"]
+
+    both_B = loss(clip_BCTHW, slice(0, 4))
+    alone = [loss(clip_BCTHW[row // 2, None], slice(row, row + 1)) for row in range(4)]
+    torch.testing.assert_close(both_B, torch.cat(alone))
+
+
+@pytest.mark.parametrize("kind", ["channel", "clip", "none"])
+def test_with_slices_of_one_frame_each_token_has_one_difference_and_the_last_one_repeats(kind: str) -> None:
+    clip_BCTHW = random_clip()
+    target_BM = torch.arange(16).expand(2, -1)  # all tokens of 4 slices of 2 x 2
+    known = target_inputs(clip_BCTHW, target_BM=target_BM, patch=(1, 4, 4))
+    slices = MotionTarget(normalize=kind).compute_target(known).view(2, 4, 4, 16, 3)
+    assert torch.equal(slices[:, 3], slices[:, 2])
+    if kind != "channel":  # in proportion to the difference
+        now, later = (patchify(clip_BCTHW[:, :, t : t + 1], (1, 4, 4)).view(2, 4, 16, 3) for t in (1, 2))
+        ratio = slices[0, 1, ..., 0] / (later.float() - now.float())[0, ..., 0]
+        torch.testing.assert_close(ratio[ratio.isfinite()], ratio[0, 0, None].expand(ratio.isfinite().sum()))
+
+
 def test_still_patches_with_compression_noise_have_targets_near_zero() -> None:
     still = target_inputs(random_clip(low=100, high=102))
     moving = target_inputs(random_clip(low=0, high=256))
@@ -256,7 +294,7 @@ def test_hog_of_an_edge_has_one_orientation_for_either_bright_side() -> None:
         (Component(name="pixels", args={"frames": "first"}), r"target\.args\.frames must be one of all, one"),
         (
             Component(name="motion", args={"normalize": "flow"}),
-            "normalize must be one of channel, patch, none",
+            "normalize must be one of channel, patch, clip, none",
         ),
         (Component(name="hog", args={"cells": 0}), r"target\.args\.cells must be at least 1, got 0"),
         (

@@ -72,6 +72,41 @@ def test_noise_below_a_grey_level_counts_as_no_motion():
     assert torch.equal(torch.cat(split(masking, trembling)), torch.cat(split(masking, 0 * trembling)))
 
 
+def visible_per_slice(masking, motion_N, grid):
+    return (split(masking, motion_N, grid)[0] // grid.per_slice).bincount(minlength=grid.t).tolist()
+
+
+@pytest.mark.parametrize("side", ["hidden", "visible"])
+def test_by_slice_neither_whole_frame_motion_nor_a_repeated_frame_attracts_tokens(side):
+    grid = TokenGrid(4, 10, 10)
+    place_S = torch.linspace(5, 15, 100)
+    motion_N = torch.stack([place_S, 0 * place_S, 20 * place_S, place_S]).flatten()
+    clip, by_slice = (
+        visible_per_slice(MotionMasking(ratio=0.8, side=side, tubes=False, by_slice=on), motion_N, grid)
+        for on in (False, True)
+    )
+    attracted = 1 if side == "hidden" else 2
+    assert clip[attracted] > 50 and max(by_slice) < 32 and min(by_slice) > 10
+
+
+def test_by_slice_takes_the_same_positions_of_each_slice_at_a_low_temperature():
+    motion_tS = torch.rand(3, 20, generator=torch.Generator().manual_seed(2)) + STILL
+    motion_N = (motion_tS[:1] * torch.tensor([[1.0], [4.0], [20.0]])).flatten()
+    masking = MotionMasking(ratio=0.5, tubes=False, by_slice=True, temperature=1e-6)
+    visible_K, _ = split(masking, motion_N)
+    assert (visible_K // 20).bincount().tolist() == [10, 10, 10]
+    assert torch.equal(visible_K[:10], visible_K[10:20] - 20)
+
+
+def test_by_slice_tubes_count_each_slice_equally():
+    motion_N = torch.ones(3, 20) * torch.tensor([[2.0], [2.0], [100.0]])
+    motion_N[0, :10], motion_N[1, :10], motion_N[2, 10:] = 6, 6, 120  # two slices against one with more
+    masking = MotionMasking(ratio=0.5, temperature=1e-6, by_slice=True)
+    assert set((split(masking, motion_N.flatten())[1] % 20).tolist()) == set(range(10))
+    without = MotionMasking(ratio=0.5, temperature=1e-6)
+    assert set((split(without, motion_N.flatten())[1] % 20).tolist()) == set(range(10, 20))
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
