@@ -55,6 +55,11 @@ class TaskModel(nn.Module):
         elif encoder.shape.scorer and self.pruning.keep is None:
             encoder.scorer.threshold.requires_grad_(False)  # only a fixed fraction trains the threshold
         self.head = head
+        if head.needs_slices and (encoder.merge_per_block or not isinstance(self.pruning, NoPruning)):
+            raise ValueError(
+                "head.args.pool: expected mean or statistics with an encoder that removes tokens, got "
+                "slices; fix: merge.per_block=0 and pruning.name=none, or head.args.pool=mean"
+            )
         self.layers = block_numbers(head.layers, encoder.shape.depth)
         if self.layers and (encoder.merge_per_block or self.pruning.keep is None):
             raise ValueError(

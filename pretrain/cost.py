@@ -59,17 +59,10 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
     Raises:
         ValueError: the config cannot be run; the message names the key.
     """
-    grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
-    components = build_components(config, grid)
-    split = token_selection(config, grid, components)
-    step = max(range(min(config.steps, _EXAMINED_STEPS)), key=lambda step: sum(split.counts(step)))
-
-    def build() -> MaskedAutoencoder:
-        return build_model(config, grid, components)
-
+    build, split, step = _most_expensive_step(config)
     with torch.device("meta"):
         model = build()
-    first_clip = step * config.batch.global_clips
+    grid, first_clip = split.grid, step * config.batch.global_clips
     visible, target_count = split.counts(step)
     parameters = parameter_counts(model, has_average=config.ema.decay > 0)
     return {
@@ -88,6 +81,25 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
         "recomputed": _traced(build, config, split, first_clip, recomputes=True),
         "data": _data(config),
     }
+
+
+def training_flops(config: PretrainConfig) -> int:
+    """The training FLOPs of one clip: "flops" of `measure_cost`, without its traces."""
+    build, split, step = _most_expensive_step(config)
+    with torch.device("meta"):
+        model = build()
+    return count_flops(model, _clips(config, split, step * config.batch.global_clips, 1)).training
+
+
+def _most_expensive_step(
+    config: PretrainConfig,
+) -> tuple[Callable[[], MaskedAutoencoder], TokenSelection, int]:
+    """The function that builds the model, the token selection, and the step with the most tokens."""
+    grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
+    components = build_components(config, grid)
+    split = token_selection(config, grid, components)
+    step = max(range(min(config.steps, _EXAMINED_STEPS)), key=lambda step: sum(split.counts(step)))
+    return lambda: build_model(config, grid, components), split, step
 
 
 def _flops(model: MaskedAutoencoder, clip: ClipBatch, parameters: dict[str, int]) -> dict[str, int]:

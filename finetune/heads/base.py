@@ -93,12 +93,14 @@ class Head(nn.Module):
         output: "clip" for values per clip, (B, outputs); "sequence" for values per time slice,
             (B, slices, outputs); "pyramid" for scored segments, see `PyramidHead`.
         needs_calibration: whether `calibrate` must be called before the first training step.
+        needs_slices: whether the head needs the tokens of all slices, which pruning and merging remove.
         layers: the encoder's blocks whose tokens the head reads: numbers from 0, or from -1 for the last;
             or fractions of the depth. Empty: none besides the final tokens.
     """
 
     output: ClassVar[str] = "clip"
     needs_calibration = False
+    needs_slices = False
     layers: tuple[int | float, ...] = ()
 
     def forward(self, features: Features, draws: ClipRandom | None) -> Tensor:
@@ -117,13 +119,23 @@ class Head(nn.Module):
         """Measure statistics of training tokens once; they are saved with the weights and stay fixed."""
 
 
-def pool_tokens(features: Features, pool: str) -> Tensor:
+def pool_tokens(features: Features, pool: str, *, slices: int = 0) -> Tensor:
     """Pool the tokens of each clip, as pooled_BX.
 
     Args:
-        pool: "mean", or "statistics" for mean and standard deviation, concatenated.
+        pool: "mean", "statistics" for mean and standard deviation, concatenated, or "slices" for the means of
+            `slices` equal parts of the clip's time, concatenated.
     """
     tokens_BND, weight_BN = features.tokens_BND, features.weight_BN
+    if pool == "slices":
+        assert features.slices, "TaskModel rejects pruning and merging with such a head"
+        require(
+            features.slices % slices == 0,
+            "head.args.slices",
+            f"divide the {features.slices} time slices of a clip",
+            slices,
+        )
+        return tokens_BND.unflatten(1, (slices, -1)).mean(dim=2).flatten(1)
     if pool == "mean":
         return _mean(tokens_BND, weight_BN)
     if weight_BN is None:

@@ -56,8 +56,9 @@ class FeaturesConfig:
     """The feature store.
 
     Attributes:
-        kind: "statistics" stores mean and standard deviation of the tokens; "tokens" stores all tokens; null:
-            tokens for attentive heads, statistics otherwise.
+        kind: "statistics" stores mean and standard deviation of the tokens; "slices" those of each time
+            slice; "tokens" stores all tokens; null: tokens for attentive heads, slices for `grid.pool` with
+            slices, statistics otherwise.
         layers: blocks whose output is stored, from 0; negative numbers count from the last block. The final
             norm is applied to each.
         dtype: of the stored values.
@@ -67,7 +68,7 @@ class FeaturesConfig:
         rebuild: replace a store of another encoder, data set or views.
     """
 
-    kind: Literal["statistics", "tokens"] | None = None
+    kind: Literal["statistics", "slices", "tokens"] | None = None
     layers: list[int] = field(default_factory=lambda: [-1])
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     train_views: int = 0
@@ -88,8 +89,8 @@ class GridConfig:
         lr: peak learning rates of AdamW.
         weight_decay: weight decays.
         depth: number of blocks of attentive heads.
-        pool: of linear heads, logistic regression and knn: "mean" or "statistics" (mean and standard
-            deviation of the tokens).
+        pool: of linear heads, logistic regression and knn: "mean", "statistics" (mean and standard deviation
+            of the tokens) or "slices" (the mean of each time slice, concatenated).
     """
 
     lr: list[float] = field(default_factory=lambda: [1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
@@ -107,8 +108,8 @@ class GridConfig:
             min(self.weight_decay) >= 0, "grid.weight_decay", "hold numbers of 0 or more", self.weight_decay
         )
         require(min(self.depth) >= 1, "grid.depth", "hold numbers of at least 1", self.depth)
-        is_known = set(self.pool) <= {"mean", "statistics"}
-        require(is_known, "grid.pool", "hold mean, statistics or both", self.pool)
+        is_known = set(self.pool) <= {"mean", "statistics", "slices"}
+        require(is_known, "grid.pool", "hold mean, statistics or slices", self.pool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,8 +315,12 @@ class ProbeConfig:
 
     def _check_method(self) -> None:
         if self.method == "attentive":
-            is_kept = self.features.kind != "statistics"
+            is_kept = self.features.kind in (None, "tokens")
             require(is_kept, "method", "not be attentive with pooled features: use tokens", self.method)
+        elif "slices" in self.grid.pool:
+            is_kept = self.features.kind in (None, "slices") and not self.is_external
+            needed = "not hold slices without features.kind=slices of an encoder"
+            require(is_kept, "grid.pool", needed, self.grid.pool)
         if self.few_shot.is_on:
             is_fast = self.method in ("knn", "logistic")
             require(is_fast, "method", "be knn or logistic with few_shot", self.method)
@@ -324,5 +329,7 @@ class ProbeConfig:
 
     @property
     def store_kind(self) -> str:
-        """Content of the feature store: "statistics" or "tokens"."""
-        return self.features.kind or ("tokens" if self.method == "attentive" else "statistics")
+        """Content of the feature store: "statistics", "slices" or "tokens"."""
+        if self.method == "attentive":
+            return "tokens"
+        return self.features.kind or ("slices" if "slices" in self.grid.pool else "statistics")

@@ -18,7 +18,7 @@ from kinemae.data_tools.stream.evaluation_clips import EvaluationItem, Evaluatio
 from kinemae.data_tools.stream.frame_sampling import ClipConfig
 from kinemae.data_tools.stream.loader import TrainingClips, read_items
 from kinemae.data_tools.stream.yuv_to_rgb import Pixels, join, on_device
-from kinemae.finetune.probe.store import StoreShape, StoreWriter, statistics
+from kinemae.finetune.probe.store import StoreShape, StoreWriter, slice_statistics, statistics
 from kinemae.pretrain.exported_model import EncoderDescription
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.runtime.processes import Processes
@@ -109,7 +109,7 @@ class LayerEncoder:
 
     Attributes:
         layers: numbers of blocks, from 0.
-        kind: "statistics" or "tokens", see `FeaturesConfig`.
+        kind: "statistics", "slices" or "tokens", see `FeaturesConfig`.
         clips_per_device: largest number of clips in a forward pass.
     """
 
@@ -121,13 +121,16 @@ class LayerEncoder:
     clips_per_device: int
 
     def __call__(self, clip_BCTHW: Tensor) -> dict[int, Tensor]:
-        """Encode uint8 RGB clips; return by layer tokens_BND or statistics_BX, float32."""
+        """Encode uint8 RGB clips; return by layer tokens_BND, statistics_BX or statistics_BtX, float32."""
         self.encoder.check_clip(clip_BCTHW)
         device = clip_BCTHW.device
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.is_bf16):
             tokens = self._tokens(clip_BCTHW)
             if self.kind == "tokens":
                 return {layer: tokens_BND.float() for layer, tokens_BND in tokens.items()}
+            if self.kind == "slices":
+                slices = self.description.grid.t
+                return {layer: slice_statistics(x_BND.float(), slices) for layer, x_BND in tokens.items()}
             found = {}
             for layer, tokens_BND in tokens.items():
                 variance_BD, mean_BD = torch.var_mean(tokens_BND.float(), dim=1, unbiased=False)
@@ -249,6 +252,6 @@ def store_shape(
     description: EncoderDescription, reader: FixedViews | RandomViews, kind: str, samples: int
 ) -> StoreShape:
     """Sizes of the store of an encoder."""
-    width = description.shape.width
-    values = (description.grid.tokens, width) if kind == "tokens" else (2 * width,)
-    return StoreShape(samples=samples, views=reader.views, frames=description.frames, values=values)
+    width, grid = description.shape.width, description.grid
+    values = {"tokens": (grid.tokens, width), "slices": (grid.t, 2 * width), "statistics": (2 * width,)}
+    return StoreShape(samples=samples, views=reader.views, frames=description.frames, values=values[kind])

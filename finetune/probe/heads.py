@@ -27,32 +27,44 @@ _SCORED_AT_ONCE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings:
-    """One head of a grid; `pool` is "" for attentive heads, `depth` 0 for linear ones."""
+    """One head of a grid; `pool` is "" for attentive heads, `depth` 0 for linear ones.
+
+    Attributes:
+        slices: number of slices for the pooling "slices", else 0.
+    """
 
     lr: float
     weight_decay: float
     layer: int
     pool: str = ""
     depth: int = 0
+    slices: int = 0
 
     def component(self) -> Component:
         """The head's config in a fine-tuned model."""
         if self.depth:
             more = {} if self.depth == 1 else {"depth": self.depth}
             return Component(name="attentive", args={"norm": "standardize", **more})
-        return Component(name="linear", args={"norm": "standardize", "pool": self.pool})
+        more = {"slices": self.slices} if self.slices else {}
+        return Component(name="linear", args={"norm": "standardize", "pool": self.pool, **more})
 
     def record(self) -> dict[str, Any]:
         """The settings as JSON, without those of the other kind of head."""
-        other = "pool" if self.depth else "depth"
-        return {name: value for name, value in asdict(self).items() if name != other}
+        others = ("pool" if self.depth else "depth", "slices")
+        return {name: value for name, value in asdict(self).items() if name not in others}
 
 
-def head_grid(config: ProbeConfig, layers: Sequence[int]) -> list[HeadSettings]:
-    """Every combination of the grid."""
+def head_grid(config: ProbeConfig, layers: Sequence[int], *, slices: int = 0) -> list[HeadSettings]:
+    """Every combination of the grid.
+
+    Args:
+        slices: number of time slices of a clip in features of the kind "slices".
+    """
     grid, is_attentive = config.grid, config.method == "attentive"
     name, values = ("depth", grid.depth) if is_attentive else ("pool", grid.pool)
-    shapes: list[dict[str, Any]] = [{name: value} for value in values]
+    shapes: list[dict[str, Any]] = [
+        {name: value, "slices": slices if value == "slices" else 0} for value in values
+    ]
     return [
         HeadSettings(layer=layer, **shape, lr=lr, weight_decay=decay)
         for layer, shape, lr, decay in product(layers, shapes, grid.lr, grid.weight_decay)

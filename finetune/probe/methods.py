@@ -49,7 +49,7 @@ def run_method(
 def _run_heads(
     config: ProbeConfig, trainer: HeadTrainer, train: LabelledFeatures, validation: LabelledFeatures
 ) -> Outcome:
-    task, heads = trainer.task, head_grid(config, list(train.features.layers))
+    task, heads = trainer.task, head_grid(config, list(train.features.layers), slices=train.features.slices)
     fit_R, held_R = divide(config, task, train)
     trained = trainer.train(heads, train, fit_R)
     scores = [

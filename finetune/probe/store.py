@@ -44,6 +44,7 @@ _DTYPES: dict[str, tuple[torch.dtype, Any]] = {
     "bfloat16": (torch.bfloat16, np.uint16),
 }
 _CHUNKS, _CHUNK_SAMPLES = 256, (16, 64)
+_EPSILON = 1e-6  # of variances, as in `pool_tokens`
 _PACKAGES = ("kinemae", "torch", "av")
 
 
@@ -54,7 +55,7 @@ class Provenance:
     Attributes:
         encoder: digest of the encoder's architecture and weights.
         data: fingerprint of the data set.
-        kind: "statistics" or "tokens".
+        kind: "statistics", "slices" or "tokens".
         layers: numbers of the blocks, from 0.
         clip: frames, stride, fps, sampling, size, short_video.
         views: fixed temporal clips and spatial crops, or the number, seed and augmentation of random views.
@@ -221,8 +222,9 @@ class Features:
     """The features of one data set.
 
     Attributes:
-        layers: by layer, features_SVX, memory-mapped or in memory; pooled statistics are mean and deviation.
-        kind: "statistics", "tokens", or "vectors" of unknown origin.
+        layers: by layer, features_SVX, memory-mapped or in memory; pooled statistics are mean and deviation,
+            of all tokens or of each slice (features_SVtX).
+        kind: "statistics", "slices", "tokens", or "vectors" of unknown origin.
         time_SVT: timestamps of the frames; NaN for skipped samples and foreign features.
         readable: positions of the samples with features.
         skipped: by position, the reason why a sample could not be read.
@@ -241,6 +243,11 @@ class Features:
     def views(self) -> int:
         return self.time_SVT.shape[1]
 
+    @property
+    def slices(self) -> int:
+        """Number of time slices of features of the kind "slices", else 0."""
+        return next(iter(self.layers.values())).shape[2] if self.kind == "slices" else 0
+
     def tokens(self, layer: int, sample_B: np.ndarray, view_B: np.ndarray) -> Tensor:
         """Stored values of some views, as float32: tokens_BND or pooled_BX."""
         return self._as_float(self.layers[layer][sample_B, view_B])
@@ -249,7 +256,8 @@ class Features:
         """Pool the tokens of all views of some samples.
 
         Args:
-            pool: "mean" or "statistics".
+            pool: "mean", "statistics", or "slices" for the means of the slices, concatenated; the last one
+                needs features of the kind "slices".
 
         Returns:
             pooled_BVX, float32
@@ -263,6 +271,8 @@ class Features:
         if self.kind == "tokens":
             variance_BVD, mean_BVD = torch.var_mean(values, dim=2, unbiased=False)
             values = mean_BVD if pool == "mean" else statistics(mean_BVD, variance_BVD)
+        elif self.kind == "slices":
+            values = _pooled_slices(values, pool)
         elif self.kind == "statistics" and pool == "mean":
             values = values[..., : values.shape[-1] // 2]
         return values.contiguous()
@@ -272,9 +282,29 @@ class Features:
         return (tensor.view(torch.bfloat16) if self.dtype == "bfloat16" else tensor).float()
 
 
+def slice_statistics(tokens_BND: Tensor, slices: int) -> Tensor:
+    """Mean and standard deviation of the tokens of each slice, as statistics_BtX."""
+    tokens_BtSD = tokens_BND.unflatten(1, (slices, -1))
+    variance_BtD, mean_BtD = torch.var_mean(tokens_BtSD, dim=2, unbiased=False)
+    return statistics(mean_BtD, variance_BtD)
+
+
+def _pooled_slices(statistics_BVtX: Tensor, pool: str) -> Tensor:
+    """Pool the mean and standard deviation of slices of equal size, see `Features.pooled`."""
+    mean_BVtD, deviation_BVtD = statistics_BVtX.chunk(2, dim=-1)
+    if pool == "slices":
+        return mean_BVtD.flatten(2)
+    mean_BVD = mean_BVtD.mean(dim=2)
+    if pool == "mean":
+        return mean_BVD
+    within_BVD = (deviation_BVtD.square() - _EPSILON).mean(dim=2)
+    between_BVD = mean_BVtD.var(dim=2, unbiased=False)
+    return statistics(mean_BVD, within_BVD + between_BVD)
+
+
 def statistics(mean_BD: Tensor, variance_BD: Tensor) -> Tensor:
     """Mean and standard deviation of tokens, concatenated as in `LinearHead`."""
-    return torch.cat([mean_BD, (variance_BD + 1e-6).sqrt()], dim=-1)
+    return torch.cat([mean_BD, (variance_BD + _EPSILON).sqrt()], dim=-1)
 
 
 def _parts(sample_B: np.ndarray, array: np.ndarray) -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,13 +111,26 @@ def kinemae(*arguments: object) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def prepare(
-    videos: Path, work: Path, folds: list[Callable[[Path, int, int], bool]], *, has_groups: bool
-) -> None:
-    """Write the lists of all clips and of each fold, and shard them; a group is a prefix of a name."""
+Part = Callable[[Path, int, int], bool]
+"""Whether a clip is held out, by its path, its number in its class, and the number of clips of the class."""
+
+ALL: dict[str, Part] = {"all": lambda path, number, count: False}
+
+
+def in_groups(names: Collection[str]) -> Part:
+    """The part that holds out the clips of some groups."""
+    return lambda path, number, count: group_of(path) in names
+
+
+def group_of(path: Path) -> str:
+    """The group of a clip: its name up to the first _."""
+    return path.name.split("_")[0]
+
+
+def prepare(videos: Path, work: Path, parts: Mapping[str, Part], *, has_groups: bool) -> None:
+    """Write a list of the clips for each part, and shard it to `work / NAME`."""
     clips = {kind.name: sorted(kind.iterdir()) for kind in sorted(videos.iterdir()) if kind.is_dir()}
-    parts: list[Callable[[Path, int, int], bool]] = [lambda path, number, count: False, *folds]
-    for name, is_held_out in zip(("all", *(f"fold{fold}" for fold in range(len(folds)))), parts, strict=True):
+    for name, is_held_out in parts.items():
         if (work / name / "train" / "dataset.json").exists():
             continue
         with (work / f"{name}.csv").open("w", newline="") as file:
@@ -126,7 +139,7 @@ def prepare(
             for label, paths in clips.items():
                 for number, path in enumerate(paths):
                     held_out = is_held_out(path, number, len(paths))
-                    group = path.name.split("_")[0] if has_groups else ""
+                    group = group_of(path) if has_groups else ""
                     table.writerow([path.resolve(), label, group, "validation" if held_out else "train"])
         layout = "layout={name: stride_aligned, args: {short_side: 80}}"
         kinemae("data", "shard", work / f"{name}.csv", work / name, layout)
@@ -214,8 +227,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10, help="epochs of LoRA and fine-tuning")
     options = parser.parse_args()
     if options.folds:
-        names = [set(part.split()) for part in options.folds.split(",")]
-        parts = [lambda path, number, count, names=held: path.name.split("_")[0] in names for held in names]
+        parts = [in_groups(set(part.split())) for part in options.folds.split(",")]
     else:
         blocks = range(options.blocks)
         parts = [
@@ -223,7 +235,8 @@ def main() -> None:
             for block in blocks
         ]
     options.work.mkdir(parents=True, exist_ok=True)
-    prepare(options.videos, options.work, parts, has_groups=bool(options.folds))
+    folds = {f"fold{fold}": part for fold, part in enumerate(parts)}
+    prepare(options.videos, options.work, ALL | folds, has_groups=bool(options.folds))
     encoder = pretrain(options.work, options.steps)
     chosen = range(len(parts)) if options.only is None else map(int, options.only.split(","))
     scores = [run_fold(options.work, fold, encoder, options.epochs) for fold in chosen]

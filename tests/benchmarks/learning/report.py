@@ -1,0 +1,170 @@
+"""Tables of the scoreboard: means over folds and seeds, and paired differences to transformers' row."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.learning.plan import Run
+from tests.benchmarks.learning.settings import PEER
+from tests.benchmarks.learning.units import Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method at one budget.
+
+    Attributes:
+        flops: 0 for random weights.
+        steps: of the pretraining.
+        costs: of the pretraining of each seed: "cpu_s", "wall_s", "peak_gb".
+        scores: by measure, then by seed, the top-1 of each fold in per cent.
+    """
+
+    method: str
+    flops: float
+    steps: int
+    costs: list[dict[str, Any]]
+    scores: dict[str, dict[int, list[float]]]
+
+    def mean(self, measure: str) -> tuple[float, float] | None:
+        """Mean over folds and seeds, and standard deviation over seeds; None if nothing is measured."""
+        seeds = [statistics.mean(folds) for folds in self.scores.get(measure, {}).values()]
+        return (statistics.mean(seeds), _deviation(seeds)) if seeds else None
+
+    def difference(self, other: "Row", measure: str) -> dict[str, float] | None:
+        """Difference to another row over the pairs of seed and fold that both have."""
+        own, others = self.scores.get(measure, {}), other.scores.get(measure, {})
+        pairs = [
+            mine - its
+            for seed in own
+            if seed in others
+            for mine, its in zip(own[seed], others[seed], strict=True)
+        ]
+        if not pairs:
+            return None
+        higher = sum(pair > 0 for pair in pairs)
+        return {
+            "mean": statistics.mean(pairs),
+            "deviation": _deviation(pairs),
+            "higher": higher,
+            "pairs": len(pairs),
+        }
+
+    def cost(self, name: str) -> float:
+        """Mean of a cost over the seeds."""
+        return statistics.mean([cost[name] for cost in self.costs])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """All rows, in the order of budgets and methods.
+
+    Attributes:
+        floors: top-1 of each fold in per cent, by floor.
+    """
+
+    floors: dict[str, list[float]]
+    rows: list[Row]
+
+    @staticmethod
+    def of(work: Path, floors: Unit, runs: Sequence[Run]) -> "Table":
+        """Collect what is done."""
+        found = floors.result(work)
+        rows: dict[tuple[float, str], Row] = {}
+        for run in runs:
+            results = [result for unit in run.units if (result := unit.result(work)) is not None]
+            if not results:
+                continue
+            key = run.flops, run.method.name
+            empty = Row(method=run.method.name, flops=run.flops, steps=run.steps, costs=[], scores={})
+            row = rows.setdefault(key, empty)
+            row.costs.append(results[0]["cost"])
+            for result in results:
+                for measure, score in result.get("scores", {}).items():
+                    row.scores.setdefault(measure, {})[run.seed] = score["top1"]
+        by_floor = {} if found is None else {name: one["top1"] for name, one in found["scores"].items()}
+        return Table(floors=by_floor, rows=list(rows.values()))
+
+    @property
+    def measures(self) -> list[str]:
+        """All measures, in the order of their first row."""
+        return list(dict.fromkeys(measure for row in self.rows for measure in row.scores))
+
+    def peer(self, row: Row) -> Row | None:
+        """transformers' row at the same budget."""
+        return next((one for one in self.rows if (one.method, one.flops) == (PEER, row.flops)), None)
+
+    def markdown(self) -> str:
+        """The tables of floors, scores and differences."""
+        parts = [self._floors(), self._scores(), self._differences()]
+        return "\n".join(part for part in parts if part)
+
+    def _floors(self) -> str:
+        lines = [
+            f"| {name} | {statistics.mean(folds):.1f} ({_deviation(folds):.1f}) | "
+            f"{', '.join(f'{fold:.1f}' for fold in folds)} |"
+            for name, folds in self.floors.items()
+        ]
+        return _markdown(["floor", "mean (deviation over folds)", "folds"], lines)
+
+    def _scores(self) -> str:
+        lines = []
+        for row in self.rows:
+            costs = (
+                f"{row.cost('cpu_s') / 60:.1f} | {row.cost('wall_s') / 60:.1f} | {row.cost('peak_gb'):.2f}"
+            )
+            scores = " | ".join(_number(row.mean(measure)) for measure in self.measures)
+            seeds = len(row.costs)
+            lines.append(f"| {_budget(row)} | {row.method} | {seeds} | {row.steps} | {costs} | {scores} |")
+        names = ["FLOPs", "method", "seeds", "steps", "CPU min", "wall min", "peak GB", *self.measures]
+        return _markdown(names, lines)
+
+    def _differences(self) -> str:
+        lines = []
+        for row in self.rows:
+            peer = self.peer(row)
+            if peer is None or row is peer:
+                continue
+            cells = [_difference(row.difference(peer, measure)) for measure in self.measures]
+            lines.append(f"| {_budget(row)} | {row.method} | {' | '.join(cells)} |")
+        return _markdown(["FLOPs", f"method minus {PEER}", *self.measures], lines)
+
+    def as_json(self) -> dict[str, Any]:
+        """All scores by fold and seed, with their summaries."""
+        rows = []
+        for row in self.rows:
+            peer = self.peer(row)
+            summary = {measure: row.mean(measure) for measure in self.measures}
+            pairs = {} if peer is None or row is peer else {
+                measure: row.difference(peer, measure) for measure in self.measures
+            }  # fmt: skip
+            rows.append({**asdict(row), "mean_and_deviation": summary, f"minus_{PEER}": pairs})
+        return {"floors": self.floors, "rows": rows}
+
+
+def _markdown(names: Sequence[str], lines: Sequence[str]) -> str:
+    """A table, or an empty text without lines."""
+    if not lines:
+        return ""
+    return "\n".join([f"| {' | '.join(names)} |", f"|{'---|' * len(names)}", *lines]) + "\n"
+
+
+def _budget(row: Row) -> str:
+    return f"{row.flops:.2g}" if row.flops else "0"
+
+
+def _number(found: tuple[float, float] | None) -> str:
+    return "" if found is None else f"{found[0]:.1f} ({found[1]:.1f})"
+
+
+def _difference(found: dict[str, float] | None) -> str:
+    if found is None:
+        return ""
+    counts = f"{found['higher']:.0f} of {found['pairs']:.0f}"
+    return f"{found['mean']:+.1f} ({found['deviation']:.1f}; {counts})"
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
