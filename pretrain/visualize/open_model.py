@@ -137,12 +137,12 @@ def reconstruction_of(
         if masking is not None:
             raise
         return f"the parts of the pretraining cannot be built: {error}"
-    config = model.config
+    # Masks and noise as at the end of the run. All windows have one masking, so that their columns are equal.
+    step = 0 if model.config is None else model.config.steps - 1
     view = Reconstruction(
         model=autoencoder.to(device).eval().requires_grad_(False),
-        selection=selection,
-        # Masks and noise as at the end of the run.
-        first_clip=0 if config is None else (config.steps - 1) * config.batch.global_clips,
+        selection=replace(selection, masking=selection.masking.at(step)),
+        first_clip=step * selection.clips_per_step,
     )
     return view if view.has_prediction else f"the target {model.target.name} predicts no pixels"
 

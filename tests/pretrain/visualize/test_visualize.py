@@ -129,6 +129,13 @@ def test_a_target_without_pixels_has_no_reconstruction(visualize, tmp_path):
     assert "has no decoder" in found["not_drawn"]["reconstruction"]
 
 
+def test_all_windows_have_one_masking_of_a_mixture(visualize, tmp_path):
+    parts = "{future: {args: {context: 1, gap: 0, ratio: 0.5}}, uniform: {args: {ratio: 0.5}}}"
+    masking = f"masking={{name: mixture, args: {{parts: {parts}}}}}"
+    found = visualize(save(tmp_path / "encoder"), masking, "views=[reconstruction]", "windows=8")
+    assert len(found["files"]) == 3
+
+
 def windows_of(model, clips):
     opened = open_pretrained_model(model)
     subject = subject_of(opened.encoder, opened.description, torch.device("cpu"))
