@@ -12,7 +12,7 @@ from torch import Tensor
 
 _MASK_32 = 0xFFFFFFFF
 _ONES_23 = 0x7FFFFF
-_MASK_BIT = 40  # of a clip index; the bits from here on number the masks of a clip
+_MASK_BIT = 40  # of a clip index; the bits from here on number its masks or views
 
 
 def derived_seed(seed: int, *, purpose: str, step: int = 0, sample: int = 0) -> int:
@@ -47,7 +47,7 @@ class ClipRandom:
         self.clip_index_B = clip_index_B
 
     def for_masks(self, masks: int) -> "ClipRandom":
-        """Rows for this many masks of each clip, one after another; the first has the clip's own numbers."""
+        """Rows for this many masks or views of each clip, in order; the first has the clip's own numbers."""
         mask_X = torch.arange(masks, device=self.clip_index_B.device) << _MASK_BIT
         return ClipRandom(self.seed, (self.clip_index_B[:, None] + mask_X).flatten())
 

@@ -7,6 +7,9 @@ from torch import Tensor
 # Relative size below which differences are rounding errors.
 _ROUNDING = 1e-5
 
+COLLAPSED = 0.05
+"""Fraction of its maximum below which a deviation or a rank indicates collapse. A rank is not quality."""
+
 
 def deviation(x_RD: Tensor) -> float:
     """Standard deviation of each channel over the rows, averaged over channels; 0 if collapsed."""
@@ -33,6 +36,26 @@ def mean_cosine(x_RD: Tensor) -> float:
     rows = len(unit_RD)
     # Square of the sum, minus the pairs of each row with itself.
     return ((unit_RD.sum(dim=0).square().sum() - rows) / (rows * (rows - 1))).item()
+
+
+def signs_of_collapse(clip_RD: Tensor, token_RD: Tensor) -> dict[str, float]:
+    """The measures below `COLLAPSED`, as fractions of their maximum, by name.
+
+    Args:
+        clip_RD: features of at least two clips.
+        token_RD: single tokens of these clips.
+    """
+    fractions = {
+        "deviation of the clips' features": deviation(clip_RD)
+        / max(clip_RD.square().mean().sqrt().item(), 1e-12),
+        "effective rank of the clips' features": effective_rank(clip_RD) / _largest_rank(clip_RD),
+        "effective rank of the tokens": effective_rank(token_RD) / _largest_rank(token_RD),
+    }
+    return {name: fraction for name, fraction in fractions.items() if fraction < COLLAPSED}
+
+
+def _largest_rank(x_RD: Tensor) -> int:
+    return min(len(x_RD) - 1, x_RD.shape[1])
 
 
 def knn_accuracy(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kinemae.data_tools.command import DataError
+from kinemae.data_tools.command import DataError, log
 from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.storage.cache import Cache
@@ -20,7 +20,14 @@ from kinemae.data_tools.stream.yuv_to_rgb import on_device, to_luma
 from kinemae.pretrain.callbacks import Schedule, eval_mode
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.pruning.base import Pruning
-from kinemae.pretrain.representation import deviation, effective_rank, knn_accuracy, mean_cosine
+from kinemae.pretrain.representation import (
+    COLLAPSED,
+    deviation,
+    effective_rank,
+    knn_accuracy,
+    mean_cosine,
+    signs_of_collapse,
+)
 from kinemae.pretrain.runtime.metrics import MetricsWriter
 
 # Bounds the memory: only some tokens of a clip are kept.
@@ -117,14 +124,24 @@ class RepresentationMonitor:
     def after_step(self, step: int, writer: MetricsWriter) -> None:
         """See `runtime.loop.Callback`."""
         with eval_mode(self.model):
+            statistics, signs = self._feature_statistics()
             state = self.model.target.state_metrics(self.model.encoder)
-            values = {**self._feature_statistics(), **{name: value.item() for name, value in state.items()}}
+            values = {**statistics, **{name: value.item() for name, value in state.items()}}
             if self.probe is not None:
                 values["knn_accuracy"] = self._knn_accuracy(self.probe)
         writer.add({f"monitor/{name}": value for name, value in values.items()})
+        if signs:
+            log.warning(
+                "step %d: the representation collapses: %s, expected at least %g %% each; fix: start again "
+                "with a lower optim.lr, a higher target.args.sigreg_weight (views) or target.args.decay "
+                "(features), or with target.name=weighted and pixels as one part",
+                step,
+                ", ".join(f"{name} {100 * fraction:.1f} %" for name, fraction in signs.items()),
+                100 * COLLAPSED,
+            )
 
-    def _feature_statistics(self) -> dict[str, float]:
-        """Measures without labels; empty if fewer than two clips are readable."""
+    def _feature_statistics(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Measures without labels, and the signs of collapse; empty if fewer than two clips are readable."""
         pooled, some_tokens, kept = [], [], []
         for videos in self.videos:
             for item in videos:
@@ -134,8 +151,9 @@ class RepresentationMonitor:
                 some_tokens.append(x_BND[:, ::step].flatten(0, 1))
                 kept.append(self._kept_fraction(item))
         if len(pooled) < 2:
-            return {}
+            return {}, {}
         pooled_RD, token_RD = torch.cat(pooled).cpu(), torch.cat(some_tokens).cpu()
+        signs = signs_of_collapse(pooled_RD, token_RD)
         return {
             "feature_std": deviation(pooled_RD),
             "token_std": deviation(token_RD),
@@ -143,7 +161,8 @@ class RepresentationMonitor:
             "token_rank": effective_rank(token_RD),
             "cosine": mean_cosine(pooled_RD),
             "kept_tokens": sum(kept) / len(kept),
-        }
+            "collapsed": float(bool(signs)),
+        }, signs
 
     def _knn_accuracy(self, probe: KnnProbe) -> float:
         train_RD, train_label_R = self._labelled_features(probe.train)

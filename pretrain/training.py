@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from kinemae.data_tools.command import DataError, log
+from kinemae.data_tools.config import require
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.data_tools.overrides import as_override
 from kinemae.data_tools.stream.loader import Annotate, TrainingClips
@@ -108,6 +109,8 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
         world=processes.world,
         views=config.data.views_per_video,
     )
+    if components.target.uses_global_batch:
+        _check_one_micro_batch(batch)
     index, run_dir = _open_data(config), Path(config.run_dir)
     inputs = _inputs(config, index) if is_run else []
     # Only the first process: it may already have opened the folder when another one checks.
@@ -141,6 +144,21 @@ def _parts_by_progress(config: PretrainConfig, components: Components) -> list[s
         "target": components.target.follows_progress,
     }
     return [key for key, follows in parts.items() if follows]
+
+
+def _check_one_micro_batch(batch: BatchPlan) -> None:
+    """Check that a step compares all clips of the global batch."""
+    clips = batch.global_clips
+    require(
+        clips >= 2, "batch.global_clips", "be at least 2 with target.name=views, which compares clips", clips
+    )
+    if batch.accumulation > 1:
+        raise ValueError(
+            "batch.clips_per_device: expected one micro-batch per step with target.name=views, which compares"
+            f" the clips of the global batch, got {batch.accumulation} micro-batches; fix: set "
+            f"batch.clips_per_device={clips // batch.world}, with engine.activation_checkpointing=true if "
+            "memory is short, or start more processes"
+        )
 
 
 def _build_model(

@@ -24,6 +24,7 @@ ARGS: dict[str, dict[str, Any]] = {
     },
     "kinemae.pretrain.pruning.motion": {"keep": 0.5},
     "kinemae.pretrain.pruning.run_length": {"keep": 0.5},  # required in pretraining
+    "kinemae.pretrain.targets.views": {"local_views": 2, "slices": 64, "hidden": 32, "width": 16},
     "kinemae.pretrain.targets.weighted": {"parts": {"pixels": {}, "features": {"weight": 0.5}}},
 }
 

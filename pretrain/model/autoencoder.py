@@ -1,6 +1,7 @@
 """The masked autoencoder: encoder, decoder, noise and target, from a batch to losses."""
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,12 +13,13 @@ from kinemae.pretrain.model.blocks import init_weights
 from kinemae.pretrain.model.decoder import DECODERS, Decoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.scorer import add_gradient_of
+from kinemae.pretrain.model.sigreg import Total, one_process
 from kinemae.pretrain.model.sizes import ModelConfig
 from kinemae.pretrain.model.token_positions import TokenPositions
 from kinemae.pretrain.model.tokens import TokenGrid, gather_tokens, normalize, take_patches
 from kinemae.pretrain.noise.base import Noise
 from kinemae.pretrain.pruning.base import Pruning
-from kinemae.pretrain.targets.base import Prediction, Target, TargetInputs
+from kinemae.pretrain.targets.base import Prediction, Target, TargetInputs, ViewInputs
 
 
 class EncoderInputs(NamedTuple):
@@ -47,7 +49,12 @@ class MaskedAutoencoder(nn.Module):
         clips: number of clips in the whole run, from which a clip's progress in the run follows.
         mean, std: normalization of pixels.
         keep: fraction of the visible tokens that the encoder's scorer keeps; None without a learned scorer.
+
+    Attributes:
+        total: sum over all processes with its gradient; the engine sets it.
     """
+
+    total: Total
 
     def __init__(  # noqa: PLR0913 - all but the two modules by name
         self,
@@ -70,6 +77,7 @@ class MaskedAutoencoder(nn.Module):
         self.mean = mean
         self.std = std
         self.keep = keep
+        self.total = one_process
         values = target.visible_values(encoder.shape)
         self.visible_head = nn.Linear(encoder.shape.width, values) if values else None
         if self.visible_head is not None:
@@ -125,6 +133,13 @@ class MaskedAutoencoder(nn.Module):
             patch=self.encoder.shape.patch,
             mean=self.mean,
             std=self.std,
+            views=ViewInputs(
+                tokens_BKD=memory_BKD,
+                weight_B=batch.weight_B,
+                draws=ClipRandom(draws.seed, batch.clip_index_B),
+                encode=partial(self.encode_views, batch.clip_index_B),
+                total=self.total,
+            ),
         )
         return prediction, inputs, threshold_loss_B
 
@@ -139,16 +154,36 @@ class MaskedAutoencoder(nn.Module):
         clip_BCTHW = batch.clip_BCTHW
         self.encoder.check_clip(clip_BCTHW)
         visible_BK, patch = rows_of_masks(batch, "visible"), self.encoder.shape.patch
-        masks = len(visible_BK) // len(batch.clip_index_B)
-        draws = draws.for_masks(masks)
-        progress_B = (batch.clip_index_B.double() / self.clips).clamp(max=1).float().repeat_interleave(masks)
-        level_B = self.noise.level(progress_B, draws)
+        draws = draws.for_masks(len(visible_BK) // len(batch.clip_index_B))
+        level_B = self._level(batch.clip_index_B, draws)
         noisy_BCTHW = self.noise.on_clip(clip_BCTHW, level_B, draws)
         clean_BKP = normalize(take_patches(noisy_BCTHW, visible_BK, patch), self.mean, self.std)
         positions = TokenPositions(grid=self.encoder.grid, index_BN=visible_BK)
         patches_BKP = self.noise.on_patches(clean_BKP, level_B, draws, positions=positions, patch=patch)
         added_BKP = patches_BKP - clean_BKP if self.target.needs_noise else None
         return EncoderInputs(patches_BKP, visible_BK, added_BKP, level_B, draws)
+
+    def _level(self, clip_index_B: Tensor, draws: ClipRandom) -> Tensor:
+        """Noise level of each row of the draws, of which each clip has the same number."""
+        progress_B = (clip_index_B.double() / self.clips).clamp(max=1).float()
+        rows = len(draws.clip_index_B) // len(clip_index_B)
+        return self.noise.level(progress_B.repeat_interleave(rows), draws)
+
+    def encode_views(
+        self, clip_index_B: Tensor, patches_RKP: Tensor, index_RK: Tensor, draws: ClipRandom
+    ) -> Tensor:
+        """Encode views of the clips with their own noise on patches and tokens, as tokens_RKD.
+
+        Args:
+            patches_RKP: uint8 patches of R views, R / B successive ones of each clip.
+            index_RK: grid indices of the patches.
+            draws: random numbers of the views.
+        """
+        level_R, clean_RKP = self._level(clip_index_B, draws), normalize(patches_RKP, self.mean, self.std)
+        positions, patch = TokenPositions(grid=self.encoder.grid, index_BN=index_RK), self.encoder.shape.patch
+        noisy_RKP = self.noise.on_patches(clean_RKP, level_R, draws, positions=positions, patch=patch)
+        x_RKD = self.noise.on_tokens(self.encoder.embed(noisy_RKP, index_RK), level_R, draws)
+        return self.encoder.encode(x_RKD, index_RK, draws)
 
     def after_update(self, progress: float) -> None:
         """Update the target after an optimizer step; `progress` is the fraction of the run done."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from kinemae.data_tools.randomness import ClipRandom
@@ -31,9 +32,9 @@ class Flops:
     """FLOPs of one clip.
 
     Attributes:
-        encoder: forward, with the patch embedding.
+        encoder: forward, with the patch embedding; also further views, and the projector of their target.
         decoder: forward, with the layer that predicts from visible tokens.
-        target: the target, for example a teacher encoder; it has no backward pass.
+        target: the part of the target without a backward pass, for example a teacher encoder.
     """
 
     encoder: int
@@ -74,19 +75,27 @@ def counter_of(operation: Any) -> Callable[..., int] | None:
 def _count(model: MaskedAutoencoder, batch: ClipBatch) -> Flops:
     """FLOPs of all clips of a batch together."""
     draws = ClipRandom(0, batch.clip_index_B)
-    with torch.no_grad():
-        with FlopCounterMode(display=False) as predicting:
-            model.predict(batch, draws)
-        with FlopCounterMode(display=False) as everything:
-            model(batch, draws)
+    with torch.enable_grad(), FlopCounterMode(display=False) as everything, _WithoutGradient() as target:
+        model(batch, draws)
     by_module = everything.get_flop_counts()
     name = type(model).__name__
     decoder = sum(sum(by_module.get(f"{name}.{part}", {}).values()) for part in ("decoder", "visible_head"))
     return Flops(
-        encoder=predicting.get_total_flops() - decoder,
-        decoder=decoder,
-        target=everything.get_total_flops() - predicting.get_total_flops(),
+        encoder=everything.get_total_flops() - decoder - target.flops, decoder=decoder, target=target.flops
     )
+
+
+class _WithoutGradient(TorchDispatchMode):
+    """Counts the FLOPs of operations in `torch.no_grad`."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        counter = counter_of(func)
+        if counter is not None and not torch.is_grad_enabled():
+            self.flops += counter(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def on_meta_device(model: Model) -> Model:

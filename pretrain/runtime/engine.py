@@ -7,6 +7,7 @@ import copy
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -41,6 +42,17 @@ class PostStepHook(Protocol):
         Args:
             progress: fraction of the run that is done.
         """
+
+
+@runtime_checkable
+class GlobalBatchModule(Protocol):
+    """A module whose loss uses sums over the clips of all processes.
+
+    Attributes:
+        total: set by the engine to the sum over processes, with its gradient.
+    """
+
+    total: Callable[[Tensor], Tensor]
 
 
 def check_engine(engine: EngineConfig, processes: Processes, *, merges: bool, packs: bool = False) -> None:
@@ -121,6 +133,8 @@ class Engine:
             optimizer=build_optimizer(groups, optim),
             config=_deepspeed_config(optim, engine, plan, precision=precision),
         )
+        if isinstance(trained, GlobalBatchModule):
+            trained.total = processes.total
         self._bucket_values = _bucket_values(engine)
         if self._stage == 0:
             # After its backward pass DeepSpeed would exchange all gradients at once, at any bucket size.

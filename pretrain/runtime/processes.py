@@ -41,6 +41,14 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def total(self, values: Tensor) -> Tensor:
+        """Sum a tensor over all processes; its gradient is the sum of the gradients of all of them.
+
+        The engine averages gradients over processes. So a loss that is the mean over the global batch gets
+        the gradient that a single process would compute.
+        """
+        return _Total.apply(values) if self.world > 1 else values
+
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
@@ -87,6 +95,20 @@ class Processes:
         if error is not None:
             raise error
         return value  # type: ignore[return-value]
+
+
+class _Total(torch.autograd.Function):
+    """The sum over processes, whose backward pass is the same sum."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        values = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return _Total.forward(context, gradient)
 
 
 def find_processes(device: str = "auto") -> Processes:

@@ -6,6 +6,7 @@ on the encoder's output predicts.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kinemae.data_tools.config import require
+from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.yuv_to_rgb import to_luma
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.motion_energy import motion_weights
+from kinemae.pretrain.model.sigreg import Total
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import Patch
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ViewInputs:
+    """Inputs of a loss that encodes further views of the clips, or compares clips.
+
+    Attributes:
+        tokens_BKD: the encoder's output for the visible tokens, a row for each mask.
+        weight_B: 0 for a clip that could not be read, else 1.
+        draws: random numbers of the clips.
+        encode: encodes uint8 patches_RKP at tokens index_RK with draws of the rows R, as tokens_RKD; see
+            `MaskedAutoencoder.encode_views`.
+        total: sum over all processes, with its gradient.
+    """
+
+    tokens_BKD: Tensor
+    weight_B: Tensor
+    draws: ClipRandom
+    encode: Callable[[Tensor, Tensor, ClipRandom], Tensor]
+    total: Total
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +57,7 @@ class TargetInputs:
         added_BKP: noise added to the visible patches, in normalized units; None if not needed.
         patch: size of a patch.
         mean, std: normalization of pixels.
+        views: inputs of targets that encode views; None if only other targets use this.
     """
 
     clip_BCTHW: Tensor
@@ -43,6 +67,7 @@ class TargetInputs:
     patch: Patch
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    views: ViewInputs | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,13 +81,16 @@ class Prediction:
 class Target(nn.Module, ABC):
     """A target and its loss.
 
-    A module, because some targets have weights. They are not trained by gradients.
+    A module, because some targets have weights.
 
     Attributes:
         needs_noise: whether it predicts the noise added to the patches.
+        uses_global_batch: whether the loss of a clip depends on the other clips of the global batch. Only
+            such a target has weights that gradients train.
     """
 
     needs_noise: bool = False
+    uses_global_batch: bool = False
 
     def __init__(self) -> None:
         # Without this, nn.Module's signature would accept any argument of a config.

@@ -26,6 +26,7 @@ class WeightedTarget(Target):
         self.parts = nn.ModuleDict({name: target for name, (_, target) in built.items()})
         self.weights = {name: weight for name, (weight, _) in built.items()}
         self.needs_noise = any(part.needs_noise for part in self._targets.values())
+        self.uses_global_batch = any(part.uses_global_batch for part in self._targets.values())
 
     @property
     def _targets(self) -> dict[str, Target]:

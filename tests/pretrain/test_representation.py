@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kinemae.pretrain.representation import deviation, effective_rank, knn_accuracy, mean_cosine
+from kinemae.pretrain.representation import (
+    deviation,
+    effective_rank,
+    knn_accuracy,
+    mean_cosine,
+    signs_of_collapse,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -47,6 +53,22 @@ def test_equal_features_are_collapsed_in_all_metrics() -> None:
     assert (
         effective_rank(same_RD + 1e-8 * normal(10, 16, seed=1)) == 0.0
     )  # rounding errors do not count as a direction
+
+
+def test_collapse_has_signs_and_usual_features_have_none() -> None:
+    clip_RD, token_RD = normal(32, 64) + 1.0, normal(512, 64, seed=1) + 1.0
+    assert signs_of_collapse(clip_RD, token_RD) == {}
+    line_RD = normal(512, 1) * normal(1, 64, seed=1)
+    deviates, clips_rank, tokens_rank = (
+        "deviation of the clips' features",
+        "effective rank of the clips' features",
+        "effective rank of the tokens",
+    )
+    assert signs_of_collapse(clip_RD, line_RD).keys() == {tokens_rank}
+    assert signs_of_collapse(line_RD[:32], token_RD).keys() == {clips_rank}
+    assert signs_of_collapse(0.01 * clip_RD + 1.0, token_RD).keys() == {deviates}
+    same_RD = torch.ones(32, 64)
+    assert signs_of_collapse(same_RD, same_RD) == {deviates: 0.0, clips_rank: 0.0, tokens_rank: 0.0}
 
 
 def test_orthogonal_features_have_cosine_zero() -> None:

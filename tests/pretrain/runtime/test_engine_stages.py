@@ -1,7 +1,7 @@
 """The engine at every ZeRO stage, with one process and two: the same training, and states that fit all.
 
-The model has what is hard to shard: a moving average that follows the weights, a learned scorer, registers,
-layer scales, drop path; and its gradients are clipped.
+The model has what is hard to shard: a moving average that follows the weights, a loss over the global batch,
+a learned scorer, registers, layer scales, drop path; and its gradients are clipped.
 """
 
 import json
@@ -22,7 +22,13 @@ from tests.ranks import free_port
 
 WORLDS = (1, 2)
 HARD_TO_SHARD = """
-target: {name: weighted, args: {parts: {pixels: {}, features: {args: {decay: 0.5, final_decay: 0.9}}}}}
+target:
+  name: weighted
+  args:
+    parts:
+      pixels: {}
+      features: {args: {decay: 0.5, final_decay: 0.9}}
+      views: {args: {local_views: 2, local_drop: 0.5, slices: 64, hidden: 32, width: 16}}
 pruning: {name: learned, args: {keep: 0.75}}
 """
 
