@@ -78,13 +78,11 @@ class ViewTarget(Target):
             ("width", width, width >= 1, "be at least 1"),
         ):
             require(is_valid, f"target.args.{name}", expected, value)
-        self.local_views = local_views
-        self.local_time = local_time
+        self.local_views, self.local_time, self.sigreg_weight = local_views, local_time, sigreg_weight
         self.crops = (
             ("global", global_views - 1, global_scale, drop),
             ("local", local_views, local_scale, local_drop),
         )
-        self.sigreg_weight = sigreg_weight
         self.slices, self.knots, self.t_max = slices, knots, t_max
         self.hidden, self.width = hidden, width
 
