@@ -103,14 +103,7 @@ def make_plan(config: PretrainConfig, *, is_run: bool = True) -> Plan:
     check_engine(config.engine, processes, merges=config.model.merge_per_block > 0)
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
     components = build_components(config, grid)
-    batch = plan_batch(
-        config.batch.global_clips,
-        config.batch.clips_per_device,
-        world=processes.world,
-        views=config.data.views_per_video,
-    )
-    if components.target.uses_global_batch:
-        _check_one_micro_batch(batch)
+    batch = _plan_batch(config, world=processes.world, is_compared=components.target.uses_global_batch)
     index, run_dir = _open_data(config), Path(config.run_dir)
     inputs = _inputs(config, index) if is_run else []
     # Only the first process: it may already have opened the folder when another one checks.
@@ -146,19 +139,22 @@ def _parts_by_progress(config: PretrainConfig, components: Components) -> list[s
     return [key for key, follows in parts.items() if follows]
 
 
-def _check_one_micro_batch(batch: BatchPlan) -> None:
-    """Check that a step compares all clips of the global batch."""
-    clips = batch.global_clips
-    require(
-        clips >= 2, "batch.global_clips", "be at least 2 with target.name=views, which compares clips", clips
-    )
+def _plan_batch(config: PretrainConfig, *, world: int, is_compared: bool) -> BatchPlan:
+    """Divide the global batch; if its clips are compared with each other, each process takes all at once."""
+    clips, at_once = config.batch.global_clips, config.batch.clips_per_device
+    batch = plan_batch(clips, at_once, world=world, views=config.data.views_per_video)
+    if not is_compared:
+        return batch
+    expected = "be at least 2 with target.name=views, which compares the clips of the batch"
+    require(clips >= 2, "batch.global_clips", expected, clips)
     if batch.accumulation > 1:
         raise ValueError(
             "batch.clips_per_device: expected one micro-batch per step with target.name=views, which compares"
             f" the clips of the global batch, got {batch.accumulation} micro-batches; fix: set "
-            f"batch.clips_per_device={clips // batch.world}, with engine.activation_checkpointing=true if "
-            "memory is short, or start more processes"
+            f"batch.clips_per_device={clips // world}, with engine.activation_checkpointing=true if memory is "
+            "short, or start more processes"
         )
+    return batch
 
 
 def _build_model(
