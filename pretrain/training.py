@@ -151,8 +151,8 @@ def _plan_batch(config: PretrainConfig, *, world: int, is_compared: bool) -> Bat
         raise ValueError(
             "batch.clips_per_device: expected one micro-batch per step with target.name=views, which compares"
             f" the clips of the global batch, got {batch.accumulation} micro-batches; fix: set "
-            f"batch.clips_per_device={clips // world}, with engine.activation_checkpointing=true if memory is "
-            "short, or start more processes"
+            f"batch.clips_per_device={clips // world}, with engine.activation_checkpointing=true if memory "
+            "is short, or start more processes"
         )
     return batch
 
