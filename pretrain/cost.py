@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -39,6 +40,7 @@ again, and clipping writes it."""
 
 _TRACED = (2, 4)  # clips; one clip costs half the difference, since a batch of one is a special case
 _EXAMINED_STEPS = 100
+_AVERAGED_STEPS = 1000
 
 
 def run_cost(arguments: argparse.Namespace) -> None:
@@ -84,11 +86,18 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
 
 
 def training_flops(config: PretrainConfig) -> int:
-    """The training FLOPs of one clip: "flops" of `measure_cost`, without its traces."""
-    build, split, step = _most_expensive_step(config)
+    """The training FLOPs of one clip. If the masks of the steps differ, the mean over many steps."""
+    build, split, _ = _most_expensive_step(config)
     with torch.device("meta"):
         model = build()
-    return count_flops(model, _clips(config, split, step * config.batch.global_clips, 1)).training
+    alike: dict[tuple[tuple[int, int], int], list[int]] = defaultdict(list)
+    for step in range(_AVERAGED_STEPS):
+        alike[split.counts(step), split.encoded(step)].append(step)
+    total = 0
+    for steps in alike.values():
+        clip = _clips(config, split, steps[0] * config.batch.global_clips, 1)
+        total += len(steps) * count_flops(model, clip).training
+    return total // _AVERAGED_STEPS
 
 
 def _most_expensive_step(

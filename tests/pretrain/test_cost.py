@@ -16,7 +16,7 @@ from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.__main__ import PROGRAM
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.cost import measure_cost
+from kinemae.pretrain.cost import measure_cost, training_flops
 from kinemae.pretrain.model import cost_tracer
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
 from kinemae.pretrain.model.cost_tracer import ATTENTION, PRODUCT, Trace, trace_step
@@ -151,6 +151,19 @@ def test_memory_is_that_of_the_most_expensive_step_if_the_mask_ratio_changes(tmp
     assert changing["plain"]["held"] == heavy["plain"]["held"]
 
 
+def test_the_flops_of_a_mixture_are_the_mean_over_its_steps(tmp_path: Path) -> None:
+    def flops(masking: str) -> int:
+        (tmp_path / "tiny.yaml").write_text(TINY)
+        overrides = ["steps=1", f"masking={{name: {masking}}}"]
+        return training_flops(load_config(PretrainConfig, tmp_path / "tiny.yaml", overrides))
+
+    uniform, tube = "uniform, args: {ratio: 0.5}", "tube, args: {ratio: 0.9}"
+    parts = "{uniform: {weight: 3, args: {ratio: 0.5}}, tube: {args: {ratio: 0.9}}}"
+    expected = 0.75 * flops(uniform) + 0.25 * flops(tube)
+    assert flops(f"mixture, args: {{parts: {parts}}}") == pytest.approx(expected, rel=0.03)
+    assert flops(uniform) > 1.5 * flops(tube)
+
+
 def test_the_command_needs_no_shards_and_prints_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +172,7 @@ def test_the_command_needs_no_shards_and_prints_json(
     cost = json.loads(capsys.readouterr().out)
     assert cost["data"] is None and cost["tokens"] == {
         "grid": 32,
+        "masks": 1,
         "visible": 16,
         "encoded": 16,
         "predicted": 8,
