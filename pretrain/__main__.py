@@ -1,8 +1,8 @@
 """`kinemae pretrain CONFIG [a.b=c]`: pretrain an encoder, or continue the run in its run_dir.
 
-`kinemae pretrain preview CONFIG` draws the model's input, `kinemae pretrain cost CONFIG` counts FLOPs and
-memory, `kinemae pretrain visualize RUN VIDEO OUT` draws what a trained model does with a video. A config file
-named `preview` is written `./preview`.
+`kinemae pretrain advise SHARDS` proposes a config, `kinemae pretrain preview CONFIG` draws the model's input,
+`kinemae pretrain cost CONFIG` counts FLOPs and memory, `kinemae pretrain visualize RUN VIDEO OUT` draws what
+a trained model does with a video. A config file named `preview` is written `./preview`.
 """
 
 import sys
@@ -26,12 +26,26 @@ PROGRAM = Program(
                 "pretrain",
                 "kinemae.pretrain.command",
                 "run_pretrain",
-                commands=("preview", "cost", "visualize"),
+                commands=("advise", "preview", "cost", "visualize"),
             ),
             positionals=_CONFIG,
             options=[
                 ("--dry-run", "check the config and print the counts; start nothing"),
                 ("--json", "with --dry-run: print only the counts, as JSON"),
+            ],
+        ),
+        Command(
+            name="advise",
+            help="look at shards, propose a run with reasons, cost and warnings, and write its config",
+            example="kinemae pretrain advise shards/train --hours 2",
+            run=lazy("kinemae.pretrain.advise.command", "run_advise"),
+            positionals=[("shards", "a folder or URL of shards")],
+            options=[("--json", "print the advice as JSON")],
+            value_options=[
+                ("--hours", "H", "time for the training; default: as long as the measured runs"),
+                ("--device", "NAME", "cpu, cuda or auto; default: auto"),
+                ("--clips-per-s", "SPEED", "speed of the training; default: measured in a few steps"),
+                ("--out", "FILE", "the config to write; default: advised.yaml"),
             ],
         ),
         Command(

@@ -11,6 +11,7 @@ from kinemae.data_tools.overrides import as_yaml_override
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.plan.plan import Plan, make_plan
 from kinemae.finetune.plan.rules import FEW
+from kinemae.pretrain.advise.rule_table import advice_lines
 
 RECIPES = {True: "own_clips_laptop", False: "own_clips_gpu"}
 _WRAP = 76
@@ -41,12 +42,7 @@ def command_line(plan: Plan, overrides: Sequence[str]) -> str:
 
 def text_of(plan: Plan, folder: str, command: str) -> str:
     """The plan for a reader: facts, settings with reasons, notes, command."""
-    lines = [*_facts(plan, folder), "", "settings"]
-    for each in plan.advice:
-        lines += [f"  {as_yaml_override(key, value)}" for key, value in each.settings.items()]
-        lines.append(f"      {each.why} [{each.source}]")
-    if plan.fixed:
-        lines += ["", "your choice", *(f"  {as_yaml_override(key, v)}" for key, v in plan.fixed.items())]
+    lines = [*_facts(plan, folder), "", *advice_lines(plan.advice, plan.fixed)]
     lines += ["", "expect", *(f"  - {note}" for note in plan.notes)]
     lines += ["", "The settings are advice from the named sources, not a guarantee. To follow them:", ""]
     lines += ["  " + line for line in _wrapped(command)]

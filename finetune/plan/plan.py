@@ -1,7 +1,7 @@
 """Plan of a fine-tuning run: facts about its data, advice, and what to expect."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,17 @@ from kinemae.finetune.build import clip_config, describe_encoder
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.labels.labelled_data import open_labelled
 from kinemae.finetune.plan.facts import ClassCounts, Facts, gather_facts
-from kinemae.finetune.plan.rules import Advice, Settings, apply_rules, directed_classes
+from kinemae.finetune.plan.rules import apply_rules, directed_classes
 from kinemae.finetune.tasks.base import Task, build_task
 from kinemae.finetune.tasks.classification import Classification, class_numbers, classes_of
+from kinemae.pretrain.advise.rule_table import (
+    Advice,
+    Settings,
+    fixed_values,
+    is_given,
+    settings_of,
+    value_at,
+)
 
 KEYS = (
     *("adapt.method", "adapt.rank", "adapt.dropout", "head", "batch.global_clips", "batch.clips_per_device"),
@@ -67,7 +75,7 @@ class Plan:
     @property
     def settings(self) -> Settings:
         """The planned values by config key."""
-        return {key: value for each in self.advice for key, value in each.settings.items()}
+        return settings_of(self.advice)
 
     def overrides(self) -> list[str]:
         """The planned values as overrides."""
@@ -110,7 +118,7 @@ def make_plan(config: FinetuneConfig, overrides: Sequence[str]) -> Plan:
         output=task.output,
         chunks=config.clip.chunks,
     )
-    fixed = _fixed(config, overrides)
+    fixed = fixed_values(config, overrides, KEYS, _EXCLUDING)
     advice = apply_rules(facts, fixed)
     return Plan(facts=facts, advice=advice, fixed=fixed, notes=notes(facts))
 
@@ -124,7 +132,7 @@ def follow_plan(config: FinetuneConfig, path: Path | None, overrides: Sequence[s
     if stored.is_file():
         content = yaml.safe_load(stored.read_text(encoding="utf-8"))
         given = [override.partition("=")[0] for override in overrides]
-        values = {key: _value_at(content, key) for key in KEYS if not _is_given(key, given)}
+        values = {key: value_at(content, key) for key in KEYS if not is_given(key, given, _EXCLUDING)}
         planned = [as_yaml_override(key, value) for key, value in values.items() if value is not None]
     else:
         plan = make_plan(config, overrides)
@@ -148,28 +156,6 @@ def count_classes(index: ShardIndex, task: Task, *, key: str) -> ClassCounts | N
 def notes(facts: Facts) -> list[str]:
     """Expected scores and necessary checks, one line each."""
     return [text(facts) for applies, text in _NOTES if applies(facts)]
-
-
-def _fixed(config: FinetuneConfig, overrides: Sequence[str]) -> Settings:
-    """The values of the planned keys that the user has given."""
-    given = [override.partition("=")[0] for override in overrides]
-    tree = asdict(config)
-    return {key: _value_at(tree, key) for key in KEYS if _is_given(key, given)}
-
-
-def _is_given(key: str, given: Sequence[str]) -> bool:
-    """Check whether the user has given this key, a key below or above it, or one that excludes it."""
-    others = _EXCLUDING.get(key, (key,))
-    return any(
-        key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") or other in others
-        for other in given
-    )
-
-
-def _value_at(tree: Any, key: str) -> Any:
-    for name in key.split("."):
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree
 
 
 _Note = tuple[Callable[[Facts], bool], Callable[[Facts], str]]

@@ -6,14 +6,10 @@ rule that applies is taken, in the order of `RULES`. Later topics see the settin
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 from kinemae.finetune.plan.facts import Facts
-
-Settings = dict[str, Any]
-"""Values by config key."""
+from kinemae.pretrain.advise.rule_table import Advice, Rule, Settings, always, apply_table, as_fixed, said
 
 VIDEOMAE = "VideoMAE, arXiv 2203.12602, and its scripts"
 OVERFITS = "VideoMAE#129: 120 clips and 3,000 clips overfit at once"
@@ -23,69 +19,13 @@ _SIDES = re.compile(r"(?<![a-z])(left|right|clockwise|anticlockwise|counterclock
 _CHECKED_STEPS = 600
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """Advice on one topic.
-
-    Attributes:
-        when: whether it applies, from the facts and the settings so far.
-        sets: config keys and values.
-        why: the reason, one line.
-        source: paper, script, issue or measurement.
-    """
-
-    topic: str
-    when: Callable[[Facts, Settings], bool]
-    sets: Callable[[Facts, Settings], Settings]
-    why: Callable[[Facts, Settings], str]
-    source: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Advice:
-    """A rule that applied."""
-
-    topic: str
-    settings: Settings
-    why: str
-    source: str
-
-
 def apply_rules(facts: Facts, fixed: Settings | None = None) -> list[Advice]:
     """Apply the first matching rule of each topic.
 
     Args:
         fixed: values that the user has chosen; no rule changes them.
     """
-    settings: Settings = dict(fixed or {})
-    advice: dict[str, Advice] = {}
-    for rule in RULES:
-        if rule.topic not in advice and rule.when(facts, settings):
-            new = {key: value for key, value in rule.sets(facts, settings).items() if key not in settings}
-            why = rule.why(facts, {**settings, **new})
-            advice[rule.topic] = Advice(topic=rule.topic, settings=new, why=why, source=rule.source)
-            settings |= new
-    return [each for each in advice.values() if each.settings]
-
-
-def settings_of(advice: list[Advice]) -> Settings:
-    """All settings of a plan."""
-    return {key: value for each in advice for key, value in each.settings.items()}
-
-
-def as_fixed(settings: Mapping[str, Any]) -> Callable[[Facts, Settings], Settings]:
-    """Settings that do not depend on the facts."""
-    return lambda facts, given: dict(settings)
-
-
-def said(text: str) -> Callable[[Facts, Settings], str]:
-    """A reason that does not depend on the facts."""
-    return lambda facts, given: text
-
-
-def always(facts: Facts, given: Settings) -> bool:
-    """Apply to every data set."""
-    return True
+    return apply_table(RULES, facts, fixed)
 
 
 def _is(method: str) -> Callable[[Facts, Settings], bool]:
@@ -151,7 +91,7 @@ def directed_classes(facts: Facts) -> list[str]:
     return [name for name in names if _SIDES.search(name.lower().replace("_", " "))]
 
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[Rule[Facts], ...] = (
     Rule(
         topic="adaptation",
         when=lambda facts, given: not facts.has_weights,

@@ -9,7 +9,8 @@ from kinemae.data_tools.overrides import as_yaml_override
 from kinemae.finetune.config import FinetuneConfig
 from kinemae.finetune.plan.facts import ClassCounts, Facts
 from kinemae.finetune.plan.plan import KEYS, notes
-from kinemae.finetune.plan.rules import RULES, apply_rules, settings_of
+from kinemae.finetune.plan.rules import RULES, apply_rules
+from kinemae.pretrain.advise.rule_table import settings_of
 from kinemae.pretrain.exported_model import EncoderDescription
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid

@@ -1,0 +1,158 @@
+"""Speed, steps, time and FLOPs of an advised run."""
+
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from kinemae.data_tools.command import DataError
+from kinemae.data_tools.config import to_yaml
+from kinemae.data_tools.files import read_jsonl
+from kinemae.pretrain.advise.facts import Facts
+from kinemae.pretrain.advise.rule_table import Advice
+from kinemae.pretrain.advise.rules import DEFAULT_EPOCHS, FEWEST_CLIPS, MOST_EPOCHS, MOUTHS, VIDEOMAE
+from kinemae.pretrain.config import PretrainConfig
+
+_STEPS, _REPORT_STEPS = 12, 3  # of the measurement
+_MOST_CPU_FLOPS = 1e12  # of the measurement: about 20 s of one core
+_USABLE = 0.8  # of a GPU's memory
+_WEIGHT_BYTES = 16  # weight, gradient and both moments of AdamW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Cost of a run.
+
+    Attributes:
+        clips_per_s: speed of training.
+        is_measured: whether the speed was measured here.
+        data_wait: fraction of the time in which the measured steps waited for videos.
+        clips_per_step: `batch.global_clips`.
+        steps: of the run.
+        epochs: how often each video is seen, once for all of its views.
+        hours: expected time.
+        clip_flops, flops: training FLOPs of a clip and of the run.
+        unused_hours: hours that the user gave and the run does not need.
+    """
+
+    clips_per_s: float
+    is_measured: bool
+    data_wait: float
+    clips_per_step: int
+    steps: int
+    epochs: float
+    hours: float
+    clip_flops: float
+    flops: float
+    unused_hours: float = 0.0
+
+    def hours_of(self, steps: int) -> float:
+        """Hours of another number of steps."""
+        return steps * self.clips_per_step / self.clips_per_s / 3600
+
+    def summary(self) -> dict[str, Any]:
+        """Return the budget as JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Training speed in clips per second.
+
+    Attributes:
+        data_wait: fraction of the time that waits for videos.
+    """
+
+    clips_per_s: float
+    is_measured: bool
+    data_wait: float = 0.0
+
+
+def micro_batch(cost: dict[str, Any], config: PretrainConfig, facts: Facts) -> int:
+    """The largest power of two of clips that fits a GPU's memory, at most the batch; the batch on a CPU.
+
+    Args:
+        cost: from `measure_cost`.
+    """
+    batch, views = config.batch.global_clips, config.data.views_per_video
+    if facts.memory_gb is None:
+        return batch
+    peak = cost["plain"]["peak_with_gradients"]
+    left = _USABLE * 1e9 * facts.memory_gb - peak["fixed"] - _WEIGHT_BYTES * cost["parameters"]["all"]
+    clips = max(1, int(left / peak["per_clip"]))
+    return max(views, min(batch, 1 << clips.bit_length() - 1))
+
+
+def measure_speed(config: PretrainConfig, clip_flops: float, *, device: str) -> Speed:
+    """Train a few steps in another process, as the run itself would.
+
+    Each step has one micro-batch, and on a CPU at most as many clips as keep the measurement short.
+
+    Raises:
+        DataError: the steps failed; the message is that of the run.
+    """
+    views, clips = config.data.views_per_video, config.batch.clips_per_device
+    if device == "cpu":
+        clips = min(clips, int(_MOST_CPU_FLOPS / (_STEPS * clip_flops)))
+    clips = max(clips // views, 1) * views
+    with TemporaryDirectory() as folder:
+        path, run_dir = Path(folder, "config.yaml"), Path(folder, "run")
+        path.write_text(to_yaml(config), encoding="utf-8")
+        short = [f"steps={_STEPS}", f"save_every_steps={_STEPS}", f"log.every_steps={_REPORT_STEPS}"]
+        batch = [f"batch.global_clips={clips}", f"batch.clips_per_device={clips}"]
+        quiet = ["pictures.every_steps=0", "monitor.every_steps=0", f"run_dir={run_dir}"]
+        command = [sys.executable, "-P", "-m", "kinemae", "pretrain", str(path), *short, *batch, *quiet]
+        ran = subprocess.run(command, capture_output=True, text=True)
+        if ran.returncode:
+            last = ran.stderr.strip().splitlines()[-1:] or ["no message"]
+            raise DataError(
+                f"the measured steps failed: {last[0]}; fix: run `kinemae pretrain` with these keys, or give "
+                "the speed, --clips-per-s"
+            )
+        reports = [line for line in read_jsonl(run_dir / "metrics.jsonl") if "clips_per_s" in line][1:]
+    return Speed(
+        clips_per_s=statistics.median(line["clips_per_s"] for line in reports),
+        is_measured=True,
+        data_wait=statistics.median(line["data_wait_fraction"] for line in reports),
+    )
+
+
+def plan_budget(
+    cost: dict[str, Any], config: PretrainConfig, facts: Facts, speed: Speed, steps: int | None = None
+) -> tuple[Budget, Advice]:
+    """Choose the number of steps, and compute time and FLOPs.
+
+    Args:
+        steps: chosen by the user; None for the number that the hours allow, or the default.
+    """
+    batch, views = config.batch.global_clips, config.data.views_per_video
+    clips_of_epoch = facts.videos * views
+    why = f"{DEFAULT_EPOCHS} epochs, and at least {FEWEST_CLIPS:,} clips, as in the measured runs"
+    source, unused = MOUTHS, 0.0
+    if steps is None and facts.hours is None:
+        steps = round(max(DEFAULT_EPOCHS * clips_of_epoch, FEWEST_CLIPS) / batch)
+    elif steps is None:
+        assert facts.hours is not None
+        possible = max(1, int(facts.hours * 3600 * speed.clips_per_s / batch))
+        most = max(1, MOST_EPOCHS * clips_of_epoch // batch)
+        steps = min(possible, most)
+        unused = facts.hours * (1 - steps / possible)
+        why = f"as many as {facts.hours:g} hours allow, at most {MOST_EPOCHS:,} epochs"
+        source = f"the measured speed; {VIDEOMAE}: UCF101 3,200 epochs"
+    clip_flops = cost["flops"]["training"]
+    budget = Budget(
+        clips_per_s=speed.clips_per_s,
+        is_measured=speed.is_measured,
+        data_wait=speed.data_wait,
+        clips_per_step=batch,
+        steps=steps,
+        epochs=round(steps * batch / clips_of_epoch, 2),
+        hours=steps * batch / speed.clips_per_s / 3600,
+        clip_flops=clip_flops,
+        flops=float(steps * (batch * clip_flops + cost["flops"]["update"])),
+        unused_hours=unused,
+    )
+    return budget, Advice(topic="length", settings={"steps": steps}, why=why, source=source)
