@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from kinemae.data_tools.command import DataError
 from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import ShardIndex
 from kinemae.data_tools.overrides import as_yaml_override
@@ -19,7 +20,7 @@ from kinemae.pretrain.advise.rule_table import Settings, apply_table, fixed_valu
 from kinemae.pretrain.advise.rules import CLIP_RULES, EXCLUDING, FEWEST_STEPS, KEYS, RULES, SIZES
 from kinemae.pretrain.advise.warnings import Case, warnings_of
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.cost import measure_cost
+from kinemae.pretrain.cost import training_flops
 
 MEASURED_CLIPS = 64
 
@@ -72,12 +73,12 @@ class Request:
     overrides: Sequence[str]
     device: torch.device
     hours: float | None
-    speed: Callable[[PretrainConfig, float], Speed]
+    speed: Callable[[PretrainConfig, int], Speed]
 
-    def config(self, settings: Settings, steps: int = 1) -> PretrainConfig:
-        """The config of some settings; the overrides take precedence."""
-        planned = [as_yaml_override(key, value) for key, value in {"steps": steps, **settings}.items()]
-        return load_config(PretrainConfig, None, [*planned, *self.overrides])
+    def config(self, settings: Settings) -> PretrainConfig:
+        """The config of some settings, with 1 step unless they are given; the overrides take precedence."""
+        planned = [as_yaml_override(key, value) for key, value in settings.items()]
+        return load_config(PretrainConfig, None, ["steps=1", *planned, *self.overrides])
 
 
 def advise(index: ShardIndex, request: Request) -> Advice:
@@ -85,7 +86,7 @@ def advise(index: ShardIndex, request: Request) -> Advice:
 
     Raises:
         ValueError: the overrides and the advised values make no valid config.
-        DataError: the measured steps failed.
+        DataError: no video can be decoded, or the measured steps failed.
     """
     chosen = request.config({})
     fixed = fixed_values(chosen, request.overrides, KEYS, EXCLUDING)
@@ -118,6 +119,11 @@ def gather(
     positions = draw_positions(index, SAMPLED_VIDEOS, seed)
     some = draw_positions(index, MEASURED_CLIPS, seed)
     overview, grey = read_overview(index, positions)
+    if not grey:
+        raise DataError(
+            f"{index.folder}: expected videos that can be decoded, got none among {len(positions)}; fix: "
+            f"`kinemae data verify {index.folder}` names the reasons"
+        )
     facts = Facts(
         **index_columns(index),
         device=request.device.type,
@@ -138,11 +144,11 @@ def _budget(
 ) -> tuple[PretrainConfig, Budget, list[Reason]]:
     """The config with micro-batch and steps, its cost, and the reasons of both."""
     settings = settings_of(reasons)
-    cost = measure_cost(request.config(settings))
-    micro = micro_batch(cost, request.config(settings), facts)
-    settings["batch.clips_per_device"] = micro
-    speed = request.speed(request.config(settings), cost["flops"]["training"])
-    budget, length = plan_budget(cost, request.config(settings), facts, speed, fixed.get("steps"))
+    micro = micro_batch(request.config(settings), facts)
+    config = request.config({**settings, "batch.clips_per_device": micro})
+    clip_flops = training_flops(config)
+    speed = request.speed(config, clip_flops)
+    budget, length = plan_budget(config, facts, speed, clip_flops, fixed.get("steps"))
     why = "all clips of a step at once" if facts.memory_gb is None else "the most that fit into the memory"
     at_once = Reason(
         topic="micro-batch",
@@ -150,7 +156,7 @@ def _budget(
         why=why,
         source="kinemae pretrain cost",
     )
-    return request.config(settings, budget.steps), budget, [at_once, length]
+    return replace(config, steps=budget.steps), budget, [at_once, length]
 
 
 def _smaller(size: str, budget: Budget, facts: Facts, fixed: Settings) -> str | None:

@@ -15,6 +15,7 @@ from kinemae.pretrain.advise.facts import Facts
 from kinemae.pretrain.advise.rule_table import Advice
 from kinemae.pretrain.advise.rules import DEFAULT_EPOCHS, FEWEST_CLIPS, MOST_EPOCHS, MOUTHS, VIDEOMAE
 from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.cost import measure_cost
 
 _STEPS, _REPORT_STEPS = 12, 3  # of the measurement
 _MOST_CPU_FLOPS = 1e12  # of the measurement: about 20 s of one core
@@ -45,7 +46,7 @@ class Budget:
     steps: int
     epochs: float
     hours: float
-    clip_flops: float
+    clip_flops: int
     flops: float
     unused_hours: float = 0.0
 
@@ -71,22 +72,19 @@ class Speed:
     data_wait: float = 0.0
 
 
-def micro_batch(cost: dict[str, Any], config: PretrainConfig, facts: Facts) -> int:
-    """The largest power of two of clips that fits a GPU's memory, at most the batch; the batch on a CPU.
-
-    Args:
-        cost: from `measure_cost`.
-    """
+def micro_batch(config: PretrainConfig, facts: Facts) -> int:
+    """The largest power of two of clips that fits a GPU's memory, at most the batch; the batch on a CPU."""
     batch, views = config.batch.global_clips, config.data.views_per_video
     if facts.memory_gb is None:
         return batch
+    cost = measure_cost(config)
     peak = cost["plain"]["peak_with_gradients"]
     left = _USABLE * 1e9 * facts.memory_gb - peak["fixed"] - _WEIGHT_BYTES * cost["parameters"]["all"]
     clips = max(1, int(left / peak["per_clip"]))
     return max(views, min(batch, 1 << clips.bit_length() - 1))
 
 
-def measure_speed(config: PretrainConfig, clip_flops: float, *, device: str) -> Speed:
+def measure_speed(config: PretrainConfig, clip_flops: int, *, device: str) -> Speed:
     """Train a few steps in another process, as the run itself would.
 
     Each step has one micro-batch, and on a CPU at most as many clips as keep the measurement short.
@@ -94,7 +92,8 @@ def measure_speed(config: PretrainConfig, clip_flops: float, *, device: str) -> 
     Raises:
         DataError: the steps failed; the message is that of the run.
     """
-    views, clips = config.data.views_per_video, config.batch.clips_per_device
+    views = config.data.views_per_video
+    clips = min(config.batch.clips_per_device, config.batch.global_clips)
     if device == "cpu":
         clips = min(clips, int(_MOST_CPU_FLOPS / (_STEPS * clip_flops)))
     clips = max(clips // views, 1) * views
@@ -107,10 +106,9 @@ def measure_speed(config: PretrainConfig, clip_flops: float, *, device: str) -> 
         command = [sys.executable, "-P", "-m", "kinemae", "pretrain", str(path), *short, *batch, *quiet]
         ran = subprocess.run(command, capture_output=True, text=True)
         if ran.returncode:
-            last = ran.stderr.strip().splitlines()[-1:] or ["no message"]
+            message = (ran.stderr.strip().splitlines() or ["no message"])[-1].partition(" ERROR ")
             raise DataError(
-                f"the measured steps failed: {last[0]}; fix: run `kinemae pretrain` with these keys, or give "
-                "the speed, --clips-per-s"
+                f"the measured steps failed: {message[2] or message[0]}; or give the speed, --clips-per-s"
             )
         reports = [line for line in read_jsonl(run_dir / "metrics.jsonl") if "clips_per_s" in line][1:]
     return Speed(
@@ -121,7 +119,7 @@ def measure_speed(config: PretrainConfig, clip_flops: float, *, device: str) -> 
 
 
 def plan_budget(
-    cost: dict[str, Any], config: PretrainConfig, facts: Facts, speed: Speed, steps: int | None = None
+    config: PretrainConfig, facts: Facts, speed: Speed, clip_flops: int, steps: int | None = None
 ) -> tuple[Budget, Advice]:
     """Choose the number of steps, and compute time and FLOPs.
 
@@ -142,7 +140,6 @@ def plan_budget(
         unused = facts.hours * (1 - steps / possible)
         why = f"as many as {facts.hours:g} hours allow, at most {MOST_EPOCHS:,} epochs"
         source = f"the measured speed; {VIDEOMAE}: UCF101 3,200 epochs"
-    clip_flops = cost["flops"]["training"]
     budget = Budget(
         clips_per_s=speed.clips_per_s,
         is_measured=speed.is_measured,
@@ -152,7 +149,7 @@ def plan_budget(
         epochs=round(steps * batch / clips_of_epoch, 2),
         hours=steps * batch / speed.clips_per_s / 3600,
         clip_flops=clip_flops,
-        flops=float(steps * (batch * clip_flops + cost["flops"]["update"])),
+        flops=float(steps * batch * clip_flops),
         unused_hours=unused,
     )
     return budget, Advice(topic="length", settings={"steps": steps}, why=why, source=source)

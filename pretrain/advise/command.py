@@ -80,7 +80,7 @@ def read_request(arguments: argparse.Namespace) -> Request:
     config = load_config(PretrainConfig, None, ["steps=1", *overrides])
     device = find_processes(config.engine.device).device
 
-    def speed(config: PretrainConfig, clip_flops: float) -> Speed:
+    def speed(config: PretrainConfig, clip_flops: int) -> Speed:
         if given_speed is not None:
             return Speed(clips_per_s=given_speed, is_measured=False)
         return measure_speed(config, clip_flops, device=device.type)

@@ -8,12 +8,16 @@ import torch
 import yaml
 
 from kinemae.data_tools.__main__ import PROGRAM as DATA_TOOLS
-from kinemae.data_tools.command import run_program
+from kinemae.data_tools.command import DataError, run_program
+from kinemae.data_tools.config import load_config
 from kinemae.data_tools.encoding.encode import EncodeConfig, write_video
 from kinemae.data_tools.files import read_jsonl
 from kinemae.data_tools.randomness import generator
 from kinemae.pretrain.__main__ import PROGRAM
+from kinemae.pretrain.advise.budget import measure_speed
+from kinemae.pretrain.config import PretrainConfig
 from tests.conftest import run_module
+from tests.label_index import label_index
 
 pytestmark = pytest.mark.slow
 VIDEOS = 24
@@ -89,7 +93,7 @@ def test_the_advice_repeats_and_its_config_trains(synth_shards, repo, tmp_path, 
     assert advice["settings"]["steps"] == 3200 * 32 // 16 and "long" in advice["warnings"]
     config = yaml.safe_load(written)
     assert config["augment"]["flip"] is False and config["model"]["width"] == 24
-    assert config["clip"] == {"frames": 8, "stride": 2, "size": 32}
+    assert config["clip"] == {"frames": 8, "stride": 1, "size": 32}  # as the demo
 
     run_module("kinemae", "pretrain", str(out), "steps=2", "data.num_workers=0", "pictures.every_steps=0")
     assert [line["step"] for line in read_jsonl(run_dir / "metrics.jsonl")] == [0, 1]
@@ -107,11 +111,19 @@ def test_the_speed_is_measured_by_a_few_steps(synth_shards, tmp_path, capsys):
     assert advice["facts"]["floors"] is None and "steps" not in advice["settings"]
 
 
-def test_steps_that_fail_are_one_line(synth_shards, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setenv("WORLD_SIZE", "2")  # the measurement cannot find the other process
-    assert advise(synth_shards / "unlabelled", *SMALL, out=tmp_path / "advised.yaml", speed=None) == 2
-    assert "got no value; fix: start with torchrun" in capsys.readouterr().err
+def test_steps_that_fail_are_one_line(tmp_path):
+    label_index(tmp_path, labels=[0] * 40)
+    given = [f"data.shards={tmp_path}", "run_dir=r", "steps=1", "model.size=tiny", "batch.global_clips=8"]
+    config = load_config(PretrainConfig, None, [*given, "clip={frames: 2, size: 32}", *SMALL])
+    with pytest.raises(DataError, match=r"the measured steps failed: 24 of 24 clips could not be read"):
+        measure_speed(config, 10**6, device="cpu")
+
+
+def test_a_data_set_without_a_readable_video_is_refused(tmp_path, capsys):
+    label_index(tmp_path, labels=[0] * 4)
+    assert advise(tmp_path, out=tmp_path / "advised.yaml") == 3
+    expected = f"{tmp_path}: expected videos that can be decoded, got none among 4; fix: `kinemae data verify"
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
