@@ -1,16 +1,14 @@
 """Start the processes of a run on this machine without a launcher."""
 
-import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from tests.conftest import REPO
+from tests.forked import ForkedPython
 
 _PATIENCE_S = 600.0
 
@@ -22,9 +20,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def start_ranks(
-    world: int, *command: str, said: Sequence[IO[str]] | None = None
-) -> list[subprocess.Popen[str]]:
+def start_ranks(world: int, *command: str, said: Sequence[IO[str]] | None = None) -> list[ForkedPython]:
     """Start `python COMMAND` once for each rank, as a launcher would.
 
     Args:
@@ -33,19 +29,26 @@ def start_ranks(
     job = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
     port = str(free_port())
     return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            cwd=REPO,
-            env={
-                **os.environ, **job, "OMP_NUM_THREADS": "1",
-                "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank),
-            },
+        ForkedPython(
+            *command,
+            environment={**job, "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=said[rank] if said else subprocess.PIPE,
             stderr=said[rank] if said else subprocess.PIPE,
-            text=True,
         )
         for rank in range(world)
-    ]  # fmt: skip
+    ]
+
+
+def run_ranks(world: int, *command: str) -> None:
+    """Run the processes to their end, which must be a success."""
+    ranks = start_ranks(world, *command)
+    try:
+        for rank in ranks:
+            _, errors = rank.communicate(timeout=300)
+            assert rank.returncode == 0, errors
+    finally:
+        for rank in ranks:
+            rank.kill()
 
 
 class Ranks:

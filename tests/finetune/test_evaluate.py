@@ -31,7 +31,7 @@ from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.runtime.processes import Processes
-from tests.ranks import start_ranks
+from tests.ranks import run_ranks
 
 SHAPE = EncoderShape(width=32, depth=2, heads=2, mlp_width=64, patch=(2, 8, 8))
 ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
@@ -100,9 +100,7 @@ def test_two_and_three_processes_predict_as_one_to_the_last_digit(
 ):
     own, table = evaluated(model_dir, validation, tmp_path, views)
     folder = shutil.copytree(model_dir, tmp_path / "together")
-    for process in start_ranks(world, "-m", "finetune", *arguments(folder, validation, views)):
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    run_ranks(world, "-m", "finetune", *arguments(folder, validation, views))
 
     assert own["videos"] == len(index) == len(set(table.columns["key"]))
     result, others = read(folder)

@@ -1,10 +1,7 @@
 """The commands train, evaluate and compare on encoded videos."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,8 @@ from kinemae.pretrain.exported_model import EncoderDescription, save_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
+from tests.forked import run_forked
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 SHAPE = EncoderShape(width=32, depth=2, heads=2, mlp_width=64, patch=(2, 8, 8))
@@ -30,15 +29,9 @@ def finetune(*arguments):
     return run_program(PROGRAM, [str(argument) for argument in arguments])
 
 
-def start(*arguments, repo, launcher=()):
+def start(*arguments):
     """Run a command in a new process."""
-    subprocess.run(
-        [sys.executable, "-m", *launcher, "finetune", *map(str, arguments)],
-        check=True,
-        cwd=repo,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
+    run_forked("-m", "finetune", *map(str, arguments))
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +44,9 @@ def encoder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scratch_run(common, repo, tmp_path_factory):
+def scratch_run(common, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "scratch"
-    start("train", *common, *SCRATCH, f"run_dir={run_dir}", repo=repo)
+    start("train", *common, *SCRATCH, f"run_dir={run_dir}")
     return run_dir
 
 
@@ -97,21 +90,19 @@ def test_evaluating_the_saved_model_repeats_the_runs_score(scratch_run, capsys):
 
 
 @pytest.mark.processes
-def test_two_processes_score_as_one(scratch_run, repo):
+def test_two_processes_score_as_one(scratch_run):
     own = read_result(scratch_run)
     (scratch_run / "result.json").unlink()
 
-    launcher = ["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
-    start("evaluate", scratch_run, repo=repo, launcher=launcher)
+    run_ranks(2, "-m", "finetune", "evaluate", str(scratch_run))
 
     assert read_result(scratch_run) == own
 
 
 @pytest.mark.processes
-def test_two_processes_at_zero_3_train_and_score_as_one_at_zero_0(scratch_run, common, repo, tmp_path):
-    launcher = ["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
+def test_two_processes_at_zero_3_train_and_score_as_one_at_zero_0(scratch_run, common, tmp_path):
     run = [f"run_dir={tmp_path / 'sharded'}", "engine.zero_stage=3"]
-    start("train", *common, *SCRATCH, *run, repo=repo, launcher=launcher)
+    run_ranks(2, "-m", "finetune", "train", *map(str, common), *SCRATCH, *run)
 
     own, sharded = read_result(scratch_run), read_result(tmp_path / "sharded")
     assert sharded["confusion_matrix"] == own["confusion_matrix"] and sharded["videos"] == own["videos"]
@@ -130,10 +121,10 @@ def test_more_views_are_averaged(scratch_run, tmp_path):
     (scratch_run / "result.json").write_text(before)
 
 
-def test_a_frozen_encoder_is_unchanged_and_the_head_is_trained(common, encoder, repo, tmp_path):
+def test_a_frozen_encoder_is_unchanged_and_the_head_is_trained(common, encoder, tmp_path):
     run_dir = tmp_path / "frozen"
 
-    start("train", *common, f"encoder={encoder}", "adapt.method=frozen", f"run_dir={run_dir}", repo=repo)
+    start("train", *common, f"encoder={encoder}", "adapt.method=frozen", f"run_dir={run_dir}")
 
     given, kept = (load_file(folder / "encoder.safetensors") for folder in (encoder, run_dir / "model"))
     assert all(torch.equal(kept[name], value) for name, value in given.items())
@@ -141,11 +132,11 @@ def test_a_frozen_encoder_is_unchanged_and_the_head_is_trained(common, encoder, 
     assert bias_Y.abs().min() > 0
 
 
-def test_fine_tuning_changes_the_encoder_and_can_start_from_a_model(common, encoder, repo, tmp_path):
+def test_fine_tuning_changes_the_encoder_and_can_start_from_a_model(common, encoder, tmp_path):
     run_dir = tmp_path / "whole"
     attentive = ["head.name=attentive", "engine.zero_stage=1"]
 
-    start("train", *common, f"encoder={encoder}", *attentive, f"run_dir={run_dir}", repo=repo)
+    start("train", *common, f"encoder={encoder}", *attentive, f"run_dir={run_dir}")
 
     given, tuned = (load_file(folder / "encoder.safetensors") for folder in (encoder, run_dir / "model"))
     assert not any(torch.equal(tuned[name], value) for name, value in given.items() if "weight" in name)
@@ -177,10 +168,10 @@ EVERYTHING = [
 
 
 @pytest.mark.processes
-def test_a_run_with_every_augmentation_repeats_in_smaller_micro_batches(common, repo, tmp_path):
+def test_a_run_with_every_augmentation_repeats_in_smaller_micro_batches(common, tmp_path):
     for name, size in (("whole", 8), ("cut", 4)):
         run = [f"run_dir={tmp_path / name}", f"batch.clips_per_device={size}", "epochs=0.375"]
-        start("train", *common, *SCRATCH, *EVERYTHING, *run, repo=repo)
+        start("train", *common, *SCRATCH, *EVERYTHING, *run)
 
     whole, cut = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

@@ -12,9 +12,9 @@ TOKENS = 2 * 4 * 4
 
 
 @pytest.fixture(scope="module")
-def pruned_run(common, repo, tmp_path_factory):
+def pruned_run(common, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "pruned"
-    start("train", *common, *SCRATCH, *PRUNED, f"run_dir={run_dir}", repo=repo)
+    start("train", *common, *SCRATCH, *PRUNED, f"run_dir={run_dir}")
     return run_dir
 
 

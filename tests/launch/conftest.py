@@ -1,10 +1,16 @@
-"""Two hosts, shared by a module."""
+"""Two hosts, shared by a module; the losses of the demo job on one process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from kinemae.data_tools.files import read_jsonl
+from tests.conftest import demo_job
+from tests.forked import run_forked
 from tests.launch.hosts import Network, hosts_on_this_machine, why_no_hosts
+
+STEPS = 100  # enough for a kill or a preemption to occur during them
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,3 +28,20 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
         pytest.skip(reason)
     with hosts_on_this_machine(tmp_path_factory.mktemp("hosts")) as made:
         yield made
+
+
+def losses(run_dir: Path) -> list[float]:
+    """The losses of a run of STEPS steps."""
+    lines = list(read_jsonl(run_dir / "metrics.jsonl"))
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    return [line["loss"] for line in lines]
+
+
+@pytest.fixture(scope="session")
+def alone(synth_shards: Path, made_once: Callable[[str, Callable[[Path], None]], Path]) -> list[float]:
+    """The losses of the demo job on one process."""
+
+    def run(folder: Path) -> None:
+        run_forked("-m", *demo_job(synth_shards, steps=STEPS), f"run_dir={folder}")
+
+    return losses(made_once("demo-alone", run))

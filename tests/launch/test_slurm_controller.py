@@ -16,6 +16,7 @@ from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.slurm.command import script_of
 from kinemae.launch.slurm.queue import CANCELLED, cancel_job, describe_job, job_end, job_states
 from tests.conftest import demo_job, run_module
+from tests.launch.conftest import STEPS, losses
 from tests.launch.controller import ask, controller, field, state, wait_for
 from tests.launch.fake_program import are_waiting, make_job, reports
 
@@ -71,11 +72,6 @@ def starts(job: Job, rank: int) -> list[dict[str, object]]:
 
 def log_of(job_id: str, job: Job) -> str:
     return (Path(job.run_dir) / "logs" / f"slurm-{job_id}.log").read_text()
-
-
-def losses(run: Path) -> list[float]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
 
 def test_each_task_gets_its_rank(submit: Submit) -> None:
@@ -146,14 +142,16 @@ def test_array_elements_resume_until_the_run_is_done(submit: Submit) -> None:
     assert logs == [f"slurm-{job_id}_1.log", f"slurm-{job_id}_2.log"]
 
 
-def test_a_preempted_training_on_two_nodes_equals_one_process(synth_shards: Path, tmp_path: Path) -> None:
+def test_a_preempted_training_on_two_nodes_equals_one_process(
+    synth_shards: Path, alone: list[float], tmp_path: Path
+) -> None:
     run = tmp_path / HOSTILE
     (run / "launch").mkdir(parents=True)
     (run / "launch" / CANCELLED).touch()  # of an earlier launch; the new launch removes it
     run_dir = (
         f"run_dir={json.dumps(str(run), ensure_ascii=False)}"  # read as YAML, where ` #` begins a comment
     )
-    demo = demo_job(synth_shards, steps=100)
+    demo = demo_job(synth_shards, steps=STEPS)
     launch = ["launch", "slurm", "nodes=2", "--", *demo, run_dir]
     urgent_job = [
         "sbatch",
@@ -170,11 +168,10 @@ def test_a_preempted_training_on_two_nodes_equals_one_process(synth_shards: Path
     ask("scancel", first_in_line)
     wait_for((run / "metrics.jsonl").exists, doing="the first steps")
     urgent = ask(*urgent_job, "--wrap=true")
-    run_module(*demo, f"run_dir={tmp_path / 'alone'}")
     assert ended(job_id) == "COMPLETED" and ended(urgent) == "COMPLETED"
     assert field(job_id, "Restarts") == "1"
     assert "exit code 143" in (run / "logs" / f"slurm-{job_id}.log").read_text()
-    assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+    assert losses(run) == pytest.approx(alone, rel=1e-5)
     assert not list(Path.cwd().glob("pwned")) and not list(tmp_path.rglob("pwned"))
     assert (run / "logs" / "rank-00001.log").exists()
 

@@ -1,6 +1,5 @@
 """Real trainings on two hosts behind ssh: losses equal those of one process, also after a kill."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,31 +9,12 @@ from pathlib import Path
 import pytest
 
 from kinemae.launch.record import read_record, saved_steps
-from tests.conftest import REPO, demo_job, run_module
+from tests.conftest import REPO, demo_job
+from tests.launch.conftest import STEPS, losses
 from tests.launch.fake_program import wait_for
 from tests.launch.hosts import Network
 
 pytestmark = [pytest.mark.processes, pytest.mark.cluster]
-
-STEPS = 100  # enough steps for the kill to occur during them on a busy machine
-
-
-def losses(run_dir: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(STEPS))
-    return [line["loss"] for line in lines]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def alone(folder: Path, synth_shards: Path) -> list[float]:
-    """The losses of one process."""
-    run_module(*demo_job(synth_shards, steps=STEPS), f"run_dir={folder / 'alone'}")
-    return losses(folder / "alone")
 
 
 def launch(network: Network, shards: Path, run_dir: Path, *words: str) -> "subprocess.Popen[str]":
@@ -51,9 +31,9 @@ def launch(network: Network, shards: Path, run_dir: Path, *words: str) -> "subpr
 
 
 def test_two_hosts_equal_one_process_after_a_kill(
-    folder: Path, synth_shards: Path, network: Network, alone: list[float]
+    tmp_path: Path, synth_shards: Path, network: Network, alone: list[float]
 ) -> None:
-    run_dir = folder / "agents"
+    run_dir = tmp_path / "agents"
     launcher = launch(network, synth_shards, run_dir, "grace_s=5")
     wait_for("checkpoint", lambda: saved_steps(run_dir) or launcher.poll() is not None, 120)
     ranks = read_record(run_dir)["agents"][network.hosts[1].name]["ranks"]

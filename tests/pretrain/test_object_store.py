@@ -9,8 +9,8 @@ from kinemae.data_tools.__main__ import PROGRAM
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.storage.cache import Cache
 from kinemae.pretrain.runtime.settings import StreamConfig
-from tests.conftest import run_module
 from tests.faulty_server import FaultyServer
+from tests.forked import run_forked
 from tests.sharding import shard
 
 TINY = [
@@ -48,7 +48,7 @@ def test_shards_on_s3_behind_a_faulty_network_train_as_local_ones_do(
     for name, shards in (("local", here), ("remote", there)):
         before = len(proxy.ranges())
         places = [f"data.shards={shards}/train", f"run_dir={tmp_path / name}"]
-        run_module("pretrain", config, *places, *TINY, *cache)
+        run_forked("-m", "pretrain", config, *places, *TINY, *cache)
         fetched = [range_ for range_ in proxy.ranges()[before:] if not range_.startswith("bytes=0-")]
         assert bool(fetched) == (name == "remote")
     assert len(losses(tmp_path / "local")) == 4

@@ -23,6 +23,7 @@ from kinemae.pretrain.model.tokens import patchify
 from kinemae.pretrain.preview import preview_columns, read_clips
 from kinemae.pretrain.training import Plan, clips_of_pictures, make_plan, training_clips
 from tests.conftest import run_module
+from tests.forked import run_forked
 
 CONFIG, DATA = 2, 3
 PATCH = (2, 8, 8)
@@ -124,7 +125,7 @@ def test_a_run_can_be_started_in_the_folder_that_a_preview_was_drawn_into(
     preview: Callable[..., dict[str, Any]], config_file: Path, tmp_path: Path
 ) -> None:
     preview()
-    run_module("pretrain", str(config_file), "steps=1", "monitor.every_steps=0")
+    run_forked("-m", "pretrain", str(config_file), "steps=1", "monitor.every_steps=0")
     assert (tmp_path / "run" / "encoder" / "encoder.json").exists()
     preview("seed=7", "--out", str(tmp_path / "elsewhere"))  # another config than the run's
     assert (tmp_path / "elsewhere" / "preview.png").exists()

@@ -11,18 +11,19 @@ from safetensors.torch import load_file
 
 from kinemae.data_tools.command import run_program
 from kinemae.finetune.__main__ import PROGRAM
-from tests.conftest import run_module
 from tests.finetune.test_finetune_run import encoder, start  # noqa: F401
+from tests.forked import run_forked
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 LORA = ["adapt.method=lora", "adapt.rank=4", "adapt.dropout=0.2", "save_every_steps=1", "keep_checkpoints=9"]
 
 
 @pytest.fixture(scope="module")
-def lora_run(common, encoder, repo, tmp_path_factory):  # noqa: F811
+def lora_run(common, encoder, tmp_path_factory):  # noqa: F811
     run_dir = tmp_path_factory.mktemp("runs") / "lora"
     settings = [*LORA, f"encoder={encoder}", "adapt.save_adapter=true"]
-    start("train", *common, *settings, f"run_dir={run_dir}", repo=repo)
+    start("train", *common, *settings, f"run_dir={run_dir}")
     return run_dir
 
 
@@ -70,7 +71,7 @@ def test_a_resumed_run_equals_the_unbroken_one(lora_run, common, encoder, tmp_pa
     shutil.rmtree(max((resumed / "checkpoints").glob("step-*")))
     settings = [*LORA, f"encoder={encoder}", "adapt.save_adapter=true", f"run_dir={resumed}"]
 
-    output = run_module("kinemae", "finetune", "train", *map(str, [*common, *settings]))
+    output = run_forked("-m", "kinemae", "finetune", "train", *map(str, [*common, *settings]))
 
     assert "continuing at step 1 of 2" in output.stderr
     kept, own = weights(lora_run), weights(resumed)
@@ -78,11 +79,10 @@ def test_a_resumed_run_equals_the_unbroken_one(lora_run, common, encoder, tmp_pa
 
 
 @pytest.mark.processes
-def test_two_processes_at_zero_3_train_as_one(lora_run, common, encoder, repo, tmp_path):  # noqa: F811
-    launcher = ["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "kinemae"]
+def test_two_processes_at_zero_3_train_as_one(lora_run, common, encoder, tmp_path):  # noqa: F811
     settings = [*LORA, f"encoder={encoder}", f"run_dir={tmp_path / 'two'}", "engine.zero_stage=3"]
 
-    start("train", *common, *settings, repo=repo, launcher=launcher[:-1])
+    run_ranks(2, "-m", "finetune", "train", *map(str, common), *settings)
 
     torch.testing.assert_close(losses(tmp_path / "two"), losses(lora_run), atol=1e-5, rtol=1e-5)
     two, one = weights(tmp_path / "two"), weights(lora_run)

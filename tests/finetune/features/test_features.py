@@ -17,7 +17,7 @@ from kinemae.finetune.features.files import read_features, read_provenance
 from kinemae.finetune.inference.load import load
 from tests.finetune.features.conftest import CPU
 from tests.finetune.probe.conftest import finetune, read
-from tests.ranks import start_ranks
+from tests.ranks import run_ranks
 
 
 def embed(encoder, video, times_s):
@@ -174,10 +174,7 @@ def test_two_processes_equal_one(encoder, videos, clips, tmp_path):
         "clips_per_device=1",
     ]
 
-    ranks = start_ranks(2, *map(str, words))
-    for rank in ranks:
-        _, said = rank.communicate(timeout=300)
-        assert rank.returncode == 0, said
+    run_ranks(2, *map(str, words))
 
     found, expected = read_features(out), read_features(clips)
     assert found.columns == expected.columns

@@ -32,7 +32,7 @@ from kinemae.pretrain.exported_model import EncoderDescription, save_encoder
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
 from kinemae.pretrain.model.tokens import TokenGrid
-from tests.ranks import start_ranks
+from tests.ranks import run_ranks, start_ranks
 from tests.sharding import shard
 
 SHAPE = EncoderShape(width=32, depth=2, heads=2, mlp_width=64, patch=(2, 8, 8))
@@ -195,8 +195,7 @@ def test_two_processes_killed_and_repeated_give_the_files_of_one(
     for rank in ranks:
         rank.kill()
         rank.communicate()
-    for rank in start_ranks(2, *arguments):
-        assert rank.wait() == 0, rank.communicate()
+    run_ranks(2, *arguments)
     assert results(tmp_path) == results(predicted)
 
 

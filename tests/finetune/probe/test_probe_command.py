@@ -17,6 +17,8 @@ from kinemae.data_tools.index import open_index
 from kinemae.finetune.evaluation.predictions import read_predictions
 from kinemae.pretrain.visualize.open_model import open_pretrained_model
 from tests.finetune.probe.conftest import SHAPE, finetune, read, write_encoder
+from tests.forked import run_forked
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 LAYERS = [
@@ -189,12 +191,7 @@ def pretraining(synth_shards, tmp_path_factory):
     ]
     off = ["pictures.every_steps=0", "monitor.every_steps=0", "engine={device: cpu, cpu_threads: 1}"]
     given = [f"data.shards={synth_shards / 'unlabelled'}", "data.num_workers=0", f"run_dir={run_dir}"]
-    subprocess.run(
-        [sys.executable, "-m", "kinemae", "pretrain", "demo", *small, *few, *off, *given],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
+    run_forked("-m", "kinemae", "pretrain", "demo", *small, *few, *off, *given)
     return run_dir
 
 
@@ -240,32 +237,18 @@ def test_a_folder_without_encoder_is_rejected(data, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def start(*arguments, repo, launcher=(), wait=True):
-    """Start a command in new processes."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *launcher, "finetune", *map(str, arguments)],
-        cwd=repo,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    if wait:
-        assert process.wait(timeout=300) == 0
-    return process
-
-
 @pytest.mark.processes
 def test_two_processes_and_a_killed_command_give_the_same_features(linear_run, encoder, data, repo, tmp_path):
     run = [f"encoder={encoder}", *data, "features.layers=[0,-1]", "grid={lr: [1e-2], weight_decay: [0.0]}"]
-    killed = start("probe", *run, f"run_dir={tmp_path}", repo=repo, launcher=["kinemae"], wait=False)
+    command = ["-m", "kinemae", "finetune", "probe", *map(str, run), f"run_dir={tmp_path}"]
+    killed = subprocess.Popen([sys.executable, *command], cwd=repo, start_new_session=True)
     partial = tmp_path / "features/encoder/statistics/train.partial/done"
     while not any(partial.glob("*.json")) and killed.poll() is None:
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
 
-    launcher = ["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "kinemae"]
-    start("probe", *run, f"run_dir={tmp_path}", repo=repo, launcher=launcher)
+    run_ranks(2, *command)
 
     for name in ("train/layer-00.npy", "train/layer-02.npy", "validation/layer-02.npy", "train/time.npy"):
         stores = [folder / "features/encoder/statistics" / name for folder in (linear_run, tmp_path)]

@@ -27,9 +27,9 @@ def base(common, encoder):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def sweep_dir(base, repo, tmp_path_factory):
+def sweep_dir(base, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("sweeps") / "rates"
-    start("sweep", *base, RATES, *HALVING, f"run_dir={run_dir}", repo=repo)
+    start("sweep", *base, RATES, *HALVING, f"run_dir={run_dir}")
     return run_dir
 
 
@@ -56,14 +56,14 @@ def test_all_trials_run_to_the_first_rung_and_the_best_to_the_end(sweep_dir, syn
 
 
 @pytest.mark.processes
-def test_a_trial_that_paused_equals_an_unbroken_run(sweep_dir, repo, tmp_path):
+def test_a_trial_that_paused_equals_an_unbroken_run(sweep_dir, tmp_path):
     number = json.loads((sweep_dir / "results.json").read_text())["best"]
     trial = sweep_dir / "trials" / f"{number:03d}"
     assert (sweep_dir / "trials" / f"{number:03d}.log").read_text().count(
         "repeat the command to continue"
     ) == 1
 
-    start("train", trial / "config.yaml", "validate.pause_after=0", f"run_dir={tmp_path / 'run'}", repo=repo)
+    start("train", trial / "config.yaml", "validate.pause_after=0", f"run_dir={tmp_path / 'run'}")
 
     assert validations(trial) == validations(tmp_path / "run")
     for name in ("encoder.safetensors", "head.safetensors"):
@@ -71,7 +71,7 @@ def test_a_trial_that_paused_equals_an_unbroken_run(sweep_dir, repo, tmp_path):
 
 
 @pytest.mark.processes
-def test_a_repeated_sweep_trains_nothing_and_another_one_is_refused(sweep_dir, base, repo, tmp_path, capsys):
+def test_a_repeated_sweep_trains_nothing_and_another_one_is_refused(sweep_dir, base, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(sweep_dir, copy)
     logs = {path: path.stat().st_size for path in (sweep_dir / "trials").glob("*.log")}

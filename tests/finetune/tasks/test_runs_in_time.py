@@ -1,10 +1,7 @@
 """Runs of the tasks in time on encoded videos: training, sliding evaluation, processes, refused settings."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +14,7 @@ from kinemae.finetune.evaluation.predictions import read_predictions
 from kinemae.finetune.labels.data_sets import validation_samples
 from kinemae.finetune.labels.segments import iterate_events, read_segments
 from tests.conftest import data_tools
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 SCRATCH = [
@@ -34,17 +32,6 @@ SLIDING = ["evaluate.temporal_clips=1", "evaluate.sliding=true", "evaluate.overl
 
 def finetune(*arguments):
     return run_program(PROGRAM, [str(argument) for argument in arguments])
-
-
-def launch(*arguments, repo, processes):
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    subprocess.run(
-        [sys.executable, *launcher, "-m", "finetune", *map(str, arguments)],
-        check=True,
-        cwd=repo,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
 
 
 def read_result(run_dir):
@@ -121,7 +108,7 @@ def test_several_processes_score_as_one(localization_run, repo, processes):
     own = read_result(localization_run)
     (localization_run / "result.json").unlink()
 
-    launch("evaluate", localization_run, repo=repo, processes=processes)
+    run_ranks(processes, "-m", "finetune", "evaluate", str(localization_run))
 
     assert read_result(localization_run) == own
 

@@ -1,9 +1,6 @@
 """Runs with several tasks, a multi-layer head and chunks: on one process, on two, and evaluated again."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ from safetensors.torch import load_file
 from kinemae.data_tools.command import run_program
 from kinemae.data_tools.index import ShardIndex, open_index, write_index
 from kinemae.finetune.__main__ import PROGRAM
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 TASKS = {
@@ -30,7 +28,6 @@ MODEL = [
     *("augment.flip=true", "head={name: multilayer, args: {layers: [0, 1], head_width: 16}}"),
     "task={name: multi_task, args: " + json.dumps({"tasks": TASKS}) + "}",
 ]
-LAUNCHER = ["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m"]
 
 
 def with_columns(source: Path, folder: Path) -> ShardIndex:
@@ -59,18 +56,8 @@ def arguments(common, synth_shards, tmp_path_factory):
     return [*common, *MODEL, f"data.train={root / 'train'}", f"data.validation={root / 'validation'}"]
 
 
-def train(arguments, run_dir, *overrides, launcher=()):
-    subprocess.run(
-        [
-            *(sys.executable, "-m", *launcher, "finetune", "train"),
-            *map(str, arguments),
-            *(f"run_dir={run_dir}", *overrides),
-        ],
-        check=True,
-        cwd=Path(__file__).parents[3],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
+def train(arguments, run_dir, *overrides, processes=1):
+    run_ranks(processes, "-m", "finetune", "train", *map(str, arguments), f"run_dir={run_dir}", *overrides)
     return json.loads((run_dir / "result.json").read_text())
 
 
@@ -117,7 +104,7 @@ def test_the_model_folder_alone_has_the_score_of_its_run(run, arguments):
 def test_two_processes_at_zero_3_equal_one(run, arguments, tmp_path):
     run_dir, result = run
 
-    sharded = train(arguments, tmp_path / "two", "engine.zero_stage=3", launcher=LAUNCHER)
+    sharded = train(arguments, tmp_path / "two", "engine.zero_stage=3", processes=2)
 
     assert sharded["mean_skill"] == pytest.approx(result["mean_skill"], abs=1e-3)
     weights, others = (load_file(each / "model/head.safetensors") for each in (run_dir, tmp_path / "two"))

@@ -17,7 +17,7 @@ from kinemae.pretrain.runtime.metrics import read_metrics
 from kinemae.pretrain.runtime.processes import find_processes
 from kinemae.pretrain.runtime.settings import EngineConfig
 from kinemae.pretrain.training import make_plan, training_clips
-from tests.conftest import run_module
+from tests.forked import run_forked
 from tests.pretrain.runtime.test_engine_equals_a_plain_loop import plain_losses
 
 SmallConfig = Callable[..., PretrainConfig]
@@ -67,7 +67,7 @@ def test_a_run_applies_activation_checkpointing_and_compilation(
     parts = ["target.name=noise", "model.depth=1", "steps=2", "monitor.every_steps=1", "monitor.clips=2"]
     config = small_config(*parts, "run_dir=plain")
     requested = ["engine.compile=true", "engine.activation_checkpointing=true"]
-    run_module("pretrain", str(small_run), *parts, *requested)
+    run_forked("-m", "pretrain", str(small_run), *parts, *requested)
     lines = read_metrics(Path(small_config().run_dir) / "metrics.jsonl")
     assert [line["loss"] for line in lines] == pytest.approx(plain_losses(config), rel=1e-5)
 

@@ -4,13 +4,11 @@ The writers are forks of one process that has loaded its libraries, so that twen
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPO
+from tests.forked import run_forked
 
 KILLS = 20
 
@@ -68,14 +66,7 @@ print(json.dumps(found))
 def test_twenty_kills_at_random_moments_lose_no_committed_checkpoint(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints").mkdir(parents=True)
-    ran = subprocess.run(
-        [sys.executable, "-c", WRITER, str(run_dir), str(KILLS), "7"],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert ran.returncode == 0, ran.stderr
+    ran = run_forked("-c", WRITER, str(run_dir), str(KILLS), "7")
     assert "damaged" not in ran.stderr
     found = json.loads(ran.stdout)
     assert len(found) == KILLS

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from kinemae.data_tools.stream.loader import TrainingClips
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.metrics import read_metrics
 from kinemae.pretrain.training import make_plan
-from tests.ranks import free_port
+from tests.forked import REPO, run_forked
+from tests.ranks import free_port, run_ranks
 
 STEPS = 6
 TOLERANCE = 1e-5
@@ -72,28 +74,40 @@ def keys_by_step(run_dir: Path) -> dict[int, list[str]]:
     return {step: sorted(found) for step, found in keys.items()}
 
 
-ONE = ["-m", "pretrain"]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pretrain"]
-DEEPSPEED = [
-    str(BIN / "deepspeed"),
-    "--num_accelerators",
-    "2",
-    "--module",
-    "pretrain",
-]
+def with_a_launcher(*command: str) -> Callable[..., None]:
+    """Start the run by a launcher, whose processes are new interpreters."""
+
+    def run(*arguments: str) -> None:
+        on_the_cpu = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        environment = {**os.environ, **on_the_cpu, "PATH": f"{BIN}:{os.environ['PATH']}"}
+        words = [*(word.format(port=free_port()) for word in command), *arguments]
+        ran = subprocess.run(words, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+
+    return run
+
+
+ONE = partial(run_forked, "-m", "pretrain")
+TWO = partial(run_ranks, 2, "-m", "pretrain")
+TORCHRUN = with_a_launcher(
+    *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pretrain")
+)
+DEEPSPEED = with_a_launcher(
+    *(str(BIN / "deepspeed"), "--master_port={port}", "--num_accelerators=2", "--module", "pretrain")
+)
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("launcher", "overrides"),
+    ("run", "overrides"),
     [
         pytest.param(ONE, ["engine.zero_stage=0"], id="one process, ZeRO 0"),
         pytest.param(ONE, ["engine.zero_stage=1", "batch.clips_per_device=1"], id="ZeRO 1, 4 accumulated"),
         pytest.param(TORCHRUN, ["engine.zero_stage=0"], id="torchrun 2, ZeRO 0"),
         pytest.param(
-            TORCHRUN,
+            TWO,
             ["engine.zero_stage=3", "batch.clips_per_device=1"],
-            id="torchrun 2, ZeRO 3, 2 accumulated",
+            id="two processes, ZeRO 3, 2 accumulated",
         ),
         pytest.param(
             DEEPSPEED, ["engine.zero_stage=2", "batch.clips_per_device=1"], id="deepspeed 2, ZeRO 2"
@@ -101,30 +115,15 @@ DEEPSPEED = [
     ],
 )
 def test_every_topology_gives_the_samples_and_losses_of_a_plain_loop(
-    launcher: list[str],
+    run: Callable[..., None],
     overrides: list[str],
     small_run: Path,
     small_config: Callable[..., PretrainConfig],
-    repo: Path,
 ) -> None:
-    if launcher is DEEPSPEED and shutil.which(launcher[0]) is None:
+    if run is DEEPSPEED and not (BIN / "deepspeed").exists():
         pytest.skip("the deepspeed launcher is not installed beside this python")
     config = small_config()
-    deepspeed, *module = DEEPSPEED
-    command = [
-        *([sys.executable, *launcher] if launcher is not DEEPSPEED else []),
-        *([deepspeed, "--master_port", str(free_port()), *module] if launcher is DEEPSPEED else []),
-        str(small_run),
-        *overrides,
-    ]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-    }
-    ran = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    run(str(small_run), *overrides)
     run_dir = Path(config.run_dir)
     metrics = read_metrics(run_dir / "metrics.jsonl")
     shutil.move(run_dir, run_dir.with_name("done"))  # the reference must not find a run to continue

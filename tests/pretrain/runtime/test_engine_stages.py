@@ -6,9 +6,6 @@ a learned scorer, registers, layer scales, drop path; and its gradients are clip
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ import torch
 from kinemae.pretrain.runtime.tensor_shards import TensorShard, split_replicated
 from tests.pretrain.runtime.conftest import SMALL_RUN
 from tests.pretrain.runtime.engine_job import SAVED_AT, SPOILT, STAGES, STEPS
-from tests.ranks import free_port
+from tests.ranks import start_ranks
 
 WORLDS = (1, 2)
 HARD_TO_SHARD = """
@@ -33,47 +30,16 @@ pruning: {name: learned, args: {keep: 0.75}}
 """
 
 
-def start_job(world: int, *arguments: str, repo: Path) -> list[subprocess.Popen[str]]:
-    """The processes of a job."""
-    shared = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-    }
-    command = [sys.executable, "-m", "tests.pretrain.runtime.engine_job", *arguments]
-    return [
-        subprocess.Popen(
-            command,
-            cwd=repo,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-
-
 @pytest.fixture(scope="module")
-def measured(
-    synth_shards: Path, repo: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, dict[str, Any]]:
+def measured(synth_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     """Measurements of the first process for each world size; see `engine_job.py`."""
     folder = tmp_path_factory.mktemp("stages")
     text = SMALL_RUN.replace("data: {", f"data: {{shards: {synth_shards / 'unlabelled'}, ")
     text = text.replace("model: {", "model: {registers: 2, layer_scale: 0.5, drop_path: 0.1, ")
     text = text.replace("optim: {", "optim: {clip_norm: 0.1, ")
     (folder / "config.yaml").write_text(f"run_dir: {folder / 'run'}\n{text}{HARD_TO_SHARD}")
-    jobs = [
-        process
-        for world in WORLDS
-        for process in start_job(
-            world, str(folder / "config.yaml"), str(folder), str(sum(WORLDS) - world), repo=repo
-        )
-    ]
+    job = ["-m", "tests.pretrain.runtime.engine_job", str(folder / "config.yaml"), str(folder)]
+    jobs = [process for world in WORLDS for process in start_ranks(world, *job, str(sum(WORLDS) - world))]
     for process in jobs:
         _, output = process.communicate(timeout=600)
         assert process.returncode == 0, output[-3000:]

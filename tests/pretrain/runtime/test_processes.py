@@ -2,15 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from kinemae.pretrain.runtime.processes import Flags, RankFlags, find_processes
-from tests.ranks import free_port, start_ranks
+from tests.ranks import start_ranks
 
 VARIABLES = (
     "RANK",
@@ -110,19 +108,8 @@ def test_one_process_communicates_without_a_group() -> None:
 
 @pytest.mark.processes
 def test_two_processes_reduce_gather_broadcast_and_agree_on_flags(repo: Path) -> None:
-    port = str(free_port())
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", EXCHANGE],
-            cwd=repo,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    first, second = (json.loads(process.communicate(timeout=120)[0]) for process in started)
+    ranks = start_ranks(2, "-c", EXCHANGE)
+    first, second = (json.loads(rank.communicate(timeout=120)[0]) for rank in ranks)
     values = [[2.0, 10.0], [{"rank": 0}, {"rank": 1}], "from 0", [[0, True], [138, True], [0, False]]]
     assert first == [True, *values]
     assert second == [False, *values]

@@ -1,12 +1,10 @@
 """A stopped, killed or damaged run continues with equal results, or its error states the reason."""
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.metrics import read_metrics
 from kinemae.pretrain.training import make_plan, run_pretraining
 from tests.checkpointing import stored_steps
+from tests.forked import ForkedPython
 from tests.full_disk import no_file_above
 from tests.seeds import SEED
 
@@ -33,16 +32,12 @@ def run(config: PretrainConfig) -> None:
     run_pretraining(make_plan(config))
 
 
-def start(small_run: Path, repo: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "pretrain", str(small_run), *overrides],
-        cwd=repo,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )
+def start(small_run: Path, *overrides: str) -> ForkedPython:
+    words = ("-m", "pretrain", str(small_run), *overrides)
+    return ForkedPython(*words, environment={}, stderr=subprocess.DEVNULL)
 
 
-def wait_for_step(process: subprocess.Popen[bytes], run_dir: Path, step: int) -> None:
+def wait_for_step(process: ForkedPython, run_dir: Path, step: int) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if any(line["step"] >= step for line in read_metrics(run_dir / "metrics.jsonl")):
@@ -53,13 +48,13 @@ def wait_for_step(process: subprocess.Popen[bytes], run_dir: Path, step: int) ->
 @pytest.mark.slow
 @pytest.mark.processes
 def test_a_run_killed_at_random_moments_is_bitwise_equal_to_an_uninterrupted_one(
-    small_run: Path, small_config: Callable[..., PretrainConfig], repo: Path, tmp_path: Path
+    small_run: Path, small_config: Callable[..., PretrainConfig], tmp_path: Path
 ) -> None:
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     run(small_config(f"run_dir={unbroken}", f"steps={STEPS}"))
     chance = random.Random(SEED)
     for moment in sorted(chance.sample(range(1, STEPS - 2), 3)):
-        process = start(small_run, repo, f"run_dir={killed}", f"steps={STEPS}")
+        process = start(small_run, f"run_dir={killed}", f"steps={STEPS}")
         wait_for_step(process, killed, moment)
         time.sleep(chance.random() * 0.05)
         process.send_signal(signal.SIGKILL)
@@ -71,10 +66,10 @@ def test_a_run_killed_at_random_moments_is_bitwise_equal_to_an_uninterrupted_one
 
 @pytest.mark.processes
 def test_sigterm_saves_a_checkpoint_and_exits_with_143(
-    small_run: Path, small_config: Callable[..., PretrainConfig], repo: Path
+    small_run: Path, small_config: Callable[..., PretrainConfig]
 ) -> None:
     run_dir = Path(small_config().run_dir)
-    process = start(small_run, repo, "steps=100000", "save_every_steps=100000")
+    process = start(small_run, "steps=100000", "save_every_steps=100000")
     wait_for_step(process, run_dir, 3)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 143

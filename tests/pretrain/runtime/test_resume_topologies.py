@@ -67,12 +67,12 @@ def go_on(small_run: Path, run_dir: Path, world: int, *overrides: str) -> None:
 @pytest.mark.slow
 @pytest.mark.processes
 def test_a_killed_run_continues_with_any_number_of_processes_and_zero_stage(
-    small_run: Path, small_config: Callable[..., PretrainConfig], repo: Path, tmp_path: Path
+    small_run: Path, small_config: Callable[..., PretrainConfig], tmp_path: Path
 ) -> None:
     """1 -> 2 -> 3 -> 1 processes, ZeRO 0 -> 2 -> 3 -> 1, and 3 -> 1 -> 0 -> 0 loader processes each."""
     unbroken, run_dir = tmp_path / "unbroken", tmp_path / "resumed"
     run_pretraining(make_plan(small_config(f"run_dir={unbroken}", *RUN)))
-    process = start(small_run, repo, f"run_dir={run_dir}", *RUN, "data.num_workers=3")
+    process = start(small_run, f"run_dir={run_dir}", *RUN, "data.num_workers=3")
     wait_for_step(process, run_dir, random.Random(SEED).randrange(4, 7))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from kinemae.data_tools.storage.location import StorageUnavailable
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.metrics import read_metrics
 from kinemae.pretrain.training import make_plan, run_pretraining
+from tests.forked import run_forked
 
 RARE = ("save_every_steps=6", "log.every_steps=10")  # nothing is reported or saved before the outage
 CLIPS_A_STEP = 4
@@ -76,7 +75,7 @@ def test_a_stop_signal_ends_the_wait_with_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_wait_for_storage_does_not_count_for_the_step_timeout(repo: Path) -> None:
+def test_a_wait_for_storage_does_not_count_for_the_step_timeout() -> None:
     script = """
 import time
 from kinemae.pretrain.runtime.abort import StopSignals, StorageWait
@@ -92,8 +91,7 @@ with Watchdog(TimeoutsConfig(**limits), rank=0) as watchdog:
         time.sleep(0.5)
     wait("")
 """
-    command = [sys.executable, "-c", script]
-    assert subprocess.run(command, cwd=repo, timeout=90).returncode == 0
+    run_forked("-c", script)
 
 
 def test_outage_s_is_validated(small_config: Callable[..., PretrainConfig]) -> None:

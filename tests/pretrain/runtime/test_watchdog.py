@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from kinemae.data_tools.config import load_config
 from kinemae.pretrain.config import PretrainConfig
+from tests.forked import ForkedPython, run_forked
 
 STUCK, CRASHED = 5, 1
 
@@ -34,21 +34,13 @@ with Watchdog(TimeoutsConfig(**limits), rank=3, reading=lambda: ["brushing/4"]) 
 """
 
 
-def hang(
-    repo: Path, how: str, *, factor: float = 60.0, limit_s: float = 1.0
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", HANGING, how, str(factor), str(limit_s)],
-        cwd=repo,
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
+def hang(how: str, *, factor: float = 60.0, limit_s: float = 1.0) -> subprocess.CompletedProcess[str]:
+    return run_forked("-c", HANGING, how, str(factor), str(limit_s), check=False)
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_in_c_logs_its_position_and_exits_with_5(repo: Path) -> None:
-    result = hang(repo, "ctypes.CDLL(None).sleep(80)")
+def test_a_process_that_hangs_in_c_logs_its_position_and_exits_with_5() -> None:
+    result = hang("ctypes.CDLL(None).sleep(80)")
     assert result.returncode == STUCK
     assert "rank 3 on " in result.stderr and "is stuck at step 7, computing" in result.stderr
     assert "more than timeouts.step_s=1 seconds" in result.stderr
@@ -57,29 +49,24 @@ def test_a_process_that_hangs_in_c_logs_its_position_and_exits_with_5(repo: Path
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_with_the_gil_held_exits(repo: Path) -> None:
-    result = hang(repo, "ctypes.PyDLL(None).sleep(80)", factor=1.5)
+def test_a_process_that_hangs_with_the_gil_held_exits() -> None:
+    result = hang("ctypes.PyDLL(None).sleep(80)", factor=1.5)
     assert result.returncode == CRASHED
     assert "in hang_here" in result.stderr
 
 
 @pytest.mark.slow
-def test_a_process_with_progress_continues_and_a_save_has_its_own_limit(repo: Path) -> None:
+def test_a_process_with_progress_continues_and_a_save_has_its_own_limit() -> None:
     steps = "[(time.sleep(0.5), watchdog.start_phase('step', limit='step_s')) for _ in range(6)]\n"
     save = "with watchdog.phase('saving', limit='save_s'): time.sleep(3.0)\n"
-    result = hang(repo, steps + save + "time.sleep(0.3)", limit_s=2.5)
+    result = hang(steps + save + "time.sleep(0.3)", limit_s=2.5)
     assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.slow
-def test_a_suspended_job_continues(repo: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HANGING, "sys.stdin.readline()", "60", "2.5"],
-        cwd=repo,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def test_a_suspended_job_continues() -> None:
+    words = ("-c", HANGING, "sys.stdin.readline()", "60", "2.5")
+    process = ForkedPython(*words, environment={}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGSTOP)
     time.sleep(4.0)  # longer than the step's limit
