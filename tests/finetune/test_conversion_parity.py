@@ -34,10 +34,11 @@ from tests.conversion import (
     videomae_names,
     without_onednn,
 )
+from tests.seeds import IS_NIGHTLY
 from tests.task_models import classification
 
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")
-SIZES = ("tiny", "small", "base")
+SIZES = ("tiny", "small", "base") if IS_NIGHTLY else ("tiny", "small")
 CLASSES = 11
 
 
