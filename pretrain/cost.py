@@ -24,7 +24,7 @@ from kinemae.pretrain.builders import build_components, build_model, token_selec
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.cost_tracer import ATTENTION, OTHER, PRODUCT, Operation, Trace, trace_step
-from kinemae.pretrain.model.flops import count_flops
+from kinemae.pretrain.model.flops import Flops, count_flops
 from kinemae.pretrain.model.tokens import TokenGrid
 from kinemae.pretrain.token_selection import TokenSelection
 
@@ -77,7 +77,7 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
             "predicted": target_count if model.decoder is not None else 0,
         },
         "parameters": parameters,
-        "flops": _flops(model, _clips(config, split, first_clip, 1), parameters),
+        "flops": _flops(build, _clips(config, split, first_clip, 1), parameters),
         "update_bytes": UPDATE_BYTES * parameters["trainable"] + 12 * parameters["averaged"],
         "plain": _traced(build, config, split, first_clip, recomputes=False),
         "recomputed": _traced(build, config, split, first_clip, recomputes=True),
@@ -88,15 +88,13 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
 def training_flops(config: PretrainConfig) -> int:
     """The training FLOPs of one clip. If the masks of the steps differ, the mean over many steps."""
     build, split, _ = _most_expensive_step(config)
-    with torch.device("meta"):
-        model = build()
     alike: dict[tuple[tuple[int, int], int], list[int]] = defaultdict(list)
     for step in range(_AVERAGED_STEPS):
         alike[split.counts(step), split.encoded(step)].append(step)
     total = 0
     for steps in alike.values():
         clip = _clips(config, split, steps[0] * config.batch.global_clips, 1)
-        total += len(steps) * count_flops(model, clip).training
+        total += len(steps) * _clip_flops(build, clip).training
     return total // _AVERAGED_STEPS
 
 
@@ -111,9 +109,21 @@ def _most_expensive_step(
     return lambda: build_model(config, grid, components), split, step
 
 
-def _flops(model: MaskedAutoencoder, clip: ClipBatch, parameters: dict[str, int]) -> dict[str, int]:
+def _clip_flops(build: Callable[[], MaskedAutoencoder], clip: ClipBatch) -> Flops:
+    """FLOPs of one clip on the meta device, or with real weights if a component needs values."""
+    try:
+        with torch.device("meta"):
+            model = build()
+        return count_flops(model, clip)
+    except (NotImplementedError, RuntimeError):
+        return count_flops(build(), clip)
+
+
+def _flops(
+    build: Callable[[], MaskedAutoencoder], clip: ClipBatch, parameters: dict[str, int]
+) -> dict[str, int]:
     """FLOPs of one clip, and of an update of all weights."""
-    flops = count_flops(model, clip)
+    flops = _clip_flops(build, clip)
     return {
         **asdict(flops),
         "forward": flops.encoder + flops.decoder + flops.target,

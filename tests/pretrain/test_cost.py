@@ -86,14 +86,10 @@ def test_recomputing_blocks_holds_less_and_computes_more() -> None:
         assert 1.2 * flops < more < 1.4 * flops  # one more forward pass besides three, for the blocks only
 
 
-@pytest.mark.parametrize(
-    ("target", "tolerance"),
-    [("pixels", 0.1), ("{name: views, args: {slices: 64, hidden: 32, width: 16}}", 0.2)],
-)
-def test_traced_products_equal_those_of_the_flop_count(tmp_path: Path, target: str, tolerance: float) -> None:
-    cost = cost_of(tmp_path, f"target={target}" if "{" in target else f"target.name={target}")
+def test_traced_products_equal_those_of_the_flop_count(tmp_path: Path) -> None:
+    cost = cost_of(tmp_path)
     products = sum(work["flops"][1] for work in cost["plain"]["work"] if work["kind"] in (PRODUCT, ATTENTION))
-    assert products == pytest.approx(cost["flops"]["training"], rel=tolerance)  # no gradient of pixels
+    assert products == pytest.approx(cost["flops"]["training"], rel=0.1)  # first layer: no gradient of pixels
     assert cost["flops"]["forward"] * 3 == cost["flops"]["training"] == 1.5 * cost["flops"]["backward"]
 
 
@@ -119,13 +115,6 @@ def test_the_peak_includes_gradients_that_were_set_to_none() -> None:
     with torch.device("meta"):
         gradients = sum(4 * weight.numel() for weight in builder()().parameters())
     assert max(found.peak, gradients) <= found.peak_with_gradients <= found.peak + gradients
-
-
-def test_views_are_traced_on_the_meta_device() -> None:
-    built: list[MaskedAutoencoder] = []
-    build = builder("views")
-    trace(lambda: built.append(build()) or built[-1], is_bf16=True)  # type: ignore[func-returns-value]
-    assert [model.encoder.patch_embed.weight.device.type for model in built] == ["meta"]
 
 
 @pytest.mark.parametrize("kind", component_names("kinemae.pretrain.model.attention"))

@@ -124,21 +124,6 @@ def test_a_teacher_is_counted_separately() -> None:
     assert flops.training == 3 * (flops.encoder + flops.decoder) + flops.target
 
 
-def test_further_views_count_as_passes_of_the_encoder_with_gradients() -> None:
-    grid, width = TokenGrid(2, 4, 4), 24
-    args = {"global_views": 2, "local_views": 3, "drop": 0.5, "local_drop": 0.75}
-    args |= {"slices": 64, "hidden": 32, "width": 16}
-    target = build_component("kinemae.pretrain.targets", Component(name="views", args=args), Target)
-    with torch.device("meta"):
-        model = build_autoencoder(tiny(), grid, target=target, noise=NoNoise())
-    flops = count_flops(model, clips(grid, visible=12, wanted=16, patch=8))
-    passes = [12, 16, 8, 8, 8]
-    embedding = 2 * sum(passes) * (2 * 8 * 8 * 3) * width
-    compared = 2 * len(passes) * (width * 32 + 32 * 16 + 16 * 64)
-    assert flops.encoder == embedding + sum(blocks(2, width, kept) for kept in passes) + compared
-    assert flops.decoder == flops.target == 0
-
-
 def test_learned_pruning_reduces_the_flops_of_the_encoder() -> None:
     grid = TokenGrid(2, 4, 4)
     target = build_component("kinemae.pretrain.targets", Component(name="pixels"), Target)

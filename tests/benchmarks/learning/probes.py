@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kinemae.data_tools.command import DataError
 from kinemae.data_tools.components import Component
+from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import ShardIndex, open_index
 from kinemae.finetune.probe.config import GridConfig, LogisticConfig, ProbeConfig, ProbeData, SelectConfig
 from kinemae.finetune.probe.data import LabelledFeatures
@@ -49,6 +50,20 @@ def probe_encoder(encoder: Path, shards: Path, settings: Settings) -> dict[str, 
     features = encode(encoder, shards, kind="slices")
     index = open_index(shards)
     return {f"frozen, {pool}": logistic(features, index, settings, pool=pool) for pool in POOLS}
+
+
+def attend_encoder(
+    encoder: Path, shards: Path, folds: Sequence[Sequence[str]], arguments: Sequence[str]
+) -> dict[str, Any]:
+    """Score an encoder with attentive probes.
+
+    Args:
+        arguments: overrides of `kinemae finetune probe`.
+    """
+    given = ["run_dir=unused", "encoder=unused", "data.train=unused", "data.validation=unused", *arguments]
+    config = load_config(ProbeConfig, None, ["method=attentive", *given])
+    features = encode(encoder, shards, kind="tokens")
+    return {"attentive": score_folds(config, features, open_index(shards), folds)}
 
 
 def score_floors(shards: Path, settings: Settings) -> dict[str, Any]:
@@ -132,7 +147,7 @@ def score_folds(
 
 def _config(method: Any, seed: int) -> ProbeConfig:
     """A config for `run_method`, which reads no folders."""
-    data = ProbeData(train="clips", validation="clips")
+    data = ProbeData(train="unused", validation="unused")
     return ProbeConfig(run_dir="unused", encoder="unused", data=data, method=method, seed=seed)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.benchmarks.learning.plan import Run
 from tests.benchmarks.learning.settings import PEER
-from tests.benchmarks.learning.units import Unit
+from tests.benchmarks.learning.units import PRETRAIN, Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +74,22 @@ class Table:
         found = floors.result(work)
         rows: dict[tuple[float, str], Row] = {}
         for run in runs:
-            results = [result for unit in run.units if (result := unit.result(work)) is not None]
-            if not results:
+            units = (*run.units, *run.more)
+            results = [result for unit in units if (result := unit.result(work)) is not None]
+            parts = [result["cost"] for result in results if result["kind"] == PRETRAIN]
+            if len(parts) < sum(unit.kind == PRETRAIN for unit in units):
                 continue
             key = run.flops, run.method.name
             empty = Row(method=run.method.name, flops=run.flops, steps=run.steps, costs=[], scores={})
             row = rows.setdefault(key, empty)
-            row.costs.append(results[0]["cost"])
-            for result in results:
+            row.costs.append(_sum(parts))
+            by_measure: dict[str, list[float]] = {}
+            for result in results:  # fine-tuning has a result for each fold, in their order
                 for measure, score in result.get("scores", {}).items():
-                    row.scores.setdefault(measure, {})[run.seed] = score["top1"]
+                    by_measure.setdefault(measure, []).extend(score["top1"])
+            for measure, folds in by_measure.items():
+                if len(folds) == len(floors.config["folds"]):
+                    row.scores.setdefault(measure, {})[run.seed] = folds
         by_floor = {} if found is None else {name: one["top1"] for name, one in found["scores"].items()}
         return Table(floors=by_floor, rows=list(rows.values()))
 
@@ -142,6 +148,12 @@ class Table:
             }  # fmt: skip
             rows.append({**asdict(row), "mean_and_deviation": summary, f"minus_{PEER}": pairs})
         return {"floors": self.floors, "rows": rows}
+
+
+def _sum(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The cost of a pretraining with its teacher."""
+    sums = {name: sum(cost[name] for cost in costs) for name in ("cpu_s", "wall_s")}
+    return {**sums, "peak_gb": max(cost["peak_gb"] for cost in costs)}
 
 
 def _markdown(names: Sequence[str], lines: Sequence[str]) -> str:

@@ -11,11 +11,18 @@ from kinemae.data_tools.config import load_config
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.cost import training_flops
 from tests.benchmarks.learning.peer import PeerRecipe, peer_flops
+from tests.benchmarks.learning.random_weights import draw_encoder
 from tests.benchmarks.real_clips import group_of
 
 METHODS = Path(__file__).with_name("methods.yaml")
 PEER = "transformers"
 RANDOM = "random"
+TEACHER = "{teacher}"
+"""Stands for the folder of the teacher's encoder in overrides."""
+
+COUNTED_STEPS = 100
+"""Steps whose FLOPs are counted, if they differ."""
+
 OURS = "kinemae"
 
 
@@ -27,6 +34,8 @@ class Method:
         kind: "kinemae", "transformers" or "random".
         overrides: of the base config.
         recipe: of transformers' model.
+        teacher: the method that trains a teacher first, for overrides with `TEACHER`; "" for none.
+        teacher_fraction: fraction of the budget for the teacher.
         revision: number of a change in the code of a method.
     """
 
@@ -35,6 +44,13 @@ class Method:
     overrides: tuple[str, ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
     revision: int = 0
+    teacher: str = ""
+    teacher_fraction: float = 0.25
+
+    @property
+    def student_fraction(self) -> float:
+        """The fraction of the budget for the method itself."""
+        return 1.0 - self.teacher_fraction if self.teacher else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +72,10 @@ class Board:
     def shards(self) -> Path:
         """All clips."""
         return self.work / "all" / "train"
+
+    def fold_shards(self, fold: Sequence[str]) -> Path:
+        """The clips of a fold, in train and validation, for fine-tuning."""
+        return self.work / fold_name(fold)
 
     @property
     def base_file(self) -> Path:
@@ -79,7 +99,7 @@ class Board:
             return Method(name=name, overrides=tuple(entry))
         entry = dict(entry)
         kind, overrides = entry.pop("kind", OURS), tuple(entry.pop("overrides", ()))
-        revision = entry.pop("revision", 0)
+        more = {key: entry.pop(key) for key in ("revision", "teacher", "teacher_fraction") if key in entry}
         is_right = kind == PEER or (kind in (OURS, RANDOM) and not entry)
         if not is_right:
             raise ValueError(
@@ -87,7 +107,7 @@ class Board:
                 f"keys for transformers only, got kind {kind} with {sorted(entry)}; fix: correct the entry"
             )
         recipe = self.tree["transformers"] | entry if kind == PEER else {}
-        return Method(name=name, kind=kind, overrides=overrides, recipe=recipe, revision=revision)
+        return Method(name=name, kind=kind, overrides=overrides, recipe=recipe, **more)
 
     def config(self, method: Method, **keys: object) -> PretrainConfig:
         """The pretraining config of a method."""
@@ -95,8 +115,16 @@ class Board:
 
     def arguments(self, method: Method, **keys: object) -> list[str]:
         """The overrides of `kinemae pretrain` for a method."""
-        given = {"data.shards": self.shards, "steps": 1, "run_dir": "unused"} | keys
-        return [*method.overrides, *(f"{key}={value}" for key, value in given.items())]
+        given = {"data.shards": self.shards, "steps": COUNTED_STEPS, "run_dir": "unused"} | keys
+        overrides = self._with_teacher(method) if method.teacher else method.overrides
+        return [*overrides, *(f"{key}={value}" for key, value in given.items())]
+
+    def _with_teacher(self, method: Method) -> list[str]:
+        """The overrides with an untrained teacher, for its FLOPs."""
+        folder = self.work / "teachers" / method.teacher
+        if not (folder / "encoder.json").exists():
+            draw_encoder(self.config(self.method(method.teacher)), folder)
+        return [override.replace(TEACHER, str(folder)) for override in method.overrides]
 
     def step_flops(self, method: Method) -> int:
         """The training FLOPs of one step of a method."""
@@ -104,6 +132,11 @@ class Board:
         if method.kind == PEER:
             return config.batch.global_clips * peer_flops(config, PeerRecipe.of(method.recipe))
         return config.batch.global_clips * training_flops(config)
+
+
+def fold_name(fold: Sequence[str]) -> str:
+    """The folder of a fold's shards."""
+    return f"fold-{'-'.join(fold)}"
 
 
 def open_tree(path: Path = METHODS) -> dict[str, Any]:

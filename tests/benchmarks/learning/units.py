@@ -20,9 +20,9 @@ from typing import Any
 from kinemae.data_tools.files import atomic_write_text
 from kinemae.pretrain.runtime.checkpoint_files import list_checkpoints
 from tests.benchmarks.learning.peer import steps_done
-from tests.benchmarks.learning.settings import OURS
+from tests.benchmarks.learning.settings import OURS, TEACHER
 
-PRETRAIN, FROZEN, FLOORS = "pretrain", "frozen", "floors"
+PRETRAIN, FROZEN, ATTENTIVE, TUNED, FLOORS = "pretrain", "frozen", "attentive", "finetune", "floors"
 RUN = "run"  # the run folder of a pretraining, in the folder of its unit
 
 
@@ -31,10 +31,11 @@ class Unit:
     """One measurement. Its result is a function of its config.
 
     Attributes:
-        kind: `PRETRAIN`, `FROZEN` or `FLOORS`.
+        kind: `PRETRAIN`, `FROZEN`, `ATTENTIVE`, `TUNED` (one fold) or `FLOORS`.
         method, flops, seed: of the row, for labels and tables.
         config: everything that the result depends on.
         needs: the pretraining whose encoder is used.
+        teacher: the pretraining of a pretraining's teacher.
         places: paths for the process of the unit; the result does not depend on them.
     """
 
@@ -44,13 +45,15 @@ class Unit:
     seed: int
     config: dict[str, Any]
     needs: "Unit | None" = None
+    teacher: "Unit | None" = None
     places: dict[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """The name of the folder, with an id of kind, config and the unit that it needs."""
         needed = None if self.needs is None else self.needs.label.rpartition("-")[2]
-        text = json.dumps([self.kind, self.config, needed], sort_keys=True)
+        teacher = [] if self.teacher is None else [self.teacher.label.rpartition("-")[2]]
+        text = json.dumps([self.kind, self.config, needed, *teacher], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         return f"{self.kind}-{self.method}-{self.flops:.3g}-s{self.seed}-{digest}"
 
@@ -102,24 +105,10 @@ class Runner:
         with _lock(folder / "unit.lock") as is_free:
             if unit.result(self.work) is not None:
                 return True
-            if not is_free:
-                return False
-            description = {"kind": unit.kind, "config": unit.config, "places": self._places(unit)}
-            atomic_write_text(folder / "unit.json", json.dumps(description, indent=1) + "\n")
-            cost = self._run_process(unit, folder)
-            scores = folder / "scores.json"
-            found = json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else {}
-            row = {"kind": unit.kind, "method": unit.method, "flops": unit.flops, "seed": unit.seed}
-            result = {**row, "config": unit.config, "cost": cost, **found}
-            (self.work / "results").mkdir(exist_ok=True)
-            atomic_write_text(
-                self.work / "results" / f"{unit.label}.json", json.dumps(result, indent=1) + "\n"
-            )
-            return True
-
-    def _places(self, unit: Unit) -> dict[str, str]:
-        folder, encoder = unit.folder(self.work), unit.encoder(self.work)
-        return {**unit.places, "folder": str(folder), "encoder": str(encoder)}
+            if is_free:
+                describe(unit, self.work)
+                record(unit, self.work, self._run_process(unit, folder))
+            return is_free
 
     def _run_process(self, unit: Unit, folder: Path) -> dict[str, Any]:
         """Run a unit's process; return its cost."""
@@ -128,7 +117,7 @@ class Runner:
         first, begin = _steps_done(unit, folder), time.monotonic()
         with (folder / "log.txt").open("ab") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-            process = subprocess.Popen(command(unit, folder), stdout=log, stderr=log, env=environment)
+            process = subprocess.Popen(command(unit, self.work), stdout=log, stderr=log, env=environment)
             self.running.add(process)
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
@@ -136,9 +125,7 @@ class Runner:
         if self.is_stopped and process.returncode:
             raise Interrupted
         if process.returncode:
-            raise RuntimeError(
-                f"{unit.label}: failed with exit code {process.returncode}; see {folder}/log.txt"
-            )
+            raise RuntimeError(f"{unit.label}: exit code {process.returncode}; see {folder}/log.txt")
         cost = {
             "wall_s": round(time.monotonic() - begin, 1),
             "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
@@ -152,12 +139,46 @@ class Runner:
         return cost
 
 
-def command(unit: Unit, folder: Path) -> list[str]:
+def describe(unit: Unit, work: Path) -> Path:
+    """Write the description of a unit for its process."""
+    folder = unit.folder(work)
+    places = {**unit.places, "folder": str(folder), "encoder": str(unit.encoder(work))}
+    content = {"kind": unit.kind, "config": unit.config, "places": places}
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(folder / "unit.json", json.dumps(content, indent=1) + "\n")
+    return folder / "unit.json"
+
+
+def record(unit: Unit, work: Path, cost: dict[str, Any]) -> None:
+    """Write the result of a unit."""
+    row = {"kind": unit.kind, "method": unit.method, "flops": unit.flops, "seed": unit.seed}
+    result = {**row, "config": unit.config, "cost": cost, **_scores(unit, unit.folder(work))}
+    (work / "results").mkdir(exist_ok=True)
+    atomic_write_text(work / "results" / f"{unit.label}.json", json.dumps(result, indent=1) + "\n")
+
+
+def command(unit: Unit, work: Path) -> list[str]:
     """The command of a unit's process."""
+    folder, encoder = unit.folder(work), unit.encoder(work)
     if unit.is_ours:
-        given = [*unit.config["arguments"], f"run_dir={folder / RUN}", f"data.shards={unit.places['shards']}"]
+        teacher = "" if unit.teacher is None else str(unit.teacher.encoder(work))
+        given = [argument.replace(TEACHER, teacher) for argument in unit.config["arguments"]]
+        given += [f"run_dir={folder / RUN}", f"data.shards={unit.places['shards']}"]
         return [sys.executable, "-m", "kinemae", "pretrain", unit.places["base"], *given]
+    if unit.kind == TUNED:
+        data = [f"data.{split}={unit.places['fold']}/{split}" for split in ("train", "validation")]
+        given = [*unit.config["arguments"], *data, f"encoder={encoder}", f"run_dir={folder / RUN}"]
+        return [sys.executable, "-m", "kinemae", "finetune", "train", "demo", *given]
     return [sys.executable, "-m", "tests.benchmarks.learning.execute", str(folder / "unit.json")]
+
+
+def _scores(unit: Unit, folder: Path) -> dict[str, Any]:
+    """The "scores" of a finished unit; nothing for a pretraining."""
+    if unit.kind == TUNED:
+        result = json.loads((folder / RUN / "result.json").read_text(encoding="utf-8"))
+        return {"scores": {"fine-tuned": {"top1": [100 * result["top1"]]}}}
+    path = folder / "scores.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _steps_done(unit: Unit, folder: Path) -> int:

@@ -12,6 +12,7 @@ HEADS = component_names("kinemae.finetune.heads")
 PARTS = [
     *(Component(name=name) for name in HEADS),
     Component(name="linear", args={"pool": "statistics", "norm": "standardize", "init_std": 0.1}),
+    Component(name="linear", args={"pool": "slices", "slices": 2, "norm": "standardize", "init_std": 0.1}),
     Component(name="mlp", args={"pool": "statistics", "hidden_layers": 2, "hidden_width": 24}),
     Component(name="mlp", args={"dropout": 0.5, "norm": "standardize"}),
     Component(name="attentive", args={"norm": "standardize"}),
@@ -120,7 +121,7 @@ def test_a_head_builds_on_the_meta_device(part):
 def test_padding_does_not_affect_the_scores(part):
     torch.manual_seed(0)
     head = build(part)
-    if head.output != "clip":
+    if head.output != "clip" or head.needs_slices:
         pytest.skip("pruning removes the slices that this head needs")
     lengths = (20, 7, 1)
     clips = [torch.randn(1, length, 32) for length in lengths]
@@ -137,6 +138,20 @@ def test_padding_does_not_affect_the_scores(part):
     assert torch.allclose(
         head(features_of(head, padded_BND, torch.ones(3, 20)), None), unpadded_BY, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"pool": "slices"}, "head.args.slices must be at least 1 with pool=slices"),
+        ({"slices": 2}, "head.args.slices must be .* 0 without it, got 2"),
+        ({"pool": "slices", "slices": 3}, "head.args.slices must divide the 4 time slices of a clip, got 3"),
+    ],
+)
+def test_a_wrong_number_of_slices_is_named(args, message):
+    with pytest.raises(ValueError, match=message):
+        head = build(Component(name="linear", args=args))
+        head(features_of(head, torch.randn(2, 20, 32)), None)
 
 
 @pytest.mark.parametrize("part", PARTS, ids=str)

@@ -110,6 +110,18 @@ def test_all_methods_share_one_store(linear_run, encoder, data):
         assert found["few_shot"][1]["samples"] == 2 * found["few_shot"][0]["samples"]
 
 
+def test_the_order_of_slices_is_a_pooling(encoder, data, tmp_path):
+    grid = "grid={lr: [1e-2], weight_decay: [0.0], pool: [slices]}"
+    assert finetune("probe", f"encoder={encoder}", *data, grid, f"run_dir={tmp_path}") == 0
+
+    stored = np.load(tmp_path / "features/encoder/slices/train/layer-02.npy", mmap_mode="r")
+    assert stored.shape[1:] == (1, 2, 2 * SHAPE.width)
+    own = read(tmp_path / "linear/result.json")
+    assert own["probe"]["chosen"]["pool"] == "slices"
+    assert finetune("evaluate", tmp_path / "linear") == 0
+    assert read(tmp_path / "linear/result.json")["nll"] == pytest.approx(own["nll"], rel=1e-6)
+
+
 def test_attentive_heads_read_all_tokens(encoder, data, tmp_path):
     grid = ["method=attentive", "grid={lr: [1e-3, 1e-2], weight_decay: [0.01]}", "features.dtype=bfloat16"]
 

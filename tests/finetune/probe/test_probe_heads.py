@@ -9,7 +9,7 @@ from kinemae.finetune.probe.batched_adamw import BatchedAdamW
 from kinemae.finetune.probe.config import HeadTraining
 from kinemae.finetune.probe.data import BatchOrder, LabelledFeatures
 from kinemae.finetune.probe.heads import HeadSettings, HeadTrainer, loss_of_heads
-from kinemae.finetune.probe.store import Features, statistics
+from kinemae.finetune.probe.store import Features, slice_statistics, statistics
 from kinemae.finetune.tasks.base import ColumnTargets
 from tests.task_models import classification
 
@@ -60,26 +60,41 @@ def test_heads_of_a_grid_equal_heads_trained_alone(depth):
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
-def test_a_saved_head_computes_the_outputs_of_the_grid():
+def of_slices(tokens_SVND, slices):
+    """The stored statistics of slices."""
+    return np.stack(
+        [slice_statistics(torch.from_numpy(tokens_VND), slices).numpy() for tokens_VND in tokens_SVND]
+    )
+
+
+@pytest.mark.parametrize("pool", ["statistics", "slices"])
+def test_a_saved_head_computes_the_outputs_of_the_grid(pool):
     tokens = np.random.default_rng(0).standard_normal((60, 1, 4, 8)).astype(np.float32)
-    data = labelled(tokens, "tokens")
-    settings = HeadSettings(lr=1e-2, weight_decay=0.0, layer=0, pool="statistics")
+    slices = 2 if pool == "slices" else 0
+    data = labelled(of_slices(tokens, 2), "slices") if slices else labelled(tokens, "tokens")
+    settings = HeadSettings(lr=1e-2, weight_decay=0.0, layer=0, pool=pool, slices=slices)
 
     trained = trainer().train([settings], data, ROWS)
     head = trained.head(0)
 
     expected = trained.outputs(data, ROWS)[0, :, 0]
-    torch.testing.assert_close(head(Tokens(torch.from_numpy(tokens[:, 0])), None), expected)
+    given = Tokens(torch.from_numpy(tokens[:, 0]), slices=slices)
+    torch.testing.assert_close(head(given, None), expected)
 
 
 def test_statistics_of_tokens_equal_stored_statistics():
     tokens = np.random.default_rng(0).standard_normal((6, 2, 4, 8)).astype(np.float32)
     variance, mean = torch.var_mean(torch.from_numpy(tokens), dim=2, unbiased=False)
     stored = labelled(statistics(mean, variance).numpy(), "statistics").features
+    by_slice = labelled(of_slices(tokens, 2), "slices").features
     whole = labelled(tokens, "tokens").features
 
     for pool in ("mean", "statistics"):
-        torch.testing.assert_close(stored.pooled(0, pool, np.arange(6)), whole.pooled(0, pool, np.arange(6)))
+        expected = whole.pooled(0, pool, np.arange(6))
+        torch.testing.assert_close(stored.pooled(0, pool, np.arange(6)), expected)
+        torch.testing.assert_close(by_slice.pooled(0, pool, np.arange(6)), expected)
+    means = torch.from_numpy(tokens).unflatten(2, (2, 2)).mean(dim=3).flatten(2)
+    torch.testing.assert_close(by_slice.pooled(0, "slices", np.arange(6)), means)
 
 
 @pytest.mark.parametrize("args", [{}, {"label_smoothing": 0.1}, {"loss": "focal"}, {"loss": "bce"}])
