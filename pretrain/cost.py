@@ -21,11 +21,12 @@ from kinemae.data_tools.config import load_config
 from kinemae.data_tools.index import NO_LABEL, open_index
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.builders import build_components, build_model, token_selection
-from kinemae.pretrain.config import PretrainConfig
+from kinemae.pretrain.config import PretrainConfig, PretrainOptim
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder
 from kinemae.pretrain.model.cost_tracer import ATTENTION, OTHER, PRODUCT, Operation, Trace, trace_step
 from kinemae.pretrain.model.flops import Flops, count_flops
 from kinemae.pretrain.model.tokens import TokenGrid
+from kinemae.pretrain.runtime.muon import muon_flops, stacked_matrices
 from kinemae.pretrain.token_selection import TokenSelection
 
 UPDATE_FLOPS = 16
@@ -77,7 +78,9 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
             "predicted": target_count if model.decoder is not None else 0,
         },
         "parameters": parameters,
-        "flops": _flops(build, _clips(config, split, first_clip, 1), parameters),
+        "flops": _flops(
+            build, _clips(config, split, first_clip, 1), parameters, _iteration_flops(model, config.optim)
+        ),
         "update_bytes": UPDATE_BYTES * parameters["trainable"] + 12 * parameters["averaged"],
         "plain": _traced(build, config, split, first_clip, recomputes=False),
         "recomputed": _traced(build, config, split, first_clip, recomputes=True),
@@ -119,8 +122,16 @@ def _clip_flops(build: Callable[[], MaskedAutoencoder], clip: ClipBatch) -> Flop
         return count_flops(build(), clip)
 
 
+def _iteration_flops(model: MaskedAutoencoder, optim: PretrainOptim) -> int:
+    """FLOPs of Muon's iterations in an update."""
+    if optim.optimizer != "muon":
+        return 0
+    hidden = [(weight, stacked_matrices(name, weight)) for name, weight in model.named_parameters()]
+    return sum(muon_flops(weight, count) for weight, count in hidden if count and weight.requires_grad)
+
+
 def _flops(
-    build: Callable[[], MaskedAutoencoder], clip: ClipBatch, parameters: dict[str, int]
+    build: Callable[[], MaskedAutoencoder], clip: ClipBatch, parameters: dict[str, int], iterations: int
 ) -> dict[str, int]:
     """FLOPs of one clip, and of an update of all weights."""
     flops = _clip_flops(build, clip)
@@ -129,7 +140,9 @@ def _flops(
         "forward": flops.encoder + flops.decoder + flops.target,
         "backward": 2 * (flops.encoder + flops.decoder),
         "training": flops.training,
-        "update": UPDATE_FLOPS * parameters["trainable"] + AVERAGE_FLOPS * parameters["averaged"],
+        "update": UPDATE_FLOPS * parameters["trainable"]
+        + AVERAGE_FLOPS * parameters["averaged"]
+        + iterations,
     }
 
 

@@ -186,7 +186,7 @@ def run_pretraining(plan: Plan) -> None:
     set_up_blocks(plan.model, recompute=engine.activation_checkpointing, compiled=engine.compile)
     trainer = Trainer(
         module=with_average(plan.model, config.ema, steps=config.steps),
-        groups=parameter_groups(plan.model, config.optim.weight_decay),
+        groups=parameter_groups(plan.model, config.optim.weight_decay, muon_scale=config.optim.muon_scale),
         clips=training_clips(plan, plan.split),
         plan=plan.batch,
         config=config,

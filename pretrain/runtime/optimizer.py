@@ -1,4 +1,4 @@
-"""Optimizer: AdamW, its parameter groups, and the schedules of learning rate and weight decay."""
+"""Optimizer: AdamW or Muon, its parameter groups, and the schedules of learning rate and weight decay."""
 
 import math
 from collections import defaultdict
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kinemae.data_tools.config import require
+from kinemae.pretrain.runtime.muon import MuonAdamW, stacked_matrices
 from kinemae.pretrain.runtime.settings import OptimConfig
 
 
@@ -31,6 +32,8 @@ def parameter_groups(
     weight_decay: float,
     layer_scale: Callable[[str], float] = lambda name: 1.0,
     starts_at: Callable[[str], float] = lambda name: 0.0,
+    *,
+    muon_scale: float | None = None,
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by weight decay and learning-rate scale.
 
@@ -40,16 +43,20 @@ def parameter_groups(
     Args:
         layer_scale: factor on the learning rate by parameter name, for layer-wise decay.
         starts_at: fraction of the run by parameter name before which the learning rate is 0.
+        muon_scale: factor on the learning rate of the hidden matrices, which Muon updates; None for AdamW.
 
     Returns:
-        AdamW groups with "lr_scale", "decays" and "starts_at", in an order that depends only on the module.
+        Groups with "lr_scale", "decays", "starts_at" and "muon" (see `MuonAdamW`), in an order that depends
+        only on the module.
     """
-    grouped: dict[tuple[float, float, float], list[nn.Parameter]] = defaultdict(list)
+    grouped: dict[tuple[float, float, float, int], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             is_matrix = sum(size > 1 for size in parameter.shape) > 1
             decay = weight_decay if is_matrix and name.endswith("weight") else 0.0
-            grouped[decay, layer_scale(name), starts_at(name)].append(parameter)
+            matrices = stacked_matrices(name, parameter) if muon_scale else 0
+            scale = layer_scale(name) * (muon_scale if muon_scale and matrices else 1)
+            grouped[decay, scale, starts_at(name), matrices].append(parameter)
     return [
         {
             "params": parameters,
@@ -57,15 +64,17 @@ def parameter_groups(
             "lr_scale": scale,
             "decays": decay > 0,
             "starts_at": start,
+            "muon": matrices,
         }
-        for (decay, scale, start), parameters in grouped.items()
+        for (decay, scale, start, matrices), parameters in grouped.items()
     ]
 
 
 def build_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.AdamW:
-    """PyTorch's fused AdamW. DeepSpeed's own compiles for minutes at first use."""
+    """PyTorch's fused AdamW, with Muon if a group has it. DeepSpeed's own AdamW compiles for minutes."""
     betas = (optim.betas[0], optim.betas[1])
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=1e-8, fused=True)
+    kind = MuonAdamW if any(group["muon"] for group in groups) else torch.optim.AdamW
+    return kind(groups, lr=optim.lr, betas=betas, eps=1e-8, fused=True)
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:

@@ -135,6 +135,16 @@ def test_moving_averages_hold_nothing_and_count_as_not_trained(
     assert cost["flops"]["update"] == 16 * parameters["trainable"] + 3 * frozen
 
 
+def test_the_iterations_of_muon_count_as_part_of_the_update(tmp_path: Path) -> None:
+    """A block of width 36: queries, keys, values and the projection are 36 x 36, the MLP 36 x 144."""
+    adamw, muon = (
+        cost_of(tmp_path, "model.width=36", "model.depth=1", "target=noise", "noise=gaussian", override)
+        for override in ("optim.optimizer=adamw", "optim.optimizer=muon")
+    )
+    square, rectangle = 5 * 2 * 36**2 * (2 * 36 + 36), 5 * 2 * 36**2 * (2 * 144 + 36)
+    assert muon["flops"]["update"] - adamw["flops"]["update"] == 4 * square + 2 * rectangle
+
+
 def cost_of(folder: Path, *overrides: str) -> dict[str, Any]:
     (folder / "tiny.yaml").write_text(TINY)
     return measure_cost(load_config(PretrainConfig, folder / "tiny.yaml", list(overrides)))

@@ -95,7 +95,7 @@ def test_evaluation_and_export_use_the_average_of_all_steps(
 def test_a_killed_run_has_a_bitwise_equal_average(
     small_config: Callable[..., PretrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = (f"ema.decay={DECAY}", "save_in_background=false")
+    settings = (f"ema.decay={DECAY}", "save_in_background=false", "optim.optimizer=muon")
     unbroken = run(small_config(*settings, f"run_dir={tmp_path / 'unbroken'}"))
     broken = small_config(*settings, f"run_dir={tmp_path / 'broken'}")
     update = WeightAverage.after_update
