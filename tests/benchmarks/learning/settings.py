@@ -98,7 +98,9 @@ class Board:
         if isinstance(entry, list):
             return Method(name=name, overrides=tuple(entry))
         entry = dict(entry)
-        kind, overrides = entry.pop("kind", OURS), tuple(entry.pop("overrides", ()))
+        extended = entry.pop("extends", None)
+        overrides = (*(self.method(extended).overrides if extended else ()), *entry.pop("overrides", ()))
+        kind = entry.pop("kind", OURS)
         more = {key: entry.pop(key) for key in ("revision", "teacher", "teacher_fraction") if key in entry}
         is_right = kind == PEER or (kind in (OURS, RANDOM) and not entry)
         if not is_right:

@@ -102,22 +102,24 @@ class Runner:
         """
         folder = unit.folder(self.work)
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / "unit.lock") as is_free:
+        with _lock(folder / "unit.lock") as lock:
             if unit.result(self.work) is not None:
                 return True
-            if is_free:
+            if lock is not None:
                 describe(unit, self.work)
-                record(unit, self.work, self._run_process(unit, folder))
-            return is_free
+                record(unit, self.work, self._run_process(unit, folder, lock))
+            return lock is not None
 
-    def _run_process(self, unit: Unit, folder: Path) -> dict[str, Any]:
-        """Run a unit's process; return its cost."""
+    def _run_process(self, unit: Unit, folder: Path, lock: int) -> dict[str, Any]:
+        """Run a unit's process, which inherits the lock, since it may outlive this one; return its cost."""
         if self.is_stopped:
             raise Interrupted
         first, begin = _steps_done(unit, folder), time.monotonic()
         with (folder / "log.txt").open("ab") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-            process = subprocess.Popen(command(unit, self.work), stdout=log, stderr=log, env=environment)
+            process = subprocess.Popen(
+                command(unit, self.work), stdout=log, stderr=log, env=environment, pass_fds=[lock]
+            )
             self.running.add(process)
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
@@ -190,12 +192,12 @@ def _steps_done(unit: Unit, folder: Path) -> int:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[bool]:
-    """Hold a file lock; yield False if another process holds it."""
+def _lock(path: Path) -> Iterator[int | None]:
+    """Hold a file lock; yield its descriptor, or None if another process holds it."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
             return
-        yield True
+        yield file.fileno()
