@@ -63,7 +63,7 @@ class PretrainOptim(OptimConfig):
     """
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    muon_lr_scale: float = 3.0
+    muon_lr_scale: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
