@@ -31,6 +31,9 @@ processes = find_processes("cpu")
 init_process_group(processes)
 init_process_group(processes)
 total = processes.all_reduce(torch.tensor([1.0, 10.0 * processes.rank]))
+own = torch.tensor([1.0 + processes.rank], requires_grad=True)
+summed = processes.total(own)
+((processes.rank + 3) * summed.square()).sum().backward()  # the sum of both losses is 7 * (1 + 2)^2
 gathered = processes.all_gather_object({"rank": processes.rank})
 from_first = processes.broadcast_object(f"from {processes.rank}")
 flags = RankFlags(processes)
@@ -42,7 +45,8 @@ found.append(flags.read())
 processes.barrier()
 destroy_process_group()
 destroy_process_group()
-print(json.dumps([processes.is_first, total.tolist(), gathered, from_first, found]))
+sums = [summed.item(), own.grad.item()]
+print(json.dumps([processes.is_first, total.tolist(), sums, gathered, from_first, found]))
 """
 
 
@@ -97,6 +101,7 @@ def test_one_process_communicates_without_a_group() -> None:
     processes = find_processes("cpu")
     values = torch.tensor([1.0, 2.0])
     assert processes.all_reduce(values) is values and values.tolist() == [1.0, 2.0]
+    assert processes.total(values) is values
     assert processes.all_gather_object("mine") == ["mine"]
     assert processes.broadcast_object("mine") == "mine"
     processes.barrier()
@@ -110,7 +115,13 @@ def test_one_process_communicates_without_a_group() -> None:
 def test_two_processes_reduce_gather_broadcast_and_agree_on_flags(repo: Path) -> None:
     ranks = start_ranks(2, "-c", EXCHANGE)
     first, second = (json.loads(rank.communicate(timeout=120)[0]) for rank in ranks)
-    values = [[2.0, 10.0], [{"rank": 0}, {"rank": 1}], "from 0", [[0, True], [138, True], [0, False]]]
+    values = [
+        [2.0, 10.0],
+        [3.0, 42.0],
+        [{"rank": 0}, {"rank": 1}],
+        "from 0",
+        [[0, True], [138, True], [0, False]],
+    ]
     assert first == [True, *values]
     assert second == [False, *values]
 
