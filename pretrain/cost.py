@@ -179,10 +179,9 @@ def _run(config: PretrainConfig) -> dict[str, Any]:
 
 
 def parameter_counts(model: MaskedAutoencoder, *, has_average: bool = False) -> dict[str, int]:
-    """Parameter counts; `largest_layer` counts the parameters of one layer without its children.
+    """Parameter counts, without a frozen teacher (`unsaved_bytes`).
 
-    Args:
-        has_average: whether the run keeps a moving average of its trained weights.
+    `largest_layer` counts the parameters of one layer without its children.
     """
     of = {
         name: _size(getattr(model, name, None)) for name in ("encoder", "decoder", "visible_head", "target")
@@ -204,6 +203,7 @@ def parameter_counts(model: MaskedAutoencoder, *, has_average: bool = False) -> 
         "tensors": len(trainable),
         "averaged": of_target + of_average,
         "buffer_bytes": sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
+        "unsaved_bytes": model.target.unsaved_bytes(),
         "largest_layer": max(own_of_layers),
     }
 

@@ -24,7 +24,8 @@ def states(parameters: dict[str, int], *, stage: int, world: int, bucket_mb: int
         bucket_mb: `engine.bucket_mb`.
     """
     weights = FLOAT * parameters["trainable"]
-    frozen = FLOAT * (parameters["all"] - parameters["trainable"]) + parameters["buffer_bytes"]
+    frozen = FLOAT * (parameters["all"] - parameters["trainable"])
+    frozen += parameters["buffer_bytes"] + parameters["unsaved_bytes"]
     share = weights / world
     bucket = min(1e6 * bucket_mb, weights)
     if stage == 0:

@@ -4,10 +4,12 @@ A target concerns the target tokens, which the decoder predicts, or the visible 
 on the encoder's output predicts.
 """
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.motion_energy import motion_weights
 from kinemae.pretrain.model.sigreg import Total
 from kinemae.pretrain.model.sizes import EncoderShape
-from kinemae.pretrain.model.tokens import Patch
+from kinemae.pretrain.model.tokens import Patch, gather_tokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,6 +129,10 @@ class Target(nn.Module, ABC):
         """True if updates depend on the progress of the run, so that a run cannot be prolonged."""
         return type(self).after_update is not Target.after_update
 
+    def unsaved_bytes(self) -> int:
+        """Bytes of weights on the device that are not part of the model's state; 0 by default."""
+        return 0
+
     def state_metrics(self, encoder: Encoder) -> dict[str, Tensor]:
         """Metrics of the target's own state: scalars by name, none by default."""
         return {}
@@ -163,6 +169,10 @@ class DecoderTarget(Target):
         """Error of each value, as error_BMP in float32: the squared error."""
         return squared_errors(prediction_BMP, target_BMP)
 
+    def metrics(self, target_BMP: Tensor) -> dict[str, Tensor]:
+        """Metrics of the true values of each row, by name; none by default."""
+        return {}
+
     def losses(self, prediction: Prediction, inputs: TargetInputs) -> dict[str, Tensor]:
         assert prediction.decoded_BMP is not None
         with torch.no_grad():
@@ -173,7 +183,92 @@ class DecoderTarget(Target):
             error_BMP = error_BMP * motion_weights(
                 luma_BTHW, inputs.target_BM, inputs.patch, strength=self.motion_weight
             )
-        return {"loss": error_BMP.mean(dim=(1, 2))}
+        return {"loss": error_BMP.mean(dim=(1, 2)), **self.metrics(target_BMP)}
+
+
+FeatureLoss = Literal["l1", "smooth_l1", "mse"]
+
+
+class EncoderTarget(DecoderTarget):
+    """A target with the features of a teacher, an encoder that gets all tokens of the clean clip.
+
+    A clip passes through the teacher once, whatever the number of its masks. Features are layer-normalized
+    without weights. The metric "target_std" is the deviation of each channel over the target tokens of a
+    clip, averaged over channels: at most about 1, and near 0 if the features have collapsed.
+
+    Args:
+        loss: "l1" (V-JEPA, arXiv 2404.08471; SALT), "smooth_l1" (data2vec, arXiv 2202.03555, section 3.3) or
+            "mse" (data2vec 2.0, arXiv 2212.07525).
+        beta: threshold between squared and linear error of "smooth_l1".
+        last_layers: 1: the output of the teacher. More: the mean of the outputs of this many last blocks,
+            each normalized per channel over the tokens of the clip (instance norm), as in data2vec 2.0.
+        motion_weight: see `DecoderTarget`.
+    """
+
+    def __init__(self, *, loss: str, beta: float, last_layers: int, motion_weight: float):
+        known = get_args(FeatureLoss)
+        require(loss in known, "target.args.loss", f"be one of {', '.join(known)}", loss)
+        require(beta > 0, "target.args.beta", "be above 0", beta)
+        require(
+            loss == "smooth_l1" or beta == 1,
+            "target.args.beta",
+            f"be omitted for target.args.loss={loss}; only smooth_l1 has it",
+            beta,
+        )
+        require(last_layers >= 1, "target.args.last_layers", "be at least 1", last_layers)
+        super().__init__(motion_weight=motion_weight)
+        self.loss = loss
+        self.beta = beta
+        self.last_layers = last_layers
+
+    def check_depth(self, teacher: EncoderShape) -> None:
+        """Check that the teacher has `last_layers` blocks.
+
+        Raises:
+            ValueError: it has fewer.
+        """
+        depth = teacher.depth
+        require(
+            self.last_layers <= depth,
+            "target.args.last_layers",
+            f"be at most {depth}, the depth of the teacher",
+            self.last_layers,
+        )
+
+    def features(
+        self,
+        teacher: Encoder,
+        clip_BCTHW: Tensor,
+        index_BM: Tensor,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> Tensor:
+        """Features of the target tokens, target_BMD in float32.
+
+        Args:
+            mean, std: normalization of the teacher's pixels.
+        """
+        x_BND = teacher.embed(teacher.patches(clip_BCTHW, mean=mean, std=std), None)
+        depth = teacher.shape.depth
+        chosen = range(depth - self.last_layers, depth) if self.last_layers > 1 else ()
+        x_BND, layers = teacher.encode_layers(x_BND, None, chosen)
+        if layers:
+            normed = (F.instance_norm(layer_BND.float().mT) for layer_BND in layers)
+            x_BND = functools.reduce(torch.add, normed).mT / len(layers)
+        target_BMD = gather_tokens(x_BND, index_BM).float()
+        return F.layer_norm(target_BMD, target_BMD.shape[2:])
+
+    def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
+        """See `DecoderTarget.errors`."""
+        if self.loss == "mse":
+            return squared_errors(prediction_BMP, target_BMP)
+        beta = self.beta if self.loss == "smooth_l1" else 0.0
+        return F.smooth_l1_loss(prediction_BMP.float(), target_BMP, reduction="none", beta=beta)
+
+    def metrics(self, target_BMP: Tensor) -> dict[str, Tensor]:
+        """See `DecoderTarget.metrics`."""
+        return {"target_std": target_BMP.std(dim=1, correction=0).mean(dim=1)}
 
 
 def squared_errors(prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:

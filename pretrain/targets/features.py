@@ -2,34 +2,54 @@
 
 import copy
 import math
-from typing import Self
+from typing import Literal, Self, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kinemae.data_tools.config import require
 from kinemae.pretrain.model.encoder import Encoder
 from kinemae.pretrain.model.sizes import EncoderShape
-from kinemae.pretrain.model.tokens import gather_tokens
-from kinemae.pretrain.targets.base import DecoderTarget, TargetInputs
+from kinemae.pretrain.targets.base import EncoderTarget, TargetInputs
+
+Schedule = Literal["linear", "cosine"]
 
 
-class FeatureTarget(DecoderTarget):
-    """Predicts a teacher's features with the smooth L1 loss; the decoder is the predictor.
+class FeatureTarget(EncoderTarget):
+    """Predicts the features of an exponential moving average of the encoder; the decoder is the predictor.
 
-    The teacher is an exponential moving average of the encoder, as in data2vec (arXiv 2202.03555) and V-JEPA
-    (arXiv 2404.08471). It encodes all tokens without noise or drop path; its output is layer-normalized
-    without weights. Its state is part of the checkpoints. Features may collapse: monitor their deviation in
-    the log. The teacher adds a forward pass over all N tokens.
+    The defaults are V-JEPA's (arXiv 2404.08471, section 3). The teacher encodes all tokens without noise or
+    drop path. Its state is part of the checkpoints. It adds a forward pass over all N tokens of a clip.
+    Features may collapse, and then the loss falls too: see "target_std" in the metrics.
+
+    Differences to V-JEPA: all masks of a clip come from one masking, not one short-range and one long-range
+    mask; the decay reaches its end with the run, not at 1.25 times its length; the predictor is narrow and
+    attends to itself only with `model.decoder=self`.
+
+    Differences to data2vec 2.0 (arXiv 2212.07525), with `last_layers`, `loss=mse` and `masks_per_clip`: the
+    layers are outputs of blocks, not of their MLPs before the residual; the decoder is a transformer, not
+    convolutions; there is no loss on a class token; the decay reaches its end with the run, not after a
+    fixed number of steps.
 
     Args:
         decay: decay of the moving average at the start of the run.
-        final_decay: decay at the end of the run, reached by a half cosine (arXiv 2006.07733, section 3.2).
-        beta: threshold between squared and linear error (arXiv 2202.03555, section 3.3).
+        final_decay: decay at the end of the run.
+        schedule: "linear" (V-JEPA, data2vec) or "cosine", half a period (BYOL, arXiv 2006.07733,
+            section 3.2).
+        loss, beta, last_layers, motion_weight: see `EncoderTarget`.
     """
 
-    def __init__(self, *, decay: float = 0.998, final_decay: float = 1.0, beta: float = 1.0):
+    def __init__(  # noqa: PLR0913 - all by name
+        self,
+        *,
+        decay: float = 0.998,
+        final_decay: float = 1.0,
+        schedule: str = "linear",
+        loss: str = "l1",
+        beta: float = 1.0,
+        last_layers: int = 1,
+        motion_weight: float = 0.0,
+    ):
         require(0 <= decay < 1, "target.args.decay", "lie in [0, 1)", decay)
         require(
             decay <= final_decay <= 1,
@@ -37,17 +57,19 @@ class FeatureTarget(DecoderTarget):
             f"lie between target.args.decay={decay} and 1",
             final_decay,
         )
-        require(beta > 0, "target.args.beta", "be above 0", beta)
-        super().__init__()
+        known = get_args(Schedule)
+        require(schedule in known, "target.args.schedule", f"be one of {', '.join(known)}", schedule)
+        super().__init__(loss=loss, beta=beta, last_layers=last_layers, motion_weight=motion_weight)
         self.decay = decay
         self.final_decay = final_decay
-        self.beta = beta
+        self.schedule = schedule
 
     def target_values(self, shape: EncoderShape) -> int:
         return shape.width
 
     def bind(self, encoder: Encoder) -> None:
         """See `Target.bind`. The teacher starts as a copy of the encoder."""
+        self.check_depth(encoder.shape)
         self.teacher = copy.deepcopy(encoder).requires_grad_(False).eval()
         self.teacher.merge_tokens(0)  # merged tokens would have the same target
 
@@ -59,10 +81,9 @@ class FeatureTarget(DecoderTarget):
         return self
 
     def compute_target(self, inputs: TargetInputs) -> Tensor:
-        return clean_features(self.teacher, inputs, mean=inputs.mean, std=inputs.std)
-
-    def errors(self, prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-        return feature_errors(prediction_BMP, target_BMP, beta=self.beta)
+        return self.features(
+            self.teacher, inputs.clip_BCTHW, inputs.target_BM, mean=inputs.mean, std=inputs.std
+        )
 
     def after_update(self, encoder: Encoder, progress: float) -> None:
         with torch.no_grad():
@@ -76,6 +97,8 @@ class FeatureTarget(DecoderTarget):
 
     def decay_at(self, progress: float) -> float:
         """Decay at a progress of the run, 0 to 1."""
+        if self.schedule == "linear":
+            return self.decay + (self.final_decay - self.decay) * progress
         return self.final_decay - (self.final_decay - self.decay) * (math.cos(math.pi * progress) + 1) / 2
 
     def state_metrics(self, encoder: Encoder) -> dict[str, Tensor]:
@@ -84,21 +107,3 @@ class FeatureTarget(DecoderTarget):
         with torch.no_grad():
             apart = torch.stack([(teacher - own).norm() for teacher, own in pairs]).norm()
             return {"ema_distance": apart / torch.stack([own.norm() for _, own in pairs]).norm()}
-
-
-def clean_features(
-    teacher: Encoder, inputs: TargetInputs, *, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Tensor:
-    """Layer-normalized features of the whole clean clip at the target tokens, as target_BMD.
-
-    Args:
-        mean, std: normalization of the teacher's pixels.
-    """
-    patches_BNP = teacher.patches(inputs.clip_BCTHW, mean=mean, std=std)
-    target_BMD = gather_tokens(teacher(patches_BNP, None), inputs.target_BM).float()
-    return F.layer_norm(target_BMD, target_BMD.shape[2:])
-
-
-def feature_errors(prediction_BMD: Tensor, target_BMD: Tensor, *, beta: float) -> Tensor:
-    """Smooth L1 error of each value, error_BMD in float32."""
-    return F.smooth_l1_loss(prediction_BMD.float(), target_BMD, reduction="none", beta=beta)

@@ -68,6 +68,9 @@ class WeightedTarget(Target):
     def follows_progress(self) -> bool:
         return any(target.follows_progress for target in self._targets.values())
 
+    def unsaved_bytes(self) -> int:
+        return sum(target.unsaved_bytes() for target in self._targets.values())
+
     def state_metrics(self, encoder: Encoder) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for target in self._targets.values():

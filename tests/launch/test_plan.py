@@ -60,7 +60,13 @@ def plan(cost: dict[str, Any], fit: Fit = Fit(), **machines: Any) -> dict[str, A
 def test_states_agree_with_deepspeeds_estimator() -> None:
     """DeepSpeed counts 2 bytes each for half-precision weights and gradients; KineMAE has only fp32."""
     values, layer = 86_000_000, 2_400_000
-    parameters = {"all": values, "trainable": values, "buffer_bytes": 0, "largest_layer": layer}
+    parameters = {
+        "all": values,
+        "trainable": values,
+        "buffer_bytes": 0,
+        "unsaved_bytes": 0,
+        "largest_layer": layer,
+    }
     for nodes in (1, 4):
         world, bucket = 8 * nodes, 200_000_000
         ours = sum(states(parameters, stage=2, world=world, bucket_mb=200).values())
