@@ -125,7 +125,8 @@ def accept_program(program: Program, words: list[str]) -> None:
     if program is PRETRAIN and name != "visualize":
         config = load("pretrain", PretrainConfig, arguments)
         grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
-        build_components(config, grid)
+        if config.target.name != "teacher":  # reads the folder of the teacher
+            build_components(config, grid)
         batch, views = config.batch, config.data.views_per_video
         plan_batch(batch.global_clips, batch.clips_per_device, world=1, views=views)
     elif name == "train":
