@@ -38,6 +38,7 @@ from kinemae.launch.local import LocalCluster
 from kinemae.launch.slurm.cluster import SlurmCluster
 from kinemae.launch.ssh import SshCluster
 from kinemae.pretrain.__main__ import PROGRAM as PRETRAIN
+from kinemae.pretrain.advise.command import read_request
 from kinemae.pretrain.builders import build_components
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.model.tokens import TokenGrid
@@ -122,7 +123,9 @@ def accept(module: str, words: list[str]) -> None:
 def accept_program(program: Program, words: list[str]) -> None:
     arguments = parse_arguments(program, words)
     name = next(iter(words), "")
-    if program is PRETRAIN and name != "visualize":
+    if program is PRETRAIN and name == "advise":
+        read_request(arguments)
+    elif program is PRETRAIN and name != "visualize":
         config = load("pretrain", PretrainConfig, arguments)
         grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
         if config.target.name != "teacher":  # reads the folder of the teacher

@@ -14,14 +14,16 @@ from kinemae.pretrain.advise.rule_table import Rule, Settings, always, as_fixed,
 RESULTS = "docs/results.md"
 DEMO = f"{RESULTS}, the demo"
 MOUTHS = f"{RESULTS}, ways to use an encoder on real clips"
+FIRST = "docs/recipes.md, first figures"
 VIDEOMAE = "VideoMAE, arXiv 2203.12602, and its scripts"
 
 KEYS = (
-    *("clip.frames", "clip.sampling", "clip.stride", "clip.fps", "clip.size"),
-    *("model.patch_size", "model.patch_frames", "model.size", "model.decoder", "model.decoder_depth"),
-    *("model.predict_ratio", "masking", "target", "augment.min_scale", "augment.max_scale"),
-    *("augment.min_aspect", "augment.max_aspect", "augment.flip", "batch.global_clips"),
-    *("batch.clips_per_device", "data.views_per_video", "optim.lr", "optim.warmup_fraction", "steps"),
+    *("clip.frames", "clip.sampling", "clip.stride", "clip.fps", "clip.size", "model.patch_size"),
+    *("model.patch_frames", "model.size", "model.decoder", "model.decoder_width", "model.decoder_depth"),
+    *("model.decoder_heads", "model.predict_ratio", "model.standardize", "masking", "target"),
+    *("augment.jitter.brightness", "augment.jitter.contrast", "augment.min_scale", "augment.max_scale"),
+    *("augment.flip", "batch.global_clips", "batch.clips_per_device", "data.views_per_video"),
+    *("optim.lr", "optim.warmup_fraction", "steps"),
 )
 """Every key that a rule can set."""
 
@@ -184,7 +186,7 @@ CLIP_RULES: tuple[Rule[Facts], ...] = (
         when=lambda facts, given: given["clip.frames"] <= 8,
         sets=as_fixed({"model.patch_frames": 1}),
         why=said("one frame in a token: few frames keep their order"),
-        source="LeVJEPA's ablation: tubelets of 1 are not below 2 at equal tokens",
+        source=FIRST,
     ),
     Rule(
         topic="tubelet",
@@ -258,7 +260,7 @@ RULES: tuple[Rule[Facts], ...] = (
             f"successive tokens correlate by {facts.clip.temporal if facts.clip else 1:.2f}: hide more, so "
             "that tokens cannot be copied from their neighbours"
         ),
-        source="issue 15, first figures on the mouths: 0.85 above 0.5",
+        source=FIRST,
     ),
     Rule(
         topic="mask",
@@ -276,10 +278,38 @@ RULES: tuple[Rule[Facts], ...] = (
     ),
     Rule(
         topic="decoder",
+        when=_of_size("tiny"),
+        sets=as_fixed(
+            {
+                "model.decoder": "self",
+                "model.decoder_width": 48,
+                "model.decoder_depth": 2,
+                "model.decoder_heads": 2,
+                "model.predict_ratio": 0.25,
+            }
+        ),
+        why=said("a small self-attention decoder that predicts a quarter of the hidden tokens"),
+        source=f"{FIRST}: the best trial",
+    ),
+    Rule(
+        topic="decoder",
         when=always,
         sets=as_fixed({"model.decoder": "cross", "model.predict_ratio": 0.5}),
         why=said("a cross-attention decoder that predicts half of the hidden tokens: half the time"),
         source="docs/performance.md, a pretraining step",
+    ),
+    Rule(
+        topic="brightness",
+        when=_of_size("tiny"),
+        sets=as_fixed(
+            {
+                "model.standardize": True,
+                "augment.jitter.brightness": 0.4,
+                "augment.jitter.contrast": 0.4,
+            }
+        ),
+        why=said("equal mean and deviation in each clip, and random brightness and contrast"),
+        source=f"{FIRST}: the best trial",
     ),
     Rule(
         topic="crop",

@@ -55,6 +55,8 @@ CASES = {
             "model.patch_frames": 1,
             "masking": {"name": "uniform", "args": {"ratio": 0.85}},
             "model.size": "tiny",
+            "model.decoder": "self",
+            "model.standardize": True,
             "batch.global_clips": 32,
         },
     ),
