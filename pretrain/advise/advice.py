@@ -95,10 +95,10 @@ def advise(index: ShardIndex, request: Request) -> Advice:
     while True:
         reasons = [*clip_reasons, *apply_table(RULES, facts, given)]
         config, budget, last = _budget(reasons, fixed, facts, request)
-        smaller = _smaller(config.model.size, budget, facts, fixed)
-        if smaller is None:
+        reduced = _reduced(facts, config, budget, fixed)
+        if reduced is None:
             break
-        facts = replace(facts, smaller=smaller)
+        facts = reduced
     reasons += [each for each in last if each.settings.keys() - fixed.keys()]
     case = Case(facts=facts, given={**fixed, **settings_of(reasons)}, budget=budget)
     return Advice(
@@ -159,9 +159,12 @@ def _budget(
     return replace(config, steps=budget.steps), budget, [at_once, length]
 
 
-def _smaller(size: str, budget: Budget, facts: Facts, fixed: Settings) -> str | None:
-    """The next smaller size if the hours allow too few steps; None if this size stays."""
-    is_enough = facts.hours is None or budget.steps >= FEWEST_STEPS or "steps" in fixed
-    if is_enough or "model.size" in fixed or size == SIZES[0]:
+def _reduced(facts: Facts, config: PretrainConfig, budget: Budget, fixed: Settings) -> Facts | None:
+    """Ask for a smaller encoder, then for a smaller batch, if the hours allow too few steps; None if not."""
+    if facts.hours is None or budget.steps >= FEWEST_STEPS or "steps" in fixed:
         return None
-    return SIZES[SIZES.index(size) - 1]
+    size = config.model.size
+    if size != SIZES[0]:
+        return None if "model.size" in fixed else replace(facts, smaller=SIZES[SIZES.index(size) - 1])
+    is_last = facts.needs_steps or "batch.global_clips" in fixed
+    return None if is_last else replace(facts, needs_steps=True)

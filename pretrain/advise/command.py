@@ -19,7 +19,7 @@ from kinemae.data_tools.progress import duration
 from kinemae.pretrain.advise.advice import Advice, Request, advise
 from kinemae.pretrain.advise.budget import Budget, Speed, measure_speed
 from kinemae.pretrain.advise.facts import Facts
-from kinemae.pretrain.advise.rule_table import Settings, advice_lines
+from kinemae.pretrain.advise.rule_table import Settings, advice_lines, wrapped
 from kinemae.pretrain.config import PretrainConfig
 from kinemae.pretrain.runtime.processes import find_processes
 from kinemae.pretrain.training import make_plan
@@ -105,9 +105,10 @@ def text_of(advice: Advice, shards: str, out: Path, command: str) -> str:
     """The advice for a reader: facts, settings with reasons, cost, warnings, command."""
     lines = [*fact_lines(advice.facts, shards), "", *advice_lines(advice.reasons, advice.fixed)]
     lines += ["", *cost_lines(advice.budget)]
-    lines += ["", *(f"warning: {text}" for text in advice.warnings.values())]
-    if not advice.warnings:
-        lines.append("no warnings")
+    lines += ["", "warnings" if advice.warnings else "no warnings"]
+    for text in advice.warnings.values():
+        first, *rest = wrapped(text, "    ")
+        lines += [f"  - {first.strip()}", *rest]
     lines += ["", "The settings are advice from the named sources, not a guarantee. They are in"]
     lines += [f"{out}. To train:", "", f"  {command}"]
     return "\n".join(lines) + "\n"
@@ -115,17 +116,12 @@ def text_of(advice: Advice, shards: str, out: Path, command: str) -> str:
 
 def fact_lines(facts: Facts, shards: str) -> list[str]:
     """The data set as lines of text. Ranges are the 5th to the 95th percentile."""
-    seconds = facts.percentiles(facts.seconds_R)
     hours = float(facts.seconds_R.sum()) / 3600
     width, height = (facts.percentiles(values_R)[1] for values_R in (facts.width_R, facts.height_R))
     overview = facts.overview
     rows = [
         ("videos", f"{facts.videos:,} in {shards}, {hours:.3g} hours, {facts.groups or 'no'} groups"),
-        (
-            "length",
-            f"{_range(facts, facts.frames_R)} frames; {seconds[0]:.2g} to {seconds[2]:.2g} s, median "
-            f"{seconds[1]:.2g}",
-        ),
+        ("length", f"{_range(facts, facts.frames_R)} frames; {_range(facts, facts.seconds_R)} s"),
         (
             "size",
             f"median {width:g}x{height:g}; short side {_range(facts, facts.short_side_R)} pixels",
@@ -143,7 +139,7 @@ def fact_lines(facts: Facts, shards: str) -> list[str]:
         rows += [
             ("motion", f"{clip.motion:.1f} grey levels between the frames of a clip; "
              f"{_percent(clip.static_tokens)} of the tokens repeat the one before them"),
-            ("redundancy", f"a token correlates by {clip.temporal:.2f} with the next one in time, by "
+            ("redundancy", f"a token correlates by {clip.temporal:.2f} with the next one in time and by "
              f"{clip.spatial:.2f} with its neighbour in the frame (1: equal, 0: unrelated)"),
         ]  # fmt: skip
     return [f"{name:11} {value}" for name, value in [*rows, *_floor_rows(facts)]]
@@ -171,7 +167,7 @@ def _floor_rows(facts: Facts) -> list[tuple[str, str]]:
 
 def cost_lines(budget: Budget) -> list[str]:
     """Time and FLOPs as lines of text."""
-    origin = "measured here in a few steps" if budget.is_measured else "as given"
+    origin = "measured here in a few steps, beside all other programs" if budget.is_measured else "as given"
     waits = f", of which {_percent(budget.data_wait)} waits for videos" if budget.data_wait > 0.05 else ""
     rows = [
         ("time", f"{duration(3600 * budget.hours)}{waits}"),

@@ -1,11 +1,13 @@
 """Tables of rules that propose config keys, each with its reason and its source."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from kinemae.data_tools.overrides import as_yaml_override
 
+WIDTH = 100
 Facts = TypeVar("Facts")
 Settings = dict[str, Any]
 """Values by config key."""
@@ -107,12 +109,17 @@ def value_at(tree: Any, key: str) -> Any:
     return tree
 
 
+def wrapped(text: str, indent: str) -> list[str]:
+    """Break a text into indented lines of at most `WIDTH` columns."""
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
 def advice_lines(advice: Sequence[Advice], fixed: Settings) -> list[str]:
     """The settings with reasons and sources, then the user's own choices, as lines of text."""
     lines = ["settings"]
     for each in advice:
         lines += [f"  {as_yaml_override(key, value)}" for key, value in each.settings.items()]
-        lines.append(f"      {each.why} [{each.source}]")
+        lines += wrapped(f"{each.why} [{each.source}]", "      ")
     if fixed:
         lines += ["", "your choice", *(f"  {as_yaml_override(key, value)}" for key, value in fixed.items())]
     return lines

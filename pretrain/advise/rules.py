@@ -202,7 +202,7 @@ RULES: tuple[Rule[Facts], ...] = (
         topic="encoder",
         when=lambda facts, given: facts.device == "cpu",
         sets=as_fixed({"model.size": "tiny"}),
-        why=said("the only size that learns within hours on a CPU"),
+        why=said("the size of all measured runs on a CPU"),
         source=RESULTS,
     ),
     Rule(
@@ -339,8 +339,21 @@ RULES: tuple[Rule[Facts], ...] = (
         topic="flip",
         when=always,
         sets=as_fixed({"augment.flip": True}),
-        why=said("no class name has a side; set augment.flip=false if left and right matter"),
+        why=lambda facts, given: (
+            ("no class name has a side" if facts.classes else "the videos have no labels")
+            + "; set augment.flip=false if left and right matter"
+        ),
         source=VIDEOMAE,
+    ),
+    Rule(
+        topic="batch",
+        when=lambda facts, given: _of_size("tiny")(facts, given) and facts.needs_steps,
+        sets=_batch(8),
+        why=lambda facts, given: (
+            f"{facts.hours:g} hours allow less than {FEWEST_STEPS:,} steps of 32 clips: more steps of "
+            "fewer clips"
+        ),
+        source=f"{FIRST}: batches",
     ),
     Rule(
         topic="batch",

@@ -89,7 +89,7 @@ def test_the_advice_repeats_and_its_config_trains(synth_shards, repo, tmp_path, 
     again = (tmp_path / "again.yaml").read_text()
     assert written.replace(str(out), "") == again.replace(str(tmp_path / "again.yaml"), "")
     assert f"videos      32 in {folder}" in text and "\nyour choice\n  model.size=tiny\n" in text
-    assert f"To train:\n\n  kinemae pretrain {out}\n" in text and "warning: 32 videos are few" in text
+    assert f"To train:\n\n  kinemae pretrain {out}\n" in text and "\nwarnings\n  - 32 videos are few" in text
     assert advice["settings"]["steps"] == 3200 * 32 // 16 and "long" in advice["warnings"]
     config = yaml.safe_load(written)
     assert config["augment"]["flip"] is False and config["model"]["width"] == 24

@@ -94,6 +94,7 @@ CASES = {
     "huge": (make_facts(2_000_000, **GPU), {"model.size": "large"}),
     "too few hours": (make_facts(hours=1.0, smaller="small", **GPU), {"model.size": "small"}),
     "a GPU and short videos": (make_facts(frames=20, **GPU), {"clip.frames": 8, "clip.stride": 2}),
+    "very few hours": (make_facts(hours=0.1, needs_steps=True), {"batch.global_clips": 8}),
     "very few": (make_facts(10), {"batch.global_clips": 4}),
 }
 
