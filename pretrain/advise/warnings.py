@@ -13,6 +13,7 @@ from kinemae.pretrain.advise.rules import FEW_VIDEOS, FEWEST_STEPS, MOST_EPOCHS
 _SOME = 0.1  # of the videos
 _EXCESS = 0.05  # accuracy above the largest class
 _CEILING = 0.95
+_WAIT = 0.2  # of the time
 _MIN_CORRELATION = 0.4  # below it, successive frames have little in common
 
 
@@ -56,6 +57,12 @@ def _short(case: Case) -> float:
 
 def _small(case: Case) -> float:
     return float(np.mean(case.facts.short_side_R < case.given["clip.size"]))
+
+
+def _stored_side(case: Case) -> int:
+    """A short side of stored videos with room for crops, as the 80 pixels for clips of 64 in results.md."""
+    side: int = case.given["clip.size"] * 5 // 4
+    return side
 
 
 def _excess(case: Case, name: str) -> float:
@@ -184,6 +191,15 @@ WARNINGS = (
             f"{case.given['steps']:,} steps are few: the demo's probe rose up to {FEWEST_STEPS:,} steps "
             "(docs/results.md, conditions for learning motion), which take "
             f"{case.budget.hours_of(FEWEST_STEPS):.2g} hours; fix: more --hours, or a smaller clip.size"
+        ),
+    ),
+    Check(
+        name="slow_reading",
+        applies=lambda case: case.budget.data_wait > _WAIT,
+        text=lambda case: (
+            f"the measured steps waited for videos in {100 * case.budget.data_wait:.0f} % of the time; fix: "
+            "shard smaller videos, `kinemae data shard SOURCE OUT 'layout={name: stride_aligned, args: "
+            f"{{short_side: {_stored_side(case)}}}}}'`, or more data.num_workers or data.views_per_video"
         ),
     ),
     Check(

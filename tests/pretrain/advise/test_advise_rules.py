@@ -215,11 +215,22 @@ def test_a_warning_applies_alone_and_names_numbers_and_a_fix(name):
     assert text in warning and "; fix: " in warning
 
 
-def test_unused_hours_are_a_warning_and_a_sound_data_set_has_none():
+@pytest.mark.parametrize(
+    ("name", "change", "text"),
+    [
+        ("long", {"unused_hours": 2.0}, "2 of the hours are not used"),
+        ("slow_reading", {"data_wait": 0.5}, "in 50 % of the time; fix: shard smaller videos"),
+    ],
+)
+def test_the_cost_of_a_run_has_warnings(name, change, text):
+    found = warnings_of(Case(facts=make_facts(), given=GIVEN, budget=replace(BUDGET, **change)))
+    assert list(found) == [name] and text in found[name]
+    assert "short_side: 80}}'" in found[name] or name == "long"
+
+
+def test_a_sound_data_set_has_no_warning_and_every_warning_is_tested():
     assert warnings_of(Case(facts=make_facts(), given=GIVEN, budget=BUDGET)) == {}
-    found = warnings_of(Case(facts=make_facts(), given=GIVEN, budget=replace(BUDGET, unused_hours=2.0)))
-    assert list(found) == ["long"] and "2 of the hours are not used" in found["long"]
-    assert {check.name for check in WARNINGS} == {*WARNED, "long"} - {"static tokens"}
+    assert {check.name for check in WARNINGS} == {*WARNED, "long", "slow_reading"} - {"static tokens"}
 
 
 def test_a_score_within_the_spread_of_its_folds_is_no_floor():
