@@ -81,9 +81,9 @@ class ReconstructionLogger:
         writer.write_animation("reconstruction", grid_THWC, step=step, fps=FPS)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"step-{step + 1:08d}.gif").write_bytes(gif_bytes(grid_THWC, fps=FPS))
-        # The middle frame, since nothing is pruned in the first one.
-        middle_HWC = grid_THWC[len(grid_THWC) // 2]
-        Image.fromarray(middle_HWC).save(self.folder / f"step-{step + 1:08d}.png")
+        # Nothing is pruned in the first frame, and the middle one may be in the gap of `future` masks.
+        frame_HWC = grid_THWC[3 * len(grid_THWC) // 4]
+        Image.fromarray(frame_HWC).save(self.folder / f"step-{step + 1:08d}.png")
 
 
 def draw_clips(model: MaskedAutoencoder, batch: ClipBatch, *, seed: int) -> np.ndarray:
