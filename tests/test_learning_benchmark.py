@@ -89,8 +89,9 @@ def test_both_models_are_counted_by_one_rule_that_is_close_to_the_real_backward_
 
 def board(work, tree=None, folds=None):
     tree = tree or open_tree()
-    (work / "base.yaml").write_text(json.dumps(tree["base"]))
-    return Board(work=work, tree=tree, folds=folds or [["a"], ["b"]], fingerprint="0123")
+    made = Board(work=work, tree=tree, folds=folds or [["a"], ["b"]], fingerprint="0123")
+    made.base_file.write_text(json.dumps(tree["base"]))
+    return made
 
 
 def test_every_method_of_the_file_runs_at_equal_flops(tmp_path):

@@ -1,5 +1,7 @@
 """The methods, budgets and folds of a scoreboard."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,8 +81,9 @@ class Board:
 
     @property
     def base_file(self) -> Path:
-        """The base config, as a file for `kinemae pretrain`."""
-        return self.work / "base.yaml"
+        """The base config, as a file for `kinemae pretrain`; another base does not replace it."""
+        text = json.dumps(self.tree["base"], sort_keys=True)
+        return self.work / f"base-{hashlib.sha256(text.encode()).hexdigest()[:10]}.yaml"
 
     def method(self, name: str) -> Method:
         """Look up a method.

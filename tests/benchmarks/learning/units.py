@@ -121,6 +121,8 @@ class Runner:
                 command(unit, self.work), stdout=log, stderr=log, env=environment, pass_fds=[lock]
             )
             self.running.add(process)
+            if self.is_stopped:  # in the meantime
+                process.terminate()
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             self.running.discard(process)
