@@ -184,7 +184,7 @@ def fit_logistic(x_RX: Tensor, y_R: Tensor, *, penalty: float) -> Callable[[Tens
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        optimizer.step(objective)  # type: ignore[no-untyped-call]
+        optimizer.step(objective)
     finally:
         torch.set_num_threads(threads)
     return lambda of_RX: (of_RX @ weight_XY + bias_Y).argmax(dim=1)
