@@ -60,7 +60,7 @@ def _small(case: Case) -> float:
 
 
 def _stored_side(case: Case) -> int:
-    """A short side of stored videos with room for crops, as the 80 pixels for clips of 64 in results.md."""
+    """A short side of stored videos large enough for crops, as the 80 pixels for clips of 64 in results.md."""
     side: int = case.given["clip.size"] * 5 // 4
     return side
 
