@@ -60,7 +60,7 @@ def _small(case: Case) -> float:
 
 
 def _stored_side(case: Case) -> int:
-    """A short side of stored videos large enough for crops, as the 80 pixels for clips of 64 in results.md."""
+    """Short side of stored videos that allows for crops, as the 80 pixels for clips of 64 in results.md."""
     side: int = case.given["clip.size"] * 5 // 4
     return side
 
