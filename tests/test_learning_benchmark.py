@@ -94,6 +94,7 @@ def board(work, tree=None, folds=None):
     return made
 
 
+@pytest.mark.slow
 def test_every_method_of_the_file_runs_at_equal_flops(tmp_path):
     found = board(tmp_path)
     names, budget = list(found.tree["methods"]), 2e12
@@ -176,6 +177,7 @@ def small_board(tmp_path):
     return board(tmp_path, tree, [["A"], ["B"], ["C"]])
 
 
+@pytest.mark.slow
 def test_random_weights_and_transformers_are_probed_and_stand_in_the_table(tmp_path):
     found = small_board(tmp_path)
     everything = ["random", "transformers"]
