@@ -101,6 +101,14 @@ def training_flops(config: PretrainConfig) -> int:
     return total // _AVERAGED_STEPS
 
 
+def step_flops(config: PretrainConfig) -> int:
+    """The training FLOPs of one step: of its clips, and of Muon's iterations."""
+    build, _, _ = _most_expensive_step(config)
+    with torch.device("meta"):
+        model = build()
+    return config.batch.global_clips * training_flops(config) + _iteration_flops(model, config.optim)
+
+
 def _most_expensive_step(
     config: PretrainConfig,
 ) -> tuple[Callable[[], MaskedAutoencoder], TokenSelection, int]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from kinemae.data_tools.config import load_config
 from kinemae.data_tools.randomness import ClipRandom
 from kinemae.data_tools.stream.batch import ClipBatch
 from kinemae.pretrain.__main__ import PROGRAM
-from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.cost import measure_cost, training_flops
+from kinemae.pretrain.config import PretrainConfig, PretrainOptim
+from kinemae.pretrain.cost import measure_cost, step_flops, training_flops
 from kinemae.pretrain.model import cost_tracer
 from kinemae.pretrain.model.autoencoder import MaskedAutoencoder, build_autoencoder
 from kinemae.pretrain.model.cost_tracer import ATTENTION, PRODUCT, Trace, trace_step
@@ -143,6 +144,9 @@ def test_the_iterations_of_muon_count_as_part_of_the_update(tmp_path: Path) -> N
     )
     square, rectangle = 5 * 2 * 36**2 * (2 * 36 + 36), 5 * 2 * 36**2 * (2 * 144 + 36)
     assert muon["flops"]["update"] - adamw["flops"]["update"] == 4 * square + 2 * rectangle
+    config = load_config(PretrainConfig, tmp_path / "tiny.yaml", ["model.width=36", "optim.optimizer=muon"])
+    of_clips = config.batch.global_clips * training_flops(config)
+    assert step_flops(config) > of_clips == step_flops(replace(config, optim=PretrainOptim()))
 
 
 def cost_of(folder: Path, *overrides: str) -> dict[str, Any]:

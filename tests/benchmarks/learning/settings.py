@@ -11,7 +11,7 @@ import yaml
 
 from kinemae.data_tools.config import load_config
 from kinemae.pretrain.config import PretrainConfig
-from kinemae.pretrain.cost import training_flops
+from kinemae.pretrain.cost import step_flops
 from tests.benchmarks.learning.peer import PeerRecipe, peer_flops
 from tests.benchmarks.learning.random_weights import draw_encoder
 from tests.benchmarks.real_clips import group_of
@@ -136,7 +136,7 @@ class Board:
         config = self.config(method)
         if method.kind == PEER:
             return config.batch.global_clips * peer_flops(config, PeerRecipe.of(method.recipe))
-        return config.batch.global_clips * training_flops(config)
+        return step_flops(config)
 
 
 def fold_name(fold: Sequence[str]) -> str:
