@@ -158,7 +158,9 @@ def log_error(error: BaseException) -> None:
 
 def configure_logging() -> None:
     """Log to standard error: time, level and message; also the rank if there are several."""
-    rank = f" rank {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    # Values as they are: `pretrain/runtime/processes.py` checks them, and its errors are logged here.
+    is_one = os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ
+    rank = "" if is_one else f" rank {os.environ['RANK']}"
     handler = logging.StreamHandler()
     handler.setFormatter(
         logging.Formatter(f"%(asctime)s{rank} %(levelname)s %(message)s", datefmt="%H:%M:%S")

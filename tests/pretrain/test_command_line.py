@@ -165,6 +165,20 @@ def test_a_global_batch_that_the_processes_cannot_share_exits_with_2_and_names_t
     assert "choose batch.global_clips as a multiple of 3 x 2 = 6" in line
 
 
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [({"WORLD_SIZE": "2"}, "WORLD_SIZE: expected RANK"), ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE")],
+)
+def test_incomplete_variables_of_a_launcher_are_one_line(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert message in refused(CONFIG)
+
+
 def test_a_run_dir_of_another_config_exits_with_2_and_names_the_differences(
     refused: Callable[..., str], arguments: list[str], tmp_path: Path
 ) -> None:
