@@ -62,7 +62,8 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
     Raises:
         ValueError: the config cannot be run; the message names the key.
     """
-    build, split, step = _most_expensive_step(config)
+    build, split = _parts(config)
+    step = max(range(min(config.steps, _EXAMINED_STEPS)), key=lambda step: sum(split.counts(step)))
     with torch.device("meta"):
         model = build()
     grid, first_clip = split.grid, step * config.batch.global_clips
@@ -90,7 +91,19 @@ def measure_cost(config: PretrainConfig) -> dict[str, Any]:
 
 def training_flops(config: PretrainConfig) -> int:
     """The training FLOPs of one clip. If the masks of the steps differ, the mean over many steps."""
-    build, split, _ = _most_expensive_step(config)
+    return _mean_flops(config, *_parts(config))
+
+
+def step_flops(config: PretrainConfig) -> int:
+    """The training FLOPs of one step: of its clips, and of Muon's iterations."""
+    build, split = _parts(config)
+    with torch.device("meta"):
+        iterations = _iteration_flops(build(), config.optim)
+    return config.batch.global_clips * _mean_flops(config, build, split) + iterations
+
+
+def _mean_flops(config: PretrainConfig, build: Callable[[], MaskedAutoencoder], split: TokenSelection) -> int:
+    """See `training_flops`."""
     alike: dict[tuple[tuple[int, int], int], list[int]] = defaultdict(list)
     for step in range(_AVERAGED_STEPS):
         alike[split.counts(step), split.encoded(step)].append(step)
@@ -101,23 +114,11 @@ def training_flops(config: PretrainConfig) -> int:
     return total // _AVERAGED_STEPS
 
 
-def step_flops(config: PretrainConfig) -> int:
-    """The training FLOPs of one step: of its clips, and of Muon's iterations."""
-    build, _, _ = _most_expensive_step(config)
-    with torch.device("meta"):
-        model = build()
-    return config.batch.global_clips * training_flops(config) + _iteration_flops(model, config.optim)
-
-
-def _most_expensive_step(
-    config: PretrainConfig,
-) -> tuple[Callable[[], MaskedAutoencoder], TokenSelection, int]:
-    """The function that builds the model, the token selection, and the step with the most tokens."""
+def _parts(config: PretrainConfig) -> tuple[Callable[[], MaskedAutoencoder], TokenSelection]:
+    """The function that builds the model, and the token selection."""
     grid = TokenGrid.of(config.clip.frames, config.clip.size, config.model.shape().encoder.patch)
     components = build_components(config, grid)
-    split = token_selection(config, grid, components)
-    step = max(range(min(config.steps, _EXAMINED_STEPS)), key=lambda step: sum(split.counts(step)))
-    return lambda: build_model(config, grid, components), split, step
+    return lambda: build_model(config, grid, components), token_selection(config, grid, components)
 
 
 def _clip_flops(build: Callable[[], MaskedAutoencoder], clip: ClipBatch) -> Flops:
